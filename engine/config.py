@@ -1,0 +1,119 @@
+"""The resolved configuration of a run: frozen dataclasses, checked on construction. Imports no torch.
+
+Fields carry the names of the command line's flags (design: one flag, one field); each docstring is that flag's help.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from data_engine.records import UserError
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that `data-engine run` can be told."""
+
+    instruct_model_path: str
+    """the model to train: local folder or hub id"""
+    reward_model_path: str
+    """the same model after DPO: local folder or hub id"""
+    dataset_path: str
+    """questions: parquet file or folder, jsonl, `datasets` folder, or hub id"""
+    work_dir: str
+    """everything is written under it"""
+    instruct_model_name: str | None = None
+    """family name; default: from config.json"""
+    reward_model_name: str | None = None
+    """family name; default: from config.json"""
+    instruct_model_revision: str | None = None
+    """hub commit of the instruct model"""
+    reward_model_revision: str | None = None
+    """hub commit of the reward model"""
+    dataset_split: str = "train"
+    """split of a `datasets` folder or hub dataset"""
+    dataset_revision: str | None = None
+    """hub commit of the dataset"""
+    image_root: str | None = None
+    """the only folder under which image paths of the dataset may be opened; without it only bytes are read"""
+    limit: int | None = None
+    """only the first N questions"""
+    continue_from_stage: int = 0
+    """0 sample, 1 score, 2 pair; earlier stages must be complete"""
+    stop_after_stage: int = 2
+    """0 sample, 1 score, 2 pair"""
+    num_shards: int = 1
+    """this job takes units u with u % num_shards == shard_index"""
+    shard_index: int = 0
+    """see num_shards"""
+    unit_size: int | None = None
+    """questions a unit; default: number of questions / 1024, rounded up, between 8 and 256"""
+    sample_k: int = 10
+    """answers a question"""
+    rank: int = 3
+    """depth of top and bottom of the ranking that is considered for pairs"""
+    distance: int = 25
+    """a pair's word counts differ by less than this"""
+    beta: float = 0.1
+    """reward scale"""
+    temperature: float = 0.7
+    """0 is greedy"""
+    top_k: int = 50
+    """0 is off"""
+    top_p: float = 1.0
+    """1.0 is off"""
+    repetition_penalty: float = 1.0
+    """1.0 is off; it sees generated tokens only"""
+    max_new_tokens: int = 512
+    """longest answer, in tokens"""
+    seed: int = 0
+    """same seed, same dataset"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on CPU"""
+    device: str = "auto"
+    """auto: cuda if there, else cpu"""
+    threads: int | None = None
+    """CPU threads a rank; default: OMP_NUM_THREADS, or cores / ranks"""
+    zero3: Literal["auto", "on", "off"] = "auto"
+    """split the models over the ranks (DeepSpeed ZeRO-3)"""
+    on_bad_row: Literal["skip", "error"] = "skip"
+    """skip: quarantine with a reason and go on; error: stop at the first, exit 2"""
+    max_megapixels: float = 64
+    """limit on the source, padded and resized image"""
+    same_pixels: bool = False
+    """both stages see the scoring stage's crop"""
+    debug: bool = False
+    """also write the image-free intermediate tables as JSON under debug/"""
+
+    def __post_init__(self) -> None:
+        for name in ("sample_k", "rank", "distance", "max_new_tokens", "num_shards", "unit_size", "limit", "threads"):
+            value, least = getattr(self, name), 1
+            _require(value is None or value >= least, f"{name} must be at least {least}, got {value}")
+        _require(self.sample_k >= 2, f"sample_k must be at least 2 to form a pair, got {self.sample_k}")
+        _require(
+            self.rank <= self.sample_k, f"rank must be at most sample_k: got rank {self.rank}, sample_k {self.sample_k}"
+        )
+        _require(self.beta > 0, f"beta must be above 0, got {self.beta}")
+        _require(self.temperature >= 0, f"temperature must be at least 0 (0 is greedy), got {self.temperature}")
+        _require(self.top_k >= 0, f"top_k must be at least 0 (0 is off), got {self.top_k}")
+        _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1 (1 is off), got {self.top_p}")
+        _require(self.repetition_penalty > 0, f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+        _require(self.max_megapixels > 0, f"max_megapixels must be above 0, got {self.max_megapixels}")
+        _require(
+            0 <= self.shard_index < self.num_shards,
+            f"shard_index must be between 0 and num_shards - 1 = {self.num_shards - 1}, got {self.shard_index}",
+        )
+        for name in ("continue_from_stage", "stop_after_stage"):
+            value = getattr(self, name)
+            _require(value in (0, 1, 2), f"{name} must be 0 (sample), 1 (score) or 2 (pair), got {value}")
+        _require(
+            self.continue_from_stage <= self.stop_after_stage,
+            f"continue_from_stage {self.continue_from_stage} lies after stop_after_stage {self.stop_after_stage}",
+        )
+
+
+FIELD_NAMES = tuple(field.name for field in fields(RunConfig))

@@ -1,0 +1,78 @@
+"""The schema of every file on disk, in one place.
+
+Everything a stage hands to the next is one of these tables; no other module spells a column's type.
+"""
+
+import pyarrow as pa
+
+STAGES = ("sampled_answer", "instruct_logps", "reward_logps")
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the command prints the message, without a traceback, and exits with 2."""
+
+
+class IncompleteError(RuntimeError):
+    """Stage 2 was asked for while units are missing: the command lists them and exits with 3."""
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+OPTIONAL_COLUMNS = ("ds_name", "origin_dataset", "image_path")
+
+
+def sampled_answer(idx: pa.DataType) -> pa.Schema:
+    """Stage 0: one row an answer. `token_ids` ends with EOS where the model ended ("stop"), not at "length"."""
+    return pa.schema(
+        [
+            ("idx", idx),
+            ("sample_index", pa.int32()),
+            ("answer", pa.string()),
+            ("token_ids", pa.list_(pa.int32())),
+            ("finish_reason", pa.string()),
+        ]
+    )
+
+
+def logps(idx: pa.DataType) -> pa.Schema:
+    """Stage 1: one row an answer; `token_logps` in nats, one a counted token (EOS included where it is there)."""
+    return pa.schema(
+        [
+            ("idx", idx),
+            ("sample_index", pa.int32()),
+            ("token_logps", pa.list_(pa.float32())),
+            ("sum", pa.float64()),
+            ("mean", pa.float64()),
+        ]
+    )
+
+
+def quarantine(idx: pa.DataType) -> pa.Schema:
+    """Rows that a stage left out, with the reason."""
+    return pa.schema([("idx", idx), ("stage", pa.string()), ("reason", pa.string())])
+
+
+def pairs(idx: pa.DataType) -> pa.Schema:
+    """Stage 2: every candidate pair, without images; `status` is "kept" or the name of the filter that dropped it."""
+    return pa.schema(
+        [
+            ("idx", idx),
+            ("chosen_index", pa.int32()),
+            ("rejected_index", pa.int32()),
+            ("chosen", pa.string()),
+            ("rejected", pa.string()),
+            ("chosen_sum", pa.float64()),
+            ("rejected_sum", pa.float64()),
+            ("chosen_avg", pa.float64()),
+            ("rejected_avg", pa.float64()),
+            ("chosen_words", pa.int32()),
+            ("rejected_words", pa.int32()),
+            ("status", pa.string()),
+        ]
+    )
+
+
+def dpo_dataset(idx: pa.DataType, optional: tuple[str, ...] = ()) -> pa.Schema:
+    """The result: what the RLAIF-V trainer reads. `optional` names those of OPTIONAL_COLUMNS that the input had."""
+    columns = [("idx", idx), ("question", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())]
+    columns += [("image", IMAGE), *((name, pa.string()) for name in optional)]
+    return pa.schema(columns)

@@ -1,0 +1,1 @@
+"""The hot loops' operations: an eager reference for each, importable without a GPU."""
