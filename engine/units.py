@@ -1,0 +1,74 @@
+"""Units of work: what they are, and how one is published, listed and read. The only code that writes result files.
+
+A unit is a run of consecutive questions, fixed by the dataset alone. A unit of a stage is one parquet file that
+appears whole or not at all; whoever publishes first wins, and a later copy of the same unit is dropped.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
+
+
+def auto_unit_size(num_questions: int) -> int:
+    """Questions a unit: about 1024 units, between 8 and 256 questions each; from the dataset alone."""
+    return min(256, max(8, -(-num_questions // 1024)))
+
+
+def split_units(num_questions: int, unit_size: int) -> list[range]:
+    """The rows of each unit, in order; the last may be shorter."""
+    return [range(start, min(start + unit_size, num_questions)) for start in range(0, num_questions, unit_size)]
+
+
+def unit_path(work_dir: Path, stage: str, unit: int) -> Path:
+    return work_dir / stage / f"unit-{unit:05d}.parquet"
+
+
+def published(work_dir: Path, stage: str) -> set[int]:
+    """Numbers of the units of a stage that are on disk."""
+    names = os.listdir(work_dir / stage) if (work_dir / stage).is_dir() else []
+    return {int(match[1]) for match in map(UNIT_FILE.fullmatch, names) if match}
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: what the body writes there replaces `path` as one step, or is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Random, since process ids repeat across hosts.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def publish(path: Path, table: pa.Table) -> None:
+    """Write `table` so that a reader sees all of it or none of it; a unit that is there already is kept."""
+    if path.exists():
+        return
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_unit(work_dir: Path, stage: str, unit: int) -> pa.Table:
+    return pq.read_table(unit_path(work_dir, stage, unit), partitioning=None)
