@@ -1,0 +1,110 @@
+"""Filters: candidate pairs in, for each pair whether it is kept out. Each is one function and one line in a table.
+
+A filter takes (pairs, seed) and answers one bool a pair. It may look at any order of pairs, in O(n log n).
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from data_engine.seeds import seed_for
+
+KEPT = "kept"
+MAX_PAIRS_PER_IDX = 3
+MAX_MEAN_DIFFERENCE = 0.5
+
+
+class Lengths(Protocol):
+    """What a filter over the whole dataset sees of a pair: no texts, so that all pairs fit in memory."""
+
+    idx: int | str
+    chosen_index: int
+    rejected_index: int
+    chosen_words: int
+    rejected_words: int
+
+
+class PairLengths(NamedTuple):
+    """The smallest thing that is a Lengths."""
+
+    idx: int | str
+    chosen_index: int
+    rejected_index: int
+    chosen_words: int
+    rejected_words: int
+
+
+class Texts(Lengths, Protocol):
+    """What a filter over one question sees of a pair: pairs.Pair."""
+
+    chosen: str
+    rejected: str
+
+
+def identical(pairs: Sequence[Texts], seed: int) -> list[bool]:
+    """Drop a pair whose two sides are the same text, and every copy of a pair but the first."""
+    seen, kept = set(), []
+    for pair in pairs:
+        key = (pair.idx, pair.chosen, pair.rejected)
+        kept.append(pair.chosen != pair.rejected and key not in seen)
+        seen.add(key)
+    return kept
+
+
+def per_idx(pairs: Sequence[Texts], seed: int) -> list[bool]:
+    """Keep three pairs of each question, drawn by the seed and the idx."""
+    positions = defaultdict(list)
+    for position, pair in enumerate(pairs):
+        positions[pair.idx].append(position)
+    kept = [True] * len(pairs)
+    for idx, own in positions.items():
+        own.sort(key=lambda position: (pairs[position].chosen_index, pairs[position].rejected_index))
+        # random() is the one method whose numbers Python promises to keep the same in every version.
+        draw = random.Random(seed_for(seed, idx)).random
+        drawn = sorted((draw(), position) for position in own)
+        for _, position in drawn[MAX_PAIRS_PER_IDX:]:
+            kept[position] = False
+    return kept
+
+
+def length_balance(pairs: Sequence[Lengths], seed: int) -> list[bool]:
+    """Drop the pairs whose chosen answer is longest against its rejected one, until the mean difference is small.
+
+    The difference is words(chosen) - words(rejected), its mean at most 0.5 a pair; a negative mean is left alone.
+    Among equal differences the lowest idx goes first, then the lowest sample indexes.
+    """
+    differences = [pair.chosen_words - pair.rejected_words for pair in pairs]
+    longest_first = sorted(
+        range(len(pairs)),
+        key=lambda at: (-differences[at], pairs[at].idx, pairs[at].chosen_index, pairs[at].rejected_index),
+    )
+    kept, total, left = [True] * len(pairs), sum(differences), len(pairs)
+    for position in longest_first:
+        if total <= MAX_MEAN_DIFFERENCE * left:
+            break
+        kept[position] = False
+        total, left = total - differences[position], left - 1
+    return kept
+
+
+Filter = Callable[[Sequence, int], list[bool]]
+
+# In the order in which they run. The first table's filters see the pairs of one question with their texts, and are
+# called a question at a time; the second's see every pair that is left, as Lengths.
+QUESTION_FILTERS: dict[str, Filter] = {"identical": identical, "per_idx": per_idx}
+DATASET_FILTERS: dict[str, Filter] = {"length_balance": length_balance}
+FILTERS: dict[str, Filter] = {**QUESTION_FILTERS, **DATASET_FILTERS}
+
+
+def statuses(pairs: Sequence, seed: int, filters: Mapping[str, Filter] = FILTERS) -> list[str]:
+    """For each pair "kept", or the name of the first of `filters` that drops it."""
+    status = [KEPT] * len(pairs)
+    left = list(range(len(pairs)))
+    for name, keeps in filters.items():
+        kept = keeps([pairs[position] for position in left], seed)
+        for position, stays in zip(left, kept, strict=True):
+            if not stays:
+                status[position] = name
+        left = [position for position, stays in zip(left, kept, strict=True) if stays]
+    return status

@@ -1,0 +1,58 @@
+"""The funnel: how many questions and answers came in, what was left out for which reason, and what was written."""
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Funnel:
+    """Counts of one pairing, in the order in which things are left out."""
+
+    questions: int = 0
+    quarantined: int = 0
+    """questions that an earlier stage left out"""
+    answers: int = 0
+    not_ranked: Counter = field(default_factory=Counter)
+    """reason -> answers"""
+    ranked: int = 0
+    """answers"""
+    candidate_pairs: int = 0
+    dropped: Counter = field(default_factory=Counter)
+    """filter -> pairs"""
+    written: int = 0
+    """pairs"""
+
+    def lines(self) -> list[tuple[str, int]]:
+        """What is counted, and how many; what was left out starts with two spaces."""
+        not_ranked = [(f"  not ranked: {reason}", count) for reason, count in self.not_ranked.items()]
+        return [
+            ("questions", self.questions),
+            ("  quarantined", self.quarantined),
+            ("answers", self.answers),
+            *(
+                (f"  not ranked: {reason.replace('_', ' ')}", count)
+                for reason, count in self.not_ranked.items()
+                if count
+            ),
+            ("ranked answers", self.ranked),
+            ("candidate pairs", self.candidate_pairs),
+            *((f"  dropped by {name}", count) for name, count in self.dropped.items()),
+            ("written", self.written),
+        ]
+
+    def table(self) -> str:
+        """The text that a run prints at its end."""
+        lines = self.lines()
+        width = max(len(name) for name, _ in lines)
+        digits = max(len(f"{count:,}") for _, count in lines)
+        return "\n".join(f"{name:<{width}}  {count:>{digits},}" for name, count in lines)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Funnel":
+        values = json.loads(text)
+        return cls(**values | {name: Counter(values[name]) for name in ("not_ranked", "dropped")})

@@ -1,0 +1,276 @@
+"""Stage 2: the answers and their log-probs in, pairs/pairs.parquet and dataset/ out.
+
+Bounded memory: one unit at a time, plus a few numbers for each candidate pair. Recomputed whole on every call, and
+published only when it is complete: the dataset first, then the pairs, which carry the settings.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from data_engine import exports, filters, pairs, records, rewards, units
+from data_engine.dataset import Questions
+from data_engine.funnel import Funnel
+from data_engine.scratch import scratch_folder
+from data_engine.words import count_words
+
+PAIRS_FILE = Path("pairs", "pairs.parquet")
+NO_SOURCE = "no_source"
+"""status of a pair that every filter kept, whose image or question can no longer be read"""
+DRAFT_ROWS = 8192
+NO_REWARDS = rewards.Rewards(None, None, None, None)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the pairs depend on besides the answers; kept in the metadata of pairs.parquet."""
+
+    rank: int
+    distance: int
+    beta: float
+    seed: int
+
+
+def run(
+    work_dir: Path,
+    questions: Questions,
+    unit_ranges: list[range],
+    *,
+    rank: int,
+    distance: int,
+    beta: float,
+    seed: int,
+    markers: tuple[str, ...],
+    same_tokenizer: bool,
+    debug: bool,
+) -> Funnel:
+    """Pair all answers of `work_dir` and publish the dataset. Raises IncompleteError where units are missing."""
+    require_units(work_dir, len(unit_ranges))
+    settings = Settings(rank, distance, beta, seed)
+    reward = rewards.token_rewards if same_tokenizer else rewards.text_rewards
+    with scratch_folder(work_dir, "pairing") as scratch, contextlib.ExitStack() as stack:
+        debug_rows = stack.enter_context(_json_rows(work_dir / "debug/rewards.json")) if debug else _ignore
+        draft = Draft(scratch / "draft.parquet", records.pairs(questions.idx_type), seed)
+        funnel = Funnel(questions=len(questions))
+        with draft:
+            for unit, rows in enumerate(unit_ranges):
+                funnel.quarantined += _num_quarantined(work_dir, unit)
+                for answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward, beta):
+                    draft.add(_pair_question(answers, settings, markers, funnel, debug_rows))
+        draft.filter_dataset()
+        written = exports.write_dataset(work_dir, scratch, draft, questions, unit_ranges, seed)
+        draft.drop(written.without_source)
+        _count(funnel, draft.status, written.rows)
+        _publish_pairs(work_dir, draft, settings, funnel)
+        if debug:
+            _write_debug_pairs(work_dir, draft)
+    return funnel
+
+
+def read_funnel(work_dir: Path) -> Funnel:
+    """The funnel of the pairing that wrote pairs.parquet."""
+    return Funnel.from_json(pq.read_schema(work_dir / PAIRS_FILE).metadata[b"funnel"].decode())
+
+
+def require_units(work_dir: Path, num_units: int) -> None:
+    """Raise IncompleteError, listing the missing units by stage, unless every unit is published."""
+    lines = []
+    for stage in records.STAGES:
+        missing = sorted(set(range(num_units)) - units.published(work_dir, stage))
+        if missing:
+            lines.append(f"{stage}: {_compressed(missing)}")
+    if lines:
+        raise records.IncompleteError(
+            f"pairing needs all {num_units} units of every stage, these are missing in {work_dir}:\n  "
+            + "\n  ".join(lines)
+            + "\nrun the same command again, without continue_from_stage 2, to compute them"
+        )
+
+
+def _compressed(numbers: list[int]) -> str:
+    """3, 4, 5, 9 as "3-5, 9"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _num_quarantined(work_dir: Path, unit: int) -> int:
+    if not units.unit_path(work_dir, "quarantine", unit).exists():
+        return 0
+    return pc.count_distinct(units.read_unit(work_dir, "quarantine", unit)["idx"]).as_py()
+
+
+def _answers(
+    work_dir: Path, unit: int, order: list, reward: Callable[..., rewards.Rewards], beta: float
+) -> Iterator[list[dict]]:
+    """The rewarded answers of each question of a unit, in the order of the questions."""
+    instruct, scored = (_token_logps(work_dir, stage, unit) for stage in ("instruct_logps", "reward_logps"))
+    table = units.read_unit(work_dir, "sampled_answer", unit).select(["idx", "sample_index", "answer"])
+    rows = []
+    for row in table.to_pylist():
+        key = (row["idx"], row["sample_index"])
+        both = key in instruct and key in scored
+        try:
+            result = reward(instruct[key], scored[key], beta) if both else NO_REWARDS
+        except ValueError as error:
+            raise ValueError(f"unit {unit}, idx {key[0]!r}, sample_index {key[1]}: {error}") from error
+        rows.append(row | dataclasses.asdict(result))
+    groups = pairs.by_idx(rows)
+    unknown = groups.keys() - set(order)
+    if unknown:
+        raise records.UserError(
+            f"unit {unit} of sampled_answer has answers to idx {min(map(repr, unknown))}, which is not among its "
+            "questions; was the work directory made from another dataset?"
+        )
+    return (groups[idx] for idx in order if idx in groups)
+
+
+def _token_logps(work_dir: Path, stage: str, unit: int) -> dict[tuple, object]:
+    """(idx, sample_index) -> token log-probs, float32 arrays: never matched by position."""
+    table = units.read_unit(work_dir, stage, unit).combine_chunks()
+    keys = zip(table["idx"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
+    return {key: value.values.to_numpy() for key, value in zip(keys, table["token_logps"], strict=True)}
+
+
+def _pair_question(
+    answers: list[dict], settings: Settings, markers: tuple[str, ...], funnel: Funnel, debug_row: Callable
+) -> list[pairs.Pair]:
+    """The candidate pairs of one question, counted."""
+    ranked, reasons = pairs.split_ranked(answers, markers)
+    funnel.answers += len(answers)
+    funnel.ranked += len(ranked)
+    funnel.not_ranked.update(sorted(reasons.values()))
+    places = {
+        f"{by}_rank": {row["sample_index"]: place for place, row in enumerate(pairs.ranking(ranked, by), 1)}
+        for by in ("sum", "avg")
+    }
+    for row in answers:
+        index = row["sample_index"]
+        debug_row(row | {by: place.get(index) for by, place in places.items()} | {"not_ranked": reasons.get(index)})
+    return pairs.pair_up(ranked, settings.rank, settings.distance, count_words)
+
+
+class Draft:
+    """All candidate pairs, on disk until their status is known: a collection of the rows that are kept.
+
+    Use as a context manager while adding; the rows can be read afterwards.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, seed: int) -> None:
+        self.path, self.schema, self.seed = path, schema, seed
+        self.status: list[str] = []
+        self.lengths: list[filters.PairLengths] = []
+        self._buffer: list[dict] = []
+
+    def __enter__(self) -> "Draft":
+        self._writer = pq.ParquetWriter(self.path, self.schema)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, candidates: list[pairs.Pair]) -> None:
+        """The candidate pairs of the next question; runs the filters that look at one question."""
+        self.status += filters.statuses(candidates, self.seed, filters.QUESTION_FILTERS)
+        for pair in candidates:
+            row = dataclasses.asdict(pair)
+            self.lengths.append(filters.PairLengths(*(row[name] for name in filters.PairLengths._fields)))
+            self._buffer.append(row | {"status": None})
+        if len(self._buffer) >= DRAFT_ROWS:
+            self._flush()
+
+    def filter_dataset(self) -> None:
+        """Run the filters that look at all pairs."""
+        left = [row for row, status in enumerate(self.status) if status == filters.KEPT]
+        decided = filters.statuses([self.lengths[row] for row in left], self.seed, filters.DATASET_FILTERS)
+        for row, status in zip(left, decided, strict=True):
+            self.status[row] = status
+
+    def drop(self, without_source: Iterable) -> None:
+        """Give up the kept pairs of these idx."""
+        for row, pair in enumerate(self.lengths):
+            if pair.idx in without_source and self.status[row] == filters.KEPT:
+                self.status[row] = NO_SOURCE
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All candidate pairs with their status, a row group at a time."""
+        first = 0
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                status = pa.array(self.status[first : first + len(table)], pa.string())
+                yield table.set_column(table.schema.get_field_index("status"), "status", status)
+                first += len(table)
+
+    def __len__(self) -> int:
+        return self.status.count(filters.KEPT)
+
+    def __iter__(self) -> Iterator[dict]:
+        for table in self.tables():
+            yield from table.filter(pc.equal(table["status"], filters.KEPT)).to_pylist()
+
+    def _flush(self) -> None:
+        if self._buffer:
+            self._writer.write_table(pa.Table.from_pylist(self._buffer, self.schema))
+            self._buffer = []
+
+
+def _count(funnel: Funnel, status: list[str], written: int) -> None:
+    funnel.not_ranked = Counter({name: funnel.not_ranked[name] for name in rewards.REASONS if funnel.not_ranked[name]})
+    counts = Counter(status)
+    funnel.candidate_pairs = len(status)
+    funnel.dropped = Counter({name: counts[name] for name in filters.FILTERS})
+    if counts[NO_SOURCE]:
+        funnel.dropped[NO_SOURCE] = counts[NO_SOURCE]
+    funnel.written = written
+
+
+def _publish_pairs(work_dir: Path, draft: Draft, settings: Settings, funnel: Funnel) -> None:
+    metadata = {"settings": json.dumps(dataclasses.asdict(settings)), "funnel": funnel.to_json()}
+    schema = draft.schema.with_metadata(metadata)
+    with units.replacing(work_dir / PAIRS_FILE) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for table in draft.tables():
+            writer.write_table(table.replace_schema_metadata(metadata))
+
+
+def _ignore(row: Mapping) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _json_rows(path: Path) -> Iterator[Callable[[Mapping], None]]:
+    """A function that appends one row to a JSON array in `path`; strict JSON, so that numbers not finite are null."""
+    with units.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        separator = "[\n"
+
+        def write(row: Mapping) -> None:
+            nonlocal separator
+            plain = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in row.items()
+            }
+            file.write(separator + json.dumps(plain, allow_nan=False, ensure_ascii=False))
+            separator = ",\n"
+
+        yield write
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def _write_debug_pairs(work_dir: Path, draft: Draft) -> None:
+    with _json_rows(work_dir / "debug/pairs.json") as write:
+        for table in draft.tables():
+            for row in table.to_pylist():
+                write(row)
