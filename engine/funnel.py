@@ -31,11 +31,7 @@ class Funnel:
             ("questions", self.questions),
             ("  quarantined", self.quarantined),
             ("answers", self.answers),
-            *(
-                (f"  not ranked: {reason.replace('_', ' ')}", count)
-                for reason, count in self.not_ranked.items()
-                if count
-            ),
+            *not_ranked,
             ("ranked answers", self.ranked),
             ("candidate pairs", self.candidate_pairs),
             *((f"  dropped by {name}", count) for name, count in self.dropped.items()),

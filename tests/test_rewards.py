@@ -1,0 +1,91 @@
+"""Rewards of one answer from its token log-probs."""
+
+import math
+
+import numpy as np
+import pytest
+from data_engine import rewards
+from data_engine.rewards import text_rewards, token_rewards, unusable_reward, unusable_text
+
+INSTRUCT = [-1.0, -2.0, -0.5, -4.0]
+REWARD = [-0.5, -2.5, -0.25, -1.0]
+# d = 0.5, -0.5, 0.25, 3.0: sum 3.25, mean 0.8125, min -0.5, last 3.0
+
+
+def test_the_four_rewards_are_beta_times_sum_mean_minimum_and_last_difference():
+    result = token_rewards(INSTRUCT, REWARD, beta=0.1)
+    assert result.sum == pytest.approx(0.325, abs=1e-15)
+    assert result.avg == pytest.approx(0.08125, abs=1e-15)
+    assert result.min == pytest.approx(-0.05, abs=1e-15)
+    assert result.last == pytest.approx(0.3, abs=1e-15)
+
+
+def test_defect_4_beta_is_applied_once_to_the_average():
+    result = token_rewards(INSTRUCT, REWARD, beta=0.1)
+    assert result.avg == pytest.approx(result.sum / 4)
+    assert token_rewards(INSTRUCT, REWARD, beta=0.2).avg == pytest.approx(2 * result.avg)
+
+
+def test_sums_are_exact_in_float64_though_the_log_probs_are_float32():
+    instruct = np.array([-1e8, -1e-3, -1e-3], np.float32)
+    reward = np.array([-1e8, 0, 0], np.float32)
+    # In float32, or in float64 with a running sum of the two models apart, the small terms are lost or rounded.
+    expected = 2 * float(np.float32(1e-3))
+    assert token_rewards(instruct, reward, beta=1.0).sum == expected
+
+
+def test_a_number_of_tokens_that_differs_between_the_models_is_an_error_that_says_both():
+    with pytest.raises(ValueError, match="4 log-probs from the instruct model and 3 from the reward"):
+        token_rewards(INSTRUCT, REWARD[:3], beta=0.1)
+
+
+def test_models_with_different_tokenizers_compare_sums_and_means_and_leave_the_rest_out():
+    # Sums -7.5 and -3.0; means -1.875 and -1.0.
+    result = text_rewards(INSTRUCT, [-0.5, -2.25, -0.25], beta=0.1)
+    assert result.sum == pytest.approx(0.45)
+    assert result.avg == pytest.approx(0.0875)
+    assert result.min is None
+    assert result.last is None
+
+
+@pytest.mark.parametrize("function", [token_rewards, text_rewards])
+@pytest.mark.parametrize("bad", [[], [math.nan, -1.0], [-math.inf, -1.0], [math.inf, -1.0]])
+def test_defects_7_and_14_an_answer_without_counted_or_finite_log_probs_has_no_finite_reward(function, bad):
+    good = [-1.0] * len(bad)
+    for instruct, reward in ((bad, good), (good, bad), (bad, bad)):
+        result = function(instruct, reward, 0.1)
+        assert math.isnan(result.sum)
+        assert math.isnan(result.avg)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t", None])
+def test_an_answer_without_text_is_empty(text):
+    assert unusable_text(text) == "empty"
+
+
+def test_an_answer_that_contains_a_marker_of_the_prompt_format_never_ranks():
+    markers = ("<image>", "</s>", " ASSISTANT: ")
+    assert unusable_text("a cat</s> and more", markers) == "marker"
+    assert unusable_text("USER: hi ASSISTANT: hello", markers) == "marker"
+    assert unusable_text("an <image>", markers) == "marker"
+    assert unusable_text("the ASSISTANT is polite, 1 < 2 > 0 <s>", markers) is None
+
+
+@pytest.mark.parametrize(
+    ("total", "average", "reason"),
+    [
+        (1.0, 0.5, None),
+        (0.0, 0.0, None),
+        (math.nan, 0.5, "non_finite"),
+        (1.0, math.inf, "non_finite"),
+        (-math.inf, 0.5, "non_finite"),
+        (None, None, "not_scored"),
+    ],
+)
+def test_an_answer_without_two_finite_rewards_never_ranks(total, average, reason):
+    assert unusable_reward(total, average) == reason
+
+
+def test_every_reason_is_explained():
+    assert {"empty", "marker", "non_finite", "not_scored"} <= rewards.REASONS.keys()
+    assert all(rewards.REASONS.values())
