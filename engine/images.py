@@ -5,17 +5,25 @@ first frame of an animation), except that 16-bit gray is scaled to 8 bits, which
 """
 
 import contextlib
+import errno
 import io
+import json
+import os
 import re
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_FILE_BYTES = 1 << 29
 _SIXTEEN_BIT_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
+# What open says about the path itself, not about the disk.
+_ROW_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 # Memory addresses and paths: a reason must read the same on every machine.
 _MACHINE_TEXT = re.compile(r"<[^<>]*>|\b0x[0-9a-fA-F]+|/[^\s'\"]+")
 # catch_warnings swaps process-wide state, so two threads that decode at once would undo each other's filter.
@@ -68,6 +76,37 @@ def resized_size(width: int, height: int, shortest_edge: int) -> tuple[int, int]
     if width <= height:
         return shortest_edge, int(shortest_edge * height / width)
     return int(shortest_edge * width / height), shortest_edge
+
+
+def read_under(root: Path, path: str) -> bytes:
+    """The content of the file that a dataset calls `path`; raises BadImage unless it lies, links followed, in `root`.
+
+    A failure of the disk, which says nothing about the row, is raised as it is.
+    """
+    shown = json.dumps(path, ensure_ascii=False)
+    if "://" in path:
+        raise BadImage(f"image path {shown} is an address; only files under image_root are opened")
+    try:
+        real = Path(os.path.realpath(root / path))
+        inside = real.is_relative_to(os.path.realpath(root))
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW) if inside else None
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in _ROW_ERRORS:
+            raise
+        raise BadImage(f"image path {shown} is not a readable file under image_root") from None
+    if descriptor is None:
+        raise BadImage(f"image path {shown} leads outside image_root")
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage(f"image path {shown} is not a readable file under image_root")
+        if status.st_size > MAX_FILE_BYTES:
+            raise BadImage(f"image path {shown} is a file of {status.st_size} bytes, more than {MAX_FILE_BYTES}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

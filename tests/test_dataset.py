@@ -1,0 +1,488 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_engine.dataset import Questions, load_questions
+from data_engine.records import IMAGE, UserError
+from data_engine.sources import DatasetsSource
+
+PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
+
+
+def table(ids, idx_type=None, **columns) -> pa.Table:
+    ids = pa.array(ids, idx_type)
+    images = [{"bytes": b"image %d" % i, "path": f"{i}.jpg"} for i in range(len(ids))]
+    columns = {
+        "question": pa.array([f"question {i}" for i in range(len(ids))]),
+        "image": pa.array(images, IMAGE),
+    } | columns
+    return pa.table({"idx": ids, **columns})
+
+
+def write(path: Path, *args, row_group_size: int | None = None, **columns) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table(*args, **columns), path, row_group_size=row_group_size)
+    return str(path)
+
+
+def write_jsonl(path: Path, *rows) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def refusal(*args, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        load_questions(*args, **options)
+    return str(caught.value)
+
+
+def only(questions):
+    (row,) = questions.rows(range(1))
+    return row
+
+
+# Parquet
+
+
+def test_a_parquet_file_gives_its_rows_in_order(tmp_path):
+    questions = load_questions(write(tmp_path / "q.parquet", list("abcde"), row_group_size=2))
+    assert (len(questions), questions.idx, questions.idx_type) == (5, list("abcde"), pa.string())
+    rows = list(questions.rows(range(1, 4)))
+    assert [row.idx for row in rows] == ["b", "c", "d"]
+    assert [row.question for row in rows] == ["question 1", "question 2", "question 3"]
+    assert [row.image for row in rows] == [b"image 1", b"image 2", b"image 3"]
+    assert [row.image_path for row in rows] == ["1.jpg", "2.jpg", "3.jpg"]
+    assert {row.problem for row in rows} == {None}
+
+
+@pytest.mark.parametrize("row_group_size", [1, 7, 100])
+def test_any_range_gives_the_same_rows_in_any_order_of_asking(tmp_path, row_group_size):
+    questions = load_questions(write(tmp_path / "q.parquet", list(range(100)), row_group_size=row_group_size))
+    for start, stop in [(0, 10), (10, 20), (35, 60), (60, 61), (5, 5), (3, 12), (90, 100), (0, 100), (95, 120)]:
+        found = [(row.idx, row.image) for row in questions.rows(range(start, stop))]
+        assert found == [(i, b"image %d" % i) for i in range(start, min(stop, 100))], (start, stop)
+
+
+def test_two_walks_at_once_do_not_disturb_each_other(tmp_path):
+    questions = load_questions(write(tmp_path / "q.parquet", list(range(60))))
+    pairs = list(zip(questions.rows(range(0, 30)), questions.rows(range(20, 50)), strict=True))
+    assert [(a.idx, b.idx) for a, b in pairs] == [(i, i + 20) for i in range(30)]
+
+
+def test_rising_ranges_read_a_row_group_once(tmp_path, monkeypatch):
+    from data_engine import sources
+
+    opened = []
+    read_group = sources._read_group
+    monkeypatch.setattr(sources, "_read_group", lambda *key: opened.append(key) or read_group(*key))
+    questions = load_questions(write(tmp_path / "q.parquet", list(range(100))))
+    assert [row.idx for start in range(0, 100, 9) for row in questions.rows(range(start, start + 9))] == list(
+        range(100)
+    )
+    assert len(opened) == 1
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+    write(tmp_path / "part-b.parquet", [3, 4])
+    write(tmp_path / "part-a.parquet", [1, 2])
+    write(tmp_path / ".hidden.parquet", [9])
+    (tmp_path / "README.md").write_text("---\nconfigs: 3\n---")
+    questions = load_questions(str(tmp_path))
+    assert [row.idx for row in questions.rows(range(1, 4))] == [2, 3, 4]
+
+
+def test_memory_is_that_of_a_row_group_and_not_of_the_file(tmp_path):
+    count, size = 300, 200_000
+    images = pa.array([{"bytes": os.urandom(size), "path": None} for _ in range(count)], IMAGE)
+    path = write(tmp_path / "q.parquet", list(range(count)), image=images, row_group_size=30)
+    del images
+    questions, before, peak = load_questions(path), pa.total_allocated_bytes(), 0
+    for _ in questions.rows(range(count)):
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    # A row group is 6 MB, of which Arrow holds the page, its decoded form, and a batch; the file is 60 MB.
+    assert peak < 20e6
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (pa.int64(), pa.int64()),
+        (pa.int32(), pa.int32()),
+        (pa.uint8(), pa.uint8()),
+        (pa.string(), pa.string()),
+        (pa.large_string(), pa.string()),
+        (pa.dictionary(pa.int32(), pa.string()), pa.string()),
+    ],
+)
+def test_an_idx_keeps_its_integer_type_and_text_becomes_string(tmp_path, kind, expected):
+    values = [7, 8] if pa.types.is_integer(kind) else ["7", "8"]
+    questions = load_questions(write(tmp_path / "q.parquet", values, kind))
+    assert questions.idx_type == expected
+    assert [row.idx for row in questions.rows(range(2))] == values
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_an_image_column_may_be_plain_bytes(tmp_path, kind):
+    row = only(load_questions(write(tmp_path / "q.parquet", ["a"], image=pa.array([b"x"], kind))))
+    assert (row.image, row.image_path, row.problem) == (b"x", None, None)
+
+
+def test_an_image_struct_needs_no_path(tmp_path):
+    image = pa.array([{"bytes": b"x"}], pa.struct([("bytes", pa.large_binary())]))
+    assert only(load_questions(write(tmp_path / "q.parquet", ["a"], image=image))).image == b"x"
+
+
+def test_text_columns_may_be_large_or_dictionaries(tmp_path):
+    text = pa.array(["what?"]).dictionary_encode()
+    assert only(load_questions(write(tmp_path / "q.parquet", ["a"], question=text))).question == "what?"
+    text = pa.array(["what?"], pa.large_string())
+    assert only(load_questions(write(tmp_path / "r.parquet", ["a"], question=text))).question == "what?"
+
+
+def test_optional_columns_are_passed_on_as_text(tmp_path):
+    path = write(
+        tmp_path / "q.parquet", ["a"], image_path=pa.array(["x/y.jpg"]), ds_name=pa.array([5]), other=pa.array([1])
+    )
+    questions = load_questions(path)
+    assert questions.optional_columns == ("ds_name", "image_path")
+    assert only(questions).extra == {"ds_name": "5", "image_path": "x/y.jpg"}
+
+
+def test_limit_keeps_the_first_rows(tmp_path):
+    path = write(tmp_path / "q.parquet", list(range(10)), row_group_size=3)
+    assert load_questions(path, limit=4).idx == [0, 1, 2, 3]
+    assert len(load_questions(path, limit=99)) == 10
+    assert [row.idx for row in load_questions(path, limit=4).rows(range(2, 10))] == [2, 3]
+
+
+# What is wrong with the dataset
+
+
+def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
+    pq.write_table(table(["a"]).rename_columns(["idx", "prompt", "image"]), tmp_path / "q.parquet")
+    assert refusal(str(tmp_path / "q.parquet")).endswith(
+        'q.parquet" has no column "question"; columns: idx, prompt, image'
+    )
+
+
+def test_defect_31_a_missing_idx_is_an_error_and_not_made_up(tmp_path):
+    pq.write_table(table(["a"]).drop_columns(["idx"]), tmp_path / "q.parquet")
+    assert refusal(str(tmp_path / "q.parquet")).endswith(
+        'has no column "idx"; columns: question, image; give every question an "idx" of its own, text or a number'
+    )
+
+
+def test_duplicate_idx_are_listed_and_counted(tmp_path):
+    path = write(tmp_path / "q.parquet", ["a", "b", "a", "c", "b", "a"])
+    assert refusal(path).endswith('every idx must be unique, but 2 are repeated: "a" (3 times), "b" (2 times)')
+
+
+def test_of_many_duplicates_the_first_five_are_shown(tmp_path):
+    path = write(tmp_path / "q.parquet", [*range(7), *range(7)])
+    assert "but 7 are repeated: 0 (2 times), " in refusal(path)
+    assert refusal(path).endswith("4 (2 times), ...")
+
+
+def test_a_null_idx_is_an_error(tmp_path):
+    path = write(tmp_path / "q.parquet", ["a", None, "b", None])
+    assert refusal(path).endswith("idx is null in 2 of 4 rows, first in row 1 (counted from 0)")
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"idx_type": pa.float64()}, 'column "idx" must be integer or text, got double'),
+        ({"question": pa.array([["a"]])}, 'column "question" must be text, got list'),
+        (
+            {"image": pa.array([[b"a"]])},
+            'column "image" must be struct{bytes, path}, binary, or text that is a path, got l',
+        ),
+        ({"image": pa.array([{"url": "x"}])}, 'column "image" must be struct{bytes, path}'),
+    ],
+)
+def test_a_column_of_the_wrong_type_is_refused(tmp_path, columns, says):
+    assert says in refusal(write(tmp_path / "q.parquet", [1], **columns))
+
+
+def test_a_path_to_nothing_is_refused(tmp_path):
+    assert refusal(str(tmp_path / "no.parquet")) == f'no file or folder at dataset_path "{tmp_path}/no.parquet"'
+    assert refusal("questoins.parquet") == 'no file or folder at dataset_path "questoins.parquet"'
+
+
+def test_a_folder_without_parquet_says_what_it_holds(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").touch()
+    assert refusal(str(tmp_path)).endswith("no .parquet file and no `datasets` dataset; it holds README.md, data")
+
+
+def test_an_empty_dataset_is_refused(tmp_path):
+    assert refusal(write(tmp_path / "q.parquet", [], pa.string())).endswith("has no rows")
+    assert refusal(write_jsonl(tmp_path / "q.jsonl")).endswith("is empty")
+
+
+def test_a_file_that_is_not_parquet_is_named(tmp_path):
+    (tmp_path / "q.parquet").write_text("idx,question,image\n")
+    assert f'dataset file "{tmp_path}/q.parquet" is cut off, broken or not a parquet file' in refusal(str(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, -1])
+def test_a_file_that_is_cut_off_is_named(tmp_path, keep):
+    write(tmp_path / "a.parquet", [1])
+    path = Path(write(tmp_path / "b.parquet", [2]))
+    path.write_bytes(path.read_bytes()[:keep])
+    assert f'dataset file "{path}" is cut off' in refusal(str(tmp_path))
+
+
+def test_another_schema_in_the_second_file_is_named(tmp_path):
+    write(tmp_path / "a.parquet", ["1"])
+    path = write(tmp_path / "b.parquet", [2])
+    assert refusal(str(tmp_path)) == (
+        f'dataset file "{path}" has another schema than "a.parquet": '
+        'column "idx" is of type int64, in the first file of type string'
+    )
+
+
+def test_a_column_missing_in_the_second_file_is_named(tmp_path):
+    write(tmp_path / "a.parquet", ["1"])
+    pq.write_table(table(["2"]).drop_columns(["image"]), tmp_path / "b.parquet")
+    assert 'b.parquet" has another schema than "a.parquet": column "image" is missing' in refusal(str(tmp_path))
+
+
+def test_files_may_differ_in_columns_that_are_not_used_and_in_the_width_of_text(tmp_path):
+    write(tmp_path / "a.parquet", ["1"])
+    write(tmp_path / "b.parquet", ["2"], pa.large_string(), score=pa.array([1.0]))
+    assert load_questions(str(tmp_path)).idx == ["1", "2"]
+
+
+def test_data_that_is_broken_behind_a_whole_footer_names_the_file(tmp_path):
+    path = Path(write(tmp_path / "q.parquet", list(range(500))))
+    questions = load_questions(str(path))
+    data = bytearray(path.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r'dataset file ".*q\.parquet" is cut off, broken'):
+        list(questions.rows(range(500)))
+
+
+@pytest.mark.parametrize("option", [{"split": "test"}, {"revision": "abc"}])
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, option):
+    name, value = next(iter(option.items()))
+    says = f'dataset_{name} "{value}" is for a `datasets` folder or a hub dataset'
+    assert says in refusal(write(tmp_path / "q.parquet", [1]), **option)
+
+
+# What is wrong with a row
+
+
+def test_a_null_question_is_a_problem_and_an_empty_one_is_not(tmp_path):
+    path = write(tmp_path / "q.parquet", [1, 2], question=pa.array([None, ""]))
+    null, empty = load_questions(path).rows(range(2))
+    assert (null.question, null.problem) == (None, "question is null")
+    assert (empty.question, empty.problem, empty.image) == ("", None, b"image 1")
+
+
+def test_a_question_that_is_not_unicode_is_a_problem(tmp_path):
+    broken = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
+    row = only(load_questions(write(tmp_path / "q.parquet", [1], question=broken)))
+    assert (row.question, row.problem) == (None, "question is not valid UTF-8")
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": ""}])
+def test_a_row_without_image_has_a_problem_and_the_next_row_goes_on(tmp_path, cell):
+    images = pa.array([cell, {"bytes": b"x", "path": None}], IMAGE)
+    first, second = load_questions(write(tmp_path / "q.parquet", [1, 2], image=images)).rows(range(2))
+    assert (first.image, first.problem) == (None, "row has no image: neither bytes nor a path")
+    assert (second.image, second.problem) == (b"x", None)
+
+
+def path_row(tmp_path: Path, path: str, image_root: Path | None):
+    images = pa.array([{"bytes": None, "path": path}], IMAGE)
+    root = None if image_root is None else str(image_root)
+    return only(load_questions(write(tmp_path / "q.parquet", [1], image=images), image_root=root))
+
+
+def test_a_path_is_never_opened_without_image_root(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    row = path_row(tmp_path, str(tmp_path / "x.jpg"), None)
+    assert (row.image, row.problem) == (None, "image has no bytes, and its path is not opened without image_root")
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_path_inside_image_root_is_read(tmp_path, absolute):
+    (tmp_path / "root/deep").mkdir(parents=True)
+    (tmp_path / "root/deep/x.jpg").write_bytes(b"x")
+    path = str(tmp_path / "root/deep/x.jpg") if absolute else "deep/../deep/x.jpg"
+    row = path_row(tmp_path, path, tmp_path / "root")
+    assert (row.image, row.image_path, row.problem) == (b"x", path, None)
+
+
+def test_a_link_inside_image_root_is_followed(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/x.jpg").write_bytes(b"x")
+    (tmp_path / "root/link.jpg").symlink_to("x.jpg")
+    assert path_row(tmp_path, "link.jpg", tmp_path / "root").image == b"x"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("../secret.jpg", 'image path "../secret.jpg" leads outside image_root'),
+        ("link.jpg", 'image path "link.jpg" leads outside image_root'),
+        ("/etc/hostname", 'image path "/etc/hostname" leads outside image_root'),
+        ("no.jpg", 'image path "no.jpg" is not a readable file under image_root'),
+        ("folder", 'image path "folder" is not a readable file under image_root'),
+        ("pipe", 'image path "pipe" is not a readable file under image_root'),
+        ("loop", 'image path "loop" is not a readable file under image_root'),
+        ("x" * 300, "is not a readable file under image_root"),
+        ("nul\0.jpg", "is not a readable file under image_root"),
+        ("https://host/x.jpg", 'image path "https://host/x.jpg" is an address; only files under image_root are opened'),
+    ],
+)
+def test_any_other_path_is_a_problem_of_its_row(tmp_path, path, says):
+    root = tmp_path / "root"
+    (root / "folder").mkdir(parents=True)
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    (root / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "loop").symlink_to("loop")
+    os.mkfifo(root / "pipe")
+    row = path_row(tmp_path, path, root)
+    assert row.image is None
+    assert says in row.problem
+
+
+def test_image_root_must_be_a_folder(tmp_path):
+    path = write(tmp_path / "q.parquet", [1])
+    assert refusal(path, image_root=str(tmp_path / "no")) == f'image_root "{tmp_path}/no" is not a folder'
+
+
+# jsonl
+
+
+def test_a_jsonl_file_is_read_with_images_under_image_root(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    rows = [{"idx": i, "question": f"é {i}", "image": "x.jpg", "ds_name": "d"} for i in range(3)]
+    questions = load_questions(write_jsonl(tmp_path / "q.jsonl", rows[0], "", *rows[1:]), image_root=str(tmp_path))
+    assert (questions.idx, questions.idx_type) == ([0, 1, 2], pa.int64())
+    found = list(questions.rows(range(1, 3)))
+    assert [(row.idx, row.question, row.image) for row in found] == [(1, "é 1", b"x"), (2, "é 2", b"x")]
+    assert found[0].extra == {"ds_name": "d"}
+
+
+def test_a_jsonl_image_may_be_an_object_and_its_problems_stay_in_the_row(tmp_path):
+    rows = [{"idx": "a", "question": "q", "image": {"path": "x.jpg"}}, {"idx": "b", "question": 5, "image": None}]
+    rows += [{"idx": "c", "question": "q"}, '{"idx": "d", "question": "\\ud800", "image": "x.jpg"}']
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    questions = load_questions(write_jsonl(tmp_path / "q.jsonl", *rows), image_root=str(tmp_path))
+    assert [row.problem for row in questions.rows(range(4))] == [
+        None,
+        "question is null",
+        "row has no image: neither bytes nor a path",
+        "question is not valid UTF-8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: not an object"),
+        ('{"question": "q"}', "line 2: idx is missing; expected text or a 64-bit whole number"),
+        ('{"idx": 1.5}', "line 2: idx is 1.5; expected"),
+        ('{"idx": true}', "line 2: idx is true; expected"),
+        ('{"idx": null}', "line 2: idx is null; expected"),
+        ('{"idx": "\\ud800"}', "line 2: idx is"),
+        (f'{{"idx": {2**63}}}', "line 2: idx is 9223372036854775808; expected"),
+        ('{"idx": "a"}', 'line 2: idx is "a", in the first line 0; write all of them as numbers or all as text'),
+    ],
+)
+def test_a_bad_line_of_jsonl_is_named(tmp_path, line, says):
+    assert says in refusal(write_jsonl(tmp_path / "q.jsonl", {"idx": 0, "question": "q", "image": "x"}, line))
+
+
+def test_a_jsonl_file_without_a_column_lists_those_of_its_first_line(tmp_path):
+    path = write_jsonl(tmp_path / "q.jsonl", {"question": "q", "image": "x"})
+    assert 'has no column "idx"; columns: question, image' in refusal(path)
+
+
+# datasets
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """Folders that datasets.save_to_disk wrote: one Dataset, and one DatasetDict of train and test."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("saved")
+    rows = table([str(i) for i in range(40)]).to_pylist()
+    one = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    one.save_to_disk(folder / "one")
+    datasets.DatasetDict({"train": one, "test": one.select([30, 5])}).save_to_disk(folder / "dict")
+    return folder
+
+
+def test_a_datasets_folder_is_read(saved):
+    rows = list(load_questions(str(saved / "one")).rows(range(2, 25)))
+    assert [row.idx for row in rows] == [str(i) for i in range(2, 25)]
+    assert (rows[0].image, rows[0].image_path) == (b"image 2", "2.jpg")
+
+
+def test_an_image_column_of_datasets_opens_no_path():
+    import datasets
+
+    rows = [{"idx": 1, "question": "q", "image": {"bytes": None, "path": "/etc/hostname"}}]
+    dataset = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    row = only(Questions(DatasetsSource(dataset), "dataset"))
+    assert (row.image, row.image_path) == (None, "/etc/hostname")
+    assert row.problem == "image has no bytes, and its path is not opened without image_root"
+
+
+def test_a_split_of_a_datasets_folder_is_chosen_by_name(saved):
+    assert load_questions(str(saved / "dict"), split="test").idx == ["30", "5"]
+    assert refusal(str(saved / "dict"), split="tset").endswith('no split "tset"; dataset_split can be: train, test')
+
+
+# Fingerprints
+
+
+def test_a_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path, saved):
+    makers = {
+        "p": lambda path, ids: write(path / "q.parquet", ids),
+        "j": lambda path, ids: write_jsonl(path / "q.jsonl", *({"idx": i, "question": "", "image": ""} for i in ids)),
+    }
+    for name, make in makers.items():
+        places = [tmp_path / name / str(i) for i in range(3)]
+        for place in places:
+            place.mkdir(parents=True)
+        same, copy, other = (make(p, ids) for p, ids in zip(places, ([1, 2], [1, 2], [1, 3]), strict=True))
+        assert (
+            load_questions(same).fingerprint
+            == load_questions(copy).fingerprint
+            == load_questions(same, limit=1).fingerprint
+        )
+        assert load_questions(same).fingerprint != load_questions(other).fingerprint
+    shutil.copytree(saved / "one", tmp_path / "one")
+    assert load_questions(str(saved / "one")).fingerprint == load_questions(str(tmp_path / "one")).fingerprint
+    assert (
+        load_questions(str(saved / "one")).fingerprint != load_questions(str(saved / "dict"), split="test").fingerprint
+    )
+
+
+def test_reading_questions_imports_neither_torch_nor_datasets(tmp_path):
+    path = write(tmp_path / "q.parquet", [1])
+    code = f"import sys; from data_engine.dataset import load_questions as load; list(load({path!r}).rows(range(1)))"
+    code += "; print([name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason=f"real photographs are not there: {PHOTOS.name}")
+def test_real_photographs_are_read(tmp_path):
+    questions = load_questions(str(PHOTOS))
+    rows = list(questions.rows(range(32)))
+    assert (len(questions), rows[0].idx, rows[0].image[:3]) == (32, "photo-00-0", b"\xff\xd8\xff")
+    assert {row.problem for row in rows} == {None}
