@@ -1,0 +1,25 @@
+"""Model families. `load_model` is the public way in; names.py has the table, one file a family the rest."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from data_engine.models.names import FAMILIES, family_of, resolve
+
+if TYPE_CHECKING:
+    from data_engine.models.base import VisionLanguageModel
+
+
+def load_model(
+    name: str | None, path: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None
+) -> "VisionLanguageModel":
+    """Load a checkpoint, weights held once, ready for sample_answers and score_answers.
+
+    `name` is a known model name or None for what config.json says; `device` "auto" is cuda where there is one;
+    `dtype` "auto" is bfloat16 on cuda and float32 elsewhere. Raises ModelError, a ValueError, naming what is wrong.
+    """
+    from data_engine.models.base import pick_device, pick_dtype
+
+    folder = resolve(path, revision)
+    module, _, cls = FAMILIES[family_of(folder, name)].partition(":")
+    chosen = pick_device(device)
+    return getattr(importlib.import_module(module), cls).load(folder, chosen, pick_dtype(dtype, chosen))

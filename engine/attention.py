@@ -1,0 +1,76 @@
+"""One attention function for every decoder of transformers; the layout of a pass says who sees whom.
+
+A decoder loaded by a family has `attn_implementation` NAME. Called plainly, it is transformers' own causal sdpa.
+Called with `layout=...`, its layers hand their queries, keys and values (after rotary embedding) to that layout:
+`Prefill` and `decode.Rows` for sampling, `logps.Packed` for scoring. So the families stay unaware of both loops, and no
+mask over several answers is ever built.
+
+Shapes: B batch, H query heads, G key/value heads, T tokens, P prefix tokens, D head width.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "data_engine"
+
+
+class Layout(Protocol):
+    """Who sees whom in one forward pass."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """query [B, H, T, D], key and value [B, G, T, D] of the new tokens -> mixed values [B, H, T, D]."""
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    layout: Layout | None = None,
+    **options,
+) -> tuple[Tensor, None]:
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    return layout.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+
+
+# Not registered as a mask function on purpose: transformers then builds no mask at all for it.
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Plain causal attention over the new tokens."""
+    return F.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+class Prefill:
+    """The prompt of one question, causal; keeps each layer's keys and values [G, P, D]."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        self.keys.append(key[0].contiguous())
+        self.values.append(value[0].contiguous())
+        return causal(query, key, value, scale)
+
+
+def forward(decoder: nn.Module, embeds_BTD: Tensor, positions_BT: Tensor, layout: Layout | None = None) -> Tensor:
+    """Last hidden states [B, T, D] of a pass; without a layout, plain causal attention."""
+    return decoder(
+        inputs_embeds=embeds_BTD, position_ids=positions_BT, use_cache=False, layout=layout
+    ).last_hidden_state
+
+
+def positions(start: int, stop: int, device: torch.device) -> Tensor:
+    return torch.arange(start, stop, device=device)[None]
