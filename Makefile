@@ -1,0 +1,66 @@
+# `make demo` and `make test` do all the set-up themselves, in .venv; a second call does not repeat it.
+PYTHON ?= python3
+VENV ?= .venv
+# Passed to the installation of torch alone, e.g. TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+# on a machine without a GPU, where PyPI's torch would bring CUDA along.
+TORCH_PIP_ARGS ?=
+PYTEST_ARGS ?=
+# The demo: questions asked, the seed of its pictures, where it works.
+NUM ?= 200
+SEED ?= 0
+DEMO_DIR ?= runs/demo
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# No test asks the network for anything.
+TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-models run test test-slow lint bench clean
+
+help: ## print this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP) ## install into .venv, at the versions of launch/constraints.txt
+
+$(STAMP): setup.cfg pyproject.toml launch/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: Python 3.11 or newer is needed, and $(PYTHON) is `$(PYTHON) --version 2>&1`;" \
+			"name another one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+# torch first and alone, so that TORCH_PIP_ARGS can choose its index and nothing else's.
+	$(BIN)/pip install --quiet -c launch/constraints.txt $(TORCH_PIP_ARGS) torch
+	$(BIN)/pip install --quiet -c launch/constraints.txt -e '.[test,lint]'
+	touch $@
+
+demo: $(STAMP) ## pictures, two ranks of the engine, and how much less the chosen answers hallucinate
+	$(BIN)/python -m data_engine.demo questions $(DEMO_DIR)/questions.parquet --num $(NUM) --seed $(SEED)
+	PYTHON=$(BIN)/python NUM_PROCESSES=2 launch/run_engine.sh --config configs/demo.yaml \
+		--dataset_path $(DEMO_DIR)/questions.parquet --work_dir $(DEMO_DIR)/work
+	$(BIN)/python -m data_engine.demo judge $(DEMO_DIR)/work $(DEMO_DIR)/questions.parquet
+
+demo-models: $(STAMP) ## train the demo's two tiny models again (minutes)
+	$(BIN)/python -m data_engine.demo.train engine/demo/checkpoints
+
+run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [ARGS="--limit 100"]
+	@test -n "$(CONFIG)" || { echo 'make: which job? make run CONFIG=configs/llava-1.5-7b.yaml' >&2; exit 2; }
+	PYTHON=$(BIN)/python $(if $(NUM_PROCESSES),NUM_PROCESSES=$(NUM_PROCESSES)) \
+		launch/run_engine.sh --config $(CONFIG) $(ARGS)
+
+test: $(STAMP) ## the test suite (under 5 minutes)
+	$(TEST_ENV) $(BIN)/pytest -q -rs --durations=10 $(PYTEST_ARGS)
+
+test-slow: $(STAMP) ## the longer proofs: kills, shards, worlds of 1, 2 and 3 ranks
+	$(TEST_ENV) $(BIN)/pytest -q -rs --durations=10 -m slow $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP) ## the engine against stock transformers, as ratios
+	$(BIN)/data-engine bench $(ARGS)
+
+clean: ## remove what make made: .venv, caches, the demo's run (never another run)
+	rm -rf $(VENV) $(DEMO_DIR) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Run the engine on every rank of this machine, and return its exit code:
+#
+#   launch/run_engine.sh --config configs/demo.yaml [any flag of `data-engine run`]
+#
+# 0 done, 1 a bug or a rank that died, 2 wrong input or configuration, 3 incomplete, 75 stopped by a signal: run the
+# same command again. SIGTERM, SIGINT, SIGUSR1 and SIGHUP are passed to the ranks, which finish what they hold, however
+# long that takes; a second signal kills them.
+#
+# Environment: NUM_PROCESSES (default: the GPUs, or 1), ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or
+# cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores / ranks), PYTHON.
+set -eu
+trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [[ -z ${PYTHON:-} ]]; then
+  PYTHON=python3
+  [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} || ! -x $root/.venv/bin/python ]] || PYTHON=$root/.venv/bin/python
+fi
+if [[ -z ${NUM_PROCESSES:-} || -z ${ACCELERATE_CONFIG:-} ]]; then
+  gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+  kind=$([[ $gpus -gt 0 ]] && echo gpu || echo cpu)
+fi
+export NUM_PROCESSES=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
+export ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$root/launch/accelerate/$kind.yaml}
+cores=$(nproc)
+# Set, or torchrun would choose 1, and a lone process all cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NUM_PROCESSES ? cores / NUM_PROCESSES : 1))}
+
+exec "$PYTHON" "$root/launch/supervise.py" "$@"

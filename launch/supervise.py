@@ -1,0 +1,124 @@
+"""Check the configuration once, start the ranks, pass signals to them, return one exit code: see run_engine.sh.
+
+Why not `accelerate launch` alone: it turns every code into 1, dies of SIGUSR1 leaving its ranks behind, leaves its only
+rank behind on SIGTERM, and kills the slower ranks 30 s after the first has stopped. So each rank appends a JSON line
+{"rank": r, "pid": p} to $DATA_ENGINE_EXIT_FILE once its signal handlers stand, and {"rank": r, "code": c} when it ends.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# What comes in, and what the ranks get: they know no hang-up.
+PASSED_ON = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGHUP: signal.SIGTERM,
+}
+POLL_S = 0.1
+
+
+def exit_code(codes: list[int], num_processes: int, signalled: bool) -> int:
+    """The job's exit code from its ranks' codes; a rank that died, or was killed, has none."""
+    silent = num_processes - len(codes)
+    if 2 in codes:
+        return 2
+    # Before 75: when one rank fails, the launcher stops the others, which then say 75 though nobody asked for it.
+    if set(codes) - {0, 3, 75} or (silent and not signalled):
+        return 1
+    if signalled and (silent or 75 in codes):
+        return 75
+    return 3 if 3 in codes else max(codes)
+
+
+class Ranks:
+    """The processes of one job, known by the exit file's name in their environment, also when orphaned."""
+
+    def __init__(self, exit_file: Path) -> None:
+        self.exit_file = exit_file
+        self.tag = b"DATA_ENGINE_EXIT_FILE=" + os.fsencode(exit_file) + b"\0"
+
+    def values(self, name: str) -> list[int]:
+        """What the ranks wrote under `name`: pid or code."""
+        lines = [json.loads(line) for line in self.exit_file.read_text().splitlines()]
+        return [line[name] for line in lines if name in line]
+
+    def is_alive(self, pid: int) -> bool:
+        # A zombie's environment is empty; another user's cannot be read.
+        with contextlib.suppress(OSError):
+            return self.tag in Path(f"/proc/{pid}/environ").read_bytes()
+        return False
+
+    def alive(self) -> set[int]:
+        return {pid for pid in self.values("pid") if self.is_alive(pid)}
+
+    def kill_all(self) -> None:
+        """Ranks, launcher and whatever they started; again until none is left, since one may be starting another."""
+        while left := [int(name) for name in os.listdir("/proc") if name.isdigit() and self.is_alive(int(name))]:
+            for pid in left:
+                send(pid, signal.SIGKILL)
+            time.sleep(POLL_S)
+
+
+def send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def supervise(launcher: subprocess.Popen, ranks: Ranks, num_processes: int, received: list[int]) -> None:
+    """Return when launcher and ranks have ended, or at a second signal in `received`."""
+    told: set[int] = set()
+    while launcher.poll() is None or ranks.alive():
+        orphaned = launcher.poll() is not None
+        if received or orphaned:
+            alive = ranks.alive()
+            for pid in alive - told:
+                send(pid, received[0] if received else signal.SIGTERM)
+            told |= alive
+            # The launcher is held still while its ranks stop, or it would kill the slower ones.
+            hold = alive and len(ranks.values("pid")) == num_processes
+            launcher.send_signal(signal.SIGSTOP if hold else signal.SIGCONT)
+        if len(received) > 1:
+            return
+        time.sleep(POLL_S)
+
+
+def main(flags: list[str]) -> int:
+    received: list[int] = []
+    for number, passed_on in PASSED_ON.items():
+        # A signal that is ignored, as a hang-up is under nohup, stays so.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame, passed_on=passed_on: received.append(passed_on))
+
+    # Tests put a stand-in in the command line's place.
+    program = os.environ.get("DATA_ENGINE_PROGRAM", "data_engine.cli")
+    # Once, before any rank starts: the launcher would bury the message under tracebacks.
+    code = subprocess.call([sys.executable, "-m", program, "validate", *flags])
+    if code or received:
+        return 75 if received else code
+
+    num_processes = int(os.environ["NUM_PROCESSES"])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", os.environ["ACCELERATE_CONFIG"]]
+    command += ["--num_processes", str(num_processes), "--module", program, "run", *flags]
+    with tempfile.NamedTemporaryFile(prefix="data-engine-", suffix=".jsonl") as file:
+        ranks = Ranks(Path(file.name))
+        environment = {**os.environ, "DATA_ENGINE_EXIT_FILE": file.name}
+        try:
+            # A session of its own: Ctrl-C comes here only.
+            launcher = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+            supervise(launcher, ranks, num_processes, received)
+        finally:
+            ranks.kill_all()
+        launcher.wait()
+        return exit_code(ranks.values("code"), num_processes, bool(received))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

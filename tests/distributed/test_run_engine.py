@@ -1,0 +1,232 @@
+"""launch/run_engine.sh around real launchers and real ranks, which run a stand-in for the command line."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "launch" / "run_engine.sh"
+PATIENCE_S = 120
+
+exit_code = runpy.run_path(str(ROOT / "launch" / "supervise.py"))["exit_code"]
+
+
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Poll `holds`, and fail with `what` when it stays false."""
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+class Job:
+    """The script over two ranks of the stand-in, which find what to do in `folder`."""
+
+    def __init__(self, folder: Path, ranks: int, **environment: str) -> None:
+        self.folder, self.ranks = folder, ranks
+        kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "RANK")}
+        self.process = subprocess.Popen(
+            [SCRIPT, "--work_dir", "a b", "--limit=3"],
+            env=kept
+            | {"PYTHON": sys.executable, "PYTHONPATH": str(Path(__file__).parent), "DATA_ENGINE_PROGRAM": "stand_in"}
+            | {"STAND_IN": str(folder), "NUM_PROCESSES": str(ranks), "TMPDIR": str(folder)}
+            | {"ACCELERATE_CONFIG": str(ROOT / "launch" / "accelerate" / "cpu.yaml")}
+            | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for_ranks(self) -> None:
+        until(lambda: all(self.pid(rank) for rank in range(self.ranks)), "the ranks")
+
+    def pid(self, rank: int) -> int:
+        path = self.folder / f"pid-{rank}"
+        return int(path.read_text() or 0) if path.exists() else 0
+
+    def signals(self, rank: int) -> list[str]:
+        path = self.folder / f"signal-{rank}"
+        return path.read_text().split() if path.exists() else []
+
+    def code(self) -> int:
+        """The script's exit code, once it has been seen that nothing of the job is left."""
+        output, _ = self.process.communicate(timeout=PATIENCE_S)
+        print(output)
+        assert not self.alive()
+        assert not list(self.folder.glob("data-engine-*")), "the exit file was left behind"
+        return self.process.returncode
+
+    def alive(self) -> list[str]:
+        """Processes of this job, by the folder in their environment; a zombie has none."""
+        return [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if self.mine(path)]
+
+    def mine(self, environ: Path) -> bool:
+        try:
+            return f"STAND_IN={self.folder}\0".encode() in environ.read_bytes()
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    jobs = []
+
+    def start(*todo: str, **environment: str) -> Job:
+        for rank, what in enumerate(todo):
+            (tmp_path / f"rank-{rank}").write_text(what)
+        jobs.append(Job(tmp_path, len(todo), **environment))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.process.kill()
+        for pid in job.alive():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("codes", "signalled", "expected"),
+    [
+        ([0, 0], False, 0),
+        ([0, 1], False, 1),
+        ([2, 0], False, 2),
+        ([3, 0], False, 3),
+        ([0, 75], False, 75),
+        ([0, 9], False, 1),
+        # A rank failed or died, so the launcher stopped the other: a bug, not an invitation to run again.
+        ([1, 75], False, 1),
+        ([75], False, 1),
+        ([], False, 1),
+        ([3, 75], False, 3),
+        ([2, 75], False, 2),
+        # Stopped by a signal: ranks that were killed, or had not yet begun, held nothing that counts.
+        ([75, 75], True, 75),
+        ([75], True, 75),
+        ([], True, 75),
+        ([3, 75], True, 75),
+        ([1, 75], True, 1),
+        # It came when the work was done.
+        ([0, 0], True, 0),
+    ],
+)
+def test_the_codes_of_two_ranks_make_one(codes, signalled, expected):
+    assert exit_code(codes, 2, signalled) == expected
+    assert exit_code(codes[::-1], 2, signalled) == expected
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        (("0", "3"), 3),
+        slow(("0", "0"), 0),
+        slow(("0", "75"), 75),
+        slow(("2", "work"), 2),
+        slow(("1", "work"), 1),
+        slow(("die", "work"), 1),
+        slow(("0", "die"), 1),
+        slow(("0",), 0),
+        slow(("3",), 3),
+    ],
+)
+def test_the_exit_code_of_the_ranks_comes_out_of_the_script(start, ranks, expected):
+    assert start(*ranks).code() == expected
+
+
+def test_a_failed_check_starts_no_rank_and_its_code_comes_out(start, tmp_path):
+    (tmp_path / "validate").write_text("2")
+    job = start("0", "0")
+    assert job.code() == 2
+    assert not (tmp_path / "run.arguments").exists()
+
+
+@pytest.mark.slow
+def test_check_and_ranks_get_the_same_flags_unchanged(start, tmp_path):
+    start("0", "0").code()
+    flags = ["--work_dir", "a b", "--limit=3"]
+    assert json.loads((tmp_path / "validate.arguments").read_text()) == flags
+    assert json.loads((tmp_path / "run.arguments").read_text()) == flags
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("chosen", [None, "3"])
+def test_the_cores_are_shared_among_the_ranks_unless_the_user_says_otherwise(start, tmp_path, ranks, chosen):
+    start(*["0"] * ranks, **({"OMP_NUM_THREADS": chosen} if chosen else {})).code()
+    values = json.loads((tmp_path / f"environment-{ranks - 1}").read_text())
+    assert values["WORLD_SIZE"] == str(ranks)
+    assert values["OMP_NUM_THREADS"] == (chosen or str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [("SIGUSR1", 2), slow("SIGTERM", 2), slow("SIGINT", 2), slow("SIGUSR1", 1), slow("SIGTERM", 1), slow("SIGINT", 1)],
+)
+def test_a_signal_reaches_every_rank_once_and_the_job_says_75(start, name, ranks):
+    job = start(*["work"] * ranks)
+    job.wait_for_ranks()
+    job.process.send_signal(signal.Signals[name])
+    assert job.code() == 75
+    assert [job.signals(rank) for rank in range(ranks)] == [[name]] * ranks
+
+
+@pytest.mark.slow
+def test_a_hangup_of_the_terminal_stops_the_ranks_like_sigterm(start):
+    job = start("work", "work")
+    job.wait_for_ranks()
+    job.process.send_signal(signal.SIGHUP)
+    assert job.code() == 75
+    assert job.signals(1) == ["SIGTERM"]
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_ranks_are_ready_still_reaches_them(start, tmp_path):
+    job = start("work", "work")
+    until((tmp_path / "validate.arguments").exists, "the check")
+    job.process.send_signal(signal.SIGTERM)
+    assert job.code() == 75
+
+
+@pytest.mark.slow
+def test_a_slow_rank_finishes_what_it_holds_after_the_other_has_stopped(start, tmp_path):
+    (tmp_path / "slow-1").write_text("5")
+    job = start("work", "work")
+    job.wait_for_ranks()
+    job.process.send_signal(signal.SIGTERM)
+    until(lambda: str(job.pid(0)) not in job.alive(), "rank 0 to stop")
+    assert job.code() == 75
+    # One signal: the launcher, which would send another, and SIGKILL 30 s later, was held still.
+    assert job.signals(1) == ["SIGTERM"]
+
+
+@pytest.mark.slow
+def test_a_second_signal_kills_the_ranks(start, tmp_path):
+    (tmp_path / "slow-0").write_text("1000")
+    job = start("work", "0")
+    job.wait_for_ranks()
+    job.process.send_signal(signal.SIGINT)
+    until(lambda: bool(job.signals(0)), "the first signal")
+    job.process.send_signal(signal.SIGINT)
+    assert job.code() == 75
+
+
+@pytest.mark.slow
+def test_ranks_whose_launcher_died_are_stopped(start):
+    job = start("work", "work")
+    job.wait_for_ranks()
+    launcher = int(Path(f"/proc/{job.pid(0)}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    os.kill(launcher, signal.SIGKILL)
+    assert job.code() == 75
+    assert [job.signals(0), job.signals(1)] == [["SIGTERM"], ["SIGTERM"]]
