@@ -119,7 +119,7 @@ def _deal(
             file = stack.enter_context(pa.OSFile(str(buckets / f"{bucket:05d}.arrow"), "wb"))
             writers.append(stack.enter_context(pa.ipc.new_file(file, schema)))
         for question, pairs in _sources(kept, questions, units):
-            if question.image is None or not without_image_marker(question.question or "").strip():
+            if question.image is None or question.question is None:
                 without_source.add(question.idx)
                 continue
             for pair in pairs:
@@ -142,16 +142,19 @@ def _shuffled(buckets: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Tables of 100 rows, or of fewer heavy ones: arrow holds at most 2 GB of images in one column."""
+    """Tables of 100 rows, or of fewer heavy ones: readers hold a row group at a time.
+
+    Their chunks stay one row each, as mapped from disk: put together, or written in one go, they would be copied.
+    """
     group, group_bytes = [], 0
     for batch in batches:
         if group and (len(group) == ROW_GROUP_ROWS or group_bytes + batch.nbytes > ROW_GROUP_BYTES):
-            yield pa.Table.from_batches(group, schema).combine_chunks()
+            yield pa.Table.from_batches(group, schema)
             group, group_bytes = [], 0
         group.append(batch)
         group_bytes += batch.nbytes
     if group:
-        yield pa.Table.from_batches(group, schema).combine_chunks()
+        yield pa.Table.from_batches(group, schema)
 
 
 def _write_files(folder: Path, groups: Iterable[pa.Table], schema: pa.Schema) -> None:

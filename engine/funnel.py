@@ -1,6 +1,5 @@
 """The funnel: how many questions and answers came in, what was left out for which reason, and what was written."""
 
-import dataclasses
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ class Funnel:
         return "\n".join(f"{name:<{width}}  {count:>{digits},}" for name, count in lines)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Funnel":

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_engine import exports, filters, pairs, records, rewards, units
 from data_engine.dataset import Questions
 from data_engine.funnel import Funnel
-from data_engine.scratch import scratch_folder
+from data_engine.scratch import move_in, scratch_folder
 from data_engine.words import count_words
 
 PAIRS_FILE = Path("pairs", "pairs.parquet")
@@ -57,21 +57,24 @@ def run(
     settings = Settings(rank, distance, beta, seed)
     reward = rewards.token_rewards if same_tokenizer else rewards.text_rewards
     with scratch_folder(work_dir, "pairing") as scratch, contextlib.ExitStack() as stack:
-        debug_rows = stack.enter_context(_json_rows(work_dir / "debug/rewards.json")) if debug else _ignore
-        draft = Draft(scratch / "draft.parquet", records.pairs(questions.idx_type), seed)
+        debug_row = stack.enter_context(_json_rows(scratch / "rewards.json")) if debug else _ignore
         funnel = Funnel(questions=len(questions))
-        with draft:
+        with Draft(scratch / "draft.parquet", records.pairs(questions.idx_type), seed) as draft:
             for unit, rows in enumerate(unit_ranges):
                 funnel.quarantined += _num_quarantined(work_dir, unit)
                 for answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward, beta):
-                    draft.add(_pair_question(answers, settings, markers, funnel, debug_rows))
+                    draft.add(_pair_question(answers, settings, markers, funnel, debug_row))
         draft.filter_dataset()
         written = exports.write_dataset(work_dir, scratch, draft, questions, unit_ranges, seed)
         draft.drop(written.without_source)
         _count(funnel, draft.status, written.rows)
-        _publish_pairs(work_dir, draft, settings, funnel)
         if debug:
-            _write_debug_pairs(work_dir, draft)
+            stack.close()
+            move_in(scratch / "rewards.json", work_dir / "debug/rewards.json")
+            _write_debug_pairs(scratch / "pairs.json", draft)
+            move_in(scratch / "pairs.json", work_dir / "debug/pairs.json")
+        _write_pairs(scratch / "pairs.parquet", draft, settings, funnel)
+        move_in(scratch / "pairs.parquet", work_dir / PAIRS_FILE)
     return funnel
 
 
@@ -238,10 +241,9 @@ def _count(funnel: Funnel, status: list[str], written: int) -> None:
     funnel.written = written
 
 
-def _publish_pairs(work_dir: Path, draft: Draft, settings: Settings, funnel: Funnel) -> None:
+def _write_pairs(path: Path, draft: Draft, settings: Settings, funnel: Funnel) -> None:
     metadata = {"settings": json.dumps(dataclasses.asdict(settings)), "funnel": funnel.to_json()}
-    schema = draft.schema.with_metadata(metadata)
-    with units.replacing(work_dir / PAIRS_FILE) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with pq.ParquetWriter(path, draft.schema.with_metadata(metadata)) as writer:
         for table in draft.tables():
             writer.write_table(table.replace_schema_metadata(metadata))
 
@@ -253,7 +255,7 @@ def _ignore(row: Mapping) -> None:
 @contextlib.contextmanager
 def _json_rows(path: Path) -> Iterator[Callable[[Mapping], None]]:
     """A function that appends one row to a JSON array in `path`; strict JSON, so that numbers not finite are null."""
-    with units.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8") as file:
         separator = "[\n"
 
         def write(row: Mapping) -> None:
@@ -269,8 +271,8 @@ def _json_rows(path: Path) -> Iterator[Callable[[Mapping], None]]:
         file.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
-def _write_debug_pairs(work_dir: Path, draft: Draft) -> None:
-    with _json_rows(work_dir / "debug/pairs.json") as write:
+def _write_debug_pairs(path: Path, draft: Draft) -> None:
+    with _json_rows(path) as write:
         for table in draft.tables():
             for row in table.to_pylist():
                 write(row)

@@ -1,4 +1,4 @@
-"""A private folder for work in progress, and the swap of a finished folder into its place.
+"""A private folder for work in progress, and the move of what is finished into its place.
 
 What a killed process leaves behind is removed by the next one; what a living one works on is left alone.
 """
@@ -78,6 +78,15 @@ def sync_files(folder: Path) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     sync_folder(folder)
+
+
+def move_in(file: Path, target: Path) -> None:
+    """Make the finished `file` the new `target`, as one step."""
+    with open(file, "rb") as finished:
+        os.fsync(finished.fileno())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(file, target)
+    sync_folder(target.parent)
 
 
 def swap_in(folder: Path, target: Path, old: Path) -> None:

@@ -1,0 +1,119 @@
+"""Work directories with known answers and log-probs, for the tests of what comes after the models."""
+
+import hashlib
+import io
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from data_engine import pairing, records, units
+from data_engine.dataset import Questions, load_questions
+from data_engine.funnel import Funnel
+from data_engine.units import split_units
+from PIL import Image
+
+MARKERS = ("<image>", "</s>", " ASSISTANT: ")
+WORDS = ("a", "red", "blue", "small", "large", "cat", "dog", "bus", "sits", "on", "under", "near", "the", "house")
+SETTINGS = {"rank": 2, "distance": 25, "beta": 0.1, "seed": 0, "markers": MARKERS, "same_tokenizer": True}
+
+
+@dataclass
+class World:
+    """A dataset of questions, and the answers that two models could have given and scored."""
+
+    folder: Path
+    rows: list[dict]
+    """idx, sample_index, answer, instruct, reward (token log-probs), in the order of the questions"""
+    unit_size: int = 8
+
+    @property
+    def dataset_path(self) -> Path:
+        return self.folder / "questions.parquet"
+
+    def questions(self) -> Questions:
+        return load_questions(str(self.dataset_path))
+
+    def units(self) -> list[range]:
+        return split_units(len(self.questions()), self.unit_size)
+
+    def publish(self, work_dir: Path, order: Callable[[list], None] = lambda rows: None) -> None:
+        """Publish every unit of the three stages; `order` may shuffle the rows of each file."""
+        questions = self.questions()
+        kinds = {"sampled_answer": records.sampled_answer, "instruct_logps": records.logps}
+        kinds["reward_logps"] = records.logps
+        for unit, span in enumerate(self.units()):
+            idxs = set(questions.idx[span.start : span.stop])
+            own = [row for row in self.rows if row["idx"] in idxs]
+            for stage, schema in kinds.items():
+                order(own)
+                table = pa.Table.from_pylist([_record(stage, row) for row in own], schema(questions.idx_type))
+                units.publish(units.unit_path(work_dir, stage, unit), table)
+
+    def pair(self, work_dir: Path, debug: bool = False, **settings) -> Funnel:
+        return pairing.run(work_dir, self.questions(), self.units(), **SETTINGS | settings, debug=debug)
+
+
+def _record(stage: str, row: dict) -> dict:
+    key = {"idx": row["idx"], "sample_index": row["sample_index"]}
+    if stage == "sampled_answer":
+        return {**key, "answer": row["answer"], "token_ids": [5, 6, 2], "finish_reason": "stop"}
+    logps = row[stage.removesuffix("_logps")]
+    # Nothing may read these two: they are wrong on purpose.
+    return {**key, "token_logps": logps, "sum": 123.0, "mean": 456.0}
+
+
+def picture(number: int) -> bytes:
+    """A small PNG of a colour of its own."""
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4), (number % 256, number // 256 % 256, 77)).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_world(folder: Path, num_questions: int = 30, num_answers: int = 6, unit_size: int = 8, **columns) -> World:
+    """Questions q000, q001, ... (other `columns` win), and random answers with random log-probs."""
+    draw = random.Random(11)
+    defaults = {
+        "idx": [f"q{number:03d}" for number in range(num_questions)],
+        "question": [f"What is in picture {number}?" for number in range(num_questions)],
+        "image": [{"bytes": picture(number), "path": f"{number}.png"} for number in range(num_questions)],
+    }
+    table = pa.table(defaults | columns)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / "questions.parquet", row_group_size=10)
+    rows = []
+    for idx in table["idx"].to_pylist():
+        for sample_index in range(num_answers):
+            tokens, words = draw.randrange(3, 9), draw.randrange(4, 30)
+            rows.append(
+                {
+                    "idx": idx,
+                    "sample_index": sample_index,
+                    "answer": " ".join(draw.choices(WORDS, k=words)),
+                    "instruct": [-draw.random() for _ in range(tokens)],
+                    # Longer answers are better on average, as they often are.
+                    "reward": [-draw.random() * (1.5 - words / 30) for _ in range(tokens)],
+                }
+            )
+    return World(folder, rows, unit_size)
+
+
+def digest(folder: Path) -> str:
+    """One sha256 of the names and bytes of a folder's files."""
+    result = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            result.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return result.hexdigest()
+
+
+def dataset_rows(work_dir: Path) -> list[dict]:
+    """The rows of the dataset, in order."""
+    files = sorted((work_dir / "dataset").iterdir())
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def pairs_rows(work_dir: Path) -> list[dict]:
+    return pq.read_table(work_dir / "pairs/pairs.parquet").to_pylist()

@@ -1,0 +1,363 @@
+"""Stage 2 as a whole: published units in, pairs.parquet, funnel and dataset out."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_engine import build_pairs, filters, pairing, records, units
+from data_engine.records import IncompleteError, UserError
+from data_engine.words import count_words
+from stage2_world import MARKERS, dataset_rows, digest, make_world, pairs_rows, picture
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def work_dir(world, tmp_path):
+    world.publish(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def expected_pairs(rows, rank=2, distance=25, beta=0.1, seed=0):
+    """The same result by plain sums over the whole table at once."""
+    rewarded = []
+    for row in rows:
+        # The files hold float32.
+        reward, instruct = (np.float32(row[name]).astype(float).tolist() for name in ("reward", "instruct"))
+        difference = [r - p for r, p in zip(reward, instruct, strict=True)]
+        total = beta * sum(difference)
+        answer = {name: row[name] for name in ("idx", "sample_index", "answer")}
+        rewarded.append(answer | {"sum": total, "avg": total / len(difference)})
+    pairs = build_pairs(rewarded, rank, distance, count_words, markers=MARKERS)
+    return list(zip(pairs, filters.statuses(pairs, seed), strict=True))
+
+
+def key(row):
+    return row["idx"], row["chosen_index"], row["rejected_index"]
+
+
+def test_pairs_and_statuses_are_those_of_all_rows_taken_together(world, work_dir):
+    world.pair(work_dir)
+    expected = expected_pairs(world.rows)
+    rows = pairs_rows(work_dir)
+    assert [(*key(row), row["status"]) for row in rows] == [
+        (pair.idx, pair.chosen_index, pair.rejected_index, status) for pair, status in expected
+    ]
+    assert {"kept", "per_idx", "length_balance"} == {row["status"] for row in rows}
+    for row, (pair, _) in zip(rows, expected, strict=True):
+        assert (row["chosen"], row["rejected"]) == (pair.chosen, pair.rejected)
+        assert row["chosen_sum"] == pytest.approx(pair.chosen_sum, abs=1e-12)
+        assert row["rejected_avg"] == pytest.approx(pair.rejected_avg, abs=1e-12)
+        assert row["chosen_words"] == count_words(row["chosen"])
+
+
+def test_the_dataset_holds_the_kept_pairs_with_the_question_and_image_of_their_idx(world, work_dir):
+    world.pair(work_dir)
+    kept = [row for row in pairs_rows(work_dir) if row["status"] == "kept"]
+    rows = dataset_rows(work_dir)
+    assert len(rows) == len(kept) > 20
+    assert sorted((row["idx"], row["chosen"], row["rejected"]) for row in rows) == sorted(
+        (row["idx"], row["chosen"], row["rejected"]) for row in kept
+    )
+    for row in rows:
+        number = int(row["idx"][1:])
+        assert row["question"] == f"What is in picture {number}?"
+        assert row["image"] == {"bytes": picture(number), "path": f"{number}.png"}
+
+
+def test_the_funnel_counts_every_question_answer_and_pair_once(world, work_dir):
+    funnel = world.pair(work_dir)
+    statuses = Counter(row["status"] for row in pairs_rows(work_dir))
+    assert (funnel.questions, funnel.quarantined, funnel.answers) == (30, 0, 180)
+    assert funnel.answers == funnel.ranked + sum(funnel.not_ranked.values())
+    assert funnel.candidate_pairs == statuses.total()
+    assert funnel.dropped == {name: statuses[name] for name in filters.FILTERS}
+    assert funnel.written == statuses["kept"] == len(dataset_rows(work_dir))
+    assert pairing.read_funnel(work_dir) == funnel
+
+
+def test_the_funnel_prints_as_an_aligned_table(world, work_dir):
+    lines = world.pair(work_dir).table().splitlines()
+    assert lines[0].split() == ["questions", "30"]
+    assert lines[-1].startswith("written ")
+    assert "  dropped by per_idx" in "\n".join(lines)
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_defects_1_12_and_13_rows_are_matched_by_idx_and_sample_index_and_never_by_place(world, work_dir, tmp_path):
+    world.pair(work_dir)
+    world.publish(tmp_path / "shuffled", order=random.Random(5).shuffle)
+    world.pair(tmp_path / "shuffled")
+    assert digest(tmp_path / "shuffled/dataset") == digest(work_dir / "dataset")
+    assert digest(tmp_path / "shuffled/pairs") == digest(work_dir / "pairs")
+
+
+def test_the_size_of_the_units_does_not_show_in_the_dataset(world, work_dir, tmp_path):
+    world.pair(work_dir)
+    other = make_world(tmp_path / "other", unit_size=7)
+    other.publish(tmp_path / "work-7")
+    other.pair(tmp_path / "work-7")
+    assert len(other.units()) != len(world.units())
+    assert digest(tmp_path / "work-7/dataset") == digest(work_dir / "dataset")
+    assert digest(tmp_path / "work-7/pairs") == digest(work_dir / "pairs")
+
+
+def test_defect_32_the_dataset_depends_on_the_seed_setting_and_on_no_global_random_state(world, work_dir):
+    random.seed(1)
+    world.pair(work_dir)
+    first = digest(work_dir / "dataset")
+    random.seed(2)
+    np.random.seed(3)
+    world.pair(work_dir)
+    assert digest(work_dir / "dataset") == first
+    world.pair(work_dir, seed=1)
+    assert digest(work_dir / "dataset") != first
+
+
+def test_pairing_again_with_other_settings_leaves_nothing_of_the_former(world, work_dir, tmp_path):
+    world.pair(work_dir, seed=4, rank=3)
+    (work_dir / "dataset/stale.parquet").write_bytes(b"")
+    world.pair(work_dir)
+    world.publish(tmp_path / "fresh")
+    world.pair(tmp_path / "fresh")
+    assert digest(work_dir) == digest(tmp_path / "fresh")
+
+
+def test_pairs_carry_the_settings_that_made_them(world, work_dir):
+    world.pair(work_dir, rank=3, distance=9, beta=0.5, seed=8)
+    metadata = pq.read_schema(work_dir / "pairs/pairs.parquet").metadata
+    assert json.loads(metadata[b"settings"]) == {"rank": 3, "distance": 9, "beta": 0.5, "seed": 8}
+
+
+def test_pairs_have_the_columns_of_their_record(world, work_dir):
+    world.pair(work_dir)
+    assert pq.read_schema(work_dir / "pairs/pairs.parquet").equals(records.pairs(pa.string()))
+
+
+def test_defect_31_an_integer_idx_keeps_its_type_and_groups_its_answers(tmp_path):
+    world = make_world(tmp_path, idx=pa.array(range(100, 130), pa.int64()))
+    world.publish(tmp_path / "work")
+    world.pair(tmp_path / "work")
+    assert pq.read_schema(tmp_path / "work/dataset/dpo_dataset.parquet").field("idx").type == pa.int64()
+    assert pq.read_schema(tmp_path / "work/pairs/pairs.parquet").field("idx").type == pa.int64()
+    assert [key(row) for row in pairs_rows(tmp_path / "work")] == [
+        (pair.idx, pair.chosen_index, pair.rejected_index) for pair, _ in expected_pairs(world.rows)
+    ]
+
+
+def test_missing_units_are_listed_by_stage(world, work_dir):
+    for stage, gone in (("sampled_answer", (1,)), ("reward_logps", (0, 2, 3))):
+        for unit in gone:
+            units.unit_path(work_dir, stage, unit).unlink()
+    with pytest.raises(IncompleteError) as error:
+        world.pair(work_dir)
+    assert "sampled_answer: 1\n" in str(error.value)
+    assert "reward_logps: 0, 2-3\n" in str(error.value)
+    assert "instruct_logps" not in str(error.value)
+    assert not (work_dir / "dataset").exists()
+
+
+def test_fewer_answers_an_empty_unit_and_quarantined_questions_are_counted_and_shift_nothing(tmp_path):
+    world = make_world(tmp_path, num_questions=24)
+    whole = expected_pairs(world.rows)
+    # Unit 1 (q008 to q015) has nothing, q003 lost an answer, q005 all of them.
+    gone = {f"q{number:03d}" for number in range(8, 16)} | {"q005"}
+    world.rows = [r for r in world.rows if r["idx"] not in gone and (r["idx"], r["sample_index"]) != ("q003", 2)]
+    world.publish(tmp_path / "work")
+    for unit, idxs in ((0, ["q005", "q005"]), (1, [f"q{number:03d}" for number in range(8, 16)])):
+        rows = [{"idx": idx, "stage": "sampled_answer", "reason": "broken"} for idx in idxs]
+        table = pa.Table.from_pylist(rows, records.quarantine(pa.string()))
+        units.publish(units.unit_path(tmp_path / "work", "quarantine", unit), table)
+    funnel = world.pair(tmp_path / "work")
+    assert (funnel.questions, funnel.quarantined, funnel.answers) == (24, 9, 15 * 6 - 1)
+    untouched = [p for p, _ in whole if p.idx not in gone | {"q003"}]
+    found = [key(row) for row in pairs_rows(tmp_path / "work") if row["idx"] != "q003"]
+    assert found == [(pair.idx, pair.chosen_index, pair.rejected_index) for pair in untouched]
+
+
+def test_defects_7_8_and_14_answers_that_cannot_rank_are_counted_by_reason(tmp_path):
+    world = make_world(tmp_path, num_questions=8)
+    first = world.rows[:6]
+    first[0]["answer"] = ""
+    first[1]["answer"] = "a cat</s>"
+    first[2]["instruct"][0] = math.nan
+    first[3]["answer"] = first[4]["answer"]
+    second = world.rows[6:12]
+    for row in second[1:]:
+        row["reward"] = row["instruct"] = []
+    world.publish(tmp_path / "work")
+    funnel = world.pair(tmp_path / "work", debug=True)
+    assert funnel.not_ranked == {"empty": 1, "marker": 1, "duplicate": 1, "non_finite": 6, "alone": 1}
+    assert funnel.ranked == 8 * 6 - 10
+    pairs = [row for row in pairs_rows(tmp_path / "work") if row["idx"] in ("q000", "q001")]
+    assert {(row["idx"], row["chosen_index"], row["rejected_index"]) for row in pairs} <= {
+        ("q000", 3, 5),
+        ("q000", 5, 3),
+    }
+    debug = json.loads((tmp_path / "work/debug/rewards.json").read_text(), parse_constant=pytest.fail)
+    assert [row["not_ranked"] for row in debug[:6]] == ["empty", "marker", "non_finite", None, "duplicate", None]
+    assert debug[2]["sum"] is None
+
+
+def test_answers_that_one_model_did_not_score_are_counted_and_never_rank(world, work_dir):
+    path = units.unit_path(work_dir, "reward_logps", 0)
+    pq.write_table(pq.read_table(path).slice(2), path)
+    funnel = world.pair(work_dir)
+    assert funnel.not_ranked == {"not_scored": 2}
+
+
+def test_models_with_different_tokenizers_are_paired_by_sums_and_means(tmp_path):
+    world = make_world(tmp_path)
+    for row in world.rows:
+        row["reward"] = [*row["reward"], -0.25]
+    world.publish(tmp_path / "work")
+    with pytest.raises(ValueError, match=r"unit 0, idx 'q000', sample_index 0: both models must have scored the same"):
+        world.pair(tmp_path / "work")
+    world.pair(tmp_path / "work", same_tokenizer=False, debug=True)
+    row = json.loads((tmp_path / "work/debug/rewards.json").read_text())[0]
+    reward, instruct = np.float32(world.rows[0]["reward"]), np.float32(world.rows[0]["instruct"])
+    assert row["avg"] == pytest.approx(0.1 * (reward.mean(dtype=float) - instruct.mean(dtype=float)))
+    assert row["sum"] == pytest.approx(0.1 * (reward.sum(dtype=float) - instruct.sum(dtype=float)))
+    assert (row["min"], row["last"]) == (None, None)
+
+
+def test_defect_18_the_debug_files_hold_what_their_names_say_as_strict_json(world, work_dir):
+    world.pair(work_dir, debug=True)
+    rewards = json.loads((work_dir / "debug/rewards.json").read_text(), parse_constant=pytest.fail)
+    pairs = json.loads((work_dir / "debug/pairs.json").read_text(), parse_constant=pytest.fail)
+    assert pairs == pairs_rows(work_dir)
+    assert [(row["idx"], row["sample_index"]) for row in rewards] == [
+        (row["idx"], row["sample_index"]) for row in world.rows
+    ]
+    assert set(rewards[0]) == {
+        *("idx", "sample_index", "answer", "sum", "avg", "min", "last", "sum_rank", "avg_rank", "not_ranked")
+    }
+    best = max(rewards[:6], key=lambda row: row["sum"])
+    assert best["sum_rank"] == 1
+
+
+def test_debug_changes_nothing_else(world, work_dir):
+    world.pair(work_dir)
+    before = digest(work_dir / "dataset"), digest(work_dir / "pairs")
+    world.pair(work_dir, debug=True)
+    assert (digest(work_dir / "dataset"), digest(work_dir / "pairs")) == before
+
+
+def test_answers_to_a_question_of_another_dataset_are_refused(world, work_dir, tmp_path):
+    other = make_world(tmp_path / "other", idx=[f"other-{number}" for number in range(30)])
+    with pytest.raises(UserError, match="answers to idx 'q000', which is not among its questions"):
+        other.pair(work_dir)
+
+
+def test_defect_19_no_pair_at_all_gives_an_empty_dataset_and_a_warning(tmp_path, caplog):
+    world = make_world(tmp_path, num_questions=3, num_answers=1)
+    world.publish(tmp_path / "work")
+    funnel = world.pair(tmp_path / "work")
+    assert (funnel.candidate_pairs, funnel.written, funnel.not_ranked) == (0, 0, {"alone": 3})
+    assert pq.read_table(tmp_path / "work/dataset/dpo_dataset.parquet").num_rows == 0
+    assert pairs_rows(tmp_path / "work") == []
+    assert "loaders refuse" in caplog.text
+
+
+RUN = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from stage2_world import World
+from data_engine import exports, pairing, scratch, units
+
+def die(*args, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def dies_at_call(function, number):
+    calls = iter(range(1, number))
+    return lambda *args, **options: function(*args, **options) if next(calls, None) else die()
+
+{window}
+World(Path({folder!r}), []).pair(Path({work_dir!r}), debug=True)
+"""
+WINDOWS = {
+    "adding candidates": "pairing.Draft.add = dies_at_call(pairing.Draft.add, 5)",
+    "dealing into buckets": "exports._row = dies_at_call(exports._row, 7)",
+    "writing the dataset": "exports.pq.ParquetWriter.close = die",
+    "before the swap": "exports.swap_in = die",
+    "between the renames": "os.rename = dies_at_call(os.rename, 4)",
+    "after the swap": "scratch.sync_folder = dies_at_call(scratch.sync_folder, 2)",
+    "before the pairs are renamed": "os.replace = dies_at_call(os.replace, 3)",
+}
+
+
+def start(world, work_dir, window=""):
+    code = RUN.format(tests=str(Path(__file__).parent), folder=str(world.folder), work_dir=str(work_dir), window=window)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_pairing_killed_at_any_moment_leaves_a_whole_dataset_or_none_and_can_be_repeated(
+    world, work_dir, tmp_path, window
+):
+    world.pair(work_dir, seed=9)
+    old = digest(work_dir / "dataset")
+    world.publish(tmp_path / "fresh")
+    world.pair(tmp_path / "fresh", debug=True)
+    new = digest(tmp_path / "fresh/dataset")
+    process = start(world, work_dir, WINDOWS[window])
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    found = digest(work_dir / "dataset") if (work_dir / "dataset").exists() else None
+    expected = {"between the renames": None, "after the swap": new, "before the pairs are renamed": new}
+    assert found == expected.get(window, old)
+    world.pair(work_dir, debug=True)
+    assert digest(work_dir) == digest(tmp_path / "fresh")
+    assert not list(work_dir.rglob(".*"))
+
+
+def test_two_pairings_at_the_same_time_both_end_well(world, work_dir, tmp_path):
+    world.publish(tmp_path / "fresh")
+    world.pair(tmp_path / "fresh", debug=True)
+    processes = [start(world, work_dir) for _ in range(3)]
+    for process in processes:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    assert digest(work_dir) == digest(tmp_path / "fresh")
+    assert not list(work_dir.glob(".*"))
+
+
+MEASURED = """
+import sys, tracemalloc
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import pyarrow as pa
+from stage2_world import World
+tracemalloc.start()
+World(Path({folder!r}), [], unit_size=16).pair(Path({work_dir!r}))
+print(pa.default_memory_pool().max_memory(), tracemalloc.get_traced_memory()[1])
+"""
+
+
+def test_images_are_not_held_in_memory(tmp_path):
+    draw = random.Random(0)
+    size, number = 400_000, 256
+    images = [{"bytes": draw.randbytes(size), "path": None} for _ in range(number)]
+    world = make_world(tmp_path, num_questions=number, num_answers=4, unit_size=16, image=images)
+    world.publish(tmp_path / "work")
+    code = MEASURED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), work_dir=str(tmp_path / "work"))
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    arrow, python = map(int, output.split())
+    written = len(dataset_rows(tmp_path / "work")) * size
+    assert written > 150 * 2**20
+    # A row group is 40 MB in the result and 4 MB in the source.
+    assert arrow < 30 * 2**20
+    assert python < 40 * 2**20
