@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from data_engine.records import STAGES
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
 
@@ -72,3 +73,9 @@ def publish(path: Path, table: pa.Table) -> None:
 
 def read_unit(work_dir: Path, stage: str, unit: int) -> pa.Table:
     return pq.read_table(unit_path(work_dir, stage, unit), partitioning=None)
+
+
+def quarantine_path(work_dir: Path, stage: str, unit: int) -> Path:
+    """Where the rows that a stage left out are recorded. Stage 1's are beside stage 0's: a file has one writer."""
+    name = f"unit-{unit:05d}" if stage == STAGES[0] else f"unit-{unit:05d}.{stage}"
+    return work_dir / "quarantine" / f"{name}.parquet"

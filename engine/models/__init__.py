@@ -20,6 +20,11 @@ def load_model(
     from data_engine.models.base import pick_device, pick_dtype
 
     folder = resolve(path, revision)
-    module, _, cls = FAMILIES[family_of(folder, name)].partition(":")
     chosen = pick_device(device)
-    return getattr(importlib.import_module(module), cls).load(folder, chosen, pick_dtype(dtype, chosen))
+    return family_class(family_of(folder, name)).load(folder, chosen, pick_dtype(dtype, chosen))
+
+
+def family_class(family: str) -> type:
+    """The class of a family, imported on first use."""
+    module, _, cls = FAMILIES[family].partition(":")
+    return getattr(importlib.import_module(module), cls)

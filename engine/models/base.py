@@ -32,6 +32,8 @@ class VisionLanguageModel(Protocol):
     """longest row, prefix and answer together, that the decoder was made for"""
     vocabulary: str
     """fingerprint of the tokenizer: two models with the same one can exchange token ids"""
+    image_tokens: int
+    """N, rows that an image takes in the prefix"""
 
     def pixels(self, image: Image, crop: bool, max_megapixels: float) -> Tensor:
         """RGB image -> [3, H, W] fp32 on CPU; `crop` is the scoring stage's geometry, else the sampling stage's.
@@ -60,6 +62,11 @@ def prefix(model: VisionLanguageModel, pixels: Tensor, question: str) -> Tensor:
     """Embeddings of the whole prompt, image features in their place [P, D]."""
     features = model.encode_images(pixels[None].to(model.device))[0]
     return splice(model, model.prompt_ids(question), features)
+
+
+def prefix_length(model: VisionLanguageModel, question: str) -> int:
+    """P, without computing the prefix."""
+    return len(model.prompt_ids(question)) - 1 + model.image_tokens
 
 
 def splice(model: VisionLanguageModel, ids: list[int], features_ND: Tensor) -> Tensor:

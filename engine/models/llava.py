@@ -100,6 +100,8 @@ class Llava:
         self.eos_token_ids = (tokenizer.eos,)
         self.max_positions = config.text.max_position_embeddings
         self.vocabulary = tokenizer.vocabulary
+        grid = config.vision.image_size // config.vision.patch_size
+        self.image_tokens = grid**2 if config.drop_cls else grid**2 + 1
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "Llava":
@@ -119,6 +121,14 @@ class Llava:
             filler.fill(config.tower_folder, rename, unused)
         filler.done(folder)
         return cls(modules.to(device), config, tokenizer)
+
+    @staticmethod
+    def cache_values_per_token(folder: Path) -> int:
+        """Numbers that one token keeps in the key/value cache, all layers."""
+        raw, where = read_json(folder / "config.json"), folder / "config.json"
+        text = _llama_config(raw.get("text_config", raw), where)
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return 2 * text.num_hidden_layers * text.num_key_value_heads * width
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,208 @@
+"""What `run` does: ranks take free units of each stage in turn until all are published; rank 0 then pairs.
+
+No rank waits at a barrier. A rank that finds nothing free looks again, since the owner of a unit may have died.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import pyarrow as pa
+from data_engine import claims, pairing, records, units
+from data_engine.config import RunConfig
+from data_engine.dataset import Questions, load_questions
+from data_engine.models import load_model
+from data_engine.progress import Progress, log_to_stderr
+from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_threads
+from data_engine.records import STAGES, IncompleteError, UserError
+from data_engine.rows import UnitResult
+from data_engine.runfile import Checkpoint, describe, open_run
+from data_engine.sample import SampleSettings, sample_unit
+from data_engine.sampler import SamplingParams
+from data_engine.score import ScoreSettings, score_unit
+
+log = logging.getLogger(__name__)
+
+# The unit in hand may take this long after a signal; then it is dropped.
+GRACE_S = 20.0
+POLL_S = 0.2
+
+
+def run(config: RunConfig) -> int:
+    """Run this rank's part of the job; the exit code of design 4.1, which is also left for the launch script."""
+    code, stop = 1, Stop(GRACE_S).listen()
+    announce()
+    try:
+        code = _run(config, Ranks.from_environment(), stop)
+    except Stopped:
+        code = STOPPED
+    except UserError:
+        code = 2
+        raise
+    except IncompleteError:
+        code = 3
+        raise
+    finally:
+        report_exit(code, Path(config.work_dir))
+    if code == STOPPED:
+        log.warning("stopped by %s; every published unit is kept: run the same command again to go on", stop.wanted)
+    return code
+
+
+def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
+    log_to_stderr(ranks)
+    set_threads(config.threads, ranks)
+    job = Job(config, ranks, stop)
+    if not job.work():
+        return STOPPED
+    if ranks.rank == 0 and config.stop_after_stage == 2:
+        job.pair()
+    return 0
+
+
+class Job:
+    """One rank's view of a run: the questions, the units that are its business, and the one model it holds."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks, stop: Stop) -> None:
+        self.config, self.ranks, self.stop = config, ranks, stop
+        self.work_dir = Path(config.work_dir)
+        self.questions = _questions(config)
+        self.checkpoints = {
+            "instruct": Checkpoint.find(
+                config.instruct_model_path, config.instruct_model_name, config.instruct_model_revision
+            ),
+            "reward": Checkpoint.find(config.reward_model_path, config.reward_model_name, config.reward_model_revision),
+        }
+        described = describe(config, self.questions, self.checkpoints["instruct"], self.checkpoints["reward"])
+        self.run_file, warnings = open_run(self.work_dir, described)
+        self.unit_rows = units.split_units(len(self.questions), self.run_file["units"]["unit_size"])
+        self.mine = range(config.shard_index, len(self.unit_rows), config.num_shards)
+        self.same_tokenizer = self.checkpoints["instruct"].vocabulary == self.checkpoints["reward"].vocabulary
+        if not self.same_tokenizer:
+            warnings.append(
+                "instruct and reward model have different tokenizers: answers go over as text, "
+                "rewards compare sums and means, and min and last are null"
+            )
+        if config.temperature == 0:
+            warnings.append("temperature 0 gives the same answer k times: no pair can come of it")
+        for warning in warnings if ranks.rank == 0 else ():
+            log.warning(warning)
+        self.claims = claims.Claims(self.work_dir, ranks.rank)
+        self._model, self._model_role = None, ""
+        self._checked: set[str] = set()
+
+    def work(self) -> bool:
+        """Publish every unit of this job's shard, up to the last model stage asked for; False if a signal came."""
+        first, last = self.config.continue_from_stage, min(self.config.stop_after_stage, 1)
+        stages = [stage for stage in STAGES if first <= (stage != "sampled_answer") <= last]
+        self._require_earlier(first)
+        total = len(self.mine) * len(stages)
+        with Progress(self.work_dir, stages, self.mine, total, self.ranks) as progress:
+            while left := self._left(stages):
+                if self.stop.wanted:
+                    return False
+                if not self._work_on_one(left, progress):
+                    time.sleep(POLL_S)
+        self._model = None
+        return not self.stop.wanted
+
+    def _require_earlier(self, first: int) -> None:
+        """A stage starts only where the ones before it, left out on purpose, are complete."""
+        for stage in STAGES[: {0: 0, 1: 1, 2: 3}[first]]:
+            wanted = range(len(self.unit_rows)) if first == 2 else self.mine
+            missing = sorted(set(wanted) - units.published(self.work_dir, stage))
+            if missing:
+                raise IncompleteError(
+                    f"continue_from_stage {first} needs all units of {stage}, missing {len(missing)} of {len(wanted)}: "
+                    f"{pairing._compressed(missing)}; run the earlier stages first"
+                )
+
+    def _left(self, stages: list[str]) -> list[tuple[str, int]]:
+        """Units of this shard that are not published, those of the first stage first."""
+        done = {stage: units.published(self.work_dir, stage) for stage in stages}
+        return [(stage, unit) for stage in stages for unit in self.mine if unit not in done[stage]]
+
+    def _work_on_one(self, left: list[tuple[str, int]], progress: Progress) -> bool:
+        """Claim, compute and publish the first unit of `left` that is free and has what it needs."""
+        sampled = units.published(self.work_dir, "sampled_answer")
+        for stage, unit in left:
+            if stage != "sampled_answer" and unit not in sampled:
+                continue
+            with self.claims.hold(stage, unit) as taken:
+                if taken and unit not in units.published(self.work_dir, stage):
+                    self._compute(stage, unit, progress)
+                    return True
+        return False
+
+    def _compute(self, stage: str, unit: int, progress: Progress) -> None:
+        start = time.perf_counter()
+        model = self._load("reward" if stage == "reward_logps" else "instruct")
+        loaded = time.perf_counter()
+        result = self._sample(model, unit) if stage == "sampled_answer" else self._score(model, stage, unit)
+        if result.quarantined and self.config.on_bad_row == "error":
+            idx, reason = result.quarantined[0]
+            raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")
+        with self.stop.committing():
+            self._publish(stage, unit, result)
+        progress.unit_done(stage, unit, result.table, len(self.unit_rows[unit]), time.perf_counter() - loaded)
+        log.debug("%s unit %d: %.1f s", stage, unit, time.perf_counter() - start)
+
+    def _sample(self, model, unit: int) -> UnitResult:
+        config = self.config
+        params = SamplingParams(
+            config.temperature, config.top_k, config.top_p, config.repetition_penalty, config.max_new_tokens
+        )
+        rows = self.run_file["frozen"]["decode_rows"]
+        settings = SampleSettings(config.sample_k, config.seed, params, rows, config.same_pixels, config.max_megapixels)
+        return sample_unit(model, self.questions.rows(self.unit_rows[unit]), self.questions.idx_type, settings)
+
+    def _score(self, model, stage: str, unit: int) -> UnitResult:
+        as_text = stage == "reward_logps" and not self.same_tokenizer
+        sampled = units.read_unit(self.work_dir, "sampled_answer", unit)
+        settings = ScoreSettings(as_text, self.config.max_megapixels)
+        questions = self.questions.rows(self.unit_rows[unit])
+        result = score_unit(model, questions, sampled, settings, check=stage not in self._checked)
+        if result.table.num_rows:
+            self._checked.add(stage)
+        return result
+
+    def _publish(self, stage: str, unit: int, result: UnitResult) -> None:
+        """The rows left out first, so that a published unit never hides one."""
+        if result.quarantined:
+            rows = [{"idx": idx, "stage": stage, "reason": reason} for idx, reason in result.quarantined]
+            table = pa.Table.from_pylist(rows, records.quarantine(self.questions.idx_type))
+            units.publish(units.quarantine_path(self.work_dir, stage, unit), table)
+        units.publish(units.unit_path(self.work_dir, stage, unit), result.table)
+
+    def _load(self, role: str):
+        """The model of a role; the other one is let go first."""
+        if self._model_role != role:
+            self._model = None
+            log.info("loading the %s model from %s", role, self.checkpoints[role].folder)
+            self._model = load_model(
+                None, str(self.checkpoints[role].folder), device=self.ranks.device(self.config.device),
+                dtype=self.config.dtype,
+            )  # fmt: skip
+            self._model_role = role
+        return self._model
+
+    def pair(self) -> None:
+        """Stage 2, on one rank: pairs, dataset, report, and the funnel on screen."""
+        config = self.config
+        log.info("pairing")
+        funnel = pairing.run(
+            self.work_dir, self.questions, self.unit_rows, rank=config.rank, distance=config.distance,
+            beta=config.beta, seed=config.seed, markers=tuple(self.run_file["models"]["instruct"]["markers"]),
+            same_tokenizer=self.same_tokenizer, debug=config.debug,
+        )  # fmt: skip
+        from data_engine import report
+
+        report.write_report(self.work_dir, self.questions, self.unit_rows, funnel)
+        print(funnel.render(), flush=True)
+
+
+def _questions(config: RunConfig) -> Questions:
+    return load_questions(
+        config.dataset_path, split=config.dataset_split, revision=config.dataset_revision,
+        image_root=config.image_root, limit=config.limit,
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""What both model stages do with a row of the input: read its image, and leave it out with a reason where they must."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+from data_engine import images
+from data_engine.dataset import Question
+from PIL import Image
+
+
+class BadRow(ValueError):
+    """A row that a stage cannot use; the message is the reason that the quarantine records."""
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What a unit of a stage comes to: its table, and the rows that were left out as (idx, reason)."""
+
+    table: pa.Table
+    quarantined: list[tuple[int | str, str]]
+
+
+def read_image(question: Question, max_megapixels: float) -> Image.Image:
+    """The decoded image of a row. Raises BadRow or images.BadImage with the reason that goes into the quarantine."""
+    if question.problem:
+        raise BadRow(question.problem)
+    return images.decode(question.image, max_megapixels)
+
+
+def open_image(image: Image.Image | bytes, max_megapixels: float) -> Image.Image:
+    """What the public API takes as an image, as RGB. Raises images.BadImage."""
+    if isinstance(image, Image.Image):
+        images.check_megapixels(*image.size, max_megapixels, "source image")
+        return images.to_rgb(image)
+    return images.decode(image, max_megapixels)

@@ -1,0 +1,139 @@
+"""run.json: what this work directory is a run of. Created once, before any work; every later start is held against it.
+
+`bound` holds what stages 0 and 1 depend on: a start with another value is refused, by name. Pairing settings, shards,
+launcher, threads and debug are not in it. `frozen` holds figures that the first start chose for this machine.
+"""
+
+import json
+import os
+import platform
+import secrets
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import data_engine
+import torch
+from data_engine.config import RunConfig
+from data_engine.dataset import Questions
+from data_engine.models import family_class
+from data_engine.models.base import pick_device, pick_dtype
+from data_engine.models.checkpoint import fingerprint, weight_bytes
+from data_engine.models.names import family_of, resolve
+from data_engine.models.tokenizer import load_tokenizer
+from data_engine.records import UserError
+from data_engine.units import auto_unit_size, split_units
+
+SETTINGS = (
+    "limit", "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed",
+    "max_megapixels", "same_pixels",
+)  # fmt: skip
+LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
+# Answers decoded at a time: beyond this the products gain nothing.
+MOST_ROWS = {"cpu": 80, "cuda": 640}
+WORKING_ROOM_BYTES = 8 << 30
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model of the run, found and fingerprinted but not loaded."""
+
+    folder: Path
+    family: str
+    fingerprint: str
+    vocabulary: str
+    markers: tuple[str, ...]
+
+    @classmethod
+    def find(cls, path: str, name: str | None, revision: str | None) -> "Checkpoint":
+        folder = resolve(path, revision)
+        family = family_of(folder, name)
+        markers = family_class(family).markers
+        return cls(folder, family, fingerprint(folder), load_tokenizer(folder).vocabulary, markers)
+
+    def as_json(self) -> dict:
+        return {**asdict(self), "folder": str(self.folder), "markers": list(self.markers)}
+
+
+def describe(config: RunConfig, questions: Questions, instruct: Checkpoint, reward: Checkpoint) -> dict:
+    """The content of run.json for this start."""
+    device = pick_device(config.device)
+    dtype = str(pick_dtype(config.dtype, device)).removeprefix("torch.")
+    unit_size = config.unit_size or auto_unit_size(len(questions))
+    bound = {name: getattr(config, name) for name in SETTINGS}
+    bound |= {"device": device.type, "dtype": dtype, "unit_size": unit_size, "dataset": questions.fingerprint}
+    bound |= {"instruct_model": instruct.fingerprint, "reward_model": reward.fingerprint}
+    return {
+        "bound": bound,
+        "frozen": {"decode_rows": decode_rows(config, instruct, device)},
+        "units": {
+            "num_questions": len(questions),
+            "unit_size": unit_size,
+            "num_units": len(split_units(len(questions), unit_size)),
+        },
+        "models": {"instruct": instruct.as_json(), "reward": reward.as_json()},
+        "config": asdict(config),
+        "versions": {
+            "data_engine": data_engine.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        },
+    }
+
+
+def decode_rows(config: RunConfig, instruct: Checkpoint, device: torch.device) -> int:
+    """How many answers are decoded at a time: as many suffix caches as fit half of the memory that weights leave."""
+    width = family_class(instruct.family).cache_values_per_token(instruct.folder)
+    row_bytes = width * config.max_new_tokens * pick_dtype(config.dtype, device).itemsize
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    room = (memory - weight_bytes(instruct.folder) - WORKING_ROOM_BYTES) // 2
+    return max(1, min(MOST_ROWS.get(device.type, 80), room // row_bytes))
+
+
+def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
+    """Create run.json, or compare with the one that is there; returns it, and warnings for a person to read.
+
+    Raises UserError naming each bound field that differs.
+    """
+    path = work_dir / "run.json"
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        _create(path, json.dumps(described, indent=1))
+    except OSError as error:
+        raise UserError(f"work_dir {work_dir} cannot be written: {error.strerror}") from error
+    try:
+        found = json.loads(path.read_text())
+        differing = [name for name in described["bound"] if found["bound"].get(name) != described["bound"][name]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a run.json of this program; choose another work_dir") from error
+    if differing:
+        told = "; ".join(
+            f"{name} was {found['bound'].get(name)!r}, now {described['bound'][name]!r}" for name in differing
+        )
+        raise UserError(
+            f"work_dir {work_dir} holds another run: {told}. Go on with its settings or choose another work_dir"
+        )
+    changed = [
+        f"{name} {then} -> {described['versions'].get(name)}"
+        for name, then in found["versions"].items()
+        if described["versions"].get(name) != then
+    ]
+    return found, [f"this run was started with other versions ({', '.join(changed)})"] if changed else []
+
+
+def _create(path: Path, text: str) -> None:
+    """Write the file whole, unless one is there already."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)

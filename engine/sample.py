@@ -1,0 +1,101 @@
+"""Stage 0: k answers a question from the instruct model, for one unit or through the public API."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+from data_engine import records
+from data_engine.dataset import Question
+from data_engine.decode import Request, Sampled, sample
+from data_engine.images import BadImage
+from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
+from data_engine.rows import BadRow, UnitResult, open_image, read_image
+from data_engine.sampler import SamplingParams
+from data_engine.seeds import seed_for
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer; `token_ids` ends with EOS where the model ended ("stop"), not at "length"."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What stage 0 depends on besides the model and the questions."""
+
+    k: int
+    seed: int
+    params: SamplingParams
+    num_rows: int
+    """answers decoded at a time, frozen in run.json"""
+    crop: bool
+    """see the scoring stage's pixels"""
+    max_megapixels: float
+
+
+def request_for(
+    model: VisionLanguageModel, image: Image.Image, question: str, idx: int | str, settings: SampleSettings
+) -> Request:
+    """Raises BadImage where the image does not fit, BadRow where the question does not."""
+    pixels = model.pixels(image, settings.crop, settings.max_megapixels)
+    size, new = prefix_length(model, question), settings.params.max_new_tokens
+    if size + new > model.max_positions:
+        raise BadRow(f"question too long: prompt of {size} tokens, {new} to generate, room for {model.max_positions}")
+    keys = [seed_for(settings.seed, idx, sample_index) for sample_index in range(settings.k)]
+    return Request(lambda: prefix(model, pixels, question), keys)
+
+
+def sample_unit(
+    model: VisionLanguageModel, questions: Iterable[Question], idx_type: pa.DataType, settings: SampleSettings
+) -> UnitResult:
+    """All answers of a unit's questions, in order; a row that cannot be used is left out with its reason."""
+    requests, asked, quarantined = [], [], []
+    for question in questions:
+        try:
+            image = read_image(question, settings.max_megapixels)
+            requests.append(request_for(model, image, question.question, question.idx, settings))
+            asked.append(question.idx)
+        except (BadRow, BadImage) as problem:
+            quarantined.append((question.idx, str(problem)))
+    sampled = sample(model, requests, settings.params, settings.num_rows) if requests else []
+    columns = {
+        "idx": [asked[found.request] for found in sampled],
+        "sample_index": [found.sample_index for found in sampled],
+        "answer": [model.text(found.token_ids) for found in sampled],
+        "token_ids": [found.token_ids for found in sampled],
+        "finish_reason": [found.finish_reason for found in sampled],
+    }
+    return UnitResult(pa.table(columns, records.sampled_answer(idx_type)), quarantined)
+
+
+def sample_answers(
+    model: VisionLanguageModel,
+    image: Image.Image | bytes,
+    question: str,
+    k: int = 10,
+    seed: int = 0,
+    idx: int | str = "",
+    temperature: float = 0.7,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    max_new_tokens: int = 512,
+    max_megapixels: float = 64,
+) -> list[Answer]:
+    """k answers to one image-question; the same (seed, idx) gives the same answers.
+
+    `image` is a PIL image or encoded bytes. Raises images.BadImage, a ValueError, for an image that cannot be read.
+    """
+    params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
+    settings = SampleSettings(k, seed, params, num_rows=k, crop=False, max_megapixels=max_megapixels)
+    request = request_for(model, open_image(image, max_megapixels), question, idx, settings)
+    return [answer_of(model, found) for found in sample(model, [request], params, settings.num_rows)]
+
+
+def answer_of(model: VisionLanguageModel, found: Sampled) -> Answer:
+    return Answer(model.text(found.token_ids), found.token_ids, found.finish_reason)
