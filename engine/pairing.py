@@ -56,20 +56,19 @@ def run(
     require_units(work_dir, len(unit_ranges))
     settings = Settings(rank, distance, beta, seed)
     reward = rewards.token_rewards if same_tokenizer else rewards.text_rewards
-    with scratch_folder(work_dir, "pairing") as scratch, contextlib.ExitStack() as stack:
-        debug_row = stack.enter_context(_json_rows(scratch / "rewards.json")) if debug else _ignore
+    with scratch_folder(work_dir, "pairing") as scratch:
+        debug_rows = _json_rows(scratch / "rewards.json") if debug else contextlib.nullcontext(_ignore)
         funnel = Funnel(questions=len(questions))
-        with Draft(scratch / "draft.parquet", records.pairs(questions.idx_type), seed) as draft:
+        with Draft(scratch / "draft.parquet", records.pairs(questions.idx_type), seed) as draft, debug_rows as add_row:
             for unit, rows in enumerate(unit_ranges):
                 funnel.quarantined += _num_quarantined(work_dir, unit)
                 for answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward, beta):
-                    draft.add(_pair_question(answers, settings, markers, funnel, debug_row))
+                    draft.add(_pair_question(answers, settings, markers, funnel, add_row))
         draft.filter_dataset()
         written = exports.write_dataset(work_dir, scratch, draft, questions, unit_ranges, seed)
         draft.drop(written.without_source)
         _count(funnel, draft.status, written.rows)
         if debug:
-            stack.close()
             move_in(scratch / "rewards.json", work_dir / "debug/rewards.json")
             _write_debug_pairs(scratch / "pairs.json", draft)
             move_in(scratch / "pairs.json", work_dir / "debug/pairs.json")

@@ -340,7 +340,9 @@ import sys, tracemalloc
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import pyarrow as pa
+from data_engine.words import count_words
 from stage2_world import World
+count_words("nltk is a large import")
 tracemalloc.start()
 World(Path({folder!r}), [], unit_size=16).pair(Path({work_dir!r}))
 print(pa.default_memory_pool().max_memory(), tracemalloc.get_traced_memory()[1])
