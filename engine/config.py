@@ -1,12 +1,20 @@
-"""The resolved configuration of a run: frozen dataclasses, checked on construction. Imports no torch.
+"""The resolved configuration of a run: a frozen dataclass, checked on construction. Imports no torch.
 
-Fields carry the names of the command line's flags (design: one flag, one field); each docstring is that flag's help.
+A field is a flag of `data-engine run` and a key of its YAML, by the same name; its docstring is the flag's help.
 """
 
+import json
+import math
+import re
+import types
+import typing
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from data_engine.records import UserError
+
+_INT_MAX = 2**63 - 1
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _require(holds: bool, message: str) -> None:
@@ -51,7 +59,7 @@ class RunConfig:
     shard_index: int = 0
     """see num_shards"""
     unit_size: int | None = None
-    """questions a unit; default: number of questions / 1024, rounded up, between 8 and 256"""
+    """questions a unit, or auto: number of questions / 1024, rounded up, between 8 and 256"""
     sample_k: int = 10
     """answers a question"""
     rank: int = 3
@@ -77,7 +85,7 @@ class RunConfig:
     device: str = "auto"
     """auto: cuda if there, else cpu"""
     threads: int | None = None
-    """CPU threads a rank; default: OMP_NUM_THREADS, or cores / ranks"""
+    """CPU threads a rank, or auto: OMP_NUM_THREADS, or cores / ranks"""
     zero3: Literal["auto", "on", "off"] = "auto"
     """split the models over the ranks (DeepSpeed ZeRO-3)"""
     on_bad_row: Literal["skip", "error"] = "skip"
@@ -90,22 +98,21 @@ class RunConfig:
     """also write the image-free intermediate tables as JSON under debug/"""
 
     def __post_init__(self) -> None:
-        for name in ("sample_k", "rank", "distance", "max_new_tokens", "num_shards", "unit_size", "limit", "threads"):
-            value, least = getattr(self, name), 1
-            _require(value is None or value >= least, f"{name} must be at least {least}, got {value}")
+        self._check_types()
+        for name in ("rank", "distance", "max_new_tokens", "num_shards", "unit_size", "limit", "threads"):
+            value = getattr(self, name)
+            _require(value is None or 1 <= value <= _INT_MAX, f"{name} must be at least 1, got {value}")
         _require(self.sample_k >= 2, f"sample_k must be at least 2 to form a pair, got {self.sample_k}")
-        _require(
-            self.rank <= self.sample_k, f"rank must be at most sample_k: got rank {self.rank}, sample_k {self.sample_k}"
-        )
-        _require(self.beta > 0, f"beta must be above 0, got {self.beta}")
+        _require(self.rank <= self.sample_k, f"rank must be at most sample_k, {self.sample_k}, got {self.rank}")
+        for name in ("beta", "repetition_penalty", "max_megapixels"):
+            _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         _require(self.temperature >= 0, f"temperature must be at least 0 (0 is greedy), got {self.temperature}")
-        _require(self.top_k >= 0, f"top_k must be at least 0 (0 is off), got {self.top_k}")
+        _require(0 <= self.top_k <= _INT_MAX, f"top_k must be at least 0 (0 is off), got {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1 (1 is off), got {self.top_p}")
-        _require(self.repetition_penalty > 0, f"repetition_penalty must be above 0, got {self.repetition_penalty}")
-        _require(self.max_megapixels > 0, f"max_megapixels must be above 0, got {self.max_megapixels}")
+        _require(0 <= self.seed <= _INT_MAX, f"seed must be between 0 and 2**63 - 1, got {self.seed}")
         _require(
             0 <= self.shard_index < self.num_shards,
-            f"shard_index must be between 0 and num_shards - 1 = {self.num_shards - 1}, got {self.shard_index}",
+            f"shard_index must be between 0 and num_shards - 1, {self.num_shards - 1}, got {self.shard_index}",
         )
         for name in ("continue_from_stage", "stop_after_stage"):
             value = getattr(self, name)
@@ -114,6 +121,31 @@ class RunConfig:
             self.continue_from_stage <= self.stop_after_stage,
             f"continue_from_stage {self.continue_from_stage} lies after stop_after_stage {self.stop_after_stage}",
         )
+        _require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"device must be auto, cpu, cuda or cuda:N, got {json.dumps(self.device)}",
+        )
+
+    def _check_types(self) -> None:
+        """Hold every field to its annotation; a whole number in a float field becomes one, so that 1 equals 1.0."""
+        for name, annotation in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+            if value is None and type(None) in kinds:
+                continue
+            kind = kinds[0]
+            if kind is float and type(value) is int and abs(value) <= 2**53:
+                value = float(value)
+                object.__setattr__(self, name, value)
+            shown = json.dumps(value, default=str)
+            if typing.get_origin(kind) is Literal:
+                choices = typing.get_args(kind)
+                _require(value in choices, f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown}")
+            else:
+                quote = "; in YAML, put it in quotes" if kind is str else ""
+                _require(type(value) is kind, f"{name} must be {_EXPECTED[kind]}, got {shown}{quote}")
+                _require(kind is not float or math.isfinite(value), f"{name} must be a finite number, got {shown}")
+                _require(kind is not str or value.strip(), f"{name} is empty; is a shell variable unset?")
 
 
 FIELD_NAMES = tuple(field.name for field in fields(RunConfig))

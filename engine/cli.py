@@ -1,0 +1,74 @@
+"""The only entry point: `data-engine COMMAND ...`, or `python -m data_engine`. Imports no torch by itself.
+
+Exit codes: 0 done; 1 a bug or an unexpected failure; 2 the user's input or configuration is wrong; 3 incomplete;
+75 stopped by a signal after committing, run the same command again.
+"""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+import data_engine
+from data_engine.arguments import nearest, parse
+from data_engine.records import IncompleteError, UserError
+
+# Name: (module:function that takes the remaining arguments and returns an exit code, help).
+COMMANDS = {
+    "run": ("data_engine.cli:run", "sample, score and pair, or go on where a run was stopped"),
+    "validate": ("data_engine.validate:main", "check configuration, paths and columns, as run would be given them"),
+    "status": ("data_engine.status:main", "units done by stage, pace and time left of a work_dir"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors go to stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        return _complain(str(error), 2)
+    except IncompleteError as error:
+        return _complain(str(error), 3)
+    except KeyboardInterrupt:
+        return _complain("interrupted; run the same command again to go on", 75)
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def run(argv: Sequence[str]) -> int:
+    """The `run` command: parse, then the pipeline, which is the first to import torch."""
+    config = parse(argv)
+    return importlib.import_module("data_engine.pipeline").run(config)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv:
+        raise UserError(f"which command? {_usage()}")
+    command, *rest = argv
+    if command in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(f"{_usage()}\n\n" + "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()))
+        print("\ndata-engine COMMAND --help says more.")
+        return 0
+    if command == "--version":
+        print(f"data-engine {data_engine.__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise UserError(f'unknown command "{command}"{nearest(command, COMMANDS) or f"; {_usage()}"}')
+    module, _, function = COMMANDS[command][0].partition(":")
+    return getattr(importlib.import_module(module), function)(rest)
+
+
+def _usage() -> str:
+    return f"usage: data-engine {{{','.join(COMMANDS)}}} ..."
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"data-engine: error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

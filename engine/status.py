@@ -1,0 +1,124 @@
+"""How far a run is, read from its work_dir alone: `data-engine status WORK_DIR`. Imports no torch.
+
+Units are counted from the published files; pace comes from logs/rank-*.jsonl. Works while a run is going, from any
+machine that sees the folder, over all ranks and shards.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_engine import units
+from data_engine.records import STAGES, UserError
+
+# A pace is the mean over a stage's last units, so that it follows a change of machines.
+_RECENT_UNITS = 200
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a stage goes: over its last units, and the ranks that are still at work."""
+
+    seconds_a_unit: float
+    answers_a_second: float
+    num_ranks: int
+    """ranks that were heard of lately; 0 where the run stands still"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the progress of one work_dir. Raises UserError where it is none."""
+    usage = "usage: data-engine status WORK_DIR"
+    if list(argv) in (["-h"], ["--help"]):
+        print(f"{usage}\n\nUnits done by stage, pace and time left; safe while the run is going.")
+        return 0
+    if len(argv) != 1:
+        raise UserError(f"status takes one WORK_DIR, got {len(argv)} arguments; {usage}")
+    print(describe(Path(argv[0]), time.time()))
+    return 0
+
+
+def describe(work_dir: Path, now: float) -> str:
+    """The table that `status` prints, for the unix time `now`."""
+    planned = _planned_units(work_dir)
+    total = planned["num_units"]
+    log = _log_lines(work_dir)
+    lines = [f"{work_dir}: {planned['num_questions']} questions in {total} units of {planned['unit_size']}"]
+    lines.append(f"{'stage':<16}{'units':>15}{'':>6}{'ranks':>8}{'answers/s':>12}{'time left':>14}")
+    for stage in STAGES:
+        done = len(units.published(work_dir, stage) & set(range(total)))
+        pace = _pace([line for line in log if line["stage"] == stage], now)
+        row = f"{stage:<16}{f'{done}/{total}':>15}{_percent(done, total):>6}"
+        if done < total:
+            row += _pace_cells(pace, total - done)
+        lines.append(row.rstrip())
+    lines.append(f"{'pairs':<16}{_pairs_cell(work_dir):>15}")
+    return "\n".join(lines)
+
+
+def _planned_units(work_dir: Path) -> dict[str, int]:
+    if not work_dir.is_dir():
+        raise UserError(f'no folder "{work_dir}"')
+    try:
+        planned = json.loads((work_dir / "run.json").read_text(encoding="utf-8"))["units"]
+        return {name: int(planned[name]) for name in ("num_questions", "unit_size", "num_units")}
+    except FileNotFoundError:
+        raise UserError(f'"{work_dir}" is not the work_dir of a run: it has no run.json') from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
+
+
+def _log_lines(work_dir: Path) -> list[dict]:
+    """The lines of all ranks' logs that are about a unit, oldest first, each with its rank's file as `source`."""
+    lines = []
+    for file in sorted((work_dir / "logs").glob("rank-*.jsonl")):
+        for line in file.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+                entry |= {"source": file.name, "stage": str(entry["stage"]), "time": float(entry["time"])}
+                entry |= {name: float(entry[name]) for name in ("seconds", "answers")}
+            # A rank that was killed may leave half a line, and other lines are not about units.
+            except (ValueError, KeyError, TypeError):
+                continue
+            lines.append(entry)
+    return sorted(lines, key=lambda entry: entry["time"])
+
+
+def _pace(lines: Iterable[dict], now: float) -> Pace | None:
+    recent = list(lines)[-_RECENT_UNITS:]
+    seconds = sum(line["seconds"] for line in recent)
+    if seconds <= 0:
+        return None
+    mean = seconds / len(recent)
+    # A rank at work is heard of about every `mean` seconds; five times that is silence.
+    heard = {line["source"] for line in recent if line["time"] > now - max(60, 5 * mean)}
+    return Pace(mean, sum(line["answers"] for line in recent) / seconds * len(heard), len(heard))
+
+
+def _pace_cells(pace: Pace | None, num_left: int) -> str:
+    if pace is None:
+        return ""
+    if pace.num_ranks == 0:
+        return f"{0:>8}{'-':>12}{'stands still':>14}"
+    left = duration(num_left * pace.seconds_a_unit / pace.num_ranks)
+    return f"{pace.num_ranks:>8}{pace.answers_a_second:>12.1f}{left:>14}"
+
+
+def duration(seconds: float) -> str:
+    """Two units of time at most: 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 59.5:
+        return f"{round(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _percent(done: int, total: int) -> str:
+    # Rounded down: 100 % is only said of a whole stage.
+    return f"{100 * done // total if total else 100} %"
+
+
+def _pairs_cell(work_dir: Path) -> str:
+    return "written" if any((work_dir / "dataset").glob("dpo_dataset*.parquet")) else "not written"

@@ -1,0 +1,210 @@
+"""The command line as a user meets it: real processes, their exit code, stdout and stderr."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_engine import cli
+from data_engine.records import IMAGE, IncompleteError, UserError
+
+HEAVY = ("torch", "transformers", "datasets", "accelerate")
+
+
+def call(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "data_engine", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    return result.returncode, result.stdout, result.stderr
+
+
+def refused(message: str) -> tuple[int, str, str]:
+    """Exit code 2, and the message alone: no traceback, no usage."""
+    return 2, "", f"data-engine: error: {message}\n"
+
+
+@pytest.fixture
+def job(tmp_path) -> dict[str, str]:
+    """Flags of a run that `validate` finds nothing wrong with."""
+    for name in ("instruct", "reward"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "llava"}')
+        (tmp_path / name / "tokenizer.model").touch()
+        (tmp_path / name / "model.safetensors").touch()
+    write_questions(tmp_path, ["a", "b"])
+    flags = {"instruct_model_path": "instruct", "reward_model_path": "reward", "dataset_path": "q.parquet"}
+    return flags | {"work_dir": "runs/one"}
+
+
+def write_questions(folder: Path, ids: list[str]) -> None:
+    image = pa.array([{"bytes": b"x", "path": None}] * len(ids), IMAGE)
+    pq.write_table(pa.table({"idx": ids, "question": ["q"] * len(ids), "image": image}), folder / "q.parquet")
+
+
+def flags(job: dict[str, str], **changed: str) -> list[str]:
+    return [f"--{name}={value}" for name, value in (job | changed).items()]
+
+
+# Commands
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy():
+    code = "import sys; from data_engine.cli import main; main(['--help'])"
+    code += f"; print([m for m in {HEAVY} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *lines, heavy = result.stdout.splitlines()
+    assert heavy == "[]"
+    assert all(any(line.startswith(f"  {name} ") for line in lines) for name in cli.COMMANDS)
+
+
+def test_the_help_of_run_shows_every_flag_and_imports_nothing_heavy():
+    code = "import sys, atexit; from data_engine.cli import main"
+    code += f"; atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules])); main(['run', '--help'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "  --sample_k N " in result.stdout
+    assert "answers a question (default: 10)" in result.stdout
+
+
+def test_no_command_and_an_unknown_one_are_refused():
+    assert call() == refused("which command? usage: data-engine {" + ",".join(cli.COMMANDS) + "} ...")
+    assert call("vaildate") == refused('unknown command "vaildate"; did you mean validate?')
+
+
+def test_the_version_is_told(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("data-engine 0.")
+
+
+def test_every_command_of_the_table_exists():
+    import importlib
+
+    for target, text in cli.COMMANDS.values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+        assert text
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (UserError("sample_k is odd"), 2, "data-engine: error: sample_k is odd\n"),
+        (IncompleteError("units missing: 3"), 3, "data-engine: error: units missing: 3\n"),
+        (KeyboardInterrupt(), 75, "data-engine: error: interrupted; run the same command again to go on\n"),
+    ],
+)
+def test_an_error_ends_with_its_exit_code_and_its_message_alone(monkeypatch, capsys, error, code, says):
+    def fail(argv):
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert cli.main(["run"]) == code
+    assert capsys.readouterr() == ("", says)
+
+
+def test_a_bug_ends_with_one_and_a_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run", lambda argv: 1 // 0)
+    assert cli.main(["run"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_the_exit_code_of_a_command_is_passed_on(monkeypatch):
+    monkeypatch.setattr(cli, "run", lambda argv: 75)
+    assert cli.main(["run"]) == 75
+
+
+# validate, and what run refuses before any model
+
+
+def test_validate_says_what_it_found_writes_nothing_and_imports_nothing_heavy(job, tmp_path):
+    code = f"import sys; from data_engine.cli import main; code = main({['validate', *flags(job)]!r})"
+    code += f"; print([m for m in {HEAVY} if m in sys.modules], code)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    says = "valid: 2 questions, 10 answers each; instruct and reward model: llava and llava; work_dir runs/one"
+    assert (result.stdout, result.stderr) == (f"{says}\n[] 0\n", "")
+    # Defect 35: nothing is created in the working directory either.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["instruct", "q.parquet", "reward"]
+
+
+def test_a_job_may_stand_in_a_yaml_whose_paths_are_relative_to_the_working_directory(job, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/job.yaml").write_text(json.dumps(job | {"sample_k": 4}))
+    code, out, _ = call("validate", "--config", "configs/job.yaml", "--limit", "1", cwd=tmp_path)
+    assert (code, out[:33]) == (0, "valid: 1 questions, 4 answers eac")
+
+
+def test_defect_34_a_missing_path_is_an_error_and_no_placeholder(job, tmp_path):
+    del job["instruct_model_path"]
+    assert call("run", *flags(job), cwd=tmp_path) == refused(
+        "missing: --instruct_model_path; give each as a flag, or by its name in the YAML of --config"
+    )
+
+
+def test_run_refuses_a_wrong_value_before_anything_heavy_is_imported(job, tmp_path):
+    code = f"import sys; from data_engine.cli import main; main({['run', *flags(job, sample_k='1')]!r})"
+    code += f"; print([m for m in {HEAVY} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+    assert result.stderr == "data-engine: error: sample_k must be at least 2 to form a pair, got 1\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"sampel_k": "3"}, "unknown flag --sampel_k; did you mean --sample_k?"),
+        ({"rank": "11"}, "rank must be at most sample_k, 10, got 11"),
+        ({"distance": "0"}, "distance must be at least 1, got 0"),
+        ({"config": "no.yaml"}, 'config "no.yaml" cannot be read: No such file or directory'),
+        ({"dataset_path": "no.parquet"}, 'no file or folder at dataset_path "no.parquet"'),
+        ({"image_root": "no"}, 'image_root "no" is not a folder'),
+        ({"work_dir": "q.parquet"}, 'work_dir "q.parquet": "q.parquet" is a file; name a folder, or a place for one'),
+        (
+            {"dataset_split": "test"},
+            'dataset_split "test" is for a `datasets` folder or a hub dataset; "q.parquet" is neither',
+        ),
+    ],
+)
+def test_bad_input_exits_with_2_and_says_what_to_mend(job, tmp_path, monkeypatch, capsys, changed, says):
+    monkeypatch.chdir(tmp_path)
+    code = cli.main(["validate", *flags(job, **changed)])
+    assert (code, *capsys.readouterr()) == refused(says)
+
+
+def test_duplicate_idx_exit_with_2_and_are_listed(job, tmp_path):
+    write_questions(tmp_path, ["a", "b", "a"])
+    assert call("validate", *flags(job), cwd=tmp_path) == refused(
+        'dataset "q.parquet": every idx must be unique, but 1 are repeated: "a" (2 times)'
+    )
+
+
+def test_a_missing_column_exits_with_2_and_those_that_exist_are_listed(job, tmp_path):
+    pq.write_table(pa.table({"idx": ["a"], "prompt": ["q"]}), tmp_path / "q.parquet")
+    assert call("validate", *flags(job), cwd=tmp_path) == refused(
+        'dataset "q.parquet" has no columns "question", "image"; columns: idx, prompt'
+    )
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.model", "model.safetensors"])
+def test_a_model_folder_without_a_file_exits_with_2_and_names_it(job, tmp_path, monkeypatch, capsys, file):
+    (tmp_path / "reward" / file).unlink()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["validate", *flags(job)]) == 2
+    error = capsys.readouterr().err
+    assert "reward" in error
+    assert (Path(file).suffix if file.startswith("model") else file) in error
+
+
+def test_defect_27_an_unknown_model_name_exits_with_2(job, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["validate", *flags(job, instruct_model_name="lava-1.5")]) == 2
+    assert "lava-1.5" in capsys.readouterr().err
+
+
+def test_status_of_a_folder_that_is_no_work_dir_exits_with_2(tmp_path):
+    assert call("status", "none", cwd=tmp_path) == refused('no folder "none"')
+    assert cli.main(["status"]) == cli.main(["status", "a", "b"]) == 2

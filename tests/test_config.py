@@ -1,0 +1,225 @@
+import contextlib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from data_engine.arguments import help_texts, parse
+from data_engine.config import FIELD_NAMES, RunConfig
+from data_engine.records import UserError
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+REQUIRED = ["--instruct_model_path", "a", "--reward_model_path", "b", "--dataset_path", "c", "--work_dir", "d"]
+
+
+def refusal(*flags: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse([*REQUIRED, *flags])
+    return str(caught.value)
+
+
+def with_yaml(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def yaml_refusal(tmp_path: Path, text: str) -> str:
+    return refusal(*with_yaml(tmp_path, text)).replace(f"{tmp_path}/", "")
+
+
+# Defaults and values
+
+
+def test_the_required_flags_are_enough():
+    config = parse(REQUIRED)
+    assert config == RunConfig("a", "b", "c", "d")
+
+
+def test_the_defaults_are_those_of_the_flag_table():
+    config = parse(REQUIRED)
+    assert (config.sample_k, config.rank, config.distance, config.beta) == (10, 3, 25, 0.1)
+    assert (config.temperature, config.top_k, config.top_p, config.repetition_penalty) == (0.7, 50, 1.0, 1.0)
+    assert (config.max_new_tokens, config.seed, config.max_megapixels, config.limit) == (512, 0, 64, None)
+    assert (config.num_shards, config.shard_index, config.unit_size, config.threads) == (1, 0, None, None)
+    assert (config.dtype, config.device, config.zero3, config.on_bad_row) == ("auto", "auto", "auto", "skip")
+    assert (config.dataset_split, config.image_root) == ("train", None)
+    assert (config.same_pixels, config.debug) == (False, False)
+
+
+def test_defect_23_a_run_starts_from_scratch_by_default():
+    config = parse(REQUIRED)
+    assert (config.continue_from_stage, config.stop_after_stage) == (0, 2)
+
+
+def test_defect_24_a_boolean_flag_takes_no_value_so_none_can_be_misread():
+    assert parse([*REQUIRED, "--debug", "--sample_k", "4"]).debug is True
+    assert parse([*REQUIRED, "--same_pixels"]).same_pixels is True
+    says = '--debug takes no value, got "False"; leave it out to keep it off'
+    assert (refusal("--debug", "False"), refusal("--debug=False")) == (says, says)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["--sample_k", "4"], "sample_k", 4),
+        (["--sample_k=4"], "sample_k", 4),
+        (["--beta", "1e-2"], "beta", 0.01),
+        (["--temperature", "0"], "temperature", 0.0),
+        (["--unit_size", "auto"], "unit_size", None),
+        (["--unit_size", "16"], "unit_size", 16),
+        (["--threads", "auto"], "threads", None),
+        (["--zero3", "on"], "zero3", "on"),
+        (["--zero3", "off"], "zero3", "off"),
+        (["--dataset_split", "null"], "dataset_split", "null"),
+        (["--instruct_model_revision", "1234567"], "instruct_model_revision", "1234567"),
+        (["--device", "cuda:1"], "device", "cuda:1"),
+    ],
+)
+def test_a_flag_is_read(flags, name, value):
+    assert getattr(parse([*REQUIRED, *flags]), name) == value
+
+
+def test_a_whole_number_in_a_fractional_field_equals_the_fraction():
+    assert repr(parse([*REQUIRED, "--beta", "1"])) == repr(parse([*REQUIRED, "--beta", "1.0"]))
+
+
+def test_a_home_folder_is_found_where_the_shell_did_not(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse([*REQUIRED, "--work_dir=~/runs"]).work_dir == "/home/me/runs"
+
+
+# YAML
+
+
+def test_a_yaml_file_is_all_that_a_run_needs(tmp_path):
+    text = "instruct_model_path: a\nreward_model_path: b\ndataset_path: c\nwork_dir: d\nsample_k: 6\nbeta: 1e-1\n"
+    config = parse(with_yaml(tmp_path, text + "debug: true\nzero3: on\nunit_size: auto\nlimit: null\n"))
+    assert (config.instruct_model_path, config.sample_k, config.beta, config.debug) == ("a", 6, 0.1, True)
+    assert (config.zero3, config.unit_size, config.limit) == ("on", None, None)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_flag_wins_over_the_file_on_either_side_of_it(tmp_path, order):
+    flags = [with_yaml(tmp_path, "sample_k: 6\nrank: 2"), ["--sample_k", "8"]][::order]
+    config = parse([*REQUIRED, *flags[0], *flags[1]])
+    assert (config.sample_k, config.rank) == (8, 2)
+
+
+def test_a_yaml_off_is_off(tmp_path):
+    assert parse([*REQUIRED, *with_yaml(tmp_path, "zero3: off")]).zero3 == "off"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sampel_k: 3", 'config "job.yaml" has the unknown key sampel_k; did you mean sample_k?'),
+        ("sample-k: 3", 'config "job.yaml" has the unknown key sample-k; did you mean sample_k?'),
+        ("xyzzy: 3", 'config "job.yaml" has the unknown key xyzzy'),
+        ("1: 3", 'config "job.yaml" has the unknown key 1'),
+        ("config: x.yaml", 'config "job.yaml" has the unknown key config'),
+        ("- sample_k", 'config "job.yaml" must be lines of "name: value", got ["sample_k"]'),
+        ("sample_k", 'config "job.yaml" must be lines of "name: value", got "sample_k"'),
+        ("sample_k: 3\nsample_k: 4", 'config "job.yaml" is not YAML: sample_k is given twice'),
+        ("sample_k: [3", 'config "job.yaml" is not YAML: while parsing a flow sequence'),
+        ("? [a]: 3", 'config "job.yaml" is not YAML'),
+        ("sample_k: ten", 'sample_k must be a whole number, got "ten"'),
+        ("sample_k: true", "sample_k must be a whole number, got true"),
+        ("sample_k: 2.5", "sample_k must be a whole number, got 2.5"),
+        ("sample_k: [3]", "sample_k must be a whole number, got [3]"),
+        ("sample_k: null", "sample_k must be a whole number, got null"),
+        ("beta: much", 'beta must be a number, got "much"'),
+        ("debug: 'yes'", 'debug must be true or false, got "yes"'),
+        ("debug: 1", "debug must be true or false, got 1"),
+        ("instruct_model_revision: 1234567", "instruct_model_revision must be text, got 1234567; in YAML, put it in"),
+        ("on_bad_row: ignore", 'on_bad_row must be skip or error, got "ignore"'),
+    ],
+)
+def test_a_mistake_in_the_yaml_is_named(tmp_path, text, says):
+    assert yaml_refusal(tmp_path, text).startswith(says)
+
+
+def test_a_config_that_cannot_be_read_is_named(tmp_path):
+    assert (
+        refusal("--config", f"{tmp_path}/no.yaml")
+        == f'config "{tmp_path}/no.yaml" cannot be read: No such file or directory'
+    )
+    assert refusal("--config", str(tmp_path)) == f'config "{tmp_path}" cannot be read: Is a directory'
+
+
+def test_an_empty_config_is_no_mistake(tmp_path):
+    assert parse([*REQUIRED, *with_yaml(tmp_path, "# nothing yet\n")]) == RunConfig("a", "b", "c", "d")
+
+
+# Mistakes in flags
+
+
+def test_all_missing_flags_are_named_at_once():
+    with pytest.raises(UserError) as caught:
+        parse(["--dataset_path", "c"])
+    assert str(caught.value) == (
+        "missing: --instruct_model_path, --reward_model_path, --work_dir; "
+        "give each as a flag, or by its name in the YAML of --config"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--sampel_k", "3"], "unknown flag --sampel_k; did you mean --sample_k?"),
+        (["--sample-k", "3"], "unknown flag --sample-k; did you mean --sample_k?"),
+        (["--sample", "3"], "unknown flag --sample; did you mean --sample_k?"),
+        (["--instruct_model", "x"], "unknown flag --instruct_model; did you mean --instruct_model_"),
+        (["--xyzzy=1"], "unknown flag --xyzzy; data-engine run --help lists all"),
+        (["stray"], "unrecognized arguments: stray; flags are written --name value"),
+        (["-k", "3"], "unrecognized arguments: -k 3; flags are written --name value"),
+        (["--sample_k"], "argument --sample_k: expected one argument"),
+        (["--sample_k", "ten"], 'sample_k must be a whole number, got "ten"'),
+        (["--sample_k", "1"], "sample_k must be at least 2 to form a pair, got 1"),
+        (["--sample_k", "-3"], "sample_k must be at least 2 to form a pair, got -3"),
+        (["--rank", "0"], "rank must be at least 1, got 0"),
+        (["--rank", "11"], "rank must be at most sample_k, 10, got 11"),
+        (["--distance", "0"], "distance must be at least 1, got 0"),
+        (["--limit", "0"], "limit must be at least 1, got 0"),
+        (["--beta", "0"], "beta must be above 0, got 0.0"),
+        (["--beta", ".inf"], "beta must be a finite number, got Infinity"),
+        (["--temperature", "-1"], "temperature must be at least 0 (0 is greedy), got -1.0"),
+        (["--temperature", ".nan"], "temperature must be a finite number, got NaN"),
+        (["--top_k", "-1"], "top_k must be at least 0 (0 is off), got -1"),
+        (["--top_p", "0"], "top_p must be above 0 and at most 1 (1 is off), got 0.0"),
+        (["--repetition_penalty", "0"], "repetition_penalty must be above 0, got 0.0"),
+        (["--max_new_tokens", "0"], "max_new_tokens must be at least 1, got 0"),
+        (["--max_megapixels", "0"], "max_megapixels must be above 0, got 0.0"),
+        (["--seed", "-1"], "seed must be between 0 and 2**63 - 1, got -1"),
+        (["--num_shards", "3", "--shard_index", "3"], "shard_index must be between 0 and num_shards - 1, 2, got 3"),
+        (["--continue_from_stage", "3"], "continue_from_stage must be 0 (sample), 1 (score) or 2 (pair), got 3"),
+        (
+            ["--continue_from_stage", "2", "--stop_after_stage", "1"],
+            "continue_from_stage 2 lies after stop_after_stage 1",
+        ),
+        (["--dtype", "fp16"], 'dtype must be auto, float32, bfloat16 or float16, got "fp16"'),
+        (["--zero3", "maybe"], 'zero3 must be auto, on or off, got "maybe"'),
+        (["--device", "gpu"], 'device must be auto, cpu, cuda or cuda:N, got "gpu"'),
+        (["--work_dir", ""], "work_dir is empty; is a shell variable unset?"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_named(flags, says):
+    assert refusal(*flags).startswith(says)
+
+
+@given(name=st.sampled_from(FIELD_NAMES), value=st.text(max_size=8) | st.integers().map(str) | st.floats().map(str))
+@example(name="sample_k", value="{a: 1}")
+@example(name="limit", value="[1")
+@example(name="threads", value="2020-01-01")
+@example(name="top_k", value="9" * 400)
+@example(name="beta", value="9" * 400)
+def test_any_value_makes_a_configuration_or_a_message(name, value):
+    # Any other exception would be a traceback on the user's screen.
+    with contextlib.suppress(UserError):
+        assert isinstance(parse([*REQUIRED, f"--{name}={value}"]), RunConfig)
+
+
+def test_every_field_has_a_help_text():
+    texts = help_texts()
+    assert set(texts) == {field.name for field in fields(RunConfig)}
+    assert all(text.strip() for text in texts.values())

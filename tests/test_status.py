@@ -1,0 +1,132 @@
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from data_engine import status
+from data_engine.records import STAGES, UserError
+
+NOW = 1_000_000.0
+
+
+def make_run(work_dir: Path, num_units: int, done: dict[str, int]) -> Path:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    planned = {"num_questions": num_units * 8, "unit_size": 8, "num_units": num_units}
+    (work_dir / "run.json").write_text(json.dumps({"units": planned}))
+    for stage, count in done.items():
+        (work_dir / stage).mkdir()
+        for unit in range(count):
+            (work_dir / stage / f"unit-{unit:05d}.parquet").touch()
+    return work_dir
+
+
+def write_log(work_dir: Path, rank: int, *lines: dict | str) -> None:
+    (work_dir / "logs").mkdir(exist_ok=True)
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (work_dir / f"logs/rank-{rank}.jsonl").write_text(text)
+
+
+def unit_line(time: float, stage: str = "sampled_answer", seconds: float = 10.0, answers: int = 80) -> dict:
+    return {
+        "time": time,
+        "stage": stage,
+        "unit": 0,
+        "seconds": seconds,
+        "questions": 8,
+        "answers": answers,
+        "tokens": 1,
+    }
+
+
+def row(text: str, stage: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(stage)]
+    return line.split()
+
+
+def test_units_are_counted_by_stage(tmp_path):
+    text = status.describe(make_run(tmp_path / "run", 25, {"sampled_answer": 25, "instruct_logps": 10}), NOW)
+    assert text.splitlines()[0] == f"{tmp_path}/run: 200 questions in 25 units of 8"
+    assert row(text, "sampled_answer") == ["sampled_answer", "25/25", "100", "%"]
+    assert row(text, "instruct_logps") == ["instruct_logps", "10/25", "40", "%"]
+    assert row(text, "reward_logps") == ["reward_logps", "0/25", "0", "%"]
+    assert row(text, "pairs") == ["pairs", "not", "written"]
+
+
+def test_a_share_is_rounded_down_so_that_only_a_whole_stage_is_100(tmp_path):
+    text = status.describe(make_run(tmp_path, 1000, {"sampled_answer": 999}), NOW)
+    assert row(text, "sampled_answer")[1:4] == ["999/1000", "99", "%"]
+
+
+def test_pace_and_time_left_come_from_the_ranks_logs(tmp_path):
+    work_dir = make_run(tmp_path, 100, {"sampled_answer": 4})
+    write_log(work_dir, 0, unit_line(NOW - 15), unit_line(NOW - 5))
+    write_log(work_dir, 1, unit_line(NOW - 12), unit_line(NOW - 2))
+    # 10 s a unit on each of 2 ranks: 96 units take 480 s; 80 answers a unit make 16 a second.
+    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["2", "16.0", "8", "min"]
+
+
+def test_only_the_stage_of_a_line_sets_its_pace(tmp_path):
+    work_dir = make_run(tmp_path, 10, {"sampled_answer": 10, "instruct_logps": 4})
+    write_log(work_dir, 0, unit_line(NOW - 500, seconds=99), unit_line(NOW - 1, "instruct_logps", seconds=2, answers=8))
+    assert row(status.describe(work_dir, NOW), "instruct_logps")[4:] == ["1", "4.0", "12", "s"]
+
+
+def test_a_run_that_nobody_works_on_stands_still(tmp_path):
+    work_dir = make_run(tmp_path, 10, {"sampled_answer": 4})
+    write_log(work_dir, 0, unit_line(NOW - 3600))
+    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["0", "-", "stands", "still"]
+
+
+def test_a_torn_or_foreign_log_line_is_passed_over(tmp_path):
+    work_dir = make_run(tmp_path, 10, {"sampled_answer": 4})
+    torn = ['{"time": 99', "null", "[]", '{"event": "start"}', '{"time": "x", "stage": 1}', "\x00"]
+    write_log(work_dir, 0, *torn, unit_line(NOW - 1), '{"time": 1000')
+    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["1", "8.0", "1", "min"]
+
+
+@pytest.mark.parametrize("name", ["dpo_dataset.parquet", "dpo_dataset-00000-of-00002.parquet"])
+def test_a_written_dataset_is_said_to_be_there(tmp_path, name):
+    work_dir = make_run(tmp_path, 1, {})
+    (work_dir / "dataset").mkdir()
+    (work_dir / "dataset" / name).touch()
+    assert row(status.describe(work_dir, NOW), "pairs") == ["pairs", "written"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "is not the work_dir of a run: it has no run.json"),
+        ("{", 'run.json" is not one of a run: JSONDecodeError'),
+        ("{}", "run.json\" is not one of a run: KeyError: 'units'"),
+        ('{"units": 3}', 'run.json" is not one of a run: TypeError'),
+    ],
+)
+def test_a_folder_that_is_no_work_dir_is_refused(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        status.describe(tmp_path, NOW)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "1 h 0 min"), (12_000, "3 h 20 min"), (190_800, "2 d 5 h")],
+)
+def test_a_duration_has_two_units_at_most(seconds, text):
+    assert status.duration(seconds) == text
+
+
+def test_ten_thousand_units_are_read_in_two_seconds(tmp_path):
+    work_dir = make_run(tmp_path, 10_000, dict.fromkeys(STAGES, 10_000))
+    for rank in range(8):
+        write_log(work_dir, rank, *(unit_line(NOW + i, stage) for stage in STAGES for i in range(1250)))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "data_engine", "status", str(work_dir)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Time on the processor, so that a busy machine does not fail it.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert row(result.stdout, "reward_logps")[1] == "10000/10000"
