@@ -162,7 +162,7 @@ def _write_files(folder: Path, groups: Iterable[pa.Table], schema: pa.Schema) ->
     parts, writer, part_bytes = [], None, 0
     groups = itertools.chain([schema.empty_table()], groups)
     for group in groups:
-        if writer is None or part_bytes + group.nbytes > FILE_BYTES:
+        if writer is None or (part_bytes and part_bytes + group.nbytes > FILE_BYTES):
             if writer is not None:
                 writer.close()
             parts.append(folder / f"part-{len(parts)}")
