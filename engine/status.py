@@ -4,6 +4,7 @@ Units are counted from the published files; pace comes from logs/rank-*.jsonl. W
 machine that sees the folder, over all ranks and shards.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ class Pace:
     seconds_a_unit: float
     answers_a_second: float
     num_ranks: int
-    """ranks that were heard of lately; 0 where the run stands still"""
+    """ranks that worked at the same time lately; 0 where the run stands still"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,13 +71,13 @@ def _planned_units(work_dir: Path) -> dict[str, int]:
 
 
 def _log_lines(work_dir: Path) -> list[dict]:
-    """The lines of all ranks' logs that are about a unit, oldest first, each with its rank's file as `source`."""
+    """The lines of all ranks' logs that are about a unit, oldest first, whatever else they hold passed over."""
     lines = []
     for file in sorted((work_dir / "logs").glob("rank-*.jsonl")):
         for line in file.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
-                entry |= {"source": file.name, "stage": str(entry["stage"]), "time": float(entry["time"])}
+                entry |= {"stage": str(entry["stage"]), "time": float(entry["time"])}
                 entry |= {name: float(entry[name]) for name in ("seconds", "answers")}
             # A rank that was killed may leave half a line, and other lines are not about units.
             except (ValueError, KeyError, TypeError):
@@ -85,15 +86,24 @@ def _log_lines(work_dir: Path) -> list[dict]:
     return sorted(lines, key=lambda entry: entry["time"])
 
 
-def _pace(lines: Iterable[dict], now: float) -> Pace | None:
-    recent = list(lines)[-_RECENT_UNITS:]
+def _pace(lines: Sequence[dict], now: float) -> Pace | None:
+    recent = lines[-_RECENT_UNITS:]
     seconds = sum(line["seconds"] for line in recent)
     if seconds <= 0:
         return None
     mean = seconds / len(recent)
     # A rank at work is heard of about every `mean` seconds; five times that is silence.
-    heard = {line["source"] for line in recent if line["time"] > now - max(60, 5 * mean)}
-    return Pace(mean, sum(line["answers"] for line in recent) / seconds * len(heard), len(heard))
+    lately = [line for line in lines if line["time"] > now - max(60, 5 * mean)]
+    num_ranks = _most_at_once(lately)
+    return Pace(mean, sum(line["answers"] for line in recent) / seconds * num_ranks, num_ranks)
+
+
+def _most_at_once(lines: Iterable[dict]) -> int:
+    """How many units were worked on at the same moment; the ranks of several shards share the names of their logs."""
+    ends = [(line["time"], -1) for line in lines]
+    starts = [(line["time"] - line["seconds"], 1) for line in lines]
+    # An end sorts before a start at the same moment.
+    return max(itertools.accumulate(step for _, step in sorted(ends + starts)), default=0)
 
 
 def _pace_cells(pace: Pace | None, num_left: int) -> str:

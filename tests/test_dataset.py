@@ -70,9 +70,11 @@ def test_any_range_gives_the_same_rows_in_any_order_of_asking(tmp_path, row_grou
 
 
 def test_two_walks_at_once_do_not_disturb_each_other(tmp_path):
-    questions = load_questions(write(tmp_path / "q.parquet", list(range(60))))
-    pairs = list(zip(questions.rows(range(0, 30)), questions.rows(range(20, 50)), strict=True))
-    assert [(a.idx, b.idx) for a, b in pairs] == [(i, i + 20) for i in range(30)]
+    questions = load_questions(write(tmp_path / "q.parquet", list(range(80))))
+    # Leaves a row group read in part, which only one of the two may go on with.
+    list(questions.rows(range(0, 10)))
+    pairs = list(zip(questions.rows(range(10, 40)), questions.rows(range(30, 60)), strict=True))
+    assert [(a.idx, b.idx) for a, b in pairs] == [(i, i + 20) for i in range(10, 40)]
 
 
 def test_rising_ranges_read_a_row_group_once(tmp_path, monkeypatch):

@@ -110,6 +110,19 @@ def test_junk_and_formats_outside_the_list_are_refused_without_an_address(data):
     assert reason(data) == "not an image in a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM)"
 
 
+@pytest.mark.parametrize("format", ["JPEG2000", "PCX", "TGA", "ICO"])
+def test_a_whole_image_in_a_format_outside_the_list_is_refused(format):
+    assert reason(encode(gradient(), format)).startswith("not an image in a known format")
+
+
+def test_a_reason_names_no_address_and_no_path(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("cannot read <_io.BytesIO object at 0x7f00> of /home/me/x.jpg\nat 0x7f01")
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert reason(b"x") == "image file is broken: cannot read of at"
+
+
 def test_defect_22_a_truncated_image_is_refused_with_a_reason():
     data = encode(gradient(size=(200, 200)), "JPEG")
     assert reason(data[: len(data) // 2]).startswith("image JPEG data is broken: image file is truncated")

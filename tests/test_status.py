@@ -67,6 +67,18 @@ def test_pace_and_time_left_come_from_the_ranks_logs(tmp_path):
     assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["2", "16.0", "8", "min"]
 
 
+def test_ranks_of_two_shards_that_share_a_log_count_as_two(tmp_path):
+    work_dir = make_run(tmp_path, 100, {"sampled_answer": 4})
+    write_log(work_dir, 0, *(unit_line(NOW - ago) for ago in (12, 15, 2, 5)))
+    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["2", "16.0", "8", "min"]
+
+
+def test_units_one_after_the_other_are_the_work_of_one_rank(tmp_path):
+    work_dir = make_run(tmp_path, 100, {"sampled_answer": 3})
+    write_log(work_dir, 0, *(unit_line(NOW - ago) for ago in (20, 10, 0)))
+    assert row(status.describe(work_dir, NOW), "sampled_answer")[4] == "1"
+
+
 def test_only_the_stage_of_a_line_sets_its_pace(tmp_path):
     work_dir = make_run(tmp_path, 10, {"sampled_answer": 10, "instruct_logps": 4})
     write_log(work_dir, 0, unit_line(NOW - 500, seconds=99), unit_line(NOW - 1, "instruct_logps", seconds=2, answers=8))
