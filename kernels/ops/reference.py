@@ -4,6 +4,7 @@ Shapes: N rows, V vocabulary, D width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Rows of logits alive at once; bounds memory to CHUNK x V however many answers there are.
@@ -32,5 +33,6 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
     parts = []
     for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
         logits = logits_fp32(hidden, weight_VD)
-        parts.append(logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1))
+        # Subtracts the largest logit first; logit - logsumexp would lose the digits of large logits.
+        parts.append(-F.cross_entropy(logits, targets, reduction="none"))
     return torch.cat(parts) if parts else torch.empty(0, device=hidden_ND.device)
