@@ -12,32 +12,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-# Name of a way: (the work it is timed on, what it does).
-WAYS = {
-    "engine, scoring": ("scoring", "image and prompt once a question, its answers packed behind that prefix"),
-    "one at a time, twice": ("scoring", "the reference's way: each answer in two passes with the image, full logits"),
-    "padded batch": ("scoring", "a question's answers as one batch with the image in each row, logits_to_keep"),
-    "engine, sampling": ("sampling", "one prefix cache a question, read by its answers, all questions in flight"),
-    "generate, one question": ("sampling", "generate(num_return_sequences=k), a question at a time"),
-    "generate, all questions": ("sampling", "generate(num_return_sequences=k) over a batch of all questions"),
-}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much work a round is, and how many rounds."""
-
-    vocab: int = 4064
-    k: int = 10
-    questions: int = 8
-    answer_tokens: int = 120
-    """scored, an answer"""
-    new_tokens: int = 64
-    """sampled, an answer; EOS is forbidden before, so that every way draws as many"""
-    rounds: int = 3
+import torch
+import transformers
+from data_engine.bench_ways import WAYS, Bench, Sizes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,14 +39,11 @@ def main(argv: Sequence[str]) -> int:
 
 def run(sizes: Sizes, threads: int | None = None) -> dict:
     """Time every way, round by round in turn; seconds, rates and ratios by way."""
-    import torch
-    import transformers
-    from data_engine.bench_ways import Bench
-
     if threads:
         torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), sizes)
+    bench.warm_up()
     # In turn, so that a slower minute of the machine falls on all of them.
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     tokens: dict[str, int] = {}

@@ -4,8 +4,8 @@ Stock: sdpa, KV cache, inference mode, the same threads and dtype, prompts of eq
 Each way returns how many tokens it scored or drew. Shapes: B questions, K answers, P prefix tokens, L answer tokens.
 """
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from data_engine.decode import Request, sample
@@ -21,11 +21,33 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging
 
-if TYPE_CHECKING:
-    from data_engine.bench import Sizes
+# Name of a way: (the work it is timed on, what it does).
+WAYS = {
+    "engine, scoring": ("scoring", "image and prompt once a question, its answers packed behind that prefix"),
+    "one at a time, twice": ("scoring", "the reference's way: each answer in two passes with the image, full logits"),
+    "padded batch": ("scoring", "a question's answers as one batch with the image in each row, logits_to_keep"),
+    "engine, sampling": ("sampling", "one prefix cache a question, read by its answers, all questions in flight"),
+    "generate, one question": ("sampling", "generate(num_return_sequences=k), a question at a time"),
+    "generate, all questions": ("sampling", "generate(num_return_sequences=k) over a batch of all questions"),
+}
+
 
 QUESTION = "What is in the picture?"
 SAMPLING = {"temperature": 0.7, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a round is, and how many rounds."""
+
+    vocab: int = 4064
+    k: int = 10
+    questions: int = 8
+    answer_tokens: int = 120
+    """scored, an answer"""
+    new_tokens: int = 64
+    """sampled, an answer; EOS is forbidden before, so that every way draws as many"""
+    rounds: int = 3
 
 
 def write_checkpoint(folder: Path, vocab: int) -> None:
@@ -45,7 +67,7 @@ def write_checkpoint(folder: Path, vocab: int) -> None:
 class Bench:
     """One checkpoint, loaded by the engine and by transformers, and the work that both are given."""
 
-    def __init__(self, folder: Path, sizes: "Sizes") -> None:
+    def __init__(self, folder: Path, sizes: Sizes) -> None:
         logging.disable_progress_bar()
         write_checkpoint(folder, sizes.vocab)
         self.sizes = sizes
@@ -74,6 +96,13 @@ class Bench:
         """Between the engine's log-probs of the first question's answers and transformers', nat."""
         expected = torch.stack([self._one(0, answer) for answer in self.answers_BKL[0]])
         return (torch.stack(self._packed(0)) - expected).abs().max().item()
+
+    def warm_up(self) -> None:
+        """Every way once on little work, so that nothing is timed for being first."""
+        full, self.sizes = self.sizes, replace(self.sizes, new_tokens=2)
+        for way in self.ways.values():
+            way()
+        self.sizes = full
 
     # Scoring.
 
