@@ -148,6 +148,13 @@ def test_defect_32_which_pairs_of_an_idx_are_kept_depends_on_the_seed_and_the_id
     assert len({tuple(kept_by(per_idx, own, seed=seed)) for seed in range(50)}) > 20
 
 
+def test_questions_of_the_same_shape_do_not_all_keep_the_same_pairs():
+    pairs = [pair(f"q{number}", 0, rejected) for number in range(50) for rejected in range(1, 7)]
+    kept = Counter(rejected for _, _, rejected in kept_by(per_idx, pairs))
+    # Half of 50 each; the standard deviation is 3.5.
+    assert all(10 < kept[rejected] < 40 for rejected in range(1, 7))
+
+
 def test_each_pair_of_an_idx_is_kept_equally_often():
     own = [pair("a", 0, rejected) for rejected in range(1, 7)]
     counts = Counter(one for seed in range(2000) for one in kept_by(per_idx, own, seed=seed))

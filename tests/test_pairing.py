@@ -114,6 +114,18 @@ def test_the_size_of_the_units_does_not_show_in_the_dataset(world, work_dir, tmp
     assert digest(tmp_path / "work-7/pairs") == digest(work_dir / "pairs")
 
 
+def test_the_pairs_held_in_memory_before_they_are_written_do_not_show_in_the_result(
+    world, work_dir, tmp_path, monkeypatch
+):
+    world.pair(work_dir)
+    world.publish(tmp_path / "other")
+    monkeypatch.setattr(pairing, "DRAFT_ROWS", 10)
+    world.pair(tmp_path / "other")
+    assert pq.read_metadata(tmp_path / "other/pairs/pairs.parquet").num_row_groups > 3
+    assert pairs_rows(tmp_path / "other") == pairs_rows(work_dir)
+    assert digest(tmp_path / "other/dataset") == digest(work_dir / "dataset")
+
+
 def test_defect_32_the_dataset_depends_on_the_seed_setting_and_on_no_global_random_state(world, work_dir):
     random.seed(1)
     world.pair(work_dir)
@@ -351,7 +363,7 @@ print(pa.default_memory_pool().max_memory(), tracemalloc.get_traced_memory()[1])
 
 def test_images_are_not_held_in_memory(tmp_path):
     draw = random.Random(0)
-    size, number = 400_000, 256
+    size, number = 300_000, 200
     images = [{"bytes": draw.randbytes(size), "path": None} for _ in range(number)]
     world = make_world(tmp_path, num_questions=number, num_answers=4, unit_size=16, image=images)
     world.publish(tmp_path / "work")
@@ -359,7 +371,7 @@ def test_images_are_not_held_in_memory(tmp_path):
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     arrow, python = map(int, output.split())
     written = len(dataset_rows(tmp_path / "work")) * size
-    assert written > 150 * 2**20
-    # A row group is 40 MB in the result and 4 MB in the source.
+    assert written > 80 * 2**20
+    # A row group is 30 MB in the result and 3 MB in the source.
     assert arrow < 30 * 2**20
     assert python < 40 * 2**20

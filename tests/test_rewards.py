@@ -26,12 +26,12 @@ def test_defect_4_beta_is_applied_once_to_the_average():
     assert token_rewards(INSTRUCT, REWARD, beta=0.2).avg == pytest.approx(2 * result.avg)
 
 
-def test_sums_are_exact_in_float64_though_the_log_probs_are_float32():
-    instruct = np.array([-1e8, -1e-3, -1e-3], np.float32)
-    reward = np.array([-1e8, 0, 0], np.float32)
-    # In float32, or in float64 with a running sum of the two models apart, the small terms are lost or rounded.
-    expected = 2 * float(np.float32(1e-3))
-    assert token_rewards(instruct, reward, beta=1.0).sum == expected
+@pytest.mark.parametrize("large", [2.0**24, 2.0**60])
+def test_sums_are_exact_though_the_log_probs_are_float32(large):
+    # A float32 sum loses the 1 beside 2 ** 24, a float64 sum in order loses it beside 2 ** 60.
+    reward, instruct = np.array([large, 1, -large], np.float32), np.zeros(3, np.float32)
+    assert token_rewards(instruct, reward, beta=1.0).sum == 1.0
+    assert text_rewards(instruct, reward, beta=1.0).sum == 1.0
 
 
 def test_a_number_of_tokens_that_differs_between_the_models_is_an_error_that_says_both():
