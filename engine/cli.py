@@ -11,13 +11,18 @@ from collections.abc import Sequence
 
 import data_engine
 from data_engine.arguments import nearest, parse
+from data_engine.config import RunConfig
 from data_engine.records import IncompleteError, UserError
+from data_engine.status import read_run, work_dir_argument
+from data_engine.validate import open_questions
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
 COMMANDS = {
     "run": ("data_engine.cli:run", "sample, score and pair, or go on where a run was stopped"),
     "validate": ("data_engine.validate:main", "check configuration, paths and columns, as run would be given them"),
     "status": ("data_engine.status:main", "units done by stage, pace and time left of a work_dir"),
+    "report": ("data_engine.cli:report", "write report/index.html of a work_dir again"),
+    "bench": ("data_engine.bench:main", "the engine's speed against stock transformers, on this machine"),
 }
 
 
@@ -41,6 +46,27 @@ def run(argv: Sequence[str]) -> int:
     """The `run` command: parse, then the pipeline, which is the first to import torch."""
     config = parse(argv)
     return importlib.import_module("data_engine.pipeline").run(config)
+
+
+def report(argv: Sequence[str]) -> int:
+    """The `report` command: the report of a finished run, from its work_dir and its dataset."""
+    work_dir = work_dir_argument(
+        "report", "Writes WORK_DIR/report/index.html again, from the pairs and the dataset.", argv
+    )
+    if work_dir is None:
+        return 0
+    run_file = read_run(work_dir)
+    if not (work_dir / "pairs/pairs.parquet").is_file():
+        raise UserError(f'"{work_dir}" has no pairs/pairs.parquet yet: let the run finish stage 2 first')
+    from data_engine.pairing import read_funnel
+    from data_engine.report import write_report
+
+    config = RunConfig(**run_file["config"])
+    questions = open_questions(config)
+    if questions.fingerprint != run_file["bound"]["dataset"]:
+        raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
+    print(write_report(work_dir, questions, read_funnel(work_dir), config.max_megapixels))
+    return 0
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -30,14 +30,23 @@ class Pace:
 
 def main(argv: Sequence[str]) -> int:
     """Print the progress of one work_dir. Raises UserError where it is none."""
-    usage = "usage: data-engine status WORK_DIR"
-    if list(argv) in (["-h"], ["--help"]):
-        print(f"{usage}\n\nUnits done by stage, pace and time left; safe while the run is going.")
-        return 0
-    if len(argv) != 1:
-        raise UserError(f"status takes one WORK_DIR, got {len(argv)} arguments; {usage}")
-    print(describe(Path(argv[0]), time.time()))
+    work_dir = work_dir_argument(
+        "status", "Units done by stage, pace and time left; safe while the run is going.", argv
+    )
+    if work_dir is not None:
+        print(describe(work_dir, time.time()))
     return 0
+
+
+def work_dir_argument(command: str, description: str, argv: Sequence[str]) -> Path | None:
+    """The one argument of a command about a work_dir; None after --help, which is answered here."""
+    usage = f"usage: data-engine {command} WORK_DIR"
+    if list(argv) in (["-h"], ["--help"]):
+        print(f"{usage}\n\n{description}")
+        return None
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError(f'{command} takes one WORK_DIR, got "{" ".join(argv)}"; {usage}')
+    return Path(argv[0])
 
 
 def describe(work_dir: Path, now: float) -> str:
@@ -58,15 +67,23 @@ def describe(work_dir: Path, now: float) -> str:
     return "\n".join(lines)
 
 
-def _planned_units(work_dir: Path) -> dict[str, int]:
+def read_run(work_dir: Path) -> dict:
+    """run.json of a work_dir. Raises UserError where the folder is none."""
     if not work_dir.is_dir():
         raise UserError(f'no folder "{work_dir}"')
     try:
-        planned = json.loads((work_dir / "run.json").read_text(encoding="utf-8"))["units"]
-        return {name: int(planned[name]) for name in ("num_questions", "unit_size", "num_units")}
+        return dict(json.loads((work_dir / "run.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f'"{work_dir}" is not the work_dir of a run: it has no run.json') from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
+
+
+def _planned_units(work_dir: Path) -> dict[str, int]:
+    planned = read_run(work_dir)
+    try:
+        return {name: int(planned["units"][name]) for name in ("num_questions", "unit_size", "num_units")}
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
 
 

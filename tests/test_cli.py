@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_engine import cli
+from data_engine.config import RunConfig
 from data_engine.records import IMAGE, IncompleteError, UserError
+from stage2_world import World, make_world
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate")
 
@@ -205,6 +208,44 @@ def test_defect_27_an_unknown_model_name_exits_with_2(job, tmp_path, monkeypatch
     assert "lava-1.5" in capsys.readouterr().err
 
 
+def test_report_of_a_run_without_pairs_exits_with_2(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    code, _, error = call("report", str(tmp_path))
+    assert (code, error[-62:]) == (2, "has no pairs/pairs.parquet yet: let the run finish stage 2 first\n"[-62:])
+
+
+@pytest.fixture
+def finished(tmp_path) -> tuple[World, Path]:
+    """A world whose answers are paired, and its work_dir with a run.json."""
+    world, work_dir = make_world(tmp_path / "world", num_questions=8), tmp_path / "run"
+    world.publish(work_dir)
+    world.pair(work_dir)
+    config = RunConfig("instruct", "reward", str(world.dataset_path), str(work_dir))
+    run_file = {"config": asdict(config), "bound": {"dataset": world.questions().fingerprint}}
+    (work_dir / "run.json").write_text(json.dumps(run_file))
+    return world, work_dir
+
+
+def test_report_writes_the_page_again_from_the_work_dir(finished):
+    _, work_dir = finished
+    assert call("report", str(work_dir)) == (0, f"{work_dir}/report/index.html\n", "")
+    assert (work_dir / "report/index.html").stat().st_size > 1000
+
+
+def test_report_refuses_a_dataset_that_has_changed(finished, capsys):
+    world, work_dir = finished
+    make_world(world.folder, num_questions=9)
+    assert cli.main(["report", str(work_dir)]) == 2
+    assert "is not the dataset that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_a_command_about_a_work_dir_takes_one(command, capsys):
+    for arguments in ([], ["a", "b"], ["--watch"]):
+        assert cli.main([command, *arguments]) == 2
+        assert f"usage: data-engine {command} WORK_DIR" in capsys.readouterr().err
+    assert cli.main([command, "--help"]) == 0
+
+
 def test_status_of_a_folder_that_is_no_work_dir_exits_with_2(tmp_path):
     assert call("status", "none", cwd=tmp_path) == refused('no folder "none"')
-    assert cli.main(["status"]) == cli.main(["status", "a", "b"]) == 2
