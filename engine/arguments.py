@@ -17,9 +17,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import yaml
+from jsonargparse import ArgumentParser
+
 from data_engine.config import FIELD_NAMES, RunConfig
 from data_engine.records import UserError
-from jsonargparse import ArgumentParser
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
 _TYPES = typing.get_type_hints(RunConfig)

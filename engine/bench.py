@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import transformers
+
 from data_engine.bench_ways import WAYS, Bench, Sizes
 
 

@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from data_engine.decode import Request, sample
-from data_engine.logps import packed_token_logps
-from data_engine.models.base import IMAGE_TOKEN, prefix
-from data_engine.models.llava import Llava
-from data_engine.sampler import SamplingParams
-from data_engine.seeds import seed_for
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging
+
+from data_engine.decode import Request, sample
+from data_engine.logps import packed_token_logps
+from data_engine.models.base import IMAGE_TOKEN, prefix
+from data_engine.models.llava import Llava
+from data_engine.sampler import SamplingParams
+from data_engine.seeds import seed_for
 
 # Name of a way: (the work it is timed on, what it does).
 WAYS = {

@@ -44,13 +44,19 @@ class Claims:
             heart.join()
             path.unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Remove the claims of owners that died; for when every unit is published."""
+        for path in self.folder.iterdir():
+            path.unlink(missing_ok=True)
+
     def _create(self, path: Path) -> bool:
         # Linked into place, so that nobody reads a claim without an owner in it.
         temporary = self.folder / f".{secrets.token_hex(8)}"
         temporary.write_text(json.dumps(self._owner))
         try:
             os.link(temporary, path)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):
+            # Somebody's, or swept away since all is published.
             return False
         finally:
             temporary.unlink(missing_ok=True)
@@ -72,8 +78,8 @@ class Claims:
     def _now(self) -> float:
         """The file system's clock, not this host's: hosts disagree."""
         probe = self.folder / f".{secrets.token_hex(8)}"
-        probe.touch()
-        now = probe.stat().st_mtime
+        with open(probe, "w") as file:
+            now = os.fstat(file.fileno()).st_mtime
         probe.unlink(missing_ok=True)
         return now
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+
 from data_engine.images import BadImage, read_under
 from data_engine.records import OPTIONAL_COLUMNS, UserError
 from data_engine.sources import REQUIRED_COLUMNS, Source, is_text, open_source

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from data_engine.attention import Prefill, forward, positions
 from data_engine.kernels.reference import logits_fp32
 from data_engine.models.base import VisionLanguageModel
 from data_engine.sampler import SamplingParams, next_tokens
-from torch import Tensor
 
 
 @dataclass(frozen=True)

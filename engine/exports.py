@@ -16,12 +16,12 @@ from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from data_engine import records
 from data_engine.dataset import Question, Questions
 from data_engine.scratch import swap_in
 from data_engine.seeds import seed_for
 
-IMAGE_MARKER = "<image>"
 ROW_GROUP_ROWS = 100
 ROW_GROUP_BYTES = 64 * 2**20
 FILE_BYTES = 500 * 10**6
@@ -47,13 +47,6 @@ class Written:
     rows: int
     without_source: frozenset
     """idx of kept pairs that were left out because their image or question can no longer be read"""
-
-
-def without_image_marker(question: str) -> str:
-    """The question without any literal `<image>`: the trainer and the prompt add their own."""
-    while IMAGE_MARKER in question:
-        question = question.replace(IMAGE_MARKER, "")
-    return question
 
 
 def write_dataset(
@@ -98,7 +91,7 @@ def _sources(
 def _row(question: Question, pair: Mapping, optional: tuple[str, ...]) -> dict:
     return {
         "idx": pair["idx"],
-        "question": without_image_marker(question.question),
+        "question": records.without_image_marker(question.question),
         "chosen": pair["chosen"],
         "rejected": pair["rejected"],
         "image": {"bytes": question.image, "path": question.image_path},

@@ -5,11 +5,12 @@ Shapes: P prefix tokens, K answers, L tokens of the longest fed answer, H and G 
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
 from data_engine.attention import causal, forward, positions
 from data_engine.kernels.reference import token_logps
 from data_engine.models.base import VisionLanguageModel
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
 class Packed:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from data_engine import exports, filters, pairs, records, rewards, units
 from data_engine.dataset import Questions
 from data_engine.funnel import Funnel
@@ -88,7 +89,7 @@ def require_units(work_dir: Path, num_units: int) -> None:
     for stage in records.STAGES:
         missing = sorted(set(range(num_units)) - units.published(work_dir, stage))
         if missing:
-            lines.append(f"{stage}: {_compressed(missing)}")
+            lines.append(f"{stage}: {units.compressed(missing)}")
     if lines:
         raise records.IncompleteError(
             f"pairing needs all {num_units} units of every stage, these are missing in {work_dir}:\n  "
@@ -97,21 +98,10 @@ def require_units(work_dir: Path, num_units: int) -> None:
         )
 
 
-def _compressed(numbers: list[int]) -> str:
-    """3, 4, 5, 9 as "3-5, 9"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
 def _num_quarantined(work_dir: Path, unit: int) -> int:
-    if not units.unit_path(work_dir, "quarantine", unit).exists():
-        return 0
-    return pc.count_distinct(units.read_unit(work_dir, "quarantine", unit)["idx"]).as_py()
+    paths = [units.quarantine_path(work_dir, stage, unit) for stage in records.STAGES]
+    found = [pq.read_table(path, columns=["idx"], partitioning=None) for path in paths if path.exists()]
+    return pc.count_distinct(pa.concat_tables(found)["idx"]).as_py() if found else 0
 
 
 def _answers(

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
-from data_engine import claims, pairing, records, units
+
+from data_engine import claims, pairing, records, report, units
 from data_engine.config import RunConfig
 from data_engine.dataset import Questions, load_questions
 from data_engine.models import load_model
@@ -114,7 +115,7 @@ class Job:
             if missing:
                 raise IncompleteError(
                     f"continue_from_stage {first} needs all units of {stage}, missing {len(missing)} of {len(wanted)}: "
-                    f"{pairing._compressed(missing)}; run the earlier stages first"
+                    f"{units.compressed(missing)}; run the earlier stages first"
                 )
 
     def _left(self, stages: list[str]) -> list[tuple[str, int]]:
@@ -189,16 +190,17 @@ class Job:
     def pair(self) -> None:
         """Stage 2, on one rank: pairs, dataset, report, and the funnel on screen."""
         config = self.config
+        pairing.require_units(self.work_dir, len(self.unit_rows))
+        units.sweep(self.work_dir)
+        self.claims.sweep()
         log.info("pairing")
         funnel = pairing.run(
             self.work_dir, self.questions, self.unit_rows, rank=config.rank, distance=config.distance,
             beta=config.beta, seed=config.seed, markers=tuple(self.run_file["models"]["instruct"]["markers"]),
             same_tokenizer=self.same_tokenizer, debug=config.debug,
         )  # fmt: skip
-        from data_engine import report
-
-        report.write_report(self.work_dir, self.questions, self.unit_rows, funnel)
-        print(funnel.render(), flush=True)
+        report.write_report(self.work_dir, self.questions, funnel, config.max_megapixels)
+        print(funnel.table(), flush=True)
 
 
 def _questions(config: RunConfig) -> Questions:

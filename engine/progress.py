@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
+from tqdm import tqdm
+
 from data_engine import units
 from data_engine.ranks import Ranks
-from tqdm import tqdm
 
 REFRESH_S = 1.0
 

@@ -76,3 +76,10 @@ def dpo_dataset(idx: pa.DataType, optional: tuple[str, ...] = ()) -> pa.Schema:
     columns = [("idx", idx), ("question", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())]
     columns += [("image", IMAGE), *((name, pa.string()) for name in optional)]
     return pa.schema(columns)
+
+
+def without_image_marker(question: str) -> str:
+    """The question without any literal `<image>`: the prompt and the trainer add their own, and must add the same."""
+    while "<image>" in question:
+        question = question.replace("<image>", "")
+    return question

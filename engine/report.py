@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from data_engine import images, plots, units
 from data_engine.dataset import Question, Questions
 from data_engine.funnel import Funnel

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import pyarrow as pa
+from PIL import Image
+
 from data_engine import images
 from data_engine.dataset import Question
-from PIL import Image
 
 
 class BadRow(ValueError):

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import data_engine
 import torch
+
+import data_engine
 from data_engine.config import RunConfig
 from data_engine.dataset import Questions
 from data_engine.models import family_class

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
+from PIL import Image
+
 from data_engine import records
 from data_engine.dataset import Question
 from data_engine.decode import Request, Sampled, sample
@@ -12,7 +14,6 @@ from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.rows import BadRow, UnitResult, open_image, read_image
 from data_engine.sampler import SamplingParams
 from data_engine.seeds import seed_for
-from PIL import Image
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from itertools import groupby
 
 import pyarrow as pa
 import torch
+from PIL import Image
+from torch import Tensor
+
 from data_engine import records
 from data_engine.dataset import Question
 from data_engine.images import BadImage
 from data_engine.logps import packed_token_logps, plain_token_logps
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.rows import BadRow, UnitResult, open_image, read_image
-from PIL import Image
-from torch import Tensor
 
 log = logging.getLogger(__name__)
 

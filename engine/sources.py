@@ -16,6 +16,7 @@ from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from data_engine.records import OPTIONAL_COLUMNS, UserError
 
 REQUIRED_COLUMNS = ("idx", "question", "image")

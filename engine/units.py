@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from data_engine.records import STAGES
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
@@ -67,8 +68,21 @@ def publish(path: Path, table: pa.Table) -> None:
     """Write `table` so that a reader sees all of it or none of it; a unit that is there already is kept."""
     if path.exists():
         return
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+    try:
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary)
+    except FileNotFoundError:
+        # Another rank published the unit and swept what looked left over.
+        if not path.exists():
+            raise
+
+
+def sweep(work_dir: Path) -> None:
+    """Remove what processes that died left of units which are published by now."""
+    for stage in (*STAGES, "quarantine"):
+        for path in (work_dir / stage).glob(".unit-*.parquet.*"):
+            if (work_dir / stage / path.name[1:].rpartition(".")[0]).exists():
+                path.unlink(missing_ok=True)
 
 
 def read_unit(work_dir: Path, stage: str, unit: int) -> pa.Table:
@@ -79,3 +93,14 @@ def quarantine_path(work_dir: Path, stage: str, unit: int) -> Path:
     """Where the rows that a stage left out are recorded. Stage 1's are beside stage 0's: a file has one writer."""
     name = f"unit-{unit:05d}" if stage == STAGES[0] else f"unit-{unit:05d}.{stage}"
     return work_dir / "quarantine" / f"{name}.parquet"
+
+
+def compressed(numbers: list[int]) -> str:
+    """3, 4, 5, 9 as "3-5, 9"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

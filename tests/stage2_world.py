@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
+
 from data_engine import pairing, records, units
 from data_engine.dataset import Questions, load_questions
 from data_engine.funnel import Funnel
 from data_engine.units import split_units
-from PIL import Image
 
 MARKERS = ("<image>", "</s>", " ASSISTANT: ")
 WORDS = ("a", "red", "blue", "small", "large", "cat", "dog", "bus", "sits", "on", "under", "near", "the", "house")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stage2_world import World, make_world
+
 from data_engine import cli
 from data_engine.config import RunConfig
 from data_engine.records import IMAGE, IncompleteError, UserError
-from stage2_world import World, make_world
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate")
 

@@ -3,11 +3,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from data_engine.arguments import help_texts, parse
 from data_engine.config import FIELD_NAMES, RunConfig
 from data_engine.records import UserError
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 REQUIRED = ["--instruct_model_path", "a", "--reward_model_path", "b", "--dataset_path", "c", "--work_dir", "d"]
 

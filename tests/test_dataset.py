@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from data_engine.dataset import Questions, load_questions
 from data_engine.records import IMAGE, UserError
 from data_engine.sources import DatasetsSource

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from data_engine import sample_answers
 from data_engine.attention import forward, positions
 from data_engine.decode import Request, sample

@@ -9,12 +9,14 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stage2_world import dataset_rows, digest, make_world, picture
+
 from data_engine import exports, records
 from data_engine.dataset import load_questions
-from data_engine.exports import without_image_marker, write_dataset
+from data_engine.exports import write_dataset
+from data_engine.records import without_image_marker
 from data_engine.scratch import scratch_folder
 from data_engine.units import split_units
-from stage2_world import dataset_rows, digest, make_world, picture
 
 
 def kept_pairs(idxs, each=3):

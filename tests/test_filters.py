@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
+from pairing_goldens import LLAVA_TABLES, V1_TABLES
+
 from data_engine import filters
 from data_engine.filters import FILTERS, PairLengths, identical, length_balance, per_idx, statuses
 from data_engine.seeds import seed_for
-from pairing_goldens import LLAVA_TABLES, V1_TABLES
 
 TABLES = V1_TABLES + LLAVA_TABLES
 by_name = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from data_engine.images import BadImage, check_megapixels, decode, resized_size, to_rgb
 from PIL import Image
+
+from data_engine.images import BadImage, check_megapixels, decode, resized_size, to_rgb
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from data_engine.config import FIELD_NAMES
 
 ROOT = Path(__file__).parents[1]

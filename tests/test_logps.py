@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from data_engine.logps import packed_token_logps, plain_token_logps
 from data_engine.models.base import prefix
 from data_engine.score import self_check

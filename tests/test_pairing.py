@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stage2_world import MARKERS, dataset_rows, digest, make_world, pairs_rows, picture
+
 from data_engine import build_pairs, filters, pairing, records, units
 from data_engine.records import IncompleteError, UserError
 from data_engine.words import count_words
-from stage2_world import MARKERS, dataset_rows, digest, make_world, pairs_rows, picture
 
 
 @pytest.fixture(scope="module")

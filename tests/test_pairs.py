@@ -4,10 +4,11 @@ import math
 import random
 
 import pytest
+from pairing_goldens import LLAVA_TABLES, V1_TABLES, reference_groups, reference_pairs, reference_ranking
+
 from data_engine import build_pairs
 from data_engine.pairs import by_idx, ranking, split_ranked
 from data_engine.records import UserError
-from pairing_goldens import LLAVA_TABLES, V1_TABLES, reference_groups, reference_pairs, reference_ranking
 
 RULES = {"by idx", "equal texts once", "no empty text", "finite only", "not on both sides"}
 

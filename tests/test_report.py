@@ -4,8 +4,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from data_engine.report import write_report
 from stage2_world import make_world, pairs_rows, picture
+
+from data_engine.report import write_report
 
 TEXT = '<script>alert("x")</script> & "quoted" \'text\' 猫'
 ESCAPED = "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &quot;quoted&quot; &#x27;text&#x27; 猫"

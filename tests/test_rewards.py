@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from data_engine import rewards
 from data_engine.rewards import text_rewards, token_rewards, unusable_reward, unusable_text
 

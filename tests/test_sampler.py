@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from data_engine.sampler import SamplingParams, candidates, next_tokens, penalise, uniform
 from transformers import (
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from data_engine.sampler import SamplingParams, candidates, next_tokens, penalise, uniform
 
 MASK = (1 << 64) - 1
 

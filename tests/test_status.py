@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from data_engine import status
 from data_engine.records import STAGES, UserError
 

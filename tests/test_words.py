@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from data_engine.words import count_words
 
 GOLDENS = json.loads(Path(__file__).with_name("goldens").joinpath("pairing/word_counts.json").read_text())

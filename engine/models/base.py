@@ -7,9 +7,10 @@ Shapes: B images, N image tokens, P prefix tokens, T tokens, V vocabulary, D wid
 from typing import Protocol
 
 import torch
-from data_engine.records import UserError
 from PIL.Image import Image
 from torch import Tensor, nn
+
+from data_engine.records import UserError
 
 # Stands in prompt ids where the image's features go; no tokenizer has a negative id.
 IMAGE_TOKEN = -200

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from data_engine.models.names import ModelError, read_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from data_engine.models.names import ModelError, read_json
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import init_empty_weights
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+
 from data_engine import attention
-from data_engine.images import check_megapixels
+from data_engine.images import check_megapixels, resized_size
 from data_engine.models.base import IMAGE_TOKEN
 from data_engine.models.checkpoint import Filler, tensor_names
 from data_engine.models.names import ModelError, fetch, read_json, resolve
 from data_engine.models.tokenizer import Tokenizer, load_tokenizer
-from PIL import Image
-from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+from data_engine.records import without_image_marker
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -170,7 +172,7 @@ class Llava:
 
 def _after_image(question: str) -> str:
     """The prompt behind the image, up to where the answer starts. A literal `<image>` in a question is deleted."""
-    return "\n" + question.replace("<image>", "") + " ASSISTANT:"
+    return f"\n{without_image_marker(question)} ASSISTANT:"
 
 
 def preprocess(image: Image.Image, size: int, crop: bool, max_megapixels: float) -> Tensor:
@@ -180,11 +182,10 @@ def preprocess(image: Image.Image, size: int, crop: bool, max_megapixels: float)
     first padded to a square (its sampling). Bicubic on 8 bits, then (x / 255 - mean) / std.
     Raises images.BadImage where a padded or resized image would pass max_megapixels.
     """
-    side, short = max(image.size), min(image.size)
-    resized = tuple(int(size * edge / short) for edge in image.size)
+    side, resized = max(image.size), resized_size(*image.size, size)
     # Both geometries are checked in either stage, so that no answer is sampled that cannot be scored.
-    check_megapixels(side, side, max_megapixels, "padded")
-    check_megapixels(*resized, max_megapixels, "resized")
+    check_megapixels(side, side, max_megapixels, "padded image")
+    check_megapixels(*resized, max_megapixels, "resized image")
     if not crop:
         square = Image.new("RGB", (side, side), PADDING)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

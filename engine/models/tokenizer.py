@@ -9,6 +9,7 @@ from typing import Protocol
 
 import sentencepiece
 import tokenizers
+
 from data_engine.models.names import ModelError
 
 

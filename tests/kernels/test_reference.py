@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from data_engine.kernels import reference
 
 

@@ -7,6 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
+
 from data_engine import load_model, score_answers
 from data_engine.decode import Request, sample
 from data_engine.images import BadImage
@@ -14,8 +17,6 @@ from data_engine.logps import packed_token_logps, plain_token_logps
 from data_engine.models.base import prefix
 from data_engine.models.llava import preprocess
 from data_engine.sampler import SamplingParams
-from PIL import Image
-from safetensors.torch import load_file
 
 QUESTIONS = range(8)
 

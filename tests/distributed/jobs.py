@@ -1,0 +1,107 @@
+"""Runs of the engine as real processes, and what they left: used by the tests beside it."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[2]
+GOLDENS = ROOT / "tests/goldens/llava"
+STAGES = ("sampled_answer", "instruct_logps", "reward_logps")
+
+
+def write_questions(path: Path, num: int) -> Path:
+    """`num` questions on the goldens' images, each with a text of its own."""
+    rows = pq.read_table(GOLDENS / "dataset/questions.parquet").to_pylist()
+    questions = [
+        {**rows[i % len(rows)], "idx": f"q{i:04d}", "question": f"{rows[i % len(rows)]['question']} Is it {i % 7}?"}
+        for i in range(num)
+    ]
+    pq.write_table(pa.Table.from_pylist(questions), path)
+    return path
+
+
+@dataclass(frozen=True)
+class Job:
+    """The flags of a run, and how to start it."""
+
+    dataset: Path
+    work_dir: Path
+    flags: tuple[str, ...] = ()
+    instruct: Path = GOLDENS / "instruct"
+    reward: Path = GOLDENS / "reward"
+
+    def arguments(self) -> list[str]:
+        paths = ["--instruct_model_path", self.instruct, "--reward_model_path", self.reward]
+        paths += ["--dataset_path", self.dataset, "--work_dir", self.work_dir]
+        return [*map(str, paths), "--threads", "1", *self.flags]
+
+    def start(self, *launcher: str, program: str = "data_engine", **environment: str) -> subprocess.Popen:
+        """Without a launcher a single process; otherwise what stands before `-m program run`."""
+        command = [*launcher] if launcher else [sys.executable]
+        command += [] if command[0].endswith(".sh") else ["-m", program, "run"]
+        return subprocess.Popen(
+            [*command, *self.arguments()],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *launcher: str, code: int | None = 0, **options: str) -> str:
+        """Run to the end; the output, once the exit code was the expected one (None: any but 0)."""
+        process = self.start(*launcher, **options)
+        output, _ = process.communicate(timeout=300)
+        wrong = process.returncode == 0 if code is None else process.returncode != code
+        assert not wrong, f"exit code {process.returncode}, expected {code}\n{output}"
+        return output
+
+    def engine_script(self, num_processes: int, code: int | None = 0, **options: str) -> str:
+        """Through launch/run_engine.sh, on CPU."""
+        return self.run(
+            str(ROOT / "launch/run_engine.sh"),
+            code=code,
+            NUM_PROCESSES=str(num_processes),
+            ACCELERATE_CONFIG=str(ROOT / "launch/accelerate/cpu.yaml"),
+            PYTHON=sys.executable,
+            **options,
+        )
+
+
+def torchrun(num_processes: int) -> tuple[str, ...]:
+    # --standalone: a free port of its own, so that jobs may run beside each other
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What must not depend on how a job was run."""
+
+    dataset: dict[str, str]
+    units: dict[str, list[dict]]
+
+    @classmethod
+    def of(cls, work_dir: Path) -> "Result":
+        files = sorted((work_dir / "dataset").iterdir())
+        return cls(
+            {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+            {
+                f"{stage}/{file.name}": pq.read_table(file).to_pylist()
+                for stage in STAGES
+                for file in sorted((work_dir / stage).iterdir())
+            },
+        )
+
+
+def stray_files(work_dir: Path) -> list[Path]:
+    """What no finished run leaves: temporary files, claims, scratch folders."""
+    known = {"run.json", *STAGES, "quarantine", "pairs", "dataset", "report", "logs", "claims", "debug"}
+    stray = [path for path in work_dir.rglob("*") if path.name.startswith(".")]
+    stray += [path for path in work_dir.iterdir() if path.name not in known]
+    return stray + list((work_dir / "claims").glob("*"))

@@ -1,0 +1,75 @@
+"""Stands in for the command line: the real engine, in which one rank kills itself (SIGKILL) at a chosen place.
+
+$KILL_WINDOW names the place, $KILL_AT how many times it is passed before; the kill is noted in $KILL_LOG first.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_engine import cli, decode, exports, logps, score, units
+
+WINDOW, RANK = os.environ.get("KILL_WINDOW"), os.environ.get("RANK", "0")
+
+
+def die() -> None:
+    with open(os.environ["KILL_LOG"], "a") as log:
+        log.write(f"{WINDOW}\n")
+        log.flush()
+        os.fsync(log.fileno())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Countdown:
+    def __init__(self) -> None:
+        self.left = int(os.environ.get("KILL_AT", "0"))
+
+    def passed(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def before(module: object, name: str, window: str, countdown: Countdown) -> None:
+    """Die when `module.name` is called, before it does anything."""
+    original = getattr(module, name)
+
+    def wrapped(*arguments: object, **options: object) -> object:
+        if window == WINDOW and countdown.passed():
+            die()
+        return original(*arguments, **options)
+
+    setattr(module, name, wrapped)
+
+
+def install(countdown: Countdown) -> None:
+    before(decode._Loop, "_step", "sampling", countdown)
+    before(score, "packed_token_logps", "scoring", countdown)
+    before(exports, "_row_groups", "dataset writing", countdown)
+    write, replace = pq.write_table, os.replace
+
+    def write_half(table: object, path: Path, **options: object) -> None:
+        write(table, path, **options)
+        if WINDOW == "mid-write" and countdown.passed():
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    def replace_or_die(source: Path, target: Path) -> None:
+        is_unit = units.UNIT_FILE.fullmatch(Path(target).name)
+        if is_unit and WINDOW == "before rename" and countdown.passed():
+            die()
+        replace(source, target)
+        if is_unit and WINDOW == "after rename" and countdown.passed():
+            die()
+
+    units.pq.write_table = write_half
+    units.os.replace = replace_or_die
+
+
+assert logps  # imported before score takes its function from it
+if __name__ == "__main__":
+    if "run" in sys.argv[1:2] and os.environ.get("KILL_RANK", "0") == RANK:
+        install(Countdown())
+    sys.exit(cli.main())

@@ -1,0 +1,114 @@
+"""One dataset, byte for byte, however the job was run: ranks, shards, launchers, kills."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from jobs import Job, Result, stray_files, torchrun, write_questions
+
+FLAGS = (
+    "--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "16", "--unit_size", "3",
+    "--temperature", "1.0",
+)  # fmt: skip
+# Every place where a rank can die that leaves something different behind.
+WINDOWS = ("sampling", "mid-write", "before rename", "after rename", "scoring", "dataset writing")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Job:
+    """The undisturbed run: one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    job = Job(write_questions(folder / "questions.parquet", 22), folder / "work", FLAGS)
+    job.run()
+    return job
+
+
+def again(job: Job, folder: Path, *flags: str) -> Job:
+    return dataclasses.replace(job, work_dir=folder / "work", flags=(*job.flags, *flags))
+
+
+def test_a_run_leaves_what_the_design_names_and_nothing_else(alone):
+    result = Result.of(alone.work_dir)
+    assert list(result.dataset) == ["dpo_dataset.parquet"]
+    assert len(result.units) == 3 * 8
+    assert sum(len(rows) for name, rows in result.units.items() if name.startswith("sampled")) == 22 * 4
+    # Equality of bytes would mean little if every answer were the same.
+    assert len({tuple(row["token_ids"]) for rows in result.units.values() for row in rows if "token_ids" in row}) > 80
+    assert not stray_files(alone.work_dir)
+
+
+def test_three_ranks_under_torchrun_make_the_same_dataset(alone, tmp_path):
+    job = again(alone, tmp_path)
+    job.run(*torchrun(3))
+    assert Result.of(job.work_dir) == Result.of(alone.work_dir)
+    assert not stray_files(job.work_dir)
+    ranks = [path for path in (job.work_dir / "logs").glob("rank-*.jsonl") if path.read_text()]
+    assert len(ranks) > 1, "one rank did all the work: nothing was distributed"
+
+
+def test_a_run_killed_in_every_window_ends_in_the_same_dataset(alone, tmp_path):
+    job = again(alone, tmp_path)
+    log = tmp_path / "kills"
+    for window in WINDOWS:
+        # The ranks die in turn; rank 0 alone writes the dataset.
+        rank = "0" if window == "dataset writing" else str(WINDOWS.index(window) % 2)
+        job.engine_script(
+            2, code=1, DATA_ENGINE_PROGRAM="killed", KILL_WINDOW=window, KILL_AT="1" if rank == "1" else "0",
+            KILL_RANK=rank, KILL_LOG=str(log),
+        )  # fmt: skip
+        assert log.read_text().splitlines()[-1] == window
+    job.engine_script(2)
+    assert log.read_text().splitlines() == list(WINDOWS)
+    assert Result.of(job.work_dir) == Result.of(alone.work_dir)
+    assert not stray_files(job.work_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_any_number_of_ranks_under_accelerate_makes_the_same_dataset(alone, tmp_path, num_processes):
+    job = again(alone, tmp_path)
+    job.engine_script(num_processes)
+    assert Result.of(job.work_dir) == Result.of(alone.work_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [False, True])
+def test_three_shards_and_a_pairing_job_make_the_same_dataset(alone, tmp_path, at_once):
+    shards = [
+        again(alone, tmp_path, "--num_shards", "3", "--shard_index", str(i), "--stop_after_stage", "1")
+        for i in range(3)
+    ]
+    if at_once:
+        processes = [shard.start() for shard in shards]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    else:
+        for shard in shards:
+            shard.run()
+    again(alone, tmp_path, "--continue_from_stage", "2").run()
+    assert Result.of(tmp_path / "work") == Result.of(alone.work_dir)
+
+
+def test_one_shard_alone_is_incomplete_and_says_what_is_missing(alone, tmp_path):
+    shard = again(alone, tmp_path, "--num_shards", "2", "--shard_index", "1")
+    output = shard.run(code=3)
+    assert "sampled_answer: 0, 2, 4, 6" in output
+    assert "Traceback" not in output
+
+
+def test_other_pairing_settings_recompute_stage_2_only(alone, tmp_path):
+    job = again(alone, tmp_path)
+    job.run()
+    before = {path: path.stat().st_mtime_ns for path in job.work_dir.glob("*_*/unit-*.parquet")}
+    dataclasses.replace(job, flags=(*job.flags, "--rank", "1")).run()
+    assert {path: path.stat().st_mtime_ns for path in job.work_dir.glob("*_*/unit-*.parquet")} == before
+    assert Result.of(job.work_dir).dataset != Result.of(alone.work_dir).dataset
+
+
+def test_other_sampling_settings_are_refused_by_name(alone):
+    other = dataclasses.replace(alone, flags=(*alone.flags, "--seed", "1"))
+    before = Result.of(alone.work_dir)
+    output = other.run(code=2)
+    assert "seed was 0, now 1" in output
+    assert "Traceback" not in output
+    assert Result.of(alone.work_dir) == before
