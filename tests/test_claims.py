@@ -1,0 +1,71 @@
+"""Claims: one owner at a time, given back, and lapsed where the owner died."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from data_engine.claims import LAPSE_S, Claims
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from data_engine.claims import Claims
+with Claims(Path(sys.argv[1]), 1).hold("sampled_answer", 4) as taken:
+    print(taken, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds unit 4."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "True\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_unit_that_another_process_works_on_is_not_taken(tmp_path, other):
+    with Claims(tmp_path, 0).hold("sampled_answer", 4) as taken:
+        assert not taken
+    with Claims(tmp_path, 0).hold("sampled_answer", 5) as taken:
+        assert taken
+
+
+def test_the_claim_of_a_killed_process_lapses_at_once_on_its_host(tmp_path, other):
+    other.kill()
+    other.wait()
+    with Claims(tmp_path, 0).hold("sampled_answer", 4) as taken:
+        assert taken
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_the_claim_of_another_host_lapses_when_nobody_touches_it(tmp_path):
+    claims = Claims(tmp_path, 0)
+    path = tmp_path / "claims/sampled_answer-00004.json"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "born": "1"}))
+    with claims.hold("sampled_answer", 4) as taken:
+        assert not taken
+    past = path.stat().st_mtime - LAPSE_S - 5
+    os.utime(path, (past, past))
+    with claims.hold("sampled_answer", 4) as taken:
+        assert taken
+
+
+def test_a_broken_claim_file_stops_nobody(tmp_path):
+    claims = Claims(tmp_path, 0)
+    (tmp_path / "claims/sampled_answer-00004.json").write_text("{")
+    with claims.hold("sampled_answer", 4) as taken:
+        assert taken
+
+
+def test_a_claim_is_given_back_when_the_work_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), Claims(tmp_path, 0).hold("reward_logps", 1):
+        raise ZeroDivisionError
+    with Claims(tmp_path, 1).hold("reward_logps", 1) as taken:
+        assert taken

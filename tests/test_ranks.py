@@ -1,0 +1,95 @@
+"""Which rank this is, and stopping by signals, in processes that are really signalled."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_engine.ranks import Ranks
+from data_engine.records import UserError
+
+WAIT = """
+import sys, time
+from data_engine.ranks import Stop, Stopped, announce
+stop = Stop(grace_s=float(sys.argv[1])).listen()
+announce()
+print("ready", flush=True)
+try:
+    if sys.argv[2] == "polite":
+        while not stop.wanted:
+            time.sleep(0.01)
+        print(stop.wanted, flush=True)
+    else:
+        while True:
+            time.sleep(0.01)
+except Stopped:
+    print("dropped", flush=True)
+"""
+
+
+def start(grace_s: float, manner: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", WAIT, str(grace_s), manner]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_asks_to_stop_and_the_unit_in_hand_goes_on(number):
+    with start(60, "polite") as process:
+        process.send_signal(number)
+        assert process.communicate(timeout=30)[0] == f"{signal.Signals(number).name}\n"
+        assert process.returncode == 0
+
+
+def test_a_unit_that_outlasts_the_grace_time_is_dropped():
+    with start(0.2, "busy") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30)[0] == "dropped\n"
+
+
+def test_a_second_signal_exits_at_once():
+    with start(600, "busy") as process:
+        process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < end:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        assert process.wait(timeout=1) == 75
+
+
+def test_ranks_come_from_what_torchrun_sets(monkeypatch):
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    assert Ranks.from_environment() == Ranks(5, 8, 1, 4)
+
+
+def test_a_process_without_a_launcher_is_alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "DATA_ENGINE_EXIT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Ranks.from_environment() == Ranks(0, 1, 0, 1)
+
+
+def test_fewer_ranks_than_asked_for_is_an_error_that_names_the_trap(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUM_PROCESSES", "2")
+    monkeypatch.setenv("DATA_ENGINE_EXIT_FILE", str(tmp_path / "exit"))
+    with pytest.raises(UserError, match=r"2 ranks were asked for, 1 started.*MULTI_GPU"):
+        Ranks.from_environment()
+
+
+def test_a_rank_tells_the_launch_script_its_process_and_its_code(monkeypatch, tmp_path):
+    from data_engine import ranks
+
+    monkeypatch.setenv("DATA_ENGINE_EXIT_FILE", str(tmp_path / "exit"))
+    monkeypatch.setenv("RANK", "3")
+    (tmp_path / "exit").touch()
+    ranks.announce()
+    ranks.report_exit(75, tmp_path / "work")
+    first, second = map(json.loads, (tmp_path / "exit").read_text().splitlines())
+    assert first["rank"] == 3
+    assert first["pid"] > 0
+    assert second == {"rank": 3, "code": 75}
+    assert json.loads((tmp_path / "work/logs/exit.json").read_text())["code"] == 75

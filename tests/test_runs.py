@@ -1,0 +1,207 @@
+"""Whole runs in this process: hostile rows, other tokenizers, other settings, real photographs."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_engine import pipeline, runfile
+from data_engine.config import RunConfig
+from data_engine.records import UserError
+
+PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
+
+
+def png(image: Image.Image, **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, options.pop("format", "PNG"), **options)
+    return data.getvalue()
+
+
+def write(path: Path, rows: list[tuple[str, str | None, bytes | None]]) -> Path:
+    records = [{"idx": idx, "question": text, "image": {"bytes": data, "path": None}} for idx, text, data in rows]
+    pq.write_table(pa.Table.from_pylist(records), path)
+    return path
+
+
+@pytest.fixture
+def config(goldens, tmp_path, monkeypatch, one_thread):
+    """Settings of a quick run; signals stay pytest's."""
+    monkeypatch.setattr(pipeline.Stop, "listen", lambda stop: stop)
+
+    def make(dataset: Path, **changes: object) -> RunConfig:
+        paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
+        paths |= {"dataset_path": dataset, "work_dir": tmp_path / "work"}
+        settings = {"sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 8, "unit_size": 4, "threads": 1}
+        return RunConfig(**{name: str(path) for name, path in paths.items()} | settings | changes)
+
+    return make
+
+
+def read(folder: Path) -> list[dict]:
+    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def hostile_rows() -> list[tuple[str, str | None, bytes | None]]:
+    photo = Image.effect_noise((90, 60), 80).convert("RGB")
+    whole = png(photo)
+    frames = [photo, photo.rotate(90)]
+    return [
+        ("good", "What is it?", whole),
+        ("undecodable", "What is it?", b"this is no image"),
+        ("truncated", "What is it?", whole[: len(whole) // 2]),
+        ("empty", "What is it?", b""),
+        ("strip", "What is it?", png(Image.new("RGB", (1, 60000)))),
+        ("palette", "What is it?", png(photo.convert("P"))),
+        ("alpha", "What is it?", png(photo.convert("RGBA"))),
+        ("gray", "What is it?", png(photo.convert("L"))),
+        ("cmyk", "What is it?", png(photo.convert("CMYK"), format="JPEG")),
+        ("16-bit", "What is it?", png(Image.new("I;16", (40, 40), 40000))),
+        ("animated", "What is it?", png(photo, format="GIF", save_all=True, append_images=frames)),
+        ("one pixel", "What is it?", png(Image.new("RGB", (1, 1)))),
+        ("marker", "What <image> is </s> it? ASSISTANT: ", whole),
+        ("no words", "", whole),
+        ("no question", None, whole),
+        ("no image", "What is it?", None),
+    ]
+
+
+BAD = {"undecodable", "truncated", "empty", "strip", "no question", "no image"}
+
+
+def test_bad_rows_are_quarantined_with_a_reason_and_the_run_goes_on(config, tmp_path):
+    rows = hostile_rows()
+    assert pipeline.run(config(write(tmp_path / "questions.parquet", rows))) == 0
+    quarantined = {row["idx"]: row["reason"] for row in read(tmp_path / "work/quarantine")}
+    assert set(quarantined) == BAD
+    assert "60000" in quarantined["strip"]
+    assert all(reason and len(reason) < 300 for reason in quarantined.values())
+    answered = {row["idx"] for row in read(tmp_path / "work/sampled_answer")}
+    assert answered == {idx for idx, _, _ in rows} - BAD
+    for stage in ("instruct_logps", "reward_logps"):
+        assert len(read(tmp_path / "work" / stage)) == 4 * len(answered)
+    for row in read(tmp_path / "work/dataset"):
+        assert "<image>" not in row["question"]
+        assert row["chosen"].strip()
+        assert row["image"]["bytes"]
+
+
+def test_on_bad_row_error_stops_with_the_row_and_keeps_published_units(config, tmp_path):
+    rows = hostile_rows()
+    good = [(f"good {i}", text, data) for i, (_, text, data) in enumerate([rows[0]] * 4)]
+    dataset = write(tmp_path / "questions.parquet", good + rows)
+    with pytest.raises(UserError, match="'undecodable' cannot be used"):
+        pipeline.run(config(dataset, on_bad_row="error"))
+    assert {row["idx"] for row in read(tmp_path / "work/sampled_answer")} == {f"good {i}" for i in range(4)}
+
+
+def test_a_dataset_of_bad_rows_alone_ends_in_an_empty_dataset(config, tmp_path):
+    dataset = write(tmp_path / "questions.parquet", [("a", "What?", b"x"), ("b", "What?", b"y")])
+    assert pipeline.run(config(dataset)) == 0
+    assert read(tmp_path / "work/dataset") == []
+
+
+def test_a_question_that_leaves_no_room_is_quarantined_defect_30(config, tmp_path):
+    whole = png(Image.new("RGB", (60, 60)))
+    dataset = write(tmp_path / "questions.parquet", [("long", "why " * 5000, whole), ("short", "why", whole)])
+    assert pipeline.run(config(dataset)) == 0
+    [row] = read(tmp_path / "work/quarantine")
+    assert row["idx"] == "long"
+    assert "question too long" in row["reason"]
+
+
+def test_integer_ids_stay_integers(config, tmp_path):
+    whole = png(Image.effect_noise((60, 60), 80).convert("RGB"))
+    rows = [{"idx": i, "question": "What is it?", "image": {"bytes": whole, "path": "x.png"}} for i in (7, 3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")
+    assert pipeline.run(config(tmp_path / "questions.parquet")) == 0
+    for folder in ("sampled_answer", "instruct_logps", "pairs", "dataset"):
+        [file] = (tmp_path / "work" / folder).glob("*.parquet")
+        assert pa.types.is_integer(pq.read_schema(file).field("idx").type)
+
+
+def test_models_with_different_tokenizers_compare_sums_and_means(config, goldens, tmp_path, monkeypatch, caplog):
+    """The reward model's tokenizer is declared another one: its answers then go over as text."""
+    found = runfile.Checkpoint.find
+
+    def find(path, name, revision):
+        checkpoint = found(path, name, revision)
+        other = path.endswith("reward")
+        return dataclasses.replace(checkpoint, vocabulary="other") if other else checkpoint
+
+    monkeypatch.setattr(runfile.Checkpoint, "find", staticmethod(find))
+    monkeypatch.setattr(pipeline, "log_to_stderr", lambda ranks: None)
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    with caplog.at_level("WARNING"):
+        assert pipeline.run(config(dataset, debug=True)) == 0
+    assert sum("different tokenizers" in record.message for record in caplog.records) == 1
+    sampled, rewarded = read(tmp_path / "work/sampled_answer"), read(tmp_path / "work/reward_logps")
+    instructed = read(tmp_path / "work/instruct_logps")
+    model = pipeline.load_model(None, str(goldens / "llava/reward"), device="cpu")
+    for answer, reward, instruct in zip(sampled, rewarded, instructed, strict=True):
+        assert len(instruct["token_logps"]) == len(answer["token_ids"])
+        assert len(reward["token_logps"]) == len(model.answer_ids("What is it?", answer["answer"]))
+    for row, reward, instruct in zip(
+        json.loads((tmp_path / "work/debug/rewards.json").read_text()), rewarded, instructed, strict=True
+    ):
+        assert row["sum"] == pytest.approx(0.1 * (reward["sum"] - instruct["sum"]))
+        assert row["avg"] == pytest.approx(0.1 * (reward["mean"] - instruct["mean"]))
+        assert row["min"] is None
+        assert row["last"] is None
+
+
+def test_both_stages_see_the_same_pixels_when_asked(config, tmp_path):
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    pipeline.run(config(dataset, work_dir=str(tmp_path / "padded")))
+    pipeline.run(config(dataset, work_dir=str(tmp_path / "cropped"), same_pixels=True))
+    assert read(tmp_path / "padded/sampled_answer") != read(tmp_path / "cropped/sampled_answer")
+
+
+def test_the_order_of_units_and_their_neighbours_do_not_matter_to_an_answer(config, tmp_path):
+    """Random numbers hang on idx: the same question in another place of another dataset gets the same answers."""
+    rows = [row for row in hostile_rows() if row[0] in ("good", "gray", "alpha", "marker", "no words")]
+    pipeline.run(config(write(tmp_path / "a.parquet", rows), work_dir=str(tmp_path / "a"), unit_size=2))
+    pipeline.run(config(write(tmp_path / "b.parquet", rows[::-1]), work_dir=str(tmp_path / "b"), unit_size=3))
+    by_id = [
+        {(row["idx"], row["sample_index"]): row["token_ids"] for row in read(tmp_path / name / "sampled_answer")}
+        for name in "ab"
+    ]
+    assert by_id[0] == by_id[1]
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.9}, {"limit": 1}, {"dtype": "bfloat16"}, {"unit_size": 9}])
+def test_a_work_dir_of_another_configuration_is_refused_by_name(config, tmp_path, settings):
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    pipeline.run(config(dataset, stop_after_stage=0))
+    [name] = settings
+    with pytest.raises(UserError, match=rf"{name} was .*, now {next(iter(settings.values()))!r}"):
+        pipeline.run(config(dataset, **settings))
+
+
+def test_a_changed_model_or_dataset_is_refused_by_name(config, goldens, tmp_path):
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    pipeline.run(config(dataset, stop_after_stage=0))
+    with pytest.raises(UserError, match="reward_model was"):
+        pipeline.run(config(dataset, reward_model_path=str(goldens / "llava/instruct")))
+    with pytest.raises(UserError, match="dataset was"):
+        pipeline.run(config(write(tmp_path / "questions.parquet", hostile_rows()[5:6])))
+
+
+def test_a_run_json_of_something_else_is_refused(config, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/run.json").write_text("[]")
+    with pytest.raises(UserError, match=r"not a run\.json of this program"):
+        pipeline.run(config(write(tmp_path / "questions.parquet", hostile_rows()[:1])))
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="../shared/photos is not here")
+def test_real_photographs_go_through_all_three_stages(config, tmp_path):
+    assert pipeline.run(config(PHOTOS, unit_size=8)) == 0
+    assert len(read(tmp_path / "work/sampled_answer")) == 32 * 4
+    assert not read(tmp_path / "work/quarantine")
+    assert read(tmp_path / "work/dataset")

@@ -1,0 +1,61 @@
+"""Units: how a dataset is cut, and publishing that is all or nothing, first one wins."""
+
+import pyarrow as pa
+import pytest
+
+from data_engine import units
+
+
+@pytest.mark.parametrize(
+    ("questions", "size"), [(0, 8), (1, 8), (8192, 8), (8193, 9), (100_000, 98), (262_144, 256), (10_000_000, 256)]
+)
+def test_the_unit_size_follows_from_the_number_of_questions_alone(questions, size):
+    assert units.auto_unit_size(questions) == size
+
+
+def test_units_cover_every_question_once_in_order():
+    assert units.split_units(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
+    assert units.split_units(0, 3) == []
+
+
+def test_the_first_published_unit_stays(tmp_path):
+    path = units.unit_path(tmp_path, "sampled_answer", 3)
+    units.publish(path, pa.table({"a": [1]}))
+    units.publish(path, pa.table({"a": [2]}))
+    assert units.read_unit(tmp_path, "sampled_answer", 3).to_pydict() == {"a": [1]}
+    assert units.published(tmp_path, "sampled_answer") == {3}
+    assert [file.name for file in path.parent.iterdir()] == ["unit-00003.parquet"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def fail(table, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(units.pq, "write_table", fail)
+    path = units.unit_path(tmp_path, "sampled_answer", 0)
+    with pytest.raises(OSError, match="disk full"):
+        units.publish(path, pa.table({"a": [1]}))
+    assert list(path.parent.iterdir()) == []
+
+
+def test_only_unit_files_count_as_published(tmp_path):
+    folder = tmp_path / "reward_logps"
+    folder.mkdir()
+    for name in ("unit-00001.parquet", ".unit-00002.parquet.ab12", "unit-00003.parquet.tmp", "unit-4.parquet", "x"):
+        (folder / name).touch()
+    assert units.published(tmp_path, "reward_logps") == {1}
+    assert units.published(tmp_path, "no_such_stage") == set()
+
+
+def test_sweeping_removes_what_dead_processes_left_of_published_units_only(tmp_path):
+    units.publish(units.unit_path(tmp_path, "sampled_answer", 1), pa.table({"a": [1]}))
+    folder = tmp_path / "sampled_answer"
+    for name in (".unit-00001.parquet.0a", ".unit-00002.parquet.0b"):
+        (folder / name).touch()
+    units.sweep(tmp_path)
+    assert sorted(file.name for file in folder.iterdir()) == [".unit-00002.parquet.0b", "unit-00001.parquet"]
+
+
+def test_missing_units_are_listed_in_runs():
+    assert units.compressed([3, 4, 5, 9]) == "3-5, 9"
