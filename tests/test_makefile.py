@@ -1,0 +1,72 @@
+"""The set-up: once, in its own folder, and only by a Python that will do."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """The files that the set-up looks at, and interpreters that only say what they were asked."""
+    for name in ("Makefile", "setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "constraints.txt", tmp_path / "launch")
+    program(tmp_path / "old-python", 'echo "Python 3.8.20"; exit 1')
+    program(
+        tmp_path / "new-python",
+        'echo "new-python $*" >> calls; [ "$1" != -m ] || { mkdir -p .venv/bin; cp pip .venv/bin/; }',
+    )
+    program(tmp_path / "pip", 'echo "pip $*" >> calls')
+    return tmp_path
+
+
+def program(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+
+
+def calls(checkout: Path) -> list[str]:
+    return [line for line in (checkout / "calls").read_text().splitlines() if line.startswith("pip")]
+
+
+def test_an_old_python_is_refused_with_what_is_needed(checkout):
+    done = make(checkout, "setup", "PYTHON=./old-python")
+    assert done.returncode == 2
+    assert "Python 3.11 or newer is needed, and ./old-python is Python 3.8.20" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_torch_is_installed_first_and_alone_from_the_index_that_the_user_names(checkout):
+    assert make(checkout, "setup", "PYTHON=./new-python", "TORCH_PIP_ARGS=--index-url U").returncode == 0
+    first, second = calls(checkout)
+    assert first == "pip install --quiet -c launch/constraints.txt --index-url U torch"
+    assert second == "pip install --quiet -c launch/constraints.txt -e .[test,lint]"
+
+
+@pytest.mark.parametrize(("changed", "times"), [(None, 2), ("setup.cfg", 4), ("launch/constraints.txt", 4)])
+def test_a_second_set_up_does_nothing_unless_the_versions_changed(checkout, changed, times):
+    make(checkout, "setup", "PYTHON=./new-python")
+    if changed:
+        later = (checkout / ".venv" / ".installed").stat().st_mtime + 1
+        os.utime(checkout / changed, (later, later))
+    assert make(checkout, "setup", "PYTHON=./new-python").returncode == 0
+    assert len(calls(checkout)) == times
+
+
+def test_a_job_needs_a_name(checkout):
+    make(checkout, "setup", "PYTHON=./new-python")
+    done = make(checkout, "run")
+    assert done.returncode == 2
+    assert "make run CONFIG=configs/" in done.stderr
