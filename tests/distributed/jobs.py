@@ -57,7 +57,7 @@ class Job:
     def run(self, *launcher: str, code: int | None = 0, **options: str) -> str:
         """Run to the end; the output, once the exit code was the expected one (None: any but 0)."""
         process = self.start(*launcher, **options)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
         wrong = process.returncode == 0 if code is None else process.returncode != code
         assert not wrong, f"exit code {process.returncode}, expected {code}\n{output}"
         return output

@@ -1,0 +1,97 @@
+"""The slow proof: one dataset from 1, 2 and 3 ranks, from shards, and after kills, through launch/run_engine.sh."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+from jobs import ROOT, Job, Result, stray_files, torchrun
+from test_same_dataset import WINDOWS, again
+from worlds import bench_shaped, tiny_world
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[tiny_world, bench_shaped], ids=lambda world: world.__name__)
+def alone(request, tmp_path_factory) -> tuple[Job, Result]:
+    """The undisturbed run of one process, and what it left."""
+    job = request.param(tmp_path_factory.mktemp(request.param.__name__))
+    job.run()
+    result = Result.of(job.work_dir)
+    assert any(result.dataset)
+    # Equality of bytes would mean little if every answer were the same.
+    answers = [tuple(row["token_ids"]) for rows in result.units.values() for row in rows if "token_ids" in row]
+    assert len(set(answers)) > len(answers) / 3
+    return job, result
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_any_number_of_ranks_makes_the_same_dataset(alone, tmp_path, num_processes):
+    job, expected = again(alone[0], tmp_path), alone[1]
+    job.engine_script(num_processes)
+    assert Result.of(job.work_dir) == expected
+    assert not stray_files(job.work_dir)
+    busy = [file for file in (job.work_dir / "logs").glob("rank-*.jsonl") if file.read_text()]
+    assert len(busy) == num_processes, "some ranks found nothing to do: nothing was shared out"
+
+
+def test_plain_torchrun_makes_the_same_dataset(alone, tmp_path):
+    job = again(alone[0], tmp_path)
+    job.run(*torchrun(2))
+    assert Result.of(job.work_dir) == alone[1]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_three_shards_and_a_pairing_job_make_the_same_dataset(alone, tmp_path, at_once):
+    flags = ("--stop_after_stage", "1", "--num_shards", "3", "--shard_index")
+    shards = [again(alone[0], tmp_path, *flags, str(index)) for index in range(3)]
+    if at_once:
+        processes = [shard.start() for shard in shards]
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    else:
+        for shard in shards:
+            shard.run()
+    again(alone[0], tmp_path, "--continue_from_stage", "2").run()
+    assert Result.of(tmp_path / "work") == alone[1]
+
+
+def test_two_ranks_killed_in_every_window_and_rerun_make_the_same_dataset(alone, tmp_path):
+    job, log = again(alone[0], tmp_path), tmp_path / "kills"
+    for number, window in enumerate(WINDOWS):
+        # The ranks die in turn; rank 0 alone writes the dataset.
+        rank = "0" if window == "dataset writing" else str(number % 2)
+        environment = {"KILL_WINDOW": window, "KILL_RANK": rank, "KILL_LOG": str(log), "KILL_AT": "0"}
+        job.engine_script(2, code=1, DATA_ENGINE_PROGRAM="killed", **environment)
+    job.engine_script(2)
+    hits = log.read_text().splitlines()
+    print({window: hits.count(window) for window in WINDOWS})
+    assert hits == list(WINDOWS)
+    assert Result.of(job.work_dir) == alone[1]
+    assert not stray_files(job.work_dir)
+
+
+def test_a_signalled_job_exits_75_and_goes_on(alone, tmp_path):
+    job = again(alone[0], tmp_path)
+    process = job.start(
+        str(ROOT / "launch/run_engine.sh"), NUM_PROCESSES="2", PYTHON=sys.executable,
+        ACCELERATE_CONFIG=str(ROOT / "launch/accelerate/cpu.yaml"),
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not list((job.work_dir / "sampled_answer").glob("unit-*")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert not (job.work_dir / "dataset").exists()
+    job.engine_script(2)
+    assert Result.of(job.work_dir) == alone[1]
+
+
+def test_another_seed_makes_another_dataset(alone, tmp_path):
+    """Else the comparisons above could not fail."""
+    job = again(alone[0], tmp_path, "--seed", "9")
+    job.run()
+    assert Result.of(job.work_dir).dataset != alone[1].dataset
