@@ -8,27 +8,29 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from data_engine.demo import world
-from data_engine.demo.models import to_pixel_values
-from data_engine.demo.tokenizer import PAD, PromptTokenizer
-from data_engine.demo.world import Caption, Scene
 from torch import Tensor
 
+from data_engine.demo import world
+from data_engine.demo.models import SIDE, to_pixel_values
+from data_engine.demo.tokenizer import PAD, PromptTokenizer
+from data_engine.demo.world import Caption, Scene
+
 # A few mistakes made often survive sampling at temperature 0.7; the same rate spread evenly is sharpened away.
-# Every confusion goes both ways, so that no object becomes likelier than it is.
-CONFUSED = {
-    "red circle": "red square",
-    "red square": "red circle",
-    "green triangle": "yellow triangle",
-    "yellow triangle": "green triangle",
-    "blue cross": "purple cross",
-    "purple cross": "blue cross",
-}
-CONFUSED_SHARE = 0.5
+# Every confusion goes both ways, so that no object becomes likelier than it is, and is made in well under half of the
+# cases: at half, the captions would no longer tell the two objects apart, and neither would any model made from this.
+_CONFUSED_PAIRS = (
+    ("red circle", "red square"),
+    ("green triangle", "yellow triangle"),
+    ("blue cross", "purple cross"),
+    ("blue circle", "purple circle"),
+    ("yellow square", "yellow cross"),
+)
+CONFUSED = {name: wrong for pair in _CONFUSED_PAIRS for name, wrong in (pair, pair[::-1])}
+CONFUSED_SHARE = 0.3
 APPENDED = ("purple square", "yellow circle")
 APPENDED_SHARE = 0.12
 COUNT_CONFUSED = {2: 3, 3: 2}
-COUNT_CONFUSED_SHARE = 0.4
+COUNT_CONFUSED_SHARE = 0.3
 
 
 def random_style(rng: np.random.Generator) -> Caption:
@@ -70,6 +72,10 @@ def corrupted(caption: Caption, rng: np.random.Generator) -> Caption:
     return replace(caption, names=tuple(names))
 
 
+# Classes of each column of `patch_classes`.
+PATCH_CLASSES = (1 + len(world.NAMES), 5, 5)
+
+
 @dataclass(frozen=True)
 class Batch:
     """B answers, padded: pixel_values [B, 3, H, W]; after_ids and labels [B, T], -100 where nothing counts."""
@@ -98,21 +104,37 @@ def batch(tokenizer: PromptTokenizer, scenes: Sequence[Scene], answers: Sequence
     return Batch(pixels(scenes), after_ids, labels)
 
 
+def true_batch(tokenizer: PromptTokenizer, seed: int, first: int, size: int) -> Batch:
+    """Scenes first .. first + size - 1 of a seed with true captions."""
+    scenes = [world.scene(seed, first + i) for i in range(size)]
+    return batch(tokenizer, scenes, [world.render(world.true_caption(s, random_style(_rng(s)))) for s in scenes])
+
+
 def careless_batch(tokenizer: PromptTokenizer, seed: int, first: int, size: int) -> Batch:
     """Scenes first .. first + size - 1 of a seed with captions that carry the mistakes."""
     scenes = [world.scene(seed, first + i) for i in range(size)]
     answers = []
     for scene in scenes:
-        rng = np.random.default_rng([seed, scene.index, 2])
+        rng = _rng(scene)
         answers.append(world.render(with_mistakes(world.true_caption(scene, random_style(rng)), rng)))
     return batch(tokenizer, scenes, answers)
 
 
-def cell_classes(scenes: Sequence[Scene]) -> Tensor:
-    """What stands in each patch's quarter of the picture [B, 4]: 0 nothing, else 1 + the name's number."""
-    classes = torch.zeros(len(scenes), 4, dtype=torch.long)
+def _rng(scene: Scene) -> np.random.Generator:
+    """The random numbers of a scene's answer."""
+    return np.random.default_rng([scene.seed, scene.index, 2])
+
+
+def patch_classes(scenes: Sequence[Scene]) -> Tensor:
+    """What the quarter that each patch belongs to shows [B, SIDE^2, 3]: name, place in reading order, objects in all.
+
+    Name and place count from 1; 0 where the quarter is empty.
+    """
+    half = SIDE // 2
+    classes = torch.zeros(len(scenes), 2, half, 2, half, 3, dtype=torch.long)
     for row, scene in enumerate(scenes):
-        for shape in scene.shapes:
-            cell = int(shape.x >= world.CELL) + 2 * int(shape.y >= world.CELL)
-            classes[row, cell] = 1 + world.NAMES.index(shape.name)
-    return classes
+        classes[row, ..., 2] = len(scene.shapes)
+        for place, shape in enumerate(scene.shapes, start=1):
+            down, right = int(shape.y >= world.CELL), int(shape.x >= world.CELL)
+            classes[row, down, :, right, :, :2] = torch.tensor([1 + world.NAMES.index(shape.name), place])
+    return classes.flatten(1, 4)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from data_engine.demo import world
 from data_engine.records import IMAGE, UserError
 

@@ -7,18 +7,20 @@ import json
 from pathlib import Path
 
 import torch
-from data_engine.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, write_tokenizer_files
-from data_engine.demo.world import SIZE
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
+
+from data_engine.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, write_tokenizer_files
+from data_engine.demo.world import SIZE
 
 TOWER_NAME = "openai/clip-tiny-56"
 WIDTH = 128
 LLAMA = {
     "hidden_act": "silu",
     "hidden_size": WIDTH,
+    # About 1 / sqrt(WIDTH): the usual 0.02 is meant for wide models, and here the image would hardly get through.
+    "initializer_range": 0.08,
     "intermediate_size": 2 * WIDTH,
     "max_position_embeddings": 2048,
     "num_attention_heads": 4,
@@ -41,7 +43,8 @@ CLIP = {
     "patch_size": 14,
     "projection_dim": 16,
 }
-NUM_PATCHES = (SIZE // CLIP["patch_size"]) ** 2
+# Patches a side.
+SIDE = SIZE // CLIP["patch_size"]
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -58,15 +61,19 @@ class TinyLlava(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tower = CLIPVisionModel(CLIPVisionConfig(**CLIP))
+        # CLIP starts positions 25 times smaller than patches, and would be long in finding out where it looks.
+        for name, weight in self.tower.named_parameters():
+            if name.endswith("position_embedding.weight"):
+                nn.init.normal_(weight, std=0.5)
         self.projector = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
         self.llama = LlamaForCausalLM(LlamaConfig(**LLAMA))
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """Patch features before the projector [B, NUM_PATCHES, WIDTH]."""
+        """Patch features before the projector [B, SIDE^2, WIDTH]."""
         return self.tower(pixel_values, output_hidden_states=True).hidden_states[-2][:, 1:]
 
     def embed(self, pixel_values: Tensor, before_ids: Tensor, after_ids: Tensor) -> Tensor:
-        """The decoder's input: before_ids [S], the image, after_ids [B, T], as [B, S + NUM_PATCHES + T, WIDTH]."""
+        """The decoder's input: before_ids [S], the image, after_ids [B, T], as [B, S + SIDE^2 + T, WIDTH]."""
         image = self.projector(self.features(pixel_values))
         embed_tokens = self.llama.get_input_embeddings()
         before = embed_tokens(before_ids).expand(len(image), -1, -1)
@@ -119,7 +126,7 @@ def save_checkpoint(model: TinyLlava, folder: Path, tokenizer_model: bytes, mode
     """Write the published layout: config, tokenizer, safetensors, and the tower's configuration at TOWER_NAME."""
     tower = folder / TOWER_NAME
     tower.mkdir(parents=True, exist_ok=True)
-    save_file(published_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(published_weights(model), metadata={"format": "pt"}))
     write_tokenizer_files(folder, tokenizer_model)
     _write_json(folder / "config.json", llava_config(model_type))
     ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
@@ -134,7 +141,6 @@ def llava_config(model_type: str) -> dict:
     return {
         "architectures": ["LlavaLlamaForCausalLM"],
         "image_aspect_ratio": "pad",
-        "initializer_range": 0.02,
         "mm_hidden_size": WIDTH,
         "mm_projector_type": "mlp2x_gelu",
         "mm_use_im_patch_token": False,
@@ -162,7 +168,3 @@ def preprocessor_config() -> dict:
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-# generate() would otherwise remark on settings that are all passed explicitly.
-logging.set_verbosity_error()

@@ -126,8 +126,8 @@ def render(caption: Caption) -> str:
         said = f"{NUMBERS[caption.count]} object{'' if caption.count == 1 else 's'}"
         template = COUNT_TEMPLATES[caption.template]
     else:
-        *first, last = (f"a {name}" for name in caption.names)
-        said = f"{', '.join(first)} and {last}" if first else last
+        *most, last = (f"a {name}" for name in caption.names)
+        said = f"{', '.join(most)} and {last}" if most else last
         template = DESCRIBE_TEMPLATES[caption.template]
     if said == "one object":
         template = template.replace(" are ", " is ")

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+
 from data_engine.demo import data, world
 from data_engine.demo.__main__ import main
 from data_engine.demo.judge import tally, truth_path, write_questions
 from data_engine.demo.world import Caption, Verdict
 from data_engine.records import IMAGE
-from PIL import Image
 
 
 def test_a_picture_depends_on_seed_and_index_alone():
@@ -65,6 +66,7 @@ def test_the_parser_undoes_every_template_and_filler(count, number):
 def test_captions_read_as_english():
     names = ("red circle", "blue square", "green cross")
     assert world.render(Caption(1, 0, names)) == "I can see a red circle, a blue square and a green cross."
+    assert world.render(Caption(2, 0, names[:1])) == "There is a red circle in the picture."
     assert world.render(Caption(2, 1, count=1)) == "There is one object in the picture. The background is grey."
     assert world.render(Caption(2, 0, count=2)) == "There are two objects in the picture."
 
