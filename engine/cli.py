@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import data_engine
 from data_engine.arguments import nearest, parse
 from data_engine.config import RunConfig
+from data_engine.dataset import open_questions
 from data_engine.records import IncompleteError, UserError
 from data_engine.status import read_run, work_dir_argument
-from data_engine.validate import open_questions
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
 COMMANDS = {

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from data_engine.config import RunConfig
 from data_engine.images import BadImage, read_under
 from data_engine.records import OPTIONAL_COLUMNS, UserError
 from data_engine.sources import REQUIRED_COLUMNS, Source, is_text, open_source
@@ -104,6 +105,17 @@ def load_questions(
         raise UserError(f'image_root "{image_root}" is not a folder')
     source = open_source(path, split, revision)
     return Questions(source, f'dataset "{path}"', Path(image_root) if image_root is not None else None, limit)
+
+
+def open_questions(config: RunConfig) -> Questions:
+    """The dataset that a configuration names, checked as a whole."""
+    return load_questions(
+        config.dataset_path,
+        split=config.dataset_split,
+        revision=config.dataset_revision,
+        image_root=config.image_root,
+        limit=config.limit,
+    )
 
 
 def _check_columns(columns: dict[str, pa.DataType], name: str) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data_engine import claims, pairing, records, report, units
 from data_engine.config import RunConfig
-from data_engine.dataset import Questions, load_questions
+from data_engine.dataset import open_questions
 from data_engine.models import load_model
 from data_engine.progress import Progress, log_to_stderr
 from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_threads
@@ -67,7 +67,7 @@ class Job:
     def __init__(self, config: RunConfig, ranks: Ranks, stop: Stop) -> None:
         self.config, self.ranks, self.stop = config, ranks, stop
         self.work_dir = Path(config.work_dir)
-        self.questions = _questions(config)
+        self.questions = open_questions(config)
         self.checkpoints = {
             "instruct": Checkpoint.find(
                 config.instruct_model_path, config.instruct_model_name, config.instruct_model_revision
@@ -201,10 +201,3 @@ class Job:
         )  # fmt: skip
         report.write_report(self.work_dir, self.questions, funnel, config.max_megapixels)
         print(funnel.table(), flush=True)
-
-
-def _questions(config: RunConfig) -> Questions:
-    return load_questions(
-        config.dataset_path, split=config.dataset_split, revision=config.dataset_revision,
-        image_root=config.image_root, limit=config.limit,
-    )  # fmt: skip

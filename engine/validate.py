@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_engine.arguments import parse
-from data_engine.config import RunConfig
-from data_engine.dataset import Questions, load_questions
+from data_engine.dataset import open_questions
 from data_engine.models.names import family_of, resolve
 from data_engine.records import UserError
 
@@ -34,17 +33,6 @@ def main(argv: Sequence[str]) -> int:
         flush=True,
     )
     return 0
-
-
-def open_questions(config: RunConfig) -> Questions:
-    """The dataset that a configuration names, checked as a whole."""
-    return load_questions(
-        config.dataset_path,
-        split=config.dataset_split,
-        revision=config.dataset_revision,
-        image_root=config.image_root,
-        limit=config.limit,
-    )
 
 
 def check_model(path: str, revision: str | None, name: str | None) -> str:
