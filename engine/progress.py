@@ -42,13 +42,16 @@ class Progress:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / f"rank-{ranks.rank}.jsonl"
         self._total, self._visible = total, ranks.rank == 0
-        self._started, self._answers = time.monotonic(), 0
+        self._started, self._published_before = time.monotonic(), 0
+        self._own_units, self._own_answers = 0, 0
         self._done = threading.Event()
 
     def __enter__(self) -> "Progress":
         if self._visible:
-            published = self._published()
-            self._bar = tqdm(total=self._total, initial=published, unit="unit", desc="units", dynamic_ncols=True)
+            self._published_before = self._published()
+            self._bar = tqdm(
+                total=self._total, initial=self._published_before, unit="unit", desc="units", dynamic_ncols=True
+            )
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
@@ -68,15 +71,19 @@ class Progress:
         line |= {"questions": questions, "answers": table.num_rows, "tokens": tokens}
         with open(self._log, "a") as file:
             file.write(json.dumps(line) + "\n")
-        self._answers += table.num_rows
+        self._own_units += 1
+        self._own_answers += table.num_rows
 
     def _published(self) -> int:
         return sum(len(units.published(self._work_dir, stage) & self._mine) for stage in self._stages)
 
     def _refresh(self) -> None:
-        rate = self._answers / max(time.monotonic() - self._started, 1e-9)
-        self._bar.set_postfix_str(f"{rate:.1f} answers/s on this rank", refresh=False)
-        self._bar.update(self._published() - self._bar.n)
+        published = self._published()
+        # Units are alike: what this rank's hold on average stands for those of all ranks.
+        answers = (published - self._published_before) * self._own_answers / max(self._own_units, 1)
+        rate = answers / (time.monotonic() - self._started)
+        self._bar.set_postfix_str(f"{rate:.1f} answers/s", refresh=False)
+        self._bar.update(published - self._bar.n)
 
     def _watch(self) -> None:
         while not self._done.wait(REFRESH_S):
