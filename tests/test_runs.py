@@ -174,6 +174,18 @@ def test_the_order_of_units_and_their_neighbours_do_not_matter_to_an_answer(conf
     assert by_id[0] == by_id[1]
 
 
+def test_other_pairing_settings_recompute_stage_2_only(config, tmp_path, monkeypatch):
+    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 50, 80)]
+    dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
+    assert pipeline.run(config(dataset)) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*_*/unit-*.parquet")}
+    pairs = read(tmp_path / "work/pairs")
+    monkeypatch.setattr(pipeline, "load_model", lambda *a, **b: pytest.fail("no model is needed for stage 2"))
+    assert pipeline.run(config(dataset, rank=1, beta=0.2)) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*_*/unit-*.parquet")} == before
+    assert len(read(tmp_path / "work/pairs")) < len(pairs)
+
+
 @pytest.mark.parametrize("settings", [{"temperature": 0.9}, {"limit": 1}, {"dtype": "bfloat16"}, {"unit_size": 9}])
 def test_a_work_dir_of_another_configuration_is_refused_by_name(config, tmp_path, settings):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])

@@ -74,15 +74,6 @@ def test_one_shard_alone_is_incomplete_and_says_what_is_missing(alone, tmp_path)
     assert "Traceback" not in output
 
 
-def test_other_pairing_settings_recompute_stage_2_only(alone, tmp_path):
-    job = again(alone, tmp_path)
-    job.run()
-    before = {path: path.stat().st_mtime_ns for path in job.work_dir.glob("*_*/unit-*.parquet")}
-    dataclasses.replace(job, flags=(*job.flags, "--rank", "1")).run()
-    assert {path: path.stat().st_mtime_ns for path in job.work_dir.glob("*_*/unit-*.parquet")} == before
-    assert Result.of(job.work_dir).dataset != Result.of(alone.work_dir).dataset
-
-
 def test_other_sampling_settings_are_refused_by_name(alone):
     other = dataclasses.replace(alone, flags=(*alone.flags, "--seed", "1"))
     before = Result.of(alone.work_dir)
