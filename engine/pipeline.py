@@ -44,6 +44,7 @@ def run(config: RunConfig) -> int:
         code = 3
         raise
     finally:
+        stop.disarm()
         report_exit(code, Path(config.work_dir))
     if code == STOPPED:
         log.warning("stopped by %s; every published unit is kept: run the same command again to go on", stop.wanted)
@@ -51,6 +52,8 @@ def run(config: RunConfig) -> int:
 
 
 def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
+    if config.zero3 == "on":
+        raise UserError("zero3 on: splitting a model over the ranks is not available in this version; leave it at auto")
     log_to_stderr(ranks)
     set_threads(config.threads, ranks)
     job = Job(config, ranks, stop)

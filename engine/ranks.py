@@ -90,6 +90,10 @@ class Stop:
     def _on_alarm(self, _number: int, _frame: object) -> None:
         raise Stopped
 
+    def disarm(self) -> None:
+        """No Stopped from here on: the work has ended anyhow."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
     @contextlib.contextmanager
     def committing(self) -> Iterator[None]:
         """No Stopped inside: what is being published is published whole."""

@@ -204,6 +204,12 @@ def test_a_changed_model_or_dataset_is_refused_by_name(config, goldens, tmp_path
         pipeline.run(config(write(tmp_path / "questions.parquet", hostile_rows()[5:6])))
 
 
+def test_splitting_a_model_is_refused_as_long_as_it_does_nothing(config, tmp_path):
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    with pytest.raises(UserError, match="zero3 on"):
+        pipeline.run(config(dataset, zero3="on"))
+
+
 def test_a_run_json_of_something_else_is_refused(config, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work/run.json").write_text("[]")

@@ -16,6 +16,7 @@ from data_engine.images import BadImage
 from data_engine.logps import packed_token_logps, plain_token_logps
 from data_engine.models.base import prefix
 from data_engine.models.llava import preprocess
+from data_engine.rewards import token_rewards
 from data_engine.sampler import SamplingParams
 
 QUESTIONS = range(8)
@@ -109,6 +110,28 @@ def test_greedy_answers_are_the_references(instruct, golden_rows, golden_images,
     for question, answer in enumerate(greedy):
         # The golden starts with BOS, which transformers 4.37 returned with inputs_embeds.
         assert answer.token_ids == stage0[f"q_{question:03d}.greedy_ids"].tolist()[1:]
+
+
+def test_rewards_of_our_own_log_probs_are_the_references_matched_ones(
+    instruct, reward, goldens, golden_rows, golden_images
+):
+    """By its second version, which matches rows rightly; its avg is a tenth of ours, since it applies beta twice."""
+    expected = json.loads((goldens / "llava/rewards_matched_be9ac29.json").read_text())
+    by_text = {(row["question"], row["chosen"]): row for row in expected}
+    assert len(expected) == 32
+    for question in QUESTIONS:
+        rows = golden_rows[4 * question : 4 * question + 4]
+        texts = [row["chosen"] for row in rows]
+        ours, theirs = (
+            score_answers(model, golden_images[question], rows[0]["question"], texts) for model in (instruct, reward)
+        )
+        for row, one, other in zip(rows, ours, theirs, strict=True):
+            got = token_rewards(one.tolist(), other.tolist(), 0.1)
+            wanted = by_text[row["question"], row["chosen"]]
+            assert got.sum == pytest.approx(wanted["sum"], abs=5e-4)
+            assert got.avg == pytest.approx(10 * wanted["avg"], abs=5e-4)
+            assert got.min == pytest.approx(wanted["min"], abs=5e-4)
+            assert got.last == pytest.approx(wanted["ORM"], abs=5e-4)
 
 
 def _edge_cases(goldens):
