@@ -95,19 +95,20 @@ class Rows:
         keys[self.order, :, self.at], values[self.order, :, self.at] = key[:, :, 0], value[:, :, 0]
         rows, heads, _, width = query.shape
         # The query heads that share a key/value head become rows of one product.
-        query = (query * scale).view(rows, key.shape[1], -1, width)
-        scores = (query @ keys[:, :, : self.longest].transpose(2, 3)).float().masked_fill_(self.hidden, -torch.inf)
+        query = query.view(rows, key.shape[1], -1, width)
+        scores = (query @ keys[:, :, : self.longest].transpose(2, 3)).float().mul_(scale)
+        scores.masked_fill_(self.hidden, -torch.inf)
         own = _partial(scores, values[:, :, : self.longest])
         prefix = [torch.empty_like(part) for part in own]
         for question, lane in self.lanes:
-            for whole, part in zip(prefix, self._prefix(layer, question, query[lane]), strict=True):
+            for whole, part in zip(prefix, self._prefix(layer, question, query[lane], scale), strict=True):
                 whole[lane] = part
         return _merge(own, prefix).to(query.dtype).view(rows, heads, 1, width)
 
-    def _prefix(self, layer: int, question: _Question, query_nGgD: Tensor) -> list[Tensor]:
+    def _prefix(self, layer: int, question: _Question, query_nGgD: Tensor, scale: float) -> list[Tensor]:
         rows, groups, shared, width = query_nGgD.shape
         query = query_nGgD.transpose(0, 1).reshape(groups, rows * shared, width)
-        scores = (query @ question.keys[layer].transpose(1, 2)).float()
+        scores = (query @ question.keys[layer].transpose(1, 2)).float().mul_(scale)
         parts = _partial(scores, question.values[layer])
         return [part.view(groups, rows, shared, -1).transpose(0, 1) for part in parts]
 

@@ -1,0 +1,52 @@
+"""Lock-step: ranks with different work make the same calls in the same order, and none is left hanging."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from jobs import torchrun
+
+PROGRAM = Path(__file__).with_name("lock_step_ranks.py")
+LONG = "encode " + "decode " * 9
+PLANS = {
+    "uneven": [LONG + "encode decode", "encode decode", "decode decode encode"],
+    "one without work": [LONG, "", "encode"],
+    "none has work": ["", "", ""],
+}
+
+
+def ranks(death: str, plans: list[str]) -> list[dict]:
+    command = [*torchrun(len(plans)), str(PROGRAM), death, *plans]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("plans", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_ranks_make_the_same_calls_in_the_same_order(plans, world_size):
+    plans = plans[:world_size]
+    found = {line["rank"]: line for line in ranks("none", plans)}
+    assert len(found) == world_size
+    orders = [[call.removeprefix("dummy ") for call in found[rank]["log"]] for rank in range(world_size)]
+    assert orders == [orders[0]] * world_size
+    for rank, plan in enumerate(plans):
+        assert [call for call in found[rank]["log"] if not call.startswith("dummy")] == plan.split()
+        assert found[rank]["result"] == list(range(len(plan.split())))
+
+
+@pytest.mark.slow
+def test_an_image_does_not_wait_for_another_ranks_decoding():
+    found = {line["rank"]: line["log"] for line in ranks("none", ["decode " * 20, "encode decode"])}
+    assert found[1][0] == "encode"
+
+
+def test_a_killed_rank_stops_the_others_soon():
+    lost = ranks("kill", [LONG, LONG, LONG])
+    assert [line["error"] for line in lost] == ["RankLost"] * 2
+    assert max(line["seconds"] for line in lost) < 60
+
+
+@pytest.mark.slow
+def test_one_rank_that_is_asked_to_stop_stops_all():
+    assert [line["error"] for line in ranks("stop", [LONG, LONG])] == ["Stopped"] * 2
