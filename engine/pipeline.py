@@ -17,7 +17,7 @@ from data_engine.progress import Progress, log_to_stderr
 from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_threads
 from data_engine.records import STAGES, IncompleteError, UserError
 from data_engine.rows import UnitResult
-from data_engine.runfile import Checkpoint, describe, open_run
+from data_engine.runfile import Checkpoint, describe, kinship_warnings, open_run
 from data_engine.sample import SampleSettings, sample_unit
 from data_engine.sampler import SamplingParams
 from data_engine.score import ScoreSettings, score_unit
@@ -79,6 +79,7 @@ class Job:
         }
         described = describe(config, self.questions, self.checkpoints["instruct"], self.checkpoints["reward"])
         self.run_file, warnings = open_run(self.work_dir, described)
+        warnings += kinship_warnings(self.checkpoints["instruct"], self.checkpoints["reward"])
         self.unit_rows = units.split_units(len(self.questions), self.run_file["units"]["unit_size"])
         self.mine = range(config.shard_index, len(self.unit_rows), config.num_shards)
         self.same_tokenizer = self.checkpoints["instruct"].vocabulary == self.checkpoints["reward"].vocabulary

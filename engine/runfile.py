@@ -20,7 +20,7 @@ from data_engine.dataset import Questions
 from data_engine.models import family_class
 from data_engine.models.base import pick_device, pick_dtype
 from data_engine.models.checkpoint import fingerprint, weight_bytes
-from data_engine.models.names import family_of, resolve
+from data_engine.models.names import family_of, read_json, resolve
 from data_engine.models.tokenizer import load_tokenizer
 from data_engine.records import UserError
 from data_engine.units import auto_unit_size, split_units
@@ -29,6 +29,8 @@ SETTINGS = (
     "limit", "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed",
     "max_megapixels", "same_pixels",
 )  # fmt: skip
+# By these, two checkpoints are told apart that cannot be one model before and after tuning.
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
 # Answers decoded at a time: beyond this the products gain nothing.
 MOST_ROWS = {"cpu": 80, "cuda": 640}
@@ -44,16 +46,40 @@ class Checkpoint:
     fingerprint: str
     vocabulary: str
     markers: tuple[str, ...]
+    sizes: dict[str, int]
+    """those of SIZES that config.json tells"""
 
     @classmethod
     def find(cls, path: str, name: str | None, revision: str | None) -> "Checkpoint":
         folder = resolve(path, revision)
         family = family_of(folder, name)
         markers = family_class(family).markers
-        return cls(folder, family, fingerprint(folder), load_tokenizer(folder).vocabulary, markers)
+        return cls(folder, family, fingerprint(folder), load_tokenizer(folder).vocabulary, markers, _sizes(folder))
 
     def as_json(self) -> dict:
         return {**asdict(self), "folder": str(self.folder), "markers": list(self.markers)}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    raw = read_json(folder / "config.json")
+    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
+    return {name: text[name] for name in SIZES if isinstance(text.get(name), int)}
+
+
+def kinship_warnings(instruct: Checkpoint, reward: Checkpoint) -> list[str]:
+    """What speaks against the reward model being the instruct model after DPO, as far as their configs tell."""
+    differing = [] if instruct.family == reward.family else [f"family {instruct.family} against {reward.family}"]
+    differing += [
+        f"{name} {size} against {reward.sizes[name]}"
+        for name, size in instruct.sizes.items()
+        if reward.sizes.get(name, size) != size
+    ]
+    if not differing:
+        return []
+    return [
+        f"the reward model does not look tuned from the instruct model ({', '.join(differing)}): "
+        "rewards then compare two different models, not one before and after DPO"
+    ]
 
 
 def describe(config: RunConfig, questions: Questions, instruct: Checkpoint, reward: Checkpoint) -> dict:

@@ -24,18 +24,28 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def instruct(one_thread):
-    return _load("instruct")
+    return _load("llava/instruct")
 
 
 @pytest.fixture(scope="session")
 def reward(one_thread):
-    return _load("reward")
+    return _load("llava/reward")
+
+
+@pytest.fixture(scope="session")
+def omni_instruct(one_thread):
+    return _load("omnilmm/instruct")
+
+
+@pytest.fixture(scope="session")
+def omni_reward(one_thread):
+    return _load("omnilmm/reward")
 
 
 def _load(name: str):
     from data_engine import load_model
 
-    return load_model(None, str(GOLDENS / "llava" / name), device="cpu", dtype="float32")
+    return load_model(None, str(GOLDENS / name), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,8 @@ from data_engine.records import STAGES
 
 # Why a number has no test.
 CANNOT_OCCUR = {
-    2: "the family that loses its image is not here yet",
-    3: "the family that cannot be sampled is not here yet",
-    15: "log-softmax in bf16 is of that family; fp32 log-sum-exp: tests/kernels/test_reference.py",
-    20: "no attention mask is made from pad ids: prompts are not padded",
     26: "no collective, so no collective's timeout",
     28: "no code looks into a path for a model's name",
-    36: "nothing truncates; too long is quarantined (defect 30)",
     40: "units bound the memory: tests/test_dataset.py streams row groups",
 }
 

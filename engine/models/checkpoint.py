@@ -53,10 +53,14 @@ def tensor_names(folder: Path) -> set[str]:
     return {name for file in weight_files(folder) for name, _ in tensors(file)}
 
 
+def tensor_shapes(folder: Path) -> dict[str, torch.Size]:
+    return {name: get().shape for file in weight_files(folder) for name, get in tensors(file)}
+
+
 def fingerprint(folder: Path) -> str:
     """sha256 over the config, the tokenizer, and the headers and sizes of the weight files."""
     digest = hashlib.sha256()
-    names = ("config.json", "tokenizer.model", "tokenizer.json")
+    names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
     for file in [folder / name for name in names if (folder / name).is_file()]:
         digest.update(file.name.encode() + file.read_bytes())
     for file in weight_files(folder):

@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import init_empty_weights
 from PIL import Image
@@ -19,16 +18,16 @@ from data_engine import attention
 from data_engine.images import check_megapixels, resized_size
 from data_engine.models.base import IMAGE_TOKEN
 from data_engine.models.checkpoint import Filler, tensor_names
+from data_engine.models.decoder import cache_values_per_token, decoder_config, head_weight
 from data_engine.models.names import ModelError, fetch, read_json, resolve
-from data_engine.models.tokenizer import Tokenizer, load_tokenizer
+from data_engine.models.pixels import CLIP_MEAN, normalised, resized
+from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
 from data_engine.records import without_image_marker
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PADDING = tuple(int(255 * mean) for mean in CLIP_MEAN)
 
 # A checkpoint's name for a weight -> ours, first match wins; both layouts and a CLIP folder.
@@ -128,9 +127,7 @@ class Llava:
     def cache_values_per_token(folder: Path) -> int:
         """Numbers that one token keeps in the key/value cache, all layers."""
         raw, where = read_json(folder / "config.json"), folder / "config.json"
-        text = _llama_config(raw.get("text_config", raw), where)
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return 2 * text.num_hidden_layers * text.num_key_value_heads * width
+        return cache_values_per_token(_llama_config(raw.get("text_config", raw), where))
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +139,7 @@ class Llava:
 
     @property
     def head_weight(self) -> Tensor:
-        return self.decoder.embed_tokens.weight if self._config.text.tie_word_embeddings else self._modules.head.weight
+        return head_weight(self._modules)
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)
@@ -155,9 +152,7 @@ class Llava:
     def answer_ids(self, question: str, answer: str) -> list[int]:
         if not answer:
             return [self._tokenizer.eos]
-        prompt = _after_image(question)
-        whole = self._tokenizer.encode(f"{prompt} {answer}")
-        return [*whole[len(self._tokenizer.encode(prompt)) :], self._tokenizer.eos]
+        return [*continuation(self._tokenizer, _after_image(question), f" {answer}"), self._tokenizer.eos]
 
     def text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids).strip()
@@ -182,19 +177,17 @@ def preprocess(image: Image.Image, size: int, crop: bool, max_megapixels: float)
     first padded to a square (its sampling). Bicubic on 8 bits, then (x / 255 - mean) / std.
     Raises images.BadImage where a padded or resized image would pass max_megapixels.
     """
-    side, resized = max(image.size), resized_size(*image.size, size)
+    side, target = max(image.size), resized_size(*image.size, size)
     # Both geometries are checked in either stage, so that no answer is sampled that cannot be scored.
     check_megapixels(side, side, max_megapixels, "padded image")
-    check_megapixels(*resized, max_megapixels, "resized image")
+    check_megapixels(*target, max_megapixels, "resized image")
     if not crop:
         square = Image.new("RGB", (side, side), PADDING)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image, resized = square, (size, size)
-    image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
-    values = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
-    values = (values - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+        image, target = square, (size, size)
+    image = resized(image, target)
+    left, top = (target[0] - size) // 2, (target[1] - size) // 2
+    return normalised(image.crop((left, top, left + size, top + size)))
 
 
 def _rename(name: str) -> str:
@@ -258,13 +251,7 @@ def _expect(raw: dict, where: Path, field: str, value: object) -> None:
 
 
 def _llama_config(raw: dict, where: Path) -> LlamaConfig:
-    fields = {key: value for key, value in raw.items() if key not in ("model_type", "architectures", "torch_dtype")}
-    if raw.get("model_type", "llama") not in ("llama", "llava", "llava_llama"):
-        raise ModelError(f"{where} has a decoder of type {raw['model_type']!r}; this family supports llama")
-    try:
-        return LlamaConfig.from_dict(fields)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{where} does not describe a LLaMA decoder: {error}") from error
+    return decoder_config(LlamaConfig, raw, where, types=("llava", "llava_llama"))
 
 
 def _layers(vision: CLIPVisionConfig, select: int, where: Path) -> int:

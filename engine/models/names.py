@@ -7,9 +7,15 @@ from pathlib import Path
 from data_engine.records import UserError
 
 # A family is one file and one line here; its class has `load(folder, device, dtype)`.
-FAMILIES = {"llava": "data_engine.models.llava:Llava"}
-NAMES = {"llava-1.5-7b": "llava", "llava-v1.5-7b": "llava", "rlaif-v-7b": "llava"}
-MODEL_TYPES = {"llava": "llava", "llava_llama": "llava"}
+FAMILIES = {"llava": "data_engine.models.llava:Llava", "omnilmm": "data_engine.models.omnilmm:OmniLMM"}
+NAMES = {
+    "llava-1.5-7b": "llava",
+    "llava-v1.5-7b": "llava",
+    "rlaif-v-7b": "llava",
+    "omnilmm-12b": "omnilmm",
+    "rlaif-v-12b": "omnilmm",
+}
+MODEL_TYPES = {"llava": "llava", "llava_llama": "llava", "omnilmm": "omnilmm"}
 
 
 class ModelError(UserError):

@@ -4,13 +4,14 @@ SentencePiece reads the published `tokenizer.model`; a checkpoint that has `toke
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
 import tokenizers
 
-from data_engine.models.names import ModelError
+from data_engine.models.names import ModelError, read_json
 
 
 class Tokenizer(Protocol):
@@ -82,3 +83,32 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return JsonTokenizer(folder / "tokenizer.json")
     raise ModelError(f"{folder} has neither tokenizer.model nor tokenizer.json")
+
+
+def added_tokens(folder: Path) -> dict[str, int]:
+    """Tokens beyond the base vocabulary and their ids, from every file that may tell.
+
+    Raises ModelError where two of them give a token different ids.
+    """
+    found: dict[str, int] = {}
+    for name, told in _told(folder):
+        for token, number in told.items():
+            if found.setdefault(token, number) != number:
+                raise ModelError(f"{folder / name} gives {token} the id {number}, another file {found[token]}")
+    return found
+
+
+def _told(folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
+    if (folder / "added_tokens.json").is_file():
+        yield "added_tokens.json", read_json(folder / "added_tokens.json")
+    if (folder / "tokenizer_config.json").is_file():
+        told = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+        yield "tokenizer_config.json", {token["content"]: int(number) for number, token in told.items()}
+    if (folder / "tokenizer.json").is_file():
+        told = read_json(folder / "tokenizer.json").get("added_tokens", [])
+        yield "tokenizer.json", {token["content"]: token["id"] for token in told}
+
+
+def continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
+    """Ids of the answer where it follows the prompt's text: alone it would start with a dummy space."""
+    return tokenizer.encode(prompt + answer)[len(tokenizer.encode(prompt)) :]

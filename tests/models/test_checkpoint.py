@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from folders import edit, replace_weights, weights
+from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
 from data_engine.models.names import ModelError
@@ -21,21 +22,6 @@ def folder(goldens, tmp_path) -> Path:
     shutil.copytree(goldens / "llava/instruct", tmp_path / "model")
     shutil.copytree(goldens / "llava/openai", tmp_path / "openai")
     return tmp_path / "model"
-
-
-def edit(file: Path, **fields: object) -> None:
-    content = json.loads(file.read_text()) | fields
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
-
-
-def replace_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    for file in folder.glob("model*"):
-        file.unlink()
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
 
 
 def clip(goldens: Path) -> dict[str, torch.Tensor]:
