@@ -155,6 +155,73 @@ def test_models_with_different_tokenizers_compare_sums_and_means(config, goldens
         assert row["last"] is None
 
 
+def paths_of(goldens: Path, instruct: str, reward: str) -> dict[str, str]:
+    return {
+        "instruct_model_path": str(goldens / instruct / "instruct"),
+        "reward_model_path": str(goldens / reward / "reward"),
+    }
+
+
+def test_an_omnilmm_pair_goes_through_all_three_stages(config, goldens, omni_instruct, omni_reward):
+    """The log-probs on disk are those of the sampled ids, with the image; no warning about the pair of models."""
+    from data_engine import score_answers
+
+    questions = goldens / "llava/dataset/questions.parquet"
+    settings = config(questions, **paths_of(goldens, "omnilmm", "omnilmm"), instruct_model_name="OmniLMM-12B")
+    assert pipeline.run(settings) == 0
+    work = Path(settings.work_dir)
+    sampled = read(work / "sampled_answer")
+    assert len(sampled) == 8 * 4
+    assert read(work / "dataset")
+    images = {row["idx"]: (row["image"]["bytes"], row["question"]) for row in pq.read_table(questions).to_pylist()}
+    for stage, model in (("instruct_logps", omni_instruct), ("reward_logps", omni_reward)):
+        for answer, row in list(zip(sampled, read(work / stage), strict=True))[::5]:
+            [expected] = score_answers(model, *images[answer["idx"]], [answer["token_ids"]])
+            assert row["token_logps"] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("instruct", "reward"), [("llava", "omnilmm"), ("omnilmm", "llava")])
+def test_models_of_two_families_compare_the_same_texts(config, goldens, monkeypatch, caplog, instruct, reward):
+    monkeypatch.setattr(pipeline, "log_to_stderr", lambda ranks: None)
+    questions = goldens / "llava/dataset/questions.parquet"
+    settings = config(questions, **paths_of(goldens, instruct, reward), debug=True)
+    with caplog.at_level("WARNING"):
+        assert pipeline.run(settings) == 0
+    told = " ".join(record.message for record in caplog.records)
+    assert "different tokenizers" in told
+    assert f"does not look tuned from the instruct model (family {instruct} against {reward}, hidden_size" in told
+    work = Path(settings.work_dir)
+    sampled, instructed, rewarded = (
+        read(work / stage) for stage in ("sampled_answer", "instruct_logps", "reward_logps")
+    )
+    model = pipeline.load_model(None, settings.reward_model_path, device="cpu")
+    table = json.loads((work / "debug/rewards.json").read_text())
+    for answer, one, other, row in zip(sampled, instructed, rewarded, table, strict=True):
+        assert len(one["token_logps"]) == len(answer["token_ids"])
+        assert len(other["token_logps"]) == len(model.answer_ids("", answer["answer"]))
+        assert row["sum"] == pytest.approx(0.1 * (other["sum"] - one["sum"]))
+        assert row["avg"] == pytest.approx(0.1 * (other["mean"] - one["mean"]))
+        assert row["min"] is None
+        assert row["last"] is None
+    assert read(work / "pairs")
+
+
+def test_only_a_pair_that_cannot_be_one_model_before_and_after_tuning_is_warned_of(goldens):
+    llava, omni = (
+        [runfile.Checkpoint.find(str(goldens / family / role), None, None) for role in ("instruct", "reward")]
+        for family in ("llava", "omnilmm")
+    )
+    assert runfile.kinship_warnings(*llava) == []
+    assert runfile.kinship_warnings(*omni) == []
+    deeper = dataclasses.replace(llava[1], sizes=llava[1].sizes | {"num_hidden_layers": 9})
+    [warning] = runfile.kinship_warnings(llava[0], deeper)
+    assert "(num_hidden_layers 2 against 9)" in warning
+    # transformers' layout may leave a size to its default: what is not there cannot differ
+    assert runfile.kinship_warnings(llava[0], dataclasses.replace(llava[1], sizes={})) == []
+    [warning] = runfile.kinship_warnings(llava[0], omni[1])
+    assert "family llava against omnilmm" in warning
+
+
 def test_both_stages_see_the_same_pixels_when_asked(config, tmp_path):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
     pipeline.run(config(dataset, work_dir=str(tmp_path / "padded")))

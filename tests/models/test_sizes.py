@@ -1,0 +1,110 @@
+"""The models at their published sizes, without memory for one weight: parameters tower by tower, and the README."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import LlamaConfig
+
+from data_engine.models import llava, omnilmm
+from data_engine.models.names import FAMILIES, NAMES, ModelError
+
+README = Path(__file__).parents[2] / "README.md"
+
+WIDE = 1792
+PUBLISHED = {
+    "model_type": "omnilmm", "mm_vision_tower": "eva02_enormous_patch14_clip_224.laion2b_plus", "hidden_size": 4096,
+    "mm_use_im_start_end": True, "num_query": 64, "image_size": 448, "num_hidden_layers": 32, "vocab_size": 32009,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0, "sliding_window": 4096, "max_position_embeddings": 32768, "tie_word_embeddings": False,
+}  # fmt: skip
+TOWER = "model.vision_tower."
+TOWER_SHAPES = {
+    f"{TOWER}patch_embed.proj.weight": torch.Size([WIDE, 3, 14, 14]),
+    f"{TOWER}pos_embed": torch.Size([1, 257, WIDE]),
+    **{f"{TOWER}blocks.{i}.mlp.fc1.weight": torch.Size([15360, WIDE]) for i in range(63)},
+}
+
+
+def on_meta(kind: type[nn.Module], config: object) -> nn.Module:
+    with init_empty_weights():
+        return kind(config)
+
+
+def count(modules: nn.Module) -> dict[str, int]:
+    return {name: sum(value.numel() for value in part.parameters()) for name, part in modules.named_children()}
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    """A folder with the published configuration, and no weights."""
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
+    return tmp_path
+
+
+def test_the_full_size_model_has_the_parameters_of_the_published_shapes(published):
+    config = omnilmm.read_config(published, TOWER_SHAPES)
+    modules = on_meta(omnilmm._Modules, config)
+    counted = count(modules)
+    d, w, mlp = 4096, WIDE, 15360
+    # qkv, q and v bias, proj; two norms; two layers of the mlp
+    block = 3 * w * w + 2 * w + w * w + w + 2 * 2 * w + w * mlp + mlp + mlp * w + w
+    vision = 3 * 14 * 14 * w + w + w + 257 * w + 63 * block + 2 * w
+    # positions and queries; kv_proj; attention in and out with biases; three norms; proj
+    resampler = 2 * 64 * d + d * w + 4 * d * d + 4 * d + 3 * 2 * d + d * d
+    # q and o, k and v of 8 heads 128 wide, the mlp, two norms; 32 layers, embeddings, last norm
+    decoder = 32 * (2 * d * d + 2 * d * 1024 + 3 * d * 14336 + 2 * d) + 32009 * d + d
+    assert counted == {"vision": vision, "resampler": resampler, "decoder": decoder, "head": 32009 * d}
+    assert sum(counted.values()) == 11_614_393_088
+    assert config.vision.num_heads == 16
+    assert config.max_positions == 4096
+    assert all(value.is_meta for value in modules.parameters())
+
+
+def test_a_published_tower_without_one_of_its_blocks_is_refused(published):
+    shapes = {name: shape for name, shape in TOWER_SHAPES.items() if "blocks.62." not in name}
+    with pytest.raises(ModelError, match="62 blocks of a vision tower 1792 wide; expected 63"):
+        omnilmm.read_config(published, shapes)
+
+
+def test_a_token_of_the_full_size_model_keeps_this_many_numbers_in_the_cache(published):
+    # keys and values of 32 layers, 8 heads, 128 wide
+    assert omnilmm.OmniLMM.cache_values_per_token(published) == 2 * 32 * 8 * 128
+
+
+def llava_7b() -> nn.Module:
+    text = LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=32, tie_word_embeddings=False,
+    )  # fmt: skip
+    tower = llava.KNOWN_TOWERS["clip-vit-large-patch14-336"]
+    return on_meta(llava._Modules, llava.LlavaConfig(text, tower, 23, True, None))
+
+
+def test_the_full_size_llava_has_the_parameters_of_the_published_shapes():
+    d, w = 4096, 1024
+    # four projections with biases, two norms, the mlp; 23 of 24 layers
+    block = 4 * (w * w + w) + 2 * 2 * w + w * 4096 + 4096 + 4096 * w + w
+    vision = 3 * 14 * 14 * w + w + 577 * w + 2 * w + 23 * block
+    projector = w * d + d + d * d + d
+    decoder = 32 * (4 * d * d + 3 * d * 11008 + 2 * d) + 32000 * d + d
+    assert count(llava_7b()) == {"vision": vision, "projector": projector, "decoder": decoder, "head": 32000 * d}
+
+
+def test_the_memory_that_the_readme_names_is_that_of_the_parameters(published):
+    omni = on_meta(omnilmm._Modules, omnilmm.read_config(published, TOWER_SHAPES))
+    counted = {"llava": sum(count(llava_7b()).values()), "omnilmm": sum(count(omni).values())}
+    rows = re.findall(
+        r"^\| `([^`]+)` \| ([^|]+) \| [^|]+ \| ([\d.]+) B \| ([\d.]+) GB \|", README.read_text(), re.MULTILINE
+    )
+    assert {family for _, family, _, _ in rows} == set(FAMILIES)
+    assert {name.lower() for name, _, _, _ in rows} | {"llava-v1.5-7b"} == set(NAMES)
+    for name, family, billions, gigabytes in rows:
+        assert NAMES[name.lower()] == family
+        assert float(billions) == round(counted[family] / 1e9, 2)
+        # two bytes a parameter in bf16
+        assert float(gigabytes) == round(2 * counted[family] / 1e9, 1)
