@@ -37,7 +37,8 @@ $(STAMP): setup.cfg pyproject.toml launch/constraints.txt
 demo: $(STAMP) ## pictures, two ranks of the engine, and how much less the chosen answers hallucinate
 	rm -rf $(DEMO_DIR)/work
 	$(BIN)/python -m data_engine.demo questions $(DEMO_DIR)/questions.parquet --num $(NUM) --seed $(SEED)
-	PYTHON=$(BIN)/python NUM_PROCESSES=2 launch/run_engine.sh --config configs/demo.yaml \
+	PYTHON=$(BIN)/python NUM_PROCESSES=2 ACCELERATE_CONFIG=launch/accelerate/cpu.yaml \
+		launch/run_engine.sh --config configs/demo.yaml \
 		--dataset_path $(DEMO_DIR)/questions.parquet --work_dir $(DEMO_DIR)/work
 	$(BIN)/python -m data_engine.demo judge $(DEMO_DIR)/work $(DEMO_DIR)/questions.parquet
 

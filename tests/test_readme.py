@@ -77,6 +77,20 @@ def test_every_command_shown_runs(place):
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
+@pytest.mark.slow
+def test_the_demo_shows_that_chosen_answers_hallucinate_far_less(tmp_path):
+    venv = Path(sys.executable).parents[1]
+    command = ["make", "demo", f"DEMO_DIR={tmp_path}", f"VENV={venv}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    chosen, rejected = map(
+        float, re.search(r"^hallucinated objects +([\d.]+)% +([\d.]+)%$", done.stdout, re.M).groups()
+    )
+    assert rejected > 15
+    assert chosen <= rejected / 4
+    assert (tmp_path / "work/report/index.html").is_file()
+
+
 def test_the_python_example_runs_as_it_stands(place):
     (example,) = [body for kind, body in BLOCKS if kind == "python"]
     values: dict = {}

@@ -67,6 +67,13 @@ def test_a_process_killed_in_every_window_and_rerun_makes_the_same_dataset(alone
     assert not stray_files(job.work_dir)
 
 
+def test_another_seed_makes_another_dataset(alone, tmp_path):
+    """Else the comparisons with this one could not fail."""
+    job = again(alone, tmp_path, "--seed", "9")
+    job.run()
+    assert Result.of(job.work_dir).dataset != Result.of(alone.work_dir).dataset
+
+
 def test_one_shard_alone_is_incomplete_and_says_what_is_missing(alone, tmp_path):
     shard = again(alone, tmp_path, "--num_shards", "2", "--shard_index", "1")
     output = shard.run(code=3)
