@@ -241,6 +241,14 @@ def test_the_order_of_units_and_their_neighbours_do_not_matter_to_an_answer(conf
     assert by_id[0] == by_id[1]
 
 
+def test_another_seed_gives_other_answers(config, tmp_path):
+    """Else equal datasets would say nothing."""
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    for seed in (0, 1):
+        pipeline.run(config(dataset, work_dir=str(tmp_path / str(seed)), seed=seed, stop_after_stage=0))
+    assert read(tmp_path / "0/sampled_answer") != read(tmp_path / "1/sampled_answer")
+
+
 def test_other_pairing_settings_recompute_stage_2_only(config, tmp_path, monkeypatch):
     photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 50, 80)]
     dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])

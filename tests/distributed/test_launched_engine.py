@@ -47,6 +47,7 @@ def test_a_mistake_is_told_once_and_exits_with_2_before_any_rank_starts(job):
     assert not job.work_dir.exists()
 
 
+@pytest.mark.slow
 def test_pairing_with_missing_units_exits_with_3_and_lists_them(job):
     output = Job(job.dataset, job.work_dir, (*FLAGS, "--continue_from_stage", "2")).engine_script(2, code=3)
     assert "sampled_answer" in output
