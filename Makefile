@@ -50,7 +50,7 @@ run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [A
 	PYTHON=$(BIN)/python $(if $(NUM_PROCESSES),NUM_PROCESSES=$(NUM_PROCESSES)) \
 		launch/run_engine.sh --config $(CONFIG) $(ARGS)
 
-test: $(STAMP) ## the test suite (under 5 minutes)
+test: $(STAMP) ## the test suite (about 5 minutes)
 	$(TEST_ENV) $(BIN)/pytest -q -rs --durations=10 $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## the longer proofs: kills, shards, worlds of 1, 2 and 3 ranks
