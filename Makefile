@@ -5,6 +5,8 @@ VENV ?= .venv
 # on a machine without a GPU, where PyPI's torch would bring CUDA along.
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Test files run at a time.
+TEST_WORKERS ?= 2
 # The demo: questions asked, the seed of its pictures, where it works.
 NUM ?= 200
 SEED ?= 0
@@ -14,6 +16,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # No test asks the network for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+# By file, since the tests of a file share what is costly to make.
+PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-models run test test-slow lint bench clean
@@ -50,11 +54,11 @@ run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [A
 	PYTHON=$(BIN)/python $(if $(NUM_PROCESSES),NUM_PROCESSES=$(NUM_PROCESSES)) \
 		launch/run_engine.sh --config $(CONFIG) $(ARGS)
 
-test: $(STAMP) ## the test suite (about 5 minutes)
-	$(TEST_ENV) $(BIN)/pytest -q -rs --durations=10 $(PYTEST_ARGS)
+test: $(STAMP) ## the test suite (2 to 4 minutes)
+	$(TEST_ENV) $(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## the longer proofs: kills, shards, worlds of 1, 2 and 3 ranks
-	$(TEST_ENV) $(BIN)/pytest -q -rs --durations=10 -m slow $(PYTEST_ARGS)
+	$(TEST_ENV) $(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_engine import images, plots, units
+from data_engine import images, units
 from data_engine.dataset import Question, Questions
 from data_engine.funnel import Funnel
 
@@ -116,6 +116,9 @@ def _funnel(funnel: Funnel) -> str:
 
 
 def _plots(columns: dict[str, np.ndarray]) -> str:
+    # matplotlib takes seconds to import, which every rank would spend and one needs.
+    from data_engine import plots
+
     figures = [
         ("Reward of the answer (sum)", plots.reward_histogram(columns["chosen_sum"], columns["rejected_sum"])),
         ("Reward a token (avg)", plots.reward_histogram(columns["chosen_avg"], columns["rejected_avg"])),
