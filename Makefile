@@ -35,7 +35,7 @@ $(STAMP): setup.cfg pyproject.toml launch/constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 # torch first and alone, so that TORCH_PIP_ARGS can choose its index and nothing else's.
 	$(BIN)/pip install --quiet -c launch/constraints.txt $(TORCH_PIP_ARGS) torch
-	$(BIN)/pip install --quiet -c launch/constraints.txt -e '.[test,lint]'
+	$(BIN)/pip install --quiet -c launch/constraints.txt -e '.[zero3,test,lint]'
 	touch $@
 
 demo: $(STAMP) ## pictures, two ranks of the engine, and how much less the chosen answers hallucinate

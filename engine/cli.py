@@ -13,7 +13,7 @@ import data_engine
 from data_engine.arguments import nearest, parse
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
-from data_engine.records import IncompleteError, UserError
+from data_engine.records import IncompleteError, LostRankError, UserError
 from data_engine.status import read_run, work_dir_argument
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except IncompleteError as error:
         return _complain(str(error), 3)
+    except LostRankError as error:
+        return _complain(f"{error}; run the same command again to go on", 1)
     except KeyboardInterrupt:
         return _complain("interrupted; run the same command again to go on", 75)
     except Exception:

@@ -87,7 +87,9 @@ class RunConfig:
     threads: int | None = None
     """CPU threads a rank, or auto: OMP_NUM_THREADS, or cores / ranks"""
     zero3: Literal["auto", "on", "off"] = "auto"
-    """split the models over the ranks (DeepSpeed ZeRO-3)"""
+    """split the models over the ranks (DeepSpeed ZeRO-3); auto: where a GPU cannot hold one whole"""
+    zero3_config: str | None = None
+    """DeepSpeed's settings as JSON; default: those of launch/deepspeed/zero3.json"""
     on_bad_row: Literal["skip", "error"] = "skip"
     """skip: quarantine with a reason and go on; error: stop at the first, exit 2"""
     max_megapixels: float = 64

@@ -1,6 +1,7 @@
 """What `run` does: ranks take free units of each stage in turn until all are published; rank 0 then pairs.
 
-No rank waits at a barrier. A rank that finds nothing free looks again, since the owner of a unit may have died.
+No rank waits at a barrier. A rank that finds nothing free looks again, since the owner of a unit may have died. Ranks
+that share split models take part in each other's calls meanwhile: see together.py.
 """
 
 import logging
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_engine import claims, pairing, records, report, units
+from data_engine import claims, pairing, records, report, together, units
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
 from data_engine.models import load_model
@@ -17,7 +18,7 @@ from data_engine.progress import Progress, log_to_stderr
 from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_threads
 from data_engine.records import STAGES, IncompleteError, UserError
 from data_engine.rows import UnitResult
-from data_engine.runfile import Checkpoint, describe, kinship_warnings, open_run
+from data_engine.runfile import Checkpoint, describe, kinship_warnings, open_run, place
 from data_engine.sample import SampleSettings, sample_unit
 from data_engine.sampler import SamplingParams
 from data_engine.score import ScoreSettings, score_unit
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 # The unit in hand may take this long after a signal; then it is dropped.
 GRACE_S = 20.0
-POLL_S = 0.2
 
 
 def run(config: RunConfig) -> int:
@@ -47,17 +47,18 @@ def run(config: RunConfig) -> int:
         stop.disarm()
         report_exit(code, Path(config.work_dir))
     if code == STOPPED:
-        log.warning("stopped by %s; every published unit is kept: run the same command again to go on", stop.wanted)
+        reason = stop.wanted or "a signal to another rank"
+        log.warning("stopped by %s; every published unit is kept: run the same command again to go on", reason)
     return code
 
 
 def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
-    if config.zero3 == "on":
-        raise UserError("zero3 on: splitting a model over the ranks is not available in this version; leave it at auto")
     log_to_stderr(ranks)
     set_threads(config.threads, ranks)
     job = Job(config, ranks, stop)
-    if not job.work():
+    with together.joined(config, job.placement, ranks, stop) as joined:
+        finished = job.work(joined)
+    if not finished:
         return STOPPED
     if ranks.rank == 0 and config.stop_after_stage == 2:
         job.pair()
@@ -77,12 +78,14 @@ class Job:
             ),
             "reward": Checkpoint.find(config.reward_model_path, config.reward_model_name, config.reward_model_revision),
         }
-        described = describe(config, self.questions, self.checkpoints["instruct"], self.checkpoints["reward"])
+        instruct, reward = self.checkpoints["instruct"], self.checkpoints["reward"]
+        self.placement = place(config, instruct, reward, ranks)
+        described = describe(config, self.questions, instruct, reward, self.placement)
         self.run_file, warnings = open_run(self.work_dir, described)
-        warnings += kinship_warnings(self.checkpoints["instruct"], self.checkpoints["reward"])
+        warnings += kinship_warnings(instruct, reward)
         self.unit_rows = units.split_units(len(self.questions), self.run_file["units"]["unit_size"])
         self.mine = range(config.shard_index, len(self.unit_rows), config.num_shards)
-        self.same_tokenizer = self.checkpoints["instruct"].vocabulary == self.checkpoints["reward"].vocabulary
+        self.same_tokenizer = instruct.vocabulary == reward.vocabulary
         if not self.same_tokenizer:
             warnings.append(
                 "instruct and reward model have different tokenizers: answers go over as text, "
@@ -90,26 +93,38 @@ class Job:
             )
         if config.temperature == 0:
             warnings.append("temperature 0 gives the same answer k times: no pair can come of it")
-        for warning in warnings if ranks.rank == 0 else ():
-            log.warning(warning)
+        if ranks.rank == 0:
+            log.info("%s", self.placement)
+            for warning in warnings:
+                log.warning(warning)
         self.claims = claims.Claims(self.work_dir, ranks.rank)
+        self._together: together.Together = together.Apart()
         self._model, self._model_role = None, ""
         self._checked: set[str] = set()
 
-    def work(self) -> bool:
+    def work(self, joined: together.Together) -> bool:
         """Publish every unit of this job's shard, up to the last model stage asked for; False if a signal came."""
         first, last = self.config.continue_from_stage, min(self.config.stop_after_stage, 1)
         stages = [stage for stage in STAGES if first <= (stage != "sampled_answer") <= last]
         self._require_earlier(first)
         total = len(self.mine) * len(stages)
+        self._together = joined
         with Progress(self.work_dir, stages, self.mine, total, self.ranks) as progress:
-            while left := self._left(stages):
-                if self.stop.wanted:
+            for phase in joined.phases(stages):
+                if joined.any(bool(self.stop.wanted)):
                     return False
-                if not self._work_on_one(left, progress):
-                    time.sleep(POLL_S)
+                self._work_through(phase, progress)
         self._model = None
-        return not self.stop.wanted
+        return not joined.any(bool(self.stop.wanted))
+
+    def _work_through(self, stages: list[str], progress: Progress) -> None:
+        """Publish what is left of some stages, as long as no signal comes."""
+        if self._together.any(bool(self._left(stages))) and self._together.split:
+            self._load(_role(stages[0]))
+        while (left := self._left(stages)) and not self.stop.wanted:
+            if not self._work_on_one(left, progress):
+                self._together.idle()
+        self._together.finish()
 
     def _require_earlier(self, first: int) -> None:
         """A stage starts only where the ones before it, left out on purpose, are complete."""
@@ -141,7 +156,7 @@ class Job:
 
     def _compute(self, stage: str, unit: int, progress: Progress) -> None:
         start = time.perf_counter()
-        model = self._load("reward" if stage == "reward_logps" else "instruct")
+        model = self._load(_role(stage))
         loaded = time.perf_counter()
         result = self._sample(model, unit) if stage == "sampled_answer" else self._score(model, stage, unit)
         if result.quarantined and self.config.on_bad_row == "error":
@@ -186,7 +201,7 @@ class Job:
             log.info("loading the %s model from %s", role, self.checkpoints[role].folder)
             self._model = load_model(
                 None, str(self.checkpoints[role].folder), device=self.ranks.device(self.config.device),
-                dtype=self.config.dtype,
+                dtype=self.config.dtype, split=self._together.split,
             )  # fmt: skip
             self._model_role = role
         return self._model
@@ -205,3 +220,8 @@ class Job:
         )  # fmt: skip
         report.write_report(self.work_dir, self.questions, funnel, config.max_megapixels)
         print(funnel.table(), flush=True)
+
+
+def _role(stage: str) -> str:
+    """The model that a stage needs."""
+    return "reward" if stage == "reward_logps" else "instruct"

@@ -49,6 +49,22 @@ class Ranks:
         return f"cuda:{self.local_rank}" if asked in ("auto", "cuda") and torch.cuda.is_available() else asked
 
 
+def meet(ranks: Ranks, device_type: str):
+    """Join all ranks of the job into torch's process group; a connection of its own to the store that they meet at."""
+    import torch.distributed as dist
+
+    if ranks.world_size == 1 and "MASTER_ADDR" not in os.environ:
+        # No launcher: what DeepSpeed reads of one.
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+        os.environ.update(alone)
+        store = dist.HashStore()
+    else:
+        store, _, _ = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size)
+    return store.clone()
+
+
 def set_threads(threads: int | None, ranks: Ranks) -> None:
     """CPU threads of this rank: as asked, else OMP_NUM_THREADS, else an equal share of the cores."""
     import torch
@@ -66,11 +82,13 @@ class Stopped(BaseException):
 class Stop:
     """Whether a signal asked this rank to stop. A second one exits at once.
 
-    SIGTERM, SIGINT and SIGUSR1 set `wanted`; after `grace_s` seconds Stopped is raised in the main thread.
+    SIGTERM, SIGINT and SIGUSR1 set `wanted`; after `grace_s` seconds Stopped is raised in the main thread, unless
+    `polled` is set: then it is for the main thread to ask `overdue`, between calls that it must not break off.
     """
 
     def __init__(self, grace_s: float) -> None:
         self.wanted: str | None = None
+        self.polled = False
         self._grace_s, self._since = grace_s, 0.0
 
     def listen(self) -> "Stop":
@@ -88,7 +106,12 @@ class Stop:
             os._exit(STOPPED)
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
-        raise Stopped
+        if not self.polled:
+            raise Stopped
+
+    def overdue(self) -> bool:
+        """Whether the grace time after a signal is over."""
+        return self.wanted is not None and time.monotonic() - self._since > self._grace_s
 
     def disarm(self) -> None:
         """No Stopped from here on: the work has ended anyhow."""

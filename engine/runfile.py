@@ -17,11 +17,12 @@ import torch
 import data_engine
 from data_engine.config import RunConfig
 from data_engine.dataset import Questions
-from data_engine.models import family_class
+from data_engine.models import family_class, placement
 from data_engine.models.base import pick_device, pick_dtype
-from data_engine.models.checkpoint import fingerprint, weight_bytes
+from data_engine.models.checkpoint import fingerprint, num_weights
 from data_engine.models.names import family_of, read_json, resolve
 from data_engine.models.tokenizer import load_tokenizer
+from data_engine.ranks import Ranks
 from data_engine.records import UserError
 from data_engine.units import auto_unit_size, split_units
 
@@ -34,7 +35,6 @@ SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
 # Answers decoded at a time: beyond this the products gain nothing.
 MOST_ROWS = {"cpu": 80, "cuda": 640}
-WORKING_ROOM_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,16 @@ def kinship_warnings(instruct: Checkpoint, reward: Checkpoint) -> list[str]:
     ]
 
 
-def describe(config: RunConfig, questions: Questions, instruct: Checkpoint, reward: Checkpoint) -> dict:
+def place(config: RunConfig, instruct: Checkpoint, reward: Checkpoint, ranks: Ranks) -> placement.Decision:
+    """Whether this start splits its models over the ranks; by the larger of the two, since one is held at a time."""
+    device = pick_device(ranks.device(config.device))
+    weights = max(num_weights(instruct.folder), num_weights(reward.folder)) * _itemsize(config, device)
+    return placement.decide(config.zero3, weights, ranks, device)
+
+
+def describe(
+    config: RunConfig, questions: Questions, instruct: Checkpoint, reward: Checkpoint, decision: placement.Decision
+) -> dict:
     """The content of run.json for this start."""
     device = pick_device(config.device)
     dtype = str(pick_dtype(config.dtype, device)).removeprefix("torch.")
@@ -93,6 +102,7 @@ def describe(config: RunConfig, questions: Questions, instruct: Checkpoint, rewa
     return {
         "bound": bound,
         "frozen": {"decode_rows": decode_rows(config, instruct, device)},
+        "zero3": decision.as_json(),
         "units": {
             "num_questions": len(questions),
             "unit_size": unit_size,
@@ -109,15 +119,21 @@ def describe(config: RunConfig, questions: Questions, instruct: Checkpoint, rewa
 
 
 def decode_rows(config: RunConfig, instruct: Checkpoint, device: torch.device) -> int:
-    """How many answers are decoded at a time: as many suffix caches as fit half of the memory that weights leave."""
-    width = family_class(instruct.family).cache_values_per_token(instruct.folder)
-    row_bytes = width * config.max_new_tokens * pick_dtype(config.dtype, device).itemsize
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    room = (memory - weight_bytes(instruct.folder) - WORKING_ROOM_BYTES) // 2
-    return max(1, min(MOST_ROWS.get(device.type, 80), room // row_bytes))
+    """How many answers are decoded at a time: as many suffix caches as fit half of the memory that weights leave.
+
+    The same whether the model is split or not, and over however many ranks: log-probs depend on it in their last bits.
+    """
+    width, itemsize = family_class(instruct.family).cache_values_per_token(instruct.folder), _itemsize(config, device)
+    row_bytes = width * config.max_new_tokens * itemsize
+    left = placement.memory_bytes(device) - placement.WORKING_ROOM_BYTES
+    weights = num_weights(instruct.folder) * itemsize
+    # Weights that do not fit are split, over two ranks at least.
+    left -= weights if weights <= left else weights // 2
+    return max(1, min(MOST_ROWS.get(device.type, 80), left // 2 // row_bytes))
+
+
+def _itemsize(config: RunConfig, device: torch.device) -> int:
+    return pick_dtype(config.dtype, device).itemsize
 
 
 def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_engine.arguments import parse
+from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
+from data_engine.models import zero3_settings
 from data_engine.models.names import family_of, resolve
 from data_engine.records import UserError
 
@@ -21,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """Check what `data-engine run` would be given, and say what was found. Raises UserError at the first mistake."""
     config = parse(argv, "validate")
     check_writable(Path(config.work_dir))
+    check_zero3(config)
     questions = open_questions(config)
     # Last, since a hub id may take an hour to fetch.
     families = [
@@ -44,6 +47,13 @@ def check_model(path: str, revision: str | None, name: str | None) -> str:
     if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         raise UserError(f'model folder "{folder}" has no weights: expected {" or ".join(_WEIGHTS)}')
     return family
+
+
+def check_zero3(config: RunConfig) -> None:
+    """Raise UserError where splitting is asked for without DeepSpeed, or with settings that are none."""
+    zero3_settings.read_settings(config.zero3_config)
+    if config.zero3 == "on":
+        zero3_settings.require_installed()
 
 
 def check_writable(work_dir: Path) -> None:

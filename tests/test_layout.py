@@ -16,10 +16,10 @@ SOURCES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "kernels" / "ops").
 # Top to bottom. A module may import from its own floor and those below; a folder stands on one floor as a whole.
 FLOORS = [
     "cli __main__ demo",
-    "arguments validate status bench bench_ways pipeline runfile progress",
+    "arguments validate status bench bench_ways pipeline together runfile progress",
     "sample score pairing report",
     "models decode logps attention sampler kernels rewards pairs filters exports words rows scratch funnel plots",
-    "units claims ranks dataset sources images",
+    "units claims ranks lifeline dataset sources images",
     "records config seeds",
 ]
 STAGES = FLOORS[2].split()

@@ -52,7 +52,7 @@ def test_torch_is_installed_first_and_alone_from_the_index_that_the_user_names(c
     assert make(checkout, "setup", "PYTHON=./new-python", "TORCH_PIP_ARGS=--index-url U").returncode == 0
     first, second = calls(checkout)
     assert first == "pip install --quiet -c launch/constraints.txt --index-url U torch"
-    assert second == "pip install --quiet -c launch/constraints.txt -e .[test,lint]"
+    assert second == "pip install --quiet -c launch/constraints.txt -e .[zero3,test,lint]"
 
 
 @pytest.mark.parametrize(("changed", "times"), [(None, 2), ("setup.cfg", 4), ("launch/constraints.txt", 4)])

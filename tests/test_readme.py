@@ -33,6 +33,8 @@ def place(tmp_path, goldens, monkeypatch) -> Path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "llava-v1.5-7b").symlink_to(goldens / "llava" / "instruct")
     (tmp_path / "models" / "RLAIF-V-7B").symlink_to(goldens / "llava" / "reward")
+    (tmp_path / "models" / "OmniLMM-12B").symlink_to(goldens / "omnilmm" / "instruct")
+    (tmp_path / "models" / "RLAIF-V-12B").symlink_to(goldens / "omnilmm" / "reward")
     (tmp_path / "data").mkdir()
     questions = pq.read_table(goldens / "llava" / "dataset" / "questions.parquet")
     pq.write_table(questions, tmp_path / "data" / "questions.parquet")

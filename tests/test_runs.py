@@ -1,6 +1,7 @@
 """Whole runs in this process: hostile rows, other tokenizers, other settings, real photographs."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -279,10 +280,21 @@ def test_a_changed_model_or_dataset_is_refused_by_name(config, goldens, tmp_path
         pipeline.run(config(write(tmp_path / "questions.parquet", hostile_rows()[5:6])))
 
 
-def test_splitting_a_model_is_refused_as_long_as_it_does_nothing(config, tmp_path):
+def test_splitting_a_model_without_deepspeed_is_refused_with_what_to_install(config, tmp_path, monkeypatch):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
-    with pytest.raises(UserError, match="zero3 on"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs DeepSpeed, .*: pip install 'vlm-data-engine\[zero3\]', or set zero3 to"
+    ):
         pipeline.run(config(dataset, zero3="on"))
+
+
+def test_a_run_says_and_stores_why_its_models_are_not_split(config, tmp_path, capsys):
+    assert pipeline.run(config(write(tmp_path / "questions.parquet", hostile_rows()[:1]))) == 0
+    stored = json.loads((tmp_path / "work/run.json").read_text())["zero3"]
+    assert (stored["split"], stored["asked"], stored["world_size"]) == (False, "auto", 1)
+    assert stored["told"].startswith("zero3 auto: each rank holds a whole model (0.0 GB of weights + 8.6 GB of working")
+    assert stored["told"] in capsys.readouterr().err
 
 
 def test_a_run_json_of_something_else_is_refused(config, tmp_path):

@@ -7,21 +7,34 @@ from data_engine.models.names import FAMILIES, family_of, resolve
 
 if TYPE_CHECKING:
     from data_engine.models.base import VisionLanguageModel
+    from data_engine.models.zero3 import Split
 
 
 def load_model(
-    name: str | None, path: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None
+    name: str | None,
+    path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    split: "Split | None" = None,
 ) -> "VisionLanguageModel":
     """Load a checkpoint, weights held once, ready for sample_answers and score_answers.
 
     `name` is a known model name or None for what config.json says; `device` "auto" is cuda where there is one;
-    `dtype` "auto" is bfloat16 on cuda and float32 elsewhere. Raises ModelError, a ValueError, naming what is wrong.
+    `dtype` "auto" is bfloat16 on cuda and float32 elsewhere. With `split`, all ranks load together, and each keeps a
+    share. Raises ModelError, a ValueError, naming what is wrong.
     """
     from data_engine.models.base import pick_device, pick_dtype
 
     folder = resolve(path, revision)
     chosen = pick_device(device)
-    return family_class(family_of(folder, name)).load(folder, chosen, pick_dtype(dtype, chosen))
+    if split is not None:
+        split.release()
+    model = family_class(family_of(folder, name)).load(folder, chosen, pick_dtype(dtype, chosen), split)
+    if split is not None:
+        split.run_together(model)
+    return model
 
 
 def family_class(family: str) -> type:

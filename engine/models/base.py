@@ -22,6 +22,8 @@ class VisionLanguageModel(Protocol):
     family: str
     decoder: nn.Module
     """transformers' decoder without a head, its attention dispatched by attention.NAME"""
+    vision: nn.Module
+    """the vision tower, which encode_images calls once"""
     head_weight: Tensor
     """[V, D]"""
     device: torch.device

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_engine.models.names import ModelError, read_json
+from data_engine.models.zero3 import Split, is_divided
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -80,14 +81,20 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in weight_files(folder))
 
 
+def num_weights(folder: Path) -> int:
+    """Numbers in a checkpoint's tensors, whatever their dtype."""
+    return sum(shape.numel() for shape in tensor_shapes(folder).values())
+
+
 class Filler:
     """Fills a model built without memory (parameters on the meta device) from named tensors.
 
-    `rename` gives the parameter for a checkpoint's name, or None for one that is known and not needed.
+    `rename` gives the parameter for a checkpoint's name, or None for one that is known and not needed. With `split`,
+    the parameters that it divides are divided as they come, so that no more than one is ever whole.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        self.model, self.device, self.dtype = model, device, dtype
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> None:
+        self.model, self.device, self.dtype, self.split = model, device, dtype, split
         self.missing = {name for name, _ in model.named_parameters()}
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
@@ -107,8 +114,13 @@ class Filler:
                 f"weight {origin} has shape {list(value.shape)}, config.json makes it {list(self._shapes[target])}"
             )
         owner, _, leaf = target.rpartition(".")
-        value = value.to(self.device, self.dtype, copy=True)
-        setattr(self.model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+        divided = self.split is not None and is_divided(target)
+        if divided and not self.split.reads:
+            value = torch.empty(value.shape, device=self.device, dtype=self.dtype)
+        else:
+            value = value.to(self.device, self.dtype, copy=True)
+        parameter = self.split.divide(value) if divided else nn.Parameter(value, requires_grad=False)
+        setattr(self.model.get_submodule(owner), leaf, parameter)
         self.missing.discard(target)
 
     def done(self, folder: Path) -> None:

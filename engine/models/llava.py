@@ -22,6 +22,7 @@ from data_engine.models.decoder import cache_values_per_token, decoder_config, h
 from data_engine.models.names import ModelError, fetch, read_json, resolve
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
+from data_engine.models.zero3 import Split
 from data_engine.records import without_image_marker
 
 SYSTEM = (
@@ -97,7 +98,9 @@ class Llava:
 
     def __init__(self, modules: _Modules, config: LlavaConfig, tokenizer: Tokenizer) -> None:
         self._modules, self._config, self._tokenizer = modules.eval(), config, tokenizer
-        self.decoder = modules.decoder
+        self.vision, self.decoder, self._embedding = modules.vision, modules.decoder, modules.decoder.embed_tokens
+        self.head_weight = head_weight(modules)
+        self.device, self.dtype = self.head_weight.device, self.head_weight.dtype
         self.eos_token_ids = (tokenizer.eos,)
         self.max_positions = config.text.max_position_embeddings
         self.vocabulary = tokenizer.vocabulary
@@ -105,14 +108,14 @@ class Llava:
         self.image_tokens = grid**2 if config.drop_cls else grid**2 + 1
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "Llava":
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> "Llava":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
         names = tensor_names(folder)
         config = read_config(folder, carries_tower=any(_rename(name).startswith("vision.") for name in names))
         tokenizer = load_tokenizer(folder)
         with init_empty_weights(include_buffers=False):
             modules = _Modules(config)
-        filler = Filler(modules, device, dtype)
+        filler = Filler(modules, device, dtype, split)
         unused = re.compile(rf"{IGNORED.pattern}|vision\S*\.encoder\.layers\.(?:{_unused_layers(config)})\.")
         rename = _renamer(modules)
         if config.text.tie_word_embeddings:
@@ -128,18 +131,6 @@ class Llava:
         """Numbers that one token keeps in the key/value cache, all layers."""
         raw, where = read_json(folder / "config.json"), folder / "config.json"
         return cache_values_per_token(_llama_config(raw.get("text_config", raw), where))
-
-    @property
-    def device(self) -> torch.device:
-        return self.decoder.embed_tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.embed_tokens.weight.dtype
-
-    @property
-    def head_weight(self) -> Tensor:
-        return head_weight(self._modules)
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)
@@ -158,11 +149,11 @@ class Llava:
         return self._tokenizer.decode(token_ids).strip()
 
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
-        features = self._modules.vision(pixel_values=pixels_BCHW.to(self.dtype)).last_hidden_state
+        features = self.vision(pixel_values=pixels_BCHW.to(self.dtype)).last_hidden_state
         return self._modules.projector(features[:, 1:] if self._config.drop_cls else features)
 
     def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
-        return self.decoder.embed_tokens(token_ids_T)
+        return self._embedding(token_ids_T)
 
 
 def _after_image(question: str) -> str:

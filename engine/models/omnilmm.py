@@ -24,6 +24,7 @@ from data_engine.models.eva import Eva, EvaConfig, Resampler, heads_of
 from data_engine.models.names import ModelError, read_json
 from data_engine.models.pixels import normalised, resized
 from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, load_tokenizer
+from data_engine.models.zero3 import Split
 from data_engine.records import without_image_marker
 
 SYSTEM = (
@@ -82,20 +83,22 @@ class OmniLMM:
     ) -> None:
         self._modules, self._config, self._tokenizer = modules.eval(), config, tokenizer
         self._im_start, self._im_end = around_image
-        self.decoder = modules.decoder
+        self.vision, self.decoder, self._embedding = modules.vision, modules.decoder, modules.decoder.embed_tokens
+        self.head_weight = head_weight(modules)
+        self.device, self.dtype = self.head_weight.device, self.head_weight.dtype
         self.eos_token_ids = (tokenizer.eos,)
         self.max_positions = config.max_positions
         self.vocabulary = tokenizer.vocabulary
         self.image_tokens = config.num_query
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "OmniLMM":
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> "OmniLMM":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
         config = read_config(folder, tensor_shapes(folder))
         tokenizer, around_image = load_tokenizer(folder), image_token_ids(folder, config.text.vocab_size)
         with init_empty_weights(include_buffers=False):
             modules = _Modules(config)
-        filler = Filler(modules, device, dtype)
+        filler = Filler(modules, device, dtype, split)
         filler.fill(folder, _rename, IGNORED)
         filler.done(folder)
         return cls(modules.to(device), config, tokenizer, around_image)
@@ -105,18 +108,6 @@ class OmniLMM:
         """Numbers that one token keeps in the key/value cache, all layers."""
         where = folder / "config.json"
         return cache_values_per_token(_mistral_config(read_json(where), where))
-
-    @property
-    def device(self) -> torch.device:
-        return self.decoder.embed_tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.embed_tokens.weight.dtype
-
-    @property
-    def head_weight(self) -> Tensor:
-        return head_weight(self._modules)
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         """The whole image squeezed into a square, in both stages; the protocol's `crop` changes nothing here."""
@@ -143,12 +134,12 @@ class OmniLMM:
 
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         # The class token is dropped behind the norm.
-        features = self._modules.vision(pixels_BCHW.to(self.dtype))[:, 1:]
+        features = self.vision(pixels_BCHW.to(self.dtype))[:, 1:]
         patch = self._config.vision.patch_size
         return self._modules.resampler(features, (pixels_BCHW.shape[-2] // patch, pixels_BCHW.shape[-1] // patch))
 
     def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
-        return self.decoder.embed_tokens(token_ids_T)
+        return self._embedding(token_ids_T)
 
 
 def _rename(name: str) -> str:

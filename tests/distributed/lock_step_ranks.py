@@ -1,4 +1,7 @@
-"""Ranks with different work in lock-step: run by test_lock_step.py under torchrun; prints one JSON line a rank."""
+"""Ranks with different work in lock-step: run by test_lock_step.py under torchrun; prints JSON lines.
+
+Arguments: how rank 1 ends ("none", "kill", "freeze", "leave", "stop"), then a plan of calls for each rank.
+"""
 
 import json
 import os
@@ -6,43 +9,61 @@ import signal
 import sys
 import time
 
-import torch.distributed as dist
+from data_engine.lifeline import Lifeline
+from data_engine.models import lockstep
+from data_engine.ranks import Ranks, Stop, meet
+from data_engine.records import LostRankError
 
-from data_engine.models import zero3
-
-WISHES = {"decode": zero3.DECODE, "encode": zero3.ENCODE}
-
-
-def tell(**values: object) -> None:
-    # One write, since the ranks share the pipe.
-    os.write(1, (json.dumps(values) + "\n").encode())
+WISHES = {"decode": lockstep.DECODE, "encode": lockstep.ENCODE}
+SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 
 
 class Stopped(Exception):
     pass
 
 
-def main(plans: list[str], death: str) -> None:
-    dist.init_process_group("gloo")
-    rank, log = dist.get_rank(), []
-    lock_step = zero3.LockStep(lambda: death == "stop" and rank == 1 and len(log) > 6, Stopped)
+def tell(**values: object) -> None:
+    # One write, since the ranks share the pipe.
+    os.write(1, (json.dumps({**values, "time": time.time()}) + "\n").encode())
+
+
+def end(finding: str) -> None:
+    """As the engine does where the main thread hangs in a collective."""
+    tell(error="LostRankError", message=finding)
+    os._exit(3)
+
+
+def work(plan: list[str], rank: int, death: str) -> None:
+    log, result = [], []
+    step = lockstep.LockStep(lambda: death == "stop" and rank == 1 and len(log) > 6, Stopped)
     for name, kind in WISHES.items():
-        lock_step.register(kind, lambda name=name: log.append(f"dummy {name}"))
-    result = []
-    for number, name in enumerate(plans[rank].split()):
-        if death == "kill" and rank == 1 and number == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result.append(lock_step.call(WISHES[name], lambda name=name, number=number: log.append(name) or number))
-    while lock_step.rest(zero3.FINISHED) != zero3.FINISHED:
+        step.register(kind, lambda name=name: log.append(f"dummy {name}"))
+    for number, name in enumerate(plan):
+        if rank == 1 and number == 3 and death in (*SIGNALS, "leave"):
+            tell(dies=death)
+            if death == "leave":
+                raise ValueError("a mistake that one rank alone sees")
+            os.kill(os.getpid(), SIGNALS[death])
+        step.before(WISHES[name])
+        log.append(name)
+        result.append(number)
+    while step.rest(lockstep.FINISHED) != lockstep.FINISHED:
         pass
     tell(rank=rank, log=log, result=result)
 
 
-if __name__ == "__main__":
-    start = time.monotonic()
+def main(death: str, *plans: str) -> None:
+    ranks = Ranks.from_environment()
+    # torchrun asks the others to stop when one is lost; the engine's ranks then finish what they hold.
+    Stop(grace_s=600).listen()
     try:
-        main(sys.argv[2:], sys.argv[1])
-    except (zero3.RankLost, Stopped) as error:
-        tell(error=type(error).__name__, seconds=time.monotonic() - start)
+        with Lifeline(meet(ranks, "cpu"), ranks, end).naming():
+            work(plans[ranks.rank].split(), ranks.rank, death)
+    except (LostRankError, Stopped) as error:
+        tell(error=type(error).__name__, message=str(error))
         # As the engine does: nothing of the broken group is waited for.
         os._exit(3)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

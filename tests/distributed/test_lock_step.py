@@ -1,6 +1,7 @@
 """Lock-step: ranks with different work make the same calls in the same order, and none is left hanging."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -41,10 +42,23 @@ def test_an_image_does_not_wait_for_another_ranks_decoding():
     assert found[1][0] == "encode"
 
 
-def test_a_killed_rank_stops_the_others_soon():
-    lost = ranks("kill", [LONG, LONG, LONG])
-    assert [line["error"] for line in lost] == ["RankLost"] * 2
-    assert max(line["seconds"] for line in lost) < 60
+@pytest.mark.parametrize(
+    ("death", "message"),
+    [
+        ("leave", "rank 1 on .* has ended: its own message says why"),
+        pytest.param("kill", "rank 1 on .* died, or has not been heard of for 15 s", marks=pytest.mark.slow),
+        pytest.param("freeze", "rank 1 on .* died, or has not been heard of for 15 s", marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value.split()[0],
+)
+def test_the_others_of_a_lost_rank_stop_within_a_minute_and_name_it(death, message):
+    lines = ranks(death, [LONG, LONG, LONG])
+    [died] = [line["time"] for line in lines if "dies" in line]
+    lost = [line for line in lines if "error" in line]
+    assert [line["error"] for line in lost] == ["LostRankError"] * 2
+    assert all(re.fullmatch(message, line["message"]) for line in lost)
+    # The bound of the promise, not a speed.
+    assert all(line["time"] - died < 60 for line in lost)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 
 from data_engine.models import llava, omnilmm
 from data_engine.models.names import FAMILIES, NAMES, ModelError
+from data_engine.models.zero3 import is_divided
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -97,14 +98,27 @@ def test_the_full_size_llava_has_the_parameters_of_the_published_shapes():
 
 def test_the_memory_that_the_readme_names_is_that_of_the_parameters(published):
     omni = on_meta(omnilmm._Modules, omnilmm.read_config(published, TOWER_SHAPES))
-    counted = {"llava": sum(count(llava_7b()).values()), "omnilmm": sum(count(omni).values())}
-    rows = re.findall(
-        r"^\| `([^`]+)` \| ([^|]+) \| [^|]+ \| ([\d.]+) B \| ([\d.]+) GB \|", README.read_text(), re.MULTILINE
-    )
-    assert {family for _, family, _, _ in rows} == set(FAMILIES)
-    assert {name.lower() for name, _, _, _ in rows} | {"llava-v1.5-7b"} == set(NAMES)
-    for name, family, billions, gigabytes in rows:
+    modules = {"llava": llava_7b(), "omnilmm": omni}
+    gigabytes = r" ([\d.]+) GB \|" * 4
+    pattern = rf"^\| `([^`]+)` \| ([^|]+) \| [^|]+ \| ([\d.]+) B \|{gigabytes}$"
+    rows = re.findall(pattern, README.read_text(), re.MULTILINE)
+    assert {family for _, family, *_ in rows} == set(FAMILIES)
+    assert {name.lower() for name, *_ in rows} | {"llava-v1.5-7b"} == set(NAMES)
+    for name, family, billions, whole, *shares in rows:
         assert NAMES[name.lower()] == family
-        assert float(billions) == round(counted[family] / 1e9, 2)
+        counted = count(modules[family])
+        everything = sum(counted.values())
+        assert float(billions) == round(everything / 1e9, 2)
         # two bytes a parameter in bf16
-        assert float(gigabytes) == round(2 * counted[family] / 1e9, 1)
+        assert float(whole) == round(2 * everything / 1e9, 1)
+        divided = counted["vision"] + counted["decoder"] - modules[family].decoder.embed_tokens.weight.numel()
+        for ranks, share in zip((2, 4, 8), shares, strict=True):
+            assert float(share) == round(2 * (everything - divided + divided / ranks) / 1e9, 1)
+
+
+def test_what_is_divided_over_ranks_is_vision_tower_and_decoder_without_embeddings():
+    names = ["decoder.layers.0.mlp.up_proj.weight", "vision.blocks.0.attn.q_bias", "decoder.norm.weight"]
+    assert all(map(is_divided, names))
+    assert not any(
+        map(is_divided, ["decoder.embed_tokens.weight", "head.weight", "projector.0.bias", "resampler.proj"])
+    )
