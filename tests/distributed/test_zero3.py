@@ -117,7 +117,7 @@ def test_a_mixed_pair_is_split_too(plain, tmp_path, pair):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "num_processes", "rank", "window"),
-    [("llava", 2, 1, "sampling"), ("llava", 3, 0, "scoring"), ("omnilmm", 3, 2, "sampling")],
+    [("llava", 2, 0, "scoring"), ("omnilmm", 3, 2, "sampling")],
 )
 def test_a_killed_rank_is_named_by_the_others_and_the_same_command_goes_on(
     plain, tmp_path, family, num_processes, rank, window
@@ -128,7 +128,7 @@ def test_a_killed_rank_is_named_by_the_others_and_the_same_command_goes_on(
     output = divided.engine_script(num_processes, code=1, DATA_ENGINE_PROGRAM="killed", **environment)
     ended = time.time()
     assert log.read_text() == f"{window}\n"
-    named = re.findall(rf"error: rank {rank} on \S+ died, or has not been heard of for 15 s", output)
+    named = re.findall(rf"error: rank {rank} on \S+ died, or has not been heard of for 20 s", output)
     assert len(named) == num_processes - 1, output
     assert ended - log.stat().st_mtime < 60
     kept = {path: path.stat().st_mtime_ns for path in divided.work_dir.glob("*/unit-*.parquet")}
