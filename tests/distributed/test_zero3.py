@@ -76,8 +76,7 @@ def ranks_that_worked(job: Job) -> int:
 def test_split_models_make_the_dataset_of_whole_ones(plain, tmp_path, family, num_processes, share):
     job, expected = plain(family, share)
     lengths = [len(row["token_ids"]) for rows in expected.units.values() for row in rows if "token_ids" in row]
-    assert min(lengths) < 20, "the ranks' work would be too even"
-    assert max(lengths) == 64
+    assert max(lengths) - min(lengths) > 20, "the ranks' work would be too even"
     divided = split(job, tmp_path)
     output = divided.engine_script(num_processes)
     assert f"zero3 on: split over {num_processes} ranks" in output
