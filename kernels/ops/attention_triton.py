@@ -20,8 +20,8 @@ from data_engine.kernels.layouts import LayerCaches, RowIndex
 # Tokens of a part. Smaller fills the card with fewer rows, larger writes fewer parts.
 SPLIT = 256
 # Queries that meet a tile of the prefix at once; more of them take several programs, which find the tile in the L2
-# cache. Twice as many fill the registers of a multiprocessor with one program, and the suffix parts then wait for memory.
-MOST_QUERIES, MOST_QUERIES_FP32 = 64, 32
+# cache. With twice as many, one program fills a multiprocessor's registers, and suffix parts wait for memory alone.
+MOST_QUERIES, MOST_QUERIES_FP32 = 64, 16
 
 
 def grouped_decode_attention(
@@ -57,9 +57,9 @@ def grouped_decode_attention(
         caches.prefix_values,
         caches.suffix_keys,
         caches.suffix_values,
-        rows.prefix_lengths,
-        rows.suffix_lengths,
-        rows.members,
+        rows.prefix_lengths.contiguous(),
+        rows.suffix_lengths.contiguous(),
+        rows.members.contiguous(),
         mixed,
         totals,
         tops,
@@ -81,7 +81,7 @@ def grouped_decode_attention(
         QUERY_TILES=query_tiles,
         PREFIX_QUERIES=queries,
         SUFFIX_QUERIES=max(triton.next_power_of_2(shared), 16),
-        UPCAST=not query_RHD.is_cuda,
+        INTERPRETED=not query_RHD.is_cuda,
         num_warps=4,
         num_stages=2,
     )
@@ -89,9 +89,9 @@ def grouped_decode_attention(
         mixed,
         totals,
         tops,
-        rows.slots,
-        rows.prefix_lengths,
-        rows.suffix_lengths,
+        rows.slots.contiguous(),
+        rows.prefix_lengths.contiguous(),
+        rows.suffix_lengths.contiguous(),
         out,
         num_rows,
         HEADS=heads,
@@ -100,6 +100,7 @@ def grouped_decode_attention(
         SPLIT=split,
         PREFIX_PARTS=prefix_parts,
         BLOCK=8,
+        INTERPRETED=not query_RHD.is_cuda,
         num_warps=4,
     )
     return out
@@ -115,6 +116,16 @@ def _check(query_RHD: Tensor, caches: LayerCaches) -> None:
     dtypes = {query_RHD.dtype, *(tensor.dtype for pair in pairs for tensor in pair)}
     if len(dtypes) > 1 or query_RHD.stride(2) != 1:
         raise ValueError(f"query and caches must have one dtype and a last stride of 1, got {dtypes}")
+
+
+@triton.jit
+def _cast(numbers, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """fp32 as dtype, rounded to nearest even as on a GPU; Triton's interpreter by itself cuts bf16 off."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = numbers.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        numbers = bits.to(tl.float32, bitcast=True)
+    return numbers.to(dtype)
 
 
 @triton.jit
@@ -139,7 +150,7 @@ def _part(
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
     TOKENS: tl.constexpr,
-    UPCAST: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """Queries (row, head) over the tokens from start to the end of the part or of the length; row -1 is no query."""
     lanes = tl.arange(0, LANES)
@@ -148,7 +159,7 @@ def _part(
     fits = (lanes < WIDTH)[None, :]
     query_at = row.to(tl.int64) * query_row_stride + head * query_head_stride
     q = tl.load(query + query_at[:, None] + lanes[None, :], mask=there[:, None] & fits, other=0.0)
-    if UPCAST:
+    if INTERPRETED:
         # Triton's interpreter multiplies the bits of bf16 as integers; in fp32 the products are the same, exact.
         q = q.to(tl.float32)
     top = tl.full([row.shape[0]], -float("inf"), tl.float32)
@@ -160,7 +171,7 @@ def _part(
         at = tokens.to(tl.int64)[:, None] * token_stride + lanes[None, :]
         k = tl.load(keys + at, mask=seen[:, None] & fits, other=0.0)
         v = tl.load(values + at, mask=seen[:, None] & fits, other=0.0)
-        if UPCAST:
+        if INTERPRETED:
             k = k.to(tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(seen[None, :], scores, -float("inf"))
@@ -168,13 +179,13 @@ def _part(
         decay = tl.exp(top - new)
         weights = tl.exp(scores - new[:, None])
         total = total * decay + tl.sum(weights, 1)
-        weights = weights.to(v.dtype)
-        if UPCAST:
+        weights = _cast(weights, v.dtype, INTERPRETED)
+        if INTERPRETED:
             weights, v = weights.to(tl.float32), v.to(tl.float32)
         mix = tl.dot(weights, v, mix * decay[:, None], input_precision="ieee")
         top = new
-    # The merge reads no part that lies behind the length, so nothing is stored for it.
-    there = there & (start < length)
+    # No token was seen: the part lies behind the length, and the merge does not read it.
+    there = there & (total != 0)
     at = (part_row + row) * heads + head
     tl.store(totals + at, total, mask=there)
     tl.store(tops + at, top, mask=there)
@@ -217,7 +228,7 @@ def _parts_kernel(
     QUERY_TILES: tl.constexpr,
     PREFIX_QUERIES: tl.constexpr,
     SUFFIX_QUERIES: tl.constexpr,
-    UPCAST: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """One part of one key/value head: the prefix parts of all slots come first, then the suffix parts of all rows."""
     task = tl.program_id(0)
@@ -253,7 +264,7 @@ def _parts_kernel(
             LANES,
             SPLIT,
             TOKENS,
-            UPCAST,
+            INTERPRETED,
         )
     else:
         part = (task - PREFIX_TASKS) % SUFFIX_PARTS
@@ -281,7 +292,7 @@ def _parts_kernel(
             LANES,
             SPLIT,
             TOKENS,
-            UPCAST,
+            INTERPRETED,
         )
 
 
@@ -301,6 +312,7 @@ def _merge_kernel(
     SPLIT: tl.constexpr,
     PREFIX_PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """The softmax over a row's parts, for BLOCK heads."""
     row = tl.program_id(0)
@@ -328,5 +340,7 @@ def _merge_kernel(
     # A row that saw no token gets zeros.
     mix = mix / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(
-        out + (row.to(tl.int64) * HEADS + head)[:, None] * WIDTH + lanes[None, :], mix.to(out.dtype.element_ty), mask=fits
+        out + (row.to(tl.int64) * HEADS + head)[:, None] * WIDTH + lanes[None, :],
+        mix.to(out.dtype.element_ty),
+        mask=fits,
     )

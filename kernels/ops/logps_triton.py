@@ -68,7 +68,7 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, tiles: 
     _parts_kernel[(row_tiles * column_tiles,)](
         hidden_ND,
         weight_VD,
-        targets_N,
+        targets_N.contiguous(),
         tops,
         totals,
         target_logits,
@@ -82,7 +82,7 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, tiles: 
         WIDTH=tiles.width,
         EVEN=width % tiles.width == 0,
         BAND=8,
-        UPCAST=not hidden_ND.is_cuda,
+        INTERPRETED=not hidden_ND.is_cuda,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
@@ -111,7 +111,7 @@ def _parts_kernel(
     WIDTH: tl.constexpr,
     EVEN: tl.constexpr,
     BAND: tl.constexpr,
-    UPCAST: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     """Largest logit and sum of exponentials of ROWS rows over COLUMNS of the vocabulary, [T, N] each."""
     # Programs that run together share BAND tiles of rows and few of the vocabulary, which stay in the L2 cache.
@@ -134,7 +134,7 @@ def _parts_kernel(
         else:
             a = tl.load(hidden_at + start, mask=(start + lanes < width)[None, :], other=0.0)
             b = tl.load(weight_at + start, mask=(start + lanes < width)[:, None], other=0.0)
-        if UPCAST:
+        if INTERPRETED:
             # Triton's interpreter multiplies the bits of bf16 as integers; in fp32 the products are the same, exact.
             a, b = a.to(tl.float32), b.to(tl.float32)
         logits = tl.dot(a, b, logits, input_precision="ieee")
@@ -153,9 +153,7 @@ def _parts_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _merge_kernel(
-    tops, totals, target_logits, logps, num_rows, column_tiles, ROWS: tl.constexpr, TILES: tl.constexpr
-):
+def _merge_kernel(tops, totals, target_logits, logps, num_rows, column_tiles, ROWS: tl.constexpr, TILES: tl.constexpr):
     """Target's logit minus log-sum-exp, from the parts [T, N], TILES at a time in ascending order."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     safe = tl.minimum(rows, num_rows - 1)

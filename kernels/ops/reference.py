@@ -59,9 +59,7 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
     query = query_RHD.view(num_rows, groups, heads // groups, width)
     own = _partial(query, caches.suffix_keys, caches.suffix_values, rows.suffix_lengths[:, None, None, None], scale)
     mixed, total, top = (torch.zeros_like(part) for part in own)
-    for slot, (length, members) in enumerate(
-        zip(rows.prefix_lengths.tolist(), rows.members.tolist(), strict=True)
-    ):
+    for slot, (length, members) in enumerate(zip(rows.prefix_lengths.tolist(), rows.members.tolist(), strict=True)):
         members = [row for row in members if row >= 0]
         if not members or not length:
             continue
