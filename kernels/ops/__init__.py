@@ -7,6 +7,7 @@ kernels. kernels/README.md says which is used when, and why.
 import warnings
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from data_engine.kernels import reference
@@ -21,7 +22,9 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
         return reference.token_logps(hidden_ND, weight_VD, targets_N)
     from data_engine.kernels import logps_triton
 
-    return logps_triton.token_logps(hidden_ND, weight_VD, targets_N)
+    # Triton launches on the current device, whatever the tensors'.
+    with torch.cuda.device(hidden_ND.device):
+        return logps_triton.token_logps(hidden_ND, weight_VD, targets_N)
 
 
 def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float) -> Tensor:
@@ -30,7 +33,8 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
         return reference.grouped_decode_attention(query_RHD, caches, rows, scale)
     from data_engine.kernels import attention_triton
 
-    return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale)
+    with torch.cuda.device(query_RHD.device):
+        return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale)
 
 
 def _use_triton(tensor: Tensor) -> bool:

@@ -21,6 +21,8 @@ def kernel(device):
 def problem(rows: int, width: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(rows * vocabulary)
     hidden, weight = (torch.randn(size, width, generator=generator) for size in (rows, vocabulary))
+    # Logits grow along the vocabulary, so that the maximum moves on from tile to tile.
+    weight *= torch.linspace(0.2, 2, vocabulary)[:, None]
     targets = torch.randint(0, vocabulary, (rows,), generator=generator)
     return hidden.to(device, dtype), weight.to(device, dtype), targets.to(device)
 
