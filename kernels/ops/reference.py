@@ -12,6 +12,8 @@ from data_engine.kernels.layouts import LayerCaches, RowIndex
 
 # Rows of logits alive at once; bounds memory to CHUNK x V however many answers there are.
 CHUNK = 1024
+# Stands for the maximum of no scores: minus infinity less itself would not be a number.
+LOWEST = torch.finfo(torch.float32).min
 
 
 def logits_fp32(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
@@ -56,18 +58,21 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
     num_rows, heads, width = query_RHD.shape
     groups = caches.suffix_keys.shape[1]
     # The query heads that share a key/value head become rows of one product.
-    query = query_RHD.view(num_rows, groups, heads // groups, width)
-    own = _partial(query, caches.suffix_keys, caches.suffix_values, rows.suffix_lengths[:, None, None, None], scale)
-    mixed, total, top = (torch.zeros_like(part) for part in own)
+    query = query_RHD.unflatten(1, (groups, -1))
+    longest = max([1, *rows.suffix_lengths.tolist()])
+    keys, values = caches.suffix_keys[:, :, :longest], caches.suffix_values[:, :, :longest]
+    own = _partial(query, keys, values, rows.suffix_lengths[:, None, None, None], scale)
+    # As if no prefix had been seen, until its rows are filled in.
+    prefix = torch.zeros_like(own[0]), torch.zeros_like(own[1]), torch.full_like(own[2], LOWEST)
     for slot, (length, members) in enumerate(zip(rows.prefix_lengths.tolist(), rows.members.tolist(), strict=True)):
         members = [row for row in members if row >= 0]
         if not members or not length:
             continue
         lane = query[members].transpose(0, 1).reshape(groups, -1, width)
         keys, values = caches.prefix_keys[slot, :, :length], caches.prefix_values[slot, :, :length]
-        for whole, part in zip((mixed, total, top), _partial(lane, keys, values, length, scale), strict=True):
+        for whole, part in zip(prefix, _partial(lane, keys, values, length, scale), strict=True):
             whole[members] = part.view(groups, len(members), heads // groups, -1).transpose(0, 1)
-    return _merge(own, (mixed, total, top)).to(query.dtype).view(num_rows, heads, width)
+    return _merge(own, prefix).to(query.dtype).view(num_rows, heads, width)
 
 
 def _partial(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | int, scale: float) -> tuple[Tensor, ...]:
@@ -76,7 +81,7 @@ def _partial(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | int,
     unseen = torch.arange(keys.shape[-2], device=keys.device) >= lengths
     scores = scores.masked_fill(unseen, -torch.inf)
     # Nothing seen: a finite maximum, all weights 0.
-    top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+    top = scores.amax(-1, keepdim=True).clamp(min=LOWEST)
     weights = (scores - top).exp()
     return (weights.to(values.dtype) @ values).float(), weights.sum(-1, keepdim=True), top
 

@@ -101,6 +101,13 @@ def test_one_token_is_its_own_value(kernel, device):
     assert torch.equal(found, caches.suffix_values[:, :, 0].repeat_interleave(2, 1))
 
 
+def test_scores_far_from_zero_change_nothing(kernel, device):
+    query, caches, rows = problem(2, 1, 64, torch.float32, device)
+    # Scores of -1e4 to 1e4, most weights 0: whichever part has the largest score has it all.
+    check(kernel, (query * 1000, caches, rows))
+    check(kernel, (-query * 1000, caches, rows))
+
+
 def test_a_row_that_sees_nothing_gets_zeros(kernel, device):
     made = problem(2, 1, 64, torch.bfloat16, device, (0, -1, 0), (0, 0, 2), (0,))
     found = kernel.grouped_decode_attention(*made, SCALE, split=SPLIT)

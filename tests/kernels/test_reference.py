@@ -68,3 +68,18 @@ def test_a_row_that_sees_nothing_gets_zeros():
     slots, none = torch.tensor([0]), torch.tensor([0])
     rows = RowIndex(slots, none, none, members_of(slots, 1, 1))
     assert not reference.grouped_decode_attention(torch.ones(1, 1, 4), caches, rows, 1.0).any()
+
+
+def test_scores_far_below_zero_change_nothing_where_there_is_no_prefix():
+    caches = LayerCaches(*(torch.full((1, 1, 1, 4), number) for number in (0.0, 0.0, -100.0, 3.0)))
+    idle, one = torch.tensor([-1]), torch.tensor([1])
+    rows = RowIndex(idle, one, one, members_of(idle, 1, 1))
+    # One token is all of the softmax, however small exp(-400) is.
+    assert reference.grouped_decode_attention(torch.ones(1, 1, 4), caches, rows, 1.0).tolist() == [[[3.0] * 4]]
+
+
+def test_no_rows_give_nothing():
+    caches = LayerCaches(*(torch.zeros(rows, 1, 2, 4) for rows in (1, 1, 0, 0)))
+    none, one = torch.tensor([], dtype=torch.long), torch.tensor([1])
+    rows = RowIndex(none, none, one, members_of(none, 1, 1))
+    assert reference.grouped_decode_attention(torch.ones(0, 2, 4), caches, rows, 1.0).shape == (0, 2, 4)
