@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_engine.arguments import parse
+from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
 from data_engine.models.names import family_of, resolve
 from data_engine.records import UserError
@@ -19,7 +20,12 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 def main(argv: Sequence[str]) -> int:
     """Check what `data-engine run` would be given, and say what was found. Raises UserError at the first mistake."""
-    config = parse(argv, "validate")
+    print(check(parse(argv, "validate")), flush=True)
+    return 0
+
+
+def check(config: RunConfig) -> str:
+    """What was found, in one line. Raises UserError at the first mistake."""
     check_writable(Path(config.work_dir))
     questions = open_questions(config)
     # Last, since a hub id may take an hour to fetch.
@@ -27,12 +33,10 @@ def main(argv: Sequence[str]) -> int:
         check_model(config.instruct_model_path, config.instruct_model_revision, config.instruct_model_name),
         check_model(config.reward_model_path, config.reward_model_revision, config.reward_model_name),
     ]
-    print(
+    return (
         f"valid: {len(questions)} questions, {config.sample_k} answers each; instruct and reward model: "
-        f"{' and '.join(families)}; work_dir {config.work_dir}",
-        flush=True,
+        f"{' and '.join(families)}; work_dir {config.work_dir}"
     )
-    return 0
 
 
 def check_model(path: str, revision: str | None, name: str | None) -> str:

@@ -8,7 +8,8 @@
 # long that takes; a second signal kills them.
 #
 # Environment: NUM_PROCESSES (default: the GPUs, or 1), ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or
-# cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores / ranks), PYTHON.
+# cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores / ranks), PYTHON. For one job over several machines, on each:
+# NUM_MACHINES, MACHINE_RANK (from 0), and MAIN_ADDRESS and MAIN_PORT of the first; NUM_PROCESSES is of each machine.
 set -eu
 trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
 
