@@ -101,7 +101,7 @@ def listen(received: list[int]) -> None:
         nonlocal last
         if number == signal.SIGINT or time.monotonic() - last >= SAME_SIGNAL_S:
             received.append(PASSED_ON[number])
-        last = time.monotonic()
+            last = time.monotonic()
 
     for number in PASSED_ON:
         # A signal that is ignored, as a hang-up is under nohup, stays so.

@@ -85,7 +85,7 @@ class Reader:
 
 def test_tasks_requeued_warned_and_killed_with_their_node_make_the_same_dataset(reader, undisturbed):
     cluster, work_dir = reader.cluster, reader.place / "runs/array"
-    reader.asks_to_hold(0, 1, 2)
+    reader.asks_to_hold(0, 1, 3)
     output = reader.types(SUBMIT, *FLAGS)
     array, pairing = re.search(r"array job (\d+): 4 tasks\npairing job (\d+)", output).groups()
     tasks = [f"{array}_{index}" for index in range(4)]
@@ -101,14 +101,15 @@ def test_tasks_requeued_warned_and_killed_with_their_node_make_the_same_dataset(
     cluster.kill_node(node)
     cluster.start_node(node)
 
-    # What --signal=B:USR1@120 does when the time limit is near.
-    reader.waits_until_held(2)
+    # What --signal=B:USR1@120 does when the time limit is near; the last task has the array's number as its own.
+    reader.waits_until_held(3)
     assert re.search(r"sampled_answer +[1-7]/8", reader.types(STATUS))
-    cluster.call("scancel", "--batch", "--signal=USR1", tasks[2])
+    cluster.call("scancel", "--batch", "--signal=USR1", tasks[3])
 
     ends = [reader.waits_for_the_end(job) for job in [*tasks, pairing]]
     assert [end["JobState"] for end in ends] == ["COMPLETED"] * 5
-    assert [end["Restarts"] for end in ends] == ["1", "1", "1", "0", "0"]
+    assert [end["Restarts"] for end in ends] == ["1", "1", "0", "1", "0"]
+    assert "stopped by SIGUSR1; every published unit is kept" in (work_dir / f"logs/slurm-{tasks[3]}.out").read_text()
     assert Result.of(work_dir) == undisturbed
     assert not stray_files(work_dir)
     status = reader.types(STATUS)
@@ -132,7 +133,8 @@ def test_one_job_over_two_nodes_warned_once_makes_the_same_dataset(reader, undis
 
 def test_a_cancelled_task_stays_away_and_takes_the_pairing_job_along(reader):
     reader.asks_to_hold(0)
-    array, pairing = re.search(r"array job (\d+).*\npairing job (\d+)", reader.types(SUBMIT, *FLAGS)).groups()
+    output = reader.types(SUBMIT, *FLAGS, "--array", "1")
+    array, pairing = re.search(r"array job (\d+).*\npairing job (\d+)", output).groups()
     reader.waits_until_held(0)
     reader.cluster.call("scancel", f"{array}_0")
     ends = [reader.waits_for_the_end(job) for job in (f"{array}_0", pairing)]
