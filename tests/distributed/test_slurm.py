@@ -1,5 +1,6 @@
 """README's commands on a real SLURM of two nodes; tasks requeued, warned and killed: one dataset, byte for byte."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -20,7 +21,7 @@ pytestmark = [
     ),
 ]
 SUBMIT, STATUS, MULTINODE = ON_A_CLUSTER
-ENGINE_S = 120
+ENGINE_S = 200
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +128,10 @@ def test_one_job_over_two_nodes_warned_once_makes_the_same_dataset(reader, undis
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1")
     assert Result.of(work_dir) == undisturbed
     assert not stray_files(work_dir)
-    logs = sorted(path.name for path in (work_dir / "logs").glob("rank-*.jsonl"))
-    assert logs == ["rank-0.jsonl", "rank-1.jsonl"], "the two nodes did not count their ranks together"
+    ends = map(json.loads, (work_dir / "logs/exit.json").read_text().splitlines())
+    counted = sorted((line["rank"], line["code"]) for line in ends)
+    # The warning may find rank 1 at work, or before it has begun.
+    assert {(0, 75), (0, 0), (1, 0)} <= set(counted), "the two nodes did not count their ranks together"
 
 
 def test_a_cancelled_task_stays_away_and_takes_the_pairing_job_along(reader):
