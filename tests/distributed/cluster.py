@@ -19,7 +19,7 @@ from pathlib import Path
 
 NODES = ("n1", "n2")
 UP = ("idle", "mixed", "allocated", "completing")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 # Where Debian puts the daemons, which not every user's PATH names.
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
 PATIENCE_S = 90
