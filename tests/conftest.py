@@ -24,6 +24,8 @@ def place(tmp_path, monkeypatch) -> Path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "llava-v1.5-7b").symlink_to(GOLDENS / "llava" / "instruct")
     (tmp_path / "models" / "RLAIF-V-7B").symlink_to(GOLDENS / "llava" / "reward")
+    (tmp_path / "models" / "OmniLMM-12B").symlink_to(GOLDENS / "omnilmm" / "instruct")
+    (tmp_path / "models" / "RLAIF-V-12B").symlink_to(GOLDENS / "omnilmm" / "reward")
     (tmp_path / "data").mkdir()
     questions = pq.read_table(GOLDENS / "llava" / "dataset" / "questions.parquet")
     pq.write_table(questions, tmp_path / "data" / "questions.parquet")
