@@ -151,7 +151,7 @@ def anonymous():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) * 1024
 
 ranks = Ranks.from_environment()
-meet(ranks, "cpu")
+store = meet(ranks, "cpu")
 split = Split(read_settings(None), LockStep(lambda: False, Stopped), ranks.rank)
 deepspeed()
 for _ in range(2):
