@@ -58,11 +58,16 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     job = Job(config, ranks, stop)
     with together.joined(config, job.placement, ranks, stop) as joined:
         finished = job.work(joined)
-    if not finished:
-        return STOPPED
-    if ranks.rank == 0 and config.stop_after_stage == 2:
-        job.pair()
-    return 0
+    while finished and ranks.rank == 0 and config.stop_after_stage == 2:
+        try:
+            job.pair()
+            break
+        except units.DamagedUnitError as damage:
+            if config.continue_from_stage == 2 or job.placement.split:
+                raise IncompleteError(f"{damage}: run the same command again, with all stages") from None
+            log.warning("%s", damage)
+            finished = job.work(together.Apart())
+    return 0 if finished else STOPPED
 
 
 class Job:
@@ -110,10 +115,13 @@ class Job:
         total = len(self.mine) * len(stages)
         self._together = joined
         with Progress(self.work_dir, stages, self.mine, total, self.ranks) as progress:
-            for phase in joined.phases(stages):
-                if joined.any(bool(self.stop.wanted)):
-                    return False
-                self._work_through(phase, progress)
+            # Once, unless a unit of an earlier phase turns out to be damaged.
+            while joined.any(bool(self._left(stages))):
+                for phase in joined.phases(stages):
+                    if joined.any(bool(self.stop.wanted)):
+                        return False
+                    self._work_through(phase, progress)
+        self._require_earlier(first)
         self._model = None
         return not joined.any(bool(self.stop.wanted))
 
@@ -138,9 +146,14 @@ class Job:
                 )
 
     def _left(self, stages: list[str]) -> list[tuple[str, int]]:
-        """Units of this shard that are not published, those of the first stage first."""
+        """Units of this shard that these stages have to publish, those of the first stage first.
+
+        Not those that wait for a sample which is none of these stages' business.
+        """
         done = {stage: units.published(self.work_dir, stage) for stage in stages}
-        return [(stage, unit) for stage in stages for unit in self.mine if unit not in done[stage]]
+        sampled = set(self.mine) if "sampled_answer" in stages else units.published(self.work_dir, "sampled_answer")
+        open_units = {stage: sampled - done[stage] for stage in stages}
+        return [(stage, unit) for stage in stages for unit in self.mine if unit in open_units[stage]]
 
     def _work_on_one(self, left: list[tuple[str, int]], progress: Progress) -> bool:
         """Claim, compute and publish the first unit of `left` that is free and has what it needs."""
@@ -150,7 +163,10 @@ class Job:
                 continue
             with self.claims.hold(stage, unit) as taken:
                 if taken and unit not in units.published(self.work_dir, stage):
-                    self._compute(stage, unit, progress)
+                    try:
+                        self._compute(stage, unit, progress)
+                    except units.DamagedUnitError as damage:
+                        log.warning("%s", damage)
                     return True
         return False
 
