@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_engine import claims, pairing, records, report, together, units
+from data_engine import claims, disk, pairing, records, report, together, units
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
 from data_engine.models import load_model
@@ -25,18 +25,19 @@ from data_engine.score import ScoreSettings, score_unit
 
 log = logging.getLogger(__name__)
 
-# The unit in hand may take this long after a signal; then it is dropped.
-GRACE_S = 20.0
-
 
 def run(config: RunConfig) -> int:
     """Run this rank's part of the job; the exit code of design 4.1, which is also left for the launch script."""
-    code, stop = 1, Stop(GRACE_S).listen()
+    code, stop, work_dir, reason = 1, Stop(config.grace_s).listen(), Path(config.work_dir), None
     announce()
     try:
         code = _run(config, Ranks.from_environment(), stop)
     except Stopped:
         code = STOPPED
+    except OSError as error:
+        if not disk.is_trouble(error):
+            raise
+        code, reason = STOPPED, disk.describe(error, work_dir)
     except UserError:
         code = 2
         raise
@@ -45,10 +46,10 @@ def run(config: RunConfig) -> int:
         raise
     finally:
         stop.disarm()
-        report_exit(code, Path(config.work_dir))
+        report_exit(code, work_dir)
     if code == STOPPED:
-        reason = stop.wanted or "a signal to another rank"
-        log.warning("stopped by %s; every published unit is kept: run the same command again to go on", reason)
+        by = f"stopped by {stop.wanted or 'a signal to another rank'}; every published unit is kept"
+        log.warning("%s", reason or f"{by}: run the same command again to go on")
     return code
 
 
