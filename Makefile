@@ -20,7 +20,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models run test test-slow lint bench clean
+.PHONY: help setup demo demo-models run test test-slow lint bench bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -66,6 +66,9 @@ lint: $(STAMP) ## ruff: rules and format
 
 bench: $(STAMP) ## the engine against stock transformers, as ratios
 	$(BIN)/data-engine bench $(ARGS)
+
+bench-gpu: $(STAMP) ## on a CUDA device: kernels against eager, libraries and the card's ceilings
+	$(BIN)/python kernels/bench/run.py $(ARGS)
 
 clean: ## remove what make made: .venv, caches, the demo's run (never another run)
 	rm -rf $(VENV) $(DEMO_DIR) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ from data_engine.records import LostRankError
 
 BEAT_S = 1.0
 # A rank that has not counted for this long is dead, or its machine is out of reach.
-LOST_S = 15.0
+LOST_S = 20.0
 # The main thread has this long to end by itself, which it cannot where a collective never returns.
 LAST_WORDS_S = 10.0
 # A count that says that the rank has ended by itself.
@@ -25,16 +25,21 @@ ENDED = 1 << 40
 
 
 class Lifeline:
-    """This rank's count, and its eyes on the others'. `store` is a connection of its own: the thread blocks on it."""
+    """This rank's count, and its eyes on the others'.
+
+    One thread talks to the store, which may never answer; another one looks at what was heard.
+    """
 
     def __init__(self, store: Store, ranks: Ranks, end: Callable[[str], None]) -> None:
-        """`end` is called with the finding, from a thread, where the main thread does not end by itself."""
-        self._store, self._ranks, self._end = store, ranks, end
+        """`store` is served by rank 0. `end` is called, from a thread, where the main thread does not end by itself."""
+        self._store, self._rank, self._end = store, ranks.rank, end
+        self._heard = {rank: (-1, time.monotonic()) for rank in range(ranks.world_size) if rank != ranks.rank}
+        self._hosts: dict[int, str] = {}
         self._finding: str | None = None
         self._found, self._closed = threading.Event(), threading.Event()
-        store.set(f"host-{ranks.rank}", socket.gethostname())
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._beating.start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
@@ -47,48 +52,46 @@ class Lifeline:
                 raise LostRankError(self._finding) from error
             raise
         finally:
-            self.close()
+            self._closed.set()
+            # Not for long: the store may be gone.
+            self._beating.join(2 * BEAT_S)
 
-    def close(self) -> None:
-        """Look no more, and tell the others that this rank has ended by itself, unless it ends for another's sake."""
-        self._closed.set()
-        self._thread.join()
-        if not self._finding:
-            with contextlib.suppress(RuntimeError):
-                self._store.add(self._key(self._ranks.rank), ENDED)
-
-    @staticmethod
-    def _key(rank: int) -> str:
-        return f"beat-{rank}"
+    def _beat(self) -> None:
+        try:
+            self._store.set(f"host-{self._rank}", socket.gethostname())
+            self._hosts = {rank: self._store.get(f"host-{rank}").decode() for rank in self._heard}
+            while not self._closed.wait(BEAT_S):
+                self._store.add(_key(self._rank), 1)
+                for rank, (before, _) in self._heard.items():
+                    count = self._store.add(_key(rank), 0)
+                    if count != before:
+                        self._heard[rank] = count, time.monotonic()
+            # A rank that ends for another's sake is not the one to be named.
+            if not self._finding:
+                self._store.add(_key(self._rank), ENDED)
+        except RuntimeError:
+            # Whoever served the store is gone.
+            if 0 in self._heard:
+                self._heard[0] = -1, -LOST_S
 
     def _watch(self) -> None:
-        seen: dict[int, tuple[int, float]] = {}
-        others = [rank for rank in range(self._ranks.world_size) if rank != self._ranks.rank]
         while not self._closed.wait(BEAT_S):
-            try:
-                self._store.add(self._key(self._ranks.rank), 1)
-                self._finding = next(filter(None, (self._look(rank, seen) for rank in others)), None)
-            except RuntimeError as error:
-                self._finding = f"the launcher that the ranks meet at is gone ({error})"
+            self._finding = next(filter(None, map(self._look, self._heard)), None)
             if self._finding:
-                break
-        else:
-            return
-        self._found.set()
-        if not self._closed.wait(LAST_WORDS_S):
-            self._end(self._finding)
+                self._found.set()
+                if not self._closed.wait(LAST_WORDS_S):
+                    self._end(self._finding)
+                return
 
-    def _look(self, rank: int, seen: dict[int, tuple[int, float]]) -> str | None:
-        count, now = self._store.add(self._key(rank), 0), time.monotonic()
-        if count != seen.get(rank, (-1, 0.0))[0]:
-            seen[rank] = count, now
+    def _look(self, rank: int) -> str | None:
+        count, when = self._heard[rank]
+        name = f"rank {rank}" + (f" on {self._hosts[rank]}" if rank in self._hosts else "")
         if count >= ENDED:
-            return f"{self._name(rank)} has ended: its own message says why"
-        if now - seen[rank][1] > LOST_S:
-            return f"{self._name(rank)} died, or has not been heard of for {LOST_S:.0f} s"
+            return f"{name} has ended: its own message says why"
+        if time.monotonic() - when > LOST_S:
+            return f"{name} died, or has not been heard of for {LOST_S:.0f} s"
         return None
 
-    def _name(self, rank: int) -> str:
-        host = f"host-{rank}"
-        known = self._store.check([host])
-        return f"rank {rank}" + (f" on {self._store.get(host).decode()}" if known else "")
+
+def _key(rank: int) -> str:
+    return f"beat-{rank}"

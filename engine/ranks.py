@@ -50,19 +50,26 @@ class Ranks:
 
 
 def meet(ranks: Ranks, device_type: str):
-    """Join all ranks of the job into torch's process group; a connection of its own to the store that they meet at."""
+    """Join all ranks of the job into torch's process group; a store that rank 0 serves, for as long as it lives.
+
+    Not the launcher's store: launch/supervise.py holds the launcher still while its ranks stop.
+    """
     import torch.distributed as dist
 
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     if ranks.world_size == 1 and "MASTER_ADDR" not in os.environ:
         # No launcher: what DeepSpeed reads of one.
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
         os.environ.update(alone)
-        store = dist.HashStore()
-    else:
-        store, _, _ = next(dist.rendezvous("env://"))
-    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size)
-    return store.clone()
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return dist.HashStore()
+    dist.init_process_group(backend)
+    host, port = os.environ["MASTER_ADDR"], [0]
+    if ranks.rank == 0:
+        served = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        port = [served.port]
+    dist.broadcast_object_list(port, group=dist.new_group(backend="gloo"), device="cpu")
+    return served if ranks.rank == 0 else dist.TCPStore(host, port[0], is_master=False)
 
 
 def set_threads(threads: int | None, ranks: Ranks) -> None:

@@ -46,8 +46,8 @@ def test_an_image_does_not_wait_for_another_ranks_decoding():
     ("death", "message"),
     [
         ("leave", "rank 1 on .* has ended: its own message says why"),
-        pytest.param("kill", "rank 1 on .* died, or has not been heard of for 15 s", marks=pytest.mark.slow),
-        pytest.param("freeze", "rank 1 on .* died, or has not been heard of for 15 s", marks=pytest.mark.slow),
+        pytest.param("kill", "rank 1 on .* died, or has not been heard of for 20 s", marks=pytest.mark.slow),
+        pytest.param("freeze", "rank 1 on .* died, or has not been heard of for 20 s", marks=pytest.mark.slow),
     ],
     ids=lambda value: value.split()[0],
 )

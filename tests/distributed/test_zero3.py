@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -76,8 +77,7 @@ def ranks_that_worked(job: Job) -> int:
 def test_split_models_make_the_dataset_of_whole_ones(plain, tmp_path, family, num_processes, share):
     job, expected = plain(family, share)
     lengths = [len(row["token_ids"]) for rows in expected.units.values() for row in rows if "token_ids" in row]
-    assert min(lengths) < 20, "the ranks' work would be too even"
-    assert max(lengths) == 64
+    assert share == "one unit" or max(lengths) - min(lengths) > 20, "the ranks' work would be too even"
     divided = split(job, tmp_path)
     output = divided.engine_script(num_processes)
     assert f"zero3 on: split over {num_processes} ranks" in output
@@ -117,7 +117,7 @@ def test_a_mixed_pair_is_split_too(plain, tmp_path, pair):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "num_processes", "rank", "window"),
-    [("llava", 2, 1, "sampling"), ("llava", 3, 0, "scoring"), ("omnilmm", 3, 2, "sampling")],
+    [("llava", 2, 0, "scoring"), ("omnilmm", 3, 2, "sampling")],
 )
 def test_a_killed_rank_is_named_by_the_others_and_the_same_command_goes_on(
     plain, tmp_path, family, num_processes, rank, window
@@ -128,7 +128,7 @@ def test_a_killed_rank_is_named_by_the_others_and_the_same_command_goes_on(
     output = divided.engine_script(num_processes, code=1, DATA_ENGINE_PROGRAM="killed", **environment)
     ended = time.time()
     assert log.read_text() == f"{window}\n"
-    named = re.findall(rf"error: rank {rank} on \S+ died, or has not been heard of for 15 s", output)
+    named = re.findall(rf"error: rank {rank} on \S+ died, or has not been heard of for 20 s", output)
     assert len(named) == num_processes - 1, output
     assert ended - log.stat().st_mtime < 60
     kept = {path: path.stat().st_mtime_ns for path in divided.work_dir.glob("*/unit-*.parquet")}
@@ -205,6 +205,26 @@ def write_big_checkpoint(folder: Path) -> None:
     shapes |= {"model.mm_projector.0.bias": (1024,), "model.mm_projector.2.weight": (1024, 1024)}
     shapes |= {"model.mm_projector.2.bias": (1024,)}
     save_file({name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}, folder / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_model_is_split_over_two_machines_too(plain, tmp_path):
+    """Two launchers with the file for several nodes, one rank each, meeting at an address."""
+    job, expected = plain("llava", "uneven")
+    divided = split(job, tmp_path)
+    config = (ROOT / "launch/accelerate/nodes.yaml").read_text()
+    config = config.replace("use_cpu: false", "use_cpu: true").replace("num_processes: 16", "num_processes: 2")
+    (tmp_path / "nodes.yaml").write_text(config.replace("gpu_ids: all\n", ""))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "nodes.yaml"))
+    meeting = ("--main_process_ip", "localhost", "--main_process_port", str(port), "--machine_rank")
+    command = [(*launch, *meeting, str(machine), "--module", "data_engine", "run") for machine in (0, 1)]
+    machines = [subprocess.Popen([*words, *divided.arguments()], cwd=ROOT) for words in command]
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert Result.of(divided.work_dir) == expected
+    assert ranks_that_worked(divided) == 2
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
-"""The eager formulas against log_softmax."""
+"""The eager formulas against plain softmax."""
 
 import pytest
 import torch
 
-from data_engine.kernels import reference
+from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 2500])
@@ -24,3 +24,62 @@ def test_huge_logits_stay_finite():
 def test_a_target_outside_the_vocabulary_is_refused(target):
     with pytest.raises(ValueError, match=r"\[0, 97\)"):
         reference.token_logps(torch.zeros(1, 4), torch.zeros(97, 4), torch.tensor([target]))
+
+
+def test_members_are_the_rows_of_each_slot_in_order():
+    slots = torch.tensor([2, 0, -1, 2, 0, -1, -1, 2])
+    assert members_of(slots, 4, 3).tolist() == [[1, 4, -1], [-1, -1, -1], [0, 3, 7], [-1, -1, -1]]
+    assert members_of(torch.tensor([-1, -1, -1]), 1, 2).tolist() == [[-1, -1]]
+    assert members_of(slots[:0], 1, 2).tolist() == [[-1, -1]]
+
+
+def test_more_rows_in_a_slot_than_there_is_room_for_are_refused():
+    with pytest.raises(RuntimeError, match="a slot has more than 2 rows"):
+        members_of(torch.tensor([1, 1, 1]), 2, 2)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
+def test_grouped_attention_is_one_softmax_over_prefix_and_suffix(heads, groups):
+    generator = torch.Generator().manual_seed(heads)
+    shapes = [(3, groups, 9, 8)] * 2 + [(5, groups, 6, 8)] * 2
+    caches = LayerCaches(*(torch.randn(shape, generator=generator) for shape in shapes))
+    query = torch.randn(5, heads, 8, generator=generator)
+    slots, own, prefix = torch.tensor([2, 0, 2, -1, 0]), torch.tensor([1, 6, 3, 2, 0]), torch.tensor([9, 4, 1])
+    found = reference.grouped_decode_attention(
+        query, caches, RowIndex(slots, own, prefix, members_of(slots, 3, 2)), 0.5
+    )
+    for row, slot in enumerate(slots.tolist()):
+        seen = int(prefix[slot]) if slot >= 0 else 0
+        keys, values = (
+            torch.cat([pool[max(slot, 0), :, :seen], suffix[row, :, : own[row]]], 1).repeat_interleave(
+                heads // groups, 0
+            )
+            for pool, suffix in (
+                (caches.prefix_keys, caches.suffix_keys),
+                (caches.prefix_values, caches.suffix_values),
+            )
+        )
+        expected = ((query[row, :, None] @ keys.transpose(1, 2)) * 0.5).softmax(-1) @ values
+        torch.testing.assert_close(found[row], expected[:, 0], rtol=0, atol=1e-6)
+
+
+def test_a_row_that_sees_nothing_gets_zeros():
+    caches = LayerCaches(*(torch.ones(1, 1, 2, 4) for _ in range(4)))
+    slots, none = torch.tensor([0]), torch.tensor([0])
+    rows = RowIndex(slots, none, none, members_of(slots, 1, 1))
+    assert not reference.grouped_decode_attention(torch.ones(1, 1, 4), caches, rows, 1.0).any()
+
+
+def test_scores_far_below_zero_change_nothing_where_there_is_no_prefix():
+    caches = LayerCaches(*(torch.full((1, 1, 1, 4), number) for number in (0.0, 0.0, -100.0, 3.0)))
+    idle, one = torch.tensor([-1]), torch.tensor([1])
+    rows = RowIndex(idle, one, one, members_of(idle, 1, 1))
+    # One token is all of the softmax, however small exp(-400) is.
+    assert reference.grouped_decode_attention(torch.ones(1, 1, 4), caches, rows, 1.0).tolist() == [[[3.0] * 4]]
+
+
+def test_no_rows_give_nothing():
+    caches = LayerCaches(*(torch.zeros(rows, 1, 2, 4) for rows in (1, 1, 0, 0)))
+    none, one = torch.tensor([], dtype=torch.long), torch.tensor([1])
+    rows = RowIndex(none, none, one, members_of(none, 1, 1))
+    assert reference.grouped_decode_attention(torch.ones(0, 2, 4), caches, rows, 1.0).shape == (0, 2, 4)

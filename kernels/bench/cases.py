@@ -1,0 +1,176 @@
+"""What is timed: each operation at the shapes of real models, by the kernel, the eager path and the best library calls.
+
+A case holds the ways of doing one piece of work, and an exact result (fp64) of some of its rows to hold them against.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
+
+# Rows whose result is also computed in fp64.
+CHECKED = 16
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of doing a case's work; `work` in FLOP or bytes, the least that this way must do."""
+
+    name: str
+    run: Callable[[], Tensor]
+    work: int
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    unit: str
+    """TFLOP/s or GB/s: which ceiling it meets."""
+    ways: list[Way]
+    exact: Tensor
+
+
+@dataclass(frozen=True)
+class Logps:
+    """token_logps of N rows of width D over a vocabulary V."""
+
+    name: str
+    rows: int
+    width: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Decode:
+    """grouped_decode_attention: Q questions of k rows each, prefix and suffix tokens, room for longer suffixes."""
+
+    name: str
+    heads: int
+    groups: int
+    width: int
+    questions: int
+    k: int
+    prefix: int
+    suffix: int
+    room: int
+
+
+# LLaVA-1.5-7B and Qwen2-7B; one question of ten 120-token answers, and eight.
+LOGPS = [
+    Logps("LLaVA-1.5-7B", 1200, 4096, 32000),
+    Logps("LLaVA-1.5-7B", 9600, 4096, 32000),
+    Logps("Qwen2-7B", 1200, 3584, 152064),
+    Logps("Qwen2-7B", 9600, 3584, 152064),
+]
+DECODE = [
+    Decode("LLaVA-1.5-7B", 32, 32, 128, 32, 10, 640, 60, 512),
+    Decode("LLaVA-1.5-7B", 32, 32, 128, 64, 10, 640, 60, 512),
+    Decode("Qwen2-7B", 28, 4, 128, 32, 10, 640, 60, 512),
+    Decode("Qwen2-7B", 28, 4, 128, 64, 10, 640, 60, 512),
+]
+TINY_LOGPS = [Logps("tiny", 24, 64, 500)]
+TINY_DECODE = [Decode("tiny", 6, 2, 16, 3, 4, 20, 5, 8)]
+# Tried by --sweep: rows x columns x width, warps, stages; and tokens of a part.
+SWEEP_TILES = [
+    (128, 256, 64, 8, 3),
+    (128, 256, 64, 8, 4),
+    (128, 128, 64, 8, 4),
+    (128, 128, 64, 4, 4),
+    (64, 256, 64, 4, 4),
+]
+SWEEP_SPLITS = [128, 256, 512]
+
+
+def cases(device: torch.device, tiny: bool, sweep: bool) -> Iterator[Case]:
+    """One at a time, since each needs gigabytes; the kernels only on CUDA."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    for shape in TINY_LOGPS if tiny else LOGPS:
+        yield logps_case(shape, device, dtype, sweep)
+    for shape in TINY_DECODE if tiny else DECODE:
+        yield decode_case(shape, device, dtype, sweep)
+
+
+def logps_case(shape: Logps, device: torch.device, dtype: torch.dtype, sweep: bool) -> Case:
+    hidden = torch.randn(shape.rows, shape.width, device=device).to(dtype)
+    # Logits of a standard deviation of 2, as a trained model's.
+    weight = (torch.randn(shape.vocabulary, shape.width, device=device) * 2 / shape.width**0.5).to(dtype)
+    targets = torch.randint(0, shape.vocabulary, (shape.rows,), device=device)
+    logits = hidden[:CHECKED].double() @ weight.double().T
+    exact = logits.log_softmax(-1).gather(-1, targets[:CHECKED, None])[:, 0]
+
+    def library() -> Tensor:
+        return -F.cross_entropy((hidden @ weight.T).float(), targets, reduction="none")
+
+    runs = {
+        "eager": lambda: reference.token_logps(hidden, weight, targets),
+        "mm, cross_entropy": library,
+    }
+    if device.type == "cuda":
+        from data_engine.kernels import logps_triton
+
+        runs["mm, cross_entropy, compiled"] = torch.compile(library)
+        runs["kernel"] = lambda: logps_triton.token_logps(hidden, weight, targets)
+        for sizes in SWEEP_TILES if sweep else ():
+            tiles = logps_triton.Tiles(*sizes)
+            runs[f"kernel {sizes}"] = lambda tiles=tiles: logps_triton.token_logps(hidden, weight, targets, tiles)
+    flop = 2 * shape.rows * shape.width * shape.vocabulary
+    ways = [Way(name, run, flop) for name, run in runs.items()]
+    name = f"token_logps, {shape.name}: {shape.rows} rows x {shape.width}, vocabulary {shape.vocabulary}"
+    return Case(name, "TFLOP/s", ways, exact)
+
+
+def decode_case(shape: Decode, device: torch.device, dtype: torch.dtype, sweep: bool) -> Case:
+    rows, scale = shape.questions * shape.k, shape.width**-0.5
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(*size, shape.width, device=device, dtype=dtype)
+
+    query = randn(rows, shape.heads)
+    prefix, suffix = (shape.questions, shape.groups, shape.prefix), (rows, shape.groups, shape.room)
+    caches = LayerCaches(randn(*prefix), randn(*prefix), randn(*suffix), randn(*suffix))
+    # Rows of a question lie apart, as they do once rows have been refilled.
+    slots = torch.arange(rows, device=device) % shape.questions
+    suffix_lengths = torch.full((rows,), shape.suffix, dtype=torch.int32, device=device)
+    prefix_lengths = torch.full((shape.questions,), shape.prefix, dtype=torch.int32, device=device)
+    index = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, shape.questions, shape.k))
+    copied = [
+        torch.cat([pool[slots], own[:, :, : shape.suffix]], 2)
+        for pool, own in ((caches.prefix_keys, caches.suffix_keys), (caches.prefix_values, caches.suffix_values))
+    ]
+
+    def library() -> Tensor:
+        grouped = shape.heads != shape.groups
+        return F.scaled_dot_product_attention(query[:, :, None], *copied, scale=scale, enable_gqa=grouped)[:, :, 0]
+
+    def token_bytes(tokens: int) -> int:
+        """Keys and values of that many tokens, and the queries in and out."""
+        return (2 * tokens * shape.groups + 2 * rows * shape.heads) * shape.width * query.element_size()
+
+    shared = token_bytes(shape.questions * shape.prefix + rows * shape.suffix)
+    ways = [
+        Way("eager", lambda: reference.grouped_decode_attention(query, caches, index, scale), shared),
+        Way("sdpa, prefix copied", library, token_bytes(rows * (shape.prefix + shape.suffix))),
+    ]
+    if device.type == "cuda":
+        from data_engine.kernels.attention_triton import grouped_decode_attention
+
+        ways.append(Way("kernel", lambda: grouped_decode_attention(query, caches, index, scale), shared))
+        for split in SWEEP_SPLITS if sweep else ():
+            run = lambda split=split: grouped_decode_attention(query, caches, index, scale, split=split)  # noqa: E731
+            ways.append(Way(f"kernel, split {split}", run, shared))
+    name = (
+        f"grouped_decode_attention, {shape.name}: {shape.heads}/{shape.groups} heads x {shape.width}, "
+        f"{shape.questions} questions x {shape.k}, {shape.prefix} + {shape.suffix} tokens"
+    )
+    return Case(name, "GB/s", ways, exact_decode(query, copied, scale))
+
+
+def exact_decode(query: Tensor, copied: list[Tensor], scale: float) -> Tensor:
+    keys, values = (part[:CHECKED].double() for part in copied)
+    grouped = query[:CHECKED].double().unflatten(1, (keys.shape[1], -1))
+    weights = (grouped @ keys.transpose(2, 3) * scale).softmax(-1)
+    return (weights @ values).flatten(1, 2)

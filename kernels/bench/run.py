@@ -1,0 +1,139 @@
+"""`python kernels/bench/run.py`: the kernels against the eager path, the best library calls, and the card's ceilings.
+
+Needs a CUDA device. Ceilings, a large bf16 product and a large copy, are measured in the same run; every figure is the
+median of many calls, each with a cold L2 cache, since a model's layers take turns in it. `--tiny` runs small shapes on
+the CPU instead, without the kernels, to show that this script works; its figures say nothing about a GPU.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from cases import CHECKED, Case, cases
+from torch import Tensor
+
+
+def main(argv: list[str]) -> int:
+    """Print the tables; exit code 2 where there is no CUDA device."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--tiny", action="store_true", help="small shapes on the CPU, without the kernels")
+    parser.add_argument("--sweep", action="store_true", help="also time the kernels with other tiles and splits")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures as JSON")
+    arguments = parser.parse_args(argv)
+    if not arguments.tiny and not torch.cuda.is_available():
+        print("no CUDA device, which these figures are about; --tiny runs small shapes on the CPU", file=sys.stderr)
+        return 2
+    device = torch.device("cpu" if arguments.tiny else "cuda")
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        result = {"machine": machine(device), "ceilings": ceilings(device), "cases": []}
+        print(heading(result), flush=True)
+        for case in cases(device, arguments.tiny, arguments.sweep):
+            measured = measure(case, device, result["ceilings"][case.unit])
+            result["cases"].append(measured)
+            print(table(measured), flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    found = {"device": "CPU", "torch": torch.__version__}
+    if device.type == "cuda":
+        import triton
+
+        found |= {"device": torch.cuda.get_device_name(), "triton": triton.__version__, "cuda": torch.version.cuda}
+    return found
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """The most that this machine was seen to do: a large product, and a large copy (bytes read and written)."""
+    on_cuda = device.type == "cuda"
+    size, number = (8192, 2**29) if on_cuda else (256, 2**20)
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    source, target = (torch.zeros(number, device=device, dtype=dtype) for _ in range(2))
+    product_ms = milliseconds(lambda: one @ other, device)
+    copy_ms = milliseconds(lambda: target.copy_(source), device)
+    return {
+        "TFLOP/s": rate(2 * size**3, product_ms, "TFLOP/s"),
+        "GB/s": rate(2 * source.nbytes, copy_ms, "GB/s"),
+    }
+
+
+def milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    """Median time of a call, compiled and warm, with a cold cache on CUDA."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        return do_bench(run, warmup=100, rep=500, return_mode="median")
+    run()
+    spent = []
+    for _ in range(5):
+        start = time.perf_counter()
+        run()
+        spent.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(spent)
+
+
+def rate(work: int, spent_ms: float, unit: str) -> float:
+    """FLOP or bytes in milliseconds -> TFLOP/s or GB/s."""
+    return work / (spent_ms * 1e-3) / {"TFLOP/s": 1e12, "GB/s": 1e9}[unit]
+
+
+def measure(case: Case, device: torch.device, ceiling: float) -> dict:
+    ways = {}
+    for way in case.ways:
+        error = float((way.run()[:CHECKED].double() - case.exact).abs().max())
+        spent_ms = milliseconds(way.run, device)
+        reached = rate(way.work, spent_ms, case.unit)
+        ways[way.name] = {
+            "ms": spent_ms,
+            "work": way.work,
+            "rate": reached,
+            "of_ceiling": reached / ceiling,
+            "peak_mb": peak_mb(way.run, device),
+            "error": error,
+        }
+    return {"case": case.name, "unit": case.unit, "ways": ways}
+
+
+def peak_mb(run: Callable[[], Tensor], device: torch.device) -> float | None:
+    """Memory that a call needs beyond its inputs, result included; known on CUDA alone."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def heading(result: dict) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    limits = ", ".join(f"{value:.4g} {unit}" for unit, value in result["ceilings"].items())
+    lines = [versions, f"ceilings measured: {limits}"]
+    if result["machine"]["device"] == "CPU":
+        lines.append("tiny shapes on the CPU, without the kernels: these figures say nothing about a GPU")
+    return "\n".join(lines)
+
+
+def table(measured: dict) -> str:
+    unit = measured["unit"]
+    lines = ["", measured["case"], f"{'':32}{'ms':>9}{unit:>10}{'of ceiling':>12}{'peak MB':>10}{'error':>10}"]
+    for name, way in measured["ways"].items():
+        peak = "-" if way["peak_mb"] is None else f"{way['peak_mb']:.0f}"
+        lines.append(
+            f"{name:32}{way['ms']:9.3f}{way['rate']:10.4g}{way['of_ceiling']:12.1%}{peak:>10}{way['error']:10.1e}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

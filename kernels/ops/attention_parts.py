@@ -1,0 +1,238 @@
+"""The two Triton kernels behind attention_triton, which says how they share the work and launches them.
+
+A part of a softmax is three things: an unnormalised mixture of values, the sum of its weights, and the maximum that
+both are relative to. They lie in memory as [C, R, H, D], [C, R, H] and [C, R, H], fp32.
+
+Shapes: R rows, H query heads, D head width, C parts: those of the prefix first, then those of the suffix.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _cast(numbers, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """fp32 as dtype, rounded to nearest even as on a GPU; Triton's interpreter by itself cuts bf16 off."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = numbers.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        numbers = bits.to(tl.float32, bitcast=True)
+    return numbers.to(dtype)
+
+
+@triton.jit
+def _part(
+    query,
+    keys,
+    values,
+    mixed,
+    totals,
+    tops,
+    row,
+    head,
+    start,
+    length,
+    part_row,
+    scale,
+    query_row_stride,
+    query_head_stride,
+    token_stride,
+    heads,
+    WIDTH: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Queries (row, head) over the tokens from start to the end of the part or of the length; row -1 is no query."""
+    lanes = tl.arange(0, LANES)
+    stop = tl.minimum(start + SPLIT, length)
+    there = row >= 0
+    fits = (lanes < WIDTH)[None, :]
+    query_at = row.to(tl.int64) * query_row_stride + head * query_head_stride
+    q = tl.load(query + query_at[:, None] + lanes[None, :], mask=there[:, None] & fits, other=0.0)
+    if INTERPRETED:
+        # Triton's interpreter multiplies the bits of bf16 as integers; in fp32 the products are the same, exact.
+        q = q.to(tl.float32)
+    top = tl.full([row.shape[0]], -float("inf"), tl.float32)
+    total = tl.zeros([row.shape[0]], tl.float32)
+    mix = tl.zeros([row.shape[0], LANES], tl.float32)
+    for first in range(start, stop, TOKENS):
+        tokens = first + tl.arange(0, TOKENS)
+        seen = tokens < stop
+        at = tokens.to(tl.int64)[:, None] * token_stride + lanes[None, :]
+        k = tl.load(keys + at, mask=seen[:, None] & fits, other=0.0)
+        v = tl.load(values + at, mask=seen[:, None] & fits, other=0.0)
+        if INTERPRETED:
+            k = k.to(tl.float32)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.where(seen[None, :], scores, -float("inf"))
+        new = tl.maximum(top, tl.max(scores, 1))
+        decay = tl.exp(top - new)
+        weights = tl.exp(scores - new[:, None])
+        total = total * decay + tl.sum(weights, 1)
+        weights = _cast(weights, v.dtype, INTERPRETED)
+        if INTERPRETED:
+            weights, v = weights.to(tl.float32), v.to(tl.float32)
+        mix = tl.dot(weights, v, mix * decay[:, None], input_precision="ieee")
+        top = new
+    # No token was seen: the part lies behind the length, and the merge does not read it.
+    there = there & (total != 0)
+    at = (part_row + row) * heads + head
+    tl.store(totals + at, total, mask=there)
+    tl.store(tops + at, top, mask=there)
+    tl.store(mixed + at[:, None] * WIDTH + lanes[None, :], mix, mask=there[:, None] & fits)
+
+
+# Not specialised for the number of rows: the same binary whatever the batch.
+@triton.jit(do_not_specialize=["num_rows"])
+def parts_kernel(
+    query,
+    prefix_keys,
+    prefix_values,
+    suffix_keys,
+    suffix_values,
+    prefix_lengths,
+    suffix_lengths,
+    members,
+    mixed,
+    totals,
+    tops,
+    scale,
+    num_rows,
+    query_row_stride,
+    query_head_stride,
+    prefix_slot_stride,
+    prefix_group_stride,
+    prefix_token_stride,
+    suffix_row_stride,
+    suffix_group_stride,
+    suffix_token_stride,
+    MOST: tl.constexpr,
+    SHARED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    PREFIX_TASKS: tl.constexpr,
+    PREFIX_PARTS: tl.constexpr,
+    SUFFIX_PARTS: tl.constexpr,
+    QUERY_TILES: tl.constexpr,
+    PREFIX_QUERIES: tl.constexpr,
+    SUFFIX_QUERIES: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """One part of one key/value head: the prefix parts of all slots come first, then the suffix parts of all rows."""
+    task = tl.program_id(0)
+    group = tl.program_id(1)
+    heads = tl.num_programs(1) * SHARED
+    if task < PREFIX_TASKS:
+        part = task % PREFIX_PARTS
+        slot = task // (PREFIX_PARTS * QUERY_TILES)
+        query_tile = task // PREFIX_PARTS % QUERY_TILES
+        many = query_tile * PREFIX_QUERIES + tl.arange(0, PREFIX_QUERIES)
+        rows = tl.load(members + slot * MOST + many // SHARED, mask=many < MOST * SHARED, other=-1).to(tl.int32)
+        # A slot, or a tile of queries, without rows has nothing to read.
+        length = tl.where(tl.max(rows, 0) >= 0, tl.load(prefix_lengths + slot).to(tl.int32), 0)
+        base = slot.to(tl.int64) * prefix_slot_stride + group.to(tl.int64) * prefix_group_stride
+        _part(
+            query,
+            prefix_keys + base,
+            prefix_values + base,
+            mixed,
+            totals,
+            tops,
+            rows,
+            group * SHARED + many % SHARED,
+            part * SPLIT,
+            length,
+            part.to(tl.int64) * num_rows,
+            scale,
+            query_row_stride,
+            query_head_stride,
+            prefix_token_stride,
+            heads,
+            WIDTH,
+            LANES,
+            SPLIT,
+            TOKENS,
+            INTERPRETED,
+        )
+    else:
+        part = (task - PREFIX_TASKS) % SUFFIX_PARTS
+        own = (task - PREFIX_TASKS) // SUFFIX_PARTS
+        few = tl.arange(0, SUFFIX_QUERIES)
+        base = own.to(tl.int64) * suffix_row_stride + group.to(tl.int64) * suffix_group_stride
+        _part(
+            query,
+            suffix_keys + base,
+            suffix_values + base,
+            mixed,
+            totals,
+            tops,
+            tl.where(few < SHARED, own, -1),
+            group * SHARED + few % SHARED,
+            part * SPLIT,
+            tl.load(suffix_lengths + own).to(tl.int32),
+            (PREFIX_PARTS + part).to(tl.int64) * num_rows,
+            scale,
+            query_row_stride,
+            query_head_stride,
+            suffix_token_stride,
+            heads,
+            WIDTH,
+            LANES,
+            SPLIT,
+            TOKENS,
+            INTERPRETED,
+        )
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def merge_kernel(
+    mixed,
+    totals,
+    tops,
+    slots,
+    prefix_lengths,
+    suffix_lengths,
+    out,
+    num_rows,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PREFIX_PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """The softmax over a row's parts, for BLOCK heads."""
+    row = tl.program_id(0)
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    lanes = tl.arange(0, LANES)
+    inside = head < HEADS
+    fits = inside[:, None] & (lanes < WIDTH)[None, :]
+    slot = tl.load(slots + row)
+    prefix_parts = tl.cdiv(tl.load(prefix_lengths + slot, mask=slot >= 0, other=0).to(tl.int32), SPLIT)
+    parts = prefix_parts + tl.cdiv(tl.load(suffix_lengths + row).to(tl.int32), SPLIT)
+    top = tl.full([BLOCK], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    mix = tl.zeros([BLOCK, LANES], tl.float32)
+    for number in range(parts):
+        part = tl.where(number < prefix_parts, number, number - prefix_parts + PREFIX_PARTS)
+        at = (part.to(tl.int64) * num_rows + row) * HEADS + head
+        part_top = tl.load(tops + at, mask=inside, other=0.0)
+        part_total = tl.load(totals + at, mask=inside, other=0.0)
+        part_mix = tl.load(mixed + at[:, None] * WIDTH + lanes[None, :], mask=fits, other=0.0)
+        new = tl.maximum(top, part_top)
+        decay, weight = tl.exp(top - new), tl.exp(part_top - new)
+        total = total * decay + part_total * weight
+        mix = mix * decay[:, None] + part_mix * weight[:, None]
+        top = new
+    # A row that saw no token gets zeros.
+    mix = mix / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(
+        out + (row.to(tl.int64) * HEADS + head)[:, None] * WIDTH + lanes[None, :],
+        mix.to(out.dtype.element_ty),
+        mask=fits,
+    )

@@ -1,0 +1,183 @@
+"""The kernel for grouped decode attention, against one softmax a row in fp64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
+
+pytestmark = pytest.mark.gpu
+# Tokens of a part, so that tiny caches have several.
+SPLIT = 16
+SCALE = 0.3
+
+
+@pytest.fixture
+def kernel(device):
+    from data_engine.kernels import attention_triton
+
+    return attention_triton
+
+
+def problem(
+    heads: int,
+    groups: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    slots: tuple[int, ...] = (2, 0, 2, -1, 0),
+    suffix_lengths: tuple[int, ...] = (1, 20, 7, 0, 16),
+    prefix_lengths: tuple[int, ...] = (33, 5, 16),
+    most: int = 3,
+) -> tuple[Tensor, LayerCaches, RowIndex]:
+    """By default: two questions of two rows, an idle row, an unread prefix, and lengths about a part's end."""
+    generator = torch.Generator().manual_seed(heads * width)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, width, generator=generator).to(device, dtype)
+
+    prefix = (len(prefix_lengths), groups, max(prefix_lengths) + 3)
+    suffix = (len(slots), groups, max(suffix_lengths) + 3)
+    caches = LayerCaches(randn(*prefix), randn(*prefix), randn(*suffix), randn(*suffix))
+    index = torch.tensor(slots, device=device)
+    lengths = [torch.tensor(some, device=device, dtype=torch.int32) for some in (suffix_lengths, prefix_lengths)]
+    return randn(len(slots), heads), caches, RowIndex(index, *lengths, members_of(index, len(prefix_lengths), most))
+
+
+def exact(query: Tensor, caches: LayerCaches, rows: RowIndex) -> Tensor:
+    """One row and head at a time: softmax over the tokens that it sees, in a row."""
+    out = torch.zeros(query.shape, dtype=torch.float64, device=query.device)
+    shared = query.shape[1] // caches.suffix_keys.shape[1]
+    for row, slot in enumerate(rows.slots.tolist()):
+        own = int(rows.suffix_lengths[row])
+        prefix = int(rows.prefix_lengths[slot]) if slot >= 0 else 0
+        for head in range(query.shape[1] if own + prefix else 0):
+            group = head // shared
+            keys, values = (
+                torch.cat([pool[slot, group, :prefix], suffix[row, group, :own]]).double()
+                for pool, suffix in (
+                    (caches.prefix_keys, caches.suffix_keys),
+                    (caches.prefix_values, caches.suffix_values),
+                )
+            )
+            out[row, head] = (keys @ query[row, head].double() * SCALE).softmax(0) @ values
+    return out
+
+
+def check(kernel, made: tuple[Tensor, LayerCaches, RowIndex], split: int = SPLIT) -> None:
+    expected = exact(*made)
+    found = kernel.grouped_decode_attention(*made, SCALE, split=split)
+    assert found.dtype == made[0].dtype
+    error = (found.double() - expected).abs()
+    own = (reference.grouped_decode_attention(*made, SCALE).double() - expected).abs()
+    # On average no worse than the eager path; the worst number may be rounded the other way at the end.
+    assert float(error.mean()) <= float(own.mean()) + 1e-6
+    rounding = torch.finfo(found.dtype).eps / 2 * float(expected.abs().max())
+    assert float(error.max()) <= float(own.max()) + rounding + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "width", "dtype"),
+    [
+        (1, 1, 64, torch.float32),
+        (1, 1, 64, torch.bfloat16),
+        (6, 2, 80, torch.bfloat16),
+        (4, 1, 96, torch.float32),
+        (2, 2, 128, torch.bfloat16),
+        (18, 1, 16, torch.float32),
+        (18, 1, 16, torch.bfloat16),
+    ],
+)
+def test_it_is_one_softmax_over_prefix_and_suffix(kernel, device, heads, groups, width, dtype):
+    check(kernel, problem(heads, groups, width, dtype, device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_more_queries_than_a_tile_holds_take_several(kernel, device, dtype):
+    slots = (0, 1, 0, 0, 0, 0)
+    check(kernel, problem(14, 1, 64, dtype, device, slots, (3,) * 6, (20, 9), most=5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_row_with_parts_as_long_as_in_earnest(kernel, device, dtype):
+    check(kernel, problem(2, 1, 64, dtype, device, (0,), (260,), (300,), most=1), split=kernel.SPLIT)
+
+
+def test_one_token_is_its_own_value(kernel, device):
+    query, caches, rows = problem(4, 2, 64, torch.float32, device, (-1,), (1,), (4,), most=1)
+    found = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    assert torch.equal(found, caches.suffix_values[:, :, 0].repeat_interleave(2, 1))
+
+
+def test_scores_far_from_zero_change_nothing(kernel, device):
+    query, caches, rows = problem(2, 1, 64, torch.float32, device)
+    # Scores of -1e4 to 1e4, most weights 0: whichever part has the largest score has it all.
+    check(kernel, (query * 1000, caches, rows))
+
+
+def test_a_row_that_sees_nothing_gets_zeros(kernel, device):
+    made = problem(2, 1, 64, torch.bfloat16, device, (0, -1, 0), (0, 0, 2), (0,))
+    found = kernel.grouped_decode_attention(*made, SCALE, split=SPLIT)
+    assert not found[:2].any()
+    assert found[2].any()
+
+
+def test_no_rows_give_nothing(kernel, device):
+    query, caches, rows = problem(2, 1, 64, torch.float32, device)
+    caches = replace(caches, suffix_keys=caches.suffix_keys[:0], suffix_values=caches.suffix_values[:0])
+    rows = replace(rows, slots=rows.slots[:0], suffix_lengths=rows.suffix_lengths[:0])
+    assert kernel.grouped_decode_attention(query[:0], caches, rows, SCALE).shape == (0, 2, 64)
+
+
+def test_what_lies_behind_a_length_is_not_read(kernel, device):
+    query, caches, rows = problem(3, 1, 80, torch.bfloat16, device)
+    clean = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    for number, length in enumerate(rows.prefix_lengths.tolist()):
+        caches.prefix_keys[number, :, length:] = caches.prefix_values[number, :, length:] = torch.nan
+    for number, length in enumerate(rows.suffix_lengths.tolist()):
+        caches.suffix_keys[number, :, length:] = caches.suffix_values[number, :, length:] = torch.nan
+    assert torch.equal(kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT), clean)
+
+
+def test_a_second_run_gives_the_same_bits(kernel, device):
+    made = problem(3, 1, 80, torch.bfloat16, device)
+    assert torch.equal(*(kernel.grouped_decode_attention(*made, SCALE, split=SPLIT) for _ in range(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
+    query, caches, rows = problem(3, 1, 64, dtype, device)
+    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    # Other places, another number of the slot, other company, more room.
+    for kept, new_slot in (((4, 2, 1), {0: 2, 2: 1}), ((2,), {2: 0})):
+        order = torch.tensor(kept, device=device)
+        old_slot = {new: old for old, new in new_slot.items()}
+        sources = torch.tensor([old_slot.get(slot, 1) for slot in range(3)], device=device)
+        slots = torch.tensor([new_slot[slot] for slot in rows.slots[order].tolist()], device=device)
+        room = torch.zeros(3, 1, 40, 64, dtype=dtype, device=device)
+        moved = LayerCaches(
+            torch.cat([caches.prefix_keys[sources], room], 2),
+            torch.cat([caches.prefix_values[sources], room], 2),
+            caches.suffix_keys[order],
+            caches.suffix_values[order],
+        )
+        index = RowIndex(slots, rows.suffix_lengths[order], rows.prefix_lengths[sources], members_of(slots, 3, 3))
+        found = kernel.grouped_decode_attention(query[order], moved, index, SCALE, split=SPLIT)
+        assert torch.equal(found, whole[order])
+
+
+def test_caches_may_lie_in_any_order_but_keys_and_values_alike(kernel, device):
+    query, caches, rows = problem(2, 2, 64, torch.float32, device)
+    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    # Tokens outermost, rows spread out.
+    turned = LayerCaches(*(pool.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3) for pool in vars(caches).values()))
+    spread = torch.stack([query, query], 1)[:, 0]
+    wide = RowIndex(*(torch.stack([part, part], -1)[..., 0] for part in vars(rows).values()))
+    assert torch.equal(kernel.grouped_decode_attention(spread, turned, wide, SCALE, split=SPLIT), whole)
+    mixed = replace(caches, prefix_keys=turned.prefix_keys)
+    with pytest.raises(ValueError, match="must share their strides"):
+        kernel.grouped_decode_attention(query, mixed, rows, SCALE)
+    with pytest.raises(ValueError, match="one dtype"):
+        kernel.grouped_decode_attention(query.bfloat16(), caches, rows, SCALE)

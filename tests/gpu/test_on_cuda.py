@@ -1,0 +1,52 @@
+"""What only a CUDA device can show: the choice of the kernels, and decode attention inside a CUDA graph."""
+
+import pytest
+import torch
+
+from data_engine import kernels
+from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda")
+
+
+def test_tensors_on_cuda_go_to_the_kernels(cuda, monkeypatch):
+    from data_engine.kernels import attention_triton, logps_triton
+
+    monkeypatch.setattr(logps_triton, "token_logps", lambda *arguments: "logps kernel")
+    monkeypatch.setattr(attention_triton, "grouped_decode_attention", lambda *arguments: "attention kernel")
+    some = torch.zeros(1, 1, device=cuda)
+    assert kernels.token_logps(some, some, some) == "logps kernel"
+    assert kernels.grouped_decode_attention(some, None, None, 1.0) == "attention kernel"
+
+
+def test_a_cuda_graph_follows_lengths_and_slots_that_change_in_place(cuda):
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, 64, device=cuda, dtype=torch.bfloat16)
+
+    query, caches = randn(4, 6), LayerCaches(randn(3, 2, 600), randn(3, 2, 600), randn(4, 2, 300), randn(4, 2, 300))
+    slots = torch.tensor([0, 0, 1, -1], device=cuda)
+    suffix_lengths, prefix_lengths = torch.tensor([1, 2, 3, 0], device=cuda), torch.tensor([500, 20, 0], device=cuda)
+
+    def step() -> torch.Tensor:
+        rows = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, 3, 2))
+        return kernels.grouped_decode_attention(query, caches, rows, 0.1)
+
+    # The first call compiles, which a capture must not.
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    slots.copy_(torch.tensor([2, 1, 1, 0]))
+    suffix_lengths.copy_(torch.tensor([300, 1, 40, 7]))
+    prefix_lengths.copy_(torch.tensor([256, 0, 599]))
+    query.normal_()
+    graph.replay()
+    rows = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, 3, 2))
+    torch.testing.assert_close(out, reference.grouped_decode_attention(query, caches, rows, 0.1), rtol=0, atol=2e-2)

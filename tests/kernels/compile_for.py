@@ -1,0 +1,76 @@
+"""`python compile_for.py CAPABILITY`: compile what the launchers launch for that GPU, on a machine without one.
+
+Triton compiles down to the machine's code by itself; only launching needs the driver. So the launchers are called as
+always, with CPU tensors, and each launch ends after compiling. Prints a line a kernel: operation, dtype, kernel, bytes
+of shared memory, bytes of stack (registers that did not suffice), as JSON.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from data_engine.kernels import LayerCaches, RowIndex, attention_triton, logps_triton, members_of
+
+TARGET = GPUTarget("cuda", int(sys.argv[1]), 32)
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+launch = JITFunction.run
+
+
+class Driver:
+    """As much of a driver as compiling asks for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def stack_bytes(cubin: bytes) -> int:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    return int(re.search(r"STACK:(\d+)", usage)[1])
+
+
+def compile_only(self, *arguments, grid, warmup, **options) -> None:
+    if "INTERPRETED" in options:
+        options["INTERPRETED"] = False
+    compiled = launch(self, *arguments, grid=grid, warmup=True, **options)
+    found = {
+        "kernel": self.fn.__name__,
+        "shared": compiled.metadata.shared,
+        "stack": stack_bytes(compiled.asm["cubin"]),
+    }
+    print(json.dumps({"case": case} | found), flush=True)
+
+
+driver.set_active(Driver())
+JITFunction.run = compile_only
+for dtype in (torch.bfloat16, torch.float32):
+    name = str(dtype).removeprefix("torch.")
+    for tiles in ("LARGE", "SMALL") if dtype == torch.bfloat16 else ("FP32",):
+        case = f"token_logps {name} {tiles}"
+        hidden, weight = (torch.zeros(size, 4096, dtype=dtype) for size in (200, 1000))
+        logps_triton.token_logps(hidden, weight, torch.zeros(200, dtype=torch.long), getattr(logps_triton, tiles))
+    for heads, groups, width in (
+        ((32, 32, 128), (28, 4, 128), (8, 8, 80)) if dtype == torch.bfloat16 else ((28, 4, 128),)
+    ):
+        case = f"grouped_decode_attention {name} {heads}/{groups} x {width}"
+        shapes = [(2, groups, 640, width)] * 2 + [(20, groups, 512, width)] * 2
+        slots, ones = torch.arange(20) % 2, torch.ones(20, dtype=torch.int32)
+        rows = RowIndex(slots, ones, ones[:2], members_of(slots, 2, 10))
+        caches = LayerCaches(*(torch.zeros(shape, dtype=dtype) for shape in shapes))
+        attention_triton.grouped_decode_attention(torch.zeros(20, heads, width, dtype=dtype), caches, rows, 0.1)

@@ -1,0 +1,44 @@
+"""Which path runs: the eager one wherever there is no CUDA device or no Triton, and Triton is not imported for it."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data_engine import kernels
+from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
+
+
+def test_on_the_cpu_both_operations_run_without_triton():
+    code = """if True:
+        import sys
+        sys.modules["triton"] = None
+        import torch
+        from data_engine.kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of, token_logps
+        assert token_logps(torch.zeros(1, 4), torch.zeros(8, 4), torch.tensor([3])).exp().item() - 1 / 8 < 1e-6
+        slots, ones = torch.tensor([0]), torch.ones(1, dtype=torch.int32)
+        caches = LayerCaches(*(torch.full((1, 1, 1, 4), number) for number in (1.0, 2.0, 1.0, 4.0)))
+        rows = RowIndex(slots, ones, ones, members_of(slots, 1, 1))
+        print(grouped_decode_attention(torch.zeros(1, 1, 4), caches, rows, 1.0).tolist())
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    # One token of the prefix and one of the suffix, equally likely.
+    assert done.stdout.strip() == "[[[3.0, 3.0, 3.0, 3.0]]]"
+
+
+def test_cuda_without_triton_goes_on_slower_and_says_how_to_mend_it(monkeypatch):
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="pip install triton"):
+        assert not kernels._use_triton(SimpleNamespace(is_cuda=True))
+
+
+def test_the_eager_path_is_the_reference(monkeypatch):
+    monkeypatch.setattr(reference, "token_logps", lambda *arguments: "eager logps")
+    monkeypatch.setattr(reference, "grouped_decode_attention", lambda *arguments: "eager attention")
+    some = torch.zeros(1, 1)
+    assert kernels.token_logps(some, some, some) == "eager logps"
+    slots = torch.tensor([0])
+    caches, rows = LayerCaches(*[some] * 4), RowIndex(slots, slots, slots, members_of(slots, 1, 1))
+    assert kernels.grouped_decode_attention(some, caches, rows, 1.0) == "eager attention"

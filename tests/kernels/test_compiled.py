@@ -1,0 +1,35 @@
+"""The kernels compile for GPUs, fit into their shared memory, and into their registers where speed matters."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone"),
+]
+# What a program may have: the smallest card of each generation, and the data centre cards.
+DESKTOP_BYTES = 99 * 1024
+DATA_CENTRE_BYTES = {"80": 163 * 1024, "90": 227 * 1024}
+
+
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_every_kernel_compiles_and_fits(capability, tmp_path):
+    script = Path(__file__).with_name("compile_for.py")
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, script, capability], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    # Three tiles of token_logps and four shapes of attention, two kernels each.
+    assert len(compiled) == 14
+    for found in compiled:
+        limit = DATA_CENTRE_BYTES[capability] if found["case"].endswith("LARGE") else DESKTOP_BYTES
+        assert found["shared"] <= limit, found
+        assert found["stack"] == 0 or "float32" in found["case"], found

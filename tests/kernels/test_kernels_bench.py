@@ -1,0 +1,47 @@
+"""The kernels' benchmark runs, measures the work it names, and says what it did not measure."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "kernels/bench/run.py", *arguments]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
+    done = bench("--tiny", "--output", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    assert "without the kernels: these figures say nothing about a GPU" in done.stdout
+    result = json.loads((tmp_path / "figures.json").read_text())
+    logps, decode = result["cases"]
+    assert set(logps["ways"]) == {"eager", "mm, cross_entropy"}
+    assert set(decode["ways"]) == {"eager", "sdpa, prefix copied"}
+    for case in (logps, decode):
+        for name, way in case["ways"].items():
+            assert name in done.stdout
+            assert way["error"] < 1e-5
+            unit = {"TFLOP/s": 1e12, "GB/s": 1e9}[case["unit"]]
+            assert way["rate"] == pytest.approx(way["work"] / way["ms"] * 1e3 / unit)
+            assert way["of_ceiling"] == pytest.approx(way["rate"] / result["ceilings"][case["unit"]])
+    # 24 rows x 64 x 500 multiply-adds.
+    assert logps["ways"]["eager"]["work"] == 2 * 24 * 64 * 500
+    # fp32 keys and values of 2 heads x 16, and 12 queries of 6 heads x 16 in and out: three prefixes of 20 tokens, or
+    # twelve copies of them; and twelve suffixes of 5.
+    assert decode["ways"]["eager"]["work"] == 4 * (2 * (3 * 20 + 12 * 5) * 2 * 16 + 2 * 12 * 6 * 16)
+    assert decode["ways"]["sdpa, prefix copied"]["work"] == 4 * (2 * (12 * 20 + 12 * 5) * 2 * 16 + 2 * 12 * 6 * 16)
+
+
+def test_without_a_cuda_device_the_whole_run_is_refused():
+    done = bench()
+    assert done.returncode == 2
+    assert "no CUDA device" in done.stderr
+    assert not done.stdout
