@@ -123,7 +123,7 @@ class Job:
                         return False
                     self._work_through(phase, progress)
         self._require_earlier(first)
-        self._model = None
+        self._model, self._model_role = None, ""
         return not joined.any(bool(self.stop.wanted))
 
     def _work_through(self, stages: list[str], progress: Progress) -> None:

@@ -2,10 +2,10 @@
 
     python tests/distributed/chaos.py FOLDER --rounds 200 --seed 0
 
-A round is a work_dir of its own: one to three disturbed starts, then undisturbed ones to the end. Its dataset and units
-must be those of an undisturbed run, with no stray file, and hardly a unit computed twice. The last line printed is JSON:
-the hits in each window, the disturbances, and what went wrong. Ranks are real processes, forked from one that has torch
-and the engine imported, so that a round takes seconds; the kills are real signals.
+A round is a work_dir of its own: one to three disturbed starts, then an undisturbed one to the end. Its dataset and
+units must be those of an undisturbed run, with no stray file, and hardly a unit computed twice. The last line printed
+is JSON: the hits in each window, the disturbances, and what went wrong. Ranks are real processes, forked from one that
+has torch and the engine imported, so that a round takes seconds; the kills are real signals.
 """
 
 import argparse
@@ -42,8 +42,8 @@ class Fault:
     """What one rank of a start does to itself: die in a window, or find the disk failing, at the nth time."""
 
     rank: int
-    window: str = ""
-    operation: str = ""
+    window: str | None = None
+    operation: str | None = None
     number: int = 0
     after: int = 0
 
@@ -76,62 +76,70 @@ class Rank:
         return self.window[:].rstrip(b"\0").decode()
 
 
-def _install(shared: mmap.mmap, fault: Fault | None) -> None:
-    """Tell the window that this process is in, and do what the fault says."""
-    from data_engine import claims, pairing, pipeline, scratch, units
+class Saboteur:
+    """Tells the window that this process is in, and does what the fault says."""
 
-    passed = collections.Counter()
+    def __init__(self, shared: mmap.mmap, fault: Fault | None) -> None:
+        self.shared, self.fault, self.passed = shared, fault, collections.Counter()
 
-    def enter(window: str) -> None:
-        shared[:] = window.encode().ljust(64, b"\0")
-        passed[window] += 1
-        if fault and fault.window == window and passed[window] > fault.after:
+    def enter(self, window: str) -> None:
+        self.shared[:] = window.encode().ljust(64, b"\0")
+        if self.fault and self.fault.window == window and self._passed(window):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def fail(operation: str) -> None:
-        passed[operation] += 1
-        if fault and fault.operation == operation and passed[operation] > fault.after:
-            raise OSError(fault.number, os.strerror(fault.number), "a path")
+    def fail(self, operation: str) -> None:
+        if self.fault and self.fault.operation == operation and self._passed(operation):
+            raise OSError(self.fault.number, os.strerror(self.fault.number), "a path")
 
-    def inside(module: object, name: str, window: str, then: str = "") -> None:
+    def _passed(self, what: str) -> bool:
+        self.passed[what] += 1
+        return self.passed[what] > self.fault.after
+
+    def inside(self, module: object, name: str, window: str, then: str = "") -> None:
+        """From now on, `module.name` runs in `window`; `then` is the one behind it."""
         original = getattr(module, name)
 
         def wrapped(*arguments, **options):
-            enter(window)
+            self.enter(window)
             try:
                 return original(*arguments, **options)
             finally:
-                enter(then)
+                self.enter(then)
 
         setattr(module, name, wrapped)
 
-    inside(pipeline, "sample_unit", "model working")
-    inside(pipeline, "score_unit", "model working")
-    inside(claims.Claims, "_create", "claiming")
-    inside(pairing, "run", "pairing")
-    inside(scratch, "sync_files", "pairing", then="swapping the dataset in")
+
+def _install(shared: mmap.mmap, fault: Fault | None) -> None:
+    from data_engine import claims, pairing, pipeline, scratch, units
+
+    saboteur = Saboteur(shared, fault)
+    saboteur.inside(pipeline, "sample_unit", "model working")
+    saboteur.inside(pipeline, "score_unit", "model working")
+    saboteur.inside(claims.Claims, "_create", "claiming")
+    saboteur.inside(pairing, "run", "pairing")
+    saboteur.inside(scratch, "sync_files", "pairing", then="swapping the dataset in")
     write, replace, fsync = units.write_sealed, os.replace, os.fsync
 
-    def write_slowly(table, path) -> None:
+    def write_in_halves(table, path) -> None:
         write(table, path)
         content = path.read_bytes()
         os.truncate(path, len(content) // 2)
-        fail("write")
-        enter("mid-write")
+        saboteur.fail("write")
+        saboteur.enter("mid-write")
         path.write_bytes(content)
-        enter("before rename")
+        saboteur.enter("before rename")
 
     def rename(source, target) -> None:
-        fail("rename")
+        saboteur.fail("rename")
         replace(source, target)
         if units.UNIT_FILE.fullmatch(Path(target).name):
-            enter("after rename")
+            saboteur.enter("after rename")
 
     def sync(descriptor) -> None:
-        fail("fsync")
+        saboteur.fail("fsync")
         fsync(descriptor)
 
-    units.write_sealed, os.replace, os.fsync = write_slowly, rename, sync
+    units.write_sealed, os.replace, os.fsync = write_in_halves, rename, sync
 
 
 class Round:
@@ -265,7 +273,9 @@ def die_in_a_window(round_: Round) -> str:
 def failing_disk(round_: Round) -> str:
     number = round_.rng.choice((errno.ENOSPC, errno.EIO))
     operation = round_.rng.choice(OPERATIONS)
-    ranks = round_.start(Fault(round_.rng.randrange(RANKS), operation=operation, number=number, after=round_.rng.randrange(6)))
+    ranks = round_.start(
+        Fault(round_.rng.randrange(RANKS), operation=operation, number=number, after=round_.rng.randrange(6))
+    )
     codes = round_.wait(ranks)
     return "" if set(codes) <= {0, 75} else f"{operation} failed with {os.strerror(number)}: {codes}"
 
@@ -275,7 +285,8 @@ def _published(round_: Round) -> list[Path]:
 
 
 def damage_units(round_: Round) -> str:
-    round_.wait(round_.start())
+    if any(codes := round_.wait(round_.start())):
+        return f"ranks before the damage ended with {codes}"
     for path in round_.rng.sample(_published(round_), 2):
         content = bytearray(path.read_bytes())
         content[round_.rng.randrange(len(content))] ^= 1 << round_.rng.randrange(8)
@@ -287,7 +298,8 @@ def damage_units(round_: Round) -> str:
 
 
 def delete_units(round_: Round) -> str:
-    round_.wait(round_.start())
+    if any(codes := round_.wait(round_.start())):
+        return f"ranks before the loss ended with {codes}"
     for path in round_.rng.sample(_published(round_), 3):
         path.unlink()
         _expect_again(round_, path)
