@@ -21,7 +21,12 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 def main(argv: Sequence[str]) -> int:
     """Check what `data-engine run` would be given, and say what was found. Raises UserError at the first mistake."""
-    config = parse(argv, "validate")
+    print(check(parse(argv, "validate")), flush=True)
+    return 0
+
+
+def check(config: RunConfig) -> str:
+    """What was found, in one line. Raises UserError at the first mistake."""
     check_writable(Path(config.work_dir))
     check_zero3(config)
     questions = open_questions(config)
@@ -30,12 +35,10 @@ def main(argv: Sequence[str]) -> int:
         check_model(config.instruct_model_path, config.instruct_model_revision, config.instruct_model_name),
         check_model(config.reward_model_path, config.reward_model_revision, config.reward_model_name),
     ]
-    print(
+    return (
         f"valid: {len(questions)} questions, {config.sample_k} answers each; instruct and reward model: "
-        f"{' and '.join(families)}; work_dir {config.work_dir}",
-        flush=True,
+        f"{' and '.join(families)}; work_dir {config.work_dir}"
     )
-    return 0
 
 
 def check_model(path: str, revision: str | None, name: str | None) -> str:

@@ -23,6 +23,9 @@ PASSED_ON = {
     signal.SIGHUP: signal.SIGTERM,
 }
 POLL_S = 0.1
+# SLURM signals every process of a job, or the batch script alone, which passes it on: a signal that comes again within
+# this time is the same one. Not so a person's second Ctrl-C.
+SAME_SIGNAL_S = 2.0
 
 
 def exit_code(codes: list[int], num_processes: int, signalled: bool) -> int:
@@ -90,12 +93,37 @@ def supervise(launcher: subprocess.Popen, ranks: Ranks, num_processes: int, rece
         time.sleep(POLL_S)
 
 
-def main(flags: list[str]) -> int:
-    received: list[int] = []
-    for number, passed_on in PASSED_ON.items():
+def listen(received: list[int]) -> None:
+    """Collect what the ranks are to get in `received`."""
+    last = -SAME_SIGNAL_S
+
+    def note(number: int, _frame: object) -> None:
+        nonlocal last
+        if number == signal.SIGINT or time.monotonic() - last >= SAME_SIGNAL_S:
+            received.append(PASSED_ON[number])
+            last = time.monotonic()
+
+    for number in PASSED_ON:
         # A signal that is ignored, as a hang-up is under nohup, stays so.
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda _number, _frame, passed_on=passed_on: received.append(passed_on))
+            signal.signal(number, note)
+
+
+def launch_command(program: str, num_processes: int, flags: list[str]) -> list[str]:
+    """`accelerate launch` of `num_processes` ranks on this machine, which may be one of several."""
+    num_machines = int(os.environ.get("NUM_MACHINES", "1"))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", os.environ["ACCELERATE_CONFIG"]]
+    command += ["--num_processes", str(num_processes * num_machines)]
+    if num_machines > 1:
+        command += ["--num_machines", str(num_machines), "--machine_rank", os.environ["MACHINE_RANK"]]
+        command += ["--main_process_ip", os.environ["MAIN_ADDRESS"], "--main_process_port", os.environ["MAIN_PORT"]]
+        command += ["--same_network"]
+    return [*command, "--module", program, "run", *flags]
+
+
+def main(flags: list[str]) -> int:
+    received: list[int] = []
+    listen(received)
 
     # Tests put a stand-in in the command line's place.
     program = os.environ.get("DATA_ENGINE_PROGRAM", "data_engine.cli")
@@ -105,8 +133,7 @@ def main(flags: list[str]) -> int:
         return 75 if received else code
 
     num_processes = int(os.environ["NUM_PROCESSES"])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", os.environ["ACCELERATE_CONFIG"]]
-    command += ["--num_processes", str(num_processes), "--module", program, "run", *flags]
+    command = launch_command(program, num_processes, flags)
     with tempfile.NamedTemporaryFile(prefix="data-engine-", suffix=".jsonl") as file:
         ranks = Ranks(Path(file.name))
         environment = {**os.environ, "DATA_ENGINE_EXIT_FILE": file.name}

@@ -7,12 +7,31 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+ROOT = Path(__file__).parents[1]
 GOLDENS = Path(__file__).parent / "goldens"
 
 
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     return GOLDENS
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder that holds what README's commands ask for, with tiny models in the place of the real ones."""
+    for name in ("configs", "launch"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "llava-v1.5-7b").symlink_to(GOLDENS / "llava" / "instruct")
+    (tmp_path / "models" / "RLAIF-V-7B").symlink_to(GOLDENS / "llava" / "reward")
+    (tmp_path / "models" / "OmniLMM-12B").symlink_to(GOLDENS / "omnilmm" / "instruct")
+    (tmp_path / "models" / "RLAIF-V-12B").symlink_to(GOLDENS / "omnilmm" / "reward")
+    (tmp_path / "data").mkdir()
+    questions = pq.read_table(GOLDENS / "llava" / "dataset" / "questions.parquet")
+    pq.write_table(questions, tmp_path / "data" / "questions.parquet")
+    (tmp_path / "picture.jpg").write_bytes(questions["image"][0].as_py()["bytes"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

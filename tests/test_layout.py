@@ -16,7 +16,7 @@ SOURCES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "kernels" / "ops").
 # Top to bottom. A module may import from its own floor and those below; a folder stands on one floor as a whole.
 FLOORS = [
     "cli __main__ demo",
-    "arguments validate status bench bench_ways pipeline together runfile progress",
+    "arguments validate submit status bench bench_ways pipeline together runfile progress",
     "sample score pairing report",
     "models decode logps attention sampler kernels rewards pairs filters exports words rows scratch funnel plots",
     "units claims disk ranks lifeline dataset sources images",
@@ -126,7 +126,7 @@ def test_our_kernels_folder_hides_no_package_of_that_name(tmp_path):
 
 
 def test_the_command_line_starts_without_torch():
-    modules = "cli arguments validate status pairing report"
+    modules = "cli arguments validate submit status pairing report"
     code = f"import sys, importlib; [importlib.import_module('data_engine.' + m) for m in '{modules}'.split()]"
     assert run(f"{code}; print('torch' in sys.modules, 'transformers' in sys.modules)").split() == ["False", "False"]
 

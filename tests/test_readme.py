@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
+from data_engine import submit
 from data_engine.arguments import parse
 from data_engine.cli import COMMANDS
 from data_engine.config import RunConfig
@@ -18,29 +18,19 @@ from data_engine.config import RunConfig
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS_SHOWN = [
-    line.partition("  # ")[0].strip() for kind, body in BLOCKS if kind == "bash" for line in body.splitlines()
-]
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a text's bash blocks."""
+    bodies = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line.partition("  # ")[0].strip() for body in bodies for line in body.splitlines()]
+
+
+# Those of the section on SLURM need a cluster, and are run on one by tests/distributed/test_slurm.py.
+ON_A_CLUSTER = commands(TEXT.partition("\n## SLURM\n")[2].partition("\n## ")[0])
+COMMANDS_SHOWN = [line for line in commands(TEXT) if line not in ON_A_CLUSTER]
 MAKE = [line for line in COMMANDS_SHOWN if line.startswith("make ")]
 ENGINE = [line for line in COMMANDS_SHOWN if not line.startswith("make ")]
-
-
-@pytest.fixture
-def place(tmp_path, goldens, monkeypatch) -> Path:
-    """A folder that holds what the quick start asks for, with tiny models in the place of the real ones."""
-    for name in ("configs", "launch"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "llava-v1.5-7b").symlink_to(goldens / "llava" / "instruct")
-    (tmp_path / "models" / "RLAIF-V-7B").symlink_to(goldens / "llava" / "reward")
-    (tmp_path / "models" / "OmniLMM-12B").symlink_to(goldens / "omnilmm" / "instruct")
-    (tmp_path / "models" / "RLAIF-V-12B").symlink_to(goldens / "omnilmm" / "reward")
-    (tmp_path / "data").mkdir()
-    questions = pq.read_table(goldens / "llava" / "dataset" / "questions.parquet")
-    pq.write_table(questions, tmp_path / "data" / "questions.parquet")
-    (tmp_path / "picture.jpg").write_bytes(questions["image"][0].as_py()["bytes"])
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def run(command: str) -> subprocess.CompletedProcess:
@@ -70,6 +60,15 @@ def test_every_command_line_shown_is_understood(monkeypatch):
         assert command is None or command in COMMANDS
         if command in (None, "run", "validate"):
             parse(shlex.split(flags))
+
+
+def test_every_flag_shown_for_a_cluster_is_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    submitted, _, script = ON_A_CLUSTER
+    options, flags = submit.split(shlex.split(submitted.removeprefix("data-engine submit")))
+    assert set(options) == {"array", "sbatch", "sbatch_pair"}
+    parse(flags)
+    parse(shlex.split(re.fullmatch(r"sbatch .* launch/slurm/multinode.sbatch (.*)", script)[1]))
 
 
 @pytest.mark.slow

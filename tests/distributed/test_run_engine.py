@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "run_engine.sh"
 PATIENCE_S = 120
 
-exit_code = runpy.run_path(str(ROOT / "launch" / "supervise.py"))["exit_code"]
+SUPERVISE = runpy.run_path(str(ROOT / "launch" / "supervise.py"))
+exit_code, listen, launch_command = (SUPERVISE[name] for name in ("exit_code", "listen", "launch_command"))
 
 
 def slow(*values: object) -> object:
@@ -125,6 +127,45 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 def test_the_codes_of_two_ranks_make_one(codes, signalled, expected):
     assert exit_code(codes, 2, signalled) == expected
     assert exit_code(codes[::-1], 2, signalled) == expected
+
+
+@pytest.fixture
+def received() -> Iterator[list[signal.Signals]]:
+    """What this process's ranks would get, while the script's handlers stand in it."""
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
+    before = [signal.getsignal(number) for number in numbers]
+    received: list[signal.Signals] = []
+    listen(received)
+    yield received
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_what_slurm_sends_to_all_processes_and_its_batch_script_passes_on_is_one_signal(received, monkeypatch):
+    now = 100.0
+    monkeypatch.setitem(listen.__globals__, "time", types.SimpleNamespace(monotonic=lambda: now))
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGUSR1)
+    assert received == [signal.SIGTERM]
+    now += 2.5
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM] * 2
+
+
+def test_a_second_ctrl_c_counts_at_once(received):
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    assert received == [signal.SIGINT] * 2
+
+
+def test_one_of_several_machines_says_which_it_is_and_asks_for_the_ranks_of_all(monkeypatch):
+    settings = {"NUM_MACHINES": "3", "MACHINE_RANK": "1", "MAIN_ADDRESS": "10.0.0.7", "MAIN_PORT": "20001"}
+    for name, value in (settings | {"ACCELERATE_CONFIG": "a.yaml"}).items():
+        monkeypatch.setenv(name, value)
+    command = launch_command("data_engine.cli", 8, ["--limit", "4"])
+    words = "--num_processes 24 --num_machines 3 --machine_rank 1 --main_process_ip 10.0.0.7 --main_process_port 20001"
+    assert words in " ".join(command)
+    assert command[-5:] == ["--module", "data_engine.cli", "run", "--limit", "4"]
 
 
 @pytest.mark.parametrize(

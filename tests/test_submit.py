@@ -1,0 +1,100 @@
+"""What `data-engine submit` asks of SLURM, whose programs are stood in for here; tests/distributed/test_slurm.py has
+the real ones."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOB = ("--config", "configs/llava-1.5-7b.yaml", "--work_dir", "w")
+
+
+@pytest.fixture
+def slurm(place) -> Path:
+    """Programs that note how they were called; sbatch answers with ids from 70 on, or fails at `fail-ID`."""
+    folder = place / "bin"
+    folder.mkdir()
+    answer = """
+id=$(($(grep -c ^sbatch calls) + 69))
+[ ! -e fail-$id ] || { echo "no partition" >&2; exit 1; }
+echo "$id;cluster"
+"""
+    for name, then in (("sbatch", answer), ("scancel", "")):
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> calls\n{then}')
+        (folder / name).chmod(0o755)
+    (place / "calls").touch()
+    return place
+
+
+def submit(place: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "data_engine", "submit", *arguments],
+        cwd=place, env={"PATH": path or f"{place}/bin:/usr/bin:/bin"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def calls(place: Path) -> list[str]:
+    return (place / "calls").read_text().splitlines()
+
+
+def test_an_array_and_the_pairing_job_that_waits_for_it_are_submitted(slurm):
+    done = submit(slurm, *JOB, "--array", "3", "--sbatch", "--time 60", "--sbatch_pair=--gres none", "--seed", "5")
+    assert done.returncode == 0, done.stderr
+    common = f"sbatch --parsable --export=ALL,PYTHON={sys.executable}"
+    flags = f"{' '.join(JOB)} --seed 5"
+    array = "--array=0-2 --output=w/logs/slurm-%A_%a.out --time 60 launch/slurm/array.sbatch"
+    wait = "--dependency=afterok:70 --kill-on-invalid-dep=yes --output=w/logs/slurm-%j.out"
+    assert calls(slurm) == [
+        f"{common} {array} {flags} --num_shards 3",
+        f"{common} {wait} --time 60 --gres none launch/slurm/pair.sbatch {flags}",
+    ]
+    assert "array job 70: 3 tasks" in done.stdout
+    assert "pairing job 71" in done.stdout
+    assert "data-engine status w" in done.stdout
+    # SLURM makes no folder for a job's output, and a job without one fails.
+    assert (slurm / "w/logs").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (JOB, "missing: --array"),
+        ((*JOB, "--array"), "--array needs a value"),
+        ((*JOB, "--array", "0"), 'array must be a whole number of jobs, at least 1, got "0"'),
+        ((*JOB, "--array", "2", "--sbatch", "--comment 'x"), "sbatch cannot be cut into options"),
+        ((*JOB, "--array", "2", "--sample_k", "1"), "sample_k must be at least 2"),
+        ((*JOB, "--array", "2", "--dataset_path", "nowhere"), "nowhere"),
+        ((*JOB, "--array", "2", "--num_shards", "4"), "sets num_shards itself"),
+        ((*JOB, "--array", "2", "--stop_after_stage", "1"), "sets stop_after_stage itself"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_is_submitted(slurm, arguments, message):
+    done = submit(slurm, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert calls(slurm) == []
+    assert not (slurm / "w").exists()
+
+
+def test_a_machine_without_slurm_is_told_so(slurm):
+    done = submit(slurm, *JOB, "--array", "2", path=str(slurm))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no sbatch on this machine" in done.stderr
+
+
+def test_it_is_started_from_the_root_of_the_repository(slurm):
+    (slurm / "launch").unlink()
+    done = submit(slurm, *JOB, "--array", "2")
+    assert done.returncode == 2
+    assert "submit from the root of the repository" in done.stderr
+
+
+@pytest.mark.parametrize(("failing", "cancelled"), [(70, []), (71, ["scancel 70"])])
+def test_one_job_never_stays_in_the_queue_without_the_other(slurm, failing, cancelled):
+    (slurm / f"fail-{failing}").touch()
+    done = submit(slurm, *JOB, "--array", "2")
+    assert done.returncode == 2
+    assert "no partition" in done.stderr
+    assert [line for line in calls(slurm) if not line.startswith("sbatch")] == cancelled
