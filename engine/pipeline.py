@@ -139,7 +139,7 @@ class Job:
         """A stage starts only where the ones before it, left out on purpose, are complete."""
         for stage in STAGES[: {0: 0, 1: 1, 2: 3}[first]]:
             wanted = range(len(self.unit_rows)) if first == 2 else self.mine
-            missing = sorted(set(wanted) - units.published(self.work_dir, stage))
+            missing = units.missing(self.work_dir, stage, wanted)
             if missing:
                 raise IncompleteError(
                     f"continue_from_stage {first} needs all units of {stage}, missing {len(missing)} of {len(wanted)}: "

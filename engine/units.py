@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +45,15 @@ def published(work_dir: Path, stage: str) -> set[int]:
     """Numbers of the units of a stage that are on disk."""
     names = os.listdir(work_dir / stage) if (work_dir / stage).is_dir() else []
     return {int(match[1]) for match in map(UNIT_FILE.fullmatch, names) if match}
+
+
+def missing(work_dir: Path, stage: str, wanted: Iterable[int]) -> list[int]:
+    """Those of `wanted` that are not on disk, in order.
+
+    A shared file system may list a folder as it was a while ago; a file asked for by its name is looked for anew.
+    """
+    unlisted = set(wanted) - published(work_dir, stage)
+    return sorted(unit for unit in unlisted if not unit_path(work_dir, stage, unit).exists())
 
 
 def sync_folder(folder: Path) -> None:

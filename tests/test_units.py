@@ -105,3 +105,11 @@ def test_a_plain_parquet_file_in_a_units_place_is_no_unit(tmp_path):
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(units.DamagedUnitError):
         units.read_unit(tmp_path, "sampled_answer", 0)
+
+
+def test_a_file_that_a_stale_listing_does_not_show_is_not_missing(tmp_path, monkeypatch):
+    for unit in (0, 2):
+        units.publish(units.unit_path(tmp_path, "sampled_answer", unit), pa.table({"a": [1]}))
+    monkeypatch.setattr(units.os, "listdir", lambda _folder: ["unit-00000.parquet"])
+    assert units.published(tmp_path, "sampled_answer") == {0}
+    assert units.missing(tmp_path, "sampled_answer", range(4)) == [1, 3]
