@@ -90,6 +90,8 @@ class RunConfig:
     """split the models over the ranks (DeepSpeed ZeRO-3); auto: where a GPU cannot hold one whole"""
     zero3_config: str | None = None
     """DeepSpeed's settings as JSON; default: those of launch/deepspeed/zero3.json"""
+    grace_s: float = 20
+    """seconds that the unit in hand may still take after a signal; then it is dropped"""
     on_bad_row: Literal["skip", "error"] = "skip"
     """skip: quarantine with a reason and go on; error: stop at the first, exit 2"""
     max_megapixels: float = 64
@@ -104,6 +106,7 @@ class RunConfig:
         for name in ("rank", "distance", "max_new_tokens", "num_shards", "unit_size", "limit", "threads"):
             value = getattr(self, name)
             _require(value is None or 1 <= value <= _INT_MAX, f"{name} must be at least 1, got {value}")
+        _require(self.grace_s >= 0, f"grace_s must be at least 0, got {self.grace_s}")
         _require(self.sample_k >= 2, f"sample_k must be at least 2 to form a pair, got {self.sample_k}")
         _require(self.rank <= self.sample_k, f"rank must be at most sample_k, {self.sample_k}, got {self.rank}")
         for name in ("beta", "repetition_penalty", "max_megapixels"):

@@ -87,7 +87,7 @@ def require_units(work_dir: Path, num_units: int) -> None:
     """Raise IncompleteError, listing the missing units by stage, unless every unit is published."""
     lines = []
     for stage in records.STAGES:
-        missing = sorted(set(range(num_units)) - units.published(work_dir, stage))
+        missing = units.missing(work_dir, stage, range(num_units))
         if missing:
             lines.append(f"{stage}: {units.compressed(missing)}")
     if lines:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_engine import claims, pairing, records, report, together, units
+from data_engine import claims, disk, pairing, records, report, together, units
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
 from data_engine.models import load_model
@@ -25,18 +25,19 @@ from data_engine.score import ScoreSettings, score_unit
 
 log = logging.getLogger(__name__)
 
-# The unit in hand may take this long after a signal; then it is dropped.
-GRACE_S = 20.0
-
 
 def run(config: RunConfig) -> int:
     """Run this rank's part of the job; the exit code of design 4.1, which is also left for the launch script."""
-    code, stop = 1, Stop(GRACE_S).listen()
+    code, stop, work_dir, reason = 1, Stop(config.grace_s).listen(), Path(config.work_dir), None
     announce()
     try:
         code = _run(config, Ranks.from_environment(), stop)
     except Stopped:
         code = STOPPED
+    except OSError as error:
+        if not disk.is_trouble(error):
+            raise
+        code, reason = STOPPED, disk.describe(error, work_dir)
     except UserError:
         code = 2
         raise
@@ -45,10 +46,10 @@ def run(config: RunConfig) -> int:
         raise
     finally:
         stop.disarm()
-        report_exit(code, Path(config.work_dir))
+        report_exit(code, work_dir)
     if code == STOPPED:
-        reason = stop.wanted or "a signal to another rank"
-        log.warning("stopped by %s; every published unit is kept: run the same command again to go on", reason)
+        by = f"stopped by {stop.wanted or 'a signal to another rank'}; every published unit is kept"
+        log.warning("%s", reason or f"{by}: run the same command again to go on")
     return code
 
 
@@ -58,11 +59,16 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     job = Job(config, ranks, stop)
     with together.joined(config, job.placement, ranks, stop) as joined:
         finished = job.work(joined)
-    if not finished:
-        return STOPPED
-    if ranks.rank == 0 and config.stop_after_stage == 2:
-        job.pair()
-    return 0
+    while finished and ranks.rank == 0 and config.stop_after_stage == 2:
+        try:
+            job.pair()
+            break
+        except units.DamagedUnitError as damage:
+            if config.continue_from_stage == 2 or job.placement.split:
+                raise IncompleteError(f"{damage}: run the same command again, with all stages") from None
+            log.warning("%s", damage)
+            finished = job.work(together.Apart())
+    return 0 if finished else STOPPED
 
 
 class Job:
@@ -110,11 +116,14 @@ class Job:
         total = len(self.mine) * len(stages)
         self._together = joined
         with Progress(self.work_dir, stages, self.mine, total, self.ranks) as progress:
-            for phase in joined.phases(stages):
-                if joined.any(bool(self.stop.wanted)):
-                    return False
-                self._work_through(phase, progress)
-        self._model = None
+            # Once, unless a unit of an earlier phase turns out to be damaged.
+            while joined.any(bool(self._left(stages))):
+                for phase in joined.phases(stages):
+                    if joined.any(bool(self.stop.wanted)):
+                        return False
+                    self._work_through(phase, progress)
+        self._require_earlier(first)
+        self._model, self._model_role = None, ""
         return not joined.any(bool(self.stop.wanted))
 
     def _work_through(self, stages: list[str], progress: Progress) -> None:
@@ -130,7 +139,7 @@ class Job:
         """A stage starts only where the ones before it, left out on purpose, are complete."""
         for stage in STAGES[: {0: 0, 1: 1, 2: 3}[first]]:
             wanted = range(len(self.unit_rows)) if first == 2 else self.mine
-            missing = sorted(set(wanted) - units.published(self.work_dir, stage))
+            missing = units.missing(self.work_dir, stage, wanted)
             if missing:
                 raise IncompleteError(
                     f"continue_from_stage {first} needs all units of {stage}, missing {len(missing)} of {len(wanted)}: "
@@ -138,9 +147,14 @@ class Job:
                 )
 
     def _left(self, stages: list[str]) -> list[tuple[str, int]]:
-        """Units of this shard that are not published, those of the first stage first."""
+        """Units of this shard that these stages have to publish, those of the first stage first.
+
+        Not those that wait for a sample which is none of these stages' business.
+        """
         done = {stage: units.published(self.work_dir, stage) for stage in stages}
-        return [(stage, unit) for stage in stages for unit in self.mine if unit not in done[stage]]
+        sampled = set(self.mine) if "sampled_answer" in stages else units.published(self.work_dir, "sampled_answer")
+        open_units = {stage: sampled - done[stage] for stage in stages}
+        return [(stage, unit) for stage in stages for unit in self.mine if unit in open_units[stage]]
 
     def _work_on_one(self, left: list[tuple[str, int]], progress: Progress) -> bool:
         """Claim, compute and publish the first unit of `left` that is free and has what it needs."""
@@ -150,7 +164,10 @@ class Job:
                 continue
             with self.claims.hold(stage, unit) as taken:
                 if taken and unit not in units.published(self.work_dir, stage):
-                    self._compute(stage, unit, progress)
+                    try:
+                        self._compute(stage, unit, progress)
+                    except units.DamagedUnitError as damage:
+                        log.warning("%s", damage)
                     return True
         return False
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import data_engine
+from data_engine import disk
 from data_engine.config import RunConfig
 from data_engine.dataset import Questions
 from data_engine.models import family_class, placement
@@ -146,6 +147,8 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
         work_dir.mkdir(parents=True, exist_ok=True)
         _create(path, json.dumps(described, indent=1))
     except OSError as error:
+        if disk.is_trouble(error):
+            raise
         raise UserError(f"work_dir {work_dir} cannot be written: {error.strerror}") from error
     try:
         found = json.loads(path.read_text())

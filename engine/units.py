@@ -1,14 +1,16 @@
 """Units of work: what they are, and how one is published, listed and read. The only code that writes result files.
 
 A unit is a run of consecutive questions, fixed by the dataset alone. A unit of a stage is one parquet file that
-appears whole or not at all; whoever publishes first wins, and a later copy of the same unit is dropped.
+appears whole or not at all; whoever publishes first wins, and a later copy of the same unit is dropped. Each carries a
+checksum of all its bytes: a unit that a disk has damaged is set aside when it is read, and is computed again.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +19,12 @@ import pyarrow.parquet as pq
 from data_engine.records import STAGES
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
+# Key of a file's metadata that holds the sha256 of the file, taken with BLANK in its place.
+SEAL, BLANK = "data_engine_sha256", b"0" * 64
+
+
+class DamagedUnitError(RuntimeError):
+    """A unit that was published and is no longer what it was; it has been set aside, and counts as missing."""
 
 
 def auto_unit_size(num_questions: int) -> int:
@@ -37,6 +45,15 @@ def published(work_dir: Path, stage: str) -> set[int]:
     """Numbers of the units of a stage that are on disk."""
     names = os.listdir(work_dir / stage) if (work_dir / stage).is_dir() else []
     return {int(match[1]) for match in map(UNIT_FILE.fullmatch, names) if match}
+
+
+def missing(work_dir: Path, stage: str, wanted: Iterable[int]) -> list[int]:
+    """Those of `wanted` that are not on disk, in order.
+
+    A shared file system may list a folder as it was a while ago; a file asked for by its name is looked for anew.
+    """
+    unlisted = set(wanted) - published(work_dir, stage)
+    return sorted(unit for unit in unlisted if not unit_path(work_dir, stage, unit).exists())
 
 
 def sync_folder(folder: Path) -> None:
@@ -70,7 +87,7 @@ def publish(path: Path, table: pa.Table) -> None:
         return
     try:
         with replacing(path) as temporary:
-            pq.write_table(table, temporary)
+            write_sealed(table, temporary)
     except FileNotFoundError:
         # Another rank published the unit and swept what looked left over.
         if not path.exists():
@@ -85,8 +102,44 @@ def sweep(work_dir: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def write_sealed(table: pa.Table, path: Path) -> None:
+    """Write a parquet file that carries its own checksum."""
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({SEAL: BLANK.decode()})
+    content = path.read_bytes()
+    with open(path, "r+b") as file:
+        file.seek(content.rindex(BLANK))
+        file.write(hashlib.sha256(content).hexdigest().encode())
+
+
+def read_sealed(path: Path) -> pa.Table:
+    """The table of a file by write_sealed. Raises ValueError where a byte of it has changed since."""
+    content = path.read_bytes()
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        seal = file.metadata.metadata[SEAL.encode()]
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no whole unit: {error}") from None
+    if hashlib.sha256(content.replace(seal, BLANK)).hexdigest().encode() != seal:
+        raise ValueError(f"{path} has changed since it was published: its checksum does not fit")
+    return file.read().replace_schema_metadata(None)
+
+
 def read_unit(work_dir: Path, stage: str, unit: int) -> pa.Table:
-    return pq.read_table(unit_path(work_dir, stage, unit), partitioning=None)
+    """A published unit. Raises DamagedUnitError, once it is set aside, where it is not what was published."""
+    path = unit_path(work_dir, stage, unit)
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        raise DamagedUnitError(f"{path} is gone") from None
+    except ValueError as error:
+        aside = work_dir / "damaged" / f"{stage}-{path.stem}.{secrets.token_hex(4)}.parquet"
+        aside.parent.mkdir(exist_ok=True)
+        # Gone already where another rank saw it too.
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, aside)
+        raise DamagedUnitError(f"{error}; it was moved to {aside} and will be computed again") from None
 
 
 def quarantine_path(work_dir: Path, stage: str, unit: int) -> Path:

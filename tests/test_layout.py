@@ -19,7 +19,7 @@ FLOORS = [
     "arguments validate submit status bench bench_ways pipeline together runfile progress",
     "sample score pairing report",
     "models decode logps attention sampler kernels rewards pairs filters exports words rows scratch funnel plots",
-    "units claims ranks lifeline dataset sources images",
+    "units claims disk ranks lifeline dataset sources images",
     "records config seeds",
 ]
 STAGES = FLOORS[2].split()

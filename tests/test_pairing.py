@@ -226,7 +226,7 @@ def test_defects_7_8_and_14_answers_that_cannot_rank_are_counted_by_reason(tmp_p
 
 def test_answers_that_one_model_did_not_score_are_counted_and_never_rank(world, work_dir):
     path = units.unit_path(work_dir, "reward_logps", 0)
-    pq.write_table(pq.read_table(path).slice(2), path)
+    units.write_sealed(units.read_sealed(path).slice(2), path)
     funnel = world.pair(work_dir)
     assert funnel.not_ranked == {"not_scored": 2}
 

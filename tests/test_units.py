@@ -1,6 +1,7 @@
 """Units: how a dataset is cut, and publishing that is all or nothing, first one wins."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_engine import units
@@ -28,11 +29,11 @@ def test_the_first_published_unit_stays(tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def fail(table, path):
+    def fail(_table, path):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(units.pq, "write_table", fail)
+    monkeypatch.setattr(units, "write_sealed", fail)
     path = units.unit_path(tmp_path, "sampled_answer", 0)
     with pytest.raises(OSError, match="disk full"):
         units.publish(path, pa.table({"a": [1]}))
@@ -59,3 +60,56 @@ def test_sweeping_removes_what_dead_processes_left_of_published_units_only(tmp_p
 
 def test_missing_units_are_listed_in_runs():
     assert units.compressed([3, 4, 5, 9]) == "3-5, 9"
+
+
+def test_a_unit_holds_its_table_and_the_same_table_makes_the_same_bytes(tmp_path):
+    table = pa.table({"idx": ["a", "b"], "token_ids": pa.array([[1, 2], []], pa.list_(pa.int32()))})
+    for name in ("one", "other"):
+        units.write_sealed(table, tmp_path / name)
+    assert units.read_sealed(tmp_path / "one").to_pydict() == table.to_pydict()
+    assert units.read_sealed(tmp_path / "one").schema.metadata is None
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    # Whoever reads the file without this program sees a plain parquet file.
+    assert pq.read_table(tmp_path / "one").to_pydict() == table.to_pydict()
+
+
+def test_a_unit_with_any_byte_changed_is_set_aside_and_counts_as_missing(tmp_path):
+    path = units.unit_path(tmp_path, "reward_logps", 7)
+    table = pa.table({"sum": [0.5, -0.25]})
+    units.publish(path, table)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(units.DamagedUnitError, match="will be computed again"):
+            units.read_unit(tmp_path, "reward_logps", 7)
+        assert units.published(tmp_path, "reward_logps") == set()
+    assert len(list((tmp_path / "damaged").iterdir())) == len(whole)
+    units.publish(path, table)
+    assert units.read_unit(tmp_path, "reward_logps", 7).equals(table)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])
+def test_a_unit_that_is_cut_off_or_something_else_is_set_aside(tmp_path, content):
+    path = units.unit_path(tmp_path, "sampled_answer", 0)
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(units.DamagedUnitError, match="is no whole unit"):
+        units.read_unit(tmp_path, "sampled_answer", 0)
+    with pytest.raises(units.DamagedUnitError, match="is gone"):
+        units.read_unit(tmp_path, "sampled_answer", 0)
+
+
+def test_a_plain_parquet_file_in_a_units_place_is_no_unit(tmp_path):
+    path = units.unit_path(tmp_path, "sampled_answer", 0)
+    path.parent.mkdir()
+    pq.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(units.DamagedUnitError):
+        units.read_unit(tmp_path, "sampled_answer", 0)
+
+
+def test_a_file_that_a_stale_listing_does_not_show_is_not_missing(tmp_path, monkeypatch):
+    for unit in (0, 2):
+        units.publish(units.unit_path(tmp_path, "sampled_answer", unit), pa.table({"a": [1]}))
+    monkeypatch.setattr(units.os, "listdir", lambda _folder: ["unit-00000.parquet"])
+    assert units.published(tmp_path, "sampled_answer") == {0}
+    assert units.missing(tmp_path, "sampled_answer", range(4)) == [1, 3]

@@ -101,7 +101,7 @@ class Result:
 
 def stray_files(work_dir: Path) -> list[Path]:
     """What no finished run leaves: temporary files, claims, scratch folders."""
-    known = {"run.json", *STAGES, "quarantine", "pairs", "dataset", "report", "logs", "claims", "debug"}
+    known = {"run.json", *STAGES, "quarantine", "pairs", "dataset", "report", "logs", "claims", "debug", "damaged"}
     stray = [path for path in work_dir.rglob("*") if path.name.startswith(".")]
     stray += [path for path in work_dir.iterdir() if path.name not in known]
     return stray + list((work_dir / "claims").glob("*"))

@@ -8,8 +8,6 @@ import signal
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from data_engine import cli, decode, exports, logps, score, units
 
 WINDOW, RANK = os.environ.get("KILL_WINDOW"), os.environ.get("RANK", "0")
@@ -48,10 +46,10 @@ def install(countdown: Countdown) -> None:
     before(decode._Loop, "_step", "sampling", countdown)
     before(score, "packed_token_logps", "scoring", countdown)
     before(exports, "_row_groups", "dataset writing", countdown)
-    write, replace = pq.write_table, os.replace
+    write, replace = units.write_sealed, os.replace
 
-    def write_half(table: object, path: Path, **options: object) -> None:
-        write(table, path, **options)
+    def write_half(table: object, path: Path) -> None:
+        write(table, path)
         if WINDOW == "mid-write" and countdown.passed():
             os.truncate(path, os.path.getsize(path) // 2)
             die()
@@ -64,7 +62,7 @@ def install(countdown: Countdown) -> None:
         if is_unit and WINDOW == "after rename" and countdown.passed():
             die()
 
-    units.pq.write_table = write_half
+    units.write_sealed = write_half
     units.os.replace = replace_or_die
 
 

@@ -1,0 +1,358 @@
+"""Rounds of disturbance: a job of three ranks is killed, stopped, starved of disk or robbed of units, and run again.
+
+    python tests/distributed/chaos.py FOLDER --rounds 200 --seed 0
+
+A round is a work_dir of its own: one to three disturbed starts, then an undisturbed one to the end. Its dataset and
+units must be those of an undisturbed run, with no stray file, and hardly a unit computed twice. The last line printed
+is JSON: the hits in each window, the disturbances, and what went wrong. Ranks are real processes, forked from one that
+has torch and the engine imported, so that a round takes seconds; the kills are real signals.
+"""
+
+import argparse
+import collections
+import errno
+import json
+import mmap
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import Job, Result, stray_files, write_questions
+
+# Where a rank can be when it dies; each leaves something different behind.
+WINDOWS = (
+    "model working", "mid-write", "before rename", "after rename", "claiming", "pairing", "swapping the dataset in",
+)  # fmt: skip
+RANKS = 3
+FLAGS = (
+    "--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "12", "--unit_size", "2",
+    "--temperature", "1.0", "--grace_s", "1",
+)  # fmt: skip
+QUESTIONS = 14
+PATIENCE_S = 120
+OPERATIONS = ("write", "fsync", "rename")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What one rank of a start does to itself: die in a window, or find the disk failing, at the nth time."""
+
+    rank: int
+    window: str | None = None
+    operation: str | None = None
+    number: int = 0
+    after: int = 0
+
+
+class Rank:
+    """A forked rank; its window is read from shared memory, since a killed process cannot tell."""
+
+    def __init__(self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path) -> None:
+        self.window = mmap.mmap(-1, 64)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be_a_rank(flags, rank, world_size, fault, log)
+
+    def _be_a_rank(self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path) -> None:
+        code = 70
+        try:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+            os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
+            _install(self.window, fault)
+            from data_engine import cli
+
+            code = cli.main(["run", *flags])
+        finally:
+            os._exit(code)
+
+    def where(self) -> str:
+        return self.window[:].rstrip(b"\0").decode()
+
+
+class Saboteur:
+    """Tells the window that this process is in, and does what the fault says."""
+
+    def __init__(self, shared: mmap.mmap, fault: Fault | None) -> None:
+        self.shared, self.fault, self.passed = shared, fault, collections.Counter()
+
+    def enter(self, window: str) -> None:
+        self.shared[:] = window.encode().ljust(64, b"\0")
+        if self.fault and self.fault.window == window and self._passed(window):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail(self, operation: str) -> None:
+        if self.fault and self.fault.operation == operation and self._passed(operation):
+            raise OSError(self.fault.number, os.strerror(self.fault.number), "a path")
+
+    def _passed(self, what: str) -> bool:
+        self.passed[what] += 1
+        return self.passed[what] > self.fault.after
+
+    def inside(self, module: object, name: str, window: str, then: str = "") -> None:
+        """From now on, `module.name` runs in `window`; `then` is the one behind it."""
+        original = getattr(module, name)
+
+        def wrapped(*arguments, **options):
+            self.enter(window)
+            try:
+                return original(*arguments, **options)
+            finally:
+                self.enter(then)
+
+        setattr(module, name, wrapped)
+
+
+def _install(shared: mmap.mmap, fault: Fault | None) -> None:
+    from data_engine import claims, pairing, pipeline, scratch, units
+
+    saboteur = Saboteur(shared, fault)
+    saboteur.inside(pipeline, "sample_unit", "model working")
+    saboteur.inside(pipeline, "score_unit", "model working")
+    saboteur.inside(claims.Claims, "_create", "claiming")
+    saboteur.inside(pairing, "run", "pairing")
+    saboteur.inside(scratch, "sync_files", "pairing", then="swapping the dataset in")
+    write, replace, fsync = units.write_sealed, os.replace, os.fsync
+
+    def write_in_halves(table, path) -> None:
+        write(table, path)
+        content = path.read_bytes()
+        os.truncate(path, len(content) // 2)
+        saboteur.fail("write")
+        saboteur.enter("mid-write")
+        path.write_bytes(content)
+        saboteur.enter("before rename")
+
+    def rename(source, target) -> None:
+        saboteur.fail("rename")
+        replace(source, target)
+        if units.UNIT_FILE.fullmatch(Path(target).name):
+            saboteur.enter("after rename")
+
+    def sync(descriptor) -> None:
+        saboteur.fail("fsync")
+        fsync(descriptor)
+
+    units.write_sealed, os.replace, os.fsync = write_in_halves, rename, sync
+
+
+class Round:
+    """One work_dir, disturbed and then run to the end."""
+
+    def __init__(self, job: Job, rng: random.Random, hits: collections.Counter, told: collections.Counter) -> None:
+        self.job, self.rng, self.hits, self.told = job, rng, hits, told
+        self.log = job.work_dir.with_suffix(".log")
+        self.starts = 0
+        self.recomputed_on_purpose: set[tuple[str, int]] = set()
+
+    def run(self, expected: Result) -> list[str]:
+        """What went wrong; nothing, if all is well."""
+        for _ in range(self.rng.randint(1, 3)):
+            disturbance = self.rng.choice(DISTURBANCES)
+            self.told[disturbance.__name__] += 1
+            wrong = disturbance(self)
+            if wrong:
+                return [wrong]
+        codes = self.wait(self.start())
+        if any(codes):
+            return [f"undisturbed ranks ended with {codes}"]
+        return self.check(expected)
+
+    def check(self, expected: Result) -> list[str]:
+        wrong, result = [], Result.of(self.job.work_dir)
+        if result.dataset != expected.dataset:
+            wrong.append("another dataset")
+        if result.units != expected.units:
+            wrong.append("other units")
+        wrong += [f"stray {path}" for path in stray_files(self.job.work_dir)]
+        lines = [
+            (line["stage"], line["unit"])
+            for file in (self.job.work_dir / "logs").glob("rank-*.jsonl")
+            for line in map(json.loads, file.read_text().splitlines())
+            if "unit" in line
+        ]
+        twice = {unit for unit, times in collections.Counter(lines).items() if times > 1} - self.recomputed_on_purpose
+        if len(twice) > RANKS * self.starts:
+            wrong.append(f"computed twice: {sorted(twice)}")
+        return wrong
+
+    def start(self, fault: Fault | None = None, num_ranks: int = RANKS) -> list[Rank]:
+        self.starts += 1
+        flags = self.job.arguments()
+        faults = [fault if fault and fault.rank == rank else None for rank in range(num_ranks)]
+        return [Rank(flags, rank, num_ranks, faults[rank], self.log) for rank in range(num_ranks)]
+
+    def wait(self, ranks: list[Rank], patience_s: float = PATIENCE_S) -> list[int]:
+        """Exit codes, negative for signals; a rank that hangs is killed and has -1000."""
+        codes, end = {}, time.monotonic() + patience_s
+        while len(codes) < len(ranks):
+            for rank in ranks:
+                if rank.pid not in codes:
+                    pid, status = os.waitpid(rank.pid, os.WNOHANG)
+                    if pid:
+                        codes[pid] = os.waitstatus_to_exitcode(status)
+            if time.monotonic() > end:
+                for rank in ranks:
+                    if rank.pid not in codes:
+                        os.kill(rank.pid, signal.SIGKILL)
+                        os.waitpid(rank.pid, 0)
+                        codes[rank.pid] = -1000
+            time.sleep(0.005)
+        return [codes[rank.pid] for rank in ranks]
+
+    def kill(self, rank: Rank, number: int = signal.SIGKILL) -> None:
+        # Stopped first, so that the window read is the one it dies in.
+        os.kill(rank.pid, signal.SIGSTOP)
+        if number == signal.SIGKILL and rank.where():
+            self.hits[rank.where()] += 1
+        os.kill(rank.pid, number)
+        os.kill(rank.pid, signal.SIGCONT)
+
+    def moment(self) -> None:
+        """Wait for some part of what a whole job takes."""
+        time.sleep(self.rng.uniform(0, self.whole_s))
+
+    whole_s = 1.5
+
+
+def sigkill_one(round_: Round) -> str:
+    ranks = round_.start()
+    round_.moment()
+    round_.kill(round_.rng.choice(ranks))
+    codes = round_.wait(ranks)
+    return "" if set(codes) <= {0, -9} else f"the others of a killed rank ended with {codes}"
+
+
+def sigkill_all(round_: Round) -> str:
+    ranks = round_.start()
+    round_.moment()
+    for rank in ranks:
+        round_.kill(rank)
+    round_.wait(ranks)
+    return ""
+
+
+def sigterm_all(round_: Round) -> str:
+    ranks = round_.start()
+    round_.moment()
+    for rank in ranks:
+        round_.kill(rank, signal.SIGTERM)
+    codes = round_.wait(ranks)
+    # Before the engine listens, the signal kills.
+    return "" if set(codes) <= {0, 75, -15} else f"signalled ranks ended with {codes}"
+
+
+def freeze_and_kill_one(round_: Round) -> str:
+    ranks = round_.start()
+    round_.moment()
+    victim = round_.rng.choice(ranks)
+    os.kill(victim.pid, signal.SIGSTOP)
+    round_.moment()
+    if victim.where():
+        round_.hits[victim.where()] += 1
+    os.kill(victim.pid, signal.SIGKILL)
+    codes = round_.wait(ranks)
+    return "" if set(codes) <= {0, -9} else f"the others of a frozen rank ended with {codes}"
+
+
+def die_in_a_window(round_: Round) -> str:
+    window = round_.rng.choice(WINDOWS)
+    rank = 0 if window in WINDOWS[-2:] else round_.rng.randrange(RANKS)
+    ranks = round_.start(Fault(rank, window=window, after=round_.rng.randrange(1 if rank == 0 else 4)))
+    codes = round_.wait(ranks)
+    round_.hits[window] += codes.count(-9)
+    return "" if set(codes) <= {0, -9} else f"the others of a dead rank ended with {codes}"
+
+
+def failing_disk(round_: Round) -> str:
+    number = round_.rng.choice((errno.ENOSPC, errno.EIO))
+    operation = round_.rng.choice(OPERATIONS)
+    ranks = round_.start(
+        Fault(round_.rng.randrange(RANKS), operation=operation, number=number, after=round_.rng.randrange(6))
+    )
+    codes = round_.wait(ranks)
+    return "" if set(codes) <= {0, 75} else f"{operation} failed with {os.strerror(number)}: {codes}"
+
+
+def _published(round_: Round) -> list[Path]:
+    return sorted(round_.job.work_dir.glob("*/unit-?????.parquet"))
+
+
+def damage_units(round_: Round) -> str:
+    if any(codes := round_.wait(round_.start())):
+        return f"ranks before the damage ended with {codes}"
+    for path in round_.rng.sample(_published(round_), 2):
+        content = bytearray(path.read_bytes())
+        content[round_.rng.randrange(len(content))] ^= 1 << round_.rng.randrange(8)
+        path.write_bytes(content)
+        _expect_again(round_, path)
+    # Nothing is read where all is there: pairing again reads everything.
+    (round_.job.work_dir / "pairs/pairs.parquet").unlink()
+    return ""
+
+
+def delete_units(round_: Round) -> str:
+    if any(codes := round_.wait(round_.start())):
+        return f"ranks before the loss ended with {codes}"
+    for path in round_.rng.sample(_published(round_), 3):
+        path.unlink()
+        _expect_again(round_, path)
+    return ""
+
+
+def _expect_again(round_: Round, path: Path) -> None:
+    round_.recomputed_on_purpose.add((path.parent.name, int(path.stem.removeprefix("unit-"))))
+
+
+def second_job(round_: Round) -> str:
+    one = round_.start()
+    round_.moment()
+    other = round_.start(num_ranks=2)
+    codes = round_.wait(one) + round_.wait(other)
+    return "" if not any(codes) else f"two jobs at once ended with {codes}"
+
+
+DISTURBANCES = (
+    sigkill_one, sigkill_all, sigterm_all, freeze_and_kill_one, die_in_a_window, die_in_a_window, failing_disk,
+    damage_units, delete_units, second_job,
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    # Imported before the ranks are forked, and no computation in this process: no thread is lost by the fork.
+    from data_engine import pipeline  # noqa: F401
+    from data_engine.models import llava, omnilmm  # noqa: F401
+
+    hits, told, wrong = collections.Counter(), collections.Counter(), []
+    dataset = write_questions(arguments.folder / "questions.parquet", QUESTIONS)
+    calm = Round(Job(dataset, arguments.folder / "calm", FLAGS), random.Random(), hits, told)
+    started = time.monotonic()
+    codes = calm.wait(calm.start())
+    assert not any(codes), calm.log.read_text()
+    Round.whole_s = time.monotonic() - started
+    expected = Result.of(calm.job.work_dir)
+    for number in range(arguments.rounds):
+        rng = random.Random(f"{arguments.seed}-{number}")
+        round_ = Round(Job(dataset, arguments.folder / f"round-{number}", FLAGS), rng, hits, told)
+        found = round_.run(expected)
+        if found or "Traceback" in round_.log.read_text():
+            wrong.append({"round": number, "wrong": found or ["a traceback"], "log": str(round_.log)})
+            print(json.dumps(wrong[-1]), flush=True)
+        print(f"round {number + 1}/{arguments.rounds}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    print(json.dumps({"hits": {window: hits[window] for window in WINDOWS}, "disturbances": told, "wrong": wrong}))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

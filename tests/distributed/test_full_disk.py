@@ -1,0 +1,48 @@
+"""A run on a file system that really fills up, and goes on once there is room."""
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import pytest
+from jobs import Job, Result, stray_files, write_questions
+
+FLAGS = (
+    "--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "32", "--unit_size", "2",
+    "--temperature", "1.0",
+)  # fmt: skip
+
+
+def mount(options: str, target: Path) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(target)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    target = tmp_path / "disk"
+    target.mkdir()
+    if not mount("size=64k", target):
+        pytest.skip("no file system can be mounted here")
+    yield target
+    subprocess.run(["umount", "--lazy", str(target)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_run_with_75_and_what_is_needed_and_it_goes_on_after(tmp_path, small_disk):
+    calm = Job(write_questions(tmp_path / "questions.parquet", 14), tmp_path / "calm", FLAGS)
+    calm.run()
+    job = dataclasses.replace(calm, work_dir=small_disk / "work")
+    output = job.run(code=75)
+    assert "No space left on device" in output
+    assert "MB are free there" in output
+    assert "Traceback" not in output
+    published = sorted(job.work_dir.glob("*/unit-*.parquet"))
+    assert 0 < len(published) < 21
+    assert not [path for path in stray_files(job.work_dir) if path.name.startswith(".unit")]
+    kept = {path: path.stat().st_mtime_ns for path in published}
+    assert mount("remount,size=50m", small_disk)
+    job.run()
+    assert Result.of(job.work_dir) == Result.of(calm.work_dir)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "published units were computed again"
+    assert not stray_files(job.work_dir)

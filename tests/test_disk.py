@@ -1,0 +1,40 @@
+"""A disk that is full, read-only or failing stops a run politely."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from data_engine import disk
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_the_disk_is_to_blame_for_these(number):
+    assert disk.is_trouble(OSError(number, os.strerror(number), "x"))
+    # As Arrow tells it.
+    assert disk.is_trouble(OSError(f"Error writing bytes to file. Detail: [errno {number}] {os.strerror(number)}"))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT, errno.ENOTDIR])
+def test_the_disk_is_not_to_blame_for_these(number):
+    assert not disk.is_trouble(OSError(number, os.strerror(number), "x"))
+
+
+def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"units": {"num_units": 10}}))
+    for stage, sizes in {"sampled_answer": (3_000_000, 1_000_000), "instruct_logps": (500_000,)}.items():
+        (tmp_path / stage).mkdir()
+        for unit, size in enumerate(sizes):
+            (tmp_path / stage / f"unit-{unit:05d}.parquet").write_bytes(bytes(size))
+    # 8 more of 2 MB, 9 more of 0.5 MB; of the third stage nothing is known
+    assert disk.needed_bytes(tmp_path) == 20_500_000
+    told = disk.describe(OSError(errno.ENOSPC, "No space left on device", "/somewhere"), tmp_path)
+    assert told.startswith('cannot write "/somewhere": No space left on device. Every published unit is kept')
+    assert "need about 20.5 MB more" in told
+
+
+def test_a_run_that_has_not_begun_is_told_what_failed_alone(tmp_path):
+    assert disk.needed_bytes(tmp_path) == 0
+    told = disk.describe(OSError(errno.EROFS, "Read-only file system"), tmp_path)
+    assert told.endswith("run the same command again")
