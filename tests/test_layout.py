@@ -18,7 +18,7 @@ FLOORS = [
     "cli __main__ demo",
     "arguments validate status bench bench_ways pipeline together runfile progress",
     "sample score pairing report",
-    "models decode logps attention sampler kernels rewards pairs filters exports words rows scratch funnel plots",
+    "models decode logps attention sampler kernels rewards pairs filters draft exports words rows scratch funnel plots",
     "units claims ranks lifeline dataset sources images",
     "records config seeds",
 ]
