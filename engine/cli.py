@@ -20,7 +20,10 @@ from data_engine.status import read_run, work_dir_argument
 COMMANDS = {
     "run": ("data_engine.cli:run", "sample, score and pair, or go on where a run was stopped"),
     "validate": ("data_engine.validate:main", "check configuration, paths and columns, as run would be given them"),
-    "status": ("data_engine.status:main", "units done by stage, pace and time left of a work_dir"),
+    "status": (
+        "data_engine.status:main",
+        "units done by stage, pace and time left of a work_dir; --watch keeps showing them",
+    ),
     "report": ("data_engine.cli:report", "write report/index.html of a work_dir again"),
     "bench": ("data_engine.bench:main", "the engine's speed against stock transformers, on this machine"),
 }
