@@ -7,10 +7,13 @@
 # same command again. SIGTERM, SIGINT, SIGUSR1 and SIGHUP are passed to the ranks, which finish what they hold, however
 # long that takes; a second signal kills them.
 #
+# SIGUSR2 to a rank makes it write where its threads are; the script and the launcher pay no attention to it.
+#
 # Environment: NUM_PROCESSES (default: the GPUs, or 1), ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or
 # cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores / ranks), PYTHON.
 set -eu
 trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
+trap '' USR2                     # ignored by all that is started here, too, until a rank listens to it
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ -z ${PYTHON:-} ]]; then
