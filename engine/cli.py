@@ -4,7 +4,9 @@ Exit codes: 0 done; 1 a bug or an unexpected failure; 2 the user's input or conf
 75 stopped by a signal after committing, run the same command again.
 """
 
+import faulthandler
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,7 +23,10 @@ COMMANDS = {
     "run": ("data_engine.cli:run", "sample, score and pair, or go on where a run was stopped"),
     "validate": ("data_engine.validate:main", "check configuration, paths and columns, as run would be given them"),
     "submit": ("data_engine.submit:main", "share a run out over SLURM jobs, and pair when they are done"),
-    "status": ("data_engine.status:main", "units done by stage, pace and time left of a work_dir"),
+    "status": (
+        "data_engine.status:main",
+        "units done by stage, pace and time left of a work_dir; --watch keeps showing them",
+    ),
     "report": ("data_engine.cli:report", "write report/index.html of a work_dir again"),
     "bench": ("data_engine.bench:main", "the engine's speed against stock transformers, on this machine"),
 }
@@ -48,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> int:
     """The `run` command: parse, then the pipeline, which is the first to import torch."""
     config = parse(argv)
+    # kill -USR2: where each thread is, on stderr; written by the signal's handler itself, so also of a rank that hangs.
+    faulthandler.register(signal.SIGUSR2, file=2)
     return importlib.import_module("data_engine.pipeline").run(config)
 
 

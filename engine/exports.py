@@ -2,12 +2,14 @@
 
 The rows are shuffled on disk: pass 1 reads the questions in their order and deals each pair, with its image, into a
 bucket; pass 2 sorts one bucket after the other. A pair's place is drawn from the seed and the pair alone, and the
-buckets are ranges of places, so that neither their number nor the units show in the result.
+buckets are ranges of places, so that neither their number nor the units show in the result. Of each pair, its place is
+held in memory, and a row group at a time of the rest.
 """
 
 import contextlib
 import itertools
 import logging
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
@@ -59,10 +61,11 @@ def write_dataset(
     schema = records.dpo_dataset(questions.idx_type, questions.optional_columns)
     buckets = scratch / "buckets"
     buckets.mkdir()
-    num_rows, without_source = _deal(buckets, kept, questions, units, schema, seed)
+    places, without_source = _deal(buckets, kept, questions, units, schema, seed)
+    num_rows = sum(map(len, places))
     new = scratch / "dataset"
     new.mkdir()
-    _write_files(new, _row_groups(_shuffled(buckets, schema), schema), schema)
+    _write_files(new, _row_groups(_shuffled(buckets, places), schema), schema)
     if not num_rows:
         log.warning(
             "no pair is left: %s is written as an empty file, which dataset loaders refuse", work_dir / "dataset"
@@ -101,15 +104,15 @@ def _row(question: Question, pair: Mapping, optional: tuple[str, ...]) -> dict:
 
 def _deal(
     buckets: Path, kept: Rows, questions: Questions, units: list[range], schema: pa.Schema, seed: int
-) -> tuple[int, set]:
-    """Pass 1. One record batch a pair, so that pass 2 can read them in any order."""
+) -> tuple[list[array], set]:
+    """Pass 1: the places of each bucket's rows, and the idx without a source. One record batch a pair, so that pass 2
+    can read them in any order."""
     num_buckets = max(1, min(MAX_BUCKETS, -(-len(kept) // BUCKET_PAIRS)))
-    schema = schema.append(pa.field("place", pa.uint64()))
-    num_rows, without_source = 0, set()
+    places, without_source = [array("Q") for _ in range(num_buckets)], set()
     with contextlib.ExitStack() as stack:
         writers = []
         for bucket in range(num_buckets):
-            file = stack.enter_context(pa.OSFile(str(buckets / f"{bucket:05d}.arrow"), "wb"))
+            file = stack.enter_context(pa.OSFile(str(_bucket_path(buckets, bucket)), "wb"))
             writers.append(stack.enter_context(pa.ipc.new_file(file, schema)))
         for question, pairs in _sources(kept, questions, units):
             if question.image is None or question.question is None:
@@ -117,20 +120,28 @@ def _deal(
                 continue
             for pair in pairs:
                 place = seed_for(seed, "place", pair["idx"], pair["chosen_index"], pair["rejected_index"])
-                row = {**_row(question, pair, questions.optional_columns), "place": place}
-                writers[place * num_buckets // PLACES].write_batch(pa.RecordBatch.from_pylist([row], schema))
-                num_rows += 1
-    return num_rows, without_source
+                bucket = place * num_buckets // PLACES
+                row = _row(question, pair, questions.optional_columns)
+                writers[bucket].write_batch(pa.RecordBatch.from_pylist([row], schema))
+                places[bucket].append(place)
+    return places, without_source
 
 
-def _shuffled(buckets: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _bucket_path(buckets: Path, bucket: int) -> Path:
+    return buckets / f"{bucket:05d}.arrow"
+
+
+def _shuffled(buckets: Path, places: list[array]) -> Iterator[pa.RecordBatch]:
     """Pass 2: batches of one row in their final order. A bucket is mapped, not read, and gone when it is used up."""
-    for path in sorted(buckets.iterdir()):
-        with pa.memory_map(str(path)) as file:
-            reader = pa.ipc.open_file(file)
-            places = [reader.get_batch(row).column("place")[0].as_py() for row in range(reader.num_record_batches)]
-            for row in sorted(range(len(places)), key=places.__getitem__):
-                yield reader.get_batch(row).select(schema.names)
+    for bucket, own in enumerate(places):
+        path = _bucket_path(buckets, bucket)
+        order = sorted(range(len(own)), key=own.__getitem__)
+        # Mapped anew for each row group's worth: a mapping keeps in memory whatever was read through it.
+        for first in range(0, len(order), ROW_GROUP_ROWS):
+            with pa.memory_map(str(path)) as file:
+                reader = pa.ipc.open_file(file)
+                for row in order[first : first + ROW_GROUP_ROWS]:
+                    yield reader.get_batch(row)
         path.unlink()
 
 

@@ -3,9 +3,11 @@
 A filter takes (pairs, seed) and answers one bool a pair. It may look at any order of pairs, in O(n log n).
 """
 
+import functools
 import random
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from data_engine.seeds import seed_for
@@ -74,17 +76,26 @@ def length_balance(pairs: Sequence[Lengths], seed: int) -> list[bool]:
     The difference is words(chosen) - words(rejected), its mean at most 0.5 a pair; a negative mean is left alone.
     Among equal differences the lowest idx goes first, then the lowest sample indexes.
     """
-    differences = [pair.chosen_words - pair.rejected_words for pair in pairs]
-    longest_first = sorted(
-        range(len(pairs)),
-        key=lambda at: (-differences[at], pairs[at].idx, pairs[at].chosen_index, pairs[at].rejected_index),
-    )
-    kept, total, left = [True] * len(pairs), sum(differences), len(pairs)
-    for position in longest_first:
-        if total <= MAX_MEAN_DIFFERENCE * left:
-            break
-        kept[position] = False
-        total, left = total - differences[position], left - 1
+    total, left = 0, len(pairs)
+    # Positions by difference: none of a pair that is not longer can be dropped.
+    longer: dict[int, array] = defaultdict(functools.partial(array, "q"))
+    for position, pair in enumerate(pairs):
+        difference = pair.chosen_words - pair.rejected_words
+        total += difference
+        if difference > 0:
+            longer[difference].append(position)
+
+    def by_idx(position: int) -> tuple:
+        pair = pairs[position]
+        return pair.idx, pair.chosen_index, pair.rejected_index
+
+    kept = [True] * len(pairs)
+    for difference in sorted(longer, reverse=True):
+        for position in sorted(longer[difference], key=by_idx):
+            if total <= MAX_MEAN_DIFFERENCE * left:
+                return kept
+            kept[position] = False
+            total, left = total - difference, left - 1
     return kept
 
 
@@ -97,14 +108,30 @@ DATASET_FILTERS: dict[str, Filter] = {"length_balance": length_balance}
 FILTERS: dict[str, Filter] = {**QUESTION_FILTERS, **DATASET_FILTERS}
 
 
+class Selected(Sequence):
+    """Some of the pairs, each looked up when it is asked for: those of a whole dataset are not held twice."""
+
+    def __init__(self, pairs: Sequence, positions: Sequence[int]) -> None:
+        self._pairs, self._positions = pairs, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, at: int) -> object:
+        return self._pairs[self._positions[at]]
+
+    def __iter__(self) -> Iterator:
+        return map(self._pairs.__getitem__, self._positions)
+
+
 def statuses(pairs: Sequence, seed: int, filters: Mapping[str, Filter] = FILTERS) -> list[str]:
     """For each pair "kept", or the name of the first of `filters` that drops it."""
     status = [KEPT] * len(pairs)
-    left = list(range(len(pairs)))
+    left: Sequence[int] = range(len(pairs))
     for name, keeps in filters.items():
-        kept = keeps([pairs[position] for position in left], seed)
+        kept = keeps(Selected(pairs, left), seed)
         for position, stays in zip(left, kept, strict=True):
             if not stays:
                 status[position] = name
-        left = [position for position, stays in zip(left, kept, strict=True) if stays]
+        left = array("q", (position for position, stays in zip(left, kept, strict=True) if stays))
     return status

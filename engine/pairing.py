@@ -1,7 +1,7 @@
 """Stage 2: the answers and their log-probs in, pairs/pairs.parquet and dataset/ out.
 
-Bounded memory: one unit at a time, plus a few numbers for each candidate pair. Recomputed whole on every call, and
-published only when it is complete: the dataset first, then the pairs, which carry the settings.
+Bounded memory: one unit at a time, plus the few bytes that draft.py keeps of each candidate pair. Recomputed whole on
+every call, and published only when it is complete: the dataset first, then the pairs, which carry the settings.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +19,14 @@ import pyarrow.parquet as pq
 
 from data_engine import exports, filters, pairs, records, rewards, units
 from data_engine.dataset import Questions
+from data_engine.draft import NO_SOURCE, Draft
 from data_engine.funnel import Funnel
 from data_engine.scratch import move_in, scratch_folder
 from data_engine.words import count_words
 
 PAIRS_FILE = Path("pairs", "pairs.parquet")
-NO_SOURCE = "no_source"
-"""status of a pair that every filter kept, whose image or question can no longer be read"""
-DRAFT_ROWS = 8192
 NO_REWARDS = rewards.Rewards(None, None, None, None)
+REWARDS = tuple(field.name for field in dataclasses.fields(rewards.Rewards))
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,12 @@ def run(
         with Draft(scratch / "draft.parquet", records.pairs(questions.idx_type), seed) as draft, debug_rows as add_row:
             for unit, rows in enumerate(unit_ranges):
                 funnel.quarantined += _num_quarantined(work_dir, unit)
-                for answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward, beta):
-                    draft.add(_pair_question(answers, settings, markers, funnel, add_row))
+                for idx, answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward, beta):
+                    draft.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
         draft.filter_dataset()
         written = exports.write_dataset(work_dir, scratch, draft, questions, unit_ranges, seed)
         draft.drop(written.without_source)
-        _count(funnel, draft.status, written.rows)
+        _count(funnel, draft, written.rows)
         if debug:
             move_in(scratch / "rewards.json", work_dir / "debug/rewards.json")
             _write_debug_pairs(scratch / "pairs.json", draft)
@@ -106,8 +105,8 @@ def _num_quarantined(work_dir: Path, unit: int) -> int:
 
 def _answers(
     work_dir: Path, unit: int, order: list, reward: Callable[..., rewards.Rewards], beta: float
-) -> Iterator[list[dict]]:
-    """The rewarded answers of each question of a unit, in the order of the questions."""
+) -> Iterator[tuple[int | str, list[dict]]]:
+    """Each question of a unit that has answers, its idx and they with their rewards, in the order of the questions."""
     instruct, scored = (_token_logps(work_dir, stage, unit) for stage in ("instruct_logps", "reward_logps"))
     table = units.read_unit(work_dir, "sampled_answer", unit).select(["idx", "sample_index", "answer"])
     rows = []
@@ -118,7 +117,7 @@ def _answers(
             result = reward(instruct[key], scored[key], beta) if both else NO_REWARDS
         except ValueError as error:
             raise ValueError(f"unit {unit}, idx {key[0]!r}, sample_index {key[1]}: {error}") from error
-        rows.append(row | dataclasses.asdict(result))
+        rows.append(row | {name: getattr(result, name) for name in REWARDS})
     groups = pairs.by_idx(rows)
     unknown = groups.keys() - set(order)
     if unknown:
@@ -126,7 +125,7 @@ def _answers(
             f"unit {unit} of sampled_answer has answers to idx {min(map(repr, unknown))}, which is not among its "
             "questions; was the work directory made from another dataset?"
         )
-    return (groups[idx] for idx in order if idx in groups)
+    return ((idx, groups[idx]) for idx in order if idx in groups)
 
 
 def _token_logps(work_dir: Path, stage: str, unit: int) -> dict[tuple, object]:
@@ -154,76 +153,10 @@ def _pair_question(
     return pairs.pair_up(ranked, settings.rank, settings.distance, count_words)
 
 
-class Draft:
-    """All candidate pairs, on disk until their status is known: a collection of the rows that are kept.
-
-    Use as a context manager while adding; the rows can be read afterwards.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema, seed: int) -> None:
-        self.path, self.schema, self.seed = path, schema, seed
-        self.status: list[str] = []
-        self.lengths: list[filters.PairLengths] = []
-        self._buffer: list[dict] = []
-
-    def __enter__(self) -> "Draft":
-        self._writer = pq.ParquetWriter(self.path, self.schema)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._flush()
-        self._writer.close()
-
-    def add(self, candidates: list[pairs.Pair]) -> None:
-        """The candidate pairs of the next question; runs the filters that look at one question."""
-        self.status += filters.statuses(candidates, self.seed, filters.QUESTION_FILTERS)
-        for pair in candidates:
-            row = dataclasses.asdict(pair)
-            self.lengths.append(filters.PairLengths(*(row[name] for name in filters.PairLengths._fields)))
-            self._buffer.append(row | {"status": None})
-        if len(self._buffer) >= DRAFT_ROWS:
-            self._flush()
-
-    def filter_dataset(self) -> None:
-        """Run the filters that look at all pairs."""
-        left = [row for row, status in enumerate(self.status) if status == filters.KEPT]
-        decided = filters.statuses([self.lengths[row] for row in left], self.seed, filters.DATASET_FILTERS)
-        for row, status in zip(left, decided, strict=True):
-            self.status[row] = status
-
-    def drop(self, without_source: Iterable) -> None:
-        """Give up the kept pairs of these idx."""
-        for row, pair in enumerate(self.lengths):
-            if pair.idx in without_source and self.status[row] == filters.KEPT:
-                self.status[row] = NO_SOURCE
-
-    def tables(self) -> Iterator[pa.Table]:
-        """All candidate pairs with their status, a row group at a time."""
-        first = 0
-        with pq.ParquetFile(self.path, pre_buffer=False) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                status = pa.array(self.status[first : first + len(table)], pa.string())
-                yield table.set_column(table.schema.get_field_index("status"), "status", status)
-                first += len(table)
-
-    def __len__(self) -> int:
-        return self.status.count(filters.KEPT)
-
-    def __iter__(self) -> Iterator[dict]:
-        for table in self.tables():
-            yield from table.filter(pc.equal(table["status"], filters.KEPT)).to_pylist()
-
-    def _flush(self) -> None:
-        if self._buffer:
-            self._writer.write_table(pa.Table.from_pylist(self._buffer, self.schema))
-            self._buffer = []
-
-
-def _count(funnel: Funnel, status: list[str], written: int) -> None:
+def _count(funnel: Funnel, draft: Draft, written: int) -> None:
     funnel.not_ranked = Counter({name: funnel.not_ranked[name] for name in rewards.REASONS if funnel.not_ranked[name]})
-    counts = Counter(status)
-    funnel.candidate_pairs = len(status)
+    counts = draft.counts()
+    funnel.candidate_pairs = counts.total()
     funnel.dropped = Counter({name: counts[name] for name in filters.FILTERS})
     if counts[NO_SOURCE]:
         funnel.dropped[NO_SOURCE] = counts[NO_SOURCE]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_engine import claims, disk, pairing, records, report, together, units
+from data_engine import claims, disk, logs, pairing, records, report, together, units
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
 from data_engine.models import load_model
@@ -22,6 +22,7 @@ from data_engine.runfile import Checkpoint, describe, kinship_warnings, open_run
 from data_engine.sample import SampleSettings, sample_unit
 from data_engine.sampler import SamplingParams
 from data_engine.score import ScoreSettings, score_unit
+from data_engine.summary import Summary
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,11 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
                 raise IncompleteError(f"{damage}: run the same command again, with all stages") from None
             log.warning("%s", damage)
             finished = job.work(together.Apart())
-    return 0 if finished else STOPPED
+    if not finished:
+        return STOPPED
+    if ranks.rank == 0:
+        print(f"\n{Summary.read(job.work_dir).table()}", flush=True)
+    return 0
 
 
 class Job:
@@ -214,13 +219,14 @@ class Job:
     def _load(self, role: str):
         """The model of a role; the other one is let go first."""
         if self._model_role != role:
-            self._model = None
+            self._model, start = None, time.perf_counter()
             log.info("loading the %s model from %s", role, self.checkpoints[role].folder)
             self._model = load_model(
                 None, str(self.checkpoints[role].folder), device=self.ranks.device(self.config.device),
                 dtype=self.config.dtype, split=self._together.split,
             )  # fmt: skip
             self._model_role = role
+            logs.note(self.work_dir, self.ranks.rank, f"loading {role}", time.perf_counter() - start)
         return self._model
 
     def pair(self) -> None:
@@ -230,11 +236,13 @@ class Job:
         units.sweep(self.work_dir)
         self.claims.sweep()
         log.info("pairing")
+        start = time.perf_counter()
         funnel = pairing.run(
             self.work_dir, self.questions, self.unit_rows, rank=config.rank, distance=config.distance,
             beta=config.beta, seed=config.seed, markers=tuple(self.run_file["models"]["instruct"]["markers"]),
             same_tokenizer=self.same_tokenizer, debug=config.debug,
         )  # fmt: skip
+        logs.note(self.work_dir, self.ranks.rank, "pairing", time.perf_counter() - start)
         report.write_report(self.work_dir, self.questions, funnel, config.max_megapixels)
         print(funnel.table(), flush=True)
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from data_engine import images, units
 from data_engine.dataset import Question, Questions
 from data_engine.funnel import Funnel
+from data_engine.summary import Summary
 
 NUM_SHOWN = 20
 THUMBNAIL_PIXELS = 360
@@ -50,6 +51,7 @@ def write_report(work_dir: Path, questions: Questions, funnel: Funnel, max_megap
         parts += [_pairs("Largest margins", shown[: len(best)], max_megapixels)]
     if len(worst):
         parts += [_pairs("Smallest margins", shown[len(best) :], max_megapixels)]
+    parts += [_times(Summary.read(work_dir))]
     path = work_dir / "report/index.html"
     with units.replacing(path) as temporary:
         temporary.write_text(PAGE.format(style=STYLE, body="\n".join(parts)), encoding="utf-8")
@@ -162,6 +164,22 @@ def _thumbnail(data: bytes | None, max_megapixels: float) -> str:
     return f'<img alt="" loading="lazy" src="{_data_uri(file.getvalue(), "jpeg")}">'
 
 
+def _times(summary: Summary) -> str:
+    """Where the time went, and what was quarantined for which reason."""
+    tables = "".join(_table(rows) for rows in (summary.times(), summary.left_out()) if rows)
+    return f"<section><h2>Time and quarantine</h2>{tables}</section>"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """The first row is the heading, the first column names the others."""
+    heading = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        f"<tr><th>{html.escape(row[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])}</tr>"
+        for row in rows[1:]
+    )
+    return f'<table class="plain"><tr>{heading}</tr>{body}</table>'
+
+
 def _data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
@@ -198,6 +216,8 @@ td.bar i { display: block; height: 12px; min-width: 1px; border-radius: 3px; bac
 tr.out th { font-weight: 400; color: var(--soft); padding-left: 20px; }
 tr.out td { color: var(--soft); }
 tr.out td.bar i { background: #f0b58a; }
+table.plain { margin-bottom: 16px; font-variant-numeric: tabular-nums; }
+table.plain td { padding: 5px 24px 5px 0; }
 .plots { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); }
 figure { margin: 0; padding: 14px 16px 8px; }
 figcaption { font-weight: 600; margin-bottom: 6px; }

@@ -4,6 +4,7 @@ Every source has the same face: its columns, its ids, its fingerprint, and the r
 a few rows at a time. Nothing here interprets a cell; dataset.py does.
 """
 
+import bisect
 import contextlib
 import hashlib
 import itertools
@@ -85,6 +86,8 @@ class ParquetSource:
         # A row group that is read in part, the next row, and its batches from there: units mostly come in rising
         # order, so a file of one huge row group is read once and not once a unit.
         self._resume: tuple[tuple, int, Iterator[pa.RecordBatch]] | None = None
+        # The file read last stays open: its footer tells about all of its row groups, and is not read for each.
+        self._open: tuple[Path, pq.ParquetFile] | None = None
 
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         chunks: list[pa.Array] = []
@@ -96,9 +99,11 @@ class ParquetSource:
         return pa.chunked_array(chunks, self.columns["idx"])[:limit]
 
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        for file, group, start, stop in self._groups:
-            if start < rows.stop and rows.start < stop:
-                yield from self._group_batches((file, group, tuple(columns)), start, rows)
+        first = bisect.bisect_right(self._groups, rows.start, key=lambda group: group[3])
+        for file, group, start, _ in itertools.islice(self._groups, first, None):
+            if start >= rows.stop:
+                return
+            yield from self._group_batches((file, group, tuple(columns)), start, rows)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -116,7 +121,7 @@ class ParquetSource:
         if resume is not None and resume[0] == key and resume[1] <= rows.start:
             _, position, batches = resume
         else:
-            batches = _read_group(*key)
+            batches = self._read_group(*key)
         for batch in batches:
             first, position = position, position + batch.num_rows
             if position > rows.start:
@@ -124,6 +129,13 @@ class ParquetSource:
             if position >= rows.stop:
                 self._resume = (key, first, itertools.chain([batch], batches))
                 return
+
+    def _read_group(self, file: Path, group: int, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+        if self._open is None or self._open[0] != file:
+            self._open = (file, _open_parquet(file))
+        opened = self._open[1]
+        with _reading(file):
+            yield from opened.iter_batches(BATCH_ROWS, [group], list(columns), use_threads=False)
 
     def _check_same_columns(self, file: Path, columns: dict[str, pa.DataType]) -> None:
         for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
@@ -258,11 +270,6 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
     with _reading(file):
         # pre_buffer would fetch whole row groups; with a buffer size, pages are read as they are needed.
         return pq.ParquetFile(file, pre_buffer=False, buffer_size=_CHUNK_BYTES)
-
-
-def _read_group(file: Path, group: int, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
-    with _open_parquet(file) as opened, _reading(file):
-        yield from opened.iter_batches(BATCH_ROWS, [group], list(columns), use_threads=False)
 
 
 def _jsonl_type(name: str) -> pa.DataType:

@@ -4,18 +4,24 @@ Units are counted from the published files; pace comes from logs/rank-*.jsonl. W
 machine that sees the folder, over all ranks and shards.
 """
 
+import contextlib
 import itertools
 import json
+import re
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine import units
+from data_engine.logs import duration, unit_lines
 from data_engine.records import STAGES, UserError
 
 # A pace is the mean over a stage's last units, so that it follows a change of machines.
 _RECENT_UNITS = 200
+_WATCH_S, _MAX_WATCH_S = 5.0, 86_400
+_NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 
 
 @dataclass(frozen=True)
@@ -29,18 +35,62 @@ class Pace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the progress of one work_dir. Raises UserError where it is none."""
+    """Print the progress of one work_dir, once or again and again. Raises UserError where it is none."""
+    every_s, rest = _watch_argument(list(argv))
     work_dir = work_dir_argument(
-        "status", "Units done by stage, pace and time left; safe while the run is going.", argv
+        "status",
+        "Units done by stage, pace and time left; safe while the run is going. --watch shows it again every 5\n"
+        "seconds, or as many as are given, until the dataset is written or Ctrl-C is pressed.",
+        rest,
+        options=" [--watch [SECONDS]]",
     )
-    if work_dir is not None:
+    if work_dir is None:
+        return 0
+    if every_s is None:
         print(describe(work_dir, time.time()))
+        return 0
+    return watch(work_dir, every_s)
+
+
+def watch(work_dir: Path, every_s: float) -> int:
+    """Show the progress again and again, in place on a terminal, else as blocks with the time, until all is done."""
+    on_terminal = sys.stdout.isatty()
+    # Ctrl-C is the way out, not a failure.
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            text = f"{time.strftime('%H:%M:%S')}  {describe(work_dir, time.time())}"
+            # Cursor home, and clear to the end of the screen: less flicker than clearing first.
+            print(f"\x1b[H\x1b[J{text}" if on_terminal else f"{text}\n", flush=True)
+            if _is_done(work_dir):
+                break
+            time.sleep(every_s)
     return 0
 
 
-def work_dir_argument(command: str, description: str, argv: Sequence[str]) -> Path | None:
+def _watch_argument(argv: list[str]) -> tuple[float | None, list[str]]:
+    """The seconds of --watch, None without it, and the other arguments."""
+    at = next((at for at, word in enumerate(argv) if word == "--watch" or word.startswith("--watch=")), None)
+    if at is None:
+        return None, argv
+    _, given, value = argv[at].partition("=")
+    rest = argv[at + 1 :]
+    # A word after it is its value if it is a number and leaves a WORK_DIR.
+    if not given and rest and len(argv) > 2 and _NUMBER.fullmatch(rest[0]):
+        given, value = "=", rest.pop(0)
+    seconds = float(value) if _NUMBER.fullmatch(value) else (0.0 if given else _WATCH_S)
+    if not 0 < seconds <= _MAX_WATCH_S:
+        raise UserError(f'--watch takes seconds, more than 0 and at most {_MAX_WATCH_S}, got "{value}"')
+    return seconds, argv[:at] + rest
+
+
+def _is_done(work_dir: Path) -> bool:
+    total = _planned_units(work_dir)["num_units"]
+    return _is_written(work_dir) and all(units.published(work_dir, stage) >= set(range(total)) for stage in STAGES)
+
+
+def work_dir_argument(command: str, description: str, argv: Sequence[str], options: str = "") -> Path | None:
     """The one argument of a command about a work_dir; None after --help, which is answered here."""
-    usage = f"usage: data-engine {command} WORK_DIR"
+    usage = f"usage: data-engine {command} WORK_DIR{options}"
     if list(argv) in (["-h"], ["--help"]):
         print(f"{usage}\n\n{description}")
         return None
@@ -53,7 +103,7 @@ def describe(work_dir: Path, now: float) -> str:
     """The table that `status` prints, for the unix time `now`."""
     planned = _planned_units(work_dir)
     total = planned["num_units"]
-    log = _log_lines(work_dir)
+    log = sorted(unit_lines(work_dir), key=lambda line: line["time"])
     lines = [f"{work_dir}: {planned['num_questions']} questions in {total} units of {planned['unit_size']}"]
     lines.append(f"{'stage':<16}{'units':>15}{'':>6}{'ranks':>8}{'answers/s':>12}{'time left':>14}")
     for stage in STAGES:
@@ -87,22 +137,6 @@ def _planned_units(work_dir: Path) -> dict[str, int]:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
 
 
-def _log_lines(work_dir: Path) -> list[dict]:
-    """The lines of all ranks' logs that are about a unit, oldest first, whatever else they hold passed over."""
-    lines = []
-    for file in sorted((work_dir / "logs").glob("rank-*.jsonl")):
-        for line in file.read_bytes().splitlines():
-            try:
-                entry = json.loads(line)
-                entry |= {"stage": str(entry["stage"]), "time": float(entry["time"])}
-                entry |= {name: float(entry[name]) for name in ("seconds", "answers")}
-            # A rank that was killed may leave half a line, and other lines are not about units.
-            except (ValueError, KeyError, TypeError):
-                continue
-            lines.append(entry)
-    return sorted(lines, key=lambda entry: entry["time"])
-
-
 def _pace(lines: Sequence[dict], now: float) -> Pace | None:
     recent = lines[-_RECENT_UNITS:]
     seconds = sum(line["seconds"] for line in recent)
@@ -132,20 +166,14 @@ def _pace_cells(pace: Pace | None, num_left: int) -> str:
     return f"{pace.num_ranks:>8}{pace.answers_a_second:>12.1f}{left:>14}"
 
 
-def duration(seconds: float) -> str:
-    """Two units of time at most: 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 59.5:
-        return f"{round(seconds)} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
 def _percent(done: int, total: int) -> str:
     # Rounded down: 100 % is only said of a whole stage.
     return f"{100 * done // total if total else 100} %"
 
 
 def _pairs_cell(work_dir: Path) -> str:
-    return "written" if any((work_dir / "dataset").glob("dpo_dataset*.parquet")) else "not written"
+    return "written" if _is_written(work_dir) else "not written"
+
+
+def _is_written(work_dir: Path) -> bool:
+    return any((work_dir / "dataset").glob("dpo_dataset*.parquet"))

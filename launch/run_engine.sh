@@ -7,11 +7,14 @@
 # same command again. SIGTERM, SIGINT, SIGUSR1 and SIGHUP are passed to the ranks, which finish what they hold, however
 # long that takes; a second signal kills them (within 2 s only a second SIGINT: SLURM sends the others twice).
 #
+# SIGUSR2 to a rank makes it write where its threads are; the script and the launcher pay no attention to it.
+#
 # Environment: NUM_PROCESSES (default: the GPUs, or 1), ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or
 # cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores / ranks), PYTHON. For one job over several machines, on each:
 # NUM_MACHINES, MACHINE_RANK (from 0), and MAIN_ADDRESS and MAIN_PORT of the first; NUM_PROCESSES is of each machine.
 set -eu
 trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
+trap '' USR2                     # ignored by all that is started here, too, until a rank listens to it
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ -z ${PYTHON:-} ]]; then

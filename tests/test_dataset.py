@@ -11,7 +11,7 @@ import pytest
 
 from data_engine.dataset import Questions, load_questions
 from data_engine.records import IMAGE, UserError
-from data_engine.sources import DatasetsSource
+from data_engine.sources import DatasetsSource, ParquetSource
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 
@@ -79,16 +79,29 @@ def test_two_walks_at_once_do_not_disturb_each_other(tmp_path):
 
 
 def test_rising_ranges_read_a_row_group_once(tmp_path, monkeypatch):
-    from data_engine import sources
-
     opened = []
-    read_group = sources._read_group
-    monkeypatch.setattr(sources, "_read_group", lambda *key: opened.append(key) or read_group(*key))
+    read_group = ParquetSource._read_group
+    monkeypatch.setattr(ParquetSource, "_read_group", lambda *key: opened.append(key) or read_group(*key))
     questions = load_questions(write(tmp_path / "q.parquet", list(range(100))))
     assert [row.idx for start in range(0, 100, 9) for row in questions.rows(range(start, start + 9))] == list(
         range(100)
     )
     assert len(opened) == 1
+
+
+def test_the_footer_of_a_file_is_not_read_again_for_each_of_its_row_groups(tmp_path, monkeypatch):
+    from data_engine import sources
+
+    opened = []
+    open_parquet = sources._open_parquet
+    monkeypatch.setattr(sources, "_open_parquet", lambda file: opened.append(file.name) or open_parquet(file))
+    for name, start in (("a.parquet", 0), ("b.parquet", 50)):
+        write(tmp_path / name, list(range(start, start + 50)), row_group_size=5)
+    questions = load_questions(str(tmp_path))
+    opened.clear()
+    for start in range(0, 100, 10):
+        assert [row.idx for row in questions.rows(range(start, start + 10))] == list(range(start, start + 10))
+    assert opened == ["a.parquet", "b.parquet"]
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):

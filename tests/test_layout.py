@@ -18,8 +18,9 @@ FLOORS = [
     "cli __main__ demo",
     "arguments validate submit status bench bench_ways pipeline together runfile progress",
     "sample score pairing report",
-    "models decode logps attention sampler kernels rewards pairs filters exports words rows scratch funnel plots",
-    "units claims disk ranks lifeline dataset sources images",
+    "models decode logps attention sampler kernels rewards pairs filters draft exports words rows scratch funnel plots "
+    "summary",
+    "units claims disk ranks lifeline logs dataset sources images",
     "records config seeds",
 ]
 STAGES = FLOORS[2].split()

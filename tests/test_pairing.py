@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from stage2_world import MARKERS, dataset_rows, digest, make_world, pairs_rows, picture
 
-from data_engine import build_pairs, filters, pairing, records, units
+from data_engine import build_pairs, draft, filters, pairing, records, units
 from data_engine.records import IncompleteError, UserError
 from data_engine.words import count_words
 
@@ -120,7 +120,7 @@ def test_the_pairs_held_in_memory_before_they_are_written_do_not_show_in_the_res
 ):
     world.pair(work_dir)
     world.publish(tmp_path / "other")
-    monkeypatch.setattr(pairing, "DRAFT_ROWS", 10)
+    monkeypatch.setattr(draft, "DRAFT_ROWS", 10)
     world.pair(tmp_path / "other")
     assert pq.read_metadata(tmp_path / "other/pairs/pairs.parquet").num_row_groups > 3
     assert pairs_rows(tmp_path / "other") == pairs_rows(work_dir)

@@ -3,9 +3,11 @@
 import re
 from html.parser import HTMLParser
 
+import pyarrow as pa
 import pytest
 from stage2_world import make_world, pairs_rows, picture
 
+from data_engine import logs, records, units
 from data_engine.report import write_report
 
 TEXT = '<script>alert("x")</script> & "quoted" \'text\' 猫'
@@ -135,3 +137,18 @@ def test_an_image_that_cannot_be_decoded_is_replaced_by_the_reason(tmp_path):
     text = report_of(make_world(tmp_path, num_questions=3, image=images), tmp_path / "work")
     assert "not an image in a known format" in text
     assert "<b>" not in text
+
+
+def test_time_and_quarantine_are_shown_and_escaped(world, tmp_path):
+    logs.note(tmp_path, 0, "pairing <b>", 90.0)
+    rows = [{"idx": "x", "stage": "sampled_answer", "reason": TEXT}]
+    units.publish(
+        units.quarantine_path(tmp_path, "sampled_answer", 0),
+        pa.Table.from_pylist(rows, records.quarantine(pa.string())),
+    )
+    page = report_of(world, tmp_path)
+    texts = [text.strip() for text in Page(page).texts]
+    at = texts.index("pairing <b>")
+    assert texts[at + 1 : at + 3] == ["1", "2 min"]
+    assert "script" not in Page(page).tags
+    assert "quarantined in" in texts

@@ -1,5 +1,9 @@
+import itertools
 import json
+import os
+import pty
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +147,76 @@ def test_ten_thousand_units_are_read_in_two_seconds(tmp_path):
     # Time on the processor, so that a busy machine does not fail it.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
     assert row(result.stdout, "reward_logps")[1] == "10000/10000"
+
+
+def start_watch(work_dir: Path, *arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "data_engine", "status", *arguments, str(work_dir)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+
+
+def next_block(process: subprocess.Popen) -> list[str]:
+    """The lines of the next block that a watch without a terminal prints; none at the end of its output."""
+    return list(itertools.takewhile(lambda line: line.strip(), process.stdout))
+
+
+def finish(work_dir: Path) -> None:
+    (work_dir / "reward_logps/unit-00001.parquet").touch()
+    (work_dir / "dataset").mkdir()
+    (work_dir / "dataset/dpo_dataset.parquet").touch()
+
+
+def test_watch_repeats_blocks_without_a_terminal_until_the_dataset_is_written(tmp_path):
+    work_dir = make_run(tmp_path, 2, dict.fromkeys(STAGES, 2) | {"reward_logps": 1})
+    with start_watch(work_dir, "--watch", "0.05") as process:
+        first, second = next_block(process), next_block(process)
+        assert [row("".join(block), "reward_logps")[1] for block in (first, second)] == ["1/2", "1/2"]
+        finish(work_dir)
+        *_, last = iter(lambda: next_block(process), [])
+        assert row("".join(last), "reward_logps")[1] == "2/2"
+        assert row("".join(last), "pairs") == ["pairs", "written"]
+        assert process.wait(timeout=60) == 0
+
+
+def test_ctrl_c_ends_a_watch_with_exit_code_0(tmp_path):
+    work_dir = make_run(tmp_path, 2, {"sampled_answer": 1})
+    with start_watch(work_dir, "--watch", "600", stderr=subprocess.PIPE) as process:
+        next_block(process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+
+
+def test_a_watch_on_a_terminal_draws_over_itself(tmp_path):
+    work_dir = make_run(tmp_path, 2, dict.fromkeys(STAGES, 2))
+    finish(work_dir)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "data_engine", "status", "--watch", str(work_dir)]
+    assert subprocess.run(command, stdout=theirs, check=False).returncode == 0
+    os.close(theirs)
+    text = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert text.startswith("\x1b[H\x1b[J")
+    assert "questions in 2 units" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run"], (None, ["run"])),
+        (["--watch", "run"], (5.0, ["run"])),
+        (["run", "--watch"], (5.0, ["run"])),
+        (["--watch", "2", "run"], (2.0, ["run"])),
+        (["run", "--watch", "0.5"], (0.5, ["run"])),
+        (["--watch=3", "run"], (3.0, ["run"])),
+        # A work_dir may be called 7.
+        (["--watch", "7"], (5.0, ["7"])),
+    ],
+)
+def test_the_seconds_of_a_watch_stand_before_or_after_the_work_dir(arguments, expected):
+    assert status._watch_argument(arguments) == expected
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "", "100000", "nan"])
+def test_a_watch_every_so_many_seconds_that_are_none_is_refused(value):
+    with pytest.raises(UserError, match=rf'--watch takes seconds, more than 0 and at most 86400, got "{value}"'):
+        status.main([f"--watch={value}", "run"])

@@ -1,13 +1,19 @@
 """How long a text is."""
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from nltk.tokenize import NLTKWordTokenizer, PunktSentenceTokenizer
 
-from data_engine.words import count_words
+from data_engine import words
+from data_engine.demo.world import DESCRIBE_TEMPLATES, FILLERS, Caption, render
+from data_engine.words import CJK, count_words
 
 GOLDENS = json.loads(Path(__file__).with_name("goldens").joinpath("pairing/word_counts.json").read_text())
 CHINESE = "两只猫坐在沙发上。天空是蓝色的。"
@@ -69,3 +75,83 @@ def test_counting_needs_no_download():
 def test_counting_the_words_of_an_empty_text_gives_none():
     assert count_words("") == 0
     assert count_words(" \n") == 0
+
+
+SENTENCES, WORDS = PunktSentenceTokenizer(), NLTKWordTokenizer()
+
+
+def count_by_nltk(text: str) -> int:
+    """Every text through both of NLTK's tokenizers: the definition."""
+    rest, characters = CJK.subn(" ", text)
+    return characters + sum(len(WORDS.tokenize(sentence)) for sentence in SENTENCES.tokenize(rest))
+
+
+def golden_answers(golden_rows: list[dict]) -> list[str]:
+    tables = json.loads(Path(__file__).with_name("goldens").joinpath("pairing/reward_tables.json").read_text())
+    answers = [row["chosen"] for table in tables for row in table["rows"]]
+    return list(dict.fromkeys([*answers, *(row["chosen"] for row in golden_rows), *(one["text"] for one in GOLDENS)]))
+
+
+def demo_answers() -> list[str]:
+    """Every form that an answer of the demo's world can take."""
+    names = [("red circle",), ("red circle", "blue square"), ("red circle", "blue square", "green cross")]
+    forms = itertools.product(range(len(DESCRIBE_TEMPLATES)), range(len(FILLERS)))
+    captions = [Caption(*form, own, count) for form in forms for own in names for count in (None, 1, 3)]
+    return [render(caption) for caption in captions]
+
+
+def test_golden_and_demo_answers_have_as_many_words_as_by_nltk_alone(golden_rows):
+    answers = golden_answers(golden_rows) + demo_answers()
+    assert len(answers) > 1000
+    assert [count_words(answer) for answer in answers] == [count_by_nltk(answer) for answer in answers]
+
+
+def test_nearly_all_answers_are_counted_without_nltk(golden_rows, monkeypatch):
+    answers, slow = golden_answers(golden_rows) + demo_answers(), []
+    monkeypatch.setattr(words, "_nltk_words", lambda text: slow.append(text) or 0)
+    for answer in answers:
+        count_words(answer)
+    # the goldens' 96 strings are made to be hard, and their other answers break off anywhere
+    assert len(slow) < len(answers) / 10
+
+
+HARD = (
+    # abbreviations, initials, ordinals and numbers, before small and large letters
+    "e.g i.e U.S Mr J j x-J x:J x'J 5 3.5 3,000 10:30 1st v2.0 ² ٣ The the é Émile İ ſ я _ "
+    # contractions and quotes
+    "cannot can't n't N'T it's IT'S dogs' 'tis d'ye more'n gimme Gonna wanna wanna-be couldn't've x'll's "
+    # marks, dashes, ellipses, other scripts
+    "' '' \" ` `` “ ” ‘ ’ « » ( ) [ ] { } < > * ** & % $ # @ / \\ - -- – — . .. ... … , ; : ? ! ?! 猫 。 ー 고"
+)
+PIECES = st.sampled_from(HARD.split())
+ENDS = st.sampled_from(["", "", "", ".", ".", ",", "?", "!", ":", ";", '."', ".)", '"', ")", "...", "%.", ".:", "',"])
+GAPS = st.sampled_from(
+    [" ", " ", " ", " ", "", "  ", "\n", "\n\n", " \n", "\r\n", "\t", "\x0b", "\x1c", "\x85", "\xa0", "\u3000"]
+)
+TEXTS = st.lists(st.tuples(PIECES, st.sampled_from(["", "", '"', "(", "*"]), ENDS, GAPS), max_size=7).map(
+    lambda parts: "".join(f"{opening}{piece}{end}{gap}" for piece, opening, end, gap in parts)
+)
+
+
+@given(TEXTS)
+@example("It costs 5. the dog barks.")
+@example("It costs 5. The dog barks.")
+@example("See J. Bach, J. bach and (J. Bach).")
+@example("in 2020.\n\nand then")
+@example("e.g. this, U.S. Army; wanna? Gonna, cannot!")
+@example('He said "no. Go (away)." It\'s "fine".')
+@example("the dog.: it, or the cat., or 5./the")
+@example(" dogs. cats\xa0and birds. fish")
+def test_any_text_has_as_many_words_as_by_nltk_alone(text):
+    assert count_words(text) == count_by_nltk(text)
+
+
+@given(st.text(st.sampled_from("aJ5é.,:?!'’\"“”()*-–% \n猫"), max_size=12))
+def test_any_short_string_of_marks_has_as_many_words_as_by_nltk_alone(text):
+    assert count_words(text) == count_by_nltk(text)
+
+
+def test_counting_keeps_nothing_of_the_texts_that_nltk_counts():
+    for word in ("Bach", "Brahms", "bach"):
+        assert count_words(f"See J. {word}.") == count_by_nltk(f"See J. {word}.")
+    assert not words._tokenizers()[2].ortho_context

@@ -47,6 +47,24 @@ def test_a_mistake_is_told_once_and_exits_with_2_before_any_rank_starts(job):
     assert not job.work_dir.exists()
 
 
+def test_usr2_to_a_rank_at_work_shows_where_its_threads_are_and_disturbs_nothing(job):
+    lines = []
+    job = Job(job.dataset, job.work_dir, (*FLAGS, "--limit", "4"))
+    with job.start() as process:
+        for line in process.stdout:
+            lines.append(line)
+            if "loading the" in line:
+                process.send_signal(signal.SIGUSR2)
+    output = "".join(lines)
+    assert process.returncode == 0, output
+    # Once for each of the two models, from the main thread's innermost call to the outermost.
+    assert output.count("Current thread 0x") == 2
+    stack = output[output.index("Current thread 0x") :]
+    assert 0 < stack.index("pipeline.py") < stack.index("cli.py")
+    assert len(list((job.work_dir / "dataset").iterdir())) == 1
+    assert not stray_files(job.work_dir)
+
+
 @pytest.mark.slow
 def test_pairing_with_missing_units_exits_with_3_and_lists_them(job):
     output = Job(job.dataset, job.work_dir, (*FLAGS, "--continue_from_stage", "2")).engine_script(2, code=3)

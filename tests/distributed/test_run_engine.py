@@ -224,6 +224,17 @@ def test_a_signal_reaches_every_rank_once_and_the_job_says_75(start, name, ranks
 
 
 @pytest.mark.slow
+def test_usr2_to_script_and_launcher_is_ignored(start):
+    job = start("work", "work")
+    job.wait_for_ranks()
+    for pid in map(int, job.alive()):
+        os.kill(pid, signal.SIGUSR2)
+    job.process.send_signal(signal.SIGTERM)
+    assert job.code() == 75
+    assert [job.signals(rank) for rank in range(2)] == [["SIGTERM"]] * 2
+
+
+@pytest.mark.slow
 def test_a_hangup_of_the_terminal_stops_the_ranks_like_sigterm(start):
     job = start("work", "work")
     job.wait_for_ranks()

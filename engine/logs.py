@@ -1,0 +1,65 @@
+"""logs/rank-N.jsonl: what each rank did and how long it took, a JSON line each; written by ranks, read by all others.
+
+A line about a unit has a stage, a line about anything else an event. Ranks of several shards share a file's name.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def log_path(work_dir: Path, rank: int) -> Path:
+    return work_dir / "logs" / f"rank-{rank}.jsonl"
+
+
+def note(work_dir: Path, rank: int, event: str, seconds: float) -> None:
+    """Note something that took time and is no unit: loading a model, pairing."""
+    path = log_path(work_dir, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = {"time": time.time(), "event": event, "seconds": round(seconds, 3)}
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def unit_lines(work_dir: Path) -> Iterator[dict]:
+    """The lines about units, of one rank after the other; stage, time, seconds and answers are there."""
+    for entry in _lines(work_dir):
+        try:
+            entry |= {"stage": str(entry["stage"])}
+            entry |= {name: float(entry[name]) for name in ("time", "seconds", "answers")}
+        except (ValueError, KeyError, TypeError):
+            continue
+        yield entry
+
+
+def events(work_dir: Path) -> Iterator[tuple[str, float]]:
+    """The other lines: what was done, and the seconds that it took."""
+    for entry in _lines(work_dir):
+        try:
+            yield str(entry["event"]), float(entry["seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+def _lines(work_dir: Path) -> Iterator[dict]:
+    for path in sorted((work_dir / "logs").glob("rank-*.jsonl")):
+        with open(path, "rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                # A rank that was killed may leave half a line.
+                except ValueError:
+                    continue
+                if isinstance(entry, dict):
+                    yield entry
+
+
+def duration(seconds: float) -> str:
+    """Two units of time at most: 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 59.5:
+        return f"{round(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,194 @@
+"""Stage 2 at size: `python tests/size_proof.py 50000 200000 [--folder DIR]`, or `make prove-size`.
+
+Writes the published units of a stub model (ten answers a question, of a real model's lengths) and a dataset of small
+pictures, runs the real `data-engine run --continue_from_stage 2`, and prints its seconds and its peak memory, all
+processes together; from two sizes on, the bytes and the time that each further question takes.
+"""
+
+import argparse
+import io
+import itertools
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data_engine import records, units
+
+ROOT = Path(__file__).parents[1]
+NUM_ANSWERS = 10
+WORDS_AN_ANSWER = 115
+TOKENS_A_WORD = 1.35
+POLL_S = 0.1
+# Some of what is written in answers, and that NLTK has to be asked about as a whole.
+HARD = ("the sign 'Main St.'", "Dr. J. Smith", "waiting... then", "no. 5. or so", "[sic]")
+SYLLABLES = ("ba", "den", "ko", "li", "mur", "na", "pel", "ra", "sto", "ti", "ven", "wa")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run took."""
+
+    num_questions: int
+    seconds: float
+    peak_bytes: int
+    num_pairs: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_questions} questions x {NUM_ANSWERS} answers: {self.seconds:.0f} s, "
+            f"peak memory {self.peak_bytes / 1e6:.0f} MB, {self.num_pairs} pairs written"
+        )
+
+
+def prepare(folder: Path, num_questions: int) -> tuple[Path, Path]:
+    """The dataset of `num_questions` and a work_dir in which stages 0 and 1 are complete."""
+    dataset, work_dir = folder / "questions.parquet", folder / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [_picture(number) for number in range(500)]
+    schema = pa.schema([("idx", pa.string()), ("question", pa.string()), ("image", records.IMAGE)])
+    spans = units.split_units(num_questions, units.auto_unit_size(num_questions))
+    with pq.ParquetWriter(dataset, schema) as writer:
+        for span in spans:
+            rows = [
+                {
+                    "idx": _idx(row),
+                    "question": f"What is to be seen in picture {row}?",
+                    "image": {"bytes": pictures[row % len(pictures)], "path": f"{row}.jpg"},
+                }
+                for row in span
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    vocabulary = Vocabulary()
+    for unit, span in enumerate(spans):
+        _publish(work_dir, unit, span, vocabulary)
+    return dataset, work_dir
+
+
+class Vocabulary:
+    """8,000 made-up words, a few of them in most of the text, as in any language."""
+
+    def __init__(self) -> None:
+        draw = np.random.default_rng(1)
+        self.words = np.array(["".join(draw.choice(SYLLABLES, draw.integers(1, 5))) for _ in range(8000)], object)
+        self.shares = 1 / np.arange(2, len(self.words) + 2)
+        self.shares /= self.shares.sum()
+
+    def answer(self, draw: np.random.Generator, num_words: int) -> str:
+        """Sentences of about 14 words with commas; one answer in twenty has something hard in it."""
+        words = draw.choice(self.words, num_words, p=self.shares).tolist()
+        for start in range(0, num_words, 14):
+            words[start] = words[start].capitalize()
+            end = min(start + 13, num_words - 1)
+            words[end] += "."
+            if start + 6 < end:
+                words[start + 6] += ","
+        if draw.random() < 0.05:
+            words[num_words // 2] = HARD[draw.integers(len(HARD))]
+        return " ".join(words)
+
+
+def _publish(work_dir: Path, unit: int, span: range, vocabulary: Vocabulary) -> None:
+    draw = np.random.default_rng([2, unit])
+    num_words = np.maximum(5, draw.normal(WORDS_AN_ANSWER, 25, len(span) * NUM_ANSWERS)).astype(int)
+    keys = {
+        "idx": pa.array(np.repeat([_idx(row) for row in span], NUM_ANSWERS), pa.string()),
+        "sample_index": pa.array(np.tile(np.arange(NUM_ANSWERS), len(span)), pa.int32()),
+    }
+    starts = np.concatenate([[0], np.cumsum(num_words * TOKENS_A_WORD)]).astype(np.int32)
+    ids = pa.ListArray.from_arrays(starts, pa.array(draw.integers(3, 32000, starts[-1]), pa.int32()))
+    answers = [vocabulary.answer(draw, number) for number in num_words]
+    finish = ["stop"] * len(answers)
+    schema = records.sampled_answer(pa.string())
+    table = pa.table({**keys, "answer": answers, "token_ids": ids, "finish_reason": finish}, schema)
+    units.publish(units.unit_path(work_dir, "sampled_answer", unit), table)
+    instruct = -draw.exponential(1, starts[-1])
+    for stage, values in (
+        ("instruct_logps", instruct),
+        ("reward_logps", instruct + draw.normal(0, 0.3, len(instruct))),
+    ):
+        logps = pa.ListArray.from_arrays(starts, pa.array(values, pa.float32()))
+        sums = np.add.reduceat(values, starts[:-1])
+        columns = {**keys, "token_logps": logps, "sum": sums, "mean": sums / np.diff(starts)}
+        units.publish(units.unit_path(work_dir, stage, unit), pa.table(columns, records.logps(pa.string())))
+
+
+def _idx(row: int) -> str:
+    return f"question-{row:07d}"
+
+
+def _picture(number: int) -> bytes:
+    """A JPEG of about 2 kB."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(number).integers(0, 256, (24, 32, 3), np.uint8)
+    Image.fromarray(noise).resize((96, 72)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def measure(folder: Path, num_questions: int) -> Measured:
+    """Prepare, run stage 2, and measure it."""
+    dataset, work_dir = prepare(folder, num_questions)
+    checkpoints = ROOT / "engine/demo/checkpoints"
+    command = [sys.executable, "-m", "data_engine", "run", "--continue_from_stage", "2", "--threads", "1"]
+    for flag, value in (
+        ("instruct_model_path", checkpoints / "instruct"), ("reward_model_path", checkpoints / "reward"),
+        ("dataset_path", dataset), ("work_dir", work_dir),
+    ):  # fmt: skip
+        command += [f"--{flag}", str(value)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, start_new_session=True)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(_resident(process.pid)))
+        time.sleep(POLL_S)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"data-engine run ended with exit code {process.returncode}")
+    written = sum(pq.read_metadata(file).num_rows for file in (work_dir / "dataset").iterdir())
+    return Measured(num_questions, seconds, peak, written)
+
+
+def _resident(session: int) -> list[int]:
+    """Resident bytes of every process of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        # Fields 6 and 24 of proc(5): session, and resident pages.
+        if int(fields[3]) == session:
+            found.append(int(fields[21]) * 4096)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("num_questions", type=int, nargs="+")
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    options = parser.parse_args()
+    results: list[Measured] = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for number in options.num_questions:
+            results.append(measure(Path(folder, str(number)), number))
+            shutil.rmtree(Path(folder, str(number)))
+            print(results[-1], flush=True)
+    for one, other in itertools.pairwise(results):
+        more = other.num_questions - one.num_questions
+        print(
+            f"each question from {one.num_questions} to {other.num_questions}: "
+            f"{(other.peak_bytes - one.peak_bytes) / more:.0f} bytes of memory, "
+            f"{(other.seconds - one.seconds) / more * 1e3:.2f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Where the time of a run went, from its logs and its quarantine alone."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from data_engine import logs, records, units
+from data_engine.summary import Summary
+
+
+def write_log(work_dir: Path, rank: int, *lines: dict | str) -> None:
+    (work_dir / "logs").mkdir(exist_ok=True)
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (work_dir / f"logs/rank-{rank}.jsonl").write_text(text)
+
+
+def line(stage: str, unit: int, seconds: float, answers: int, **more) -> dict:
+    return {"time": 1.0, "stage": stage, "unit": unit, "seconds": seconds, "answers": answers, **more}
+
+
+def leave_out(work_dir: Path, unit: int, stage: str, *rows: tuple) -> None:
+    table = [{"idx": idx, "stage": stage, "reason": reason} for idx, reason in rows]
+    path = units.quarantine_path(work_dir, stage, unit)
+    units.publish(path, pa.Table.from_pylist(table, records.quarantine(pa.string())))
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    write_log(
+        tmp_path, 0,
+        line("sampled_answer", 0, 90.0, 80), line("sampled_answer", 1, 30.0, 80, out_of_memory=2),
+        line("instruct_logps", 0, 0.0, 0), '{"time": 1',
+    )  # fmt: skip
+    # Unit 1 was also computed by the other rank.
+    write_log(tmp_path, 1, line("sampled_answer", 2, 60.0, 20), line("sampled_answer", 1, 20.0, 80))
+    logs.note(tmp_path, 0, "loading instruct", 40.0)
+    logs.note(tmp_path, 1, "loading instruct", 50.0)
+    logs.note(tmp_path, 0, "pairing", 7000.0)
+    return tmp_path
+
+
+def test_times_are_summed_over_ranks_by_stage_and_event(work_dir):
+    # 200 s and 260 answers of two ranks: 1.3 answers a second and rank.
+    assert Summary.read(work_dir).times()[1:] == [
+        ("sampled_answer", "3", "3 min", "260", "1.3", "2", "1"),
+        ("instruct_logps", "1", "0 s", "0", "", "0", "0"),
+        ("loading instruct", "2", "2 min", "", "", "", ""),
+        ("pairing", "1", "1 h 57 min", "", "", "", ""),
+    ]
+
+
+def test_quarantined_rows_are_counted_once_by_stage_and_kind_of_reason(work_dir):
+    big = "source image {} x 7 has {}.5 megapixels"
+    leave_out(work_dir, 0, "sampled_answer", ("a", big.format(9, 70)), ("b", big.format(8, 65)), ("c", "no\nimage"))
+    leave_out(work_dir, 0, "instruct_logps", ("d", "not finite"))
+    leave_out(work_dir, 0, "reward_logps", ("d", "not finite"), ("e", 'path "x.png" is gone'))
+    # idx are unique over the dataset: another unit, another row.
+    leave_out(work_dir, 3, "sampled_answer", ("f", "no image"))
+    assert sorted(Summary.read(work_dir).left_out()[1:]) == sorted(
+        [
+            ("sampled_answer", "2", "source image … x … has … megapixels"),
+            ("sampled_answer", "2", "no image"),
+            ("instruct_logps", "1", "not finite"),
+            ("reward_logps", "1", "path … is gone"),
+        ]
+    )
+
+
+def test_the_most_frequent_reasons_come_first_and_the_rest_is_counted(work_dir):
+    rows = [(f"{letter}{number}", letter * 3) for letter in "abcdefghijklmno" for number in range(ord(letter) - 96)]
+    leave_out(work_dir, 0, "sampled_answer", *rows)
+    shown = Summary.read(work_dir).left_out()
+    assert shown[1] == ("sampled_answer", "15", "ooo")
+    assert shown[12] == ("sampled_answer", "4", "ddd")
+    assert shown[13] == ("", str(3 + 2 + 1), "other reasons, see quarantine/")
+
+
+def test_the_table_is_aligned_and_leaves_out_what_there_is_none_of(work_dir):
+    lines = Summary.read(work_dir).table().splitlines()
+    assert len(lines) == 5
+    assert len({line.rindex("answers/s a rank") for line in lines[:1]}) == 1
+    assert [line.index(text) for line, text in zip(lines[1:], ("sam", "ins", "load", "pair"), strict=True)] == [0] * 4
+    leave_out(work_dir, 0, "sampled_answer", ("a", "x"))
+    assert Summary.read(work_dir).table().endswith("\n\nquarantined in  rows  reason\nsampled_answer     1  x")
+
+
+def test_a_run_without_logs_has_only_a_heading(tmp_path):
+    assert len(Summary.read(tmp_path).table().splitlines()) == 1
