@@ -146,10 +146,11 @@ class Bench:
             Request(
                 lambda question=question: prefix(self.engine, self.pixels_B3HW[question], QUESTION),
                 [seed_for(0, question, index) for index in range(sizes.k)],
+                [sizes.new_tokens] * sizes.k,
             )
             for question in range(sizes.questions)
         ]
-        params = SamplingParams(**SAMPLING, max_new_tokens=sizes.new_tokens, min_new_tokens=sizes.new_tokens)
+        params = SamplingParams(**SAMPLING, max_new_tokens=sizes.new_tokens, forced_lengths=True)
         return sum(len(found.token_ids) for found in sample(self.engine, requests, params, sizes.questions * sizes.k))
 
     def generate_one_question(self) -> int:

@@ -18,7 +18,7 @@ FLOORS = [
     "cli __main__ demo",
     "arguments validate status bench bench_ways pipeline runfile progress",
     "sample score pairing report",
-    "models decode logps attention sampler kernels rewards pairs filters exports words rows scratch funnel plots",
+    "models decode lanes caches logps attention sampler kernels rewards pairs filters exports words rows scratch funnel plots",
     "units claims ranks dataset sources images",
     "records config seeds",
 ]
