@@ -60,7 +60,8 @@ class Caches:
 
     def slot(self, number: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
         """Where the keys and values of a prefix go, by layer [G, length, D]."""
-        return tuple([cache[number, :, :length] for cache in caches] for caches in (self.prefix_keys, self.prefix_values))
+        both = (self.prefix_keys, self.prefix_values)
+        return tuple([cache[number, :, :length] for cache in caches] for caches in both)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` becomes row `target`, its first `length` suffix tokens with it."""

@@ -110,7 +110,7 @@ class _Loop:
     def __init__(
         self, model: VisionLanguageModel, caches: Caches, queue: _Queue, params: SamplingParams, lag: int
     ) -> None:
-        """`lag` steps are launched before the tokens of a step are read, so that the device never waits for the host."""
+        """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host."""
         self.model, self.caches, self.queue, self.params, self.lag = model, caches, queue, params, lag
         self.rows: list[_Row] = []
         self.slots: dict[int, int] = {}

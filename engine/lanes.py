@@ -3,8 +3,8 @@
 Rows of one question are one product with its prefix, a lane; rows that lie side by side with suffixes of similar length
 are one product with them, a run. Both parts are merged by their log-sum-exps.
 
-Shapes: R rows, n rows of a lane or run, H and G query and key/value heads, g = H / G, P prefix and S suffix tokens, D head
-width.
+Shapes: R rows, n rows of a lane or run, H and G query and key/value heads, g = H / G, P prefix and S suffix tokens, D
+head width.
 """
 
 from collections.abc import Sequence
@@ -39,14 +39,14 @@ class Lanes:
 
 def runs(lengths: Sequence[int]) -> list[tuple[int, int, int, bool]]:
     """Neighbours of similar length, as (first, last + 1, longest, whether one is shorter)."""
-    found: list[list[int]] = []
+    firsts, longest, total = [], 0, 0
     for row, length in enumerate(lengths):
-        first, longest = (found[-1][0], max(found[-1][2], length)) if found else (0, length)
-        if found and longest * (row + 1 - first) - sum(lengths[first : row + 1]) <= WASTE:
-            found[-1] = [first, row + 1, longest]
-        else:
-            found.append([row, row + 1, length])
-    return [(first, last, longest, min(lengths[first:last]) < longest) for first, last, longest in found]
+        longest, total = max(longest, length), total + length
+        if not firsts or longest * (row + 1 - firsts[-1]) - total > WASTE:
+            firsts.append(row)
+            longest = total = length
+    found = zip(firsts, [*firsts[1:], len(lengths)], strict=True)
+    return [(a, b, max(lengths[a:b]), min(lengths[a:b]) < max(lengths[a:b])) for a, b in found]
 
 
 class EagerRows:
@@ -56,15 +56,15 @@ class EagerRows:
         self.caches, self.lanes, self.prefix_lengths = caches, lanes, prefix_lengths
         self.rows = torch.arange(num_rows, device=caches.state_5R.device)
         self.at = caches.lengths_R[:num_rows] - 1
-        self.runs = [
-            (slice(first, last), longest + lanes.steps, self._behind(first, last, longest + lanes.steps) if ragged else None)
-            for first, last, longest, ragged in lanes.runs
-        ]
+        self.runs = [self._run(*run) for run in lanes.runs]
 
-    def _behind(self, first: int, last: int, longest: int) -> Tensor:
-        """Where a run's rows have no token yet [n, 1, 1, S]."""
+    def _run(self, first: int, last: int, longest: int, ragged: bool) -> tuple[slice, int, Tensor | None]:
+        """A run's rows, its longest suffix by now, and where its rows have no token yet [n, 1, 1, S]."""
+        longest += self.lanes.steps
+        if not ragged:
+            return slice(first, last), longest, None
         places = torch.arange(longest, device=self.at.device)
-        return (places > self.at[first:last, None])[:, None, None]
+        return slice(first, last), longest, (places > self.at[first:last, None])[:, None, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         keys, values = self.caches.suffix_keys[layer], self.caches.suffix_values[layer]
@@ -106,7 +106,7 @@ class EagerRows:
 
 
 def attention_with_lse(query_GTD: Tensor, key_GSD: Tensor, value_GSD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """softmax(scale q k^T) v, every query sees every key [G, T, D], and the log-sum-exp of its scores [G, T, 1], fp32."""
+    """softmax(scale q k^T) v, where every query sees every key [G, T, D]; log-sum-exp of the scores [G, T, 1], fp32."""
     if query_GTD.device.type == "cpu":
         mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query_GTD[None], key_GSD[None], value_GSD[None], scale=scale

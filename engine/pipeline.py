@@ -3,6 +3,7 @@
 No rank waits at a barrier. A rank that finds nothing free looks again, since the owner of a unit may have died.
 """
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine import claims, pairing, records, report, units
+from data_engine.ahead import Writer
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
+from data_engine.decode import Decoder
 from data_engine.models import load_model
 from data_engine.progress import Progress, log_to_stderr
 from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_threads
@@ -94,6 +97,8 @@ class Job:
             log.warning(warning)
         self.claims = claims.Claims(self.work_dir, ranks.rank)
         self._model, self._model_role = None, ""
+        self._decoder: Decoder | None = None
+        self.writer = Writer()
         self._checked: set[str] = set()
 
     def work(self) -> bool:
@@ -103,13 +108,19 @@ class Job:
         self._require_earlier(first)
         total = len(self.mine) * len(stages)
         with Progress(self.work_dir, stages, self.mine, total, self.ranks) as progress:
-            while left := self._left(stages):
-                if self.stop.wanted:
-                    return False
-                if not self._work_on_one(left, progress):
-                    time.sleep(POLL_S)
-        self._model = None
+            try:
+                while (left := self._left(stages)) and not self.stop.wanted:
+                    if not self._work_on_one(left, progress) and not self._written():
+                        time.sleep(POLL_S)
+            finally:
+                self._written()
+        self._model = self._decoder = None
         return not self.stop.wanted
+
+    def _written(self) -> bool:
+        """Wait until what this rank computed is published; True if there was something to wait for."""
+        with self.stop.committing():
+            return self.writer.wait()
 
     def _require_earlier(self, first: int) -> None:
         """A stage starts only where the ones before it, left out on purpose, are complete."""
@@ -133,38 +144,53 @@ class Job:
         for stage, unit in left:
             if stage != "sampled_answer" and unit not in sampled:
                 continue
-            with self.claims.hold(stage, unit) as taken:
+            with contextlib.ExitStack() as claim:
+                taken = claim.enter_context(self.claims.hold(stage, unit))
                 if taken and unit not in units.published(self.work_dir, stage):
-                    self._compute(stage, unit, progress)
+                    self._compute(stage, unit, progress, claim.pop_all())
                     return True
         return False
 
-    def _compute(self, stage: str, unit: int, progress: Progress) -> None:
-        start = time.perf_counter()
+    def _compute(self, stage: str, unit: int, progress: Progress, claim: contextlib.ExitStack) -> None:
+        """The claim is given back when the unit is published, which happens while the next one is computed."""
+        with claim:
+            result, seconds = self._result(stage, unit)
+            hold = claim.pop_all()
+
+        def publish() -> None:
+            self._publish(stage, unit, result)
+            progress.unit_done(stage, unit, result, len(self.unit_rows[unit]), seconds)
+
+        with self.stop.committing():
+            self.writer.hand_over(publish, hold)
+
+    def _result(self, stage: str, unit: int) -> tuple[UnitResult, float]:
+        """A unit's result, and the seconds it took without loading a model."""
         model = self._load("reward" if stage == "reward_logps" else "instruct")
         loaded = time.perf_counter()
         result = self._sample(model, unit) if stage == "sampled_answer" else self._score(model, stage, unit)
         if result.quarantined and self.config.on_bad_row == "error":
             idx, reason = result.quarantined[0]
             raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")
-        with self.stop.committing():
-            self._publish(stage, unit, result)
-        progress.unit_done(stage, unit, result.table, len(self.unit_rows[unit]), time.perf_counter() - loaded)
-        log.debug("%s unit %d: %.1f s", stage, unit, time.perf_counter() - start)
+        return result, time.perf_counter() - loaded
 
     def _sample(self, model, unit: int) -> UnitResult:
         config = self.config
         params = SamplingParams(
             config.temperature, config.top_k, config.top_p, config.repetition_penalty, config.max_new_tokens
         )
-        rows = self.run_file["frozen"]["decode_rows"]
-        settings = SampleSettings(config.sample_k, config.seed, params, rows, config.same_pixels, config.max_megapixels)
-        return sample_unit(model, self.questions.rows(self.unit_rows[unit]), self.questions.idx_type, settings)
+        if self._decoder is None:
+            frozen = self.run_file["frozen"]
+            self._decoder = Decoder(model, frozen["decode_rows"], frozen["decode_slots"])
+        settings = SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
+        return sample_unit(self._decoder, self.questions.rows(self.unit_rows[unit]), self.questions.idx_type, settings)
 
     def _score(self, model, stage: str, unit: int) -> UnitResult:
         as_text = stage == "reward_logps" and not self.same_tokenizer
         sampled = units.read_unit(self.work_dir, "sampled_answer", unit)
-        settings = ScoreSettings(as_text, self.config.max_megapixels)
+        # The caches of the sampling loop make room.
+        self._decoder = None
+        settings = ScoreSettings(as_text, self.config.max_megapixels, self.run_file["frozen"]["score_tokens"])
         questions = self.questions.rows(self.unit_rows[unit])
         result = score_unit(model, questions, sampled, settings, check=stage not in self._checked)
         if result.table.num_rows:
@@ -182,7 +208,7 @@ class Job:
     def _load(self, role: str):
         """The model of a role; the other one is let go first."""
         if self._model_role != role:
-            self._model = None
+            self._model = self._decoder = None
             log.info("loading the %s model from %s", role, self.checkpoints[role].folder)
             self._model = load_model(
                 None, str(self.checkpoints[role].folder), device=self.ranks.device(self.config.device),

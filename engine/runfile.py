@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import data_engine
+from data_engine.budgets import ACTIVATIONS, Needs, budgets, memory_bytes
 from data_engine.config import RunConfig
 from data_engine.dataset import Questions
 from data_engine.models import family_class
@@ -32,9 +33,6 @@ SETTINGS = (
 # By these, two checkpoints are told apart that cannot be one model before and after tuning.
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
-# Answers decoded at a time: beyond this the products gain nothing.
-MOST_ROWS = {"cpu": 80, "cuda": 640}
-WORKING_ROOM_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def describe(config: RunConfig, questions: Questions, instruct: Checkpoint, rewa
     bound |= {"instruct_model": instruct.fingerprint, "reward_model": reward.fingerprint}
     return {
         "bound": bound,
-        "frozen": {"decode_rows": decode_rows(config, instruct, device)},
+        "frozen": frozen_budgets(config, instruct, reward, device),
         "units": {
             "num_questions": len(questions),
             "unit_size": unit_size,
@@ -108,16 +106,16 @@ def describe(config: RunConfig, questions: Questions, instruct: Checkpoint, rewa
     }
 
 
-def decode_rows(config: RunConfig, instruct: Checkpoint, device: torch.device) -> int:
-    """How many answers are decoded at a time: as many suffix caches as fit half of the memory that weights leave."""
-    width = family_class(instruct.family).cache_values_per_token(instruct.folder)
-    row_bytes = width * config.max_new_tokens * pick_dtype(config.dtype, device).itemsize
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    room = (memory - weight_bytes(instruct.folder) - WORKING_ROOM_BYTES) // 2
-    return max(1, min(MOST_ROWS.get(device.type, 80), room // row_bytes))
+def frozen_budgets(config: RunConfig, instruct: Checkpoint, reward: Checkpoint, device: torch.device) -> dict:
+    """What budgets.budgets makes of this machine's memory and the larger of the two models."""
+    itemsize = pick_dtype(config.dtype, device).itemsize
+    needs = Needs(
+        weights=max(weight_bytes(instruct.folder), weight_bytes(reward.folder)),
+        cached_token=family_class(instruct.family).cache_values_per_token(instruct.folder) * itemsize,
+        activated_token=ACTIVATIONS * instruct.sizes.get("hidden_size", 4096) * itemsize,
+    )
+    memory = memory_bytes(device, config.memory_fraction)
+    return budgets(memory, needs, device.type, config.sample_k, config.max_new_tokens)
 
 
 def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
@@ -133,6 +131,8 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
         raise UserError(f"work_dir {work_dir} cannot be written: {error.strerror}") from error
     try:
         found = json.loads(path.read_text())
+        # A start works by the budgets that are written here, not by its own.
+        _ = [found["frozen"][name] for name in described["frozen"]]
         differing = [name for name in described["bound"] if found["bound"].get(name) != described["bound"][name]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run.json of this program; choose another work_dir") from error

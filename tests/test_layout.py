@@ -18,7 +18,8 @@ FLOORS = [
     "cli __main__ demo",
     "arguments validate status bench bench_ways pipeline runfile progress",
     "sample score pairing report",
-    "models decode lanes caches logps attention sampler kernels rewards pairs filters exports words rows scratch funnel plots",
+    "budgets models decode lanes caches logps attention sampler kernels rewards pairs filters"
+    " exports words rows scratch funnel plots ahead",
     "units claims ranks dataset sources images",
     "records config seeds",
 ]
