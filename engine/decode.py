@@ -4,7 +4,7 @@ A row is one answer. The prompt of a question is run once; its keys and values a
 rows, each of which adds a suffix of its own. A finished row is refilled at once, and a prefix is freed with its last
 answer, so that one long answer idles nothing but itself.
 
-Shapes: N rows of a call, P prefix tokens, V vocabulary.
+The device's side of it is in steps.py. Shapes: N rows of a call, P prefix tokens.
 """
 
 import logging
@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from data_engine.attention import Layout, Prefill, forward, positions
 from data_engine.caches import Caches, num_slots
-from data_engine.kernels.reference import logits_fp32
-from data_engine.lanes import EagerRows, Lanes
+from data_engine.lanes import Lanes
 from data_engine.models.base import VisionLanguageModel
-from data_engine.sampler import SamplingParams, next_tokens
+from data_engine.sampler import SamplingParams
+from data_engine.steps import GroupedAttention, Steps
 
 log = logging.getLogger(__name__)
 
@@ -107,23 +106,17 @@ class _Drawn:
 class _Loop:
     """The rows in flight: number n of `rows` is row n of the caches, and live rows are always the first ones."""
 
-    def __init__(
-        self, model: VisionLanguageModel, caches: Caches, queue: _Queue, params: SamplingParams, lag: int
-    ) -> None:
+    def __init__(self, steps: Steps, queue: _Queue, lag: int) -> None:
         """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host."""
-        self.model, self.caches, self.queue, self.params, self.lag = model, caches, queue, params, lag
+        self.steps, self.queue, self.lag = steps, queue, lag
+        self.longest = steps.params.max_new_tokens
         self.rows: list[_Row] = []
+        # Of each question in flight: its slot, and how many of its answers are in flight.
         self.slots: dict[int, int] = {}
         self.alive: dict[int, int] = {}
-        self.free_slots = deque(range(caches.num_slots))
-        self.prefix_lengths = [0] * caches.num_slots
+        self.free_slots = deque(range(steps.caches.num_slots))
         self.lanes: Lanes | None = None
         self.on_their_way: deque[_Drawn] = deque()
-        device = model.device
-        vocabulary = len(model.head_weight) if params.repetition_penalty != 1 else 0
-        self.seen = torch.zeros(caches.num_rows, vocabulary, dtype=torch.bool, device=device)
-        self.every_row = torch.arange(caches.num_rows, device=device)
-        self.eos = torch.tensor(model.eos_token_ids, device=device)
 
     def run(self) -> Iterator[Sampled]:
         while True:
@@ -144,33 +137,10 @@ class _Loop:
         """Feed each row its newest token and draw the next."""
         if self.lanes is None:
             slots, lengths = [row.slot for row in self.rows], [row.drawn for row in self.rows]
-            self.lanes = Lanes(slots, lengths, self.model.device)
-        which = self.every_row[: len(self.rows)]
-        drawn = self._advance(which, EagerRows(self.caches, self.lanes, self.prefix_lengths, len(self.rows)))
+            self.lanes = Lanes(slots, lengths, self.steps.model.device)
+        drawn = self.steps.next(self.lanes, len(self.rows))
         self.lanes.steps += 1
         self._sent(self.rows, drawn)
-
-    def _advance(self, which: Tensor, layout: Layout) -> Tensor:
-        caches = self.caches
-        places = caches.prefix_lengths_Q[caches.slots_R[which]] + caches.lengths_R[which] - 1
-        embeds = self.model.embed_tokens(caches.tokens_R[which])
-        hidden = forward(self.model.decoder, embeds[:, None], places[:, None], layout)
-        return self._draw(logits_fp32(hidden[:, 0], self.model.head_weight), which)
-
-    def _draw(self, logits_NV: Tensor, which: Tensor) -> Tensor:
-        """The next token of the rows `which`, noted in their state."""
-        caches, places = self.caches, self.caches.lengths_R[which]
-        if self.params.forced_lengths:
-            logits_NV.index_fill_(1, self.eos, -torch.inf)
-        seen = self.seen[which] if self.seen.shape[1] else None
-        drawn = next_tokens(logits_NV, caches.keys_R[which], places, self.params, seen)
-        if self.params.forced_lengths:
-            drawn = torch.where(places == caches.ends_R[which] - 1, self.eos[0], drawn)
-        if seen is not None:
-            self.seen[which, drawn] = True
-        caches.tokens_R[which] = drawn
-        caches.lengths_R[which] += 1
-        return drawn
 
     def _sent(self, rows: list[_Row], drawn: Tensor) -> None:
         for row in rows:
@@ -185,17 +155,17 @@ class _Loop:
                 if row.ended:
                     continue
                 row.tokens.append(token)
-                stopped = token in self.model.eos_token_ids
-                row.ended = stopped or len(row.tokens) == self.params.max_new_tokens
+                stopped = token in self.steps.model.eos_token_ids
+                row.ended = stopped or len(row.tokens) == self.longest
                 if row.ended:
                     yield Sampled(row.number, row.sample_index, row.tokens, "stop" if stopped else "length")
 
     def _refill(self) -> bool:
         """Put waiting answers in the place of ended ones and draw their first tokens; True if there were any."""
-        gaps = [place for place, row in enumerate(self.rows) if row.ended or row.drawn == self.params.max_new_tokens]
+        gaps = [place for place, row in enumerate(self.rows) if row.ended or row.drawn == self.longest]
         for place in gaps:
             self._release(self.rows[place])
-        places = deque([*gaps, *range(len(self.rows), self.caches.num_rows)])
+        places = deque([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
         fresh: list[int] = []
         while places and (row := self.queue.first()) and (row.number in self.slots or self.free_slots):
             self._admit(row)
@@ -203,8 +173,7 @@ class _Loop:
             place = places.popleft()
             self.rows[place : place + 1] = [row]
             fresh.append(place)
-        left = [place for place in gaps if place in places]
-        self._close(left)
+        self._close([place for place in gaps if place in places])
         if fresh or gaps:
             self.lanes = None
         if fresh:
@@ -215,28 +184,16 @@ class _Loop:
         """Give a row its slot; its question's prefix is computed with the first."""
         if row.number not in self.slots:
             slot = self.free_slots[0]
-            self._prefill(row.request.prefix(), slot)
+            self.steps.prefill(row.request.prefix(), slot)
             self.free_slots.popleft()
             self.slots[row.number], self.alive[row.number] = slot, 0
         row.slot = self.slots[row.number]
         self.alive[row.number] += 1
 
-    def _prefill(self, prefix_PD: Tensor, slot: int) -> None:
-        length = len(prefix_PD)
-        self.caches.reserve(length)
-        layout = Prefill(*self.caches.slot(slot, length))
-        hidden = forward(self.model.decoder, prefix_PD[None], positions(0, length, prefix_PD.device), layout)[0, -1:]
-        self.caches.first_logits_QV[slot] = logits_fp32(hidden, self.model.head_weight)[0]
-        self.caches.prefix_lengths_Q[slot] = self.prefix_lengths[slot] = length
-
     def _draw_first(self, places: list[int]) -> None:
-        """First tokens come from the prefix alone."""
         rows = [self.rows[place] for place in places]
-        values = [[0, row.request.keys[row.sample_index], 0, row.slot, row.end()] for row in rows]
-        which = torch.tensor(places, device=self.model.device)
-        self.caches.state_5R[:, which] = torch.tensor(values, device=self.model.device).T
-        self.seen[which] = False
-        self._sent(rows, self._draw(self.caches.first_logits_QV[self.caches.slots_R[which]], which))
+        keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
+        self._sent(rows, self.steps.first(places, keys, slots, [row.end() for row in rows]))
 
     def _release(self, row: _Row) -> None:
         """Free the slot of a question with its last row, unless more of its answers are waiting."""
@@ -251,21 +208,23 @@ class _Loop:
         for place in sorted(gaps, reverse=True):
             last = self.rows.pop()
             if place < len(self.rows):
-                self.caches.move(len(self.rows), place, last.drawn)
-                self.seen[place] = self.seen[len(self.rows)]
+                self.steps.move(len(self.rows), place, last.drawn)
                 self.rows[place] = last
 
 
 class Decoder:
     """A model with caches for `num_rows` answers at a time, which stay from one unit to the next."""
 
-    def __init__(self, model: VisionLanguageModel, num_rows: int, num_slots: int) -> None:
-        self.model, self.num_rows, self.num_slots = model, num_rows, num_slots
+    def __init__(
+        self, model: VisionLanguageModel, num_rows: int, num_slots: int, attention: GroupedAttention | None = None
+    ) -> None:
+        """With an `attention` for all rows at once, steps are captured in CUDA graphs; else they are plain torch."""
+        self.model, self.num_rows, self.num_slots, self.attention = model, num_rows, num_slots, attention
         self.retries = 0
         """how often the number of rows was halved for want of memory, in the call of `sample` before"""
         # On a GPU the host reads a step's tokens while the next one runs.
         self.lag = int(model.device.type == "cuda")
-        self._caches: Caches | None = None
+        self._steps: Steps | None = None
 
     @torch.inference_mode()
     def sample(self, requests: Iterable[Request], params: SamplingParams) -> list[Sampled]:
@@ -276,7 +235,7 @@ class Decoder:
         """
         queue, found, rows, self.retries = _Queue(requests), [], self.num_rows, 0
         while True:
-            loop = _Loop(self.model, self._caches_for(rows, params), queue, params, self.lag)
+            loop = _Loop(self._steps_for(rows, params), queue, self.lag)
             try:
                 for sampled in loop.run():
                     found.append(sampled)
@@ -286,18 +245,18 @@ class Decoder:
                     raise
             # Outside the handler, whose traceback would keep the loop's tensors.
             queue.give_back(loop.unfinished())
-            self._caches, loop, rows, self.retries = None, None, rows // 2, self.retries + 1
+            self._steps, loop, rows, self.retries = None, None, rows // 2, self.retries + 1
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
             log.warning("out of memory: this unit goes on with %d answers at a time, its finished ones are kept", rows)
 
-    def _caches_for(self, rows: int, params: SamplingParams) -> Caches:
-        caches = self._caches
-        if caches is None or caches.num_rows != rows or caches.suffix_tokens < params.max_new_tokens:
-            # The old ones go first.
-            self._caches = caches = None
-            self._caches = Caches(self.model, rows, self.num_slots, params.max_new_tokens)
-        return self._caches
+    def _steps_for(self, rows: int, params: SamplingParams) -> Steps:
+        if self._steps is None or self._steps.caches.num_rows != rows or self._steps.params != params:
+            # The old caches go first.
+            self._steps = None
+            caches = Caches(self.model, rows, self.num_slots, params.max_new_tokens)
+            self._steps = Steps(self.model, caches, params, self.attention)
+        return self._steps
 
 
 def sample(

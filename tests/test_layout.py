@@ -18,7 +18,7 @@ FLOORS = [
     "cli __main__ demo",
     "arguments validate status bench bench_ways pipeline runfile progress",
     "sample score pairing report",
-    "budgets models decode lanes caches logps attention sampler kernels rewards pairs filters"
+    "budgets models decode steps lanes caches logps attention sampler kernels rewards pairs filters"
     " exports words rows scratch funnel plots ahead",
     "units claims ranks dataset sources images",
     "records config seeds",
