@@ -32,7 +32,9 @@ class Way:
 
 WAYS = {
     "engine, scoring": Way("scoring", "image and prompt once a question, its answers packed behind that prefix"),
-    "one at a time, twice": Way("scoring", "the reference's way: each answer in two passes with the image, full logits"),
+    "one at a time, twice": Way(
+        "scoring", "the reference's way: each answer in two passes with the image, full logits"
+    ),
     "padded batch": Way("scoring", "a question's answers as one batch with the image in each row, logits_to_keep"),
     "engine, sampling": Way("sampling", "one prefix cache a question, read by its answers, all questions in flight"),
     "generate, one question": Way("sampling", "generate(num_return_sequences=k), a question at a time"),

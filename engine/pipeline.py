@@ -109,8 +109,8 @@ class Job:
         total = len(self.mine) * len(stages)
         with Progress(self.work_dir, stages, self.mine, total, self.ranks) as progress:
             try:
-                while (left := self._left(stages)) and not self.stop.wanted:
-                    if not self._work_on_one(left, progress) and not self._written():
+                while self._left(stages) and not self.stop.wanted:
+                    if not self._work_on_one(stages, progress) and not self._written():
                         time.sleep(POLL_S)
             finally:
                 self._written()
@@ -133,17 +133,14 @@ class Job:
                     f"{units.compressed(missing)}; run the earlier stages first"
                 )
 
-    def _left(self, stages: list[str]) -> list[tuple[str, int]]:
-        """Units of this shard that are not published, those of the first stage first."""
-        done = {stage: units.published(self.work_dir, stage) for stage in stages}
-        return [(stage, unit) for stage in stages for unit in self.mine if unit not in done[stage]]
+    def _left(self, stages: list[str]) -> bool:
+        """Whether a unit of this shard is not published."""
+        return any(not units.published(self.work_dir, stage).issuperset(self.mine) for stage in stages)
 
-    def _work_on_one(self, left: list[tuple[str, int]], progress: Progress) -> bool:
-        """Claim, compute and publish the first unit of `left` that is free and has what it needs."""
-        sampled = units.published(self.work_dir, "sampled_answer")
-        for stage, unit in left:
-            if stage != "sampled_answer" and unit not in sampled:
-                continue
+    def _work_on_one(self, stages: list[str], progress: Progress) -> bool:
+        """Claim and compute the first unit that is free and has what it needs."""
+        done = {stage: units.published(self.work_dir, stage) for stage in {STAGES[0], *stages}}
+        for stage, unit in units.workable(stages, self.mine, done):
             with contextlib.ExitStack() as claim:
                 taken = claim.enter_context(self.claims.hold(stage, unit))
                 if taken and unit not in units.published(self.work_dir, stage):

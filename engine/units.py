@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,6 +37,20 @@ def published(work_dir: Path, stage: str) -> set[int]:
     """Numbers of the units of a stage that are on disk."""
     names = os.listdir(work_dir / stage) if (work_dir / stage).is_dir() else []
     return {int(match[1]) for match in map(UNIT_FILE.fullmatch, names) if match}
+
+
+def workable(
+    stages: Sequence[str], mine: Iterable[int], done: Mapping[str, Collection[int]]
+) -> Iterator[tuple[str, int]]:
+    """The (stage, unit) that a free rank may take, in the order of its choice: those of earlier stages first.
+
+    `done` are the published units of each stage, of the first in any case: scoring needs a unit's answers. Whoever is
+    free takes the next one, so that a slow rank takes fewer.
+    """
+    for stage in stages:
+        for unit in mine:
+            if unit not in done[stage] and (stage == STAGES[0] or unit in done[STAGES[0]]):
+                yield stage, unit
 
 
 def sync_folder(folder: Path) -> None:

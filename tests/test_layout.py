@@ -16,7 +16,7 @@ SOURCES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "kernels" / "ops").
 # Top to bottom. A module may import from its own floor and those below; a folder stands on one floor as a whole.
 FLOORS = [
     "cli __main__ demo",
-    "arguments validate status bench bench_ways pipeline runfile progress",
+    "arguments validate status bench bench_ways bench_model bench_job bench_machine pipeline runfile progress",
     "sample score pairing report",
     "budgets models decode steps lanes caches logps attention sampler kernels rewards pairs filters"
     " exports words rows scratch funnel plots ahead",
