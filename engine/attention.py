@@ -2,8 +2,8 @@
 
 A decoder loaded by a family has `attn_implementation` NAME. Called plainly, it is transformers' own causal sdpa.
 Called with `layout=...`, its layers hand their queries, keys and values (after rotary embedding) to that layout:
-`Prefill` and `decode.Rows` for sampling, `logps.Packed` for scoring. So the families stay unaware of both loops, and no
-mask over several answers is ever built.
+`Prefill` and `lanes.EagerRows` for sampling, `logps.Packed` for scoring. So the families stay unaware of both loops,
+and no mask over several answers is ever built.
 
 Shapes: B batch, H query heads, G key/value heads, T tokens, P prefix tokens, D head width.
 """
@@ -53,15 +53,14 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 class Prefill:
-    """The prompt of one question, causal; keeps each layer's keys and values [G, P, D]."""
+    """The prompt of one question, causal; writes each layer's keys and values [G, P, D] where it is told."""
 
-    def __init__(self) -> None:
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys, self.values = keys, values
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        self.keys.append(key[0].contiguous())
-        self.values.append(value[0].contiguous())
+        self.keys[layer].copy_(key[0])
+        self.values[layer].copy_(value[0])
         return causal(query, key, value, scale)
 
 

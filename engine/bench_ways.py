@@ -1,170 +1,169 @@
 """The ways that `data-engine bench` times: the engine's, and stock transformers at their best settings.
 
 Stock: sdpa, KV cache, inference mode, the same threads and dtype, prompts of equal length so that nothing is padded.
-Each way returns how many tokens it scored or drew. Shapes: B questions, K answers, P prefix tokens, L answer tokens.
+Each way returns how many tokens it scored or drew. Shapes as in bench_model.py.
 """
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.utils import logging
+from transformers import LogitsProcessor
 
-from data_engine.decode import Request, sample
+from data_engine.bench_model import QUESTION, Subject
+from data_engine.decode import Decoder, Request
 from data_engine.logps import packed_token_logps
-from data_engine.models.base import IMAGE_TOKEN, prefix
-from data_engine.models.llava import Llava
+from data_engine.models.base import prefix
 from data_engine.sampler import SamplingParams
 from data_engine.seeds import seed_for
 
-# Name of a way: (the work it is timed on, what it does).
-WAYS = {
-    "engine, scoring": ("scoring", "image and prompt once a question, its answers packed behind that prefix"),
-    "one at a time, twice": ("scoring", "the reference's way: each answer in two passes with the image, full logits"),
-    "padded batch": ("scoring", "a question's answers as one batch with the image in each row, logits_to_keep"),
-    "engine, sampling": ("sampling", "one prefix cache a question, read by its answers, all questions in flight"),
-    "generate, one question": ("sampling", "generate(num_return_sequences=k), a question at a time"),
-    "generate, all questions": ("sampling", "generate(num_return_sequences=k) over a batch of all questions"),
-}
-
-
-QUESTION = "What is in the picture?"
 SAMPLING = {"temperature": 0.7, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much work a round is, and how many rounds."""
+class Way:
+    """One way of doing a work: what it does, and whether one round of it is enough."""
 
-    vocab: int = 4064
-    k: int = 10
-    questions: int = 8
-    answer_tokens: int = 120
-    """scored, an answer"""
-    new_tokens: int = 64
-    """sampled, an answer; EOS is forbidden before, so that every way draws as many"""
-    rounds: int = 3
+    work: str
+    what: str
+    once: bool = False
 
 
-def write_checkpoint(folder: Path, vocab: int) -> None:
-    """A random LLaVA in transformers' layout, the last id of its vocabulary for the image; one word is one token."""
-    torch.manual_seed(0)
-    text = LlamaConfig(vocab_size=vocab, hidden_size=512, intermediate_size=1376, num_hidden_layers=8,
-                       num_attention_heads=8, max_position_embeddings=4096)  # fmt: skip
-    vision = CLIPVisionConfig(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4,
-                              image_size=336, patch_size=14, projection_dim=256)  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=vocab - 1, tie_word_embeddings=False)
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
+WAYS = {
+    "engine, scoring": Way("scoring", "image and prompt once a question, its answers packed behind that prefix"),
+    "one at a time, twice": Way(
+        "scoring", "the reference's way: each answer in two passes with the image, full logits"
+    ),
+    "padded batch": Way("scoring", "a question's answers as one batch with the image in each row, logits_to_keep"),
+    "engine, sampling": Way("sampling", "one prefix cache a question, read by its answers, all questions in flight"),
+    "generate, one question": Way("sampling", "generate(num_return_sequences=k), a question at a time"),
+    "generate, all questions": Way("sampling", "generate(num_return_sequences=k) over a batch of all questions", True),
+    "engine, drawn lengths": Way("drawn lengths", "log-normal, mean 120, p95 260, cut at 512; rows refilled"),
+    "generate, one, drawn": Way("drawn lengths", "a question at a time: each waits for its longest answer"),
+    "generate, four, drawn": Way("drawn lengths", "batches of four questions: all wait for the longest", True),
+    "engine, whole job": Way("whole job", "sampling, scoring by two models, pairing, files on disk; drawn lengths"),
+    "reference, whole job": Way("whole job", "generate a question at a time, then one at a time, twice, by two models"),
+}
 
 
-class Bench:
-    """One checkpoint, loaded by the engine and by transformers, and the work that both are given."""
+class ForcedLengths(LogitsProcessor):
+    """For generate: no EOS before an answer's length is reached, and nothing else then."""
 
-    def __init__(self, folder: Path, sizes: Sizes) -> None:
-        logging.disable_progress_bar()
-        write_checkpoint(folder, sizes.vocab)
-        self.sizes = sizes
-        self.engine = Llava.load(folder, torch.device("cpu"), torch.float32)
-        self.stock = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa").eval()
-        generator = torch.Generator().manual_seed(0)
-        self.pixels_B3HW = torch.randn(sizes.questions, 3, 336, 336, generator=generator)
-        shape = (sizes.questions, sizes.k, sizes.answer_tokens)
-        self.answers_BKL = torch.randint(3, sizes.vocab - 1, shape, generator=generator)
-        ids = self.engine.prompt_ids(QUESTION)
-        at = ids.index(IMAGE_TOKEN)
-        image = [self.stock.config.image_token_id] * self.engine.image_tokens
-        self.prompt_P = torch.tensor(ids[:at] + image + ids[at + 1 :])
-        self.prefix_tokens = len(self.prompt_P)
-        self.ways = {
+    def __init__(self, lengths_N: Tensor, prompt: int, eos: int) -> None:
+        self.lengths_N, self.prompt, self.eos = lengths_N, prompt, eos
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        last = input_ids.shape[1] - self.prompt >= self.lengths_N - 1
+        at_eos = scores[:, self.eos].masked_fill(~last, -torch.inf)
+        scores = scores.masked_fill(last[:, None], -torch.inf)
+        scores[:, self.eos] = torch.where(last, 0.0, at_eos)
+        return scores
+
+
+class Ways:
+    """The subject, and a function for each way but the whole job's."""
+
+    def __init__(self, subject: Subject, num_rows: int, num_slots: int) -> None:
+        self.subject, self.engine, self.stock = subject, subject.engine, subject.stock
+        self.decoder = Decoder(subject.engine, num_rows, num_slots)
+        sizes, typical = subject.sizes, subject.typical
+        fixed_BK = torch.full((sizes.questions, sizes.k), sizes.new_tokens)
+        drawn_BK = torch.from_numpy(subject.lengths_BK)
+        four = range(min(4, sizes.drawn_questions))
+        self.by_name: dict[str, Callable[[], int]] = {
             "engine, scoring": self.score_by_engine,
-            "one at a time, twice": self.score_one_at_a_time_twice,
+            "one at a time, twice": lambda: self.score_one_at_a_time_twice(self.subject.answers_BKL[0]),
             "padded batch": self.score_padded_batch,
-            "engine, sampling": self.sample_by_engine,
-            "generate, one question": self.generate_one_question,
-            "generate, all questions": self.generate_all_questions,
+            "engine, sampling": lambda: self.sample_by_engine(fixed_BK),
+            # Its rate does not depend on how many follow.
+            "generate, one question": lambda: self.generate([0], fixed_BK),
+            "generate, all questions": lambda: self.generate(range(sizes.questions), fixed_BK),
+            "engine, drawn lengths": lambda: self.sample_by_engine(drawn_BK),
+            "generate, one, drawn": lambda: self.generate([typical], drawn_BK),
+            "generate, four, drawn": lambda: self.generate(four, drawn_BK),
+            "reference, whole job": lambda: self.reference_job(typical, drawn_BK),
         }
 
     @torch.inference_mode()
-    def largest_difference(self) -> float:
+    def largest_difference(self) -> float | None:
         """Between the engine's log-probs of the first question's answers and transformers', nat."""
-        expected = torch.stack([self._one(0, answer) for answer in self.answers_BKL[0]])
-        return (torch.stack(self._packed(0)) - expected).abs().max().item()
-
-    def warm_up(self) -> None:
-        """Every way once on little work, so that nothing is timed for being first."""
-        full, self.sizes = self.sizes, replace(self.sizes, new_tokens=2)
-        for way in self.ways.values():
-            way()
-        self.sizes = full
+        if self.stock is None:
+            return None
+        expected = torch.cat([self._one(0, answer).cpu() for answer in self.subject.answers_BKL[0]])
+        return (torch.cat(self._packed(0)) - expected).abs().max().item()
 
     # Scoring.
 
     def score_by_engine(self) -> int:
-        for question in range(self.sizes.questions):
+        for question in range(len(self.subject.answers_BKL)):
             self._packed(question)
-        return self.answers_BKL.numel()
+        return self.subject.answers_BKL.numel()
 
     def _packed(self, question: int) -> list[Tensor]:
-        shared = prefix(self.engine, self.pixels_B3HW[question], QUESTION)
-        return packed_token_logps(self.engine, shared, self.answers_BKL[question].tolist())
+        shared = prefix(self.engine, self.subject.pixels_B3HW[question], QUESTION)
+        return packed_token_logps(self.engine, shared, self.subject.answers_BKL[question].tolist())
 
     @torch.inference_mode()
-    def score_one_at_a_time_twice(self) -> int:
-        for answer in self.answers_BKL[0]:
+    def score_one_at_a_time_twice(self, answers: list[Tensor] | Tensor, question: int = 0) -> int:
+        for answer in answers:
             for _ in range(2):
-                self._one(0, answer)
-        return self.answers_BKL[0].numel()
+                self._one(question, answer)
+        return sum(map(len, answers))
 
     def _one(self, question: int, answer_L: Tensor) -> Tensor:
-        ids = torch.cat([self.prompt_P, answer_L])[None]
-        logits = self.stock(input_ids=ids, pixel_values=self.pixels_B3HW[question, None]).logits[0]
+        answer_L = answer_L.to(self.engine.device)
+        ids = torch.cat([self.subject.prompt_P, answer_L])[None]
+        logits = self.stock(input_ids=ids, pixel_values=self._pixels([question])).logits[0]
         logps = logits.float().log_softmax(-1)
-        return logps[self.prefix_tokens - 1 : -1].gather(-1, answer_L[:, None])[:, 0]
+        return logps[len(self.subject.prompt_P) - 1 : -1].gather(-1, answer_L[:, None])[:, 0]
 
     @torch.inference_mode()
     def score_padded_batch(self) -> int:
-        answers_KL = self.answers_BKL[0]
-        ids = torch.cat([self.prompt_P.expand(self.sizes.k, -1), answers_KL], dim=1)
-        pixels = self.pixels_B3HW[:1].expand(self.sizes.k, -1, -1, -1)
-        logits = self.stock(input_ids=ids, pixel_values=pixels, logits_to_keep=answers_KL.shape[1] + 1).logits
+        answers_KL = self.subject.answers_BKL[0].to(self.engine.device)
+        k, length = answers_KL.shape
+        ids = torch.cat([self.subject.prompt_P.expand(k, -1), answers_KL], dim=1)
+        logits = self.stock(input_ids=ids, pixel_values=self._pixels([0] * k), logits_to_keep=length + 1).logits
         logits[:, :-1].float().log_softmax(-1).gather(-1, answers_KL[..., None])
         return answers_KL.numel()
 
+    def _pixels(self, questions: list[int]) -> Tensor:
+        return self.subject.pixels_B3HW[questions].to(self.engine.device, self.engine.dtype)
+
     # Sampling.
 
-    def sample_by_engine(self) -> int:
-        sizes = self.sizes
+    def sample_by_engine(self, lengths_BK: Tensor) -> int:
         requests = [
             Request(
-                lambda question=question: prefix(self.engine, self.pixels_B3HW[question], QUESTION),
-                [seed_for(0, question, index) for index in range(sizes.k)],
+                lambda question=question: prefix(self.engine, self.subject.pixels_B3HW[question], QUESTION),
+                [seed_for(0, question, index) for index in range(len(lengths))],
+                lengths,
             )
-            for question in range(sizes.questions)
+            for question, lengths in enumerate(lengths_BK.tolist())
         ]
-        params = SamplingParams(**SAMPLING, max_new_tokens=sizes.new_tokens, min_new_tokens=sizes.new_tokens)
-        return sum(len(found.token_ids) for found in sample(self.engine, requests, params, sizes.questions * sizes.k))
+        params = SamplingParams(**SAMPLING, max_new_tokens=int(lengths_BK.max()), forced_lengths=True)
+        return sum(len(found.token_ids) for found in self.decoder.sample(requests, params))
 
-    def generate_one_question(self) -> int:
-        # Its rate does not depend on how many follow.
-        return sum(self._generate(self.pixels_B3HW[question, None]) for question in range(min(2, self.sizes.questions)))
-
-    def generate_all_questions(self) -> int:
-        return self._generate(self.pixels_B3HW)
+    def generate(self, questions: list[int] | range, lengths_BK: Tensor) -> int:
+        self._generate(questions, lengths_BK)
+        return int(lengths_BK[list(questions)].sum())
 
     @torch.inference_mode()
-    def _generate(self, pixels_B3HW: Tensor) -> int:
-        ids = self.prompt_P.expand(len(pixels_B3HW), -1)
-        length = {"max_new_tokens": self.sizes.new_tokens, "min_new_tokens": self.sizes.new_tokens}
+    def _generate(self, questions: list[int] | range, lengths_BK: Tensor) -> Tensor:
+        """Ids behind the prompt [B * K, longest]."""
+        lengths_N = lengths_BK[list(questions)].flatten().to(self.engine.device)
+        ids, eos = self.subject.prompt_P.expand(len(questions), -1), self.engine.eos_token_ids[0]
         out = self.stock.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels_B3HW, use_cache=True,
-            do_sample=True, num_return_sequences=self.sizes.k, eos_token_id=2, pad_token_id=0, **SAMPLING, **length,
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=self._pixels(list(questions)),
+            use_cache=True, do_sample=True, num_return_sequences=lengths_BK.shape[1], eos_token_id=eos, pad_token_id=0,
+            max_new_tokens=int(lengths_N.max()), logits_processor=[ForcedLengths(lengths_N, ids.shape[1], eos)],
+            **SAMPLING,
         )  # fmt: skip
-        return out[:, ids.shape[1] :].numel()
+        return out[:, ids.shape[1] :]
+
+    def reference_job(self, question: int, lengths_BK: Tensor) -> int:
+        out_KL = self._generate([question], lengths_BK)
+        answers = [row[:length] for row, length in zip(out_KL, lengths_BK[question].tolist(), strict=True)]
+        for _ in range(2):
+            self.score_one_at_a_time_twice(answers, question)
+        return sum(map(len, answers))

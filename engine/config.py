@@ -86,6 +86,8 @@ class RunConfig:
     """auto: cuda if there, else cpu"""
     threads: int | None = None
     """CPU threads a rank, or auto: OMP_NUM_THREADS, or cores / ranks"""
+    memory_fraction: float = 0.9
+    """share of a GPU's free memory that a rank may use; fixed at the first start"""
     zero3: Literal["auto", "on", "off"] = "auto"
     """split the models over the ranks (DeepSpeed ZeRO-3); auto: where a GPU cannot hold one whole"""
     zero3_config: str | None = None
@@ -113,6 +115,10 @@ class RunConfig:
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         _require(self.temperature >= 0, f"temperature must be at least 0 (0 is greedy), got {self.temperature}")
         _require(0 <= self.top_k <= _INT_MAX, f"top_k must be at least 0 (0 is off), got {self.top_k}")
+        _require(
+            0 < self.memory_fraction <= 1,
+            f"memory_fraction must be above 0 and at most 1, got {self.memory_fraction}",
+        )
         _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1 (1 is off), got {self.top_p}")
         _require(0 <= self.seed <= _INT_MAX, f"seed must be between 0 and 2**63 - 1, got {self.seed}")
         _require(

@@ -1,12 +1,13 @@
 """The sampling loop: k answers a question from one prefix cache, rows refilled from a queue as they finish.
 
 A row is one answer. The prompt of a question is run once; its keys and values are stored once and read by all its
-rows, each of which adds a suffix cache of its own. A finished row is refilled at once, and a prefix is freed with its
-last answer, so that one long answer idles nothing but itself.
+rows, each of which adds a suffix of its own. A finished row is refilled at once, and a prefix is freed with its last
+answer, so that one long answer idles nothing but itself.
 
-Shapes: R rows, H and G query and key/value heads, P prefix tokens, S suffix tokens so far, D head width, V vocabulary.
+The device's side of it is in steps.py. Shapes: N rows of a call, P prefix tokens.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,10 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from data_engine.attention import Prefill, forward, positions
-from data_engine.kernels.reference import logits_fp32
+from data_engine.caches import Caches, num_slots
+from data_engine.lanes import Lanes
 from data_engine.models.base import VisionLanguageModel
-from data_engine.sampler import SamplingParams, next_tokens
+from data_engine.sampler import SamplingParams
+from data_engine.steps import GroupedAttention, Steps
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Request:
 
     prefix: Callable[[], Tensor]
     keys: list[int]
+    lengths: list[int] | None = None
+    """of each answer, EOS included, where SamplingParams.forced_lengths is set"""
 
 
 @dataclass(frozen=True)
@@ -38,185 +44,225 @@ class Sampled:
     finish_reason: str
 
 
-class _Question:
-    """A prefix that rows are reading: keys and values by layer [G, P, D], and the logits of every first token [V]."""
-
-    def __init__(self, model: VisionLanguageModel, request: Request) -> None:
-        prefix = request.prefix()
-        prefill = Prefill()
-        hidden = forward(model.decoder, prefix[None], positions(0, len(prefix), prefix.device), prefill)[0, -1:]
-        self.length = len(prefix)
-        self.keys, self.values = prefill.keys, prefill.values
-        self.first_logits = logits_fp32(hidden, model.head_weight)[0]
-        self.waiting = len(request.keys)
-
-
 @dataclass
 class _Row:
-    request: int
+    """An answer in the making; `drawn` counts the tokens asked of the device, `tokens` are those that came back."""
+
+    number: int
+    request: Request
     sample_index: int
-    key: int
-    question: _Question
+    slot: int = -1
+    drawn: int = 0
+    ended: bool = False
     tokens: list[int] = field(default_factory=list)
 
-
-class _Suffixes:
-    """Suffix keys and values of all rows, by layer [R, G, S, D]; the live rows are always the first ones."""
-
-    def __init__(self, model: VisionLanguageModel, rows: int, length: int) -> None:
-        config = model.decoder.config
-        heads = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, rows, heads, length, width)
-        self.keys = torch.empty(shape, device=model.device, dtype=model.dtype)
-        self.values = torch.empty(shape, device=model.device, dtype=model.dtype)
-
-    def move(self, source: int, target: int, length: int) -> None:
-        for cache in (self.keys, self.values):
-            cache[:, target, :, :length] = cache[:, source, :, :length]
+    def end(self) -> int:
+        """Its forced length, or 0."""
+        return self.request.lengths[self.sample_index] if self.request.lengths else 0
 
 
-class Rows:
-    """Attention layout of one decode step: each row's new token sees its question's prefix and its own suffix."""
+class _Queue:
+    """The answers still to draw, in order; a request is taken from its iterable when its first answer is looked at."""
 
-    def __init__(self, rows: list[_Row], suffixes: _Suffixes, device: torch.device) -> None:
-        self.suffixes = suffixes
-        self.at = torch.tensor([len(row.tokens) - 1 for row in rows], device=device)
-        self.order = torch.arange(len(rows), device=device)
-        self.longest = max(len(row.tokens) for row in rows)
-        self.hidden = (torch.arange(self.longest, device=device) > self.at[:, None])[:, None, None]
-        lanes: dict[int, tuple[_Question, list[int]]] = {}
-        for number, row in enumerate(rows):
-            lanes.setdefault(row.request, (row.question, []))[1].append(number)
-        self.lanes = [(question, torch.tensor(numbers, device=device)) for question, numbers in lanes.values()]
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._requests = enumerate(requests)
+        self._rows: deque[_Row] = deque()
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        keys, values = self.suffixes.keys[layer, : len(query)], self.suffixes.values[layer, : len(query)]
-        keys[self.order, :, self.at], values[self.order, :, self.at] = key[:, :, 0], value[:, :, 0]
-        rows, heads, _, width = query.shape
-        # The query heads that share a key/value head become rows of one product.
-        query = query.view(rows, key.shape[1], -1, width)
-        scores = (query @ keys[:, :, : self.longest].transpose(2, 3)).float().mul_(scale)
-        scores.masked_fill_(self.hidden, -torch.inf)
-        own = _partial(scores, values[:, :, : self.longest])
-        prefix = [torch.empty_like(part) for part in own]
-        for question, lane in self.lanes:
-            for whole, part in zip(prefix, self._prefix(layer, question, query[lane], scale), strict=True):
-                whole[lane] = part
-        return _merge(own, prefix).to(query.dtype).view(rows, heads, 1, width)
+    def first(self) -> _Row | None:
+        while not self._rows:
+            number, request = next(self._requests, (0, None))
+            if request is None:
+                return None
+            self._rows.extend(_Row(number, request, index) for index in range(len(request.keys)))
+        return self._rows[0]
 
-    def _prefix(self, layer: int, question: _Question, query_nGgD: Tensor, scale: float) -> list[Tensor]:
-        rows, groups, shared, width = query_nGgD.shape
-        query = query_nGgD.transpose(0, 1).reshape(groups, rows * shared, width)
-        scores = (query @ question.keys[layer].transpose(1, 2)).float().mul_(scale)
-        parts = _partial(scores, question.values[layer])
-        return [part.view(groups, rows, shared, -1).transpose(0, 1) for part in parts]
+    def pop(self) -> None:
+        self._rows.popleft()
+
+    def give_back(self, rows: Iterable[_Row]) -> None:
+        """Answers that were begun and lost: they come first again, from their first token."""
+        lost = sorted(rows, key=lambda row: (row.number, row.sample_index), reverse=True)
+        self._rows.extendleft(_Row(row.number, row.request, row.sample_index) for row in lost)
 
 
-def _partial(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax over a part of the keys: unnormalised mixture, sum of weights, and the maximum both are relative to."""
-    top = scores.amax(-1, keepdim=True)
-    weights = (scores - top).exp_()
-    return (weights.to(values.dtype) @ values).float(), weights.sum(-1, keepdim=True), top
+class _Drawn:
+    """Tokens on their way from the device: `read` waits for these alone, not for what was launched since."""
 
+    def __init__(self, rows: list[_Row], tokens_N: Tensor) -> None:
+        self.rows, self._arrived = rows, None
+        self._tokens = tokens_N
+        if tokens_N.is_cuda:
+            self._tokens = torch.empty(tokens_N.shape, dtype=tokens_N.dtype, pin_memory=True)
+            self._tokens.copy_(tokens_N, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
 
-def _merge(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
-    """The softmax over both parts, from its halves (online softmax, arXiv:1805.02867)."""
-    top = torch.maximum(one[2], other[2])
-    scale_one, scale_other = (one[2] - top).exp_(), (other[2] - top).exp_()
-    return (one[0] * scale_one + other[0] * scale_other) / (one[1] * scale_one + other[1] * scale_other)
+    def read(self) -> list[int]:
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._tokens.tolist()
 
 
 class _Loop:
-    """The rows in flight and the queue behind them."""
+    """The rows in flight: number n of `rows` is row n of the caches, and live rows are always the first ones."""
 
-    def __init__(
-        self, model: VisionLanguageModel, requests: Iterable[Request], params: SamplingParams, num_rows: int
-    ) -> None:
-        self.model, self.params, self.num_rows = model, params, num_rows
-        self.queue = deque(
-            (number, request, sample_index)
-            for number, request in enumerate(requests)
-            for sample_index in range(len(request.keys))
-        )
-        self.num_rows = min(num_rows, len(self.queue))
-        self.questions: dict[int, _Question] = {}
+    def __init__(self, steps: Steps, queue: _Queue, lag: int) -> None:
+        """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host."""
+        self.steps, self.queue, self.lag = steps, queue, lag
+        self.longest = steps.params.max_new_tokens
         self.rows: list[_Row] = []
-        self.suffixes = _Suffixes(model, self.num_rows, params.max_new_tokens)
-        vocabulary = len(model.head_weight) if params.repetition_penalty != 1 else 0
-        self.seen = torch.zeros(self.num_rows, vocabulary, dtype=torch.bool, device=model.device)
-        self.eos = torch.tensor(model.eos_token_ids, device=model.device)
+        # Of each question in flight: its slot, and how many of its answers are in flight.
+        self.slots: dict[int, int] = {}
+        self.alive: dict[int, int] = {}
+        self.free_slots = deque(range(steps.caches.num_slots))
+        self.lanes: Lanes | None = None
+        self.on_their_way: deque[_Drawn] = deque()
 
     def run(self) -> Iterator[Sampled]:
-        while self.queue or self.rows:
+        while True:
+            while self._refill():
+                yield from self._collect()
             if self.rows:
-                self._draw(self.rows, self._step(), 0)
-                yield from self._drop_finished()
-            while self.queue and len(self.rows) < self.num_rows:
-                yield from self._admit()
+                self._step()
+            elif not self.on_their_way:
+                return
+            yield from self._collect()
 
-    def _admit(self) -> Iterator[Sampled]:
-        """Fill the free rows from the queue and draw their first tokens, which come from the prefix alone."""
-        first = len(self.rows)
-        while self.queue and len(self.rows) < self.num_rows:
-            number, request, sample_index = self.queue.popleft()
-            if number not in self.questions:
-                self.questions[number] = _Question(self.model, request)
-            self.rows.append(_Row(number, sample_index, request.keys[sample_index], self.questions[number]))
-        fresh = self.rows[first:]
-        self.seen[first : len(self.rows)] = False
-        self._draw(fresh, torch.stack([row.question.first_logits for row in fresh]), first)
-        yield from self._drop_finished()
+    def unfinished(self) -> list[_Row]:
+        """Answers that were begun and not given out."""
+        rows = [*self.rows, *(row for drawn in self.on_their_way for row in drawn.rows)]
+        return [row for row in {id(row): row for row in rows}.values() if not row.ended]
 
-    def _draw(self, rows: list[_Row], logits: Tensor, first: int) -> None:
-        device = logits.device
-        keys = torch.tensor([row.key for row in rows], device=device)
-        places = torch.tensor([len(row.tokens) for row in rows], device=device)
-        early = places < self.params.min_new_tokens
-        logits[:, self.eos] = logits[:, self.eos].masked_fill(early[:, None], -torch.inf)
-        seen = self.seen[first : first + len(rows)] if self.seen.shape[1] else None
-        drawn = next_tokens(logits, keys, places, self.params, seen)
-        if seen is not None:
-            seen.scatter_(1, drawn[:, None], True)
-        for row, token in zip(rows, drawn.tolist(), strict=True):
-            row.tokens.append(token)
+    def _step(self) -> None:
+        """Feed each row its newest token and draw the next."""
+        if self.lanes is None:
+            slots, lengths = [row.slot for row in self.rows], [row.drawn for row in self.rows]
+            self.lanes = Lanes(slots, lengths, self.steps.model.device)
+        drawn = self.steps.next(self.lanes, len(self.rows))
+        self.lanes.steps += 1
+        self._sent(self.rows, drawn)
 
-    def _step(self) -> Tensor:
-        """Feed each row its newest token: logits of the next [R, V]."""
-        device = self.model.device
-        tokens = torch.tensor([row.tokens[-1] for row in self.rows], device=device)
-        places = torch.tensor([[row.question.length + len(row.tokens) - 1] for row in self.rows], device=device)
-        layout = Rows(self.rows, self.suffixes, device)
-        hidden = forward(self.model.decoder, self.model.embed_tokens(tokens)[:, None], places, layout)
-        return logits_fp32(hidden[:, 0], self.model.head_weight)
+    def _sent(self, rows: list[_Row], drawn: Tensor) -> None:
+        for row in rows:
+            row.drawn += 1
+        self.on_their_way.append(_Drawn(list(rows), drawn))
 
-    def _drop_finished(self) -> Iterator[Sampled]:
-        """Give out the rows that ended, and close their gaps from behind so that the live rows stay in front."""
-        number = 0
-        while number < len(self.rows):
-            row = self.rows[number]
-            ended = row.tokens[-1] in self.model.eos_token_ids
-            if not ended and len(row.tokens) < self.params.max_new_tokens:
-                number += 1
-                continue
+    def _collect(self) -> Iterator[Sampled]:
+        """Take in the tokens that had time to arrive, and give out the answers that they end."""
+        while len(self.on_their_way) > (self.lag if self.rows else 0):
+            drawn = self.on_their_way.popleft()
+            for row, token in zip(drawn.rows, drawn.read(), strict=True):
+                if row.ended:
+                    continue
+                row.tokens.append(token)
+                stopped = token in self.steps.model.eos_token_ids
+                row.ended = stopped or len(row.tokens) == self.longest
+                if row.ended:
+                    yield Sampled(row.number, row.sample_index, row.tokens, "stop" if stopped else "length")
+
+    def _refill(self) -> bool:
+        """Put waiting answers in the place of ended ones and draw their first tokens; True if there were any."""
+        gaps = [place for place, row in enumerate(self.rows) if row.ended or row.drawn == self.longest]
+        for place in gaps:
+            self._release(self.rows[place])
+        places = deque([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
+        fresh: list[int] = []
+        while places and (row := self.queue.first()) and (row.number in self.slots or self.free_slots):
+            self._admit(row)
+            self.queue.pop()
+            place = places.popleft()
+            self.rows[place : place + 1] = [row]
+            fresh.append(place)
+        self._close([place for place in gaps if place in places])
+        if fresh or gaps:
+            self.lanes = None
+        if fresh:
+            self._draw_first(fresh)
+        return bool(fresh)
+
+    def _admit(self, row: _Row) -> None:
+        """Give a row its slot; its question's prefix is computed with the first."""
+        if row.number not in self.slots:
+            slot = self.free_slots[0]
+            self.steps.prefill(row.request.prefix(), slot)
+            self.free_slots.popleft()
+            self.slots[row.number], self.alive[row.number] = slot, 0
+        row.slot = self.slots[row.number]
+        self.alive[row.number] += 1
+
+    def _draw_first(self, places: list[int]) -> None:
+        rows = [self.rows[place] for place in places]
+        keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
+        self._sent(rows, self.steps.first(places, keys, slots, [row.end() for row in rows]))
+
+    def _release(self, row: _Row) -> None:
+        """Free the slot of a question with its last row, unless more of its answers are waiting."""
+        self.alive[row.number] -= 1
+        waiting = self.queue.first()
+        if not self.alive[row.number] and not (waiting and waiting.number == row.number):
+            self.free_slots.append(self.slots.pop(row.number))
+            del self.alive[row.number]
+
+    def _close(self, gaps: list[int]) -> None:
+        """Rows from behind move into places that nobody fills."""
+        for place in sorted(gaps, reverse=True):
             last = self.rows.pop()
-            if last is not row:
-                self.suffixes.move(len(self.rows), number, len(last.tokens))
-                self.seen[number] = self.seen[len(self.rows)]
-                self.rows[number] = last
-            row.question.waiting -= 1
-            if not row.question.waiting:
-                del self.questions[row.request]
-            yield Sampled(row.request, row.sample_index, row.tokens, "stop" if ended else "length")
+            if place < len(self.rows):
+                self.steps.move(len(self.rows), place, last.drawn)
+                self.rows[place] = last
 
 
-@torch.inference_mode()
+class Decoder:
+    """A model with caches for `num_rows` answers at a time, which stay from one unit to the next."""
+
+    def __init__(
+        self, model: VisionLanguageModel, num_rows: int, num_slots: int, attention: GroupedAttention | None = None
+    ) -> None:
+        """With an `attention` for all rows at once, steps are captured in CUDA graphs; else they are plain torch."""
+        self.model, self.num_rows, self.num_slots, self.attention = model, num_rows, num_slots, attention
+        self.retries = 0
+        """how often the number of rows was halved for want of memory, in the call of `sample` before"""
+        # On a GPU the host reads a step's tokens while the next one runs.
+        self.lag = int(model.device.type == "cuda")
+        self._steps: Steps | None = None
+
+    @torch.inference_mode()
+    def sample(self, requests: Iterable[Request], params: SamplingParams) -> list[Sampled]:
+        """All answers of all requests, in order of (request, sample_index).
+
+        The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32). Where memory
+        runs out, the answers that are not finished are drawn again, half as many at a time.
+        """
+        queue, found, rows, self.retries = _Queue(requests), [], self.num_rows, 0
+        while True:
+            loop = _Loop(self._steps_for(rows, params), queue, self.lag)
+            try:
+                for sampled in loop.run():
+                    found.append(sampled)
+                return sorted(found, key=lambda sampled: (sampled.request, sampled.sample_index))
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+            # Outside the handler, whose traceback would keep the loop's tensors.
+            queue.give_back(loop.unfinished())
+            self._steps, loop, rows, self.retries = None, None, rows // 2, self.retries + 1
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            log.warning("out of memory: this unit goes on with %d answers at a time, its finished ones are kept", rows)
+
+    def _steps_for(self, rows: int, params: SamplingParams) -> Steps:
+        if self._steps is None or self._steps.caches.num_rows != rows or self._steps.params != params:
+            # The old caches go first.
+            self._steps = None
+            caches = Caches(self.model, rows, self.num_slots, params.max_new_tokens)
+            self._steps = Steps(self.model, caches, params, self.attention)
+        return self._steps
+
+
 def sample(
     model: VisionLanguageModel, requests: Iterable[Request], params: SamplingParams, num_rows: int
 ) -> list[Sampled]:
-    """All answers of all requests, in order of (request, sample_index); `num_rows` answers are decoded at a time.
-
-    The draws depend on the keys alone; num_rows changes only rounding (about 1e-6 in fp32).
-    """
-    found = list(_Loop(model, requests, params, num_rows).run())
-    return sorted(found, key=lambda sampled: (sampled.request, sampled.sample_index))
+    """Decoder.sample for one call: all answers, `num_rows` of them at a time."""
+    requests = list(requests)
+    fewest = min((len(request.keys) for request in requests), default=1)
+    return Decoder(model, num_rows, num_slots(num_rows, fewest)).sample(requests, params)

@@ -1,7 +1,10 @@
-"""Teacher-forced log-probs of k answers behind one prefix: the packed pass, and the plain way beside it.
+"""Teacher-forced log-probs of answers behind the prefixes of their questions: the packed pass, and the plain way.
 
 Shapes: P prefix tokens, K answers, L tokens of the longest fed answer, H and G query and key/value heads, D width.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,27 +16,28 @@ from data_engine.kernels.reference import token_logps
 from data_engine.models.base import VisionLanguageModel
 
 
-class Packed:
-    """One row [prefix | answer 1 | ... | answer K]: each answer sees the prefix and itself.
+class PackedQuestion:
+    """A stretch [prefix | answer 1 | ... | answer K] of a row: each answer sees the prefix and itself.
 
-    Everything but attention runs on the packed row, without padding. Attention runs the prefix as causal, and the
-    answers as a batch over [prefix | own], so that no score between two answers is ever computed.
+    Attention runs the prefix as causal, and the answers as a batch over [prefix | own], so that no score between two
+    answers is ever computed.
     """
 
     def __init__(self, prefix_length: int, lengths: list[int], device: torch.device) -> None:
-        self.prefix_length = prefix_length
-        self.lengths = lengths
+        self.prefix_length, self.lengths = prefix_length, lengths
+        self.size = prefix_length + sum(lengths)
         longest = max(lengths)
         own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
         seen = torch.ones(longest, prefix_length, dtype=torch.bool, device=device)
         self.mask = torch.cat([seen, own], dim=1)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         size = self.prefix_length
         prefix_out = causal(query[:, :, :size], key[:, :, :size], value[:, :, :size], scale)
-        query_KHLD = self._unpack(query)
+        if not len(self.mask):
+            return prefix_out
         answers_out = F.scaled_dot_product_attention(
-            query_KHLD,
+            self._unpack(query),
             self._with_prefix(key),
             self._with_prefix(value),
             attn_mask=self.mask,
@@ -53,29 +57,84 @@ class Packed:
         return torch.cat([prefix, self._unpack(packed)], dim=2)
 
 
-@torch.inference_mode()
-def packed_token_logps(model: VisionLanguageModel, prefix_PD: Tensor, answers: list[list[int]]) -> list[Tensor]:
-    """log p of each token of each answer, fp32 nats, all answers in one pass behind one prefix.
+class Packed:
+    """Attention layout of one row of several questions, which do not see each other.
 
-    Equal answers are computed once. Raises ValueError for an answer without tokens.
+    Everything but attention runs on the row as a whole, without padding.
     """
-    if not all(answers):
+
+    def __init__(self, questions: list[PackedQuestion]) -> None:
+        self.questions = questions
+        self.sizes = [question.size for question in questions]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        stretches = zip(self.questions, *(part.split(self.sizes, dim=2) for part in (query, key, value)), strict=True)
+        return torch.cat([question.attend(*parts, scale) for question, *parts in stretches], dim=2)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is scored together: the prefix of a question [P, width], and the ids of its answers."""
+
+    prefix_PD: Tensor
+    answers: list[list[int]]
+
+
+def pass_tokens(prefix_length: int, answers: list[list[int]]) -> int:
+    """Tokens that a question adds to a pass: its prefix, and each different answer without its last token."""
+    return prefix_length + sum(len(ids) - 1 for ids in set(map(tuple, answers)))
+
+
+@torch.inference_mode()
+def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list[Tensor]]:
+    """log p of each token of each answer of each question, fp32 nats, in one pass; equal answers are computed once.
+
+    Raises ValueError for an answer without tokens.
+    """
+    if not all(all(question.answers) for question in questions):
         raise ValueError("an answer without tokens has no log-probs")
-    unique = list(dict.fromkeys(map(tuple, answers)))
-    size, device = len(prefix_PD), prefix_PD.device
+    device = questions[0].prefix_PD.device
+    unique = [list(dict.fromkeys(map(tuple, question.answers))) for question in questions]
     # The last token of an answer predicts nothing that is asked for, so it is not fed.
-    fed = [torch.tensor(ids[:-1], dtype=torch.long, device=device) for ids in unique]
-    row = torch.cat([prefix_PD, model.embed_tokens(torch.cat(fed))])[None]
-    position = torch.cat([torch.arange(size), *(torch.arange(size, size + len(ids)) for ids in fed)])
-    layout = Packed(size, [len(ids) for ids in fed], device) if sum(map(len, fed)) else None
-    hidden = forward(model.decoder, row, position[None].to(device), layout)[0]
-    pieces = hidden[size:].split([len(ids) for ids in fed])
-    # Row P - 1 predicts the first token of every answer.
-    rows = torch.cat([part for piece in pieces for part in (hidden[size - 1 : size], piece)])
-    targets = torch.tensor([token for ids in unique for token in ids], device=device)
-    logps = token_logps(rows, model.head_weight, targets).cpu().split([len(ids) for ids in unique])
-    by_ids = dict(zip(unique, logps, strict=True))
-    return [by_ids[tuple(ids)] for ids in answers]
+    fed = [[torch.tensor(ids[:-1], dtype=torch.long, device=device) for ids in answers] for answers in unique]
+    sizes = [len(question.prefix_PD) for question in questions]
+    row = torch.cat(
+        [
+            part
+            for question, answers in zip(questions, fed, strict=True)
+            for part in (question.prefix_PD, model.embed_tokens(torch.cat(answers)))
+        ]
+    )
+    position = [
+        torch.arange(start, stop, device=device)
+        for size, answers in zip(sizes, fed, strict=True)
+        for start, stop in ((0, size), *((size, size + len(ids)) for ids in answers))
+    ]
+    lengths = [[len(ids) for ids in answers] for answers in fed]
+    layout = Packed([PackedQuestion(*stretch, device) for stretch in zip(sizes, lengths, strict=True)])
+    hidden = forward(model.decoder, row[None], torch.cat(position)[None], layout)[0]
+    rows = torch.cat(list(_predicting(hidden, sizes, lengths)))
+    targets = torch.tensor([token for answers in unique for ids in answers for token in ids], device=device)
+    counted = [len(ids) for answers in unique for ids in answers]
+    logps = iter(token_logps(rows, model.head_weight, targets).cpu().split(counted))
+    by_ids = [{ids: next(logps) for ids in answers} for answers in unique]
+    return [[found[tuple(ids)] for ids in question.answers] for question, found in zip(questions, by_ids, strict=True)]
+
+
+def _predicting(hidden: Tensor, sizes: list[int], lengths: list[list[int]]) -> Iterator[Tensor]:
+    """The hidden states that predict the answers' tokens: a prefix's last one predicts the first of all its answers."""
+    start = 0
+    for size, answers in zip(sizes, lengths, strict=True):
+        stretch = hidden[start : start + size + sum(answers)]
+        for piece in stretch[size:].split(answers):
+            yield stretch[size - 1 : size]
+            yield piece
+        start += len(stretch)
+
+
+def packed_token_logps(model: VisionLanguageModel, prefix_PD: Tensor, answers: list[list[int]]) -> list[Tensor]:
+    """score_pass for one question."""
+    return score_pass(model, [Scored(prefix_PD, answers)])[0]
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ No rank waits at a barrier. A rank that finds nothing free looks again, since th
 that share split models take part in each other's calls meanwhile: see together.py.
 """
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine import claims, disk, logs, pairing, records, report, together, units
+from data_engine.ahead import Writer
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
+from data_engine.decode import Decoder
 from data_engine.models import load_model
 from data_engine.progress import Progress, log_to_stderr
 from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_threads
@@ -111,6 +114,8 @@ class Job:
         self.claims = claims.Claims(self.work_dir, ranks.rank)
         self._together: together.Together = together.Apart()
         self._model, self._model_role = None, ""
+        self._decoder: Decoder | None = None
+        self.writer = Writer()
         self._checked: set[str] = set()
 
     def work(self, joined: together.Together) -> bool:
@@ -121,24 +126,33 @@ class Job:
         total = len(self.mine) * len(stages)
         self._together = joined
         with Progress(self.work_dir, stages, self.mine, total, self.ranks) as progress:
-            # Once, unless a unit of an earlier phase turns out to be damaged.
-            while joined.any(bool(self._left(stages))):
-                for phase in joined.phases(stages):
-                    if joined.any(bool(self.stop.wanted)):
-                        return False
-                    self._work_through(phase, progress)
+            try:
+                # Once, unless a unit of an earlier phase turns out to be damaged.
+                while joined.any(self._left(stages)):
+                    for phase in joined.phases(stages):
+                        if joined.any(bool(self.stop.wanted)):
+                            return False
+                        self._work_through(phase, progress)
+            finally:
+                self._written()
         self._require_earlier(first)
-        self._model, self._model_role = None, ""
+        self._model, self._model_role, self._decoder = None, "", None
         return not joined.any(bool(self.stop.wanted))
 
     def _work_through(self, stages: list[str], progress: Progress) -> None:
         """Publish what is left of some stages, as long as no signal comes."""
-        if self._together.any(bool(self._left(stages))) and self._together.split:
+        if self._together.any(self._left(stages)) and self._together.split:
             self._load(_role(stages[0]))
-        while (left := self._left(stages)) and not self.stop.wanted:
-            if not self._work_on_one(left, progress):
+        while self._left(stages) and not self.stop.wanted:
+            if not self._work_on_one(stages, progress) and not self._written():
                 self._together.idle()
+        self._written()
         self._together.finish()
+
+    def _written(self) -> bool:
+        """Wait until what this rank computed is published; True if there was something to wait for."""
+        with self.stop.committing():
+            return self.writer.wait()
 
     def _require_earlier(self, first: int) -> None:
         """A stage starts only where the ones before it, left out on purpose, are complete."""
@@ -151,57 +165,72 @@ class Job:
                     f"{units.compressed(missing)}; run the earlier stages first"
                 )
 
-    def _left(self, stages: list[str]) -> list[tuple[str, int]]:
-        """Units of this shard that these stages have to publish, those of the first stage first.
+    def _done(self, stages: list[str]) -> dict[str, set[int]]:
+        """The published units of these stages and of the first, whose answers all others need."""
+        return {stage: units.published(self.work_dir, stage) for stage in {STAGES[0], *stages}}
 
-        Not those that wait for a sample which is none of these stages' business.
+    def _left(self, stages: list[str]) -> bool:
+        """Whether these stages have a unit of this shard to publish.
+
+        Not one that waits for a sample which is none of their business.
         """
-        done = {stage: units.published(self.work_dir, stage) for stage in stages}
-        sampled = set(self.mine) if "sampled_answer" in stages else units.published(self.work_dir, "sampled_answer")
-        open_units = {stage: sampled - done[stage] for stage in stages}
-        return [(stage, unit) for stage in stages for unit in self.mine if unit in open_units[stage]]
+        done = self._done(stages)
+        ready = set(self.mine) if STAGES[0] in stages else done[STAGES[0]].intersection(self.mine)
+        return any(not done[stage].issuperset(ready) for stage in stages)
 
-    def _work_on_one(self, left: list[tuple[str, int]], progress: Progress) -> bool:
-        """Claim, compute and publish the first unit of `left` that is free and has what it needs."""
-        sampled = units.published(self.work_dir, "sampled_answer")
-        for stage, unit in left:
-            if stage != "sampled_answer" and unit not in sampled:
-                continue
-            with self.claims.hold(stage, unit) as taken:
+    def _work_on_one(self, stages: list[str], progress: Progress) -> bool:
+        """Claim and compute the first unit that is free and has what it needs."""
+        for stage, unit in units.workable(stages, self.mine, self._done(stages)):
+            with contextlib.ExitStack() as claim:
+                taken = claim.enter_context(self.claims.hold(stage, unit))
                 if taken and unit not in units.published(self.work_dir, stage):
                     try:
-                        self._compute(stage, unit, progress)
+                        self._compute(stage, unit, progress, claim.pop_all())
                     except units.DamagedUnitError as damage:
                         log.warning("%s", damage)
                     return True
         return False
 
-    def _compute(self, stage: str, unit: int, progress: Progress) -> None:
-        start = time.perf_counter()
+    def _compute(self, stage: str, unit: int, progress: Progress, claim: contextlib.ExitStack) -> None:
+        """The claim is given back when the unit is published, which happens while the next one is computed."""
+        with claim:
+            result, seconds = self._result(stage, unit)
+            hold = claim.pop_all()
+
+        def publish() -> None:
+            self._publish(stage, unit, result)
+            progress.unit_done(stage, unit, result, len(self.unit_rows[unit]), seconds)
+
+        with self.stop.committing():
+            self.writer.hand_over(publish, hold)
+
+    def _result(self, stage: str, unit: int) -> tuple[UnitResult, float]:
+        """A unit's result, and the seconds it took without loading a model."""
         model = self._load(_role(stage))
         loaded = time.perf_counter()
         result = self._sample(model, unit) if stage == "sampled_answer" else self._score(model, stage, unit)
         if result.quarantined and self.config.on_bad_row == "error":
             idx, reason = result.quarantined[0]
             raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")
-        with self.stop.committing():
-            self._publish(stage, unit, result)
-        progress.unit_done(stage, unit, result.table, len(self.unit_rows[unit]), time.perf_counter() - loaded)
-        log.debug("%s unit %d: %.1f s", stage, unit, time.perf_counter() - start)
+        return result, time.perf_counter() - loaded
 
     def _sample(self, model, unit: int) -> UnitResult:
         config = self.config
         params = SamplingParams(
             config.temperature, config.top_k, config.top_p, config.repetition_penalty, config.max_new_tokens
         )
-        rows = self.run_file["frozen"]["decode_rows"]
-        settings = SampleSettings(config.sample_k, config.seed, params, rows, config.same_pixels, config.max_megapixels)
-        return sample_unit(model, self.questions.rows(self.unit_rows[unit]), self.questions.idx_type, settings)
+        if self._decoder is None:
+            frozen = self.run_file["frozen"]
+            self._decoder = Decoder(model, frozen["decode_rows"], frozen["decode_slots"])
+        settings = SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
+        return sample_unit(self._decoder, self.questions.rows(self.unit_rows[unit]), self.questions.idx_type, settings)
 
     def _score(self, model, stage: str, unit: int) -> UnitResult:
         as_text = stage == "reward_logps" and not self.same_tokenizer
         sampled = units.read_unit(self.work_dir, "sampled_answer", unit)
-        settings = ScoreSettings(as_text, self.config.max_megapixels)
+        # The caches of the sampling loop make room.
+        self._decoder = None
+        settings = ScoreSettings(as_text, self.config.max_megapixels, self.run_file["frozen"]["score_tokens"])
         questions = self.questions.rows(self.unit_rows[unit])
         result = score_unit(model, questions, sampled, settings, check=stage not in self._checked)
         if result.table.num_rows:
@@ -219,7 +248,7 @@ class Job:
     def _load(self, role: str):
         """The model of a role; the other one is let go first."""
         if self._model_role != role:
-            self._model, start = None, time.perf_counter()
+            self._model, self._decoder, start = None, None, time.perf_counter()
             log.info("loading the %s model from %s", role, self.checkpoints[role].folder)
             self._model = load_model(
                 None, str(self.checkpoints[role].folder), device=self.ranks.device(self.config.device),

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-import pyarrow as pa
 from tqdm import tqdm
 
 from data_engine import units
 from data_engine.ranks import Ranks
+from data_engine.rows import UnitResult
 
 REFRESH_S = 1.0
 
@@ -63,12 +63,15 @@ class Progress:
             self._refresh()
             self._bar.close()
 
-    def unit_done(self, stage: str, unit: int, table: pa.Table, questions: int, seconds: float) -> None:
+    def unit_done(self, stage: str, unit: int, result: UnitResult, questions: int, seconds: float) -> None:
         """Note a published unit in logs/rank-N.jsonl."""
+        table = result.table
         column = "token_ids" if "token_ids" in table.column_names else "token_logps"
         tokens = sum(map(len, table[column].to_pylist()))
         line = {"time": time.time(), "stage": stage, "unit": unit, "seconds": round(seconds, 3)}
         line |= {"questions": questions, "answers": table.num_rows, "tokens": tokens}
+        if result.retries:
+            line["out_of_memory"] = result.retries
         with open(self._log, "a") as file:
             file.write(json.dumps(line) + "\n")
         self._own_units += 1

@@ -19,6 +19,8 @@ class UnitResult:
 
     table: pa.Table
     quarantined: list[tuple[int | str, str]]
+    retries: int = 0
+    """how often memory ran out and the work went on in halves: its numbers may then differ in their last bits"""
 
 
 def read_image(question: Question, max_megapixels: float) -> Image.Image:

@@ -16,6 +16,7 @@ import torch
 
 import data_engine
 from data_engine import disk
+from data_engine.budgets import ACTIVATIONS, Needs, budgets, memory_bytes
 from data_engine.config import RunConfig
 from data_engine.dataset import Questions
 from data_engine.models import family_class, placement
@@ -34,8 +35,6 @@ SETTINGS = (
 # By these, two checkpoints are told apart that cannot be one model before and after tuning.
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
-# Answers decoded at a time: beyond this the products gain nothing.
-MOST_ROWS = {"cpu": 80, "cuda": 640}
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def kinship_warnings(instruct: Checkpoint, reward: Checkpoint) -> list[str]:
 def place(config: RunConfig, instruct: Checkpoint, reward: Checkpoint, ranks: Ranks) -> placement.Decision:
     """Whether this start splits its models over the ranks; by the larger of the two, since one is held at a time."""
     device = pick_device(ranks.device(config.device))
-    weights = max(num_weights(instruct.folder), num_weights(reward.folder)) * _itemsize(config, device)
+    weights = _weights_bytes(config, instruct, reward, device)
     return placement.decide(config.zero3, weights, ranks, device)
 
 
@@ -102,7 +101,7 @@ def describe(
     bound |= {"instruct_model": instruct.fingerprint, "reward_model": reward.fingerprint}
     return {
         "bound": bound,
-        "frozen": {"decode_rows": decode_rows(config, instruct, device)},
+        "frozen": frozen_budgets(config, instruct, reward, device),
         "zero3": decision.as_json(),
         "units": {
             "num_questions": len(questions),
@@ -119,18 +118,26 @@ def describe(
     }
 
 
-def decode_rows(config: RunConfig, instruct: Checkpoint, device: torch.device) -> int:
-    """How many answers are decoded at a time: as many suffix caches as fit half of the memory that weights leave.
+def frozen_budgets(config: RunConfig, instruct: Checkpoint, reward: Checkpoint, device: torch.device) -> dict:
+    """What budgets.budgets makes of this machine's memory and the larger of the two models.
 
-    The same whether the model is split or not, and over however many ranks: log-probs depend on it in their last bits.
+    The same whether models are split or not, and over however many ranks: log-probs depend on it in their last bits.
     """
-    width, itemsize = family_class(instruct.family).cache_values_per_token(instruct.folder), _itemsize(config, device)
-    row_bytes = width * config.max_new_tokens * itemsize
-    left = placement.memory_bytes(device) - placement.WORKING_ROOM_BYTES
-    weights = num_weights(instruct.folder) * itemsize
-    # Weights that do not fit are split, over two ranks at least.
-    left -= weights if weights <= left else weights // 2
-    return max(1, min(MOST_ROWS.get(device.type, 80), left // 2 // row_bytes))
+    memory, itemsize = memory_bytes(device, config.memory_fraction), _itemsize(config, device)
+    weights = _weights_bytes(config, instruct, reward, device)
+    # Weights that leave no room are split, over two ranks at least.
+    fits = weights + placement.WORKING_ROOM_BYTES <= memory
+    needs = Needs(
+        weights=weights if fits else weights // 2,
+        cached_token=family_class(instruct.family).cache_values_per_token(instruct.folder) * itemsize,
+        activated_token=ACTIVATIONS * instruct.sizes.get("hidden_size", 4096) * itemsize,
+    )
+    return budgets(memory, needs, device.type, config.sample_k, config.max_new_tokens)
+
+
+def _weights_bytes(config: RunConfig, instruct: Checkpoint, reward: Checkpoint, device: torch.device) -> int:
+    """Of the larger model, in the run's dtype: one model is held at a time."""
+    return max(num_weights(instruct.folder), num_weights(reward.folder)) * _itemsize(config, device)
 
 
 def _itemsize(config: RunConfig, device: torch.device) -> int:
@@ -152,6 +159,8 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
         raise UserError(f"work_dir {work_dir} cannot be written: {error.strerror}") from error
     try:
         found = json.loads(path.read_text())
+        # A start works by the budgets that are written here, not by its own.
+        _ = [found["frozen"][name] for name in described["frozen"]]
         differing = [name for name in described["bound"] if found["bound"].get(name) != described["bound"][name]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run.json of this program; choose another work_dir") from error

@@ -1,14 +1,15 @@
 """Stage 0: k answers a question from the instruct model, for one unit or through the public API."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 from PIL import Image
 
 from data_engine import records
+from data_engine.ahead import ahead
 from data_engine.dataset import Question
-from data_engine.decode import Request, Sampled, sample
+from data_engine.decode import Decoder, Request, Sampled, sample
 from data_engine.images import BadImage
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.rows import BadRow, UnitResult, open_image, read_image
@@ -32,8 +33,6 @@ class SampleSettings:
     k: int
     seed: int
     params: SamplingParams
-    num_rows: int
-    """answers decoded at a time, frozen in run.json"""
     crop: bool
     """see the scoring stage's pixels"""
     max_megapixels: float
@@ -52,26 +51,35 @@ def request_for(
 
 
 def sample_unit(
-    model: VisionLanguageModel, questions: Iterable[Question], idx_type: pa.DataType, settings: SampleSettings
+    decoder: Decoder, questions: Iterable[Question], idx_type: pa.DataType, settings: SampleSettings
 ) -> UnitResult:
     """All answers of a unit's questions, in order; a row that cannot be used is left out with its reason."""
-    requests, asked, quarantined = [], [], []
-    for question in questions:
+    asked, quarantined = [], []
+
+    def prepare(question: Question) -> tuple[Question, Request | str]:
         try:
             image = read_image(question, settings.max_megapixels)
-            requests.append(request_for(model, image, question.question, question.idx, settings))
-            asked.append(question.idx)
+            return question, request_for(decoder.model, image, question.question, question.idx, settings)
         except (BadRow, BadImage) as problem:
-            quarantined.append((question.idx, str(problem)))
-    sampled = sample(model, requests, settings.params, settings.num_rows) if requests else []
+            return question, str(problem)
+
+    def requests() -> Iterator[Request]:
+        for question, prepared in ahead(prepare, questions):
+            if isinstance(prepared, str):
+                quarantined.append((question.idx, prepared))
+            else:
+                asked.append(question.idx)
+                yield prepared
+
+    sampled = decoder.sample(requests(), settings.params)
     columns = {
         "idx": [asked[found.request] for found in sampled],
         "sample_index": [found.sample_index for found in sampled],
-        "answer": [model.text(found.token_ids) for found in sampled],
+        "answer": [decoder.model.text(found.token_ids) for found in sampled],
         "token_ids": [found.token_ids for found in sampled],
         "finish_reason": [found.finish_reason for found in sampled],
     }
-    return UnitResult(pa.table(columns, records.sampled_answer(idx_type)), quarantined)
+    return UnitResult(pa.table(columns, records.sampled_answer(idx_type)), quarantined, decoder.retries)
 
 
 def sample_answers(
@@ -93,9 +101,9 @@ def sample_answers(
     `image` is a PIL image or encoded bytes. Raises images.BadImage, a ValueError, for an image that cannot be read.
     """
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
-    settings = SampleSettings(k, seed, params, num_rows=k, crop=False, max_megapixels=max_megapixels)
+    settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
     request = request_for(model, open_image(image, max_megapixels), question, idx, settings)
-    return [answer_of(model, found) for found in sample(model, [request], params, settings.num_rows)]
+    return [answer_of(model, found) for found in sample(model, [request], params, num_rows=k)]
 
 
 def answer_of(model: VisionLanguageModel, found: Sampled) -> Answer:

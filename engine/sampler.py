@@ -24,8 +24,8 @@ class SamplingParams:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     max_new_tokens: int = 512
-    min_new_tokens: int = 0
-    """EOS is not drawn before; for benchmarks"""
+    forced_lengths: bool = False
+    """answers end where decode.Request.lengths says, and nowhere else; for benchmarks"""
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from data_engine import records
+from data_engine.ahead import ahead
 from data_engine.dataset import Question
 from data_engine.images import BadImage
-from data_engine.logps import packed_token_logps, plain_token_logps
+from data_engine.logps import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.rows import BadRow, UnitResult, open_image, read_image
 
@@ -30,6 +31,20 @@ class ScoreSettings:
     as_text: bool
     """answers go over as text, since the model has another tokenizer than the one that sampled"""
     max_megapixels: float
+    tokens_a_pass: int = 0
+    """questions go through the model together up to so many tokens, frozen in run.json; a question never waits"""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A question that is ready for the model: its pixels, and the ids of its answers; or what is wrong with it."""
+
+    question: Question
+    rows: list[dict]
+    pixels: Tensor | None = None
+    ids: list[list[int]] | None = None
+    tokens: int = 0
+    problem: str | None = None
 
 
 def score_unit(
@@ -44,37 +59,75 @@ def score_unit(
     With `check`, the first question's answers are scored by the plain path too, and the two compared.
     """
     answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
-    scored, quarantined = [], []
-    for question in (question for question in questions if question.idx in answers):
-        rows = answers[question.idx]
-        try:
-            logps = _score_question(model, question, rows, settings, check and not scored)
-        except (BadRow, BadImage) as problem:
-            quarantined.append((question.idx, str(problem)))
+    asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
+    prepared = ahead(lambda item: _prepare(model, *item, settings), asked)
+    scored, quarantined, retries = [], [], 0
+    for together in _passes(prepared, settings.tokens_a_pass, quarantined):
+        shared = [prefix(model, one.pixels, one.question.question) for one in together]
+        logps, halved = _score(model, [Scored(one, of.ids) for one, of in zip(shared, together, strict=True)])
+        retries += halved
+        if check and not scored:
+            self_check(model, shared[0], together[0].ids, logps[0])
+        for one, found in zip(together, logps, strict=True):
+            scored += zip(one.rows, found, strict=True)
+    table = pa.Table.from_pylist(list(_records(scored)), records.logps(sampled.schema.field("idx").type))
+    return UnitResult(table, quarantined, retries)
+
+
+def _prepare(model: VisionLanguageModel, question: Question, rows: list[dict], settings: ScoreSettings) -> _Prepared:
+    try:
+        image = read_image(question, settings.max_megapixels)
+        pixels = model.pixels(image, True, settings.max_megapixels)
+        if settings.as_text:
+            ids = [model.answer_ids(question.question, row["answer"]) for row in rows]
+        else:
+            ids = [row["token_ids"] for row in rows]
+        size, longest = prefix_length(model, question.question), max(map(len, ids))
+        if size + longest > model.max_positions:
+            room = model.max_positions
+            raise BadRow(f"too long to score: prompt of {size} tokens, answer of {longest}, room for {room}")
+    except (BadRow, BadImage) as problem:
+        return _Prepared(question, rows, problem=str(problem))
+    return _Prepared(question, rows, pixels, ids, pass_tokens(size, ids))
+
+
+def _passes(
+    prepared: Iterable[_Prepared], most_tokens: int, quarantined: list[tuple[int | str, str]]
+) -> Iterator[list[_Prepared]]:
+    """Neighbours that fit a pass, one at least; those that cannot be scored go to `quarantined`."""
+    together: list[_Prepared] = []
+    for one in prepared:
+        if one.problem:
+            quarantined.append((one.question.idx, one.problem))
             continue
-        scored += zip(rows, logps, strict=True)
-    return UnitResult(
-        pa.Table.from_pylist(list(_records(scored)), records.logps(sampled.schema.field("idx").type)), quarantined
-    )
+        if together and sum(other.tokens for other in together) + one.tokens > most_tokens:
+            yield together
+            together = []
+        together.append(one)
+    if together:
+        yield together
 
 
-def _score_question(
-    model: VisionLanguageModel, question: Question, rows: list[dict], settings: ScoreSettings, check: bool
-) -> list[Tensor]:
-    image = read_image(question, settings.max_megapixels)
-    pixels = model.pixels(image, True, settings.max_megapixels)
-    if settings.as_text:
-        ids = [model.answer_ids(question.question, row["answer"]) for row in rows]
-    else:
-        ids = [row["token_ids"] for row in rows]
-    size, longest = prefix_length(model, question.question), max(map(len, ids))
-    if size + longest > model.max_positions:
-        raise BadRow(f"too long to score: prompt of {size} tokens, answer of {longest}, room for {model.max_positions}")
-    shared = prefix(model, pixels, question.question)
-    logps = packed_token_logps(model, shared, ids)
-    if check:
-        self_check(model, shared, ids, logps)
-    return logps
+def _score(model: VisionLanguageModel, questions: list[Scored]) -> tuple[list[list[Tensor]], int]:
+    """score_pass; where memory runs out, in two halves, and so on. Also returns how often it was halved."""
+    try:
+        return score_pass(model, questions), 0
+    except torch.OutOfMemoryError:
+        if len(questions) == len(questions[0].answers) == 1:
+            raise
+    # Outside the handler, whose traceback would keep the pass's tensors.
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    log.warning("out of memory: %d questions are scored in two halves", len(questions))
+    if len(questions) > 1:
+        half = len(questions) // 2
+        (first, one), (second, other) = _score(model, questions[:half]), _score(model, questions[half:])
+        return first + second, 1 + one + other
+    [question] = questions
+    half = len(question.answers) // 2
+    halves = [Scored(question.prefix_PD, part) for part in (question.answers[:half], question.answers[half:])]
+    ([first], one), ([second], other) = (_score(model, [part]) for part in halves)
+    return [first + second], 1 + one + other
 
 
 def self_check(model: VisionLanguageModel, shared: Tensor, ids: list[list[int]], packed: list[Tensor]) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,6 +54,20 @@ def missing(work_dir: Path, stage: str, wanted: Iterable[int]) -> list[int]:
     """
     unlisted = set(wanted) - published(work_dir, stage)
     return sorted(unit for unit in unlisted if not unit_path(work_dir, stage, unit).exists())
+
+
+def workable(
+    stages: Sequence[str], mine: Iterable[int], done: Mapping[str, Collection[int]]
+) -> Iterator[tuple[str, int]]:
+    """The (stage, unit) that a free rank may take, in the order of its choice: those of earlier stages first.
+
+    `done` are the published units of each stage, of the first in any case: scoring needs a unit's answers. Whoever is
+    free takes the next one, so that a slow rank takes fewer.
+    """
+    for stage in stages:
+        for unit in mine:
+            if unit not in done[stage] and (stage == STAGES[0] or unit in done[STAGES[0]]):
+                yield stage, unit
 
 
 def sync_folder(folder: Path) -> None:

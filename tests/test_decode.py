@@ -109,9 +109,12 @@ def test_a_prefix_is_computed_once_and_dropped_with_its_last_answer(instruct, pr
     assert len(found) == 16
 
 
-def test_min_new_tokens_forbids_the_end(instruct, prefixes):
-    found = sample(instruct, requests(prefixes, 10), SamplingParams(1.0, 0, max_new_tokens=12, min_new_tokens=12), 80)
-    assert {len(answer.token_ids) for answer in found} == {12}
+def test_forced_lengths_are_those_of_the_request_and_end_with_eos(instruct, prefixes):
+    lengths = [1, 2, 12, 5, 7]
+    asked = [Request(lambda shared=shared: shared, [1, 2, 3, 4, 5], lengths) for shared in prefixes[:3]]
+    found = sample(instruct, asked, SamplingParams(1.0, 0, max_new_tokens=12, forced_lengths=True), 4)
+    assert [len(answer.token_ids) for answer in found] == lengths * 3
+    assert all(answer.token_ids.index(2) == len(answer.token_ids) - 1 for answer in found)
 
 
 def test_the_public_function_gives_k_reproducible_answers(instruct, golden_images):

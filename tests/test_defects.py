@@ -31,14 +31,14 @@ def run(goldens, tmp_path_factory, one_thread) -> tuple[Path, Counter]:
     from data_engine.models.llava import Llava
 
     work_dir, calls = tmp_path_factory.mktemp("defects") / "work", Counter()
-    encode, packed = Llava.encode_images, score.packed_token_logps
+    encode, packed = Llava.encode_images, score.score_pass
     paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
     paths |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": work_dir}
     settings = {"sample_k": 5, "rank": 2, "distance": 1000, "max_new_tokens": 8, "threads": 1, "unit_size": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.Stop, "listen", lambda stop: stop)
         patch.setattr(Llava, "encode_images", lambda *a: calls.update(["image"]) or encode(*a))
-        patch.setattr(score, "packed_token_logps", lambda *a: calls.update(["packed"]) or packed(*a))
+        patch.setattr(score, "score_pass", lambda *a: calls.update(["packed"]) or packed(*a))
         assert pipeline.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
     return work_dir, calls
 

@@ -16,10 +16,11 @@ SOURCES = sorted([*(ROOT / "engine").rglob("*.py"), *(ROOT / "kernels" / "ops").
 # Top to bottom. A module may import from its own floor and those below; a folder stands on one floor as a whole.
 FLOORS = [
     "cli __main__ demo",
-    "arguments validate submit status bench bench_ways pipeline together runfile progress",
+    "arguments validate submit status bench bench_ways bench_model bench_job bench_machine pipeline together runfile"
+    " progress",
     "sample score pairing report",
-    "models decode logps attention sampler kernels rewards pairs filters draft exports words rows scratch funnel plots "
-    "summary",
+    "budgets models decode steps lanes caches logps attention sampler kernels rewards pairs filters draft"
+    " exports words rows scratch funnel plots ahead summary",
     "units claims disk ranks lifeline logs dataset sources images",
     "records config seeds",
 ]

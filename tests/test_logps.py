@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from data_engine.logps import packed_token_logps, plain_token_logps
+from data_engine import logps, score
+from data_engine.kernels import reference
+from data_engine.logps import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.models.base import prefix
 from data_engine.score import self_check
 
@@ -36,6 +38,77 @@ def test_equal_answers_get_equal_log_probs(instruct, shared):
     one, other = random_answers([9, 4])
     logps = packed_token_logps(instruct, shared, [one, other, one])
     assert torch.equal(logps[0], logps[2])
+
+
+def several(instruct, golden_rows, golden_images, lengths: list[list[int]]) -> list[Scored]:
+    """Questions with prefixes of different length, and answers of the lengths given."""
+    found = []
+    for number, own in enumerate(lengths):
+        pixels = instruct.pixels(golden_images[number], True, 64)
+        shared = prefix(instruct, pixels, golden_rows[4 * number]["question"])
+        found.append(Scored(shared, random_answers(own)))
+    return found
+
+
+def test_several_questions_in_a_pass_equal_each_alone(instruct, golden_rows, golden_images):
+    """One of them has answers of one token alone, which feed nothing."""
+    asked = several(instruct, golden_rows, golden_images, [[5, 30, 5], [1, 1], [12], [1, 40]])
+    for question, got in zip(asked, score_pass(instruct, asked), strict=True):
+        for answer, token_logps in zip(question.answers, got, strict=True):
+            wanted = plain_token_logps(instruct, question.prefix_PD, answer)
+            torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
+
+
+def test_the_tokens_of_a_pass_are_those_that_are_fed(instruct, shared, monkeypatch):
+    fed = []
+    original = logps.forward
+    monkeypatch.setattr(logps, "forward", lambda *a: fed.append(a[1].shape[1]) or original(*a))
+    answers = random_answers([9, 4])
+    packed_token_logps(instruct, shared, [*answers, answers[0]])
+    assert fed == [pass_tokens(len(shared), [*answers, answers[0]])] == [len(shared) + 8 + 3]
+
+
+def test_no_tensor_grows_with_answers_times_vocabulary(instruct, shared, monkeypatch):
+    """The largest tensor with an entry for each word of the vocabulary has CHUNK rows, whatever the tokens are."""
+    largest = []
+    original = reference.logits_fp32
+    monkeypatch.setattr(reference, "CHUNK", 64)
+    monkeypatch.setattr(
+        reference, "logits_fp32", lambda hidden, weight: largest.append(len(hidden)) or original(hidden, weight)
+    )
+    got = packed_token_logps(instruct, shared, random_answers([90] * 10))
+    assert max(largest) == 64
+    assert sum(largest) == sum(map(len, got)) == 900
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most_answers", "halvings"),
+    [
+        # 3 questions -> 1 and 2 -> 1 and 1
+        ([[6, 7], [8], [9, 3]], 2, 2),
+        # 4 answers -> 2 and 2
+        ([[5, 6, 7, 8]], 2, 1),
+        # and all of it, down to single answers: 2 -> 1 and 1; 3 -> 1 and 2 -> 1 and 1
+        ([[5, 6], [7, 8, 9]], 1, 4),
+    ],
+)
+def test_out_of_memory_scores_in_halves(
+    instruct, golden_rows, golden_images, monkeypatch, lengths, most_answers, halvings
+):
+    """Passes of more than one question, or more than `most_answers` of one, do not fit."""
+    asked = several(instruct, golden_rows, golden_images, lengths)
+    expected = [packed_token_logps(instruct, one.prefix_PD, one.answers) for one in asked]
+
+    def small(model, questions):
+        if len(questions) > 1 or len(questions[0].answers) > most_answers:
+            raise torch.OutOfMemoryError("no room")
+        return score_pass(model, questions)
+
+    monkeypatch.setattr(score, "score_pass", small)
+    got, halved = score._score(instruct, asked)
+    assert halved == halvings
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(torch.cat(one), torch.cat(other), rtol=0, atol=1e-5)
 
 
 def test_an_answer_without_tokens_is_refused(instruct, shared):

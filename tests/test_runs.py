@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
-from data_engine import pipeline, runfile
+from data_engine import decode, pipeline, runfile, score
 from data_engine.config import RunConfig
 from data_engine.records import UserError
 
@@ -295,6 +296,78 @@ def test_a_run_says_and_stores_why_its_models_are_not_split(config, tmp_path, ca
     assert (stored["split"], stored["asked"], stored["world_size"]) == (False, "auto", 1)
     assert stored["told"].startswith("zero3 auto: each rank holds a whole model (0.0 GB of weights + 8.6 GB of working")
     assert stored["told"] in capsys.readouterr().err
+
+
+def budgets_of(monkeypatch, **budgets: int) -> None:
+    found = runfile.budgets
+    monkeypatch.setattr(runfile, "budgets", lambda *a: found(*a) | budgets)
+
+
+def test_budgets_are_frozen_by_the_first_start(config, tmp_path, monkeypatch):
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    pipeline.run(config(dataset, stop_after_stage=0))
+    before = json.loads((tmp_path / "work/run.json").read_text())["frozen"]
+    budgets_of(monkeypatch, decode_rows=3, decode_slots=2, score_tokens=7)
+    used = []
+    monkeypatch.setattr(pipeline, "score_unit", lambda *a, **b: used.append(a[3]) or score.score_unit(*a, **b))
+    assert pipeline.run(config(dataset, memory_fraction=0.3)) == 0
+    assert json.loads((tmp_path / "work/run.json").read_text())["frozen"] == before
+    assert {settings.tokens_a_pass for settings in used} == {before["score_tokens"]}
+
+
+def test_other_budgets_give_the_same_answers_and_log_probs(config, tmp_path, monkeypatch):
+    """4 questions x 4 answers, by rows 80, 5 and 1, and scored one question a pass, two, and all."""
+    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 40, 60, 80)]
+    dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
+    found = []
+    for rows, tokens in ((80, 0), (5, 400), (1, 10_000)):
+        budgets_of(monkeypatch, decode_rows=rows, decode_slots=3, score_tokens=tokens)
+        assert pipeline.run(config(dataset, work_dir=str(tmp_path / f"{rows}"), stop_after_stage=1)) == 0
+        found.append([read(tmp_path / f"{rows}" / stage) for stage in ("sampled_answer", "instruct_logps")])
+    for sampled, scored in found[1:]:
+        assert sampled == found[0][0]
+        for one, other in zip(scored, found[0][1], strict=True):
+            assert one["token_logps"] == pytest.approx(other["token_logps"], abs=1e-5)
+
+
+def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp_path, monkeypatch):
+    """The second pass of each stage does not fit."""
+    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 80)]
+    dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
+    assert pipeline.run(config(dataset, work_dir=str(tmp_path / "whole"), stop_after_stage=1)) == 0
+    calls = []
+
+    def fails(name, original):
+        def call(*arguments):
+            calls.append(name)
+            if calls.count(name) == 2:
+                raise torch.OutOfMemoryError("no room")
+            return original(*arguments)
+
+        return call
+
+    monkeypatch.setattr(decode.Steps, "next", fails("sample", decode.Steps.next))
+    monkeypatch.setattr(score, "score_pass", fails("score", score.score_pass))
+    assert pipeline.run(config(dataset, stop_after_stage=1)) == 0
+    assert read(tmp_path / "work/sampled_answer") == read(tmp_path / "whole/sampled_answer")
+    assert len(read(tmp_path / "work/reward_logps")) == 8
+    lines = [json.loads(line) for line in (tmp_path / "work/logs/rank-0.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line.get("out_of_memory")) for line in lines] == [
+        ("sampled_answer", 1), ("instruct_logps", 1), ("reward_logps", None)
+    ]  # fmt: skip
+
+
+def test_a_unit_that_cannot_be_written_ends_the_run_and_frees_its_claim(config, tmp_path, monkeypatch):
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline.units, "publish", full)
+    with pytest.raises(OSError, match="No space left"):
+        pipeline.run(config(dataset))
+    assert not list((tmp_path / "work/claims").iterdir())
+    assert not read(tmp_path / "work/sampled_answer")
 
 
 def test_a_run_json_of_something_else_is_refused(config, tmp_path):

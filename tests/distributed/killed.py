@@ -44,7 +44,7 @@ def before(module: object, name: str, window: str, countdown: Countdown) -> None
 
 def install(countdown: Countdown) -> None:
     before(decode._Loop, "_step", "sampling", countdown)
-    before(score, "packed_token_logps", "scoring", countdown)
+    before(score, "score_pass", "scoring", countdown)
     before(exports, "_row_groups", "dataset writing", countdown)
     write, replace = units.write_sealed, os.replace
 

@@ -1,0 +1,70 @@
+"""Where the sampling loop keeps keys, values and the state of its rows: buffers made once, at addresses that stay.
+
+A prefix lies in a slot, and is read by all rows of its question; a row's own tokens lie in its suffix.
+
+Shapes: Q slots, R rows, G key/value heads, P prefix and S suffix tokens at most, D head width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from data_engine.models.base import VisionLanguageModel
+
+# Prefixes kept for each that the rows would need if no answer of a question outlived the others. Answers of very
+# different length (log-normal, p95 twice the mean) would keep up to 2.3 times as many alive.
+STRAGGLERS = 2.5
+# Lengths of buffers are rounded up to it, so that the next unit rarely needs longer ones.
+ROUND = 64
+
+
+def num_slots(num_rows: int, answers_per_question: int) -> int:
+    """How many prefixes are kept for so many rows."""
+    return int(STRAGGLERS * num_rows / answers_per_question) + 2
+
+
+class Caches:
+    """By layer, prefix keys and values [Q, G, P, D] and suffix keys and values [R, G, S, D]; the rows' state."""
+
+    def __init__(self, model: VisionLanguageModel, num_rows: int, num_slots: int, suffix_tokens: int) -> None:
+        config, device = model.decoder.config, model.device
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._like = torch.empty(0, config.num_key_value_heads, 0, width, device=device, dtype=model.dtype)
+        self.num_rows, self.num_slots, self.suffix_tokens = num_rows, num_slots, suffix_tokens
+        layers = range(config.num_hidden_layers)
+        self.suffix_keys, self.suffix_values = ([self._empty(num_rows, suffix_tokens) for _ in layers] for _ in "kv")
+        self.prefix_keys, self.prefix_values = ([self._empty(num_slots, 0) for _ in layers] for _ in "kv")
+        self.prefix_tokens = 0
+        self.prefix_lengths_Q = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self.first_logits_QV = torch.zeros(num_slots, len(model.head_weight), device=device)
+        # Of each row: its newest token, its random-number key, how many tokens it has, its slot, where it is to end.
+        self.state_5R = torch.zeros(5, num_rows, dtype=torch.long, device=device)
+        self.tokens_R, self.keys_R, self.lengths_R, self.slots_R, self.ends_R = self.state_5R
+        self.lengths_R.fill_(1)
+
+    def _empty(self, number: int, length: int) -> Tensor:
+        _, heads, _, width = self._like.shape
+        return self._like.new_empty(number, heads, length, width)
+
+    def reserve(self, prefix_tokens: int) -> bool:
+        """Make room for prefixes of this length; True if the buffers had to move."""
+        if prefix_tokens <= self.prefix_tokens:
+            return False
+        longer = -(-prefix_tokens // ROUND) * ROUND
+        # Layer by layer, so that old and new are never there as a whole at the same time.
+        for caches in (self.prefix_keys, self.prefix_values):
+            for layer, old in enumerate(caches):
+                caches[layer] = self._empty(self.num_slots, longer)
+                caches[layer][:, :, : self.prefix_tokens] = old
+        self.prefix_tokens = longer
+        return True
+
+    def slot(self, number: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Where the keys and values of a prefix go, by layer [G, length, D]."""
+        both = (self.prefix_keys, self.prefix_values)
+        return tuple([cache[number, :, :length] for cache in caches] for caches in both)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Row `source` becomes row `target`, its first `length` suffix tokens with it."""
+        for cache in (*self.suffix_keys, *self.suffix_values):
+            cache[target, :, :length] = cache[source, :, :length]
+        self.state_5R[:, target] = self.state_5R[:, source]

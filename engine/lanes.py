@@ -1,0 +1,121 @@
+"""Attention of one decode step: each row's new token sees its question's prefix, and its own suffix.
+
+Rows of one question are one product with its prefix, a lane; rows that lie side by side with suffixes of similar length
+are one product with them, a run. Both parts are merged by their log-sum-exps.
+
+Shapes: R rows, n rows of a lane or run, H and G query and key/value heads, g = H / G, P prefix and S suffix tokens, D
+head width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from data_engine.caches import Caches
+
+# Suffix tokens that a run reads for nothing, since they lie behind the end of its shorter rows, cost about what another
+# run costs on its own.
+WASTE = 256
+
+
+class Lanes:
+    """Which rows read which prefix and lie in which run; the same for all steps until a row comes or goes."""
+
+    def __init__(self, slots: Sequence[int], lengths: Sequence[int], device: torch.device) -> None:
+        """Of each row: its slot, and its suffix's tokens with the one that the next step adds."""
+        order = sorted(range(len(slots)), key=slots.__getitem__)
+        in_order = order == list(range(len(order)))
+        self.order = None if in_order else torch.tensor(order, device=device)
+        self.inverse = None if in_order else self.order.argsort()
+        # Of each lane: slot, first and last + 1 of its rows in that order.
+        self.lanes: list[tuple[int, int, int]] = []
+        for place, row in enumerate(order):
+            first = self.lanes.pop()[1] if self.lanes and self.lanes[-1][0] == slots[row] else place
+            self.lanes.append((slots[row], first, place + 1))
+        self.runs = runs(lengths)
+        self.steps = 0
+
+
+def runs(lengths: Sequence[int]) -> list[tuple[int, int, int, bool]]:
+    """Neighbours of similar length, as (first, last + 1, longest, whether one is shorter)."""
+    firsts, longest, total = [], 0, 0
+    for row, length in enumerate(lengths):
+        longest, total = max(longest, length), total + length
+        if not firsts or longest * (row + 1 - firsts[-1]) - total > WASTE:
+            firsts.append(row)
+            longest = total = length
+    found = zip(firsts, [*firsts[1:], len(lengths)], strict=True)
+    return [(a, b, max(lengths[a:b]), min(lengths[a:b]) < max(lengths[a:b])) for a, b in found]
+
+
+class EagerRows:
+    """The attention layout of one step in plain torch, for the first R rows of the caches."""
+
+    def __init__(self, caches: Caches, lanes: Lanes, prefix_lengths: Sequence[int], num_rows: int) -> None:
+        self.caches, self.lanes, self.prefix_lengths = caches, lanes, prefix_lengths
+        self.rows = torch.arange(num_rows, device=caches.state_5R.device)
+        self.at = caches.lengths_R[:num_rows] - 1
+        self.runs = [self._run(*run) for run in lanes.runs]
+
+    def _run(self, first: int, last: int, longest: int, ragged: bool) -> tuple[slice, int, Tensor | None]:
+        """A run's rows, its longest suffix by now, and where its rows have no token yet [n, 1, 1, S]."""
+        longest += self.lanes.steps
+        if not ragged:
+            return slice(first, last), longest, None
+        places = torch.arange(longest, device=self.at.device)
+        return slice(first, last), longest, (places > self.at[first:last, None])[:, None, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        keys, values = self.caches.suffix_keys[layer], self.caches.suffix_values[layer]
+        keys[self.rows, :, self.at], values[self.rows, :, self.at] = key[:, :, 0], value[:, :, 0]
+        rows, heads, _, width = query.shape
+        # The query heads that share a key/value head become rows of one product.
+        query_RGgD = query.reshape(rows, key.shape[1], -1, width)
+        prefix, prefix_lse = self._prefixes(layer, query_RGgD, scale)
+        own, own_lse = self._suffixes(keys, values, query_RGgD, scale)
+        # The softmax over both parts, from its halves (online softmax, arXiv:1805.02867).
+        return torch.lerp(own, prefix, torch.sigmoid(prefix_lse - own_lse)).to(query.dtype).view(rows, heads, 1, width)
+
+    def _prefixes(self, layer: int, query_RGgD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        rows, groups, shared, width = query_RGgD.shape
+        keys, values = self.caches.prefix_keys[layer], self.caches.prefix_values[layer]
+        query = query_RGgD.transpose(0, 1)
+        query = query.contiguous() if self.lanes.order is None else query.index_select(1, self.lanes.order)
+        out = torch.empty(groups, rows, shared, width, device=query.device)
+        lse = torch.empty(groups, rows, shared, 1, device=query.device)
+        for slot, first, last in self.lanes.lanes:
+            length = self.prefix_lengths[slot]
+            lane = query[:, first:last].reshape(groups, -1, width)
+            mixed, sums = attention_with_lse(lane, keys[slot, :, :length], values[slot, :, :length], scale)
+            out[:, first:last] = mixed.view(groups, last - first, shared, width)
+            lse[:, first:last] = sums.view(groups, last - first, shared, 1)
+        if self.lanes.inverse is not None:
+            out, lse = out.index_select(1, self.lanes.inverse), lse.index_select(1, self.lanes.inverse)
+        return out.transpose(0, 1), lse.transpose(0, 1)
+
+    def _suffixes(self, keys: Tensor, values: Tensor, query_RGgD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        out = torch.empty_like(query_RGgD, dtype=torch.float32)
+        lse = torch.empty(*query_RGgD.shape[:3], 1, device=query_RGgD.device)
+        for run, longest, behind in self.runs:
+            scores = (query_RGgD[run] @ keys[run, :, :longest].transpose(2, 3)).float().mul_(scale)
+            if behind is not None:
+                scores.masked_fill_(behind, -torch.inf)
+            out[run], lse[run] = _mix(scores, values[run, :, :longest])
+        return out, lse
+
+
+def attention_with_lse(query_GTD: Tensor, key_GSD: Tensor, value_GSD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(scale q k^T) v, where every query sees every key [G, T, D]; log-sum-exp of the scores [G, T, 1], fp32."""
+    if query_GTD.device.type == "cpu":
+        mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query_GTD[None], key_GSD[None], value_GSD[None], scale=scale
+        )
+        return mixed[0], lse[0, ..., None]
+    return _mix((query_GTD @ key_GSD.transpose(1, 2)).float().mul_(scale), value_GSD)
+
+
+def _mix(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The values mixed by the softmax of fp32 scores, and the scores' log-sum-exp, both fp32."""
+    lse = scores.logsumexp(-1, keepdim=True)
+    return ((scores - lse).exp_().to(values.dtype) @ values).float(), lse

@@ -1,0 +1,154 @@
+"""The device's side of the sampling loop: prefill, first draw and decode step, on buffers that are made once.
+
+A step reads everything from those buffers. Where one operation does the attention of all rows, it needs no figure of
+the host either: on a GPU it is then captured in CUDA graphs, one for each rounded-up number of rows, and replayed.
+
+Shapes: N rows of a call, P prefix tokens, V vocabulary; others as in caches.py.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from data_engine.attention import Layout, Prefill, forward, positions
+from data_engine.caches import Caches
+from data_engine.kernels.reference import logits_fp32
+from data_engine.lanes import EagerRows, Lanes
+from data_engine.models.base import VisionLanguageModel
+from data_engine.sampler import SamplingParams, next_tokens
+
+# A captured step serves every number of rows up to its own; the rows behind the live ones work for nothing.
+GRAPH_ROWS = 16
+
+
+class GroupedAttention(Protocol):
+    """Attention of one new token a row to its slot's prefix and its own suffix, in one operation."""
+
+    def __call__(
+        self,
+        query_RHD: Tensor,
+        prefix_keys_QGPD: Tensor,
+        prefix_values_QGPD: Tensor,
+        prefix_lengths_Q: Tensor,
+        suffix_keys_RGSD: Tensor,
+        suffix_values_RGSD: Tensor,
+        suffix_lengths_R: Tensor,
+        slots_R: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """[R, H, D]"""
+
+
+class FusedRows:
+    """The attention layout of a step as one operation on the first N rows of the caches."""
+
+    def __init__(self, caches: Caches, which: Tensor, attention: GroupedAttention) -> None:
+        self.caches, self.which, self.attention = caches, which, attention
+        # Rows behind the live ones count on for as long as they work for nothing.
+        self.lengths = caches.lengths_R[which].clamp(max=caches.suffix_tokens)
+        self.slots = caches.slots_R[which]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        caches, rows = self.caches, len(query)
+        keys, values = caches.suffix_keys[layer][:rows], caches.suffix_values[layer][:rows]
+        keys[self.which, :, self.lengths - 1] = key[:, :, 0]
+        values[self.which, :, self.lengths - 1] = value[:, :, 0]
+        prefixes = caches.prefix_keys[layer], caches.prefix_values[layer], caches.prefix_lengths_Q
+        return self.attention(query[:, :, 0], *prefixes, keys, values, self.lengths, self.slots, scale)[:, :, None]
+
+
+class Steps:
+    """What the loop asks of the device; one for a set of caches and sampling values."""
+
+    def __init__(
+        self, model: VisionLanguageModel, caches: Caches, params: SamplingParams, attention: GroupedAttention | None
+    ) -> None:
+        self.model, self.caches, self.params, self.attention = model, caches, params, attention
+        device = model.device
+        vocabulary = len(model.head_weight) if params.repetition_penalty != 1 else 0
+        self.seen_RV = torch.zeros(caches.num_rows, vocabulary, dtype=torch.bool, device=device)
+        self.every_row = torch.arange(caches.num_rows, device=device)
+        self.eos = torch.tensor(model.eos_token_ids, device=device)
+        self.prefix_lengths = [0] * caches.num_slots
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def prefill(self, prefix_PD: Tensor, slot: int) -> None:
+        """Run a prompt: its keys and values into the slot, and the logits of every first token."""
+        length = len(prefix_PD)
+        if self.caches.reserve(length):
+            self._graphs.clear()
+        layout = Prefill(*self.caches.slot(slot, length))
+        hidden = forward(self.model.decoder, prefix_PD[None], positions(0, length, prefix_PD.device), layout)[0, -1:]
+        self.caches.first_logits_QV[slot] = logits_fp32(hidden, self.model.head_weight)[0]
+        self.caches.prefix_lengths_Q[slot] = self.prefix_lengths[slot] = length
+
+    def first(self, places: Sequence[int], keys: Sequence[int], slots: Sequence[int], ends: Sequence[int]) -> Tensor:
+        """Start answers in the rows `places` and draw their first tokens [N], which come from the prefix alone."""
+        none = [0] * len(places)
+        which, state = (torch.tensor(v, device=self.model.device) for v in (places, [none, keys, none, slots, ends]))
+        self.caches.state_5R[:, which] = state
+        self.seen_RV[which] = False
+        return self._draw(self.caches.first_logits_QV[state[3]], which)
+
+    def next(self, lanes: Lanes, num_rows: int) -> Tensor:
+        """Feed each of the first `num_rows` rows its newest token and draw the next [N]."""
+        if self.attention is None:
+            layout = EagerRows(self.caches, lanes, self.prefix_lengths, num_rows)
+            return self._advance(self.every_row[:num_rows], layout)
+        size = min(-(-num_rows // GRAPH_ROWS) * GRAPH_ROWS, self.caches.num_rows)
+        if self.model.device.type != "cuda":
+            return self._fused(size)[:num_rows]
+        if size not in self._graphs:
+            self._graphs[size] = self._captured(size)
+        graph, drawn = self._graphs[size]
+        graph.replay()
+        return drawn[:num_rows]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        self.caches.move(source, target, length)
+        self.seen_RV[target] = self.seen_RV[source]
+
+    def _fused(self, num_rows: int) -> Tensor:
+        which = self.every_row[:num_rows]
+        return self._advance(which, FusedRows(self.caches, which, self.attention))
+
+    def _captured(self, num_rows: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """A step as a graph, and where its tokens will lie. The step runs for warming up, and is undone."""
+        before = self.caches.state_5R.clone(), self.seen_RV.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._fused(num_rows)
+                # Suffixes need no undoing: the same token is written to the same place again.
+                self.caches.state_5R.copy_(before[0])
+                self.seen_RV.copy_(before[1])
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            drawn = self._fused(num_rows)
+        return graph, drawn
+
+    def _advance(self, which: Tensor, layout: Layout) -> Tensor:
+        caches = self.caches
+        places = caches.prefix_lengths_Q[caches.slots_R[which]] + caches.lengths_R[which] - 1
+        embeds = self.model.embed_tokens(caches.tokens_R[which])
+        hidden = forward(self.model.decoder, embeds[:, None], places[:, None], layout)
+        return self._draw(logits_fp32(hidden[:, 0], self.model.head_weight), which)
+
+    def _draw(self, logits_NV: Tensor, which: Tensor) -> Tensor:
+        """The next token of the rows `which`, noted in their state."""
+        caches, places = self.caches, self.caches.lengths_R[which]
+        if self.params.forced_lengths:
+            logits_NV.index_fill_(1, self.eos, -torch.inf)
+        seen = self.seen_RV[which] if self.seen_RV.shape[1] else None
+        drawn = next_tokens(logits_NV, caches.keys_R[which], places, self.params, seen)
+        if self.params.forced_lengths:
+            drawn = torch.where(places == caches.ends_R[which] - 1, self.eos[0], drawn)
+        if seen is not None:
+            self.seen_RV[which, drawn] = True
+        caches.tokens_R[which] = drawn
+        caches.lengths_R[which] += 1
+        return drawn

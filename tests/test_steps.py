@@ -1,0 +1,152 @@
+"""The device's side of the sampling loop: attention of a step, tokens read late, memory that runs out."""
+
+import pytest
+import torch
+
+from data_engine import decode
+from data_engine.caches import Caches, num_slots
+from data_engine.decode import Decoder, Request
+from data_engine.lanes import EagerRows, Lanes, runs
+from data_engine.models.base import prefix
+from data_engine.sampler import SamplingParams
+from data_engine.seeds import seed_for
+from data_engine.steps import FusedRows
+
+PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)
+
+
+def gathered_attention(query, prefix_keys, prefix_values, prefix_lengths, keys, values, lengths, slots, scale):
+    """The second, obvious formula: each row gets a copy of its prefix, and one softmax over all it sees."""
+    out = []
+    for row in range(len(query)):
+        slot, shared = slots[row], query.shape[1] // keys.shape[1]
+        both = [
+            torch.cat([prefix[slot, :, : prefix_lengths[slot]], own[row, :, : lengths[row]]], dim=1)
+            for prefix, own in ((prefix_keys, keys), (prefix_values, values))
+        ]
+        key, value = (part.repeat_interleave(shared, 0) for part in both)
+        weights = (torch.einsum("hd,hsd->hs", query[row], key) * scale).softmax(-1)
+        out.append(torch.einsum("hs,hsd->hd", weights, value))
+    return torch.stack(out)
+
+
+@pytest.fixture(scope="module")
+def asked(instruct, golden_rows, golden_images) -> list[Request]:
+    """Eight questions of different length, ten answers each."""
+    found = []
+    for number in range(8):
+        row = golden_rows[4 * number]
+        shared = prefix(instruct, instruct.pixels(golden_images[number], False, 64), row["question"])
+        found.append(Request(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(instruct, asked):
+    found = Decoder(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
+    assert {answer.finish_reason for answer in found} == {"stop", "length"}
+    return found
+
+
+@pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
+def test_a_step_attends_as_one_softmax_over_prefix_and_suffix(family, request):
+    """Both layouts, with and without grouped-query heads, on caches full of noise; rows out of order and ragged."""
+    model = request.getfixturevalue(family)
+    config = model.decoder.config
+    groups, heads = config.num_key_value_heads, config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    slots, lengths, prefix_lengths = [2, 0, 2, 1, 0, 2], [300, 1, 7, 7, 8, 2], [5, 70, 31]
+    caches = Caches(model, len(slots), 3, 320)
+    caches.reserve(max(prefix_lengths))
+    torch.manual_seed(0)
+    for cache in (caches.prefix_keys, caches.prefix_values, caches.suffix_keys, caches.suffix_values):
+        cache[1].normal_()
+    caches.slots_R[:], caches.lengths_R[:] = torch.tensor(slots), torch.tensor(lengths)
+    caches.prefix_lengths_Q[:] = torch.tensor(prefix_lengths)
+    query = torch.randn(6, heads, 1, width)
+    key, value = torch.randn(2, 6, groups, 1, width)
+    which = torch.arange(6)
+    eager = EagerRows(caches, Lanes(slots, lengths, query.device), prefix_lengths, 6)
+    got = eager.attend(1, query, key, value, 0.3)
+    wanted = FusedRows(caches, which, gathered_attention).attend(1, query, key, value, 0.3)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    for row, length in enumerate(lengths):
+        assert torch.equal(caches.suffix_keys[1][row, :, length - 1], key[row, :, 0])
+        assert torch.equal(caches.suffix_values[1][row, :, length - 1], value[row, :, 0])
+
+
+def test_rows_of_similar_length_make_a_run():
+    """Padding of 256 tokens is cheaper than another product: 4 rows x 64 are, 5 rows x 64 are not."""
+    assert runs([7, 7, 7]) == [(0, 3, 7, False)]
+    assert runs([100, 36, 36, 36, 36]) == [(0, 5, 100, True)]
+    assert runs([100, 36, 36, 36, 36, 36]) == [(0, 5, 100, True), (5, 6, 36, False)]
+    assert runs([1, 400, 400]) == [(0, 1, 1, False), (1, 3, 400, False)]
+
+
+def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expected):
+    """What a GPU captures, run without capture: 12 rows are rounded up to what a graph would serve."""
+    found = Decoder(instruct, 12, num_slots(12, 10), gathered_attention).sample(asked, PARAMS)
+    assert found == expected
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+def test_tokens_that_are_read_late_change_no_answer(instruct, asked, expected, lag):
+    late = Decoder(instruct, 16, num_slots(16, 10))
+    late.lag = lag
+    assert late.sample(asked, PARAMS) == expected
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_few_slots_for_prefixes_change_no_answer(instruct, asked, expected, slots):
+    assert Decoder(instruct, 16, slots).sample(asked, PARAMS) == expected
+
+
+def test_a_decoder_gives_the_same_answers_for_one_unit_after_another(instruct, asked, expected):
+    """Caches that were used before, by longer and shorter prefixes, and with a penalty that leaves marks."""
+    decoder = Decoder(instruct, 16, num_slots(16, 10))
+    penalty = SamplingParams(1.0, 0, 0.9, 1.3, 20)
+    first = decoder.sample(asked[:2], penalty)
+    assert decoder.sample(asked, PARAMS) == expected
+    assert decoder.sample(asked, PARAMS) == expected
+    assert decoder.sample(asked[:2], penalty) == first
+    assert decoder.sample(asked[:2], penalty) == first
+
+
+@pytest.mark.parametrize("failing", [1, 4, 40, 90])
+def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
+    instruct, asked, expected, monkeypatch, caplog, failing
+):
+    """The decoder's call number `failing` runs out of memory: prefill, first step, or late."""
+    calls, forward = [], decode.Steps.next
+    prefill = decode.Steps.prefill
+
+    def fails(original):
+        def call(*arguments):
+            calls.append(original.__name__)
+            if len(calls) == failing:
+                raise torch.OutOfMemoryError("no room")
+            return original(*arguments)
+
+        return call
+
+    monkeypatch.setattr(decode.Steps, "next", fails(forward))
+    monkeypatch.setattr(decode.Steps, "prefill", fails(prefill))
+    decoder = Decoder(instruct, 16, num_slots(16, 10))
+    given_out = []
+    monkeypatch.setattr(decode, "Sampled", lambda *a, made=decode.Sampled: given_out.append(a[:2]) or made(*a))
+    assert decoder.sample(asked, PARAMS) == expected
+    assert decoder.retries == 1
+    assert "8 answers at a time" in caplog.text
+    # Nothing that was finished before is drawn again.
+    assert len(given_out) == len(set(given_out)) == 80
+    assert decoder.sample(asked, PARAMS) == expected
+    assert decoder.retries == 0
+
+
+def test_memory_that_one_row_exceeds_is_an_error(instruct, asked, monkeypatch):
+    def fails(*arguments):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(decode.Steps, "next", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        Decoder(instruct, 16, 4).sample(asked, PARAMS)
