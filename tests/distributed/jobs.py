@@ -99,6 +99,11 @@ class Result:
         )
 
 
+def ranks_that_worked(job: Job) -> int:
+    """How many ranks published a unit."""
+    return len([file for file in (job.work_dir / "logs").glob("rank-*.jsonl") if '"unit"' in file.read_text()])
+
+
 def stray_files(work_dir: Path) -> list[Path]:
     """What no finished run leaves: temporary files, claims, scratch folders."""
     known = {"run.json", *STAGES, "quarantine", "pairs", "dataset", "report", "logs", "claims", "debug", "damaged"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import GOLDENS, ROOT, Job, Result, stray_files, torchrun, write_questions
+from jobs import GOLDENS, ROOT, Job, Result, ranks_that_worked, stray_files, torchrun, write_questions
 
 OMNI = GOLDENS.parent / "omnilmm"
 FLAGS = ("--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "64", "--temperature", "1.0")
@@ -56,10 +56,6 @@ def plain(tmp_path_factory):
         return made[family, share]
 
     return make
-
-
-def ranks_that_worked(job: Job) -> int:
-    return len([file for file in (job.work_dir / "logs").glob("rank-*.jsonl") if file.read_text()])
 
 
 @pytest.mark.parametrize(
