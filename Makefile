@@ -60,7 +60,7 @@ lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP) ## the engine against stock transformers, as ratios
+bench: $(STAMP) ## the engine against stock transformers, as ratios (a quarter of an hour; ARGS="--quick": minutes)
 	$(BIN)/data-engine bench $(ARGS)
 
 clean: ## remove what make made: .venv, caches, the demo's run (never another run)

@@ -70,7 +70,7 @@ def run(sizes: Sizes, arguments: argparse.Namespace) -> dict:
         else:
             write_checkpoint(folder, sizes.vocab)
         subject = Subject(folder, sizes, str(device), arguments.dtype)
-        rows = arguments.rows or MOST_ROWS.get(device.type, 80)
+        rows = arguments.rows or MOST_ROWS.get(device.type, 160)
         ways = Ways(subject, rows, num_slots(rows, sizes.k))
         job = Job(subject, ways.decoder, Path(scratch), MOST_TOKENS.get(device.type, 0))
         timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
@@ -147,7 +147,7 @@ def ratios(measured: dict[str, dict]) -> dict[str, float]:
 
 def questions_a_second(measured: dict[str, dict], sizes: Sizes) -> dict[str, float]:
     """Of the engine's ways, which do whole questions."""
-    count = {"engine, scoring": max(1, sizes.questions // 2), "engine, sampling": sizes.questions}
+    count = {"engine, scoring": max(1, sizes.questions // 4), "engine, sampling": sizes.questions}
     return {
         name: count.get(name, sizes.drawn_questions) / statistics.median(one["seconds"])
         for name, one in measured.items()

@@ -33,8 +33,8 @@ class Sizes:
     vocab: int = 4064
     """of the built-in model"""
     k: int = 10
-    questions: int = 8
-    """sampled at fixed lengths; half of them are scored"""
+    questions: int = 16
+    """sampled at fixed lengths; a quarter of them is scored"""
     drawn_questions: int = 12
     """sampled at drawn lengths, and in the whole job"""
     answer_tokens: int = 120
@@ -97,7 +97,7 @@ class Subject:
         images = [Image.open(io.BytesIO(data)) for data in self.photos]
         self.pixels_B3HW = torch.stack([self.engine.pixels(image, True, 64) for image in images])
         generator = torch.Generator().manual_seed(0)
-        shape = (max(1, sizes.questions // 2), sizes.k, sizes.answer_tokens)
+        shape = (max(1, sizes.questions // 4), sizes.k, sizes.answer_tokens)
         self.answers_BKL = torch.randint(3, len(self.engine.head_weight) - 64, shape, generator=generator)
         self.lengths_BK = drawn_lengths(sizes.drawn_questions, sizes.k, sizes.most_tokens)
         ids = self.engine.prompt_ids(QUESTION)

@@ -67,7 +67,7 @@ def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one
         "padded batch": 2 * 5,
         "engine, sampling": 2 * 2 * 3,
         "generate, one question": 2 * 3,
-        "generate, all questions": 2 * 2 * 3,
+        "generate, batches": 2 * 2 * 3,
         "engine, drawn lengths": drawn.sum(),
         "generate, one, drawn": drawn[typical].sum(),
         "generate, four, drawn": drawn.sum(),
