@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models run test test-slow lint bench clean
+.PHONY: help setup demo demo-models run test test-slow lint bench bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -62,6 +62,11 @@ lint: $(STAMP) ## ruff: rules and format
 
 bench: $(STAMP) ## the engine against stock transformers, as ratios (a quarter of an hour; ARGS="--quick": minutes)
 	$(BIN)/data-engine bench $(ARGS)
+
+bench-gpu: $(STAMP) ## on a GPU: its tests, then the engine at the size of LLaVA-1.5-7B, vocabularies of 32k and 152k
+	$(TEST_ENV) $(BIN)/pytest -q -rs -m gpu tests $(PYTEST_ARGS)
+	$(BIN)/data-engine bench --device cuda --shape llava-1.5-7b --vocab 32064 $(ARGS)
+	$(BIN)/data-engine bench --device cuda --shape llava-1.5-7b --vocab 152064 $(ARGS)
 
 clean: ## remove what make made: .venv, caches, the demo's run (never another run)
 	rm -rf $(VENV) $(DEMO_DIR) build *.egg-info .pytest_cache .ruff_cache .hypothesis
