@@ -72,11 +72,14 @@ lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP) ## the engine against stock transformers, as ratios
+bench: $(STAMP) ## the engine against stock transformers, as ratios (a quarter of an hour; ARGS="--quick": minutes)
 	$(BIN)/data-engine bench $(ARGS)
 
-bench-gpu: $(STAMP) ## on a CUDA device: kernels against eager, libraries and the card's ceilings
-	$(BIN)/python kernels/bench/run.py $(ARGS)
+bench-gpu: $(STAMP) ## on a GPU: its tests, the kernels, and the engine at the size of LLaVA-1.5-7B, two vocabularies
+	$(TEST_ENV) $(BIN)/pytest -q -rs -m gpu tests $(PYTEST_ARGS)
+	$(BIN)/python kernels/bench/run.py
+	$(BIN)/data-engine bench --device cuda --shape llava-1.5-7b --vocab 32064 $(ARGS)
+	$(BIN)/data-engine bench --device cuda --shape llava-1.5-7b --vocab 152064 $(ARGS)
 
 clean: ## remove what make made: .venv, caches, the demo's run (never another run)
 	rm -rf $(VENV) $(DEMO_DIR) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -17,12 +17,11 @@ import torch
 import transformers
 
 from data_engine.bench_job import Job
-from data_engine.bench_machine import PeakMemory, ceilings, estimate, least_seconds, machine, settled
-from data_engine.bench_model import Sizes, Subject, write_checkpoint
+from data_engine.bench_machine import PeakMemory, ceilings, estimate, least_seconds, loop_budgets, machine, settled
+from data_engine.bench_model import SHAPES, Sizes, Subject, write_checkpoint
 from data_engine.bench_ways import WAYS, Ways
-from data_engine.budgets import MOST_ROWS, MOST_TOKENS
 from data_engine.caches import num_slots
-from data_engine.models.base import pick_device
+from data_engine.models.base import pick_device, pick_dtype
 from data_engine.models.names import resolve
 
 QUICK = {"questions": 2, "drawn_questions": 2, "most_tokens": 160, "rounds": 1}
@@ -34,11 +33,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--model", metavar="PATH", help="a checkpoint, folder or hub id (default: random, LLaVA-shaped)"
     )
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the built-in model (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
-    parser.add_argument(
-        "--rows", type=int, metavar="N", help="answers decoded at a time (default: as run would, at most)"
-    )
+    parser.add_argument("--rows", type=int, metavar="N", help="answers decoded at a time (default: as run would)")
     parser.add_argument(
         "--rounds", type=int, default=Sizes.rounds, metavar="N", help="medians of (default: %(default)s)"
     )
@@ -68,11 +66,12 @@ def run(sizes: Sizes, arguments: argparse.Namespace) -> dict:
         if arguments.model:
             folder = resolve(arguments.model)
         else:
-            write_checkpoint(folder, sizes.vocab)
+            write_checkpoint(folder, sizes.vocab, arguments.shape, str(device), pick_dtype(arguments.dtype, device))
         subject = Subject(folder, sizes, str(device), arguments.dtype)
-        rows = arguments.rows or MOST_ROWS.get(device.type, 80)
+        found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
+        rows = arguments.rows or found["decode_rows"]
         ways = Ways(subject, rows, num_slots(rows, sizes.k))
-        job = Job(subject, ways.decoder, Path(scratch), MOST_TOKENS.get(device.type, 0))
+        job = Job(subject, ways.decoder, Path(scratch), found["score_tokens"])
         timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
         if subject.stock is None:
             timed = {name: way for name, way in timed.items() if name.startswith("engine")}
@@ -83,7 +82,7 @@ def run(sizes: Sizes, arguments: argparse.Namespace) -> dict:
         rates = {name: one["tokens"] / statistics.median(one["seconds"]) for name, one in measured.items()}
         return {
             "sizes": asdict(sizes) | {"prefix_tokens": len(subject.prompt_P), "rows": rows},
-            "model": str(folder) if arguments.model else "built-in",
+            "model": str(folder) if arguments.model else f"random weights, {arguments.shape}",
             "dtype": str(subject.engine.dtype).removeprefix("torch."),
             "machine": machine(device) | peak,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -147,7 +146,7 @@ def ratios(measured: dict[str, dict]) -> dict[str, float]:
 
 def questions_a_second(measured: dict[str, dict], sizes: Sizes) -> dict[str, float]:
     """Of the engine's ways, which do whole questions."""
-    count = {"engine, scoring": max(1, sizes.questions // 2), "engine, sampling": sizes.questions}
+    count = {"engine, scoring": max(1, sizes.questions // 4), "engine, sampling": sizes.questions}
     return {
         name: count.get(name, sizes.drawn_questions) / statistics.median(one["seconds"])
         for name, one in measured.items()

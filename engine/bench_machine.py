@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from data_engine.bench_model import Subject
+from data_engine.budgets import ACTIVATIONS, Needs, budgets, memory_bytes
+from data_engine.models.base import VisionLanguageModel
 
 
 def settled(device: torch.device) -> float:
@@ -47,9 +49,7 @@ def least_seconds(subject: Subject, peak: dict[str, float]) -> dict[str, float]:
     prefix, item = len(subject.prompt_P), model.head_weight.element_size()
     embeddings = model.decoder.embed_tokens.weight.numel()
     weights, head = sum(p.numel() for p in model.decoder.parameters()) - embeddings, model.head_weight.numel()
-    config = model.decoder.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * width * item
+    cached = cached_token_bytes(model)
     answers = sizes.k * sizes.answer_tokens
     scoring = len(subject.answers_BKL) * 2 * (weights * (prefix + answers - sizes.k) + head * answers)
     rows, steps = sizes.questions * sizes.k, sizes.new_tokens - 1
@@ -57,6 +57,20 @@ def least_seconds(subject: Subject, peak: dict[str, float]) -> dict[str, float]:
     read = (weights + head) * item + sizes.questions * prefix * cached + rows * steps / 2 * cached
     step = max(2 * (weights + head) * rows / peak["matmul_flops"], read / peak["read_bytes"])
     return {"engine, scoring": scoring / peak["matmul_flops"], "engine, sampling": prefill + steps * step}
+
+
+def cached_token_bytes(model: VisionLanguageModel) -> int:
+    """Keys and values of one token, all layers."""
+    config = model.decoder.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.head_weight.element_size()
+
+
+def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:
+    """What `run` would give the loops of the memory that is left, with all models of the bench loaded."""
+    activated = ACTIVATIONS * model.decoder.config.hidden_size * model.head_weight.element_size()
+    needs = Needs(weights=0, cached_token=cached_token_bytes(model), activated_token=activated)
+    return budgets(memory_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
 
 
 class PeakMemory:

@@ -33,8 +33,8 @@ class Sizes:
     vocab: int = 4064
     """of the built-in model"""
     k: int = 10
-    questions: int = 8
-    """sampled at fixed lengths; half of them are scored"""
+    questions: int = 16
+    """sampled at fixed lengths; a quarter of them is scored"""
     drawn_questions: int = 12
     """sampled at drawn lengths, and in the whole job"""
     answer_tokens: int = 120
@@ -46,15 +46,33 @@ class Sizes:
     rounds: int = 5
 
 
-def write_checkpoint(folder: Path, vocab: int) -> None:
-    """A random LLaVA in transformers' layout, the last id of its vocabulary for the image; one word is one token."""
+# Built-in shapes: (decoder, tower) as (width, width of the MLP, layers, heads). Both see 336 px as 576 image tokens.
+SHAPES = {
+    "small": ((512, 1376, 8, 8), (256, 1024, 4, 4)),
+    "llava-1.5-7b": ((4096, 11008, 32, 32), (1024, 4096, 24, 16)),
+}
+_SIZE_NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def shape_config(shape: str, vocab: int) -> LlavaConfig:
+    """A LLaVA of one of SHAPES, the last id of its vocabulary for the image."""
+    text, vision = (dict(zip(_SIZE_NAMES, sizes, strict=True)) for sizes in SHAPES[shape])
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, image_size=336, patch_size=14, projection_dim=vision["hidden_size"]),
+        text_config=LlamaConfig(**text, vocab_size=vocab, max_position_embeddings=4096),
+        image_token_id=vocab - 1,
+        tie_word_embeddings=False,
+    )
+
+
+def write_checkpoint(
+    folder: Path, vocab: int, shape: str = "small", device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> None:
+    """Random weights of a built-in shape in transformers' layout; one word is one token."""
     torch.manual_seed(0)
-    text = LlamaConfig(vocab_size=vocab, hidden_size=512, intermediate_size=1376, num_hidden_layers=8,
-                       num_attention_heads=8, max_position_embeddings=4096)  # fmt: skip
-    vision = CLIPVisionConfig(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4,
-                              image_size=336, patch_size=14, projection_dim=256)  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=vocab - 1, tie_word_embeddings=False)
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    with torch.device(device):
+        model = LlavaForConditionalGeneration._from_config(shape_config(shape, vocab), dtype=dtype)
+    model.save_pretrained(folder)
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, vocab - 1)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -97,7 +115,7 @@ class Subject:
         images = [Image.open(io.BytesIO(data)) for data in self.photos]
         self.pixels_B3HW = torch.stack([self.engine.pixels(image, True, 64) for image in images])
         generator = torch.Generator().manual_seed(0)
-        shape = (max(1, sizes.questions // 2), sizes.k, sizes.answer_tokens)
+        shape = (max(1, sizes.questions // 4), sizes.k, sizes.answer_tokens)
         self.answers_BKL = torch.randint(3, len(self.engine.head_weight) - 64, shape, generator=generator)
         self.lengths_BK = drawn_lengths(sizes.drawn_questions, sizes.k, sizes.most_tokens)
         ids = self.engine.prompt_ids(QUESTION)

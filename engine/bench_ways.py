@@ -38,7 +38,7 @@ WAYS = {
     "padded batch": Way("scoring", "a question's answers as one batch with the image in each row, logits_to_keep"),
     "engine, sampling": Way("sampling", "one prefix cache a question, read by its answers, all questions in flight"),
     "generate, one question": Way("sampling", "generate(num_return_sequences=k), a question at a time"),
-    "generate, all questions": Way("sampling", "generate(num_return_sequences=k) over a batch of all questions", True),
+    "generate, batches": Way("sampling", "generate(num_return_sequences=k) over a batch of eight questions", True),
     "engine, drawn lengths": Way("drawn lengths", "log-normal, mean 120, p95 260, cut at 512; rows refilled"),
     "generate, one, drawn": Way("drawn lengths", "a question at a time: each waits for its longest answer"),
     "generate, four, drawn": Way("drawn lengths", "batches of four questions: all wait for the longest", True),
@@ -78,7 +78,7 @@ class Ways:
             "engine, sampling": lambda: self.sample_by_engine(fixed_BK),
             # Its rate does not depend on how many follow.
             "generate, one question": lambda: self.generate([0], fixed_BK),
-            "generate, all questions": lambda: self.generate(range(sizes.questions), fixed_BK),
+            "generate, batches": lambda: self.generate(range(min(8, sizes.questions)), fixed_BK),
             "engine, drawn lengths": lambda: self.sample_by_engine(drawn_BK),
             "generate, one, drawn": lambda: self.generate([typical], drawn_BK),
             "generate, four, drawn": lambda: self.generate(four, drawn_BK),

@@ -11,7 +11,7 @@ import torch
 from data_engine.caches import STRAGGLERS, num_slots
 
 # Answers decoded at a time: beyond this the products gain nothing.
-MOST_ROWS = {"cpu": 80, "cuda": 640}
+MOST_ROWS = {"cpu": 160, "cuda": 640}
 # Tokens scored in a pass. On CPU the products of one question are large enough, and stay in its caches.
 MOST_TOKENS = {"cpu": 0, "cuda": 16384}
 # Of the memory that weights leave, the caches of the sampling loop may take so much; the rest is for its activations.
@@ -46,6 +46,6 @@ def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens:
     prefix_share = STRAGGLERS / k * PROMPT_TOKENS
     row = needs.cached_token * (max_new_tokens + prefix_share)
     rows = int(room * CACHES_SHARE.get(device_type, 0.5) / row)
-    rows = max(1, min(MOST_ROWS.get(device_type, 80), rows))
+    rows = max(1, min(MOST_ROWS.get(device_type, 160), rows))
     tokens = min(MOST_TOKENS.get(device_type, 0), room // 2 // needs.activated_token)
     return {"decode_rows": rows, "decode_slots": num_slots(rows, k), "score_tokens": tokens}

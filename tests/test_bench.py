@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from data_engine import bench, bench_machine
-from data_engine.bench_model import Sizes, Subject, drawn_lengths, write_checkpoint
+from data_engine.bench_model import Sizes, Subject, drawn_lengths, shape_config, write_checkpoint
 from data_engine.bench_ways import WAYS, ForcedLengths, Ways
 
 SMALL = Sizes(k=2, questions=2, drawn_questions=3, answer_tokens=5, new_tokens=3, most_tokens=6, rounds=2)
@@ -16,7 +17,7 @@ SMALL = Sizes(k=2, questions=2, drawn_questions=3, answer_tokens=5, new_tokens=3
 
 def options(**changes: object) -> argparse.Namespace:
     return argparse.Namespace(
-        **{"model": None, "device": "cpu", "dtype": "auto", "rows": 4, "questions": 1000} | changes
+        **{"model": None, "shape": "small", "device": "cpu", "dtype": "auto", "rows": 4, "questions": 1000} | changes
     )
 
 
@@ -26,6 +27,13 @@ def test_drawn_lengths_have_the_mean_and_tail_that_are_said():
     assert np.quantile(lengths, 0.95) == pytest.approx(260, rel=0.01)
     assert drawn_lengths(12, 10, 512).max() <= 512
     assert drawn_lengths(12, 10, 512).mean() == pytest.approx(119, abs=1.5)
+
+
+def test_the_shape_of_7b_has_its_parameters():
+    """7.06 billion: LLaVA-1.5-7B with all of its tower, 24 layers, where the engine loads 23."""
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(shape_config("llava-1.5-7b", 32064))
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(7.06, abs=0.01)
 
 
 def test_generate_is_held_to_the_lengths_by_its_logits():
@@ -67,7 +75,7 @@ def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one
         "padded batch": 2 * 5,
         "engine, sampling": 2 * 2 * 3,
         "generate, one question": 2 * 3,
-        "generate, all questions": 2 * 2 * 3,
+        "generate, batches": 2 * 2 * 3,
         "engine, drawn lengths": drawn.sum(),
         "generate, one, drawn": drawn[typical].sum(),
         "generate, four, drawn": drawn.sum(),

@@ -25,7 +25,7 @@ def test_what_no_memory_holds_is_tried_a_row_at_a_time():
 
 def test_small_models_stop_where_more_gains_nothing():
     tiny = Needs(weights=1000, cached_token=100, activated_token=100)
-    assert budgets(8 * GB, tiny, "cpu", 4, 64) == {"decode_rows": 80, "decode_slots": 52, "score_tokens": 0}
+    assert budgets(8 * GB, tiny, "cpu", 4, 64) == {"decode_rows": 160, "decode_slots": 102, "score_tokens": 0}
     assert budgets(8 * GB, tiny, "cuda", 4, 64)["decode_rows"] == 640
 
 
