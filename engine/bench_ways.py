@@ -13,6 +13,7 @@ from transformers import LogitsProcessor
 
 from data_engine.bench_model import QUESTION, Subject
 from data_engine.decode import Decoder, Request
+from data_engine.kernels import use_triton
 from data_engine.logps import packed_token_logps
 from data_engine.models.base import prefix
 from data_engine.sampler import SamplingParams
@@ -66,8 +67,9 @@ class Ways:
 
     def __init__(self, subject: Subject, num_rows: int, num_slots: int) -> None:
         self.subject, self.engine, self.stock = subject, subject.engine, subject.stock
-        self.decoder = Decoder(subject.engine, num_rows, num_slots)
         sizes, typical = subject.sizes, subject.typical
+        fused = sizes.k if use_triton(subject.engine.head_weight) else None
+        self.decoder = Decoder(subject.engine, num_rows, num_slots, fused)
         fixed_BK = torch.full((sizes.questions, sizes.k), sizes.new_tokens)
         drawn_BK = torch.from_numpy(subject.lengths_BK)
         four = range(min(4, sizes.drawn_questions))

@@ -31,8 +31,8 @@ class Caches:
         self._like = torch.empty(0, config.num_key_value_heads, 0, width, device=device, dtype=model.dtype)
         self.num_rows, self.num_slots, self.suffix_tokens = num_rows, num_slots, suffix_tokens
         layers = range(config.num_hidden_layers)
-        self.suffix_keys, self.suffix_values = ([self._empty(num_rows, suffix_tokens) for _ in layers] for _ in "kv")
-        self.prefix_keys, self.prefix_values = ([self._empty(num_slots, 0) for _ in layers] for _ in "kv")
+        self.suffix_keys, self.suffix_values = ([self._zeros(num_rows, suffix_tokens) for _ in layers] for _ in "kv")
+        self.prefix_keys, self.prefix_values = ([self._zeros(num_slots, 0) for _ in layers] for _ in "kv")
         self.prefix_tokens = 0
         self.prefix_lengths_Q = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.first_logits_QV = torch.zeros(num_slots, len(model.head_weight), device=device)
@@ -41,9 +41,10 @@ class Caches:
         self.tokens_R, self.keys_R, self.lengths_R, self.slots_R, self.ends_R = self.state_5R
         self.lengths_R.fill_(1)
 
-    def _empty(self, number: int, length: int) -> Tensor:
+    def _zeros(self, number: int, length: int) -> Tensor:
         _, heads, _, width = self._like.shape
-        return self._like.new_empty(number, heads, length, width)
+        # Zeros: what lies beyond a length is multiplied by 0 in places, which makes no number of what is none.
+        return self._like.new_zeros(number, heads, length, width)
 
     def reserve(self, prefix_tokens: int) -> bool:
         """Make room for prefixes of this length; True if the buffers had to move."""
@@ -53,7 +54,7 @@ class Caches:
         # Layer by layer, so that old and new are never there as a whole at the same time.
         for caches in (self.prefix_keys, self.prefix_values):
             for layer, old in enumerate(caches):
-                caches[layer] = self._empty(self.num_slots, longer)
+                caches[layer] = self._zeros(self.num_slots, longer)
                 caches[layer][:, :, : self.prefix_tokens] = old
         self.prefix_tokens = longer
         return True

@@ -19,7 +19,7 @@ from data_engine.caches import Caches, num_slots
 from data_engine.lanes import Lanes
 from data_engine.models.base import VisionLanguageModel
 from data_engine.sampler import SamplingParams
-from data_engine.steps import GroupedAttention, Steps
+from data_engine.steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -215,11 +215,11 @@ class _Loop:
 class Decoder:
     """A model with caches for `num_rows` answers at a time, which stay from one unit to the next."""
 
-    def __init__(
-        self, model: VisionLanguageModel, num_rows: int, num_slots: int, attention: GroupedAttention | None = None
-    ) -> None:
-        """With an `attention` for all rows at once, steps are captured in CUDA graphs; else they are plain torch."""
-        self.model, self.num_rows, self.num_slots, self.attention = model, num_rows, num_slots, attention
+    def __init__(self, model: VisionLanguageModel, num_rows: int, num_slots: int, fused: int | None = None) -> None:
+        """With `fused`, the most answers a question has, one operation does a step's attention, and a GPU captures
+        steps in CUDA graphs; else they are plain torch.
+        """
+        self.model, self.num_rows, self.num_slots, self.fused = model, num_rows, num_slots, fused
         self.retries = 0
         """how often the number of rows was halved for want of memory, in the call of `sample` before"""
         # On a GPU the host reads a step's tokens while the next one runs.
@@ -255,7 +255,7 @@ class Decoder:
             # The old caches go first.
             self._steps = None
             caches = Caches(self.model, rows, self.num_slots, params.max_new_tokens)
-            self._steps = Steps(self.model, caches, params, self.attention)
+            self._steps = Steps(self.model, caches, params, self.fused)
         return self._steps
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data_engine.attention import causal, forward, positions
-from data_engine.kernels.reference import token_logps
+from data_engine.kernels import token_logps
 from data_engine.models.base import VisionLanguageModel
 
 

@@ -16,6 +16,7 @@ from data_engine.ahead import Writer
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
 from data_engine.decode import Decoder
+from data_engine.kernels import use_triton
 from data_engine.models import load_model
 from data_engine.progress import Progress, log_to_stderr
 from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_threads
@@ -221,7 +222,9 @@ class Job:
         )
         if self._decoder is None:
             frozen = self.run_file["frozen"]
-            self._decoder = Decoder(model, frozen["decode_rows"], frozen["decode_slots"])
+            # A split model's calls are agreed on one by one, which no captured step can do.
+            fused = config.sample_k if use_triton(model.head_weight) and not self._together.split else None
+            self._decoder = Decoder(model, frozen["decode_rows"], frozen["decode_slots"], fused)
         settings = SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
         return sample_unit(self._decoder, self.questions.rows(self.unit_rows[unit]), self.questions.idx_type, settings)
 

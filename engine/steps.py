@@ -7,13 +7,13 @@ Shapes: N rows of a call, P prefix tokens, V vocabulary; others as in caches.py.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from data_engine.attention import Layout, Prefill, forward, positions
 from data_engine.caches import Caches
+from data_engine.kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of
 from data_engine.kernels.reference import logits_fp32
 from data_engine.lanes import EagerRows, Lanes
 from data_engine.models.base import VisionLanguageModel
@@ -23,49 +23,32 @@ from data_engine.sampler import SamplingParams, next_tokens
 GRAPH_ROWS = 16
 
 
-class GroupedAttention(Protocol):
-    """Attention of one new token a row to its slot's prefix and its own suffix, in one operation."""
-
-    def __call__(
-        self,
-        query_RHD: Tensor,
-        prefix_keys_QGPD: Tensor,
-        prefix_values_QGPD: Tensor,
-        prefix_lengths_Q: Tensor,
-        suffix_keys_RGSD: Tensor,
-        suffix_values_RGSD: Tensor,
-        suffix_lengths_R: Tensor,
-        slots_R: Tensor,
-        scale: float,
-    ) -> Tensor:
-        """[R, H, D]"""
-
-
 class FusedRows:
-    """The attention layout of a step as one operation on the first N rows of the caches."""
+    """The attention layout of a step as one operation on the first N rows of the caches; `most` may share a slot."""
 
-    def __init__(self, caches: Caches, which: Tensor, attention: GroupedAttention) -> None:
-        self.caches, self.which, self.attention = caches, which, attention
+    def __init__(self, caches: Caches, which: Tensor, most: int) -> None:
+        self.caches, self.which = caches, which
         # Rows behind the live ones count on for as long as they work for nothing.
         self.lengths = caches.lengths_R[which].clamp(max=caches.suffix_tokens)
-        self.slots = caches.slots_R[which]
+        slots = caches.slots_R[which]
+        members = members_of(slots, caches.num_slots, most)
+        self.index = RowIndex(slots, self.lengths, caches.prefix_lengths_Q, members)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         caches, rows = self.caches, len(query)
         keys, values = caches.suffix_keys[layer][:rows], caches.suffix_values[layer][:rows]
         keys[self.which, :, self.lengths - 1] = key[:, :, 0]
         values[self.which, :, self.lengths - 1] = value[:, :, 0]
-        prefixes = caches.prefix_keys[layer], caches.prefix_values[layer], caches.prefix_lengths_Q
-        return self.attention(query[:, :, 0], *prefixes, keys, values, self.lengths, self.slots, scale)[:, :, None]
+        pools = LayerCaches(caches.prefix_keys[layer], caches.prefix_values[layer], keys, values)
+        return grouped_decode_attention(query[:, :, 0], pools, self.index, scale)[:, :, None]
 
 
 class Steps:
     """What the loop asks of the device; one for a set of caches and sampling values."""
 
-    def __init__(
-        self, model: VisionLanguageModel, caches: Caches, params: SamplingParams, attention: GroupedAttention | None
-    ) -> None:
-        self.model, self.caches, self.params, self.attention = model, caches, params, attention
+    def __init__(self, model: VisionLanguageModel, caches: Caches, params: SamplingParams, fused: int | None) -> None:
+        """`fused`: the most answers a question has, for steps with one operation for all rows; None: plain torch."""
+        self.model, self.caches, self.params, self.fused = model, caches, params, fused
         device = model.device
         vocabulary = len(model.head_weight) if params.repetition_penalty != 1 else 0
         self.seen_RV = torch.zeros(caches.num_rows, vocabulary, dtype=torch.bool, device=device)
@@ -94,10 +77,12 @@ class Steps:
 
     def next(self, lanes: Lanes, num_rows: int) -> Tensor:
         """Feed each of the first `num_rows` rows its newest token and draw the next [N]."""
-        if self.attention is None:
+        if self.fused is None:
             layout = EagerRows(self.caches, lanes, self.prefix_lengths, num_rows)
             return self._advance(self.every_row[:num_rows], layout)
         size = min(-(-num_rows // GRAPH_ROWS) * GRAPH_ROWS, self.caches.num_rows)
+        # Rows behind the live ones belong to no question.
+        self.caches.slots_R[num_rows:size] = -1
         if self.model.device.type != "cuda":
             return self._fused(size)[:num_rows]
         if size not in self._graphs:
@@ -112,7 +97,7 @@ class Steps:
 
     def _fused(self, num_rows: int) -> Tensor:
         which = self.every_row[:num_rows]
-        return self._advance(which, FusedRows(self.caches, which, self.attention))
+        return self._advance(which, FusedRows(self.caches, which, self.fused))
 
     def _captured(self, num_rows: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """A step as a graph, and where its tokens will lie. The step runs for warming up, and is undone."""

@@ -68,8 +68,17 @@ def test_a_step_attends_as_one_softmax_over_prefix_and_suffix(family, request):
     which = torch.arange(6)
     eager = EagerRows(caches, Lanes(slots, lengths, query.device), prefix_lengths, 6)
     got = eager.attend(1, query, key, value, 0.3)
-    wanted = FusedRows(caches, which, gathered_attention).attend(1, query, key, value, 0.3)
+    fused = FusedRows(caches, which, 3).attend(1, query, key, value, 0.3)
+    pools = [
+        caches.prefix_keys[1],
+        caches.prefix_values[1],
+        prefix_lengths,
+        caches.suffix_keys[1],
+        caches.suffix_values[1],
+    ]
+    wanted = gathered_attention(query[:, :, 0], *pools, lengths, slots, 0.3)[:, :, None]
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fused, wanted, rtol=1e-5, atol=1e-5)
     for row, length in enumerate(lengths):
         assert torch.equal(caches.suffix_keys[1][row, :, length - 1], key[row, :, 0])
         assert torch.equal(caches.suffix_values[1][row, :, length - 1], value[row, :, 0])
@@ -85,7 +94,7 @@ def test_rows_of_similar_length_make_a_run():
 
 def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expected):
     """What a GPU captures, run without capture: 12 rows are rounded up to what a graph would serve."""
-    found = Decoder(instruct, 12, num_slots(12, 10), gathered_attention).sample(asked, PARAMS)
+    found = Decoder(instruct, 12, num_slots(12, 10), fused=10).sample(asked, PARAMS)
     assert found == expected
 
 

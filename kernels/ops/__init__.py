@@ -13,12 +13,12 @@ from torch import Tensor
 from data_engine.kernels import reference
 from data_engine.kernels.layouts import LayerCaches, RowIndex, members_of
 
-__all__ = ["LayerCaches", "RowIndex", "grouped_decode_attention", "members_of", "token_logps"]
+__all__ = ["LayerCaches", "RowIndex", "grouped_decode_attention", "members_of", "token_logps", "use_triton"]
 
 
 def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Log-probability of each target token, in nats, fp32 [N]: see reference.token_logps."""
-    if not _use_triton(hidden_ND):
+    if not use_triton(hidden_ND):
         return reference.token_logps(hidden_ND, weight_VD, targets_N)
     from data_engine.kernels import logps_triton
 
@@ -29,7 +29,7 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
 
 def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float) -> Tensor:
     """One decode step's attention over [prefix | own suffix], [R, H, D]: see reference.grouped_decode_attention."""
-    if not _use_triton(query_RHD):
+    if not use_triton(query_RHD):
         return reference.grouped_decode_attention(query_RHD, caches, rows, scale)
     from data_engine.kernels import attention_triton
 
@@ -37,7 +37,7 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
         return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale)
 
 
-def _use_triton(tensor: Tensor) -> bool:
+def use_triton(tensor: Tensor) -> bool:
     """Only on CUDA. torch for CUDA brings Triton on Linux; elsewhere the eager path does, slower, and says so."""
     if not tensor.is_cuda:
         return False

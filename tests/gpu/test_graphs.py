@@ -15,20 +15,6 @@ pytestmark = [
 ]
 
 
-def gathered(query, prefix_keys, prefix_values, prefix_lengths, keys, values, lengths, slots, scale):
-    """Attention over a copy of each row's prefix and its suffix, without a figure of the host: it can be captured."""
-    shared = query.shape[1] // keys.shape[1]
-    key = torch.cat([prefix_keys[slots], keys], dim=2).repeat_interleave(shared, 1)
-    value = torch.cat([prefix_values[slots], values], dim=2).repeat_interleave(shared, 1)
-    places, size = torch.arange(key.shape[2], device=key.device), prefix_keys.shape[2]
-    hidden = torch.where(places < size, places >= prefix_lengths[slots, None], places - size >= lengths[:, None])
-    scores = (query.float()[:, :, None] @ key.float().transpose(2, 3)).mul(scale)
-    weights = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
-    # What lies behind the lengths was never written, and may be no number.
-    value = value.float().masked_fill(hidden[:, None, :, None], 0)
-    return (weights @ value)[:, :, 0].to(query.dtype)
-
-
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(goldens, golden_rows, golden_images, penalty):
     model = load_model(None, str(goldens / "llava/instruct"), device="cuda", dtype="float32")
@@ -41,7 +27,7 @@ def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(goldens, gol
     plain = Decoder(model, 24, 8)
     expected = plain.sample(asked, params)
     assert {answer.finish_reason for answer in expected} == {"stop", "length"}
-    captured = Decoder(model, 24, 8, gathered)
+    captured = Decoder(model, 24, 8, fused=10)
     for _ in range(2):
         assert captured.sample(asked, params) == expected
     assert set(captured._steps._graphs) == {16, 24}

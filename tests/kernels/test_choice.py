@@ -31,7 +31,7 @@ def test_on_the_cpu_both_operations_run_without_triton():
 def test_cuda_without_triton_goes_on_slower_and_says_how_to_mend_it(monkeypatch):
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match="pip install triton"):
-        assert not kernels._use_triton(SimpleNamespace(is_cuda=True))
+        assert not kernels.use_triton(SimpleNamespace(is_cuda=True))
 
 
 def test_the_eager_path_is_the_reference(monkeypatch):
