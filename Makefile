@@ -20,7 +20,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models run test test-slow lint bench clean
+.PHONY: help setup demo demo-models run test test-slow prove-size lint bench clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -59,6 +59,9 @@ test: $(STAMP) ## the test suite (2 to 4 minutes)
 
 test-slow: $(STAMP) ## the longer proofs: kills, shards, worlds of 1, 2 and 3 ranks
 	$(TEST_ENV) $(PYTEST) -m slow $(PYTEST_ARGS)
+
+prove-size: $(STAMP) ## stage 2 at 50,000 and 200,000 questions: minutes and memory (half an hour, 12 GB of disk)
+	$(TEST_ENV) $(BIN)/python tests/size_proof.py 50000 200000 $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
