@@ -67,6 +67,26 @@ def test_the_proof_at_size_measures_a_real_run_with_all_its_processes(tmp_path):
     assert "60 questions x 10 answers" in str(measured)
 
 
+@pytest.mark.parametrize(
+    ("cpu_seconds", "peak_bytes", "verdict"),
+    [
+        # 2 ms a question, then as much or a little more for each further one, or half as much again.
+        ((20, 80), (1e9, 1.1e9), None),
+        ((20, 95), (1e9, 1.1e9), None),
+        ((20, 110), (1e9, 1.1e9), "time is not linear from 10000 to 40000 questions"),
+        ((20, 80), (1e9, 2.1e9), "40000 questions took more than 2 GB"),
+    ],
+)
+def test_the_proof_at_size_fails_beyond_2_gb_or_where_time_is_not_linear(
+    monkeypatch, capsys, cpu_seconds, peak_bytes, verdict
+):
+    given = dict(zip((10_000, 40_000), zip(cpu_seconds, peak_bytes, strict=True), strict=True))
+    monkeypatch.setattr(size_proof, "measure", lambda folder, num: size_proof.Measured(num, 1, *given[num], 9))
+    monkeypatch.setattr(sys, "argv", ["size_proof.py", "10000", "40000"])
+    assert size_proof.main() == verdict
+    assert "10000 questions x 10 answers: 1 s (20 s of processor time)" in capsys.readouterr().out
+
+
 def test_the_memory_of_a_session_is_that_of_its_processes_together():
     hold = "import time; data = bytearray(50_000_000); print(1, flush=True); time.sleep(600)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
