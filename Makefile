@@ -11,6 +11,8 @@ TEST_WORKERS ?= 2
 NUM ?= 200
 SEED ?= 0
 DEMO_DIR ?= runs/demo
+CHAOS_ROUNDS ?= 200
+CHAOS_SEED ?= 0
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -20,7 +22,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models run test test-slow test-slurm chaos lint bench bench-gpu clean
+.PHONY: help setup demo demo-models run test test-slow test-slurm chaos prove-size lint bench bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -60,13 +62,16 @@ test: $(STAMP) ## the test suite (2 to 4 minutes)
 test-slow: $(STAMP) ## the longer proofs: kills, shards, worlds of 1, 2 and 3 ranks
 	$(TEST_ENV) $(PYTEST) -m slow $(PYTEST_ARGS)
 
-CHAOS_ROUNDS ?= 200
-CHAOS_SEED ?= 0
-chaos: $(STAMP) ## rounds of kills, signals, failing disks and lost units; each must end in the same dataset
-	rm -rf runs/chaos && mkdir -p runs/chaos
-	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python tests/distributed/chaos.py runs/chaos --rounds $(CHAOS_ROUNDS) --seed $(CHAOS_SEED)
 test-slurm: $(STAMP) ## a real SLURM of two nodes on this machine: needs slurm-wlm and munge (apt-get install)
 	$(TEST_ENV) $(BIN)/pytest -q -rs -m slurm $(PYTEST_ARGS)
+
+chaos: $(STAMP) ## rounds of kills, signals, failing disks and lost units; each must end in the same dataset
+	rm -rf runs/chaos && mkdir -p runs/chaos
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python tests/distributed/chaos.py runs/chaos \
+		--rounds $(CHAOS_ROUNDS) --seed $(CHAOS_SEED)
+
+prove-size: $(STAMP) ## stage 2 at 50,000 and 200,000 questions: minutes and memory (half an hour, 12 GB of disk)
+	$(TEST_ENV) $(BIN)/python tests/size_proof.py 50000 200000 $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

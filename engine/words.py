@@ -9,8 +9,8 @@ CJK = re.compile(
     "\uff66-\uff9d\U00020000-\U0003ffff]"
 )
 # What stands between two spaces and is split alike wherever it stands: see count_words. Marks inside a word have a
-# letter or digit on both sides, and a mark that may end a sentence comes last.
-PLAIN = re.compile(r"""[("“*]* \w (?: \w | [-'’/.,:](?=\w) )* [)"”*%]* [.,;:?!]? | [-*&–—]""", re.VERBOSE)
+# letter or digit on both sides, and nothing but what closes a quotation follows a mark that may end a sentence.
+PLAIN = re.compile(r"""[("“*]* \w (?: \w | [-'’/.,:](?=\w) )* [)"”*%]* (?: [.,;:?!] [)"]* )? | [-*&–—]""", re.VERBOSE)
 # Punkt takes "J." for an initial, and "5." before a small letter for an ordinal: no sentence need end there.
 INITIAL_OR_ORDINAL = re.compile(r"\b[^\W\d]\.[ \n]+[^ \n]|\d\.[ \n]+[^\W\d_A-Z]")
 

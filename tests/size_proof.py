@@ -8,6 +8,7 @@ processes together; from two sizes on, the bytes and the time that each further 
 import argparse
 import io
 import itertools
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,9 @@ NUM_ANSWERS = 10
 WORDS_AN_ANSWER = 115
 TOKENS_A_WORD = 1.35
 POLL_S = 0.1
+LIMIT_BYTES = 2e9
+# A further question may take so many times the processor time of the ones before.
+STEEPEST = 1.3
 # Some of what is written in answers, and that NLTK has to be asked about as a whole.
 HARD = ("the sign 'Main St.'", "Dr. J. Smith", "waiting... then", "no. 5. or so", "[sic]")
 SYLLABLES = ("ba", "den", "ko", "li", "mur", "na", "pel", "ra", "sto", "ti", "ven", "wa")
@@ -39,13 +43,16 @@ class Measured:
 
     num_questions: int
     seconds: float
+    cpu_seconds: float
+    """on the processor, which does not depend on what else the machine does"""
     peak_bytes: int
     num_pairs: int
 
     def __str__(self) -> str:
         return (
-            f"{self.num_questions} questions x {NUM_ANSWERS} answers: {self.seconds:.0f} s, "
-            f"peak memory {self.peak_bytes / 1e6:.0f} MB, {self.num_pairs} pairs written"
+            f"{self.num_questions} questions x {NUM_ANSWERS} answers: {self.seconds:.0f} s "
+            f"({self.cpu_seconds:.0f} s of processor time), peak memory {self.peak_bytes / 1e6:.0f} MB, "
+            f"{self.num_pairs} pairs written"
         )
 
 
@@ -113,7 +120,8 @@ def _publish(work_dir: Path, unit: int, span: range, vocabulary: Vocabulary) -> 
     instruct = -draw.exponential(1, starts[-1])
     for stage, values in (
         ("instruct_logps", instruct),
-        ("reward_logps", instruct + draw.normal(0, 0.3, len(instruct))),
+        # Longer answers are better on average, as they often are, so that the length balance has work to do.
+        ("reward_logps", instruct + draw.normal(0.02, 0.3, len(instruct))),
     ):
         logps = pa.ListArray.from_arrays(starts, pa.array(values, pa.float32()))
         sums = np.add.reduceat(values, starts[:-1])
@@ -143,7 +151,7 @@ def measure(folder: Path, num_questions: int) -> Measured:
         ("dataset_path", dataset), ("work_dir", work_dir),
     ):  # fmt: skip
         command += [f"--{flag}", str(value)]
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), _children_s()
     process = subprocess.Popen(command, start_new_session=True)
     peak = 0
     while process.poll() is None:
@@ -153,7 +161,13 @@ def measure(folder: Path, num_questions: int) -> Measured:
     if process.returncode:
         raise SystemExit(f"data-engine run ended with exit code {process.returncode}")
     written = sum(pq.read_metadata(file).num_rows for file in (work_dir / "dataset").iterdir())
-    return Measured(num_questions, seconds, peak, written)
+    return Measured(num_questions, seconds, _children_s() - cpu_start, peak, written)
+
+
+def _children_s() -> float:
+    """Processor time of all processes that were waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _resident(session: int) -> list[int]:
@@ -170,7 +184,8 @@ def _resident(session: int) -> list[int]:
     return found
 
 
-def main() -> None:
+def main() -> str | None:
+    """Measure each size asked for; what is wrong with the result, None if all is well."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("num_questions", type=int, nargs="+")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
@@ -179,16 +194,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for number in options.num_questions:
             results.append(measure(Path(folder, str(number)), number))
-            shutil.rmtree(Path(folder, str(number)))
+            shutil.rmtree(Path(folder, str(number)), ignore_errors=True)
             print(results[-1], flush=True)
+    faults = [f"{one.num_questions} questions took more than 2 GB" for one in results if one.peak_bytes > LIMIT_BYTES]
     for one, other in itertools.pairwise(results):
         more = other.num_questions - one.num_questions
+        first_ms = one.cpu_seconds / one.num_questions * 1e3
+        more_ms = (other.cpu_seconds - one.cpu_seconds) / more * 1e3
         print(
             f"each question from {one.num_questions} to {other.num_questions}: "
-            f"{(other.peak_bytes - one.peak_bytes) / more:.0f} bytes of memory, "
-            f"{(other.seconds - one.seconds) / more * 1e3:.2f} ms"
+            f"{(other.peak_bytes - one.peak_bytes) / more:.0f} bytes of memory, {more_ms:.2f} ms of processor time "
+            f"(before: {first_ms:.2f} ms)"
         )
+        if more_ms > STEEPEST * first_ms:
+            faults.append(f"time is not linear from {one.num_questions} to {other.num_questions} questions")
+    return "; ".join(faults) or None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
