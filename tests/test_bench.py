@@ -106,8 +106,24 @@ def test_engine_and_transformers_agree_on_the_model_that_is_timed(result):
 
 
 @pytest.mark.slow
-def test_shares_lie_between_nothing_and_all(result):
-    assert all(0 < share < 1 for share in result["share_of_ceiling"].values())
+def test_the_least_time_by_hand(tmp_path, one_thread):
+    """8 layers of 4 x 512^2 + 3 x 512 x 1376 weights and 2 norms, one last norm, a head of 4064 x 512; 4 bytes each.
+
+    Scored: 1 question, 2 answers of 5 tokens, of which 4 are fed. Sampled: 2 questions of 2 answers, 2 steps behind the
+    prompt; a token's keys and values are 2 x 8 x 512 numbers.
+    """
+    write_checkpoint(tmp_path, 4064)
+    subject = Subject(tmp_path, SMALL, "cpu", "auto")
+    weights, head, prefix = 8 * (4 * 512**2 + 3 * 512 * 1376 + 2 * 512) + 512, 4064 * 512, len(subject.prompt_P)
+    found = bench_machine.least_seconds(subject, {"matmul_flops": 1e9, "read_bytes": 1e6})
+    assert found["engine, scoring"] == pytest.approx(2 * (weights * (prefix + 8) + head * 10) / 1e9)
+    read = 4 * (weights + head) + 2 * prefix * 2 * 8 * 512 * 4 + 4 * 1 * 2 * 8 * 512 * 4
+    assert found["engine, sampling"] == pytest.approx(2 * 2 * weights * prefix / 1e9 + 2 * read / 1e6)
+
+
+@pytest.mark.slow
+def test_a_job_has_overhead_and_leaves_files(result):
+    assert all(share > 0 for share in result["share_of_ceiling"].values())
     assert 0 < result["overhead"] < 1
     assert result["estimate"]["hours"] > 0
     assert result["estimate"]["disk_bytes"] > 1000 * 3 * 1000
