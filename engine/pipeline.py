@@ -36,7 +36,10 @@ def run(config: RunConfig) -> int:
     code, stop, work_dir, reason = 1, Stop(config.grace_s).listen(), Path(config.work_dir), None
     announce()
     try:
-        code = _run(config, Ranks.from_environment(), stop)
+        try:
+            code = _run(config, Ranks.from_environment(), stop)
+        finally:
+            stop.disarm()
     except Stopped:
         code = STOPPED
     except OSError as error:
@@ -50,7 +53,6 @@ def run(config: RunConfig) -> int:
         code = 3
         raise
     finally:
-        stop.disarm()
         report_exit(code, work_dir)
     if code == STOPPED:
         by = f"stopped by {stop.wanted or 'a signal to another rank'}; every published unit is kept"

@@ -15,6 +15,8 @@ from data_engine.records import UserError
 STOPPED = 75
 # A launcher may pass on a signal that this rank got already; the same wish again within this time is no second one.
 SAME_SIGNAL_S = 2.0
+# Stopped is raised once more after so long, as long as the work goes on all the same.
+AGAIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Stop:
     def _on_signal(self, number: int, _frame: object) -> None:
         if self.wanted is None:
             self.wanted, self._since = signal.Signals(number).name, time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+            self._arm()
         elif time.monotonic() - self._since > SAME_SIGNAL_S:
             _report(code=STOPPED)
             os._exit(STOPPED)
@@ -120,19 +122,24 @@ class Stop:
         """Whether the grace time after a signal is over."""
         return self.wanted is not None and time.monotonic() - self._since > self._grace_s
 
+    def _arm(self) -> None:
+        left = max(1e-3, self._since + self._grace_s - time.monotonic())
+        # Again and again, since an exception that comes up in a destructor is lost.
+        signal.setitimer(signal.ITIMER_REAL, left, AGAIN_S)
+
     def disarm(self) -> None:
-        """No Stopped from here on: the work has ended anyhow."""
+        """No Stopped from here on: the work has ended anyhow. A last one may still come out of this call."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextlib.contextmanager
     def committing(self) -> Iterator[None]:
         """No Stopped inside: what is being published is published whole."""
-        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         try:
             yield
         finally:
             if self.wanted:
-                signal.setitimer(signal.ITIMER_REAL, left or 1e-3)
+                self._arm()
 
 
 def _report(**values: int) -> None:

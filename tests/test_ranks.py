@@ -22,9 +22,15 @@ try:
         while not stop.wanted:
             time.sleep(0.01)
         print(stop.wanted, flush=True)
-    else:
-        while True:
-            time.sleep(0.01)
+        sys.exit()
+    if sys.argv[2] == "hiding":
+        try:
+            while True:
+                time.sleep(0.01)
+        except Stopped:
+            print("hidden", flush=True)
+    while True:
+        time.sleep(0.01)
 except Stopped:
     print("dropped", flush=True)
 """
@@ -49,6 +55,13 @@ def test_a_unit_that_outlasts_the_grace_time_is_dropped():
     with start(0.2, "busy") as process:
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=30)[0] == "dropped\n"
+
+
+def test_a_dropped_unit_that_hides_the_drop_is_dropped_again():
+    """An exception in a destructor is printed and lost."""
+    with start(0.2, "hiding") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30)[0] == "hidden\ndropped\n"
 
 
 def test_a_second_signal_exits_at_once():

