@@ -114,3 +114,10 @@ def test_the_defaults_in_the_table_of_flags_are_the_real_ones():
             assert text == "off", name
         elif text not in ("required", "none", "from config.json", "auto"):
             assert text == str(expected), name
+
+
+def test_every_proof_that_the_table_of_faults_names_exists():
+    proofs = re.findall(r"\| `(tests/[\w/]+\.py)::(\w+)` \|$", TEXT, re.MULTILINE)
+    assert len(proofs) > 10
+    for file, name in proofs:
+        assert f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
