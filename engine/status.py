@@ -58,10 +58,12 @@ def watch(work_dir: Path, every_s: float) -> int:
     # Ctrl-C is the way out, not a failure.
     with contextlib.suppress(KeyboardInterrupt):
         while True:
+            # Asked first, so that the last thing shown is the end.
+            done = _is_done(work_dir)
             text = f"{time.strftime('%H:%M:%S')}  {describe(work_dir, time.time())}"
             # Cursor home, and clear to the end of the screen: less flicker than clearing first.
             print(f"\x1b[H\x1b[J{text}" if on_terminal else f"{text}\n", flush=True)
-            if _is_done(work_dir):
+            if done:
                 break
             time.sleep(every_s)
     return 0
