@@ -56,7 +56,7 @@ def score_unit(
 ) -> UnitResult:
     """Log-probs of all answers of a unit, in their order; a row that cannot be scored is left out with its reason.
 
-    With `check`, the first question's answers are scored by the plain path too, and the two compared.
+    With `check`, the answers of the first question with sound log-probs are scored by the plain path too, and compared.
     """
     answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
     asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
@@ -66,9 +66,15 @@ def score_unit(
         shared = [prefix(model, one.pixels, one.question.question) for one in together]
         logps, halved = _score(model, [Scored(one, of.ids) for one, of in zip(shared, together, strict=True)])
         retries += halved
-        if check and not scored:
-            self_check(model, shared[0], together[0].ids, logps[0])
-        for one, found in zip(together, logps, strict=True):
+        for one, prefix_PD, found in zip(together, shared, logps, strict=True):
+            broken = [index for index, answer in enumerate(found) if not answer.isfinite().all()]
+            if broken:
+                answer = one.rows[broken[0]]["sample_index"]
+                reason = f"the model's log-probs are not finite (NaN or infinite): answer {answer}, counted from 0"
+                quarantined.append((one.question.idx, reason))
+                continue
+            if check and not scored:
+                self_check(model, prefix_PD, one.ids, found)
             scored += zip(one.rows, found, strict=True)
     table = pa.Table.from_pylist(list(_records(scored)), records.logps(sampled.schema.field("idx").type))
     return UnitResult(table, quarantined, retries)
@@ -135,7 +141,8 @@ def self_check(model: VisionLanguageModel, shared: Tensor, ids: list[list[int]],
     plain = torch.cat([plain_token_logps(model, shared, answer) for answer in ids])
     difference = float((torch.cat(packed) - plain).abs().mean())
     log.info("self-check: packed and plain log-probs differ by %.1e nat a token on average", difference)
-    if difference > SELF_CHECK[model.dtype]:
+    # A difference that is no number is no agreement.
+    if not difference <= SELF_CHECK[model.dtype]:
         raise RuntimeError(
             f"packed log-probs differ from the plain path by {difference:.3g} nat a token, "
             f"more than {SELF_CHECK[model.dtype]} allows for rounding in {model.dtype}"
