@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 from PIL import Image
 
-from data_engine import records
+from data_engine import images, records
 from data_engine.ahead import ahead
 from data_engine.dataset import Question
 from data_engine.decode import BROKEN, Decoder, Request, Sampled, sample
 from data_engine.images import BadImage
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
-from data_engine.rows import BadRow, UnitResult, open_image, read_image
+from data_engine.rows import BadRow, Decode, UnitResult, open_image, read_image
 from data_engine.sampler import SamplingParams
 from data_engine.seeds import seed_for
 
@@ -51,14 +51,18 @@ def request_for(
 
 
 def sample_unit(
-    decoder: Decoder, questions: Iterable[Question], idx_type: pa.DataType, settings: SampleSettings
+    decoder: Decoder,
+    questions: Iterable[Question],
+    idx_type: pa.DataType,
+    settings: SampleSettings,
+    decode: Decode = images.decode,
 ) -> UnitResult:
     """All answers of a unit's questions, in order; a row that cannot be used is left out with its reason."""
     asked, quarantined = [], []
 
     def prepare(question: Question) -> tuple[Question, Request | str]:
         try:
-            image = read_image(question, settings.max_megapixels)
+            image = read_image(question, settings.max_megapixels, decode)
             return question, request_for(decoder.model, image, question.question, question.idx, settings)
         except (BadRow, BadImage) as problem:
             return question, str(problem)

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_engine import records
+from data_engine import images, records
 from data_engine.ahead import ahead
 from data_engine.dataset import Question
 from data_engine.images import BadImage
 from data_engine.logps import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
-from data_engine.rows import BadRow, UnitResult, open_image, read_image
+from data_engine.rows import BadRow, Decode, UnitResult, open_image, read_image
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def score_unit(
     sampled: pa.Table,
     settings: ScoreSettings,
     check: bool = False,
+    decode: Decode = images.decode,
 ) -> UnitResult:
     """Log-probs of all answers of a unit, in their order; a row that cannot be scored is left out with its reason.
 
@@ -60,7 +61,7 @@ def score_unit(
     """
     answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
     asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
-    prepared = ahead(lambda item: _prepare(model, *item, settings), asked)
+    prepared = ahead(lambda item: _prepare(model, *item, settings, decode), asked)
     scored, quarantined, retries = [], [], 0
     for together in _passes(prepared, settings.tokens_a_pass, quarantined):
         shared = [prefix(model, one.pixels, one.question.question) for one in together]
@@ -80,9 +81,11 @@ def score_unit(
     return UnitResult(table, quarantined, retries)
 
 
-def _prepare(model: VisionLanguageModel, question: Question, rows: list[dict], settings: ScoreSettings) -> _Prepared:
+def _prepare(
+    model: VisionLanguageModel, question: Question, rows: list[dict], settings: ScoreSettings, decode: Decode
+) -> _Prepared:
     try:
-        image = read_image(question, settings.max_megapixels)
+        image = read_image(question, settings.max_megapixels, decode)
         pixels = model.pixels(image, True, settings.max_megapixels)
         if settings.as_text:
             ids = [model.answer_ids(question.question, row["answer"]) for row in rows]
