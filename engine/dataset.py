@@ -13,9 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine.config import RunConfig
-from data_engine.images import BadImage, read_under
+from data_engine.images import MAX_FILE_BYTES, BadImage, read_under
 from data_engine.records import OPTIONAL_COLUMNS, UserError
 from data_engine.sources import REQUIRED_COLUMNS, Source, is_text, open_source
+
+# No model has room for so long a question, and tokenizing it would take long.
+MAX_QUESTION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,15 @@ class Questions:
             extras = [_extra_cells(batch.column(2 + i)) for i in range(len(self.optional_columns))]
             for i in range(batch.num_rows):
                 extra = {name: cells[i] for name, cells in zip(self.optional_columns, extras, strict=True)}
-                yield self._question(next(ids), texts[i].as_py(), (images[0][i].as_py(), images[1][i].as_py()), extra)
+                yield self._question(next(ids), texts[i], (images[0][i], images[1][i]), extra)
 
-    def _question(self, idx: int | str, text: bytes | None, cell: tuple, extra: dict) -> Question:
-        data, path = cell
+    def _question(self, idx: int | str, text: pa.Scalar, cell: tuple[pa.Scalar, pa.Scalar], extra: dict) -> Question:
+        path = cell[1].as_py()
         path = path if path is None else path.decode(errors="replace")
         question, image, problem = None, None, None
         try:
-            question = _question_text(text)
-            image = data or self._read_image(path)
+            question = _question_text(_limited(text, MAX_QUESTION_BYTES, "question"))
+            image = _limited(cell[0], MAX_FILE_BYTES, "image") or self._read_image(path)
         except BadImage as error:
             problem = str(error)
         return Question(idx, question, image, path, extra, problem)
@@ -176,6 +179,14 @@ def _question_text(data: bytes | None) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise BadImage("question is not valid UTF-8") from None
+
+
+def _limited(cell: pa.Scalar, most_bytes: int, what: str) -> bytes | None:
+    """A cell's bytes; raises BadImage, before they are copied, where there are too many."""
+    buffer = cell.as_buffer()
+    if buffer is not None and buffer.size > most_bytes:
+        raise BadImage(f"{what} has {buffer.size} bytes, more than {most_bytes}")
+    return cell.as_py()
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:

@@ -19,9 +19,12 @@ from data_engine.caches import Caches, num_slots
 from data_engine.lanes import Lanes
 from data_engine.models.base import VisionLanguageModel
 from data_engine.sampler import SamplingParams
-from data_engine.steps import Steps
+from data_engine.steps import NOT_FINITE, Steps
 
 log = logging.getLogger(__name__)
+
+# The model gave logits of which one is NaN or infinite: nothing was drawn from them.
+BROKEN = "broken"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampled:
-    """One answer: where it belongs, its ids (EOS included), and why it ended."""
+    """One answer: where it belongs, its ids (EOS included), and why it ended: "stop", "length", or BROKEN."""
 
     request: int
     sample_index: int
@@ -54,6 +57,7 @@ class _Row:
     slot: int = -1
     drawn: int = 0
     ended: bool = False
+    broken: bool = False
     tokens: list[int] = field(default_factory=list)
 
     def end(self) -> int:
@@ -154,17 +158,28 @@ class _Loop:
             for row, token in zip(drawn.rows, drawn.read(), strict=True):
                 if row.ended:
                     continue
-                row.tokens.append(token)
-                stopped = token in self.steps.model.eos_token_ids
-                row.ended = stopped or len(row.tokens) == self.longest
-                if row.ended:
-                    yield Sampled(row.number, row.sample_index, row.tokens, "stop" if stopped else "length")
+                if reason := self._take(row, token):
+                    row.ended = True
+                    yield Sampled(row.number, row.sample_index, row.tokens, reason)
+
+    def _take(self, row: _Row, token: int) -> str | None:
+        """Add a token to its answer; why the answer ends with it, if it does."""
+        row.broken = token == NOT_FINITE
+        if row.broken:
+            return BROKEN
+        row.tokens.append(token)
+        if token in self.steps.model.eos_token_ids:
+            return "stop"
+        return "length" if len(row.tokens) == self.longest else None
 
     def _refill(self) -> bool:
         """Put waiting answers in the place of ended ones and draw their first tokens; True if there were any."""
         gaps = [place for place, row in enumerate(self.rows) if row.ended or row.drawn == self.longest]
         for place in gaps:
             self._release(self.rows[place])
+        if any(self.rows[place].broken for place in gaps):
+            # Not those alone: a row may have moved after its logits broke, and before the host knew.
+            self.steps.clean([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
         places = deque([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
         fresh: list[int] = []
         while places and (row := self.queue.first()) and (row.number in self.slots or self.free_slots):

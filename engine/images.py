@@ -83,7 +83,7 @@ def read_under(root: Path, path: str) -> bytes:
 
     A failure of the disk, which says nothing about the row, is raised as it is.
     """
-    shown = json.dumps(path, ensure_ascii=False)
+    shown = json.dumps(path if len(path) <= 200 else f"{path[:200]}...", ensure_ascii=False)
     if "://" in path:
         raise BadImage(f"image path {shown} is an address; only files under image_root are opened")
     try:

@@ -16,6 +16,7 @@ from data_engine.ahead import Writer
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
 from data_engine.decode import Decoder
+from data_engine.image_workers import ImageWorkers
 from data_engine.kernels import use_triton
 from data_engine.models import load_model
 from data_engine.progress import Progress, log_to_stderr
@@ -119,6 +120,7 @@ class Job:
         self._model, self._model_role = None, ""
         self._decoder: Decoder | None = None
         self.writer = Writer()
+        self.image_workers = ImageWorkers()
         self._checked: set[str] = set()
 
     def work(self, joined: together.Together) -> bool:
@@ -128,10 +130,12 @@ class Job:
         self._require_earlier(first)
         total = len(self.mine) * len(stages)
         self._together = joined
-        with Progress(self.work_dir, stages, self.mine, total, self.ranks) as progress:
+        with self.image_workers, Progress(self.work_dir, stages, self.mine, total, self.ranks) as progress:
             try:
                 # Once, unless a unit of an earlier phase turns out to be damaged.
                 while joined.any(self._left(stages)):
+                    # It starts while the model is loaded.
+                    self.image_workers.start()
                     for phase in joined.phases(stages):
                         if joined.any(bool(self.stop.wanted)):
                             return False
@@ -228,7 +232,8 @@ class Job:
             fused = config.sample_k if use_triton(model.head_weight) and not self._together.split else None
             self._decoder = Decoder(model, frozen["decode_rows"], frozen["decode_slots"], fused)
         settings = SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
-        return sample_unit(self._decoder, self.questions.rows(self.unit_rows[unit]), self.questions.idx_type, settings)
+        questions = self.questions.rows(self.unit_rows[unit])
+        return sample_unit(self._decoder, questions, self.questions.idx_type, settings, self.image_workers.decode)
 
     def _score(self, model, stage: str, unit: int) -> UnitResult:
         as_text = stage == "reward_logps" and not self.same_tokenizer
@@ -237,7 +242,8 @@ class Job:
         self._decoder = None
         settings = ScoreSettings(as_text, self.config.max_megapixels, self.run_file["frozen"]["score_tokens"])
         questions = self.questions.rows(self.unit_rows[unit])
-        result = score_unit(model, questions, sampled, settings, check=stage not in self._checked)
+        check = stage not in self._checked
+        result = score_unit(model, questions, sampled, settings, check, self.image_workers.decode)
         if result.table.num_rows:
             self._checked.add(stage)
         return result

@@ -1,5 +1,6 @@
 """What both model stages do with a row of the input: read its image, and leave it out with a reason where they must."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -7,6 +8,9 @@ from PIL import Image
 
 from data_engine import images
 from data_engine.dataset import Question
+
+Decode = Callable[[bytes | None, float], Image.Image]
+"""images.decode, or the same in another process"""
 
 
 class BadRow(ValueError):
@@ -23,11 +27,11 @@ class UnitResult:
     """how often memory ran out and the work went on in halves: its numbers may then differ in their last bits"""
 
 
-def read_image(question: Question, max_megapixels: float) -> Image.Image:
+def read_image(question: Question, max_megapixels: float, decode: Decode = images.decode) -> Image.Image:
     """The decoded image of a row. Raises BadRow or images.BadImage with the reason that goes into the quarantine."""
     if question.problem:
         raise BadRow(question.problem)
-    return images.decode(question.image, max_megapixels)
+    return decode(question.image, max_megapixels)
 
 
 def open_image(image: Image.Image | bytes, max_megapixels: float) -> Image.Image:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 from PIL import Image
 
-from data_engine import records
+from data_engine import images, records
 from data_engine.ahead import ahead
 from data_engine.dataset import Question
-from data_engine.decode import Decoder, Request, Sampled, sample
+from data_engine.decode import BROKEN, Decoder, Request, Sampled, sample
 from data_engine.images import BadImage
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
-from data_engine.rows import BadRow, UnitResult, open_image, read_image
+from data_engine.rows import BadRow, Decode, UnitResult, open_image, read_image
 from data_engine.sampler import SamplingParams
 from data_engine.seeds import seed_for
 
@@ -51,14 +51,18 @@ def request_for(
 
 
 def sample_unit(
-    decoder: Decoder, questions: Iterable[Question], idx_type: pa.DataType, settings: SampleSettings
+    decoder: Decoder,
+    questions: Iterable[Question],
+    idx_type: pa.DataType,
+    settings: SampleSettings,
+    decode: Decode = images.decode,
 ) -> UnitResult:
     """All answers of a unit's questions, in order; a row that cannot be used is left out with its reason."""
     asked, quarantined = [], []
 
     def prepare(question: Question) -> tuple[Question, Request | str]:
         try:
-            image = read_image(question, settings.max_megapixels)
+            image = read_image(question, settings.max_megapixels, decode)
             return question, request_for(decoder.model, image, question.question, question.idx, settings)
         except (BadRow, BadImage) as problem:
             return question, str(problem)
@@ -72,6 +76,9 @@ def sample_unit(
                 yield prepared
 
     sampled = decoder.sample(requests(), settings.params)
+    broken = {found.request: found for found in reversed(sampled) if found.finish_reason == BROKEN}
+    quarantined += [(asked[request], _broken(found)) for request, found in broken.items()]
+    sampled = [found for found in sampled if found.request not in broken]
     columns = {
         "idx": [asked[found.request] for found in sampled],
         "sample_index": [found.sample_index for found in sampled],
@@ -80,6 +87,13 @@ def sample_unit(
         "finish_reason": [found.finish_reason for found in sampled],
     }
     return UnitResult(pa.table(columns, records.sampled_answer(idx_type)), quarantined, decoder.retries)
+
+
+def _broken(found: Sampled) -> str:
+    return (
+        f"the model's logits are not finite (NaN or infinite): answer {found.sample_index}, "
+        f"token {len(found.token_ids)}, both counted from 0"
+    )
 
 
 def sample_answers(
@@ -98,7 +112,8 @@ def sample_answers(
 ) -> list[Answer]:
     """k answers to one image-question; the same (seed, idx) gives the same answers.
 
-    `image` is a PIL image or encoded bytes. Raises images.BadImage, a ValueError, for an image that cannot be read.
+    `image` is a PIL image or encoded bytes. Raises images.BadImage, a ValueError, for an image that cannot be
+    read, and ArithmeticError where the model gives logits that are NaN or infinite.
     """
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
@@ -107,4 +122,6 @@ def sample_answers(
 
 
 def answer_of(model: VisionLanguageModel, found: Sampled) -> Answer:
+    if found.finish_reason == BROKEN:
+        raise ArithmeticError(_broken(found))
     return Answer(model.text(found.token_ids), found.token_ids, found.finish_reason)

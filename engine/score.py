@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_engine import records
+from data_engine import images, records
 from data_engine.ahead import ahead
 from data_engine.dataset import Question
 from data_engine.images import BadImage
 from data_engine.logps import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
-from data_engine.rows import BadRow, UnitResult, open_image, read_image
+from data_engine.rows import BadRow, Decode, UnitResult, open_image, read_image
 
 log = logging.getLogger(__name__)
 
@@ -53,30 +53,39 @@ def score_unit(
     sampled: pa.Table,
     settings: ScoreSettings,
     check: bool = False,
+    decode: Decode = images.decode,
 ) -> UnitResult:
     """Log-probs of all answers of a unit, in their order; a row that cannot be scored is left out with its reason.
 
-    With `check`, the first question's answers are scored by the plain path too, and the two compared.
+    With `check`, the answers of the first question with sound log-probs are scored by the plain path too, and compared.
     """
     answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
     asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
-    prepared = ahead(lambda item: _prepare(model, *item, settings), asked)
+    prepared = ahead(lambda item: _prepare(model, *item, settings, decode), asked)
     scored, quarantined, retries = [], [], 0
     for together in _passes(prepared, settings.tokens_a_pass, quarantined):
         shared = [prefix(model, one.pixels, one.question.question) for one in together]
         logps, halved = _score(model, [Scored(one, of.ids) for one, of in zip(shared, together, strict=True)])
         retries += halved
-        if check and not scored:
-            self_check(model, shared[0], together[0].ids, logps[0])
-        for one, found in zip(together, logps, strict=True):
+        for one, prefix_PD, found in zip(together, shared, logps, strict=True):
+            broken = [index for index, answer in enumerate(found) if not answer.isfinite().all()]
+            if broken:
+                answer = one.rows[broken[0]]["sample_index"]
+                reason = f"the model's log-probs are not finite (NaN or infinite): answer {answer}, counted from 0"
+                quarantined.append((one.question.idx, reason))
+                continue
+            if check and not scored:
+                self_check(model, prefix_PD, one.ids, found)
             scored += zip(one.rows, found, strict=True)
     table = pa.Table.from_pylist(list(_records(scored)), records.logps(sampled.schema.field("idx").type))
     return UnitResult(table, quarantined, retries)
 
 
-def _prepare(model: VisionLanguageModel, question: Question, rows: list[dict], settings: ScoreSettings) -> _Prepared:
+def _prepare(
+    model: VisionLanguageModel, question: Question, rows: list[dict], settings: ScoreSettings, decode: Decode
+) -> _Prepared:
     try:
-        image = read_image(question, settings.max_megapixels)
+        image = read_image(question, settings.max_megapixels, decode)
         pixels = model.pixels(image, True, settings.max_megapixels)
         if settings.as_text:
             ids = [model.answer_ids(question.question, row["answer"]) for row in rows]
@@ -135,7 +144,8 @@ def self_check(model: VisionLanguageModel, shared: Tensor, ids: list[list[int]],
     plain = torch.cat([plain_token_logps(model, shared, answer) for answer in ids])
     difference = float((torch.cat(packed) - plain).abs().mean())
     log.info("self-check: packed and plain log-probs differ by %.1e nat a token on average", difference)
-    if difference > SELF_CHECK[model.dtype]:
+    # A difference that is no number is no agreement.
+    if not difference <= SELF_CHECK[model.dtype]:
         raise RuntimeError(
             f"packed log-probs differ from the plain path by {difference:.3g} nat a token, "
             f"more than {SELF_CHECK[model.dtype]} allows for rounding in {model.dtype}"

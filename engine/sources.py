@@ -18,11 +18,14 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_engine.images import MAX_FILE_BYTES
 from data_engine.records import OPTIONAL_COLUMNS, UserError
 
 REQUIRED_COLUMNS = ("idx", "question", "image")
 BATCH_ROWS = 16
 _CHUNK_BYTES = 1 << 20
+# The header of a page may repeat its smallest and its largest cell.
+MAX_ROW_BYTES = 3 * MAX_FILE_BYTES + _CHUNK_BYTES
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _FILE_ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".arrow")
 _JSONL_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.binary())])
@@ -79,6 +82,7 @@ class ParquetSource:
                 columns = {field.name: field.type for field in opened.schema_arrow}
                 self.columns = self.columns or columns
                 self._check_same_columns(file, columns)
+                _check_cell_sizes(file, opened.metadata)
                 for group in range(opened.num_row_groups):
                     stop = start + opened.metadata.row_group(group).num_rows
                     self._groups.append((file, group, start, stop))
@@ -257,6 +261,20 @@ def _reading(file: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         text = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f'dataset file "{file}" is cut off, broken or not a parquet file: {text}') from None
+
+
+def _check_cell_sizes(file: Path, metadata: pq.FileMetaData) -> None:
+    """Refuse a row group whose cells would be larger than an image may be, on average, before any of it is unpacked."""
+    wanted = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+    columns = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path.partition(".")[0] in wanted]
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in map(group.column, columns):
+            _refuse(
+                column.total_uncompressed_size > MAX_ROW_BYTES * max(1, group.num_rows),
+                f'dataset file "{file}": column "{column.path_in_schema}" unpacks to {column.total_uncompressed_size} '
+                f"bytes in the {group.num_rows} rows of row group {number}, more than {MAX_ROW_BYTES} bytes a row",
+            )
 
 
 def _parquet_files(folder: Path) -> list[Path]:

@@ -21,6 +21,8 @@ from data_engine.sampler import SamplingParams, next_tokens
 
 # A captured step serves every number of rows up to its own; the rows behind the live ones work for nothing.
 GRAPH_ROWS = 16
+# Stands in the place of a token that was drawn from logits of which one is NaN or infinite.
+NOT_FINITE = -1
 
 
 class FusedRows:
@@ -95,6 +97,12 @@ class Steps:
         self.caches.move(source, target, length)
         self.seen_RV[target] = self.seen_RV[source]
 
+    def clean(self, places: Sequence[int]) -> None:
+        """Forget the suffixes of rows that nobody uses: NaN would reach whoever multiplies it by 0."""
+        which = torch.tensor(places, device=self.model.device)
+        for cache in (*self.caches.suffix_keys, *self.caches.suffix_values):
+            cache[which] = 0
+
     def _fused(self, num_rows: int) -> Tensor:
         which = self.every_row[:num_rows]
         return self._advance(which, FusedRows(self.caches, which, self.fused))
@@ -124,8 +132,10 @@ class Steps:
         return self._draw(logits_fp32(hidden[:, 0], self.model.head_weight), which)
 
     def _draw(self, logits_NV: Tensor, which: Tensor) -> Tensor:
-        """The next token of the rows `which`, noted in their state."""
+        """The next token of the rows `which`, noted in their state; NOT_FINITE for those without sound logits."""
         caches, places = self.caches, self.caches.lengths_R[which]
+        # One that is NaN or infinite makes the sum so; read with the tokens, it costs the host no wait of its own.
+        sound = logits_NV.sum(-1).isfinite()
         if self.params.forced_lengths:
             logits_NV.index_fill_(1, self.eos, -torch.inf)
         seen = self.seen_RV[which] if self.seen_RV.shape[1] else None
@@ -136,4 +146,4 @@ class Steps:
             self.seen_RV[which, drawn] = True
         caches.tokens_R[which] = drawn
         caches.lengths_R[which] += 1
-        return drawn
+        return torch.where(sound, drawn, NOT_FINITE)

@@ -34,6 +34,23 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def config(goldens, tmp_path, monkeypatch, one_thread):
+    """Settings of a quick run; signals stay pytest's."""
+    from data_engine import pipeline
+    from data_engine.config import RunConfig
+
+    monkeypatch.setattr(pipeline.Stop, "listen", lambda stop: stop)
+
+    def make(dataset: Path, **changes: object) -> RunConfig:
+        paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
+        paths |= {"dataset_path": dataset, "work_dir": tmp_path / "work"}
+        settings = {"sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 8, "unit_size": 4, "threads": 1}
+        return RunConfig(**{name: str(path) for name, path in paths.items()} | settings | changes)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def one_thread() -> None:
     import torch

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_engine import dataset, sources
 from data_engine.dataset import Questions, load_questions
 from data_engine.records import IMAGE, UserError
 from data_engine.sources import DatasetsSource, ParquetSource
@@ -90,8 +91,6 @@ def test_rising_ranges_read_a_row_group_once(tmp_path, monkeypatch):
 
 
 def test_the_footer_of_a_file_is_not_read_again_for_each_of_its_row_groups(tmp_path, monkeypatch):
-    from data_engine import sources
-
     opened = []
     open_parquet = sources._open_parquet
     monkeypatch.setattr(sources, "_open_parquet", lambda file: opened.append(file.name) or open_parquet(file))
@@ -293,7 +292,29 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path, option):
     assert says in refusal(write(tmp_path / "q.parquet", [1]), **option)
 
 
+def test_a_row_group_of_cells_that_are_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """2 rows of 3000 zeros: 100 bytes on disk. The limit is a mean: a large image among small ones is its row's."""
+    large = pa.array([{"bytes": bytes(3000), "path": None}] * 2, IMAGE)
+    path = tmp_path / "b.parquet"
+    write(tmp_path / "a.parquet", [1])
+    pq.write_table(table([2, 3], image=large), path, compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(dataset, "MAX_FILE_BYTES", 2999)
+    problems = [row.problem for row in load_questions(str(tmp_path)).rows(range(3))]
+    assert problems == [None, *["image has 3000 bytes, more than 2999"] * 2]
+    monkeypatch.setattr(sources, "MAX_ROW_BYTES", 2999)
+    monkeypatch.setattr(ParquetSource, "_read_group", lambda *a: pytest.fail("it is read"))
+    assert refusal(str(tmp_path)).startswith(f'dataset file "{path}": column "image.bytes" unpacks to ')
+    assert refusal(str(tmp_path)).endswith("bytes in the 2 rows of row group 0, more than 2999 bytes a row")
+
+
 # What is wrong with a row
+
+
+def test_a_question_that_nobody_could_answer_is_a_problem(tmp_path):
+    texts = pa.array(["a" * (1 << 20), "a" * ((1 << 20) + 1)])
+    first, second = load_questions(write(tmp_path / "q.parquet", [1, 2], question=texts)).rows(range(2))
+    assert first.problem is None
+    assert second.problem == "question has 1048577 bytes, more than 1048576"
 
 
 def test_a_null_question_is_a_problem_and_an_empty_one_is_not(tmp_path):

@@ -1,39 +1,16 @@
 import io
 import random
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hostile_images import encode, gradient, mutations, png_header
 from PIL import Image
 
 from data_engine.images import BadImage, check_megapixels, decode, resized_size, to_rgb
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
-
-
-def encode(image: Image.Image, format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def gradient(mode: str = "RGB", size: tuple[int, int] = (23, 17)) -> Image.Image:
-    width, height = size
-    values = np.arange(width * height * 3, dtype=np.uint32).reshape(height, width, 3) % 251
-    return Image.fromarray(values.astype(np.uint8), "RGB").convert(mode)
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and brings almost no data."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
 
 
 def reason(data: bytes | None, max_megapixels: float = 64) -> str:
@@ -180,38 +157,6 @@ def test_the_long_side_is_rounded_down_as_clip_does(size, expected):
 def test_an_image_object_is_converted_by_the_same_rules():
     sixteen = Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16))
     assert to_rgb(sixteen).getpixel((0, 0)) == (128, 128, 128)
-
-
-def mutations(rng: random.Random, count: int):
-    """Seeded broken images: cut, with flipped bytes, with a hole, or with another format's head."""
-    modes = {
-        "JPEG": ("RGB", "L", "CMYK"),
-        "PNG": ("RGB", "P", "RGBA", "1", "LA"),
-        "WEBP": ("RGB", "RGBA"),
-        "GIF": ("P",),
-    }
-    modes |= {"BMP": ("RGB", "P"), "TIFF": ("RGB", "RGBA", "CMYK"), "PPM": ("RGB", "L")}
-    whole = [
-        encode(gradient(mode, size), name) for name in modes for mode in modes[name] for size in ((23, 17), (1, 500))
-    ]
-    whole += [encode(gradient(), "TIFF", compression=name) for name in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")]
-    whole += [encode(gradient(), "GIF", save_all=True, append_images=[gradient().rotate(90)])]
-    whole += [encode(gradient(), "JPEG", progressive=True), encode(gradient(), "PNG", icc_profile=bytes(300))]
-    for _ in range(count):
-        data = bytearray(rng.choice(whole))
-        kind = rng.randrange(4)
-        if kind == 0:
-            del data[rng.randrange(len(data)) :]
-        elif kind == 1:
-            for _ in range(rng.randint(1, 12)):
-                data[rng.randrange(min(len(data), rng.choice((64, 10**9))))] = rng.randrange(256)
-        elif kind == 2:
-            start = rng.randrange(len(data))
-            del data[start : start + rng.randint(1, 40)]
-        else:
-            head = rng.choice(whole)[: rng.randint(4, 30)]
-            data[: len(head)] = head
-        yield bytes(data)
 
 
 def test_four_hundred_mutated_images_are_converted_or_refused(capfd):

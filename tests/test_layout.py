@@ -20,7 +20,7 @@ FLOORS = [
     " progress",
     "sample score pairing report",
     "budgets models decode steps lanes caches logps attention sampler kernels rewards pairs filters draft"
-    " exports words rows scratch funnel plots ahead summary",
+    " exports words rows scratch funnel plots ahead summary image_workers",
     "units claims disk ranks lifeline logs dataset sources images",
     "records config seeds",
 ]

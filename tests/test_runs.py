@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from data_engine import decode, logs, pipeline, runfile, score
-from data_engine.config import RunConfig
 from data_engine.records import UserError
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
@@ -29,20 +28,6 @@ def write(path: Path, rows: list[tuple[str, str | None, bytes | None]]) -> Path:
     records = [{"idx": idx, "question": text, "image": {"bytes": data, "path": None}} for idx, text, data in rows]
     pq.write_table(pa.Table.from_pylist(records), path)
     return path
-
-
-@pytest.fixture
-def config(goldens, tmp_path, monkeypatch, one_thread):
-    """Settings of a quick run; signals stay pytest's."""
-    monkeypatch.setattr(pipeline.Stop, "listen", lambda stop: stop)
-
-    def make(dataset: Path, **changes: object) -> RunConfig:
-        paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
-        paths |= {"dataset_path": dataset, "work_dir": tmp_path / "work"}
-        settings = {"sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 8, "unit_size": 4, "threads": 1}
-        return RunConfig(**{name: str(path) for name, path in paths.items()} | settings | changes)
-
-    return make
 
 
 def read(folder: Path) -> list[dict]:

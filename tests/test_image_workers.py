@@ -1,0 +1,265 @@
+"""Decoding in processes of their own: crashes, hangs and greed stay there, and pixels are those of images.decode."""
+
+import io
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hostile_images import mutations
+from PIL import Image
+from test_runs import read
+
+from data_engine import image_workers, images
+from data_engine.ahead import ahead
+from data_engine.image_workers import ImageWorkers
+from data_engine.images import BadImage
+
+
+def photo(seed: int = 0, size: tuple[int, int] = (60, 40)) -> bytes:
+    values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    return file.getvalue()
+
+
+def outcome(decode, data: bytes, max_megapixels: float = 1) -> tuple | str:
+    """Size and pixels, or the reason."""
+    try:
+        image = decode(data, max_megapixels)
+    except BadImage as problem:
+        return str(problem)
+    return image.mode, image.size, image.tobytes()
+
+
+@pytest.fixture
+def workers():
+    with ImageWorkers() as workers:
+        yield workers
+
+
+@pytest.fixture
+def sabotaged(tmp_path, monkeypatch):
+    """Workers whose images.decode obeys a file that begins with Python: the hostile file that we cannot make."""
+
+    def start(**constants: float) -> ImageWorkers:
+        lines = [f"image_workers.{name} = {value}" for name, value in constants.items()]
+        script = tmp_path / "worker.py"
+        script.write_text("\n".join([
+            "import ctypes, os, signal, socket, sys, time",
+            "from data_engine import image_workers, images",
+            "decode = images.decode",
+            "def obey(data, limit):",
+            "    if data.startswith(b'python:'): exec(data[7:].decode())",
+            "    return decode(data, limit)",
+            "images.decode = obey",
+            *lines,
+            "connection = socket.socket(fileno=int(sys.argv[1]))",
+            "image_workers.serve(connection.makefile('rwb'))",
+        ]))  # fmt: skip
+        monkeypatch.setattr(image_workers, "COMMAND", [sys.executable, str(script)])
+        return ImageWorkers()
+
+    return start
+
+
+def test_pixels_and_reasons_are_those_of_the_same_process(workers):
+    for data in [photo(), None, b"", *mutations(random.Random(5), 40)]:
+        assert outcome(workers.decode, data) == outcome(images.decode, data)
+    assert outcome(workers.decode, photo(), 1e-6) == outcome(images.decode, photo(), 1e-6)
+
+
+def test_images_that_are_decoded_side_by_side_keep_their_order(workers):
+    photos = [photo(seed, (40 + seed, 30)) for seed in range(40)]
+    found = ahead(lambda data: workers.decode(data, 1), photos)
+    assert [image.tobytes() for image in found] == [images.decode(data, 1).tobytes() for data in photos]
+    assert len(workers._free) == 2
+
+
+def test_a_worker_imports_no_torch_and_not_what_started_the_rank(sabotaged):
+    with sabotaged() as workers:
+        code = b"python:raise images.BadImage(' '.join(sorted({n.split('.')[0] for n in sys.modules})))"
+        names = set(outcome(workers.decode, code).split())
+    assert "PIL" in names
+    assert not names & {"torch", "transformers", "pyarrow", "datasets", "pytest"}
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("ctypes.string_at(0)", "decoding crashed, 2 times"),
+        ("os._exit(0)", "decoding crashed, 2 times"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "decoding crashed, 2 times"),
+        ("raise SystemExit(3)", "decoding crashed, 2 times"),
+        # A call into C that does not come back in our time, on the processor and off it.
+        ("__import__('re').match('(a+)+$', 'a' * 60 + 'b')", "decoding took more than 1 s of processor time, 2 times"),
+        ("ctypes.CDLL(None).pause()", "decoding took more than 1 s, 2 times"),
+        ("bytearray(2 << 30)", "image needs more memory than a worker may have"),
+    ],
+)
+def test_what_a_hostile_file_does_to_a_worker_costs_its_row_alone(sabotaged, monkeypatch, code, reason):
+    # The clock of a busy machine must not be the first to end what works.
+    limits = {"PROCESSOR_S": 1, "CLOCK_S": 1 if "pause" in code else 60, "MEMORY_BYTES": 1 << 30}
+    for name, value in limits.items():
+        monkeypatch.setattr(image_workers, name, value)
+    with sabotaged(**limits) as workers:
+        assert outcome(workers.decode, f"python:{code}".encode()) == reason
+        assert outcome(workers.decode, photo()) == outcome(images.decode, photo())
+
+
+def test_a_row_whose_worker_is_lost_once_is_decoded_by_the_next(sabotaged, tmp_path):
+    once = f"python:m = {str(tmp_path / 'mark')!r}\nif not os.path.exists(m): open(m, 'w'); os._exit(1)".encode()
+    with sabotaged() as workers:
+        assert outcome(workers.decode, once) == outcome(images.decode, once)
+    assert (tmp_path / "mark").exists()
+
+
+def test_workers_that_were_killed_while_they_were_idle_are_no_fault_of_an_image(workers):
+    assert outcome(workers.decode, photo()) == outcome(images.decode, photo())
+    for _ in range(2):
+        [worker] = workers._free
+        worker.process.kill()
+        worker.process.wait()
+        assert outcome(workers.decode, photo()) == outcome(images.decode, photo())
+
+
+def test_signals_that_a_job_gets_end_no_worker(workers):
+    assert outcome(workers.decode, photo()) == outcome(images.decode, photo())
+    [worker] = workers._free
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        worker.process.send_signal(number)
+    assert outcome(workers.decode, photo()) == outcome(images.decode, photo())
+    assert workers._free == [worker]
+    assert os.getsid(worker.process.pid) == worker.process.pid
+
+
+def test_a_worker_that_does_not_start_is_an_error_of_the_run_and_not_of_the_image(sabotaged):
+    with (
+        sabotaged(NO_SUCH="oops(") as workers,
+        pytest.raises(RuntimeError, match="ended with code 1 before it was ready"),
+    ):
+        workers.decode(photo(), 1)
+
+
+def test_no_worker_is_left_when_all_is_done():
+    with ImageWorkers() as workers:
+        workers.start()
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda seed: workers.decode(photo(seed), 1), range(12)))
+        processes = [worker.process for worker in workers._free]
+    assert processes
+    assert {process.returncode for process in processes} == {-signal.SIGKILL}
+
+
+@pytest.mark.parametrize("doing", ["idle", "busy"])
+def test_a_worker_ends_with_a_rank_that_is_killed(doing):
+    """A real SIGKILL; the worker is gone when the pipe that it and the rank alone hold open ends."""
+    code = (
+        "import sys, io, os\nfrom PIL import Image\nfrom data_engine.image_workers import ImageWorkers\n"
+        "workers = ImageWorkers(); workers.start()\n"
+        "w = workers._free[0]; w._wait_until_ready()\n"
+        "print(w.process.pid, flush=True)\n"
+    )
+    if doing == "busy":
+        code += "file = io.BytesIO(); Image.effect_noise((2000, 2000), 50).save(file, 'PNG')\n"
+        code += "while True: workers.decode(file.getvalue(), 64); print('.', flush=True)\n"
+    else:
+        code += "print('.', flush=True); sys.stdin.read()\n"
+    # The worker's own stdout is nowhere; its stderr is this pipe.
+    rank = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    worker = int(rank.stdout.readline())
+    assert rank.stdout.readline() == ".\n"
+    assert Path(f"/proc/{worker}").exists()
+    rank.kill()
+    watchdog = threading.Timer(30, lambda: os.kill(worker, signal.SIGKILL))
+    watchdog.start()
+    assert rank.stderr.read() == ""
+    assert watchdog.is_alive()
+    watchdog.cancel()
+    rank.stdin.close()
+    rank.stdout.close()
+    rank.stderr.close()
+    assert rank.wait() == -signal.SIGKILL
+
+
+def hostile_files(workers: ImageWorkers, count: int) -> None:
+    """Each is converted or refused with a reason, no worker is lost, and none grows beyond its limit."""
+    converted, reasons, seen = 0, [], set()
+    for data in mutations(random.Random(0), count):
+        found = outcome(workers.decode, data)
+        seen.update(worker.process.pid for worker in workers._free)
+        if isinstance(found, str):
+            reasons.append(found)
+        else:
+            converted += 1
+            assert len(found[2]) == 3 * found[1][0] * found[1][1] <= 3e6
+    assert min(converted, len(reasons)) > count / 8
+    assert all(text and len(text) < 250 and "0x" not in text for text in reasons)
+    assert not [text for text in reasons if text.startswith("decoding")]
+    # One process did them all: none crashed or hung.
+    [worker] = seen
+    status = Path(f"/proc/{worker}/status").read_text()
+    peak_bytes = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    limit = image_workers.MEMORY_BYTES + image_workers.BYTES_A_PIXEL * 1e6
+    print(f"{count} files: {converted} converted, {len(set(reasons))} different reasons for {len(reasons)} others; "
+          f"peak of the worker {peak_bytes / 1e6:.0f} MB of {limit / 1e6:.0f}")  # fmt: skip
+    # Nobody needs the limit: a picture of a megapixel is 3 MB.
+    assert peak_bytes < 250e6 < limit
+
+
+def test_150_hostile_files_are_converted_or_refused(workers):
+    hostile_files(workers, 150)
+
+
+@pytest.mark.slow
+def test_2000_hostile_files_are_converted_or_refused(workers):
+    hostile_files(workers, 2000)
+
+
+def test_the_memory_limit_is_the_workers_own(workers):
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    assert outcome(workers.decode, photo()) == outcome(images.decode, photo())
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_hostile_files_go_through_a_run_with_a_reason_for_each_that_is_left_out(config, tmp_path):
+    hostile_run(config, tmp_path, 40)
+
+
+@pytest.mark.slow
+def test_200_hostile_files_go_through_a_run(config, tmp_path):
+    hostile_run(config, tmp_path, 200)
+
+
+def hostile_run(config, tmp_path: Path, count: int) -> None:
+    """As the run sees them: under names that say another format, and each either answered or quarantined."""
+    files = list(mutations(random.Random(1), count))
+    names = ("a.jpg", "b.png", "c.tiff", "d.exe", "../../e.gif", "")
+    rows = [
+        {"idx": i, "question": "What is it?", "image": {"bytes": data, "path": names[i % len(names)]}}
+        for i, data in enumerate(files)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")
+    from data_engine import pipeline
+
+    assert pipeline.run(config(tmp_path / "questions.parquet", sample_k=2, rank=1, unit_size=16)) == 0
+    answered = {row["idx"] for row in read(tmp_path / "work/sampled_answer")}
+    reasons = {row["idx"]: row["reason"] for row in read(tmp_path / "work/quarantine")}
+    assert answered | set(reasons) == set(range(count))
+    # A row that stage 0 can use may be too large for the crop of stage 1, which is then the stage that says so.
+    assert {row["idx"] for row in read(tmp_path / "work/reward_logps")} == set(range(count)) - set(reasons)
+    assert all(reason and len(reason) < 250 for reason in reasons.values())
+    for i, data in enumerate(files):
+        if isinstance(refused := outcome(images.decode, data, 64), str) and data:
+            assert reasons[i] == refused
