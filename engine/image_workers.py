@@ -29,7 +29,8 @@ MEMORY_BYTES = 2 << 30
 BYTES_A_PIXEL = 16
 # A row is given up with the second process that it ends.
 TRIES = 2
-COMMAND = [sys.executable, "-m", "data_engine.image_workers"]
+# Without -P, a file in the current folder that is called as a module of Python would be taken for it.
+COMMAND = [sys.executable, "-P", "-m", "data_engine.image_workers"]
 _QUESTION, _ANSWER = struct.Struct("<dQ"), struct.Struct("<IIQ")
 _READY = b"R"
 # What the signals mean that a job gets is for its ranks to decide, and theirs to tell.
@@ -192,5 +193,6 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rwb") as served:
+    # Closing the stream may fail too, where an answer was on its way when the rank died.
+    with contextlib.suppress(OSError), socket.socket(fileno=int(sys.argv[1])).makefile("rwb") as served:
         serve(served)

@@ -101,14 +101,17 @@ def test_a_worker_imports_no_torch_and_not_what_started_the_rank(sabotaged):
         ("os.kill(os.getpid(), signal.SIGKILL)", "decoding crashed, 2 times"),
         ("raise SystemExit(3)", "decoding crashed, 2 times"),
         # A call into C that does not come back in our time, on the processor and off it.
-        ("__import__('re').match('(a+)+$', 'a' * 60 + 'b')", "decoding took more than 1 s of processor time, 2 times"),
+        (
+            "import re; re.match('(a+)+$', 'a' * 60 + 'b')",
+            "decoding took more than 0.3 s of processor time, 2 times",
+        ),
         ("ctypes.CDLL(None).pause()", "decoding took more than 1 s, 2 times"),
         ("bytearray(2 << 30)", "image needs more memory than a worker may have"),
     ],
 )
 def test_what_a_hostile_file_does_to_a_worker_costs_its_row_alone(sabotaged, monkeypatch, code, reason):
     # The clock of a busy machine must not be the first to end what works.
-    limits = {"PROCESSOR_S": 1, "CLOCK_S": 1 if "pause" in code else 60, "MEMORY_BYTES": 1 << 30}
+    limits = {"PROCESSOR_S": 0.3, "CLOCK_S": 1 if "pause" in code else 60, "MEMORY_BYTES": 1 << 30}
     for name, value in limits.items():
         monkeypatch.setattr(image_workers, name, value)
     with sabotaged(**limits) as workers:
@@ -184,9 +187,12 @@ def test_a_worker_ends_with_a_rank_that_is_killed(doing):
     rank.kill()
     watchdog = threading.Timer(30, lambda: os.kill(worker, signal.SIGKILL))
     watchdog.start()
-    assert rank.stderr.read() == ""
-    assert watchdog.is_alive()
-    watchdog.cancel()
+    try:
+        told = rank.stderr.read()
+        assert watchdog.is_alive()
+    finally:
+        watchdog.cancel()
+    assert told == ""
     rank.stdin.close()
     rank.stdout.close()
     rank.stderr.close()
@@ -234,7 +240,7 @@ def test_the_memory_limit_is_the_workers_own(workers):
 
 
 def test_hostile_files_go_through_a_run_with_a_reason_for_each_that_is_left_out(config, tmp_path):
-    hostile_run(config, tmp_path, 40)
+    hostile_run(config, tmp_path, 24)
 
 
 @pytest.mark.slow

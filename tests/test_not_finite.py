@@ -50,8 +50,14 @@ def run_with(monkeypatch, config, role: str, value: float) -> None:
     assert pipeline.run(config) == 0
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("role", "stage"), [("instruct", "sampled_answer"), ("reward", "reward_logps")])
+@pytest.mark.parametrize(
+    ("role", "stage", "value"),
+    [
+        ("instruct", "sampled_answer", float("nan")),
+        ("reward", "reward_logps", float("nan")),
+        ("reward", "reward_logps", float("inf")),
+    ],
+)
 def test_a_question_with_numbers_that_are_none_is_quarantined(
     config, dataset, tmp_path, monkeypatch, role, stage, value
 ):
@@ -91,7 +97,7 @@ def test_the_public_function_names_the_token(goldens, one_thread):
         sample_answers(model, Image.new("RGB", (60, 60), "white"), "What is it?", max_new_tokens=4)
 
 
-@pytest.mark.parametrize(("lag", "fused", "slots"), [(0, None, 5), (1, None, 5), (1, None, 2), (1, 10, 5)])
+@pytest.mark.parametrize(("lag", "fused", "slots"), [(0, None, 5), (1, None, 2), (1, 10, 5)])
 def test_a_row_that_breaks_late_leaves_nothing_behind_in_its_place(
     instruct, golden_rows, golden_images, monkeypatch, lag, fused, slots
 ):
