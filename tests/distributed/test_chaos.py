@@ -9,7 +9,7 @@ CHAOS = Path(__file__).with_name("chaos.py")
 
 
 def test_disturbed_jobs_end_in_the_dataset_of_an_undisturbed_one(tmp_path):
-    command = [sys.executable, str(CHAOS), str(tmp_path), "--rounds", "3", "--seed", "1"]
+    command = [sys.executable, str(CHAOS), str(tmp_path), "--rounds", "2", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
