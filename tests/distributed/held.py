@@ -5,13 +5,19 @@ sleeps until a signal comes; after that, and without that file, it works like an
 """
 
 import os
-import signal
 import sys
+import threading
 from pathlib import Path
 
-from data_engine import cli, units
+from data_engine import cli, ranks, units
 
 FOLDER = Path(os.environ["HOLD"])
+SIGNALLED = threading.Event()
+
+
+def note_and_stop(stop: ranks.Stop, number: int, frame: object, on_signal=ranks.Stop._on_signal) -> None:
+    SIGNALLED.set()
+    on_signal(stop, number, frame)
 
 
 def publish_and_hold(*arguments: object, publish=units.publish) -> None:
@@ -20,10 +26,12 @@ def publish_and_hold(*arguments: object, publish=units.publish) -> None:
     asked = FOLDER / f"hold-{shard}"
     if asked.exists() and os.environ.get("RANK", "0") == "0":
         asked.rename(FOLDER / f"held-{shard}")
-        signal.pause()
+        # Units are published in a thread, which no signal wakes.
+        SIGNALLED.wait()
 
 
 if __name__ == "__main__":
     if "run" in sys.argv[1:2]:
         units.publish = publish_and_hold
+        ranks.Stop._on_signal = note_and_stop
     sys.exit(cli.main())

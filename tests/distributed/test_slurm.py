@@ -100,6 +100,8 @@ def test_tasks_requeued_warned_and_killed_with_their_node_make_the_same_dataset(
     node = cluster.job(tasks[1])["NodeList"]
     assert node in NODES
     cluster.kill_node(node)
+    # A node that comes back without a job so young is taken to be starting it still: BatchStartTimeout, and 10 s more.
+    reader.waits_until(lambda: cluster.job(tasks[1])["RunTime"] > "00:00:14", "the lost job to be no beginner")
     cluster.start_node(node)
 
     # What --signal=B:USR1@120 does when the time limit is near; the last task has the array's number as its own.
