@@ -32,9 +32,9 @@ class _Forced:
     def __init__(self, decoder: Decoder, lengths: list[list[int]]) -> None:
         self.decoder, self.model, self.lengths, self.retries = decoder, decoder.model, lengths, 0
 
-    def sample(self, requests: Iterable[Request], params: SamplingParams) -> list[Sampled]:
+    def stream(self, requests: Iterable[Request], params: SamplingParams) -> Iterator[Sampled]:
         asked = (replace(one, lengths=own) for one, own in zip(requests, self.lengths, strict=False))
-        return self.decoder.sample(asked, params)
+        return self.decoder.stream(asked, params)
 
 
 @dataclass

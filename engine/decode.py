@@ -18,6 +18,8 @@ from torch import Tensor
 from data_engine.caches import Caches, num_slots
 from data_engine.lanes import Lanes
 from data_engine.models.base import VisionLanguageModel
+from data_engine.records import UserError
+from data_engine.rows import NO_ROOM
 from data_engine.sampler import SamplingParams
 from data_engine.steps import NOT_FINITE, Steps
 
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # The model gave logits of which one is NaN or infinite: nothing was drawn from them.
 BROKEN = "broken"
+# Memory ran out though nothing else was in flight: nothing was drawn.
+TOO_LARGE = "too large"
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampled:
-    """One answer: where it belongs, its ids (EOS included), and why it ended: "stop", "length", or BROKEN."""
+    """One answer: where it belongs, its ids (EOS included), and why it ended: "stop", "length", BROKEN or TOO_LARGE."""
 
     request: int
     sample_index: int
@@ -82,6 +86,11 @@ class _Queue:
 
     def pop(self) -> None:
         self._rows.popleft()
+
+    def drop(self) -> list[_Row]:
+        """Take out what is left of the question that comes first."""
+        first = self.first()
+        return [self._rows.popleft() for row in list(self._rows) if row.number == first.number]
 
     def give_back(self, rows: Iterable[_Row]) -> None:
         """Answers that were begun and lost: they come first again, from their first token."""
@@ -240,36 +249,54 @@ class Decoder:
         # On a GPU the host reads a step's tokens while the next one runs.
         self.lag = int(model.device.type == "cuda")
         self._steps: Steps | None = None
+        self._answered = False
+
+    def sample(self, requests: Iterable[Request], params: SamplingParams) -> list[Sampled]:
+        """All answers of all requests, in order of (request, sample_index). Otherwise as `stream`."""
+        return sorted(self.stream(requests, params), key=lambda sampled: (sampled.request, sampled.sample_index))
 
     @torch.inference_mode()
-    def sample(self, requests: Iterable[Request], params: SamplingParams) -> list[Sampled]:
-        """All answers of all requests, in order of (request, sample_index).
+    def stream(self, requests: Iterable[Request], params: SamplingParams) -> Iterator[Sampled]:
+        """Each answer as it is finished; a request is taken when a row is free for it.
 
         The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32). Where memory
-        runs out, the answers that are not finished are drawn again, half as many at a time.
+        runs out, the answers that are not finished are drawn again, half as many at a time; a question for which it
+        does not suffice with one answer at a time is TOO_LARGE. Raises UserError where every question was.
         """
-        queue, found, rows, self.retries = _Queue(requests), [], self.num_rows, 0
+        queue, rows, self.retries, too_large = _Queue(requests), self.num_rows, 0, []
         while True:
-            loop = _Loop(self._steps_for(rows, params), queue, self.lag)
+            loop = None
             try:
+                loop = _Loop(self._steps_for(rows, params), queue, self.lag)
                 for sampled in loop.run():
-                    found.append(sampled)
-                return sorted(found, key=lambda sampled: (sampled.request, sampled.sample_index))
+                    self._answered = True
+                    yield sampled
+                break
             except torch.OutOfMemoryError:
-                if rows == 1:
-                    raise
+                self.retries += 1
             # Outside the handler, whose traceback would keep the loop's tensors.
-            queue.give_back(loop.unfinished())
-            self._steps, loop, rows, self.retries = None, None, rows // 2, self.retries + 1
+            queue.give_back(loop.unfinished() if loop else [])
+            if queue.first() is None:
+                break
+            self._steps = loop = None
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
+            if rows == 1:
+                too_large += [Sampled(row.number, row.sample_index, [], TOO_LARGE) for row in queue.drop()]
+                # What follows may be smaller.
+                rows = self.num_rows
+            rows = max(1, rows // 2)
             log.warning("out of memory: this unit goes on with %d answers at a time, its finished ones are kept", rows)
+        if too_large and not self._answered:
+            raise UserError(NO_ROOM)
+        yield from too_large
 
     def _steps_for(self, rows: int, params: SamplingParams) -> Steps:
         if self._steps is None or self._steps.caches.num_rows != rows or self._steps.params != params:
             # The old caches go first.
             self._steps = None
-            caches = Caches(self.model, rows, self.num_slots, params.max_new_tokens)
+            slots = max(1, self.num_slots * rows // self.num_rows)
+            caches = Caches(self.model, rows, slots, params.max_new_tokens)
             self._steps = Steps(self.model, caches, params, self.fused)
         return self._steps
 

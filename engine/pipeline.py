@@ -7,6 +7,7 @@ that share split models take part in each other's calls meanwhile: see together.
 import contextlib
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow as pa
 from data_engine import claims, disk, logs, pairing, records, report, together, units
 from data_engine.ahead import Writer
 from data_engine.config import RunConfig
-from data_engine.dataset import open_questions
+from data_engine.dataset import Question, open_questions
 from data_engine.decode import Decoder
 from data_engine.image_workers import ImageWorkers
 from data_engine.kernels import use_triton
@@ -24,7 +25,7 @@ from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_ex
 from data_engine.records import STAGES, IncompleteError, UserError
 from data_engine.rows import UnitResult
 from data_engine.runfile import Checkpoint, describe, kinship_warnings, open_run, place
-from data_engine.sample import SampleSettings, sample_unit
+from data_engine.sample import SampleSettings, sample_units
 from data_engine.sampler import SamplingParams
 from data_engine.score import ScoreSettings, score_unit
 from data_engine.summary import Summary
@@ -187,41 +188,58 @@ class Job:
 
     def _work_on_one(self, stages: list[str], progress: Progress) -> bool:
         """Claim and compute the first unit that is free and has what it needs."""
+        claimed = self._claim(stages)
+        if claimed is None:
+            return False
+        try:
+            self._compute(*claimed, progress)
+        except units.DamagedUnitError as damage:
+            log.warning("%s", damage)
+        return True
+
+    def _claim(self, stages: list[str]) -> tuple[str, int, contextlib.ExitStack] | None:
+        """Stage and number of the first unit that is free and has what it needs, and what gives it back."""
         for stage, unit in units.workable(stages, self.mine, self._done(stages)):
             with contextlib.ExitStack() as claim:
                 taken = claim.enter_context(self.claims.hold(stage, unit))
                 if taken and unit not in units.published(self.work_dir, stage):
-                    try:
-                        self._compute(stage, unit, progress, claim.pop_all())
-                    except units.DamagedUnitError as damage:
-                        log.warning("%s", damage)
-                    return True
-        return False
+                    return stage, unit, claim.pop_all()
+        return None
 
-    def _compute(self, stage: str, unit: int, progress: Progress, claim: contextlib.ExitStack) -> None:
-        """The claim is given back when the unit is published, which happens while the next one is computed."""
-        with claim:
-            result, seconds = self._result(stage, unit)
-            hold = claim.pop_all()
+    def _compute(self, stage: str, unit: int, claim: contextlib.ExitStack, progress: Progress) -> None:
+        """A claim is given back when its unit is published, which happens while the next one is computed."""
+        held = {unit: claim}
+        try:
+            model = self._load(_role(stage))
+            start = time.perf_counter()
+            if stage == STAGES[0]:
+                results = self._sample(model, held)
+            else:
+                results = iter([(unit, self._score(model, stage, unit))])
+            for number, result in results:
+                now = time.perf_counter()
+                self._hand_over(stage, number, result, now - start, held, progress)
+                start = now
+        finally:
+            for hold in held.values():
+                hold.close()
+
+    def _hand_over(
+        self, stage: str, unit: int, result: UnitResult, seconds: float, held: dict, progress: Progress
+    ) -> None:
+        if result.quarantined and self.config.on_bad_row == "error":
+            idx, reason = result.quarantined[0]
+            raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")
 
         def publish() -> None:
             self._publish(stage, unit, result)
             progress.unit_done(stage, unit, result, len(self.unit_rows[unit]), seconds)
 
         with self.stop.committing():
-            self.writer.hand_over(publish, hold)
+            self.writer.hand_over(publish, held.pop(unit))
 
-    def _result(self, stage: str, unit: int) -> tuple[UnitResult, float]:
-        """A unit's result, and the seconds it took without loading a model."""
-        model = self._load(_role(stage))
-        loaded = time.perf_counter()
-        result = self._sample(model, unit) if stage == "sampled_answer" else self._score(model, stage, unit)
-        if result.quarantined and self.config.on_bad_row == "error":
-            idx, reason = result.quarantined[0]
-            raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")
-        return result, time.perf_counter() - loaded
-
-    def _sample(self, model, unit: int) -> UnitResult:
+    def _sample(self, model, held: dict[int, contextlib.ExitStack]) -> Iterator[tuple[int, UnitResult]]:
+        """The answers of the unit that is held and, with lookahead, of those that are claimed on the way."""
         config = self.config
         params = SamplingParams(
             config.temperature, config.top_k, config.top_p, config.repetition_penalty, config.max_new_tokens
@@ -232,8 +250,24 @@ class Job:
             fused = config.sample_k if use_triton(model.head_weight) and not self._together.split else None
             self._decoder = Decoder(model, frozen["decode_rows"], frozen["decode_slots"], fused)
         settings = SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
-        questions = self.questions.rows(self.unit_rows[unit])
-        return sample_unit(self._decoder, questions, self.questions.idx_type, settings, self.image_workers.decode)
+        return sample_units(
+            self._decoder, self._held_and_next(held), self.questions.idx_type, settings, self.image_workers.decode
+        )
+
+    def _held_and_next(self, held: dict[int, contextlib.ExitStack]) -> Iterator[tuple[int, Iterable[Question]]]:
+        """The unit that is held; with lookahead then one more, claimed when it is asked for, as long as any is free.
+
+        Where memory ran out, the unit in hand is the last one: the next one starts anew, with all rows.
+        """
+        [unit] = held
+        yield unit, self.questions.rows(self.unit_rows[unit])
+        while self.config.lookahead and not self.stop.wanted and not self._decoder.retries:
+            claimed = self._claim([STAGES[0]])
+            if claimed is None:
+                return
+            _, unit, hold = claimed
+            held[unit] = hold
+            yield unit, self.questions.rows(self.unit_rows[unit])
 
     def _score(self, model, stage: str, unit: int) -> UnitResult:
         as_text = stage == "reward_logps" and not self.same_tokenizer

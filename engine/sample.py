@@ -1,17 +1,18 @@
-"""Stage 0: k answers a question from the instruct model, for one unit or through the public API."""
+"""Stage 0: k answers a question from the instruct model, unit by unit or through the public API."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 from PIL import Image
 
-from data_engine import images, records
+from data_engine import images, records, rows
 from data_engine.ahead import ahead
 from data_engine.dataset import Question
-from data_engine.decode import BROKEN, Decoder, Request, Sampled, sample
+from data_engine.decode import BROKEN, TOO_LARGE, Decoder, Request, Sampled, sample
 from data_engine.images import BadImage
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
+from data_engine.records import UserError
 from data_engine.rows import BadRow, Decode, UnitResult, open_image, read_image
 from data_engine.sampler import SamplingParams
 from data_engine.seeds import seed_for
@@ -50,6 +51,40 @@ def request_for(
     return Request(lambda: prefix(model, pixels, question), keys)
 
 
+@dataclass
+class _Unit:
+    """A unit in the making; its requests are numbered from `first` on."""
+
+    number: int
+    first: int
+    taken: bool = False
+    """whether all its questions have been looked at"""
+    asked: list[int | str] = field(default_factory=list)
+    quarantined: list[tuple[int | str, str]] = field(default_factory=list)
+    found: list[Sampled] = field(default_factory=list)
+
+    def finished(self, k: int) -> bool:
+        return self.taken and len(self.found) == k * len(self.asked)
+
+    def result(self, decoder: Decoder, idx_type: pa.DataType) -> UnitResult:
+        self.found.sort(key=lambda found: (found.request, found.sample_index))
+        left_out = {found.request: found for found in reversed(self.found) if found.finish_reason in LEFT_OUT}
+        reasons = [(self._idx(found), LEFT_OUT[found.finish_reason](found)) for found in left_out.values()]
+        kept = [found for found in self.found if found.request not in left_out]
+        columns = {
+            "idx": [self._idx(found) for found in kept],
+            "sample_index": [found.sample_index for found in kept],
+            "answer": [decoder.model.text(found.token_ids) for found in kept],
+            "token_ids": [found.token_ids for found in kept],
+            "finish_reason": [found.finish_reason for found in kept],
+        }
+        table = pa.table(columns, records.sampled_answer(idx_type))
+        return UnitResult(table, self.quarantined + reasons, decoder.retries)
+
+    def _idx(self, found: Sampled) -> int | str:
+        return self.asked[found.request - self.first]
+
+
 def sample_unit(
     decoder: Decoder,
     questions: Iterable[Question],
@@ -58,7 +93,22 @@ def sample_unit(
     decode: Decode = images.decode,
 ) -> UnitResult:
     """All answers of a unit's questions, in order; a row that cannot be used is left out with its reason."""
-    asked, quarantined = [], []
+    [(_, result)] = sample_units(decoder, [(0, questions)], idx_type, settings, decode)
+    return result
+
+
+def sample_units(
+    decoder: Decoder,
+    units: Iterable[tuple[int, Iterable[Question]]],
+    idx_type: pa.DataType,
+    settings: SampleSettings,
+    decode: Decode = images.decode,
+) -> Iterator[tuple[int, UnitResult]]:
+    """sample_unit of each (number, questions), given out as it is finished.
+
+    A unit is taken from `units` when the ones before it leave rows free: their longest answers idle nothing.
+    """
+    begun: list[_Unit] = []
 
     def prepare(question: Question) -> tuple[Question, Request | str]:
         try:
@@ -68,25 +118,28 @@ def sample_unit(
             return question, str(problem)
 
     def requests() -> Iterator[Request]:
-        for question, prepared in ahead(prepare, questions):
-            if isinstance(prepared, str):
-                quarantined.append((question.idx, prepared))
-            else:
-                asked.append(question.idx)
-                yield prepared
+        first = 0
+        for number, questions in units:
+            unit = _Unit(number, first)
+            begun.append(unit)
+            for question, prepared in ahead(prepare, questions):
+                if isinstance(prepared, str):
+                    unit.quarantined.append((question.idx, prepared))
+                else:
+                    unit.asked.append(question.idx)
+                    yield prepared
+            unit.taken = True
+            first += len(unit.asked)
 
-    sampled = decoder.sample(requests(), settings.params)
-    broken = {found.request: found for found in reversed(sampled) if found.finish_reason == BROKEN}
-    quarantined += [(asked[request], _broken(found)) for request, found in broken.items()]
-    sampled = [found for found in sampled if found.request not in broken]
-    columns = {
-        "idx": [asked[found.request] for found in sampled],
-        "sample_index": [found.sample_index for found in sampled],
-        "answer": [decoder.model.text(found.token_ids) for found in sampled],
-        "token_ids": [found.token_ids for found in sampled],
-        "finish_reason": [found.finish_reason for found in sampled],
-    }
-    return UnitResult(pa.table(columns, records.sampled_answer(idx_type)), quarantined, decoder.retries)
+    def finished() -> Iterator[tuple[int, UnitResult]]:
+        for unit in [unit for unit in begun if unit.finished(settings.k)]:
+            begun.remove(unit)
+            yield unit.number, unit.result(decoder, idx_type)
+
+    for found in decoder.stream(requests(), settings.params):
+        next(unit for unit in reversed(begun) if unit.first <= found.request).found.append(found)
+        yield from finished()
+    yield from finished()
 
 
 def _broken(found: Sampled) -> str:
@@ -94,6 +147,10 @@ def _broken(found: Sampled) -> str:
         f"the model's logits are not finite (NaN or infinite): answer {found.sample_index}, "
         f"token {len(found.token_ids)}, both counted from 0"
     )
+
+
+# What is said of a question that is left out because of an answer's finish_reason.
+LEFT_OUT = {BROKEN: _broken, TOO_LARGE: lambda _: rows.TOO_LARGE}
 
 
 def sample_answers(
@@ -113,7 +170,8 @@ def sample_answers(
     """k answers to one image-question; the same (seed, idx) gives the same answers.
 
     `image` is a PIL image or encoded bytes. Raises images.BadImage, a ValueError, for an image that cannot be
-    read, and ArithmeticError where the model gives logits that are NaN or infinite.
+    read, ArithmeticError where the model gives logits that are NaN or infinite, and UserError where memory runs out
+    with one answer at a time.
     """
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
@@ -124,4 +182,6 @@ def sample_answers(
 def answer_of(model: VisionLanguageModel, found: Sampled) -> Answer:
     if found.finish_reason == BROKEN:
         raise ArithmeticError(_broken(found))
+    if found.finish_reason == TOO_LARGE:
+        raise UserError(rows.TOO_LARGE)
     return Answer(model.text(found.token_ids), found.token_ids, found.finish_reason)

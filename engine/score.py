@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import pyarrow as pa
@@ -16,7 +16,8 @@ from data_engine.dataset import Question
 from data_engine.images import BadImage
 from data_engine.logps import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
-from data_engine.rows import BadRow, Decode, UnitResult, open_image, read_image
+from data_engine.records import UserError
+from data_engine.rows import NO_ROOM, TOO_LARGE, BadRow, Decode, UnitResult, open_image, read_image
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +63,15 @@ def score_unit(
     answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
     asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
     prepared = ahead(lambda item: _prepare(model, *item, settings, decode), asked)
-    scored, quarantined, retries = [], [], 0
+    scored, quarantined, too_large, retries = [], [], [], 0
     for together in _passes(prepared, settings.tokens_a_pass, quarantined):
-        shared = [prefix(model, one.pixels, one.question.question) for one in together]
-        logps, halved = _score(model, [Scored(one, of.ids) for one, of in zip(shared, together, strict=True)])
+        results, halved = _score(model, together)
         retries += halved
-        for one, prefix_PD, found in zip(together, shared, logps, strict=True):
+        for one, result in zip(together, results, strict=True):
+            if result is None:
+                too_large.append((one.question.idx, TOO_LARGE))
+                continue
+            prefix_PD, found = result
             broken = [index for index, answer in enumerate(found) if not answer.isfinite().all()]
             if broken:
                 answer = one.rows[broken[0]]["sample_index"]
@@ -77,6 +81,9 @@ def score_unit(
             if check and not scored:
                 self_check(model, prefix_PD, one.ids, found)
             scored += zip(one.rows, found, strict=True)
+    if check and too_large and not scored:
+        raise UserError(NO_ROOM)
+    quarantined += too_large
     table = pa.Table.from_pylist(list(_records(scored)), records.logps(sampled.schema.field("idx").type))
     return UnitResult(table, quarantined, retries)
 
@@ -117,26 +124,36 @@ def _passes(
         yield together
 
 
-def _score(model: VisionLanguageModel, questions: list[Scored]) -> tuple[list[list[Tensor]], int]:
-    """score_pass; where memory runs out, in two halves, and so on. Also returns how often it was halved."""
+def _score(
+    model: VisionLanguageModel, questions: list[_Prepared]
+) -> tuple[list[tuple[Tensor, list[Tensor]] | None], int]:
+    """The prefix of each question and its answers' log-probs; how often memory ran out.
+
+    Where it does, questions, and then a question's answers, are scored in two halves, and so on; None for a question
+    of which a single answer exceeds it.
+    """
     try:
-        return score_pass(model, questions), 0
+        shared = [prefix(model, one.pixels, one.question.question) for one in questions]
+        scored = [Scored(prefix_PD, one.ids) for prefix_PD, one in zip(shared, questions, strict=True)]
+        return list(zip(shared, score_pass(model, scored), strict=True)), 0
     except torch.OutOfMemoryError:
-        if len(questions) == len(questions[0].answers) == 1:
-            raise
-    # Outside the handler, whose traceback would keep the pass's tensors.
+        # Outside the handler, whose traceback would keep the pass's tensors.
+        shared = scored = None
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
+    if len(questions) == len(questions[0].ids) == 1:
+        return [None], 1
     log.warning("out of memory: %d questions are scored in two halves", len(questions))
     if len(questions) > 1:
         half = len(questions) // 2
         (first, one), (second, other) = _score(model, questions[:half]), _score(model, questions[half:])
         return first + second, 1 + one + other
     [question] = questions
-    half = len(question.answers) // 2
-    halves = [Scored(question.prefix_PD, part) for part in (question.answers[:half], question.answers[half:])]
-    ([first], one), ([second], other) = (_score(model, [part]) for part in halves)
-    return [first + second], 1 + one + other
+    half = len(question.ids) // 2
+    halves = [_score(model, [replace(question, ids=part)]) for part in (question.ids[:half], question.ids[half:])]
+    retries = 1 + sum(retries for _, retries in halves)
+    [first], [second] = (found for found, _ in halves)
+    return [(first[0], first[1] + second[1]) if first and second else None], retries
 
 
 def self_check(model: VisionLanguageModel, shared: Tensor, ids: list[list[int]], packed: list[Tensor]) -> float:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from data_engine import logps, score
+from data_engine.dataset import Question
 from data_engine.kernels import reference
 from data_engine.logps import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.models.base import prefix
@@ -48,6 +49,17 @@ def several(instruct, golden_rows, golden_images, lengths: list[list[int]]) -> l
         shared = prefix(instruct, pixels, golden_rows[4 * number]["question"])
         found.append(Scored(shared, random_answers(own)))
     return found
+
+
+def prepared(instruct, golden_rows, golden_images, lengths: list[list[int]]) -> list[score._Prepared]:
+    """The same questions, before their prefixes are computed."""
+    return [
+        score._Prepared(
+            Question(str(number), golden_rows[4 * number]["question"], None, None), [],
+            instruct.pixels(golden_images[number], True, 64), random_answers(own),
+        )
+        for number, own in enumerate(lengths)
+    ]  # fmt: skip
 
 
 def test_several_questions_in_a_pass_equal_each_alone(instruct, golden_rows, golden_images):
@@ -96,8 +108,8 @@ def test_out_of_memory_scores_in_halves(
     instruct, golden_rows, golden_images, monkeypatch, lengths, most_answers, halvings
 ):
     """Passes of more than one question, or more than `most_answers` of one, do not fit."""
-    asked = several(instruct, golden_rows, golden_images, lengths)
-    expected = [packed_token_logps(instruct, one.prefix_PD, one.answers) for one in asked]
+    asked = prepared(instruct, golden_rows, golden_images, lengths)
+    expected = [score_pass(instruct, [one]) for one in several(instruct, golden_rows, golden_images, lengths)]
 
     def small(model, questions):
         if len(questions) > 1 or len(questions[0].answers) > most_answers:
@@ -107,8 +119,30 @@ def test_out_of_memory_scores_in_halves(
     monkeypatch.setattr(score, "score_pass", small)
     got, halved = score._score(instruct, asked)
     assert halved == halvings
-    for one, other in zip(got, expected, strict=True):
+    for (_, one), [other] in zip(got, expected, strict=True):
         torch.testing.assert_close(torch.cat(one), torch.cat(other), rtol=0, atol=1e-5)
+
+
+def test_a_question_of_which_one_answer_exceeds_the_memory_costs_the_others_nothing(
+    instruct, golden_rows, golden_images, monkeypatch
+):
+    """The second question has an answer of 50 tokens; more than 20 never fit."""
+    lengths = [[6, 7], [8, 50], [9, 3]]
+    asked = prepared(instruct, golden_rows, golden_images, lengths)
+    expected = [score_pass(instruct, [one])[0] for one in several(instruct, golden_rows, golden_images, lengths)]
+
+    def small(model, questions):
+        if any(len(ids) > 20 for question in questions for ids in question.answers):
+            raise torch.OutOfMemoryError("no room")
+        return score_pass(model, questions)
+
+    monkeypatch.setattr(score, "score_pass", small)
+    [first, second, third], halved = score._score(instruct, asked)
+    assert second is None
+    # 3 questions -> 1 and 2 -> 1 and 1; its 2 answers -> 1 and 1, and that one.
+    assert halved == 4
+    for (_, found), wanted in ((first, expected[0]), (third, expected[2])):
+        torch.testing.assert_close(torch.cat(found), torch.cat(wanted), rtol=0, atol=1e-5)
 
 
 def test_an_answer_without_tokens_is_refused(instruct, shared):

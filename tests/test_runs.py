@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_engine import decode, logs, pipeline, runfile, score
+from data_engine import decode, logs, pipeline, runfile, sample, score
 from data_engine.records import UserError
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
@@ -340,6 +340,51 @@ def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp
     assert [(line["stage"], line.get("out_of_memory")) for line in lines] == [
         ("sampled_answer", 1), ("instruct_logps", 1), ("reward_logps", None)
     ]  # fmt: skip
+
+
+def test_a_question_that_exceeds_the_memory_alone_is_quarantined(config, tmp_path, monkeypatch):
+    """Of three questions the second does not fit where it is sampled; of the others one where the reward model scores."""
+    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 50, 80)]
+    asked = ["What is it?", "What is it, if not a giant?", "What is it then?"]
+    rows = [(f"q{i}", text, png(photo)) for i, (text, photo) in enumerate(zip(asked, photos, strict=True))]
+    dataset = write(tmp_path / "questions.parquet", rows)
+
+    load, roles = pipeline.load_model, []
+    monkeypatch.setattr(
+        pipeline, "load_model", lambda name, path, **rest: roles.append(Path(path).name) or load(name, path, **rest)
+    )
+
+    def fails(original, text: str, role: str):
+        def call(model, pixels, question):
+            if question == text and roles[-1] == role:
+                raise torch.OutOfMemoryError("no room")
+            return original(model, pixels, question)
+
+        return call
+
+    monkeypatch.setattr(sample, "prefix", fails(sample.prefix, asked[1], "instruct"))
+    monkeypatch.setattr(score, "prefix", fails(score.prefix, asked[2], "reward"))
+    assert pipeline.run(config(dataset)) == 0
+    reason = "out of memory, even with one answer at a time"
+    assert [(row["idx"], row["stage"], row["reason"]) for row in read(tmp_path / "work/quarantine")] == [
+        ("q2", "reward_logps", reason), ("q1", "sampled_answer", reason)
+    ]  # fmt: skip
+    assert {row["idx"] for row in read(tmp_path / "work/reward_logps")} == {"q0"}
+
+
+def test_memory_that_no_question_fits_ends_the_run_and_quarantines_nothing(config, tmp_path, monkeypatch):
+    dataset = write(tmp_path / "questions.parquet", [("q0", "What is it?", png(Image.new("RGB", (60, 60))))])
+
+    def fails(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    for module in (sample, score):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "prefix", fails)
+            work = tmp_path / module.__name__
+            with pytest.raises(UserError, match="no room for a single question"):
+                pipeline.run(config(dataset, work_dir=str(work)))
+        assert not (work / "quarantine").exists()
 
 
 def test_a_unit_that_cannot_be_written_ends_the_run_and_frees_its_claim(config, tmp_path, monkeypatch, capsys):

@@ -1,16 +1,20 @@
 """The device's side of the sampling loop: attention of a step, tokens read late, memory that runs out."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from data_engine import decode
 from data_engine.caches import Caches, num_slots
-from data_engine.decode import Decoder, Request
+from data_engine.decode import TOO_LARGE, Decoder, Request
 from data_engine.lanes import EagerRows, Lanes, runs
 from data_engine.models.base import prefix
+from data_engine.records import UserError
 from data_engine.sampler import SamplingParams
 from data_engine.seeds import seed_for
-from data_engine.steps import FusedRows
+from data_engine.steps import FusedRows, Steps
 
 PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)
 
@@ -152,10 +156,57 @@ def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
     assert decoder.retries == 0
 
 
-def test_memory_that_one_row_exceeds_is_an_error(instruct, asked, monkeypatch):
-    def fails(*arguments):
-        raise torch.OutOfMemoryError("no room")
+def out_of_memory_for(monkeypatch, too_large: Callable[[Steps, Tensor], bool]) -> None:
+    """A prompt for which `too_large(steps, prefix)` holds never fits."""
+    prefill = Steps.prefill
 
-    monkeypatch.setattr(decode.Steps, "next", fails)
-    with pytest.raises(torch.OutOfMemoryError):
+    def call(self, prefix_PD, slot):
+        if too_large(self, prefix_PD):
+            raise torch.OutOfMemoryError("no room")
+        return prefill(self, prefix_PD, slot)
+
+    monkeypatch.setattr(Steps, "prefill", call)
+
+
+@pytest.mark.parametrize("number", [0, 3, 7])
+def test_a_question_that_exceeds_the_memory_alone_costs_the_others_nothing(
+    instruct, asked, expected, monkeypatch, number
+):
+    giant = asked[number].prefix()
+    out_of_memory_for(monkeypatch, lambda steps, prefix_PD: prefix_PD is giant)
+    decoder = Decoder(instruct, 16, num_slots(16, 10))
+    found = decoder.sample(asked, PARAMS)
+    assert [answer for answer in found if answer.request != number] == [
+        answer for answer in expected if answer.request != number
+    ]
+    left = [answer for answer in found if answer.request == number]
+    assert [(a.sample_index, a.finish_reason, a.token_ids) for a in left] == [(i, TOO_LARGE, []) for i in range(10)]
+    # 16 rows, 8, 4, 2, 1
+    assert decoder.retries == 5
+
+
+def test_a_row_that_runs_out_of_memory_alone_keeps_its_finished_answers(instruct, asked, expected, monkeypatch):
+    """Question 2 fits until it has 12 tokens, of which its shorter answers know nothing."""
+    advance = Steps.next
+
+    def call(self, lanes, num_rows):
+        if any(row.number == 2 and row.drawn > 11 for row in loops[-1].rows):
+            raise torch.OutOfMemoryError("no room")
+        return advance(self, lanes, num_rows)
+
+    loops = []
+    monkeypatch.setattr(decode._Loop, "run", lambda loop, run=decode._Loop.run: loops.append(loop) or run(loop))
+    monkeypatch.setattr(Steps, "next", call)
+    found = Decoder(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
+    short = [answer for answer in expected if answer.request == 2 and len(answer.token_ids) <= 11]
+    assert 0 < len(short) < 10
+    kept = [answer for answer in found if answer.finish_reason != TOO_LARGE]
+    assert [answer for answer in kept if answer.request != 2] == [a for a in expected if a.request != 2]
+    assert {answer.sample_index for answer in kept if answer.request == 2} <= {a.sample_index for a in short}
+    assert len(found) == 80
+
+
+def test_memory_that_no_question_fits_is_an_error(instruct, asked, monkeypatch):
+    out_of_memory_for(monkeypatch, lambda *_: True)
+    with pytest.raises(UserError, match="no room for a single question"):
         Decoder(instruct, 16, 4).sample(asked, PARAMS)

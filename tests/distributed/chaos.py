@@ -110,12 +110,30 @@ class Saboteur:
 
         setattr(module, name, wrapped)
 
+    def inside_each(self, module: object, name: str, window: str) -> None:
+        """The same for a generator, which is in `window` while it makes its next item."""
+        original = getattr(module, name)
+
+        def wrapped(*arguments):
+            items, nothing = original(*arguments), object()
+            while True:
+                self.enter(window)
+                try:
+                    item = next(items, nothing)
+                finally:
+                    self.enter("")
+                if item is nothing:
+                    return
+                yield item
+
+        setattr(module, name, wrapped)
+
 
 def _install(shared: mmap.mmap, fault: Fault | None) -> None:
     from data_engine import claims, pairing, pipeline, scratch, units
 
     saboteur = Saboteur(shared, fault)
-    saboteur.inside(pipeline, "sample_unit", "model working")
+    saboteur.inside_each(pipeline, "sample_units", "model working")
     saboteur.inside(pipeline, "score_unit", "model working")
     saboteur.inside(claims.Claims, "_create", "claiming")
     saboteur.inside(pairing, "run", "pairing")

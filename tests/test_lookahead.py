@@ -1,0 +1,110 @@
+"""--lookahead: rows that a unit leaves idle start on the next one."""
+
+import pytest
+import torch
+from PIL import Image
+from test_runs import png, read, write
+
+from data_engine import decode, logs, pipeline, sample, units
+
+NUM_QUESTIONS = 12
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    photos = [Image.effect_noise((60, 60), 10 * (i + 1)).convert("RGB") for i in range(NUM_QUESTIONS)]
+    rows = [(f"q{i:02d}", f"What is it, number {i}?", png(photo)) for i, photo in enumerate(photos)]
+    # A row that cannot be used comes last in its unit, and a whole unit of such rows comes last of all.
+    rows[3:3] = [("bad", "What is it?", b"this is no image")]
+    rows += [(f"worse{i}", "What is it?", None) for i in range(3)]
+    return write(tmp_path / "questions.parquet", rows)
+
+
+@pytest.fixture
+def sampled(config, dataset, tmp_path, monkeypatch):
+    """Run stage 0 in units of two, eight answers at a time; what was sampled and left out, and the decode steps."""
+    steps = []
+    advance = decode.Steps.next
+    monkeypatch.setattr(decode.Steps, "next", lambda *arguments: steps.append(None) or advance(*arguments))
+    monkeypatch.setattr(
+        "data_engine.runfile.budgets", lambda *_: {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
+    )
+
+    def run(name: str, **flags):
+        steps.clear()
+        work = tmp_path / name
+        settings = {"unit_size": 2, "max_new_tokens": 24, "temperature": 1.0, "stop_after_stage": 0}
+        assert pipeline.run(config(dataset, work_dir=str(work), **settings | flags)) == 0
+        return read(work / "sampled_answer"), read(work / "quarantine"), len(steps)
+
+    return run
+
+
+def test_it_samples_the_same_answers_in_fewer_steps(sampled):
+    answers, left_out, steps = sampled("plain")
+    assert len(answers) == 4 * NUM_QUESTIONS
+    assert {row["idx"] for row in left_out} == {"bad", "worse0", "worse1", "worse2"}
+    ahead, ahead_left_out, ahead_steps = sampled("ahead", lookahead=True)
+    assert ahead == answers
+    assert ahead_left_out == left_out
+    # Rows that wait for the longest answer of each pair of questions work instead.
+    assert ahead_steps < 0.8 * steps
+
+
+def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampled, monkeypatch):
+    events = []
+    publish, stream = units.publish, decode.Decoder.stream
+
+    def watched(decoder, *arguments):
+        yield from stream(decoder, *arguments)
+        events.append("drained")
+
+    monkeypatch.setattr(units, "publish", lambda path, table: events.append(path.parent.name) or publish(path, table))
+    monkeypatch.setattr(decode.Decoder, "stream", watched)
+    sampled("ahead", lookahead=True)
+    assert events.count("drained") == 1
+    assert events.index("sampled_answer") < events.index("drained")
+    assert events[: events.index("drained")].count("sampled_answer") >= 4
+
+
+def test_a_unit_is_claimed_when_rows_are_free_for_it_and_not_before(sampled, monkeypatch):
+    """Eight rows hold two questions of four answers: two units are in the making at most, and the one to come."""
+    begun, most = [], []
+    found = sample._Unit.result
+
+    class Noted(sample._Unit):
+        def __init__(self, number, first):
+            super().__init__(number, first)
+            begun.append(number)
+            most.append(len(begun))
+
+        def result(self, *arguments):
+            begun.remove(self.number)
+            return found(self, *arguments)
+
+    monkeypatch.setattr(sample, "_Unit", Noted)
+    sampled("ahead", lookahead=True)
+    assert 2 <= max(most) <= 4
+
+
+def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatch):
+    answers, _, _ = sampled("plain")
+    calls, prefill = [], decode.Steps.prefill
+
+    def fails(*arguments):
+        calls.append(None)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no room")
+        return prefill(*arguments)
+
+    monkeypatch.setattr(decode.Steps, "prefill", fails)
+    assert sampled("ahead", lookahead=True)[0] == answers
+    retries = {line["unit"]: line.get("out_of_memory") for line in logs.unit_lines(tmp_path / "ahead")}
+    assert retries.pop(1) == 1
+    assert set(list(retries.values())[2:]) == {None}
+
+
+def test_a_row_that_is_an_error_frees_every_claim(sampled, tmp_path):
+    with pytest.raises(pipeline.UserError, match="'bad' cannot be used"):
+        sampled("ahead", lookahead=True, on_bad_row="error")
+    assert not list((tmp_path / "ahead/claims").iterdir())
