@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tqdm import tqdm
 
 from data_engine.bench_job import Job
 from data_engine.bench_machine import PeakMemory, ceilings, estimate, least_seconds, loop_budgets, machine, settled
@@ -23,6 +24,7 @@ from data_engine.bench_ways import WAYS, Ways
 from data_engine.caches import num_slots
 from data_engine.models.base import pick_device, pick_dtype
 from data_engine.models.names import resolve
+from data_engine.units import auto_unit_size
 
 QUICK = {"questions": 2, "drawn_questions": 2, "most_tokens": 160, "rounds": 1}
 
@@ -82,6 +84,7 @@ def run(sizes: Sizes, arguments: argparse.Namespace) -> dict:
         rates = {name: one["tokens"] / statistics.median(one["seconds"]) for name, one in measured.items()}
         return {
             "sizes": asdict(sizes) | {"prefix_tokens": len(subject.prompt_P), "rows": rows},
+            "unit_size": auto_unit_size(sizes.drawn_questions),
             "model": str(folder) if arguments.model else f"random weights, {arguments.shape}",
             "dtype": str(subject.engine.dtype).removeprefix("torch."),
             "machine": machine(device) | peak,
@@ -96,6 +99,7 @@ def run(sizes: Sizes, arguments: argparse.Namespace) -> dict:
                 for name, least in least_seconds(subject, peak).items()
             },
             "engine_is_faster_by": ratios(measured),
+            "lookahead_gain": lookahead_gain(measured),
             "overhead": job.figures.overhead if device.type == "cpu" else None,
             "estimate": estimate(
                 arguments.questions, per_question, job.figures.bytes_on_disk / sizes.drawn_questions, device
@@ -118,13 +122,13 @@ def measure(timed: dict[str, Callable[[], int]], rounds: int, device: torch.devi
     """Seconds by round, tokens and peak memory of each way. In turn, so that a slower minute falls on all of them."""
     found: dict[str, dict] = {name: {"seconds": [], "tokens": 0, "peak_bytes": None} for name in timed}
     peak = PeakMemory(device)
-    for number in range(rounds):
-        for name, way in timed.items():
-            if number and WAYS[name].once:
-                continue
+    turns = [name for number in range(rounds) for name in timed if not number or not WAYS[name].once]
+    with tqdm(turns, unit="way", desc="bench", dynamic_ncols=True) as bar:
+        for name in bar:
+            bar.set_postfix_str(name)
             peak.start()
             start = settled(device)
-            found[name]["tokens"] = way()
+            found[name]["tokens"] = timed[name]()
             found[name]["seconds"].append(settled(device) - start)
             found[name]["peak_bytes"] = peak.read()
     return found
@@ -142,6 +146,12 @@ def ratios(measured: dict[str, dict]) -> dict[str, float]:
                 stock / ours for stock, ours in zip(one["seconds"], engine["seconds"], strict=False)
             )
     return found
+
+
+def lookahead_gain(measured: dict[str, dict]) -> float:
+    """How many times as fast sampling is where no unit waits for the end of the one before; median over rounds."""
+    pairs = zip(measured["engine, drawn lengths"]["seconds"], measured["engine, lookahead"]["seconds"], strict=True)
+    return statistics.median(by_units / ahead for by_units, ahead in pairs)
 
 
 def questions_a_second(measured: dict[str, dict], sizes: Sizes) -> dict[str, float]:
@@ -183,6 +193,7 @@ def _remarks(result: dict) -> list[str]:
         lines.append(result["no_stock"])
     if result["largest_difference_nat"] is not None:
         lines.append(f"largest difference of a log-prob to transformers: {result['largest_difference_nat']:.1e} nat")
+    lines.append(f"--lookahead samples {result['lookahead_gain']:.2f} times as fast, in units of {result['unit_size']}")
     if result["overhead"] is not None:
         lines.append(f"whole job: {result['overhead']:.1%} of the time is in no model call")
     gpus = "" if told["gpu_hours"] is None else f", {told['gpu_hours']:.1f} GPU-hours"

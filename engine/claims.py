@@ -9,10 +9,12 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# A claim that nobody has touched for this long has lost its owner.
+# A claim that this process has seen untouched for so long has lost its owner. By the process's own clock, which only
+# runs forward: those of hosts and file servers disagree, and jump.
 LAPSE_S = 60.0
 HEARTBEAT_S = 5.0
 
@@ -23,6 +25,8 @@ class Claims:
     def __init__(self, work_dir: Path, rank: int) -> None:
         self.folder = work_dir / "claims"
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Of each claim of others: when it was last touched, and when that was first seen.
+        self._seen: dict[Path, tuple[int, float]] = {}
         self._host = socket.gethostname()
         self._owner = {"host": self._host, "pid": os.getpid(), "born": _born(os.getpid()), "rank": rank}
 
@@ -68,20 +72,15 @@ class Claims:
 
     def _lapsed(self, path: Path) -> bool:
         try:
-            owner, touched = json.loads(path.read_text()), path.stat().st_mtime
+            owner, touched = json.loads(path.read_text()), path.stat().st_mtime_ns
         except (FileNotFoundError, ValueError):
             return True
         if owner.get("host") == self._host and _born(owner.get("pid", -1)) != owner.get("born"):
             return True
-        return self._now() - touched > LAPSE_S
-
-    def _now(self) -> float:
-        """The file system's clock, not this host's: hosts disagree."""
-        probe = self.folder / f".{secrets.token_hex(8)}"
-        with open(probe, "w") as file:
-            now = os.fstat(file.fileno()).st_mtime
-        probe.unlink(missing_ok=True)
-        return now
+        now = time.monotonic()
+        if self._seen.get(path, (None, 0))[0] != touched:
+            self._seen[path] = touched, now
+        return now - self._seen[path][1] > LAPSE_S
 
     @staticmethod
     def _beat(path: Path, done: threading.Event) -> None:

@@ -4,6 +4,7 @@ A line about a unit has a stage, a line about anything else an event. Ranks of s
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,20 @@ def log_path(work_dir: Path, rank: int) -> Path:
     return work_dir / "logs" / f"rank-{rank}.jsonl"
 
 
+def append(path: Path, entry: dict) -> None:
+    """Add a JSON line to a file, on a line of its own where a rank that was killed has left half a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        torn = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
+
+
 def note(work_dir: Path, rank: int, event: str, seconds: float) -> None:
     """Note something that took time and is no unit: loading a model, pairing."""
-    path = log_path(work_dir, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = {"time": time.time(), "event": event, "seconds": round(seconds, 3)}
-    with open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    append(log_path(work_dir, rank), {"time": time.time(), "event": event, "seconds": round(seconds, 3)})
 
 
 def unit_lines(work_dir: Path) -> Iterator[dict]:

@@ -1,6 +1,5 @@
 """What a person sees of a run: one bar for the whole job on rank 0, log lines with the rank, and a JSON line a unit."""
 
-import json
 import logging
 import sys
 import threading
@@ -10,7 +9,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from data_engine import units
+from data_engine import logs, units
 from data_engine.ranks import Ranks
 from data_engine.rows import UnitResult
 
@@ -38,9 +37,7 @@ class Progress:
 
     def __init__(self, work_dir: Path, stages: list[str], mine: range, total: int, ranks: Ranks) -> None:
         self._work_dir, self._stages, self._mine = work_dir, stages, set(mine)
-        folder = work_dir / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._log = folder / f"rank-{ranks.rank}.jsonl"
+        self._log = logs.log_path(work_dir, ranks.rank)
         self._total, self._visible = total, ranks.rank == 0
         self._started, self._published_before = time.monotonic(), 0
         self._own_units, self._own_answers = 0, 0
@@ -72,8 +69,7 @@ class Progress:
         line |= {"questions": questions, "answers": table.num_rows, "tokens": tokens}
         if result.retries:
             line["out_of_memory"] = result.retries
-        with open(self._log, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        logs.append(self._log, line)
         self._own_units += 1
         self._own_answers += table.num_rows
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_engine.logs import append
 from data_engine.records import UserError
 
 STOPPED = 75
@@ -159,7 +160,5 @@ def report_exit(code: int, work_dir: Path) -> None:
     """Leave this rank's exit code for the launch script, and in logs/exit.json for people."""
     _report(code=code)
     with contextlib.suppress(OSError):
-        (work_dir / "logs").mkdir(parents=True, exist_ok=True)
         line = {"time": time.time(), "rank": int(os.environ.get("RANK", 0)), "code": code, "arguments": sys.argv[1:]}
-        with open(work_dir / "logs" / "exit.json", "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(work_dir / "logs" / "exit.json", line)

@@ -20,6 +20,7 @@ from data_engine.records import STAGES, UserError
 
 # A pace is the mean over a stage's last units, so that it follows a change of machines.
 _RECENT_UNITS = 200
+_CLOCKS_DIFFER_S = 60
 _WATCH_S, _MAX_WATCH_S = 5.0, 86_400
 _NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 
@@ -105,7 +106,9 @@ def describe(work_dir: Path, now: float) -> str:
     """The table that `status` prints, for the unix time `now`."""
     planned = _planned_units(work_dir)
     total = planned["num_units"]
-    log = sorted(unit_lines(work_dir), key=lambda line: line["time"])
+    # Not what a clock that ran ahead has dated to come: it would seem to be the latest for as long.
+    known = (line for line in unit_lines(work_dir) if line["time"] <= now + _CLOCKS_DIFFER_S)
+    log = sorted(known, key=lambda line: line["time"])
     lines = [f"{work_dir}: {planned['num_questions']} questions in {total} units of {planned['unit_size']}"]
     lines.append(f"{'stage':<16}{'units':>15}{'':>6}{'ranks':>8}{'answers/s':>12}{'time left':>14}")
     for stage in STAGES:

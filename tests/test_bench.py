@@ -56,6 +56,15 @@ def test_a_ratio_is_the_median_over_rounds_of_what_a_round_shows():
     assert bench.ratios(measured) == {"padded batch": 8.0}
 
 
+def test_the_gain_of_lookahead_by_hand():
+    """6 / 4, 8 / 4 and 5 / 5 in the rounds."""
+    measured = {
+        "engine, drawn lengths": {"seconds": [6.0, 8.0, 5.0]},
+        "engine, lookahead": {"seconds": [4.0, 4.0, 5.0]},
+    }
+    assert bench.lookahead_gain(measured) == 1.5
+
+
 def test_the_estimate_by_hand():
     """A million questions at 3.6 s are 1,000 hours; at 2 kB they are 2 GB."""
     told = bench_machine.estimate(1_000_000, 3.6, 2000, torch.device("cuda"))
@@ -77,6 +86,7 @@ def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one
         "generate, one question": 2 * 3,
         "generate, batches": 2 * 2 * 3,
         "engine, drawn lengths": drawn.sum(),
+        "engine, lookahead": drawn.sum(),
         "generate, one, drawn": drawn[typical].sum(),
         "generate, four, drawn": drawn.sum(),
         "reference, whole job": drawn[typical].sum(),

@@ -343,7 +343,7 @@ def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp
 
 
 def test_a_question_that_exceeds_the_memory_alone_is_quarantined(config, tmp_path, monkeypatch):
-    """Of three questions the second does not fit where it is sampled; of the others one where the reward model scores."""
+    """The second of three does not fit where it is sampled, the third where the reward model scores it."""
     photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 50, 80)]
     asked = ["What is it?", "What is it, if not a giant?", "What is it then?"]
     rows = [(f"q{i}", text, png(photo)) for i, (text, photo) in enumerate(zip(asked, photos, strict=True))]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_engine import status
+from data_engine import logs, status
 from data_engine.records import STAGES, UserError
 
 NOW = 1_000_000.0
@@ -90,6 +90,13 @@ def test_only_the_stage_of_a_line_sets_its_pace(tmp_path):
     assert row(status.describe(work_dir, NOW), "instruct_logps")[4:] == ["1", "4.0", "12", "s"]
 
 
+def test_what_a_clock_that_ran_ahead_has_dated_to_come_is_not_the_latest(tmp_path):
+    work_dir = make_run(tmp_path, 100, {"sampled_answer": 4})
+    write_log(work_dir, 0, unit_line(NOW + 7200, seconds=999), unit_line(NOW - 10), unit_line(NOW))
+    # 96 units of 10 s on one rank
+    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["1", "8.0", "16", "min"]
+
+
 def test_a_run_that_nobody_works_on_stands_still(tmp_path):
     work_dir = make_run(tmp_path, 10, {"sampled_answer": 4})
     write_log(work_dir, 0, unit_line(NOW - 3600))
@@ -101,6 +108,17 @@ def test_a_torn_or_foreign_log_line_is_passed_over(tmp_path):
     torn = ['{"time": 99', "null", "[]", '{"event": "start"}', '{"time": "x", "stage": 1}', "\x00"]
     write_log(work_dir, 0, *torn, unit_line(NOW - 1), '{"time": 1000')
     assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["1", "8.0", "1", "min"]
+
+
+def test_a_line_behind_half_a_line_of_a_killed_rank_is_not_lost(tmp_path):
+    path = logs.log_path(tmp_path, 0)
+    logs.append(path, unit_line(1.0))
+    with open(path, "a") as file:
+        file.write('{"time": 2.0, "sta')
+    logs.append(path, unit_line(3.0))
+    logs.append(path, unit_line(4.0))
+    assert [line["time"] for line in logs.unit_lines(tmp_path)] == [1.0, 3.0, 4.0]
+    assert path.read_text().count("\n") == 4
 
 
 @pytest.mark.parametrize("name", ["dpo_dataset.parquet", "dpo_dataset-00000-of-00002.parquet"])

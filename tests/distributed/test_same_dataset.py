@@ -1,10 +1,12 @@
 """One dataset, byte for byte, however the job was run: ranks, shards, launchers, kills."""
 
+import collections
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
-from jobs import Job, Result, ranks_that_worked, stray_files, torchrun, write_questions
+from jobs import STAGES, Job, Result, ranks_that_worked, stray_files, torchrun, write_questions
 
 FLAGS = (
     "--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "16", "--unit_size", "3",
@@ -49,6 +51,22 @@ def test_three_ranks_under_torchrun_make_the_same_dataset(alone, tmp_path, flags
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not stray_files(job.work_dir)
     assert ranks_that_worked(job) > 1, "one rank did all the work: nothing was distributed"
+
+
+def test_a_rank_that_is_ten_times_slower_and_clocks_that_jump_change_nothing(alone, tmp_path):
+    """Nobody takes a unit from its owner, and the slow rank takes fewer."""
+    job = again(alone, tmp_path)
+    job.run(*torchrun(3), program="troubled")
+    assert Result.of(job.work_dir) == Result.of(alone.work_dir)
+    done = collections.Counter(
+        (line["stage"], line["unit"], file.stem)
+        for file in (job.work_dir / "logs").glob("rank-*.jsonl")
+        for line in map(json.loads, file.read_text().splitlines())
+        if "unit" in line
+    )
+    assert sorted((stage, unit) for stage, unit, _ in done) == sorted((s, u) for s in STAGES for u in range(8))
+    by_rank = collections.Counter(rank for _, _, rank in done.elements())
+    assert by_rank["rank-1"] < min(by_rank["rank-0"], by_rank["rank-2"])
 
 
 @pytest.mark.parametrize("windows", [("mid-write", "dataset writing"), pytest.param(WINDOWS, marks=pytest.mark.slow)])
