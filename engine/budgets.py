@@ -4,6 +4,7 @@ Chosen at the first start of a run and frozen in run.json, since answers depend 
 """
 
 import os
+import resource
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,14 @@ def memory_bytes(device: torch.device, fraction: float) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * fraction)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has had at one time: on a GPU that of its tensors there, else all of it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts it in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from data_engine import claims, disk, logs, pairing, records, report, together, units
 from data_engine.ahead import Writer
+from data_engine.budgets import peak_bytes
 from data_engine.config import RunConfig
 from data_engine.dataset import Question, open_questions
 from data_engine.decode import Decoder
@@ -231,9 +232,11 @@ class Job:
             idx, reason = result.quarantined[0]
             raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")
 
+        questions, peak = len(self.unit_rows[unit]), peak_bytes(self._model.device)
+
         def publish() -> None:
             self._publish(stage, unit, result)
-            progress.unit_done(stage, unit, result, len(self.unit_rows[unit]), seconds)
+            progress.unit_done(stage, unit, result, questions=questions, seconds=seconds, peak_bytes=peak)
 
         with self.stop.committing():
             self.writer.hand_over(publish, held.pop(unit))

@@ -60,13 +60,16 @@ class Progress:
             self._refresh()
             self._bar.close()
 
-    def unit_done(self, stage: str, unit: int, result: UnitResult, questions: int, seconds: float) -> None:
-        """Note a published unit in logs/rank-N.jsonl."""
+    def unit_done(
+        self, stage: str, unit: int, result: UnitResult, *, questions: int, seconds: float, peak_bytes: int
+    ) -> None:
+        """Note a published unit in logs/rank-N.jsonl; `peak_bytes` is the most memory this rank has had so far."""
         table = result.table
         column = "token_ids" if "token_ids" in table.column_names else "token_logps"
         tokens = sum(map(len, table[column].to_pylist()))
         line = {"time": time.time(), "stage": stage, "unit": unit, "seconds": round(seconds, 3)}
         line |= {"questions": questions, "answers": table.num_rows, "tokens": tokens}
+        line["peak_gb"] = round(peak_bytes / 1e9, 3)
         if result.retries:
             line["out_of_memory"] = result.retries
         logs.append(self._log, line)

@@ -29,6 +29,8 @@ class StageTime:
     """of the model at work, without loading"""
     out_of_memory: int = 0
     """how often the work went on in halves"""
+    peak_gb: float = 0.0
+    """the most memory that a rank has had by then"""
     computed_again: int = 0
     """units that are in the logs more than once: another rank had them too, or they had to be done over"""
 
@@ -50,13 +52,15 @@ class Summary:
 
     def times(self) -> list[tuple[str, ...]]:
         """A heading and a row for each stage and event, as text; "" where a column does not apply."""
-        rows = [("", "done", "time over all ranks", "answers", "answers/s a rank", "out of memory", "done again")]
+        heading = ("", "done", "time over all ranks", "answers", "answers/s a rank", "peak GB a rank")
+        rows = [(*heading, "out of memory", "done again")]
         for stage, time in self.stages.items():
             pace = f"{time.answers / time.seconds:,.1f}" if time.seconds else ""
-            counts = (f"{time.answers:,}", pace, f"{time.out_of_memory:,}", f"{time.computed_again:,}")
+            peak = f"{time.peak_gb:.1f}" if time.peak_gb else ""
+            counts = (f"{time.answers:,}", pace, peak, f"{time.out_of_memory:,}", f"{time.computed_again:,}")
             rows.append((stage, f"{time.units:,}", logs.duration(time.seconds), *counts))
         for event, (count, seconds) in self.events.items():
-            rows.append((event, f"{count:,}", logs.duration(seconds), "", "", "", ""))
+            rows.append((event, f"{count:,}", logs.duration(seconds), *[""] * 5))
         return rows
 
     def left_out(self) -> list[tuple[str, ...]]:
@@ -98,6 +102,7 @@ def _stages(work_dir: Path) -> dict[str, StageTime]:
         time.answers += int(line["answers"])
         time.seconds += line["seconds"]
         time.out_of_memory += int(line.get("out_of_memory", 0))
+        time.peak_gb = max(time.peak_gb, float(line.get("peak_gb", 0)))
     return {stage: time for stage, time in times.items() if time.units}
 
 

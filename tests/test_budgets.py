@@ -1,5 +1,8 @@
 """Row counts and token budgets from memory, by hand."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -37,3 +40,12 @@ def test_a_gpu_gives_the_fraction_of_what_is_free(monkeypatch):
 @pytest.mark.parametrize(("rows", "k", "slots"), [(80, 10, 22), (1, 10, 2), (10, 1, 27)])
 def test_slots_are_two_and_a_half_times_the_questions_that_fill_the_rows(rows, k, slots):
     assert num_slots(rows, k) == slots
+
+
+def test_the_peak_of_a_process_on_the_cpu_counts_what_it_held_and_let_go():
+    code = (
+        "import torch; from data_engine.budgets import peak_bytes as peak; cpu = torch.device('cpu'); "
+        "before = peak(cpu); torch.ones(50_000_000); print(peak(cpu) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == pytest.approx(200_000_000, rel=0.05)

@@ -30,11 +30,11 @@ def leave_out(work_dir: Path, unit: int, stage: str, *rows: tuple) -> None:
 def work_dir(tmp_path):
     write_log(
         tmp_path, 0,
-        line("sampled_answer", 0, 90.0, 80), line("sampled_answer", 1, 30.0, 80, out_of_memory=2),
+        line("sampled_answer", 0, 90.0, 80, peak_gb=3.2), line("sampled_answer", 1, 30.0, 80, out_of_memory=2),
         line("instruct_logps", 0, 0.0, 0), '{"time": 1',
     )  # fmt: skip
     # Unit 1 was also computed by the other rank.
-    write_log(tmp_path, 1, line("sampled_answer", 2, 60.0, 20), line("sampled_answer", 1, 20.0, 80))
+    write_log(tmp_path, 1, line("sampled_answer", 2, 60.0, 20, peak_gb=14.96), line("sampled_answer", 1, 20.0, 80))
     logs.note(tmp_path, 0, "loading instruct", 40.0)
     logs.note(tmp_path, 1, "loading instruct", 50.0)
     logs.note(tmp_path, 0, "pairing", 7000.0)
@@ -44,10 +44,10 @@ def work_dir(tmp_path):
 def test_times_are_summed_over_ranks_by_stage_and_event(work_dir):
     # 200 s and 260 answers of two ranks: 1.3 answers a second and rank.
     assert Summary.read(work_dir).times()[1:] == [
-        ("sampled_answer", "3", "3 min", "260", "1.3", "2", "1"),
-        ("instruct_logps", "1", "0 s", "0", "", "0", "0"),
-        ("loading instruct", "2", "2 min", "", "", "", ""),
-        ("pairing", "1", "1 h 57 min", "", "", "", ""),
+        ("sampled_answer", "3", "3 min", "260", "1.3", "15.0", "2", "1"),
+        ("instruct_logps", "1", "0 s", "0", "", "", "0", "0"),
+        ("loading instruct", "2", "2 min", "", "", "", "", ""),
+        ("pairing", "1", "1 h 57 min", "", "", "", "", ""),
     ]
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
+from data_engine.logps import Packed, PackedQuestion
 
 # Rows whose result is also computed in fp64.
 CHECKED = 16
@@ -59,6 +61,20 @@ class Decode:
     room: int
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """Attention of a scoring pass, a layer: Q questions in a row, each a prefix and k answers."""
+
+    name: str
+    heads: int
+    groups: int
+    width: int
+    questions: int
+    k: int
+    prefix: int
+    answer: int
+
+
 # LLaVA-1.5-7B and Qwen2-7B; one question of ten 120-token answers, and eight.
 LOGPS = [
     Logps("LLaVA-1.5-7B", 1200, 4096, 32000),
@@ -72,8 +88,13 @@ DECODE = [
     Decode("Qwen2-7B", 28, 4, 128, 32, 10, 640, 60, 512),
     Decode("Qwen2-7B", 28, 4, 128, 64, 10, 640, 60, 512),
 ]
+SCORING = [
+    Scoring("LLaVA-1.5-7B", 32, 32, 128, 8, 10, 640, 120),
+    Scoring("Qwen2-7B", 28, 4, 128, 8, 10, 640, 120),
+]
 TINY_LOGPS = [Logps("tiny", 24, 64, 500)]
 TINY_DECODE = [Decode("tiny", 6, 2, 16, 3, 4, 20, 5, 8)]
+TINY_SCORING = [Scoring("tiny", 6, 2, 16, 3, 4, 20, 5)]
 # Tried by --sweep: rows x columns x width, warps, stages; and tokens of a part.
 SWEEP_TILES = [
     (128, 256, 64, 8, 3),
@@ -92,6 +113,8 @@ def cases(device: torch.device, tiny: bool, sweep: bool) -> Iterator[Case]:
         yield logps_case(shape, device, dtype, sweep)
     for shape in TINY_DECODE if tiny else DECODE:
         yield decode_case(shape, device, dtype, sweep)
+    for shape in TINY_SCORING if tiny else SCORING:
+        yield scoring_case(shape, device, dtype)
 
 
 def logps_case(shape: Logps, device: torch.device, dtype: torch.dtype, sweep: bool) -> Case:
@@ -174,3 +197,42 @@ def exact_decode(query: Tensor, copied: list[Tensor], scale: float) -> Tensor:
     grouped = query[:CHECKED].double().unflatten(1, (keys.shape[1], -1))
     weights = (grouped @ keys.transpose(2, 3) * scale).softmax(-1)
     return (weights @ values).flatten(1, 2)
+
+
+def scoring_case(shape: Scoring, device: torch.device, dtype: torch.dtype) -> Case:
+    """The engine's way, two dense calls a question, against one block-sparse call, whose last tokens are checked."""
+    one, scale = shape.prefix + shape.k * shape.answer, shape.width**-0.5
+    size = shape.questions * one
+    query, key, value = (
+        torch.randn(1, heads, size, shape.width, device=device, dtype=dtype)
+        for heads in (shape.heads, shape.groups, shape.groups)
+    )
+    place = torch.arange(size, device=device)
+    question, behind = place // one, place % one - shape.prefix
+    # 0 is the prefix.
+    answer = torch.where(behind < 0, 0, behind // shape.answer + 1)
+
+    def sees(_batch, _head, asking: Tensor, asked: Tensor) -> Tensor:
+        own = (answer[asked] == 0) | (answer[asked] == answer[asking])
+        return (question[asked] == question[asking]) & own & (asked <= asking)
+
+    layout = Packed([PackedQuestion(shape.prefix, [shape.answer] * shape.k, device) for _ in range(shape.questions)])
+    mask, grouped = create_block_mask(sees, None, None, size, size, device=device), shape.heads != shape.groups
+    flex = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
+    runs = {
+        "prefix causal, answers a batch": lambda: layout.attend(0, query, key, value, scale),
+        "flex_attention": lambda: flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped),
+    }
+    seen = shape.prefix * (shape.prefix + 1) // 2
+    seen += shape.k * (shape.answer * shape.prefix + shape.answer * (shape.answer + 1) // 2)
+    flop = 4 * shape.questions * seen * shape.heads * shape.width
+    ways = [Way(name, lambda run=run: run()[0].transpose(0, 1)[-CHECKED:], flop) for name, run in runs.items()]
+    last = query[0, :, -CHECKED:].double().unflatten(0, (shape.groups, -1))
+    keys, values = (part[0, :, None].double() for part in (key, value))
+    masked = ~sees(None, None, place[-CHECKED:, None], place[None])
+    weights = (last @ keys.transpose(2, 3) * scale).masked_fill(masked, -torch.inf).softmax(-1)
+    name = (
+        f"scoring attention, {shape.name}: {shape.heads}/{shape.groups} heads x {shape.width}, {shape.questions} "
+        f"questions of {shape.prefix} + {shape.k} x {shape.answer} tokens"
+    )
+    return Case(name, "TFLOP/s", ways, (weights @ values).flatten(0, 1).transpose(0, 1))

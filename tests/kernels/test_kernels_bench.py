@@ -22,10 +22,11 @@ def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "without the kernels: these figures say nothing about a GPU" in done.stdout
     result = json.loads((tmp_path / "figures.json").read_text())
-    logps, decode = result["cases"]
+    logps, decode, scoring = result["cases"]
     assert set(logps["ways"]) == {"eager", "mm, cross_entropy"}
     assert set(decode["ways"]) == {"eager", "sdpa, prefix copied"}
-    for case in (logps, decode):
+    assert set(scoring["ways"]) == {"prefix causal, answers a batch", "flex_attention"}
+    for case in (logps, decode, scoring):
         for name, way in case["ways"].items():
             assert name in done.stdout
             assert way["error"] < 1e-5
@@ -38,6 +39,8 @@ def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
     # twelve copies of them; and twelve suffixes of 5.
     assert decode["ways"]["eager"]["work"] == 4 * (2 * (3 * 20 + 12 * 5) * 2 * 16 + 2 * 12 * 6 * 16)
     assert decode["ways"]["sdpa, prefix copied"]["work"] == 4 * (2 * (12 * 20 + 12 * 5) * 2 * 16 + 2 * 12 * 6 * 16)
+    # Each of 3 questions: 20 x 21 / 2 pairs in the prefix; 4 answers of 5 tokens see its 20 and 5 x 6 / 2 of their own.
+    assert scoring["ways"]["flex_attention"]["work"] == 4 * 3 * (210 + 4 * (100 + 15)) * 6 * 16
 
 
 def test_without_a_cuda_device_the_whole_run_is_refused():
