@@ -52,6 +52,37 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     )
 
 
+def attention_with_lse(query_GTD: Tensor, key_GSD: Tensor, value_GSD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(scale q k^T) v, where every query sees every key [G, T, D]; log-sum-exp of the scores [G, T, 1], fp32."""
+    if query_GTD.device.type == "cpu":
+        mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query_GTD[None], key_GSD[None], value_GSD[None], scale=scale
+        )
+        return mixed[0], lse[0, ..., None]
+    return mix((query_GTD @ key_GSD.transpose(1, 2)).float().mul_(scale), value_GSD)
+
+
+def causal_with_lse(query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Causal attention of one sequence on CPU [H, T, D], and the log-sum-exp of its scores [H, T, 1], fp32."""
+    mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query_HTD[None], key_HTD[None], value_HTD[None], is_causal=True, scale=scale
+    )
+    return mixed[0], lse[0, ..., None]
+
+
+def merged(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
+    """The softmax over two parts from its halves, fp32 (online softmax, arXiv:1805.02867)."""
+    return torch.lerp(one.float(), other.float(), torch.sigmoid(other_lse - one_lse))
+
+
+def mix(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The values mixed by the softmax of fp32 scores, and the scores' log-sum-exp, both fp32."""
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return (weights.to(values.dtype) @ values).float().div_(total), total.log_().add_(top)
+
+
 class Prefill:
     """The prompt of one question, causal; writes each layer's keys and values [G, P, D] where it is told."""
 

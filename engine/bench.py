@@ -20,11 +20,10 @@ from tqdm import tqdm
 from data_engine.bench_job import Job
 from data_engine.bench_machine import PeakMemory, ceilings, estimate, least_seconds, loop_budgets, machine, settled
 from data_engine.bench_model import SHAPES, Sizes, Subject, write_checkpoint
-from data_engine.bench_ways import WAYS, Ways
+from data_engine.bench_ways import WAYS, Ways, half_of
 from data_engine.caches import num_slots
 from data_engine.models.base import pick_device, pick_dtype
 from data_engine.models.names import resolve
-from data_engine.units import auto_unit_size
 
 QUICK = {"questions": 2, "drawn_questions": 2, "most_tokens": 160, "rounds": 1}
 
@@ -84,7 +83,6 @@ def run(sizes: Sizes, arguments: argparse.Namespace) -> dict:
         rates = {name: one["tokens"] / statistics.median(one["seconds"]) for name, one in measured.items()}
         return {
             "sizes": asdict(sizes) | {"prefix_tokens": len(subject.prompt_P), "rows": rows},
-            "unit_size": auto_unit_size(sizes.drawn_questions),
             "model": str(folder) if arguments.model else f"random weights, {arguments.shape}",
             "dtype": str(subject.engine.dtype).removeprefix("torch."),
             "machine": machine(device) | peak,
@@ -149,9 +147,10 @@ def ratios(measured: dict[str, dict]) -> dict[str, float]:
 
 
 def lookahead_gain(measured: dict[str, dict]) -> float:
-    """How many times as fast sampling is where no unit waits for the end of the one before; median over rounds."""
-    pairs = zip(measured["engine, drawn lengths"]["seconds"], measured["engine, lookahead"]["seconds"], strict=True)
-    return statistics.median(by_units / ahead for by_units, ahead in pairs)
+    """How many times as fast two units are sampled from one queue, as --lookahead does, as one after the other; median
+    over rounds."""
+    pairs = zip(measured["engine, two units"]["seconds"], measured["engine, drawn lengths"]["seconds"], strict=True)
+    return statistics.median(one_by_one / ahead for one_by_one, ahead in pairs)
 
 
 def questions_a_second(measured: dict[str, dict], sizes: Sizes) -> dict[str, float]:
@@ -193,7 +192,8 @@ def _remarks(result: dict) -> list[str]:
         lines.append(result["no_stock"])
     if result["largest_difference_nat"] is not None:
         lines.append(f"largest difference of a log-prob to transformers: {result['largest_difference_nat']:.1e} nat")
-    lines.append(f"--lookahead samples {result['lookahead_gain']:.2f} times as fast, in units of {result['unit_size']}")
+    half = half_of(result["sizes"]["drawn_questions"])
+    lines.append(f"--lookahead samples two units of {half} questions {result['lookahead_gain']:.2f} times as fast")
     if result["overhead"] is not None:
         lines.append(f"whole job: {result['overhead']:.1%} of the time is in no model call")
     gpus = "" if told["gpu_hours"] is None else f", {told['gpu_hours']:.1f} GPU-hours"

@@ -64,7 +64,7 @@ class Job:
         ]
         schema = pa.schema([("idx", pa.string()), ("question", pa.string()), ("image", IMAGE)])
         pq.write_table(pa.Table.from_pylist(rows, schema), folder / "questions.parquet")
-        self.unit_ranges = units.split_units(number, units.auto_unit_size(number))
+        self.unit_ranges = units.split_units(number, number)
         self.runs = 0
 
     def run(self) -> int:

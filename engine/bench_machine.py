@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import re
 import time
 from pathlib import Path
 
 import torch
 
 from data_engine.bench_model import Subject
-from data_engine.budgets import ACTIVATIONS, Needs, budgets, memory_bytes
+from data_engine.budgets import ACTIVATIONS, Needs, budgets, memory_bytes, peak_bytes
 from data_engine.models.base import VisionLanguageModel
 
 
@@ -88,12 +87,7 @@ class PeakMemory:
             Path("/proc/self/clear_refs").write_text("5")
 
     def read(self) -> int | None:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        with contextlib.suppress(OSError):
-            found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-            return int(found[1]) * 1024 if found else None
-        return None
+        return peak_bytes(self.device) or None
 
 
 def estimate(questions: int, seconds_per_question: float, bytes_per_question: float, device: torch.device) -> dict:

@@ -18,7 +18,7 @@ from data_engine.logps import packed_token_logps
 from data_engine.models.base import prefix
 from data_engine.sampler import SamplingParams
 from data_engine.seeds import seed_for
-from data_engine.units import auto_unit_size, split_units
+from data_engine.units import split_units
 
 SAMPLING = {"temperature": 0.7, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
 
@@ -41,8 +41,8 @@ WAYS = {
     "engine, sampling": Way("sampling", "one prefix cache a question, read by its answers, all questions in flight"),
     "generate, one question": Way("sampling", "generate(num_return_sequences=k), a question at a time"),
     "generate, batches": Way("sampling", "generate(num_return_sequences=k) over a batch of eight questions", True),
-    "engine, drawn lengths": Way("drawn lengths", "log-normal, mean 120, p95 260, cut at 512; rows refilled, by units"),
-    "engine, lookahead": Way("lookahead", "the same with --lookahead: no unit waits for the end of the one before"),
+    "engine, drawn lengths": Way("drawn lengths", "log-normal, mean 120, p95 260, cut at 512; rows refilled"),
+    "engine, two units": Way("two units", "the same as two units, the second behind the end of the first"),
     "generate, one, drawn": Way("drawn lengths", "a question at a time: each waits for its longest answer"),
     "generate, four, drawn": Way("drawn lengths", "batches of four questions: all wait for the longest", True),
     "engine, whole job": Way("whole job", "sampling, scoring by two models, pairing, files on disk; drawn lengths"),
@@ -64,6 +64,11 @@ class ForcedLengths(LogitsProcessor):
         return scores
 
 
+def half_of(questions: int) -> int:
+    """The size of two units that hold so many questions."""
+    return -(-questions // 2)
+
+
 class Ways:
     """The subject, and a function for each way but the whole job's."""
 
@@ -83,8 +88,8 @@ class Ways:
             # Its rate does not depend on how many follow.
             "generate, one question": lambda: self.generate([0], fixed_BK),
             "generate, batches": lambda: self.generate(range(min(8, sizes.questions)), fixed_BK),
-            "engine, drawn lengths": lambda: self.sample_by_engine(drawn_BK, auto_unit_size(len(drawn_BK))),
-            "engine, lookahead": lambda: self.sample_by_engine(drawn_BK),
+            "engine, drawn lengths": lambda: self.sample_by_engine(drawn_BK),
+            "engine, two units": lambda: self.sample_by_engine(drawn_BK, half_of(len(drawn_BK))),
             "generate, one, drawn": lambda: self.generate([typical], drawn_BK),
             "generate, four, drawn": lambda: self.generate(four, drawn_BK),
             "reference, whole job": lambda: self.reference_job(typical, drawn_BK),
@@ -138,7 +143,7 @@ class Ways:
     # Sampling.
 
     def sample_by_engine(self, lengths_BK: Tensor, unit_size: int | None = None) -> int:
-        """All answers from one queue, or unit by unit as `run` does without --lookahead."""
+        """All answers from one queue, or unit by unit, as `run` does without --lookahead."""
         requests = [
             Request(
                 lambda question=question: prefix(self.engine, self.subject.pixels_B3HW[question], QUESTION),

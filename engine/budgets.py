@@ -3,9 +3,11 @@
 Chosen at the first start of a run and frozen in run.json, since answers depend on it in their last bits.
 """
 
+import contextlib
 import os
-import resource
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -45,8 +47,11 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory that this process has had at one time: on a GPU that of its tensors there, else all of it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux counts it in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's, which starts at that of the process that started this one. 0 where there is no such file.
+    with contextlib.suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(found[1]) * 1024
+    return 0
 
 
 def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens: int) -> dict[str, int]:

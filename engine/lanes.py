@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from data_engine.attention import attention_with_lse, merged, mix
 from data_engine.caches import Caches
 
 # Suffix tokens that a run reads for nothing, since they lie behind the end of its shorter rows, cost about what another
@@ -75,8 +76,7 @@ class EagerRows:
         query_RGgD = query.reshape(rows, key.shape[1], -1, width)
         prefix, prefix_lse = self._prefixes(layer, query_RGgD, scale)
         own, own_lse = self._suffixes(keys, values, query_RGgD, scale)
-        # The softmax over both parts, from its halves (online softmax, arXiv:1805.02867).
-        return torch.lerp(own, prefix, torch.sigmoid(prefix_lse - own_lse)).to(query.dtype).view(rows, heads, 1, width)
+        return merged(own, own_lse, prefix, prefix_lse).to(query.dtype).view(rows, heads, 1, width)
 
     def _store(self, cache: Tensor, new: Tensor) -> None:
         """Each row's new key or value behind its others; rows of one length at once, which is much faster."""
@@ -108,23 +108,5 @@ class EagerRows:
             scores = (query_RGgD[run] @ keys[run, :, :longest].transpose(2, 3)).float().mul_(scale)
             if behind is not None:
                 scores.masked_fill_(behind, -torch.inf)
-            out[run], lse[run] = _mix(scores, values[run, :, :longest])
+            out[run], lse[run] = mix(scores, values[run, :, :longest])
         return out, lse
-
-
-def attention_with_lse(query_GTD: Tensor, key_GSD: Tensor, value_GSD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """softmax(scale q k^T) v, where every query sees every key [G, T, D]; log-sum-exp of the scores [G, T, 1], fp32."""
-    if query_GTD.device.type == "cpu":
-        mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_GTD[None], key_GSD[None], value_GSD[None], scale=scale
-        )
-        return mixed[0], lse[0, ..., None]
-    return _mix((query_GTD @ key_GSD.transpose(1, 2)).float().mul_(scale), value_GSD)
-
-
-def _mix(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """The values mixed by the softmax of fp32 scores, and the scores' log-sum-exp, both fp32."""
-    top = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(top).exp_()
-    total = weights.sum(-1, keepdim=True)
-    return (weights.to(values.dtype) @ values).float().div_(total), total.log_().add_(top)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data_engine.attention import causal, forward, positions
+from data_engine.attention import attention_with_lse, causal, causal_with_lse, forward, merged, positions
 from data_engine.kernels import token_logps
 from data_engine.models.base import VisionLanguageModel
 
@@ -19,23 +19,41 @@ from data_engine.models.base import VisionLanguageModel
 class PackedQuestion:
     """A stretch [prefix | answer 1 | ... | answer K] of a row: each answer sees the prefix and itself.
 
-    Attention runs the prefix as causal, and the answers as a batch over [prefix | own], so that no score between two
-    answers is ever computed.
+    No score between two answers is ever computed. The prefix runs as causal. On CPU, all answers meet the prefix in one
+    product, each meets itself, and both parts are merged: nothing is padded or copied. Elsewhere, the answers run as a
+    batch over [prefix | own], in few calls.
     """
 
     def __init__(self, prefix_length: int, lengths: list[int], device: torch.device) -> None:
         self.prefix_length, self.lengths = prefix_length, lengths
         self.size = prefix_length + sum(lengths)
-        longest = max(lengths)
-        own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-        seen = torch.ones(longest, prefix_length, dtype=torch.bool, device=device)
-        self.mask = torch.cat([seen, own], dim=1)
+        self.mask = None if device.type == "cpu" else self._mask(device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         size = self.prefix_length
         prefix_out = causal(query[:, :, :size], key[:, :, :size], value[:, :, :size], scale)
-        if not len(self.mask):
+        if self.size == size:
             return prefix_out
+        answers = self._in_parts if self.mask is None else self._as_batch
+        return torch.cat([prefix_out, answers(query, key, value, scale)], dim=2)
+
+    def _in_parts(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        size, groups = self.prefix_length, key.shape[1]
+        query_HTD, key_GTD, value_GTD = (part[0, :, size:] for part in (query, key, value))
+        heads, tokens, width = query_HTD.shape
+        # The query heads that share a key/value head become rows of one product.
+        rows = query_HTD.reshape(groups, -1, width)
+        prefix, prefix_lse = (
+            part.reshape(heads, tokens, -1)
+            for part in attention_with_lse(rows, key[0, :, :size], value[0, :, :size], scale)
+        )
+        own = (part.repeat_interleave(heads // groups, 0) for part in (key_GTD, value_GTD))
+        answers = zip(*(part.split(self.lengths, dim=1) for part in (query_HTD, *own)), strict=True)
+        parts = [causal_with_lse(*answer, scale) for answer in answers if answer[0].shape[1]]
+        own_out, own_lse = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        return merged(own_out, own_lse, prefix, prefix_lse).to(query.dtype)[None]
+
+    def _as_batch(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         answers_out = F.scaled_dot_product_attention(
             self._unpack(query),
             self._with_prefix(key),
@@ -45,7 +63,14 @@ class PackedQuestion:
             enable_gqa=query.shape[1] != key.shape[1],
         )
         rows = [answer[:, :length] for answer, length in zip(answers_out, self.lengths, strict=True)]
-        return torch.cat([prefix_out, torch.cat(rows, dim=1)[None]], dim=2)
+        return torch.cat(rows, dim=1)[None]
+
+    def _mask(self, device: torch.device) -> Tensor:
+        """What each token of an answer sees, [L, P + L]."""
+        longest = max(self.lengths)
+        own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+        seen = torch.ones(longest, self.prefix_length, dtype=torch.bool, device=device)
+        return torch.cat([seen, own], dim=1)
 
     def _unpack(self, packed: Tensor) -> Tensor:
         """[1, H, P + sum of lengths, D] -> the answers padded to the longest, [K, H, L, D]."""

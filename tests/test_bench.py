@@ -86,7 +86,7 @@ def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one
         "generate, one question": 2 * 3,
         "generate, batches": 2 * 2 * 3,
         "engine, drawn lengths": drawn.sum(),
-        "engine, lookahead": drawn.sum(),
+        "engine, two units": drawn.sum(),
         "generate, one, drawn": drawn[typical].sum(),
         "generate, four, drawn": drawn.sum(),
         "reference, whole job": drawn[typical].sum(),

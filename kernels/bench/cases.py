@@ -220,7 +220,7 @@ def scoring_case(shape: Scoring, device: torch.device, dtype: torch.dtype) -> Ca
     mask, grouped = create_block_mask(sees, None, None, size, size, device=device), shape.heads != shape.groups
     flex = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
     runs = {
-        "prefix causal, answers a batch": lambda: layout.attend(0, query, key, value, scale),
+        "prefix causal, answers behind": lambda: layout.attend(0, query, key, value, scale),
         "flex_attention": lambda: flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped),
     }
     seen = shape.prefix * (shape.prefix + 1) // 2

@@ -25,7 +25,7 @@ def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
     logps, decode, scoring = result["cases"]
     assert set(logps["ways"]) == {"eager", "mm, cross_entropy"}
     assert set(decode["ways"]) == {"eager", "sdpa, prefix copied"}
-    assert set(scoring["ways"]) == {"prefix causal, answers a batch", "flex_attention"}
+    assert set(scoring["ways"]) == {"prefix causal, answers behind", "flex_attention"}
     for case in (logps, decode, scoring):
         for name, way in case["ways"].items():
             assert name in done.stdout
