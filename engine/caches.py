@@ -28,6 +28,7 @@ class Caches:
     def __init__(self, model: VisionLanguageModel, num_rows: int, num_slots: int, suffix_tokens: int) -> None:
         config, device = model.decoder.config, model.device
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.dtype = model.dtype
         self._like = torch.empty(0, config.num_key_value_heads, 0, width, device=device, dtype=model.dtype)
         self.num_rows, self.num_slots, self.suffix_tokens = num_rows, num_slots, suffix_tokens
         layers = range(config.num_hidden_layers)

@@ -17,7 +17,7 @@ from data_engine.caches import Caches
 
 # Suffix tokens that a run reads for nothing, since they lie behind the end of its shorter rows, cost about what another
 # run costs on its own.
-WASTE = 256
+WASTE = 128
 
 
 class Lanes:
@@ -60,12 +60,17 @@ class EagerRows:
         self.runs = [self._run(*run) for run in lanes.runs]
 
     def _run(self, first: int, last: int, longest: int, ragged: bool) -> tuple[slice, int, Tensor | None]:
-        """A run's rows, its longest suffix by now, and where its rows have no token yet [n, 1, 1, S]."""
+        """A run's rows, its longest suffix by now, and -inf where its rows have no token yet [n, 1, 1, S]."""
         longest += self.lanes.steps
         if not ragged:
             return slice(first, last), longest, None
         places = torch.arange(longest, device=self.at.device)
-        return slice(first, last), longest, (places > self.at[first:last, None])[:, None, None]
+        mask = torch.zeros(last - first, 1, 1, longest, dtype=self.caches.dtype, device=self.at.device)
+        return (
+            slice(first, last),
+            longest,
+            mask.masked_fill_((places > self.at[first:last, None])[:, None, None], -torch.inf),
+        )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         keys, values = self.caches.suffix_keys[layer], self.caches.suffix_values[layer]
@@ -102,11 +107,24 @@ class EagerRows:
         return out.transpose(0, 1), lse.transpose(0, 1)
 
     def _suffixes(self, keys: Tensor, values: Tensor, query_RGgD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        out = torch.empty_like(query_RGgD, dtype=torch.float32)
-        lse = torch.empty(*query_RGgD.shape[:3], 1, device=query_RGgD.device)
-        for run, longest, behind in self.runs:
-            scores = (query_RGgD[run] @ keys[run, :, :longest].transpose(2, 3)).float().mul_(scale)
-            if behind is not None:
-                scores.masked_fill_(behind, -torch.inf)
-            out[run], lse[run] = mix(scores, values[run, :, :longest])
+        parts = [
+            suffix_attention(query_RGgD[run], keys[run, :, :longest], values[run, :, :longest], behind, scale)
+            for run, longest, behind in self.runs
+        ]
+        out, lse = (torch.cat(part) for part in zip(*parts, strict=True))
         return out, lse
+
+
+def suffix_attention(
+    query_NGgD: Tensor, key_NGSD: Tensor, value_NGSD: Tensor, behind: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Rows that see their own keys, but those `behind` their ends, -inf there and else 0 [n, 1, 1, S]; the values' mix
+    [n, G, g, D], and the scores' log-sum-exp [n, G, g, 1].
+    """
+    if query_NGgD.device.type == "cpu":
+        mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query_NGgD, key_NGSD, value_NGSD, attn_mask=behind, scale=scale
+        )
+        return mixed, lse[..., None]
+    scores = (query_NGgD @ key_NGSD.transpose(2, 3)).float().mul_(scale)
+    return mix(scores if behind is None else scores.add_(behind), value_NGSD)

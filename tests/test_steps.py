@@ -89,10 +89,10 @@ def test_a_step_attends_as_one_softmax_over_prefix_and_suffix(family, request):
 
 
 def test_rows_of_similar_length_make_a_run():
-    """Padding of 256 tokens is cheaper than another product: 4 rows x 64 are, 5 rows x 64 are not."""
+    """Padding of 128 tokens is cheaper than another product: 4 rows x 32 are, 5 rows x 32 are not."""
     assert runs([7, 7, 7]) == [(0, 3, 7, False)]
-    assert runs([100, 36, 36, 36, 36]) == [(0, 5, 100, True)]
-    assert runs([100, 36, 36, 36, 36, 36]) == [(0, 5, 100, True), (5, 6, 36, False)]
+    assert runs([100, 68, 68, 68, 68]) == [(0, 5, 100, True)]
+    assert runs([100, 68, 68, 68, 68, 68]) == [(0, 5, 100, True), (5, 6, 68, False)]
     assert runs([1, 400, 400]) == [(0, 1, 1, False), (1, 3, 400, False)]
 
 

@@ -26,12 +26,14 @@ def load_model(
     share. Raises ModelError, a ValueError, naming what is wrong.
     """
     from data_engine.models.base import pick_device, pick_dtype
+    from data_engine.models.packed import pack_linears
 
     folder = resolve(path, revision)
     chosen = pick_device(device)
     if split is not None:
         split.release()
     model = family_class(family_of(folder, name)).load(folder, chosen, pick_dtype(dtype, chosen), split)
+    pack_linears(model.decoder, once=split is None)
     if split is not None:
         split.run_together(model)
     return model

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_engine.kernels import onednn
 from data_engine.kernels.layouts import LayerCaches, RowIndex
 
 # Rows of logits alive at once; bounds memory to CHUNK x V however many answers there are.
@@ -18,6 +19,8 @@ LOWEST = torch.finfo(torch.float32).min
 
 def logits_fp32(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
     """hidden @ weight^T accumulated and returned in fp32 [N, V]: bf16 logits alone cost 0.06 nat on 120 tokens."""
+    if onednn.can_pack(weight_VD):
+        return onednn.product(hidden_ND, onednn.packed(weight_VD))
     if hidden_ND.dtype == torch.float32:
         return hidden_ND @ weight_VD.T
     if hidden_ND.is_cuda:
