@@ -77,7 +77,7 @@ lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP) ## the engine against stock transformers, as ratios (a quarter of an hour; ARGS="--quick": minutes)
+bench: $(STAMP) ## the engine against stock transformers, as ratios (half an hour; ARGS="--quick": minutes)
 	$(BIN)/data-engine bench $(ARGS)
 
 bench-gpu: $(STAMP) ## on a GPU: its tests, the kernels, and the engine at the size of LLaVA-1.5-7B, two vocabularies

@@ -3,6 +3,7 @@
 Shapes: P prefix tokens, K answers, L tokens of the longest fed answer, H and G query and key/value heads, D width.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,22 +20,23 @@ from data_engine.models.base import VisionLanguageModel
 class PackedQuestion:
     """A stretch [prefix | answer 1 | ... | answer K] of a row: each answer sees the prefix and itself.
 
-    No score between two answers is ever computed. The prefix runs as causal. On CPU, all answers meet the prefix in one
-    product, each meets itself, and both parts are merged: nothing is padded or copied. Elsewhere, the answers run as a
-    batch over [prefix | own], in few calls.
+    No score between two answers is ever computed. The prefix runs as causal. In fp32 on CPU, all answers meet the
+    prefix in one product, each meets itself, and both parts are merged: nothing is padded or copied. Elsewhere, the
+    answers run as a batch over [prefix | own]: few calls, and one rounding of the result.
     """
 
     def __init__(self, prefix_length: int, lengths: list[int], device: torch.device) -> None:
         self.prefix_length, self.lengths = prefix_length, lengths
         self.size = prefix_length + sum(lengths)
-        self.mask = None if device.type == "cpu" else self._mask(device)
+        self.device = device
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         size = self.prefix_length
         prefix_out = causal(query[:, :, :size], key[:, :, :size], value[:, :, :size], scale)
         if self.size == size:
             return prefix_out
-        answers = self._in_parts if self.mask is None else self._as_batch
+        in_parts = query.device.type == "cpu" and query.dtype == torch.float32
+        answers = self._in_parts if in_parts else self._as_batch
         return torch.cat([prefix_out, answers(query, key, value, scale)], dim=2)
 
     def _in_parts(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -51,7 +53,7 @@ class PackedQuestion:
         answers = zip(*(part.split(self.lengths, dim=1) for part in (query_HTD, *own)), strict=True)
         parts = [causal_with_lse(*answer, scale) for answer in answers if answer[0].shape[1]]
         own_out, own_lse = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        return merged(own_out, own_lse, prefix, prefix_lse).to(query.dtype)[None]
+        return merged(own_out, own_lse, prefix, prefix_lse)[None]
 
     def _as_batch(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         answers_out = F.scaled_dot_product_attention(
@@ -65,11 +67,12 @@ class PackedQuestion:
         rows = [answer[:, :length] for answer, length in zip(answers_out, self.lengths, strict=True)]
         return torch.cat(rows, dim=1)[None]
 
-    def _mask(self, device: torch.device) -> Tensor:
+    @functools.cached_property
+    def mask(self) -> Tensor:
         """What each token of an answer sees, [L, P + L]."""
         longest = max(self.lengths)
-        own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-        seen = torch.ones(longest, self.prefix_length, dtype=torch.bool, device=device)
+        own = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril()
+        seen = torch.ones(longest, self.prefix_length, dtype=torch.bool, device=self.device)
         return torch.cat([seen, own], dim=1)
 
     def _unpack(self, packed: Tensor) -> Tensor:

@@ -29,6 +29,22 @@ def test_packed_equals_plain(instruct, shared, lengths):
         torch.testing.assert_close(got, plain_token_logps(instruct, shared, answer), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
+def test_answers_in_parts_equal_answers_as_a_batch(family, request, monkeypatch):
+    """What fp32 on CPU does, and what a GPU does: with grouped-query heads and without, answers of any length."""
+    config = request.getfixturevalue(family).decoder.config
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    lengths = [7, 0, 1, 30]
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, number, 50 + sum(lengths), 16) for number in (heads, groups, groups))
+    question = logps.PackedQuestion(50, lengths, query.device)
+    in_parts = question.attend(query, key, value, 0.3)
+    monkeypatch.setattr(logps.PackedQuestion, "_in_parts", logps.PackedQuestion._as_batch)
+    as_batch = question.attend(query, key, value, 0.3)
+    assert not torch.equal(in_parts, as_batch)
+    torch.testing.assert_close(in_parts, as_batch, rtol=0, atol=1e-5)
+
+
 def test_answers_do_not_see_each_other(instruct, shared):
     one, other, third = random_answers([30, 20, 25])
     first = packed_token_logps(instruct, shared, [one, other])[0]

@@ -24,6 +24,9 @@ def pack(weight_VD: Tensor) -> Tensor:
 
 def packed(weight_VD: Tensor) -> Tensor:
     """`pack`, once for each state of a weight; the copy goes with the weight."""
+    if weight_VD.is_inference():
+        # It tells of no changes.
+        return pack(weight_VD)
     found = _PACKED.get(weight_VD)
     if found is None or found[0] != weight_VD._version:
         _PACKED[weight_VD] = found = weight_VD._version, pack(weight_VD.detach())
