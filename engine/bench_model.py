@@ -125,10 +125,10 @@ class Subject:
 
     @property
     def typical(self) -> int:
-        """The question whose longest answer stands to its mean as in all questions, which stands for all of them
-        where one is enough for a rate."""
-        ratio = self.lengths_BK.sum(1) / self.lengths_BK.max(1)
-        return int(np.abs(ratio - self.lengths_BK.sum() / self.lengths_BK.max(1).sum()).argmin())
+        """The question whose answers, and whose longest answer, are nearest to the mean: it stands for all of them where
+        one is enough for a rate."""
+        sums, longest = self.lengths_BK.sum(1), self.lengths_BK.max(1)
+        return int((np.abs(sums / sums.mean() - 1) + np.abs(longest / longest.mean() - 1)).argmin())
 
 
 def load_stock(

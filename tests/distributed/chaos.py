@@ -12,16 +12,15 @@ import argparse
 import collections
 import errno
 import json
-import mmap
 import os
 import random
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import Job, Result, stray_files, write_questions
+from saboteur import Fault, Rank
 
 # Where a rank can be when it dies; each leaves something different behind.
 WINDOWS = (
@@ -37,129 +36,6 @@ PATIENCE_S = 120
 OPERATIONS = ("write", "fsync", "rename")
 # So many rounds hit each window several times, or the harness is broken.
 ROUNDS_FOR_ALL_WINDOWS = 100
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What one rank of a start does to itself: die in a window, or find the disk failing, at the nth time."""
-
-    rank: int
-    window: str | None = None
-    operation: str | None = None
-    number: int = 0
-    after: int = 0
-
-
-class Rank:
-    """A forked rank; its window is read from shared memory, since a killed process cannot tell."""
-
-    def __init__(self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path) -> None:
-        self.window = mmap.mmap(-1, 64)
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._be_a_rank(flags, rank, world_size, fault, log)
-
-    def _be_a_rank(self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path) -> None:
-        code = 70
-        try:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
-            os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
-            _install(self.window, fault)
-            from data_engine import cli
-
-            code = cli.main(["run", *flags])
-        finally:
-            os._exit(code)
-
-    def where(self) -> str:
-        return self.window[:].rstrip(b"\0").decode()
-
-
-class Saboteur:
-    """Tells the window that this process is in, and does what the fault says."""
-
-    def __init__(self, shared: mmap.mmap, fault: Fault | None) -> None:
-        self.shared, self.fault, self.passed = shared, fault, collections.Counter()
-
-    def enter(self, window: str) -> None:
-        self.shared[:] = window.encode().ljust(64, b"\0")
-        if self.fault and self.fault.window == window and self._passed(window):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def fail(self, operation: str) -> None:
-        if self.fault and self.fault.operation == operation and self._passed(operation):
-            raise OSError(self.fault.number, os.strerror(self.fault.number), "a path")
-
-    def _passed(self, what: str) -> bool:
-        self.passed[what] += 1
-        return self.passed[what] > self.fault.after
-
-    def inside(self, module: object, name: str, window: str, then: str = "") -> None:
-        """From now on, `module.name` runs in `window`; `then` is the one behind it."""
-        original = getattr(module, name)
-
-        def wrapped(*arguments, **options):
-            self.enter(window)
-            try:
-                return original(*arguments, **options)
-            finally:
-                self.enter(then)
-
-        setattr(module, name, wrapped)
-
-    def inside_each(self, module: object, name: str, window: str) -> None:
-        """The same for a generator, which is in `window` while it makes its next item."""
-        original = getattr(module, name)
-
-        def wrapped(*arguments):
-            items, nothing = original(*arguments), object()
-            while True:
-                self.enter(window)
-                try:
-                    item = next(items, nothing)
-                finally:
-                    self.enter("")
-                if item is nothing:
-                    return
-                yield item
-
-        setattr(module, name, wrapped)
-
-
-def _install(shared: mmap.mmap, fault: Fault | None) -> None:
-    from data_engine import claims, pairing, pipeline, scratch, units
-
-    saboteur = Saboteur(shared, fault)
-    saboteur.inside_each(pipeline, "sample_units", "model working")
-    saboteur.inside(pipeline, "score_unit", "model working")
-    saboteur.inside(claims.Claims, "_create", "claiming")
-    saboteur.inside(pairing, "run", "pairing")
-    saboteur.inside(scratch, "sync_files", "pairing", then="swapping the dataset in")
-    write, replace, fsync = units.write_sealed, os.replace, os.fsync
-
-    def write_in_halves(table, path) -> None:
-        write(table, path)
-        content = path.read_bytes()
-        os.truncate(path, len(content) // 2)
-        saboteur.fail("write")
-        saboteur.enter("mid-write")
-        path.write_bytes(content)
-        saboteur.enter("before rename")
-
-    def rename(source, target) -> None:
-        saboteur.fail("rename")
-        replace(source, target)
-        if units.UNIT_FILE.fullmatch(Path(target).name):
-            saboteur.enter("after rename")
-
-    def sync(descriptor) -> None:
-        saboteur.fail("fsync")
-        fsync(descriptor)
-
-    units.write_sealed, os.replace, os.fsync = write_in_halves, rename, sync
 
 
 class Round:
@@ -204,7 +80,8 @@ class Round:
 
     def start(self, fault: Fault | None = None, num_ranks: int = RANKS) -> list[Rank]:
         self.starts += 1
-        flags = self.job.arguments()
+        # Where several units are in a rank's hands.
+        flags = [*self.job.arguments(), *["--lookahead"][: self.rng.random() < 0.3]]
         faults = [fault if fault and fault.rank == rank else None for rank in range(num_ranks)]
         return [Rank(flags, rank, num_ranks, faults[rank], self.log) for rank in range(num_ranks)]
 
