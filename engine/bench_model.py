@@ -125,8 +125,9 @@ class Subject:
 
     @property
     def typical(self) -> int:
-        """The question whose answers, and whose longest answer, are nearest to the mean: it stands for all of them where
-        one is enough for a rate."""
+        """The question whose answers, and whose longest answer, are nearest to the mean: where one is enough for a
+        rate, it stands for all.
+        """
         sums, longest = self.lengths_BK.sum(1), self.lengths_BK.max(1)
         return int((np.abs(sums / sums.mean() - 1) + np.abs(longest / longest.mean() - 1)).argmin())
 
