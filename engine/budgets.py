@@ -15,7 +15,7 @@ from data_engine.caches import STRAGGLERS, num_slots
 
 # Answers decoded at a time: beyond this the products gain nothing.
 MOST_ROWS = {"cpu": 160, "cuda": 640}
-# Tokens scored in a pass. On CPU the products of one question are large enough, and stay in its caches.
+# Tokens scored in a pass. On CPU one question: two take as long a question, four a tenth longer (kernels/README.md).
 MOST_TOKENS = {"cpu": 0, "cuda": 16384}
 # Of the memory that weights leave, the caches of the sampling loop may take so much; the rest is for its activations.
 CACHES_SHARE = {"cpu": 0.5, "cuda": 0.8}
