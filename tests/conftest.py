@@ -1,6 +1,7 @@
 """What several test files need: the tiny golden checkpoints, loaded once, and one thread, so that runs compare."""
 
 import io
+import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,6 +10,10 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = Path(__file__).parent / "goldens"
+
+# A shell starts what runs in its background with SIGINT ignored, and every process below would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
