@@ -14,10 +14,10 @@ Decode = Callable[[bytes | None, float], Image.Image]
 
 
 # Why a question is left out that exceeds the memory on its own, and what is said where no question ever fitted.
-TOO_LARGE = "out of memory, even with one answer at a time"
+OUT_OF_MEMORY = "out of memory, even with one answer at a time"
 NO_ROOM = (
-    f"{TOO_LARGE}: the model leaves no room for a single question; free the device's memory, lower --max_new_tokens, "
-    "or split the model with --zero3 on"
+    f"{OUT_OF_MEMORY}: the model leaves no room for a single question; free the device's memory, lower "
+    "--max_new_tokens, or split the model with --zero3 on"
 )
 
 

@@ -150,7 +150,7 @@ def _broken(found: Sampled) -> str:
 
 
 # What is said of a question that is left out because of an answer's finish_reason.
-LEFT_OUT = {BROKEN: _broken, TOO_LARGE: lambda _: rows.TOO_LARGE}
+LEFT_OUT = {BROKEN: _broken, TOO_LARGE: lambda _: rows.OUT_OF_MEMORY}
 
 
 def sample_answers(
@@ -183,5 +183,5 @@ def answer_of(model: VisionLanguageModel, found: Sampled) -> Answer:
     if found.finish_reason == BROKEN:
         raise ArithmeticError(_broken(found))
     if found.finish_reason == TOO_LARGE:
-        raise UserError(rows.TOO_LARGE)
+        raise UserError(rows.OUT_OF_MEMORY)
     return Answer(model.text(found.token_ids), found.token_ids, found.finish_reason)

@@ -17,7 +17,7 @@ from data_engine.images import BadImage
 from data_engine.logps import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.records import UserError
-from data_engine.rows import NO_ROOM, TOO_LARGE, BadRow, Decode, UnitResult, open_image, read_image
+from data_engine.rows import NO_ROOM, OUT_OF_MEMORY, BadRow, Decode, UnitResult, open_image, read_image
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def score_unit(
         retries += halved
         for one, result in zip(together, results, strict=True):
             if result is None:
-                too_large.append((one.question.idx, TOO_LARGE))
+                too_large.append((one.question.idx, OUT_OF_MEMORY))
                 continue
             prefix_PD, found = result
             broken = [index for index, answer in enumerate(found) if not answer.isfinite().all()]
