@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 a bug or an unexpected failure; 2 the user's input or conf
 75 stopped by a signal after committing, run the same command again.
 """
 
-import faulthandler
 import importlib
 import signal
 import sys
@@ -12,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 import data_engine
+from data_engine import stacks
 from data_engine.arguments import nearest, parse
 from data_engine.config import RunConfig
 from data_engine.dataset import open_questions
@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> int:
     """The `run` command: parse, then the pipeline, which is the first to import torch."""
     config = parse(argv)
-    # kill -USR2: where each thread is, on stderr; written by the signal's handler itself, so also of a rank that hangs.
-    faulthandler.register(signal.SIGUSR2, file=2)
+    stacks.show_on(signal.SIGUSR2)
     return importlib.import_module("data_engine.pipeline").run(config)
 
 

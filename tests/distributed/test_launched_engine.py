@@ -57,10 +57,10 @@ def test_usr2_to_a_rank_at_work_shows_where_its_threads_are_and_disturbs_nothing
                 process.send_signal(signal.SIGUSR2)
     output = "".join(lines)
     assert process.returncode == 0, output
-    # Once for each of the two models, from the main thread's innermost call to the outermost.
-    assert output.count("Current thread 0x") == 2
-    stack = output[output.index("Current thread 0x") :]
-    assert 0 < stack.index("pipeline.py") < stack.index("cli.py")
+    # Once for each of the two models, from the main thread's outermost call to the innermost.
+    assert output.count("Thread MainThread:") == 2
+    stack = output[output.index("Thread MainThread:") :]
+    assert 0 < stack.index("cli.py") < stack.index("pipeline.py")
     assert len(list((job.work_dir / "dataset").iterdir())) == 1
     assert not stray_files(job.work_dir)
 

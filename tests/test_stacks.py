@@ -1,0 +1,61 @@
+"""The stacks of a process's threads on a signal, in processes that are really signalled."""
+
+import signal
+import subprocess
+import sys
+
+BUSY = """
+import os, signal, sys, threading, time
+from data_engine import stacks
+
+def deep(calls):
+    return calls and deep(calls - 1)
+
+def calling():
+    while True:
+        deep(200)
+
+def starting():
+    while True:
+        brief = [threading.Thread(target=deep, args=(20,)) for _ in range(4)]
+        for thread in brief:
+            thread.start()
+        for thread in brief:
+            thread.join()
+
+stacks.show_on(signal.SIGUSR2)
+for work in (calling, starting):
+    threading.Thread(target=work, name=work.__name__, daemon=True).start()
+until = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < until:
+    os.kill(os.getpid(), signal.SIGUSR2)
+    time.sleep(0.001)
+os._exit(0)
+"""
+STUCK = """
+import ctypes, signal
+from data_engine import stacks
+
+stacks.show_on(signal.SIGUSR2)
+print("ready", flush=True)
+# A semaphore at 0, in C, waited for again after each signal: as in a collective whose other ranks are gone.
+ctypes.CDLL(None).sem_wait(ctypes.create_string_buffer(64))
+"""
+
+
+def test_threads_that_come_go_and_work_while_they_are_shown_crash_nothing():
+    # Written by the signal's handler itself, in the midst of them, this died of SIGSEGV within milliseconds.
+    done = subprocess.run([sys.executable, "-c", BUSY, "2"], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 0
+    for thread in ("MainThread", "calling", "starting"):
+        assert f"Thread {thread}:" in done.stderr
+
+
+def test_a_main_thread_that_hangs_in_c_is_shown():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STUCK], **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR2)
+        shown = [process.stderr.readline(), process.stderr.readline()]
+        process.kill()
+    assert shown == ["Thread MainThread:\n", '  File "<string>", line 8, in <module>\n']
