@@ -147,9 +147,9 @@ def ratios(measured: dict[str, dict]) -> dict[str, float]:
 
 
 def lookahead_gain(measured: dict[str, dict]) -> float:
-    """How many times as fast two units are sampled from one queue, as --lookahead does, as one after the other; median
-    over rounds."""
-    pairs = zip(measured["engine, two units"]["seconds"], measured["engine, drawn lengths"]["seconds"], strict=True)
+    """How many times as fast two units are sampled from one queue, as --lookahead does, as one after the other; in the
+    rounds that have both."""
+    pairs = zip(measured["engine, two units"]["seconds"], measured["engine, drawn lengths"]["seconds"], strict=False)
     return statistics.median(one_by_one / ahead for one_by_one, ahead in pairs)
 
 

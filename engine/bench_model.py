@@ -35,8 +35,8 @@ class Sizes:
     k: int = 10
     questions: int = 16
     """sampled at fixed lengths; a quarter of them is scored"""
-    drawn_questions: int = 24
-    """sampled at drawn lengths, and in the whole job, as one unit: a quarter of what one has of 100,000 questions"""
+    drawn_questions: int = 48
+    """sampled at drawn lengths, and in the whole job, as one unit: half of what one has of 100,000 questions"""
     answer_tokens: int = 120
     """scored, an answer"""
     new_tokens: int = 64

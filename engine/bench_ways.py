@@ -42,7 +42,7 @@ WAYS = {
     "generate, one question": Way("sampling", "generate(num_return_sequences=k), a question at a time"),
     "generate, batches": Way("sampling", "generate(num_return_sequences=k) over a batch of eight questions", True),
     "engine, drawn lengths": Way("drawn lengths", "log-normal, mean 120, p95 260, cut at 512; rows refilled"),
-    "engine, two units": Way("two units", "the same as two units, the second behind the end of the first"),
+    "engine, two units": Way("two units", "the same as two units, the second behind the end of the first", True),
     "generate, one, drawn": Way("drawn lengths", "a question at a time: each waits for its longest answer"),
     "generate, four, drawn": Way("drawn lengths", "batches of four questions: all wait for the longest", True),
     "engine, whole job": Way("whole job", "sampling, scoring by two models, pairing, files on disk; drawn lengths"),

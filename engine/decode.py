@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data_engine.caches import Caches, num_slots
-from data_engine.lanes import Lanes
+from data_engine.lanes import Lanes, runs
 from data_engine.models.base import VisionLanguageModel
 from data_engine.records import UserError
 from data_engine.rows import NO_ROOM
@@ -123,6 +123,8 @@ class _Loop:
         """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host."""
         self.steps, self.queue, self.lag = steps, queue, lag
         self.longest = steps.params.max_new_tokens
+        # The longest rows first, where a step takes neighbours of similar length as one.
+        self.in_order = steps.fused is None
         self.rows: list[_Row] = []
         # Of each question in flight: its slot, and how many of its answers are in flight.
         self.slots: dict[int, int] = {}
@@ -189,6 +191,11 @@ class _Loop:
         if any(self.rows[place].broken for place in gaps):
             # Not those alone: a row may have moved after its logits broke, and before the host knew.
             self.steps.clean([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
+        if gaps:
+            self.lanes = None
+        if self.in_order:
+            self._close(gaps)
+            gaps = []
         places = deque([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
         fresh: list[int] = []
         while places and (row := self.queue.first()) and (row.number in self.slots or self.free_slots):
@@ -198,9 +205,8 @@ class _Loop:
             self.rows[place : place + 1] = [row]
             fresh.append(place)
         self._close([place for place in gaps if place in places])
-        if fresh or gaps:
-            self.lanes = None
         if fresh:
+            self.lanes = None
             self._draw_first(fresh)
         return bool(fresh)
 
@@ -229,11 +235,19 @@ class _Loop:
 
     def _close(self, gaps: list[int]) -> None:
         """Rows from behind move into places that nobody fills."""
-        for place in sorted(gaps, reverse=True):
-            last = self.rows.pop()
-            if place < len(self.rows):
-                self.steps.move(len(self.rows), place, last.drawn)
-                self.rows[place] = last
+        for gap in sorted(gaps, reverse=True):
+            for source in self._behind(gap):
+                self.steps.move(source, gap, self.rows[source].drawn)
+                self.rows[gap], gap = self.rows[source], source
+            self.rows.pop()
+
+    def _behind(self, gap: int) -> list[int]:
+        """The rows that move, each into the gap that the one before it left; the last one's is at the end."""
+        if not self.in_order:
+            return [len(self.rows) - 1] if gap < len(self.rows) - 1 else []
+        # The last of each run: rows of about one length change places, so that few move.
+        lasts = (last - 1 for _, last, _, _ in runs([row.drawn for row in self.rows]))
+        return [last for last in lasts if last > gap]
 
 
 class Decoder:

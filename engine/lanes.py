@@ -1,7 +1,8 @@
 """Attention of one decode step: each row's new token sees its question's prefix, and its own suffix.
 
 Rows of one question are one product with its prefix, a lane; rows that lie side by side with suffixes of similar length
-are one product with them, a run. Both parts are merged by their log-sum-exps.
+are one product with them, a run, and the loop keeps its rows in order of length, so that runs are few. Both parts are
+merged by their log-sum-exps.
 
 Shapes: R rows, n rows of a lane or run, H and G query and key/value heads, g = H / G, P prefix and S suffix tokens, D
 head width.
@@ -55,8 +56,11 @@ class EagerRows:
 
     def __init__(self, caches: Caches, lanes: Lanes, prefix_lengths: Sequence[int], num_rows: int) -> None:
         self.caches, self.lanes, self.prefix_lengths = caches, lanes, prefix_lengths
-        self.rows = torch.arange(num_rows, device=caches.state_5R.device)
         self.at = caches.lengths_R[:num_rows] - 1
+        _, heads, longest, _ = caches.suffix_keys[0].shape
+        # Where each row's new token goes, by head, with rows, heads and tokens of a suffix buffer as one dimension.
+        each = torch.arange(num_rows * heads, device=self.at.device) * longest
+        self.places = each + self.at.repeat_interleave(heads)
         self.runs = [self._run(*run) for run in lanes.runs]
 
     def _run(self, first: int, last: int, longest: int, ragged: bool) -> tuple[slice, int, Tensor | None]:
@@ -74,22 +78,14 @@ class EagerRows:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         keys, values = self.caches.suffix_keys[layer], self.caches.suffix_values[layer]
-        self._store(keys, key)
-        self._store(values, value)
         rows, heads, _, width = query.shape
+        for cache, new in ((keys, key), (values, value)):
+            cache.view(-1, width).index_copy_(0, self.places, new.reshape(-1, width))
         # The query heads that share a key/value head become rows of one product.
         query_RGgD = query.reshape(rows, key.shape[1], -1, width)
         prefix, prefix_lse = self._prefixes(layer, query_RGgD, scale)
         own, own_lse = self._suffixes(keys, values, query_RGgD, scale)
         return merged(own, own_lse, prefix, prefix_lse).to(query.dtype).view(rows, heads, 1, width)
-
-    def _store(self, cache: Tensor, new: Tensor) -> None:
-        """Each row's new key or value behind its others; rows of one length at once, which is much faster."""
-        for run, longest, behind in self.runs:
-            if behind is None:
-                cache[run, :, longest - 1] = new[run, :, 0]
-            else:
-                cache[self.rows[run], :, self.at[run]] = new[run, :, 0]
 
     def _prefixes(self, layer: int, query_RGgD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         rows, groups, shared, width = query_RGgD.shape

@@ -1,12 +1,13 @@
 """The device's side of the sampling loop: attention of a step, tokens read late, memory that runs out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from data_engine import decode
+from data_engine import decode, lanes
 from data_engine.caches import Caches, num_slots
 from data_engine.decode import TOO_LARGE, Decoder, Request
 from data_engine.lanes import EagerRows, Lanes, runs
@@ -94,6 +95,27 @@ def test_rows_of_similar_length_make_a_run():
     assert runs([100, 68, 68, 68, 68]) == [(0, 5, 100, True)]
     assert runs([100, 68, 68, 68, 68, 68]) == [(0, 5, 100, True), (5, 6, 68, False)]
     assert runs([1, 400, 400]) == [(0, 1, 1, False), (1, 3, 400, False)]
+
+
+def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monkeypatch):
+    """Runs as short as these answers ask for: about as few as if all rows were sorted, and no answer changed."""
+    lengths = torch.randint(2, 25, (len(asked), 10), generator=torch.Generator().manual_seed(0)).tolist()
+    forced = [Request(one.prefix, one.keys, ends) for one, ends in zip(asked, lengths, strict=True)]
+    params = replace(PARAMS, forced_lengths=True)
+    at_once = Decoder(instruct, 80, num_slots(80, 10)).sample(forced, params)
+    monkeypatch.setattr(lanes, "WASTE", 4)
+    made, fewest = [], []
+
+    class Counted(Lanes):
+        def __init__(self, slots, lengths, device):
+            super().__init__(slots, lengths, device)
+            made.append(len(self.runs))
+            fewest.append(len(runs(sorted(lengths, reverse=True))))
+
+    monkeypatch.setattr(decode, "Lanes", Counted)
+    assert Decoder(instruct, 16, num_slots(16, 10)).sample(forced, params) == at_once
+    assert max(fewest) > 4
+    assert sum(made) < 1.1 * sum(fewest)
 
 
 def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expected):
