@@ -16,12 +16,16 @@ from pathlib import Path
 import torch
 import transformers
 from tqdm import tqdm
+from transformers.utils import logging
 
 from data_engine.bench_job import Job
 from data_engine.bench_machine import PeakMemory, ceilings, estimate, least_seconds, loop_budgets, machine, settled
 from data_engine.bench_model import SHAPES, Sizes, Subject, write_checkpoint
 from data_engine.bench_ways import WAYS, Ways, half_of
+from data_engine.budgets import rows_without_pages
 from data_engine.caches import num_slots
+from data_engine.decode import Decoder
+from data_engine.kernels import use_triton
 from data_engine.models.base import pick_device, pick_dtype
 from data_engine.models.names import resolve
 
@@ -62,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(sizes: Sizes, arguments: argparse.Namespace) -> dict:
     """Time every way, round by round in turn; seconds, rates and ratios by way."""
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         device, folder = pick_device(arguments.device), Path(scratch, "model")
         if arguments.model:
@@ -70,8 +75,11 @@ def run(sizes: Sizes, arguments: argparse.Namespace) -> dict:
             write_checkpoint(folder, sizes.vocab, arguments.shape, str(device), pick_dtype(arguments.dtype, device))
         subject = Subject(folder, sizes, str(device), arguments.dtype)
         found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
+        fused = sizes.k if use_triton(subject.engine.head_weight) else None
         rows = arguments.rows or found["decode_rows"]
-        ways = Ways(subject, rows, num_slots(rows, sizes.k))
+        if not (arguments.rows or fused):
+            rows = rows_without_pages(rows, device.type)
+        ways = Ways(subject, Decoder(subject.engine, rows, num_slots(rows, sizes.k), fused))
         job = Job(subject, ways.decoder, Path(scratch), found["score_tokens"])
         timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
         if subject.stock is None:

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from data_engine import logps, pairing, sample, score, steps, units
 from data_engine.ahead import Writer
+from data_engine.answers import Request, Sampled
 from data_engine.bench_model import QUESTION, Subject
 from data_engine.bench_ways import SAMPLING
 from data_engine.dataset import load_questions
-from data_engine.decode import Decoder, Request, Sampled
+from data_engine.decode import Decoder
 from data_engine.records import IMAGE, STAGES
 from data_engine.rows import UnitResult
 from data_engine.sampler import SamplingParams

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.utils import logging
 
 from data_engine.models import load_model
 from data_engine.models.base import IMAGE_TOKEN
@@ -107,7 +106,6 @@ class Subject:
     """One checkpoint, loaded by the engine and by transformers, and the work that both are given."""
 
     def __init__(self, folder: Path, sizes: Sizes, device: str, dtype: str) -> None:
-        logging.disable_progress_bar()
         self.folder, self.sizes = folder, sizes
         self.engine = load_model(None, str(folder), device=device, dtype=dtype)
         self.stock, self.why_no_stock = load_stock(folder, self.engine.device, self.engine.dtype)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from data_engine.answers import Request
 from data_engine.bench_model import QUESTION, Subject
-from data_engine.decode import Decoder, Request
-from data_engine.kernels import use_triton
+from data_engine.decode import Decoder
 from data_engine.logps import packed_token_logps
 from data_engine.models.base import prefix
 from data_engine.sampler import SamplingParams
@@ -72,11 +72,10 @@ def half_of(questions: int) -> int:
 class Ways:
     """The subject, and a function for each way but the whole job's."""
 
-    def __init__(self, subject: Subject, num_rows: int, num_slots: int) -> None:
+    def __init__(self, subject: Subject, decoder: Decoder) -> None:
         self.subject, self.engine, self.stock = subject, subject.engine, subject.stock
         sizes, typical = subject.sizes, subject.typical
-        fused = sizes.k if use_triton(subject.engine.head_weight) else None
-        self.decoder = Decoder(subject.engine, num_rows, num_slots, fused)
+        self.decoder = decoder
         fixed_BK = torch.full((sizes.questions, sizes.k), sizes.new_tokens)
         drawn_BK = torch.from_numpy(subject.lengths_BK)
         four = range(min(4, sizes.drawn_questions))

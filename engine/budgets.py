@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from data_engine.caches import STRAGGLERS, num_slots
+from data_engine.pages import PAGE, pages_of
 
 # Answers decoded at a time: beyond this the products gain nothing.
 MOST_ROWS = {"cpu": 160, "cuda": 640}
@@ -55,11 +56,20 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens: int) -> dict[str, int]:
-    """decode_rows, decode_slots and score_tokens for `memory` bytes; 1 row at least, whatever it says."""
+    """decode_rows, decode_slots and score_tokens for `memory` bytes; 1 row at least, whatever it says.
+
+    On a GPU rows share pages, half of what they could fill (pages.num_pages).
+    """
     room = max(0, memory - needs.weights)
     prefix_share = STRAGGLERS / k * PROMPT_TOKENS
-    row = needs.cached_token * (max_new_tokens + prefix_share)
+    suffix = PAGE * max(1, pages_of(max_new_tokens) / 2) if device_type == "cuda" else max_new_tokens
+    row = needs.cached_token * (suffix + prefix_share)
     rows = int(room * CACHES_SHARE.get(device_type, 0.5) / row)
     rows = max(1, min(MOST_ROWS.get(device_type, 160), rows))
     tokens = min(MOST_TOKENS.get(device_type, 0), room // 2 // needs.activated_token)
     return {"decode_rows": rows, "decode_slots": num_slots(rows, k), "score_tokens": tokens}
+
+
+def rows_without_pages(rows: int, device_type: str) -> int:
+    """How many of the rows fit where each keeps room for its longest suffix."""
+    return max(1, rows // 2) if device_type == "cuda" else rows

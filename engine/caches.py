@@ -1,13 +1,16 @@
 """Where the sampling loop keeps keys, values and the state of its rows: buffers made once, at addresses that stay.
 
-A prefix lies in a slot, and is read by all rows of its question; a row's own tokens lie in its suffix.
+A prefix lies in a slot, and is read by all rows of its question; a row's own tokens, its suffix, lie in pages. Where
+plain torch reads suffixes as slices, a page is as long as an answer may get, and each row has the one of its number.
 
-Shapes: Q slots, R rows, G key/value heads, P prefix and S suffix tokens at most, D head width, V vocabulary.
+Shapes: Q slots, R rows, N pages, C pages of a row at most, G key/value heads, P prefix tokens at most, S tokens of a
+page, D head width, V vocabulary.
 """
 
 import torch
 from torch import Tensor
 
+from data_engine import pages
 from data_engine.models.base import VisionLanguageModel
 
 # Prefixes kept for each that the rows would need if no answer of a question outlived the others. Answers of very
@@ -23,20 +26,29 @@ def num_slots(num_rows: int, answers_per_question: int) -> int:
 
 
 class Caches:
-    """By layer, prefix keys and values [Q, G, P, D] and suffix keys and values [R, G, S, D]; the rows' state."""
+    """By layer, prefix keys and values [Q, G, P, D] and suffix keys and values [N, G, S, D]; the rows' state."""
 
-    def __init__(self, model: VisionLanguageModel, num_rows: int, num_slots: int, suffix_tokens: int) -> None:
+    def __init__(
+        self, model: VisionLanguageModel, num_rows: int, num_slots: int, suffix_tokens: int, paged: bool = False
+    ) -> None:
         config, device = model.decoder.config, model.device
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.dtype = model.dtype
         self._like = torch.empty(0, config.num_key_value_heads, 0, width, device=device, dtype=model.dtype)
         self.num_rows, self.num_slots, self.suffix_tokens = num_rows, num_slots, suffix_tokens
-        layers = range(config.num_hidden_layers)
-        self.suffix_keys, self.suffix_values = ([self._zeros(num_rows, suffix_tokens) for _ in layers] for _ in "kv")
+        self.paged, self.page_tokens = paged, pages.PAGE if paged else suffix_tokens
+        # Page 0 of those that are given out is nobody's.
+        self.num_pages = 1 + pages.num_pages(num_rows, suffix_tokens) if paged else num_rows
+        layers, pool = range(config.num_hidden_layers), (self.num_pages, self.page_tokens)
+        self.suffix_keys, self.suffix_values = ([self._zeros(*pool) for _ in layers] for _ in "kv")
         self.prefix_keys, self.prefix_values = ([self._zeros(num_slots, 0) for _ in layers] for _ in "kv")
         self.prefix_tokens = 0
         self.prefix_lengths_Q = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.first_logits_QV = torch.zeros(num_slots, len(model.head_weight), device=device)
+        # Of each row: its pages in order.
+        self.pages_RC = torch.arange(num_rows, device=device)[:, None]
+        if paged:
+            self.pages_RC = torch.zeros(num_rows, pages.pages_of(suffix_tokens), dtype=torch.long, device=device)
         # Of each row: its newest token, its random-number key, how many tokens it has, its slot, where it is to end.
         self.state_5R = torch.zeros(5, num_rows, dtype=torch.long, device=device)
         self.tokens_R, self.keys_R, self.lengths_R, self.slots_R, self.ends_R = self.state_5R
@@ -67,6 +79,9 @@ class Caches:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` becomes row `target`, its first `length` suffix tokens with it."""
-        for cache in (*self.suffix_keys, *self.suffix_values):
-            cache[target, :, :length] = cache[source, :, :length]
+        if self.paged:
+            self.pages_RC[target] = self.pages_RC[source]
+        else:
+            for cache in (*self.suffix_keys, *self.suffix_values):
+                cache[target, :, :length] = cache[source, :, :length]
         self.state_5R[:, target] = self.state_5R[:, source]

@@ -4,20 +4,21 @@ A row is one answer. The prompt of a question is run once; its keys and values a
 rows, each of which adds a suffix of its own. A finished row is refilled at once, and a prefix is freed with its last
 answer, so that one long answer idles nothing but itself.
 
-The device's side of it is in steps.py. Shapes: N rows of a call, P prefix tokens.
+The device's side of it is in steps.py, the answers that wait are in answers.py. Shapes: N rows of a call.
 """
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from data_engine.answers import BROKEN, TOO_LARGE, Queue, Request, Row, Sampled
 from data_engine.caches import Caches, num_slots
 from data_engine.lanes import Lanes, runs
 from data_engine.models.base import VisionLanguageModel
+from data_engine.pages import Pages
 from data_engine.records import UserError
 from data_engine.rows import NO_ROOM
 from data_engine.sampler import SamplingParams
@@ -25,83 +26,11 @@ from data_engine.steps import NOT_FINITE, Steps
 
 log = logging.getLogger(__name__)
 
-# The model gave logits of which one is NaN or infinite: nothing was drawn from them.
-BROKEN = "broken"
-# Memory ran out though nothing else was in flight: nothing was drawn.
-TOO_LARGE = "too large"
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question: how to get its prefix [P, width], and one random-number key an answer."""
-
-    prefix: Callable[[], Tensor]
-    keys: list[int]
-    lengths: list[int] | None = None
-    """of each answer, EOS included, where SamplingParams.forced_lengths is set"""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One answer: where it belongs, its ids (EOS included), and why it ended: "stop", "length", BROKEN or TOO_LARGE."""
-
-    request: int
-    sample_index: int
-    token_ids: list[int]
-    finish_reason: str
-
-
-@dataclass
-class _Row:
-    """An answer in the making; `drawn` counts the tokens asked of the device, `tokens` are those that came back."""
-
-    number: int
-    request: Request
-    sample_index: int
-    slot: int = -1
-    drawn: int = 0
-    ended: bool = False
-    broken: bool = False
-    tokens: list[int] = field(default_factory=list)
-
-    def end(self) -> int:
-        """Its forced length, or 0."""
-        return self.request.lengths[self.sample_index] if self.request.lengths else 0
-
-
-class _Queue:
-    """The answers still to draw, in order; a request is taken from its iterable when its first answer is looked at."""
-
-    def __init__(self, requests: Iterable[Request]) -> None:
-        self._requests = enumerate(requests)
-        self._rows: deque[_Row] = deque()
-
-    def first(self) -> _Row | None:
-        while not self._rows:
-            number, request = next(self._requests, (0, None))
-            if request is None:
-                return None
-            self._rows.extend(_Row(number, request, index) for index in range(len(request.keys)))
-        return self._rows[0]
-
-    def pop(self) -> None:
-        self._rows.popleft()
-
-    def drop(self) -> list[_Row]:
-        """Take out what is left of the question that comes first."""
-        first = self.first()
-        return [self._rows.popleft() for row in list(self._rows) if row.number == first.number]
-
-    def give_back(self, rows: Iterable[_Row]) -> None:
-        """Answers that were begun and lost: they come first again, from their first token."""
-        lost = sorted(rows, key=lambda row: (row.number, row.sample_index), reverse=True)
-        self._rows.extendleft(_Row(row.number, row.request, row.sample_index) for row in lost)
-
 
 class _Drawn:
     """Tokens on their way from the device: `read` waits for these alone, not for what was launched since."""
 
-    def __init__(self, rows: list[_Row], tokens_N: Tensor) -> None:
+    def __init__(self, rows: list[Row], tokens_N: Tensor) -> None:
         self.rows, self._arrived = rows, None
         self._tokens = tokens_N
         if tokens_N.is_cuda:
@@ -119,17 +48,19 @@ class _Drawn:
 class _Loop:
     """The rows in flight: number n of `rows` is row n of the caches, and live rows are always the first ones."""
 
-    def __init__(self, steps: Steps, queue: _Queue, lag: int) -> None:
+    def __init__(self, steps: Steps, queue: Queue, lag: int) -> None:
         """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host."""
         self.steps, self.queue, self.lag = steps, queue, lag
         self.longest = steps.params.max_new_tokens
         # The longest rows first, where a step takes neighbours of similar length as one.
         self.in_order = steps.fused is None
-        self.rows: list[_Row] = []
+        self.rows: list[Row] = []
         # Of each question in flight: its slot, and how many of its answers are in flight.
         self.slots: dict[int, int] = {}
         self.alive: dict[int, int] = {}
-        self.free_slots = deque(range(steps.caches.num_slots))
+        caches = steps.caches
+        self.free_slots = deque(range(caches.num_slots))
+        self.pages = Pages(caches.num_pages - 1, caches.pages_RC.shape[1]) if caches.paged else None
         self.lanes: Lanes | None = None
         self.on_their_way: deque[_Drawn] = deque()
 
@@ -143,13 +74,15 @@ class _Loop:
                 return
             yield from self._collect()
 
-    def unfinished(self) -> list[_Row]:
+    def unfinished(self) -> list[Row]:
         """Answers that were begun and not given out."""
         rows = [*self.rows, *(row for drawn in self.on_their_way for row in drawn.rows)]
         return [row for row in {id(row): row for row in rows}.values() if not row.ended]
 
     def _step(self) -> None:
         """Feed each row its newest token and draw the next."""
+        if self.pages:
+            self._turn_pages()
         if self.lanes is None:
             slots, lengths = [row.slot for row in self.rows], [row.drawn for row in self.rows]
             self.lanes = Lanes(slots, lengths, self.steps.model.device)
@@ -157,7 +90,7 @@ class _Loop:
         self.lanes.steps += 1
         self._sent(self.rows, drawn)
 
-    def _sent(self, rows: list[_Row], drawn: Tensor) -> None:
+    def _sent(self, rows: list[Row], drawn: Tensor) -> None:
         for row in rows:
             row.drawn += 1
         self.on_their_way.append(_Drawn(list(rows), drawn))
@@ -173,7 +106,7 @@ class _Loop:
                     row.ended = True
                     yield Sampled(row.number, row.sample_index, row.tokens, reason)
 
-    def _take(self, row: _Row, token: int) -> str | None:
+    def _take(self, row: Row, token: int) -> str | None:
         """Add a token to its answer; why the answer ends with it, if it does."""
         row.broken = token == NOT_FINITE
         if row.broken:
@@ -190,7 +123,8 @@ class _Loop:
             self._release(self.rows[place])
         if any(self.rows[place].broken for place in gaps):
             # Not those alone: a row may have moved after its logits broke, and before the host knew.
-            self.steps.clean([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
+            unused = [*gaps, *range(len(self.rows), self.steps.caches.num_rows)]
+            self.steps.clean([0, *self.pages.free] if self.pages else unused)
         if gaps:
             self.lanes = None
         if self.in_order:
@@ -198,7 +132,7 @@ class _Loop:
             gaps = []
         places = deque([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
         fresh: list[int] = []
-        while places and (row := self.queue.first()) and (row.number in self.slots or self.free_slots):
+        while places and (row := self.queue.first()) and self._has_room(row):
             self._admit(row)
             self.queue.pop()
             place = places.popleft()
@@ -210,8 +144,12 @@ class _Loop:
             self._draw_first(fresh)
         return bool(fresh)
 
-    def _admit(self, row: _Row) -> None:
-        """Give a row its slot; its question's prefix is computed with the first."""
+    def _has_room(self, row: Row) -> bool:
+        slot = row.number in self.slots or bool(self.free_slots)
+        return slot and (not self.pages or self.pages.suffice_for_another(self.rows))
+
+    def _admit(self, row: Row) -> None:
+        """Give a row its slot and first page; its question's prefix is computed with the first."""
         if row.number not in self.slots:
             slot = self.free_slots[0]
             self.steps.prefill(row.request.prefix(), slot)
@@ -219,14 +157,45 @@ class _Loop:
             self.slots[row.number], self.alive[row.number] = slot, 0
         row.slot = self.slots[row.number]
         self.alive[row.number] += 1
+        if self.pages:
+            self.pages.take(row)
 
     def _draw_first(self, places: list[int]) -> None:
         rows = [self.rows[place] for place in places]
         keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
+        if self.pages:
+            self.steps.give_pages(places, [0] * len(rows), [row.pages[0] for row in rows])
         self._sent(rows, self.steps.first(places, keys, slots, [row.end() for row in rows]))
 
-    def _release(self, row: _Row) -> None:
-        """Free the slot of a question with its last row, unless more of its answers are waiting."""
+    def _turn_pages(self) -> None:
+        """Another page for each row that has filled its last. Where there is none, the shortest answer gives up its own
+        and waits for its turn again; the longest never does, so that the work goes on.
+        """
+        given = set()
+        size = self.steps.caches.page_tokens
+        full = [row for row in self.rows if row.drawn > len(row.pages) * size]
+        for row in sorted(full, key=Row.standing, reverse=True):
+            while not self.pages.free and not row.ended:
+                self._give_way(min((one for one in self.rows if not one.ended), key=Row.standing))
+            if not row.ended:
+                self.pages.take(row)
+                given.add(row)
+        if gone := [place for place, row in enumerate(self.rows) if row.ended]:
+            self.lanes = None
+            self._close(gone)
+        if places := [place for place, row in enumerate(self.rows) if row in given]:
+            pages = [self.rows[place].pages for place in places]
+            self.steps.give_pages(places, [len(one) - 1 for one in pages], [one[-1] for one in pages])
+
+    def _give_way(self, row: Row) -> None:
+        row.ended = True
+        self.queue.give_back([row])
+        self._release(row, at_its_end=False)
+
+    def _release(self, row: Row, at_its_end: bool = True) -> None:
+        """Free a row's pages, and the slot of a question with its last row, unless more of its answers are waiting."""
+        if self.pages:
+            self.pages.release(row, at_its_end)
         self.alive[row.number] -= 1
         waiting = self.queue.first()
         if not self.alive[row.number] and not (waiting and waiting.number == row.number):
@@ -254,8 +223,8 @@ class Decoder:
     """A model with caches for `num_rows` answers at a time, which stay from one unit to the next."""
 
     def __init__(self, model: VisionLanguageModel, num_rows: int, num_slots: int, fused: int | None = None) -> None:
-        """With `fused`, the most answers a question has, one operation does a step's attention, and a GPU captures
-        steps in CUDA graphs; else they are plain torch.
+        """With `fused`, the most answers a question has, one operation does a step's attention on paged suffixes, and a
+        GPU captures steps in CUDA graphs; else they are plain torch.
         """
         self.model, self.num_rows, self.num_slots, self.fused = model, num_rows, num_slots, fused
         self.retries = 0
@@ -277,7 +246,7 @@ class Decoder:
         runs out, the answers that are not finished are drawn again, half as many at a time; a question for which it
         does not suffice with one answer at a time is TOO_LARGE. Raises UserError where every question was.
         """
-        queue, rows, self.retries, too_large = _Queue(requests), self.num_rows, 0, []
+        queue, rows, self.retries, too_large = Queue(requests), self.num_rows, 0, []
         while True:
             loop = None
             try:
@@ -310,7 +279,7 @@ class Decoder:
             # The old caches go first.
             self._steps = None
             slots = max(1, self.num_slots * rows // self.num_rows)
-            caches = Caches(self.model, rows, slots, params.max_new_tokens)
+            caches = Caches(self.model, rows, slots, params.max_new_tokens, paged=self.fused is not None)
             self._steps = Steps(self.model, caches, params, self.fused)
         return self._steps
 

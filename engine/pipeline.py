@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from data_engine import claims, disk, logs, pairing, records, report, together, units
 from data_engine.ahead import Writer
-from data_engine.budgets import peak_bytes
+from data_engine.budgets import peak_bytes, rows_without_pages
 from data_engine.config import RunConfig
 from data_engine.dataset import Question, open_questions
 from data_engine.decode import Decoder
@@ -251,7 +251,8 @@ class Job:
             frozen = self.run_file["frozen"]
             # A split model's calls are agreed on one by one, which no captured step can do.
             fused = config.sample_k if use_triton(model.head_weight) and not self._together.split else None
-            self._decoder = Decoder(model, frozen["decode_rows"], frozen["decode_slots"], fused)
+            rows = frozen["decode_rows"] if fused else rows_without_pages(frozen["decode_rows"], model.device.type)
+            self._decoder = Decoder(model, rows, frozen["decode_slots"], fused)
         settings = SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
         return sample_units(
             self._decoder, self._held_and_next(held), self.questions.idx_type, settings, self.image_workers.decode

@@ -8,8 +8,9 @@ from PIL import Image
 
 from data_engine import images, records, rows
 from data_engine.ahead import ahead
+from data_engine.answers import BROKEN, TOO_LARGE, Request, Sampled
 from data_engine.dataset import Question
-from data_engine.decode import BROKEN, TOO_LARGE, Decoder, Request, Sampled, sample
+from data_engine.decode import Decoder, sample
 from data_engine.images import BadImage
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.records import UserError

@@ -29,18 +29,22 @@ class FusedRows:
     """The attention layout of a step as one operation on the first N rows of the caches; `most` may share a slot."""
 
     def __init__(self, caches: Caches, which: Tensor, most: int) -> None:
-        self.caches, self.which = caches, which
+        self.caches = caches
         # Rows behind the live ones count on for as long as they work for nothing.
         self.lengths = caches.lengths_R[which].clamp(max=caches.suffix_tokens)
-        slots = caches.slots_R[which]
+        slots, pages = caches.slots_R[which], caches.pages_RC[which]
         members = members_of(slots, caches.num_slots, most)
-        self.index = RowIndex(slots, self.lengths, caches.prefix_lengths_Q, members)
+        self.index = RowIndex(slots, self.lengths, caches.prefix_lengths_Q, members, pages)
+        # Where each row's new token goes.
+        newest = self.lengths - 1
+        self.page = pages.gather(1, newest[:, None] // caches.page_tokens)[:, 0]
+        self.place = newest % caches.page_tokens
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        caches, rows = self.caches, len(query)
-        keys, values = caches.suffix_keys[layer][:rows], caches.suffix_values[layer][:rows]
-        keys[self.which, :, self.lengths - 1] = key[:, :, 0]
-        values[self.which, :, self.lengths - 1] = value[:, :, 0]
+        caches = self.caches
+        keys, values = caches.suffix_keys[layer], caches.suffix_values[layer]
+        keys[self.page, :, self.place] = key[:, :, 0]
+        values[self.page, :, self.place] = value[:, :, 0]
         pools = LayerCaches(caches.prefix_keys[layer], caches.prefix_values[layer], keys, values)
         return grouped_decode_attention(query[:, :, 0], pools, self.index, scale)[:, :, None]
 
@@ -83,8 +87,9 @@ class Steps:
             layout = EagerRows(self.caches, lanes, self.prefix_lengths, num_rows)
             return self._advance(self.every_row[:num_rows], layout)
         size = min(-(-num_rows // GRAPH_ROWS) * GRAPH_ROWS, self.caches.num_rows)
-        # Rows behind the live ones belong to no question.
+        # Rows behind the live ones belong to no question, and write to no row's page.
         self.caches.slots_R[num_rows:size] = -1
+        self.caches.pages_RC[num_rows:size] = 0
         if self.model.device.type != "cuda":
             return self._fused(size)[:num_rows]
         if size not in self._graphs:
@@ -97,9 +102,14 @@ class Steps:
         self.caches.move(source, target, length)
         self.seen_RV[target] = self.seen_RV[source]
 
-    def clean(self, places: Sequence[int]) -> None:
-        """Forget the suffixes of rows that nobody uses: NaN would reach whoever multiplies it by 0."""
-        which = torch.tensor(places, device=self.model.device)
+    def give_pages(self, places: Sequence[int], numbers: Sequence[int], pages: Sequence[int]) -> None:
+        """Row by row, its page number so and so is that page of the caches."""
+        where = torch.tensor([places, numbers, pages], device=self.model.device)
+        self.caches.pages_RC[where[0], where[1]] = where[2]
+
+    def clean(self, pages: Sequence[int]) -> None:
+        """Forget suffixes that nobody uses: NaN would reach whoever multiplies it by 0."""
+        which = torch.tensor(pages, device=self.model.device)
         for cache in (*self.caches.suffix_keys, *self.caches.suffix_values):
             cache[which] = 0
 

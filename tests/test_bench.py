@@ -11,6 +11,7 @@ from transformers import LlavaForConditionalGeneration
 from data_engine import bench, bench_machine
 from data_engine.bench_model import Sizes, Subject, drawn_lengths, shape_config, write_checkpoint
 from data_engine.bench_ways import WAYS, ForcedLengths, Ways
+from data_engine.decode import Decoder
 
 SMALL = Sizes(k=2, questions=2, drawn_questions=3, answer_tokens=5, new_tokens=3, most_tokens=6, rounds=2)
 
@@ -75,7 +76,7 @@ def test_the_estimate_by_hand():
 def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one_thread):
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
-    ways = Ways(subject, 4, 4)
+    ways = Ways(subject, Decoder(subject.engine, 4, 4))
     drawn, typical = subject.lengths_BK, subject.typical
     counted = {name: way() for name, way in ways.by_name.items()}
     assert counted == {

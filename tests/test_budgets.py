@@ -15,10 +15,10 @@ LLAVA = Needs(weights=14 * GB, cached_token=2 * 32 * 4096 * 2, activated_token=4
 
 
 def test_a_gpu_of_80_gb_decodes_what_its_memory_holds():
-    """A row takes 512 suffix tokens and its share of a prefix: 2.5 / 10 x 704 = 176; 0.5 MB a token."""
+    """A row: two of its four pages, 256 tokens, and its share of a prefix, 2.5 / 10 x 704 = 176; 0.5 MB a token."""
     found = budgets(72 * GB, LLAVA, "cuda", 10, 512)
-    assert found["decode_rows"] == int(0.8 * 58 * GB / ((512 + 176) * 524_288)) == 128
-    assert found["decode_slots"] == 2.5 * 128 / 10 + 2 == 34
+    assert found["decode_rows"] == int(0.8 * 58 * GB / ((256 + 176) * 524_288)) == 204
+    assert found["decode_slots"] == 2.5 * 204 / 10 + 2 == 53
     assert found["score_tokens"] == 16_384
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from data_engine import sample_answers
+from data_engine.answers import Request
 from data_engine.attention import forward, positions
-from data_engine.decode import Request, sample
+from data_engine.decode import sample
 from data_engine.models.base import prefix
 from data_engine.sampler import SamplingParams, next_tokens
 from data_engine.seeds import seed_for

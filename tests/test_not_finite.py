@@ -5,8 +5,9 @@ from PIL import Image
 from test_runs import png, read, write
 
 from data_engine import decode, pipeline, sample_answers
+from data_engine.answers import BROKEN, Request
 from data_engine.caches import num_slots
-from data_engine.decode import BROKEN, Decoder, Request
+from data_engine.decode import Decoder
 from data_engine.models import load_model
 from data_engine.models.base import prefix
 from data_engine.sampler import SamplingParams

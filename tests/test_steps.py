@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_engine import decode, lanes
+from data_engine import decode, lanes, pages
+from data_engine.answers import TOO_LARGE, Request
 from data_engine.caches import Caches, num_slots
-from data_engine.decode import TOO_LARGE, Decoder, Request
+from data_engine.decode import Decoder
 from data_engine.lanes import EagerRows, Lanes, runs
 from data_engine.models.base import prefix
+from data_engine.pages import PAGE
 from data_engine.records import UserError
 from data_engine.sampler import SamplingParams
 from data_engine.seeds import seed_for
@@ -35,6 +37,21 @@ def gathered_attention(query, prefix_keys, prefix_values, prefix_lengths, keys, 
     return torch.stack(out)
 
 
+def in_pages_of(paged: Caches, made: Caches) -> None:
+    """The same contents in pages, handed out from the last to the first; those that no length reaches stay page 0."""
+    paged.reserve(made.prefix_tokens)
+    paged.state_5R[:], paged.prefix_lengths_Q[:] = made.state_5R, made.prefix_lengths_Q
+    paged.prefix_keys[1][:], paged.prefix_values[1][:] = made.prefix_keys[1], made.prefix_values[1]
+    free = list(range(1, paged.num_pages))
+    for row, length in enumerate(made.lengths_R.tolist()):
+        for number in range(-(-length // PAGE)):
+            paged.pages_RC[row, number] = page = free.pop()
+            own = slice(number * PAGE, min((number + 1) * PAGE, made.suffix_tokens))
+            for pool, whole in ((paged.suffix_keys, made.suffix_keys), (paged.suffix_values, made.suffix_values)):
+                part = whole[1][row, :, own]
+                pool[1][page, :, : part.shape[1]] = part
+
+
 @pytest.fixture(scope="module")
 def asked(instruct, golden_rows, golden_images) -> list[Request]:
     """Eight questions of different length, ten answers each."""
@@ -55,38 +72,43 @@ def expected(instruct, asked):
 
 @pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
 def test_a_step_attends_as_one_softmax_over_prefix_and_suffix(family, request):
-    """Both layouts, with and without grouped-query heads, on caches full of noise; rows out of order and ragged."""
+    """Both layouts, with and without grouped-query heads, on made full of noise; rows out of order and ragged."""
     model = request.getfixturevalue(family)
     config = model.decoder.config
     groups, heads = config.num_key_value_heads, config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     slots, lengths, prefix_lengths = [2, 0, 2, 1, 0, 2], [300, 1, 7, 7, 8, 2], [5, 70, 31]
-    caches = Caches(model, len(slots), 3, 320)
-    caches.reserve(max(prefix_lengths))
+    made = Caches(model, len(slots), 3, 320)
+    made.reserve(max(prefix_lengths))
     torch.manual_seed(0)
-    for cache in (caches.prefix_keys, caches.prefix_values, caches.suffix_keys, caches.suffix_values):
+    for cache in (made.prefix_keys, made.prefix_values, made.suffix_keys, made.suffix_values):
         cache[1].normal_()
-    caches.slots_R[:], caches.lengths_R[:] = torch.tensor(slots), torch.tensor(lengths)
-    caches.prefix_lengths_Q[:] = torch.tensor(prefix_lengths)
+    made.slots_R[:], made.lengths_R[:] = torch.tensor(slots), torch.tensor(lengths)
+    made.prefix_lengths_Q[:] = torch.tensor(prefix_lengths)
     query = torch.randn(6, heads, 1, width)
     key, value = torch.randn(2, 6, groups, 1, width)
     which = torch.arange(6)
-    eager = EagerRows(caches, Lanes(slots, lengths, query.device), prefix_lengths, 6)
+    eager = EagerRows(made, Lanes(slots, lengths, query.device), prefix_lengths, 6)
     got = eager.attend(1, query, key, value, 0.3)
-    fused = FusedRows(caches, which, 3).attend(1, query, key, value, 0.3)
+    paged = Caches(model, len(slots), 3, 320, paged=True)
+    in_pages_of(paged, made)
+    fused = FusedRows(paged, which, 3).attend(1, query, key, value, 0.3)
     pools = [
-        caches.prefix_keys[1],
-        caches.prefix_values[1],
+        made.prefix_keys[1],
+        made.prefix_values[1],
         prefix_lengths,
-        caches.suffix_keys[1],
-        caches.suffix_values[1],
+        made.suffix_keys[1],
+        made.suffix_values[1],
     ]
     wanted = gathered_attention(query[:, :, 0], *pools, lengths, slots, 0.3)[:, :, None]
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(fused, wanted, rtol=1e-5, atol=1e-5)
     for row, length in enumerate(lengths):
-        assert torch.equal(caches.suffix_keys[1][row, :, length - 1], key[row, :, 0])
-        assert torch.equal(caches.suffix_values[1][row, :, length - 1], value[row, :, 0])
+        assert torch.equal(made.suffix_keys[1][row, :, length - 1], key[row, :, 0])
+        assert torch.equal(made.suffix_values[1][row, :, length - 1], value[row, :, 0])
+        page, place = paged.pages_RC[row, (length - 1) // PAGE], (length - 1) % PAGE
+        assert torch.equal(paged.suffix_keys[1][page, :, place], key[row, :, 0])
+        assert torch.equal(paged.suffix_values[1][page, :, place], value[row, :, 0])
 
 
 def test_rows_of_similar_length_make_a_run():
@@ -118,10 +140,39 @@ def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monke
     assert sum(made) < 1.1 * sum(fewest)
 
 
-def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expected):
+@pytest.mark.parametrize("page", [PAGE, 5])
+def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expected, monkeypatch, page):
     """What a GPU captures, run without capture: 12 rows are rounded up to what a graph would serve."""
+    monkeypatch.setattr(pages, "PAGE", page)
     found = Decoder(instruct, 12, num_slots(12, 10), fused=10).sample(asked, PARAMS)
     assert found == expected
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("number", [5, 9])
+def test_pages_that_run_out_change_no_answer(instruct, asked, expected, monkeypatch, number, lag):
+    """24 tokens in pages of 5, with enough of them for one long answer, or two, and no foresight: rows give way."""
+    gone = []
+    give_way = decode._Loop._give_way
+    monkeypatch.setattr(decode._Loop, "_give_way", lambda loop, row: gone.append(row.drawn) or give_way(loop, row))
+    monkeypatch.setattr(pages, "PAGE", 5)
+    monkeypatch.setattr(pages, "num_pages", lambda *_: number)
+    monkeypatch.setattr(pages.Pages, "suffice_for_another", lambda self, rows: bool(self.free))
+    decoder = Decoder(instruct, 12, num_slots(12, 10), fused=10)
+    decoder.lag = lag
+    assert decoder.sample(asked, PARAMS) == expected
+    assert len(gone) > 20
+
+
+@pytest.mark.parametrize("number", [5, 9, 30])
+def test_with_foresight_pages_do_not_run_out(instruct, asked, expected, monkeypatch, number):
+    """Most of these answers fill all of their pages."""
+    monkeypatch.setattr(decode._Loop, "_give_way", lambda *_: pytest.fail("a row gave way"))
+    monkeypatch.setattr(pages, "PAGE", 5)
+    monkeypatch.setattr(pages, "num_pages", lambda *_: number)
+    decoder = Decoder(instruct, 12, num_slots(12, 10), fused=10)
+    for _ in range(2):
+        assert decoder.sample(asked, PARAMS) == expected
 
 
 @pytest.mark.parametrize("lag", [1, 3])

@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
 from data_engine.logps import Packed, PackedQuestion
+from data_engine.pages import PAGE
 
 # Rows whose result is also computed in fp64.
 CHECKED = 16
@@ -48,7 +49,7 @@ class Logps:
 
 @dataclass(frozen=True)
 class Decode:
-    """grouped_decode_attention: Q questions of k rows each, prefix and suffix tokens, room for longer suffixes."""
+    """grouped_decode_attention: Q questions of k rows each, prefix and suffix tokens, pages that a suffix may have."""
 
     name: str
     heads: int
@@ -58,7 +59,7 @@ class Decode:
     k: int
     prefix: int
     suffix: int
-    room: int
+    pages: int
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,17 @@ LOGPS = [
     Logps("Qwen2-7B", 9600, 3584, 152064),
 ]
 DECODE = [
-    Decode("LLaVA-1.5-7B", 32, 32, 128, 32, 10, 640, 60, 512),
-    Decode("LLaVA-1.5-7B", 32, 32, 128, 64, 10, 640, 60, 512),
-    Decode("Qwen2-7B", 28, 4, 128, 32, 10, 640, 60, 512),
-    Decode("Qwen2-7B", 28, 4, 128, 64, 10, 640, 60, 512),
+    Decode("LLaVA-1.5-7B", 32, 32, 128, 32, 10, 640, 60, 4),
+    Decode("LLaVA-1.5-7B", 32, 32, 128, 64, 10, 640, 60, 4),
+    Decode("Qwen2-7B", 28, 4, 128, 32, 10, 640, 60, 4),
+    Decode("Qwen2-7B", 28, 4, 128, 64, 10, 640, 60, 4),
 ]
 SCORING = [
     Scoring("LLaVA-1.5-7B", 32, 32, 128, 8, 10, 640, 120),
     Scoring("Qwen2-7B", 28, 4, 128, 8, 10, 640, 120),
 ]
 TINY_LOGPS = [Logps("tiny", 24, 64, 500)]
-TINY_DECODE = [Decode("tiny", 6, 2, 16, 3, 4, 20, 5, 8)]
+TINY_DECODE = [Decode("tiny", 6, 2, 16, 3, 4, 20, 5, 1)]
 TINY_SCORING = [Scoring("tiny", 6, 2, 16, 3, 4, 20, 5)]
 # Tried by --sweep: rows x columns x width, warps, stages; and tokens of a part.
 SWEEP_TILES = [
@@ -153,15 +154,17 @@ def decode_case(shape: Decode, device: torch.device, dtype: torch.dtype, sweep: 
         return torch.randn(*size, shape.width, device=device, dtype=dtype)
 
     query = randn(rows, shape.heads)
-    prefix, suffix = (shape.questions, shape.groups, shape.prefix), (rows, shape.groups, shape.room)
-    caches = LayerCaches(randn(*prefix), randn(*prefix), randn(*suffix), randn(*suffix))
+    prefix, pool = (shape.questions, shape.groups, shape.prefix), (rows * shape.pages, shape.groups, PAGE)
+    caches = LayerCaches(randn(*prefix), randn(*prefix), randn(*pool), randn(*pool))
+    # A row's pages lie anywhere.
+    pages = torch.randperm(len(caches.suffix_keys), device=device).view(rows, shape.pages)
     # Rows of a question lie apart, as they do once rows have been refilled.
     slots = torch.arange(rows, device=device) % shape.questions
     suffix_lengths = torch.full((rows,), shape.suffix, dtype=torch.int32, device=device)
     prefix_lengths = torch.full((shape.questions,), shape.prefix, dtype=torch.int32, device=device)
-    index = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, shape.questions, shape.k))
+    index = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, shape.questions, shape.k), pages)
     copied = [
-        torch.cat([pool[slots], own[:, :, : shape.suffix]], 2)
+        torch.cat([pool[slots], own[pages].transpose(1, 2).flatten(2, 3)[:, :, : shape.suffix]], 2)
         for pool, own in ((caches.prefix_keys, caches.suffix_keys), (caches.prefix_values, caches.suffix_values))
     ]
 

@@ -95,6 +95,7 @@ def parts_kernel(
     prefix_lengths,
     suffix_lengths,
     members,
+    pages,
     mixed,
     totals,
     tops,
@@ -105,7 +106,7 @@ def parts_kernel(
     prefix_slot_stride,
     prefix_group_stride,
     prefix_token_stride,
-    suffix_row_stride,
+    suffix_page_stride,
     suffix_group_stride,
     suffix_token_stride,
     MOST: tl.constexpr,
@@ -113,6 +114,7 @@ def parts_kernel(
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
+    PAGE: tl.constexpr,
     TOKENS: tl.constexpr,
     PREFIX_TASKS: tl.constexpr,
     PREFIX_PARTS: tl.constexpr,
@@ -162,7 +164,11 @@ def parts_kernel(
         part = (task - PREFIX_TASKS) % SUFFIX_PARTS
         own = (task - PREFIX_TASKS) // SUFFIX_PARTS
         few = tl.arange(0, SUFFIX_QUERIES)
-        base = own.to(tl.int64) * suffix_row_stride + group.to(tl.int64) * suffix_group_stride
+        start = part * PAGE
+        page = tl.load(pages + own * SUFFIX_PARTS + part).to(tl.int64)
+        # Tokens are numbered from the suffix's first, wherever its page lies.
+        base = page * suffix_page_stride + group.to(tl.int64) * suffix_group_stride
+        base -= start.to(tl.int64) * suffix_token_stride
         _part(
             query,
             suffix_keys + base,
@@ -172,7 +178,7 @@ def parts_kernel(
             tops,
             tl.where(few < SHARED, own, -1),
             group * SHARED + few % SHARED,
-            part * SPLIT,
+            start,
             tl.load(suffix_lengths + own).to(tl.int32),
             (PREFIX_PARTS + part).to(tl.int64) * num_rows,
             scale,
@@ -182,7 +188,7 @@ def parts_kernel(
             heads,
             WIDTH,
             LANES,
-            SPLIT,
+            PAGE,
             TOKENS,
             INTERPRETED,
         )
@@ -202,6 +208,7 @@ def merge_kernel(
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
+    PAGE: tl.constexpr,
     PREFIX_PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -214,7 +221,7 @@ def merge_kernel(
     fits = inside[:, None] & (lanes < WIDTH)[None, :]
     slot = tl.load(slots + row)
     prefix_parts = tl.cdiv(tl.load(prefix_lengths + slot, mask=slot >= 0, other=0).to(tl.int32), SPLIT)
-    parts = prefix_parts + tl.cdiv(tl.load(suffix_lengths + row).to(tl.int32), SPLIT)
+    parts = prefix_parts + tl.cdiv(tl.load(suffix_lengths + row).to(tl.int32), PAGE)
     top = tl.full([BLOCK], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     mix = tl.zeros([BLOCK, LANES], tl.float32)

@@ -1,7 +1,7 @@
 """grouped_decode_attention as a Triton kernel: the rows of a question read a tile of their prefix once, together.
 
 One launch computes all parts: prefix parts (a slot, a key/value head, SPLIT tokens, against all queries that share
-them, as one tensor-core product) and suffix parts (a row, a key/value head, SPLIT tokens). Each leaves an unnormalised
+them, as one tensor-core product) and suffix parts (a row, a key/value head, a page). Each leaves an unnormalised
 mixture, the sum of its weights and the maximum both are relative to. A second, small launch merges a row's parts in
 ascending order, prefix first: merging in the first one would need an atomic counter and a fence, for a few
 microseconds. Parts have a fixed number of tokens and tile sizes follow from the model and k alone, so a row's result
@@ -17,7 +17,7 @@ from torch import Tensor
 from data_engine.kernels.attention_parts import merge_kernel, parts_kernel
 from data_engine.kernels.layouts import LayerCaches, RowIndex
 
-# Tokens of a part. Smaller fills the card with fewer rows, larger writes fewer parts.
+# Tokens of a part of the prefix. Smaller fills the card with fewer rows, larger writes fewer parts.
 SPLIT = 256
 # Queries that meet a tile of the prefix at once; more of them take several programs, which find the tile in the L2
 # cache. With twice as many, one program fills a multiprocessor's registers, and suffix parts wait for memory alone.
@@ -30,13 +30,13 @@ def grouped_decode_attention(
     """reference.grouped_decode_attention, never waiting for the device: fit for a CUDA graph.
 
     Numbers of the caches beyond a length are not read at all. Scratch: C x R x H x (D + 2) x 4 bytes, where
-    C = ceil(P / split) + ceil(S / split). Raises ValueError where strides break the contract of LayerCaches.
+    C = ceil(P / split) + the pages of a row. Raises ValueError where strides break the contract of LayerCaches.
     """
     _check(query_RHD, caches)
     num_rows, heads, width = query_RHD.shape
     slots, groups, prefix_room, _ = caches.prefix_keys.shape
     most, shared = rows.members.shape[1], heads // groups
-    prefix_parts, suffix_parts = triton.cdiv(prefix_room, split), triton.cdiv(caches.suffix_keys.shape[2], split)
+    prefix_parts, suffix_parts = triton.cdiv(prefix_room, split), rows.pages.shape[1]
     wide = query_RHD.dtype == torch.float32
     queries = min(max(triton.next_power_of_2(most * shared), 16), MOST_QUERIES_FP32 if wide else MOST_QUERIES)
     query_tiles = triton.cdiv(most * shared, queries)
@@ -60,6 +60,7 @@ def grouped_decode_attention(
         rows.prefix_lengths.contiguous(),
         rows.suffix_lengths.contiguous(),
         rows.members.contiguous(),
+        rows.pages.contiguous(),
         mixed,
         totals,
         tops,
@@ -74,6 +75,7 @@ def grouped_decode_attention(
         WIDTH=width,
         LANES=lanes,
         SPLIT=split,
+        PAGE=caches.suffix_keys.shape[2],
         TOKENS=min(split, 32 if wide else 64),
         PREFIX_TASKS=prefix_tasks,
         PREFIX_PARTS=prefix_parts,
@@ -98,6 +100,7 @@ def grouped_decode_attention(
         WIDTH=width,
         LANES=lanes,
         SPLIT=split,
+        PAGE=caches.suffix_keys.shape[2],
         PREFIX_PARTS=prefix_parts,
         BLOCK=8,
         INTERPRETED=not query_RHD.is_cuda,

@@ -1,7 +1,8 @@
 """What grouped decode attention reads: one layer's caches, and which row reads what in one step.
 
-Shapes: R rows, Q slots of prefixes, M rows of a question at most, G key/value heads, P and S room for prefix and suffix
-tokens, D head width. All tensors keep their addresses while their contents change, as CUDA graphs need it.
+Shapes: R rows, Q slots of prefixes, M rows of a question at most, N pages of suffixes, C pages of a row at most, G
+key/value heads, P room for prefix tokens, S tokens of a page, D head width. All tensors keep their addresses while
+their contents change, as CUDA graphs need it.
 """
 
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ class LayerCaches:
     prefix_values: Tensor
     """[Q, G, P, D]"""
     suffix_keys: Tensor
-    """[R, G, S, D]: the row's own answer so far, its newest token included."""
+    """[N, G, S, D]: pages of the rows' own answers so far, their newest tokens included."""
     suffix_values: Tensor
-    """[R, G, S, D]"""
+    """[N, G, S, D]"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class RowIndex:
     """[Q]: tokens in the slot's prefix."""
     members: Tensor
     """[Q, M]: the rows of each slot, -1 after the last; see members_of."""
+    pages: Tensor
+    """[R, C]: where the row's suffix lies, in order; behind its length any page."""
 
 
 def members_of(slots_R: Tensor, num_slots: int, most: int) -> Tensor:

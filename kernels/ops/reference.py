@@ -63,7 +63,7 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
     # The query heads that share a key/value head become rows of one product.
     query = query_RHD.unflatten(1, (groups, -1))
     longest = max([1, *rows.suffix_lengths.tolist()])
-    keys, values = caches.suffix_keys[:, :, :longest], caches.suffix_values[:, :, :longest]
+    keys, values = (_unpaged(pool, rows.pages, longest) for pool in (caches.suffix_keys, caches.suffix_values))
     own = _partial(query, keys, values, rows.suffix_lengths[:, None, None, None], scale)
     # As if no prefix had been seen, until its rows are filled in.
     prefix = torch.zeros_like(own[0]), torch.zeros_like(own[1]), torch.full_like(own[2], LOWEST)
@@ -76,6 +76,12 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
         for whole, part in zip(prefix, _partial(lane, keys, values, length, scale), strict=True):
             whole[members] = part.view(groups, len(members), heads // groups, -1).transpose(0, 1)
     return _merge(own, prefix).to(query.dtype).view(num_rows, heads, width)
+
+
+def _unpaged(pool_NGSD: Tensor, pages_RC: Tensor, longest: int) -> Tensor:
+    """Each row's first tokens in a row, [R, G, longest, D]: a copy."""
+    pages_RC = pages_RC[:, : -(-longest // pool_NGSD.shape[2])]
+    return pool_NGSD[pages_RC].transpose(1, 2).flatten(2, 3)[:, :, :longest]
 
 
 def _partial(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | int, scale: float) -> tuple[Tensor, ...]:

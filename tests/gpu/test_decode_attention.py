@@ -9,8 +9,8 @@ from torch import Tensor
 from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
 
 pytestmark = pytest.mark.gpu
-# Tokens of a part, so that tiny caches have several.
-SPLIT = 16
+# Tokens of a part of the prefix and of a page, so that tiny caches have several.
+SPLIT, PAGE = 16, 8
 SCALE = 0.3
 
 
@@ -31,6 +31,7 @@ def problem(
     suffix_lengths: tuple[int, ...] = (1, 20, 7, 0, 16),
     prefix_lengths: tuple[int, ...] = (33, 5, 16),
     most: int = 3,
+    page: int = PAGE,
 ) -> tuple[Tensor, LayerCaches, RowIndex]:
     """By default: two questions of two rows, an idle row, an unread prefix, and lengths about a part's end."""
     generator = torch.Generator().manual_seed(heads * width)
@@ -38,12 +39,20 @@ def problem(
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, width, generator=generator).to(device, dtype)
 
-    prefix = (len(prefix_lengths), groups, max(prefix_lengths) + 3)
-    suffix = (len(slots), groups, max(suffix_lengths) + 3)
-    caches = LayerCaches(randn(*prefix), randn(*prefix), randn(*suffix), randn(*suffix))
+    # One page more than the longest row needs, and pages in any order; the last one is nobody's.
+    num_pages = -(-max(suffix_lengths) // page) + 1
+    order = torch.randperm(len(slots) * num_pages, generator=generator)
+    prefix, pool = (len(prefix_lengths), groups, max(prefix_lengths) + 3), (len(order) + 1, groups, page)
+    caches = LayerCaches(randn(*prefix), randn(*prefix), randn(*pool), randn(*pool))
     index = torch.tensor(slots, device=device)
     lengths = [torch.tensor(some, device=device, dtype=torch.int32) for some in (suffix_lengths, prefix_lengths)]
-    return randn(len(slots), heads), caches, RowIndex(index, *lengths, members_of(index, len(prefix_lengths), most))
+    members, pages = members_of(index, len(prefix_lengths), most), order.view(len(slots), num_pages).to(device)
+    return randn(len(slots), heads), caches, RowIndex(index, *lengths, members, pages)
+
+
+def suffix(pool: Tensor, rows: RowIndex, row: int) -> Tensor:
+    """A row's own tokens [G, S, D], page by page."""
+    return torch.cat([pool[page] for page in rows.pages[row].tolist()], 1)[:, : int(rows.suffix_lengths[row])]
 
 
 def exact(query: Tensor, caches: LayerCaches, rows: RowIndex) -> Tensor:
@@ -51,17 +60,13 @@ def exact(query: Tensor, caches: LayerCaches, rows: RowIndex) -> Tensor:
     out = torch.zeros(query.shape, dtype=torch.float64, device=query.device)
     shared = query.shape[1] // caches.suffix_keys.shape[1]
     for row, slot in enumerate(rows.slots.tolist()):
-        own = int(rows.suffix_lengths[row])
         prefix = int(rows.prefix_lengths[slot]) if slot >= 0 else 0
-        for head in range(query.shape[1] if own + prefix else 0):
-            group = head // shared
-            keys, values = (
-                torch.cat([pool[slot, group, :prefix], suffix[row, group, :own]]).double()
-                for pool, suffix in (
-                    (caches.prefix_keys, caches.suffix_keys),
-                    (caches.prefix_values, caches.suffix_values),
-                )
-            )
+        keys_GTD, values_GTD = (
+            torch.cat([pool[slot, :, :prefix], suffix(own, rows, row)], 1).double()
+            for pool, own in ((caches.prefix_keys, caches.suffix_keys), (caches.prefix_values, caches.suffix_values))
+        )
+        for head in range(query.shape[1] if keys_GTD.shape[1] else 0):
+            keys, values = keys_GTD[head // shared], values_GTD[head // shared]
             out[row, head] = (keys @ query[row, head].double() * SCALE).softmax(0) @ values
     return out
 
@@ -102,13 +107,14 @@ def test_more_queries_than_a_tile_holds_take_several(kernel, device, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_row_with_parts_as_long_as_in_earnest(kernel, device, dtype):
-    check(kernel, problem(2, 1, 64, dtype, device, (0,), (260,), (300,), most=1), split=kernel.SPLIT)
+    made = problem(2, 1, 64, dtype, device, (0,), (260,), (300,), most=1, page=128)
+    check(kernel, made, split=kernel.SPLIT)
 
 
 def test_one_token_is_its_own_value(kernel, device):
     query, caches, rows = problem(4, 2, 64, torch.float32, device, (-1,), (1,), (4,), most=1)
     found = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
-    assert torch.equal(found, caches.suffix_values[:, :, 0].repeat_interleave(2, 1))
+    assert torch.equal(found, caches.suffix_values[rows.pages[:, 0], :, 0].repeat_interleave(2, 1))
 
 
 def test_scores_far_from_zero_change_nothing(kernel, device):
@@ -126,8 +132,7 @@ def test_a_row_that_sees_nothing_gets_zeros(kernel, device):
 
 def test_no_rows_give_nothing(kernel, device):
     query, caches, rows = problem(2, 1, 64, torch.float32, device)
-    caches = replace(caches, suffix_keys=caches.suffix_keys[:0], suffix_values=caches.suffix_values[:0])
-    rows = replace(rows, slots=rows.slots[:0], suffix_lengths=rows.suffix_lengths[:0])
+    rows = replace(rows, slots=rows.slots[:0], suffix_lengths=rows.suffix_lengths[:0], pages=rows.pages[:0])
     assert kernel.grouped_decode_attention(query[:0], caches, rows, SCALE).shape == (0, 2, 64)
 
 
@@ -136,8 +141,12 @@ def test_what_lies_behind_a_length_is_not_read(kernel, device):
     clean = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
     for number, length in enumerate(rows.prefix_lengths.tolist()):
         caches.prefix_keys[number, :, length:] = caches.prefix_values[number, :, length:] = torch.nan
-    for number, length in enumerate(rows.suffix_lengths.tolist()):
-        caches.suffix_keys[number, :, length:] = caches.suffix_values[number, :, length:] = torch.nan
+    seen = torch.zeros(len(caches.suffix_keys), PAGE, dtype=torch.bool, device=device)
+    for length, pages in zip(rows.suffix_lengths.tolist(), rows.pages.tolist(), strict=True):
+        for token in range(length):
+            seen[pages[token // PAGE], token % PAGE] = True
+    for pool in (caches.suffix_keys, caches.suffix_values):
+        pool.transpose(1, 2)[~seen] = torch.nan
     assert torch.equal(kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT), clean)
 
 
@@ -150,7 +159,8 @@ def test_a_second_run_gives_the_same_bits(kernel, device):
 def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
     query, caches, rows = problem(3, 1, 64, dtype, device)
     whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
-    # Other places, another number of the slot, other company, more room.
+    # Other places, another number of the slot, other company, more room, pages elsewhere.
+    elsewhere = torch.randperm(len(caches.suffix_keys), generator=torch.Generator().manual_seed(1)).to(device)
     for kept, new_slot in (((4, 2, 1), {0: 2, 2: 1}), ((2,), {2: 0})):
         order = torch.tensor(kept, device=device)
         old_slot = {new: old for old, new in new_slot.items()}
@@ -160,10 +170,11 @@ def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
         moved = LayerCaches(
             torch.cat([caches.prefix_keys[sources], room], 2),
             torch.cat([caches.prefix_values[sources], room], 2),
-            caches.suffix_keys[order],
-            caches.suffix_values[order],
+            caches.suffix_keys[elsewhere],
+            caches.suffix_values[elsewhere],
         )
-        index = RowIndex(slots, rows.suffix_lengths[order], rows.prefix_lengths[sources], members_of(slots, 3, 3))
+        lengths = rows.suffix_lengths[order], rows.prefix_lengths[sources]
+        index = RowIndex(slots, *lengths, members_of(slots, 3, 3), elsewhere.argsort()[rows.pages[order]])
         found = kernel.grouped_decode_attention(query[order], moved, index, SCALE, split=SPLIT)
         assert torch.equal(found, whole[order])
 
@@ -171,7 +182,7 @@ def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
 def test_caches_may_lie_in_any_order_but_keys_and_values_alike(kernel, device):
     query, caches, rows = problem(2, 2, 64, torch.float32, device)
     whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
-    # Tokens outermost, rows spread out.
+    # Tokens outermost, rows and pages spread out.
     turned = LayerCaches(*(pool.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3) for pool in vars(caches).values()))
     spread = torch.stack([query, query], 1)[:, 0]
     wide = RowIndex(*(torch.stack([part, part], -1)[..., 0] for part in vars(rows).values()))

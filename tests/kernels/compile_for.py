@@ -69,8 +69,8 @@ for dtype in (torch.bfloat16, torch.float32):
         ((32, 32, 128), (28, 4, 128), (8, 8, 80)) if dtype == torch.bfloat16 else ((28, 4, 128),)
     ):
         case = f"grouped_decode_attention {name} {heads}/{groups} x {width}"
-        shapes = [(2, groups, 640, width)] * 2 + [(20, groups, 512, width)] * 2
+        shapes = [(2, groups, 640, width)] * 2 + [(80, groups, 128, width)] * 2
         slots, ones = torch.arange(20) % 2, torch.ones(20, dtype=torch.int32)
-        rows = RowIndex(slots, ones, ones[:2], members_of(slots, 2, 10))
+        rows = RowIndex(slots, ones, ones[:2], members_of(slots, 2, 10), torch.arange(80).view(20, 4))
         caches = LayerCaches(*(torch.zeros(shape, dtype=dtype) for shape in shapes))
         attention_triton.grouped_decode_attention(torch.zeros(20, heads, width, dtype=dtype), caches, rows, 0.1)

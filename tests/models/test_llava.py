@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
-from data_engine.decode import Request, sample
+from data_engine.answers import Request
+from data_engine.decode import sample
 from data_engine.images import BadImage
 from data_engine.logps import packed_token_logps, plain_token_logps
 from data_engine.models.base import prefix

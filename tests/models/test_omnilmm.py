@@ -7,8 +7,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data_engine import sample_answers, score_answers
+from data_engine.answers import Request
 from data_engine.attention import forward, positions
-from data_engine.decode import Request, sample
+from data_engine.decode import sample
 from data_engine.images import BadImage
 from data_engine.logps import packed_token_logps, plain_token_logps
 from data_engine.models.base import IMAGE_TOKEN, prefix, prefix_length

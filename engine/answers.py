@@ -1,0 +1,87 @@
+"""Answers in the making, and those that wait for a row of the sampling loop.
+
+Shapes: P prefix tokens.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+# The model gave logits of which one is NaN or infinite: nothing was drawn from them.
+BROKEN = "broken"
+# Memory ran out though nothing else was in flight: nothing was drawn.
+TOO_LARGE = "too large"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question: how to get its prefix [P, width], and one random-number key an answer."""
+
+    prefix: Callable[[], Tensor]
+    keys: list[int]
+    lengths: list[int] | None = None
+    """of each answer, EOS included, where SamplingParams.forced_lengths is set"""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One answer: where it belongs, its ids (EOS included), and why it ended: "stop", "length", BROKEN or TOO_LARGE."""
+
+    request: int
+    sample_index: int
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(eq=False)
+class Row:
+    """An answer in the making; `drawn` counts the tokens asked of the device, `tokens` are those that came back."""
+
+    number: int
+    request: Request
+    sample_index: int
+    slot: int = -1
+    drawn: int = 0
+    ended: bool = False
+    broken: bool = False
+    pages: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def end(self) -> int:
+        """Its forced length, or 0."""
+        return self.request.lengths[self.sample_index] if self.request.lengths else 0
+
+    def standing(self) -> tuple[int, int, int]:
+        """The more is drawn, the more would be lost with it."""
+        return self.drawn, -self.number, -self.sample_index
+
+
+class Queue:
+    """The answers still to draw, in order; a request is taken from its iterable when its first answer is looked at."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._requests = enumerate(requests)
+        self._rows: deque[Row] = deque()
+
+    def first(self) -> Row | None:
+        while not self._rows:
+            number, request = next(self._requests, (0, None))
+            if request is None:
+                return None
+            self._rows.extend(Row(number, request, index) for index in range(len(request.keys)))
+        return self._rows[0]
+
+    def pop(self) -> None:
+        self._rows.popleft()
+
+    def drop(self) -> list[Row]:
+        """Take out what is left of the question that comes first."""
+        first = self.first()
+        return [self._rows.popleft() for row in list(self._rows) if row.number == first.number]
+
+    def give_back(self, rows: Iterable[Row]) -> None:
+        """Answers that were begun and lost: they come first again, from their first token."""
+        lost = sorted(rows, key=lambda row: (row.number, row.sample_index), reverse=True)
+        self._rows.extendleft(Row(row.number, row.request, row.sample_index) for row in lost)
