@@ -52,7 +52,7 @@ class _Loop:
         """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host."""
         self.steps, self.queue, self.lag = steps, queue, lag
         self.longest = steps.params.max_new_tokens
-        # The longest rows first, where a step takes neighbours of similar length as one.
+        # In plain torch: the longest rows first, since a step takes neighbours of similar length as one.
         self.in_order = steps.fused is None
         self.rows: list[Row] = []
         # Of each question in flight: its slot, and how many of its answers are in flight.
@@ -83,11 +83,12 @@ class _Loop:
         """Feed each row its newest token and draw the next."""
         if self.pages:
             self._turn_pages()
-        if self.lanes is None:
+        if self.in_order and self.lanes is None:
             slots, lengths = [row.slot for row in self.rows], [row.drawn for row in self.rows]
             self.lanes = Lanes(slots, lengths, self.steps.model.device)
         drawn = self.steps.next(self.lanes, len(self.rows))
-        self.lanes.steps += 1
+        if self.lanes:
+            self.lanes.steps += 1
         self._sent(self.rows, drawn)
 
     def _sent(self, rows: list[Row], drawn: Tensor) -> None:

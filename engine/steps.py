@@ -76,13 +76,13 @@ class Steps:
     def first(self, places: Sequence[int], keys: Sequence[int], slots: Sequence[int], ends: Sequence[int]) -> Tensor:
         """Start answers in the rows `places` and draw their first tokens [N], which come from the prefix alone."""
         none = [0] * len(places)
-        which, state = (torch.tensor(v, device=self.model.device) for v in (places, [none, keys, none, slots, ends]))
+        which, state = (self._sent(values) for values in (places, [none, keys, none, slots, ends]))
         self.caches.state_5R[:, which] = state
         self.seen_RV[which] = False
         return self._draw(self.caches.first_logits_QV[state[3]], which)
 
-    def next(self, lanes: Lanes, num_rows: int) -> Tensor:
-        """Feed each of the first `num_rows` rows its newest token and draw the next [N]."""
+    def next(self, lanes: Lanes | None, num_rows: int) -> Tensor:
+        """Feed each of the first `num_rows` rows its newest token and draw the next [N]; `lanes` for plain torch."""
         if self.fused is None:
             layout = EagerRows(self.caches, lanes, self.prefix_lengths, num_rows)
             return self._advance(self.every_row[:num_rows], layout)
@@ -104,14 +104,19 @@ class Steps:
 
     def give_pages(self, places: Sequence[int], numbers: Sequence[int], pages: Sequence[int]) -> None:
         """Row by row, its page number so and so is that page of the caches."""
-        where = torch.tensor([places, numbers, pages], device=self.model.device)
+        where = self._sent([places, numbers, pages])
         self.caches.pages_RC[where[0], where[1]] = where[2]
 
     def clean(self, pages: Sequence[int]) -> None:
         """Forget suffixes that nobody uses: NaN would reach whoever multiplies it by 0."""
-        which = torch.tensor(pages, device=self.model.device)
+        which = self._sent(pages)
         for cache in (*self.caches.suffix_keys, *self.caches.suffix_values):
             cache[which] = 0
+
+    def _sent(self, values: Sequence) -> Tensor:
+        """Numbers of the host on the device, without waiting for what runs there."""
+        device = self.model.device
+        return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
     def _fused(self, num_rows: int) -> Tensor:
         which = self.every_row[:num_rows]
