@@ -181,6 +181,8 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
 
 def _create(path: Path, text: str) -> None:
     """Write the file whole, unless one is there already."""
+    if path.exists():
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "w") as file:
@@ -190,5 +192,9 @@ def _create(path: Path, text: str) -> None:
         os.link(temporary, path)
     except FileExistsError:
         pass
+    except FileNotFoundError:
+        # Another start created it, and swept what looked left over.
+        if not path.exists():
+            raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -109,11 +109,13 @@ def publish(path: Path, table: pa.Table) -> None:
 
 
 def sweep(work_dir: Path) -> None:
-    """Remove what processes that died left of units which are published by now."""
+    """Remove what processes that died left of run.json, and of units which are published by now."""
+    leftovers = [*work_dir.glob(".run.json.*")]
     for stage in (*STAGES, "quarantine"):
-        for path in (work_dir / stage).glob(".unit-*.parquet.*"):
-            if (work_dir / stage / path.name[1:].rpartition(".")[0]).exists():
-                path.unlink(missing_ok=True)
+        leftovers += (work_dir / stage).glob(".unit-*.parquet.*")
+    for path in leftovers:
+        if path.with_name(path.name[1:].rpartition(".")[0]).exists():
+            path.unlink(missing_ok=True)
 
 
 def write_sealed(table: pa.Table, path: Path) -> None:

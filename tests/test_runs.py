@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_engine import decode, logs, pipeline, runfile, sample, score
+from data_engine import decode, logs, pipeline, runfile, sample, score, units
 from data_engine.records import UserError
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
@@ -405,6 +405,21 @@ def test_a_run_json_of_something_else_is_refused(config, tmp_path):
     (tmp_path / "work/run.json").write_text("[]")
     with pytest.raises(UserError, match=r"not a run\.json of this program"):
         pipeline.run(config(write(tmp_path / "questions.parquet", hostile_rows()[:1])))
+
+
+def test_a_start_while_another_creates_run_json_and_sweeps_takes_that_one(tmp_path, monkeypatch):
+    """The other one's pairing comes between this one's write and its link: what this one wrote is gone by then."""
+    first = {"bound": {}, "frozen": {}, "versions": {}, "whose": "the other's"}
+    link = runfile.os.link
+
+    def late(source, target):
+        target.write_text(json.dumps(first))
+        units.sweep(tmp_path)
+        link(source, target)
+
+    monkeypatch.setattr(runfile.os, "link", late)
+    assert runfile.open_run(tmp_path, {**first, "whose": "this one's"}) == (first, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason="../shared/photos is not here")

@@ -52,10 +52,14 @@ def test_only_unit_files_count_as_published(tmp_path):
 def test_sweeping_removes_what_dead_processes_left_of_published_units_only(tmp_path):
     units.publish(units.unit_path(tmp_path, "sampled_answer", 1), pa.table({"a": [1]}))
     folder = tmp_path / "sampled_answer"
-    for name in (".unit-00001.parquet.0a", ".unit-00002.parquet.0b"):
+    for name in (".unit-00001.parquet.0a", ".unit-00002.parquet.0b", "../.run.json.0c"):
         (folder / name).touch()
     units.sweep(tmp_path)
     assert sorted(file.name for file in folder.iterdir()) == [".unit-00002.parquet.0b", "unit-00001.parquet"]
+    assert (tmp_path / ".run.json.0c").exists()
+    (tmp_path / "run.json").touch()
+    units.sweep(tmp_path)
+    assert not (tmp_path / ".run.json.0c").exists()
 
 
 def test_missing_units_are_listed_in_runs():
