@@ -3,6 +3,9 @@
 import signal
 import subprocess
 import sys
+import time
+
+import pytest
 
 BUSY = """
 import os, signal, sys, threading, time
@@ -41,6 +44,7 @@ print("ready", flush=True)
 # A semaphore at 0, in C, waited for again after each signal: as in a collective whose other ranks are gone.
 ctypes.CDLL(None).sem_wait(ctypes.create_string_buffer(64))
 """
+HANGS = 'Thread MainThread:\n  File "<string>", line 8, in <module>\n'
 
 
 def test_threads_that_come_go_and_work_while_they_are_shown_crash_nothing():
@@ -51,11 +55,24 @@ def test_threads_that_come_go_and_work_while_they_are_shown_crash_nothing():
         assert f"Thread {thread}:" in done.stderr
 
 
-def test_a_main_thread_that_hangs_in_c_is_shown():
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", STUCK], **pipes) as process:
-        assert process.stdout.readline() == "ready\n"
+@pytest.fixture
+def stuck(tmp_path):
+    """A process about to hang, and the file it writes its stacks to."""
+    errors = tmp_path / "stderr"
+    with open(errors, "w") as stderr:
+        process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=stderr, text=True)
+    yield process, errors
+    process.kill()
+    process.communicate()
+
+
+def test_a_main_thread_that_hangs_in_c_is_shown(stuck):
+    process, errors = stuck
+    assert process.stdout.readline() == "ready\n"
+    # Signalled until it hangs: the first signal can come between its line and the call.
+    until = time.monotonic() + 30
+    while HANGS not in errors.read_text() and time.monotonic() < until:
         process.send_signal(signal.SIGUSR2)
-        shown = [process.stderr.readline(), process.stderr.readline()]
-        process.kill()
-    assert shown == ["Thread MainThread:\n", '  File "<string>", line 8, in <module>\n']
+        time.sleep(0.05)
+    assert HANGS in errors.read_text()
+    assert process.poll() is None, "the signal ended the wait"
