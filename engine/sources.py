@@ -23,6 +23,10 @@ from data_engine.records import OPTIONAL_COLUMNS, UserError
 
 REQUIRED_COLUMNS = ("idx", "question", "image")
 BATCH_ROWS = 16
+# What a batch's cells of one column may unpack to, unless a single row has more.
+MAX_BATCH_BYTES = 1 << 28
+# Room for the longest question, each byte of it written as \\u00xx.
+MAX_LINE_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
 # The header of a page may repeat its smallest and its largest cell.
 MAX_ROW_BYTES = 3 * MAX_FILE_BYTES + _CHUNK_BYTES
@@ -138,8 +142,11 @@ class ParquetSource:
         if self._open is None or self._open[0] != file:
             self._open = (file, _open_parquet(file))
         opened = self._open[1]
+        largest = max(chunk.total_uncompressed_size for chunk in _chunks(opened.metadata, group, columns))
+        # No cell has more than its chunk; but a dictionary's one large cell can stand in each row.
+        rows = min(BATCH_ROWS, max(1, MAX_BATCH_BYTES // max(1, largest)))
         with _reading(file):
-            yield from opened.iter_batches(BATCH_ROWS, [group], list(columns), use_threads=False)
+            yield from opened.iter_batches(rows, [group], list(columns), use_threads=False)
 
     def _check_same_columns(self, file: Path, columns: dict[str, pa.DataType]) -> None:
         for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
@@ -162,7 +169,11 @@ class JsonlSource:
         self.columns: dict[str, pa.DataType] = {}
         digest, ids, offset = hashlib.sha256(), [], 0
         with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                _refuse(
+                    len(line) > MAX_LINE_BYTES,
+                    f'"{path}", line {number}: more than {MAX_LINE_BYTES} bytes; an image is given by its path',
+                )
                 digest.update(line)
                 if line.strip():
                     row = self._parse(number, line)
@@ -265,16 +276,20 @@ def _reading(file: Path) -> Iterator[None]:
 
 def _check_cell_sizes(file: Path, metadata: pq.FileMetaData) -> None:
     """Refuse a row group whose cells would be larger than an image may be, on average, before any of it is unpacked."""
-    wanted = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-    columns = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path.partition(".")[0] in wanted]
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for column in map(group.column, columns):
+    for group in range(metadata.num_row_groups):
+        num_rows = metadata.row_group(group).num_rows
+        for chunk in _chunks(metadata, group, (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)):
             _refuse(
-                column.total_uncompressed_size > MAX_ROW_BYTES * max(1, group.num_rows),
-                f'dataset file "{file}": column "{column.path_in_schema}" unpacks to {column.total_uncompressed_size} '
-                f"bytes in the {group.num_rows} rows of row group {number}, more than {MAX_ROW_BYTES} bytes a row",
+                chunk.total_uncompressed_size > MAX_ROW_BYTES * max(1, num_rows),
+                f'dataset file "{file}": column "{chunk.path_in_schema}" unpacks to {chunk.total_uncompressed_size} '
+                f"bytes in the {num_rows} rows of row group {group}, more than {MAX_ROW_BYTES} bytes a row",
             )
+
+
+def _chunks(metadata: pq.FileMetaData, group: int, columns: tuple[str, ...]) -> Iterator[pq.ColumnChunkMetaData]:
+    """What the footer tells of a row group's `columns`, and of their parts."""
+    chunks = map(metadata.row_group(group).column, range(metadata.num_columns))
+    return (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
 
 
 def _parquet_files(folder: Path) -> list[Path]:

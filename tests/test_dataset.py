@@ -307,6 +307,17 @@ def test_a_row_group_of_cells_that_are_too_large_is_refused_before_it_is_read(tm
     assert refusal(str(tmp_path)).endswith("bytes in the 2 rows of row group 0, more than 2999 bytes a row")
 
 
+def test_a_large_cell_that_a_dictionary_repeats_is_unpacked_for_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    """10 rows of one cell of 3000 bytes, which the file holds once: unpacked they would have ten times as much."""
+    path = tmp_path / "q.parquet"
+    images = pa.array([{"bytes": bytes(3000), "path": None}] * 10, IMAGE)
+    pq.write_table(table(list(range(10)), image=images), path, write_statistics=False)
+    for most_bytes, rows in ((1 << 30, [10]), (9999, [3, 3, 3, 1]), (2000, [1] * 10)):
+        monkeypatch.setattr(sources, "MAX_BATCH_BYTES", most_bytes)
+        batches = ParquetSource(path).batches(range(10), ["question", "image"])
+        assert [batch.num_rows for batch in batches] == rows
+
+
 # What is wrong with a row
 
 
@@ -440,6 +451,18 @@ def test_a_jsonl_image_may_be_an_object_and_its_problems_stay_in_the_row(tmp_pat
 )
 def test_a_bad_line_of_jsonl_is_named(tmp_path, line, says):
     assert says in refusal(write_jsonl(tmp_path / "q.jsonl", {"idx": 0, "question": "q", "image": "x"}, line))
+
+
+def test_a_line_without_end_is_refused_before_all_of_it_is_read(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "q.jsonl", {"idx": 0, "question": "q", "image": "x"})
+    first = len(Path(path).read_bytes())
+    with open(path, "ab") as file:
+        file.write(b'{"idx": 1, "question": "')
+        # A terabyte of nothing, which takes no disk.
+        file.truncate(1 << 40)
+    assert refusal(path) == f'"{path}", line 2: more than {16 << 20} bytes; an image is given by its path'
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", first)
+    assert refusal(path) == f'"{path}", line 2: more than {first} bytes; an image is given by its path'
 
 
 def test_a_jsonl_file_without_a_column_lists_those_of_its_first_line(tmp_path):
