@@ -36,8 +36,8 @@ class _Drawn:
         if tokens_N.is_cuda:
             self._tokens = torch.empty(tokens_N.shape, dtype=tokens_N.dtype, pin_memory=True)
             self._tokens.copy_(tokens_N, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            # Of the tokens' device, which need not be the current one.
+            self._arrived = torch.cuda.current_stream(tokens_N.device).record_event()
 
     def read(self) -> list[int]:
         if self._arrived:

@@ -21,8 +21,9 @@ from data_engine.decode import Decoder
 from data_engine.image_workers import ImageWorkers
 from data_engine.kernels import use_triton
 from data_engine.models import load_model
+from data_engine.models.base import pick_device
 from data_engine.progress import Progress, log_to_stderr
-from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_threads
+from data_engine.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_device, set_threads
 from data_engine.records import STAGES, IncompleteError, UserError
 from data_engine.rows import UnitResult
 from data_engine.runfile import Checkpoint, describe, kinship_warnings, open_run, place
@@ -66,6 +67,7 @@ def run(config: RunConfig) -> int:
 def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     log_to_stderr(ranks)
     set_threads(config.threads, ranks)
+    set_device(pick_device(ranks.device(config.device)))
     job = Job(config, ranks, stop)
     with together.joined(config, job.placement, ranks, stop) as joined:
         finished = job.work(joined)

@@ -85,6 +85,14 @@ def set_threads(threads: int | None, ranks: Ranks) -> None:
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
 
 
+def set_device(device) -> None:
+    """Make a rank's `torch.device` the current one: what libraries make without being told where goes there."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 class Stopped(BaseException):
     """The grace time after a signal is over: drop the unit in hand."""
 

@@ -92,10 +92,12 @@ class Steps:
         self.caches.pages_RC[num_rows:size] = 0
         if self.model.device.type != "cuda":
             return self._fused(size)[:num_rows]
-        if size not in self._graphs:
-            self._graphs[size] = self._captured(size)
-        graph, drawn = self._graphs[size]
-        graph.replay()
+        # Streams are those of the current device, whatever the tensors'.
+        with torch.cuda.device(self.model.device):
+            if size not in self._graphs:
+                self._graphs[size] = self._captured(size)
+            graph, drawn = self._graphs[size]
+            graph.replay()
         return drawn[:num_rows]
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -135,7 +137,9 @@ class Steps:
                 self.seen_RV.copy_(before[1])
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # One pool of memory for all: they run one after the other, and what one drew is copied before the next runs.
+        pool = next((other.pool() for other, _ in self._graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool):
             drawn = self._fused(num_rows)
         return graph, drawn
 

@@ -7,8 +7,10 @@ import sys
 import time
 
 import pytest
+import torch
 
-from data_engine.ranks import Ranks
+from data_engine.models.base import pick_device
+from data_engine.ranks import Ranks, set_device
 from data_engine.records import UserError
 
 WAIT = """
@@ -106,3 +108,18 @@ def test_a_rank_tells_the_launch_script_its_process_and_its_code(monkeypatch, tm
     assert first["pid"] > 0
     assert second == {"rank": 3, "code": 75}
     assert json.loads((tmp_path / "work/logs/exit.json").read_text())["code"] == 75
+
+
+def test_each_rank_works_on_a_gpu_of_its_own_and_more_ranks_than_gpus_are_refused(monkeypatch):
+    """Two GPUs, which this machine need not have."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for rank in (0, 1):
+        for asked in ("auto", "cuda"):
+            set_device(pick_device(Ranks(8 + rank, 16, rank, 8).device(asked)))
+    set_device(pick_device("cpu"))
+    assert current == [torch.device("cuda", 0)] * 2 + [torch.device("cuda", 1)] * 2
+    with pytest.raises(UserError, match="'cuda:2' was asked for, but torch sees 2 of them"):
+        pick_device(Ranks(10, 16, 2, 8).device("auto"))

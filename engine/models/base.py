@@ -89,6 +89,11 @@ def pick_device(device: str) -> torch.device:
         raise UserError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} was asked for, but torch sees no GPU")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} of them, counted from 0; "
+            "each rank of a machine takes one"
+        )
     return chosen
 
 

@@ -16,9 +16,17 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(goldens, golden_rows, golden_images, penalty):
-    model = load_model(None, str(goldens / "llava/instruct"), device="cuda", dtype="float32")
+# A GPU that is not the process's current one.
+other = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device on the machine")
+
+
+@pytest.mark.parametrize(
+    ("device", "penalty"), [("cuda:0", 1.0), ("cuda:0", 1.3), pytest.param("cuda:1", 1.0, marks=other)]
+)
+def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(
+    goldens, golden_rows, golden_images, device, penalty
+):
+    model = load_model(None, str(goldens / "llava/instruct"), device=device, dtype="float32")
     params = SamplingParams(1.0, 20, 1.0, penalty, 24)
     asked = []
     for number in range(8):
@@ -31,4 +39,6 @@ def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(goldens, gol
     captured = Decoder(model, 24, 8, fused=10)
     for _ in range(2):
         assert captured.sample(asked, params) == expected
-    assert set(captured._steps._graphs) == {16, 24}
+    graphs = captured._steps._graphs
+    assert set(graphs) == {16, 24}
+    assert len({graph.pool() for graph, _ in graphs.values()}) == 1, "each size of step has memory of its own"
