@@ -2,13 +2,14 @@
 
 A decoder loaded by a family has `attn_implementation` NAME. Called plainly, it is transformers' own causal sdpa.
 Called with `layout=...`, its layers hand their queries, keys and values (after rotary embedding) to that layout:
-`Prefill` and `lanes.EagerRows` for sampling, `logps.Packed` for scoring. So the families stay unaware of both loops,
-and no mask over several answers is ever built.
+`Prefill` and `lanes.EagerRows` for sampling, those of packing.py for scoring. So the families stay unaware of both
+loops, and no mask over several answers is ever built.
 
-Shapes: B batch, H query heads, G key/value heads, T tokens, P prefix tokens, D head width.
+Shapes: B batch, H query heads, G key/value heads, T and S tokens, P prefix tokens, D head width.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,39 @@ def causal_with_lse(query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, scale
         query_HTD[None], key_HTD[None], value_HTD[None], is_causal=True, scale=scale
     )
     return mixed[0], lse[0, ..., None]
+
+
+class Bounds(NamedTuple):
+    """Sequences that lie one behind the other: where each begins, int32 [sequences + 1], and the longest's tokens."""
+
+    starts: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> "Bounds":
+        """Of sequences of these lengths; those without tokens are none."""
+        lengths = torch.tensor([0, *(length for length in lengths if length)], dtype=torch.int32)
+        return cls(lengths.cumsum(0, dtype=torch.int32).to(device), int(lengths.max()))
+
+
+def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether `flash` takes heads of that width: in half precision, on a GPU since Ampere."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    fits = width % 8 == 0 and width <= 256
+    return half and fits and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def flash(
+    query_THD: Tensor, key_SGD: Tensor, value_SGD: Tensor, asking: Bounds, asked: Bounds, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of each sequence of queries to the sequence of keys of the same number, [T, H, D], and the scores'
+    log-sum-exps, fp32 [H, T]; with `causal`, both are the same. In one call, where has_flash says so.
+    """
+    mixed, lse, *_ = torch.ops.aten._flash_attention_forward(
+        query_THD, key_SGD, value_SGD, asking.starts, asked.starts, asking.longest, asked.longest,
+        0.0, causal, False, scale=scale,
+    )  # fmt: skip
+    return mixed, lse
 
 
 def merged(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from data_engine.bench_model import Subject
 from data_engine.budgets import ACTIVATIONS, Needs, budgets, memory_bytes, peak_bytes
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.decoder import cache_values_per_token
 
 
 def settled(device: torch.device) -> float:
@@ -60,9 +61,7 @@ def least_seconds(subject: Subject, peak: dict[str, float]) -> dict[str, float]:
 
 def cached_token_bytes(model: VisionLanguageModel) -> int:
     """Keys and values of one token, all layers."""
-    config = model.decoder.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.head_weight.element_size()
+    return cache_values_per_token(model.decoder.config) * model.head_weight.element_size()
 
 
 def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_engine import pages
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.decoder import head_width
 
 # Prefixes kept for each that the rows would need if no answer of a question outlived the others. Answers of very
 # different length (log-normal, p95 twice the mean) would keep up to 2.3 times as many alive.
@@ -32,9 +33,9 @@ class Caches:
         self, model: VisionLanguageModel, num_rows: int, num_slots: int, suffix_tokens: int, paged: bool = False
     ) -> None:
         config, device = model.decoder.config, model.device
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.dtype = model.dtype
-        self._like = torch.empty(0, config.num_key_value_heads, 0, width, device=device, dtype=model.dtype)
+        like = 0, config.num_key_value_heads, 0, head_width(config)
+        self._like = torch.empty(like, device=device, dtype=model.dtype)
         self.num_rows, self.num_slots, self.suffix_tokens = num_rows, num_slots, suffix_tokens
         self.paged, self.page_tokens = paged, pages.PAGE if paged else suffix_tokens
         # Page 0 of those that are given out is nobody's.

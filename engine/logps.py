@@ -1,103 +1,19 @@
 """Teacher-forced log-probs of answers behind the prefixes of their questions: the packed pass, and the plain way.
 
-Shapes: P prefix tokens, K answers, L tokens of the longest fed answer, H and G query and key/value heads, D width.
+Shapes: P prefix tokens.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from data_engine.attention import attention_with_lse, causal, causal_with_lse, forward, merged, positions
+from data_engine.attention import forward, positions
 from data_engine.kernels import token_logps
 from data_engine.models.base import VisionLanguageModel
-
-
-class PackedQuestion:
-    """A stretch [prefix | answer 1 | ... | answer K] of a row: each answer sees the prefix and itself.
-
-    No score between two answers is ever computed. The prefix runs as causal. In fp32 on CPU, all answers meet the
-    prefix in one product, each meets itself, and both parts are merged: nothing is padded or copied. Elsewhere, the
-    answers run as a batch over [prefix | own]: few calls, and one rounding of the result.
-    """
-
-    def __init__(self, prefix_length: int, lengths: list[int], device: torch.device) -> None:
-        self.prefix_length, self.lengths = prefix_length, lengths
-        self.size = prefix_length + sum(lengths)
-        self.device = device
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        size = self.prefix_length
-        prefix_out = causal(query[:, :, :size], key[:, :, :size], value[:, :, :size], scale)
-        if self.size == size:
-            return prefix_out
-        in_parts = query.device.type == "cpu" and query.dtype == torch.float32
-        answers = self._in_parts if in_parts else self._as_batch
-        return torch.cat([prefix_out, answers(query, key, value, scale)], dim=2)
-
-    def _in_parts(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        size, groups = self.prefix_length, key.shape[1]
-        query_HTD, key_GTD, value_GTD = (part[0, :, size:] for part in (query, key, value))
-        heads, tokens, width = query_HTD.shape
-        # The query heads that share a key/value head become rows of one product.
-        rows = query_HTD.reshape(groups, -1, width)
-        prefix, prefix_lse = (
-            part.reshape(heads, tokens, -1)
-            for part in attention_with_lse(rows, key[0, :, :size], value[0, :, :size], scale)
-        )
-        own = (part.repeat_interleave(heads // groups, 0) for part in (key_GTD, value_GTD))
-        answers = zip(*(part.split(self.lengths, dim=1) for part in (query_HTD, *own)), strict=True)
-        parts = [causal_with_lse(*answer, scale) for answer in answers if answer[0].shape[1]]
-        own_out, own_lse = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        return merged(own_out, own_lse, prefix, prefix_lse)[None]
-
-    def _as_batch(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        answers_out = F.scaled_dot_product_attention(
-            self._unpack(query),
-            self._with_prefix(key),
-            self._with_prefix(value),
-            attn_mask=self.mask,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        rows = [answer[:, :length] for answer, length in zip(answers_out, self.lengths, strict=True)]
-        return torch.cat(rows, dim=1)[None]
-
-    @functools.cached_property
-    def mask(self) -> Tensor:
-        """What each token of an answer sees, [L, P + L]."""
-        longest = max(self.lengths)
-        own = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril()
-        seen = torch.ones(longest, self.prefix_length, dtype=torch.bool, device=self.device)
-        return torch.cat([seen, own], dim=1)
-
-    def _unpack(self, packed: Tensor) -> Tensor:
-        """[1, H, P + sum of lengths, D] -> the answers padded to the longest, [K, H, L, D]."""
-        answers = packed[0, :, self.prefix_length :].transpose(0, 1).split(self.lengths)
-        return pad_sequence(list(answers), batch_first=True).transpose(1, 2)
-
-    def _with_prefix(self, packed: Tensor) -> Tensor:
-        prefix = packed[:, :, : self.prefix_length].expand(len(self.lengths), -1, -1, -1)
-        return torch.cat([prefix, self._unpack(packed)], dim=2)
-
-
-class Packed:
-    """Attention layout of one row of several questions, which do not see each other.
-
-    Everything but attention runs on the row as a whole, without padding.
-    """
-
-    def __init__(self, questions: list[PackedQuestion]) -> None:
-        self.questions = questions
-        self.sizes = [question.size for question in questions]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        stretches = zip(self.questions, *(part.split(self.sizes, dim=2) for part in (query, key, value)), strict=True)
-        return torch.cat([question.attend(*parts, scale) for question, *parts in stretches], dim=2)
+from data_engine.models.decoder import head_width
+from data_engine.packing import packed_layout
 
 
 @dataclass(frozen=True)
@@ -139,7 +55,7 @@ def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list
         for start, stop in ((0, size), *((size, size + len(ids)) for ids in answers))
     ]
     lengths = [[len(ids) for ids in answers] for answers in fed]
-    layout = Packed([PackedQuestion(*stretch, device) for stretch in zip(sizes, lengths, strict=True)])
+    layout = packed_layout(sizes, lengths, device, model.dtype, head_width(model.decoder.config))
     hidden = forward(model.decoder, row[None], torch.cat(position)[None], layout)[0]
     rows = torch.cat(list(_predicting(hidden, sizes, lengths)))
     targets = torch.tensor([token for answers in unique for ids in answers for token in ids], device=device)

@@ -8,9 +8,7 @@ import bisect
 import contextlib
 import hashlib
 import itertools
-import json
 import re
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine.images import MAX_FILE_BYTES
+from data_engine.jsonl import JsonlSource
 from data_engine.records import OPTIONAL_COLUMNS, UserError
 
 REQUIRED_COLUMNS = ("idx", "question", "image")
@@ -32,7 +31,6 @@ _CHUNK_BYTES = 1 << 20
 MAX_ROW_BYTES = 3 * MAX_FILE_BYTES + _CHUNK_BYTES
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _FILE_ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".arrow")
-_JSONL_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.binary())])
 
 
 class Source(Protocol):
@@ -159,71 +157,6 @@ class ParquetSource:
                 )
 
 
-class JsonlSource:
-    """One JSON object a line, its image a path or an object with a path. Text comes as bytes, since JSON may hold more
-    than Unicode."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._offsets = array("q")
-        self.columns: dict[str, pa.DataType] = {}
-        digest, ids, offset = hashlib.sha256(), [], 0
-        with open(path, "rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
-                _refuse(
-                    len(line) > MAX_LINE_BYTES,
-                    f'"{path}", line {number}: more than {MAX_LINE_BYTES} bytes; an image is given by its path',
-                )
-                digest.update(line)
-                if line.strip():
-                    row = self._parse(number, line)
-                    self.columns = self.columns or {name: _jsonl_type(name) for name in row}
-                    ids.append(self._checked_id(number, row, ids))
-                    self._offsets.append(offset)
-                offset += len(line)
-        self._digest = digest.hexdigest()
-        if "idx" in self.columns:
-            self.columns["idx"] = pa.int64() if ids and isinstance(ids[0], int) else pa.string()
-            self._ids = pa.array(ids, self.columns["idx"])
-
-    def ids(self, limit: int | None) -> pa.ChunkedArray:
-        return pa.chunked_array([self._ids])[:limit]
-
-    def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        schema = pa.schema([(name, self.columns[name]) for name in columns])
-        with open(self._path, "rb") as file:
-            for row in rows:
-                file.seek(self._offsets[row])
-                values = self._parse(None, file.readline())
-                cells = {name: _jsonl_cell(name, values.get(name)) for name in columns}
-                yield pa.RecordBatch.from_pylist([cells], schema)
-
-    def fingerprint(self) -> str:
-        return self._digest
-
-    def _checked_id(self, number: int, row: dict, before: list) -> int | str | None:
-        value = row.get("idx")
-        if "idx" not in self.columns:
-            return None
-        text = json.dumps(value) if "idx" in row else "missing"
-        if not _is_id(value):
-            raise UserError(f'"{self._path}", line {number}: idx is {text}; expected text or a 64-bit whole number')
-        if before and type(before[0]) is not type(value):
-            raise UserError(
-                f'"{self._path}", line {number}: idx is {text}, in the first line {json.dumps(before[0])}; '
-                "write all of them as numbers or all as text"
-            )
-        return value
-
-    def _parse(self, number: int | None, line: bytes) -> dict:
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f'"{self._path}", line {number}: not JSON: {error}') from None
-        _refuse(not isinstance(row, dict), f'"{self._path}", line {number}: not an object {{"idx": ..., ...}}')
-        return row
-
-
 class DatasetsSource:
     """A `datasets.Dataset`, memory-mapped; its Arrow format never opens a file that an image column names."""
 
@@ -303,33 +236,6 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
     with _reading(file):
         # pre_buffer would fetch whole row groups; with a buffer size, pages are read as they are needed.
         return pq.ParquetFile(file, pre_buffer=False, buffer_size=_CHUNK_BYTES)
-
-
-def _jsonl_type(name: str) -> pa.DataType:
-    return _JSONL_IMAGE if name == "image" else pa.binary()
-
-
-def _jsonl_cell(name: str, value: object) -> object:
-    """A cell as the types of _jsonl_type; what is no text becomes null, or JSON in a column that is only passed on."""
-    if name == "idx" or value is None:
-        return value
-    if name == "image":
-        path = value.get("path") if isinstance(value, dict) else value
-        return {"bytes": None, "path": _bytes(path) if isinstance(path, str) else None}
-    if isinstance(value, str):
-        return _bytes(value)
-    return None if name == "question" else json.dumps(value).encode()
-
-
-def _bytes(text: str) -> bytes:
-    # JSON can spell half a surrogate pair: it goes through as bytes that are not UTF-8, for the reader to judge.
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _is_id(value: object) -> bool:
-    if type(value) is str:
-        return value == value.encode("utf-8", "ignore").decode()
-    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _load_folder(path: str, split: str):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_engine import dataset, sources
+from data_engine import dataset, jsonl, sources
 from data_engine.dataset import Questions, load_questions
 from data_engine.records import IMAGE, UserError
 from data_engine.sources import DatasetsSource, ParquetSource
@@ -461,7 +461,7 @@ def test_a_line_without_end_is_refused_before_all_of_it_is_read(tmp_path, monkey
         # A terabyte of nothing, which takes no disk.
         file.truncate(1 << 40)
     assert refusal(path) == f'"{path}", line 2: more than {16 << 20} bytes; an image is given by its path'
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", first)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", first)
     assert refusal(path) == f'"{path}", line 2: more than {first} bytes; an image is given by its path'
 
 

@@ -19,9 +19,9 @@ FLOORS = [
     "arguments validate submit status bench bench_ways bench_model bench_job bench_machine pipeline together runfile"
     " progress",
     "sample score pairing report",
-    "budgets models decode answers pages steps lanes caches logps attention sampler kernels rewards pairs filters draft"
-    " exports words rows scratch funnel plots ahead summary image_workers",
-    "units claims disk ranks lifeline stacks logs dataset sources images",
+    "budgets models decode answers pages steps lanes caches logps packing attention sampler kernels rewards pairs"
+    " filters draft exports words rows scratch funnel plots ahead summary image_workers",
+    "units claims disk ranks lifeline stacks logs dataset sources jsonl images",
     "records config seeds",
 ]
 STAGES = FLOORS[2].split()

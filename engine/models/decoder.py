@@ -22,10 +22,14 @@ def decoder_config(kind: type[PretrainedConfig], raw: dict, where: Path, types: 
         raise ModelError(f"{where} does not describe a {kind.model_type} decoder: {error}") from error
 
 
+def head_width(config: PretrainedConfig) -> int:
+    """Numbers of one token in one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def cache_values_per_token(config: PretrainedConfig) -> int:
     """Numbers that one token keeps in the key/value cache, all layers."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_width(config)
 
 
 def head_weight(modules: nn.Module) -> Tensor:

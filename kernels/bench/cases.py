@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from data_engine.attention import has_flash
 from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
-from data_engine.logps import Packed, PackedQuestion
+from data_engine.packing import Flash, Packed, PackedQuestion
 from data_engine.pages import PAGE
 
 # Rows whose result is also computed in fp64.
@@ -203,7 +204,7 @@ def exact_decode(query: Tensor, copied: list[Tensor], scale: float) -> Tensor:
 
 
 def scoring_case(shape: Scoring, device: torch.device, dtype: torch.dtype) -> Case:
-    """The engine's way, two dense calls a question, against one block-sparse call, whose last tokens are checked."""
+    """The engine's ways against one block-sparse call; the last tokens are checked."""
     one, scale = shape.prefix + shape.k * shape.answer, shape.width**-0.5
     size = shape.questions * one
     query, key, value = (
@@ -219,13 +220,14 @@ def scoring_case(shape: Scoring, device: torch.device, dtype: torch.dtype) -> Ca
         own = (answer[asked] == 0) | (answer[asked] == answer[asking])
         return (question[asked] == question[asking]) & own & (asked <= asking)
 
-    layout = Packed([PackedQuestion(shape.prefix, [shape.answer] * shape.k, device) for _ in range(shape.questions)])
+    stretch = shape.prefix, [shape.answer] * shape.k
+    layouts = {"prefix causal, answers behind": Packed([PackedQuestion(*stretch, device)] * shape.questions)}
+    if has_flash(device, dtype, shape.width):
+        layouts["flash, in two calls"] = Flash(*zip(*[stretch] * shape.questions, strict=True), device)
     mask, grouped = create_block_mask(sees, None, None, size, size, device=device), shape.heads != shape.groups
     flex = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
-    runs = {
-        "prefix causal, answers behind": lambda: layout.attend(0, query, key, value, scale),
-        "flex_attention": lambda: flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped),
-    }
+    runs = {name: lambda layout=layout: layout.attend(0, query, key, value, scale) for name, layout in layouts.items()}
+    runs["flex_attention"] = lambda: flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
     seen = shape.prefix * (shape.prefix + 1) // 2
     seen += shape.k * (shape.answer * shape.prefix + shape.answer * (shape.answer + 1) // 2)
     flop = 4 * shape.questions * seen * shape.heads * shape.width

@@ -5,6 +5,7 @@ import torch
 
 from data_engine import kernels
 from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
+from data_engine.packing import Flash, Packed, packed_layout
 
 pytestmark = pytest.mark.gpu
 
@@ -24,6 +25,21 @@ def test_tensors_on_cuda_go_to_the_kernels(cuda, monkeypatch):
     some = torch.zeros(1, 1, device=cuda)
     assert kernels.token_logps(some, some, some) == "logps kernel"
     assert kernels.grouped_decode_attention(some, None, None, 1.0) == "attention kernel"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [6, 2])
+def test_flash_attention_in_two_calls_is_the_layout_in_plain_torch(cuda, dtype, groups):
+    """With answers without tokens, and a question that has no other."""
+    stretches = [50, 9, 20, 3], [[7, 0, 1, 30], [4], [0, 0], [0, 11]]
+    tokens = sum(stretches[0]) + sum(map(sum, stretches[1]))
+    parts = [torch.randn(1, heads, tokens, 64, device=cuda, dtype=dtype) for heads in (6, groups, groups)]
+    layout = packed_layout(*stretches, cuda, dtype, 64)
+    assert isinstance(layout, Flash)
+    plain = packed_layout(*stretches, cuda, torch.float32, 64)
+    assert isinstance(plain, Packed)
+    wanted = plain.attend(0, *(part.float() for part in parts), 0.125)
+    torch.testing.assert_close(layout.attend(0, *parts, 0.125).float(), wanted, rtol=0, atol=2e-2)
 
 
 def test_a_cuda_graph_follows_lengths_slots_and_pages_that_change_in_place(cuda):

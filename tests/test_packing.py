@@ -1,0 +1,150 @@
+"""The layouts of a scoring pass against each other and the plain path, with a stand-in for flash attention on CPU."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_engine import load_model, packing
+from data_engine.attention import Bounds, flash
+from data_engine.logps import Scored, packed_token_logps, plain_token_logps, score_pass
+from data_engine.models.base import prefix
+from data_engine.packing import Flash, Packed, PackedQuestion
+
+# Prefixes and answers of several questions: answers without tokens, and a question that has no other.
+PREFIXES, ANSWERS = [50, 9, 20, 3], [[7, 0, 1, 30], [4], [0, 0], [0, 11]]
+
+
+def plain_flash(
+    query: Tensor, key: Tensor, value: Tensor, asking: Bounds, asked: Bounds, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """attention.flash by its definition, sequence by sequence, head by head, rounded where it rounds."""
+    assert asking.starts.dtype == asked.starts.dtype == torch.int32
+    out, lse = torch.full_like(query, torch.nan), torch.full((query.shape[1], len(query)), torch.nan)
+    shared = query.shape[1] // key.shape[1]
+    ends = [bounds.starts.tolist() for bounds in (asking, asked)]
+    assert [len(query), len(key)] == [each[-1] for each in ends]
+    for first, last, first_key, last_key in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
+        assert 0 < last - first <= asking.longest
+        assert 0 < last_key - first_key <= asked.longest
+        for head in range(query.shape[1]):
+            keys, values = (part[first_key:last_key, head // shared] for part in (key, value))
+            scores = scale * query[first:last, head].float() @ keys.float().T
+            if causal:
+                scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+            out[first:last, head] = scores.softmax(-1).to(values.dtype) @ values
+            lse[head, first:last] = scores.logsumexp(-1)
+    return out, lse
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch) -> list[bool]:
+    """Whether the calls of flash attention were causal, in turn."""
+    calls: list[bool] = []
+    monkeypatch.setattr(packing, "flash", lambda *a: calls.append(a[5]) or plain_flash(*a))
+    monkeypatch.setattr(packing, "has_flash", lambda *a: True)
+    return calls
+
+
+def heads_of(family: str, request: pytest.FixtureRequest) -> tuple[int, int]:
+    config = request.getfixturevalue(family).decoder.config
+    return config.num_attention_heads, config.num_key_value_heads
+
+
+def drawn(heads: int, groups: int, tokens: int) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(1, number, tokens, 16) for number in (heads, groups, groups)]
+
+
+def plain(parts: list[Tensor], scale: float) -> Tensor:
+    """One dense mask over all questions, which the layouts never build."""
+    rows = torch.tensor([
+        (question, answer)
+        for question, (size, lengths) in enumerate(zip(PREFIXES, ANSWERS, strict=True))
+        for answer, length in enumerate([size, *lengths])
+        for _ in range(length)
+    ])  # fmt: skip
+    same_question = rows[:, None, 0] == rows[None, :, 0]
+    own_or_prefix = (rows[None, :, 1] == 0) | (rows[:, None, 1] == rows[None, :, 1])
+    seen = (same_question & own_or_prefix).tril()
+    query, key, value = parts
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    return (scale * query @ key.transpose(2, 3)).masked_fill(~seen, -torch.inf).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
+@pytest.mark.parametrize("way", ["flash", "in parts", "as a batch"])
+def test_every_layout_is_the_dense_mask(family, way, request, monkeypatch, as_on_a_gpu):
+    """Of a GPU in half precision, of fp32 on CPU, and of the rest; with grouped-query heads and without."""
+    parts = drawn(*heads_of(family, request), sum(PREFIXES) + sum(map(sum, ANSWERS)))
+    used = []
+    for name, short in (("_in_parts", "in parts"), ("_as_batch", "as a batch")):
+        original = getattr(PackedQuestion, name)
+        monkeypatch.setattr(PackedQuestion, name, lambda *a, o=original, short=short: used.append(short) or o(*a))
+    if way == "as a batch":
+        monkeypatch.setattr(PackedQuestion, "_in_parts", PackedQuestion._as_batch)
+    monkeypatch.setattr(packing, "has_flash", lambda *a: way == "flash")
+    layout = packing.packed_layout(PREFIXES, ANSWERS, torch.device("cpu"), torch.float32, 16)
+    torch.testing.assert_close(layout.attend(0, *parts, 0.3), plain(parts, 0.3), rtol=0, atol=1e-5)
+    assert (set(used), as_on_a_gpu) == ((set(), [True, False]) if way == "flash" else ({way}, []))
+
+
+def test_a_pass_whose_answers_feed_nothing_makes_one_call(as_on_a_gpu):
+    parts = drawn(2, 2, 8)
+    alone = Flash([3, 5], [[0], [0, 0]], torch.device("cpu")).attend(0, *parts, 0.3)
+    assert as_on_a_gpu == [True]
+    wanted = Packed([PackedQuestion(size, [0], torch.device("cpu")) for size in (3, 5)]).attend(0, *parts, 0.3)
+    torch.testing.assert_close(alone, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
+def test_a_pass_as_on_a_gpu_equals_the_plain_path(family, request, golden_rows, golden_images, as_on_a_gpu):
+    model = request.getfixturevalue(family)
+    asked, generator = [], torch.Generator().manual_seed(0)
+    for number, lengths in enumerate([[5, 30, 5], [1, 1], [12], [1, 40]]):
+        shared = prefix(model, model.pixels(golden_images[number], True, 64), golden_rows[4 * number]["question"])
+        ids = [torch.randint(3, 400, (length,), generator=generator).tolist() for length in lengths]
+        asked.append(Scored(shared, ids))
+    for question, got in zip(asked, score_pass(model, asked), strict=True):
+        for answer, token_logps in zip(question.answers, got, strict=True):
+            wanted = plain_token_logps(model, question.prefix_PD, answer)
+            torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
+    assert as_on_a_gpu == [True, False] * model.decoder.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("on_a_gpu", [False, True])
+def test_bf16_is_no_worse_than_the_plain_path(goldens, instruct, golden_images, as_on_a_gpu, monkeypatch, on_a_gpu):
+    """Both paths in bf16 against fp32: the packed one may not lose more than the plain one does."""
+    half = load_model(None, str(goldens / "llava/instruct"), device="cpu", dtype="bfloat16")
+    generator = torch.Generator().manual_seed(360)
+    ids = [torch.randint(3, 1000, (60,), generator=generator).tolist() for _ in range(6)]
+    monkeypatch.setattr(packing, "has_flash", lambda device, dtype, width: on_a_gpu and dtype == torch.bfloat16)
+    shared = prefix(instruct, instruct.pixels(golden_images[0], True, 64), "What is in the picture?")
+    shared_half = prefix(half, half.pixels(golden_images[0], True, 64), "What is in the picture?")
+    exact = torch.cat(packed_token_logps(instruct, shared, ids))
+    packed = (torch.cat(packed_token_logps(half, shared_half, ids)) - exact).abs().mean()
+    plain = (torch.cat([plain_token_logps(half, shared_half, answer) for answer in ids]) - exact).abs().mean()
+    print(f"{packed:.2e} {plain:.2e}")
+    assert packed <= plain * 1.1 + 1e-3
+    assert bool(as_on_a_gpu) == on_a_gpu
+
+
+def test_flash_asks_torch_as_torch_declares_it():
+    """On the device that computes shapes alone: log-sum-exps come by head."""
+    query, key = (torch.empty(10, heads, 64, dtype=torch.bfloat16, device="meta") for heads in (6, 2))
+    bounds = Bounds.of([4, 0, 6], torch.device("cpu"))
+    assert (bounds.starts.tolist(), bounds.longest) == ([0, 4, 10], 6)
+    out, lse = flash(query, key, key, Bounds(bounds.starts.to("meta"), 6), Bounds(bounds.starts.to("meta"), 6), True, 1)
+    assert (out.shape, out.dtype, lse.shape, lse.dtype) == ((10, 6, 64), torch.bfloat16, (6, 10), torch.float32)
+
+
+def test_flash_is_for_half_precision_on_recent_gpus_alone(monkeypatch):
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert packing.has_flash(gpu, torch.bfloat16, 128)
+    assert packing.has_flash(gpu, torch.float16, 64)
+    assert not packing.has_flash(gpu, torch.float32, 128)
+    assert not packing.has_flash(cpu, torch.bfloat16, 128)
+    assert not packing.has_flash(gpu, torch.bfloat16, 20)
+    assert not packing.has_flash(gpu, torch.bfloat16, 512)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not packing.has_flash(gpu, torch.bfloat16, 128)
