@@ -44,17 +44,21 @@ class Lifeline:
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
         """Inside, a call that fails because a rank is lost raises LostRankError, which names the rank."""
+        stay_s = 0.0
         try:
             yield
-        except RuntimeError as error:
+        except Exception as error:
+            # Who is lost, or has ended, the others learn from the store that rank 0 serves.
+            stay_s = 3 * BEAT_S if self._rank == 0 and self._heard else 0.0
             # The failure comes at once, the finding takes a while.
-            if self._found.wait(LOST_S + 3 * BEAT_S):
+            if isinstance(error, RuntimeError) and self._found.wait(LOST_S + 3 * BEAT_S):
                 raise LostRankError(self._finding) from error
             raise
         finally:
             self._closed.set()
             # Not for long: the store may be gone.
             self._beating.join(2 * BEAT_S)
+            time.sleep(stay_s)
 
     def _beat(self) -> None:
         try:
@@ -76,7 +80,8 @@ class Lifeline:
 
     def _watch(self) -> None:
         while not self._closed.wait(BEAT_S):
-            self._finding = next(filter(None, map(self._look, self._heard)), None)
+            # Rank 0 last: when it leaves for another's sake, the store goes with it.
+            self._finding = next(filter(None, map(self._look, reversed(self._heard))), None)
             if self._finding:
                 self._found.set()
                 if not self._closed.wait(LAST_WORDS_S):

@@ -1,6 +1,6 @@
 """Ranks with different work in lock-step: run by test_lock_step.py under torchrun; prints JSON lines.
 
-Arguments: how rank 1 ends ("none", "kill", "freeze", "leave", "stop"), then a plan of calls for each rank.
+Arguments: how a rank ends ("none", "kill", "freeze", "leave", "stop"), which, then a plan of calls for each rank.
 """
 
 import json
@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 
+from data_engine import lifeline
 from data_engine.lifeline import Lifeline
 from data_engine.models import lockstep
 from data_engine.ranks import Ranks, Stop, meet
@@ -35,11 +36,11 @@ def end(finding: str) -> None:
 
 def work(plan: list[str], rank: int, death: str) -> None:
     log, result = [], []
-    step = lockstep.LockStep(lambda: death == "stop" and rank == 1 and len(log) > 6, Stopped)
+    step = lockstep.LockStep(lambda: death == "stop" and len(log) > 6, Stopped)
     for name, kind in WISHES.items():
         step.register(kind, lambda name=name: log.append(f"dummy {name}"))
     for number, name in enumerate(plan):
-        if rank == 1 and number == 3 and death in (*SIGNALS, "leave"):
+        if number == 3 and death in (*SIGNALS, "leave"):
             tell(dies=death)
             if death == "leave":
                 raise ValueError("a mistake that one rank alone sees")
@@ -52,13 +53,16 @@ def work(plan: list[str], rank: int, death: str) -> None:
     tell(rank=rank, log=log, result=result)
 
 
-def main(death: str, *plans: str) -> None:
+def main(death: str, dying: str, *plans: str) -> None:
     ranks = Ranks.from_environment()
     # torchrun asks the others to stop when one is lost; the engine's ranks then finish what they hold.
     Stop(grace_s=600).listen()
+    if ranks.rank == 2:
+        # Ranks do not notice at the same moment; by then, rank 0 must still be there.
+        lifeline.LOST_S += 2
     try:
         with Lifeline(meet(ranks, "cpu"), ranks, end).naming():
-            work(plans[ranks.rank].split(), ranks.rank, death)
+            work(plans[ranks.rank].split(), ranks.rank, death if ranks.rank == int(dying) else "none")
     except (LostRankError, Stopped) as error:
         tell(error=type(error).__name__, message=str(error))
         # As the engine does: nothing of the broken group is waited for.
