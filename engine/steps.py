@@ -71,14 +71,16 @@ class Steps:
         layout = Prefill(*self.caches.slot(slot, length))
         hidden = forward(self.model.decoder, prefix_PD[None], positions(0, length, prefix_PD.device), layout)[0, -1:]
         self.caches.first_logits_QV[slot] = logits_fp32(hidden, self.model.head_weight)[0]
-        self.caches.prefix_lengths_Q[slot] = self.prefix_lengths[slot] = length
+        self.prefix_lengths[slot] = length
+        # Not `[slot] = length`: a number that is written to one place, or to some, makes the host wait for a GPU.
+        self.caches.prefix_lengths_Q[slot].fill_(length)
 
     def first(self, places: Sequence[int], keys: Sequence[int], slots: Sequence[int], ends: Sequence[int]) -> Tensor:
         """Start answers in the rows `places` and draw their first tokens [N], which come from the prefix alone."""
         none = [0] * len(places)
         which, state = (self._sent(values) for values in (places, [none, keys, none, slots, ends]))
         self.caches.state_5R[:, which] = state
-        self.seen_RV[which] = False
+        self.seen_RV.index_fill_(0, which, False)
         return self._draw(self.caches.first_logits_QV[state[3]], which)
 
     def next(self, lanes: Lanes | None, num_rows: int) -> Tensor:
@@ -113,7 +115,7 @@ class Steps:
         """Forget suffixes that nobody uses: NaN would reach whoever multiplies it by 0."""
         which = self._sent(pages)
         for cache in (*self.caches.suffix_keys, *self.caches.suffix_values):
-            cache[which] = 0
+            cache.index_fill_(0, which, 0)
 
     def _sent(self, values: Sequence) -> Tensor:
         """Numbers of the host on the device, without waiting for what runs there."""
@@ -162,7 +164,7 @@ class Steps:
         if self.params.forced_lengths:
             drawn = torch.where(places == caches.ends_R[which] - 1, self.eos[0], drawn)
         if seen is not None:
-            self.seen_RV[which, drawn] = True
+            self.seen_RV[which, drawn] = torch.ones_like(which, dtype=torch.bool)
         caches.tokens_R[which] = drawn
         caches.lengths_R[which] += 1
         return torch.where(sound, drawn, NOT_FINITE)

@@ -1,0 +1,114 @@
+"""What would make the host wait for a GPU, which no capture of a graph survives; seen on CPU, where nothing waits."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from data_engine import steps
+from data_engine.caches import Caches
+from data_engine.models.base import VisionLanguageModel, prefix
+from data_engine.sampler import SamplingParams
+from data_engine.steps import Steps
+
+aten = torch.ops.aten
+# Their results, or the shapes of these, are read on the host.
+READ = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.equal, aten.is_nonzero}
+
+
+class Waits(TorchDispatchMode):
+    """The operations that would wait for the device, as they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kind = function.overloadpacket
+        # A number that is written to places that a tensor names, or to one place, is copied there from the host; one
+        # that is written to a slice is not.
+        written = kind in (aten.index_put_, aten._index_put_impl_) and args[2].dim() == 0
+        written |= kind is aten.copy_ and args[0].dim() == args[1].dim() == 0
+        if kind in READ or written:
+            self.found.append(str(kind))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=["instruct", "omni_instruct"])
+def model(request) -> VisionLanguageModel:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def prompts(model, golden_rows, golden_images) -> list[Tensor]:
+    pixels = [model.pixels(image, True, 64) for image in golden_images[:2]]
+    return [prefix(model, one, golden_rows[4 * number]["question"]) for number, one in enumerate(pixels)]
+
+
+@pytest.fixture
+def made(model, prompts, monkeypatch) -> Callable[[SamplingParams], Steps]:
+    """Steps of a GPU with one prompt in slot 1 and answers in rows 0 and 1, but for the kernel, which is CUDA's own."""
+    # Its eager formula reads lengths.
+    monkeypatch.setattr(steps, "grouped_decode_attention", lambda query, *rest: torch.zeros_like(query))
+
+    def make(params: SamplingParams) -> Steps:
+        found = Steps(model, Caches(model, 32, 4, 200, paged=True), params, 10)
+        found.prefill(prompts[0], 1)
+        found.first([0, 1], [3, 4], [1, 1], [7, 7])
+        found.give_pages([0, 1], [0, 0], [1, 2])
+        return found
+
+    with torch.inference_mode():
+        yield make
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0),
+        SamplingParams(top_k=0, top_p=0.9),
+        SamplingParams(top_p=0.9, repetition_penalty=1.3),
+        SamplingParams(forced_lengths=True),
+    ],
+    ids=str,
+)
+def test_nothing_in_a_step_waits(made, params, monkeypatch):
+    step = made(params)
+    monkeypatch.setattr(torch, "tensor", lambda *a, **options: pytest.fail("a tensor is made of the host's numbers"))
+    with Waits() as waits:
+        step.next(None, 2)
+    assert waits.found == []
+
+
+def test_nothing_in_a_refill_waits(made, prompts):
+    """What it sends goes from pinned memory, see Steps._sent."""
+    step = made(SamplingParams(repetition_penalty=1.3))
+    with Waits() as waits:
+        step.prefill(prompts[1], 2)
+        step.first([2, 3], [5, 6], [2, 2], [0, 0])
+        step.give_pages([2, 3], [0, 0], [3, 4])
+        step.move(3, 0, 1)
+        step.clean([0, 5])
+    assert waits.found == []
+
+
+def test_waits_are_seen():
+    places, flags = torch.tensor([1, 2]), torch.zeros(4, dtype=torch.bool)
+
+    def seen(work: Callable[[], object]) -> list[str]:
+        with Waits() as waits:
+            work()
+        return waits.found
+
+    def put(where: Tensor | int | slice, value: object) -> None:
+        flags[where] = value
+
+    assert seen(lambda: flags.sum().item()) == ["aten._local_scalar_dense"]
+    assert seen(lambda: flags.nonzero()) == ["aten.nonzero"]
+    assert seen(lambda: put(places, True)) == ["aten.index_put_"]
+    assert seen(lambda: put(0, True)) == ["aten.copy_"]
+    assert seen(lambda: put(slice(2), True)) == seen(lambda: put(places, ~flags[:2])) == []
+    assert seen(lambda: flags.index_fill_(0, places, True)) == seen(lambda: flags[0].fill_(True)) == []
