@@ -16,7 +16,7 @@ from data_engine.caches import Caches
 from data_engine.kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of
 from data_engine.kernels.reference import logits_fp32
 from data_engine.lanes import EagerRows, Lanes
-from data_engine.models.base import VisionLanguageModel
+from data_engine.models.base import VisionLanguageModel, sent
 from data_engine.sampler import SamplingParams, next_tokens
 
 # A captured step serves every number of rows up to its own; the rows behind the live ones work for nothing.
@@ -78,7 +78,7 @@ class Steps:
     def first(self, places: Sequence[int], keys: Sequence[int], slots: Sequence[int], ends: Sequence[int]) -> Tensor:
         """Start answers in the rows `places` and draw their first tokens [N], which come from the prefix alone."""
         none = [0] * len(places)
-        which, state = (self._sent(values) for values in (places, [none, keys, none, slots, ends]))
+        which, state = (self._sent(numbers) for numbers in (places, [none, keys, none, slots, ends]))
         self.caches.state_5R[:, which] = state
         self.seen_RV.index_fill_(0, which, False)
         return self._draw(self.caches.first_logits_QV[state[3]], which)
@@ -117,10 +117,8 @@ class Steps:
         for cache in (*self.caches.suffix_keys, *self.caches.suffix_values):
             cache.index_fill_(0, which, 0)
 
-    def _sent(self, values: Sequence) -> Tensor:
-        """Numbers of the host on the device, without waiting for what runs there."""
-        device = self.model.device
-        return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    def _sent(self, numbers: Sequence) -> Tensor:
+        return sent(torch.tensor(numbers), self.model.device)
 
     def _fused(self, num_rows: int) -> Tensor:
         which = self.every_row[:num_rows]

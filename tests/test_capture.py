@@ -84,7 +84,7 @@ def test_nothing_in_a_step_waits(made, params, monkeypatch):
 
 
 def test_nothing_in_a_refill_waits(made, prompts):
-    """What it sends goes from pinned memory, see Steps._sent."""
+    """What it sends goes from pinned memory, see models.base.sent."""
     step = made(SamplingParams(repetition_penalty=1.3))
     with Waits() as waits:
         step.prefill(prompts[1], 2)

@@ -63,7 +63,7 @@ class VisionLanguageModel(Protocol):
 @torch.inference_mode()
 def prefix(model: VisionLanguageModel, pixels: Tensor, question: str) -> Tensor:
     """Embeddings of the whole prompt, image features in their place [P, D]."""
-    features = model.encode_images(pixels[None].to(model.device))[0]
+    features = model.encode_images(sent(pixels[None], model.device))[0]
     return splice(model, model.prompt_ids(question), features)
 
 
@@ -75,8 +75,13 @@ def prefix_length(model: VisionLanguageModel, question: str) -> int:
 def splice(model: VisionLanguageModel, ids: list[int], features_ND: Tensor) -> Tensor:
     """The prompt's token embeddings with the features in place of IMAGE_TOKEN."""
     at = ids.index(IMAGE_TOKEN)
-    before, after = (torch.tensor(part, dtype=torch.long, device=model.device) for part in (ids[:at], ids[at + 1 :]))
+    before, after = (sent(torch.tensor(part, dtype=torch.long), model.device) for part in (ids[:at], ids[at + 1 :]))
     return torch.cat([model.embed_tokens(before), features_ND, model.embed_tokens(after)])
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on the device, without waiting for what runs there: a GPU copies it from pinned memory."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def pick_device(device: str) -> torch.device:
