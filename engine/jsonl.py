@@ -32,7 +32,7 @@ class JsonlSource:
                     )
                 digest.update(line)
                 if line.strip():
-                    row = self._parse(number, line)
+                    row = self._parse(f"line {number}", line)
                     self.columns = self.columns or {name: _type(name) for name in row}
                     ids.append(self._checked_id(number, row, ids))
                     self._offsets.append(offset)
@@ -50,7 +50,7 @@ class JsonlSource:
         with open(self._path, "rb") as file:
             for row in rows:
                 file.seek(self._offsets[row])
-                values = self._parse(None, file.readline())
+                values = self._parse(f"behind byte {self._offsets[row]}", file.readline(MAX_LINE_BYTES))
                 cells = {name: _cell(name, values.get(name)) for name in columns}
                 yield pa.RecordBatch.from_pylist([cells], schema)
 
@@ -71,13 +71,13 @@ class JsonlSource:
             )
         return value
 
-    def _parse(self, number: int | None, line: bytes) -> dict:
+    def _parse(self, where: str, line: bytes) -> dict:
         try:
             row = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise UserError(f'"{self._path}", line {number}: not JSON: {error}') from None
+            raise UserError(f'"{self._path}", {where}: not JSON: {error}') from None
         if not isinstance(row, dict):
-            raise UserError(f'"{self._path}", line {number}: not an object {{"idx": ..., ...}}')
+            raise UserError(f'"{self._path}", {where}: not an object {{"idx": ..., ...}}')
         return row
 
 

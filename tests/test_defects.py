@@ -21,7 +21,7 @@ from data_engine.records import STAGES
 CANNOT_OCCUR = {
     26: "no collective, so no collective's timeout",
     28: "no code looks into a path for a model's name",
-    40: "units bound the memory: tests/test_dataset.py streams row groups",
+    40: "units bound the memory: tests/test_sources.py streams row groups",
 }
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hostile_images import mutations
 from PIL import Image
-from test_runs import read
+from run_files import read
 
 from data_engine import image_workers, images
 from data_engine.ahead import ahead

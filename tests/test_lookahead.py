@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from test_runs import png, read, write
+from run_files import png, read, write
 
 from data_engine import decode, logs, pipeline, sample, units
 

@@ -2,7 +2,7 @@
 
 import pytest
 from PIL import Image
-from test_runs import png, read, write
+from run_files import png, read, write
 
 from data_engine import decode, pipeline, sample_answers
 from data_engine.answers import BROKEN, Request

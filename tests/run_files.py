@@ -1,0 +1,48 @@
+"""What goes into a run, some of it hostile, and what has come out of it."""
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+def png(image: Image.Image, **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, options.pop("format", "PNG"), **options)
+    return data.getvalue()
+
+
+def write(path: Path, rows: list[tuple[str, str | None, bytes | None]]) -> Path:
+    records = [{"idx": idx, "question": text, "image": {"bytes": data, "path": None}} for idx, text, data in rows]
+    pq.write_table(pa.Table.from_pylist(records), path)
+    return path
+
+
+def read(folder: Path) -> list[dict]:
+    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def hostile_rows() -> list[tuple[str, str | None, bytes | None]]:
+    photo = Image.effect_noise((90, 60), 80).convert("RGB")
+    whole = png(photo)
+    frames = [photo, photo.rotate(90)]
+    return [
+        ("good", "What is it?", whole),
+        ("undecodable", "What is it?", b"this is no image"),
+        ("truncated", "What is it?", whole[: len(whole) // 2]),
+        ("empty", "What is it?", b""),
+        ("strip", "What is it?", png(Image.new("RGB", (1, 60000)))),
+        ("palette", "What is it?", png(photo.convert("P"))),
+        ("alpha", "What is it?", png(photo.convert("RGBA"))),
+        ("gray", "What is it?", png(photo.convert("L"))),
+        ("cmyk", "What is it?", png(photo.convert("CMYK"), format="JPEG")),
+        ("16-bit", "What is it?", png(Image.new("I;16", (40, 40), 40000))),
+        ("animated", "What is it?", png(photo, format="GIF", save_all=True, append_images=frames)),
+        ("one pixel", "What is it?", png(Image.new("RGB", (1, 1)))),
+        ("marker", "What <image> is </s> it? ASSISTANT: ", whole),
+        ("no words", "", whole),
+        ("no question", None, whole),
+        ("no image", "What is it?", None),
+    ]

@@ -1,0 +1,116 @@
+"""Whole runs in this process: how much goes through the models at a time, and memory that runs out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from run_files import hostile_rows, png, read, write
+
+from data_engine import decode, logs, pipeline, runfile, sample, score
+from data_engine.records import UserError
+
+
+def budgets_of(monkeypatch, **budgets: int) -> None:
+    found = runfile.budgets
+    monkeypatch.setattr(runfile, "budgets", lambda *a: found(*a) | budgets)
+
+
+def test_budgets_are_frozen_by_the_first_start(config, tmp_path, monkeypatch):
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    pipeline.run(config(dataset, stop_after_stage=0))
+    before = json.loads((tmp_path / "work/run.json").read_text())["frozen"]
+    budgets_of(monkeypatch, decode_rows=3, decode_slots=2, score_tokens=7)
+    used = []
+    monkeypatch.setattr(pipeline, "score_unit", lambda *a, **b: used.append(a[3]) or score.score_unit(*a, **b))
+    assert pipeline.run(config(dataset, memory_fraction=0.3)) == 0
+    assert json.loads((tmp_path / "work/run.json").read_text())["frozen"] == before
+    assert {settings.tokens_a_pass for settings in used} == {before["score_tokens"]}
+
+
+def test_other_budgets_give_the_same_answers_and_log_probs(config, tmp_path, monkeypatch):
+    """4 questions x 4 answers, by rows 80, 5 and 1, and scored one question a pass, two, and all."""
+    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 40, 60, 80)]
+    dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
+    found = []
+    for rows, tokens in ((80, 0), (5, 400), (1, 10_000)):
+        budgets_of(monkeypatch, decode_rows=rows, decode_slots=3, score_tokens=tokens)
+        assert pipeline.run(config(dataset, work_dir=str(tmp_path / f"{rows}"), stop_after_stage=1)) == 0
+        found.append([read(tmp_path / f"{rows}" / stage) for stage in ("sampled_answer", "instruct_logps")])
+    for sampled, scored in found[1:]:
+        assert sampled == found[0][0]
+        for one, other in zip(scored, found[0][1], strict=True):
+            assert one["token_logps"] == pytest.approx(other["token_logps"], abs=1e-5)
+
+
+def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp_path, monkeypatch):
+    """The second pass of each stage does not fit."""
+    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 80)]
+    dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
+    assert pipeline.run(config(dataset, work_dir=str(tmp_path / "whole"), stop_after_stage=1)) == 0
+    calls = []
+
+    def fails(name, original):
+        def call(*arguments):
+            calls.append(name)
+            if calls.count(name) == 2:
+                raise torch.OutOfMemoryError("no room")
+            return original(*arguments)
+
+        return call
+
+    monkeypatch.setattr(decode.Steps, "next", fails("sample", decode.Steps.next))
+    monkeypatch.setattr(score, "score_pass", fails("score", score.score_pass))
+    assert pipeline.run(config(dataset, stop_after_stage=1)) == 0
+    assert read(tmp_path / "work/sampled_answer") == read(tmp_path / "whole/sampled_answer")
+    assert len(read(tmp_path / "work/reward_logps")) == 8
+    lines = [line for line in logs.unit_lines(tmp_path / "work")]
+    assert [(line["stage"], line.get("out_of_memory")) for line in lines] == [
+        ("sampled_answer", 1), ("instruct_logps", 1), ("reward_logps", None)
+    ]  # fmt: skip
+
+
+def test_a_question_that_exceeds_the_memory_alone_is_quarantined(config, tmp_path, monkeypatch):
+    """The second of three does not fit where it is sampled, the third where the reward model scores it."""
+    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 50, 80)]
+    asked = ["What is it?", "What is it, if not a giant?", "What is it then?"]
+    rows = [(f"q{i}", text, png(photo)) for i, (text, photo) in enumerate(zip(asked, photos, strict=True))]
+    dataset = write(tmp_path / "questions.parquet", rows)
+
+    load, roles = pipeline.load_model, []
+    monkeypatch.setattr(
+        pipeline, "load_model", lambda name, path, **rest: roles.append(Path(path).name) or load(name, path, **rest)
+    )
+
+    def fails(original, text: str, role: str):
+        def call(model, pixels, question):
+            if question == text and roles[-1] == role:
+                raise torch.OutOfMemoryError("no room")
+            return original(model, pixels, question)
+
+        return call
+
+    monkeypatch.setattr(sample, "prefix", fails(sample.prefix, asked[1], "instruct"))
+    monkeypatch.setattr(score, "prefix", fails(score.prefix, asked[2], "reward"))
+    assert pipeline.run(config(dataset)) == 0
+    reason = "out of memory, even with one answer at a time"
+    assert sorted((row["idx"], row["stage"], row["reason"]) for row in read(tmp_path / "work/quarantine")) == [
+        ("q1", "sampled_answer", reason), ("q2", "reward_logps", reason)
+    ]  # fmt: skip
+    assert {row["idx"] for row in read(tmp_path / "work/reward_logps")} == {"q0"}
+
+
+def test_memory_that_no_question_fits_ends_the_run_and_quarantines_nothing(config, tmp_path, monkeypatch):
+    dataset = write(tmp_path / "questions.parquet", [("q0", "What is it?", png(Image.new("RGB", (60, 60))))])
+
+    def fails(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    for module in (sample, score):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "prefix", fails)
+            work = tmp_path / module.__name__
+            with pytest.raises(UserError, match="no room for a single question"):
+                pipeline.run(config(dataset, work_dir=str(work)))
+        assert not (work / "quarantine").exists()
