@@ -49,7 +49,7 @@ demo: $(STAMP) ## pictures, two ranks of the engine, and how much less the chose
 	$(BIN)/python -m data_engine.demo judge $(DEMO_DIR)/work $(DEMO_DIR)/questions.parquet
 
 demo-models: $(STAMP) ## train the demo's two tiny models again (minutes)
-	$(BIN)/python -m data_engine.demo.train engine/demo/checkpoints
+	$(BIN)/python -m data_engine.demo.train engine/data_engine/demo/checkpoints
 
 run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [ARGS="--limit 100"]
 	@test -n "$(CONFIG)" || { echo 'make: which job? make run CONFIG=configs/llava-1.5-7b.yaml' >&2; exit 2; }

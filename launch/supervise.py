@@ -126,7 +126,7 @@ def main(flags: list[str]) -> int:
     listen(received)
 
     # Tests put a stand-in in the command line's place.
-    program = os.environ.get("DATA_ENGINE_PROGRAM", "data_engine.cli")
+    program = os.environ.get("DATA_ENGINE_PROGRAM", "data_engine")
     # Once, before any rank starts: the launcher would bury the message under tracebacks.
     code = subprocess.call([sys.executable, "-m", program, "validate", *flags])
     if code or received:

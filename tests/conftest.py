@@ -43,10 +43,10 @@ def place(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def config(goldens, tmp_path, monkeypatch, one_thread):
     """Settings of a quick run; signals stay pytest's."""
-    from data_engine import pipeline
     from data_engine.config import RunConfig
+    from data_engine.job import worker
 
-    monkeypatch.setattr(pipeline.Stop, "listen", lambda stop: stop)
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
 
     def make(dataset: Path, **changes: object) -> RunConfig:
         paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_engine.dataset import Question, Questions, load_questions
-from data_engine.records import IMAGE, UserError
+from data_engine.questions.dataset import Question, Questions, load_questions
+from data_engine.schemas import IMAGE, UserError
 
 
 def table(ids, idx_type=None, **columns) -> pa.Table:

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_engine import records, units
+from data_engine import schemas
+from data_engine.store import units
 
 ROOT = Path(__file__).parents[1]
 NUM_ANSWERS = 10
@@ -61,7 +62,7 @@ def prepare(folder: Path, num_questions: int) -> tuple[Path, Path]:
     dataset, work_dir = folder / "questions.parquet", folder / "work"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [_picture(number) for number in range(500)]
-    schema = pa.schema([("idx", pa.string()), ("question", pa.string()), ("image", records.IMAGE)])
+    schema = pa.schema([("idx", pa.string()), ("question", pa.string()), ("image", schemas.IMAGE)])
     spans = units.split_units(num_questions, units.auto_unit_size(num_questions))
     with pq.ParquetWriter(dataset, schema) as writer:
         for span in spans:
@@ -114,7 +115,7 @@ def _publish(work_dir: Path, unit: int, span: range, vocabulary: Vocabulary) -> 
     ids = pa.ListArray.from_arrays(starts, pa.array(draw.integers(3, 32000, starts[-1]), pa.int32()))
     answers = [vocabulary.answer(draw, number) for number in num_words]
     finish = ["stop"] * len(answers)
-    schema = records.sampled_answer(pa.string())
+    schema = schemas.sampled_answer(pa.string())
     table = pa.table({**keys, "answer": answers, "token_ids": ids, "finish_reason": finish}, schema)
     units.publish(units.unit_path(work_dir, "sampled_answer", unit), table)
     instruct = -draw.exponential(1, starts[-1])
@@ -126,7 +127,7 @@ def _publish(work_dir: Path, unit: int, span: range, vocabulary: Vocabulary) -> 
         logps = pa.ListArray.from_arrays(starts, pa.array(values, pa.float32()))
         sums = np.add.reduceat(values, starts[:-1])
         columns = {**keys, "token_logps": logps, "sum": sums, "mean": sums / np.diff(starts)}
-        units.publish(units.unit_path(work_dir, stage, unit), pa.table(columns, records.logps(pa.string())))
+        units.publish(units.unit_path(work_dir, stage, unit), pa.table(columns, schemas.logps(pa.string())))
 
 
 def _idx(row: int) -> str:
@@ -144,7 +145,7 @@ def _picture(number: int) -> bytes:
 def measure(folder: Path, num_questions: int) -> Measured:
     """Prepare, run stage 2, and measure it."""
     dataset, work_dir = prepare(folder, num_questions)
-    checkpoints = ROOT / "engine/demo/checkpoints"
+    checkpoints = ROOT / "engine/data_engine/demo/checkpoints"
     command = [sys.executable, "-m", "data_engine", "run", "--continue_from_stage", "2", "--threads", "1"]
     for flag, value in (
         ("instruct_model_path", checkpoints / "instruct"), ("reward_model_path", checkpoints / "reward"),

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_engine import pairing, records, units
-from data_engine.dataset import Questions, load_questions
-from data_engine.funnel import Funnel
-from data_engine.units import split_units
+from data_engine import schemas
+from data_engine.pipeline import pair
+from data_engine.preferences.counts import Funnel
+from data_engine.questions.dataset import Questions, load_questions
+from data_engine.store import units
+from data_engine.store.units import split_units
 
 MARKERS = ("<image>", "</s>", " ASSISTANT: ")
 WORDS = ("a", "red", "blue", "small", "large", "cat", "dog", "bus", "sits", "on", "under", "near", "the", "house")
@@ -43,8 +45,8 @@ class World:
     def publish(self, work_dir: Path, order: Callable[[list], None] = lambda rows: None) -> None:
         """Publish every unit of the three stages; `order` may shuffle the rows of each file."""
         questions = self.questions()
-        kinds = {"sampled_answer": records.sampled_answer, "instruct_logps": records.logps}
-        kinds["reward_logps"] = records.logps
+        kinds = {"sampled_answer": schemas.sampled_answer, "instruct_logps": schemas.logps}
+        kinds["reward_logps"] = schemas.logps
         for unit, span in enumerate(self.units()):
             idxs = set(questions.idx[span.start : span.stop])
             own = [row for row in self.rows if row["idx"] in idxs]
@@ -54,7 +56,7 @@ class World:
                 units.publish(units.unit_path(work_dir, stage, unit), table)
 
     def pair(self, work_dir: Path, debug: bool = False, **settings) -> Funnel:
-        return pairing.run(work_dir, self.questions(), self.units(), **SETTINGS | settings, debug=debug)
+        return pair.run(work_dir, self.questions(), self.units(), **SETTINGS | settings, debug=debug)
 
 
 def _record(stage: str, row: dict) -> dict:

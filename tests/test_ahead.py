@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from data_engine.ahead import Writer, ahead
+from data_engine.questions.prefetch import Writer, ahead
 
 
 def test_results_come_in_order_whatever_finishes_first():

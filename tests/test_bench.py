@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from data_engine import bench, bench_machine
-from data_engine.bench_model import Sizes, Subject, drawn_lengths, shape_config, write_checkpoint
-from data_engine.bench_ways import WAYS, ForcedLengths, Ways
-from data_engine.decode import Decoder
+from data_engine.bench import machine
+from data_engine.bench.model import Sizes, Subject, drawn_lengths, shape_config, write_checkpoint
+from data_engine.bench.ways import WAYS, ForcedLengths, Ways
+from data_engine.commands import bench
+from data_engine.sampling.native.scheduler import Decoder
 
 SMALL = Sizes(k=2, questions=2, drawn_questions=3, answer_tokens=5, new_tokens=3, most_tokens=6, rounds=2)
 
@@ -68,7 +69,7 @@ def test_the_gain_of_lookahead_by_hand():
 
 def test_the_estimate_by_hand():
     """A million questions at 3.6 s are 1,000 hours; at 2 kB they are 2 GB."""
-    told = bench_machine.estimate(1_000_000, 3.6, 2000, torch.device("cuda"))
+    told = machine.estimate(1_000_000, 3.6, 2000, torch.device("cuda"))
     assert told == {"questions": 1_000_000, "hours": 1000, "gpu_hours": 1000, "disk_bytes": 2_000_000_000}
 
 
@@ -126,7 +127,7 @@ def test_the_least_time_by_hand(tmp_path, one_thread):
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
     weights, head, prefix = 8 * (4 * 512**2 + 3 * 512 * 1376 + 2 * 512) + 512, 4064 * 512, len(subject.prompt_P)
-    found = bench_machine.least_seconds(subject, {"matmul_flops": 1e9, "read_bytes": 1e6})
+    found = machine.least_seconds(subject, {"matmul_flops": 1e9, "read_bytes": 1e6})
     assert found["engine, scoring"] == pytest.approx(2 * (weights * (prefix + 8) + head * 10) / 1e9)
     read = 4 * (weights + head) + 2 * prefix * 2 * 8 * 512 * 4 + 4 * 1 * 2 * 8 * 512 * 4
     assert found["engine, sampling"] == pytest.approx(2 * 2 * weights * prefix / 1e9 + 2 * read / 1e6)

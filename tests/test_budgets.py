@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from data_engine.budgets import Needs, budgets, memory_bytes
-from data_engine.caches import num_slots
+from data_engine.sampling.memory import Needs, budgets, memory_bytes
+from data_engine.sampling.native.kv_cache import num_slots
 
 GB = 10**9
 # LLaVA-1.5-7B in bfloat16: 32 layers x 32 heads x 128 wide, keys and values.
@@ -44,7 +44,7 @@ def test_slots_are_two_and_a_half_times_the_questions_that_fill_the_rows(rows, k
 
 def test_the_peak_of_a_process_on_the_cpu_counts_what_it_held_and_let_go():
     code = (
-        "import torch; from data_engine.budgets import peak_bytes as peak; cpu = torch.device('cpu'); "
+        "import torch; from data_engine.sampling.memory import peak_bytes as peak; cpu = torch.device('cpu'); "
         "before = peak(cpu); torch.ones(50_000_000); print(peak(cpu) - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

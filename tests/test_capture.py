@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data_engine import steps
-from data_engine.caches import Caches
 from data_engine.models.base import VisionLanguageModel, prefix
-from data_engine.sampler import SamplingParams
-from data_engine.steps import Steps
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native import model_runner
+from data_engine.sampling.native.kv_cache import Caches
+from data_engine.sampling.native.model_runner import Steps
 
 aten = torch.ops.aten
 # Their results, or the shapes of these, are read on the host.
@@ -51,7 +51,7 @@ def prompts(model, golden_rows, golden_images) -> list[Tensor]:
 def made(model, prompts, monkeypatch) -> Callable[[SamplingParams], Steps]:
     """Steps of a GPU with one prompt in slot 1 and answers in rows 0 and 1, but for the kernel, which is CUDA's own."""
     # Its eager formula reads lengths.
-    monkeypatch.setattr(steps, "grouped_decode_attention", lambda query, *rest: torch.zeros_like(query))
+    monkeypatch.setattr(model_runner, "grouped_decode_attention", lambda query, *rest: torch.zeros_like(query))
 
     def make(params: SamplingParams) -> Steps:
         found = Steps(model, Caches(model, 32, 4, 200, paged=True), params, 10)

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from data_engine.claims import LAPSE_S, Claims
+from data_engine.store.claims import LAPSE_S, Claims
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from data_engine.claims import Claims
+from data_engine.store.claims import Claims
 with Claims(Path(sys.argv[1]), 1).hold("sampled_answer", 4) as taken:
     print(taken, flush=True)
     time.sleep(600)

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from stage2_world import World, make_world
 
-from data_engine import cli
+from data_engine.commands import main
 from data_engine.config import RunConfig
-from data_engine.records import IMAGE, IncompleteError, UserError
+from data_engine.schemas import IMAGE, IncompleteError, UserError
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate")
 
@@ -55,16 +55,16 @@ def flags(job: dict[str, str], **changed: str) -> list[str]:
 
 
 def test_help_lists_the_commands_and_imports_nothing_heavy():
-    code = "import sys; from data_engine.cli import main; main(['--help'])"
+    code = "import sys; from data_engine.commands.main import main; main(['--help'])"
     code += f"; print([m for m in {HEAVY} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     *lines, heavy = result.stdout.splitlines()
     assert heavy == "[]"
-    assert all(any(line.startswith(f"  {name} ") for line in lines) for name in cli.COMMANDS)
+    assert all(any(line.startswith(f"  {name} ") for line in lines) for name in main.COMMANDS)
 
 
 def test_the_help_of_run_shows_every_flag_and_imports_nothing_heavy():
-    code = "import sys, atexit; from data_engine.cli import main"
+    code = "import sys, atexit; from data_engine.commands.main import main"
     code += f"; atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules])); main(['run', '--help'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
@@ -73,19 +73,19 @@ def test_the_help_of_run_shows_every_flag_and_imports_nothing_heavy():
 
 
 def test_no_command_and_an_unknown_one_are_refused():
-    assert call() == refused("which command? usage: data-engine {" + ",".join(cli.COMMANDS) + "} ...")
+    assert call() == refused("which command? usage: data-engine {" + ",".join(main.COMMANDS) + "} ...")
     assert call("vaildate") == refused('unknown command "vaildate"; did you mean validate?')
 
 
 def test_the_version_is_told(capsys):
-    assert cli.main(["--version"]) == 0
+    assert main.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("data-engine 0.")
 
 
 def test_every_command_of_the_table_exists():
     import importlib
 
-    for target, text in cli.COMMANDS.values():
+    for target, text in main.COMMANDS.values():
         module, _, function = target.partition(":")
         assert callable(getattr(importlib.import_module(module), function))
         assert text
@@ -106,27 +106,27 @@ def test_an_error_ends_with_its_exit_code_and_its_message_alone(monkeypatch, cap
     def fail(argv):
         raise error
 
-    monkeypatch.setattr(cli, "run", fail)
-    assert cli.main(["run"]) == code
+    monkeypatch.setattr(main, "run", fail)
+    assert main.main(["run"]) == code
     assert capsys.readouterr() == ("", says)
 
 
 def test_a_bug_ends_with_one_and_a_traceback(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "run", lambda argv: 1 // 0)
-    assert cli.main(["run"]) == 1
+    monkeypatch.setattr(main, "run", lambda argv: 1 // 0)
+    assert main.main(["run"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_the_exit_code_of_a_command_is_passed_on(monkeypatch):
-    monkeypatch.setattr(cli, "run", lambda argv: 75)
-    assert cli.main(["run"]) == 75
+    monkeypatch.setattr(main, "run", lambda argv: 75)
+    assert main.main(["run"]) == 75
 
 
 # validate, and what run refuses before any model
 
 
 def test_validate_says_what_it_found_writes_nothing_and_imports_nothing_heavy(job, tmp_path):
-    code = f"import sys; from data_engine.cli import main; code = main({['validate', *flags(job)]!r})"
+    code = f"import sys; from data_engine.commands.main import main; code = main({['validate', *flags(job)]!r})"
     code += f"; print([m for m in {HEAVY} if m in sys.modules], code)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     says = "valid: 2 questions, 10 answers each; instruct and reward model: llava and llava; work_dir runs/one"
@@ -150,7 +150,7 @@ def test_defect_34_a_missing_path_is_an_error_and_no_placeholder(job, tmp_path):
 
 
 def test_run_refuses_a_wrong_value_before_anything_heavy_is_imported(job, tmp_path):
-    code = f"import sys; from data_engine.cli import main; main({['run', *flags(job, sample_k='1')]!r})"
+    code = f"import sys; from data_engine.commands.main import main; main({['run', *flags(job, sample_k='1')]!r})"
     code += f"; print([m for m in {HEAVY} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
@@ -175,7 +175,7 @@ def test_run_refuses_a_wrong_value_before_anything_heavy_is_imported(job, tmp_pa
 )
 def test_bad_input_exits_with_2_and_says_what_to_mend(job, tmp_path, monkeypatch, capsys, changed, says):
     monkeypatch.chdir(tmp_path)
-    code = cli.main(["validate", *flags(job, **changed)])
+    code = main.main(["validate", *flags(job, **changed)])
     assert (code, *capsys.readouterr()) == refused(says)
 
 
@@ -197,7 +197,7 @@ def test_a_missing_column_exits_with_2_and_those_that_exist_are_listed(job, tmp_
 def test_a_model_folder_without_a_file_exits_with_2_and_names_it(job, tmp_path, monkeypatch, capsys, file):
     (tmp_path / "reward" / file).unlink()
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["validate", *flags(job)]) == 2
+    assert main.main(["validate", *flags(job)]) == 2
     error = capsys.readouterr().err
     assert "reward" in error
     assert (Path(file).suffix if file.startswith("model") else file) in error
@@ -205,7 +205,7 @@ def test_a_model_folder_without_a_file_exits_with_2_and_names_it(job, tmp_path, 
 
 def test_defect_27_an_unknown_model_name_exits_with_2(job, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["validate", *flags(job, instruct_model_name="lava-1.5")]) == 2
+    assert main.main(["validate", *flags(job, instruct_model_name="lava-1.5")]) == 2
     assert "lava-1.5" in capsys.readouterr().err
 
 
@@ -236,16 +236,16 @@ def test_report_writes_the_page_again_from_the_work_dir(finished):
 def test_report_refuses_a_dataset_that_has_changed(finished, capsys):
     world, work_dir = finished
     make_world(world.folder, num_questions=9)
-    assert cli.main(["report", str(work_dir)]) == 2
+    assert main.main(["report", str(work_dir)]) == 2
     assert "is not the dataset that" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
 def test_a_command_about_a_work_dir_takes_one(command, capsys):
     for arguments in ([], ["a", "b"], ["--watch"]):
-        assert cli.main([command, *arguments]) == 2
+        assert main.main([command, *arguments]) == 2
         assert f"usage: data-engine {command} WORK_DIR" in capsys.readouterr().err
-    assert cli.main([command, "--help"]) == 0
+    assert main.main([command, "--help"]) == 0
 
 
 def test_status_of_a_folder_that_is_no_work_dir_exits_with_2(tmp_path):

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from question_files import only, refusal, table, write, write_jsonl
 
-from data_engine.dataset import Questions, load_questions
-from data_engine.records import IMAGE, UserError
-from data_engine.sources import DatasetsSource
+from data_engine.questions.dataset import Questions, load_questions
+from data_engine.questions.sources import DatasetsSource
+from data_engine.schemas import IMAGE, UserError
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 
@@ -290,7 +290,8 @@ def test_a_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path, saved):
 
 def test_reading_questions_imports_neither_torch_nor_datasets(tmp_path):
     path = write(tmp_path / "q.parquet", [1])
-    code = f"import sys; from data_engine.dataset import load_questions as load; list(load({path!r}).rows(range(1)))"
+    code = "import sys; from data_engine.questions.dataset import load_questions as load"
+    code += f"; list(load({path!r}).rows(range(1)))"
     code += "; print([name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

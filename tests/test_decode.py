@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from data_engine import sample_answers
-from data_engine.answers import Request
-from data_engine.attention import forward, positions
-from data_engine.decode import sample
+from data_engine.models.attention import forward, positions
 from data_engine.models.base import prefix
-from data_engine.sampler import SamplingParams, next_tokens
+from data_engine.sampling.draw import SamplingParams, next_tokens
+from data_engine.sampling.native.scheduler import sample
+from data_engine.sampling.requests import Request
 from data_engine.seeds import seed_for
 
 PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)

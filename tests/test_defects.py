@@ -13,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_engine import load_model, pipeline, score, score_answers
+import data_engine
+from data_engine import load_model, score_answers
 from data_engine.config import RunConfig
-from data_engine.records import STAGES
+from data_engine.job import worker
+from data_engine.pipeline import score
+from data_engine.schemas import STAGES
 
 # Why a number has no test.
 CANNOT_OCCUR = {
@@ -36,10 +39,10 @@ def run(goldens, tmp_path_factory, one_thread) -> tuple[Path, Counter]:
     paths |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": work_dir}
     settings = {"sample_k": 5, "rank": 2, "distance": 1000, "max_new_tokens": 8, "threads": 1, "unit_size": 3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.Stop, "listen", lambda stop: stop)
+        patch.setattr(worker.Stop, "listen", lambda stop: stop)
         patch.setattr(Llava, "encode_images", lambda *a: calls.update(["image"]) or encode(*a))
         patch.setattr(score, "score_pass", lambda *a: calls.update(["packed"]) or packed(*a))
-        assert pipeline.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
+        assert worker.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
     return work_dir, calls
 
 
@@ -110,10 +113,10 @@ def test_a_run_needs_neither_gpu_nor_collective_defects_11_and_25(run):
     A process group is made for split models alone, whose ranks agree on each call: tests/distributed/test_lock_step.py.
     """
     assert not torch.distributed.is_initialized()
-    sources = {path.stem: path.read_text() for path in Path(pipeline.__file__).parent.rglob("*.py")}
+    sources = {path.stem: path.read_text() for path in Path(data_engine.__file__).parent.rglob("*.py")}
     assert not [name for name, text in sources.items() if re.search(r"\bbarrier\(|\ball_gather\w*\(", text)]
     assert [name for name, text in sources.items() if "init_process_group" in text] == ["ranks"]
-    assert [name for name, text in sources.items() if "all_reduce(" in text] == ["lockstep"]
+    assert [name for name, text in sources.items() if "all_reduce(" in text] == ["lock_step"]
 
 
 def test_files_with_any_number_of_rows_line_up_defects_13_and_33(run):
@@ -165,9 +168,9 @@ def test_what_is_published_is_kept_by_a_second_run_defect_42(run, goldens):
     config = json.loads((work_dir / "run.json").read_text())["config"]
     before = {path: path.stat().st_mtime_ns for stage in STAGES for path in (work_dir / stage).iterdir()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.Stop, "listen", lambda stop: stop)
-        patch.setattr(pipeline, "load_model", lambda *a, **b: pytest.fail("nothing was left to compute"))
-        assert pipeline.run(RunConfig(**config)) == 0
+        patch.setattr(worker.Stop, "listen", lambda stop: stop)
+        patch.setattr(worker, "load_model", lambda *a, **b: pytest.fail("nothing was left to compute"))
+        assert worker.run(RunConfig(**config)) == 0
     assert {path: path.stat().st_mtime_ns for stage in STAGES for path in (work_dir / stage).iterdir()} == before
 
 
@@ -175,8 +178,8 @@ def test_one_model_is_held_at_a_time_defect_43(goldens, tmp_path, monkeypatch):
     import gc
     import weakref
 
-    monkeypatch.setattr(pipeline.Stop, "listen", lambda stop: stop)
-    loaded, load = [], pipeline.load_model
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+    loaded, load = [], worker.load_model
 
     def tracked(*arguments, **options):
         gc.collect()
@@ -185,11 +188,11 @@ def test_one_model_is_held_at_a_time_defect_43(goldens, tmp_path, monkeypatch):
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(pipeline, "load_model", tracked)
+    monkeypatch.setattr(worker, "load_model", tracked)
     paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
     paths |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": tmp_path / "work"}
     settings = {"sample_k": 2, "rank": 1, "max_new_tokens": 2, "threads": 1, "limit": 2}
-    assert pipeline.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
+    assert worker.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
     assert len(loaded) == 2
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from data_engine import disk
+from data_engine.store import disk
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from stage2_world import dataset_rows, digest, make_world, picture
 
-from data_engine import exports, records
-from data_engine.dataset import load_questions
-from data_engine.exports import write_dataset
-from data_engine.records import without_image_marker
-from data_engine.scratch import scratch_folder
-from data_engine.units import split_units
+from data_engine import schemas
+from data_engine.exports import rlaif_v
+from data_engine.exports.rlaif_v import write_dataset
+from data_engine.questions.dataset import load_questions
+from data_engine.schemas import without_image_marker
+from data_engine.store.folders import scratch_folder
+from data_engine.store.units import split_units
 
 
 def kept_pairs(idxs, each=3):
@@ -82,7 +83,7 @@ def test_every_place_is_equally_likely_for_a_pair(world, tmp_path):
     pairs = kept_pairs(["q001", "q002"], each=2)
     firsts = Counter()
     for seed in range(400):
-        places = [exports.seed_for(seed, "place", p["idx"], p["chosen_index"], p["rejected_index"]) for p in pairs]
+        places = [rlaif_v.seed_for(seed, "place", p["idx"], p["chosen_index"], p["rejected_index"]) for p in pairs]
         firsts[places.index(min(places))] += 1
     # 100 each; the standard deviation is 8.7.
     assert all(65 < firsts[at] < 135 for at in range(4))
@@ -91,17 +92,17 @@ def test_every_place_is_equally_likely_for_a_pair(world, tmp_path):
 @pytest.mark.parametrize("bucket_pairs", [1, 7, 60])
 def test_the_number_of_buckets_does_not_show_in_the_result(world, pairs, tmp_path, monkeypatch, bucket_pairs):
     export(world, tmp_path / "one", pairs)
-    monkeypatch.setattr(exports, "BUCKET_PAIRS", bucket_pairs)
+    monkeypatch.setattr(rlaif_v, "BUCKET_PAIRS", bucket_pairs)
     export(world, tmp_path / "many", pairs)
     assert digest(tmp_path / "many") == digest(tmp_path / "one")
 
 
 def test_the_number_of_open_files_is_bounded(world, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(exports, "BUCKET_PAIRS", 1)
-    monkeypatch.setattr(exports, "MAX_BUCKETS", 5)
+    monkeypatch.setattr(rlaif_v, "BUCKET_PAIRS", 1)
+    monkeypatch.setattr(rlaif_v, "MAX_BUCKETS", 5)
     opened = []
     real = pa.ipc.new_file
-    monkeypatch.setattr(exports.pa.ipc, "new_file", lambda *args: opened.append(1) or real(*args))
+    monkeypatch.setattr(rlaif_v.pa.ipc, "new_file", lambda *args: opened.append(1) or real(*args))
     export(world, tmp_path, pairs)
     assert len(opened) == 5
 
@@ -113,7 +114,7 @@ def test_row_groups_have_about_a_hundred_rows(world, pairs, tmp_path):
 
 
 def test_heavy_images_make_smaller_row_groups(world, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(exports, "ROW_GROUP_BYTES", 4000)
+    monkeypatch.setattr(rlaif_v, "ROW_GROUP_BYTES", 4000)
     export(world, tmp_path, pairs)
     file = pq.ParquetFile(tmp_path / "dataset/dpo_dataset.parquet")
     sizes = [file.read_row_group(group).nbytes for group in range(file.num_row_groups)]
@@ -125,8 +126,8 @@ def test_a_large_dataset_is_split_into_numbered_files_with_the_same_rows_in_the_
     world, pairs, tmp_path, monkeypatch
 ):
     export(world, tmp_path / "whole", pairs)
-    monkeypatch.setattr(exports, "ROW_GROUP_ROWS", 20)
-    monkeypatch.setattr(exports, "FILE_BYTES", 15_000)
+    monkeypatch.setattr(rlaif_v, "ROW_GROUP_ROWS", 20)
+    monkeypatch.setattr(rlaif_v, "FILE_BYTES", 15_000)
     export(world, tmp_path / "split", pairs)
     names = sorted(os.listdir(tmp_path / "split/dataset"))
     assert len(names) > 2
@@ -137,8 +138,8 @@ def test_a_large_dataset_is_split_into_numbered_files_with_the_same_rows_in_the_
 
 def test_a_smaller_dataset_leaves_no_file_of_a_larger_one(world, pairs, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(exports, "ROW_GROUP_ROWS", 20)
-        patch.setattr(exports, "FILE_BYTES", 15_000)
+        patch.setattr(rlaif_v, "ROW_GROUP_ROWS", 20)
+        patch.setattr(rlaif_v, "FILE_BYTES", 15_000)
         export(world, tmp_path, pairs)
     assert len(os.listdir(tmp_path / "dataset")) > 2
     export(world, tmp_path, pairs[:1])
@@ -170,7 +171,7 @@ def test_defect_5_columns_hold_the_values_of_the_input_and_origin_split_is_never
 
 
 def test_no_column_or_file_name_can_break_the_trainer():
-    schema = records.dpo_dataset(pa.string(), records.OPTIONAL_COLUMNS)
+    schema = schemas.dpo_dataset(pa.string(), schemas.OPTIONAL_COLUMNS)
     assert not {"origin_split", "logps"} & set(schema.names)
     assert schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

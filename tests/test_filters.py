@@ -11,8 +11,8 @@ import numpy
 import pytest
 from pairing_goldens import LLAVA_TABLES, V1_TABLES
 
-from data_engine import filters
-from data_engine.filters import FILTERS, PairLengths, identical, length_balance, per_idx, statuses
+from data_engine.preferences import filters
+from data_engine.preferences.filters import FILTERS, PairLengths, identical, length_balance, per_idx, statuses
 from data_engine.seeds import seed_for
 
 TABLES = V1_TABLES + LLAVA_TABLES

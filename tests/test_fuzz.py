@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from stage2_world import MARKERS, World, dataset_rows, pairs_rows
 
-from data_engine import cli, report
-from data_engine.dataset import load_questions
-from data_engine.pairs import build_pairs
-from data_engine.records import UserError
-from data_engine.words import count_words
+from data_engine.commands import main
+from data_engine.preferences.strategies import build_pairs
+from data_engine.preferences.word_count import count_words
+from data_engine.questions.dataset import load_questions
+from data_engine.reporting import page
+from data_engine.schemas import UserError
 
 # A file system that is busy is no finding.
 quietly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -138,7 +139,7 @@ def test_any_bytes_in_the_place_of_a_dataset_end_validate_with_0_or_2(goldens, d
         flags = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
         flags |= {"dataset_path": path, "work_dir": Path(folder, "work")}
         with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.redirect_stdout(io.StringIO()):
-            code = cli.main(["validate", *(f"--{flag}={value}" for flag, value in flags.items())])
+            code = main.main(["validate", *(f"--{flag}={value}" for flag, value in flags.items())])
     assert code == (0 if not cut and not data and name != "q.jsonl" else 2)
     assert "Traceback" not in told.getvalue()
 
@@ -214,9 +215,9 @@ def test_any_answers_end_in_a_report(asked):
         world = world_of(folder, asked)
         world.publish(folder / "work")
         funnel = world.pair(folder / "work")
-        report.write_report(folder / "work", world.questions(), funnel, 64)
-        page = (folder / "work/report/index.html").read_text()
-    assert "<script>" not in page
+        page.write_report(folder / "work", world.questions(), funnel, 64)
+        written = (folder / "work/report/index.html").read_text()
+    assert "<script>" not in written
 
 
 rows_of_pairs = st.lists(

@@ -19,10 +19,10 @@ from hostile_images import mutations
 from PIL import Image
 from run_files import read
 
-from data_engine import image_workers, images
-from data_engine.ahead import ahead
-from data_engine.image_workers import ImageWorkers
-from data_engine.images import BadImage
+from data_engine.questions import image_workers, images
+from data_engine.questions.image_workers import ImageWorkers
+from data_engine.questions.images import BadImage
+from data_engine.questions.prefetch import ahead
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (60, 40)) -> bytes:
@@ -56,7 +56,7 @@ def sabotaged(tmp_path, monkeypatch):
         script = tmp_path / "worker.py"
         script.write_text("\n".join([
             "import ctypes, os, signal, socket, sys, time",
-            "from data_engine import image_workers, images",
+            "from data_engine.questions import image_workers, images",
             "decode = images.decode",
             "def obey(data, limit):",
             "    if data.startswith(b'python:'): exec(data[7:].decode())",
@@ -167,7 +167,7 @@ def test_no_worker_is_left_when_all_is_done():
 def test_a_worker_ends_with_a_rank_that_is_killed(doing):
     """A real SIGKILL; the worker is gone when the pipe that it and the rank alone hold open ends."""
     code = (
-        "import sys, io, os\nfrom PIL import Image\nfrom data_engine.image_workers import ImageWorkers\n"
+        "import sys, io, os\nfrom PIL import Image\nfrom data_engine.questions.image_workers import ImageWorkers\n"
         "workers = ImageWorkers(); workers.start()\n"
         "w = workers._free[0]; w._wait_until_ready()\n"
         "print(w.process.pid, flush=True)\n"
@@ -257,9 +257,9 @@ def hostile_run(config, tmp_path: Path, count: int) -> None:
         for i, data in enumerate(files)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")
-    from data_engine import pipeline
+    from data_engine.job import worker
 
-    assert pipeline.run(config(tmp_path / "questions.parquet", sample_k=2, rank=1, unit_size=16)) == 0
+    assert worker.run(config(tmp_path / "questions.parquet", sample_k=2, rank=1, unit_size=16)) == 0
     answered = {row["idx"] for row in read(tmp_path / "work/sampled_answer")}
     reasons = {row["idx"]: row["reason"] for row in read(tmp_path / "work/quarantine")}
     assert answered | set(reasons) == set(range(count))

@@ -8,7 +8,7 @@ import pytest
 from hostile_images import encode, gradient, mutations, png_header
 from PIL import Image
 
-from data_engine.images import BadImage, check_megapixels, decode, resized_size, to_rgb
+from data_engine.questions.images import BadImage, check_megapixels, decode, resized_size, to_rgb
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from data_engine import logps, score
-from data_engine.dataset import Question
-from data_engine.kernels import reference
-from data_engine.logps import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.models.base import prefix
-from data_engine.score import self_check
+from data_engine.pipeline import score
+from data_engine.pipeline.score import self_check
+from data_engine.questions.dataset import Question
+from data_engine.scoring import logprobs
+from data_engine.scoring.logprobs import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
+from data_engine_kernels import reference
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +74,8 @@ def test_several_questions_in_a_pass_equal_each_alone(instruct, golden_rows, gol
 
 def test_the_tokens_of_a_pass_are_those_that_are_fed(instruct, shared, monkeypatch):
     fed = []
-    original = logps.forward
-    monkeypatch.setattr(logps, "forward", lambda *a: fed.append(a[1].shape[1]) or original(*a))
+    original = logprobs.forward
+    monkeypatch.setattr(logprobs, "forward", lambda *a: fed.append(a[1].shape[1]) or original(*a))
     answers = random_answers([9, 4])
     packed_token_logps(instruct, shared, [*answers, answers[0]])
     assert fed == [pass_tokens(len(shared), [*answers, answers[0]])] == [len(shared) + 8 + 3]

@@ -5,7 +5,10 @@ import torch
 from PIL import Image
 from run_files import png, read, write
 
-from data_engine import decode, logs, pipeline, sample, units
+from data_engine.job import worker
+from data_engine.pipeline import sample
+from data_engine.sampling.native import scheduler
+from data_engine.store import logs, units
 
 NUM_QUESTIONS = 12
 
@@ -24,17 +27,17 @@ def dataset(tmp_path):
 def sampled(config, dataset, tmp_path, monkeypatch):
     """Run stage 0 in units of two, eight answers at a time; what was sampled and left out, and the decode steps."""
     steps = []
-    advance = decode.Steps.next
-    monkeypatch.setattr(decode.Steps, "next", lambda *arguments: steps.append(None) or advance(*arguments))
+    advance = scheduler.Steps.next
+    monkeypatch.setattr(scheduler.Steps, "next", lambda *arguments: steps.append(None) or advance(*arguments))
     monkeypatch.setattr(
-        "data_engine.runfile.budgets", lambda *_: {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
+        "data_engine.job.run_file.budgets", lambda *_: {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
     )
 
     def run(name: str, **flags):
         steps.clear()
         work = tmp_path / name
         settings = {"unit_size": 2, "max_new_tokens": 24, "temperature": 1.0, "stop_after_stage": 0}
-        assert pipeline.run(config(dataset, work_dir=str(work), **settings | flags)) == 0
+        assert worker.run(config(dataset, work_dir=str(work), **settings | flags)) == 0
         return read(work / "sampled_answer"), read(work / "quarantine"), len(steps)
 
     return run
@@ -53,14 +56,14 @@ def test_it_samples_the_same_answers_in_fewer_steps(sampled):
 
 def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampled, monkeypatch):
     events = []
-    publish, stream = units.publish, decode.Decoder.stream
+    publish, stream = units.publish, scheduler.Decoder.stream
 
     def watched(decoder, *arguments):
         yield from stream(decoder, *arguments)
         events.append("drained")
 
     monkeypatch.setattr(units, "publish", lambda path, table: events.append(path.parent.name) or publish(path, table))
-    monkeypatch.setattr(decode.Decoder, "stream", watched)
+    monkeypatch.setattr(scheduler.Decoder, "stream", watched)
     sampled("ahead", lookahead=True)
     assert events.count("drained") == 1
     assert events.index("sampled_answer") < events.index("drained")
@@ -89,7 +92,7 @@ def test_a_unit_is_claimed_when_rows_are_free_for_it_and_not_before(sampled, mon
 
 def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatch):
     answers, _, _ = sampled("plain")
-    calls, prefill = [], decode.Steps.prefill
+    calls, prefill = [], scheduler.Steps.prefill
 
     def fails(*arguments):
         calls.append(None)
@@ -97,7 +100,7 @@ def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatc
             raise torch.OutOfMemoryError("no room")
         return prefill(*arguments)
 
-    monkeypatch.setattr(decode.Steps, "prefill", fails)
+    monkeypatch.setattr(scheduler.Steps, "prefill", fails)
     assert sampled("ahead", lookahead=True)[0] == answers
     retries = {line["unit"]: line.get("out_of_memory") for line in logs.unit_lines(tmp_path / "ahead")}
     assert retries.pop(1) == 1
@@ -105,6 +108,6 @@ def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatc
 
 
 def test_a_row_that_is_an_error_frees_every_claim(sampled, tmp_path):
-    with pytest.raises(pipeline.UserError, match="'bad' cannot be used"):
+    with pytest.raises(worker.UserError, match="'bad' cannot be used"):
         sampled("ahead", lookahead=True, on_bad_row="error")
     assert not list((tmp_path / "ahead/claims").iterdir())

@@ -4,13 +4,15 @@ import pytest
 from PIL import Image
 from run_files import png, read, write
 
-from data_engine import decode, pipeline, sample_answers
-from data_engine.answers import BROKEN, Request
-from data_engine.caches import num_slots
-from data_engine.decode import Decoder
+from data_engine import sample_answers
+from data_engine.job import worker
 from data_engine.models import load_model
 from data_engine.models.base import prefix
-from data_engine.sampler import SamplingParams
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native import scheduler
+from data_engine.sampling.native.kv_cache import num_slots
+from data_engine.sampling.native.scheduler import Decoder
+from data_engine.sampling.requests import BROKEN, Request
 from data_engine.seeds import seed_for
 
 STAGES = ("sampled_answer", "instruct_logps", "reward_logps")
@@ -47,8 +49,8 @@ def run_with(monkeypatch, config, role: str, value: float) -> None:
             breaks_on_white(model, value)
         return model
 
-    monkeypatch.setattr(pipeline, "load_model", load)
-    assert pipeline.run(config) == 0
+    monkeypatch.setattr(worker, "load_model", load)
+    assert worker.run(config) == 0
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def run_with(monkeypatch, config, role: str, value: float) -> None:
 def test_a_question_with_numbers_that_are_none_is_quarantined(
     config, dataset, tmp_path, monkeypatch, role, stage, value
 ):
-    assert pipeline.run(config(dataset, work_dir=str(tmp_path / "sound"))) == 0
+    assert worker.run(config(dataset, work_dir=str(tmp_path / "sound"))) == 0
     run_with(monkeypatch, config(dataset), role, value)
     [row] = read(tmp_path / "work/quarantine")
     assert (row["idx"], row["stage"]) == ("q2", stage)
@@ -82,9 +84,9 @@ def test_a_question_that_breaks_in_the_first_pass_is_not_what_the_self_check_loo
     photos = [Image.new("RGB", (60, 60), "white"), Image.effect_noise((60, 60), 40).convert("RGB")]
     dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
     checked = []
-    original = pipeline.score_unit.__globals__["self_check"]
+    original = worker.score_unit.__globals__["self_check"]
     monkeypatch.setitem(
-        pipeline.score_unit.__globals__, "self_check", lambda *a: checked.append(float(original(*a))) or checked[-1]
+        worker.score_unit.__globals__, "self_check", lambda *a: checked.append(float(original(*a))) or checked[-1]
     )
     run_with(monkeypatch, config(dataset), "reward", float("nan"))
     assert len(checked) == 2
@@ -110,7 +112,7 @@ def test_a_row_that_breaks_late_leaves_nothing_behind_in_its_place(
         asked.append(Request(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
     expected = Decoder(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
     steps = []
-    advance = decode.Steps._advance
+    advance = scheduler.Steps._advance
 
     def breaking(self, which, layout):
         steps.append(None)
@@ -128,7 +130,7 @@ def test_a_row_that_breaks_late_leaves_nothing_behind_in_its_place(
         finally:
             monkeypatch.setattr(self.model, "embed_tokens", embed)
 
-    monkeypatch.setattr(decode.Steps, "_advance", breaking)
+    monkeypatch.setattr(scheduler.Steps, "_advance", breaking)
     decoder = Decoder(instruct, 16, slots, fused)
     decoder.lag = lag
     found = decoder.sample(asked, PARAMS)

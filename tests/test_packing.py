@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_engine import load_model, packing
-from data_engine.attention import Bounds, flash
-from data_engine.logps import Scored, packed_token_logps, plain_token_logps, score_pass
+from data_engine import load_model
+from data_engine.models.attention import Bounds, flash
 from data_engine.models.base import prefix
-from data_engine.packing import Flash, Packed, PackedQuestion
+from data_engine.scoring import packed_attention
+from data_engine.scoring.logprobs import Scored, packed_token_logps, plain_token_logps, score_pass
+from data_engine.scoring.packed_attention import Flash, Packed, PackedQuestion
 
 # Prefixes and answers of several questions: answers without tokens, and a question that has no other.
 PREFIXES, ANSWERS = [50, 9, 20, 3], [[7, 0, 1, 30], [4], [0, 0], [0, 11]]
@@ -40,8 +41,8 @@ def plain_flash(
 def as_on_a_gpu(monkeypatch) -> list[bool]:
     """Whether the calls of flash attention were causal, in turn."""
     calls: list[bool] = []
-    monkeypatch.setattr(packing, "flash", lambda *a: calls.append(a[5]) or plain_flash(*a))
-    monkeypatch.setattr(packing, "has_flash", lambda *a: True)
+    monkeypatch.setattr(packed_attention, "flash", lambda *a: calls.append(a[5]) or plain_flash(*a))
+    monkeypatch.setattr(packed_attention, "has_flash", lambda *a: True)
     return calls
 
 
@@ -82,8 +83,8 @@ def test_every_layout_is_the_dense_mask(family, way, request, monkeypatch, as_on
         monkeypatch.setattr(PackedQuestion, name, lambda *a, o=original, short=short: used.append(short) or o(*a))
     if way == "as a batch":
         monkeypatch.setattr(PackedQuestion, "_in_parts", PackedQuestion._as_batch)
-    monkeypatch.setattr(packing, "has_flash", lambda *a: way == "flash")
-    layout = packing.packed_layout(PREFIXES, ANSWERS, torch.device("cpu"), torch.float32, 16)
+    monkeypatch.setattr(packed_attention, "has_flash", lambda *a: way == "flash")
+    layout = packed_attention.packed_layout(PREFIXES, ANSWERS, torch.device("cpu"), torch.float32, 16)
     torch.testing.assert_close(layout.attend(0, *parts, 0.3), plain(parts, 0.3), rtol=0, atol=1e-5)
     assert (set(used), as_on_a_gpu) == ((set(), [True, False]) if way == "flash" else ({way}, []))
 
@@ -117,7 +118,9 @@ def test_bf16_is_no_worse_than_the_plain_path(goldens, instruct, golden_images, 
     half = load_model(None, str(goldens / "llava/instruct"), device="cpu", dtype="bfloat16")
     generator = torch.Generator().manual_seed(360)
     ids = [torch.randint(3, 1000, (60,), generator=generator).tolist() for _ in range(6)]
-    monkeypatch.setattr(packing, "has_flash", lambda device, dtype, width: on_a_gpu and dtype == torch.bfloat16)
+    monkeypatch.setattr(
+        packed_attention, "has_flash", lambda device, dtype, width: on_a_gpu and dtype == torch.bfloat16
+    )
     shared = prefix(instruct, instruct.pixels(golden_images[0], True, 64), "What is in the picture?")
     shared_half = prefix(half, half.pixels(golden_images[0], True, 64), "What is in the picture?")
     exact = torch.cat(packed_token_logps(instruct, shared, ids))
@@ -140,11 +143,11 @@ def test_flash_asks_torch_as_torch_declares_it():
 def test_flash_is_for_half_precision_on_recent_gpus_alone(monkeypatch):
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert packing.has_flash(gpu, torch.bfloat16, 128)
-    assert packing.has_flash(gpu, torch.float16, 64)
-    assert not packing.has_flash(gpu, torch.float32, 128)
-    assert not packing.has_flash(cpu, torch.bfloat16, 128)
-    assert not packing.has_flash(gpu, torch.bfloat16, 20)
-    assert not packing.has_flash(gpu, torch.bfloat16, 512)
+    assert packed_attention.has_flash(gpu, torch.bfloat16, 128)
+    assert packed_attention.has_flash(gpu, torch.float16, 64)
+    assert not packed_attention.has_flash(gpu, torch.float32, 128)
+    assert not packed_attention.has_flash(cpu, torch.bfloat16, 128)
+    assert not packed_attention.has_flash(gpu, torch.bfloat16, 20)
+    assert not packed_attention.has_flash(gpu, torch.bfloat16, 512)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert not packing.has_flash(gpu, torch.bfloat16, 128)
+    assert not packed_attention.has_flash(gpu, torch.bfloat16, 128)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_engine.answers import Request, Row
-from data_engine.pages import SEEN, Pages, num_pages
+from data_engine.sampling.native.page_allocator import SEEN, Pages, num_pages
+from data_engine.sampling.requests import Request, Row
 
 
 def row(pages: Pages, number: int) -> Row:

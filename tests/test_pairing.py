@@ -15,9 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from stage2_world import MARKERS, dataset_rows, digest, make_world, pairs_rows, picture
 
-from data_engine import build_pairs, draft, filters, pairing, records, units
-from data_engine.records import IncompleteError, UserError
-from data_engine.words import count_words
+from data_engine import build_pairs, schemas
+from data_engine.pipeline import pair
+from data_engine.preferences import candidates, filters
+from data_engine.preferences.word_count import count_words
+from data_engine.schemas import IncompleteError, UserError
+from data_engine.store import units
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +57,13 @@ def test_pairs_and_statuses_are_those_of_all_rows_taken_together(world, work_dir
     expected = expected_pairs(world.rows)
     rows = pairs_rows(work_dir)
     assert [(*key(row), row["status"]) for row in rows] == [
-        (pair.idx, pair.chosen_index, pair.rejected_index, status) for pair, status in expected
+        (one.idx, one.chosen_index, one.rejected_index, status) for one, status in expected
     ]
     assert {"kept", "per_idx", "length_balance"} == {row["status"] for row in rows}
-    for row, (pair, _) in zip(rows, expected, strict=True):
-        assert (row["chosen"], row["rejected"]) == (pair.chosen, pair.rejected)
-        assert row["chosen_sum"] == pytest.approx(pair.chosen_sum, abs=1e-12)
-        assert row["rejected_avg"] == pytest.approx(pair.rejected_avg, abs=1e-12)
+    for row, (one, _) in zip(rows, expected, strict=True):
+        assert (row["chosen"], row["rejected"]) == (one.chosen, one.rejected)
+        assert row["chosen_sum"] == pytest.approx(one.chosen_sum, abs=1e-12)
+        assert row["rejected_avg"] == pytest.approx(one.rejected_avg, abs=1e-12)
         assert row["chosen_words"] == count_words(row["chosen"])
 
 
@@ -86,7 +89,7 @@ def test_the_funnel_counts_every_question_answer_and_pair_once(world, work_dir):
     assert funnel.candidate_pairs == statuses.total()
     assert funnel.dropped == {name: statuses[name] for name in filters.FILTERS}
     assert funnel.written == statuses["kept"] == len(dataset_rows(work_dir))
-    assert pairing.read_funnel(work_dir) == funnel
+    assert pair.read_funnel(work_dir) == funnel
 
 
 def test_the_funnel_prints_as_an_aligned_table(world, work_dir):
@@ -120,7 +123,7 @@ def test_the_pairs_held_in_memory_before_they_are_written_do_not_show_in_the_res
 ):
     world.pair(work_dir)
     world.publish(tmp_path / "other")
-    monkeypatch.setattr(draft, "DRAFT_ROWS", 10)
+    monkeypatch.setattr(candidates, "DRAFT_ROWS", 10)
     world.pair(tmp_path / "other")
     assert pq.read_metadata(tmp_path / "other/pairs/pairs.parquet").num_row_groups > 3
     assert pairs_rows(tmp_path / "other") == pairs_rows(work_dir)
@@ -156,7 +159,7 @@ def test_pairs_carry_the_settings_that_made_them(world, work_dir):
 
 def test_pairs_have_the_columns_of_their_record(world, work_dir):
     world.pair(work_dir)
-    assert pq.read_schema(work_dir / "pairs/pairs.parquet").equals(records.pairs(pa.string()))
+    assert pq.read_schema(work_dir / "pairs/pairs.parquet").equals(schemas.pairs(pa.string()))
 
 
 def test_defect_31_an_integer_idx_keeps_its_type_and_groups_its_answers(tmp_path):
@@ -166,7 +169,7 @@ def test_defect_31_an_integer_idx_keeps_its_type_and_groups_its_answers(tmp_path
     assert pq.read_schema(tmp_path / "work/dataset/dpo_dataset.parquet").field("idx").type == pa.int64()
     assert pq.read_schema(tmp_path / "work/pairs/pairs.parquet").field("idx").type == pa.int64()
     assert [key(row) for row in pairs_rows(tmp_path / "work")] == [
-        (pair.idx, pair.chosen_index, pair.rejected_index) for pair, _ in expected_pairs(world.rows)
+        (one.idx, one.chosen_index, one.rejected_index) for one, _ in expected_pairs(world.rows)
     ]
 
 
@@ -191,13 +194,13 @@ def test_fewer_answers_an_empty_unit_and_quarantined_questions_are_counted_and_s
     world.publish(tmp_path / "work")
     for unit, idxs in ((0, ["q005", "q005"]), (1, [f"q{number:03d}" for number in range(8, 16)])):
         rows = [{"idx": idx, "stage": "sampled_answer", "reason": "broken"} for idx in idxs]
-        table = pa.Table.from_pylist(rows, records.quarantine(pa.string()))
+        table = pa.Table.from_pylist(rows, schemas.quarantine(pa.string()))
         units.publish(units.unit_path(tmp_path / "work", "quarantine", unit), table)
     funnel = world.pair(tmp_path / "work")
     assert (funnel.questions, funnel.quarantined, funnel.answers) == (24, 9, 15 * 6 - 1)
     untouched = [p for p, _ in whole if p.idx not in gone | {"q003"}]
     found = [key(row) for row in pairs_rows(tmp_path / "work") if row["idx"] != "q003"]
-    assert found == [(pair.idx, pair.chosen_index, pair.rejected_index) for pair in untouched]
+    assert found == [(one.idx, one.chosen_index, one.rejected_index) for one in untouched]
 
 
 def test_defects_7_8_and_14_answers_that_cannot_rank_are_counted_by_reason(tmp_path):
@@ -289,7 +292,10 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from stage2_world import World
-from data_engine import exports, pairing, scratch, units
+from data_engine.exports import rlaif_v
+from data_engine.pipeline import pair
+from data_engine.store import folders
+from data_engine.store import units
 
 def die(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -302,12 +308,12 @@ def dies_at_call(function, number):
 World(Path({folder!r}), []).pair(Path({work_dir!r}), debug=True)
 """
 WINDOWS = {
-    "adding candidates": "pairing.Draft.add = dies_at_call(pairing.Draft.add, 5)",
-    "dealing into buckets": "exports._row = dies_at_call(exports._row, 7)",
-    "writing the dataset": "exports.pq.ParquetWriter.close = die",
-    "before the swap": "exports.swap_in = die",
+    "adding candidates": "pair.Draft.add = dies_at_call(pair.Draft.add, 5)",
+    "dealing into buckets": "rlaif_v._row = dies_at_call(rlaif_v._row, 7)",
+    "writing the dataset": "rlaif_v.pq.ParquetWriter.close = die",
+    "before the swap": "rlaif_v.swap_in = die",
     "between the renames": "os.rename = dies_at_call(os.rename, 4)",
-    "after the swap": "scratch.sync_folder = dies_at_call(scratch.sync_folder, 2)",
+    "after the swap": "folders.sync_folder = dies_at_call(folders.sync_folder, 2)",
     "before the pairs are renamed": "os.replace = dies_at_call(os.replace, 3)",
 }
 
@@ -353,7 +359,7 @@ import sys, tracemalloc
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import pyarrow as pa
-from data_engine.words import count_words
+from data_engine.preferences.word_count import count_words
 from stage2_world import World
 count_words("nltk is a large import")
 tracemalloc.start()

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from data_engine.models.base import pick_device
-from data_engine.ranks import Ranks, set_device
-from data_engine.records import UserError
+from data_engine.processes.ranks import Ranks, set_device
+from data_engine.schemas import UserError
 
 WAIT = """
 import sys, time
-from data_engine.ranks import Stop, Stopped, announce
+from data_engine.processes.ranks import Stop, Stopped, announce
 stop = Stop(grace_s=float(sys.argv[1])).listen()
 announce()
 print("ready", flush=True)
@@ -96,7 +96,7 @@ def test_fewer_ranks_than_asked_for_is_an_error_that_names_the_trap(monkeypatch,
 
 
 def test_a_rank_tells_the_launch_script_its_process_and_its_code(monkeypatch, tmp_path):
-    from data_engine import ranks
+    from data_engine.processes import ranks
 
     monkeypatch.setenv("DATA_ENGINE_EXIT_FILE", str(tmp_path / "exit"))
     monkeypatch.setenv("RANK", "3")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_engine import submit
-from data_engine.arguments import parse
-from data_engine.cli import COMMANDS
+from data_engine.commands import submit
+from data_engine.commands.arguments import parse
+from data_engine.commands.main import COMMANDS
 from data_engine.config import RunConfig
 
 ROOT = Path(__file__).parents[1]

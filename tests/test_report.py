@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 from stage2_world import make_world, pairs_rows, picture
 
-from data_engine import logs, records, units
-from data_engine.report import write_report
+from data_engine import schemas
+from data_engine.reporting.page import write_report
+from data_engine.store import logs, units
 
 TEXT = '<script>alert("x")</script> & "quoted" \'text\' 猫'
 ESCAPED = "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &quot;quoted&quot; &#x27;text&#x27; 猫"
@@ -144,7 +145,7 @@ def test_time_and_quarantine_are_shown_and_escaped(world, tmp_path):
     rows = [{"idx": "x", "stage": "sampled_answer", "reason": TEXT}]
     units.publish(
         units.quarantine_path(tmp_path, "sampled_answer", 0),
-        pa.Table.from_pylist(rows, records.quarantine(pa.string())),
+        pa.Table.from_pylist(rows, schemas.quarantine(pa.string())),
     )
     page = report_of(world, tmp_path)
     texts = [text.strip() for text in Page(page).texts]

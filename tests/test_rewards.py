@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from data_engine import rewards
-from data_engine.rewards import text_rewards, token_rewards, unusable_reward, unusable_text
+from data_engine.rewards import implicit
+from data_engine.rewards.implicit import text_rewards, token_rewards, unusable_reward, unusable_text
 
 INSTRUCT = [-1.0, -2.0, -0.5, -4.0]
 REWARD = [-0.5, -2.5, -0.25, -1.0]
@@ -88,5 +88,5 @@ def test_an_answer_without_two_finite_rewards_never_ranks(total, average, reason
 
 
 def test_every_reason_is_explained():
-    assert {"empty", "marker", "non_finite", "not_scored"} <= rewards.REASONS.keys()
-    assert all(rewards.REASONS.values())
+    assert {"empty", "marker", "non_finite", "not_scored"} <= implicit.REASONS.keys()
+    assert all(implicit.REASONS.values())

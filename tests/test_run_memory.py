@@ -8,23 +8,26 @@ import torch
 from PIL import Image
 from run_files import hostile_rows, png, read, write
 
-from data_engine import decode, logs, pipeline, runfile, sample, score
-from data_engine.records import UserError
+from data_engine.job import run_file, worker
+from data_engine.pipeline import sample, score
+from data_engine.sampling.native import scheduler
+from data_engine.schemas import UserError
+from data_engine.store import logs
 
 
 def budgets_of(monkeypatch, **budgets: int) -> None:
-    found = runfile.budgets
-    monkeypatch.setattr(runfile, "budgets", lambda *a: found(*a) | budgets)
+    found = run_file.budgets
+    monkeypatch.setattr(run_file, "budgets", lambda *a: found(*a) | budgets)
 
 
 def test_budgets_are_frozen_by_the_first_start(config, tmp_path, monkeypatch):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
-    pipeline.run(config(dataset, stop_after_stage=0))
+    worker.run(config(dataset, stop_after_stage=0))
     before = json.loads((tmp_path / "work/run.json").read_text())["frozen"]
     budgets_of(monkeypatch, decode_rows=3, decode_slots=2, score_tokens=7)
     used = []
-    monkeypatch.setattr(pipeline, "score_unit", lambda *a, **b: used.append(a[3]) or score.score_unit(*a, **b))
-    assert pipeline.run(config(dataset, memory_fraction=0.3)) == 0
+    monkeypatch.setattr(worker, "score_unit", lambda *a, **b: used.append(a[3]) or score.score_unit(*a, **b))
+    assert worker.run(config(dataset, memory_fraction=0.3)) == 0
     assert json.loads((tmp_path / "work/run.json").read_text())["frozen"] == before
     assert {settings.tokens_a_pass for settings in used} == {before["score_tokens"]}
 
@@ -36,7 +39,7 @@ def test_other_budgets_give_the_same_answers_and_log_probs(config, tmp_path, mon
     found = []
     for rows, tokens in ((80, 0), (5, 400), (1, 10_000)):
         budgets_of(monkeypatch, decode_rows=rows, decode_slots=3, score_tokens=tokens)
-        assert pipeline.run(config(dataset, work_dir=str(tmp_path / f"{rows}"), stop_after_stage=1)) == 0
+        assert worker.run(config(dataset, work_dir=str(tmp_path / f"{rows}"), stop_after_stage=1)) == 0
         found.append([read(tmp_path / f"{rows}" / stage) for stage in ("sampled_answer", "instruct_logps")])
     for sampled, scored in found[1:]:
         assert sampled == found[0][0]
@@ -48,7 +51,7 @@ def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp
     """The second pass of each stage does not fit."""
     photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 80)]
     dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
-    assert pipeline.run(config(dataset, work_dir=str(tmp_path / "whole"), stop_after_stage=1)) == 0
+    assert worker.run(config(dataset, work_dir=str(tmp_path / "whole"), stop_after_stage=1)) == 0
     calls = []
 
     def fails(name, original):
@@ -60,9 +63,9 @@ def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp
 
         return call
 
-    monkeypatch.setattr(decode.Steps, "next", fails("sample", decode.Steps.next))
+    monkeypatch.setattr(scheduler.Steps, "next", fails("sample", scheduler.Steps.next))
     monkeypatch.setattr(score, "score_pass", fails("score", score.score_pass))
-    assert pipeline.run(config(dataset, stop_after_stage=1)) == 0
+    assert worker.run(config(dataset, stop_after_stage=1)) == 0
     assert read(tmp_path / "work/sampled_answer") == read(tmp_path / "whole/sampled_answer")
     assert len(read(tmp_path / "work/reward_logps")) == 8
     lines = [line for line in logs.unit_lines(tmp_path / "work")]
@@ -78,9 +81,9 @@ def test_a_question_that_exceeds_the_memory_alone_is_quarantined(config, tmp_pat
     rows = [(f"q{i}", text, png(photo)) for i, (text, photo) in enumerate(zip(asked, photos, strict=True))]
     dataset = write(tmp_path / "questions.parquet", rows)
 
-    load, roles = pipeline.load_model, []
+    load, roles = worker.load_model, []
     monkeypatch.setattr(
-        pipeline, "load_model", lambda name, path, **rest: roles.append(Path(path).name) or load(name, path, **rest)
+        worker, "load_model", lambda name, path, **rest: roles.append(Path(path).name) or load(name, path, **rest)
     )
 
     def fails(original, text: str, role: str):
@@ -93,7 +96,7 @@ def test_a_question_that_exceeds_the_memory_alone_is_quarantined(config, tmp_pat
 
     monkeypatch.setattr(sample, "prefix", fails(sample.prefix, asked[1], "instruct"))
     monkeypatch.setattr(score, "prefix", fails(score.prefix, asked[2], "reward"))
-    assert pipeline.run(config(dataset)) == 0
+    assert worker.run(config(dataset)) == 0
     reason = "out of memory, even with one answer at a time"
     assert sorted((row["idx"], row["stage"], row["reason"]) for row in read(tmp_path / "work/quarantine")) == [
         ("q1", "sampled_answer", reason), ("q2", "reward_logps", reason)
@@ -112,5 +115,5 @@ def test_memory_that_no_question_fits_ends_the_run_and_quarantines_nothing(confi
             patch.setattr(module, "prefix", fails)
             work = tmp_path / module.__name__
             with pytest.raises(UserError, match="no room for a single question"):
-                pipeline.run(config(dataset, work_dir=str(work)))
+                worker.run(config(dataset, work_dir=str(work)))
         assert not (work / "quarantine").exists()

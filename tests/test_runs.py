@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from run_files import hostile_rows, png, read, write
 
-from data_engine import pipeline, runfile, units
-from data_engine.records import UserError
+from data_engine.job import run_file, worker
+from data_engine.schemas import UserError
+from data_engine.store import units
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 
@@ -22,7 +23,7 @@ BAD = {"undecodable", "truncated", "empty", "strip", "no question", "no image"}
 
 def test_bad_rows_are_quarantined_with_a_reason_and_the_run_goes_on(config, tmp_path):
     rows = hostile_rows()
-    assert pipeline.run(config(write(tmp_path / "questions.parquet", rows))) == 0
+    assert worker.run(config(write(tmp_path / "questions.parquet", rows))) == 0
     quarantined = {row["idx"]: row["reason"] for row in read(tmp_path / "work/quarantine")}
     assert set(quarantined) == BAD
     assert "60000" in quarantined["strip"]
@@ -42,20 +43,20 @@ def test_on_bad_row_error_stops_with_the_row_and_keeps_published_units(config, t
     good = [(f"good {i}", text, data) for i, (_, text, data) in enumerate([rows[0]] * 4)]
     dataset = write(tmp_path / "questions.parquet", good + rows)
     with pytest.raises(UserError, match="'undecodable' cannot be used"):
-        pipeline.run(config(dataset, on_bad_row="error"))
+        worker.run(config(dataset, on_bad_row="error"))
     assert {row["idx"] for row in read(tmp_path / "work/sampled_answer")} == {f"good {i}" for i in range(4)}
 
 
 def test_a_dataset_of_bad_rows_alone_ends_in_an_empty_dataset(config, tmp_path):
     dataset = write(tmp_path / "questions.parquet", [("a", "What?", b"x"), ("b", "What?", b"y")])
-    assert pipeline.run(config(dataset)) == 0
+    assert worker.run(config(dataset)) == 0
     assert read(tmp_path / "work/dataset") == []
 
 
 def test_a_question_that_leaves_no_room_is_quarantined_defect_30(config, tmp_path):
     whole = png(Image.new("RGB", (60, 60)))
     dataset = write(tmp_path / "questions.parquet", [("long", "why " * 5000, whole), ("short", "why", whole)])
-    assert pipeline.run(config(dataset)) == 0
+    assert worker.run(config(dataset)) == 0
     [row] = read(tmp_path / "work/quarantine")
     assert row["idx"] == "long"
     assert "question too long" in row["reason"]
@@ -65,7 +66,7 @@ def test_integer_ids_stay_integers(config, tmp_path):
     whole = png(Image.effect_noise((60, 60), 80).convert("RGB"))
     rows = [{"idx": i, "question": "What is it?", "image": {"bytes": whole, "path": "x.png"}} for i in (7, 3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")
-    assert pipeline.run(config(tmp_path / "questions.parquet")) == 0
+    assert worker.run(config(tmp_path / "questions.parquet")) == 0
     for folder in ("sampled_answer", "instruct_logps", "pairs", "dataset"):
         [file] = (tmp_path / "work" / folder).glob("*.parquet")
         assert pa.types.is_integer(pq.read_schema(file).field("idx").type)
@@ -73,22 +74,22 @@ def test_integer_ids_stay_integers(config, tmp_path):
 
 def test_models_with_different_tokenizers_compare_sums_and_means(config, goldens, tmp_path, monkeypatch, caplog):
     """The reward model's tokenizer is declared another one: its answers then go over as text."""
-    found = runfile.Checkpoint.find
+    found = run_file.Checkpoint.find
 
     def find(path, name, revision):
         checkpoint = found(path, name, revision)
         other = path.endswith("reward")
         return dataclasses.replace(checkpoint, vocabulary="other") if other else checkpoint
 
-    monkeypatch.setattr(runfile.Checkpoint, "find", staticmethod(find))
-    monkeypatch.setattr(pipeline, "log_to_stderr", lambda ranks: None)
+    monkeypatch.setattr(run_file.Checkpoint, "find", staticmethod(find))
+    monkeypatch.setattr(worker, "log_to_stderr", lambda ranks: None)
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
     with caplog.at_level("WARNING"):
-        assert pipeline.run(config(dataset, debug=True)) == 0
+        assert worker.run(config(dataset, debug=True)) == 0
     assert sum("different tokenizers" in record.message for record in caplog.records) == 1
     sampled, rewarded = read(tmp_path / "work/sampled_answer"), read(tmp_path / "work/reward_logps")
     instructed = read(tmp_path / "work/instruct_logps")
-    model = pipeline.load_model(None, str(goldens / "llava/reward"), device="cpu")
+    model = worker.load_model(None, str(goldens / "llava/reward"), device="cpu")
     for answer, reward, instruct in zip(sampled, rewarded, instructed, strict=True):
         assert len(instruct["token_logps"]) == len(answer["token_ids"])
         assert len(reward["token_logps"]) == len(model.answer_ids("What is it?", answer["answer"]))
@@ -114,7 +115,7 @@ def test_an_omnilmm_pair_goes_through_all_three_stages(config, goldens, omni_ins
 
     questions = goldens / "llava/dataset/questions.parquet"
     settings = config(questions, **paths_of(goldens, "omnilmm", "omnilmm"), instruct_model_name="OmniLMM-12B")
-    assert pipeline.run(settings) == 0
+    assert worker.run(settings) == 0
     work = Path(settings.work_dir)
     sampled = read(work / "sampled_answer")
     assert len(sampled) == 8 * 4
@@ -128,11 +129,11 @@ def test_an_omnilmm_pair_goes_through_all_three_stages(config, goldens, omni_ins
 
 @pytest.mark.parametrize(("instruct", "reward"), [("llava", "omnilmm"), ("omnilmm", "llava")])
 def test_models_of_two_families_compare_the_same_texts(config, goldens, monkeypatch, caplog, instruct, reward):
-    monkeypatch.setattr(pipeline, "log_to_stderr", lambda ranks: None)
+    monkeypatch.setattr(worker, "log_to_stderr", lambda ranks: None)
     questions = goldens / "llava/dataset/questions.parquet"
     settings = config(questions, **paths_of(goldens, instruct, reward), debug=True)
     with caplog.at_level("WARNING"):
-        assert pipeline.run(settings) == 0
+        assert worker.run(settings) == 0
     told = " ".join(record.message for record in caplog.records)
     assert "different tokenizers" in told
     assert f"does not look tuned from the instruct model (family {instruct} against {reward}, hidden_size" in told
@@ -140,7 +141,7 @@ def test_models_of_two_families_compare_the_same_texts(config, goldens, monkeypa
     sampled, instructed, rewarded = (
         read(work / stage) for stage in ("sampled_answer", "instruct_logps", "reward_logps")
     )
-    model = pipeline.load_model(None, settings.reward_model_path, device="cpu")
+    model = worker.load_model(None, settings.reward_model_path, device="cpu")
     table = json.loads((work / "debug/rewards.json").read_text())
     for answer, one, other, row in zip(sampled, instructed, rewarded, table, strict=True):
         assert len(one["token_logps"]) == len(answer["token_ids"])
@@ -154,32 +155,32 @@ def test_models_of_two_families_compare_the_same_texts(config, goldens, monkeypa
 
 def test_only_a_pair_that_cannot_be_one_model_before_and_after_tuning_is_warned_of(goldens):
     llava, omni = (
-        [runfile.Checkpoint.find(str(goldens / family / role), None, None) for role in ("instruct", "reward")]
+        [run_file.Checkpoint.find(str(goldens / family / role), None, None) for role in ("instruct", "reward")]
         for family in ("llava", "omnilmm")
     )
-    assert runfile.kinship_warnings(*llava) == []
-    assert runfile.kinship_warnings(*omni) == []
+    assert run_file.kinship_warnings(*llava) == []
+    assert run_file.kinship_warnings(*omni) == []
     deeper = dataclasses.replace(llava[1], sizes=llava[1].sizes | {"num_hidden_layers": 9})
-    [warning] = runfile.kinship_warnings(llava[0], deeper)
+    [warning] = run_file.kinship_warnings(llava[0], deeper)
     assert "(num_hidden_layers 2 against 9)" in warning
     # transformers' layout may leave a size to its default: what is not there cannot differ
-    assert runfile.kinship_warnings(llava[0], dataclasses.replace(llava[1], sizes={})) == []
-    [warning] = runfile.kinship_warnings(llava[0], omni[1])
+    assert run_file.kinship_warnings(llava[0], dataclasses.replace(llava[1], sizes={})) == []
+    [warning] = run_file.kinship_warnings(llava[0], omni[1])
     assert "family llava against omnilmm" in warning
 
 
 def test_both_stages_see_the_same_pixels_when_asked(config, tmp_path):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
-    pipeline.run(config(dataset, work_dir=str(tmp_path / "padded")))
-    pipeline.run(config(dataset, work_dir=str(tmp_path / "cropped"), same_pixels=True))
+    worker.run(config(dataset, work_dir=str(tmp_path / "padded")))
+    worker.run(config(dataset, work_dir=str(tmp_path / "cropped"), same_pixels=True))
     assert read(tmp_path / "padded/sampled_answer") != read(tmp_path / "cropped/sampled_answer")
 
 
 def test_the_order_of_units_and_their_neighbours_do_not_matter_to_an_answer(config, tmp_path):
     """Random numbers hang on idx: the same question in another place of another dataset gets the same answers."""
     rows = [row for row in hostile_rows() if row[0] in ("good", "gray", "alpha", "marker", "no words")]
-    pipeline.run(config(write(tmp_path / "a.parquet", rows), work_dir=str(tmp_path / "a"), unit_size=2))
-    pipeline.run(config(write(tmp_path / "b.parquet", rows[::-1]), work_dir=str(tmp_path / "b"), unit_size=3))
+    worker.run(config(write(tmp_path / "a.parquet", rows), work_dir=str(tmp_path / "a"), unit_size=2))
+    worker.run(config(write(tmp_path / "b.parquet", rows[::-1]), work_dir=str(tmp_path / "b"), unit_size=3))
     by_id = [
         {(row["idx"], row["sample_index"]): row["token_ids"] for row in read(tmp_path / name / "sampled_answer")}
         for name in "ab"
@@ -191,18 +192,18 @@ def test_another_seed_gives_other_answers(config, tmp_path):
     """Else equal datasets would say nothing."""
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
     for seed in (0, 1):
-        pipeline.run(config(dataset, work_dir=str(tmp_path / str(seed)), seed=seed, stop_after_stage=0))
+        worker.run(config(dataset, work_dir=str(tmp_path / str(seed)), seed=seed, stop_after_stage=0))
     assert read(tmp_path / "0/sampled_answer") != read(tmp_path / "1/sampled_answer")
 
 
 def test_other_pairing_settings_recompute_stage_2_only(config, tmp_path, monkeypatch):
     photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 50, 80)]
     dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
-    assert pipeline.run(config(dataset)) == 0
+    assert worker.run(config(dataset)) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*_*/unit-*.parquet")}
     pairs = read(tmp_path / "work/pairs")
-    monkeypatch.setattr(pipeline, "load_model", lambda *a, **b: pytest.fail("no model is needed for stage 2"))
-    assert pipeline.run(config(dataset, rank=1, beta=0.2)) == 0
+    monkeypatch.setattr(worker, "load_model", lambda *a, **b: pytest.fail("no model is needed for stage 2"))
+    assert worker.run(config(dataset, rank=1, beta=0.2)) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*_*/unit-*.parquet")} == before
     assert len(read(tmp_path / "work/pairs")) < len(pairs)
 
@@ -210,19 +211,19 @@ def test_other_pairing_settings_recompute_stage_2_only(config, tmp_path, monkeyp
 @pytest.mark.parametrize("settings", [{"temperature": 0.9}, {"limit": 1}, {"dtype": "bfloat16"}, {"unit_size": 9}])
 def test_a_work_dir_of_another_configuration_is_refused_by_name(config, tmp_path, settings):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
-    pipeline.run(config(dataset, stop_after_stage=0))
+    worker.run(config(dataset, stop_after_stage=0))
     [name] = settings
     with pytest.raises(UserError, match=rf"{name} was .*, now {next(iter(settings.values()))!r}"):
-        pipeline.run(config(dataset, **settings))
+        worker.run(config(dataset, **settings))
 
 
 def test_a_changed_model_or_dataset_is_refused_by_name(config, goldens, tmp_path):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
-    pipeline.run(config(dataset, stop_after_stage=0))
+    worker.run(config(dataset, stop_after_stage=0))
     with pytest.raises(UserError, match="reward_model was"):
-        pipeline.run(config(dataset, reward_model_path=str(goldens / "llava/instruct")))
+        worker.run(config(dataset, reward_model_path=str(goldens / "llava/instruct")))
     with pytest.raises(UserError, match="dataset was"):
-        pipeline.run(config(write(tmp_path / "questions.parquet", hostile_rows()[5:6])))
+        worker.run(config(write(tmp_path / "questions.parquet", hostile_rows()[5:6])))
 
 
 def test_splitting_a_model_without_deepspeed_is_refused_with_what_to_install(config, tmp_path, monkeypatch):
@@ -231,11 +232,11 @@ def test_splitting_a_model_without_deepspeed_is_refused_with_what_to_install(con
     with pytest.raises(
         UserError, match=r"needs DeepSpeed, .*: pip install 'vlm-data-engine\[zero3\]', or set zero3 to"
     ):
-        pipeline.run(config(dataset, zero3="on"))
+        worker.run(config(dataset, zero3="on"))
 
 
 def test_a_run_says_and_stores_why_its_models_are_not_split(config, tmp_path, capsys):
-    assert pipeline.run(config(write(tmp_path / "questions.parquet", hostile_rows()[:1]))) == 0
+    assert worker.run(config(write(tmp_path / "questions.parquet", hostile_rows()[:1]))) == 0
     stored = json.loads((tmp_path / "work/run.json").read_text())["zero3"]
     assert (stored["split"], stored["asked"], stored["world_size"]) == (False, "auto", 1)
     assert stored["told"].startswith("zero3 auto: each rank holds a whole model (0.0 GB of weights + 8.6 GB of working")
@@ -248,8 +249,8 @@ def test_a_unit_that_cannot_be_written_ends_the_run_and_frees_its_claim(config, 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline.units, "publish", full)
-    assert pipeline.run(config(dataset)) == 75
+    monkeypatch.setattr(worker.units, "publish", full)
+    assert worker.run(config(dataset)) == 75
     assert "No space left on device. Every published unit is kept" in capsys.readouterr().err
     assert not list((tmp_path / "work/claims").iterdir())
     assert not read(tmp_path / "work/sampled_answer")
@@ -259,27 +260,27 @@ def test_a_run_json_of_something_else_is_refused(config, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work/run.json").write_text("[]")
     with pytest.raises(UserError, match=r"not a run\.json of this program"):
-        pipeline.run(config(write(tmp_path / "questions.parquet", hostile_rows()[:1])))
+        worker.run(config(write(tmp_path / "questions.parquet", hostile_rows()[:1])))
 
 
 def test_a_start_while_another_creates_run_json_and_sweeps_takes_that_one(tmp_path, monkeypatch):
     """The other one's pairing comes between this one's write and its link: what this one wrote is gone by then."""
     first = {"bound": {}, "frozen": {}, "versions": {}, "whose": "the other's"}
-    link = runfile.os.link
+    link = run_file.os.link
 
     def late(source, target):
         target.write_text(json.dumps(first))
         units.sweep(tmp_path)
         link(source, target)
 
-    monkeypatch.setattr(runfile.os, "link", late)
-    assert runfile.open_run(tmp_path, {**first, "whose": "this one's"}) == (first, [])
+    monkeypatch.setattr(run_file.os, "link", late)
+    assert run_file.open_run(tmp_path, {**first, "whose": "this one's"}) == (first, [])
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason="../shared/photos is not here")
 def test_real_photographs_go_through_all_three_stages(config, tmp_path):
-    assert pipeline.run(config(PHOTOS, unit_size=8)) == 0
+    assert worker.run(config(PHOTOS, unit_size=8)) == 0
     assert len(read(tmp_path / "work/sampled_answer")) == 32 * 4
     assert not read(tmp_path / "work/quarantine")
     assert read(tmp_path / "work/dataset")

@@ -9,7 +9,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from data_engine.sampler import SamplingParams, candidates, next_tokens, penalise, uniform
+from data_engine.sampling.draw import SamplingParams, candidates, next_tokens, penalise, uniform
 
 MASK = (1 << 64) - 1
 

@@ -11,19 +11,24 @@ import pytest
 import size_proof
 from size_proof import measure, prepare
 
-from data_engine import pipeline, units
 from data_engine.config import RunConfig
-from data_engine.records import IMAGE, STAGES
+from data_engine.job import worker
+from data_engine.schemas import IMAGE, STAGES
+from data_engine.store import units
 
-CHECKPOINTS = Path(__file__).parents[1] / "engine/demo/checkpoints"
+CHECKPOINTS = Path(__file__).parents[1] / "engine/data_engine/demo/checkpoints"
 
 PAIRING = """
 import sys, tracemalloc
 from pathlib import Path
 import pyarrow as pa
-from data_engine import draft, exports, pairing, pairs, seeds
-from data_engine.dataset import load_questions
-from data_engine.units import split_units
+from data_engine import seeds
+from data_engine.preferences import candidates
+from data_engine.exports import rlaif_v
+from data_engine.pipeline import pair
+from data_engine.preferences import strategies
+from data_engine.questions.dataset import load_questions
+from data_engine.store.units import split_units
 
 # What is held until there is enough of it to write is not what grows.
 draft.DRAFT_ROWS = 100
@@ -113,6 +118,6 @@ def test_a_start_with_ten_thousand_units_opens_none_and_lists_each_stage_a_few_t
         stop_after_stage=1, device="cpu", dtype="float32",
     )  # fmt: skip
     # The files are empty: reading one would fail.
-    assert pipeline.run(config) == 0
+    assert worker.run(config) == 0
     # Twice by the job, twice and once a second by the bar.
     assert all(2 <= listed.count(stage) < 20 for stage in STAGES)

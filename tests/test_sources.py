@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from question_files import only, refusal, table, write
 
-from data_engine import dataset, sources
-from data_engine.dataset import load_questions
-from data_engine.records import IMAGE
-from data_engine.sources import ParquetSource
+from data_engine.questions import dataset, sources
+from data_engine.questions.dataset import load_questions
+from data_engine.questions.sources import ParquetSource
+from data_engine.schemas import IMAGE
 
 
 def test_a_parquet_file_gives_its_rows_in_order(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 BUSY = """
 import os, signal, sys, threading, time
-from data_engine import stacks
+from data_engine.processes import stacks
 
 def deep(calls):
     return calls and deep(calls - 1)
@@ -37,7 +37,7 @@ os._exit(0)
 """
 STUCK = """
 import ctypes, signal
-from data_engine import stacks
+from data_engine.processes import stacks
 
 stacks.show_on(signal.SIGUSR2)
 print("ready", flush=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_engine import logs, status
-from data_engine.records import STAGES, UserError
+from data_engine.commands import status
+from data_engine.schemas import STAGES, UserError
+from data_engine.store import logs
 
 NOW = 1_000_000.0
 

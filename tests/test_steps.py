@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_engine import decode, lanes, pages
-from data_engine.answers import TOO_LARGE, Request
-from data_engine.caches import Caches, num_slots
-from data_engine.decode import Decoder
-from data_engine.lanes import EagerRows, Lanes, runs
 from data_engine.models.base import prefix
-from data_engine.pages import PAGE
-from data_engine.records import UserError
-from data_engine.sampler import SamplingParams
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native import cpu_attention, page_allocator, scheduler
+from data_engine.sampling.native.cpu_attention import EagerRows, Lanes, runs
+from data_engine.sampling.native.kv_cache import Caches, num_slots
+from data_engine.sampling.native.model_runner import FusedRows, Steps
+from data_engine.sampling.native.page_allocator import PAGE
+from data_engine.sampling.native.scheduler import Decoder
+from data_engine.sampling.requests import TOO_LARGE, Request
+from data_engine.schemas import UserError
 from data_engine.seeds import seed_for
-from data_engine.steps import FusedRows, Steps
 
 PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)
 
@@ -125,7 +125,7 @@ def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monke
     forced = [Request(one.prefix, one.keys, ends) for one, ends in zip(asked, lengths, strict=True)]
     params = replace(PARAMS, forced_lengths=True)
     at_once = Decoder(instruct, 80, num_slots(80, 10)).sample(forced, params)
-    monkeypatch.setattr(lanes, "WASTE", 4)
+    monkeypatch.setattr(cpu_attention, "WASTE", 4)
     made, fewest = [], []
 
     class Counted(Lanes):
@@ -134,7 +134,7 @@ def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monke
             made.append(len(self.runs))
             fewest.append(len(runs(sorted(lengths, reverse=True))))
 
-    monkeypatch.setattr(decode, "Lanes", Counted)
+    monkeypatch.setattr(scheduler, "Lanes", Counted)
     assert Decoder(instruct, 16, num_slots(16, 10)).sample(forced, params) == at_once
     assert max(fewest) > 4
     assert sum(made) < 1.1 * sum(fewest)
@@ -143,7 +143,7 @@ def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monke
 @pytest.mark.parametrize("page", [PAGE, 5])
 def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expected, monkeypatch, page):
     """What a GPU captures, run without capture: 12 rows are rounded up to what a graph would serve."""
-    monkeypatch.setattr(pages, "PAGE", page)
+    monkeypatch.setattr(page_allocator, "PAGE", page)
     found = Decoder(instruct, 12, num_slots(12, 10), fused=10).sample(asked, PARAMS)
     assert found == expected
 
@@ -153,11 +153,11 @@ def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expec
 def test_pages_that_run_out_change_no_answer(instruct, asked, expected, monkeypatch, number, lag):
     """24 tokens in pages of 5, with enough of them for one long answer, or two, and no foresight: rows give way."""
     gone = []
-    give_way = decode._Loop._give_way
-    monkeypatch.setattr(decode._Loop, "_give_way", lambda loop, row: gone.append(row.drawn) or give_way(loop, row))
-    monkeypatch.setattr(pages, "PAGE", 5)
-    monkeypatch.setattr(pages, "num_pages", lambda *_: number)
-    monkeypatch.setattr(pages.Pages, "suffice_for_another", lambda self, rows: bool(self.free))
+    give_way = scheduler._Loop._give_way
+    monkeypatch.setattr(scheduler._Loop, "_give_way", lambda loop, row: gone.append(row.drawn) or give_way(loop, row))
+    monkeypatch.setattr(page_allocator, "PAGE", 5)
+    monkeypatch.setattr(page_allocator, "num_pages", lambda *_: number)
+    monkeypatch.setattr(page_allocator.Pages, "suffice_for_another", lambda self, rows: bool(self.free))
     decoder = Decoder(instruct, 12, num_slots(12, 10), fused=10)
     decoder.lag = lag
     assert decoder.sample(asked[:3], PARAMS) == expected[:30]
@@ -167,9 +167,9 @@ def test_pages_that_run_out_change_no_answer(instruct, asked, expected, monkeypa
 @pytest.mark.parametrize("number", [11, 30])
 def test_with_foresight_pages_do_not_run_out(instruct, asked, expected, monkeypatch, number):
     """Most of these answers fill all of their pages."""
-    monkeypatch.setattr(decode._Loop, "_give_way", lambda *_: pytest.fail("a row gave way"))
-    monkeypatch.setattr(pages, "PAGE", 5)
-    monkeypatch.setattr(pages, "num_pages", lambda *_: number)
+    monkeypatch.setattr(scheduler._Loop, "_give_way", lambda *_: pytest.fail("a row gave way"))
+    monkeypatch.setattr(page_allocator, "PAGE", 5)
+    monkeypatch.setattr(page_allocator, "num_pages", lambda *_: number)
     assert Decoder(instruct, 12, num_slots(12, 10), fused=10).sample(asked[:4], PARAMS) == expected[:40]
 
 
@@ -201,8 +201,8 @@ def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
     instruct, asked, expected, monkeypatch, caplog, failing
 ):
     """The decoder's call number `failing` runs out of memory: prefill, first step, or late."""
-    calls, forward = [], decode.Steps.next
-    prefill = decode.Steps.prefill
+    calls, forward = [], scheduler.Steps.next
+    prefill = scheduler.Steps.prefill
 
     def fails(original):
         def call(*arguments):
@@ -213,11 +213,11 @@ def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
 
         return call
 
-    monkeypatch.setattr(decode.Steps, "next", fails(forward))
-    monkeypatch.setattr(decode.Steps, "prefill", fails(prefill))
+    monkeypatch.setattr(scheduler.Steps, "next", fails(forward))
+    monkeypatch.setattr(scheduler.Steps, "prefill", fails(prefill))
     decoder = Decoder(instruct, 16, num_slots(16, 10))
     given_out = []
-    monkeypatch.setattr(decode, "Sampled", lambda *a, made=decode.Sampled: given_out.append(a[:2]) or made(*a))
+    monkeypatch.setattr(scheduler, "Sampled", lambda *a, made=scheduler.Sampled: given_out.append(a[:2]) or made(*a))
     assert decoder.sample(asked, PARAMS) == expected
     assert decoder.retries == 1
     assert "8 answers at a time" in caplog.text
@@ -262,12 +262,12 @@ def test_a_row_that_runs_out_of_memory_alone_keeps_its_finished_answers(instruct
     giant = lengths.index({True, False})
     advance, loops = Steps.next, []
 
-    def call(self, lanes, num_rows):
+    def call(self, cpu_attention, num_rows):
         if any(row.number == giant and row.drawn > 11 for row in loops[-1].rows):
             raise torch.OutOfMemoryError("no room")
-        return advance(self, lanes, num_rows)
+        return advance(self, cpu_attention, num_rows)
 
-    monkeypatch.setattr(decode._Loop, "run", lambda loop, run=decode._Loop.run: loops.append(loop) or run(loop))
+    monkeypatch.setattr(scheduler._Loop, "run", lambda loop, run=scheduler._Loop.run: loops.append(loop) or run(loop))
     monkeypatch.setattr(Steps, "next", call)
     found = Decoder(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
     kept = [answer for answer in found if answer.finish_reason != TOO_LARGE]

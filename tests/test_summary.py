@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_engine import logs, records, units
-from data_engine.summary import Summary
+from data_engine import schemas
+from data_engine.reporting.timings import Summary
+from data_engine.store import logs, units
 
 
 def write_log(work_dir: Path, rank: int, *lines: dict | str) -> None:
@@ -23,7 +24,7 @@ def line(stage: str, unit: int, seconds: float, answers: int, **more) -> dict:
 def leave_out(work_dir: Path, unit: int, stage: str, *rows: tuple) -> None:
     table = [{"idx": idx, "stage": stage, "reason": reason} for idx, reason in rows]
     path = units.quarantine_path(work_dir, stage, unit)
-    units.publish(path, pa.Table.from_pylist(table, records.quarantine(pa.string())))
+    units.publish(path, pa.Table.from_pylist(table, schemas.quarantine(pa.string())))
 
 
 @pytest.fixture

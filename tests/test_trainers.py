@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_engine import pipeline
 from data_engine.config import RunConfig
+from data_engine.job import worker
 
 CHAT = """{%- for m in messages %}{% if m.role == 'user' %}USER: {% else %}ASSISTANT: {% endif %}
 {%- for c in m.content %}{% if c.type == 'image' %}<image>
@@ -22,8 +22,8 @@ def work_dir(goldens, tmp_path_factory, one_thread) -> Path:
     paths |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": work_dir}
     settings = {"sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 8, "threads": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.Stop, "listen", lambda stop: stop)
-        assert pipeline.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
+        patch.setattr(worker.Stop, "listen", lambda stop: stop)
+        assert worker.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
     return work_dir
 
 

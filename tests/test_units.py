@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_engine import units
+from data_engine.store import units
 
 
 @pytest.mark.parametrize(

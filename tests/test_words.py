@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nltk.tokenize import NLTKWordTokenizer, PunktSentenceTokenizer
 
-from data_engine import words
 from data_engine.demo.world import DESCRIBE_TEMPLATES, FILLERS, Caption, render
-from data_engine.words import CJK, count_words
+from data_engine.preferences import word_count
+from data_engine.preferences.word_count import CJK, count_words
 
 GOLDENS = json.loads(Path(__file__).with_name("goldens").joinpath("pairing/word_counts.json").read_text())
 CHINESE = "两只猫坐在沙发上。天空是蓝色的。"
@@ -65,7 +65,7 @@ def test_counting_needs_no_download():
         "import nltk.data\n"
         "def refuse(*names, **options): raise AssertionError('wants data')\n"
         "nltk.data.load = nltk.data.find = refuse\n"
-        "from data_engine.words import count_words\n"
+        "from data_engine.preferences.word_count import count_words\n"
         "print(count_words('One dog. Two cats.'))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -108,7 +108,7 @@ def test_golden_and_demo_answers_have_as_many_words_as_by_nltk_alone(golden_rows
 
 def test_nearly_all_answers_are_counted_without_nltk(golden_rows, monkeypatch):
     answers, slow = golden_answers(golden_rows) + demo_answers(), []
-    monkeypatch.setattr(words, "_nltk_words", lambda text: slow.append(text) or 0)
+    monkeypatch.setattr(word_count, "_nltk_words", lambda text: slow.append(text) or 0)
     for answer in answers:
         count_words(answer)
     # the goldens' 96 strings are made to be hard, and their other answers break off anywhere
@@ -154,4 +154,4 @@ def test_any_short_string_of_marks_has_as_many_words_as_by_nltk_alone(text):
 def test_counting_keeps_nothing_of_the_texts_that_nltk_counts():
     for word in ("Bach", "Brahms", "bach"):
         assert count_words(f"See J. {word}.") == count_by_nltk(f"See J. {word}.")
-    assert not words._tokenizers()[2].ortho_context
+    assert not word_count._tokenizers()[2].ortho_context

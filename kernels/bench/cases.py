@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from data_engine.attention import has_flash
-from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
-from data_engine.packing import Flash, Packed, PackedQuestion
-from data_engine.pages import PAGE
+from data_engine.models.attention import has_flash
+from data_engine.sampling.native.page_allocator import PAGE
+from data_engine.scoring.packed_attention import Flash, Packed, PackedQuestion
+from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 
 # Rows whose result is also computed in fp64.
 CHECKED = 16
@@ -135,7 +135,7 @@ def logps_case(shape: Logps, device: torch.device, dtype: torch.dtype, sweep: bo
         "mm, cross_entropy": library,
     }
     if device.type == "cuda":
-        from data_engine.kernels import logps_triton
+        from data_engine_kernels import logps_triton
 
         runs["mm, cross_entropy, compiled"] = torch.compile(library)
         runs["kernel"] = lambda: logps_triton.token_logps(hidden, weight, targets)
@@ -183,7 +183,7 @@ def decode_case(shape: Decode, device: torch.device, dtype: torch.dtype, sweep: 
         Way("sdpa, prefix copied", library, token_bytes(rows * (shape.prefix + shape.suffix))),
     ]
     if device.type == "cuda":
-        from data_engine.kernels.attention_triton import grouped_decode_attention
+        from data_engine_kernels.attention_triton import grouped_decode_attention
 
         ways.append(Way("kernel", lambda: grouped_decode_attention(query, caches, index, scale), shared))
         for split in SWEEP_SPLITS if sweep else ():

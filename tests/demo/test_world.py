@@ -13,7 +13,7 @@ from data_engine.demo import data, world
 from data_engine.demo.__main__ import main
 from data_engine.demo.judge import tally, truth_path, write_questions
 from data_engine.demo.world import Caption, Verdict
-from data_engine.records import IMAGE
+from data_engine.schemas import IMAGE
 
 
 def test_a_picture_depends_on_seed_and_index_alone():

@@ -228,7 +228,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     # Imported before the ranks are forked, and no computation in this process: no thread is lost by the fork.
-    from data_engine import pipeline  # noqa: F401
+    from data_engine.job import worker  # noqa: F401
     from data_engine.models import llava, omnilmm  # noqa: F401
 
     hits, told, wrong = collections.Counter(), collections.Counter(), []

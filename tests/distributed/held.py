@@ -9,7 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
-from data_engine import cli, ranks, units
+from data_engine.commands import main
+from data_engine.processes import ranks
+from data_engine.store import units
 
 FOLDER = Path(os.environ["HOLD"])
 SIGNALLED = threading.Event()
@@ -34,4 +36,4 @@ if __name__ == "__main__":
     if "run" in sys.argv[1:2]:
         units.publish = publish_and_hold
         ranks.Stop._on_signal = note_and_stop
-    sys.exit(cli.main())
+    sys.exit(main.main())

@@ -8,7 +8,12 @@ import signal
 import sys
 from pathlib import Path
 
-from data_engine import cli, decode, exports, logps, score, units
+from data_engine.commands import main
+from data_engine.exports import rlaif_v
+from data_engine.pipeline import score
+from data_engine.sampling.native import scheduler
+from data_engine.scoring import logprobs
+from data_engine.store import units
 
 WINDOW, RANK = os.environ.get("KILL_WINDOW"), os.environ.get("RANK", "0")
 
@@ -43,9 +48,9 @@ def before(module: object, name: str, window: str, countdown: Countdown) -> None
 
 
 def install(countdown: Countdown) -> None:
-    before(decode._Loop, "_step", "sampling", countdown)
+    before(scheduler._Loop, "_step", "sampling", countdown)
     before(score, "score_pass", "scoring", countdown)
-    before(exports, "_row_groups", "dataset writing", countdown)
+    before(rlaif_v, "_row_groups", "dataset writing", countdown)
     write, replace = units.write_sealed, os.replace
 
     def write_half(table: object, path: Path) -> None:
@@ -66,8 +71,8 @@ def install(countdown: Countdown) -> None:
     units.os.replace = replace_or_die
 
 
-assert logps  # imported before score takes its function from it
+assert logprobs  # imported before score takes its function from it
 if __name__ == "__main__":
     if "run" in sys.argv[1:2] and os.environ.get("KILL_RANK", "0") == RANK:
         install(Countdown())
-    sys.exit(cli.main())
+    sys.exit(main.main())

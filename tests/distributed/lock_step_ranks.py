@@ -9,13 +9,13 @@ import signal
 import sys
 import time
 
-from data_engine import lifeline
-from data_engine.lifeline import Lifeline
-from data_engine.models import lockstep
-from data_engine.ranks import Ranks, Stop, meet
-from data_engine.records import LostRankError
+from data_engine.models.sharding import lock_step
+from data_engine.processes import heartbeats
+from data_engine.processes.heartbeats import Lifeline
+from data_engine.processes.ranks import Ranks, Stop, meet
+from data_engine.schemas import LostRankError
 
-WISHES = {"decode": lockstep.DECODE, "encode": lockstep.ENCODE}
+WISHES = {"decode": lock_step.DECODE, "encode": lock_step.ENCODE}
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 
 
@@ -36,7 +36,7 @@ def end(finding: str) -> None:
 
 def work(plan: list[str], rank: int, death: str) -> None:
     log, result = [], []
-    step = lockstep.LockStep(lambda: death == "stop" and len(log) > 6, Stopped)
+    step = lock_step.LockStep(lambda: death == "stop" and len(log) > 6, Stopped)
     for name, kind in WISHES.items():
         step.register(kind, lambda name=name: log.append(f"dummy {name}"))
     for number, name in enumerate(plan):
@@ -48,7 +48,7 @@ def work(plan: list[str], rank: int, death: str) -> None:
         step.before(WISHES[name])
         log.append(name)
         result.append(number)
-    while step.rest(lockstep.FINISHED) != lockstep.FINISHED:
+    while step.rest(lock_step.FINISHED) != lock_step.FINISHED:
         pass
     tell(rank=rank, log=log, result=result)
 
@@ -59,7 +59,7 @@ def main(death: str, dying: str, *plans: str) -> None:
     Stop(grace_s=600).listen()
     if ranks.rank == 2:
         # Ranks do not notice at the same moment; by then, rank 0 must still be there.
-        lifeline.LOST_S += 2
+        heartbeats.LOST_S += 2
     try:
         with Lifeline(meet(ranks, "cpu"), ranks, end).naming():
             work(plans[ranks.rank].split(), ranks.rank, death if ranks.rank == int(dying) else "none")

@@ -40,9 +40,9 @@ class Rank:
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
             os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
             _install(self.window, fault)
-            from data_engine import cli
+            from data_engine.commands import main
 
-            code = cli.main(["run", *flags])
+            code = main.main(["run", *flags])
         finally:
             os._exit(code)
 
@@ -102,14 +102,16 @@ class Saboteur:
 
 
 def _install(shared: mmap.mmap, fault: Fault | None) -> None:
-    from data_engine import claims, pairing, pipeline, scratch, units
+    from data_engine.job import worker
+    from data_engine.pipeline import pair
+    from data_engine.store import claims, folders, units
 
     saboteur = Saboteur(shared, fault)
-    saboteur.inside_each(pipeline, "sample_units", "model working")
-    saboteur.inside(pipeline, "score_unit", "model working")
+    saboteur.inside_each(worker, "sample_units", "model working")
+    saboteur.inside(worker, "score_unit", "model working")
     saboteur.inside(claims.Claims, "_create", "claiming")
-    saboteur.inside(pairing, "run", "pairing")
-    saboteur.inside(scratch, "sync_files", "pairing", then="swapping the dataset in")
+    saboteur.inside(pair, "run", "pairing")
+    saboteur.inside(folders, "sync_files", "pairing", then="swapping the dataset in")
     write, replace, fsync = units.write_sealed, os.replace, os.fsync
 
     def write_in_halves(table, path) -> None:

@@ -61,7 +61,7 @@ def test_usr2_to_a_rank_at_work_shows_where_its_threads_are_and_disturbs_nothing
     # Once for each of the two models, from the main thread's outermost call to the innermost.
     assert output.count("Thread MainThread:") == 2
     stack = output[output.index("Thread MainThread:") :]
-    assert 0 < stack.index("cli.py") < stack.index("pipeline.py")
+    assert 0 < stack.index("main.py") < stack.index("worker.py")
     assert len(list((job.work_dir / "dataset").iterdir())) == 1
     assert not stray_files(job.work_dir)
 

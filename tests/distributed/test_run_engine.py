@@ -162,10 +162,10 @@ def test_one_of_several_machines_says_which_it_is_and_asks_for_the_ranks_of_all(
     settings = {"NUM_MACHINES": "3", "MACHINE_RANK": "1", "MAIN_ADDRESS": "10.0.0.7", "MAIN_PORT": "20001"}
     for name, value in (settings | {"ACCELERATE_CONFIG": "a.yaml"}).items():
         monkeypatch.setenv(name, value)
-    command = launch_command("data_engine.cli", 8, ["--limit", "4"])
+    command = launch_command("data_engine", 8, ["--limit", "4"])
     words = "--num_processes 24 --num_machines 3 --machine_rank 1 --main_process_ip 10.0.0.7 --main_process_port 20001"
     assert words in " ".join(command)
-    assert command[-5:] == ["--module", "data_engine.cli", "run", "--limit", "4"]
+    assert command[-5:] == ["--module", "data_engine", "run", "--limit", "4"]
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,10 @@ LOAD = """
 import sys, threading, time
 import data_engine.models.llava
 from data_engine import load_model
-from data_engine.models.lockstep import LockStep
-from data_engine.models.zero3 import Split, deepspeed
-from data_engine.models.zero3_settings import read_settings
-from data_engine.ranks import Ranks, Stopped, meet
+from data_engine.models.sharding.lock_step import LockStep
+from data_engine.models.sharding.zero3 import Split, deepspeed
+from data_engine.models.sharding.settings import read_settings
+from data_engine.processes.ranks import Ranks, Stopped, meet
 
 def anonymous():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) * 1024

@@ -9,7 +9,10 @@ import os
 import sys
 import time
 
-from data_engine import claims, cli, decode, score
+from data_engine.commands import main
+from data_engine.pipeline import score
+from data_engine.sampling.native import scheduler
+from data_engine.store import claims
 
 HOURS_S = 7200
 
@@ -43,6 +46,6 @@ if __name__ == "__main__":
     if "run" in sys.argv[1:2]:
         jump()
         if os.environ.get("RANK") == "1":
-            for function in ((decode.Steps, "prefill"), (decode.Steps, "next"), (score, "score_pass")):
+            for function in ((scheduler.Steps, "prefill"), (scheduler.Steps, "next"), (score, "score_pass")):
                 slow(*function)
-    sys.exit(cli.main())
+    sys.exit(main.main())

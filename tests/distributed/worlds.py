@@ -11,7 +11,7 @@ from jobs import GOLDENS, ROOT, Job, write_questions
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
-CHECKPOINTS = ROOT / "engine/demo/checkpoints"
+CHECKPOINTS = ROOT / "engine/data_engine/demo/checkpoints"
 
 
 def tiny_world(folder: Path) -> Job:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
+from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 
 pytestmark = pytest.mark.gpu
 # Tokens of a part of the prefix and of a page, so that tiny caches have several.
@@ -16,7 +16,7 @@ SCALE = 0.3
 
 @pytest.fixture
 def kernel(device):
-    from data_engine.kernels import attention_triton
+    from data_engine_kernels import attention_triton
 
     return attention_triton
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from data_engine import load_model
-from data_engine.answers import Request
-from data_engine.decode import Decoder
 from data_engine.models.base import prefix
-from data_engine.sampler import SamplingParams
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.scheduler import Decoder
+from data_engine.sampling.requests import Request
 from data_engine.seeds import seed_for
 
 pytestmark = [

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from data_engine import kernels
-from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
-from data_engine.packing import Flash, Packed, packed_layout
+import data_engine_kernels as kernels
+from data_engine.scoring.packed_attention import Flash, Packed, packed_layout
+from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 
 pytestmark = pytest.mark.gpu
 
@@ -18,7 +18,7 @@ def cuda() -> torch.device:
 
 
 def test_tensors_on_cuda_go_to_the_kernels(cuda, monkeypatch):
-    from data_engine.kernels import attention_triton, logps_triton
+    from data_engine_kernels import attention_triton, logps_triton
 
     monkeypatch.setattr(logps_triton, "token_logps", lambda *arguments: "logps kernel")
     monkeypatch.setattr(attention_triton, "grouped_decode_attention", lambda *arguments: "attention kernel")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_engine.kernels import reference
+from data_engine_kernels import reference
 
 pytestmark = pytest.mark.gpu
 # Small enough that tiny shapes have several tiles each way.
@@ -13,7 +13,7 @@ TINY = {"rows": 16, "columns": 32, "width": 16, "warps": 4, "stages": 2}
 
 @pytest.fixture
 def kernel(device):
-    from data_engine.kernels import logps_triton
+    from data_engine_kernels import logps_triton
 
     return logps_triton
 

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from data_engine.kernels import LayerCaches, RowIndex, attention_triton, logps_triton, members_of
+from data_engine_kernels import LayerCaches, RowIndex, attention_triton, logps_triton, members_of
 
 TARGET = GPUTarget("cuda", int(sys.argv[1]), 32)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_engine import kernels
-from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
+import data_engine_kernels as kernels
+from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 
 
 def test_on_the_cpu_both_operations_run_without_triton():
@@ -16,7 +16,7 @@ def test_on_the_cpu_both_operations_run_without_triton():
         import sys
         sys.modules["triton"] = None
         import torch
-        from data_engine.kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of, token_logps
+        from data_engine_kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of, token_logps
         assert token_logps(torch.zeros(1, 4), torch.zeros(8, 4), torch.tensor([3])).exp().item() - 1 / 8 < 1e-6
         slots, ones = torch.tensor([0]), torch.ones(1, dtype=torch.int32)
         caches = LayerCaches(*(torch.full((1, 1, 1, 4), number) for number in (1.0, 2.0, 1.0, 4.0)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_engine.kernels import LayerCaches, RowIndex, members_of, reference
+from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 2500])

@@ -13,7 +13,7 @@ from folders import edit, replace_weights, weights
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
-from data_engine.models.names import ModelError
+from data_engine.models.registry import ModelError
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_broken_checkpoint_is_an_error_that_says_what(folder, spoil, message):
 def test_a_name_that_contradicts_or_is_unknown_is_an_error_defect_27(folder, monkeypatch):
     with pytest.raises(ModelError, match=r"unknown model name 'llama'; known: llava-1\.5-7b"):
         load(folder, "llama")
-    monkeypatch.setitem(sys.modules["data_engine.models.names"].NAMES, "omnilmm-12b", "omnilmm")
+    monkeypatch.setitem(sys.modules["data_engine.models.registry"].NAMES, "omnilmm-12b", "omnilmm")
     with pytest.raises(ModelError, match="family omnilmm, but"):
         load(folder, "OmniLMM-12B")
 

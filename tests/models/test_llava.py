@@ -11,14 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
-from data_engine.answers import Request
-from data_engine.decode import sample
-from data_engine.images import BadImage
-from data_engine.logps import packed_token_logps, plain_token_logps
 from data_engine.models.base import prefix
 from data_engine.models.llava import preprocess
-from data_engine.rewards import token_rewards
-from data_engine.sampler import SamplingParams
+from data_engine.questions.images import BadImage
+from data_engine.rewards.implicit import token_rewards
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.scheduler import sample
+from data_engine.sampling.requests import Request
+from data_engine.scoring.logprobs import packed_token_logps, plain_token_logps
 
 QUESTIONS = range(8)
 
@@ -89,7 +89,7 @@ def test_sampling_prompts_and_padded_pixels_are_the_references(instruct, golden_
 
 
 def test_first_logits_are_the_references(instruct, golden_rows, golden_images, stage0):
-    from data_engine.attention import forward, positions
+    from data_engine.models.attention import forward, positions
 
     for question in QUESTIONS:
         pixels = instruct.pixels(golden_images[question], crop=False, max_megapixels=64)

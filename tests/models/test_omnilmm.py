@@ -7,14 +7,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data_engine import sample_answers, score_answers
-from data_engine.answers import Request
-from data_engine.attention import forward, positions
-from data_engine.decode import sample
-from data_engine.images import BadImage
-from data_engine.logps import packed_token_logps, plain_token_logps
+from data_engine.models.attention import forward, positions
 from data_engine.models.base import IMAGE_TOKEN, prefix, prefix_length
-from data_engine.rewards import token_rewards
-from data_engine.sampler import SamplingParams
+from data_engine.questions.images import BadImage
+from data_engine.rewards.implicit import token_rewards
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.scheduler import sample
+from data_engine.sampling.requests import Request
+from data_engine.scoring.logprobs import packed_token_logps, plain_token_logps
 
 QUESTIONS = range(8)
 IM_PATCH = 600

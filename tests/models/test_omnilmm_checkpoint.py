@@ -11,7 +11,7 @@ from folders import edit, replace_weights, weights
 
 from data_engine import load_model, score_answers
 from data_engine.models.eva import heads_of
-from data_engine.models.names import ModelError
+from data_engine.models.registry import ModelError
 
 TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_engine import cli
-from data_engine.models import placement
-from data_engine.models.placement import decide
-from data_engine.models.zero3_settings import SETTINGS, read_settings
-from data_engine.ranks import Ranks
-from data_engine.records import UserError
+from data_engine.commands import main
+from data_engine.models.sharding import placement
+from data_engine.models.sharding.placement import decide
+from data_engine.models.sharding.settings import SETTINGS, read_settings
+from data_engine.processes.ranks import Ranks
+from data_engine.schemas import UserError
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
@@ -87,7 +87,7 @@ def test_settings_that_are_none_are_refused_by_validate_too(tmp_path, capsys, te
     paths = [
         f"--{name}={tmp_path}" for name in ("instruct_model_path", "reward_model_path", "dataset_path", "work_dir")
     ]
-    assert cli.main(["validate", *paths, f"--zero3_config={path}"]) == 2
+    assert main.main(["validate", *paths, f"--zero3_config={path}"]) == 2
     assert message in capsys.readouterr().err
 
 

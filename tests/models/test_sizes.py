@@ -11,8 +11,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from data_engine.models import llava, omnilmm
-from data_engine.models.names import FAMILIES, NAMES, ModelError
-from data_engine.models.zero3 import is_divided
+from data_engine.models.registry import FAMILIES, NAMES, ModelError
+from data_engine.models.sharding.zero3 import is_divided
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -1,0 +1,7 @@
+"""`python -m data_engine` is `data-engine`."""
+
+import sys
+
+from data_engine.commands.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `data-engine bench` times, and on what."""

@@ -1,0 +1,138 @@
+"""The whole job of `data-engine bench`: the engine's stages on files, and the share of it that no model call takes."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_engine.bench.model import QUESTION, Subject
+from data_engine.bench.ways import SAMPLING
+from data_engine.pipeline import pair, sample, score
+from data_engine.questions.dataset import load_questions
+from data_engine.questions.prefetch import Writer
+from data_engine.questions.rows import UnitResult
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native import model_runner
+from data_engine.sampling.native.scheduler import Decoder
+from data_engine.sampling.requests import Request, Sampled
+from data_engine.schemas import IMAGE, STAGES
+from data_engine.scoring import logprobs
+from data_engine.store import units
+
+# What counts as the model's time: the tower, the decoder, the head, and drawing from its logits.
+MODEL_CALLS = (
+    (sample, "prefix"), (score, "prefix"), (model_runner, "forward"), (model_runner, "logits_fp32"),
+    (model_runner, "next_tokens"),
+    (logprobs, "forward"), (logprobs, "token_logps"),
+)  # fmt: skip
+
+
+class _Forced:
+    """A decoder whose answers get the bench's lengths, in the order in which questions come."""
+
+    def __init__(self, decoder: Decoder, lengths: list[list[int]]) -> None:
+        self.decoder, self.model, self.lengths, self.retries = decoder, decoder.model, lengths, 0
+
+    def stream(self, requests: Iterable[Request], params: SamplingParams) -> Iterator[Sampled]:
+        asked = (replace(one, lengths=own) for one, own in zip(requests, self.lengths, strict=False))
+        return self.decoder.stream(asked, params)
+
+
+@dataclass
+class JobFigures:
+    """What a run of the job came to; seconds and bytes are those of the last run."""
+
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+    bytes_on_disk: int = 0
+
+    @property
+    def overhead(self) -> float:
+        """Share of the wall time that no model call takes."""
+        return 1 - self.model_seconds / self.seconds
+
+
+class Job:
+    """Questions with JPEG images on disk, and everything that `run` does with them after the models are loaded."""
+
+    def __init__(self, subject: Subject, decoder: Decoder, folder: Path, tokens_a_pass: int) -> None:
+        self.subject, self.decoder, self.folder, self.tokens_a_pass = subject, decoder, folder, tokens_a_pass
+        self.figures = JobFigures()
+        number = subject.sizes.drawn_questions
+        rows = [
+            {"idx": f"q{i}", "question": QUESTION, "image": {"bytes": subject.photos[i], "path": f"{i}.jpg"}}
+            for i in range(number)
+        ]
+        schema = pa.schema([("idx", pa.string()), ("question", pa.string()), ("image", IMAGE)])
+        pq.write_table(pa.Table.from_pylist(rows, schema), folder / "questions.parquet")
+        self.unit_ranges = units.split_units(number, number)
+        self.runs = 0
+
+    def run(self) -> int:
+        """Sample, score by two models (here the same weights), pair; tokens drawn."""
+        self.runs += 1
+        work_dir = self.folder / f"run-{self.runs}"
+        start = time.perf_counter()
+        with model_calls() as model_seconds:
+            tokens = self._run(work_dir)
+        self.figures.seconds, self.figures.model_seconds = time.perf_counter() - start, model_seconds[0]
+        files = [path for path in work_dir.rglob("*") if path.is_file()]
+        self.figures.bytes_on_disk = sum(path.stat().st_size for path in files)
+        return tokens
+
+    def _run(self, work_dir: Path) -> int:
+        questions = load_questions(str(self.folder / "questions.parquet"))
+        writer, tokens, sizes = Writer(), 0, self.subject.sizes
+        params = SamplingParams(**SAMPLING, max_new_tokens=sizes.most_tokens, forced_lengths=True)
+        sampling = sample.SampleSettings(sizes.k, 0, params, crop=False, max_megapixels=64)
+        scoring = score.ScoreSettings(as_text=False, max_megapixels=64, tokens_a_pass=self.tokens_a_pass)
+
+        def publish(stage: str, unit: int, result: UnitResult) -> None:
+            path = units.unit_path(work_dir, stage, unit)
+            writer.hand_over(lambda: units.publish(path, result.table), contextlib.ExitStack())
+
+        for unit, rows in enumerate(self.unit_ranges):
+            decoder = _Forced(self.decoder, self.subject.lengths_BK[rows.start : rows.stop].tolist())
+            result = sample.sample_unit(decoder, questions.rows(rows), questions.idx_type, sampling)
+            tokens += sum(map(len, result.table["token_ids"].to_pylist()))
+            publish(STAGES[0], unit, result)
+        writer.wait()
+        for stage in STAGES[1:]:
+            for unit, rows in enumerate(self.unit_ranges):
+                sampled = units.read_unit(work_dir, STAGES[0], unit)
+                publish(stage, unit, score.score_unit(self.subject.engine, questions.rows(rows), sampled, scoring))
+        writer.wait()
+        pair.run(
+            work_dir, questions, self.unit_ranges, rank=3, distance=25, beta=0.1, seed=0,
+            markers=self.subject.engine.markers, same_tokenizer=True, debug=False,
+        )  # fmt: skip
+        return tokens
+
+
+@contextlib.contextmanager
+def model_calls() -> Iterator[list[float]]:
+    """Seconds spent in MODEL_CALLS inside, on CPU, where a call lasts as long as its work."""
+    spent = [0.0]
+    originals = [(module, name, getattr(module, name)) for module, name in MODEL_CALLS]
+
+    def timed(function):
+        def call(*arguments, **options):
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                spent[0] += time.perf_counter() - start
+
+        return call
+
+    for module, name, function in originals:
+        setattr(module, name, timed(function))
+    try:
+        yield spent
+    finally:
+        for module, name, function in originals:
+            setattr(module, name, function)

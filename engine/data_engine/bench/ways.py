@@ -1,0 +1,181 @@
+"""The ways that `data-engine bench` times: the engine's, and stock transformers at their best settings.
+
+Stock: sdpa, KV cache, inference mode, the same threads and dtype, prompts of equal length so that nothing is padded.
+Each way returns how many tokens it scored or drew. Shapes as in bench_model.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from data_engine.bench.model import QUESTION, Subject
+from data_engine.models.base import prefix
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.scheduler import Decoder
+from data_engine.sampling.requests import Request
+from data_engine.scoring.logprobs import packed_token_logps
+from data_engine.seeds import seed_for
+from data_engine.store.units import split_units
+
+SAMPLING = {"temperature": 0.7, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of doing a work: what it does, and whether one round of it is enough."""
+
+    work: str
+    what: str
+    once: bool = False
+
+
+WAYS = {
+    "engine, scoring": Way("scoring", "image and prompt once a question, its answers packed behind that prefix"),
+    "one at a time, twice": Way(
+        "scoring", "the reference's way: each answer in two passes with the image, full logits"
+    ),
+    "padded batch": Way("scoring", "a question's answers as one batch with the image in each row, logits_to_keep"),
+    "engine, sampling": Way("sampling", "one prefix cache a question, read by its answers, all questions in flight"),
+    "generate, one question": Way("sampling", "generate(num_return_sequences=k), a question at a time"),
+    "generate, batches": Way("sampling", "generate(num_return_sequences=k) over a batch of eight questions", True),
+    "engine, drawn lengths": Way("drawn lengths", "log-normal, mean 120, p95 260, cut at 512; rows refilled"),
+    "engine, two units": Way("two units", "the same as two units, the second behind the end of the first", True),
+    "generate, one, drawn": Way("drawn lengths", "a question at a time: each waits for its longest answer"),
+    "generate, four, drawn": Way("drawn lengths", "batches of four questions: all wait for the longest", True),
+    "engine, whole job": Way("whole job", "sampling, scoring by two models, pairing, files on disk; drawn lengths"),
+    "reference, whole job": Way("whole job", "generate a question at a time, then one at a time, twice, by two models"),
+}
+
+
+class ForcedLengths(LogitsProcessor):
+    """For generate: no EOS before an answer's length is reached, and nothing else then."""
+
+    def __init__(self, lengths_N: Tensor, prompt: int, eos: int) -> None:
+        self.lengths_N, self.prompt, self.eos = lengths_N, prompt, eos
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        last = input_ids.shape[1] - self.prompt >= self.lengths_N - 1
+        at_eos = scores[:, self.eos].masked_fill(~last, -torch.inf)
+        scores = scores.masked_fill(last[:, None], -torch.inf)
+        scores[:, self.eos] = torch.where(last, 0.0, at_eos)
+        return scores
+
+
+def half_of(questions: int) -> int:
+    """The size of two units that hold so many questions."""
+    return -(-questions // 2)
+
+
+class Ways:
+    """The subject, and a function for each way but the whole job's."""
+
+    def __init__(self, subject: Subject, decoder: Decoder) -> None:
+        self.subject, self.engine, self.stock = subject, subject.engine, subject.stock
+        sizes, typical = subject.sizes, subject.typical
+        self.decoder = decoder
+        fixed_BK = torch.full((sizes.questions, sizes.k), sizes.new_tokens)
+        drawn_BK = torch.from_numpy(subject.lengths_BK)
+        four = range(min(4, sizes.drawn_questions))
+        self.by_name: dict[str, Callable[[], int]] = {
+            "engine, scoring": self.score_by_engine,
+            "one at a time, twice": lambda: self.score_one_at_a_time_twice(self.subject.answers_BKL[0]),
+            "padded batch": self.score_padded_batch,
+            "engine, sampling": lambda: self.sample_by_engine(fixed_BK),
+            # Its rate does not depend on how many follow.
+            "generate, one question": lambda: self.generate([0], fixed_BK),
+            "generate, batches": lambda: self.generate(range(min(8, sizes.questions)), fixed_BK),
+            "engine, drawn lengths": lambda: self.sample_by_engine(drawn_BK),
+            "engine, two units": lambda: self.sample_by_engine(drawn_BK, half_of(len(drawn_BK))),
+            "generate, one, drawn": lambda: self.generate([typical], drawn_BK),
+            "generate, four, drawn": lambda: self.generate(four, drawn_BK),
+            "reference, whole job": lambda: self.reference_job(typical, drawn_BK),
+        }
+
+    @torch.inference_mode()
+    def largest_difference(self) -> float | None:
+        """Between the engine's log-probs of the first question's answers and transformers', nat."""
+        if self.stock is None:
+            return None
+        expected = torch.cat([self._one(0, answer).cpu() for answer in self.subject.answers_BKL[0]])
+        return (torch.cat(self._packed(0)) - expected).abs().max().item()
+
+    # Scoring.
+
+    def score_by_engine(self) -> int:
+        for question in range(len(self.subject.answers_BKL)):
+            self._packed(question)
+        return self.subject.answers_BKL.numel()
+
+    def _packed(self, question: int) -> list[Tensor]:
+        shared = prefix(self.engine, self.subject.pixels_B3HW[question], QUESTION)
+        return packed_token_logps(self.engine, shared, self.subject.answers_BKL[question].tolist())
+
+    @torch.inference_mode()
+    def score_one_at_a_time_twice(self, answers: list[Tensor] | Tensor, question: int = 0) -> int:
+        for answer in answers:
+            for _ in range(2):
+                self._one(question, answer)
+        return sum(map(len, answers))
+
+    def _one(self, question: int, answer_L: Tensor) -> Tensor:
+        answer_L = answer_L.to(self.engine.device)
+        ids = torch.cat([self.subject.prompt_P, answer_L])[None]
+        logits = self.stock(input_ids=ids, pixel_values=self._pixels([question])).logits[0]
+        logps = logits.float().log_softmax(-1)
+        return logps[len(self.subject.prompt_P) - 1 : -1].gather(-1, answer_L[:, None])[:, 0]
+
+    @torch.inference_mode()
+    def score_padded_batch(self) -> int:
+        answers_KL = self.subject.answers_BKL[0].to(self.engine.device)
+        k, length = answers_KL.shape
+        ids = torch.cat([self.subject.prompt_P.expand(k, -1), answers_KL], dim=1)
+        logits = self.stock(input_ids=ids, pixel_values=self._pixels([0] * k), logits_to_keep=length + 1).logits
+        logits[:, :-1].float().log_softmax(-1).gather(-1, answers_KL[..., None])
+        return answers_KL.numel()
+
+    def _pixels(self, questions: list[int]) -> Tensor:
+        return self.subject.pixels_B3HW[questions].to(self.engine.device, self.engine.dtype)
+
+    # Sampling.
+
+    def sample_by_engine(self, lengths_BK: Tensor, unit_size: int | None = None) -> int:
+        """All answers from one queue, or unit by unit, as `run` does without --lookahead."""
+        requests = [
+            Request(
+                lambda question=question: prefix(self.engine, self.subject.pixels_B3HW[question], QUESTION),
+                [seed_for(0, question, index) for index in range(len(lengths))],
+                lengths,
+            )
+            for question, lengths in enumerate(lengths_BK.tolist())
+        ]
+        params = SamplingParams(**SAMPLING, max_new_tokens=int(lengths_BK.max()), forced_lengths=True)
+        units = split_units(len(requests), unit_size or len(requests))
+        sampled = (self.decoder.sample(requests[unit.start : unit.stop], params) for unit in units)
+        return sum(len(found.token_ids) for unit in sampled for found in unit)
+
+    def generate(self, questions: list[int] | range, lengths_BK: Tensor) -> int:
+        self._generate(questions, lengths_BK)
+        return int(lengths_BK[list(questions)].sum())
+
+    @torch.inference_mode()
+    def _generate(self, questions: list[int] | range, lengths_BK: Tensor) -> Tensor:
+        """Ids behind the prompt [B * K, longest]."""
+        lengths_N = lengths_BK[list(questions)].flatten().to(self.engine.device)
+        ids, eos = self.subject.prompt_P.expand(len(questions), -1), self.engine.eos_token_ids[0]
+        out = self.stock.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=self._pixels(list(questions)),
+            use_cache=True, do_sample=True, num_return_sequences=lengths_BK.shape[1], eos_token_id=eos, pad_token_id=0,
+            max_new_tokens=int(lengths_N.max()), logits_processor=[ForcedLengths(lengths_N, ids.shape[1], eos)],
+            **SAMPLING,
+        )  # fmt: skip
+        return out[:, ids.shape[1] :]
+
+    def reference_job(self, question: int, lengths_BK: Tensor) -> int:
+        out_KL = self._generate([question], lengths_BK)
+        answers = [row[:length] for row, length in zip(out_KL, lengths_BK[question].tolist(), strict=True)]
+        for _ in range(2):
+            self.score_one_at_a_time_twice(answers, question)
+        return sum(map(len, answers))

@@ -1,0 +1,164 @@
+"""The flags and the YAML of `data-engine run` into a RunConfig. Imports no torch.
+
+One mapping of names to values is made of both, a flag winning over the file, and RunConfig judges it: so the same
+mistake reads the same wherever it was made.
+"""
+
+import argparse
+import ast
+import difflib
+import inspect
+import itertools
+import json
+import textwrap
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from data_engine.config import FIELD_NAMES, RunConfig
+from data_engine.schemas import UserError
+
+_FIELDS = {field.name: field for field in fields(RunConfig)}
+_TYPES = typing.get_type_hints(RunConfig)
+_REQUIRED = tuple(name for name, field in _FIELDS.items() if field.default is MISSING)
+_BOOLEANS = tuple(name for name, kind in _TYPES.items() if kind is bool)
+_FLAGS = (*FIELD_NAMES, "config", "help")
+# Fields whose "auto" is None in a RunConfig.
+_AUTO = ("unit_size", "threads")
+_PATHS = ("instruct_model_path", "reward_model_path", "dataset_path", "work_dir", "image_root", "zero3_config")
+# Title of a group in the help: its first field.
+_GROUPS = {
+    "instruct_model_path": "models and data",
+    "continue_from_stage": "stages and shards",
+    "sample_k": "pairs",
+    "temperature": "sampling",
+    "dtype": "machine",
+    "on_bad_row": "rows and images",
+}
+
+
+def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
+    """The configuration that a command line asks for; --help prints and exits. Raises UserError naming each mistake."""
+    _check_flags(argv, command)
+    try:
+        flags = _parser(command).parse_args(list(argv), defaults=False).as_dict()
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}; flags are written --name value") from None
+    file = flags.pop("config", None)
+    values = (_read_yaml(Path(file)) if file is not None else {}) | flags
+    missing = ", ".join(f"--{name}" for name in _REQUIRED if values.get(name) is None)
+    if missing:
+        raise UserError(f"missing: {missing}; give each as a flag, or by its name in the YAML of --config")
+    return RunConfig(**{name: _normalised(name, value) for name, value in values.items()})
+
+
+def nearest(name: str, known: Iterable[str], before: str = "") -> str:
+    """A hint that names the known name nearest to a misspelled one, or nothing."""
+    found = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    return f"; did you mean {before}{found[0]}?" if found else ""
+
+
+def help_texts() -> dict[str, str]:
+    """The docstring under each field of RunConfig, which Python keeps in the source alone."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(RunConfig))).body[0].body
+    pairs = itertools.pairwise(body)
+    return {field.target.id: text.value.value for field, text in pairs if isinstance(field, ast.AnnAssign)}
+
+
+def _check_flags(argv: Sequence[str], command: str) -> None:
+    """Refuse what argparse would refuse less clearly: unknown flags, and a value after one that takes none."""
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+        if not argument.startswith("--"):
+            continue
+        name, equals, value = argument[2:].partition("=")
+        if name not in _FLAGS:
+            hint = nearest(name, _FLAGS, "--") or f"; data-engine {command} --help lists all"
+            raise UserError(f"unknown flag --{name}{hint}")
+        if name in _BOOLEANS and (equals or not following.startswith("-")):
+            raise UserError(
+                f"--{name} takes no value, got {json.dumps(value or following)}; leave it out to keep it off"
+            )
+
+
+def _parser(command: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"data-engine {command}",
+        usage=f"data-engine {command} [--config FILE] [--name value ...]",
+        description="Every flag may also stand, by its name, in the YAML of --config; a flag wins over the file.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=str, metavar="FILE", help="YAML with any of the flags below")
+    texts = help_texts()
+    group = parser
+    for name, field in _FIELDS.items():
+        group = parser.add_argument_group(_GROUPS[name]) if name in _GROUPS else group
+        if name in _BOOLEANS:
+            group.add_argument(f"--{name}", action="store_true", help=texts[name])
+            continue
+        default = "auto" if name in _AUTO else field.default
+        shown = " (required)" if default is MISSING else "" if default is None else f" (default: {default})"
+        # Any: the text is read as YAML, as it would be in the file.
+        kind = str if _TYPES[name] in (str, str | None) else typing.Any
+        help_text = texts[name].replace("%", "%%") + shown
+        group.add_argument(f"--{name}", type=kind, metavar=_metavar(name), help=help_text)
+    return parser
+
+
+def _metavar(name: str) -> str:
+    if typing.get_origin(_TYPES[name]) is typing.Literal:
+        return f"{{{','.join(typing.get_args(_TYPES[name]))}}}"
+    return "PATH" if name in _PATHS else "TEXT" if _TYPES[name] in (str, str | None) else "N"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, of which it would keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise UserError(f'config "{path}" cannot be read: {error.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f'config "{path}" is not YAML: {" ".join(str(error).split())}') from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f'config "{path}" must be lines of "name: value", got {json.dumps(values, default=str)[:80]}')
+    for name in values:
+        if name not in FIELD_NAMES:
+            raise UserError(f'config "{path}" has the unknown key {name}{nearest(str(name), FIELD_NAMES)}')
+    return {name: _yaml_number(name, value) for name, value in values.items()}
+
+
+def _yaml_number(name: str, value: object) -> object:
+    """YAML 1.1 reads 1e-3, without a full stop, as text."""
+    if _TYPES[name] is float and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _normalised(name: str, value: object) -> object:
+    if name == "zero3" and isinstance(value, bool):
+        return "on" if value else "off"
+    if name in _AUTO and value == "auto":
+        return None
+    if name in _PATHS and isinstance(value, str) and value.startswith("~"):
+        return str(Path(value).expanduser())
+    return value

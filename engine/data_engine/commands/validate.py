@@ -1,0 +1,72 @@
+"""The checks before a run that need no model: configuration, folders, dataset. Imports no torch.
+
+launch/run_engine.sh runs them once, so that a mistake is told before any rank starts, and is told once.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_engine.commands.arguments import parse
+from data_engine.config import RunConfig
+from data_engine.models.registry import family_of, resolve
+from data_engine.models.sharding import settings as zero3_settings
+from data_engine.questions.dataset import open_questions
+from data_engine.schemas import UserError
+
+_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check what `data-engine run` would be given, and say what was found. Raises UserError at the first mistake."""
+    print(check(parse(argv, "validate")), flush=True)
+    return 0
+
+
+def check(config: RunConfig) -> str:
+    """What was found, in one line. Raises UserError at the first mistake."""
+    check_writable(Path(config.work_dir))
+    check_zero3(config)
+    questions = open_questions(config)
+    # Last, since a hub id may take an hour to fetch.
+    families = [
+        check_model(config.instruct_model_path, config.instruct_model_revision, config.instruct_model_name),
+        check_model(config.reward_model_path, config.reward_model_revision, config.reward_model_name),
+    ]
+    return (
+        f"valid: {len(questions)} questions, {config.sample_k} answers each; instruct and reward model: "
+        f"{' and '.join(families)}; work_dir {config.work_dir}"
+    )
+
+
+def check_model(path: str, revision: str | None, name: str | None) -> str:
+    """The family of a checkpoint whose files are all there, fetched where it is a hub id. Raises UserError."""
+    folder = resolve(path, revision)
+    family = family_of(folder, name)
+    if not any((folder / file).is_file() for file in _TOKENIZERS):
+        raise UserError(f'model folder "{folder}" has no tokenizer: expected {" or ".join(_TOKENIZERS)}')
+    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+        raise UserError(f'model folder "{folder}" has no weights: expected {" or ".join(_WEIGHTS)}')
+    return family
+
+
+def check_zero3(config: RunConfig) -> None:
+    """Raise UserError where splitting is asked for without DeepSpeed, or with settings that are none."""
+    zero3_settings.read_settings(config.zero3_config)
+    if config.zero3 == "on":
+        zero3_settings.require_installed()
+
+
+def check_writable(work_dir: Path) -> None:
+    """Raise UserError where `work_dir` is no folder, or nothing can be written where it lies or would lie."""
+    existing = next(folder for folder in (work_dir, *work_dir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f'work_dir "{work_dir}": "{existing}" is a file; name a folder, or a place for one')
+    try:
+        # A real file: a full quota or a read-only mount shows in no permission bit.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f'work_dir "{work_dir}": cannot write to "{existing}": {os.strerror(error.errno)}') from None

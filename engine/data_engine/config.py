@@ -1,0 +1,165 @@
+"""The resolved configuration of a run: a frozen dataclass, checked on construction. Imports no torch.
+
+A field is a flag of `data-engine run` and a key of its YAML, by the same name; its docstring is the flag's help.
+"""
+
+import json
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from data_engine.schemas import UserError
+
+_INT_MAX = 2**63 - 1
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that `data-engine run` can be told."""
+
+    instruct_model_path: str
+    """the model to train: local folder or hub id"""
+    reward_model_path: str
+    """the same model after DPO: local folder or hub id"""
+    dataset_path: str
+    """questions: parquet file or folder, jsonl, `datasets` folder, or hub id"""
+    work_dir: str
+    """everything is written under it"""
+    instruct_model_name: str | None = None
+    """family name; default: from config.json"""
+    reward_model_name: str | None = None
+    """family name; default: from config.json"""
+    instruct_model_revision: str | None = None
+    """hub commit of the instruct model"""
+    reward_model_revision: str | None = None
+    """hub commit of the reward model"""
+    dataset_split: str = "train"
+    """split of a `datasets` folder or hub dataset"""
+    dataset_revision: str | None = None
+    """hub commit of the dataset"""
+    image_root: str | None = None
+    """the only folder under which image paths of the dataset may be opened; without it only bytes are read"""
+    limit: int | None = None
+    """only the first N questions"""
+    continue_from_stage: int = 0
+    """0 sample, 1 score, 2 pair; earlier stages must be complete"""
+    stop_after_stage: int = 2
+    """0 sample, 1 score, 2 pair"""
+    num_shards: int = 1
+    """this job takes units u with u % num_shards == shard_index"""
+    shard_index: int = 0
+    """see num_shards"""
+    unit_size: int | None = None
+    """questions a unit, or auto: number of questions / 1024, rounded up, between 8 and 256"""
+    sample_k: int = 10
+    """answers a question"""
+    rank: int = 3
+    """depth of top and bottom of the ranking that is considered for pairs"""
+    distance: int = 25
+    """a pair's word counts differ by less than this"""
+    beta: float = 0.1
+    """reward scale"""
+    temperature: float = 0.7
+    """0 is greedy"""
+    top_k: int = 50
+    """0 is off"""
+    top_p: float = 1.0
+    """1.0 is off"""
+    repetition_penalty: float = 1.0
+    """1.0 is off; it sees generated tokens only"""
+    max_new_tokens: int = 512
+    """longest answer, in tokens"""
+    seed: int = 0
+    """same seed, same dataset"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on CPU"""
+    device: str = "auto"
+    """auto: cuda if there, else cpu"""
+    threads: int | None = None
+    """CPU threads a rank, or auto: OMP_NUM_THREADS, or cores / ranks"""
+    memory_fraction: float = 0.9
+    """share of a GPU's free memory that a rank may use; fixed at the first start"""
+    zero3: Literal["auto", "on", "off"] = "auto"
+    """split the models over the ranks (DeepSpeed ZeRO-3); auto: where a GPU cannot hold one whole"""
+    zero3_config: str | None = None
+    """DeepSpeed's settings as JSON; default: those of launch/deepspeed/zero3.json"""
+    lookahead: bool = False
+    """rows that a unit leaves idle start on the next one: faster, but answers depend in their last bits on which units
+    followed each other, so that another number of ranks may give another dataset"""
+    grace_s: float = 20
+    """seconds that the unit in hand may still take after a signal; then it is dropped"""
+    on_bad_row: Literal["skip", "error"] = "skip"
+    """skip: quarantine with a reason and go on; error: stop at the first, exit 2"""
+    max_megapixels: float = 64
+    """limit on the source, padded and resized image"""
+    same_pixels: bool = False
+    """both stages see the scoring stage's crop"""
+    debug: bool = False
+    """also write the image-free intermediate tables as JSON under debug/"""
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        for name in ("rank", "distance", "max_new_tokens", "num_shards", "unit_size", "limit", "threads"):
+            value = getattr(self, name)
+            _require(value is None or 1 <= value <= _INT_MAX, f"{name} must be at least 1, got {value}")
+        _require(self.grace_s >= 0, f"grace_s must be at least 0, got {self.grace_s}")
+        _require(self.sample_k >= 2, f"sample_k must be at least 2 to form a pair, got {self.sample_k}")
+        _require(self.rank <= self.sample_k, f"rank must be at most sample_k, {self.sample_k}, got {self.rank}")
+        for name in ("beta", "repetition_penalty", "max_megapixels"):
+            _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
+        _require(self.temperature >= 0, f"temperature must be at least 0 (0 is greedy), got {self.temperature}")
+        _require(0 <= self.top_k <= _INT_MAX, f"top_k must be at least 0 (0 is off), got {self.top_k}")
+        _require(
+            0 < self.memory_fraction <= 1,
+            f"memory_fraction must be above 0 and at most 1, got {self.memory_fraction}",
+        )
+        _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1 (1 is off), got {self.top_p}")
+        _require(0 <= self.seed <= _INT_MAX, f"seed must be between 0 and 2**63 - 1, got {self.seed}")
+        _require(
+            0 <= self.shard_index < self.num_shards,
+            f"shard_index must be between 0 and num_shards - 1, {self.num_shards - 1}, got {self.shard_index}",
+        )
+        for name in ("continue_from_stage", "stop_after_stage"):
+            value = getattr(self, name)
+            _require(value in (0, 1, 2), f"{name} must be 0 (sample), 1 (score) or 2 (pair), got {value}")
+        _require(
+            self.continue_from_stage <= self.stop_after_stage,
+            f"continue_from_stage {self.continue_from_stage} lies after stop_after_stage {self.stop_after_stage}",
+        )
+        _require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"device must be auto, cpu, cuda or cuda:N, got {json.dumps(self.device)}",
+        )
+
+    def _check_types(self) -> None:
+        """Hold every field to its annotation; a whole number in a float field becomes one, so that 1 equals 1.0."""
+        for name, annotation in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+            if value is None and type(None) in kinds:
+                continue
+            kind = kinds[0]
+            if kind is float and type(value) is int and abs(value) <= 2**53:
+                value = float(value)
+                object.__setattr__(self, name, value)
+            shown = json.dumps(value, default=str)
+            if typing.get_origin(kind) is Literal:
+                choices = typing.get_args(kind)
+                _require(value in choices, f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown}")
+            else:
+                quote = "; in YAML, put it in quotes" if kind is str else ""
+                _require(type(value) is kind, f"{name} must be {_EXPECTED[kind]}, got {shown}{quote}")
+                _require(kind is not float or math.isfinite(value), f"{name} must be a finite number, got {shown}")
+                _require(kind is not str or value.strip(), f"{name} is empty; is a shell variable unset?")
+
+
+FIELD_NAMES = tuple(field.name for field in fields(RunConfig))

@@ -1,0 +1,1 @@
+"""Datasets that trainers load, a file each. No torch here."""

@@ -1,0 +1,92 @@
+"""What a person sees of a run: one bar for the whole job on rank 0, log lines with the rank, and a JSON line a unit."""
+
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from tqdm import tqdm
+
+from data_engine.processes.ranks import Ranks
+from data_engine.questions.rows import UnitResult
+from data_engine.store import logs, units
+
+REFRESH_S = 1.0
+
+
+class _BarAwareHandler(logging.Handler):
+    """Writes above the bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_stderr(ranks: Ranks) -> None:
+    """Log lines of this program, with time and rank."""
+    handler = _BarAwareHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {ranks.rank}: %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("data_engine")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+class Progress:
+    """The bar counts published units of this job's shard, whoever published them."""
+
+    def __init__(self, work_dir: Path, stages: list[str], mine: range, total: int, ranks: Ranks) -> None:
+        self._work_dir, self._stages, self._mine = work_dir, stages, set(mine)
+        self._log = logs.log_path(work_dir, ranks.rank)
+        self._total, self._visible = total, ranks.rank == 0
+        self._started, self._published_before = time.monotonic(), 0
+        self._own_units, self._own_answers = 0, 0
+        self._done = threading.Event()
+
+    def __enter__(self) -> "Progress":
+        if self._visible:
+            self._published_before = self._published()
+            self._bar = tqdm(
+                total=self._total, initial=self._published_before, unit="unit", desc="units", dynamic_ncols=True
+            )
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._done.set()
+        if self._visible:
+            self._thread.join()
+            self._refresh()
+            self._bar.close()
+
+    def unit_done(
+        self, stage: str, unit: int, result: UnitResult, *, questions: int, seconds: float, peak_bytes: int
+    ) -> None:
+        """Note a published unit in logs/rank-N.jsonl; `peak_bytes` is the most memory this rank has had so far."""
+        table = result.table
+        column = "token_ids" if "token_ids" in table.column_names else "token_logps"
+        tokens = sum(map(len, table[column].to_pylist()))
+        line = {"time": time.time(), "stage": stage, "unit": unit, "seconds": round(seconds, 3)}
+        line |= {"questions": questions, "answers": table.num_rows, "tokens": tokens}
+        line["peak_gb"] = round(peak_bytes / 1e9, 3)
+        if result.retries:
+            line["out_of_memory"] = result.retries
+        logs.append(self._log, line)
+        self._own_units += 1
+        self._own_answers += table.num_rows
+
+    def _published(self) -> int:
+        return sum(len(units.published(self._work_dir, stage) & self._mine) for stage in self._stages)
+
+    def _refresh(self) -> None:
+        published = self._published()
+        # Units are alike: what this rank's hold on average stands for those of all ranks.
+        answers = (published - self._published_before) * self._own_answers / max(self._own_units, 1)
+        rate = answers / (time.monotonic() - self._started)
+        self._bar.set_postfix_str(f"{rate:.1f} answers/s", refresh=False)
+        self._bar.update(published - self._bar.n)
+
+    def _watch(self) -> None:
+        while not self._done.wait(REFRESH_S):
+            self._refresh()

@@ -1,0 +1,45 @@
+"""Model families. `load_model` is the public way in; names.py has the table, one file a family the rest."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from data_engine.models.registry import FAMILIES, family_of, resolve
+
+if TYPE_CHECKING:
+    from data_engine.models.base import VisionLanguageModel
+    from data_engine.models.sharding.zero3 import Split
+
+
+def load_model(
+    name: str | None,
+    path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    split: "Split | None" = None,
+) -> "VisionLanguageModel":
+    """Load a checkpoint, weights held once, ready for sample_answers and score_answers.
+
+    `name` is a known model name or None for what config.json says; `device` "auto" is cuda where there is one;
+    `dtype` "auto" is bfloat16 on cuda and float32 elsewhere. With `split`, all ranks load together, and each keeps a
+    share. Raises ModelError, a ValueError, naming what is wrong.
+    """
+    from data_engine.models.base import pick_device, pick_dtype
+    from data_engine.models.cpu_linear import pack_linears
+
+    folder = resolve(path, revision)
+    chosen = pick_device(device)
+    if split is not None:
+        split.release()
+    model = family_class(family_of(folder, name)).load(folder, chosen, pick_dtype(dtype, chosen), split)
+    pack_linears(model.decoder, once=split is None)
+    if split is not None:
+        split.run_together(model)
+    return model
+
+
+def family_class(family: str) -> type:
+    """The class of a family, imported on first use."""
+    module, _, cls = FAMILIES[family].partition(":")
+    return getattr(importlib.import_module(module), cls)

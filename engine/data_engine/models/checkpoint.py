@@ -1,0 +1,130 @@
+"""Checkpoint folders: fingerprinted, and read shard by shard into a model that starts without memory.
+
+Weights are held once: a tensor is mapped from its file, cast into the run's dtype on the device, and let go.
+"""
+
+import hashlib
+import re
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from data_engine.models.registry import ModelError, read_json
+from data_engine.models.sharding.zero3 import Split, is_divided
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The shards of a checkpoint, safetensors where there are any. Raises ModelError naming what is missing."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = sorted({folder / shard for shard in read_json(index).get("weight_map", {}).values()})
+            missing = [file.name for file in files if not file.is_file()]
+            if missing or not files:
+                raise ModelError(f"{index} names weight files that are missing: {', '.join(missing) or 'none at all'}")
+            return files
+        if (folder / name).is_file():
+            return [folder / name]
+    raise ModelError(f"{folder} has no weights: expected model.safetensors, pytorch_model.bin, or an index of shards")
+
+
+def tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Names of a shard's tensors, each with how to get it: mapped from the file, not read into memory."""
+    if file.suffix == ".bin":
+        try:
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            raise ModelError(f"{file} cannot be read with weights_only=True: {error}") from error
+        for name in list(found):
+            yield name, lambda name=name: found[name]
+        return
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (safe_open is no dict)
+                yield name, lambda name=name: opened.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is not a whole safetensors file: {error}") from error
+
+
+def tensor_names(folder: Path) -> set[str]:
+    return {name for file in weight_files(folder) for name, _ in tensors(file)}
+
+
+def tensor_shapes(folder: Path) -> dict[str, torch.Size]:
+    return {name: get().shape for file in weight_files(folder) for name, get in tensors(file)}
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the config, the tokenizer, and the headers and sizes of the weight files."""
+    digest = hashlib.sha256()
+    names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+    for file in [folder / name for name in names if (folder / name).is_file()]:
+        digest.update(file.name.encode() + file.read_bytes())
+    for file in weight_files(folder):
+        digest.update(f"{file.name} {file.stat().st_size}".encode() + _header(file))
+    return digest.hexdigest()
+
+
+def _header(file: Path) -> bytes:
+    """Names, shapes and offsets of a safetensors file; the first megabyte of a .bin."""
+    with open(file, "rb") as opened:
+        if file.suffix == ".bin":
+            return opened.read(1 << 20)
+        return opened.read(struct.unpack("<Q", opened.read(8))[0])
+
+
+def weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
+def num_weights(folder: Path) -> int:
+    """Numbers in a checkpoint's tensors, whatever their dtype."""
+    return sum(shape.numel() for shape in tensor_shapes(folder).values())
+
+
+class Filler:
+    """Fills a model built without memory (parameters on the meta device) from named tensors.
+
+    `rename` gives the parameter for a checkpoint's name, or None for one that is known and not needed. With `split`,
+    the parameters that it divides are divided as they come, so that no more than one is ever whole.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> None:
+        self.model, self.device, self.dtype, self.split = model, device, dtype, split
+        self.missing = {name for name, _ in model.named_parameters()}
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+
+    def fill(self, folder: Path, rename: Callable[[str], str | None], ignored: re.Pattern) -> None:
+        """Read the shards of `folder`. Raises ModelError for a tensor that nothing expects or of a wrong shape."""
+        for file in weight_files(folder):
+            for name, get in tensors(file):
+                target = rename(name)
+                if target in self._shapes:
+                    self._set(target, get(), f"{name} in {file}")
+                elif not ignored.search(name):
+                    raise ModelError(f"unexpected weight {name} in {file}: no part of this model has it")
+
+    def _set(self, target: str, value: Tensor, origin: str) -> None:
+        if value.shape != self._shapes[target]:
+            raise ModelError(
+                f"weight {origin} has shape {list(value.shape)}, config.json makes it {list(self._shapes[target])}"
+            )
+        owner, _, leaf = target.rpartition(".")
+        divided = self.split is not None and is_divided(target)
+        if divided and not self.split.reads:
+            value = torch.empty(value.shape, device=self.device, dtype=self.dtype)
+        else:
+            value = value.to(self.device, self.dtype, copy=True)
+        parameter = self.split.divide(value) if divided else nn.Parameter(value, requires_grad=False)
+        setattr(self.model.get_submodule(owner), leaf, parameter)
+        self.missing.discard(target)
+
+    def done(self, folder: Path) -> None:
+        """Raises ModelError naming the weights that no file had."""
+        if self.missing:
+            some = ", ".join(sorted(self.missing)[:5])
+            raise ModelError(f"{folder} lacks {len(self.missing)} weights that config.json asks for: {some}")

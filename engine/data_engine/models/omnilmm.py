@@ -1,0 +1,210 @@
+"""The OmniLMM family: an EVA-02 tower, a resampler, a Mistral decoder; OmniLMM-12B and RLAIF-V-12B.
+
+Reads the published layout, tower and resampler inside the checkpoint. The prompt is Zephyr's chat template in legacy
+LLaMA tokenisation, with the block <im_start> image <im_end> before the question.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from PIL import Image
+from torch import Tensor, nn
+from transformers import MistralConfig, MistralModel
+
+from data_engine.models import attention
+from data_engine.models.base import IMAGE_TOKEN
+from data_engine.models.checkpoint import Filler, tensor_shapes
+from data_engine.models.decoder import cache_values_per_token, decoder_config, head_weight
+from data_engine.models.eva import Eva, EvaConfig, Resampler, heads_of
+from data_engine.models.pixels import normalised, resized
+from data_engine.models.registry import ModelError, read_json
+from data_engine.models.sharding.zero3 import Split
+from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, load_tokenizer
+from data_engine.questions.images import check_megapixels
+from data_engine.schemas import without_image_marker
+
+SYSTEM = (
+    "You are an artificial intelligence assistant, "
+    "which gives helpful, detailed, and polite answers to the human's questions."
+)
+ANSWER_STARTS = "\n<|assistant|>\n"
+TOWER = "model.vision_tower."
+RENAMES = {TOWER: "vision.", "model.resampler.": "resampler.", "lm_head.": "head.", "model.": "decoder."}
+# Rotary tables; a key bias moves all scores of a query alike, so the softmax never sees it.
+IGNORED = re.compile(r"rotary_emb\.inv_freq$|vision_tower\.blocks\.\d+\.attn\.k_bias$")
+# Without these, transformers' defaults would stand in silently.
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+    "max_position_embeddings", "num_query", "image_size",
+)  # fmt: skip
+# Blocks in the checkpoint by the tower's width: of 64, the last is left out.
+PUBLISHED_BLOCKS = {1792: 63}
+
+
+@dataclass(frozen=True)
+class OmniConfig:
+    """What config.json and the shapes of the tower's weights say."""
+
+    text: MistralConfig
+    vision: EvaConfig
+    image_size: int
+    num_query: int
+    max_positions: int
+
+
+class _Modules(nn.Module):
+    def __init__(self, config: OmniConfig) -> None:
+        super().__init__()
+        config.text._attn_implementation = attention.NAME
+        width = config.text.hidden_size
+        self.vision = Eva(config.vision)
+        self.resampler = Resampler(config.num_query, width, config.vision.width)
+        self.decoder = MistralModel(config.text)
+        if not config.text.tie_word_embeddings:
+            self.head = nn.Linear(width, config.text.vocab_size, bias=False)
+
+
+class OmniLMM:
+    """One OmniLMM checkpoint; the protocol is models.base.VisionLanguageModel."""
+
+    family = "omnilmm"
+    # A trainer tokenises whole rows with special tokens read out of the text, and looks for the roles' lines.
+    markers = (
+        "<image>", "<|system|>", "<|user|>", "<|assistant|>", "<unk>", "<s>", "</s>", "<im_patch>", "<im_start>",
+        "<im_end>", "<box>", "</box>", "<ref>", "</ref>", "<quad>", "</quad>",
+    )  # fmt: skip
+
+    def __init__(
+        self, modules: _Modules, config: OmniConfig, tokenizer: Tokenizer, around_image: tuple[int, int]
+    ) -> None:
+        self._modules, self._config, self._tokenizer = modules.eval(), config, tokenizer
+        self._im_start, self._im_end = around_image
+        self.vision, self.decoder, self._embedding = modules.vision, modules.decoder, modules.decoder.embed_tokens
+        self.head_weight = head_weight(modules)
+        self.device, self.dtype = self.head_weight.device, self.head_weight.dtype
+        self.eos_token_ids = (tokenizer.eos,)
+        self.max_positions = config.max_positions
+        self.vocabulary = tokenizer.vocabulary
+        self.image_tokens = config.num_query
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> "OmniLMM":
+        """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
+        config = read_config(folder, tensor_shapes(folder))
+        tokenizer, around_image = load_tokenizer(folder), image_token_ids(folder, config.text.vocab_size)
+        with init_empty_weights(include_buffers=False):
+            modules = _Modules(config)
+        filler = Filler(modules, device, dtype, split)
+        filler.fill(folder, _rename, IGNORED)
+        filler.done(folder)
+        return cls(modules.to(device), config, tokenizer, around_image)
+
+    @staticmethod
+    def cache_values_per_token(folder: Path) -> int:
+        """Numbers that one token keeps in the key/value cache, all layers."""
+        where = folder / "config.json"
+        return cache_values_per_token(_mistral_config(read_json(where), where))
+
+    def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
+        """The whole image squeezed into a square, in both stages; the protocol's `crop` changes nothing here."""
+        check_megapixels(*image.size, max_megapixels, "source image")
+        side = self._config.image_size
+        # What resizing holds between across and down: an image of one column would fill the memory.
+        check_megapixels(side, image.height, max_megapixels, "resized image")
+        return normalised(resized(image, (side, side)))
+
+    def prompt_ids(self, question: str) -> list[int]:
+        # Each text between two special tokens is tokenised alone, so that it starts with a dummy space of its own.
+        encode, eos = self._tokenizer.encode, self._tokenizer.eos
+        return [
+            self._tokenizer.bos, *encode(f"<|system|>\n{SYSTEM}"), eos, *encode("\n<|user|>\n"),
+            self._im_start, IMAGE_TOKEN, self._im_end, *encode(f"\n{without_image_marker(question)}"), eos,
+            *encode(ANSWER_STARTS),
+        ]  # fmt: skip
+
+    def answer_ids(self, question: str, answer: str) -> list[int]:
+        return [*continuation(self._tokenizer, ANSWER_STARTS, answer), self._tokenizer.eos]
+
+    def text(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids).strip()
+
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        # The class token is dropped behind the norm.
+        features = self.vision(pixels_BCHW.to(self.dtype))[:, 1:]
+        patch = self._config.vision.patch_size
+        return self._modules.resampler(features, (pixels_BCHW.shape[-2] // patch, pixels_BCHW.shape[-1] // patch))
+
+    def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
+        return self._embedding(token_ids_T)
+
+
+def _rename(name: str) -> str:
+    theirs = next((prefix for prefix in RENAMES if name.startswith(prefix)), None)
+    return name if theirs is None else RENAMES[theirs] + name.removeprefix(theirs)
+
+
+def image_token_ids(folder: Path, vocab_size: int) -> tuple[int, int]:
+    """Ids of <im_start> and <im_end>. Raises ModelError where the tokenizer lacks an image token, or an embedding."""
+    added = added_tokens(folder)
+    for name in ("<im_patch>", "<im_start>", "<im_end>"):
+        if name not in added:
+            raise ModelError(f"the tokenizer of {folder} has no {name}: not the tokenizer of an OmniLMM checkpoint")
+        if added[name] >= vocab_size:
+            raise ModelError(f"the tokenizer of {folder} gives {name} the id {added[name]}, vocab_size is {vocab_size}")
+    return added["<im_start>"], added["<im_end>"]
+
+
+def read_config(folder: Path, shapes: dict[str, torch.Size]) -> OmniConfig:
+    """config.json, and the tower's sizes by its weights. Raises ModelError naming the field or weight that is wrong."""
+    where = folder / "config.json"
+    raw = read_json(where)
+    if not raw.get("mm_vision_tower"):
+        raise ModelError(f"{where} has no mm_vision_tower: not a checkpoint that sees images")
+    if raw.get("mm_use_im_start_end") is not True:
+        raise ModelError(f"{where} has mm_use_im_start_end {raw.get('mm_use_im_start_end')!r}; this family needs true")
+    for name in SIZES:
+        if type(raw.get(name)) is not int or raw[name] < 1:
+            raise ModelError(f"{where} has {name} {raw.get(name)!r}; expected a positive integer")
+    if not isinstance(raw.get("rms_norm_eps"), float):
+        raise ModelError(f"{where} has rms_norm_eps {raw.get('rms_norm_eps')!r}; expected a number such as 1e-05")
+    text, vision = _mistral_config(raw, where), tower_config(folder, shapes)
+    _agree(raw, where, vision)
+    # The attention here has no sliding window, and needs none up to where the window first hides a token.
+    longest = min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
+    return OmniConfig(text, vision, raw["image_size"], raw["num_query"], longest)
+
+
+def _agree(raw: dict, where: Path, vision: EvaConfig) -> None:
+    if math.isqrt(raw["num_query"]) ** 2 != raw["num_query"]:
+        raise ModelError(f"{where} has num_query {raw['num_query']}; the queries form a square, such as 64")
+    if raw["image_size"] % vision.patch_size:
+        raise ModelError(f"{where} has image_size {raw['image_size']}; the patches are {vision.patch_size} wide")
+    if raw["hidden_size"] % 128:
+        raise ModelError(f"{where} has hidden_size {raw['hidden_size']}; the resampler's heads are 128 wide")
+    if raw.get("mm_hidden_size", vision.width) != vision.width:
+        raise ModelError(
+            f"{where} has mm_hidden_size {raw['mm_hidden_size']}; the tower's weights are {vision.width} wide"
+        )
+
+
+def _mistral_config(raw: dict, where: Path) -> MistralConfig:
+    return decoder_config(MistralConfig, raw, where, types=("omnilmm",))
+
+
+def tower_config(folder: Path, shapes: dict[str, torch.Size]) -> EvaConfig:
+    """The tower's sizes, which config.json does not have. Raises ModelError where the weights are not there."""
+    needed = [f"{TOWER}{name}" for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")]
+    missing = [name for name in needed if name not in shapes]
+    if missing:
+        raise ModelError(f"{folder} has no whole vision tower, which belongs inside the checkpoint: no {missing[0]}")
+    (width, _, patch, _), (_, positions, _), (mlp, _) = (shapes[name] for name in needed)
+    blocks = 1 + max(int(found[1]) for found in map(re.compile(rf"{TOWER}blocks\.(\d+)\.").match, shapes) if found)
+    if PUBLISHED_BLOCKS.get(width, blocks) != blocks:
+        raise ModelError(
+            f"{folder} has {blocks} blocks of a vision tower {width} wide; expected {PUBLISHED_BLOCKS[width]}"
+        )
+    return EvaConfig(width, blocks, heads_of(width), mlp, patch, math.isqrt(positions - 1))

@@ -1,0 +1,61 @@
+"""Whether a start holds each model whole on every rank, or splits it over them: the arithmetic of --zero3."""
+
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+
+from data_engine.processes.ranks import Ranks
+
+# Caches and activations, beside the weights.
+WORKING_ROOM_BYTES = 8 << 30
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a start splits its models, and the arithmetic behind it; bytes."""
+
+    split: bool
+    asked: str
+    weights_bytes: int
+    """the larger model's, in the run's dtype; one model is held at a time"""
+    working_room_bytes: int
+    memory_bytes: int
+    """what a rank has"""
+    world_size: int
+
+    def __str__(self) -> str:
+        needed = self.weights_bytes + self.working_room_bytes
+        sign = "<=" if needed <= self.memory_bytes else ">"
+        arithmetic = (
+            f"{self.weights_bytes / GB:.1f} GB of weights + {self.working_room_bytes / GB:.1f} GB of working room "
+            f"{sign} {self.memory_bytes / GB:.1f} GB of memory a rank"
+        )
+        outcome = f"split over {self.world_size} ranks" if self.split else "each rank holds a whole model"
+        return f"zero3 {self.asked}: {outcome} ({arithmetic})"
+
+    def as_json(self) -> dict:
+        return asdict(self) | {"told": str(self)}
+
+
+def decide(asked: str, weights_bytes: int, ranks: Ranks, device: torch.device) -> Decision:
+    """Replicate where weights and working room fit a rank's memory, else split; "on" and "off" are taken as they are.
+
+    On CPU the ranks of a machine share its memory, and half of it at most is called working room: splitting is a matter
+    of GPUs, and must not befall a small machine with a small model. A lone process has nobody to split with.
+    """
+    memory, room = memory_bytes(device), WORKING_ROOM_BYTES
+    if device.type != "cuda":
+        room = min(room, memory // 2) // ranks.local_world_size
+        memory //= ranks.local_world_size
+    fits = weights_bytes + room <= memory
+    split = asked == "on" or (asked == "auto" and not fits and ranks.world_size > 1)
+    return Decision(split, asked, weights_bytes, room, memory, ranks.world_size)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

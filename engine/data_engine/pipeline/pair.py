@@ -1,0 +1,204 @@
+"""Stage 2: the answers and their log-probs in, pairs/pairs.parquet and dataset/ out.
+
+Bounded memory: one unit at a time, plus the few bytes that draft.py keeps of each candidate pair. Recomputed whole on
+every call, and published only when it is complete: the dataset first, then the pairs, which carry the settings.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_engine import schemas
+from data_engine.exports import rlaif_v
+from data_engine.preferences import filters, strategies
+from data_engine.preferences.candidates import NO_SOURCE, Draft
+from data_engine.preferences.counts import Funnel
+from data_engine.preferences.word_count import count_words
+from data_engine.questions.dataset import Questions
+from data_engine.rewards import implicit
+from data_engine.store import units
+from data_engine.store.folders import move_in, scratch_folder
+
+PAIRS_FILE = Path("pairs", "pairs.parquet")
+NO_REWARDS = implicit.Rewards(None, None, None, None)
+REWARDS = tuple(field.name for field in dataclasses.fields(implicit.Rewards))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the pairs depend on besides the answers; kept in the metadata of pairs.parquet."""
+
+    rank: int
+    distance: int
+    beta: float
+    seed: int
+
+
+def run(
+    work_dir: Path,
+    questions: Questions,
+    unit_ranges: list[range],
+    *,
+    rank: int,
+    distance: int,
+    beta: float,
+    seed: int,
+    markers: tuple[str, ...],
+    same_tokenizer: bool,
+    debug: bool,
+) -> Funnel:
+    """Pair all answers of `work_dir` and publish the dataset. Raises IncompleteError where units are missing."""
+    require_units(work_dir, len(unit_ranges))
+    settings = Settings(rank, distance, beta, seed)
+    reward = implicit.token_rewards if same_tokenizer else implicit.text_rewards
+    with scratch_folder(work_dir, "pairing") as scratch:
+        debug_rows = _json_rows(scratch / "rewards.json") if debug else contextlib.nullcontext(_ignore)
+        funnel = Funnel(questions=len(questions))
+        with Draft(scratch / "draft.parquet", schemas.pairs(questions.idx_type), seed) as draft, debug_rows as add_row:
+            for unit, rows in enumerate(unit_ranges):
+                funnel.quarantined += _num_quarantined(work_dir, unit)
+                for idx, answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward, beta):
+                    draft.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
+        draft.filter_dataset()
+        written = rlaif_v.write_dataset(work_dir, scratch, draft, questions, unit_ranges, seed)
+        draft.drop(written.without_source)
+        _count(funnel, draft, written.rows)
+        if debug:
+            move_in(scratch / "rewards.json", work_dir / "debug/rewards.json")
+            _write_debug_pairs(scratch / "pairs.json", draft)
+            move_in(scratch / "pairs.json", work_dir / "debug/pairs.json")
+        _write_pairs(scratch / "pairs.parquet", draft, settings, funnel)
+        move_in(scratch / "pairs.parquet", work_dir / PAIRS_FILE)
+    return funnel
+
+
+def read_funnel(work_dir: Path) -> Funnel:
+    """The funnel of the pairing that wrote pairs.parquet."""
+    return Funnel.from_json(pq.read_schema(work_dir / PAIRS_FILE).metadata[b"funnel"].decode())
+
+
+def require_units(work_dir: Path, num_units: int) -> None:
+    """Raise IncompleteError, listing the missing units by stage, unless every unit is published."""
+    lines = []
+    for stage in schemas.STAGES:
+        missing = units.missing(work_dir, stage, range(num_units))
+        if missing:
+            lines.append(f"{stage}: {units.compressed(missing)}")
+    if lines:
+        raise schemas.IncompleteError(
+            f"pairing needs all {num_units} units of every stage, these are missing in {work_dir}:\n  "
+            + "\n  ".join(lines)
+            + "\nrun the same command again, without continue_from_stage 2, to compute them"
+        )
+
+
+def _num_quarantined(work_dir: Path, unit: int) -> int:
+    paths = [units.quarantine_path(work_dir, stage, unit) for stage in schemas.STAGES]
+    found = [pq.read_table(path, columns=["idx"], partitioning=None) for path in paths if path.exists()]
+    return pc.count_distinct(pa.concat_tables(found)["idx"]).as_py() if found else 0
+
+
+def _answers(
+    work_dir: Path, unit: int, order: list, reward: Callable[..., implicit.Rewards], beta: float
+) -> Iterator[tuple[int | str, list[dict]]]:
+    """Each question of a unit that has answers, its idx and they with their rewards, in the order of the questions."""
+    instruct, scored = (_token_logps(work_dir, stage, unit) for stage in ("instruct_logps", "reward_logps"))
+    table = units.read_unit(work_dir, "sampled_answer", unit).select(["idx", "sample_index", "answer"])
+    rows = []
+    for row in table.to_pylist():
+        key = (row["idx"], row["sample_index"])
+        both = key in instruct and key in scored
+        try:
+            result = reward(instruct[key], scored[key], beta) if both else NO_REWARDS
+        except ValueError as error:
+            raise ValueError(f"unit {unit}, idx {key[0]!r}, sample_index {key[1]}: {error}") from error
+        rows.append(row | {name: getattr(result, name) for name in REWARDS})
+    groups = strategies.by_idx(rows)
+    unknown = groups.keys() - set(order)
+    if unknown:
+        raise schemas.UserError(
+            f"unit {unit} of sampled_answer has answers to idx {min(map(repr, unknown))}, which is not among its "
+            "questions; was the work directory made from another dataset?"
+        )
+    return ((idx, groups[idx]) for idx in order if idx in groups)
+
+
+def _token_logps(work_dir: Path, stage: str, unit: int) -> dict[tuple, object]:
+    """(idx, sample_index) -> token log-probs, float32 arrays: never matched by position."""
+    table = units.read_unit(work_dir, stage, unit).combine_chunks()
+    keys = zip(table["idx"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
+    return {key: value.values.to_numpy() for key, value in zip(keys, table["token_logps"], strict=True)}
+
+
+def _pair_question(
+    answers: list[dict], settings: Settings, markers: tuple[str, ...], funnel: Funnel, debug_row: Callable
+) -> list[strategies.Pair]:
+    """The candidate pairs of one question, counted."""
+    ranked, reasons = strategies.split_ranked(answers, markers)
+    funnel.answers += len(answers)
+    funnel.ranked += len(ranked)
+    funnel.not_ranked.update(sorted(reasons.values()))
+    places = {
+        f"{by}_rank": {row["sample_index"]: place for place, row in enumerate(strategies.ranking(ranked, by), 1)}
+        for by in ("sum", "avg")
+    }
+    for row in answers:
+        index = row["sample_index"]
+        debug_row(row | {by: place.get(index) for by, place in places.items()} | {"not_ranked": reasons.get(index)})
+    return strategies.pair_up(ranked, settings.rank, settings.distance, count_words)
+
+
+def _count(funnel: Funnel, draft: Draft, written: int) -> None:
+    funnel.not_ranked = Counter({name: funnel.not_ranked[name] for name in implicit.REASONS if funnel.not_ranked[name]})
+    counts = draft.counts()
+    funnel.candidate_pairs = counts.total()
+    funnel.dropped = Counter({name: counts[name] for name in filters.FILTERS})
+    if counts[NO_SOURCE]:
+        funnel.dropped[NO_SOURCE] = counts[NO_SOURCE]
+    funnel.written = written
+
+
+def _write_pairs(path: Path, draft: Draft, settings: Settings, funnel: Funnel) -> None:
+    metadata = {"settings": json.dumps(dataclasses.asdict(settings)), "funnel": funnel.to_json()}
+    with pq.ParquetWriter(path, draft.schema.with_metadata(metadata)) as writer:
+        for table in draft.tables():
+            writer.write_table(table.replace_schema_metadata(metadata))
+
+
+def _ignore(row: Mapping) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _json_rows(path: Path) -> Iterator[Callable[[Mapping], None]]:
+    """A function that appends one row to a JSON array in `path`; strict JSON, so that numbers not finite are null."""
+    with open(path, "w", encoding="utf-8") as file:
+        separator = "[\n"
+
+        def write(row: Mapping) -> None:
+            nonlocal separator
+            plain = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in row.items()
+            }
+            file.write(separator + json.dumps(plain, allow_nan=False, ensure_ascii=False))
+            separator = ",\n"
+
+        yield write
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def _write_debug_pairs(path: Path, draft: Draft) -> None:
+    with _json_rows(path) as write:
+        for table in draft.tables():
+            for row in table.to_pylist():
+                write(row)

@@ -1,0 +1,189 @@
+"""Stage 0: k answers a question from the instruct model, unit by unit or through the public API."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from PIL import Image
+
+from data_engine import schemas
+from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
+from data_engine.questions import images, rows
+from data_engine.questions.dataset import Question
+from data_engine.questions.images import BadImage
+from data_engine.questions.prefetch import ahead
+from data_engine.questions.rows import BadRow, Decode, UnitResult, open_image, read_image
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.scheduler import Decoder, sample
+from data_engine.sampling.requests import BROKEN, TOO_LARGE, Request, Sampled
+from data_engine.schemas import UserError
+from data_engine.seeds import seed_for
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer; `token_ids` ends with EOS where the model ended ("stop"), not at "length"."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What stage 0 depends on besides the model and the questions."""
+
+    k: int
+    seed: int
+    params: SamplingParams
+    crop: bool
+    """see the scoring stage's pixels"""
+    max_megapixels: float
+
+
+def request_for(
+    model: VisionLanguageModel, image: Image.Image, question: str, idx: int | str, settings: SampleSettings
+) -> Request:
+    """Raises BadImage where the image does not fit, BadRow where the question does not."""
+    pixels = model.pixels(image, settings.crop, settings.max_megapixels)
+    size, new = prefix_length(model, question), settings.params.max_new_tokens
+    if size + new > model.max_positions:
+        raise BadRow(f"question too long: prompt of {size} tokens, {new} to generate, room for {model.max_positions}")
+    keys = [seed_for(settings.seed, idx, sample_index) for sample_index in range(settings.k)]
+    return Request(lambda: prefix(model, pixels, question), keys)
+
+
+@dataclass
+class _Unit:
+    """A unit in the making; its requests are numbered from `first` on."""
+
+    number: int
+    first: int
+    taken: bool = False
+    """whether all its questions have been looked at"""
+    asked: list[int | str] = field(default_factory=list)
+    quarantined: list[tuple[int | str, str]] = field(default_factory=list)
+    found: list[Sampled] = field(default_factory=list)
+
+    def finished(self, k: int) -> bool:
+        return self.taken and len(self.found) == k * len(self.asked)
+
+    def result(self, decoder: Decoder, idx_type: pa.DataType) -> UnitResult:
+        self.found.sort(key=lambda found: (found.request, found.sample_index))
+        left_out = {found.request: found for found in reversed(self.found) if found.finish_reason in LEFT_OUT}
+        reasons = [(self._idx(found), LEFT_OUT[found.finish_reason](found)) for found in left_out.values()]
+        kept = [found for found in self.found if found.request not in left_out]
+        columns = {
+            "idx": [self._idx(found) for found in kept],
+            "sample_index": [found.sample_index for found in kept],
+            "answer": [decoder.model.text(found.token_ids) for found in kept],
+            "token_ids": [found.token_ids for found in kept],
+            "finish_reason": [found.finish_reason for found in kept],
+        }
+        table = pa.table(columns, schemas.sampled_answer(idx_type))
+        return UnitResult(table, self.quarantined + reasons, decoder.retries)
+
+    def _idx(self, found: Sampled) -> int | str:
+        return self.asked[found.request - self.first]
+
+
+def sample_unit(
+    decoder: Decoder,
+    questions: Iterable[Question],
+    idx_type: pa.DataType,
+    settings: SampleSettings,
+    decode: Decode = images.decode,
+) -> UnitResult:
+    """All answers of a unit's questions, in order; a row that cannot be used is left out with its reason."""
+    [(_, result)] = sample_units(decoder, [(0, questions)], idx_type, settings, decode)
+    return result
+
+
+def sample_units(
+    decoder: Decoder,
+    units: Iterable[tuple[int, Iterable[Question]]],
+    idx_type: pa.DataType,
+    settings: SampleSettings,
+    decode: Decode = images.decode,
+) -> Iterator[tuple[int, UnitResult]]:
+    """sample_unit of each (number, questions), given out as it is finished.
+
+    A unit is taken from `units` when the ones before it leave rows free: their longest answers idle nothing.
+    """
+    begun: list[_Unit] = []
+
+    def prepare(question: Question) -> tuple[Question, Request | str]:
+        try:
+            image = read_image(question, settings.max_megapixels, decode)
+            return question, request_for(decoder.model, image, question.question, question.idx, settings)
+        except (BadRow, BadImage) as problem:
+            return question, str(problem)
+
+    def requests() -> Iterator[Request]:
+        first = 0
+        for number, questions in units:
+            unit = _Unit(number, first)
+            begun.append(unit)
+            for question, prepared in ahead(prepare, questions):
+                if isinstance(prepared, str):
+                    unit.quarantined.append((question.idx, prepared))
+                else:
+                    unit.asked.append(question.idx)
+                    yield prepared
+            unit.taken = True
+            first += len(unit.asked)
+
+    def finished() -> Iterator[tuple[int, UnitResult]]:
+        for unit in [unit for unit in begun if unit.finished(settings.k)]:
+            begun.remove(unit)
+            yield unit.number, unit.result(decoder, idx_type)
+
+    for found in decoder.stream(requests(), settings.params):
+        next(unit for unit in reversed(begun) if unit.first <= found.request).found.append(found)
+        yield from finished()
+    yield from finished()
+
+
+def _broken(found: Sampled) -> str:
+    return (
+        f"the model's logits are not finite (NaN or infinite): answer {found.sample_index}, "
+        f"token {len(found.token_ids)}, both counted from 0"
+    )
+
+
+# What is said of a question that is left out because of an answer's finish_reason.
+LEFT_OUT = {BROKEN: _broken, TOO_LARGE: lambda _: rows.OUT_OF_MEMORY}
+
+
+def sample_answers(
+    model: VisionLanguageModel,
+    image: Image.Image | bytes,
+    question: str,
+    k: int = 10,
+    seed: int = 0,
+    idx: int | str = "",
+    temperature: float = 0.7,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    max_new_tokens: int = 512,
+    max_megapixels: float = 64,
+) -> list[Answer]:
+    """k answers to one image-question; the same (seed, idx) gives the same answers.
+
+    `image` is a PIL image or encoded bytes. Raises images.BadImage, a ValueError, for an image that cannot be
+    read, ArithmeticError where the model gives logits that are NaN or infinite, and UserError where memory runs out
+    with one answer at a time.
+    """
+    params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
+    settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
+    request = request_for(model, open_image(image, max_megapixels), question, idx, settings)
+    return [answer_of(model, found) for found in sample(model, [request], params, num_rows=k)]
+
+
+def answer_of(model: VisionLanguageModel, found: Sampled) -> Answer:
+    if found.finish_reason == BROKEN:
+        raise ArithmeticError(_broken(found))
+    if found.finish_reason == TOO_LARGE:
+        raise UserError(rows.OUT_OF_MEMORY)
+    return Answer(model.text(found.token_ids), found.token_ids, found.finish_reason)

@@ -1,0 +1,200 @@
+"""Stage 1: token log-probs of sampled answers under one model, for one unit or through the public API."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_engine import schemas
+from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
+from data_engine.questions import images
+from data_engine.questions.dataset import Question
+from data_engine.questions.images import BadImage
+from data_engine.questions.prefetch import ahead
+from data_engine.questions.rows import NO_ROOM, OUT_OF_MEMORY, BadRow, Decode, UnitResult, open_image, read_image
+from data_engine.schemas import UserError
+from data_engine.scoring.logprobs import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
+
+log = logging.getLogger(__name__)
+
+# Largest mean difference, nat a token, between the packed and the plain path: rounding is far below, a bug far above.
+SELF_CHECK = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """What stage 1 depends on besides the model, the questions and their answers."""
+
+    as_text: bool
+    """answers go over as text, since the model has another tokenizer than the one that sampled"""
+    max_megapixels: float
+    tokens_a_pass: int = 0
+    """questions go through the model together up to so many tokens, frozen in run.json; a question never waits"""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A question that is ready for the model: its pixels, and the ids of its answers; or what is wrong with it."""
+
+    question: Question
+    rows: list[dict]
+    pixels: Tensor | None = None
+    ids: list[list[int]] | None = None
+    tokens: int = 0
+    problem: str | None = None
+
+
+def score_unit(
+    model: VisionLanguageModel,
+    questions: Iterable[Question],
+    sampled: pa.Table,
+    settings: ScoreSettings,
+    check: bool = False,
+    decode: Decode = images.decode,
+) -> UnitResult:
+    """Log-probs of all answers of a unit, in their order; a row that cannot be scored is left out with its reason.
+
+    With `check`, the answers of the first question with sound log-probs are scored by the plain path too, and compared.
+    """
+    answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
+    asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
+    prepared = ahead(lambda item: _prepare(model, *item, settings, decode), asked)
+    scored, quarantined, too_large, retries = [], [], [], 0
+    for together in _passes(prepared, settings.tokens_a_pass, quarantined):
+        results, halved = _score(model, together)
+        retries += halved
+        for one, result in zip(together, results, strict=True):
+            if result is None:
+                too_large.append((one.question.idx, OUT_OF_MEMORY))
+                continue
+            prefix_PD, found = result
+            broken = [index for index, answer in enumerate(found) if not answer.isfinite().all()]
+            if broken:
+                answer = one.rows[broken[0]]["sample_index"]
+                reason = f"the model's log-probs are not finite (NaN or infinite): answer {answer}, counted from 0"
+                quarantined.append((one.question.idx, reason))
+                continue
+            if check and not scored:
+                self_check(model, prefix_PD, one.ids, found)
+            scored += zip(one.rows, found, strict=True)
+    if check and too_large and not scored:
+        raise UserError(NO_ROOM)
+    quarantined += too_large
+    table = pa.Table.from_pylist(list(_records(scored)), schemas.logps(sampled.schema.field("idx").type))
+    return UnitResult(table, quarantined, retries)
+
+
+def _prepare(
+    model: VisionLanguageModel, question: Question, rows: list[dict], settings: ScoreSettings, decode: Decode
+) -> _Prepared:
+    try:
+        image = read_image(question, settings.max_megapixels, decode)
+        pixels = model.pixels(image, True, settings.max_megapixels)
+        if settings.as_text:
+            ids = [model.answer_ids(question.question, row["answer"]) for row in rows]
+        else:
+            ids = [row["token_ids"] for row in rows]
+        size, longest = prefix_length(model, question.question), max(map(len, ids))
+        if size + longest > model.max_positions:
+            room = model.max_positions
+            raise BadRow(f"too long to score: prompt of {size} tokens, answer of {longest}, room for {room}")
+    except (BadRow, BadImage) as problem:
+        return _Prepared(question, rows, problem=str(problem))
+    return _Prepared(question, rows, pixels, ids, pass_tokens(size, ids))
+
+
+def _passes(
+    prepared: Iterable[_Prepared], most_tokens: int, quarantined: list[tuple[int | str, str]]
+) -> Iterator[list[_Prepared]]:
+    """Neighbours that fit a pass, one at least; those that cannot be scored go to `quarantined`."""
+    together: list[_Prepared] = []
+    for one in prepared:
+        if one.problem:
+            quarantined.append((one.question.idx, one.problem))
+            continue
+        if together and sum(other.tokens for other in together) + one.tokens > most_tokens:
+            yield together
+            together = []
+        together.append(one)
+    if together:
+        yield together
+
+
+def _score(
+    model: VisionLanguageModel, questions: list[_Prepared]
+) -> tuple[list[tuple[Tensor, list[Tensor]] | None], int]:
+    """The prefix of each question and its answers' log-probs; how often memory ran out.
+
+    Where it does, questions, and then a question's answers, are scored in two halves, and so on; None for a question
+    of which a single answer exceeds it.
+    """
+    try:
+        shared = [prefix(model, one.pixels, one.question.question) for one in questions]
+        scored = [Scored(prefix_PD, one.ids) for prefix_PD, one in zip(shared, questions, strict=True)]
+        return list(zip(shared, score_pass(model, scored), strict=True)), 0
+    except torch.OutOfMemoryError:
+        # Outside the handler, whose traceback would keep the pass's tensors.
+        shared = scored = None
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(questions) == len(questions[0].ids) == 1:
+        return [None], 1
+    log.warning("out of memory: %d questions are scored in two halves", len(questions))
+    if len(questions) > 1:
+        half = len(questions) // 2
+        (first, one), (second, other) = _score(model, questions[:half]), _score(model, questions[half:])
+        return first + second, 1 + one + other
+    [question] = questions
+    half = len(question.ids) // 2
+    halves = [_score(model, [replace(question, ids=part)]) for part in (question.ids[:half], question.ids[half:])]
+    retries = 1 + sum(retries for _, retries in halves)
+    [first], [second] = (found for found, _ in halves)
+    return [(first[0], first[1] + second[1]) if first and second else None], retries
+
+
+def self_check(model: VisionLanguageModel, shared: Tensor, ids: list[list[int]], packed: list[Tensor]) -> float:
+    """Mean difference, nat a token, of the packed path to the plain one; RuntimeError where it is no rounding."""
+    plain = torch.cat([plain_token_logps(model, shared, answer) for answer in ids])
+    difference = float((torch.cat(packed) - plain).abs().mean())
+    log.info("self-check: packed and plain log-probs differ by %.1e nat a token on average", difference)
+    # A difference that is no number is no agreement.
+    if not difference <= SELF_CHECK[model.dtype]:
+        raise RuntimeError(
+            f"packed log-probs differ from the plain path by {difference:.3g} nat a token, "
+            f"more than {SELF_CHECK[model.dtype]} allows for rounding in {model.dtype}"
+        )
+    return difference
+
+
+def _records(scored: Iterable[tuple[dict, Tensor]]) -> Iterator[dict]:
+    for row, logps in scored:
+        total = float(logps.double().sum())
+        yield {
+            "idx": row["idx"],
+            "sample_index": row["sample_index"],
+            "token_logps": logps.numpy(),
+            "sum": total,
+            "mean": total / len(logps),
+        }
+
+
+def score_answers(
+    model: VisionLanguageModel,
+    image: Image.Image | bytes,
+    question: str,
+    answers: list[str] | list[list[int]],
+    max_megapixels: float = 64,
+) -> list[Tensor]:
+    """Log-probs of each answer's counted tokens, 1-D fp32, nats.
+
+    Token ids are scored as they are, nothing added. Text is encoded as in the training prompt, literally, and always
+    counts its EOS. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read.
+    """
+    pixels = model.pixels(open_image(image, max_megapixels), True, max_megapixels)
+    ids = [model.answer_ids(question, answer) if isinstance(answer, str) else list(answer) for answer in answers]
+    return packed_token_logps(model, prefix(model, pixels, question), ids) if ids else []

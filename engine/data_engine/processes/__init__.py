@@ -1,0 +1,1 @@
+"""Ranks, signals, exit codes, heartbeats and stacks."""

@@ -1,0 +1,216 @@
+"""Questions in: parquet, jsonl, a `datasets` folder or a hub id, read a few rows at a time, with the checks on them.
+
+What is wrong with the dataset as a whole (a missing column, a duplicate idx) is a UserError at once; what is wrong
+with one row is that row's `problem`, and the others go on.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from data_engine.config import RunConfig
+from data_engine.questions.images import MAX_FILE_BYTES, BadImage, read_under
+from data_engine.questions.sources import REQUIRED_COLUMNS, Source, is_text, open_source
+from data_engine.schemas import OPTIONAL_COLUMNS, UserError
+
+# No model has room for so long a question, and tokenizing it would take long.
+MAX_QUESTION_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row of the input. `image` is what images.decode takes: encoded bytes; None where the row has none."""
+
+    idx: int | str
+    question: str | None
+    image: bytes | None
+    image_path: str | None
+    """the `path` field of the image struct, as it was"""
+    extra: dict[str, str | None] = field(default_factory=dict)
+    """those of records.OPTIONAL_COLUMNS that the input has"""
+    problem: str | None = None
+    """why the row cannot be used, for the quarantine; with it, question or image is None"""
+
+
+class Questions:
+    """A dataset of questions: its size and ids at once, its rows streamed.
+
+    `idx_type` is the input's own integer type, or string for any kind of text. An empty question is a question.
+    """
+
+    idx: list[int | str]
+    idx_type: pa.DataType
+    optional_columns: tuple[str, ...]
+    fingerprint: str
+
+    def __init__(self, source: Source, name: str, image_root: Path | None = None, limit: int | None = None):
+        _check_columns(source.columns, name)
+        kind = source.columns["idx"]
+        self.idx_type = kind if pa.types.is_integer(kind) else pa.string()
+        self.idx = _checked_ids(source.ids(limit), name)
+        self.optional_columns = tuple(column for column in OPTIONAL_COLUMNS if column in source.columns)
+        self.fingerprint = source.fingerprint()
+        self._source = source
+        self._image_root = image_root
+
+    def __len__(self) -> int:
+        return len(self.idx)
+
+    def rows(self, rows: range) -> Iterator[Question]:
+        """The questions of a run of consecutive rows, in order."""
+        assert rows.step == 1, f"rows are consecutive, got {rows}"
+        ids = iter(self.idx[rows.start : rows.stop])
+        rows = range(rows.start, min(rows.stop, len(self.idx)))
+        for batch in self._source.batches(rows, ["question", "image", *self.optional_columns]):
+            texts = _as_bytes(batch.column(0))
+            images = _image_cells(batch.column(1))
+            extras = [_extra_cells(batch.column(2 + i)) for i in range(len(self.optional_columns))]
+            for i in range(batch.num_rows):
+                extra = {name: cells[i] for name, cells in zip(self.optional_columns, extras, strict=True)}
+                yield self._question(next(ids), texts[i], (images[0][i], images[1][i]), extra)
+
+    def _question(self, idx: int | str, text: pa.Scalar, cell: tuple[pa.Scalar, pa.Scalar], extra: dict) -> Question:
+        path = cell[1].as_py()
+        path = path if path is None else path.decode(errors="replace")
+        question, image, problem = None, None, None
+        try:
+            question = _question_text(_limited(text, MAX_QUESTION_BYTES, "question"))
+            image = _limited(cell[0], MAX_FILE_BYTES, "image") or self._read_image(path)
+        except BadImage as error:
+            problem = str(error)
+        return Question(idx, question, image, path, extra, problem)
+
+    def _read_image(self, path: str | None) -> bytes:
+        if not path:
+            raise BadImage("row has no image: neither bytes nor a path")
+        if self._image_root is None:
+            raise BadImage("image has no bytes, and its path is not opened without image_root")
+        return read_under(self._image_root, path)
+
+
+def load_questions(
+    path: str,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    image_root: str | None = None,
+    limit: int | None = None,
+) -> Questions:
+    """Open a dataset and check it as a whole; `limit` keeps its first rows only.
+
+    Raises UserError, naming what to mend, where it cannot be opened, lacks a column, or has a null or repeated idx.
+    """
+    if image_root is not None and not Path(image_root).is_dir():
+        raise UserError(f'image_root "{image_root}" is not a folder')
+    source = open_source(path, split, revision)
+    return Questions(source, f'dataset "{path}"', Path(image_root) if image_root is not None else None, limit)
+
+
+def open_questions(config: RunConfig) -> Questions:
+    """The dataset that a configuration names, checked as a whole."""
+    return load_questions(
+        config.dataset_path,
+        split=config.dataset_split,
+        revision=config.dataset_revision,
+        image_root=config.image_root,
+        limit=config.limit,
+    )
+
+
+def _check_columns(columns: dict[str, pa.DataType], name: str) -> None:
+    if not columns:
+        raise UserError(f"{name} is empty")
+    missing = [f'"{column}"' for column in REQUIRED_COLUMNS if column not in columns]
+    if missing:
+        plural = "s" if len(missing) > 1 else ""
+        hint = '; give every question an "idx" of its own, text or a number' if '"idx"' in missing else ""
+        raise UserError(f"{name} has no column{plural} {', '.join(missing)}; columns: {', '.join(columns)}{hint}")
+    kinds = {
+        "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
+        "question": ("text", lambda kind: is_text(kind) or pa.types.is_binary(kind)),
+        "image": ("struct{bytes, path}, binary, or text that is a path", _is_image),
+    }
+    for column, (expected, fits) in kinds.items():
+        if not fits(columns[column]):
+            raise UserError(f'{name}: column "{column}" must be {expected}, got {columns[column]}')
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        parts = [kind.field(i) for i in range(kind.num_fields)]
+        return any(part.name in ("bytes", "path") for part in parts) and all(
+            _is_binary(part.type) or is_text(part.type) for part in parts if part.name in ("bytes", "path")
+        )
+    return _is_binary(kind) or is_text(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def _checked_ids(column: pa.ChunkedArray, name: str) -> list[int | str]:
+    if len(column) == 0:
+        raise UserError(f"{name} has no rows")
+    if column.null_count:
+        first = column.is_null().index(True).as_py()
+        raise UserError(
+            f"{name}: idx is null in {column.null_count} of {len(column)} rows, first in row {first} (counted from 0)"
+        )
+    try:
+        ids = column.to_pylist()
+    except UnicodeDecodeError:
+        raise UserError(f'{name}: column "idx" holds text that is not valid UTF-8') from None
+    if len(set(ids)) < len(ids):
+        repeated = [(value, count) for value, count in Counter(ids).items() if count > 1]
+        shown = ", ".join(f"{json.dumps(value)} ({count} times)" for value, count in repeated[:5])
+        more = ", ..." if len(repeated) > 5 else ""
+        raise UserError(f"{name}: every idx must be unique, but {len(repeated)} are repeated: {shown}{more}")
+    return ids
+
+
+def _question_text(data: bytes | None) -> str:
+    if data is None:
+        raise BadImage("question is null")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise BadImage("question is not valid UTF-8") from None
+
+
+def _limited(cell: pa.Scalar, most_bytes: int, what: str) -> bytes | None:
+    """A cell's bytes; raises BadImage, before they are copied, where there are too many."""
+    buffer = cell.as_buffer()
+    if buffer is not None and buffer.size > most_bytes:
+        raise BadImage(f"{what} has {buffer.size} bytes, more than {most_bytes}")
+    return cell.as_py()
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Text or binary of any layout as bytes: Arrow does not promise that text is valid UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_binary())
+
+
+def _image_cells(column: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """(bytes, paths) of an image column."""
+    if pa.types.is_struct(column.type):
+        # flatten, unlike field(), keeps the struct's own nulls.
+        parts = dict(
+            zip((column.type.field(i).name for i in range(column.type.num_fields)), column.flatten(), strict=True)
+        )
+    else:
+        parts = {"path" if is_text(column.type) else "bytes": column}
+    empty = pa.nulls(len(column), pa.large_binary())
+    return tuple(_as_bytes(parts[name]) if name in parts else empty for name in ("bytes", "path"))
+
+
+def _extra_cells(column: pa.Array) -> list[str | None]:
+    """A column that is only passed on, as text: what is not text becomes JSON."""
+    if is_text(column.type) or _is_binary(column.type):
+        return [value if value is None else value.decode(errors="replace") for value in _as_bytes(column).to_pylist()]
+    return [value if value is None else json.dumps(value, default=str) for value in column.to_pylist()]

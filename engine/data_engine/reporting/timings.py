@@ -1,0 +1,135 @@
+"""Where the time of a run went and what was left out, over all its ranks and starts: a work_dir in, two tables out.
+
+Time comes from logs/rank-*.jsonl, rows from quarantine/: this asks nothing of a run but its files.
+"""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_engine.schemas import STAGES
+from data_engine.store import logs
+
+NUM_REASONS, REASON_LENGTH = 12, 100
+QUARANTINE_FILE = re.compile(r"(unit-\d{5,})(?:\.\w+)?\.parquet")
+# Reasons tell of sizes and names, by which they would all differ.
+PARTICULARS = re.compile(r"\"[^\"]*\"|'[^']*'|\d+(?:\.\d+)?")
+
+
+@dataclass
+class StageTime:
+    """What one stage took, summed over ranks."""
+
+    units: int = 0
+    answers: int = 0
+    seconds: float = 0.0
+    """of the model at work, without loading"""
+    out_of_memory: int = 0
+    """how often the work went on in halves"""
+    peak_gb: float = 0.0
+    """the most memory that a rank has had by then"""
+    computed_again: int = 0
+    """units that are in the logs more than once: another rank had them too, or they had to be done over"""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Time by stage, other time by event, and quarantined rows by reason."""
+
+    stages: dict[str, StageTime]
+    events: dict[str, tuple[int, float]]
+    """event -> how often, and seconds in all"""
+    reasons: Counter
+    """(stage, reason) -> rows"""
+
+    @classmethod
+    def read(cls, work_dir: Path) -> "Summary":
+        """The summary of what `work_dir` holds by now."""
+        return cls(_stages(work_dir), _events(work_dir), _reasons(work_dir))
+
+    def times(self) -> list[tuple[str, ...]]:
+        """A heading and a row for each stage and event, as text; "" where a column does not apply."""
+        heading = ("", "done", "time over all ranks", "answers", "answers/s a rank", "peak GB a rank")
+        rows = [(*heading, "out of memory", "done again")]
+        for stage, time in self.stages.items():
+            pace = f"{time.answers / time.seconds:,.1f}" if time.seconds else ""
+            peak = f"{time.peak_gb:.1f}" if time.peak_gb else ""
+            counts = (f"{time.answers:,}", pace, peak, f"{time.out_of_memory:,}", f"{time.computed_again:,}")
+            rows.append((stage, f"{time.units:,}", logs.duration(time.seconds), *counts))
+        for event, (count, seconds) in self.events.items():
+            rows.append((event, f"{count:,}", logs.duration(seconds), *[""] * 5))
+        return rows
+
+    def left_out(self) -> list[tuple[str, ...]]:
+        """A heading and a row for each of the most frequent reasons; nothing where no row was quarantined."""
+        if not self.reasons:
+            return []
+        most = self.reasons.most_common(NUM_REASONS)
+        rows = [("quarantined in", "rows", "reason"), *((stage, f"{rows:,}", why) for (stage, why), rows in most)]
+        others = self.reasons.total() - sum(count for _, count in most)
+        return [*rows, ("", f"{others:,}", "other reasons, see quarantine/")] if others else rows
+
+    def table(self) -> str:
+        """The text that a run prints at its end."""
+        return "\n\n".join(_aligned(rows) for rows in (self.times(), self.left_out()) if rows)
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    """Columns side by side: names and reasons to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = {0, len(widths) - 1} if rows[0][-1] == "reason" else {0}
+    return "\n".join(
+        "  ".join(f"{cell:{'<' if at in text else '>'}{widths[at]}}" for at, cell in enumerate(row)).rstrip()
+        for row in rows
+    )
+
+
+def _stages(work_dir: Path) -> dict[str, StageTime]:
+    """Stages that nobody worked on are left out."""
+    times, seen = {stage: StageTime() for stage in STAGES}, defaultdict(set)
+    for line in logs.unit_lines(work_dir):
+        time = times.get(line["stage"])
+        if time is None:
+            continue
+        if line.get("unit") in seen[line["stage"]]:
+            time.computed_again += 1
+        else:
+            seen[line["stage"]].add(line.get("unit"))
+            time.units += 1
+        time.answers += int(line["answers"])
+        time.seconds += line["seconds"]
+        time.out_of_memory += int(line.get("out_of_memory", 0))
+        time.peak_gb = max(time.peak_gb, float(line.get("peak_gb", 0)))
+    return {stage: time for stage, time in times.items() if time.units}
+
+
+def _events(work_dir: Path) -> dict[str, tuple[int, float]]:
+    found: dict[str, tuple[int, float]] = {}
+    for event, seconds in logs.events(work_dir):
+        count, total = found.get(event, (0, 0.0))
+        found[event] = (count + 1, total + seconds)
+    return dict(sorted(found.items()))
+
+
+def _reasons(work_dir: Path) -> Counter:
+    """A row that several stages left out counts for the first of them."""
+    files = defaultdict(list)
+    for path in sorted((work_dir / "quarantine").glob("unit-*.parquet")):
+        if match := QUARANTINE_FILE.fullmatch(path.name):
+            files[match[1]].append(path)
+    reasons: Counter = Counter()
+    for paths in files.values():
+        rows = [row for path in paths for row in pq.read_table(path, partitioning=None).to_pylist()]
+        first = {}
+        for row in sorted(rows, key=lambda row: STAGES.index(row["stage"])):
+            first.setdefault(row["idx"], (row["stage"], _kind(row["reason"])))
+        reasons.update(first.values())
+    return Counter(dict(sorted(reasons.items())))
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is particular to one row, on one line."""
+    return " ".join(PARTICULARS.sub("…", reason).split())[:REASON_LENGTH]

@@ -1,0 +1,1 @@
+"""Sources of reward: from what a stage computed about the answers to numbers that rank them."""

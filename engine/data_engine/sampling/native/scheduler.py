@@ -1,0 +1,294 @@
+"""The sampling loop: k answers a question from one prefix cache, rows refilled from a queue as they finish.
+
+A row is one answer. The prompt of a question is run once; its keys and values are stored once and read by all its
+rows, each of which adds a suffix of its own. A finished row is refilled at once, and a prefix is freed with its last
+answer, so that one long answer idles nothing but itself.
+
+The device's side of it is in steps.py, the answers that wait are in answers.py. Shapes: N rows of a call.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from data_engine.models.base import VisionLanguageModel
+from data_engine.questions.rows import NO_ROOM
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.cpu_attention import Lanes, runs
+from data_engine.sampling.native.kv_cache import Caches, num_slots
+from data_engine.sampling.native.model_runner import NOT_FINITE, Steps
+from data_engine.sampling.native.page_allocator import Pages
+from data_engine.sampling.requests import BROKEN, TOO_LARGE, Queue, Request, Row, Sampled
+from data_engine.schemas import UserError
+
+log = logging.getLogger(__name__)
+
+
+class _Drawn:
+    """Tokens on their way from the device: `read` waits for these alone, not for what was launched since."""
+
+    def __init__(self, rows: list[Row], tokens_N: Tensor) -> None:
+        self.rows, self._arrived = rows, None
+        self._tokens = tokens_N
+        if tokens_N.is_cuda:
+            self._tokens = torch.empty(tokens_N.shape, dtype=tokens_N.dtype, pin_memory=True)
+            self._tokens.copy_(tokens_N, non_blocking=True)
+            # Of the tokens' device, which need not be the current one.
+            self._arrived = torch.cuda.current_stream(tokens_N.device).record_event()
+
+    def read(self) -> list[int]:
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._tokens.tolist()
+
+
+class _Loop:
+    """The rows in flight: number n of `rows` is row n of the caches, and live rows are always the first ones."""
+
+    def __init__(self, steps: Steps, queue: Queue, lag: int) -> None:
+        """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host."""
+        self.steps, self.queue, self.lag = steps, queue, lag
+        self.longest = steps.params.max_new_tokens
+        # In plain torch: the longest rows first, since a step takes neighbours of similar length as one.
+        self.in_order = steps.fused is None
+        self.rows: list[Row] = []
+        # Of each question in flight: its slot, and how many of its answers are in flight.
+        self.slots: dict[int, int] = {}
+        self.alive: dict[int, int] = {}
+        caches = steps.caches
+        self.free_slots = deque(range(caches.num_slots))
+        self.pages = Pages(caches.num_pages - 1, caches.pages_RC.shape[1]) if caches.paged else None
+        self.lanes: Lanes | None = None
+        self.on_their_way: deque[_Drawn] = deque()
+
+    def run(self) -> Iterator[Sampled]:
+        while True:
+            while self._refill():
+                yield from self._collect()
+            if self.rows:
+                self._step()
+            elif not self.on_their_way:
+                return
+            yield from self._collect()
+
+    def unfinished(self) -> list[Row]:
+        """Answers that were begun and not given out."""
+        rows = [*self.rows, *(row for drawn in self.on_their_way for row in drawn.rows)]
+        return [row for row in {id(row): row for row in rows}.values() if not row.ended]
+
+    def _step(self) -> None:
+        """Feed each row its newest token and draw the next."""
+        if self.pages:
+            self._turn_pages()
+        if self.in_order and self.lanes is None:
+            slots, lengths = [row.slot for row in self.rows], [row.drawn for row in self.rows]
+            self.lanes = Lanes(slots, lengths, self.steps.model.device)
+        drawn = self.steps.next(self.lanes, len(self.rows))
+        if self.lanes:
+            self.lanes.steps += 1
+        self._sent(self.rows, drawn)
+
+    def _sent(self, rows: list[Row], drawn: Tensor) -> None:
+        for row in rows:
+            row.drawn += 1
+        self.on_their_way.append(_Drawn(list(rows), drawn))
+
+    def _collect(self) -> Iterator[Sampled]:
+        """Take in the tokens that had time to arrive, and give out the answers that they end."""
+        while len(self.on_their_way) > (self.lag if self.rows else 0):
+            drawn = self.on_their_way.popleft()
+            for row, token in zip(drawn.rows, drawn.read(), strict=True):
+                if row.ended:
+                    continue
+                if reason := self._take(row, token):
+                    row.ended = True
+                    yield Sampled(row.number, row.sample_index, row.tokens, reason)
+
+    def _take(self, row: Row, token: int) -> str | None:
+        """Add a token to its answer; why the answer ends with it, if it does."""
+        row.broken = token == NOT_FINITE
+        if row.broken:
+            return BROKEN
+        row.tokens.append(token)
+        if token in self.steps.model.eos_token_ids:
+            return "stop"
+        return "length" if len(row.tokens) == self.longest else None
+
+    def _refill(self) -> bool:
+        """Put waiting answers in the place of ended ones and draw their first tokens; True if there were any."""
+        gaps = [place for place, row in enumerate(self.rows) if row.ended or row.drawn == self.longest]
+        for place in gaps:
+            self._release(self.rows[place])
+        if any(self.rows[place].broken for place in gaps):
+            # Not those alone: a row may have moved after its logits broke, and before the host knew.
+            unused = [*gaps, *range(len(self.rows), self.steps.caches.num_rows)]
+            self.steps.clean([0, *self.pages.free] if self.pages else unused)
+        if gaps:
+            self.lanes = None
+        if self.in_order:
+            self._close(gaps)
+            gaps = []
+        places = deque([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
+        fresh: list[int] = []
+        while places and (row := self.queue.first()) and self._has_room(row):
+            self._admit(row)
+            self.queue.pop()
+            place = places.popleft()
+            self.rows[place : place + 1] = [row]
+            fresh.append(place)
+        self._close([place for place in gaps if place in places])
+        if fresh:
+            self.lanes = None
+            self._draw_first(fresh)
+        return bool(fresh)
+
+    def _has_room(self, row: Row) -> bool:
+        slot = row.number in self.slots or bool(self.free_slots)
+        return slot and (not self.pages or self.pages.suffice_for_another(self.rows))
+
+    def _admit(self, row: Row) -> None:
+        """Give a row its slot and first page; its question's prefix is computed with the first."""
+        if row.number not in self.slots:
+            slot = self.free_slots[0]
+            self.steps.prefill(row.request.prefix(), slot)
+            self.free_slots.popleft()
+            self.slots[row.number], self.alive[row.number] = slot, 0
+        row.slot = self.slots[row.number]
+        self.alive[row.number] += 1
+        if self.pages:
+            self.pages.take(row)
+
+    def _draw_first(self, places: list[int]) -> None:
+        rows = [self.rows[place] for place in places]
+        keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
+        if self.pages:
+            self.steps.give_pages(places, [0] * len(rows), [row.pages[0] for row in rows])
+        self._sent(rows, self.steps.first(places, keys, slots, [row.end() for row in rows]))
+
+    def _turn_pages(self) -> None:
+        """Another page for each row that has filled its last. Where there is none, the shortest answer gives up its own
+        and waits for its turn again; the longest never does, so that the work goes on.
+        """
+        given = set()
+        size = self.steps.caches.page_tokens
+        full = [row for row in self.rows if row.drawn > len(row.pages) * size]
+        for row in sorted(full, key=Row.standing, reverse=True):
+            while not self.pages.free and not row.ended:
+                self._give_way(min((one for one in self.rows if not one.ended), key=Row.standing))
+            if not row.ended:
+                self.pages.take(row)
+                given.add(row)
+        if gone := [place for place, row in enumerate(self.rows) if row.ended]:
+            self.lanes = None
+            self._close(gone)
+        if places := [place for place, row in enumerate(self.rows) if row in given]:
+            pages = [self.rows[place].pages for place in places]
+            self.steps.give_pages(places, [len(one) - 1 for one in pages], [one[-1] for one in pages])
+
+    def _give_way(self, row: Row) -> None:
+        row.ended = True
+        self.queue.give_back([row])
+        self._release(row, at_its_end=False)
+
+    def _release(self, row: Row, at_its_end: bool = True) -> None:
+        """Free a row's pages, and the slot of a question with its last row, unless more of its answers are waiting."""
+        if self.pages:
+            self.pages.release(row, at_its_end)
+        self.alive[row.number] -= 1
+        waiting = self.queue.first()
+        if not self.alive[row.number] and not (waiting and waiting.number == row.number):
+            self.free_slots.append(self.slots.pop(row.number))
+            del self.alive[row.number]
+
+    def _close(self, gaps: list[int]) -> None:
+        """Rows from behind move into places that nobody fills."""
+        for gap in sorted(gaps, reverse=True):
+            for source in self._behind(gap):
+                self.steps.move(source, gap, self.rows[source].drawn)
+                self.rows[gap], gap = self.rows[source], source
+            self.rows.pop()
+
+    def _behind(self, gap: int) -> list[int]:
+        """The rows that move, each into the gap that the one before it left; the last one's is at the end."""
+        if not self.in_order:
+            return [len(self.rows) - 1] if gap < len(self.rows) - 1 else []
+        # The last of each run: rows of about one length change places, so that few move.
+        lasts = (last - 1 for _, last, _, _ in runs([row.drawn for row in self.rows]))
+        return [last for last in lasts if last > gap]
+
+
+class Decoder:
+    """A model with caches for `num_rows` answers at a time, which stay from one unit to the next."""
+
+    def __init__(self, model: VisionLanguageModel, num_rows: int, num_slots: int, fused: int | None = None) -> None:
+        """With `fused`, the most answers a question has, one operation does a step's attention on paged suffixes, and a
+        GPU captures steps in CUDA graphs; else they are plain torch.
+        """
+        self.model, self.num_rows, self.num_slots, self.fused = model, num_rows, num_slots, fused
+        self.retries = 0
+        """how often the number of rows was halved for want of memory, in the call of `sample` before"""
+        # On a GPU the host reads a step's tokens while the next one runs.
+        self.lag = int(model.device.type == "cuda")
+        self._steps: Steps | None = None
+        self._answered = False
+
+    def sample(self, requests: Iterable[Request], params: SamplingParams) -> list[Sampled]:
+        """All answers of all requests, in order of (request, sample_index). Otherwise as `stream`."""
+        return sorted(self.stream(requests, params), key=lambda sampled: (sampled.request, sampled.sample_index))
+
+    @torch.inference_mode()
+    def stream(self, requests: Iterable[Request], params: SamplingParams) -> Iterator[Sampled]:
+        """Each answer as it is finished; a request is taken when a row is free for it.
+
+        The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32). Where memory
+        runs out, the answers that are not finished are drawn again, half as many at a time; a question for which it
+        does not suffice with one answer at a time is TOO_LARGE. Raises UserError where every question was.
+        """
+        queue, rows, self.retries, too_large = Queue(requests), self.num_rows, 0, []
+        while True:
+            loop = None
+            try:
+                loop = _Loop(self._steps_for(rows, params), queue, self.lag)
+                for sampled in loop.run():
+                    self._answered = True
+                    yield sampled
+                break
+            except torch.OutOfMemoryError:
+                self.retries += 1
+            # Outside the handler, whose traceback would keep the loop's tensors.
+            queue.give_back(loop.unfinished() if loop else [])
+            if queue.first() is None:
+                break
+            self._steps = loop = None
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if rows == 1:
+                too_large += [Sampled(row.number, row.sample_index, [], TOO_LARGE) for row in queue.drop()]
+                # What follows may be smaller.
+                rows = self.num_rows
+            rows = max(1, rows // 2)
+            log.warning("out of memory: this unit goes on with %d answers at a time, its finished ones are kept", rows)
+        if too_large and not self._answered:
+            raise UserError(NO_ROOM)
+        yield from too_large
+
+    def _steps_for(self, rows: int, params: SamplingParams) -> Steps:
+        if self._steps is None or self._steps.caches.num_rows != rows or self._steps.params != params:
+            # The old caches go first.
+            self._steps = None
+            slots = max(1, self.num_slots * rows // self.num_rows)
+            caches = Caches(self.model, rows, slots, params.max_new_tokens, paged=self.fused is not None)
+            self._steps = Steps(self.model, caches, params, self.fused)
+        return self._steps
+
+
+def sample(
+    model: VisionLanguageModel, requests: Iterable[Request], params: SamplingParams, num_rows: int
+) -> list[Sampled]:
+    """Decoder.sample for one call: all answers, `num_rows` of them at a time."""
+    requests = list(requests)
+    fewest = min((len(request.keys) for request in requests), default=1)
+    return Decoder(model, num_rows, num_slots(num_rows, fewest)).sample(requests, params)

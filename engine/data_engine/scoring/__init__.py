@@ -1,0 +1,1 @@
+"""Teacher-forced log-probs of continuations behind a prefix."""

@@ -1,0 +1,1 @@
+"""The work directory: units, claims, folders, logs. Files and nothing else."""

@@ -1,0 +1,44 @@
+"""What a full, read-only or failing disk means to a run: it stops, keeps what is published, and says what is needed."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+from data_engine.schemas import STAGES
+
+# No fault of the program, and gone once the disk is mended.
+TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def is_trouble(error: OSError) -> bool:
+    """Whether the disk is to blame, not the path or its permissions."""
+    # Arrow tells some of its own errors in words alone.
+    return error.errno in TROUBLES or any(os.strerror(number) in str(error) for number in TROUBLES)
+
+
+def describe(error: OSError, work_dir: Path) -> str:
+    """What happened, where, and how to mend it, for a person to read."""
+    where = error.filename or work_dir
+    reason = error.strerror or str(error)
+    told = f'cannot write "{where}": {reason}. Every published unit is kept: make room, or mend the disk, and run the '
+    told += "same command again"
+    needed = needed_bytes(work_dir)
+    if needed:
+        free = shutil.disk_usage(work_dir).free
+        told += f". The units that are left need about {needed / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free there"
+    return told
+
+
+def needed_bytes(work_dir: Path) -> int:
+    """What the units that are still missing will take, by the mean of those that are there; 0 where none is known."""
+    try:
+        num_units, total = json.loads((work_dir / "run.json").read_text())["units"]["num_units"], 0
+    except (OSError, ValueError):
+        return 0
+    for stage in STAGES:
+        sizes = [file.stat().st_size for file in (work_dir / stage).glob("unit-*.parquet")]
+        if sizes:
+            total += (num_units - len(sizes)) * sum(sizes) // len(sizes)
+    return total

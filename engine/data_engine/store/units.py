@@ -1,0 +1,175 @@
+"""Units of work: what they are, and how one is published, listed and read. The only code that writes result files.
+
+A unit is a run of consecutive questions, fixed by the dataset alone. A unit of a stage is one parquet file that
+appears whole or not at all; whoever publishes first wins, and a later copy of the same unit is dropped. Each carries a
+checksum of all its bytes: a unit that a disk has damaged is set aside when it is read, and is computed again.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_engine.schemas import STAGES
+
+UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
+# Key of a file's metadata that holds the sha256 of the file, taken with BLANK in its place.
+SEAL, BLANK = "data_engine_sha256", b"0" * 64
+
+
+class DamagedUnitError(RuntimeError):
+    """A unit that was published and is no longer what it was; it has been set aside, and counts as missing."""
+
+
+def auto_unit_size(num_questions: int) -> int:
+    """Questions a unit: about 1024 units, between 8 and 256 questions each; from the dataset alone."""
+    return min(256, max(8, -(-num_questions // 1024)))
+
+
+def split_units(num_questions: int, unit_size: int) -> list[range]:
+    """The rows of each unit, in order; the last may be shorter."""
+    return [range(start, min(start + unit_size, num_questions)) for start in range(0, num_questions, unit_size)]
+
+
+def unit_path(work_dir: Path, stage: str, unit: int) -> Path:
+    return work_dir / stage / f"unit-{unit:05d}.parquet"
+
+
+def published(work_dir: Path, stage: str) -> set[int]:
+    """Numbers of the units of a stage that are on disk."""
+    names = os.listdir(work_dir / stage) if (work_dir / stage).is_dir() else []
+    return {int(match[1]) for match in map(UNIT_FILE.fullmatch, names) if match}
+
+
+def missing(work_dir: Path, stage: str, wanted: Iterable[int]) -> list[int]:
+    """Those of `wanted` that are not on disk, in order.
+
+    A shared file system may list a folder as it was a while ago; a file asked for by its name is looked for anew.
+    """
+    unlisted = set(wanted) - published(work_dir, stage)
+    return sorted(unit for unit in unlisted if not unit_path(work_dir, stage, unit).exists())
+
+
+def workable(
+    stages: Sequence[str], mine: Iterable[int], done: Mapping[str, Collection[int]]
+) -> Iterator[tuple[str, int]]:
+    """The (stage, unit) that a free rank may take, in the order of its choice: those of earlier stages first.
+
+    `done` are the published units of each stage, of the first in any case: scoring needs a unit's answers. Whoever is
+    free takes the next one, so that a slow rank takes fewer.
+    """
+    for stage in stages:
+        for unit in mine:
+            if unit not in done[stage] and (stage == STAGES[0] or unit in done[STAGES[0]]):
+                yield stage, unit
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: what the body writes there replaces `path` as one step, or is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Random, since process ids repeat across hosts.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def publish(path: Path, table: pa.Table) -> None:
+    """Write `table` so that a reader sees all of it or none of it; a unit that is there already is kept."""
+    if path.exists():
+        return
+    try:
+        with replacing(path) as temporary:
+            write_sealed(table, temporary)
+    except FileNotFoundError:
+        # Another rank published the unit and swept what looked left over.
+        if not path.exists():
+            raise
+
+
+def sweep(work_dir: Path) -> None:
+    """Remove what processes that died left of run.json, and of units which are published by now."""
+    leftovers = [*work_dir.glob(".run.json.*")]
+    for stage in (*STAGES, "quarantine"):
+        leftovers += (work_dir / stage).glob(".unit-*.parquet.*")
+    for path in leftovers:
+        if path.with_name(path.name[1:].rpartition(".")[0]).exists():
+            path.unlink(missing_ok=True)
+
+
+def write_sealed(table: pa.Table, path: Path) -> None:
+    """Write a parquet file that carries its own checksum."""
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({SEAL: BLANK.decode()})
+    content = path.read_bytes()
+    with open(path, "r+b") as file:
+        file.seek(content.rindex(BLANK))
+        file.write(hashlib.sha256(content).hexdigest().encode())
+
+
+def read_sealed(path: Path) -> pa.Table:
+    """The table of a file by write_sealed. Raises ValueError where a byte of it has changed since."""
+    content = path.read_bytes()
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        seal = file.metadata.metadata[SEAL.encode()]
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no whole unit: {error}") from None
+    if hashlib.sha256(content.replace(seal, BLANK)).hexdigest().encode() != seal:
+        raise ValueError(f"{path} has changed since it was published: its checksum does not fit")
+    return file.read().replace_schema_metadata(None)
+
+
+def read_unit(work_dir: Path, stage: str, unit: int) -> pa.Table:
+    """A published unit. Raises DamagedUnitError, once it is set aside, where it is not what was published."""
+    path = unit_path(work_dir, stage, unit)
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        raise DamagedUnitError(f"{path} is gone") from None
+    except ValueError as error:
+        aside = work_dir / "damaged" / f"{stage}-{path.stem}.{secrets.token_hex(4)}.parquet"
+        aside.parent.mkdir(exist_ok=True)
+        # Gone already where another rank saw it too.
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, aside)
+        raise DamagedUnitError(f"{error}; it was moved to {aside} and will be computed again") from None
+
+
+def quarantine_path(work_dir: Path, stage: str, unit: int) -> Path:
+    """Where the rows that a stage left out are recorded. Stage 1's are beside stage 0's: a file has one writer."""
+    name = f"unit-{unit:05d}" if stage == STAGES[0] else f"unit-{unit:05d}.{stage}"
+    return work_dir / "quarantine" / f"{name}.parquet"
+
+
+def compressed(numbers: list[int]) -> str:
+    """3, 4, 5, 9 as "3-5, 9"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,47 @@
+"""The hot loops' operations: an eager formula for each on CPU, a Triton kernel on CUDA, importable without either.
+
+`reference` holds the formulas, `layouts` what decode attention reads, `logps_triton` and `attention_triton` the
+kernels. kernels/README.md says which is used when, and why.
+"""
+
+import warnings
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from data_engine_kernels import reference
+from data_engine_kernels.layouts import LayerCaches, RowIndex, members_of
+
+__all__ = ["LayerCaches", "RowIndex", "grouped_decode_attention", "members_of", "token_logps", "use_triton"]
+
+
+def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Log-probability of each target token, in nats, fp32 [N]: see reference.token_logps."""
+    if not use_triton(hidden_ND):
+        return reference.token_logps(hidden_ND, weight_VD, targets_N)
+    from data_engine_kernels import logps_triton
+
+    # Triton launches on the current device, whatever the tensors'.
+    with torch.cuda.device(hidden_ND.device):
+        return logps_triton.token_logps(hidden_ND, weight_VD, targets_N)
+
+
+def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float) -> Tensor:
+    """One decode step's attention over [prefix | own suffix], [R, H, D]: see reference.grouped_decode_attention."""
+    if not use_triton(query_RHD):
+        return reference.grouped_decode_attention(query_RHD, caches, rows, scale)
+    from data_engine_kernels import attention_triton
+
+    with torch.cuda.device(query_RHD.device):
+        return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale)
+
+
+def use_triton(tensor: Tensor) -> bool:
+    """Only on CUDA. torch for CUDA brings Triton on Linux; elsewhere the eager path does, slower, and says so."""
+    if not tensor.is_cuda:
+        return False
+    if find_spec("triton") is None:
+        warnings.warn("Triton is not installed, so the slower eager path runs: pip install triton", stacklevel=3)
+        return False
+    return True

@@ -1,0 +1,121 @@
+"""grouped_decode_attention as a Triton kernel: the rows of a question read a tile of their prefix once, together.
+
+One launch computes all parts: prefix parts (a slot, a key/value head, SPLIT tokens, against all queries that share
+them, as one tensor-core product) and suffix parts (a row, a key/value head, a page). Each leaves an unnormalised
+mixture, the sum of its weights and the maximum both are relative to. A second, small launch merges a row's parts in
+ascending order, prefix first: merging in the first one would need an atomic counter and a fence, for a few
+microseconds. Parts have a fixed number of tokens and tile sizes follow from the model and k alone, so a row's result
+does not depend on the rows beside it.
+
+Shapes: R rows, H and G query and key/value heads, Q slots, M rows of a question at most, D head width, C parts.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from data_engine_kernels.attention_parts import merge_kernel, parts_kernel
+from data_engine_kernels.layouts import LayerCaches, RowIndex
+
+# Tokens of a part of the prefix. Smaller fills the card with fewer rows, larger writes fewer parts.
+SPLIT = 256
+# Queries that meet a tile of the prefix at once; more of them take several programs, which find the tile in the L2
+# cache. With twice as many, one program fills a multiprocessor's registers, and suffix parts wait for memory alone.
+MOST_QUERIES, MOST_QUERIES_FP32 = 64, 16
+
+
+def grouped_decode_attention(
+    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, split: int = SPLIT
+) -> Tensor:
+    """reference.grouped_decode_attention, never waiting for the device: fit for a CUDA graph.
+
+    Numbers of the caches beyond a length are not read at all. Scratch: C x R x H x (D + 2) x 4 bytes, where
+    C = ceil(P / split) + the pages of a row. Raises ValueError where strides break the contract of LayerCaches.
+    """
+    _check(query_RHD, caches)
+    num_rows, heads, width = query_RHD.shape
+    slots, groups, prefix_room, _ = caches.prefix_keys.shape
+    most, shared = rows.members.shape[1], heads // groups
+    prefix_parts, suffix_parts = triton.cdiv(prefix_room, split), rows.pages.shape[1]
+    wide = query_RHD.dtype == torch.float32
+    queries = min(max(triton.next_power_of_2(most * shared), 16), MOST_QUERIES_FP32 if wide else MOST_QUERIES)
+    query_tiles = triton.cdiv(most * shared, queries)
+    prefix_tasks = slots * query_tiles * prefix_parts
+    lanes = max(triton.next_power_of_2(width), 16)
+
+    def scratch(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=query_RHD.device)
+
+    mixed = scratch(prefix_parts + suffix_parts, num_rows, heads, width)
+    totals, tops = scratch(2, prefix_parts + suffix_parts, num_rows, heads)
+    out = torch.empty(num_rows, heads, width, dtype=query_RHD.dtype, device=query_RHD.device)
+    if not num_rows:
+        return out
+    parts_kernel[(prefix_tasks + num_rows * suffix_parts, groups)](
+        query_RHD,
+        caches.prefix_keys,
+        caches.prefix_values,
+        caches.suffix_keys,
+        caches.suffix_values,
+        rows.prefix_lengths.contiguous(),
+        rows.suffix_lengths.contiguous(),
+        rows.members.contiguous(),
+        rows.pages.contiguous(),
+        mixed,
+        totals,
+        tops,
+        scale,
+        num_rows,
+        query_RHD.stride(0),
+        query_RHD.stride(1),
+        *caches.prefix_keys.stride()[:3],
+        *caches.suffix_keys.stride()[:3],
+        MOST=most,
+        SHARED=shared,
+        WIDTH=width,
+        LANES=lanes,
+        SPLIT=split,
+        PAGE=caches.suffix_keys.shape[2],
+        TOKENS=min(split, 32 if wide else 64),
+        PREFIX_TASKS=prefix_tasks,
+        PREFIX_PARTS=prefix_parts,
+        SUFFIX_PARTS=suffix_parts,
+        QUERY_TILES=query_tiles,
+        PREFIX_QUERIES=queries,
+        SUFFIX_QUERIES=max(triton.next_power_of_2(shared), 16),
+        INTERPRETED=not query_RHD.is_cuda,
+        num_warps=4,
+        num_stages=2,
+    )
+    merge_kernel[(num_rows, triton.cdiv(heads, 8))](
+        mixed,
+        totals,
+        tops,
+        rows.slots.contiguous(),
+        rows.prefix_lengths.contiguous(),
+        rows.suffix_lengths.contiguous(),
+        out,
+        num_rows,
+        HEADS=heads,
+        WIDTH=width,
+        LANES=lanes,
+        SPLIT=split,
+        PAGE=caches.suffix_keys.shape[2],
+        PREFIX_PARTS=prefix_parts,
+        BLOCK=8,
+        INTERPRETED=not query_RHD.is_cuda,
+        num_warps=4,
+    )
+    return out
+
+
+def _check(query_RHD: Tensor, caches: LayerCaches) -> None:
+    pairs = ((caches.prefix_keys, caches.prefix_values), (caches.suffix_keys, caches.suffix_values))
+    for keys, values in pairs:
+        if keys.stride() != values.stride() or keys.stride(3) != 1:
+            raise ValueError(
+                f"keys and values must share their strides, the last one 1, got {keys.stride()} and {values.stride()}"
+            )
+    dtypes = {query_RHD.dtype, *(tensor.dtype for pair in pairs for tensor in pair)}
+    if len(dtypes) > 1 or query_RHD.stride(2) != 1:
+        raise ValueError(f"query and caches must have one dtype and a last stride of 1, got {dtypes}")
