@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_engine.errors import UserError
 from data_engine.questions.dataset import Question, Questions, load_questions
-from data_engine.schemas import IMAGE, UserError
+from data_engine.schemas import IMAGE
 
 
 def table(ids, idx_type=None, **columns) -> pa.Table:

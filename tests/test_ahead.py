@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from data_engine.questions.prefetch import Writer, ahead
+from data_engine.questions.prefetch import ahead
+from data_engine.store.writer import Writer
 
 
 def test_results_come_in_order_whatever_finishes_first():

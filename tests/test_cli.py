@@ -13,7 +13,8 @@ from stage2_world import World, make_world
 
 from data_engine.commands import main
 from data_engine.config import RunConfig
-from data_engine.schemas import IMAGE, IncompleteError, UserError
+from data_engine.errors import IncompleteError, UserError
+from data_engine.schemas import IMAGE
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate")
 

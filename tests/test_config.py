@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_engine.commands.arguments import help_texts, parse
 from data_engine.config import FIELD_NAMES, RunConfig
-from data_engine.schemas import UserError
+from data_engine.errors import UserError
 
 REQUIRED = ["--instruct_model_path", "a", "--reward_model_path", "b", "--dataset_path", "c", "--work_dir", "d"]
 

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from question_files import only, refusal, table, write, write_jsonl
 
+from data_engine.errors import UserError
 from data_engine.questions.dataset import Questions, load_questions
 from data_engine.questions.sources import DatasetsSource
-from data_engine.schemas import IMAGE, UserError
+from data_engine.schemas import IMAGE
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from stage2_world import MARKERS, World, dataset_rows, pairs_rows
 
 from data_engine.commands import main
+from data_engine.errors import UserError
 from data_engine.preferences.strategies import build_pairs
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.dataset import load_questions
 from data_engine.reporting import page
-from data_engine.schemas import UserError
 
 # A file system that is busy is no finding.
 quietly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from question_files import refusal, write_jsonl
 
+from data_engine.errors import UserError
 from data_engine.questions import jsonl
 from data_engine.questions.dataset import load_questions
-from data_engine.schemas import UserError
 
 
 def test_a_jsonl_file_is_read_with_images_under_image_root(tmp_path):

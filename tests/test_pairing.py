@@ -16,10 +16,10 @@ import pytest
 from stage2_world import MARKERS, dataset_rows, digest, make_world, pairs_rows, picture
 
 from data_engine import build_pairs, schemas
+from data_engine.errors import IncompleteError, UserError
 from data_engine.pipeline import pair
 from data_engine.preferences import candidates, filters
 from data_engine.preferences.word_count import count_words
-from data_engine.schemas import IncompleteError, UserError
 from data_engine.store import units
 
 

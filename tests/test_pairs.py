@@ -7,8 +7,8 @@ import pytest
 from pairing_goldens import LLAVA_TABLES, V1_TABLES, reference_groups, reference_pairs, reference_ranking
 
 from data_engine import build_pairs
+from data_engine.errors import UserError
 from data_engine.preferences.strategies import by_idx, ranking, split_ranked
-from data_engine.schemas import UserError
 
 RULES = {"by idx", "equal texts once", "no empty text", "finite only", "not on both sides"}
 

@@ -9,13 +9,14 @@ import time
 import pytest
 import torch
 
+from data_engine.errors import UserError
 from data_engine.models.base import pick_device
 from data_engine.processes.ranks import Ranks, set_device
-from data_engine.schemas import UserError
 
 WAIT = """
 import sys, time
-from data_engine.processes.ranks import Stop, Stopped, announce
+from data_engine.processes.exit_report import announce
+from data_engine.processes.signals import Stop, Stopped
 stop = Stop(grace_s=float(sys.argv[1])).listen()
 announce()
 print("ready", flush=True)
@@ -96,13 +97,13 @@ def test_fewer_ranks_than_asked_for_is_an_error_that_names_the_trap(monkeypatch,
 
 
 def test_a_rank_tells_the_launch_script_its_process_and_its_code(monkeypatch, tmp_path):
-    from data_engine.processes import ranks
+    from data_engine.processes import exit_report
 
     monkeypatch.setenv("DATA_ENGINE_EXIT_FILE", str(tmp_path / "exit"))
     monkeypatch.setenv("RANK", "3")
     (tmp_path / "exit").touch()
-    ranks.announce()
-    ranks.report_exit(75, tmp_path / "work")
+    exit_report.announce()
+    exit_report.report_exit(75, tmp_path / "work")
     first, second = map(json.loads, (tmp_path / "exit").read_text().splitlines())
     assert first["rank"] == 3
     assert first["pid"] > 0

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from run_files import hostile_rows, png, read, write
 
+from data_engine.errors import UserError
 from data_engine.job import run_file, worker
 from data_engine.pipeline import sample, score
 from data_engine.sampling.native import scheduler
-from data_engine.schemas import UserError
 from data_engine.store import logs
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from run_files import hostile_rows, png, read, write
 
+from data_engine.errors import UserError
 from data_engine.job import run_file, worker
-from data_engine.schemas import UserError
 from data_engine.store import units
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from data_engine.commands import status
-from data_engine.schemas import STAGES, UserError
+from data_engine.errors import UserError
+from data_engine.schemas import STAGES
 from data_engine.store import logs
 
 NOW = 1_000_000.0

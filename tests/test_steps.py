@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_engine.errors import UserError
 from data_engine.models.base import prefix
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import cpu_attention, page_allocator, scheduler
@@ -16,7 +17,6 @@ from data_engine.sampling.native.model_runner import FusedRows, Steps
 from data_engine.sampling.native.page_allocator import PAGE
 from data_engine.sampling.native.scheduler import Decoder
 from data_engine.sampling.requests import TOO_LARGE, Request
-from data_engine.schemas import UserError
 from data_engine.seeds import seed_for
 
 PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)

@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from data_engine.schemas import UserError
+from data_engine.errors import UserError
 
 _INT_MAX = 2**63 - 1
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -8,18 +8,6 @@ import pyarrow as pa
 STAGES = ("sampled_answer", "instruct_logps", "reward_logps")
 
 
-class UserError(ValueError):
-    """A mistake that the user can mend: the command prints the message, without a traceback, and exits with 2."""
-
-
-class IncompleteError(RuntimeError):
-    """Stage 2 was asked for while units are missing: the command lists them and exits with 3."""
-
-
-class LostRankError(RuntimeError):
-    """A rank that the others cannot work without is gone: the command says which and exits with 1; a rerun goes on."""
-
-
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OPTIONAL_COLUMNS = ("ds_name", "origin_dataset", "image_path")
 

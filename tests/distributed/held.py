@@ -10,14 +10,14 @@ import threading
 from pathlib import Path
 
 from data_engine.commands import main
-from data_engine.processes import ranks
+from data_engine.processes import signals
 from data_engine.store import units
 
 FOLDER = Path(os.environ["HOLD"])
 SIGNALLED = threading.Event()
 
 
-def note_and_stop(stop: ranks.Stop, number: int, frame: object, on_signal=ranks.Stop._on_signal) -> None:
+def note_and_stop(stop: signals.Stop, number: int, frame: object, on_signal=signals.Stop._on_signal) -> None:
     SIGNALLED.set()
     on_signal(stop, number, frame)
 
@@ -35,5 +35,5 @@ def publish_and_hold(*arguments: object, publish=units.publish) -> None:
 if __name__ == "__main__":
     if "run" in sys.argv[1:2]:
         units.publish = publish_and_hold
-        ranks.Stop._on_signal = note_and_stop
+        signals.Stop._on_signal = note_and_stop
     sys.exit(main.main())

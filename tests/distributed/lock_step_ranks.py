@@ -9,11 +9,12 @@ import signal
 import sys
 import time
 
+from data_engine.errors import LostRankError
 from data_engine.models.sharding import lock_step
 from data_engine.processes import heartbeats
 from data_engine.processes.heartbeats import Lifeline
-from data_engine.processes.ranks import Ranks, Stop, meet
-from data_engine.schemas import LostRankError
+from data_engine.processes.ranks import Ranks, meet
+from data_engine.processes.signals import Stop
 
 WISHES = {"decode": lock_step.DECODE, "encode": lock_step.ENCODE}
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}

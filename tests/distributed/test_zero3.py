@@ -142,7 +142,8 @@ from data_engine import load_model
 from data_engine.models.sharding.lock_step import LockStep
 from data_engine.models.sharding.zero3 import Split, deepspeed
 from data_engine.models.sharding.settings import read_settings
-from data_engine.processes.ranks import Ranks, Stopped, meet
+from data_engine.processes.ranks import Ranks, meet
+from data_engine.processes.signals import Stopped
 
 def anonymous():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) * 1024

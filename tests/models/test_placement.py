@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from data_engine.commands import main
+from data_engine.errors import UserError
 from data_engine.models.sharding import placement
 from data_engine.models.sharding.placement import decide
 from data_engine.models.sharding.settings import SETTINGS, read_settings
 from data_engine.processes.ranks import Ranks
-from data_engine.schemas import UserError
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30

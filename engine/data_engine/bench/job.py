@@ -13,8 +13,6 @@ from data_engine.bench.model import QUESTION, Subject
 from data_engine.bench.ways import SAMPLING
 from data_engine.pipeline import pair, sample, score
 from data_engine.questions.dataset import load_questions
-from data_engine.questions.prefetch import Writer
-from data_engine.questions.rows import UnitResult
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import model_runner
 from data_engine.sampling.native.scheduler import Decoder
@@ -22,6 +20,8 @@ from data_engine.sampling.requests import Request, Sampled
 from data_engine.schemas import IMAGE, STAGES
 from data_engine.scoring import logprobs
 from data_engine.store import units
+from data_engine.store.units import UnitResult
+from data_engine.store.writer import Writer
 
 # What counts as the model's time: the tower, the decoder, the head, and drawing from its logits.
 MODEL_CALLS = (

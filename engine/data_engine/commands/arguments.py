@@ -20,7 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from data_engine.config import FIELD_NAMES, RunConfig
-from data_engine.schemas import UserError
+from data_engine.errors import UserError
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
 _TYPES = typing.get_type_hints(RunConfig)

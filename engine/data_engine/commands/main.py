@@ -14,9 +14,9 @@ import data_engine
 from data_engine.commands.arguments import nearest, parse
 from data_engine.commands.status import read_run, work_dir_argument
 from data_engine.config import RunConfig
+from data_engine.errors import IncompleteError, LostRankError, UserError
 from data_engine.processes import stacks
 from data_engine.questions.dataset import open_questions
-from data_engine.schemas import IncompleteError, LostRankError, UserError
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
 COMMANDS = {

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_engine.schemas import STAGES, UserError
+from data_engine.errors import UserError
+from data_engine.schemas import STAGES
 from data_engine.store import units
 from data_engine.store.logs import duration, unit_lines
 

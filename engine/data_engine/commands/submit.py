@@ -17,7 +17,7 @@ from pathlib import Path
 from data_engine.commands import validate
 from data_engine.commands.arguments import parse
 from data_engine.config import RunConfig
-from data_engine.schemas import UserError
+from data_engine.errors import UserError
 
 USAGE = 'usage: data-engine submit --array N [--sbatch "OPTIONS"] [--config FILE] [--name value ...]'
 HELP = f"""{USAGE}

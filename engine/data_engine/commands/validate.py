@@ -10,10 +10,10 @@ from pathlib import Path
 
 from data_engine.commands.arguments import parse
 from data_engine.config import RunConfig
+from data_engine.errors import UserError
 from data_engine.models.registry import family_of, resolve
 from data_engine.models.sharding import settings as zero3_settings
 from data_engine.questions.dataset import open_questions
-from data_engine.schemas import UserError
 
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _WEIGHTS = ("*.safetensors", "*.bin")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from data_engine.demo.judge import judge_run, write_questions
-from data_engine.schemas import UserError
+from data_engine.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine.demo import world
-from data_engine.schemas import IMAGE, UserError
+from data_engine.errors import UserError
+from data_engine.schemas import IMAGE
 
 QUESTIONS_SCHEMA = pa.schema([("idx", pa.int64()), ("question", pa.string()), ("image", IMAGE)])
 TRUTH_SCHEMA = pa.schema([("idx", pa.int64()), ("objects", pa.list_(pa.string()))])

@@ -10,8 +10,8 @@ from types import TracebackType
 from tqdm import tqdm
 
 from data_engine.processes.ranks import Ranks
-from data_engine.questions.rows import UnitResult
 from data_engine.store import logs, units
+from data_engine.store.units import UnitResult
 
 REFRESH_S = 1.0
 

@@ -16,6 +16,7 @@ import torch
 
 import data_engine
 from data_engine.config import RunConfig
+from data_engine.errors import UserError
 from data_engine.models import family_class
 from data_engine.models.base import pick_device, pick_dtype
 from data_engine.models.checkpoint import fingerprint, num_weights
@@ -25,7 +26,6 @@ from data_engine.models.tokenizer import load_tokenizer
 from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import Questions
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, memory_bytes
-from data_engine.schemas import UserError
 from data_engine.store import disk
 from data_engine.store.units import auto_unit_size, split_units
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from data_engine import schemas
 from data_engine.config import RunConfig
+from data_engine.errors import IncompleteError, UserError
 from data_engine.job.progress import Progress, log_to_stderr
 from data_engine.job.run_file import Checkpoint, describe, kinship_warnings, open_run, place
 from data_engine.models import load_model
@@ -22,18 +23,20 @@ from data_engine.models.sharding import coordination
 from data_engine.pipeline import pair
 from data_engine.pipeline.sample import SampleSettings, sample_units
 from data_engine.pipeline.score import ScoreSettings, score_unit
-from data_engine.processes.ranks import STOPPED, Ranks, Stop, Stopped, announce, report_exit, set_device, set_threads
+from data_engine.processes.exit_report import STOPPED, announce, report_exit
+from data_engine.processes.ranks import Ranks, set_device, set_threads
+from data_engine.processes.signals import Stop, Stopped
 from data_engine.questions.dataset import Question, open_questions
 from data_engine.questions.image_workers import ImageWorkers
-from data_engine.questions.prefetch import Writer
-from data_engine.questions.rows import UnitResult
 from data_engine.reporting import page
 from data_engine.reporting.timings import Summary
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.memory import peak_bytes, rows_without_pages
 from data_engine.sampling.native.scheduler import Decoder
-from data_engine.schemas import STAGES, IncompleteError, UserError
+from data_engine.schemas import STAGES
 from data_engine.store import claims, disk, logs, units
+from data_engine.store.units import UnitResult
+from data_engine.store.writer import Writer
 from data_engine_kernels import use_triton
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from data_engine.schemas import UserError
+from data_engine.errors import UserError
 
 # Stands in prompt ids where the image's features go; no tokenizer has a negative id.
 IMAGE_TOKEN = -200

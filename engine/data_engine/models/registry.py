@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from data_engine.schemas import UserError
+from data_engine.errors import UserError
 
 # A family is one file and one line here; its class has `load(folder, device, dtype)`.
 FAMILIES = {"llava": "data_engine.models.llava:Llava", "omnilmm": "data_engine.models.omnilmm:OmniLMM"}

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_engine import schemas
+from data_engine import errors, schemas
 from data_engine.exports import rlaif_v
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.candidates import NO_SOURCE, Draft
@@ -94,7 +94,7 @@ def require_units(work_dir: Path, num_units: int) -> None:
         if missing:
             lines.append(f"{stage}: {units.compressed(missing)}")
     if lines:
-        raise schemas.IncompleteError(
+        raise errors.IncompleteError(
             f"pairing needs all {num_units} units of every stage, these are missing in {work_dir}:\n  "
             + "\n  ".join(lines)
             + "\nrun the same command again, without continue_from_stage 2, to compute them"
@@ -125,7 +125,7 @@ def _answers(
     groups = strategies.by_idx(rows)
     unknown = groups.keys() - set(order)
     if unknown:
-        raise schemas.UserError(
+        raise errors.UserError(
             f"unit {unit} of sampled_answer has answers to idx {min(map(repr, unknown))}, which is not among its "
             "questions; was the work directory made from another dataset?"
         )

@@ -6,18 +6,19 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 from PIL import Image
 
-from data_engine import schemas
+from data_engine import errors, schemas
+from data_engine.errors import BadRow, UserError
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
-from data_engine.questions import images, rows
+from data_engine.questions import images
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import ahead
-from data_engine.questions.rows import BadRow, Decode, UnitResult, open_image, read_image
+from data_engine.questions.rows import Decode, open_image, read_image
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import Decoder, sample
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Request, Sampled
-from data_engine.schemas import UserError
 from data_engine.seeds import seed_for
+from data_engine.store.units import UnitResult
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _broken(found: Sampled) -> str:
 
 
 # What is said of a question that is left out because of an answer's finish_reason.
-LEFT_OUT = {BROKEN: _broken, TOO_LARGE: lambda _: rows.OUT_OF_MEMORY}
+LEFT_OUT = {BROKEN: _broken, TOO_LARGE: lambda _: errors.OUT_OF_MEMORY}
 
 
 def sample_answers(
@@ -185,5 +186,5 @@ def answer_of(model: VisionLanguageModel, found: Sampled) -> Answer:
     if found.finish_reason == BROKEN:
         raise ArithmeticError(_broken(found))
     if found.finish_reason == TOO_LARGE:
-        raise UserError(rows.OUT_OF_MEMORY)
+        raise UserError(errors.OUT_OF_MEMORY)
     return Answer(model.text(found.token_ids), found.token_ids, found.finish_reason)

@@ -11,14 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from data_engine import schemas
+from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.questions import images
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import ahead
-from data_engine.questions.rows import NO_ROOM, OUT_OF_MEMORY, BadRow, Decode, UnitResult, open_image, read_image
-from data_engine.schemas import UserError
+from data_engine.questions.rows import Decode, open_image, read_image
 from data_engine.scoring.logprobs import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
+from data_engine.store.units import UnitResult
 
 log = logging.getLogger(__name__)
 

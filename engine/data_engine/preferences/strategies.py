@@ -6,9 +6,9 @@ A good answer is among the best by total reward and by reward a token, a bad one
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from data_engine.errors import UserError
 from data_engine.preferences.word_count import count_words
 from data_engine.rewards.implicit import unusable_reward, unusable_text
-from data_engine.schemas import UserError
 
 Row = Mapping[str, object]
 """One answer: idx, sample_index, answer, sum, avg."""

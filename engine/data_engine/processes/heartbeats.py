@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 from torch.distributed import Store
 
+from data_engine.errors import LostRankError
 from data_engine.processes.ranks import Ranks
-from data_engine.schemas import LostRankError
 
 BEAT_S = 1.0
 # A rank that has not counted for this long is dead, or its machine is out of reach.

@@ -1,23 +1,9 @@
-"""Which rank of how many this is, what ends a rank early, and how it says so. The only reader of RANK and its kin."""
+"""Which rank of how many this is, its device and threads, and where all ranks of a job meet."""
 
-import contextlib
-import json
 import os
-import signal
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from data_engine.schemas import UserError
-from data_engine.store.logs import append
-
-STOPPED = 75
-# A launcher may pass on a signal that this rank got already; the same wish again within this time is no second one.
-SAME_SIGNAL_S = 2.0
-# Stopped is raised once more after so long, as long as the work goes on all the same.
-AGAIN_S = 5.0
+from data_engine.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -91,82 +77,3 @@ def set_device(device) -> None:
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-
-
-class Stopped(BaseException):
-    """The grace time after a signal is over: drop the unit in hand."""
-
-
-class Stop:
-    """Whether a signal asked this rank to stop. A second one exits at once.
-
-    SIGTERM, SIGINT and SIGUSR1 set `wanted`; after `grace_s` seconds Stopped is raised in the main thread, unless
-    `polled` is set: then it is for the main thread to ask `overdue`, between calls that it must not break off.
-    """
-
-    def __init__(self, grace_s: float) -> None:
-        self.wanted: str | None = None
-        self.polled = False
-        self._grace_s, self._since = grace_s, 0.0
-
-    def listen(self) -> "Stop":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGALRM, self._on_alarm)
-        return self
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        if self.wanted is None:
-            self.wanted, self._since = signal.Signals(number).name, time.monotonic()
-            self._arm()
-        elif time.monotonic() - self._since > SAME_SIGNAL_S:
-            _report(code=STOPPED)
-            os._exit(STOPPED)
-
-    def _on_alarm(self, _number: int, _frame: object) -> None:
-        if not self.polled:
-            raise Stopped
-
-    def overdue(self) -> bool:
-        """Whether the grace time after a signal is over."""
-        return self.wanted is not None and time.monotonic() - self._since > self._grace_s
-
-    def _arm(self) -> None:
-        left = max(1e-3, self._since + self._grace_s - time.monotonic())
-        # Again and again, since an exception that comes up in a destructor is lost.
-        signal.setitimer(signal.ITIMER_REAL, left, AGAIN_S)
-
-    def disarm(self) -> None:
-        """No Stopped from here on: the work has ended anyhow. A last one may still come out of this call."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    @contextlib.contextmanager
-    def committing(self) -> Iterator[None]:
-        """No Stopped inside: what is being published is published whole."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        try:
-            yield
-        finally:
-            if self.wanted:
-                self._arm()
-
-
-def _report(**values: int) -> None:
-    """Append a line to the file that the launch script reads, which no signal or crash of another rank can lose."""
-    path = os.environ.get("DATA_ENGINE_EXIT_FILE")
-    if path:
-        with contextlib.suppress(FileNotFoundError), open(path, "a") as file:
-            file.write(json.dumps({"rank": int(os.environ.get("RANK", 0)), **values}) + "\n")
-
-
-def announce() -> None:
-    """Tell the launch script which process this rank is: from now on it may be signalled."""
-    _report(pid=os.getpid())
-
-
-def report_exit(code: int, work_dir: Path) -> None:
-    """Leave this rank's exit code for the launch script, and in logs/exit.json for people."""
-    _report(code=code)
-    with contextlib.suppress(OSError):
-        line = {"time": time.time(), "rank": int(os.environ.get("RANK", 0)), "code": code, "arguments": sys.argv[1:]}
-        append(work_dir / "logs" / "exit.json", line)

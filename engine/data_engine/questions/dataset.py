@@ -13,9 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine.config import RunConfig
+from data_engine.errors import UserError
 from data_engine.questions.images import MAX_FILE_BYTES, BadImage, read_under
 from data_engine.questions.sources import REQUIRED_COLUMNS, Source, is_text, open_source
-from data_engine.schemas import OPTIONAL_COLUMNS, UserError
+from data_engine.schemas import OPTIONAL_COLUMNS
 
 # No model has room for so long a question, and tokenizing it would take long.
 MAX_QUESTION_BYTES = 1 << 20

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_engine.schemas import UserError
+from data_engine.errors import UserError
 
 # Room for the longest question, each byte of it written as \u00xx.
 MAX_LINE_BYTES = 16 << 20

@@ -1,38 +1,15 @@
-"""What both model stages do with a row of the input: read its image, and leave it out with a reason where they must."""
+"""The image of a row, or of what the public API is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import pyarrow as pa
 from PIL import Image
 
+from data_engine.errors import BadRow
 from data_engine.questions import images
 from data_engine.questions.dataset import Question
 
 Decode = Callable[[bytes | None, float], Image.Image]
 """images.decode, or the same in another process"""
-
-
-# Why a question is left out that exceeds the memory on its own, and what is said where no question ever fitted.
-OUT_OF_MEMORY = "out of memory, even with one answer at a time"
-NO_ROOM = (
-    f"{OUT_OF_MEMORY}: the model leaves no room for a single question; free the device's memory, lower "
-    "--max_new_tokens, or split the model with --zero3 on"
-)
-
-
-class BadRow(ValueError):
-    """A row that a stage cannot use; the message is the reason that the quarantine records."""
-
-
-@dataclass(frozen=True)
-class UnitResult:
-    """What a unit of a stage comes to: its table, and the rows that were left out as (idx, reason)."""
-
-    table: pa.Table
-    quarantined: list[tuple[int | str, str]]
-    retries: int = 0
-    """how often memory ran out and the work went on in halves: its numbers may then differ in their last bits"""
 
 
 def read_image(question: Question, max_megapixels: float, decode: Decode = images.decode) -> Image.Image:

@@ -16,9 +16,10 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_engine.errors import UserError
 from data_engine.questions.images import MAX_FILE_BYTES
 from data_engine.questions.jsonl import JsonlSource
-from data_engine.schemas import OPTIONAL_COLUMNS, UserError
+from data_engine.schemas import OPTIONAL_COLUMNS
 
 REQUIRED_COLUMNS = ("idx", "question", "image")
 BATCH_ROWS = 16

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,16 @@ from data_engine.schemas import STAGES
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
 # Key of a file's metadata that holds the sha256 of the file, taken with BLANK in its place.
 SEAL, BLANK = "data_engine_sha256", b"0" * 64
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What a unit of a stage comes to: its table, and the rows that were left out as (idx, reason)."""
+
+    table: pa.Table
+    quarantined: list[tuple[int | str, str]]
+    retries: int = 0
+    """how often memory ran out and the work went on in halves: its numbers may then differ in their last bits"""
 
 
 class DamagedUnitError(RuntimeError):

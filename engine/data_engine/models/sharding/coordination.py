@@ -20,8 +20,10 @@ from data_engine.models.sharding.lock_step import FINISHED, IDLE, LockStep
 from data_engine.models.sharding.placement import Decision
 from data_engine.models.sharding.settings import read_settings, require_installed
 from data_engine.models.sharding.zero3 import Split
+from data_engine.processes.exit_report import report_exit
 from data_engine.processes.heartbeats import Lifeline
-from data_engine.processes.ranks import Ranks, Stop, Stopped, meet, report_exit
+from data_engine.processes.ranks import Ranks, meet
+from data_engine.processes.signals import Stop, Stopped
 
 log = logging.getLogger(__name__)
 

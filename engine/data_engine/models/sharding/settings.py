@@ -5,7 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from data_engine.schemas import UserError
+from data_engine.errors import UserError
 
 # launch/deepspeed/zero3.json is the same, to be copied and changed.
 SETTINGS = {

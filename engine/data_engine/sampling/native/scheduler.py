@@ -14,15 +14,14 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from data_engine.errors import NO_ROOM, UserError
 from data_engine.models.base import VisionLanguageModel
-from data_engine.questions.rows import NO_ROOM
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.cpu_attention import Lanes, runs
 from data_engine.sampling.native.kv_cache import Caches, num_slots
 from data_engine.sampling.native.model_runner import NOT_FINITE, Steps
 from data_engine.sampling.native.page_allocator import Pages
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Queue, Request, Row, Sampled
-from data_engine.schemas import UserError
 
 log = logging.getLogger(__name__)
 
