@@ -18,7 +18,9 @@ from data_engine import load_model, score_answers
 from data_engine.config import RunConfig
 from data_engine.job import worker
 from data_engine.pipeline import score
-from data_engine.schemas import STAGES
+from data_engine.stages import names
+
+STAGES = names()
 
 # Why a number has no test.
 CANNOT_OCCUR = {

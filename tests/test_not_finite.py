@@ -8,6 +8,7 @@ from data_engine import sample_answers
 from data_engine.job import worker
 from data_engine.models import load_model
 from data_engine.models.base import prefix
+from data_engine.pipeline import score
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import scheduler
 from data_engine.sampling.native.kv_cache import num_slots
@@ -84,10 +85,8 @@ def test_a_question_that_breaks_in_the_first_pass_is_not_what_the_self_check_loo
     photos = [Image.new("RGB", (60, 60), "white"), Image.effect_noise((60, 60), 40).convert("RGB")]
     dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
     checked = []
-    original = worker.score_unit.__globals__["self_check"]
-    monkeypatch.setitem(
-        worker.score_unit.__globals__, "self_check", lambda *a: checked.append(float(original(*a))) or checked[-1]
-    )
+    original = score.self_check
+    monkeypatch.setattr(score, "self_check", lambda *a: checked.append(float(original(*a))) or checked[-1])
     run_with(monkeypatch, config(dataset), "reward", float("nan"))
     assert len(checked) == 2
     assert all(difference < 1e-4 for difference in checked)

@@ -26,7 +26,8 @@ def test_budgets_are_frozen_by_the_first_start(config, tmp_path, monkeypatch):
     before = json.loads((tmp_path / "work/run.json").read_text())["frozen"]
     budgets_of(monkeypatch, decode_rows=3, decode_slots=2, score_tokens=7)
     used = []
-    monkeypatch.setattr(worker, "score_unit", lambda *a, **b: used.append(a[3]) or score.score_unit(*a, **b))
+    score_unit = score.score_unit
+    monkeypatch.setattr(score, "score_unit", lambda *a, **b: used.append(a[3]) or score_unit(*a, **b))
     assert worker.run(config(dataset, memory_fraction=0.3)) == 0
     assert json.loads((tmp_path / "work/run.json").read_text())["frozen"] == before
     assert {settings.tokens_a_pass for settings in used} == {before["score_tokens"]}

@@ -12,7 +12,7 @@ from PIL import Image
 from run_files import hostile_rows, png, read, write
 
 from data_engine.errors import UserError
-from data_engine.job import run_file, worker
+from data_engine.job import checkpoints, run_file, worker
 from data_engine.store import units
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
@@ -74,14 +74,14 @@ def test_integer_ids_stay_integers(config, tmp_path):
 
 def test_models_with_different_tokenizers_compare_sums_and_means(config, goldens, tmp_path, monkeypatch, caplog):
     """The reward model's tokenizer is declared another one: its answers then go over as text."""
-    found = run_file.Checkpoint.find
+    found = checkpoints.Checkpoint.find
 
     def find(path, name, revision):
         checkpoint = found(path, name, revision)
         other = path.endswith("reward")
         return dataclasses.replace(checkpoint, vocabulary="other") if other else checkpoint
 
-    monkeypatch.setattr(run_file.Checkpoint, "find", staticmethod(find))
+    monkeypatch.setattr(checkpoints.Checkpoint, "find", staticmethod(find))
     monkeypatch.setattr(worker, "log_to_stderr", lambda ranks: None)
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
     with caplog.at_level("WARNING"):
@@ -155,17 +155,17 @@ def test_models_of_two_families_compare_the_same_texts(config, goldens, monkeypa
 
 def test_only_a_pair_that_cannot_be_one_model_before_and_after_tuning_is_warned_of(goldens):
     llava, omni = (
-        [run_file.Checkpoint.find(str(goldens / family / role), None, None) for role in ("instruct", "reward")]
+        [checkpoints.Checkpoint.find(str(goldens / family / role), None, None) for role in ("instruct", "reward")]
         for family in ("llava", "omnilmm")
     )
-    assert run_file.kinship_warnings(*llava) == []
-    assert run_file.kinship_warnings(*omni) == []
+    assert checkpoints.kinship_warnings(*llava) == []
+    assert checkpoints.kinship_warnings(*omni) == []
     deeper = dataclasses.replace(llava[1], sizes=llava[1].sizes | {"num_hidden_layers": 9})
-    [warning] = run_file.kinship_warnings(llava[0], deeper)
+    [warning] = checkpoints.kinship_warnings(llava[0], deeper)
     assert "(num_hidden_layers 2 against 9)" in warning
     # transformers' layout may leave a size to its default: what is not there cannot differ
-    assert run_file.kinship_warnings(llava[0], dataclasses.replace(llava[1], sizes={})) == []
-    [warning] = run_file.kinship_warnings(llava[0], omni[1])
+    assert checkpoints.kinship_warnings(llava[0], dataclasses.replace(llava[1], sizes={})) == []
+    [warning] = checkpoints.kinship_warnings(llava[0], omni[1])
     assert "family llava against omnilmm" in warning
 
 

@@ -5,8 +5,10 @@ import heapq
 import numpy as np
 import pytest
 
-from data_engine.schemas import STAGES
+from data_engine.stages import names
 from data_engine.store.units import workable
+
+STAGES = names()
 
 
 def lost_to_waiting(num_ranks: int, num_units: int, stages: tuple[str, ...], seed: int = 0) -> float:

@@ -13,8 +13,11 @@ from size_proof import measure, prepare
 
 from data_engine.config import RunConfig
 from data_engine.job import worker
-from data_engine.schemas import IMAGE, STAGES
+from data_engine.schemas import IMAGE
+from data_engine.stages import names
 from data_engine.store import units
+
+STAGES = names()
 
 CHECKPOINTS = Path(__file__).parents[1] / "engine/data_engine/demo/checkpoints"
 

@@ -12,8 +12,10 @@ import pytest
 
 from data_engine.commands import status
 from data_engine.errors import UserError
-from data_engine.schemas import STAGES
+from data_engine.stages import names
 from data_engine.store import logs
+
+STAGES = names()
 
 NOW = 1_000_000.0
 

@@ -5,9 +5,6 @@ Everything a stage hands to the next is one of these tables; no other module spe
 
 import pyarrow as pa
 
-STAGES = ("sampled_answer", "instruct_logps", "reward_logps")
-
-
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OPTIONAL_COLUMNS = ("ds_name", "origin_dataset", "image_path")
 
@@ -36,6 +33,11 @@ def logps(idx: pa.DataType) -> pa.Schema:
             ("mean", pa.float64()),
         ]
     )
+
+
+def scores(idx: pa.DataType) -> pa.Schema:
+    """A source of reward that gives each answer one number; null where it has none."""
+    return pa.schema([("idx", idx), ("sample_index", pa.int32()), ("score", pa.float64())])
 
 
 def quarantine(idx: pa.DataType) -> pa.Schema:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_engine import stages
 from data_engine.bench.model import QUESTION, Subject
 from data_engine.bench.ways import SAMPLING
 from data_engine.pipeline import pair, sample, score
@@ -17,7 +18,7 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import model_runner
 from data_engine.sampling.native.scheduler import Decoder
 from data_engine.sampling.requests import Request, Sampled
-from data_engine.schemas import IMAGE, STAGES
+from data_engine.schemas import IMAGE
 from data_engine.scoring import logprobs
 from data_engine.store import units
 from data_engine.store.units import UnitResult
@@ -99,11 +100,11 @@ class Job:
             decoder = _Forced(self.decoder, self.subject.lengths_BK[rows.start : rows.stop].tolist())
             result = sample.sample_unit(decoder, questions.rows(rows), questions.idx_type, sampling)
             tokens += sum(map(len, result.table["token_ids"].to_pylist()))
-            publish(STAGES[0], unit, result)
+            publish(stages.SAMPLING.name, unit, result)
         writer.wait()
-        for stage in STAGES[1:]:
+        for stage in stages.names()[1:]:
             for unit, rows in enumerate(self.unit_ranges):
-                sampled = units.read_unit(work_dir, STAGES[0], unit)
+                sampled = units.read_unit(work_dir, stages.SAMPLING.name, unit)
                 publish(stage, unit, score.score_unit(self.subject.engine, questions.rows(rows), sampled, scoring))
         writer.wait()
         pair.run(

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_engine import stages
 from data_engine.errors import UserError
-from data_engine.schemas import STAGES
 from data_engine.store import units
 from data_engine.store.logs import duration, unit_lines
 
@@ -89,7 +89,9 @@ def _watch_argument(argv: list[str]) -> tuple[float | None, list[str]]:
 
 def _is_done(work_dir: Path) -> bool:
     total = _planned_units(work_dir)["num_units"]
-    return _is_written(work_dir) and all(units.published(work_dir, stage) >= set(range(total)) for stage in STAGES)
+    return _is_written(work_dir) and all(
+        units.published(work_dir, stage) >= set(range(total)) for stage in stages.chosen()
+    )
 
 
 def work_dir_argument(command: str, description: str, argv: Sequence[str], options: str = "") -> Path | None:
@@ -112,7 +114,7 @@ def describe(work_dir: Path, now: float) -> str:
     log = sorted(known, key=lambda line: line["time"])
     lines = [f"{work_dir}: {planned['num_questions']} questions in {total} units of {planned['unit_size']}"]
     lines.append(f"{'stage':<16}{'units':>15}{'':>6}{'ranks':>8}{'answers/s':>12}{'time left':>14}")
-    for stage in STAGES:
+    for stage in stages.chosen():
         done = len(units.published(work_dir, stage) & set(range(total)))
         pace = _pace([line for line in log if line["stage"] == stage], now)
         row = f"{stage:<16}{f'{done}/{total}':>15}{_percent(done, total):>6}"

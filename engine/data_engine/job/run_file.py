@@ -8,22 +8,21 @@ import json
 import os
 import platform
 import secrets
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 import data_engine
+from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import family_class
-from data_engine.models.base import pick_device, pick_dtype
-from data_engine.models.checkpoint import fingerprint, num_weights
-from data_engine.models.registry import family_of, read_json, resolve
+from data_engine.models.base import pick_dtype
 from data_engine.models.sharding import placement
-from data_engine.models.tokenizer import load_tokenizer
-from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import Questions
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, memory_bytes
 from data_engine.store import disk
@@ -33,83 +32,32 @@ SETTINGS = (
     "limit", "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed",
     "max_megapixels", "same_pixels",
 )  # fmt: skip
-# By these, two checkpoints are told apart that cannot be one model before and after tuning.
-SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model of the run, found and fingerprinted but not loaded."""
-
-    folder: Path
-    family: str
-    fingerprint: str
-    vocabulary: str
-    markers: tuple[str, ...]
-    sizes: dict[str, int]
-    """those of SIZES that config.json tells"""
-
-    @classmethod
-    def find(cls, path: str, name: str | None, revision: str | None) -> "Checkpoint":
-        folder = resolve(path, revision)
-        family = family_of(folder, name)
-        markers = family_class(family).markers
-        return cls(folder, family, fingerprint(folder), load_tokenizer(folder).vocabulary, markers, _sizes(folder))
-
-    def as_json(self) -> dict:
-        return {**asdict(self), "folder": str(self.folder), "markers": list(self.markers)}
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    raw = read_json(folder / "config.json")
-    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
-    return {name: text[name] for name in SIZES if isinstance(text.get(name), int)}
-
-
-def kinship_warnings(instruct: Checkpoint, reward: Checkpoint) -> list[str]:
-    """What speaks against the reward model being the instruct model after DPO, as far as their configs tell."""
-    differing = [] if instruct.family == reward.family else [f"family {instruct.family} against {reward.family}"]
-    differing += [
-        f"{name} {size} against {reward.sizes[name]}"
-        for name, size in instruct.sizes.items()
-        if reward.sizes.get(name, size) != size
-    ]
-    if not differing:
-        return []
-    return [
-        f"the reward model does not look tuned from the instruct model ({', '.join(differing)}): "
-        "rewards then compare two different models, not one before and after DPO"
-    ]
-
-
-def place(config: RunConfig, instruct: Checkpoint, reward: Checkpoint, ranks: Ranks) -> placement.Decision:
-    """Whether this start splits its models over the ranks; by the larger of the two, since one is held at a time."""
-    device = pick_device(ranks.device(config.device))
-    weights = _weights_bytes(config, instruct, reward, device)
-    return placement.decide(config.zero3, weights, ranks, device)
-
-
 def describe(
-    config: RunConfig, questions: Questions, instruct: Checkpoint, reward: Checkpoint, decision: placement.Decision
+    config: RunConfig,
+    questions: Questions,
+    checkpoints: Mapping[str, Checkpoint],
+    device: torch.device,
+    decision: placement.Decision,
 ) -> dict:
-    """The content of run.json for this start."""
-    device = pick_device(config.device)
+    """The content of run.json for this start; `checkpoints` by role."""
     dtype = str(pick_dtype(config.dtype, device)).removeprefix("torch.")
     unit_size = config.unit_size or auto_unit_size(len(questions))
     bound = {name: getattr(config, name) for name in SETTINGS}
     bound |= {"device": device.type, "dtype": dtype, "unit_size": unit_size, "dataset": questions.fingerprint}
-    bound |= {"instruct_model": instruct.fingerprint, "reward_model": reward.fingerprint}
+    bound |= {f"{role}_model": checkpoint.fingerprint for role, checkpoint in checkpoints.items()}
     return {
         "bound": bound,
-        "frozen": frozen_budgets(config, instruct, reward, device),
+        "frozen": frozen_budgets(config, checkpoints, device),
         "zero3": decision.as_json(),
         "units": {
             "num_questions": len(questions),
             "unit_size": unit_size,
             "num_units": len(split_units(len(questions), unit_size)),
         },
-        "models": {"instruct": instruct.as_json(), "reward": reward.as_json()},
+        "models": {role: checkpoint.as_json() for role, checkpoint in checkpoints.items()},
         "config": asdict(config),
         "versions": {
             "data_engine": data_engine.__version__,
@@ -119,30 +67,23 @@ def describe(
     }
 
 
-def frozen_budgets(config: RunConfig, instruct: Checkpoint, reward: Checkpoint, device: torch.device) -> dict:
-    """What budgets.budgets makes of this machine's memory and the larger of the two models.
+def frozen_budgets(config: RunConfig, checkpoints: Mapping[str, Checkpoint], device: torch.device) -> dict[str, int]:
+    """What sampling.memory.budgets makes of this machine's memory and the largest model.
 
     The same whether models are split or not, and over however many ranks: log-probs depend on it in their last bits.
     """
-    memory, itemsize = memory_bytes(device, config.memory_fraction), _itemsize(config, device)
-    weights = _weights_bytes(config, instruct, reward, device)
+    memory, itemsize = memory_bytes(device, config.memory_fraction), pick_dtype(config.dtype, device).itemsize
+    # One model is held at a time.
+    weights = max(checkpoint.num_weights for checkpoint in checkpoints.values()) * itemsize
+    sampler = checkpoints[stages.SAMPLING.model]
     # Weights that leave no room are split, over two ranks at least.
     fits = weights + placement.WORKING_ROOM_BYTES <= memory
     needs = Needs(
         weights=weights if fits else weights // 2,
-        cached_token=family_class(instruct.family).cache_values_per_token(instruct.folder) * itemsize,
-        activated_token=ACTIVATIONS * instruct.sizes.get("hidden_size", 4096) * itemsize,
+        cached_token=family_class(sampler.family).cache_values_per_token(sampler.folder) * itemsize,
+        activated_token=ACTIVATIONS * sampler.sizes.get("hidden_size", 4096) * itemsize,
     )
     return budgets(memory, needs, device.type, config.sample_k, config.max_new_tokens)
-
-
-def _weights_bytes(config: RunConfig, instruct: Checkpoint, reward: Checkpoint, device: torch.device) -> int:
-    """Of the larger model, in the run's dtype: one model is held at a time."""
-    return max(num_weights(instruct.folder), num_weights(reward.folder)) * _itemsize(config, device)
-
-
-def _itemsize(config: RunConfig, device: torch.device) -> int:
-    return pick_dtype(config.dtype, device).itemsize
 
 
 def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:

@@ -13,24 +13,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_engine import errors, schemas
+from data_engine import errors, schemas, stages
 from data_engine.exports import rlaif_v
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.candidates import NO_SOURCE, Draft
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.dataset import Questions
-from data_engine.rewards import implicit
+from data_engine.rewards import NOT_SCORED, Rewards, RewardSettings, implicit
 from data_engine.store import units
 from data_engine.store.folders import move_in, scratch_folder
 
 PAIRS_FILE = Path("pairs", "pairs.parquet")
-NO_REWARDS = implicit.Rewards(None, None, None, None)
-REWARDS = tuple(field.name for field in dataclasses.fields(implicit.Rewards))
+REWARDS = tuple(field.name for field in dataclasses.fields(Rewards))
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ def run(
     """Pair all answers of `work_dir` and publish the dataset. Raises IncompleteError where units are missing."""
     require_units(work_dir, len(unit_ranges))
     settings = Settings(rank, distance, beta, seed)
-    reward = implicit.token_rewards if same_tokenizer else implicit.text_rewards
+    reward_settings = RewardSettings(beta, same_tokenizer)
     with scratch_folder(work_dir, "pairing") as scratch:
         debug_rows = _json_rows(scratch / "rewards.json") if debug else contextlib.nullcontext(_ignore)
         funnel = Funnel(questions=len(questions))
         with Draft(scratch / "draft.parquet", schemas.pairs(questions.idx_type), seed) as draft, debug_rows as add_row:
             for unit, rows in enumerate(unit_ranges):
                 funnel.quarantined += _num_quarantined(work_dir, unit)
-                for idx, answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward, beta):
+                for idx, answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward_settings):
                     draft.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
         draft.filter_dataset()
         written = rlaif_v.write_dataset(work_dir, scratch, draft, questions, unit_ranges, seed)
@@ -89,7 +89,7 @@ def read_funnel(work_dir: Path) -> Funnel:
 def require_units(work_dir: Path, num_units: int) -> None:
     """Raise IncompleteError, listing the missing units by stage, unless every unit is published."""
     lines = []
-    for stage in schemas.STAGES:
+    for stage in stages.names():
         missing = units.missing(work_dir, stage, range(num_units))
         if missing:
             lines.append(f"{stage}: {units.compressed(missing)}")
@@ -102,23 +102,26 @@ def require_units(work_dir: Path, num_units: int) -> None:
 
 
 def _num_quarantined(work_dir: Path, unit: int) -> int:
-    paths = [units.quarantine_path(work_dir, stage, unit) for stage in schemas.STAGES]
+    paths = [units.quarantine_path(work_dir, stage, unit) for stage in stages.known()]
     found = [pq.read_table(path, columns=["idx"], partitioning=None) for path in paths if path.exists()]
     return pc.count_distinct(pa.concat_tables(found)["idx"]).as_py() if found else 0
 
 
 def _answers(
-    work_dir: Path, unit: int, order: list, reward: Callable[..., implicit.Rewards], beta: float
+    work_dir: Path, unit: int, order: list, settings: RewardSettings
 ) -> Iterator[tuple[int | str, list[dict]]]:
     """Each question of a unit that has answers, its idx and they with their rewards, in the order of the questions."""
-    instruct, scored = (_token_logps(work_dir, stage, unit) for stage in ("instruct_logps", "reward_logps"))
-    table = units.read_unit(work_dir, "sampled_answer", unit).select(["idx", "sample_index", "answer"])
+    # The first source ranks; a run has one so far.
+    source = stages.SOURCES[stages.CHOSEN[0]]
+    rewards = stages.function(source.rewards)
+    columns = {stage.name: _column(work_dir, stage.name, unit) for stage in source.stages}
+    table = units.read_unit(work_dir, stages.SAMPLING.name, unit).select(["idx", "sample_index", "answer"])
     rows = []
     for row in table.to_pylist():
         key = (row["idx"], row["sample_index"])
-        both = key in instruct and key in scored
+        computed = {name: column[key] for name, column in columns.items() if key in column}
         try:
-            result = reward(instruct[key], scored[key], beta) if both else NO_REWARDS
+            result = rewards(computed, settings) if len(computed) == len(columns) else NOT_SCORED
         except ValueError as error:
             raise ValueError(f"unit {unit}, idx {key[0]!r}, sample_index {key[1]}: {error}") from error
         rows.append(row | {name: getattr(result, name) for name in REWARDS})
@@ -132,10 +135,16 @@ def _answers(
     return ((idx, groups[idx]) for idx in order if idx in groups)
 
 
-def _token_logps(work_dir: Path, stage: str, unit: int) -> dict[tuple, object]:
-    """(idx, sample_index) -> token log-probs, float32 arrays: never matched by position."""
+def _column(work_dir: Path, stage: str, unit: int) -> dict[tuple, np.ndarray]:
+    """(idx, sample_index) -> what a stage computed of an answer, its token log-probs or its score as an array.
+
+    Rows are matched by these keys, never by their position.
+    """
     table = units.read_unit(work_dir, stage, unit).combine_chunks()
     keys = zip(table["idx"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
+    if "score" in table.column_names:
+        scores = zip(keys, table["score"].to_pylist(), strict=True)
+        return {key: np.array([score]) for key, score in scores if score is not None}
     return {key: value.values.to_numpy() for key, value in zip(keys, table["token_logps"], strict=True)}
 
 

@@ -9,16 +9,19 @@ from PIL import Image
 from data_engine import errors, schemas
 from data_engine.errors import BadRow, UserError
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
+from data_engine.pipeline.runner import StageContext, UnitByUnit
 from data_engine.questions import images
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import ahead
 from data_engine.questions.rows import Decode, open_image, read_image
 from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.memory import rows_without_pages
 from data_engine.sampling.native.scheduler import Decoder, sample
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Request, Sampled
 from data_engine.seeds import seed_for
 from data_engine.store.units import UnitResult
+from data_engine_kernels import use_triton
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,23 @@ class SampleSettings:
     crop: bool
     """see the scoring stage's pixels"""
     max_megapixels: float
+
+
+def runner(context: StageContext) -> UnitByUnit:
+    """The runner of the sampling stage."""
+    config, model = context.config, context.model
+    params = SamplingParams(
+        config.temperature, config.top_k, config.top_p, config.repetition_penalty, config.max_new_tokens
+    )
+    fused = config.sample_k if use_triton(model.head_weight) and not context.split else None
+    rows = (
+        context.budgets["decode_rows"]
+        if fused
+        else rows_without_pages(context.budgets["decode_rows"], model.device.type)
+    )
+    decoder = Decoder(model, rows, context.budgets["decode_slots"], fused)
+    settings = SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
+    return UnitByUnit(lambda work: sample_unit(decoder, work.questions, context.idx_type, settings, context.decode))
 
 
 def request_for(

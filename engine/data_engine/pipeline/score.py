@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_engine import schemas
+from data_engine import schemas, stages
 from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
+from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions import images
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
@@ -48,6 +49,21 @@ class _Prepared:
     ids: list[list[int]] | None = None
     tokens: int = 0
     problem: str | None = None
+
+
+def runner(context: StageContext) -> UnitByUnit:
+    """The runner of a stage of log-probs; the first unit with sound ones is checked against the plain path."""
+    settings = ScoreSettings(context.answers_as_text, context.config.max_megapixels, context.budgets["score_tokens"])
+    check = True
+
+    def compute(work: UnitWork) -> UnitResult:
+        nonlocal check
+        sampled = work.inputs[stages.SAMPLING.name]
+        result = score_unit(context.model, work.questions, sampled, settings, check, context.decode)
+        check = check and not result.table.num_rows
+        return result
+
+    return UnitByUnit(compute)
 
 
 def score_unit(

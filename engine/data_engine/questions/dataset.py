@@ -45,6 +45,7 @@ class Questions:
 
     idx: list[int | str]
     idx_type: pa.DataType
+    columns: tuple[str, ...]
     optional_columns: tuple[str, ...]
     fingerprint: str
 
@@ -53,6 +54,7 @@ class Questions:
         kind = source.columns["idx"]
         self.idx_type = kind if pa.types.is_integer(kind) else pa.string()
         self.idx = _checked_ids(source.ids(limit), name)
+        self.columns = tuple(source.columns)
         self.optional_columns = tuple(column for column in OPTIONAL_COLUMNS if column in source.columns)
         self.fingerprint = source.fingerprint()
         self._source = source

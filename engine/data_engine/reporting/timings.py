@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_engine.schemas import STAGES
+from data_engine import stages
 from data_engine.store import logs
 
 NUM_REASONS, REASON_LENGTH = 12, 100
@@ -89,7 +89,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> str:
 
 def _stages(work_dir: Path) -> dict[str, StageTime]:
     """Stages that nobody worked on are left out."""
-    times, seen = {stage: StageTime() for stage in STAGES}, defaultdict(set)
+    times, seen = {stage: StageTime() for stage in stages.known()}, defaultdict(set)
     for line in logs.unit_lines(work_dir):
         time = times.get(line["stage"])
         if time is None:
@@ -120,11 +120,11 @@ def _reasons(work_dir: Path) -> Counter:
     for path in sorted((work_dir / "quarantine").glob("unit-*.parquet")):
         if match := QUARANTINE_FILE.fullmatch(path.name):
             files[match[1]].append(path)
-    reasons: Counter = Counter()
+    reasons, order = Counter(), list(stages.known())
     for paths in files.values():
         rows = [row for path in paths for row in pq.read_table(path, partitioning=None).to_pylist()]
         first = {}
-        for row in sorted(rows, key=lambda row: STAGES.index(row["stage"])):
+        for row in sorted(rows, key=lambda row: order.index(row["stage"])):
             first.setdefault(row["idx"], (row["stage"], _kind(row["reason"])))
         reasons.update(first.values())
     return Counter(dict(sorted(reasons.items())))

@@ -4,10 +4,11 @@ DPO's implicit reward, arXiv:2305.18290, eq. 5, without the term that is the sam
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from data_engine.rewards import NOT_FINITE, Rewards, RewardSettings
 
 REASONS = {
     "not_scored": "one of the two models gave it no log-probs",
@@ -20,17 +21,10 @@ REASONS = {
 """Why an answer is not ranked: name, as counted in the funnel, and meaning."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rewards:
-    """The rewards of one answer; NaN where there is no finite one, None where the models' tokens do not match up."""
-
-    sum: float
-    avg: float
-    min: float | None
-    last: float | None
-
-
-NOT_FINITE = Rewards(math.nan, math.nan, math.nan, math.nan)
+def rewards(columns: Mapping[str, np.ndarray], settings: RewardSettings) -> Rewards:
+    """The rewards of an answer from its token log-probs under both models."""
+    function = token_rewards if settings.same_tokenizer else text_rewards
+    return function(columns["instruct_logps"], columns["reward_logps"], settings.beta)
 
 
 def token_rewards(instruct_logps: Sequence[float], reward_logps: Sequence[float], beta: float) -> Rewards:

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from data_engine.schemas import STAGES
+from data_engine import stages
 
 # No fault of the program, and gone once the disk is mended.
 TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -37,7 +37,7 @@ def needed_bytes(work_dir: Path) -> int:
         num_units, total = json.loads((work_dir / "run.json").read_text())["units"]["num_units"], 0
     except (OSError, ValueError):
         return 0
-    for stage in STAGES:
+    for stage in stages.chosen():
         sizes = [file.stat().st_size for file in (work_dir / stage).glob("unit-*.parquet")]
         if sizes:
             total += (num_units - len(sizes)) * sum(sizes) // len(sizes)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_engine.schemas import STAGES
+from data_engine import stages as table
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
 # Key of a file's metadata that holds the sha256 of the file, taken with BLANK in its place.
@@ -72,12 +72,13 @@ def workable(
 ) -> Iterator[tuple[str, int]]:
     """The (stage, unit) that a free rank may take, in the order of its choice: those of earlier stages first.
 
-    `done` are the published units of each stage, of the first in any case: scoring needs a unit's answers. Whoever is
-    free takes the next one, so that a slow rank takes fewer.
+    `done` are the published units of each stage, and of those that it needs. Whoever is free takes the next one, so
+    that a slow rank takes fewer.
     """
+    known = table.known()
     for stage in stages:
         for unit in mine:
-            if unit not in done[stage] and (stage == STAGES[0] or unit in done[STAGES[0]]):
+            if unit not in done[stage] and all(unit in done[needed] for needed in known[stage].needs):
                 yield stage, unit
 
 
@@ -122,7 +123,7 @@ def publish(path: Path, table: pa.Table) -> None:
 def sweep(work_dir: Path) -> None:
     """Remove what processes that died left of run.json, and of units which are published by now."""
     leftovers = [*work_dir.glob(".run.json.*")]
-    for stage in (*STAGES, "quarantine"):
+    for stage in (*table.known(), "quarantine"):
         leftovers += (work_dir / stage).glob(".unit-*.parquet.*")
     for path in leftovers:
         if path.with_name(path.name[1:].rpartition(".")[0]).exists():
@@ -170,8 +171,8 @@ def read_unit(work_dir: Path, stage: str, unit: int) -> pa.Table:
 
 
 def quarantine_path(work_dir: Path, stage: str, unit: int) -> Path:
-    """Where the rows that a stage left out are recorded. Stage 1's are beside stage 0's: a file has one writer."""
-    name = f"unit-{unit:05d}" if stage == STAGES[0] else f"unit-{unit:05d}.{stage}"
+    """Where the rows that a stage left out are recorded; a file has one writer, so each stage has its own."""
+    name = f"unit-{unit:05d}" if stage == table.SAMPLING.name else f"unit-{unit:05d}.{stage}"
     return work_dir / "quarantine" / f"{name}.parquet"
 
 

@@ -24,6 +24,7 @@ from data_engine.processes.exit_report import report_exit
 from data_engine.processes.heartbeats import Lifeline
 from data_engine.processes.ranks import Ranks, meet
 from data_engine.processes.signals import Stop, Stopped
+from data_engine.stages import Stage, by_model
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Together(Protocol):
     split: Split | None
     """how models are split; None where each rank holds them whole"""
 
-    def phases(self, stages: list[str]) -> list[list[str]]:
+    def phases(self, stages: list[Stage]) -> list[list[Stage]]:
         """The stages in groups, one after the other."""
 
     def any(self, mine: bool) -> bool:
@@ -54,7 +55,7 @@ class Apart:
 
     split = None
 
-    def phases(self, stages: list[str]) -> list[list[str]]:
+    def phases(self, stages: list[Stage]) -> list[list[Stage]]:
         return [stages]
 
     def any(self, mine: bool) -> bool:
@@ -74,11 +75,8 @@ class InLockStep:
     def __init__(self, step: LockStep, split: Split) -> None:
         self.step, self.split = step, split
 
-    def phases(self, stages: list[str]) -> list[list[str]]:
-        instruct, reward = [], []
-        for stage in stages:
-            (reward if stage == "reward_logps" else instruct).append(stage)
-        return [phase for phase in (instruct, reward) if phase]
+    def phases(self, stages: list[Stage]) -> list[list[Stage]]:
+        return list(by_model(stages))
 
     def any(self, mine: bool) -> bool:
         return self.step.any(mine)

@@ -1,0 +1,69 @@
+"""The models of a run, found and fingerprinted but not loaded."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_engine.config import RunConfig
+from data_engine.models import family_class
+from data_engine.models.checkpoint import fingerprint, num_weights
+from data_engine.models.registry import family_of, read_json, resolve
+from data_engine.models.tokenizer import load_tokenizer
+
+# By these, two checkpoints are told apart that cannot be one model before and after tuning.
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model of the run."""
+
+    folder: Path
+    family: str
+    fingerprint: str
+    vocabulary: str
+    markers: tuple[str, ...]
+    sizes: dict[str, int]
+    """those of SIZES that config.json tells"""
+
+    @classmethod
+    def of_role(cls, config: RunConfig, role: str) -> "Checkpoint":
+        """The checkpoint that the flags of a role name. Raises ModelError where it cannot be used."""
+        return cls.find(*(getattr(config, f"{role}_model_{what}") for what in ("path", "name", "revision")))
+
+    @classmethod
+    def find(cls, path: str, name: str | None, revision: str | None) -> "Checkpoint":
+        """A folder or hub id, of the family that its config.json tells, which `name` may only confirm."""
+        folder = resolve(path, revision)
+        family = family_of(folder, name)
+        markers = family_class(family).markers
+        return cls(folder, family, fingerprint(folder), load_tokenizer(folder).vocabulary, markers, _sizes(folder))
+
+    @property
+    def num_weights(self) -> int:
+        """How many numbers its weights are."""
+        return num_weights(self.folder)
+
+    def as_json(self) -> dict:
+        return {**asdict(self), "folder": str(self.folder), "markers": list(self.markers)}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    raw = read_json(folder / "config.json")
+    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
+    return {name: text[name] for name in SIZES if isinstance(text.get(name), int)}
+
+
+def kinship_warnings(instruct: Checkpoint, reward: Checkpoint) -> list[str]:
+    """What speaks against the reward model being the instruct model after DPO, as far as their configs tell."""
+    differing = [] if instruct.family == reward.family else [f"family {instruct.family} against {reward.family}"]
+    differing += [
+        f"{name} {size} against {reward.sizes[name]}"
+        for name, size in instruct.sizes.items()
+        if reward.sizes.get(name, size) != size
+    ]
+    if not differing:
+        return []
+    return [
+        f"the reward model does not look tuned from the instruct model ({', '.join(differing)}): "
+        "rewards then compare two different models, not one before and after DPO"
+    ]

@@ -1,0 +1,80 @@
+"""What the loop asks of a stage: units in, results out. One file of a stage has a function that makes its runner.
+
+The loop claims a unit, submits it, and polls until its result is there. Only the loop claims, so a runner that looks
+for more work never takes any.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from data_engine.config import RunConfig
+from data_engine.models.base import VisionLanguageModel
+from data_engine.questions.dataset import Question
+from data_engine.questions.rows import Decode
+from data_engine.store.units import UnitResult
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a runner is made of."""
+
+    model: VisionLanguageModel | None
+    """that of the stage's role, loaded"""
+    config: RunConfig
+    budgets: Mapping[str, int]
+    """decode_rows, decode_slots and score_tokens of run.json"""
+    idx_type: pa.DataType
+    answers_as_text: bool
+    """the stage's model has another tokenizer than the one that sampled: token ids do not carry over"""
+    split: bool
+    """the model is split over ranks, which make each call of it together"""
+    decode: Decode
+    """of images, in another process"""
+
+
+@dataclass(frozen=True)
+class UnitWork:
+    """A unit to compute."""
+
+    number: int
+    questions: Iterable[Question]
+    """read as they are asked for"""
+    inputs: Mapping[str, pa.Table]
+    """by name, the units of the same number of the stages that this one needs"""
+
+
+class StageRunner(Protocol):
+    """Computes units of one stage, one or several at a time."""
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another unit could be started now, beside those that were submitted."""
+
+    def submit(self, work: UnitWork) -> None:
+        """Take a unit."""
+
+    def poll(self) -> list[tuple[int, UnitResult]]:
+        """Work for a while; the units that were finished meanwhile, by number."""
+
+
+class UnitByUnit:
+    """The runner of a stage that computes one unit at a time, by a function."""
+
+    def __init__(self, compute: Callable[[UnitWork], UnitResult]) -> None:
+        self._compute = compute
+        self._waiting: deque[UnitWork] = deque()
+
+    @property
+    def wants_more(self) -> bool:
+        return not self._waiting
+
+    def submit(self, work: UnitWork) -> None:
+        self._waiting.append(work)
+
+    def poll(self) -> list[tuple[int, UnitResult]]:
+        work = self._waiting.popleft()
+        return [(work.number, self._compute(work))]

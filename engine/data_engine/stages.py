@@ -1,0 +1,105 @@
+"""The table of stages: what a run computes unit by unit, and the sources of reward that are made of it. No torch here.
+
+A stage is a folder of units. The loop, status, resume, summary and pairing read this table, and know no stage by name;
+the table names functions as text, so that all of them may import it.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from data_engine import schemas
+
+# What --continue_from_stage and --stop_after_stage count in: answers, every source of reward, pairs.
+SAMPLE, REWARD, PAIR = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of unit, and how it is computed."""
+
+    name: str
+    """the folder of its units, and what logs, quarantine and status call it"""
+    step: int
+    """SAMPLE or REWARD"""
+    schema: Callable[[pa.DataType], pa.Schema]
+    """of a unit's table, for the type of idx"""
+    runner: str
+    """module:function, which takes a pipeline.runner.StageContext and returns a StageRunner"""
+    model: str | None = None
+    """role of the model that it runs: its checkpoint is --ROLE_model_path; None runs none"""
+    needs: tuple[str, ...] = ()
+    """stages whose unit of the same number is read"""
+    columns: tuple[str, ...] = ("question", "image")
+    """of the dataset, besides idx"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of reward: the stages that it adds to a run, and the function from their rows to an answer's rewards."""
+
+    stages: tuple[Stage, ...]
+    rewards: str
+    """module:function, see rewards/__init__.py"""
+
+
+SAMPLING = Stage("sampled_answer", SAMPLE, schemas.sampled_answer, "data_engine.pipeline.sample:runner", "instruct")
+
+
+def logps(role: str) -> Stage:
+    """Token log-probs of the sampled answers under the model of that role."""
+    needs = (SAMPLING.name,)
+    return Stage(f"{role}_logps", REWARD, schemas.logps, "data_engine.pipeline.score:runner", role, needs)
+
+
+# A source of reward is one file in rewards/ and one line here.
+SOURCES = {
+    "implicit": Source((logps("instruct"), logps("reward")), "data_engine.rewards.implicit:rewards"),
+}
+# The sources of a run, in the order in which their stages are computed.
+CHOSEN = ("implicit",)
+
+
+def chosen(sources: Iterable[str] | None = None) -> dict[str, Stage]:
+    """The stages of a run by name, sampling first, then those of its sources; by default of CHOSEN."""
+    return _by_name(SOURCES[source] for source in (CHOSEN if sources is None else sources))
+
+
+def known() -> dict[str, Stage]:
+    """Every stage that any run may have, by name."""
+    return _by_name(SOURCES.values())
+
+
+def names() -> tuple[str, ...]:
+    """Of the stages of a run, in their order."""
+    return tuple(chosen())
+
+
+def roles() -> tuple[str, ...]:
+    """The models of a run, in the order in which they are first needed."""
+    return tuple(dict.fromkeys(stage.model for stage in chosen().values() if stage.model))
+
+
+def between(first: int, last: int) -> list[Stage]:
+    """The stages of a run from one step to another, both included."""
+    return [stage for stage in chosen().values() if first <= stage.step <= last]
+
+
+def by_model(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
+    """Stages in groups that run the same model, in the order in which the models are first needed."""
+    stages = list(stages)
+    for model in dict.fromkeys(stage.model for stage in stages):
+        yield [stage for stage in stages if stage.model == model]
+
+
+def function(name: str) -> Callable:
+    """The function behind "module:function", imported on first use."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _by_name(sources: Iterable[Source]) -> dict[str, Stage]:
+    stages = [SAMPLING, *(stage for source in sources for stage in source.stages)]
+    return {stage.name: stage for stage in stages}
