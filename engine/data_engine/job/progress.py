@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from data_engine.processes.ranks import Ranks
@@ -65,8 +66,9 @@ class Progress:
     ) -> None:
         """Note a published unit in logs/rank-N.jsonl; `peak_bytes` is the most memory this rank has had so far."""
         table = result.table
-        column = "token_ids" if "token_ids" in table.column_names else "token_logps"
-        tokens = sum(map(len, table[column].to_pylist()))
+        # What a stage tells of tokens is a list an answer; a score is none.
+        by_token = [table[field.name] for field in table.schema if pa.types.is_list(field.type)]
+        tokens = sum(len(answer) for answer in by_token[0].to_pylist()) if by_token else 0
         line = {"time": time.time(), "stage": stage, "unit": unit, "seconds": round(seconds, 3)}
         line |= {"questions": questions, "answers": table.num_rows, "tokens": tokens}
         line["peak_gb"] = round(peak_bytes / 1e9, 3)

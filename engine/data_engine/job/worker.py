@@ -10,9 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
-
-from data_engine import schemas, stages
+from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError
 from data_engine.job.plan import Plan
@@ -312,16 +310,8 @@ class Worker:
         questions, peak = len(self.plan.unit_rows[unit]), peak_bytes(self.plan.device)
 
         def publish() -> None:
-            self._publish(stage, unit, result)
+            units.publish_result(self.plan.work_dir, stage.name, unit, result)
             progress.unit_done(stage.name, unit, result, questions=questions, seconds=seconds, peak_bytes=peak)
 
         with self.stop.committing():
             self.writer.hand_over(publish, claims_held.pop(unit))
-
-    def _publish(self, stage: Stage, unit: int, result: UnitResult) -> None:
-        """The rows left out first, so that a published unit never hides one."""
-        if result.quarantined:
-            rows = [{"idx": idx, "stage": stage.name, "reason": reason} for idx, reason in result.quarantined]
-            table = pa.Table.from_pylist(rows, schemas.quarantine(self.plan.questions.idx_type))
-            units.publish(units.quarantine_path(self.plan.work_dir, stage.name, unit), table)
-        units.publish(units.unit_path(self.plan.work_dir, stage.name, unit), result.table)

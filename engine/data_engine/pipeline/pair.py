@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine import errors, schemas, stages
@@ -65,7 +63,7 @@ def run(
         funnel = Funnel(questions=len(questions))
         with Draft(scratch / "draft.parquet", schemas.pairs(questions.idx_type), seed) as draft, debug_rows as add_row:
             for unit, rows in enumerate(unit_ranges):
-                funnel.quarantined += _num_quarantined(work_dir, unit)
+                funnel.quarantined += units.num_left_out(work_dir, unit)
                 for idx, answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward_settings):
                     draft.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
         draft.filter_dataset()
@@ -99,12 +97,6 @@ def require_units(work_dir: Path, num_units: int) -> None:
             + "\n  ".join(lines)
             + "\nrun the same command again, without continue_from_stage 2, to compute them"
         )
-
-
-def _num_quarantined(work_dir: Path, unit: int) -> int:
-    paths = [units.quarantine_path(work_dir, stage, unit) for stage in stages.known()]
-    found = [pq.read_table(path, columns=["idx"], partitioning=None) for path in paths if path.exists()]
-    return pc.count_distinct(pa.concat_tables(found)["idx"]).as_py() if found else 0
 
 
 def _answers(

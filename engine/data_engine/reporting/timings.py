@@ -8,13 +8,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from data_engine import stages
-from data_engine.store import logs
+from data_engine.store import logs, units
 
 NUM_REASONS, REASON_LENGTH = 12, 100
-QUARANTINE_FILE = re.compile(r"(unit-\d{5,})(?:\.\w+)?\.parquet")
 # Reasons tell of sizes and names, by which they would all differ.
 PARTICULARS = re.compile(r"\"[^\"]*\"|'[^']*'|\d+(?:\.\d+)?")
 
@@ -116,18 +113,8 @@ def _events(work_dir: Path) -> dict[str, tuple[int, float]]:
 
 def _reasons(work_dir: Path) -> Counter:
     """A row that several stages left out counts for the first of them."""
-    files = defaultdict(list)
-    for path in sorted((work_dir / "quarantine").glob("unit-*.parquet")):
-        if match := QUARANTINE_FILE.fullmatch(path.name):
-            files[match[1]].append(path)
-    reasons, order = Counter(), list(stages.known())
-    for paths in files.values():
-        rows = [row for path in paths for row in pq.read_table(path, partitioning=None).to_pylist()]
-        first = {}
-        for row in sorted(rows, key=lambda row: order.index(row["stage"])):
-            first.setdefault(row["idx"], (row["stage"], _kind(row["reason"])))
-        reasons.update(first.values())
-    return Counter(dict(sorted(reasons.items())))
+    found = Counter((row["stage"], _kind(row["reason"])) for row in units.left_out(work_dir))
+    return Counter(dict(sorted(found.items())))
 
 
 def _kind(reason: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from data_engine import stages
+from data_engine.store import units
 
 # No fault of the program, and gone once the disk is mended.
 TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -38,7 +39,7 @@ def needed_bytes(work_dir: Path) -> int:
     except (OSError, ValueError):
         return 0
     for stage in stages.chosen():
-        sizes = [file.stat().st_size for file in (work_dir / stage).glob("unit-*.parquet")]
+        sizes = units.sizes(work_dir, stage)
         if sizes:
             total += (num_units - len(sizes)) * sum(sizes) // len(sizes)
     return total

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_engine import stages as table
+from data_engine import schemas, stages
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
+QUARANTINE_FILE = re.compile(r"unit-(\d{5,})(?:\.\w+)?\.parquet")
 # Key of a file's metadata that holds the sha256 of the file, taken with BLANK in its place.
 SEAL, BLANK = "data_engine_sha256", b"0" * 64
 
@@ -68,15 +70,15 @@ def missing(work_dir: Path, stage: str, wanted: Iterable[int]) -> list[int]:
 
 
 def workable(
-    stages: Sequence[str], mine: Iterable[int], done: Mapping[str, Collection[int]]
+    names: Sequence[str], mine: Iterable[int], done: Mapping[str, Collection[int]]
 ) -> Iterator[tuple[str, int]]:
     """The (stage, unit) that a free rank may take, in the order of its choice: those of earlier stages first.
 
     `done` are the published units of each stage, and of those that it needs. Whoever is free takes the next one, so
     that a slow rank takes fewer.
     """
-    known = table.known()
-    for stage in stages:
+    known = stages.known()
+    for stage in names:
         for unit in mine:
             if unit not in done[stage] and all(unit in done[needed] for needed in known[stage].needs):
                 yield stage, unit
@@ -123,7 +125,7 @@ def publish(path: Path, table: pa.Table) -> None:
 def sweep(work_dir: Path) -> None:
     """Remove what processes that died left of run.json, and of units which are published by now."""
     leftovers = [*work_dir.glob(".run.json.*")]
-    for stage in (*table.known(), "quarantine"):
+    for stage in (*stages.known(), "quarantine"):
         leftovers += (work_dir / stage).glob(".unit-*.parquet.*")
     for path in leftovers:
         if path.with_name(path.name[1:].rpartition(".")[0]).exists():
@@ -170,9 +172,46 @@ def read_unit(work_dir: Path, stage: str, unit: int) -> pa.Table:
         raise DamagedUnitError(f"{error}; it was moved to {aside} and will be computed again") from None
 
 
+def publish_result(work_dir: Path, stage: str, unit: int, result: UnitResult) -> None:
+    """Publish what a unit of a stage came to: the rows left out first, so that a published unit never hides one."""
+    if result.quarantined:
+        rows = [{"idx": idx, "stage": stage, "reason": reason} for idx, reason in result.quarantined]
+        schema = schemas.quarantine(result.table.schema.field("idx").type)
+        publish(quarantine_path(work_dir, stage, unit), pa.Table.from_pylist(rows, schema))
+    publish(unit_path(work_dir, stage, unit), result.table)
+
+
+def sizes(work_dir: Path, stage: str) -> list[int]:
+    """Bytes of each published unit of a stage."""
+    return [path.stat().st_size for path in (work_dir / stage).glob("unit-*.parquet")]
+
+
+def left_out(work_dir: Path) -> Iterator[dict]:
+    """The rows that stages left out, each once, with its unit: idx, stage, reason, unit.
+
+    Of a row that several stages left out, the first of them is told.
+    """
+    order, rows = list(stages.known()), []
+    for path in sorted((work_dir / "quarantine").glob("unit-*.parquet")):
+        if match := QUARANTINE_FILE.fullmatch(path.name):
+            rows += [row | {"unit": int(match[1])} for row in pq.read_table(path, partitioning=None).to_pylist()]
+    seen = set()
+    for row in sorted(rows, key=lambda row: (row["unit"], order.index(row["stage"]))):
+        if (row["unit"], row["idx"]) not in seen:
+            seen.add((row["unit"], row["idx"]))
+            yield row
+
+
+def num_left_out(work_dir: Path, unit: int) -> int:
+    """How many questions of a unit one of the stages left out."""
+    paths = [quarantine_path(work_dir, stage, unit) for stage in stages.known()]
+    found = [pq.read_table(path, columns=["idx"], partitioning=None) for path in paths if path.exists()]
+    return pc.count_distinct(pa.concat_tables(found)["idx"]).as_py() if found else 0
+
+
 def quarantine_path(work_dir: Path, stage: str, unit: int) -> Path:
     """Where the rows that a stage left out are recorded; a file has one writer, so each stage has its own."""
-    name = f"unit-{unit:05d}" if stage == table.SAMPLING.name else f"unit-{unit:05d}.{stage}"
+    name = f"unit-{unit:05d}" if stage == stages.SAMPLING.name else f"unit-{unit:05d}.{stage}"
     return work_dir / "quarantine" / f"{name}.parquet"
 
 
