@@ -1,7 +1,6 @@
-"""A source of reward is one file and one line: a toy one runs, resumes and pairs without another change."""
+"""A source of reward is one file and one line: the one of CONTRIBUTING.md runs, resumes and pairs."""
 
-import sys
-
+import contributing
 import pytest
 from run_files import hostile_rows, read, write
 
@@ -10,46 +9,10 @@ from data_engine.commands import status
 from data_engine.job import worker
 from data_engine.stages import REWARD, SAMPLING, Source, Stage
 
-# The whole file. It rewards each answer by the number of its tokens, and runs no model.
-FILE = '''
-"""The longer, the better."""
-
-import pyarrow as pa
-
-from data_engine import schemas
-from data_engine.pipeline.runner import UnitByUnit
-from data_engine.rewards import Rewards
-from data_engine.store.units import UnitResult
-
-
-def runner(context):
-    assert context.model is None
-    return UnitByUnit(lambda work: count(work.inputs["sampled_answer"]))
-
-
-def count(answers):
-    scores = [float(len(ids)) for ids in answers["token_ids"].to_pylist()]
-    columns = [answers["idx"], answers["sample_index"], pa.array(scores)]
-    schema = schemas.scores(answers.schema.field("idx").type)
-    return UnitResult(pa.table(columns, schema), [])
-
-
-def rewards(columns, settings):
-    [score] = columns["length"]
-    return Rewards(sum=score, avg=score)
-'''
-
 
 @pytest.fixture
 def length(tmp_path, monkeypatch) -> None:
-    (tmp_path / "toy_length.py").write_text(FILE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "toy_length", raising=False)
-    # The whole line.
-    monkeypatch.setitem(stages.SOURCES, "length", Source(
-        (Stage("length", REWARD, schemas.scores, "toy_length:runner", None, (SAMPLING.name,), ()),),
-        "toy_length:rewards",
-    ))  # fmt: skip
+    assert contributing.add("A source of reward", "data_engine.stages", "SOURCES", monkeypatch, tmp_path) == "length"
 
 
 @pytest.fixture
@@ -99,8 +62,10 @@ def test_a_source_that_is_added_to_a_finished_run_computes_itself_alone(
 
 
 def test_a_stage_that_needs_a_column_which_the_dataset_has_not_is_refused(length, config, questions, monkeypatch):
-    stage = Stage("length", REWARD, schemas.scores, "toy_length:runner", None, (SAMPLING.name,), ("reference",))
-    monkeypatch.setitem(stages.SOURCES, "length", Source((stage,), "toy_length:rewards"))
+    stage = Stage(
+        "length", REWARD, schemas.scores, "data_engine.rewards.length:runner", None, (SAMPLING.name,), ("reference",)
+    )
+    monkeypatch.setitem(stages.SOURCES, "length", Source((stage,), "data_engine.rewards.length:rewards"))
     monkeypatch.setattr(stages, "CHOSEN", ("length",))
     with pytest.raises(worker.UserError, match=r'length needs the column "reference".*columns: idx, question, image'):
         worker.run(config(questions))
