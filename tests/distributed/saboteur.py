@@ -102,13 +102,11 @@ class Saboteur:
 
 
 def _install(shared: mmap.mmap, fault: Fault | None) -> None:
-    from data_engine.job import worker
-    from data_engine.pipeline import pair
+    from data_engine.pipeline import pair, runner
     from data_engine.store import claims, folders, units
 
     saboteur = Saboteur(shared, fault)
-    saboteur.inside_each(worker, "sample_units", "model working")
-    saboteur.inside(worker, "score_unit", "model working")
+    saboteur.inside(runner.UnitByUnit, "poll", "model working")
     saboteur.inside(claims.Claims, "_create", "claiming")
     saboteur.inside(pair, "run", "pairing")
     saboteur.inside(folders, "sync_files", "pairing", then="swapping the dataset in")
