@@ -34,7 +34,7 @@ def log_to_stderr(ranks: Ranks) -> None:
 
 
 class Progress:
-    """The bar counts published units of this job's shard, whoever published them."""
+    """The bar counts the published units of this job's shard, those of all ranks."""
 
     def __init__(self, work_dir: Path, stages: list[str], mine: range, total: int, ranks: Ranks) -> None:
         self._work_dir, self._stages, self._mine = work_dir, stages, set(mine)

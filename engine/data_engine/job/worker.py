@@ -222,7 +222,7 @@ class Worker:
     def _left(self, todo: Sequence[Stage]) -> bool:
         """Whether these stages have a unit of this shard to publish.
 
-        Units that wait for a stage outside of `todo` are ignored: that one is another shard's or phase's business.
+        Units that wait for a stage outside of `todo` are ignored: another shard or phase computes that one.
         """
         done, names = self._done(todo), {stage.name for stage in todo}
         for stage in todo:
@@ -302,7 +302,7 @@ class Worker:
     def _hand_over(
         self, stage: Stage, unit: int, result: UnitResult, seconds: float, claims_held: dict, progress: Progress
     ) -> None:
-        """Have a result published behind this rank's back."""
+        """Have a result published by the writer's thread, which gives the claim back."""
         if result.quarantined and self.plan.config.on_bad_row == "error":
             idx, reason = result.quarantined[0]
             raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")

@@ -1,6 +1,7 @@
-"""Claims: which unit is in whose hands. Advisory: a wrong claim costs a unit's work twice, never a wrong result.
+"""Claims: which rank computes which unit. Advisory: a wrong claim costs a unit's work twice, never a wrong result.
 
-A claim is a file, made exclusively, that its owner touches while it works; it lapses when its owner is gone.
+Without them, idle ranks would all compute the same units. A claim is a file, created exclusively, that its owner touches
+while it works; it lapses when its owner has died.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# A claim that this process has seen untouched for so long has lost its owner. By the process's own clock, which only
-# runs forward: those of hosts and file servers disagree, and jump.
+# The owner of a claim that was not touched for so long counts as dead. Measured by this process's monotonic clock, since
+# the clocks of hosts and file servers disagree, and jump.
 LAPSE_S = 60.0
 HEARTBEAT_S = 5.0
 
@@ -32,7 +33,7 @@ class Claims:
 
     @contextlib.contextmanager
     def hold(self, stage: str, unit: int) -> Iterator[bool]:
-        """True inside if the unit is ours now; given back at the end, kept fresh in between."""
+        """True inside if this process has the claim now; it is touched while the body runs, and removed at the end."""
         path = self.folder / f"{stage}-{unit:05d}.json"
         taken = self._create(path) or (self._lapsed(path) and self._take_over(path))
         if not taken:
@@ -54,13 +55,13 @@ class Claims:
             path.unlink(missing_ok=True)
 
     def _create(self, path: Path) -> bool:
-        # Linked into place, so that nobody reads a claim without an owner in it.
+        # Linked into place whole, so that no reader finds a claim without its owner.
         temporary = self.folder / f".{secrets.token_hex(8)}"
         temporary.write_text(json.dumps(self._owner))
         try:
             os.link(temporary, path)
         except (FileExistsError, FileNotFoundError):
-            # Somebody's, or swept away since all is published.
+            # Another rank has it, or all units are published and the folder was swept.
             return False
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""A private folder for work in progress, and the move of what is finished into its place.
+"""Private folders for work in progress, and moving what is finished into its place.
 
-What a killed process leaves behind is removed by the next one; what a living one works on is left alone.
+A process removes the folders that killed ones have left, and leaves those of living ones alone.
 """
 
 import contextlib

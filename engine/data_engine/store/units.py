@@ -1,8 +1,8 @@
-"""Units of work: what they are, and how one is published, listed and read. The only code that writes result files.
+"""The unit protocol: what a unit is, and how one is published, listed and read. No other file spells the names of units.
 
-A unit is a run of consecutive questions, fixed by the dataset alone. A unit of a stage is one parquet file that
-appears whole or not at all; whoever publishes first wins, and a later copy of the same unit is dropped. Each carries a
-checksum of all its bytes: a unit that a disk has damaged is set aside when it is read, and is computed again.
+A unit is a run of consecutive questions, fixed by the dataset alone. A unit of a stage is one parquet file that appears
+whole or not at all; the first rank to publish it wins, and a later copy is dropped. Each file carries a checksum of all
+its bytes: a unit that a disk has damaged is set aside when it is read, and is computed again.
 """
 
 import contextlib

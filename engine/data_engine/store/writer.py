@@ -1,4 +1,4 @@
-"""Units are written behind the back of the rank that computes them, by one thread."""
+"""A thread that publishes a unit while the rank computes the next one."""
 
 import contextlib
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Writer:
-    """One thread that does what is handed to it, one thing at a time, at most one behind the caller.
+    """One thread that does one piece of work at a time; the caller waits before it hands over a second.
 
-    What it raises comes out of the caller's next `hand_over` or `wait`; nothing is handed over behind a failure.
+    The caller's next `hand_over` or `wait` raises what the work raised, and nothing is handed over after a failure.
     """
 
     def __init__(self) -> None:
@@ -16,14 +16,14 @@ class Writer:
         self._last: Future[None] | None = None
 
     def hand_over(self, work: Callable[[], None], done: contextlib.ExitStack) -> None:
-        """Do `work`, and close `done` behind it, whether it failed or not."""
+        """Do `work` in the thread, then close `done`, whether it failed or not."""
         with done:
             self.wait()
             mine = done.pop_all()
         self._last = self._pool.submit(_do, work, mine)
 
     def wait(self) -> bool:
-        """Until all that was handed over is done; True if there was something."""
+        """Wait until the work is done; True if there was any."""
         if self._last is None:
             return False
         last, self._last = self._last, None
