@@ -1,7 +1,7 @@
 """Claims: which rank computes which unit. Advisory: a wrong claim costs a unit's work twice, never a wrong result.
 
-Without them, idle ranks would all compute the same units. A claim is a file, created exclusively, that its owner touches
-while it works; it lapses when its owner has died.
+Without them, idle ranks would all compute the same units. A claim is a file, created exclusively, that its owner
+touches while it works; it lapses when its owner has died.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# The owner of a claim that was not touched for so long counts as dead. Measured by this process's monotonic clock, since
-# the clocks of hosts and file servers disagree, and jump.
+# The owner of a claim that was not touched for so long counts as dead. Measured by this process's monotonic clock,
+# since the clocks of hosts and file servers disagree, and jump.
 LAPSE_S = 60.0
 HEARTBEAT_S = 5.0
 

@@ -1,4 +1,4 @@
-"""The unit protocol: what a unit is, and how one is published, listed and read. No other file spells the names of units.
+"""The unit protocol: what a unit is, and how one is published, listed and read. No other file spells a unit's name.
 
 A unit is a run of consecutive questions, fixed by the dataset alone. A unit of a stage is one parquet file that appears
 whole or not at all; the first rank to publish it wins, and a later copy is dropped. Each file carries a checksum of all
