@@ -93,8 +93,9 @@ class RunConfig:
     zero3_config: str | None = None
     """DeepSpeed's settings as JSON; default: those of launch/deepspeed/zero3.json"""
     lookahead: bool = False
-    """the next unit starts as soon as rows are free, instead of after the longest answer: faster, but answers then
-    depend in their last bits on which units followed each other, so that another number of ranks may give another dataset"""
+    """the next unit starts as soon as rows are free, instead of after the longest answer: faster, but the last
+    bits of answers then depend on which units followed each other, so that another number of ranks may give another
+    dataset"""
     grace_s: float = 20
     """seconds that the unit in hand may still take after a signal; then it is dropped"""
     on_bad_row: Literal["skip", "error"] = "skip"
