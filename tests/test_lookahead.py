@@ -58,8 +58,8 @@ def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampl
     events = []
     publish, stream = units.publish, scheduler.Decoder.stream
 
-    def watched(decoder, *arguments):
-        yield from stream(decoder, *arguments)
+    def watched(decoder, *arguments, **options):
+        yield from stream(decoder, *arguments, **options)
         events.append("drained")
 
     monkeypatch.setattr(units, "publish", lambda path, table: events.append(path.parent.name) or publish(path, table))

@@ -34,11 +34,11 @@ from data_engine.questions.dataset import load_questions
 from data_engine.store.units import split_units
 
 # What is held until there is enough of it to write is not what grows.
-draft.DRAFT_ROWS = 100
-pairing.count_words = lambda text: text.count(" ")
+candidates.DRAFT_ROWS = 100
+pair.count_words = lambda text: text.count(" ")
 tracemalloc.start()
 questions = load_questions(sys.argv[1])
-pairing.run(
+pair.run(
     Path(sys.argv[2]), questions, split_units(len(questions), 50), rank=3, distance=25, beta=0.1, seed=0,
     markers=("</s>",), same_tokenizer=True, debug=False,
 )

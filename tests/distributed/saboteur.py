@@ -102,11 +102,12 @@ class Saboteur:
 
 
 def _install(shared: mmap.mmap, fault: Fault | None) -> None:
-    from data_engine.pipeline import pair, runner
+    from data_engine.pipeline import pair, runner, sample
     from data_engine.store import claims, folders, units
 
     saboteur = Saboteur(shared, fault)
     saboteur.inside(runner.UnitByUnit, "poll", "model working")
+    saboteur.inside(sample.SamplingRunner, "poll", "model working")
     saboteur.inside(claims.Claims, "_create", "claiming")
     saboteur.inside(pair, "run", "pairing")
     saboteur.inside(folders, "sync_files", "pairing", then="swapping the dataset in")

@@ -14,10 +14,12 @@ from data_engine.bench.model import QUESTION, Subject
 from data_engine.bench.ways import SAMPLING
 from data_engine.pipeline import pair, sample, score
 from data_engine.questions.dataset import load_questions
+from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import model_runner
+from data_engine.sampling.native.backend import NativeBackend
 from data_engine.sampling.native.scheduler import Decoder
-from data_engine.sampling.requests import Request, Sampled
+from data_engine.sampling.requests import Request
 from data_engine.schemas import IMAGE
 from data_engine.scoring import logprobs
 from data_engine.store import units
@@ -32,15 +34,15 @@ MODEL_CALLS = (
 )  # fmt: skip
 
 
-class _Forced:
-    """A decoder whose answers get the bench's lengths, in the order in which questions come."""
+class _Forced(NativeBackend):
+    """The native back end, whose answers get the bench's lengths, in the order in which questions come."""
 
-    def __init__(self, decoder: Decoder, lengths: list[list[int]]) -> None:
-        self.decoder, self.model, self.lengths, self.retries = decoder, decoder.model, lengths, 0
+    def __init__(self, decoder: Decoder, settings: BackendSettings, lengths: list[list[int]]) -> None:
+        super().__init__(decoder, settings)
+        self.lengths = lengths
 
-    def stream(self, requests: Iterable[Request], params: SamplingParams) -> Iterator[Sampled]:
-        asked = (replace(one, lengths=own) for one, own in zip(requests, self.lengths, strict=False))
-        return self.decoder.stream(asked, params)
+    def submit(self, requests: Iterable[Request]) -> None:
+        super().submit(replace(one, lengths=own) for one, own in zip(requests, self.lengths, strict=False))
 
 
 @dataclass
@@ -90,6 +92,7 @@ class Job:
         writer, tokens, sizes = Writer(), 0, self.subject.sizes
         params = SamplingParams(**SAMPLING, max_new_tokens=sizes.most_tokens, forced_lengths=True)
         sampling = sample.SampleSettings(sizes.k, 0, params, crop=False, max_megapixels=64)
+        settings = BackendSettings(self.subject.engine, params, sizes.k, self.decoder.num_rows, self.decoder.num_slots)
         scoring = score.ScoreSettings(as_text=False, max_megapixels=64, tokens_a_pass=self.tokens_a_pass)
 
         def publish(stage: str, unit: int, result: UnitResult) -> None:
@@ -97,8 +100,9 @@ class Job:
             writer.hand_over(lambda: units.publish(path, result.table), contextlib.ExitStack())
 
         for unit, rows in enumerate(self.unit_ranges):
-            decoder = _Forced(self.decoder, self.subject.lengths_BK[rows.start : rows.stop].tolist())
-            result = sample.sample_unit(decoder, questions.rows(rows), questions.idx_type, sampling)
+            backend = _Forced(self.decoder, settings, self.subject.lengths_BK[rows.start : rows.stop].tolist())
+            runner = sample.SamplingRunner(backend, self.subject.engine, questions.idx_type, sampling)
+            result = sample.sample_unit(runner, questions.rows(rows))
             tokens += sum(map(len, result.table["token_ids"].to_pylist()))
             publish(stages.SAMPLING.name, unit, result)
         writer.wait()

@@ -9,19 +9,21 @@ from PIL import Image
 from data_engine import errors, schemas
 from data_engine.errors import BadRow, UserError
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
-from data_engine.pipeline.runner import StageContext, UnitByUnit
+from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import ahead
 from data_engine.questions.rows import Decode, open_image, read_image
+from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.memory import rows_without_pages
-from data_engine.sampling.native.scheduler import Decoder, sample
+from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Request, Sampled
 from data_engine.seeds import seed_for
 from data_engine.store.units import UnitResult
-from data_engine_kernels import use_triton
+
+# The back end of a run, of sampling.backend.BACKENDS.
+BACKEND = "native"
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,21 @@ class SampleSettings:
     max_megapixels: float
 
 
-def runner(context: StageContext) -> UnitByUnit:
+def runner(context: StageContext) -> "SamplingRunner":
     """The runner of the sampling stage."""
     config, model = context.config, context.model
     params = SamplingParams(
         config.temperature, config.top_k, config.top_p, config.repetition_penalty, config.max_new_tokens
     )
-    fused = config.sample_k if use_triton(model.head_weight) and not context.split else None
-    rows = (
-        context.budgets["decode_rows"]
-        if fused
-        else rows_without_pages(context.budgets["decode_rows"], model.device.type)
-    )
-    decoder = Decoder(model, rows, context.budgets["decode_slots"], fused)
+    backend = make_backend(
+        BACKEND,
+        BackendSettings(
+            model, params, config.sample_k, context.budgets["decode_rows"], context.budgets["decode_slots"],
+            split=context.split,
+        ),
+    )  # fmt: skip
     settings = SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
-    return UnitByUnit(lambda work: sample_unit(decoder, work.questions, context.idx_type, settings, context.decode))
+    return SamplingRunner(backend, model, context.idx_type, settings, context.decode)
 
 
 def request_for(
@@ -89,7 +91,7 @@ class _Unit:
     def finished(self, k: int) -> bool:
         return self.taken and len(self.found) == k * len(self.asked)
 
-    def result(self, decoder: Decoder, idx_type: pa.DataType) -> UnitResult:
+    def result(self, model: VisionLanguageModel, idx_type: pa.DataType, halvings: int) -> UnitResult:
         self.found.sort(key=lambda found: (found.request, found.sample_index))
         left_out = {found.request: found for found in reversed(self.found) if found.finish_reason in LEFT_OUT}
         reasons = [(self._idx(found), LEFT_OUT[found.finish_reason](found)) for found in left_out.values()]
@@ -97,72 +99,79 @@ class _Unit:
         columns = {
             "idx": [self._idx(found) for found in kept],
             "sample_index": [found.sample_index for found in kept],
-            "answer": [decoder.model.text(found.token_ids) for found in kept],
+            "answer": [model.text(found.token_ids) for found in kept],
             "token_ids": [found.token_ids for found in kept],
             "finish_reason": [found.finish_reason for found in kept],
         }
-        table = pa.table(columns, schemas.sampled_answer(idx_type))
-        return UnitResult(table, self.quarantined + reasons, decoder.retries)
+        return UnitResult(pa.table(columns, schemas.sampled_answer(idx_type)), self.quarantined + reasons, halvings)
 
     def _idx(self, found: Sampled) -> int | str:
         return self.asked[found.request - self.first]
 
 
-def sample_unit(
-    decoder: Decoder,
-    questions: Iterable[Question],
-    idx_type: pa.DataType,
-    settings: SampleSettings,
-    decode: Decode = images.decode,
-) -> UnitResult:
-    """All answers of a unit's questions, in order; a row that cannot be used is left out with its reason."""
-    [(_, result)] = sample_units(decoder, [(0, questions)], idx_type, settings, decode)
-    return result
+class SamplingRunner:
+    """Samples units by a back end: their questions' requests go in, and units come out as their last answers end.
 
-
-def sample_units(
-    decoder: Decoder,
-    units: Iterable[tuple[int, Iterable[Question]]],
-    idx_type: pa.DataType,
-    settings: SampleSettings,
-    decode: Decode = images.decode,
-) -> Iterator[tuple[int, UnitResult]]:
-    """sample_unit of each (number, questions), given out as it is finished.
-
-    A unit is taken from `units` when the ones before it leave rows free: their longest answers idle nothing.
+    A row that cannot be used is left out with its reason. Images are decoded ahead of their turn.
     """
-    begun: list[_Unit] = []
 
-    def prepare(question: Question) -> tuple[Question, Request | str]:
+    def __init__(
+        self,
+        backend: SamplingBackend,
+        model: VisionLanguageModel,
+        idx_type: pa.DataType,
+        settings: SampleSettings,
+        decode: Decode = images.decode,
+    ) -> None:
+        self._backend, self._model, self._idx_type, self._settings = backend, model, idx_type, settings
+        self._decode = decode
+        self._units: list[_Unit] = []
+        self._num_requests = 0
+
+    @property
+    def wants_more(self) -> bool:
+        return self._backend.wants_more
+
+    def submit(self, work: UnitWork) -> None:
+        self._backend.submit(self._requests(work))
+
+    def poll(self) -> list[tuple[int, UnitResult]]:
+        for found in self._backend.poll():
+            # The units' requests follow each other, so the last unit that begins before it has it.
+            next(unit for unit in reversed(self._units) if unit.first <= found.request).found.append(found)
+        finished = [unit for unit in self._units if unit.finished(self._settings.k)]
+        for unit in finished:
+            self._units.remove(unit)
+        halvings = self._backend.halvings
+        return [(unit.number, unit.result(self._model, self._idx_type, halvings)) for unit in finished]
+
+    def _requests(self, work: UnitWork) -> Iterator[Request]:
+        unit = _Unit(work.number, self._num_requests)
+        self._units.append(unit)
+        for question, prepared in ahead(self._prepare, work.questions):
+            if isinstance(prepared, str):
+                unit.quarantined.append((question.idx, prepared))
+            else:
+                unit.asked.append(question.idx)
+                self._num_requests += 1
+                yield prepared
+        unit.taken = True
+
+    def _prepare(self, question: Question) -> tuple[Question, Request | str]:
         try:
-            image = read_image(question, settings.max_megapixels, decode)
-            return question, request_for(decoder.model, image, question.question, question.idx, settings)
+            image = read_image(question, self._settings.max_megapixels, self._decode)
+            return question, request_for(self._model, image, question.question, question.idx, self._settings)
         except (BadRow, BadImage) as problem:
             return question, str(problem)
 
-    def requests() -> Iterator[Request]:
-        first = 0
-        for number, questions in units:
-            unit = _Unit(number, first)
-            begun.append(unit)
-            for question, prepared in ahead(prepare, questions):
-                if isinstance(prepared, str):
-                    unit.quarantined.append((question.idx, prepared))
-                else:
-                    unit.asked.append(question.idx)
-                    yield prepared
-            unit.taken = True
-            first += len(unit.asked)
 
-    def finished() -> Iterator[tuple[int, UnitResult]]:
-        for unit in [unit for unit in begun if unit.finished(settings.k)]:
-            begun.remove(unit)
-            yield unit.number, unit.result(decoder, idx_type)
-
-    for found in decoder.stream(requests(), settings.params):
-        next(unit for unit in reversed(begun) if unit.first <= found.request).found.append(found)
-        yield from finished()
-    yield from finished()
+def sample_unit(runner: SamplingRunner, questions: Iterable[Question]) -> UnitResult:
+    """All answers of a unit's questions, in order; a row that cannot be used is left out with its reason."""
+    runner.submit(UnitWork(0, questions, {}))
+    while not (finished := runner.poll()):
+        pass
+    [(_, result)] = finished
+    return result
 
 
 def _broken(found: Sampled) -> str:

@@ -62,6 +62,7 @@ class Queue:
     """The answers still to draw, in order; a request is taken from its iterable when its first answer is looked at."""
 
     def __init__(self, requests: Iterable[Request]) -> None:
+        """`requests` may have more after it had none: it is asked again whenever no answer waits."""
         self._requests = enumerate(requests)
         self._rows: deque[Row] = deque()
 

@@ -47,9 +47,11 @@ class _Drawn:
 class _Loop:
     """The rows in flight: number n of `rows` is row n of the caches, and live rows are always the first ones."""
 
-    def __init__(self, steps: Steps, queue: Queue, lag: int) -> None:
-        """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host."""
-        self.steps, self.queue, self.lag = steps, queue, lag
+    def __init__(self, steps: Steps, queue: Queue, lag: int, pauses: bool) -> None:
+        """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host. With
+        `pauses`, `run` gives out None where it has rows for answers that nothing in the queue asks for.
+        """
+        self.steps, self.queue, self.lag, self.pauses = steps, queue, lag, pauses
         self.longest = steps.params.max_new_tokens
         # In plain torch: the longest rows first, since a step takes neighbours of similar length as one.
         self.in_order = steps.fused is None
@@ -63,10 +65,14 @@ class _Loop:
         self.lanes: Lanes | None = None
         self.on_their_way: deque[_Drawn] = deque()
 
-    def run(self) -> Iterator[Sampled]:
+    def run(self) -> Iterator[Sampled | None]:
         while True:
             while self._refill():
                 yield from self._collect()
+            if self.pauses and len(self.rows) < self.steps.caches.num_rows and not self.queue.first():
+                yield None
+                if self.queue.first():
+                    continue
             if self.rows:
                 self._step()
             elif not self.on_their_way:
@@ -239,8 +245,11 @@ class Decoder:
         return sorted(self.stream(requests, params), key=lambda sampled: (sampled.request, sampled.sample_index))
 
     @torch.inference_mode()
-    def stream(self, requests: Iterable[Request], params: SamplingParams) -> Iterator[Sampled]:
-        """Each answer as it is finished; a request is taken when a row is free for it.
+    def stream(
+        self, requests: Iterable[Request], params: SamplingParams, pauses: bool = False
+    ) -> Iterator[Sampled | None]:
+        """Each answer as it is finished; a request is taken when a row is free for it. With `pauses`, also None where
+        there is room for more answers than were asked for: `requests` may have more by then.
 
         The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32). Where memory
         runs out, the answers that are not finished are drawn again, half as many at a time; a question for which it
@@ -250,9 +259,9 @@ class Decoder:
         while True:
             loop = None
             try:
-                loop = _Loop(self._steps_for(rows, params), queue, self.lag)
+                loop = _Loop(self._steps_for(rows, params), queue, self.lag, pauses)
                 for sampled in loop.run():
-                    self._answered = True
+                    self._answered = self._answered or sampled is not None
                     yield sampled
                 break
             except torch.OutOfMemoryError:

@@ -1,0 +1,60 @@
+"""What samples answers: requests in, completions out. A back end is one file and one line of BACKENDS.
+
+The caller pushes requests and polls. A back end takes requests from what was submitted, as it has room for them, and
+from nowhere else: that it looks for work never claims any.
+"""
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from data_engine.models.base import VisionLanguageModel
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.requests import Request, Sampled
+
+# name -> "module:function", which takes BackendSettings and returns a SamplingBackend.
+BACKENDS = {"native": "data_engine.sampling.native.backend:make"}
+
+
+@dataclass(frozen=True)
+class BackendSettings:
+    """What any back end is made of."""
+
+    model: VisionLanguageModel
+    params: SamplingParams
+    samples_per_prompt: int
+    """the most answers that a request asks for"""
+    num_rows: int
+    """answers drawn at a time"""
+    num_slots: int
+    """prompts kept at a time"""
+    split: bool = False
+    """the model is split over ranks, which make each call of it together"""
+
+
+class SamplingBackend(Protocol):
+    """Draws the answers of requests."""
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether an answer could be begun now that nothing submitted asks for."""
+
+    @property
+    def halvings(self) -> int:
+        """How often memory ran out, and half as many answers went on, in the work at hand or the last one."""
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Take requests; the iterable is read as answers can be begun."""
+
+    def poll(self) -> list[Sampled]:
+        """Work until an answer has ended, or until there is room for more than was submitted: then nothing.
+
+        A completion's `request` counts all requests that were ever submitted, in their order, from 0.
+        """
+
+
+def make_backend(name: str, settings: BackendSettings) -> SamplingBackend:
+    """The back end of that name, imported on first use."""
+    module, _, function = BACKENDS[name].partition(":")
+    return getattr(importlib.import_module(module), function)(settings)
