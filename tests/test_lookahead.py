@@ -59,8 +59,10 @@ def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampl
     publish, stream = units.publish, scheduler.Decoder.stream
 
     def watched(decoder, *arguments, **options):
-        yield from stream(decoder, *arguments, **options)
-        events.append("drained")
+        try:
+            yield from stream(decoder, *arguments, **options)
+        finally:
+            events.append("drained")
 
     monkeypatch.setattr(units, "publish", lambda path, table: events.append(path.parent.name) or publish(path, table))
     monkeypatch.setattr(scheduler.Decoder, "stream", watched)

@@ -34,15 +34,18 @@ class NativeBackend:
 
     @property
     def wants_more(self) -> bool:
-        # A unit that ran out of memory is the last of its loop: the next one starts with all rows again.
-        idle = self._loop is None or (self._paused and not self.halvings)
-        return idle and not self._submitted
+        # What ran out of memory is the last work of its loop: the next one starts with all rows again.
+        room = self._loop is None or (self._paused and not self.halvings)
+        return room and not self._submitted
 
     @property
     def halvings(self) -> int:
         return self._decoder.retries
 
     def submit(self, requests: Iterable[Request]) -> None:
+        if self._loop and self._paused and self.halvings:
+            self._loop.close()
+            self._loop = None
         self._submitted.append(iter(requests))
 
     def poll(self) -> list[Sampled]:
