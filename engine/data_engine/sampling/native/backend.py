@@ -22,15 +22,42 @@ def make(settings: BackendSettings) -> "NativeBackend":
     return NativeBackend(Decoder(model, rows, settings.num_slots, fused), settings)
 
 
+class _Submitted:
+    """The requests that were submitted, in order; asked again after the last, it looks for what came since."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Iterator[Request]] = deque()
+        self.num_taken = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, requests: Iterable[Request]) -> None:
+        self._waiting.append(iter(requests))
+
+    def __iter__(self) -> Iterator[Request]:
+        return self
+
+    def __next__(self) -> Request:
+        while self._waiting:
+            request = next(self._waiting[0], None)
+            if request is not None:
+                self.num_taken += 1
+                return request
+            self._waiting.popleft()
+        raise StopIteration
+
+
 class NativeBackend:
-    """Requests that wait, and the loop that draws their answers; the loop ends when all are done."""
+    """The scheduler's loop, which takes its requests from those that were submitted."""
 
     def __init__(self, decoder: Decoder, settings: BackendSettings) -> None:
         self._decoder, self._params = decoder, settings.params
-        self._submitted: deque[Iterator[Request]] = deque()
+        # The loop holds this, and not the back end: no circle keeps the caches alive when the back end is dropped.
+        self._submitted = _Submitted()
         self._loop: Iterator[Sampled | None] | None = None
         self._paused = False
-        self._num_taken = self._num_before = 0
+        self._num_before = 0
 
     @property
     def wants_more(self) -> bool:
@@ -46,12 +73,12 @@ class NativeBackend:
         if self._loop and self._paused and self.halvings:
             self._loop.close()
             self._loop = None
-        self._submitted.append(iter(requests))
+        self._submitted.add(requests)
 
     def poll(self) -> list[Sampled]:
         if self._loop is None:
-            self._num_before = self._num_taken
-            self._loop = self._decoder.stream(self, self._params, pauses=True)
+            self._num_before = self._submitted.num_taken
+            self._loop = self._decoder.stream(self._submitted, self._params, pauses=True)
         try:
             found = next(self._loop)
         except StopIteration:
@@ -60,16 +87,3 @@ class NativeBackend:
         if found is None:
             return []
         return [replace(found, request=found.request + self._num_before)]
-
-    def __iter__(self) -> Iterator[Request]:
-        return self
-
-    def __next__(self) -> Request:
-        """The next request that was submitted. Asked again after the last, it looks for what was submitted since."""
-        while self._submitted:
-            request = next(self._submitted[0], None)
-            if request is not None:
-                self._num_taken += 1
-                return request
-            self._submitted.popleft()
-        raise StopIteration
