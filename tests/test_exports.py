@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from stage2_world import dataset_rows, digest, make_world, picture
 
-from data_engine import schemas
-from data_engine.exports import rlaif_v
-from data_engine.exports.rlaif_v import write_dataset
+from data_engine import exports, schemas
+from data_engine.exports import parquet_files, shuffle
+from data_engine.exports.base import KeptPairs, Written
 from data_engine.questions.dataset import load_questions
 from data_engine.schemas import without_image_marker
 from data_engine.store.folders import scratch_folder
@@ -21,7 +21,7 @@ from data_engine.store.units import split_units
 
 
 def kept_pairs(idxs, each=3):
-    """Rows of records.pairs, as far as an export reads them."""
+    """Rows of schemas.pairs, as far as an export reads them."""
     return [
         {
             "idx": idx,
@@ -38,6 +38,11 @@ def kept_pairs(idxs, each=3):
 def export(world, work_dir, pairs, seed=0):
     with scratch_folder(work_dir, "test") as scratch:
         return write_dataset(work_dir, scratch, pairs, world.questions(), world.units(), seed)
+
+
+def write_dataset(work_dir, scratch, pairs, questions, unit_ranges, seed) -> Written:
+    kept = KeptPairs(pairs, questions, unit_ranges, work_dir, seed)
+    return exports.export(exports.DEFAULT, kept, work_dir / "dataset", scratch)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,7 @@ def test_every_place_is_equally_likely_for_a_pair(world, tmp_path):
     pairs = kept_pairs(["q001", "q002"], each=2)
     firsts = Counter()
     for seed in range(400):
-        places = [rlaif_v.seed_for(seed, "place", p["idx"], p["chosen_index"], p["rejected_index"]) for p in pairs]
+        places = [shuffle.place_of(pair, seed) for pair in pairs]
         firsts[places.index(min(places))] += 1
     # 100 each; the standard deviation is 8.7.
     assert all(65 < firsts[at] < 135 for at in range(4))
@@ -92,17 +97,17 @@ def test_every_place_is_equally_likely_for_a_pair(world, tmp_path):
 @pytest.mark.parametrize("bucket_pairs", [1, 7, 60])
 def test_the_number_of_buckets_does_not_show_in_the_result(world, pairs, tmp_path, monkeypatch, bucket_pairs):
     export(world, tmp_path / "one", pairs)
-    monkeypatch.setattr(rlaif_v, "BUCKET_PAIRS", bucket_pairs)
+    monkeypatch.setattr(shuffle, "BUCKET_PAIRS", bucket_pairs)
     export(world, tmp_path / "many", pairs)
     assert digest(tmp_path / "many") == digest(tmp_path / "one")
 
 
 def test_the_number_of_open_files_is_bounded(world, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(rlaif_v, "BUCKET_PAIRS", 1)
-    monkeypatch.setattr(rlaif_v, "MAX_BUCKETS", 5)
+    monkeypatch.setattr(shuffle, "BUCKET_PAIRS", 1)
+    monkeypatch.setattr(shuffle, "MAX_BUCKETS", 5)
     opened = []
     real = pa.ipc.new_file
-    monkeypatch.setattr(rlaif_v.pa.ipc, "new_file", lambda *args: opened.append(1) or real(*args))
+    monkeypatch.setattr(shuffle.pa.ipc, "new_file", lambda *args: opened.append(1) or real(*args))
     export(world, tmp_path, pairs)
     assert len(opened) == 5
 
@@ -114,7 +119,7 @@ def test_row_groups_have_about_a_hundred_rows(world, pairs, tmp_path):
 
 
 def test_heavy_images_make_smaller_row_groups(world, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(rlaif_v, "ROW_GROUP_BYTES", 4000)
+    monkeypatch.setattr(parquet_files, "ROW_GROUP_BYTES", 4000)
     export(world, tmp_path, pairs)
     file = pq.ParquetFile(tmp_path / "dataset/dpo_dataset.parquet")
     sizes = [file.read_row_group(group).nbytes for group in range(file.num_row_groups)]
@@ -126,8 +131,8 @@ def test_a_large_dataset_is_split_into_numbered_files_with_the_same_rows_in_the_
     world, pairs, tmp_path, monkeypatch
 ):
     export(world, tmp_path / "whole", pairs)
-    monkeypatch.setattr(rlaif_v, "ROW_GROUP_ROWS", 20)
-    monkeypatch.setattr(rlaif_v, "FILE_BYTES", 15_000)
+    monkeypatch.setattr(parquet_files, "ROW_GROUP_ROWS", 20)
+    monkeypatch.setattr(parquet_files, "FILE_BYTES", 15_000)
     export(world, tmp_path / "split", pairs)
     names = sorted(os.listdir(tmp_path / "split/dataset"))
     assert len(names) > 2
@@ -138,8 +143,8 @@ def test_a_large_dataset_is_split_into_numbered_files_with_the_same_rows_in_the_
 
 def test_a_smaller_dataset_leaves_no_file_of_a_larger_one(world, pairs, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(rlaif_v, "ROW_GROUP_ROWS", 20)
-        patch.setattr(rlaif_v, "FILE_BYTES", 15_000)
+        patch.setattr(parquet_files, "ROW_GROUP_ROWS", 20)
+        patch.setattr(parquet_files, "FILE_BYTES", 15_000)
         export(world, tmp_path, pairs)
     assert len(os.listdir(tmp_path / "dataset")) > 2
     export(world, tmp_path, pairs[:1])

@@ -292,7 +292,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from stage2_world import World
-from data_engine.exports import rlaif_v
+from data_engine import exports
+from data_engine.exports import parquet_files, rlaif_v
 from data_engine.pipeline import pair
 from data_engine.store import folders
 from data_engine.store import units
@@ -309,9 +310,9 @@ World(Path({folder!r}), []).pair(Path({work_dir!r}), debug=True)
 """
 WINDOWS = {
     "adding candidates": "pair.Draft.add = dies_at_call(pair.Draft.add, 5)",
-    "dealing into buckets": "rlaif_v._row = dies_at_call(rlaif_v._row, 7)",
-    "writing the dataset": "rlaif_v.pq.ParquetWriter.close = die",
-    "before the swap": "rlaif_v.swap_in = die",
+    "dealing into buckets": "rlaif_v.row_of = dies_at_call(rlaif_v.row_of, 7)",
+    "writing the dataset": "parquet_files.pq.ParquetWriter.close = die",
+    "before the swap": "exports.swap_in = die",
     "between the renames": "os.rename = dies_at_call(os.rename, 4)",
     "after the swap": "folders.sync_folder = dies_at_call(folders.sync_folder, 2)",
     "before the pairs are renamed": "os.replace = dies_at_call(os.replace, 3)",

@@ -25,11 +25,8 @@ PAIRING = """
 import sys, tracemalloc
 from pathlib import Path
 import pyarrow as pa
-from data_engine import seeds
-from data_engine.preferences import candidates
-from data_engine.exports import rlaif_v
 from data_engine.pipeline import pair
-from data_engine.preferences import strategies
+from data_engine.preferences import candidates
 from data_engine.questions.dataset import load_questions
 from data_engine.store.units import split_units
 

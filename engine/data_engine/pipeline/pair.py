@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_engine import errors, schemas, stages
-from data_engine.exports import rlaif_v
+from data_engine import errors, exports, schemas, stages
+from data_engine.exports.base import KeptPairs
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.candidates import NO_SOURCE, Draft
 from data_engine.preferences.counts import Funnel
@@ -67,7 +67,8 @@ def run(
                 for idx, answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward_settings):
                     draft.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
         draft.filter_dataset()
-        written = rlaif_v.write_dataset(work_dir, scratch, draft, questions, unit_ranges, seed)
+        kept = KeptPairs(draft, questions, unit_ranges, work_dir, seed)
+        written = exports.export(exports.DEFAULT, kept, work_dir / "dataset", scratch)
         draft.drop(written.without_source)
         _count(funnel, draft, written.rows)
         if debug:

@@ -1,0 +1,76 @@
+"""An export is one file and one line: the one of CONTRIBUTING.md writes a small world's pairs."""
+
+import importlib
+import json
+
+import contributing
+import pytest
+from stage2_world import make_world, pairs_rows, picture
+
+from data_engine import exports, stages
+from data_engine.exports.base import KeptPairs
+from data_engine.store.folders import scratch_folder
+from data_engine.store.units import read_unit
+
+
+@pytest.fixture
+def lines(tmp_path, monkeypatch) -> str:
+    (tmp_path / "added").mkdir()
+    return contributing.add("An export", "data_engine.exports", "EXPORTS", monkeypatch, tmp_path / "added")
+
+
+@pytest.fixture
+def world(tmp_path):
+    return make_world(tmp_path / "world", num_questions=20)
+
+
+def export(world, work_dir, pairs, name):
+    kept = KeptPairs(pairs, world.questions(), world.units(), work_dir, seed=0)
+    with scratch_folder(work_dir, "test") as scratch:
+        return exports.export(name, kept, work_dir / "exports" / name, scratch)
+
+
+def test_an_export_is_one_file_and_one_line(lines, world, tmp_path):
+    work_dir = tmp_path / "work"
+    world.publish(work_dir)
+    world.pair(work_dir)
+    kept = [pair for pair in pairs_rows(work_dir) if pair["status"] == "kept"]
+    assert len({pair["idx"] for pair in kept}) > 8
+    written = export(world, work_dir, kept, lines)
+    assert (written.rows, written.without_source) == (len(kept), frozenset())
+    folder = work_dir / "exports" / lines
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    ids = {
+        (row["idx"], row["sample_index"]): row["token_ids"]
+        for unit in range(len(world.units()))
+        for row in read_unit(work_dir, stages.SAMPLING.name, unit).to_pylist()
+    }
+    for row, pair in zip(rows, kept, strict=True):
+        number = int(pair["idx"][1:])
+        assert (row["idx"], row["question"]) == (pair["idx"], f"What is in picture {number}?")
+        for side in ("chosen", "rejected"):
+            assert row[side] == [pair[side], ids[pair["idx"], pair[f"{side}_index"]]]
+        assert row["margin"] == pair["chosen_sum"] - pair["rejected_sum"]
+        assert (folder / f"{pair['idx']}.png").read_bytes() == picture(number)
+
+
+def test_an_export_that_fails_leaves_the_one_before_as_it_was(lines, world, tmp_path, monkeypatch):
+    work_dir = tmp_path / "work"
+    world.publish(work_dir)
+    world.pair(work_dir)
+    kept = [pair for pair in pairs_rows(work_dir) if pair["status"] == "kept"]
+    export(world, work_dir, kept, lines)
+    before = (work_dir / "exports" / lines / "pairs.jsonl").read_bytes()
+    unknown = {**kept[0], "idx": "elsewhere"}
+    with pytest.raises(RuntimeError, match="idx 'elsewhere'"):
+        export(world, work_dir, [*kept[:3], unknown], lines)
+    assert (work_dir / "exports" / lines / "pairs.jsonl").read_bytes() == before
+    assert [path.name for path in (work_dir / "exports").iterdir()] == [lines]
+
+
+@pytest.mark.parametrize("name", exports.EXPORTS)
+def test_every_export_of_the_table_exists_and_says_what_it_writes(name):
+    function = stages.function(exports.EXPORTS[name])
+    assert function.__doc__
+    assert importlib.import_module(function.__module__).__doc__
+    assert exports.DEFAULT in exports.EXPORTS
