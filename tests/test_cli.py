@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from stage2_world import World, make_world
 
-from data_engine.commands import main
+from data_engine.commands import main, run
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError
 from data_engine.schemas import IMAGE
@@ -107,19 +107,19 @@ def test_an_error_ends_with_its_exit_code_and_its_message_alone(monkeypatch, cap
     def fail(argv):
         raise error
 
-    monkeypatch.setattr(main, "run", fail)
+    monkeypatch.setattr(run, "main", fail)
     assert main.main(["run"]) == code
     assert capsys.readouterr() == ("", says)
 
 
 def test_a_bug_ends_with_one_and_a_traceback(monkeypatch, capsys):
-    monkeypatch.setattr(main, "run", lambda argv: 1 // 0)
+    monkeypatch.setattr(run, "main", lambda argv: 1 // 0)
     assert main.main(["run"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_the_exit_code_of_a_command_is_passed_on(monkeypatch):
-    monkeypatch.setattr(main, "run", lambda argv: 75)
+    monkeypatch.setattr(run, "main", lambda argv: 75)
     assert main.main(["run"]) == 75
 
 

@@ -1,11 +1,12 @@
 """The flags and the YAML of `data-engine run` into a RunConfig. Imports no torch.
 
-One mapping of names to values is made of both, a flag winning over the file, and RunConfig judges it: so the same
-mistake reads the same wherever it was made.
+Flags and file are merged into one mapping of names to values, in which a flag wins. RunConfig checks the merged values,
+so a wrong value has the same message in either place.
 """
 
 import argparse
 import ast
+import contextlib
 import difflib
 import inspect
 import itertools
@@ -17,7 +18,6 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from data_engine.config import FIELD_NAMES, RunConfig
 from data_engine.errors import UserError
@@ -45,9 +45,12 @@ def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
     """The configuration that a command line asks for; --help prints and exits. Raises UserError naming each mistake."""
     _check_flags(argv, command)
     try:
-        flags = _parser(command).parse_args(list(argv), defaults=False).as_dict()
+        found, unknown = _parser(command).parse_known_args(list(argv))
     except argparse.ArgumentError as error:
         raise UserError(f"{error}; flags are written --name value") from None
+    if unknown:
+        raise UserError(f"unrecognized arguments: {' '.join(unknown)}; flags are written --name value")
+    flags = vars(found)
     file = flags.pop("config", None)
     values = (_read_yaml(Path(file)) if file is not None else {}) | flags
     missing = ", ".join(f"--{name}" for name in _REQUIRED if values.get(name) is None)
@@ -70,7 +73,7 @@ def help_texts() -> dict[str, str]:
 
 
 def _check_flags(argv: Sequence[str], command: str) -> None:
-    """Refuse what argparse would refuse less clearly: unknown flags, and a value after one that takes none."""
+    """Raise UserError for unknown flags and for the value of a boolean, whose messages argparse cannot be given."""
     for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
         if not argument.startswith("--"):
             continue
@@ -84,16 +87,18 @@ def _check_flags(argv: Sequence[str], command: str) -> None:
             )
 
 
-def _parser(command: str) -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog=f"data-engine {command}",
         usage=f"data-engine {command} [--config FILE] [--name value ...]",
         description="Every flag may also stand, by its name, in the YAML of --config; a flag wins over the file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+        # A flag that is not given is absent from the result, so that the file's value stays.
+        argument_default=argparse.SUPPRESS,
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=str, metavar="FILE", help="YAML with any of the flags below")
+    parser.add_argument("--config", metavar="FILE", help="YAML with any of the flags below")
     texts = help_texts()
     group = parser
     for name, field in _FIELDS.items():
@@ -103,21 +108,25 @@ def _parser(command: str) -> ArgumentParser:
             continue
         default = "auto" if name in _AUTO else field.default
         shown = " (required)" if default is MISSING else "" if default is None else f" (default: {default})"
-        # Any: the text is read as YAML, as it would be in the file.
-        kind = str if _TYPES[name] in (str, str | None) else typing.Any
         help_text = texts[name].replace("%", "%%") + shown
-        group.add_argument(f"--{name}", type=kind, metavar=_metavar(name), help=help_text)
+        group.add_argument(
+            f"--{name}", type=str if _is_text(name) else _read_value, metavar=_metavar(name), help=help_text
+        )
     return parser
 
 
 def _metavar(name: str) -> str:
     if typing.get_origin(_TYPES[name]) is typing.Literal:
         return f"{{{','.join(typing.get_args(_TYPES[name]))}}}"
-    return "PATH" if name in _PATHS else "TEXT" if _TYPES[name] in (str, str | None) else "N"
+    return "PATH" if name in _PATHS else "TEXT" if _is_text(name) else "N"
+
+
+def _is_text(name: str) -> bool:
+    return _TYPES[name] in (str, str | None)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, of which it would keep the last."""
+    """Safe YAML that refuses a key given twice; yaml.SafeLoader keeps the last value without a word."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -128,12 +137,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _read_value(text: str) -> object:
+    """A flag's value, read as it would be in the YAML; text that is not YAML stays text, which RunConfig refuses."""
+    try:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError):
+        return text
+    # An unset shell variable is not the null of YAML.
+    return value if text.strip() else text
+
+
 def _read_yaml(path: Path) -> dict[str, object]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f'config "{path}" cannot be read: {error.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f'config "{path}" is not YAML: {" ".join(str(error).split())}') from None
     values = {} if values is None else values
     if not isinstance(values, dict):
@@ -141,20 +160,15 @@ def _read_yaml(path: Path) -> dict[str, object]:
     for name in values:
         if name not in FIELD_NAMES:
             raise UserError(f'config "{path}" has the unknown key {name}{nearest(str(name), FIELD_NAMES)}')
-    return {name: _yaml_number(name, value) for name, value in values.items()}
-
-
-def _yaml_number(name: str, value: object) -> object:
-    """YAML 1.1 reads 1e-3, without a full stop, as text."""
-    if _TYPES[name] is float and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return values
 
 
 def _normalised(name: str, value: object) -> object:
+    """A value as RunConfig takes it, where YAML or a shell reads or leaves it otherwise."""
+    if _TYPES[name] is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3, without a full stop, as text.
+        with contextlib.suppress(ValueError):
+            return float(value)
     if name == "zero3" and isinstance(value, bool):
         return "on" if value else "off"
     if name in _AUTO and value == "auto":

@@ -5,32 +5,27 @@ Exit codes: 0 done; 1 a bug or an unexpected failure; 2 the user's input or conf
 """
 
 import importlib
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
 import data_engine
-from data_engine.commands.arguments import nearest, parse
-from data_engine.commands.status import read_run, work_dir_argument
-from data_engine.config import RunConfig
+from data_engine.commands.arguments import nearest
 from data_engine.errors import IncompleteError, LostRankError, UserError
-from data_engine.processes import stacks
-from data_engine.questions.dataset import open_questions
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
 COMMANDS = {
-    "run": ("data_engine.commands.main:run", "sample, score and pair, or go on where a run was stopped"),
+    "run": ("data_engine.commands.run:main", "sample, score and pair, or go on where a run was stopped"),
     "validate": (
         "data_engine.commands.validate:main",
         "check configuration, paths and columns, as run would be given them",
     ),
-    "submit": ("data_engine.commands.submit:main", "share a run out over SLURM jobs, and pair when they are done"),
+    "submit": ("data_engine.commands.submit:main", "divide a run among SLURM jobs, and pair when they are done"),
     "status": (
         "data_engine.commands.status:main",
         "units done by stage, pace and time left of a work_dir; --watch keeps showing them",
     ),
-    "report": ("data_engine.commands.main:report", "write report/index.html of a work_dir again"),
+    "report": ("data_engine.commands.report:main", "write report/index.html of a work_dir again"),
     "bench": ("data_engine.commands.bench:main", "the engine's speed against stock transformers, on this machine"),
 }
 
@@ -51,34 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return 1
-
-
-def run(argv: Sequence[str]) -> int:
-    """The `run` command: parse, then the pipeline, which is the first to import torch."""
-    config = parse(argv)
-    stacks.show_on(signal.SIGUSR2)
-    return importlib.import_module("data_engine.job.worker").run(config)
-
-
-def report(argv: Sequence[str]) -> int:
-    """The `report` command: the report of a finished run, from its work_dir and its dataset."""
-    work_dir = work_dir_argument(
-        "report", "Writes WORK_DIR/report/index.html again, from the pairs and the dataset.", argv
-    )
-    if work_dir is None:
-        return 0
-    run_file = read_run(work_dir)
-    if not (work_dir / "pairs/pairs.parquet").is_file():
-        raise UserError(f'"{work_dir}" has no pairs/pairs.parquet yet: let the run finish stage 2 first')
-    from data_engine.pipeline.pair import read_funnel
-    from data_engine.reporting.page import write_report
-
-    config = RunConfig(**run_file["config"])
-    questions = open_questions(config)
-    if questions.fingerprint != run_file["bound"]["dataset"]:
-        raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
-    print(write_report(work_dir, questions, read_funnel(work_dir), config.max_megapixels))
-    return 0
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -6,7 +6,6 @@ machine that sees the folder, over all ranks and shards.
 
 import contextlib
 import itertools
-import json
 import re
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine import stages
+from data_engine.commands.work_dir import read_run, work_dir_argument
 from data_engine.errors import UserError
 from data_engine.store import units
 from data_engine.store.logs import duration, unit_lines
@@ -28,16 +28,16 @@ _NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a stage goes: over its last units, and the ranks that are still at work."""
+    """How fast a stage is computed: the mean of its last units, by the ranks that still work."""
 
     seconds_a_unit: float
     answers_a_second: float
     num_ranks: int
-    """ranks that worked at the same time lately; 0 where the run stands still"""
+    """ranks that worked at the same time lately; 0 where none did"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the progress of one work_dir, once or again and again. Raises UserError where it is none."""
+    """Print the progress of one work_dir, once or repeatedly. Raises UserError where it is none."""
     every_s, rest = _watch_argument(list(argv))
     work_dir = work_dir_argument(
         "status",
@@ -55,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def watch(work_dir: Path, every_s: float) -> int:
-    """Show the progress again and again, in place on a terminal, else as blocks with the time, until all is done."""
+    """Show the progress every `every_s` seconds until all is done: in place on a terminal, else block after block."""
     on_terminal = sys.stdout.isatty()
-    # Ctrl-C is the way out, not a failure.
+    # Ctrl-C ends the watching; it is no failure.
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            # Asked first, so that the last thing shown is the end.
+            # Asked before the table is read, so that the last table shows the finished run.
             done = _is_done(work_dir)
             text = f"{time.strftime('%H:%M:%S')}  {describe(work_dir, time.time())}"
             # Cursor home, and clear to the end of the screen: less flicker than clearing first.
@@ -78,7 +78,7 @@ def _watch_argument(argv: list[str]) -> tuple[float | None, list[str]]:
         return None, argv
     _, given, value = argv[at].partition("=")
     rest = argv[at + 1 :]
-    # A word after it is its value if it is a number and leaves a WORK_DIR.
+    # The word after --watch is its value if it is a number and another word is left for WORK_DIR.
     if not given and rest and len(argv) > 2 and _NUMBER.fullmatch(rest[0]):
         given, value = "=", rest.pop(0)
     seconds = float(value) if _NUMBER.fullmatch(value) else (0.0 if given else _WATCH_S)
@@ -94,22 +94,11 @@ def _is_done(work_dir: Path) -> bool:
     )
 
 
-def work_dir_argument(command: str, description: str, argv: Sequence[str], options: str = "") -> Path | None:
-    """The one argument of a command about a work_dir; None after --help, which is answered here."""
-    usage = f"usage: data-engine {command} WORK_DIR{options}"
-    if list(argv) in (["-h"], ["--help"]):
-        print(f"{usage}\n\n{description}")
-        return None
-    if len(argv) != 1 or argv[0].startswith("-"):
-        raise UserError(f'{command} takes one WORK_DIR, got "{" ".join(argv)}"; {usage}')
-    return Path(argv[0])
-
-
 def describe(work_dir: Path, now: float) -> str:
     """The table that `status` prints, for the unix time `now`."""
     planned = _planned_units(work_dir)
     total = planned["num_units"]
-    # Not what a clock that ran ahead has dated to come: it would seem to be the latest for as long.
+    # Lines dated in the future come from a clock that ran ahead; they would count as the latest until then.
     known = (line for line in unit_lines(work_dir) if line["time"] <= now + _CLOCKS_DIFFER_S)
     log = sorted(known, key=lambda line: line["time"])
     lines = [f"{work_dir}: {planned['num_questions']} questions in {total} units of {planned['unit_size']}"]
@@ -123,18 +112,6 @@ def describe(work_dir: Path, now: float) -> str:
         lines.append(row.rstrip())
     lines.append(f"{'pairs':<16}{_pairs_cell(work_dir):>15}")
     return "\n".join(lines)
-
-
-def read_run(work_dir: Path) -> dict:
-    """run.json of a work_dir. Raises UserError where the folder is none."""
-    if not work_dir.is_dir():
-        raise UserError(f'no folder "{work_dir}"')
-    try:
-        return dict(json.loads((work_dir / "run.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f'"{work_dir}" is not the work_dir of a run: it has no run.json') from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
 
 
 def _planned_units(work_dir: Path) -> dict[str, int]:
@@ -151,7 +128,7 @@ def _pace(lines: Sequence[dict], now: float) -> Pace | None:
     if seconds <= 0:
         return None
     mean = seconds / len(recent)
-    # A rank at work is heard of about every `mean` seconds; five times that is silence.
+    # A working rank logs a unit about every `mean` seconds; after five times that it counts as stopped.
     lately = [line for line in lines if line["time"] > now - max(60, 5 * mean)]
     num_ranks = _most_at_once(lately)
     return Pace(mean, sum(line["answers"] for line in recent) / seconds * num_ranks, num_ranks)

@@ -1,0 +1,30 @@
+"""`data-engine report`: the report of a run whose pairs are written, from its work_dir and its dataset. No torch."""
+
+from collections.abc import Sequence
+
+from data_engine.commands.work_dir import read_run, work_dir_argument
+from data_engine.config import RunConfig
+from data_engine.errors import UserError
+from data_engine.questions.dataset import open_questions
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the report again and print its path. Raises UserError without pairs, or where the dataset has changed."""
+    work_dir = work_dir_argument(
+        "report", "Writes WORK_DIR/report/index.html again, from the pairs and the dataset.", argv
+    )
+    if work_dir is None:
+        return 0
+    run_file = read_run(work_dir)
+    if not (work_dir / "pairs/pairs.parquet").is_file():
+        raise UserError(f'"{work_dir}" has no pairs/pairs.parquet yet: let the run finish stage 2 first')
+    # Imported late: pyarrow and numpy would delay the messages above.
+    from data_engine.pipeline.pair import read_funnel
+    from data_engine.reporting.page import write_report
+
+    config = RunConfig(**run_file["config"])
+    questions = open_questions(config)
+    if questions.fingerprint != run_file["bound"]["dataset"]:
+        raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
+    print(write_report(work_dir, questions, read_funnel(work_dir), config.max_megapixels))
+    return 0
