@@ -1,1 +1,1 @@
-"""What people look at behind a run: the page, its plots, where the time went. No torch here."""
+"""What people read after a run: the page, its plots, where the time went. No torch here."""

@@ -1,6 +1,6 @@
 """Where the time of a run went and what was left out, over all its ranks and starts: a work_dir in, two tables out.
 
-Time comes from logs/rank-*.jsonl, rows from quarantine/: this asks nothing of a run but its files.
+Time comes from logs/rank-*.jsonl, rows from quarantine/; no other part of the run is needed.
 """
 
 import re
@@ -12,7 +12,7 @@ from data_engine import stages
 from data_engine.store import logs, units
 
 NUM_REASONS, REASON_LENGTH = 12, 100
-# Reasons tell of sizes and names, by which they would all differ.
+# Sizes and names in a reason would make every reason a kind of its own.
 PARTICULARS = re.compile(r"\"[^\"]*\"|'[^']*'|\d+(?:\.\d+)?")
 
 
@@ -23,13 +23,13 @@ class StageTime:
     units: int = 0
     answers: int = 0
     seconds: float = 0.0
-    """of the model at work, without loading"""
+    """of computing, without loading the model"""
     out_of_memory: int = 0
-    """how often the work went on in halves"""
+    """how often a unit was retried in halves"""
     peak_gb: float = 0.0
-    """the most memory that a rank has had by then"""
+    """the most memory of any rank so far"""
     computed_again: int = 0
-    """units that are in the logs more than once: another rank had them too, or they had to be done over"""
+    """units that are in the logs more than once: two ranks computed them, or a damaged one was repeated"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> str:
 
 
 def _stages(work_dir: Path) -> dict[str, StageTime]:
-    """Stages that nobody worked on are left out."""
+    """By name; stages without a logged unit are left out."""
     times, seen = {stage: StageTime() for stage in stages.known()}, defaultdict(set)
     for line in logs.unit_lines(work_dir):
         time = times.get(line["stage"])
