@@ -1,15 +1,16 @@
 """The benchmark does the work that it times, and its figures are what they are called."""
 
-import argparse
 import json
+import statistics
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from data_engine.bench import machine
+from data_engine.bench import figures, job, measure
 from data_engine.bench.model import Sizes, Subject, drawn_lengths, shape_config, write_checkpoint
+from data_engine.bench.table import table
 from data_engine.bench.ways import WAYS, ForcedLengths, Ways
 from data_engine.commands import bench
 from data_engine.sampling.native.scheduler import Decoder
@@ -17,10 +18,8 @@ from data_engine.sampling.native.scheduler import Decoder
 SMALL = Sizes(k=2, questions=2, drawn_questions=3, answer_tokens=5, new_tokens=3, most_tokens=6, rounds=2)
 
 
-def options(**changes: object) -> argparse.Namespace:
-    return argparse.Namespace(
-        **{"model": None, "shape": "small", "device": "cpu", "dtype": "auto", "rows": 4, "questions": 1000} | changes
-    )
+def options(**changes: object) -> measure.Options:
+    return measure.Options(**{"rows": 4, "questions": 1000} | changes)
 
 
 def test_drawn_lengths_have_the_mean_and_tail_that_are_said():
@@ -55,7 +54,7 @@ def test_a_ratio_is_the_median_over_rounds_of_what_a_round_shows():
         "engine, scoring": {"seconds": [1.0, 2.0, 2.0], "tokens": 10},
         "padded batch": {"seconds": [4.0, 6.0, 40.0], "tokens": 5},
     }
-    assert bench.ratios(measured) == {"padded batch": 8.0}
+    assert figures.ratios(measured) == {"padded batch": 8.0}
 
 
 def test_the_gain_of_lookahead_by_hand():
@@ -64,12 +63,12 @@ def test_the_gain_of_lookahead_by_hand():
         "engine, two units": {"seconds": [6.0, 8.0, 5.0]},
         "engine, drawn lengths": {"seconds": [4.0, 4.0, 5.0]},
     }
-    assert bench.lookahead_gain(measured) == 1.5
+    assert figures.lookahead_gain(measured) == 1.5
 
 
 def test_the_estimate_by_hand():
     """A million questions at 3.6 s are 1,000 hours; at 2 kB they are 2 GB."""
-    told = machine.estimate(1_000_000, 3.6, 2000, torch.device("cuda"))
+    told = figures.estimate(1_000_000, 3.6, 2000, torch.device("cuda"))
     assert told == {"questions": 1_000_000, "hours": 1000, "gpu_hours": 1000, "disk_bytes": 2_000_000_000}
 
 
@@ -99,7 +98,7 @@ def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one
 
 @pytest.fixture(scope="module")
 def result(one_thread) -> dict:
-    return bench.run(SMALL, options())
+    return measure.run(SMALL, options())
 
 
 @pytest.mark.slow
@@ -127,7 +126,7 @@ def test_the_least_time_by_hand(tmp_path, one_thread):
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
     weights, head, prefix = 8 * (4 * 512**2 + 3 * 512 * 1376 + 2 * 512) + 512, 4064 * 512, len(subject.prompt_P)
-    found = machine.least_seconds(subject, {"matmul_flops": 1e9, "read_bytes": 1e6})
+    found = figures.least_seconds(subject, {"matmul_flops": 1e9, "read_bytes": 1e6})
     assert found["engine, scoring"] == pytest.approx(2 * (weights * (prefix + 8) + head * 10) / 1e9)
     read = 4 * (weights + head) + 2 * prefix * 2 * 8 * 512 * 4 + 4 * 1 * 2 * 8 * 512 * 4
     assert found["engine, sampling"] == pytest.approx(2 * 2 * weights * prefix / 1e9 + 2 * read / 1e6)
@@ -142,8 +141,24 @@ def test_a_job_has_overhead_and_leaves_files(result):
 
 
 @pytest.mark.slow
+def test_every_function_that_counts_as_a_model_call_is_called_by_the_job(tmp_path, one_thread, monkeypatch):
+    write_checkpoint(tmp_path, 4064)
+    subject = Subject(tmp_path, SMALL, "cpu", "auto")
+    whole = job.Job(subject, Decoder(subject.engine, 4, 4), tmp_path, 1000)
+    whole.run()
+    assert 0 < whole.figures.overhead < 1
+    # A function that exists under this name, and that nobody calls.
+    monkeypatch.setattr(job, "MODEL_CALLS", (*job.MODEL_CALLS, (statistics, "fmean")))
+    with pytest.raises(RuntimeError, match=r"has not called statistics\.fmean"):
+        whole.run()
+    monkeypatch.setattr(job, "MODEL_CALLS", ((statistics, "no_such_name"),))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        whole.run()
+
+
+@pytest.mark.slow
 def test_the_table_names_every_way_and_the_json_holds_the_same(result, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "run", lambda sizes, arguments: result)
+    monkeypatch.setattr(measure, "run", lambda sizes, options: result)
     assert bench.main(["--quick", "--output", str(tmp_path / "new" / "bench.json")]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in WAYS)
@@ -153,6 +168,6 @@ def test_the_table_names_every_way_and_the_json_holds_the_same(result, monkeypat
 
 @pytest.mark.slow
 def test_a_checkpoint_that_transformers_cannot_load_is_timed_alone(goldens, one_thread):
-    result = bench.run(SMALL, options(model=str(goldens / "omnilmm/instruct")))
+    result = measure.run(SMALL, options(model=str(goldens / "omnilmm/instruct")))
     assert set(result["ways"]) == {name for name in WAYS if name.startswith("engine")}
-    assert "transformers cannot load this layout (omnilmm)" in bench.table(result)
+    assert "transformers cannot load this layout (omnilmm)" in table(result)

@@ -1,21 +1,26 @@
 """`python kernels/bench/run.py`: the kernels against the eager path, the best library calls, and the card's ceilings.
 
-Needs a CUDA device. Ceilings, a large bf16 product and a large copy, are measured in the same run; every figure is the
-median of many calls, each with a cold L2 cache, since a model's layers take turns in it. `--tiny` runs small shapes on
-the CPU instead, without the kernels, to show that this script works; its figures say nothing about a GPU.
+Needs a CUDA device. The ceilings, a large bf16 product and the reading of a large buffer, are measured in the same run.
+Every other figure is the median of many calls, each with a cold L2 cache: in a model the layers evict each other's data
+from it. `--tiny` runs small shapes on the CPU instead, without the kernels, to show that this script works; its figures
+say nothing about a GPU.
 """
 
 import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from cases import CHECKED, Case, cases
 from torch import Tensor
+
+from data_engine.bench import machine
+
+# FLOP/s and bytes/s in each unit.
+SCALES = {"TFLOP/s": 1e12, "GB/s": 1e9}
 
 
 def main(argv: list[str]) -> int:
@@ -31,8 +36,9 @@ def main(argv: list[str]) -> int:
     device = torch.device("cpu" if arguments.tiny else "cuda")
     torch.manual_seed(0)
     with torch.inference_mode():
-        result = {"machine": machine(device), "ceilings": ceilings(device), "cases": []}
-        print(heading(result), flush=True)
+        result = {"machine": machine.machine(device) | machine.versions(device)}
+        result |= {"ceilings": ceilings(device), "cases": []}
+        print(heading(result, device), flush=True)
         for case in cases(device, arguments.tiny, arguments.sweep):
             measured = measure(case, device, result["ceilings"][case.unit])
             result["cases"].append(measured)
@@ -42,28 +48,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def machine(device: torch.device) -> dict[str, str]:
-    found = {"device": "CPU", "torch": torch.__version__}
-    if device.type == "cuda":
-        import triton
-
-        found |= {"device": torch.cuda.get_device_name(), "triton": triton.__version__, "cuda": torch.version.cuda}
-    return found
-
-
 def ceilings(device: torch.device) -> dict[str, float]:
-    """The most that this machine was seen to do: a large product, and a large copy (bytes read and written)."""
-    on_cuda = device.type == "cuda"
-    size, number = (8192, 2**29) if on_cuda else (256, 2**20)
-    dtype = torch.bfloat16 if on_cuda else torch.float32
-    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    source, target = (torch.zeros(number, device=device, dtype=dtype) for _ in range(2))
-    product_ms = milliseconds(lambda: one @ other, device)
-    copy_ms = milliseconds(lambda: target.copy_(source), device)
-    return {
-        "TFLOP/s": rate(2 * size**3, product_ms, "TFLOP/s"),
-        "GB/s": rate(2 * source.nbytes, copy_ms, "GB/s"),
-    }
+    """The most that this device was seen to do, in the units of the cases."""
+    found = machine.ceilings(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    return {unit: found[name] / SCALES[unit] for unit, name in (("TFLOP/s", "matmul_flops"), ("GB/s", "read_bytes"))}
 
 
 def milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
@@ -73,17 +61,12 @@ def milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
 
         return do_bench(run, warmup=100, rep=500, return_mode="median")
     run()
-    spent = []
-    for _ in range(5):
-        start = time.perf_counter()
-        run()
-        spent.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(spent)
+    return statistics.median(machine.seconds_of(run, device, 5)) * 1e3
 
 
 def rate(work: int, spent_ms: float, unit: str) -> float:
     """FLOP or bytes in milliseconds -> TFLOP/s or GB/s."""
-    return work / (spent_ms * 1e-3) / {"TFLOP/s": 1e12, "GB/s": 1e9}[unit]
+    return work / (spent_ms * 1e-3) / SCALES[unit]
 
 
 def measure(case: Case, device: torch.device, ceiling: float) -> dict:
@@ -115,11 +98,11 @@ def peak_mb(run: Callable[[], Tensor], device: torch.device) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def heading(result: dict) -> str:
+def heading(result: dict, device: torch.device) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     limits = ", ".join(f"{value:.4g} {unit}" for unit, value in result["ceilings"].items())
     lines = [versions, f"ceilings measured: {limits}"]
-    if result["machine"]["device"] == "CPU":
+    if device.type == "cpu":
         lines.append("tiny shapes on the CPU, without the kernels: these figures say nothing about a GPU")
     return "\n".join(lines)
 

@@ -1,74 +1,58 @@
-"""What the machine of a bench could do at most, and what a run took of it: ceilings, memory, the estimate."""
+"""What a bench runs on: its names and versions, the most that it can do, the time and the memory of a call."""
 
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from data_engine.bench.model import Subject
-from data_engine.models.base import VisionLanguageModel
-from data_engine.models.decoder import cache_values_per_token
-from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, memory_bytes, peak_bytes
+from data_engine.sampling.memory import peak_bytes
+
+
+def machine(device: torch.device) -> dict:
+    """The device by name, and the CPU cores and threads of this process."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else os.uname().machine
+    return {"device": name, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """Of what computes on this device."""
+    found = {"torch": torch.__version__}
+    if device.type == "cuda":
+        import triton
+
+        found |= {"triton": triton.__version__, "cuda": torch.version.cuda}
+    return found
 
 
 def settled(device: torch.device) -> float:
-    """The time, when all that was launched is done."""
+    """The time, after all work that was launched on the device has ended."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
+def seconds_of(call: Callable[[], object], device: torch.device, times: int) -> list[float]:
+    """The seconds of each of several calls."""
+    spent = []
+    for _ in range(times):
+        start = settled(device)
+        call()
+        spent.append(settled(device) - start)
+    return spent
+
+
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """The best of several: matrix product, FLOP/s, and reading a large buffer, bytes/s."""
+    """The best of six: a large matrix product in FLOP/s, and reading a large buffer in bytes/s."""
     side = 8192 if device.type == "cuda" else 2048
     square = torch.randn(side, side, device=device).to(dtype)
     buffer = torch.zeros((4 << 30 if device.type == "cuda" else 256 << 20) // 4, device=device)
-    best = {}
-    for name, work, call in (
-        ("matmul_flops", 2 * side**3, lambda: square @ square),
-        ("read_bytes", buffer.numel() * 4, buffer.sum),
-    ):
-        seconds = []
-        for _ in range(6):
-            start = settled(device)
-            call()
-            seconds.append(settled(device) - start)
-        best[name] = work / min(seconds)
-    return best
-
-
-def least_seconds(subject: Subject, peak: dict[str, float]) -> dict[str, float]:
-    """Seconds that the engine's two fixed works take at least on this machine, by its ceilings.
-
-    Multiplications of the decoder and the head, two FLOP each; while decoding, every step reads the weights and all
-    caches, or multiplies, whichever takes longer. The tower and the scores of attention are left out.
-    """
-    sizes, model = subject.sizes, subject.engine
-    prefix, item = len(subject.prompt_P), model.head_weight.element_size()
-    embeddings = model.decoder.embed_tokens.weight.numel()
-    weights, head = sum(p.numel() for p in model.decoder.parameters()) - embeddings, model.head_weight.numel()
-    cached = cached_token_bytes(model)
-    answers = sizes.k * sizes.answer_tokens
-    scoring = len(subject.answers_BKL) * 2 * (weights * (prefix + answers - sizes.k) + head * answers)
-    rows, steps = sizes.questions * sizes.k, sizes.new_tokens - 1
-    prefill = sizes.questions * 2 * weights * prefix / peak["matmul_flops"]
-    read = (weights + head) * item + sizes.questions * prefix * cached + rows * steps / 2 * cached
-    step = max(2 * (weights + head) * rows / peak["matmul_flops"], read / peak["read_bytes"])
-    return {"engine, scoring": scoring / peak["matmul_flops"], "engine, sampling": prefill + steps * step}
-
-
-def cached_token_bytes(model: VisionLanguageModel) -> int:
-    """Keys and values of one token, all layers."""
-    return cache_values_per_token(model.decoder.config) * model.head_weight.element_size()
-
-
-def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:
-    """What `run` would give the loops of the memory that is left, with all models of the bench loaded."""
-    activated = ACTIVATIONS * model.decoder.config.hidden_size * model.head_weight.element_size()
-    needs = Needs(weights=0, cached_token=cached_token_bytes(model), activated_token=activated)
-    return budgets(memory_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
+    return {
+        "matmul_flops": 2 * side**3 / min(seconds_of(lambda: square @ square, device, 6)),
+        "read_bytes": buffer.nbytes / min(seconds_of(buffer.sum, device, 6)),
+    }
 
 
 class PeakMemory:
@@ -81,25 +65,9 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
-        # Linux: the peak of the resident set starts anew.
+        # Linux: resets the peak of the resident set.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
     def read(self) -> int | None:
         return peak_bytes(self.device) or None
-
-
-def estimate(questions: int, seconds_per_question: float, bytes_per_question: float, device: torch.device) -> dict:
-    """What a dataset of `questions` would take on one rank of this machine, at the pace of the whole job."""
-    hours = questions * seconds_per_question / 3600
-    return {
-        "questions": questions,
-        "hours": hours,
-        "gpu_hours": hours if device.type == "cuda" else None,
-        "disk_bytes": questions * bytes_per_question,
-    }
-
-
-def machine(device: torch.device) -> dict:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else os.uname().machine
-    return {"device": name, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}

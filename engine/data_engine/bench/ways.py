@@ -1,7 +1,7 @@
 """The ways that `data-engine bench` times: the engine's, and stock transformers at their best settings.
 
 Stock: sdpa, KV cache, inference mode, the same threads and dtype, prompts of equal length so that nothing is padded.
-Each way returns how many tokens it scored or drew. Shapes as in bench_model.py.
+Each way returns how many tokens it scored or drew. Shapes as in model.py.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,77 @@
+"""From measured seconds to the figures that a bench reports: ratios, rates, least times, the estimate for a dataset."""
+
+import statistics
+
+import torch
+
+from data_engine.bench.model import Sizes, Subject
+from data_engine.bench.ways import WAYS
+from data_engine.models.base import VisionLanguageModel
+from data_engine.models.decoder import cache_values_per_token
+
+
+def ratios(measured: dict[str, dict]) -> dict[str, float]:
+    """The engine's tokens a second over those of each stock way: the median over rounds of the ratio within a round,
+    since a slower minute slows down both."""
+    found = {}
+    for name, one in measured.items():
+        if not name.startswith("engine"):
+            engine = next(m for n, m in measured.items() if n.startswith("engine") and WAYS[n].work == WAYS[name].work)
+            speed_up = engine["tokens"] / one["tokens"]
+            found[name] = speed_up * statistics.median(
+                stock / ours for stock, ours in zip(one["seconds"], engine["seconds"], strict=False)
+            )
+    return found
+
+
+def lookahead_gain(measured: dict[str, dict]) -> float:
+    """Seconds of two units sampled one after the other, over those from one queue, as --lookahead does; of the rounds
+    that have both."""
+    pairs = zip(measured["engine, two units"]["seconds"], measured["engine, drawn lengths"]["seconds"], strict=False)
+    return statistics.median(one_by_one / ahead for one_by_one, ahead in pairs)
+
+
+def questions_a_second(measured: dict[str, dict], sizes: Sizes) -> dict[str, float]:
+    """Of the engine's ways, which do whole questions."""
+    count = {"engine, scoring": max(1, sizes.questions // 4), "engine, sampling": sizes.questions}
+    return {
+        name: count.get(name, sizes.drawn_questions) / statistics.median(one["seconds"])
+        for name, one in measured.items()
+        if name.startswith("engine")
+    }
+
+
+def least_seconds(subject: Subject, peak: dict[str, float]) -> dict[str, float]:
+    """The least seconds of the engine's two ways with fixed lengths, by the ceilings of this machine.
+
+    Multiplications of the decoder and the head, two FLOP each; while decoding, every step reads the weights and all
+    caches, or multiplies, whichever takes longer. The tower and the scores of attention are left out.
+    """
+    sizes, model = subject.sizes, subject.engine
+    prefix, item = len(subject.prompt_P), model.head_weight.element_size()
+    embeddings = model.decoder.embed_tokens.weight.numel()
+    weights, head = sum(p.numel() for p in model.decoder.parameters()) - embeddings, model.head_weight.numel()
+    cached = cached_token_bytes(model)
+    answers = sizes.k * sizes.answer_tokens
+    scoring = len(subject.answers_BKL) * 2 * (weights * (prefix + answers - sizes.k) + head * answers)
+    rows, steps = sizes.questions * sizes.k, sizes.new_tokens - 1
+    prefill = sizes.questions * 2 * weights * prefix / peak["matmul_flops"]
+    read = (weights + head) * item + sizes.questions * prefix * cached + rows * steps / 2 * cached
+    step = max(2 * (weights + head) * rows / peak["matmul_flops"], read / peak["read_bytes"])
+    return {"engine, scoring": scoring / peak["matmul_flops"], "engine, sampling": prefill + steps * step}
+
+
+def cached_token_bytes(model: VisionLanguageModel) -> int:
+    """Keys and values of one token, all layers."""
+    return cache_values_per_token(model.decoder.config) * model.head_weight.element_size()
+
+
+def estimate(questions: int, seconds_per_question: float, bytes_per_question: float, device: torch.device) -> dict:
+    """What a dataset of `questions` would take on one rank of this machine, at the pace of the whole job."""
+    hours = questions * seconds_per_question / 3600
+    return {
+        "questions": questions,
+        "hours": hours,
+        "gpu_hours": hours if device.type == "cuda" else None,
+        "disk_bytes": questions * bytes_per_question,
+    }

@@ -1,0 +1,140 @@
+"""The measuring of `data-engine bench`: a model, every way of doing its work in turn, and one dictionary of results."""
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+from transformers.utils import logging
+
+from data_engine.bench import figures
+from data_engine.bench.job import Job
+from data_engine.bench.machine import PeakMemory, ceilings, machine, settled, versions
+from data_engine.bench.model import Sizes, Subject, write_checkpoint
+from data_engine.bench.ways import WAYS, Ways
+from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
+from data_engine.models.registry import resolve
+from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, memory_bytes, rows_without_pages
+from data_engine.sampling.native.kv_cache import num_slots
+from data_engine.sampling.native.scheduler import Decoder
+from data_engine_kernels import use_triton
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is timed where; the flags of `data-engine bench` say the same."""
+
+    model: str | None = None
+    """a checkpoint; None times the built-in model of `shape`"""
+    shape: str = "small"
+    device: str = "cpu"
+    dtype: str = "auto"
+    rows: int | None = None
+    """answers decoded at a time; None as `run` would"""
+    questions: int = 100_000
+    """size of the dataset that is estimated"""
+
+
+def run(sizes: Sizes, options: Options) -> dict:
+    """Time every way, round by round in turn; seconds, rates and ratios by way."""
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        subject = _subject(sizes, options, Path(scratch))
+        found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
+        decoder, rows = _decoder(subject, options.rows, found["decode_rows"])
+        ways = Ways(subject, decoder)
+        job = Job(subject, decoder, Path(scratch), found["score_tokens"])
+        timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
+        if subject.stock is None:
+            timed = {name: way for name, way in timed.items() if name.startswith("engine")}
+        warm_up(subject, ways)
+        measured = measure(timed, sizes.rounds, subject.engine.device)
+        result = _result(options, ways, job, measured)
+        result["sizes"]["rows"] = rows
+        return result
+
+
+def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
+    device = pick_device(options.device)
+    folder = scratch / "model"
+    if options.model:
+        folder = resolve(options.model)
+    else:
+        write_checkpoint(folder, sizes.vocab, options.shape, str(device), pick_dtype(options.dtype, device))
+    return Subject(folder, sizes, str(device), options.dtype)
+
+
+def _decoder(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[Decoder, int]:
+    """The decoder, and the number of its rows."""
+    k = subject.sizes.k
+    fused = k if use_triton(subject.engine.head_weight) else None
+    rows = asked_rows or budget_rows
+    if not (asked_rows or fused):
+        rows = rows_without_pages(rows, subject.engine.device.type)
+    return Decoder(subject.engine, rows, num_slots(rows, k), fused), rows
+
+
+def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:
+    """The budgets that `run` would choose from the memory that is left beside all models of the bench."""
+    activated = ACTIVATIONS * model.decoder.config.hidden_size * model.head_weight.element_size()
+    needs = Needs(weights=0, cached_token=figures.cached_token_bytes(model), activated_token=activated)
+    return budgets(memory_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
+
+
+def _result(options: Options, ways: Ways, job: Job, measured: dict[str, dict]) -> dict:
+    subject, sizes = ways.subject, ways.subject.sizes
+    device, dtype = subject.engine.device, subject.engine.dtype
+    peak = ceilings(device, dtype)
+    medians = {name: statistics.median(one["seconds"]) for name, one in measured.items()}
+    least = figures.least_seconds(subject, peak)
+    per_question = job.figures.seconds / sizes.drawn_questions
+    bytes_per_question = job.figures.bytes_on_disk / sizes.drawn_questions
+    return {
+        "sizes": asdict(sizes) | {"prefix_tokens": len(subject.prompt_P)},
+        "model": str(subject.folder) if options.model else f"random weights, {options.shape}",
+        "dtype": str(dtype).removeprefix("torch."),
+        "machine": machine(device) | peak,
+        "versions": versions(device) | {"transformers": transformers.__version__},
+        "no_stock": subject.why_no_stock,
+        "largest_difference_nat": ways.largest_difference(),
+        "ways": measured,
+        "tokens_a_second": {name: one["tokens"] / medians[name] for name, one in measured.items()},
+        "questions_a_second": figures.questions_a_second(measured, sizes),
+        "share_of_ceiling": {name: seconds / medians[name] for name, seconds in least.items()},
+        "engine_is_faster_by": figures.ratios(measured),
+        "lookahead_gain": figures.lookahead_gain(measured),
+        # On a GPU a call returns before its work is done, so its seconds say nothing.
+        "overhead": job.figures.overhead if device.type == "cpu" else None,
+        "estimate": figures.estimate(options.questions, per_question, bytes_per_question, device),
+    }
+
+
+def warm_up(subject: Subject, ways: Ways) -> None:
+    """Make each kind of call once, since a first call takes longer."""
+    two = torch.full((1, subject.sizes.k), 2)
+    ways.sample_by_engine(two)
+    ways.score_by_engine()
+    if subject.stock is not None:
+        ways.generate([0], two)
+        ways.score_one_at_a_time_twice(subject.answers_BKL[0][:1])
+        ways.score_padded_batch()
+
+
+def measure(timed: dict[str, Callable[[], int]], rounds: int, device: torch.device) -> dict[str, dict]:
+    """Seconds by round, tokens and peak memory of each way. Ways take turns, so a slower minute affects all."""
+    found: dict[str, dict] = {name: {"seconds": [], "tokens": 0, "peak_bytes": None} for name in timed}
+    peak = PeakMemory(device)
+    turns = [name for number in range(rounds) for name in timed if not number or not WAYS[name].once]
+    with tqdm(turns, unit="way", desc="bench", dynamic_ncols=True) as bar:
+        for name in bar:
+            bar.set_postfix_str(name)
+            peak.start()
+            start = settled(device)
+            found[name]["tokens"] = timed[name]()
+            found[name]["seconds"].append(settled(device) - start)
+            found[name]["peak_bytes"] = peak.read()
+    return found
