@@ -3,32 +3,36 @@
 #
 #   launch/run_engine.sh --config configs/demo.yaml [any flag of `data-engine run`]
 #
+# In an installed package it lies in data_engine/launch/; `data-engine submit --help` prints where.
+#
 # 0 done, 1 a bug or a rank that died, 2 wrong input or configuration, 3 incomplete, 75 stopped by a signal: run the
 # same command again. SIGTERM, SIGINT, SIGUSR1 and SIGHUP are passed to the ranks, which finish what they hold, however
 # long that takes; a second signal kills them (within 2 s only a second SIGINT: SLURM sends the others twice).
 #
-# SIGUSR2 to a rank makes it write where its threads are; the script and the launcher pay no attention to it.
+# SIGUSR2 to a rank makes it write the stacks of its threads; the script and the launcher ignore that signal.
 #
 # Environment: NUM_PROCESSES (default: the GPUs, or 1), ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or
 # cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores / ranks), PYTHON. For one job over several machines, on each:
 # NUM_MACHINES, MACHINE_RANK (from 0), and MAIN_ADDRESS and MAIN_PORT of the first; NUM_PROCESSES is of each machine.
 set -eu
 trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
-trap '' USR2                     # ignored by all that is started here, too, until a rank listens to it
+trap '' USR2                     # inherited: ignored until a rank installs its handler
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+launch=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python3
-  [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} || ! -x $root/.venv/bin/python ]] || PYTHON=$root/.venv/bin/python
+  # The environment that `make setup` made, if this is a checkout and no other one is active.
+  venv=${launch%/*}/.venv/bin/python
+  [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} || ! -x $venv ]] || PYTHON=$venv
 fi
 if [[ -z ${NUM_PROCESSES:-} || -z ${ACCELERATE_CONFIG:-} ]]; then
   gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
   kind=$([[ $gpus -gt 0 ]] && echo gpu || echo cpu)
 fi
 export NUM_PROCESSES=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
-export ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$root/launch/accelerate/$kind.yaml}
+export ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$launch/accelerate/$kind.yaml}
 cores=$(nproc)
 # Set, or torchrun would choose 1, and a lone process all cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NUM_PROCESSES ? cores / NUM_PROCESSES : 1))}
 
-exec "$PYTHON" "$root/launch/supervise.py" "$@"
+exec "$PYTHON" "$launch/supervise.py" "$@"

@@ -1,8 +1,9 @@
 """Check the configuration once, start the ranks, pass signals to them, return one exit code: see run_engine.sh.
 
-Why not `accelerate launch` alone: it turns every code into 1, dies of SIGUSR1 leaving its ranks behind, leaves its only
-rank behind on SIGTERM, and kills the slower ranks 30 s after the first has stopped. So each rank appends a JSON line
-{"rank": r, "pid": p} to $DATA_ENGINE_EXIT_FILE once its signal handlers stand, and {"rank": r, "code": c} when it ends.
+`accelerate launch` alone turns every exit code into 1, dies of SIGUSR1 while its ranks go on, leaves its only rank
+running on SIGTERM, and kills the slower ranks 30 s after the first has stopped. So each rank appends a JSON line
+{"rank": r, "pid": p} to $DATA_ENGINE_EXIT_FILE once its signal handlers are installed, and {"rank": r, "code": c} when
+it ends.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# What comes in, and what the ranks get: they know no hang-up.
+# Signal received -> signal sent to the ranks, which do not handle SIGHUP.
 PASSED_ON = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGINT: signal.SIGINT,
@@ -23,17 +24,17 @@ PASSED_ON = {
     signal.SIGHUP: signal.SIGTERM,
 }
 POLL_S = 0.1
-# SLURM signals every process of a job, or the batch script alone, which passes it on: a signal that comes again within
-# this time is the same one. Not so a person's second Ctrl-C.
+# A signal repeated within this time counts once: SLURM signals every process of a job, and the batch script passes its
+# own on. A second Ctrl-C always counts.
 SAME_SIGNAL_S = 2.0
 
 
 def exit_code(codes: list[int], num_processes: int, signalled: bool) -> int:
-    """The job's exit code from its ranks' codes; a rank that died, or was killed, has none."""
+    """The job's exit code from its ranks' codes; a rank that died or was killed has written none."""
     silent = num_processes - len(codes)
     if 2 in codes:
         return 2
-    # Before 75: when one rank fails, the launcher stops the others, which then say 75 though nobody asked for it.
+    # Before 75: when one rank fails, the launcher stops the others, which then exit with 75 although no user signalled.
     if set(codes) - {0, 3, 75} or (silent and not signalled):
         return 1
     if signalled and (silent or 75 in codes):
@@ -41,8 +42,8 @@ def exit_code(codes: list[int], num_processes: int, signalled: bool) -> int:
     return 3 if 3 in codes else max(codes)
 
 
-class Ranks:
-    """The processes of one job, known by the exit file's name in their environment, also when orphaned."""
+class JobProcesses:
+    """The processes of one job, recognised by the exit file's name in their environment, also when orphaned."""
 
     def __init__(self, exit_file: Path) -> None:
         self.exit_file = exit_file
@@ -75,7 +76,7 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def supervise(launcher: subprocess.Popen, ranks: Ranks, num_processes: int, received: list[int]) -> None:
+def supervise(launcher: subprocess.Popen, ranks: JobProcesses, num_processes: int, received: list[int]) -> None:
     """Return when launcher and ranks have ended, or at a second signal in `received`."""
     told: set[int] = set()
     while launcher.poll() is None or ranks.alive():
@@ -94,7 +95,7 @@ def supervise(launcher: subprocess.Popen, ranks: Ranks, num_processes: int, rece
 
 
 def listen(received: list[int]) -> None:
-    """Collect what the ranks are to get in `received`."""
+    """Append to `received` each signal that the ranks are to get."""
     last = -SAME_SIGNAL_S
 
     def note(number: int, _frame: object) -> None:
@@ -125,7 +126,7 @@ def main(flags: list[str]) -> int:
     received: list[int] = []
     listen(received)
 
-    # Tests put a stand-in in the command line's place.
+    # Tests run a stand-in instead of the command line.
     program = os.environ.get("DATA_ENGINE_PROGRAM", "data_engine")
     # Once, before any rank starts: the launcher would bury the message under tracebacks.
     code = subprocess.call([sys.executable, "-m", program, "validate", *flags])
@@ -135,7 +136,7 @@ def main(flags: list[str]) -> int:
     num_processes = int(os.environ["NUM_PROCESSES"])
     command = launch_command(program, num_processes, flags)
     with tempfile.NamedTemporaryFile(prefix="data-engine-", suffix=".jsonl") as file:
-        ranks = Ranks(Path(file.name))
+        ranks = JobProcesses(Path(file.name))
         environment = {**os.environ, "DATA_ENGINE_EXIT_FILE": file.name}
         try:
             # A session of its own: Ctrl-C comes here only.

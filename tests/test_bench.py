@@ -144,7 +144,7 @@ def test_a_job_has_overhead_and_leaves_files(result):
 def test_every_function_that_counts_as_a_model_call_is_called_by_the_job(tmp_path, one_thread, monkeypatch):
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
-    whole = job.Job(subject, Decoder(subject.engine, 4, 4), tmp_path, 1000)
+    whole = job.TimedJob(subject, Decoder(subject.engine, 4, 4), tmp_path, 1000)
     whole.run()
     assert 0 < whole.figures.overhead < 1
     # A function that exists under this name, and that nobody calls.

@@ -1,1 +1,1 @@
-"""What `data-engine bench` times, and on what."""
+"""`data-engine bench`: what is timed, how, and the figures and table that are made of it."""

@@ -61,8 +61,8 @@ class JobFigures:
         return 1 - self.model_seconds / self.seconds
 
 
-class Job:
-    """Questions with JPEG images on disk, and everything that `run` does with them after the models are loaded."""
+class TimedJob:
+    """Questions with JPEG images on disk, and all that `run` does with them once the models are loaded."""
 
     def __init__(self, subject: Subject, decoder: Decoder, folder: Path, tokens_a_pass: int) -> None:
         self.subject, self.decoder, self.folder, self.tokens_a_pass = subject, decoder, folder, tokens_a_pass

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from data_engine.bench import figures
-from data_engine.bench.job import Job
+from data_engine.bench.job import TimedJob
 from data_engine.bench.machine import PeakMemory, ceilings, machine, settled, versions
 from data_engine.bench.model import Sizes, Subject, write_checkpoint
 from data_engine.bench.ways import WAYS, Ways
@@ -47,7 +47,7 @@ def run(sizes: Sizes, options: Options) -> dict:
         found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
         decoder, rows = _decoder(subject, options.rows, found["decode_rows"])
         ways = Ways(subject, decoder)
-        job = Job(subject, decoder, Path(scratch), found["score_tokens"])
+        job = TimedJob(subject, decoder, Path(scratch), found["score_tokens"])
         timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
         if subject.stock is None:
             timed = {name: way for name, way in timed.items() if name.startswith("engine")}
@@ -85,7 +85,7 @@ def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dic
     return budgets(memory_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
 
 
-def _result(options: Options, ways: Ways, job: Job, measured: dict[str, dict]) -> dict:
+def _result(options: Options, ways: Ways, job: TimedJob, measured: dict[str, dict]) -> dict:
     subject, sizes = ways.subject, ways.subject.sizes
     device, dtype = subject.engine.device, subject.engine.dtype
     peak = ceilings(device, dtype)

@@ -1,5 +1,6 @@
-"""What `data-engine bench` times: a random LLaVA-shaped model or the user's checkpoint, in the engine and, where it can
-load it, in transformers; and the images, prompts and answers that both are given.
+"""What `data-engine bench` times: a random LLaVA-shaped model or the user's checkpoint; images, prompts and answers.
+
+The engine and, where it can load the checkpoint, transformers are given the same.
 
 Shapes: B questions, K answers, P prefix tokens, L answer tokens.
 """
@@ -35,7 +36,7 @@ class Sizes:
     questions: int = 16
     """sampled at fixed lengths; a quarter of them is scored"""
     drawn_questions: int = 48
-    """sampled at drawn lengths, and in the whole job, as one unit: half of what one has of 100,000 questions"""
+    """sampled at drawn lengths, and in the whole job, as one unit; a unit of 100,000 questions has twice as many"""
     answer_tokens: int = 120
     """scored, an answer"""
     new_tokens: int = 64
@@ -123,9 +124,7 @@ class Subject:
 
     @property
     def typical(self) -> int:
-        """The question whose answers, and whose longest answer, are nearest to the mean: where one is enough for a
-        rate, it stands for all.
-        """
+        """The question whose answers, and whose longest answer, are nearest to the mean; timed in place of all."""
         sums, longest = self.lengths_BK.sum(1), self.lengths_BK.max(1)
         return int((np.abs(sums / sums.mean() - 1) + np.abs(longest / longest.mean() - 1)).argmin())
 

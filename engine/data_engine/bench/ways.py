@@ -25,7 +25,7 @@ SAMPLING = {"temperature": 0.7, "top_k": 50, "top_p": 1.0, "repetition_penalty":
 
 @dataclass(frozen=True)
 class Way:
-    """One way of doing a work: what it does, and whether one round of it is enough."""
+    """One way of doing a piece of work; `what` describes it, and with `once` one round is measured."""
 
     work: str
     what: str
@@ -51,7 +51,7 @@ WAYS = {
 
 
 class ForcedLengths(LogitsProcessor):
-    """For generate: no EOS before an answer's length is reached, and nothing else then."""
+    """For generate: each answer ends by EOS exactly at its length."""
 
     def __init__(self, lengths_N: Tensor, prompt: int, eos: int) -> None:
         self.lengths_N, self.prompt, self.eos = lengths_N, prompt, eos
@@ -65,7 +65,7 @@ class ForcedLengths(LogitsProcessor):
 
 
 def half_of(questions: int) -> int:
-    """The size of two units that hold so many questions."""
+    """The unit size that cuts so many questions into two units."""
     return -(-questions // 2)
 
 
@@ -84,7 +84,7 @@ class Ways:
             "one at a time, twice": lambda: self.score_one_at_a_time_twice(self.subject.answers_BKL[0]),
             "padded batch": self.score_padded_batch,
             "engine, sampling": lambda: self.sample_by_engine(fixed_BK),
-            # Its rate does not depend on how many follow.
+            # One question: the rate is the same for any number.
             "generate, one question": lambda: self.generate([0], fixed_BK),
             "generate, batches": lambda: self.generate(range(min(8, sizes.questions)), fixed_BK),
             "engine, drawn lengths": lambda: self.sample_by_engine(drawn_BK),

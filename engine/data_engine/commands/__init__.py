@@ -1,1 +1,1 @@
-"""What people start: `data-engine COMMAND`, a file each."""
+"""What people start: `data-engine COMMAND`, one file for each."""

@@ -22,6 +22,20 @@ QUICK = {"questions": 2, "drawn_questions": 2, "most_tokens": 160, "rounds": 1}
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark and print its table; the exit code is 0."""
+    arguments = _parser().parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    sizes = replace(Sizes(vocab=arguments.vocab, rounds=arguments.rounds), **(QUICK if arguments.quick else {}))
+    options = measure.Options(**{field.name: getattr(arguments, field.name) for field in fields(measure.Options)})
+    result = measure.run(sizes, options)
+    print(table(result))
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="data-engine bench", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument(
         "--model", metavar="PATH", help="a checkpoint, folder or hub id (default: random, LLaVA-shaped)"
@@ -40,14 +54,4 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--questions", type=int, default=100_000, metavar="N",
                         help="size of the dataset that is estimated (default: %(default)s)")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    sizes = replace(Sizes(vocab=arguments.vocab, rounds=arguments.rounds), **(QUICK if arguments.quick else {}))
-    options = measure.Options(**{field.name: getattr(arguments, field.name) for field in fields(measure.Options)})
-    result = measure.run(sizes, options)
-    print(table(result))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    return parser

@@ -1,9 +1,9 @@
-"""`data-engine submit`: an array of SLURM jobs over shards, and the one that pairs when they are done. No torch here.
+"""`data-engine submit`: an array of SLURM jobs over shards, and one job that pairs when they are done. No torch here.
 
-What a job does is in launch/slurm/*.sbatch. The pairing job waits for exit code 0 of every task (afterok), not for
-their end alone (afterany), which would pair with what a failed task left out, and only be told that units are missing.
-A task that was preempted or lost its node is put back under its own number, and has not ended for SLURM until it is
-done. Where one failed for good, the pairing job can never start, and leaves the queue by itself.
+What a job does is in launch/slurm/*.sbatch. The pairing job waits for exit code 0 of every task (afterok): after a
+failed task (afterany) it would only find that units are missing. SLURM puts a task that was preempted or lost its node
+back under its own number, so that it has not ended until it is done. Where a task failed for good, the pairing job can
+never start, and SLURM removes it from the queue.
 """
 
 import shlex
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import data_engine
 from data_engine.commands import validate
 from data_engine.commands.arguments import parse
 from data_engine.config import RunConfig
@@ -22,40 +23,40 @@ from data_engine.errors import UserError
 USAGE = 'usage: data-engine submit --array N [--sbatch "OPTIONS"] [--config FILE] [--name value ...]'
 HELP = f"""{USAGE}
 
-Submits N SLURM jobs that share out the questions, and one that pairs when all are done. Run it from the repository's
-root; nothing is submitted where the configuration has a mistake.
+Submits N SLURM jobs that share the questions, and one that pairs when all are done. Relative paths are those of the
+current folder; nothing is submitted where the configuration has a mistake.
 
-  --array N               jobs among which sampling and scoring are shared out
+  --array N               jobs that share sampling and scoring
   --sbatch "OPTIONS"      options of sbatch for all of them: "--partition gpu --gres gpu:8 --time 12:00:00"
   --sbatch_pair "OPTIONS" more of them for the pairing job, which needs one CPU and no GPU: "--gres none"
 
 All else is as in data-engine run --help, which lists it."""
-ARRAY, PAIR = Path("launch/slurm/array.sbatch"), Path("launch/slurm/pair.sbatch")
-# What each of the jobs is told by its script.
+# Flags that the scripts set for each job.
 _SET_HERE = ("num_shards", "shard_index", "continue_from_stage", "stop_after_stage")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the configuration, submit both, print their ids. Raises UserError, with nothing left in the queue."""
+    """Check the configuration, submit both jobs, print their ids. Raises UserError, with nothing left in the queue."""
     if {"-h", "--help"} & set(argv):
-        print(HELP)
+        print(f"{HELP}\n\nThe scripts are in {launch_folder()}.")
         return 0
     options, flags = split(argv)
     num_jobs = _number(options.get("array"))
     extra, extra_pair = (_words(name, options.get(name, "")) for name in ("sbatch", "sbatch_pair"))
     config = parse(flags, "submit")
-    _check_place(config)
+    _check_can_submit(config)
     print(validate.check(config), flush=True)
 
     logs = Path(config.work_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    # The jobs run under the interpreter that submits them, whatever is on the PATH of their nodes.
-    common = ["--parsable", f"--export=ALL,PYTHON={sys.executable}"]
+    launch = launch_folder()
+    # The jobs run under this interpreter, whatever is on the PATH of their nodes.
+    common = ["--parsable", f"--export=ALL,PYTHON={sys.executable},DATA_ENGINE_LAUNCH={launch}"]
     array = [f"--array=0-{num_jobs - 1}", f"--output={logs}/slurm-%A_%a.out", *extra]
-    array_id = _sbatch([*common, *array, str(ARRAY), *flags, "--num_shards", str(num_jobs)])
+    array_id = _sbatch([*common, *array, str(launch / "slurm/array.sbatch"), *flags, "--num_shards", str(num_jobs)])
     try:
         wait = [f"--dependency=afterok:{array_id}", "--kill-on-invalid-dep=yes", f"--output={logs}/slurm-%j.out"]
-        pair_id = _sbatch([*common, *wait, *extra, *extra_pair, str(PAIR), *flags])
+        pair_id = _sbatch([*common, *wait, *extra, *extra_pair, str(launch / "slurm/pair.sbatch"), *flags])
     except BaseException:
         subprocess.run(["scancel", array_id], check=False)
         raise
@@ -80,11 +81,26 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if not argument.startswith("--") or name not in ("array", "sbatch", "sbatch_pair"):
             flags.append(argument)
             continue
-        # By hand, since argparse takes a value such as --exclusive for a flag.
+        # Not by argparse, which takes a value such as --exclusive for a flag.
         options[name] = value if equals else next(rest, None)
         if options[name] is None:
             raise UserError(f"--{name} needs a value; {USAGE}")
     return options, flags
+
+
+def launch_folder() -> Path:
+    """The folder of run_engine.sh and the batch scripts: inside the installed package, or beside engine/ in a checkout.
+
+    Raises UserError where it is missing, or SLURM could not be given its name.
+    """
+    package = Path(data_engine.__file__).resolve().parent
+    folders = [package / "launch", package.parents[1] / "launch"]
+    found = next((folder for folder in folders if (folder / "run_engine.sh").is_file()), None)
+    if found is None:
+        raise UserError(f'no run_engine.sh in "{folders[0]}" or "{folders[1]}": install the package again')
+    if "," in str(found):
+        raise UserError(f'"{found}" has a comma in its name, at which sbatch would cut it: install somewhere else')
+    return found
 
 
 def _number(text: str | None) -> int:
@@ -102,21 +118,19 @@ def _words(name: str, text: str) -> list[str]:
         raise UserError(f"{name} cannot be cut into options: {error}: {text}") from None
 
 
-def _check_place(config: RunConfig) -> None:
+def _check_can_submit(config: RunConfig) -> None:
     defaults = {field.name: field.default for field in fields(RunConfig)}
     for name in _SET_HERE:
         if getattr(config, name) != defaults[name]:
             raise UserError(f"submit runs all stages and sets {name} itself, for each job: leave {name} out")
-    if not (ARRAY.is_file() and PAIR.is_file()):
-        raise UserError(f'no {ARRAY} in "{Path.cwd()}": submit from the root of the repository')
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch on this machine: submit from a login node of a SLURM cluster")
 
 
 def _sbatch(arguments: list[str]) -> str:
-    """The id of a job that is in the queue now. Raises UserError with SLURM's reason."""
+    """Submit a job and return its id. Raises UserError with SLURM's reason."""
     done = subprocess.run(["sbatch", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"SLURM refused the job, and nothing is left in the queue: {done.stderr.strip()}")
-    # A cluster's name may follow.
+    # The cluster's name may follow the id.
     return done.stdout.strip().partition(";")[0]

@@ -1,6 +1,6 @@
 """The checks before a run that need no model: configuration, folders, dataset. Imports no torch.
 
-launch/run_engine.sh runs them once, so that a mistake is told before any rank starts, and is told once.
+launch/run_engine.sh runs them before any rank starts, so that a mistake is reported once and not by every rank.
 """
 
 import os
@@ -20,17 +20,17 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check what `data-engine run` would be given, and say what was found. Raises UserError at the first mistake."""
+    """Check what `data-engine run` would be given, and print what was found. Raises UserError at the first mistake."""
     print(check(parse(argv, "validate")), flush=True)
     return 0
 
 
 def check(config: RunConfig) -> str:
-    """What was found, in one line. Raises UserError at the first mistake."""
+    """What was found, as one line. Raises UserError at the first mistake."""
     check_writable(Path(config.work_dir))
     check_zero3(config)
     questions = open_questions(config)
-    # Last, since a hub id may take an hour to fetch.
+    # Last: fetching a hub id may take an hour.
     families = [
         check_model(config.instruct_model_path, config.instruct_model_revision, config.instruct_model_name),
         check_model(config.reward_model_path, config.reward_model_revision, config.reward_model_name),
@@ -42,7 +42,7 @@ def check(config: RunConfig) -> str:
 
 
 def check_model(path: str, revision: str | None, name: str | None) -> str:
-    """The family of a checkpoint whose files are all there, fetched where it is a hub id. Raises UserError."""
+    """The family of a checkpoint, which is fetched if it is a hub id. Raises UserError where a file is missing."""
     folder = resolve(path, revision)
     family = family_of(folder, name)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
@@ -53,19 +53,19 @@ def check_model(path: str, revision: str | None, name: str | None) -> str:
 
 
 def check_zero3(config: RunConfig) -> None:
-    """Raise UserError where splitting is asked for without DeepSpeed, or with settings that are none."""
+    """Raise UserError where zero3 is on without DeepSpeed, or zero3_config is no file of ZeRO-3 settings."""
     zero3_settings.read_settings(config.zero3_config)
     if config.zero3 == "on":
         zero3_settings.require_installed()
 
 
 def check_writable(work_dir: Path) -> None:
-    """Raise UserError where `work_dir` is no folder, or nothing can be written where it lies or would lie."""
+    """Raise UserError where `work_dir` is a file, or neither it nor its nearest existing parent can be written."""
     existing = next(folder for folder in (work_dir, *work_dir.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise UserError(f'work_dir "{work_dir}": "{existing}" is a file; name a folder, or a place for one')
     try:
-        # A real file: a full quota or a read-only mount shows in no permission bit.
+        # A real file, since permission bits do not show a full quota or a read-only mount.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Datasets that trainers load: a table of formats, one file each. No torch here.
+"""Datasets that trainers load: a table of formats, one file for each. No torch here.
 
 A format is a function `write(kept, folder, scratch) -> Written`: it writes what is in `kept` into the empty `folder`,
 and may use the folder `scratch` for work in progress. The same input gives the same bytes.

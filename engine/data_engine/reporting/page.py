@@ -30,7 +30,7 @@ COLUMNS = ("chosen_sum", "rejected_sum", "chosen_avg", "rejected_avg", "chosen_w
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPair:
     """One pair of the report, with its question and picture."""
 
     pair: Mapping
@@ -96,12 +96,12 @@ def _read_rows(path: Path, rows: np.ndarray) -> list[dict]:
     return [found[int(row)] for row in rows]
 
 
-def _with_questions(pairs: list[dict], questions: Questions, max_megapixels: float) -> list[Shown]:
+def _with_questions(pairs: list[dict], questions: Questions, max_megapixels: float) -> list[ShownPair]:
     wanted = {pair["idx"] for pair in pairs}
     rows = {idx: row for row, idx in enumerate(questions.idx) if idx in wanted}
     read = {idx: next(iter(questions.rows(range(row, row + 1)))) for idx, row in rows.items()}
     thumbnails = {idx: _thumbnail(question.image, max_megapixels) for idx, question in read.items()}
-    return [Shown(pair, read[pair["idx"]].question or "", *thumbnails[pair["idx"]]) for pair in pairs]
+    return [ShownPair(pair, read[pair["idx"]].question or "", *thumbnails[pair["idx"]]) for pair in pairs]
 
 
 def _bars(funnel: Funnel) -> list[dict]:
