@@ -11,6 +11,7 @@ from data_engine import exports, stages
 from data_engine.exports.base import KeptPairs
 from data_engine.store.folders import scratch_folder
 from data_engine.store.units import read_unit
+from data_engine.tables import load
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_an_export_that_fails_leaves_the_one_before_as_it_was(lines, world, tmp_
 
 @pytest.mark.parametrize("name", exports.EXPORTS)
 def test_every_export_of_the_table_exists_and_says_what_it_writes(name):
-    function = stages.function(exports.EXPORTS[name])
+    function = load(exports.EXPORTS[name])
     assert function.__doc__
     assert importlib.import_module(function.__module__).__doc__
     assert exports.DEFAULT in exports.EXPORTS

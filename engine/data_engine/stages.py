@@ -4,7 +4,6 @@ A stage is a folder of units. The loop, status, resume, summary and pairing read
 the table names functions as text, so that all of them may import it.
 """
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -92,12 +91,6 @@ def by_model(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
     stages = list(stages)
     for model in dict.fromkeys(stage.model for stage in stages):
         yield [stage for stage in stages if stage.model == model]
-
-
-def function(name: str) -> Callable:
-    """The function behind "module:function", imported on first use."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def _by_name(sources: Iterable[Source]) -> dict[str, Stage]:

@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 a bug or an unexpected failure; 2 the user's input or conf
 75 stopped by a signal after committing, run the same command again.
 """
 
-import importlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 import data_engine
 from data_engine.commands.arguments import nearest
 from data_engine.errors import IncompleteError, LostRankError, UserError
+from data_engine.tables import load
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
 COMMANDS = {
@@ -62,8 +62,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise UserError(f'unknown command "{command}"{nearest(command, COMMANDS) or f"; {_usage()}"}')
-    module, _, function = COMMANDS[command][0].partition(":")
-    return getattr(importlib.import_module(module), function)(rest)
+    return load(COMMANDS[command][0])(rest)
 
 
 def _usage() -> str:

@@ -7,9 +7,9 @@ and may use the folder `scratch` for work in progress. The same input gives the 
 import logging
 from pathlib import Path
 
-from data_engine import stages
 from data_engine.exports.base import KeptPairs, Written
 from data_engine.store.folders import swap_in
+from data_engine.tables import load
 
 # A format is one file and one line here.
 EXPORTS = {"rlaif-v": "data_engine.exports.rlaif_v:write"}
@@ -26,7 +26,7 @@ def export(name: str, kept: KeptPairs, target: Path, scratch: Path) -> Written:
     """
     new = scratch / "export"
     new.mkdir()
-    written = stages.function(EXPORTS[name])(kept, new, scratch)
+    written = load(EXPORTS[name])(kept, new, scratch)
     if not written.rows:
         log.warning("no pair is left: %s is written without a row, which dataset loaders refuse", target)
     target.parent.mkdir(parents=True, exist_ok=True)

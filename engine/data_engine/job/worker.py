@@ -30,6 +30,7 @@ from data_engine.stages import Stage
 from data_engine.store import claims, disk, logs, units
 from data_engine.store.units import UnitResult
 from data_engine.store.writer import Writer
+from data_engine.tables import load
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class ModelHolder:
                 model, plan.config, plan.budgets, plan.questions.idx_type, plan.answers_as_text(stage),
                 split=coordination.split is not None, decode=self._image_workers.decode,
             )  # fmt: skip
-            self._runner, self._stage = stages.function(stage.runner)(context), stage
+            self._runner, self._stage = load(stage.runner)(context), stage
         return self._runner
 
     def drop_runner(self) -> None:

@@ -1,13 +1,12 @@
-"""Model families. `load_model` is the public way in; names.py has the table, one file a family the rest."""
+"""Model families. `load_model` is the public way in; registry.py has the table, one file a family the rest."""
 
-import importlib
 from typing import TYPE_CHECKING
 
 from data_engine.models.registry import FAMILIES, family_of, resolve
+from data_engine.tables import load
 
 if TYPE_CHECKING:
-    from data_engine.models.base import VisionLanguageModel
-    from data_engine.models.sharding.zero3 import Split
+    from data_engine.models.base import ModelFamily, Split, VisionLanguageModel
 
 
 def load_model(
@@ -39,7 +38,6 @@ def load_model(
     return model
 
 
-def family_class(family: str) -> type:
+def family_class(family: str) -> "type[ModelFamily]":
     """The class of a family, imported on first use."""
-    module, _, cls = FAMILIES[family].partition(":")
-    return getattr(importlib.import_module(module), cls)
+    return load(FAMILIES[family].code)

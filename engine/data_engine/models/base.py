@@ -4,6 +4,7 @@ Sampling and scoring see the prefix, the decoder and the head, and are written o
 Shapes: B images, N image tokens, P prefix tokens, T tokens, V vocabulary, D width.
 """
 
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -14,6 +15,25 @@ from data_engine.errors import UserError
 
 # Stands in prompt ids where the image's features go; no tokenizer has a negative id.
 IMAGE_TOKEN = -200
+
+
+class Split(Protocol):
+    """How a model is divided over ranks while it is loaded; models/sharding/zero3.py is one way."""
+
+    reads: bool
+    """whether this rank reads the divided weights from disk; the others get their shares from it"""
+
+    def divides(self, name: str) -> bool:
+        """Whether the weight of this name, in the family's modules, is divided."""
+
+    def divide(self, value: Tensor) -> nn.Parameter:
+        """A parameter of which this rank keeps its share; a rank that does not read gives an empty one like it."""
+
+    def release(self) -> None:
+        """Let go of the model that was divided last."""
+
+    def run_together(self, model: "VisionLanguageModel") -> None:
+        """Make each call of the model's decoder and vision tower one that all ranks make at once."""
 
 
 class VisionLanguageModel(Protocol):
@@ -58,6 +78,25 @@ class VisionLanguageModel(Protocol):
 
     def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
         """[T, D]"""
+
+
+class ModelFamily(Protocol):
+    """What a line of registry.FAMILIES names: a class whose instances are VisionLanguageModels."""
+
+    markers: tuple[str, ...]
+
+    @classmethod
+    def load(
+        cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None
+    ) -> VisionLanguageModel:
+        """Read a checkpoint folder, by checkpoint.Filler, which divides the weights that `split` names.
+
+        Raises registry.ModelError naming what is missing, unexpected or contradictory.
+        """
+
+    @staticmethod
+    def cache_values_per_token(folder: Path) -> int:
+        """Numbers that the keys and values of one token take, all layers."""
 
 
 @torch.inference_mode()

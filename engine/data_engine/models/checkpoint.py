@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from data_engine.models.base import Split
 from data_engine.models.registry import ModelError, read_json
-from data_engine.models.sharding.zero3 import Split, is_divided
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -77,10 +77,6 @@ def _header(file: Path) -> bytes:
         return opened.read(struct.unpack("<Q", opened.read(8))[0])
 
 
-def weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in weight_files(folder))
-
-
 def num_weights(folder: Path) -> int:
     """Numbers in a checkpoint's tensors, whatever their dtype."""
     return sum(shape.numel() for shape in tensor_shapes(folder).values())
@@ -114,7 +110,7 @@ class Filler:
                 f"weight {origin} has shape {list(value.shape)}, config.json makes it {list(self._shapes[target])}"
             )
         owner, _, leaf = target.rpartition(".")
-        divided = self.split is not None and is_divided(target)
+        divided = self.split is not None and self.split.divides(target)
         if divided and not self.split.reads:
             value = torch.empty(value.shape, device=self.device, dtype=self.dtype)
         else:

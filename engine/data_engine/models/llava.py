@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from data_engine.models import attention
-from data_engine.models.base import IMAGE_TOKEN
+from data_engine.models.base import IMAGE_TOKEN, Split
 from data_engine.models.checkpoint import Filler, tensor_names
 from data_engine.models.decoder import cache_values_per_token, decoder_config, head_weight
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
-from data_engine.models.registry import ModelError, fetch, read_json, resolve
-from data_engine.models.sharding.zero3 import Split
+from data_engine.models.registry import ModelError, fetch, model_types, read_json, resolve
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
 from data_engine.questions.images import check_megapixels, resized_size
 from data_engine.schemas import without_image_marker
@@ -242,7 +241,7 @@ def _expect(raw: dict, where: Path, field: str, value: object) -> None:
 
 
 def _llama_config(raw: dict, where: Path) -> LlamaConfig:
-    return decoder_config(LlamaConfig, raw, where, types=("llava", "llava_llama"))
+    return decoder_config(LlamaConfig, raw, where, types=tuple(model_types()))
 
 
 def _layers(vision: CLIPVisionConfig, select: int, where: Path) -> int:

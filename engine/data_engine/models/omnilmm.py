@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from transformers import MistralConfig, MistralModel
 
 from data_engine.models import attention
-from data_engine.models.base import IMAGE_TOKEN
+from data_engine.models.base import IMAGE_TOKEN, Split
 from data_engine.models.checkpoint import Filler, tensor_shapes
 from data_engine.models.decoder import cache_values_per_token, decoder_config, head_weight
 from data_engine.models.eva import Eva, EvaConfig, Resampler, heads_of
 from data_engine.models.pixels import normalised, resized
-from data_engine.models.registry import ModelError, read_json
-from data_engine.models.sharding.zero3 import Split
+from data_engine.models.registry import ModelError, model_types, read_json
 from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, load_tokenizer
 from data_engine.questions.images import check_megapixels
 from data_engine.schemas import without_image_marker
@@ -192,7 +191,7 @@ def _agree(raw: dict, where: Path, vision: EvaConfig) -> None:
 
 
 def _mistral_config(raw: dict, where: Path) -> MistralConfig:
-    return decoder_config(MistralConfig, raw, where, types=("omnilmm",))
+    return decoder_config(MistralConfig, raw, where, types=tuple(model_types()))
 
 
 def tower_config(folder: Path, shapes: dict[str, torch.Size]) -> EvaConfig:

@@ -2,20 +2,41 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.errors import UserError
 
-# A family is one file and one line here; its class has `load(folder, device, dtype)`.
-FAMILIES = {"llava": "data_engine.models.llava:Llava", "omnilmm": "data_engine.models.omnilmm:OmniLMM"}
-NAMES = {
-    "llava-1.5-7b": "llava",
-    "llava-v1.5-7b": "llava",
-    "rlaif-v-7b": "llava",
-    "omnilmm-12b": "omnilmm",
-    "rlaif-v-12b": "omnilmm",
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family's code is, and how its checkpoints are known."""
+
+    code: str
+    """module:class, a models.base.ModelFamily"""
+    model_types: tuple[str, ...]
+    """model_type of config.json"""
+    names: tuple[str, ...] = ()
+    """of published checkpoints, in lower case"""
+
+
+# A family is one file and one line here.
+FAMILIES = {
+    "llava": Family(
+        "data_engine.models.llava:Llava", ("llava", "llava_llama"), ("llava-1.5-7b", "llava-v1.5-7b", "rlaif-v-7b")
+    ),
+    "omnilmm": Family("data_engine.models.omnilmm:OmniLMM", ("omnilmm",), ("omnilmm-12b", "rlaif-v-12b")),
 }
-MODEL_TYPES = {"llava": "llava", "llava_llama": "llava", "omnilmm": "omnilmm"}
+
+
+def names() -> dict[str, str]:
+    """The family of each name."""
+    return {name: key for key, family in FAMILIES.items() for name in family.names}
+
+
+def model_types() -> dict[str, str]:
+    """The family of each model_type."""
+    return {model_type: key for key, family in FAMILIES.items() for model_type in family.model_types}
 
 
 class ModelError(UserError):
@@ -62,17 +83,18 @@ def fetch(path: str, revision: str | None = None) -> Path:
 def family_of(folder: Path, name: str | None = None) -> str:
     """The family that config.json tells. Raises ModelError where `name` is unknown or contradicts it."""
     model_type = read_json(folder / "config.json").get("model_type")
-    if model_type not in MODEL_TYPES:
-        known = ", ".join(sorted(MODEL_TYPES))
+    if model_type not in model_types():
+        known = ", ".join(sorted(model_types()))
         raise ModelError(f"{folder / 'config.json'} has model_type {model_type!r}; known: {known}")
-    family = MODEL_TYPES[model_type]
+    family = model_types()[model_type]
     if name is None:
         return family
-    if name.lower() not in NAMES:
-        raise ModelError(f"unknown model name {name!r}; known: {', '.join(NAMES)} (any case)")
-    if NAMES[name.lower()] != family:
+    told = names().get(name.lower())
+    if told is None:
+        raise ModelError(f"unknown model name {name!r}; known: {', '.join(names())} (any case)")
+    if told != family:
         raise ModelError(
-            f"model name {name!r} is of the family {NAMES[name.lower()]}, but {folder / 'config.json'} "
+            f"model name {name!r} is of the family {told}, but {folder / 'config.json'} "
             f"has model_type {model_type!r}, of the family {family}; leave the name out or mend it"
         )
     return family

@@ -26,6 +26,7 @@ from data_engine.questions.dataset import Questions
 from data_engine.rewards import NOT_SCORED, Rewards, RewardSettings, implicit
 from data_engine.store import units
 from data_engine.store.folders import move_in, scratch_folder
+from data_engine.tables import load
 
 PAIRS_FILE = Path("pairs", "pairs.parquet")
 REWARDS = tuple(field.name for field in dataclasses.fields(Rewards))
@@ -106,7 +107,7 @@ def _answers(
     """Each question of a unit that has answers, its idx and they with their rewards, in the order of the questions."""
     # The first source ranks; a run has one so far.
     source = stages.SOURCES[stages.CHOSEN[0]]
-    rewards = stages.function(source.rewards)
+    rewards = load(source.rewards)
     columns = {stage.name: _column(work_dir, stage.name, unit) for stage in source.stages}
     table = units.read_unit(work_dir, stages.SAMPLING.name, unit).select(["idx", "sample_index", "answer"])
     rows = []

@@ -4,7 +4,6 @@ The caller pushes requests and polls. A back end takes requests from what was su
 from nowhere else: that it looks for work never claims any.
 """
 
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +11,7 @@ from typing import Protocol
 from data_engine.models.base import VisionLanguageModel
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.requests import Request, Sampled
+from data_engine.tables import load
 
 # name -> "module:function", which takes BackendSettings and returns a SamplingBackend.
 BACKENDS = {"native": "data_engine.sampling.native.backend:make"}
@@ -56,5 +56,4 @@ class SamplingBackend(Protocol):
 
 def make_backend(name: str, settings: BackendSettings) -> SamplingBackend:
     """The back end of that name, imported on first use."""
-    module, _, function = BACKENDS[name].partition(":")
-    return getattr(importlib.import_module(module), function)(settings)
+    return load(BACKENDS[name])(settings)

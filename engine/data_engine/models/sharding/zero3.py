@@ -2,7 +2,7 @@
 
 Decoder and vision tower are split; embeddings, head and projector, which the loops use between calls, stay whole on
 each rank. A weight is divided as soon as it is read, so that no rank ever holds the model. Each call of a split module
-is made by all ranks at once: see lockstep.py.
+is made by all ranks at once: see lock_step.py.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Split:
 
     def __init__(self, settings: dict, step: LockStep, rank: int) -> None:
         require_installed()
-        _return_freed_memory()
+        _unmap_freed_memory()
         self.step, self._rank, self._settings = step, rank, settings
         self._divided: list[nn.Parameter] = []
 
@@ -43,6 +43,10 @@ class Split:
     def reads(self) -> bool:
         """Whether this rank reads the divided weights from disk; the others get their shares from it."""
         return self._rank == 0
+
+    def divides(self, name: str) -> bool:
+        """Whether a weight, by its name in a family's modules, is divided."""
+        return is_divided(name)
 
     def divide(self, value: torch.Tensor) -> nn.Parameter:
         """A parameter of which this rank keeps its share: rank 0 gives the value, the others an empty one like it."""
@@ -95,7 +99,7 @@ def _dummy_encode(model: VisionLanguageModel) -> None:
     model.encode_images(pixels[None].to(model.device))
 
 
-def _return_freed_memory() -> None:
+def _unmap_freed_memory() -> None:
     """Have glibc give freed tensors back to the system at once.
 
     It would keep those below 32 MB, in between the shares that stay: after loading, a rank on CPU would hold as much as

@@ -1,6 +1,7 @@
 """Pairs of a good and a bad answer: rewarded answers in, candidate pairs out, before any filter.
 
-A good answer is among the best by total reward and by reward a token, a bad one among the worst by both.
+A strategy is a function `pick(ranked, pair_depth) -> [(chosen, rejected), ...]` over the answers of one question that
+rank. What is true of all of them is here: which answers rank at all, and how far the words of a pair may differ.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -9,8 +10,13 @@ from dataclasses import dataclass
 from data_engine.errors import UserError
 from data_engine.preferences.word_count import count_words
 from data_engine.rewards.implicit import unusable_reward, unusable_text
+from data_engine.tables import load
 
-Row = Mapping[str, object]
+# A strategy is one file and one line here.
+STRATEGIES = {"cross": "data_engine.preferences.strategies.cross:pick"}
+DEFAULT = "cross"
+
+RewardedAnswer = Mapping[str, object]
 """One answer: idx, sample_index, answer, sum, avg."""
 
 ROW_FIELDS = ("idx", "sample_index", "answer", "sum", "avg")
@@ -34,30 +40,34 @@ class Pair:
 
 
 def build_pairs(
-    rows: Iterable[Row],
+    rows: Iterable[RewardedAnswer],
     rank: int = 3,
     distance: int = 25,
     count_words: Callable[[str], int] = count_words,
     *,
     markers: Sequence[str] = (),
+    strategy: str = DEFAULT,
 ) -> list[Pair]:
     """Candidate pairs of any number of questions, unfiltered; grouped by idx, wherever its rows stand.
 
     A row is a mapping with idx, sample_index, answer, sum, avg. An answer that contains one of `markers` never ranks.
+    `strategy` is a name of STRATEGIES. Raises UserError for values that cannot be used.
     """
+    if strategy not in STRATEGIES:
+        raise UserError(f'unknown strategy "{strategy}"; known: {", ".join(STRATEGIES)}')
     for name, value in (("rank", rank), ("distance", distance)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
     pairs = []
     for answers in by_idx(rows).values():
         ranked, _ = split_ranked(answers, markers)
-        pairs += pair_up(ranked, rank, distance, count_words)
+        pairs += pair_up(ranked, rank, distance, count_words, strategy)
     return pairs
 
 
-def by_idx(rows: Iterable[Row]) -> dict[Hashable, list[Row]]:
+def by_idx(rows: Iterable[RewardedAnswer]) -> dict[Hashable, list[RewardedAnswer]]:
     """The rows of each question, questions in the order in which they first appear."""
-    groups: dict[Hashable, dict[int, Row]] = {}
+    groups: dict[Hashable, dict[int, RewardedAnswer]] = {}
     for number, row in enumerate(rows):
         missing = [name for name in ROW_FIELDS if name not in row]
         if missing:
@@ -72,7 +82,9 @@ def by_idx(rows: Iterable[Row]) -> dict[Hashable, list[Row]]:
     return {idx: list(answers.values()) for idx, answers in groups.items()}
 
 
-def split_ranked(answers: Sequence[Row], markers: Sequence[str] = ()) -> tuple[list[Row], dict[int, str]]:
+def split_ranked(
+    answers: Sequence[RewardedAnswer], markers: Sequence[str] = ()
+) -> tuple[list[RewardedAnswer], dict[int, str]]:
     """The answers of one question that rank, by sample_index, and sample_index -> reason for those that do not."""
     ranked, reasons, texts = [], {}, set()
     for row in sorted(answers, key=lambda row: row["sample_index"]):
@@ -89,22 +101,22 @@ def split_ranked(answers: Sequence[Row], markers: Sequence[str] = ()) -> tuple[l
     return ranked, reasons
 
 
-def ranking(answers: Iterable[Row], reward: str) -> list[Row]:
+def ranking(answers: Iterable[RewardedAnswer], reward: str) -> list[RewardedAnswer]:
     """The answers of one question by "sum" or "avg", the highest first, ties by sample_index."""
     return sorted(answers, key=lambda row: (-row[reward], row["sample_index"]))
 
 
-def pair_up(ranked: Sequence[Row], rank: int, distance: int, count_words: Callable[[str], int]) -> list[Pair]:
-    """Every good answer of one question with every bad one whose number of words differs by less than `distance`."""
-    by_sum, by_avg = ranking(ranked, "sum"), ranking(ranked, "avg")
-    top = _indexes(by_sum[:rank]) & _indexes(by_avg[:rank])
-    bottom = _indexes(by_sum[-rank:]) & _indexes(by_avg[-rank:])
-    # With fewer than 2 * rank answers the two can overlap, and an answer is not both good and bad.
-    chosen = [row for row in by_sum if row["sample_index"] in top - bottom]
-    rejected = [row for row in by_sum if row["sample_index"] in bottom - top]
-    if not chosen or not rejected:
-        return []
-    words = {row["sample_index"]: count_words(row["answer"]) for row in (*chosen, *rejected)}
+def pair_up(
+    ranked: Sequence[RewardedAnswer],
+    pair_depth: int,
+    max_word_gap: int,
+    count_words: Callable[[str], int],
+    strategy: str | None = None,
+) -> list[Pair]:
+    """The pairs of one question that a strategy picks, of which the numbers of words differ by less than the gap."""
+    picked = load(STRATEGIES[strategy or DEFAULT])(ranked, pair_depth)
+    answers = {row["sample_index"]: row for both in picked for row in both}
+    words = {index: count_words(row["answer"]) for index, row in answers.items()}
     return [
         Pair(
             idx=good["idx"],
@@ -119,11 +131,6 @@ def pair_up(ranked: Sequence[Row], rank: int, distance: int, count_words: Callab
             chosen_words=words[good["sample_index"]],
             rejected_words=words[bad["sample_index"]],
         )
-        for good in chosen
-        for bad in rejected
-        if abs(words[good["sample_index"]] - words[bad["sample_index"]]) < distance
+        for good, bad in picked
+        if abs(words[good["sample_index"]] - words[bad["sample_index"]]) < max_word_gap
     ]
-
-
-def _indexes(answers: Sequence[Row]) -> set[int]:
-    return {row["sample_index"] for row in answers}
