@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_engine.models.base import VisionLanguageModel, prefix
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.native import model_runner
+from data_engine.sampling.native import paged_attention
 from data_engine.sampling.native.kv_cache import Caches
 from data_engine.sampling.native.model_runner import Steps
 
@@ -51,10 +51,11 @@ def prompts(model, golden_rows, golden_images) -> list[Tensor]:
 def made(model, prompts, monkeypatch) -> Callable[[SamplingParams], Steps]:
     """Steps of a GPU with one prompt in slot 1 and answers in rows 0 and 1, but for the kernel, which is CUDA's own."""
     # Its eager formula reads lengths.
-    monkeypatch.setattr(model_runner, "grouped_decode_attention", lambda query, *rest: torch.zeros_like(query))
+    monkeypatch.setattr(paged_attention, "grouped_decode_attention", lambda query, *rest: torch.zeros_like(query))
 
     def make(params: SamplingParams) -> Steps:
-        found = Steps(model, Caches(model, 32, 4, 200, paged=True), params, 10)
+        caches = Caches(model, 32, 4, 200, paged=True)
+        found = Steps(model, caches, params, paged_attention.PagedRows(10))
         found.prefill(prompts[0], 1)
         found.first([0, 1], [3, 4], [1, 1], [7, 7])
         found.give_pages([0, 1], [0, 0], [1, 2])
@@ -79,7 +80,7 @@ def test_nothing_in_a_step_waits(made, params, monkeypatch):
     step = made(params)
     monkeypatch.setattr(torch, "tensor", lambda *a, **options: pytest.fail("a tensor is made of the host's numbers"))
     with Waits() as waits:
-        step.next(None, 2)
+        step.next([None, None])
     assert waits.found == []
 
 

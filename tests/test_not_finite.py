@@ -111,7 +111,7 @@ def test_a_row_that_breaks_late_leaves_nothing_behind_in_its_place(
         asked.append(Request(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
     expected = Decoder(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
     steps = []
-    advance = scheduler.Steps._advance
+    advance = scheduler.Steps.advance
 
     def breaking(self, which, layout):
         steps.append(None)
@@ -129,7 +129,7 @@ def test_a_row_that_breaks_late_leaves_nothing_behind_in_its_place(
         finally:
             monkeypatch.setattr(self.model, "embed_tokens", embed)
 
-    monkeypatch.setattr(scheduler.Steps, "_advance", breaking)
+    monkeypatch.setattr(scheduler.Steps, "advance", breaking)
     decoder = Decoder(instruct, 16, slots, fused)
     decoder.lag = lag
     found = decoder.sample(asked, PARAMS)

@@ -13,8 +13,9 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import cpu_attention, page_allocator, scheduler
 from data_engine.sampling.native.cpu_attention import EagerRows, Lanes, runs
 from data_engine.sampling.native.kv_cache import Caches, num_slots
-from data_engine.sampling.native.model_runner import FusedRows, Steps
+from data_engine.sampling.native.model_runner import Steps
 from data_engine.sampling.native.page_allocator import PAGE
+from data_engine.sampling.native.paged_attention import FusedRows
 from data_engine.sampling.native.scheduler import Decoder
 from data_engine.sampling.requests import TOO_LARGE, Request
 from data_engine.seeds import seed_for
@@ -134,7 +135,7 @@ def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monke
             made.append(len(self.runs))
             fewest.append(len(runs(sorted(lengths, reverse=True))))
 
-    monkeypatch.setattr(scheduler, "Lanes", Counted)
+    monkeypatch.setattr(cpu_attention, "Lanes", Counted)
     assert Decoder(instruct, 16, num_slots(16, 10)).sample(forced, params) == at_once
     assert max(fewest) > 4
     assert sum(made) < 1.1 * sum(fewest)
@@ -262,10 +263,10 @@ def test_a_row_that_runs_out_of_memory_alone_keeps_its_finished_answers(instruct
     giant = lengths.index({True, False})
     advance, loops = Steps.next, []
 
-    def call(self, cpu_attention, num_rows):
+    def call(self, rows):
         if any(row.number == giant and row.drawn > 11 for row in loops[-1].rows):
             raise torch.OutOfMemoryError("no room")
-        return advance(self, cpu_attention, num_rows)
+        return advance(self, rows)
 
     monkeypatch.setattr(scheduler._Loop, "run", lambda loop, run=scheduler._Loop.run: loops.append(loop) or run(loop))
     monkeypatch.setattr(Steps, "next", call)

@@ -39,6 +39,6 @@ def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(
     captured = Decoder(model, 24, 8, fused=10)
     for _ in range(2):
         assert captured.sample(asked, params) == expected
-    graphs = captured._steps._graphs
+    graphs = captured._steps.placement.graphs
     assert set(graphs) == {16, 24}
     assert len({graph.pool() for graph, _ in graphs.values()}) == 1, "each size of step has memory of its own"

@@ -1,4 +1,6 @@
-"""Attention of one decode step: each row's new token sees its question's prefix, and its own suffix.
+"""The CPU's fast path of a decode step: where rows lie, and the attention of each row's new token in plain torch.
+
+A new token sees its question's prefix, and its own suffix.
 
 Rows of one question are one product with its prefix, a lane; rows that lie side by side with suffixes of similar length
 are one product with them, a run, and the loop keeps its rows in order of length, so that runs are few. Both parts are
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from data_engine.models.attention import attention_with_lse, merged, mix
 from data_engine.sampling.native.kv_cache import Caches
+from data_engine.sampling.native.model_runner import Steps
+from data_engine.sampling.requests import Row
 
 # Suffix tokens that a run reads for nothing, since they lie behind the end of its shorter rows, cost about what another
 # run costs on its own.
@@ -49,6 +53,36 @@ def runs(lengths: Sequence[int]) -> list[tuple[int, int, int, bool]]:
             longest = total = length
     found = zip(firsts, [*firsts[1:], len(lengths)], strict=True)
     return [(a, b, max(lengths[a:b]), min(lengths[a:b]) < max(lengths[a:b])) for a, b in found]
+
+
+class OrderedRows:
+    """Rows in order of length, the longest first, since a step takes neighbours of similar length as one product."""
+
+    fills_gaps = False
+
+    def __init__(self) -> None:
+        self._lanes: Lanes | None = None
+
+    def changed(self) -> None:
+        """Lanes are those of certain rows."""
+        self._lanes = None
+
+    def caches_moved(self) -> None:
+        """Nothing here holds an address."""
+
+    def sources(self, rows: Sequence[Row], gap: int) -> list[int]:
+        """The last row of each run behind the gap: rows of about one length change places, so that few move."""
+        lasts = (last - 1 for _, last, _, _ in runs([row.drawn for row in rows]))
+        return [last for last in lasts if last > gap]
+
+    def step(self, runner: Steps, rows: Sequence[Row]) -> Tensor:
+        """Feed each row its newest token and draw the next [N]."""
+        if self._lanes is None:
+            self._lanes = Lanes([row.slot for row in rows], [row.drawn for row in rows], runner.model.device)
+        layout = EagerRows(runner.caches, self._lanes, runner.prefix_lengths, len(rows))
+        drawn = runner.advance(runner.every_row[: len(rows)], layout)
+        self._lanes.steps += 1
+        return drawn
 
 
 class EagerRows:

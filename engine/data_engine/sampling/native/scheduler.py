@@ -17,10 +17,11 @@ from torch import Tensor
 from data_engine.errors import NO_ROOM, UserError
 from data_engine.models.base import VisionLanguageModel
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.native.cpu_attention import Lanes, runs
+from data_engine.sampling.native.cpu_attention import OrderedRows
 from data_engine.sampling.native.kv_cache import Caches, num_slots
 from data_engine.sampling.native.model_runner import NOT_FINITE, Steps
 from data_engine.sampling.native.page_allocator import Pages
+from data_engine.sampling.native.paged_attention import PagedRows
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Queue, Request, Row, Sampled
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,7 @@ class _Loop:
         """
         self.steps, self.queue, self.lag, self.pauses = steps, queue, lag, pauses
         self.longest = steps.params.max_new_tokens
-        # In plain torch: the longest rows first, since a step takes neighbours of similar length as one.
-        self.in_order = steps.fused is None
+        self.placement = steps.placement
         self.rows: list[Row] = []
         # Of each question in flight: its slot, and how many of its answers are in flight.
         self.slots: dict[int, int] = {}
@@ -62,7 +62,6 @@ class _Loop:
         caches = steps.caches
         self.free_slots = deque(range(caches.num_slots))
         self.pages = Pages(caches.num_pages - 1, caches.pages_RC.shape[1]) if caches.paged else None
-        self.lanes: Lanes | None = None
         self.on_their_way: deque[_Drawn] = deque()
 
     def run(self) -> Iterator[Sampled | None]:
@@ -88,13 +87,7 @@ class _Loop:
         """Feed each row its newest token and draw the next."""
         if self.pages:
             self._turn_pages()
-        if self.in_order and self.lanes is None:
-            slots, lengths = [row.slot for row in self.rows], [row.drawn for row in self.rows]
-            self.lanes = Lanes(slots, lengths, self.steps.model.device)
-        drawn = self.steps.next(self.lanes, len(self.rows))
-        if self.lanes:
-            self.lanes.steps += 1
-        self._sent(self.rows, drawn)
+        self._sent(self.rows, self.steps.next(self.rows))
 
     def _sent(self, rows: list[Row], drawn: Tensor) -> None:
         for row in rows:
@@ -132,8 +125,8 @@ class _Loop:
             unused = [*gaps, *range(len(self.rows), self.steps.caches.num_rows)]
             self.steps.clean([0, *self.pages.free] if self.pages else unused)
         if gaps:
-            self.lanes = None
-        if self.in_order:
+            self.placement.changed()
+        if not self.placement.fills_gaps:
             self._close(gaps)
             gaps = []
         places = deque([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
@@ -146,7 +139,7 @@ class _Loop:
             fresh.append(place)
         self._close([place for place in gaps if place in places])
         if fresh:
-            self.lanes = None
+            self.placement.changed()
             self._draw_first(fresh)
         return bool(fresh)
 
@@ -187,7 +180,7 @@ class _Loop:
                 self.pages.take(row)
                 given.add(row)
         if gone := [place for place, row in enumerate(self.rows) if row.ended]:
-            self.lanes = None
+            self.placement.changed()
             self._close(gone)
         if places := [place for place, row in enumerate(self.rows) if row in given]:
             pages = [self.rows[place].pages for place in places]
@@ -211,18 +204,10 @@ class _Loop:
     def _close(self, gaps: list[int]) -> None:
         """Rows from behind move into places that nobody fills."""
         for gap in sorted(gaps, reverse=True):
-            for source in self._behind(gap):
+            for source in self.placement.sources(self.rows, gap):
                 self.steps.move(source, gap, self.rows[source].drawn)
                 self.rows[gap], gap = self.rows[source], source
             self.rows.pop()
-
-    def _behind(self, gap: int) -> list[int]:
-        """The rows that move, each into the gap that the one before it left; the last one's is at the end."""
-        if not self.in_order:
-            return [len(self.rows) - 1] if gap < len(self.rows) - 1 else []
-        # The last of each run: rows of about one length change places, so that few move.
-        lasts = (last - 1 for _, last, _, _ in runs([row.drawn for row in self.rows]))
-        return [last for last in lasts if last > gap]
 
 
 class Decoder:
@@ -289,7 +274,8 @@ class Decoder:
             self._steps = None
             slots = max(1, self.num_slots * rows // self.num_rows)
             caches = Caches(self.model, rows, slots, params.max_new_tokens, paged=self.fused is not None)
-            self._steps = Steps(self.model, caches, params, self.fused)
+            placement = PagedRows(self.fused) if self.fused else OrderedRows()
+            self._steps = Steps(self.model, caches, params, placement)
         return self._steps
 
 

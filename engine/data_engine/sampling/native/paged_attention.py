@@ -1,0 +1,104 @@
+"""A decode step by one operation on paged suffixes: the kernel's attention, captured in CUDA graphs on a GPU.
+
+A step reads nothing from the host, so it can be captured, one graph for each multiple of 16 rows, and replayed.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from data_engine.sampling.native.kv_cache import Caches
+from data_engine.sampling.native.model_runner import Steps
+from data_engine.sampling.requests import Row
+from data_engine_kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of
+
+# A captured step serves every number of rows up to its own; the rows behind the live ones are padding.
+GRAPH_ROWS = 16
+
+
+class FusedRows:
+    """The attention layout of a step as one operation on the first N rows of the caches; `most` may share a slot."""
+
+    def __init__(self, caches: Caches, which: Tensor, most: int) -> None:
+        self.caches = caches
+        # Padding rows count on for as long as the graph replays them.
+        self.lengths = caches.lengths_R[which].clamp(max=caches.suffix_tokens)
+        slots, pages = caches.slots_R[which], caches.pages_RC[which]
+        members = members_of(slots, caches.num_slots, most)
+        self.index = RowIndex(slots, self.lengths, caches.prefix_lengths_Q, members, pages)
+        # Where each row's new token goes.
+        newest = self.lengths - 1
+        self.page = pages.gather(1, newest[:, None] // caches.page_tokens)[:, 0]
+        self.place = newest % caches.page_tokens
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        caches = self.caches
+        keys, values = caches.suffix_keys[layer], caches.suffix_values[layer]
+        keys[self.page, :, self.place] = key[:, :, 0]
+        values[self.page, :, self.place] = value[:, :, 0]
+        pools = LayerCaches(caches.prefix_keys[layer], caches.prefix_values[layer], keys, values)
+        return grouped_decode_attention(query[:, :, 0], pools, self.index, scale)[:, :, None]
+
+
+class PagedRows:
+    """Rows in any order: an answer that ended leaves a gap, which the next one fills."""
+
+    fills_gaps = True
+
+    def __init__(self, samples_per_prompt: int) -> None:
+        """`samples_per_prompt`: the most answers that a question has."""
+        self._samples_per_prompt = samples_per_prompt
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def changed(self) -> None:
+        """Nothing here depends on which rows there are."""
+
+    def caches_moved(self) -> None:
+        """Graphs hold addresses."""
+        self.graphs.clear()
+
+    def sources(self, rows: Sequence[Row], gap: int) -> list[int]:
+        """The row that moves into a gap that stays: the last one."""
+        return [len(rows) - 1] if gap < len(rows) - 1 else []
+
+    def step(self, runner: Steps, rows: Sequence[Row]) -> Tensor:
+        """Feed each row its newest token and draw the next [N]."""
+        caches, num_rows = runner.caches, len(rows)
+        size = min(-(-num_rows // GRAPH_ROWS) * GRAPH_ROWS, caches.num_rows)
+        # Padding rows belong to no question, and write to the dummy page.
+        caches.slots_R[num_rows:size] = -1
+        caches.pages_RC[num_rows:size] = 0
+        device = runner.model.device
+        if device.type != "cuda":
+            return self._advance(runner, size)[:num_rows]
+        # Streams are those of the current device, whatever the tensors'.
+        with torch.cuda.device(device):
+            if size not in self.graphs:
+                self.graphs[size] = self._captured(runner, size)
+            graph, drawn = self.graphs[size]
+            graph.replay()
+        return drawn[:num_rows]
+
+    def _advance(self, runner: Steps, num_rows: int) -> Tensor:
+        which = runner.every_row[:num_rows]
+        return runner.advance(which, FusedRows(runner.caches, which, self._samples_per_prompt))
+
+    def _captured(self, runner: Steps, num_rows: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """A step as a graph, and where its tokens will lie. The step runs for warming up, and is undone."""
+        before = runner.caches.state_5R.clone(), runner.seen_RV.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._advance(runner, num_rows)
+                # Suffixes need no undoing: the same token is written to the same place again.
+                runner.caches.state_5R.copy_(before[0])
+                runner.seen_RV.copy_(before[1])
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # One pool of memory for all: they run one after the other, and what one drew is copied before the next runs.
+        pool = next((other.pool() for other, _ in self.graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool):
+            drawn = self._advance(runner, num_rows)
+        return graph, drawn
