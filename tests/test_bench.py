@@ -13,7 +13,7 @@ from data_engine.bench.model import Sizes, Subject, drawn_lengths, shape_config,
 from data_engine.bench.table import table
 from data_engine.bench.ways import WAYS, ForcedLengths, Ways
 from data_engine.commands import bench
-from data_engine.sampling.native.scheduler import Decoder
+from data_engine.sampling.native.scheduler import SamplingEngine
 
 SMALL = Sizes(k=2, questions=2, drawn_questions=3, answer_tokens=5, new_tokens=3, most_tokens=6, rounds=2)
 
@@ -76,7 +76,7 @@ def test_the_estimate_by_hand():
 def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one_thread):
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
-    ways = Ways(subject, Decoder(subject.engine, 4, 4))
+    ways = Ways(subject, SamplingEngine(subject.engine, 4, 4))
     drawn, typical = subject.lengths_BK, subject.typical
     counted = {name: way() for name, way in ways.by_name.items()}
     assert counted == {
@@ -144,7 +144,7 @@ def test_a_job_has_overhead_and_leaves_files(result):
 def test_every_function_that_counts_as_a_model_call_is_called_by_the_job(tmp_path, one_thread, monkeypatch):
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
-    whole = job.TimedJob(subject, Decoder(subject.engine, 4, 4), tmp_path, 1000)
+    whole = job.TimedJob(subject, SamplingEngine(subject.engine, 4, 4), tmp_path, 1000)
     whole.run()
     assert 0 < whole.figures.overhead < 1
     # A function that exists under this name, and that nobody calls.

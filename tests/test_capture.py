@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data_engine.models.base import VisionLanguageModel, prefix
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import paged_attention
-from data_engine.sampling.native.kv_cache import Caches
-from data_engine.sampling.native.model_runner import Steps
+from data_engine.sampling.native.kv_cache import KVCache
+from data_engine.sampling.native.model_runner import ModelRunner
 
 aten = torch.ops.aten
 # Their results, or the shapes of these, are read on the host.
@@ -48,14 +48,14 @@ def prompts(model, golden_rows, golden_images) -> list[Tensor]:
 
 
 @pytest.fixture
-def made(model, prompts, monkeypatch) -> Callable[[SamplingParams], Steps]:
+def made(model, prompts, monkeypatch) -> Callable[[SamplingParams], ModelRunner]:
     """Steps of a GPU with one prompt in slot 1 and answers in rows 0 and 1, but for the kernel, which is CUDA's own."""
     # Its eager formula reads lengths.
     monkeypatch.setattr(paged_attention, "grouped_decode_attention", lambda query, *rest: torch.zeros_like(query))
 
-    def make(params: SamplingParams) -> Steps:
-        caches = Caches(model, 32, 4, 200, paged=True)
-        found = Steps(model, caches, params, paged_attention.PagedRows(10))
+    def make(params: SamplingParams) -> ModelRunner:
+        caches = KVCache(model, 32, 4, 200, paged=True)
+        found = ModelRunner(model, caches, params, paged_attention.PagedRows(10))
         found.prefill(prompts[0], 1)
         found.first([0, 1], [3, 4], [1, 1], [7, 7])
         found.give_pages([0, 1], [0, 0], [1, 2])

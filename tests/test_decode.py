@@ -8,7 +8,7 @@ from data_engine.models.attention import forward, positions
 from data_engine.models.base import prefix
 from data_engine.sampling.draw import SamplingParams, next_tokens
 from data_engine.sampling.native.scheduler import sample
-from data_engine.sampling.requests import Request
+from data_engine.sampling.requests import PromptRequest
 from data_engine.seeds import seed_for
 
 PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)
@@ -42,9 +42,9 @@ def prefixes(instruct, golden_rows, golden_images):
     ]
 
 
-def requests(prefixes, k: int) -> list[Request]:
+def requests(prefixes, k: int) -> list[PromptRequest]:
     return [
-        Request(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(k)])
+        PromptRequest(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(k)])
         for number, shared in enumerate(prefixes)
     ]
 
@@ -105,14 +105,14 @@ def test_a_prefix_is_computed_once_and_dropped_with_its_last_answer(instruct, pr
 
         return get
 
-    found = sample(instruct, [Request(counted(q), [1, 2, 3, 4]) for q in range(4)], PARAMS, num_rows=5)
+    found = sample(instruct, [PromptRequest(counted(q), [1, 2, 3, 4]) for q in range(4)], PARAMS, num_rows=5)
     assert calls == [0, 1, 2, 3]
     assert len(found) == 16
 
 
 def test_forced_lengths_are_those_of_the_request_and_end_with_eos(instruct, prefixes):
     lengths = [1, 2, 12, 5, 7]
-    asked = [Request(lambda shared=shared: shared, [1, 2, 3, 4, 5], lengths) for shared in prefixes[:3]]
+    asked = [PromptRequest(lambda shared=shared: shared, [1, 2, 3, 4, 5], lengths) for shared in prefixes[:3]]
     found = sample(instruct, asked, SamplingParams(1.0, 0, max_new_tokens=12, forced_lengths=True), 4)
     assert [len(answer.token_ids) for answer in found] == lengths * 3
     assert all(answer.token_ids.index(2) == len(answer.token_ids) - 1 for answer in found)

@@ -27,8 +27,8 @@ def dataset(tmp_path):
 def sampled(config, dataset, tmp_path, monkeypatch):
     """Run stage 0 in units of two, eight answers at a time; what was sampled and left out, and the decode steps."""
     steps = []
-    advance = scheduler.Steps.next
-    monkeypatch.setattr(scheduler.Steps, "next", lambda *arguments: steps.append(None) or advance(*arguments))
+    advance = scheduler.ModelRunner.next
+    monkeypatch.setattr(scheduler.ModelRunner, "next", lambda *arguments: steps.append(None) or advance(*arguments))
     monkeypatch.setattr(
         "data_engine.job.run_file.budgets", lambda *_: {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
     )
@@ -56,7 +56,7 @@ def test_it_samples_the_same_answers_in_fewer_steps(sampled):
 
 def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampled, monkeypatch):
     events = []
-    publish, stream = units.publish, scheduler.Decoder.stream
+    publish, stream = units.publish, scheduler.SamplingEngine.stream
 
     def watched(decoder, *arguments, **options):
         try:
@@ -65,7 +65,7 @@ def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampl
             events.append("drained")
 
     monkeypatch.setattr(units, "publish", lambda path, table: events.append(path.parent.name) or publish(path, table))
-    monkeypatch.setattr(scheduler.Decoder, "stream", watched)
+    monkeypatch.setattr(scheduler.SamplingEngine, "stream", watched)
     sampled("ahead", lookahead=True)
     assert events.count("drained") == 1
     assert events.index("sampled_answer") < events.index("drained")
@@ -94,7 +94,7 @@ def test_a_unit_is_claimed_when_rows_are_free_for_it_and_not_before(sampled, mon
 
 def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatch):
     answers, _, _ = sampled("plain")
-    calls, prefill = [], scheduler.Steps.prefill
+    calls, prefill = [], scheduler.ModelRunner.prefill
 
     def fails(*arguments):
         calls.append(None)
@@ -102,7 +102,7 @@ def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatc
             raise torch.OutOfMemoryError("no room")
         return prefill(*arguments)
 
-    monkeypatch.setattr(scheduler.Steps, "prefill", fails)
+    monkeypatch.setattr(scheduler.ModelRunner, "prefill", fails)
     assert sampled("ahead", lookahead=True)[0] == answers
     retries = {line["unit"]: line.get("out_of_memory") for line in logs.unit_lines(tmp_path / "ahead")}
     assert retries.pop(1) == 1

@@ -12,8 +12,8 @@ from data_engine.pipeline import score
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import scheduler
 from data_engine.sampling.native.kv_cache import num_slots
-from data_engine.sampling.native.scheduler import Decoder
-from data_engine.sampling.requests import BROKEN, Request
+from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.requests import BROKEN, PromptRequest
 from data_engine.seeds import seed_for
 
 STAGES = ("sampled_answer", "instruct_logps", "reward_logps")
@@ -108,10 +108,10 @@ def test_a_row_that_breaks_late_leaves_nothing_behind_in_its_place(
     for number in range(8):
         pixels = instruct.pixels(golden_images[number], False, 64)
         shared = prefix(instruct, pixels, golden_rows[4 * number]["question"])
-        asked.append(Request(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
-    expected = Decoder(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
+        asked.append(PromptRequest(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
+    expected = SamplingEngine(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
     steps = []
-    advance = scheduler.Steps.advance
+    advance = scheduler.ModelRunner.advance
 
     def breaking(self, which, layout):
         steps.append(None)
@@ -129,8 +129,8 @@ def test_a_row_that_breaks_late_leaves_nothing_behind_in_its_place(
         finally:
             monkeypatch.setattr(self.model, "embed_tokens", embed)
 
-    monkeypatch.setattr(scheduler.Steps, "advance", breaking)
-    decoder = Decoder(instruct, 16, slots, fused)
+    monkeypatch.setattr(scheduler.ModelRunner, "advance", breaking)
+    decoder = SamplingEngine(instruct, 16, slots, fused)
     decoder.lag = lag
     found = decoder.sample(asked, PARAMS)
     broken = [answer for answer in found if answer.finish_reason == BROKEN]

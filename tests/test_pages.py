@@ -2,13 +2,13 @@
 
 import pytest
 
-from data_engine.sampling.native.page_allocator import SEEN, Pages, num_pages
-from data_engine.sampling.requests import Request, Row
+from data_engine.sampling.native.page_allocator import SEEN, PageAllocator, num_pages
+from data_engine.sampling.requests import PromptRequest, Sequence
 
 
-def row(pages: Pages, number: int) -> Row:
+def row(pages: PageAllocator, number: int) -> Sequence:
     """An answer with so many pages."""
-    made = Row(0, Request(lambda: None, [1]), 0)
+    made = Sequence(0, PromptRequest(lambda: None, [1]), 0)
     for _ in range(number):
         pages.take(made)
     return made
@@ -23,7 +23,7 @@ def test_there_are_half_of_those_that_the_rows_could_fill_and_enough_for_one():
 
 def test_at_first_every_answer_is_expected_to_fill_all_its_pages():
     """Three answers at four pages each leave none of 15 for a fourth."""
-    pages = Pages(15, 4)
+    pages = PageAllocator(15, 4)
     assert pages.expected()[1:] == [4, 4, 4, 4]
     rows = [row(pages, 1), row(pages, 1)]
     assert pages.suffice_for_another(rows)
@@ -32,7 +32,7 @@ def test_at_first_every_answer_is_expected_to_fill_all_its_pages():
 
 def test_answers_are_expected_to_end_where_others_did():
     """Of 8 + 1 + 23 with one page, 23 ended there; of those that went on to two, none ended before the fourth."""
-    pages = Pages(100, 4)
+    pages = PageAllocator(100, 4)
     for _ in range(23):
         pages.release(row(pages, 1), at_its_end=True)
     held = row(pages, 2)
@@ -45,6 +45,6 @@ def test_answers_are_expected_to_end_where_others_did():
 
 
 def test_without_a_free_page_nothing_else_matters():
-    pages = Pages(4, 4)
+    pages = PageAllocator(4, 4)
     row(pages, 4)
     assert not pages.suffice_for_another([])

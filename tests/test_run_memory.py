@@ -64,7 +64,7 @@ def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp
 
         return call
 
-    monkeypatch.setattr(scheduler.Steps, "next", fails("sample", scheduler.Steps.next))
+    monkeypatch.setattr(scheduler.ModelRunner, "next", fails("sample", scheduler.ModelRunner.next))
     monkeypatch.setattr(score, "score_pass", fails("score", score.score_pass))
     assert worker.run(config(dataset, stop_after_stage=1)) == 0
     assert read(tmp_path / "work/sampled_answer") == read(tmp_path / "whole/sampled_answer")

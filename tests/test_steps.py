@@ -12,12 +12,12 @@ from data_engine.models.base import prefix
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import cpu_attention, page_allocator, scheduler
 from data_engine.sampling.native.cpu_attention import EagerRows, Lanes, runs
-from data_engine.sampling.native.kv_cache import Caches, num_slots
-from data_engine.sampling.native.model_runner import Steps
+from data_engine.sampling.native.kv_cache import KVCache, num_slots
+from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.page_allocator import PAGE
 from data_engine.sampling.native.paged_attention import FusedRows
-from data_engine.sampling.native.scheduler import Decoder
-from data_engine.sampling.requests import TOO_LARGE, Request
+from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.requests import TOO_LARGE, PromptRequest
 from data_engine.seeds import seed_for
 
 PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)
@@ -38,7 +38,7 @@ def gathered_attention(query, prefix_keys, prefix_values, prefix_lengths, keys, 
     return torch.stack(out)
 
 
-def in_pages_of(paged: Caches, made: Caches) -> None:
+def in_pages_of(paged: KVCache, made: KVCache) -> None:
     """The same contents in pages, handed out from the last to the first; those that no length reaches stay page 0."""
     paged.reserve(made.prefix_tokens)
     paged.state_5R[:], paged.prefix_lengths_Q[:] = made.state_5R, made.prefix_lengths_Q
@@ -54,19 +54,19 @@ def in_pages_of(paged: Caches, made: Caches) -> None:
 
 
 @pytest.fixture(scope="module")
-def asked(instruct, golden_rows, golden_images) -> list[Request]:
+def asked(instruct, golden_rows, golden_images) -> list[PromptRequest]:
     """Eight questions of different length, ten answers each."""
     found = []
     for number in range(8):
         row = golden_rows[4 * number]
         shared = prefix(instruct, instruct.pixels(golden_images[number], False, 64), row["question"])
-        found.append(Request(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
+        found.append(PromptRequest(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
     return found
 
 
 @pytest.fixture(scope="module")
 def expected(instruct, asked):
-    found = Decoder(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
+    found = SamplingEngine(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
     assert {answer.finish_reason for answer in found} == {"stop", "length"}
     return found
 
@@ -79,7 +79,7 @@ def test_a_step_attends_as_one_softmax_over_prefix_and_suffix(family, request):
     groups, heads = config.num_key_value_heads, config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     slots, lengths, prefix_lengths = [2, 0, 2, 1, 0, 2], [300, 1, 7, 7, 8, 2], [5, 70, 31]
-    made = Caches(model, len(slots), 3, 320)
+    made = KVCache(model, len(slots), 3, 320)
     made.reserve(max(prefix_lengths))
     torch.manual_seed(0)
     for cache in (made.prefix_keys, made.prefix_values, made.suffix_keys, made.suffix_values):
@@ -91,7 +91,7 @@ def test_a_step_attends_as_one_softmax_over_prefix_and_suffix(family, request):
     which = torch.arange(6)
     eager = EagerRows(made, Lanes(slots, lengths, query.device), prefix_lengths, 6)
     got = eager.attend(1, query, key, value, 0.3)
-    paged = Caches(model, len(slots), 3, 320, paged=True)
+    paged = KVCache(model, len(slots), 3, 320, paged=True)
     in_pages_of(paged, made)
     fused = FusedRows(paged, which, 3).attend(1, query, key, value, 0.3)
     pools = [
@@ -123,9 +123,9 @@ def test_rows_of_similar_length_make_a_run():
 def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monkeypatch):
     """Runs as short as these answers ask for: about as few as if all rows were sorted, and no answer changed."""
     lengths = torch.randint(2, 25, (len(asked), 10), generator=torch.Generator().manual_seed(0)).tolist()
-    forced = [Request(one.prefix, one.keys, ends) for one, ends in zip(asked, lengths, strict=True)]
+    forced = [PromptRequest(one.prefix, one.keys, ends) for one, ends in zip(asked, lengths, strict=True)]
     params = replace(PARAMS, forced_lengths=True)
-    at_once = Decoder(instruct, 80, num_slots(80, 10)).sample(forced, params)
+    at_once = SamplingEngine(instruct, 80, num_slots(80, 10)).sample(forced, params)
     monkeypatch.setattr(cpu_attention, "WASTE", 4)
     made, fewest = [], []
 
@@ -136,7 +136,7 @@ def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monke
             fewest.append(len(runs(sorted(lengths, reverse=True))))
 
     monkeypatch.setattr(cpu_attention, "Lanes", Counted)
-    assert Decoder(instruct, 16, num_slots(16, 10)).sample(forced, params) == at_once
+    assert SamplingEngine(instruct, 16, num_slots(16, 10)).sample(forced, params) == at_once
     assert max(fewest) > 4
     assert sum(made) < 1.1 * sum(fewest)
 
@@ -145,7 +145,7 @@ def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monke
 def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expected, monkeypatch, page):
     """What a GPU captures, run without capture: 12 rows are rounded up to what a graph would serve."""
     monkeypatch.setattr(page_allocator, "PAGE", page)
-    found = Decoder(instruct, 12, num_slots(12, 10), fused=10).sample(asked, PARAMS)
+    found = SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10).sample(asked, PARAMS)
     assert found == expected
 
 
@@ -154,12 +154,12 @@ def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expec
 def test_pages_that_run_out_change_no_answer(instruct, asked, expected, monkeypatch, number, lag):
     """24 tokens in pages of 5, with enough of them for one long answer, or two, and no foresight: rows give way."""
     gone = []
-    give_way = scheduler._Loop._give_way
-    monkeypatch.setattr(scheduler._Loop, "_give_way", lambda loop, row: gone.append(row.drawn) or give_way(loop, row))
+    preempt = scheduler.Scheduler._preempt
+    monkeypatch.setattr(scheduler.Scheduler, "_preempt", lambda loop, row: gone.append(row.drawn) or preempt(loop, row))
     monkeypatch.setattr(page_allocator, "PAGE", 5)
     monkeypatch.setattr(page_allocator, "num_pages", lambda *_: number)
-    monkeypatch.setattr(page_allocator.Pages, "suffice_for_another", lambda self, rows: bool(self.free))
-    decoder = Decoder(instruct, 12, num_slots(12, 10), fused=10)
+    monkeypatch.setattr(page_allocator.PageAllocator, "suffice_for_another", lambda self, rows: bool(self.free))
+    decoder = SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10)
     decoder.lag = lag
     assert decoder.sample(asked[:3], PARAMS) == expected[:30]
     assert len(gone) > 10
@@ -168,27 +168,30 @@ def test_pages_that_run_out_change_no_answer(instruct, asked, expected, monkeypa
 @pytest.mark.parametrize("number", [11, 30])
 def test_with_foresight_pages_do_not_run_out(instruct, asked, expected, monkeypatch, number):
     """Most of these answers fill all of their pages."""
-    monkeypatch.setattr(scheduler._Loop, "_give_way", lambda *_: pytest.fail("a row gave way"))
+    monkeypatch.setattr(scheduler.Scheduler, "_preempt", lambda *_: pytest.fail("a row gave way"))
     monkeypatch.setattr(page_allocator, "PAGE", 5)
     monkeypatch.setattr(page_allocator, "num_pages", lambda *_: number)
-    assert Decoder(instruct, 12, num_slots(12, 10), fused=10).sample(asked[:4], PARAMS) == expected[:40]
+    assert (
+        SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10).sample(asked[:4], PARAMS)
+        == expected[:40]
+    )
 
 
 @pytest.mark.parametrize("lag", [1, 3])
 def test_tokens_that_are_read_late_change_no_answer(instruct, asked, expected, lag):
-    late = Decoder(instruct, 16, num_slots(16, 10))
+    late = SamplingEngine(instruct, 16, num_slots(16, 10))
     late.lag = lag
     assert late.sample(asked, PARAMS) == expected
 
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_few_slots_for_prefixes_change_no_answer(instruct, asked, expected, slots):
-    assert Decoder(instruct, 16, slots).sample(asked, PARAMS) == expected
+    assert SamplingEngine(instruct, 16, slots).sample(asked, PARAMS) == expected
 
 
 def test_a_decoder_gives_the_same_answers_for_one_unit_after_another(instruct, asked, expected):
     """Caches that were used before, by longer and shorter prefixes, and with a penalty that leaves marks."""
-    decoder = Decoder(instruct, 16, num_slots(16, 10))
+    decoder = SamplingEngine(instruct, 16, num_slots(16, 10))
     penalty = SamplingParams(1.0, 0, 0.9, 1.3, 20)
     first = decoder.sample(asked[:2], penalty)
     assert decoder.sample(asked, PARAMS) == expected
@@ -202,8 +205,8 @@ def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
     instruct, asked, expected, monkeypatch, caplog, failing
 ):
     """The decoder's call number `failing` runs out of memory: prefill, first step, or late."""
-    calls, forward = [], scheduler.Steps.next
-    prefill = scheduler.Steps.prefill
+    calls, forward = [], scheduler.ModelRunner.next
+    prefill = scheduler.ModelRunner.prefill
 
     def fails(original):
         def call(*arguments):
@@ -214,11 +217,13 @@ def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
 
         return call
 
-    monkeypatch.setattr(scheduler.Steps, "next", fails(forward))
-    monkeypatch.setattr(scheduler.Steps, "prefill", fails(prefill))
-    decoder = Decoder(instruct, 16, num_slots(16, 10))
+    monkeypatch.setattr(scheduler.ModelRunner, "next", fails(forward))
+    monkeypatch.setattr(scheduler.ModelRunner, "prefill", fails(prefill))
+    decoder = SamplingEngine(instruct, 16, num_slots(16, 10))
     given_out = []
-    monkeypatch.setattr(scheduler, "Sampled", lambda *a, made=scheduler.Sampled: given_out.append(a[:2]) or made(*a))
+    monkeypatch.setattr(
+        scheduler, "Completion", lambda *a, made=scheduler.Completion: given_out.append(a[:2]) or made(*a)
+    )
     assert decoder.sample(asked, PARAMS) == expected
     assert decoder.retries == 1
     assert "8 answers at a time" in caplog.text
@@ -228,16 +233,16 @@ def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
     assert decoder.retries == 0
 
 
-def out_of_memory_for(monkeypatch, too_large: Callable[[Steps, Tensor], bool]) -> None:
+def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, Tensor], bool]) -> None:
     """A prompt for which `too_large(steps, prefix)` holds never fits."""
-    prefill = Steps.prefill
+    prefill = ModelRunner.prefill
 
     def call(self, prefix_PD, slot):
         if too_large(self, prefix_PD):
             raise torch.OutOfMemoryError("no room")
         return prefill(self, prefix_PD, slot)
 
-    monkeypatch.setattr(Steps, "prefill", call)
+    monkeypatch.setattr(ModelRunner, "prefill", call)
 
 
 @pytest.mark.parametrize("number", [0, 3, 7])
@@ -246,7 +251,7 @@ def test_a_question_that_exceeds_the_memory_alone_costs_the_others_nothing(
 ):
     giant = asked[number].prefix()
     out_of_memory_for(monkeypatch, lambda steps, prefix_PD: prefix_PD is giant)
-    decoder = Decoder(instruct, 16, num_slots(16, 10))
+    decoder = SamplingEngine(instruct, 16, num_slots(16, 10))
     found = decoder.sample(asked, PARAMS)
     assert [answer for answer in found if answer.request != number] == [
         answer for answer in expected if answer.request != number
@@ -261,16 +266,18 @@ def test_a_row_that_runs_out_of_memory_alone_keeps_its_finished_answers(instruct
     """The giant fits until one of its rows has 12 tokens, of which its shorter answers know nothing."""
     lengths = [{len(answer.token_ids) > 11 for answer in expected if answer.request == n} for n in range(len(asked))]
     giant = lengths.index({True, False})
-    advance, loops = Steps.next, []
+    advance, loops = ModelRunner.next, []
 
     def call(self, rows):
         if any(row.number == giant and row.drawn > 11 for row in loops[-1].rows):
             raise torch.OutOfMemoryError("no room")
         return advance(self, rows)
 
-    monkeypatch.setattr(scheduler._Loop, "run", lambda loop, run=scheduler._Loop.run: loops.append(loop) or run(loop))
-    monkeypatch.setattr(Steps, "next", call)
-    found = Decoder(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
+    monkeypatch.setattr(
+        scheduler.Scheduler, "run", lambda loop, run=scheduler.Scheduler.run: loops.append(loop) or run(loop)
+    )
+    monkeypatch.setattr(ModelRunner, "next", call)
+    found = SamplingEngine(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
     kept = [answer for answer in found if answer.finish_reason != TOO_LARGE]
     assert [answer for answer in kept if answer.request != giant] == [a for a in expected if a.request != giant]
     own = [answer for answer in kept if answer.request == giant]
@@ -282,4 +289,4 @@ def test_a_row_that_runs_out_of_memory_alone_keeps_its_finished_answers(instruct
 def test_memory_that_no_question_fits_is_an_error(instruct, asked, monkeypatch):
     out_of_memory_for(monkeypatch, lambda *_: True)
     with pytest.raises(UserError, match="no room for a single question"):
-        Decoder(instruct, 16, 4).sample(asked, PARAMS)
+        SamplingEngine(instruct, 16, 4).sample(asked, PARAMS)

@@ -48,7 +48,7 @@ def before(module: object, name: str, window: str, countdown: Countdown) -> None
 
 
 def install(countdown: Countdown) -> None:
-    before(scheduler._Loop, "_step", "sampling", countdown)
+    before(scheduler.Scheduler, "_step", "sampling", countdown)
     before(score, "score_pass", "scoring", countdown)
     before(rlaif_v, "write_files", "dataset writing", countdown)
     write, replace = units.write_sealed, os.replace

@@ -46,6 +46,10 @@ if __name__ == "__main__":
     if "run" in sys.argv[1:2]:
         jump()
         if os.environ.get("RANK") == "1":
-            for function in ((scheduler.Steps, "prefill"), (scheduler.Steps, "next"), (score, "score_pass")):
+            for function in (
+                (scheduler.ModelRunner, "prefill"),
+                (scheduler.ModelRunner, "next"),
+                (score, "score_pass"),
+            ):
                 slow(*function)
     sys.exit(main.main())

@@ -6,8 +6,8 @@ import torch
 from data_engine import load_model
 from data_engine.models.base import prefix
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.native.scheduler import Decoder
-from data_engine.sampling.requests import Request
+from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.requests import PromptRequest
 from data_engine.seeds import seed_for
 
 pytestmark = [
@@ -32,13 +32,13 @@ def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(
     for number in range(8):
         pixels = model.pixels(golden_images[number], False, 64)
         shared = prefix(model, pixels, golden_rows[4 * number]["question"])
-        asked.append(Request(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
-    plain = Decoder(model, 24, 8)
+        asked.append(PromptRequest(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
+    plain = SamplingEngine(model, 24, 8)
     expected = plain.sample(asked, params)
     assert {answer.finish_reason for answer in expected} == {"stop", "length"}
-    captured = Decoder(model, 24, 8, fused=10)
+    captured = SamplingEngine(model, 24, 8, samples_per_prompt=10)
     for _ in range(2):
         assert captured.sample(asked, params) == expected
-    graphs = captured._steps.placement.graphs
+    graphs = captured._runner.placement.graphs
     assert set(graphs) == {16, 24}
     assert len({graph.pool() for graph, _ in graphs.values()}) == 1, "each size of step has memory of its own"

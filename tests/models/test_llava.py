@@ -17,7 +17,7 @@ from data_engine.questions.images import BadImage
 from data_engine.rewards.implicit import token_rewards
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
-from data_engine.sampling.requests import Request
+from data_engine.sampling.requests import PromptRequest
 from data_engine.scoring.logprobs import packed_token_logps, plain_token_logps
 
 QUESTIONS = range(8)
@@ -106,7 +106,7 @@ def test_greedy_answers_are_the_references(instruct, golden_rows, golden_images,
     for question in QUESTIONS:
         pixels = instruct.pixels(golden_images[question], crop=False, max_megapixels=64)
         text = golden_rows[4 * question]["question"]
-        requests.append(Request(lambda pixels=pixels, text=text: prefix(instruct, pixels, text), [0]))
+        requests.append(PromptRequest(lambda pixels=pixels, text=text: prefix(instruct, pixels, text), [0]))
     greedy = sample(instruct, requests, SamplingParams(temperature=0, max_new_tokens=24), num_rows)
     for question, answer in enumerate(greedy):
         # The golden starts with BOS, which transformers 4.37 returned with inputs_embeds.

@@ -13,7 +13,7 @@ from data_engine.questions.images import BadImage
 from data_engine.rewards.implicit import token_rewards
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
-from data_engine.sampling.requests import Request
+from data_engine.sampling.requests import PromptRequest
 from data_engine.scoring.logprobs import packed_token_logps, plain_token_logps
 
 QUESTIONS = range(8)
@@ -143,7 +143,7 @@ def test_greedy_answers_are_the_references_defect_3(omni_instruct, golden_rows, 
     requests = []
     for question in QUESTIONS:
         pixels, text = look(omni_instruct, golden_images[question], crop=False), golden_rows[4 * question]["question"]
-        requests.append(Request(lambda pixels=pixels, text=text: prefix(omni_instruct, pixels, text), [0]))
+        requests.append(PromptRequest(lambda pixels=pixels, text=text: prefix(omni_instruct, pixels, text), [0]))
     greedy = sample(omni_instruct, requests, SamplingParams(temperature=0, max_new_tokens=24), num_rows)
     for question, answer in enumerate(greedy):
         # The golden starts with BOS, which transformers 4.37 returned with inputs_embeds.

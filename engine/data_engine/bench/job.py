@@ -19,8 +19,8 @@ from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import model_runner
 from data_engine.sampling.native.backend import NativeBackend
-from data_engine.sampling.native.scheduler import Decoder
-from data_engine.sampling.requests import Request
+from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.requests import PromptRequest
 from data_engine.schemas import IMAGE
 from data_engine.scoring import logprobs
 from data_engine.store import units
@@ -39,11 +39,11 @@ MODEL_CALLS = (
 class _Forced(NativeBackend):
     """The native back end, whose answers get the bench's lengths, in the order in which questions come."""
 
-    def __init__(self, decoder: Decoder, settings: BackendSettings, lengths: list[list[int]]) -> None:
+    def __init__(self, decoder: SamplingEngine, settings: BackendSettings, lengths: list[list[int]]) -> None:
         super().__init__(decoder, settings)
         self.lengths = lengths
 
-    def submit(self, requests: Iterable[Request]) -> None:
+    def submit(self, requests: Iterable[PromptRequest]) -> None:
         super().submit(replace(one, lengths=own) for one, own in zip(requests, self.lengths, strict=False))
 
 
@@ -64,7 +64,7 @@ class JobFigures:
 class TimedJob:
     """Questions with JPEG images on disk, and all that `run` does with them once the models are loaded."""
 
-    def __init__(self, subject: Subject, decoder: Decoder, folder: Path, tokens_a_pass: int) -> None:
+    def __init__(self, subject: Subject, decoder: SamplingEngine, folder: Path, tokens_a_pass: int) -> None:
         self.subject, self.decoder, self.folder, self.tokens_a_pass = subject, decoder, folder, tokens_a_pass
         self.figures = JobFigures()
         number = subject.sizes.drawn_questions

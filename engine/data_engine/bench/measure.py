@@ -20,7 +20,7 @@ from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
 from data_engine.models.registry import resolve
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, memory_bytes, rows_without_pages
 from data_engine.sampling.native.kv_cache import num_slots
-from data_engine.sampling.native.scheduler import Decoder
+from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine_kernels import use_triton
 
 
@@ -68,14 +68,14 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
     return Subject(folder, sizes, str(device), options.dtype)
 
 
-def _decoder(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[Decoder, int]:
+def _decoder(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[SamplingEngine, int]:
     """The decoder, and the number of its rows."""
     k = subject.sizes.k
     fused = k if use_triton(subject.engine.head_weight) else None
     rows = asked_rows or budget_rows
     if not (asked_rows or fused):
         rows = rows_without_pages(rows, subject.engine.device.type)
-    return Decoder(subject.engine, rows, num_slots(rows, k), fused), rows
+    return SamplingEngine(subject.engine, rows, num_slots(rows, k), fused), rows
 
 
 def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:

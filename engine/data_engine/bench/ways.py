@@ -14,8 +14,8 @@ from transformers import LogitsProcessor
 from data_engine.bench.model import QUESTION, Subject
 from data_engine.models.base import prefix
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.native.scheduler import Decoder
-from data_engine.sampling.requests import Request
+from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.requests import PromptRequest
 from data_engine.scoring.logprobs import packed_token_logps
 from data_engine.seeds import seed_for
 from data_engine.store.units import split_units
@@ -72,7 +72,7 @@ def half_of(questions: int) -> int:
 class Ways:
     """The subject, and a function for each way but the whole job's."""
 
-    def __init__(self, subject: Subject, decoder: Decoder) -> None:
+    def __init__(self, subject: Subject, decoder: SamplingEngine) -> None:
         self.subject, self.engine, self.stock = subject, subject.engine, subject.stock
         sizes, typical = subject.sizes, subject.typical
         self.decoder = decoder
@@ -144,7 +144,7 @@ class Ways:
     def sample_by_engine(self, lengths_BK: Tensor, unit_size: int | None = None) -> int:
         """All answers from one queue, or unit by unit, as `run` does without --lookahead."""
         requests = [
-            Request(
+            PromptRequest(
                 lambda question=question: prefix(self.engine, self.subject.pixels_B3HW[question], QUESTION),
                 [seed_for(0, question, index) for index in range(len(lengths))],
                 lengths,

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_engine import stages
 from data_engine.commands.arguments import parse
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
@@ -31,12 +32,13 @@ def check(config: RunConfig) -> str:
     check_zero3(config)
     questions = open_questions(config)
     # Last: fetching a hub id may take an hour.
+    roles = stages.roles()
     families = [
-        check_model(config.instruct_model_path, config.instruct_model_revision, config.instruct_model_name),
-        check_model(config.reward_model_path, config.reward_model_revision, config.reward_model_name),
+        check_model(*(getattr(config, f"{role}_model_{what}") for what in ("path", "revision", "name")))
+        for role in roles
     ]
     return (
-        f"valid: {len(questions)} questions, {config.sample_k} answers each; instruct and reward model: "
+        f"valid: {len(questions)} questions, {config.sample_k} answers each; {' and '.join(roles)} model: "
         f"{' and '.join(families)}; work_dir {config.work_dir}"
     )
 

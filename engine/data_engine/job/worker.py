@@ -80,7 +80,7 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
             if config.continue_from_stage == stages.PAIR or plan.placement.split:
                 raise IncompleteError(f"{damage}: run the same command again, with all stages") from None
             log.warning("%s", damage)
-            finished = worker.work(coordination.Apart())
+            finished = worker.work(coordination.Independent())
     if not finished:
         return STOPPED
     if ranks.rank == 0:
@@ -114,7 +114,7 @@ class ModelHolder:
         self._model, self._role = None, None
         self._runner, self._stage = None, None
 
-    def load(self, role: str | None, coordination: coordination.Together):
+    def load(self, role: str | None, coordination: coordination.Coordination):
         """The model of a role, or None where a stage runs none; the one before is let go first."""
         if role is None or self._role == role:
             return self._model if role else None
@@ -129,7 +129,7 @@ class ModelHolder:
         logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)
         return self._model
 
-    def runner(self, stage: Stage, coordination: coordination.Together) -> StageRunner:
+    def runner(self, stage: Stage, coordination: coordination.Coordination) -> StageRunner:
         """The runner of a stage, with its model; that of another stage goes, and what it holds on the device."""
         if self._stage != stage:
             self.drop_runner()
@@ -162,7 +162,7 @@ class Worker:
         self.image_workers = ImageWorkers()
         self.held = ModelHolder(plan, self.image_workers)
 
-    def work(self, joined: coordination.Together) -> bool:
+    def work(self, joined: coordination.Coordination) -> bool:
         """Publish every unit of this job's shard, up to the last step asked for; False if a signal came."""
         config = self.plan.config
         todo = stages.between(config.continue_from_stage, config.stop_after_stage)
@@ -187,7 +187,7 @@ class Worker:
         self.held.release()
         return not joined.any(bool(self.stop.wanted))
 
-    def _work_through(self, phase: list[Stage], joined: coordination.Together, progress: Progress) -> None:
+    def _work_through(self, phase: list[Stage], joined: coordination.Coordination, progress: Progress) -> None:
         """Publish what is left of some stages, as long as no signal comes."""
         if joined.any(self._left(phase)) and joined.split:
             self.held.load(phase[0].model, joined)
@@ -234,7 +234,7 @@ class Worker:
                 return True
         return False
 
-    def _work_on_one(self, todo: Sequence[Stage], joined: coordination.Together, progress: Progress) -> bool:
+    def _work_on_one(self, todo: Sequence[Stage], joined: coordination.Coordination, progress: Progress) -> bool:
         """Claim and compute the first unit that is free and has what it needs."""
         claimed = self._claim(todo)
         if claimed is None:
@@ -260,7 +260,7 @@ class Worker:
         stage: Stage,
         unit: int,
         claim: contextlib.ExitStack,
-        joined: coordination.Together,
+        joined: coordination.Coordination,
         progress: Progress,
     ) -> None:
         """Compute a unit and, with lookahead, those that its runner has room for beside it.

@@ -18,7 +18,7 @@ from data_engine.questions.rows import Decode, open_image, read_image
 from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
-from data_engine.sampling.requests import BROKEN, TOO_LARGE, Request, Sampled
+from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest
 from data_engine.seeds import seed_for
 from data_engine.store.units import UnitResult
 
@@ -66,14 +66,14 @@ def runner(context: StageContext) -> "SamplingRunner":
 
 def request_for(
     model: VisionLanguageModel, image: Image.Image, question: str, idx: int | str, settings: SampleSettings
-) -> Request:
+) -> PromptRequest:
     """Raises BadImage where the image does not fit, BadRow where the question does not."""
     pixels = model.pixels(image, settings.crop, settings.max_megapixels)
     size, new = prefix_length(model, question), settings.params.max_new_tokens
     if size + new > model.max_positions:
         raise BadRow(f"question too long: prompt of {size} tokens, {new} to generate, room for {model.max_positions}")
     keys = [seed_for(settings.seed, idx, sample_index) for sample_index in range(settings.k)]
-    return Request(lambda: prefix(model, pixels, question), keys)
+    return PromptRequest(lambda: prefix(model, pixels, question), keys)
 
 
 @dataclass
@@ -86,7 +86,7 @@ class _Unit:
     """whether all its questions have been looked at"""
     asked: list[int | str] = field(default_factory=list)
     quarantined: list[tuple[int | str, str]] = field(default_factory=list)
-    found: list[Sampled] = field(default_factory=list)
+    found: list[Completion] = field(default_factory=list)
 
     def finished(self, k: int) -> bool:
         return self.taken and len(self.found) == k * len(self.asked)
@@ -105,7 +105,7 @@ class _Unit:
         }
         return UnitResult(pa.table(columns, schemas.sampled_answer(idx_type)), self.quarantined + reasons, halvings)
 
-    def _idx(self, found: Sampled) -> int | str:
+    def _idx(self, found: Completion) -> int | str:
         return self.asked[found.request - self.first]
 
 
@@ -145,7 +145,7 @@ class SamplingRunner:
         halvings = self._backend.halvings
         return [(unit.number, unit.result(self._model, self._idx_type, halvings)) for unit in finished]
 
-    def _requests(self, work: UnitWork) -> Iterator[Request]:
+    def _requests(self, work: UnitWork) -> Iterator[PromptRequest]:
         unit = _Unit(work.number, self._num_requests)
         self._units.append(unit)
         for question, prepared in ahead(self._prepare, work.questions):
@@ -157,7 +157,7 @@ class SamplingRunner:
                 yield prepared
         unit.taken = True
 
-    def _prepare(self, question: Question) -> tuple[Question, Request | str]:
+    def _prepare(self, question: Question) -> tuple[Question, PromptRequest | str]:
         try:
             image = read_image(question, self._settings.max_megapixels, self._decode)
             return question, request_for(self._model, image, question.question, question.idx, self._settings)
@@ -174,7 +174,7 @@ def sample_unit(runner: SamplingRunner, questions: Iterable[Question]) -> UnitRe
     return result
 
 
-def _broken(found: Sampled) -> str:
+def _broken(found: Completion) -> str:
     return (
         f"the model's logits are not finite (NaN or infinite): answer {found.sample_index}, "
         f"token {len(found.token_ids)}, both counted from 0"
@@ -211,7 +211,7 @@ def sample_answers(
     return [answer_of(model, found) for found in sample(model, [request], params, num_rows=k)]
 
 
-def answer_of(model: VisionLanguageModel, found: Sampled) -> Answer:
+def answer_of(model: VisionLanguageModel, found: Completion) -> Answer:
     if found.finish_reason == BROKEN:
         raise ArithmeticError(_broken(found))
     if found.finish_reason == TOO_LARGE:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from data_engine.models.base import VisionLanguageModel
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.requests import Request, Sampled
+from data_engine.sampling.requests import Completion, PromptRequest
 from data_engine.tables import load
 
 # name -> "module:function", which takes BackendSettings and returns a SamplingBackend.
@@ -44,10 +44,10 @@ class SamplingBackend(Protocol):
     def halvings(self) -> int:
         """How often memory ran out, and half as many answers went on, in the work at hand or the last one."""
 
-    def submit(self, requests: Iterable[Request]) -> None:
+    def submit(self, requests: Iterable[PromptRequest]) -> None:
         """Take requests; the iterable is read as answers can be begun."""
 
-    def poll(self) -> list[Sampled]:
+    def poll(self) -> list[Completion]:
         """Work until an answer has ended, or until there is room for more than was submitted: then nothing.
 
         A completion's `request` counts all requests that were ever submitted, in their order, from 0.

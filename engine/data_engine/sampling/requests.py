@@ -16,7 +16,7 @@ TOO_LARGE = "too large"
 
 
 @dataclass(frozen=True)
-class Request:
+class PromptRequest:
     """One question: how to get its prefix [P, width], and one random-number key an answer."""
 
     prefix: Callable[[], Tensor]
@@ -26,7 +26,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Completion:
     """One answer: where it belongs, its ids (EOS included), and why it ended: "stop", "length", BROKEN or TOO_LARGE."""
 
     request: int
@@ -36,11 +36,11 @@ class Sampled:
 
 
 @dataclass(eq=False)
-class Row:
+class Sequence:
     """An answer in the making; `drawn` counts the tokens asked of the device, `tokens` are those that came back."""
 
     number: int
-    request: Request
+    request: PromptRequest
     sample_index: int
     slot: int = -1
     drawn: int = 0
@@ -53,7 +53,7 @@ class Row:
         """Its forced length, or 0."""
         return self.request.lengths[self.sample_index] if self.request.lengths else 0
 
-    def standing(self) -> tuple[int, int, int]:
+    def preemption_order(self) -> tuple[int, int, int]:
         """The more is drawn, the more would be lost with it."""
         return self.drawn, -self.number, -self.sample_index
 
@@ -61,28 +61,28 @@ class Row:
 class Queue:
     """The answers still to draw, in order; a request is taken from its iterable when its first answer is looked at."""
 
-    def __init__(self, requests: Iterable[Request]) -> None:
+    def __init__(self, requests: Iterable[PromptRequest]) -> None:
         """`requests` may have more after it had none: it is asked again whenever no answer waits."""
         self._requests = enumerate(requests)
-        self._rows: deque[Row] = deque()
+        self._rows: deque[Sequence] = deque()
 
-    def first(self) -> Row | None:
+    def first(self) -> Sequence | None:
         while not self._rows:
             number, request = next(self._requests, (0, None))
             if request is None:
                 return None
-            self._rows.extend(Row(number, request, index) for index in range(len(request.keys)))
+            self._rows.extend(Sequence(number, request, index) for index in range(len(request.keys)))
         return self._rows[0]
 
     def pop(self) -> None:
         self._rows.popleft()
 
-    def drop(self) -> list[Row]:
+    def drop(self) -> list[Sequence]:
         """Take out what is left of the question that comes first."""
         first = self.first()
         return [self._rows.popleft() for row in list(self._rows) if row.number == first.number]
 
-    def give_back(self, rows: Iterable[Row]) -> None:
+    def put_back(self, rows: Iterable[Sequence]) -> None:
         """Answers that were begun and lost: they come first again, from their first token."""
         lost = sorted(rows, key=lambda row: (row.number, row.sample_index), reverse=True)
-        self._rows.extendleft(Row(row.number, row.request, row.sample_index) for row in lost)
+        self._rows.extendleft(Sequence(row.number, row.request, row.sample_index) for row in lost)

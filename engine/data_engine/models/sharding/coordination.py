@@ -1,7 +1,7 @@
-"""How the ranks of a job go along with each other: each for itself, or in lock-step where they share split models.
+"""How the ranks of a job are coordinated: not at all, or in lock-step where they share split models.
 
-Ranks that hold whole models share nothing but files, and nobody waits for anybody. Ranks that share a split model load
-it together, make each call of it together, and go on to the next model together.
+Ranks that hold whole models share nothing but files, and none waits for another. Ranks that share a split model load it
+together, make each call of it together, and go on to the next model together.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 
 
-class Together(Protocol):
+class Coordination(Protocol):
     """What a job asks of the way its ranks go along."""
 
     split: Split | None
@@ -50,7 +50,7 @@ class Together(Protocol):
         """This rank is done with a phase: help the others until they are."""
 
 
-class Apart:
+class Independent:
     """Each rank for itself."""
 
     split = None
@@ -69,7 +69,7 @@ class Apart:
         pass
 
 
-class InLockStep:
+class LockStepRanks:
     """All ranks hold the same split model at the same time."""
 
     def __init__(self, step: LockStep, split: Split) -> None:
@@ -91,10 +91,10 @@ class InLockStep:
 
 
 @contextlib.contextmanager
-def joined(config: RunConfig, decision: Decision, ranks: Ranks, stop: Stop) -> Iterator[Together]:
+def joined(config: RunConfig, decision: Decision, ranks: Ranks, stop: Stop) -> Iterator[Coordination]:
     """The way that `decision` asks for. Inside, a lost rank raises LostRankError where the others need it."""
     if not decision.split:
-        yield Apart()
+        yield Independent()
         return
     require_installed()
     settings = read_settings(config.zero3_config)
@@ -108,5 +108,5 @@ def joined(config: RunConfig, decision: Decision, ranks: Ranks, stop: Stop) -> I
 
     with Lifeline(store, ranks, end).naming():
         step = LockStep(stop.overdue, Stopped)
-        yield InLockStep(step, Split(settings, step, ranks.rank))
+        yield LockStepRanks(step, Split(settings, step, ranks.rank))
         dist.destroy_process_group()

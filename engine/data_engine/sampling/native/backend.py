@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.memory import rows_without_pages
-from data_engine.sampling.native.scheduler import Decoder
-from data_engine.sampling.requests import Request, Sampled
+from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.requests import Completion, PromptRequest
 from data_engine_kernels import use_triton
 
 
@@ -18,27 +18,27 @@ def make(settings: BackendSettings) -> "NativeBackend":
     paged = use_triton(model.head_weight) and not settings.split
     if not paged:
         rows = rows_without_pages(rows, model.device.type)
-    fused = settings.samples_per_prompt if paged else None
-    return NativeBackend(Decoder(model, rows, settings.num_slots, fused), settings)
+    samples = settings.samples_per_prompt if paged else None
+    return NativeBackend(SamplingEngine(model, rows, settings.num_slots, samples), settings)
 
 
 class _Submitted:
     """The requests that were submitted, in order; asked again after the last, it looks for what came since."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Iterator[Request]] = deque()
+        self._waiting: deque[Iterator[PromptRequest]] = deque()
         self.num_taken = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, requests: Iterable[Request]) -> None:
+    def add(self, requests: Iterable[PromptRequest]) -> None:
         self._waiting.append(iter(requests))
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[PromptRequest]:
         return self
 
-    def __next__(self) -> Request:
+    def __next__(self) -> PromptRequest:
         while self._waiting:
             request = next(self._waiting[0], None)
             if request is not None:
@@ -51,11 +51,11 @@ class _Submitted:
 class NativeBackend:
     """The scheduler's loop, which takes its requests from those that were submitted."""
 
-    def __init__(self, decoder: Decoder, settings: BackendSettings) -> None:
+    def __init__(self, decoder: SamplingEngine, settings: BackendSettings) -> None:
         self._decoder, self._params = decoder, settings.params
         # The loop holds this, and not the back end: no circle keeps the caches alive when the back end is dropped.
         self._submitted = _Submitted()
-        self._loop: Iterator[Sampled | None] | None = None
+        self._loop: Iterator[Completion | None] | None = None
         self._paused = False
         self._num_before = 0
 
@@ -69,13 +69,13 @@ class NativeBackend:
     def halvings(self) -> int:
         return self._decoder.retries
 
-    def submit(self, requests: Iterable[Request]) -> None:
+    def submit(self, requests: Iterable[PromptRequest]) -> None:
         if self._loop and self._paused and self.halvings:
             self._loop.close()
             self._loop = None
         self._submitted.add(requests)
 
-    def poll(self) -> list[Sampled]:
+    def poll(self) -> list[Completion]:
         if self._loop is None:
             self._num_before = self._submitted.num_taken
             self._loop = self._decoder.stream(self._submitted, self._params, pauses=True)

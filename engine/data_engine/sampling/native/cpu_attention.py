@@ -10,15 +10,15 @@ Shapes: R rows, n rows of a lane or run, H and G query and key/value heads, g = 
 head width.
 """
 
-from collections.abc import Sequence
+from collections import abc
 
 import torch
 from torch import Tensor
 
 from data_engine.models.attention import attention_with_lse, merged, mix
-from data_engine.sampling.native.kv_cache import Caches
-from data_engine.sampling.native.model_runner import Steps
-from data_engine.sampling.requests import Row
+from data_engine.sampling.native.kv_cache import KVCache
+from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.requests import Sequence
 
 # Suffix tokens that a run reads for nothing, since they lie behind the end of its shorter rows, cost about what another
 # run costs on its own.
@@ -28,7 +28,7 @@ WASTE = 128
 class Lanes:
     """Which rows read which prefix and lie in which run; the same for all steps until a row comes or goes."""
 
-    def __init__(self, slots: Sequence[int], lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(self, slots: abc.Sequence[int], lengths: abc.Sequence[int], device: torch.device) -> None:
         """Of each row: its slot, and its suffix's tokens with the one that the next step adds."""
         order = sorted(range(len(slots)), key=slots.__getitem__)
         in_order = order == list(range(len(order)))
@@ -43,7 +43,7 @@ class Lanes:
         self.steps = 0
 
 
-def runs(lengths: Sequence[int]) -> list[tuple[int, int, int, bool]]:
+def runs(lengths: abc.Sequence[int]) -> list[tuple[int, int, int, bool]]:
     """Neighbours of similar length, as (first, last + 1, longest, whether one is shorter)."""
     firsts, longest, total = [], 0, 0
     for row, length in enumerate(lengths):
@@ -70,12 +70,12 @@ class OrderedRows:
     def caches_moved(self) -> None:
         """Nothing here holds an address."""
 
-    def sources(self, rows: Sequence[Row], gap: int) -> list[int]:
+    def sources(self, rows: abc.Sequence[Sequence], gap: int) -> list[int]:
         """The last row of each run behind the gap: rows of about one length change places, so that few move."""
         lasts = (last - 1 for _, last, _, _ in runs([row.drawn for row in rows]))
         return [last for last in lasts if last > gap]
 
-    def step(self, runner: Steps, rows: Sequence[Row]) -> Tensor:
+    def step(self, runner: ModelRunner, rows: abc.Sequence[Sequence]) -> Tensor:
         """Feed each row its newest token and draw the next [N]."""
         if self._lanes is None:
             self._lanes = Lanes([row.slot for row in rows], [row.drawn for row in rows], runner.model.device)
@@ -88,7 +88,7 @@ class OrderedRows:
 class EagerRows:
     """The attention layout of one step in plain torch, for the first R rows of the caches."""
 
-    def __init__(self, caches: Caches, lanes: Lanes, prefix_lengths: Sequence[int], num_rows: int) -> None:
+    def __init__(self, caches: KVCache, lanes: Lanes, prefix_lengths: abc.Sequence[int], num_rows: int) -> None:
         self.caches, self.lanes, self.prefix_lengths = caches, lanes, prefix_lengths
         self.at = caches.lengths_R[:num_rows] - 1
         _, heads, longest, _ = caches.suffix_keys[0].shape

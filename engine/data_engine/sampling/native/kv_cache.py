@@ -26,7 +26,7 @@ def num_slots(num_rows: int, answers_per_question: int) -> int:
     return int(STRAGGLERS * num_rows / answers_per_question) + 2
 
 
-class Caches:
+class KVCache:
     """By layer, prefix keys and values [Q, G, P, D] and suffix keys and values [N, G, S, D]; the rows' state."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Caches:
         self._like = torch.empty(like, device=device, dtype=model.dtype)
         self.num_rows, self.num_slots, self.suffix_tokens = num_rows, num_slots, suffix_tokens
         self.paged, self.page_tokens = paged, pages.PAGE if paged else suffix_tokens
-        # Page 0 of those that are given out is nobody's.
+        # Page 0 is a dummy, for padding rows.
         self.num_pages = 1 + pages.num_pages(num_rows, suffix_tokens) if paged else num_rows
         layers, pool = range(config.num_hidden_layers), (self.num_pages, self.page_tokens)
         self.suffix_keys, self.suffix_values = ([self._zeros(*pool) for _ in layers] for _ in "kv")
@@ -57,7 +57,7 @@ class Caches:
 
     def _zeros(self, number: int, length: int) -> Tensor:
         _, heads, _, width = self._like.shape
-        # Zeros: what lies beyond a length is multiplied by 0 in places, which makes no number of what is none.
+        # Zeros: what lies beyond a length is multiplied by 0 in places, and 0 x NaN is NaN.
         return self._like.new_zeros(number, heads, length, width)
 
     def reserve(self, prefix_tokens: int) -> bool:
@@ -79,7 +79,7 @@ class Caches:
         return tuple([cache[number, :, :length] for cache in caches] for caches in both)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Row `source` becomes row `target`, its first `length` suffix tokens with it."""
+        """Sequence `source` becomes row `target`, its first `length` suffix tokens with it."""
         if self.paged:
             self.pages_RC[target] = self.pages_RC[source]
         else:

@@ -6,7 +6,7 @@ the kernels are, cpu_attention.py in plain torch.
 Shapes: N rows of a call, P prefix tokens, V vocabulary; others as in caches.py.
 """
 
-from collections.abc import Sequence
+from collections import abc
 from typing import Protocol
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from data_engine.models.attention import Layout, Prefill, forward, positions
 from data_engine.models.base import VisionLanguageModel, sent
 from data_engine.sampling.draw import SamplingParams, next_tokens
-from data_engine.sampling.native.kv_cache import Caches
-from data_engine.sampling.requests import Row
+from data_engine.sampling.native.kv_cache import KVCache
+from data_engine.sampling.requests import Sequence
 from data_engine_kernels.reference import logits_fp32
 
 # Stands in the place of a token that was drawn from logits of which one is NaN or infinite.
@@ -24,7 +24,7 @@ NOT_FINITE = -1
 
 
 class Placement(Protocol):
-    """How rows lie in the caches, and the attention of a step over them; one for the life of a Steps."""
+    """How rows lie in the caches, and the attention of a step over them; one for the life of a ModelRunner."""
 
     fills_gaps: bool
     """whether a new answer takes the place of one that ended; else rows close up first"""
@@ -35,18 +35,18 @@ class Placement(Protocol):
     def caches_moved(self) -> None:
         """The caches have other addresses now."""
 
-    def sources(self, rows: Sequence[Row], gap: int) -> list[int]:
+    def sources(self, rows: abc.Sequence[Sequence], gap: int) -> list[int]:
         """The rows that move, each into the gap that the one before it left, to close a gap; the last is at the end."""
 
-    def step(self, runner: "Steps", rows: Sequence[Row]) -> Tensor:
+    def step(self, runner: "ModelRunner", rows: abc.Sequence[Sequence]) -> Tensor:
         """Feed each row its newest token and draw the next [N]."""
 
 
-class Steps:
+class ModelRunner:
     """What the scheduler asks of the device; one for a set of caches and sampling values."""
 
     def __init__(
-        self, model: VisionLanguageModel, caches: Caches, params: SamplingParams, placement: Placement
+        self, model: VisionLanguageModel, caches: KVCache, params: SamplingParams, placement: Placement
     ) -> None:
         self.model, self.caches, self.params, self.placement = model, caches, params, placement
         device = model.device
@@ -68,7 +68,9 @@ class Steps:
         # Not `[slot] = length`: a number that is written to one place, or to some, makes the host wait for a GPU.
         self.caches.prefix_lengths_Q[slot].fill_(length)
 
-    def first(self, places: Sequence[int], keys: Sequence[int], slots: Sequence[int], ends: Sequence[int]) -> Tensor:
+    def first(
+        self, places: abc.Sequence[int], keys: abc.Sequence[int], slots: abc.Sequence[int], ends: abc.Sequence[int]
+    ) -> Tensor:
         """Start answers in the rows `places` and draw their first tokens [N], which come from the prefix alone."""
         none = [0] * len(places)
         which, state = (self._sent(numbers) for numbers in (places, [none, keys, none, slots, ends]))
@@ -76,7 +78,7 @@ class Steps:
         self.seen_RV.index_fill_(0, which, False)
         return self._draw(self.caches.first_logits_QV[state[3]], which)
 
-    def next(self, rows: Sequence[Row]) -> Tensor:
+    def next(self, rows: abc.Sequence[Sequence]) -> Tensor:
         """Feed each row its newest token and draw the next [N]."""
         return self.placement.step(self, rows)
 
@@ -84,13 +86,13 @@ class Steps:
         self.caches.move(source, target, length)
         self.seen_RV[target] = self.seen_RV[source]
 
-    def give_pages(self, places: Sequence[int], numbers: Sequence[int], pages: Sequence[int]) -> None:
-        """Row by row, its page number so and so is that page of the caches."""
+    def give_pages(self, places: abc.Sequence[int], numbers: abc.Sequence[int], pages: abc.Sequence[int]) -> None:
+        """Sequence by row, its page number so and so is that page of the caches."""
         where = self._sent([places, numbers, pages])
         self.caches.pages_RC[where[0], where[1]] = where[2]
 
-    def clean(self, pages: Sequence[int]) -> None:
-        """Forget suffixes that nobody uses: NaN would reach whoever multiplies it by 0."""
+    def clean(self, pages: abc.Sequence[int]) -> None:
+        """Overwrite unused suffixes with zeros: 0 x NaN is NaN, and masked keys and values are multiplied by 0."""
         which = self._sent(pages)
         for cache in (*self.caches.suffix_keys, *self.caches.suffix_values):
             cache.index_fill_(0, which, 0)

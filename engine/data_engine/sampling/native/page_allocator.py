@@ -6,7 +6,7 @@ How many answers go on at a time follows from how long those before them got, so
 from collections import deque
 from collections.abc import Iterable
 
-from data_engine.sampling.requests import Row
+from data_engine.sampling.requests import Sequence
 
 # Tokens of a page.
 PAGE = 128
@@ -25,11 +25,11 @@ def num_pages(num_rows: int, suffix_tokens: int) -> int:
     return max(num_rows, num_rows * longest // 2, longest)
 
 
-class Pages:
+class PageAllocator:
     """Which of the pages 1 to `number` are free, and how many the answers in flight are going to need.
 
-    Page 0 is nobody's: whoever has no page, or works for nothing, writes there. Made anew for each call of the loop, so
-    that no unit depends on those before it.
+    Page 0 is a dummy: padding rows of a captured batch write to it. Each loop makes an allocator of its own, so that
+    no unit depends on those before it.
     """
 
     def __init__(self, number: int, longest: int) -> None:
@@ -40,19 +40,19 @@ class Pages:
         self._went_on = [SEEN] * (longest + 1)
         self._ended = [0] * (longest + 1)
 
-    def take(self, row: Row) -> None:
+    def take(self, row: Sequence) -> None:
         """One more page for a row, of those that are free."""
         if row.pages:
             self._went_on[len(row.pages)] += 1
         row.pages.append(self.free.popleft())
 
-    def release(self, row: Row, at_its_end: bool) -> None:
+    def release(self, row: Sequence, at_its_end: bool) -> None:
         """Free a row's pages, at its end or before."""
         self._ended[len(row.pages)] += at_its_end
         self.free.extend(row.pages)
         row.pages = []
 
-    def suffice_for_another(self, rows: Iterable[Row]) -> bool:
+    def suffice_for_another(self, rows: Iterable[Sequence]) -> bool:
         """Whether one more answer beside `rows` can be expected to find its pages, if all of them were at their end."""
         expected = self.expected()
         return bool(self.free) and expected[1] + sum(expected[len(row.pages)] for row in rows) <= self.number

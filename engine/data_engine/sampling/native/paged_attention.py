@@ -3,14 +3,14 @@
 A step reads nothing from the host, so it can be captured, one graph for each multiple of 16 rows, and replayed.
 """
 
-from collections.abc import Sequence
+from collections import abc
 
 import torch
 from torch import Tensor
 
-from data_engine.sampling.native.kv_cache import Caches
-from data_engine.sampling.native.model_runner import Steps
-from data_engine.sampling.requests import Row
+from data_engine.sampling.native.kv_cache import KVCache
+from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.requests import Sequence
 from data_engine_kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of
 
 # A captured step serves every number of rows up to its own; the rows behind the live ones are padding.
@@ -20,7 +20,7 @@ GRAPH_ROWS = 16
 class FusedRows:
     """The attention layout of a step as one operation on the first N rows of the caches; `most` may share a slot."""
 
-    def __init__(self, caches: Caches, which: Tensor, most: int) -> None:
+    def __init__(self, caches: KVCache, which: Tensor, most: int) -> None:
         self.caches = caches
         # Padding rows count on for as long as the graph replays them.
         self.lengths = caches.lengths_R[which].clamp(max=caches.suffix_tokens)
@@ -58,11 +58,11 @@ class PagedRows:
         """Graphs hold addresses."""
         self.graphs.clear()
 
-    def sources(self, rows: Sequence[Row], gap: int) -> list[int]:
+    def sources(self, rows: abc.Sequence[Sequence], gap: int) -> list[int]:
         """The row that moves into a gap that stays: the last one."""
         return [len(rows) - 1] if gap < len(rows) - 1 else []
 
-    def step(self, runner: Steps, rows: Sequence[Row]) -> Tensor:
+    def step(self, runner: ModelRunner, rows: abc.Sequence[Sequence]) -> Tensor:
         """Feed each row its newest token and draw the next [N]."""
         caches, num_rows = runner.caches, len(rows)
         size = min(-(-num_rows // GRAPH_ROWS) * GRAPH_ROWS, caches.num_rows)
@@ -80,11 +80,11 @@ class PagedRows:
             graph.replay()
         return drawn[:num_rows]
 
-    def _advance(self, runner: Steps, num_rows: int) -> Tensor:
+    def _advance(self, runner: ModelRunner, num_rows: int) -> Tensor:
         which = runner.every_row[:num_rows]
         return runner.advance(which, FusedRows(runner.caches, which, self._samples_per_prompt))
 
-    def _captured(self, runner: Steps, num_rows: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _captured(self, runner: ModelRunner, num_rows: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """A step as a graph, and where its tokens will lie. The step runs for warming up, and is undone."""
         before = runner.caches.state_5R.clone(), runner.seen_RV.clone()
         side = torch.cuda.Stream()

@@ -1,10 +1,10 @@
-"""The sampling loop: k answers a question from one prefix cache, rows refilled from a queue as they finish.
+"""The scheduler: which answers are drawn at a time, and what of the caches each holds.
 
-A row is one answer. The prompt of a question is run once; its keys and values are stored once and read by all its
-rows, each of which adds a suffix of its own. A finished row is refilled at once, and a prefix is freed with its last
-answer, so that one long answer idles nothing but itself.
+A row of the batch is a sequence, one answer in flight. The prompt of a question is prefilled once; its keys and values
+are stored once and read by all its sequences, each of which adds a suffix of its own. A row is refilled as soon as its
+sequence ends, and a prefix is freed with its last sequence, so a long answer delays no other.
 
-The device's side of it is in steps.py, the answers that wait are in answers.py. Shapes: N rows of a call.
+model_runner.py runs the model, requests.py has the queue. Shapes: N rows of a call.
 """
 
 import logging
@@ -18,19 +18,19 @@ from data_engine.errors import NO_ROOM, UserError
 from data_engine.models.base import VisionLanguageModel
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.cpu_attention import OrderedRows
-from data_engine.sampling.native.kv_cache import Caches, num_slots
-from data_engine.sampling.native.model_runner import NOT_FINITE, Steps
-from data_engine.sampling.native.page_allocator import Pages
+from data_engine.sampling.native.kv_cache import KVCache, num_slots
+from data_engine.sampling.native.model_runner import NOT_FINITE, ModelRunner
+from data_engine.sampling.native.page_allocator import PageAllocator
 from data_engine.sampling.native.paged_attention import PagedRows
-from data_engine.sampling.requests import BROKEN, TOO_LARGE, Queue, Request, Row, Sampled
+from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest, Queue, Sequence
 
 log = logging.getLogger(__name__)
 
 
-class _Drawn:
-    """Tokens on their way from the device: `read` waits for these alone, not for what was launched since."""
+class _TokensInFlight:
+    """Tokens that a step draws: `read` waits for these alone, not for what was launched after them."""
 
-    def __init__(self, rows: list[Row], tokens_N: Tensor) -> None:
+    def __init__(self, rows: list[Sequence], tokens_N: Tensor) -> None:
         self.rows, self._arrived = rows, None
         self._tokens = tokens_N
         if tokens_N.is_cuda:
@@ -45,91 +45,92 @@ class _Drawn:
         return self._tokens.tolist()
 
 
-class _Loop:
-    """The rows in flight: number n of `rows` is row n of the caches, and live rows are always the first ones."""
+class Scheduler:
+    """The sequences in flight: number n of `rows` is row n of the caches, and the rows in use are the first ones."""
 
-    def __init__(self, steps: Steps, queue: Queue, lag: int, pauses: bool) -> None:
-        """`lag` steps are launched before the tokens of a step are read, so that the device waits for no host. With
-        `pauses`, `run` gives out None where it has rows for answers that nothing in the queue asks for.
+    def __init__(self, runner: ModelRunner, queue: Queue, lag: int, pauses: bool) -> None:
+        """The tokens of a step are read `lag` steps after it, so that the device does not wait for the host.
+
+        With `pauses`, `run` yields None when rows are free and the queue is empty.
         """
-        self.steps, self.queue, self.lag, self.pauses = steps, queue, lag, pauses
-        self.longest = steps.params.max_new_tokens
-        self.placement = steps.placement
-        self.rows: list[Row] = []
+        self.runner, self.queue, self.lag, self.pauses = runner, queue, lag, pauses
+        self.longest = runner.params.max_new_tokens
+        self.placement = runner.placement
+        self.rows: list[Sequence] = []
         # Of each question in flight: its slot, and how many of its answers are in flight.
         self.slots: dict[int, int] = {}
         self.alive: dict[int, int] = {}
-        caches = steps.caches
+        caches = runner.caches
         self.free_slots = deque(range(caches.num_slots))
-        self.pages = Pages(caches.num_pages - 1, caches.pages_RC.shape[1]) if caches.paged else None
-        self.on_their_way: deque[_Drawn] = deque()
+        self.pages = PageAllocator(caches.num_pages - 1, caches.pages_RC.shape[1]) if caches.paged else None
+        self.in_flight: deque[_TokensInFlight] = deque()
 
-    def run(self) -> Iterator[Sampled | None]:
+    def run(self) -> Iterator[Completion | None]:
         while True:
             while self._refill():
                 yield from self._collect()
-            if self.pauses and len(self.rows) < self.steps.caches.num_rows and not self.queue.first():
+            if self.pauses and len(self.rows) < self.runner.caches.num_rows and not self.queue.first():
                 yield None
                 if self.queue.first():
                     continue
             if self.rows:
                 self._step()
-            elif not self.on_their_way:
+            elif not self.in_flight:
                 return
             yield from self._collect()
 
-    def unfinished(self) -> list[Row]:
+    def unfinished(self) -> list[Sequence]:
         """Answers that were begun and not given out."""
-        rows = [*self.rows, *(row for drawn in self.on_their_way for row in drawn.rows)]
+        rows = [*self.rows, *(row for drawn in self.in_flight for row in drawn.rows)]
         return [row for row in {id(row): row for row in rows}.values() if not row.ended]
 
     def _step(self) -> None:
         """Feed each row its newest token and draw the next."""
         if self.pages:
-            self._turn_pages()
-        self._sent(self.rows, self.steps.next(self.rows))
+            self._allocate_pages()
+        self._sent(self.rows, self.runner.next(self.rows))
 
-    def _sent(self, rows: list[Row], drawn: Tensor) -> None:
+    def _sent(self, rows: list[Sequence], drawn: Tensor) -> None:
         for row in rows:
             row.drawn += 1
-        self.on_their_way.append(_Drawn(list(rows), drawn))
+        self.in_flight.append(_TokensInFlight(list(rows), drawn))
 
-    def _collect(self) -> Iterator[Sampled]:
-        """Take in the tokens that had time to arrive, and give out the answers that they end."""
-        while len(self.on_their_way) > (self.lag if self.rows else 0):
-            drawn = self.on_their_way.popleft()
+    def _collect(self) -> Iterator[Completion]:
+        """Read the tokens of steps that are `lag` steps old, and yield the answers that they end."""
+        while len(self.in_flight) > (self.lag if self.rows else 0):
+            drawn = self.in_flight.popleft()
             for row, token in zip(drawn.rows, drawn.read(), strict=True):
                 if row.ended:
                     continue
                 if reason := self._take(row, token):
                     row.ended = True
-                    yield Sampled(row.number, row.sample_index, row.tokens, reason)
+                    yield Completion(row.number, row.sample_index, row.tokens, reason)
 
-    def _take(self, row: Row, token: int) -> str | None:
+    def _take(self, row: Sequence, token: int) -> str | None:
         """Add a token to its answer; why the answer ends with it, if it does."""
         row.broken = token == NOT_FINITE
         if row.broken:
             return BROKEN
         row.tokens.append(token)
-        if token in self.steps.model.eos_token_ids:
+        if token in self.runner.model.eos_token_ids:
             return "stop"
         return "length" if len(row.tokens) == self.longest else None
 
     def _refill(self) -> bool:
-        """Put waiting answers in the place of ended ones and draw their first tokens; True if there were any."""
+        """Admit sequences from the queue into free rows and draw their first tokens; True if there were any."""
         gaps = [place for place, row in enumerate(self.rows) if row.ended or row.drawn == self.longest]
         for place in gaps:
             self._release(self.rows[place])
         if any(self.rows[place].broken for place in gaps):
-            # Not those alone: a row may have moved after its logits broke, and before the host knew.
-            unused = [*gaps, *range(len(self.rows), self.steps.caches.num_rows)]
-            self.steps.clean([0, *self.pages.free] if self.pages else unused)
+            # All unused rows, since a sequence may have moved after its logits broke and before the host read it.
+            unused = [*gaps, *range(len(self.rows), self.runner.caches.num_rows)]
+            self.runner.clean([0, *self.pages.free] if self.pages else unused)
         if gaps:
             self.placement.changed()
         if not self.placement.fills_gaps:
             self._close(gaps)
             gaps = []
-        places = deque([*gaps, *range(len(self.rows), self.steps.caches.num_rows)])
+        places = deque([*gaps, *range(len(self.rows), self.runner.caches.num_rows)])
         fresh: list[int] = []
         while places and (row := self.queue.first()) and self._has_room(row):
             self._admit(row)
@@ -143,15 +144,15 @@ class _Loop:
             self._draw_first(fresh)
         return bool(fresh)
 
-    def _has_room(self, row: Row) -> bool:
+    def _has_room(self, row: Sequence) -> bool:
         slot = row.number in self.slots or bool(self.free_slots)
         return slot and (not self.pages or self.pages.suffice_for_another(self.rows))
 
-    def _admit(self, row: Row) -> None:
-        """Give a row its slot and first page; its question's prefix is computed with the first."""
+    def _admit(self, row: Sequence) -> None:
+        """Give a sequence its slot and first page; the first sequence of a question has its prompt prefilled."""
         if row.number not in self.slots:
             slot = self.free_slots[0]
-            self.steps.prefill(row.request.prefix(), slot)
+            self.runner.prefill(row.request.prefix(), slot)
             self.free_slots.popleft()
             self.slots[row.number], self.alive[row.number] = slot, 0
         row.slot = self.slots[row.number]
@@ -163,19 +164,19 @@ class _Loop:
         rows = [self.rows[place] for place in places]
         keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
         if self.pages:
-            self.steps.give_pages(places, [0] * len(rows), [row.pages[0] for row in rows])
-        self._sent(rows, self.steps.first(places, keys, slots, [row.end() for row in rows]))
+            self.runner.give_pages(places, [0] * len(rows), [row.pages[0] for row in rows])
+        self._sent(rows, self.runner.first(places, keys, slots, [row.end() for row in rows]))
 
-    def _turn_pages(self) -> None:
-        """Another page for each row that has filled its last. Where there is none, the shortest answer gives up its own
-        and waits for its turn again; the longest never does, so that the work goes on.
+    def _allocate_pages(self) -> None:
+        """Give another page to each sequence that has filled its last. When pages run out, the shortest sequence is
+        preempted: its pages are freed, and it restarts later. The longest never is, which guarantees progress.
         """
         given = set()
-        size = self.steps.caches.page_tokens
+        size = self.runner.caches.page_tokens
         full = [row for row in self.rows if row.drawn > len(row.pages) * size]
-        for row in sorted(full, key=Row.standing, reverse=True):
+        for row in sorted(full, key=Sequence.preemption_order, reverse=True):
             while not self.pages.free and not row.ended:
-                self._give_way(min((one for one in self.rows if not one.ended), key=Row.standing))
+                self._preempt(min((one for one in self.rows if not one.ended), key=Sequence.preemption_order))
             if not row.ended:
                 self.pages.take(row)
                 given.add(row)
@@ -184,14 +185,14 @@ class _Loop:
             self._close(gone)
         if places := [place for place, row in enumerate(self.rows) if row in given]:
             pages = [self.rows[place].pages for place in places]
-            self.steps.give_pages(places, [len(one) - 1 for one in pages], [one[-1] for one in pages])
+            self.runner.give_pages(places, [len(one) - 1 for one in pages], [one[-1] for one in pages])
 
-    def _give_way(self, row: Row) -> None:
+    def _preempt(self, row: Sequence) -> None:
         row.ended = True
-        self.queue.give_back([row])
+        self.queue.put_back([row])
         self._release(row, at_its_end=False)
 
-    def _release(self, row: Row, at_its_end: bool = True) -> None:
+    def _release(self, row: Sequence, at_its_end: bool = True) -> None:
         """Free a row's pages, and the slot of a question with its last row, unless more of its answers are waiting."""
         if self.pages:
             self.pages.release(row, at_its_end)
@@ -202,37 +203,40 @@ class _Loop:
             del self.alive[row.number]
 
     def _close(self, gaps: list[int]) -> None:
-        """Rows from behind move into places that nobody fills."""
+        """Move sequences from the end of the batch into gaps that no new one fills."""
         for gap in sorted(gaps, reverse=True):
             for source in self.placement.sources(self.rows, gap):
-                self.steps.move(source, gap, self.rows[source].drawn)
+                self.runner.move(source, gap, self.rows[source].drawn)
                 self.rows[gap], gap = self.rows[source], source
             self.rows.pop()
 
 
-class Decoder:
+class SamplingEngine:
     """A model with caches for `num_rows` answers at a time, which stay from one unit to the next."""
 
-    def __init__(self, model: VisionLanguageModel, num_rows: int, num_slots: int, fused: int | None = None) -> None:
-        """With `fused`, the most answers a question has, one operation does a step's attention on paged suffixes, and a
-        GPU captures steps in CUDA graphs; else they are plain torch.
+    def __init__(
+        self, model: VisionLanguageModel, num_rows: int, num_slots: int, samples_per_prompt: int | None = None
+    ) -> None:
+        """With `samples_per_prompt`, the most answers that a question has, suffixes are paged, the kernel does the
+        attention of a step, and a GPU captures steps in CUDA graphs; without it, steps are plain torch.
         """
-        self.model, self.num_rows, self.num_slots, self.fused = model, num_rows, num_slots, fused
+        self.model, self.num_rows, self.num_slots = model, num_rows, num_slots
+        self.samples_per_prompt = samples_per_prompt
         self.retries = 0
         """how often the number of rows was halved for want of memory, in the call of `sample` before"""
         # On a GPU the host reads a step's tokens while the next one runs.
         self.lag = int(model.device.type == "cuda")
-        self._steps: Steps | None = None
+        self._runner: ModelRunner | None = None
         self._answered = False
 
-    def sample(self, requests: Iterable[Request], params: SamplingParams) -> list[Sampled]:
+    def sample(self, requests: Iterable[PromptRequest], params: SamplingParams) -> list[Completion]:
         """All answers of all requests, in order of (request, sample_index). Otherwise as `stream`."""
         return sorted(self.stream(requests, params), key=lambda sampled: (sampled.request, sampled.sample_index))
 
     @torch.inference_mode()
     def stream(
-        self, requests: Iterable[Request], params: SamplingParams, pauses: bool = False
-    ) -> Iterator[Sampled | None]:
+        self, requests: Iterable[PromptRequest], params: SamplingParams, pauses: bool = False
+    ) -> Iterator[Completion | None]:
         """Each answer as it is finished; a request is taken when a row is free for it. With `pauses`, also None where
         there is room for more answers than were asked for: `requests` may have more by then.
 
@@ -244,7 +248,7 @@ class Decoder:
         while True:
             loop = None
             try:
-                loop = _Loop(self._steps_for(rows, params), queue, self.lag, pauses)
+                loop = Scheduler(self._runner_for(rows, params), queue, self.lag, pauses)
                 for sampled in loop.run():
                     self._answered = self._answered or sampled is not None
                     yield sampled
@@ -252,14 +256,14 @@ class Decoder:
             except torch.OutOfMemoryError:
                 self.retries += 1
             # Outside the handler, whose traceback would keep the loop's tensors.
-            queue.give_back(loop.unfinished() if loop else [])
+            queue.put_back(loop.unfinished() if loop else [])
             if queue.first() is None:
                 break
-            self._steps = loop = None
+            self._runner = loop = None
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
             if rows == 1:
-                too_large += [Sampled(row.number, row.sample_index, [], TOO_LARGE) for row in queue.drop()]
+                too_large += [Completion(row.number, row.sample_index, [], TOO_LARGE) for row in queue.drop()]
                 # What follows may be smaller.
                 rows = self.num_rows
             rows = max(1, rows // 2)
@@ -268,21 +272,21 @@ class Decoder:
             raise UserError(NO_ROOM)
         yield from too_large
 
-    def _steps_for(self, rows: int, params: SamplingParams) -> Steps:
-        if self._steps is None or self._steps.caches.num_rows != rows or self._steps.params != params:
+    def _runner_for(self, rows: int, params: SamplingParams) -> ModelRunner:
+        if self._runner is None or self._runner.caches.num_rows != rows or self._runner.params != params:
             # The old caches go first.
-            self._steps = None
+            self._runner = None
             slots = max(1, self.num_slots * rows // self.num_rows)
-            caches = Caches(self.model, rows, slots, params.max_new_tokens, paged=self.fused is not None)
-            placement = PagedRows(self.fused) if self.fused else OrderedRows()
-            self._steps = Steps(self.model, caches, params, placement)
-        return self._steps
+            caches = KVCache(self.model, rows, slots, params.max_new_tokens, paged=self.samples_per_prompt is not None)
+            placement = PagedRows(self.samples_per_prompt) if self.samples_per_prompt else OrderedRows()
+            self._runner = ModelRunner(self.model, caches, params, placement)
+        return self._runner
 
 
 def sample(
-    model: VisionLanguageModel, requests: Iterable[Request], params: SamplingParams, num_rows: int
-) -> list[Sampled]:
-    """Decoder.sample for one call: all answers, `num_rows` of them at a time."""
+    model: VisionLanguageModel, requests: Iterable[PromptRequest], params: SamplingParams, num_rows: int
+) -> list[Completion]:
+    """SamplingEngine.sample for one call: all answers, `num_rows` of them at a time."""
     requests = list(requests)
     fewest = min((len(request.keys) for request in requests), default=1)
-    return Decoder(model, num_rows, num_slots(num_rows, fewest)).sample(requests, params)
+    return SamplingEngine(model, num_rows, num_slots(num_rows, fewest)).sample(requests, params)
