@@ -13,7 +13,7 @@ from question_files import only, refusal, table, write, write_jsonl
 
 from data_engine.errors import UserError
 from data_engine.questions.dataset import Questions, load_questions
-from data_engine.questions.sources import DatasetsSource
+from data_engine.questions.sources.hub import DatasetsSource
 from data_engine.schemas import IMAGE
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"

@@ -7,8 +7,8 @@ import pytest
 from question_files import refusal, write_jsonl
 
 from data_engine.errors import UserError
-from data_engine.questions import jsonl
 from data_engine.questions.dataset import load_questions
+from data_engine.questions.sources import jsonl
 
 
 def test_a_jsonl_file_is_read_with_images_under_image_root(tmp_path):

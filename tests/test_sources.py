@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from question_files import only, refusal, table, write
 
-from data_engine.questions import dataset, sources
+from data_engine.questions import dataset
 from data_engine.questions.dataset import load_questions
-from data_engine.questions.sources import ParquetSource
+from data_engine.questions.sources import parquet
+from data_engine.questions.sources.parquet import ParquetSource
 from data_engine.schemas import IMAGE
 
 
@@ -53,8 +54,8 @@ def test_rising_ranges_read_a_row_group_once(tmp_path, monkeypatch):
 
 def test_the_footer_of_a_file_is_not_read_again_for_each_of_its_row_groups(tmp_path, monkeypatch):
     opened = []
-    open_parquet = sources._open_parquet
-    monkeypatch.setattr(sources, "_open_parquet", lambda file: opened.append(file.name) or open_parquet(file))
+    open_parquet = parquet._open_parquet
+    monkeypatch.setattr(parquet, "_open_parquet", lambda file: opened.append(file.name) or open_parquet(file))
     for name, start in (("a.parquet", 0), ("b.parquet", 50)):
         write(tmp_path / name, list(range(start, start + 50)), row_group_size=5)
     questions = load_questions(str(tmp_path))
@@ -146,7 +147,7 @@ def test_a_row_group_of_cells_that_are_too_large_is_refused_before_it_is_read(tm
     monkeypatch.setattr(dataset, "MAX_FILE_BYTES", 2999)
     problems = [row.problem for row in load_questions(str(tmp_path)).rows(range(3))]
     assert problems == [None, *["image has 3000 bytes, more than 2999"] * 2]
-    monkeypatch.setattr(sources, "MAX_ROW_BYTES", 2999)
+    monkeypatch.setattr(parquet, "MAX_ROW_BYTES", 2999)
     monkeypatch.setattr(ParquetSource, "_read_group", lambda *a: pytest.fail("it is read"))
     assert refusal(str(tmp_path)).startswith(f'dataset file "{path}": column "image.bytes" unpacks to ')
     assert refusal(str(tmp_path)).endswith("bytes in the 2 rows of row group 0, more than 2999 bytes a row")
@@ -158,6 +159,6 @@ def test_a_large_cell_that_a_dictionary_repeats_is_unpacked_for_a_few_rows_at_a_
     images = pa.array([{"bytes": bytes(3000), "path": None}] * 10, IMAGE)
     pq.write_table(table(list(range(10)), image=images), path, write_statistics=False)
     for most_bytes, rows in ((1 << 30, [10]), (9999, [3, 3, 3, 1]), (2000, [1] * 10)):
-        monkeypatch.setattr(sources, "MAX_BATCH_BYTES", most_bytes)
+        monkeypatch.setattr(parquet, "MAX_BATCH_BYTES", most_bytes)
         batches = ParquetSource(path).batches(range(10), ["question", "image"])
         assert [batch.num_rows for batch in batches] == rows

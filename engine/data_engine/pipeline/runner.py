@@ -14,7 +14,7 @@ import pyarrow as pa
 from data_engine.config import RunConfig
 from data_engine.models.base import VisionLanguageModel
 from data_engine.questions.dataset import Question
-from data_engine.questions.rows import Decode
+from data_engine.questions.images import Decode
 from data_engine.store.units import UnitResult
 
 

@@ -11,10 +11,9 @@ from data_engine.errors import BadRow, UserError
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
-from data_engine.questions.dataset import Question
-from data_engine.questions.images import BadImage
+from data_engine.questions.dataset import Question, read_image
+from data_engine.questions.images import BadImage, Decode, open_image
 from data_engine.questions.prefetch import ahead
-from data_engine.questions.rows import Decode, open_image, read_image
 from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample

@@ -15,10 +15,9 @@ from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions import images
-from data_engine.questions.dataset import Question
-from data_engine.questions.images import BadImage
+from data_engine.questions.dataset import Question, read_image
+from data_engine.questions.images import BadImage, Decode, open_image
 from data_engine.questions.prefetch import ahead
-from data_engine.questions.rows import Decode, open_image, read_image
 from data_engine.scoring.logprobs import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.store.units import UnitResult
 

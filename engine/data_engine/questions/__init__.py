@@ -1,1 +1,1 @@
-"""The input: rows of image-questions from files and hubs, their images, decoded and ahead of their turn."""
+"""The input: rows of image-questions from files and hubs, and their images, decoded in processes of their own."""

@@ -1,7 +1,7 @@
-"""Questions in: parquet, jsonl, a `datasets` folder or a hub id, read a few rows at a time, with the checks on them.
+"""A dataset of questions, from any of the sources: checked as a whole when it is opened, read a few rows at a time.
 
-What is wrong with the dataset as a whole (a missing column, a duplicate idx) is a UserError at once; what is wrong
-with one row is that row's `problem`, and the others go on.
+A fault of the dataset as a whole (a missing column, a duplicate idx) raises UserError at once. A fault of one row is
+that row's `problem`; the other rows are read on.
 """
 
 import json
@@ -11,20 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+from PIL import Image
 
 from data_engine.config import RunConfig
-from data_engine.errors import UserError
-from data_engine.questions.images import MAX_FILE_BYTES, BadImage, read_under
-from data_engine.questions.sources import REQUIRED_COLUMNS, Source, is_text, open_source
+from data_engine.errors import BadRow, UserError
+from data_engine.questions.images import MAX_FILE_BYTES, BadImage, Decode, decode, read_under
+from data_engine.questions.sources import open_source
+from data_engine.questions.sources.base import REQUIRED_COLUMNS, Source, is_text
 from data_engine.schemas import OPTIONAL_COLUMNS
 
-# No model has room for so long a question, and tokenizing it would take long.
+# A longer question exceeds every model's context, and would take long to tokenize.
 MAX_QUESTION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Question:
-    """One row of the input. `image` is what images.decode takes: encoded bytes; None where the row has none."""
+    """One row of the input. `image` is encoded, as images.decode takes it; None where the row has none."""
 
     idx: int | str
     question: str | None
@@ -32,7 +34,7 @@ class Question:
     image_path: str | None
     """the `path` field of the image struct, as it was"""
     extra: dict[str, str | None] = field(default_factory=dict)
-    """those of records.OPTIONAL_COLUMNS that the input has"""
+    """the columns of schemas.OPTIONAL_COLUMNS that the input has"""
     problem: str | None = None
     """why the row cannot be used, for the quarantine; with it, question or image is None"""
 
@@ -40,7 +42,7 @@ class Question:
 class Questions:
     """A dataset of questions: its size and ids at once, its rows streamed.
 
-    `idx_type` is the input's own integer type, or string for any kind of text. An empty question is a question.
+    `idx_type` is the input's own integer type, or string for any kind of text. An empty question counts as one.
     """
 
     idx: list[int | str]
@@ -64,7 +66,7 @@ class Questions:
         return len(self.idx)
 
     def rows(self, rows: range) -> Iterator[Question]:
-        """The questions of a run of consecutive rows, in order."""
+        """The questions of consecutive rows, in order."""
         assert rows.step == 1, f"rows are consecutive, got {rows}"
         ids = iter(self.idx[rows.start : rows.stop])
         rows = range(rows.start, min(rows.stop, len(self.idx)))
@@ -105,7 +107,7 @@ def load_questions(
 ) -> Questions:
     """Open a dataset and check it as a whole; `limit` keeps its first rows only.
 
-    Raises UserError, naming what to mend, where it cannot be opened, lacks a column, or has a null or repeated idx.
+    Raises UserError where it cannot be opened, lacks a column, or has a null or repeated idx; the message says which.
     """
     if image_root is not None and not Path(image_root).is_dir():
         raise UserError(f'image_root "{image_root}" is not a folder')
@@ -122,6 +124,13 @@ def open_questions(config: RunConfig) -> Questions:
         image_root=config.image_root,
         limit=config.limit,
     )
+
+
+def read_image(question: Question, max_megapixels: float, decode: Decode = decode) -> Image.Image:
+    """The decoded image of a row. Raises BadRow or images.BadImage with the reason that goes into the quarantine."""
+    if question.problem:
+        raise BadRow(question.problem)
+    return decode(question.image, max_megapixels)
 
 
 def _check_columns(columns: dict[str, pa.DataType], name: str) -> None:
@@ -213,7 +222,7 @@ def _image_cells(column: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def _extra_cells(column: pa.Array) -> list[str | None]:
-    """A column that is only passed on, as text: what is not text becomes JSON."""
+    """An optional column as text, or as JSON where it holds something else."""
     if is_text(column.type) or _is_binary(column.type):
         return [value if value is None else value.decode(errors="replace") for value in _as_bytes(column).to_pylist()]
     return [value if value is None else json.dumps(value, default=str) for value in column.to_pylist()]

@@ -1,9 +1,9 @@
-"""images.decode in processes of their own, which a hostile file may crash, hang, or drive out of memory.
+"""images.decode in worker processes: a hostile file may crash them, hang them, or exhaust their memory.
 
-A worker imports questions.images and nothing else of the engine; bytes go in and pixels come out through a socket. It
-ends with its rank, however that dies, since the socket then ends too: at once, or behind the image it is busy with.
-Nothing that comes from a worker is unpickled: a question is (max_megapixels, size) and the file, an answer is
-(width, height, size) and the pixels, or a width of 0 and a reason.
+A worker imports questions.images and nothing else of the engine. Encoded bytes go in and pixels come out through a
+socket; when the rank ends, in whatever way, the socket closes, and the worker exits after the image that it decodes.
+Nothing that comes from a worker is unpickled. A request is (max_megapixels, size) and the file; a response is (width,
+height, size) and the pixels, or a width of 0 and a reason.
 """
 
 import contextlib
@@ -20,45 +20,45 @@ from PIL import Image
 from data_engine.questions import images
 from data_engine.questions.images import BadImage
 
-# Processor time that an image may take: a large photograph takes a second, and a busy machine does not count.
+# Processor time that an image may take; a large photograph takes a second. Independent of what else the machine does.
 PROCESSOR_S = 60
-# The same as the clock has it, for a worker that waits for memory from a disk.
+# Wall-clock time that an image may take: a worker that swaps uses little processor time.
 CLOCK_S = 600
-# What a worker may allocate, besides the copies of the pixels that Pillow and NumPy make: 16 bits a channel, twice.
+# Limit of a worker's memory, plus BYTES_A_PIXEL for the copies that Pillow and NumPy make: 16 bits a channel, twice.
 MEMORY_BYTES = 2 << 30
 BYTES_A_PIXEL = 16
-# A row is given up with the second process that it ends.
+# An image that ends so many workers is given up.
 TRIES = 2
-# Without -P, a file in the current folder that is called as a module of Python would be taken for it.
+# -P: a file in the current folder must not shadow a module of Python.
 COMMAND = [sys.executable, "-P", "-m", "data_engine.questions.image_workers"]
-_QUESTION, _ANSWER = struct.Struct("<dQ"), struct.Struct("<IIQ")
+_REQUEST, _RESPONSE = struct.Struct("<dQ"), struct.Struct("<IIQ")
 _READY = b"R"
-# What the signals mean that a job gets is for its ranks to decide, and theirs to tell.
-_FOR_RANKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Workers ignore the job's signals; their rank ends them.
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class ImageWorkers:
-    """As many workers as threads decode at once, started when they are needed; a lost one is replaced."""
+    """A pool with one worker for each thread that decodes, started on demand; a worker that died is replaced."""
 
     def __init__(self) -> None:
-        # Taken from and given back by several threads; either is one step of the interpreter.
+        # Shared by several threads without a lock: append and pop of a list are atomic.
         self._free: list[_Worker] = []
 
     def __enter__(self) -> "ImageWorkers":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the workers. No thread may be decoding any more."""
+        """End the workers. No thread may still be decoding."""
         while self._free:
             self._free.pop().end()
 
     def start(self) -> None:
-        """Start one worker where there is none, without waiting for it."""
+        """Start one worker if there is none, without waiting until it is ready."""
         if not self._free:
             self._free.append(_Worker())
 
     def decode(self, data: bytes | None, max_megapixels: float) -> Image.Image:
-        """images.decode, to the byte. Raises BadImage, also for an image that ends two workers."""
+        """images.decode in a worker. Raises BadImage, also for an image that ends TRIES workers."""
         for _ in range(TRIES):
             worker = self._worker()
             try:
@@ -76,7 +76,7 @@ class ImageWorkers:
         raise BadImage(f"decoding {end}, {TRIES} times")
 
     def _worker(self) -> "_Worker":
-        """A free worker that lives: one that was killed while it was idle is no fault of the next image."""
+        """A free worker that is alive, or a new one: the next image must not count for a worker that died idle."""
         with contextlib.suppress(IndexError):
             while True:
                 worker = self._free.pop()
@@ -99,7 +99,7 @@ class _Worker:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            # In a session of its own, the keys of the terminal do not reach it.
+            # In a session of its own it does not get Ctrl-C from the terminal.
             self.process = subprocess.Popen(
                 [*COMMAND, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -108,23 +108,23 @@ class _Worker:
                 start_new_session=True,
             )
         self._stream = ours.makefile("rwb")
-        # The stream holds the socket open from here on.
+        # The stream keeps the socket open.
         ours.close()
         self._ready = False
 
     def decode(self, data: bytes, max_megapixels: float) -> Image.Image | str:
-        """The image, or the reason why there is none. Raises EOFError or OSError where the worker dies."""
+        """The image, or the reason why it cannot be used. Raises EOFError or OSError where the worker dies."""
         if not self._ready:
             self._wait_until_ready()
-        _send(self._stream, _QUESTION.pack(max_megapixels, len(data)), data)
-        width, height, size = _ANSWER.unpack(_read(self._stream, _ANSWER.size))
+        _send(self._stream, _REQUEST.pack(max_megapixels, len(data)), data)
+        width, height, size = _RESPONSE.unpack(_read(self._stream, _RESPONSE.size))
         found = _read(self._stream, size)
         return Image.frombytes("RGB", (width, height), found) if width else found.decode()
 
     def end(self) -> int:
-        """Kill it, if it lives; its exit code, negative for a signal."""
+        """Kill the process if it is alive. Returns its exit code, negative for a signal."""
         self.process.kill()
-        # What is left to send has nobody to read it.
+        # Closing flushes, which fails where the worker is gone.
         with contextlib.suppress(OSError):
             self._stream.close()
         return self.process.wait()
@@ -138,22 +138,22 @@ class _Worker:
 
 
 def serve(stream: BinaryIO) -> None:
-    """What a worker does: answer each image with its size and pixels, or a reason, until its rank is gone."""
-    for number in _FOR_RANKS:
+    """The loop of a worker: for each image its size and pixels, or a reason, until the socket closes."""
+    for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         _send(stream, _READY)
         while True:
-            max_megapixels, size = _QUESTION.unpack(_read(stream, _QUESTION.size))
+            max_megapixels, size = _REQUEST.unpack(_read(stream, _REQUEST.size))
             data = _read(stream, size)
             _limit_memory(MEMORY_BYTES + int(BYTES_A_PIXEL * max_megapixels * 1e6))
-            size, answer = _decoded(data, max_megapixels)
-            _send(stream, _ANSWER.pack(*size, len(answer)), answer)
-            del data, answer
+            size, content = _decoded(data, max_megapixels)
+            _send(stream, _RESPONSE.pack(*size, len(content)), content)
+            del data, content
 
 
 def _limit_memory(size_bytes: int) -> None:
-    """What counts is what this process writes to: address space that is only set aside costs nothing."""
+    """RLIMIT_DATA counts the memory that this process may write to, not reserved address space."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     soft = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
@@ -162,7 +162,7 @@ def _limit_memory(size_bytes: int) -> None:
 def _decoded(data: bytes, max_megapixels: float) -> tuple[tuple[int, int], bytes]:
     """An image's size and pixels, or (0, 0) and the reason.
 
-    Where it takes too long, the kernel ends this process, whatever it is in the middle of.
+    Past a time limit the kernel ends this process by a signal, even inside a call of C code.
     """
     signal.setitimer(signal.ITIMER_PROF, PROCESSOR_S)
     signal.alarm(CLOCK_S)
@@ -185,7 +185,7 @@ def _send(stream: BinaryIO, *parts: bytes) -> None:
 
 
 def _read(stream: BinaryIO, size: int) -> bytes:
-    """Raises EOFError where the other end is gone before so many bytes came."""
+    """Exactly `size` bytes. Raises EOFError where the other end closes before."""
     data = stream.read(size)
     if len(data) < size:
         raise EOFError
@@ -193,6 +193,6 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 
 
 if __name__ == "__main__":
-    # Closing the stream may fail too, where an answer was on its way when the rank died.
+    # Closing the stream flushes, which fails where the rank died before it read the last response.
     with contextlib.suppress(OSError), socket.socket(fileno=int(sys.argv[1])).makefile("rwb") as served:
         serve(served)

@@ -13,7 +13,7 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,20 @@ from PIL import Image
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_FILE_BYTES = 1 << 29
 _SIXTEEN_BIT_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
-# What open says about the path itself, not about the disk.
+# Errors of open that are about the path, not about the disk.
 _ROW_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
-# Memory addresses and paths: a reason must read the same on every machine.
+# Memory addresses and paths are cut out of reasons, which must be the same on every machine.
 _MACHINE_TEXT = re.compile(r"<[^<>]*>|\b0x[0-9a-fA-F]+|/[^\s'\"]+")
-# catch_warnings swaps process-wide state, so two threads that decode at once would undo each other's filter.
+# catch_warnings replaces process-wide state: two threads that decode at once would undo each other's filter.
 _WARNINGS = threading.Lock()
 
 
 class BadImage(ValueError):
     """An image that cannot be used; the message is the reason that the quarantine records."""
+
+
+Decode = Callable[[bytes | None, float], Image.Image]
+"""`decode`, or the same in another process"""
 
 
 def decode(data: bytes | None, max_megapixels: float) -> Image.Image:
@@ -47,9 +51,17 @@ def decode(data: bytes | None, max_megapixels: float) -> Image.Image:
             return to_rgb(image)
 
 
+def open_image(image: Image.Image | bytes, max_megapixels: float) -> Image.Image:
+    """What the public API takes as an image, as RGB. Raises BadImage."""
+    if isinstance(image, Image.Image):
+        check_megapixels(*image.size, max_megapixels, "source image")
+        return to_rgb(image)
+    return decode(image, max_megapixels)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` as RGB; 16-bit gray loses its low byte, as Pillow's 16-bit colour does. Raises BadImage for a
-    32-bit or floating-point image, whose black and white nobody has agreed on.
+    32-bit or floating-point image, whose range of values is not defined.
     """
     # Pillow gives 16-bit PGM, and its older versions 16-bit PNG, as 32-bit integers.
     if image.mode in _SIXTEEN_BIT_GRAY or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -63,7 +75,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_megapixels(width: int, height: int, limit: float, what: str) -> None:
-    """Raise BadImage where an image, as it came or as a model's preprocessing would make it, exceeds the limit."""
+    """Raise BadImage where an image, as decoded or as a model's preprocessing would resize it, exceeds the limit."""
     if width < 1 or height < 1:
         raise BadImage(f"{what} has no pixels: {width} x {height}")
     megapixels = width * height / 1e6
@@ -79,9 +91,9 @@ def resized_size(width: int, height: int, shortest_edge: int) -> tuple[int, int]
 
 
 def read_under(root: Path, path: str) -> bytes:
-    """The content of the file that a dataset calls `path`; raises BadImage unless it lies, links followed, in `root`.
+    """The content of the file `path` of a dataset. Raises BadImage unless it lies, with links followed, below `root`.
 
-    A failure of the disk, which says nothing about the row, is raised as it is.
+    An OSError of the disk, which is no fault of the row, is raised unchanged.
     """
     shown = json.dumps(path if len(path) <= 200 else f"{path[:200]}...", ensure_ascii=False)
     if "://" in path:
@@ -111,7 +123,7 @@ def read_under(root: Path, path: str) -> bytes:
 
 @contextlib.contextmanager
 def _bad_image(what: str, max_megapixels: float) -> Iterator[None]:
-    """Turn whatever Pillow raises about broken data into BadImage with a short reason."""
+    """Raise BadImage, with a short reason, for any exception of Pillow about broken data."""
     try:
         yield
     except BadImage:
@@ -123,7 +135,7 @@ def _bad_image(what: str, max_megapixels: float) -> Iterator[None]:
         raise BadImage(f"source image has more than {limit:.4g} megapixels") from None
     except MemoryError:
         raise BadImage(f"image {what} needs more memory than there is") from None
-    # Pillow's readers raise SyntaxError, struct.error, IndexError, KeyError, ... on hostile bytes: no list is complete.
+    # On hostile bytes Pillow's readers raise SyntaxError, struct.error, IndexError, KeyError, and more.
     except Exception as error:
         text = " ".join(_MACHINE_TEXT.sub("", str(error)).split())[:160]
         raise BadImage(f"image {what} is broken: {text or type(error).__name__}") from None

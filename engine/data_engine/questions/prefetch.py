@@ -1,4 +1,4 @@
-"""Work done ahead of its turn by threads: images are decoded while the model is busy."""
+"""Prefetching: threads decode the next images while the model computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -7,18 +7,18 @@ from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-# Pillow and numpy let go of the interpreter, so that two threads decode while the model's calls are made.
+# Pillow and numpy release the GIL, so two threads decode while the main thread calls the model.
 WORKERS = 2
-# How many images are decoded before they are asked for: enough for a model to start on many questions at once.
+# Images decoded in advance: enough for a batch of many new questions.
 DEPTH = 16
 
 
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], depth: int = DEPTH, workers: int = WORKERS
 ) -> Iterator[Result]:
-    """function(item) of each item, in order, at most `depth` of them computed before they are asked for.
+    """function(item) of each item, in order; up to `depth` results are computed in advance.
 
-    An exception comes out where its result would. Items themselves are taken in the caller's thread.
+    An exception is raised where its result would be yielded. `items` is iterated in the caller's thread.
     """
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers, "ahead")

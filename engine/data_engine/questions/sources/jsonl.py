@@ -1,4 +1,4 @@
-"""Questions from a jsonl file: where each line begins is kept, and a line is read when its row is asked for."""
+"""Questions from a jsonl file: the offset of each line is kept in memory, and lines are read on demand."""
 
 import hashlib
 import json
@@ -10,14 +10,16 @@ import pyarrow as pa
 
 from data_engine.errors import UserError
 
-# Room for the longest question, each byte of it written as \u00xx.
+# The longest question fits, even with each byte of it written as \u00xx.
 MAX_LINE_BYTES = 16 << 20
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.binary())])
 
 
 class JsonlSource:
-    """One JSON object a line, its image a path or an object with a path. Text comes as bytes, since JSON may hold more
-    than Unicode."""
+    """One JSON object a line; its image is a path or an object with a path.
+
+    Text columns are binary: JSON may hold half surrogate pairs, which are not valid Unicode.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -86,7 +88,7 @@ def _type(name: str) -> pa.DataType:
 
 
 def _cell(name: str, value: object) -> object:
-    """A cell as the types of _type; what is no text becomes null, or JSON in a column that is only passed on."""
+    """A cell of the type that _type says. A question that is no text becomes null; an optional column becomes JSON."""
     if name == "idx" or value is None:
         return value
     if name == "image":
@@ -98,7 +100,7 @@ def _cell(name: str, value: object) -> object:
 
 
 def _bytes(text: str) -> bytes:
-    # JSON can spell half a surrogate pair: it goes through as bytes that are not UTF-8, for the reader to judge.
+    # Half a surrogate pair becomes bytes that are not UTF-8; dataset.py then refuses the row.
     return text.encode("utf-8", "surrogatepass")
 
 

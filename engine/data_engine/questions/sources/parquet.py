@@ -1,0 +1,150 @@
+"""Questions from parquet files, read a few rows at a time, whatever the size of row groups and cells."""
+
+import bisect
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_engine.errors import UserError
+from data_engine.questions.images import MAX_FILE_BYTES
+from data_engine.questions.sources.base import BATCH_ROWS, REQUIRED_COLUMNS, is_text, refuse
+from data_engine.schemas import OPTIONAL_COLUMNS
+
+# Limit of the unpacked bytes of one column in a batch; a single row may exceed it.
+MAX_BATCH_BYTES = 1 << 28
+_BUFFER_BYTES = 1 << 20
+# The header of a page may repeat its smallest and its largest cell.
+MAX_ROW_BYTES = 3 * MAX_FILE_BYTES + _BUFFER_BYTES
+
+
+class ParquetSource:
+    """One parquet file, or a folder's files in the order of their names."""
+
+    def __init__(self, path: Path):
+        self._files = _parquet_files(path) if path.is_dir() else [path]
+        self.columns: dict[str, pa.DataType] = {}
+        # (file, row group, its first row, the row after its last)
+        self._groups: list[tuple[Path, int, int, int]] = []
+        start = 0
+        for file in self._files:
+            with _open_parquet(file) as opened:
+                columns = {field.name: field.type for field in opened.schema_arrow}
+                self.columns = self.columns or columns
+                self._check_same_columns(file, columns)
+                _check_cell_sizes(file, opened.metadata)
+                for group in range(opened.num_row_groups):
+                    stop = start + opened.metadata.row_group(group).num_rows
+                    self._groups.append((file, group, start, stop))
+                    start = stop
+        # (key of a row group that was read in part, its next row, its batches from there). Units mostly come in rising
+        # order, so a file of one huge row group is read once, not once a unit.
+        self._resume: tuple[tuple, int, Iterator[pa.RecordBatch]] | None = None
+        # The file read last stays open, so that its footer is not read again for each of its row groups.
+        self._open: tuple[Path, pq.ParquetFile] | None = None
+
+    def ids(self, limit: int | None) -> pa.ChunkedArray:
+        chunks: list[pa.Array] = []
+        for file in self._files:
+            with _open_parquet(file) as opened, _reading(file):
+                chunks += opened.read(["idx"], use_threads=False).column(0).cast(self.columns["idx"]).chunks
+            if limit is not None and sum(map(len, chunks)) >= limit:
+                break
+        return pa.chunked_array(chunks, self.columns["idx"])[:limit]
+
+    def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        first = bisect.bisect_right(self._groups, rows.start, key=lambda group: group[3])
+        for file, group, start, _ in itertools.islice(self._groups, first, None):
+            if start >= rows.stop:
+                return
+            yield from self._group_batches((file, group, tuple(columns)), start, rows)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for file in self._files:
+            with open(file, "rb") as stream:
+                size = stream.seek(-8, 2) + 8
+                footer_size = int.from_bytes(stream.read(4), "little")
+                stream.seek(-8 - footer_size, 2)
+                digest.update(size.to_bytes(8, "little") + stream.read(footer_size))
+        return digest.hexdigest()
+
+    def _group_batches(self, key: tuple, position: int, rows: range) -> Iterator[pa.RecordBatch]:
+        """The batches of one row group that overlap `rows`, cut to it; `position` is the group's first row."""
+        resume, self._resume = self._resume, None
+        if resume is not None and resume[0] == key and resume[1] <= rows.start:
+            _, position, batches = resume
+        else:
+            batches = self._read_group(*key)
+        for batch in batches:
+            first, position = position, position + batch.num_rows
+            if position > rows.start:
+                yield batch[max(0, rows.start - first) : rows.stop - first]
+            if position >= rows.stop:
+                self._resume = (key, first, itertools.chain([batch], batches))
+                return
+
+    def _read_group(self, file: Path, group: int, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+        if self._open is None or self._open[0] != file:
+            self._open = (file, _open_parquet(file))
+        opened = self._open[1]
+        largest = max(chunk.total_uncompressed_size for chunk in _chunks(opened.metadata, group, columns))
+        # A cell is at most as large as its chunk; but one large cell of a dictionary may occur in every row.
+        rows = min(BATCH_ROWS, max(1, MAX_BATCH_BYTES // max(1, largest)))
+        with _reading(file):
+            yield from opened.iter_batches(rows, [group], list(columns), use_threads=False)
+
+    def _check_same_columns(self, file: Path, columns: dict[str, pa.DataType]) -> None:
+        for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
+            first, here = self.columns.get(name), columns.get(name)
+            if first != here and not (first and here and is_text(first) and is_text(here)):
+                first, here = (f"of type {type}" if type else "missing" for type in (first, here))
+                raise UserError(
+                    f'dataset file "{file}" has another schema than "{self._files[0].name}": '
+                    f'column "{name}" is {here}, in the first file {first}'
+                )
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what Arrow raises about a file into a UserError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f'dataset file "{file}" is cut off, broken or not a parquet file: {text}') from None
+
+
+def _check_cell_sizes(file: Path, metadata: pq.FileMetaData) -> None:
+    """Refuse, before unpacking, a row group whose mean cell would be larger than an image may be."""
+    for group in range(metadata.num_row_groups):
+        num_rows = metadata.row_group(group).num_rows
+        for chunk in _chunks(metadata, group, (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)):
+            refuse(
+                chunk.total_uncompressed_size > MAX_ROW_BYTES * max(1, num_rows),
+                f'dataset file "{file}": column "{chunk.path_in_schema}" unpacks to {chunk.total_uncompressed_size} '
+                f"bytes in the {num_rows} rows of row group {group}, more than {MAX_ROW_BYTES} bytes a row",
+            )
+
+
+def _chunks(metadata: pq.FileMetaData, group: int, columns: tuple[str, ...]) -> Iterator[pq.ColumnChunkMetaData]:
+    """The footer's metadata of the `columns` of a row group, and of their nested fields."""
+    chunks = map(metadata.row_group(group).column, range(metadata.num_columns))
+    return (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_")))
+    inside = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
+    refuse(not files, f'dataset_path "{folder}" has no .parquet file and no `datasets` dataset; it holds {inside}')
+    return files
+
+
+def _open_parquet(file: Path) -> pq.ParquetFile:
+    with _reading(file):
+        # pre_buffer would read whole row groups; with buffer_size, pages are read on demand.
+        return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
