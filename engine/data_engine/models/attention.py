@@ -2,8 +2,8 @@
 
 A decoder loaded by a family has `attn_implementation` NAME. Called plainly, it is transformers' own causal sdpa.
 Called with `layout=...`, its layers hand their queries, keys and values (after rotary embedding) to that layout:
-`Prefill` and `lanes.EagerRows` for sampling, those of packing.py for scoring. So the families stay unaware of both
-loops, and no mask over several answers is ever built.
+`Prefill` and those of sampling/native for sampling, those of scoring/packed_attention.py for scoring. So the families
+stay unaware of both, and no mask over several answers is ever built.
 
 Shapes: B batch, H query heads, G key/value heads, T and S tokens, P prefix tokens, D head width.
 """

@@ -1,4 +1,4 @@
-"""Linear layers in the layout of kernels/onednn.py, for a decoder on CPU in fp32."""
+"""Linear layers of a decoder on CPU in fp32, by oneDNN's product with a packed weight (kernels' onednn.py)."""
 
 import contextlib
 import ctypes
@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from data_engine_kernels import onednn
 
-# So much of replaced weights may stay in the heap.
-MOST_KEPT_BYTES = 1 << 24
+# Freed memory is returned to the system whenever this much of replaced weights was freed.
+MAX_FREED_BYTES = 1 << 24
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose weight is packed: once and for all, or in each call where the weight comes and goes."""
+    """A linear layer whose weight is packed, once or in each call."""
 
     packed_weight: Tensor | None = None
+    """None: `weight` is packed in each call"""
 
     def forward(self, rows: Tensor) -> Tensor:
         weight = onednn.pack(self.weight) if self.packed_weight is None else self.packed_weight
@@ -23,27 +24,27 @@ class PackedLinear(nn.Linear):
 
 
 def pack_linears(decoder: nn.Module, *, once: bool) -> None:
-    """Make every linear layer of a decoder a packed one, where that can be.
+    """Make every linear layer of a decoder a packed one, where oneDNN can pack its weight.
 
-    With `once`, the packed weights take the place of the others. Without, as ZeRO-3 needs it, weights are packed in
-    each call: slower than not at all, but the numbers are then those of a decoder that is not split.
+    With `once`, packed weights replace the others. Without, as ZeRO-3 needs it, weights are packed in each call, which
+    is slower than plain layers, but gives the same numbers as a decoder that is not split.
     """
-    kept_bytes = 0
+    freed_bytes = 0
     for layer in [module for module in decoder.modules() if type(module) is nn.Linear]:
         if not onednn.can_pack(layer.weight):
             continue
         layer.__class__ = PackedLinear
         if once:
-            kept_bytes += layer.weight.nbytes
+            freed_bytes += layer.weight.nbytes
             layer.packed_weight = onednn.pack(layer.weight.detach())
-            # What is left of it counts as a weight of its shape, and can be mistaken for no other.
+            # A meta tensor of its shape replaces the original, so shape queries work and any use of it fails.
             layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"), requires_grad=False)
-            if kept_bytes > MOST_KEPT_BYTES:
+            if freed_bytes > MAX_FREED_BYTES:
                 _return_freed_memory()
-                kept_bytes = 0
+                freed_bytes = 0
 
 
 def _return_freed_memory() -> None:
-    """Have glibc give what was freed between tensors that stay back to the system."""
+    """Make glibc return freed memory between live tensors to the system."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
