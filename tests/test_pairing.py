@@ -123,7 +123,7 @@ def test_the_pairs_held_in_memory_before_they_are_written_do_not_show_in_the_res
 ):
     world.pair(work_dir)
     world.publish(tmp_path / "other")
-    monkeypatch.setattr(candidates, "DRAFT_ROWS", 10)
+    monkeypatch.setattr(candidates, "BUFFER_ROWS", 10)
     world.pair(tmp_path / "other")
     assert pq.read_metadata(tmp_path / "other/pairs/pairs.parquet").num_row_groups > 3
     assert pairs_rows(tmp_path / "other") == pairs_rows(work_dir)
@@ -309,7 +309,7 @@ def dies_at_call(function, number):
 World(Path({folder!r}), []).pair(Path({work_dir!r}), debug=True)
 """
 WINDOWS = {
-    "adding candidates": "pair.Draft.add = dies_at_call(pair.Draft.add, 5)",
+    "adding candidates": "pair.CandidateTable.add = dies_at_call(pair.CandidateTable.add, 5)",
     "dealing into buckets": "rlaif_v.row_of = dies_at_call(rlaif_v.row_of, 7)",
     "writing the dataset": "parquet_files.pq.ParquetWriter.close = die",
     "before the swap": "exports.swap_in = die",

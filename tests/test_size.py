@@ -31,7 +31,7 @@ from data_engine.questions.dataset import load_questions
 from data_engine.store.units import split_units
 
 # What is held until there is enough of it to write is not what grows.
-candidates.DRAFT_ROWS = 100
+candidates.BUFFER_ROWS = 100
 pair.count_words = lambda text: text.count(" ")
 tracemalloc.start()
 questions = load_questions(sys.argv[1])

@@ -1,7 +1,7 @@
 """Stage 2: the answers and their log-probs in, pairs/pairs.parquet and dataset/ out.
 
-Bounded memory: one unit at a time, plus the few bytes that draft.py keeps of each candidate pair. Recomputed whole on
-every call, and published only when it is complete: the dataset first, then the pairs, which carry the settings.
+Memory is bounded: one unit at a time, and a few bytes of each candidate pair. Everything is recomputed on every call,
+and published only when it is complete: the dataset first, then the pairs, which carry the settings.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_engine import errors, exports, schemas, stages
 from data_engine.exports.base import KeptPairs
 from data_engine.preferences import filters, strategies
-from data_engine.preferences.candidates import NO_SOURCE, Draft
+from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.dataset import Questions
@@ -62,21 +62,22 @@ def run(
     with scratch_folder(work_dir, "pairing") as scratch:
         debug_rows = _json_rows(scratch / "rewards.json") if debug else contextlib.nullcontext(_ignore)
         funnel = Funnel(questions=len(questions))
-        with Draft(scratch / "draft.parquet", schemas.pairs(questions.idx_type), seed) as draft, debug_rows as add_row:
+        candidates = CandidateTable(scratch / "candidates.parquet", schemas.pairs(questions.idx_type), seed)
+        with candidates, debug_rows as add_row:
             for unit, rows in enumerate(unit_ranges):
                 funnel.quarantined += units.num_left_out(work_dir, unit)
                 for idx, answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward_settings):
-                    draft.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
-        draft.filter_dataset()
-        kept = KeptPairs(draft, questions, unit_ranges, work_dir, seed)
+                    candidates.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
+        candidates.filter_dataset()
+        kept = KeptPairs(candidates, questions, unit_ranges, work_dir, seed)
         written = exports.export(exports.DEFAULT, kept, work_dir / "dataset", scratch)
-        draft.drop(written.without_source)
-        _count(funnel, draft, written.rows)
+        candidates.drop(written.without_source)
+        _count(funnel, candidates, written.rows)
         if debug:
             move_in(scratch / "rewards.json", work_dir / "debug/rewards.json")
-            _write_debug_pairs(scratch / "pairs.json", draft)
+            _write_debug_pairs(scratch / "pairs.json", candidates)
             move_in(scratch / "pairs.json", work_dir / "debug/pairs.json")
-        _write_pairs(scratch / "pairs.parquet", draft, settings, funnel)
+        _write_pairs(scratch / "pairs.parquet", candidates, settings, funnel)
         move_in(scratch / "pairs.parquet", work_dir / PAIRS_FILE)
     return funnel
 
@@ -157,12 +158,12 @@ def _pair_question(
     for row in answers:
         index = row["sample_index"]
         debug_row(row | {by: place.get(index) for by, place in places.items()} | {"not_ranked": reasons.get(index)})
-    return strategies.pair_up(ranked, settings.rank, settings.distance, count_words)
+    return strategies.pair_up(ranked, strategies.PairRule(settings.rank, settings.distance), count_words)
 
 
-def _count(funnel: Funnel, draft: Draft, written: int) -> None:
+def _count(funnel: Funnel, candidates: CandidateTable, written: int) -> None:
     funnel.not_ranked = Counter({name: funnel.not_ranked[name] for name in implicit.REASONS if funnel.not_ranked[name]})
-    counts = draft.counts()
+    counts = candidates.counts()
     funnel.candidate_pairs = counts.total()
     funnel.dropped = Counter({name: counts[name] for name in filters.FILTERS})
     if counts[NO_SOURCE]:
@@ -170,10 +171,10 @@ def _count(funnel: Funnel, draft: Draft, written: int) -> None:
     funnel.written = written
 
 
-def _write_pairs(path: Path, draft: Draft, settings: Settings, funnel: Funnel) -> None:
+def _write_pairs(path: Path, candidates: CandidateTable, settings: Settings, funnel: Funnel) -> None:
     metadata = {"settings": json.dumps(dataclasses.asdict(settings)), "funnel": funnel.to_json()}
-    with pq.ParquetWriter(path, draft.schema.with_metadata(metadata)) as writer:
-        for table in draft.tables():
+    with pq.ParquetWriter(path, candidates.schema.with_metadata(metadata)) as writer:
+        for table in candidates.tables():
             writer.write_table(table.replace_schema_metadata(metadata))
 
 
@@ -200,8 +201,8 @@ def _json_rows(path: Path) -> Iterator[Callable[[Mapping], None]]:
         file.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
-def _write_debug_pairs(path: Path, draft: Draft) -> None:
+def _write_debug_pairs(path: Path, candidates: CandidateTable) -> None:
     with _json_rows(path) as write:
-        for table in draft.tables():
+        for table in candidates.tables():
             for row in table.to_pylist():
                 write(row)

@@ -1,1 +1,1 @@
-"""From rewards to pairs: strategies, filters, and what became of each candidate. No torch here."""
+"""From rewards to pairs: strategies make candidates, filters drop some, and every drop is counted. No torch here."""

@@ -1,6 +1,6 @@
-"""The candidate pairs of stage 2 while their fate is undecided: on disk, but for a few bytes a pair.
+"""The candidate pairs of a pairing until their status is known: on disk, with a few bytes a pair in memory.
 
-Pairs go in a question at a time; out come those that are kept, and all of them with their status.
+Pairs are added question by question. The table is then filtered, and iterates over the kept pairs.
 """
 
 import dataclasses
@@ -18,22 +18,23 @@ from data_engine.preferences.filters import KEPT, PairLengths
 from data_engine.preferences.strategies import Pair
 
 NO_SOURCE = "no_source"
-"""status of a pair that every filter kept, whose image or question can no longer be read"""
+"""status of a pair that every filter kept, but whose image or question can no longer be read"""
 STATUSES = (KEPT, *filters.FILTERS, NO_SOURCE)
-DRAFT_ROWS = 8192
+# Pairs that are held in memory before they are written as a row group.
+BUFFER_ROWS = 8192
 PAIR_FIELDS = tuple(field.name for field in dataclasses.fields(Pair))
 
 
-class Lengths(Sequence):
-    """What filters over the whole dataset see of all pairs, 20 bytes a pair."""
+class LengthColumns(Sequence):
+    """The PairLengths of all pairs, column by column, in 20 bytes a pair."""
 
     def __init__(self) -> None:
         self._idx: list[int | str] = []
-        # A pair's question, as a position in _idx, and its other fields.
+        # One array a field of PairLengths; instead of idx the position in _idx.
         self._columns = [array("i") for _ in PairLengths._fields]
 
     def add(self, idx: int | str, candidates: Iterable[Pair]) -> None:
-        """Append the pairs of one question; `idx` is held as the object that it is."""
+        """Append the pairs of one question; its idx is kept once."""
         for pair in candidates:
             values = (len(self._idx), *(getattr(pair, name) for name in PairLengths._fields[1:]))
             for column, value in zip(self._columns, values, strict=True):
@@ -48,20 +49,20 @@ class Lengths(Sequence):
         return PairLengths(self._idx[question], *others)
 
 
-class Draft:
-    """All candidate pairs, on disk until their status is known: a collection of the rows that are kept.
+class CandidateTable:
+    """All candidate pairs, in a parquet file, and their statuses; as a collection, the rows that are kept.
 
-    Use as a context manager while adding; the rows can be read afterwards.
+    A context manager while pairs are added; the rows can be read after it ends.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, seed: int) -> None:
         self.path, self.schema, self.seed = path, schema, seed
-        self._lengths = Lengths()
+        self._lengths = LengthColumns()
         # Positions in STATUSES.
         self._status = bytearray()
         self._buffer: list[dict] = []
 
-    def __enter__(self) -> "Draft":
+    def __enter__(self) -> "CandidateTable":
         self._writer = pq.ParquetWriter(self.path, self.schema)
         return self
 
@@ -70,14 +71,14 @@ class Draft:
         self._writer.close()
 
     def add(self, idx: int | str, candidates: list[Pair]) -> None:
-        """The candidate pairs of the next question; runs the filters that look at one question."""
+        """Add the candidate pairs of the next question, and run the filters that look at one question."""
         if not candidates:
             return
         self._status += bytes(map(STATUSES.index, filters.statuses(candidates, self.seed, filters.QUESTION_FILTERS)))
         self._lengths.add(idx, candidates)
         for pair in candidates:
             self._buffer.append({name: getattr(pair, name) for name in PAIR_FIELDS} | {"status": None})
-        if len(self._buffer) >= DRAFT_ROWS:
+        if len(self._buffer) >= BUFFER_ROWS:
             self._flush()
 
     def filter_dataset(self) -> None:
@@ -88,14 +89,14 @@ class Draft:
             self._status[row] = STATUSES.index(status)
 
     def drop(self, without_source: frozenset) -> None:
-        """Give up the kept pairs of these idx."""
+        """Set the status of the kept pairs of these idx to NO_SOURCE."""
         if without_source:
             for row in self._kept():
                 if self._lengths[row].idx in without_source:
                     self._status[row] = STATUSES.index(NO_SOURCE)
 
     def tables(self) -> Iterator[pa.Table]:
-        """All candidate pairs with their status, a row group at a time."""
+        """All candidate pairs with their status, one table a row group."""
         first = 0
         with pq.ParquetFile(self.path, pre_buffer=False) as file:
             for group in range(file.num_row_groups):

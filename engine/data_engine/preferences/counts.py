@@ -1,4 +1,4 @@
-"""The funnel: how many questions and answers came in, what was left out for which reason, and what was written."""
+"""The funnel: the number of questions and answers, of those left out by reason, and of the pairs written."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ class Funnel:
     """pairs"""
 
     def lines(self) -> list[tuple[str, int]]:
-        """What is counted, and how many; what was left out starts with two spaces."""
+        """(name, count); names of what was left out start with two spaces."""
         not_ranked = [(f"  not ranked: {reason}", count) for reason, count in self.not_ranked.items()]
         return [
             ("questions", self.questions),

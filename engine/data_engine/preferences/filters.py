@@ -1,6 +1,7 @@
-"""Filters: candidate pairs in, for each pair whether it is kept out. Each is one function and one line in a table.
+"""Filters drop candidate pairs. Each is one function and one line in a table.
 
-A filter takes (pairs, seed) and answers one bool a pair. It may look at any order of pairs, in O(n log n).
+A filter takes (pairs, seed) and returns for each pair whether it is kept. The pairs may come in any order, and it may
+take O(n log n).
 """
 
 import functools
@@ -17,7 +18,7 @@ MAX_PAIRS_PER_IDX = 3
 MAX_MEAN_DIFFERENCE = 0.5
 
 
-class Lengths(Protocol):
+class HasLengths(Protocol):
     """What a filter over the whole dataset sees of a pair: no texts, so that all pairs fit in memory."""
 
     idx: int | str
@@ -28,7 +29,7 @@ class Lengths(Protocol):
 
 
 class PairLengths(NamedTuple):
-    """The smallest thing that is a Lengths."""
+    """A HasLengths and nothing more."""
 
     idx: int | str
     chosen_index: int
@@ -37,14 +38,14 @@ class PairLengths(NamedTuple):
     rejected_words: int
 
 
-class Texts(Lengths, Protocol):
-    """What a filter over one question sees of a pair: pairs.Pair."""
+class HasTexts(HasLengths, Protocol):
+    """What a filter over one question sees of a pair, such as strategies.Pair."""
 
     chosen: str
     rejected: str
 
 
-def identical(pairs: Sequence[Texts], seed: int) -> list[bool]:
+def identical(pairs: Sequence[HasTexts], seed: int) -> list[bool]:
     """Drop a pair whose two sides are the same text, and every copy of a pair but the first."""
     seen, kept = set(), []
     for pair in pairs:
@@ -54,30 +55,32 @@ def identical(pairs: Sequence[Texts], seed: int) -> list[bool]:
     return kept
 
 
-def per_idx(pairs: Sequence[Texts], seed: int) -> list[bool]:
-    """Keep three pairs of each question, drawn by the seed and the idx."""
+def per_idx(pairs: Sequence[HasTexts], seed: int, max_pairs: int = MAX_PAIRS_PER_IDX) -> list[bool]:
+    """Keep at most three pairs of each question, drawn by the seed and the idx."""
     positions = defaultdict(list)
     for position, pair in enumerate(pairs):
         positions[pair.idx].append(position)
     kept = [True] * len(pairs)
     for idx, own in positions.items():
         own.sort(key=lambda position: (pairs[position].chosen_index, pairs[position].rejected_index))
-        # random() is the one method whose numbers Python promises to keep the same in every version.
+        # random() is the only method whose numbers Python guarantees to be the same in every version.
         draw = random.Random(seed_for(seed, idx)).random
         drawn = sorted((draw(), position) for position in own)
-        for _, position in drawn[MAX_PAIRS_PER_IDX:]:
+        for _, position in drawn[max_pairs:]:
             kept[position] = False
     return kept
 
 
-def length_balance(pairs: Sequence[Lengths], seed: int) -> list[bool]:
-    """Drop the pairs whose chosen answer is longest against its rejected one, until the mean difference is small.
+def length_balance(
+    pairs: Sequence[HasLengths], seed: int, max_mean_difference: float = MAX_MEAN_DIFFERENCE
+) -> list[bool]:
+    """Drop the pairs with the largest difference in length, until the mean difference is at most 0.5 words.
 
-    The difference is words(chosen) - words(rejected), its mean at most 0.5 a pair; a negative mean is left alone.
-    Among equal differences the lowest idx goes first, then the lowest sample indexes.
+    The difference is words(chosen) - words(rejected); a negative mean drops nothing. Among equal differences the lowest
+    idx is dropped first, then the lowest sample indexes.
     """
     total, left = 0, len(pairs)
-    # Positions by difference: none of a pair that is not longer can be dropped.
+    # Difference -> positions of its pairs; pairs whose chosen answer is not longer are never dropped.
     longer: dict[int, array] = defaultdict(functools.partial(array, "q"))
     for position, pair in enumerate(pairs):
         difference = pair.chosen_words - pair.rejected_words
@@ -92,7 +95,7 @@ def length_balance(pairs: Sequence[Lengths], seed: int) -> list[bool]:
     kept = [True] * len(pairs)
     for difference in sorted(longer, reverse=True):
         for position in sorted(longer[difference], key=by_idx):
-            if total <= MAX_MEAN_DIFFERENCE * left:
+            if total <= max_mean_difference * left:
                 return kept
             kept[position] = False
             total, left = total - difference, left - 1
@@ -101,15 +104,15 @@ def length_balance(pairs: Sequence[Lengths], seed: int) -> list[bool]:
 
 Filter = Callable[[Sequence, int], list[bool]]
 
-# In the order in which they run. The first table's filters see the pairs of one question with their texts, and are
-# called a question at a time; the second's see every pair that is left, as Lengths.
+# In the order in which they run. A filter of the first table is called for each question and sees texts; one of the
+# second is called once, for all pairs that are left, as HasLengths.
 QUESTION_FILTERS: dict[str, Filter] = {"identical": identical, "per_idx": per_idx}
 DATASET_FILTERS: dict[str, Filter] = {"length_balance": length_balance}
 FILTERS: dict[str, Filter] = {**QUESTION_FILTERS, **DATASET_FILTERS}
 
 
 class Selected(Sequence):
-    """Some of the pairs, each looked up when it is asked for: those of a whole dataset are not held twice."""
+    """A view of some of the pairs, so that the pairs of a whole dataset are not copied."""
 
     def __init__(self, pairs: Sequence, positions: Sequence[int]) -> None:
         self._pairs, self._positions = pairs, positions
@@ -125,7 +128,7 @@ class Selected(Sequence):
 
 
 def statuses(pairs: Sequence, seed: int, filters: Mapping[str, Filter] = FILTERS) -> list[str]:
-    """For each pair "kept", or the name of the first of `filters` that drops it."""
+    """For each pair "kept", or the name of the first of `filters` that drops it; later filters do not see it."""
     status = [KEPT] * len(pairs)
     left: Sequence[int] = range(len(pairs))
     for name, keeps in filters.items():

@@ -1,11 +1,11 @@
 """Pairs of a good and a bad answer: rewarded answers in, candidate pairs out, before any filter.
 
-A strategy is a function `pick(ranked, pair_depth) -> [(chosen, rejected), ...]` over the answers of one question that
-rank. What is true of all of them is here: which answers rank at all, and how far the words of a pair may differ.
+A strategy is a function `pick(ranked, rule) -> [(chosen, rejected), ...]` over the answers of one question that rank.
+What all strategies share is here: which answers rank at all, and by how much the word counts of a pair may differ.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data_engine.errors import UserError
 from data_engine.preferences.word_count import count_words
@@ -22,9 +22,21 @@ RewardedAnswer = Mapping[str, object]
 ROW_FIELDS = ("idx", "sample_index", "answer", "sum", "avg")
 
 
+@dataclass(frozen=True)
+class PairRule:
+    """How the answers of a question are paired: everything that a strategy may depend on besides the answers."""
+
+    pair_depth: int = 3
+    """chosen and rejected answers are among so many at the top and at the bottom of a ranking; --rank"""
+    max_word_gap: int = 25
+    """the word counts of a pair differ by less than this; --distance"""
+    strategy: str = field(default_factory=lambda: DEFAULT)
+    """a name of STRATEGIES"""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One candidate pair; the columns of records.pairs without `status`."""
+    """One candidate pair; the columns of schemas.pairs without `status`."""
 
     idx: int | str
     chosen_index: int
@@ -48,25 +60,26 @@ def build_pairs(
     markers: Sequence[str] = (),
     strategy: str = DEFAULT,
 ) -> list[Pair]:
-    """Candidate pairs of any number of questions, unfiltered; grouped by idx, wherever its rows stand.
+    """Candidate pairs of any number of questions, unfiltered. The rows of a question may come in any order.
 
     A row is a mapping with idx, sample_index, answer, sum, avg. An answer that contains one of `markers` never ranks.
-    `strategy` is a name of STRATEGIES. Raises UserError for values that cannot be used.
+    `rank` and `distance` are PairRule's pair_depth and max_word_gap, `strategy` is a name of STRATEGIES. Raises
+    UserError for values that cannot be used.
     """
     if strategy not in STRATEGIES:
         raise UserError(f'unknown strategy "{strategy}"; known: {", ".join(STRATEGIES)}')
     for name, value in (("rank", rank), ("distance", distance)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
-    pairs = []
+    rule, pairs = PairRule(rank, distance, strategy), []
     for answers in by_idx(rows).values():
         ranked, _ = split_ranked(answers, markers)
-        pairs += pair_up(ranked, rank, distance, count_words, strategy)
+        pairs += pair_up(ranked, rule, count_words)
     return pairs
 
 
 def by_idx(rows: Iterable[RewardedAnswer]) -> dict[Hashable, list[RewardedAnswer]]:
-    """The rows of each question, questions in the order in which they first appear."""
+    """The rows of each question, in the order in which the questions first appear."""
     groups: dict[Hashable, dict[int, RewardedAnswer]] = {}
     for number, row in enumerate(rows):
         missing = [name for name in ROW_FIELDS if name not in row]
@@ -85,7 +98,7 @@ def by_idx(rows: Iterable[RewardedAnswer]) -> dict[Hashable, list[RewardedAnswer
 def split_ranked(
     answers: Sequence[RewardedAnswer], markers: Sequence[str] = ()
 ) -> tuple[list[RewardedAnswer], dict[int, str]]:
-    """The answers of one question that rank, by sample_index, and sample_index -> reason for those that do not."""
+    """The answers of one question that rank, ordered by sample_index; and sample_index -> reason for the others."""
     ranked, reasons, texts = [], {}, set()
     for row in sorted(answers, key=lambda row: row["sample_index"]):
         text = row["answer"]
@@ -106,15 +119,9 @@ def ranking(answers: Iterable[RewardedAnswer], reward: str) -> list[RewardedAnsw
     return sorted(answers, key=lambda row: (-row[reward], row["sample_index"]))
 
 
-def pair_up(
-    ranked: Sequence[RewardedAnswer],
-    pair_depth: int,
-    max_word_gap: int,
-    count_words: Callable[[str], int],
-    strategy: str | None = None,
-) -> list[Pair]:
-    """The pairs of one question that a strategy picks, of which the numbers of words differ by less than the gap."""
-    picked = load(STRATEGIES[strategy or DEFAULT])(ranked, pair_depth)
+def pair_up(ranked: Sequence[RewardedAnswer], rule: PairRule, count_words: Callable[[str], int]) -> list[Pair]:
+    """The pairs of one question that the rule's strategy picks, without those whose word counts differ too much."""
+    picked = load(STRATEGIES[rule.strategy])(ranked, rule)
     answers = {row["sample_index"]: row for both in picked for row in both}
     words = {index: count_words(row["answer"]) for index, row in answers.items()}
     return [
@@ -132,5 +139,5 @@ def pair_up(
             rejected_words=words[bad["sample_index"]],
         )
         for good, bad in picked
-        if abs(words[good["sample_index"]] - words[bad["sample_index"]]) < max_word_gap
+        if abs(words[good["sample_index"]] - words[bad["sample_index"]]) < rule.max_word_gap
     ]
