@@ -26,7 +26,7 @@ def starting():
         for thread in brief:
             thread.join()
 
-stacks.show_on(signal.SIGUSR2)
+stacks.dump_on_signal(signal.SIGUSR2)
 for work in (calling, starting):
     threading.Thread(target=work, name=work.__name__, daemon=True).start()
 until = time.monotonic() + float(sys.argv[1])
@@ -39,7 +39,7 @@ STUCK = """
 import ctypes, signal
 from data_engine.processes import stacks
 
-stacks.show_on(signal.SIGUSR2)
+stacks.dump_on_signal(signal.SIGUSR2)
 print("ready", flush=True)
 # A semaphore at 0, in C, waited for again after each signal: as in a collective whose other ranks are gone.
 ctypes.CDLL(None).sem_wait(ctypes.create_string_buffer(64))

@@ -12,11 +12,11 @@ import time
 from data_engine.errors import LostRankError
 from data_engine.models.sharding import lock_step
 from data_engine.processes import heartbeats
-from data_engine.processes.heartbeats import Lifeline
-from data_engine.processes.ranks import Ranks, meet
+from data_engine.processes.heartbeats import Heartbeats
+from data_engine.processes.ranks import Ranks, join_process_group
 from data_engine.processes.signals import Stop
 
-WISHES = {"decode": lock_step.DECODE, "encode": lock_step.ENCODE}
+KINDS = {"decode": lock_step.DECODE, "encode": lock_step.ENCODE}
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 
 
@@ -29,27 +29,27 @@ def tell(**values: object) -> None:
     os.write(1, (json.dumps({**values, "time": time.time()}) + "\n").encode())
 
 
-def end(finding: str) -> None:
+def exit_process(message: str) -> None:
     """As the engine does where the main thread hangs in a collective."""
-    tell(error="LostRankError", message=finding)
+    tell(error="LostRankError", message=message)
     os._exit(3)
 
 
 def work(plan: list[str], rank: int, death: str) -> None:
     log, result = [], []
-    step = lock_step.LockStep(lambda: death == "stop" and len(log) > 6, Stopped)
-    for name, kind in WISHES.items():
-        step.register(kind, lambda name=name: log.append(f"dummy {name}"))
+    agreement = lock_step.CallAgreement(lambda: death == "stop" and len(log) > 6, Stopped)
+    for name, kind in KINDS.items():
+        agreement.register(kind, lambda name=name: log.append(f"dummy {name}"))
     for number, name in enumerate(plan):
         if number == 3 and death in (*SIGNALS, "leave"):
             tell(dies=death)
             if death == "leave":
                 raise ValueError("a mistake that one rank alone sees")
             os.kill(os.getpid(), SIGNALS[death])
-        step.before(WISHES[name])
+        agreement.before(KINDS[name])
         log.append(name)
         result.append(number)
-    while step.rest(lock_step.FINISHED) != lock_step.FINISHED:
+    while agreement.take_part(lock_step.FINISHED) != lock_step.FINISHED:
         pass
     tell(rank=rank, log=log, result=result)
 
@@ -62,7 +62,7 @@ def main(death: str, dying: str, *plans: str) -> None:
         # Ranks do not notice at the same moment; by then, rank 0 must still be there.
         heartbeats.LOST_S += 2
     try:
-        with Lifeline(meet(ranks, "cpu"), ranks, end).naming():
+        with Heartbeats(join_process_group(ranks, "cpu"), ranks, exit_process).naming_lost_ranks():
             work(plans[ranks.rank].split(), ranks.rank, death if ranks.rank == int(dying) else "none")
     except (LostRankError, Stopped) as error:
         tell(error=type(error).__name__, message=str(error))

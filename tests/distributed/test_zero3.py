@@ -139,18 +139,18 @@ LOAD = """
 import sys, threading, time
 import data_engine.models.llava
 from data_engine import load_model
-from data_engine.models.sharding.lock_step import LockStep
-from data_engine.models.sharding.zero3 import Split, deepspeed
+from data_engine.models.sharding.lock_step import CallAgreement
+from data_engine.models.sharding.zero3 import Zero3Split, deepspeed
 from data_engine.models.sharding.settings import read_settings
-from data_engine.processes.ranks import Ranks, meet
+from data_engine.processes.ranks import Ranks, join_process_group
 from data_engine.processes.signals import Stopped
 
 def anonymous():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) * 1024
 
 ranks = Ranks.from_environment()
-store = meet(ranks, "cpu")
-split = Split(read_settings(None), LockStep(lambda: False, Stopped), ranks.rank)
+store = join_process_group(ranks, "cpu")
+split = Zero3Split(read_settings(None), CallAgreement(lambda: False, Stopped), ranks.rank)
 deepspeed()
 for _ in range(2):
     before, peak, done = anonymous(), 0, threading.Event()

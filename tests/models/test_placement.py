@@ -20,7 +20,7 @@ FOUR, ALONE = Ranks(0, 4, 0, 4), Ranks()
 
 
 def memory(monkeypatch, size: int) -> None:
-    monkeypatch.setattr(placement, "memory_bytes", lambda device: size)
+    monkeypatch.setattr(placement, "total_memory_bytes", lambda device: size)
 
 
 @pytest.mark.parametrize(

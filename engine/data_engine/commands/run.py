@@ -11,5 +11,5 @@ from data_engine.processes import stacks
 def main(argv: Sequence[str]) -> int:
     """Run the job and return its exit code. Raises UserError naming each mistake in the flags."""
     config = parse(argv)
-    stacks.show_on(signal.SIGUSR2)
+    stacks.dump_on_signal(signal.SIGUSR2)
     return importlib.import_module("data_engine.job.worker").run(config)

@@ -16,7 +16,7 @@ from data_engine.errors import IncompleteError, UserError
 from data_engine.job.plan import Plan
 from data_engine.job.progress import Progress, log_to_stderr
 from data_engine.models import load_model
-from data_engine.models.sharding import coordination
+from data_engine.models.sharding.coordination import Coordination, Independent, coordinate
 from data_engine.pipeline import pair
 from data_engine.pipeline.runner import StageContext, StageRunner, UnitWork
 from data_engine.processes.exit_report import STOPPED, announce, report_exit
@@ -70,8 +70,8 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     plan = Plan.of(config, ranks)
     set_device(plan.device)
     worker = Worker(plan, stop)
-    with coordination.joined(config, plan.placement, ranks, stop) as joined:
-        finished = worker.work(joined)
+    with coordinate(config, plan.placement, ranks, stop) as coordination:
+        finished = worker.work(coordination)
     while finished and ranks.rank == 0 and config.stop_after_stage == stages.PAIR:
         try:
             pair_all(plan)
@@ -80,7 +80,7 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
             if config.continue_from_stage == stages.PAIR or plan.placement.split:
                 raise IncompleteError(f"{damage}: run the same command again, with all stages") from None
             log.warning("%s", damage)
-            finished = worker.work(coordination.Independent())
+            finished = worker.work(Independent())
     if not finished:
         return STOPPED
     if ranks.rank == 0:
@@ -114,7 +114,7 @@ class ModelHolder:
         self._model, self._role = None, None
         self._runner, self._stage = None, None
 
-    def load(self, role: str | None, coordination: coordination.Coordination):
+    def load(self, role: str | None, coordination: Coordination):
         """The model of a role, or None where a stage runs none; the one before is let go first."""
         if role is None or self._role == role:
             return self._model if role else None
@@ -129,7 +129,7 @@ class ModelHolder:
         logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)
         return self._model
 
-    def runner(self, stage: Stage, coordination: coordination.Coordination) -> StageRunner:
+    def runner(self, stage: Stage, coordination: Coordination) -> StageRunner:
         """The runner of a stage, with its model; that of another stage goes, and what it holds on the device."""
         if self._stage != stage:
             self.drop_runner()
@@ -162,7 +162,7 @@ class Worker:
         self.image_workers = ImageWorkers()
         self.held = ModelHolder(plan, self.image_workers)
 
-    def work(self, joined: coordination.Coordination) -> bool:
+    def work(self, coordination: Coordination) -> bool:
         """Publish every unit of this job's shard, up to the last step asked for; False if a signal came."""
         config = self.plan.config
         todo = stages.between(config.continue_from_stage, config.stop_after_stage)
@@ -174,28 +174,28 @@ class Worker:
         ) as progress:  # fmt: skip
             try:
                 # Once, unless a unit of an earlier phase turns out to be damaged.
-                while joined.any(self._left(todo)):
+                while coordination.any(self._left(todo)):
                     # The workers start while the model is loaded.
                     self.image_workers.start()
-                    for phase in joined.phases(todo):
-                        if joined.any(bool(self.stop.wanted)):
+                    for phase in coordination.phases(todo):
+                        if coordination.any(bool(self.stop.wanted)):
                             return False
-                        self._work_through(phase, joined, progress)
+                        self._work_through(phase, coordination, progress)
             finally:
                 self._written()
         self._require_earlier()
         self.held.release()
-        return not joined.any(bool(self.stop.wanted))
+        return not coordination.any(bool(self.stop.wanted))
 
-    def _work_through(self, phase: list[Stage], joined: coordination.Coordination, progress: Progress) -> None:
+    def _work_through(self, phase: list[Stage], coordination: Coordination, progress: Progress) -> None:
         """Publish what is left of some stages, as long as no signal comes."""
-        if joined.any(self._left(phase)) and joined.split:
-            self.held.load(phase[0].model, joined)
+        if coordination.any(self._left(phase)) and coordination.split:
+            self.held.load(phase[0].model, coordination)
         while self._left(phase) and not self.stop.wanted:
-            if not self._work_on_one(phase, joined, progress) and not self._written():
-                joined.idle()
+            if not self._work_on_one(phase, coordination, progress) and not self._written():
+                coordination.idle()
         self._written()
-        joined.finish()
+        coordination.finish()
 
     def _written(self) -> bool:
         """Wait until what this rank computed is published; True if there was something to wait for."""
@@ -234,13 +234,13 @@ class Worker:
                 return True
         return False
 
-    def _work_on_one(self, todo: Sequence[Stage], joined: coordination.Coordination, progress: Progress) -> bool:
+    def _work_on_one(self, todo: Sequence[Stage], coordination: Coordination, progress: Progress) -> bool:
         """Claim and compute the first unit that is free and has what it needs."""
         claimed = self._claim(todo)
         if claimed is None:
             return False
         try:
-            self._compute(*claimed, joined, progress)
+            self._compute(*claimed, coordination, progress)
         except units.DamagedUnitError as damage:
             log.warning("%s", damage)
         return True
@@ -260,7 +260,7 @@ class Worker:
         stage: Stage,
         unit: int,
         claim: contextlib.ExitStack,
-        joined: coordination.Coordination,
+        coordination: Coordination,
         progress: Progress,
     ) -> None:
         """Compute a unit and, with lookahead, those that its runner has room for beside it.
@@ -269,7 +269,7 @@ class Worker:
         """
         claims_held = {unit: claim}
         try:
-            runner = self.held.runner(stage, joined)
+            runner = self.held.runner(stage, coordination)
             start = time.perf_counter()
             runner.submit(self._work_of(stage, unit))
             while claims_held:

@@ -1,1 +1,1 @@
-"""Ranks, signals, exit codes, heartbeats and stacks."""
+"""The processes of a job: ranks, signals, exit codes, heartbeats, and stacks of their threads."""

@@ -1,4 +1,4 @@
-"""How a rank says how it ended: to the launch script, and in logs/exit.json to people. Reads RANK and its kin."""
+"""A rank's report of its process id and exit code: to the launch script, and in logs/exit.json. Reads RANK."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ STOPPED = 75
 
 
 def report(**values: int) -> None:
-    """Append a line to the file that the launch script reads, which no signal or crash of another rank can lose."""
+    """Append a line to the file that the launch script reads; it survives signals and crashes of other ranks."""
     path = os.environ.get("DATA_ENGINE_EXIT_FILE")
     if path:
         with contextlib.suppress(FileNotFoundError), open(path, "a") as file:
@@ -22,12 +22,12 @@ def report(**values: int) -> None:
 
 
 def announce() -> None:
-    """Tell the launch script which process this rank is: from now on it may be signalled."""
+    """Report this rank's process id to the launch script, which may send it signals from now on."""
     report(pid=os.getpid())
 
 
 def report_exit(code: int, work_dir: Path) -> None:
-    """Leave this rank's exit code for the launch script, and in logs/exit.json for people."""
+    """Report this rank's exit code to the launch script, and write it to logs/exit.json."""
     report(code=code)
     with contextlib.suppress(OSError):
         line = {"time": time.time(), "rank": int(os.environ.get("RANK", 0)), "code": code, "arguments": sys.argv[1:]}

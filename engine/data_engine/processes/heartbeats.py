@@ -1,7 +1,7 @@
-"""Which of the ranks that work in lock-step is lost: each counts in a shared store, and misses one that stops counting.
+"""Heartbeats through a TCPStore: a rank that is silent for LOST_S is reported by name to those in lock-step with it.
 
-A collective that waits for a dead rank hangs, or fails with the address of whoever noticed; this names the rank, within
-LOST_S, whatever the ranks are in the middle of. Only ranks that share a split model have one.
+A collective that waits for a dead rank hangs, or fails with the address of the rank that noticed. The heartbeats name
+the dead rank, whatever the ranks are doing. Only ranks that share a split model send them.
 """
 
 import contextlib
@@ -16,84 +16,90 @@ from data_engine.errors import LostRankError
 from data_engine.processes.ranks import Ranks
 
 BEAT_S = 1.0
-# A rank that has not counted for this long is dead, or its machine is out of reach.
+# A rank that has sent no heartbeat for this long is dead, or its machine cannot be reached.
 LOST_S = 20.0
-# The main thread has this long to end by itself, which it cannot where a collective never returns.
-LAST_WORDS_S = 10.0
-# A count that says that the rank has ended by itself.
+# The main thread has this long to exit by itself; it cannot while a collective never returns.
+EXIT_GRACE_S = 10.0
+# Added to a rank's count when it exits by itself.
 ENDED = 1 << 40
 
 
-class Lifeline:
-    """This rank's count, and its eyes on the others'.
+class Heartbeats:
+    """This rank's heartbeats, and a watch over those of the others.
 
-    One thread talks to the store, which may never answer; another one looks at what was heard.
+    Each rank increments a count in the store. One thread talks to the store, whose calls may never return; another one
+    watches the counts that it read.
     """
 
-    def __init__(self, store: Store, ranks: Ranks, end: Callable[[str], None]) -> None:
-        """`store` is served by rank 0. `end` is called, from a thread, where the main thread does not end by itself."""
-        self._store, self._rank, self._end = store, ranks.rank, end
-        self._heard = {rank: (-1, time.monotonic()) for rank in range(ranks.world_size) if rank != ranks.rank}
+    def __init__(self, store: Store, ranks: Ranks, exit_process: Callable[[str], None]) -> None:
+        """`store` is served by rank 0.
+
+        `exit_process` is called from a thread, with a message, where a rank is lost and the main thread does not exit.
+        """
+        self._store, self._rank, self._exit_process = store, ranks.rank, exit_process
+        # Of each other rank: its last count, and when it last changed.
+        self._counts = {rank: (-1, time.monotonic()) for rank in range(ranks.world_size) if rank != ranks.rank}
         self._hosts: dict[int, str] = {}
-        self._finding: str | None = None
-        self._found, self._closed = threading.Event(), threading.Event()
+        self._message: str | None = None
+        self._lost, self._closed = threading.Event(), threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._beating.start()
         threading.Thread(target=self._watch, daemon=True).start()
 
     @contextlib.contextmanager
-    def naming(self) -> Iterator[None]:
+    def naming_lost_ranks(self) -> Iterator[None]:
         """Inside, a call that fails because a rank is lost raises LostRankError, which names the rank."""
         stay_s = 0.0
         try:
             yield
         except Exception as error:
-            # Who is lost, or has ended, the others learn from the store that rank 0 serves.
-            stay_s = 3 * BEAT_S if self._rank == 0 and self._heard else 0.0
-            # The failure comes at once, the finding takes a while.
-            if isinstance(error, RuntimeError) and self._found.wait(LOST_S + 3 * BEAT_S):
-                raise LostRankError(self._finding) from error
+            # Rank 0 serves the store, from which the others learn which rank is lost or has ended.
+            stay_s = 3 * BEAT_S if self._rank == 0 and self._counts else 0.0
+            # The call fails at once, while a rank counts as lost only after LOST_S.
+            if isinstance(error, RuntimeError) and self._lost.wait(LOST_S + 3 * BEAT_S):
+                raise LostRankError(self._message) from error
             raise
         finally:
             self._closed.set()
-            # Not for long: the store may be gone.
+            # With a timeout: the store may be gone.
             self._beating.join(2 * BEAT_S)
             time.sleep(stay_s)
 
     def _beat(self) -> None:
         try:
             self._store.set(f"host-{self._rank}", socket.gethostname())
-            self._hosts = {rank: self._store.get(f"host-{rank}").decode() for rank in self._heard}
+            self._hosts = {rank: self._store.get(f"host-{rank}").decode() for rank in self._counts}
             while not self._closed.wait(BEAT_S):
                 self._store.add(_key(self._rank), 1)
-                for rank, (before, _) in self._heard.items():
+                for rank, (before, _) in self._counts.items():
                     count = self._store.add(_key(rank), 0)
                     if count != before:
-                        self._heard[rank] = count, time.monotonic()
-            # A rank that ends for another's sake is not the one to be named.
-            if not self._finding:
+                        self._counts[rank] = count, time.monotonic()
+            # A rank that exits because another one is lost must not be named itself.
+            if not self._message:
                 self._store.add(_key(self._rank), ENDED)
         except RuntimeError:
-            # Whoever served the store is gone.
-            if 0 in self._heard:
-                self._heard[0] = -1, -LOST_S
+            # The store is gone, and with it rank 0.
+            if 0 in self._counts:
+                self._counts[0] = -1, -LOST_S
 
     def _watch(self) -> None:
         while not self._closed.wait(BEAT_S):
-            # Rank 0 last: when it leaves for another's sake, the store goes with it.
-            self._finding = next(filter(None, map(self._look, reversed(self._heard))), None)
-            if self._finding:
-                self._found.set()
-                if not self._closed.wait(LAST_WORDS_S):
-                    self._end(self._finding)
+            # Rank 0 last: when it exits because another rank is lost, the store is gone too.
+            self._message = next(filter(None, map(self._fault_of, reversed(self._counts))), None)
+            if self._message:
+                self._lost.set()
+                if not self._closed.wait(EXIT_GRACE_S):
+                    self._exit_process(self._message)
                 return
 
-    def _look(self, rank: int) -> str | None:
-        count, when = self._heard[rank]
+    def _fault_of(self, rank: int) -> str | None:
+        """What is wrong with a rank, or None."""
+        count, changed = self._counts[rank]
         name = f"rank {rank}" + (f" on {self._hosts[rank]}" if rank in self._hosts else "")
         if count >= ENDED:
             return f"{name} has ended: its own message says why"
-        if time.monotonic() - when > LOST_S:
+        if time.monotonic() - changed > LOST_S:
             return f"{name} died, or has not been heard of for {LOST_S:.0f} s"
         return None
 

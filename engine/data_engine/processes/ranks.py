@@ -1,4 +1,4 @@
-"""Which rank of how many this is, its device and threads, and where all ranks of a job meet."""
+"""The rank of this process, its device and threads, and the process group of all ranks of a job."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> "Ranks":
-        """As torchrun and accelerate set it; alone without them.
+        """From the variables that torchrun and accelerate set; without them, one rank of one.
 
         Raises UserError where NUM_PROCESSES, which launch/run_engine.sh sets, asked for more ranks than were started.
         """
@@ -32,22 +32,22 @@ class Ranks:
         return ranks
 
     def device(self, asked: str) -> str:
-        """A rank's own GPU where "auto" or plain "cuda" leaves the choice."""
+        """The GPU of this rank's local number for "auto" or plain "cuda"; any other device as asked."""
         import torch
 
         return f"cuda:{self.local_rank}" if asked in ("auto", "cuda") and torch.cuda.is_available() else asked
 
 
-def meet(ranks: Ranks, device_type: str):
-    """Join all ranks of the job into torch's process group; a store that rank 0 serves, for as long as it lives.
+def join_process_group(ranks: Ranks, device_type: str):
+    """Join torch's process group of all ranks. Returns a store that rank 0 serves as long as it lives.
 
-    Not the launcher's store: launch/supervise.py holds the launcher still while its ranks stop.
+    The launcher's own store is not used: launch/supervise.py stops the launcher while its ranks exit.
     """
     import torch.distributed as dist
 
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     if ranks.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        # No launcher: what DeepSpeed reads of one.
+        # Without a launcher, DeepSpeed misses the variables that one sets.
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
         os.environ.update(alone)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -72,7 +72,7 @@ def set_threads(threads: int | None, ranks: Ranks) -> None:
 
 
 def set_device(device) -> None:
-    """Make a rank's `torch.device` the current one: what libraries make without being told where goes there."""
+    """Make the rank's `torch.device` the current one, where libraries allocate unless told otherwise."""
     import torch
 
     if device.type == "cuda":

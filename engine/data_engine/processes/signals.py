@@ -1,4 +1,4 @@
-"""What a signal asks of a rank: to stop after what it holds, and at once when its grace time is over."""
+"""Signals: a rank stops after the unit that it computes, or when its grace time is over."""
 
 import contextlib
 import os
@@ -8,21 +8,21 @@ from collections.abc import Iterator
 
 from data_engine.processes.exit_report import STOPPED, report
 
-# A launcher may pass on a signal that this rank got already; the same wish again within this time is no second one.
+# A signal repeated within this time counts once: launchers forward signals that the rank got itself.
 SAME_SIGNAL_S = 2.0
-# Stopped is raised once more after so long, as long as the work goes on all the same.
+# Stopped is raised again after so long if the work still goes on.
 AGAIN_S = 5.0
 
 
 class Stopped(BaseException):
-    """The grace time after a signal is over: drop the unit in hand."""
+    """Raised when the grace time after a signal is over: the unit that is computed is dropped."""
 
 
 class Stop:
-    """Whether a signal asked this rank to stop. A second one exits at once.
+    """Whether a signal asked this rank to stop. A second signal exits at once.
 
-    SIGTERM, SIGINT and SIGUSR1 set `wanted`; after `grace_s` seconds Stopped is raised in the main thread, unless
-    `polled` is set: then it is for the main thread to ask `overdue`, between calls that it must not break off.
+    SIGTERM, SIGINT and SIGUSR1 set `wanted` to their name. After `grace_s` seconds Stopped is raised in the main
+    thread. With `polled` it is not: the main thread then asks `overdue` between calls that must not be interrupted.
     """
 
     def __init__(self, grace_s: float) -> None:
@@ -54,16 +54,16 @@ class Stop:
 
     def _arm(self) -> None:
         left = max(1e-3, self._since + self._grace_s - time.monotonic())
-        # Again and again, since an exception that comes up in a destructor is lost.
+        # Repeated, since an exception that is raised inside a destructor is lost.
         signal.setitimer(signal.ITIMER_REAL, left, AGAIN_S)
 
     def disarm(self) -> None:
-        """No Stopped from here on: the work has ended anyhow. A last one may still come out of this call."""
+        """Call when the work has ended: no Stopped is raised after this call, but one may be raised in it."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextlib.contextmanager
     def committing(self) -> Iterator[None]:
-        """No Stopped inside: what is being published is published whole."""
+        """No Stopped is raised inside: a unit is published whole or not at all."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
             yield

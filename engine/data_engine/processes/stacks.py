@@ -1,4 +1,4 @@
-"""Where each thread of a rank is, written to stderr on a signal, while the rank goes on."""
+"""The stacks of all threads, written to stderr on a signal, without interrupting the rank."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ import threading
 import traceback
 
 
-def show_on(number: signal.Signals) -> None:
-    """From here on, signal `number` makes this process write every thread's stack to stderr. Main thread only.
+def dump_on_signal(number: signal.Signals) -> None:
+    """From now on, signal `number` makes this process write the stack of every thread to stderr. Main thread only.
 
-    A thread of its own writes them, woken by the signal's byte on a socket, so that a rank whose main thread hangs
-    in a call that has let go of the interpreter, such as a collective, shows them too. faulthandler would write from
-    the signal's handler itself, which walks the frames of threads that run meanwhile, and has crashed ranks.
+    A separate thread writes them, woken by the signal's byte on a socket, so that it also works while the main thread
+    hangs in a call that released the GIL, such as a collective. faulthandler would write from the signal handler, which
+    walks the frames of running threads, and has crashed ranks.
     """
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
-    # The byte comes from a handler in C, whatever Python is doing; the handler in Python has nothing left to do.
+    # Python's C handler writes the byte, whatever Python is doing; the handler in Python has nothing to do.
     signal.signal(number, lambda *_: None)
     signal.siginterrupt(number, False)
     signal.set_wakeup_fd(wakes.detach(), warn_on_full_buffer=False)
@@ -25,7 +25,7 @@ def show_on(number: signal.Signals) -> None:
 
 
 def _listen(woken: socket.socket, number: int) -> None:
-    # Every signal that Python handles sends its number.
+    # Every signal that Python handles writes its number.
     while received := woken.recv(4096):
         if number in received:
             os.write(2, _stacks().encode())

@@ -1,1 +1,1 @@
-"""Models that are split over ranks: DeepSpeed ZeRO-3, and ranks that move in lock-step."""
+"""Models that are split over ranks by DeepSpeed ZeRO-3, whose ranks then run in lock-step."""

@@ -1,7 +1,7 @@
-"""How the ranks of a job are coordinated: not at all, or in lock-step where they share split models.
+"""How the ranks of a job coordinate: not at all, or in lock-step where they share split models.
 
-Ranks that hold whole models share nothing but files, and none waits for another. Ranks that share a split model load it
-together, make each call of it together, and go on to the next model together.
+Ranks that hold whole models share only files, and never wait for each other. Ranks that share a split model load it at
+the same time, make each call of it at the same time, and change to the next model at the same time.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ from typing import Protocol
 import torch.distributed as dist
 
 from data_engine.config import RunConfig
-from data_engine.models.base import pick_device
-from data_engine.models.sharding.lock_step import FINISHED, IDLE, LockStep
+from data_engine.models.base import Split, pick_device
+from data_engine.models.sharding.lock_step import FINISHED, IDLE, CallAgreement
 from data_engine.models.sharding.placement import Decision
 from data_engine.models.sharding.settings import read_settings, require_installed
-from data_engine.models.sharding.zero3 import Split
+from data_engine.models.sharding.zero3 import Zero3Split
 from data_engine.processes.exit_report import report_exit
-from data_engine.processes.heartbeats import Lifeline
-from data_engine.processes.ranks import Ranks, meet
+from data_engine.processes.heartbeats import Heartbeats
+from data_engine.processes.ranks import Ranks, join_process_group
 from data_engine.processes.signals import Stop, Stopped
 from data_engine.stages import Stage, by_model
 
@@ -32,26 +32,26 @@ POLL_S = 0.2
 
 
 class Coordination(Protocol):
-    """What a job asks of the way its ranks go along."""
+    """What the loop of a rank asks about the other ranks."""
 
     split: Split | None
-    """how models are split; None where each rank holds them whole"""
+    """how models are split; None where each rank holds whole ones"""
 
     def phases(self, stages: list[Stage]) -> list[list[Stage]]:
-        """The stages in groups, one after the other."""
+        """The stages in groups; one group is completed before the next begins."""
 
     def any(self, mine: bool) -> bool:
-        """Whether it holds for any rank that this one has to go along with."""
+        """Whether it is true for any of the ranks that move together with this one."""
 
     def idle(self) -> None:
-        """Nothing is free at the moment: wait a little, or help the others."""
+        """Call where no unit is free: waits a little, or takes part in the others' calls."""
 
     def finish(self) -> None:
-        """This rank is done with a phase: help the others until they are."""
+        """Call at the end of a phase: takes part in the others' calls until all ranks are done."""
 
 
 class Independent:
-    """Each rank for itself."""
+    """Ranks that hold whole models."""
 
     split = None
 
@@ -62,51 +62,51 @@ class Independent:
         return mine
 
     def idle(self) -> None:
-        # The owner of a unit may have died, so that it becomes free.
+        # The owner of a claimed unit may have died; its claim then becomes free.
         time.sleep(POLL_S)
 
     def finish(self) -> None:
         pass
 
 
-class LockStepRanks:
-    """All ranks hold the same split model at the same time."""
+class LockStep:
+    """Ranks that hold the same split model at the same time."""
 
-    def __init__(self, step: LockStep, split: Split) -> None:
-        self.step, self.split = step, split
+    def __init__(self, agreement: CallAgreement, split: Split) -> None:
+        self.agreement, self.split = agreement, split
 
     def phases(self, stages: list[Stage]) -> list[list[Stage]]:
         return list(by_model(stages))
 
     def any(self, mine: bool) -> bool:
-        return self.step.any(mine)
+        return self.agreement.any(mine)
 
     def idle(self) -> None:
-        if self.step.rest(IDLE) == IDLE:
+        if self.agreement.take_part(IDLE) == IDLE:
             time.sleep(POLL_S)
 
     def finish(self) -> None:
-        while self.step.rest(FINISHED) != FINISHED:
+        while self.agreement.take_part(FINISHED) != FINISHED:
             pass
 
 
 @contextlib.contextmanager
-def joined(config: RunConfig, decision: Decision, ranks: Ranks, stop: Stop) -> Iterator[Coordination]:
-    """The way that `decision` asks for. Inside, a lost rank raises LostRankError where the others need it."""
+def coordinate(config: RunConfig, decision: Decision, ranks: Ranks, stop: Stop) -> Iterator[Coordination]:
+    """The coordination that `decision` requires. In lock-step, a call fails with LostRankError if a rank is lost."""
     if not decision.split:
         yield Independent()
         return
     require_installed()
     settings = read_settings(config.zero3_config)
-    store = meet(ranks, pick_device(ranks.device(config.device)).type)
+    store = join_process_group(ranks, pick_device(ranks.device(config.device)).type)
     stop.polled = True
 
-    def end(finding: str) -> None:
-        log.error("%s; run the same command again to go on", finding)
+    def exit_process(message: str) -> None:
+        log.error("%s; run the same command again to go on", message)
         report_exit(1, Path(config.work_dir))
         os._exit(1)
 
-    with Lifeline(store, ranks, end).naming():
-        step = LockStep(stop.overdue, Stopped)
-        yield LockStepRanks(step, Split(settings, step, ranks.rank))
+    with Heartbeats(store, ranks, exit_process).naming_lost_ranks():
+        agreement = CallAgreement(stop.overdue, Stopped)
+        yield LockStep(agreement, Zero3Split(settings, agreement, ranks.rank))
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Whether a start holds each model whole on every rank, or splits it over them: the arithmetic of --zero3."""
+"""Whether each rank holds whole models, or a model is split over the ranks: the arithmetic of --zero3."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -7,22 +7,22 @@ import torch
 
 from data_engine.processes.ranks import Ranks
 
-# Caches and activations, beside the weights.
+# For caches and activations, besides the weights.
 WORKING_ROOM_BYTES = 8 << 30
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a start splits its models, and the arithmetic behind it; bytes."""
+    """Whether the models of a run are split, and the arithmetic behind it, in bytes."""
 
     split: bool
     asked: str
     weights_bytes: int
-    """the larger model's, in the run's dtype; one model is held at a time"""
+    """of the larger model in the run's dtype; one model is held at a time"""
     working_room_bytes: int
     memory_bytes: int
-    """what a rank has"""
+    """total memory of a rank"""
     world_size: int
 
     def __str__(self) -> str:
@@ -40,12 +40,12 @@ class Decision:
 
 
 def decide(asked: str, weights_bytes: int, ranks: Ranks, device: torch.device) -> Decision:
-    """Replicate where weights and working room fit a rank's memory, else split; "on" and "off" are taken as they are.
+    """Split unless weights and working room fit a rank's memory; "on" and "off" decide without arithmetic.
 
-    On CPU the ranks of a machine share its memory, and half of it at most is called working room: splitting is a matter
-    of GPUs, and must not befall a small machine with a small model. A lone process has nobody to split with.
+    On CPU the ranks of a machine share its memory, and at most half of it counts as working room, so that a small model
+    on a small machine is not split. "auto" never splits the model of a single rank.
     """
-    memory, room = memory_bytes(device), WORKING_ROOM_BYTES
+    memory, room = total_memory_bytes(device), WORKING_ROOM_BYTES
     if device.type != "cuda":
         room = min(room, memory // 2) // ranks.local_world_size
         memory //= ranks.local_world_size
@@ -54,8 +54,8 @@ def decide(asked: str, weights_bytes: int, ranks: Ranks, device: torch.device) -
     return Decision(split, asked, weights_bytes, room, memory, ranks.world_size)
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Of a GPU, or of this machine."""
+def total_memory_bytes(device: torch.device) -> int:
+    """Of a GPU, or of this machine, whether free or not."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

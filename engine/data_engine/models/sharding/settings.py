@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_engine.errors import UserError
 
-# launch/deepspeed/zero3.json is the same, to be copied and changed.
+# launch/deepspeed/zero3.json holds the same, for users to copy and change.
 SETTINGS = {
     "zero_optimization": {
         "stage": 3,
@@ -20,7 +20,7 @@ SETTINGS = {
         "stage3_max_reuse_distance": 0,
     }
 }
-# What the engine says itself, by the run's dtype.
+# Set by the engine, by the run's dtype.
 OWN = ("bf16", "fp16", "train_micro_batch_size_per_gpu", "train_batch_size", "optimizer", "scheduler")
 
 
@@ -38,7 +38,7 @@ def require_installed() -> None:
 
 
 def read_settings(path: str | None) -> dict:
-    """DeepSpeed's settings from a JSON file, or the built-in ones. Raises UserError for what is no ZeRO-3 setting."""
+    """DeepSpeed's settings from a JSON file, or the built-in ones. Raises UserError unless they are for ZeRO-3."""
     if path is None:
         return copy.deepcopy(SETTINGS)
     try:
