@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from data_engine import load_model
+from data_engine.models import attention
 from data_engine.models.attention import Bounds, flash
 from data_engine.models.base import prefix
 from data_engine.scoring import packed_attention
@@ -16,20 +17,20 @@ PREFIXES, ANSWERS = [50, 9, 20, 3], [[7, 0, 1, 30], [4], [0, 0], [0, 11]]
 
 
 def plain_flash(
-    query: Tensor, key: Tensor, value: Tensor, asking: Bounds, asked: Bounds, causal: bool, scale: float
+    query: Tensor, key: Tensor, value: Tensor, queries: Bounds, keys: Bounds, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """attention.flash by its definition, sequence by sequence, head by head, rounded where it rounds."""
-    assert asking.starts.dtype == asked.starts.dtype == torch.int32
+    assert queries.starts.dtype == keys.starts.dtype == torch.int32
     out, lse = torch.full_like(query, torch.nan), torch.full((query.shape[1], len(query)), torch.nan)
     shared = query.shape[1] // key.shape[1]
-    ends = [bounds.starts.tolist() for bounds in (asking, asked)]
+    ends = [bounds.starts.tolist() for bounds in (queries, keys)]
     assert [len(query), len(key)] == [each[-1] for each in ends]
     for first, last, first_key, last_key in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
-        assert 0 < last - first <= asking.longest
-        assert 0 < last_key - first_key <= asked.longest
+        assert 0 < last - first <= queries.longest
+        assert 0 < last_key - first_key <= keys.longest
         for head in range(query.shape[1]):
-            keys, values = (part[first_key:last_key, head // shared] for part in (key, value))
-            scores = scale * query[first:last, head].float() @ keys.float().T
+            seen, values = (part[first_key:last_key, head // shared] for part in (key, value))
+            scores = scale * query[first:last, head].float() @ seen.float().T
             if causal:
                 scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
             out[first:last, head] = scores.softmax(-1).to(values.dtype) @ values
@@ -138,6 +139,30 @@ def test_flash_asks_torch_as_torch_declares_it():
     assert (bounds.starts.tolist(), bounds.longest) == ([0, 4, 10], 6)
     out, lse = flash(query, key, key, Bounds(bounds.starts.to("meta"), 6), Bounds(bounds.starts.to("meta"), 6), True, 1)
     assert (out.shape, out.dtype, lse.shape, lse.dtype) == ((10, 6, 64), torch.bfloat16, (6, 10), torch.float32)
+
+
+@pytest.mark.parametrize("takes_gqa", sorted({False, attention.VARLEN_TAKES_GQA}))
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_of_every_torch_reaches_one_operator_with_one_meaning(monkeypatch, takes_gqa, causal):
+    """The public function, where it is new enough, and else the operator behind it, which is replaced here."""
+    monkeypatch.setattr(attention, "VARLEN_TAKES_GQA", takes_gqa)
+    windows = []
+
+    def operator(
+        query, key, value, query_starts, key_starts, most_queries, most_keys, dropout, is_causal, *mask, **rest
+    ):
+        windows.append((rest.get("window_size_left"), rest.get("window_size_right")))
+        assert (dropout, is_causal, any(mask) or rest.get("return_debug_mask", False)) == (0, causal, False)
+        bounds = Bounds(starts, longest), Bounds(key_starts, longest_key)
+        return (*plain_flash(query, key, value, *bounds, is_causal, rest["scale"]), *[torch.zeros(1)] * 3)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
+    query, key, value = (part[0].transpose(0, 1).contiguous() for part in drawn(6, 2, 10))
+    lengths = Bounds.of([4, 6], torch.device("cpu"))
+    found = flash(query, key, value, lengths, lengths, causal, 0.3)
+    torch.testing.assert_close(found, plain_flash(query, key, value, lengths, lengths, causal, 0.3))
+    # To the left everything; to the right nothing where it is causal, which the operator's own flag says too.
+    assert windows == [(-1, 0 if causal else -1) if takes_gqa else (None, None)]
 
 
 def test_flash_is_for_half_precision_on_recent_gpus_alone(monkeypatch):

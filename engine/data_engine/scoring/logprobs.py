@@ -1,4 +1,4 @@
-"""Teacher-forced log-probs of answers behind the prefixes of their questions: the packed pass, and the plain way.
+"""Teacher-forced log-probs of answers behind the prefixes of their questions: a packed pass, and the reference path.
 
 Shapes: P prefix tokens.
 """
@@ -18,20 +18,20 @@ from data_engine_kernels import token_logps
 
 @dataclass(frozen=True)
 class Scored:
-    """What is scored together: the prefix of a question [P, width], and the ids of its answers."""
+    """A question to score: its prefix [P, width], and the ids of its answers."""
 
     prefix_PD: Tensor
     answers: list[list[int]]
 
 
 def pass_tokens(prefix_length: int, answers: list[list[int]]) -> int:
-    """Tokens that a question adds to a pass: its prefix, and each different answer without its last token."""
+    """Tokens that a question adds to a pass: its prefix, and each distinct answer without its last token."""
     return prefix_length + sum(len(ids) - 1 for ids in set(map(tuple, answers)))
 
 
 @torch.inference_mode()
 def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list[Tensor]]:
-    """log p of each token of each answer of each question, fp32 nats, in one pass; equal answers are computed once.
+    """log p of each token of each answer of each question, fp32 nats, in one pass. Equal answers are computed once.
 
     Raises ValueError for an answer without tokens.
     """
@@ -39,7 +39,7 @@ def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list
         raise ValueError("an answer without tokens has no log-probs")
     device = questions[0].prefix_PD.device
     unique = [list(dict.fromkeys(map(tuple, question.answers))) for question in questions]
-    # The last token of an answer predicts nothing that is asked for, so it is not fed.
+    # The last token of an answer is not fed: what it predicts is not scored.
     fed = [[torch.tensor(ids[:-1], dtype=torch.long, device=device) for ids in answers] for answers in unique]
     sizes = [len(question.prefix_PD) for question in questions]
     row = torch.cat(
@@ -66,7 +66,7 @@ def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list
 
 
 def _predicting(hidden: Tensor, sizes: list[int], lengths: list[list[int]]) -> Iterator[Tensor]:
-    """The hidden states that predict the answers' tokens: a prefix's last one predicts the first of all its answers."""
+    """The hidden states that predict the answers' tokens; the prefix's last one predicts each answer's first token."""
     start = 0
     for size, answers in zip(sizes, lengths, strict=True):
         stretch = hidden[start : start + size + sum(answers)]

@@ -1,7 +1,7 @@
-"""Who sees whom in a scoring pass: a row of several questions, each a stretch [prefix | answer 1 | ... | answer K].
+"""Attention layouts of a scoring pass, whose row packs several questions, each [prefix | answer 1 | ... | answer K].
 
-A prefix is causal, an answer sees its prefix and itself: no score between two answers, or two questions, is ever
-computed. All but attention runs on the row as a whole.
+A prefix is causal; an answer attends to its prefix and to itself. No score between two answers or two questions is ever
+computed. Everything but attention runs on the whole row.
 
 Shapes: P prefix tokens, K answers, L tokens of the longest fed answer, T tokens of the row, H and G query and key/value
 heads, D head width.
@@ -28,11 +28,11 @@ from data_engine.models.attention import (
 
 
 class PackedQuestion:
-    """A stretch [prefix | answer 1 | ... | answer K] of a row: each answer sees the prefix and itself.
+    """One question's part of the row, [prefix | answer 1 | ... | answer K].
 
-    No score between two answers is ever computed. The prefix runs as causal. In fp32 on CPU, all answers meet the
-    prefix in one product, each meets itself, and both parts are merged: nothing is padded or copied. Elsewhere, the
-    answers run as a batch over [prefix | own]: few calls, and one rounding of the result.
+    In fp32 on CPU, the scores of all answers against the prefix are one product, each answer attends to itself, and
+    both parts are merged: nothing is padded or copied. Elsewhere, the answers are a batch over [prefix | own]: few
+    calls, and the result is rounded once.
     """
 
     def __init__(self, prefix_length: int, lengths: list[int], device: torch.device) -> None:
@@ -79,7 +79,7 @@ class PackedQuestion:
 
     @functools.cached_property
     def mask(self) -> Tensor:
-        """What each token of an answer sees, [L, P + L]."""
+        """True where a token of an answer sees a key, [L, P + L]."""
         longest = max(self.lengths)
         own = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril()
         seen = torch.ones(longest, self.prefix_length, dtype=torch.bool, device=self.device)
@@ -96,7 +96,7 @@ class PackedQuestion:
 
 
 class Packed:
-    """The layout in plain torch: question by question."""
+    """The layout in plain torch, question by question."""
 
     def __init__(self, questions: list[PackedQuestion]) -> None:
         self.questions = questions
@@ -108,25 +108,25 @@ class Packed:
 
 
 class Flash:
-    """The layout in two calls of flash attention, whatever the number of questions: nothing is padded or masked.
+    """The layout in two calls of flash attention for any number of questions; nothing is padded or masked.
 
-    In the first, each prefix and each answer sees itself; in the second, a question's answers see its prefix. What an
-    answer's token got from both is merged by their log-sum-exps.
+    In the first call, each prefix and each answer attends to itself; in the second, the answers of a question attend to
+    its prefix. For tokens of answers, the two results are merged by their log-sum-exps.
     """
 
     def __init__(self, prefix_lengths: Sequence[int], lengths: Sequence[Sequence[int]], device: torch.device) -> None:
         stretches = list(zip(prefix_lengths, lengths, strict=True))
         self.alone = Bounds.of([length for size, answers in stretches for length in (size, *answers)], device)
-        # A question whose answers feed nothing has nobody who asks for its prefix.
-        asking = [(size, sum(answers)) for size, answers in stretches if any(answers)]
-        self.prefixes = Bounds.of([size for size, _ in asking], device)
-        self.answers = Bounds.of([tokens for _, tokens in asking], device)
-        # Of each token of the row: whether it is an answer's, and else, whether anybody asks for it.
+        # Answers of one token feed none: a question that has no others needs no second call.
+        with_answers = [(size, sum(answers)) for size, answers in stretches if any(answers)]
+        self.prefixes = Bounds.of([size for size, _ in with_answers], device)
+        self.answers = Bounds.of([tokens for _, tokens in with_answers], device)
+        # For each token of the row: whether it is an answer's, and whether its question is in the second call.
         counts = torch.tensor([(size, sum(answers)) for size, answers in stretches]).flatten()
         is_answer = torch.tensor([False, True]).repeat(len(stretches)).repeat_interleave(counts)
-        is_asked = torch.tensor([any(answers) for answers in lengths]).repeat_interleave(counts.view(-1, 2).sum(1))
+        has_answers = torch.tensor([any(answers) for answers in lengths]).repeat_interleave(counts.view(-1, 2).sum(1))
         self.answer_tokens = is_answer.nonzero()[:, 0].to(device)
-        self.prefix_tokens = (is_asked & ~is_answer).nonzero()[:, 0].to(device)
+        self.prefix_tokens = (has_answers & ~is_answer).nonzero()[:, 0].to(device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
@@ -146,7 +146,7 @@ def packed_layout(
     dtype: torch.dtype,
     head_width: int,
 ) -> Layout:
-    """The layout of a pass: how long the prefix of each question is, and what is fed of each of its answers."""
+    """The layout of a pass, by the length of each question's prefix and the fed tokens of each of its answers."""
     if has_flash(device, dtype, head_width):
         return Flash(prefix_lengths, lengths, device)
     stretches = zip(prefix_lengths, lengths, strict=True)
