@@ -148,9 +148,7 @@ def test_flash_of_every_torch_reaches_one_operator_with_one_meaning(monkeypatch,
     monkeypatch.setattr(attention, "VARLEN_TAKES_GQA", takes_gqa)
     windows = []
 
-    def operator(
-        query, key, value, query_starts, key_starts, most_queries, most_keys, dropout, is_causal, *mask, **rest
-    ):
+    def operator(query, key, value, starts, key_starts, longest, longest_key, dropout, is_causal, *mask, **rest):
         windows.append((rest.get("window_size_left"), rest.get("window_size_right")))
         assert (dropout, is_causal, any(mask) or rest.get("return_debug_mask", False)) == (0, causal, False)
         bounds = Bounds(starts, longest), Bounds(key_starts, longest_key)
