@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "data_engine"
-# torch 2.12 is the first whose varlen_attn takes fewer key/value heads than query heads.
+# Since torch 2.12; before, fewer key/value heads than query heads were not part of what varlen_attn promises.
 VARLEN_TAKES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
