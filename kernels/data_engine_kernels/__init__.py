@@ -1,7 +1,7 @@
-"""The hot loops' operations: an eager formula for each on CPU, a Triton kernel on CUDA, importable without either.
+"""The two operations of the hot loops: each an eager formula on CPU and a Triton kernel on CUDA.
 
-`reference` holds the formulas, `layouts` what decode attention reads, `logps_triton` and `attention_triton` the
-kernels. kernels/README.md says which is used when, and why.
+`reference` has the formulas, `layouts` the inputs of decode attention, `logps_triton` and `attention_triton` the
+kernels. Importing needs neither Triton nor CUDA. kernels/README.md says which is used when, and why.
 """
 
 import warnings
@@ -22,7 +22,7 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
         return reference.token_logps(hidden_ND, weight_VD, targets_N)
     from data_engine_kernels import logps_triton
 
-    # Triton launches on the current device, whatever the tensors'.
+    # Triton launches on the current device, not on that of the tensors.
     with torch.cuda.device(hidden_ND.device):
         return logps_triton.token_logps(hidden_ND, weight_VD, targets_N)
 
@@ -38,7 +38,7 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Only on CUDA. torch for CUDA brings Triton on Linux; elsewhere the eager path does, slower, and says so."""
+    """Whether the kernels are used: on CUDA, if Triton is installed, which torch for CUDA brings on Linux."""
     if not tensor.is_cuda:
         return False
     if find_spec("triton") is None:

@@ -1,7 +1,7 @@
-"""The two Triton kernels behind attention_triton, which says how they share the work and launches them.
+"""The two Triton kernels of attention_triton, which launches them and says how they divide the work.
 
-A part of a softmax is three things: an unnormalised mixture of values, the sum of its weights, and the maximum that
-both are relative to. They lie in memory as [C, R, H, D], [C, R, H] and [C, R, H], fp32.
+A part of a softmax is stored as unnormalised values [C, R, H, D], the sum of their weights [C, R, H] and the maximum
+that was subtracted [C, R, H], in fp32.
 
 Shapes: R rows, H query heads, D head width, C parts: those of the prefix first, then those of the suffix.
 """
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _cast(numbers, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """fp32 as dtype, rounded to nearest even as on a GPU; Triton's interpreter by itself cuts bf16 off."""
+    """fp32 as dtype, rounded to nearest even as on a GPU; Triton's interpreter would truncate to bf16."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = numbers.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
@@ -44,7 +44,7 @@ def _part(
     TOKENS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Queries (row, head) over the tokens from start to the end of the part or of the length; row -1 is no query."""
+    """One part: queries (row, head) over tokens from start to the end of the part or the length; row -1 is padding."""
     lanes = tl.arange(0, LANES)
     stop = tl.minimum(start + SPLIT, length)
     there = row >= 0
@@ -52,7 +52,7 @@ def _part(
     query_at = row.to(tl.int64) * query_row_stride + head * query_head_stride
     q = tl.load(query + query_at[:, None] + lanes[None, :], mask=there[:, None] & fits, other=0.0)
     if INTERPRETED:
-        # Triton's interpreter multiplies the bits of bf16 as integers; in fp32 the products are the same, exact.
+        # Triton's interpreter multiplies the bits of bf16 as integers; in fp32 the products are exact, as on a GPU.
         q = q.to(tl.float32)
     top = tl.full([row.shape[0]], -float("inf"), tl.float32)
     total = tl.zeros([row.shape[0]], tl.float32)
@@ -76,7 +76,7 @@ def _part(
             weights, v = weights.to(tl.float32), v.to(tl.float32)
         mix = tl.dot(weights, v, mix * decay[:, None], input_precision="ieee")
         top = new
-    # No token was seen: the part lies behind the length, and the merge does not read it.
+    # A part behind the length has no tokens, and the merge does not read it.
     there = there & (total != 0)
     at = (part_row + row) * heads + head
     tl.store(totals + at, total, mask=there)
@@ -84,7 +84,7 @@ def _part(
     tl.store(mixed + at[:, None] * WIDTH + lanes[None, :], mix, mask=there[:, None] & fits)
 
 
-# Not specialised for the number of rows: the same binary whatever the batch.
+# Not specialised for the number of rows: the same binary for every batch.
 @triton.jit(do_not_specialize=["num_rows"])
 def parts_kernel(
     query,
@@ -124,7 +124,7 @@ def parts_kernel(
     SUFFIX_QUERIES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """One part of one key/value head: the prefix parts of all slots come first, then the suffix parts of all rows."""
+    """One part of one key/value head. The first programs compute prefix parts, the others suffix parts."""
     task = tl.program_id(0)
     group = tl.program_id(1)
     heads = tl.num_programs(1) * SHARED
@@ -134,7 +134,7 @@ def parts_kernel(
         query_tile = task // PREFIX_PARTS % QUERY_TILES
         many = query_tile * PREFIX_QUERIES + tl.arange(0, PREFIX_QUERIES)
         rows = tl.load(members + slot * MOST + many // SHARED, mask=many < MOST * SHARED, other=-1).to(tl.int32)
-        # A slot, or a tile of queries, without rows has nothing to read.
+        # A slot or a tile of queries without rows reads nothing.
         length = tl.where(tl.max(rows, 0) >= 0, tl.load(prefix_lengths + slot).to(tl.int32), 0)
         base = slot.to(tl.int64) * prefix_slot_stride + group.to(tl.int64) * prefix_group_stride
         _part(
@@ -166,7 +166,7 @@ def parts_kernel(
         few = tl.arange(0, SUFFIX_QUERIES)
         start = part * PAGE
         page = tl.load(pages + own * SUFFIX_PARTS + part).to(tl.int64)
-        # Tokens are numbered from the suffix's first, wherever its page lies.
+        # _part counts tokens from the first of the suffix, so the page's base moves back by the tokens before it.
         base = page * suffix_page_stride + group.to(tl.int64) * suffix_group_stride
         base -= start.to(tl.int64) * suffix_token_stride
         _part(
@@ -236,7 +236,7 @@ def merge_kernel(
         total = total * decay + part_total * weight
         mix = mix * decay[:, None] + part_mix * weight[:, None]
         top = new
-    # A row that saw no token gets zeros.
+    # A row without any token gets zeros.
     mix = mix / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(
         out + (row.to(tl.int64) * HEADS + head)[:, None] * WIDTH + lanes[None, :],

@@ -1,11 +1,11 @@
-"""grouped_decode_attention as a Triton kernel: the rows of a question read a tile of their prefix once, together.
+"""grouped_decode_attention as a Triton kernel: a tile of a prefix is read once for all rows of its question.
 
 One launch computes all parts: prefix parts (a slot, a key/value head, SPLIT tokens, against all queries that share
-them, as one tensor-core product) and suffix parts (a row, a key/value head, a page). Each leaves an unnormalised
-mixture, the sum of its weights and the maximum both are relative to. A second, small launch merges a row's parts in
-ascending order, prefix first: merging in the first one would need an atomic counter and a fence, for a few
-microseconds. Parts have a fixed number of tokens and tile sizes follow from the model and k alone, so a row's result
-does not depend on the rows beside it.
+them, as one tensor-core product) and suffix parts (a row, a key/value head, a page). Each part stores unnormalised
+values, the sum of their weights and the maximum that was subtracted. A second, small launch merges a row's parts in
+ascending order, prefix first: merging in the first launch would need an atomic counter and a fence, and save a few
+microseconds. Parts have a fixed number of tokens, and tile sizes depend only on the model and k, so the result of a row
+does not depend on the other rows.
 
 Shapes: R rows, H and G query and key/value heads, Q slots, M rows of a question at most, D head width, C parts.
 """
@@ -17,20 +17,20 @@ from torch import Tensor
 from data_engine_kernels.attention_parts import merge_kernel, parts_kernel
 from data_engine_kernels.layouts import LayerCaches, RowIndex
 
-# Tokens of a part of the prefix. Smaller fills the card with fewer rows, larger writes fewer parts.
+# Tokens of a part of the prefix. Smaller parts occupy the card with fewer rows; larger ones write fewer results.
 SPLIT = 256
-# Queries that meet a tile of the prefix at once; more of them take several programs, which find the tile in the L2
-# cache. With twice as many, one program fills a multiprocessor's registers, and suffix parts wait for memory alone.
+# Queries that one program multiplies with a tile of the prefix. More of them take several programs, which find the tile
+# in the L2 cache. With twice as many, a program needs all registers of a multiprocessor, and none can run beside it.
 MOST_QUERIES, MOST_QUERIES_FP32 = 64, 16
 
 
 def grouped_decode_attention(
     query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, split: int = SPLIT
 ) -> Tensor:
-    """reference.grouped_decode_attention, never waiting for the device: fit for a CUDA graph.
+    """reference.grouped_decode_attention without synchronising, so it can be captured in a CUDA graph.
 
-    Numbers of the caches beyond a length are not read at all. Scratch: C x R x H x (D + 2) x 4 bytes, where
-    C = ceil(P / split) + the pages of a row. Raises ValueError where strides break the contract of LayerCaches.
+    The caches are not read beyond a length. Scratch: C x R x H x (D + 2) x 4 bytes, where C = ceil(P / split) + the
+    pages of a row. Raises ValueError where strides or dtypes do not fit LayerCaches.
     """
     _check(query_RHD, caches)
     num_rows, heads, width = query_RHD.shape

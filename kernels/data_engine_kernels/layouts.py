@@ -1,8 +1,8 @@
-"""What grouped decode attention reads: one layer's caches, and which row reads what in one step.
+"""The inputs of grouped decode attention: the caches of one layer, and the index of a step's rows into them.
 
-Shapes: R rows, Q slots of prefixes, M rows of a question at most, N pages of suffixes, C pages of a row at most, G
-key/value heads, P room for prefix tokens, S tokens of a page, D head width. All tensors keep their addresses while
-their contents change, as CUDA graphs need it.
+Shapes: R rows, Q prefix slots, M rows of a question at most, N pages of suffixes, C pages of a row at most, G key/value
+heads, P capacity of a slot in tokens, S tokens of a page, D head width. CUDA graphs require that the tensors keep their
+addresses while their contents change.
 """
 
 from dataclasses import dataclass
@@ -13,50 +13,50 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerCaches:
-    """Keys and values of one layer, pools allocated once.
+    """Keys and values of one layer, in pools that are allocated once.
 
-    Strides: any, but the last must be 1, and keys and values of a pool share theirs. Numbers beyond a length are never
-    used, yet must be finite (allocate with zeros): the eager path multiplies them by 0.
+    Strides: the last must be 1, and keys and values of a pool have the same. Numbers beyond a length do not count, but
+    must be finite (allocate with zeros): the eager path multiplies them by 0.
     """
 
     prefix_keys: Tensor
-    """[Q, G, P, D]: one prefix a slot, stored once, read by all rows of its question."""
+    """[Q, G, P, D]: one prefix in each slot, read by all rows of its question."""
     prefix_values: Tensor
     """[Q, G, P, D]"""
     suffix_keys: Tensor
-    """[N, G, S, D]: pages of the rows' own answers so far, their newest tokens included."""
+    """[N, G, S, D]: pages of the rows' own answers so far, including the newest token."""
     suffix_values: Tensor
     """[N, G, S, D]"""
 
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Who reads what in one step, the same in all layers; integers, on the device of the caches."""
+    """What each row of a step reads, the same in all layers; integers, on the device of the caches."""
 
     slots: Tensor
     """[R]: the row's slot, or -1: an idle row without a prefix."""
     suffix_lengths: Tensor
-    """[R]: tokens in the row's own suffix. A row that sees no token at all gets zeros."""
+    """[R]: tokens in the row's own suffix. A row without any token gets zeros."""
     prefix_lengths: Tensor
     """[Q]: tokens in the slot's prefix."""
     members: Tensor
-    """[Q, M]: the rows of each slot, -1 after the last; see members_of."""
+    """[Q, M]: the rows of each slot, padded with -1; see members_of."""
     pages: Tensor
-    """[R, C]: where the row's suffix lies, in order; behind its length any page."""
+    """[R, C]: the pages of the row's suffix, in order; entries beyond its length may be any page."""
 
 
 def members_of(slots_R: Tensor, num_slots: int, most: int) -> Tensor:
-    """[Q, M] int32: the rows of each slot in ascending order, -1 where there are no more.
+    """[Q, M] int32: the rows of each slot in ascending order, padded with -1.
 
-    Once a step, not once a layer; waits for nothing, so that it can stand in a CUDA graph. `most` is the number of
-    answers a question (k): fixed for a run, since tile sizes follow from it. Asserts that no slot has more rows.
+    Called once a step, not once a layer; it does not synchronise, so it can be captured in a CUDA graph. `most` is M,
+    the number of answers a question (k): fixed for a run, since tile sizes depend on it. Asserts that no slot has more.
     """
     order = slots_R.argsort(stable=True)
     ordered = slots_R[order].contiguous()
     place = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
     idle = ordered < 0
     torch._assert_async((idle | (place < most)).all(), f"a slot has more than {most} rows")
-    # Idle rows all go to one cell behind the end, which is cut off.
+    # All idle rows are written to one extra cell, which is cut off.
     cell = torch.where(idle, num_slots * most, ordered * most + place)
     members = torch.full((num_slots * most + 1,), -1, dtype=torch.int32, device=order.device)
     return members.scatter_(0, cell, order.int())[:-1].view(num_slots, most)

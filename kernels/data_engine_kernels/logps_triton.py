@@ -1,9 +1,9 @@
-"""token_logps as a Triton kernel: a matrix product whose tiles end as two numbers a row, never as logits in memory.
+"""token_logps as a Triton kernel: a matrix product whose tiles are reduced at once, so logits are never stored.
 
 The vocabulary is cut into tiles of fixed width. A program multiplies one tile of rows with one tile of the vocabulary,
-accumulates in fp32, and keeps of each row the largest logit, the sum of exponentials relative to it, and the target's
-logit if it lies there. A second kernel merges the tiles of a row in ascending order (online softmax,
-arXiv:1805.02867). No atomics: the order of every sum is fixed.
+accumulates in fp32, and stores for each row the largest logit, the sum of exponentials relative to it, and the target's
+logit if it is in the tile. A second kernel merges the tiles of a row in ascending order (online softmax,
+arXiv:1805.02867). There are no atomics: the order of every sum is fixed.
 
 Shapes: N rows, V vocabulary, D width, T tiles of the vocabulary.
 """
@@ -20,7 +20,7 @@ from data_engine_kernels.reference import check_targets
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sizes of a tile, and how a program runs. They set the order of the sums, so they never depend on N."""
+    """Sizes of a tile, and launch options. They set the order of the sums, so they never depend on N."""
 
     rows: int
     columns: int
@@ -32,12 +32,12 @@ class Tiles:
 LARGE = Tiles(rows=128, columns=256, width=64, warps=8, stages=3)
 SMALL = Tiles(rows=128, columns=128, width=64, warps=8, stages=3)
 FP32 = Tiles(rows=64, columns=64, width=32, warps=4, stages=3)
-# Bytes of shared memory that LARGE needs: data centre cards have them, desktop cards do not.
+# Shared memory that LARGE needs; data centre cards have that much, desktop cards do not.
 LARGE_BYTES = (LARGE.rows + LARGE.columns) * LARGE.width * 2 * LARGE.stages
 
 
 def tiles_for(hidden: Tensor) -> Tiles:
-    """By dtype and card alone."""
+    """The tiles for a dtype and a card; nothing else may choose them."""
     if hidden.dtype == torch.float32:
         return FP32
     if hidden.is_cuda:
@@ -47,10 +47,10 @@ def tiles_for(hidden: Tensor) -> Tiles:
 
 
 def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, tiles: Tiles | None = None) -> Tensor:
-    """reference.token_logps without its logits: fp32 [N], nats.
+    """reference.token_logps without storing logits: fp32 [N], nats.
 
-    hidden and weight of one dtype (bf16, fp16 or fp32); rows may lie apart, numbers of a row may not. Scratch: 8 bytes
-    a row and vocabulary tile. Raises ValueError where a target lies outside [0, V), or a stride does not fit.
+    hidden and weight have one dtype (bf16, fp16 or fp32), any first stride, and a last stride of 1. Scratch: 8 bytes a
+    row and vocabulary tile. Raises ValueError where a target lies outside [0, V), or dtypes or strides do not fit.
     """
     check_targets(targets_N, len(weight_VD))
     if hidden_ND.dtype != weight_VD.dtype or hidden_ND.stride(1) != 1 or weight_VD.stride(1) != 1:
@@ -92,7 +92,7 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, tiles: 
     return logps
 
 
-# Not specialised for the number of rows: the same binary whatever the batch.
+# Not specialised for the number of rows: the same binary for every batch.
 @triton.jit(do_not_specialize=["num_rows"])
 def _parts_kernel(
     hidden,
@@ -114,7 +114,7 @@ def _parts_kernel(
     INTERPRETED: tl.constexpr,
 ):
     """Largest logit and sum of exponentials of ROWS rows over COLUMNS of the vocabulary, [T, N] each."""
-    # Programs that run together share BAND tiles of rows and few of the vocabulary, which stay in the L2 cache.
+    # Programs that run at the same time share BAND tiles of rows and few of the vocabulary, which stay in the L2 cache.
     column_tiles = tl.cdiv(vocabulary, COLUMNS)
     band = tl.program_id(0) // (BAND * column_tiles)
     within = tl.program_id(0) % (BAND * column_tiles)
@@ -123,7 +123,7 @@ def _parts_kernel(
     rows = (band * BAND + within % height) * ROWS + tl.arange(0, ROWS)
     columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     lanes = tl.arange(0, WIDTH)
-    # Past the end, the last row is read again instead of asking each time; what comes of it is not stored.
+    # Past the end the last row is read again, which needs no mask in the loop; its result is not stored.
     hidden_at = hidden + tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * hidden_stride + lanes[None, :]
     weight_at = weight + tl.minimum(columns, vocabulary - 1).to(tl.int64)[None, :] * weight_stride + lanes[:, None]
     logits = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -135,7 +135,7 @@ def _parts_kernel(
             a = tl.load(hidden_at + start, mask=(start + lanes < width)[None, :], other=0.0)
             b = tl.load(weight_at + start, mask=(start + lanes < width)[:, None], other=0.0)
         if INTERPRETED:
-            # Triton's interpreter multiplies the bits of bf16 as integers; in fp32 the products are the same, exact.
+            # Triton's interpreter multiplies the bits of bf16 as integers; in fp32 the products are exact, as on a GPU.
             a, b = a.to(tl.float32), b.to(tl.float32)
         logits = tl.dot(a, b, logits, input_precision="ieee")
     logits = tl.where((columns < vocabulary)[None, :], logits, -float("inf"))
@@ -146,7 +146,7 @@ def _parts_kernel(
     tl.store(totals + part, tl.sum(tl.exp(logits - top[:, None]), 1), mask=inside)
     target = tl.load(targets + rows, mask=inside, other=-1)
     hit = columns[None, :] == target[:, None]
-    # Exactly one tile of the vocabulary holds a row's target.
+    # Exactly one tile of the vocabulary contains a row's target.
     tl.store(
         target_logits + rows, tl.sum(tl.where(hit, logits, 0.0), 1), mask=inside & (target // COLUMNS == column_tile)
     )
@@ -168,6 +168,6 @@ def _merge_kernel(tops, totals, target_logits, logps, num_rows, column_tiles, RO
         new = tl.maximum(top, tl.max(part_top, 0))
         total = total * tl.exp(top - new) + tl.sum(part_total * tl.exp(part_top - new[None, :]), 0)
         top = new
-    # The largest logit goes first: logit - logsumexp would lose the digits of large logits.
+    # The largest logit is subtracted first: logit - logsumexp would lose digits of large logits.
     logp = (tl.load(target_logits + safe) - top) - tl.log(total)
     tl.store(logps + rows, logp, mask=rows < num_rows)

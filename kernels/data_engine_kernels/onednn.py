@@ -1,31 +1,31 @@
-"""fp32 products on CPU by oneDNN, with weights that it has laid out beforehand: what torch's own compiler uses there.
+"""fp32 products on CPU by oneDNN with prepacked weights, as torch.compile uses it there.
 
-The plain product lays the weight out anew in each call: for ten rows that takes several times as long as the product.
+The plain product packs the weight in each call: for ten rows that takes several times as long as the product itself.
 """
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# Of each weight that was asked for by `packed`: its version, and its packed copy.
+# Weight -> its version when `packed` packed it, and the packed copy.
 _PACKED = WeakTensorKeyDictionary()
 
 
 def can_pack(weight_VD: Tensor) -> bool:
-    """Whether this weight is one of those, and torch was built with what it takes."""
-    here = weight_VD.device.type == "cpu" and weight_VD.dtype == torch.float32
-    return here and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether this is an fp32 weight on CPU, and torch was built with oneDNN."""
+    fits = weight_VD.device.type == "cpu" and weight_VD.dtype == torch.float32
+    return fits and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def pack(weight_VD: Tensor) -> Tensor:
-    """The weight in oneDNN's layout, which `product` takes and nothing else."""
+    """The weight in oneDNN's layout, which only `product` can read."""
     return torch.ops.mkldnn._reorder_linear_weight(weight_VD, None)
 
 
 def packed(weight_VD: Tensor) -> Tensor:
-    """`pack`, once for each state of a weight; the copy goes with the weight."""
+    """`pack`, cached until the weight changes or is freed."""
     if weight_VD.is_inference():
-        # It tells of no changes.
+        # Inference tensors have no version, so a change would not be noticed.
         return pack(weight_VD)
     found = _PACKED.get(weight_VD)
     if found is None or found[0] != weight_VD._version:

@@ -1,4 +1,4 @@
-"""The eager formulas: what every kernel is held against, and the path that runs on CPU.
+"""The eager formulas: the reference that every kernel is tested against, and the path on CPU.
 
 Shapes: N rows of hidden states, V vocabulary, D width; R decode rows, G key/value heads, g query heads for each of
 them (H = G x g), D head width.
@@ -11,14 +11,14 @@ from torch import Tensor
 from data_engine_kernels import onednn
 from data_engine_kernels.layouts import LayerCaches, RowIndex
 
-# Rows of logits alive at once; bounds memory to CHUNK x V however many answers there are.
+# Rows of logits that exist at once: bounds memory to CHUNK x V for any number of answers.
 CHUNK = 1024
-# Stands for the maximum of no scores: minus infinity less itself would not be a number.
+# The maximum of no scores. With minus infinity, subtracting it from itself would give NaN.
 LOWEST = torch.finfo(torch.float32).min
 
 
 def logits_fp32(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-    """hidden @ weight^T accumulated and returned in fp32 [N, V]: bf16 logits alone cost 0.06 nat on 120 tokens."""
+    """hidden @ weight^T accumulated and returned in fp32 [N, V]: bf16 logits are off by 0.06 nat on 120 tokens."""
     if onednn.can_pack(weight_VD):
         return onednn.product(hidden_ND, onednn.packed(weight_VD))
     if hidden_ND.dtype == torch.float32:
@@ -47,7 +47,7 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
     parts = []
     for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
         logits = logits_fp32(hidden, weight_VD)
-        # Subtracts the largest logit first; logit - logsumexp would lose the digits of large logits.
+        # cross_entropy subtracts the largest logit first; logit - logsumexp would lose digits of large logits.
         parts.append(-F.cross_entropy(logits, targets, reduction="none"))
     return torch.cat(parts) if parts else torch.empty(0, device=hidden_ND.device)
 
@@ -55,7 +55,8 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
 def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float) -> Tensor:
     """One new token a row: softmax(scale * q . [prefix | own suffix]) over the values of both, [R, H, D].
 
-    The rows of a question meet its prefix in one product. Reads lengths on the host: not for a CUDA graph.
+    The scores of a question's rows against its prefix are one product. Reads lengths on the host, so it cannot be
+    captured in a CUDA graph.
     Source: attention in two parts merged by their log-sum-exp (online softmax, arXiv:1805.02867).
     """
     num_rows, heads, width = query_RHD.shape
@@ -65,7 +66,7 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
     longest = max([1, *rows.suffix_lengths.tolist()])
     keys, values = (_unpaged(pool, rows.pages, longest) for pool in (caches.suffix_keys, caches.suffix_values))
     own = _partial(query, keys, values, rows.suffix_lengths[:, None, None, None], scale)
-    # As if no prefix had been seen, until its rows are filled in.
+    # Rows without a prefix keep these values, which change nothing in the merge.
     prefix = torch.zeros_like(own[0]), torch.zeros_like(own[1]), torch.full_like(own[2], LOWEST)
     for slot, (length, members) in enumerate(zip(rows.prefix_lengths.tolist(), rows.members.tolist(), strict=True)):
         members = [row for row in members if row >= 0]
@@ -79,24 +80,24 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
 
 
 def _unpaged(pool_NGSD: Tensor, pages_RC: Tensor, longest: int) -> Tensor:
-    """Each row's first tokens in a row, [R, G, longest, D]: a copy."""
+    """The first `longest` tokens of each row, gathered from its pages: a copy [R, G, longest, D]."""
     pages_RC = pages_RC[:, : -(-longest // pool_NGSD.shape[2])]
     return pool_NGSD[pages_RC].transpose(1, 2).flatten(2, 3)[:, :, :longest]
 
 
 def _partial(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | int, scale: float) -> tuple[Tensor, ...]:
-    """Softmax over a part of the tokens: unnormalised mixture, sum of weights, and the maximum both are relative to."""
+    """Softmax over a part of the tokens: unnormalised values, sum of weights, and the maximum that was subtracted."""
     scores = (query @ keys.transpose(-1, -2)).float() * scale
     unseen = torch.arange(keys.shape[-2], device=keys.device) >= lengths
     scores = scores.masked_fill(unseen, -torch.inf)
-    # Nothing seen: a finite maximum, all weights 0.
+    # Without any token: a finite maximum, and all weights 0.
     top = scores.amax(-1, keepdim=True).clamp(min=LOWEST)
     weights = (scores - top).exp()
     return (weights.to(values.dtype) @ values).float(), weights.sum(-1, keepdim=True), top
 
 
 def _merge(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
-    """The softmax over both parts; zeros where neither part saw a token."""
+    """The softmax over both parts; zeros where neither part has a token."""
     top = torch.maximum(one[2], other[2])
     scale_one, scale_other = (one[2] - top).exp(), (other[2] - top).exp()
     total = one[1] * scale_one + other[1] * scale_other

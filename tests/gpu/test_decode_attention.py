@@ -39,7 +39,7 @@ def problem(
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, width, generator=generator).to(device, dtype)
 
-    # One page more than the longest row needs, and pages in any order; the last one is nobody's.
+    # One page more than the longest row needs, and pages in any order; no row has the last one.
     num_pages = -(-max(suffix_lengths) // page) + 1
     order = torch.randperm(len(slots) * num_pages, generator=generator)
     prefix, pool = (len(prefix_lengths), groups, max(prefix_lengths) + 3), (len(order) + 1, groups, page)

@@ -20,9 +20,9 @@ def load_model(
 ) -> "VisionLanguageModel":
     """Load a checkpoint, weights held once, ready for sample_answers and score_answers.
 
-    `name` is a known model name or None for what config.json says; `device` "auto" is cuda where there is one;
-    `dtype` "auto" is bfloat16 on cuda and float32 elsewhere. With `split`, all ranks load together, and each keeps a
-    share. Raises ModelError, a ValueError, naming what is wrong.
+    `name` is a known model name, or None to go by config.json; `device` "auto" is cuda if there is one; `dtype` "auto"
+    is bfloat16 on cuda and float32 elsewhere. With `split`, all ranks load at the same time, and each keeps a share.
+    Raises ModelError, a ValueError, naming what is wrong.
     """
     from data_engine.models.base import pick_device, pick_dtype
     from data_engine.models.cpu_linear import pack_linears

@@ -1,4 +1,4 @@
-"""What a model family is to the rest of the engine: it turns (image, question) into a prefix, and text into ids.
+"""The protocol of a model family: it turns (image, question) into a prefix, and text into ids.
 
 Sampling and scoring see the prefix, the decoder and the head, and are written once for all families.
 Shapes: B images, N image tokens, P prefix tokens, T tokens, V vocabulary, D width.
@@ -13,27 +13,27 @@ from torch import Tensor, nn
 
 from data_engine.errors import UserError
 
-# Stands in prompt ids where the image's features go; no tokenizer has a negative id.
+# Placeholder in prompt ids for the image's features; no tokenizer has a negative id.
 IMAGE_TOKEN = -200
 
 
 class Split(Protocol):
-    """How a model is divided over ranks while it is loaded; models/sharding/zero3.py is one way."""
+    """How a model is split over ranks while it is loaded, as sharding.zero3.Zero3Split does."""
 
     reads: bool
-    """whether this rank reads the divided weights from disk; the others get their shares from it"""
+    """whether this rank reads the divided weights from disk, and sends the other ranks their shares"""
 
     def divides(self, name: str) -> bool:
-        """Whether the weight of this name, in the family's modules, is divided."""
+        """Whether the weight of this name in the family's modules is divided; the others stay whole on each rank."""
 
     def divide(self, value: Tensor) -> nn.Parameter:
-        """A parameter of which this rank keeps its share; a rank that does not read gives an empty one like it."""
+        """A parameter of which this rank keeps its share. A rank that does not read passes an empty tensor."""
 
     def release(self) -> None:
-        """Let go of the model that was divided last."""
+        """Free the weights of the model that was divided last."""
 
     def run_together(self, model: "VisionLanguageModel") -> None:
-        """Make each call of the model's decoder and vision tower one that all ranks make at once."""
+        """Have all ranks make each call of the model's decoder and vision tower at the same time."""
 
 
 class VisionLanguageModel(Protocol):
@@ -50,25 +50,25 @@ class VisionLanguageModel(Protocol):
     dtype: torch.dtype
     eos_token_ids: tuple[int, ...]
     markers: tuple[str, ...]
-    """text that belongs to the prompt format: an answer that contains it never ranks"""
+    """texts of the prompt format: an answer that contains one never ranks"""
     max_positions: int
-    """longest row, prefix and answer together, that the decoder was made for"""
+    """context length: most tokens of prefix and answer together"""
     vocabulary: str
-    """fingerprint of the tokenizer: two models with the same one can exchange token ids"""
+    """fingerprint of the tokenizer: models whose fingerprints are equal can exchange token ids"""
     image_tokens: int
-    """N, rows that an image takes in the prefix"""
+    """N, tokens of an image in the prefix"""
 
     def pixels(self, image: Image, crop: bool, max_megapixels: float) -> Tensor:
-        """RGB image -> [3, H, W] fp32 on CPU; `crop` is the scoring stage's geometry, else the sampling stage's.
+        """RGB image -> [3, H, W] fp32 on CPU. `crop` selects the preprocessing of scoring instead of that of sampling.
 
-        Raises images.BadImage where the padded or resized image would pass max_megapixels.
+        Raises images.BadImage where the padded or resized image would exceed max_megapixels.
         """
 
     def prompt_ids(self, question: str) -> list[int]:
-        """The prompt up to where the answer starts, with one IMAGE_TOKEN."""
+        """The prompt up to the start of the answer, with one IMAGE_TOKEN."""
 
     def answer_ids(self, question: str, answer: str) -> list[int]:
-        """An answer's ids behind that prompt, as in training: text taken literally, EOS at the end."""
+        """An answer's ids behind that prompt, as in training: no special token parsed from the text, EOS at the end."""
 
     def text(self, token_ids: list[int]) -> str:
         """Decoded, special tokens skipped, stripped."""
@@ -81,7 +81,7 @@ class VisionLanguageModel(Protocol):
 
 
 class ModelFamily(Protocol):
-    """What a line of registry.FAMILIES names: a class whose instances are VisionLanguageModels."""
+    """The class that a line of registry.FAMILIES names; its instances are VisionLanguageModels."""
 
     markers: tuple[str, ...]
 
@@ -89,19 +89,19 @@ class ModelFamily(Protocol):
     def load(
         cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None
     ) -> VisionLanguageModel:
-        """Read a checkpoint folder, by checkpoint.Filler, which divides the weights that `split` names.
+        """Read a checkpoint folder. checkpoint.Filler places the weights: whole, or as `split` divides them.
 
         Raises registry.ModelError naming what is missing, unexpected or contradictory.
         """
 
     @staticmethod
     def cache_values_per_token(folder: Path) -> int:
-        """Numbers that the keys and values of one token take, all layers."""
+        """Numbers in the key/value cache for one token, all layers."""
 
 
 @torch.inference_mode()
 def prefix(model: VisionLanguageModel, pixels: Tensor, question: str) -> Tensor:
-    """Embeddings of the whole prompt, image features in their place [P, D]."""
+    """Embeddings of the whole prompt, with the image features in it [P, D]."""
     features = model.encode_images(sent(pixels[None], model.device))[0]
     return splice(model, model.prompt_ids(question), features)
 
@@ -119,7 +119,7 @@ def splice(model: VisionLanguageModel, ids: list[int], features_ND: Tensor) -> T
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host's on the device, without waiting for what runs there: a GPU copies it from pinned memory."""
+    """Copy a CPU tensor to the device without synchronising: a GPU copies it from pinned memory."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 

@@ -1,6 +1,6 @@
-"""Checkpoint folders: fingerprinted, and read shard by shard into a model that starts without memory.
+"""Checkpoint folders: their fingerprint, and their weights, read shard by shard into a model on the meta device.
 
-Weights are held once: a tensor is mapped from its file, cast into the run's dtype on the device, and let go.
+Weights are held once: a tensor is mapped from its file, cast to the run's dtype on the device, and unmapped.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from data_engine.models.registry import ModelError, read_json
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The shards of a checkpoint, safetensors where there are any. Raises ModelError naming what is missing."""
+    """The weight files of a checkpoint, safetensors if there are any. Raises ModelError naming what is missing."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
@@ -33,7 +33,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Names of a shard's tensors, each with how to get it: mapped from the file, not read into memory."""
+    """The names of a file's tensors, each with a function that maps the tensor from the file."""
     if file.suffix == ".bin":
         try:
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -78,15 +78,14 @@ def _header(file: Path) -> bytes:
 
 
 def num_weights(folder: Path) -> int:
-    """Numbers in a checkpoint's tensors, whatever their dtype."""
+    """The number of weights in a checkpoint, whatever their dtype."""
     return sum(shape.numel() for shape in tensor_shapes(folder).values())
 
 
 class Filler:
-    """Fills a model built without memory (parameters on the meta device) from named tensors.
+    """Fills a model whose parameters are on the meta device from named tensors.
 
-    `rename` gives the parameter for a checkpoint's name, or None for one that is known and not needed. With `split`,
-    the parameters that it divides are divided as they come, so that no more than one is ever whole.
+    With `split`, the parameters that it divides are divided one by one as they are read, so that at most one is whole.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> None:
@@ -95,7 +94,10 @@ class Filler:
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
     def fill(self, folder: Path, rename: Callable[[str], str | None], ignored: re.Pattern) -> None:
-        """Read the shards of `folder`. Raises ModelError for a tensor that nothing expects or of a wrong shape."""
+        """Read the weight files of `folder`; `rename` gives the parameter for a checkpoint's name.
+
+        Raises ModelError for a tensor of a wrong shape, or that is no parameter and does not match `ignored`.
+        """
         for file in weight_files(folder):
             for name, get in tensors(file):
                 target = rename(name)
@@ -120,7 +122,7 @@ class Filler:
         self.missing.discard(target)
 
     def done(self, folder: Path) -> None:
-        """Raises ModelError naming the weights that no file had."""
+        """Raises ModelError naming the weights that no file contained."""
         if self.missing:
             some = ", ".join(sorted(self.missing)[:5])
             raise ModelError(f"{folder} lacks {len(self.missing)} weights that config.json asks for: {some}")

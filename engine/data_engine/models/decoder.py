@@ -1,4 +1,4 @@
-"""What all families' decoders share: transformers' configuration from a config.json, cache size, output weights."""
+"""Shared by the decoders of all families: transformers' configuration, the size of the cache, the output weights."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from data_engine.models.registry import ModelError
 
 
 def decoder_config(kind: type[PretrainedConfig], raw: dict, where: Path, types: tuple[str, ...]) -> PretrainedConfig:
-    """The decoder that `raw`, of the file `where`, describes; its model_type, if given, must be one of `types`.
+    """The configuration of the decoder that `raw`, read from the file `where`, describes.
 
-    Raises ModelError for another type, or fields that transformers refuses.
+    Raises ModelError for a model_type that is neither `kind`'s nor in `types`, or fields that transformers refuses.
     """
     if raw.get("model_type", kind.model_type) not in (kind.model_type, *types):
         raise ModelError(f"{where} has a decoder of type {raw['model_type']!r}; this family supports {kind.model_type}")
@@ -23,15 +23,15 @@ def decoder_config(kind: type[PretrainedConfig], raw: dict, where: Path, types: 
 
 
 def head_width(config: PretrainedConfig) -> int:
-    """Numbers of one token in one attention head."""
+    """The width of an attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def cache_values_per_token(config: PretrainedConfig) -> int:
-    """Numbers that one token keeps in the key/value cache, all layers."""
+    """Numbers in the key/value cache for one token, all layers."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_width(config)
 
 
 def head_weight(modules: nn.Module) -> Tensor:
-    """[V, D]: those of `modules.head`, or the token embeddings where config.json ties the two and there is no head."""
+    """[V, D]: the weight of `modules.head`, or the token embeddings where config.json ties the two."""
     return modules.head.weight if hasattr(modules, "head") else modules.decoder.embed_tokens.weight

@@ -1,7 +1,8 @@
 """The vision side of OmniLMM in plain PyTorch: the EVA-02 tower and the resampler, by the published weights' names.
 
-The tower is timm's `eva02_enormous_patch14_clip_224` (which the engine does without: timm needs torchvision) as OmniLMM
-keeps it: no head, no last block, but the final norm. The resampler turns its grid into `num_query` rows of the decoder.
+The tower is timm's `eva02_enormous_patch14_clip_224` as OmniLMM uses it: without head and last block, with the final
+norm. timm itself is not used, since it needs torchvision. The resampler turns the tower's grid of features into
+`num_query` tokens of the decoder.
 
 Shapes: B images, P patches, W tower width, N queries, D decoder width.
 """
@@ -21,7 +22,7 @@ class EvaConfig:
 
     width: int
     num_blocks: int
-    """blocks that are kept, one less than the tower was trained with"""
+    """blocks in the checkpoint, one less than the tower was trained with"""
     num_heads: int
     mlp_width: int
     patch_size: int
@@ -30,16 +31,16 @@ class EvaConfig:
 
 
 def heads_of(width: int) -> int:
-    """Heads of a tower of this width, which neither config.json nor any weight's shape tells.
+    """The number of heads of a tower of this width, which neither config.json nor the shape of a weight contains.
 
-    The largest power of two up to 16 that leaves a head width that is a multiple of 4: 16 heads of 112 for 1792, the
-    one published width.
+    The largest power of two up to 16 for which the width of a head is a multiple of 4: 16 heads of 112 for 1792, the
+    only published width.
     """
     return next((heads for heads in (16, 8, 4, 2) if width % (4 * heads) == 0), 1)
 
 
 class _SelfAttention(nn.Module):
-    """Queries and values have a bias, keys have none; the three come from one fused weight."""
+    """Self-attention with one fused weight; queries and values have a bias, keys have none."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class _Mlp(nn.Module):
 
 
 class _Block(nn.Module):
-    """Norms stand behind attention and MLP, inside the residual branch."""
+    """A transformer block with norms after attention and MLP, inside the residual branch."""
 
     def __init__(self, config: EvaConfig) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class _PatchEmbed(nn.Module):
 
 
 class Eva(nn.Module):
-    """Pixels [B, 3, H, W] -> features [B, 1 + P, W], the class token's first."""
+    """Pixels [B, 3, H, W] -> features [B, 1 + P, W], that of the class token first."""
 
     def __init__(self, config: EvaConfig) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class Eva(nn.Module):
 
 
 def resized_table(table_PW: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
-    """A square table of positions at another size [h * w, W]: bicubic, in fp32 whatever its dtype."""
+    """A square table of position embeddings resized to [h * w, W]: bicubic, in fp32 whatever its dtype."""
     side = round(len(table_PW) ** 0.5)
     grid = table_PW.float().unflatten(0, (side, side)).permute(2, 0, 1)[None]
     grid = F.interpolate(grid, size=tuple(size), mode="bicubic", align_corners=False, antialias=antialias)
@@ -125,7 +126,7 @@ def resized_table(table_PW: Tensor, size: tuple[int, int], antialias: bool) -> T
 
 
 class _CrossAttention(nn.Module):
-    """torch.nn.MultiheadAttention's weights and arithmetic."""
+    """torch.nn.MultiheadAttention, with the same names of weights."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

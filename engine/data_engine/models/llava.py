@@ -30,7 +30,7 @@ SYSTEM = (
 )
 PADDING = tuple(int(255 * mean) for mean in CLIP_MEAN)
 
-# A checkpoint's name for a weight -> ours, first match wins; both layouts and a CLIP folder.
+# Patterns of weight names, in both layouts and a CLIP folder -> our prefix; the first match counts.
 RENAMES = [
     (re.compile(pattern), ours)
     for pattern, ours in (
@@ -46,7 +46,7 @@ RENAMES = [
         (r"^model\.", "decoder."),
     )
 ]
-# Known and not needed: rotary tables, CLIP's text tower, position ids, and what lies above the features taken.
+# Known weights that are not needed: rotary tables, CLIP's text tower, position ids, and the tower's last norm.
 IGNORED = re.compile(
     r"rotary_emb\.inv_freq$|^text_model\.|^text_projection\.|^visual_projection\.|^logit_scale$"
     r"|embeddings\.position_ids$|vision\S*\.post_layernorm\."
@@ -61,15 +61,15 @@ KNOWN_TOWERS = {
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    """What both layouts say, in one form."""
+    """The configuration of a checkpoint, from either layout."""
 
     text: LlamaConfig
     vision: CLIPVisionConfig
     vision_layers: int
-    """layers of the tower below the features that are taken"""
+    """layers of the tower up to the features that are used"""
     drop_cls: bool
     tower_folder: Path | None
-    """where CLIP's weights are, if they are not in the checkpoint"""
+    """folder of CLIP's weights, if they are not in the checkpoint"""
 
 
 class _Modules(nn.Module):
@@ -84,7 +84,7 @@ class _Modules(nn.Module):
         self.decoder = LlamaModel(config.text)
         if not config.text.tie_word_embeddings:
             self.head = nn.Linear(width, config.text.vocab_size, bias=False)
-        # The pooled output is never read, so its norm is not loaded.
+        # The pooled output is not used, so its norm is not loaded.
         inner = getattr(self.vision, "vision_model", self.vision)
         inner.post_layernorm = nn.Identity()
 
@@ -127,7 +127,7 @@ class Llava:
 
     @staticmethod
     def cache_values_per_token(folder: Path) -> int:
-        """Numbers that one token keeps in the key/value cache, all layers."""
+        """Numbers in the key/value cache for one token, all layers."""
         raw, where = read_json(folder / "config.json"), folder / "config.json"
         return cache_values_per_token(_llama_config(raw.get("text_config", raw), where))
 
@@ -135,7 +135,7 @@ class Llava:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)
 
     def prompt_ids(self, question: str) -> list[int]:
-        # Each chunk is tokenised alone, as the reference does, so the second starts with a dummy space of its own.
+        # As in the reference, the texts before and after the image are tokenised separately: each has a dummy space.
         before = self._tokenizer.encode(f"{SYSTEM} USER: ")
         return [self._tokenizer.bos, *before, IMAGE_TOKEN, *self._tokenizer.encode(_after_image(question))]
 
@@ -156,19 +156,19 @@ class Llava:
 
 
 def _after_image(question: str) -> str:
-    """The prompt behind the image, up to where the answer starts. A literal `<image>` in a question is deleted."""
+    """The prompt from the image to the start of the answer. A literal `<image>` in the question is deleted."""
     return f"\n{without_image_marker(question)} ASSISTANT:"
 
 
 def preprocess(image: Image.Image, size: int, crop: bool, max_megapixels: float) -> Tensor:
     """CLIP's preprocessing of an RGB image, [3, size, size] fp32.
 
-    `crop` resizes the short edge and cuts the centre (the reference's scoring and its trainer); otherwise the image is
-    first padded to a square (its sampling). Bicubic on 8 bits, then (x / 255 - mean) / std.
-    Raises images.BadImage where a padded or resized image would pass max_megapixels.
+    With `crop`, the short edge is resized and the centre cut out, as the reference's scoring and its trainer do; else
+    the image is first padded to a square, as its sampling does. Bicubic on 8 bits, then (x / 255 - mean) / std.
+    Raises images.BadImage where a padded or resized image would exceed max_megapixels.
     """
     side, target = max(image.size), resized_size(*image.size, size)
-    # Both geometries are checked in either stage, so that no answer is sampled that cannot be scored.
+    # Both ways are checked in either stage, so that no answer is sampled that cannot be scored.
     check_megapixels(side, side, max_megapixels, "padded image")
     check_megapixels(*target, max_megapixels, "resized image")
     if not crop:
@@ -189,7 +189,7 @@ def _rename(name: str) -> str:
 
 
 def _renamer(modules: _Modules):
-    """_rename, for a transformers whose CLIP tower has a `vision_model` level inside or has not."""
+    """_rename for the installed transformers, whose CLIP tower may have a `vision_model` level."""
     inner = "vision.vision_model." if hasattr(modules.vision, "vision_model") else "vision."
     return lambda name: re.sub(r"^vision\.", inner, _rename(name))
 
@@ -226,7 +226,7 @@ def _transformers_config(raw: dict, where: Path) -> LlavaConfig:
             raise ModelError(f"{where} has no {name}")
     vision = CLIPVisionConfig.from_dict(raw["vision_config"])
     return LlavaConfig(
-        # transformers keeps this one at the top level and lets it win over the text part's default
+        # transformers stores tie_word_embeddings at the top level, which overrides the default of the text part.
         text=_llama_config(raw["text_config"] | {"tie_word_embeddings": raw.get("tie_word_embeddings", False)}, where),
         vision=vision,
         vision_layers=_layers(vision, raw.get("vision_feature_layer", -2), where),
@@ -245,7 +245,7 @@ def _llama_config(raw: dict, where: Path) -> LlamaConfig:
 
 
 def _layers(vision: CLIPVisionConfig, select: int, where: Path) -> int:
-    """hidden_states has one entry more than there are layers: entry -2 lies behind all layers but the last."""
+    """Layers up to the selected hidden state. There is one state more than layers: -2 is that before the last layer."""
     layers = vision.num_hidden_layers + 1 + select if select < 0 else select
     if not 0 <= layers <= vision.num_hidden_layers:
         raise ModelError(f"{where} selects vision layer {select}, the tower has {vision.num_hidden_layers} layers")
@@ -260,7 +260,7 @@ def _select_patches(feature: str, where: Path) -> bool:
 
 
 def _find_tower(folder: Path, tower: str, carries_tower: bool) -> tuple[Path | None, CLIPVisionConfig]:
-    """The CLIP folder: in the checkpoint, beside it, an absolute path, a hub id; never the working directory."""
+    """The CLIP folder: in the checkpoint, beside it, an absolute path, or a hub id; never in the working directory."""
     base = Path(tower).name
     places = [folder / tower, folder / base, folder.parent / tower, folder.parent / base]
     places = [place for place in places if place.resolve() not in (folder.resolve(), folder.parent.resolve())]

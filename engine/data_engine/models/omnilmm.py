@@ -33,20 +33,20 @@ SYSTEM = (
 ANSWER_STARTS = "\n<|assistant|>\n"
 TOWER = "model.vision_tower."
 RENAMES = {TOWER: "vision.", "model.resampler.": "resampler.", "lm_head.": "head.", "model.": "decoder."}
-# Rotary tables; a key bias moves all scores of a query alike, so the softmax never sees it.
+# Rotary tables, and the biases of keys: they shift all scores of a query equally, which softmax ignores.
 IGNORED = re.compile(r"rotary_emb\.inv_freq$|vision_tower\.blocks\.\d+\.attn\.k_bias$")
-# Without these, transformers' defaults would stand in silently.
+# Required fields: transformers would silently use its defaults.
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
     "max_position_embeddings", "num_query", "image_size",
 )  # fmt: skip
-# Blocks in the checkpoint by the tower's width: of 64, the last is left out.
+# Width of a published tower -> blocks in the checkpoint: 64 without the last.
 PUBLISHED_BLOCKS = {1792: 63}
 
 
 @dataclass(frozen=True)
 class OmniConfig:
-    """What config.json and the shapes of the tower's weights say."""
+    """The configuration of a checkpoint, from config.json and the shapes of the tower's weights."""
 
     text: MistralConfig
     vision: EvaConfig
@@ -71,7 +71,7 @@ class OmniLMM:
     """One OmniLMM checkpoint; the protocol is models.base.VisionLanguageModel."""
 
     family = "omnilmm"
-    # A trainer tokenises whole rows with special tokens read out of the text, and looks for the roles' lines.
+    # Trainers tokenise whole rows, parse special tokens from the text, and search for the lines of the roles.
     markers = (
         "<image>", "<|system|>", "<|user|>", "<|assistant|>", "<unk>", "<s>", "</s>", "<im_patch>", "<im_start>",
         "<im_end>", "<box>", "</box>", "<ref>", "</ref>", "<quad>", "</quad>",
@@ -104,20 +104,20 @@ class OmniLMM:
 
     @staticmethod
     def cache_values_per_token(folder: Path) -> int:
-        """Numbers that one token keeps in the key/value cache, all layers."""
+        """Numbers in the key/value cache for one token, all layers."""
         where = folder / "config.json"
         return cache_values_per_token(_mistral_config(read_json(where), where))
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
-        """The whole image squeezed into a square, in both stages; the protocol's `crop` changes nothing here."""
+        """The whole image resized to a square, for sampling and scoring alike; `crop` is ignored."""
         check_megapixels(*image.size, max_megapixels, "source image")
         side = self._config.image_size
-        # What resizing holds between across and down: an image of one column would fill the memory.
+        # The image between the two steps of resizing: one that is a single column wide would fill the memory.
         check_megapixels(side, image.height, max_megapixels, "resized image")
         return normalised(resized(image, (side, side)))
 
     def prompt_ids(self, question: str) -> list[int]:
-        # Each text between two special tokens is tokenised alone, so that it starts with a dummy space of its own.
+        # Each text between two special tokens is tokenised separately, so each begins with a dummy space.
         encode, eos = self._tokenizer.encode, self._tokenizer.eos
         return [
             self._tokenizer.bos, *encode(f"<|system|>\n{SYSTEM}"), eos, *encode("\n<|user|>\n"),
@@ -132,7 +132,7 @@ class OmniLMM:
         return self._tokenizer.decode(token_ids).strip()
 
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
-        # The class token is dropped behind the norm.
+        # The class token is dropped after the norm.
         features = self.vision(pixels_BCHW.to(self.dtype))[:, 1:]
         patch = self._config.vision.patch_size
         return self._modules.resampler(features, (pixels_BCHW.shape[-2] // patch, pixels_BCHW.shape[-1] // patch))
@@ -147,7 +147,7 @@ def _rename(name: str) -> str:
 
 
 def image_token_ids(folder: Path, vocab_size: int) -> tuple[int, int]:
-    """Ids of <im_start> and <im_end>. Raises ModelError where the tokenizer lacks an image token, or an embedding."""
+    """Ids of <im_start> and <im_end>. Raises ModelError where an image token is missing or beyond vocab_size."""
     added = added_tokens(folder)
     for name in ("<im_patch>", "<im_start>", "<im_end>"):
         if name not in added:
@@ -158,7 +158,7 @@ def image_token_ids(folder: Path, vocab_size: int) -> tuple[int, int]:
 
 
 def read_config(folder: Path, shapes: dict[str, torch.Size]) -> OmniConfig:
-    """config.json, and the tower's sizes by its weights. Raises ModelError naming the field or weight that is wrong."""
+    """From config.json and the shapes of the tower's weights. Raises ModelError naming what is wrong."""
     where = folder / "config.json"
     raw = read_json(where)
     if not raw.get("mm_vision_tower"):
@@ -171,13 +171,13 @@ def read_config(folder: Path, shapes: dict[str, torch.Size]) -> OmniConfig:
     if not isinstance(raw.get("rms_norm_eps"), float):
         raise ModelError(f"{where} has rms_norm_eps {raw.get('rms_norm_eps')!r}; expected a number such as 1e-05")
     text, vision = _mistral_config(raw, where), tower_config(folder, shapes)
-    _agree(raw, where, vision)
-    # The attention here has no sliding window, and needs none up to where the window first hides a token.
+    _check_sizes(raw, where, vision)
+    # Attention here has no sliding window, so rows must be short enough that the window would hide no token.
     longest = min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
     return OmniConfig(text, vision, raw["image_size"], raw["num_query"], longest)
 
 
-def _agree(raw: dict, where: Path, vision: EvaConfig) -> None:
+def _check_sizes(raw: dict, where: Path, vision: EvaConfig) -> None:
     if math.isqrt(raw["num_query"]) ** 2 != raw["num_query"]:
         raise ModelError(f"{where} has num_query {raw['num_query']}; the queries form a square, such as 64")
     if raw["image_size"] % vision.patch_size:
@@ -195,7 +195,7 @@ def _mistral_config(raw: dict, where: Path) -> MistralConfig:
 
 
 def tower_config(folder: Path, shapes: dict[str, torch.Size]) -> EvaConfig:
-    """The tower's sizes, which config.json does not have. Raises ModelError where the weights are not there."""
+    """The tower's sizes, by its weights: config.json lacks them. Raises ModelError where weights are missing."""
     needed = [f"{TOWER}{name}" for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")]
     missing = [name for name in needed if name not in shapes]
     if missing:

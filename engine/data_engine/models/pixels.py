@@ -1,4 +1,4 @@
-"""What CLIP-trained towers share: an RGB image resized on 8 bits, and normalised as CLIP was trained."""
+"""Preprocessing for towers that were trained by CLIP: resizing on 8 bits, and CLIP's normalisation."""
 
 import numpy as np
 import torch
@@ -10,10 +10,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bicubic on 8 bits to (width, height): across first, then down.
+    """Bicubic on 8 bits to (width, height): the width first, then the height.
 
-    Pillow always did so; from 13 on it may go down first, which rounds differently (by up to 6 of 255 levels in a test)
-    from the pixels that the published models saw, and from one version to the next.
+    Pillow before 13 always did so. Since 13 it may resize the height first, which rounds differently (by up to 6 of 255
+    levels in a test) from the pixels that the published models were trained on.
     """
     across = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
     return across.resize(size, Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""From a path and a name to a folder and a family, before anything heavy is loaded. Imports no torch."""
+"""The table of families, and from a path and a name to a checkpoint folder and its family. Imports no torch."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from data_engine.errors import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family's code is, and how its checkpoints are known."""
+    """Where a family's code is, and how its checkpoints are recognised."""
 
     code: str
     """module:class, a models.base.ModelFamily"""
@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict:
 
 
 def resolve(path: str, revision: str | None = None) -> Path:
-    """A local folder as it is, or a hub id fetched into the local cache. Raises ModelError where neither exists."""
+    """A local folder, or that of a hub id in the local cache. Raises ModelError where neither exists."""
     if Path(path).is_dir():
         return Path(path).resolve()
     if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
@@ -66,7 +66,7 @@ def resolve(path: str, revision: str | None = None) -> Path:
 
 
 def fetch(path: str, revision: str | None = None) -> Path:
-    """A hub id's files, in the local cache. Raises ModelError where the hub does not give them."""
+    """Download a hub id into the local cache; its folder there. Raises ModelError where that fails."""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.model", "*.safetensors", "*.bin", "openai/*"]
@@ -81,7 +81,7 @@ def fetch(path: str, revision: str | None = None) -> Path:
 
 
 def family_of(folder: Path, name: str | None = None) -> str:
-    """The family that config.json tells. Raises ModelError where `name` is unknown or contradicts it."""
+    """The family by config.json. Raises ModelError where that or `name` is unknown, or the two contradict."""
     model_type = read_json(folder / "config.json").get("model_type")
     if model_type not in model_types():
         known = ", ".join(sorted(model_types()))

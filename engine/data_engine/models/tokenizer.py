@@ -1,6 +1,6 @@
-"""Text to ids and back, literally: a `</s>` in a user's text is five characters, never the end of an answer.
+"""Text to ids and back, without parsing special tokens: a `</s>` in a text is four characters, never an end token.
 
-SentencePiece reads the published `tokenizer.model`; a checkpoint that has `tokenizer.json` alone is read by tokenizers.
+`tokenizer.model` is read by SentencePiece; a checkpoint that has only `tokenizer.json` is read by tokenizers.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ class Tokenizer(Protocol):
     bos: int
     eos: int
     vocabulary: str
-    """fingerprint of the pieces, in order"""
+    """fingerprint of the pieces in the order of their ids"""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no BOS, no EOS, no special token recognised in it."""
+        """Ids of the text alone: no BOS, no EOS, and no special token parsed from it."""
 
     def decode(self, ids: list[int]) -> str:
-        """Text of the ids; special tokens, and ids past the vocabulary, are skipped."""
+        """Text of the ids, without special tokens and ids beyond the vocabulary."""
 
 
 def _fingerprint(pieces: list[str]) -> str:
@@ -32,7 +32,7 @@ def _fingerprint(pieces: list[str]) -> str:
 
 
 class SentencePieceTokenizer:
-    """Reads `tokenizer.model`; equals the published slow LlamaTokenizer on text without special tokens."""
+    """Reads `tokenizer.model`; equal to transformers' slow LlamaTokenizer on text without special tokens."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -53,7 +53,7 @@ class SentencePieceTokenizer:
 
 
 class JsonTokenizer:
-    """Reads `tokenizer.json`, the form that transformers writes."""
+    """Reads `tokenizer.json`, as transformers writes it."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -77,7 +77,7 @@ class JsonTokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The checkpoint's tokenizer. Raises ModelError where the folder has none that is known."""
+    """The tokenizer of a checkpoint folder. Raises ModelError where it has none of the two forms."""
     if (folder / "tokenizer.model").is_file():
         return SentencePieceTokenizer(folder / "tokenizer.model")
     if (folder / "tokenizer.json").is_file():
@@ -86,29 +86,30 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def added_tokens(folder: Path) -> dict[str, int]:
-    """Tokens beyond the base vocabulary and their ids, from every file that may tell.
+    """Tokens beyond the base vocabulary and their ids, from every file that may list them.
 
-    Raises ModelError where two of them give a token different ids.
+    Raises ModelError where two files give a token different ids.
     """
     found: dict[str, int] = {}
-    for name, told in _told(folder):
-        for token, number in told.items():
+    for name, listed in _listed_tokens(folder):
+        for token, number in listed.items():
             if found.setdefault(token, number) != number:
                 raise ModelError(f"{folder / name} gives {token} the id {number}, another file {found[token]}")
     return found
 
 
-def _told(folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
+def _listed_tokens(folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
+    """(file name, token -> id) of each file that lists added tokens."""
     if (folder / "added_tokens.json").is_file():
         yield "added_tokens.json", read_json(folder / "added_tokens.json")
     if (folder / "tokenizer_config.json").is_file():
-        told = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-        yield "tokenizer_config.json", {token["content"]: int(number) for number, token in told.items()}
+        added = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+        yield "tokenizer_config.json", {token["content"]: int(number) for number, token in added.items()}
     if (folder / "tokenizer.json").is_file():
-        told = read_json(folder / "tokenizer.json").get("added_tokens", [])
-        yield "tokenizer.json", {token["content"]: token["id"] for token in told}
+        added = read_json(folder / "tokenizer.json").get("added_tokens", [])
+        yield "tokenizer.json", {token["content"]: token["id"] for token in added}
 
 
 def continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
-    """Ids of the answer where it follows the prompt's text: alone it would start with a dummy space."""
+    """Ids of the answer behind the prompt's text; encoded alone, it would begin with a dummy space."""
     return tokenizer.encode(prompt + answer)[len(tokenizer.encode(prompt)) :]
