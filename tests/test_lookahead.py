@@ -113,3 +113,12 @@ def test_a_row_that_is_an_error_frees_every_claim(sampled, tmp_path):
     with pytest.raises(worker.UserError, match="'bad' cannot be used"):
         sampled("ahead", lookahead=True, on_bad_row="error")
     assert not list((tmp_path / "ahead/claims").iterdir())
+
+
+def test_lookahead_stops_looking_for_units_when_none_is_free(sampled, monkeypatch):
+    looked, claim = [], worker.Worker._claim
+    monkeypatch.setattr(worker.Worker, "_claim", lambda *arguments: looked.append(None) or claim(*arguments))
+    sampled("ahead", lookahead=True)
+    # Each unit once, once in vain, and once more by the loop that finds all published.
+    num_units = -(-(NUM_QUESTIONS + 4) // 2)
+    assert num_units <= len(looked) <= num_units + 2

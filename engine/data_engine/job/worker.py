@@ -143,7 +143,9 @@ class ModelHolder:
         return self._runner
 
     def drop_runner(self) -> None:
-        """Forget the runner, with the units that it has not finished."""
+        """Close the runner, with the units that it has not finished."""
+        if self._runner is not None:
+            self._runner.close()
         self._runner, self._stage = None, None
 
     def release(self) -> None:
@@ -272,9 +274,11 @@ class Worker:
             runner = self.held.runner(stage, coordination)
             start = time.perf_counter()
             runner.submit(self._work_of(stage, unit))
+            # Once no unit is free, the ones in hand are finished without looking again.
+            look_ahead = self.plan.config.lookahead
             while claims_held:
-                if self.plan.config.lookahead:
-                    self._submit_more(stage, runner, claims_held)
+                if look_ahead:
+                    look_ahead = self._submit_more(stage, runner, claims_held)
                 for number, result in runner.poll():
                     now = time.perf_counter()
                     self._hand_over(stage, number, result, now - start, claims_held, progress)
@@ -286,15 +290,16 @@ class Worker:
             for one in claims_held.values():
                 one.close()
 
-    def _submit_more(self, stage: Stage, runner: StageRunner, claims_held: dict[int, contextlib.ExitStack]) -> None:
-        """Claim units for as long as the runner has room for them."""
+    def _submit_more(self, stage: Stage, runner: StageRunner, claims_held: dict[int, contextlib.ExitStack]) -> bool:
+        """Claim units for as long as the runner has room for them; False if no unit was free."""
         while runner.wants_more and not self.stop.wanted:
             claimed = self._claim([stage])
             if claimed is None:
-                return
+                return False
             _, unit, claim = claimed
             claims_held[unit] = claim
             runner.submit(self._work_of(stage, unit))
+        return True
 
     def _work_of(self, stage: Stage, unit: int) -> UnitWork:
         inputs = {name: units.read_unit(self.plan.work_dir, name, unit) for name in stage.needs}

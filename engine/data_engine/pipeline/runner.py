@@ -60,6 +60,9 @@ class StageRunner(Protocol):
     def poll(self) -> list[tuple[int, UnitResult]]:
         """Work for a while; the units that were finished meanwhile, by number."""
 
+    def close(self) -> None:
+        """Drop what is not finished, and free what the runner holds besides the model."""
+
 
 class UnitByUnit:
     """The runner of a stage that computes one unit at a time, by a function."""
@@ -78,3 +81,6 @@ class UnitByUnit:
     def poll(self) -> list[tuple[int, UnitResult]]:
         work = self._waiting.popleft()
         return [(work.number, self._compute(work))]
+
+    def close(self) -> None:
+        self._waiting.clear()

@@ -144,6 +144,10 @@ class SamplingRunner:
         halvings = self._backend.halvings
         return [(unit.number, unit.result(self._model, self._idx_type, halvings)) for unit in finished]
 
+    def close(self) -> None:
+        self._backend.close()
+        self._units.clear()
+
     def _requests(self, work: UnitWork) -> Iterator[PromptRequest]:
         unit = _Unit(work.number, self._num_requests)
         self._units.append(unit)

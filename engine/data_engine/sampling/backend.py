@@ -53,6 +53,9 @@ class SamplingBackend(Protocol):
         A completion's `request` counts all requests that were ever submitted, in their order, from 0.
         """
 
+    def close(self) -> None:
+        """Drop what is not finished, and free memory and processes of the back end's own."""
+
 
 def make_backend(name: str, settings: BackendSettings) -> SamplingBackend:
     """The back end of that name, imported on first use."""

@@ -87,3 +87,8 @@ class NativeBackend:
         if found is None:
             return []
         return [replace(found, request=found.request + self._num_before)]
+
+    def close(self) -> None:
+        if self._loop is not None:
+            self._loop.close()
+        self._loop = None
