@@ -16,7 +16,7 @@ import torch
 import data_engine
 from data_engine import load_model, score_answers
 from data_engine.config import RunConfig
-from data_engine.job import worker
+from data_engine.job import model_holder, worker
 from data_engine.pipeline import score
 from data_engine.stages import names
 
@@ -171,7 +171,7 @@ def test_what_is_published_is_kept_by_a_second_run_defect_42(run, goldens):
     before = {path: path.stat().st_mtime_ns for stage in STAGES for path in (work_dir / stage).iterdir()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        patch.setattr(worker, "load_model", lambda *a, **b: pytest.fail("nothing was left to compute"))
+        patch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("nothing was left to compute"))
         assert worker.run(RunConfig(**config)) == 0
     assert {path: path.stat().st_mtime_ns for stage in STAGES for path in (work_dir / stage).iterdir()} == before
 
@@ -181,7 +181,7 @@ def test_one_model_is_held_at_a_time_defect_43(goldens, tmp_path, monkeypatch):
     import weakref
 
     monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
-    loaded, load = [], worker.load_model
+    loaded, load = [], model_holder.load_model
 
     def tracked(*arguments, **options):
         gc.collect()
@@ -190,7 +190,7 @@ def test_one_model_is_held_at_a_time_defect_43(goldens, tmp_path, monkeypatch):
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(worker, "load_model", tracked)
+    monkeypatch.setattr(model_holder, "load_model", tracked)
     paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
     paths |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": tmp_path / "work"}
     settings = {"sample_k": 2, "rank": 1, "max_new_tokens": 2, "threads": 1, "limit": 2}

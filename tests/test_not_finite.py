@@ -5,7 +5,7 @@ from PIL import Image
 from run_files import png, read, write
 
 from data_engine import sample_answers
-from data_engine.job import worker
+from data_engine.job import model_holder, worker
 from data_engine.models import load_model
 from data_engine.models.base import prefix
 from data_engine.pipeline import score
@@ -50,7 +50,7 @@ def run_with(monkeypatch, config, role: str, value: float) -> None:
             breaks_on_white(model, value)
         return model
 
-    monkeypatch.setattr(worker, "load_model", load)
+    monkeypatch.setattr(model_holder, "load_model", load)
     assert worker.run(config) == 0
 
 

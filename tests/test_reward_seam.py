@@ -6,7 +6,7 @@ from run_files import hostile_rows, read, write
 
 from data_engine import schemas, stages
 from data_engine.commands import status
-from data_engine.job import worker
+from data_engine.job import model_holder, worker
 from data_engine.stages import REWARD, SAMPLING, Source, Stage
 
 
@@ -27,8 +27,8 @@ def units_of(work_dir) -> dict[str, int]:
 
 def test_a_source_of_reward_is_one_file_and_one_line(length, config, questions, monkeypatch, tmp_path):
     monkeypatch.setattr(stages, "CHOSEN", ("length",))
-    loaded, load = [], worker.load_model
-    monkeypatch.setattr(worker, "load_model", lambda *a, **b: loaded.append(a) or load(*a, **b))
+    loaded, load = [], model_holder.load_model
+    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: loaded.append(a) or load(*a, **b))
     assert worker.run(config(questions, work_dir=str(tmp_path / "work"))) == 0
     work = tmp_path / "work"
     # Only the model that samples was needed.
@@ -54,7 +54,7 @@ def test_a_source_that_is_added_to_a_finished_run_computes_itself_alone(
     assert worker.run(config(questions, work_dir=str(work))) == 0
     before = units_of(work)
     monkeypatch.setattr(stages, "CHOSEN", ("length", "implicit"))
-    monkeypatch.setattr(worker, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
+    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
     assert worker.run(config(questions, work_dir=str(work))) == 0
     after = units_of(work)
     assert {path.parent.name for path in after.keys() - before.keys()} == {"length"}

@@ -9,7 +9,7 @@ from PIL import Image
 from run_files import hostile_rows, png, read, write
 
 from data_engine.errors import UserError
-from data_engine.job import run_file, worker
+from data_engine.job import model_holder, run_file, worker
 from data_engine.pipeline import sample, score
 from data_engine.sampling.native import scheduler
 from data_engine.store import logs
@@ -82,9 +82,9 @@ def test_a_question_that_exceeds_the_memory_alone_is_quarantined(config, tmp_pat
     rows = [(f"q{i}", text, png(photo)) for i, (text, photo) in enumerate(zip(asked, photos, strict=True))]
     dataset = write(tmp_path / "questions.parquet", rows)
 
-    load, roles = worker.load_model, []
+    load, roles = model_holder.load_model, []
     monkeypatch.setattr(
-        worker, "load_model", lambda name, path, **rest: roles.append(Path(path).name) or load(name, path, **rest)
+        model_holder, "load_model", lambda name, path, **rest: roles.append(Path(path).name) or load(name, path, **rest)
     )
 
     def fails(original, text: str, role: str):

@@ -12,7 +12,7 @@ from PIL import Image
 from run_files import hostile_rows, png, read, write
 
 from data_engine.errors import UserError
-from data_engine.job import checkpoints, run_file, worker
+from data_engine.job import checkpoints, model_holder, run_file, worker
 from data_engine.store import units
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
@@ -89,7 +89,7 @@ def test_models_with_different_tokenizers_compare_sums_and_means(config, goldens
     assert sum("different tokenizers" in record.message for record in caplog.records) == 1
     sampled, rewarded = read(tmp_path / "work/sampled_answer"), read(tmp_path / "work/reward_logps")
     instructed = read(tmp_path / "work/instruct_logps")
-    model = worker.load_model(None, str(goldens / "llava/reward"), device="cpu")
+    model = model_holder.load_model(None, str(goldens / "llava/reward"), device="cpu")
     for answer, reward, instruct in zip(sampled, rewarded, instructed, strict=True):
         assert len(instruct["token_logps"]) == len(answer["token_ids"])
         assert len(reward["token_logps"]) == len(model.answer_ids("What is it?", answer["answer"]))
@@ -141,7 +141,7 @@ def test_models_of_two_families_compare_the_same_texts(config, goldens, monkeypa
     sampled, instructed, rewarded = (
         read(work / stage) for stage in ("sampled_answer", "instruct_logps", "reward_logps")
     )
-    model = worker.load_model(None, settings.reward_model_path, device="cpu")
+    model = model_holder.load_model(None, settings.reward_model_path, device="cpu")
     table = json.loads((work / "debug/rewards.json").read_text())
     for answer, one, other, row in zip(sampled, instructed, rewarded, table, strict=True):
         assert len(one["token_logps"]) == len(answer["token_ids"])
@@ -202,7 +202,7 @@ def test_other_pairing_settings_recompute_stage_2_only(config, tmp_path, monkeyp
     assert worker.run(config(dataset)) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*_*/unit-*.parquet")}
     pairs = read(tmp_path / "work/pairs")
-    monkeypatch.setattr(worker, "load_model", lambda *a, **b: pytest.fail("no model is needed for stage 2"))
+    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed for stage 2"))
     assert worker.run(config(dataset, rank=1, beta=0.2)) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*_*/unit-*.parquet")} == before
     assert len(read(tmp_path / "work/pairs")) < len(pairs)

@@ -45,7 +45,7 @@ def run(sizes: Sizes, options: Options) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         subject = _subject(sizes, options, Path(scratch))
         found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
-        decoder, rows = _decoder(subject, options.rows, found["decode_rows"])
+        decoder, rows = _sampling_engine(subject, options.rows, found["decode_rows"])
         ways = Ways(subject, decoder)
         job = TimedJob(subject, decoder, Path(scratch), found["score_tokens"])
         timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
@@ -68,14 +68,14 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
     return Subject(folder, sizes, str(device), options.dtype)
 
 
-def _decoder(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[SamplingEngine, int]:
-    """The decoder, and the number of its rows."""
+def _sampling_engine(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[SamplingEngine, int]:
+    """The sampling engine, and the number of its rows."""
     k = subject.sizes.k
-    fused = k if use_triton(subject.engine.head_weight) else None
+    samples_per_prompt = k if use_triton(subject.engine.head_weight) else None
     rows = asked_rows or budget_rows
-    if not (asked_rows or fused):
+    if not (asked_rows or samples_per_prompt):
         rows = rows_without_pages(rows, subject.engine.device.type)
-    return SamplingEngine(subject.engine, rows, num_slots(rows, k), fused), rows
+    return SamplingEngine(subject.engine, rows, num_slots(rows, k), samples_per_prompt), rows
 
 
 def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:

@@ -7,16 +7,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings
-from data_engine.models.base import pick_device, pick_dtype
+from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.sharding import placement
-from data_engine.processes.ranks import Ranks
+from data_engine.processes.ranks import Ranks, set_device
 from data_engine.questions.dataset import Questions, open_questions
 from data_engine.stages import Stage
 from data_engine.store import units
@@ -31,8 +29,8 @@ class Plan:
     config: RunConfig
     ranks: Ranks
     work_dir: Path
-    device: torch.device
-    """this rank's own"""
+    target: Target
+    """this rank's device, and the models' dtype"""
     questions: Questions
     checkpoints: dict[str, Checkpoint]
     """by role"""
@@ -48,21 +46,22 @@ class Plan:
     def of(cls, config: RunConfig, ranks: Ranks) -> "Plan":
         """Resolve a configuration, and create run.json or hold it against the one that is there.
 
-        Raises UserError naming what is wrong. Rank 0 logs the placement and what a person should know.
+        The rank's GPU becomes the current device. Raises UserError naming what is wrong. Rank 0 logs the placement and
+        what a person should know.
         """
         device = pick_device(ranks.device(config.device))
+        set_device(device)
+        target = Target(device, pick_dtype(config.dtype, device))
         questions = open_questions(config)
         _check_columns(questions)
         checkpoints = {role: Checkpoint.of_role(config, role) for role in stages.roles()}
-        itemsize = pick_dtype(config.dtype, device).itemsize
-        # One model is held at a time, so the largest decides.
-        weights = max(checkpoint.num_weights for checkpoint in checkpoints.values()) * itemsize
+        weights = run_file.largest_bytes(checkpoints, target.dtype)
         decision = placement.decide(config.zero3, weights, ranks, device)
-        described = run_file.describe(config, questions, checkpoints, device, decision)
+        described = run_file.describe(config, questions, checkpoints, target, decision)
         found, warnings = run_file.open_run(Path(config.work_dir), described)
         unit_rows = units.split_units(len(questions), found["units"]["unit_size"])
         plan = cls(
-            config, ranks, Path(config.work_dir), device, questions, checkpoints, decision, found["frozen"], unit_rows,
+            config, ranks, Path(config.work_dir), target, questions, checkpoints, decision, found["frozen"], unit_rows,
             range(config.shard_index, len(unit_rows), config.num_shards),
         )  # fmt: skip
         if ranks.rank == 0:

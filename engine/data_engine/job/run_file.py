@@ -21,7 +21,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import family_class
-from data_engine.models.base import pick_dtype
+from data_engine.models.base import Target
 from data_engine.models.sharding import placement
 from data_engine.questions.dataset import Questions
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, memory_bytes
@@ -39,18 +39,18 @@ def describe(
     config: RunConfig,
     questions: Questions,
     checkpoints: Mapping[str, Checkpoint],
-    device: torch.device,
+    target: Target,
     decision: placement.Decision,
 ) -> dict:
     """The content of run.json for this start; `checkpoints` by role."""
-    dtype = str(pick_dtype(config.dtype, device)).removeprefix("torch.")
     unit_size = config.unit_size or auto_unit_size(len(questions))
     bound = {name: getattr(config, name) for name in SETTINGS}
-    bound |= {"device": device.type, "dtype": dtype, "unit_size": unit_size, "dataset": questions.fingerprint}
+    bound |= {"device": target.device.type, "dtype": target.dtype_name}
+    bound |= {"unit_size": unit_size, "dataset": questions.fingerprint}
     bound |= {f"{role}_model": checkpoint.fingerprint for role, checkpoint in checkpoints.items()}
     return {
         "bound": bound,
-        "frozen": frozen_budgets(config, checkpoints, device),
+        "frozen": frozen_budgets(config, checkpoints, target),
         "zero3": decision.as_json(),
         "units": {
             "num_questions": len(questions),
@@ -67,14 +67,13 @@ def describe(
     }
 
 
-def frozen_budgets(config: RunConfig, checkpoints: Mapping[str, Checkpoint], device: torch.device) -> dict[str, int]:
+def frozen_budgets(config: RunConfig, checkpoints: Mapping[str, Checkpoint], target: Target) -> dict[str, int]:
     """What sampling.memory.budgets makes of this machine's memory and the largest model.
 
     The same whether models are split or not, and over however many ranks: log-probs depend on it in their last bits.
     """
-    memory, itemsize = memory_bytes(device, config.memory_fraction), pick_dtype(config.dtype, device).itemsize
-    # One model is held at a time.
-    weights = max(checkpoint.num_weights for checkpoint in checkpoints.values()) * itemsize
+    memory, itemsize = memory_bytes(target.device, config.memory_fraction), target.dtype.itemsize
+    weights = largest_bytes(checkpoints, target.dtype)
     sampler = checkpoints[stages.SAMPLING.model]
     # Weights that leave no room are split, over two ranks at least.
     fits = weights + placement.WORKING_ROOM_BYTES <= memory
@@ -83,7 +82,12 @@ def frozen_budgets(config: RunConfig, checkpoints: Mapping[str, Checkpoint], dev
         cached_token=family_class(sampler.family).cache_values_per_token(sampler.folder) * itemsize,
         activated_token=ACTIVATIONS * sampler.sizes.get("hidden_size", 4096) * itemsize,
     )
-    return budgets(memory, needs, device.type, config.sample_k, config.max_new_tokens)
+    return budgets(memory, needs, target.device.type, config.sample_k, config.max_new_tokens)
+
+
+def largest_bytes(checkpoints: Mapping[str, Checkpoint], dtype: torch.dtype) -> int:
+    """The weights of the largest model: one is held at a time, so it decides what fits."""
+    return max(checkpoint.num_weights for checkpoint in checkpoints.values()) * dtype.itemsize
 
 
 def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:

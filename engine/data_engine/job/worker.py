@@ -13,14 +13,14 @@ from pathlib import Path
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError
+from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
 from data_engine.job.progress import Progress, log_to_stderr
-from data_engine.models import load_model
 from data_engine.models.sharding.coordination import Coordination, Independent, coordinate
 from data_engine.pipeline import pair
-from data_engine.pipeline.runner import StageContext, StageRunner, UnitWork
+from data_engine.pipeline.runner import StageRunner, UnitWork
 from data_engine.processes.exit_report import STOPPED, announce, report_exit
-from data_engine.processes.ranks import Ranks, set_device, set_threads
+from data_engine.processes.ranks import Ranks, set_threads
 from data_engine.processes.signals import Stop, Stopped
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.reporting import page
@@ -30,7 +30,6 @@ from data_engine.stages import Stage
 from data_engine.store import claims, disk, logs, units
 from data_engine.store.units import UnitResult
 from data_engine.store.writer import Writer
-from data_engine.tables import load
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +67,8 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     log_to_stderr(ranks)
     set_threads(config.threads, ranks)
     plan = Plan.of(config, ranks)
-    set_device(plan.device)
     worker = Worker(plan, stop)
-    with coordinate(config, plan.placement, ranks, stop) as coordination:
+    with coordinate(config, plan.placement, plan.target.device, ranks, stop) as coordination:
         finished = worker.work(coordination)
     while finished and ranks.rank == 0 and config.stop_after_stage == stages.PAIR:
         try:
@@ -104,54 +102,6 @@ def pair_all(plan: Plan) -> None:
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
     page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels)
     print(funnel.table(), flush=True)
-
-
-class ModelHolder:
-    """The one model that a rank holds, and the runner of the stage that it works on."""
-
-    def __init__(self, plan: Plan, image_workers: ImageWorkers) -> None:
-        self._plan, self._image_workers = plan, image_workers
-        self._model, self._role = None, None
-        self._runner, self._stage = None, None
-
-    def load(self, role: str | None, coordination: Coordination):
-        """The model of a role, or None where a stage runs none; the one before is let go first."""
-        if role is None or self._role == role:
-            return self._model if role else None
-        self.release()
-        plan, start = self._plan, time.perf_counter()
-        log.info("loading the %s model from %s", role, plan.checkpoints[role].folder)
-        self._model = load_model(
-            None, str(plan.checkpoints[role].folder), device=str(plan.device), dtype=plan.config.dtype,
-            split=coordination.split,
-        )  # fmt: skip
-        self._role = role
-        logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)
-        return self._model
-
-    def runner(self, stage: Stage, coordination: Coordination) -> StageRunner:
-        """The runner of a stage, with its model; that of another stage goes, and what it holds on the device."""
-        if self._stage != stage:
-            self.drop_runner()
-            model = self.load(stage.model, coordination)
-            plan = self._plan
-            context = StageContext(
-                model, plan.config, plan.budgets, plan.questions.idx_type, plan.answers_as_text(stage),
-                split=coordination.split is not None, decode=self._image_workers.decode,
-            )  # fmt: skip
-            self._runner, self._stage = load(stage.runner)(context), stage
-        return self._runner
-
-    def drop_runner(self) -> None:
-        """Close the runner, with the units that it has not finished."""
-        if self._runner is not None:
-            self._runner.close()
-        self._runner, self._stage = None, None
-
-    def release(self) -> None:
-        """Let go of model and runner."""
-        self.drop_runner()
-        self._model, self._role = None, None
 
 
 class Worker:
@@ -313,7 +263,7 @@ class Worker:
             idx, reason = result.quarantined[0]
             raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")
 
-        questions, peak = len(self.plan.unit_rows[unit]), peak_bytes(self.plan.device)
+        questions, peak = len(self.plan.unit_rows[unit]), peak_bytes(self.plan.target.device)
 
         def publish() -> None:
             units.publish_result(self.plan.work_dir, stage.name, unit, result)

@@ -5,7 +5,7 @@ Shapes: B images, N image tokens, P prefix tokens, T tokens, V vocabulary, D wid
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL.Image import Image
@@ -121,6 +121,18 @@ def splice(model: VisionLanguageModel, ids: list[int], features_ND: Tensor) -> T
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Copy a CPU tensor to the device without synchronising: a GPU copies it from pinned memory."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+class Target(NamedTuple):
+    """Where a model runs, and in which precision."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """As --dtype spells it."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 def pick_device(device: str) -> torch.device:

@@ -25,7 +25,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     max_new_tokens: int = 512
     forced_lengths: bool = False
-    """answers end where answers.PromptRequest.lengths says, and nowhere else; for benchmarks"""
+    """answers end where requests.PromptRequest.lengths says, and nowhere else; for benchmarks"""
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def num_left_out(work_dir: Path, unit: int) -> int:
 
 def quarantine_path(work_dir: Path, stage: str, unit: int) -> Path:
     """Where the rows that a stage left out are recorded; a file has one writer, so each stage has its own."""
-    name = f"unit-{unit:05d}" if stage == stages.SAMPLING.name else f"unit-{unit:05d}.{stage}"
+    name = f"unit-{unit:05d}" if stages.known()[stage].step == stages.SAMPLE else f"unit-{unit:05d}.{stage}"
     return work_dir / "quarantine" / f"{name}.parquet"
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import torch
 import torch.distributed as dist
 
 from data_engine.config import RunConfig
-from data_engine.models.base import Split, pick_device
+from data_engine.models.base import Split
 from data_engine.models.sharding.lock_step import FINISHED, IDLE, CallAgreement
 from data_engine.models.sharding.placement import Decision
 from data_engine.models.sharding.settings import read_settings, require_installed
@@ -91,14 +92,16 @@ class LockStep:
 
 
 @contextlib.contextmanager
-def coordinate(config: RunConfig, decision: Decision, ranks: Ranks, stop: Stop) -> Iterator[Coordination]:
+def coordinate(
+    config: RunConfig, decision: Decision, device: torch.device, ranks: Ranks, stop: Stop
+) -> Iterator[Coordination]:
     """The coordination that `decision` requires. In lock-step, a call fails with LostRankError if a rank is lost."""
     if not decision.split:
         yield Independent()
         return
     require_installed()
     settings = read_settings(config.zero3_config)
-    store = join_process_group(ranks, pick_device(ranks.device(config.device)).type)
+    store = join_process_group(ranks, device.type)
     stop.polled = True
 
     def exit_process(message: str) -> None:

@@ -79,7 +79,7 @@ class KVCache:
         return tuple([cache[number, :, :length] for cache in caches] for caches in both)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Sequence `source` becomes row `target`, its first `length` suffix tokens with it."""
+        """Row `source` becomes row `target`, its first `length` suffix tokens with it."""
         if self.paged:
             self.pages_RC[target] = self.pages_RC[source]
         else:

@@ -3,7 +3,7 @@
 A step reads everything from those buffers. Its attention, and where rows lie, is a Placement: paged_attention.py where
 the kernels are, cpu_attention.py in plain torch.
 
-Shapes: N rows of a call, P prefix tokens, V vocabulary; others as in caches.py.
+Shapes: N rows of a call, P prefix tokens, V vocabulary; others as in kv_cache.py.
 """
 
 from collections import abc
@@ -87,7 +87,7 @@ class ModelRunner:
         self.seen_RV[target] = self.seen_RV[source]
 
     def give_pages(self, places: abc.Sequence[int], numbers: abc.Sequence[int], pages: abc.Sequence[int]) -> None:
-        """Sequence by row, its page number so and so is that page of the caches."""
+        """For each of the rows `places`: the page of that number in its order is that page of the caches."""
         where = self._sent([places, numbers, pages])
         self.caches.pages_RC[where[0], where[1]] = where[2]
 
@@ -97,7 +97,7 @@ class ModelRunner:
         for cache in (*self.caches.suffix_keys, *self.caches.suffix_values):
             cache.index_fill_(0, which, 0)
 
-    def _sent(self, numbers: Sequence) -> Tensor:
+    def _sent(self, numbers: abc.Sequence) -> Tensor:
         return sent(torch.tensor(numbers), self.model.device)
 
     def advance(self, which: Tensor, layout: Layout) -> Tensor:

@@ -1,0 +1,65 @@
+"""The one model that a rank holds at a time, and the runner of the stage that it works on."""
+
+import logging
+import time
+
+from data_engine.job.plan import Plan
+from data_engine.models import load_model
+from data_engine.models.sharding.coordination import Coordination
+from data_engine.pipeline.runner import StageContext, StageRunner
+from data_engine.questions.image_workers import ImageWorkers
+from data_engine.stages import Stage
+from data_engine.store import logs
+from data_engine.tables import load
+
+log = logging.getLogger(__name__)
+
+
+class ModelHolder:
+    """A model is loaded when a stage needs it, and lets go of the one before."""
+
+    def __init__(self, plan: Plan, image_workers: ImageWorkers) -> None:
+        self._plan, self._image_workers = plan, image_workers
+        self._model, self._role = None, None
+        self._runner, self._stage = None, None
+
+    def load(self, role: str | None, coordination: Coordination):
+        """The model of a role; the one before is let go first. A stage without a model gets None, and frees nothing."""
+        if role is None:
+            return None
+        if self._role == role:
+            return self._model
+        self.release()
+        plan, start = self._plan, time.perf_counter()
+        log.info("loading the %s model from %s", role, plan.checkpoints[role].folder)
+        self._model = load_model(
+            None, str(plan.checkpoints[role].folder), device=str(plan.target.device), dtype=plan.target.dtype_name,
+            split=coordination.split,
+        )  # fmt: skip
+        self._role = role
+        logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)
+        return self._model
+
+    def runner(self, stage: Stage, coordination: Coordination) -> StageRunner:
+        """The runner of a stage, with its model; that of another stage goes, and what it holds on the device."""
+        if self._stage != stage:
+            self.drop_runner()
+            model = self.load(stage.model, coordination)
+            plan = self._plan
+            context = StageContext(
+                model, plan.config, plan.budgets, plan.questions.idx_type, plan.answers_as_text(stage),
+                split=coordination.split is not None, decode=self._image_workers.decode,
+            )  # fmt: skip
+            self._runner, self._stage = load(stage.runner)(context), stage
+        return self._runner
+
+    def drop_runner(self) -> None:
+        """Close the runner, with the units that it has not finished."""
+        if self._runner is not None:
+            self._runner.close()
+        self._runner, self._stage = None, None
+
+    def release(self) -> None:
+        """Let go of model and runner."""
+        self.drop_runner()
+        self._model, self._role = None, None
