@@ -35,7 +35,7 @@ def exit_code(codes: list[int], num_processes: int, signalled: bool) -> int:
     if 2 in codes:
         return 2
     # Before 75: when one rank fails, the launcher stops the others, which then exit with 75 although no user signalled.
-    if set(codes) - {0, 3, 75} or (silent and not signalled):
+    if set(codes) - {0, 3, 4, 75} or (silent and not signalled):
         return 1
     if signalled and (silent or 75 in codes):
         return 75

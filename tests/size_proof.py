@@ -21,9 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from stage2_world import publish
 
 from data_engine import schemas
+from data_engine.questions.dataset import load_questions
 from data_engine.store import units
+from data_engine.store.units import UnitResult
 
 ROOT = Path(__file__).parents[1]
 NUM_ANSWERS = 10
@@ -75,9 +78,10 @@ def prepare(folder: Path, num_questions: int) -> tuple[Path, Path]:
                 for row in span
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema))
-    vocabulary = Vocabulary()
+    vocabulary, questions = Vocabulary(), load_questions(str(dataset))
     for unit, span in enumerate(spans):
-        _publish(work_dir, unit, span, vocabulary)
+        digests = [question.digest for question in questions.rows(span)]
+        _publish(work_dir, unit, (span, digests), vocabulary)
     return dataset, work_dir
 
 
@@ -104,7 +108,8 @@ class Vocabulary:
         return " ".join(words)
 
 
-def _publish(work_dir: Path, unit: int, span: range, vocabulary: Vocabulary) -> None:
+def _publish(work_dir: Path, unit: int, rows: tuple[range, list[str]], vocabulary: Vocabulary) -> None:
+    span, digests = rows
     draw = np.random.default_rng([2, unit])
     num_words = np.maximum(5, draw.normal(WORDS_AN_ANSWER, 25, len(span) * NUM_ANSWERS)).astype(int)
     keys = {
@@ -117,7 +122,7 @@ def _publish(work_dir: Path, unit: int, span: range, vocabulary: Vocabulary) -> 
     finish = ["stop"] * len(answers)
     schema = schemas.sampled_answer(pa.string())
     table = pa.table({**keys, "answer": answers, "token_ids": ids, "finish_reason": finish}, schema)
-    units.publish(units.unit_path(work_dir, "sampled_answer", unit), table)
+    publish(work_dir, "sampled_answer", unit, UnitResult(table, [], rows=digests))
     instruct = -draw.exponential(1, starts[-1])
     for stage, values in (
         ("instruct_logps", instruct),
@@ -127,7 +132,7 @@ def _publish(work_dir: Path, unit: int, span: range, vocabulary: Vocabulary) -> 
         logps = pa.ListArray.from_arrays(starts, pa.array(values, pa.float32()))
         sums = np.add.reduceat(values, starts[:-1])
         columns = {**keys, "token_logps": logps, "sum": sums, "mean": sums / np.diff(starts)}
-        units.publish(units.unit_path(work_dir, stage, unit), pa.table(columns, schemas.logps(pa.string())))
+        publish(work_dir, stage, unit, UnitResult(pa.table(columns, schemas.logps(pa.string())), []))
 
 
 def _idx(row: int) -> str:

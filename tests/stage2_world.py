@@ -3,7 +3,7 @@
 import hashlib
 import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_engine import schemas
+from data_engine import schemas, stages
 from data_engine.pipeline import pair
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions, load_questions
 from data_engine.store import units
-from data_engine.store.units import split_units
+from data_engine.store.made_from import made_from
+from data_engine.store.units import UnitResult, split_units
 
 MARKERS = ("<image>", "</s>", " ASSISTANT: ")
 WORDS = ("a", "red", "blue", "small", "large", "cat", "dog", "bus", "sits", "on", "under", "near", "the", "house")
-SETTINGS = {"rank": 2, "distance": 25, "beta": 0.1, "seed": 0, "markers": MARKERS, "same_tokenizer": True}
+SETTINGS = {"rank": 2, "distance": 25, "beta": 0.1, "seed": 0, "markers": MARKERS, "same_tokenizer": True, "bound": {}}
 
 
 @dataclass
@@ -42,21 +43,34 @@ class World:
     def units(self) -> list[range]:
         return split_units(len(self.questions()), self.unit_size)
 
-    def publish(self, work_dir: Path, order: Callable[[list], None] = lambda rows: None) -> None:
-        """Publish every unit of the three stages; `order` may shuffle the rows of each file."""
+    def publish(
+        self, work_dir: Path, order: Callable[[list], None] = lambda rows: None, left_out: Mapping | None = None
+    ) -> None:
+        """Publish every unit of the three stages; `order` may shuffle the rows of each file.
+
+        `left_out` are rows that units say they left out, by (stage, unit).
+        """
         questions = self.questions()
         kinds = {"sampled_answer": schemas.sampled_answer, "instruct_logps": schemas.logps}
         kinds["reward_logps"] = schemas.logps
         for unit, span in enumerate(self.units()):
             idxs = set(questions.idx[span.start : span.stop])
             own = [row for row in self.rows if row["idx"] in idxs]
+            digests = [question.digest for question in questions.rows(span)]
             for stage, schema in kinds.items():
                 order(own)
                 table = pa.Table.from_pylist([_record(stage, row) for row in own], schema(questions.idx_type))
-                units.publish(units.unit_path(work_dir, stage, unit), table)
+                publish(work_dir, stage, unit, UnitResult(table, (left_out or {}).get((stage, unit), []), rows=digests))
 
     def pair(self, work_dir: Path, debug: bool = False, **settings) -> Funnel:
         return pair.run(work_dir, self.questions(), self.units(), **SETTINGS | settings, debug=debug)
+
+
+def publish(work_dir: Path, stage: str, unit: int, result: UnitResult) -> None:
+    """Publish a unit that names the units that it needs, which are there."""
+    known = stages.known()[stage]
+    inputs = {name: units.read_unit(work_dir, name, unit) for name in known.needs}
+    units.publish_result(work_dir, stage, unit, result, made_from(known, {}, inputs))
 
 
 def _record(stage: str, row: dict) -> dict:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from stage2_world import World, make_world
+from stage2_world import World, make_world, picture
 
 from data_engine.commands import main, run
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError
 from data_engine.schemas import IMAGE
+from data_engine.store.file_hashes import hash_files
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate")
 
@@ -44,7 +45,7 @@ def job(tmp_path) -> dict[str, str]:
 
 
 def write_questions(folder: Path, ids: list[str]) -> None:
-    image = pa.array([{"bytes": b"x", "path": None}] * len(ids), IMAGE)
+    image = pa.array([{"bytes": picture(0), "path": None}] * len(ids), IMAGE)
     pq.write_table(pa.table({"idx": ids, "question": ["q"] * len(ids), "image": image}), folder / "q.parquet")
 
 
@@ -223,7 +224,7 @@ def finished(tmp_path) -> tuple[World, Path]:
     world.publish(work_dir)
     world.pair(work_dir)
     config = RunConfig("instruct", "reward", str(world.dataset_path), str(work_dir))
-    run_file = {"config": asdict(config), "bound": {"dataset": world.questions().fingerprint}}
+    run_file = {"config": asdict(config), "bound": {"dataset": world.questions().fingerprint(hash_files)}}
     (work_dir / "run.json").write_text(json.dumps(run_file))
     return world, work_dir
 

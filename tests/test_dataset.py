@@ -15,6 +15,7 @@ from data_engine.errors import UserError
 from data_engine.questions.dataset import Questions, load_questions
 from data_engine.questions.sources.hub import DatasetsSource
 from data_engine.schemas import IMAGE
+from data_engine.store.file_hashes import hash_files
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 
@@ -276,17 +277,33 @@ def test_a_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path, saved):
         for place in places:
             place.mkdir(parents=True)
         same, copy, other = (make(p, ids) for p, ids in zip(places, ([1, 2], [1, 2], [1, 3]), strict=True))
-        assert (
-            load_questions(same).fingerprint
-            == load_questions(copy).fingerprint
-            == load_questions(same, limit=1).fingerprint
-        )
-        assert load_questions(same).fingerprint != load_questions(other).fingerprint
+        assert fingerprint(same) == fingerprint(copy) != fingerprint(other)
     shutil.copytree(saved / "one", tmp_path / "one")
-    assert load_questions(str(saved / "one")).fingerprint == load_questions(str(tmp_path / "one")).fingerprint
-    assert (
-        load_questions(str(saved / "one")).fingerprint != load_questions(str(saved / "dict"), split="test").fingerprint
-    )
+    assert fingerprint(saved / "one") == fingerprint(tmp_path / "one") != fingerprint(saved / "dict", split="test")
+
+
+def test_a_fingerprint_knows_every_cell(tmp_path):
+    """Two files of the same footer: the cells are as long, and the ids are the same."""
+    paths = [
+        write(tmp_path / f"{number}.parquet", [1, 2], question=["a", letter]) for number, letter in enumerate("bc")
+    ]
+    footers = [Path(path).read_bytes()[-8:] for path in paths]
+    assert footers[0] == footers[1]
+    assert fingerprint(paths[0]) != fingerprint(paths[1])
+
+
+def test_datasets_in_memory_are_told_apart_by_their_rows():
+    def in_memory(question):
+        import datasets
+
+        rows = [{"idx": 1, "question": question, "image": {"bytes": b"x", "path": None}}]
+        return Questions(DatasetsSource(datasets.Dataset.from_list(rows)), "dataset").fingerprint(hash_files)
+
+    assert in_memory("a") == in_memory("a") != in_memory("b")
+
+
+def fingerprint(path, **options) -> str:
+    return load_questions(str(path), **options).fingerprint(hash_files)
 
 
 def test_reading_questions_imports_neither_torch_nor_datasets(tmp_path):

@@ -44,7 +44,7 @@ def test_an_export_is_one_file_and_one_line(lines, world, tmp_path):
     ids = {
         (row["idx"], row["sample_index"]): row["token_ids"]
         for unit in range(len(world.units()))
-        for row in read_unit(work_dir, stages.SAMPLING.name, unit).to_pylist()
+        for row in read_unit(work_dir, stages.SAMPLING.name, unit).table.to_pylist()
     }
     for row, pair in zip(rows, kept, strict=True):
         number = int(pair["idx"][1:])

@@ -9,15 +9,16 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from stage2_world import dataset_rows, digest, make_world, picture
+from stage2_world import dataset_rows, digest, make_world, picture, publish
 
 from data_engine import exports, schemas
 from data_engine.exports import parquet_files, shuffle
 from data_engine.exports.base import KeptPairs, Written
-from data_engine.questions.dataset import load_questions
+from data_engine.questions.dataset import Questions, load_questions
 from data_engine.schemas import without_image_marker
+from data_engine.store import units
 from data_engine.store.folders import scratch_folder
-from data_engine.store.units import split_units
+from data_engine.store.units import UnitResult, split_units
 
 
 def kept_pairs(idxs, each=3):
@@ -41,6 +42,13 @@ def export(world, work_dir, pairs, seed=0):
 
 
 def write_dataset(work_dir, scratch, pairs, questions, unit_ranges, seed) -> Written:
+    for unit, span in enumerate(unit_ranges):
+        # Of another export to the same folder, in other units.
+        units.unit_path(work_dir, "sampled_answer", unit).unlink(missing_ok=True)
+        # Not counted where a test counts what is read.
+        digests = [question.digest for question in Questions.rows(questions, span)]
+        sampled = schemas.sampled_answer(questions.idx_type).empty_table()
+        publish(work_dir, "sampled_answer", unit, UnitResult(sampled, [], rows=digests))
     kept = KeptPairs(pairs, questions, unit_ranges, work_dir, seed)
     return exports.export(exports.DEFAULT, kept, work_dir / "dataset", scratch)
 
@@ -69,7 +77,7 @@ def test_every_kept_pair_is_written_once_with_its_own_question_and_image(world, 
 def test_the_folder_holds_the_parquet_file_and_nothing_else(world, pairs, tmp_path):
     export(world, tmp_path, pairs)
     assert os.listdir(tmp_path / "dataset") == ["dpo_dataset.parquet"]
-    assert os.listdir(tmp_path) == ["dataset"]
+    assert sorted(os.listdir(tmp_path)) == ["dataset", "sampled_answer"]
 
 
 def test_the_order_is_shuffled_by_the_seed(world, pairs, tmp_path):
@@ -277,5 +285,5 @@ def test_a_long_random_export_is_the_same_whatever_the_units(tmp_path):
     for unit_size in (1, 13, 500):
         world.unit_size = unit_size
         export(world, tmp_path / "work", pairs)
-        digests.add(digest(tmp_path / "work"))
+        digests.add(digest(tmp_path / "work/dataset"))
     assert len(digests) == 1

@@ -30,7 +30,7 @@ def sampled(config, dataset, tmp_path, monkeypatch):
     advance = scheduler.ModelRunner.next
     monkeypatch.setattr(scheduler.ModelRunner, "next", lambda *arguments: steps.append(None) or advance(*arguments))
     monkeypatch.setattr(
-        "data_engine.job.run_file.budgets", lambda *_: {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
+        "data_engine.job.budgets.budgets", lambda *_: {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
     )
 
     def run(name: str, **flags):
@@ -38,7 +38,7 @@ def sampled(config, dataset, tmp_path, monkeypatch):
         work = tmp_path / name
         settings = {"unit_size": 2, "max_new_tokens": 24, "temperature": 1.0, "stop_after_stage": 0}
         assert worker.run(config(dataset, work_dir=str(work), **settings | flags)) == 0
-        return read(work / "sampled_answer"), read(work / "quarantine"), len(steps)
+        return read(work / "sampled_answer"), list(units.left_out(work)), len(steps)
 
     return run
 
@@ -64,7 +64,7 @@ def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampl
         finally:
             events.append("drained")
 
-    monkeypatch.setattr(units, "publish", lambda path, table: events.append(path.parent.name) or publish(path, table))
+    monkeypatch.setattr(units, "publish", lambda path, *rest: events.append(path.parent.name) or publish(path, *rest))
     monkeypatch.setattr(scheduler.SamplingEngine, "stream", watched)
     sampled("ahead", lookahead=True)
     assert events.count("drained") == 1

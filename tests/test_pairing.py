@@ -191,11 +191,10 @@ def test_fewer_answers_an_empty_unit_and_quarantined_questions_are_counted_and_s
     # Unit 1 (q008 to q015) has nothing, q003 lost an answer, q005 all of them.
     gone = {f"q{number:03d}" for number in range(8, 16)} | {"q005"}
     world.rows = [r for r in world.rows if r["idx"] not in gone and (r["idx"], r["sample_index"]) != ("q003", 2)]
-    world.publish(tmp_path / "work")
-    for unit, idxs in ((0, ["q005", "q005"]), (1, [f"q{number:03d}" for number in range(8, 16)])):
-        rows = [{"idx": idx, "stage": "sampled_answer", "reason": "broken"} for idx in idxs]
-        table = pa.Table.from_pylist(rows, schemas.quarantine(pa.string()))
-        units.publish(units.unit_path(tmp_path / "work", "quarantine", unit), table)
+    # q005 is left out by two stages, and counts once.
+    broken = [(f"q{number:03d}", "broken") for number in range(8, 16)]
+    left_out = {("sampled_answer", 0): [("q005", "broken")], ("reward_logps", 0): [("q005", "broken too")]}
+    world.publish(tmp_path / "work", left_out=left_out | {("sampled_answer", 1): broken})
     funnel = world.pair(tmp_path / "work")
     assert (funnel.questions, funnel.quarantined, funnel.answers) == (24, 9, 15 * 6 - 1)
     untouched = [p for p, _ in whole if p.idx not in gone | {"q003"}]
@@ -229,7 +228,8 @@ def test_defects_7_8_and_14_answers_that_cannot_rank_are_counted_by_reason(tmp_p
 
 def test_answers_that_one_model_did_not_score_are_counted_and_never_rank(world, work_dir):
     path = units.unit_path(work_dir, "reward_logps", 0)
-    units.write_sealed(units.read_sealed(path).slice(2), path)
+    whole = units.read_sealed(path)
+    units.write_sealed(whole.table.slice(2), path, whole.facts)
     funnel = world.pair(work_dir)
     assert funnel.not_ranked == {"not_scored": 2}
 

@@ -3,13 +3,11 @@
 import re
 from html.parser import HTMLParser
 
-import pyarrow as pa
 import pytest
 from stage2_world import make_world, pairs_rows, picture
 
-from data_engine import schemas
 from data_engine.reporting.page import write_report
-from data_engine.store import logs, units
+from data_engine.store import logs
 
 TEXT = '<script>alert("x")</script> & "quoted" \'text\' 猫'
 ESCAPED = "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &quot;quoted&quot; &#x27;text&#x27; 猫"
@@ -31,8 +29,8 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def report_of(world, work_dir, **settings):
-    world.publish(work_dir)
+def report_of(world, work_dir, left_out=None, **settings):
+    world.publish(work_dir, left_out=left_out)
     funnel = world.pair(work_dir, **settings)
     return write_report(work_dir, world.questions(), funnel).read_text(encoding="utf-8")
 
@@ -142,12 +140,7 @@ def test_an_image_that_cannot_be_decoded_is_replaced_by_the_reason(tmp_path):
 
 def test_time_and_quarantine_are_shown_and_escaped(world, tmp_path):
     logs.note(tmp_path, 0, "pairing <b>", 90.0)
-    rows = [{"idx": "x", "stage": "sampled_answer", "reason": TEXT}]
-    units.publish(
-        units.quarantine_path(tmp_path, "sampled_answer", 0),
-        pa.Table.from_pylist(rows, schemas.quarantine(pa.string())),
-    )
-    page = report_of(world, tmp_path)
+    page = report_of(world, tmp_path, left_out={("sampled_answer", 0): [("x", TEXT)]})
     texts = [text.strip() for text in Page(page).texts]
     at = texts.index("pairing <b>")
     assert texts[at + 1 : at + 3] == ["1", "2 min"]

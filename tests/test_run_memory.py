@@ -9,15 +9,15 @@ from PIL import Image
 from run_files import hostile_rows, png, read, write
 
 from data_engine.errors import UserError
-from data_engine.job import model_holder, run_file, worker
+from data_engine.job import budgets, model_holder, worker
 from data_engine.pipeline import sample, score
 from data_engine.sampling.native import scheduler
-from data_engine.store import logs
+from data_engine.store import logs, units
 
 
-def budgets_of(monkeypatch, **budgets: int) -> None:
-    found = run_file.budgets
-    monkeypatch.setattr(run_file, "budgets", lambda *a: found(*a) | budgets)
+def budgets_of(monkeypatch, **changed: int) -> None:
+    found = budgets.budgets
+    monkeypatch.setattr(budgets, "budgets", lambda *a: found(*a) | changed)
 
 
 def test_budgets_are_frozen_by_the_first_start(config, tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_question_that_exceeds_the_memory_alone_is_quarantined(config, tmp_pat
     monkeypatch.setattr(score, "prefix", fails(score.prefix, asked[2], "reward"))
     assert worker.run(config(dataset)) == 0
     reason = "out of memory, even with one answer at a time"
-    assert sorted((row["idx"], row["stage"], row["reason"]) for row in read(tmp_path / "work/quarantine")) == [
+    assert sorted((row["idx"], row["stage"], row["reason"]) for row in list(units.left_out(tmp_path / "work"))) == [
         ("q1", "sampled_answer", reason), ("q2", "reward_logps", reason)
     ]  # fmt: skip
     assert {row["idx"] for row in read(tmp_path / "work/reward_logps")} == {"q0"}
@@ -117,4 +117,4 @@ def test_memory_that_no_question_fits_ends_the_run_and_quarantines_nothing(confi
             work = tmp_path / module.__name__
             with pytest.raises(UserError, match="no room for a single question"):
                 worker.run(config(dataset, work_dir=str(work)))
-        assert not (work / "quarantine").exists()
+        assert not list(units.left_out(work))

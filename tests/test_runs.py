@@ -24,7 +24,7 @@ BAD = {"undecodable", "truncated", "empty", "strip", "no question", "no image"}
 def test_bad_rows_are_quarantined_with_a_reason_and_the_run_goes_on(config, tmp_path):
     rows = hostile_rows()
     assert worker.run(config(write(tmp_path / "questions.parquet", rows))) == 0
-    quarantined = {row["idx"]: row["reason"] for row in read(tmp_path / "work/quarantine")}
+    quarantined = {row["idx"]: row["reason"] for row in list(units.left_out(tmp_path / "work"))}
     assert set(quarantined) == BAD
     assert "60000" in quarantined["strip"]
     assert all(reason and len(reason) < 300 for reason in quarantined.values())
@@ -47,17 +47,40 @@ def test_on_bad_row_error_stops_with_the_row_and_keeps_published_units(config, t
     assert {row["idx"] for row in read(tmp_path / "work/sampled_answer")} == {f"good {i}" for i in range(4)}
 
 
-def test_a_dataset_of_bad_rows_alone_ends_in_an_empty_dataset(config, tmp_path):
-    dataset = write(tmp_path / "questions.parquet", [("a", "What?", b"x"), ("b", "What?", b"y")])
-    assert worker.run(config(dataset)) == 0
+def test_a_dataset_of_bad_rows_alone_ends_in_an_empty_dataset_and_says_why(config, tmp_path, capsys):
+    """Two rows that are decoded, and then found too long to be asked."""
+    whole = png(Image.new("RGB", (60, 60)))
+    dataset = write(tmp_path / "questions.parquet", [("a", "why " * 5000, whole), ("b", "", b"x" * 9)])
+    assert worker.run(config(dataset)) == 4
     assert read(tmp_path / "work/dataset") == []
+    told = capsys.readouterr().err
+    assert "nothing could be written" in told
+    assert "1 sampled_answer: rows left out: question too long" in told
+    assert "1 sampled_answer: rows left out: not an image" in told
+
+
+def test_a_dataset_of_which_no_first_row_can_be_used_is_refused_before_any_work(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
+    rows = [(f"r{number}", "What?", b"x" * number) for number in range(33)]
+    with pytest.raises(UserError, match=r"none of the first 32 rows .* can be used; .* \(31 rows\): not an image"):
+        worker.run(config(write(tmp_path / "questions.parquet", rows)))
+    assert not read(tmp_path / "work/sampled_answer")
+
+
+def test_a_first_unit_whose_rows_all_fail_alike_ends_the_run(config, tmp_path):
+    """Found by the model alone: each question is too long for it."""
+    whole = png(Image.new("RGB", (60, 60)))
+    rows = [(f"r{number}", "why " * (5000 + number), whole) for number in range(5)]
+    with pytest.raises(UserError, match=r"none of the first 4 rows .* same reason: question too long"):
+        worker.run(config(write(tmp_path / "questions.parquet", [*rows[:4], ("good", "why?", whole)])))
+    assert not read(tmp_path / "work/sampled_answer")
 
 
 def test_a_question_that_leaves_no_room_is_quarantined_defect_30(config, tmp_path):
     whole = png(Image.new("RGB", (60, 60)))
     dataset = write(tmp_path / "questions.parquet", [("long", "why " * 5000, whole), ("short", "why", whole)])
     assert worker.run(config(dataset)) == 0
-    [row] = read(tmp_path / "work/quarantine")
+    [row] = list(units.left_out(tmp_path / "work"))
     assert row["idx"] == "long"
     assert "question too long" in row["reason"]
 
@@ -219,7 +242,7 @@ def test_a_work_dir_of_another_configuration_is_refused_by_name(config, tmp_path
 
 def test_a_changed_model_or_dataset_is_refused_by_name(config, goldens, tmp_path):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
-    worker.run(config(dataset, stop_after_stage=0))
+    assert worker.run(config(dataset)) in (0, 4)
     with pytest.raises(UserError, match="reward_model was"):
         worker.run(config(dataset, reward_model_path=str(goldens / "llava/instruct")))
     with pytest.raises(UserError, match="dataset was"):
@@ -265,15 +288,15 @@ def test_a_run_json_of_something_else_is_refused(config, tmp_path):
 
 def test_a_start_while_another_creates_run_json_and_sweeps_takes_that_one(tmp_path, monkeypatch):
     """The other one's pairing comes between this one's write and its link: what this one wrote is gone by then."""
-    first = {"bound": {}, "frozen": {}, "versions": {}, "whose": "the other's"}
-    link = run_file.os.link
+    first = {"layout": run_file.LAYOUT, "bound": {}, "frozen": {}, "versions": {}, "places": {}, "whose": "the other's"}
+    link = units.os.link
 
     def late(source, target):
         target.write_text(json.dumps(first))
         units.sweep(tmp_path)
         link(source, target)
 
-    monkeypatch.setattr(run_file.os, "link", late)
+    monkeypatch.setattr(units.os, "link", late)
     assert run_file.open_run(tmp_path, {**first, "whose": "this one's"}) == (first, [])
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
@@ -282,5 +305,5 @@ def test_a_start_while_another_creates_run_json_and_sweeps_takes_that_one(tmp_pa
 def test_real_photographs_go_through_all_three_stages(config, tmp_path):
     assert worker.run(config(PHOTOS, unit_size=8)) == 0
     assert len(read(tmp_path / "work/sampled_answer")) == 32 * 4
-    assert not read(tmp_path / "work/quarantine")
+    assert not list(units.left_out(tmp_path / "work"))
     assert read(tmp_path / "work/dataset")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,9 +14,13 @@ from size_proof import measure, prepare
 
 from data_engine.config import RunConfig
 from data_engine.job import worker
+from data_engine.job.plan import Plan
+from data_engine.processes.ranks import Ranks
 from data_engine.schemas import IMAGE
-from data_engine.stages import names
+from data_engine.stages import chosen, names
 from data_engine.store import units
+from data_engine.store.made_from import made_from
+from data_engine.store.units import UnitResult
 
 STAGES = names()
 
@@ -37,7 +42,7 @@ tracemalloc.start()
 questions = load_questions(sys.argv[1])
 pair.run(
     Path(sys.argv[2]), questions, split_units(len(questions), 50), rank=3, distance=25, beta=0.1, seed=0,
-    markers=("</s>",), same_tokenizer=True, debug=False,
+    markers=("</s>",), same_tokenizer=True, debug=False, bound={},
 )
 print(tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory())
 """
@@ -103,21 +108,30 @@ def test_the_memory_of_a_session_is_that_of_its_processes_together():
     assert 50e6 < max(resident) < 100e6
 
 
-def test_a_start_with_ten_thousand_units_opens_none_and_lists_each_stage_a_few_times(tmp_path, monkeypatch):
+def test_a_start_with_ten_thousand_units_reads_a_footer_of_each_and_lists_each_stage_a_few_times(tmp_path, monkeypatch):
     rows = {"idx": range(20_000), "question": ["?"] * 20_000, "image": pa.nulls(20_000, IMAGE)}
     pq.write_table(pa.table(rows), tmp_path / "questions.parquet")
-    for stage in STAGES:
-        (tmp_path / "work" / stage).mkdir(parents=True)
-        for unit in range(10_000):
-            units.unit_path(tmp_path / "work", stage, unit).touch()
-    listed, listing = [], os.listdir
-    monkeypatch.setattr(units.os, "listdir", lambda folder: listed.append(Path(folder).name) or listing(folder))
     config = RunConfig(
         instruct_model_path=str(CHECKPOINTS / "instruct"), reward_model_path=str(CHECKPOINTS / "reward"),
         dataset_path=str(tmp_path / "questions.parquet"), work_dir=str(tmp_path / "work"), unit_size=2, threads=1,
         stop_after_stage=1, device="cpu", dtype="float32",
     )  # fmt: skip
-    # The files are empty: reading one would fail.
+    work_dir = tmp_path / "work"
+    bound, inputs, first = Plan.of(config, Ranks()).bound, {}, {}
+    for name, stage in chosen().items():
+        result = UnitResult(stage.schema(pa.int64()).empty_table(), [], rows=[None, None])
+        facts = made_from(stage, bound, {needed: inputs[needed] for needed in stage.needs})
+        units.publish_result(work_dir, name, 0, result, facts)
+        inputs[name], first[name] = units.read_unit(work_dir, name, 0), units.unit_path(work_dir, name, 0)
+        for unit in range(1, 10_000):
+            os.link(first[name], units.unit_path(work_dir, name, unit))
+    listed, listing, footers, read_facts = [], os.listdir, [], units.read_facts
+    monkeypatch.setattr(units.os, "listdir", lambda folder: listed.append(Path(folder).name) or listing(folder))
+    monkeypatch.setattr(units, "read_sealed", lambda path: pytest.fail("no unit is read as a whole"))
+    monkeypatch.setattr(units, "read_facts", lambda path: footers.append(path) or read_facts(path))
+    # Of the time at the end: what was left out is told from the same footers.
+    monkeypatch.setattr(worker, "Summary", Mock())
     assert worker.run(config) == 0
-    # Twice by the job, twice and once a second by the bar.
-    assert all(2 <= listed.count(stage) < 20 for stage in STAGES)
+    assert len(footers) == len(set(footers)) == 30_000
+    # By the job, and once a second by the bar.
+    assert all(2 <= listed.count(stage) < 30 for stage in STAGES)

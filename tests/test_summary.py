@@ -1,4 +1,4 @@
-"""Where the time of a run went, from its logs and its quarantine alone."""
+"""Where the time of a run went, from its logs and its units alone."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_engine import schemas
 from data_engine.reporting.timings import Summary
 from data_engine.store import logs, units
+from data_engine.store.units import UnitResult
 
 
 def write_log(work_dir: Path, rank: int, *lines: dict | str) -> None:
@@ -22,9 +22,8 @@ def line(stage: str, unit: int, seconds: float, answers: int, **more) -> dict:
 
 
 def leave_out(work_dir: Path, unit: int, stage: str, *rows: tuple) -> None:
-    table = [{"idx": idx, "stage": stage, "reason": reason} for idx, reason in rows]
-    path = units.quarantine_path(work_dir, stage, unit)
-    units.publish(path, pa.Table.from_pylist(table, schemas.quarantine(pa.string())))
+    table = pa.table({"idx": pa.array([], pa.string())})
+    units.publish_result(work_dir, stage, unit, UnitResult(table, list(rows)), {})
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_the_most_frequent_reasons_come_first_and_the_rest_is_counted(work_dir):
     shown = Summary.read(work_dir).left_out()
     assert shown[1] == ("sampled_answer", "15", "ooo")
     assert shown[12] == ("sampled_answer", "4", "ddd")
-    assert shown[13] == ("", str(3 + 2 + 1), "other reasons, see quarantine/")
+    assert shown[13] == ("", str(3 + 2 + 1), "other reasons")
 
 
 def test_the_table_is_aligned_and_leaves_out_what_there_is_none_of(work_dir):

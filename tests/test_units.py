@@ -1,10 +1,15 @@
 """Units: how a dataset is cut, and publishing that is all or nothing, first one wins."""
 
+import errno
+import os
+import stat
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_engine.store import units
+from data_engine.store import sealed, units
+from data_engine.store.units import UnitResult
 
 
 @pytest.mark.parametrize(
@@ -23,13 +28,13 @@ def test_the_first_published_unit_stays(tmp_path):
     path = units.unit_path(tmp_path, "sampled_answer", 3)
     units.publish(path, pa.table({"a": [1]}))
     units.publish(path, pa.table({"a": [2]}))
-    assert units.read_unit(tmp_path, "sampled_answer", 3).to_pydict() == {"a": [1]}
+    assert units.read_unit(tmp_path, "sampled_answer", 3).table.to_pydict() == {"a": [1]}
     assert units.published(tmp_path, "sampled_answer") == {3}
     assert [file.name for file in path.parent.iterdir()] == ["unit-00003.parquet"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    def fail(_table, path):
+    def fail(_table, path, _facts):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
@@ -69,9 +74,12 @@ def test_missing_units_are_listed_in_runs():
 def test_a_unit_holds_its_table_and_the_same_table_makes_the_same_bytes(tmp_path):
     table = pa.table({"idx": ["a", "b"], "token_ids": pa.array([[1, 2], []], pa.list_(pa.int32()))})
     for name in ("one", "other"):
-        units.write_sealed(table, tmp_path / name)
-    assert units.read_sealed(tmp_path / "one").to_pydict() == table.to_pydict()
-    assert units.read_sealed(tmp_path / "one").schema.metadata is None
+        units.write_sealed(table, tmp_path / name, {"a fact": [1, None]})
+    found = units.read_sealed(tmp_path / "one")
+    assert found.table.to_pydict() == table.to_pydict()
+    assert found.table.schema.metadata is None
+    assert found.facts == {"a fact": [1, None]}
+    assert sealed.read_facts(tmp_path / "one") == (found.facts, found.seal)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     # Whoever reads the file without this program sees a plain parquet file.
     assert pq.read_table(tmp_path / "one").to_pydict() == table.to_pydict()
@@ -89,7 +97,7 @@ def test_a_unit_with_any_byte_changed_is_set_aside_and_counts_as_missing(tmp_pat
         assert units.published(tmp_path, "reward_logps") == set()
     assert len(list((tmp_path / "damaged").iterdir())) == len(whole)
     units.publish(path, table)
-    assert units.read_unit(tmp_path, "reward_logps", 7).equals(table)
+    assert units.read_unit(tmp_path, "reward_logps", 7).table.equals(table)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])
@@ -117,3 +125,65 @@ def test_a_file_that_a_stale_listing_does_not_show_is_not_missing(tmp_path, monk
     monkeypatch.setattr(units.os, "listdir", lambda _folder: ["unit-00000.parquet"])
     assert units.published(tmp_path, "sampled_answer") == {0}
     assert units.missing(tmp_path, "sampled_answer", range(4)) == [1, 3]
+
+
+def test_of_two_that_are_in_the_middle_of_publishing_the_first_wins(tmp_path, monkeypatch):
+    """The other one publishes after this one has looked, and before it links."""
+    path = units.unit_path(tmp_path, "sampled_answer", 0)
+    write = units.write_sealed
+
+    def slow(table, place, facts):
+        write(table, place, facts)
+        monkeypatch.setattr(units, "write_sealed", write)
+        units.publish(path, pa.table({"whose": ["the other's"]}))
+
+    monkeypatch.setattr(units, "write_sealed", slow)
+    units.publish(path, pa.table({"whose": ["mine"]}))
+    assert units.read_unit(tmp_path, "sampled_answer", 0).table.to_pydict() == {"whose": ["the other's"]}
+    assert [file.name for file in path.parent.iterdir()] == ["unit-00000.parquet"]
+
+
+def test_a_unit_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_counts(tmp_path, monkeypatch):
+    """A power cut after publishing leaves the unit; one before leaves no file under a unit's name."""
+    done, link, fsync = [], os.link, os.fsync
+
+    def synced(descriptor):
+        done.append(f"sync {'folder' if stat.S_ISDIR(os.fstat(descriptor).st_mode) else 'file'}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(units.os, "fsync", synced)
+    monkeypatch.setattr(units.os, "link", lambda *paths: done.append("link") or link(*paths))
+    units.publish(units.unit_path(tmp_path, "sampled_answer", 0), pa.table({"a": [1]}))
+    assert done == ["sync file", "link", "sync folder"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE])
+def test_a_unit_that_another_host_removes_while_it_is_read_is_gone(tmp_path, monkeypatch, number):
+    units.publish(units.unit_path(tmp_path, "sampled_answer", 0), pa.table({"a": [1]}))
+
+    def stale(*_):
+        raise OSError(number, os.strerror(number))
+
+    for function in ("read_sealed", "read_facts"):
+        monkeypatch.setattr(units, function, stale)
+    for read in (units.read_unit, units.read_unit_facts):
+        with pytest.raises(units.DamagedUnitError, match="is gone"):
+            read(tmp_path, "sampled_answer", 0)
+    monkeypatch.setattr(units.os, "listdir", stale)
+    assert units.published(tmp_path, "sampled_answer") == set()
+
+
+def test_rows_left_out_are_in_the_file_of_their_unit(tmp_path):
+    """One file and one seal: no kill can leave one without the other."""
+    result = UnitResult(pa.table({"idx": ["a"]}), [("b", "broken")], [("c", "not there")])
+    units.publish_result(tmp_path, "sampled_answer", 4, result, {"bound": {}})
+    assert [path.name for path in tmp_path.rglob("*")] == ["sampled_answer", "unit-00004.parquet"]
+    common = {"stage": "sampled_answer", "unit": 4}
+    assert list(units.left_out(tmp_path)) == [
+        {"idx": "b", "reason": "broken", "missing": False, **common},
+        {"idx": "c", "reason": "not there", "missing": True, **common},
+    ]
+    path = units.unit_path(tmp_path, "sampled_answer", 4)
+    path.write_bytes(path.read_bytes().replace(b"broken", b"broker"))
+    with pytest.raises(units.DamagedUnitError):
+        units.read_unit(tmp_path, "sampled_answer", 4)

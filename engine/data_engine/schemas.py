@@ -40,11 +40,6 @@ def scores(idx: pa.DataType) -> pa.Schema:
     return pa.schema([("idx", idx), ("sample_index", pa.int32()), ("score", pa.float64())])
 
 
-def quarantine(idx: pa.DataType) -> pa.Schema:
-    """Rows that a stage left out, with the reason."""
-    return pa.schema([("idx", idx), ("stage", pa.string()), ("reason", pa.string())])
-
-
 def pairs(idx: pa.DataType) -> pa.Schema:
     """Stage 2: every candidate pair, without images; `status` is "kept" or the name of the filter that dropped it."""
     return pa.schema(

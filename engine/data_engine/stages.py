@@ -15,6 +15,17 @@ from data_engine import schemas
 SAMPLE, REWARD, PAIR = 0, 1, 2
 
 
+# What every unit is bound to: the rows of the dataset, how they are cut, and how exactly is computed.
+EVERY_UNIT = ("dataset", "limit", "unit_size", "device", "dtype")
+# Settings that decide which pixels a model sees.
+PICTURES = ("max_megapixels",)
+
+
+def model_key(role: str) -> str:
+    """What the model of a role is called among the bound values."""
+    return f"{role}_model"
+
+
 @dataclass(frozen=True)
 class Stage:
     """One kind of unit, and how it is computed."""
@@ -33,6 +44,13 @@ class Stage:
     """stages whose unit of the same number is read"""
     columns: tuple[str, ...] = ("question", "image")
     """of the dataset, besides idx"""
+    settings: tuple[str, ...] = ()
+    """fields of the configuration that shape its units, besides EVERY_UNIT"""
+
+    @property
+    def bound(self) -> tuple[str, ...]:
+        """Names of what its units are bound to; job/run_file.py has the values."""
+        return (*EVERY_UNIT, *self.settings, *([model_key(self.model)] if self.model else []))
 
 
 @dataclass(frozen=True)
@@ -44,13 +62,19 @@ class Source:
     """module:function, see rewards/__init__.py"""
 
 
-SAMPLING = Stage("sampled_answer", SAMPLE, schemas.sampled_answer, "data_engine.pipeline.sample:runner", "instruct")
+SAMPLING = Stage(
+    "sampled_answer", SAMPLE, schemas.sampled_answer, "data_engine.pipeline.sample:runner", "instruct",
+    settings=(
+        "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed", "same_pixels",
+        *PICTURES,
+    ),
+)  # fmt: skip
 
 
 def logps(role: str) -> Stage:
     """Token log-probs of the sampled answers under the model of that role."""
-    needs = (SAMPLING.name,)
-    return Stage(f"{role}_logps", REWARD, schemas.logps, "data_engine.pipeline.score:runner", role, needs)
+    runner, needs = "data_engine.pipeline.score:runner", (SAMPLING.name,)
+    return Stage(f"{role}_logps", REWARD, schemas.logps, runner, role, needs, settings=PICTURES)
 
 
 # A source of reward is one file in rewards/ and one line here.

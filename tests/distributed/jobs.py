@@ -106,7 +106,19 @@ def ranks_that_worked(job: Job) -> int:
 
 def stray_files(work_dir: Path) -> list[Path]:
     """What no finished run leaves: temporary files, claims, scratch folders."""
-    known = {"run.json", *STAGES, "quarantine", "pairs", "dataset", "report", "logs", "claims", "debug", "damaged"}
+    known = {
+        "run.json",
+        "hashes",
+        *STAGES,
+        "pairs",
+        "dataset",
+        "report",
+        "logs",
+        "claims",
+        "debug",
+        "damaged",
+        "replaced",
+    }
     stray = [path for path in work_dir.rglob("*") if path.name.startswith(".")]
     stray += [path for path in work_dir.iterdir() if path.name not in known]
     return stray + list((work_dir / "claims").glob("*"))

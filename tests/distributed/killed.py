@@ -51,24 +51,24 @@ def install(countdown: Countdown) -> None:
     before(scheduler.Scheduler, "_step", "sampling", countdown)
     before(score, "score_pass", "scoring", countdown)
     before(rlaif_v, "write_files", "dataset writing", countdown)
-    write, replace = units.write_sealed, os.replace
+    write, link = units.write_sealed, os.link
 
-    def write_half(table: object, path: Path) -> None:
-        write(table, path)
+    def write_half(table: object, path: Path, facts: dict) -> None:
+        write(table, path, facts)
         if WINDOW == "mid-write" and countdown.passed():
             os.truncate(path, os.path.getsize(path) // 2)
             die()
 
-    def replace_or_die(source: Path, target: Path) -> None:
+    def link_or_die(source: Path, target: Path) -> None:
         is_unit = units.UNIT_FILE.fullmatch(Path(target).name)
         if is_unit and WINDOW == "before rename" and countdown.passed():
             die()
-        replace(source, target)
+        link(source, target)
         if is_unit and WINDOW == "after rename" and countdown.passed():
             die()
 
     units.write_sealed = write_half
-    units.os.replace = replace_or_die
+    units.os.link = link_or_die
 
 
 assert logprobs  # imported before score takes its function from it

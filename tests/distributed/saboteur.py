@@ -111,10 +111,10 @@ def _install(shared: mmap.mmap, fault: Fault | None) -> None:
     saboteur.inside(claims.Claims, "_create", "claiming")
     saboteur.inside(pair, "run", "pairing")
     saboteur.inside(folders, "sync_files", "pairing", then="swapping the dataset in")
-    write, replace, fsync = units.write_sealed, os.replace, os.fsync
+    write, link, replace, fsync = units.write_sealed, os.link, os.replace, os.fsync
 
-    def write_in_halves(table, path) -> None:
-        write(table, path)
+    def write_in_halves(table, path, facts) -> None:
+        write(table, path, facts)
         content = path.read_bytes()
         os.truncate(path, len(content) // 2)
         saboteur.fail("write")
@@ -122,14 +122,18 @@ def _install(shared: mmap.mmap, fault: Fault | None) -> None:
         path.write_bytes(content)
         saboteur.enter("before rename")
 
+    def link_unit(source, target) -> None:
+        saboteur.fail("rename")
+        link(source, target)
+        if units.UNIT_FILE.fullmatch(Path(target).name):
+            saboteur.enter("after rename")
+
     def rename(source, target) -> None:
         saboteur.fail("rename")
         replace(source, target)
-        if units.UNIT_FILE.fullmatch(Path(target).name):
-            saboteur.enter("after rename")
 
     def sync(descriptor) -> None:
         saboteur.fail("fsync")
         fsync(descriptor)
 
-    units.write_sealed, os.replace, os.fsync = write_in_halves, rename, sync
+    units.write_sealed, os.link, os.replace, os.fsync = write_in_halves, link_unit, rename, sync

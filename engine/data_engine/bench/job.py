@@ -1,6 +1,7 @@
 """The whole job of `data-engine bench`: the stages on files, and the share of the time that no model call takes."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +24,10 @@ from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
 from data_engine.schemas import IMAGE
 from data_engine.scoring import logprobs
+from data_engine.stages import Stage
 from data_engine.store import units
+from data_engine.store.made_from import made_from
+from data_engine.store.sealed import Sealed
 from data_engine.store.units import UnitResult
 from data_engine.store.writer import Writer
 
@@ -103,25 +107,27 @@ class TimedJob:
         settings = BackendSettings(self.subject.engine, params, sizes.k, self.decoder.num_rows, self.decoder.num_slots)
         scoring = score.ScoreSettings(as_text=False, max_megapixels=64, tokens_a_pass=self.tokens_a_pass)
 
-        def publish(stage: str, unit: int, result: UnitResult) -> None:
-            path = units.unit_path(work_dir, stage, unit)
-            writer.hand_over(lambda: units.publish(path, result.table), contextlib.ExitStack())
+        def publish(stage: Stage, unit: int, result: UnitResult, inputs: dict[str, Sealed]) -> None:
+            facts = made_from(stage, {}, inputs)
+            work = functools.partial(units.publish_result, work_dir, stage.name, unit, result, facts)
+            writer.hand_over(work, contextlib.ExitStack())
 
         for unit, rows in enumerate(self.unit_ranges):
             backend = _Forced(self.decoder, settings, self.subject.lengths_BK[rows.start : rows.stop].tolist())
             runner = sample.SamplingRunner(backend, self.subject.engine, questions.idx_type, sampling)
             result = sample.sample_unit(runner, questions.rows(rows))
             tokens += sum(map(len, result.table["token_ids"].to_pylist()))
-            publish(stages.SAMPLING.name, unit, result)
+            publish(stages.SAMPLING, unit, result, {})
         writer.wait()
-        for stage in stages.names()[1:]:
+        for stage in stages.between(stages.REWARD, stages.REWARD):
             for unit, rows in enumerate(self.unit_ranges):
                 sampled = units.read_unit(work_dir, stages.SAMPLING.name, unit)
-                publish(stage, unit, score.score_unit(self.subject.engine, questions.rows(rows), sampled, scoring))
+                result = score.score_unit(self.subject.engine, questions.rows(rows), sampled.table, scoring)
+                publish(stage, unit, result, {stages.SAMPLING.name: sampled})
         writer.wait()
         pair.run(
             work_dir, questions, self.unit_ranges, rank=3, distance=25, beta=0.1, seed=0,
-            markers=self.subject.engine.markers, same_tokenizer=True, debug=False,
+            markers=self.subject.engine.markers, same_tokenizer=True, debug=False, bound={},
         )  # fmt: skip
         return tokens
 

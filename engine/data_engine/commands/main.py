@@ -1,7 +1,7 @@
 """The only entry point: `data-engine COMMAND ...`, or `python -m data_engine`. Imports no torch by itself.
 
 Exit codes: 0 done; 1 a bug or an unexpected failure; 2 the user's input or configuration is wrong; 3 incomplete;
-75 stopped by a signal after committing, run the same command again.
+4 done, but nothing could be written; 75 stopped by a signal after committing, run the same command again.
 """
 
 import sys

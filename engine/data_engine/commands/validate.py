@@ -5,6 +5,7 @@ launch/run_engine.sh runs them before any rank starts, so that a mistake is repo
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.models.registry import family_of, resolve
 from data_engine.models.sharding import settings as zero3_settings
-from data_engine.questions.dataset import open_questions
+from data_engine.questions.dataset import Questions, open_questions
+from data_engine.questions.first_rows import LOOKED_AT, require_usable
+from data_engine.questions.image_workers import ImageWorkers
 
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -31,6 +34,7 @@ def check(config: RunConfig) -> str:
     check_writable(Path(config.work_dir))
     check_zero3(config)
     questions = open_questions(config)
+    reasons = check_first_rows(config, questions)
     # Last: fetching a hub id may take an hour.
     roles = stages.roles()
     families = [
@@ -40,7 +44,16 @@ def check(config: RunConfig) -> str:
     return (
         f"valid: {len(questions)} questions, {config.sample_k} answers each; {' and '.join(roles)} model: "
         f"{' and '.join(families)}; work_dir {config.work_dir}"
+        + (f"; of the first {LOOKED_AT} rows {reasons.total()} cannot be used" if reasons else "")
     )
+
+
+def check_first_rows(config: RunConfig, questions: Questions) -> Counter:
+    """Why some of the first rows cannot be used. Raises UserError where none can be."""
+    if config.continue_from_stage > stages.SAMPLE:
+        return Counter()
+    with ImageWorkers() as workers:
+        return require_usable(questions, config.max_megapixels, workers.decode)
 
 
 def check_model(path: str, revision: str | None, name: str | None) -> str:

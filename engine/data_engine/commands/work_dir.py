@@ -18,6 +18,18 @@ def work_dir_argument(command: str, description: str, argv: Sequence[str], optio
     return Path(argv[0])
 
 
+def take_option(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of --NAME VALUE or --NAME=VALUE, None where it is not given, and the other arguments."""
+    rest = list(argv)
+    for at, word in enumerate(rest):
+        flag, equals, value = word.partition("=")
+        if flag == f"--{name}":
+            if not equals and at + 1 == len(rest):
+                raise UserError(f"--{name} needs a value")
+            return (value, rest[:at] + rest[at + 1 :]) if equals else (rest[at + 1], rest[:at] + rest[at + 2 :])
+    return None, rest
+
+
 def read_run(work_dir: Path) -> dict:
     """run.json of a work_dir. Raises UserError where the folder is none."""
     if not work_dir.is_dir():

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from data_engine import stages
-from data_engine.questions.dataset import Question, Questions
-from data_engine.store.units import read_unit
+from data_engine.questions.dataset import Question, Questions, require_same
+from data_engine.store.units import read_unit, read_unit_facts
 
 
 class Rows(Protocol):
@@ -61,7 +61,8 @@ class KeptPairs:
                 continue
             # Read on the first use, since most exports need texts alone.
             unit_ids = functools.cache(functools.partial(self._token_ids, unit))
-            for question in self.questions.rows(rows):
+            facts, _ = read_unit_facts(self.work_dir, stages.SAMPLING.name, unit)
+            for question in require_same(self.questions.rows(rows), facts["rows"]):
                 if group is not None and question.idx == group[0]:
                     yield QuestionPairs(question, group[1], unit_ids)
                     group = next(groups, None)
@@ -69,7 +70,7 @@ class KeptPairs:
             raise RuntimeError(f"idx {group[0]!r} has pairs, but its place among the questions is not theirs")
 
     def _token_ids(self, unit: int) -> dict[tuple[int | str, int], list[int]]:
-        table = read_unit(self.work_dir, stages.SAMPLING.name, unit).select(["idx", "sample_index", "token_ids"])
+        table = read_unit(self.work_dir, stages.SAMPLING.name, unit).table.select(["idx", "sample_index", "token_ids"])
         return {(row["idx"], row["sample_index"]): row["token_ids"] for row in table.to_pylist()}
 
 

@@ -8,6 +8,7 @@ from data_engine.models import family_class
 from data_engine.models.checkpoint import fingerprint, num_weights
 from data_engine.models.registry import family_of, read_json, resolve
 from data_engine.models.tokenizer import load_tokenizer
+from data_engine.store.file_hashes import HashFiles
 
 # By these, two checkpoints are told apart that cannot be one model before and after tuning.
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -17,9 +18,9 @@ SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 class Checkpoint:
     """A model of the run."""
 
-    folder: Path
+    folders: tuple[Path, ...]
+    """its own, and those of its parts that lie elsewhere"""
     family: str
-    fingerprint: str
     vocabulary: str
     markers: tuple[str, ...]
     sizes: dict[str, int]
@@ -35,16 +36,25 @@ class Checkpoint:
         """A folder or hub id, of the family that its config.json tells, which `name` may only confirm."""
         folder = resolve(path, revision)
         family = family_of(folder, name)
-        markers = family_class(family).markers
-        return cls(folder, family, fingerprint(folder), load_tokenizer(folder).vocabulary, markers, _sizes(folder))
+        code = family_class(family)
+        folders = tuple(code.folders(folder))
+        return cls(folders, family, load_tokenizer(folder).vocabulary, code.markers, _sizes(folder))
+
+    @property
+    def folder(self) -> Path:
+        return self.folders[0]
 
     @property
     def num_weights(self) -> int:
         """How many numbers its weights are."""
-        return num_weights(self.folder)
+        return num_weights(self.folders)
+
+    def fingerprint(self, hash_files: HashFiles) -> str:
+        """Names its content, see models.checkpoint.fingerprint."""
+        return fingerprint(self.folders, hash_files)
 
     def as_json(self) -> dict:
-        return {**asdict(self), "folder": str(self.folder), "markers": list(self.markers)}
+        return {**asdict(self), "folders": list(map(str, self.folders)), "markers": list(self.markers)}
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -4,13 +4,14 @@ Questions, checkpoints, device, placement, budgets, units and stages; run.json i
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.job import run_file
+from data_engine.job import budgets, run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings
 from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.sharding import placement
@@ -18,6 +19,8 @@ from data_engine.processes.ranks import Ranks, set_device
 from data_engine.questions.dataset import Questions, open_questions
 from data_engine.stages import Stage
 from data_engine.store import units
+from data_engine.store.claims import Claims
+from data_engine.store.file_hashes import FileHashes
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ class Plan:
     placement: placement.Decision
     budgets: dict[str, int]
     """decode_rows, decode_slots and score_tokens, as the first start of the run wrote them down"""
+    bound: dict[str, object]
+    """what units are bound to, by name: see run_file.py"""
     unit_rows: list[range]
     """the rows of each unit"""
     mine: range
@@ -51,21 +56,31 @@ class Plan:
         """
         device = pick_device(ranks.device(config.device))
         set_device(device)
-        target = Target(device, pick_dtype(config.dtype, device))
+        target, work_dir = Target(device, pick_dtype(config.dtype, device)), Path(config.work_dir)
         questions = open_questions(config)
         _check_columns(questions)
         checkpoints = {role: Checkpoint.of_role(config, role) for role in stages.roles()}
-        weights = run_file.largest_bytes(checkpoints, target.dtype)
-        decision = placement.decide(config.zero3, weights, ranks, device)
-        described = run_file.describe(config, questions, checkpoints, target, decision)
-        found, warnings = run_file.open_run(Path(config.work_dir), described)
-        unit_rows = units.split_units(len(questions), found["units"]["unit_size"])
+        weights = budgets.largest_bytes(checkpoints, target.dtype)
+        decision = placement.decide(config.zero3, weights, ranks, device, config.memory_fraction)
+        bound = run_file.bound_settings(config, len(questions), target)
+        # Before minutes of hashing.
+        run_file.require_same(work_dir, bound)
+        bound |= _content(work_dir, questions, checkpoints, ranks)
+        at_once = len(questions) if config.lookahead else min(len(questions), bound["unit_size"])
+        described = run_file.describe(
+            config, questions, bound,
+            frozen=budgets.frozen_budgets(config, checkpoints, target, decision, at_once), zero3=decision.as_json(),
+            models={role: checkpoint.as_json() for role, checkpoint in checkpoints.items()},
+        )  # fmt: skip
+        found, warnings = run_file.open_run(work_dir, described)
+        unit_rows = units.split_units(len(questions), bound["unit_size"])
         plan = cls(
-            config, ranks, Path(config.work_dir), target, questions, checkpoints, decision, found["frozen"], unit_rows,
+            config, ranks, work_dir, target, questions, checkpoints, decision, found["frozen"], bound, unit_rows,
             range(config.shard_index, len(unit_rows), config.num_shards),
         )  # fmt: skip
         if ranks.rank == 0:
             log.info("%s", decision)
+            log.info("%s", budgets.told(plan.budgets))
             for warning in (*warnings, *plan.warnings()):
                 log.warning(warning)
         return plan
@@ -93,9 +108,21 @@ class Plan:
                 "instruct and reward model have different tokenizers: answers go over as text, "
                 "rewards compare sums and means, and min and last are null"
             )
+        if taken := placement.taken_by_others(self.target.device, self.placement.memory_bytes):
+            found.append(taken)
         if self.config.temperature == 0:
             found.append("temperature 0 gives the same answer k times: no pair can come of it")
         return found
+
+
+def _content(
+    work_dir: Path, questions: Questions, checkpoints: Mapping[str, Checkpoint], ranks: Ranks
+) -> dict[str, str]:
+    """The bound values that are content: of the dataset and of each model."""
+    run_file.make_work_dir(work_dir)
+    hashes = FileHashes(work_dir, Claims(work_dir, ranks.rank))
+    models = {stages.model_key(role): checkpoint.fingerprint(hashes) for role, checkpoint in checkpoints.items()}
+    return {"dataset": questions.fingerprint(hashes), **models}
 
 
 def _check_columns(questions: Questions) -> None:

@@ -1,146 +1,175 @@
-"""run.json: what this work directory is a run of. Created once, before any work; every later start is held against it.
+"""run.json: what this work directory is a run of, and what its units are bound to.
 
-`bound` holds what stages 0 and 1 depend on: a start with another value is refused, by name. Pairing settings, shards,
-launcher, threads and debug are not in it. `frozen` holds figures that the first start chose for this machine.
+`bound` holds what shapes a number: settings, the dataset and the models by their content. A unit names the values that
+it was computed from. A start with another value is refused, by name, where a published unit depends on it; else it
+replaces the value. Pairing settings, shards, launcher, threads and debug are not bound. `frozen` holds figures that the
+first start chose for this machine, `places` where the dataset was found last.
 """
 
+import contextlib
 import json
-import os
 import platform
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 import data_engine
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.job.checkpoints import Checkpoint
-from data_engine.models import family_class
 from data_engine.models.base import Target
-from data_engine.models.sharding import placement
 from data_engine.questions.dataset import Questions
-from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, memory_bytes
-from data_engine.store import disk
-from data_engine.store.units import auto_unit_size, split_units
+from data_engine.stages import Stage
+from data_engine.store import disk, units
+from data_engine.store.made_from import differing_names, told
+from data_engine.store.units import auto_unit_size, creating, replacing, split_units
 
-SETTINGS = (
-    "limit", "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed",
-    "max_megapixels", "same_pixels",
-)  # fmt: skip
+# Of the work directory's files; raised where they change so that an older program's cannot be read.
+LAYOUT = 2
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
 
 
-def describe(
-    config: RunConfig,
-    questions: Questions,
-    checkpoints: Mapping[str, Checkpoint],
-    target: Target,
-    decision: placement.Decision,
-) -> dict:
-    """The content of run.json for this start; `checkpoints` by role."""
-    unit_size = config.unit_size or auto_unit_size(len(questions))
-    bound = {name: getattr(config, name) for name in SETTINGS}
+def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dict:
+    """The bound values that are no content, by name."""
+    names = {name for stage in stages.known().values() for name in stage.bound}
+    bound = {name: value for name, value in asdict(config).items() if name in names}
     bound |= {"device": target.device.type, "dtype": target.dtype_name}
-    bound |= {"unit_size": unit_size, "dataset": questions.fingerprint}
-    bound |= {f"{role}_model": checkpoint.fingerprint for role, checkpoint in checkpoints.items()}
+    return bound | {"unit_size": config.unit_size or auto_unit_size(num_questions)}
+
+
+def describe(config: RunConfig, questions: Questions, bound: Mapping, **others: object) -> dict:
+    """The content of run.json for this start; `others` are entries that the caller knows."""
     return {
-        "bound": bound,
-        "frozen": frozen_budgets(config, checkpoints, target),
-        "zero3": decision.as_json(),
+        "layout": LAYOUT,
+        "bound": dict(bound),
         "units": {
             "num_questions": len(questions),
-            "unit_size": unit_size,
-            "num_units": len(split_units(len(questions), unit_size)),
+            "unit_size": bound["unit_size"],
+            "num_units": len(split_units(len(questions), bound["unit_size"])),
         },
-        "models": {role: checkpoint.as_json() for role, checkpoint in checkpoints.items()},
         "config": asdict(config),
+        "places": places(config),
         "versions": {
             "data_engine": data_engine.__version__,
             "python": platform.python_version(),
             **{name: version(name) for name in LIBRARIES},
         },
+        **others,
     }
 
 
-def frozen_budgets(config: RunConfig, checkpoints: Mapping[str, Checkpoint], target: Target) -> dict[str, int]:
-    """What sampling.memory.budgets makes of this machine's memory and the largest model.
-
-    The same whether models are split or not, and over however many ranks: log-probs depend on it in their last bits.
-    """
-    memory, itemsize = memory_bytes(target.device, config.memory_fraction), target.dtype.itemsize
-    weights = largest_bytes(checkpoints, target.dtype)
-    sampler = checkpoints[stages.SAMPLING.model]
-    # Weights that leave no room are split, over two ranks at least.
-    fits = weights + placement.WORKING_ROOM_BYTES <= memory
-    needs = Needs(
-        weights=weights if fits else weights // 2,
-        cached_token=family_class(sampler.family).cache_values_per_token(sampler.folder) * itemsize,
-        activated_token=ACTIVATIONS * sampler.sizes.get("hidden_size", 4096) * itemsize,
-    )
-    return budgets(memory, needs, target.device.type, config.sample_k, config.max_new_tokens)
+def places(config: RunConfig) -> dict:
+    """Where the dataset is; absolute, so that a command started in another folder finds it."""
+    named = {"dataset_path": config.dataset_path, "image_root": config.image_root}
+    return {name: str(Path(path).absolute()) if path and Path(path).exists() else path for name, path in named.items()}
 
 
-def largest_bytes(checkpoints: Mapping[str, Checkpoint], dtype: torch.dtype) -> int:
-    """The weights of the largest model: one is held at a time, so it decides what fits."""
-    return max(checkpoint.num_weights for checkpoint in checkpoints.values()) * dtype.itemsize
+def require_same(work_dir: Path, bound: Mapping) -> None:
+    """Raise UserError where run.json is there, and a published unit depends on another value of `bound`."""
+    found = read(work_dir)
+    if found is not None:
+        _refuse_held(work_dir, found["bound"], bound)
 
 
 def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
     """Create run.json, or compare with the one that is there; returns it, and warnings for a person to read.
 
-    Raises UserError naming each bound field that differs.
+    Bound values on which no published unit depends are replaced. Raises UserError naming each other one that differs.
     """
-    path = work_dir / "run.json"
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        _create(path, json.dumps(described, indent=1))
-    except OSError as error:
-        if disk.is_trouble(error):
-            raise
-        raise UserError(f"work_dir {work_dir} cannot be written: {error.strerror}") from error
-    try:
-        found = json.loads(path.read_text())
-        # A start works by the budgets that are written here, not by its own.
-        _ = [found["frozen"][name] for name in described["frozen"]]
-        differing = [name for name in described["bound"] if found["bound"].get(name) != described["bound"][name]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a run.json of this program; choose another work_dir") from error
-    if differing:
-        told = "; ".join(
-            f"{name} was {found['bound'].get(name)!r}, now {described['bound'][name]!r}" for name in differing
-        )
-        raise UserError(
-            f"work_dir {work_dir} holds another run: {told}. Go on with its settings or choose another work_dir"
-        )
+    path = make_work_dir(work_dir) / "run.json"
+    with _writing(work_dir):
+        if not path.exists():
+            with creating(path) as beside:
+                beside.write_text(json.dumps(described, indent=1))
+    found = read(work_dir)
+    _refuse_held(work_dir, found["bound"], described["bound"])
     changed = [
         f"{name} {then} -> {described['versions'].get(name)}"
         for name, then in found["versions"].items()
         if described["versions"].get(name) != then
     ]
-    return found, [f"this run was started with other versions ({', '.join(changed)})"] if changed else []
+    warnings = [f"this run was started with other versions ({', '.join(changed)})"] if changed else []
+    return _updated(work_dir, found, described), warnings
 
 
-def _create(path: Path, text: str) -> None:
-    """Write the file whole, unless one is there already."""
-    if path.exists():
-        return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+def make_work_dir(work_dir: Path) -> Path:
+    """Create the folder. Raises UserError where it cannot be."""
+    with _writing(work_dir):
+        work_dir.mkdir(parents=True, exist_ok=True)
+    return work_dir
+
+
+@contextlib.contextmanager
+def _writing(work_dir: Path) -> Iterator[None]:
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        # Another start created it, and swept what looked left over.
-        if not path.exists():
+        yield
+    except OSError as error:
+        if disk.is_trouble(error):
             raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise UserError(f"work_dir {work_dir} cannot be written: {error.strerror}") from error
+
+
+def read(work_dir: Path) -> dict | None:
+    """run.json, or None where there is none. Raises UserError where it is one of something else."""
+    path = work_dir / "run.json"
+    try:
+        found = json.loads(path.read_text())
+        layout = found.get("layout", 1) if "bound" in found else None
+        # A start works by the budgets that are written here, not by its own.
+        _ = [found[name] for name in ("bound", "frozen", "versions")]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a run.json of this program; choose another work_dir") from error
+    if layout != LAYOUT:
+        raise UserError(
+            f"{path} is of layout {layout}, written by another version of this program, which reads layout {LAYOUT}: "
+            "finish the run with that version, or choose another work_dir"
+        )
+    return found
+
+
+def require_current(work_dir: Path, stage: Stage, bound: Mapping) -> None:
+    """Raise UserError where run.json has other values by now than a unit of this stage was computed with.
+
+    A start with other values replaces those on which no published unit depends; units in hand are not published then.
+    """
+    found = read(work_dir) or {"bound": {}}
+    mine = {name: bound.get(name) for name in stage.bound}
+    differing = differing_names(found["bound"], mine)
+    if differing:
+        raise UserError(
+            f"another start of work_dir {work_dir} has changed the run meanwhile: "
+            f"{told(differing, mine, found['bound'])}. This unit of {stage.name} is dropped"
+        )
+
+
+def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping) -> None:
+    """Raise UserError for each name of `ours` that differs, and that shaped a published unit."""
+    # Values of models that this start does not use stay as they are.
+    differing = differing_names(theirs, ours)
+    holding = {name: stage.name for name in differing for stage in stages.known().values()
+               if name in stage.bound and units.published(work_dir, stage.name)}  # fmt: skip
+    if holding:
+        by = ", ".join(dict.fromkeys(holding.values()))
+        raise UserError(
+            f"work_dir {work_dir} holds another run: {told(list(holding), theirs, ours)}; units of {by} were computed "
+            "with it. Go on with its settings or choose another work_dir"
+        )
+
+
+def _updated(work_dir: Path, found: dict, described: dict) -> dict:
+    """run.json with this start's bound values and places, written where they differ."""
+    new = dict(found)
+    if any(units.published(work_dir, stage) for stage in stages.known()):
+        # Their last bits depend on the frozen figures.
+        new |= {"bound": found["bound"] | described["bound"], "places": described["places"]}
+    elif found["bound"] != described["bound"]:
+        new = described
+    else:
+        new |= {"places": described["places"]}
+    if new != found:
+        with replacing(work_dir / "run.json") as beside:
+            beside.write_text(json.dumps(new, indent=1))
+    return new

@@ -13,21 +13,24 @@ from pathlib import Path
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError
+from data_engine.job import published, run_file
+from data_engine.job.last_step import pair_all
 from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
 from data_engine.job.progress import Progress, log_to_stderr
 from data_engine.models.sharding.coordination import Coordination, Independent, coordinate
-from data_engine.pipeline import pair
 from data_engine.pipeline.runner import StageRunner, UnitWork
-from data_engine.processes.exit_report import STOPPED, announce, report_exit
+from data_engine.processes.exit_report import NOTHING_WRITTEN, STOPPED, announce, report_exit
 from data_engine.processes.ranks import Ranks, set_threads
 from data_engine.processes.signals import Stop, Stopped
+from data_engine.questions.dataset import require_same
+from data_engine.questions.first_rows import require_usable
 from data_engine.questions.image_workers import ImageWorkers
-from data_engine.reporting import page
-from data_engine.reporting.timings import Summary
+from data_engine.reporting.timings import Summary, kind_of
 from data_engine.sampling.memory import peak_bytes
 from data_engine.stages import Stage
-from data_engine.store import claims, disk, logs, units
+from data_engine.store import claims, disk, units
+from data_engine.store.made_from import made_from, read_unit
 from data_engine.store.units import UnitResult
 from data_engine.store.writer import Writer
 
@@ -70,9 +73,10 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     worker = Worker(plan, stop)
     with coordinate(config, plan.placement, plan.target.device, ranks, stop) as coordination:
         finished = worker.work(coordination)
+    written = True
     while finished and ranks.rank == 0 and config.stop_after_stage == stages.PAIR:
         try:
-            pair_all(plan)
+            written = pair_all(plan)
             break
         except units.DamagedUnitError as damage:
             if config.continue_from_stage == stages.PAIR or plan.placement.split:
@@ -83,25 +87,7 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
         return STOPPED
     if ranks.rank == 0:
         print(f"\n{Summary.read(plan.work_dir).table()}", flush=True)
-    return 0
-
-
-def pair_all(plan: Plan) -> None:
-    """The last step, on one rank: pairs, dataset, report, and the funnel on screen."""
-    config = plan.config
-    pair.require_units(plan.work_dir, len(plan.unit_rows))
-    units.sweep(plan.work_dir)
-    claims.Claims(plan.work_dir, plan.ranks.rank).sweep()
-    log.info("pairing")
-    start = time.perf_counter()
-    funnel = pair.run(
-        plan.work_dir, plan.questions, plan.unit_rows, rank=config.rank, distance=config.distance,
-        beta=config.beta, seed=config.seed, markers=plan.sampler.markers, same_tokenizer=plan.same_tokenizer,
-        debug=config.debug,
-    )  # fmt: skip
-    logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
-    page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels)
-    print(funnel.table(), flush=True)
+    return 0 if written else NOTHING_WRITTEN
 
 
 class Worker:
@@ -113,14 +99,18 @@ class Worker:
         self.writer = Writer()
         self.image_workers = ImageWorkers()
         self.held = ModelHolder(plan, self.image_workers)
+        # Of the units in hand, by stage and number: what they say that they were computed from.
+        self.made_from: dict[tuple[str, int], dict] = {}
 
     def work(self, coordination: Coordination) -> bool:
         """Publish every unit of this job's shard, up to the last step asked for; False if a signal came."""
         config = self.plan.config
         todo = stages.between(config.continue_from_stage, config.stop_after_stage)
+        published.check(self.plan, self.claims)
         self._require_earlier()
         total = len(self.plan.mine) * len(todo)
         names = [stage.name for stage in todo]
+        self._look_at_first_rows(todo)
         with self.image_workers, Progress(
             self.plan.work_dir, names, self.plan.mine, total, self.plan.ranks
         ) as progress:  # fmt: skip
@@ -138,6 +128,13 @@ class Worker:
         self._require_earlier()
         self.held.release()
         return not coordination.any(bool(self.stop.wanted))
+
+    def _look_at_first_rows(self, todo: list[Stage]) -> None:
+        """Raise UserError, before a model is loaded, where none of them can be used."""
+        plan, sampling = self.plan, stages.SAMPLING
+        if plan.ranks.rank == 0 and sampling in todo and units.missing(plan.work_dir, sampling.name, plan.mine):
+            with ImageWorkers() as workers:
+                require_usable(plan.questions, plan.config.max_megapixels, workers.decode)
 
     def _work_through(self, phase: list[Stage], coordination: Coordination, progress: Progress) -> None:
         """Publish what is left of some stages, as long as no signal comes."""
@@ -223,7 +220,7 @@ class Worker:
         try:
             runner = self.held.runner(stage, coordination)
             start = time.perf_counter()
-            runner.submit(self._work_of(stage, unit))
+            self._submit(stage, unit, runner)
             # Once no unit is free, the ones in hand are finished without looking again.
             look_ahead = self.plan.config.lookahead
             while claims_held:
@@ -248,26 +245,45 @@ class Worker:
                 return False
             _, unit, claim = claimed
             claims_held[unit] = claim
-            runner.submit(self._work_of(stage, unit))
+            self._submit(stage, unit, runner)
         return True
 
-    def _work_of(self, stage: Stage, unit: int) -> UnitWork:
-        inputs = {name: units.read_unit(self.plan.work_dir, name, unit) for name in stage.needs}
-        return UnitWork(unit, self.plan.questions.rows(self.plan.unit_rows[unit]), inputs)
+    def _submit(self, stage: Stage, unit: int, runner: StageRunner) -> None:
+        plan, known = self.plan, stages.known()
+        inputs = {name: read_unit(plan.work_dir, known[name], unit, plan.bound) for name in stage.needs}
+        questions = plan.questions.rows(plan.unit_rows[unit])
+        for needed in inputs.values():
+            questions = require_same(questions, needed.facts["rows"])
+        self.made_from[stage.name, unit] = made_from(stage, plan.bound, inputs)
+        runner.submit(UnitWork(unit, questions, inputs))
 
     def _hand_over(
         self, stage: Stage, unit: int, result: UnitResult, seconds: float, claims_held: dict, progress: Progress
     ) -> None:
         """Have a result published by the writer's thread, which gives the claim back."""
-        if result.quarantined and self.plan.config.on_bad_row == "error":
-            idx, reason = result.quarantined[0]
+        left_out = result.quarantined + result.missing
+        if left_out and self.plan.config.on_bad_row == "error":
+            idx, reason = left_out[0]
             raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")
+        if unit == self.plan.mine.start and not result.table.num_rows:
+            self._refuse_useless(stage, left_out)
 
         questions, peak = len(self.plan.unit_rows[unit]), peak_bytes(self.plan.target.device)
+        facts = self.made_from.pop((stage.name, unit))
 
         def publish() -> None:
-            units.publish_result(self.plan.work_dir, stage.name, unit, result)
+            run_file.require_current(self.plan.work_dir, stage, self.plan.bound)
+            units.publish_result(self.plan.work_dir, stage.name, unit, result, facts)
             progress.unit_done(stage.name, unit, result, questions=questions, seconds=seconds, peak_bytes=peak)
 
         with self.stop.committing():
             self.writer.hand_over(publish, claims_held.pop(unit))
+
+    def _refuse_useless(self, stage: Stage, left_out: list[units.Row]) -> None:
+        """Raise UserError where the first unit of a stage has no row that could be used, all for the same reason."""
+        kinds = {kind_of(reason) for _, reason in left_out}
+        if len(kinds) == 1 and not units.published(self.plan.work_dir, stage.name):
+            raise UserError(
+                f"{stage.name}: none of the first {len(left_out)} rows of the dataset can be used, all for the same "
+                f"reason: {left_out[0][1]}. Mend the dataset or the flags, or take these rows out"
+            )

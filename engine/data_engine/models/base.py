@@ -98,6 +98,10 @@ class ModelFamily(Protocol):
     def cache_values_per_token(folder: Path) -> int:
         """Numbers in the key/value cache for one token, all layers."""
 
+    @staticmethod
+    def folders(folder: Path) -> list[Path]:
+        """The folders that a checkpoint is read from: its own first, then one for each part that lies elsewhere."""
+
 
 @torch.inference_mode()
 def prefix(model: VisionLanguageModel, pixels: Tensor, question: str) -> Tensor:

@@ -5,8 +5,7 @@ Weights are held once: a tensor is mapped from its file, cast to the run's dtype
 
 import hashlib
 import re
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +14,14 @@ from torch import Tensor, nn
 
 from data_engine.models.base import Split
 from data_engine.models.registry import ModelError, read_json
+from data_engine.store.file_hashes import HashFiles
+
+# Besides the weights: configuration, tokenizer, processor and chat template. An index of shards says only which file
+# holds a weight.
+CONTENT = (
+    "config.json", "generation_config.json", "tokenizer*", "added_tokens.json", "special_tokens_map.json", "vocab.*",
+    "merges.txt", "*processor_config.json", "chat_template*", "additional_chat_templates/*",
+)  # fmt: skip
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -58,28 +65,28 @@ def tensor_shapes(folder: Path) -> dict[str, torch.Size]:
     return {name: get().shape for file in weight_files(folder) for name, get in tensors(file)}
 
 
-def fingerprint(folder: Path) -> str:
-    """sha256 over the config, the tokenizer, and the headers and sizes of the weight files."""
-    digest = hashlib.sha256()
-    names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
-    for file in [folder / name for name in names if (folder / name).is_file()]:
-        digest.update(file.name.encode() + file.read_bytes())
-    for file in weight_files(folder):
-        digest.update(f"{file.name} {file.stat().st_size}".encode() + _header(file))
-    return digest.hexdigest()
+def fingerprint(folders: Sequence[Path], hash_files: HashFiles) -> str:
+    """In hex, of what the folders of a checkpoint hold: every byte of weights, configuration and tokenizer.
+
+    Paths do not count, nor do files that no part of this program reads.
+    """
+    content = hashlib.sha256()
+    for folder in folders:
+        files = content_files(folder)
+        for file, sha256 in zip(files, hash_files(files), strict=True):
+            content.update(f"{file.relative_to(folder)} {sha256}\n".encode())
+    return content.hexdigest()
 
 
-def _header(file: Path) -> bytes:
-    """Names, shapes and offsets of a safetensors file; the first megabyte of a .bin."""
-    with open(file, "rb") as opened:
-        if file.suffix == ".bin":
-            return opened.read(1 << 20)
-        return opened.read(struct.unpack("<Q", opened.read(8))[0])
+def content_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint that shape a number: its weights, and whatever says how to read and feed them."""
+    others = {file for pattern in CONTENT for file in folder.glob(pattern) if file.is_file()}
+    return [*weight_files(folder), *sorted(others)]
 
 
-def num_weights(folder: Path) -> int:
-    """The number of weights in a checkpoint, whatever their dtype."""
-    return sum(shape.numel() for shape in tensor_shapes(folder).values())
+def num_weights(folders: Sequence[Path]) -> int:
+    """The number of weights in the folders of a checkpoint, whatever their dtype."""
+    return sum(shape.numel() for folder in folders for shape in tensor_shapes(folder).values())
 
 
 class Filler:

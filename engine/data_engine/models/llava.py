@@ -109,8 +109,7 @@ class Llava:
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> "Llava":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
-        names = tensor_names(folder)
-        config = read_config(folder, carries_tower=any(_rename(name).startswith("vision.") for name in names))
+        config = read_config(folder, _carries_tower(folder))
         tokenizer = load_tokenizer(folder)
         with init_empty_weights(include_buffers=False):
             modules = _Modules(config)
@@ -130,6 +129,12 @@ class Llava:
         """Numbers in the key/value cache for one token, all layers."""
         raw, where = read_json(folder / "config.json"), folder / "config.json"
         return cache_values_per_token(_llama_config(raw.get("text_config", raw), where))
+
+    @staticmethod
+    def folders(folder: Path) -> list[Path]:
+        """Its own, and that of the CLIP tower where the checkpoint does not hold it."""
+        tower = read_config(folder, _carries_tower(folder)).tower_folder
+        return [folder] if tower is None else [folder, tower]
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)
@@ -178,6 +183,11 @@ def preprocess(image: Image.Image, size: int, crop: bool, max_megapixels: float)
     image = resized(image, target)
     left, top = (target[0] - size) // 2, (target[1] - size) // 2
     return normalised(image.crop((left, top, left + size, top + size)))
+
+
+def _carries_tower(folder: Path) -> bool:
+    """Whether the checkpoint holds the weights of its CLIP tower."""
+    return any(_rename(name).startswith("vision.") for name in tensor_names(folder))
 
 
 def _rename(name: str) -> str:

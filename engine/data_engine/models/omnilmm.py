@@ -108,6 +108,11 @@ class OmniLMM:
         where = folder / "config.json"
         return cache_values_per_token(_mistral_config(read_json(where), where))
 
+    @staticmethod
+    def folders(folder: Path) -> list[Path]:
+        """Its own alone, which holds the tower."""
+        return [folder]
+
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         """The whole image resized to a square, for sampling and scoring alike; `crop` is ignored."""
         check_megapixels(*image.size, max_megapixels, "source image")

@@ -9,11 +9,12 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine import errors, exports, schemas, stages
@@ -26,6 +27,8 @@ from data_engine.questions.dataset import Questions
 from data_engine.rewards import NOT_SCORED, Rewards, RewardSettings, implicit
 from data_engine.store import units
 from data_engine.store.folders import move_in, scratch_folder
+from data_engine.store.made_from import read_with_inputs
+from data_engine.store.sealed import Sealed
 from data_engine.tables import load
 
 PAIRS_FILE = Path("pairs", "pairs.parquet")
@@ -54,8 +57,13 @@ def run(
     markers: tuple[str, ...],
     same_tokenizer: bool,
     debug: bool,
+    bound: Mapping,
 ) -> Funnel:
-    """Pair all answers of `work_dir` and publish the dataset. Raises IncompleteError where units are missing."""
+    """Pair all answers of `work_dir` and publish the dataset.
+
+    Raises IncompleteError where units are missing, DamagedUnitError for one that must be computed again, UserError for
+    one that was computed from other values than those of `bound`, or from other rows than `questions`.
+    """
     require_units(work_dir, len(unit_ranges))
     settings = Settings(rank, distance, beta, seed)
     reward_settings = RewardSettings(beta, same_tokenizer)
@@ -65,8 +73,9 @@ def run(
         candidates = CandidateTable(scratch / "candidates.parquet", schemas.pairs(questions.idx_type), seed)
         with candidates, debug_rows as add_row:
             for unit, rows in enumerate(unit_ranges):
-                funnel.quarantined += units.num_left_out(work_dir, unit)
-                for idx, answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward_settings):
+                read = _read(work_dir, unit, bound)
+                funnel.quarantined += len(_left_out(read.values()))
+                for idx, answers in _answers(read, unit, questions.idx[rows.start : rows.stop], reward_settings):
                     candidates.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
         candidates.filter_dataset()
         kept = KeptPairs(candidates, questions, unit_ranges, work_dir, seed)
@@ -102,15 +111,29 @@ def require_units(work_dir: Path, num_units: int) -> None:
         )
 
 
+def _read(work_dir: Path, unit: int, bound: Mapping) -> dict[str, Sealed]:
+    """The unit of each stage, by name; each was computed from those that it needs."""
+    read: dict[str, Sealed] = {}
+    for stage in stages.chosen().values():
+        inputs = {name: read[name] for name in stage.needs}
+        read[stage.name] = read_with_inputs(work_dir, stage, unit, bound, inputs)
+    return read
+
+
+def _left_out(read: Iterable[Sealed]) -> set:
+    """The idx of the questions of a unit that a stage left out."""
+    return {idx for unit in read for name in ("left_out", "missing") for idx, _ in unit.facts.get(name, ())}
+
+
 def _answers(
-    work_dir: Path, unit: int, order: list, settings: RewardSettings
+    read: Mapping[str, Sealed], unit: int, order: list, settings: RewardSettings
 ) -> Iterator[tuple[int | str, list[dict]]]:
     """Each question of a unit that has answers, its idx and they with their rewards, in the order of the questions."""
     # The first source ranks; a run has one so far.
     source = stages.SOURCES[stages.CHOSEN[0]]
     rewards = load(source.rewards)
-    columns = {stage.name: _column(work_dir, stage.name, unit) for stage in source.stages}
-    table = units.read_unit(work_dir, stages.SAMPLING.name, unit).select(["idx", "sample_index", "answer"])
+    columns = {stage.name: _column(read[stage.name].table) for stage in source.stages}
+    table = read[stages.SAMPLING.name].table.select(["idx", "sample_index", "answer"])
     rows = []
     for row in table.to_pylist():
         key = (row["idx"], row["sample_index"])
@@ -130,12 +153,12 @@ def _answers(
     return ((idx, groups[idx]) for idx in order if idx in groups)
 
 
-def _column(work_dir: Path, stage: str, unit: int) -> dict[tuple, np.ndarray]:
+def _column(table: pa.Table) -> dict[tuple, np.ndarray]:
     """(idx, sample_index) -> what a stage computed of an answer, its token log-probs or its score as an array.
 
     Rows are matched by these keys, never by their position.
     """
-    table = units.read_unit(work_dir, stage, unit).combine_chunks()
+    table = table.combine_chunks()
     keys = zip(table["idx"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
     if "score" in table.column_names:
         scores = zip(keys, table["score"].to_pylist(), strict=True)

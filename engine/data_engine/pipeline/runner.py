@@ -15,6 +15,7 @@ from data_engine.config import RunConfig
 from data_engine.models.base import VisionLanguageModel
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import Decode
+from data_engine.store.sealed import Sealed
 from data_engine.store.units import UnitResult
 
 
@@ -43,7 +44,7 @@ class UnitWork:
     number: int
     questions: Iterable[Question]
     """read as they are asked for"""
-    inputs: Mapping[str, pa.Table]
+    inputs: Mapping[str, Sealed]
     """by name, the units of the same number of the stages that this one needs"""
 
 

@@ -19,7 +19,7 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest
 from data_engine.seeds import seed_for
-from data_engine.store.units import UnitResult
+from data_engine.store.units import Row, UnitResult
 
 # The back end of a run, of sampling.backend.BACKENDS.
 BACKEND = "native"
@@ -84,7 +84,10 @@ class _Unit:
     taken: bool = False
     """whether all its questions have been looked at"""
     asked: list[int | str] = field(default_factory=list)
-    quarantined: list[tuple[int | str, str]] = field(default_factory=list)
+    quarantined: list[Row] = field(default_factory=list)
+    missing: list[Row] = field(default_factory=list)
+    rows: list[str | None] = field(default_factory=list)
+    """digests of its questions"""
     found: list[Completion] = field(default_factory=list)
 
     def finished(self, k: int) -> bool:
@@ -102,7 +105,8 @@ class _Unit:
             "token_ids": [found.token_ids for found in kept],
             "finish_reason": [found.finish_reason for found in kept],
         }
-        return UnitResult(pa.table(columns, schemas.sampled_answer(idx_type)), self.quarantined + reasons, halvings)
+        table = pa.table(columns, schemas.sampled_answer(idx_type))
+        return UnitResult(table, self.quarantined + reasons, self.missing, self.rows, retries=halvings)
 
     def _idx(self, found: Completion) -> int | str:
         return self.asked[found.request - self.first]
@@ -152,8 +156,10 @@ class SamplingRunner:
         unit = _Unit(work.number, self._num_requests)
         self._units.append(unit)
         for question, prepared in ahead(self._prepare, work.questions):
+            # Nothing is made of a row that is left out.
+            unit.rows.append(None if isinstance(prepared, str) else question.digest)
             if isinstance(prepared, str):
-                unit.quarantined.append((question.idx, prepared))
+                (unit.missing if question.missing else unit.quarantined).append((question.idx, prepared))
             else:
                 unit.asked.append(question.idx)
                 self._num_requests += 1
@@ -161,6 +167,8 @@ class SamplingRunner:
         unit.taken = True
 
     def _prepare(self, question: Question) -> tuple[Question, PromptRequest | str]:
+        # Hashed here, in the thread that decodes.
+        _ = question.digest
         try:
             image = read_image(question, self._settings.max_megapixels, self._decode)
             return question, request_for(self._model, image, question.question, question.idx, self._settings)

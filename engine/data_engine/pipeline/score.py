@@ -19,7 +19,7 @@ from data_engine.questions.dataset import Question, read_image
 from data_engine.questions.images import BadImage, Decode, open_image
 from data_engine.questions.prefetch import ahead
 from data_engine.scoring.logprobs import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
-from data_engine.store.units import UnitResult
+from data_engine.store.units import Row, UnitResult
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def runner(context: StageContext) -> UnitByUnit:
 
     def compute(work: UnitWork) -> UnitResult:
         nonlocal check
-        sampled = work.inputs[stages.SAMPLING.name]
+        sampled = work.inputs[stages.SAMPLING.name].table
         result = score_unit(context.model, work.questions, sampled, settings, check, context.decode)
         check = check and not result.table.num_rows
         return result
@@ -80,8 +80,8 @@ def score_unit(
     answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
     asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
     prepared = ahead(lambda item: _prepare(model, *item, settings, decode), asked)
-    scored, quarantined, too_large, retries = [], [], [], 0
-    for together in _passes(prepared, settings.tokens_a_pass, quarantined):
+    scored, quarantined, missing, too_large, retries = [], [], [], [], 0
+    for together in _passes(prepared, settings.tokens_a_pass, (quarantined, missing)):
         results, halved = _score(model, together)
         retries += halved
         for one, result in zip(together, results, strict=True):
@@ -102,7 +102,7 @@ def score_unit(
         raise UserError(NO_ROOM)
     quarantined += too_large
     table = pa.Table.from_pylist(list(_records(scored)), schemas.logps(sampled.schema.field("idx").type))
-    return UnitResult(table, quarantined, retries)
+    return UnitResult(table, quarantined, missing, retries=retries)
 
 
 def _prepare(
@@ -125,13 +125,13 @@ def _prepare(
 
 
 def _passes(
-    prepared: Iterable[_Prepared], most_tokens: int, quarantined: list[tuple[int | str, str]]
+    prepared: Iterable[_Prepared], most_tokens: int, left_out: tuple[list[Row], list[Row]]
 ) -> Iterator[list[_Prepared]]:
-    """Neighbours that fit a pass, one at least; those that cannot be scored go to `quarantined`."""
+    """Neighbours that fit a pass, one at least; those that cannot be scored go to `left_out`, the second if missing."""
     together: list[_Prepared] = []
     for one in prepared:
         if one.problem:
-            quarantined.append((one.question.idx, one.problem))
+            left_out[one.question.missing].append((one.question.idx, one.problem))
             continue
         if together and sum(other.tokens for other in together) + one.tokens > most_tokens:
             yield together

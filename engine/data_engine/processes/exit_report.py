@@ -11,6 +11,8 @@ from data_engine.store.logs import append
 
 # Exit code of a rank that a signal stopped after it had committed.
 STOPPED = 75
+# Exit code of a run that came to its end, and has no row to write.
+NOTHING_WRITTEN = 4
 
 
 def report(**values: int) -> None:

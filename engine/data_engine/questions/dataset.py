@@ -4,9 +4,11 @@ A fault of the dataset as a whole (a missing column, a duplicate idx) raises Use
 that row's `problem`; the other rows are read on.
 """
 
+import functools
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +17,16 @@ from PIL import Image
 
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
-from data_engine.questions.images import MAX_FILE_BYTES, BadImage, Decode, decode, read_under
+from data_engine.questions.images import MAX_FILE_BYTES, BadImage, Decode, MissingImage, decode, read_under
 from data_engine.questions.sources import open_source
 from data_engine.questions.sources.base import REQUIRED_COLUMNS, Source, is_text
 from data_engine.schemas import OPTIONAL_COLUMNS
+from data_engine.store.file_hashes import HashFiles
 
 # A longer question exceeds every model's context, and would take long to tokenize.
 MAX_QUESTION_BYTES = 1 << 20
+# Of a row's digest, in hex: 128 bits.
+DIGEST_LENGTH = 32
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,19 @@ class Question:
     extra: dict[str, str | None] = field(default_factory=dict)
     """the columns of schemas.OPTIONAL_COLUMNS that the input has"""
     problem: str | None = None
-    """why the row cannot be used, for the quarantine; with it, question or image is None"""
+    """why the row cannot be used; with it, question or image is None"""
+    missing: bool = False
+    """the problem is not the row's: its image could not be read for what is missing around it"""
+
+    @functools.cached_property
+    def digest(self) -> str | None:
+        """Names what a model sees of the row, its question and its encoded picture; None where it cannot be used."""
+        if self.problem is not None:
+            return None
+        question = self.question.encode()
+        content = hashlib.sha256(len(question).to_bytes(8, "little") + question)
+        content.update(self.image)
+        return content.hexdigest()[:DIGEST_LENGTH]
 
 
 class Questions:
@@ -49,7 +66,6 @@ class Questions:
     idx_type: pa.DataType
     columns: tuple[str, ...]
     optional_columns: tuple[str, ...]
-    fingerprint: str
 
     def __init__(self, source: Source, name: str, image_root: Path | None = None, limit: int | None = None):
         _check_columns(source.columns, name)
@@ -58,12 +74,17 @@ class Questions:
         self.idx = _checked_ids(source.ids(limit), name)
         self.columns = tuple(source.columns)
         self.optional_columns = tuple(column for column in OPTIONAL_COLUMNS if column in source.columns)
-        self.fingerprint = source.fingerprint()
         self._source = source
         self._image_root = image_root
 
     def __len__(self) -> int:
         return len(self.idx)
+
+    def fingerprint(self, hash_files: HashFiles) -> str:
+        """In hex, by content: the ids in their order, and every byte of what the rows are read from."""
+        content = hashlib.sha256("\n".join(map(json.dumps, self.idx)).encode())
+        content.update(self._source.fingerprint(hash_files).encode())
+        return content.hexdigest()
 
     def rows(self, rows: range) -> Iterator[Question]:
         """The questions of consecutive rows, in order."""
@@ -81,19 +102,19 @@ class Questions:
     def _question(self, idx: int | str, text: pa.Scalar, cell: tuple[pa.Scalar, pa.Scalar], extra: dict) -> Question:
         path = cell[1].as_py()
         path = path if path is None else path.decode(errors="replace")
-        question, image, problem = None, None, None
+        question, image, problem, missing = None, None, None, False
         try:
             question = _question_text(_limited(text, MAX_QUESTION_BYTES, "question"))
             image = _limited(cell[0], MAX_FILE_BYTES, "image") or self._read_image(path)
         except BadImage as error:
-            problem = str(error)
-        return Question(idx, question, image, path, extra, problem)
+            problem, missing = str(error), isinstance(error, MissingImage)
+        return Question(idx, question, image, path, extra, problem, missing)
 
     def _read_image(self, path: str | None) -> bytes:
         if not path:
             raise BadImage("row has no image: neither bytes nor a path")
         if self._image_root is None:
-            raise BadImage("image has no bytes, and its path is not opened without image_root")
+            raise MissingImage("image has no bytes, and its path is not opened without image_root")
         return read_under(self._image_root, path)
 
 
@@ -124,6 +145,20 @@ def open_questions(config: RunConfig) -> Questions:
         image_root=config.image_root,
         limit=config.limit,
     )
+
+
+def require_same(questions: Iterable[Question], digests: Sequence[str | None]) -> Iterator[Question]:
+    """The questions of a unit, in order, held against the digests of those that its answers were sampled from.
+
+    Raises UserError for a row with other content. One that could not be used then, or cannot be used now, has none.
+    """
+    for question, digest in zip(questions, digests, strict=True):
+        if question.digest is not None and digest is not None and question.digest != digest:
+            raise UserError(
+                f"row {question.idx!r}: its question or picture is not the one that its answers were sampled from. "
+                "Give back the dataset_path and image_root of then, or choose another work_dir"
+            )
+        yield question
 
 
 def read_image(question: Question, max_megapixels: float, decode: Decode = decode) -> Image.Image:

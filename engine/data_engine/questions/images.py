@@ -23,7 +23,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_FILE_BYTES = 1 << 29
 _SIXTEEN_BIT_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
 # Errors of open that are about the path, not about the disk.
-_ROW_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
+_ROW_ERRORS = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
+    errno.ESTALE,
+)  # fmt: skip
 # Memory addresses and paths are cut out of reasons, which must be the same on every machine.
 _MACHINE_TEXT = re.compile(r"<[^<>]*>|\b0x[0-9a-fA-F]+|/[^\s'\"]+")
 # catch_warnings replaces process-wide state: two threads that decode at once would undo each other's filter.
@@ -32,6 +35,10 @@ _WARNINGS = threading.Lock()
 
 class BadImage(ValueError):
     """An image that cannot be used; the message is the reason that the quarantine records."""
+
+
+class MissingImage(BadImage):
+    """An image that could not be read for what is missing around it: a file, a mount, a setting."""
 
 
 Decode = Callable[[bytes | None, float], Image.Image]
@@ -93,7 +100,8 @@ def resized_size(width: int, height: int, shortest_edge: int) -> tuple[int, int]
 def read_under(root: Path, path: str) -> bytes:
     """The content of the file `path` of a dataset. Raises BadImage unless it lies, with links followed, below `root`.
 
-    An OSError of the disk, which is no fault of the row, is raised unchanged.
+    MissingImage where another folder, or a mount, could have it. An OSError of the disk, which is no fault of the row,
+    is raised unchanged.
     """
     shown = json.dumps(path if len(path) <= 200 else f"{path[:200]}...", ensure_ascii=False)
     if "://" in path:
@@ -106,9 +114,9 @@ def read_under(root: Path, path: str) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno not in _ROW_ERRORS:
             raise
-        raise BadImage(f"image path {shown} is not a readable file under image_root") from None
+        raise MissingImage(f"image path {shown} is not a readable file under image_root") from None
     if descriptor is None:
-        raise BadImage(f"image path {shown} leads outside image_root")
+        raise MissingImage(f"image path {shown} leads outside image_root")
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

@@ -1,6 +1,6 @@
 """Where the time of a run went and what was left out, over all its ranks and starts: a work_dir in, two tables out.
 
-Time comes from logs/rank-*.jsonl, rows from quarantine/; no other part of the run is needed.
+Time comes from logs/rank-*.jsonl, rows from the units; no other part of the run is needed.
 """
 
 import re
@@ -45,7 +45,7 @@ class Summary:
     @classmethod
     def read(cls, work_dir: Path) -> "Summary":
         """The summary of what `work_dir` holds by now."""
-        return cls(_stages(work_dir), _events(work_dir), _reasons(work_dir))
+        return cls(_stages(work_dir), _events(work_dir), kinds_of_reasons(work_dir))
 
     def times(self) -> list[tuple[str, ...]]:
         """A heading and a row for each stage and event, as text; "" where a column does not apply."""
@@ -67,7 +67,7 @@ class Summary:
         most = self.reasons.most_common(NUM_REASONS)
         rows = [("quarantined in", "rows", "reason"), *((stage, f"{rows:,}", why) for (stage, why), rows in most)]
         others = self.reasons.total() - sum(count for _, count in most)
-        return [*rows, ("", f"{others:,}", "other reasons, see quarantine/")] if others else rows
+        return [*rows, ("", f"{others:,}", "other reasons")] if others else rows
 
     def table(self) -> str:
         """The text that a run prints at its end."""
@@ -111,12 +111,12 @@ def _events(work_dir: Path) -> dict[str, tuple[int, float]]:
     return dict(sorted(found.items()))
 
 
-def _reasons(work_dir: Path) -> Counter:
-    """A row that several stages left out counts for the first of them."""
-    found = Counter((row["stage"], _kind(row["reason"])) for row in units.left_out(work_dir))
+def kinds_of_reasons(work_dir: Path) -> Counter:
+    """(stage, kind of reason) -> rows that were left out; one that several stages left out counts for the first."""
+    found = Counter((row["stage"], kind_of(row["reason"])) for row in units.left_out(work_dir))
     return Counter(dict(sorted(found.items())))
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """A reason without what is particular to one row, on one line."""
     return " ".join(PARTICULARS.sub("…", reason).split())[:REASON_LENGTH]

@@ -2,28 +2,32 @@
 
 A unit is a run of consecutive questions, fixed by the dataset alone. A unit of a stage is one parquet file that appears
 whole or not at all; the first rank to publish it wins, and a later copy is dropped. Each file carries a checksum of all
-its bytes: a unit that a disk has damaged is set aside when it is read, and is computed again.
+its bytes, its seal: a unit that a disk has damaged is set aside when it is read, and is computed again. It also names
+what it was computed from, and the rows that were left out.
 """
 
 import contextlib
-import hashlib
+import errno
 import os
 import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from data_engine import schemas, stages
+from data_engine import stages
+from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_sealed
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
-QUARANTINE_FILE = re.compile(r"unit-(\d{5,})(?:\.\w+)?\.parquet")
-# Key of a file's metadata that holds the sha256 of the file, taken with BLANK in its place.
-SEAL, BLANK = "data_engine_sha256", b"0" * 64
+# What a network file system says of a file that another host has removed or replaced.
+NOT_THERE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+# Where units go that are computed again: damaged ones, and those of which something else has changed since.
+DAMAGED, REPLACED = "damaged", "replaced"
+
+Row = tuple[int | str, str]
+"""idx and reason of a row that was left out"""
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,24 @@ class UnitResult:
     """What a unit of a stage comes to: its table, and the rows that were left out as (idx, reason)."""
 
     table: pa.Table
-    quarantined: list[tuple[int | str, str]]
+    quarantined: list[Row]
+    """left out for what they are: for good"""
+    missing: list[Row] = field(default_factory=list)
+    """could not be read for what was missing around them, such as a file: work that is not done"""
+    rows: list[str | None] = field(default_factory=list)
+    """of each question, in order, the digest of its content; None where it was left out"""
+    turned: int = 0
+    """pictures that were turned upright"""
     retries: int = 0
     """how often memory ran out and the work went on in halves: its numbers may then differ in their last bits"""
 
+    def facts(self) -> dict:
+        """What the unit's file says besides its table."""
+        return {"left_out": self.quarantined, "missing": self.missing, "rows": self.rows, "turned": self.turned}
+
 
 class DamagedUnitError(RuntimeError):
-    """A unit that was published and is no longer what it was; it has been set aside, and counts as missing."""
+    """A unit that was published and cannot be used any more; it has been set aside, and counts as missing."""
 
 
 def auto_unit_size(num_questions: int) -> int:
@@ -56,7 +71,12 @@ def unit_path(work_dir: Path, stage: str, unit: int) -> Path:
 
 def published(work_dir: Path, stage: str) -> set[int]:
     """Numbers of the units of a stage that are on disk."""
-    names = os.listdir(work_dir / stage) if (work_dir / stage).is_dir() else []
+    try:
+        names = os.listdir(work_dir / stage)
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
+        names = []
     return {int(match[1]) for match in map(UNIT_FILE.fullmatch, names) if match}
 
 
@@ -94,91 +114,120 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: what the body writes there replaces `path` as one step, or is removed."""
+def temporary(path: Path) -> Iterator[Path]:
+    """A path beside `path` for what will become it; removed at the end, if it is still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random, since process ids repeat across hosts.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield beside
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file outlive a power cut."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: what the body writes there replaces `path` as one step, or is removed."""
+    with temporary(path) as beside:
+        yield beside
+        sync_file(beside)
+        os.replace(beside, path)
     sync_folder(path.parent)
 
 
-def publish(path: Path, table: pa.Table) -> None:
+@contextlib.contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: what the body writes there becomes `path`, unless something is there by then.
+
+    A link, unlike a rename, cannot replace: of two that are in the middle of it, the first wins.
+    """
+    with temporary(path) as beside:
+        yield beside
+        sync_file(beside)
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            # Another process created it, and swept what looked left over.
+            if not path.exists():
+                raise
+            return
+    sync_folder(path.parent)
+
+
+def publish(path: Path, table: pa.Table, facts: dict | None = None) -> None:
     """Write `table` so that a reader sees all of it or none of it; a unit that is there already is kept."""
     if path.exists():
         return
     try:
-        with replacing(path) as temporary:
-            write_sealed(table, temporary)
+        with creating(path) as beside:
+            write_sealed(table, beside, facts)
     except FileNotFoundError:
-        # Another rank published the unit and swept what looked left over.
+        # What was half written looked left over to another rank, which found the unit published.
         if not path.exists():
             raise
 
 
+def publish_result(work_dir: Path, stage: str, unit: int, result: UnitResult, made_from: dict) -> None:
+    """Publish what a unit of a stage came to, and what it was computed from: see job/run_file.py."""
+    publish(unit_path(work_dir, stage, unit), result.table, {**result.facts(), "made_from": made_from})
+
+
 def sweep(work_dir: Path) -> None:
     """Remove what processes that died left of run.json, and of units which are published by now."""
-    leftovers = [*work_dir.glob(".run.json.*")]
-    for stage in (*stages.known(), "quarantine"):
+    leftovers = [*work_dir.glob(".run.json.*"), *(work_dir / "hashes").glob(".*.json.*")]
+    for stage in stages.known():
         leftovers += (work_dir / stage).glob(".unit-*.parquet.*")
     for path in leftovers:
         if path.with_name(path.name[1:].rpartition(".")[0]).exists():
             path.unlink(missing_ok=True)
 
 
-def write_sealed(table: pa.Table, path: Path) -> None:
-    """Write a parquet file that carries its own checksum."""
-    with pq.ParquetWriter(path, table.schema) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({SEAL: BLANK.decode()})
-    content = path.read_bytes()
-    with open(path, "r+b") as file:
-        file.seek(content.rindex(BLANK))
-        file.write(hashlib.sha256(content).hexdigest().encode())
-
-
-def read_sealed(path: Path) -> pa.Table:
-    """The table of a file by write_sealed. Raises ValueError where a byte of it has changed since."""
-    content = path.read_bytes()
-    try:
-        file = pq.ParquetFile(pa.BufferReader(content))
-        seal = file.metadata.metadata[SEAL.encode()]
-    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no whole unit: {error}") from None
-    if hashlib.sha256(content.replace(seal, BLANK)).hexdigest().encode() != seal:
-        raise ValueError(f"{path} has changed since it was published: its checksum does not fit")
-    return file.read().replace_schema_metadata(None)
-
-
-def read_unit(work_dir: Path, stage: str, unit: int) -> pa.Table:
+def read_unit(work_dir: Path, stage: str, unit: int) -> Sealed:
     """A published unit. Raises DamagedUnitError, once it is set aside, where it is not what was published."""
     path = unit_path(work_dir, stage, unit)
     try:
         return read_sealed(path)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
         raise DamagedUnitError(f"{path} is gone") from None
     except ValueError as error:
-        aside = work_dir / "damaged" / f"{stage}-{path.stem}.{secrets.token_hex(4)}.parquet"
-        aside.parent.mkdir(exist_ok=True)
-        # Gone already where another rank saw it too.
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(path, aside)
+        aside = set_aside(work_dir, stage, unit, DAMAGED)
         raise DamagedUnitError(f"{error}; it was moved to {aside} and will be computed again") from None
 
 
-def publish_result(work_dir: Path, stage: str, unit: int, result: UnitResult) -> None:
-    """Publish what a unit of a stage came to: the rows left out first, so that a published unit never hides one."""
-    if result.quarantined:
-        rows = [{"idx": idx, "stage": stage, "reason": reason} for idx, reason in result.quarantined]
-        schema = schemas.quarantine(result.table.schema.field("idx").type)
-        publish(quarantine_path(work_dir, stage, unit), pa.Table.from_pylist(rows, schema))
-    publish(unit_path(work_dir, stage, unit), result.table)
+def read_unit_facts(work_dir: Path, stage: str, unit: int) -> tuple[dict, str]:
+    """Facts and seal of a published unit, from its footer. Raises DamagedUnitError as read_unit does."""
+    path = unit_path(work_dir, stage, unit)
+    try:
+        return read_facts(path)
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
+        raise DamagedUnitError(f"{path} is gone") from None
+    except ValueError:
+        # The footer of a whole unit says all; what is wrong with this one is found and told there.
+        read_unit(work_dir, stage, unit)
+        raise
+
+
+def set_aside(work_dir: Path, stage: str, unit: int, folder: str) -> Path:
+    """Move a unit out of its place, so that it counts as missing; where it is now."""
+    path = unit_path(work_dir, stage, unit)
+    aside = work_dir / folder / f"{stage}-{path.stem}.{secrets.token_hex(4)}.parquet"
+    aside.parent.mkdir(exist_ok=True)
+    # Gone already where another rank saw it too.
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, aside)
+    return aside
 
 
 def sizes(work_dir: Path, stage: str) -> list[int]:
@@ -187,32 +236,27 @@ def sizes(work_dir: Path, stage: str) -> list[int]:
 
 
 def left_out(work_dir: Path) -> Iterator[dict]:
-    """The rows that stages left out, each once, with its unit: idx, stage, reason, unit.
+    """The rows that stages left out, each once, with its unit: idx, stage, reason, missing, unit.
 
-    Of a row that several stages left out, the first of them is told.
+    Of a row that several stages left out, the first of them is told. Units that cannot be read say nothing here.
     """
-    order, rows = list(stages.known()), []
-    for path in sorted((work_dir / "quarantine").glob("unit-*.parquet")):
-        if match := QUARANTINE_FILE.fullmatch(path.name):
-            rows += [row | {"unit": int(match[1])} for row in pq.read_table(path, partitioning=None).to_pylist()]
-    seen = set()
-    for row in sorted(rows, key=lambda row: (row["unit"], order.index(row["stage"]))):
-        if (row["unit"], row["idx"]) not in seen:
-            seen.add((row["unit"], row["idx"]))
-            yield row
-
-
-def num_left_out(work_dir: Path, unit: int) -> int:
-    """How many questions of a unit one of the stages left out."""
-    paths = [quarantine_path(work_dir, stage, unit) for stage in stages.known()]
-    found = [pq.read_table(path, columns=["idx"], partitioning=None) for path in paths if path.exists()]
-    return pc.count_distinct(pa.concat_tables(found)["idx"]).as_py() if found else 0
-
-
-def quarantine_path(work_dir: Path, stage: str, unit: int) -> Path:
-    """Where the rows that a stage left out are recorded; a file has one writer, so each stage has its own."""
-    name = f"unit-{unit:05d}" if stages.known()[stage].step == stages.SAMPLE else f"unit-{unit:05d}.{stage}"
-    return work_dir / "quarantine" / f"{name}.parquet"
+    names = stages.known()
+    done = {stage: published(work_dir, stage) for stage in names}
+    for unit in sorted(set().union(*done.values())):
+        seen = set()
+        for stage in names:
+            if unit not in done[stage]:
+                continue
+            facts = {}
+            with contextlib.suppress(OSError, ValueError):
+                facts, _ = read_facts(unit_path(work_dir, stage, unit))
+            for name in ("left_out", "missing"):
+                for idx, reason in facts.get(name, ()):
+                    if idx not in seen:
+                        seen.add(idx)
+                        yield {
+                            "idx": idx, "stage": stage, "reason": reason, "missing": name == "missing", "unit": unit
+                        }  # fmt: skip
 
 
 def compressed(numbers: list[int]) -> str:

@@ -6,6 +6,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from data_engine.errors import UserError
+from data_engine.store.file_hashes import HashFiles
 
 REQUIRED_COLUMNS = ("idx", "question", "image")
 BATCH_ROWS = 16
@@ -22,8 +23,8 @@ class Source(Protocol):
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Consecutive rows, in order, in small batches."""
 
-    def fingerprint(self) -> str:
-        """In hex; the same for the same content, whatever its path."""
+    def fingerprint(self, hash_files: HashFiles) -> str:
+        """In hex, of every byte that rows are read from; the same for the same content, whatever its path."""
 
 
 def is_text(type: pa.DataType) -> bool:

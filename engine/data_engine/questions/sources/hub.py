@@ -8,9 +8,7 @@ import pyarrow as pa
 
 from data_engine.errors import UserError
 from data_engine.questions.sources.base import BATCH_ROWS, refuse
-
-# Bytes at the head and at the tail of an Arrow file that are hashed.
-HASHED_BYTES = 1 << 20
+from data_engine.store.file_hashes import HashFiles
 
 
 class DatasetsSource:
@@ -28,17 +26,18 @@ class DatasetsSource:
         for start in range(rows.start, rows.stop, BATCH_ROWS):
             yield from selected[start : min(start + BATCH_ROWS, rows.stop)].select(columns).to_batches()
 
-    def fingerprint(self) -> str:
-        # Arrow streams have no footer: the sizes, heads and tails of the files stand for their content.
-        digest = hashlib.sha256(str(len(self._dataset)).encode())
-        for file in self._dataset.cache_files:
-            with open(file["filename"], "rb") as stream:
-                size = stream.seek(0, 2)
-                stream.seek(0)
-                digest.update(size.to_bytes(8, "little") + stream.read(HASHED_BYTES))
-                stream.seek(max(0, size - HASHED_BYTES))
-                digest.update(stream.read(HASHED_BYTES))
-        return digest.hexdigest()
+    def fingerprint(self, hash_files: HashFiles) -> str:
+        files = [Path(file["filename"]) for file in self._dataset.cache_files]
+        if files:
+            return " ".join(hash_files(files))
+        # In memory: there is no file whose hash could be remembered.
+        content = hashlib.sha256()
+        for batch in self.batches(range(len(self._dataset)), list(self.columns)):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            content.update(sink.getvalue())
+        return content.hexdigest()
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import bisect
 import contextlib
-import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from data_engine.errors import UserError
 from data_engine.questions.images import MAX_FILE_BYTES
 from data_engine.questions.sources.base import BATCH_ROWS, REQUIRED_COLUMNS, is_text, refuse
 from data_engine.schemas import OPTIONAL_COLUMNS
+from data_engine.store.file_hashes import HashFiles
 
 # Limit of the unpacked bytes of one column in a batch; a single row may exceed it.
 MAX_BATCH_BYTES = 1 << 28
@@ -63,15 +63,8 @@ class ParquetSource:
                 return
             yield from self._group_batches((file, group, tuple(columns)), start, rows)
 
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for file in self._files:
-            with open(file, "rb") as stream:
-                size = stream.seek(-8, 2) + 8
-                footer_size = int.from_bytes(stream.read(4), "little")
-                stream.seek(-8 - footer_size, 2)
-                digest.update(size.to_bytes(8, "little") + stream.read(footer_size))
-        return digest.hexdigest()
+    def fingerprint(self, hash_files: HashFiles) -> str:
+        return " ".join(hash_files(self._files))
 
     def _group_batches(self, key: tuple, position: int, rows: range) -> Iterator[pa.RecordBatch]:
         """The batches of one row group that overlap `rows`, cut to it; `position` is the group's first row."""

@@ -1,0 +1,49 @@
+"""How much goes through the models at a time in this run: figures that the first start freezes in run.json."""
+
+from collections.abc import Mapping
+
+import torch
+
+from data_engine import stages
+from data_engine.config import RunConfig
+from data_engine.job.checkpoints import Checkpoint
+from data_engine.models import family_class
+from data_engine.models.base import Target
+from data_engine.models.sharding.placement import Decision
+from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets
+
+
+def frozen_budgets(
+    config: RunConfig,
+    checkpoints: Mapping[str, Checkpoint],
+    target: Target,
+    decision: Decision,
+    questions_at_once: int,
+) -> dict[str, int]:
+    """decode_rows, decode_slots and score_tokens, for the memory by which `decision` was made, and the largest model.
+
+    No more than `questions_at_once` can fill. Of a split model half the weights count, as over two ranks: log-probs
+    depend on the figures in their last bits, and a later start may have another number of ranks.
+    """
+    itemsize, sampler = target.dtype.itemsize, checkpoints[stages.SAMPLING.model]
+    needs = Needs(
+        weights=decision.weights_bytes // 2 if decision.split else decision.weights_bytes,
+        cached_token=family_class(sampler.family).cache_values_per_token(sampler.folder) * itemsize,
+        activated_token=ACTIVATIONS * sampler.sizes.get("hidden_size", 4096) * itemsize,
+    )
+    found = budgets(decision.memory_bytes, needs, target.device.type, config.sample_k, config.max_new_tokens)
+    rows = min(found["decode_rows"], questions_at_once * config.sample_k)
+    return found | {"decode_rows": rows, "decode_slots": min(found["decode_slots"], questions_at_once)}
+
+
+def largest_bytes(checkpoints: Mapping[str, Checkpoint], dtype: torch.dtype) -> int:
+    """The weights of the largest model: one is held at a time, so it decides what fits."""
+    return max(checkpoint.num_weights for checkpoint in checkpoints.values()) * dtype.itemsize
+
+
+def told(frozen: Mapping[str, int]) -> str:
+    """The figures, for the log."""
+    return (
+        f"{frozen['decode_rows']} answers at a time, {frozen['decode_slots']} prompts kept, "
+        f"{frozen['score_tokens']} tokens a scoring pass (0: one question)"
+    )

@@ -1,0 +1,72 @@
+"""What a start does with the units that are there: it refuses those of another computation, and sets aside what can be
+computed better now. A unit that is set aside counts as missing, and the loop computes it like any other.
+"""
+
+import logging
+
+from data_engine import stages
+from data_engine.job.plan import Plan
+from data_engine.stages import Stage
+from data_engine.store import units
+from data_engine.store.claims import Claims
+from data_engine.store.made_from import exchanged_input, require_bound
+
+log = logging.getLogger(__name__)
+
+
+def check(plan: Plan, claims: Claims) -> None:
+    """Look at the footer of each published unit of this job's shard.
+
+    Raises UserError for a unit of another computation. Sets aside a unit whose inputs were exchanged, and, where its
+    stage is among those to be computed, one with a row that was missing and can be read now.
+    """
+    config = plan.config
+    todo = {stage.name for stage in stages.between(config.continue_from_stage, config.stop_after_stage)}
+    # Of each stage: the seal of each published unit; another one, that no unit has, for those that were set aside here.
+    seals: dict[str, dict[int, str]] = {}
+    for stage in stages.chosen().values():
+        seals[stage.name] = {}
+        for unit in sorted(units.published(plan.work_dir, stage.name) & set(plan.mine)):
+            try:
+                facts, seal = units.read_unit_facts(plan.work_dir, stage.name, unit)
+            except units.DamagedUnitError as damage:
+                log.warning("%s", damage)
+                continue
+            require_bound(facts, stage, plan.bound, units.unit_path(plan.work_dir, stage.name, unit))
+            inputs = {name: seals[name][unit] for name in stage.needs if unit in seals[name]}
+            reason = None
+            if exchanged := exchanged_input(facts, inputs):
+                reason = f"its unit of {exchanged} is another one now"
+            elif stage.name in todo:
+                reason = _readable_now(plan, unit, {idx for idx, _ in facts["missing"]})
+            if reason:
+                _set_aside(plan, claims, stage, unit, (seal, reason))
+            seals[stage.name][unit] = "set aside" if reason else seal
+
+
+def _readable_now(plan: Plan, unit: int, missing: set) -> str | None:
+    """Why a unit with these missing rows is to be computed again, or None where they are missing still."""
+    for row in plan.unit_rows[unit] if missing else ():
+        if plan.questions.idx[row] in missing:
+            [question] = plan.questions.rows(range(row, row + 1))
+            if not question.missing:
+                return f"row {question.idx!r} could not be read then, and can be read now"
+    return None
+
+
+def _set_aside(plan: Plan, claims: Claims, stage: Stage, unit: int, found: tuple[str, str]) -> None:
+    seal, reason = found
+    with claims.hold(stage.name, unit) as mine:
+        # Another rank may be at it, or may have computed it again since.
+        if mine and _is_still(plan, stage, unit, seal):
+            aside = units.set_aside(plan.work_dir, stage.name, unit, units.REPLACED)
+            log.warning(
+                "unit %d of %s will be computed again: %s; the old one is in %s", unit, stage.name, reason, aside
+            )
+
+
+def _is_still(plan: Plan, stage: Stage, unit: int, seal: str) -> bool:
+    try:
+        return units.read_unit_facts(plan.work_dir, stage.name, unit)[1] == seal
+    except units.DamagedUnitError:
+        return False

@@ -1,0 +1,79 @@
+"""What a unit says that it was computed from: the bound values that shaped it, and the seals of the units that it read.
+
+A unit of other values is refused by name. A unit whose input was exchanged is computed again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_engine import stages
+from data_engine.errors import UserError
+from data_engine.stages import Stage
+from data_engine.store import units
+from data_engine.store.sealed import Sealed
+
+# The whole hash of a dataset or a model would say nothing in a message.
+CONTENT_LENGTH = 12
+
+
+def made_from(stage: Stage, bound: Mapping, inputs: Mapping[str, Sealed]) -> dict:
+    """What a unit of a stage says; `inputs` are the units that it read, by stage."""
+    return {
+        "bound": {name: bound.get(name) for name in stage.bound},
+        "seals": {name: unit.seal for name, unit in inputs.items()},
+    }
+
+
+def read_unit(work_dir: Path, stage: Stage, unit: int, bound: Mapping) -> Sealed:
+    """A published unit. Raises DamagedUnitError as units.read_unit does, UserError for one of another computation."""
+    found = units.read_unit(work_dir, stage.name, unit)
+    require_bound(found.facts, stage, bound, units.unit_path(work_dir, stage.name, unit))
+    return found
+
+
+def read_with_inputs(work_dir: Path, stage: Stage, unit: int, bound: Mapping, inputs: Mapping[str, Sealed]) -> Sealed:
+    """A published unit that was computed from these `inputs`; one that was not is set aside, as a damaged one is."""
+    found = read_unit(work_dir, stage, unit, bound)
+    exchanged = exchanged_input(found.facts, {name: one.seal for name, one in inputs.items()})
+    if exchanged:
+        aside = units.set_aside(work_dir, stage.name, unit, units.REPLACED)
+        path = units.unit_path(work_dir, stage.name, unit)
+        raise units.DamagedUnitError(
+            f"{path} was computed from another unit of {exchanged}; it was moved to {aside} and will be computed again"
+        )
+    return found
+
+
+def require_bound(facts: Mapping, stage: Stage, bound: Mapping, where: object) -> None:
+    """Raise UserError where a published unit was computed from other values than `bound`."""
+    theirs = facts.get("made_from", {}).get("bound", {})
+    differing = differing_names(theirs, {name: bound.get(name) for name in stage.bound})
+    if differing:
+        raise UserError(
+            f"{where} belongs to another run: {told(differing, theirs, bound)}. Go on with its settings, remove the "
+            f"folder {stage.name} so that it is computed again, or choose another work_dir"
+        )
+
+
+def exchanged_input(facts: Mapping, seals: Mapping[str, str]) -> str | None:
+    """The stage whose unit has another seal by now than the one that was read; None where all are the same.
+
+    An input that is missing may come back the same, byte for byte: `seals` does not have it.
+    """
+    read = facts.get("made_from", {}).get("seals", {})
+    return next((name for name, seal in seals.items() if read.get(name) != seal), None)
+
+
+def differing_names(theirs: Mapping, ours: Mapping) -> list[str]:
+    """The names of `ours` whose value differs."""
+    return [name for name, value in ours.items() if theirs.get(name) != value]
+
+
+def told(names: list[str], then: Mapping, now: Mapping) -> str:
+    """Values that differ, for a person to read."""
+    contents = {"dataset", *(stages.model_key(role) for role in stages.roles())}
+
+    def shown(name: str, value: object) -> str:
+        return str(value)[:CONTENT_LENGTH] if name in contents else repr(value)
+
+    return "; ".join(f"{name} was {shown(name, then.get(name))}, now {shown(name, now.get(name))}" for name in names)

@@ -1,0 +1,64 @@
+"""Parquet files that carry facts about themselves, and a checksum of all their bytes, in their footer."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# Key of a file's metadata that holds the sha256 of the file, taken with BLANK in its place.
+SEAL, BLANK = "data_engine_sha256", b"0" * 64
+# Key of the facts, which are JSON.
+FACTS = "data_engine_facts"
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a sealed file holds. The seal names the content: two files with the same seal are the same."""
+
+    table: pa.Table
+    facts: dict = field(default_factory=dict)
+    seal: str = ""
+
+
+def write_sealed(table: pa.Table, path: Path, facts: dict | None = None) -> None:
+    """Write a parquet file with its facts and its own checksum; the same input gives the same bytes."""
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({FACTS: json.dumps(facts or {}, sort_keys=True), SEAL: BLANK.decode()})
+    content = path.read_bytes()
+    with open(path, "r+b") as file:
+        file.seek(content.rindex(BLANK))
+        file.write(hashlib.sha256(content).hexdigest().encode())
+
+
+def read_sealed(path: Path) -> Sealed:
+    """A file by write_sealed. Raises ValueError where a byte of it has changed since."""
+    content = path.read_bytes()
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        facts, seal = _parsed(file.metadata)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no whole unit: {error}") from None
+    if hashlib.sha256(content.replace(seal.encode(), BLANK)).hexdigest() != seal:
+        raise ValueError(f"{path} has changed since it was published: its checksum does not fit")
+    return Sealed(file.read().replace_schema_metadata(None), facts, seal)
+
+
+def read_facts(path: Path) -> tuple[dict, str]:
+    """Facts and seal of a file by write_sealed, from its footer alone: its other bytes are not checked.
+
+    Raises ValueError where it is no such file.
+    """
+    try:
+        return _parsed(pq.read_metadata(path))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no whole unit: {error}") from None
+
+
+def _parsed(footer: pq.FileMetaData) -> tuple[dict, str]:
+    return json.loads(footer.metadata[FACTS.encode()]), footer.metadata[SEAL.encode()].decode()
