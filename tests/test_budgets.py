@@ -6,6 +6,11 @@ import sys
 import pytest
 import torch
 
+from data_engine.config import RunConfig
+from data_engine.job import budgets as job_budgets
+from data_engine.models.base import Target
+from data_engine.models.sharding import placement
+from data_engine.processes.ranks import Ranks
 from data_engine.sampling.memory import Needs, budgets, memory_bytes
 from data_engine.sampling.native.kv_cache import num_slots
 
@@ -49,3 +54,59 @@ def test_the_peak_of_a_process_on_the_cpu_counts_what_it_held_and_let_go():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == pytest.approx(200_000_000, rel=0.05)
+
+
+CONFIG = RunConfig("instruct", "reward", "q.parquet", "work")
+ALONE, FOUR = Ranks(), Ranks(0, 4, 0, 4)
+
+
+class SevenB:
+    """What the figures need of a checkpoint of LLaVA-1.5-7B."""
+
+    family, folder, sizes = "llava", None, {"hidden_size": 4096}
+
+
+@pytest.fixture
+def frozen(monkeypatch):
+    """The needs that the figures of a GPU with so much memory are made from, and the figures."""
+
+    def of(total, weights, ranks=ALONE, zero3="auto", questions_at_once=10_000, fraction=0.9):
+        family = type("Family", (), {"cache_values_per_token": staticmethod(lambda folder: 2 * 32 * 4096)})
+        monkeypatch.setattr(job_budgets, "family_class", lambda name: family)
+        monkeypatch.setattr(placement, "total_memory_bytes", lambda device: total)
+        seen = []
+        found = job_budgets.budgets
+        monkeypatch.setattr(job_budgets, "budgets", lambda *a: seen.append(a) or found(*a))
+        target = Target(torch.device("cuda:0"), torch.bfloat16)
+        decision = placement.decide(zero3, weights, ranks, target.device, fraction)
+        figures = job_budgets.frozen_budgets(CONFIG, {"instruct": SevenB()}, target, decision, questions_at_once)
+        return decision, seen[0], figures
+
+    return of
+
+
+@pytest.mark.parametrize("zero3", ["auto", "off"])
+@pytest.mark.parametrize("ranks", [ALONE, FOUR])
+@pytest.mark.parametrize("fraction", [0.9, 0.8, 1.0])
+@pytest.mark.parametrize("total", [24_150_000_000, 40 * GB, 80 * GB])
+def test_whole_weights_are_counted_wherever_the_model_is_whole(frozen, total, fraction, ranks, zero3):
+    """Of a GPU of 24.15 GB, 14.1 GB of weights and 8.6 of working room once fitted one sum and not the other."""
+    weights = 14_100_000_000
+    decision, (memory, needs, *_), _ = frozen(total, weights, ranks, zero3, fraction=fraction)
+    assert needs.weights == (weights // 2 if decision.split else weights)
+    # Both sums are of the same memory.
+    assert memory == decision.memory_bytes == int(total * fraction)
+
+
+def test_no_more_is_kept_than_the_questions_at_hand_can_fill(frozen):
+    """Two questions of ten answers."""
+    _, _, figures = frozen(80 * GB, 14 * GB, questions_at_once=2)
+    assert (figures["decode_rows"], figures["decode_slots"]) == (20, 2)
+
+
+def test_memory_that_others_hold_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GB, 80 * GB))
+    cuda = torch.device("cuda:0")
+    assert placement.taken_by_others(cuda, 60 * GB) is None
+    assert placement.taken_by_others(cuda, 72 * GB).startswith("60.0 GB are free on cuda:0, and this run may use 72.0")
+    assert placement.taken_by_others(torch.device("cpu"), 72 * GB) is None

@@ -87,7 +87,7 @@ class RunConfig:
     threads: int | None = None
     """CPU threads a rank, or auto: OMP_NUM_THREADS, or cores / ranks"""
     memory_fraction: float = 0.9
-    """share of a GPU's free memory that a rank may use; fixed at the first start"""
+    """share of a GPU's memory that a rank may use; what follows from it is fixed at the first start"""
     zero3: Literal["auto", "on", "off"] = "auto"
     """split the models over the ranks (DeepSpeed ZeRO-3); auto: where a GPU cannot hold one whole"""
     zero3_config: str | None = None

@@ -135,6 +135,24 @@ def test_a_killed_rank_is_named_by_the_others_and_the_same_command_goes_on(
     assert not stray_files(divided.work_dir)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "told"), [("memory", "out of memory in a split model"), ("device", "uncorrectable ECC error")]
+)
+def test_a_call_that_fails_on_one_rank_ends_the_job_by_name(plain, tmp_path, fault, told):
+    """Nothing is retried inside a collective: the others would wait in it until its own timeout, half an hour."""
+    job, _ = plain("llava", "uneven")
+    divided, log = split(job, tmp_path), tmp_path / "fault"
+    options = {"DATA_ENGINE_PROGRAM": "short_of_memory", "FAULT": fault, "FAULT_LOG": str(log)}
+    output = divided.engine_script(2, code=1, **options)
+    assert time.time() - log.stat().st_mtime < 60
+    # By the other rank; and by the rank itself.
+    assert re.search(rf"rank 1 on \S+ has ended: .*{told}", output), output
+    assert output.count(told) > 1
+    assert "two halves" not in output
+    assert "its finished ones are kept" not in output
+
+
 LOAD = """
 import sys, threading, time
 import data_engine.models.llava

@@ -34,6 +34,7 @@ def load_model(
     model = family_class(family_of(folder, name)).load(folder, chosen, pick_dtype(dtype, chosen), split)
     pack_linears(model.decoder, once=split is None)
     if split is not None:
+        model.is_split = True
         split.run_together(model)
     return model
 

@@ -57,6 +57,8 @@ class VisionLanguageModel(Protocol):
     """fingerprint of the tokenizer: models whose fingerprints are equal can exchange token ids"""
     image_tokens: int
     """N, tokens of an image in the prefix"""
+    is_split: bool
+    """the weights are split over ranks: all make each call together, and one that fails leaves the others waiting"""
 
     def pixels(self, image: Image, crop: bool, max_megapixels: float) -> Tensor:
         """RGB image -> [3, H, W] fp32 on CPU. `crop` selects the preprocessing of scoring instead of that of sampling.

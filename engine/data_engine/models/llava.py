@@ -93,6 +93,7 @@ class Llava:
     """One LLaVA checkpoint; the protocol is models.base.VisionLanguageModel."""
 
     family = "llava"
+    is_split = False
     markers = ("<image>", "</s>", " ASSISTANT: ")
 
     def __init__(self, modules: _Modules, config: LlavaConfig, tokenizer: Tokenizer) -> None:

@@ -71,6 +71,7 @@ class OmniLMM:
     """One OmniLMM checkpoint; the protocol is models.base.VisionLanguageModel."""
 
     family = "omnilmm"
+    is_split = False
     # Trainers tokenise whole rows, parse special tokens from the text, and search for the lines of the roles.
     markers = (
         "<image>", "<|system|>", "<|user|>", "<|assistant|>", "<unk>", "<s>", "</s>", "<im_patch>", "<im_start>",

@@ -13,6 +13,7 @@ from torch import Tensor
 from data_engine import schemas, stages
 from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
 from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
+from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions import images
 from data_engine.questions.dataset import Question, read_image
@@ -150,9 +151,10 @@ def _score(
     of which a single answer exceeds it.
     """
     try:
-        shared = [prefix(model, one.pixels, one.question.question) for one in questions]
-        scored = [Scored(prefix_PD, one.ids) for prefix_PD, one in zip(shared, questions, strict=True)]
-        return list(zip(shared, score_pass(model, scored), strict=True)), 0
+        with naming_out_of_memory(model):
+            shared = [prefix(model, one.pixels, one.question.question) for one in questions]
+            scored = [Scored(prefix_PD, one.ids) for prefix_PD, one in zip(shared, questions, strict=True)]
+            return list(zip(shared, score_pass(model, scored), strict=True)), 0
     except torch.OutOfMemoryError:
         # Outside the handler, whose traceback would keep the pass's tensors.
         shared = scored = None

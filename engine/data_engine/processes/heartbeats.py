@@ -40,6 +40,9 @@ class Heartbeats:
         # Of each other rank: its last count, and when it last changed.
         self._counts = {rank: (-1, time.monotonic()) for rank in range(ranks.world_size) if rank != ranks.rank}
         self._hosts: dict[int, str] = {}
+        # Why this rank ends, and what others said of themselves.
+        self._reason: str | None = None
+        self._reasons: dict[int, str] = {}
         self._message: str | None = None
         self._lost, self._closed = threading.Event(), threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
@@ -53,8 +56,11 @@ class Heartbeats:
         try:
             yield
         except Exception as error:
+            self._reason = (str(error) or type(error).__name__).splitlines()[0]
             # Rank 0 serves the store, from which the others learn which rank is lost or has ended.
             stay_s = 3 * BEAT_S if self._rank == 0 and self._counts else 0.0
+            if isinstance(error, LostRankError):
+                raise LostRankError(f"{self._name(self._rank)}: {error}") from None
             # The call fails at once, while a rank counts as lost only after LOST_S.
             if isinstance(error, RuntimeError) and self._lost.wait(LOST_S + 3 * BEAT_S):
                 raise LostRankError(self._message) from error
@@ -67,16 +73,21 @@ class Heartbeats:
 
     def _beat(self) -> None:
         try:
-            self._store.set(f"host-{self._rank}", socket.gethostname())
-            self._hosts = {rank: self._store.get(f"host-{rank}").decode() for rank in self._counts}
+            self._hosts[self._rank] = socket.gethostname()
+            self._store.set(f"host-{self._rank}", self._hosts[self._rank])
+            self._hosts |= {rank: self._store.get(f"host-{rank}").decode() for rank in self._counts}
             while not self._closed.wait(BEAT_S):
                 self._store.add(_key(self._rank), 1)
                 for rank, (before, _) in self._counts.items():
                     count = self._store.add(_key(rank), 0)
+                    if count >= ENDED and self._store.check([f"reason-{rank}"]):
+                        self._reasons[rank] = self._store.get(f"reason-{rank}").decode()
                     if count != before:
                         self._counts[rank] = count, time.monotonic()
             # A rank that exits because another one is lost must not be named itself.
             if not self._message:
+                if self._reason:
+                    self._store.set(f"reason-{self._rank}", self._reason)
                 self._store.add(_key(self._rank), ENDED)
         except RuntimeError:
             # The store is gone, and with it rank 0.
@@ -96,12 +107,15 @@ class Heartbeats:
     def _fault_of(self, rank: int) -> str | None:
         """What is wrong with a rank, or None."""
         count, changed = self._counts[rank]
-        name = f"rank {rank}" + (f" on {self._hosts[rank]}" if rank in self._hosts else "")
+        name = self._name(rank)
         if count >= ENDED:
-            return f"{name} has ended: its own message says why"
+            return f"{name} has ended: {self._reasons.get(rank, 'its own message says why')}"
         if time.monotonic() - changed > LOST_S:
             return f"{name} died, or has not been heard of for {LOST_S:.0f} s"
         return None
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank}" + (f" on {self._hosts[rank]}" if rank in self._hosts else "")
 
 
 def _key(rank: int) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data_engine.errors import NO_ROOM, UserError
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.cpu_attention import OrderedRows
 from data_engine.sampling.native.kv_cache import KVCache, num_slots
@@ -248,10 +249,11 @@ class SamplingEngine:
         while True:
             loop = None
             try:
-                loop = Scheduler(self._runner_for(rows, params), queue, self.lag, pauses)
-                for sampled in loop.run():
-                    self._answered = self._answered or sampled is not None
-                    yield sampled
+                with naming_out_of_memory(self.model):
+                    loop = Scheduler(self._runner_for(rows, params), queue, self.lag, pauses)
+                    for sampled in loop.run():
+                        self._answered = self._answered or sampled is not None
+                        yield sampled
                 break
             except torch.OutOfMemoryError:
                 self.retries += 1

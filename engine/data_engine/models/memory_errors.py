@@ -1,0 +1,45 @@
+"""Memory that ran out, whatever a library calls it: to be retried in halves, or, where models are split, the end."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+
+from data_engine.errors import LostRankError
+from data_engine.models.base import VisionLanguageModel
+
+# What cuBLAS, cuDNN, CUDA graphs, Triton's launcher, NCCL and torch's CPU allocator say instead of OutOfMemoryError.
+OTHER_NAMES = re.compile(
+    r"out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
+    r"|can't allocate memory|Failed to allocate",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, and nothing else is wrong."""
+    named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return named or (isinstance(error, RuntimeError) and OTHER_NAMES.search(str(error)) is not None)
+
+
+@contextlib.contextmanager
+def naming_out_of_memory(model: VisionLanguageModel) -> Iterator[None]:
+    """Inside, memory that runs out is torch.OutOfMemoryError, by whatever name a library raises it.
+
+    Where the model is split it is a LostRankError: other ranks wait in the same call, which cannot be repeated.
+    """
+    try:
+        yield
+    except LostRankError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+        if model.is_split:
+            raise LostRankError(
+                f"out of memory in a split model ({reason}): lower --max_new_tokens, or split over more ranks"
+            ) from None
+        # Without the first one's traceback, which keeps the tensors of the call.
+        raise torch.OutOfMemoryError(reason) from None
