@@ -14,12 +14,13 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
-from jobs import Job, Result, stray_files, write_questions
+from jobs import GOLDENS, Job, Result, stray_files, write_hard_questions
 from saboteur import Fault, Rank
 
 # Where a rank can be when it dies; each leaves something different behind.
@@ -215,9 +216,36 @@ def second_job(round_: Round) -> str:
     return "" if not any(codes) else f"two jobs at once ended with {codes}"
 
 
+def picture_away(round_: Round) -> str:
+    """A disk that is mounted late: its row is asked again once it is there, and what was published stays in use."""
+    number = round_.rng.randrange(QUESTIONS)
+    picture = round_.job.dataset.parent / f"pictures/q{number:04d}.png"
+    away = picture.with_suffix(".away")
+    picture.rename(away)
+    try:
+        ranks = round_.start()
+        if round_.rng.random() < 0.5:
+            round_.moment()
+            round_.kill(round_.rng.choice(ranks))
+        codes = round_.wait(ranks)
+    finally:
+        away.rename(picture)
+    for path in _published(round_):
+        _expect_again(round_, path)
+    return "" if set(codes) <= {0, -9} else f"ranks without a picture ended with {codes}"
+
+
+def touched_model(round_: Round) -> str:
+    """A model whose files have other times is hashed again, and is the same one."""
+    for folder in (round_.job.instruct, round_.job.reward):
+        for file in folder.glob("*.safetensors"):
+            os.utime(file)
+    return sigkill_one(round_)
+
+
 DISTURBANCES = (
     sigkill_one, sigkill_all, sigterm_all, freeze_and_kill_one, die_in_a_window, die_in_a_window, failing_disk,
-    damage_units, delete_units, second_job,
+    damage_units, delete_units, second_job, picture_away, touched_model,
 )  # fmt: skip
 
 
@@ -232,8 +260,16 @@ def main() -> int:
     from data_engine.models import llava, omnilmm  # noqa: F401
 
     hits, told, wrong = collections.Counter(), collections.Counter(), []
-    dataset = write_questions(arguments.folder / "questions.parquet", QUESTIONS)
-    calm = Round(Job(dataset, arguments.folder / "calm", FLAGS), random.Random(), hits, told)
+    dataset = arguments.folder / "questions.parquet"
+    flags = (*FLAGS, *write_hard_questions(dataset, QUESTIONS))
+    # Copies: their files are touched.
+    for name in ("instruct", "reward", "openai"):
+        shutil.copytree(GOLDENS / name, arguments.folder / name)
+
+    def job(name: str) -> Job:
+        return Job(dataset, arguments.folder / name, flags, arguments.folder / "instruct", arguments.folder / "reward")
+
+    calm = Round(job("calm"), random.Random(), hits, told)
     started = time.monotonic()
     codes = calm.wait(calm.start())
     assert not any(codes), calm.log.read_text()
@@ -241,7 +277,7 @@ def main() -> int:
     expected = Result.of(calm.job.work_dir)
     for number in range(arguments.rounds):
         rng = random.Random(f"{arguments.seed}-{number}")
-        round_ = Round(Job(dataset, arguments.folder / f"round-{number}", FLAGS), rng, hits, told)
+        round_ = Round(job(f"round-{number}"), rng, hits, told)
         found = round_.run(expected)
         if found or "Traceback" in round_.log.read_text():
             wrong.append({"round": number, "wrong": found or ["a traceback"], "log": str(round_.log)})

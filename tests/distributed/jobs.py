@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_engine.store.units import left_out
+
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests/goldens/llava"
 STAGES = ("sampled_answer", "instruct_logps", "reward_logps")
@@ -24,6 +26,29 @@ def write_questions(path: Path, num: int) -> Path:
     ]
     pq.write_table(pa.Table.from_pylist(questions), path)
     return path
+
+
+def write_hard_questions(path: Path, num: int) -> tuple[str, ...]:
+    """`num` questions whose pictures are files, and four rows among them that are left out, three for good.
+
+    Returns the flag that says where the pictures are.
+    """
+    write_questions(path, num)
+    rows, pictures = pq.read_table(path).to_pylist(), path.parent / "pictures"
+    pictures.mkdir()
+    for row in rows:
+        (pictures / f"{row['idx']}.png").write_bytes(row["image"]["bytes"])
+        row["image"] = {"bytes": None, "path": f"{row['idx']}.png"}
+    bad = [
+        {**rows[0], "idx": "broken", "image": {"bytes": b"no picture", "path": None}},
+        {**rows[0], "idx": "silent", "question": None},
+        {**rows[0], "idx": "long", "question": "why " * 5000},
+        {**rows[0], "idx": "away", "image": {"bytes": None, "path": "away.png"}},
+    ]
+    for number, row in enumerate(bad):
+        rows.insert(2 + 4 * number, row)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return ("--image_root", str(pictures))
 
 
 @dataclass(frozen=True)
@@ -85,6 +110,7 @@ class Result:
 
     dataset: dict[str, str]
     units: dict[str, list[dict]]
+    left_out: list[dict]
 
     @classmethod
     def of(cls, work_dir: Path) -> "Result":
@@ -96,6 +122,7 @@ class Result:
                 for stage in STAGES
                 for file in sorted((work_dir / stage).iterdir())
             },
+            list(left_out(work_dir)),
         )
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from jobs import STAGES, Job, Result, ranks_that_worked, stray_files, torchrun, write_questions
+from jobs import STAGES, Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
 
 FLAGS = (
     "--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "16", "--unit_size", "3",
@@ -18,7 +18,8 @@ WINDOWS = ("sampling", "mid-write", "before rename", "after rename", "scoring", 
 
 def golden_world(folder: Path) -> Job:
     """The goldens' tiny random checkpoints, whose answers differ in length from 1 token to the limit."""
-    return Job(write_questions(folder / "questions.parquet", 22), folder / "work", FLAGS)
+    flags = write_hard_questions(folder / "questions.parquet", 22)
+    return Job(folder / "questions.parquet", folder / "work", (*FLAGS, *flags))
 
 
 def again(job: Job, folder: Path, *flags: str) -> Job:
@@ -36,7 +37,10 @@ def alone(tmp_path_factory) -> Job:
 def test_a_run_leaves_what_the_design_names_and_nothing_else(alone):
     result = Result.of(alone.work_dir)
     assert list(result.dataset) == ["dpo_dataset.parquet"]
-    assert len(result.units) == 3 * 8
+    assert len(result.units) == 3 * 9
+    assert [(row["idx"], row["missing"]) for row in result.left_out] == [
+        ("broken", False), ("silent", False), ("long", False), ("away", True),
+    ]  # fmt: skip
     assert sum(len(rows) for name, rows in result.units.items() if name.startswith("sampled")) == 22 * 4
     # Equality of bytes would mean little if every answer were the same.
     assert len({tuple(row["token_ids"]) for rows in result.units.values() for row in rows if "token_ids" in row}) > 80
@@ -64,7 +68,7 @@ def test_a_rank_that_is_ten_times_slower_and_clocks_that_jump_change_nothing(alo
         for line in map(json.loads, file.read_text().splitlines())
         if "unit" in line
     )
-    assert sorted((stage, unit) for stage, unit, _ in done) == sorted((s, u) for s in STAGES for u in range(8))
+    assert sorted((stage, unit) for stage, unit, _ in done) == sorted((s, u) for s in STAGES for u in range(9))
     by_rank = collections.Counter(rank for _, _, rank in done.elements())
     assert by_rank["rank-1"] < min(by_rank["rank-0"], by_rank["rank-2"])
 
