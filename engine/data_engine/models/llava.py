@@ -5,19 +5,20 @@ Reads both published layouts, the original one (`mm_vision_tower`, `model.mm_pro
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from data_engine.models import attention
 from data_engine.models.base import IMAGE_TOKEN, Split
-from data_engine.models.checkpoint import Filler, tensor_names
-from data_engine.models.decoder import cache_values_per_token, decoder_config, head_weight
+from data_engine.models.checkpoint import Blueprint, Source, headers
+from data_engine.models.decoder import cache_values_per_token, check_vocabulary, decoder_config, head_weight
+from data_engine.models.model_config import check_counts, check_layers, described, on_meta
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
 from data_engine.models.registry import ModelError, fetch, model_types, read_json, resolve
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
@@ -30,13 +31,12 @@ SYSTEM = (
 )
 PADDING = tuple(int(255 * mean) for mean in CLIP_MEAN)
 
-# Patterns of weight names, in both layouts and a CLIP folder -> our prefix; the first match counts.
+# Patterns of weight names, in both layouts of a checkpoint -> our prefix; the first match counts.
 RENAMES = [
     (re.compile(pattern), ours)
     for pattern, ours in (
         (r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?", "vision."),
         (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision."),
-        (r"^vision_model\.", "vision."),
         (r"^(?:model\.)?multi_modal_projector\.linear_1\.", "projector.0."),
         (r"^(?:model\.)?multi_modal_projector\.linear_2\.", "projector.2."),
         (r"^model\.mm_projector\.", "projector."),
@@ -46,6 +46,8 @@ RENAMES = [
         (r"^model\.", "decoder."),
     )
 ]
+# In a folder of CLIP itself; CLIPVisionModel of transformers 5 saves without `vision_model.`.
+TOWER_NAMES = re.compile(r"^(?:vision_model\.)?(?=embeddings\.|pre_layrnorm\.|encoder\.|post_layernorm\.)")
 # Known weights that are not needed: rotary tables, CLIP's text tower, position ids, and the tower's last norm.
 IGNORED = re.compile(
     r"rotary_emb\.inv_freq$|^text_model\.|^text_projection\.|^visual_projection\.|^logit_scale$"
@@ -109,21 +111,14 @@ class Llava:
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> "Llava":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
-        names = tensor_names(folder)
-        config = read_config(folder, carries_tower=any(_rename(name).startswith("vision.") for name in names))
-        tokenizer = load_tokenizer(folder)
-        with init_empty_weights(include_buffers=False):
-            modules = _Modules(config)
-        filler = Filler(modules, device, dtype, split)
-        unused = re.compile(rf"{IGNORED.pattern}|vision\S*\.encoder\.layers\.(?:{_unused_layers(config)})\.")
-        rename = _renamer(modules)
-        if config.text.tie_word_embeddings:
-            unused = re.compile(rf"{unused.pattern}|lm_head\.weight$")
-        filler.fill(folder, rename, unused)
-        if config.tower_folder is not None:
-            filler.fill(config.tower_folder, rename, unused)
-        filler.done(folder)
-        return cls(modules.to(device), config, tokenizer)
+        blueprint, config, tokenizer = _plan(folder)
+        blueprint.fill(device, dtype, split)
+        return cls(blueprint.modules.to(device), config, tokenizer)
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Raise ModelError for what `load` would refuse; reads the headers of the weight files alone."""
+        _plan(folder)[0].matched()
 
     @staticmethod
     def cache_values_per_token(folder: Path) -> int:
@@ -188,10 +183,33 @@ def _rename(name: str) -> str:
     return name
 
 
-def _renamer(modules: _Modules):
-    """_rename for the installed transformers, whose CLIP tower may have a `vision_model` level."""
+def _plan(folder: Path) -> tuple[Blueprint, LlavaConfig, Tokenizer]:
+    """What loading and its check have in common. Raises ModelError."""
+    stored, where = headers(folder), folder / "config.json"
+    config = read_config(folder, carries_tower=any(_rename(name).startswith("vision.") for name in stored))
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, config.text.vocab_size, where)
+    tower = {} if config.tower_folder is None else headers(config.tower_folder)
+    for layers, weights in ((config.text.num_hidden_layers, stored), (config.vision_layers, stored | tower)):
+        check_layers(layers, len(weights), where)
+    modules = on_meta(where, lambda: _Modules(config))
+
+    # The CLIP tower of the installed transformers may have a `vision_model` level.
     inner = "vision.vision_model." if hasattr(modules.vision, "vision_model") else "vision."
-    return lambda name: re.sub(r"^vision\.", inner, _rename(name))
+
+    def inside(rename: Callable[[str], str]) -> Callable[[str], str]:
+        return lambda name: re.sub(r"^vision\.", inner, rename(name))
+
+    sources = [Source(folder, stored, inside(_rename))]
+    if config.tower_folder is not None:
+        sources = [
+            Source(folder, stored, inside(_rename), ("projector.", "decoder.", "head.")),
+            Source(config.tower_folder, tower, inside(lambda name: TOWER_NAMES.sub("vision.", name)), ("vision.",)),
+        ]
+    unused = rf"{IGNORED.pattern}|vision\S*\.encoder\.layers\.(?:{_unused_layers(config)})\."
+    if config.text.tie_word_embeddings:
+        unused += r"|lm_head\.weight$"
+    return Blueprint(modules, tuple(sources), re.compile(unused)), config, tokenizer
 
 
 def _unused_layers(config: LlavaConfig) -> str:
@@ -224,7 +242,8 @@ def _transformers_config(raw: dict, where: Path) -> LlavaConfig:
     for name in ("text_config", "vision_config"):
         if not isinstance(raw.get(name), dict):
             raise ModelError(f"{where} has no {name}")
-    vision = CLIPVisionConfig.from_dict(raw["vision_config"])
+    _expect(raw, where, "projector_hidden_act", "gelu")
+    vision = _clip_config(raw["vision_config"], where)
     return LlavaConfig(
         # transformers stores tie_word_embeddings at the top level, which overrides the default of the text part.
         text=_llama_config(raw["text_config"] | {"tie_word_embeddings": raw.get("tie_word_embeddings", False)}, where),
@@ -244,8 +263,24 @@ def _llama_config(raw: dict, where: Path) -> LlamaConfig:
     return decoder_config(LlamaConfig, raw, where, types=tuple(model_types()))
 
 
+def _clip_config(raw: dict, where: Path) -> CLIPVisionConfig:
+    """The configuration of a CLIP tower. Raises ModelError where it is broken, or that of another kind of tower."""
+    kind = raw.get("model_type", "clip_vision_model")
+    if kind not in ("clip_vision_model", "clip"):
+        raise ModelError(f"{where} has a vision tower of type {kind!r}; this family supports clip_vision_model")
+    check_counts(raw, where, ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"))
+    # The table of positions is the one thing that is made whole before a weight is read.
+    check_counts(raw, where, ("image_size", "patch_size"), most=4096)
+    vision = described(where, lambda: CLIPVisionConfig.from_dict(raw))
+    if vision.patch_size > vision.image_size:
+        raise ModelError(f"{where} has image_size {vision.image_size}, less than one patch of {vision.patch_size}")
+    return vision
+
+
 def _layers(vision: CLIPVisionConfig, select: int, where: Path) -> int:
     """Layers up to the selected hidden state. There is one state more than layers: -2 is that before the last layer."""
+    if type(select) is not int:
+        raise ModelError(f"{where} selects vision layer {select!r}; expected one number, such as -2")
     layers = vision.num_hidden_layers + 1 + select if select < 0 else select
     if not 0 <= layers <= vision.num_hidden_layers:
         raise ModelError(f"{where} selects vision layer {select}, the tower has {vision.num_hidden_layers} layers")
@@ -254,7 +289,7 @@ def _layers(vision: CLIPVisionConfig, select: int, where: Path) -> int:
 
 def _select_patches(feature: str, where: Path) -> bool:
     known = {"patch": True, "default": True, "cls_patch": False, "full": False}
-    if feature not in known:
+    if not isinstance(feature, str) or feature not in known:
         raise ModelError(f"{where} selects vision feature {feature!r}; known: {', '.join(known)}")
     return known[feature]
 
@@ -263,6 +298,8 @@ def _find_tower(folder: Path, tower: str, carries_tower: bool) -> tuple[Path | N
     """The CLIP folder: in the checkpoint, beside it, an absolute path, or a hub id; never in the working directory."""
     base = Path(tower).name
     places = [folder / tower, folder / base, folder.parent / tower, folder.parent / base]
+    if "\0" in tower or len(tower) > 1000:
+        raise ModelError(f"{folder / 'config.json'} has mm_vision_tower {tower[:100]!r}; expected a folder or a hub id")
     places = [place for place in places if place.resolve() not in (folder.resolve(), folder.parent.resolve())]
     found = next((place for place in places if (place / "config.json").is_file()), None)
     if found is None and carries_tower and base in KNOWN_TOWERS:
@@ -274,4 +311,7 @@ def _find_tower(folder: Path, tower: str, carries_tower: bool) -> tuple[Path | N
             looked = ", ".join(map(str, places))
             raise ModelError(f"no CLIP tower {tower!r}: looked in {looked}, and {error}") from error
     raw = read_json(found / "config.json")
-    return found, CLIPVisionConfig.from_dict(raw.get("vision_config", raw))
+    vision = raw.get("vision_config", raw)
+    if not isinstance(vision, dict):
+        raise ModelError(f"{found / 'config.json'} has vision_config {vision!r}; expected an object")
+    return found, _clip_config(vision, found / "config.json")
