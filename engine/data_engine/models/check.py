@@ -23,9 +23,9 @@ def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, str]:
         with _named(config, role):
             folders[role] = resolve(*(getattr(config, f"{role}_model_{what}") for what in ("path", "revision")))
             families[role] = check_folder(folders[role], getattr(config, f"{role}_model_name"))
-    for role, family in families.items():
+    for role, folder in folders.items():
         with _named(config, role):
-            family_class(family).check(folders[role])
+            check_weights(folder)
     return families
 
 
@@ -38,6 +38,11 @@ def check_folder(folder: Path, name: str | None = None) -> str:
     refuse_pointer(tokenizer)
     check_files(folder)
     return family
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ModelError for what loading would refuse: names, shapes, dtypes of all weights, CLIP tower, tokenizer."""
+    family_class(family_of(folder)).check(folder)
 
 
 @contextlib.contextmanager

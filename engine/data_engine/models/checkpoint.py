@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_engine.models.base import Split
-from data_engine.models.registry import ModelError
+from data_engine.models.registry import ModelError, reason
 from data_engine.models.weight_files import (
     FLOATS,
     Stored,
@@ -62,7 +62,7 @@ def tensors(file: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
             for name in names:
                 yield name, opened.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{file} is not a whole safetensors file: {error}") from error
+        raise ModelError(f"{file} is not a whole safetensors file: {reason(error)}") from error
 
 
 def _open_bin(file: Path) -> dict[str, Tensor]:
@@ -72,10 +72,9 @@ def _open_bin(file: Path) -> dict[str, Tensor]:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     # Whatever a broken pickle makes of the unpickler.
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:300]
         raise ModelError(
-            f"{file} cannot be read with weights_only=True ({type(error).__name__}: {reason}): it is broken, or holds "
-            "more than tensors; save the model again with save_pretrained, as safetensors"
+            f"{file} cannot be read with weights_only=True ({type(error).__name__}: {reason(error)}): it is broken, "
+            "or holds more than tensors; where the model was made, save it again with save_pretrained, as safetensors"
         ) from error
     if not isinstance(found, dict):
         raise ModelError(f"{file} holds a {type(found).__name__}; expected a dictionary of tensors by name")

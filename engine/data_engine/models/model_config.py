@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from accelerate import init_empty_weights
 
-from data_engine.models.registry import ModelError
+from data_engine.models.registry import ModelError, reason
 
 T = TypeVar("T")
 # Beyond any model: what is larger is a broken file, and would fill the memory.
@@ -29,9 +29,8 @@ def described(where: Path, make: Callable[[], T]) -> T:
         raise
     # The libraries raise almost anything: a KeyError for an unknown activation, ZeroDivisionError, errors of their own.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{where} does not describe a model of its model_type ({type(error).__name__}: {reason})"
+            f"{where} does not describe a model of its model_type ({type(error).__name__}: {reason(error)})"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The table of families, and from a path and a name to a checkpoint folder and its family. Imports no torch."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,12 @@ class ModelError(UserError):
     """A checkpoint, or a name for it, that cannot be used as it is."""
 
 
+def reason(error: Exception) -> str:
+    """What a library says of a broken file, in one line that is not too long."""
+    told = " ".join(str(error).split())
+    return told if len(told) <= 300 else f"{told[:200]} ... {told[-80:]}"
+
+
 def refuse_pointer(path: Path) -> None:
     """Raise ModelError where a file is the text that a clone without Git LFS leaves in its place."""
     with open(path, "rb") as file:
@@ -77,7 +84,7 @@ def read_json(path: Path) -> dict:
     except FileNotFoundError as error:
         raise ModelError(f"{path.parent} has no {path.name}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+        raise ModelError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path} must hold a JSON object, got {type(found).__name__}")
     return found
@@ -85,9 +92,10 @@ def read_json(path: Path) -> dict:
 
 def resolve(path: str, revision: str | None = None) -> Path:
     """A local folder, or that of a hub id in the local cache. Raises ModelError where neither exists."""
-    if Path(path).is_dir():
+    # os.path, not pathlib: a name that is too long, or has a zero byte, is no folder, and no exception.
+    if os.path.isdir(path):
         return Path(path).resolve()
-    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+    if os.path.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise ModelError(f"model path {path!r} is neither a folder nor a hub id such as org/name")
     return fetch(path, revision)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from data_engine.models.registry import ModelError, read_json, refuse_pointer
+from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
 
 
 class Tokenizer(Protocol):
@@ -39,21 +39,23 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path) -> None:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            raise ModelError(f"{path} is not a SentencePiece model: {error}") from error
-        self.num_ids = size = self._processor.get_piece_size()
+            size = self._processor.get_piece_size()
+            pieces = [self._processor.id_to_piece(id) for id in range(size)]
+        # ValueError: a piece is no UTF-8.
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ModelError(f"{path} is not a SentencePiece model: {reason(error)}") from error
         self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
         if min(self.bos, self.eos) < 0:
             raise ModelError(f"{path} has no tokens for begin and end of a text: not a LLaMA tokenizer")
         self._special = {id for id in range(size) if self._processor.is_control(id) or self._processor.is_unknown(id)}
-        self._size = size
-        self.vocabulary = _fingerprint([self._processor.id_to_piece(id) for id in range(size)])
+        self.num_ids = size
+        self.vocabulary = _fingerprint(pieces)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode([id for id in ids if id < self._size and id not in self._special])
+        return self._processor.decode([id for id in ids if id < self.num_ids and id not in self._special])
 
 
 class JsonTokenizer:
@@ -63,7 +65,7 @@ class JsonTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
-            raise ModelError(f"{path} is not a tokenizer: {error}") from error
+            raise ModelError(f"{path} is not a tokenizer: {reason(error)}") from error
         self._tokenizer.encode_special_tokens = True
         self._special = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         ends = {name: self._tokenizer.token_to_id(name) for name in ("<s>", "</s>")}
@@ -113,7 +115,9 @@ def _listed_tokens(folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
             try:
                 listed = _ids(raw if field is None else raw.get(field, {}))
             except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ModelError(f"{folder / name} does not list its added tokens by id: {error!r}") from error
+                raise ModelError(
+                    f"{folder / name} does not list its added tokens by id ({type(error).__name__}: {reason(error)})"
+                ) from error
             yield name, listed
 
 

@@ -6,11 +6,12 @@ a .bin is a pickle, which checkpoint.py reads with torch; here it is only seen t
 
 import json
 import math
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_engine.models.registry import ModelError, read_json, refuse_adapter, refuse_pointer
+from data_engine.models.registry import ModelError, read_json, reason, refuse_adapter, refuse_pointer
 
 # As transformers looks for them: an index may be left over from another save, beside a whole file.
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -66,11 +67,11 @@ def read_index(index: Path) -> dict[str, str]:
         # Within the folder alone: a checkpoint comes from somewhere else, and must not name this machine's files.
         if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\\0"):
             raise ModelError(f"{index} gives {name} the file {file!r}; expected the name of a file beside it")
-    missing = [name for name in sorted(set(found.values())) if not (index.parent / name).is_file()]
+    # os.path: a name too long for a file is none that is there, and no exception.
+    missing = [name for name in sorted(set(found.values())) if not os.path.isfile(index.parent / name)]
     if missing:
-        raise ModelError(
-            f"{index} names weight files that are missing: {', '.join(missing)}; copy or download them again"
-        )
+        some = ", ".join(missing[:5])
+        raise ModelError(f"{index} names {len(missing)} weight files that are missing: {some}; download them again")
     return found
 
 
@@ -90,7 +91,7 @@ def read_header(file: Path) -> list[Stored]:
     except ModelError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise _broken(file, str(error)) from error
+        raise _broken(file, reason(error)) from error
 
 
 def _header_and_rest(file: Path) -> tuple[dict, int]:
@@ -158,7 +159,7 @@ def check_archive(file: Path) -> None:
     except ModelError:
         raise
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{file} is cut or broken ({error}): copy or download it again") from error
+        raise ModelError(f"{file} is cut or broken ({reason(error)}): copy or download it again") from error
     if begin[:1] == b"\x80":
         raise ModelError(
             f"{file} is in the format of torch before 1.6, which cannot be mapped; rewrite it once: python -c "
@@ -174,5 +175,5 @@ def _check_begun(file: Path) -> None:
     refuse_pointer(file)
 
 
-def _broken(file: Path, reason: str) -> ModelError:
-    return ModelError(f"{file} is not a whole safetensors file ({reason}): copy or download it again")
+def _broken(file: Path, why: str) -> ModelError:
+    return ModelError(f"{file} is not a whole safetensors file ({why}): copy or download it again")
