@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from folders import weights
 
 from data_engine import load_model
 from data_engine.errors import UserError
 from data_engine.models import check, llava_config
 from data_engine.models.registry import ModelError
 
-ROUNDS = 100
+ROUNDS = 60
 VALUES = (
     "",
     "64",
@@ -71,6 +73,11 @@ def mutated_json(dice: random.Random, content: bytes) -> bytes:
 def mutated(dice: random.Random, file: Path, content: bytes) -> bytes:
     if file.suffix == ".safetensors":
         return mutated_bytes(dice, content, 8 + int.from_bytes(content[:8], "little"))
+    if file.suffix == ".bin":
+        # The archive's directory is at the end, the pickle at the beginning.
+        turned = dice.random() < 0.5
+        changed = mutated_bytes(dice, content[::-1] if turned else content, 5000)
+        return changed[::-1] if turned else changed
     if file.suffix == ".json" and dice.random() < 0.6:
         return mutated_json(dice, content)
     return mutated_bytes(dice, content, len(content))
@@ -85,7 +92,7 @@ def refused(act: Callable[[], object]) -> bool:
     return False
 
 
-@pytest.fixture(params=["llava/instruct", "llava/reward", "omnilmm/instruct"])
+@pytest.fixture(params=["llava/instruct", "llava/reward", "omnilmm/instruct", "bin"])
 def folder(request, goldens, tmp_path, monkeypatch) -> Path:
     """A copy of a checkpoint, and of the CLIP tower; the model hub has nothing."""
 
@@ -94,16 +101,23 @@ def folder(request, goldens, tmp_path, monkeypatch) -> Path:
 
     monkeypatch.setattr(llava_config, "fetch", fetch)
     shutil.copytree(goldens / "llava/openai", tmp_path / "openai")
-    copy = Path(shutil.copytree(goldens / request.param, tmp_path / "model"))
+    name = "llava/instruct" if request.param == "bin" else request.param
+    copy = Path(shutil.copytree(goldens / name, tmp_path / "model"))
     if request.param == "llava/reward":
         # The fast tokenizer, and the tower's own files.
         (copy / "tokenizer.model").unlink()
         shutil.copy(goldens / "omnilmm/instruct/tokenizer.json", copy)
+    if request.param == "bin":
+        torch.save(weights(copy), copy / "pytorch_model.bin")
+        for file in copy.glob("model*"):
+            file.unlink()
     return copy
 
 
 def test_a_checkpoint_with_any_bytes_is_used_or_refused(folder, request):
     files = [file for file in folder.iterdir() if not file.name.startswith(("generation", "special"))]
+    if "[bin]" in request.node.name:
+        files = [folder / "pytorch_model.bin"]
     if "reward" in request.node.name:
         files += [file for file in (folder.parent / "openai").rglob("*") if file.is_file()]
     dice, outcomes = random.Random(str(folder.name)), []

@@ -30,10 +30,11 @@ def decoder_config(kind: type[PretrainedConfig], raw: dict, where: Path, types: 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: Path) -> None:
     """Raise ModelError where the tokenizer gives ids that have no embedding."""
-    if tokenizer.num_ids > vocab_size:
+    needed = max(tokenizer.num_ids, tokenizer.bos + 1, tokenizer.eos + 1)
+    if needed > vocab_size:
         raise ModelError(
-            f"{where} has vocab_size {vocab_size}, but the tokenizer beside it has {tokenizer.num_ids} pieces: it is "
-            "not the tokenizer of this model"
+            f"{where} has vocab_size {vocab_size}, but the tokenizer beside it gives ids up to {needed - 1}: it is not "
+            "the tokenizer of this model"
         )
 
 
