@@ -142,7 +142,7 @@ def main(folder: Path) -> int:
     weights, _ = (write_checkpoint(folder / name) for name in ("instruct", "reward"))
     first, again = hashing_seconds(folder), hashing_seconds(folder)
     print(
-        f"hashing two checkpoints of {weights / 1e9:.1f} GB: {first:.1f} s, then {again:.3f} s (at most {MOST_HASHING_S})"
+        f"hashing two checkpoints of {weights / 1e9:.1f} GB: {first:.1f} s, then {again:.3f} s (limit {MOST_HASHING_S})"
     )
     told, most = run(folder)
     print(told[-2000:])

@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, their exit code, stdout and stderr."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -32,13 +33,10 @@ def refused(message: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def job(tmp_path) -> dict[str, str]:
+def job(goldens, tmp_path) -> dict[str, str]:
     """Flags of a run that `validate` finds nothing wrong with."""
-    for name in ("instruct", "reward"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text('{"model_type": "llava"}')
-        (tmp_path / name / "tokenizer.model").touch()
-        (tmp_path / name / "model.safetensors").touch()
+    for name in ("instruct", "reward", "openai"):
+        shutil.copytree(goldens / "llava" / name, tmp_path / name)
     write_questions(tmp_path, ["a", "b"])
     flags = {"instruct_model_path": "instruct", "reward_model_path": "reward", "dataset_path": "q.parquet"}
     return flags | {"work_dir": "runs/one"}
@@ -127,14 +125,22 @@ def test_the_exit_code_of_a_command_is_passed_on(monkeypatch):
 # validate, and what run refuses before any model
 
 
-def test_validate_says_what_it_found_writes_nothing_and_imports_nothing_heavy(job, tmp_path):
+def test_validate_says_what_it_found_and_writes_nothing(job, tmp_path):
+    says = "valid: 2 questions, 10 answers each; instruct and reward model: llava and llava; work_dir runs/one"
+    assert call("validate", *flags(job), cwd=tmp_path) == (0, f"{says}\n", "")
+    # Defect 35: nothing is created in the working directory either.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["instruct", "openai", "q.parquet", "reward"]
+
+
+def test_validate_imports_nothing_heavy_for_a_mistake_that_can_be_seen_without(job, tmp_path):
+    """The last of the light checks is that of the second model's files."""
+    (tmp_path / "reward/model.safetensors").write_bytes(b"")
     code = f"import sys; from data_engine.commands.main import main; code = main({['validate', *flags(job)]!r})"
     code += f"; print([m for m in {HEAVY} if m in sys.modules], code)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    says = "valid: 2 questions, 10 answers each; instruct and reward model: llava and llava; work_dir runs/one"
-    assert (result.stdout, result.stderr) == (f"{says}\n[] 0\n", "")
-    # Defect 35: nothing is created in the working directory either.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["instruct", "q.parquet", "reward"]
+    assert result.stdout == "[] 2\n"
+    assert result.stderr.startswith('data-engine: error: --reward_model_path "reward": ')
+    assert "model.safetensors is empty" in result.stderr
 
 
 def test_a_job_may_stand_in_a_yaml_whose_paths_are_relative_to_the_working_directory(job, tmp_path):

@@ -173,6 +173,18 @@ def test_a_unit_that_another_host_removes_while_it_is_read_is_gone(tmp_path, mon
     assert units.published(tmp_path, "sampled_answer") == set()
 
 
+def test_a_footer_with_any_byte_of_its_facts_changed_is_believed_in_nothing(tmp_path):
+    """A start reads footers alone: a flipped bit must not make a unit one of another run, which is refused."""
+    path = units.unit_path(tmp_path, "sampled_answer", 0)
+    units.publish(path, pa.table({"a": [1]}), {"made_from": {"bound": {"dataset": "abc", "seed": 12}}})
+    whole = path.read_bytes()
+    start = whole.index(b'{"made_from"')
+    for position in range(start, start + len('{"made_from": {"bound": {"dataset": "abc", "seed": 12}}}')):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(units.DamagedUnitError, match="will be computed again"):
+            units.read_unit_facts(tmp_path, "sampled_answer", 0)
+
+
 def test_rows_left_out_are_in_the_file_of_their_unit(tmp_path):
     """One file and one seal: no kill can leave one without the other."""
     result = UnitResult(pa.table({"idx": ["a"]}), [("b", "broken")], [("c", "not there")])

@@ -102,7 +102,8 @@ def test_the_layout_of_transformers_old_and_new(folder, goldens, instruct, golde
     assert_same_model(folder, instruct, golden_images[0])
 
 
-def test_what_transformers_itself_saves_loads_and_scores_alike(folder, tmp_path, golden_images):
+@pytest.mark.parametrize("old_names", [True, False])
+def test_what_transformers_itself_saves_loads_and_scores_alike(folder, tmp_path, golden_images, old_names):
     """The second formula: LlavaForConditionalGeneration, run by transformers, on the very same file."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -114,7 +115,10 @@ def test_what_transformers_itself_saves_loads_and_scores_alike(folder, tmp_path,
     text = LlamaConfig(vocab_size=1002, hidden_size=48, intermediate_size=64, num_key_value_heads=2, **layers)
     config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=1000)
     theirs = LlavaForConditionalGeneration(config).eval()
-    theirs.save_pretrained(tmp_path / "saved")
+    theirs.save_pretrained(tmp_path / "saved", save_original_format=old_names)
+    names = tensor_names(tmp_path / "saved")
+    assert ("language_model.lm_head.weight" in names) == old_names
+    assert not any("vision_model." in name for name in names)
     shutil.copy(folder / "tokenizer.model", tmp_path / "saved")
     ours = load(tmp_path / "saved")
     pixels, answer = ours.pixels(golden_images[0], True, 64), ours.answer_ids("What is it?", "a red bus")
@@ -127,6 +131,34 @@ def test_what_transformers_itself_saves_loads_and_scores_alike(folder, tmp_path,
     [got] = score_answers(ours, golden_images[0], "What is it?", [answer])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     assert len(prefix(ours, pixels, "What is it?")) == len(prompt) + 15
+
+
+def tensor_names(folder: Path) -> set[str]:
+    return set(load_file(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize("old_names", [True, False])
+@pytest.mark.parametrize("kind", ["CLIPVisionModel", "CLIPModel", "CLIPVisionModelWithProjection"])
+def test_a_tower_that_transformers_itself_saves_loads_and_sees_alike(folder, instruct, golden_images, kind, old_names):
+    """The published tower, read and saved again by each of transformers' classes that have it."""
+    import transformers
+
+    tower = folder.parent / "openai/clip-vit-large-patch14-336"
+    theirs = getattr(transformers, kind).from_pretrained(tower)
+    shutil.rmtree(tower)
+    theirs.save_pretrained(tower, save_original_format=old_names)
+    # transformers 5.23 saves the tower alone without the level above, unless it was read with it.
+    flat = kind == "CLIPVisionModel" and not old_names
+    assert ("embeddings.class_embedding" in tensor_names(tower)) == flat
+    assert_same_model(folder, instruct, golden_images[0])
+
+
+def test_the_flat_names_of_a_tower_are_no_weights_of_a_checkpoint(folder, goldens):
+    flat = {name.removeprefix("vision_model."): value for name, value in clip(goldens).items()}
+    name = "embeddings.class_embedding"
+    replace_weights(folder, weights(folder) | {name: flat[name]})
+    with pytest.raises(ModelError, match=r"unexpected weight embeddings\.class_embedding"):
+        load(folder)
 
 
 def test_clip_inside_the_checkpoint_is_used_before_the_folder(folder, goldens, instruct, golden_images):
@@ -167,7 +199,7 @@ def test_the_known_tower_needs_no_folder_where_the_weights_are_inside(folder, tm
     """A full-size CLIP of zeros inside the checkpoint, and no folder to read its configuration from."""
     from transformers import CLIPVisionModel
 
-    from data_engine.models.llava import KNOWN_TOWERS
+    from data_engine.models.llava_config import KNOWN_TOWERS
 
     shutil.rmtree(tmp_path / "openai")
     with torch.device("meta"):

@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import LlamaConfig
 
-from data_engine.models import llava, omnilmm
+from data_engine.models import llava, llava_config, omnilmm
 from data_engine.models.registry import FAMILIES, ModelError, names
 from data_engine.models.sharding.zero3 import is_divided
 
@@ -82,8 +82,8 @@ def llava_7b() -> nn.Module:
         vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=32, tie_word_embeddings=False,
     )  # fmt: skip
-    tower = llava.KNOWN_TOWERS["clip-vit-large-patch14-336"]
-    return on_meta(llava._Modules, llava.LlavaConfig(text, tower, 23, True, None))
+    tower = llava_config.KNOWN_TOWERS["clip-vit-large-patch14-336"]
+    return on_meta(llava._Modules, llava_config.LlavaConfig(text, tower, 23, True, None))
 
 
 def test_the_full_size_llava_has_the_parameters_of_the_published_shapes():

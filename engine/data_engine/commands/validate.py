@@ -1,4 +1,4 @@
-"""The checks before a run that need no model: configuration, folders, dataset. Imports no torch.
+"""The checks before a run: configuration, folders, dataset, checkpoints. Imports no torch until all else has passed.
 
 launch/run_engine.sh runs them before any rank starts, so that a mistake is reported once and not by every rank.
 """
@@ -13,14 +13,11 @@ from data_engine import stages
 from data_engine.commands.arguments import parse
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.models.registry import family_of, resolve
+from data_engine.models.check import check_models
 from data_engine.models.sharding import settings as zero3_settings
 from data_engine.questions.dataset import Questions, open_questions
 from data_engine.questions.first_rows import LOOKED_AT, require_usable
 from data_engine.questions.image_workers import ImageWorkers
-
-_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
-_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,13 +34,10 @@ def check(config: RunConfig) -> str:
     reasons = check_first_rows(config, questions)
     # Last: fetching a hub id may take an hour.
     roles = stages.roles()
-    families = [
-        check_model(*(getattr(config, f"{role}_model_{what}") for what in ("path", "revision", "name")))
-        for role in roles
-    ]
+    families = check_models(config, roles)
     return (
         f"valid: {len(questions)} questions, {config.sample_k} answers each; {' and '.join(roles)} model: "
-        f"{' and '.join(families)}; work_dir {config.work_dir}"
+        f"{' and '.join(families[role] for role in roles)}; work_dir {config.work_dir}"
         + (f"; of the first {LOOKED_AT} rows {reasons.total()} cannot be used" if reasons else "")
     )
 
@@ -54,17 +48,6 @@ def check_first_rows(config: RunConfig, questions: Questions) -> Counter:
         return Counter()
     with ImageWorkers() as workers:
         return require_usable(questions, config.max_megapixels, workers.decode)
-
-
-def check_model(path: str, revision: str | None, name: str | None) -> str:
-    """The family of a checkpoint, which is fetched if it is a hub id. Raises UserError where a file is missing."""
-    folder = resolve(path, revision)
-    family = family_of(folder, name)
-    if not any((folder / file).is_file() for file in _TOKENIZERS):
-        raise UserError(f'model folder "{folder}" has no tokenizer: expected {" or ".join(_TOKENIZERS)}')
-    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-        raise UserError(f'model folder "{folder}" has no weights: expected {" or ".join(_WEIGHTS)}')
-    return family
 
 
 def check_zero3(config: RunConfig) -> None:

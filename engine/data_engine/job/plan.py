@@ -14,6 +14,7 @@ from data_engine.errors import UserError
 from data_engine.job import budgets, run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings
 from data_engine.models.base import Target, pick_device, pick_dtype
+from data_engine.models.check import check_models
 from data_engine.models.sharding import placement
 from data_engine.processes.ranks import Ranks, set_device
 from data_engine.questions.dataset import Questions, open_questions
@@ -59,6 +60,7 @@ class Plan:
         target, work_dir = Target(device, pick_dtype(config.dtype, device)), Path(config.work_dir)
         questions = open_questions(config)
         _check_columns(questions)
+        check_models(config, stages.roles())
         checkpoints = {role: Checkpoint.of_role(config, role) for role in stages.roles()}
         weights = budgets.largest_bytes(checkpoints, target.dtype)
         decision = placement.decide(config.zero3, weights, ranks, device, config.memory_fraction)

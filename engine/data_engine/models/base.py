@@ -91,10 +91,14 @@ class ModelFamily(Protocol):
     def load(
         cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None
     ) -> VisionLanguageModel:
-        """Read a checkpoint folder. checkpoint.Filler places the weights: whole, or as `split` divides them.
+        """Read a checkpoint folder. checkpoint.Blueprint places the weights: whole, or as `split` divides them.
 
         Raises registry.ModelError naming what is missing, unexpected or contradictory.
         """
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Raise ModelError for what `load` would refuse, by the headers of the weight files alone."""
 
     @staticmethod
     def cache_values_per_token(folder: Path) -> int:

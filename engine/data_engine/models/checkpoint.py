@@ -4,8 +4,10 @@ Weights are held once: a tensor is mapped from its file, cast to the run's dtype
 """
 
 import hashlib
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +15,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_engine.models.base import Split
-from data_engine.models.registry import ModelError, read_json
+from data_engine.models.registry import ModelError, reason
+from data_engine.models.weight_files import (
+    FLOATS,
+    Stored,
+    check_archive,
+    located,
+    read_header,
+    read_index,
+    weight_files,
+)
 from data_engine.store.file_hashes import HashFiles
 
 # Besides the weights: configuration, tokenizer, processor and chat template. An index of shards says only which file
@@ -22,47 +33,71 @@ CONTENT = (
     "config.json", "generation_config.json", "tokenizer*", "added_tokens.json", "special_tokens_map.json", "vocab.*",
     "merges.txt", "*processor_config.json", "chat_template*", "additional_chat_templates/*",
 )  # fmt: skip
+# torch's dtypes as safetensors spells them.
+DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint, safetensors if there are any. Raises ModelError naming what is missing."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            files = sorted({folder / shard for shard in read_json(index).get("weight_map", {}).values()})
-            missing = [file.name for file in files if not file.is_file()]
-            if missing or not files:
-                raise ModelError(f"{index} names weight files that are missing: {', '.join(missing) or 'none at all'}")
-            return files
-        if (folder / name).is_file():
-            return [folder / name]
-    raise ModelError(f"{folder} has no weights: expected model.safetensors, pytorch_model.bin, or an index of shards")
+def headers(folder: Path) -> dict[str, Stored]:
+    """All tensors of a checkpoint by name, from the headers of its weight files.
+
+    Raises ModelError for a file that is not whole, or that does not hold what the index says.
+    """
+    files, index = located(folder)
+    found: dict[str, Stored] = {}
+    for file in files:
+        for one in _read_bin_header(file) if file.suffix == ".bin" else read_header(file):
+            if one.name in found:
+                raise ModelError(f"{one.name} stands in two files, {found[one.name].file} and {file}; remove one")
+            found[one.name] = one
+    for name, shard in read_index(index).items() if index is not None else ():
+        if name not in found or found[name].file != folder / shard:
+            raise ModelError(f"{index} says that {shard} holds {name}, but it does not: download both again")
+    return found
 
 
-def tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The names of a file's tensors, each with a function that maps the tensor from the file."""
+def tensors(file: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors of a file, each mapped from it when its turn comes."""
     if file.suffix == ".bin":
-        try:
-            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            raise ModelError(f"{file} cannot be read with weights_only=True: {error}") from error
-        for name in list(found):
-            yield name, lambda name=name: found[name]
+        found = _open_bin(file)
+        for name in names:
+            yield name, found[name]
         return
+    # The header was whole when it was checked, but another process may be writing.
     try:
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (safe_open is no dict)
-                yield name, lambda name=name: opened.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file} is not a whole safetensors file: {error}") from error
+            for name in names:
+                yield name, opened.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{file} is not a whole safetensors file: {reason(error)}") from error
 
 
-def tensor_names(folder: Path) -> set[str]:
-    return {name for file in weight_files(folder) for name, _ in tensors(file)}
+def _open_bin(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .bin, mapped. Raises ModelError where it is broken, or would have to run code to be read."""
+    check_archive(file)
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    # Whatever a broken pickle makes of the unpickler.
+    except Exception as error:
+        raise ModelError(
+            f"{file} cannot be read with weights_only=True ({type(error).__name__}: {reason(error)}): it is broken, "
+            "or holds more than tensors; where the model was made, save it again with save_pretrained, as safetensors"
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} holds a {type(found).__name__}; expected a dictionary of tensors by name")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise ModelError(
+                f"{file} holds {name!r}, which is {type(value).__name__}; expected dense tensors by name, as "
+                "save_pretrained writes them"
+            )
+    return found
 
 
-def tensor_shapes(folder: Path) -> dict[str, torch.Size]:
-    return {name: get().shape for file in weight_files(folder) for name, get in tensors(file)}
+def _read_bin_header(file: Path) -> list[Stored]:
+    return [
+        Stored(file, name, tuple(value.shape), DTYPES.get(value.dtype, str(value.dtype)))
+        for name, value in _open_bin(file).items()
+    ]
 
 
 def fingerprint(folders: Sequence[Path], hash_files: HashFiles) -> str:
@@ -86,50 +121,85 @@ def content_files(folder: Path) -> list[Path]:
 
 def num_weights(folders: Sequence[Path]) -> int:
     """The number of weights in the folders of a checkpoint, whatever their dtype."""
-    return sum(shape.numel() for folder in folders for shape in tensor_shapes(folder).values())
+    return sum(math.prod(one.shape) for folder in folders for one in headers(folder).values())
 
 
-class Filler:
-    """Fills a model whose parameters are on the meta device from named tensors.
+@dataclass(frozen=True)
+class Source:
+    """A folder of weights, and which parameters of the model it fills."""
 
-    With `split`, the parameters that it divides are divided one by one as they are read, so that at most one is whole.
-    """
+    folder: Path
+    stored: dict[str, Stored]
+    """by headers(folder)"""
+    rename: Callable[[str], str]
+    """from a name in the files to that of a parameter"""
+    fills: tuple[str, ...] = ("",)
+    """beginnings of the parameters that this folder must hold"""
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> None:
-        self.model, self.device, self.dtype, self.split = model, device, dtype, split
-        self.missing = {name for name, _ in model.named_parameters()}
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
-    def fill(self, folder: Path, rename: Callable[[str], str | None], ignored: re.Pattern) -> None:
-        """Read the weight files of `folder`; `rename` gives the parameter for a checkpoint's name.
+@dataclass(frozen=True)
+class Blueprint:
+    """A model on the meta device, and the folders that fill it. What a check and loading share."""
 
-        Raises ModelError for a tensor of a wrong shape, or that is no parameter and does not match `ignored`.
+    modules: nn.Module
+    sources: tuple[Source, ...]
+    ignored: re.Pattern
+    """of names, as they stand in the files or as renamed, that are known and not needed"""
+
+    def matched(self) -> dict[Path, dict[str, str]]:
+        """By file, the parameter for each stored name. Reads nothing.
+
+        Raises ModelError for a tensor of a wrong shape or dtype, one that is no parameter and does not match
+        `ignored`, and a parameter without a tensor.
         """
-        for file in weight_files(folder):
-            for name, get in tensors(file):
-                target = rename(name)
-                if target in self._shapes:
-                    self._set(target, get(), f"{name} in {file}")
-                elif not ignored.search(name):
-                    raise ModelError(f"unexpected weight {name} in {file}: no part of this model has it")
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.modules.named_parameters()}
+        found: dict[str, Stored] = {}
+        files: dict[Path, dict[str, str]] = {}
+        for source in self.sources:
+            for one in source.stored.values():
+                target = source.rename(one.name)
+                if target in shapes:
+                    _check_stored(one, shapes[target], found.setdefault(target, one))
+                    files.setdefault(one.file, {})[one.name] = target
+                elif not self.ignored.search(one.name) and not self.ignored.search(target):
+                    raise ModelError(f"unexpected weight {one}: no part of this model has it")
+        for source in self.sources:
+            missing = sorted(name for name in shapes if name not in found and name.startswith(source.fills))
+            if missing:
+                some = ", ".join(missing[:5])
+                raise ModelError(f"{source.folder} lacks {len(missing)} weights that config.json asks for: {some}")
+        return files
 
-    def _set(self, target: str, value: Tensor, origin: str) -> None:
-        if value.shape != self._shapes[target]:
-            raise ModelError(
-                f"weight {origin} has shape {list(value.shape)}, config.json makes it {list(self._shapes[target])}"
-            )
-        owner, _, leaf = target.rpartition(".")
-        divided = self.split is not None and self.split.divides(target)
-        if divided and not self.split.reads:
-            value = torch.empty(value.shape, device=self.device, dtype=self.dtype)
-        else:
-            value = value.to(self.device, self.dtype, copy=True)
-        parameter = self.split.divide(value) if divided else nn.Parameter(value, requires_grad=False)
-        setattr(self.model.get_submodule(owner), leaf, parameter)
-        self.missing.discard(target)
+    def fill(self, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> None:
+        """Read the weights into the modules. With `split`, the parameters that it divides are divided one by one as
+        they are read, so that at most one is whole. Raises ModelError as `matched` does.
+        """
+        for file, targets in self.matched().items():
+            for name, value in tensors(file, targets):
+                target = targets[name]
+                owner, _, leaf = target.rpartition(".")
+                module = self.modules.get_submodule(owner)
+                if value.shape != getattr(module, leaf).shape:
+                    raise ModelError(f"{file} changed while it was read: start again when it is whole")
+                setattr(module, leaf, _placed(value, target, device, dtype, split))
 
-    def done(self, folder: Path) -> None:
-        """Raises ModelError naming the weights that no file contained."""
-        if self.missing:
-            some = ", ".join(sorted(self.missing)[:5])
-            raise ModelError(f"{folder} lacks {len(self.missing)} weights that config.json asks for: {some}")
+
+def _check_stored(one: Stored, shape: tuple[int, ...], first: Stored) -> None:
+    if first is not one:
+        raise ModelError(f"{one} and {first} are the same weight by two names: remove one")
+    if one.shape != shape:
+        raise ModelError(f"weight {one} has shape {list(one.shape)}, config.json makes it {list(shape)}")
+    if one.dtype not in FLOATS:
+        raise ModelError(
+            f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, "
+            "float16 or float32"
+        )
+
+
+def _placed(value: Tensor, target: str, device: torch.device, dtype: torch.dtype, split: Split | None) -> nn.Parameter:
+    divided = split is not None and split.divides(target)
+    if divided and not split.reads:
+        value = torch.empty(value.shape, device=device, dtype=dtype)
+    else:
+        value = value.to(device, dtype, copy=True)
+    return split.divide(value) if divided else nn.Parameter(value, requires_grad=False)

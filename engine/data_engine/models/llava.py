@@ -5,21 +5,22 @@ Reads both published layouts, the original one (`mm_vision_tower`, `model.mm_pro
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
 from data_engine.models import attention
 from data_engine.models.base import IMAGE_TOKEN, Split
-from data_engine.models.checkpoint import Filler, tensor_names
-from data_engine.models.decoder import cache_values_per_token, decoder_config, head_weight
+from data_engine.models.checkpoint import Blueprint, Source, headers
+from data_engine.models.decoder import cache_values_per_token, check_vocabulary, head_weight
+from data_engine.models.llava_config import LlavaConfig, llama_config, read_config
+from data_engine.models.model_config import check_layers, on_meta
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
-from data_engine.models.registry import ModelError, fetch, model_types, read_json, resolve
+from data_engine.models.registry import read_json
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
 from data_engine.questions.images import check_megapixels, resized_size
 from data_engine.schemas import without_image_marker
@@ -30,13 +31,12 @@ SYSTEM = (
 )
 PADDING = tuple(int(255 * mean) for mean in CLIP_MEAN)
 
-# Patterns of weight names, in both layouts and a CLIP folder -> our prefix; the first match counts.
+# Patterns of weight names, in both layouts of a checkpoint -> our prefix; the first match counts.
 RENAMES = [
     (re.compile(pattern), ours)
     for pattern, ours in (
         (r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?", "vision."),
         (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision."),
-        (r"^vision_model\.", "vision."),
         (r"^(?:model\.)?multi_modal_projector\.linear_1\.", "projector.0."),
         (r"^(?:model\.)?multi_modal_projector\.linear_2\.", "projector.2."),
         (r"^model\.mm_projector\.", "projector."),
@@ -46,30 +46,13 @@ RENAMES = [
         (r"^model\.", "decoder."),
     )
 ]
+# In a folder of CLIP itself; CLIPVisionModel of transformers 5 saves without `vision_model.`.
+TOWER_NAMES = re.compile(r"^(?:vision_model\.)?(?=embeddings\.|pre_layrnorm\.|encoder\.|post_layernorm\.)")
 # Known weights that are not needed: rotary tables, CLIP's text tower, position ids, and the tower's last norm.
 IGNORED = re.compile(
     r"rotary_emb\.inv_freq$|^text_model\.|^text_projection\.|^visual_projection\.|^logit_scale$"
     r"|embeddings\.position_ids$|vision\S*\.post_layernorm\."
 )
-KNOWN_TOWERS = {
-    "clip-vit-large-patch14-336": CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768,
-    )
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LlavaConfig:
-    """The configuration of a checkpoint, from either layout."""
-
-    text: LlamaConfig
-    vision: CLIPVisionConfig
-    vision_layers: int
-    """layers of the tower up to the features that are used"""
-    drop_cls: bool
-    tower_folder: Path | None
-    """folder of CLIP's weights, if they are not in the checkpoint"""
 
 
 class _Modules(nn.Module):
@@ -110,31 +93,25 @@ class Llava:
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> "Llava":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
-        config = read_config(folder, _carries_tower(folder))
-        tokenizer = load_tokenizer(folder)
-        with init_empty_weights(include_buffers=False):
-            modules = _Modules(config)
-        filler = Filler(modules, device, dtype, split)
-        unused = re.compile(rf"{IGNORED.pattern}|vision\S*\.encoder\.layers\.(?:{_unused_layers(config)})\.")
-        rename = _renamer(modules)
-        if config.text.tie_word_embeddings:
-            unused = re.compile(rf"{unused.pattern}|lm_head\.weight$")
-        filler.fill(folder, rename, unused)
-        if config.tower_folder is not None:
-            filler.fill(config.tower_folder, rename, unused)
-        filler.done(folder)
-        return cls(modules.to(device), config, tokenizer)
+        blueprint, config, tokenizer = _plan(folder)
+        blueprint.fill(device, dtype, split)
+        return cls(blueprint.modules.to(device), config, tokenizer)
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Raise ModelError for what `load` would refuse; reads the headers of the weight files alone."""
+        _plan(folder)[0].matched()
 
     @staticmethod
     def cache_values_per_token(folder: Path) -> int:
         """Numbers in the key/value cache for one token, all layers."""
         raw, where = read_json(folder / "config.json"), folder / "config.json"
-        return cache_values_per_token(_llama_config(raw.get("text_config", raw), where))
+        return cache_values_per_token(llama_config(raw.get("text_config", raw), where))
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:
         """Its own, and that of the CLIP tower where the checkpoint does not hold it."""
-        tower = read_config(folder, _carries_tower(folder)).tower_folder
+        tower = read_config(folder, _carries_tower(headers(folder))).tower_folder
         return [folder] if tower is None else [folder, tower]
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
@@ -186,9 +163,9 @@ def preprocess(image: Image.Image, size: int, crop: bool, max_megapixels: float)
     return normalised(image.crop((left, top, left + size, top + size)))
 
 
-def _carries_tower(folder: Path) -> bool:
+def _carries_tower(stored: Iterable[str]) -> bool:
     """Whether the checkpoint holds the weights of its CLIP tower."""
-    return any(_rename(name).startswith("vision.") for name in tensor_names(folder))
+    return any(_rename(name).startswith("vision.") for name in stored)
 
 
 def _rename(name: str) -> str:
@@ -199,90 +176,30 @@ def _rename(name: str) -> str:
     return name
 
 
-def _renamer(modules: _Modules):
-    """_rename for the installed transformers, whose CLIP tower may have a `vision_model` level."""
+def _plan(folder: Path) -> tuple[Blueprint, LlavaConfig, Tokenizer]:
+    """What loading and its check have in common. Raises ModelError."""
+    stored, where = headers(folder), folder / "config.json"
+    config = read_config(folder, _carries_tower(stored))
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, config.text.vocab_size, where)
+    tower = {} if config.tower_folder is None else headers(config.tower_folder)
+    for layers, weights in ((config.text.num_hidden_layers, stored), (config.vision.num_hidden_layers, stored | tower)):
+        check_layers(layers, len(weights), where)
+    modules = on_meta(where, lambda: _Modules(config))
+
+    # The CLIP tower of the installed transformers may have a `vision_model` level.
     inner = "vision.vision_model." if hasattr(modules.vision, "vision_model") else "vision."
-    return lambda name: re.sub(r"^vision\.", inner, _rename(name))
 
+    def inside(rename: Callable[[str], str]) -> Callable[[str], str]:
+        return lambda name: re.sub(r"^vision\.", inner, rename(name))
 
-def _unused_layers(config: LlavaConfig) -> str:
-    return "|".join(map(str, range(config.vision_layers, config.vision.num_hidden_layers))) or "none"
-
-
-def read_config(folder: Path, carries_tower: bool) -> LlavaConfig:
-    """config.json of either layout. Raises ModelError naming the field that is missing or not supported."""
-    raw = read_json(folder / "config.json")
-    where = folder / "config.json"
-    if "text_config" in raw or "vision_config" in raw:
-        return _transformers_config(raw, where)
-    _expect(raw, where, "mm_projector_type", "mlp2x_gelu")
-    _expect(raw, where, "mm_use_im_start_end", False)
-    _expect(raw, where, "mm_use_im_patch_token", False)
-    tower = raw.get("mm_vision_tower")
-    if not isinstance(tower, str) or not tower:
-        raise ModelError(f"{where} has no mm_vision_tower: the name or folder of the CLIP tower")
-    tower_folder, vision = _find_tower(folder, tower, carries_tower)
-    return LlavaConfig(
-        text=_llama_config(raw, where),
-        vision=vision,
-        vision_layers=_layers(vision, raw.get("mm_vision_select_layer", -2), where),
-        drop_cls=_select_patches(raw.get("mm_vision_select_feature", "patch"), where),
-        tower_folder=None if carries_tower else tower_folder,
-    )
-
-
-def _transformers_config(raw: dict, where: Path) -> LlavaConfig:
-    for name in ("text_config", "vision_config"):
-        if not isinstance(raw.get(name), dict):
-            raise ModelError(f"{where} has no {name}")
-    vision = CLIPVisionConfig.from_dict(raw["vision_config"])
-    return LlavaConfig(
-        # transformers stores tie_word_embeddings at the top level, which overrides the default of the text part.
-        text=_llama_config(raw["text_config"] | {"tie_word_embeddings": raw.get("tie_word_embeddings", False)}, where),
-        vision=vision,
-        vision_layers=_layers(vision, raw.get("vision_feature_layer", -2), where),
-        drop_cls=_select_patches(raw.get("vision_feature_select_strategy", "default"), where),
-        tower_folder=None,
-    )
-
-
-def _expect(raw: dict, where: Path, field: str, value: object) -> None:
-    if raw.get(field, value) != value:
-        raise ModelError(f"{where} has {field} {raw[field]!r}; this family supports {value!r}")
-
-
-def _llama_config(raw: dict, where: Path) -> LlamaConfig:
-    return decoder_config(LlamaConfig, raw, where, types=tuple(model_types()))
-
-
-def _layers(vision: CLIPVisionConfig, select: int, where: Path) -> int:
-    """Layers up to the selected hidden state. There is one state more than layers: -2 is that before the last layer."""
-    layers = vision.num_hidden_layers + 1 + select if select < 0 else select
-    if not 0 <= layers <= vision.num_hidden_layers:
-        raise ModelError(f"{where} selects vision layer {select}, the tower has {vision.num_hidden_layers} layers")
-    return layers
-
-
-def _select_patches(feature: str, where: Path) -> bool:
-    known = {"patch": True, "default": True, "cls_patch": False, "full": False}
-    if feature not in known:
-        raise ModelError(f"{where} selects vision feature {feature!r}; known: {', '.join(known)}")
-    return known[feature]
-
-
-def _find_tower(folder: Path, tower: str, carries_tower: bool) -> tuple[Path | None, CLIPVisionConfig]:
-    """The CLIP folder: in the checkpoint, beside it, an absolute path, or a hub id; never in the working directory."""
-    base = Path(tower).name
-    places = [folder / tower, folder / base, folder.parent / tower, folder.parent / base]
-    places = [place for place in places if place.resolve() not in (folder.resolve(), folder.parent.resolve())]
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    if found is None and carries_tower and base in KNOWN_TOWERS:
-        return None, KNOWN_TOWERS[base]
-    if found is None:
-        try:
-            found = resolve(tower) if Path(tower).is_absolute() else fetch(tower)
-        except ModelError as error:
-            looked = ", ".join(map(str, places))
-            raise ModelError(f"no CLIP tower {tower!r}: looked in {looked}, and {error}") from error
-    raw = read_json(found / "config.json")
-    return found, CLIPVisionConfig.from_dict(raw.get("vision_config", raw))
+    sources = [Source(folder, stored, inside(_rename))]
+    if config.tower_folder is not None:
+        sources = [
+            Source(folder, stored, inside(_rename), ("projector.", "decoder.", "head.")),
+            Source(config.tower_folder, tower, inside(lambda name: TOWER_NAMES.sub("vision.", name)), ("vision.",)),
+        ]
+    unused = rf"{IGNORED.pattern}|vision\S*\.encoder\.layers\.(?:{config.unused_layers})\."
+    if config.text.tie_word_embeddings:
+        unused += r"|lm_head\.weight$"
+    return Blueprint(modules, tuple(sources), re.compile(unused)), config, tokenizer

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from PIL import Image
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralModel
 
 from data_engine.models import attention
 from data_engine.models.base import IMAGE_TOKEN, Split
-from data_engine.models.checkpoint import Filler, tensor_shapes
-from data_engine.models.decoder import cache_values_per_token, decoder_config, head_weight
+from data_engine.models.checkpoint import Blueprint, Source, headers
+from data_engine.models.decoder import cache_values_per_token, check_vocabulary, decoder_config, head_weight
 from data_engine.models.eva import Eva, EvaConfig, Resampler, heads_of
+from data_engine.models.model_config import check_counts, check_layers, on_meta
 from data_engine.models.pixels import normalised, resized
 from data_engine.models.registry import ModelError, model_types, read_json
 from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, load_tokenizer
@@ -94,14 +94,14 @@ class OmniLMM:
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> "OmniLMM":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
-        config = read_config(folder, tensor_shapes(folder))
-        tokenizer, around_image = load_tokenizer(folder), image_token_ids(folder, config.text.vocab_size)
-        with init_empty_weights(include_buffers=False):
-            modules = _Modules(config)
-        filler = Filler(modules, device, dtype, split)
-        filler.fill(folder, _rename, IGNORED)
-        filler.done(folder)
-        return cls(modules.to(device), config, tokenizer, around_image)
+        blueprint, config, tokenizer = _plan(folder)
+        blueprint.fill(device, dtype, split)
+        return cls(blueprint.modules.to(device), config, tokenizer, image_token_ids(folder, config.text.vocab_size))
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Raise ModelError for what `load` would refuse; reads the headers of the weight files alone."""
+        _plan(folder)[0].matched()
 
     @staticmethod
     def cache_values_per_token(folder: Path) -> int:
@@ -152,18 +152,30 @@ def _rename(name: str) -> str:
     return name if theirs is None else RENAMES[theirs] + name.removeprefix(theirs)
 
 
+def _plan(folder: Path) -> tuple[Blueprint, OmniConfig, Tokenizer]:
+    """What loading and its check have in common. Raises ModelError."""
+    stored, where = headers(folder), folder / "config.json"
+    config = read_config(folder, {name: one.shape for name, one in stored.items()})
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, config.text.vocab_size, where)
+    image_token_ids(folder, config.text.vocab_size)
+    check_layers(config.text.num_hidden_layers, len(stored), where)
+    modules = on_meta(where, lambda: _Modules(config))
+    return Blueprint(modules, (Source(folder, stored, _rename),), IGNORED), config, tokenizer
+
+
 def image_token_ids(folder: Path, vocab_size: int) -> tuple[int, int]:
     """Ids of <im_start> and <im_end>. Raises ModelError where an image token is missing or beyond vocab_size."""
     added = added_tokens(folder)
     for name in ("<im_patch>", "<im_start>", "<im_end>"):
         if name not in added:
             raise ModelError(f"the tokenizer of {folder} has no {name}: not the tokenizer of an OmniLMM checkpoint")
-        if added[name] >= vocab_size:
+        if not 0 <= added[name] < vocab_size:
             raise ModelError(f"the tokenizer of {folder} gives {name} the id {added[name]}, vocab_size is {vocab_size}")
     return added["<im_start>"], added["<im_end>"]
 
 
-def read_config(folder: Path, shapes: dict[str, torch.Size]) -> OmniConfig:
+def read_config(folder: Path, shapes: dict[str, tuple[int, ...]]) -> OmniConfig:
     """From config.json and the shapes of the tower's weights. Raises ModelError naming what is wrong."""
     where = folder / "config.json"
     raw = read_json(where)
@@ -176,6 +188,7 @@ def read_config(folder: Path, shapes: dict[str, torch.Size]) -> OmniConfig:
             raise ModelError(f"{where} has {name} {raw.get(name)!r}; expected a positive integer")
     if not isinstance(raw.get("rms_norm_eps"), float):
         raise ModelError(f"{where} has rms_norm_eps {raw.get('rms_norm_eps')!r}; expected a number such as 1e-05")
+    check_counts(raw, where, SIZES)
     text, vision = _mistral_config(raw, where), tower_config(folder, shapes)
     _check_sizes(raw, where, vision)
     # Attention here has no sliding window, so rows must be short enough that the window would hide no token.
@@ -200,12 +213,15 @@ def _mistral_config(raw: dict, where: Path) -> MistralConfig:
     return decoder_config(MistralConfig, raw, where, types=tuple(model_types()))
 
 
-def tower_config(folder: Path, shapes: dict[str, torch.Size]) -> EvaConfig:
+def tower_config(folder: Path, shapes: dict[str, tuple[int, ...]]) -> EvaConfig:
     """The tower's sizes, by its weights: config.json lacks them. Raises ModelError where weights are missing."""
     needed = [f"{TOWER}{name}" for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")]
     missing = [name for name in needed if name not in shapes]
     if missing:
         raise ModelError(f"{folder} has no whole vision tower, which belongs inside the checkpoint: no {missing[0]}")
+    for name, length in zip(needed, (4, 3, 2), strict=True):
+        if len(shapes[name]) != length or 0 in shapes[name]:
+            raise ModelError(f"weight {name} in {folder} has shape {list(shapes[name])}: not that of an EVA-02 tower")
     (width, _, patch, _), (_, positions, _), (mlp, _) = (shapes[name] for name in needed)
     blocks = 1 + max(int(found[1]) for found in map(re.compile(rf"{TOWER}blocks\.(\d+)\.").match, shapes) if found)
     if PUBLISHED_BLOCKS.get(width, blocks) != blocks:

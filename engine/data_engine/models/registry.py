@@ -1,6 +1,7 @@
 """The table of families, and from a path and a name to a checkpoint folder and its family. Imports no torch."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,18 +40,51 @@ def model_types() -> dict[str, str]:
     return {model_type: key for key, family in FAMILIES.items() for model_type in family.model_types}
 
 
+# What a clone without Git LFS leaves in the place of a large file begins so.
+LFS = b"version https://git-lfs"
+
+
 class ModelError(UserError):
     """A checkpoint, or a name for it, that cannot be used as it is."""
 
 
+def reason(error: Exception) -> str:
+    """What a library says of a broken file, in one line that is not too long."""
+    told = " ".join(str(error).split())
+    return told if len(told) <= 300 else f"{told[:200]} ... {told[-80:]}"
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise ModelError where a file is the text that a clone without Git LFS leaves in its place."""
+    with open(path, "rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise ModelError(f'{path} is a Git LFS pointer, not the file itself: run "git lfs pull" in {path.parent}')
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise ModelError where a folder holds an adapter of peft."""
+    if not (folder / "adapter_config.json").is_file():
+        return
+    told = read_json(folder / "adapter_config.json")
+    kind, base = told.get("peft_type"), told.get("base_model_name_or_path")
+    kind = "LoRA" if kind == "LORA" else kind
+    raise ModelError(
+        f"{folder} holds an adapter of peft ({kind}), not a whole model: merge it into its base "
+        f"{base or 'model'} first, with peft's merge_and_unload, save that, and pass its folder"
+    )
+
+
 def read_json(path: Path) -> dict:
-    """A JSON object. Raises ModelError naming the file that is missing or broken."""
+    """A JSON object. Raises ModelError naming the file that is missing, broken, or a Git LFS pointer."""
     try:
+        refuse_pointer(path)
         found = json.loads(path.read_text(encoding="utf-8"))
+    except ModelError:
+        raise
     except FileNotFoundError as error:
         raise ModelError(f"{path.parent} has no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path} must hold a JSON object, got {type(found).__name__}")
     return found
@@ -58,9 +92,10 @@ def read_json(path: Path) -> dict:
 
 def resolve(path: str, revision: str | None = None) -> Path:
     """A local folder, or that of a hub id in the local cache. Raises ModelError where neither exists."""
-    if Path(path).is_dir():
+    # os.path, not pathlib: a name that is too long, or has a zero byte, is no folder, and no exception.
+    if os.path.isdir(path):
         return Path(path).resolve()
-    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+    if os.path.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise ModelError(f"model path {path!r} is neither a folder nor a hub id such as org/name")
     return fetch(path, revision)
 
@@ -80,10 +115,28 @@ def fetch(path: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def _refuse_quantised(raw: dict, where: Path) -> None:
+    for part in (raw, *(raw[name] for name in ("text_config", "vision_config") if isinstance(raw.get(name), dict))):
+        field = next((name for name in ("quantization_config", "compression_config") if part.get(name)), None)
+        if field is not None:
+            method = part[field].get("quant_method") if isinstance(part[field], dict) else None
+            raise ModelError(
+                f"{where} has a {field} ({method or 'of unknown method'}): quantised checkpoints are not read. "
+                "Pass one in bfloat16, float16 or float32; if the weights here are that, remove the field"
+            )
+
+
 def family_of(folder: Path, name: str | None = None) -> str:
-    """The family by config.json. Raises ModelError where that or `name` is unknown, or the two contradict."""
-    model_type = read_json(folder / "config.json").get("model_type")
-    if model_type not in model_types():
+    """The family by config.json. Raises ModelError where that or `name` is unknown, or the two contradict.
+
+    An adapter, and a checkpoint whose weights are quantised, are named for what they are.
+    """
+    if not (folder / "config.json").is_file():
+        refuse_adapter(folder)
+    raw = read_json(folder / "config.json")
+    _refuse_quantised(raw, folder / "config.json")
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in model_types():
         known = ", ".join(sorted(model_types()))
         raise ModelError(f"{folder / 'config.json'} has model_type {model_type!r}; known: {known}")
     family = model_types()[model_type]

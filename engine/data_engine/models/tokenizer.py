@@ -11,7 +11,7 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from data_engine.models.registry import ModelError, read_json
+from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
 
 
 class Tokenizer(Protocol):
@@ -19,6 +19,8 @@ class Tokenizer(Protocol):
     eos: int
     vocabulary: str
     """fingerprint of the pieces in the order of their ids"""
+    num_ids: int
+    """one more than the largest id that encode gives"""
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no BOS, no EOS, and no special token parsed from it."""
@@ -37,19 +39,23 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path) -> None:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            raise ModelError(f"{path} is not a SentencePiece model: {error}") from error
-        size = self._processor.get_piece_size()
+            size = self._processor.get_piece_size()
+            pieces = [self._processor.id_to_piece(id) for id in range(size)]
+        # ValueError: a piece is no UTF-8.
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ModelError(f"{path} is not a SentencePiece model: {reason(error)}") from error
         self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
+        if min(self.bos, self.eos) < 0:
+            raise ModelError(f"{path} has no tokens for begin and end of a text: not a LLaMA tokenizer")
         self._special = {id for id in range(size) if self._processor.is_control(id) or self._processor.is_unknown(id)}
-        self._size = size
-        self.vocabulary = _fingerprint([self._processor.id_to_piece(id) for id in range(size)])
+        self.num_ids = size
+        self.vocabulary = _fingerprint(pieces)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode([id for id in ids if id < self._size and id not in self._special])
+        return self._processor.decode([id for id in ids if id < self.num_ids and id not in self._special])
 
 
 class JsonTokenizer:
@@ -59,7 +65,7 @@ class JsonTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
-            raise ModelError(f"{path} is not a tokenizer: {error}") from error
+            raise ModelError(f"{path} is not a tokenizer: {reason(error)}") from error
         self._tokenizer.encode_special_tokens = True
         self._special = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         ends = {name: self._tokenizer.token_to_id(name) for name in ("<s>", "</s>")}
@@ -67,6 +73,8 @@ class JsonTokenizer:
             raise ModelError(f"{path} has no <s> and </s>: not a LLaMA tokenizer")
         self.bos, self.eos = ends["<s>"], ends["</s>"]
         base = self._tokenizer.get_vocab(with_added_tokens=False)
+        plain = set(self._tokenizer.get_vocab(with_added_tokens=True).values()) - self._special
+        self.num_ids = 1 + max(plain, default=-1)
         self.vocabulary = _fingerprint(sorted(base, key=base.__getitem__))
 
     def encode(self, text: str) -> list[int]:
@@ -78,10 +86,10 @@ class JsonTokenizer:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder. Raises ModelError where it has none of the two forms."""
-    if (folder / "tokenizer.model").is_file():
-        return SentencePieceTokenizer(folder / "tokenizer.model")
-    if (folder / "tokenizer.json").is_file():
-        return JsonTokenizer(folder / "tokenizer.json")
+    for name, kind in (("tokenizer.model", SentencePieceTokenizer), ("tokenizer.json", JsonTokenizer)):
+        if (folder / name).is_file():
+            refuse_pointer(folder / name)
+            return kind(folder / name)
     raise ModelError(f"{folder} has neither tokenizer.model nor tokenizer.json")
 
 
@@ -100,14 +108,32 @@ def added_tokens(folder: Path) -> dict[str, int]:
 
 def _listed_tokens(folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
     """(file name, token -> id) of each file that lists added tokens."""
-    if (folder / "added_tokens.json").is_file():
-        yield "added_tokens.json", read_json(folder / "added_tokens.json")
-    if (folder / "tokenizer_config.json").is_file():
-        added = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-        yield "tokenizer_config.json", {token["content"]: int(number) for number, token in added.items()}
-    if (folder / "tokenizer.json").is_file():
-        added = read_json(folder / "tokenizer.json").get("added_tokens", [])
-        yield "tokenizer.json", {token["content"]: token["id"] for token in added}
+    for name, field in (("added_tokens.json", None), ("tokenizer_config.json", "added_tokens_decoder"),
+                        ("tokenizer.json", "added_tokens")):  # fmt: skip
+        if (folder / name).is_file():
+            raw = read_json(folder / name)
+            try:
+                listed = _ids(raw if field is None else raw.get(field, {}))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ModelError(
+                    f"{folder / name} does not list its added tokens by id ({type(error).__name__}: {reason(error)})"
+                ) from error
+            yield name, listed
+
+
+def _ids(told: dict | list) -> dict[str, int]:
+    """token -> id, of a dictionary by token or by id, or of a list. Raises what a wrong type brings about."""
+    if isinstance(told, list):
+        found = {token["content"]: token["id"] for token in told}
+    else:
+        found = dict(_entry(key, value) for key, value in told.items())
+    if not all(type(number) is int and isinstance(token, str) for token, number in found.items()):
+        raise TypeError("an id is no integer, or a token no text")
+    return found
+
+
+def _entry(key: str, value: int | dict) -> tuple[str, int]:
+    return (key, value) if isinstance(value, int) else (value["content"], int(key))
 
 
 def continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:

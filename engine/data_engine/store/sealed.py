@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 # Key of a file's metadata that holds the sha256 of the file, taken with BLANK in its place.
 SEAL, BLANK = "data_engine_sha256", b"0" * 64
-# Key of the facts, which are JSON.
-FACTS = "data_engine_facts"
+# Keys of the facts, which are JSON, and of their own sha256: whoever reads the footer alone relies on it.
+FACTS, FACTS_SEAL = "data_engine_facts", "data_engine_facts_sha256"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ def write_sealed(table: pa.Table, path: Path, facts: dict | None = None) -> None
     """Write a parquet file with its facts and its own checksum; the same input gives the same bytes."""
     with pq.ParquetWriter(path, table.schema) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({FACTS: json.dumps(facts or {}, sort_keys=True), SEAL: BLANK.decode()})
+        told = json.dumps(facts or {}, sort_keys=True)
+        writer.add_key_value_metadata({FACTS: told, FACTS_SEAL: _sha256(told.encode()), SEAL: BLANK.decode()})
     content = path.read_bytes()
     with open(path, "r+b") as file:
         file.seek(content.rindex(BLANK))
@@ -48,7 +49,7 @@ def read_sealed(path: Path) -> Sealed:
 
 
 def read_facts(path: Path) -> tuple[dict, str]:
-    """Facts and seal of a file by write_sealed, from its footer alone: its other bytes are not checked.
+    """Facts and seal of a file by write_sealed, from its footer alone: of its bytes, those of the facts are checked.
 
     Raises ValueError where it is no such file.
     """
@@ -61,4 +62,11 @@ def read_facts(path: Path) -> tuple[dict, str]:
 
 
 def _parsed(footer: pq.FileMetaData) -> tuple[dict, str]:
-    return json.loads(footer.metadata[FACTS.encode()]), footer.metadata[SEAL.encode()].decode()
+    told, seal, facts_seal = (footer.metadata[name.encode()] for name in (FACTS, SEAL, FACTS_SEAL))
+    if _sha256(told) != facts_seal.decode():
+        raise ValueError("its facts have changed")
+    return json.loads(told), seal.decode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

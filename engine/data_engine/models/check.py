@@ -1,0 +1,54 @@
+"""One check of the checkpoints of a run, before any work: `validate`, `submit` and `run` make the same.
+
+It reads config.json, the tokenizer, and the headers of the weight files, and finds what loading would refuse. What can
+be seen without torch comes first, for all models, so that a missing file is told in an instant.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data_engine.config import RunConfig
+from data_engine.models import family_class
+from data_engine.models.registry import ModelError, family_of, refuse_pointer, resolve
+from data_engine.models.weight_files import check_files
+
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+
+
+def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, str]:
+    """The family by role. A hub id is fetched. Raises ModelError naming the flag, the folder, and what is wrong."""
+    families, folders = {}, {}
+    for role in roles:
+        with _named(config, role):
+            folders[role] = resolve(*(getattr(config, f"{role}_model_{what}") for what in ("path", "revision")))
+            families[role] = check_folder(folders[role], getattr(config, f"{role}_model_name"))
+    for role, folder in folders.items():
+        with _named(config, role):
+            check_weights(folder)
+    return families
+
+
+def check_folder(folder: Path, name: str | None = None) -> str:
+    """The family of a checkpoint. Raises ModelError for what is missing or broken, as can be seen without torch."""
+    family = family_of(folder, name)
+    tokenizer = next((folder / file for file in TOKENIZERS if (folder / file).is_file()), None)
+    if tokenizer is None:
+        raise ModelError(f"{folder} has no tokenizer: expected {' or '.join(TOKENIZERS)}")
+    refuse_pointer(tokenizer)
+    check_files(folder)
+    return family
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ModelError for what loading would refuse: names, shapes, dtypes of all weights, CLIP tower, tokenizer."""
+    family_class(family_of(folder)).check(folder)
+
+
+@contextlib.contextmanager
+def _named(config: RunConfig, role: str) -> Iterator[None]:
+    flag = f"{role}_model_path"
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f'--{flag} "{getattr(config, flag)}": {error}') from error

@@ -1,0 +1,46 @@
+"""From the fields of a config.json to modules without weights; whatever is wrong on the way is a ModelError."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import init_empty_weights
+
+from data_engine.models.registry import ModelError, reason
+
+T = TypeVar("T")
+# Beyond any model: what is larger is a broken file, and would fill the memory.
+MOST = 1 << 24
+
+
+def check_counts(raw: dict, where: Path, names: Iterable[str], most: int = MOST) -> None:
+    """Raise ModelError where one of these fields is there and no whole number from 1 to `most`."""
+    for name in names:
+        value = raw.get(name)
+        if value is not None and not (type(value) is int and 1 <= value <= most):
+            raise ModelError(f"{where} has {name} {value!r}; expected a positive integer up to {most}")
+
+
+def described(where: Path, make: Callable[[], T]) -> T:
+    """What `make` makes of a configuration. Raises ModelError for whatever transformers or torch object to."""
+    try:
+        return make()
+    except ModelError:
+        raise
+    # The libraries raise almost anything: a KeyError for an unknown activation, ZeroDivisionError, errors of their own.
+    except Exception as error:
+        raise ModelError(
+            f"{where} does not describe a model of its model_type ({type(error).__name__}: {reason(error)})"
+        ) from error
+
+
+def on_meta(where: Path, make: Callable[[], T]) -> T:
+    """Modules whose parameters are on the meta device, and whose buffers are not. Raises ModelError as `described`."""
+    with init_empty_weights(include_buffers=False):
+        return described(where, make)
+
+
+def check_layers(num_layers: int, stored: int, where: Path) -> None:
+    """Raise ModelError for more layers than weights, before a module is made for each."""
+    if num_layers > stored:
+        raise ModelError(f"{where} has num_hidden_layers {num_layers}, but there are only {stored} weights")
