@@ -102,7 +102,8 @@ def test_another_schema_in_the_second_file_is_named(tmp_path):
     path = write(tmp_path / "b.parquet", [2])
     assert refusal(str(tmp_path)) == (
         f'dataset file "{path}" has another schema than "a.parquet": '
-        'column "idx" is of type int64, in the first file of type string'
+        'column "idx" is of type int64, in the files before it of type string; '
+        "write all files of --dataset_path with the same columns"
     )
 
 
@@ -128,10 +129,14 @@ def test_data_that_is_broken_behind_a_whole_footer_names_the_file(tmp_path):
         list(questions.rows(range(500)))
 
 
-@pytest.mark.parametrize("option", [{"split": "test"}, {"revision": "abc"}])
-def test_an_option_that_would_do_nothing_is_refused(tmp_path, option):
-    name, value = next(iter(option.items()))
-    says = f'dataset_{name} "{value}" is for a `datasets` folder or a hub dataset'
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"split": "test"}, 'dataset_split "test" is for a folder or a hub dataset; '),
+        ({"revision": "abc"}, 'dataset_revision "abc" is for a hub dataset; '),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, option, says):
     assert says in refusal(write(tmp_path / "q.parquet", [1]), **option)
 
 

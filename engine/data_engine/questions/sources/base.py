@@ -1,6 +1,6 @@
 """What every source of questions offers, and what the kinds of sources share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ from data_engine.errors import UserError
 
 REQUIRED_COLUMNS = ("idx", "question", "image")
 BATCH_ROWS = 16
+PROBLEM = "problem"
 
 
 class Source(Protocol):
@@ -20,20 +21,32 @@ class Source(Protocol):
         """The idx column, up to `limit` rows."""
 
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Consecutive rows, in order, in small batches."""
+        """Consecutive rows, in order, in small batches of the columns asked for, in the types of `columns`.
+
+        A source whose cells may have no place in a column adds a text column PROBLEM: null, or what is wrong.
+        """
 
     def fingerprint(self) -> str:
         """In hex; the same for the same content, whatever its path."""
-
-
-def is_text(type: pa.DataType) -> bool:
-    """Whether a column holds text, in any of Arrow's layouts, or nothing but nulls."""
-    if pa.types.is_dictionary(type):
-        type = type.value_type
-    return type in (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 
 def refuse(wrong: bool, message: str) -> None:
     """Raise UserError with that message."""
     if wrong:
         raise UserError(message)
+
+
+def choose_split(path: object, names: Sequence[str], split: str | None) -> str:
+    """The split that the user named, or the only one. Raises UserError, with their names, where that is none."""
+    refuse(not names, f'dataset_path "{path}" has no split')
+    known = ", ".join(names)
+    if split is None:
+        refuse(len(names) > 1, f'dataset_path "{path}" has several splits: {known}; choose one with --dataset_split')
+        return names[0]
+    refuse(split not in names, f'"{path}" has no split "{split}"; dataset_split can be: {known}')
+    return split
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, for the end of a message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
