@@ -243,6 +243,15 @@ def test_two_columns_of_one_name_in_datasets_are_refused(saved, tmp_path):
 # The hub, of which a folder in its layout takes the place
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """`datasets` keeps what it loads under tmp_path."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("cache")
 def test_the_only_split_of_a_hub_dataset_is_read(tmp_path):
     write(tmp_path / "hub/data/test-00000-of-00001.parquet", [4, 5])
     source = DatasetsSource(load_hub(str(tmp_path / "hub"), None, None))
@@ -250,6 +259,7 @@ def test_the_only_split_of_a_hub_dataset_is_read(tmp_path):
     assert only(Questions(source, "dataset")).image == b"image 0"
 
 
+@pytest.mark.usefixtures("cache")
 def test_splits_of_a_hub_dataset_are_refused_by_name_or_chosen(tmp_path):
     path = folder_of(tmp_path / "hub/data", "train-00000-of-00001.parquet", "test-00000-of-00001.parquet")
     path = str(Path(path).parent)
@@ -260,8 +270,9 @@ def test_splits_of_a_hub_dataset_are_refused_by_name_or_chosen(tmp_path):
         load_hub(path, "tset", None)
 
 
+@pytest.mark.usefixtures("cache")
 def test_a_hub_dataset_that_the_library_cannot_read_is_refused(tmp_path):
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub/q.json").write_text(json.dumps({"a": 1}) + "{")
-    with pytest.raises(UserError, match="as a hub dataset .* it cannot be loaded: "):
+    with pytest.raises(UserError, match=r"as a hub dataset .* it cannot be loaded: "):
         load_hub(str(tmp_path / "hub"), None, None)

@@ -24,8 +24,10 @@ def cells_of(row: dict, columns: list[str]) -> dict:
                 cells[name] = _question(value, name in row)
             elif name == "image":
                 cells[name] = _image(value)
+            elif isinstance(value, str):
+                cells[name] = _text(value)
             else:
-                cells[name] = _text(value) if isinstance(value, str) or value is None else json.dumps(value).encode()
+                cells[name] = None if value is None else json.dumps(value).encode()
         except BadImage as error:
             cells[name] = None
             problems.append(str(error))

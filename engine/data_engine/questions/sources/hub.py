@@ -120,7 +120,8 @@ def _library_reads(wrong: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        raise UserError(f"{wrong}: {first_line(error)}") from None
+        reasons = [error, error.__cause__] if error.__cause__ else [error]
+        raise UserError(f"{wrong}: {': '.join(map(first_line, reasons))}") from None
 
 
 def _check_whole(file: Path) -> None:

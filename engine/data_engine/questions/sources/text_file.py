@@ -59,7 +59,12 @@ class TextFile:
             if stream is None:
                 stream = self._open()
                 weakref.finalize(self, stream.close)
-            yield stream
+            try:
+                yield stream
+            except GeneratorExit:
+                # The reader was given up before its last row.
+                self._resume = stream
+                raise
             self._resume = stream
 
     def _open(self) -> BinaryIO:
