@@ -73,6 +73,11 @@ def test_a_path_to_nothing_is_refused(tmp_path):
     assert refusal("questoins.parquet") == 'no file or folder at dataset_path "questoins.parquet"'
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "q.jsonl")
+    assert refusal(str(tmp_path / "q.jsonl")) == f'dataset_path "{tmp_path}/q.jsonl" is neither a file nor a folder'
+
+
 def test_a_folder_without_parquet_says_what_it_holds(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "README.md").touch()
@@ -87,6 +92,15 @@ def test_an_empty_dataset_is_refused(tmp_path):
 def test_a_file_that_is_not_parquet_is_named(tmp_path):
     (tmp_path / "q.parquet").write_text("idx,question,image\n")
     assert f'dataset file "{tmp_path}/q.parquet" is cut off, broken or not a parquet file' in refusal(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["q.parquet", "q.jsonl", "q.json", "q.csv"])
+def test_a_git_lfs_pointer_is_named(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    says = "is a Git LFS pointer, not the data; run `git lfs pull` in its folder"
+    assert refusal(str(tmp_path / name)) == f'dataset_path "{tmp_path / name}" {says}'
+    if name == "q.parquet":
+        assert refusal(str(tmp_path)) == f'dataset file "{tmp_path / name}" {says}'
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, -1])

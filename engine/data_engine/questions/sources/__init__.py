@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from data_engine.errors import UserError
-from data_engine.questions.sources.base import Source, first_line, refuse
+from data_engine.questions.sources.base import LFS_POINTER, Source, first_line, is_lfs_pointer, refuse
 from data_engine.questions.sources.folders import parquet_files
 from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, load_folder, load_hub
 from data_engine.questions.sources.parquet import ParquetSource
@@ -59,6 +59,8 @@ def _file_source(file: Path, split: str | None) -> Source:
         split not in (None, "train"),
         f'dataset_split "{split}" is for a folder or a hub dataset; "{file}" is a file: leave --dataset_split out',
     )
+    refuse(not file.is_file(), f'dataset_path "{file}" is neither a file nor a folder')
+    refuse(is_lfs_pointer(file), f'dataset_path "{file}" {LFS_POINTER}')
     name = file.name.lower()
     if name.endswith(_JSON_ENDINGS):
         return TextSource(file)

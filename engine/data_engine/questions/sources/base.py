@@ -1,6 +1,7 @@
 """What every source of questions offers, and what the kinds of sources share."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -10,6 +11,8 @@ from data_engine.errors import UserError
 REQUIRED_COLUMNS = ("idx", "question", "image")
 BATCH_ROWS = 16
 PROBLEM = "problem"
+LFS_POINTER = "is a Git LFS pointer, not the data; run `git lfs pull` in its folder"
+_LFS_BEGINS = b"version https://git-lfs.github.com/spec/"
 
 
 class Source(Protocol):
@@ -34,6 +37,12 @@ def refuse(wrong: bool, message: str) -> None:
     """Raise UserError with that message."""
     if wrong:
         raise UserError(message)
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a repository was cloned without its large files: then a few lines of text stand in the place of each."""
+    with open(file, "rb") as stream:
+        return stream.read(len(_LFS_BEGINS)) == _LFS_BEGINS
 
 
 def choose_split(path: object, names: Sequence[str], split: str | None) -> str:

@@ -24,7 +24,6 @@ class DatasetsSource:
 
     def __init__(self, dataset, name: str = "dataset"):
         self._name = name
-        columns_of(dataset.data.schema, name)
         self.columns = columns_of(dataset.features.arrow_schema, name)
         self._dataset = dataset.with_format("arrow")
 
@@ -76,9 +75,9 @@ def load_folder(path: str, split: str | None):
         folder = Path(path)
         if (folder / "dataset_dict.json").is_file() and not (folder / "state.json").is_file():
             # The other splits are not looked at: the library cannot load one that is empty.
-            folder /= choose_split(path, json.loads((folder / "dataset_dict.json").read_text())["splits"], split)
+            folder /= choose_split(path, json.loads((folder / "dataset_dict.json").read_bytes())["splits"], split)
             split = None
-        refuse(not json.loads((folder / "state.json").read_text())["_data_files"], f'dataset "{folder}" has no rows')
+        refuse(not json.loads((folder / "state.json").read_bytes())["_data_files"], f'dataset "{folder}" has no rows')
         found = datasets.load_from_disk(str(folder))
         choose_split(path, [str(found.split or "train")], split)
         for file in found.cache_files:

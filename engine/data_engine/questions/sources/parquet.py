@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from data_engine.errors import UserError
 from data_engine.questions.images import MAX_FILE_BYTES
-from data_engine.questions.sources.base import BATCH_ROWS, first_line, refuse
+from data_engine.questions.sources.base import BATCH_ROWS, LFS_POINTER, first_line, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_types import READ_COLUMNS, as_type, columns_of, unified
 
 # Limit of the unpacked bytes of one column in a batch; a single row may exceed it.
@@ -124,6 +124,7 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
+        refuse(file.is_file() and is_lfs_pointer(file), f'dataset file "{file}" {LFS_POINTER}')
         raise UserError(
             f'dataset file "{file}" is cut off, broken or not a parquet file: {first_line(error)}'
         ) from None
