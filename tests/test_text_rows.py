@@ -4,13 +4,17 @@ import csv
 import gzip
 import io
 import json
+import tempfile
 import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from question_files import refusal, write
 
+from data_engine.errors import UserError
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.sources import json_rows
 
@@ -88,6 +92,36 @@ def test_a_packed_file_is_unpacked_once_for_rising_units(tmp_path, monkeypatch):
     for start in range(0, 60, 5):
         assert next(questions.rows(range(start, start + 5))).idx == f"i{start}"
     assert len(opened) == 1
+
+
+changes = st.lists(
+    st.tuples(
+        st.integers(0, 6000), st.integers(0, 30), st.sampled_from([*b'"{}[],:\\\n\r\0\xff']).map(lambda i: bytes([i]))
+    )
+    | st.tuples(st.integers(0, 6000), st.integers(0, 6000), st.just(b"")),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(name=st.sampled_from(list(SPELLINGS)), changes=changes, packed_first=st.booleans())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, max_examples=150)
+def test_a_file_that_was_changed_anywhere_is_read_or_refused(name, changes, packed_first):
+    data = SPELLINGS[name]
+    packs = name.endswith(".gz")
+    data = gzip.compress(data) if packs and packed_first else data
+    for place, length, instead in changes:
+        data = data[:place] + instead + data[place + length :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(gzip.compress(data) if packs and not packed_first else data)
+        try:
+            questions = load_questions(str(path), image_root=folder)
+            rows = list(questions.rows(range(len(questions))))
+        except UserError:
+            return
+    assert [row.idx for row in rows] == questions.idx
+    assert all(row.problem or row.image for row in rows)
 
 
 # JSON arrays

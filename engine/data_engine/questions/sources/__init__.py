@@ -1,7 +1,7 @@
 """Where questions come from: parquet files, files of JSON or CSV rows, or what the `datasets` library reads.
 
 `open_source` chooses by the path; each kind of source is a file here, a class with the methods of base.Source. A source
-interprets no cell; questions/dataset.py does.
+puts cells into columns and interprets no more of them; questions/dataset.py does.
 """
 
 import re
