@@ -197,6 +197,14 @@ def test_a_broken_dict_of_splits_is_refused(saved, tmp_path, text):
     assert f'"{tmp_path}/dict"' in refusal(str(tmp_path / "dict"), split="no")
 
 
+def test_memory_that_ran_out_is_no_fault_of_the_folder(saved, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_from_disk", lambda path: pa.allocate_buffer(1 << 62))
+    with pytest.raises(MemoryError):
+        load_questions(str(saved / "one"))
+
+
 def test_an_arrow_file_that_ends_between_two_batches_is_cut_off(saved, tmp_path):
     shutil.copytree(saved / "one", tmp_path / "one")
     (file,) = (tmp_path / "one").glob("*.arrow")

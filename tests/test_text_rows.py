@@ -242,6 +242,12 @@ def test_what_is_wrong_with_a_csv_file_is_named_with_its_line(tmp_path, text, sa
     assert says in refusal(file_of(tmp_path, "q.csv", text.encode()))
 
 
+def test_a_cell_of_a_csv_file_may_be_longer_than_the_module_allows(tmp_path):
+    text = f"idx,question,image\n1,{'a' * 140_000},x.png\n"
+    (row,) = load_questions(file_of(tmp_path, "q.csv", text.encode())).rows(range(1))
+    assert row.question == "a" * 140_000
+
+
 def test_a_csv_file_in_another_coding_is_named(tmp_path):
     path = file_of(tmp_path, "q.csv", "idx,question,image\n1,é,x\n".encode("latin-1"))
     assert refusal(path) == f'"{path}", line 2: not UTF-8: invalid continuation byte; save the file as UTF-8'
