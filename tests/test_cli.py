@@ -177,7 +177,7 @@ def test_run_refuses_a_wrong_value_before_anything_heavy_is_imported(job, tmp_pa
         ({"work_dir": "q.parquet"}, 'work_dir "q.parquet": "q.parquet" is a file; name a folder, or a place for one'),
         (
             {"dataset_split": "test"},
-            'dataset_split "test" is for a `datasets` folder or a hub dataset; "q.parquet" is neither',
+            'dataset_split "test" is for a folder or a hub dataset; "q.parquet" is a file: leave --dataset_split out',
         ),
     ],
 )

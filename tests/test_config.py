@@ -44,7 +44,7 @@ def test_the_defaults_are_those_of_the_flag_table():
     assert (config.max_new_tokens, config.seed, config.max_megapixels, config.limit) == (512, 0, 64, None)
     assert (config.num_shards, config.shard_index, config.unit_size, config.threads) == (1, 0, None, None)
     assert (config.dtype, config.device, config.zero3, config.on_bad_row) == ("auto", "auto", "auto", "skip")
-    assert (config.dataset_split, config.image_root) == ("train", None)
+    assert (config.dataset_split, config.image_root) == (None, None)
     assert (config.same_pixels, config.debug) == (False, False)
 
 

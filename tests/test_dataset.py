@@ -74,6 +74,11 @@ def test_a_path_to_nothing_is_refused(tmp_path):
     assert refusal("questoins.parquet") == 'no file or folder at dataset_path "questoins.parquet"'
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "q.jsonl")
+    assert refusal(str(tmp_path / "q.jsonl")) == f'dataset_path "{tmp_path}/q.jsonl" is neither a file nor a folder'
+
+
 def test_a_folder_without_parquet_says_what_it_holds(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "README.md").touch()
@@ -90,6 +95,15 @@ def test_a_file_that_is_not_parquet_is_named(tmp_path):
     assert f'dataset file "{tmp_path}/q.parquet" is cut off, broken or not a parquet file' in refusal(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["q.parquet", "q.jsonl", "q.json", "q.csv"])
+def test_a_git_lfs_pointer_is_named(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    says = "is a Git LFS pointer, not the data; run `git lfs pull` in its folder"
+    assert refusal(str(tmp_path / name)) == f'dataset_path "{tmp_path / name}" {says}'
+    if name == "q.parquet":
+        assert refusal(str(tmp_path)) == f'dataset file "{tmp_path / name}" {says}'
+
+
 @pytest.mark.parametrize("keep", [0, 3, 100, -1])
 def test_a_file_that_is_cut_off_is_named(tmp_path, keep):
     write(tmp_path / "a.parquet", [1])
@@ -103,7 +117,8 @@ def test_another_schema_in_the_second_file_is_named(tmp_path):
     path = write(tmp_path / "b.parquet", [2])
     assert refusal(str(tmp_path)) == (
         f'dataset file "{path}" has another schema than "a.parquet": '
-        'column "idx" is of type int64, in the first file of type string'
+        'column "idx" is of type int64, in the files before it of type string; '
+        "write all files of --dataset_path with the same columns"
     )
 
 
@@ -129,10 +144,14 @@ def test_data_that_is_broken_behind_a_whole_footer_names_the_file(tmp_path):
         list(questions.rows(range(500)))
 
 
-@pytest.mark.parametrize("option", [{"split": "test"}, {"revision": "abc"}])
-def test_an_option_that_would_do_nothing_is_refused(tmp_path, option):
-    name, value = next(iter(option.items()))
-    says = f'dataset_{name} "{value}" is for a `datasets` folder or a hub dataset'
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"split": "test"}, 'dataset_split "test" is for a folder or a hub dataset; '),
+        ({"revision": "abc"}, 'dataset_revision "abc" is for a hub dataset; '),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, option, says):
     assert says in refusal(write(tmp_path / "q.parquet", [1]), **option)
 
 

@@ -8,7 +8,7 @@ from question_files import refusal, write_jsonl
 
 from data_engine.errors import UserError
 from data_engine.questions.dataset import load_questions
-from data_engine.questions.sources import jsonl
+from data_engine.questions.sources import text_file
 
 
 def test_a_jsonl_file_is_read_with_images_under_image_root(tmp_path):
@@ -28,7 +28,7 @@ def test_a_jsonl_image_may_be_an_object_and_its_problems_stay_in_the_row(tmp_pat
     questions = load_questions(write_jsonl(tmp_path / "q.jsonl", *rows), image_root=str(tmp_path))
     assert [row.problem for row in questions.rows(range(4))] == [
         None,
-        "question is null",
+        "question is a number; expected text",
         "row has no image: neither bytes nor a path",
         "question is not valid UTF-8",
     ]
@@ -45,7 +45,7 @@ def test_a_jsonl_image_may_be_an_object_and_its_problems_stay_in_the_row(tmp_pat
         ('{"idx": null}', "line 2: idx is null; expected"),
         ('{"idx": "\\ud800"}', "line 2: idx is"),
         (f'{{"idx": {2**63}}}', "line 2: idx is 9223372036854775808; expected"),
-        ('{"idx": "a"}', 'line 2: idx is "a", in the first line 0; write all of them as numbers or all as text'),
+        ('{"idx": "a"}', 'line 2: idx is "a", in the first row 0; write all of them as numbers or all as text'),
     ],
 )
 def test_a_bad_line_of_jsonl_is_named(tmp_path, line, says):
@@ -59,9 +59,15 @@ def test_a_line_without_end_is_refused_before_all_of_it_is_read(tmp_path, monkey
         file.write(b'{"idx": 1, "question": "')
         # A terabyte of nothing, which takes no disk.
         file.truncate(1 << 40)
-    assert refusal(path) == f'"{path}", line 2: more than {16 << 20} bytes; an image is given by its path'
-    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", first)
-    assert refusal(path) == f'"{path}", line 2: more than {first} bytes; an image is given by its path'
+    assert (
+        refusal(path)
+        == f'"{path}", line 2: more than {16 << 20} bytes; a larger image is given by its path, under --image_root'
+    )
+    monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", first)
+    assert (
+        refusal(path)
+        == f'"{path}", line 2: more than {first} bytes; a larger image is given by its path, under --image_root'
+    )
 
 
 def test_a_jsonl_file_without_a_column_lists_those_of_its_first_line(tmp_path):

@@ -160,5 +160,5 @@ def test_a_large_cell_that_a_dictionary_repeats_is_unpacked_for_a_few_rows_at_a_
     pq.write_table(table(list(range(10)), image=images), path, write_statistics=False)
     for most_bytes, rows in ((1 << 30, [10]), (9999, [3, 3, 3, 1]), (2000, [1] * 10)):
         monkeypatch.setattr(parquet, "MAX_BATCH_BYTES", most_bytes)
-        batches = ParquetSource(path).batches(range(10), ["question", "image"])
+        batches = ParquetSource([path]).batches(range(10), ["question", "image"])
         assert [batch.num_rows for batch in batches] == rows

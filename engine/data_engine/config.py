@@ -31,7 +31,7 @@ class RunConfig:
     reward_model_path: str
     """the same model after DPO: local folder or hub id"""
     dataset_path: str
-    """questions: parquet file or folder, jsonl, `datasets` folder, or hub id"""
+    """questions: parquet file or folder, .jsonl, .json or .csv (also .gz), `datasets` folder, or hub id"""
     work_dir: str
     """everything is written under it"""
     instruct_model_name: str | None = None
@@ -42,8 +42,8 @@ class RunConfig:
     """hub commit of the instruct model"""
     reward_model_revision: str | None = None
     """hub commit of the reward model"""
-    dataset_split: str = "train"
-    """split of a `datasets` folder or hub dataset"""
+    dataset_split: str | None = None
+    """split of a folder or hub dataset; default: the only one"""
     dataset_revision: str | None = None
     """hub commit of the dataset"""
     image_root: str | None = None

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,9 +17,11 @@ from PIL import Image
 
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
+from data_engine.questions.base64_images import image_bytes, is_image_text
 from data_engine.questions.images import MAX_FILE_BYTES, BadImage, Decode, MissingImage, decode, read_under
 from data_engine.questions.sources import open_source
-from data_engine.questions.sources.base import REQUIRED_COLUMNS, Source, is_text
+from data_engine.questions.sources.base import PROBLEM, REQUIRED_COLUMNS, Source
+from data_engine.questions.sources.column_types import is_binary, is_text
 from data_engine.schemas import OPTIONAL_COLUMNS
 from data_engine.store.file_hashes import HashFiles
 
@@ -27,6 +29,8 @@ from data_engine.store.file_hashes import HashFiles
 MAX_QUESTION_BYTES = 1 << 20
 # Of a row's digest, in hex: 128 bits.
 DIGEST_LENGTH = 32
+# Columns of conversations in the formats that trainers read.
+CHAT_COLUMNS = ("conversations", "messages")
 
 
 @dataclass(frozen=True)
@@ -92,20 +96,24 @@ class Questions:
         ids = iter(self.idx[rows.start : rows.stop])
         rows = range(rows.start, min(rows.stop, len(self.idx)))
         for batch in self._source.batches(rows, ["question", "image", *self.optional_columns]):
-            texts = _as_bytes(batch.column(0))
-            images = _image_cells(batch.column(1))
-            extras = [_extra_cells(batch.column(2 + i)) for i in range(len(self.optional_columns))]
+            texts = _as_bytes(batch.column("question"))
+            images = _image_cells(batch.column("image"))
+            extras = {name: _extra_cells(batch.column(name)) for name in self.optional_columns}
+            problems = batch.column(PROBLEM).to_pylist() if PROBLEM in batch.schema.names else [None] * batch.num_rows
             for i in range(batch.num_rows):
-                extra = {name: cells[i] for name, cells in zip(self.optional_columns, extras, strict=True)}
-                yield self._question(next(ids), texts[i], (images[0][i], images[1][i]), extra)
+                extra = {name: cells[i] for name, cells in extras.items()}
+                row = self._question(next(ids), texts[i], (images[0][i], images[1][i]), extra)
+                yield row if problems[i] is None else replace(row, image=None, problem=problems[i], missing=False)
 
     def _question(self, idx: int | str, text: pa.Scalar, cell: tuple[pa.Scalar, pa.Scalar], extra: dict) -> Question:
-        path = cell[1].as_py()
+        path, embedded = cell[1].as_py(), None
+        if path is not None and is_image_text(path):
+            path, embedded = None, path
         path = path if path is None else path.decode(errors="replace")
         question, image, problem, missing = None, None, None, False
         try:
             question = _question_text(_limited(text, MAX_QUESTION_BYTES, "question"))
-            image = _limited(cell[0], MAX_FILE_BYTES, "image") or self._read_image(path)
+            image = _image_data(_limited(cell[0], MAX_FILE_BYTES, "image") or embedded) or self._read_image(path)
         except BadImage as error:
             problem, missing = str(error), isinstance(error, MissingImage)
         return Question(idx, question, image, path, extra, problem, missing)
@@ -121,7 +129,7 @@ class Questions:
 def load_questions(
     path: str,
     *,
-    split: str = "train",
+    split: str | None = None,
     revision: str | None = None,
     image_root: str | None = None,
     limit: int | None = None,
@@ -174,8 +182,8 @@ def _check_columns(columns: dict[str, pa.DataType], name: str) -> None:
     missing = [f'"{column}"' for column in REQUIRED_COLUMNS if column not in columns]
     if missing:
         plural = "s" if len(missing) > 1 else ""
-        hint = '; give every question an "idx" of its own, text or a number' if '"idx"' in missing else ""
-        raise UserError(f"{name} has no column{plural} {', '.join(missing)}; columns: {', '.join(columns)}{hint}")
+        shown = ", ".join([*columns][:20])
+        raise UserError(f"{name} has no column{plural} {', '.join(missing)}; columns: {shown}{_hint(columns)}")
     kinds = {
         "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
         "question": ("text", lambda kind: is_text(kind) or pa.types.is_binary(kind)),
@@ -186,17 +194,24 @@ def _check_columns(columns: dict[str, pa.DataType], name: str) -> None:
             raise UserError(f'{name}: column "{column}" must be {expected}, got {columns[column]}')
 
 
+def _hint(columns: dict[str, pa.DataType]) -> str:
+    """How to mend a dataset without one of the required columns."""
+    chat = [f'"{column}"' for column in CHAT_COLUMNS if column in columns]
+    if chat and "question" not in columns:
+        return (
+            f"; {', '.join(chat)} hold conversations, as of LLaVA, ShareGPT and LLaMA-Factory: write the text of one "
+            'turn of the user as "question", its image as "image", and a unique "idx"'
+        )
+    return "" if "idx" in columns else '; give every question an "idx" of its own, text or a number'
+
+
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         parts = [kind.field(i) for i in range(kind.num_fields)]
         return any(part.name in ("bytes", "path") for part in parts) and all(
-            _is_binary(part.type) or is_text(part.type) for part in parts if part.name in ("bytes", "path")
+            is_binary(part.type) or is_text(part.type) for part in parts if part.name in ("bytes", "path")
         )
-    return _is_binary(kind) or is_text(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
+    return is_binary(kind) or is_text(kind)
 
 
 def _checked_ids(column: pa.ChunkedArray, name: str) -> list[int | str]:
@@ -226,6 +241,11 @@ def _question_text(data: bytes | None) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise BadImage("question is not valid UTF-8") from None
+
+
+def _image_data(data: bytes | None) -> bytes | None:
+    """An encoded image, also where it stands as base64."""
+    return image_bytes(data) if data is not None and is_image_text(data) else data
 
 
 def _limited(cell: pa.Scalar, most_bytes: int, what: str) -> bytes | None:
@@ -258,6 +278,6 @@ def _image_cells(column: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 def _extra_cells(column: pa.Array) -> list[str | None]:
     """An optional column as text, or as JSON where it holds something else."""
-    if is_text(column.type) or _is_binary(column.type):
+    if is_text(column.type) or is_binary(column.type):
         return [value if value is None else value.decode(errors="replace") for value in _as_bytes(column).to_pylist()]
     return [value if value is None else json.dumps(value, default=str) for value in column.to_pylist()]

@@ -1,36 +1,81 @@
-"""Where questions come from: parquet files, a jsonl file, or what the `datasets` library reads.
+"""Where questions come from: parquet files, files of JSON or CSV rows, or what the `datasets` library reads.
 
 `open_source` chooses by the path; each kind of source is a file here, a class with the methods of base.Source. A source
-interprets no cell; questions/dataset.py does.
+puts cells into columns and interprets no more of them; questions/dataset.py does.
 """
 
 import re
 from pathlib import Path
 
-from data_engine.questions.sources.base import Source, refuse
+from data_engine.errors import UserError
+from data_engine.questions.sources.base import LFS_POINTER, Source, first_line, is_lfs_pointer, refuse
+from data_engine.questions.sources.folders import parquet_files
 from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, load_folder, load_hub
-from data_engine.questions.sources.jsonl import JsonlSource
 from data_engine.questions.sources.parquet import ParquetSource
+from data_engine.questions.sources.text_rows import TextSource
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-_FILE_ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".arrow")
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+_TEXT_ENDINGS = tuple(f"{ending}{gz}" for ending in (*_JSON_ENDINGS, ".csv") for gz in ("", ".gz"))
+# Files of other kinds, by their ending, and how to make one of them that can be read.
+_OTHER_FILES = {
+    ".arrow": "python -c \"import datasets; datasets.Dataset.from_file('IN').to_parquet('OUT.parquet')\"",
+    ".tsv": "python -c \"import pandas; pandas.read_csv('IN', sep='\\t').to_parquet('OUT.parquet')\"",
+    ".xlsx": "python -c \"import pandas; pandas.read_excel('IN').to_parquet('OUT.parquet')\"",
+    ".feather": "python -c \"import pandas; pandas.read_feather('IN').to_parquet('OUT.parquet')\"",
+    ".gz": "gunzip 'IN'",
+    ".zst": "unzstd 'IN'",
+    ".bz2": "bunzip2 'IN'",
+    ".xz": "unxz 'IN'",
+    ".zip": "unzip 'IN'",
+    ".tar": "tar -xf 'IN'",
+}
+_FILE_ENDINGS = (".parquet", *_TEXT_ENDINGS, *_OTHER_FILES)
+_PARQUET_BEGINS = b"PAR1"
 
 
-def open_source(path: str, split: str = "train", revision: str | None = None) -> Source:
-    """The source that `path` names: parquet file or folder, jsonl file, `datasets` folder, or hub id.
+def open_source(path: str, split: str | None = None, revision: str | None = None) -> Source:
+    """The source that `path` names: parquet file or folder, file of rows, `datasets` folder, or hub id.
 
-    Raises UserError where there is none, where it cannot be read, or where split or revision do not apply to it.
+    Without `split`, it is the only one that there is. Raises UserError where there is none, where it cannot be read, or
+    where split or revision do not apply to it.
     """
     local = Path(path)
-    if is_saved_dataset(local):
-        refuse(revision is not None, f'dataset_revision "{revision}" is for a hub dataset; "{path}" is a local folder')
-        return DatasetsSource(load_folder(path, split))
     if _is_hub_id(path):
-        return DatasetsSource(load_hub(path, split, revision))
+        return DatasetsSource(load_hub(path, split, revision), f'dataset "{path}"')
     refuse(not local.exists(), f'no file or folder at dataset_path "{path}"')
-    for flag, value, default in (("dataset_split", split, "train"), ("dataset_revision", revision, None)):
-        refuse(value != default, f'{flag} "{value}" is for a `datasets` folder or a hub dataset; "{path}" is neither')
-    return JsonlSource(local) if local.suffix in (".jsonl", ".ndjson") else ParquetSource(local)
+    refuse(revision is not None, f'dataset_revision "{revision}" is for a hub dataset; "{path}" is none')
+    try:
+        if is_saved_dataset(local):
+            return DatasetsSource(load_folder(path, split), f'dataset "{path}"')
+        return ParquetSource(parquet_files(local, split)) if local.is_dir() else _file_source(local, split)
+    except OSError as error:
+        raise UserError(f'dataset_path "{path}" cannot be read: {first_line(error)}') from None
+
+
+def _file_source(file: Path, split: str | None) -> Source:
+    refuse(
+        # `datasets` calls a file's only split so.
+        split not in (None, "train"),
+        f'dataset_split "{split}" is for a folder or a hub dataset; "{file}" is a file: leave --dataset_split out',
+    )
+    refuse(not file.is_file(), f'dataset_path "{file}" is neither a file nor a folder')
+    refuse(is_lfs_pointer(file), f'dataset_path "{file}" {LFS_POINTER}')
+    name = file.name.lower()
+    if name.endswith(_JSON_ENDINGS):
+        return TextSource(file)
+    with open(file, "rb") as stream:
+        if stream.read(len(_PARQUET_BEGINS)) == _PARQUET_BEGINS:
+            return ParquetSource([file])
+    if name.endswith(_TEXT_ENDINGS):
+        return TextSource(file)
+    command = _OTHER_FILES.get(file.suffix.lower())
+    refuse(
+        command is not None,
+        f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, or one of the last '
+        f"three with .gz: {(command or '').replace('IN', str(file)).replace('OUT', file.stem)}",
+    )
+    return ParquetSource([file])
 
 
 def _is_hub_id(path: str) -> bool:

@@ -1,6 +1,7 @@
 """What every source of questions offers, and what the kinds of sources share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -10,6 +11,9 @@ from data_engine.store.file_hashes import HashFiles
 
 REQUIRED_COLUMNS = ("idx", "question", "image")
 BATCH_ROWS = 16
+PROBLEM = "problem"
+LFS_POINTER = "is a Git LFS pointer, not the data; run `git lfs pull` in its folder"
+_LFS_BEGINS = b"version https://git-lfs.github.com/spec/"
 
 
 class Source(Protocol):
@@ -21,20 +25,38 @@ class Source(Protocol):
         """The idx column, up to `limit` rows."""
 
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Consecutive rows, in order, in small batches."""
+        """Consecutive rows, in order, in small batches of the columns asked for, in the types of `columns`.
+
+        A source whose cells may have no place in a column adds a text column PROBLEM: null, or what is wrong.
+        """
 
     def fingerprint(self, hash_files: HashFiles) -> str:
         """In hex, of every byte that rows are read from; the same for the same content, whatever its path."""
-
-
-def is_text(type: pa.DataType) -> bool:
-    """Whether a column holds text, in any of Arrow's layouts, or nothing but nulls."""
-    if pa.types.is_dictionary(type):
-        type = type.value_type
-    return type in (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 
 def refuse(wrong: bool, message: str) -> None:
     """Raise UserError with that message."""
     if wrong:
         raise UserError(message)
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a repository was cloned without its large files: then a few lines of text stand in the place of each."""
+    with open(file, "rb") as stream:
+        return stream.read(len(_LFS_BEGINS)) == _LFS_BEGINS
+
+
+def choose_split(path: object, names: Sequence[str], split: str | None) -> str:
+    """The split that the user named, or the only one. Raises UserError, with their names, where that is none."""
+    refuse(not names, f'dataset_path "{path}" has no split')
+    known = ", ".join(names)
+    if split is None:
+        refuse(len(names) > 1, f'dataset_path "{path}" has several splits: {known}; choose one with --dataset_split')
+        return names[0]
+    refuse(split not in names, f'"{path}" has no split "{split}"; dataset_split can be: {known}')
+    return split
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, for the end of a message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

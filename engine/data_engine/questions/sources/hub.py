@@ -1,30 +1,51 @@
 """Questions from the `datasets` library: a folder that save_to_disk wrote, or a dataset of the hub."""
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from data_engine.errors import UserError
-from data_engine.questions.sources.base import BATCH_ROWS, refuse
+from data_engine.questions.sources.base import BATCH_ROWS, choose_split, first_line, refuse
+from data_engine.questions.sources.column_types import as_type, columns_of
 from data_engine.store.file_hashes import HashFiles
+
+_AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+# How an Arrow stream ends. One that is cut off between two batches can be read, with fewer rows.
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class DatasetsSource:
     """A `datasets.Dataset`, memory-mapped; its Arrow format never opens a file that an image column names."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset, name: str = "dataset"):
+        self._name = name
+        self.columns = columns_of(dataset.features.arrow_schema, name)
         self._dataset = dataset.with_format("arrow")
-        self.columns = {field.name: field.type for field in dataset.features.arrow_schema}
 
     def ids(self, limit: int | None) -> pa.ChunkedArray:
-        return self._dataset.select_columns(["idx"])[:limit].column(0)
+        if len(self._dataset) == 0:
+            # The library cannot cut rows from nothing.
+            return pa.chunked_array([], self.columns["idx"])
+        with _library_reads(f"{self._name} is broken"):
+            found = self._dataset.select_columns(["idx"])[:limit].column(0)
+            return pa.chunked_array([self._checked(chunk, "idx") for chunk in found.chunks], self.columns["idx"])
 
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
         selected = self._dataset.select_columns(columns)
         for start in range(rows.start, rows.stop, BATCH_ROWS):
-            yield from selected[start : min(start + BATCH_ROWS, rows.stop)].select(columns).to_batches()
+            with _library_reads(f"{self._name} is broken"):
+                found = selected[start : min(start + BATCH_ROWS, rows.stop)].select(columns).to_batches()
+                cells = [[self._checked(batch.column(name), name) for name in columns] for batch in found]
+            yield from (pa.RecordBatch.from_arrays(batch, columns) for batch in cells)
+
+    def _checked(self, column: pa.Array, name: str) -> pa.Array:
+        """A column in its type; an offset that points out of the file would end the process when it is followed."""
+        _check_offsets(column)
+        return as_type(column, self.columns[name])
 
     def fingerprint(self, hash_files: HashFiles) -> str:
         files = [Path(file["filename"]) for file in self._dataset.cache_files]
@@ -41,34 +62,80 @@ class DatasetsSource:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether datasets.save_to_disk wrote this folder."""
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+    """Whether datasets.save_to_disk wrote this folder; LLaMA-Factory has a dataset_info.json, too."""
+    one = all((folder / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return one or (folder / "dataset_dict.json").is_file()
 
 
-def load_folder(path: str, split: str):
+def load_folder(path: str, split: str | None):
     """A split of what datasets.save_to_disk wrote. Raises UserError where it is none, or has no such split."""
     import datasets
 
-    try:
-        found = datasets.load_from_disk(path)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(f'"{path}" is not a folder that datasets.save_to_disk wrote: {error}') from None
-    if isinstance(found, datasets.DatasetDict):
-        refuse(split not in found, f'"{path}" has no split "{split}"; dataset_split can be: {", ".join(found)}')
-        return found[split]
-    own = str(found.split or "train")
-    refuse(split not in ("train", own), f'"{path}" holds the split "{own}" alone; dataset_split is "{split}"')
+    with _library_reads(f'dataset_path "{path}" is not a whole folder of datasets.save_to_disk'):
+        folder = Path(path)
+        if (folder / "dataset_dict.json").is_file() and not (folder / "state.json").is_file():
+            # The other splits are not looked at: the library cannot load one that is empty.
+            folder /= choose_split(path, json.loads((folder / "dataset_dict.json").read_bytes())["splits"], split)
+            split = None
+        refuse(not json.loads((folder / "state.json").read_bytes())["_data_files"], f'dataset "{folder}" has no rows')
+        found = datasets.load_from_disk(str(folder))
+        choose_split(path, [str(found.split or "train")], split)
+        for file in found.cache_files:
+            _check_whole(Path(file["filename"]))
     return found
 
 
-def load_hub(path: str, split: str, revision: str | None):
-    """A split of a hub dataset. Raises UserError where it cannot be loaded."""
+def load_hub(path: str, split: str | None, revision: str | None):
+    """A split of a hub dataset. Raises UserError where it cannot be loaded, or has no such split."""
+    import datasets
+
+    if split is None:
+        split = _only_split(path, revision)
+    what = f'(split "{split}", revision {revision or "newest"})' if split else f"(revision {revision or 'newest'})"
+    with _library_reads(
+        f'dataset_path "{path}" is no file or folder here, and as a hub dataset {what} it cannot be loaded'
+    ):
+        found = datasets.load_dataset(path, split=split, revision=revision)
+        return found[choose_split(path, list(found), split)] if isinstance(found, datasets.DatasetDict) else found
+
+
+def _only_split(path: str, revision: str | None) -> str | None:
+    """The split of a hub dataset that has one, looked up before anything is downloaded; None where it is not known."""
     import datasets
 
     try:
-        return datasets.load_dataset(path, split=split, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f'dataset_path "{path}" is no file or folder here, and as a hub dataset '
-            f'(split "{split}", revision {revision or "newest"}) it cannot be loaded: {error}'
-        ) from None
+        names = datasets.get_dataset_split_names(path, revision=revision)
+    except Exception:
+        # Without the hub, the dataset may still be in the cache; load_dataset says what is wrong.
+        return None
+    return choose_split(path, names, None)
+
+
+@contextlib.contextmanager
+def _library_reads(wrong: str) -> Iterator[None]:
+    """Raise UserError, `wrong` and the reason, whatever the library raises about files: it promises no exceptions."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        reasons = [error, error.__cause__] if error.__cause__ else [error]
+        raise UserError(f"{wrong}: {': '.join(map(first_line, reasons))}") from None
+
+
+def _check_whole(file: Path) -> None:
+    with open(file, "rb") as stream:
+        stream.seek(max(0, stream.seek(0, 2) - len(_END_OF_STREAM)))
+        refuse(stream.read() != _END_OF_STREAM, f'dataset file "{file}" is cut off; copy or save it again')
+
+
+def _check_offsets(column: pa.Array) -> None:
+    """Raise ArrowInvalid where a cell would lie outside of its buffer; text need not be valid UTF-8."""
+    if pa.types.is_struct(column.type):
+        column.validate()
+        for part in column.flatten():
+            _check_offsets(part)
+    elif column.type in _AS_BYTES:
+        column.view(_AS_BYTES[column.type]).validate(full=True)
+    else:
+        column.validate(full=True)

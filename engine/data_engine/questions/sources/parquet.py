@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from data_engine.errors import UserError
 from data_engine.questions.images import MAX_FILE_BYTES
-from data_engine.questions.sources.base import BATCH_ROWS, REQUIRED_COLUMNS, is_text, refuse
-from data_engine.schemas import OPTIONAL_COLUMNS
+from data_engine.questions.sources.base import BATCH_ROWS, LFS_POINTER, first_line, is_lfs_pointer, refuse
+from data_engine.questions.sources.column_types import READ_COLUMNS, as_type, columns_of, unified
 from data_engine.store.file_hashes import HashFiles
 
 # Limit of the unpacked bytes of one column in a batch; a single row may exceed it.
@@ -23,19 +23,18 @@ MAX_ROW_BYTES = 3 * MAX_FILE_BYTES + _BUFFER_BYTES
 
 
 class ParquetSource:
-    """One parquet file, or a folder's files in the order of their names."""
+    """Parquet files, one behind the other; those of their columns that are spelled differently have one type."""
 
-    def __init__(self, path: Path):
-        self._files = _parquet_files(path) if path.is_dir() else [path]
+    def __init__(self, files: list[Path]):
+        self._files = files
         self.columns: dict[str, pa.DataType] = {}
         # (file, row group, its first row, the row after its last)
         self._groups: list[tuple[Path, int, int, int]] = []
         start = 0
         for file in self._files:
             with _open_parquet(file) as opened:
-                columns = {field.name: field.type for field in opened.schema_arrow}
-                self.columns = self.columns or columns
-                self._check_same_columns(file, columns)
+                columns = columns_of(opened.schema_arrow, f'dataset file "{file}"')
+                self.columns = self._unified_columns(file, columns) if self.columns else columns
                 _check_cell_sizes(file, opened.metadata)
                 for group in range(opened.num_row_groups):
                     stop = start + opened.metadata.row_group(group).num_rows
@@ -51,7 +50,8 @@ class ParquetSource:
         chunks: list[pa.Array] = []
         for file in self._files:
             with _open_parquet(file) as opened, _reading(file):
-                chunks += opened.read(["idx"], use_threads=False).column(0).cast(self.columns["idx"]).chunks
+                found = opened.read(["idx"], use_threads=False).column(0).chunks
+                chunks += [as_type(chunk, self.columns["idx"]) for chunk in found]
             if limit is not None and sum(map(len, chunks)) >= limit:
                 break
         return pa.chunked_array(chunks, self.columns["idx"])[:limit]
@@ -89,17 +89,26 @@ class ParquetSource:
         # A cell is at most as large as its chunk; but one large cell of a dictionary may occur in every row.
         rows = min(BATCH_ROWS, max(1, MAX_BATCH_BYTES // max(1, largest)))
         with _reading(file):
-            yield from opened.iter_batches(rows, [group], list(columns), use_threads=False)
+            for batch in opened.iter_batches(rows, [group], list(columns), use_threads=False):
+                cells = [as_type(batch.column(name), self.columns[name]) for name in columns]
+                yield pa.RecordBatch.from_arrays(cells, list(columns))
 
-    def _check_same_columns(self, file: Path, columns: dict[str, pa.DataType]) -> None:
-        for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
-            first, here = self.columns.get(name), columns.get(name)
-            if first != here and not (first and here and is_text(first) and is_text(here)):
-                first, here = (f"of type {type}" if type else "missing" for type in (first, here))
+    def _unified_columns(self, file: Path, columns: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+        """The columns of all files up to `file`. Raises UserError where it has others than those before it."""
+        types = dict(self.columns)
+        for name in READ_COLUMNS:
+            before, here = self.columns.get(name), columns.get(name)
+            if before is None and here is None:
+                continue
+            both = unified(before, here) if before is not None and here is not None else None
+            if both is None:
+                before, here = (f"of type {type}" if type is not None else "missing" for type in (before, here))
                 raise UserError(
-                    f'dataset file "{file}" has another schema than "{self._files[0].name}": '
-                    f'column "{name}" is {here}, in the first file {first}'
+                    f'dataset file "{file}" has another schema than "{self._files[0].name}": column "{name}" is '
+                    f"{here}, in the files before it {before}; write all files of --dataset_path with the same columns"
                 )
+            types[name] = both
+        return types
 
 
 @contextlib.contextmanager
@@ -108,15 +117,17 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        text = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f'dataset file "{file}" is cut off, broken or not a parquet file: {text}') from None
+        refuse(file.is_file() and is_lfs_pointer(file), f'dataset file "{file}" {LFS_POINTER}')
+        raise UserError(
+            f'dataset file "{file}" is cut off, broken or not a parquet file: {first_line(error)}'
+        ) from None
 
 
 def _check_cell_sizes(file: Path, metadata: pq.FileMetaData) -> None:
     """Refuse, before unpacking, a row group whose mean cell would be larger than an image may be."""
     for group in range(metadata.num_row_groups):
         num_rows = metadata.row_group(group).num_rows
-        for chunk in _chunks(metadata, group, (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)):
+        for chunk in _chunks(metadata, group, READ_COLUMNS):
             refuse(
                 chunk.total_uncompressed_size > MAX_ROW_BYTES * max(1, num_rows),
                 f'dataset file "{file}": column "{chunk.path_in_schema}" unpacks to {chunk.total_uncompressed_size} '
@@ -128,13 +139,6 @@ def _chunks(metadata: pq.FileMetaData, group: int, columns: tuple[str, ...]) -> 
     """The footer's metadata of the `columns` of a row group, and of their nested fields."""
     chunks = map(metadata.row_group(group).column, range(metadata.num_columns))
     return (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
-
-
-def _parquet_files(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_")))
-    inside = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
-    refuse(not files, f'dataset_path "{folder}" has no .parquet file and no `datasets` dataset; it holds {inside}')
-    return files
 
 
 def _open_parquet(file: Path) -> pq.ParquetFile:

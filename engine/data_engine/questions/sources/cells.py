@@ -1,0 +1,81 @@
+"""The cells of a JSON or CSV row as columns take them; what has no place in a column is named for what it is."""
+
+import json
+
+from data_engine.questions.base64_images import image_bytes
+from data_engine.questions.images import BadImage
+from data_engine.questions.sources.base import PROBLEM
+
+_KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+# Keys of a message, in the forms of OpenAI and of ShareGPT.
+_SPEAKERS = ("role", "from")
+
+
+def cells_of(row: dict, columns: list[str]) -> dict:
+    """A cell for each column, and under PROBLEM why the row cannot be used, or None.
+
+    The image becomes {bytes, path}, text becomes bytes, and an optional column that is no text becomes JSON.
+    """
+    cells, problems = {}, []
+    for name in columns:
+        value = row.get(name)
+        try:
+            if name == "question":
+                cells[name] = _question(value, name in row)
+            elif name == "image":
+                cells[name] = _image(value)
+            elif isinstance(value, str):
+                cells[name] = _text(value)
+            else:
+                cells[name] = None if value is None else json.dumps(value).encode()
+        except BadImage as error:
+            cells[name] = None
+            problems.append(str(error))
+    return cells | {PROBLEM: problems[0] if problems else None}
+
+
+def _question(value: object, is_there: bool) -> bytes | None:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list) and value and all(_is_message(item) for item in value):
+        raise BadImage(f"question is a list of {len(value)} chat messages; expected the text of the question")
+    if isinstance(value, list):
+        raise BadImage(f"question is a list of {len(value)}; expected text")
+    if value is None and is_there:
+        return None
+    raise BadImage(f"question is {_kind(value)}; expected text" if is_there else "row has no question")
+
+
+def _image(value: object) -> dict | None:
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise BadImage(f"row has {len(value)} images; this takes one")
+        value = value[0] if value else None
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return {"bytes": None, "path": _text(value)}
+    if not isinstance(value, dict):
+        raise BadImage(f"image is {_kind(value)}; expected a path, base64 text, or an object with one of them")
+    if not {"bytes", "path"} & value.keys():
+        keys = json.dumps(list(value)[:5])
+        raise BadImage(f'image is an object without "bytes" and "path"; it has {keys[:200]}')
+    data, path = value.get("bytes"), value.get("path")
+    for name, cell in (("bytes", data), ("path", path)):
+        if not isinstance(cell, str | None):
+            expected = "base64 text" if name == "bytes" else "text"
+            raise BadImage(f'"{name}" of the image is {_kind(cell)}; expected {expected}')
+    return {"bytes": image_bytes(_text(data)) if data else None, "path": None if path is None else _text(path)}
+
+
+def _is_message(item: object) -> bool:
+    return isinstance(item, dict) and any(key in item for key in _SPEAKERS)
+
+
+def _kind(value: object) -> str:
+    return next(name for kind, name in _KINDS.items() if isinstance(value, kind))
+
+
+def _text(value: str) -> bytes:
+    # Half a surrogate pair becomes bytes that are not UTF-8; dataset.py then refuses the row.
+    return value.encode("utf-8", "surrogatepass")

@@ -1,0 +1,116 @@
+"""Arrow's types of a column: which ones hold the same values, and the one type that a dataset of many files has.
+
+Writers spell one type in several ways: `large_string` or `string`, int32 or int64, fields of a struct in another
+order, a column of nulls without any type. Files that differ in these alone are one dataset.
+"""
+
+from collections import Counter
+
+import pyarrow as pa
+
+from data_engine.questions.sources.base import REQUIRED_COLUMNS, refuse
+from data_engine.schemas import OPTIONAL_COLUMNS
+
+READ_COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+IMAGE_FIELDS = ("bytes", "path")
+_SIGNED = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
+
+
+def is_text(type: pa.DataType) -> bool:
+    """Whether a column holds text, in any of Arrow's layouts, or nothing but nulls."""
+    return _plain(type) in (pa.string(), pa.large_string(), pa.string_view(), pa.null())
+
+
+def is_binary(type: pa.DataType) -> bool:
+    """Whether a column holds bytes of any length, in any of Arrow's layouts."""
+    return _plain(type) in (pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def columns_of(schema: pa.Schema, where: str) -> dict[str, pa.DataType]:
+    """The columns by name, dictionaries as what they hold, an image struct with the fields that are read.
+
+    Raises UserError where a column that is read, or a field of the image, is there twice: either could be meant.
+    """
+    counts = Counter(schema.names)
+    twice = [f'"{name}"' for name in READ_COLUMNS if counts[name] > 1]
+    refuse(bool(twice), f"{where} has more than one column {', '.join(twice)}; keep one and rename or drop the others")
+    columns = {field.name: _plain(field.type) for field in schema}
+    image = columns.get("image")
+    if image is not None and pa.types.is_struct(image):
+        fields = [field for field in image if field.name in IMAGE_FIELDS]
+        twice = sorted({f'"{field.name}"' for field in fields if image.get_field_index(field.name) < 0})
+        refuse(bool(twice), f'{where}: the struct "image" has more than one field {", ".join(twice)}; keep one')
+        columns["image"] = pa.struct(fields) if fields else image
+    return columns
+
+
+def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both columns, where they differ in spelling alone; otherwise None."""
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_integer(one) and pa.types.is_integer(other):
+        return _integer(one, other)
+    if pa.types.is_floating(one) and pa.types.is_floating(other):
+        return max(one, other, key=lambda type: type.bit_width)
+    if is_text(one) and is_text(other):
+        return pa.large_string()
+    if is_binary(one) and is_binary(other):
+        return pa.large_binary()
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        return _struct(one, other)
+    if _is_list(one) and _is_list(other):
+        inner = unified(one.value_type, other.value_type)
+        # Arrow converts no structs inside of lists.
+        return None if inner is None or pa.types.is_nested(inner) else pa.large_list(inner)
+    return None
+
+
+def as_type(column: pa.Array, type: pa.DataType) -> pa.Array:
+    """A column in the type that `unified` gave for it and others."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if column.type == type:
+        return column
+    if pa.types.is_struct(column.type):
+        # flatten, unlike field(), keeps the struct's own nulls.
+        parts = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+        cells = [
+            as_type(parts[field.name], field.type) if field.name in parts else pa.nulls(len(column), field.type)
+            for field in type
+        ]
+        return pa.StructArray.from_arrays(cells, fields=list(type), mask=column.is_null())
+    return column.cast(type)
+
+
+def _plain(type: pa.DataType) -> pa.DataType:
+    """The type of the values, without how they are packed."""
+    if pa.types.is_dictionary(type):
+        return type.value_type
+    if pa.types.is_struct(type):
+        return pa.struct([pa.field(field.name, _plain(field.type)) for field in type])
+    return type
+
+
+def _integer(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    signed = [pa.types.is_signed_integer(type) for type in (one, other)]
+    if signed[0] == signed[1]:
+        return max(one, other, key=lambda type: type.bit_width)
+    # What is unsigned needs twice the bits in a signed type.
+    bits = [type.bit_width * (1 if sign else 2) for type, sign in zip((one, other), signed, strict=True)]
+    return _SIGNED.get(max(bits))
+
+
+def _struct(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Fields in the order of `one`; a field that one of them lacks is null there."""
+    parts = [{field.name: field.type for field in type} for type in (one, other)]
+    if len(parts[0]) < one.num_fields or len(parts[1]) < other.num_fields:
+        return None
+    names = list(parts[0] | parts[1])
+    types = [unified(parts[0].get(name, pa.null()), parts[1].get(name, pa.null())) for name in names]
+    return None if None in types else pa.struct(list(zip(names, types, strict=True)))
+
+
+def _is_list(type: pa.DataType) -> bool:
+    return pa.types.is_list(type) or pa.types.is_large_list(type)

@@ -1,0 +1,93 @@
+"""CSV as rows: a header with the names of the columns, then records, in which quoted text may go over several lines."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from data_engine.errors import UserError
+from data_engine.questions.sources import text_file
+from data_engine.questions.sources.base import refuse
+from data_engine.questions.sources.column_types import READ_COLUMNS
+from data_engine.questions.sources.text_file import Record, TextFile, too_long
+
+
+class CsvRows:
+    """The records of a file; every cell is text."""
+
+    def __init__(self, file: TextFile):
+        self._file = file
+        self._header: list[str] = []
+
+    def records(self, stream: BinaryIO) -> Iterator[Record]:
+        """The rows, in order. Raises UserError, with the line, at what is none."""
+        lines = _Lines(self._file, stream)
+        reader = _reader(lines)
+        while True:
+            start, lines.record_bytes, where = lines.position, 0, f"line {lines.number + 1}"
+            fields = self._next(reader, where)
+            if fields is None:
+                return
+            if not fields:
+                continue
+            if self._header:
+                yield Record(where, start, lines.position - start, self._row(where, fields))
+                continue
+            self._header = fields
+            twice = [f'"{name}"' for name in READ_COLUMNS if Counter(fields)[name] > 1]
+            refuse(bool(twice), f'"{self._file.path}" has more than one column {", ".join(twice)}; keep one')
+
+    def parse(self, where: str, data: bytes) -> dict:
+        """One row, from the bytes of its record."""
+        record = self._next(_reader(_Lines(self._file, io.BytesIO(data))), where)
+        return self._row(where, record or [])
+
+    def _row(self, where: str, fields: list[str]) -> dict:
+        refuse(
+            len(fields) != len(self._header),
+            f'"{self._file.path}", {where}: {len(fields)} cells, but {len(self._header)} columns; '
+            'a text with a comma stands in quotes, and a quote in it is doubled: "say ""yes"", please"',
+        )
+        return dict(zip(self._header, fields, strict=True))
+
+    def _next(self, reader: Iterator[list[str]], where: str) -> list[str] | None:
+        """The next record: empty for an empty line, None at the end."""
+        try:
+            return next(reader, None)
+        except csv.Error as error:
+            raise UserError(f'"{self._file.path}", {where}: not CSV: {error}') from None
+
+
+class _Lines:
+    """The lines of a file as text, and how far they were taken."""
+
+    def __init__(self, file: TextFile, stream: BinaryIO):
+        self.position = self.number = self.record_bytes = 0
+        self._file, self._stream = file, stream
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(text_file.MAX_RECORD_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.record_bytes += len(line)
+        if self.record_bytes > text_file.MAX_RECORD_BYTES:
+            raise too_long(self._file, f"line {self.number}, or a quote before it that is never closed")
+        coding = "utf-8-sig" if self.position == 0 else "utf-8"
+        self.position += len(line)
+        try:
+            return line.decode(coding)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f'"{self._file.path}", line {self.number}: not UTF-8: {error.reason}; save the file as UTF-8'
+            ) from None
+
+
+def _reader(lines: _Lines) -> Iterator[list[str]]:
+    # The module's own limit is less than a question may have; there is one for the whole process.
+    csv.field_size_limit(text_file.MAX_RECORD_BYTES)
+    return csv.reader(lines, strict=True)

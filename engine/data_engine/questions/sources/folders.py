@@ -1,0 +1,67 @@
+"""The parquet files of a folder, and the splits that their names tell: `train-00000-of-00002`, `test`."""
+
+import re
+from pathlib import Path
+
+from data_engine.errors import UserError
+from data_engine.questions.sources.base import choose_split, refuse
+
+# The words by which `datasets` knows a split, and what may stand around one.
+_WORDS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
+_WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_WORDS)})(?=[-._ \d]|$)", re.IGNORECASE)
+# What the hub and push_to_hub call their files; older ones end in a hash.
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
+_OTHER_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".gz")
+
+
+def parquet_files(folder: Path, split: str | None) -> list[Path]:
+    """The files of the chosen split of `folder`, or of its `data` folder, in the order of their names."""
+    files = _own_files(folder) or _own_files(folder / "data")
+    refuse(not files, f'dataset_path "{folder}" has no .parquet file and no `datasets` dataset; {_held_by(folder)}')
+    splits: dict[str, list[Path]] = {}
+    nameless = []
+    for file in files:
+        name = _split_of(file.stem)
+        (nameless if name is None else splits.setdefault(name, [])).append(file)
+    if len(splits) == 1 and not nameless and not _WORD.fullmatch(next(iter(splits))):
+        # part-00000-of-00002.parquet and the like: shards of one table.
+        splits, nameless = {}, files
+    if not splits:
+        refuse(
+            split not in (None, "train"),
+            f'dataset_split "{split}": no file name in "{folder}" tells a split; leave --dataset_split out to read all',
+        )
+        return nameless
+    if nameless and split is None:
+        raise UserError(
+            f'dataset_path "{folder}" holds files of the split {", ".join(sorted(splits))} and files of none '
+            f"({_some(nameless)}); choose a split with --dataset_split, or move the others away"
+        )
+    return splits[choose_split(folder, sorted(splits), split)]
+
+
+def _own_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_")))
+
+
+def _split_of(stem: str) -> str | None:
+    shard, word = _SHARD.fullmatch(stem), _WORD.search(stem)
+    return shard[1] if shard else word[1].lower() if word else None
+
+
+def _held_by(folder: Path) -> str:
+    """What a folder without parquet files holds, and which part of it could be meant."""
+    inside = sorted(folder.iterdir())
+    files = [path for path in inside if path.name.endswith(_OTHER_FILES) and path.is_file()]
+    folders = [path for path in inside if path.is_dir() and _own_files(path)]
+    if folders:
+        return f"its folders {_some(folders)} have: name one of them as --dataset_path"
+    if any(path.suffix == ".arrow" for path in inside):
+        return f"it holds {_some(inside)}; what save_to_disk writes has state.json and dataset_info.json: copy them too"
+    if files:
+        return f"to read one of its files, name the file as --dataset_path: {_some(files)}"
+    return f"it holds {_some(inside) or 'nothing'}"
+
+
+def _some(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths[:5])

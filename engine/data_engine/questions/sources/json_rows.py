@@ -1,0 +1,146 @@
+"""JSON as rows: one object a line, or an array of objects."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from data_engine.errors import UserError
+from data_engine.questions.sources import text_file
+from data_engine.questions.sources.base import refuse
+from data_engine.questions.sources.column_types import IMAGE_FIELDS, READ_COLUMNS
+from data_engine.questions.sources.text_file import Record, TextFile, too_long
+
+_PIECE_BYTES = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SPACE = re.compile(rb"[ \t\r\n]*")
+# So near to the end, json's complaint may be about a text that is only cut off: in \uXXXX, or in a number.
+_CUT_OFF = 10
+
+
+class Object(dict):
+    """A JSON object, and the keys that it has more than once."""
+
+    repeated: frozenset[str] = frozenset()
+
+
+class JsonRows:
+    """The objects of a file."""
+
+    def __init__(self, file: TextFile):
+        self._file = file
+
+    def records(self, stream: BinaryIO) -> Iterator[Record]:
+        """The rows, in order. Raises UserError, with the place, at what is none."""
+        scanner = _Scanner(self._file, stream)
+        if scanner.next_byte("", end=True) == b"[":
+            scanner.position += 1
+            return self._elements(scanner)
+        stream.seek(0)
+        return self._lines(stream)
+
+    def parse(self, where: str, data: bytes) -> Object:
+        """One row. Raises UserError where it is no object, or has a key twice that is read."""
+        place = f'"{self._file.path}", {where}'
+        try:
+            row = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not JSON: {error}") from None
+        refuse(not isinstance(row, Object), f'{place}: not an object {{"idx": ..., ...}}')
+        image = row.get("image")
+        twice = [f'"{name}"' for name in READ_COLUMNS if name in row.repeated]
+        if isinstance(image, Object):
+            twice += [f'"{name}" of the image' for name in IMAGE_FIELDS if name in image.repeated]
+        refuse(bool(twice), f"{place}: {', '.join(twice)} is there more than once; keep one")
+        return row
+
+    def _lines(self, stream: BinaryIO) -> Iterator[Record]:
+        start = 0
+        for number, line in enumerate(iter(lambda: stream.readline(text_file.MAX_RECORD_BYTES + 1), b""), start=1):
+            where = f"line {number}"
+            if len(line) > text_file.MAX_RECORD_BYTES:
+                raise too_long(self._file, where)
+            if line.strip():
+                yield Record(where, start, len(line), self.parse(where, line))
+            start += len(line)
+
+    def _elements(self, scanner: "_Scanner") -> Iterator[Record]:
+        """The objects of an array, the "[" of which was taken."""
+        where = "item 1 of the array"
+        byte = scanner.next_byte(where)
+        while byte != b"]":
+            refuse(byte != b"{", f'"{self._file.path}", {where}: not an object {{"idx": ..., ...}}')
+            start, data = scanner.take_object(where)
+            yield Record(where, start, len(data), self.parse(where, data))
+            where = f"behind byte {start + len(data)}"
+            byte = scanner.next_byte(where)
+            if byte == b",":
+                scanner.position += 1
+                byte = scanner.next_byte(where)
+                refuse(byte == b"]", f'"{self._file.path}", {where}: not JSON: a comma before the end of the array')
+            else:
+                refuse(byte != b"]", f'"{self._file.path}", {where}: not JSON: expected "," or the end of the array')
+        scanner.position += 1
+        refuse(scanner.next_byte("", end=True) != b"", f'"{self._file.path}" goes on behind the end of its array')
+
+
+def _object(pairs: list[tuple[str, object]]) -> Object:
+    row = Object(pairs)
+    if len(row) < len(pairs):
+        seen: set[str] = set()
+        row.repeated = frozenset(key for key, _ in pairs if key in seen or seen.add(key))
+    return row
+
+
+class _Scanner:
+    """Finds where objects end, in a stream of which a few pieces are held."""
+
+    def __init__(self, file: TextFile, stream: BinaryIO):
+        self.position = 0
+        self._file, self._stream = file, stream
+        # The file's bytes from `_before` on, and the same as characters: json wants text, and in latin-1 each byte is
+        # one. What has a meaning in JSON is ASCII, so that objects end at the same places.
+        self._before, self._data, self._text = 0, b"", ""
+        self._more(_PIECE_BYTES)
+        if self._data.startswith(_BYTE_ORDER_MARK):
+            self.position = len(_BYTE_ORDER_MARK)
+
+    def next_byte(self, where: str, end: bool = False) -> bytes:
+        """The next byte that is no space, at `position`; empty at the end of the file, where `end` allows it."""
+        while True:
+            self.position = _SPACE.match(self._data, self.position).end()
+            if self.position < len(self._data):
+                return self._data[self.position : self.position + 1]
+            if not self._more(_PIECE_BYTES):
+                refuse(not end, f'"{self._file.path}", {where}: cut off; the array has no end')
+                return b""
+
+    def take_object(self, where: str) -> tuple[int, bytes]:
+        """(place in the file, bytes) of the object that begins at `position`."""
+        while True:
+            try:
+                _, end = json.JSONDecoder().raw_decode(self._text, self.position)
+                break
+            except (ValueError, RecursionError) as error:
+                held = len(self._text) - self.position
+                if held > text_file.MAX_RECORD_BYTES:
+                    raise too_long(self._file, where) from None
+                if not self._is_cut_off(error) or not self._more(max(_PIECE_BYTES, held)):
+                    raise UserError(f'"{self._file.path}", {where}: not JSON: {error}') from None
+        if end - self.position > text_file.MAX_RECORD_BYTES:
+            raise too_long(self._file, where)
+        start, self.position = self.position, end
+        return self._before + start, self._data[start:end]
+
+    def _is_cut_off(self, error: Exception) -> bool:
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT_OFF
+
+    def _more(self, num_bytes: int) -> bool:
+        """Read on, and forget what was taken; False at the end of the file."""
+        piece = self._stream.read(num_bytes)
+        self._before += self.position
+        self._data = self._data[self.position :] + piece
+        self._text, self.position = self._data.decode("latin-1"), 0
+        return bool(piece)
