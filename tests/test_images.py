@@ -70,12 +70,6 @@ def test_an_animation_gives_its_first_frame(format):
     assert (r > 240, b < 15) == (True, True)
 
 
-def test_exif_orientation_is_not_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode(encode(gradient(), "JPEG", exif=exif), 64).size == (23, 17)
-
-
 @pytest.mark.parametrize("data", [None, b""])
 def test_no_bytes_are_refused(data):
     assert reason(data) == "image is empty (0 bytes)"

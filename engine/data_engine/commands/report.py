@@ -26,5 +26,5 @@ def main(argv: Sequence[str]) -> int:
     questions = open_questions(config)
     if questions.fingerprint != run_file["bound"]["dataset"]:
         raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
-    print(write_report(work_dir, questions, read_funnel(work_dir), config.max_megapixels))
+    print(write_report(work_dir, questions, read_funnel(work_dir), config.max_megapixels, config.exif))
     return 0

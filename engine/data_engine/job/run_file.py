@@ -30,7 +30,7 @@ from data_engine.store.units import auto_unit_size, split_units
 
 SETTINGS = (
     "limit", "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed",
-    "max_megapixels", "same_pixels",
+    "max_megapixels", "exif", "same_pixels",
 )  # fmt: skip
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
 

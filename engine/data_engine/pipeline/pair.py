@@ -23,6 +23,7 @@ from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.dataset import Questions
+from data_engine.questions.images import Exif
 from data_engine.rewards import NOT_SCORED, Rewards, RewardSettings, implicit
 from data_engine.store import units
 from data_engine.store.folders import move_in, scratch_folder
@@ -54,6 +55,7 @@ def run(
     markers: tuple[str, ...],
     same_tokenizer: bool,
     debug: bool,
+    exif: Exif = "apply",
 ) -> Funnel:
     """Pair all answers of `work_dir` and publish the dataset. Raises IncompleteError where units are missing."""
     require_units(work_dir, len(unit_ranges))
@@ -69,7 +71,7 @@ def run(
                 for idx, answers in _answers(work_dir, unit, questions.idx[rows.start : rows.stop], reward_settings):
                     candidates.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
         candidates.filter_dataset()
-        kept = KeptPairs(candidates, questions, unit_ranges, work_dir, seed)
+        kept = KeptPairs(candidates, questions, unit_ranges, work_dir, seed, exif)
         written = exports.export(exports.DEFAULT, kept, work_dir / "dataset", scratch)
         candidates.drop(written.without_source)
         _count(funnel, candidates, written.rows)

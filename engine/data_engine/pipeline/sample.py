@@ -12,7 +12,7 @@ from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.dataset import Question, read_image
-from data_engine.questions.images import BadImage, Decode, open_image
+from data_engine.questions.images import BadImage, Decode, Exif, open_image
 from data_engine.questions.prefetch import ahead
 from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
 from data_engine.sampling.draw import SamplingParams
@@ -201,16 +201,17 @@ def sample_answers(
     repetition_penalty: float = 1.0,
     max_new_tokens: int = 512,
     max_megapixels: float = 64,
+    exif: Exif = "apply",
 ) -> list[Answer]:
     """k answers to one image-question; the same (seed, idx) gives the same answers.
 
-    `image` is a PIL image or encoded bytes. Raises images.BadImage, a ValueError, for an image that cannot be
-    read, ArithmeticError where the model gives logits that are NaN or infinite, and UserError where memory runs out
-    with one answer at a time.
+    `image` is a PIL image or encoded bytes; its EXIF orientation is applied, unless exif is "ignore". Raises
+    images.BadImage, a ValueError, for an image that cannot be read, ArithmeticError where the model gives logits that
+    are NaN or infinite, and UserError where memory runs out with one answer at a time.
     """
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
-    request = request_for(model, open_image(image, max_megapixels), question, idx, settings)
+    request = request_for(model, open_image(image, max_megapixels, exif), question, idx, settings)
     return [answer_of(model, found) for found in sample(model, [request], params, num_rows=k)]
 
 
