@@ -162,6 +162,21 @@ def test_a_tag_that_cannot_be_cut_makes_the_picture_a_png(exif):
     assert same(pixels_of(kept), plain(UPRIGHT if exif == "apply" else stored(6), "JPEG"))
 
 
+UNUSUAL = {
+    "two heads": {"exif": b"Exif\0\0" + exif_of(6)},
+    "a comment in XMP": {"xmp": b"<a><tiff:Orientation>6<!-- --></tiff:Orientation></a>"},
+}
+
+
+@pytest.mark.parametrize("options", UNUSUAL.values(), ids=UNUSUAL)
+def test_a_tag_that_is_still_read_after_the_cut_makes_the_picture_a_png(options):
+    data = save(stored(6), "JPEG", **options, **JPEG)
+    assert Image.open(io.BytesIO(data)).getexif()[ORIENTATION] == 6
+    kept = as_seen(data, "ignore")
+    assert kept.startswith(b"\x89PNG")
+    assert same(pixels_of(kept), plain(stored(6), "JPEG"))
+
+
 def test_random_damage_to_exif_never_makes_readers_and_model_differ():
     draw = np.random.default_rng(0)
     whole = exif_of(6, ">")

@@ -37,7 +37,7 @@ def without_jpeg_orientation(data: bytes) -> bytes | None:
             elif data.startswith(_XMP, start, end):
                 # XMP is text in which spaces may stand between attributes and between elements.
                 out[start:end] = _XMP_ORIENTATION.sub(lambda found: b" " * len(found[0]), out[start:end])
-    except (struct.error, IndexError):
+    except (struct.error, LookupError):
         return None
     return bytes(out)
 
