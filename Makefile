@@ -13,6 +13,11 @@ SEED ?= 0
 DEMO_DIR ?= runs/demo
 CHAOS_ROUNDS ?= 200
 CHAOS_SEED ?= 0
+# What was skipped, and is held against tests/allowed_skips.txt.
+TEST_RESULTS ?= .pytest_cache/test.xml
+# Made-up data: so many times more than in `make test`, and another each day.
+FUZZ_TIMES ?= 10
+FUZZ_SEED ?= $(shell date +%Y%m%d)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -22,7 +27,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models run test test-slow test-slurm chaos prove-size lint bench bench-gpu clean
+.PHONY: help setup demo demo-models run test fuzz test-slow test-slurm chaos prove-size lint bench bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -57,7 +62,12 @@ run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [A
 		launch/run_engine.sh --config $(CONFIG) $(ARGS)
 
 test: $(STAMP) ## the test suite (2 to 4 minutes)
-	$(TEST_ENV) $(PYTEST) $(PYTEST_ARGS)
+	$(TEST_ENV) $(PYTEST) --junitxml=$(TEST_RESULTS) $(PYTEST_ARGS)
+	$(BIN)/python tests/check_skips.py $(TEST_RESULTS)
+
+fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in make test (FUZZ_SEED=n: these again)
+	FUZZ_TIMES=$(FUZZ_TIMES) $(TEST_ENV) $(PYTEST) --hypothesis-seed=$(FUZZ_SEED) \
+		tests/test_fuzz.py tests/test_words.py tests/test_config.py $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## the longer proofs: kills, shards, worlds of 1, 2 and 3 ranks
 	$(TEST_ENV) $(PYTEST) -m slow $(PYTEST_ARGS)

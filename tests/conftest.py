@@ -2,6 +2,7 @@
 
 import io
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,6 +11,12 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = Path(__file__).parent / "goldens"
+
+# Without the library, which a machine that runs the GPU's tests alone need not have, no test makes data up.
+if find_spec("hypothesis"):
+    import fuzzing
+
+    fuzzing.load_from_environment()
 
 # A shell starts what runs in its background with SIGINT ignored, nohup with SIGHUP, and all below would inherit that.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

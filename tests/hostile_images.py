@@ -24,12 +24,12 @@ def gradient(mode: str = "RGB", size: tuple[int, int] = (23, 17)) -> Image.Image
 
 def png_header(width: int, height: int, content: bytes = b"\0" * 64) -> bytes:
     """A PNG that claims a size and brings what it likes."""
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(content)) + png_chunk(b"IEND", b"")
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def whole_images() -> list[bytes]:
@@ -61,8 +61,7 @@ def bombs() -> list[bytes]:
     # The pixels of 16 megapixels and of a megapixel more than they should be, all there and packed a thousand to one.
     found += [png_header(4000, 4000, bytes(4000 * (1 + 3 * 4000))), png_header(9, 9, bytes(3_000_000))]
     # A comment that unpacks to 64 MB.
-    text = b"zTXt" + b"Comment\0\0" + zlib.compress(bytes(64 << 20))
-    packed = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    packed = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(64 << 20)))
     found.append(png_header(5, 5, bytes(80))[:33] + packed + png_header(5, 5, bytes(80))[33:])
     found += [encode(gradient(), name) for name in ("JPEG2000", "PCX", "TGA", "ICO")]
     return [*found, b"", b"no picture", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"GIF89a", b"\0" * 5000]

@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -12,6 +13,18 @@ def png(image: Image.Image, **options: object) -> bytes:
     data = io.BytesIO()
     image.save(data, options.pop("format", "PNG"), **options)
     return data.getvalue()
+
+
+def wide_picture() -> tuple[Image.Image, Image.Image]:
+    """A picture three times as wide as high, and the middle that CLIP's crop leaves of it, cut out by hand.
+
+    It is gray on both sides of the cuts, so that resizing before or after the cut gives the same.
+    """
+    values = np.random.default_rng(0).integers(0, 256, (60, 180, 3), dtype=np.uint8)
+    for cut in (60, 120):
+        values[:, cut - 20 : cut + 20] = 128
+    whole = Image.fromarray(values)
+    return whole, whole.crop((60, 0, 120, 60))
 
 
 def write(path: Path, rows: list[tuple[str, str | None, bytes | None]]) -> Path:

@@ -1,6 +1,7 @@
 """What a run is bound to, and what a change of it does: the lines of docs/bound.md."""
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
@@ -412,3 +413,18 @@ def test_every_stage_names_what_it_is_bound_to():
     assert set(stages.SAMPLING.bound) == common | SAMPLING.keys() | {"instruct_model"}
     for role in ("instruct", "reward"):
         assert set(stages.known()[f"{role}_logps"].bound) == common | {f"{role}_model"}
+
+
+def test_turned_pictures_are_counted(run):
+    """Two of five stand on their side; a broken row's picture is not counted."""
+    shutil.rmtree(run.work)
+    for number in (0, 3):
+        file = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.effect_noise((60, 40), 60).convert("RGB").save(file, "JPEG", exif=exif)
+        (run.folder / f"pictures/{number}.png").write_bytes(file.getvalue())
+    assert run.start() == 0
+    funnel = json.loads(pq.read_schema(run.work / "pairs/pairs.parquet").metadata[b"funnel"])
+    assert funnel["turned"] == 2
+    assert "with a picture turned upright" in (run.work / "report/index.html").read_text()

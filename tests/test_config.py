@@ -45,7 +45,7 @@ def test_the_defaults_are_those_of_the_flag_table():
     assert (config.num_shards, config.shard_index, config.unit_size, config.threads) == (1, 0, None, None)
     assert (config.dtype, config.device, config.zero3, config.on_bad_row) == ("auto", "auto", "auto", "skip")
     assert (config.dataset_split, config.image_root) == (None, None)
-    assert (config.same_pixels, config.debug) == (False, False)
+    assert (config.same_pixels, config.debug, config.exif) == (False, False, "apply")
 
 
 def test_defect_23_a_run_starts_from_scratch_by_default():

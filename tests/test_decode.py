@@ -1,12 +1,17 @@
 """The sampling loop against a plain one: one answer at a time, whole rows, no cache."""
 
+import functools
+
 import pytest
 import torch
 
 from data_engine import sample_answers
+from data_engine.errors import BadRow
 from data_engine.models.attention import forward, positions
 from data_engine.models.base import prefix
+from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.draw import SamplingParams, next_tokens
+from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import PromptRequest
 from data_engine.seeds import seed_for
@@ -108,6 +113,32 @@ def test_a_prefix_is_computed_once_and_dropped_with_its_last_answer(instruct, pr
     found = sample(instruct, [PromptRequest(counted(q), [1, 2, 3, 4]) for q in range(4)], PARAMS, num_rows=5)
     assert calls == [0, 1, 2, 3]
     assert len(found) == 16
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3])
+def test_with_fewer_rows_than_answers_a_prompt_is_still_prefilled_once(instruct, prefixes, monkeypatch, num_rows):
+    prefilled, prefill = [], ModelRunner.prefill
+    monkeypatch.setattr(
+        ModelRunner, "prefill", lambda self, shared, slot: prefilled.append(len(shared)) or prefill(self, shared, slot)
+    )
+    found = sample(instruct, requests(prefixes[:3], 4), PARAMS, num_rows)
+    assert len(found) == 12
+    assert prefilled == [len(shared) for shared in prefixes[:3]]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_question_and_its_answer_may_fill_the_models_positions_and_no_more(
+    instruct, golden_rows, golden_images, more
+):
+    size = len(prefix(instruct, instruct.pixels(golden_images[0], False, 64), golden_rows[0]["question"]))
+    new = instruct.max_positions - size + more
+    settings = SampleSettings(1, 0, SamplingParams(max_new_tokens=new), crop=False, max_megapixels=64)
+    ask = functools.partial(request_for, instruct, golden_images[0], golden_rows[0]["question"], "q", settings)
+    if not more:
+        assert len(ask().prefix()) + new == instruct.max_positions
+        return
+    with pytest.raises(BadRow, match=f"prompt of {size} tokens, {new} to generate, room for {instruct.max_positions}"):
+        ask()
 
 
 def test_forced_lengths_are_those_of_the_request_and_end_with_eos(instruct, prefixes):

@@ -1,6 +1,7 @@
 """The dataset folder: what is in it, in which order, and what trainers make of it."""
 
 import fcntl
+import hashlib
 import os
 import random
 from collections import Counter
@@ -100,6 +101,23 @@ def test_every_place_is_equally_likely_for_a_pair(world, tmp_path):
         firsts[places.index(min(places))] += 1
     # 100 each; the standard deviation is 8.7.
     assert all(65 < firsts[at] < 135 for at in range(4))
+
+
+def test_the_order_is_that_of_a_hash_of_seed_question_chosen_and_rejected(world, tmp_path):
+    """Each pair's place, by hashlib alone: blake2b of 8 bytes, read from the low end."""
+    pairs = [
+        pair | {"rejected_index": number, "rejected": f"bad {number}"}
+        for pair in kept_pairs(["q003", "q004"], each=2)
+        for number in (7, 8, 9)
+    ]
+    export(world, tmp_path, pairs, seed=5)
+
+    def place(pair: dict) -> int:
+        key = f"(5, 'place', {pair['idx']!r}, {pair['chosen_index']}, {pair['rejected_index']})"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
+
+    expected = [(pair["idx"], pair["chosen"], pair["rejected"]) for pair in sorted(pairs, key=place)]
+    assert [(row["idx"], row["chosen"], row["rejected"]) for row in dataset_rows(tmp_path)] == expected
 
 
 @pytest.mark.parametrize("bucket_pairs", [1, 7, 60])

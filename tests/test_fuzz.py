@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fuzzing import FEW, examples, profile
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from stage2_world import MARKERS, World, dataset_rows, pairs_rows
@@ -23,7 +24,7 @@ from data_engine.questions.dataset import load_questions
 from data_engine.reporting import page
 
 # A file system that is busy is no finding.
-quietly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+quietly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 STRANGE = (
     *MARKERS, " ", "\t\n", "\0", "\x1b[31m", "\u202e", "\ufeff", "e\u0301", "é", "犬", "ﷺ", "a.", "...", "'", '"',
     "nan", "\u2028", "<script>", "{{x}}", "%s", "\\", "../..", "a" * 5000, "why " * 3000,
@@ -103,6 +104,14 @@ def read_all(path: Path, image_root: Path) -> None:
             assert row.question is None or row.image is None
 
 
+def test_data_is_the_same_each_time_unless_other_data_is_asked_for():
+    fixed, other = profile(None), profile("20")
+    assert (fixed.derandomize, fixed.max_examples) == (True, FEW)
+    assert (other.derandomize, other.max_examples) == (False, 20 * FEW)
+    # The settings of this file's tests are made from the profile that is loaded.
+    assert quietly.derandomize == settings.default.derandomize
+
+
 @given(table=tables())
 @quietly
 def test_any_parquet_table_is_read_or_refused(table):
@@ -130,7 +139,7 @@ names = st.sampled_from(["q.parquet", "q.jsonl", "q", "q.csv"])
 @given(data=st.binary(max_size=60), cut=st.integers(0, 2000), name=names)
 @example(data=b"", cut=0, name="q.parquet")
 @example(data=b"", cut=0, name="q.jsonl")
-@settings(quietly, max_examples=50)
+@settings(quietly, max_examples=examples(50))
 def test_any_bytes_in_the_place_of_a_dataset_end_validate_with_0_or_2(goldens, data, cut, name):
     whole = (goldens / "llava/dataset/questions.parquet").read_bytes()
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +186,7 @@ asked = st.one_of(
 
 @given(asked=asked, seed=st.integers(0, 2**63 - 1), same=st.booleans())
 # Shrinking what fails would take minutes of files.
-@settings(quietly, max_examples=25, phases=[Phase.explicit, Phase.generate])
+@settings(quietly, max_examples=examples(25), phases=[Phase.explicit, Phase.generate])
 def test_any_answers_end_in_a_dataset_that_keeps_the_rules(asked, seed, same):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -208,7 +217,7 @@ def text_of(row: dict) -> tuple:
 
 
 @given(asked=asked)
-@settings(quietly, max_examples=3)
+@settings(quietly, max_examples=examples(3))
 def test_any_answers_end_in_a_report(asked):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -26,20 +26,20 @@ from data_engine.questions.prefetch import ahead
 from data_engine.store import units
 
 
-def photo(seed: int = 0, size: tuple[int, int] = (60, 40)) -> bytes:
+def photo(seed: int = 0, size: tuple[int, int] = (60, 40), **options: object) -> bytes:
     values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(values).save(file, "PNG")
+    Image.fromarray(values).save(file, "PNG", **options)
     return file.getvalue()
 
 
 def outcome(decode, data: bytes, max_megapixels: float = 1) -> tuple | str:
-    """Size and pixels, or the reason."""
+    """Size, pixels and mark, or the reason."""
     try:
         image = decode(data, max_megapixels)
     except BadImage as problem:
         return str(problem)
-    return image.mode, image.size, image.tobytes()
+    return image.mode, image.size, image.tobytes(), image.info
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def sabotaged(tmp_path, monkeypatch):
             "import ctypes, os, signal, socket, sys, time",
             "from data_engine.questions import image_workers, images",
             "decode = images.decode",
-            "def obey(data, limit):",
+            "def obey(data, limit, exif):",
             "    if data.startswith(b'python:'): exec(data[7:].decode())",
-            "    return decode(data, limit)",
+            "    return decode(data, limit, exif)",
             "images.decode = obey",
             *lines,
             "connection = socket.socket(fileno=int(sys.argv[1]))",
@@ -77,6 +77,17 @@ def test_pixels_and_reasons_are_those_of_the_same_process(workers):
     for data in [photo(), None, b"", *mutations(random.Random(5), 40)]:
         assert outcome(workers.decode, data) == outcome(images.decode, data)
     assert outcome(workers.decode, photo(), 1e-6) == outcome(images.decode, photo(), 1e-6)
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_a_worker_turns_a_picture_as_the_same_process_does_and_says_so(workers, exif):
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    data = photo(exif=tag)
+    found, expected = workers.decode(data, 1, exif), images.decode(data, 1, exif)
+    assert (found.size, found.tobytes()) == (expected.size, expected.tobytes())
+    assert [images.was_turned(image) for image in (found, expected)] == [exif == "apply"] * 2
+    assert not images.was_turned(workers.decode(photo(), 1, exif))
 
 
 def test_images_that_are_decoded_side_by_side_keep_their_order(workers):

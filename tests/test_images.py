@@ -1,4 +1,5 @@
 import io
+import os
 import random
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from hostile_images import encode, gradient, mutations, png_header
 from PIL import Image
 
-from data_engine.questions.images import BadImage, check_megapixels, decode, resized_size, to_rgb
+from data_engine.questions import images
+from data_engine.questions.images import BadImage, check_megapixels, decode, read_under, resized_size, to_rgb
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 
@@ -70,10 +72,29 @@ def test_an_animation_gives_its_first_frame(format):
     assert (r > 240, b < 15) == (True, True)
 
 
-def test_exif_orientation_is_not_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode(encode(gradient(), "JPEG", exif=exif), 64).size == (23, 17)
+def test_a_folder_whose_name_begins_as_image_root_does_is_outside(tmp_path):
+    for name in ("root", "root-private", "rooted"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(name.encode())
+    assert read_under(tmp_path / "root", "x.png") == b"root"
+    assert read_under(tmp_path / "root", "../root/x.png") == b"root"
+    for path in ("../root-private/x.png", "../rooted/x.png", str(tmp_path / "root-private/x.png")):
+        with pytest.raises(BadImage, match="leads outside image_root"):
+            read_under(tmp_path / "root", path)
+
+
+def test_a_file_above_the_limit_of_size_is_refused_by_its_size_and_not_read(tmp_path):
+    # Half a gigabyte and a byte; the file is sparse.
+    (tmp_path / "x.png").touch()
+    os.truncate(tmp_path / "x.png", 512 * 1024 * 1024 + 1)
+    with pytest.raises(BadImage, match="is a file of 536870913 bytes, more than 536870912"):
+        read_under(tmp_path, "x.png")
+
+
+def test_a_file_of_just_the_limit_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
+    (tmp_path / "x.png").write_bytes(bytes(10))
+    assert read_under(tmp_path, "x.png") == bytes(10)
 
 
 @pytest.mark.parametrize("data", [None, b""])

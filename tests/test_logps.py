@@ -1,8 +1,12 @@
 """Packed scoring against the plain path, which tests/models holds against the reference."""
 
+import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
+from run_files import png, wide_picture
 
+from data_engine import schemas
 from data_engine.models.base import prefix
 from data_engine.pipeline import score
 from data_engine.pipeline.score import self_check
@@ -144,6 +148,39 @@ def test_a_question_of_which_one_answer_exceeds_the_memory_costs_the_others_noth
     assert halved == 4
     for (_, found), wanted in ((first, expected[0]), (third, expected[2])):
         torch.testing.assert_close(torch.cat(found), torch.cat(wanted), rtol=0, atol=1e-5)
+
+
+def sampled(answers: list[list[int]]) -> pa.Table:
+    rows = [
+        {"idx": "q", "sample_index": number, "answer": "", "token_ids": ids, "finish_reason": "stop"}
+        for number, ids in enumerate(answers)
+    ]
+    return pa.Table.from_pylist(rows, schemas.sampled_answer(pa.string()))
+
+
+def test_a_unit_is_scored_on_the_crop_of_a_wide_picture(instruct):
+    """Against the public function, on the picture and on its middle; padding would show all of it, and bars."""
+    wide, middle = wide_picture()
+    answers = random_answers([9, 4])
+    question = Question("q", "What is it?", png(wide), None)
+    unit = score.score_unit(instruct, [question], sampled(answers), score.ScoreSettings(False, 64))
+    found = [torch.tensor(logps) for logps in unit.table["token_logps"].to_pylist()]
+    for picture in (wide, middle):
+        for token_logps, wanted in zip(
+            found, score.score_answers(instruct, picture, "What is it?", answers), strict=True
+        ):
+            torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("more", "problem"), [(0, None), (1, "too long to score: prompt of {} tokens, answer of {}")])
+def test_an_answer_may_fill_the_models_positions_and_no_more(instruct, shared, more, problem):
+    question = Question("q", "What is in the picture?", png(Image.new("RGB", (9, 9))), None)
+    size = len(shared)
+    longest = instruct.max_positions - size + more
+    unit = score.score_unit(instruct, [question], sampled([[5], [5] * longest]), score.ScoreSettings(False, 64))
+    reasons = [reason for _, reason in unit.quarantined]
+    assert len(unit.table) == (0 if problem else 2)
+    assert [problem.format(size, longest) in reason for reason in reasons] if problem else not reasons
 
 
 def test_an_answer_without_tokens_is_refused(instruct, shared):

@@ -1,8 +1,10 @@
 """The set-up: once, in its own folder, and only by a Python that will do."""
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,31 @@ def test_a_second_set_up_does_nothing_unless_the_versions_changed(checkout, chan
         os.utime(checkout / changed, (later, later))
     assert make(checkout, "setup", "PYTHON=./new-python").returncode == 0
     assert len(calls(checkout)) == times
+
+
+@pytest.mark.parametrize(("skips", "code"), [("photographs", 0), ("one", 2)])
+def test_the_suite_fails_for_a_skip_that_is_not_on_the_list(checkout, skips, code):
+    """pytest and python are the real ones, in the places where `make` looks for them."""
+    make(checkout, "setup", "PYTHON=./new-python")
+    program(checkout / ".venv/bin/pytest", f'exec {sys.executable} -m pytest -c /dev/null --rootdir . "$@"')
+    program(checkout / ".venv/bin/python", f'exec {sys.executable} "$@"')
+    tests = checkout / "tests"
+    tests.mkdir()
+    for name in ("check_skips.py", "allowed_skips.txt"):
+        shutil.copy(ROOT / "tests" / name, tests)
+    (tests / f"test_{skips}.py").write_text("import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no')\n")
+    done = make(checkout, "test", "PYTEST_ARGS=tests", "TEST_WORKERS=1")
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "1 passed, 0 failed, 1 skipped" in done.stdout
+
+
+@pytest.mark.parametrize("given", [[], ["FUZZ_SEED=7", "FUZZ_TIMES=3"]])
+def test_fuzzing_tries_more_data_and_others_each_day_unless_a_seed_is_given(checkout, given):
+    make(checkout, "setup", "PYTHON=./new-python")
+    program(checkout / ".venv/bin/pytest", 'echo "$FUZZ_TIMES times: $*"')
+    told = make(checkout, "fuzz", *given).stdout
+    seed = "7" if given else r"20\d{6}"
+    assert re.search(rf"^{3 if given else 10} times: .*--hypothesis-seed={seed} .*tests/test_fuzz.py", told, re.M)
 
 
 def test_a_job_needs_a_name(checkout):

@@ -4,8 +4,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from hostile_images import png_chunk, png_header
 from stage2_world import make_world, pairs_rows, picture
 
+from data_engine.questions.images import BadImage, decode
 from data_engine.reporting.page import write_report
 from data_engine.store import logs
 
@@ -132,10 +134,23 @@ def test_equal_rewards_and_equal_lengths_can_be_plotted(tmp_path):
 
 
 def test_an_image_that_cannot_be_decoded_is_replaced_by_the_reason(tmp_path):
-    images = [{"bytes": b"<b>no image</b>", "path": None} for _ in range(3)]
+    images = [{"bytes": b"no image", "path": None} for _ in range(3)]
     text = report_of(make_world(tmp_path, num_questions=3, image=images), tmp_path / "work")
     assert "not an image in a known format" in text
-    assert "<b>" not in text
+    assert "data:image/jpeg" not in text
+
+
+def test_what_a_broken_image_puts_into_the_reason_is_escaped(tmp_path):
+    """A PNG that ends too soon, and goes on with a chunk of a strange name, which Pillow's message repeats."""
+    whole = png_header(6, 4)
+    data = whole[:-12] + png_chunk(b"B<&b", b"")
+    world = make_world(tmp_path, num_questions=3, image=[{"bytes": data, "path": None}] * 3)
+    with pytest.raises(BadImage, match="B<&b"):
+        decode(data, 64)
+    text = report_of(world, tmp_path / "work")
+    assert "B&lt;&amp;b" in text
+    assert "B<" not in text
+    assert any("B<&b" in shown for shown in Page(text).texts)
 
 
 def test_time_and_quarantine_are_shown_and_escaped(world, tmp_path):

@@ -9,10 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from run_files import hostile_rows, png, read, write
+from run_files import hostile_rows, png, read, wide_picture, write
 
 from data_engine.errors import UserError
 from data_engine.job import checkpoints, model_holder, run_file, worker
+from data_engine.models.base import prefix
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.scheduler import sample
+from data_engine.sampling.requests import PromptRequest
+from data_engine.seeds import seed_for
 from data_engine.store import units
 
 PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
@@ -192,11 +197,23 @@ def test_only_a_pair_that_cannot_be_one_model_before_and_after_tuning_is_warned_
     assert "family llava against omnilmm" in warning
 
 
-def test_both_stages_see_the_same_pixels_when_asked(config, tmp_path):
-    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+def test_both_stages_see_the_same_pixels_when_asked(config, tmp_path, instruct):
+    wide, middle = wide_picture()
+    dataset = write(tmp_path / "questions.parquet", [("q", "What is it?", png(wide))])
     worker.run(config(dataset, work_dir=str(tmp_path / "padded")))
     worker.run(config(dataset, work_dir=str(tmp_path / "cropped"), same_pixels=True))
-    assert read(tmp_path / "padded/sampled_answer") != read(tmp_path / "cropped/sampled_answer")
+    padded, cropped = (
+        [(row["sample_index"], row["token_ids"]) for row in read(tmp_path / name / "sampled_answer")]
+        for name in ("padded", "cropped")
+    )
+    assert padded != cropped
+    # By hand: the middle of the picture, sampled with the same seeds.
+    params = SamplingParams(0.7, 50, 1.0, 1.0, 8)
+    for image, crop, expected in ((wide, False, padded), (wide, True, cropped), (middle, False, cropped)):
+        shared = prefix(instruct, instruct.pixels(image, crop, 64), "What is it?")
+        keys = [seed_for(0, "q", number) for number in range(4)]
+        found = sample(instruct, [PromptRequest(lambda shared=shared: shared, keys)], params, 4)
+        assert [(answer.sample_index, answer.token_ids) for answer in found] == expected
 
 
 def test_the_order_of_units_and_their_neighbours_do_not_matter_to_an_answer(config, tmp_path):

@@ -102,6 +102,8 @@ class RunConfig:
     """skip: quarantine with a reason and go on; error: stop at the first, exit 2"""
     max_megapixels: float = 64
     """limit on the source, padded and resized image"""
+    exif: Literal["apply", "ignore"] = "apply"
+    """apply: pictures are turned upright by their EXIF orientation; ignore: pixels are used as they are stored"""
     same_pixels: bool = False
     """both stages see the scoring stage's crop"""
     debug: bool = False

@@ -18,7 +18,7 @@ SAMPLE, REWARD, PAIR = 0, 1, 2
 # What every unit is bound to: the rows of the dataset, how they are cut, and how exactly is computed.
 EVERY_UNIT = ("dataset", "limit", "unit_size", "device", "dtype")
 # Settings that decide which pixels a model sees.
-PICTURES = ("max_megapixels",)
+PICTURES = ("max_megapixels", "exif")
 
 
 def model_key(role: str) -> str:

@@ -42,5 +42,5 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{error}; where the dataset has moved, give --dataset_path") from None
     if questions.fingerprint(FileHashes(work_dir, Claims(work_dir, 0))) != run_file["bound"]["dataset"]:
         raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
-    print(write_report(work_dir, questions, read_funnel(work_dir), config.max_megapixels))
+    print(write_report(work_dir, questions, read_funnel(work_dir), config.max_megapixels, config.exif))
     return 0

@@ -1,5 +1,6 @@
 """What an export is given, and what it gives back."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from data_engine import stages
+from data_engine.questions import images
 from data_engine.questions.dataset import Question, Questions, require_same
+from data_engine.questions.images import Exif
 from data_engine.store.units import read_unit, read_unit_facts
 
 
@@ -51,9 +54,14 @@ class KeptPairs:
     """the rows of `questions` that make up each unit"""
     work_dir: Path
     seed: int
+    exif: Exif = "apply"
+    """how the models saw the pictures"""
 
     def by_question(self) -> Iterator[QuestionPairs]:
-        """Each question that has a kept pair, in the order of the questions; a unit without one is not read."""
+        """Each question that has a kept pair, in the order of the questions; a unit without one is not read.
+
+        Its picture is in bytes that show any reader what the models saw.
+        """
         groups = ((idx, list(pairs)) for idx, pairs in itertools.groupby(self.pairs, key=itemgetter("idx")))
         group = next(groups, None)
         for unit, rows in enumerate(self.unit_ranges):
@@ -64,10 +72,15 @@ class KeptPairs:
             facts, _ = read_unit_facts(self.work_dir, stages.SAMPLING.name, unit)
             for question in require_same(self.questions.rows(rows), facts["rows"]):
                 if group is not None and question.idx == group[0]:
-                    yield QuestionPairs(question, group[1], unit_ids)
+                    yield QuestionPairs(self._as_seen(question), group[1], unit_ids)
                     group = next(groups, None)
         if group is not None:
             raise RuntimeError(f"idx {group[0]!r} has pairs, but its place among the questions is not theirs")
+
+    def _as_seen(self, question: Question) -> Question:
+        if question.image is None:
+            return question
+        return dataclasses.replace(question, image=images.as_seen(question.image, self.exif))
 
     def _token_ids(self, unit: int) -> dict[tuple[int | str, int], list[int]]:
         table = read_unit(self.work_dir, stages.SAMPLING.name, unit).table.select(["idx", "sample_index", "token_ids"])

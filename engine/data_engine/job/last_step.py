@@ -24,10 +24,10 @@ def pair_all(plan: Plan) -> bool:
     funnel = pair.run(
         plan.work_dir, plan.questions, plan.unit_rows, rank=config.rank, distance=config.distance,
         beta=config.beta, seed=config.seed, markers=plan.sampler.markers, same_tokenizer=plan.same_tokenizer,
-        debug=config.debug, bound=plan.bound,
+        debug=config.debug, bound=plan.bound, exif=config.exif,
     )  # fmt: skip
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
-    page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels)
+    page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)
     print(funnel.table(), flush=True)
     if not funnel.written:
         log.error("%s", why_nothing(plan, funnel))

@@ -1,5 +1,6 @@
 """The one model that a rank holds at a time, and the runner of the stage that it works on."""
 
+import functools
 import logging
 import time
 
@@ -48,7 +49,8 @@ class ModelHolder:
             plan = self._plan
             context = StageContext(
                 model, plan.config, plan.budgets, plan.questions.idx_type, plan.answers_as_text(stage),
-                split=coordination.split is not None, decode=self._image_workers.decode,
+                split=coordination.split is not None,
+                decode=functools.partial(self._image_workers.decode, exif=plan.config.exif),
             )  # fmt: skip
             self._runner, self._stage = load(stage.runner)(context), stage
         return self._runner

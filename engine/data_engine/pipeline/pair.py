@@ -24,6 +24,7 @@ from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.dataset import Questions
+from data_engine.questions.images import Exif
 from data_engine.rewards import NOT_SCORED, Rewards, RewardSettings, implicit
 from data_engine.store import units
 from data_engine.store.folders import move_in, scratch_folder
@@ -58,6 +59,7 @@ def run(
     same_tokenizer: bool,
     debug: bool,
     bound: Mapping,
+    exif: Exif = "apply",
 ) -> Funnel:
     """Pair all answers of `work_dir` and publish the dataset.
 
@@ -75,10 +77,11 @@ def run(
             for unit, rows in enumerate(unit_ranges):
                 read = _read(work_dir, unit, bound)
                 funnel.quarantined += len(_left_out(read.values()))
+                funnel.turned += read[stages.SAMPLING.name].facts.get("turned", 0)
                 for idx, answers in _answers(read, unit, questions.idx[rows.start : rows.stop], reward_settings):
                     candidates.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
         candidates.filter_dataset()
-        kept = KeptPairs(candidates, questions, unit_ranges, work_dir, seed)
+        kept = KeptPairs(candidates, questions, unit_ranges, work_dir, seed, exif)
         written = exports.export(exports.DEFAULT, kept, work_dir / "dataset", scratch)
         candidates.drop(written.without_source)
         _count(funnel, candidates, written.rows)

@@ -12,7 +12,7 @@ from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.dataset import Question, read_image
-from data_engine.questions.images import BadImage, Decode, open_image
+from data_engine.questions.images import BadImage, Decode, Exif, open_image, was_turned
 from data_engine.questions.prefetch import ahead
 from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
 from data_engine.sampling.draw import SamplingParams
@@ -89,6 +89,8 @@ class _Unit:
     rows: list[str | None] = field(default_factory=list)
     """digests of its questions"""
     found: list[Completion] = field(default_factory=list)
+    turned: int = 0
+    """pictures that were turned upright"""
 
     def finished(self, k: int) -> bool:
         return self.taken and len(self.found) == k * len(self.asked)
@@ -106,7 +108,7 @@ class _Unit:
             "finish_reason": [found.finish_reason for found in kept],
         }
         table = pa.table(columns, schemas.sampled_answer(idx_type))
-        return UnitResult(table, self.quarantined + reasons, self.missing, self.rows, retries=halvings)
+        return UnitResult(table, self.quarantined + reasons, self.missing, self.rows, self.turned, halvings)
 
     def _idx(self, found: Completion) -> int | str:
         return self.asked[found.request - self.first]
@@ -155,7 +157,8 @@ class SamplingRunner:
     def _requests(self, work: UnitWork) -> Iterator[PromptRequest]:
         unit = _Unit(work.number, self._num_requests)
         self._units.append(unit)
-        for question, prepared in ahead(self._prepare, work.questions):
+        for question, prepared, turned in ahead(self._prepare, work.questions):
+            unit.turned += turned
             # Nothing is made of a row that is left out.
             unit.rows.append(None if isinstance(prepared, str) else question.digest)
             if isinstance(prepared, str):
@@ -166,14 +169,16 @@ class SamplingRunner:
                 yield prepared
         unit.taken = True
 
-    def _prepare(self, question: Question) -> tuple[Question, PromptRequest | str]:
+    def _prepare(self, question: Question) -> tuple[Question, PromptRequest | str, bool]:
+        """The question; its request, or why there is none; whether its picture was turned upright."""
         # Hashed here, in the thread that decodes.
         _ = question.digest
         try:
             image = read_image(question, self._settings.max_megapixels, self._decode)
-            return question, request_for(self._model, image, question.question, question.idx, self._settings)
+            request = request_for(self._model, image, question.question, question.idx, self._settings)
+            return question, request, was_turned(image)
         except (BadRow, BadImage) as problem:
-            return question, str(problem)
+            return question, str(problem), False
 
 
 def sample_unit(runner: SamplingRunner, questions: Iterable[Question]) -> UnitResult:
@@ -209,16 +214,17 @@ def sample_answers(
     repetition_penalty: float = 1.0,
     max_new_tokens: int = 512,
     max_megapixels: float = 64,
+    exif: Exif = "apply",
 ) -> list[Answer]:
     """k answers to one image-question; the same (seed, idx) gives the same answers.
 
-    `image` is a PIL image or encoded bytes. Raises images.BadImage, a ValueError, for an image that cannot be
-    read, ArithmeticError where the model gives logits that are NaN or infinite, and UserError where memory runs out
-    with one answer at a time.
+    `image` is a PIL image or encoded bytes; its EXIF orientation is applied, unless exif is "ignore". Raises
+    images.BadImage, a ValueError, for an image that cannot be read, ArithmeticError where the model gives logits that
+    are NaN or infinite, and UserError where memory runs out with one answer at a time.
     """
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
-    request = request_for(model, open_image(image, max_megapixels), question, idx, settings)
+    request = request_for(model, open_image(image, max_megapixels, exif), question, idx, settings)
     return [answer_of(model, found) for found in sample(model, [request], params, num_rows=k)]
 
 

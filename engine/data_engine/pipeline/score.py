@@ -17,7 +17,7 @@ from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions import images
 from data_engine.questions.dataset import Question, read_image
-from data_engine.questions.images import BadImage, Decode, open_image
+from data_engine.questions.images import BadImage, Decode, Exif, open_image
 from data_engine.questions.prefetch import ahead
 from data_engine.scoring.logprobs import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
 from data_engine.store.units import Row, UnitResult
@@ -207,12 +207,14 @@ def score_answers(
     question: str,
     answers: list[str] | list[list[int]],
     max_megapixels: float = 64,
+    exif: Exif = "apply",
 ) -> list[Tensor]:
     """Log-probs of each answer's counted tokens, 1-D fp32, nats.
 
     Token ids are scored as they are, nothing added. Text is encoded as in the training prompt, literally, and always
-    counts its EOS. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read.
+    counts its EOS. The EXIF orientation is applied, unless exif is "ignore". Raises ValueError for an answer without
+    ids, images.BadImage for an image that cannot be read.
     """
-    pixels = model.pixels(open_image(image, max_megapixels), True, max_megapixels)
+    pixels = model.pixels(open_image(image, max_megapixels, exif), True, max_megapixels)
     ids = [model.answer_ids(question, answer) if isinstance(answer, str) else list(answer) for answer in answers]
     return packed_token_logps(model, prefix(model, pixels, question), ids) if ids else []

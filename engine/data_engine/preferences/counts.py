@@ -12,6 +12,8 @@ class Funnel:
     questions: int = 0
     quarantined: int = 0
     """questions that an earlier stage left out"""
+    turned: int = 0
+    """questions whose picture was turned upright"""
     answers: int = 0
     not_ranked: Counter = field(default_factory=Counter)
     """reason -> answers"""
@@ -29,6 +31,7 @@ class Funnel:
         return [
             ("questions", self.questions),
             ("  quarantined", self.quarantined),
+            *([("  with a picture turned upright", self.turned)] if self.turned else []),
             ("answers", self.answers),
             *not_ranked,
             ("ranked answers", self.ranked),

@@ -1,9 +1,10 @@
 """images.decode in worker processes: a hostile file may crash them, hang them, or exhaust their memory.
 
-A worker imports questions.images and nothing else of the engine. Encoded bytes go in and pixels come out through a
-socket; when the rank ends, in whatever way, the socket closes, and the worker exits after the image that it decodes.
-Nothing that comes from a worker is unpickled. A request is (max_megapixels, size) and the file; a response is (width,
-height, size) and the pixels, or a width of 0 and a reason.
+A worker imports questions.images, with what that imports, and nothing else of the engine. Encoded bytes go in and
+pixels come out through a socket; when the rank ends, in whatever way, the socket closes, and the worker exits after the
+image that it decodes. Nothing that comes from a worker is unpickled. A request is (max_megapixels, whether EXIF is
+applied, size) and the file; a response is (width, height, whether it was turned, size) and the pixels, or a width of 0
+and a reason.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from data_engine.questions import images
-from data_engine.questions.images import BadImage
+from data_engine.questions.images import BadImage, Exif
 
 # Processor time that an image may take; a large photograph takes a second. Independent of what else the machine does.
 PROCESSOR_S = 60
@@ -31,7 +32,8 @@ BYTES_A_PIXEL = 16
 TRIES = 2
 # -P: a file in the current folder must not shadow a module of Python.
 COMMAND = [sys.executable, "-P", "-m", "data_engine.questions.image_workers"]
-_REQUEST, _RESPONSE = struct.Struct("<dQ"), struct.Struct("<IIQ")
+_REQUEST, _RESPONSE = struct.Struct("<d?Q"), struct.Struct("<II?Q")
+_NO_IMAGE = (0, 0, False)
 _READY = b"R"
 # Workers ignore the job's signals; their rank ends them.
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -57,12 +59,12 @@ class ImageWorkers:
         if not self._free:
             self._free.append(_Worker())
 
-    def decode(self, data: bytes | None, max_megapixels: float) -> Image.Image:
+    def decode(self, data: bytes | None, max_megapixels: float, exif: Exif = "apply") -> Image.Image:
         """images.decode in a worker. Raises BadImage, also for an image that ends TRIES workers."""
         for _ in range(TRIES):
             worker = self._worker()
             try:
-                found = worker.decode(data or b"", max_megapixels)
+                found = worker.decode(data or b"", max_megapixels, exif)
             except (EOFError, OSError):
                 end = _what_ended(worker.end())
                 continue
@@ -112,14 +114,16 @@ class _Worker:
         ours.close()
         self._ready = False
 
-    def decode(self, data: bytes, max_megapixels: float) -> Image.Image | str:
+    def decode(self, data: bytes, max_megapixels: float, exif: Exif) -> Image.Image | str:
         """The image, or the reason why it cannot be used. Raises EOFError or OSError where the worker dies."""
         if not self._ready:
             self._wait_until_ready()
-        _send(self._stream, _REQUEST.pack(max_megapixels, len(data)), data)
-        width, height, size = _RESPONSE.unpack(_read(self._stream, _RESPONSE.size))
+        _send(self._stream, _REQUEST.pack(max_megapixels, exif == "apply", len(data)), data)
+        width, height, turned, size = _RESPONSE.unpack(_read(self._stream, _RESPONSE.size))
         found = _read(self._stream, size)
-        return Image.frombytes("RGB", (width, height), found) if width else found.decode()
+        if not width:
+            return found.decode()
+        return images.marked(Image.frombytes("RGB", (width, height), found), turned)
 
     def end(self) -> int:
         """Kill the process if it is alive. Returns its exit code, negative for a signal."""
@@ -144,11 +148,11 @@ def serve(stream: BinaryIO) -> None:
     with contextlib.suppress(EOFError, OSError):
         _send(stream, _READY)
         while True:
-            max_megapixels, size = _REQUEST.unpack(_read(stream, _REQUEST.size))
+            max_megapixels, applied, size = _REQUEST.unpack(_read(stream, _REQUEST.size))
             data = _read(stream, size)
             _limit_memory(MEMORY_BYTES + int(BYTES_A_PIXEL * max_megapixels * 1e6))
-            size, content = _decoded(data, max_megapixels)
-            _send(stream, _RESPONSE.pack(*size, len(content)), content)
+            head, content = _decoded(data, max_megapixels, "apply" if applied else "ignore")
+            _send(stream, _RESPONSE.pack(*head, len(content)), content)
             del data, content
 
 
@@ -159,20 +163,20 @@ def _limit_memory(size_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _decoded(data: bytes, max_megapixels: float) -> tuple[tuple[int, int], bytes]:
-    """An image's size and pixels, or (0, 0) and the reason.
+def _decoded(data: bytes, max_megapixels: float, exif: Exif) -> tuple[tuple[int, int, bool], bytes]:
+    """An image's size, whether it was turned, and its pixels; or a size of 0 and the reason.
 
     Past a time limit the kernel ends this process by a signal, even inside a call of C code.
     """
     signal.setitimer(signal.ITIMER_PROF, PROCESSOR_S)
     signal.alarm(CLOCK_S)
     try:
-        image = images.decode(data, max_megapixels)
-        return image.size, image.tobytes()
+        image = images.decode(data, max_megapixels, exif)
+        return (*image.size, images.was_turned(image)), image.tobytes()
     except BadImage as problem:
-        return (0, 0), str(problem).encode()
+        return _NO_IMAGE, str(problem).encode()
     except MemoryError:
-        return (0, 0), b"image needs more memory than a worker may have"
+        return _NO_IMAGE, b"image needs more memory than a worker may have"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)

@@ -5,9 +5,10 @@ differ, and the pairs with the largest and the smallest margins. page.html.j2 is
 """
 
 import base64
+import functools
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from markupsafe import Markup
+from PIL import Image
 
 from data_engine.preferences.counts import Funnel
 from data_engine.questions import images
 from data_engine.questions.dataset import Questions
+from data_engine.questions.images import Exif
 from data_engine.reporting.timings import Summary
 from data_engine.store import units
 
@@ -45,12 +48,15 @@ class ShownPair:
         return self.pair["chosen_sum"] - self.pair["rejected_sum"]
 
 
-def write_report(work_dir: Path, questions: Questions, funnel: Funnel, max_megapixels: float = 64) -> Path:
+def write_report(
+    work_dir: Path, questions: Questions, funnel: Funnel, max_megapixels: float = 64, exif: Exif = "apply"
+) -> Path:
     """Write work_dir/report/index.html about the pairs in work_dir and return its path."""
     columns, rows = _kept_numbers(work_dir / "pairs/pairs.parquet")
     best, worst = _extremes(columns["chosen_sum"] - columns["rejected_sum"])
     pairs = _read_rows(work_dir / "pairs/pairs.parquet", rows[np.concatenate([best, worst])])
-    shown = _with_questions(pairs, questions, max_megapixels)
+    decode = functools.partial(images.decode, max_megapixels=max_megapixels, exif=exif)
+    shown = _with_questions(pairs, questions, decode)
     sections = [("Largest margins", shown[: len(best)]), ("Smallest margins", shown[len(best) :])]
     summary = Summary.read(work_dir)
     text = _render(
@@ -96,11 +102,13 @@ def _read_rows(path: Path, rows: np.ndarray) -> list[dict]:
     return [found[int(row)] for row in rows]
 
 
-def _with_questions(pairs: list[dict], questions: Questions, max_megapixels: float) -> list[ShownPair]:
+def _with_questions(
+    pairs: list[dict], questions: Questions, decode: Callable[[bytes | None], Image.Image]
+) -> list[ShownPair]:
     wanted = {pair["idx"] for pair in pairs}
     rows = {idx: row for row, idx in enumerate(questions.idx) if idx in wanted}
     read = {idx: next(iter(questions.rows(range(row, row + 1)))) for idx, row in rows.items()}
-    thumbnails = {idx: _thumbnail(question.image, max_megapixels) for idx, question in read.items()}
+    thumbnails = {idx: _thumbnail(question.image, decode) for idx, question in read.items()}
     return [ShownPair(pair, read[pair["idx"]].question or "", *thumbnails[pair["idx"]]) for pair in pairs]
 
 
@@ -130,10 +138,10 @@ def _plots(columns: dict[str, np.ndarray]) -> list[tuple[str, str]]:
     return [(title, _data_uri(png, "png")) for title, png in figures]
 
 
-def _thumbnail(data: bytes | None, max_megapixels: float) -> tuple[str | None, str]:
+def _thumbnail(data: bytes | None, decode: Callable[[bytes | None], Image.Image]) -> tuple[str | None, str]:
     """The picture as a small data URI, or None and the reason why there is none."""
     try:
-        image = images.decode(data, max_megapixels)
+        image = decode(data)
     except images.BadImage as error:
         return None, str(error)
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
