@@ -164,7 +164,7 @@ def test_a_process_of_another_user_that_proc_hides_lives(tmp_path, clock, monkey
     def denied(pid: int, number: int) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr("data_engine.store.process_identity._stat", lambda pid: open(f"/no/proc/{pid}"))
+    monkeypatch.setattr("data_engine.store.process_identity._stat", lambda pid: os.stat(f"/no/proc/{pid}"))
     claims = Claims(tmp_path, 0)
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", denied)

@@ -108,7 +108,9 @@ def test_a_rank_tells_the_launch_script_its_process_and_its_code(monkeypatch, tm
     assert first["rank"] == 3
     assert first["pid"] > 0
     assert second == {"rank": 3, "code": 75}
-    assert json.loads((tmp_path / "work/logs/exit.json").read_text())["code"] == 75
+    [log] = (tmp_path / "work/logs").iterdir()
+    assert log.name.startswith("rank-3-")
+    assert json.loads(log.read_text())["exit_code"] == 75
 
 
 def test_each_rank_works_on_a_gpu_of_its_own_and_more_ranks_than_gpus_are_refused(monkeypatch):
