@@ -32,7 +32,20 @@ try:
                 time.sleep(0.01)
         except Stopped:
             print("hidden", flush=True)
-    while True:
+    if sys.argv[2].startswith("committing"):
+        if sys.argv[2] == "committing late":
+            while not stop.wanted:
+                time.sleep(0.001)
+        with stop.committing():
+            print("begun", flush=True)
+            while not stop.wanted:
+                time.sleep(0.001)
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                time.sleep(0.01)
+            print("committed", flush=True)
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
         time.sleep(0.01)
 except Stopped:
     print("dropped", flush=True)
@@ -65,6 +78,16 @@ def test_a_dropped_unit_that_hides_the_drop_is_dropped_again():
     with start(0.2, "hiding") as process:
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=30)[0] == "hidden\ndropped\n"
+
+
+@pytest.mark.parametrize("signalled", ["before", "inside"])
+def test_a_commit_that_outlasts_the_grace_time_ends_whole_and_what_follows_is_dropped(signalled):
+    with start(0.3, "committing late" if signalled == "before" else "committing") as process:
+        if signalled == "inside":
+            assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=30)[0]
+        assert told.removeprefix("begun\n") == "committed\ndropped\n"
 
 
 def test_a_second_signal_exits_at_once():

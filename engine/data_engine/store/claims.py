@@ -58,9 +58,9 @@ class Claims:
         finally:
             done.set()
             heart.join()
-            found = _read(path)
-            if found and found.text == mine:
-                self._remove(path, lambda now: now.text == mine)
+            # Advisory: a claim that a failing disk keeps lapses, and must not hide what the body raised.
+            with contextlib.suppress(OSError):
+                self._give_back(path, mine)
 
     def sweep(self) -> None:
         """Remove the claims of owners that died and what they left beside them; for when every unit is published."""
@@ -90,6 +90,11 @@ class Claims:
         finally:
             temporary.unlink(missing_ok=True)
         return True
+
+    def _give_back(self, path: Path, mine: str) -> None:
+        found = _read(path)
+        if found and found.text == mine:
+            self._remove(path, lambda now: now.text == mine)
 
     def _remove_lapsed(self, path: Path) -> bool:
         """Remove the claim if its owner has died; True if the place is free."""

@@ -61,7 +61,7 @@ class ProcessIdentity:
 
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the third on. Raises OSError where there is no such process."""
-    return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].decode().split()
 
 
 def _born(pid: int) -> str | None:
