@@ -40,12 +40,32 @@ def test_a_failure_comes_out_where_its_result_would():
         next(results)
 
 
-def test_leaving_early_ends_the_threads():
-    before = threading.active_count()
-    results = ahead(str, range(100))
+def test_leaving_early_waits_for_no_work_that_hangs_begins_no_other_and_ends_the_threads():
+    begun, go_on, threads = set(), threading.Event(), set()
+    both = threading.Event()
+
+    def work(item: int) -> None:
+        threads.add(threading.current_thread())
+        begun.add(item)
+        if item:
+            if {1, 2} <= begun:
+                both.set()
+            assert go_on.wait(30)
+
+    results = ahead(work, range(100), depth=5, workers=2)
     next(results)
-    results.close()
-    assert threading.active_count() == before
+    assert both.wait(30)
+    closing = threading.Thread(target=results.close)
+    closing.start()
+    closing.join(10)
+    left = not closing.is_alive()
+    go_on.set()
+    closing.join()
+    for thread in threads:
+        thread.join(30)
+    assert left
+    assert not any(thread.is_alive() for thread in threads)
+    assert begun == {0, 1, 2}
 
 
 class Closed(contextlib.AbstractContextManager):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -173,6 +174,36 @@ def test_no_worker_is_left_when_all_is_done():
         processes = [worker.process for worker in workers._free]
     assert processes
     assert {process.returncode for process in processes} == {-signal.SIGKILL}
+
+
+def test_leaving_ends_the_workers_that_hang_and_starts_no_other_one(sabotaged, tmp_path):
+    hanging = tmp_path / "hanging"
+    code = f"python:open({str(hanging)!r}, 'a').write(f'{{os.getpid()}}\\n'); ctypes.CDLL(None).pause()".encode()
+    failed = []
+
+    def decode() -> None:
+        try:
+            workers.decode(code, 1)
+        except RuntimeError as error:
+            failed.append(str(error))
+
+    with sabotaged() as workers:
+        threads = [threading.Thread(target=decode, daemon=True) for _ in "12"]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 30
+        while not hanging.exists() or hanging.read_text().count("\n") < 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(10)
+    pids = hanging.read_text().split()
+    left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert len(pids) == 2
+    assert not left
+    assert failed == ["the workers for images have ended"] * 2
 
 
 @pytest.mark.parametrize("doing", ["idle", "busy"])

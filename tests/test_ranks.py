@@ -32,7 +32,20 @@ try:
                 time.sleep(0.01)
         except Stopped:
             print("hidden", flush=True)
-    while True:
+    if sys.argv[2].startswith("committing"):
+        if sys.argv[2] == "committing late":
+            while not stop.wanted:
+                time.sleep(0.001)
+        with stop.committing():
+            print("begun", flush=True)
+            while not stop.wanted:
+                time.sleep(0.001)
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                time.sleep(0.01)
+            print("committed", flush=True)
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
         time.sleep(0.01)
 except Stopped:
     print("dropped", flush=True)
@@ -65,6 +78,16 @@ def test_a_dropped_unit_that_hides_the_drop_is_dropped_again():
     with start(0.2, "hiding") as process:
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=30)[0] == "hidden\ndropped\n"
+
+
+@pytest.mark.parametrize("signalled", ["before", "inside"])
+def test_a_commit_that_outlasts_the_grace_time_ends_whole_and_what_follows_is_dropped(signalled):
+    with start(0.3, "committing late" if signalled == "before" else "committing") as process:
+        if signalled == "inside":
+            assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=30)[0]
+        assert told.removeprefix("begun\n") == "committed\ndropped\n"
 
 
 def test_a_second_signal_exits_at_once():
@@ -108,7 +131,9 @@ def test_a_rank_tells_the_launch_script_its_process_and_its_code(monkeypatch, tm
     assert first["rank"] == 3
     assert first["pid"] > 0
     assert second == {"rank": 3, "code": 75}
-    assert json.loads((tmp_path / "work/logs/exit.json").read_text())["code"] == 75
+    [log] = (tmp_path / "work/logs").iterdir()
+    assert log.name.startswith("rank-3-")
+    assert json.loads(log.read_text())["exit_code"] == 75
 
 
 def test_each_rank_works_on_a_gpu_of_its_own_and_more_ranks_than_gpus_are_refused(monkeypatch):

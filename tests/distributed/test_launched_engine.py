@@ -1,5 +1,6 @@
 """The real command line under launch/run_engine.sh: its exit codes, and what a signal leaves behind."""
 
+import os
 import signal
 import sys
 import time
@@ -99,3 +100,30 @@ def test_a_signal_stops_the_run_with_75_and_the_same_command_goes_on(job, name):
     job.engine_script(2)
     assert len(published(job)) == 36
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "published units were computed again"
+
+
+def test_a_rank_told_to_stop_is_gone_after_its_grace_time_although_image_workers_hang(job, tmp_path):
+    """5 s more than the grace time at most; the pictures would take CLOCK_S, 600 s, twice."""
+    hanging = tmp_path / "hanging"
+    hanging.touch()
+    job = Job(job.dataset, job.work_dir, (*FLAGS, "--grace_s", "1"))
+    process = job.start(program="hanging", HANGING=str(hanging))
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while len(hanging.read_text().splitlines()) < 2:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end, "no picture was asked for"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=1 + 5)
+    finally:
+        process.kill()
+        workers = hanging.read_text().split()
+        left = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        for pid in left:
+            os.kill(int(pid), signal.SIGKILL)
+        output, _ = process.communicate()
+    assert process.returncode == 75, output
+    # No second try, and no worker outlives its rank.
+    assert len(workers) == 2
+    assert not left

@@ -130,8 +130,9 @@ def test_one_job_over_two_nodes_warned_once_makes_the_same_dataset(reader, undis
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1")
     assert Result.of(work_dir) == undisturbed
     assert not stray_files(work_dir)
-    ends = map(json.loads, (work_dir / "logs/exit.json").read_text().splitlines())
-    counted = sorted((line["rank"], line["code"]) for line in ends)
+    files = (work_dir / "logs").glob("rank-*.jsonl")
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    counted = sorted((line["rank"], line["exit_code"]) for line in lines if "exit_code" in line)
     # The warning may find rank 1 at work, or before it has begun.
     assert {(0, 75), (0, 0), (1, 0)} <= set(counted), "the two nodes did not count their ranks together"
 

@@ -135,7 +135,7 @@ def _pace(lines: Sequence[dict], now: float) -> Pace | None:
 
 
 def _most_at_once(lines: Iterable[dict]) -> int:
-    """How many units were worked on at the same moment; the ranks of several shards share the names of their logs."""
+    """How many units were worked on at the same moment; a rank that was started again has a second log."""
     ends = [(line["time"], -1) for line in lines]
     starts = [(line["time"] - line["seconds"], 1) for line in lines]
     # An end sorts before a start at the same moment.

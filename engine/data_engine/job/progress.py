@@ -64,7 +64,7 @@ class Progress:
     def unit_done(
         self, stage: str, unit: int, result: UnitResult, *, questions: int, seconds: float, peak_bytes: int
     ) -> None:
-        """Note a published unit in logs/rank-N.jsonl; `peak_bytes` is the most memory this rank has had so far."""
+        """Note a published unit in this process's log; `peak_bytes` is the most memory this rank has had so far."""
         table = result.table
         # What a stage tells of tokens is a list an answer; a score is none.
         by_token = [table[field.name] for field in table.schema if pa.types.is_list(field.type)]

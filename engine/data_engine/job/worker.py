@@ -7,7 +7,7 @@ share split models take part in each other's calls meanwhile: see models/shardin
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_engine import stages
@@ -113,18 +113,15 @@ class Worker:
         self._look_at_first_rows(todo)
         with self.image_workers, Progress(
             self.plan.work_dir, names, self.plan.mine, total, self.plan.ranks
-        ) as progress:  # fmt: skip
-            try:
-                # Once, unless a unit of an earlier phase turns out to be damaged.
-                while coordination.any(self._left(todo)):
-                    # The workers start while the model is loaded.
-                    self.image_workers.start()
-                    for phase in coordination.phases(todo):
-                        if coordination.any(bool(self.stop.wanted)):
-                            return False
-                        self._work_through(phase, coordination, progress)
-            finally:
-                self._written()
+        ) as progress, self._everything_written():  # fmt: skip
+            # Once, unless a unit of an earlier phase turns out to be damaged.
+            while coordination.any(self._left(todo)):
+                # The workers start while the model is loaded.
+                self.image_workers.start()
+                for phase in coordination.phases(todo):
+                    if coordination.any(bool(self.stop.wanted)):
+                        return False
+                    self._work_through(phase, coordination, progress)
         self._require_earlier()
         self.held.release()
         return not coordination.any(bool(self.stop.wanted))
@@ -145,6 +142,25 @@ class Worker:
                 coordination.idle()
         self._written()
         coordination.finish()
+
+    @contextlib.contextmanager
+    def _everything_written(self) -> Iterator[None]:
+        """At the end, wait until what this rank computed is published.
+
+        Where the body fails and publishing too, the body's exception is raised: it may say what the user must mend.
+        """
+        try:
+            yield
+        except Exception:
+            try:
+                self._written()
+            except Exception as error:
+                log.error("a unit could not be published either: %s: %s", type(error).__name__, error)
+            raise
+        except BaseException:
+            self._written()
+            raise
+        self._written()
 
     def _written(self) -> bool:
         """Wait until what this rank computed is published; True if there was something to wait for."""

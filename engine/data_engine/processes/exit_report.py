@@ -1,4 +1,4 @@
-"""A rank's report of its process id and exit code: to the launch script, and in logs/exit.json. Reads RANK."""
+"""A rank's report of its process id and exit code: to the launch script, and in its log. Reads RANK."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_engine.store.logs import append
+from data_engine.store import logs
 
 # Exit code of a rank that a signal stopped after it had committed.
 STOPPED = 75
@@ -29,8 +29,9 @@ def announce() -> None:
 
 
 def report_exit(code: int, work_dir: Path) -> None:
-    """Report this rank's exit code to the launch script, and write it to logs/exit.json."""
+    """Report this rank's exit code to the launch script, and write it to the rank's log."""
     report(code=code)
     with contextlib.suppress(OSError):
-        line = {"time": time.time(), "rank": int(os.environ.get("RANK", 0)), "code": code, "arguments": sys.argv[1:]}
-        append(work_dir / "logs" / "exit.json", line)
+        rank = int(os.environ.get("RANK", 0))
+        line = {"time": time.time(), "rank": rank, "exit_code": code, "arguments": sys.argv[1:]}
+        logs.append(logs.log_path(work_dir, rank), line)

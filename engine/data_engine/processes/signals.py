@@ -29,6 +29,7 @@ class Stop:
         self.wanted: str | None = None
         self.polled = False
         self._grace_s, self._since = grace_s, 0.0
+        self._committing = False
 
     def listen(self) -> "Stop":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -45,7 +46,7 @@ class Stop:
             os._exit(STOPPED)
 
     def _on_alarm(self, _number: int, _frame: object) -> None:
-        if not self.polled:
+        if not (self.polled or self._committing):
             raise Stopped
 
     def overdue(self) -> bool:
@@ -64,9 +65,11 @@ class Stop:
     @contextlib.contextmanager
     def committing(self) -> Iterator[None]:
         """No Stopped is raised inside: a unit is published whole or not at all."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        # A flag and not the timer alone: a signal that comes inside sets the timer.
+        self._committing = True
         try:
             yield
         finally:
+            self._committing = False
             if self.wanted:
                 self._arm()

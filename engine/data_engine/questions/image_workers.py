@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from typing import BinaryIO
 
 from PIL import Image
@@ -43,16 +44,25 @@ class ImageWorkers:
     """A pool with one worker for each thread that decodes, started on demand; a worker that died is replaced."""
 
     def __init__(self) -> None:
-        # Shared by several threads without a lock: append and pop of a list are atomic.
+        self._lock = threading.Lock()
         self._free: list[_Worker] = []
+        self._busy: set[_Worker] = set()
+        self._closed = False
 
     def __enter__(self) -> "ImageWorkers":
+        self._closed = False
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the workers. No thread may still be decoding."""
-        while self._free:
-            self._free.pop().end()
+        """End the workers, those that are decoding too: an image may take CLOCK_S, a rank told to stop has seconds."""
+        with self._lock:
+            self._closed = True
+            free, self._free = self._free, []
+            # The thread that waits for a worker sees its socket close, and cleans up.
+            for worker in self._busy:
+                worker.process.kill()
+        for worker in free:
+            worker.end()
 
     def start(self) -> None:
         """Start one worker if there is none, without waiting until it is ready."""
@@ -62,30 +72,55 @@ class ImageWorkers:
     def decode(self, data: bytes | None, max_megapixels: float, exif: Exif = "apply") -> Image.Image:
         """images.decode in a worker. Raises BadImage, also for an image that ends TRIES workers."""
         for _ in range(TRIES):
-            worker = self._worker()
+            worker = self._take()
             try:
                 found = worker.decode(data or b"", max_megapixels, exif)
             except (EOFError, OSError):
-                end = _what_ended(worker.end())
+                end = _what_ended(self._end(worker))
                 continue
             except BaseException:
-                worker.end()
+                self._end(worker)
                 raise
-            self._free.append(worker)
+            self._give_back(worker)
             if isinstance(found, str):
                 raise BadImage(found)
             return found
         raise BadImage(f"decoding {end}, {TRIES} times")
 
-    def _worker(self) -> "_Worker":
-        """A free worker that is alive, or a new one: the next image must not count for a worker that died idle."""
-        with contextlib.suppress(IndexError):
-            while True:
-                worker = self._free.pop()
-                if worker.process.poll() is None:
-                    return worker
-                worker.end()
-        return _Worker()
+    def _take(self) -> "_Worker":
+        """A worker that is alive: the next image must not count for one that died idle. RuntimeError once closed."""
+        while worker := self._pop_free():
+            if worker.process.poll() is None:
+                return worker
+            self._end(worker)
+        worker = _Worker()
+        with self._lock:
+            if not self._closed:
+                self._busy.add(worker)
+                return worker
+        worker.end()
+        raise RuntimeError("the workers for images have ended")
+
+    def _pop_free(self) -> "_Worker | None":
+        with self._lock:
+            if not self._free:
+                return None
+            worker = self._free.pop()
+            self._busy.add(worker)
+            return worker
+
+    def _give_back(self, worker: "_Worker") -> None:
+        with self._lock:
+            self._busy.discard(worker)
+            if not self._closed:
+                self._free.append(worker)
+                return
+        worker.end()
+
+    def _end(self, worker: "_Worker") -> int:
+        with self._lock:
+            self._busy.discard(worker)
+        return worker.end()
 
 
 def _what_ended(code: int) -> str:

@@ -18,7 +18,8 @@ def ahead(
 ) -> Iterator[Result]:
     """function(item) of each item, in order; up to `depth` results are computed in advance.
 
-    An exception is raised where its result would be yielded. `items` is iterated in the caller's thread.
+    An exception is raised where its result would be yielded. `items` is iterated in the caller's thread. Left early, it
+    drops what has not begun and does not wait for what has, which may hang.
     """
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers, "ahead")
@@ -30,4 +31,4 @@ def ahead(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,23 +1,35 @@
 """Claims: which rank computes which unit. Advisory: a wrong claim costs a unit's work twice, never a wrong result.
 
 Without them, idle ranks would all compute the same units. A claim is a file, created exclusively, that its owner
-touches while it works; it lapses when its owner has died.
+touches while it works; it lapses when its owner has died. Its owner removes it, or who takes it over once it has
+lapsed, and nobody else.
 """
 
 import contextlib
 import json
 import os
 import secrets
-import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from data_engine.store.absent import is_absent
+from data_engine.store.process_identity import ProcessIdentity
 
 # The owner of a claim that was not touched for so long counts as dead. Measured by this process's monotonic clock,
 # since the clocks of hosts and file servers disagree, and jump.
 LAPSE_S = 60.0
 HEARTBEAT_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A claim as it was read. Two of one unit differ in their text, which holds a random number."""
+
+    text: str
+    touched_ns: int
 
 
 class Claims:
@@ -26,73 +38,128 @@ class Claims:
     def __init__(self, work_dir: Path, rank: int) -> None:
         self.folder = work_dir / "claims"
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Of each claim of others: when it was last touched, and when that was first seen.
-        self._seen: dict[Path, tuple[int, float]] = {}
-        self._host = socket.gethostname()
-        self._owner = {"host": self._host, "pid": os.getpid(), "born": _born(os.getpid()), "rank": rank}
+        self._rank, self._me = rank, ProcessIdentity.of_this_process()
+        # Of each claim of others: what was found, and when that was first seen.
+        self._seen: dict[Path, tuple[_Found, float]] = {}
 
     @contextlib.contextmanager
     def hold(self, stage: str, unit: int) -> Iterator[bool]:
         """True inside if this process has the claim now; it is touched while the body runs, and removed at the end."""
         path = self.folder / f"{stage}-{unit:05d}.json"
-        taken = self._create(path) or (self._lapsed(path) and self._take_over(path))
-        if not taken:
+        mine = json.dumps({**vars(self._me), "rank": self._rank, "claim": secrets.token_hex(8)})
+        if not (self._create(path, mine) or (self._remove_lapsed(path) and self._create(path, mine))):
             yield False
             return
         done = threading.Event()
-        heart = threading.Thread(target=self._beat, args=(path, done), daemon=True)
+        heart = threading.Thread(target=self._beat, args=(path, mine, done), daemon=True)
         heart.start()
         try:
             yield True
         finally:
             done.set()
             heart.join()
-            path.unlink(missing_ok=True)
+            # Advisory: a claim that a failing disk keeps lapses, and must not hide what the body raised.
+            with contextlib.suppress(OSError):
+                self._give_back(path, mine)
 
     def sweep(self) -> None:
-        """Remove the claims of owners that died; for when every unit is published."""
+        """Remove the claims of owners that died and what they left beside them; for when every unit is published."""
+        probe = self.folder / f".{secrets.token_hex(8)}"
+        probe.touch()
+        # The time of the file server, which also dates the touches.
+        now_ns = probe.stat().st_mtime_ns
+        probe.unlink()
         for path in self.folder.iterdir():
-            path.unlink(missing_ok=True)
+            found = _read(path)
+            if found and (self._owner_has_died(found) or now_ns - found.touched_ns > LAPSE_S * 1e9):
+                path.unlink(missing_ok=True)
 
-    def _create(self, path: Path) -> bool:
+    def _create(self, path: Path, mine: str) -> bool:
         # Linked into place whole, so that no reader finds a claim without its owner.
         temporary = self.folder / f".{secrets.token_hex(8)}"
-        temporary.write_text(json.dumps(self._owner))
         try:
+            temporary.write_text(mine)
             os.link(temporary, path)
-        except (FileExistsError, FileNotFoundError):
-            # Another rank has it, or all units are published and the folder was swept.
+        except OSError as error:
+            # Another rank has it, or has swept the folder because all units are published.
+            if not (isinstance(error, FileExistsError) or is_absent(error)):
+                raise
+            # Where somebody has removed the folder; without a work_dir this fails.
+            self.folder.mkdir(exist_ok=True)
             return False
         finally:
             temporary.unlink(missing_ok=True)
         return True
 
-    def _take_over(self, path: Path) -> bool:
-        path.unlink(missing_ok=True)
-        return self._create(path)
+    def _give_back(self, path: Path, mine: str) -> None:
+        found = _read(path)
+        if found and found.text == mine:
+            self._remove(path, lambda now: now.text == mine)
 
-    def _lapsed(self, path: Path) -> bool:
-        try:
-            owner, touched = json.loads(path.read_text()), path.stat().st_mtime_ns
-        except (FileNotFoundError, ValueError):
+    def _remove_lapsed(self, path: Path) -> bool:
+        """Remove the claim if its owner has died; True if the place is free."""
+        lapsed = _read(path)
+        if lapsed is None:
             return True
-        if owner.get("host") == self._host and _born(owner.get("pid", -1)) != owner.get("born"):
+        if not self._has_lapsed(path, lapsed):
+            return False
+        # Another rank may have seen the same lapse, and have claimed the unit since; or the owner lives after all.
+        return _read(path) == lapsed and self._remove(path, lambda now: now == lapsed)
+
+    def _remove(self, path: Path, is_meant: Callable[[_Found], bool]) -> bool:
+        """Remove the claim that `is_meant`, and no other one that may have come into its place; True if it was."""
+        tombstone = self.folder / f".{path.name}.{secrets.token_hex(8)}"
+        try:
+            os.rename(path, tombstone)
+        except OSError as error:
+            if is_absent(error):
+                return False
+            raise
+        try:
+            removed = _read(tombstone)
+            if removed is None or is_meant(removed):
+                return True
+            # Not over a claim that was made in between.
+            with contextlib.suppress(FileExistsError):
+                os.link(tombstone, path)
+            return False
+        finally:
+            tombstone.unlink(missing_ok=True)
+
+    def _has_lapsed(self, path: Path, found: _Found) -> bool:
+        if self._owner_has_died(found):
             return True
         now = time.monotonic()
-        if self._seen.get(path, (None, 0))[0] != touched:
-            self._seen[path] = touched, now
+        if path not in self._seen or self._seen[path][0] != found:
+            self._seen[path] = found, now
         return now - self._seen[path][1] > LAPSE_S
 
+    def _owner_has_died(self, found: _Found) -> bool:
+        """Certain death only. Of a process of another host, boot or container, only time tells."""
+        try:
+            owner = ProcessIdentity.from_json(json.loads(found.text))
+        except ValueError:
+            # Half a claim, which a crash of the machine has left.
+            return True
+        return self._me.sees(owner) and owner.has_ended()
+
     @staticmethod
-    def _beat(path: Path, done: threading.Event) -> None:
+    def _beat(path: Path, mine: str, done: threading.Event) -> None:
         while not done.wait(HEARTBEAT_S):
             with contextlib.suppress(OSError):
-                os.utime(path)
+                found = _read(path)
+                # Whoever took the claim over touches it, and lets it lapse, without this process's help.
+                if found and found.text == mine:
+                    os.utime(path)
 
 
-def _born(pid: int) -> str | None:
-    """When a process of this host started, in clock ticks since boot; None without one. Process ids repeat."""
+def _read(path: Path) -> _Found | None:
+    """What stands in a claim, and when it was touched; None where there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
+        with open(path, "rb") as file:
+            # Of one open file, and opened anew: NFS asks the server then, and may answer a plain stat from memory.
+            return _Found(file.read().decode(errors="replace"), os.fstat(file.fileno()).st_mtime_ns)
+    except OSError as error:
+        if is_absent(error):
+            return None
+        raise

@@ -1,17 +1,27 @@
-"""logs/rank-N.jsonl: what each rank did and how long it took, a JSON line each; written by ranks, read by all others.
+"""logs/rank-RANK-HOST-PID-PLACE.jsonl: what a process did and how long it took, a JSON line each; all others read it.
 
-A line about a unit has a stage, a line about anything else an event. Ranks of several shards share a file's name.
+A line about a unit has a stage, one about anything else that took time an event, the last one an exit code. Each
+process has a file of its own: appending from several hosts to one file loses lines on a network file system.
 """
 
+import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_engine.store.process_identity import ProcessIdentity
+
 
 def log_path(work_dir: Path, rank: int) -> Path:
-    return work_dir / "logs" / f"rank-{rank}.jsonl"
+    """The log of this process, which is that rank."""
+    me = ProcessIdentity.of_this_process()
+    # Shards have ranks of equal number, containers may have equal host names and process ids, hosts equal names.
+    place = hashlib.blake2b(repr((me.host, me.boot, me.namespace)).encode(errors="replace"), digest_size=4).hexdigest()
+    host = re.sub(r"[^A-Za-z0-9._-]", "_", me.host)[:100]
+    return work_dir / "logs" / f"rank-{rank}-{host}-{me.pid}-{place}.jsonl"
 
 
 def append(path: Path, entry: dict) -> None:
@@ -31,7 +41,7 @@ def note(work_dir: Path, rank: int, event: str, seconds: float) -> None:
 
 
 def unit_lines(work_dir: Path) -> Iterator[dict]:
-    """The lines about units, of one rank after the other; stage, time, seconds and answers are there."""
+    """The lines about units, of one process after the other; stage, time, seconds and answers are there."""
     for entry in _lines(work_dir):
         try:
             entry |= {"stage": str(entry["stage"])}

@@ -1,0 +1,36 @@
+"""Stands in for the command line: the real engine, whose image workers hang at every picture once told to.
+
+They hang as a hostile file may make them, in C and off the processor, and say so in the file $HANGING.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+SELF = str(Path(__file__).resolve())
+
+
+def serve(descriptor: int) -> None:
+    import ctypes
+
+    from data_engine.questions import image_workers, images
+
+    def hang(*_: object) -> None:
+        with open(os.environ["HANGING"], "a") as file:
+            file.write(f"{os.getpid()}\n")
+        ctypes.CDLL(None).pause()
+
+    images.decode = hang
+    image_workers.serve(socket.socket(fileno=descriptor).makefile("rwb"))
+
+
+if __name__ == "__main__":
+    if sys.argv[1].isdigit():
+        serve(int(sys.argv[1]))
+    else:
+        from data_engine.commands import main
+        from data_engine.questions import image_workers
+
+        image_workers.COMMAND = [sys.executable, "-P", SELF]
+        sys.exit(main.main())

@@ -1,0 +1,67 @@
+"""The loop of one rank: which exception ends it where two do, and a unit that is published while it is claimed."""
+
+import errno
+import json
+import shutil
+import threading
+
+import pytest
+from PIL import Image
+from run_files import png, write
+
+from data_engine.errors import UserError
+from data_engine.job import worker
+from data_engine.store import logs, units
+from data_engine.store.claims import Claims
+
+PHOTO = png(Image.effect_noise((60, 40), 80).convert("RGB"))
+
+
+def exit_codes(work_dir) -> list[int]:
+    lines = [json.loads(line) for path in (work_dir / "logs").iterdir() for line in path.read_text().splitlines()]
+    return [line["exit_code"] for line in lines if "exit_code" in line]
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), ValueError("a bug")])
+def test_a_users_mistake_is_told_although_publishing_fails_too(config, tmp_path, monkeypatch, capfd, failure):
+    """Unit 0 cannot be published while the rank computes unit 1, which has a row that it may not leave out."""
+    rows = [(f"q{i}", "What is it?", PHOTO if i < 4 else b"no image") for i in range(8)]
+    asked = config(write(tmp_path / "questions.parquet", rows), on_bad_row="error")
+
+    computed, hand_over = threading.Event(), worker.Worker._hand_over
+
+    def fails(*_: object) -> None:
+        # Before that, unit 0 would be free again and taken first.
+        assert computed.wait(60)
+        raise failure
+
+    def noting(self, stage, unit: int, *rest: object) -> None:
+        if unit == 1:
+            computed.set()
+        hand_over(self, stage, unit, *rest)
+
+    monkeypatch.setattr(units, "publish_result", fails)
+    monkeypatch.setattr(worker.Worker, "_hand_over", noting)
+    with pytest.raises(UserError, match="row 'q4' cannot be used"):
+        worker.run(asked)
+    assert exit_codes(tmp_path / "work") == [2]
+    assert f"could not be published either: {type(failure).__name__}: {failure}" in capfd.readouterr().err
+
+
+def test_a_unit_that_was_published_between_the_look_and_the_claim_is_not_computed_again(config, tmp_path, monkeypatch):
+    asked = config(write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", PHOTO) for i in range(8)]))
+    worker.run(asked)
+    finished = tmp_path / "finished"
+    (tmp_path / "work").rename(finished)
+    hold = Claims.hold
+
+    def published_first(claims: Claims, stage: str, unit: int):
+        ours, theirs = (units.unit_path(folder, stage, unit) for folder in (tmp_path / "work", finished))
+        if unit == 1 and not ours.exists():
+            ours.parent.mkdir(exist_ok=True)
+            shutil.copy(theirs, ours)
+        return hold(claims, stage, unit)
+
+    monkeypatch.setattr(Claims, "hold", published_first)
+    assert worker.run(asked) == 0
+    assert [line["unit"] for line in logs.unit_lines(tmp_path / "work")] == [0, 0, 0]
