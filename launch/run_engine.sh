@@ -1,4 +1,6 @@
-#!/usr/bin/env bash
+#!/bin/sh
+# POSIX throughout: `sh` and `bash` run it alike.
+#
 # Run the engine on every rank of this machine, and return its exit code:
 #
 #   launch/run_engine.sh --config configs/demo.yaml [any flag of `data-engine run`]
@@ -18,21 +20,29 @@ set -eu
 trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
 trap '' USR2                     # inherited: ignored until a rank installs its handler
 
-launch=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [[ -z ${PYTHON:-} ]]; then
+launch=$(cd "$(dirname "$0")" && pwd)
+if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   # The environment that `make setup` made, if this is a checkout and no other one is active.
   venv=${launch%/*}/.venv/bin/python
-  [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} || ! -x $venv ]] || PYTHON=$venv
+  if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$venv" ]; then PYTHON=$venv; fi
 fi
-if [[ -z ${NUM_PROCESSES:-} || -z ${ACCELERATE_CONFIG:-} ]]; then
+if [ -z "${NUM_PROCESSES:-}" ] || [ -z "${ACCELERATE_CONFIG:-}" ]; then
   gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
-  kind=$([[ $gpus -gt 0 ]] && echo gpu || echo cpu)
+  if [ "$gpus" -gt 0 ]; then kind=gpu; else kind=cpu gpus=1; fi
 fi
-export NUM_PROCESSES=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
-export ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$launch/accelerate/$kind.yaml}
+NUM_PROCESSES=${NUM_PROCESSES:-$gpus}
+case $NUM_PROCESSES in
+*[!0-9]* | 0*)
+  echo "NUM_PROCESSES must be a whole number of ranks, at least 1, got \"$NUM_PROCESSES\"" >&2
+  exit 2
+  ;;
+esac
+ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$launch/accelerate/$kind.yaml}
 cores=$(nproc)
+if [ "$cores" -lt "$NUM_PROCESSES" ]; then cores=$NUM_PROCESSES; fi
 # Set, or torchrun would choose 1, and a lone process all cores.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NUM_PROCESSES ? cores / NUM_PROCESSES : 1))}
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NUM_PROCESSES))}
+export NUM_PROCESSES ACCELERATE_CONFIG OMP_NUM_THREADS
 
 exec "$PYTHON" "$launch/supervise.py" "$@"

@@ -30,7 +30,7 @@ environment |= {{"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}}
 spool = Path({spool!r})
 copy = shutil.copy(script, spool / "slurm_script")
 with open(spool / (Path(script).stem + ".out"), "w") as log:
-    code = subprocess.call(["bash", copy, *flags], env=os.environ | environment, stdout=log, stderr=log)
+    code = subprocess.call(["sh", copy, *flags], env=os.environ | environment, stdout=log, stderr=log)
     log.write(f"exit code {{code}}")
 print(7)
 """

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,11 +37,11 @@ def until(holds: Callable[[], bool], what: str) -> None:
 class Job:
     """The script over two ranks of the stand-in, which find what to do in `folder`."""
 
-    def __init__(self, folder: Path, ranks: int, **environment: str) -> None:
+    def __init__(self, folder: Path, ranks: int, *shell: str, **environment: str) -> None:
         self.folder, self.ranks = folder, ranks
         kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "RANK")}
         self.process = subprocess.Popen(
-            [SCRIPT, "--work_dir", "a b", "--limit=3"],
+            [*shell, SCRIPT, "--work_dir", "a b", "--limit=3"],
             env=kept
             | {"PYTHON": sys.executable, "PYTHONPATH": str(Path(__file__).parent), "DATA_ENGINE_PROGRAM": "stand_in"}
             | {"STAND_IN": str(folder), "NUM_PROCESSES": str(ranks), "TMPDIR": str(folder)}
@@ -86,10 +87,10 @@ class Job:
 def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     jobs = []
 
-    def start(*todo: str, **environment: str) -> Job:
+    def start(*todo: str, shell: tuple[str, ...] = (), **environment: str) -> Job:
         for rank, what in enumerate(todo):
             (tmp_path / f"rank-{rank}").write_text(what)
-        jobs.append(Job(tmp_path, len(todo), **environment))
+        jobs.append(Job(tmp_path, len(todo), *shell, **environment))
         return jobs[-1]
 
     yield start
@@ -221,6 +222,35 @@ def test_a_signal_reaches_every_rank_once_and_the_job_says_75(start, name, ranks
     job.process.send_signal(signal.Signals[name])
     assert job.code() == 75
     assert [job.signals(rank) for rank in range(ranks)] == [[name]] * ranks
+
+
+# dash where it is installed under its own name: there it is also what `sh` is.
+@pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", "bash"])
+def test_any_shell_runs_the_script_passes_a_signal_on_and_returns_the_code(start, tmp_path, shell):
+    job = start("work", shell=(shell,))
+    job.wait_for_ranks()
+    job.process.send_signal(signal.SIGUSR1)
+    assert job.code() == 75
+    assert job.signals(0) == ["SIGUSR1"]
+    assert json.loads((tmp_path / "run.arguments").read_text()) == ["--work_dir", "a b", "--limit=3"]
+
+
+@pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", "bash"])
+@pytest.mark.parametrize("number", ["two", "0", "-1", "1.5"])
+def test_a_number_of_ranks_that_is_none_is_the_users_mistake(shell, number):
+    done = subprocess.run(
+        [shell, SCRIPT], env=os.environ | {"NUM_PROCESSES": number}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == f'NUM_PROCESSES must be a whole number of ranks, at least 1, got "{number}"\n'
+
+
+def test_each_script_is_understood_by_a_plain_shell():
+    scripts = [SCRIPT, *(ROOT / "launch/slurm").iterdir()]
+    assert len(scripts) == 5
+    for script in scripts:
+        assert script.read_text().startswith("#!/bin/sh\n")
+        subprocess.run([shutil.which("dash") or "sh", "-n", script], check=True)
 
 
 @pytest.mark.slow
