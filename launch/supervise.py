@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from data_engine.processes import cpu_wait
+
 # Signal received -> signal sent to the ranks, which do not handle SIGHUP.
 PASSED_ON = {
     signal.SIGTERM: signal.SIGTERM,
@@ -134,6 +136,7 @@ def main(flags: list[str]) -> int:
         return 75 if received else code
 
     num_processes = int(os.environ["NUM_PROCESSES"])
+    cpu_wait.apply(num_processes * int(os.environ.get("OMP_NUM_THREADS") or 1))
     command = launch_command(program, num_processes, flags)
     with tempfile.NamedTemporaryFile(prefix="data-engine-", suffix=".jsonl") as file:
         ranks = JobProcesses(Path(file.name))

@@ -2,6 +2,6 @@
 
 import sys
 
-from data_engine.commands.main import main
+from data_engine.commands.main import entry
 
-sys.exit(main())
+sys.exit(entry())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import data_engine
 from data_engine.commands.arguments import nearest
 from data_engine.errors import IncompleteError, LostRankError, UserError
+from data_engine.processes import output
 from data_engine.tables import load
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
@@ -48,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def entry() -> int:
+    """The console script: `main`, whatever the locale is, and whoever reads the output."""
+    output.protect()
+    return main()
+
+
 def _dispatch(argv: list[str]) -> int:
     if not argv:
         raise UserError(f"which command? {_usage()}")
@@ -75,4 +82,4 @@ def _complain(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

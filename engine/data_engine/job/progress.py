@@ -15,6 +15,10 @@ from data_engine.store import logs, units
 from data_engine.store.units import UnitResult
 
 REFRESH_S = 1.0
+# Without a terminal, a line a minute; the first one early, to show that work goes on.
+LINE_S, FIRST_LINE_S = 60.0, 10.0
+
+log = logging.getLogger(__name__)
 
 
 class _BarAwareHandler(logging.Handler):
@@ -34,7 +38,7 @@ def log_to_stderr(ranks: Ranks) -> None:
 
 
 class Progress:
-    """The bar counts the published units of this job's shard, those of all ranks."""
+    """Counts the published units of this job's shard, those of all ranks: a bar on a terminal, else a line a minute."""
 
     def __init__(self, work_dir: Path, stages: list[str], mine: range, total: int, ranks: Ranks) -> None:
         self._work_dir, self._stages, self._mine = work_dir, stages, set(mine)
@@ -43,13 +47,15 @@ class Progress:
         self._started, self._published_before = time.monotonic(), 0
         self._own_units, self._own_answers = 0, 0
         self._done = threading.Event()
+        self._bar: tqdm | None = None
 
     def __enter__(self) -> "Progress":
         if self._visible:
             self._published_before = self._published()
-            self._bar = tqdm(
-                total=self._total, initial=self._published_before, unit="unit", desc="units", dynamic_ncols=True
-            )
+            if sys.stderr.isatty():
+                self._bar = tqdm(
+                    total=self._total, initial=self._published_before, unit="unit", desc="units", dynamic_ncols=True
+                )
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
@@ -59,7 +65,8 @@ class Progress:
         if self._visible:
             self._thread.join()
             self._refresh()
-            self._bar.close()
+            if self._bar is not None:
+                self._bar.close()
 
     def unit_done(
         self, stage: str, unit: int, result: UnitResult, *, questions: int, seconds: float, peak_bytes: int
@@ -82,13 +89,23 @@ class Progress:
         return sum(len(units.published(self._work_dir, stage) & self._mine) for stage in self._stages)
 
     def _refresh(self) -> None:
+        """Show how far the job is."""
         published = self._published()
         # Units are alike: what this rank's hold on average stands for those of all ranks.
         answers = (published - self._published_before) * self._own_answers / max(self._own_units, 1)
-        rate = answers / (time.monotonic() - self._started)
-        self._bar.set_postfix_str(f"{rate:.1f} answers/s", refresh=False)
-        self._bar.update(published - self._bar.n)
+        elapsed = time.monotonic() - self._started
+        rate = f"{answers / elapsed:.1f} answers/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(rate, refresh=False)
+            self._bar.update(published - self._bar.n)
+            return
+        done = published - self._published_before
+        left = (self._total - published) * elapsed / done if done else None
+        ending = "" if left is None or not left else f", {logs.duration(left)} left"
+        log.info("%d of %d units, %s%s", published, self._total, rate, ending)
 
     def _watch(self) -> None:
-        while not self._done.wait(REFRESH_S):
+        wait_s = FIRST_LINE_S if self._bar is None else REFRESH_S
+        while not self._done.wait(wait_s):
             self._refresh()
+            wait_s = LINE_S if self._bar is None else REFRESH_S

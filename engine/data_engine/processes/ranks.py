@@ -61,14 +61,24 @@ def join_process_group(ranks: Ranks, device_type: str):
     return served if ranks.rank == 0 else dist.TCPStore(host, port[0], is_master=False)
 
 
-def set_threads(threads: int | None, ranks: Ranks) -> None:
-    """CPU threads of this rank: as asked, else OMP_NUM_THREADS, else an equal share of the cores."""
-    import torch
+def is_launched() -> bool:
+    """Whether a launcher started this process, as one of its ranks."""
+    return "RANK" in os.environ
 
+
+def num_threads(threads: int | None, ranks: Ranks) -> int:
+    """CPU threads of a rank: as asked, else OMP_NUM_THREADS, else an equal share of the cores."""
     from_environment = os.environ.get("OMP_NUM_THREADS", "")
     if threads is None and from_environment.isdigit() and int(from_environment):
         threads = int(from_environment)
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
+    return threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+
+
+def set_threads(threads: int | None, ranks: Ranks) -> None:
+    """Give this rank its CPU threads."""
+    import torch
+
+    torch.set_num_threads(num_threads(threads, ranks))
 
 
 def set_device(device) -> None:

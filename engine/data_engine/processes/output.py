@@ -1,0 +1,54 @@
+"""Standard output and error that never fail: whatever the locale, and whoever has stopped reading."""
+
+import contextlib
+import os
+import sys
+from typing import TextIO
+
+
+class _Stream:
+    """A text stream that is silent once nobody reads it any more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._silent = stream, False
+
+    def write(self, text: str) -> int:
+        if not self._silent:
+            with self._silent_when_closed():
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if not self._silent:
+            with self._silent_when_closed():
+                self._stream.flush()
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
+
+    @contextlib.contextmanager
+    def _silent_when_closed(self):
+        try:
+            yield
+        except (OSError, ValueError):
+            self._silent = True
+            # What is left in the buffer must not fail when the interpreter flushes it at its end.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+def protect() -> None:
+    """From now on no print or log line of this process raises: what a locale cannot show is written as \\u escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # Closed by whoever started this process: Python has None there, and libraries write to it all the same.
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+            continue
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Stream(stream))

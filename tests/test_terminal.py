@@ -1,0 +1,150 @@
+"""What the command line shows, and how it ends, on terminals and pipes of all kinds."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from data_engine.commands import run
+from data_engine.job import progress
+from data_engine.processes import cpu_wait
+from data_engine.processes.ranks import Ranks
+from data_engine.store.units import UnitResult, publish, unit_path
+
+COMMAND = [sys.executable, "-m", "data_engine"]
+ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def start(*arguments: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess:
+    command = ["sh", "-c", f'"$@" {shell}', "sh", *COMMAND, *arguments]
+    return subprocess.run(command, capture_output=True, env=os.environ | environment, check=False)
+
+
+@pytest.mark.parametrize("name", ["bild-ä-画像", "half \udcc3"])
+def test_a_locale_that_cannot_show_a_name_does_not_change_the_exit_code(name):
+    done = start("status", name, **ASCII)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b'data-engine: error: no folder "')
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_do_not_change_the_exit_code(closed):
+    assert start("--help", shell=closed).returncode == 0
+    assert start("status", "nowhere", shell=closed).returncode == 2
+
+
+def test_a_reader_that_goes_away_does_not_change_the_exit_code(tmp_path):
+    """A pipe whose other end is closed before anything is written."""
+    code = tmp_path / "code"
+    script = f'({" ".join(COMMAND)} --help; echo $? > "{code}") 2>"{tmp_path}/errors" | true'
+    for _ in range(3):
+        subprocess.run(["sh", "-c", script], check=False)
+        deadline = time.monotonic() + 30
+        while not (code.exists() and code.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert code.read_text() == "0\n"
+        assert (tmp_path / "errors").read_text() == ""
+        code.unlink()
+
+
+def shown(tmp_path: Path, monkeypatch, capsys) -> list[str]:
+    """The lines of a job of four units, of which three are published one after the other."""
+    monkeypatch.setattr(progress, "FIRST_LINE_S", 0.05)
+    monkeypatch.setattr(progress, "LINE_S", 0.05)
+    progress.log_to_stderr(Ranks())
+    table = pa.table({"a": [1] * 10})
+    publish(unit_path(tmp_path, "sampled_answer", 0), table)
+    with progress.Progress(tmp_path, ["sampled_answer"], range(4), 4, Ranks()) as told:
+        for unit in (1, 2):
+            publish(unit_path(tmp_path, "sampled_answer", unit), table)
+            told.unit_done("sampled_answer", unit, UnitResult(table, []), questions=1, seconds=0.1, peak_bytes=0)
+            time.sleep(0.3)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_without_a_terminal_progress_is_plain_lines(tmp_path, monkeypatch, capsys):
+    lines = shown(tmp_path, monkeypatch, capsys)
+    assert len(lines) > 3
+    pattern = r"\d\d:\d\d:\d\d rank 0: \d of 4 units, [\d.]+ answers/s(, \d+ s left)?"
+    assert all(re.fullmatch(pattern, line) for line in lines), lines
+    assert "2 of 4 units" in lines[0]
+    assert "3 of 4 units" in lines[-1]
+    # Two units in 0.6 s, one is left.
+    assert lines[-1].endswith("0 s left")
+
+
+def test_on_a_terminal_progress_is_a_bar(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    text = "\n".join(shown(tmp_path, monkeypatch, capsys))
+    assert "units:" in text
+    assert "of 4 units" not in text
+
+
+# How threads wait.
+
+QUIET = "cpu  9 9 9 9\ncpu0 100 0 10 {idle} 0 0 0 0 0 0\ncpu1 100 0 10 {idle} 0 0 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0 0 0\n"
+
+
+class Stat:
+    """What /proc/stat says, look after look: each core's idle ticks, and those that it worked."""
+
+    def __init__(self, *looks: tuple[tuple[int, int], ...]) -> None:
+        self.looks = list(looks)
+
+    def read_text(self) -> str:
+        cores = self.looks.pop(0)
+        return "cpu  1 2 3 4\n" + "".join(
+            f"cpu{number} {work} 0 0 {idle} 0 0 0 0 0 0\n" for number, (idle, work) in enumerate(cores)
+        ) + "intr 1 2 3\n"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("second_look", "threads", "reason"),
+    [
+        # 30 ticks each: both idle; one busy; both half busy; one busy beside a single thread.
+        (((130, 50), (130, 50)), 2, None),
+        (((130, 50), (100, 80)), 2, "other work keeps 1.0 of 2 cores busy"),
+        (((115, 65), (115, 65)), 2, "other work keeps 1.0 of 2 cores busy"),
+        (((130, 50), (100, 80)), 1, None),
+        (((130, 50), (124, 56)), 2, None),
+        (((130, 50), (130, 50)), 3, "3 threads share 2 cores"),
+    ],
+)
+def test_threads_sleep_where_other_work_needs_the_cores(monkeypatch, second_look, threads, reason):
+    monkeypatch.setattr(cpu_wait.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(cpu_wait, "LOOK_S", 0)
+    assert cpu_wait.choose({}, threads, Stat(((100, 50), (100, 50)), second_look)) == reason
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_what_the_user_has_set_stays(monkeypatch, name):
+    monkeypatch.setattr(cpu_wait.os, "sched_getaffinity", lambda pid: {0})
+    assert cpu_wait.choose({}, 8) is not None
+    assert cpu_wait.choose({name: "x"}, 8) is None
+
+
+def test_a_system_that_does_not_tell_its_load_counts_as_quiet(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu_wait.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(cpu_wait, "LOOK_S", 0)
+    assert cpu_wait.choose({}, 2, tmp_path / "stat") is None
+
+
+def test_the_choice_is_made_before_torch_and_reaches_a_lone_process(monkeypatch, capfd):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(cpu_wait, "choose", lambda environment, threads: f"{threads} threads")
+    monkeypatch.setattr(run, "parse", lambda argv: type("Config", (), {"threads": 7}))
+    monkeypatch.setattr(run.stacks, "dump_on_signal", lambda number: None)
+    seen = []
+    monkeypatch.setattr(run.importlib, "import_module", lambda name: type("Module", (), {
+        "run": lambda config: seen.append(os.environ["OMP_WAIT_POLICY"]) or 0}))  # fmt: skip
+    assert run.main([]) == 0
+    assert seen == ["PASSIVE"]
+    assert "OMP_WAIT_POLICY=PASSIVE: 7 threads, so waiting threads sleep" in capfd.readouterr().err
+    os.environ.pop("OMP_WAIT_POLICY")
