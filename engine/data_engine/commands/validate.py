@@ -5,7 +5,6 @@ launch/run_engine.sh runs them before any rank starts, so that a mistake is repo
 
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from data_engine.errors import UserError
 from data_engine.models.check import check_models
 from data_engine.models.sharding import settings as zero3_settings
 from data_engine.questions.dataset import Questions, open_questions
-from data_engine.questions.first_rows import LOOKED_AT, require_usable
+from data_engine.questions.first_rows import LOOKED_AT, num_unusable, require_usable
 from data_engine.questions.image_workers import ImageWorkers
 
 
@@ -31,23 +30,24 @@ def check(config: RunConfig) -> str:
     check_writable(Path(config.work_dir))
     check_zero3(config)
     questions = open_questions(config)
-    reasons = check_first_rows(config, questions)
+    unusable = check_first_rows(config, questions)
     # Last: fetching a hub id may take an hour.
     roles = stages.roles()
     families = check_models(config, roles)
     return (
         f"valid: {len(questions)} questions, {config.sample_k} answers each; {' and '.join(roles)} model: "
         f"{' and '.join(families[role] for role in roles)}; work_dir {config.work_dir}"
-        + (f"; of the first {LOOKED_AT} rows {reasons.total()} cannot be used" if reasons else "")
+        + (f"; of the first {LOOKED_AT} rows {unusable} cannot be used" if unusable else "")
     )
 
 
-def check_first_rows(config: RunConfig, questions: Questions) -> Counter:
-    """Why some of the first rows cannot be used. Raises UserError where none can be."""
+def check_first_rows(config: RunConfig, questions: Questions) -> int:
+    """How many of the first rows cannot be used. Raises UserError where none can be."""
     if config.continue_from_stage > stages.SAMPLE:
-        return Counter()
+        return 0
     with ImageWorkers() as workers:
-        return require_usable(questions, config.max_megapixels, workers.decode)
+        require_usable(questions, config.max_megapixels, workers.decode)
+        return num_unusable(questions, config.max_megapixels, workers.decode)
 
 
 def check_zero3(config: RunConfig) -> None:

@@ -1,32 +1,46 @@
 """A look at the first rows of a dataset before any model is loaded: where none can be used, a run would be in vain."""
 
-import itertools
 from collections import Counter
+from collections.abc import Iterator
 
 from data_engine.errors import BadRow, UserError
-from data_engine.questions.dataset import Questions, read_image
+from data_engine.questions.dataset import Question, Questions, read_image
 from data_engine.questions.images import BadImage, Decode
+from data_engine.questions.prefetch import ahead
 
 LOOKED_AT = 32
 
 
-def require_usable(questions: Questions, max_megapixels: float, decode: Decode) -> Counter:
-    """Read and decode the first rows. Returns why rows cannot be used: reason -> rows.
+def require_usable(questions: Questions, max_megapixels: float, decode: Decode) -> None:
+    """Raise UserError, with the most frequent reason, where none of the first rows can be used.
 
-    Raises UserError, with the most frequent reason, where none of them can be.
+    Rows are read and decoded until one can be.
     """
-    rows = questions.rows(range(min(LOOKED_AT, len(questions))))
-    reasons, looked_at = Counter(), 0
-    for question in itertools.islice(rows, LOOKED_AT):
-        looked_at += 1
+    reasons: Counter = Counter()
+    for problem in _problems(questions, max_megapixels, decode):
+        if problem is None:
+            return
+        reasons[problem] += 1
+    reason, count = reasons.most_common(1)[0]
+    raise UserError(
+        f"none of the first {reasons.total()} rows of --dataset_path can be used; the most frequent reason ({count} "
+        f"rows): {reason}"
+    )
+
+
+def num_unusable(questions: Questions, max_megapixels: float, decode: Decode) -> int:
+    """How many of the first rows cannot be used."""
+    return sum(problem is not None for problem in _problems(questions, max_megapixels, decode))
+
+
+def _problems(questions: Questions, max_megapixels: float, decode: Decode) -> Iterator[str | None]:
+    """Of each of the first rows: why it cannot be used, or None."""
+
+    def problem_of(question: Question) -> str | None:
         try:
             read_image(question, max_megapixels, decode)
         except (BadRow, BadImage) as problem:
-            reasons[str(problem)] += 1
-    if reasons.total() == looked_at:
-        reason, count = reasons.most_common(1)[0]
-        raise UserError(
-            f"none of the first {looked_at} rows of --dataset_path can be used; the most frequent reason ({count} "
-            f"rows): {reason}"
-        )
-    return reasons
+            return str(problem)
+        return None
+
+    return ahead(problem_of, questions.rows(range(min(LOOKED_AT, len(questions)))))
