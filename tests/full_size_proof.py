@@ -91,13 +91,13 @@ def write_checkpoint(folder: Path, shards: int = 3) -> int:
 
 
 def run(folder: Path) -> tuple[str, int]:
-    """Two questions through stages 0 and 1: what was logged, and the most memory of the process, in bytes."""
+    """Two questions through stage 0: what was logged, and the most memory of the process, in bytes."""
     rows = [{"idx": n, "question": "What?", "image": {"bytes": png(Image.new("RGB", (64, 48), (n, 90, 9))), "path": ""}}
             for n in range(2)]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), folder / "questions.parquet")
     flags = {"dataset_path": "questions.parquet", "work_dir": "work", "sample_k": 2, "rank": 1, "max_new_tokens": 4}
     flags |= {"instruct_model_path": "instruct", "reward_model_path": "reward", "dtype": "bfloat16"}
-    flags |= {"device": "cpu", "stop_after_stage": 1}
+    flags |= {"device": "cpu", "stop_after_stage": 0}
     command = [sys.executable, "-m", "data_engine", "run", *(f"--{name}={value}" for name, value in flags.items())]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     most = 0

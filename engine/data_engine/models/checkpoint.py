@@ -64,8 +64,9 @@ def tensors(file: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         return
     # The header was whole when it was checked, but another process may be writing.
     try:
-        with safe_open(file, framework="pt") as opened:
-            for name in names:
+        for name in names:
+            # Opened anew: what was read of a mapped file counts as this process's memory until it is closed.
+            with safe_open(file, framework="pt") as opened:
                 yield name, opened.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{file} is not a whole safetensors file: {reason(error)}") from error

@@ -7,7 +7,6 @@ what it was computed from, and the rows that were left out.
 """
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -18,11 +17,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine import stages
+from data_engine.store.absent import is_absent
 from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_sealed
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
-# What a network file system says of a file that another host has removed or replaced.
-NOT_THERE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
 # Where units go that are computed again: damaged ones, and those of which something else has changed since.
 DAMAGED, REPLACED = "damaged", "replaced"
 
@@ -74,7 +72,7 @@ def published(work_dir: Path, stage: str) -> set[int]:
     try:
         names = os.listdir(work_dir / stage)
     except OSError as error:
-        if error.errno not in NOT_THERE:
+        if not is_absent(error):
             raise
         names = []
     return {int(match[1]) for match in map(UNIT_FILE.fullmatch, names) if match}
@@ -196,7 +194,7 @@ def read_unit(work_dir: Path, stage: str, unit: int) -> Sealed:
     try:
         return read_sealed(path)
     except OSError as error:
-        if error.errno not in NOT_THERE:
+        if not is_absent(error):
             raise
         raise DamagedUnitError(f"{path} is gone") from None
     except ValueError as error:
@@ -210,7 +208,7 @@ def read_unit_facts(work_dir: Path, stage: str, unit: int) -> tuple[dict, str]:
     try:
         return read_facts(path)
     except OSError as error:
-        if error.errno not in NOT_THERE:
+        if not is_absent(error):
             raise
         raise DamagedUnitError(f"{path} is gone") from None
     except ValueError:
