@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from PIL import Image
 from stage2_world import publish
 
 from data_engine import schemas
+from data_engine.config import RunConfig
+from data_engine.job.plan import Plan
+from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import load_questions
 from data_engine.store import units
 from data_engine.store.units import UnitResult
@@ -60,8 +64,11 @@ class Measured:
         )
 
 
-def prepare(folder: Path, num_questions: int) -> tuple[Path, Path]:
-    """The dataset of `num_questions` and a work_dir in which stages 0 and 1 are complete."""
+def prepare(folder: Path, num_questions: int, for_a_run: bool = False) -> tuple[Path, Path]:
+    """The dataset of `num_questions` and a work_dir in which stages 0 and 1 are complete.
+
+    With `for_a_run` the units are bound to what `flags` says, so that a run goes on with them.
+    """
     dataset, work_dir = folder / "questions.parquet", folder / "work"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [_picture(number) for number in range(500)]
@@ -79,10 +86,18 @@ def prepare(folder: Path, num_questions: int) -> tuple[Path, Path]:
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema))
     vocabulary, questions = Vocabulary(), load_questions(str(dataset))
+    bound = Plan.of(RunConfig(**flags(dataset, work_dir)), Ranks()).bound if for_a_run else {}
     for unit, span in enumerate(spans):
         digests = [question.digest for question in questions.rows(span)]
-        _publish(work_dir, unit, (span, digests), vocabulary)
+        _publish((work_dir, bound), unit, (span, digests), vocabulary)
     return dataset, work_dir
+
+
+def flags(dataset: Path, work_dir: Path) -> dict[str, str]:
+    """Those of the run that is measured."""
+    checkpoints = ROOT / "engine/data_engine/demo/checkpoints"
+    models = {f"{role}_model_path": str(checkpoints / role) for role in ("instruct", "reward")}
+    return {**models, "dataset_path": str(dataset), "work_dir": str(work_dir)}
 
 
 class Vocabulary:
@@ -108,8 +123,8 @@ class Vocabulary:
         return " ".join(words)
 
 
-def _publish(work_dir: Path, unit: int, rows: tuple[range, list[str]], vocabulary: Vocabulary) -> None:
-    span, digests = rows
+def _publish(place: tuple[Path, Mapping], unit: int, rows: tuple[range, list[str]], vocabulary: Vocabulary) -> None:
+    (work_dir, bound), (span, digests) = place, rows
     draw = np.random.default_rng([2, unit])
     num_words = np.maximum(5, draw.normal(WORDS_AN_ANSWER, 25, len(span) * NUM_ANSWERS)).astype(int)
     keys = {
@@ -122,7 +137,7 @@ def _publish(work_dir: Path, unit: int, rows: tuple[range, list[str]], vocabular
     finish = ["stop"] * len(answers)
     schema = schemas.sampled_answer(pa.string())
     table = pa.table({**keys, "answer": answers, "token_ids": ids, "finish_reason": finish}, schema)
-    publish(work_dir, "sampled_answer", unit, UnitResult(table, [], rows=digests))
+    publish(work_dir, "sampled_answer", unit, UnitResult(table, [], rows=digests), bound)
     instruct = -draw.exponential(1, starts[-1])
     for stage, values in (
         ("instruct_logps", instruct),
@@ -132,7 +147,7 @@ def _publish(work_dir: Path, unit: int, rows: tuple[range, list[str]], vocabular
         logps = pa.ListArray.from_arrays(starts, pa.array(values, pa.float32()))
         sums = np.add.reduceat(values, starts[:-1])
         columns = {**keys, "token_logps": logps, "sum": sums, "mean": sums / np.diff(starts)}
-        publish(work_dir, stage, unit, UnitResult(pa.table(columns, schemas.logps(pa.string())), []))
+        publish(work_dir, stage, unit, UnitResult(pa.table(columns, schemas.logps(pa.string())), []), bound)
 
 
 def _idx(row: int) -> str:
@@ -149,14 +164,10 @@ def _picture(number: int) -> bytes:
 
 def measure(folder: Path, num_questions: int) -> Measured:
     """Prepare, run stage 2, and measure it."""
-    dataset, work_dir = prepare(folder, num_questions)
-    checkpoints = ROOT / "engine/data_engine/demo/checkpoints"
+    dataset, work_dir = prepare(folder, num_questions, for_a_run=True)
     command = [sys.executable, "-m", "data_engine", "run", "--continue_from_stage", "2", "--threads", "1"]
-    for flag, value in (
-        ("instruct_model_path", checkpoints / "instruct"), ("reward_model_path", checkpoints / "reward"),
-        ("dataset_path", dataset), ("work_dir", work_dir),
-    ):  # fmt: skip
-        command += [f"--{flag}", str(value)]
+    for flag, value in flags(dataset, work_dir).items():
+        command += [f"--{flag}", value]
     start, cpu_start = time.perf_counter(), _children_s()
     process = subprocess.Popen(command, start_new_session=True)
     peak = 0

@@ -66,11 +66,11 @@ class World:
         return pair.run(work_dir, self.questions(), self.units(), **SETTINGS | settings, debug=debug)
 
 
-def publish(work_dir: Path, stage: str, unit: int, result: UnitResult) -> None:
-    """Publish a unit that names the units that it needs, which are there."""
+def publish(work_dir: Path, stage: str, unit: int, result: UnitResult, bound: Mapping | None = None) -> None:
+    """Publish a unit that names the units that it needs, which are there, and the bound values."""
     known = stages.known()[stage]
     inputs = {name: units.read_unit(work_dir, name, unit) for name in known.needs}
-    units.publish_result(work_dir, stage, unit, result, made_from(known, {}, inputs))
+    units.publish_result(work_dir, stage, unit, result, made_from(known, bound or {}, inputs))
 
 
 def _record(stage: str, row: dict) -> dict:

@@ -22,7 +22,7 @@ def mount(options: str, target: Path) -> bool:
 def small_disk(tmp_path):
     target = tmp_path / "disk"
     target.mkdir()
-    if not mount("size=64k", target):
+    if not mount("size=128k", target):
         pytest.skip("no file system can be mounted here")
     yield target
     subprocess.run(["umount", "--lazy", str(target)], check=True)
