@@ -11,7 +11,7 @@ import pytest
 from cluster import NODES, Cluster, missing_programs, until
 from jobs import Job, Result, stray_files, write_questions
 from test_readme import ON_A_CLUSTER, ROOT
-from test_same_dataset import FLAGS, golden_world
+from test_same_dataset import FLAGS
 
 pytestmark = [
     pytest.mark.slurm,
@@ -27,7 +27,8 @@ ENGINE_S = 200
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Result:
     """What one process leaves without SLURM."""
-    job: Job = golden_world(tmp_path_factory.mktemp("undisturbed"))
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = Job(write_questions(folder / "questions.parquet", 22), folder / "work", FLAGS)
     job.run()
     return Result.of(job.work_dir)
 
