@@ -3,9 +3,12 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+
+from data_engine.processes.stacks import _stacks
 
 BUSY = """
 import os, signal, sys, threading, time
@@ -53,6 +56,53 @@ def test_threads_that_come_go_and_work_while_they_are_shown_crash_nothing():
     assert done.returncode == 0
     for thread in ("MainThread", "calling", "starting"):
         assert f"Thread {thread}:" in done.stderr
+
+
+def items():
+    yield 1
+    yield 2
+
+
+def outermost(done: threading.Event) -> None:
+    while not done.is_set():
+        sum(items())
+
+
+def test_the_stack_of_a_thread_that_works_is_shown_whole():
+    """A generator that yields while it is looked at has lost its caller, and with it all outer frames."""
+    before, done = sys.getswitchinterval(), threading.Event()
+    thread = threading.Thread(target=outermost, args=(done,), name="working")
+    thread.start()
+    sys.setswitchinterval(1e-5)
+    shown, until = [], time.monotonic() + 3
+    try:
+        while time.monotonic() < until:
+            shown.append(_stacks().partition("Thread working:\n")[2].partition("Thread ")[0])
+    finally:
+        sys.setswitchinterval(before)
+        done.set()
+        thread.join()
+    assert [text for text in shown if "in outermost\n" not in text] == []
+    assert any("in items\n" in text for text in shown), "no generator was ever met"
+    assert all(text.index("in run\n") < text.index("in outermost\n") for text in shown)
+
+
+def test_text_that_no_encoding_has_does_not_end_the_listening_thread(tmp_path):
+    """A folder with a byte that is no UTF-8."""
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    (folder / "script.py").write_text(STUCK)
+    process = subprocess.Popen(
+        [sys.executable, folder / "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    for _ in range(2):
+        process.send_signal(signal.SIGUSR2)
+        while "Thread MainThread:" not in process.stderr.readline():
+            pass
+        assert "caf\\udce9" in process.stderr.readline()
+    process.kill()
+    process.communicate()
 
 
 @pytest.fixture
