@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_engine.commands import run
@@ -37,6 +38,44 @@ def test_a_locale_that_cannot_show_a_name_does_not_change_the_exit_code(name):
 def test_closed_outputs_do_not_change_the_exit_code(closed):
     assert start("--help", shell=closed).returncode == 0
     assert start("status", "nowhere", shell=closed).returncode == 2
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_a_file_never_gets_the_number_of_a_standard_stream(tmp_path, closed):
+    """C code writes its messages to 1 and 2, whatever these are."""
+    code = (
+        "import sys; from data_engine.processes.output import protect; protect(); print(open(sys.argv[1], 'w').fileno()"
+    )
+    code += ", file=open(sys.argv[2], 'w'))"
+    files = [tmp_path / "opened", tmp_path / "number"]
+    subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", code, *files], check=True)
+    assert int(files[1].read_text()) > 2
+
+
+def flags(place: Path) -> list[str]:
+    goldens = Path(__file__).parent / "goldens/llava"
+    questions = pq.read_table(goldens / "dataset/questions.parquet").slice(0, 2)
+    place.mkdir()
+    with open(place / "q.parquet", "wb") as file:
+        pq.write_table(questions, file)
+    paths = {"instruct_model_path": goldens / "instruct", "reward_model_path": goldens / "reward"}
+    paths |= {"dataset_path": place / "q.parquet", "work_dir": place / "work"}
+    settings = {"sample_k": 2, "rank": 1, "max_new_tokens": 4, "threads": 1}
+    return [word for name, value in (paths | settings).items() for word in (f"--{name}", str(value))]
+
+
+def test_a_run_between_names_of_any_character_ends_well_in_any_locale(tmp_path):
+    done = start("run", *flags(tmp_path / "bild-ä-画像"), **ASCII)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bild-ä-画像/work/report/index.html").exists()
+    assert rb"bild-\xe4-\u753b\u50cf" in start("status", str(tmp_path / "bild-ä-画像/work"), **ASCII).stdout
+
+
+def test_a_name_that_is_no_utf8_is_refused_by_its_flag(tmp_path):
+    done = start("validate", *flags(tmp_path / "half \udcc3"))
+    assert done.returncode == 2
+    assert b"dataset_path must be text in UTF-8, got" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_reader_that_goes_away_does_not_change_the_exit_code(tmp_path):

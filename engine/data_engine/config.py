@@ -163,6 +163,9 @@ class RunConfig:
                 _require(type(value) is kind, f"{name} must be {_EXPECTED[kind]}, got {shown}{quote}")
                 _require(kind is not float or math.isfinite(value), f"{name} must be a finite number, got {shown}")
                 _require(kind is not str or value.strip(), f"{name} is empty; is a shell variable unset?")
+                # Python's stand-ins for bytes that are no UTF-8; Arrow and tokenizers take no such name of a file.
+                encodable = kind is not str or not re.search("[\ud800-\udfff]", value)
+                _require(encodable, f"{name} must be text in UTF-8, got {shown}; rename the file or folder")
 
 
 FIELD_NAMES = tuple(field.name for field in fields(RunConfig))

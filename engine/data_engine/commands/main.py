@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> int:
     """The console script: `main`, whatever the locale is, and whoever reads the output."""
+    output.use_utf8()
     output.protect()
     return main()
 

@@ -41,8 +41,28 @@ class _Stream:
         return getattr(self._stream, name)
 
 
+def open_missing() -> None:
+    """Open /dev/null for standard streams that are closed: a data file would get the number, and what C code prints."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+
+
+def use_utf8() -> None:
+    """Start this command again in Python's UTF-8 mode where names of files are not UTF-8, as Arrow takes them to be."""
+    if sys.getfilesystemencoding() != "utf-8":
+        if sys.stdout:
+            # Messages keep the encoding of the terminal.
+            os.putenv("PYTHONIOENCODING", sys.stdout.encoding)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def protect() -> None:
     """From now on no print or log line of this process raises: what a locale cannot show is written as \\u escapes."""
+    open_missing()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         # Closed by whoever started this process: Python has None there, and libraries write to it all the same.
