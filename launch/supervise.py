@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from data_engine.processes import cpu_wait
+from data_engine.processes import cpu_wait, output
 
 # Signal received -> signal sent to the ranks, which do not handle SIGHUP.
 PASSED_ON = {
@@ -125,6 +125,7 @@ def launch_command(program: str, num_processes: int, flags: list[str]) -> list[s
 
 
 def main(flags: list[str]) -> int:
+    output.open_missing()
     received: list[int] = []
     listen(received)
 

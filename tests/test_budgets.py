@@ -6,12 +6,13 @@ import sys
 import pytest
 import torch
 
+from data_engine.bench.machine import free_bytes
 from data_engine.config import RunConfig
 from data_engine.job import budgets as job_budgets
 from data_engine.models.base import Target
 from data_engine.models.sharding import placement
 from data_engine.processes.ranks import Ranks
-from data_engine.sampling.memory import Needs, budgets, memory_bytes
+from data_engine.sampling.memory import Needs, budgets
 from data_engine.sampling.native.kv_cache import num_slots
 
 GB = 10**9
@@ -39,7 +40,7 @@ def test_small_models_stop_where_more_gains_nothing():
 
 def test_a_gpu_gives_the_fraction_of_what_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GB, 80 * GB))
-    assert memory_bytes(torch.device("cuda"), 0.5) == 30 * GB
+    assert free_bytes(torch.device("cuda"), 0.5) == 30 * GB
 
 
 @pytest.mark.parametrize(("rows", "k", "slots"), [(80, 10, 22), (1, 10, 2), (10, 1, 27)])

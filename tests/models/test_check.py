@@ -1,98 +1,34 @@
 """What is wrong with a checkpoint is told before the work, from headers alone, as loading would tell it."""
 
 import json
-import re
 import shutil
 import struct
-import subprocess
-import sys
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from folders import edit, replace_weights, weights
+from refusals import (
+    INDEX,
+    POINTER,
+    SHARD,
+    TOWER,
+    assert_refused,
+    check,
+    cut,
+    first,
+    load,
+    pad,
+    set_header,
+    set_weight_map,
+    told,
+    without_first,
+)
 from safetensors.torch import load_file, save_file
 
-from data_engine import load_model
 from data_engine.commands import main
-from data_engine.config import RunConfig
-from data_engine.models import llava
-from data_engine.models.check import check_models
 from data_engine.models.checkpoint import headers
 from data_engine.models.registry import ModelError
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4989345432\n"
-SHARD = "model-00002-of-00002.safetensors"
-INDEX = "model.safetensors.index.json"
-TOWER = "../openai/clip-vit-large-patch14-336"
-
-
-@pytest.fixture
-def folder(goldens, tmp_path) -> Path:
-    """A copy of a LLaVA checkpoint in two shards, with CLIP beside it."""
-    shutil.copytree(goldens / "llava/openai", tmp_path / "openai")
-    return Path(shutil.copytree(goldens / "llava/instruct", tmp_path / "model"))
-
-
-@pytest.fixture
-def omni(goldens, tmp_path) -> Path:
-    return Path(shutil.copytree(goldens / "omnilmm/instruct", tmp_path / "omni"))
-
-
-def check(folder: Path, role: str = "instruct") -> dict[str, str]:
-    return check_models(RunConfig(str(folder), str(folder), "q", "w"), [role])
-
-
-def load(folder: Path):
-    return load_model(None, str(folder), device="cpu", dtype="float32")
-
-
-def told(act: Callable[[], object]) -> str:
-    with pytest.raises(ModelError) as caught:
-        act()
-    return str(caught.value)
-
-
-def assert_refused(folder: Path, *words: str) -> None:
-    """By the check, and with the same sentence by loading."""
-    prefix = f'--instruct_model_path "{folder}": '
-    said = told(lambda: check(folder))
-    assert said.startswith(prefix)
-    for word in words:
-        assert word in said
-    assert told(lambda: load(folder)) == said.removeprefix(prefix)
-
-
-def set_header(file: Path, change: Callable[[dict], object]) -> None:
-    """Rewrite the header of a safetensors file, its weights as they are."""
-    content = file.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    text = json.dumps(change(header) or header).encode()
-    file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
-
-
-def set_weight_map(folder: Path, **files: object) -> None:
-    found = json.loads((folder / INDEX).read_text())["weight_map"]
-    edit(folder / INDEX, weight_map=found | files)
-
-
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-4])
-
-
-def pad(file: Path) -> None:
-    file.write_bytes(file.read_bytes() + b"\0" * 4)
-
-
-def first(header: dict) -> dict:
-    return next(told for name, told in header.items() if name != "__metadata__")
-
-
-def without_first(header: dict) -> dict:
-    return {name: told for name, told in header.items() if told.get("data_offsets", [1])[0] != 0}
 
 
 def test_whole_checkpoints_pass(goldens):
@@ -298,130 +234,6 @@ def test_an_adapter_is_named_and_how_to_merge_it(folder, with_config):
     assert_refused(folder, "holds an adapter of peft (LoRA)", "merge it into its base base/7b", "merge_and_unload")
     edit(folder / "adapter_config.json", peft_type="IA3")
     assert_refused(folder, "holds an adapter of peft (IA3)")
-
-
-def test_a_whole_file_wins_over_an_index_left_over_from_another_save(folder, instruct, reward, goldens):
-    """The order of transformers; the shards of the first save are those of the other model."""
-    shutil.copy(goldens / "llava/reward/model.safetensors", folder)
-    torch.testing.assert_close(load(folder).head_weight, reward.head_weight, rtol=0, atol=0)
-    (folder / INDEX).write_text("{")
-    (folder / SHARD).unlink()
-    assert check(folder) == {"instruct": "llava"}
-    assert not torch.equal(instruct.head_weight, reward.head_weight)
-
-
-def test_an_index_of_safetensors_wins_over_a_whole_bin(folder, instruct):
-    torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
-    torch.testing.assert_close(load(folder).head_weight, instruct.head_weight, rtol=0, atol=0)
-
-
-def save_bin(folder: Path, content: object, **options: object) -> Path:
-    for file in folder.glob("model*"):
-        file.unlink()
-    torch.save(content, folder / "pytorch_model.bin", **options)
-    return folder / "pytorch_model.bin"
-
-
-def test_a_bin_from_before_torch_1_6_is_refused_and_the_command_that_is_named_converts_it(folder, instruct):
-    save_bin(folder, weights(folder), _use_new_zipfile_serialization=False)
-    assert_refused(folder, "is in the format of torch before 1.6")
-    command = re.search(r'python -c "(.*)"$', told(lambda: check(folder)))[1]
-    subprocess.run([sys.executable, "-c", command], check=True)
-    assert check(folder) == {"instruct": "llava"}
-    torch.testing.assert_close(load(folder).head_weight, instruct.head_weight, rtol=0, atol=0)
-
-
-class Other:
-    """An object that a .bin should not hold."""
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda f: save_bin(f, weights(f)).write_bytes(b""), "pytorch_model.bin is empty"),
-        (lambda f: cut(save_bin(f, weights(f))), "pytorch_model.bin is cut or broken"),
-        (lambda f: save_bin(f, weights(f)).write_bytes(b"<html>"), "was not written by torch.save"),
-        (lambda f: zipfile.ZipFile(save_bin(f, 1), "w").writestr("x", ""), "was not written by torch.save"),
-        (lambda f: save_bin(f, {"x": Other()}), "cannot be read with weights_only=True"),
-        (lambda f: save_bin(f, [torch.zeros(1)]), "holds a list; expected a dictionary of tensors by name"),
-        (lambda f: save_bin(f, {"state_dict": weights(f)}), "holds 'state_dict', which is dict; expected"),
-        (lambda f: save_bin(f, {"x": torch.zeros(2, 2).to_sparse()}), "expected dense tensors by name"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-def test_a_broken_bin_is_refused(folder, spoil, message):
-    spoil(folder)
-    assert_refused(folder, message)
-
-
-def sparse_7b(folder: Path) -> int:
-    """A 7B model in bfloat16 in two shards whose headers are real, and whose weights are holes; its size in bytes."""
-    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
-    edit(folder / "config.json", **sizes, num_attention_heads=32, num_key_value_heads=32)
-    wide, mlp = [4096, 4096], [11008, 4096]
-    shapes = {"model.embed_tokens.weight": [32000, 4096], "lm_head.weight": [32000, 4096], "model.norm.weight": [4096]}
-    shapes |= {"model.mm_projector.0.weight": [4096, 32], "model.mm_projector.2.weight": wide}
-    shapes |= {f"model.mm_projector.{i}.bias": [4096] for i in (0, 2)}
-    for i in range(32):
-        layer = {f"self_attn.{part}_proj": wide for part in "qkvo"} | {"mlp.gate_proj": mlp, "mlp.up_proj": mlp}
-        layer |= {"mlp.down_proj": mlp[::-1], "input_layernorm": [4096], "post_attention_layernorm": [4096]}
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-    names, total = {}, 0
-    for number, part in enumerate((sorted(shapes)[::2], sorted(shapes)[1::2]), start=1):
-        header, end = {}, 0
-        for name in part:
-            begin, end = end, end + 2 * torch.Size(shapes[name]).numel()
-            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
-        with open(folder / f"model-0000{number}-of-00002.safetensors", "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + end)
-        names |= dict.fromkeys(part, f"model-0000{number}-of-00002.safetensors")
-        total += end
-    edit(folder / INDEX, weight_map=names)
-    return total
-
-
-def bytes_read() -> int:
-    """By this process until now, with read and its kin."""
-    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
-
-
-def memory() -> int:
-    """Peak of resident memory, mapped files included."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
-
-def test_of_14_gb_the_headers_alone_are_read(folder):
-    # torch and transformers are imported, and allocators warm.
-    check(folder)
-    assert sparse_7b(folder) > 13e9
-    read, resident = bytes_read(), memory()
-    assert check(folder) == {"instruct": "llava"}
-    assert bytes_read() - read < 1_000_000
-    assert memory() - resident < 300e6
-    with open(folder / SHARD, "r+b") as file:
-        file.truncate((folder / SHARD).stat().st_size - 2)
-    assert f"{SHARD} is not a whole safetensors file" in told(lambda: check(folder))
-
-
-@pytest.mark.parametrize("spoil", [cut, lambda file: file.write_bytes(b""), lambda file: file.unlink()])
-@pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_a_file_that_breaks_between_the_check_and_the_reading_is_an_error_that_names_it(folder, spoil, form):
-    if form == "bin":
-        save_bin(folder, weights(folder))
-    blueprint, *_ = llava._plan(folder)
-    blueprint.matched()
-    file = folder / ("pytorch_model.bin" if form == "bin" else SHARD)
-    spoil(file)
-    assert file.name in told(lambda: blueprint.fill(torch.device("cpu"), torch.float32))
-
-
-def test_another_shape_between_the_check_and_the_reading_is_an_error_that_names_the_file(folder):
-    blueprint, *_ = llava._plan(folder)
-    for file in folder.glob("*.safetensors"):
-        save_file({name: torch.zeros(3) for name in load_file(file)}, file)
-    assert "changed while it was read" in told(lambda: blueprint.fill(torch.device("cpu"), torch.float32))
 
 
 @pytest.mark.parametrize("command", ["run", "validate"])

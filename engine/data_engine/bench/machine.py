@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from data_engine.models.sharding.placement import total_memory_bytes
 from data_engine.sampling.memory import peak_bytes
 
 
@@ -25,6 +26,13 @@ def versions(device: torch.device) -> dict[str, str]:
 
         found |= {"triton": triton.__version__, "cuda": torch.version.cuda}
     return found
+
+
+def free_bytes(device: torch.device, fraction: float) -> int:
+    """What is left beside the models that are loaded: on a GPU a share of what is free, else all."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * fraction)
+    return total_memory_bytes(device)
 
 
 def settled(device: torch.device) -> float:

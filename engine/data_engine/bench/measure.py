@@ -13,12 +13,12 @@ from transformers.utils import logging
 
 from data_engine.bench import figures
 from data_engine.bench.job import TimedJob
-from data_engine.bench.machine import PeakMemory, ceilings, machine, settled, versions
+from data_engine.bench.machine import PeakMemory, ceilings, free_bytes, machine, settled, versions
 from data_engine.bench.model import Sizes, Subject, write_checkpoint
 from data_engine.bench.ways import WAYS, Ways
 from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
 from data_engine.models.registry import resolve
-from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, memory_bytes, rows_without_pages
+from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, rows_without_pages
 from data_engine.sampling.native.kv_cache import num_slots
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine_kernels import use_triton
@@ -82,7 +82,7 @@ def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dic
     """The budgets that `run` would choose from the memory that is left beside all models of the bench."""
     activated = ACTIVATIONS * model.decoder.config.hidden_size * model.head_weight.element_size()
     needs = Needs(weights=0, cached_token=figures.cached_token_bytes(model), activated_token=activated)
-    return budgets(memory_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
+    return budgets(free_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
 
 
 def _result(options: Options, ways: Ways, job: TimedJob, measured: dict[str, dict]) -> dict:

@@ -1,5 +1,6 @@
 """What a person sees of a run: one bar for the whole job on rank 0, log lines with the rank, and a JSON line a unit."""
 
+import contextlib
 import logging
 import sys
 import threading
@@ -64,7 +65,9 @@ class Progress:
         self._done.set()
         if self._visible:
             self._thread.join()
-            self._refresh()
+            # Counting units may fail too; what the body has raised says more.
+            with contextlib.suppress(*([OSError] if error else [])):
+                self._refresh()
             if self._bar is not None:
                 self._bar.close()
 

@@ -4,7 +4,6 @@ Chosen at the first start of a run and frozen in run.json, since answers depend 
 """
 
 import contextlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +34,6 @@ class Needs:
     """keys and values of one token, all layers"""
     activated_token: int
     """activations of one token in a scoring pass"""
-
-
-def memory_bytes(device: torch.device, fraction: float) -> int:
-    """What the loops may use: on a GPU, `fraction` of what is free there, else this machine's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * fraction)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -192,11 +192,8 @@ def read_unit(work_dir: Path, stage: str, unit: int) -> Sealed:
     """A published unit. Raises DamagedUnitError, once it is set aside, where it is not what was published."""
     path = unit_path(work_dir, stage, unit)
     try:
-        return read_sealed(path)
-    except OSError as error:
-        if not is_absent(error):
-            raise
-        raise DamagedUnitError(f"{path} is gone") from None
+        with _gone_where_absent(path):
+            return read_sealed(path)
     except ValueError as error:
         aside = set_aside(work_dir, stage, unit, DAMAGED)
         raise DamagedUnitError(f"{error}; it was moved to {aside} and will be computed again") from None
@@ -206,15 +203,22 @@ def read_unit_facts(work_dir: Path, stage: str, unit: int) -> tuple[dict, str]:
     """Facts and seal of a published unit, from its footer. Raises DamagedUnitError as read_unit does."""
     path = unit_path(work_dir, stage, unit)
     try:
-        return read_facts(path)
-    except OSError as error:
-        if not is_absent(error):
-            raise
-        raise DamagedUnitError(f"{path} is gone") from None
+        with _gone_where_absent(path):
+            return read_facts(path)
     except ValueError:
         # The footer of a whole unit says all; what is wrong with this one is found and told there.
         read_unit(work_dir, stage, unit)
         raise
+
+
+@contextlib.contextmanager
+def _gone_where_absent(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        raise DamagedUnitError(f"{path} is gone") from None
 
 
 def set_aside(work_dir: Path, stage: str, unit: int, folder: str) -> Path:

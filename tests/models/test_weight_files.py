@@ -1,0 +1,123 @@
+"""Which weight files count, what is wrong with a .bin, and files that change after they were checked."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from folders import weights
+from refusals import (
+    INDEX,
+    SHARD,
+    assert_refused,
+    check,
+    cut,
+    load,
+    told,
+)
+from safetensors.torch import load_file, save_file
+from sparse_checkpoint import write_checkpoint
+
+from data_engine.models import llava
+
+
+def test_a_whole_file_wins_over_an_index_left_over_from_another_save(folder, instruct, reward, goldens):
+    """The order of transformers; the shards of the first save are those of the other model."""
+    shutil.copy(goldens / "llava/reward/model.safetensors", folder)
+    torch.testing.assert_close(load(folder).head_weight, reward.head_weight, rtol=0, atol=0)
+    (folder / INDEX).write_text("{")
+    (folder / SHARD).unlink()
+    assert check(folder) == {"instruct": "llava"}
+    assert not torch.equal(instruct.head_weight, reward.head_weight)
+
+
+def test_an_index_of_safetensors_wins_over_a_whole_bin(folder, instruct):
+    torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
+    torch.testing.assert_close(load(folder).head_weight, instruct.head_weight, rtol=0, atol=0)
+
+
+def save_bin(folder: Path, content: object, **options: object) -> Path:
+    for file in folder.glob("model*"):
+        file.unlink()
+    torch.save(content, folder / "pytorch_model.bin", **options)
+    return folder / "pytorch_model.bin"
+
+
+def test_a_bin_from_before_torch_1_6_is_refused_and_the_command_that_is_named_converts_it(folder, instruct):
+    save_bin(folder, weights(folder), _use_new_zipfile_serialization=False)
+    assert_refused(folder, "is in the format of torch before 1.6")
+    command = re.search(r'python -c "(.*)"$', told(lambda: check(folder)))[1]
+    subprocess.run([sys.executable, "-c", command], check=True)
+    assert check(folder) == {"instruct": "llava"}
+    torch.testing.assert_close(load(folder).head_weight, instruct.head_weight, rtol=0, atol=0)
+
+
+class Other:
+    """An object that a .bin should not hold."""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: save_bin(f, weights(f)).write_bytes(b""), "pytorch_model.bin is empty"),
+        (lambda f: cut(save_bin(f, weights(f))), "pytorch_model.bin is cut or broken"),
+        (lambda f: save_bin(f, weights(f)).write_bytes(b"<html>"), "was not written by torch.save"),
+        (lambda f: zipfile.ZipFile(save_bin(f, 1), "w").writestr("x", ""), "was not written by torch.save"),
+        (lambda f: save_bin(f, {"x": Other()}), "cannot be read with weights_only=True"),
+        (lambda f: save_bin(f, [torch.zeros(1)]), "holds a list; expected a dictionary of tensors by name"),
+        (lambda f: save_bin(f, {"state_dict": weights(f)}), "holds 'state_dict', which is dict; expected"),
+        (lambda f: save_bin(f, {"x": torch.zeros(2, 2).to_sparse()}), "expected dense tensors by name"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_a_broken_bin_is_refused(folder, spoil, message):
+    spoil(folder)
+    assert_refused(folder, message)
+
+
+def bytes_read() -> int:
+    """By this process until now, with read and its kin."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
+
+
+def memory() -> int:
+    """Peak of resident memory, mapped files included."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def test_of_14_gb_the_headers_alone_are_read(folder, tmp_path):
+    # torch and transformers are imported, and allocators warm.
+    check(folder)
+    folder = tmp_path / "7b"
+    assert write_checkpoint(folder) > 13e9
+    shard = max(folder.glob("*.safetensors"))
+    read, resident = bytes_read(), memory()
+    assert check(folder) == {"instruct": "llava"}
+    assert bytes_read() - read < 1_000_000
+    assert memory() - resident < 300e6
+    with open(shard, "r+b") as file:
+        file.truncate(shard.stat().st_size - 2)
+    assert f"{shard.name} is not a whole safetensors file" in told(lambda: check(folder))
+
+
+@pytest.mark.parametrize("spoil", [cut, lambda file: file.write_bytes(b""), lambda file: file.unlink()])
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_file_that_breaks_between_the_check_and_the_reading_is_an_error_that_names_it(folder, spoil, form):
+    if form == "bin":
+        save_bin(folder, weights(folder))
+    blueprint, *_ = llava._plan(folder)
+    blueprint.matched()
+    file = folder / ("pytorch_model.bin" if form == "bin" else SHARD)
+    spoil(file)
+    assert file.name in told(lambda: blueprint.fill(torch.device("cpu"), torch.float32))
+
+
+def test_another_shape_between_the_check_and_the_reading_is_an_error_that_names_the_file(folder):
+    blueprint, *_ = llava._plan(folder)
+    for file in folder.glob("*.safetensors"):
+        save_file({name: torch.zeros(3) for name in load_file(file)}, file)
+    assert "changed while it was read" in told(lambda: blueprint.fill(torch.device("cpu"), torch.float32))
