@@ -1,6 +1,7 @@
 """What several test files need: the tiny golden checkpoints, loaded once, and one thread, so that runs compare."""
 
 import io
+import shutil
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,3 +108,34 @@ def golden_rows() -> list[dict]:
 def golden_images(golden_rows) -> list[Image.Image]:
     """The 8 questions' images, RGB."""
     return [Image.open(io.BytesIO(row["image"])).convert("RGB") for row in golden_rows[::4]]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, one_thread):
+    """A bound_run.Run of which every stage is done; a test works on a copy."""
+    from bound_run import Run
+
+    from data_engine.job import worker
+
+    made = Run(tmp_path_factory.mktemp("bound") / "run").make()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.Stop, "listen", lambda stop: stop)
+        assert made.start() == 0
+    return made
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch):
+    """A finished run of its own."""
+    from data_engine.job import worker
+
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+    return finished.copy(tmp_path / "run")
+
+
+@pytest.fixture
+def sampled(run):
+    """A run of which stage 0 alone is done."""
+    for stage in ("instruct_logps", "reward_logps"):
+        shutil.rmtree(run.work / stage)
+    return run

@@ -1,0 +1,147 @@
+"""Pictures and units that are exchanged, lost or found again between two starts: lines of docs/bound.md."""
+
+import io
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bound_run import STAGES, Run, picture
+from PIL import Image
+from run_files import read
+
+from data_engine.job import worker
+from data_engine.store import units
+
+
+@pytest.mark.parametrize("stage", ["reward_logps", None])
+def test_a_picture_that_was_exchanged_is_refused_by_its_row(run, stage):
+    """Where it is scored, and where it would be written beside answers that never saw it."""
+    if stage:
+        shutil.rmtree(run.work / stage)
+    (run.folder / "pictures/3.png").write_bytes(picture(1))
+    written = pq.read_table(run.work / "dataset").to_pylist()
+    assert "q3" in {row["idx"] for row in written}
+    assert "row 'q3': its question or picture is not the one that its answers were sampled from" in run.refusal()
+    assert pq.read_table(run.work / "dataset").to_pylist() == written
+
+
+def exchange_answers(run: Run, unit: int) -> None:
+    """Replace a sampled unit by one with other answers, of the same run."""
+    path = units.unit_path(run.work, "sampled_answer", unit)
+    whole = units.read_sealed(path)
+    rows = whole.table.to_pylist()
+    for row in rows:
+        row["token_ids"] = row["token_ids"][:2]
+    units.write_sealed(pa.Table.from_pylist(rows, whole.table.schema), path, whole.facts)
+
+
+def test_log_probs_of_answers_that_were_exchanged_are_computed_again(run):
+    exchange_answers(run, 1)
+    assert run.computed_again() == {"instruct_logps/1", "reward_logps/1"}
+    lengths = {(row["idx"], row["sample_index"]): len(row["token_ids"]) for row in run.answers()}
+    for stage in STAGES[1:]:
+        rows = read(run.work / stage)
+        assert {(row["idx"], row["sample_index"]): len(row["token_logps"]) for row in rows} == lengths
+    assert len(list((run.work / "replaced").iterdir())) == 2
+
+
+def test_answers_that_are_exchanged_while_others_pair_are_scored_again(run, monkeypatch):
+    """After the look at the start, as a rank that was slow to publish would do it."""
+    looked = worker.published.check
+
+    def look(*arguments):
+        monkeypatch.setattr(worker.published, "check", looked)
+        looked(*arguments)
+        exchange_answers(run, 2)
+
+    monkeypatch.setattr(worker.published, "check", look)
+    assert run.computed_again() == {"instruct_logps/2", "reward_logps/2", "sampled_answer/2"}
+
+
+def test_answers_that_were_exchanged_are_refused_where_only_pairs_are_asked_for(run):
+    exchange_answers(run, 1)
+    with pytest.raises(worker.IncompleteError, match="instruct_logps, missing 1 of 3: 1"):
+        run.start(continue_from_stage=2)
+
+
+def test_a_unit_that_was_damaged_and_comes_out_the_same_keeps_its_log_probs(run):
+    path = units.unit_path(run.work, "sampled_answer", 0)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert run.computed_again() == {"sampled_answer/0"}
+
+
+def test_rows_that_could_not_be_read_are_asked_when_they_can_be(run, monkeypatch):
+    """Two pictures are on a disk that is mounted late; a third row is bad for good."""
+    shutil.rmtree(run.work)
+    away = [run.folder / f"pictures/{number}.png" for number in (1, 4)]
+    contents = [file.read_bytes() for file in away]
+    for file in away:
+        file.unlink()
+    (run.folder / "pictures/2.png").write_bytes(b"no picture")
+    assert run.start() == 0
+    told = {row["idx"]: row["missing"] for row in units.left_out(run.work)}
+    assert told == {"q1": True, "q4": True, "q2": False}
+    assert {row["idx"] for row in run.answers()} == {"q0", "q3"}
+    # Still away: nothing is computed.
+    assert run.computed_again() == set()
+    away[0].write_bytes(contents[0])
+    # Not by a start that leaves sampling out.
+    assert run.computed_again(continue_from_stage=1) == set()
+    assert run.computed_again() == {f"{stage}/0" for stage in STAGES}
+    away[1].write_bytes(contents[1])
+    assert run.computed_again() == {f"{stage}/2" for stage in STAGES}
+    (run.folder / "pictures/2.png").write_bytes(picture(2))
+    assert run.computed_again() == set()
+    assert {row["idx"]: row["missing"] for row in units.left_out(run.work)} == {"q2": False}
+    fresh = run.copy(run.folder.parent / "fresh")
+    (fresh.folder / "pictures/2.png").write_bytes(b"no picture")
+    shutil.rmtree(fresh.work)
+    assert fresh.start() == 0
+    for stage in STAGES:
+        for unit in range(3):
+            paths = (units.unit_path(one.work, stage, unit) for one in (run, fresh))
+            assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_a_picture_that_is_away_while_it_is_scored_is_scored_when_it_is_back(sampled):
+    file = sampled.folder / "pictures/0.png"
+    content = file.read_bytes()
+    file.unlink()
+    assert sampled.start() == 0
+    assert {row["idx"] for row in read(sampled.work / "reward_logps")} == {"q1", "q2", "q3", "q4"}
+    file.write_bytes(content)
+    assert sampled.computed_again(continue_from_stage=1) == {"instruct_logps/0", "reward_logps/0"}
+
+
+def test_a_pair_whose_picture_has_gone_has_no_source(run):
+    before = read(run.work / "pairs")
+    (run.folder / "pictures/3.png").unlink()
+    assert run.start() == 0
+    pairs = read(run.work / "pairs")
+    gone = {row["status"] for row in pairs if row["idx"] == "q3"}
+    kept = sum(row["status"] == "kept" for row in before if row["idx"] == "q3")
+    assert kept > 0
+    assert "kept" not in gone
+    funnel = json.loads(pq.read_schema(run.work / "pairs/pairs.parquet").metadata[b"funnel"])
+    assert funnel["dropped"]["no_source"] == kept == sum(row["status"] == "no_source" for row in pairs)
+    assert "q3" not in {row["idx"] for row in read(run.work / "dataset")}
+
+
+# run.json.
+
+
+def test_turned_pictures_are_counted(run):
+    """Two of five stand on their side; a broken row's picture is not counted."""
+    shutil.rmtree(run.work)
+    for number in (0, 3):
+        file = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.effect_noise((60, 40), 60).convert("RGB").save(file, "JPEG", exif=exif)
+        (run.folder / f"pictures/{number}.png").write_bytes(file.getvalue())
+    assert run.start() == 0
+    funnel = json.loads(pq.read_schema(run.work / "pairs/pairs.parquet").metadata[b"funnel"])
+    assert funnel["turned"] == 2
+    assert "with a picture turned upright" in (run.work / "report/index.html").read_text()
