@@ -6,8 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-from run_files import png, read
+from run_files import noise, png, read
 from safetensors.torch import load_file, save_file
 
 from data_engine.config import RunConfig
@@ -70,7 +69,7 @@ class Run:
 
 
 def picture(number: int) -> bytes:
-    return png(Image.effect_noise((60, 40 + number), 30 + 20 * number).convert("RGB"))
+    return png(noise((60, 40 + number), 30 + 20 * number))
 
 
 def write_questions(path: Path, question: str = "What is it?") -> None:

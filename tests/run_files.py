@@ -27,6 +27,12 @@ def wide_picture() -> tuple[Image.Image, Image.Image]:
     return whole, whole.crop((60, 0, 120, 60))
 
 
+def noise(size: tuple[int, int], spread: int) -> Image.Image:
+    """A gray picture of noise around the middle, the same each time: what a test's answers are hangs on it."""
+    values = np.random.default_rng(spread).normal(128, spread, (size[1], size[0]))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
 def write(path: Path, rows: list[tuple[str, str | None, bytes | None]]) -> Path:
     records = [{"idx": idx, "question": text, "image": {"bytes": data, "path": None}} for idx, text, data in rows]
     pq.write_table(pa.Table.from_pylist(records), path)
@@ -38,7 +44,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def hostile_rows() -> list[tuple[str, str | None, bytes | None]]:
-    photo = Image.effect_noise((90, 60), 80).convert("RGB")
+    photo = noise((90, 60), 80)
     whole = png(photo)
     frames = [photo, photo.rotate(90)]
     return [

@@ -25,8 +25,9 @@ EVERYTHING = {"limit": 3, "unit_size": 3, "dtype": "bfloat16", "max_megapixels":
 @pytest.mark.parametrize("name", [*SAMPLING, *EVERYTHING])
 def test_another_setting_is_refused_by_name(run, name):
     value = (SAMPLING | EVERYTHING)[name]
-    assert f"{name} was " in run.refusal(**{name: value})
-    assert f", now {value!r}" in run.refusal(**{name: value})
+    refusal = run.refusal(**{name: value})
+    assert f"{name} was " in refusal
+    assert f", now {value!r}" in refusal
 
 
 def test_another_kind_of_device_is_refused_by_name(run, monkeypatch):
@@ -60,7 +61,7 @@ def test_settings_may_change_until_a_unit_depends_on_them(sampled):
 def test_pairing_settings_pair_again_and_compute_nothing(run, monkeypatch, changes):
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
     before = run.times()
-    assert run.start(**changes) in (0, 4)
+    assert run.start(**changes) == 0
     assert run.times() == before
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from bound_run import STAGES, Run, picture
 from PIL import Image
-from run_files import read
+from run_files import noise, read
 
 from data_engine.job import worker
 from data_engine.store import units
@@ -139,7 +139,7 @@ def test_turned_pictures_are_counted(run):
         file = io.BytesIO()
         exif = Image.Exif()
         exif[0x0112] = 6
-        Image.effect_noise((60, 40), 60).convert("RGB").save(file, "JPEG", exif=exif)
+        noise((60, 40), 60).save(file, "JPEG", exif=exif)
         (run.folder / f"pictures/{number}.png").write_bytes(file.getvalue())
     assert run.start() == 0
     funnel = json.loads(pq.read_schema(run.work / "pairs/pairs.parquet").metadata[b"funnel"])

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from PIL import Image
-from run_files import png, read, write
+from run_files import noise, png, read, write
 
 from data_engine.job import worker
 from data_engine.pipeline import sample
@@ -15,7 +14,7 @@ NUM_QUESTIONS = 12
 
 @pytest.fixture
 def dataset(tmp_path):
-    photos = [Image.effect_noise((60, 60), 10 * (i + 1)).convert("RGB") for i in range(NUM_QUESTIONS)]
+    photos = [noise((60, 60), 10 * (i + 1)) for i in range(NUM_QUESTIONS)]
     rows = [(f"q{i:02d}", f"What is it, number {i}?", png(photo)) for i, photo in enumerate(photos)]
     # A row that cannot be used comes last in its unit, and a whole unit of such rows comes last of all.
     rows[3:3] = [("bad", "What is it?", b"this is no image")]

@@ -2,7 +2,7 @@
 
 import pytest
 from PIL import Image
-from run_files import png, read, write
+from run_files import noise, png, read, write
 
 from data_engine import sample_answers
 from data_engine.job import model_holder, worker
@@ -24,7 +24,7 @@ PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)
 @pytest.fixture
 def dataset(tmp_path):
     """Four questions, of which the third has a white image."""
-    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 40, 60)]
+    photos = [noise((60, 60), spread) for spread in (20, 40, 60)]
     photos.insert(2, Image.new("RGB", (60, 60), "white"))
     return write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
 
@@ -83,7 +83,7 @@ def test_a_question_with_numbers_that_are_none_is_quarantined(
 
 
 def test_a_question_that_breaks_in_the_first_pass_is_not_what_the_self_check_looks_at(config, tmp_path, monkeypatch):
-    photos = [Image.new("RGB", (60, 60), "white"), Image.effect_noise((60, 60), 40).convert("RGB")]
+    photos = [Image.new("RGB", (60, 60), "white"), noise((60, 60), 40)]
     dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
     checked = []
     original = score.self_check

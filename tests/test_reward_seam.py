@@ -29,8 +29,7 @@ def test_a_source_of_reward_is_one_file_and_one_line(length, config, questions, 
     monkeypatch.setattr(stages, "CHOSEN", ("length",))
     loaded, load = [], model_holder.load_model
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: loaded.append(a) or load(*a, **b))
-    # The pictures are random, and with them whether a pair is left.
-    assert worker.run(config(questions, work_dir=str(tmp_path / "work"))) in (0, 4)
+    assert worker.run(config(questions, work_dir=str(tmp_path / "work"))) == 0
     work = tmp_path / "work"
     # Only the model that samples was needed.
     assert len(loaded) == 1
@@ -52,11 +51,11 @@ def test_a_source_that_is_added_to_a_finished_run_computes_itself_alone(
     length, config, questions, monkeypatch, tmp_path
 ):
     work = tmp_path / "work"
-    assert worker.run(config(questions, work_dir=str(work))) in (0, 4)
+    assert worker.run(config(questions, work_dir=str(work))) == 0
     before = units_of(work)
     monkeypatch.setattr(stages, "CHOSEN", ("length", "implicit"))
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
-    assert worker.run(config(questions, work_dir=str(work))) in (0, 4)
+    assert worker.run(config(questions, work_dir=str(work))) == 0
     after = units_of(work)
     assert {path.parent.name for path in after.keys() - before.keys()} == {"length"}
     assert before.items() <= after.items()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from run_files import hostile_rows, png, read, write
+from run_files import hostile_rows, noise, png, read, write
 
 from data_engine.errors import UserError
 from data_engine.job import budgets, model_holder, worker
@@ -35,7 +35,7 @@ def test_budgets_are_frozen_by_the_first_start(config, tmp_path, monkeypatch):
 
 def test_other_budgets_give_the_same_answers_and_log_probs(config, tmp_path, monkeypatch):
     """4 questions x 4 answers, by rows 80, 5 and 1, and scored one question a pass, two, and all."""
-    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 40, 60, 80)]
+    photos = [noise((60, 60), spread) for spread in (20, 40, 60, 80)]
     dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
     found = []
     for rows, tokens in ((80, 0), (5, 400), (1, 10_000)):
@@ -50,7 +50,7 @@ def test_other_budgets_give_the_same_answers_and_log_probs(config, tmp_path, mon
 
 def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp_path, monkeypatch):
     """The second pass of each stage does not fit."""
-    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 80)]
+    photos = [noise((60, 60), spread) for spread in (20, 80)]
     dataset = write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
     assert worker.run(config(dataset, work_dir=str(tmp_path / "whole"), stop_after_stage=1)) == 0
     calls = []
@@ -77,7 +77,7 @@ def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp
 
 def test_a_question_that_exceeds_the_memory_alone_is_quarantined(config, tmp_path, monkeypatch):
     """The second of three does not fit where it is sampled, the third where the reward model scores it."""
-    photos = [Image.effect_noise((60, 60), spread).convert("RGB") for spread in (20, 50, 80)]
+    photos = [noise((60, 60), spread) for spread in (20, 50, 80)]
     asked = ["What is it?", "What is it, if not a giant?", "What is it then?"]
     rows = [(f"q{i}", text, png(photo)) for i, (text, photo) in enumerate(zip(asked, photos, strict=True))]
     dataset = write(tmp_path / "questions.parquet", rows)

@@ -108,6 +108,7 @@ def test_the_memory_of_a_session_is_that_of_its_processes_together():
     assert 50e6 < max(resident) < 100e6
 
 
+@pytest.mark.slow
 def test_a_start_with_ten_thousand_units_reads_a_footer_of_each_and_lists_each_stage_a_few_times(tmp_path, monkeypatch):
     rows = {"idx": range(20_000), "question": ["?"] * 20_000, "image": pa.nulls(20_000, IMAGE)}
     pq.write_table(pa.table(rows), tmp_path / "questions.parquet")

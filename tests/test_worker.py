@@ -6,15 +6,14 @@ import shutil
 import threading
 
 import pytest
-from PIL import Image
-from run_files import png, write
+from run_files import noise, png, write
 
 from data_engine.errors import UserError
 from data_engine.job import worker
 from data_engine.store import logs, units
 from data_engine.store.claims import Claims
 
-PHOTO = png(Image.effect_noise((60, 40), 80).convert("RGB"))
+PHOTO = png(noise((60, 40), 80))
 
 
 def exit_codes(work_dir) -> list[int]:

@@ -47,7 +47,7 @@ def test_a_run_leaves_what_the_design_names_and_nothing_else(alone):
     assert not stray_files(alone.work_dir)
 
 
-@pytest.mark.parametrize("flags", [(), ("--lookahead",)])
+@pytest.mark.parametrize("flags", [(), pytest.param(("--lookahead",), marks=pytest.mark.slow)])
 def test_three_ranks_under_torchrun_make_the_same_dataset(alone, tmp_path, flags):
     """Lookahead does not promise it; with one thread in fp32 the draws are the same all the same."""
     job = again(alone, tmp_path, *flags)
@@ -57,6 +57,7 @@ def test_three_ranks_under_torchrun_make_the_same_dataset(alone, tmp_path, flags
     assert ranks_that_worked(job) > 1, "one rank did all the work: nothing was distributed"
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_ten_times_slower_and_clocks_that_jump_change_nothing(alone, tmp_path):
     """Nobody takes a unit from its owner, and the slow rank takes fewer."""
     job = again(alone, tmp_path)
