@@ -78,13 +78,14 @@ class AnswersBehindPrefixes:
         if usual and has_flash(self.device, self.dtype, call.query.shape[-1]):
             return self._flash(call, noted)
         as_batch = usual and (self.device.type != "cpu" or self.dtype != torch.float32)
-        parts = zip(*(part.split(self.sizes, dim=2) for part in (call.query, call.key, call.value)), strict=True)
+        # A layer for image states hands over those of the prompt again.
+        new = (call.query,) if noted[0].cross else (call.query, call.key, call.value)
         found = []
-        for number, (query, key, value) in enumerate(parts):
+        for number, parts in enumerate(zip(*(part.split(self.sizes, dim=2) for part in new), strict=True)):
             if as_batch:
-                found.append(_as_batch(self.questions[number], noted[number], query, key, value, call.scale))
+                found.append(_as_batch(self.questions[number], noted[number], parts, call.scale))
             else:
-                found.append(self._in_parts(number, call, seen[number], (query, key, value)))
+                found.append(self._in_parts(number, call, seen[number], parts))
         return torch.cat(found, dim=2)
 
     def _flash(self, call: LayerCall, noted: list[Noted]) -> Tensor:
@@ -106,10 +107,10 @@ class AnswersBehindPrefixes:
         On CPU in fp32 the fastest way, and the only one that knows windows, softcaps, sinks and image states.
         """
         question = self.questions[number]
-        query_HTD, key_GTD, value_GTD = (part[0] for part in parts)
+        query_HTD, *own = (part[0] for part in parts)
         heads, tokens, width = query_HTD.shape
-        groups = key_GTD.shape[0]
         noted = question.prefix.layers[call.layer]
+        groups = len(noted.keys)
         # The query heads that share a key/value head become rows of one product.
         rows = query_HTD.reshape(1, groups, -1, width)
         bias = noted.bias if noted.cross else self._prefix_bias(number, seen)
@@ -120,9 +121,9 @@ class AnswersBehindPrefixes:
             for part in attention_with_lse(rows, noted.keys[None], noted.values[None], call.scores, bias)
         )
         if not noted.cross:
-            key, value = (part.repeat_interleave(heads // groups, 0) for part in (key_GTD, value_GTD))
-            own, own_lse = self._each_alone(number, call, seen, (query_HTD, key, value))
-            out, lse = merged(own, own_lse, out, lse), torch.logaddexp(own_lse, lse)
+            key, value = (part.repeat_interleave(heads // groups, 0) for part in own)
+            alone, alone_lse = self._each_alone(number, call, seen, (query_HTD, key, value))
+            out, lse = merged(alone, alone_lse, out, lse), torch.logaddexp(alone_lse, lse)
         return with_sinks(out, lse, None if call.sinks is None else call.sinks[:, None, None]).to(query_HTD.dtype)[None]
 
     def _each_alone(
@@ -156,8 +157,9 @@ class AnswersBehindPrefixes:
 _CAUSAL = Seen(lambda batch, head, query, key: key <= query, None)
 
 
-def _as_batch(question: Behind, noted: Noted, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _as_batch(question: Behind, noted: Noted, parts: tuple[Tensor, ...], scale: float) -> Tensor:
     """The answers as a batch over [prefix | own]: few calls, and the result is rounded once."""
+    query, key, value = parts
 
     def unpacked(packed: Tensor) -> Tensor:
         """[1, H, T, D] -> the answers padded to the longest, [K, H, L, D]."""
