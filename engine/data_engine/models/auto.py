@@ -6,6 +6,7 @@ running a small prompt once when it is loaded. A model that cannot share its pro
 Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
+import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.errors import BadRow
-from data_engine.models.answer_cache import PassingLayer, is_recurrent
+from data_engine.models.answer_cache import PassingLayer, is_recurrent, mapped
 from data_engine.models.attention import NAME, DoesNotFit, Finding, Noted, attending
 from data_engine.models.auto_limits import fast_positions
 from data_engine.models.auto_loading import check_checkpoint, load_weights
@@ -51,6 +52,7 @@ class Auto:
 
     family = "auto"
     is_split = False
+    has_plain_path = True
 
     def __init__(self, model: PreTrainedModel, chat: Chat) -> None:
         self._model, self.chat = model.eval(), chat
@@ -58,6 +60,7 @@ class Auto:
         self.eos_token_ids, self.banned_token_ids = chat.eos_token_ids, chat.banned_token_ids
         self.markers, self.vocabulary = chat.markers, chat.vocabulary
         self.vision = find_vision(model)
+        self.num_ids = model.get_input_embeddings().num_embeddings
         text = model.config.get_text_config(decoder=True)
         self._positions, self._fast_positions = text.max_position_embeddings, fast_positions(text)
         self.attention_layers: Mapping[nn.Module, int] = {}
@@ -68,6 +71,8 @@ class Auto:
         try:
             self.decoder = find_decoder(model)
             self.head = Head(*_output_weights(model))
+            # Mllama embeds its image token, and has no logit for it.
+            self.num_ids = min(self.num_ids, len(self.head.weight))
             attend_by_hook(model, self.decoder)
             self.decoder.register_forward_pre_hook(self._note_positions, with_kwargs=True)
             self.decoder.register_forward_hook(self._note_hidden)
@@ -82,10 +87,10 @@ class Auto:
         device: torch.device,
         dtype: torch.dtype,
         split: Split | None = None,
-        chat: ChatSettings = ChatSettings(),
+        chat: ChatSettings | None = None,
     ) -> "Auto":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
-        return cls(load_weights(folder, device, dtype, split), Chat.load(folder, chat))
+        return cls(load_weights(folder, device, dtype, split), Chat.load(folder, chat or ChatSettings()))
 
     @classmethod
     def check(cls, folder: Path) -> None:
@@ -195,30 +200,69 @@ class Auto:
 
 
 class _OwnDecoding:
-    """Rows of answers as the model's own `generate` computes them, a batch of equal prompts."""
+    """Rows of answers as the model's own `generate` computes them: the prompt is run once, its cache then copied.
+
+    `generate` itself expands the inputs of a prompt, where several crops of an image change places.
+    """
 
     def __init__(self, model: PreTrainedModel, inputs: dict[str, Tensor], num_rows: int) -> None:
-        self._model = model
-        self._ids, self._options = model._expand_inputs_for_generation(
-            expand_size=num_rows, is_encoder_decoder=False, **inputs
-        )
-        self._options |= {"past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}
-        self._options |= {"use_cache": True, "logits_to_keep": 1}
+        self._model, self._num_rows = model, num_rows
+        self._ids = inputs.pop("input_ids")
+        self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        self._options = inputs | {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": 1}
+        # As `generate` begins: models with several axes of positions go on counting from these.
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            self._options["position_ids"] = model._prepare_position_ids_for_generation(self._ids, self._options)
 
     @torch.inference_mode()
     def first(self) -> Tensor:
-        return self._step(is_first_iteration=True)
+        logits = self._step(is_first_iteration=True)
+        if self._num_rows > 1:
+            self._cache.layers = [
+                mapped(layer, self._repeated) if is_recurrent(layer) else _copied(layer, self._num_rows)
+                for layer in self._cache.layers
+            ]
+            for name, value in self._options.items():
+                if isinstance(value, Tensor) and (axis := self._axis_of_rows(value)) is not None:
+                    self._options[name] = value.repeat_interleave(self._num_rows, axis)
+            self._ids = self._repeated(self._ids)
+        return self._repeated(logits)
 
     @torch.inference_mode()
     def next(self, tokens_K: Tensor) -> Tensor:
         self._ids = torch.cat([self._ids, tokens_K[:, None]], 1)
         return self._step(next_sequence_length=1)
 
+    def _repeated(self, rows: Tensor) -> Tensor:
+        return rows.repeat_interleave(self._num_rows, 0)
+
+    def _axis_of_rows(self, value: Tensor) -> int | None:
+        """The axis that counts rows, of what stands beside each token: it comes before that of the tokens.
+
+        Pixels have none: they are not read again.
+        """
+        tokens = self._ids.shape[1]
+        for axis in range(value.ndim - 1):
+            if (
+                value.shape[axis] == 1
+                and value.shape[axis + 1] in (tokens, tokens + 1)
+                and not value.is_floating_point()
+            ):
+                return axis
+        return None
+
     def _step(self, **how: object) -> Tensor:
         given = self._model.prepare_inputs_for_generation(self._ids, **how, **self._options)
         out = self._model(**given, return_dict=True)
         self._options = self._model._update_model_kwargs_for_generation(out, self._options, is_encoder_decoder=False)
         return out.logits[:, -1].float()
+
+
+def _copied(layer: object, num_rows: int) -> object:
+    """A layer of a cache for so many equal rows."""
+    if getattr(layer, "keys", None) is not None:
+        layer.batch_repeat_interleave(num_rows)
+    return layer
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:
@@ -274,7 +318,7 @@ def fitted_head(head: Head, hidden_D: Tensor, logits_V: Tensor, config: object) 
 
 
 def _kinds(noted: Mapping[int, Noted]) -> list[LayerKind]:
-    """What each layer keeps, by what a prompt left in it. A layer that uses another's keys was handed the same tensor."""
+    """What each layer keeps, by what a prompt left in it; one that uses another's keys was handed the same tensors."""
     kinds, places = [], {}
     for number in range(len(noted)):
         keys, values, cross, _ = noted[number]

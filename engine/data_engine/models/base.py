@@ -104,6 +104,10 @@ class VisionLanguageModel(Protocol):
     """fingerprint of the tokenizer: models whose fingerprints are equal can exchange token ids"""
     is_split: bool
     """the weights are split over ranks: all make each call together, and one that fails leaves the others waiting"""
+    num_ids: int
+    """ids from 0 to below it have an embedding"""
+    has_plain_path: bool
+    """whether it can run on the plain path, by `plain_steps`; a native family need not"""
     why_plain: str | None
     """why the model runs on the plain path, whole rows; None: answers share the prompt's keys and values"""
 

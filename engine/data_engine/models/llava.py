@@ -81,7 +81,7 @@ class Llava:
 
     family = "llava"
     is_split = False
-    why_plain = None
+    has_plain_path, why_plain = False, None
     banned_token_ids = ()
     markers = ("<image>", "</s>", " ASSISTANT: ")
 
@@ -91,6 +91,7 @@ class Llava:
         self.attention_layers = embedded.attention_layers(self.decoder)
         self.layers, self.cache_layers = embedded.layer_kinds(self.decoder), embedded.cache_layers(self.decoder)
         self.head = Head(head_weight(modules))
+        self.num_ids = len(self.head.weight)
         self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
         self.eos_token_ids = (tokenizer.eos,)
         self.max_positions = config.text.max_position_embeddings

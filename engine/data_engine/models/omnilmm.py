@@ -77,7 +77,7 @@ class OmniLMM:
 
     family = "omnilmm"
     is_split = False
-    why_plain = None
+    has_plain_path, why_plain = False, None
     banned_token_ids = ()
     # Trainers tokenise whole rows, parse special tokens from the text, and search for the lines of the roles.
     markers = (
@@ -94,6 +94,7 @@ class OmniLMM:
         self.attention_layers = embedded.attention_layers(self.decoder)
         self.layers, self.cache_layers = embedded.layer_kinds(self.decoder), embedded.cache_layers(self.decoder)
         self.head = Head(head_weight(modules))
+        self.num_ids = len(self.head.weight)
         self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
         self.eos_token_ids = (tokenizer.eos,)
         self.max_positions = config.max_positions
