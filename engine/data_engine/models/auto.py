@@ -194,7 +194,7 @@ class Auto:
         if not finding.noted:
             raise DoesNotFit("no layer of its decoder attends through transformers' attention interface")
         self.attention_layers, self.cache_layers = dict(finding.layers), end.cache_layers
-        self.layers = tuple(_kinds(finding.noted))
+        self.layers = tuple(layer_kinds(finding.noted))
         text = self._model.config.get_text_config()
         self.head = fitted_head(self.head, end.hidden_D, logits, text)
 
@@ -317,12 +317,13 @@ def fitted_head(head: Head, hidden_D: Tensor, logits_V: Tensor, config: object) 
     raise DoesNotFit("its logits are not those of its output layer, nor a scale or a cap of config.json away from them")
 
 
-def _kinds(noted: Mapping[int, Noted]) -> list[LayerKind]:
+def layer_kinds(noted: Mapping[int, Noted]) -> list[LayerKind]:
     """What each layer keeps, by what a prompt left in it; one that uses another's keys was handed the same tensors."""
     kinds, places = [], {}
     for number in range(len(noted)):
         keys, values, cross, _ = noted[number]
-        place = (keys.data_ptr(), values.data_ptr())
+        # Not data_ptr: tensors on the meta device have none.
+        place = tuple((part.untyped_storage()._cdata, part.storage_offset()) for part in (keys, values))
         kinds.append(LayerKind(keys.shape[0], keys.shape[-1], values.shape[-1], cross, places.get(place)))
         places.setdefault(place, number)
     return kinds

@@ -76,6 +76,14 @@ class LayerKind:
         return self.groups * (self.key_width + self.value_width) if own else 0
 
 
+class CacheSizes(NamedTuple):
+    """Numbers that a model's cache keeps, all layers."""
+
+    per_token: int
+    per_answer: int = 0
+    """recurrent states, whatever the length"""
+
+
 class VisionLanguageModel(Protocol):
     """One loaded checkpoint."""
 
@@ -166,8 +174,8 @@ class ModelFamily(Protocol):
         """Raise ModelError for what `load` would refuse, by the headers of the weight files alone."""
 
     @staticmethod
-    def cache_values_per_token(folder: Path) -> int:
-        """Numbers in the key/value cache for one token, all layers."""
+    def cache_sizes(folder: Path) -> CacheSizes:
+        """What the cache keeps of a token and of an answer."""
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaModel
 from transformers.cache_utils import Cache
 
 from data_engine.models import attention, embedded
-from data_engine.models.base import PlainSteps, PromptEnd, Split
+from data_engine.models.base import CacheSizes, PlainSteps, PromptEnd, Split
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, head_weight
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
@@ -112,10 +112,10 @@ class Llava:
         _plan(folder)[0].matched()
 
     @staticmethod
-    def cache_values_per_token(folder: Path) -> int:
-        """Numbers in the key/value cache for one token, all layers."""
+    def cache_sizes(folder: Path) -> CacheSizes:
+        """What the cache keeps of a token."""
         raw, where = read_json(folder / "config.json"), folder / "config.json"
-        return cache_values_per_token(llama_config(raw.get("text_config", raw), where))
+        return CacheSizes(cache_values_per_token(llama_config(raw.get("text_config", raw), where)))
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:
