@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from data_engine.errors import BadRow, UserError
-from data_engine.models.chat import Chat, ChatSettings
+from data_engine.models.auto.chat import Chat, ChatSettings
 from data_engine.questions.conversation import Conversation, Message
 
 # numpy of torch's tensors, in PaliGemma's processor.

@@ -8,8 +8,8 @@ import transformers
 from PIL import Image
 
 from data_engine.errors import UserError
-from data_engine.models.chat import Chat, ChatSettings
-from data_engine.models.processor import explained
+from data_engine.models.auto.chat import Chat, ChatSettings
+from data_engine.models.auto.processor import explained
 from data_engine.models.registry import ModelError
 from data_engine.questions.conversation import Conversation
 

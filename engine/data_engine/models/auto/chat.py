@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from data_engine.errors import BadRow, UserError
-from data_engine.models.answer_ids import Tail, behind_answer, encode, first_special, tail
-from data_engine.models.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
-from data_engine.models.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
-from data_engine.models.processor import explained, load_config, load_processor
+from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail
+from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
+from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
+from data_engine.models.auto.processor import explained, load_config, load_processor
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.questions.conversation import Conversation
 

@@ -21,10 +21,10 @@ from transformers.modeling_utils import PreTrainedModel
 from data_engine.errors import BadRow
 from data_engine.models.answer_cache import PassingLayer, is_recurrent, mapped
 from data_engine.models.attention import NAME, DoesNotFit, Finding, Noted, attending
-from data_engine.models.auto_limits import fast_positions
-from data_engine.models.auto_loading import check_checkpoint, load_weights
+from data_engine.models.auto.chat import Chat, ChatSettings
+from data_engine.models.auto.limits import fast_positions
+from data_engine.models.auto.loading import check_checkpoint, load_weights
 from data_engine.models.base import LayerKind, PlainSteps, PromptEnd, Split, sent
-from data_engine.models.chat import Chat, ChatSettings
 from data_engine.models.head import Head
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage, check_megapixels, resized_size

@@ -1,7 +1,7 @@
 """Messages to the text of a prompt, through the checkpoint's own chat template or the user's."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -13,6 +13,7 @@ from PIL.Image import Image
 from transformers import ProcessorMixin
 
 from data_engine.errors import BadRow, UserError
+from data_engine.models.chat_settings import ChatSettings
 from data_engine.models.registry import ModelError, reason
 from data_engine.questions.conversation import Conversation, Message
 
@@ -29,16 +30,6 @@ _START = "data_engine_answer_start"
 _OURS = frozenset(("messages", "tools", "documents", "conversation", "chat_template", "add_generation_prompt",
     "continue_final_message", "tokenize", "return_tensors", "return_dict", "return_assistant_tokens_mask",
     "load_audio_from_video", "processor_kwargs", "sanitize_control_tokens", _START))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """What --chat_template and --chat_template_kwargs say."""
-
-    template: str | None = None
-    """text of a template, in the place of the checkpoint's own"""
-    kwargs: Mapping[str, object] = field(default_factory=dict)
-    """variables of the template, for example {"enable_thinking": false}"""
 
 
 def neutral(conversation: Conversation) -> Conversation:
