@@ -189,7 +189,8 @@ class RunConfig:
             text = Path(self.chat_template).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"{where} cannot be read: {error.strerror}; name a file with a Jinja template") from None
-        except UnicodeDecodeError:
+        # Bytes that are no UTF-8, or a name that no file can have.
+        except ValueError:
             raise UserError(f"{where} is not text in UTF-8; name a file with a Jinja template") from None
         _require(bool(text.strip()), f"{where} is empty; without the flag, the model's own template is used")
         return text

@@ -58,6 +58,7 @@ def conversation_of(found: object) -> Conversation:
             f"the last message must be the user's, whose answer is wanted; it is one of the {messages[-1].role}"
         )
     _check_texts(messages)
+    _check_order(found)
     return Conversation(messages)
 
 
@@ -115,6 +116,17 @@ def _check_texts(messages: tuple[Message, ...]) -> None:
         raise BadImage("messages is not valid UTF-8") from None
     if size > MAX_TEXT_BYTES:
         raise BadImage(f"messages has {size} bytes of text, more than {MAX_TEXT_BYTES}")
+
+
+def _check_order(found: list[dict]) -> None:
+    """Some formats number the images: a row is left out where that is not the order in which they are named."""
+    contents = [item["content"] for item in found if isinstance(item["content"], list)]
+    images = [part for content in contents for part in content if part["type"] == "image"]
+    for number, part in enumerate(images):
+        index = part.get("index")
+        if index not in (None, number):
+            shown = json.dumps(index, default=str)[:60]
+            raise BadImage(f'image part {number + 1} has the index {shown}, expected {number}: the order of "images"')
 
 
 def _split(message: Message) -> Message:
