@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
@@ -194,6 +195,11 @@ class RunConfig:
             raise UserError(f"{where} is not text in UTF-8; name a file with a Jinja template") from None
         _require(bool(text.strip()), f"{where} is empty; without the flag, the model's own template is used")
         return text
+
+    @property
+    def chat(self) -> ChatSettings:
+        """What the flags say about chat templates."""
+        return ChatSettings(self.chat_template_text, self.template_kwargs)
 
     @functools.cached_property
     def template_kwargs(self) -> dict[str, object]:

@@ -49,6 +49,9 @@ class Chat:
         """models of equal fingerprints can exchange token ids"""
         self.image_processor_name = type(processor.image_processor).__name__
         """Pillow's and torchvision's give other pixels"""
+        size = getattr(processor.image_processor, "size", None) or {}
+        self.shortest_edge: int | None = None if size.get("longest_edge") else size.get("shortest_edge")
+        """pixels of an image's short side after resizing, where its long side then is of any length"""
         self.eos_token_ids = self._ends()
         media = media_ids(processor, config)
         self.banned_token_ids = tuple(number for number in media if number not in self.eos_token_ids)

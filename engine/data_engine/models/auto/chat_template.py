@@ -12,8 +12,8 @@ import jinja2.parser
 from PIL.Image import Image
 from transformers import ProcessorMixin
 
+from data_engine.chat_settings import ChatSettings
 from data_engine.errors import BadRow, UserError
-from data_engine.models.chat_settings import ChatSettings
 from data_engine.models.registry import ModelError, reason
 from data_engine.questions.conversation import Conversation, Message
 

@@ -8,6 +8,7 @@ Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 
 import inspect
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
+from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow
 from data_engine.models.answer_cache import PassingLayer, is_recurrent, mapped
 from data_engine.models.attention import NAME, DoesNotFit, Finding, Noted, attending
-from data_engine.models.auto.chat import Chat, ChatSettings
+from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import fast_positions
-from data_engine.models.auto.loading import check_checkpoint, load_weights
-from data_engine.models.base import LayerKind, PlainSteps, PromptEnd, Split, sent
+from data_engine.models.auto.loading import load_weights
+from data_engine.models.base import CacheSizes, LayerKind, PlainSteps, PromptEnd, Split, TextSide, sent
 from data_engine.models.head import Head
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage, check_megapixels, resized_size
@@ -52,7 +54,7 @@ class Auto:
 
     family = "auto"
     is_split = False
-    has_plain_path = True
+    takes_chat_settings, has_plain_path = True, True
 
     def __init__(self, model: PreTrainedModel, chat: Chat) -> None:
         self._model, self.chat = model.eval(), chat
@@ -67,6 +69,9 @@ class Auto:
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
         self.why_plain: str | None = None
+        self.is_settled = False
+        # Tokenizers keep state while they encode, and prompts are made by several threads.
+        self._one_at_a_time = threading.Lock()
         self._last: dict[str, Tensor] = {}
         try:
             self.decoder = find_decoder(model)
@@ -87,15 +92,32 @@ class Auto:
         device: torch.device,
         dtype: torch.dtype,
         split: Split | None = None,
-        chat: ChatSettings | None = None,
+        chat: ChatSettings = NO_CHAT_SETTINGS,
     ) -> "Auto":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
-        return cls(load_weights(folder, device, dtype, split), Chat.load(folder, chat or ChatSettings()))
+        return cls(load_weights(folder, device, dtype, split), Chat.load(folder, chat))
 
     @classmethod
-    def check(cls, folder: Path) -> None:
+    def check(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
         """Raise ModelError for what `load` would refuse, as can be seen without reading the weights."""
-        check_checkpoint(folder)
+        Chat.load(folder, chat)
+
+    @classmethod
+    def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
+        loaded = Chat.load(folder, chat)
+        return TextSide(loaded.vocabulary, loaded.markers, loaded.image_processor_name)
+
+    @staticmethod
+    def cache_sizes(folder: Path) -> CacheSizes:
+        # Imported here, since it runs this module's functions.
+        from data_engine.models.auto.sizes import cache_sizes
+
+        return cache_sizes(folder)
+
+    @staticmethod
+    def folders(folder: Path) -> list[Path]:
+        """Its own alone."""
+        return [folder]
 
     @property
     def max_positions(self) -> int:
@@ -108,7 +130,8 @@ class Auto:
             self._check_size(image, max_megapixels)
         if not images and any(kind.cross for kind in self.layers):
             raise BadRow("this model looks at its image in layers of their own, and the row has none")
-        return ProcessedPrompt(self.chat.inputs(conversation, images))
+        with self._one_at_a_time:
+            return ProcessedPrompt(self.chat.inputs(conversation, images))
 
     def _check_size(self, image: Image.Image, max_megapixels: float) -> None:
         check_megapixels(*image.size, max_megapixels, "source image")
@@ -119,10 +142,12 @@ class Auto:
             check_megapixels(*resized_size(*image.size, edge), max_megapixels, "resized image")
 
     def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
-        return self.chat.answer_ids(conversation, answer)
+        with self._one_at_a_time:
+            return self.chat.answer_ids(conversation, answer)
 
     def text(self, token_ids: list[int]) -> str:
-        return self.chat.text(token_ids)
+        with self._one_at_a_time:
+            return self.chat.text(token_ids)
 
     @torch.inference_mode()
     def run_prompt(self, prompt: ProcessedPrompt) -> PromptEnd:

@@ -15,3 +15,6 @@ class ChatSettings:
 
     def __bool__(self) -> bool:
         return self.template is not None or bool(self.kwargs)
+
+
+NO_CHAT_SETTINGS = ChatSettings()
