@@ -46,6 +46,7 @@ def load_model(
     if split is not None:
         model.is_split = True
         split.run_together(model)
+    model.find_layers()
     return model
 
 

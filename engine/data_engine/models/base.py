@@ -158,6 +158,18 @@ class VisionLanguageModel(Protocol):
     def plain_steps(self, prompt: Prompt, num_rows: int) -> "PlainSteps":
         """Rows of answers by the model's own decoding, each step's logits handed out."""
 
+    def find_layers(self) -> None:
+        """Complete what only a call can tell of the layers; of a split model, on all ranks at the same time."""
+
+    def whole_modules(self) -> list[tuple[nn.Module, str]]:
+        """(owner, name) of modules inside decoder and vision tower that stay whole where the model is split."""
+
+    def idle_decode(self) -> None:
+        """A call of the decoder whose result is not needed: a rank without work takes part in others' calls."""
+
+    def idle_encode(self) -> None:
+        """A call of the vision tower whose result is not needed."""
+
 
 class PlainSteps(Protocol):
     """Answers in the making on the plain path, the same number in each step."""

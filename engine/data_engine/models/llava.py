@@ -155,6 +155,18 @@ class Llava:
     def plain_steps(self, prompt: SplicedPrompt, num_rows: int) -> PlainSteps:
         raise NotImplementedError("every checkpoint of this family shares its prompts")
 
+    def find_layers(self) -> None:
+        """They are LLaMA's, as its configuration says."""
+
+    def whole_modules(self) -> list[tuple[nn.Module, str]]:
+        return [(self.decoder, "embed_tokens")]
+
+    def idle_decode(self) -> None:
+        embedded.idle_decode(self)
+
+    def idle_encode(self) -> None:
+        embedded.idle_encode(self)
+
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)
 

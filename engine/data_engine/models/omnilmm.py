@@ -156,6 +156,18 @@ class OmniLMM:
     def plain_steps(self, prompt: SplicedPrompt, num_rows: int) -> PlainSteps:
         raise NotImplementedError("every checkpoint of this family shares its prompts")
 
+    def find_layers(self) -> None:
+        """They are LLaMA's, as its configuration says."""
+
+    def whole_modules(self) -> list[tuple[nn.Module, str]]:
+        return [(self.decoder, "embed_tokens")]
+
+    def idle_decode(self) -> None:
+        embedded.idle_decode(self)
+
+    def idle_encode(self) -> None:
+        embedded.idle_encode(self)
+
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         """The whole image resized to a square, for sampling and scoring alike; `crop` is ignored."""
         check_megapixels(*image.size, max_megapixels, "source image")

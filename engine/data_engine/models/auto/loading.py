@@ -11,7 +11,6 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_engine.models.auto.processor import load_config
-from data_engine.models.base import Split
 from data_engine.models.registry import ModelError, reason
 
 log = logging.getLogger(__name__)
@@ -20,10 +19,8 @@ log = logging.getLogger(__name__)
 TOLD = 3
 
 
-def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None) -> PreTrainedModel:
+def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model, whole. Raises ModelError where weights are missing, too many or of a wrong shape."""
-    if split is not None:
-        raise ModelError(f"{folder}: models of the family auto cannot be split yet; set --zero3 off")
     load_config(folder)
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     verbosity, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
