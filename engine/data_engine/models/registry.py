@@ -104,7 +104,7 @@ def fetch(path: str, revision: str | None = None) -> Path:
     """Download a hub id into the local cache; its folder there. Raises ModelError where that fails."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.model", "*.safetensors", "*.bin", "openai/*"]
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.bin", "openai/*"]
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:
