@@ -111,8 +111,8 @@ class ChatTemplate:
             except BadRow as error:
                 told = str(error).removeprefix("the chat template refuses it: ")
                 continue
-            # A template that expects a text prints a list as Python does.
-            if ANSWER in text and "'type'" not in text:
+            # A template that expects a text prints a list, with its texts in quotes.
+            if ANSWER in text and f"'{ANSWER}'" not in text and f'"{ANSWER}"' not in text:
                 return
         self._as_text.discard(role)
         if role == "user":
