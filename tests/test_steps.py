@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from prompts import EmbeddedPrompt, prefix
-from torch import Tensor
 
 from data_engine.errors import UserError
 from data_engine.sampling.draw import SamplingParams
@@ -123,7 +122,7 @@ def test_rows_of_similar_length_make_a_run():
 def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monkeypatch):
     """Runs as short as these answers ask for: about as few as if all rows were sorted, and no answer changed."""
     lengths = torch.randint(2, 25, (len(asked), 10), generator=torch.Generator().manual_seed(0)).tolist()
-    forced = [PromptRequest(one.prefix, one.keys, ends) for one, ends in zip(asked, lengths, strict=True)]
+    forced = [PromptRequest(one.prompt, one.keys, ends) for one, ends in zip(asked, lengths, strict=True)]
     params = replace(PARAMS, forced_lengths=True)
     at_once = SamplingEngine(instruct, 80, num_slots(80, 10)).sample(forced, params)
     monkeypatch.setattr(cpu_attention, "WASTE", 4)
@@ -233,14 +232,14 @@ def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
     assert decoder.retries == 0
 
 
-def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, Tensor], bool]) -> None:
-    """A prompt for which `too_large(steps, prefix)` holds never fits."""
+def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, EmbeddedPrompt], bool]) -> None:
+    """A prompt for which `too_large(steps, prompt)` holds never fits."""
     prefill = ModelRunner.prefill
 
-    def call(self, prefix_PD, slot):
-        if too_large(self, prefix_PD):
+    def call(self, prompt, slot):
+        if too_large(self, prompt):
             raise torch.OutOfMemoryError("no room")
-        return prefill(self, prefix_PD, slot)
+        return prefill(self, prompt, slot)
 
     monkeypatch.setattr(ModelRunner, "prefill", call)
 
@@ -249,8 +248,8 @@ def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, Tensor], bo
 def test_a_question_that_exceeds_the_memory_alone_costs_the_others_nothing(
     instruct, asked, expected, monkeypatch, number
 ):
-    giant = asked[number].prefix()
-    out_of_memory_for(monkeypatch, lambda steps, prefix_PD: prefix_PD is giant)
+    giant = asked[number].prompt
+    out_of_memory_for(monkeypatch, lambda steps, prompt: prompt is giant)
     decoder = SamplingEngine(instruct, 16, num_slots(16, 10))
     found = decoder.sample(asked, PARAMS)
     assert [answer for answer in found if answer.request != number] == [
