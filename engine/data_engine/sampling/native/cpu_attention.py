@@ -130,7 +130,7 @@ class EagerRows:
                 lse = torch.logaddexp(own_lse, prefix_lse)
         if call.sinks is not None:
             out = with_sinks(out, lse, call.sinks.view(1, groups, -1, 1))
-        return out.to(query.dtype).view(rows, heads, 1, -1)
+        return out.to(query.dtype).reshape(rows, heads, 1, -1)
 
     def _keep(self, call: LayerCall) -> None:
         """Write each row's new key and value into its suffix."""
