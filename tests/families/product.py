@@ -41,6 +41,7 @@ def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> li
     """
     from dataclasses import replace
 
+    from data_engine.pipeline.asked import asked as conversation_of
     from data_engine.pipeline.sample import SampleSettings, request_for
     from data_engine.sampling.draw import SamplingParams
     from data_engine.sampling.native.scheduler import sample
@@ -49,14 +50,15 @@ def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> li
     requests = []
     for number, (one, wanted) in enumerate(zip(asked, lengths, strict=True)):
         settings = SampleSettings(len(wanted), 0, params, crop=False, max_megapixels=64)
-        requests.append(replace(request_for(model, *_given(one), number, settings), lengths=wanted))
+        request = request_for(model, *conversation_of(*_given(one), 64, "apply"), number, settings)
+        requests.append(replace(request, lengths=wanted))
     found = {(one.request, one.sample_index): one.token_ids for one in sample(model, requests, params, rows)}
     return [[found[number, index] for index in range(len(wanted))] for number, wanted in enumerate(lengths)]
 
 
 def is_fast(model) -> bool:
     """Whether the model goes by the shared prefix, and not by the plain path."""
-    return model.is_fast
+    return model.why_plain is None
 
 
 def ends(model) -> list[int]:
@@ -71,9 +73,11 @@ def banned(model) -> list[int]:
 
 def is_hybrid(model) -> bool:
     """Whether layers carry a state from token to token."""
-    return model.is_hybrid
+    from data_engine.models.answer_cache import is_recurrent
+
+    return any(map(is_recurrent, model.cache_layers))
 
 
 def can_be_divided(model) -> bool:
     """Whether --zero3 on takes the model."""
-    return not model.is_hybrid
+    return is_fast(model) and not is_hybrid(model)
