@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from prompts import prefix
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data_engine.models.base import VisionLanguageModel, prefix
+from data_engine.models.base import VisionLanguageModel
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import paged_attention
 from data_engine.sampling.native.kv_cache import KVCache

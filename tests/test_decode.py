@@ -4,11 +4,10 @@ import functools
 
 import pytest
 import torch
+from prompts import EmbeddedPrompt, forward, positions, prefix
 
 from data_engine import sample_answers
 from data_engine.errors import BadRow
-from data_engine.models.attention import forward, positions
-from data_engine.models.base import prefix
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.draw import SamplingParams, next_tokens
 from data_engine.sampling.native.model_runner import ModelRunner
@@ -26,7 +25,7 @@ def plain_answer(model, shared, key: int, params: SamplingParams) -> list[int]:
     while len(tokens) < params.max_new_tokens and not (tokens and tokens[-1] in model.eos_token_ids):
         row = torch.cat([shared, model.embed_tokens(torch.tensor(tokens, dtype=torch.long))])[None]
         hidden = forward(model.decoder, row, positions(0, row.shape[1], row.device))[0, -1:]
-        logits = hidden @ model.head_weight.T
+        logits = hidden @ model.head.weight.T
         seen = torch.zeros(1, logits.shape[1], dtype=torch.bool)
         seen[0, tokens] = True
         drawn = next_tokens(
@@ -49,7 +48,7 @@ def prefixes(instruct, golden_rows, golden_images):
 
 def requests(prefixes, k: int) -> list[PromptRequest]:
     return [
-        PromptRequest(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(k)])
+        PromptRequest(EmbeddedPrompt(shared), [seed_for(0, number, i) for i in range(k)])
         for number, shared in enumerate(prefixes)
     ]
 
@@ -143,7 +142,7 @@ def test_a_question_and_its_answer_may_fill_the_models_positions_and_no_more(
 
 def test_forced_lengths_are_those_of_the_request_and_end_with_eos(instruct, prefixes):
     lengths = [1, 2, 12, 5, 7]
-    asked = [PromptRequest(lambda shared=shared: shared, [1, 2, 3, 4, 5], lengths) for shared in prefixes[:3]]
+    asked = [PromptRequest(EmbeddedPrompt(shared), [1, 2, 3, 4, 5], lengths) for shared in prefixes[:3]]
     found = sample(instruct, asked, SamplingParams(1.0, 0, max_new_tokens=12, forced_lengths=True), 4)
     assert [len(answer.token_ids) for answer in found] == lengths * 3
     assert all(answer.token_ids.index(2) == len(answer.token_ids) - 1 for answer in found)

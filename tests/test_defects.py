@@ -140,7 +140,7 @@ def test_a_checkpoint_that_says_nothing_of_patch_tokens_gets_none_defect_37(gold
     del config["mm_use_im_patch_token"]
     path.write_text(json.dumps(config))
     model = load_model(None, str(path.parent), device="cpu", dtype="float32")
-    assert len(model.head_weight) == 1000
+    assert len(model.head.weight) == 1000
 
 
 def test_questions_keep_their_spaces_and_line_ends_defect_37(instruct):

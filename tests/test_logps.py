@@ -4,15 +4,15 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from prompts import packed_token_logps, plain_token_logps, prefix
 from run_files import png, wide_picture
 
 from data_engine import schemas
-from data_engine.models.base import prefix
 from data_engine.pipeline import score
 from data_engine.pipeline.score import self_check
 from data_engine.questions.dataset import Question
 from data_engine.scoring import logprobs
-from data_engine.scoring.logprobs import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
+from data_engine.scoring.logprobs import Scored, pass_tokens, score_pass
 from data_engine_kernels import reference
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 from PIL import Image
+from prompts import EmbeddedPrompt, prefix
 from run_files import noise, png, read, write
 
 from data_engine import sample_answers
 from data_engine.job import model_holder, worker
 from data_engine.models import load_model
-from data_engine.models.base import prefix
 from data_engine.pipeline import score
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import scheduler
@@ -109,7 +109,7 @@ def test_a_row_that_breaks_late_leaves_nothing_behind_in_its_place(
     for number in range(8):
         pixels = instruct.pixels(golden_images[number], False, 64)
         shared = prefix(instruct, pixels, golden_rows[4 * number]["question"])
-        asked.append(PromptRequest(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
+        asked.append(PromptRequest(EmbeddedPrompt(shared), [seed_for(0, number, i) for i in range(10)]))
     expected = SamplingEngine(instruct, 16, num_slots(16, 10)).sample(asked, PARAMS)
     steps = []
     advance = scheduler.ModelRunner.advance

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from data_engine.scoring.packed_attention import Flash, Packed, PackedQuestion
+from prompts import packed_token_logps, plain_token_logps, prefix
 from torch import Tensor
 
 from data_engine import load_model
 from data_engine.models import attention
 from data_engine.models.attention import Bounds, flash
-from data_engine.models.base import prefix
 from data_engine.scoring import packed_attention
-from data_engine.scoring.logprobs import Scored, packed_token_logps, plain_token_logps, score_pass
-from data_engine.scoring.packed_attention import Flash, Packed, PackedQuestion
+from data_engine.scoring.logprobs import Scored, score_pass
 
 # Prefixes and answers of several questions: answers without tokens, and a question that has no other.
 PREFIXES, ANSWERS = [50, 9, 20, 3], [[7, 0, 1, 30], [4], [0, 0], [0, 11]]

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from prompts import EmbeddedPrompt, prefix
 from run_files import hostile_rows, noise, png, read, wide_picture, write
 
 from data_engine.errors import UserError
 from data_engine.job import checkpoints, model_holder, run_file, worker
-from data_engine.models.base import prefix
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import PromptRequest
@@ -213,7 +213,7 @@ def test_both_stages_see_the_same_pixels_when_asked(config, tmp_path, instruct):
     for image, crop, expected in ((wide, False, padded), (wide, True, cropped), (middle, False, cropped)):
         shared = prefix(instruct, instruct.pixels(image, crop, 64), "What is it?")
         keys = [seed_for(0, "q", number) for number in range(4)]
-        found = sample(instruct, [PromptRequest(lambda shared=shared: shared, keys)], params, 4)
+        found = sample(instruct, [PromptRequest(EmbeddedPrompt(shared), keys)], params, 4)
         assert [(answer.sample_index, answer.token_ids) for answer in found] == expected
 
 

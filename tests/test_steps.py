@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from prompts import EmbeddedPrompt, prefix
 from torch import Tensor
 
 from data_engine.errors import UserError
-from data_engine.models.base import prefix
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import cpu_attention, page_allocator, scheduler
 from data_engine.sampling.native.cpu_attention import EagerRows, Lanes, runs
@@ -60,7 +60,7 @@ def asked(instruct, golden_rows, golden_images) -> list[PromptRequest]:
     for number in range(8):
         row = golden_rows[4 * number]
         shared = prefix(instruct, instruct.pixels(golden_images[number], False, 64), row["question"])
-        found.append(PromptRequest(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
+        found.append(PromptRequest(EmbeddedPrompt(shared), [seed_for(0, number, i) for i in range(10)]))
     return found
 
 

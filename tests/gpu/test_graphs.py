@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from prompts import EmbeddedPrompt, prefix
 
 from data_engine import load_model
-from data_engine.models.base import prefix
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
@@ -32,7 +32,7 @@ def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(
     for number in range(8):
         pixels = model.pixels(golden_images[number], False, 64)
         shared = prefix(model, pixels, golden_rows[4 * number]["question"])
-        asked.append(PromptRequest(lambda shared=shared: shared, [seed_for(0, number, i) for i in range(10)]))
+        asked.append(PromptRequest(EmbeddedPrompt(shared), [seed_for(0, number, i) for i in range(10)]))
     plain = SamplingEngine(model, 24, 8)
     expected = plain.sample(asked, params)
     assert {answer.finish_reason for answer in expected} == {"stop", "length"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from folders import edit, replace_weights, weights
+from prompts import prefix
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
@@ -106,8 +107,6 @@ def test_the_layout_of_transformers_old_and_new(folder, goldens, instruct, golde
 def test_what_transformers_itself_saves_loads_and_scores_alike(folder, tmp_path, golden_images, old_names):
     """The second formula: LlavaForConditionalGeneration, run by transformers, on the very same file."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    from data_engine.models.base import prefix
 
     torch.manual_seed(0)
     layers = {"num_hidden_layers": 2, "num_attention_heads": 4}

@@ -8,17 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from prompts import forward, packed_token_logps, plain_token_logps, positions, prefix
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
-from data_engine.models.base import prefix
 from data_engine.models.llava import preprocess
 from data_engine.questions.images import BadImage
 from data_engine.rewards.implicit import token_rewards
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import PromptRequest
-from data_engine.scoring.logprobs import packed_token_logps, plain_token_logps
 
 QUESTIONS = range(8)
 
@@ -89,14 +88,13 @@ def test_sampling_prompts_and_padded_pixels_are_the_references(instruct, golden_
 
 
 def test_first_logits_are_the_references(instruct, golden_rows, golden_images, stage0):
-    from data_engine.models.attention import forward, positions
 
     for question in QUESTIONS:
         pixels = instruct.pixels(golden_images[question], crop=False, max_megapixels=64)
         shared = prefix(instruct, pixels, golden_rows[4 * question]["question"])
         with torch.inference_mode():
             hidden = forward(instruct.decoder, shared[None], positions(0, len(shared), shared.device))[0, -1]
-            logits = hidden @ instruct.head_weight.T
+            logits = hidden @ instruct.head.weight.T
         torch.testing.assert_close(logits, stage0[f"q_{question:03d}.first_logits"].flatten(), rtol=0, atol=2e-4)
 
 

@@ -4,17 +4,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prompts import forward, packed_token_logps, plain_token_logps, positions, prefix, prefix_length
 from safetensors.torch import load_file
 
 from data_engine import sample_answers, score_answers
-from data_engine.models.attention import forward, positions
-from data_engine.models.base import IMAGE_TOKEN, prefix, prefix_length
+from data_engine.models.embedded import IMAGE_TOKEN
 from data_engine.questions.images import BadImage
 from data_engine.rewards.implicit import token_rewards
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import PromptRequest
-from data_engine.scoring.logprobs import packed_token_logps, plain_token_logps
 
 QUESTIONS = range(8)
 IM_PATCH = 600
@@ -118,7 +117,7 @@ def test_every_position_of_a_row_predicts_as_the_reference_does(checkpoint, gold
         with torch.inference_mode():
             whole = torch.cat([shared, model.embed_tokens(answer)])[None]
             hidden = forward(model.decoder, whole, positions(0, whole.shape[1], whole.device))[0]
-            logps = (hidden @ model.head_weight.T).log_softmax(-1)[:-1].gather(-1, targets[:, None])[:, 0]
+            logps = (hidden @ model.head.weight.T).log_softmax(-1)[:-1].gather(-1, targets[:, None])[:, 0]
         torch.testing.assert_close(logps, tensors[f"row_{number:03d}.per_token_logp"], rtol=0, atol=1e-4)
 
 
@@ -134,7 +133,7 @@ def test_first_logits_are_the_references(omni_instruct, golden_rows, golden_imag
         shared = prefix(omni_instruct, pixels, golden_rows[4 * question]["question"])
         with torch.inference_mode():
             hidden = forward(omni_instruct.decoder, shared[None], positions(0, len(shared), shared.device))[0, -1]
-            logits = hidden @ omni_instruct.head_weight.T
+            logits = hidden @ omni_instruct.head.weight.T
         torch.testing.assert_close(logits, stage0[f"q_{question:03d}.first_logits"].flatten(), rtol=0, atol=2e-4)
 
 
@@ -189,7 +188,7 @@ def golden_logps(model, row: dict, image: Image.Image, hide: int | None) -> torc
         mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
         place = positions(0, len(ids), whole.device)
         hidden = model.decoder(inputs_embeds=whole, position_ids=place, attention_mask=mask, use_cache=False)[0][0]
-        logps = (hidden @ model.head_weight.T).log_softmax(-1)
+        logps = (hidden @ model.head.weight.T).log_softmax(-1)
     return logps[len(shared) - 1 : -1].gather(-1, torch.tensor(answer)[:, None])[:, 0]
 
 
@@ -221,8 +220,8 @@ def test_log_probs_are_taken_in_fp32_whatever_the_dtype_of_the_weights_defect_15
     with torch.inference_mode():
         whole = torch.cat([shared, model.embed_tokens(answer)])[None]
         hidden = forward(model.decoder, whole, positions(0, whole.shape[1], whole.device))[0, len(shared) - 1 : -1]
-        in_fp32 = (hidden.float() @ model.head_weight.float().T).log_softmax(-1)
-        in_bf16 = (hidden @ model.head_weight.T).log_softmax(-1).float()
+        in_fp32 = (hidden.float() @ model.head.weight.float().T).log_softmax(-1)
+        in_bf16 = (hidden @ model.head.weight.T).log_softmax(-1).float()
     [got] = packed_token_logps(model, shared, [answer.tolist()])
     exact, rounded = (logps.gather(-1, answer[:, None])[:, 0] for logps in (in_fp32, in_bf16))
     # Packed attention rounds elsewhere, so the two are compared on average: bf16 log-softmax is an order further off.

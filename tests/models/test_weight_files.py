@@ -28,16 +28,16 @@ from data_engine.models import llava
 def test_a_whole_file_wins_over_an_index_left_over_from_another_save(folder, instruct, reward, goldens):
     """The order of transformers; the shards of the first save are those of the other model."""
     shutil.copy(goldens / "llava/reward/model.safetensors", folder)
-    torch.testing.assert_close(load(folder).head_weight, reward.head_weight, rtol=0, atol=0)
+    torch.testing.assert_close(load(folder).head.weight, reward.head.weight, rtol=0, atol=0)
     (folder / INDEX).write_text("{")
     (folder / SHARD).unlink()
     assert check(folder) == {"instruct": "llava"}
-    assert not torch.equal(instruct.head_weight, reward.head_weight)
+    assert not torch.equal(instruct.head.weight, reward.head.weight)
 
 
 def test_an_index_of_safetensors_wins_over_a_whole_bin(folder, instruct):
     torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
-    torch.testing.assert_close(load(folder).head_weight, instruct.head_weight, rtol=0, atol=0)
+    torch.testing.assert_close(load(folder).head.weight, instruct.head.weight, rtol=0, atol=0)
 
 
 def save_bin(folder: Path, content: object, **options: object) -> Path:
@@ -53,7 +53,7 @@ def test_a_bin_from_before_torch_1_6_is_refused_and_the_command_that_is_named_co
     command = re.search(r'python -c "(.*)"$', told(lambda: check(folder)))[1]
     subprocess.run([sys.executable, "-c", command], check=True)
     assert check(folder) == {"instruct": "llava"}
-    torch.testing.assert_close(load(folder).head_weight, instruct.head_weight, rtol=0, atol=0)
+    torch.testing.assert_close(load(folder).head.weight, instruct.head.weight, rtol=0, atol=0)
 
 
 class Other:

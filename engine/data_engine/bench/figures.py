@@ -48,9 +48,9 @@ def least_seconds(subject: Subject, peak: dict[str, float]) -> dict[str, float]:
     caches, or multiplies, whichever takes longer. The tower and the scores of attention are left out.
     """
     sizes, model = subject.sizes, subject.engine
-    prefix, item = len(subject.prompt_P), model.head_weight.element_size()
+    prefix, item = len(subject.prompt_P), model.head.weight.element_size()
     embeddings = model.decoder.embed_tokens.weight.numel()
-    weights, head = sum(p.numel() for p in model.decoder.parameters()) - embeddings, model.head_weight.numel()
+    weights, head = sum(p.numel() for p in model.decoder.parameters()) - embeddings, model.head.weight.numel()
     cached = cached_token_bytes(model)
     answers = sizes.k * sizes.answer_tokens
     scoring = len(subject.answers_BKL) * 2 * (weights * (prefix + answers - sizes.k) + head * answers)
@@ -63,7 +63,7 @@ def least_seconds(subject: Subject, peak: dict[str, float]) -> dict[str, float]:
 
 def cached_token_bytes(model: VisionLanguageModel) -> int:
     """Keys and values of one token, all layers."""
-    return cache_values_per_token(model.decoder.config) * model.head_weight.element_size()
+    return cache_values_per_token(model.decoder.config) * model.head.weight.element_size()
 
 
 def estimate(questions: int, seconds_per_question: float, bytes_per_question: float, device: torch.device) -> dict:

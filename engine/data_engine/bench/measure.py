@@ -71,7 +71,7 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
 def _sampling_engine(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[SamplingEngine, int]:
     """The sampling engine, and the number of its rows."""
     k = subject.sizes.k
-    samples_per_prompt = k if use_triton(subject.engine.head_weight) else None
+    samples_per_prompt = k if use_triton(subject.engine.head.weight) else None
     rows = asked_rows or budget_rows
     if not (asked_rows or samples_per_prompt):
         rows = rows_without_pages(rows, subject.engine.device.type)
@@ -80,7 +80,7 @@ def _sampling_engine(subject: Subject, asked_rows: int | None, budget_rows: int)
 
 def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:
     """The budgets that `run` would choose from the memory that is left beside all models of the bench."""
-    activated = ACTIVATIONS * model.decoder.config.hidden_size * model.head_weight.element_size()
+    activated = ACTIVATIONS * model.decoder.config.hidden_size * model.head.weight.element_size()
     needs = Needs(weights=0, cached_token=figures.cached_token_bytes(model), activated_token=activated)
     return budgets(free_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
 

@@ -21,7 +21,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from data_engine.models import load_model
-from data_engine.models.base import IMAGE_TOKEN
+from data_engine.models.embedded import IMAGE_TOKEN
+from data_engine.questions.conversation import Conversation
 
 QUESTION = "What is in the picture?"
 
@@ -112,10 +113,11 @@ class Subject:
         self.stock, self.why_no_stock = load_stock(folder, self.engine.device, self.engine.dtype)
         self.photos = [photo(seed) for seed in range(max(sizes.questions, sizes.drawn_questions))]
         images = [Image.open(io.BytesIO(data)) for data in self.photos]
-        self.pixels_B3HW = torch.stack([self.engine.pixels(image, True, 64) for image in images])
+        self.prompts = [self.engine.prompt(Conversation.of(QUESTION), [image], True, 64) for image in images]
+        self.pixels_B3HW = torch.stack([prompt.pixels for prompt in self.prompts])
         generator = torch.Generator().manual_seed(0)
         shape = (max(1, sizes.questions // 4), sizes.k, sizes.answer_tokens)
-        self.answers_BKL = torch.randint(3, len(self.engine.head_weight) - 64, shape, generator=generator)
+        self.answers_BKL = torch.randint(3, len(self.engine.head.weight) - 64, shape, generator=generator)
         self.lengths_BK = drawn_lengths(sizes.drawn_questions, sizes.k, sizes.most_tokens)
         ids = self.engine.prompt_ids(QUESTION)
         at = ids.index(IMAGE_TOKEN)

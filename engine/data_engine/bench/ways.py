@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from data_engine.bench.model import QUESTION, Subject
-from data_engine.models.base import prefix
+from data_engine.bench.model import Subject
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
-from data_engine.scoring.logprobs import packed_token_logps
+from data_engine.scoring.logprobs import Scored, score_pass
 from data_engine.seeds import seed_for
 from data_engine.store.units import split_units
 
@@ -110,8 +109,8 @@ class Ways:
         return self.subject.answers_BKL.numel()
 
     def _packed(self, question: int) -> list[Tensor]:
-        shared = prefix(self.engine, self.subject.pixels_B3HW[question], QUESTION)
-        return packed_token_logps(self.engine, shared, self.subject.answers_BKL[question].tolist())
+        asked = Scored(self.subject.prompts[question], self.subject.answers_BKL[question].tolist())
+        return score_pass(self.engine, [asked])[0]
 
     @torch.inference_mode()
     def score_one_at_a_time_twice(self, answers: list[Tensor] | Tensor, question: int = 0) -> int:
@@ -145,7 +144,7 @@ class Ways:
         """All answers from one queue, or unit by unit, as `run` does without --lookahead."""
         requests = [
             PromptRequest(
-                lambda question=question: prefix(self.engine, self.subject.pixels_B3HW[question], QUESTION),
+                self.subject.prompts[question],
                 [seed_for(0, question, index) for index in range(len(lengths))],
                 lengths,
             )

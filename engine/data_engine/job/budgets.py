@@ -26,9 +26,12 @@ def frozen_budgets(
     depend on the figures in their last bits, and a later start may have another number of ranks.
     """
     itemsize, sampler = target.dtype.itemsize, checkpoints[stages.SAMPLING.model]
+    kept = family_class(sampler.family).cache_sizes(sampler.folder)
     needs = Needs(
         weights=decision.weights_bytes // 2 if decision.split else decision.weights_bytes,
-        cached_token=family_class(sampler.family).cache_values_per_token(sampler.folder) * itemsize,
+        cached_token=kept.per_token * itemsize,
+        # States may be kept in fp32, whatever the weights' dtype.
+        answer_state=kept.per_answer * torch.float32.itemsize,
         activated_token=ACTIVATIONS * sampler.sizes.get("hidden_size", 4096) * itemsize,
     )
     found = budgets(decision.memory_bytes, needs, target.device.type, config.sample_k, config.max_new_tokens)

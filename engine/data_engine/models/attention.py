@@ -1,34 +1,143 @@
-"""The attention hook: one attention function for every decoder of transformers, which a layout can take over.
+"""The attention hook: one attention function, and the masks that go with it, for every decoder of transformers.
 
-A decoder loaded by a family has `attn_implementation` NAME. Without a layout, it is transformers' own causal sdpa. With
-`layout=...`, each layer passes its queries, keys and values (after rotary embedding) to that layout, which says which
-tokens attend to which: `Prefill` and those of sampling/native for sampling, those of scoring/packed_attention.py for
-scoring. So a family knows neither sampling nor scoring, and no mask over several answers is ever built.
+A decoder that a family loads has `attn_implementation` NAME. Without a layout in force, it is transformers' own sdpa
+with the model's own masks. Under `attending(layout, layers)`, each layer of the decoder hands its queries, keys and
+values (after rotary embedding) to the layout, which says which tokens attend to which: `Noting` below for a prompt,
+those of sampling/native for a step of sampling, that of scoring/ for scoring. So a family knows neither sampling nor
+scoring.
 
-Shapes: B batch, H query heads, G key/value heads, T and S tokens, P prefix tokens, D head width.
+In a pass of answers a mask is not built, but described: `Seen` says of one sequence [prompt | answer] who is seen.
+Windows, chunks and kinds of layers need no table so: transformers carries each mask to the layers that it is for.
+
+Shapes: B batch, H query heads, G key/value heads, T and S tokens, P prompt tokens, D head width.
 """
 
-import inspect
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from data_engine.models.attention_math import Scores, attention_with_lse, with_sinks
+
 NAME = "data_engine"
-# Since torch 2.12; before, fewer key/value heads than query heads were not part of what varlen_attn promises.
-VARLEN_TAKES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
+# Options of an attention call that change no number here; `softcap` and `s_aux` (sinks) are followed.
+IGNORED = {
+    "dropout", "sliding_window", "position_ids", "is_causal", "cache_position", "use_cache", "output_attentions",
+    "output_router_logits", "logits_to_keep", "return_dict", "is_first_iteration", "position_embeddings",
+    "output_hidden_states", "chunk_size", "max_length_q", "max_length_k", "token_type_ids",
+}  # fmt: skip
+
+
+class DoesNotFit(Exception):
+    """The model does something that a shared prefix cannot follow; says what. The plain path is used then."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model's mask says of one sequence."""
+
+    function: Callable
+    """(batch, head, query index, key index) -> bool"""
+    local: int | None
+    """tokens of the window or chunk; in a sequence that is no longer, the mask is causal"""
+
+    def __getitem__(self, part: object) -> "Seen":
+        """Gemma 4 slices its masks."""
+        return self
+
+    def sees_all(self, length: int) -> bool:
+        """Whether, in a sequence of that length, each token sees all before it."""
+        return self.function is causal_mask_function or (self.local is not None and length <= self.local)
+
+    def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """0 where a query sees a key, else -inf, fp32; of indices in the sequence, which are broadcast."""
+        zero = torch.zeros((), dtype=torch.long, device=queries.device)
+        seen = self.function(zero, zero, queries, keys)
+        return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """What a layer hands over."""
+
+    module: nn.Module
+    layer: int
+    """its number"""
+    query: Tensor
+    """[B, H, T, D]"""
+    key: Tensor
+    """[B, G, T, D] of the new tokens; all keys where `mask` is a tensor"""
+    value: Tensor
+    mask: Tensor | Seen | None
+    scale: float
+    options: dict
+
+    @property
+    def scores(self) -> Scores:
+        return Scores(self.scale, self.options.get("softcap"))
+
+    @property
+    def sinks(self) -> Tensor | None:
+        """[H]"""
+        return self.options.get("s_aux")
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether its scores are scale q k^T, and nothing else takes part in the softmax."""
+        return self.scores.softcap is None and self.sinks is None and self.key.shape[-1] == self.value.shape[-1]
+
+    def require_known(self) -> None:
+        """Raise DoesNotFit for an option that is set and not known here: it may change numbers."""
+        known = {"softcap", "s_aux"} | IGNORED
+        strange = sorted(name for name, value in self.options.items() if value is not None and name not in known)
+        if strange:
+            raise DoesNotFit(f"its attention is called with {', '.join(strange)}")
+
+    def seen(self, length: int) -> Seen | None:
+        """What a token of an answer sees in a sequence of that length; None: all before it.
+
+        Raises DoesNotFit where the model made a mask of its own.
+        """
+        if self.mask is None:
+            return None
+        if not isinstance(self.mask, Seen):
+            raise DoesNotFit(f"it makes masks of its own ({type(self.mask).__name__})")
+        return None if self.mask.sees_all(length) else self.mask
 
 
 class Layout(Protocol):
     """Which tokens attend to which in one forward pass."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query [B, H, T, D], key and value [B, G, T, D] of the new tokens -> mixed values [B, H, T, D]."""
+    describes_masks: bool
+    """masks are `Seen`, since the pass is one of answers behind prompts"""
+
+    def attend(self, call: LayerCall) -> Tensor:
+        """Mixed values [B, H, T, D]."""
+
+
+class _InForce(NamedTuple):
+    layout: Layout
+    layers: Mapping[nn.Module, int]
+
+
+_in_force: ContextVar[_InForce | None] = ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def attending(layout: Layout, layers: Mapping[nn.Module, int]) -> Iterator[None]:
+    """Have the attention modules in `layers`, a number for each, go by the layout."""
+    token = _in_force.set(_InForce(layout, layers))
+    try:
+        yield
+    finally:
+        _in_force.reset(token)
 
 
 def _attention(
@@ -36,124 +145,107 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    layout: Layout | None = None,
+    attention_mask: Tensor | Seen | None,
+    scaling: float | None = None,
     **options,
 ) -> tuple[Tensor, None]:
-    if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    return layout.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    now = _in_force.get()
+    number = None if now is None else now.layers.get(module)
+    call = LayerCall(module, number, query, key, value, attention_mask, scaling, options)
+    if number is None:
+        if now is not None and now.layout.describes_masks:
+            raise DoesNotFit(f"{type(module).__name__} attends for answers, and did not for a prompt")
+        return plain(call).transpose(1, 2), None
+    return now.layout.attend(call).transpose(1, 2).contiguous(), None
 
 
-# No mask function is registered under NAME, on purpose: transformers then builds no mask.
+def _mask(mask_function: Callable, local_size: int | None = None, **options) -> Tensor | Seen | None:
+    now = _in_force.get()
+    if now is not None and now.layout.describes_masks:
+        return Seen(mask_function, local_size)
+    return sdpa_mask(mask_function=mask_function, local_size=local_size, **options)
+
+
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _mask)
 
 
-def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Plain causal attention over the new tokens."""
-    return F.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-    )
-
-
-def attention_with_lse(query_GTD: Tensor, key_GSD: Tensor, value_GSD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """softmax(scale q k^T) v without a mask [G, T, D], and the log-sum-exp of the scores [G, T, 1], fp32."""
-    if query_GTD.device.type == "cpu":
-        mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_GTD[None], key_GSD[None], value_GSD[None], scale=scale
+def plain(call: LayerCall) -> Tensor:
+    """The model's own attention [B, H, T, D]: sdpa, or the formula where sdpa does not know it."""
+    if call.scores.softcap is None and call.sinks is None:
+        mixed, _ = sdpa_attention_forward(
+            call.module, call.query, call.key, call.value, call.mask, scaling=call.scale, **call.options
         )
-        return mixed[0], lse[0, ..., None]
-    return mix((query_GTD @ key_GSD.transpose(1, 2)).float().mul_(scale), value_GSD)
+        return mixed.transpose(1, 2)
+    shared = call.query.shape[1] // call.key.shape[1]
+    key, value = (part.repeat_interleave(shared, 1) for part in (call.key, call.value))
+    mixed, lse = attention_with_lse(call.query, key, value, call.scores, _bias(call))
+    sinks = None if call.sinks is None else call.sinks[None, :, None, None]
+    return with_sinks(mixed, lse, sinks).to(call.value.dtype)
 
 
-def causal_with_lse(query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Causal attention of one sequence on CPU [H, T, D], and the log-sum-exp of its scores [H, T, 1], fp32."""
-    mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query_HTD[None], key_HTD[None], value_HTD[None], is_causal=True, scale=scale
-    )
-    return mixed[0], lse[0, ..., None]
+def _bias(call: LayerCall) -> Tensor | None:
+    """The model's mask as numbers that are added to the scores; causal where it gave none."""
+    new, keys = call.query.shape[2], call.key.shape[2]
+    mask = call.mask
+    if mask is None:
+        if new == 1:
+            return None
+        mask = torch.ones(new, keys, dtype=torch.bool, device=call.query.device).tril(keys - new)
+    if mask.dtype != torch.bool:
+        return mask.float()
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
-class Bounds(NamedTuple):
-    """Boundaries of sequences that are packed into one row, as varlen attention takes them."""
+class Noted(NamedTuple):
+    """What a prompt leaves behind in one layer."""
 
-    starts: Tensor
-    """int32 [sequences + 1]: the first token of each, and the end of the last"""
-    longest: int
-    """tokens of the longest"""
-
-    @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> "Bounds":
-        """Of sequences of these lengths; empty ones are left out."""
-        lengths = torch.tensor([0, *(length for length in lengths if length)], dtype=torch.int32)
-        return cls(lengths.cumsum(0, dtype=torch.int32).to(device), int(lengths.max()))
+    keys: Tensor
+    """[G, P, D]; of a layer that looks at image states alone, theirs"""
+    values: Tensor
+    cross: bool = False
+    """the layer looks at image states alone"""
+    bias: Tensor | None = None
+    """of such a layer: how the prompt's last token sees them [1, S]; None: all of them"""
 
 
-def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether `flash` supports heads of that width: in half precision, on GPUs from Ampere on."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    fits = width % 8 == 0 and width <= 256
-    return half and fits and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+class Noting:
+    """The layout of a prompt: the model's own attention, and each layer's keys and values noted."""
 
+    describes_masks = False
 
-def flash(
-    query_THD: Tensor, key_SGD: Tensor, value_SGD: Tensor, queries: Bounds, keys: Bounds, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention of the i-th sequence of queries to the i-th sequence of keys, for all i in one call, if has_flash.
+    def __init__(self, length: int) -> None:
+        """`length`: P."""
+        self.length = length
+        self.noted: dict[int, Noted] = {}
 
-    Returns the mixed values [T, H, D] and the log-sum-exps of the scores, fp32 [H, T]. `causal` is for sequences of
-    queries and keys that are the same.
-    """
-    bounds = queries.starts, keys.starts, queries.longest, keys.longest
-    if not VARLEN_TAKES_GQA:
-        # The operator behind varlen_attn, which torch 2.11 shares. Remove this branch when setup.cfg asks for 2.12.
-        mixed, lse, *_ = torch.ops.aten._flash_attention_forward(
-            query_THD, key_SGD, value_SGD, *bounds, 0.0, causal, False, scale=scale
+    def attend(self, call: LayerCall) -> Tensor:
+        call.require_known()
+        if call.layer in self.noted:
+            raise DoesNotFit("a layer runs twice in a pass")
+        cross = call.key.shape[2] != self.length
+        bias = _bias(call) if cross and call.mask is not None else None
+        self.noted[call.layer] = Noted(
+            call.key[0], call.value[0], cross, None if bias is None else bias.expand(1, 1, -1, -1)[0, 0, -1:]
         )
-        return mixed, lse
-    return varlen_attn(
-        query_THD, key_SGD, value_SGD, *bounds,
-        return_aux=AuxRequest(lse=True),
-        scale=scale,
-        # (tokens to the left, to the right) that a query sees; -1 is all of them.
-        window_size=(-1, 0) if causal else (-1, -1),
-        enable_gqa=query_THD.shape[1] != key_SGD.shape[1],
-    )  # fmt: skip
+        return plain(call)
 
 
-def merged(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
-    """Attention over two sets of keys from that over each of them, fp32 (online softmax, arXiv:1805.02867)."""
-    return torch.lerp(one.float(), other.float(), torch.sigmoid(other_lse - one_lse))
+class Finding(Noting):
+    """The layout of a first prompt: numbers the modules that attend, in the order of their calls."""
+
+    def __init__(self, length: int, modules: set[nn.Module]) -> None:
+        super().__init__(length)
+        self.layers = _Numbered(modules)
 
 
-def mix(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(scores) @ values, and the log-sum-exp of the scores, both fp32. Overwrites the scores, which are fp32."""
-    top = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(top).exp_()
-    total = weights.sum(-1, keepdim=True)
-    return (weights.to(values.dtype) @ values).float().div_(total), total.log_().add_(top)
+class _Numbered(dict):
+    """A number for each of some modules, given when it is first asked for."""
 
+    def __init__(self, modules: set[nn.Module]) -> None:
+        super().__init__()
+        self._modules = modules
 
-class Prefill:
-    """The layout of one prompt: causal. Writes each layer's keys and values into the given tensors [G, P, D]."""
-
-    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self.keys, self.values = keys, values
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        self.keys[layer].copy_(key[0])
-        self.values[layer].copy_(value[0])
-        return causal(query, key, value, scale)
-
-
-def forward(decoder: nn.Module, embeds_BTD: Tensor, positions_BT: Tensor, layout: Layout | None = None) -> Tensor:
-    """Last hidden states [B, T, D] of one pass of the decoder; without a layout, attention is causal."""
-    return decoder(
-        inputs_embeds=embeds_BTD, position_ids=positions_BT, use_cache=False, layout=layout
-    ).last_hidden_state
-
-
-def positions(start: int, stop: int, device: torch.device) -> Tensor:
-    """Position ids [1, stop - start]."""
-    return torch.arange(start, stop, device=device)[None]
+    def get(self, module: nn.Module, default: object = None) -> int | None:
+        return self.setdefault(module, len(self)) if module in self._modules else default

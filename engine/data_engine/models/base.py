@@ -1,20 +1,22 @@
-"""The protocol of a model family: it turns (image, question) into a prefix, and text into ids.
+"""The protocol of a model family: it turns a conversation and its images into a prompt, and text into ids.
 
-Sampling and scoring see the prefix, the decoder and the head, and are written once for all families.
-Shapes: B images, N image tokens, P prefix tokens, T tokens, V vocabulary, D width.
+Sampling and scoring see prompts, the decoder's layers and the head, and are written once for all families.
+Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from data_engine.errors import UserError
-
-# Placeholder in prompt ids for the image's features; no tokenizer has a negative id.
-IMAGE_TOKEN = -200
+from data_engine.models.head import Head
+from data_engine.questions.conversation import Conversation
 
 
 class Split(Protocol):
@@ -36,6 +38,52 @@ class Split(Protocol):
         """Have all ranks make each call of the model's decoder and vision tower at the same time."""
 
 
+class Prompt(Protocol):
+    """What a family made of a conversation and its images, on the host."""
+
+    length: int
+    """P: tokens of the prompt, those of images included"""
+
+
+class PromptEnd(NamedTuple):
+    """What a family says of a prompt that it ran."""
+
+    hidden_D: Tensor
+    """last hidden state of its last token"""
+    next_position: int
+    """position of the first token of an answer; not P where an image takes fewer positions than tokens"""
+    cache_layers: Sequence[object]
+    """the layers of transformers' cache afterwards; those with a recurrent state hold it"""
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What an attention layer keeps of a token."""
+
+    groups: int
+    """key/value heads"""
+    key_width: int
+    value_width: int
+    cross: bool = False
+    """it looks at image states alone, and keeps nothing of an answer"""
+    same_as: int | None = None
+    """number of an earlier layer whose keys and values it uses"""
+
+    @property
+    def values_per_token(self) -> int:
+        """Numbers that it keeps of a token."""
+        own = not self.cross and self.same_as is None
+        return self.groups * (self.key_width + self.value_width) if own else 0
+
+
+class CacheSizes(NamedTuple):
+    """Numbers that a model's cache keeps, all layers."""
+
+    per_token: int
+    per_answer: int = 0
+    """recurrent states, whatever the length"""
+
+
 class VisionLanguageModel(Protocol):
     """One loaded checkpoint."""
 
@@ -43,43 +91,68 @@ class VisionLanguageModel(Protocol):
     decoder: nn.Module
     """transformers' decoder without a head, its attention dispatched by attention.NAME"""
     vision: nn.Module
-    """the vision tower, which encode_images calls once"""
-    head_weight: Tensor
-    """[V, D]"""
+    """the vision tower, which a prompt calls once"""
+    attention_layers: Mapping[nn.Module, int]
+    """the decoder's modules that attend, numbered"""
+    layers: Sequence[LayerKind]
+    """by that number"""
+    cache_layers: Sequence[object]
+    """layers of transformers' cache as a prompt leaves them, of which the kinds count"""
+    head: Head
     device: torch.device
     dtype: torch.dtype
     eos_token_ids: tuple[int, ...]
+    banned_token_ids: tuple[int, ...]
+    """never sampled: they stand for images"""
     markers: tuple[str, ...]
     """texts of the prompt format: an answer that contains one never ranks"""
     max_positions: int
-    """context length: most tokens of prefix and answer together"""
+    """context length: most tokens of prompt and answer together"""
     vocabulary: str
     """fingerprint of the tokenizer: models whose fingerprints are equal can exchange token ids"""
-    image_tokens: int
-    """N, tokens of an image in the prefix"""
     is_split: bool
     """the weights are split over ranks: all make each call together, and one that fails leaves the others waiting"""
+    num_ids: int
+    """ids from 0 to below it have an embedding"""
+    has_plain_path: bool
+    """whether it can run on the plain path, by `plain_steps`; a native family need not"""
+    why_plain: str | None
+    """why the model runs on the plain path, whole rows; None: answers share the prompt's keys and values"""
 
-    def pixels(self, image: Image, crop: bool, max_megapixels: float) -> Tensor:
-        """RGB image -> [3, H, W] fp32 on CPU. `crop` selects the preprocessing of scoring instead of that of sampling.
+    def prompt(self, conversation: Conversation, images: Sequence[Image], crop: bool, max_megapixels: float) -> Prompt:
+        """Everything up to the start of the answer. `crop` selects the preprocessing of scoring, not of sampling.
 
-        Raises images.BadImage where the padded or resized image would exceed max_megapixels.
+        Raises images.BadImage where a padded or resized image would exceed max_megapixels, and BadRow for a
+        conversation that the family cannot hold.
         """
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """The prompt up to the start of the answer, with one IMAGE_TOKEN."""
-
-    def answer_ids(self, question: str, answer: str) -> list[int]:
+    def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
         """An answer's ids behind that prompt, as in training: no special token parsed from the text, EOS at the end."""
 
     def text(self, token_ids: list[int]) -> str:
         """Decoded, special tokens skipped, stripped."""
 
-    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
-        """Image features in the decoder's space [B, N, D]."""
+    def run_prompt(self, prompt: Prompt) -> PromptEnd:
+        """The forward pass of a prompt, vision tower included."""
 
-    def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
-        """[T, D]"""
+    def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
+        """Last hidden states [K, T, D] of tokens of answers; the layout in force does attention."""
+
+    def plain_logits(self, prompt: Prompt, ids: list[int]) -> Tensor:
+        """fp32 [T, V]: the logits that predict each token of an answer, by one forward of the whole row."""
+
+    def plain_steps(self, prompt: Prompt, num_rows: int) -> "PlainSteps":
+        """Rows of answers by the model's own decoding, each step's logits handed out."""
+
+
+class PlainSteps(Protocol):
+    """Answers in the making on the plain path, the same number in each step."""
+
+    def first(self) -> Tensor:
+        """Logits of the first tokens, fp32 [K, V]."""
+
+    def next(self, tokens_K: Tensor) -> Tensor:
+        """Feed each row a token: logits of the tokens behind it, fp32 [K, V]."""
 
 
 class ModelFamily(Protocol):
@@ -101,31 +174,12 @@ class ModelFamily(Protocol):
         """Raise ModelError for what `load` would refuse, by the headers of the weight files alone."""
 
     @staticmethod
-    def cache_values_per_token(folder: Path) -> int:
-        """Numbers in the key/value cache for one token, all layers."""
+    def cache_sizes(folder: Path) -> CacheSizes:
+        """What the cache keeps of a token and of an answer."""
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:
         """The folders that a checkpoint is read from: its own first, then one for each part that lies elsewhere."""
-
-
-@torch.inference_mode()
-def prefix(model: VisionLanguageModel, pixels: Tensor, question: str) -> Tensor:
-    """Embeddings of the whole prompt, with the image features in it [P, D]."""
-    features = model.encode_images(sent(pixels[None], model.device))[0]
-    return splice(model, model.prompt_ids(question), features)
-
-
-def prefix_length(model: VisionLanguageModel, question: str) -> int:
-    """P, without computing the prefix."""
-    return len(model.prompt_ids(question)) - 1 + model.image_tokens
-
-
-def splice(model: VisionLanguageModel, ids: list[int], features_ND: Tensor) -> Tensor:
-    """The prompt's token embeddings with the features in place of IMAGE_TOKEN."""
-    at = ids.index(IMAGE_TOKEN)
-    before, after = (sent(torch.tensor(part, dtype=torch.long), model.device) for part in (ids[:at], ids[at + 1 :]))
-    return torch.cat([model.embed_tokens(before), features_ND, model.embed_tokens(after)])
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

@@ -2,6 +2,9 @@
 
 import contextlib
 import ctypes
+import functools
+import inspect
+import re
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +32,9 @@ def pack_linears(decoder: nn.Module, *, once: bool) -> None:
     With `once`, packed weights replace the others. Without, as ZeRO-3 needs it, weights are packed in each call, which
     is slower than plain layers, but gives the same numbers as a decoder that is not split.
     """
-    freed_bytes = 0
+    freed_bytes, read_elsewhere = 0, _with_weights_read(decoder)
     for layer in [module for module in decoder.modules() if type(module) is nn.Linear]:
-        if not onednn.can_pack(layer.weight):
+        if not onednn.can_pack(layer.weight) or layer in read_elsewhere:
             continue
         layer.__class__ = PackedLinear
         if once:
@@ -42,6 +45,26 @@ def pack_linears(decoder: nn.Module, *, once: bool) -> None:
             if freed_bytes > MAX_FREED_BYTES:
                 _return_freed_memory()
                 freed_bytes = 0
+
+
+def _with_weights_read(decoder: nn.Module) -> set[nn.Module]:
+    """The layers whose weight the module that holds them reads itself, as Gemma 3n does."""
+    return {
+        layer
+        for owner in decoder.modules()
+        for name in _names_read(type(owner))
+        if isinstance(layer := getattr(owner, name, None), nn.Linear)
+    }
+
+
+@functools.cache
+def _names_read(kind: type) -> frozenset[str]:
+    """Names in `self.NAME.weight` in the code of a class, but for questions about its kind."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):
+        return frozenset()
+    return frozenset(re.findall(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|ndim)\b)", source))
 
 
 def _return_freed_memory() -> None:

@@ -5,23 +5,27 @@ Reads both published layouts, the original one (`mm_vision_tower`, `model.mm_pro
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaModel
+from transformers.cache_utils import Cache
 
-from data_engine.models import attention
-from data_engine.models.base import IMAGE_TOKEN, Split
+from data_engine.models import attention, embedded
+from data_engine.models.base import CacheSizes, PlainSteps, PromptEnd, Split
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, head_weight
+from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
+from data_engine.models.head import Head
 from data_engine.models.llava_config import LlavaConfig, llama_config, read_config
 from data_engine.models.model_config import check_layers, on_meta
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
 from data_engine.models.registry import read_json
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels, resized_size
 from data_engine.schemas import without_image_marker
 
@@ -77,13 +81,18 @@ class Llava:
 
     family = "llava"
     is_split = False
+    has_plain_path, why_plain = False, None
+    banned_token_ids = ()
     markers = ("<image>", "</s>", " ASSISTANT: ")
 
     def __init__(self, modules: _Modules, config: LlavaConfig, tokenizer: Tokenizer) -> None:
         self._modules, self._config, self._tokenizer = modules.eval(), config, tokenizer
         self.vision, self.decoder, self._embedding = modules.vision, modules.decoder, modules.decoder.embed_tokens
-        self.head_weight = head_weight(modules)
-        self.device, self.dtype = self.head_weight.device, self.head_weight.dtype
+        self.attention_layers = embedded.attention_layers(self.decoder)
+        self.layers, self.cache_layers = embedded.layer_kinds(self.decoder), embedded.cache_layers(self.decoder)
+        self.head = Head(head_weight(modules))
+        self.num_ids = len(self.head.weight)
+        self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
         self.eos_token_ids = (tokenizer.eos,)
         self.max_positions = config.text.max_position_embeddings
         self.vocabulary = tokenizer.vocabulary
@@ -103,16 +112,36 @@ class Llava:
         _plan(folder)[0].matched()
 
     @staticmethod
-    def cache_values_per_token(folder: Path) -> int:
-        """Numbers in the key/value cache for one token, all layers."""
+    def cache_sizes(folder: Path) -> CacheSizes:
+        """What the cache keeps of a token."""
         raw, where = read_json(folder / "config.json"), folder / "config.json"
-        return cache_values_per_token(llama_config(raw.get("text_config", raw), where))
+        return CacheSizes(cache_values_per_token(llama_config(raw.get("text_config", raw), where)))
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:
         """Its own, and that of the CLIP tower where the checkpoint does not hold it."""
         tower = read_config(folder, _carries_tower(headers(folder))).tower_folder
         return [folder] if tower is None else [folder, tower]
+
+    def prompt(
+        self, conversation: Conversation, images: Sequence[Image.Image], crop: bool, max_megapixels: float
+    ) -> SplicedPrompt:
+        return embedded.prompt(self, conversation, images, crop, max_megapixels)
+
+    def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
+        return self.answer_ids(embedded.single_question(self, conversation), answer)
+
+    def run_prompt(self, prompt: SplicedPrompt) -> PromptEnd:
+        return embedded.run_prompt(self, prompt)
+
+    def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
+        return embedded.run_answers(self, ids_KT, positions_KT, cache)
+
+    def plain_logits(self, prompt: SplicedPrompt, ids: list[int]) -> Tensor:
+        return embedded.plain_logits(self, prompt, ids)
+
+    def plain_steps(self, prompt: SplicedPrompt, num_rows: int) -> PlainSteps:
+        raise NotImplementedError("every checkpoint of this family shares its prompts")
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)

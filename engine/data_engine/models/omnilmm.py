@@ -6,6 +6,7 @@ LLaMA tokenisation, with the block <im_start> image <im_end> before the question
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +14,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralModel
+from transformers.cache_utils import Cache
 
-from data_engine.models import attention
-from data_engine.models.base import IMAGE_TOKEN, Split
+from data_engine.models import attention, embedded
+from data_engine.models.base import CacheSizes, PlainSteps, PromptEnd, Split
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, decoder_config, head_weight
+from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.models.eva import Eva, EvaConfig, Resampler, heads_of
+from data_engine.models.head import Head
 from data_engine.models.model_config import check_counts, check_layers, on_meta
 from data_engine.models.pixels import normalised, resized
 from data_engine.models.registry import ModelError, model_types, read_json
 from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, load_tokenizer
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels
 from data_engine.schemas import without_image_marker
 
@@ -72,6 +77,8 @@ class OmniLMM:
 
     family = "omnilmm"
     is_split = False
+    has_plain_path, why_plain = False, None
+    banned_token_ids = ()
     # Trainers tokenise whole rows, parse special tokens from the text, and search for the lines of the roles.
     markers = (
         "<image>", "<|system|>", "<|user|>", "<|assistant|>", "<unk>", "<s>", "</s>", "<im_patch>", "<im_start>",
@@ -84,8 +91,11 @@ class OmniLMM:
         self._modules, self._config, self._tokenizer = modules.eval(), config, tokenizer
         self._im_start, self._im_end = around_image
         self.vision, self.decoder, self._embedding = modules.vision, modules.decoder, modules.decoder.embed_tokens
-        self.head_weight = head_weight(modules)
-        self.device, self.dtype = self.head_weight.device, self.head_weight.dtype
+        self.attention_layers = embedded.attention_layers(self.decoder)
+        self.layers, self.cache_layers = embedded.layer_kinds(self.decoder), embedded.cache_layers(self.decoder)
+        self.head = Head(head_weight(modules))
+        self.num_ids = len(self.head.weight)
+        self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
         self.eos_token_ids = (tokenizer.eos,)
         self.max_positions = config.max_positions
         self.vocabulary = tokenizer.vocabulary
@@ -104,15 +114,35 @@ class OmniLMM:
         _plan(folder)[0].matched()
 
     @staticmethod
-    def cache_values_per_token(folder: Path) -> int:
-        """Numbers in the key/value cache for one token, all layers."""
+    def cache_sizes(folder: Path) -> CacheSizes:
+        """What the cache keeps of a token."""
         where = folder / "config.json"
-        return cache_values_per_token(_mistral_config(read_json(where), where))
+        return CacheSizes(cache_values_per_token(_mistral_config(read_json(where), where)))
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:
         """Its own alone, which holds the tower."""
         return [folder]
+
+    def prompt(
+        self, conversation: Conversation, images: Sequence[Image.Image], crop: bool, max_megapixels: float
+    ) -> SplicedPrompt:
+        return embedded.prompt(self, conversation, images, crop, max_megapixels)
+
+    def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
+        return self.answer_ids(embedded.single_question(self, conversation), answer)
+
+    def run_prompt(self, prompt: SplicedPrompt) -> PromptEnd:
+        return embedded.run_prompt(self, prompt)
+
+    def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
+        return embedded.run_answers(self, ids_KT, positions_KT, cache)
+
+    def plain_logits(self, prompt: SplicedPrompt, ids: list[int]) -> Tensor:
+        return embedded.plain_logits(self, prompt, ids)
+
+    def plain_steps(self, prompt: SplicedPrompt, num_rows: int) -> PlainSteps:
+        raise NotImplementedError("every checkpoint of this family shares its prompts")
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         """The whole image resized to a square, for sampling and scoring alike; `crop` is ignored."""

@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_engine.errors import UserError
@@ -19,15 +20,28 @@ class Family:
     """model_type of config.json"""
     names: tuple[str, ...] = ()
     """of published checkpoints, in lower case"""
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """by a field of config.json that describes a part of the model, the model_types that the family knows of it"""
+
+    def takes(self, raw: Mapping) -> bool:
+        """Whether the parts that a config.json describes are the family's own."""
+        found = {name: raw[name].get("model_type") for name in self.parts if isinstance(raw.get(name), dict)}
+        return all(kind is None or kind in self.parts[name] for name, kind in found.items())
 
 
 # A family is one file and one line here.
 FAMILIES = {
     "llava": Family(
-        "data_engine.models.llava:Llava", ("llava", "llava_llama"), ("llava-1.5-7b", "llava-v1.5-7b", "rlaif-v-7b")
+        "data_engine.models.llava:Llava",
+        ("llava", "llava_llama"),
+        ("llava-1.5-7b", "llava-v1.5-7b", "rlaif-v-7b"),
+        {"text_config": ("llama",), "vision_config": ("clip_vision_model",)},
     ),
     "omnilmm": Family("data_engine.models.omnilmm:OmniLMM", ("omnilmm",), ("omnilmm-12b", "rlaif-v-12b")),
+    "auto": Family("data_engine.models.auto:Auto", (), ("auto",)),
 }
+# The family of whatever else transformers' AutoModelForImageTextToText knows.
+AUTO = "auto"
 
 
 def names() -> dict[str, str]:
@@ -104,7 +118,7 @@ def fetch(path: str, revision: str | None = None) -> Path:
     """Download a hub id into the local cache; its folder there. Raises ModelError where that fails."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.model", "*.safetensors", "*.bin", "openai/*"]
+    patterns = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.safetensors", "*.bin", "openai/*"]
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:
@@ -135,19 +149,24 @@ def family_of(folder: Path, name: str | None = None) -> str:
         refuse_adapter(folder)
     raw = read_json(folder / "config.json")
     _refuse_quantised(raw, folder / "config.json")
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in model_types():
-        known = ", ".join(sorted(model_types()))
-        raise ModelError(f"{folder / 'config.json'} has model_type {model_type!r}; known: {known}")
-    family = model_types()[model_type]
-    if name is None:
-        return family
-    told = names().get(name.lower())
-    if told is None:
+    told = None if name is None else names().get(name.lower())
+    if name is not None and told is None:
         raise ModelError(f"unknown model name {name!r}; known: {', '.join(names())} (any case)")
-    if told != family:
+    family = AUTO if told == AUTO else _family_by_type(raw, folder / "config.json")
+    if told not in (None, family):
         raise ModelError(
             f"model name {name!r} is of the family {told}, but {folder / 'config.json'} "
-            f"has model_type {model_type!r}, of the family {family}; leave the name out or mend it"
+            f"has model_type {raw['model_type']!r}, of the family {family}; leave the name out or mend it"
         )
     return family
+
+
+def _family_by_type(raw: Mapping, where: Path) -> str:
+    model_type = raw.get("model_type")
+    native = model_types().get(model_type) if isinstance(model_type, str) else None
+    if native is not None and FAMILIES[native].takes(raw):
+        return native
+    if isinstance(model_type, str):
+        # Which of them it can be, transformers says: see processor.load_config.
+        return AUTO
+    raise ModelError(f"{where} has model_type {model_type!r}; expected the name of a family of models")

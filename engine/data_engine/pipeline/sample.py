@@ -1,6 +1,6 @@
 """Stage 0: k answers a question from the instruct model, unit by unit or through the public API."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -8,11 +8,13 @@ from PIL import Image
 
 from data_engine import errors, schemas
 from data_engine.errors import BadRow, UserError
-from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
+from data_engine.models.base import VisionLanguageModel
+from data_engine.pipeline.asked import Images, asked
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_image
-from data_engine.questions.images import BadImage, Decode, Exif, open_image, was_turned
+from data_engine.questions.images import BadImage, Decode, Exif, was_turned
 from data_engine.questions.prefetch import ahead
 from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
 from data_engine.sampling.draw import SamplingParams
@@ -64,15 +66,22 @@ def runner(context: StageContext) -> "SamplingRunner":
 
 
 def request_for(
-    model: VisionLanguageModel, image: Image.Image, question: str, idx: int | str, settings: SampleSettings
+    model: VisionLanguageModel,
+    conversation: Conversation,
+    pictures: Sequence[Image.Image],
+    idx: int | str,
+    settings: SampleSettings,
 ) -> PromptRequest:
-    """Raises BadImage where the image does not fit, BadRow where the question does not."""
-    pixels = model.pixels(image, settings.crop, settings.max_megapixels)
-    size, new = prefix_length(model, question), settings.params.max_new_tokens
-    if size + new > model.max_positions:
-        raise BadRow(f"question too long: prompt of {size} tokens, {new} to generate, room for {model.max_positions}")
+    """Raises BadImage where an image does not fit, BadRow where the conversation does not."""
+    prompt, new = (
+        model.prompt(conversation, pictures, settings.crop, settings.max_megapixels),
+        settings.params.max_new_tokens,
+    )
+    if prompt.length + new > model.max_positions:
+        room = model.max_positions
+        raise BadRow(f"question too long: prompt of {prompt.length} tokens, {new} to generate, room for {room}")
     keys = [seed_for(settings.seed, idx, sample_index) for sample_index in range(settings.k)]
-    return PromptRequest(lambda: prefix(model, pixels, question), keys)
+    return PromptRequest(prompt, keys)
 
 
 @dataclass
@@ -175,7 +184,8 @@ class SamplingRunner:
         _ = question.digest
         try:
             image = read_image(question, self._settings.max_megapixels, self._decode)
-            request = request_for(self._model, image, question.question, question.idx, self._settings)
+            conversation = Conversation.of(question.question)
+            request = request_for(self._model, conversation, [image], question.idx, self._settings)
             return question, request, was_turned(image)
         except (BadRow, BadImage) as problem:
             return question, str(problem), False
@@ -203,8 +213,8 @@ LEFT_OUT = {BROKEN: _broken, TOO_LARGE: lambda _: errors.OUT_OF_MEMORY}
 
 def sample_answers(
     model: VisionLanguageModel,
-    image: Image.Image | bytes,
-    question: str,
+    image: Images,
+    question: str | Sequence[Mapping],
     k: int = 10,
     seed: int = 0,
     idx: int | str = "",
@@ -218,13 +228,14 @@ def sample_answers(
 ) -> list[Answer]:
     """k answers to one image-question; the same (seed, idx) gives the same answers.
 
-    `image` is a PIL image or encoded bytes; its EXIF orientation is applied, unless exif is "ignore". Raises
-    images.BadImage, a ValueError, for an image that cannot be read, ArithmeticError where the model gives logits that
-    are NaN or infinite, and UserError where memory runs out with one answer at a time.
+    `image` is a PIL image or encoded bytes, or a list of them, or None; an EXIF orientation is applied, unless exif is
+    "ignore". `question` may also be chat messages. Raises images.BadImage, a ValueError, for an image that cannot be
+    read, BadRow for messages that the model does not take, ArithmeticError where the model gives logits that are NaN or
+    infinite, and UserError where memory runs out with one answer at a time.
     """
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
-    request = request_for(model, open_image(image, max_megapixels, exif), question, idx, settings)
+    request = request_for(model, *asked(image, question, max_megapixels, exif), idx, settings)
     return [answer_of(model, found) for found in sample(model, [request], params, num_rows=k)]
 
 

@@ -1,31 +1,30 @@
 """Stage 1: token log-probs of sampled answers under one model, for one unit or through the public API."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
 from data_engine import schemas, stages
 from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
-from data_engine.models.base import VisionLanguageModel, prefix, prefix_length
+from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.models.memory_errors import naming_out_of_memory
+from data_engine.pipeline.asked import Images, asked
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions import images
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_image
-from data_engine.questions.images import BadImage, Decode, Exif, open_image
+from data_engine.questions.images import BadImage, Decode, Exif
 from data_engine.questions.prefetch import ahead
-from data_engine.scoring.logprobs import Scored, packed_token_logps, pass_tokens, plain_token_logps, score_pass
+from data_engine.scoring.logprobs import Scored, pass_tokens, score_pass
+from data_engine.scoring.self_check import self_check
 from data_engine.store.units import Row, UnitResult
 
 log = logging.getLogger(__name__)
-
-# Largest mean difference, nat a token, between the packed and the plain path: rounding is far below, a bug far above.
-SELF_CHECK = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,11 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A question that is ready for the model: its pixels, and the ids of its answers; or what is wrong with it."""
+    """A question that is ready for the model: its prompt, and the ids of its answers; or what is wrong with it."""
 
     question: Question
     rows: list[dict]
-    pixels: Tensor | None = None
+    prompt: Prompt | None = None
     ids: list[list[int]] | None = None
     tokens: int = 0
     problem: str | None = None
@@ -89,15 +88,16 @@ def score_unit(
             if result is None:
                 too_large.append((one.question.idx, OUT_OF_MEMORY))
                 continue
-            prefix_PD, found = result
+            found = result
             broken = [index for index, answer in enumerate(found) if not answer.isfinite().all()]
             if broken:
                 answer = one.rows[broken[0]]["sample_index"]
                 reason = f"the model's log-probs are not finite (NaN or infinite): answer {answer}, counted from 0"
                 quarantined.append((one.question.idx, reason))
                 continue
-            if check and not scored:
-                self_check(model, prefix_PD, one.ids, found)
+            if check and not scored and not model.why_plain:
+                difference = self_check(model, one.prompt, one.ids, found)
+                log.info("self-check: shared and plain log-probs differ by %.1e nat a token on average", difference)
             scored += zip(one.rows, found, strict=True)
     if check and too_large and not scored:
         raise UserError(NO_ROOM)
@@ -111,18 +111,19 @@ def _prepare(
 ) -> _Prepared:
     try:
         image = read_image(question, settings.max_megapixels, decode)
-        pixels = model.pixels(image, True, settings.max_megapixels)
+        conversation = Conversation.of(question.question)
+        prompt = model.prompt(conversation, [image], True, settings.max_megapixels)
         if settings.as_text:
-            ids = [model.answer_ids(question.question, row["answer"]) for row in rows]
+            ids = [model.encode_answer(conversation, row["answer"]) for row in rows]
         else:
             ids = [row["token_ids"] for row in rows]
-        size, longest = prefix_length(model, question.question), max(map(len, ids))
+        size, longest = prompt.length, max(map(len, ids))
         if size + longest > model.max_positions:
             room = model.max_positions
             raise BadRow(f"too long to score: prompt of {size} tokens, answer of {longest}, room for {room}")
     except (BadRow, BadImage) as problem:
         return _Prepared(question, rows, problem=str(problem))
-    return _Prepared(question, rows, pixels, ids, pass_tokens(size, ids))
+    return _Prepared(question, rows, prompt, ids, pass_tokens(size, ids))
 
 
 def _passes(
@@ -142,22 +143,18 @@ def _passes(
         yield together
 
 
-def _score(
-    model: VisionLanguageModel, questions: list[_Prepared]
-) -> tuple[list[tuple[Tensor, list[Tensor]] | None], int]:
-    """The prefix of each question and its answers' log-probs; how often memory ran out.
+def _score(model: VisionLanguageModel, questions: list[_Prepared]) -> tuple[list[list[Tensor] | None], int]:
+    """The log-probs of each question's answers; how often memory ran out.
 
     Where it does, questions, and then a question's answers, are scored in two halves, and so on; None for a question
     of which a single answer exceeds it.
     """
     try:
         with naming_out_of_memory(model):
-            shared = [prefix(model, one.pixels, one.question.question) for one in questions]
-            scored = [Scored(prefix_PD, one.ids) for prefix_PD, one in zip(shared, questions, strict=True)]
-            return list(zip(shared, score_pass(model, scored), strict=True)), 0
+            return score_pass(model, [Scored(one.prompt, one.ids) for one in questions]), 0
     except torch.OutOfMemoryError:
         # Outside the handler, whose traceback would keep the pass's tensors.
-        shared = scored = None
+        pass
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(questions) == len(questions[0].ids) == 1:
@@ -172,21 +169,7 @@ def _score(
     halves = [_score(model, [replace(question, ids=part)]) for part in (question.ids[:half], question.ids[half:])]
     retries = 1 + sum(retries for _, retries in halves)
     [first], [second] = (found for found, _ in halves)
-    return [(first[0], first[1] + second[1]) if first and second else None], retries
-
-
-def self_check(model: VisionLanguageModel, shared: Tensor, ids: list[list[int]], packed: list[Tensor]) -> float:
-    """Mean difference, nat a token, of the packed path to the plain one; RuntimeError where it is no rounding."""
-    plain = torch.cat([plain_token_logps(model, shared, answer) for answer in ids])
-    difference = float((torch.cat(packed) - plain).abs().mean())
-    log.info("self-check: packed and plain log-probs differ by %.1e nat a token on average", difference)
-    # A difference that is no number is no agreement.
-    if not difference <= SELF_CHECK[model.dtype]:
-        raise RuntimeError(
-            f"packed log-probs differ from the plain path by {difference:.3g} nat a token, "
-            f"more than {SELF_CHECK[model.dtype]} allows for rounding in {model.dtype}"
-        )
-    return difference
+    return [first + second if first and second else None], retries
 
 
 def _records(scored: Iterable[tuple[dict, Tensor]]) -> Iterator[dict]:
@@ -203,18 +186,19 @@ def _records(scored: Iterable[tuple[dict, Tensor]]) -> Iterator[dict]:
 
 def score_answers(
     model: VisionLanguageModel,
-    image: Image.Image | bytes,
-    question: str,
+    image: Images,
+    question: str | Sequence[Mapping],
     answers: list[str] | list[list[int]],
     max_megapixels: float = 64,
     exif: Exif = "apply",
 ) -> list[Tensor]:
-    """Log-probs of each answer's counted tokens, 1-D fp32, nats.
+    """Log-probs of each answer's counted tokens, 1-D fp32, nats. `image` and `question` as for sample_answers.
 
     Token ids are scored as they are, nothing added. Text is encoded as in the training prompt, literally, and always
-    counts its EOS. The EXIF orientation is applied, unless exif is "ignore". Raises ValueError for an answer without
-    ids, images.BadImage for an image that cannot be read.
+    counts its EOS. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, and
+    BadRow for messages that the model does not take.
     """
-    pixels = model.pixels(open_image(image, max_megapixels, exif), True, max_megapixels)
-    ids = [model.answer_ids(question, answer) if isinstance(answer, str) else list(answer) for answer in answers]
-    return packed_token_logps(model, prefix(model, pixels, question), ids) if ids else []
+    conversation, pictures = asked(image, question, max_megapixels, exif)
+    prompt = model.prompt(conversation, pictures, True, max_megapixels)
+    ids = [model.encode_answer(conversation, answer) if isinstance(answer, str) else list(answer) for answer in answers]
+    return score_pass(model, [Scored(prompt, ids)])[0] if ids else []

@@ -14,7 +14,7 @@ from data_engine.sampling.requests import Completion, PromptRequest
 from data_engine.tables import load
 
 # name -> "module:function", which takes BackendSettings and returns a SamplingBackend.
-BACKENDS = {"native": "data_engine.sampling.native.backend:make"}
+BACKENDS = {"native": "data_engine.sampling.native.backend:make", "plain": "data_engine.sampling.plain:make"}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Needs:
     """keys and values of one token, all layers"""
     activated_token: int
     """activations of one token in a scoring pass"""
+    answer_state: int = 0
+    """recurrent states of one answer"""
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -55,10 +57,11 @@ def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens:
     room = max(0, memory - needs.weights)
     prefix_share = STRAGGLERS / k * PROMPT_TOKENS
     suffix = PAGE * max(1, pages_of(max_new_tokens) / 2) if device_type == "cuda" else max_new_tokens
-    row = needs.cached_token * (suffix + prefix_share)
+    row = needs.cached_token * (suffix + prefix_share) + needs.answer_state
     rows = int(room * CACHES_SHARE.get(device_type, 0.5) / row)
     rows = max(1, min(MOST_ROWS.get(device_type, 160), rows))
-    tokens = min(MOST_TOKENS.get(device_type, 0), room // 2 // needs.activated_token)
+    # While a pass is scored, the keys and values of its prompts are kept beside its activations.
+    tokens = min(MOST_TOKENS.get(device_type, 0), room // 2 // (needs.activated_token + needs.cached_token))
     return {"decode_rows": rows, "decode_slots": num_slots(rows, k), "score_tokens": tokens}
 
 

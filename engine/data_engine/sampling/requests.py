@@ -1,13 +1,10 @@
-"""Answers in the making, and those that wait for a row of the sampling loop.
-
-Shapes: P prefix tokens.
-"""
+"""Answers in the making, and those that wait for a row of the sampling loop."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from data_engine.models.base import Prompt
 
 # The model gave logits of which one is NaN or infinite: nothing was drawn from them.
 BROKEN = "broken"
@@ -17,9 +14,9 @@ TOO_LARGE = "too large"
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """One question: how to get its prefix [P, width], and one random-number key an answer."""
+    """One question: its prompt, and one random-number key an answer."""
 
-    prefix: Callable[[], Tensor]
+    prompt: Prompt
     keys: list[int]
     lengths: list[int] | None = None
     """of each answer, EOS included, where SamplingParams.forced_lengths is set"""

@@ -1,26 +1,24 @@
-"""Teacher-forced log-probs of answers behind the prefixes of their questions: a packed pass, and the reference path.
-
-Shapes: P prefix tokens.
-"""
+"""Teacher-forced log-probs of answers behind the prefixes of their questions: the shared path, and the plain one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
-from data_engine.models.attention import forward, positions
-from data_engine.models.base import VisionLanguageModel
-from data_engine.models.decoder import head_width
-from data_engine.scoring.packed_attention import packed_layout
-from data_engine_kernels import token_logps
+from data_engine.models.answer_cache import answer_cache, is_recurrent, repeated
+from data_engine.models.attention import LayerCall, attending
+from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.prefix import Prefix, run_prefix
+from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A question to score: its prefix [P, width], and the ids of its answers."""
+    """A question to score: its prompt, and the ids of its answers."""
 
-    prefix_PD: Tensor
+    prompt: Prompt
     answers: list[list[int]]
 
 
@@ -31,61 +29,97 @@ def pass_tokens(prefix_length: int, answers: list[list[int]]) -> int:
 
 @torch.inference_mode()
 def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list[Tensor]]:
-    """log p of each token of each answer of each question, fp32 nats, in one pass. Equal answers are computed once.
+    """log p of each token of each answer of each question, fp32 nats. Equal answers are computed once.
 
+    Each prompt is run once, then the answers of all questions in one pass, behind the keys and values of their prompts.
     Raises ValueError for an answer without tokens.
     """
     if not all(all(question.answers) for question in questions):
         raise ValueError("an answer without tokens has no log-probs")
-    device = questions[0].prefix_PD.device
+    if model.why_plain:
+        return [[plain_token_logps(model, one.prompt, ids) for ids in one.answers] for one in questions]
     unique = [list(dict.fromkeys(map(tuple, question.answers))) for question in questions]
-    # The last token of an answer is not fed: what it predicts is not scored.
-    fed = [[torch.tensor(ids[:-1], dtype=torch.long, device=device) for ids in answers] for answers in unique]
-    sizes = [len(question.prefix_PD) for question in questions]
-    row = torch.cat(
-        [
-            part
-            for question, answers in zip(questions, fed, strict=True)
-            for part in (question.prefix_PD, model.embed_tokens(torch.cat(answers)))
-        ]
-    )
-    position = [
-        torch.arange(start, stop, device=device)
-        for size, answers in zip(sizes, fed, strict=True)
-        for start, stop in ((0, size), *((size, size + len(ids)) for ids in answers))
-    ]
-    lengths = [[len(ids) for ids in answers] for answers in fed]
-    layout = packed_layout(sizes, lengths, device, model.dtype, head_width(model.decoder.config))
-    hidden = forward(model.decoder, row[None], torch.cat(position)[None], layout)[0]
-    rows = torch.cat(list(_predicting(hidden, sizes, lengths)))
-    targets = torch.tensor([token for answers in unique for ids in answers for token in ids], device=device)
+    prefixes = [run_prefix(model, question.prompt) for question in questions]
+    rows = torch.cat(list(_predicting(model, prefixes, unique)))
+    targets = torch.tensor([token for answers in unique for ids in answers for token in ids], device=rows.device)
     counted = [len(ids) for answers in unique for ids in answers]
-    logps = iter(token_logps(rows, model.head_weight, targets).cpu().split(counted))
+    logps = iter(model.head.token_logps(rows, targets).cpu().split(counted))
     by_ids = [{ids: next(logps) for ids in answers} for answers in unique]
     return [[found[tuple(ids)] for ids in question.answers] for question, found in zip(questions, by_ids, strict=True)]
 
 
-def _predicting(hidden: Tensor, sizes: list[int], lengths: list[list[int]]) -> Iterator[Tensor]:
+def _predicting(
+    model: VisionLanguageModel, prefixes: list[Prefix], unique: list[list[tuple[int, ...]]]
+) -> Iterator[Tensor]:
     """The hidden states that predict the answers' tokens; the prefix's last one predicts each answer's first token."""
-    start = 0
-    for size, answers in zip(sizes, lengths, strict=True):
-        stretch = hidden[start : start + size + sum(answers)]
-        for piece in stretch[size:].split(answers):
-            yield stretch[size - 1 : size]
-            yield piece
-        start += len(stretch)
+    # The last token of an answer is not fed: what it predicts is not scored.
+    fed = [[ids[:-1] for ids in answers if len(ids) > 1] for answers in unique]
+    asked = [(prefix, answers) for prefix, answers in zip(prefixes, fed, strict=True) if answers]
+    run = _run_rows if any(map(is_recurrent, model.cache_layers)) else _run_packed
+    hidden = iter(run(model, asked) if asked else ())
+    for prefix, answers in zip(prefixes, unique, strict=True):
+        for ids in answers:
+            yield prefix.end.hidden_D[None]
+            if len(ids) > 1:
+                yield next(hidden)
 
 
-def packed_token_logps(model: VisionLanguageModel, prefix_PD: Tensor, answers: list[list[int]]) -> list[Tensor]:
-    """score_pass for one question."""
-    return score_pass(model, [Scored(prefix_PD, answers)])[0]
+def _run_packed(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple[int, ...]]]]) -> list[Tensor]:
+    """Last hidden states of each answer's tokens, from one row that packs all answers."""
+    device = model.device
+    behind = [Behind(prefix, tuple(map(len, answers))) for prefix, answers in asked]
+    ids = torch.tensor([token for _, answers in asked for one in answers for token in one], device=device)
+    positions = [
+        prefix.end.next_position + torch.arange(len(one), device=device) for prefix, answers in asked for one in answers
+    ]
+    layout = AnswersBehindPrefixes(behind, device, model.dtype)
+    with attending(layout, model.attention_layers):
+        hidden = model.run_answers(ids[None], torch.cat(positions)[None], _cache(model, asked[0][0], 0))[0]
+    return list(hidden.split([length for question in behind for length in question.lengths]))
+
+
+def _run_rows(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple[int, ...]]]]) -> list[Tensor]:
+    """The same of a model with recurrent states: question by question, a padded row an answer."""
+    found = []
+    for prefix, answers in asked:
+        longest = max(map(len, answers))
+        ids = torch.tensor([[*one, *[one[-1]] * (longest - len(one))] for one in answers], device=model.device)
+        positions = (prefix.end.next_position + torch.arange(longest, device=model.device)).expand(len(answers), -1)
+        layout = _Rows(Behind(prefix, (longest,) * len(answers)), model)
+        with attending(layout, model.attention_layers):
+            hidden = model.run_answers(ids, positions, _cache(model, prefix, len(answers)))
+        found += [row[: len(one)] for row, one in zip(hidden, answers, strict=True)]
+    return found
+
+
+class _Rows:
+    """AnswersBehindPrefixes for answers that are rows of one length."""
+
+    describes_masks = True
+
+    def __init__(self, question: Behind, model: VisionLanguageModel) -> None:
+        self._packed = AnswersBehindPrefixes([question], model.device, model.dtype)
+
+    def attend(self, call: LayerCall) -> Tensor:
+        rows, _, tokens, _ = call.query.shape
+        parts = {name: _one_row(getattr(call, name)) for name in ("query", "key", "value")}
+        out = self._packed.attend(replace(call, **parts))
+        return out[0].unflatten(1, (rows, tokens)).transpose(0, 1)
+
+
+def _one_row(rows: Tensor) -> Tensor:
+    """[K, H, T, D] -> [1, H, K T, D]"""
+    return rows.transpose(0, 1).flatten(1, 2)[None]
+
+
+def _cache(model: VisionLanguageModel, prefix: Prefix, num_rows: int) -> Cache:
+    """What the decoder is handed behind a prefix, with that many copies of its states."""
+    states = repeated(prefix.end.cache_layers, num_rows) if num_rows else ()
+    return answer_cache(model.cache_layers, states, prefix.length, prefix.crosses)
 
 
 @torch.inference_mode()
-def plain_token_logps(model: VisionLanguageModel, prefix_PD: Tensor, answer: list[int]) -> Tensor:
-    """log p of each token of one answer, fp32 nats: one causal row, full logits, log-softmax. The reference path."""
-    ids = torch.tensor(answer, device=prefix_PD.device)
-    row = torch.cat([prefix_PD, model.embed_tokens(ids)])[None]
-    hidden = forward(model.decoder, row, positions(0, row.shape[1], row.device))[0]
-    logits = (hidden @ model.head_weight.T).float().log_softmax(-1)
-    return logits[len(prefix_PD) - 1 : -1].gather(-1, ids[:, None])[:, 0].cpu()
+def plain_token_logps(model: VisionLanguageModel, prompt: Prompt, answer: list[int]) -> Tensor:
+    """log p of each token of one answer, fp32 nats: one forward of the whole row, full logits, log-softmax."""
+    ids = torch.tensor(answer, device=model.device)
+    return model.plain_logits(prompt, answer).log_softmax(-1).gather(-1, ids[:, None])[:, 0].cpu()

@@ -88,7 +88,7 @@ def _agree_first(agreement: CallAgreement, kind: int, _module: nn.Module, _input
 
 @torch.inference_mode()
 def _dummy_decode(model: VisionLanguageModel) -> None:
-    shape = (1, 1, model.head_weight.shape[1])
+    shape = (1, 1, model.head.weight.shape[1])
     embeds = torch.zeros(shape, device=model.device, dtype=model.dtype)
     model.decoder(inputs_embeds=embeds, position_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
 

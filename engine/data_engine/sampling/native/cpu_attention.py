@@ -15,7 +15,8 @@ from collections import abc
 import torch
 from torch import Tensor
 
-from data_engine.models.attention import attention_with_lse, merged, mix
+from data_engine.models.attention import LayerCall, Seen
+from data_engine.models.attention_math import attention_with_lse, merged, with_sinks
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.requests import Sequence
@@ -88,14 +89,16 @@ class OrderedRows:
 class EagerRows:
     """The attention layout of one step in plain torch, for the first R rows of the caches."""
 
+    describes_masks = True
+
     def __init__(self, caches: KVCache, lanes: Lanes, prefix_lengths: abc.Sequence[int], num_rows: int) -> None:
         self.caches, self.lanes, self.prefix_lengths = caches, lanes, prefix_lengths
         self.at = caches.lengths_R[:num_rows] - 1
-        _, heads, longest, _ = caches.suffix_keys[0].shape
-        # Where each row's new token goes, by head, with rows, heads and tokens of a suffix buffer as one dimension.
-        each = torch.arange(num_rows * heads, device=self.at.device) * longest
-        self.places = each + self.at.repeat_interleave(heads)
         self.runs = [self._run(*run) for run in lanes.runs]
+        # Tokens of the longest sequence, prefix and suffix.
+        self.longest = max(prefix_lengths[slot] for slot, _, _ in lanes.lanes) + max(run[1] for run in self.runs)
+        self._places: dict[int, Tensor] = {}
+        self._biases: dict[Seen, tuple[list[Tensor], list[Tensor]]] = {}
 
     def _run(self, first: int, last: int, longest: int, ragged: bool) -> tuple[slice, int, Tensor | None]:
         """A run's rows, its longest suffix by now, and -inf where its rows have no token yet [n, 1, 1, S]."""
@@ -110,51 +113,97 @@ class EagerRows:
             mask.masked_fill_((places > self.at[first:last, None])[:, None, None], -torch.inf),
         )
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        keys, values = self.caches.suffix_keys[layer], self.caches.suffix_values[layer]
+    def attend(self, call: LayerCall) -> Tensor:
+        query, groups = call.query, call.key.shape[1]
         rows, heads, _, width = query.shape
-        for cache, new in ((keys, key), (values, value)):
-            cache.view(-1, width).index_copy_(0, self.places, new.reshape(-1, width))
         # The query heads that share a key/value head become rows of one product.
-        query_RGgD = query.reshape(rows, key.shape[1], -1, width)
-        prefix, prefix_lse = self._prefixes(layer, query_RGgD, scale)
-        own, own_lse = self._suffixes(keys, values, query_RGgD, scale)
-        return merged(own, own_lse, prefix, prefix_lse).to(query.dtype).view(rows, heads, 1, width)
+        query_RGgD = query.reshape(rows, groups, -1, width)
+        if self.caches.kinds[call.layer].cross:
+            out, lse = self._lanes_attention(query_RGgD, call, self._image_states(call.layer))
+        else:
+            self._keep(call)
+            prefix_biases, suffix_biases = self._biases_of(call.seen(self.longest))
+            prefix, prefix_lse = self._lanes_attention(query_RGgD, call, self._prefixes(call.layer, prefix_biases))
+            own, own_lse = self._suffixes(call, query_RGgD, suffix_biases)
+            out, lse = merged(own, own_lse, prefix, prefix_lse), None
+            if call.sinks is not None:
+                lse = torch.logaddexp(own_lse, prefix_lse)
+        if call.sinks is not None:
+            out = with_sinks(out, lse, call.sinks.view(1, groups, -1, 1))
+        return out.to(query.dtype).reshape(rows, heads, 1, -1)
 
-    def _prefixes(self, layer: int, query_RGgD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        rows, groups, shared, width = query_RGgD.shape
+    def _keep(self, call: LayerCall) -> None:
+        """Write each row's new key and value into its suffix."""
+        groups = call.key.shape[1]
+        if groups not in self._places:
+            # By head, with rows, heads and tokens of a suffix buffer as one dimension.
+            each = torch.arange(len(self.at) * groups, device=self.at.device) * self.caches.suffix_tokens
+            self._places[groups] = each + self.at.repeat_interleave(groups)
+        caches = self.caches
+        for cache, new in ((caches.suffix_keys, call.key), (caches.suffix_values, call.value)):
+            width = new.shape[-1]
+            cache[call.layer].view(-1, width).index_copy_(0, self._places[groups], new.reshape(-1, width))
+
+    def _prefixes(self, layer: int, biases: list[Tensor] | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """By lane, the keys and values of its prefix [G, P, D], and what its rows do not see of them [n, P]."""
         keys, values = self.caches.prefix_keys[layer], self.caches.prefix_values[layer]
+        lengths = [(slot, self.prefix_lengths[slot]) for slot, _, _ in self.lanes.lanes]
+        biases = [None] * len(lengths) if biases is None else biases
+        return [
+            (keys[slot, :, :length], values[slot, :, :length], bias)
+            for (slot, length), bias in zip(lengths, biases, strict=True)
+        ]
+
+    def _image_states(self, layer: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """By lane, the keys and values that its prompt noted of image states, and what it does not see of them."""
+        noted = [self.caches.crosses[slot][layer] for slot, _, _ in self.lanes.lanes]
+        return [(one.keys, one.values, one.bias) for one in noted]
+
+    def _lanes_attention(
+        self, query_RGgD: Tensor, call: LayerCall, lanes: list[tuple[Tensor, Tensor, Tensor | None]]
+    ) -> tuple[Tensor, Tensor]:
+        """Each row over the keys of its lane: mixed values [R, G, g, D], and the scores' log-sum-exps [R, G, g, 1]."""
+        rows, groups, shared, width = query_RGgD.shape
         query = query_RGgD.transpose(0, 1)
         query = query.contiguous() if self.lanes.order is None else query.index_select(1, self.lanes.order)
         parts = []
-        for slot, first, last in self.lanes.lanes:
-            length = self.prefix_lengths[slot]
-            lane = query[:, first:last].reshape(groups, -1, width)
-            parts.append(attention_with_lse(lane, keys[slot, :, :length], values[slot, :, :length], scale))
-        out, lse = (torch.cat(part, dim=1).view(groups, rows, shared, -1) for part in zip(*parts, strict=True))
+        for (_, first, last), (keys, values, bias) in zip(self.lanes.lanes, lanes, strict=True):
+            lane = query[:, first:last].reshape(1, groups, -1, width)
+            if bias is not None:
+                bias = bias.expand(last - first, -1).repeat_interleave(shared, 0)[None, None]
+            parts.append(attention_with_lse(lane, keys[None], values[None], call.scores, bias))
+        out, lse = (torch.cat(part, dim=2)[0].view(groups, rows, shared, -1) for part in zip(*parts, strict=True))
         if self.lanes.inverse is not None:
             out, lse = out.index_select(1, self.lanes.inverse), lse.index_select(1, self.lanes.inverse)
         return out.transpose(0, 1), lse.transpose(0, 1)
 
-    def _suffixes(self, keys: Tensor, values: Tensor, query_RGgD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def _suffixes(self, call: LayerCall, query_RGgD: Tensor, biases: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+        keys, values = self.caches.suffix_keys[call.layer], self.caches.suffix_values[call.layer]
+        biases = [behind for *_, behind in self.runs] if biases is None else biases
         parts = [
-            suffix_attention(query_RGgD[run], keys[run, :, :longest], values[run, :, :longest], behind, scale)
-            for run, longest, behind in self.runs
+            attention_with_lse(query_RGgD[run], keys[run, :, :longest], values[run, :, :longest], call.scores, bias)
+            for (run, longest, _), bias in zip(self.runs, biases, strict=True)
         ]
         out, lse = (torch.cat(part) for part in zip(*parts, strict=True))
         return out, lse
 
-
-def suffix_attention(
-    query_NGgD: Tensor, key_NGSD: Tensor, value_NGSD: Tensor, behind: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Rows that see their own keys, but those `behind` their ends, -inf there and else 0 [n, 1, 1, S]; the values' mix
-    [n, G, g, D], and the scores' log-sum-exp [n, G, g, 1].
-    """
-    if query_NGgD.device.type == "cpu":
-        mixed, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query_NGgD, key_NGSD, value_NGSD, attn_mask=behind, scale=scale
-        )
-        return mixed, lse[..., None]
-    scores = (query_NGgD @ key_NGSD.transpose(2, 3)).float().mul_(scale)
-    return mix(scores if behind is None else scores.add_(behind), value_NGSD)
+    def _biases_of(self, seen: Seen | None) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+        """What rows do not see, by lane of its prefix [n, P], and by run of their suffixes [n, 1, 1, S]."""
+        if seen is None:
+            return None, None
+        if seen not in self._biases:
+            lengths = self.caches.prefix_lengths_Q[self.caches.slots_R[: len(self.at)]]
+            newest = (lengths + self.at)[:, None]
+            ordered = newest if self.lanes.order is None else newest[self.lanes.order]
+            device = self.at.device
+            prefixes = [
+                seen.bias(ordered[first:last], torch.arange(self.prefix_lengths[slot], device=device)[None])
+                for slot, first, last in self.lanes.lanes
+            ]
+            suffixes = []
+            for run, longest, behind in self.runs:
+                keys = lengths[run, None] + torch.arange(longest, device=device)[None]
+                bias = seen.bias(newest[run], keys)[:, None, None]
+                suffixes.append(bias if behind is None else bias + behind)
+            self._biases[seen] = prefixes, suffixes
+        return self._biases[seen]

@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from data_engine.models.attention import Layout, Prefill, forward, positions
-from data_engine.models.base import VisionLanguageModel, sent
+from data_engine.models.attention import Layout, attending
+from data_engine.models.base import Prompt, VisionLanguageModel, sent
+from data_engine.models.prefix import run_prefix
 from data_engine.sampling.draw import SamplingParams, next_tokens
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.requests import Sequence
-from data_engine_kernels.reference import logits_fp32
 
 # Stands in the place of a token that was drawn from logits of which one is NaN or infinite.
 NOT_FINITE = -1
@@ -50,23 +50,20 @@ class ModelRunner:
     ) -> None:
         self.model, self.caches, self.params, self.placement = model, caches, params, placement
         device = model.device
-        vocabulary = len(model.head_weight) if params.repetition_penalty != 1 else 0
+        vocabulary = len(model.head.weight) if params.repetition_penalty != 1 else 0
         self.seen_RV = torch.zeros(caches.num_rows, vocabulary, dtype=torch.bool, device=device)
         self.every_row = torch.arange(caches.num_rows, device=device)
         self.eos = torch.tensor(model.eos_token_ids, device=device)
+        self.banned = torch.tensor(model.banned_token_ids, dtype=torch.long, device=device)
         self.prefix_lengths = [0] * caches.num_slots
 
-    def prefill(self, prefix_PD: Tensor, slot: int) -> None:
+    def prefill(self, prompt: Prompt, slot: int) -> None:
         """Run a prompt: its keys and values into the slot, and the logits of every first token."""
-        length = len(prefix_PD)
-        if self.caches.reserve(length):
+        prefix = run_prefix(self.model, prompt)
+        if self.caches.store(slot, prefix):
             self.placement.caches_moved()
-        layout = Prefill(*self.caches.slot(slot, length))
-        hidden = forward(self.model.decoder, prefix_PD[None], positions(0, length, prefix_PD.device), layout)[0, -1:]
-        self.caches.first_logits_QV[slot] = logits_fp32(hidden, self.model.head_weight)[0]
-        self.prefix_lengths[slot] = length
-        # Not `[slot] = length`: a number that is written to one place, or to some, makes the host wait for a GPU.
-        self.caches.prefix_lengths_Q[slot].fill_(length)
+        self.caches.first_logits_QV[slot] = self.model.head.logits(prefix.end.hidden_D[None])[0]
+        self.prefix_lengths[slot] = prefix.length
 
     def first(
         self, places: abc.Sequence[int], keys: abc.Sequence[int], slots: abc.Sequence[int], ends: abc.Sequence[int]
@@ -75,6 +72,7 @@ class ModelRunner:
         none = [0] * len(places)
         which, state = (self._sent(numbers) for numbers in (places, [none, keys, none, slots, ends]))
         self.caches.state_5R[:, which] = state
+        self.caches.start(which, slots)
         self.seen_RV.index_fill_(0, which, False)
         return self._draw(self.caches.first_logits_QV[state[3]], which)
 
@@ -94,25 +92,28 @@ class ModelRunner:
     def clean(self, pages: abc.Sequence[int]) -> None:
         """Overwrite unused suffixes with zeros: 0 x NaN is NaN, and masked keys and values are multiplied by 0."""
         which = self._sent(pages)
-        for cache in (*self.caches.suffix_keys, *self.caches.suffix_values):
+        for cache in self.caches.suffixes():
             cache.index_fill_(0, which, 0)
 
     def _sent(self, numbers: abc.Sequence) -> Tensor:
         return sent(torch.tensor(numbers), self.model.device)
 
     def advance(self, which: Tensor, layout: Layout) -> Tensor:
-        """Run a step of the rows `which` with this attention, and draw their next tokens."""
+        """Run a step of the first rows, `which`, with this attention, and draw their next tokens."""
         caches = self.caches
-        places = caches.prefix_lengths_Q[caches.slots_R[which]] + caches.lengths_R[which] - 1
-        embeds = self.model.embed_tokens(caches.tokens_R[which])
-        hidden = forward(self.model.decoder, embeds[:, None], places[:, None], layout)
-        return self._draw(logits_fp32(hidden[:, 0], self.model.head_weight), which)
+        positions = caches.next_positions_Q[caches.slots_R[which]] + caches.lengths_R[which] - 1
+        cache = caches.answer_cache(len(which), self.model.cache_layers)
+        with attending(layout, self.model.attention_layers):
+            hidden = self.model.run_answers(caches.tokens_R[which][:, None], positions[:, None], cache)
+        return self._draw(self.model.head.logits(hidden[:, 0]), which)
 
     def _draw(self, logits_NV: Tensor, which: Tensor) -> Tensor:
         """The next token of the rows `which`, noted in their state; NOT_FINITE for those without sound logits."""
         caches, places = self.caches, self.caches.lengths_R[which]
         # One that is NaN or infinite makes the sum so; read with the tokens, it costs the host no wait of its own.
         sound = logits_NV.sum(-1).isfinite()
+        if len(self.banned):
+            logits_NV.index_fill_(1, self.banned, -torch.inf)
         if self.params.forced_lengths:
             logits_NV.index_fill_(1, self.eos, -torch.inf)
         seen = self.seen_RV[which] if self.seen_RV.shape[1] else None

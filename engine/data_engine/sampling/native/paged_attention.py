@@ -8,6 +8,7 @@ from collections import abc
 import torch
 from torch import Tensor
 
+from data_engine.models.attention import DoesNotFit, LayerCall
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.requests import Sequence
@@ -19,6 +20,8 @@ GRAPH_ROWS = 16
 
 class FusedRows:
     """The attention layout of a step as one operation on the first N rows of the caches; `most` may share a slot."""
+
+    describes_masks = True
 
     def __init__(self, caches: KVCache, which: Tensor, most: int) -> None:
         self.caches = caches
@@ -32,13 +35,15 @@ class FusedRows:
         self.page = pages.gather(1, newest[:, None] // caches.page_tokens)[:, 0]
         self.place = newest % caches.page_tokens
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        caches = self.caches
+    def attend(self, call: LayerCall) -> Tensor:
+        caches, layer = self.caches, call.layer
+        if not call.is_usual or call.seen(caches.prefix_tokens + caches.suffix_tokens):
+            raise DoesNotFit(f"the kernels do not know what layer {layer} does")
         keys, values = caches.suffix_keys[layer], caches.suffix_values[layer]
-        keys[self.page, :, self.place] = key[:, :, 0]
-        values[self.page, :, self.place] = value[:, :, 0]
+        keys[self.page, :, self.place] = call.key[:, :, 0]
+        values[self.page, :, self.place] = call.value[:, :, 0]
         pools = LayerCaches(caches.prefix_keys[layer], caches.prefix_values[layer], keys, values)
-        return grouped_decode_attention(query[:, :, 0], pools, self.index, scale)[:, :, None]
+        return grouped_decode_attention(call.query[:, :, 0], pools, self.index, call.scale)[:, :, None]
 
 
 class PagedRows:
@@ -70,7 +75,8 @@ class PagedRows:
         caches.slots_R[num_rows:size] = -1
         caches.pages_RC[num_rows:size] = 0
         device = runner.model.device
-        if device.type != "cuda":
+        # A step moves recurrent states on, which the steps that warm up a graph would not take back.
+        if device.type != "cuda" or caches.states:
             return self._advance(runner, size)[:num_rows]
         # Streams are those of the current device, whatever the tensors'.
         with torch.cuda.device(device):

@@ -153,7 +153,7 @@ class Scheduler:
         """Give a sequence its slot and first page; the first sequence of a question has its prompt prefilled."""
         if row.number not in self.slots:
             slot = self.free_slots[0]
-            self.runner.prefill(row.request.prefix(), slot)
+            self.runner.prefill(row.request.prompt, slot)
             self.free_slots.popleft()
             self.slots[row.number], self.alive[row.number] = slot, 0
         row.slot = self.slots[row.number]

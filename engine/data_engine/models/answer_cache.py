@@ -1,0 +1,126 @@
+"""The cache that a decoder is handed in a pass of answers. It keeps no keys and values, since the layouts do.
+
+A Cache is handed over all the same: without one, transformers takes position ids that begin anew for packed sequences,
+and cuts answers off from their prompts; and layers with a recurrent state keep it here, a row of it an answer.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
+
+from data_engine.models.attention import DoesNotFit
+
+STATES = ("conv_states", "recurrent_states")
+
+
+class PassingLayer(DynamicLayer):
+    """Hands new keys and values through, and counts as holding `length` others."""
+
+    def __init__(self, length: int = 0, cross: tuple[Tensor, Tensor] | None = None) -> None:
+        """`cross`: keys and values of image states, which Mllama looks for here before it runs such a layer."""
+        super().__init__()
+        self.length = length
+        if cross is not None:
+            self.keys, self.values = cross
+            self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+
+def passing(num_layers: int) -> Cache:
+    """A cache of layers that keep nothing."""
+    return Cache(layers=[PassingLayer()] * num_layers)
+
+
+def is_recurrent(layer: object) -> bool:
+    """Whether a layer of a cache holds a recurrent state, and no keys. Raises DoesNotFit where it holds both."""
+    if not isinstance(layer, LinearAttentionCacheLayerMixin):
+        if type(layer).__name__.endswith("IndexedLayer"):
+            raise DoesNotFit("its layers choose keys by an index of their own")
+        return False
+    if isinstance(layer, DynamicLayer):
+        raise DoesNotFit("a layer has both keys and a recurrent state")
+    return any(isinstance(value, Tensor) for name in STATES for value in getattr(layer, name).values())
+
+
+def mapped(layer: LinearAttentionCacheLayerMixin, function: Callable[[Tensor], Tensor]):
+    """A layer with each tensor of its state replaced by function(tensor)."""
+    new = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):
+            value = {key: function(one) if isinstance(one, Tensor) else one for key, one in value.items()}
+        setattr(new, name, value)
+    return new
+
+
+def tensors(layer: LinearAttentionCacheLayerMixin) -> list[Tensor]:
+    """The tensors of its state, in a fixed order; the first dimension counts rows."""
+    return [one for name in STATES for one in getattr(layer, name).values() if isinstance(one, Tensor)]
+
+
+class RowStates:
+    """Recurrent states of R rows, by layer of the cache: buffers that are made once and updated in place."""
+
+    def __init__(self, like: Sequence[object], num_rows: int) -> None:
+        """`like`: the layers of a prompt's cache."""
+        self.layers = [
+            mapped(layer, lambda one: one.new_zeros(num_rows, *one.shape[1:])) if is_recurrent(layer) else None
+            for layer in like
+        ]
+
+    def fill(self, rows: Tensor, like: Sequence[object]) -> None:
+        """Give the rows the states that a prompt left."""
+        for mine, theirs in zip(self.layers, like, strict=True):
+            if mine is not None:
+                for buffer, state in zip(tensors(mine), tensors(theirs), strict=True):
+                    buffer[rows] = state.to(buffer.dtype)
+
+    def move(self, source: int, target: int) -> None:
+        """Row `source` becomes row `target`."""
+        for layer in self.layers:
+            for buffer in tensors(layer) if layer is not None else ():
+                buffer[target] = buffer[source]
+
+    def first(self, num_rows: int) -> list[object | None]:
+        """By layer of the cache, views of the first rows' state, which a pass updates in place; None: no state."""
+        return [None if layer is None else mapped(layer, lambda one: one[:num_rows]) for layer in self.layers]
+
+
+def answer_cache(
+    like: Sequence[object], states: Sequence[object | None], length: int, crosses: dict[int, tuple[Tensor, Tensor]]
+) -> Cache:
+    """The cache of a pass of answers, behind prompts of `length` tokens, with a state by layer where it has one.
+
+    `like`: the layers of a prompt's cache. `crosses`: by layer of the cache, keys and values of image states.
+    """
+    usual = PassingLayer(length)
+    return Cache(
+        layers=[
+            states[number] if states and states[number] is not None
+            else PassingLayer(length, crosses[number]) if number in crosses
+            else usual
+            for number in range(len(like))
+        ]
+    )  # fmt: skip
+
+
+def repeated(layers: Sequence[object], num_rows: int) -> list[object | None]:
+    """By layer of the cache, its state copied for so many rows; None: no state."""
+    return [
+        mapped(layer, lambda one: one.repeat_interleave(num_rows, 0)) if is_recurrent(layer) else None
+        for layer in layers
+    ]
+
+
+def nbytes(layers: Sequence[object]) -> int:
+    """Of the recurrent states of a row."""
+    return sum(one.nbytes for layer in layers if is_recurrent(layer) for one in tensors(layer))

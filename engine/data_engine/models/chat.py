@@ -1,0 +1,249 @@
+"""Conversations and pictures to a model's inputs, and answers to ids, by a checkpoint's own processor and template.
+
+Shapes: P tokens of a prompt with its pictures expanded.
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
+
+from data_engine.errors import BadRow, UserError
+from data_engine.models.answer_ids import Tail, behind_answer, encode, first_special, tail
+from data_engine.models.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
+from data_engine.models.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
+from data_engine.models.processor import explained, load_config, load_processor
+from data_engine.models.registry import ModelError, read_json, reason
+from data_engine.questions.conversation import Conversation
+
+__all__ = ["Chat", "ChatSettings"]
+
+_DEFAULT = ChatSettings()
+_PICTURE = Image.new("RGB", (120, 90), (90, 120, 150))
+# What messages are called in the reason why a row is left out.
+_NAMES = {"user": "question", "system": "system text", "assistant": "earlier answer"}
+
+
+class Chat:
+    """The text side of one checkpoint. Not for several threads at once: tokenizers keep state while they encode."""
+
+    def __init__(self, folder: Path, config: PreTrainedConfig, processor: ProcessorMixin,
+                 settings: ChatSettings) -> None:  # fmt: skip
+        """Use `load`."""
+        self._folder, self._settings = folder, settings
+        self._processor, self._tokenizer = processor, processor.tokenizer
+        self._template = ChatTemplate(processor, settings, folder)
+        self._controls = ControlTokens(processor, self._template.source)
+        self._keeps_plain = "sanitize_control_tokens" in inspect.signature(processor.apply_chat_template).parameters
+        self._starts_answers = True
+        self.unused_kwargs = self._template.unused_kwargs
+        """names of --chat_template_kwargs that this template does not read"""
+        self.markers: tuple[str, ...] = self._controls.texts
+        """texts of the prompt format: an answer that contains one never ranks"""
+        self.vocabulary = fingerprint(self._tokenizer)
+        """models of equal fingerprints can exchange token ids"""
+        self.image_processor_name = type(processor.image_processor).__name__
+        """Pillow's and torchvision's give other pixels"""
+        self.eos_token_ids = self._ends()
+        media = media_ids(processor, config)
+        self.banned_token_ids = tuple(number for number in media if number not in self.eos_token_ids)
+        """never sampled: placeholders of pictures, films and sounds, and what stands around them"""
+        # By the conversation without its texts, of which a run has a few kinds.
+        self._tail = lru_cache(1024)(self._tail_of)
+        self._neutral_counts = lru_cache(1024)(self._counts_of)
+
+    @classmethod
+    def load(cls, folder: Path, settings: ChatSettings = _DEFAULT) -> "Chat":
+        """Read the processor of a checkpoint, and try it on a picture.
+
+        Raises ModelError naming what is wrong with the folder or missing here, UserError for the settings.
+        """
+        config = load_config(folder)
+        chat = cls(folder, config, load_processor(folder, config), settings)
+        chat._try_picture()
+        chat._starts_answers = chat._try_start()
+        return chat
+
+    def __reduce__(self) -> tuple:
+        # The processor's class may be made while it is loaded, which no other process knows.
+        return Chat.load, (self._folder, self._settings)
+
+    def inputs(self, conversation: Conversation, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """The processor's tensors on CPU for a batch of one, "input_ids" [1, P] among them.
+
+        Raises BadRow where the template or the processor refuses the row, or a text would forge the prompt's format.
+        """
+        return self._inputs(self._processor, conversation, images)
+
+    def answer_ids(self, conversation: Conversation, answer: str) -> list[int]:
+        """An answer's ids behind that conversation as in training: what the template puts before it, one end token.
+
+        Control tokens in the text stay text. Raises BadRow where the tokenizer cannot keep them so.
+        """
+        return encode(self._tokenizer, self._controls, self._tail(_shape(conversation)), answer)
+
+    def shared(
+        self, conversations: Sequence[Conversation], images: Sequence[Image.Image]
+    ) -> tuple[dict[str, Tensor], list[list[int]]]:
+        """Inputs of the longest common beginning, pictures included, and the ids behind it, at least one, of each.
+
+        Raises UserError where the pictures, or what stands before the last of them, differ; BadRow as `inputs` does.
+        """
+        if len({_head(conversation) for conversation in conversations}) != 1:
+            raise UserError("conversations can share a beginning only where all up to the last image is equal")
+        processor = copy.copy(self._processor)
+        processor.image_processor = _Once(processor.image_processor)
+        every = [self._inputs(processor, conversation, images) for conversation in conversations]
+        ids = [given["input_ids"][0].tolist() for given in every]
+        limit = min(map(len, ids)) - 1
+        length = next((place for place in range(limit) if len({row[place] for row in ids}) > 1), limit)
+        if not set(self.banned_token_ids).isdisjoint(ids[0][length:]):
+            raise UserError("conversations differ before the end of the last image's tokens")
+        pixels = set(processor.image_processor.model_input_names)
+        whole = len(ids[0])
+        given = {name: value if name in pixels else _cut(value, whole, length) for name, value in every[0].items()}
+        return given, [row[length:] for row in ids]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Decoded, special tokens skipped, stripped."""
+        return self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ).strip()
+
+    def _inputs(self, processor: ProcessorMixin, conversation: Conversation, images: Sequence[Image.Image]) -> dict:
+        if conversation.answer_start and not self._starts_answers:
+            raise BadRow(f"{type(processor).__name__} puts text of its own behind the beginning of an answer")
+        token = self._written(conversation)
+        if token is None:
+            self._refuse_forged(conversation)
+            return self._run(processor, conversation, images)
+        if not self._keeps_plain:
+            raise BadRow(f"{self._place(conversation, token)} contains the control token {token}")
+        try:
+            given = self._run(processor, conversation, images, plain=True)
+            usual = self._run(processor, neutral(conversation), images)
+        # Some processors count placeholders in texts too; some tokenizers write special tokens around each text.
+        except BadRow as error:
+            raise BadRow(f"{self._place(conversation, token)} contains the control token {token}") from error
+        counted, allowed = (self._controls.counted(each["input_ids"][0].tolist()) for each in (given, usual))
+        if not counted <= allowed:
+            token = next(iter(counted - allowed))
+            raise BadRow(f"{self._place(conversation, token)} contains the control token {token}")
+        return given
+
+    def _run(self, processor: ProcessorMixin, conversation: Conversation, images: Sequence[Image.Image],
+             plain: bool = False) -> dict[str, Tensor]:  # fmt: skip
+        messages = self._template.messages(conversation, images)
+        # transformers keeps control tokens plain only where the template, not the tokenizer, writes the first token.
+        more = self._template.arguments(conversation, self._first_token() if plain else "")
+        more |= {"sanitize_control_tokens": True} if plain else {}
+        try:
+            given = processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+                **more,
+            )  # fmt: skip
+        except (MemoryError, ImportError):
+            raise
+        # Processors and templates raise whatever Python raises on what they did not foresee.
+        except Exception as error:
+            told = reason(error) or type(error).__name__
+            raise BadRow(f"{type(processor).__name__} refuses it: {told}") from error
+        return {name: value for name, value in given.items() if name != "labels"}
+
+    def _first_token(self) -> str:
+        """What puts the token that a tokenizer writes before each text into the template."""
+        bos = self._tokenizer.bos_token_id
+        return "{{ bos_token }}" if bos is not None and self._tokenizer.encode("") == [bos] else ""
+
+    def _written(self, conversation: Conversation) -> str | None:
+        """A control token that a text contains."""
+        texts = (*conversation.texts(), conversation.answer_start)
+        return next(filter(None, map(self._controls.first_in, texts)), None)
+
+    def _refuse_forged(self, conversation: Conversation) -> None:
+        """Raise BadRow where the texts make control tokens after all, put together or by normalisation."""
+        more = self._counts_of(conversation) - self._neutral_counts(neutral(conversation))
+        for token in more:
+            raise BadRow(f"{self._place(conversation, token)} contains the control token {token}")
+
+    def _counts_of(self, conversation: Conversation):
+        text = self._template.render(conversation)
+        return self._controls.counted(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _place(self, conversation: Conversation, token: str) -> str:
+        found = next((message.role for message in conversation.messages if token in message.text), None)
+        if found is None and token in conversation.answer_start:
+            return "beginning of the answer"
+        return _NAMES[found or "user"]
+
+    def _tail_of(self, conversation: Conversation) -> Tail:
+        return tail(self._template, self._controls, self._tokenizer, self.eos_token_ids, conversation)
+
+    def _ends(self) -> tuple[int, ...]:
+        where = self._folder / "generation_config.json"
+        ends = end_ids(self._tokenizer, read_json(where) if where.is_file() else {})
+        written = first_special(self._tokenizer, behind_answer(self._template, Conversation.of(WORD))[1])
+        ends = tuple(dict.fromkeys([*ends, *([] if written is None else [written])]))
+        if not ends:
+            raise ModelError(
+                f"{self._folder} names no token that ends an answer: set eos_token in tokenizer_config.json"
+            )
+        return ends
+
+    def _try_picture(self) -> None:
+        """Raise ModelError where the processor cannot do the simplest prompt, or leaves the picture out of it."""
+        try:
+            given = self.inputs(Conversation.of(WORD), [_PICTURE])
+        except BadRow as error:
+            if not self._template.places_image(self._controls.texts):
+                raise self._template.no_place() from error
+            raise explained(self._folder, error.__cause__ or error) from error
+        except ImportError as error:
+            raise explained(self._folder, error) from error
+        if self.banned_token_ids and set(given["input_ids"][0].tolist()).isdisjoint(self.banned_token_ids):
+            raise self._template.no_place()
+
+    def _try_start(self) -> bool:
+        """Whether a prompt ends with the beginning of its answer."""
+        asked = Conversation(Conversation.of(WORD).messages, ANSWER)
+        ids = self.inputs(asked, [_PICTURE])["input_ids"][0].tolist()
+        return self._tokenizer.decode(ids).endswith(ANSWER)
+
+
+class _Once:
+    """An image processor that is asked for the same pictures again and again, and computes them once."""
+
+    def __init__(self, processor: object) -> None:
+        self._processor, self._given = processor, None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._processor, name)
+
+    def __call__(self, *args: object, **kwargs: object) -> BatchFeature:
+        if self._given is None:
+            self._given = self._processor(*args, **kwargs)
+        # Processors take entries out of what they get.
+        return BatchFeature(dict(self._given))
+
+
+def _shape(conversation: Conversation) -> Conversation:
+    """What the form of an answer depends on."""
+    return Conversation(neutral(conversation).messages, conversation.answer_start)
+
+
+def _head(conversation: Conversation) -> tuple:
+    """All up to the last image."""
+    parts = [(number, message.role, part) for number, message in enumerate(conversation.messages)
+             for part in message.content]  # fmt: skip
+    last = max((place for place, (_, _, part) in enumerate(parts) if isinstance(part, int)), default=-1)
+    return tuple(parts[: last + 1])
+
+
+def _cut(value: Tensor, whole: int, length: int) -> Tensor:
+    """The first of the values that there is one of for each token of a batch of one."""
+    return value[:, :length] if isinstance(value, Tensor) and value.shape[:2] == (1, whole) else value

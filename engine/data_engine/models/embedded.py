@@ -1,0 +1,131 @@
+"""What native families share: a prompt is token ids with a place for the image's features, and goes in as embeddings.
+
+Shapes: N image tokens, P prompt tokens, K rows, T tokens, V vocabulary, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from data_engine.errors import BadRow
+from data_engine.models.answer_cache import PassingLayer, passing
+from data_engine.models.base import LayerKind, PromptEnd, VisionLanguageModel, sent
+from data_engine.models.decoder import head_width
+from data_engine.questions.conversation import Conversation
+
+# Placeholder in prompt ids for the image's features; no tokenizer has a negative id.
+IMAGE_TOKEN = -200
+
+
+class EmbeddingModel(VisionLanguageModel, Protocol):
+    """A model whose prompts are `SplicedPrompt`s."""
+
+    image_tokens: int
+    """N, tokens of an image in a prompt"""
+
+    def pixels(self, image: Image, crop: bool, max_megapixels: float) -> Tensor:
+        """RGB image -> [3, H, W] fp32 on CPU. Raises images.BadImage for one that would get too large."""
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """The prompt up to the start of the answer, with one IMAGE_TOKEN."""
+
+    def answer_ids(self, question: str, answer: str) -> list[int]:
+        """An answer's ids behind that prompt."""
+
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        """Image features in the decoder's space [B, N, D]."""
+
+    def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
+        """[T, D]"""
+
+
+@dataclass(frozen=True)
+class SplicedPrompt:
+    """Token ids with one IMAGE_TOKEN, and the image's pixels [3, H, W]."""
+
+    ids: list[int]
+    pixels: Tensor
+    image_tokens: int
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) - 1 + self.image_tokens
+
+    @torch.inference_mode()
+    def embeds(self, model: EmbeddingModel) -> Tensor:
+        """The prompt's token embeddings with the image's features in place of IMAGE_TOKEN [P, D]."""
+        [features_ND] = model.encode_images(sent(self.pixels[None], model.device))
+        at = self.ids.index(IMAGE_TOKEN)
+        before, after = (
+            sent(torch.tensor(part, dtype=torch.long), model.device) for part in (self.ids[:at], self.ids[at + 1 :])
+        )
+        return torch.cat([model.embed_tokens(before), features_ND, model.embed_tokens(after)])
+
+
+def prompt(
+    model: EmbeddingModel, conversation: Conversation, images: Sequence[Image], crop: bool, max_megapixels: float
+) -> SplicedPrompt:
+    """Raises BadRow for anything but one question about one image, and what `pixels` raises."""
+    [image], question = images if conversation.is_single else [None], single_question(model, conversation)
+    pixels = model.pixels(image, crop, max_megapixels)
+    return SplicedPrompt(model.prompt_ids(question), pixels, model.image_tokens)
+
+
+def single_question(model: EmbeddingModel, conversation: Conversation) -> str:
+    """The question of a conversation that is one image and one question. Raises BadRow for another."""
+    if conversation.is_single:
+        return conversation.question
+    found = f"{conversation.num_images} images in {len(conversation.messages)} messages"
+    if conversation.answer_start:
+        found += ", and the beginning of an answer"
+    raise BadRow(f"the family {model.family} takes one image and one question, and nothing else; the row has {found}")
+
+
+def run_prompt(model: EmbeddingModel, prompt: SplicedPrompt) -> PromptEnd:
+    """See VisionLanguageModel.run_prompt."""
+    embeds = prompt.embeds(model)
+    positions = torch.arange(len(embeds), device=embeds.device)[None]
+    hidden = decode(model, embeds[None], positions, passing(len(model.layers)))
+    return PromptEnd(hidden[0, -1], len(embeds), model.cache_layers)
+
+
+def run_answers(model: EmbeddingModel, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
+    """See VisionLanguageModel.run_answers."""
+    return decode(model, model.embed_tokens(ids_KT), positions_KT, cache)
+
+
+def plain_logits(model: EmbeddingModel, prompt: SplicedPrompt, ids: list[int]) -> Tensor:
+    """See VisionLanguageModel.plain_logits: one causal row, full logits."""
+    embeds = prompt.embeds(model)
+    row = torch.cat([embeds, model.embed_tokens(torch.tensor(ids, device=embeds.device))])
+    hidden = decode(model, row[None], torch.arange(len(row), device=row.device)[None], None)[0]
+    return (hidden[len(embeds) - 1 : -1] @ model.head.weight.T).float()
+
+
+def decode(model: EmbeddingModel, embeds_BTD: Tensor, positions_BT: Tensor, cache: Cache | None) -> Tensor:
+    """Last hidden states [B, T, D] of one pass of the decoder; without a layout in force, attention is causal."""
+    return model.decoder(
+        inputs_embeds=embeds_BTD, position_ids=positions_BT, past_key_values=cache, use_cache=cache is not None
+    ).last_hidden_state
+
+
+def attention_layers(decoder: nn.Module) -> dict[nn.Module, int]:
+    """The modules of a LLaMA-like decoder that attend, numbered."""
+    return {layer.self_attn: number for number, layer in enumerate(decoder.layers)}
+
+
+def layer_kinds(decoder: nn.Module) -> tuple[LayerKind, ...]:
+    """The kinds of its layers."""
+    config = decoder.config
+    width = head_width(config)
+    return (LayerKind(config.num_key_value_heads, width, width),) * config.num_hidden_layers
+
+
+def cache_layers(decoder: nn.Module) -> list[PassingLayer]:
+    """Layers of a cache without a recurrent state."""
+    return [PassingLayer()] * decoder.config.num_hidden_layers

@@ -1,0 +1,53 @@
+"""From hidden states to logits and log-probs: the output weights, and what a model does with its logits.
+
+Shapes: N tokens, D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_engine_kernels import token_logps
+from data_engine_kernels.reference import check_targets, logits_fp32
+
+# Rows of logits at a time, where a model changes its logits.
+ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer: logits are cap tanh(scale (h W^T + b) / cap)."""
+
+    weight: Tensor
+    """[V, D]"""
+    bias: Tensor | None = None
+    """[V]"""
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.bias is None and self.scale == 1 and self.softcap is None
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """fp32 [N, V]."""
+        logits = logits_fp32(hidden_ND, self.weight)
+        return logits if self.is_plain else self.finish(logits)
+
+    def finish(self, logits_NV: Tensor) -> Tensor:
+        """Logits of the model, from those of the weight alone."""
+        if self.bias is not None:
+            logits_NV = logits_NV + self.bias.float()
+        if self.scale != 1:
+            logits_NV = logits_NV * self.scale
+        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+
+    def token_logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """log p of each target, nats, fp32 [N]. Raises ValueError for a target outside [0, V)."""
+        if self.is_plain:
+            return token_logps(hidden_ND, self.weight, targets_N)
+        check_targets(targets_N, len(self.weight))
+        parts = zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
+        found = [self.logits(rows).log_softmax(-1).gather(-1, ids[:, None])[:, 0] for rows, ids in parts]
+        return torch.cat(found) if found else hidden_ND.new_empty(0, dtype=torch.float32)

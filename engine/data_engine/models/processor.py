@@ -1,0 +1,148 @@
+"""The processor of a checkpoint of transformers: tokenizer and image processor, without remote code and without video.
+
+A folder in, transformers' processor out. Whatever a folder or an installation lacks is a ModelError that says so.
+"""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, ProcessorMixin
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+# Older ones hide it at the top where torchvision is missing, though it finds Pillow's without.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
+
+# Files that may name the class of the processor, in the order in which transformers asks them.
+_NAMING = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+           "tokenizer_config.json")  # fmt: skip
+# Text that transformers' files for the processor hold, which a clone without Git LFS may have left out.
+_PARTS = ("*.json", "*.model", "*.jinja", "*.txt")
+# What transformers says where it misses torchvision, or a video processor, which needs torchvision.
+_NEEDS_TORCHVISION = re.compile(r"torchvision|video.?processor", re.IGNORECASE)
+_PIP = re.compile(r"pip install ([\w\[\]-]+)")
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """config.json as transformers reads it. Raises ModelError where it is not of a model that continues text and
+    images: a text-only one, an encoder-decoder, one that this transformers does not know or that needs remote code.
+    """
+    where = folder / "config.json"
+    raw = read_json(where)
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ModelError(_unknown(where, kind, "auto_map" in raw))
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        what = "text-only" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "no image-text-to-text"
+        raise ModelError(
+            f"{where} has model_type {kind!r}, which is a {what} model to transformers {transformers.__version__}: "
+            "pass a model that takes images and text"
+            if what == "text-only"
+            else f"{where} has model_type {kind!r}, which is {what} model to transformers {transformers.__version__}"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+    # Configurations check themselves with assertions, KeyErrors and exceptions of huggingface_hub.
+    except Exception as error:
+        raise ModelError(f"{where} is refused by transformers {transformers.__version__}: {reason(error)}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{where} is of an encoder-decoder ({kind}): models that continue their prompt are supported")
+    return config
+
+
+def _unknown(where: Path, kind: object, remote: bool) -> str:
+    if remote:
+        return (
+            f"{where} has model_type {kind!r}, whose code comes with the checkpoint (auto_map): remote code is never "
+            f"run; pass a checkpoint that transformers {transformers.__version__} reads by itself"
+        )
+    return (
+        f"{where} has model_type {kind!r}, which transformers {transformers.__version__} does not know; if a newer one "
+        "does: pip install -U transformers"
+    )
+
+
+def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
+    """The processor with Pillow's image processor where there is one, whatever else is installed.
+
+    Raises ModelError naming the file or package that is missing.
+    """
+    for path in (path for pattern in _PARTS for path in sorted(folder.glob(pattern))):
+        refuse_pointer(path)
+    try:
+        kind = _class(folder, config)
+        return _loaded(folder, kind)
+    except ModelError:
+        raise
+    # A processor that lacks something raises ImportError, OSError, ValueError, AttributeError or TypeError.
+    except Exception as error:
+        raise explained(folder, error) from error
+
+
+def explained(folder: Path, error: Exception) -> ModelError:
+    """What to do about an exception of a processor: the package to install, or its own words."""
+    told = f"{type(error).__name__}: {error}"
+    if find_spec("torchvision") is None and _NEEDS_TORCHVISION.search(told):
+        return ModelError(f"the processor of {folder} needs torchvision: pip install {_torchvision()}")
+    wanted = _PIP.search(told)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return ModelError(f"the processor of {folder} needs {error.name}: pip install {error.name}")
+    if isinstance(error, ImportError) and wanted:
+        return ModelError(f"the processor of {folder} needs {wanted[1]}: pip install {wanted[1]}")
+    return ModelError(f"the processor of {folder} cannot be loaded ({type(error).__name__}: {reason(error)})")
+
+
+def _torchvision() -> str:
+    """torch 2.N was released together with torchvision 0.(N + 15)."""
+    major, minor = torch.__version__.split(".")[:2]
+    return f"torchvision==0.{int(minor) + 15}.*" if major == "2" else "torchvision"
+
+
+def _class(folder: Path, config: PreTrainedConfig) -> type[ProcessorMixin]:
+    told = [read_json(folder / name) for name in _NAMING if (folder / name).is_file()]
+    names = [name for name in (raw.get("processor_class") for raw in told) if isinstance(name, str)]
+    known = PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    for name in filter(None, [*names, known]):
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, ProcessorMixin):
+            return found
+    if any("auto_map" in raw for raw in told):
+        raise ModelError(f"the processor of {folder} is remote code (auto_map), which is never run")
+    named = f"the processor {names[0]}, which transformers {transformers.__version__} does not know" if names else None
+    raise ModelError(f"{folder} has {named or 'no processor: preprocessor_config.json or processor_config.json'}")
+
+
+def _loaded(folder: Path, kind: type[ProcessorMixin]) -> ProcessorMixin:
+    wanted = kind.get_attributes()
+    if "image_processor" not in wanted:
+        raise ModelError(f"the processor of {folder} ({kind.__name__}) has no image processor: it takes no images")
+    still = [name for name in wanted if "video" not in name]
+    if find_spec("torchvision") is None:
+        processor = _with(kind, still).from_pretrained(folder, **_LOCAL)
+    else:
+        try:
+            processor = kind.from_pretrained(folder, **_LOCAL)
+        except Exception:
+            if still == wanted:
+                raise
+            # The files of its video processor may be missing, which images do without.
+            processor = _with(kind, still).from_pretrained(folder, **_LOCAL)
+    # Apart from the rest: AutoProcessor would hand `backend` on to the video processor, which has none of Pillow's.
+    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **_LOCAL)
+    return processor
+
+
+def _with(kind: type[ProcessorMixin], attributes: list[str]) -> type[ProcessorMixin]:
+    """The class without some of its parts: a video processor needs torchvision, and images do not need it."""
+    own = {"get_attributes": classmethod(lambda cls: attributes), "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)

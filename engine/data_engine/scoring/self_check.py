@@ -1,0 +1,102 @@
+"""The shared path held against the plain one, on answers that are made up or were sampled."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_engine.errors import UserError
+from data_engine.models.attention import DoesNotFit
+from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.registry import reason
+from data_engine.scoring.logprobs import Scored, plain_token_logps, score_pass
+
+# Largest mean difference, nat a token, between two paths: rounding is far below, a bug far above.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+# Tokens of the made-up answers: an even and an odd number, one of them more than an attention kernel's tile.
+LENGTHS = (33, 17)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two ways to the same log-probs are apart."""
+
+    mean: float
+    """nat a token"""
+    dtype: torch.dtype
+
+    def __bool__(self) -> bool:
+        # A difference that is no number is no agreement.
+        return self.mean <= TOLERANCE[self.dtype]
+
+
+def why_not_shared(model: VisionLanguageModel, prompt: Prompt) -> str | None:
+    """Why the answers to a prompt cannot share it, by two made-up answers; None where they can.
+
+    Where the shared path differs from a forward of the whole row, the model's own decoding settles which is right.
+    Raises UserError where those two differ from each other: then no path is.
+    """
+    answers = list(_made_up(model))
+    try:
+        shared = torch.cat(score_pass(model, [Scored(prompt, answers)])[0])
+    except DoesNotFit as problem:
+        return str(problem)
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever a model of transformers raises when its decoder is called in a way that it does not know.
+    except Exception as error:
+        return f"its decoder cannot be called on its own ({type(error).__name__}: {reason(error)})"
+    plain = torch.cat([plain_token_logps(model, prompt, ids) for ids in answers])
+    if _agreement(model, shared, plain):
+        return None
+    decoded = torch.cat([decoded_token_logps(model, prompt, ids) for ids in answers])
+    if _agreement(model, shared, decoded):
+        return None
+    both = _agreement(model, plain, decoded)
+    if not both:
+        raise UserError(
+            f"this model gives other log-probs when it decodes than in one forward pass: {both.mean:.2g} nat a token "
+            "apart. No path gives numbers to rely on; another version of transformers may (pip install -U transformers)"
+        )
+    difference = _agreement(model, shared, plain).mean
+    return f"log-probs behind a shared prompt are {difference:.2g} nat a token off those of the whole row"
+
+
+def self_check(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]], shared: list[Tensor]) -> float:
+    """Mean difference, nat a token, of the shared path to the plain one; RuntimeError where it is no rounding."""
+    plain = torch.cat([plain_token_logps(model, prompt, answer) for answer in ids])
+    found = _agreement(model, torch.cat(shared), plain)
+    if not found and model.has_plain_path:
+        found = _agreement(
+            model, torch.cat(shared), torch.cat([decoded_token_logps(model, prompt, one) for one in ids])
+        )
+    if not found:
+        raise RuntimeError(
+            f"log-probs behind a shared prompt differ from the plain path by {found.mean:.3g} nat a token, "
+            f"more than {TOLERANCE[model.dtype]} allows for rounding in {model.dtype}"
+        )
+    return found.mean
+
+
+@torch.inference_mode()
+def decoded_token_logps(model: VisionLanguageModel, prompt: Prompt, answer: list[int]) -> Tensor:
+    """log p of each token of one answer, fp32 nats, by the model's own decoding, token by token."""
+    steps = model.plain_steps(prompt, 1)
+    rows = [steps.first(), *(steps.next(torch.tensor([token], device=model.device)) for token in answer[:-1])]
+    ids = torch.tensor(answer, device=model.device)
+    return torch.cat(rows).log_softmax(-1).gather(-1, ids[:, None])[:, 0].cpu()
+
+
+def _made_up(model: VisionLanguageModel) -> Iterator[list[int]]:
+    """Answers of ids from all over the vocabulary, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    never = {*model.banned_token_ids, *model.eos_token_ids}
+    size = model.num_ids
+    for length in LENGTHS:
+        ids = torch.randint(size, (4 * length,), generator=generator).tolist()
+        yield [one for one in ids if one not in never][:length]
+
+
+def _agreement(model: VisionLanguageModel, one: Tensor, other: Tensor) -> Agreement:
+    return Agreement(float((one - other).abs().mean()), model.dtype)

@@ -1,0 +1,167 @@
+"""Checkpoints and settings that no prompt can be made with: one sentence says what is wrong and how to mend it."""
+
+import json
+
+import chat_folders
+import pytest
+import transformers
+from PIL import Image
+
+from data_engine.errors import UserError
+from data_engine.models.chat import Chat, ChatSettings
+from data_engine.models.processor import explained
+from data_engine.models.registry import ModelError
+from data_engine.questions.conversation import Conversation
+
+# numpy of torch's tensors, in PaliGemma's processor.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+PICTURE = Image.radial_gradient("L").convert("RGB")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return chat_folders.saved(chat_folders.qwen3_vl(), tmp_path / "model")
+
+
+def rewrite(path, **fields):
+    told = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({name: value for name, value in told.items() if value is not None}))
+
+
+def refused(folder, settings=None):
+    with pytest.raises(ModelError) as caught:
+        Chat.load(folder, settings or ChatSettings())
+    told = str(caught.value)
+    assert "\n" not in told
+    return told
+
+
+def test_no_chat_template(folder):
+    (folder / "chat_template.jinja").unlink()
+    assert refused(folder) == f"{folder} has no chat template: pass one with --chat_template FILE"
+    chat = Chat.load(folder, ChatSettings(chat_folders.chatml("<|image_pad|>")))
+    assert "Who?" in chat.text(chat.inputs(Conversation.of("Who?"), [PICTURE])["input_ids"][0].tolist())
+
+
+def test_several_templates_without_a_default(folder):
+    (folder / "chat_template.jinja").unlink()
+    rewrite(folder / "tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "x"}])
+    assert "has chat templates tool_use, and none of the name default" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+        "{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}[picture]{% else %}{{ c.text }}"
+        "{% endif %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_without_a_place_for_images(folder, template):
+    assert "--chat_template has no place for images: pass one that has" in refused(folder, ChatSettings(template))
+
+
+def test_a_template_that_is_no_jinja(folder):
+    assert "--chat_template is not a Jinja template" in refused(folder, ChatSettings("{% for m in messages %}"))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}")
+    assert f"the chat template of {folder} is not a Jinja template" in refused(folder)
+
+
+def test_a_template_that_fails(folder):
+    told = refused(folder, ChatSettings("{{ raise_exception('no roles today') }}"))
+    assert told == "--chat_template cannot be used: no roles today; --chat_template FILE replaces it"
+
+
+def test_variables_of_the_template(folder):
+    source = chat_folders.chatml("<|image_pad|>") + "{% if enable_thinking is false %}<think>{% endif %}"
+    chat = Chat.load(folder, ChatSettings(source, {"enable_thinking": False, "enable_thinkin": True}))
+    ids = chat.inputs(Conversation.of("Who?"), [PICTURE])["input_ids"][0].tolist()
+    assert chat._tokenizer.decode(ids).endswith("assistant\n<think>")
+    assert chat.unused_kwargs == ("enable_thinkin",)
+    with pytest.raises(UserError, match="--chat_template_kwargs has 'tokenize', which the engine sets by itself"):
+        Chat.load(folder, ChatSettings(kwargs={"tokenize": False}))
+
+
+def test_a_prompt_does_not_change_by_the_day(folder):
+    source = "{{ strftime_now('%d %b %Y') }} {{ strftime_now('%Y-%m-%d') }}\n" + chat_folders.chatml("<|image_pad|>")
+    chat = Chat.load(folder, ChatSettings(source))
+    ids = chat.inputs(Conversation.of("Who?"), [PICTURE])["input_ids"][0].tolist()
+    assert chat._tokenizer.decode(ids).startswith("26 Jul 2024 2024-07-26\n<|im_start|>user\n")
+
+
+def test_a_text_only_model(folder):
+    rewrite(folder / "config.json", model_type="qwen2")
+    assert "model_type 'qwen2', which is a text-only model to transformers" in refused(folder)
+
+
+def test_a_model_of_no_image_text_to_text_kind(folder):
+    rewrite(folder / "config.json", model_type="clip")
+    assert "model_type 'clip', which is no image-text-to-text model to transformers" in refused(folder)
+
+
+def test_an_encoder_decoder(folder):
+    transformers.Florence2Config().save_pretrained(folder)
+    assert "encoder-decoder (florence2)" in refused(folder)
+
+
+def test_a_model_that_transformers_does_not_know(folder):
+    rewrite(folder / "config.json", model_type="qwen99_vl")
+    assert "model_type 'qwen99_vl', which transformers" in refused(folder)
+    assert "pip install -U transformers" in refused(folder)
+
+
+def test_remote_code_of_a_model_is_never_run(folder):
+    (folder / "own.py").write_text("raise SystemExit('this code was run')")
+    rewrite(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})
+    assert "remote code is never run" in refused(folder)
+
+
+def test_remote_code_of_a_processor_is_never_run(folder):
+    (folder / "own.py").write_text("raise SystemExit('this code was run')")
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        rewrite(folder / name, processor_class="OwnProcessor", auto_map={"AutoProcessor": "own.OwnProcessor"})
+    # The class of transformers for this kind of model does as well.
+    Chat.load(folder)
+
+
+def test_no_processor(folder):
+    (folder / "processor_config.json").unlink()
+    told = refused(folder)
+    assert str(folder) in told
+    assert "preprocessor_config.json" in told or "processor_config.json" in told
+
+
+def test_no_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert str(folder) in refused(folder)
+
+
+def test_a_pointer_of_git_lfs(folder):
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert 'run "git lfs pull"' in refused(folder)
+
+
+def test_a_processor_that_needs_torchvision(folder):
+    rewrite(folder / "config.json", model_type="llama4")
+    rewrite(folder / "processor_config.json", processor_class="Llama4Processor",
+            image_processor={"image_processor_type": "Llama4ImageProcessor"})  # fmt: skip
+    assert "needs torchvision: pip install torchvision==0." in refused(folder)
+
+
+def test_a_package_that_a_processor_needs_is_named(folder):
+    words = "Package `num2words` is required to run SmolVLM processor. Install it with `pip install num2words`."
+    assert str(explained(folder, ImportError(words))) == (
+        f"the processor of {folder} needs num2words: pip install num2words"
+    )
+    missing = ModuleNotFoundError("No module named 'timm'", name="timm")
+    assert str(explained(folder, missing)) == f"the processor of {folder} needs timm: pip install timm"
+
+
+def test_no_end_of_an_answer(tmp_path):
+    config, processor = chat_folders.paligemma()
+    processor.tokenizer.eos_token = None
+    folder = chat_folders.saved((config, processor), tmp_path)
+    assert "names no token that ends an answer: set eos_token" in refused(folder)
