@@ -15,19 +15,22 @@ CHAOS_ROUNDS ?= 200
 CHAOS_SEED ?= 0
 # What was skipped, and is held against tests/allowed_skips.txt.
 TEST_RESULTS ?= .pytest_cache/test.xml
+FAMILY_RESULTS ?= .pytest_cache/families.xml
 # Made-up data: so many times more than in `make test`, and another each day.
 FUZZ_TIMES ?= 10
 FUZZ_SEED ?= $(shell date +%Y%m%d)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Packages of the families' tests alone, beside site-packages.
+FAMILIES := $(VENV)/families
 # No test asks the network for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # By file, since the tests of a file share what is costly to make.
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models run test fuzz test-slow test-slurm chaos prove-size lint bench bench-gpu clean
+.PHONY: help setup demo demo-models run test test-families fuzz test-slow test-slurm chaos prove-size lint bench bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -64,6 +67,17 @@ run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [A
 test: $(STAMP) ## the test suite (2 to 4 minutes)
 	$(TEST_ENV) $(PYTEST) --junitxml=$(TEST_RESULTS) $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(TEST_RESULTS)
+
+# Without the packages the tests of some families are skipped, which the last line then fails for.
+$(FAMILIES): tests/families/packages.txt $(STAMP)
+	rm -rf $@
+	$(BIN)/pip install --quiet --no-deps --target $@ -r $< && touch $@ || { \
+		rm -rf $@; echo "make: the packages of $< could not be fetched: families that need them are skipped" >&2; }
+
+test-families: $(STAMP) $(FAMILIES) ## every family of models, tiny, against stock transformers (3 to 8 minutes)
+	PYTHONPATH=$(abspath $(FAMILIES)) $(TEST_ENV) $(PYTEST) --junitxml=$(FAMILY_RESULTS) \
+		-m "families or not families" tests/families $(PYTEST_ARGS)
+	$(BIN)/python tests/check_skips.py $(FAMILY_RESULTS)
 
 fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in make test (FUZZ_SEED=n: these again)
 	FUZZ_TIMES=$(FUZZ_TIMES) $(TEST_ENV) $(PYTEST) --hypothesis-seed=$(FUZZ_SEED) \

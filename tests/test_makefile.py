@@ -83,6 +83,35 @@ def test_the_suite_fails_for_a_skip_that_is_not_on_the_list(checkout, skips, cod
     assert "1 passed, 0 failed, 1 skipped" in done.stdout
 
 
+@pytest.mark.parametrize(("pip_fails", "code"), [(False, 0), (True, 2)])
+def test_packages_of_the_families_tests_lie_apart_and_are_missed_aloud(checkout, pip_fails, code):
+    """They are on the path of these tests alone; where they cannot be fetched, what is skipped fails the target."""
+    make(checkout, "setup", "PYTHON=./new-python")
+    program(
+        checkout / ".venv/bin/pip", f'echo "pip $*" >> calls; {"exit 1" if pip_fails else "mkdir -p .venv/families"}'
+    )
+    program(checkout / ".venv/bin/pytest", f'exec {sys.executable} -m pytest -c /dev/null --rootdir . "$@"')
+    program(checkout / ".venv/bin/python", f'exec {sys.executable} "$@"')
+    tests = checkout / "tests" / "families"
+    tests.mkdir(parents=True)
+    for name in ("check_skips.py", "allowed_skips.txt", "families/packages.txt"):
+        shutil.copy(ROOT / "tests" / name, checkout / "tests" / name)
+    (tests / "test_all.py").write_text(
+        "import os, pathlib, pytest\nfolder = pathlib.Path(os.environ['PYTHONPATH'])\ndef test_a(): pass\n"
+        "@pytest.mark.skipif(not folder.is_dir(), reason='no torchvision')\n"
+        "def test_b(): assert folder.name == 'families' and 'site-packages' not in folder.parts\n"
+    )
+    for _ in range(2):
+        done = make(checkout, "test-families", "TEST_WORKERS=1", "PYTEST_ARGS=-W ignore")
+        assert done.returncode == code, done.stdout + done.stderr
+    fetched = [line for line in calls(checkout) if "--target" in line]
+    assert set(fetched) == {"pip install --quiet --no-deps --target .venv/families -r tests/families/packages.txt"}
+    # Tried again while it fails, and else done once.
+    assert len(fetched) == (2 if pip_fails else 1)
+    assert ("could not be fetched" in done.stderr) == pip_fails
+    assert ("NOT ALLOWED: tests.families.test_all::test_b: no torchvision" in done.stdout) == pip_fails
+
+
 @pytest.mark.parametrize("given", [[], ["FUZZ_SEED=7", "FUZZ_TIMES=3"]])
 def test_fuzzing_tries_more_data_and_others_each_day_unless_a_seed_is_given(checkout, given):
     make(checkout, "setup", "PYTHON=./new-python")

@@ -1,0 +1,111 @@
+"""The families that the suite runs, as tiny random checkpoints: what each is, and what it needs. Imports no torch."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+
+VISION, WORDS = "torchvision", "num2words"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of checkpoint."""
+
+    code: str
+    """module:function, which returns a model and its processor"""
+    kind: str
+    """what is peculiar to it, for the reader of the table"""
+    end: str | None = None
+    """special token that its template writes behind an answer, where that is not the tokenizer's EOS"""
+    needs: tuple[str, ...] = ()
+    """packages without which its processor cannot be made"""
+    quick: bool = False
+    """part of `make test`"""
+    video: str | None = None
+    """the video processor that a published checkpoint names; none is made here without torchvision"""
+    without_image: bool = True
+    """takes a prompt without an image"""
+    hybrid: bool = False
+    """some layers carry a state from token to token, instead of keys and values"""
+    fast: bool = True
+    """goes by the shared prefix"""
+
+    @property
+    def counts(self) -> bool:
+        """The position behind a prompt is the number of its tokens."""
+        return not self.kind.startswith((MROPE, "bidirectional prompt"))
+
+    def build(self):
+        """The model and its processor."""
+        module, _, function = self.code.partition(":")
+        return getattr(import_module(module), function)()
+
+    def missing(self) -> str | None:
+        """Which of its packages are not there."""
+        return missing(*self.needs)
+
+
+def missing(*packages: str) -> str | None:
+    """Those that cannot be imported, and how to get them."""
+    absent = [name for name in packages if find_spec(name) is None]
+    if not absent:
+        return None
+    it = "them" if len(absent) > 1 else "it"
+    return f"{' and '.join(absent)}, which cannot be imported: `make test-families` fetches {it}"
+
+
+IM_END, MROPE = "<|im_end|>", "M-RoPE, pictures of any size"
+QWEN, QWEN_3 = "Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor"
+GLM = "Glm4vVideoProcessor"
+
+FAMILIES = {
+    "llava": Family("tiny_causal:llava", "causal", quick=True),
+    "llava_next": Family("tiny_causal:llava_next", "causal, several crops"),
+    "llava_onevision": Family(
+        "tiny_causal:llava_onevision", "causal, several crops", IM_END, quick=True, video="LlavaOnevisionVideoProcessor"
+    ),
+    "internvl": Family("tiny_causal:internvl", "causal, several crops", quick=True, video="InternVLVideoProcessor"),
+    "deepseek_vl": Family("tiny_causal:deepseek_vl", "causal"),
+    "janus": Family("tiny_causal:janus", "causal"),
+    "ovis2": Family("tiny_causal:ovis2", "visual vocabulary, several crops"),
+    "idefics3": Family("tiny_slices:idefics3", "causal, several crops", "<end_of_utterance>"),
+    "smolvlm": Family("tiny_slices:smolvlm", "causal, several crops", "<end_of_utterance>", (VISION, WORDS)),
+    "mistral3": Family("tiny_slices:mistral3", "causal, pictures of any size", needs=(VISION,)),
+    "minicpmv4_6": Family("tiny_slices:minicpmv4_6", "slices", needs=(VISION,)),
+    "kimi_k25": Family(
+        "tiny_slices:kimi_k25", "latent attention, experts", IM_END, (VISION,), video="Kimi_K25VideoProcessor"
+    ),
+    "lfm2_vl": Family("tiny_slices:lfm2_vl", "short convolutions, slices", needs=(VISION,), hybrid=True),
+    "qwen2_vl": Family("tiny_mrope:qwen2_vl", MROPE, video=QWEN),
+    "qwen2_5_vl": Family("tiny_mrope:qwen2_5_vl", MROPE, quick=True, video=QWEN),
+    "qwen3_vl": Family("tiny_mrope:qwen3_vl", f"{MROPE}, DeepStack", video=QWEN_3),
+    "qwen3_vl_moe": Family("tiny_mrope:qwen3_vl_moe", f"{MROPE}, DeepStack, experts", video=QWEN_3),
+    "qwen3_5": Family("tiny_mrope:qwen3_5", f"{MROPE}, gated delta net", quick=True, video=QWEN_3, hybrid=True),
+    "glm4v": Family("tiny_mrope:glm4v", f"{MROPE}, partial rotary", video=GLM),
+    "glm4v_moe": Family("tiny_mrope:glm4v_moe", f"{MROPE}, partial rotary, experts", video=GLM),
+    "gemma3": Family("tiny_windows:gemma3", "windows, bidirectional pictures", "<end_of_turn>", quick=True),
+    "gemma4": Family(
+        "tiny_windows:gemma4", "windows, bidirectional pictures, shared keys and values, two head widths, per-layer "
+        "embeddings, softcap", "<end_of_turn>", (VISION,),
+    ),
+    "paligemma": Family("tiny_windows:paligemma", "bidirectional prompt, positions from 1", without_image=False),
+    "paligemma2": Family(
+        "tiny_windows:paligemma2", "bidirectional prompt, windows, softcaps in attention and head", without_image=False
+    ),
+    "aya_vision": Family("tiny_windows:aya_vision", "windows, layers without RoPE", "<|END_TURN|>"),
+    "cohere2_vision": Family(
+        "tiny_windows:cohere2_vision", "windows, layers without RoPE", "<|END_TURN|>", (VISION,)
+    ),
+    "llama4": Family("tiny_windows:llama4", "chunks, layers without RoPE, experts", "<|eot|>", (VISION,)),
+    "llama4_beyond": Family(
+        "tiny_windows:llama4_beyond", "Llama 4 beyond its floor_scale", "<|eot|>", (VISION,), fast=False
+    ),
+    "mllama": Family("tiny_windows:mllama", "cross-attention, tiles", "<|eot_id|>"),
+}  # fmt: skip
+
+
+def named(names):
+    """Parameters of a test: what is not part of `make test` is marked."""
+    return [pytest.param(name, marks=() if FAMILIES[name].quick else pytest.mark.families) for name in names]

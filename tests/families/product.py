@@ -1,0 +1,83 @@
+"""The product's calls as the suite makes them, all in one place."""
+
+from pathlib import Path
+
+from asked import Asked
+from torch import Tensor
+
+
+def load(folder: Path):
+    """The model in this folder, in fp32 on the CPU."""
+    from data_engine import load_model
+
+    return load_model(None, str(folder), device="cpu", dtype="float32")
+
+
+def _given(asked: Asked):
+    """Pictures and question as sample_answers takes them."""
+    images = asked.images()
+    return (images[0] if len(images) == 1 else images or None), asked.question
+
+
+def scores(model, asked: Asked, answers: list[list[int]]) -> list[Tensor]:
+    """log p of each token of each answer."""
+    from data_engine import score_answers
+
+    return score_answers(model, *_given(asked), answers)
+
+
+def sampled(model, asked: Asked, k: int, temperature: float, steps: int, seed: int = 0) -> list[list[int]]:
+    """k answers' ids, drawn side by side; the key of answer i is seed_for(seed, "", i)."""
+    from data_engine import sample_answers
+
+    given = {"k": k, "seed": seed, "temperature": temperature, "top_k": 50, "max_new_tokens": steps}
+    return [answer.token_ids for answer in sample_answers(model, *_given(asked), **given)]
+
+
+def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> list[list[list[int]]]:
+    """Each question's answers at temperature 0.7, as long as `lengths` says, no more than `rows` of them at a time.
+
+    The key of answer i to question q is seed_for(0, q, i).
+    """
+    from dataclasses import replace
+
+    from data_engine.pipeline.asked import asked as conversation_of
+    from data_engine.pipeline.sample import SampleSettings, request_for
+    from data_engine.sampling.draw import SamplingParams
+    from data_engine.sampling.native.scheduler import sample
+
+    params = SamplingParams(0.7, 50, 1.0, 1.0, max(map(max, lengths)), forced_lengths=True)
+    requests = []
+    for number, (one, wanted) in enumerate(zip(asked, lengths, strict=True)):
+        settings = SampleSettings(len(wanted), 0, params, crop=False, max_megapixels=64)
+        request = request_for(model, *conversation_of(*_given(one), 64, "apply"), number, settings)
+        requests.append(replace(request, lengths=wanted))
+    found = {(one.request, one.sample_index): one.token_ids for one in sample(model, requests, params, rows)}
+    return [[found[number, index] for index in range(len(wanted))] for number, wanted in enumerate(lengths)]
+
+
+def is_fast(model) -> bool:
+    """Whether the model goes by the shared prefix, and not by the plain path."""
+    return model.why_plain is None
+
+
+def ends(model) -> list[int]:
+    """Ids that end an answer."""
+    return sorted(model.eos_token_ids)
+
+
+def banned(model) -> list[int]:
+    """Ids that are never sampled."""
+    return sorted(model.banned_token_ids)
+
+
+def is_hybrid(model) -> bool:
+    """Whether layers carry a state from token to token."""
+    from data_engine.models.answer_cache import is_recurrent
+
+    return any(map(is_recurrent, model.cache_layers))
+
+
+def can_be_divided(model) -> bool:
+    """Whether --zero3 on takes the model."""
+    return is_fast(model) and not is_hybrid(model)

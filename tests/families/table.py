@@ -1,0 +1,72 @@
+"""The table of families in docs/families.md, found by running each: `python tests/families/table.py --write`.
+
+It takes the packages of packages.txt on PYTHONPATH, as `make test-families` has them.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import product
+from asked import ASKED
+from checkpoints import Checkpoint
+from comparisons import TOLERANCE, score_difference, wrong_greedy_rows
+from families import FAMILIES
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+HEAD = """# Families
+
+What the conformance suite found with a tiny random checkpoint of each family, and a real processor: log-probs within
+1e-4 nat a token of transformers' own whole forward, and greedy ids equal to `generate`'s in every row. The fast path
+runs an image and its prompt once for all answers; the plain path runs whole rows. A hybrid family has layers that carry
+a state instead of keys and values. Written by `python tests/families/table.py --write`; do not edit.
+
+"""
+COLUMNS = ["family", "peculiar", "sampling", "scoring", "path", "hybrid", "several images", "without image",
+           "system, turns", "`--zero3 on`"]  # fmt: skip
+
+
+def yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+def _equal(checkpoint: Checkpoint, *prompts: str) -> bool:
+    """Whether log-probs behind these prompts are the stock model's; not where the product refuses one."""
+    try:
+        return all(score_difference(checkpoint, ASKED[prompt]) <= TOLERANCE for prompt in prompts)
+    except ValueError:
+        return False
+
+
+def row(name: str, checkpoint: Checkpoint) -> str:
+    """A line of the table."""
+    sampling = not any(wrong_greedy_rows(checkpoint, ASKED[prompt]) for prompt in ("wide", "high"))
+    scoring = _equal(checkpoint, "wide", "high")
+    model = checkpoint.model
+    cells = [
+        name, checkpoint.family.kind, yes(sampling), yes(scoring), "fast" if product.is_fast(model) else "plain",
+        yes(product.is_hybrid(model)), yes(_equal(checkpoint, "two images", "images between words")),
+        yes(_equal(checkpoint, "no image")), yes(_equal(checkpoint, "system and turns")),
+        yes(product.can_be_divided(model)),
+    ]  # fmt: skip
+    return _line(cells)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, family in FAMILIES.items():
+            if missing := family.missing():
+                sys.exit(f"the processor of {name} needs {missing}")
+            lines.append(row(name, Checkpoint(name, Path(folder))))
+            print(lines[-1], flush=True)
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(HEAD + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Tiny checkpoints of families with multimodal RoPE: a picture's tokens have a place in time, row and column."""
+
+import transformers as tf
+from tiny_parts import WIDTH, build, chatml, ids, still, template, text, tokenizer
+
+ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+QWEN = {
+    "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+}  # fmt: skip
+TOWER = {"depth": 2, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
+TOWER_2 = TOWER | {"embed_dim": 32, "hidden_size": WIDTH, "mlp_ratio": 2, "patch_size": 14}
+TOWER_2_5 = TOWER | {
+    "hidden_size": 32, "out_hidden_size": WIDTH, "intermediate_size": 48, "patch_size": 14, "window_size": 56,
+    "fullatt_block_indexes": [1],
+}  # fmt: skip
+TOWER_3_5 = TOWER | {
+    "depth": 3, "hidden_size": 32, "out_hidden_size": WIDTH, "intermediate_size": 48, "patch_size": 16,
+    "num_position_embeddings": 64,
+}  # fmt: skip
+TOWER_3 = TOWER_3_5 | {"deepstack_visual_indexes": [0, 1]}
+
+
+def _qwen(kind, vision, processor, **more):
+    """`kind`: the prefix of the classes' names."""
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **QWEN)
+    pixels = tf.Qwen2VLImageProcessorPil(
+        min_pixels=28 * 28, max_pixels=28 * 28 * 64, patch_size=vision["patch_size"], merge_size=2,
+        temporal_patch_size=2,
+    )  # fmt: skip
+    shown = chatml("<|vision_start|><|image_pad|><|vision_end|>")
+    start, end = ids(tokens, "<|vision_start|>", "<|vision_end|>")
+    config = getattr(tf, f"{kind}Config")(
+        vision_config=vision, image_token_id=tokens.image_token_id, video_token_id=tokens.video_token_id,
+        vision_start_token_id=start, vision_end_token_id=end,
+        text_config=text(f"{kind}TextConfig", rope_parameters=ROPE, **more).to_dict(),
+    )  # fmt: skip
+    model = build(getattr(tf, f"{kind}ForConditionalGeneration"), config)
+    return model, still(processor)(pixels, tokens, chat_template=shown)
+
+
+def qwen2_vl():
+    return _qwen("Qwen2VL", TOWER_2, tf.Qwen2VLProcessor)
+
+
+def qwen2_5_vl():
+    return _qwen("Qwen2_5_VL", TOWER_2_5, tf.Qwen2_5_VLProcessor)
+
+
+def qwen3_vl():
+    return _qwen("Qwen3VL", TOWER_3, tf.Qwen3VLProcessor)
+
+
+def qwen3_vl_moe():
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return _qwen("Qwen3VLMoe", TOWER_3, tf.Qwen3VLProcessor, **experts)
+
+
+def qwen3_5():
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16,
+              "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}  # fmt: skip
+    kinds = ["linear_attention", "full_attention", "linear_attention"]
+    return _qwen("Qwen3_5", TOWER_3_5, tf.Qwen3VLProcessor, layer_types=kinds, **linear)
+
+
+def _glm4v(kind, **more):
+    tokens = tokenizer(
+        ["<|begin_of_image|>", "<|end_of_image|>", "<|user|>", "<|assistant|>", "<think>", "</think>"],
+        image_token="<|image|>", video_token="<|video|>", eos="<|endoftext|>",
+    )  # fmt: skip
+    pixels = tf.Glm4vImageProcessorPil(size={"shortest_edge": 28 * 28 * 2, "longest_edge": 28 * 28 * 128})
+    shown = "<|begin_of_image|><|image|><|end_of_image|>"
+    processor = still(tf.Glm4vProcessor)(
+        pixels, tokens, chat_template=template("<|user|>\n", "", "<|assistant|>\n<think>", shown)
+    )
+    vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "image_size": 112, "patch_size": 14,
+              "out_hidden_size": WIDTH, "intermediate_size": 48}  # fmt: skip
+    start, end = ids(tokens, "<|begin_of_image|>", "<|end_of_image|>")
+    rope = ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+    config = getattr(tf, f"{kind}Config")(
+        vision_config=vision, text_config=text(f"{kind}TextConfig", rope_parameters=rope, **more).to_dict(),
+        image_token_id=tokens.image_token_id, video_token_id=tokens.video_token_id, image_start_token_id=start,
+        image_end_token_id=end, video_start_token_id=398, video_end_token_id=399,
+    )  # fmt: skip
+    return build(getattr(tf, f"{kind}ForConditionalGeneration"), config), processor
+
+
+def glm4v():
+    return _glm4v("Glm4v")
+
+
+def glm4v_moe():
+    return _glm4v(
+        "Glm4vMoe", n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, moe_intermediate_size=32,
+        first_k_dense_replace=1, n_group=1, topk_group=1,
+    )  # fmt: skip

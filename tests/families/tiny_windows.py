@@ -1,0 +1,166 @@
+"""Tiny checkpoints of families that mask: sliding windows, chunks, bidirectional prefixes and cross-attention."""
+
+import transformers as tf
+from tiny_parts import SIZE, TOWER, WIDTH, build, ids, siglip, template, text, tokenizer
+
+# Shorter than the prompts, so that it matters.
+WINDOW = 16
+SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+
+def _turns_of_gemma(image):
+    return template("<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n", image, bos="<s>")
+
+
+def gemma3():
+    named = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokens = tokenizer(["<start_of_turn>", "<end_of_turn>"], **named)
+    processor = tf.Gemma3Processor(
+        tf.Gemma3ImageProcessorPil(size=SIZE), tokens, image_seq_length=4,
+        chat_template=_turns_of_gemma("<start_of_image>"),
+    )  # fmt: skip
+    config = tf.Gemma3Config(
+        vision_config=siglip(patch=7), mm_tokens_per_image=4, image_token_index=tokens.image_token_id,
+        boi_token_index=tokens.boi_token_id, eoi_token_index=tokens.eoi_token_id,
+        text_config=text("Gemma3TextConfig", **SLIDING, query_pre_attn_scalar=16),
+    )  # fmt: skip
+    return build(tf.Gemma3ForConditionalGeneration, config, embed=0.05), processor
+
+
+def _paligemma(kind, **more):
+    tokens = tokenizer(image_token="<image>")
+    pixels = tf.SiglipImageProcessorPil(size=SIZE)
+    pixels.image_seq_length = 4
+    processor = tf.PaliGemmaProcessor(pixels, tokens, chat_template=template("", "\n", "", "<image>"))
+    config = tf.PaliGemmaConfig(
+        vision_config=siglip(projection_dim=WIDTH), image_token_index=tokens.image_token_id, projection_dim=WIDTH,
+        # The processor adds 1,152 tokens for places and segments.
+        text_config=text(kind, vocab_size=1600, **more),
+    )  # fmt: skip
+    return build(tf.PaliGemmaForConditionalGeneration, config, embed=0.05), processor
+
+
+def paligemma():
+    return _paligemma("GemmaConfig")
+
+
+def paligemma2():
+    return _paligemma("Gemma2Config", sliding_window=WINDOW, query_pre_attn_scalar=16)
+
+
+COHERE = ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE_GLOBAL",
+          *(f"TILE_{number}" for number in range(1, 13)), "<|START_TURN|>", "<|END_TURN|>"]  # fmt: skip
+
+
+def _turns_of_cohere(image):
+    return template("<|START_TURN|>", "<|END_TURN|>", "<|START_TURN|>bot", image)
+
+
+def _cohere_text():
+    return text("Cohere2Config", **SLIDING, logit_scale=0.25)
+
+
+def aya_vision():
+    tokens = tokenizer(COHERE, image_token="<image>")
+    pixels = tf.GotOcr2ImageProcessorPil(size=SIZE, crop_to_patches=True, min_patches=1, max_patches=4)
+    processor = tf.AyaVisionProcessor(
+        pixels, tokens, patch_size=7, img_size=28, downsample_factor=2, chat_template=_turns_of_cohere("<image>")
+    )
+    config = tf.AyaVisionConfig(
+        vision_config=siglip(patch=7), image_token_index=ids(tokens, "<|IMG_PATCH|>")[0], text_config=_cohere_text()
+    )
+    return build(tf.AyaVisionForConditionalGeneration, config, embed=0.08, tied=True), processor
+
+
+def cohere2_vision():
+    named = {"boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>", "image_token": "<|IMG_PATCH|>"}
+    tokens = tokenizer(COHERE, img_line_break_token="<|IMG_LINE_BREAK|>", **named)
+    pixels = tf.Cohere2VisionImageProcessor(size=SIZE, crop_to_patches=True, min_patches=1, max_patches=4, patch_size=2)
+    processor = tf.Cohere2VisionProcessor(pixels, tokens, chat_template=_turns_of_cohere("<|IMG_PATCH|>"))
+    config = tf.Cohere2VisionConfig(
+        vision_config=siglip(patch=7), image_token_id=tokens.image_token_id, alignment_intermediate_size=64,
+        text_config=_cohere_text(),
+    )  # fmt: skip
+    return build(tf.Cohere2VisionForConditionalGeneration, config, embed=0.01, tied=True), processor
+
+
+def gemma4():
+    named = {f"{part}_token": name for part, name in (
+        ("image", "<|image|>"), ("boi", "<|image>"), ("eoi", "<image|>"),
+        ("audio", "<|audio|>"), ("boa", "<|audio>"), ("eoa", "<audio|>"),
+    )}  # fmt: skip
+    tokens = tokenizer(["<start_of_turn>", "<end_of_turn>"], **named)
+    pixels = tf.Gemma4ImageProcessorPil(patch_size=8, max_soft_tokens=70, pooling_kernel_size=2)
+    processor = tf.Gemma4Processor(
+        tf.Gemma4AudioFeatureExtractor(), pixels, tokens, tf.Gemma4VideoProcessor(),
+        chat_template=_turns_of_gemma("<|image|>"),
+    )  # fmt: skip
+    shared = {
+        "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400,
+        "final_logit_softcapping": 30.0, "global_head_dim": 32, "num_global_key_value_heads": 1,
+        "use_bidirectional_attention": "vision",
+    }  # fmt: skip
+    vision = TOWER | {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 8, "pooling_kernel_size": 2,
+                      "position_embedding_size": 64}  # fmt: skip
+    config = tf.Gemma4Config(
+        vision_config=vision, audio_config=None, text_config=text("Gemma4TextConfig", **shared),
+        image_token_id=tokens.image_token_id, boi_token_id=tokens.boi_token_id, eoi_token_id=tokens.eoi_token_id,
+        audio_token_id=tokens.audio_token_id, boa_token_id=tokens.boa_token_id, eoa_token_index=tokens.eoa_token_id,
+        video_token_id=ids(tokens, "<|video|>")[0],
+    )  # fmt: skip
+    return build(tf.Gemma4ForConditionalGeneration, config, embed=0.05), processor
+
+
+def llama4(floor_scale=8192):
+    """From the position floor_scale on, it scales queries by their place in the pass."""
+    marks = ["image_start", "image_end", "patch", "tile_x_separator", "tile_y_separator", "header_start",
+             "header_end", "eot"]  # fmt: skip
+    tokens = tokenizer([f"<|{mark}|>" for mark in marks], image_token="<|image|>")
+    user, bot = (f"<|header_start|>{role}<|header_end|>\n\n" for role in ("user", "assistant"))
+    processor = tf.Llama4Processor(
+        tf.Llama4ImageProcessor(size=SIZE, max_patches=4), tokens, patch_size=7, pixel_shuffle_ratio=0.5,
+        chat_template=template(user, "<|eot|>", bot, "<|image|>", bos="<s>"),
+    )  # fmt: skip
+    vision = TOWER | {"intermediate_size": 128, "image_size": 28, "patch_size": 7, "vision_output_dim": 48,
+                      "projector_input_dim": 48, "projector_output_dim": 48}  # fmt: skip
+    mixed = {
+        "intermediate_size_mlp": 96, "num_local_experts": 4, "attention_chunk_size": 32, "num_hidden_layers": 4,
+        "no_rope_layers": [1, 1, 0, 1], "interleave_moe_layer_step": 2, "floor_scale": floor_scale,
+        "use_qk_norm": True,
+    }  # fmt: skip
+    config = tf.Llama4Config(
+        vision_config=vision, text_config=text("Llama4TextConfig", **mixed),
+        image_token_index=ids(tokens, "<|patch|>")[0],
+    )  # fmt: skip
+    return build(tf.Llama4ForConditionalGeneration, config), processor
+
+
+def llama4_beyond():
+    """Prompts of the suite are longer than this floor_scale."""
+    return llama4(floor_scale=16)
+
+
+def mllama():
+    tokens = tokenizer(["<|python_tag|>", "<|eot_id|>"], image_token="<|image|>")
+    processor = tf.MllamaProcessor(
+        tf.MllamaImageProcessorPil(size=SIZE, max_image_tiles=4), tokens,
+        chat_template=template("<|user|>", "<|eot_id|>", "<|assistant|>", "<|image|>", bos="<s>"),
+    )  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1,
+        "attention_heads": 2, "image_size": 28, "patch_size": 14, "max_num_tiles": 4, "vision_output_dim": 96,
+        "intermediate_layers_indices": [0, 1],
+        "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]],
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = tf.MllamaConfig(
+        vision_config=vision, image_token_index=tokens.image_token_id,
+        text_config=text("MllamaTextConfig", cross_attention_layers=[1], num_hidden_layers=4, rope_parameters=rope),
+    )  # fmt: skip
+    model = build(tf.MllamaForConditionalGeneration, config)
+    for name, weight in model.named_parameters():
+        if "gate" in name and weight.numel() == 1:
+            # Zero in a new model: the picture would not be seen.
+            weight.data.fill_(0.7)
+    return model, processor
