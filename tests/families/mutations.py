@@ -7,7 +7,7 @@ from unittest.mock import patch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from data_engine.models import attention
-from data_engine.models.auto import Auto
+from data_engine.models.auto.model import Auto
 
 
 @contextmanager
