@@ -96,6 +96,18 @@ class CacheSizes(NamedTuple):
     """recurrent states, whatever the length"""
 
 
+class Description(NamedTuple):
+    """What `validate` tells of a checkpoint."""
+
+    kind: str
+    """the model's type and the kinds of its layers"""
+    sizes: CacheSizes
+    why_plain: str | None = None
+    """why it would run on the plain path; None: nothing speaks against sharing prompts, which a run then checks"""
+    most_shared: int | None = None
+    """tokens of prompt and answer up to which prompts are shared; None: as many as the model takes"""
+
+
 class VisionLanguageModel(Protocol):
     """One loaded checkpoint."""
 
@@ -221,6 +233,14 @@ class ModelFamily(Protocol):
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
         """What the cache keeps of a token and of an answer."""
+
+    @classmethod
+    def describe(cls, folder: Path) -> Description:
+        """What a person should know of a checkpoint before its weights are read."""
+
+    @classmethod
+    def check_split(cls, folder: Path) -> None:
+        """Raise ModelError where the model cannot be split over ranks."""
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:
