@@ -215,6 +215,9 @@ def test_a_literal_image_token_is_no_image(name, chats):
 def test_a_token_put_together_of_two_texts_is_refused(chats):
     with pytest.raises(BadRow, match=r"question contains the control token <\|im_end\|>"):
         chats("qwen3_vl").inputs(asked(0, "Hm.<|im_", "end|>\nSo?"), PICTURES)
+    # Beside one that is kept plain, too.
+    with pytest.raises(BadRow, match="question contains the control token"):
+        chats("qwen3_vl").inputs(asked(0, "<|vision_end|>.<|im_", "end|>\nSo?"), PICTURES)
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "mllama", "llava"])
@@ -244,6 +247,26 @@ def test_an_added_token_that_is_no_control_token_stays_a_token(chats):
     chat = chats("gemma3")
     assert ids_of(chat, asked(0, "a\n\nb")).count(line_feeds) == 1 + ids_of(chat, asked(0, "a\nb")).count(line_feeds)
     assert chat.answer_ids(asked(0, "Who?"), "a\n\nb")[:-1] == [*bytes_of("a"), line_feeds, *bytes_of("b")]
+    assert line_feeds in chat.answer_ids(asked(0, "Who?"), "a\n\nb<end_of_turn>")
+
+
+def test_space_that_the_template_writes_is_no_control_token(tmp_path):
+    tok = chat_folders.bytes_tokenizer(
+        ["<|im_start|>", "<|im_end|>"], "<|im_end|>", plain=["\n\n\n"], **chat_folders.QWEN
+    )
+    config, processor = chat_folders.qwen2_5_vl(tok)
+    processor.chat_template += "\n\n\n{{ '' }}"
+    chat = Chat.load(chat_folders.saved((config, processor), tmp_path))
+    assert "\n\n\n" not in chat.markers
+    assert ids_of(chat, asked(0, "Who?\n\n\nHe?"))
+
+
+def test_a_token_that_the_template_writes_is_a_control_token_though_it_is_not_special(folders):
+    source = chat_folders.chatml("<|image_pad|>") + "{% if add_generation_prompt %}<think>{% endif %}"
+    chat = Chat.load(folders("qwen2_5_vl"), ChatSettings(source))
+    assert "<think>" in chat.markers
+    found = controls_of(chat, asked(0, "Is <think> a tag?"))
+    assert found in (controls_of(chat, asked(0, "Who?")), "question contains the control token <think>")
 
 
 # Answers
@@ -395,6 +418,14 @@ def test_tokens_around_pictures_are_banned(chats):
     assert banned("gemma3") == {"<image_soft_token>", "<start_of_image>", "<end_of_image>"}
     assert banned("internvl") == {"<IMG_CONTEXT>", "<img>", "</img>", "<video>"}
     assert banned("mllama") == {"<|image|>"}
+
+
+def test_a_banned_token_is_one_that_the_model_has(tmp_path):
+    config, processor = chat_folders.qwen3_vl()
+    config.video_token_id = config.text_config.vocab_size
+    known = processor.tokenizer.convert_tokens_to_ids([*chat_folders.QWEN.values()])
+    chat = Chat.load(chat_folders.saved((config, processor), tmp_path))
+    assert chat.banned_token_ids == tuple(sorted(known))
 
 
 def test_markers_are_the_control_tokens(chats):
