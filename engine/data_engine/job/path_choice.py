@@ -51,12 +51,7 @@ def _decision(plan: Plan, model: VisionLanguageModel, decode: Decode) -> dict:
     if model.why_plain:
         return {"why_plain": model.why_plain, "question": None}
     for question, prompt in _prompts(plan, model, decode):
-        needed, most = prompt.length + plan.config.max_new_tokens, model.max_positions
-        if needed > most:
-            why = f"a question and its answer may take {needed} tokens, and answers share a prompt up to {most}"
-        else:
-            why = why_not_shared(model, prompt)
-        return {"why_plain": why, "question": question.idx}
+        return {"why_plain": why_not_shared(model, prompt, plan.config.max_new_tokens), "question": question.idx}
     return {"why_plain": None, "question": None}
 
 

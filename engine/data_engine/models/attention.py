@@ -52,9 +52,14 @@ class Seen:
         """Gemma 4 slices its masks."""
         return self
 
+    @property
+    def window(self) -> int | None:
+        """Tokens of a sequence in which each sees all before it at most; None: of any length, 0: of none."""
+        return None if self.function is causal_mask_function else self.local or 0
+
     def sees_all(self, length: int) -> bool:
         """Whether, in a sequence of that length, each token sees all before it."""
-        return self.function is causal_mask_function or (self.local is not None and length <= self.local)
+        return self.window is None or length <= self.window
 
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
         """0 where a query sees a key, else -inf, fp32; of indices in the sequence, which are broadcast."""
@@ -238,6 +243,19 @@ class Finding(Noting):
     def __init__(self, length: int, modules: set[nn.Module]) -> None:
         super().__init__(length)
         self.layers = _Numbered(modules)
+
+
+class Asking:
+    """The layout of a first token behind a prompt, for what each layer does: nothing is computed."""
+
+    describes_masks = True
+
+    def __init__(self) -> None:
+        self.calls: dict[int, LayerCall] = {}
+
+    def attend(self, call: LayerCall) -> Tensor:
+        self.calls[call.layer] = call
+        return call.query.new_zeros(*call.query.shape[:-1], call.value.shape[-1])
 
 
 class _Numbered(dict):

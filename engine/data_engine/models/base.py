@@ -69,12 +69,21 @@ class LayerKind:
     """it looks at image states alone, and keeps nothing of an answer"""
     same_as: int | None = None
     """number of an earlier layer whose keys and values it uses"""
+    usual: bool = True
+    """its scores are scale q k^T, and a token sees all before it in a sequence of up to `window` tokens"""
+    window: int | None = None
+    """None: of any length"""
 
     @property
     def values_per_token(self) -> int:
         """Numbers that it keeps of a token."""
         own = not self.cross and self.same_as is None
         return self.groups * (self.key_width + self.value_width) if own else 0
+
+    def fits_kernels(self, longest: int) -> bool:
+        """Whether the kernels compute it, in sequences of up to so many tokens."""
+        sees_all = self.window is None or longest <= self.window
+        return self.usual and sees_all and not self.cross and self.key_width == self.value_width
 
 
 class TextSide(NamedTuple):

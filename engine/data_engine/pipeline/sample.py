@@ -78,6 +78,7 @@ def request_for(
         model.prompt(conversation, pictures, settings.crop, settings.max_megapixels),
         settings.params.max_new_tokens,
     )
+    settle(model, prompt, new)
     if prompt.length + new > model.max_positions:
         room = model.max_positions
         raise BadRow(f"question too long: prompt of {prompt.length} tokens, {new} to generate, room for {room}")
@@ -236,7 +237,6 @@ def sample_answers(
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
     request = request_for(model, *asked(image, question, max_megapixels, exif), idx, settings)
-    settle(model, request.prompt)
     if not model.why_plain:
         found = sample(model, [request], params, num_rows=k)
     else:

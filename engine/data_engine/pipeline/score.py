@@ -200,9 +200,11 @@ def score_answers(
     """
     conversation, pictures = asked(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
-    settle(model, prompt)
     ids = [model.encode_answer(conversation, answer) if isinstance(answer, str) else list(answer) for answer in answers]
-    return score_pass(model, [Scored(prompt, ids)])[0] if ids else []
+    if not ids:
+        return []
+    settle(model, prompt, max(map(len, ids)))
+    return score_pass(model, [Scored(prompt, ids)])[0]
 
 
 def score_continuations(
@@ -218,7 +220,7 @@ def score_continuations(
     run once. Raises what VisionLanguageModel.shared_prompt raises.
     """
     prompt, tails = model.shared_prompt(conversations, images, True, max_megapixels)
-    settle(model, prompt)
     rows = [[*tail, *ids] for tail, ids in zip(tails, continuations, strict=True)]
+    settle(model, prompt, max(map(len, rows)))
     found = score_pass(model, [Scored(prompt, rows)])[0]
     return [logps[len(tail) :] for logps, tail in zip(found, tails, strict=True)]

@@ -34,12 +34,15 @@ class Agreement:
         return self.mean <= TOLERANCE[self.dtype]
 
 
-def why_not_shared(model: VisionLanguageModel, prompt: Prompt) -> str | None:
-    """Why the answers to a prompt cannot share it, by two made-up answers; None where they can.
+def why_not_shared(model: VisionLanguageModel, prompt: Prompt, num_new: int) -> str | None:
+    """Why answers of up to `num_new` tokens cannot share a prompt, by two made-up ones; None where they can.
 
     Where the shared path differs from a forward of the whole row, the model's own decoding settles which is right.
     Raises UserError where those two differ from each other: then no path is.
     """
+    needed, most = prompt.length + num_new, model.max_positions
+    if needed > most:
+        return f"a question and its answer may take {needed} tokens, and answers share a prompt up to {most}"
     answers = list(_made_up(model))
     try:
         shared = torch.cat(score_pass(model, [Scored(prompt, answers)])[0])
@@ -66,11 +69,11 @@ def why_not_shared(model: VisionLanguageModel, prompt: Prompt) -> str | None:
     return f"log-probs behind a shared prompt are {difference:.2g} nat a token off those of the whole row"
 
 
-def settle(model: VisionLanguageModel, prompt: Prompt) -> None:
+def settle(model: VisionLanguageModel, prompt: Prompt, num_new: int) -> None:
     """Decide on the first prompt that a model is given whether its answers share it, and warn where they cannot."""
     if model.is_settled:
         return
-    model.why_plain = model.why_plain or why_not_shared(model, prompt)
+    model.why_plain = model.why_plain or why_not_shared(model, prompt, num_new)
     model.is_settled = True
     if model.why_plain:
         log.warning("the model runs on the plain path, each answer with a prompt of its own: %s", model.why_plain)

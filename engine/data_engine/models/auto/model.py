@@ -7,9 +7,10 @@ Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
 import functools
+import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, UserError
-from data_engine.models.answer_cache import PassingLayer, is_recurrent
-from data_engine.models.attention import DoesNotFit, Finding, Noting, attending
+from data_engine.models.answer_cache import PassingLayer, answer_cache, is_recurrent, repeated
+from data_engine.models.attention import Asking, DoesNotFit, Finding, Noting, attending
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import fast_positions
 from data_engine.models.auto.loading import load_weights
@@ -199,6 +200,24 @@ class Auto:
             inputs, tails = self.chat.shared(conversations, images)
         return ProcessedPrompt(inputs), tails
 
+    def _as_asked(self, prompt: ProcessedPrompt, end: PromptEnd) -> Iterator[LayerKind]:
+        """The layers with what a first token behind a prompt shows of them."""
+        crosses = {number: kind for number, kind in enumerate(self.layers) if kind.cross}
+        if crosses:
+            # Such layers run behind a prompt with images alone, and never by the kernels.
+            yield from self.layers
+            return
+        asking = Asking()
+        one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        cache = answer_cache(end.cache_layers, repeated(end.cache_layers, 1), prompt.length, {})
+        with attending(asking, self.attention_layers):
+            self.run_answers(one, one + end.next_position, cache)
+        for number, kind in enumerate(self.layers):
+            call = asking.calls[number]
+            call.require_known()
+            mask = call.seen(sys.maxsize)
+            yield replace(kind, usual=call.is_usual, window=mask.window if mask else None)
+
     @functools.cached_property
     def _reads_ahead(self) -> bool:
         """Whether a longer text behind a prompt's image changes the keys of what stands before it."""
@@ -301,5 +320,6 @@ class Auto:
             raise DoesNotFit("no layer of its decoder attends through transformers' attention interface")
         self.attention_layers, self.cache_layers = dict(finding.layers), end.cache_layers
         self.layers = tuple(layer_kinds(finding.noted))
+        self.layers = tuple(self._as_asked(prompt, end))
         text = self._model.config.get_text_config()
         self.head = fitted_head(self.head, end.hidden_D, logits, text)

@@ -15,7 +15,8 @@ def make(settings: BackendSettings) -> "NativeBackend":
     """The native back end, with paged suffixes and captured steps where the device has the kernels for them."""
     model, rows = settings.model, settings.num_rows
     # The calls of a split model are agreed on one by one, which no captured step can do.
-    paged = use_triton(model.head.weight) and not settings.split
+    fits = all(kind.fits_kernels(model.max_positions) for kind in model.layers)
+    paged = use_triton(model.head.weight) and not settings.split and fits
     if not paged:
         rows = rows_without_pages(rows, model.device.type)
     samples = settings.samples_per_prompt if paged else None
