@@ -86,6 +86,8 @@ class TextSide(NamedTuple):
     """see VisionLanguageModel"""
     image_processor: str | None = None
     """class that makes pixels, where the installed libraries choose it"""
+    unused_kwargs: tuple[str, ...] = ()
+    """names of --chat_template_kwargs that the checkpoint's template does not read"""
 
 
 class CacheSizes(NamedTuple):

@@ -38,6 +38,13 @@ def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, Checked]:
             check_weights(folder, families[role], chat)
             if config.zero3 == "on":
                 family_class(families[role]).check_split(folder)
+    if chat.kwargs:
+        sides = [class_for(families[role], chat).text_side(folder, chat) for role, folder in folders.items()]
+        if unread := set.intersection(*(set(side.unused_kwargs) for side in sides)):
+            raise ModelError(
+                f"chat_template_kwargs has {', '.join(sorted(unread))}, which no chat template of this run reads: "
+                "leave it out, or see how the template spells it"
+            )
     return {role: Checked(folder, families[role]) for role, folder in folders.items()}
 
 

@@ -146,7 +146,7 @@ class Auto:
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
         loaded = Chat.load(folder, chat)
-        return TextSide(loaded.vocabulary, loaded.markers, loaded.image_processor_name)
+        return TextSide(loaded.vocabulary, loaded.markers, loaded.image_processor_name, tuple(loaded.unused_kwargs))
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
