@@ -156,6 +156,26 @@ def test_every_function_that_counts_as_a_model_call_is_called_by_the_job(tmp_pat
         whole.run()
 
 
+def test_time_in_a_call_within_a_call_counts_once(monkeypatch):
+    """The clock goes on by 1 at each look: the outer call takes 2 with the inner one in it, the one alone 1."""
+    clock = iter(range(100))
+    monkeypatch.setattr(job.time, "perf_counter", lambda: next(clock))
+
+    class Parts:
+        @staticmethod
+        def outer() -> None:
+            Parts.inner()
+
+        @staticmethod
+        def inner() -> None:
+            pass
+
+    with job.model_calls(((Parts, "outer"), (Parts, "inner"))) as spent:
+        Parts.outer()
+        Parts.inner()
+    assert spent == {(Parts, "outer"): 2, (Parts, "inner"): 1}
+
+
 @pytest.mark.slow
 def test_the_table_names_every_way_and_the_json_holds_the_same(result, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(measure, "run", lambda sizes, options: result)

@@ -1,9 +1,11 @@
-"""Whole models that number positions otherwise, or hold a recurrent state: answers against rows run one by one.
+"""Whole models that number positions otherwise, hold a recurrent state, or hide by a window: against rows one by one.
 
-Both are LLaVA, changed: what is under test is the way of positions and states through sampling and scoring.
+They are the native ones, changed: what is under test is the way of positions, states and masks through sampling and
+scoring.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from data_engine.models import embedded
 from data_engine.models.answer_cache import passing
-from data_engine.models.base import PromptEnd
+from data_engine.models.base import PromptEnd, VisionLanguageModel
 from data_engine.sampling.draw import SamplingParams, next_tokens
 from data_engine.sampling.native import page_allocator
 from data_engine.sampling.native.kv_cache import num_slots
@@ -27,11 +29,37 @@ PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=16)
 PlainLogits = Callable[[Tensor, int], Tensor]
 
 
-@pytest.fixture(params=["positions", "states"])
-def plain(request, instruct, monkeypatch) -> PlainLogits:
-    """Changes the model; its logits by one forward of a whole row. A tenth of the vocabulary ends an answer."""
-    monkeypatch.setattr(instruct, "eos_token_ids", tuple(range(100)))
-    return {"positions": other_positions, "states": with_states}[request.param](instruct, monkeypatch)
+class Changed(NamedTuple):
+    model: VisionLanguageModel
+    logits: PlainLogits
+    """by one forward of a whole row"""
+    prompts: list[EmbeddedPrompt]
+    """of three lengths"""
+
+
+@pytest.fixture(params=["positions", "states", "windows"])
+def changed(request, golden_rows, golden_images, monkeypatch) -> Changed:
+    """A tenth of the vocabulary ends an answer."""
+    model = request.getfixturevalue("omni_instruct" if request.param == "windows" else "instruct")
+    asked = [(model.pixels(golden_images[q], False, 64), golden_rows[4 * q]["question"]) for q in range(3)]
+    prompts = [EmbeddedPrompt(prefix(model, *one)) for one in asked]
+    monkeypatch.setattr(model, "eos_token_ids", tuple(range(100)))
+    change = {"positions": other_positions, "states": with_states, "windows": with_windows}[request.param]
+    return Changed(model, change(model, monkeypatch), prompts)
+
+
+def with_windows(model, monkeypatch) -> PlainLogits:
+    """A token sees the 9 before it: the first tokens of an answer see a part of the prompt, the later ones none of it.
+
+    Mistral makes such masks by itself.
+    """
+
+    def logits(row: Tensor, size: int) -> Tensor:
+        places = torch.arange(len(row))[None]
+        return embedded.decode(model, row[None], places, passing(len(model.layers)))[0] @ model.head.weight.T
+
+    monkeypatch.setattr(model.decoder.config, "sliding_window", 10)
+    return logits
 
 
 def other_positions(model, monkeypatch) -> PlainLogits:
@@ -91,48 +119,54 @@ def with_states(model, monkeypatch) -> PlainLogits:
     return logits
 
 
-@pytest.fixture(scope="module")
-def prompts(instruct, golden_rows, golden_images) -> list[EmbeddedPrompt]:
-    """Of three lengths."""
-    return [
-        EmbeddedPrompt(prefix(instruct, instruct.pixels(golden_images[q], False, 64), golden_rows[4 * q]["question"]))
-        for q in range(3)
-    ]
-
-
 @torch.inference_mode()
-def plain_answer(model, logits: PlainLogits, prompt: EmbeddedPrompt, key: int) -> list[int]:
-    """One answer by running the whole row again for each token."""
+def plain_answer(changed: Changed, number: int, key: int) -> list[int]:
+    """One answer to a prompt by running the whole row again for each token."""
     tokens: list[int] = []
+    model, prompt = changed.model, changed.prompts[number]
     while len(tokens) < PARAMS.max_new_tokens and not (tokens and tokens[-1] in model.eos_token_ids):
         row = torch.cat([prompt.embeds_PD, model.embed_tokens(torch.tensor(tokens, dtype=torch.long))])
-        place = torch.tensor([len(tokens)])
-        tokens.append(int(next_tokens(logits(row, prompt.length)[-1:], torch.tensor([key]), place, PARAMS, None)))
+        logits, place = changed.logits(row, prompt.length)[-1:], torch.tensor([len(tokens)])
+        tokens.append(int(next_tokens(logits, torch.tensor([key]), place, PARAMS, None)))
     return tokens
 
 
 @pytest.mark.parametrize(("num_rows", "paged"), [(1, False), (4, False), (18, False), (5, True)])
-def test_answers_equal_those_made_one_at_a_time(instruct, prompts, plain, num_rows, paged, monkeypatch):
+def test_answers_equal_those_made_one_at_a_time(changed, num_rows, paged, monkeypatch):
     """Rows are refilled and moved, questions follow each other in the slots, and pages run out."""
     monkeypatch.setattr(page_allocator, "PAGE", 5)
-    asked = [PromptRequest(one, [seed_for(0, q, i) for i in range(6)]) for q, one in enumerate(prompts)]
-    engine = SamplingEngine(instruct, num_rows, num_slots(num_rows, 6), 6 if paged else None)
+    asked = [PromptRequest(one, [seed_for(0, q, i) for i in range(6)]) for q, one in enumerate(changed.prompts)]
+    engine = SamplingEngine(changed.model, num_rows, num_slots(num_rows, 6), 6 if paged else None)
     found = engine.sample(asked, PARAMS)
     assert len({len(answer.token_ids) for answer in found}) > 2
     for answer in found:
         key = seed_for(0, answer.request, answer.sample_index)
-        assert answer.token_ids == plain_answer(instruct, plain, prompts[answer.request], key)
+        assert answer.token_ids == plain_answer(changed, answer.request, key)
 
 
-def test_log_probs_equal_those_of_whole_rows(instruct, prompts, plain):
+def test_log_probs_equal_those_of_whole_rows(changed):
     """Answers of different length, one of which feeds nothing."""
-    generator = torch.Generator().manual_seed(0)
-    answers = [[torch.randint(3, 1000, (n,), generator=generator).tolist() for n in (5, 1, 17)] for _ in prompts]
-    scored = score_pass(instruct, [Scored(*both) for both in zip(prompts, answers, strict=True)])
+    generator, prompts = torch.Generator().manual_seed(0), changed.prompts
+    answers = [[torch.randint(3, 600, (n,), generator=generator).tolist() for n in (5, 1, 17)] for _ in prompts]
+    scored = score_pass(changed.model, [Scored(*both) for both in zip(prompts, answers, strict=True)])
     for prompt, own, got in zip(prompts, answers, scored, strict=True):
         for ids, token_logps in zip(own, got, strict=True):
             with torch.inference_mode():
-                row = torch.cat([prompt.embeds_PD, instruct.embed_tokens(torch.tensor(ids))])
-                logps = plain(row, prompt.length)[prompt.length - 1 : -1].log_softmax(-1)
+                row = torch.cat([prompt.embeds_PD, changed.model.embed_tokens(torch.tensor(ids))])
+                logps = changed.logits(row, prompt.length)[prompt.length - 1 : -1].log_softmax(-1)
             wanted = logps.gather(-1, torch.tensor(ids)[:, None])[:, 0]
             torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("changed", ["windows"], indirect=True)
+def test_layers_that_the_kernels_do_not_know_are_sampled_in_plain_torch(changed, caplog):
+    engine = SamplingEngine(changed.model, 5, num_slots(5, 6), 6)
+    asked = [PromptRequest(changed.prompts[0], [seed_for(0, 0, i) for i in range(6)])]
+    found = engine.sample(asked, PARAMS)
+    assert [answer.token_ids for answer in found] == [plain_answer(changed, 0, key) for key in asked[0].keys]
+    assert engine.samples_per_prompt is None
+    assert "plain torch, which is slower: the kernels do not know what layer 0 does" in caplog.text
+    assert engine.retries == 0
+    caplog.clear()
+    assert engine.sample(asked, PARAMS) == found
+    assert not caplog.text
