@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def load(folder: Path):
-    """The model in this folder, in fp32 on the CPU."""
+    """The model in this folder as one of the family auto, in fp32 on the CPU."""
     from data_engine import load_model
 
-    return load_model(None, str(folder), device="cpu", dtype="float32")
+    return load_model("auto", str(folder), device="cpu", dtype="float32")
 
 
 def _given(asked: Asked):
