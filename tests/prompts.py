@@ -23,9 +23,14 @@ class EmbeddedPrompt:
         return self.embeds_PD
 
 
+def spliced(model, pixels: Tensor, question: str) -> SplicedPrompt:
+    """A question behind an image of which the pixels are known."""
+    return SplicedPrompt(model.prompt_ids(question), pixels, model.image_tokens)
+
+
 def prefix(model, pixels: Tensor, question: str) -> Tensor:
     """Embeddings of the whole prompt, with the image's features in it [P, D]."""
-    return SplicedPrompt(model.prompt_ids(question), pixels, model.image_tokens).embeds(model)
+    return spliced(model, pixels, question).embeds(model)
 
 
 def forward(decoder: nn.Module, embeds_BTD: Tensor, positions_BT: Tensor) -> Tensor:

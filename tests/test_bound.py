@@ -1,6 +1,7 @@
 """What a run is bound to, and what a change of it does: lines of docs/bound.md."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -19,15 +20,45 @@ SAMPLING = {
     "sample_k": 4, "temperature": 0.9, "top_k": 7, "top_p": 0.5, "repetition_penalty": 1.5, "max_new_tokens": 7,
     "seed": 1, "same_pixels": True,
 }  # fmt: skip
-EVERYTHING = {"limit": 3, "unit_size": 3, "dtype": "bfloat16", "max_megapixels": 32.0, "exif": "ignore"}
+PROMPTS = {"chat_template_kwargs": '{"a": 1}'}
+EVERYTHING = {
+    "columns": "ds_name=", "system": "Be brief.", "limit": 3, "unit_size": 3, "dtype": "bfloat16",
+    "max_megapixels": 32.0, "exif": "ignore",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*SAMPLING, *EVERYTHING])
+@pytest.mark.parametrize("name", [*SAMPLING, *PROMPTS, *EVERYTHING])
 def test_another_setting_is_refused_by_name(run, name):
-    value = (SAMPLING | EVERYTHING)[name]
+    value = (SAMPLING | PROMPTS | EVERYTHING)[name]
     refusal = run.refusal(**{name: value})
     assert f"{name} was " in refusal
     assert f", now {value!r}" in refusal
+
+
+def test_a_chat_template_is_bound_by_what_is_in_the_file(run):
+    file = run.folder / "template.jinja"
+    file.write_text("{{ messages }}")
+    assert "chat_template was None, now " in run.refusal(chat_template=str(file))
+    with_template = run.copy(run.folder.parent / "with_template")
+    shutil.rmtree(with_template.work)
+    assert with_template.start(chat_template=str(file), stop_after_stage=0) == 0
+    moved = shutil.move(file, run.folder / "moved.jinja")
+    assert with_template.start(chat_template=str(moved), stop_after_stage=0) == 0
+    moved.write_text("{{ messages }}\n")
+    then, now = (hashlib.sha256(text).hexdigest()[:12] for text in (b"{{ messages }}", b"{{ messages }}\n"))
+    assert f"chat_template was {then}, now {now}; " in with_template.refusal(chat_template=str(moved))
+
+
+def test_other_ways_to_write_the_same_change_nothing(sampled):
+    again = sampled.copy(sampled.folder.parent / "again")
+    shutil.rmtree(again.work)
+    one = {"chat_template_kwargs": '{"b": [1], "a": 2}', "columns": "ds_name=,image_path=", "stop_after_stage": 0}
+    assert again.start(**one) == 0
+    other = {"chat_template_kwargs": '{"a":2, "b":[1]}', "columns": " image_path=, ds_name=, question=question"}
+    assert again.computed_again(**one | other) == set()
+    # An empty object, and a column by its own name, say nothing.
+    nothing = {"chat_template_kwargs": "{}", "columns": "question=question", "stop_after_stage": 0}
+    assert sampled.computed_again(**nothing) == set()
 
 
 def test_another_kind_of_device_is_refused_by_name(run, monkeypatch):
@@ -42,10 +73,11 @@ def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
     free = {
         "work_dir", "dataset_path", "image_root", "dataset_split", "dataset_revision", "continue_from_stage",
         "stop_after_stage", "num_shards", "shard_index", "rank", "distance", "beta", "threads", "memory_fraction",
-        "zero3", "zero3_config", "lookahead", "grace_s", "on_bad_row", "debug", "device",
+        "zero3", "zero3_config", "lookahead", "require_fast", "grace_s", "on_bad_row", "debug", "device",
         *(f"{role}_model_{what}" for role in ("instruct", "reward") for what in ("path", "name", "revision")),
     }  # fmt: skip
-    assert {field.name for field in dataclasses.fields(RunConfig)} == free | SAMPLING.keys() | EVERYTHING.keys()
+    bound = SAMPLING.keys() | PROMPTS.keys() | {"chat_template"} | EVERYTHING.keys()
+    assert {field.name for field in dataclasses.fields(RunConfig)} == free | bound
 
 
 def test_settings_may_change_until_a_unit_depends_on_them(sampled):
@@ -66,7 +98,15 @@ def test_pairing_settings_pair_again_and_compute_nothing(run, monkeypatch, chang
 
 
 @pytest.mark.parametrize(
-    "changes", [{"threads": 2}, {"num_shards": 2}, {"memory_fraction": 0.5}, {"grace_s": 3.0}, {"on_bad_row": "error"}]
+    "changes",
+    [
+        {"threads": 2},
+        {"num_shards": 2},
+        {"memory_fraction": 0.5},
+        {"grace_s": 3.0},
+        {"on_bad_row": "error"},
+        {"require_fast": True},
+    ],
 )
 def test_how_the_work_is_divided_is_not_bound(run, changes):
     assert run.computed_again(**changes) == set()
@@ -179,7 +219,8 @@ def test_other_versions_of_libraries_go_on_with_a_warning(run, capsys):
 
 def test_every_stage_names_what_it_is_bound_to():
     """The values that shape a unit of each stage, written out."""
-    common = {"dataset", "limit", "unit_size", "device", "dtype", "max_megapixels", "exif"}
+    common = {"dataset", "columns", "system", "limit", "unit_size", "device", "dtype", "max_megapixels", "exif",
+              "chat_template", "chat_template_kwargs"}  # fmt: skip
     assert set(stages.SAMPLING.bound) == common | SAMPLING.keys() | {"instruct_model"}
     for role in ("instruct", "reward"):
         assert set(stages.known()[f"{role}_logps"].bound) == common | {f"{role}_model"}

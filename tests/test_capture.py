@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from prompts import prefix
+from prompts import EmbeddedPrompt, prefix
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -43,9 +43,10 @@ def model(request) -> VisionLanguageModel:
 
 
 @pytest.fixture
-def prompts(model, golden_rows, golden_images) -> list[Tensor]:
+def prompts(model, golden_rows, golden_images) -> list[EmbeddedPrompt]:
     pixels = [model.pixels(image, True, 64) for image in golden_images[:2]]
-    return [prefix(model, one, golden_rows[4 * number]["question"]) for number, one in enumerate(pixels)]
+    questions = [golden_rows[4 * number]["question"] for number in range(2)]
+    return [EmbeddedPrompt(prefix(model, *both)) for both in zip(pixels, questions, strict=True)]
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_a_row_without_question_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("image", "says"),
     [
-        (["a.png", "b.png", "c.png"], "row has 3 images; this takes one"),
+        (["a.png", "b.png", "c.png"], 'row has 3 images in "image", which takes one; several stand in "images"'),
         ([], "row has no image: neither bytes nor a path"),
         ([["a.png"]], "image is a list; expected a path, base64 text, or an object with one of them"),
         (5, "image is a number; expected a path, base64 text, or an object with one of them"),
@@ -214,16 +214,12 @@ def test_a_column_that_the_first_row_lacks_is_read(tmp_path):
     assert [row.extra for row in questions.rows(range(2))] == [{"ds_name": None}, {"ds_name": "d"}]
 
 
-@pytest.mark.parametrize(
-    ("row", "name"),
-    [
-        ({"messages": [{"role": "user", "content": "<image>a"}], "images": ["0.png"]}, "messages"),
-        ({"id": 1, "conversations": [{"from": "human", "value": "a"}], "image": "0.png"}, "conversations"),
-    ],
-)
-def test_rows_of_conversations_are_named_for_what_they_are(tmp_path, row, name):
+def test_rows_of_conversations_are_named_for_what_they_are(tmp_path):
+    row = {"id": 1, "conversations": [{"from": "human", "value": "a"}], "image": "0.png"}
     says = refusal(write_jsonl(tmp_path / "q.jsonl", row))
-    assert f'; "{name}" hold conversations, as of LLaVA, ShareGPT and LLaMA-Factory: write the text of one turn' in says
+    assert (
+        '; "conversations" holds conversations, as of LLaVA and ShareGPT: write them as "messages", lists of ' in says
+    )
     columns = pa.table({key: pa.array([value]) for key, value in row.items()})
     pq.write_table(columns, tmp_path / "q.parquet")
-    assert f'; "{name}" hold conversations' in refusal(str(tmp_path / "q.parquet"))
+    assert '; "conversations" holds conversations' in refusal(str(tmp_path / "q.parquet"))

@@ -224,3 +224,70 @@ def test_every_field_has_a_help_text():
     texts = help_texts()
     assert set(texts) == {field.name for field in fields(RunConfig)}
     assert all(text.strip() for text in texts.values())
+
+
+# What a model is asked
+
+
+def test_columns_are_read_as_names_by_names():
+    config = parse([*REQUIRED, "--columns", "question=prompt, image = picture,system="])
+    assert config.column_names == {"question": "prompt", "image": "picture", "system": ""}
+    assert parse(REQUIRED).column_names == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("question", 'columns must be like question=prompt,image=picture, got "question"'),
+        ("question=prompt,", 'columns must be like question=prompt,image=picture, got ""'),
+        ("prompt=question", 'columns names "prompt", which is not one of idx, question, image, images, messages, sys'),
+        ("question=a,question=b", "columns names question twice"),
+        ("question=a,image=a", 'columns gives "a" two names'),
+        (" ", "columns is empty; is a shell variable unset?"),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(value, says):
+    assert refusal("--columns", value).startswith(says)
+
+
+def test_a_chat_template_is_read_once(tmp_path):
+    path = tmp_path / "template.jinja"
+    path.write_bytes("{{ messages }}\né".encode())
+    config = parse([*REQUIRED, "--chat_template", str(path)])
+    path.unlink()
+    assert (config.chat_template, config.chat_template_text) == (str(path), "{{ messages }}\né")
+    assert parse(REQUIRED).chat_template_text is None
+
+
+def test_a_chat_template_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "template.jinja"
+    says = f'chat_template "{path}"'
+    assert refusal("--chat_template", str(path)).startswith(f"{says} cannot be read: No such file or directory; name a")
+    path.write_text(" \n")
+    assert refusal("--chat_template", str(path)).startswith(f"{says} is empty; without the flag, the model's own")
+    path.write_bytes(b"caf\xe9")
+    assert refusal("--chat_template", str(path)).startswith(f"{says} is not text in UTF-8; name a file with a Jinja")
+    assert refusal("--chat_template", str(tmp_path)).startswith(f'chat_template "{tmp_path}" cannot be read: Is a dir')
+    assert refusal("--chat_template", "nul\0").startswith('chat_template "nul')
+
+
+def test_arguments_of_the_chat_template_are_an_object():
+    config = parse([*REQUIRED, "--chat_template_kwargs", '{"enable_thinking": false}'])
+    assert config.template_kwargs == {"enable_thinking": False}
+    assert parse(REQUIRED).template_kwargs == {}
+
+
+@pytest.mark.parametrize("value", ["enable_thinking=false", "[1]", "5", '"a"', "null", "{", "[" * 99999, "{'a': 1}"])
+def test_arguments_of_the_chat_template_that_are_no_object_are_refused(value):
+    says = refusal("--chat_template_kwargs", value)
+    assert says.startswith('chat_template_kwargs must be a JSON object like {"enable_thinking": false}, got "')
+    assert len(says) < 300
+
+
+def test_arguments_that_the_engine_gives_to_the_chat_template_are_refused():
+    says = refusal("--chat_template_kwargs", '{"tokenize": false, "a": 1, "add_generation_prompt": true}')
+    assert says == "chat_template_kwargs has add_generation_prompt, tokenize, which the engine sets itself; take it out"
+
+
+def test_require_fast_is_off_unless_it_is_asked_for():
+    assert (parse(REQUIRED).require_fast, parse([*REQUIRED, "--require_fast"]).require_fast) == (False, True)

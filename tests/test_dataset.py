@@ -26,7 +26,7 @@ PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
     pq.write_table(table(["a"]).rename_columns(["idx", "prompt", "image"]), tmp_path / "q.parquet")
     assert refusal(str(tmp_path / "q.parquet")).endswith(
-        'q.parquet" has no column "question"; columns: idx, prompt, image'
+        'q.parquet" has no column "question"; columns: idx, prompt, image; or say --columns question=NAME'
     )
 
 

@@ -9,6 +9,7 @@ from prompts import EmbeddedPrompt, forward, positions, prefix
 from data_engine import sample_answers
 from data_engine.errors import BadRow
 from data_engine.pipeline.sample import SampleSettings, request_for
+from data_engine.questions.conversation import Conversation
 from data_engine.sampling.draw import SamplingParams, next_tokens
 from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.scheduler import sample
@@ -99,17 +100,11 @@ def test_the_shorter_prompt_of_a_batch_is_not_polluted_defect_10(instruct, prefi
     ]
 
 
-def test_a_prefix_is_computed_once_and_dropped_with_its_last_answer(instruct, prefixes):
-    calls = []
-
-    def counted(number):
-        def get():
-            calls.append(number)
-            return prefixes[number]
-
-        return get
-
-    found = sample(instruct, [PromptRequest(counted(q), [1, 2, 3, 4]) for q in range(4)], PARAMS, num_rows=5)
+def test_a_prefix_is_computed_once_and_dropped_with_its_last_answer(instruct, prefixes, monkeypatch):
+    calls, run_prompt = [], instruct.run_prompt
+    asked = [EmbeddedPrompt(shared) for shared in prefixes[:4]]
+    monkeypatch.setattr(instruct, "run_prompt", lambda prompt: calls.append(asked.index(prompt)) or run_prompt(prompt))
+    found = sample(instruct, [PromptRequest(prompt, [1, 2, 3, 4]) for prompt in asked], PARAMS, num_rows=5)
     assert calls == [0, 1, 2, 3]
     assert len(found) == 16
 
@@ -118,7 +113,9 @@ def test_a_prefix_is_computed_once_and_dropped_with_its_last_answer(instruct, pr
 def test_with_fewer_rows_than_answers_a_prompt_is_still_prefilled_once(instruct, prefixes, monkeypatch, num_rows):
     prefilled, prefill = [], ModelRunner.prefill
     monkeypatch.setattr(
-        ModelRunner, "prefill", lambda self, shared, slot: prefilled.append(len(shared)) or prefill(self, shared, slot)
+        ModelRunner,
+        "prefill",
+        lambda self, prompt, slot: prefilled.append(prompt.length) or prefill(self, prompt, slot),
     )
     found = sample(instruct, requests(prefixes[:3], 4), PARAMS, num_rows)
     assert len(found) == 12
@@ -132,9 +129,11 @@ def test_a_question_and_its_answer_may_fill_the_models_positions_and_no_more(
     size = len(prefix(instruct, instruct.pixels(golden_images[0], False, 64), golden_rows[0]["question"]))
     new = instruct.max_positions - size + more
     settings = SampleSettings(1, 0, SamplingParams(max_new_tokens=new), crop=False, max_megapixels=64)
-    ask = functools.partial(request_for, instruct, golden_images[0], golden_rows[0]["question"], "q", settings)
+    conversation = Conversation.of(golden_rows[0]["question"])
+    ask = functools.partial(request_for, instruct, conversation, [golden_images[0]], "q", settings)
     if not more:
-        assert len(ask().prefix()) + new == instruct.max_positions
+        assert ask().prompt.length == size
+        assert size + new == instruct.max_positions
         return
     with pytest.raises(BadRow, match=f"prompt of {size} tokens, {new} to generate, room for {instruct.max_positions}"):
         ask()

@@ -7,6 +7,7 @@ and a test that no number is forgotten.
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -43,9 +44,23 @@ def run(goldens, tmp_path_factory, one_thread) -> tuple[Path, Counter]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker.Stop, "listen", lambda stop: stop)
         patch.setattr(Llava, "encode_images", lambda *a: calls.update(["image"]) or encode(*a))
+        patch.setattr(score, "self_check", counted_apart(score.self_check, calls))
         patch.setattr(score, "score_pass", lambda *a: calls.update(["packed"]) or packed(*a))
         assert worker.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
     return work_dir, calls
+
+
+def counted_apart(check: Callable, calls: Counter) -> Callable:
+    """The self-check, whose images count on their own."""
+
+    def call(*arguments):
+        before = calls["image"]
+        result = check(*arguments)
+        calls["image, self-check"] += calls["image"] - before
+        calls["image"] = before
+        return result
+
+    return call
 
 
 def rows(work_dir: Path, folder: str) -> list[dict]:
@@ -149,8 +164,9 @@ def test_questions_keep_their_spaces_and_line_ends_defect_37(instruct):
 
 def test_an_image_is_encoded_once_a_question_and_stage_and_answers_scored_in_one_pass_defect_38(run):
     _, calls = run
-    # 8 questions: one image in sampling, one under each model in scoring.
-    assert calls == {"image": 3 * 8, "packed": 2 * 8}
+    # 8 questions: one image in sampling, one under each model in scoring. The self-check runs whole rows, image and
+    # all, each of the 5 answers to the first question that a model scores.
+    assert calls == {"image": 3 * 8, "packed": 2 * 8, "image, self-check": 2 * 5}
 
 
 def test_images_stand_in_the_source_and_in_the_result_alone_defect_39(run):

@@ -56,6 +56,42 @@ columns_of_images = {
     "string": (pa.string(), st.none() | texts),
     "int64": (pa.int64(), st.integers(0, 9)),
 }
+cells_of_images = columns_of_images["struct"][1]
+columns_of_lists = {
+    "structs": (pa.list_(image), st.none() | st.lists(cells_of_images, max_size=3)),
+    "texts": (pa.large_list(pa.string()), st.none() | st.lists(st.none() | texts, max_size=2)),
+    "pairs": (
+        pa.list_(pa.binary(), 2),
+        st.none() | st.lists(st.none() | st.binary(max_size=9), min_size=2, max_size=2),
+    ),
+    "null": (pa.null(), st.none()),
+    "string": (pa.string(), texts),
+}
+roles = st.sampled_from(["user"] * 4 + ["assistant", "system", "tool", ""])
+part = pa.struct([("type", pa.string()), ("text", pa.string()), ("index", pa.int64())])
+parts = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(["text", "text", "image", "image", "video"]) | st.none(),
+        "text": st.none() | texts | st.just("<image>"),
+        "index": st.none() | st.integers(0, 2),
+    }
+)
+texts_of_messages = st.fixed_dictionaries(
+    {"role": roles | st.none(), "content": st.none() | texts | st.just("<image>")}
+)
+parts_of_messages = st.fixed_dictionaries({"role": roles, "content": st.none() | st.lists(parts, max_size=4)})
+columns_of_messages = {
+    "parts": (
+        pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part))])),
+        st.none() | st.lists(parts_of_messages, max_size=3),
+    ),
+    "texts": (
+        pa.list_(pa.struct([("content", pa.large_string()), ("role", pa.string())])),
+        st.none() | st.lists(texts_of_messages, max_size=3),
+    ),
+    "string": (pa.string(), st.none() | texts | st.lists(parts_of_messages, max_size=2).map(json.dumps)),
+    "int64": (pa.int64(), st.integers(0, 9)),
+}
 others = {"string": (pa.string(), texts | st.none()), "double": (pa.float64(), st.floats() | st.none())}
 
 
@@ -64,8 +100,10 @@ def tables(draw) -> pa.Table:
     """A few rows; each column of the right type more often than not, and sometimes none at all."""
     num_rows, found = draw(st.integers(0, 5)), {}
     kinds = {"idx": columns_of_ids, "question": columns_of_questions, "image": columns_of_images, "ds_name": others}
-    for name, known in kinds.items():
-        kind = draw(st.sampled_from([next(iter(known))] * 6 + [*known, None]))
+    rare = {"images": columns_of_lists, "messages": columns_of_messages, "system": others}
+    for name, known in (kinds | rare).items():
+        usual = [None] if name in rare else [next(iter(known))]
+        kind = draw(st.sampled_from(usual * 6 + [*known, None]))
         if kind is not None:
             type, cells = known[kind]
             unique = name == "idx" and kind in ("string", "int64") and draw(st.integers(0, 4)) > 0
@@ -81,14 +119,21 @@ json_values = st.recursive(
     max_leaves=4,
 )
 json_rows = st.fixed_dictionaries(
-    {"idx": st.integers(0, 99) | json_values, "question": texts | json_values, "image": texts | json_values}
+    {"idx": st.integers(0, 99) | json_values},
+    optional={
+        "question": texts | json_values,
+        "image": texts | json_values,
+        "images": st.lists(texts, max_size=2) | json_values,
+        "messages": st.lists(texts_of_messages | parts_of_messages, max_size=3) | json_values,
+        "system": texts | json_values,
+    },
 )
 # Half a surrogate pair, which JSON can spell.
 lines = (json_rows | json_values).map(json.dumps) | texts | st.just('{"idx": "\\ud800", "question": "\\udfff"}')
 
 
 def read_all(path: Path, image_root: Path) -> None:
-    """Every row that is not refused as a whole has a question and an image, or a problem."""
+    """Every row that is not refused as a whole has a question and its images, or a problem."""
     try:
         questions = load_questions(str(path), image_root=str(image_root))
     except UserError:
@@ -97,11 +142,19 @@ def read_all(path: Path, image_root: Path) -> None:
     assert [row.idx for row in rows] == questions.idx
     for row in rows:
         if row.problem is None:
-            assert isinstance(row.question, str)
-            assert row.image
+            asked, images = row.conversation, row.images
+            assert asked.messages[-1].role == "user"
+            assert row.question == asked.question
+            numbers = [part for one in asked.messages for part in one.content if isinstance(part, int)]
+            assert numbers == list(range(len(images)))
+            assert all(images)
+            assert row.image == (images[0] if len(images) == 1 else None)
+            assert images or "images" in questions.columns or not questions.has_images
+            assert len(row.digest) == 32
+            "".join(asked.texts()).encode()
         else:
             assert 0 < len(row.problem) < 400
-            assert row.question is None or row.image is None
+            assert (row.image, row.images, row.conversation, row.digest) == (None, (), None, None)
 
 
 def test_data_is_the_same_each_time_unless_other_data_is_asked_for():

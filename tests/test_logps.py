@@ -4,14 +4,14 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from prompts import packed_token_logps, plain_token_logps, prefix
+from prompts import EmbeddedPrompt, packed_token_logps, plain_token_logps, prefix
 from run_files import png, wide_picture
 
 from data_engine import schemas
 from data_engine.pipeline import score
 from data_engine.pipeline.score import self_check
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question
-from data_engine.scoring import logprobs
 from data_engine.scoring.logprobs import Scored, pass_tokens, score_pass
 from data_engine_kernels import reference
 
@@ -52,19 +52,18 @@ def several(instruct, golden_rows, golden_images, lengths: list[list[int]]) -> l
     for number, own in enumerate(lengths):
         pixels = instruct.pixels(golden_images[number], True, 64)
         shared = prefix(instruct, pixels, golden_rows[4 * number]["question"])
-        found.append(Scored(shared, random_answers(own)))
+        found.append(Scored(EmbeddedPrompt(shared), random_answers(own)))
     return found
 
 
 def prepared(instruct, golden_rows, golden_images, lengths: list[list[int]]) -> list[score._Prepared]:
-    """The same questions, before their prefixes are computed."""
-    return [
-        score._Prepared(
-            Question(str(number), golden_rows[4 * number]["question"], None, None), [],
-            instruct.pixels(golden_images[number], True, 64), random_answers(own),
-        )
-        for number, own in enumerate(lengths)
-    ]  # fmt: skip
+    """The same questions, as the stage has them before a pass."""
+    found = []
+    for number, own in enumerate(lengths):
+        text = golden_rows[4 * number]["question"]
+        prompt = instruct.prompt(Conversation.of(text), [golden_images[number]], True, 64)
+        found.append(score._Prepared(Question(str(number), text, None, None), [], prompt, random_answers(own)))
+    return found
 
 
 def test_several_questions_in_a_pass_equal_each_alone(instruct, golden_rows, golden_images):
@@ -72,17 +71,21 @@ def test_several_questions_in_a_pass_equal_each_alone(instruct, golden_rows, gol
     asked = several(instruct, golden_rows, golden_images, [[5, 30, 5], [1, 1], [12], [1, 40]])
     for question, got in zip(asked, score_pass(instruct, asked), strict=True):
         for answer, token_logps in zip(question.answers, got, strict=True):
-            wanted = plain_token_logps(instruct, question.prefix_PD, answer)
+            wanted = plain_token_logps(instruct, question.prompt.embeds_PD, answer)
             torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
 
 
 def test_the_tokens_of_a_pass_are_those_that_are_fed(instruct, shared, monkeypatch):
+    """The prompt in a pass of its own, then all answers without their last tokens; equal answers once."""
     fed = []
-    original = logprobs.forward
-    monkeypatch.setattr(logprobs, "forward", lambda *a: fed.append(a[1].shape[1]) or original(*a))
+    original = instruct.decoder.forward
+    monkeypatch.setattr(
+        instruct.decoder, "forward", lambda **a: fed.append(a["inputs_embeds"].shape[:2]) or original(**a)
+    )
     answers = random_answers([9, 4])
     packed_token_logps(instruct, shared, [*answers, answers[0]])
-    assert fed == [pass_tokens(len(shared), [*answers, answers[0]])] == [len(shared) + 8 + 3]
+    assert fed == [(1, len(shared)), (1, 8 + 3)]
+    assert pass_tokens(len(shared), [*answers, answers[0]]) == len(shared) + 8 + 3
 
 
 def test_no_tensor_grows_with_answers_times_vocabulary(instruct, shared, monkeypatch):
@@ -124,7 +127,7 @@ def test_out_of_memory_scores_in_halves(
     monkeypatch.setattr(score, "score_pass", small)
     got, halved = score._score(instruct, asked)
     assert halved == halvings
-    for (_, one), [other] in zip(got, expected, strict=True):
+    for one, [other] in zip(got, expected, strict=True):
         torch.testing.assert_close(torch.cat(one), torch.cat(other), rtol=0, atol=1e-5)
 
 
@@ -146,7 +149,7 @@ def test_a_question_of_which_one_answer_exceeds_the_memory_costs_the_others_noth
     assert second is None
     # 3 questions -> 1 and 2 -> 1 and 1; its 2 answers -> 1 and 1, and that one.
     assert halved == 4
-    for (_, found), wanted in ((first, expected[0]), (third, expected[2])):
+    for found, wanted in ((first, expected[0]), (third, expected[2])):
         torch.testing.assert_close(torch.cat(found), torch.cat(wanted), rtol=0, atol=1e-5)
 
 
@@ -191,6 +194,7 @@ def test_an_answer_without_tokens_is_refused(instruct, shared):
 def test_the_self_check_sees_a_wrong_path(instruct, shared):
     answers = random_answers([12, 7])
     right = packed_token_logps(instruct, shared, answers)
-    assert self_check(instruct, shared, answers, right) < 1e-5
+    prompt = EmbeddedPrompt(shared)
+    assert self_check(instruct, prompt, answers, right) < 1e-5
     with pytest.raises(RuntimeError, match="differ from the plain path"):
-        self_check(instruct, shared, answers, [logps + 0.01 for logps in right])
+        self_check(instruct, prompt, answers, [logps + 0.01 for logps in right])

@@ -1,25 +1,25 @@
-"""The layouts of a scoring pass against each other and the plain path, with a stand-in for flash attention on CPU."""
+"""The layouts of a scoring pass against attention's definition and the plain path, flash attention stood in on CPU."""
 
 import pytest
 import torch
-from data_engine.scoring.packed_attention import Flash, Packed, PackedQuestion
-from prompts import packed_token_logps, plain_token_logps, prefix
+from answers import Options, dense, drawn, laid_out, question
+from prompts import EmbeddedPrompt, packed_token_logps, plain_token_logps, prefix
 from torch import Tensor
 
 from data_engine import load_model
-from data_engine.models import attention
-from data_engine.models.attention import Bounds, flash
-from data_engine.scoring import packed_attention
+from data_engine.models import attention_math
+from data_engine.models.attention_math import Bounds, flash, has_flash
+from data_engine.scoring import answers_attention
+from data_engine.scoring.answers_attention import AnswersBehindPrefixes
 from data_engine.scoring.logprobs import Scored, score_pass
 
-# Prefixes and answers of several questions: answers without tokens, and a question that has no other.
-PREFIXES, ANSWERS = [50, 9, 20, 3], [[7, 0, 1, 30], [4], [0, 0], [0, 11]]
+CPU = torch.device("cpu")
 
 
 def plain_flash(
     query: Tensor, key: Tensor, value: Tensor, queries: Bounds, keys: Bounds, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """attention.flash by its definition, sequence by sequence, head by head, rounded where it rounds."""
+    """attention_math.flash by its definition, sequence by sequence, head by head, rounded where it rounds."""
     assert queries.starts.dtype == keys.starts.dtype == torch.int32
     out, lse = torch.full_like(query, torch.nan), torch.full((query.shape[1], len(query)), torch.nan)
     shared = query.shape[1] // key.shape[1]
@@ -42,60 +42,43 @@ def plain_flash(
 def as_on_a_gpu(monkeypatch) -> list[bool]:
     """Whether the calls of flash attention were causal, in turn."""
     calls: list[bool] = []
-    monkeypatch.setattr(packed_attention, "flash", lambda *a: calls.append(a[5]) or plain_flash(*a))
-    monkeypatch.setattr(packed_attention, "has_flash", lambda *a: True)
+    monkeypatch.setattr(answers_attention, "flash", lambda *a: calls.append(a[5]) or plain_flash(*a))
+    monkeypatch.setattr(answers_attention, "has_flash", lambda *a: True)
     return calls
 
 
-def heads_of(family: str, request: pytest.FixtureRequest) -> tuple[int, int]:
-    config = request.getfixturevalue(family).decoder.config
-    return config.num_attention_heads, config.num_key_value_heads
+@pytest.fixture
+def used(monkeypatch) -> set[str]:
+    """Which of the ways in plain torch were gone."""
+    ways: set[str] = set()
+    in_parts, as_batch = AnswersBehindPrefixes._in_parts, answers_attention._as_batch
+    monkeypatch.setattr(AnswersBehindPrefixes, "_in_parts", lambda *a: ways.add("in parts") or in_parts(*a))
+    monkeypatch.setattr(answers_attention, "_as_batch", lambda *a: ways.add("as a batch") or as_batch(*a))
+    return ways
 
 
-def drawn(heads: int, groups: int, tokens: int) -> list[Tensor]:
-    torch.manual_seed(0)
-    return [torch.randn(1, number, tokens, 16) for number in (heads, groups, groups)]
-
-
-def plain(parts: list[Tensor], scale: float) -> Tensor:
-    """One dense mask over all questions, which the layouts never build."""
-    rows = torch.tensor([
-        (question, answer)
-        for question, (size, lengths) in enumerate(zip(PREFIXES, ANSWERS, strict=True))
-        for answer, length in enumerate([size, *lengths])
-        for _ in range(length)
-    ])  # fmt: skip
-    same_question = rows[:, None, 0] == rows[None, :, 0]
-    own_or_prefix = (rows[None, :, 1] == 0) | (rows[:, None, 1] == rows[None, :, 1])
-    seen = (same_question & own_or_prefix).tril()
-    query, key, value = parts
-    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
-    return (scale * query @ key.transpose(2, 3)).masked_fill(~seen, -torch.inf).softmax(-1) @ value
-
-
-@pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=str)
 @pytest.mark.parametrize("way", ["flash", "in parts", "as a batch"])
-def test_every_layout_is_the_dense_mask(family, way, request, monkeypatch, as_on_a_gpu):
+def test_every_way_is_one_softmax_over_prefix_and_answer(heads, way, used, monkeypatch, as_on_a_gpu):
     """Of a GPU in half precision, of fp32 on CPU, and of the rest; with grouped-query heads and without."""
-    parts = drawn(*heads_of(family, request), sum(PREFIXES) + sum(map(sum, ANSWERS)))
-    used = []
-    for name, short in (("_in_parts", "in parts"), ("_as_batch", "as a batch")):
-        original = getattr(PackedQuestion, name)
-        monkeypatch.setattr(PackedQuestion, name, lambda *a, o=original, short=short: used.append(short) or o(*a))
-    if way == "as a batch":
-        monkeypatch.setattr(PackedQuestion, "_in_parts", PackedQuestion._as_batch)
-    monkeypatch.setattr(packed_attention, "has_flash", lambda *a: way == "flash")
-    layout = packed_attention.packed_layout(PREFIXES, ANSWERS, torch.device("cpu"), torch.float32, 16)
-    torch.testing.assert_close(layout.attend(0, *parts, 0.3), plain(parts, 0.3), rtol=0, atol=1e-5)
-    assert (set(used), as_on_a_gpu) == ((set(), [True, False]) if way == "flash" else ({way}, []))
+    questions = [question(50, (7, 1, 30), heads[1]), question(9, (4,), heads[1]), question(3, (11,), heads[1])]
+    parts = drawn(questions, heads)
+    monkeypatch.setattr(answers_attention, "has_flash", lambda *a: way == "flash")
+    dtype = torch.float32 if way == "in parts" else torch.bfloat16
+    found = laid_out(questions, parts, Options(), dtype)
+    torch.testing.assert_close(found, dense(questions, parts, Options()), rtol=0, atol=1e-5)
+    assert (used, as_on_a_gpu) == ((set(), [True, False]) if way == "flash" else ({way}, []))
 
 
-def test_a_pass_whose_answers_feed_nothing_makes_one_call(as_on_a_gpu):
-    parts = drawn(2, 2, 8)
-    alone = Flash([3, 5], [[0], [0, 0]], torch.device("cpu")).attend(0, *parts, 0.3)
-    assert as_on_a_gpu == [True]
-    wanted = Packed([PackedQuestion(size, [0], torch.device("cpu")) for size in (3, 5)]).attend(0, *parts, 0.3)
-    torch.testing.assert_close(alone, wanted, rtol=0, atol=1e-5)
+def test_answers_of_one_token_come_from_the_prompts_alone(instruct, golden_images, monkeypatch, as_on_a_gpu):
+    shared = prefix(instruct, instruct.pixels(golden_images[0], True, 64), "What is it?")
+    monkeypatch.setattr(instruct, "run_answers", lambda *a: pytest.fail("nothing is fed"))
+    asked = [Scored(EmbeddedPrompt(shared), [[5], [7]]), Scored(EmbeddedPrompt(shared[:9]), [[5]])]
+    for one, got in zip(asked, score_pass(instruct, asked), strict=True):
+        for answer, token_logps in zip(one.answers, got, strict=True):
+            wanted = plain_token_logps(instruct, one.prompt.embeds_PD, answer)
+            torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
+    assert as_on_a_gpu == []
 
 
 @pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
@@ -105,10 +88,10 @@ def test_a_pass_as_on_a_gpu_equals_the_plain_path(family, request, golden_rows, 
     for number, lengths in enumerate([[5, 30, 5], [1, 1], [12], [1, 40]]):
         shared = prefix(model, model.pixels(golden_images[number], True, 64), golden_rows[4 * number]["question"])
         ids = [torch.randint(3, 400, (length,), generator=generator).tolist() for length in lengths]
-        asked.append(Scored(shared, ids))
-    for question, got in zip(asked, score_pass(model, asked), strict=True):
-        for answer, token_logps in zip(question.answers, got, strict=True):
-            wanted = plain_token_logps(model, question.prefix_PD, answer)
+        asked.append(Scored(EmbeddedPrompt(shared), ids))
+    for one, got in zip(asked, score_pass(model, asked), strict=True):
+        for answer, token_logps in zip(one.answers, got, strict=True):
+            wanted = plain_token_logps(model, one.prompt.embeds_PD, answer)
             torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
     assert as_on_a_gpu == [True, False] * model.decoder.config.num_hidden_layers
 
@@ -120,7 +103,7 @@ def test_bf16_is_no_worse_than_the_plain_path(goldens, instruct, golden_images, 
     generator = torch.Generator().manual_seed(360)
     ids = [torch.randint(3, 1000, (60,), generator=generator).tolist() for _ in range(6)]
     monkeypatch.setattr(
-        packed_attention, "has_flash", lambda device, dtype, width: on_a_gpu and dtype == torch.bfloat16
+        answers_attention, "has_flash", lambda device, dtype, width: on_a_gpu and dtype == torch.bfloat16
     )
     shared = prefix(instruct, instruct.pixels(golden_images[0], True, 64), "What is in the picture?")
     shared_half = prefix(half, half.pixels(golden_images[0], True, 64), "What is in the picture?")
@@ -135,17 +118,17 @@ def test_bf16_is_no_worse_than_the_plain_path(goldens, instruct, golden_images, 
 def test_flash_asks_torch_as_torch_declares_it():
     """On the device that computes shapes alone: log-sum-exps come by head."""
     query, key = (torch.empty(10, heads, 64, dtype=torch.bfloat16, device="meta") for heads in (6, 2))
-    bounds = Bounds.of([4, 0, 6], torch.device("cpu"))
+    bounds = Bounds.of([4, 0, 6], CPU)
     assert (bounds.starts.tolist(), bounds.longest) == ([0, 4, 10], 6)
     out, lse = flash(query, key, key, Bounds(bounds.starts.to("meta"), 6), Bounds(bounds.starts.to("meta"), 6), True, 1)
     assert (out.shape, out.dtype, lse.shape, lse.dtype) == ((10, 6, 64), torch.bfloat16, (6, 10), torch.float32)
 
 
-@pytest.mark.parametrize("takes_gqa", sorted({False, attention.VARLEN_TAKES_GQA}))
+@pytest.mark.parametrize("takes_gqa", sorted({False, attention_math.VARLEN_TAKES_GQA}))
 @pytest.mark.parametrize("causal", [True, False])
 def test_flash_of_every_torch_reaches_one_operator_with_one_meaning(monkeypatch, takes_gqa, causal):
     """The public function, where it is new enough, and else the operator behind it, which is replaced here."""
-    monkeypatch.setattr(attention, "VARLEN_TAKES_GQA", takes_gqa)
+    monkeypatch.setattr(attention_math, "VARLEN_TAKES_GQA", takes_gqa)
     windows = []
 
     def operator(query, key, value, starts, key_starts, longest, longest_key, dropout, is_causal, *mask, **rest):
@@ -155,8 +138,8 @@ def test_flash_of_every_torch_reaches_one_operator_with_one_meaning(monkeypatch,
         return (*plain_flash(query, key, value, *bounds, is_causal, rest["scale"]), *[torch.zeros(1)] * 3)
 
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
-    query, key, value = (part[0].transpose(0, 1).contiguous() for part in drawn(6, 2, 10))
-    lengths = Bounds.of([4, 6], torch.device("cpu"))
+    query, key, value = (torch.randn(10, heads, 16) for heads in (6, 2, 2))
+    lengths = Bounds.of([4, 6], CPU)
     found = flash(query, key, value, lengths, lengths, causal, 0.3)
     torch.testing.assert_close(found, plain_flash(query, key, value, lengths, lengths, causal, 0.3))
     # To the left everything; to the right nothing where it is causal, which the operator's own flag says too.
@@ -164,13 +147,13 @@ def test_flash_of_every_torch_reaches_one_operator_with_one_meaning(monkeypatch,
 
 
 def test_flash_is_for_half_precision_on_recent_gpus_alone(monkeypatch):
-    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    gpu, cpu = torch.device("cuda", 0), CPU
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert packed_attention.has_flash(gpu, torch.bfloat16, 128)
-    assert packed_attention.has_flash(gpu, torch.float16, 64)
-    assert not packed_attention.has_flash(gpu, torch.float32, 128)
-    assert not packed_attention.has_flash(cpu, torch.bfloat16, 128)
-    assert not packed_attention.has_flash(gpu, torch.bfloat16, 20)
-    assert not packed_attention.has_flash(gpu, torch.bfloat16, 512)
+    assert has_flash(gpu, torch.bfloat16, 128)
+    assert has_flash(gpu, torch.float16, 64)
+    assert not has_flash(gpu, torch.float32, 128)
+    assert not has_flash(cpu, torch.bfloat16, 128)
+    assert not has_flash(gpu, torch.bfloat16, 20)
+    assert not has_flash(gpu, torch.bfloat16, 512)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert not packed_attention.has_flash(gpu, torch.bfloat16, 128)
+    assert not has_flash(gpu, torch.bfloat16, 128)

@@ -10,8 +10,9 @@ from run_files import hostile_rows, noise, png, read, write
 
 from data_engine.errors import UserError
 from data_engine.job import budgets, model_holder, worker
-from data_engine.pipeline import sample, score
-from data_engine.sampling.native import scheduler
+from data_engine.pipeline import score
+from data_engine.sampling.native import model_runner, scheduler
+from data_engine.scoring import logprobs
 from data_engine.store import logs, units
 
 
@@ -88,15 +89,15 @@ def test_a_question_that_exceeds_the_memory_alone_is_quarantined(config, tmp_pat
     )
 
     def fails(original, text: str, role: str):
-        def call(model, pixels, question):
-            if question == text and roles[-1] == role:
+        def call(model, prompt):
+            if prompt.ids == model.prompt_ids(text) and roles[-1] == role:
                 raise torch.OutOfMemoryError("no room")
-            return original(model, pixels, question)
+            return original(model, prompt)
 
         return call
 
-    monkeypatch.setattr(sample, "prefix", fails(sample.prefix, asked[1], "instruct"))
-    monkeypatch.setattr(score, "prefix", fails(score.prefix, asked[2], "reward"))
+    monkeypatch.setattr(model_runner, "run_prefix", fails(model_runner.run_prefix, asked[1], "instruct"))
+    monkeypatch.setattr(logprobs, "run_prefix", fails(logprobs.run_prefix, asked[2], "reward"))
     assert worker.run(config(dataset)) == 0
     reason = "out of memory, even with one answer at a time"
     assert sorted((row["idx"], row["stage"], row["reason"]) for row in list(units.left_out(tmp_path / "work"))) == [
@@ -111,9 +112,9 @@ def test_memory_that_no_question_fits_ends_the_run_and_quarantines_nothing(confi
     def fails(*_):
         raise torch.OutOfMemoryError("no room")
 
-    for module in (sample, score):
+    for module in (model_runner, logprobs):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "prefix", fails)
+            patch.setattr(module, "run_prefix", fails)
             work = tmp_path / module.__name__
             with pytest.raises(UserError, match="no room for a single question"):
                 worker.run(config(dataset, work_dir=str(work)))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from question_files import only, refusal, table, write
 
-from data_engine.questions import dataset
+from data_engine.questions import row_images
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.sources import parquet
 from data_engine.questions.sources.parquet import ParquetSource
@@ -144,7 +144,7 @@ def test_a_row_group_of_cells_that_are_too_large_is_refused_before_it_is_read(tm
     path = tmp_path / "b.parquet"
     write(tmp_path / "a.parquet", [1])
     pq.write_table(table([2, 3], image=large), path, compression="zstd", use_dictionary=False)
-    monkeypatch.setattr(dataset, "MAX_FILE_BYTES", 2999)
+    monkeypatch.setattr(row_images, "MAX_FILE_BYTES", 2999)
     problems = [row.problem for row in load_questions(str(tmp_path)).rows(range(3))]
     assert problems == [None, *["image has 3000 bytes, more than 2999"] * 2]
     monkeypatch.setattr(parquet, "MAX_ROW_BYTES", 2999)

@@ -145,7 +145,7 @@ def test_a_part_of_an_array_keeps_its_place_when_fields_change_theirs():
         (pa.int64(), pa.float64(), None),
         (pa.string(), pa.binary(), None),
         (pa.bool_(), pa.int8(), None),
-        (pa.list_(IMAGE), pa.large_list(IMAGE), None),
+        (pa.list_(IMAGE), pa.large_list(IMAGE), pa.large_list(IMAGE)),
         (pa.struct([("a", pa.string())]), pa.struct([("a", pa.int8())]), None),
         (pa.null(), pa.null(), pa.null()),
     ],

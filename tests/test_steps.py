@@ -1,4 +1,4 @@
-"""The device's side of the sampling loop: attention of a step, tokens read late, memory that runs out."""
+"""The device's side of the sampling loop: rows and pages, tokens read late, memory that runs out."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,51 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 from prompts import EmbeddedPrompt, prefix
-from torch import Tensor
 
 from data_engine.errors import UserError
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import cpu_attention, page_allocator, scheduler
-from data_engine.sampling.native.cpu_attention import EagerRows, Lanes, runs
-from data_engine.sampling.native.kv_cache import KVCache, num_slots
+from data_engine.sampling.native.cpu_attention import Lanes, runs
+from data_engine.sampling.native.kv_cache import num_slots
 from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.page_allocator import PAGE
-from data_engine.sampling.native.paged_attention import FusedRows
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import TOO_LARGE, PromptRequest
 from data_engine.seeds import seed_for
 
 PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)
-
-
-def gathered_attention(query, prefix_keys, prefix_values, prefix_lengths, keys, values, lengths, slots, scale):
-    """The second, obvious formula: each row gets a copy of its prefix, and one softmax over all it sees."""
-    out = []
-    for row in range(len(query)):
-        slot, shared = slots[row], query.shape[1] // keys.shape[1]
-        both = [
-            torch.cat([prefix[slot, :, : prefix_lengths[slot]], own[row, :, : lengths[row]]], dim=1)
-            for prefix, own in ((prefix_keys, keys), (prefix_values, values))
-        ]
-        key, value = (part.repeat_interleave(shared, 0) for part in both)
-        weights = (torch.einsum("hd,hsd->hs", query[row], key) * scale).softmax(-1)
-        out.append(torch.einsum("hs,hsd->hd", weights, value))
-    return torch.stack(out)
-
-
-def in_pages_of(paged: KVCache, made: KVCache) -> None:
-    """The same contents in pages, handed out from the last to the first; those that no length reaches stay page 0."""
-    paged.reserve(made.prefix_tokens)
-    paged.state_5R[:], paged.prefix_lengths_Q[:] = made.state_5R, made.prefix_lengths_Q
-    paged.prefix_keys[1][:], paged.prefix_values[1][:] = made.prefix_keys[1], made.prefix_values[1]
-    free = list(range(1, paged.num_pages))
-    for row, length in enumerate(made.lengths_R.tolist()):
-        for number in range(-(-length // PAGE)):
-            paged.pages_RC[row, number] = page = free.pop()
-            own = slice(number * PAGE, min((number + 1) * PAGE, made.suffix_tokens))
-            for pool, whole in ((paged.suffix_keys, made.suffix_keys), (paged.suffix_values, made.suffix_values)):
-                part = whole[1][row, :, own]
-                pool[1][page, :, : part.shape[1]] = part
 
 
 @pytest.fixture(scope="module")
@@ -71,59 +39,10 @@ def expected(instruct, asked):
     return found
 
 
-@pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
-def test_a_step_attends_as_one_softmax_over_prefix_and_suffix(family, request):
-    """Both layouts, with and without grouped-query heads, on made full of noise; rows out of order and ragged."""
-    model = request.getfixturevalue(family)
-    config = model.decoder.config
-    groups, heads = config.num_key_value_heads, config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    slots, lengths, prefix_lengths = [2, 0, 2, 1, 0, 2], [300, 1, 7, 7, 8, 2], [5, 70, 31]
-    made = KVCache(model, len(slots), 3, 320)
-    made.reserve(max(prefix_lengths))
-    torch.manual_seed(0)
-    for cache in (made.prefix_keys, made.prefix_values, made.suffix_keys, made.suffix_values):
-        cache[1].normal_()
-    made.slots_R[:], made.lengths_R[:] = torch.tensor(slots), torch.tensor(lengths)
-    made.prefix_lengths_Q[:] = torch.tensor(prefix_lengths)
-    query = torch.randn(6, heads, 1, width)
-    key, value = torch.randn(2, 6, groups, 1, width)
-    which = torch.arange(6)
-    eager = EagerRows(made, Lanes(slots, lengths, query.device), prefix_lengths, 6)
-    got = eager.attend(1, query, key, value, 0.3)
-    paged = KVCache(model, len(slots), 3, 320, paged=True)
-    in_pages_of(paged, made)
-    fused = FusedRows(paged, which, 3).attend(1, query, key, value, 0.3)
-    pools = [
-        made.prefix_keys[1],
-        made.prefix_values[1],
-        prefix_lengths,
-        made.suffix_keys[1],
-        made.suffix_values[1],
-    ]
-    wanted = gathered_attention(query[:, :, 0], *pools, lengths, slots, 0.3)[:, :, None]
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(fused, wanted, rtol=1e-5, atol=1e-5)
-    for row, length in enumerate(lengths):
-        assert torch.equal(made.suffix_keys[1][row, :, length - 1], key[row, :, 0])
-        assert torch.equal(made.suffix_values[1][row, :, length - 1], value[row, :, 0])
-        page, place = paged.pages_RC[row, (length - 1) // PAGE], (length - 1) % PAGE
-        assert torch.equal(paged.suffix_keys[1][page, :, place], key[row, :, 0])
-        assert torch.equal(paged.suffix_values[1][page, :, place], value[row, :, 0])
-
-
-def test_rows_of_similar_length_make_a_run():
-    """Padding of 128 tokens is cheaper than another product: 4 rows x 32 are, 5 rows x 32 are not."""
-    assert runs([7, 7, 7]) == [(0, 3, 7, False)]
-    assert runs([100, 68, 68, 68, 68]) == [(0, 5, 100, True)]
-    assert runs([100, 68, 68, 68, 68, 68]) == [(0, 5, 100, True), (5, 6, 68, False)]
-    assert runs([1, 400, 400]) == [(0, 1, 1, False), (1, 3, 400, False)]
-
-
 def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monkeypatch):
     """Runs as short as these answers ask for: about as few as if all rows were sorted, and no answer changed."""
     lengths = torch.randint(2, 25, (len(asked), 10), generator=torch.Generator().manual_seed(0)).tolist()
-    forced = [PromptRequest(one.prefix, one.keys, ends) for one, ends in zip(asked, lengths, strict=True)]
+    forced = [PromptRequest(one.prompt, one.keys, ends) for one, ends in zip(asked, lengths, strict=True)]
     params = replace(PARAMS, forced_lengths=True)
     at_once = SamplingEngine(instruct, 80, num_slots(80, 10)).sample(forced, params)
     monkeypatch.setattr(cpu_attention, "WASTE", 4)
@@ -233,14 +152,14 @@ def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
     assert decoder.retries == 0
 
 
-def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, Tensor], bool]) -> None:
-    """A prompt for which `too_large(steps, prefix)` holds never fits."""
+def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, EmbeddedPrompt], bool]) -> None:
+    """A prompt for which `too_large(steps, prompt)` holds never fits."""
     prefill = ModelRunner.prefill
 
-    def call(self, prefix_PD, slot):
-        if too_large(self, prefix_PD):
+    def call(self, prompt, slot):
+        if too_large(self, prompt):
             raise torch.OutOfMemoryError("no room")
-        return prefill(self, prefix_PD, slot)
+        return prefill(self, prompt, slot)
 
     monkeypatch.setattr(ModelRunner, "prefill", call)
 
@@ -249,8 +168,8 @@ def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, Tensor], bo
 def test_a_question_that_exceeds_the_memory_alone_costs_the_others_nothing(
     instruct, asked, expected, monkeypatch, number
 ):
-    giant = asked[number].prefix()
-    out_of_memory_for(monkeypatch, lambda steps, prefix_PD: prefix_PD is giant)
+    giant = asked[number].prompt
+    out_of_memory_for(monkeypatch, lambda steps, prompt: prompt is giant)
     decoder = SamplingEngine(instruct, 16, num_slots(16, 10))
     found = decoder.sample(asked, PARAMS)
     assert [answer for answer in found if answer.request != number] == [

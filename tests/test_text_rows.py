@@ -163,10 +163,10 @@ def test_what_is_no_array_of_objects_is_named_with_its_place(tmp_path, text, say
 
 
 def test_an_array_needs_no_more_memory_than_a_piece_and_the_places_of_rows(tmp_path):
-    text = ("[" + ",\n".join(json.dumps({"idx": i, "question": "a" * 5000}) for i in range(4000)) + "]").encode()
+    text = ("[" + ",\n".join(json.dumps({"idx": i, "text": "a" * 5000}) for i in range(4000)) + "]").encode()
     path = file_of(tmp_path, "q.json", text)
     tracemalloc.start()
-    assert 'has no column "image"' in refusal(path)
+    assert 'has no column "question"' in refusal(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # The file has 20 MB; a piece of 1 MB is there as bytes, as text, and twice while it is read on.

@@ -3,18 +3,27 @@
 A field is a flag of `data-engine run` and a key of its YAML, by the same name; its docstring is the flag's help.
 """
 
+import functools
 import json
 import math
 import re
 import types
 import typing
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
+from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
+from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
 _INT_MAX = 2**63 - 1
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+# Arguments of transformers' apply_chat_template that the engine gives itself.
+_OWN_TEMPLATE_ARGUMENTS = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "padding",
+    "return_dict", "return_tensors", "tokenize", "truncation",
+)  # fmt: skip
 
 
 def _require(holds: bool, message: str) -> None:
@@ -48,6 +57,14 @@ class RunConfig:
     """hub commit of the dataset"""
     image_root: str | None = None
     """the only folder under which image paths of the dataset may be opened; without it only bytes are read"""
+    columns: str | None = None
+    """the dataset's names of columns, as in question=prompt,image=picture; NAME= leaves a column of that name unread"""
+    system: str | None = None
+    """the system text of rows that have none of their own"""
+    chat_template: str | None = None
+    """file with a Jinja chat template, in the place of the models' own"""
+    chat_template_kwargs: str | None = None
+    """more arguments of the chat template, as a JSON object: {"enable_thinking": false}"""
     limit: int | None = None
     """only the first N questions"""
     continue_from_stage: int = 0
@@ -96,6 +113,8 @@ class RunConfig:
     """the next unit starts as soon as rows are free, instead of after the longest answer: faster, but the last
     bits of answers then depend on which units followed each other, so that another number of ranks may give another
     dataset"""
+    require_fast: bool = False
+    """an error where a model does not fit the fast path, instead of a warning"""
     grace_s: float = 20
     """seconds that the unit in hand may still take after a signal; then it is dropped"""
     on_bad_row: Literal["skip", "error"] = "skip"
@@ -142,6 +161,63 @@ class RunConfig:
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             f"device must be auto, cpu, cuda or cuda:N, got {json.dumps(self.device)}",
         )
+        _ = self.column_names, self.chat_template_text, self.template_kwargs
+
+    @functools.cached_property
+    def column_names(self) -> dict[str, str]:
+        """What --columns says: our name of a column -> the dataset's, which is empty for one that is not read.
+
+        Raises UserError for what cannot be meant; whether the dataset has these columns is not known here.
+        """
+        found: dict[str, str] = {}
+        for item in self.columns.split(",") if self.columns is not None else ():
+            ours, equals, theirs = (part.strip() for part in item.partition("="))
+            _require(bool(equals), f"columns must be like question=prompt,image=picture, got {json.dumps(item)}")
+            known = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS)
+            _require(ours in known, f"columns names {json.dumps(ours)}, which is not one of {', '.join(known)}")
+            _require(ours not in found, f"columns names {ours} twice")
+            _require(not theirs or theirs not in found.values(), f"columns gives {json.dumps(theirs)} two names")
+            found[ours] = theirs
+        return found
+
+    @functools.cached_property
+    def chat_template_text(self) -> str | None:
+        """What is in the file of --chat_template; read once. Raises UserError where it cannot be a template."""
+        if self.chat_template is None:
+            return None
+        where = f'chat_template "{self.chat_template}"'
+        try:
+            text = Path(self.chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{where} cannot be read: {error.strerror}; name a file with a Jinja template") from None
+        # Bytes that are no UTF-8, or a name that no file can have.
+        except ValueError:
+            raise UserError(f"{where} is not text in UTF-8; name a file with a Jinja template") from None
+        _require(bool(text.strip()), f"{where} is empty; without the flag, the model's own template is used")
+        return text
+
+    @property
+    def chat(self) -> ChatSettings:
+        """What the flags say about chat templates."""
+        return ChatSettings(self.chat_template_text, self.template_kwargs)
+
+    @functools.cached_property
+    def template_kwargs(self) -> dict[str, object]:
+        """The object of --chat_template_kwargs. Raises UserError where it is none, or has what the engine sets."""
+        if self.chat_template_kwargs is None:
+            return {}
+        try:
+            found = json.loads(self.chat_template_kwargs)
+        except (ValueError, RecursionError):
+            found = None
+        _require(
+            isinstance(found, dict),
+            'chat_template_kwargs must be a JSON object like {"enable_thinking": false}, '
+            f"got {json.dumps(self.chat_template_kwargs)[:200]}",
+        )
+        own = ", ".join(name for name in _OWN_TEMPLATE_ARGUMENTS if name in found)
+        _require(not own, f"chat_template_kwargs has {own}, which the engine sets itself; take it out")
+        return found
 
     def _check_types(self) -> None:
         """Hold every field to its annotation; a whole number in a float field becomes one, so that 1 equals 1.0."""

@@ -6,6 +6,8 @@ Everything a stage hands to the next is one of these tables; no other module spe
 import pyarrow as pa
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+# Columns of the input: a dataset has question or messages, and may have image or images.
+INPUT_COLUMNS = ("idx", "question", "image", "images", "messages", "system")
 OPTIONAL_COLUMNS = ("ds_name", "origin_dataset", "image_path")
 
 

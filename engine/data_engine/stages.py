@@ -15,10 +15,12 @@ from data_engine import schemas
 SAMPLE, REWARD, PAIR = 0, 1, 2
 
 
-# What every unit is bound to: the rows of the dataset, how they are cut, and how exactly is computed.
-EVERY_UNIT = ("dataset", "limit", "unit_size", "device", "dtype")
+# What every unit is bound to: the rows of the dataset, how they are read and cut, and how exactly is computed.
+EVERY_UNIT = ("dataset", "columns", "system", "limit", "unit_size", "device", "dtype")
 # Settings that decide which pixels a model sees.
 PICTURES = ("max_megapixels", "exif")
+# Settings that decide how a conversation is written for a model.
+PROMPTS = ("chat_template", "chat_template_kwargs")
 
 
 def model_key(role: str) -> str:
@@ -42,8 +44,8 @@ class Stage:
     """role of the model that it runs: its checkpoint is --ROLE_model_path; None runs none"""
     needs: tuple[str, ...] = ()
     """stages whose unit of the same number is read"""
-    columns: tuple[str, ...] = ("question", "image")
-    """of the dataset, besides idx"""
+    columns: tuple[str, ...] = ()
+    """of the dataset, besides those of every question (schemas.INPUT_COLUMNS)"""
     settings: tuple[str, ...] = ()
     """fields of the configuration that shape its units, besides EVERY_UNIT"""
 
@@ -66,7 +68,7 @@ SAMPLING = Stage(
     "sampled_answer", SAMPLE, schemas.sampled_answer, "data_engine.pipeline.sample:runner", "instruct",
     settings=(
         "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed", "same_pixels",
-        *PICTURES,
+        *PICTURES, *PROMPTS,
     ),
 )  # fmt: skip
 
@@ -74,7 +76,7 @@ SAMPLING = Stage(
 def logps(role: str) -> Stage:
     """Token log-probs of the sampled answers under the model of that role."""
     runner, needs = "data_engine.pipeline.score:runner", (SAMPLING.name,)
-    return Stage(f"{role}_logps", REWARD, schemas.logps, runner, role, needs, settings=PICTURES)
+    return Stage(f"{role}_logps", REWARD, schemas.logps, runner, role, needs, settings=(*PICTURES, *PROMPTS))
 
 
 # A source of reward is one file in rewards/ and one line here.

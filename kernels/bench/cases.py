@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from data_engine.models.attention import has_flash
+from data_engine.models.attention import LayerCall, Noted
+from data_engine.models.attention_math import causal, has_flash
+from data_engine.models.base import PromptEnd
+from data_engine.models.prefix import Prefix
 from data_engine.sampling.native.page_allocator import PAGE
-from data_engine.scoring.packed_attention import Flash, Packed, PackedQuestion
+from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 
 # Rows whose result is also computed in fp64.
@@ -203,8 +206,33 @@ def exact_decode(query: Tensor, copied: list[Tensor], scale: float) -> Tensor:
     return (weights @ values).flatten(1, 2)
 
 
+def two_passes(shape: Scoring, parts: tuple[Tensor, ...], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """The engine's way in a model of that dtype: each prompt on its own, then all answers; gives those of the answers.
+
+    `parts`: queries, keys and values [1, H or G, T, D] of [question 1 | its answers | question 2 | ...].
+    """
+    device, scale = parts[0].device, shape.width**-0.5
+    each = [part.unflatten(2, (shape.questions, -1)) for part in parts]
+    prompts = [[part[:, :, number, : shape.prefix] for part in each] for number in range(shape.questions)]
+    answers = [part[:, :, :, shape.prefix :].flatten(2, 3).contiguous() for part in each]
+    end = PromptEnd(torch.zeros(1, device=device), shape.prefix, ())
+    behind = [
+        Behind(Prefix(shape.prefix, {0: Noted(key[0], value[0])}, end), (shape.answer,) * shape.k)
+        for _, key, value in prompts
+    ]
+    layout = AnswersBehindPrefixes(behind, device, dtype)
+    call = LayerCall(nn.Identity(), 0, *answers, None, scale, {})
+
+    def run() -> Tensor:
+        for prompt in prompts:
+            causal(*prompt, scale)
+        return layout.attend(call)
+
+    return run
+
+
 def scoring_case(shape: Scoring, device: torch.device, dtype: torch.dtype) -> Case:
-    """The engine's ways against one block-sparse call; the last tokens are checked."""
+    """The engine's ways against one block-sparse call of one pass; the last tokens are checked."""
     one, scale = shape.prefix + shape.k * shape.answer, shape.width**-0.5
     size = shape.questions * one
     query, key, value = (
@@ -220,13 +248,12 @@ def scoring_case(shape: Scoring, device: torch.device, dtype: torch.dtype) -> Ca
         own = (answer[asked] == 0) | (answer[asked] == answer[asking])
         return (question[asked] == question[asking]) & own & (asked <= asking)
 
-    stretch = shape.prefix, [shape.answer] * shape.k
-    layouts = {"prefix causal, answers behind": Packed([PackedQuestion(*stretch, device)] * shape.questions)}
+    # A model that is not in half precision takes no flash attention, whatever the tensors.
+    runs = {"prefix causal, answers behind": two_passes(shape, (query, key, value), torch.float32)}
     if has_flash(device, dtype, shape.width):
-        layouts["flash, in two calls"] = Flash(*zip(*[stretch] * shape.questions, strict=True), device)
+        runs["flash, in two calls"] = two_passes(shape, (query, key, value), dtype)
     mask, grouped = create_block_mask(sees, None, None, size, size, device=device), shape.heads != shape.groups
     flex = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
-    runs = {name: lambda layout=layout: layout.attend(0, query, key, value, scale) for name, layout in layouts.items()}
     runs["flex_attention"] = lambda: flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
     seen = shape.prefix * (shape.prefix + 1) // 2
     seen += shape.k * (shape.answer * shape.prefix + shape.answer * (shape.answer + 1) // 2)

@@ -1,10 +1,18 @@
 """What only a CUDA device can show: the choice of the kernels, and decode attention inside a CUDA graph."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from answers import Options, dense, drawn, question, window
+from torch import Tensor
 
 import data_engine_kernels as kernels
-from data_engine.scoring.packed_attention import Flash, Packed, packed_layout
+from data_engine.models import attention_math
+from data_engine.models.attention import Noted
+from data_engine.models.prefix import Prefix
+from data_engine.scoring import answers_attention
+from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 
 pytestmark = pytest.mark.gpu
@@ -15,6 +23,29 @@ def cuda() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device("cuda")
+
+
+def moved(one: Behind, device: torch.device, dtype: torch.dtype) -> Behind:
+    """A question whose prefix lies on a device, in that dtype."""
+    keys, values, *_ = one.prefix.layers[0]
+    end = one.prefix.end._replace(hidden_D=one.prefix.end.hidden_D.to(device))
+    noted = Noted(keys.to(device, dtype), values.to(device, dtype))
+    return Behind(Prefix(one.prefix.length, {0: noted}, end), one.lengths)
+
+
+def check(
+    questions: list[Behind], parts: list[Tensor], options: Options, device: torch.device, dtype: torch.dtype
+) -> None:
+    """The layout on the device against attention's definition, of the same rounded numbers."""
+    call = options.call(*(part.to(device, dtype) for part in parts))
+    if options.sinks is not None:
+        call = replace(call, options=call.options | {"s_aux": options.sinks.to(device)})
+    found = AnswersBehindPrefixes([moved(one, device, dtype) for one in questions], device, dtype).attend(call)
+    assert found.dtype == dtype
+    rounded = [moved(moved(one, device, dtype), torch.device("cpu"), torch.float32) for one in questions]
+    wanted = dense(rounded, [part.to(dtype).float() for part in parts], options)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.cpu().float(), wanted, rtol=0, atol=tolerance)
 
 
 def test_tensors_on_cuda_go_to_the_kernels(cuda, monkeypatch):
@@ -29,17 +60,24 @@ def test_tensors_on_cuda_go_to_the_kernels(cuda, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("groups", [6, 2])
-def test_flash_attention_in_two_calls_is_the_layout_in_plain_torch(cuda, dtype, groups):
-    """With answers without tokens, and a question that has no other."""
-    stretches = [50, 9, 20, 3], [[7, 0, 1, 30], [4], [0, 0], [0, 11]]
-    tokens = sum(stretches[0]) + sum(map(sum, stretches[1]))
-    parts = [torch.randn(1, heads, tokens, 64, device=cuda, dtype=dtype) for heads in (6, groups, groups)]
-    layout = packed_layout(*stretches, cuda, dtype, 64)
-    assert isinstance(layout, Flash)
-    plain = packed_layout(*stretches, cuda, torch.float32, 64)
-    assert isinstance(plain, Packed)
-    wanted = plain.attend(0, *(part.float() for part in parts), 0.125)
-    torch.testing.assert_close(layout.attend(0, *parts, 0.125).float(), wanted, rtol=0, atol=2e-2)
+def test_flash_attention_in_two_calls_is_the_layout_in_plain_torch(cuda, dtype, groups, monkeypatch):
+    """Against attention's definition, and in plain torch in fp32 on the device, which goes another way."""
+    questions = [question(50, (7, 1, 30), groups, 64, 64), question(9, (4,), groups, 64, 64)]
+    parts = drawn(questions, (6, groups), 64, 64)
+    calls = []
+    monkeypatch.setattr(answers_attention, "flash", lambda *a: calls.append(a[5]) or attention_math.flash(*a))
+    check(questions, parts, Options(), cuda, dtype)
+    assert calls == [True, False]
+    check(questions, parts, Options(), cuda, torch.float32)
+    assert calls == [True, False], "flash attention is for half precision"
+
+
+@pytest.mark.parametrize("options", [window(16), Options(softcap=2.0), Options(sinks=torch.arange(6.0) - 3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_layers_that_do_more_are_one_softmax_on_the_device_too(cuda, dtype, options):
+    questions = [question(50, (7, 1, 30), 2, 64, 64), question(9, (4,), 2, 64, 64)]
+    parts = drawn(questions, (6, 2), 64, 64)
+    check(questions, parts, options, cuda, dtype)
 
 
 def test_a_cuda_graph_follows_lengths_slots_and_pages_that_change_in_place(cuda):

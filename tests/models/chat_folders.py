@@ -11,10 +11,10 @@ SIZE = {"height": 28, "width": 28}
 CLIP = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=28)
 
 
-def bytes_tokenizer(specials=(), eos="</s>", bos_first=False, plain=(), **named) -> PreTrainedTokenizerFast:
+def bytes_tokenizer(specials=(), eos="</s>", bos_first=False, plain=(), merges=(), **named) -> PreTrainedTokenizerFast:
     """One id a byte, 0 to 255, and added tokens behind them; `bos_first` puts <s> before each text, as LLaMA's does."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    raw = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=list(merges)))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     return _fast(raw, specials, eos, bos_first, plain, named)
@@ -128,11 +128,12 @@ def llava_onevision():
     return config, proc
 
 
-def _qwen(config, patch, processor, kind):
-    tok = bytes_tokenizer(
-        ["<|im_start|>", "<|im_end|>"], "<|im_end|>", plain=["<think>", "</think>"], image_token="<|image_pad|>",
-        video_token="<|video_pad|>", vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>",
-    )  # fmt: skip
+QWEN = dict(image_token="<|image_pad|>", video_token="<|video_pad|>", vision_start_token="<|vision_start|>",
+            vision_end_token="<|vision_end|>")  # fmt: skip
+
+
+def _qwen(config, patch, processor, kind, tok=None):
+    tok = tok or bytes_tokenizer(["<|im_start|>", "<|im_end|>"], "<|im_end|>", plain=["<think>", "</think>"], **QWEN)
     pixels = tf.Qwen2VLImageProcessorPil(
         min_pixels=28 * 28, max_pixels=28 * 28 * 64, patch_size=patch, merge_size=2, temporal_patch_size=2
     )
@@ -145,8 +146,8 @@ def _qwen(config, patch, processor, kind):
     ), proc  # fmt: skip
 
 
-def qwen2_5_vl():
-    return _qwen(tf.Qwen2_5_VLConfig, 14, tf.Qwen2_5_VLProcessor, "Qwen2_5_VLTextConfig")
+def qwen2_5_vl(tok=None):
+    return _qwen(tf.Qwen2_5_VLConfig, 14, tf.Qwen2_5_VLProcessor, "Qwen2_5_VLTextConfig", tok)
 
 
 def qwen3_vl():
@@ -226,6 +227,8 @@ def mllama():
 FAMILIES: dict[str, Callable] = {
     made.__name__: made
     for made in (llava, llava_onevision, qwen2_5_vl, qwen3_vl, internvl, gemma3, paligemma, idefics3, mllama)
+    # To transformers 5.17, Idefics 3 needs torchvision for Pillow's image processor too.
+    if made is not idefics3 or not getattr(tf.Idefics3ImageProcessorPil, "is_dummy", False)
 }
 
 

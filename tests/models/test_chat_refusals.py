@@ -8,13 +8,13 @@ import transformers
 from PIL import Image
 
 from data_engine.errors import UserError
-from data_engine.models.chat import Chat, ChatSettings
-from data_engine.models.processor import explained
+from data_engine.models.auto.chat import Chat, ChatSettings
+from data_engine.models.auto.processor import explained
 from data_engine.models.registry import ModelError
 from data_engine.questions.conversation import Conversation
 
 # numpy of torch's tensors, in PaliGemma's processor.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
 
@@ -41,6 +41,20 @@ def test_no_chat_template(folder):
     (folder / "chat_template.jinja").unlink()
     assert refused(folder) == f"{folder} has no chat template: pass one with --chat_template FILE"
     chat = Chat.load(folder, ChatSettings(chat_folders.chatml("<|image_pad|>")))
+    assert "Who?" in chat.text(chat.inputs(Conversation.of("Who?"), [PICTURE])["input_ids"][0].tolist())
+
+
+def test_files_as_older_checkpoints_have_them(folder):
+    told = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").unlink()
+    pixels = told["image_processor"] | {"image_processor_type": "Qwen2VLImageProcessorFast",
+                                        "processor_class": "Qwen3VLProcessor"}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    chat = Chat.load(folder)
+    assert chat.image_processor_name == "Qwen2VLImageProcessorPil"
     assert "Who?" in chat.text(chat.inputs(Conversation.of("Who?"), [PICTURE])["input_ids"][0].tolist())
 
 

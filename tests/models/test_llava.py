@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from prompts import forward, packed_token_logps, plain_token_logps, positions, prefix
+from prompts import forward, packed_token_logps, plain_token_logps, positions, prefix, spliced
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
@@ -104,7 +104,7 @@ def test_greedy_answers_are_the_references(instruct, golden_rows, golden_images,
     for question in QUESTIONS:
         pixels = instruct.pixels(golden_images[question], crop=False, max_megapixels=64)
         text = golden_rows[4 * question]["question"]
-        requests.append(PromptRequest(lambda pixels=pixels, text=text: prefix(instruct, pixels, text), [0]))
+        requests.append(PromptRequest(spliced(instruct, pixels, text), [0]))
     greedy = sample(instruct, requests, SamplingParams(temperature=0, max_new_tokens=24), num_rows)
     for question, answer in enumerate(greedy):
         # The golden starts with BOS, which transformers 4.37 returned with inputs_embeds.

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from prompts import forward, packed_token_logps, plain_token_logps, positions, prefix, prefix_length
+from prompts import forward, packed_token_logps, plain_token_logps, positions, prefix, spliced
 from safetensors.torch import load_file
 
 from data_engine import sample_answers, score_answers
-from data_engine.models.embedded import IMAGE_TOKEN
+from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.questions.images import BadImage
 from data_engine.rewards.implicit import token_rewards
 from data_engine.sampling.draw import SamplingParams
@@ -54,7 +54,7 @@ def test_ids_and_labels_are_the_references(checkpoint, golden_rows):
         labels = tensors[f"row_{number:03d}.labels"]
         assert with_patches(model, prompt) + answer == tensors[f"row_{number:03d}.input_ids"].tolist()
         assert answer == labels[labels != -100].tolist()
-        assert prefix_length(model, row["question"]) == int((labels == -100).sum())
+        assert SplicedPrompt(prompt, torch.empty(0), model.image_tokens).length == int((labels == -100).sum())
 
 
 def test_pixels_are_the_references_in_both_stages(omni_instruct, golden_images, tensors, stage0):
@@ -142,7 +142,7 @@ def test_greedy_answers_are_the_references_defect_3(omni_instruct, golden_rows, 
     requests = []
     for question in QUESTIONS:
         pixels, text = look(omni_instruct, golden_images[question], crop=False), golden_rows[4 * question]["question"]
-        requests.append(PromptRequest(lambda pixels=pixels, text=text: prefix(omni_instruct, pixels, text), [0]))
+        requests.append(PromptRequest(spliced(omni_instruct, pixels, text), [0]))
     greedy = sample(omni_instruct, requests, SamplingParams(temperature=0, max_new_tokens=24), num_rows)
     for question, answer in enumerate(greedy):
         # The golden starts with BOS, which transformers 4.37 returned with inputs_embeds.

@@ -29,7 +29,10 @@ _BOOLEANS = tuple(name for name, kind in _TYPES.items() if kind is bool)
 _FLAGS = (*FIELD_NAMES, "config", "help")
 # Fields whose "auto" is None in a RunConfig.
 _AUTO = ("unit_size", "threads")
-_PATHS = ("instruct_model_path", "reward_model_path", "dataset_path", "work_dir", "image_root", "zero3_config")
+_PATHS = (
+    "instruct_model_path", "reward_model_path", "dataset_path", "work_dir", "image_root", "chat_template",
+    "zero3_config",
+)  # fmt: skip
 # Title of a group in the help: its first field.
 _GROUPS = {
     "instruct_model_path": "models and data",

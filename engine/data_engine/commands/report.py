@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
     from data_engine.store.claims import Claims
     from data_engine.store.file_hashes import FileHashes
 
-    config = RunConfig(**run_file["config"] | run_file.get("places", {}) | given)
+    # A report needs no template, whose file may be gone.
+    config = RunConfig(**run_file["config"] | {"chat_template": None} | run_file.get("places", {}) | given)
     try:
         questions = open_questions(config)
     except UserError as error:

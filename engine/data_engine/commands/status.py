@@ -161,4 +161,15 @@ def _pairs_cell(work_dir: Path) -> str:
 
 
 def _is_written(work_dir: Path) -> bool:
-    return any((work_dir / "dataset").glob("dpo_dataset*.parquet"))
+    return any((work_dir / "dataset").glob("dpo_dataset*.parquet")) or _nothing_fits(work_dir)
+
+
+def _nothing_fits(work_dir: Path) -> bool:
+    """Whether pairs are written of which dataset/ can hold none, so that there is no dataset/."""
+    if not (work_dir / "pairs/pairs.parquet").is_file():
+        return False
+    # Imported late: pyarrow and numpy would delay every call.
+    from data_engine.pipeline.pair import read_funnel
+
+    funnel = read_funnel(work_dir)
+    return bool(funnel.not_fitting) and not funnel.written

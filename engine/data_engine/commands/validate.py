@@ -37,6 +37,11 @@ def check(config: RunConfig) -> str:
     return (
         f"valid: {len(questions)} questions, {config.sample_k} answers each; {' and '.join(roles)} model: "
         f"{' and '.join(families[role] for role in roles)}; work_dir {config.work_dir}"
+        + (
+            ""
+            if questions.has_images
+            else "; every question is asked without an image: the dataset has no column of them"
+        )
         + (f"; of the first {LOOKED_AT} rows {unusable} cannot be used" if unusable else "")
     )
 

@@ -4,6 +4,7 @@ A format is a function `write(kept, folder, scratch) -> Written`: it writes what
 and may use the folder `scratch` for work in progress. The same input gives the same bytes.
 """
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -22,11 +23,21 @@ log = logging.getLogger(__name__)
 def export(name: str, kept: KeptPairs, target: Path, scratch: Path) -> Written:
     """Write `kept` as the folder `target`, whole or not at all, in a format of EXPORTS.
 
-    `scratch` is an empty folder on the file system of `target`.
+    Where the format has no place for any of the pairs that there are, no folder is written, and one that was there
+    before is removed. `scratch` is an empty folder on the file system of `target`.
     """
     new = scratch / "export"
     new.mkdir()
     written = load(EXPORTS[name])(kept, new, scratch)
+    if not written.rows and written.not_fitting:
+        log.warning(
+            "%s is not written: the format %s has no place for any of the %d kept pairs, whose questions have several "
+            "images or none, a system text or earlier turns; pairs.parquet has them, and so can an export of another "
+            "format", target, name, written.not_fitting,
+        )  # fmt: skip
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(scratch / "old")
+        return written
     if not written.rows:
         log.warning("no pair is left: %s is written without a row, which dataset loaders refuse", target)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class QuestionPairs:
-    """A question with its picture, and its kept pairs (rows of schemas.pairs: texts, rewards, lengths)."""
+    """A question with its pictures, and its kept pairs (rows of schemas.pairs: texts, rewards, lengths)."""
 
     question: Question
     pairs: list[Mapping]
@@ -35,8 +35,8 @@ class QuestionPairs:
 
     @property
     def has_source(self) -> bool:
-        """Whether the question and its picture can still be read."""
-        return self.question.image is not None and self.question.question is not None
+        """Whether the question and its pictures can still be read."""
+        return self.question.problem is None
 
     def token_ids(self, sample_index: int) -> list[int]:
         """The token ids of one answer to this question, as sampled."""
@@ -60,7 +60,7 @@ class KeptPairs:
     def by_question(self) -> Iterator[QuestionPairs]:
         """Each question that has a kept pair, in the order of the questions; a unit without one is not read.
 
-        Its picture is in bytes that show any reader what the models saw.
+        Its pictures are in bytes that show any reader what the models saw.
         """
         groups = ((idx, list(pairs)) for idx, pairs in itertools.groupby(self.pairs, key=itemgetter("idx")))
         group = next(groups, None)
@@ -78,9 +78,8 @@ class KeptPairs:
             raise RuntimeError(f"idx {group[0]!r} has pairs, but its place among the questions is not theirs")
 
     def _as_seen(self, question: Question) -> Question:
-        if question.image is None:
-            return question
-        return dataclasses.replace(question, image=images.as_seen(question.image, self.exif))
+        seen = tuple(images.as_seen(image, self.exif) for image in question.images)
+        return dataclasses.replace(question, image=None if question.image is None else seen[0], images=seen)
 
     def _token_ids(self, unit: int) -> dict[tuple[int | str, int], list[int]]:
         table = read_unit(self.work_dir, stages.SAMPLING.name, unit).table.select(["idx", "sample_index", "token_ids"])
@@ -94,3 +93,5 @@ class Written:
     rows: int
     without_source: frozenset = frozenset()
     """idx of kept pairs that were left out because their picture or question can no longer be read"""
+    not_fitting: int = 0
+    """kept pairs that were left out because the format has no place for their images, system text or earlier turns"""

@@ -15,11 +15,17 @@ def write(kept: KeptPairs, folder: Path, scratch: Path) -> Written:
     schema = schemas.dpo_dataset(kept.questions.idx_type, kept.questions.optional_columns)
     rows = shuffled(kept, schema, row_of, scratch)
     write_files(folder, "dpo_dataset", rows, schema)
-    return Written(len(rows), rows.without_source)
+    return Written(len(rows), rows.without_source, rows.not_fitting)
 
 
-def row_of(question: Question, pair: Mapping) -> dict:
-    """One row of schemas.dpo_dataset; columns that its schema does not have are ignored."""
+def row_of(question: Question, pair: Mapping) -> dict | None:
+    """One row of schemas.dpo_dataset; columns that its schema does not have are ignored.
+
+    None for a question that is not one image and one text, with nothing around them: a trainer would show the model
+    something else than what the answers were given to.
+    """
+    if not question.is_single:
+        return None
     return {
         "idx": pair["idx"],
         "question": schemas.without_image_marker(question.question),

@@ -35,6 +35,8 @@ class Shuffled:
     places: list[array]
     """of each bucket's rows"""
     without_source: frozenset
+    not_fitting: int
+    """pairs of which `row_of` makes no row"""
 
     def __len__(self) -> int:
         return sum(map(len, self.places))
@@ -53,14 +55,16 @@ class Shuffled:
 
 
 def shuffled(
-    kept: KeptPairs, schema: pa.Schema, row_of: Callable[[Question, Mapping], dict], scratch: Path
+    kept: KeptPairs, schema: pa.Schema, row_of: Callable[[Question, Mapping], dict | None], scratch: Path
 ) -> Shuffled:
-    """Pass 1: one row of `schema` a pair, made by `row_of`; the buckets lie in `scratch`."""
+    """Pass 1: one row of `schema` a pair, made by `row_of`, or None where the pair does not fit; the buckets lie in
+    `scratch`.
+    """
     buckets = scratch / "buckets"
     buckets.mkdir()
     num_buckets = max(1, min(MAX_BUCKETS, -(-len(kept.pairs) // BUCKET_PAIRS)))
     paths = [buckets / f"{bucket:05d}.arrow" for bucket in range(num_buckets)]
-    places, without_source = [array("Q") for _ in paths], set()
+    places, without_source, not_fitting = [array("Q") for _ in paths], set(), 0
     with contextlib.ExitStack() as stack:
         # One record batch a pair, so that pass 2 can read them in any order.
         files = [stack.enter_context(pa.OSFile(str(path), "wb")) for path in paths]
@@ -70,12 +74,15 @@ def shuffled(
                 without_source.add(group.question.idx)
                 continue
             for pair in group.pairs:
+                row = row_of(group.question, pair)
+                if row is None:
+                    not_fitting += 1
+                    continue
                 place = place_of(pair, kept.seed)
                 bucket = place * num_buckets // NUM_PLACES
-                batch = pa.RecordBatch.from_pylist([row_of(group.question, pair)], schema)
-                writers[bucket].write_batch(batch)
+                writers[bucket].write_batch(pa.RecordBatch.from_pylist([row], schema))
                 places[bucket].append(place)
-    return Shuffled(paths, places, frozenset(without_source))
+    return Shuffled(paths, places, frozenset(without_source), not_fitting)
 
 
 def place_of(pair: Mapping, seed: int) -> int:

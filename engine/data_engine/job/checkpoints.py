@@ -1,13 +1,14 @@
 """The models of a run, found and fingerprinted but not loaded."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
-from data_engine.models import family_class
+from data_engine.models import chat_options, class_for
 from data_engine.models.checkpoint import fingerprint, num_weights
-from data_engine.models.registry import family_of, read_json, resolve
-from data_engine.models.tokenizer import load_tokenizer
+from data_engine.models.registry import AUTO, family_of, read_json, resolve
 from data_engine.store.file_hashes import HashFiles
 
 # By these, two checkpoints are told apart that cannot be one model before and after tuning.
@@ -25,24 +26,34 @@ class Checkpoint:
     markers: tuple[str, ...]
     sizes: dict[str, int]
     """those of SIZES that config.json tells"""
+    image_processor: str | None = None
+    """class that makes its pixels, where the installed libraries choose it"""
 
     @classmethod
     def of_role(cls, config: RunConfig, role: str) -> "Checkpoint":
         """The checkpoint that the flags of a role name. Raises ModelError where it cannot be used."""
-        return cls.find(*(getattr(config, f"{role}_model_{what}") for what in ("path", "name", "revision")))
+        named = (getattr(config, f"{role}_model_{what}") for what in ("path", "name", "revision"))
+        return cls.find(*named, chat=config.chat)
 
     @classmethod
-    def find(cls, path: str, name: str | None, revision: str | None) -> "Checkpoint":
+    def find(
+        cls, path: str, name: str | None, revision: str | None, chat: ChatSettings = NO_CHAT_SETTINGS
+    ) -> "Checkpoint":
         """A folder or hub id, of the family that its config.json tells, which `name` may only confirm."""
         folder = resolve(path, revision)
         family = family_of(folder, name)
-        code = family_class(family)
-        folders = tuple(code.folders(folder))
-        return cls(folders, family, load_tokenizer(folder).vocabulary, code.markers, _sizes(folder))
+        code = class_for(family, chat)
+        vocabulary, markers, image_processor = code.text_side(folder, **chat_options(chat))
+        return cls(tuple(code.folders(folder)), family, vocabulary, markers, _sizes(folder), image_processor)
 
     @property
     def folder(self) -> Path:
         return self.folders[0]
+
+    @property
+    def name(self) -> str | None:
+        """The model name by which this family is loaded where config.json alone would mean another."""
+        return AUTO if self.family == AUTO else None
 
     @property
     def num_weights(self) -> int:
@@ -51,7 +62,10 @@ class Checkpoint:
 
     def fingerprint(self, hash_files: HashFiles) -> str:
         """Names its content, see models.checkpoint.fingerprint."""
-        return fingerprint(self.folders, hash_files)
+        content = fingerprint(self.folders, hash_files)
+        if self.image_processor is None:
+            return content
+        return hashlib.sha256(f"{content} {self.image_processor}".encode()).hexdigest()
 
     def as_json(self) -> dict:
         return {**asdict(self), "folders": list(map(str, self.folders)), "markers": list(self.markers)}

@@ -29,9 +29,10 @@ def pair_all(plan: Plan) -> bool:
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
     page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)
     print(funnel.table(), flush=True)
-    if not funnel.written:
+    found = funnel.written + funnel.not_fitting
+    if not found:
         log.error("%s", why_nothing(plan, funnel))
-    return funnel.written > 0
+    return found > 0
 
 
 def why_nothing(plan: Plan, funnel: Funnel) -> str:

@@ -4,11 +4,13 @@ import functools
 import logging
 import time
 
+from data_engine.job.path_choice import choose
 from data_engine.job.plan import Plan
 from data_engine.models import load_model
 from data_engine.models.sharding.coordination import Coordination
 from data_engine.pipeline.runner import StageContext, StageRunner
 from data_engine.questions.image_workers import ImageWorkers
+from data_engine.questions.images import Decode
 from data_engine.stages import Stage
 from data_engine.store import logs
 from data_engine.tables import load
@@ -24,6 +26,10 @@ class ModelHolder:
         self._model, self._role = None, None
         self._runner, self._stage = None, None
 
+    @functools.cached_property
+    def _decode(self) -> Decode:
+        return functools.partial(self._image_workers.decode, exif=self._plan.config.exif)
+
     def load(self, role: str | None, coordination: Coordination):
         """The model of a role; the one before is let go first. A stage without a model gets None, and frees nothing."""
         if role is None:
@@ -34,9 +40,11 @@ class ModelHolder:
         plan, start = self._plan, time.perf_counter()
         log.info("loading the %s model from %s", role, plan.checkpoints[role].folder)
         self._model = load_model(
-            None, str(plan.checkpoints[role].folder), device=str(plan.target.device), dtype=plan.target.dtype_name,
-            split=coordination.split,
+            plan.checkpoints[role].name, str(plan.checkpoints[role].folder), device=str(plan.target.device),
+            dtype=plan.target.dtype_name, split=coordination.split,
+            chat_template=plan.config.chat_template_text, chat_template_kwargs=plan.config.template_kwargs,
         )  # fmt: skip
+        choose(plan, role, self._model, self._decode)
         self._role = role
         logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)
         return self._model
@@ -50,7 +58,7 @@ class ModelHolder:
             context = StageContext(
                 model, plan.config, plan.budgets, plan.questions.idx_type, plan.answers_as_text(stage),
                 split=coordination.split is not None,
-                decode=functools.partial(self._image_workers.decode, exif=plan.config.exif),
+                decode=self._decode,
             )  # fmt: skip
             self._runner, self._stage = load(stage.runner)(context), stage
         return self._runner

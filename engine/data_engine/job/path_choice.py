@@ -24,7 +24,10 @@ FOLDER = "paths"
 
 
 def choose(plan: Plan, role: str, model: VisionLanguageModel, decode: Decode) -> None:
-    """Set model.why_plain as this run decided, or decide it now. Raises UserError for a plain path with require_fast."""
+    """Set model.why_plain as this run decided, or decide it now.
+
+    Raises UserError for a model on the plain path where require_fast is set.
+    """
     if not model.has_plain_path:
         return
     path = plan.work_dir / FOLDER / f"{role}.json"
@@ -48,9 +51,9 @@ def _decision(plan: Plan, model: VisionLanguageModel, decode: Decode) -> dict:
     if model.why_plain:
         return {"why_plain": model.why_plain, "question": None}
     for question, prompt in _prompts(plan, model, decode):
-        needed = prompt.length + plan.config.max_new_tokens
-        if needed > model.max_positions:
-            why = f"a question and its answer take up to {needed} tokens, and it shares prompts up to {model.max_positions}"
+        needed, most = prompt.length + plan.config.max_new_tokens, model.max_positions
+        if needed > most:
+            why = f"a question and its answer may take {needed} tokens, and answers share a prompt up to {most}"
         else:
             why = why_not_shared(model, prompt)
         return {"why_plain": why, "question": question.idx}

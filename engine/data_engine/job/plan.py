@@ -23,6 +23,11 @@ from data_engine.store import units
 from data_engine.store.claims import Claims
 from data_engine.store.file_hashes import FileHashes
 
+NO_IMAGES = (
+    'the dataset has no column "image" or "images": every question is asked without an image (a column of another name '
+    "is named by --columns image=NAME)"
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -112,6 +117,8 @@ class Plan:
             )
         if taken := placement.taken_by_others(self.target.device, self.placement.memory_bytes):
             found.append(taken)
+        if not self.questions.has_images:
+            found.append(NO_IMAGES)
         if self.config.temperature == 0:
             found.append("temperature 0 gives the same answer k times: no pair can come of it")
         return found

@@ -7,6 +7,7 @@ first start chose for this machine, `places` where the dataset was found last.
 """
 
 import contextlib
+import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
@@ -34,8 +35,19 @@ def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dic
     """The bound values that are no content, by name."""
     names = {name for stage in stages.known().values() for name in stage.bound}
     bound = {name: value for name, value in asdict(config).items() if name in names}
-    bound |= {"device": target.device.type, "dtype": target.dtype_name}
+    bound |= {"device": target.device.type, "dtype": target.dtype_name, **_canonical(config)}
     return bound | {"unit_size": config.unit_size or auto_unit_size(num_questions)}
+
+
+def _canonical(config: RunConfig) -> dict[str, str | None]:
+    """The same value for each way to write the same: a template by its content, JSON and columns in one order."""
+    names = {ours: theirs for ours, theirs in config.column_names.items() if ours != theirs}
+    template, arguments = config.chat_template_text, config.template_kwargs
+    return {
+        "columns": ",".join(f"{ours}={names[ours]}" for ours in sorted(names)) or None,
+        "chat_template": hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
+        "chat_template_kwargs": json.dumps(arguments, sort_keys=True) if arguments else None,
+    }
 
 
 def describe(config: RunConfig, questions: Questions, bound: Mapping, **others: object) -> dict:

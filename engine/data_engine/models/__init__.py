@@ -1,8 +1,11 @@
 """Model families. `load_model` is the public way in; registry.py has the table, one file a family the rest."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from data_engine.models.registry import FAMILIES, family_of, resolve
+from data_engine.chat_settings import ChatSettings
+from data_engine.models.registry import FAMILIES, ModelError, family_of, resolve
+from data_engine.models.weight_files import check_files
 from data_engine.tables import load
 
 if TYPE_CHECKING:
@@ -17,11 +20,15 @@ def load_model(
     dtype: str = "auto",
     revision: str | None = None,
     split: "Split | None" = None,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> "VisionLanguageModel":
     """Load a checkpoint, weights held once, ready for sample_answers and score_answers.
 
     `name` is a known model name, or None to go by config.json; `device` "auto" is cuda if there is one; `dtype` "auto"
     is bfloat16 on cuda and float32 elsewhere. With `split`, all ranks load at the same time, and each keeps a share.
+    `chat_template` is the text of a template in the place of the checkpoint's own, which most checkpoints have;
+    `chat_template_kwargs` are its variables, as {"enable_thinking": False}.
     Raises ModelError, a ValueError, naming what is wrong.
     """
     from data_engine.models.base import pick_device, pick_dtype
@@ -31,14 +38,34 @@ def load_model(
     chosen = pick_device(device)
     if split is not None:
         split.release()
-    model = family_class(family_of(folder, name)).load(folder, chosen, pick_dtype(dtype, chosen), split)
+    settings = ChatSettings(chat_template, chat_template_kwargs or {})
+    code = class_for(family_of(folder, name), settings)
+    check_files(folder)
+    model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, **chat_options(settings))
     pack_linears(model.decoder, once=split is None)
     if split is not None:
         model.is_split = True
         split.run_together(model)
+    model.find_layers()
     return model
 
 
 def family_class(family: str) -> "type[ModelFamily]":
     """The class of a family, imported on first use."""
     return load(FAMILIES[family].code)
+
+
+def class_for(family: str, chat: ChatSettings) -> "type[ModelFamily]":
+    """The class of a family that is to go by these settings. Raises ModelError where it has a prompt of its own."""
+    found = family_class(family)
+    if chat and not found.takes_chat_settings:
+        raise ModelError(
+            f"the family {family} has a prompt of its own, so chat_template and chat_template_kwargs have no meaning; "
+            "leave them out, or pass the model name auto where the checkpoint is in transformers' layout"
+        )
+    return found
+
+
+def chat_options(chat: ChatSettings) -> dict:
+    """A family that has no chat template need not know of it."""
+    return {"chat": chat} if chat else {}

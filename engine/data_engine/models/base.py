@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import UserError
 from data_engine.models.head import Head
 from data_engine.questions.conversation import Conversation
@@ -76,6 +77,17 @@ class LayerKind:
         return self.groups * (self.key_width + self.value_width) if own else 0
 
 
+class TextSide(NamedTuple):
+    """What is known of a checkpoint's tokenizer and processor without its weights."""
+
+    vocabulary: str
+    """see VisionLanguageModel"""
+    markers: tuple[str, ...]
+    """see VisionLanguageModel"""
+    image_processor: str | None = None
+    """class that makes pixels, where the installed libraries choose it"""
+
+
 class CacheSizes(NamedTuple):
     """Numbers that a model's cache keeps, all layers."""
 
@@ -118,6 +130,8 @@ class VisionLanguageModel(Protocol):
     """whether it can run on the plain path, by `plain_steps`; a native family need not"""
     why_plain: str | None
     """why the model runs on the plain path, whole rows; None: answers share the prompt's keys and values"""
+    is_settled: bool
+    """whether `why_plain` was held against a real prompt; a native family needs no such check"""
 
     def prompt(self, conversation: Conversation, images: Sequence[Image], crop: bool, max_megapixels: float) -> Prompt:
         """Everything up to the start of the answer. `crop` selects the preprocessing of scoring, not of sampling.
@@ -144,6 +158,18 @@ class VisionLanguageModel(Protocol):
     def plain_steps(self, prompt: Prompt, num_rows: int) -> "PlainSteps":
         """Rows of answers by the model's own decoding, each step's logits handed out."""
 
+    def find_layers(self) -> None:
+        """Complete what only a call can tell of the layers; of a split model, on all ranks at the same time."""
+
+    def whole_modules(self) -> list[tuple[nn.Module, str]]:
+        """(owner, name) of modules inside decoder and vision tower that stay whole where the model is split."""
+
+    def idle_decode(self) -> None:
+        """A call of the decoder whose result is not needed: a rank without work takes part in others' calls."""
+
+    def idle_encode(self) -> None:
+        """A call of the vision tower whose result is not needed."""
+
 
 class PlainSteps(Protocol):
     """Answers in the making on the plain path, the same number in each step."""
@@ -158,11 +184,17 @@ class PlainSteps(Protocol):
 class ModelFamily(Protocol):
     """The class that a line of registry.FAMILIES names; its instances are VisionLanguageModels."""
 
-    markers: tuple[str, ...]
+    takes_chat_settings: bool
+    """whether its prompts come from a chat template, so that --chat_template has a meaning"""
 
     @classmethod
     def load(
-        cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None
+        cls,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        split: Split | None = None,
+        chat: ChatSettings = NO_CHAT_SETTINGS,
     ) -> VisionLanguageModel:
         """Read a checkpoint folder. checkpoint.Blueprint places the weights: whole, or as `split` divides them.
 
@@ -170,8 +202,12 @@ class ModelFamily(Protocol):
         """
 
     @classmethod
-    def check(cls, folder: Path) -> None:
+    def check(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
         """Raise ModelError for what `load` would refuse, by the headers of the weight files alone."""
+
+    @classmethod
+    def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
+        """What a checkpoint's tokenizer and processor are."""
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:

@@ -8,9 +8,10 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
-from data_engine.models import family_class
-from data_engine.models.registry import ModelError, family_of, refuse_pointer, resolve
+from data_engine.models import chat_options, class_for
+from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer, resolve
 from data_engine.models.weight_files import check_files
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
@@ -18,20 +19,24 @@ TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, str]:
     """The family by role. A hub id is fetched. Raises ModelError naming the flag, the folder, and what is wrong."""
-    families, folders = {}, {}
+    families, folders, chat = {}, {}, config.chat
     for role in roles:
         with _named(config, role):
             folders[role] = resolve(*(getattr(config, f"{role}_model_{what}") for what in ("path", "revision")))
             families[role] = check_folder(folders[role], getattr(config, f"{role}_model_name"))
     for role, folder in folders.items():
         with _named(config, role):
-            check_weights(folder)
+            check_weights(folder, families[role], chat)
     return families
 
 
 def check_folder(folder: Path, name: str | None = None) -> str:
     """The family of a checkpoint. Raises ModelError for what is missing or broken, as can be seen without torch."""
     family = family_of(folder, name)
+    if family == AUTO:
+        # Its processor looks for what it needs.
+        check_files(folder)
+        return family
     tokenizer = next((folder / file for file in TOKENIZERS if (folder / file).is_file()), None)
     if tokenizer is None:
         raise ModelError(f"{folder} has no tokenizer: expected {' or '.join(TOKENIZERS)}")
@@ -40,9 +45,9 @@ def check_folder(folder: Path, name: str | None = None) -> str:
     return family
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, family: str, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
     """Raise ModelError for what loading would refuse: names, shapes, dtypes of all weights, CLIP tower, tokenizer."""
-    family_class(family_of(folder)).check(folder)
+    class_for(family, chat).check(folder, **chat_options(chat))
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def pack_linears(decoder: nn.Module, *, once: bool) -> None:
     With `once`, packed weights replace the others. Without, as ZeRO-3 needs it, weights are packed in each call, which
     is slower than plain layers, but gives the same numbers as a decoder that is not split.
     """
-    freed_bytes, read_elsewhere = 0, _with_weights_read(decoder)
+    freed_bytes, read_elsewhere = 0, with_weights_read(decoder)
     for layer in [module for module in decoder.modules() if type(module) is nn.Linear]:
         if not onednn.can_pack(layer.weight) or layer in read_elsewhere:
             continue
@@ -47,7 +47,7 @@ def pack_linears(decoder: nn.Module, *, once: bool) -> None:
                 freed_bytes = 0
 
 
-def _with_weights_read(decoder: nn.Module) -> set[nn.Module]:
+def with_weights_read(decoder: nn.Module) -> set[nn.Module]:
     """The layers whose weight the module that holds them reads itself, as Gemma 3n does."""
     return {
         layer

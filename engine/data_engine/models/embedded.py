@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -129,3 +130,17 @@ def layer_kinds(decoder: nn.Module) -> tuple[LayerKind, ...]:
 def cache_layers(decoder: nn.Module) -> list[PassingLayer]:
     """Layers of a cache without a recurrent state."""
     return [PassingLayer()] * decoder.config.num_hidden_layers
+
+
+@torch.inference_mode()
+def idle_decode(model: EmbeddingModel) -> None:
+    """See VisionLanguageModel.idle_decode."""
+    embeds = torch.zeros(1, 1, model.head.weight.shape[1], device=model.device, dtype=model.dtype)
+    decode(model, embeds, torch.zeros(1, 1, dtype=torch.long, device=model.device), None)
+
+
+@torch.inference_mode()
+def idle_encode(model: EmbeddingModel) -> None:
+    """See VisionLanguageModel.idle_encode."""
+    pixels = model.pixels(new_image("RGB", (8, 8)), True, max_megapixels=64)
+    model.encode_images(pixels[None].to(model.device))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaModel
 from transformers.cache_utils import Cache
 
+from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models import attention, embedded
-from data_engine.models.base import CacheSizes, PlainSteps, PromptEnd, Split
+from data_engine.models.base import CacheSizes, PlainSteps, PromptEnd, Split, TextSide
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, head_weight
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
@@ -81,7 +82,7 @@ class Llava:
 
     family = "llava"
     is_split = False
-    has_plain_path, why_plain = False, None
+    takes_chat_settings, has_plain_path, why_plain, is_settled = False, False, None, True
     banned_token_ids = ()
     markers = ("<image>", "</s>", " ASSISTANT: ")
 
@@ -100,16 +101,27 @@ class Llava:
         self.image_tokens = grid**2 if config.drop_cls else grid**2 + 1
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> "Llava":
+    def load(
+        cls,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        split: Split | None = None,
+        chat: ChatSettings = NO_CHAT_SETTINGS,
+    ) -> "Llava":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
         blueprint, config, tokenizer = _plan(folder)
         blueprint.fill(device, dtype, split)
         return cls(blueprint.modules.to(device), config, tokenizer)
 
     @classmethod
-    def check(cls, folder: Path) -> None:
+    def check(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
         """Raise ModelError for what `load` would refuse; reads the headers of the weight files alone."""
         _plan(folder)[0].matched()
+
+    @classmethod
+    def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
+        return TextSide(load_tokenizer(folder).vocabulary, cls.markers)
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
@@ -142,6 +154,18 @@ class Llava:
 
     def plain_steps(self, prompt: SplicedPrompt, num_rows: int) -> PlainSteps:
         raise NotImplementedError("every checkpoint of this family shares its prompts")
+
+    def find_layers(self) -> None:
+        """They are LLaMA's, as its configuration says."""
+
+    def whole_modules(self) -> list[tuple[nn.Module, str]]:
+        return [(self.decoder, "embed_tokens")]
+
+    def idle_decode(self) -> None:
+        embedded.idle_decode(self)
+
+    def idle_encode(self) -> None:
+        embedded.idle_encode(self)
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)

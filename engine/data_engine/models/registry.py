@@ -38,7 +38,7 @@ FAMILIES = {
         {"text_config": ("llama",), "vision_config": ("clip_vision_model",)},
     ),
     "omnilmm": Family("data_engine.models.omnilmm:OmniLMM", ("omnilmm",), ("omnilmm-12b", "rlaif-v-12b")),
-    "auto": Family("data_engine.models.auto:Auto", (), ("auto",)),
+    "auto": Family("data_engine.models.auto.model:Auto", (), ("auto",)),
 }
 # The family of whatever else transformers' AutoModelForImageTextToText knows.
 AUTO = "auto"

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine import errors, exports, schemas, stages
-from data_engine.exports.base import KeptPairs
+from data_engine.exports.base import KeptPairs, Written
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
 from data_engine.preferences.counts import Funnel
@@ -84,7 +84,7 @@ def run(
         kept = KeptPairs(candidates, questions, unit_ranges, work_dir, seed, exif)
         written = exports.export(exports.DEFAULT, kept, work_dir / "dataset", scratch)
         candidates.drop(written.without_source)
-        _count(funnel, candidates, written.rows)
+        _count(funnel, candidates, written)
         if debug:
             move_in(scratch / "rewards.json", work_dir / "debug/rewards.json")
             _write_debug_pairs(scratch / "pairs.json", candidates)
@@ -187,14 +187,14 @@ def _pair_question(
     return strategies.pair_up(ranked, strategies.PairRule(settings.rank, settings.distance), count_words)
 
 
-def _count(funnel: Funnel, candidates: CandidateTable, written: int) -> None:
+def _count(funnel: Funnel, candidates: CandidateTable, written: Written) -> None:
     funnel.not_ranked = Counter({name: funnel.not_ranked[name] for name in implicit.REASONS if funnel.not_ranked[name]})
     counts = candidates.counts()
     funnel.candidate_pairs = counts.total()
     funnel.dropped = Counter({name: counts[name] for name in filters.FILTERS})
     if counts[NO_SOURCE]:
         funnel.dropped[NO_SOURCE] = counts[NO_SOURCE]
-    funnel.written = written
+    funnel.not_fitting, funnel.written = written.not_fitting, written.rows
 
 
 def _write_pairs(path: Path, candidates: CandidateTable, settings: Settings, funnel: Funnel) -> None:

@@ -13,13 +13,14 @@ from data_engine.pipeline.asked import Images, asked
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation
-from data_engine.questions.dataset import Question, read_image
+from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import BadImage, Decode, Exif, was_turned
 from data_engine.questions.prefetch import ahead
 from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest
+from data_engine.scoring.self_check import settle
 from data_engine.seeds import seed_for
 from data_engine.store.units import Row, UnitResult
 
@@ -55,7 +56,7 @@ def runner(context: StageContext) -> "SamplingRunner":
         config.temperature, config.top_k, config.top_p, config.repetition_penalty, config.max_new_tokens
     )
     backend = make_backend(
-        BACKEND,
+        "plain" if model.why_plain else BACKEND,
         BackendSettings(
             model, params, config.sample_k, context.budgets["decode_rows"], context.budgets["decode_slots"],
             split=context.split,
@@ -178,17 +179,16 @@ class SamplingRunner:
                 yield prepared
         unit.taken = True
 
-    def _prepare(self, question: Question) -> tuple[Question, PromptRequest | str, bool]:
-        """The question; its request, or why there is none; whether its picture was turned upright."""
+    def _prepare(self, question: Question) -> tuple[Question, PromptRequest | str, int]:
+        """The question; its request, or why there is none; how many of its pictures were turned upright."""
         # Hashed here, in the thread that decodes.
         _ = question.digest
         try:
-            image = read_image(question, self._settings.max_megapixels, self._decode)
-            conversation = Conversation.of(question.question)
-            request = request_for(self._model, conversation, [image], question.idx, self._settings)
-            return question, request, was_turned(image)
+            pictures = read_images(question, self._settings.max_megapixels, self._decode)
+            request = request_for(self._model, question.conversation, pictures, question.idx, self._settings)
+            return question, request, sum(map(was_turned, pictures))
         except (BadRow, BadImage) as problem:
-            return question, str(problem), False
+            return question, str(problem), 0
 
 
 def sample_unit(runner: SamplingRunner, questions: Iterable[Question]) -> UnitResult:
@@ -236,7 +236,14 @@ def sample_answers(
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
     request = request_for(model, *asked(image, question, max_megapixels, exif), idx, settings)
-    return [answer_of(model, found) for found in sample(model, [request], params, num_rows=k)]
+    settle(model, request.prompt)
+    if not model.why_plain:
+        found = sample(model, [request], params, num_rows=k)
+    else:
+        backend = make_backend("plain", BackendSettings(model, params, k, num_rows=k, num_slots=1))
+        backend.submit([request])
+        found = backend.poll()
+    return [answer_of(model, one) for one in found]
 
 
 def answer_of(model: VisionLanguageModel, found: Completion) -> Answer:

@@ -16,12 +16,11 @@ from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.pipeline.asked import Images, asked
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions import images
-from data_engine.questions.conversation import Conversation
-from data_engine.questions.dataset import Question, read_image
+from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import BadImage, Decode, Exif
 from data_engine.questions.prefetch import ahead
 from data_engine.scoring.logprobs import Scored, pass_tokens, score_pass
-from data_engine.scoring.self_check import self_check
+from data_engine.scoring.self_check import self_check, settle
 from data_engine.store.units import Row, UnitResult
 
 log = logging.getLogger(__name__)
@@ -110,9 +109,8 @@ def _prepare(
     model: VisionLanguageModel, question: Question, rows: list[dict], settings: ScoreSettings, decode: Decode
 ) -> _Prepared:
     try:
-        image = read_image(question, settings.max_megapixels, decode)
-        conversation = Conversation.of(question.question)
-        prompt = model.prompt(conversation, [image], True, settings.max_megapixels)
+        pictures, conversation = read_images(question, settings.max_megapixels, decode), question.conversation
+        prompt = model.prompt(conversation, pictures, True, settings.max_megapixels)
         if settings.as_text:
             ids = [model.encode_answer(conversation, row["answer"]) for row in rows]
         else:
@@ -200,5 +198,6 @@ def score_answers(
     """
     conversation, pictures = asked(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
+    settle(model, prompt)
     ids = [model.encode_answer(conversation, answer) if isinstance(answer, str) else list(answer) for answer in answers]
     return score_pass(model, [Scored(prompt, ids)])[0] if ids else []

@@ -22,8 +22,10 @@ class Funnel:
     candidate_pairs: int = 0
     dropped: Counter = field(default_factory=Counter)
     """filter -> pairs"""
+    not_fitting: int = 0
+    """pairs that are kept, and that the columns of dataset/ cannot hold"""
     written: int = 0
-    """pairs"""
+    """pairs in dataset/"""
 
     def lines(self) -> list[tuple[str, int]]:
         """(name, count); names of what was left out start with two spaces."""
@@ -37,6 +39,11 @@ class Funnel:
             ("ranked answers", self.ranked),
             ("candidate pairs", self.candidate_pairs),
             *((f"  dropped by {name}", count) for name, count in self.dropped.items()),
+            *(
+                [("  kept, but not in dataset/: several images or none, system text, turns", self.not_fitting)]
+                if self.not_fitting
+                else []
+            ),
             ("written", self.written),
         ]
 

@@ -7,9 +7,8 @@ that row's `problem`; the other rows are read on.
 import functools
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,46 +16,72 @@ from PIL import Image
 
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
-from data_engine.questions.base64_images import image_bytes, is_image_text
-from data_engine.questions.images import MAX_FILE_BYTES, BadImage, Decode, MissingImage, decode, read_under
+from data_engine.questions.asked import Asked
+from data_engine.questions.column_checks import check_columns, checked_ids, has_images
+from data_engine.questions.conversation import Conversation
+from data_engine.questions.images import BadImage, Decode, MissingImage, decode, which_image
+from data_engine.questions.row_images import read_all
 from data_engine.questions.sources import open_source
-from data_engine.questions.sources.base import PROBLEM, REQUIRED_COLUMNS, Source
-from data_engine.questions.sources.column_types import is_binary, is_text
-from data_engine.schemas import OPTIONAL_COLUMNS
+from data_engine.questions.sources.base import PROBLEM, Source
+from data_engine.questions.sources.column_names import ColumnNames
+from data_engine.questions.sources.column_types import as_bytes, is_binary, is_text
+from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 from data_engine.store.file_hashes import HashFiles
 
-# A longer question exceeds every model's context, and would take long to tokenize.
-MAX_QUESTION_BYTES = 1 << 20
 # Of a row's digest, in hex: 128 bits.
 DIGEST_LENGTH = 32
-# Columns of conversations in the formats that trainers read.
-CHAT_COLUMNS = ("conversations", "messages")
+_NO_LENGTH = b"\xff" * 8
 
 
 @dataclass(frozen=True)
 class Question:
-    """One row of the input. `image` is encoded, as images.decode takes it; None where the row has none."""
+    """One row of the input."""
 
     idx: int | str
     question: str | None
+    """the text of the message that is to be answered"""
     image: bytes | None
+    """the row's only image, encoded, as images.decode takes it; None where it has several or none"""
     image_path: str | None
-    """the `path` field of the image struct, as it was"""
+    """what the input calls that image"""
     extra: dict[str, str | None] = field(default_factory=dict)
     """the columns of schemas.OPTIONAL_COLUMNS that the input has"""
     problem: str | None = None
-    """why the row cannot be used; with it, question or image is None"""
+    """why the row cannot be used; then it has no images and no conversation"""
     missing: bool = False
-    """the problem is not the row's: its image could not be read for what is missing around it"""
+    """the problem is not the row's: an image could not be read for what is missing around it"""
+    conversation: Conversation | None = None
+    """all that a model is asked, with the system text; None with a problem"""
+    images: tuple[bytes, ...] = ()
+    """encoded, in the order in which the conversation numbers them"""
+
+    def __post_init__(self) -> None:
+        """One image and one question need not be spelled out again."""
+        if self.conversation is None and self.problem is None and self.question is not None:
+            images = () if self.image is None else (self.image,)
+            object.__setattr__(self, "images", images)
+            object.__setattr__(self, "conversation", Conversation.of(self.question, len(images)))
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one image and one question, with nothing around them."""
+        return self.conversation is not None and self.conversation.is_single
 
     @functools.cached_property
     def digest(self) -> str | None:
-        """Names what a model sees of the row, its question and its encoded picture; None where it cannot be used."""
+        """Names what a model sees of the row, its texts and its encoded pictures; None where it cannot be used."""
         if self.problem is not None:
             return None
-        question = self.question.encode()
-        content = hashlib.sha256(len(question).to_bytes(8, "little") + question)
-        content.update(self.image)
+        if self.is_single:
+            texts = self.question.encode()
+            content = hashlib.sha256(len(texts).to_bytes(8, "little") + texts)
+        else:
+            turns = [[message.role, *message.content] for message in self.conversation.messages]
+            # A length that no question has, so that the two forms never meet.
+            content = hashlib.sha256(_NO_LENGTH + json.dumps(turns).encode() + _NO_LENGTH)
+            content.update(b"".join(len(image).to_bytes(8, "little") for image in self.images))
+        for image in self.images:
+            content.update(image)
         return content.hexdigest()[:DIGEST_LENGTH]
 
 
@@ -70,16 +95,26 @@ class Questions:
     idx_type: pa.DataType
     columns: tuple[str, ...]
     optional_columns: tuple[str, ...]
+    has_images: bool
+    """whether the dataset has a column of images; without one, every question is asked without an image"""
 
-    def __init__(self, source: Source, name: str, image_root: Path | None = None, limit: int | None = None):
-        _check_columns(source.columns, name)
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        image_root: Path | None = None,
+        limit: int | None = None,
+        system: str | None = None,
+    ):
+        check_columns(source.columns, source.names, name)
         kind = source.columns["idx"]
         self.idx_type = kind if pa.types.is_integer(kind) else pa.string()
-        self.idx = _checked_ids(source.ids(limit), name)
+        self.idx = checked_ids(source.ids(limit), name)
         self.columns = tuple(source.columns)
         self.optional_columns = tuple(column for column in OPTIONAL_COLUMNS if column in source.columns)
-        self._source = source
-        self._image_root = image_root
+        self.has_images = has_images(source.columns)
+        self._asked = tuple(column for column in INPUT_COLUMNS[1:] if column in source.columns)
+        self._source, self._image_root, self._system = source, image_root, system
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -95,35 +130,32 @@ class Questions:
         assert rows.step == 1, f"rows are consecutive, got {rows}"
         ids = iter(self.idx[rows.start : rows.stop])
         rows = range(rows.start, min(rows.stop, len(self.idx)))
-        for batch in self._source.batches(rows, ["question", "image", *self.optional_columns]):
-            texts = _as_bytes(batch.column("question"))
-            images = _image_cells(batch.column("image"))
+        for batch in self._source.batches(rows, [*self._asked, *self.optional_columns]):
             extras = {name: _extra_cells(batch.column(name)) for name in self.optional_columns}
             problems = batch.column(PROBLEM).to_pylist() if PROBLEM in batch.schema.names else [None] * batch.num_rows
+            asked = Asked(batch, self._asked)
             for i in range(batch.num_rows):
                 extra = {name: cells[i] for name, cells in extras.items()}
-                row = self._question(next(ids), texts[i], (images[0][i], images[1][i]), extra)
-                yield row if problems[i] is None else replace(row, image=None, problem=problems[i], missing=False)
+                yield self._question(next(ids), asked, i, problems[i], extra)
 
-    def _question(self, idx: int | str, text: pa.Scalar, cell: tuple[pa.Scalar, pa.Scalar], extra: dict) -> Question:
-        path, embedded = cell[1].as_py(), None
-        if path is not None and is_image_text(path):
-            path, embedded = None, path
-        path = path if path is None else path.decode(errors="replace")
-        question, image, problem, missing = None, None, None, False
+    def _question(self, idx: int | str, asked: Asked, row: int, problem: str | None, extra: dict) -> Question:
+        """One row; `problem` is what its source says of it."""
+        question, conversation, cells, images, missing = None, None, [], (), False
         try:
-            question = _question_text(_limited(text, MAX_QUESTION_BYTES, "question"))
-            image = _image_data(_limited(cell[0], MAX_FILE_BYTES, "image") or embedded) or self._read_image(path)
+            given = asked.given(row)
+            question = given.conversation.question
+            cells = asked.images(row)
+            conversation = given.with_images(len(cells)).with_system(self._system)
+            question = conversation.question
+            images = read_all(cells, self._image_root)
         except BadImage as error:
-            problem, missing = str(error), isinstance(error, MissingImage)
-        return Question(idx, question, image, path, extra, problem, missing)
-
-    def _read_image(self, path: str | None) -> bytes:
-        if not path:
-            raise BadImage("row has no image: neither bytes nor a path")
-        if self._image_root is None:
-            raise MissingImage("image has no bytes, and its path is not opened without image_root")
-        return read_under(self._image_root, path)
+            missing = problem is None and isinstance(error, MissingImage)
+            problem = problem or str(error)
+        path = cells[0].name if len(cells) == 1 else None
+        if problem is not None:
+            return Question(idx, question, None, path, extra, problem, missing)
+        image = images[0] if len(images) == 1 else None
+        return Question(idx, question, image, path, extra, conversation=conversation, images=images)
 
 
 def load_questions(
@@ -133,15 +165,21 @@ def load_questions(
     revision: str | None = None,
     image_root: str | None = None,
     limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    system: str | None = None,
 ) -> Questions:
     """Open a dataset and check it as a whole; `limit` keeps its first rows only.
+
+    `columns` are the dataset's names of columns by the engine's, as RunConfig.column_names has them; `system` is the
+    system text of rows without one.
 
     Raises UserError where it cannot be opened, lacks a column, or has a null or repeated idx; the message says which.
     """
     if image_root is not None and not Path(image_root).is_dir():
         raise UserError(f'image_root "{image_root}" is not a folder')
-    source = open_source(path, split, revision)
-    return Questions(source, f'dataset "{path}"', Path(image_root) if image_root is not None else None, limit)
+    source = open_source(path, split, revision, ColumnNames(columns or {}))
+    root = Path(image_root) if image_root is not None else None
+    return Questions(source, f'dataset "{path}"', root, limit, system)
 
 
 def open_questions(config: RunConfig) -> Questions:
@@ -152,6 +190,8 @@ def open_questions(config: RunConfig) -> Questions:
         revision=config.dataset_revision,
         image_root=config.image_root,
         limit=config.limit,
+        columns=config.column_names,
+        system=config.system,
     )
 
 
@@ -176,108 +216,21 @@ def read_image(question: Question, max_megapixels: float, decode: Decode = decod
     return decode(question.image, max_megapixels)
 
 
-def _check_columns(columns: dict[str, pa.DataType], name: str) -> None:
-    if not columns:
-        raise UserError(f"{name} is empty")
-    missing = [f'"{column}"' for column in REQUIRED_COLUMNS if column not in columns]
-    if missing:
-        plural = "s" if len(missing) > 1 else ""
-        shown = ", ".join([*columns][:20])
-        raise UserError(f"{name} has no column{plural} {', '.join(missing)}; columns: {shown}{_hint(columns)}")
-    kinds = {
-        "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
-        "question": ("text", lambda kind: is_text(kind) or pa.types.is_binary(kind)),
-        "image": ("struct{bytes, path}, binary, or text that is a path", _is_image),
-    }
-    for column, (expected, fits) in kinds.items():
-        if not fits(columns[column]):
-            raise UserError(f'{name}: column "{column}" must be {expected}, got {columns[column]}')
-
-
-def _hint(columns: dict[str, pa.DataType]) -> str:
-    """How to mend a dataset without one of the required columns."""
-    chat = [f'"{column}"' for column in CHAT_COLUMNS if column in columns]
-    if chat and "question" not in columns:
-        return (
-            f"; {', '.join(chat)} hold conversations, as of LLaVA, ShareGPT and LLaMA-Factory: write the text of one "
-            'turn of the user as "question", its image as "image", and a unique "idx"'
-        )
-    return "" if "idx" in columns else '; give every question an "idx" of its own, text or a number'
-
-
-def _is_image(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        parts = [kind.field(i) for i in range(kind.num_fields)]
-        return any(part.name in ("bytes", "path") for part in parts) and all(
-            is_binary(part.type) or is_text(part.type) for part in parts if part.name in ("bytes", "path")
-        )
-    return is_binary(kind) or is_text(kind)
-
-
-def _checked_ids(column: pa.ChunkedArray, name: str) -> list[int | str]:
-    if len(column) == 0:
-        raise UserError(f"{name} has no rows")
-    if column.null_count:
-        first = column.is_null().index(True).as_py()
-        raise UserError(
-            f"{name}: idx is null in {column.null_count} of {len(column)} rows, first in row {first} (counted from 0)"
-        )
-    try:
-        ids = column.to_pylist()
-    except UnicodeDecodeError:
-        raise UserError(f'{name}: column "idx" holds text that is not valid UTF-8') from None
-    if len(set(ids)) < len(ids):
-        repeated = [(value, count) for value, count in Counter(ids).items() if count > 1]
-        shown = ", ".join(f"{json.dumps(value)} ({count} times)" for value, count in repeated[:5])
-        more = ", ..." if len(repeated) > 5 else ""
-        raise UserError(f"{name}: every idx must be unique, but {len(repeated)} are repeated: {shown}{more}")
-    return ids
-
-
-def _question_text(data: bytes | None) -> str:
-    if data is None:
-        raise BadImage("question is null")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise BadImage("question is not valid UTF-8") from None
-
-
-def _image_data(data: bytes | None) -> bytes | None:
-    """An encoded image, also where it stands as base64."""
-    return image_bytes(data) if data is not None and is_image_text(data) else data
-
-
-def _limited(cell: pa.Scalar, most_bytes: int, what: str) -> bytes | None:
-    """A cell's bytes; raises BadImage, before they are copied, where there are too many."""
-    buffer = cell.as_buffer()
-    if buffer is not None and buffer.size > most_bytes:
-        raise BadImage(f"{what} has {buffer.size} bytes, more than {most_bytes}")
-    return cell.as_py()
-
-
-def _as_bytes(column: pa.Array) -> pa.Array:
-    """Text or binary of any layout as bytes: Arrow does not promise that text is valid UTF-8."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(pa.large_binary())
-
-
-def _image_cells(column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """(bytes, paths) of an image column."""
-    if pa.types.is_struct(column.type):
-        # flatten, unlike field(), keeps the struct's own nulls.
-        parts = dict(
-            zip((column.type.field(i).name for i in range(column.type.num_fields)), column.flatten(), strict=True)
-        )
-    else:
-        parts = {"path" if is_text(column.type) else "bytes": column}
-    empty = pa.nulls(len(column), pa.large_binary())
-    return tuple(_as_bytes(parts[name]) if name in parts else empty for name in ("bytes", "path"))
+def read_images(question: Question, max_megapixels: float, decode: Decode = decode) -> list[Image.Image]:
+    """The decoded images of a row, in order; the reason of BadRow or images.BadImage says which one is wrong."""
+    if question.problem:
+        raise BadRow(question.problem)
+    found = []
+    for number, image in enumerate(question.images, 1):
+        try:
+            found.append(decode(image, max_megapixels))
+        except BadImage as error:
+            raise BadImage(which_image(str(error), number, len(question.images))) from None
+    return found
 
 
 def _extra_cells(column: pa.Array) -> list[str | None]:
     """An optional column as text, or as JSON where it holds something else."""
     if is_text(column.type) or is_binary(column.type):
-        return [value if value is None else value.decode(errors="replace") for value in _as_bytes(column).to_pylist()]
+        return [value if value is None else value.decode(errors="replace") for value in as_bytes(column).to_pylist()]
     return [value if value is None else json.dumps(value, default=str) for value in column.to_pylist()]

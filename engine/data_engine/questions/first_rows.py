@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from data_engine.errors import BadRow, UserError
-from data_engine.questions.dataset import Question, Questions, read_image
+from data_engine.questions.dataset import Question, Questions, read_images
 from data_engine.questions.images import BadImage, Decode
 from data_engine.questions.prefetch import ahead
 
@@ -38,7 +38,7 @@ def _problems(questions: Questions, max_megapixels: float, decode: Decode) -> It
 
     def problem_of(question: Question) -> str | None:
         try:
-            read_image(question, max_megapixels, decode)
+            read_images(question, max_megapixels, decode)
         except (BadRow, BadImage) as problem:
             return str(problem)
         return None

@@ -60,6 +60,11 @@ class MissingImage(BadImage):
     """An image that could not be read for what is missing around it: a file, a mount, a setting."""
 
 
+def which_image(reason: str, number: int, count: int) -> str:
+    """What is wrong with one of the images of a row, counted from 1; where there is one alone, the reason as it is."""
+    return reason if count == 1 else f"image {number} of {count}: {reason}"
+
+
 class Decode(Protocol):
     """`decode`, or the same in another process; `exif` may be bound."""
 

@@ -22,24 +22,26 @@ from PIL import Image
 
 from data_engine.preferences.counts import Funnel
 from data_engine.questions import images
-from data_engine.questions.dataset import Questions
+from data_engine.questions.dataset import Question, Questions
 from data_engine.questions.images import Exif
 from data_engine.reporting.timings import Summary
 from data_engine.store import units
 
 NUM_SHOWN = 20
 THUMBNAIL_PIXELS = 360
+# Of a question with several pictures.
+MAX_THUMBNAILS = 4
 COLUMNS = ("chosen_sum", "rejected_sum", "chosen_avg", "rejected_avg", "chosen_words", "rejected_words")
 
 
 @dataclass(frozen=True)
 class ShownPair:
-    """One pair of the report, with its question and picture."""
+    """One pair of the report, with its question and pictures."""
 
     pair: Mapping
     question: str
-    thumbnail: str | None
-    """data URI"""
+    thumbnails: list[str]
+    """data URIs of the first few pictures"""
     problem: str
     """why there is no thumbnail"""
 
@@ -108,7 +110,7 @@ def _with_questions(
     wanted = {pair["idx"] for pair in pairs}
     rows = {idx: row for row, idx in enumerate(questions.idx) if idx in wanted}
     read = {idx: next(iter(questions.rows(range(row, row + 1)))) for idx, row in rows.items()}
-    thumbnails = {idx: _thumbnail(question.image, decode) for idx, question in read.items()}
+    thumbnails = {idx: _thumbnails(question, decode) for idx, question in read.items()}
     return [ShownPair(pair, read[pair["idx"]].question or "", *thumbnails[pair["idx"]]) for pair in pairs]
 
 
@@ -138,16 +140,21 @@ def _plots(columns: dict[str, np.ndarray]) -> list[tuple[str, str]]:
     return [(title, _data_uri(png, "png")) for title, png in figures]
 
 
-def _thumbnail(data: bytes | None, decode: Callable[[bytes | None], Image.Image]) -> tuple[str | None, str]:
-    """The picture as a small data URI, or None and the reason why there is none."""
+def _thumbnails(question: Question, decode: Callable[[bytes | None], Image.Image]) -> tuple[list[str], str]:
+    """The first few pictures of a question as small data URIs, and the reason why there is none."""
     try:
-        image = decode(data)
+        return [
+            _thumbnail(decode(image)) for image in question.images[:MAX_THUMBNAILS]
+        ], question.problem or "no picture"
     except images.BadImage as error:
-        return None, str(error)
+        return [], str(error)
+
+
+def _thumbnail(image: Image.Image) -> str:
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82)
-    return _data_uri(file.getvalue(), "jpeg"), ""
+    return _data_uri(file.getvalue(), "jpeg")
 
 
 def _data_uri(data: bytes, kind: str) -> str:

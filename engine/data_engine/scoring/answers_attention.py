@@ -65,10 +65,13 @@ class AnswersBehindPrefixes:
         self.questions, self.device, self.dtype = questions, device, dtype
         self.sizes = [sum(question.lengths) for question in questions]
         self._biases: dict[tuple[int, Seen], Tensor] = {}
-        if device.type == "cuda":
-            self._alone = Bounds.of([length for question in questions for length in question.lengths], device)
-            self._answers = Bounds.of(self.sizes, device)
-            self._prefixes = Bounds.of([question.prefix.length for question in questions], device)
+
+    @functools.cached_property
+    def _bounds(self) -> tuple[Bounds, Bounds, Bounds]:
+        """Of each answer, of the answers of each question, and of the prefixes."""
+        answers = [length for question in self.questions for length in question.lengths]
+        prefixes = [question.prefix.length for question in self.questions]
+        return tuple(Bounds.of(lengths, self.device) for lengths in (answers, self.sizes, prefixes))
 
     def attend(self, call: LayerCall) -> Tensor:
         noted = [question.prefix.layers[call.layer] for question in self.questions]
@@ -95,9 +98,10 @@ class AnswersBehindPrefixes:
         two results are merged by their log-sum-exps.
         """
         query, key, value = (part[0].transpose(0, 1) for part in (call.query, call.key, call.value))
-        own, own_lse = flash(query, key, value, self._alone, self._alone, True, call.scale)
+        alone, answers, prefixes = self._bounds
+        own, own_lse = flash(query, key, value, alone, alone, True, call.scale)
         keys, values = (torch.cat([one[part] for one in noted], dim=1).transpose(0, 1) for part in (0, 1))
-        prefix, prefix_lse = flash(query, keys, values, self._answers, self._prefixes, False, call.scale)
+        prefix, prefix_lse = flash(query, keys, values, answers, prefixes, False, call.scale)
         out = merged(own, own_lse.T[:, :, None], prefix, prefix_lse.T[:, :, None])
         return out.to(query.dtype).transpose(0, 1)[None]
 

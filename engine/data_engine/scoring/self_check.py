@@ -1,5 +1,6 @@
 """The shared path held against the plain one, on answers that are made up or were sampled."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from data_engine.models.attention import DoesNotFit
 from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.models.registry import reason
 from data_engine.scoring.logprobs import Scored, plain_token_logps, score_pass
+
+log = logging.getLogger(__name__)
 
 # Largest mean difference, nat a token, between two paths: rounding is far below, a bug far above.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -61,6 +64,16 @@ def why_not_shared(model: VisionLanguageModel, prompt: Prompt) -> str | None:
         )
     difference = _agreement(model, shared, plain).mean
     return f"log-probs behind a shared prompt are {difference:.2g} nat a token off those of the whole row"
+
+
+def settle(model: VisionLanguageModel, prompt: Prompt) -> None:
+    """Decide on the first prompt that a model is given whether its answers share it, and warn where they cannot."""
+    if model.is_settled:
+        return
+    model.why_plain = model.why_plain or why_not_shared(model, prompt)
+    model.is_settled = True
+    if model.why_plain:
+        log.warning("the model runs on the plain path, each answer with a prompt of its own: %s", model.why_plain)
 
 
 def self_check(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]], shared: list[Tensor]) -> float:

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from PIL import Image
 from torch import nn
 
 from data_engine.models.base import VisionLanguageModel
@@ -66,16 +65,17 @@ class Zero3Split:
 
     def run_together(self, model: VisionLanguageModel) -> None:
         """Have all ranks make each call of the model's decoder and vision tower at the same time."""
-        # The decoder is given embeddings and never uses its own; left in, they would be divided too.
-        model.decoder.embed_tokens = None
-        for kind, module in ((DECODE, model.decoder), (ENCODE, model.vision)):
-            # One DeepSpeed engine each: for prefetching, an engine records the order of the layers of one module.
-            with _quiet():
-                deepspeed().initialize(model=module, config=self._config(model.dtype))
-            # Before DeepSpeed's own hook, which gathers the weights.
-            module.register_forward_pre_hook(functools.partial(_agree_first, self.agreement, kind), prepend=True)
-        self.agreement.register(DECODE, functools.partial(_dummy_decode, model))
-        self.agreement.register(ENCODE, functools.partial(_dummy_encode, model))
+        with _without(model.whole_modules()):
+            for kind, module in ((DECODE, model.decoder), (ENCODE, model.vision)):
+                if module is None:
+                    continue
+                # One DeepSpeed engine each: for prefetching, an engine records the order of the layers of one module.
+                with _quiet():
+                    deepspeed().initialize(model=module, config=self._config(model.dtype))
+                # Before DeepSpeed's own hook, which gathers the weights.
+                module.register_forward_pre_hook(functools.partial(_agree_first, self.agreement, kind), prepend=True)
+        self.agreement.register(DECODE, model.idle_decode)
+        self.agreement.register(ENCODE, model.idle_encode)
 
     def _config(self, dtype: torch.dtype) -> dict:
         precision = {torch.bfloat16: {"bf16": {"enabled": True}}, torch.float16: {"fp16": {"enabled": True}}}
@@ -86,17 +86,17 @@ def _agree_first(agreement: CallAgreement, kind: int, _module: nn.Module, _input
     agreement.before(kind)
 
 
-@torch.inference_mode()
-def _dummy_decode(model: VisionLanguageModel) -> None:
-    shape = (1, 1, model.head.weight.shape[1])
-    embeds = torch.zeros(shape, device=model.device, dtype=model.dtype)
-    model.decoder(inputs_embeds=embeds, position_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
-
-
-@torch.inference_mode()
-def _dummy_encode(model: VisionLanguageModel) -> None:
-    pixels = model.pixels(Image.new("RGB", (8, 8)), True, max_megapixels=64)
-    model.encode_images(pixels[None].to(model.device))
+@contextlib.contextmanager
+def _without(places: list[tuple[nn.Module, str]]) -> Iterator[None]:
+    """Take modules out: DeepSpeed would divide the weights of all that it finds."""
+    kept = [(owner, name, getattr(owner, name)) for owner, name in places]
+    for owner, name, _ in kept:
+        setattr(owner, name, None)
+    try:
+        yield
+    finally:
+        for owner, name, module in kept:
+            setattr(owner, name, module)
 
 
 def _map_large_tensors() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_engine.errors import UserError
 from data_engine.questions.sources.base import LFS_POINTER, Source, first_line, is_lfs_pointer, refuse
+from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.folders import parquet_files
 from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, load_folder, load_hub
 from data_engine.questions.sources.parquet import ParquetSource
@@ -34,7 +35,9 @@ _FILE_ENDINGS = (".parquet", *_TEXT_ENDINGS, *_OTHER_FILES)
 _PARQUET_BEGINS = b"PAR1"
 
 
-def open_source(path: str, split: str | None = None, revision: str | None = None) -> Source:
+def open_source(
+    path: str, split: str | None = None, revision: str | None = None, names: ColumnNames = SAME_NAMES
+) -> Source:
     """The source that `path` names: parquet file or folder, file of rows, `datasets` folder, or hub id.
 
     Without `split`, it is the only one that there is. Raises UserError where there is none, where it cannot be read, or
@@ -42,18 +45,20 @@ def open_source(path: str, split: str | None = None, revision: str | None = None
     """
     local = Path(path)
     if _is_hub_id(path):
-        return DatasetsSource(load_hub(path, split, revision), f'dataset "{path}"')
+        return DatasetsSource(load_hub(path, split, revision), f'dataset "{path}"', names)
     refuse(not local.exists(), f'no file or folder at dataset_path "{path}"')
     refuse(revision is not None, f'dataset_revision "{revision}" is for a hub dataset; "{path}" is none')
     try:
         if is_saved_dataset(local):
-            return DatasetsSource(load_folder(path, split), f'dataset "{path}"')
-        return ParquetSource(parquet_files(local, split)) if local.is_dir() else _file_source(local, split)
+            return DatasetsSource(load_folder(path, split), f'dataset "{path}"', names)
+        if local.is_dir():
+            return ParquetSource(parquet_files(local, split), names)
+        return _file_source(local, split, names)
     except OSError as error:
         raise UserError(f'dataset_path "{path}" cannot be read: {first_line(error)}') from None
 
 
-def _file_source(file: Path, split: str | None) -> Source:
+def _file_source(file: Path, split: str | None, names: ColumnNames) -> Source:
     refuse(
         # `datasets` calls a file's only split so.
         split not in (None, "train"),
@@ -63,19 +68,19 @@ def _file_source(file: Path, split: str | None) -> Source:
     refuse(is_lfs_pointer(file), f'dataset_path "{file}" {LFS_POINTER}')
     name = file.name.lower()
     if name.endswith(_JSON_ENDINGS):
-        return TextSource(file)
+        return TextSource(file, names)
     with open(file, "rb") as stream:
         if stream.read(len(_PARQUET_BEGINS)) == _PARQUET_BEGINS:
-            return ParquetSource([file])
+            return ParquetSource([file], names)
     if name.endswith(_TEXT_ENDINGS):
-        return TextSource(file)
+        return TextSource(file, names)
     command = _OTHER_FILES.get(file.suffix.lower())
     refuse(
         command is not None,
         f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, or one of the last '
         f"three with .gz: {(command or '').replace('IN', str(file)).replace('OUT', file.stem)}",
     )
-    return ParquetSource([file])
+    return ParquetSource([file], names)
 
 
 def _is_hub_id(path: str) -> bool:

@@ -7,9 +7,9 @@ from typing import Protocol
 import pyarrow as pa
 
 from data_engine.errors import UserError
+from data_engine.questions.sources.column_names import ColumnNames
 from data_engine.store.file_hashes import HashFiles
 
-REQUIRED_COLUMNS = ("idx", "question", "image")
 BATCH_ROWS = 16
 PROBLEM = "problem"
 LFS_POINTER = "is a Git LFS pointer, not the data; run `git lfs pull` in its folder"
@@ -20,6 +20,8 @@ class Source(Protocol):
     """A table of questions that can be read from any row on."""
 
     columns: dict[str, pa.DataType]
+    names: ColumnNames
+    """what the dataset calls them"""
 
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         """The idx column, up to `limit` rows."""

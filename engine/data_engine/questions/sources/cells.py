@@ -3,7 +3,7 @@
 import json
 
 from data_engine.questions.base64_images import image_bytes
-from data_engine.questions.images import BadImage
+from data_engine.questions.images import BadImage, which_image
 from data_engine.questions.sources.base import PROBLEM
 
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
@@ -14,16 +14,21 @@ _SPEAKERS = ("role", "from")
 def cells_of(row: dict, columns: list[str]) -> dict:
     """A cell for each column, and under PROBLEM why the row cannot be used, or None.
 
-    The image becomes {bytes, path}, text becomes bytes, and an optional column that is no text becomes JSON.
+    An image becomes {bytes, path}, text becomes bytes, and messages and optional columns that are no text become JSON.
     """
     cells, problems = {}, []
     for name in columns:
         value = row.get(name)
         try:
             if name == "question":
-                cells[name] = _question(value, name in row)
+                asked = row.get("messages") if "messages" in columns else None
+                cells[name] = None if value is None and asked is not None else _question(value, name in row)
             elif name == "image":
                 cells[name] = _image(value)
+            elif name == "images":
+                cells[name] = _images(value)
+            elif name == "system" and not isinstance(value, str | None):
+                raise BadImage(f"system is {_kind(value)}; expected text")
             elif isinstance(value, str):
                 cells[name] = _text(value)
             else:
@@ -49,7 +54,7 @@ def _question(value: object, is_there: bool) -> bytes | None:
 def _image(value: object) -> dict | None:
     if isinstance(value, list):
         if len(value) > 1:
-            raise BadImage(f"row has {len(value)} images; this takes one")
+            raise BadImage(f'row has {len(value)} images in "image", which takes one; several stand in "images"')
         value = value[0] if value else None
     if value is None:
         return None
@@ -66,6 +71,27 @@ def _image(value: object) -> dict | None:
             expected = "base64 text" if name == "bytes" else "text"
             raise BadImage(f'"{name}" of the image is {_kind(cell)}; expected {expected}')
     return {"bytes": image_bytes(_text(data)) if data else None, "path": None if path is None else _text(path)}
+
+
+def _images(value: object) -> list | None:
+    """A list of images, or its text in JSON."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadImage("images is text, but not JSON; expected a list of images") from None
+    if value is None or isinstance(value, str):
+        return None
+    if not isinstance(value, list):
+        raise BadImage(f"images is {_kind(value)}; expected a list of images")
+    found = []
+    for number, item in enumerate(value, 1):
+        try:
+            # A list of images in the place of one is no image.
+            found.append(_image([item] if isinstance(item, list) else item))
+        except BadImage as error:
+            raise BadImage(which_image(str(error), number, len(value))) from None
+    return found
 
 
 def _is_message(item: object) -> bool:

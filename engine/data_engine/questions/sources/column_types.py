@@ -4,15 +4,19 @@ Writers spell one type in several ways: `large_string` or `string`, int32 or int
 order, a column of nulls without any type. Files that differ in these alone are one dataset.
 """
 
+import itertools
 from collections import Counter
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_engine.questions.sources.base import REQUIRED_COLUMNS, refuse
-from data_engine.schemas import OPTIONAL_COLUMNS
+from data_engine.questions.sources.base import refuse
+from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
+from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
-READ_COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+READ_COLUMNS = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS)
 IMAGE_FIELDS = ("bytes", "path")
+MESSAGE_FIELDS = ("role", "content")
 _SIGNED = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
 
 
@@ -26,22 +30,37 @@ def is_binary(type: pa.DataType) -> bool:
     return _plain(type) in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
-def columns_of(schema: pa.Schema, where: str) -> dict[str, pa.DataType]:
-    """The columns by name, dictionaries as what they hold, an image struct with the fields that are read.
+def is_list(type: pa.DataType) -> bool:
+    """Whether a column holds lists, in any of Arrow's layouts but those with offsets of their own."""
+    return pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
 
-    Raises UserError where a column that is read, or a field of the image, is there twice: either could be meant.
+
+def columns_of(schema: pa.Schema, where: str, names: ColumnNames = SAME_NAMES) -> dict[str, pa.DataType]:
+    """The columns by the engine's names, dictionaries as what they hold, image structs with the fields that are read.
+
+    Raises UserError where a column that is read, or a field of an image, is there twice: either could be meant.
     """
+    schema = names.renamed(schema)
     counts = Counter(schema.names)
-    twice = [f'"{name}"' for name in READ_COLUMNS if counts[name] > 1]
+    twice = [f'"{names.in_dataset(name)}"' for name in READ_COLUMNS if counts[name] > 1]
     refuse(bool(twice), f"{where} has more than one column {', '.join(twice)}; keep one and rename or drop the others")
     columns = {field.name: _plain(field.type) for field in schema}
-    image = columns.get("image")
-    if image is not None and pa.types.is_struct(image):
-        fields = [field for field in image if field.name in IMAGE_FIELDS]
-        twice = sorted({f'"{field.name}"' for field in fields if image.get_field_index(field.name) < 0})
-        refuse(bool(twice), f'{where}: the struct "image" has more than one field {", ".join(twice)}; keep one')
-        columns["image"] = pa.struct(fields) if fields else image
+    if "image" in columns:
+        columns["image"] = _read_image(columns["image"], f'{where}: the struct "{names.in_dataset("image")}"')
+    if "images" in columns and is_list(columns["images"]):
+        inner = _read_image(columns["images"].value_type, f'{where}: the struct of "{names.in_dataset("images")}"')
+        columns["images"] = _list_of(columns["images"], inner)
     return columns
+
+
+def _read_image(image: pa.DataType, where: str) -> pa.DataType:
+    """The type of an image with those fields of its struct that are read."""
+    if not pa.types.is_struct(image):
+        return image
+    fields = [field for field in image if field.name in IMAGE_FIELDS]
+    twice = sorted({f'"{field.name}"' for field in fields if image.get_field_index(field.name) < 0})
+    refuse(bool(twice), f"{where} has more than one field {', '.join(twice)}; keep one")
+    return pa.struct(fields) if fields else image
 
 
 def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
@@ -60,10 +79,9 @@ def unified(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return pa.large_binary()
     if pa.types.is_struct(one) and pa.types.is_struct(other):
         return _struct(one, other)
-    if _is_list(one) and _is_list(other):
+    if is_list(one) and is_list(other):
         inner = unified(one.value_type, other.value_type)
-        # Arrow converts no structs inside of lists.
-        return None if inner is None or pa.types.is_nested(inner) else pa.large_list(inner)
+        return None if inner is None else pa.large_list(inner)
     return None
 
 
@@ -81,7 +99,25 @@ def as_type(column: pa.Array, type: pa.DataType) -> pa.Array:
             for field in type
         ]
         return pa.StructArray.from_arrays(cells, fields=list(type), mask=column.is_null())
+    if is_list(column.type) and is_list(type):
+        # Arrow converts no structs inside of lists.
+        lists = pa.LargeListArray if pa.types.is_large_list(type) else pa.ListArray
+        offsets = pa.array(list_offsets(column), pa.int64() if lists is pa.LargeListArray else pa.int32())
+        return lists.from_arrays(offsets, as_type(column.flatten(), type.value_type), type, mask=column.is_null())
     return column.cast(type)
+
+
+def list_offsets(column: pa.Array) -> list[int]:
+    """Where each list of a column begins and the last one ends, among the values that flatten() gives."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
+    return list(itertools.accumulate(lengths, initial=0))
+
+
+def as_bytes(column: pa.Array) -> pa.Array:
+    """Text or binary of any layout as bytes: Arrow does not promise that text is valid UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_binary())
 
 
 def _plain(type: pa.DataType) -> pa.DataType:
@@ -90,7 +126,16 @@ def _plain(type: pa.DataType) -> pa.DataType:
         return type.value_type
     if pa.types.is_struct(type):
         return pa.struct([pa.field(field.name, _plain(field.type)) for field in type])
+    if is_list(type):
+        return _list_of(type, _plain(type.value_type))
     return type
+
+
+def _list_of(type: pa.DataType, inner: pa.DataType) -> pa.DataType:
+    """A list of other values; of what has a size or a length of its own, a plain one."""
+    if type.value_type == inner and not pa.types.is_fixed_size_list(type):
+        return type
+    return pa.large_list(inner) if pa.types.is_large_list(type) else pa.list_(inner)
 
 
 def _integer(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
@@ -110,7 +155,3 @@ def _struct(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     names = list(parts[0] | parts[1])
     types = [unified(parts[0].get(name, pa.null()), parts[1].get(name, pa.null())) for name in names]
     return None if None in types else pa.struct(list(zip(names, types, strict=True)))
-
-
-def _is_list(type: pa.DataType) -> bool:
-    return pa.types.is_list(type) or pa.types.is_large_list(type)

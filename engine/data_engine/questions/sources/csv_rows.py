@@ -9,6 +9,7 @@ from typing import BinaryIO
 from data_engine.errors import UserError
 from data_engine.questions.sources import text_file
 from data_engine.questions.sources.base import refuse
+from data_engine.questions.sources.column_names import ColumnNames
 from data_engine.questions.sources.column_types import READ_COLUMNS
 from data_engine.questions.sources.text_file import Record, TextFile, too_long
 
@@ -16,9 +17,10 @@ from data_engine.questions.sources.text_file import Record, TextFile, too_long
 class CsvRows:
     """The records of a file; every cell is text."""
 
-    def __init__(self, file: TextFile):
-        self._file = file
-        self._header: list[str] = []
+    def __init__(self, file: TextFile, names: ColumnNames):
+        self._file, self._names = file, names
+        # None in the place of a column that is not read.
+        self._header: list[str | None] = []
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
         """The rows, in order. Raises UserError, with the line, at what is none."""
@@ -34,8 +36,8 @@ class CsvRows:
             if self._header:
                 yield Record(where, start, lines.position - start, self._row(where, fields))
                 continue
-            self._header = fields
-            twice = [f'"{name}"' for name in READ_COLUMNS if Counter(fields)[name] > 1]
+            self._header = list(map(self._names.ours, fields))
+            twice = [f'"{self._names.in_dataset(name)}"' for name in READ_COLUMNS if Counter(self._header)[name] > 1]
             refuse(bool(twice), f'"{self._file.path}" has more than one column {", ".join(twice)}; keep one')
 
     def parse(self, where: str, data: bytes) -> dict:
@@ -49,7 +51,7 @@ class CsvRows:
             f'"{self._file.path}", {where}: {len(fields)} cells, but {len(self._header)} columns; '
             'a text with a comma stands in quotes, and a quote in it is doubled: "say ""yes"", please"',
         )
-        return dict(zip(self._header, fields, strict=True))
+        return {name: cell for name, cell in zip(self._header, fields, strict=True) if name is not None}
 
     def _next(self, reader: Iterator[list[str]], where: str) -> list[str] | None:
         """The next record: empty for an empty line, None at the end."""

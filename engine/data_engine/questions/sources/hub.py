@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from data_engine.errors import UserError
 from data_engine.questions.sources.base import BATCH_ROWS, choose_split, first_line, refuse
+from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.column_types import as_type, columns_of
 from data_engine.store.file_hashes import HashFiles
 
@@ -21,9 +22,9 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 class DatasetsSource:
     """A `datasets.Dataset`, memory-mapped; its Arrow format never opens a file that an image column names."""
 
-    def __init__(self, dataset, name: str = "dataset"):
-        self._name = name
-        self.columns = columns_of(dataset.features.arrow_schema, name)
+    def __init__(self, dataset, name: str = "dataset", names: ColumnNames = SAME_NAMES):
+        self._name, self.names = name, names
+        self.columns = columns_of(dataset.features.arrow_schema, name, names)
         self._dataset = dataset.with_format("arrow")
 
     def ids(self, limit: int | None) -> pa.ChunkedArray:
@@ -31,15 +32,16 @@ class DatasetsSource:
             # The library cannot cut rows from nothing.
             return pa.chunked_array([], self.columns["idx"])
         with _library_reads(f"{self._name} is broken"):
-            found = self._dataset.select_columns(["idx"])[:limit].column(0)
+            found = self._dataset.select_columns([self.names.in_dataset("idx")])[:limit].column(0)
             return pa.chunked_array([self._checked(chunk, "idx") for chunk in found.chunks], self.columns["idx"])
 
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        selected = self._dataset.select_columns(columns)
+        theirs = [self.names.in_dataset(name) for name in columns]
+        selected = self._dataset.select_columns(theirs)
         for start in range(rows.start, rows.stop, BATCH_ROWS):
             with _library_reads(f"{self._name} is broken"):
-                found = selected[start : min(start + BATCH_ROWS, rows.stop)].select(columns).to_batches()
-                cells = [[self._checked(batch.column(name), name) for name in columns] for batch in found]
+                found = selected[start : min(start + BATCH_ROWS, rows.stop)].select(theirs).to_batches()
+                cells = [list(map(self._checked, batch.columns, columns)) for batch in found]
             yield from (pa.RecordBatch.from_arrays(batch, columns) for batch in cells)
 
     def _checked(self, column: pa.Array, name: str) -> pa.Array:
@@ -135,6 +137,11 @@ def _check_offsets(column: pa.Array) -> None:
         column.validate()
         for part in column.flatten():
             _check_offsets(part)
+    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        # The same lists of nothing: text in the values need not be valid UTF-8.
+        lists = pa.ListArray if pa.types.is_list(column.type) else pa.LargeListArray
+        lists.from_arrays(column.offsets, pa.nulls(len(column.values))).validate(full=True)
+        _check_offsets(column.values)
     elif column.type in _AS_BYTES:
         column.view(_AS_BYTES[column.type]).validate(full=True)
     else:

@@ -8,7 +8,8 @@ from typing import BinaryIO
 from data_engine.errors import UserError
 from data_engine.questions.sources import text_file
 from data_engine.questions.sources.base import refuse
-from data_engine.questions.sources.column_types import IMAGE_FIELDS, READ_COLUMNS
+from data_engine.questions.sources.column_names import ColumnNames
+from data_engine.questions.sources.column_types import IMAGE_FIELDS, MESSAGE_FIELDS, READ_COLUMNS
 from data_engine.questions.sources.text_file import Record, TextFile, too_long
 
 _PIECE_BYTES = 1 << 20
@@ -27,8 +28,8 @@ class Object(dict):
 class JsonRows:
     """The objects of a file."""
 
-    def __init__(self, file: TextFile):
-        self._file = file
+    def __init__(self, file: TextFile, names: ColumnNames):
+        self._file, self._names = file, names
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
         """The rows, in order. Raises UserError, with the place, at what is none."""
@@ -39,20 +40,18 @@ class JsonRows:
         stream.seek(0)
         return self._lines(stream)
 
-    def parse(self, where: str, data: bytes) -> Object:
-        """One row. Raises UserError where it is no object, or has a key twice that is read."""
+    def parse(self, where: str, data: bytes) -> dict:
+        """One row, by the engine's names. Raises UserError where it is no object, or has a key twice that is read."""
         place = f'"{self._file.path}", {where}'
         try:
             row = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not JSON: {error}") from None
         refuse(not isinstance(row, Object), f'{place}: not an object {{"idx": ..., ...}}')
-        image = row.get("image")
-        twice = [f'"{name}"' for name in READ_COLUMNS if name in row.repeated]
-        if isinstance(image, Object):
-            twice += [f'"{name}" of the image' for name in IMAGE_FIELDS if name in image.repeated]
+        twice = _repeated(row, self._names)
         refuse(bool(twice), f"{place}: {', '.join(twice)} is there more than once; keep one")
-        return row
+        named = ((self._names.ours(key), value) for key, value in row.items())
+        return {name: value for name, value in named if name is not None}
 
     def _lines(self, stream: BinaryIO) -> Iterator[Record]:
         start = 0
@@ -82,6 +81,20 @@ class JsonRows:
                 refuse(byte != b"]", f'"{self._file.path}", {where}: not JSON: expected "," or the end of the array')
         scanner.position += 1
         refuse(scanner.next_byte("", end=True) != b"", f'"{self._file.path}" goes on behind the end of its array')
+
+
+def _repeated(row: Object, names: ColumnNames) -> list[str]:
+    """The keys that are read and that a row has more than once, in words."""
+    twice = [f'"{name}"' for name in map(names.in_dataset, READ_COLUMNS) if name in row.repeated]
+    cells = {name: row.get(names.in_dataset(name)) for name in ("image", "images", "messages")}
+    inside = [("image", IMAGE_FIELDS, [cells["image"]])]
+    inside += [(f"an item of {name}", keys, cells[name])
+               for name, keys in (("images", IMAGE_FIELDS), ("messages", MESSAGE_FIELDS))
+               if isinstance(cells[name], list)]  # fmt: skip
+    for what, keys, items in inside:
+        repeated = {key for item in items if isinstance(item, Object) for key in keys if key in item.repeated}
+        twice += [f'"{key}" of {"the " if what == "image" else ""}{what}' for key in keys if key in repeated]
+    return twice
 
 
 def _object(pairs: list[tuple[str, object]]) -> Object:

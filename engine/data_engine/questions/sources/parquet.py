@@ -3,7 +3,7 @@
 import bisect
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from data_engine.errors import UserError
 from data_engine.questions.images import MAX_FILE_BYTES
 from data_engine.questions.sources.base import BATCH_ROWS, LFS_POINTER, first_line, is_lfs_pointer, refuse
+from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.column_types import READ_COLUMNS, as_type, columns_of, unified
 from data_engine.store.file_hashes import HashFiles
 
@@ -25,17 +26,17 @@ MAX_ROW_BYTES = 3 * MAX_FILE_BYTES + _BUFFER_BYTES
 class ParquetSource:
     """Parquet files, one behind the other; those of their columns that are spelled differently have one type."""
 
-    def __init__(self, files: list[Path]):
-        self._files = files
+    def __init__(self, files: list[Path], names: ColumnNames = SAME_NAMES):
+        self._files, self.names = files, names
         self.columns: dict[str, pa.DataType] = {}
         # (file, row group, its first row, the row after its last)
         self._groups: list[tuple[Path, int, int, int]] = []
         start = 0
         for file in self._files:
             with _open_parquet(file) as opened:
-                columns = columns_of(opened.schema_arrow, f'dataset file "{file}"')
+                columns = columns_of(opened.schema_arrow, f'dataset file "{file}"', names)
                 self.columns = self._unified_columns(file, columns) if self.columns else columns
-                _check_cell_sizes(file, opened.metadata)
+                _check_cell_sizes(file, opened.metadata, tuple(map(names.in_dataset, READ_COLUMNS)))
                 for group in range(opened.num_row_groups):
                     stop = start + opened.metadata.row_group(group).num_rows
                     self._groups.append((file, group, start, stop))
@@ -50,7 +51,7 @@ class ParquetSource:
         chunks: list[pa.Array] = []
         for file in self._files:
             with _open_parquet(file) as opened, _reading(file):
-                found = opened.read(["idx"], use_threads=False).column(0).chunks
+                found = opened.read([self.names.in_dataset("idx")], use_threads=False).column(0).chunks
                 chunks += [as_type(chunk, self.columns["idx"]) for chunk in found]
             if limit is not None and sum(map(len, chunks)) >= limit:
                 break
@@ -85,12 +86,16 @@ class ParquetSource:
         if self._open is None or self._open[0] != file:
             self._open = (file, _open_parquet(file))
         opened = self._open[1]
-        largest = max(chunk.total_uncompressed_size for chunk in _chunks(opened.metadata, group, columns))
+        theirs = [self.names.in_dataset(name) for name in columns]
+        largest = max(chunk.total_uncompressed_size for chunk in _chunks(opened.metadata, group, theirs))
         # A cell is at most as large as its chunk; but one large cell of a dictionary may occur in every row.
         rows = min(BATCH_ROWS, max(1, MAX_BATCH_BYTES // max(1, largest)))
         with _reading(file):
-            for batch in opened.iter_batches(rows, [group], list(columns), use_threads=False):
-                cells = [as_type(batch.column(name), self.columns[name]) for name in columns]
+            for batch in opened.iter_batches(rows, [group], theirs, use_threads=False):
+                cells = [
+                    as_type(batch.column(column), self.columns[name])
+                    for column, name in zip(theirs, columns, strict=True)
+                ]
                 yield pa.RecordBatch.from_arrays(cells, list(columns))
 
     def _unified_columns(self, file: Path, columns: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
@@ -102,9 +107,10 @@ class ParquetSource:
                 continue
             both = unified(before, here) if before is not None and here is not None else None
             if both is None:
+                shown = self.names.in_dataset(name)
                 before, here = (f"of type {type}" if type is not None else "missing" for type in (before, here))
                 raise UserError(
-                    f'dataset file "{file}" has another schema than "{self._files[0].name}": column "{name}" is '
+                    f'dataset file "{file}" has another schema than "{self._files[0].name}": column "{shown}" is '
                     f"{here}, in the files before it {before}; write all files of --dataset_path with the same columns"
                 )
             types[name] = both
@@ -123,22 +129,24 @@ def _reading(file: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_cell_sizes(file: Path, metadata: pq.FileMetaData) -> None:
+def _check_cell_sizes(file: Path, metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
     """Refuse, before unpacking, a row group whose mean cell would be larger than an image may be."""
     for group in range(metadata.num_row_groups):
         num_rows = metadata.row_group(group).num_rows
-        for chunk in _chunks(metadata, group, READ_COLUMNS):
+        for chunk in _chunks(metadata, group, columns):
+            # A list of images has more values than rows.
+            num_cells = max(1, num_rows, chunk.num_values)
             refuse(
-                chunk.total_uncompressed_size > MAX_ROW_BYTES * max(1, num_rows),
+                chunk.total_uncompressed_size > MAX_ROW_BYTES * num_cells,
                 f'dataset file "{file}": column "{chunk.path_in_schema}" unpacks to {chunk.total_uncompressed_size} '
                 f"bytes in the {num_rows} rows of row group {group}, more than {MAX_ROW_BYTES} bytes a row",
             )
 
 
-def _chunks(metadata: pq.FileMetaData, group: int, columns: tuple[str, ...]) -> Iterator[pq.ColumnChunkMetaData]:
+def _chunks(metadata: pq.FileMetaData, group: int, columns: Sequence[str]) -> Iterator[pq.ColumnChunkMetaData]:
     """The footer's metadata of the `columns` of a row group, and of their nested fields."""
     chunks = map(metadata.row_group(group).column, range(metadata.num_columns))
-    return (chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns)
+    return (chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns))
 
 
 def _open_parquet(file: Path) -> pq.ParquetFile:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from data_engine.errors import UserError
 from data_engine.questions.sources.base import PROBLEM, refuse
 from data_engine.questions.sources.cells import cells_of
+from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.column_types import READ_COLUMNS
 from data_engine.questions.sources.csv_rows import CsvRows
 from data_engine.questions.sources.json_rows import JsonRows
@@ -25,12 +26,13 @@ _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.binary())])
 class TextSource:
     """JSON objects or CSV records; an image is a path, base64 text, or an object with one of them.
 
+    Images and messages are lists, or the text of such a list in JSON; messages stay JSON.
     Text columns are binary: JSON may hold half surrogate pairs, which are not valid Unicode.
     """
 
-    def __init__(self, path: Path):
-        self._file = TextFile(path)
-        self._rows = CsvRows(self._file) if ".csv" in path.suffixes[-2:] else JsonRows(self._file)
+    def __init__(self, path: Path, names: ColumnNames = SAME_NAMES):
+        self._file, self.names = TextFile(path), names
+        self._rows = CsvRows(self._file, names) if ".csv" in path.suffixes[-2:] else JsonRows(self._file, names)
         self._starts, self._sizes = array("q"), array("q")
         self.columns: dict[str, pa.DataType] = {}
         ids: list[int | str | None] = []
@@ -82,7 +84,7 @@ class TextSource:
 
 
 def _type(name: str) -> pa.DataType:
-    return _IMAGE if name == "image" else pa.binary()
+    return {"image": _IMAGE, "images": pa.list_(_IMAGE)}.get(name, pa.binary())
 
 
 def _is_id(value: object) -> bool:

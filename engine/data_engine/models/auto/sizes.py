@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicCache
 
 from data_engine.models.answer_cache import is_recurrent, tensors
 from data_engine.models.attention import Finding, attending
-from data_engine.models.auto import attend_by_hook, find_decoder, layer_kinds
+from data_engine.models.auto.parts import attend_by_hook, find_decoder, layer_kinds
 from data_engine.models.base import CacheSizes
 from data_engine.models.decoder import cache_values_per_token
 

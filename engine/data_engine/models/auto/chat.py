@@ -5,7 +5,9 @@ Shapes: P tokens of a prompt with its pictures expanded.
 
 import copy
 import inspect
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,12 +16,12 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from data_engine.errors import BadRow, UserError
-from data_engine.models.answer_ids import Tail, behind_answer, encode, first_special, tail
-from data_engine.models.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
-from data_engine.models.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
-from data_engine.models.processor import explained, load_config, load_processor
+from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail
+from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
+from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
+from data_engine.models.auto.processor import explained, load_config, load_processor
 from data_engine.models.registry import ModelError, read_json, reason
-from data_engine.questions.conversation import Conversation
+from data_engine.questions.conversation import Conversation, Message
 
 __all__ = ["Chat", "ChatSettings"]
 
@@ -49,6 +51,9 @@ class Chat:
         """models of equal fingerprints can exchange token ids"""
         self.image_processor_name = type(processor.image_processor).__name__
         """Pillow's and torchvision's give other pixels"""
+        size = getattr(processor.image_processor, "size", None) or {}
+        self.shortest_edge: int | None = None if size.get("longest_edge") else size.get("shortest_edge")
+        """pixels of an image's short side after resizing, where its long side then is of any length"""
         self.eos_token_ids = self._ends()
         media = media_ids(processor, config)
         self.banned_token_ids = tuple(number for number in media if number not in self.eos_token_ids)
@@ -56,6 +61,8 @@ class Chat:
         # By the conversation without its texts, of which a run has a few kinds.
         self._tail = lru_cache(1024)(self._tail_of)
         self._neutral_counts = lru_cache(1024)(self._counts_of)
+        self._placed = lru_cache(1024)(self._placed_in)
+        self._image_tokens = self._counts_of(Conversation.of(WORD)) - self._counts_of(Conversation.of(WORD, 0))
 
     @classmethod
     def load(cls, folder: Path, settings: ChatSettings = _DEFAULT) -> "Chat":
@@ -118,6 +125,9 @@ class Chat:
     def _inputs(self, processor: ProcessorMixin, conversation: Conversation, images: Sequence[Image.Image]) -> dict:
         if conversation.answer_start and not self._starts_answers:
             raise BadRow(f"{type(processor).__name__} puts text of its own behind the beginning of an answer")
+        if self._placed(neutral(conversation)) < conversation.num_images:
+            placed = self._placed(neutral(conversation))
+            raise BadRow(f"the chat template places {placed} of the {conversation.num_images} images")
         token = self._written(conversation)
         if token is None:
             self._refuse_forged(conversation)
@@ -171,7 +181,14 @@ class Chat:
         for token in more:
             raise BadRow(f"{self._place(conversation, token)} contains the control token {token}")
 
-    def _counts_of(self, conversation: Conversation):
+    def _placed_in(self, conversation: Conversation) -> int:
+        """Images that the template has a place for; older processors drop the others without a word."""
+        if not self._image_tokens:
+            return conversation.num_images
+        more = self._counts_of(conversation) - self._counts_of(_without_images(conversation))
+        return max(more[token] // number for token, number in self._image_tokens.items())
+
+    def _counts_of(self, conversation: Conversation) -> Counter[str]:
         text = self._template.render(conversation)
         return self._controls.counted(self._tokenizer.encode(text, add_special_tokens=False))
 
@@ -234,6 +251,14 @@ class _Once:
 def _shape(conversation: Conversation) -> Conversation:
     """What the form of an answer depends on."""
     return Conversation(neutral(conversation).messages, conversation.answer_start)
+
+
+def _without_images(conversation: Conversation) -> Conversation:
+    def texts(message: Message) -> tuple[str, ...]:
+        return tuple(part for part in message.content if isinstance(part, str)) or (WORD,)
+
+    messages = tuple(replace(message, content=texts(message)) for message in conversation.messages)
+    return replace(conversation, messages=messages)
 
 
 def _head(conversation: Conversation) -> tuple:

@@ -99,7 +99,7 @@ def explained(folder: Path, error: Exception) -> ModelError:
         return ModelError(f"the processor of {folder} needs {error.name}: pip install {error.name}")
     if isinstance(error, ImportError) and wanted:
         return ModelError(f"the processor of {folder} needs {wanted[1]}: pip install {wanted[1]}")
-    return ModelError(f"the processor of {folder} cannot be loaded ({type(error).__name__}: {reason(error)})")
+    return ModelError(f"the processor of {folder} cannot be used ({type(error).__name__}: {reason(error)})")
 
 
 def _torchvision() -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from data_engine.errors import BadRow
-from data_engine.models.chat_template import ANSWER, WORD, ChatTemplate, neutral
-from data_engine.models.control_tokens import ControlTokens
+from data_engine.models.auto.chat_template import ANSWER, WORD, ChatTemplate, neutral
+from data_engine.models.auto.control_tokens import ControlTokens
 from data_engine.questions.conversation import Conversation, Message
 
 # Ends a model's thoughts: a part of an answer, though the template writes it too.

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint of transformers: loaded by transformers itself, every missing or foreign one refused."""
+"""The weights of a checkpoint of transformers: loaded by transformers itself, every missing or foreign one refused."""
 
 import logging
 import warnings
@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from data_engine.models.base import Split
+from data_engine.models.auto.processor import load_config
 from data_engine.models.registry import ModelError, reason
-from data_engine.models.weight_files import check_files
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +19,13 @@ log = logging.getLogger(__name__)
 TOLD = 3
 
 
-def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, split: Split | None) -> PreTrainedModel:
+def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model, whole. Raises ModelError where weights are missing, too many or of a wrong shape."""
-    if split is not None:
-        raise ModelError(f"{folder}: models of the family auto cannot be split yet; set --zero3 off")
-    check_checkpoint(folder)
+    load_config(folder)
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -40,6 +38,8 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, split: 
         raise ModelError(f"{folder} cannot be loaded ({type(error).__name__}: {reason(error)})") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
     for what, names in (
         ("lacks", told["missing_keys"]),
         ("holds, of another shape than config.json says,", told["mismatched_keys"]),
@@ -55,14 +55,3 @@ def _some(names: Iterable[object]) -> str:
     names = sorted(map(str, names))
     more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
     return ", ".join(names[:TOLD]) + more
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Raise ModelError for a configuration that is none, and for weight files that are not whole."""
-    check_files(folder)
-    try:
-        AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise ModelError(
-            f"{folder / 'config.json'} cannot be read ({type(error).__name__}: {reason(error)})"
-        ) from error

@@ -1,7 +1,7 @@
 """Messages to the text of a prompt, through the checkpoint's own chat template or the user's."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -12,6 +12,7 @@ import jinja2.parser
 from PIL.Image import Image
 from transformers import ProcessorMixin
 
+from data_engine.chat_settings import ChatSettings
 from data_engine.errors import BadRow, UserError
 from data_engine.models.registry import ModelError, reason
 from data_engine.questions.conversation import Conversation, Message
@@ -29,16 +30,6 @@ _START = "data_engine_answer_start"
 _OURS = frozenset(("messages", "tools", "documents", "conversation", "chat_template", "add_generation_prompt",
     "continue_final_message", "tokenize", "return_tensors", "return_dict", "return_assistant_tokens_mask",
     "load_audio_from_video", "processor_kwargs", "sanitize_control_tokens", _START))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """What --chat_template and --chat_template_kwargs say."""
-
-    template: str | None = None
-    """text of a template, in the place of the checkpoint's own"""
-    kwargs: Mapping[str, object] = field(default_factory=dict)
-    """variables of the template, for example {"enable_thinking": false}"""
 
 
 def neutral(conversation: Conversation) -> Conversation:
@@ -120,8 +111,8 @@ class ChatTemplate:
             except BadRow as error:
                 told = str(error).removeprefix("the chat template refuses it: ")
                 continue
-            # A template that expects a text prints a list as Python does.
-            if ANSWER in text and "'type'" not in text:
+            # A template that expects a text prints a list, with its texts in quotes.
+            if ANSWER in text and f"'{ANSWER}'" not in text and f'"{ANSWER}"' not in text:
                 return
         self._as_text.discard(role)
         if role == "user":

@@ -1,0 +1,1 @@
+"""The family `auto`: any AutoModelForImageTextToText of transformers, with its own processor and chat template."""

@@ -1,0 +1,79 @@
+"""A model's own decoding, a step at a time: the plain path samples by it, and doubts about the shared one are settled.
+
+Shapes: K rows, V vocabulary.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_utils import PreTrainedModel
+
+from data_engine.models.answer_cache import is_recurrent, mapped
+
+
+class OwnDecoding:
+    """Rows of answers as the model's own `generate` computes them: the prompt is run once, its cache then copied.
+
+    `generate` itself expands the inputs of a prompt, where several crops of an image change places.
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: dict[str, Tensor], num_rows: int) -> None:
+        self._model, self._num_rows = model, num_rows
+        self._ids = inputs.pop("input_ids")
+        self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        self._options = inputs | {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": 1}
+        # As `generate` begins: models with several axes of positions go on counting from these.
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            self._options["position_ids"] = model._prepare_position_ids_for_generation(self._ids, self._options)
+
+    @torch.inference_mode()
+    def first(self) -> Tensor:
+        logits = self._step(is_first_iteration=True)
+        if self._num_rows > 1:
+            self._cache.layers = [
+                mapped(layer, self._repeated) if is_recurrent(layer) else _copied(layer, self._num_rows)
+                for layer in self._cache.layers
+            ]
+            for name, value in self._options.items():
+                if isinstance(value, Tensor) and (axis := self._axis_of_rows(value)) is not None:
+                    self._options[name] = value.repeat_interleave(self._num_rows, axis)
+            self._ids = self._repeated(self._ids)
+        return self._repeated(logits)
+
+    @torch.inference_mode()
+    def next(self, tokens_K: Tensor) -> Tensor:
+        self._ids = torch.cat([self._ids, tokens_K[:, None]], 1)
+        return self._step(next_sequence_length=1)
+
+    def _repeated(self, rows: Tensor) -> Tensor:
+        return rows.repeat_interleave(self._num_rows, 0)
+
+    def _axis_of_rows(self, value: Tensor) -> int | None:
+        """The axis that counts rows, of what stands beside each token: it comes before that of the tokens.
+
+        Pixels have none: they are not read again.
+        """
+        tokens = self._ids.shape[1]
+        for axis in range(value.ndim - 1):
+            if (
+                value.shape[axis] == 1
+                and value.shape[axis + 1] in (tokens, tokens + 1)
+                and not value.is_floating_point()
+            ):
+                return axis
+        return None
+
+    def _step(self, **how: object) -> Tensor:
+        given = self._model.prepare_inputs_for_generation(self._ids, **how, **self._options)
+        out = self._model(**given, return_dict=True)
+        self._options = self._model._update_model_kwargs_for_generation(out, self._options, is_encoder_decoder=False)
+        return out.logits[:, -1].float()
+
+
+def _copied(layer: object, num_rows: int) -> object:
+    """A layer of a cache for so many equal rows."""
+    if getattr(layer, "keys", None) is not None:
+        layer.batch_repeat_interleave(num_rows)
+    return layer

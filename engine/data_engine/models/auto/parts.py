@@ -1,0 +1,76 @@
+"""The parts of a model of transformers: its text decoder, its vision tower, its head, and what its layers keep."""
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+
+from data_engine.models.attention import NAME, DoesNotFit, Noted
+from data_engine.models.base import LayerKind
+from data_engine.models.head import Head
+
+
+def find_decoder(model: PreTrainedModel) -> nn.Module:
+    """The text decoder without a head."""
+    decoder = model.get_decoder()
+    # Llama 4 gives the decoder with its head.
+    if hasattr(decoder, "lm_head"):
+        decoder = getattr(decoder, "model", decoder)
+    if decoder is None or decoder is model or hasattr(decoder, "lm_head"):
+        raise DoesNotFit("it does not say which part of it is the text decoder")
+    return decoder
+
+
+def find_vision(model: PreTrainedModel) -> nn.Module | None:
+    """The vision tower: the outermost module with the vision configuration."""
+    config = getattr(model.config, "vision_config", None)
+    return next((module for module in model.modules() if getattr(module, "config", model) is config), None)
+
+
+def attend_by_hook(model: PreTrainedModel, decoder: nn.Module) -> None:
+    """Have the decoder's layers, and nothing else, attend by attention.NAME."""
+    configs = {id(module.config) for module in decoder.modules() if hasattr(module, "config")}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and id(config) in configs:
+            config._attn_implementation = NAME
+
+
+def output_weights(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        raise DoesNotFit("its output layer is not a linear one")
+    return layer.weight, layer.bias
+
+
+def fitted_head(head: Head, hidden_D: Tensor, logits_V: Tensor, config: object) -> Head:
+    """The head that gives the model's own logits: some configurations name a scale that their model does not apply.
+
+    Raises DoesNotFit where none does.
+    """
+    scales = [1.0] + [
+        1 / value if name == "logits_scaling" else value
+        for name in ("logit_scale", "logits_scaling", "output_multiplier")
+        if (value := getattr(config, name, None)) is not None
+    ]
+    caps = [None, *filter(None, [getattr(config, "final_logit_softcapping", None)])]
+    tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
+    for scale, cap in itertools.product(scales, caps):
+        found = Head(head.weight, head.bias, scale, cap)
+        if torch.allclose(found.logits(hidden_D[None])[0], logits_V.float(), rtol=tolerance, atol=tolerance):
+            return found
+    raise DoesNotFit("its logits are not those of its output layer, nor a scale or a cap of config.json away from them")
+
+
+def layer_kinds(noted: Mapping[int, Noted]) -> list[LayerKind]:
+    """What each layer keeps, by what a prompt left in it; one that uses another's keys was handed the same tensors."""
+    kinds, places = [], {}
+    for number in range(len(noted)):
+        keys, values, cross, _ = noted[number]
+        # Not data_ptr: tensors on the meta device have none.
+        place = tuple((part.untyped_storage()._cdata, part.storage_offset()) for part in (keys, values))
+        kinds.append(LayerKind(keys.shape[0], keys.shape[-1], values.shape[-1], cross, places.get(place)))
+        places.setdefault(place, number)
+    return kinds

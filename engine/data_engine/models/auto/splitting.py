@@ -1,0 +1,87 @@
+"""A model of transformers split over the ranks: which of its weights are divided, and how they get there.
+
+Rank 0 reads the model into its host's memory; weight by weight, all ranks then take their shares, or a copy. The
+decoder and the vision tower are divided. Embeddings, head and whatever connects tower and decoder, which are used
+between calls, stay whole on each rank.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import accelerate
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
+from transformers.modeling_utils import PreTrainedModel
+
+from data_engine.models.auto.loading import load_weights
+from data_engine.models.auto.parts import find_decoder, find_vision
+from data_engine.models.auto.processor import load_config
+from data_engine.models.auto.sizes import cache_sizes
+from data_engine.models.base import Split
+from data_engine.models.cpu_linear import with_weights_read
+from data_engine.models.registry import ModelError
+
+
+def check_split(folder: Path) -> None:
+    """Raise ModelError for a model that cannot be split over ranks."""
+    if cache_sizes(folder).per_answer:
+        raise ModelError(
+            f"{folder} has layers with a recurrent state: such models are not split over ranks yet; set --zero3 off, "
+            "or choose one that only attends"
+        )
+
+
+def whole_modules(part: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """(owner, name) of the modules inside a split part whose weights stay whole: embeddings, which are used outside of
+    its calls as well, and those that their owner reads itself.
+    """
+    read_elsewhere = with_weights_read(part)
+    for owner in list(part.modules()):
+        for name, child in list(owner.named_children()):
+            if isinstance(child, nn.Embedding) or child in read_elsewhere:
+                yield owner, name
+
+
+def load_split(folder: Path, device: torch.device, dtype: torch.dtype, split: Split) -> PreTrainedModel:
+    """The model with this rank's share of each divided weight. All ranks call it at the same time."""
+    if split.reads:
+        model = load_weights(folder, torch.device("cpu"), dtype)
+    else:
+        # Buffers are real: those that no file holds are computed here.
+        with accelerate.init_empty_weights(include_buffers=False):
+            model = AutoModelForImageTextToText.from_config(load_config(folder), dtype=dtype)
+    divided = _divided(model)
+    for owner in list(model.modules()):
+        for name, value in list(owner.named_parameters(recurse=False)):
+            setattr(owner, name, _placed(value, value in divided, device, split))
+        for name, value in list(owner.named_buffers(recurse=False)):
+            owner._buffers[name] = _same(value.to(device))
+    # A tied head is the embeddings' weight again, of which each was made one of its own.
+    model.tie_weights()
+    return model
+
+
+def _divided(model: PreTrainedModel) -> set[nn.Parameter]:
+    parts = [find_decoder(model), *filter(None, [find_vision(model)])]
+    found = {parameter for part in parts for parameter in part.parameters()}
+    whole = {
+        parameter
+        for part in parts
+        for owner, name in whole_modules(part)
+        for parameter in getattr(owner, name).parameters()
+    }
+    return found - whole
+
+
+def _placed(value: nn.Parameter, divided: bool, device: torch.device, split: Split) -> nn.Parameter:
+    mine = value.data.to(device) if split.reads else torch.empty(value.shape, device=device, dtype=value.dtype)
+    return split.divide(mine) if divided else nn.Parameter(_same(mine), requires_grad=False)
+
+
+def _same(value: Tensor) -> Tensor:
+    """Rank 0's value on every rank."""
+    value = value.contiguous()
+    dist.broadcast(value, 0)
+    return value

@@ -1,0 +1,75 @@
+"""What a batch of rows asks, from the cells of its columns: of each row a conversation, and the images in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from data_engine.questions.conversation import Conversation, Message
+from data_engine.questions.images import BadImage
+from data_engine.questions.messages import MAX_TEXT_BYTES, conversation_of, messages_in, with_images
+from data_engine.questions.row_images import ImageCell, ImageCells, chosen_cells, limited
+from data_engine.questions.sources.column_types import as_bytes, is_list
+
+
+@dataclass(frozen=True)
+class Given:
+    """A conversation as its row brought it: with the row's own system text, and its images not numbered."""
+
+    conversation: Conversation
+    is_question: bool
+    """it stood in the column of questions, not in the one of messages"""
+
+    def with_images(self, num_images: int) -> Conversation:
+        """With its images numbered. Raises BadImage where their number is not the one that the messages ask for."""
+        if self.is_question and num_images < 2:
+            # Whatever the text says: such rows are as old as the engine, and so is the order of image and text.
+            return Conversation.of(self.conversation.question, num_images, self.conversation.system)
+        return with_images(self.conversation, num_images)
+
+
+class Asked:
+    """The rows of a batch; of what is wrong with one of them, BadImage says why it is left out."""
+
+    def __init__(self, batch: pa.RecordBatch, columns: Sequence[str]):
+        self._columns = columns
+        self._questions, self._messages, self._systems = (
+            _texts(batch.column(name)) if name in columns else None for name in ("question", "messages", "system")
+        )
+        self._image, self._images = (
+            ImageCells(batch.column(name)) if name in columns else None for name in ("image", "images")
+        )
+
+    def given(self, row: int) -> Given:
+        """What is asked, before its images are looked at."""
+        question, system = _text(self._questions, row, "question"), _text(self._systems, row, "system")
+        messages = messages_in(self._messages[row]) if self._messages is not None else None
+        if messages is not None:
+            conversation = conversation_of(messages)
+            if question and question != conversation.question:
+                raise BadImage("row has a question, and messages that end with another one; leave one of the two null")
+        elif question is None:
+            raise BadImage("question is null")
+        else:
+            conversation = Conversation((Message("user", (question,)),))
+        if system and conversation.system not in (None, system):
+            raise BadImage("row has a system text, and another one in its messages; leave one of the two out")
+        return Given(conversation.with_system(system or None), messages is None)
+
+    def images(self, row: int) -> list[ImageCell]:
+        """The images of a row, not read yet."""
+        image, images = (cells and cells.of_row(row) for cells in (self._image, self._images))
+        return chosen_cells(image, images, self._columns)
+
+
+def _texts(column: pa.Array) -> pa.Array:
+    """A column of text as bytes; one of lists as it is."""
+    return column if is_list(column.type) else as_bytes(column)
+
+
+def _text(column: pa.Array | None, row: int, name: str) -> str | None:
+    data = None if column is None else limited(column[row], MAX_TEXT_BYTES, name)
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError:
+        raise BadImage(f"{name} is not valid UTF-8") from None

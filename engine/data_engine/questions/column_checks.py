@@ -1,0 +1,112 @@
+"""What is wrong with the columns of a dataset as a whole, before any row is read."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from data_engine.errors import UserError
+from data_engine.questions.sources.column_names import ColumnNames
+from data_engine.questions.sources.column_types import IMAGE_FIELDS, MESSAGE_FIELDS, is_binary, is_list, is_text
+
+
+def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: str) -> None:
+    """Raise UserError where a dataset cannot be one of questions; `columns` has the engine's names."""
+    if not columns:
+        raise UserError(f"{name} is empty")
+    names.require_there(columns, name)
+    missing = [] if "idx" in columns else ["idx"]
+    missing += [] if {"question", "messages"} & columns.keys() else ["question"]
+    if missing:
+        listed = " and ".join(f'"{column}"' for column in missing)
+        plural = "s" if len(missing) > 1 else ""
+        raise UserError(f"{name} has no column{plural} {listed}; {names.listed(columns)}{_hint(columns)}")
+    kinds = {
+        "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
+        "question": ("text", _is_text),
+        "image": ("struct{bytes, path}, binary, or text that is a path", _is_image),
+        "images": ("a list of struct{bytes, path}, of binary, or of text that is a path", _is_images),
+        "messages": ("a list of struct{role, content}, or its text in JSON", _is_messages),
+        "system": ("text", _is_text),
+    }
+    for column, (expected, fits) in kinds.items():
+        if column in columns and not fits(columns[column]):
+            shown = names.in_dataset(column)
+            raise UserError(f'{name}: column "{shown}" must be {expected}, got {columns[column]}')
+    _check_images_are_meant(columns, name)
+
+
+def checked_ids(column: pa.ChunkedArray, name: str) -> list[int | str]:
+    """The ids of all rows. Raises UserError where one is null, repeated or no text."""
+    if len(column) == 0:
+        raise UserError(f"{name} has no rows")
+    if column.null_count:
+        first = column.is_null().index(True).as_py()
+        raise UserError(
+            f"{name}: idx is null in {column.null_count} of {len(column)} rows, first in row {first} (counted from 0)"
+        )
+    try:
+        ids = column.to_pylist()
+    except UnicodeDecodeError:
+        raise UserError(f'{name}: column "idx" holds text that is not valid UTF-8') from None
+    if len(set(ids)) < len(ids):
+        repeated = [(value, count) for value, count in Counter(ids).items() if count > 1]
+        shown = ", ".join(f"{json.dumps(value)} ({count} times)" for value, count in repeated[:5])
+        more = ", ..." if len(repeated) > 5 else ""
+        raise UserError(f"{name}: every idx must be unique, but {len(repeated)} are repeated: {shown}{more}")
+    return ids
+
+
+def has_images(columns: Mapping[str, pa.DataType]) -> bool:
+    """Whether rows can have images; without a column of them, every question is asked without one."""
+    return "image" in columns or "images" in columns
+
+
+def _hint(columns: Mapping[str, pa.DataType]) -> str:
+    """How to mend a dataset without one of the required columns."""
+    if "question" not in columns and "messages" not in columns and "conversations" in columns:
+        return (
+            '; "conversations" holds conversations, as of LLaVA and ShareGPT: write them as "messages", lists of '
+            '{"role": ..., "content": ...} that end with the user, or the text of one turn as "question"; and give '
+            'every row a unique "idx"'
+        )
+    if "idx" not in columns:
+        return '; give every question an "idx" of its own, text or a number'
+    return "; or say --columns question=NAME"
+
+
+def _check_images_are_meant(columns: Mapping[str, pa.DataType], name: str) -> None:
+    """Raise UserError where questions would be asked without their images, which stand in a column of another name."""
+    if has_images(columns):
+        return
+    for column, kind in columns.items():
+        ours, one = ("images", kind.value_type) if is_list(kind) else ("image", kind)
+        if pa.types.is_struct(one) and _is_image(one):
+            raise UserError(
+                f'{name} has no column "image" or "images", but "{column}" holds images: say so with '
+                f"--columns {ours}={column}, or take it out"
+            )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return is_text(kind) or pa.types.is_binary(kind)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        parts = [part for part in kind if part.name in IMAGE_FIELDS]
+        return bool(parts) and all(is_binary(part.type) or is_text(part.type) for part in parts)
+    return is_binary(kind) or is_text(kind)
+
+
+def _is_images(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or (is_list(kind) and _is_image(kind.value_type))
+
+
+def _is_messages(kind: pa.DataType) -> bool:
+    if not is_list(kind):
+        return is_text(kind) or is_binary(kind)
+    one = kind.value_type
+    named = pa.types.is_struct(one) and {part.name for part in one} >= set(MESSAGE_FIELDS)
+    return named or pa.types.is_null(one)

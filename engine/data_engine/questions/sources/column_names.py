@@ -1,0 +1,48 @@
+"""What a dataset calls its columns, where that is not what the engine calls them: --columns question=prompt."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from data_engine.errors import UserError
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """Names of columns in the engine and in the dataset; without `theirs` they are the same."""
+
+    theirs: Mapping[str, str] = field(default_factory=dict)
+    """the engine's name -> the dataset's; empty for a column that is not read"""
+
+    def in_dataset(self, name: str) -> str:
+        """What the dataset calls a column of the engine."""
+        return self.theirs.get(name, name)
+
+    def ours(self, name: str) -> str | None:
+        """What the engine calls a column of the dataset; None for one that is not read."""
+        return next(
+            (ours for ours, theirs in self.theirs.items() if theirs == name), None if self.hides(name) else name
+        )
+
+    def hides(self, name: str) -> bool:
+        """Whether another column of the dataset, or none, has this name of the engine."""
+        return self.theirs.get(name, name) != name
+
+    def renamed(self, schema: pa.Schema) -> pa.Schema:
+        """A schema of the dataset with the engine's names, without the columns that are not read."""
+        named = ((self.ours(field.name), field) for field in schema)
+        return pa.schema([field.with_name(name) for name, field in named if name is not None])
+
+    def require_there(self, columns: Mapping[str, object], name: str) -> None:
+        """Raise UserError where the dataset lacks a column that --columns names; `columns` has the engine's names."""
+        for ours, theirs in self.theirs.items():
+            if theirs and ours not in columns:
+                raise UserError(f'columns {ours}={theirs}: {name} has no column "{theirs}"; {self.listed(columns)}')
+
+    def listed(self, columns: Iterable[str]) -> str:
+        """The dataset's names of these columns of the engine, for the end of a message."""
+        return f"columns: {', '.join([*map(self.in_dataset, columns)][:20])}"
+
+
+SAME_NAMES = ColumnNames()

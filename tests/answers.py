@@ -1,0 +1,108 @@
+"""Answers behind prefixes full of noise, and attention by its definition: what the layouts are held against.
+
+Shapes: H and G query and key/value heads, P prefix tokens, T tokens of the row of answers, S keys, D head width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from data_engine.models.attention import LayerCall, Noted, Seen
+from data_engine.models.base import PromptEnd
+from data_engine.models.prefix import Prefix
+from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
+
+SCALE = 0.3
+# (query index, key index) of one sequence -> whether it is seen, by hand.
+Sees = Callable[[int, int], bool]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a layer may do beside scale q k^T."""
+
+    sees: Sees | None = None
+    """of keys up to the query; None: all of them"""
+    local: int | None = None
+    """the window's or chunk's tokens"""
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def call(self, query: Tensor, key: Tensor, value: Tensor, layer: int = 0) -> LayerCall:
+        """As transformers makes it: the mask is described by a function of indices that are tensors."""
+        mask = None
+        if self.sees is not None:
+            mask = Seen(lambda batch, head, query, key: (key <= query) & self.sees(query, key), self.local)
+        options = {"softcap": self.softcap, "s_aux": self.sinks, "dropout": 0.0, "sliding_window": self.local}
+        return LayerCall(nn.Identity(), layer, query, key, value, mask, SCALE, options)
+
+
+def window(tokens: int) -> Options:
+    """A token sees so many, itself included."""
+    return Options(lambda query, key: key > query - tokens, tokens)
+
+
+def chunks(tokens: int) -> Options:
+    """A token sees those of its chunk."""
+    return Options(lambda query, key: key // tokens == query // tokens, tokens)
+
+
+def one_token(query_HD: Tensor, key_GSD: Tensor, value_GSD: Tensor, options: Options) -> Tensor:
+    """One softmax a head over these keys, and over the sink of the head, whose value is 0; fp64 [H, D]."""
+    out, shared = [], len(query_HD) // len(key_GSD)
+    for head, query in enumerate(query_HD.double()):
+        scores = SCALE * key_GSD[head // shared].double() @ query
+        if options.softcap is not None:
+            scores = options.softcap * torch.tanh(scores / options.softcap)
+        if options.sinks is not None:
+            scores = torch.cat([scores, options.sinks[head : head + 1].double()])
+        out.append(scores.softmax(0)[: key_GSD.shape[1]] @ value_GSD[head // shared].double())
+    return torch.stack(out)
+
+
+def keys_seen(index: int, options: Options) -> list[int]:
+    """Indices of the keys that the token of that index sees."""
+    return [key for key in range(index + 1) if options.sees is None or options.sees(index, key)]
+
+
+def question(
+    length: int, lengths: Sequence[int], groups: int, width: int = 16, value_width: int = 16, **noted: object
+) -> Behind:
+    """Answers of these lengths behind a prefix of noise; `noted`: see models.attention.Noted."""
+    generator = torch.Generator().manual_seed(length)
+    size = noted.pop("states", length)
+    keys, values = (torch.randn(groups, size, wide, generator=generator) for wide in (width, value_width))
+    end = PromptEnd(torch.zeros(1), length, ())
+    return Behind(Prefix(length, {0: Noted(keys, values, **noted)}, end), tuple(lengths))
+
+
+def drawn(questions: Sequence[Behind], heads: tuple[int, int], width: int = 16, value_width: int = 16) -> list[Tensor]:
+    """Queries, keys and values of the row of answers, [1, H or G, T, D]."""
+    generator, tokens = torch.Generator().manual_seed(0), sum(sum(one.lengths) for one in questions)
+    sizes = ((heads[0], width), (heads[1], width), (heads[1], value_width))
+    return [torch.randn(1, number, tokens, wide, generator=generator) for number, wide in sizes]
+
+
+def laid_out(
+    questions: Sequence[Behind], parts: list[Tensor], options: Options, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """What the layout of a scoring pass makes of the row; `dtype` is what it takes the model for."""
+    return AnswersBehindPrefixes(questions, torch.device("cpu"), dtype).attend(options.call(*parts))
+
+
+def dense(questions: Sequence[Behind], parts: list[Tensor], options: Options) -> Tensor:
+    """The same token by token: each sees keys of its question's prefix and of its own answer, and no other."""
+    out, (query, key, value) = [], [part[0] for part in parts]
+    first = 0
+    for one in questions:
+        noted = one.prefix.layers[0]
+        for length in one.lengths:
+            own = slice(first, first + length)
+            keys, values = (torch.cat(both, 1) for both in ((noted.keys, key[:, own]), (noted.values, value[:, own])))
+            for place in range(length):
+                seen = keys_seen(one.prefix.length + place, options)
+                out.append(one_token(query[:, first + place], keys[:, seen], values[:, seen], options))
+            first += length
+    return torch.stack(out, 1)[None].float()

@@ -1,0 +1,182 @@
+"""Columns of the dataset under names of its own, and what is wrong with columns beside the question and the image."""
+
+import base64
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from question_files import only, refusal, write, write_jsonl
+from stage2_world import make_world
+
+from data_engine.commands import main
+from data_engine.config import RunConfig
+from data_engine.questions.conversation import Conversation, Message
+from data_engine.questions.dataset import Question, load_questions
+from data_engine.schemas import IMAGE
+from data_engine.store.file_hashes import hash_files
+
+USER, ASSISTANT = "user", "assistant"
+
+
+def coded(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 30), (200, 30, 30)).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG, BROKEN = coded(png()), coded(png()[:50])
+
+
+def message(role: str, content: object) -> dict:
+    return {"role": role, "content": content}
+
+
+def asked(folder: Path, root: Path | None = None, **options) -> list[Question]:
+    questions = load_questions(str(folder), image_root=str(root) if root else None, **options)
+    return list(questions.rows(range(len(questions))))
+
+
+def test_columns_may_have_other_names_in_each_kind_of_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"a")
+    rows = [{"id": 7, "prompt": "What?", "picture": "a", "question": "not this", "idx": None, "source": "s"}]
+    write_jsonl(tmp_path / "q.jsonl", *rows)
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    (tmp_path / "q.csv").write_text("id,prompt,picture,question,idx,source\n7,What?,a,not this,,s\n")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    columns = {"idx": "id", "question": "prompt", "image": "picture", "ds_name": "source"}
+    for name in ("q.jsonl", "q.json", "q.csv", "q.parquet", "saved"):
+        (row,) = asked(tmp_path / name, tmp_path, columns=columns)
+        found = (row.idx, row.question, row.image, row.image_path, row.extra, row.problem)
+        assert found == (7, "What?", b"a", "a", {"ds_name": "s"}, None), name
+
+
+def test_a_column_without_a_name_is_not_read(tmp_path):
+    row = {"idx": 1, "question": "?", "system": "Linux", "messages": [message(USER, "Who?"), message(ASSISTANT, "I")]}
+    (found,) = asked(write_jsonl(tmp_path / "q.jsonl", row), columns={"system": "", "messages": ""})
+    assert found.conversation == Conversation((Message(USER, ("?",)),))
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.parquet"])
+def test_a_column_that_the_dataset_lacks_is_named_by_the_flag(tmp_path, name):
+    path = tmp_path / name
+    columns = {"id": 1, "prompt": "?", "picture": "a"}
+    write_jsonl(path, columns) if name == "q.jsonl" else pq.write_table(pa.Table.from_pylist([columns]), path)
+    says = refusal(str(path), columns={"idx": "id", "question": "promt"})
+    assert says == f'columns question=promt: dataset "{path}" has no column "promt"; columns: id, prompt, picture'
+    assert refusal(str(path), columns={"question": "prompt"}).endswith(
+        'has no column "idx"; columns: id, prompt, picture; give every question an "idx" of its own, text or a number'
+    )
+
+
+def test_what_is_wrong_with_a_column_is_said_by_its_own_name(tmp_path):
+    names = {"idx": "id", "question": "prompt", "images": "pictures", "messages": "chat", "system": "rules"}
+    types = {"question": pa.list_(pa.int8()), "images": pa.string(), "messages": pa.list_(IMAGE), "system": pa.int8()}
+    for ours, kind in types.items():
+        theirs = names[ours]
+        pq.write_table(pa.table({"id": [1], "prompt": ["?"]} | {theirs: pa.nulls(1, kind)}), tmp_path / "q.parquet")
+        used = {name: names[name] for name in ("idx", "question", ours)}
+        assert f'column "{theirs}" must be ' in refusal(str(tmp_path / "q.parquet"), columns=used)
+    pq.write_table(pa.table({"id": [1], "prompt": ["?"]}).append_column("prompt", [["?"]]), tmp_path / "q.parquet")
+    says = refusal(str(tmp_path / "q.parquet"), columns={"idx": "id", "question": "prompt"})
+    assert 'has more than one column "prompt"; keep one' in says
+
+
+def test_a_column_with_a_dot_in_its_name_is_read(tmp_path):
+    columns = {"idx": [1], "meta.question": ["What?"], "image": pa.array([b"x"])}
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    (row,) = asked(tmp_path / "q.parquet", columns={"question": "meta.question"})
+    assert (row.question, row.image) == ("What?", b"x")
+
+
+@pytest.mark.parametrize(("name", "list_of"), [("image", False), ("images", True)])
+def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_path, name, list_of):
+    cells = pa.array([{"bytes": b"x", "path": None}], IMAGE)
+    cells = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), cells) if list_of else cells
+    path = write(tmp_path / "q.parquet", [1], picture=cells)
+    pq.write_table(pq.read_table(path).drop_columns(["image"]), path)
+    assert refusal(path).endswith(
+        f'has no column "image" or "images", but "picture" holds images: say so with --columns {name}=picture, or '
+        "take it out"
+    )
+    assert only(load_questions(path, columns={name: "picture"})).images == (b"x",)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            '{"idx": 1, "messages": [{"role": "user", "content": "a", "role": "system"}]}',
+            '"role" of an item of messages',
+        ),
+        ('{"idx": 1, "question": "a", "images": [{"path": "x", "path": "y"}]}', '"path" of an item of images'),
+    ],
+)
+def test_a_key_that_is_there_twice_inside_a_list_is_refused(tmp_path, row, says):
+    assert f"line 1: {says} is there more than once; keep one" in refusal(write_jsonl(tmp_path / "q.jsonl", row))
+
+
+# The commands
+
+
+def validated(goldens: Path, folder: Path, rows: list[dict], *flags: str) -> int:
+    paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
+    paths |= {"dataset_path": write_jsonl(folder / "q.jsonl", *rows), "work_dir": folder / "work"}
+    return main.main(["validate", *(f"--{flag}={value}" for flag, value in paths.items()), *flags])
+
+
+def test_a_dataset_without_images_is_valid_and_validate_says_so(goldens, tmp_path, capsys):
+    assert validated(goldens, tmp_path, [{"idx": 1, "question": "What is two and two?"}]) == 0
+    assert "; every question is asked without an image: the dataset has no column of them" in capsys.readouterr().out
+    assert validated(goldens, tmp_path, [{"idx": 1, "question": "?", "images": []}]) == 0
+    assert "without an image" not in capsys.readouterr().out
+
+
+def test_the_first_rows_are_looked_at_with_all_of_their_images(goldens, tmp_path, capsys):
+    rows = [{"idx": 1, "messages": [message(USER, "?")], "images": [PNG, PNG]}]
+    assert validated(goldens, tmp_path, rows) == 0
+    rows.append({"idx": 2, "messages": [message(USER, "?")], "images": [PNG, BROKEN]})
+    capsys.readouterr()
+    assert validated(goldens, tmp_path, rows) == 0
+    assert "; of the first 32 rows 1 cannot be used" in capsys.readouterr().out
+    assert validated(goldens, tmp_path, rows[1:]) == 2
+    assert "the most frequent reason (1 rows): image 2 of 2: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--columns", "question=promt"], 'columns question=promt: dataset "'),
+        (["--columns", "promt=question"], 'columns names "promt", which is not one of '),
+        (["--chat_template", "none.jinja"], 'chat_template "none.jinja" cannot be read'),
+        (["--chat_template_kwargs", "x"], "chat_template_kwargs must be a JSON object"),
+    ],
+)
+def test_what_is_wrong_with_these_flags_is_a_message(goldens, tmp_path, capsys, flags, says):
+    assert validated(goldens, tmp_path, [{"idx": 1, "question": "?"}], *flags) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_report_needs_no_template(tmp_path, capsys):
+    """Its file may be gone, or lie elsewhere, when the report is written again."""
+    world = make_world(tmp_path / "world", num_questions=8)
+    work_dir = tmp_path / "work"
+    world.publish(work_dir)
+    world.pair(work_dir)
+    config = RunConfig("a", "b", str(world.dataset_path), str(work_dir))
+    kept = dataclasses.asdict(config) | {"chat_template": "gone.jinja"}
+    bound = {"dataset": world.questions().fingerprint(hash_files)}
+    run_file = {"layout": 2, "config": kept, "bound": bound, "frozen": {}, "versions": {}}
+    (work_dir / "run.json").write_text(json.dumps(run_file))
+    assert main.main(["report", str(work_dir)]) == 0
+    assert capsys.readouterr().out.strip() == str(work_dir / "report/index.html")

@@ -1,0 +1,420 @@
+"""Rows that are more than one image and one question: several images or none, messages, a system text, other names."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from question_files import table, write_jsonl
+from turned_pictures import UPRIGHT, exif_of, stored, with_exif
+
+from data_engine.errors import BadRow
+from data_engine.questions.conversation import Conversation, Message
+from data_engine.questions.dataset import Question, Questions, load_questions, read_images
+from data_engine.questions.images import BadImage
+from data_engine.questions.sources.hub import DatasetsSource
+from data_engine.schemas import IMAGE
+
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+
+
+def said(role: str, *content: str | int) -> Message:
+    return Message(role, content)
+
+
+def message(role: str, content: object) -> dict:
+    return {"role": role, "content": content}
+
+
+def text(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+PLACE = {"type": "image"}
+
+
+def asked(folder: Path, root: Path | None = None, **options) -> list[Question]:
+    questions = load_questions(str(folder), image_root=str(root) if root else None, **options)
+    return list(questions.rows(range(len(questions))))
+
+
+def row_of(tmp_path: Path, **cells: object) -> Question:
+    """The only row of a jsonl file; images are files of tmp_path whose content is their name."""
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+    return asked(write_jsonl(tmp_path / "q.jsonl", {"idx": 1} | cells), tmp_path)[0]
+
+
+# Images
+
+
+def test_the_images_of_a_list_stand_before_the_question_in_their_order(tmp_path):
+    row = row_of(tmp_path, question="Which is larger?", images=["b", "a"])
+    assert row.images == (b"b", b"a")
+    assert row.conversation == Conversation((said(USER, 0, 1, "Which is larger?"),))
+    assert (row.question, row.image, row.image_path, row.problem) == ("Which is larger?", None, None, None)
+
+
+LISTS = {
+    "structs": pa.array([[{"bytes": b"x", "path": "p"}, {"bytes": b"y", "path": None}]], pa.list_(IMAGE)),
+    "fields in another order": pa.array(
+        [[{"path": "p", "more": 1, "bytes": b"x"}, {"path": None, "more": 2, "bytes": b"y"}]],
+        pa.large_list(pa.struct([("path", pa.large_string()), ("more", pa.int8()), ("bytes", pa.large_binary())])),
+    ),
+    "bytes": pa.array([[b"x", b"y"]], pa.list_(pa.binary())),
+    "two a row": pa.array([[b"x", b"y"]], pa.list_(pa.binary(), 2)),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_of_images_may_be_spelled_in_each_way(tmp_path, name):
+    columns = table([1], images=LISTS[name]).drop_columns(["image"])
+    pq.write_table(columns, tmp_path / "q.parquet")
+    assert asked(tmp_path / "q.parquet")[0].images == (b"x", b"y")
+
+
+def test_files_that_spell_lists_of_images_and_messages_differently_are_one_dataset(tmp_path):
+    contents = [pa.string(), pa.large_string()]
+    for number, name in enumerate(["structs", "fields in another order"]):
+        kind = pa.struct([("role", pa.string()), ("content", contents[number])])
+        if number:
+            kind = pa.struct([("content", contents[number]), ("role", pa.string())])
+        messages = pa.array([[message(USER, f"{number}?")], None], pa.list_(kind))
+        images = pa.concat_arrays([LISTS[name], pa.nulls(1, LISTS[name].type)])
+        columns = {"images": images, "messages": messages, "question": ["", "What?"]}
+        columns = table([2 * number, 2 * number + 1], **columns)
+        pq.write_table(columns.drop_columns(["image"]), tmp_path / f"{number}.parquet")
+    first, null, second, _ = asked(tmp_path)
+    assert first.images == second.images == (b"x", b"y")
+    assert [row.question for row in (first, null, second)] == ["0?", "What?", "1?"]
+    assert null.problem == "row has no images: the cell is null; an empty list is a row without images"
+
+
+def test_a_part_of_a_column_of_lists_keeps_its_images(tmp_path):
+    """Rows from the middle of a row group, with nulls and empty lists before them."""
+    lists = [None, [], [b"0"], [b"1", b"2"], None, [b"3", b"4", b"5"], [], [b"6"]]
+    columns = table(list(range(8)), images=pa.array(lists, pa.list_(pa.binary()))).drop_columns(["image"])
+    pq.write_table(columns, tmp_path / "q.parquet")
+    questions = load_questions(str(tmp_path / "q.parquet"))
+    for start in range(8):
+        rows = list(questions.rows(range(start, 8)))
+        assert [row.images for row in rows] == [tuple(images or ()) for images in lists[start:]]
+        assert [row.problem is None for row in rows] == [images is not None for images in lists[start:]]
+
+
+def test_a_list_of_one_image_is_a_row_of_one_image(tmp_path):
+    one = row_of(tmp_path, question="What?", images=["a"])
+    plain = row_of(tmp_path, question="What?", image="a")
+    assert (one.image, one.image_path, one.images, one.digest) == (b"a", "a", (b"a",), plain.digest)
+    assert one.conversation == plain.conversation == Conversation.of("What?")
+
+
+def test_images_of_a_list_may_be_base64_and_objects(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(file, "PNG")
+    coded = base64.b64encode(file.getvalue()).decode()
+    images = [coded, f"data:image/png;base64,{coded}", {"bytes": coded, "path": "x"}, {"path": "a"}]
+    png = file.getvalue()
+    assert row_of(tmp_path, question="What?", images=images).images == (png, png, png, b"a")
+
+
+def test_an_empty_list_is_a_row_without_images_and_so_is_every_row_of_a_dataset_without_the_columns(tmp_path):
+    empty, without = row_of(tmp_path, question="What?", images=[]), row_of(tmp_path, question="What?")
+    assert empty == without
+    assert without.conversation == Conversation((said(USER, "What?"),))
+    assert (without.image, without.images, without.problem, without.digest) == (None, (), None, empty.digest)
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ({"image": None}, "row has no image: neither bytes nor a path"),
+        ({"images": None}, "row has no images: the cell is null; an empty list is a row without images"),
+        ({"image": None, "images": None}, "row has no image: neither bytes nor a path"),
+        ({"image": "a", "images": ["b"]}, "row has both an image and images; leave one of the two null, or unread by"),
+        ({"images": ["a", None]}, "image 2 of 2: row has no image: neither bytes nor a path"),
+        ({"images": ["a", 5, "b"]}, "image 2 of 3: image is a number; expected a path, base64 text, or an object"),
+        ({"images": [["a"]]}, "image is a list; expected a path, base64 text, or an object"),
+        ({"images": {"bytes": ""}}, "images is an object; expected a list of images"),
+        ({"images": "a"}, "images is text, but not JSON; expected a list of images"),
+        ({"images": "5"}, "images is a number; expected a list of images"),
+        ({"images": ["a", "none"]}, 'image 2 of 2: image path "none" is not a readable file under image_root'),
+        ({"images": ["../x", "a"]}, 'image 1 of 2: image path "../x" leads outside image_root'),
+    ],
+)
+def test_images_that_cannot_be_taken_are_named(tmp_path, cells, says):
+    row = row_of(tmp_path, question="What?", **cells)
+    assert row.problem.startswith(says)
+    assert (row.image, row.images, row.conversation, row.digest) == (None, (), None, None)
+
+
+def test_one_image_that_is_missing_makes_the_row_missing_until_it_is_there(tmp_path):
+    row = row_of(tmp_path, question="What?", images=["a", "later", "b"])
+    assert row.missing
+    assert row.problem == 'image 2 of 3: image path "later" is not a readable file under image_root'
+    (tmp_path / "later").write_bytes(b"later")
+    row = row_of(tmp_path, question="What?", images=["a", "later", "b"])
+    assert (row.images, row.missing) == ((b"a", b"later", b"b"), False)
+
+
+def test_rows_with_either_column_of_images_stand_in_one_dataset(tmp_path):
+    rows = [{"image": "a"}, {"images": ["a", "b"]}, {"image": "b", "images": []}, {"images": []}]
+    rows = [{"idx": number, "question": "?"} | row for number, row in enumerate(rows)]
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    found = asked(write_jsonl(tmp_path / "q.jsonl", *rows), tmp_path)
+    assert [row.images for row in found] == [(b"a",), (b"a", b"b"), (b"b",), ()]
+
+
+# Messages
+
+
+def test_a_row_may_be_a_whole_conversation(tmp_path):
+    messages = [
+        message(SYSTEM, "Be brief."),
+        message(USER, [PLACE, text("What is this?")]),
+        message(ASSISTANT, "A bus."),
+        message(USER, [text("And "), PLACE, text("this?")]),
+    ]
+    row = row_of(tmp_path, messages=messages, images=["a", "b"])
+    assert row.conversation.messages == (
+        said(SYSTEM, "Be brief."), said(USER, 0, "What is this?"), said(ASSISTANT, "A bus."),
+        said(USER, "And ", 1, "this?"),
+    )  # fmt: skip
+    assert (row.question, row.images, row.image) == ("And this?", (b"a", b"b"), None)
+
+
+@pytest.mark.parametrize(
+    ("messages", "images", "expected"),
+    [
+        ([message(USER, "What?")], ["a"], [said(USER, 0, "What?")]),
+        ([message(SYSTEM, "S"), message(USER, "What?")], ["a"], [said(SYSTEM, "S"), said(USER, 0, "What?")]),
+        (
+            [message(USER, "Hi"), message(ASSISTANT, "Hi"), message(USER, "What?")],
+            ["a", "b"],
+            [said(USER, 0, 1, "Hi"), said(ASSISTANT, "Hi"), said(USER, "What?")],
+        ),
+        ([message(USER, [text("a"), text("b")])], ["a"], [said(USER, 0, "a", "b")]),
+        # Where texts name the places of images.
+        ([message(USER, "<image>\nWhat?")], ["a"], [said(USER, 0, "\nWhat?")]),
+        ([message(USER, "From <image> to <image>?")], ["a", "b"], [said(USER, "From ", 0, " to ", 1, "?")]),
+        (
+            [message(USER, "<image>"), message(ASSISTANT, "<image>"), message(USER, "And <image>")],
+            ["a", "b"],
+            [said(USER, 0), said(ASSISTANT, "<image>"), said(USER, "And ", 1)],
+        ),
+        # Where parts do, or there is no image, a text is a text.
+        ([message(USER, [PLACE, text("<image>?")])], ["a"], [said(USER, 0, "<image>?")]),
+        ([message(USER, "What is <image>?")], [], [said(USER, "What is <image>?")]),
+    ],
+)
+def test_images_stand_at_their_places_or_before_the_first_text_of_the_user(tmp_path, messages, images, expected):
+    row = row_of(tmp_path, messages=messages, images=images)
+    assert row.problem is None
+    assert row.conversation.messages == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([message(USER, "a"), message(ASSISTANT, "b")], "the last message must be the user's, whose answer is wanted"),
+        ([message(SYSTEM, "a")], "the last message must be the user's"),
+        ([message(USER, "a"), message(SYSTEM, "b"), message(USER, "c")], "a message of the system stands behind"),
+        ([message(USER, [PLACE, PLACE, text("a")])], "the number of image parts in the messages is 2, of images 1"),
+        ([message(USER, "<image><image>")], "<image> stands 2 times in the texts, the number of images is 1"),
+        ([message("tool", "a")], 'message 1 has the role "tool"; expected system, user, assistant'),
+        ([message(["user"], "a")], 'message 1 has the role ["user"]; expected system, user, assistant'),
+        ([{"from": "human", "value": "a"}], 'message 1 is not an object with "role" and "content"'),
+        ([message(USER, "a"), 5], 'message 2 is not an object with "role" and "content"'),
+        ([message(USER, None)], "message 1 has no content; expected a text, or a list of parts of the types"),
+        ([message(USER, [])], "message 1 has no content"),
+        ([message(USER, 5)], "message 1 has no content"),
+        ([message(USER, ["a"])], "message 1 has a part that is neither"),
+        ([message(USER, [{"type": "video"}])], "message 1 has a part that is neither"),
+        ([message(USER, [{"type": "text"}])], "message 1 has a part that is neither"),
+        (
+            [message(USER, [{"type": "image", "image": "a"}, text("a")])],
+            'message 1 has an image of its own, in "image"; images stand in the column "images"',
+        ),
+        ([message(USER, [{"type": "image", "index": 1}])], "image part 1 has the index 1, expected 0"),
+        ([message(USER, "\ud800")], "messages is not valid UTF-8"),
+        ([message(USER, "a" * (1 << 20) + "b")], "messages has 1048577 bytes of text, more than 1048576"),
+        ([], "messages is an empty list; expected a list of"),
+        ({"role": "user"}, 'messages is {"role": "user"}; expected a list of'),
+        (5, "messages is 5; expected a list of"),
+        ("What?", 'messages is text, but not JSON; expected a list of {"role": ..., "content": ...}'),
+        ("[" * 99999, "messages is text, but not JSON"),
+    ],
+)
+def test_messages_that_cannot_be_asked_are_named(tmp_path, messages, says):
+    row = row_of(tmp_path, messages=messages, images=["a"])
+    assert row.problem.startswith(says)
+    assert (row.images, row.conversation) == ((), None)
+
+
+def test_messages_are_the_same_in_each_kind_of_file(tmp_path):
+    messages = [message(USER, "Hi é"), message(ASSISTANT, "Hi"), message(USER, "What?")]
+    expected = Conversation((said(USER, 0, 1, "Hi é"), said(ASSISTANT, "Hi"), said(USER, "What?")))
+    rows = [{"idx": 1, "messages": messages, "images": ["a", "b"]}]
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    as_text = [{name: cell if name == "idx" else json.dumps(cell) for name, cell in rows[0].items()}]
+    paths = [write_jsonl(tmp_path / "q.jsonl", *rows), write_jsonl(tmp_path / "text.jsonl", *as_text)]
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    with open(tmp_path / "q.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(as_text[0]))
+        writer.writeheader()
+        writer.writerows(as_text)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    pq.write_table(pa.table({"idx": [1], "messages": [json.dumps(messages)], "images": [["a", "b"]]}), tmp_path / "t")
+    for path in [*paths, tmp_path / "q.json", tmp_path / "q.csv", tmp_path / "q.parquet", tmp_path / "t"]:
+        (row,) = asked(path, tmp_path)
+        assert (row.conversation, row.images, row.problem) == (expected, (b"a", b"b"), None), path
+
+
+def test_messages_of_datasets_have_parts_whose_other_fields_are_null(tmp_path):
+    """As in HuggingFaceH4/llava-instruct-mix-vsft: an index for images, none for texts."""
+    parts = [{"index": None, "text": "What?", "type": "text"}, {"index": 0, "text": None, "type": "image"}]
+    row = {"idx": "r", "messages": [message(USER, parts)], "images": [{"bytes": b"x", "path": None}]}
+    dataset = datasets.Dataset.from_list([row, row | {"idx": "s"}])
+    dataset = dataset.cast_column("images", datasets.Sequence(datasets.Image()))
+    dataset.save_to_disk(tmp_path / "saved")
+    for found in asked(tmp_path / "saved"):
+        assert (found.conversation, found.images) == (Conversation((said(USER, "What?", 0),)), (b"x",))
+
+
+def test_text_of_messages_that_is_not_unicode_is_the_problem_of_its_row(tmp_path):
+    broken = pa.array([b"caf\xe9", b"fine"], pa.binary()).view(pa.string())
+    message = pa.StructArray.from_arrays([pa.array(["user", "user"]), broken], names=["role", "content"])
+    messages = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), message)
+    columns = pa.table({"idx": [1, 2], "messages": messages})
+    pq.write_table(columns, tmp_path / "q.parquet")
+    first, second = asked(tmp_path / "q.parquet")
+    assert (first.problem, second.question) == ("messages is not valid UTF-8", "fine")
+    source = DatasetsSource(datasets.Dataset(columns))
+    assert [row.problem for row in Questions(source, "dataset").rows(range(2))] == [first.problem, None]
+
+
+def test_a_cell_of_messages_is_not_made_into_objects_where_it_is_too_large(tmp_path):
+    messages = pa.array([[message(USER, "a" * (9 << 20))], [message(USER, "b")]])
+    pq.write_table(pa.table({"idx": [1, 2], "messages": messages}), tmp_path / "q.parquet")
+    first, second = asked(tmp_path / "q.parquet")
+    assert first.problem.startswith("messages has 94")
+    assert first.problem.endswith("bytes, more than 8388608")
+    assert second.question == "b"
+
+
+def test_a_row_has_a_question_or_messages(tmp_path):
+    messages = [message(USER, "Hi"), message(ASSISTANT, "Hi"), message(USER, "What?")]
+    both = row_of(tmp_path, question="What?", messages=messages)
+    assert len(both.conversation.messages) == 3
+    # As an empty cell of a CSV file is.
+    assert row_of(tmp_path, question="", messages=messages) == row_of(tmp_path, messages=messages) == both
+    assert row_of(tmp_path, question="What?", messages=None).conversation == Conversation((said(USER, "What?"),))
+    says = "row has a question, and messages that end with another one; leave one of the two null"
+    assert row_of(tmp_path, question="Who?", messages=messages).problem == says
+    assert row_of(tmp_path, question=None, messages=None).problem == "question is null"
+
+
+# A system text
+
+
+def test_a_system_text_is_the_rows_own_or_that_of_the_flag(tmp_path):
+    own = message(SYSTEM, "In messages.")
+    rows = [
+        {"question": "?", "system": "In a column."},
+        {"question": "?", "system": None},
+        {"question": "?", "system": ""},
+        {"messages": [own, message(USER, "?")]},
+        {"messages": [message(USER, "?")], "system": "In a column."},
+        {"messages": [own, message(USER, "?")], "system": "In messages."},
+        {"messages": [own, message(USER, "?")], "system": "In a column."},
+    ]
+    path = write_jsonl(tmp_path / "q.jsonl", *({"idx": number} | row for number, row in enumerate(rows)))
+    found = asked(path, system="By the flag.")
+    systems = [row.conversation and row.conversation.system for row in found]
+    assert systems == [
+        "In a column.", "By the flag.", "By the flag.", "In messages.", "In a column.", "In messages.", None
+    ]  # fmt: skip
+    assert found[6].problem == "row has a system text, and another one in its messages; leave one of the two out"
+    assert asked(path)[1].conversation.messages == (said(USER, "?"),)
+
+
+# What is bound
+
+
+def test_the_digest_of_one_image_and_one_question_is_what_it_always_was(tmp_path):
+    """Units of earlier runs name it: sha256 of the question, behind its length in 8 bytes, and of the image."""
+    content = (5).to_bytes(8, "little") + b"What?" + b"a"
+    expected = hashlib.sha256(content).hexdigest()[:32]
+    assert row_of(tmp_path, question="What?", image="a").digest == expected
+    assert Question("q", "What?", b"a", None).digest == expected
+    assert row_of(tmp_path, messages=[message(USER, [PLACE, text("What?")])], images=["a"]).digest == expected
+
+
+def test_a_digest_names_everything_that_a_model_sees(tmp_path):
+    turns = [message(USER, "Hi"), message(ASSISTANT, "Hi"), message(USER, "What?")]
+    rows = [
+        {"question": "What?", "images": ["a"]},
+        {"question": "What?", "images": []},
+        {"question": "What?", "images": ["a", "b"]},
+        {"question": "What?", "images": ["b", "a"]},
+        {"question": "What?", "images": ["a", "b", "c"]},
+        {"question": "Who?", "images": ["a", "b"]},
+        {"question": "What?", "images": ["a"], "system": "S"},
+        {"question": "What?", "images": ["a"], "system": "T"},
+        {"messages": turns, "images": ["a"]},
+        {"messages": [turns[0], message(ASSISTANT, "Ho"), turns[2]], "images": ["a"]},
+        {"messages": [turns[0], message(USER, "Hi"), turns[2]], "images": ["a"]},
+        {"messages": [message(USER, [text("What?"), PLACE])], "images": ["a"]},
+        {"messages": [message(USER, [PLACE, text("Wha"), text("t?")])], "images": ["a"]},
+    ]
+    digests = [row_of(tmp_path, **row).digest for row in rows]
+    assert None not in digests
+    assert len(set(digests)) == len(rows)
+    # Where one image ends and the next begins counts, too.
+    for name, data in {"a": b"xy", "b": b"z", "c": b"x", "d": b"yz"}.items():
+        (tmp_path / name).write_bytes(data)
+    rows = [
+        {"idx": number, "question": "?", "images": images} for number, images in enumerate((["a", "b"], ["c", "d"]))
+    ]
+    one, other = asked(write_jsonl(tmp_path / "r.jsonl", *rows), tmp_path)
+    assert b"".join(one.images) == b"".join(other.images)
+    assert one.digest != other.digest
+
+
+# Pixels
+
+
+def png(size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+    return file.getvalue()
+
+
+def pictured(*images: bytes) -> Question:
+    return Question("q", "What?", None, None, conversation=Conversation.of("What?", len(images)), images=images)
+
+
+def test_each_image_of_a_row_is_turned_upright_and_held_to_the_limit():
+    turned = with_exif(stored(6), "JPEG", exif_of(6))
+    first, second = read_images(pictured(png((5, 4)), turned), 1)
+    assert first.size == (5, 4)
+    assert second.size == UPRIGHT.shape[1::-1]
+    says = r"image 2 of 2: source image 2000 x 1000 has 2.0 megapixels, max_megapixels is 1$"
+    with pytest.raises(BadImage, match=says):
+        read_images(pictured(png((5, 4)), png((2000, 1000))), 1)
+    with pytest.raises(BadImage, match="image 1 of 2: not an image in a known format"):
+        read_images(pictured(b"x", b"y"), 1)
+    with pytest.raises(BadImage, match=r"^not an image in a known format"):
+        read_images(pictured(b"x"), 1)
+    with pytest.raises(BadRow, match="gone"):
+        read_images(Question("q", "What?", None, None, problem="gone"), 1)
+    assert read_images(pictured(), 1) == []

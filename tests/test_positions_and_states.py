@@ -1,0 +1,138 @@
+"""Whole models that number positions otherwise, or hold a recurrent state: answers against rows run one by one.
+
+Both are LLaVA, changed: what is under test is the way of positions and states through sampling and scoring.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from prompts import EmbeddedPrompt, prefix
+from torch import Tensor
+from transformers.cache_utils import LinearAttentionLayer
+
+from data_engine.models import embedded
+from data_engine.models.answer_cache import passing
+from data_engine.models.base import PromptEnd
+from data_engine.sampling.draw import SamplingParams, next_tokens
+from data_engine.sampling.native import page_allocator
+from data_engine.sampling.native.kv_cache import num_slots
+from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.requests import PromptRequest
+from data_engine.scoring.logprobs import Scored, score_pass
+from data_engine.seeds import seed_for
+
+PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=16)
+# Of a whole row [prompt | answer], by its embeddings and the prompt's length: logits behind each of its tokens.
+PlainLogits = Callable[[Tensor, int], Tensor]
+
+
+@pytest.fixture(params=["positions", "states"])
+def plain(request, instruct, monkeypatch) -> PlainLogits:
+    """Changes the model; its logits by one forward of a whole row. A tenth of the vocabulary ends an answer."""
+    monkeypatch.setattr(instruct, "eos_token_ids", tuple(range(100)))
+    return {"positions": other_positions, "states": with_states}[request.param](instruct, monkeypatch)
+
+
+def other_positions(model, monkeypatch) -> PlainLogits:
+    """Two tokens of a prompt share a position, as tokens of an image do, and its answer begins 3 further on."""
+
+    def of_prompt(length: int) -> Tensor:
+        return torch.arange(length)[None] // 2
+
+    def run_prompt(prompt: EmbeddedPrompt) -> PromptEnd:
+        size = prompt.length
+        hidden = embedded.decode(model, prompt.embeds_PD[None], of_prompt(size), passing(len(model.layers)))
+        return PromptEnd(hidden[0, -1], size // 2 + 3, model.cache_layers)
+
+    def logits(row: Tensor, size: int) -> Tensor:
+        behind = size // 2 + 3 + torch.arange(len(row) - size)[None]
+        # With a cache: without one, transformers takes positions that do not count on for packed sequences.
+        places = torch.cat([of_prompt(size), behind], 1)
+        hidden = embedded.decode(model, row[None], places, passing(len(model.layers)))[0]
+        return hidden @ model.head.weight.T
+
+    monkeypatch.setattr(model, "run_prompt", run_prompt)
+    return logits
+
+
+def with_states(model, monkeypatch) -> PlainLogits:
+    """Before the decoder, each token of a row has a running mixture of those before it added: s' = s / 2 + token."""
+
+    def mixed(embeds_KTD: Tensor, state_KD: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = []
+        for token_KD in embeds_KTD.unbind(1):
+            state_KD = state_KD / 2 + token_KD
+            tokens.append(token_KD + state_KD)
+        return torch.stack(tokens, 1), state_KD
+
+    def run_prompt(prompt: EmbeddedPrompt) -> PromptEnd:
+        embeds, state = mixed(prompt.embeds_PD[None], torch.zeros(1, prompt.embeds_PD.shape[1]))
+        hidden = embedded.decode(model, embeds, torch.arange(prompt.length)[None], passing(len(model.layers)))
+        layer = LinearAttentionLayer()
+        layer.update_recurrent_state(state)
+        return PromptEnd(hidden[0, -1], prompt.length, [*embedded.cache_layers(model.decoder), layer])
+
+    def run_answers(ids_KT: Tensor, positions_KT: Tensor, cache) -> Tensor:
+        embeds, state = mixed(model.embed_tokens(ids_KT), cache.layers[-1].recurrent_states[0].clone())
+        cache.layers[-1].update_recurrent_state(state)
+        return embedded.decode(model, embeds, positions_KT, cache)
+
+    def logits(row: Tensor, size: int) -> Tensor:
+        embeds, _ = mixed(row[None], torch.zeros(1, row.shape[1]))
+        hidden = embedded.decode(model, embeds, torch.arange(len(row))[None], None)[0]
+        return hidden @ model.head.weight.T
+
+    first = torch.zeros(3, model.decoder.config.hidden_size)
+    with torch.inference_mode():
+        monkeypatch.setattr(model, "cache_layers", run_prompt(EmbeddedPrompt(first)).cache_layers)
+    monkeypatch.setattr(model, "run_prompt", run_prompt)
+    monkeypatch.setattr(model, "run_answers", run_answers)
+    return logits
+
+
+@pytest.fixture(scope="module")
+def prompts(instruct, golden_rows, golden_images) -> list[EmbeddedPrompt]:
+    """Of three lengths."""
+    return [
+        EmbeddedPrompt(prefix(instruct, instruct.pixels(golden_images[q], False, 64), golden_rows[4 * q]["question"]))
+        for q in range(3)
+    ]
+
+
+@torch.inference_mode()
+def plain_answer(model, logits: PlainLogits, prompt: EmbeddedPrompt, key: int) -> list[int]:
+    """One answer by running the whole row again for each token."""
+    tokens: list[int] = []
+    while len(tokens) < PARAMS.max_new_tokens and not (tokens and tokens[-1] in model.eos_token_ids):
+        row = torch.cat([prompt.embeds_PD, model.embed_tokens(torch.tensor(tokens, dtype=torch.long))])
+        place = torch.tensor([len(tokens)])
+        tokens.append(int(next_tokens(logits(row, prompt.length)[-1:], torch.tensor([key]), place, PARAMS, None)))
+    return tokens
+
+
+@pytest.mark.parametrize(("num_rows", "paged"), [(1, False), (4, False), (18, False), (5, True)])
+def test_answers_equal_those_made_one_at_a_time(instruct, prompts, plain, num_rows, paged, monkeypatch):
+    """Rows are refilled and moved, questions follow each other in the slots, and pages run out."""
+    monkeypatch.setattr(page_allocator, "PAGE", 5)
+    asked = [PromptRequest(one, [seed_for(0, q, i) for i in range(6)]) for q, one in enumerate(prompts)]
+    engine = SamplingEngine(instruct, num_rows, num_slots(num_rows, 6), 6 if paged else None)
+    found = engine.sample(asked, PARAMS)
+    assert len({len(answer.token_ids) for answer in found}) > 2
+    for answer in found:
+        key = seed_for(0, answer.request, answer.sample_index)
+        assert answer.token_ids == plain_answer(instruct, plain, prompts[answer.request], key)
+
+
+def test_log_probs_equal_those_of_whole_rows(instruct, prompts, plain):
+    """Answers of different length, one of which feeds nothing."""
+    generator = torch.Generator().manual_seed(0)
+    answers = [[torch.randint(3, 1000, (n,), generator=generator).tolist() for n in (5, 1, 17)] for _ in prompts]
+    scored = score_pass(instruct, [Scored(*both) for both in zip(prompts, answers, strict=True)])
+    for prompt, own, got in zip(prompts, answers, scored, strict=True):
+        for ids, token_logps in zip(own, got, strict=True):
+            with torch.inference_mode():
+                row = torch.cat([prompt.embeds_PD, instruct.embed_tokens(torch.tensor(ids))])
+                logps = plain(row, prompt.length)[prompt.length - 1 : -1].log_softmax(-1)
+            wanted = logps.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+            torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
