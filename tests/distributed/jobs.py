@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from data_engine.store.units import left_out
 
 ROOT = Path(__file__).parents[2]
+# In front of what is there, so that ranks run the code that the tests run.
+PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 GOLDENS = ROOT / "tests/goldens/llava"
 STAGES = ("sampled_answer", "instruct_logps", "reward_logps")
 
@@ -73,7 +75,7 @@ class Job:
         return subprocess.Popen(
             [*command, *self.arguments()],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

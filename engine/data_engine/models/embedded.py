@@ -4,7 +4,7 @@ Shapes: N image tokens, P prompt tokens, K rows, T tokens, V vocabulary, D width
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -13,7 +13,7 @@ from PIL.Image import new as new_image
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from data_engine.errors import BadRow
+from data_engine.errors import BadRow, UserError
 from data_engine.models.answer_cache import PassingLayer, passing
 from data_engine.models.base import LayerKind, PromptEnd, VisionLanguageModel, sent
 from data_engine.models.decoder import head_width
@@ -75,6 +75,22 @@ def prompt(
     [image], question = images if conversation.is_single else [None], single_question(model, conversation)
     pixels = model.pixels(image, crop, max_megapixels)
     return SplicedPrompt(model.prompt_ids(question), pixels, model.image_tokens)
+
+
+def shared_prompt(
+    model: EmbeddingModel,
+    conversations: Sequence[Conversation],
+    images: Sequence[Image],
+    crop: bool,
+    max_megapixels: float,
+) -> tuple[SplicedPrompt, list[list[int]]]:
+    """See VisionLanguageModel.shared_prompt. At least one id stands behind it."""
+    prompts = [prompt(model, conversation, images, crop, max_megapixels) for conversation in conversations]
+    length = min(len(one.ids) for one in prompts) - 1
+    length = next((at for at in range(length) if len({one.ids[at] for one in prompts}) > 1), length)
+    if IMAGE_TOKEN not in prompts[0].ids[:length]:
+        raise UserError("conversations can share a beginning only where all up to the image is equal")
+    return replace(prompts[0], ids=prompts[0].ids[:length]), [one.ids[length:] for one in prompts]
 
 
 def single_question(model: EmbeddingModel, conversation: Conversation) -> str:

@@ -141,6 +141,11 @@ class OmniLMM:
     ) -> SplicedPrompt:
         return embedded.prompt(self, conversation, images, crop, max_megapixels)
 
+    def shared_prompt(
+        self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float
+    ) -> tuple[SplicedPrompt, list[list[int]]]:
+        return embedded.shared_prompt(self, conversations, images, crop, max_megapixels)
+
     def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
         return self.answer_ids(embedded.single_question(self, conversation), answer)
 

@@ -7,6 +7,7 @@ from itertools import groupby
 
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data_engine import schemas, stages
@@ -16,6 +17,7 @@ from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.pipeline.asked import Images, asked
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions import images
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import BadImage, Decode, Exif
 from data_engine.questions.prefetch import ahead
@@ -201,3 +203,22 @@ def score_answers(
     settle(model, prompt)
     ids = [model.encode_answer(conversation, answer) if isinstance(answer, str) else list(answer) for answer in answers]
     return score_pass(model, [Scored(prompt, ids)])[0] if ids else []
+
+
+def score_continuations(
+    model: VisionLanguageModel,
+    conversations: Sequence[Conversation],
+    images: Sequence[Image.Image],
+    continuations: Sequence[list[int]],
+    max_megapixels: float = 64,
+) -> list[Tensor]:
+    """Log-probs of one continuation's tokens behind each conversation, 1-D fp32, nats; no end token is added.
+
+    The conversations are about the same images, and may differ in the texts behind them: what they have in common is
+    run once. Raises what VisionLanguageModel.shared_prompt raises.
+    """
+    prompt, tails = model.shared_prompt(conversations, images, True, max_megapixels)
+    settle(model, prompt)
+    rows = [[*tail, *ids] for tail, ids in zip(tails, continuations, strict=True)]
+    found = score_pass(model, [Scored(prompt, rows)])[0]
+    return [logps[len(tail) :] for logps, tail in zip(found, tails, strict=True)]

@@ -6,6 +6,7 @@ running a small prompt once when it is loaded. A model that cannot share its pro
 Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
-from data_engine.errors import BadRow
+from data_engine.errors import BadRow, UserError
 from data_engine.models.answer_cache import PassingLayer, is_recurrent
-from data_engine.models.attention import DoesNotFit, Finding, attending
+from data_engine.models.attention import DoesNotFit, Finding, Noting, attending
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import fast_positions
 from data_engine.models.auto.loading import load_weights
@@ -56,6 +57,10 @@ class ProcessedPrompt:
     @property
     def length(self) -> int:
         return self.inputs["input_ids"].shape[1]
+
+
+def probe_picture() -> Image.Image:
+    return Image.linear_gradient("L").resize(PROBE_SIZE).convert("RGB")
 
 
 class Auto:
@@ -174,6 +179,37 @@ class Auto:
         if edge := self.chat.shortest_edge:
             check_megapixels(*resized_size(*image.size, edge), max_megapixels, "resized image")
 
+    def shared_prompt(
+        self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float
+    ) -> tuple[ProcessedPrompt, list[list[int]]]:
+        if self._reads_ahead:
+            raise UserError("this model's prompts are read in both directions, so none is the beginning of another")
+        for image in images:
+            self._check_size(image, max_megapixels)
+        with self._one_at_a_time:
+            inputs, tails = self.chat.shared(conversations, images)
+        return ProcessedPrompt(inputs), tails
+
+    @functools.cached_property
+    def _reads_ahead(self) -> bool:
+        """Whether a longer text behind a prompt's image changes the keys of what stands before it."""
+        short, long = (
+            self._probe_keys(Conversation.of(text))
+            for text in (PROBE.question, f"{PROBE.question} Which of them is it?")
+        )
+        # By the tokens that both begin with, but the last ones, in which the texts differ.
+        common = min(short.shape[1], long.shape[1]) // 2
+        return not torch.allclose(short[:, :common], long[:, :common], rtol=1e-2, atol=1e-2)
+
+    def _probe_keys(self, conversation: Conversation) -> Tensor:
+        """Keys [G, P, D] of the last layer that looks at tokens, for a small picture."""
+        with self._one_at_a_time:
+            prompt = ProcessedPrompt(self.chat.inputs(conversation, [probe_picture()]))
+        noting = Noting(prompt.length)
+        with attending(noting, self.attention_layers):
+            self.run_prompt(prompt)
+        return [one.keys for _, one in sorted(noting.noted.items()) if not one.cross][-1].float()
+
     def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
         with self._one_at_a_time:
             return self.chat.answer_ids(conversation, answer)
@@ -248,8 +284,7 @@ class Auto:
     @torch.inference_mode()
     def _find_layers(self) -> None:
         """Run a small prompt: the modules that attend, what they keep, and what the model does with its logits."""
-        picture = Image.linear_gradient("L").resize(PROBE_SIZE).convert("RGB")
-        prompt = ProcessedPrompt(self.chat.inputs(PROBE, [picture]))
+        prompt = ProcessedPrompt(self.chat.inputs(PROBE, [probe_picture()]))
         finding = Finding(prompt.length, set(self.decoder.modules()))
         with attending(finding, finding.layers):
             end, logits = self._run_prompt(prompt)
