@@ -78,6 +78,13 @@ def is_hybrid(model) -> bool:
     return any(map(is_recurrent, model.cache_layers))
 
 
-def can_be_divided(model) -> bool:
+def can_be_split(model, folder: Path) -> bool:
     """Whether --zero3 on takes the model."""
-    return is_fast(model) and not is_hybrid(model)
+    from data_engine.models.auto.splitting import check_split
+    from data_engine.models.registry import ModelError
+
+    try:
+        check_split(folder)
+    except ModelError:
+        return False
+    return is_fast(model)

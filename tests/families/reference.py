@@ -23,6 +23,8 @@ class Stock:
         """`processor`: the one that was saved with it, so that what is loaded from the folder is tested as well."""
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = processor
+        # Several tests ask for the same.
+        self._score, self._greedy = functools.cache(self._score), functools.cache(self._greedy)
 
     @property
     def placeholders(self) -> list[int]:
@@ -60,8 +62,6 @@ class Stock:
         """log p of each token of the answer [T]."""
         return self._score(asked, tuple(answer))
 
-    # Several tests ask for the same.
-    @functools.cache
     def _score(self, asked: Asked, answer: tuple[int, ...]) -> Tensor:
         return token_logps(self.logits(asked, list(answer)), list(answer))
 
@@ -69,7 +69,6 @@ class Stock:
         """The greedy answer, and the logits that `generate` drew it from, before any token was banned [T, V]."""
         return self._greedy(asked, steps, tuple(banned), tuple(ends))
 
-    @functools.cache
     @torch.no_grad()
     def _greedy(self, asked: Asked, steps: int, banned: tuple, ends: tuple) -> tuple[list[int], Tensor]:
         inputs = self.inputs(asked)
