@@ -197,7 +197,7 @@ def test_duplicate_idx_exit_with_2_and_are_listed(job, tmp_path):
 def test_a_missing_column_exits_with_2_and_those_that_exist_are_listed(job, tmp_path):
     pq.write_table(pa.table({"idx": ["a"], "prompt": ["q"]}), tmp_path / "q.parquet")
     assert call("validate", *flags(job), cwd=tmp_path) == refused(
-        'dataset "q.parquet" has no columns "question", "image"; columns: idx, prompt'
+        'dataset "q.parquet" has no column "question"; columns: idx, prompt; or say --columns question=NAME'
     )
 
 

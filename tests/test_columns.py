@@ -4,18 +4,23 @@ import base64
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from question_files import only, refusal, write, write_jsonl
-from stage2_world import make_world
+from stage2_world import dataset_rows, make_world
 
 from data_engine.commands import main
 from data_engine.config import RunConfig
+from data_engine.job.plan import NO_IMAGES, Plan
+from data_engine.models.base import Target
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question, load_questions
 from data_engine.schemas import IMAGE
@@ -93,10 +98,10 @@ def test_what_is_wrong_with_a_column_is_said_by_its_own_name(tmp_path):
 
 
 def test_a_column_with_a_dot_in_its_name_is_read(tmp_path):
-    columns = {"idx": [1], "meta.question": ["What?"], "image": pa.array([b"x"])}
+    columns = {"idx": [1], "meta.question": ["What?"], "meta": pa.array([{"question": "no"}])}
     pq.write_table(pa.table(columns), tmp_path / "q.parquet")
     (row,) = asked(tmp_path / "q.parquet", columns={"question": "meta.question"})
-    assert (row.question, row.image) == ("What?", b"x")
+    assert row.question == "What?"
 
 
 @pytest.mark.parametrize(("name", "list_of"), [("image", False), ("images", True)])
@@ -180,3 +185,24 @@ def test_a_report_needs_no_template(tmp_path, capsys):
     (work_dir / "run.json").write_text(json.dumps(run_file))
     assert main.main(["report", str(work_dir)]) == 0
     assert capsys.readouterr().out.strip() == str(work_dir / "report/index.html")
+
+
+@pytest.mark.parametrize("has_images", [True, False])
+def test_a_run_without_a_column_of_images_is_warned_of(has_images):
+    plan = SimpleNamespace(
+        checkpoints={}, same_tokenizer=True, target=Target(torch.device("cpu"), torch.float32),
+        placement=SimpleNamespace(memory_bytes=1), questions=SimpleNamespace(has_images=has_images),
+        config=RunConfig("a", "b", "c", "d"),
+    )  # fmt: skip
+    assert Plan.warnings(plan) == [NO_IMAGES] * (not has_images)
+
+
+def test_a_run_on_columns_of_other_names_gives_the_same_dataset(run):
+    other = run.copy(run.folder.parent / "other")
+    shutil.rmtree(other.work)
+    path = other.folder / "questions.parquet"
+    pq.write_table(pq.read_table(path).rename_columns({"idx": "id", "question": "prompt", "image": "picture"}), path)
+    assert other.start(columns="idx=id,question=prompt,image=picture") == 0
+    assert dataset_rows(other.work) == dataset_rows(run.work)
+    bound = json.loads((other.work / "run.json").read_text())["bound"]
+    assert bound["columns"] == "idx=id,image=picture,question=prompt"

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import struct
 from pathlib import Path
 
 import datasets
@@ -15,7 +16,7 @@ from PIL import Image
 from question_files import table, write_jsonl
 from turned_pictures import UPRIGHT, exif_of, stored, with_exif
 
-from data_engine.errors import BadRow
+from data_engine.errors import BadRow, UserError
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question, Questions, load_questions, read_images
 from data_engine.questions.images import BadImage
@@ -288,6 +289,26 @@ def test_messages_of_datasets_have_parts_whose_other_fields_are_null(tmp_path):
     dataset.save_to_disk(tmp_path / "saved")
     for found in asked(tmp_path / "saved"):
         assert (found.conversation, found.images) == (Conversation((said(USER, "What?", 0),)), (b"x",))
+
+
+@pytest.mark.parametrize(
+    ("whole", "broken"),
+    [
+        # Of the texts in the messages, and of the messages of the rows.
+        ((0, 10, 20, 30), (0, 10, 1 << 30, 30)),
+        ((0, 1, 2, 3, 4, 5, 6), (0, 1, 1 << 30, 3, 4, 5, 6)),
+    ],
+)
+def test_an_offset_inside_of_lists_that_points_out_of_the_file_is_no_segmentation_fault(tmp_path, whole, broken):
+    rows = [{"idx": f"{number}-{number}", "messages": [message("user", f"question {number}")]} for number in range(6)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    whole, broken = (struct.pack(f"<{len(offsets)}i", *offsets) for offsets in (whole, broken))
+    data = file.read_bytes()
+    assert data.count(whole) == 1
+    file.write_bytes(data.replace(whole, broken))
+    with pytest.raises(UserError, match=f'^dataset "{tmp_path}/saved" is broken: '):
+        asked(tmp_path / "saved")
 
 
 def test_text_of_messages_that_is_not_unicode_is_the_problem_of_its_row(tmp_path):

@@ -137,6 +137,17 @@ def test_a_part_of_an_array_keeps_its_place_when_fields_change_theirs():
     assert as_type(cells[2:8], target).to_pylist() == expected
 
 
+@pytest.mark.parametrize("lists", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)])
+def test_a_part_of_an_array_of_lists_keeps_its_place_when_the_items_change(lists):
+    rows = [[{"p": i, "b": str(i)}, {"p": -i, "b": None}] if i % 3 else None for i in range(9)]
+    cells = pa.array(rows, lists(pa.struct([("p", pa.int32()), ("b", pa.string())])))
+    target = pa.large_list(pa.struct([("b", pa.large_string()), ("p", pa.int64())]))
+    found = as_type(cells[2:8], target)
+    found.validate(full=True)
+    assert found.type == target
+    assert found.to_pylist() == rows[2:8]
+
+
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [

@@ -1,6 +1,7 @@
-"""Copies of golden checkpoints that a test may spoil."""
+"""Copies of golden checkpoints that a test may spoil, and the text side of models without weights, made once."""
 
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,20 @@ def folder(goldens, tmp_path) -> Path:
 @pytest.fixture
 def omni(goldens, tmp_path) -> Path:
     return Path(shutil.copytree(goldens / "omnilmm/instruct", tmp_path / "omni"))
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """The folder of each family, made when it is asked for."""
+    import chat_folders
+
+    made = chat_folders.FAMILIES
+    return cache(lambda name: chat_folders.saved(made[name](), tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="session")
+def chats(folders):
+    """The text side of each family."""
+    from data_engine.models.auto.chat import Chat
+
+    return cache(lambda name: Chat.load(folders(name)))

@@ -1,14 +1,17 @@
 """Checkpoints and settings that no prompt can be made with: one sentence says what is wrong and how to mend it."""
 
 import json
+from fnmatch import fnmatch
 
 import chat_folders
 import pytest
 import transformers
 from PIL import Image
 
+from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
-from data_engine.models.auto.chat import Chat, ChatSettings
+from data_engine.models import registry
+from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.processor import explained
 from data_engine.models.registry import ModelError
 from data_engine.questions.conversation import Conversation
@@ -56,6 +59,15 @@ def test_files_as_older_checkpoints_have_them(folder):
     chat = Chat.load(folder)
     assert chat.image_processor_name == "Qwen2VLImageProcessorPil"
     assert "Who?" in chat.text(chat.inputs(Conversation.of("Who?"), [PICTURE])["input_ids"][0].tolist())
+
+
+def test_a_download_brings_every_file_that_a_processor_is_read_from(folder, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **more: asked.update(more) or folder)
+    registry.fetch("org/name")
+    files = [path.name for path in folder.iterdir()] + ["merges.txt", "vocab.json", "tokenizer.model"]
+    assert "chat_template.jinja" in files
+    assert all(any(fnmatch(name, pattern) for pattern in asked["allow_patterns"]) for name in files)
 
 
 def test_several_templates_without_a_default(folder):

@@ -26,24 +26,28 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(config: RunConfig) -> str:
-    """What was found, as one line. Raises UserError at the first mistake."""
+    """What was found. Raises UserError at the first mistake."""
     check_writable(Path(config.work_dir))
     check_zero3(config)
     questions = open_questions(config)
     unusable = check_first_rows(config, questions)
     # Last: fetching a hub id may take an hour.
     roles = stages.roles()
-    families = check_models(config, roles)
-    return (
+    checked = check_models(config, roles)
+    first = (
         f"valid: {len(questions)} questions, {config.sample_k} answers each; {' and '.join(roles)} model: "
-        f"{' and '.join(families[role] for role in roles)}; work_dir {config.work_dir}"
-        + (
-            ""
-            if questions.has_images
-            else "; every question is asked without an image: the dataset has no column of them"
-        )
-        + (f"; of the first {LOOKED_AT} rows {unusable} cannot be used" if unusable else "")
+        f"{' and '.join(checked[role].family for role in roles)}; work_dir {config.work_dir}"
     )
+    if not questions.has_images:
+        first += "; every question is asked without an image: the dataset has no column of them"
+    if unusable:
+        first += f"; of the first {LOOKED_AT} rows {unusable} cannot be used"
+    # Imported here: it takes torch seconds.
+    from data_engine.models.base import pick_device, pick_dtype
+    from data_engine.models.describe import told
+
+    dtype = pick_dtype(config.dtype, pick_device(config.device))
+    return "\n".join([first, *(f"  {role} model: {told(checked[role], dtype)}" for role in roles)])
 
 
 def check_first_rows(config: RunConfig, questions: Questions) -> int:

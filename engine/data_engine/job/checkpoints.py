@@ -43,8 +43,9 @@ class Checkpoint:
         folder = resolve(path, revision)
         family = family_of(folder, name)
         code = class_for(family, chat)
-        vocabulary, markers, image_processor = code.text_side(folder, **chat_options(chat))
-        return cls(tuple(code.folders(folder)), family, vocabulary, markers, _sizes(folder), image_processor)
+        side = code.text_side(folder, **chat_options(chat))
+        folders = tuple(code.folders(folder))
+        return cls(folders, family, side.vocabulary, side.markers, _sizes(folder), side.image_processor)
 
     @property
     def folder(self) -> Path:

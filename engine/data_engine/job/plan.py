@@ -13,6 +13,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import budgets, run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings
+from data_engine.models import family_class
 from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import check_models
 from data_engine.models.sharding import placement
@@ -69,6 +70,9 @@ class Plan:
         checkpoints = {role: Checkpoint.of_role(config, role) for role in stages.roles()}
         weights = budgets.largest_bytes(checkpoints, target.dtype)
         decision = placement.decide(config.zero3, weights, ranks, device, config.memory_fraction)
+        if decision.split:
+            for checkpoint in checkpoints.values():
+                family_class(checkpoint.family).check_split(checkpoint.folder)
         bound = run_file.bound_settings(config, len(questions), target)
         # Before minutes of hashing.
         run_file.require_same(work_dir, bound)

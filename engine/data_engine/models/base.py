@@ -86,6 +86,8 @@ class TextSide(NamedTuple):
     """see VisionLanguageModel"""
     image_processor: str | None = None
     """class that makes pixels, where the installed libraries choose it"""
+    unused_kwargs: tuple[str, ...] = ()
+    """names of --chat_template_kwargs that the checkpoint's template does not read"""
 
 
 class CacheSizes(NamedTuple):
@@ -94,6 +96,18 @@ class CacheSizes(NamedTuple):
     per_token: int
     per_answer: int = 0
     """recurrent states, whatever the length"""
+
+
+class Description(NamedTuple):
+    """What `validate` tells of a checkpoint."""
+
+    kind: str
+    """the model's type and the kinds of its layers"""
+    sizes: CacheSizes
+    why_plain: str | None = None
+    """why it would run on the plain path; None: nothing speaks against sharing prompts, which a run then checks"""
+    most_shared: int | None = None
+    """tokens of prompt and answer up to which prompts are shared; None: as many as the model takes"""
 
 
 class VisionLanguageModel(Protocol):
@@ -221,6 +235,14 @@ class ModelFamily(Protocol):
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
         """What the cache keeps of a token and of an answer."""
+
+    @classmethod
+    def describe(cls, folder: Path) -> Description:
+        """What a person should know of a checkpoint before its weights are read."""
+
+    @classmethod
+    def check_split(cls, folder: Path) -> None:
+        """Raise ModelError where the model cannot be split over ranks."""
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:

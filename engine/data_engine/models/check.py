@@ -6,19 +6,28 @@ be seen without torch comes first, for all models, so that a missing file is tol
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
-from data_engine.models import chat_options, class_for
+from data_engine.models import chat_options, class_for, family_class
 from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer, resolve
 from data_engine.models.weight_files import check_files
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
-def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, str]:
-    """The family by role. A hub id is fetched. Raises ModelError naming the flag, the folder, and what is wrong."""
+@dataclass(frozen=True)
+class Checked:
+    """A checkpoint that can be used."""
+
+    folder: Path
+    family: str
+
+
+def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, Checked]:
+    """The checkpoints by role. A hub id is fetched. Raises ModelError naming flag, folder, and what is wrong."""
     families, folders, chat = {}, {}, config.chat
     for role in roles:
         with _named(config, role):
@@ -27,7 +36,16 @@ def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, str]:
     for role, folder in folders.items():
         with _named(config, role):
             check_weights(folder, families[role], chat)
-    return families
+            if config.zero3 == "on":
+                family_class(families[role]).check_split(folder)
+    if chat.kwargs:
+        sides = [class_for(families[role], chat).text_side(folder, chat) for role, folder in folders.items()]
+        if unread := set.intersection(*(set(side.unused_kwargs) for side in sides)):
+            raise ModelError(
+                f"chat_template_kwargs has {', '.join(sorted(unread))}, which no chat template of this run reads: "
+                "leave it out, or see how the template spells it"
+            )
+    return {role: Checked(folder, families[role]) for role, folder in folders.items()}
 
 
 def check_folder(folder: Path, name: str | None = None) -> str:

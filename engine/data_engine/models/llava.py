@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models import attention, embedded
-from data_engine.models.base import CacheSizes, PlainSteps, PromptEnd, Split, TextSide
+from data_engine.models.base import CacheSizes, Description, PlainSteps, PromptEnd, Split, TextSide
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, head_weight
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
@@ -128,6 +128,14 @@ class Llava:
         """What the cache keeps of a token."""
         raw, where = read_json(folder / "config.json"), folder / "config.json"
         return CacheSizes(cache_values_per_token(llama_config(raw.get("text_config", raw), where)))
+
+    @classmethod
+    def describe(cls, folder: Path) -> Description:
+        return Description("LLaVA-1.5, attention alone", cls.cache_sizes(folder))
+
+    @classmethod
+    def check_split(cls, folder: Path) -> None:
+        """Every checkpoint of this family can be split."""
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models import attention, embedded
-from data_engine.models.base import CacheSizes, PlainSteps, PromptEnd, Split, TextSide
+from data_engine.models.base import CacheSizes, Description, PlainSteps, PromptEnd, Split, TextSide
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, decoder_config, head_weight
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
@@ -130,6 +130,14 @@ class OmniLMM:
         """What the cache keeps of a token."""
         where = folder / "config.json"
         return CacheSizes(cache_values_per_token(_mistral_config(read_json(where), where)))
+
+    @classmethod
+    def describe(cls, folder: Path) -> Description:
+        return Description("OmniLMM, attention alone", cls.cache_sizes(folder))
+
+    @classmethod
+    def check_split(cls, folder: Path) -> None:
+        """Every checkpoint of this family can be split."""
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:

@@ -54,7 +54,10 @@ def _texts(attributes: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def media_ids(processor: ProcessorMixin, config: PretrainedConfig) -> tuple[int, ...]:
-    """Ids of pictures, films and sounds, and of what stands around them: no answer contains one."""
+    """Ids of pictures, films and sounds, and of what stands around them: no answer contains one.
+
+    A configuration may name ids that its model does not have, by its class's defaults for one: they are left out.
+    """
     tokenizer = processor.tokenizer
     named = {**vars(processor), **tokenizer.special_tokens_map}
     known = tokenizer.get_vocab()
@@ -62,7 +65,8 @@ def media_ids(processor: ProcessorMixin, config: PretrainedConfig) -> tuple[int,
     for name, value in (*vars(processor).items(), *vars(config).items()):
         if _MEDIA.search(name) and _TOKEN_ID.search(name.lstrip("_")):
             found |= set(_ids(value))
-    return tuple(sorted(found))
+    size = config.get_text_config().vocab_size
+    return tuple(number for number in sorted(found) if number < size)
 
 
 def _ids(value: object) -> list[int]:

@@ -1,8 +1,9 @@
 """The weights of a checkpoint of transformers: loaded by transformers itself, every missing or foreign one refused."""
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,12 +24,8 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreT
     """The model, whole. Raises ModelError where weights are missing, too many or of a wrong shape."""
     load_config(folder)
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
-    verbosity, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             model, told = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, local_files_only=True, **where
             )
@@ -36,10 +33,6 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreT
         raise
     except Exception as error:
         raise ModelError(f"{folder} cannot be loaded ({type(error).__name__}: {reason(error)})") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bar:
-            transformers_logging.enable_progress_bar()
     for what, names in (
         ("lacks", told["missing_keys"]),
         ("holds, of another shape than config.json says,", told["mismatched_keys"]),
@@ -55,3 +48,19 @@ def _some(names: Iterable[object]) -> str:
     names = sorted(map(str, names))
     more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
     return ", ".join(names[:TOLD]) + more
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and its advice."""
+    verbosity, had_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()

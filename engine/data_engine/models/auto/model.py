@@ -34,9 +34,9 @@ from data_engine.models.auto.parts import (
     layer_kinds,
     output_weights,
 )
-from data_engine.models.auto.sizes import cache_sizes
+from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
-from data_engine.models.base import CacheSizes, LayerKind, PlainSteps, PromptEnd, Split, TextSide, sent
+from data_engine.models.base import CacheSizes, Description, LayerKind, PlainSteps, PromptEnd, Split, TextSide, sent
 from data_engine.models.head import Head
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage, check_megapixels, resized_size
@@ -146,11 +146,20 @@ class Auto:
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
         loaded = Chat.load(folder, chat)
-        return TextSide(loaded.vocabulary, loaded.markers, loaded.image_processor_name)
+        return TextSide(loaded.vocabulary, loaded.markers, loaded.image_processor_name, tuple(loaded.unused_kwargs))
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
         return cache_sizes(folder)
+
+    @classmethod
+    def describe(cls, folder: Path) -> Description:
+        return describe(folder)
+
+    @classmethod
+    def check_split(cls, folder: Path) -> None:
+        """Raise ModelError where the model cannot be split over ranks."""
+        check_split(folder)
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:

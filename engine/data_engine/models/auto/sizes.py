@@ -1,34 +1,73 @@
-"""What a model of transformers keeps of an answer, found before its weights are read: its decoder runs on no device."""
+"""What a model of transformers is, before its weights are read: its decoder runs on a device without numbers."""
 
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from data_engine.models.answer_cache import is_recurrent, tensors
-from data_engine.models.attention import Finding, attending
+from data_engine.models.attention import DoesNotFit, Finding, attending
+from data_engine.models.auto.limits import fast_positions
+from data_engine.models.auto.loading import quiet
 from data_engine.models.auto.parts import attend_by_hook, find_decoder, layer_kinds
-from data_engine.models.base import CacheSizes
+from data_engine.models.auto.processor import load_config
+from data_engine.models.base import CacheSizes, Description
 from data_engine.models.decoder import cache_values_per_token
 
 # Tokens of the pass. Layers for image states do not run in it, and keep nothing of an answer.
 TOKENS = 3
+LOCAL = ("sliding", "chunked")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    sizes: CacheSizes
+    why_plain: str | None = None
 
 
 def cache_sizes(folder: Path) -> CacheSizes:
-    """Numbers that all layers keep together. Where the decoder cannot run so, those of full attention in all layers."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    """Numbers that all layers keep together."""
+    return _measured(folder).sizes
+
+
+def describe(folder: Path) -> Description:
+    """The kind of its layers, and whether its answers can share their prompts, as far as its configuration tells."""
+    config = load_config(folder)
     text = config.get_text_config(decoder=True)
+    found = _measured(folder)
+    kinds = ["attention and recurrent states" if found.sizes.per_answer else "attention alone"]
+    if any(str(kind).startswith(LOCAL) for kind in getattr(text, "layer_types", None) or ()):
+        kinds.append("windows")
+    if getattr(text, "cross_attention_layers", None):
+        kinds.append("layers for image states")
+    limit = fast_positions(text)
+    return Description(
+        f"{config.model_type}, {', '.join(kinds)}",
+        found.sizes,
+        found.why_plain,
+        limit if limit < text.max_position_embeddings else None,
+    )
+
+
+@functools.lru_cache(8)
+def _measured(folder: Path) -> _Measured:
+    config = load_config(folder)
     try:
-        return _measured(config)
+        with quiet():
+            return _Measured(_run_on_meta(config))
+    except DoesNotFit as reason:
+        why = str(reason)
     # Whatever a decoder raises on a device without numbers; the run itself says what a model cannot do.
     except Exception:
-        return CacheSizes(cache_values_per_token(text), 0)
+        why = None
+    return _Measured(CacheSizes(cache_values_per_token(config.get_text_config(decoder=True))), why)
 
 
 @torch.inference_mode()
-def _measured(config: object) -> CacheSizes:
+def _run_on_meta(config: PreTrainedConfig) -> CacheSizes:
     with torch.device("meta"):
         # Experts are multiplied together in bf16 alone on this device.
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).eval()
@@ -39,6 +78,8 @@ def _measured(config: object) -> CacheSizes:
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
         with attending(finding, finding.layers):
             decoder(input_ids=ids, position_ids=torch.arange(TOKENS)[None], past_key_values=cache, use_cache=True)
+    if not finding.noted:
+        raise DoesNotFit("no layer of its decoder attends through transformers' attention interface")
     kinds = layer_kinds(finding.noted)
     states = [one for layer in cache.layers if is_recurrent(layer) for one in tensors(layer)]
     return CacheSizes(sum(kind.values_per_token for kind in kinds), sum(one[0].numel() for one in states))

@@ -142,6 +142,8 @@ def _check_offsets(column: pa.Array) -> None:
         lists = pa.ListArray if pa.types.is_list(column.type) else pa.LargeListArray
         lists.from_arrays(column.offsets, pa.nulls(len(column.values))).validate(full=True)
         _check_offsets(column.values)
+    elif pa.types.is_fixed_size_list(column.type):
+        _check_offsets(column.values)
     elif column.type in _AS_BYTES:
         column.view(_AS_BYTES[column.type]).validate(full=True)
     else:
