@@ -8,7 +8,7 @@ from dataclasses import dataclass
 WIDE, HIGH = (140, 100), (90, 170)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Asked:
     """Sizes of its pictures, and a question or chat messages with a placeholder for each picture."""
 

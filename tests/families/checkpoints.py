@@ -12,8 +12,9 @@ from families import FAMILIES, Family
 class Checkpoint:
     """One family's folder, in which model and processor lie as save_pretrained leaves them."""
 
-    def __init__(self, name: str, parent: Path) -> None:
-        self.family: Family = FAMILIES[name]
+    def __init__(self, name: str, parent: Path, family: Family | None = None) -> None:
+        """Of one of FAMILIES by name, or of another one."""
+        self.family = family or FAMILIES[name]
         self.folder = parent / name
         self.built, self.processor = self.family.build()
         self.built.save_pretrained(self.folder)

@@ -37,14 +37,15 @@ def wrong_greedy_rows(checkpoint: Checkpoint, asked: Asked) -> int:
     return sum(row != expected for row in found)
 
 
-def redrawn(checkpoint: Checkpoint, asked: Asked, answer: list[int], key: int) -> list[int]:
+def redrawn(checkpoint: Checkpoint, asked: Asked, answer: list[int], key: int, forced: bool = False) -> list[int]:
     """What is drawn with this key, where the stock model says what each token of the answer is drawn from.
 
-    The answer itself, if each of its tokens was drawn from the right distribution.
+    The answer itself, if each of its tokens was drawn from the right distribution. One whose length is `forced` is not
+    ended by a draw.
     """
     from data_engine.sampling.draw import SamplingParams, next_tokens
 
     logits_TV = checkpoint.stock.logits(asked, answer)
-    logits_TV[:, product.banned(checkpoint.model)] = -torch.inf
+    logits_TV[:, product.banned(checkpoint.model) + (checkpoint.ends if forced else [])] = -torch.inf
     keys, places = torch.full((len(answer),), key), torch.arange(len(answer))
     return next_tokens(logits_TV, keys, places, SamplingParams(temperature=0.7, top_k=50)).tolist()

@@ -102,7 +102,7 @@ FAMILIES = {
     "llama4_beyond": Family(
         "tiny_windows:llama4_beyond", "Llama 4 beyond its floor_scale", "<|eot|>", (VISION,), fast=False
     ),
-    "mllama": Family("tiny_windows:mllama", "cross-attention, tiles", "<|eot_id|>"),
+    "mllama": Family("tiny_windows:mllama", "cross-attention, tiles", "<|eot_id|>", without_image=False),
 }  # fmt: skip
 
 

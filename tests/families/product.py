@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def load(folder: Path):
-    """The model in this folder, in fp32 on the CPU."""
+    """The model in this folder as one of the family auto, in fp32 on the CPU."""
     from data_engine import load_model
 
-    return load_model(None, str(folder), device="cpu", dtype="float32")
+    return load_model("auto", str(folder), device="cpu", dtype="float32")
 
 
 def _given(asked: Asked):
@@ -37,22 +37,32 @@ def sampled(model, asked: Asked, k: int, temperature: float, steps: int, seed: i
 def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> list[list[list[int]]]:
     """Each question's answers at temperature 0.7, as long as `lengths` says, no more than `rows` of them at a time.
 
-    The key of answer i to question q is seed_for(0, q, i).
+    The key of answer i to question q is seed_for(0, q, i). On the plain path, which refills no row, answers end by
+    themselves.
     """
     from dataclasses import replace
 
     from data_engine.pipeline.asked import asked as conversation_of
     from data_engine.pipeline.sample import SampleSettings, request_for
+    from data_engine.sampling.backend import BackendSettings, make_backend
     from data_engine.sampling.draw import SamplingParams
     from data_engine.sampling.native.scheduler import sample
 
-    params = SamplingParams(0.7, 50, 1.0, 1.0, max(map(max, lengths)), forced_lengths=True)
+    # The first question that a model is given decides which path it takes.
+    scores(model, asked[0], [[65]])
+    params = SamplingParams(0.7, 50, 1.0, 1.0, max(map(max, lengths)), forced_lengths=is_fast(model))
     requests = []
     for number, (one, wanted) in enumerate(zip(asked, lengths, strict=True)):
         settings = SampleSettings(len(wanted), 0, params, crop=False, max_megapixels=64)
         request = request_for(model, *conversation_of(*_given(one), 64, "apply"), number, settings)
         requests.append(replace(request, lengths=wanted))
-    found = {(one.request, one.sample_index): one.token_ids for one in sample(model, requests, params, rows)}
+    if is_fast(model):
+        answers = sample(model, requests, params, rows)
+    else:
+        backend = make_backend("plain", BackendSettings(model, params, len(lengths[0]), rows, num_slots=1))
+        backend.submit(requests)
+        answers = [one for _ in requests for one in backend.poll()]
+    found = {(one.request, one.sample_index): one.token_ids for one in answers}
     return [[found[number, index] for index in range(len(wanted))] for number, wanted in enumerate(lengths)]
 
 
@@ -78,6 +88,13 @@ def is_hybrid(model) -> bool:
     return any(map(is_recurrent, model.cache_layers))
 
 
-def can_be_divided(model) -> bool:
+def can_be_split(model, folder: Path) -> bool:
     """Whether --zero3 on takes the model."""
-    return is_fast(model) and not is_hybrid(model)
+    from data_engine.models.auto.splitting import check_split
+    from data_engine.models.registry import ModelError
+
+    try:
+        check_split(folder)
+    except ModelError:
+        return False
+    return is_fast(model)

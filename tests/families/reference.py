@@ -4,6 +4,7 @@ Two references that know nothing of each other: a forward of prompt and answer a
 Shapes: P prompt tokens, T tokens of an answer, V vocabulary.
 """
 
+import functools
 import re
 
 import torch
@@ -22,6 +23,8 @@ class Stock:
         """`processor`: the one that was saved with it, so that what is loaded from the folder is tested as well."""
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = processor
+        # Several tests ask for the same.
+        self._score, self._greedy = functools.cache(self._score), functools.cache(self._greedy)
 
     @property
     def placeholders(self) -> list[int]:
@@ -57,15 +60,21 @@ class Stock:
 
     def score(self, asked: Asked, answer: list[int]) -> Tensor:
         """log p of each token of the answer [T]."""
-        return token_logps(self.logits(asked, answer), answer)
+        return self._score(asked, tuple(answer))
 
-    @torch.no_grad()
+    def _score(self, asked: Asked, answer: tuple[int, ...]) -> Tensor:
+        return token_logps(self.logits(asked, list(answer)), list(answer))
+
     def greedy(self, asked: Asked, steps: int, banned: list[int], ends: list[int]) -> tuple[list[int], Tensor]:
         """The greedy answer, and the logits that `generate` drew it from, before any token was banned [T, V]."""
+        return self._greedy(asked, steps, tuple(banned), tuple(ends))
+
+    @torch.no_grad()
+    def _greedy(self, asked: Asked, steps: int, banned: tuple, ends: tuple) -> tuple[list[int], Tensor]:
         inputs = self.inputs(asked)
         out = self.model.generate(
             **inputs, do_sample=False, max_new_tokens=steps, use_cache=True, num_beams=1, repetition_penalty=1.0,
-            eos_token_id=ends or None, pad_token_id=0, suppress_tokens=banned or None, output_logits=True,
+            eos_token_id=list(ends) or None, pad_token_id=0, suppress_tokens=list(banned) or None, output_logits=True,
             return_dict_in_generate=True, logits_processor=LogitsProcessorList(),
         )  # fmt: skip
         return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.cat(out.logits).float()

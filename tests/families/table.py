@@ -18,8 +18,11 @@ HEAD = """# Families
 
 What the conformance suite found with a tiny random checkpoint of each family, and a real processor: log-probs within
 1e-4 nat a token of transformers' own whole forward, and greedy ids equal to `generate`'s in every row. The fast path
-runs an image and its prompt once for all answers; the plain path runs whole rows. A hybrid family has layers that carry
-a state instead of keys and values. Written by `python tests/families/table.py --write`; do not edit.
+runs an image and its prompt once for all answers; the plain path gives each answer a prompt of its own. A hybrid family
+has layers that carry a state instead of keys and values; `--zero3 on` refuses it. Other checkpoints of transformers'
+AutoModelForImageTextToText are tried in the same way, and take the plain path where they do not fit.
+
+Written by `python tests/families/table.py --write`; do not edit.
 
 """
 COLUMNS = ["family", "peculiar", "sampling", "scoring", "path", "hybrid", "several images", "without image",
@@ -40,14 +43,14 @@ def _equal(checkpoint: Checkpoint, *prompts: str) -> bool:
 
 def row(name: str, checkpoint: Checkpoint) -> str:
     """A line of the table."""
-    sampling = not any(wrong_greedy_rows(checkpoint, ASKED[prompt]) for prompt in ("wide", "high"))
     scoring = _equal(checkpoint, "wide", "high")
+    sampling = not any(wrong_greedy_rows(checkpoint, ASKED[prompt]) for prompt in ("wide", "high"))
     model = checkpoint.model
     cells = [
         name, checkpoint.family.kind, yes(sampling), yes(scoring), "fast" if product.is_fast(model) else "plain",
         yes(product.is_hybrid(model)), yes(_equal(checkpoint, "two images", "images between words")),
         yes(_equal(checkpoint, "no image")), yes(_equal(checkpoint, "system and turns")),
-        yes(product.can_be_divided(model)),
+        yes(product.can_be_split(model, checkpoint.folder)),
     ]  # fmt: skip
     return _line(cells)
 

@@ -7,6 +7,14 @@ from asked import ASKED
 from comparisons import TOLERANCE, score_difference
 from families import FAMILIES
 
+from data_engine.models.registry import family_of
+
+
+def test_no_family_needs_a_name(checkpoint):
+    """LLaVA's folder could be one of the published checkpoints, which the engine has a family for."""
+    native = checkpoint.folder.name == "llava"
+    assert family_of(checkpoint.folder) == ("llava" if native else "auto")
+
 
 @pytest.mark.parametrize("prompt", list(ASKED))
 def test_log_probs_are_those_of_the_stock_model(checkpoint, prompt):

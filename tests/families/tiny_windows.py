@@ -141,6 +141,11 @@ def llama4_beyond():
     return llama4(floor_scale=16)
 
 
+def llama4_near():
+    """Prompts of the suite are shorter than this floor_scale, and go beyond it with a longer answer."""
+    return llama4(floor_scale=160)
+
+
 def mllama():
     tokens = tokenizer(["<|python_tag|>", "<|eot_id|>"], image_token="<|image|>")
     processor = tf.MllamaProcessor(
