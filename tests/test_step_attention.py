@@ -259,7 +259,7 @@ def test_copies_of_a_states_are_rows_of_their_own():
     """What scoring hands to the answers of a question: a state each, the prompt's left alone."""
     prompt = [DynamicLayer(), state_layer(1, 2.0)]
     assert [is_recurrent(layer) for layer in prompt] == [False, True]
-    cache = answer_cache(prompt, repeated(prompt, 3), 5, {})
+    cache = answer_cache(prompt, repeated(prompt, 3), {})
     cache.layers[1].update_recurrent_state(torch.zeros(3, 4, 5))
     assert prompt[1].recurrent_states[0].tolist() == torch.full((1, 4, 5), 20.0).tolist()
     assert (cache.layers[0].get_seq_length(), cache.layers[0].get_mask_sizes(2)) == (5, (7, 0))

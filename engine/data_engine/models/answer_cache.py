@@ -16,24 +16,25 @@ STATES = ("conv_states", "recurrent_states")
 
 
 class PassingLayer(DynamicLayer):
-    """Hands new keys and values through, and counts as holding `length` others."""
+    """Hands new keys and values through, and counts as empty, so that no place in a pass is taken for a late one."""
 
-    def __init__(self, length: int = 0, cross: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, cross: tuple[Tensor, Tensor] | None = None) -> None:
         """`cross`: keys and values of image states, which Mllama looks for here before it runs such a layer."""
         super().__init__()
-        self.length = length
+        self._num_keys = 0
         if cross is not None:
             self.keys, self.values = cross
             self.is_initialized = True
+            self._num_keys = self.keys.shape[2]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         return key_states, value_states
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self._num_keys
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return query_length, 0
 
 
 def passing(num_layers: int) -> Cache:
@@ -96,17 +97,17 @@ class RowStates:
 
 
 def answer_cache(
-    like: Sequence[object], states: Sequence[object | None], length: int, crosses: dict[int, tuple[Tensor, Tensor]]
+    like: Sequence[object], states: Sequence[object | None], crosses: dict[int, tuple[Tensor, Tensor]]
 ) -> Cache:
-    """The cache of a pass of answers, behind prompts of `length` tokens, with a state by layer where it has one.
+    """The cache of a pass of answers behind their prompts, with a state by layer where it has one.
 
     `like`: the layers of a prompt's cache. `crosses`: by layer of the cache, keys and values of image states.
     """
-    usual = PassingLayer(length)
+    usual = PassingLayer()
     return Cache(
         layers=[
             states[number] if states and states[number] is not None
-            else PassingLayer(length, crosses[number]) if number in crosses
+            else PassingLayer(crosses[number]) if number in crosses
             else usual
             for number in range(len(like))
         ]

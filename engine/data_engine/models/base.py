@@ -151,6 +151,8 @@ class VisionLanguageModel(Protocol):
     """ids from 0 to below it have an embedding"""
     has_plain_path: bool
     """whether it can run on the plain path, by `plain_steps`; a native family need not"""
+    answers_in_rows: bool
+    """answers cannot be packed into one row: a layer keeps a state, or counts places within the pass"""
     why_plain: str | None
     """why the model runs on the plain path, whole rows; None: answers share the prompt's keys and values"""
     is_settled: bool

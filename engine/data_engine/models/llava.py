@@ -83,6 +83,7 @@ class Llava:
     family = "llava"
     is_split = False
     takes_chat_settings, has_plain_path, why_plain, is_settled = False, False, None, True
+    answers_in_rows = False
     banned_token_ids = ()
     markers = ("<image>", "</s>", " ASSISTANT: ")
 

@@ -79,6 +79,7 @@ class OmniLMM:
     family = "omnilmm"
     is_split = False
     takes_chat_settings, has_plain_path, why_plain, is_settled = False, False, None, True
+    answers_in_rows = False
     banned_token_ids = ()
     # Trainers tokenise whole rows, parse special tokens from the text, and search for the lines of the roles.
     markers = (

@@ -117,13 +117,10 @@ def _prepare(
             ids = [model.encode_answer(conversation, row["answer"]) for row in rows]
         else:
             ids = [row["token_ids"] for row in rows]
-        size, longest = prompt.length, max(map(len, ids))
-        if size + longest > model.max_positions:
-            room = model.max_positions
-            raise BadRow(f"too long to score: prompt of {size} tokens, answer of {longest}, room for {room}")
+        require_room(model, prompt, ids)
     except (BadRow, BadImage) as problem:
         return _Prepared(question, rows, problem=str(problem))
-    return _Prepared(question, rows, prompt, ids, pass_tokens(size, ids))
+    return _Prepared(question, rows, prompt, ids, pass_tokens(prompt.length, ids))
 
 
 def _passes(
@@ -196,15 +193,14 @@ def score_answers(
 
     Token ids are scored as they are, nothing added. Text is encoded as in the training prompt, literally, and always
     counts its EOS. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, and
-    BadRow for messages that the model does not take.
+    BadRow for messages that the model does not take, and answers that are too long for it.
     """
     conversation, pictures = asked(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
     ids = [model.encode_answer(conversation, answer) if isinstance(answer, str) else list(answer) for answer in answers]
     if not ids:
         return []
-    settle(model, prompt, max(map(len, ids)))
-    return score_pass(model, [Scored(prompt, ids)])[0]
+    return _scored(model, prompt, ids)
 
 
 def score_continuations(
@@ -221,6 +217,18 @@ def score_continuations(
     """
     prompt, tails = model.shared_prompt(conversations, images, True, max_megapixels)
     rows = [[*tail, *ids] for tail, ids in zip(tails, continuations, strict=True)]
-    settle(model, prompt, max(map(len, rows)))
-    found = score_pass(model, [Scored(prompt, rows)])[0]
+    found = _scored(model, prompt, rows)
     return [logps[len(tail) :] for logps, tail in zip(found, tails, strict=True)]
+
+
+def _scored(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]]) -> list[Tensor]:
+    settle(model, prompt, max(map(len, ids)))
+    require_room(model, prompt, ids)
+    return score_pass(model, [Scored(prompt, ids)])[0]
+
+
+def require_room(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]]) -> None:
+    """Raise BadRow where an answer does not fit behind the prompt."""
+    size, longest, room = prompt.length, max(map(len, ids)), model.max_positions
+    if size + longest > room:
+        raise BadRow(f"too long to score: prompt of {size} tokens, answer of {longest}, room for {room}")

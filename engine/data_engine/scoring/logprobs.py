@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from data_engine.models.answer_cache import answer_cache, is_recurrent, repeated
+from data_engine.models.answer_cache import answer_cache, repeated
 from data_engine.models.attention import LayerCall, attending
 from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.models.prefix import Prefix, run_prefix
@@ -55,7 +55,7 @@ def _predicting(
     # The last token of an answer is not fed: what it predicts is not scored.
     fed = [[ids[:-1] for ids in answers if len(ids) > 1] for answers in unique]
     asked = [(prefix, answers) for prefix, answers in zip(prefixes, fed, strict=True) if answers]
-    run = _run_rows if any(map(is_recurrent, model.cache_layers)) else _run_packed
+    run = _run_rows if model.answers_in_rows else _run_packed
     hidden = iter(run(model, asked) if asked else ())
     for prefix, answers in zip(prefixes, unique, strict=True):
         for ids in answers:
@@ -79,7 +79,7 @@ def _run_packed(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple
 
 
 def _run_rows(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple[int, ...]]]]) -> list[Tensor]:
-    """The same of a model with recurrent states: question by question, a padded row an answer."""
+    """The same of a model whose answers cannot be packed: question by question, a padded row an answer."""
     found = []
     for prefix, answers in asked:
         longest = max(map(len, answers))
@@ -115,7 +115,7 @@ def _one_row(rows: Tensor) -> Tensor:
 def _cache(model: VisionLanguageModel, prefix: Prefix, num_rows: int) -> Cache:
     """What the decoder is handed behind a prefix, with that many copies of its states."""
     states = repeated(prefix.end.cache_layers, num_rows) if num_rows else ()
-    return answer_cache(model.cache_layers, states, prefix.length, prefix.crosses)
+    return answer_cache(model.cache_layers, states, prefix.crosses)
 
 
 @torch.inference_mode()

@@ -8,11 +8,16 @@ from transformers import PretrainedConfig
 BY_LARGEST_POSITION = ("dynamic", "longrope")
 
 
+def counts_in_pass(config: PretrainedConfig) -> bool:
+    """Whether a text decoder takes the place of a token within the pass for its place in the sequence, as Llama 4."""
+    return bool(getattr(config, "attn_temperature_tuning", False))
+
+
 def fast_positions(config: PretrainedConfig) -> int:
     """Most tokens of prompt and answer on the fast path, from a text decoder's configuration."""
     longest = config.max_position_embeddings
-    # Llama 4 scales queries by their place within the pass from there on.
-    if getattr(config, "attn_temperature_tuning", False):
+    # From there on it scales queries by that place.
+    if counts_in_pass(config):
         longest = min(longest, int(config.floor_scale))
     for rope in _rope_tables(getattr(config, "rope_parameters", None) or {}):
         if rope.get("rope_type") in BY_LARGEST_POSITION:

@@ -24,7 +24,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.models.answer_cache import PassingLayer, answer_cache, is_recurrent, repeated
 from data_engine.models.attention import Asking, DoesNotFit, Finding, Noting, attending
 from data_engine.models.auto.chat import Chat
-from data_engine.models.auto.limits import fast_positions
+from data_engine.models.auto.limits import counts_in_pass, fast_positions
 from data_engine.models.auto.loading import load_weights
 from data_engine.models.auto.own_decoding import OwnDecoding
 from data_engine.models.auto.parts import (
@@ -79,6 +79,7 @@ class Auto:
         self.vision = find_vision(model)
         self.num_ids = model.get_input_embeddings().num_embeddings
         text = model.config.get_text_config(decoder=True)
+        self.answers_in_rows = counts_in_pass(text)
         self._positions, self._fast_positions = text.max_position_embeddings, fast_positions(text)
         self.attention_layers: Mapping[nn.Module, int] = {}
         self.layers: Sequence[LayerKind] = ()
@@ -200,7 +201,7 @@ class Auto:
             inputs, tails = self.chat.shared(conversations, images)
         return ProcessedPrompt(inputs), tails
 
-    def _as_asked(self, prompt: ProcessedPrompt, end: PromptEnd) -> Iterator[LayerKind]:
+    def _as_asked(self, end: PromptEnd) -> Iterator[LayerKind]:
         """The layers with what a first token behind a prompt shows of them."""
         crosses = {number: kind for number, kind in enumerate(self.layers) if kind.cross}
         if crosses:
@@ -209,7 +210,7 @@ class Auto:
             return
         asking = Asking()
         one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        cache = answer_cache(end.cache_layers, repeated(end.cache_layers, 1), prompt.length, {})
+        cache = answer_cache(end.cache_layers, repeated(end.cache_layers, 1), {})
         with attending(asking, self.attention_layers):
             self.run_answers(one, one + end.next_position, cache)
         for number, kind in enumerate(self.layers):
@@ -320,6 +321,7 @@ class Auto:
             raise DoesNotFit("no layer of its decoder attends through transformers' attention interface")
         self.attention_layers, self.cache_layers = dict(finding.layers), end.cache_layers
         self.layers = tuple(layer_kinds(finding.noted))
-        self.layers = tuple(self._as_asked(prompt, end))
+        self.layers = tuple(self._as_asked(end))
+        self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
         text = self._model.config.get_text_config()
         self.head = fitted_head(self.head, end.hidden_D, logits, text)

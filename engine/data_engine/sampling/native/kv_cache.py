@@ -126,7 +126,7 @@ class KVCache:
         # Which of them a layer is handed does not matter: the layout has those of each row.
         crosses = next((noted for noted in self.crosses if noted), {})
         crosses = {layer: (noted.keys[None], noted.values[None]) for layer, noted in crosses.items()}
-        return answer_cache(like, self.states.first(num_rows) if self.states else (), self.prefix_tokens, crosses)
+        return answer_cache(like, self.states.first(num_rows) if self.states else (), crosses)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` becomes row `target`, its first `length` suffix tokens with it."""
