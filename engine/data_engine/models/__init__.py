@@ -42,7 +42,8 @@ def load_model(
     code = class_for(family_of(folder, name), settings)
     check_files(folder)
     model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, **chat_options(settings))
-    pack_linears(model.decoder, once=split is None)
+    if model.decoder is not None:
+        pack_linears(model.decoder, once=split is None)
     if split is not None:
         model.is_split = True
         split.run_together(model)

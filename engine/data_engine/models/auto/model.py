@@ -7,10 +7,9 @@ Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
 import functools
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +20,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, UserError
-from data_engine.models.answer_cache import PassingLayer, answer_cache, is_recurrent, repeated
-from data_engine.models.attention import Asking, DoesNotFit, Finding, Noting, attending
+from data_engine.models.answer_cache import PassingLayer, is_recurrent
+from data_engine.models.attention import DoesNotFit
+from data_engine.models.auto import probing
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import counts_in_pass, fast_positions
 from data_engine.models.auto.loading import load_weights
@@ -31,20 +31,16 @@ from data_engine.models.auto.parts import (
     attend_by_hook,
     find_decoder,
     find_vision,
-    fitted_head,
-    layer_kinds,
     output_weights,
 )
 from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
 from data_engine.models.base import CacheSizes, Description, LayerKind, PlainSteps, PromptEnd, Split, TextSide, sent
 from data_engine.models.head import Head
+from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage, check_megapixels, resized_size
 
-# A prompt that shows what a model's layers are. Its picture makes several merged patches, whatever the patch size.
-PROBE = Conversation.of("What is in the picture?")
-PROBE_SIZE = (112, 84)
 # Processors take an array with a side of 1 or 3 for one whose channels come first.
 LEAST_SIDE = 4
 
@@ -58,10 +54,6 @@ class ProcessedPrompt:
     @property
     def length(self) -> int:
         return self.inputs["input_ids"].shape[1]
-
-
-def probe_picture() -> Image.Image:
-    return Image.linear_gradient("L").resize(PROBE_SIZE).convert("RGB")
 
 
 class Auto:
@@ -78,12 +70,13 @@ class Auto:
         self.markers, self.vocabulary = chat.markers, chat.vocabulary
         self.vision = find_vision(model)
         self.num_ids = model.get_input_embeddings().num_embeddings
-        text = model.config.get_text_config(decoder=True)
+        self.text_config = text = model.config.get_text_config(decoder=True)
         self.answers_in_rows = counts_in_pass(text)
         self._positions, self._fast_positions = text.max_position_embeddings, fast_positions(text)
         self.attention_layers: Mapping[nn.Module, int] = {}
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
+        self.decoder: nn.Module | None = None
         self.why_plain: str | None = None
         self.is_settled = False
         # Tokenizers keep state while they encode, and prompts are made by several threads.
@@ -99,8 +92,8 @@ class Auto:
             self.decoder.register_forward_hook(self._note_hidden)
             if self.vision is not None:
                 self.vision.register_forward_pre_hook(self._note_encoded, with_kwargs=True)
-        except DoesNotFit as reason:
-            self.why_plain = str(reason)
+        except DoesNotFit as problem:
+            self.why_plain = str(problem)
 
     @classmethod
     def load(
@@ -119,11 +112,20 @@ class Auto:
 
     def find_layers(self) -> None:
         """Run a small prompt to see what the layers are."""
-        if self.why_plain is None:
-            try:
-                self._find_layers()
-            except DoesNotFit as reason:
-                self.why_plain = str(reason)
+        if self.why_plain is not None:
+            return
+        try:
+            found = probing.find_layers(self)
+        except DoesNotFit as problem:
+            self.why_plain = str(problem)
+        except torch.OutOfMemoryError:
+            raise
+        # Whatever a model raises when its decoder is called in a way that it does not know.
+        except Exception as error:
+            self.why_plain = f"its decoder cannot be called on its own ({type(error).__name__}: {reason(error)})"
+        else:
+            self.attention_layers, self.layers, self.cache_layers, self.head = found
+            self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
 
     def whole_modules(self) -> list[tuple[nn.Module, str]]:
         parts = [self.decoder, *filter(None, [self.vision])]
@@ -177,7 +179,7 @@ class Auto:
     ) -> ProcessedPrompt:
         for image in images:
             self._check_size(image, max_megapixels)
-        if not images and any(kind.cross for kind in self.layers):
+        if not images and not self.why_plain and any(kind.cross for kind in self.layers):
             raise BadRow("this model looks at its image in layers of their own, and the row has none")
         with self._one_at_a_time:
             return ProcessedPrompt(self.chat.inputs(conversation, images))
@@ -201,43 +203,9 @@ class Auto:
             inputs, tails = self.chat.shared(conversations, images)
         return ProcessedPrompt(inputs), tails
 
-    def _as_asked(self, end: PromptEnd) -> Iterator[LayerKind]:
-        """The layers with what a first token behind a prompt shows of them."""
-        crosses = {number: kind for number, kind in enumerate(self.layers) if kind.cross}
-        if crosses:
-            # Such layers run behind a prompt with images alone, and never by the kernels.
-            yield from self.layers
-            return
-        asking = Asking()
-        one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        cache = answer_cache(end.cache_layers, repeated(end.cache_layers, 1), {})
-        with attending(asking, self.attention_layers):
-            self.run_answers(one, one + end.next_position, cache)
-        for number, kind in enumerate(self.layers):
-            call = asking.calls[number]
-            call.require_known()
-            mask = call.seen(sys.maxsize)
-            yield replace(kind, usual=call.is_usual, window=mask.window if mask else None)
-
     @functools.cached_property
     def _reads_ahead(self) -> bool:
-        """Whether a longer text behind a prompt's image changes the keys of what stands before it."""
-        short, long = (
-            self._probe_keys(Conversation.of(text))
-            for text in (PROBE.question, f"{PROBE.question} Which of them is it?")
-        )
-        # By the tokens that both begin with, but the last ones, in which the texts differ.
-        common = min(short.shape[1], long.shape[1]) // 2
-        return not torch.allclose(short[:, :common], long[:, :common], rtol=1e-2, atol=1e-2)
-
-    def _probe_keys(self, conversation: Conversation) -> Tensor:
-        """Keys [G, P, D] of the last layer that looks at tokens, for a small picture."""
-        with self._one_at_a_time:
-            prompt = ProcessedPrompt(self.chat.inputs(conversation, [probe_picture()]))
-        noting = Noting(prompt.length)
-        with attending(noting, self.attention_layers):
-            self.run_prompt(prompt)
-        return [one.keys for _, one in sorted(noting.noted.items()) if not one.cross][-1].float()
+        return probing.reads_ahead(self)
 
     def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
         with self._one_at_a_time:
@@ -249,13 +217,13 @@ class Auto:
 
     @torch.inference_mode()
     def run_prompt(self, prompt: ProcessedPrompt) -> PromptEnd:
-        end, _ = self._run_prompt(prompt)
+        end, _ = self.run_with_logits(prompt)
         return end
 
-    def _run_prompt(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
+    def run_with_logits(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
         """The end of a prompt, and the model's logits there [V]."""
         self._last.clear()
-        cache = DynamicCache(config=self._model.config.get_text_config(decoder=True))
+        cache = DynamicCache(config=self.text_config)
         given = self._model.prepare_inputs_for_generation(
             **self._inputs(prompt), past_key_values=cache, is_first_iteration=True, use_cache=True
         )
@@ -308,20 +276,5 @@ class Auto:
             self._last_encoded = args, options
 
     def _note_hidden(self, module: nn.Module, args: tuple, out: object) -> None:
-        self._last["hidden"] = out.last_hidden_state[0, -1]
-
-    @torch.inference_mode()
-    def _find_layers(self) -> None:
-        """Run a small prompt: the modules that attend, what they keep, and what the model does with its logits."""
-        prompt = ProcessedPrompt(self.chat.inputs(PROBE, [probe_picture()]))
-        finding = Finding(prompt.length, set(self.decoder.modules()))
-        with attending(finding, finding.layers):
-            end, logits = self._run_prompt(prompt)
-        if not finding.noted:
-            raise DoesNotFit("no layer of its decoder attends through transformers' attention interface")
-        self.attention_layers, self.cache_layers = dict(finding.layers), end.cache_layers
-        self.layers = tuple(layer_kinds(finding.noted))
-        self.layers = tuple(self._as_asked(end))
-        self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
-        text = self._model.config.get_text_config()
-        self.head = fitted_head(self.head, end.hidden_D, logits, text)
+        # A copy, which does not keep the others alive.
+        self._last["hidden"] = out.last_hidden_state[0, -1].clone()
