@@ -26,10 +26,17 @@ from data_engine.models.registry import ModelError
 
 def check_split(folder: Path) -> None:
     """Raise ModelError for a model that cannot be split over ranks."""
+    text = load_config(folder).get_text_config(decoder=True)
+    kind = None
     if cache_sizes(folder).per_answer:
+        kind = "with a recurrent state"
+    # Without an image they do not run, and ranks must run the same layers.
+    elif getattr(text, "cross_attention_layers", None):
+        kind = "for image states"
+    if kind is not None:
         raise ModelError(
-            f"{folder} has layers with a recurrent state: such models are not split over ranks yet; set --zero3 off, "
-            "or choose one that only attends"
+            f"{folder} has layers {kind}: such models are not split over ranks; set --zero3 off, or choose a model all "
+            "of whose layers attend to the prompt"
         )
 
 
