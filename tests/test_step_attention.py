@@ -163,6 +163,9 @@ def test_the_kernels_refuse_what_they_do_not_know():
     for options in (window(6), Options(softcap=2.0), Options(sinks=SINKS)):
         with pytest.raises(DoesNotFit, match="kernels do not know what layer 0 does"):
             layout.attend(step.call(options, 0))
+    image_states = KVCache(model_of(LayerKind(2, 16, 16, cross=True)), len(SLOTS), 3, 320, paged=True)
+    with pytest.raises(DoesNotFit, match="kernels do not know what layer 0 does"):
+        FusedRows(image_states, torch.arange(6), 3).attend(step.call(Options(), 0))
     # 128 prefix tokens and 320 of a suffix are the most that a sequence can have here.
     assert paged.prefix_tokens == 128
     with pytest.raises(DoesNotFit):
