@@ -48,21 +48,3 @@ def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(
     graphs = captured._runner.placement.graphs
     assert set(graphs) == {16, 24}
     assert len({graph.pool() for graph, _ in graphs.values()}) == 1, "each size of step has memory of its own"
-
-
-def test_windows_that_the_kernels_do_not_know_are_sampled_in_plain_torch(
-    goldens, golden_rows, golden_images, omni_instruct, caplog
-):
-    """A token sees the 9 before it; the same draws as on the CPU."""
-    params = SamplingParams(1.0, 20, 1.0, 1.0, 24)
-    model = load_model(None, str(goldens / "omnilmm/instruct"), device="cuda:0", dtype="float32")
-    on_cpu = asked_of(omni_instruct, golden_rows, golden_images)
-    asked = [PromptRequest(EmbeddedPrompt(one.prompt.embeds_PD.to(model.device)), one.keys) for one in on_cpu]
-    with pytest.MonkeyPatch.context() as patch:
-        for one in (model, omni_instruct):
-            patch.setattr(one.decoder.config, "sliding_window", 10)
-        expected = SamplingEngine(omni_instruct, 24, 8).sample(on_cpu, params)
-        engine = SamplingEngine(model, 24, 8, samples_per_prompt=10)
-        assert engine.sample(asked, params) == expected
-    assert engine.samples_per_prompt is None
-    assert "plain torch" in caplog.text
