@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from data_engine.bench.machine import free_bytes
 from data_engine.config import RunConfig
 from data_engine.job import budgets as job_budgets
-from data_engine.models.base import Target
+from data_engine.models.base import CacheSizes, Target
 from data_engine.models.sharding import placement
 from data_engine.processes.ranks import Ranks
 from data_engine.sampling.memory import Needs, budgets
@@ -26,6 +27,12 @@ def test_a_gpu_of_80_gb_decodes_what_its_memory_holds():
     assert found["decode_rows"] == int(0.8 * 58 * GB / ((256 + 176) * 524_288)) == 204
     assert found["decode_slots"] == 2.5 * 204 / 10 + 2 == 53
     assert found["score_tokens"] == 16_384
+
+
+def test_an_answers_recurrent_state_takes_the_place_of_rows():
+    """50 MB an answer, beside (256 + 176) tokens."""
+    hybrid = replace(LLAVA, answer_state=50_000_000)
+    assert budgets(72 * GB, hybrid, "cuda", 10, 512)["decode_rows"] == int(0.8 * 58 * GB / (432 * 524_288 + 50_000_000))
 
 
 def test_what_no_memory_holds_is_tried_a_row_at_a_time():
@@ -72,7 +79,7 @@ def frozen(monkeypatch):
     """The needs that the figures of a GPU with so much memory are made from, and the figures."""
 
     def of(total, weights, ranks=ALONE, zero3="auto", questions_at_once=10_000, fraction=0.9):
-        family = type("Family", (), {"cache_values_per_token": staticmethod(lambda folder: 2 * 32 * 4096)})
+        family = type("Family", (), {"cache_sizes": staticmethod(lambda folder: CacheSizes(2 * 32 * 4096))})
         monkeypatch.setattr(job_budgets, "family_class", lambda name: family)
         monkeypatch.setattr(placement, "total_memory_bytes", lambda device: total)
         seen = []

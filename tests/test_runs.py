@@ -104,8 +104,8 @@ def test_models_with_different_tokenizers_compare_sums_and_means(config, goldens
     """The reward model's tokenizer is declared another one: its answers then go over as text."""
     found = checkpoints.Checkpoint.find
 
-    def find(path, name, revision):
-        checkpoint = found(path, name, revision)
+    def find(path, name, revision, **settings):
+        checkpoint = found(path, name, revision, **settings)
         other = path.endswith("reward")
         return dataclasses.replace(checkpoint, vocabulary="other") if other else checkpoint
 

@@ -15,6 +15,10 @@ from data_engine.models.attention import DoesNotFit, LayerCall, Noted
 from data_engine.models.base import LayerKind, PromptEnd
 from data_engine.models.head import Head
 from data_engine.models.prefix import Prefix
+from data_engine.sampling.backend import BackendSettings
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native import backend
+from data_engine.sampling.native.backend import uses_kernels
 from data_engine.sampling.native.cpu_attention import EagerRows, Lanes, runs
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.native.page_allocator import PAGE
@@ -163,6 +167,10 @@ def test_the_kernels_refuse_what_they_do_not_know():
     for options in (window(6), Options(softcap=2.0), Options(sinks=SINKS)):
         with pytest.raises(DoesNotFit, match="kernels do not know what layer 0 does"):
             layout.attend(step.call(options, 0))
+    layout.caches = KVCache(model_of(LayerKind(2, 16, 16, cross=True)), len(SLOTS), 3, 320, paged=True)
+    with pytest.raises(DoesNotFit, match="kernels do not know what layer 0 does"):
+        layout.attend(step.call(Options(), 0))
+    layout.caches = paged
     # 128 prefix tokens and 320 of a suffix are the most that a sequence can have here.
     assert paged.prefix_tokens == 128
     with pytest.raises(DoesNotFit):
@@ -170,6 +178,30 @@ def test_the_kernels_refuse_what_they_do_not_know():
     torch.testing.assert_close(
         layout.attend(step.call(window(448), 0)), step.wanted(Options(), 0), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        (USUAL, True),
+        (replace(USUAL, window=500), True),
+        (replace(USUAL, window=499), False),
+        (replace(USUAL, usual=False), False),
+        (replace(USUAL, value_width=8), False),
+        (replace(USUAL, cross=True), False),
+    ],
+)
+def test_the_kernels_are_taken_where_they_know_each_layer(monkeypatch, kind, known):
+    """In sequences of up to 500 tokens, on a device that has them; one layer that they do not know is enough."""
+    model = model_of(USUAL, kind)
+    model.max_positions = 500
+    assert not uses_kernels(model)
+    monkeypatch.setattr(backend, "use_triton", lambda weight: True)
+    assert uses_kernels(model) is known
+    settings = BackendSettings(model, SamplingParams(), 10, 16, 4)
+    assert backend.make(settings)._decoder.samples_per_prompt == (10 if known else None)
+    # The calls of a split model are agreed on one by one.
+    assert backend.make(replace(settings, split=True))._decoder.samples_per_prompt is None
 
 
 def prefix_of(length: int, layers: dict[int, Noted], cache_layers: Sequence[object] = (), more: int = 0) -> Prefix:
@@ -262,7 +294,8 @@ def test_copies_of_a_states_are_rows_of_their_own():
     cache = answer_cache(prompt, repeated(prompt, 3), {})
     cache.layers[1].update_recurrent_state(torch.zeros(3, 4, 5))
     assert prompt[1].recurrent_states[0].tolist() == torch.full((1, 4, 5), 20.0).tolist()
-    assert (cache.layers[0].get_seq_length(), cache.layers[0].get_mask_sizes(2)) == (5, (7, 0))
+    # Nothing is kept of keys and values, and nothing counted.
+    assert (cache.layers[0].get_seq_length(), cache.layers[0].get_mask_sizes(2)) == (0, (2, 0))
     assert RowStates(prompt, 2).layers[1].conv_states[0].shape == (2, 2, 3)
 
 

@@ -20,6 +20,16 @@ pytestmark = [
 other = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device on the machine")
 
 
+def asked_of(model, golden_rows, golden_images) -> list[PromptRequest]:
+    """Eight questions of different length, ten answers each."""
+    found = []
+    for number in range(8):
+        pixels = model.pixels(golden_images[number], False, 64)
+        shared = prefix(model, pixels, golden_rows[4 * number]["question"])
+        found.append(PromptRequest(EmbeddedPrompt(shared), [seed_for(0, number, i) for i in range(10)]))
+    return found
+
+
 @pytest.mark.parametrize(
     ("device", "penalty"), [("cuda:0", 1.0), ("cuda:0", 1.3), pytest.param("cuda:1", 1.0, marks=other)]
 )
@@ -28,11 +38,7 @@ def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(
 ):
     model = load_model(None, str(goldens / "llava/instruct"), device=device, dtype="float32")
     params = SamplingParams(1.0, 20, 1.0, penalty, 24)
-    asked = []
-    for number in range(8):
-        pixels = model.pixels(golden_images[number], False, 64)
-        shared = prefix(model, pixels, golden_rows[4 * number]["question"])
-        asked.append(PromptRequest(EmbeddedPrompt(shared), [seed_for(0, number, i) for i in range(10)]))
+    asked = asked_of(model, golden_rows, golden_images)
     plain = SamplingEngine(model, 24, 8)
     expected = plain.sample(asked, params)
     assert {answer.finish_reason for answer in expected} == {"stop", "length"}

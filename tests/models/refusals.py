@@ -20,7 +20,10 @@ TOWER = "../openai/clip-vit-large-patch14-336"
 
 
 def check(folder: Path, role: str = "instruct") -> dict[str, str]:
-    return check_models(RunConfig(str(folder), str(folder), "q", "w"), [role])
+    """The family by role."""
+    found = check_models(RunConfig(str(folder), str(folder), "q", "w"), [role])
+    assert {one.folder for one in found.values()} == {folder.resolve()}
+    return {role: one.family for role, one in found.items()}
 
 
 def load(folder: Path):

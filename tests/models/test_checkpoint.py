@@ -250,7 +250,7 @@ def test_a_weight_of_another_shape_is_named(folder):
         (lambda f: (f / "tokenizer.model").unlink(), "neither tokenizer.model nor tokenizer.json"),
         (lambda f: (f / "tokenizer.model").write_bytes(b"no"), "not a SentencePiece model"),
         (lambda f: (f / "model-00001-of-00002.safetensors").write_bytes(b"cut"), "not a whole safetensors file"),
-        (lambda f: edit(f / "config.json", model_type="bert"), "model_type 'bert'; known: llava, llava_llama"),
+        (lambda f: edit(f / "config.json", model_type="bert"), "model_type 'bert', which is a text-only model"),
         (lambda f: edit(f / "config.json", mm_projector_type="linear"), "mm_projector_type 'linear'"),
         (lambda f: edit(f / "config.json", mm_vision_tower=...), "no mm_vision_tower"),
         (lambda f: edit(f / "config.json", mm_vision_select_layer=-9), "selects vision layer -9"),

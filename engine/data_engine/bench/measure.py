@@ -19,9 +19,9 @@ from data_engine.bench.ways import WAYS, Ways
 from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
 from data_engine.models.registry import resolve
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, rows_without_pages
+from data_engine.sampling.native.backend import uses_kernels
 from data_engine.sampling.native.kv_cache import num_slots
 from data_engine.sampling.native.scheduler import SamplingEngine
-from data_engine_kernels import use_triton
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
 def _sampling_engine(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[SamplingEngine, int]:
     """The sampling engine, and the number of its rows."""
     k = subject.sizes.k
-    samples_per_prompt = k if use_triton(subject.engine.head.weight) else None
+    samples_per_prompt = k if uses_kernels(subject.engine) else None
     rows = asked_rows or budget_rows
     if not (asked_rows or samples_per_prompt):
         rows = rows_without_pages(rows, subject.engine.device.type)

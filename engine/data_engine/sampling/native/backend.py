@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from data_engine.models.base import VisionLanguageModel
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.memory import rows_without_pages
 from data_engine.sampling.native.scheduler import SamplingEngine
@@ -15,12 +16,16 @@ def make(settings: BackendSettings) -> "NativeBackend":
     """The native back end, with paged suffixes and captured steps where the device has the kernels for them."""
     model, rows = settings.model, settings.num_rows
     # The calls of a split model are agreed on one by one, which no captured step can do.
-    fits = all(kind.fits_kernels(model.max_positions) for kind in model.layers)
-    paged = use_triton(model.head.weight) and not settings.split and fits
+    paged = uses_kernels(model) and not settings.split
     if not paged:
         rows = rows_without_pages(rows, model.device.type)
     samples = settings.samples_per_prompt if paged else None
     return NativeBackend(SamplingEngine(model, rows, settings.num_slots, samples), settings)
+
+
+def uses_kernels(model: VisionLanguageModel) -> bool:
+    """Whether the device has the kernels, and they know what each layer of the model does."""
+    return use_triton(model.head.weight) and all(kind.fits_kernels(model.max_positions) for kind in model.layers)
 
 
 class _Submitted:

@@ -37,7 +37,8 @@ class FusedRows:
 
     def attend(self, call: LayerCall) -> Tensor:
         caches, layer = self.caches, call.layer
-        if not call.is_usual or call.seen(caches.prefix_tokens + caches.suffix_tokens):
+        usual = call.is_usual and not caches.kinds[layer].cross
+        if not usual or call.seen(caches.prefix_tokens + caches.suffix_tokens):
             raise DoesNotFit(f"the kernels do not know what layer {layer} does")
         keys, values = caches.suffix_keys[layer], caches.suffix_values[layer]
         keys[self.page, :, self.place] = call.key[:, :, 0]

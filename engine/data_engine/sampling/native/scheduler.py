@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from data_engine.errors import NO_ROOM, UserError
-from data_engine.models.attention import DoesNotFit
 from data_engine.models.base import VisionLanguageModel
 from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.memory import rows_without_pages
 from data_engine.sampling.native.cpu_attention import OrderedRows
 from data_engine.sampling.native.kv_cache import KVCache, num_slots
 from data_engine.sampling.native.model_runner import NOT_FINITE, ModelRunner
@@ -245,12 +243,11 @@ class SamplingEngine:
 
         The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32). Where memory
         runs out, the answers that are not finished are drawn again, half as many at a time; a question for which it
-        does not suffice with one answer at a time is TOO_LARGE. Where a layer does what the kernels do not know, plain
-        torch goes on. Raises UserError where every question was TOO_LARGE.
+        does not suffice with one answer at a time is TOO_LARGE. Raises UserError where every question was.
         """
         queue, rows, self.retries, too_large = Queue(requests), self.num_rows, 0, []
         while True:
-            loop, not_by_kernels = None, None
+            loop = None
             try:
                 with naming_out_of_memory(self.model):
                     loop = Scheduler(self._runner_for(rows, params), queue, self.lag, pauses)
@@ -260,19 +257,13 @@ class SamplingEngine:
                 break
             except torch.OutOfMemoryError:
                 self.retries += 1
-            except DoesNotFit as problem:
-                if self.samples_per_prompt is None:
-                    raise
-                not_by_kernels = str(problem)
             # Outside the handler, whose traceback would keep the loop's tensors.
             queue.put_back(loop.unfinished() if loop else [])
             if queue.first() is None:
                 break
-            loop = None
-            self._drop_caches()
-            if not_by_kernels:
-                rows = self._leave_kernels(not_by_kernels)
-                continue
+            self._runner = loop = None
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
             if rows == 1:
                 too_large += [Completion(row.number, row.sample_index, [], TOO_LARGE) for row in queue.drop()]
                 # What follows may be smaller.
@@ -282,18 +273,6 @@ class SamplingEngine:
         if too_large and not self._answered:
             raise UserError(NO_ROOM)
         yield from too_large
-
-    def _drop_caches(self) -> None:
-        self._runner = None
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _leave_kernels(self, why: str) -> int:
-        """Go on in plain torch, which knows every kind of layer; how many rows there are room for then."""
-        log.warning("sampling goes on in plain torch, which is slower: %s", why)
-        self.samples_per_prompt = None
-        self.num_rows = rows_without_pages(self.num_rows, self.model.device.type)
-        return self.num_rows
 
     def _runner_for(self, rows: int, params: SamplingParams) -> ModelRunner:
         if self._runner is None or self._runner.caches.num_rows != rows or self._runner.params != params:
