@@ -9,7 +9,8 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from data_engine.bench import figures, job, measure
-from data_engine.bench.model import Sizes, Subject, drawn_lengths, shape_config, write_checkpoint
+from data_engine.bench.model import Sizes, Subject, drawn_lengths
+from data_engine.bench.shapes import llava_config, write_checkpoint
 from data_engine.bench.table import table
 from data_engine.bench.ways import WAYS, ForcedLengths, Ways
 from data_engine.commands import bench
@@ -33,7 +34,7 @@ def test_drawn_lengths_have_the_mean_and_tail_that_are_said():
 def test_the_shape_of_7b_has_its_parameters():
     """7.06 billion: LLaVA-1.5-7B with all of its tower, 24 layers, where the engine loads 23."""
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(shape_config("llava-1.5-7b", 32064))
+        model = LlavaForConditionalGeneration(llava_config("llava-1.5-7b", 32064))
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(7.06, abs=0.01)
 
 
@@ -125,7 +126,7 @@ def test_the_least_time_by_hand(tmp_path, one_thread):
     """
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
-    weights, head, prefix = 8 * (4 * 512**2 + 3 * 512 * 1376 + 2 * 512) + 512, 4064 * 512, len(subject.prompt_P)
+    weights, head, prefix = 8 * (4 * 512**2 + 3 * 512 * 1376 + 2 * 512) + 512, 4064 * 512, subject.prefix_tokens
     found = figures.least_seconds(subject, {"matmul_flops": 1e9, "read_bytes": 1e6})
     assert found["engine, scoring"] == pytest.approx(2 * (weights * (prefix + 8) + head * 10) / 1e9)
     read = 4 * (weights + head) + 2 * prefix * 2 * 8 * 512 * 4 + 4 * 1 * 2 * 8 * 512 * 4

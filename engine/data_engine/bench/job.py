@@ -3,10 +3,9 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from data_engine import stages
 from data_engine.bench.model import QUESTION, Subject
 from data_engine.bench.ways import SAMPLING
+from data_engine.models.head import Head
 from data_engine.pipeline import pair, sample, score
 from data_engine.questions.dataset import load_questions
 from data_engine.sampling.backend import BackendSettings
@@ -31,12 +31,12 @@ from data_engine.store.sealed import Sealed
 from data_engine.store.units import UnitResult
 from data_engine.store.writer import Writer
 
-# What counts as the model's time: the tower, the decoder, the head, and drawing from its logits. Each is replaced under
-# the name by which its caller finds it, so a call that moves to another module must move here too.
-MODEL_CALLS = (
-    (sample, "prefix"), (score, "prefix"), (model_runner, "forward"), (model_runner, "logits_fp32"),
-    (model_runner, "next_tokens"),
-    (logprobs, "forward"), (logprobs, "token_logps"),
+# What counts as the model's time: prompts, the decoder, the head, and drawing from its logits; besides, the model's own
+# `run_answers`. Each is replaced under the name by which its caller finds it, so a call that moves to another module
+# must move here too.
+MODEL_CALLS: tuple[tuple[object, str], ...] = (
+    (model_runner, "run_prefix"), (model_runner, "next_tokens"), (logprobs, "run_prefix"),
+    (Head, "logits"), (Head, "token_logps"),
 )  # fmt: skip
 
 
@@ -86,10 +86,11 @@ class TimedJob:
         self.runs += 1
         work_dir = self.folder / f"run-{self.runs}"
         start = time.perf_counter()
-        with model_calls() as spent:
+        calls = (*MODEL_CALLS, (type(self.subject.engine), "run_answers"))
+        with model_calls(calls) as spent:
             tokens = self._run(work_dir)
         self.figures.seconds, self.figures.model_seconds = time.perf_counter() - start, sum(spent.values())
-        uncalled = [f"{module.__name__}.{name}" for module, name in MODEL_CALLS if (module, name) not in spent]
+        uncalled = [f"{owner.__name__}.{name}" for owner, name in calls if (owner, name) not in spent]
         # A captured CUDA graph makes these calls once, in the first run; only the CPU's time is reported.
         if uncalled and self.subject.engine.device.type == "cpu":
             raise RuntimeError(
@@ -133,25 +134,34 @@ class TimedJob:
 
 
 @contextlib.contextmanager
-def model_calls() -> Iterator[dict[tuple[ModuleType, str], float]]:
-    """Seconds spent in each of MODEL_CALLS that was called; right on CPU, where a call lasts as long as its work."""
-    spent: dict[tuple[ModuleType, str], float] = {}
-    originals = [(module, name, getattr(module, name)) for module, name in MODEL_CALLS]
+def model_calls(calls: Sequence[tuple[object, str]]) -> Iterator[dict[tuple[object, str], float]]:
+    """Seconds spent in each of these functions, (module or class, name), that was called.
+
+    The time of one that another of them calls is the other's. Right on CPU, where a call lasts as long as its work.
+    """
+    spent: dict[tuple[object, str], float] = {}
+    originals = [(owner, name, getattr(owner, name)) for owner, name in calls]
+    inside = False
 
     def timed(place, function):
         def call(*arguments, **options):
-            start = time.perf_counter()
+            nonlocal inside
+            spent.setdefault(place, 0.0)
+            if inside:
+                return function(*arguments, **options)
+            start, inside = time.perf_counter(), True
             try:
                 return function(*arguments, **options)
             finally:
-                spent[place] = spent.get(place, 0.0) + time.perf_counter() - start
+                inside = False
+                spent[place] += time.perf_counter() - start
 
         return call
 
-    for module, name, function in originals:
-        setattr(module, name, timed((module, name), function))
+    for owner, name, function in originals:
+        setattr(owner, name, timed((owner, name), function))
     try:
         yield spent
     finally:
-        for module, name, function in originals:
-            setattr(module, name, function)
+        for owner, name, function in originals:
+            setattr(owner, name, function)
