@@ -1,18 +1,28 @@
 """The benchmark does the work that it times, and its figures are what they are called."""
 
+import io
 import json
 import statistics
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 from data_engine.bench import figures, job, measure
-from data_engine.bench.model import Sizes, Subject, drawn_lengths, shape_config, write_checkpoint
+from data_engine.bench.model import QUESTION, Sizes, Subject, drawn_lengths, photo, spelled_out, usual_ids
+from data_engine.bench.shapes import llava_config, photo_size, write_checkpoint
 from data_engine.bench.table import table
 from data_engine.bench.ways import WAYS, ForcedLengths, Ways
 from data_engine.commands import bench
+from data_engine.models.auto.chat import Chat
+from data_engine.models.auto.processor import load_config
+from data_engine.models.base import LayerKind
+from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
+from data_engine.questions.conversation import Conversation
 from data_engine.sampling.native.scheduler import SamplingEngine
 
 SMALL = Sizes(k=2, questions=2, drawn_questions=3, answer_tokens=5, new_tokens=3, most_tokens=6, rounds=2)
@@ -33,7 +43,7 @@ def test_drawn_lengths_have_the_mean_and_tail_that_are_said():
 def test_the_shape_of_7b_has_its_parameters():
     """7.06 billion: LLaVA-1.5-7B with all of its tower, 24 layers, where the engine loads 23."""
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(shape_config("llava-1.5-7b", 32064))
+        model = LlavaForConditionalGeneration(llava_config("llava-1.5-7b", 32064))
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(7.06, abs=0.01)
 
 
@@ -70,6 +80,67 @@ def test_the_estimate_by_hand():
     """A million questions at 3.6 s are 1,000 hours; at 2 kB they are 2 GB."""
     told = figures.estimate(1_000_000, 3.6, 2000, torch.device("cuda"))
     assert told == {"questions": 1_000_000, "hours": 1000, "gpu_hours": 1000, "disk_bytes": 2_000_000_000}
+
+
+def test_a_cached_token_is_what_its_layers_keep():
+    """Of three layers one keeps 2 x (16 + 8) numbers, one uses those, and one looks at its image alone."""
+    kinds = [LayerKind(2, 16, 8), LayerKind(2, 16, 8, same_as=0), LayerKind(2, 16, 8, cross=True)]
+    half = SimpleNamespace(weight=torch.zeros(5, 3, dtype=torch.bfloat16))
+    assert figures.cached_token_bytes(SimpleNamespace(layers=kinds, head=half)) == 48 * 2
+
+
+def test_answers_are_made_of_ids_that_neither_end_them_nor_stand_for_an_image():
+    """Of 74 ids, the last 64 and the first 3 are left out; of 3 to 9, 4 ends an answer and 7 is an image's."""
+    head = SimpleNamespace(weight=torch.zeros(80, 3))
+    told = SimpleNamespace(eos_token_ids=(4,), banned_token_ids=(7, 70), num_ids=74, head=head)
+    assert usual_ids(told).tolist() == [3, 5, 6, 8, 9]
+
+
+def test_a_prompt_of_a_native_family_is_spelled_out_for_transformers():
+    """Three tokens for the image, whose id there is 99."""
+    asked = spelled_out(SplicedPrompt([1, 5, IMAGE_TOKEN, 6], torch.zeros(3, 2, 2), 3), 99)
+    assert asked["input_ids"].tolist() == [[1, 5, 99, 99, 99, 6]]
+    assert asked["attention_mask"].tolist() == [[1] * 6]
+    assert asked["pixel_values"].shape == (1, 3, 2, 2)
+
+
+def test_the_time_of_a_call_inside_another_counts_once(monkeypatch):
+    """The clock ticks once each time it is read: outer begins at 1 and ends at 2, and inner is not timed."""
+    ticks = iter(range(1, 100))
+    inner, outer = (lambda: "done"), (lambda: place.inner())
+    place = ModuleType("place")
+    place.inner, place.outer = inner, outer
+    monkeypatch.setattr(job.time, "perf_counter", lambda: next(ticks))
+    calls = [(place, "outer"), (place, "inner")]
+    with job.model_calls(calls) as spent:
+        assert place.outer() == "done"
+    assert list(spent.values()) == [1, 0]
+    assert (place.inner, place.outer) == (inner, outer)
+
+
+def test_the_qwen_shape_has_a_picture_of_576_tokens(tmp_path):
+    """48 x 48 patches, four of them a token; 8 layers x 512, 8 query heads and 2 of keys and values, M-RoPE."""
+    write_checkpoint(tmp_path, 400, "qwen2.5-vl")
+    picture = Image.open(io.BytesIO(photo(0, photo_size("qwen2.5-vl"))))
+    inputs = Chat.load(tmp_path).inputs(Conversation.of(QUESTION), [picture])
+    config = load_config(tmp_path)
+    text = config.get_text_config()
+    assert int((inputs["input_ids"] == config.image_token_id).sum()) == 576
+    assert inputs["image_grid_thw"].tolist() == [[1, 48, 48]]
+    assert (text.num_hidden_layers, text.hidden_size, text.vocab_size) == (8, 512, 400)
+    assert (text.num_attention_heads, text.num_key_value_heads) == (8, 2)
+    assert text.rope_parameters["mrope_section"] == [8, 12, 12]
+
+
+@pytest.mark.slow
+def test_engine_and_transformers_agree_on_the_qwen_shape(tmp_path, one_thread):
+    """A token is kept as 2 x 8 layers x 2 heads x 64 numbers of 4 bytes."""
+    sizes = replace(SMALL, questions=1, drawn_questions=1, photo=photo_size("qwen2.5-vl"))
+    write_checkpoint(tmp_path, 4064, "qwen2.5-vl")
+    subject = Subject(tmp_path, sizes, "cpu", "auto")
+    assert Ways(subject, SamplingEngine(subject.engine, 4, 4)).largest_difference() < 1e-4
+    assert 576 < subject.prefix_tokens < 700
+    assert figures.cached_token_bytes(subject.engine) == 2 * 8 * 2 * 64 * 4
 
 
 @pytest.mark.slow
@@ -125,7 +196,7 @@ def test_the_least_time_by_hand(tmp_path, one_thread):
     """
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
-    weights, head, prefix = 8 * (4 * 512**2 + 3 * 512 * 1376 + 2 * 512) + 512, 4064 * 512, len(subject.prompt_P)
+    weights, head, prefix = 8 * (4 * 512**2 + 3 * 512 * 1376 + 2 * 512) + 512, 4064 * 512, subject.prefix_tokens
     found = figures.least_seconds(subject, {"matmul_flops": 1e9, "read_bytes": 1e6})
     assert found["engine, scoring"] == pytest.approx(2 * (weights * (prefix + 8) + head * 10) / 1e9)
     read = 4 * (weights + head) + 2 * prefix * 2 * 8 * 512 * 4 + 4 * 1 * 2 * 8 * 512 * 4

@@ -3,11 +3,11 @@
 import statistics
 
 import torch
+from torch import nn
 
 from data_engine.bench.model import Sizes, Subject
 from data_engine.bench.ways import WAYS
 from data_engine.models.base import VisionLanguageModel
-from data_engine.models.decoder import cache_values_per_token
 
 
 def ratios(measured: dict[str, dict]) -> dict[str, float]:
@@ -45,12 +45,12 @@ def least_seconds(subject: Subject, peak: dict[str, float]) -> dict[str, float]:
     """The least seconds of the engine's two ways with fixed lengths, by the ceilings of this machine.
 
     Multiplications of the decoder and the head, two FLOP each; while decoding, every step reads the weights and all
-    caches, or multiplies, whichever takes longer. The tower and the scores of attention are left out.
+    caches, or multiplies, whichever takes longer. The tower, the scores of attention and recurrent states are left out;
+    experts count as if each token went through all of them.
     """
     sizes, model = subject.sizes, subject.engine
-    prefix, item = len(subject.prompt_P), model.head.weight.element_size()
-    embeddings = model.decoder.embed_tokens.weight.numel()
-    weights, head = sum(p.numel() for p in model.decoder.parameters()) - embeddings, model.head.weight.numel()
+    prefix, item = subject.prefix_tokens, model.head.weight.element_size()
+    weights, head = multiplied(model.decoder), model.head.weight.numel()
     cached = cached_token_bytes(model)
     answers = sizes.k * sizes.answer_tokens
     scoring = len(subject.answers_BKL) * 2 * (weights * (prefix + answers - sizes.k) + head * answers)
@@ -61,9 +61,15 @@ def least_seconds(subject: Subject, peak: dict[str, float]) -> dict[str, float]:
     return {"engine, scoring": scoring / peak["matmul_flops"], "engine, sampling": prefill + steps * step}
 
 
+def multiplied(decoder: nn.Module) -> int:
+    """Weights that each token is multiplied with: all but embeddings, of which it reads one."""
+    looked_up = sum(part.weight.numel() for part in decoder.modules() if isinstance(part, nn.Embedding))
+    return sum(weight.numel() for weight in decoder.parameters()) - looked_up
+
+
 def cached_token_bytes(model: VisionLanguageModel) -> int:
     """Keys and values of one token, all layers."""
-    return cache_values_per_token(model.decoder.config) * model.head.weight.element_size()
+    return sum(kind.values_per_token for kind in model.layers) * model.head.weight.element_size()
 
 
 def estimate(questions: int, seconds_per_question: float, bytes_per_question: float, device: torch.device) -> dict:

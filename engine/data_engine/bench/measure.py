@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,8 +14,10 @@ from transformers.utils import logging
 from data_engine.bench import figures
 from data_engine.bench.job import TimedJob
 from data_engine.bench.machine import PeakMemory, ceilings, free_bytes, machine, settled, versions
-from data_engine.bench.model import Sizes, Subject, write_checkpoint
+from data_engine.bench.model import Sizes, Subject
+from data_engine.bench.shapes import photo_size, write_checkpoint
 from data_engine.bench.ways import WAYS, Ways
+from data_engine.models.answer_cache import nbytes
 from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
 from data_engine.models.registry import resolve
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, rows_without_pages
@@ -64,6 +66,7 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
     if options.model:
         folder = resolve(options.model)
     else:
+        sizes = replace(sizes, photo=photo_size(options.shape))
         write_checkpoint(folder, sizes.vocab, options.shape, str(device), pick_dtype(options.dtype, device))
     return Subject(folder, sizes, str(device), options.dtype)
 
@@ -80,8 +83,9 @@ def _sampling_engine(subject: Subject, asked_rows: int | None, budget_rows: int)
 
 def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:
     """The budgets that `run` would choose from the memory that is left beside all models of the bench."""
-    activated = ACTIVATIONS * model.decoder.config.hidden_size * model.head.weight.element_size()
-    needs = Needs(weights=0, cached_token=figures.cached_token_bytes(model), activated_token=activated)
+    activated = ACTIVATIONS * model.head.weight.shape[1] * model.head.weight.element_size()
+    needs = Needs(weights=0, cached_token=figures.cached_token_bytes(model), activated_token=activated,
+                  answer_state=nbytes(model.cache_layers))  # fmt: skip
     return budgets(free_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
 
 
@@ -94,7 +98,7 @@ def _result(options: Options, ways: Ways, job: TimedJob, measured: dict[str, dic
     per_question = job.figures.seconds / sizes.drawn_questions
     bytes_per_question = job.figures.bytes_on_disk / sizes.drawn_questions
     return {
-        "sizes": asdict(sizes) | {"prefix_tokens": len(subject.prompt_P)},
+        "sizes": asdict(sizes) | {"prefix_tokens": subject.prefix_tokens},
         "model": str(subject.folder) if options.model else f"random weights, {options.shape}",
         "dtype": str(dtype).removeprefix("torch."),
         "machine": machine(device) | peak,

@@ -1,4 +1,4 @@
-"""What `data-engine bench` times: a random LLaVA-shaped model or the user's checkpoint; images, prompts and answers.
+"""What `data-engine bench` times: a built-in model or the user's checkpoint; images, prompts and answers.
 
 The engine and, where it can load the checkpoint, transformers are given the same.
 
@@ -8,6 +8,7 @@ Shapes: B questions, K answers, P prefix tokens, L answer tokens.
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -15,14 +16,17 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from data_engine.bench.shapes import PHOTO
+from data_engine.errors import UserError
 from data_engine.models import load_model
-from data_engine.models.embedded import IMAGE_TOKEN
+from data_engine.models.base import Prompt, VisionLanguageModel, sent
+from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.questions.conversation import Conversation
+from data_engine.scoring.self_check import settle
 
 QUESTION = "What is in the picture?"
 
@@ -45,40 +49,8 @@ class Sizes:
     most_tokens: int = 512
     """longest answer of drawn length"""
     rounds: int = 5
-
-
-# Built-in shapes: (decoder, tower) as (width, width of the MLP, layers, heads). Both see 336 px as 576 image tokens.
-SHAPES = {
-    "small": ((512, 1376, 8, 8), (256, 1024, 4, 4)),
-    "llava-1.5-7b": ((4096, 11008, 32, 32), (1024, 4096, 24, 16)),
-}
-_SIZE_NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-
-
-def shape_config(shape: str, vocab: int) -> LlavaConfig:
-    """A LLaVA of one of SHAPES, the last id of its vocabulary for the image."""
-    text, vision = (dict(zip(_SIZE_NAMES, sizes, strict=True)) for sizes in SHAPES[shape])
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(**vision, image_size=336, patch_size=14, projection_dim=vision["hidden_size"]),
-        text_config=LlamaConfig(**text, vocab_size=vocab, max_position_embeddings=4096),
-        image_token_id=vocab - 1,
-        tie_word_embeddings=False,
-    )
-
-
-def write_checkpoint(
-    folder: Path, vocab: int, shape: str = "small", device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> None:
-    """Random weights of a built-in shape in transformers' layout; one word is one token."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = LlavaForConditionalGeneration._from_config(shape_config(shape, vocab), dtype=dtype)
-    model.save_pretrained(folder)
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, vocab - 1)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    photo: tuple[int, int] = PHOTO
+    """width and height of each picture"""
 
 
 def drawn_lengths(questions: int, k: int, most: int) -> np.ndarray:
@@ -96,11 +68,11 @@ def drawn_lengths(questions: int, k: int, most: int) -> np.ndarray:
     return shuffled.reshape(questions, k)
 
 
-def photo(seed: int) -> bytes:
-    """A made-up picture as JPEG: smooth, as photographs are, 640 x 480."""
+def photo(seed: int, size: tuple[int, int] = PHOTO) -> bytes:
+    """A made-up picture as JPEG: smooth, as photographs are."""
     noise = np.random.default_rng(seed).integers(0, 256, (15, 20, 3), dtype=np.uint8)
     data = io.BytesIO()
-    Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
     return data.getvalue()
 
 
@@ -111,18 +83,38 @@ class Subject:
         self.folder, self.sizes = folder, sizes
         self.engine = load_model(None, str(folder), device=device, dtype=dtype)
         self.stock, self.why_no_stock = load_stock(folder, self.engine.device, self.engine.dtype)
-        self.photos = [photo(seed) for seed in range(max(sizes.questions, sizes.drawn_questions))]
+        self.photos = [photo(seed, sizes.photo) for seed in range(max(sizes.questions, sizes.drawn_questions))]
         images = [Image.open(io.BytesIO(data)) for data in self.photos]
         self.prompts = [self.engine.prompt(Conversation.of(QUESTION), [image], True, 64) for image in images]
-        self.pixels_B3HW = torch.stack([prompt.pixels for prompt in self.prompts])
+        settle(self.engine, self.prompts[0])
+        if self.engine.why_plain:
+            raise UserError(
+                f"{folder} runs on the plain path ({self.engine.why_plain}): the bench times what shared prompts save, "
+                "so it needs a model whose answers can share them"
+            )
+        self.prefix_tokens = self.prompts[0].length
         generator = torch.Generator().manual_seed(0)
         shape = (max(1, sizes.questions // 4), sizes.k, sizes.answer_tokens)
-        self.answers_BKL = torch.randint(3, len(self.engine.head.weight) - 64, shape, generator=generator)
+        usual = usual_ids(self.engine)
+        self.answers_BKL = usual[torch.randint(len(usual), shape, generator=generator)]
         self.lengths_BK = drawn_lengths(sizes.drawn_questions, sizes.k, sizes.most_tokens)
-        ids = self.engine.prompt_ids(QUESTION)
-        at = ids.index(IMAGE_TOKEN)
-        image = [self.stock.config.image_token_id if self.stock else 0] * self.engine.image_tokens
-        self.prompt_P = torch.tensor(ids[:at] + image + ids[at + 1 :], device=self.engine.device)
+
+    def stock_inputs(self, questions: Sequence[int]) -> dict[str, Tensor]:
+        """What transformers is given for these questions, on the device: the tensors of each, one after another."""
+        each = [self._stock_inputs(self.prompts[question]) for question in questions]
+        return {name: torch.cat([one[name] for one in each]) for name in each[0]}
+
+    def _stock_inputs(self, prompt: Prompt) -> dict[str, Tensor]:
+        inputs = (
+            spelled_out(prompt, self.stock.config.image_token_id)
+            if isinstance(prompt, SplicedPrompt)
+            else prompt.inputs
+        )
+        device, dtype = self.engine.device, self.engine.dtype
+        return {
+            name: sent(value, device).to(dtype) if value.is_floating_point() else sent(value, device)
+            for name, value in inputs.items()
+        }
 
     @property
     def typical(self) -> int:
@@ -131,12 +123,26 @@ class Subject:
         return int((np.abs(sums / sums.mean() - 1) + np.abs(longest / longest.mean() - 1)).argmin())
 
 
-def load_stock(
-    folder: Path, device: torch.device, dtype: torch.dtype
-) -> tuple[LlavaForConditionalGeneration | None, str]:
-    """The checkpoint in transformers, or why not: it reads LLaVA in its own layout alone."""
+def usual_ids(model: VisionLanguageModel) -> Tensor:
+    """The ids that answers are made of: none that ends one or stands for an image, which often are the last ones."""
+    special = torch.tensor([*model.eos_token_ids, *model.banned_token_ids])
+    ids = torch.arange(3, min(model.num_ids, len(model.head.weight)) - 64)
+    return ids[~torch.isin(ids, special)]
+
+
+def spelled_out(prompt: SplicedPrompt, image_token_id: int) -> dict[str, Tensor]:
+    """A native family's prompt as transformers takes it: a token for each of the image's features."""
+    at = prompt.ids.index(IMAGE_TOKEN)
+    ids = [*prompt.ids[:at], *[image_token_id] * prompt.image_tokens, *prompt.ids[at + 1 :]]
+    asked = torch.tensor([ids])
+    return {"input_ids": asked, "attention_mask": torch.ones_like(asked), "pixel_values": prompt.pixels[None]}
+
+
+def load_stock(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel | None, str]:
+    """The checkpoint in transformers, with its default attention, or why not: some have a layout of their own."""
     raw = json.loads((folder / "config.json").read_text())
-    if raw.get("model_type") != "llava" or "text_config" not in raw:
-        return None, f"transformers cannot load this layout ({raw.get('model_type')}): the engine is timed alone"
-    model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa", dtype=dtype)
+    kind = raw.get("model_type")
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or (kind == "llava" and "text_config" not in raw):
+        return None, f"transformers cannot load this layout ({kind}): the engine is timed alone"
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return model.to(device).eval(), ""

@@ -1,6 +1,7 @@
 """The ways that `data-engine bench` times: the engine's, and stock transformers at their best settings.
 
-Stock: sdpa, KV cache, inference mode, the same threads and dtype, prompts of equal length so that nothing is padded.
+Stock: the model's default attention (sdpa where it has it), KV cache, inference mode, the same threads and dtype,
+prompts of equal length so that nothing is padded.
 Each way returns how many tokens it scored or drew. Shapes as in model.py.
 """
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from data_engine.bench.model import Subject
+from data_engine.models.auto.own_decoding import whole_rows
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
@@ -121,22 +123,18 @@ class Ways:
 
     def _one(self, question: int, answer_L: Tensor) -> Tensor:
         answer_L = answer_L.to(self.engine.device)
-        ids = torch.cat([self.subject.prompt_P, answer_L])[None]
-        logits = self.stock(input_ids=ids, pixel_values=self._pixels([question])).logits[0]
-        logps = logits.float().log_softmax(-1)
-        return logps[len(self.subject.prompt_P) - 1 : -1].gather(-1, answer_L[:, None])[:, 0]
+        given = whole_rows(self.stock, self.subject.stock_inputs([question]), answer_L[None])
+        logps = self.stock(**given).logits[0].float().log_softmax(-1)
+        return logps[self.subject.prefix_tokens - 1 : -1].gather(-1, answer_L[:, None])[:, 0]
 
     @torch.inference_mode()
     def score_padded_batch(self) -> int:
         answers_KL = self.subject.answers_BKL[0].to(self.engine.device)
         k, length = answers_KL.shape
-        ids = torch.cat([self.subject.prompt_P.expand(k, -1), answers_KL], dim=1)
-        logits = self.stock(input_ids=ids, pixel_values=self._pixels([0] * k), logits_to_keep=length + 1).logits
+        given = whole_rows(self.stock, self.subject.stock_inputs([0] * k), answers_KL)
+        logits = self.stock(**given | {"logits_to_keep": length + 1}).logits
         logits[:, :-1].float().log_softmax(-1).gather(-1, answers_KL[..., None])
         return answers_KL.numel()
-
-    def _pixels(self, questions: list[int]) -> Tensor:
-        return self.subject.pixels_B3HW[questions].to(self.engine.device, self.engine.dtype)
 
     # Sampling.
 
@@ -163,14 +161,14 @@ class Ways:
     def _generate(self, questions: list[int] | range, lengths_BK: Tensor) -> Tensor:
         """Ids behind the prompt [B * K, longest]."""
         lengths_N = lengths_BK[list(questions)].flatten().to(self.engine.device)
-        ids, eos = self.subject.prompt_P.expand(len(questions), -1), self.engine.eos_token_ids[0]
+        prompt, eos = self.subject.prefix_tokens, self.engine.eos_token_ids[0]
         out = self.stock.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=self._pixels(list(questions)),
-            use_cache=True, do_sample=True, num_return_sequences=lengths_BK.shape[1], eos_token_id=eos, pad_token_id=0,
-            max_new_tokens=int(lengths_N.max()), logits_processor=[ForcedLengths(lengths_N, ids.shape[1], eos)],
+            **self.subject.stock_inputs(questions), use_cache=True, do_sample=True,
+            num_return_sequences=lengths_BK.shape[1], eos_token_id=eos, pad_token_id=0,
+            max_new_tokens=int(lengths_N.max()), logits_processor=[ForcedLengths(lengths_N, prompt, eos)],
             **SAMPLING,
         )  # fmt: skip
-        return out[:, ids.shape[1] :]
+        return out[:, prompt:]
 
     def reference_job(self, question: int, lengths_BK: Tensor) -> int:
         out_KL = self._generate([question], lengths_BK)

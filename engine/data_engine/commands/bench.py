@@ -1,8 +1,9 @@
 """`data-engine bench`: the engine against stock transformers, timed in one run; and what a dataset would take.
 
 By default one random LLaVA-shaped model (336 px, 576 image tokens, LLaMA of 8 layers x 512) on the CPU, of which only
-ratios mean anything; with --model a checkpoint of the user's, on the user's device. Every way does the same work from
-pixels on. Prints a table, and writes JSON if asked.
+ratios mean anything; `--shape qwen2.5-vl` is as large, with M-RoPE and grouped heads; with --model a checkpoint
+of the user's, on the user's device. Every way does the same work from pixels on. Prints a table, and writes JSON if
+asked.
 """
 
 import argparse
@@ -14,7 +15,8 @@ from pathlib import Path
 import torch
 
 from data_engine.bench import measure
-from data_engine.bench.model import SHAPES, Sizes
+from data_engine.bench.model import Sizes
+from data_engine.bench.shapes import SHAPES
 from data_engine.bench.table import table
 
 QUICK = {"questions": 2, "drawn_questions": 2, "most_tokens": 160, "rounds": 1}

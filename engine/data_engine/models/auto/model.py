@@ -26,7 +26,7 @@ from data_engine.models.auto import probing
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import counts_in_pass, fast_positions
 from data_engine.models.auto.loading import load_weights
-from data_engine.models.auto.own_decoding import OwnDecoding
+from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.parts import (
     attend_by_hook,
     find_decoder,
@@ -245,16 +245,8 @@ class Auto:
 
     @torch.inference_mode()
     def plain_logits(self, prompt: ProcessedPrompt, ids: list[int]) -> Tensor:
-        whole = {name: value for name, value in self._inputs(prompt).items() if name != "input_ids"}
-        # What stands beside each token, such as masks and types, grows as `generate` has it grow, token by token.
-        for _ in ids:
-            whole = self._model._update_model_kwargs_for_generation({}, whole, is_encoder_decoder=False)
-        types = whole.get("token_type_ids")
-        if types is not None:
-            whole["token_type_ids"] = types[:, : prompt.length + len(ids)]
-        asked = self._inputs(prompt)["input_ids"]
-        whole["input_ids"] = torch.cat([asked, torch.tensor([ids], device=self.device)], 1)
-        given = self._model.prepare_inputs_for_generation(**whole, is_first_iteration=True, use_cache=False)
+        answer = torch.tensor([ids], device=self.device)
+        given = whole_rows(self._model, self._inputs(prompt), answer)
         return self._model(**given).logits[0, prompt.length - 1 : -1].float()
 
     def plain_steps(self, prompt: ProcessedPrompt, num_rows: int) -> PlainSteps:

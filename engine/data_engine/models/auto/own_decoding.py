@@ -1,6 +1,6 @@
 """A model's own decoding, a step at a time: the plain path samples by it, and doubts about the shared one are settled.
 
-Shapes: K rows, V vocabulary.
+Shapes: K rows, T tokens of an answer, V vocabulary.
 """
 
 import inspect
@@ -77,3 +77,18 @@ def _copied(layer: object, num_rows: int) -> object:
     if getattr(layer, "keys", None) is not None:
         layer.batch_repeat_interleave(num_rows)
     return layer
+
+
+def whole_rows(model: PreTrainedModel, inputs: dict[str, Tensor], answers_KT: Tensor) -> dict[str, object]:
+    """What `model` is called with for one forward of whole rows: K prompts, `inputs`, each with an answer of T tokens.
+
+    What stands beside each token, such as masks and types, grows as `generate` has it grow, token by token.
+    """
+    asked = inputs["input_ids"]
+    ids = torch.cat([asked, answers_KT], 1)
+    whole = {name: value for name, value in inputs.items() if name != "input_ids"}
+    for _ in range(answers_KT.shape[1]):
+        whole = model._update_model_kwargs_for_generation({}, whole, is_encoder_decoder=False)
+    if "token_type_ids" in whole:
+        whole["token_type_ids"] = whole["token_type_ids"][:, : ids.shape[1]]
+    return model.prepare_inputs_for_generation(input_ids=ids, **whole, is_first_iteration=True, use_cache=False)
