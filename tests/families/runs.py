@@ -1,6 +1,7 @@
 """Whole runs of tiny checkpoints: their models, their questions, the flags, and stock log-probs to hold them against."""
 
 import io
+import itertools
 import shutil
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class Pair:
     def words(self, command: str, **more: object) -> list[str]:
         """The same as a command line."""
         flags = self.flags(**more)
-        return [command, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+        words = ((f"--{name}",) if value is True else (f"--{name}", str(value)) for name, value in flags.items())
+        return [command, *itertools.chain.from_iterable(words)]
 
 
 def change_weights(folder: Path) -> None:
@@ -87,6 +89,4 @@ def largest_difference(one: list[dict], other: list[dict]) -> float:
     """Of two stages' log-probs, answer by answer."""
     assert [(row["idx"], row["sample_index"]) for row in one] == [(row["idx"], row["sample_index"]) for row in other]
     pairs = zip(one, other, strict=True)
-    return max(
-        (torch.tensor(a["token_logps"]) - torch.tensor(b["token_logps"])).abs().max().item() for a, b in pairs
-    )
+    return max((torch.tensor(a["token_logps"]) - torch.tensor(b["token_logps"])).abs().max().item() for a, b in pairs)

@@ -131,7 +131,7 @@ class VisionLanguageModel(Protocol):
     markers: tuple[str, ...]
     """texts of the prompt format: an answer that contains one never ranks"""
     max_positions: int
-    """context length: most tokens of prompt and answer together"""
+    """context length: most tokens of prompt and answer together, on the path that the model is on"""
     vocabulary: str
     """fingerprint of the tokenizer: models whose fingerprints are equal can exchange token ids"""
     is_split: bool
@@ -140,6 +140,8 @@ class VisionLanguageModel(Protocol):
     """ids from 0 to below it have an embedding"""
     has_plain_path: bool
     """whether it can run on the plain path, by `plain_steps`; a native family need not"""
+    max_plain_positions: int
+    """max_positions on the plain path; of a model that has one"""
     why_plain: str | None
     """why the model runs on the plain path, whole rows; None: answers share the prompt's keys and values"""
     is_settled: bool

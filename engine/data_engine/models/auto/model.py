@@ -78,7 +78,7 @@ class Auto:
         self.vision = find_vision(model)
         self.num_ids = model.get_input_embeddings().num_embeddings
         text = model.config.get_text_config(decoder=True)
-        self._positions, self._fast_positions = text.max_position_embeddings, fast_positions(text)
+        self.max_plain_positions, self._fast_positions = text.max_position_embeddings, fast_positions(text)
         self.attention_layers: Mapping[nn.Module, int] = {}
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
@@ -168,7 +168,7 @@ class Auto:
 
     @property
     def max_positions(self) -> int:
-        return self._positions if self.why_plain else min(self._positions, self._fast_positions)
+        return self.max_plain_positions if self.why_plain else min(self.max_plain_positions, self._fast_positions)
 
     def prompt(
         self, conversation: Conversation, images: Sequence[Image.Image], crop: bool, max_megapixels: float
