@@ -1,4 +1,4 @@
-"""Whole runs of tiny checkpoints: their models, their questions, the flags, and stock log-probs to hold them against."""
+"""Whole runs of tiny checkpoints: their models, questions and flags, and how far two runs are apart."""
 
 import io
 import itertools

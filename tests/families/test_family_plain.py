@@ -1,4 +1,4 @@
-"""The plain path draws what the native back end draws, and does what it does where memory runs out or a number breaks."""
+"""The plain path draws what the native back end draws, also where memory runs out or a number breaks."""
 
 from unittest.mock import patch
 

@@ -1,4 +1,4 @@
-"""The whole engine on models of transformers: real photographs, from the first question to the dataset and the report."""
+"""The whole engine on models of transformers: real photographs, from the question to dataset and report."""
 
 import io
 import json
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from asked import Asked
-from checkpoints import Checkpoint
 from comparisons import TOLERANCE
 from PIL import Image
 from reference import Stock

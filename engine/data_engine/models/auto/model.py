@@ -24,7 +24,7 @@ from data_engine.models.answer_cache import PassingLayer, is_recurrent
 from data_engine.models.attention import DoesNotFit, Finding, Noting, attending
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import fast_positions
-from data_engine.models.auto.loading import load_weights
+from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
 from data_engine.models.auto.own_decoding import OwnDecoding
 from data_engine.models.auto.parts import (
     attend_by_hook,
@@ -116,10 +116,11 @@ class Auto:
         return cls(load_weights(folder, device, dtype), Chat.load(folder, chat))
 
     def find_layers(self) -> None:
-        """Run a small prompt to see what the layers are."""
+        """Run a small prompt to see what the layers are. Raises ModelError where the model cannot."""
         if self.why_plain is None:
             try:
-                self._find_layers()
+                with refusing_misfits(self.chat.folder):
+                    self._find_layers()
             except DoesNotFit as reason:
                 self.why_plain = str(reason)
 
@@ -142,6 +143,7 @@ class Auto:
     def check(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
         """Raise ModelError for what `load` would refuse, as can be seen without reading the weights."""
         Chat.load(folder, chat)
+        check_weights(folder)
 
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
