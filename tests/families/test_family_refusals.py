@@ -1,4 +1,4 @@
-"""What a run or a check is told where a model cannot be used, by the command line: one sentence, exit 2, no traceback."""
+"""What the command line says of models and rows that cannot be used: one sentence and exit 2, never a traceback."""
 
 import json
 import shutil
@@ -188,3 +188,89 @@ def test_a_configuration_of_other_sizes(refused, pair):
     told = refused()
     assert "lacks model.language_model.layers.3." in told
     assert "and 8 more" in told or "and 9 more" in told
+
+
+def left_out(work_dir: Path) -> dict[str, str]:
+    return {row["idx"]: row["reason"] for row in units.left_out(work_dir)}
+
+
+def several_kinds_of_rows(folder: Path) -> str:
+    """One that every model takes, one with two images, one with a system text, one with an earlier turn, one without
+    an image.
+    """
+    first, second = picture(100, 130, seed=1), picture(120, 90, seed=2)
+    turns = [("user", "What is it?"), ("assistant", "A dog."), ("user", "And how many?")]
+    rows = [
+        question("plain", "What is it?", first),
+        question("two", "Which is it?", first, second),
+        question("system", "What is it?", first) | {"system": "Be short."},
+        question("turns", None, first) | {"messages": [{"role": role, "content": text} for role, text in turns]},
+        question("none", "Tell me of ships."),
+    ]
+    return write(folder / "questions.parquet", [{"system": None, "messages": None} | row for row in rows])
+
+
+def test_a_native_family_leaves_rows_out_that_it_has_no_place_for(tmp_path, capsys):
+    models = [f"--{role}_model_path={GOLDENS / 'llava' / role}" for role in ("instruct", "reward")]
+    flags = [f"--dataset_path={several_kinds_of_rows(tmp_path)}", f"--work_dir={tmp_path / 'work'}", "--sample_k=4",
+             "--rank=2", "--max_new_tokens=4", "--threads=1"]  # fmt: skip
+    assert main(["run", *models, *flags]) in (0, 4)
+    assert "Traceback" not in capsys.readouterr().err
+    told = left_out(tmp_path / "work")
+    assert told.keys() == {"two", "system", "turns", "none"}
+    takes = "the family llava takes one image and one question, and nothing else; the row has "
+    assert {idx: reason.removeprefix(takes) for idx, reason in told.items()} == {
+        "two": "2 images", "system": "a system text", "turns": "earlier turns", "none": "no image",
+    }  # fmt: skip
+    assert {row["idx"] for row in read(tmp_path / "work/sampled_answer")} == {"plain"}
+
+
+def test_a_model_of_transformers_takes_them_all(pair, tmp_path):
+    assert main(pair.words("run", dataset_path=several_kinds_of_rows(tmp_path), work_dir=tmp_path / "work")) == 0
+    assert not left_out(tmp_path / "work")
+    assert {row["idx"] for row in read(tmp_path / "work/sampled_answer")} == {"plain", "two", "system", "turns", "none"}
+
+
+def test_a_template_for_one_image_leaves_rows_with_more_out(pair, tmp_path):
+    template = tmp_path / "one.jinja"
+    refuse = "{% if m.content | selectattr('type', 'equalto', 'image') | list | length > 1 %}"
+    refuse += "{{ raise_exception('one image a message, please') }}{% endif %}"
+    source = (pair.instruct / "chat_template.jinja").read_text()
+    template.write_text(source.replace("{% for m in messages %}", "{% for m in messages %}" + refuse, 1))
+    words = pair.words("run", dataset_path=several_kinds_of_rows(tmp_path), work_dir=tmp_path / "work")
+    assert main([*words, "--chat_template", str(template)]) == 0
+    told = left_out(tmp_path / "work")
+    assert told.keys() == {"two"}
+    assert "one image a message, please" in told["two"]
+
+
+def test_a_chat_template_for_a_native_family(tmp_path, capsys):
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages }}")
+    for command in ("validate", "run"):
+        paths = [f"--{role}_model_path={GOLDENS / 'llava' / role}" for role in ("instruct", "reward")]
+        flags = [f"--dataset_path={few(tmp_path, 1)}", f"--work_dir={tmp_path / 'work'}", "--sample_k=4", "--rank=2"]
+        assert main([command, *paths, *flags, "--chat_template", str(template)]) == 2
+        told = capsys.readouterr().err
+        assert "the family llava has a prompt of its own, so chat_template and chat_template_kwargs have no" in told
+        assert "Traceback" not in told
+
+
+@pytest.mark.families
+def test_a_model_with_layers_for_images_leaves_rows_without_one_out(checkpoints, tmp_path):
+    pair = Pair(checkpoints("mllama"), tmp_path / "mllama")
+    assert main(pair.words("run", dataset_path=several_kinds_of_rows(tmp_path), work_dir=tmp_path / "work")) == 0
+    told = left_out(tmp_path / "work")
+    assert told.keys() == {"none"}
+    assert "looks at its image in layers of their own, and the row has none" in told["none"]
+
+
+def test_layers_with_a_state_are_not_split(checkpoints, tmp_path, capsys):
+    pair = Pair(checkpoints("qwen3_5"), tmp_path / "hybrid")
+    for command in ("validate", "run"):
+        words = pair.words(command, dataset_path=few(tmp_path, 1), work_dir=tmp_path / "work", zero3="on")
+        assert main(words) == 2
+        told = capsys.readouterr().err
+        assert f"{pair.instruct} has layers with a recurrent state" in told
+        assert "set --zero3 off" in told
+        assert "Traceback" not in told
