@@ -146,6 +146,7 @@ def stray_files(work_dir: Path) -> list[Path]:
         "claims",
         "debug",
         "damaged",
+        "paths",
         "replaced",
     }
     stray = [path for path in work_dir.rglob("*") if path.name.startswith(".")]

@@ -42,7 +42,7 @@ def test_split_models_answer_and_score_as_whole_ones(checkpoints):
         assert ids == whole_ids, line["folder"]
         off = max(abs(one - other) for ours, theirs in zip(logps, whole_logps, strict=True)
                   for one, other in zip(ours, theirs, strict=True))  # fmt: skip
-        # Most are equal to the last bit; a head that is tied lies elsewhere in memory, and is multiplied in other steps.
+        # Most are equal to the last bit; a tied head lies elsewhere in memory, and is multiplied in other steps.
         assert off < 1e-5, line["folder"]
         every, share = line["held"]
         # An odd number is filled up by one; what stays whole are embeddings and a few weights that their owner reads.

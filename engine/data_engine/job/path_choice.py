@@ -1,18 +1,23 @@
 """Whether a model shares its prompts between answers or runs on the plain path: decided once a run and written down.
 
 The first usable question decides, before any unit is computed; every rank and every later start follows what
-work_dir/paths/ROLE.json says. A native family always shares.
+work_dir/paths/ROLE-DIGEST.json says, where the digest names what units of this role are computed from. A start that may
+change that, since no unit was published, so decides anew. A native family always shares.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from data_engine import stages
 from data_engine.errors import BadRow, UserError
 from data_engine.job.plan import Plan
 from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import BadImage, Decode
 from data_engine.scoring.self_check import why_not_shared
@@ -30,28 +35,47 @@ def choose(plan: Plan, role: str, model: VisionLanguageModel, decode: Decode) ->
     """
     if not model.has_plain_path:
         return
-    path = plan.work_dir / FOLDER / f"{role}.json"
-    fingerprint = plan.bound[stages.model_key(role)]
+    path = plan.work_dir / FOLDER / f"{role}-{_digest(plan, role)}.json"
     found = _read(path)
-    if found is None or found["model"] != fingerprint:
-        _write(path, {"model": fingerprint} | _decision(plan, model, decode), replace=found is not None)
+    decides = found is None
+    if decides:
+        _write(path, _decision(plan, model, decode))
         # Another rank may have been faster.
         found = _read(path)
-        if found["why_plain"]:
-            log.warning(
-                "the %s model runs on the plain path, each answer with a prompt of its own, several times slower: %s",
-                role, found["why_plain"],
-            )  # fmt: skip
+    if found["why_plain"] and (decides or plan.ranks.rank == 0):
+        log.warning(
+            "the %s model runs on the plain path, each answer with a prompt of its own, several times slower: %s",
+            role, found["why_plain"],
+        )  # fmt: skip
     model.why_plain, model.is_settled = found["why_plain"], True
     if model.why_plain and plan.config.require_fast:
         raise UserError(f"--require_fast is set, and the {role} model cannot share its prompts: {model.why_plain}")
+
+
+def _digest(plan: Plan, role: str) -> str:
+    """Of all that the first usable question, its length and the model's numbers depend on."""
+    of_role = [stage for stage in stages.chosen().values() if stage.model == role]
+    names = sorted({name for stage in (stages.SAMPLING, *of_role) for name in stage.bound})
+    told = json.dumps({name: plan.bound.get(name) for name in names}, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _decision(plan: Plan, model: VisionLanguageModel, decode: Decode) -> dict:
     if model.why_plain:
         return {"why_plain": model.why_plain, "question": None}
     for question, prompt in _prompts(plan, model, decode):
-        return {"why_plain": why_not_shared(model, prompt, plan.config.max_new_tokens), "question": question.idx}
+        if prompt.length + plan.config.max_new_tokens > model.max_plain_positions:
+            # Left out on either path.
+            continue
+        try:
+            with naming_out_of_memory(model):
+                why = why_not_shared(model, prompt, plan.config.max_new_tokens)
+                return {"why_plain": why, "question": question.idx}
+        except torch.OutOfMemoryError:
+            # So large a question says nothing of the others; the run itself tells what does not fit.
+            log.warning(
+                "out of memory: whether answers share a prompt is decided on another question than %r", question.idx
+            )
     return {"why_plain": None, "question": None}
 
 
@@ -68,14 +92,16 @@ def _prompts(plan: Plan, model: VisionLanguageModel, decode: Decode) -> Iterator
 
 
 def _read(path: Path) -> dict | None:
+    """What was decided; None where nothing was, or the file is not whole."""
     try:
         found = json.loads(path.read_text())
-        return found if {"model", "why_plain"} <= found.keys() else None
-    except (FileNotFoundError, ValueError, AttributeError):
+        return found if isinstance(found, dict) and "why_plain" in found else None
+    except (FileNotFoundError, ValueError):
         return None
 
 
-def _write(path: Path, decision: dict, replace: bool) -> None:
+def _write(path: Path, decision: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (replacing if replace else creating)(path) as beside:
+    # What is there and cannot be read is no decision.
+    with (replacing if path.exists() and _read(path) is None else creating)(path) as beside:
         beside.write_text(json.dumps(decision, indent=1))

@@ -142,7 +142,7 @@ class VisionLanguageModel(Protocol):
     markers: tuple[str, ...]
     """texts of the prompt format: an answer that contains one never ranks"""
     max_positions: int
-    """context length: most tokens of prompt and answer together"""
+    """context length: most tokens of prompt and answer together, on the path that the model is on"""
     vocabulary: str
     """fingerprint of the tokenizer: models whose fingerprints are equal can exchange token ids"""
     is_split: bool
@@ -153,6 +153,8 @@ class VisionLanguageModel(Protocol):
     """whether it can run on the plain path, by `plain_steps`; a native family need not"""
     answers_in_rows: bool
     """answers cannot be packed into one row: a layer keeps a state, or counts places within the pass"""
+    max_plain_positions: int
+    """max_positions on the plain path; of a model that has one"""
     why_plain: str | None
     """why the model runs on the plain path, whole rows; None: answers share the prompt's keys and values"""
     is_settled: bool

@@ -97,10 +97,15 @@ def single_question(model: EmbeddingModel, conversation: Conversation) -> str:
     """The question of a conversation that is one image and one question. Raises BadRow for another."""
     if conversation.is_single:
         return conversation.question
-    found = f"{conversation.num_images} images in {len(conversation.messages)} messages"
-    if conversation.answer_start:
-        found += ", and the beginning of an answer"
-    raise BadRow(f"the family {model.family} takes one image and one question, and nothing else; the row has {found}")
+    number, turns = conversation.num_images, len(conversation.messages) - (conversation.system is not None)
+    found = {
+        f"{number} images" if number else "no image": number != 1,
+        "a system text": conversation.system is not None,
+        "earlier turns": turns > 1,
+        "the beginning of an answer": bool(conversation.answer_start),
+    }
+    told = ", ".join(name for name, is_so in found.items() if is_so) or "a text before its image, or several behind it"
+    raise BadRow(f"the family {model.family} takes one image and one question, and nothing else; the row has {told}")
 
 
 def run_prompt(model: EmbeddingModel, prompt: SplicedPrompt) -> PromptEnd:

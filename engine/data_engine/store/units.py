@@ -180,7 +180,7 @@ def publish_result(work_dir: Path, stage: str, unit: int, result: UnitResult, ma
 
 def sweep(work_dir: Path) -> None:
     """Remove what processes that died left of run.json, and of units which are published by now."""
-    leftovers = [*work_dir.glob(".run.json.*"), *(work_dir / "hashes").glob(".*.json.*")]
+    leftovers = [*work_dir.glob(".run.json.*"), *work_dir.glob("hashes/.*.json.*"), *work_dir.glob("paths/.*.json.*")]
     for stage in stages.known():
         leftovers += (work_dir / stage).glob(".unit-*.parquet.*")
     for path in leftovers:

@@ -37,7 +37,7 @@ class Chat:
     def __init__(self, folder: Path, config: PreTrainedConfig, processor: ProcessorMixin,
                  settings: ChatSettings) -> None:  # fmt: skip
         """Use `load`."""
-        self._folder, self._settings = folder, settings
+        self.folder, self._settings = folder, settings
         self._processor, self._tokenizer = processor, processor.tokenizer
         self._template = ChatTemplate(processor, settings, folder)
         self._controls = ControlTokens(processor, self._template.source)
@@ -78,7 +78,7 @@ class Chat:
 
     def __reduce__(self) -> tuple:
         # The processor's class may be made while it is loaded, which no other process knows.
-        return Chat.load, (self._folder, self._settings)
+        return Chat.load, (self.folder, self._settings)
 
     def inputs(self, conversation: Conversation, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """The processor's tensors on CPU for a batch of one, "input_ids" [1, P] among them.
@@ -202,13 +202,13 @@ class Chat:
         return tail(self._template, self._controls, self._tokenizer, self.eos_token_ids, conversation)
 
     def _ends(self) -> tuple[int, ...]:
-        where = self._folder / "generation_config.json"
+        where = self.folder / "generation_config.json"
         ends = end_ids(self._tokenizer, read_json(where) if where.is_file() else {})
         written = first_special(self._tokenizer, behind_answer(self._template, Conversation.of(WORD))[1])
         ends = tuple(dict.fromkeys([*ends, *([] if written is None else [written])]))
         if not ends:
             raise ModelError(
-                f"{self._folder} names no token that ends an answer: set eos_token in tokenizer_config.json"
+                f"{self.folder} names no token that ends an answer: set eos_token in tokenizer_config.json"
             )
         return ends
 
@@ -219,9 +219,9 @@ class Chat:
         except BadRow as error:
             if not self._template.places_image(self._controls.texts):
                 raise self._template.no_place() from error
-            raise explained(self._folder, error.__cause__ or error) from error
+            raise explained(self.folder, error.__cause__ or error) from error
         except ImportError as error:
-            raise explained(self._folder, error) from error
+            raise explained(self.folder, error) from error
         if self.banned_token_ids and set(given["input_ids"][0].tolist()).isdisjoint(self.banned_token_ids):
             raise self._template.no_place()
 

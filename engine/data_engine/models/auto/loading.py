@@ -2,22 +2,53 @@
 
 import contextlib
 import logging
+import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
 
+from data_engine.errors import LostRankError, UserError
+from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto.processor import load_config
+from data_engine.models.checkpoint import headers
+from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, reason
 
 log = logging.getLogger(__name__)
 
 # So many names are told.
 TOLD = 3
+# As safetensors, or torch, spells them: weights in these are packed or scaled.
+QUANTISED = re.compile(r"[UI]8|F8_.*|F[46].*|torch\.(u?int8|float8.*|float4.*)")
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ModelError where weights are missing, of a wrong shape or quantised, by the headers of their files."""
+    stored = headers(folder)
+    for one in stored.values():
+        if QUANTISED.fullmatch(one.dtype):
+            raise ModelError(
+                f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, "
+                "float16 or float32"
+            )
+    config = load_config(folder)
+    shapes = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
+    try:
+        with quiet():
+            _, told = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].from_pretrained(
+                None, config=config, state_dict=shapes, device_map={"": "meta"}, output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    # Whatever a model raises that is made without numbers: loading it says what is wrong, if anything is.
+    except Exception:
+        return
+    _refuse_unfilled(folder, told)
 
 
 def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -27,27 +58,49 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreT
     try:
         with quiet():
             model, told = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, local_files_only=True, **where
-            )
+                folder, dtype=dtype, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True,
+                **where,
+            )  # fmt: skip
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise ModelError(f"{folder} cannot be loaded ({type(error).__name__}: {reason(error)})") from error
-    for what, names in (
-        ("lacks", told["missing_keys"]),
-        ("holds, of another shape than config.json says,", told["mismatched_keys"]),
-    ):
-        if names:
-            raise ModelError(f"{folder} {what} {_some(names)}: these are not the weights of this config.json")
+    _refuse_unfilled(folder, told)
     if told["unexpected_keys"]:
         log.warning("%s holds weights that the model does not use: %s", folder, _some(told["unexpected_keys"]))
     return model
+
+
+def _refuse_unfilled(folder: Path, told: Mapping) -> None:
+    """Raise ModelError for parameters that no weight fills, by what transformers told of loading."""
+    if missing := told["missing_keys"]:
+        raise ModelError(f"{folder} lacks {_some(missing)}: these are not the weights of this config.json")
+    wrong = [f"{name} of shape {list(stored)} where config.json makes it {list(made)}"
+             for name, stored, made in told["mismatched_keys"]]  # fmt: skip
+    if wrong:
+        raise ModelError(f"{folder} holds {_some(wrong)}: these are not the weights of this config.json")
 
 
 def _some(names: Iterable[object]) -> str:
     names = sorted(map(str, names))
     more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
     return ", ".join(names[:TOLD]) + more
+
+
+@contextlib.contextmanager
+def refusing_misfits(folder: Path) -> Iterator[None]:
+    """Inside, what a model raises on a prompt of its own processor is a ModelError: the two do not belong together."""
+    try:
+        yield
+    except (DoesNotFit, LostRankError, UserError):
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error) or "CUDA error" in str(error):
+            raise
+        raise ModelError(
+            f"the model of {folder} cannot run a small prompt of its processor ({type(error).__name__}: "
+            f"{reason(error)}): its files are not all of one checkpoint, or this transformers is too old or too new"
+        ) from error
 
 
 @contextlib.contextmanager

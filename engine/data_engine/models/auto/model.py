@@ -19,13 +19,13 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
-from data_engine.errors import BadRow, UserError
+from data_engine.errors import BadRow, LostRankError, UserError
 from data_engine.models.answer_cache import PassingLayer, is_recurrent
 from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto import probing
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import counts_in_pass, fast_positions
-from data_engine.models.auto.loading import load_weights
+from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.parts import (
     attend_by_hook,
@@ -72,7 +72,7 @@ class Auto:
         self.num_ids = model.get_input_embeddings().num_embeddings
         self.text_config = text = model.config.get_text_config(decoder=True)
         self.answers_in_rows = counts_in_pass(text)
-        self._positions, self._fast_positions = text.max_position_embeddings, fast_positions(text)
+        self.max_plain_positions, self._fast_positions = text.max_position_embeddings, fast_positions(text)
         self.attention_layers: Mapping[nn.Module, int] = {}
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
@@ -111,14 +111,16 @@ class Auto:
         return cls(load_weights(folder, device, dtype), Chat.load(folder, chat))
 
     def find_layers(self) -> None:
-        """Run a small prompt to see what the layers are."""
+        """Run a small prompt to see what the layers are. Raises ModelError where the model cannot."""
         if self.why_plain is not None:
             return
         try:
-            found = probing.find_layers(self)
+            with refusing_misfits(self.chat.folder):
+                shown = probing.run_prompt(self)
+            found = probing.layers_of(self, shown)
         except DoesNotFit as problem:
             self.why_plain = str(problem)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, UserError, LostRankError):
             raise
         # Whatever a model raises when its decoder is called in a way that it does not know.
         except Exception as error:
@@ -146,6 +148,7 @@ class Auto:
     def check(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
         """Raise ModelError for what `load` would refuse, as can be seen without reading the weights."""
         Chat.load(folder, chat)
+        check_weights(folder)
 
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
@@ -172,7 +175,7 @@ class Auto:
 
     @property
     def max_positions(self) -> int:
-        return self._positions if self.why_plain else min(self._positions, self._fast_positions)
+        return self.max_plain_positions if self.why_plain else min(self.max_plain_positions, self._fast_positions)
 
     def prompt(
         self, conversation: Conversation, images: Sequence[Image.Image], crop: bool, max_megapixels: float

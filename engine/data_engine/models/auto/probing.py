@@ -43,20 +43,34 @@ class Found(NamedTuple):
     head: Head
 
 
-@torch.inference_mode()
-def find_layers(model: Probed) -> Found:
-    """The modules that attend, what they keep, and what the model does with its logits.
+class Shown(NamedTuple):
+    """What running a prompt left behind."""
 
-    Raises DoesNotFit where answers cannot share a prompt.
-    """
+    finding: Finding
+    end: PromptEnd
+    logits_V: Tensor
+
+
+@torch.inference_mode()
+def run_prompt(model: Probed) -> Shown:
+    """Run a small prompt, whose layers are numbered on the way."""
     prompt = _prompt(model, QUESTION)
     finding = Finding(prompt.length, set(model.decoder.modules()))
     with attending(finding, finding.layers):
-        end, logits = model.run_with_logits(prompt)
+        return Shown(finding, *model.run_with_logits(prompt))
+
+
+@torch.inference_mode()
+def layers_of(model: Probed, shown: Shown) -> Found:
+    """The modules that attend, what they keep, and what the model does with its logits.
+
+    Raises DoesNotFit where answers cannot share a prompt, and whatever a decoder raises that cannot be called alone.
+    """
+    finding, end, logits_V = shown
     if not finding.noted:
         raise DoesNotFit("no layer of its decoder attends through transformers' attention interface")
     layers, kinds = dict(finding.layers), layer_kinds(finding.noted)
-    head = fitted_head(model.head, end.hidden_D, logits, model.text_config)
+    head = fitted_head(model.head, end.hidden_D, logits_V, model.text_config)
     # Layers for image states run behind a prompt with images alone, and never by the kernels.
     if not any(kind.cross for kind in kinds):
         kinds = list(_as_asked(model, layers, kinds, end))

@@ -1,0 +1,144 @@
+"""The plain path draws what the native back end draws, also where memory runs out or a number breaks."""
+
+from unittest.mock import patch
+
+import product
+import pytest
+import torch
+from asked import ASKED
+from families import FAMILIES, named
+
+from data_engine.errors import NO_ROOM, UserError
+from data_engine.models.auto.own_decoding import OwnDecoding
+from data_engine.pipeline.asked import asked as conversation_of
+from data_engine.pipeline.sample import SampleSettings, request_for
+from data_engine.sampling.backend import BackendSettings, make_backend
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.scheduler import sample
+from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion
+
+QUESTIONS, K = ("wide", "high"), 5
+# LLaVA's tiny checkpoint is read by its native family, which has no plain path.
+FAST = [name for name, family in FAMILIES.items() if family.fast and name != "llava"]
+
+
+def requests(model, params: SamplingParams) -> list:
+    """K answers to each of two questions."""
+    settings = SampleSettings(K, 0, params, crop=False, max_megapixels=64)
+    asked = [conversation_of(*product._given(ASKED[name]), 64, "apply") for name in QUESTIONS]
+    return [request_for(model, *one, number, settings) for number, one in enumerate(asked)]
+
+
+def plain(model, params: SamplingParams, rows: int) -> tuple[list[Completion], int]:
+    """The answers of the plain back end, and how often it halved its rows."""
+    backend = make_backend("plain", BackendSettings(model, params, K, num_rows=rows, num_slots=1))
+    backend.submit(iter(requests(model, params)))
+    found = []
+    while not backend.wants_more:
+        found += backend.poll()
+    return found, backend.halvings
+
+
+def told(found: list[Completion]) -> list[tuple]:
+    return sorted((one.request, one.sample_index, one.token_ids, one.finish_reason) for one in found)
+
+
+def native(model, params: SamplingParams) -> list[tuple]:
+    return told(sample(model, requests(model, params), params, num_rows=4))
+
+
+@pytest.mark.parametrize("name", named(FAST))
+def test_the_plain_back_end_draws_what_the_native_one_does_whatever_its_rows(checkpoints, name):
+    """With ends of answers at hand, as after some steps of a real model, and a penalty for what was said."""
+    model = checkpoints(name).model
+    for params in (SamplingParams(0.9, 50, 0.95, 1.3, 12), SamplingParams(0, 50, 1.0, 1.0, 6)):
+        free = native(model, params)
+        # Tokens that the answers do hold, so that some end early, some at their first token.
+        ends = (*model.eos_token_ids, free[0][2][0], free[-1][2][2])
+        with patch.object(model, "eos_token_ids", ends):
+            expected = native(model, params)
+            for rows in (1, 3, 8):
+                assert told(plain(model, params, rows)[0]) == expected
+        if params.temperature:
+            assert {reason for *_, reason in expected} == {"stop", "length"}
+            assert len({tuple(ids) for _, _, ids, _ in expected}) > K
+
+
+@pytest.fixture
+def model(checkpoints):
+    return checkpoints("qwen2_5_vl").model
+
+
+PARAMS = SamplingParams(0.9, 50, 1.0, 1.0, 8)
+
+
+def test_memory_that_runs_out_is_tried_again_with_half_the_rows(model, caplog):
+    """More than 2 rows do not fit; what was drawn before stays drawn once."""
+    expected, first = native(model, PARAMS), OwnDecoding.first
+
+    def tight(steps):
+        if steps._num_rows > 2:
+            raise torch.OutOfMemoryError("no room")
+        return first(steps)
+
+    with patch.object(OwnDecoding, "first", tight):
+        found, halvings = plain(model, PARAMS, rows=5)
+    assert told(found) == expected
+    assert halvings == len(QUESTIONS), "5 rows -> 2, for each question"
+    assert "out of memory" in caplog.text
+
+
+def test_memory_that_runs_out_in_the_middle_of_an_answer(model):
+    expected, step, calls = native(model, PARAMS), OwnDecoding.next, []
+
+    def tight(steps, tokens):
+        calls.append(steps._num_rows)
+        if len(calls) == 4:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+        return step(steps, tokens)
+
+    with patch.object(OwnDecoding, "next", tight):
+        found, halvings = plain(model, PARAMS, rows=3)
+    assert told(found) == expected
+    assert halvings == 1
+
+
+def test_a_question_that_does_not_fit_alone_is_told_and_the_others_go_on(model):
+    lengths = [request.prompt.length for request in requests(model, PARAMS)]
+    assert lengths[0] != lengths[1]
+    first = OwnDecoding.first
+
+    def tight(of_length):
+        def raising(steps):
+            if steps._ids.shape[1] == of_length:
+                raise torch.OutOfMemoryError("no room")
+            return first(steps)
+
+        return raising
+
+    with patch.object(OwnDecoding, "first", tight(lengths[1])):
+        found = told(plain(model, PARAMS, rows=4)[0])
+    assert found[:K] == native(model, PARAMS)[:K]
+    assert [(number, ids, reason) for number, _, ids, reason in found[K:]] == [(1, [], TOO_LARGE)] * K
+    with patch.object(OwnDecoding, "first", tight(lengths[0])), pytest.raises(UserError) as caught:
+        plain(model, PARAMS, rows=4)
+    assert str(caught.value) == NO_ROOM
+
+
+def test_an_answer_whose_logits_are_no_numbers_ends_there_and_others_go_on(model):
+    """In the second row, at the third token."""
+    expected, step, calls = native(model, PARAMS), OwnDecoding.next, []
+
+    def broken(steps, tokens):
+        logits = step(steps, tokens)
+        calls.append(steps)
+        if calls.count(steps) == 2 and steps is calls[0]:
+            logits[1, 7] = torch.nan
+        return logits
+
+    with patch.object(OwnDecoding, "next", broken):
+        found = told(plain(model, PARAMS, rows=K)[0])
+    number, index, ids, _ = expected[1]
+    assert found[1] == (number, index, ids[:2], BROKEN)
+    assert found[0] == expected[0]
+    assert found[2:] == expected[2:]

@@ -1,0 +1,97 @@
+"""What `validate` tells of models of transformers, and that a run is bound to what their folders hold."""
+
+import json
+import re
+
+import pytest
+from families import named
+from runs import Pair, few
+
+from data_engine.commands.main import main
+from data_engine.job import worker
+
+# Weights of fp32 in a tiny model round to nothing; numbers kept of a token, all layers, by hand: layers that keep keys
+# and values x (key heads x (key width + value width)) x 4 bytes.
+KINDS = {
+    "qwen2_5_vl": ("qwen2_5_vl, attention alone", 3 * 2 * (16 + 16) * 4),
+    "qwen3_5": ("qwen3_5, attention and recurrent states", 1 * 2 * (16 + 16) * 4),
+    "gemma3": ("gemma3, attention alone, windows", 3 * 2 * (16 + 16) * 4),
+    "internvl": ("internvl, attention alone", 3 * 2 * (16 + 16) * 4),
+    "mllama": ("mllama, attention alone, layers for image states", 3 * 2 * (16 + 16) * 4),
+}
+
+
+@pytest.fixture
+def pair(checkpoints, tmp_path):
+    return lambda name: Pair(checkpoints(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", named(KINDS))
+def test_validate_tells_kind_memory_and_path(pair, tmp_path, capsys, name):
+    kind, cached = KINDS[name]
+    assert main(pair(name).words("validate", dataset_path=few(tmp_path), work_dir=tmp_path / "work")) == 0
+    first, *models = capsys.readouterr().out.splitlines()
+    assert first.startswith("valid: 3 questions, 4 answers each; instruct and reward model: auto and auto;")
+    told = f": auto ({kind}), 0.0 GB of weights and {cached / 1e3:.1f} kB of cache a token"
+    for role, line in zip(("instruct", "reward"), models, strict=True):
+        assert line.startswith(f"  {role} model{told}")
+        assert line.endswith("; answers share their prompt")
+        assert ("kB an answer," in line) == (name == "qwen3_5")
+
+
+def test_validate_tells_up_to_where_prompts_are_shared(pair, tmp_path, capsys):
+    models = pair("internvl")
+    config = json.loads((models.instruct / "config.json").read_text())
+    config["text_config"]["rope_parameters"] = {
+        "rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 200,
+    }  # fmt: skip
+    (models.instruct / "config.json").write_text(json.dumps(config))
+    assert main(models.words("validate", dataset_path=few(tmp_path), work_dir=tmp_path / "work")) == 0
+    _, instruct, reward = capsys.readouterr().out.splitlines()
+    assert instruct.endswith("; answers share their prompt, up to 200 tokens")
+    assert reward.endswith("; answers share their prompt")
+
+
+def spoil_template(folder) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("assistant", "helper"))
+
+
+def spoil_pixels(folder) -> None:
+    path = folder / "processor_config.json"
+    told = json.loads(path.read_text())
+    told["image_processor"]["image_mean"] = [0.4, 0.4, 0.4]
+    path.write_text(json.dumps(told))
+
+
+def spoil_end(folder) -> None:
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [257, 65]}))
+
+
+def older_layout(folder) -> None:
+    """Pixels in a file of their own, as published checkpoints have them."""
+    path = folder / "processor_config.json"
+    told = json.loads(path.read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(told.pop("image_processor")))
+    path.write_text(json.dumps(told))
+
+
+def spoil_older(folder) -> None:
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.4, 0.4, 0.4]}))
+
+
+@pytest.mark.parametrize("spoil", [spoil_template, spoil_pixels, spoil_end, spoil_older])
+def test_a_run_is_bound_to_template_and_processor_of_its_models(pair, tmp_path, capsys, monkeypatch, spoil):
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+    models = pair("internvl")
+    if spoil is spoil_older:
+        older_layout(models.instruct)
+    words = models.words("run", dataset_path=few(tmp_path, 2), work_dir=tmp_path / "work", stop_after_stage=0)
+    assert main(words) == 0
+    spoil(models.instruct)
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"holds another run: instruct_model was \S+, now \S+; units of sampled_answer were computed", told)
+    assert "Traceback" not in told
