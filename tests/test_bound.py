@@ -13,6 +13,7 @@ from bound_run import STAGES, change_a_weight, write_questions
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.job import model_holder, run_file
+from data_engine.models.llava import Llava
 from data_engine.store import units
 
 # Settings: a written list, since the table that the engine reads may lack one.
@@ -27,15 +28,21 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def takes_templates(monkeypatch):
+    """The models here are of a family with a prompt of its own, which would refuse what is said of templates."""
+    monkeypatch.setattr(Llava, "takes_chat_settings", True)
+
+
 @pytest.mark.parametrize("name", [*SAMPLING, *PROMPTS, *EVERYTHING])
-def test_another_setting_is_refused_by_name(run, name):
+def test_another_setting_is_refused_by_name(run, name, takes_templates):
     value = (SAMPLING | PROMPTS | EVERYTHING)[name]
     refusal = run.refusal(**{name: value})
     assert f"{name} was " in refusal
     assert f", now {value!r}" in refusal
 
 
-def test_a_chat_template_is_bound_by_what_is_in_the_file(run):
+def test_a_chat_template_is_bound_by_what_is_in_the_file(run, takes_templates):
     file = run.folder / "template.jinja"
     file.write_text("{{ messages }}")
     assert "chat_template was None, now " in run.refusal(chat_template=str(file))
@@ -49,7 +56,7 @@ def test_a_chat_template_is_bound_by_what_is_in_the_file(run):
     assert f"chat_template was {then}, now {now}; " in with_template.refusal(chat_template=str(moved))
 
 
-def test_other_ways_to_write_the_same_change_nothing(sampled):
+def test_other_ways_to_write_the_same_change_nothing(sampled, takes_templates):
     again = sampled.copy(sampled.folder.parent / "again")
     shutil.rmtree(again.work)
     one = {"chat_template_kwargs": '{"b": [1], "a": 2}', "columns": "ds_name=,image_path=", "stop_after_stage": 0}

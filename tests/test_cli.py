@@ -127,7 +127,10 @@ def test_the_exit_code_of_a_command_is_passed_on(monkeypatch):
 
 def test_validate_says_what_it_found_and_writes_nothing(job, tmp_path):
     says = "valid: 2 questions, 10 answers each; instruct and reward model: llava and llava; work_dir runs/one"
-    assert call("validate", *flags(job), cwd=tmp_path) == (0, f"{says}\n", "")
+    # 2 layers of keys and values, 4 heads 16 wide: 256 numbers of 4 bytes. The weights are less than 50 MB.
+    told = "0.0 GB of weights and 1.0 kB of cache a token in float32; answers share their prompt"
+    models = [f"  {role} model: llava (LLaVA-1.5, attention alone), {told}" for role in ("instruct", "reward")]
+    assert call("validate", *flags(job), cwd=tmp_path) == (0, "\n".join([says, *models, ""]), "")
     # Defect 35: nothing is created in the working directory either.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["instruct", "openai", "q.parquet", "reward"]
 

@@ -170,19 +170,19 @@ def test_datasets_shows_the_pixels_that_the_models_saw(config, tmp_path, monkeyp
     """A whole run; the pixels are taken where both models get them, and the exported dataset is read by `datasets`."""
     world = make_world(tmp_path / "world", num_questions=8, num_answers=1, image=camera_pictures())
     shown = {}
-    read_image, pixels = dataset.read_image, Llava.pixels
+    read_images, pixels = dataset.read_images, Llava.pixels
 
     def read(question, *rest):
-        image = read_image(question, *rest)
+        [image] = read_images(question, *rest)
         image.info["idx"] = question.idx
-        return image
+        return [image]
 
     def seen_by(model, image, *rest):
         shown.setdefault(image.info["idx"], []).append(np.asarray(image))
         return pixels(model, image, *rest)
 
     for module in (sample, score):
-        monkeypatch.setattr(module, "read_image", read)
+        monkeypatch.setattr(module, "read_images", read)
     monkeypatch.setattr(Llava, "pixels", seen_by)
     assert worker.run(config(world.dataset_path, exif=exif, sample_k=6, temperature=2.0, rank=3)) == 0
     loaded = datasets.load_dataset(

@@ -147,13 +147,15 @@ def model_calls(places: Sequence[Place]) -> Iterator[dict[Place, float]]:
 
     def timed(place, function):
         def call(*arguments, **options):
+            if inside:
+                return function(*arguments, **options)
             inside.append(place)
             start = time.perf_counter()
             try:
                 return function(*arguments, **options)
             finally:
                 inside.pop()
-                spent[place] += 0 if inside else time.perf_counter() - start
+                spent[place] += time.perf_counter() - start
 
         return call
 
