@@ -58,6 +58,14 @@ def test_generate_is_held_to_the_lengths_by_its_logits():
     assert last[1].isfinite().tolist() == [False, False, True, False, False]
 
 
+def test_generate_draws_no_token_that_stands_for_an_image():
+    """Of five tokens, 2 is EOS and 3 stands for an image."""
+    forced = ForcedLengths(torch.tensor([1, 3]), 4, eos=2, never=(3,))
+    first = forced(torch.zeros(2, 4), torch.zeros(2, 5))
+    assert first[0].isfinite().tolist() == [False, False, True, False, False]
+    assert first[1].isfinite().tolist() == [True, True, False, False, True]
+
+
 def test_a_ratio_is_the_median_over_rounds_of_what_a_round_shows():
     """The engine scores 10 tokens, the batch 5: 2 x 4 / 1, 2 x 6 / 2, 2 x 40 / 2 in the rounds."""
     measured = {

@@ -67,3 +67,24 @@ def test_a_head_that_changes_is_packed_anew_and_goes_with_its_model():
     del weight
     gc.collect()
     assert len(onednn._PACKED) == before - 1
+
+
+class ReadsWeights(nn.Module):
+    """As Gemma 3n's AltUp: its forward reads the weight of one of its layers itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.called = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, rows):
+        return self.called(rows.to(self.called.weight.dtype)) @ self.read.weight.T
+
+
+def test_a_layer_whose_weight_is_read_elsewhere_stays_as_it_is():
+    torch.manual_seed(0)
+    module, rows = ReadsWeights(), torch.randn(3, 64)
+    expected = (rows @ module.called.weight.T + module.called.bias) @ module.read.weight.T
+    pack_linears(module, once=True)
+    assert type(module.read) is nn.Linear
+    assert type(module.called) is not nn.Linear
+    torch.testing.assert_close(module(rows), expected, rtol=0, atol=1e-5)

@@ -83,6 +83,9 @@ class Subject:
         self.folder, self.sizes = folder, sizes
         self.engine = load_model(None, str(folder), device=device, dtype=dtype)
         self.stock, self.why_no_stock = load_stock(folder, self.engine.device, self.engine.dtype)
+        # A native family has a place for its image, and no token of its own; transformers' has one.
+        theirs = getattr(getattr(self.stock, "config", None), "image_token_id", None)
+        self.image_ids = self.engine.banned_token_ids or (() if theirs is None else (theirs,))
         self.photos = [photo(seed, sizes.photo) for seed in range(max(sizes.questions, sizes.drawn_questions))]
         images = [Image.open(io.BytesIO(data)) for data in self.photos]
         self.prompts = [self.engine.prompt(Conversation.of(QUESTION), [image], True, 64) for image in images]
@@ -105,11 +108,7 @@ class Subject:
         return {name: torch.cat([one[name] for one in each]) for name in each[0]}
 
     def _stock_inputs(self, prompt: Prompt) -> dict[str, Tensor]:
-        inputs = (
-            spelled_out(prompt, self.stock.config.image_token_id)
-            if isinstance(prompt, SplicedPrompt)
-            else prompt.inputs
-        )
+        inputs = spelled_out(prompt, self.image_ids[0]) if isinstance(prompt, SplicedPrompt) else prompt.inputs
         device, dtype = self.engine.device, self.engine.dtype
         return {
             name: sent(value, device).to(dtype) if value.is_floating_point() else sent(value, device)

@@ -5,7 +5,7 @@ prompts of equal length so that nothing is padded.
 Each way returns how many tokens it scored or drew. Shapes as in model.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,16 +52,18 @@ WAYS = {
 
 
 class ForcedLengths(LogitsProcessor):
-    """For generate: each answer ends by EOS exactly at its length."""
+    """For generate: each answer ends by EOS exactly at its length, and holds no token that stands for an image."""
 
-    def __init__(self, lengths_N: Tensor, prompt: int, eos: int) -> None:
-        self.lengths_N, self.prompt, self.eos = lengths_N, prompt, eos
+    def __init__(self, lengths_N: Tensor, prompt: int, eos: int, never: Sequence[int] = ()) -> None:
+        self.lengths_N, self.prompt, self.eos, self.never = lengths_N, prompt, eos, list(never)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         last = input_ids.shape[1] - self.prompt >= self.lengths_N - 1
         at_eos = scores[:, self.eos].masked_fill(~last, -torch.inf)
         scores = scores.masked_fill(last[:, None], -torch.inf)
         scores[:, self.eos] = torch.where(last, 0.0, at_eos)
+        # The engine draws none either; the whole row that is scored behind it would ask for another image.
+        scores[:, self.never] = -torch.inf
         return scores
 
 
@@ -165,8 +167,8 @@ class Ways:
         out = self.stock.generate(
             **self.subject.stock_inputs(questions), use_cache=True, do_sample=True,
             num_return_sequences=lengths_BK.shape[1], eos_token_id=eos, pad_token_id=0,
-            max_new_tokens=int(lengths_N.max()), logits_processor=[ForcedLengths(lengths_N, prompt, eos)],
-            **SAMPLING,
+            max_new_tokens=int(lengths_N.max()), **SAMPLING,
+            logits_processor=[ForcedLengths(lengths_N, prompt, eos, self.subject.image_ids)],
         )  # fmt: skip
         return out[:, prompt:]
 
