@@ -89,7 +89,7 @@ class Subject:
         self.photos = [photo(seed, sizes.photo) for seed in range(max(sizes.questions, sizes.drawn_questions))]
         images = [Image.open(io.BytesIO(data)) for data in self.photos]
         self.prompts = [self.engine.prompt(Conversation.of(QUESTION), [image], True, 64) for image in images]
-        settle(self.engine, self.prompts[0])
+        settle(self.engine, self.prompts[0], max(sizes.most_tokens, sizes.new_tokens, sizes.answer_tokens))
         if self.engine.why_plain:
             raise UserError(
                 f"{folder} runs on the plain path ({self.engine.why_plain}): the bench times what shared prompts save, "
