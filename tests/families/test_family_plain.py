@@ -1,5 +1,6 @@
 """The plain path draws what the native back end draws, also where memory runs out or a number breaks."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import product
@@ -51,7 +52,9 @@ def native(model, params: SamplingParams) -> list[tuple]:
 def test_the_plain_back_end_draws_what_the_native_one_does_whatever_its_rows(checkpoints, name):
     """With ends of answers at hand, as after some steps of a real model, and a penalty for what was said."""
     model = checkpoints(name).model
-    for params in (SamplingParams(0.9, 50, 0.95, 1.3, 12), SamplingParams(0, 50, 1.0, 1.0, 6)):
+    penalised = SamplingParams(0.9, 4, 0.95, 3.0, 12)
+    assert native(model, penalised) != native(model, replace(penalised, repetition_penalty=1.0)), "it changes nothing"
+    for params in (penalised, SamplingParams(0, 50, 1.0, 1.0, 6)):
         free = native(model, params)
         # Tokens that the answers do hold, so that some end early, some at their first token.
         ends = (*model.eos_token_ids, free[0][2][0], free[-1][2][2])
@@ -89,11 +92,12 @@ def test_memory_that_runs_out_is_tried_again_with_half_the_rows(model, caplog):
 
 
 def test_memory_that_runs_out_in_the_middle_of_an_answer(model):
+    """Of the second lot of a question's rows: the first lot, of 7 steps, stays."""
     expected, step, calls = native(model, PARAMS), OwnDecoding.next, []
 
     def tight(steps, tokens):
         calls.append(steps._num_rows)
-        if len(calls) == 4:
+        if len(calls) == 10:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
         return step(steps, tokens)
 
