@@ -105,10 +105,12 @@ class Auto:
         chat: ChatSettings = NO_CHAT_SETTINGS,
     ) -> "Auto":
         """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
+        # First, since it takes no memory.
+        text_side = Chat.load(folder, chat)
         if split is not None:
             check_split(folder)
-            return cls(load_split(folder, device, dtype, split), Chat.load(folder, chat))
-        return cls(load_weights(folder, device, dtype), Chat.load(folder, chat))
+            return cls(load_split(folder, device, dtype, split), text_side)
+        return cls(load_weights(folder, device, dtype), text_side)
 
     def find_layers(self) -> None:
         """Run a small prompt to see what the layers are. Raises ModelError where the model cannot."""
