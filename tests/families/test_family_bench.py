@@ -27,7 +27,7 @@ def test_every_way_does_its_work_and_the_engine_agrees_with_stock(checkpoint):
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl"])
 def test_a_model_on_the_plain_path_is_refused_with_the_reason(name, checkpoints, monkeypatch):
-    def settle(loaded, prompt):
+    def settle(loaded, prompt, num_new):
         loaded.why_plain = "its layers choose keys by an index of their own"
 
     monkeypatch.setattr(model, "settle", settle)
