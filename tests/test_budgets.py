@@ -55,6 +55,7 @@ def test_slots_are_two_and_a_half_times_the_questions_that_fill_the_rows(rows, k
     assert num_slots(rows, k) == slots
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_on_the_cpu_counts_what_it_held_and_let_go():
     code = (
         "import torch; from data_engine.sampling.memory import peak_bytes as peak; cpu = torch.device('cpu'); "

@@ -75,7 +75,7 @@ def test_some_answers_stop_and_some_reach_the_limit(instruct, prefixes):
         assert len(answer.token_ids) == 24 or answer.finish_reason == "stop"
 
 
-@pytest.mark.parametrize("num_rows", [1, 4, 13, 80, 1000])
+@pytest.mark.parametrize("num_rows", [pytest.param(1, marks=pytest.mark.slow), 4, 13, 80, 1000])
 def test_the_number_of_rows_changes_no_answer(instruct, prefixes, num_rows):
     expected = sample(instruct, requests(prefixes, 10), PARAMS, num_rows=32)
     assert sample(instruct, requests(prefixes, 10), PARAMS, num_rows) == expected

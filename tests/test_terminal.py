@@ -64,6 +64,7 @@ def flags(place: Path) -> list[str]:
     return [word for name, value in (paths | settings).items() for word in (f"--{name}", str(value))]
 
 
+@pytest.mark.slow
 def test_a_run_between_names_of_any_character_ends_well_in_any_locale(tmp_path):
     done = start("run", *flags(tmp_path / "bild-ä-画像"), **ASCII)
     assert done.returncode == 0, done.stderr
