@@ -19,7 +19,8 @@ HEAD = """# Families
 What the conformance suite found with a tiny random checkpoint of each family, and a real processor: log-probs within
 1e-4 nat a token of transformers' own whole forward, and greedy ids equal to `generate`'s in every row. The fast path
 runs an image and its prompt once for all answers; the plain path gives each answer a prompt of its own. A hybrid family
-has layers that carry a state instead of keys and values; `--zero3 on` refuses it. Other checkpoints of transformers'
+has layers that carry a state instead of keys and values. `--zero3 on` takes what two ranks were seen to compute as one
+does (tests/families/test_family_split.py). Other checkpoints of transformers'
 AutoModelForImageTextToText are tried in the same way, and take the plain path where they do not fit.
 
 Written by `python tests/families/table.py --write`; do not edit.

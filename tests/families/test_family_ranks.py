@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from runs import SETTINGS, Pair, few
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 
-from jobs import ROOT, Job, Result, ranks_that_worked, stray_files, torchrun
+from jobs import PYTHONPATH, ROOT, Job, Result, ranks_that_worked, stray_files, torchrun
 
 pytestmark = pytest.mark.families
 
@@ -138,7 +139,8 @@ def test_each_rank_holds_half_of_each_weight_of_decoder_and_tower(alone, tmp_pat
     job, _ = alone
     (tmp_path / "counted.py").write_text(COUNTED)
     command = [*torchrun(2), str(tmp_path / "counted.py"), str(job.instruct), str(split_settings(tmp_path))]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert output.returncode == 0, output.stderr
     found = re.findall(r"rank (\d): (\S+) (\d+) (\d+)", output.stdout)
     for rank in "01":
