@@ -9,6 +9,12 @@ from data_engine.errors import UserError
 
 TINY = Sizes(k=2, questions=2, drawn_questions=2, answer_tokens=4, new_tokens=3, most_tokens=4, rounds=1)
 
+# Of which stock transformers cannot compute several rows: pieces of images, or their features, do not match.
+NOT_IN_ROWS = {
+    "minicpmv4_6": {"padded batch", "generate, batches", "generate, four, drawn"},
+    "llama4": {name for name in WAYS if name.startswith(("generate", "reference"))},
+}
+
 
 def test_every_way_does_its_work_and_the_engine_agrees_with_stock(checkpoint):
     options = measure.Options(model=str(checkpoint.folder), rows=4, questions=1000)
@@ -16,11 +22,13 @@ def test_every_way_does_its_work_and_the_engine_agrees_with_stock(checkpoint):
         with pytest.raises(UserError, match="runs on the plain path"):
             measure.run(TINY, options)
         return
+    left_out = NOT_IN_ROWS.get(checkpoint.folder.name, set())
     result = measure.run(TINY, options)
+    scoring = {"engine, scoring": 8, "one at a time, twice": 8, "padded batch": 8}
     assert {name: one["tokens"] for name, one in result["ways"].items() if WAYS[name].work == "scoring"} == {
-        "engine, scoring": 8, "one at a time, twice": 8, "padded batch": 8,
-    }  # fmt: skip
-    assert set(result["ways"]) == set(WAYS)
+        name: tokens for name, tokens in scoring.items() if name not in left_out
+    }
+    assert set(result["ways"]) == set(WAYS) - left_out
     assert result["largest_difference_nat"] < 1e-4
     assert 0 < result["overhead"] < 1
 
