@@ -158,6 +158,7 @@ def test_a_duration_has_two_units_at_most(seconds, text):
     assert status.duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_ten_thousand_units_are_read_in_two_seconds(tmp_path):
     work_dir = make_run(tmp_path, 10_000, dict.fromkeys(STAGES, 10_000))
     for rank in range(8):

@@ -47,7 +47,8 @@ def test_a_run_leaves_what_the_design_names_and_nothing_else(alone):
     assert not stray_files(alone.work_dir)
 
 
-@pytest.mark.parametrize("flags", [(), pytest.param(("--lookahead",), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--lookahead",)])
 def test_three_ranks_under_torchrun_make_the_same_dataset(alone, tmp_path, flags):
     """Lookahead does not promise it; with one thread in fp32 the draws are the same all the same."""
     job = again(alone, tmp_path, *flags)

@@ -61,7 +61,7 @@ def plain(tmp_path_factory):
 @pytest.mark.parametrize(
     ("family", "num_processes", "share"),
     [
-        ("llava", 2, "one unit"),
+        pytest.param("llava", 2, "one unit", marks=pytest.mark.slow),
         pytest.param("llava", 3, "one unit", marks=pytest.mark.slow),
         pytest.param("llava", 2, "uneven", marks=pytest.mark.slow),
         pytest.param("llava", 3, "uneven", marks=pytest.mark.slow),
