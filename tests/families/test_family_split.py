@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from families import FAMILIES
 
+from data_engine.models.auto import sizes
 from data_engine.models.auto.splitting import check_split
 from data_engine.models.registry import ModelError
 
@@ -56,3 +57,20 @@ def test_others_are_refused_by_what_their_layers_are(checkpoints, name):
     kind = "for image states" if name == "mllama" else "with a recurrent state"
     with pytest.raises(ModelError, match=f"has layers {kind}: such models are not split over ranks"):
         check_split(checkpoints(name).folder)
+
+
+def test_a_model_whose_layers_cannot_be_seen_without_weights_is_not_split(checkpoints, monkeypatch, caplog):
+    """Its layers might keep states, and ranks would wait for each other for ever."""
+
+    def fails(config):
+        raise RuntimeError("no such operation on the device meta")
+
+    sizes._measured.cache_clear()
+    monkeypatch.setattr(sizes, "_run_on_meta", fails)
+    folder = checkpoints("qwen2_5_vl").folder
+    with pytest.raises(ModelError, match="has layers of which it is not known what they keep"):
+        check_split(folder)
+    # 3 layers, 2 heads of keys and of values, 16 wide.
+    assert sizes.cache_sizes(folder) == (3 * 2 * 2 * 16, 0)
+    assert "no such operation on the device meta" in caplog.text
+    sizes._measured.cache_clear()

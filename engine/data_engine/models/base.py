@@ -150,7 +150,7 @@ class VisionLanguageModel(Protocol):
     num_ids: int
     """ids from 0 to below it have an embedding"""
     has_plain_path: bool
-    """whether it can run on the plain path, by `plain_steps`; a native family need not"""
+    """whether it can run on the plain path, by `plain_steps`, which others lack"""
     answers_in_rows: bool
     """answers cannot be packed into one row: a layer keeps a state, or counts places within the pass"""
     max_plain_positions: int
@@ -192,7 +192,7 @@ class VisionLanguageModel(Protocol):
         """fp32 [T, V]: the logits that predict each token of an answer, by one forward of the whole row."""
 
     def plain_steps(self, prompt: Prompt, num_rows: int) -> "PlainSteps":
-        """Rows of answers by the model's own decoding, each step's logits handed out."""
+        """Rows of answers by the model's own decoding, a step's logits at a time; only where `has_plain_path`."""
 
     def find_layers(self) -> None:
         """Complete what only a call can tell of the layers; of a split model, on all ranks at the same time."""

@@ -108,6 +108,11 @@ def single_question(model: EmbeddingModel, conversation: Conversation) -> str:
     raise BadRow(f"the family {model.family} takes one image and one question, and nothing else; the row has {told}")
 
 
+def encode_answer(model: EmbeddingModel, conversation: Conversation, answer: str) -> list[int]:
+    """See VisionLanguageModel.encode_answer. Raises BadRow for anything but one question about one image."""
+    return model.answer_ids(single_question(model, conversation), answer)
+
+
 def run_prompt(model: EmbeddingModel, prompt: SplicedPrompt) -> PromptEnd:
     """See VisionLanguageModel.run_prompt."""
     embeds = prompt.embeds(model)
@@ -134,6 +139,15 @@ def decode(model: EmbeddingModel, embeds_BTD: Tensor, positions_BT: Tensor, cach
     return model.decoder(
         inputs_embeds=embeds_BTD, position_ids=positions_BT, past_key_values=cache, use_cache=cache is not None
     ).last_hidden_state
+
+
+def find_layers(model: EmbeddingModel) -> None:
+    """See VisionLanguageModel.find_layers: they are LLaMA's, as the configuration says."""
+
+
+def whole_modules(model: EmbeddingModel) -> list[tuple[nn.Module, str]]:
+    """See VisionLanguageModel.whole_modules."""
+    return [(model.decoder, "embed_tokens")]
 
 
 def attention_layers(decoder: nn.Module) -> dict[nn.Module, int]:

@@ -5,28 +5,26 @@ Reads both published layouts, the original one (`mm_vision_tower`, `model.mm_pro
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaModel
-from transformers.cache_utils import Cache
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models import attention, embedded
-from data_engine.models.base import CacheSizes, Description, PlainSteps, PromptEnd, Split, TextSide
+from data_engine.models.base import CacheSizes, Description, Split, TextSide
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, head_weight
-from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
+from data_engine.models.embedded import IMAGE_TOKEN
 from data_engine.models.head import Head
 from data_engine.models.llava_config import LlavaConfig, llama_config, read_config
 from data_engine.models.model_config import check_layers, on_meta
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
 from data_engine.models.registry import read_json
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
-from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels, resized_size
 from data_engine.schemas import without_image_marker
 
@@ -144,42 +142,11 @@ class Llava:
         tower = read_config(folder, _carries_tower(headers(folder))).tower_folder
         return [folder] if tower is None else [folder, tower]
 
-    def prompt(
-        self, conversation: Conversation, images: Sequence[Image.Image], crop: bool, max_megapixels: float
-    ) -> SplicedPrompt:
-        return embedded.prompt(self, conversation, images, crop, max_megapixels)
-
-    def shared_prompt(
-        self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float
-    ) -> tuple[SplicedPrompt, list[list[int]]]:
-        return embedded.shared_prompt(self, conversations, images, crop, max_megapixels)
-
-    def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
-        return self.answer_ids(embedded.single_question(self, conversation), answer)
-
-    def run_prompt(self, prompt: SplicedPrompt) -> PromptEnd:
-        return embedded.run_prompt(self, prompt)
-
-    def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
-        return embedded.run_answers(self, ids_KT, positions_KT, cache)
-
-    def plain_logits(self, prompt: SplicedPrompt, ids: list[int]) -> Tensor:
-        return embedded.plain_logits(self, prompt, ids)
-
-    def plain_steps(self, prompt: SplicedPrompt, num_rows: int) -> PlainSteps:
-        raise NotImplementedError("every checkpoint of this family shares its prompts")
-
-    def find_layers(self) -> None:
-        """They are LLaMA's, as its configuration says."""
-
-    def whole_modules(self) -> list[tuple[nn.Module, str]]:
-        return [(self.decoder, "embed_tokens")]
-
-    def idle_decode(self) -> None:
-        embedded.idle_decode(self)
-
-    def idle_encode(self) -> None:
-        embedded.idle_encode(self)
+    # A prompt of this family is spliced embeddings, and its decoder is LLaMA's kind.
+    prompt, shared_prompt, encode_answer = embedded.prompt, embedded.shared_prompt, embedded.encode_answer
+    run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
+    find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
+    idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)

@@ -1,6 +1,7 @@
 """What a model of transformers is, before its weights are read: its decoder runs on a device without numbers."""
 
 import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from data_engine.models.auto.parts import attend_by_hook, find_decoder, layer_ki
 from data_engine.models.auto.processor import load_config
 from data_engine.models.base import CacheSizes, Description
 from data_engine.models.decoder import cache_values_per_token
+from data_engine.models.registry import reason
+
+log = logging.getLogger(__name__)
 
 # Tokens of the pass. Layers for image states do not run in it, and keep nothing of an answer.
 TOKENS = 3
@@ -26,11 +30,18 @@ LOCAL = ("sliding", "chunked")
 class _Measured:
     sizes: CacheSizes
     why_plain: str | None = None
+    seen: bool = True
+    """whether the decoder could run without weights; else the sizes are those of full attention in all layers"""
 
 
 def cache_sizes(folder: Path) -> CacheSizes:
     """Numbers that all layers keep together."""
     return _measured(folder).sizes
+
+
+def are_known(folder: Path) -> bool:
+    """Whether the sizes were found, and not guessed."""
+    return _measured(folder).seen
 
 
 def describe(folder: Path) -> Description:
@@ -58,12 +69,14 @@ def _measured(folder: Path) -> _Measured:
     try:
         with quiet():
             return _Measured(_run_on_meta(config))
-    except DoesNotFit as reason:
-        why = str(reason)
+    except DoesNotFit as problem:
+        why = str(problem)
     # Whatever a decoder raises on a device without numbers; the run itself says what a model cannot do.
-    except Exception:
+    except Exception as error:
+        log.warning("what the layers of %s keep is guessed, as full attention in all of them: its decoder does not run "
+                    "without weights (%s: %s)", folder, type(error).__name__, reason(error))  # fmt: skip
         why = None
-    return _Measured(CacheSizes(cache_values_per_token(config.get_text_config(decoder=True))), why)
+    return _Measured(CacheSizes(cache_values_per_token(config.get_text_config(decoder=True))), why, seen=False)
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 from data_engine.models.auto.loading import load_weights
 from data_engine.models.auto.parts import find_decoder, find_vision
 from data_engine.models.auto.processor import load_config
-from data_engine.models.auto.sizes import cache_sizes
+from data_engine.models.auto.sizes import are_known, cache_sizes
 from data_engine.models.base import Split
 from data_engine.models.cpu_linear import with_weights_read
 from data_engine.models.registry import ModelError
@@ -28,7 +28,9 @@ def check_split(folder: Path) -> None:
     """Raise ModelError for a model that cannot be split over ranks."""
     text = load_config(folder).get_text_config(decoder=True)
     kind = None
-    if cache_sizes(folder).per_answer:
+    if not are_known(folder):
+        kind = "of which it is not known what they keep"
+    elif cache_sizes(folder).per_answer:
         kind = "with a recurrent state"
     # Without an image they do not run, and ranks must run the same layers.
     elif getattr(text, "cross_attention_layers", None):
