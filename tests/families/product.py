@@ -1,16 +1,23 @@
-"""The product's calls as the suite makes them, all in one place."""
+"""The product's calls as the suite makes them, all in one place.
 
+FAMILY_DEVICE=cuda runs the product on a GPU, and the job's sampling there by its kernels and captured steps; what it is
+held against stays on the CPU.
+"""
+
+import os
 from pathlib import Path
 
 from asked import Asked
 from torch import Tensor
 
+DEVICE = os.environ.get("FAMILY_DEVICE", "cpu")
+
 
 def load(folder: Path):
-    """The model in this folder as one of the family auto, in fp32 on the CPU."""
+    """The model in this folder as one of the family auto, in fp32."""
     from data_engine import load_model
 
-    return load_model("auto", str(folder), device="cpu", dtype="float32")
+    return load_model("auto", str(folder), device=DEVICE, dtype="float32")
 
 
 def _given(asked: Asked):
@@ -37,8 +44,8 @@ def sampled(model, asked: Asked, k: int, temperature: float, steps: int, seed: i
 def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> list[list[list[int]]]:
     """Each question's answers at temperature 0.7, as long as `lengths` says, no more than `rows` of them at a time.
 
-    The key of answer i to question q is seed_for(0, q, i). On the plain path, which refills no row, answers end by
-    themselves.
+    By a job's back end, which takes the kernels where the device has them. The key of answer i to question q is
+    seed_for(0, q, i). On the plain path, which refills no row, answers end by themselves.
     """
     from dataclasses import replace
 
@@ -46,7 +53,7 @@ def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> li
     from data_engine.pipeline.sample import SampleSettings, request_for
     from data_engine.sampling.backend import BackendSettings, make_backend
     from data_engine.sampling.draw import SamplingParams
-    from data_engine.sampling.native.scheduler import sample
+    from data_engine.sampling.native.kv_cache import num_slots
 
     # The first question that a model is given decides which path it takes.
     scores(model, asked[0], [[65]])
@@ -56,12 +63,13 @@ def ragged(model, asked: list[Asked], lengths: list[list[int]], rows: int) -> li
         settings = SampleSettings(len(wanted), 0, params, crop=False, max_megapixels=64)
         request = request_for(model, *conversation_of(*_given(one), 64, "apply"), number, settings)
         requests.append(replace(request, lengths=wanted))
-    if is_fast(model):
-        answers = sample(model, requests, params, rows)
-    else:
-        backend = make_backend("plain", BackendSettings(model, params, len(lengths[0]), rows, num_slots=1))
-        backend.submit(requests)
-        answers = [one for _ in requests for one in backend.poll()]
+    k = len(lengths[0])
+    settings = BackendSettings(model, params, k, rows, num_slots(rows, k))
+    backend = make_backend("native" if is_fast(model) else "plain", settings)
+    backend.submit(requests)
+    answers = []
+    while len(answers) < sum(map(len, lengths)):
+        answers += backend.poll()
     found = {(one.request, one.sample_index): one.token_ids for one in answers}
     return [[found[number, index] for index in range(len(wanted))] for number, wanted in enumerate(lengths)]
 

@@ -5,6 +5,7 @@ import itertools
 import shutil
 from pathlib import Path
 
+import product
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 SETTINGS = {
     "sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 8, "unit_size": 4, "threads": 1,
-    "temperature": 1.0, "device": "cpu", "dtype": "float32",
+    "temperature": 1.0, "device": product.DEVICE, "dtype": "float32",
 }  # fmt: skip
 
 
