@@ -51,7 +51,10 @@ def run_file(**config):
 
 
 def card(**changes):
-    funnel = Funnel(1200, 7, 0, 12000, Counter(duplicate=31), 11969, 5000, Counter(per_idx=2000), 0, 3000)
+    funnel = Funnel(
+        questions=1200, quarantined=7, answers=12000, not_ranked=Counter(duplicate=31), ranked=11969,
+        candidate_pairs=5000, dropped=Counter(per_idx=2000), written=3000,
+    )  # fmt: skip
     made = Card(
         "trl", "Pairs for TRL's DPO trainer.", [("chosen", "the better answer")], "Load it so.", 2990,
         [("pairs with a control token in a text were left out", 10), ("never happened", 0)],

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -23,12 +24,13 @@ ENGINE = Path(__file__).parents[1] / "engine"
 # A process that pushes and checks as it is told by lines of JSON: huggingface_hub reads its variables at import, and
 # takes a second for that. It answers a UserError as the command does.
 PROGRAM = """
-import json, os, sys
+import json, logging, os, sys
 from pathlib import Path
 import huggingface_hub.utils._http as http
 from data_engine.errors import UserError
 from data_engine.exports import hub
 
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 http.time.sleep = lambda seconds: None  # between tries
 for line in sys.stdin:
     what, repo, private, other, token = json.loads(line)
@@ -159,7 +161,8 @@ def test_what_arrives_is_file_by_file_what_was_written(hub, ask, export):
     assert len(repository.commits) == 2
     assert repository.private is False
     assert local(export) == before
-    assert "4 files" in said
+    # No line a request, and no bar in a file.
+    assert re.fullmatch(rf"uploading 4 files, 0\.0 MB, to the dataset {USER}/pairs\n", said)
 
 
 def test_every_row_and_picture_is_read_by_datasets_from_the_hub(hub, ask, export, tmp_path):
@@ -396,18 +399,18 @@ def test_files_that_are_called_by_their_names_keep_them(tmp_path):
     assert names(*kept) == list(kept)
 
 
-def test_card_picture_and_list_of_files_are_no_data_to_a_loader(export, tmp_path, hub, ask):
-    """Where files keep their names, a loader takes every file of the repository that is not hidden."""
-    for number, part in enumerate(sorted(export.glob("*.parquet"))):
-        part.rename(export / f"withlogp_{number:03d}.parquet")
+def test_card_picture_and_list_of_files_are_no_data_to_a_loader(tmp_path, hub, ask):
+    """Where files keep their names, a loader looks at every file of the repository that is not hidden."""
+    export = write_export(tmp_path / "export", num_parts=0)
+    (export / "pairs.jsonl").write_text("".join(f'{{"idx": {number}}}\n' for number in range(3)))
     assert ask("push", other=export)[0] == 0
     files = hub.repositories[f"{USER}/pairs"].files
-    assert {"withlogp_000.parquet", "withlogp_001.parquet", ".report/rewards.png", MANIFEST} < set(files)
+    assert {"pairs.jsonl", ".report/rewards.png", MANIFEST} < set(files)
     for name, data in files.items():
         (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "copy" / name).write_bytes(data)
     loaded = datasets.load_dataset(str(tmp_path / "copy"), cache_dir=str(tmp_path / "cache"))
-    assert {split: rows["idx"][:] for split, rows in loaded.items()} == {"train": [0, 1, 2, 3, 4, 5]}
+    assert {split: rows["idx"][:] for split, rows in loaded.items()} == {"train": [0, 1, 2]}
 
 
 def test_more_files_than_a_commit_takes_are_refused_by_their_number(export, monkeypatch):

@@ -7,7 +7,6 @@ loader would mix them with the export.
 """
 
 import contextlib
-import difflib
 import json
 import logging
 import re
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, nearest
 from data_engine.exports.licences import LICENCES
 
 MANIFEST = ".report/files.json"
@@ -111,6 +110,9 @@ def _api(token: str | None):
     # Imported late: it takes a good part of a second, and most exports stay local.
     from huggingface_hub import HfApi
 
+    # At INFO they tell each request, with addresses that let anybody write to the hub's store for a while.
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     return HfApi(token=token, library_name="data-engine")
 
 
@@ -133,15 +135,11 @@ def _check_licence(licence: str | None) -> None:
             "E.g. apache-2.0, cc-by-4.0 or cc-by-nc-4.0, or other"
         )
     if licence not in LICENCES:
+        hint = nearest(licence.lower().replace(" ", "-"), LICENCES)
         raise UserError(
-            f"--license must be an identifier of the hub, got {json.dumps(licence)}{_nearest(licence)}; all are listed "
+            f"--license must be an identifier of the hub, got {json.dumps(licence)}{hint}; all are listed "
             "at https://huggingface.co/docs/hub/repositories-licenses, and any licence that is not is `other`"
         )
-
-
-def _nearest(licence: str) -> str:
-    found = difflib.get_close_matches(licence.lower().replace(" ", "-"), LICENCES, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def _full_name(api: Any, repo: str) -> str:
@@ -215,7 +213,7 @@ def _commit(api: Any, repo: str, files: dict[str, Path], found: _Repository | No
     gone = sorted(found.pushed - set(files)) if found else []
     operations += [CommitOperationDelete(name, is_folder=False) for name in gone]
     size = sum(path.stat().st_size for path in files.values())
-    log.warning("uploading %d files, %.1f MB, to the dataset %s", len(files), size / 1e6, repo)
+    log.info("uploading %d files, %.1f MB, to the dataset %s", len(files), size / 1e6, repo)
     with _progress(), _hub_does(f"the push to the dataset {repo} did not succeed", once_sent=True):
         # With the parent's name, the hub refuses where somebody else has committed meanwhile.
         done = api.create_commit(
