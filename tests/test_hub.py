@@ -346,10 +346,18 @@ def test_an_answer_that_is_lost_leaves_a_whole_commit_and_the_same_command_goes_
     code, _, said = ask("push", other=export)
     assert code == 2
     assert "same command" in said
+    assert "its files have arrived all the same" in said
     hub.refusals.clear()
     assert ask("push", other=export)[0] == 0
     assert len(arrived(hub)) == 4
     assert len(hub.repositories[f"{USER}/pairs"].commits) == 2
+
+
+def test_a_hub_that_falls_silent_for_good_is_not_said_to_hold_an_empty_dataset(hub, ask, export):
+    hub.before["PUT /storage/"] = lambda: hub.refusals.update({"/": "reset"})
+    code, _, said = ask("push", other=export)
+    assert code == 2
+    assert f"{USER}/pairs was created, and may be empty" in said
 
 
 def test_uploads_that_arrived_are_not_sent_again(hub, ask, export):

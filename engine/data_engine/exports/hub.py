@@ -64,11 +64,21 @@ def push(folder: Path, repo: str, *, private: bool, token: str | None = None) ->
     except BaseException as error:
         if not created:
             raise
-        left = f"the dataset {repo} was created and is still empty: the same command fills it, or delete it on the hub"
         if isinstance(error, UserError):
-            raise UserError(f"{error}; {left}") from None
-        log.warning("%s", left)
+            raise UserError(f"{error}; {_left_behind(api, repo)}") from None
+        log.warning("%s", _left_behind(api, repo))
         raise
+
+
+def _left_behind(api: Any, repo: str) -> str:
+    """What a push that failed has left of a repository that it created; its commit may have arrived all the same."""
+    try:
+        found = _found(api, repo, private=False)
+    except UserError:
+        return f"the dataset {repo} was created, and may be empty: look at it on the hub"
+    if found and MANIFEST in found.files:
+        return f"the dataset {repo} was created, and its files have arrived all the same"
+    return f"the dataset {repo} was created and is still empty: the same command fills it, or delete it on the hub"
 
 
 def repo_paths(folder: Path) -> dict[str, Path]:
