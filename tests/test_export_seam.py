@@ -8,7 +8,7 @@ import pytest
 from stage2_world import make_world, pairs_rows, picture
 
 from data_engine import exports, stages
-from data_engine.exports.base import KeptPairs
+from data_engine.exports.base import ExportSource
 from data_engine.store.folders import scratch_folder
 from data_engine.store.units import read_unit
 from data_engine.tables import load
@@ -26,7 +26,7 @@ def world(tmp_path):
 
 
 def export(world, work_dir, pairs, name):
-    kept = KeptPairs(pairs, world.questions(), world.units(), work_dir, seed=0)
+    kept = ExportSource(pairs, world.questions(), world.units(), work_dir, seed=0)
     with scratch_folder(work_dir, "test") as scratch:
         return exports.export(name, kept, work_dir / "exports" / name, scratch)
 

@@ -14,9 +14,10 @@ from stage2_world import dataset_rows, digest, make_world, picture, publish
 
 from data_engine import exports, schemas
 from data_engine.exports import parquet_files, shuffle
-from data_engine.exports.base import KeptPairs, Written
+from data_engine.exports.base import ExportSource, Written
 from data_engine.questions.dataset import Questions, load_questions
 from data_engine.schemas import without_image_marker
+from data_engine.seeds import seed_for
 from data_engine.store import units
 from data_engine.store.folders import scratch_folder
 from data_engine.store.units import UnitResult, split_units
@@ -50,7 +51,7 @@ def write_dataset(work_dir, scratch, pairs, questions, unit_ranges, seed) -> Wri
         digests = [question.digest for question in Questions.rows(questions, span)]
         sampled = schemas.sampled_answer(questions.idx_type).empty_table()
         publish(work_dir, "sampled_answer", unit, UnitResult(sampled, [], rows=digests))
-    kept = KeptPairs(pairs, questions, unit_ranges, work_dir, seed)
+    kept = ExportSource(pairs, questions, unit_ranges, work_dir, seed)
     return exports.export(exports.DEFAULT, kept, work_dir / "dataset", scratch)
 
 
@@ -97,7 +98,7 @@ def test_every_place_is_equally_likely_for_a_pair(world, tmp_path):
     pairs = kept_pairs(["q001", "q002"], each=2)
     firsts = Counter()
     for seed in range(400):
-        places = [shuffle.place_of(pair, seed) for pair in pairs]
+        places = [seed_for(seed, "place", *shuffle.pair_key(pair)) for pair in pairs]
         firsts[places.index(min(places))] += 1
     # 100 each; the standard deviation is 8.7.
     assert all(65 < firsts[at] < 135 for at in range(4))
@@ -123,13 +124,13 @@ def test_the_order_is_that_of_a_hash_of_seed_question_chosen_and_rejected(world,
 @pytest.mark.parametrize("bucket_pairs", [1, 7, 60])
 def test_the_number_of_buckets_does_not_show_in_the_result(world, pairs, tmp_path, monkeypatch, bucket_pairs):
     export(world, tmp_path / "one", pairs)
-    monkeypatch.setattr(shuffle, "BUCKET_PAIRS", bucket_pairs)
+    monkeypatch.setattr(shuffle, "BUCKET_ROWS", bucket_pairs)
     export(world, tmp_path / "many", pairs)
     assert digest(tmp_path / "many") == digest(tmp_path / "one")
 
 
 def test_the_number_of_open_files_is_bounded(world, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(shuffle, "BUCKET_PAIRS", 1)
+    monkeypatch.setattr(shuffle, "BUCKET_ROWS", 1)
     monkeypatch.setattr(shuffle, "MAX_BUCKETS", 5)
     opened = []
     real = pa.ipc.new_file

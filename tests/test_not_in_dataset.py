@@ -12,7 +12,7 @@ from turned_pictures import exif_of, stored, with_exif
 
 from data_engine.commands import status
 from data_engine.config import RunConfig
-from data_engine.exports.base import KeptPairs
+from data_engine.exports.base import ExportSource
 from data_engine.job import last_step
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import load_questions
@@ -106,8 +106,8 @@ def test_where_no_pair_fits_there_is_no_dataset_and_a_warning_says_why(tmp_path,
     assert funnel.not_fitting == len(kept) > 0
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert f"has no place for any of the {len(kept)} kept pairs, whose questions have several images" in caplog.text
-    assert "pairs.parquet has them" in caplog.text
+    why = f"({len(kept)} rows: the format has no place for the question's images, system text or earlier turns)"
+    assert f"dataset is not written: the format rlaif-v has no row {why}; pairs.parquet has all pairs" in caplog.text
     run_file_of(work_dir, world)
     assert status.describe(work_dir, 0.0).endswith("pairs                   written")
 
@@ -116,7 +116,8 @@ def plan_of(world, work_dir) -> SimpleNamespace:
     config = RunConfig("a", "b", str(world.dataset_path), str(work_dir), sample_k=6, rank=2)
     return SimpleNamespace(
         config=config, work_dir=work_dir, questions=world.questions(), unit_rows=world.units(), bound={},
-        ranks=SimpleNamespace(rank=0), sampler=SimpleNamespace(markers=("</s>",)), same_tokenizer=True,
+        ranks=SimpleNamespace(rank=0), same_tokenizer=True,
+        sampler=SimpleNamespace(markers=("</s>",), control_tokens=()),
     )  # fmt: skip
 
 
@@ -152,7 +153,8 @@ def test_an_export_is_given_every_picture_as_the_models_saw_it(tmp_path):
     world.publish(tmp_path / "work")
     world.pair(tmp_path / "work")
     kept = [pair for pair in pairs_rows(tmp_path / "work") if pair["status"] == "kept"]
-    groups = list(KeptPairs(kept, world.questions(), world.units(), tmp_path / "work", 0).by_question())
+    source = ExportSource(kept, world.questions(), world.units(), tmp_path / "work", 0)
+    groups = list(source.with_questions(kept))
     assert len(groups) > 10
     for group in groups:
         number = int(group.question.idx[1:])

@@ -85,6 +85,8 @@ class RunConfig:
     """a pair's word counts differ by less than this"""
     beta: float = 0.1
     """reward scale"""
+    export: str | None = None
+    """formats for trainers that are written as work_dir/exports/FORMAT besides dataset/: trl,llama-factory"""
     temperature: float = 0.7
     """0 is greedy"""
     top_k: int = 50

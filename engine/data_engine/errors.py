@@ -1,5 +1,8 @@
 """Exceptions that a command turns into an exit code, and messages that several places give."""
 
+import difflib
+from collections.abc import Iterable
+
 # Why a question is left out that exceeds the memory on its own, and what is said where no question ever fitted.
 OUT_OF_MEMORY = "out of memory, even with one answer at a time"
 NO_ROOM = (
@@ -22,3 +25,9 @@ class LostRankError(RuntimeError):
 
 class BadRow(ValueError):
     """A row that a stage cannot use; the message is the reason that the quarantine records."""
+
+
+def nearest(name: str, known: Iterable[str], before: str = "") -> str:
+    """A hint that names the known name nearest to a misspelled one, or nothing."""
+    found = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    return f"; did you mean {before}{found[0]}?" if found else ""

@@ -62,6 +62,14 @@ def pairs(idx: pa.DataType) -> pa.Schema:
     )
 
 
+def scored(idx: pa.DataType) -> pa.Schema:
+    """Every answer of a run with its rewards, its places in the rankings (from 1), and why it has none."""
+    answer = [("answer", pa.string()), ("token_ids", pa.list_(pa.int32())), ("finish_reason", pa.string())]
+    rewards = [(name, pa.float64()) for name in ("sum", "avg", "min", "last")]
+    places = [("sum_rank", pa.int32()), ("avg_rank", pa.int32()), ("not_ranked", pa.string())]
+    return pa.schema([("idx", idx), ("sample_index", pa.int32()), *answer, *rewards, *places])
+
+
 def dpo_dataset(idx: pa.DataType, optional: tuple[str, ...] = ()) -> pa.Schema:
     """The result: what the RLAIF-V trainer reads. `optional` names those of OPTIONAL_COLUMNS that the input had."""
     columns = [("idx", idx), ("question", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())]

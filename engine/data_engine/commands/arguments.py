@@ -7,20 +7,19 @@ so a wrong value has the same message in either place.
 import argparse
 import ast
 import contextlib
-import difflib
 import inspect
 import itertools
 import json
 import textwrap
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 import yaml
 
 from data_engine.config import FIELD_NAMES, RunConfig
-from data_engine.errors import UserError
+from data_engine.errors import UserError, nearest
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
 _TYPES = typing.get_type_hints(RunConfig)
@@ -60,12 +59,6 @@ def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
     if missing:
         raise UserError(f"missing: {missing}; give each as a flag, or by its name in the YAML of --config")
     return RunConfig(**{name: _normalised(name, value) for name, value in values.items()})
-
-
-def nearest(name: str, known: Iterable[str], before: str = "") -> str:
-    """A hint that names the known name nearest to a misspelled one, or nothing."""
-    found = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    return f"; did you mean {before}{found[0]}?" if found else ""
 
 
 def help_texts() -> dict[str, str]:

@@ -9,8 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 import data_engine
-from data_engine.commands.arguments import nearest
-from data_engine.errors import IncompleteError, LostRankError, UserError
+from data_engine.errors import IncompleteError, LostRankError, UserError, nearest
 from data_engine.processes import output
 from data_engine.tables import load
 
@@ -26,6 +25,7 @@ COMMANDS = {
         "data_engine.commands.status:main",
         "units done by stage, pace and time left of a work_dir; --watch keeps showing them",
     ),
+    "export": ("data_engine.commands.export:main", "write the pairs of a work_dir as datasets for trainers"),
     "report": ("data_engine.commands.report:main", "write report/index.html of a work_dir again"),
     "bench": ("data_engine.commands.bench:main", "the engine's speed against stock transformers, on this machine"),
 }

@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 
-from data_engine.commands.work_dir import read_run, take_option, work_dir_argument
-from data_engine.config import RunConfig
-from data_engine.errors import UserError
-from data_engine.questions.dataset import open_questions
+from data_engine.commands.work_dir import open_finished, take_option, work_dir_argument
 
 # Where the dataset is, if it has moved since the run; --NAME PATH.
 PLACES = ("dataset_path", "image_root")
@@ -26,22 +23,10 @@ def main(argv: Sequence[str]) -> int:
     )
     if work_dir is None:
         return 0
-    run_file = read_run(work_dir)
-    if not (work_dir / "pairs/pairs.parquet").is_file():
-        raise UserError(f'"{work_dir}" has no pairs/pairs.parquet yet: let the run finish stage 2 first')
-    # Imported late: pyarrow and numpy would delay the messages above.
+    run = open_finished(work_dir, given)
+    # Imported late: numpy and matplotlib would delay the messages before.
     from data_engine.pipeline.pair import read_funnel
     from data_engine.reporting.page import write_report
-    from data_engine.store.claims import Claims
-    from data_engine.store.file_hashes import FileHashes
 
-    # A report needs no template, whose file may be gone.
-    config = RunConfig(**run_file["config"] | {"chat_template": None} | run_file.get("places", {}) | given)
-    try:
-        questions = open_questions(config)
-    except UserError as error:
-        raise UserError(f"{error}; where the dataset has moved, give --dataset_path") from None
-    if questions.fingerprint(FileHashes(work_dir, Claims(work_dir, 0))) != run_file["bound"]["dataset"]:
-        raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
-    print(write_report(work_dir, questions, read_funnel(work_dir), config.max_megapixels, config.exif))
+    print(write_report(work_dir, run.questions, read_funnel(work_dir), run.config.max_megapixels, run.config.exif))
     return 0

@@ -172,4 +172,4 @@ def _nothing_fits(work_dir: Path) -> bool:
     from data_engine.pipeline.pair import read_funnel
 
     funnel = read_funnel(work_dir)
-    return bool(funnel.not_fitting) and not funnel.written
+    return not funnel.written and bool(funnel.not_fitting or funnel.not_written)

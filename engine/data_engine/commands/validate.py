@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_engine import stages
+from data_engine import exports, stages
 from data_engine.commands.arguments import parse
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
 def check(config: RunConfig) -> str:
     """What was found. Raises UserError at the first mistake."""
     check_writable(Path(config.work_dir))
+    exports.chosen(config.export)
     check_zero3(config)
     questions = open_questions(config)
     unusable = check_first_rows(config, questions)

@@ -1,10 +1,15 @@
-"""What the commands about a finished or running work_dir share: their one argument, and its run.json. No torch."""
+"""What the commands about a finished or running work_dir share: arguments, its run.json, its questions. No torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from data_engine.config import RunConfig
 from data_engine.errors import UserError
+
+if TYPE_CHECKING:
+    from data_engine.pipeline.export import FinishedRun
 
 
 def work_dir_argument(command: str, description: str, argv: Sequence[str], options: str = "") -> Path | None:
@@ -40,3 +45,29 @@ def read_run(work_dir: Path) -> dict:
         raise UserError(f'"{work_dir}" is not the work_dir of a run: it has no run.json') from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
+
+
+def open_finished(work_dir: Path, moved: Mapping[str, str | None]) -> "FinishedRun":
+    """A run whose pairs are written, with its questions; `moved` says where the dataset is, if it has moved.
+
+    Raises UserError without pairs, and where the dataset is not the one of the run.
+    """
+    run_file = read_run(work_dir)
+    if not (work_dir / "pairs/pairs.parquet").is_file():
+        raise UserError(f'"{work_dir}" has no pairs/pairs.parquet yet: let the run finish stage 2 first')
+    # Imported late: pyarrow and numpy would delay the messages above.
+    from data_engine.pipeline.export import FinishedRun
+    from data_engine.questions.dataset import open_questions
+    from data_engine.store.claims import Claims
+    from data_engine.store.file_hashes import FileHashes
+
+    places = run_file.get("places", {}) | {name: value for name, value in moved.items() if value is not None}
+    # No prompt is written, and the file of the template may be gone.
+    config = RunConfig(**run_file["config"] | {"chat_template": None} | places)
+    try:
+        questions = open_questions(config)
+    except UserError as error:
+        raise UserError(f"{error}; where the dataset has moved, give --dataset_path") from None
+    if questions.fingerprint(FileHashes(work_dir, Claims(work_dir, 0))) != run_file["bound"]["dataset"]:
+        raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
+    return FinishedRun(work_dir, run_file, questions, config)

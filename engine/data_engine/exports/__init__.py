@@ -1,45 +1,110 @@
 """Datasets that trainers load: a table of formats, one file for each. No torch here.
 
-A format is a function `write(kept, folder, scratch) -> Written`: it writes what is in `kept` into the empty `folder`,
-and may use the folder `scratch` for work in progress. The same input gives the same bytes.
+A format is a function `write(cleaned, folder, scratch) -> rows`: it writes what `cleaned` gives into the empty
+`folder`, may use the folder `scratch` for work in progress, counts what it leaves out by `cleaned.leave_out`, and
+returns how many rows it wrote. The same input gives the same bytes.
 """
 
 import contextlib
 import logging
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from data_engine.exports.base import KeptPairs, Written
-from data_engine.store.folders import swap_in
+from data_engine.errors import UserError, nearest
+from data_engine.exports.base import ExportSource, Written
+from data_engine.exports.cleaned import Cleaned
+from data_engine.store.folders import swap_in, sync_files
+from data_engine.store.units import sync_folder
 from data_engine.tables import load
 
 # A format is one file and one line here.
-EXPORTS = {"rlaif-v": "data_engine.exports.rlaif_v:write"}
+EXPORTS = {
+    "rlaif-v": "data_engine.exports.rlaif_v:write",
+}
 # The format of work_dir/dataset.
 DEFAULT = "rlaif-v"
+# Of work_dir, where --export writes.
+FOLDER = "exports"
 
 log = logging.getLogger(__name__)
 
 
-def export(name: str, kept: KeptPairs, target: Path, scratch: Path) -> Written:
-    """Write `kept` as the folder `target`, whole or not at all, in a format of EXPORTS.
+def chosen(text: str | None, flag: str = "--export") -> list[str]:
+    """The formats of a list with commas, in its order. Raises UserError, which names the flag, for what is none."""
+    names = [name.strip() for name in text.split(",")] if text is not None else []
+    for name in names:
+        if name not in EXPORTS:
+            hint = nearest(name, EXPORTS) or f"; formats: {', '.join(EXPORTS)}"
+            raise UserError(f'{flag} names the unknown format "{name}"{hint}')
+        if names.count(name) > 1:
+            raise UserError(f"{flag} names {name} twice")
+    return names
 
-    Where the format has no place for any of the pairs that there are, no folder is written, and one that was there
-    before is removed. `scratch` is an empty folder on the file system of `target`.
+
+def build(name: str, source: ExportSource, scratch: Path) -> tuple[Path, Written]:
+    """Write `source` in a format of EXPORTS into a new folder under the folder `scratch`."""
+    own = scratch / name
+    folder, work = own / "export", own / "work"
+    folder.mkdir(parents=True)
+    work.mkdir()
+    cleaned = Cleaned(source)
+    rows = load(EXPORTS[name])(cleaned, folder, work)
+    return folder, Written(rows, cleaned.left_out, cleaned.rewritten, frozenset(cleaned.without_source))
+
+
+def export(
+    name: str,
+    source: ExportSource,
+    target: Path,
+    scratch: Path,
+    beside: Callable[[Written], Mapping[str, bytes]] | None = None,
+) -> Written:
+    """Write `source` as the folder `target`, whole or not at all, in a format of EXPORTS.
+
+    Where the format has no place for any of the rows that there are, no folder is written, and one that was there
+    before is removed. `scratch` is a folder on the file system of `target`. `beside` says what other files the folder
+    has, by name, once it is known what was written.
     """
-    new = scratch / "export"
-    new.mkdir()
-    written = load(EXPORTS[name])(kept, new, scratch)
-    if not written.rows and written.not_fitting:
-        log.warning(
-            "%s is not written: the format %s has no place for any of the %d kept pairs, whose questions have several "
-            "images or none, a system text or earlier turns; pairs.parquet has them, and so can an export of another "
-            "format", target, name, written.not_fitting,
-        )  # fmt: skip
+    new, written = build(name, source, scratch)
+    if not written.rows and written.left_out:
+        log.warning("%s is not written: %s", target, why_nothing(name, written))
         with contextlib.suppress(FileNotFoundError):
-            target.rename(scratch / "old")
+            target.rename(scratch / name / "old")
         return written
     if not written.rows:
         log.warning("no pair is left: %s is written without a row, which dataset loaders refuse", target)
+    add_files(new, beside(written) if beside else {})
     target.parent.mkdir(parents=True, exist_ok=True)
-    swap_in(new, target, scratch / "old")
+    swap_in(new, target, scratch / name / "old")
     return written
+
+
+def move_all(built: Mapping[str, Path], output: Path) -> None:
+    """Move finished exports, by name, into the folder `output`, on whose file system they lie."""
+    for folder in built.values():
+        sync_files(folder)
+    for name, folder in built.items():
+        folder.rename(output / name)
+    sync_folder(output)
+
+
+def add_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write further files of an export, by their names under its folder."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def why_nothing(name: str, written: Written) -> str:
+    """Why an export has no row: every reason, the most frequent first."""
+    reasons = "; ".join(f"{count} rows: {reason}" for reason, count in written.left_out.most_common())
+    return f"the format {name} has no row ({reasons}); pairs.parquet has all pairs, and other formats may take them"
+
+
+def told(name: str, written: Written) -> Iterable[str]:
+    """What a person should know of an export, a line each."""
+    yield f"export {name}: {written.rows:,} rows"
+    if written.rewritten:
+        yield f"  rewritten, so that a trainer reads control tokens in texts as text: {written.rewritten:,}"
+    for reason, count in sorted(written.left_out.items()):
+        yield f"  left out: {count:,}: {reason}"

@@ -21,7 +21,7 @@ def write_files(folder: Path, name: str, batches: Iterable[pa.RecordBatch], sche
                 writer.close()
             parts.append(folder / f"part-{len(parts)}")
             # Images hardly repeat within a row group: a dictionary would only cost memory.
-            writer, part_bytes = pq.ParquetWriter(parts[-1], schema, use_dictionary=False), 0
+            writer, part_bytes = pq.ParquetWriter(parts[-1], schema, use_dictionary=False, write_page_index=True), 0
         if len(group):
             writer.write_table(group)
         part_bytes += group.nbytes

@@ -1,34 +1,44 @@
 """The dataset that RLAIF-V's trainer reads, and the default: question, chosen, rejected, idx and image, in parquet."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data_engine import schemas
-from data_engine.exports.base import KeptPairs, Written
+from data_engine.exports.base import NOT_FITTING
+from data_engine.exports.cleaned import Cleaned
+from data_engine.exports.features import with_features
 from data_engine.exports.parquet_files import write_files
-from data_engine.exports.shuffle import shuffled
+from data_engine.exports.shuffle import Key, pair_key, shuffled
 from data_engine.questions.dataset import Question
 
 
-def write(kept: KeptPairs, folder: Path, scratch: Path) -> Written:
+def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
     """Write folder/dpo_dataset*.parquet, shuffled by the seed."""
-    schema = schemas.dpo_dataset(kept.questions.idx_type, kept.questions.optional_columns)
-    rows = shuffled(kept, schema, row_of, scratch)
+    questions = cleaned.source.questions
+    schema = with_features(schemas.dpo_dataset(questions.idx_type, questions.optional_columns))
+    rows = shuffled(single_rows(cleaned), schema, cleaned.source, scratch)
     write_files(folder, "dpo_dataset", rows, schema)
-    return Written(len(rows), rows.without_source, rows.not_fitting)
+    return len(rows)
 
 
-def row_of(question: Question, pair: Mapping) -> dict | None:
-    """One row of schemas.dpo_dataset; columns that its schema does not have are ignored.
+def single_rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
+    """A row a pair of each question that is one image and one text, with nothing around them.
 
-    None for a question that is not one image and one text, with nothing around them: a trainer would show the model
-    something else than what the answers were given to.
+    Of any other, the columns would show the model something else than what its answers were given to.
     """
-    if not question.is_single:
-        return None
+    for group in cleaned.pairs():
+        if not group.question.is_single:
+            cleaned.leave_out(NOT_FITTING, len(group.rows))
+            continue
+        for pair in group.rows:
+            yield pair_key(pair), row_of(group.question, pair)
+
+
+def row_of(question: Question, pair: Mapping) -> dict:
+    """One row of schemas.dpo_dataset; columns that its schema does not have are ignored."""
     return {
         "idx": pair["idx"],
-        "question": schemas.without_image_marker(question.question),
+        "question": question.question,
         "chosen": pair["chosen"],
         "rejected": pair["rejected"],
         "image": {"bytes": question.image, "path": question.image_path},

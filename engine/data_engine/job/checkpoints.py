@@ -24,6 +24,10 @@ class Checkpoint:
     family: str
     vocabulary: str
     markers: tuple[str, ...]
+    control_tokens: tuple[str, ...]
+    """texts that a trainer of it would not read as text"""
+    model_type: str | None
+    """as config.json has it"""
     sizes: dict[str, int]
     """those of SIZES that config.json tells"""
     image_processor: str | None = None
@@ -45,7 +49,10 @@ class Checkpoint:
         code = class_for(family, chat)
         side = code.text_side(folder, **chat_options(chat))
         folders = tuple(code.folders(folder))
-        return cls(folders, family, side.vocabulary, side.markers, _sizes(folder), side.image_processor)
+        return cls(
+            folders, family, side.vocabulary, side.markers, side.control_tokens,
+            read_json(folder / "config.json").get("model_type"), _sizes(folder), side.image_processor,
+        )  # fmt: skip
 
     @property
     def folder(self) -> Path:

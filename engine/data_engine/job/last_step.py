@@ -3,12 +3,16 @@
 import logging
 import time
 
+from data_engine import exports
+from data_engine.job import run_file
 from data_engine.job.plan import Plan
 from data_engine.pipeline import pair
+from data_engine.pipeline.export import FinishedRun
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting import page
 from data_engine.reporting.timings import kinds_of_reasons
 from data_engine.store import claims, logs, units
+from data_engine.store.folders import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +28,10 @@ def pair_all(plan: Plan) -> bool:
     funnel = pair.run(
         plan.work_dir, plan.questions, plan.unit_rows, rank=config.rank, distance=config.distance,
         beta=config.beta, seed=config.seed, markers=plan.sampler.markers, same_tokenizer=plan.same_tokenizer,
-        debug=config.debug, bound=plan.bound, exif=config.exif,
+        debug=config.debug, bound=plan.bound, exif=config.exif, control_tokens=plan.sampler.control_tokens,
     )  # fmt: skip
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
+    _export(plan)
     page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)
     print(funnel.table(), flush=True)
     found = funnel.written + funnel.not_fitting
@@ -35,12 +40,27 @@ def pair_all(plan: Plan) -> bool:
     return found > 0
 
 
+def _export(plan: Plan) -> None:
+    """Write the exports of --export, and say which older ones are no longer those of the pairs."""
+    config, folder = plan.config, plan.work_dir / exports.FOLDER
+    names = exports.chosen(config.export)
+    if names:
+        run = FinishedRun(plan.work_dir, run_file.read(plan.work_dir), plan.questions, config)
+        with scratch_folder(plan.work_dir, "export") as scratch:
+            for name, written in run.write(names, folder, scratch).items():
+                print("\n".join(exports.told(name, written)), flush=True)
+    stale = sorted(path.name for path in folder.glob("*") if path.name in exports.EXPORTS and path.name not in names)
+    if stale:
+        log.warning("%s has exports of an earlier pairing; --export %s writes them anew", folder, ",".join(stale))
+
+
 def why_nothing(plan: Plan, funnel: Funnel) -> str:
     """Why no pair is left: every reason that left something out, the most frequent first."""
     left_out = kinds_of_reasons(plan.work_dir)
     reasons = [(count, f"{stage}: rows left out: {reason}") for (stage, reason), count in left_out.items()]
     reasons += [(count, f"answers not ranked: {reason}") for reason, count in funnel.not_ranked.items()]
     reasons += [(count, f"pairs dropped: {name}") for name, count in funnel.dropped.items() if count]
+    reasons += [(count, f"pairs left out of the dataset: {reason}") for reason, count in funnel.not_written.items()]
     if funnel.ranked and not funnel.candidate_pairs:
         reasons.append(
             (funnel.ranked, "answers ranked, no two of a question whose lengths are near enough (--distance)")

@@ -97,6 +97,8 @@ class TextSide(NamedTuple):
     """class that makes pixels, where the installed libraries choose it"""
     unused_kwargs: tuple[str, ...] = ()
     """names of --chat_template_kwargs that the checkpoint's template does not read"""
+    control_tokens: tuple[str, ...] = ()
+    """texts that a trainer's tokenizer would read as tokens of the prompt's format"""
 
 
 class CacheSizes(NamedTuple):

@@ -24,7 +24,7 @@ from data_engine.models.llava_config import LlavaConfig, llama_config, read_conf
 from data_engine.models.model_config import check_layers, on_meta
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
 from data_engine.models.registry import read_json
-from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
+from data_engine.models.tokenizer import Tokenizer, continuation, control_tokens, load_tokenizer
 from data_engine.questions.images import check_megapixels, resized_size
 from data_engine.schemas import without_image_marker
 
@@ -120,7 +120,7 @@ class Llava:
 
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
-        return TextSide(load_tokenizer(folder).vocabulary, cls.markers)
+        return TextSide(load_tokenizer(folder).vocabulary, cls.markers, control_tokens=control_tokens(folder))
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:

@@ -25,7 +25,7 @@ from data_engine.models.head import Head
 from data_engine.models.model_config import check_counts, check_layers, on_meta
 from data_engine.models.pixels import normalised, resized
 from data_engine.models.registry import ModelError, model_types, read_json
-from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, load_tokenizer
+from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, control_tokens, load_tokenizer
 from data_engine.questions.images import check_megapixels
 from data_engine.schemas import without_image_marker
 
@@ -121,7 +121,7 @@ class OmniLMM:
 
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
-        return TextSide(load_tokenizer(folder).vocabulary, cls.markers)
+        return TextSide(load_tokenizer(folder).vocabulary, cls.markers, control_tokens=control_tokens(folder))
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:

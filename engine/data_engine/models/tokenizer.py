@@ -21,6 +21,8 @@ class Tokenizer(Protocol):
     """fingerprint of the pieces in the order of their ids"""
     num_ids: int
     """one more than the largest id that encode gives"""
+    special: frozenset[str]
+    """texts of the special tokens, which encode reads as text"""
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no BOS, no EOS, and no special token parsed from it."""
@@ -48,6 +50,7 @@ class SentencePieceTokenizer:
         if min(self.bos, self.eos) < 0:
             raise ModelError(f"{path} has no tokens for begin and end of a text: not a LLaMA tokenizer")
         self._special = {id for id in range(size) if self._processor.is_control(id) or self._processor.is_unknown(id)}
+        self.special = frozenset(pieces[id] for id in self._special)
         self.num_ids = size
         self.vocabulary = _fingerprint(pieces)
 
@@ -67,7 +70,9 @@ class JsonTokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise ModelError(f"{path} is not a tokenizer: {reason(error)}") from error
         self._tokenizer.encode_special_tokens = True
-        self._special = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {id for id, token in added.items() if token.special}
+        self.special = frozenset(added[id].content for id in self._special)
         ends = {name: self._tokenizer.token_to_id(name) for name in ("<s>", "</s>")}
         if None in ends.values():
             raise ModelError(f"{path} has no <s> and </s>: not a LLaMA tokenizer")
@@ -91,6 +96,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             refuse_pointer(folder / name)
             return kind(folder / name)
     raise ModelError(f"{folder} has neither tokenizer.model nor tokenizer.json")
+
+
+def control_tokens(folder: Path) -> tuple[str, ...]:
+    """Texts that a tokenizer which parses special tokens would not read as text, the longest first."""
+    texts = {*load_tokenizer(folder).special, *added_tokens(folder)}
+    return tuple(sorted(texts, key=lambda text: (-len(text), text)))
 
 
 def added_tokens(folder: Path) -> dict[str, int]:

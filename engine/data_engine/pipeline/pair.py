@@ -9,31 +9,27 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine import errors, exports, schemas, stages
-from data_engine.exports.base import KeptPairs, Written
+from data_engine.exports.base import NO_SOURCE as NO_SOURCE_ANY_MORE
+from data_engine.exports.base import NOT_FITTING, ExportSource, Written
+from data_engine.pipeline.rewarded import left_out, read_stages, rewarded, with_places
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
-from data_engine.rewards import NOT_SCORED, Rewards, RewardSettings, implicit
+from data_engine.rewards import RewardSettings, implicit
 from data_engine.store import units
 from data_engine.store.folders import move_in, scratch_folder
-from data_engine.store.made_from import read_with_inputs
-from data_engine.store.sealed import Sealed
-from data_engine.tables import load
 
 PAIRS_FILE = Path("pairs", "pairs.parquet")
-REWARDS = tuple(field.name for field in dataclasses.fields(Rewards))
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,7 @@ def run(
     debug: bool,
     bound: Mapping,
     exif: Exif = "apply",
+    control_tokens: tuple[str, ...] = (),
 ) -> Funnel:
     """Pair all answers of `work_dir` and publish the dataset.
 
@@ -75,21 +72,22 @@ def run(
         candidates = CandidateTable(scratch / "candidates.parquet", schemas.pairs(questions.idx_type), seed)
         with candidates, debug_rows as add_row:
             for unit, rows in enumerate(unit_ranges):
-                read = _read(work_dir, unit, bound)
-                funnel.quarantined += len(_left_out(read.values()))
+                read = read_stages(work_dir, unit, bound)
+                funnel.quarantined += len(left_out(read.values()))
                 funnel.turned += read[stages.SAMPLING.name].facts.get("turned", 0)
-                for idx, answers in _answers(read, unit, questions.idx[rows.start : rows.stop], reward_settings):
+                for idx, answers in rewarded(read, unit, questions.idx[rows.start : rows.stop], reward_settings):
                     candidates.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
         candidates.filter_dataset()
-        kept = KeptPairs(candidates, questions, unit_ranges, work_dir, seed, exif)
-        written = exports.export(exports.DEFAULT, kept, work_dir / "dataset", scratch)
+        source = ExportSource(candidates, questions, unit_ranges, work_dir, seed, exif, control_tokens)
+        written = exports.export(exports.DEFAULT, source, work_dir / "dataset", scratch)
         candidates.drop(written.without_source)
         _count(funnel, candidates, written)
         if debug:
             move_in(scratch / "rewards.json", work_dir / "debug/rewards.json")
             _write_debug_pairs(scratch / "pairs.json", candidates)
             move_in(scratch / "pairs.json", work_dir / "debug/pairs.json")
-        _write_pairs(scratch / "pairs.parquet", candidates, settings, funnel)
+        metadata = {"settings": json.dumps(dataclasses.asdict(settings)), "funnel": funnel.to_json()}
+        _write_pairs(scratch / "pairs.parquet", candidates, metadata)
         move_in(scratch / "pairs.parquet", work_dir / PAIRS_FILE)
     return funnel
 
@@ -114,61 +112,6 @@ def require_units(work_dir: Path, num_units: int) -> None:
         )
 
 
-def _read(work_dir: Path, unit: int, bound: Mapping) -> dict[str, Sealed]:
-    """The unit of each stage, by name; each was computed from those that it needs."""
-    read: dict[str, Sealed] = {}
-    for stage in stages.chosen().values():
-        inputs = {name: read[name] for name in stage.needs}
-        read[stage.name] = read_with_inputs(work_dir, stage, unit, bound, inputs)
-    return read
-
-
-def _left_out(read: Iterable[Sealed]) -> set:
-    """The idx of the questions of a unit that a stage left out."""
-    return {idx for unit in read for name in ("left_out", "missing") for idx, _ in unit.facts.get(name, ())}
-
-
-def _answers(
-    read: Mapping[str, Sealed], unit: int, order: list, settings: RewardSettings
-) -> Iterator[tuple[int | str, list[dict]]]:
-    """Each question of a unit that has answers, its idx and they with their rewards, in the order of the questions."""
-    # The first source ranks; a run has one so far.
-    source = stages.SOURCES[stages.CHOSEN[0]]
-    rewards = load(source.rewards)
-    columns = {stage.name: _column(read[stage.name].table) for stage in source.stages}
-    table = read[stages.SAMPLING.name].table.select(["idx", "sample_index", "answer"])
-    rows = []
-    for row in table.to_pylist():
-        key = (row["idx"], row["sample_index"])
-        computed = {name: column[key] for name, column in columns.items() if key in column}
-        try:
-            result = rewards(computed, settings) if len(computed) == len(columns) else NOT_SCORED
-        except ValueError as error:
-            raise ValueError(f"unit {unit}, idx {key[0]!r}, sample_index {key[1]}: {error}") from error
-        rows.append(row | {name: getattr(result, name) for name in REWARDS})
-    groups = strategies.by_idx(rows)
-    unknown = groups.keys() - set(order)
-    if unknown:
-        raise errors.UserError(
-            f"unit {unit} of sampled_answer has answers to idx {min(map(repr, unknown))}, which is not among its "
-            "questions; was the work directory made from another dataset?"
-        )
-    return ((idx, groups[idx]) for idx in order if idx in groups)
-
-
-def _column(table: pa.Table) -> dict[tuple, np.ndarray]:
-    """(idx, sample_index) -> what a stage computed of an answer, its token log-probs or its score as an array.
-
-    Rows are matched by these keys, never by their position.
-    """
-    table = table.combine_chunks()
-    keys = zip(table["idx"].to_pylist(), table["sample_index"].to_pylist(), strict=True)
-    if "score" in table.column_names:
-        scores = zip(keys, table["score"].to_pylist(), strict=True)
-        return {key: np.array([score]) for key, score in scores if score is not None}
-    return {key: value.values.to_numpy() for key, value in zip(keys, table["token_logps"], strict=True)}
-
-
 def _pair_question(
     answers: list[dict], settings: Settings, markers: tuple[str, ...], funnel: Funnel, debug_row: Callable
 ) -> list[strategies.Pair]:
@@ -177,13 +120,8 @@ def _pair_question(
     funnel.answers += len(answers)
     funnel.ranked += len(ranked)
     funnel.not_ranked.update(sorted(reasons.values()))
-    places = {
-        f"{by}_rank": {row["sample_index"]: place for place, row in enumerate(strategies.ranking(ranked, by), 1)}
-        for by in ("sum", "avg")
-    }
-    for row in answers:
-        index = row["sample_index"]
-        debug_row(row | {by: place.get(index) for by, place in places.items()} | {"not_ranked": reasons.get(index)})
+    for row in with_places(answers, ranked, reasons):
+        debug_row(row)
     return strategies.pair_up(ranked, strategies.PairRule(settings.rank, settings.distance), count_words)
 
 
@@ -194,11 +132,12 @@ def _count(funnel: Funnel, candidates: CandidateTable, written: Written) -> None
     funnel.dropped = Counter({name: counts[name] for name in filters.FILTERS})
     if counts[NO_SOURCE]:
         funnel.dropped[NO_SOURCE] = counts[NO_SOURCE]
-    funnel.not_fitting, funnel.written = written.not_fitting, written.rows
+    counted = (NOT_FITTING, NO_SOURCE_ANY_MORE)
+    funnel.not_written = Counter({name: written.left_out[name] for name in sorted(written.left_out.keys() - counted)})
+    funnel.not_fitting, funnel.rewritten, funnel.written = written.not_fitting, written.rewritten, written.rows
 
 
-def _write_pairs(path: Path, candidates: CandidateTable, settings: Settings, funnel: Funnel) -> None:
-    metadata = {"settings": json.dumps(dataclasses.asdict(settings)), "funnel": funnel.to_json()}
+def _write_pairs(path: Path, candidates: CandidateTable, metadata: dict[str, str]) -> None:
     with pq.ParquetWriter(path, candidates.schema.with_metadata(metadata)) as writer:
         for table in candidates.tables():
             writer.write_table(table.replace_schema_metadata(metadata))

@@ -24,6 +24,10 @@ class Funnel:
     """filter -> pairs"""
     not_fitting: int = 0
     """pairs that are kept, and that the columns of dataset/ cannot hold"""
+    not_written: Counter = field(default_factory=Counter)
+    """reason -> other pairs that are kept, and that dataset/ does not hold"""
+    rewritten: int = 0
+    """pairs in dataset/ of which a text was rewritten, so that a trainer reads it as text"""
     written: int = 0
     """pairs in dataset/"""
 
@@ -44,7 +48,9 @@ class Funnel:
                 if self.not_fitting
                 else []
             ),
+            *((f"  kept, but not in dataset/: {reason}", count) for reason, count in self.not_written.items()),
             ("written", self.written),
+            *([("  with a control token rewritten as text", self.rewritten)] if self.rewritten else []),
         ]
 
     def table(self) -> str:
@@ -60,4 +66,5 @@ class Funnel:
     @classmethod
     def from_json(cls, text: str) -> "Funnel":
         values = json.loads(text)
-        return cls(**values | {name: Counter(values[name]) for name in ("not_ranked", "dropped")})
+        counters = ("not_ranked", "dropped", "not_written")
+        return cls(**values | {name: Counter(values.get(name, ())) for name in counters})

@@ -54,7 +54,7 @@ def write_report(
     work_dir: Path, questions: Questions, funnel: Funnel, max_megapixels: float = 64, exif: Exif = "apply"
 ) -> Path:
     """Write work_dir/report/index.html about the pairs in work_dir and return its path."""
-    columns, rows = _kept_numbers(work_dir / "pairs/pairs.parquet")
+    columns, rows = kept_numbers(work_dir / "pairs/pairs.parquet")
     best, worst = _extremes(columns["chosen_sum"] - columns["rejected_sum"])
     pairs = _read_rows(work_dir / "pairs/pairs.parquet", rows[np.concatenate([best, worst])])
     decode = functools.partial(images.decode, max_megapixels=max_megapixels, exif=exif)
@@ -74,7 +74,7 @@ def write_report(
     return path
 
 
-def _kept_numbers(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def kept_numbers(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The numbers of the kept pairs, and their row numbers in the file; no texts are read."""
     table = pq.read_table(path, columns=[*COLUMNS, "status"], partitioning=None)
     rows = np.flatnonzero(pc.equal(table["status"], "kept").combine_chunks().to_numpy(zero_copy_only=False))

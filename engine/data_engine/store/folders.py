@@ -73,8 +73,11 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Make the files of `folder` outlive a power cut."""
-    for path in sorted(folder.iterdir()):
+    """Make the files below `folder` outlive a power cut."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+            continue
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     sync_folder(folder)

@@ -1,0 +1,112 @@
+"""The one step before every format: texts that a trainer would misread are rewritten, rows that teach nothing left out.
+
+Trainers count `<image>`, `<video>` and `<audio>` in texts, and their tokenizers read the special tokens of the trained
+model in a text as these tokens. Data Engine gave both models such texts as text.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from data_engine.exports.base import NO_SOURCE, ExportSource, QuestionRows
+from data_engine.processes.counting import counting
+from data_engine.questions.dataset import Question
+from data_engine.schemas import without_image_marker
+
+PLACEHOLDERS = ("<image>", "<video>", "<audio>")
+UNREADABLE = "a text holds a control token that cannot be rewritten"
+EMPTY = "an answer is empty"
+EQUAL = "both answers are equal"
+# A rewritten text may hold a token that was none before; it hardly does so twice.
+_ROUNDS = 4
+
+
+class Rewriting:
+    """Rewrites texts so that no trainer reads a control token in them."""
+
+    def __init__(self, control_tokens: Iterable[str]) -> None:
+        # A token of a single character, or of white space, has no inside that could be broken, and encodes to itself.
+        tokens = {token for token in (*PLACEHOLDERS, *control_tokens) if len(token.strip()) > 1}
+        self.tokens = tuple(sorted(tokens, key=lambda token: (-len(token), token)))
+
+    def text(self, text: str) -> str | None:
+        """The text with a space behind the first character of each control token; None where one is left still."""
+        for _ in range(_ROUNDS):
+            found = [token for token in self.tokens if token in text]
+            if not found:
+                return text
+            for token in found:
+                start = len(token) - len(token.lstrip()) + 1
+                text = text.replace(token, f"{token[:start]} {token[start:]}")
+        return None
+
+    def question(self, question: Question) -> tuple[Question | None, bool]:
+        """The question without `<image>`, as the native families' prompts have it, and its other tokens rewritten.
+
+        None where one is left still. The second tells whether there was another one.
+        """
+        messages, changed = [], False
+        for message in question.conversation.messages:
+            before = [part if isinstance(part, int) else without_image_marker(part) for part in message.content]
+            parts = [part if isinstance(part, int) else self.text(part) for part in before]
+            if None in parts:
+                return None, True
+            changed = changed or parts != before
+            messages.append(dataclasses.replace(message, content=tuple(parts)))
+        conversation = dataclasses.replace(question.conversation, messages=tuple(messages))
+        return dataclasses.replace(question, question=conversation.question, conversation=conversation), changed
+
+
+class Cleaned:
+    """What a format reads of an ExportSource, once: question by question, cleaned. It counts what it leaves out."""
+
+    def __init__(self, source: ExportSource) -> None:
+        self.source = source
+        self.left_out: Counter[str] = Counter()
+        """reason -> rows"""
+        self.without_source: set = set()
+        self.rewritten = 0
+        self._rewriting = Rewriting(source.control_tokens)
+
+    def pairs(self) -> Iterator[QuestionRows]:
+        """Each question that has a kept pair, with those of its pairs that can be trained on."""
+        rows = counting(self.source.pairs, len(self.source.pairs), "pairs")
+        return self.cleaned(self.source.with_questions(rows), ("chosen", "rejected"))
+
+    def cleaned(self, groups: Iterable[QuestionRows], columns: Sequence[str]) -> Iterator[QuestionRows]:
+        """Of each question the rows that can be trained on, with texts that a trainer reads as texts.
+
+        `columns` name the answers of a row. Its key "rewritten" tells whether one of them is not as it was sampled.
+        """
+        for group in groups:
+            if not group.has_source:
+                self.without_source.add(group.question.idx)
+                self.leave_out(NO_SOURCE, len(group.rows))
+                continue
+            question, changed = self._rewriting.question(group.question)
+            if question is None:
+                self.leave_out(UNREADABLE, len(group.rows))
+                continue
+            rows = [row for row in (self._row(row, columns) for row in group.rows) if row is not None]
+            self.rewritten += len(rows) if changed else sum(row["rewritten"] for row in rows)
+            if rows:
+                yield dataclasses.replace(group, question=question, rows=rows)
+
+    def leave_out(self, reason: str, rows: int = 1) -> None:
+        """Count rows that are not written."""
+        self.left_out[reason] += rows
+
+    def _row(self, row: Mapping, columns: Sequence[str]) -> dict | None:
+        """A row with clean answers, or None, counted."""
+        texts = {name: self._rewriting.text(row[name]) for name in columns}
+        reason = None
+        if None in texts.values():
+            reason = UNREADABLE
+        elif not all(text.strip() for text in texts.values()):
+            reason = EMPTY
+        elif len(set(texts.values())) < len(columns):
+            reason = EQUAL
+        if reason is not None:
+            self.leave_out(reason)
+            return None
+        return {**row, **texts, "rewritten": any(texts[name] != row[name] for name in columns)}

@@ -1,0 +1,99 @@
+"""The exports of a run whose pairs are written: its work directory in, datasets of any format out."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_engine import exports, stages
+from data_engine.config import RunConfig
+from data_engine.exports.base import ExportSource, Written
+from data_engine.pipeline.pair import PAIRS_FILE
+from data_engine.pipeline.rewarded import read_stages, rewarded, with_places
+from data_engine.preferences import strategies
+from data_engine.preferences.filters import KEPT
+from data_engine.questions.dataset import Questions
+from data_engine.rewards import RewardSettings
+from data_engine.store.made_from import read_unit
+from data_engine.store.units import split_units
+
+ANSWER_COLUMNS = ("idx", "sample_index", "answer", "token_ids", "finish_reason")
+
+
+class KeptRows:
+    """The kept pairs of pairs.parquet, read a row group at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        statuses = pq.read_table(path, columns=["status"])["status"]
+        self._num_kept = pc.sum(pc.equal(statuses, KEPT)).as_py() or 0
+
+    def __len__(self) -> int:
+        return self._num_kept
+
+    def __iter__(self) -> Iterator[dict]:
+        with pq.ParquetFile(self._path, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                yield from table.filter(pc.equal(table["status"], KEPT)).to_pylist()
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run whose pairs are written."""
+
+    work_dir: Path
+    run_file: Mapping
+    """run.json"""
+    questions: Questions
+    config: RunConfig
+    """of run.json, with the dataset where it is now"""
+
+    @property
+    def metadata(self) -> dict[str, dict]:
+        """What pairs.parquet says of its pairing: "settings" and "funnel"."""
+        found = pq.read_schema(self.work_dir / PAIRS_FILE).metadata
+        return {name: json.loads(found[name.encode()]) for name in ("settings", "funnel")}
+
+    def source(self) -> ExportSource:
+        """What exports are made from."""
+        sampler = self.run_file["models"][stages.SAMPLING.model]
+        # A run of before has no control tokens in run.json; those of its markers that stand alone are some of them.
+        tokens = sampler.get("control_tokens", [marker for marker in sampler["markers"] if marker.strip() == marker])
+        ranges = split_units(len(self.questions), self.run_file["units"]["unit_size"])
+        return ExportSource(
+            KeptRows(self.work_dir / PAIRS_FILE), self.questions, ranges, self.work_dir,
+            self.metadata["settings"]["seed"], self.config.exif, tuple(tokens), sampler.get("model_type"),
+            _Answers(self, ranges), self._table,
+        )  # fmt: skip
+
+    def write(self, names: list[str], folder: Path, scratch: Path) -> dict[str, Written]:
+        """Write exports, each as the folder of its name below `folder`, whole; see exports.export."""
+        source = self.source()
+        return {name: exports.export(name, source, folder / name, scratch) for name in names}
+
+    def _table(self, stage: str, unit: int) -> pa.Table:
+        return read_unit(self.work_dir, stages.known()[stage], unit, self.run_file["bound"]).table
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Rows of schemas.scored; read anew each time."""
+
+    run: FinishedRun
+    ranges: list[range]
+
+    def __iter__(self) -> Iterator[dict]:
+        models = self.run.run_file["models"]
+        vocabularies = {models[role]["vocabulary"] for role in stages.roles()}
+        settings = RewardSettings(self.run.metadata["settings"]["beta"], len(vocabularies) == 1)
+        markers = models[stages.SAMPLING.model]["markers"]
+        for unit, rows in enumerate(self.ranges):
+            read = read_stages(self.run.work_dir, unit, self.run.run_file["bound"])
+            order = self.run.questions.idx[rows.start : rows.stop]
+            for _, answers in rewarded(read, unit, order, settings, ANSWER_COLUMNS):
+                yield from with_places(answers, *strategies.split_ranked(answers, markers))

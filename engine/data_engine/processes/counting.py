@@ -1,0 +1,32 @@
+"""How far a loop is: a bar on a terminal, else a log line a minute with the time that is left."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from data_engine.store.logs import duration
+
+LINE_S = 60.0
+
+Item = TypeVar("Item")
+
+log = logging.getLogger(__name__)
+
+
+def counting(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """The items, counted on stderr; `what` they are, in the plural."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, unit=f" {what}", leave=False, dynamic_ncols=True)
+        return
+    started = told = time.monotonic()
+    for number, item in enumerate(items):
+        now = time.monotonic()
+        if now - told >= LINE_S:
+            told = now
+            left = (total - number) * (now - started) / number if number else None
+            log.info("%d of %d %s%s", number, total, what, "" if left is None else f", {duration(left)} left")
+        yield item
