@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,14 +64,18 @@ class Measured:
         )
 
 
-def prepare(folder: Path, num_questions: int, for_a_run: bool = False) -> tuple[Path, Path]:
+def prepare(
+    folder: Path, num_questions: int, for_a_run: bool = False, picture: Callable[[int], bytes] | None = None
+) -> tuple[Path, Path]:
     """The dataset of `num_questions` and a work_dir in which stages 0 and 1 are complete.
 
-    With `for_a_run` the units are bound to what `flags` says, so that a run goes on with them.
+    With `for_a_run` the units are bound to what `flags` says, so that a run goes on with them. `picture` makes that of
+    a row; else there are 500 small ones.
     """
     dataset, work_dir = folder / "questions.parquet", folder / "work"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [_picture(number) for number in range(500)]
+    small = [_picture(number) for number in range(500)]
+    picture = picture or (lambda row: small[row % len(small)])
     schema = pa.schema([("idx", pa.string()), ("question", pa.string()), ("image", schemas.IMAGE)])
     spans = units.split_units(num_questions, units.auto_unit_size(num_questions))
     with pq.ParquetWriter(dataset, schema) as writer:
@@ -80,7 +84,7 @@ def prepare(folder: Path, num_questions: int, for_a_run: bool = False) -> tuple[
                 {
                     "idx": _idx(row),
                     "question": f"What is to be seen in picture {row}?",
-                    "image": {"bytes": pictures[row % len(pictures)], "path": f"{row}.jpg"},
+                    "image": {"bytes": picture(row), "path": f"{row}.jpg"},
                 }
                 for row in span
             ]
@@ -172,7 +176,7 @@ def measure(folder: Path, num_questions: int) -> Measured:
     process = subprocess.Popen(command, start_new_session=True)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(_resident(process.pid)))
+        peak = max(peak, sum(resident(process.pid)))
         time.sleep(POLL_S)
     seconds = time.perf_counter() - start
     if process.returncode:
@@ -187,7 +191,7 @@ def _children_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _resident(session: int) -> list[int]:
+def resident(session: int) -> list[int]:
     """Resident bytes of every process of a session."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):

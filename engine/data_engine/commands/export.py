@@ -7,45 +7,72 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from data_engine.commands.work_dir import open_finished
 from data_engine.errors import UserError
-from data_engine.exports import EXPORTS, chosen
+from data_engine.exports import EXPORTS, add_files, build, chosen, move_all, told, why_nothing
+
+if TYPE_CHECKING:
+    from data_engine.pipeline.export import FinishedRun
+
+SCRATCH = "export"
 
 log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the exports that are asked for, and say what was changed or left out. Raises UserError, with nothing
-    written, for what cannot be done.
+    """Write the exports that are asked for, and push one to the hub.
+
+    Says what was changed or left out. Raises UserError, with nothing written, for what cannot be done.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    arguments = _arguments(argv)
-    names = chosen(arguments.format, "--format")
-    output = Path(arguments.output)
-    _require_empty(output)
-    run = open_finished(
-        arguments.work_dir, {"dataset_path": arguments.dataset_path, "image_root": arguments.image_root}
-    )
-    # Imported late: pyarrow and numpy would delay the messages above.
-    from data_engine import exports
+    asked = _arguments(argv)
+    names = chosen(asked.format, "--format")
+    repo = _checked_repo(asked, names)
+    if asked.output is not None:
+        _require_empty(asked.output)
+    run = open_finished(asked.work_dir, {"dataset_path": asked.dataset_path, "image_root": asked.image_root})
+    # What is only pushed is gone afterwards.
+    with _new_folder(asked.output or asked.work_dir) as scratch:
+        built = _build(run, names, scratch, asked.license)
+        if repo is not None:
+            from data_engine.exports import hub
 
-    source = run.source()
-    if not len(source.pairs):
-        raise UserError(f'no pair of "{arguments.work_dir}" is kept: there is nothing to export')
-    with _new_folder(output) as scratch:
-        built = {}
-        for name in names:
-            folder, written = exports.build(name, source, scratch)
-            print("\n".join(exports.told(name, written)), flush=True)
-            if not written.rows:
-                raise UserError(exports.why_nothing(name, written))
-            built[name] = folder
-        exports.move_all(built, output)
-    for name in names:
-        print(output / name)
+            print(hub.push(built[names[0]], repo, private=asked.private), flush=True)
+        if asked.output is not None:
+            move_all(built, asked.output)
+            print("\n".join(str(asked.output / name) for name in names))
     return 0
+
+
+def _build(run: "FinishedRun", names: list[str], scratch: Path, licence: str | None) -> dict[str, Path]:
+    """The folders of finished exports, by name."""
+    source, built = run.source(), {}
+    if not len(source.pairs):
+        raise UserError(f'no pair of "{run.work_dir}" is kept: there is nothing to export')
+    for name in names:
+        built[name], written = build(name, source, scratch)
+        print(told(name, written), flush=True)
+        if not written.rows:
+            raise UserError(why_nothing(name, written))
+        add_files(built[name], run.card(name, written, licence))
+    return built
+
+
+def _checked_repo(asked: argparse.Namespace, names: list[str]) -> str | None:
+    """The repository to push to, once nothing that can be known speaks against it; None where nothing is pushed."""
+    if asked.push_to_hub is None:
+        if asked.output is None:
+            raise UserError("where to? give --output DIR, --push_to_hub REPO, or both")
+        if asked.private:
+            raise UserError("--private is about --push_to_hub REPO, which is not given")
+        return None
+    if len(names) > 1:
+        raise UserError(f"--push_to_hub takes one format, got {len(names)}: {', '.join(names)}")
+    from data_engine.exports import hub
+
+    return hub.check_hub(asked.push_to_hub, asked.private, asked.license)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,7 +90,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--format", required=True, metavar="LIST", help=f"one or more, with commas: {', '.join(EXPORTS)}"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="an empty folder, or one that is not there yet")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="an empty folder, or one that is not there yet")
+    parser.add_argument("--push_to_hub", metavar="REPO", help="OWNER/NAME of a dataset on the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", help="a dataset that --push_to_hub creates is private")
+    parser.add_argument(
+        "--license", metavar="ID", help="of the data, for its card; --push_to_hub needs it: cc-by-4.0, ..."
+    )
     parser.add_argument("--dataset_path", metavar="PATH", help="where the dataset is, if it has moved since the run")
     parser.add_argument("--image_root", metavar="PATH", help="where its pictures are, if they have moved")
     return parser.parse_args(list(argv))
@@ -71,7 +103,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def _require_empty(output: Path) -> None:
     try:
-        found = "not empty" if any(output.iterdir()) else None
+        # An export that was killed may have left its scratch, which the next one removes.
+        found = "not empty" if any(not path.name.startswith(f".{SCRATCH}.") for path in output.iterdir()) else None
     except FileNotFoundError:
         found = None
     except NotADirectoryError:
@@ -87,7 +120,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
 
     existed = output.exists()
     try:
-        with scratch_folder(output, "export") as scratch:
+        with scratch_folder(output, SCRATCH) as scratch:
             yield scratch
     finally:
         if not existed:

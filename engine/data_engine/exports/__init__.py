@@ -7,7 +7,7 @@ returns how many rows it wrote. The same input gives the same bytes.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from data_engine.errors import UserError, nearest
@@ -101,10 +101,14 @@ def why_nothing(name: str, written: Written) -> str:
     return f"the format {name} has no row ({reasons}); pairs.parquet has all pairs, and other formats may take them"
 
 
-def told(name: str, written: Written) -> Iterable[str]:
+def changes(written: Written) -> list[tuple[str, int]]:
+    """What an export changed or left out, and how many rows of each."""
+    rewritten = [("rewritten, so that a trainer reads control tokens in texts as text", written.rewritten)]
+    left_out = [(f"left out: {reason}", count) for reason, count in sorted(written.left_out.items())]
+    return (rewritten if written.rewritten else []) + left_out
+
+
+def told(name: str, written: Written) -> str:
     """What a person should know of an export, a line each."""
-    yield f"export {name}: {written.rows:,} rows"
-    if written.rewritten:
-        yield f"  rewritten, so that a trainer reads control tokens in texts as text: {written.rewritten:,}"
-    for reason, count in sorted(written.left_out.items()):
-        yield f"  left out: {count:,}: {reason}"
+    lines = [f"export {name}: {written.rows:,} rows"]
+    return "\n".join(lines + [f"  {count:,} {what}" for what, count in changes(written)])

@@ -6,9 +6,9 @@ model in a text as these tokens. Data Engine gave both models such texts as text
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from data_engine.exports.base import NO_SOURCE, ExportSource, QuestionRows
+from data_engine.exports.base import NO_SOURCE, NOT_FITTING, ExportSource, QuestionRows
 from data_engine.processes.counting import counting
 from data_engine.questions.dataset import Question
 from data_engine.schemas import without_image_marker
@@ -19,6 +19,13 @@ EMPTY = "an answer is empty"
 EQUAL = "both answers are equal"
 # A rewritten text may hold a token that was none before; it hardly does so twice.
 _ROUNDS = 4
+
+
+Fits = Callable[[Question], bool]
+
+
+def _always(question: Question) -> bool:
+    return True
 
 
 class Rewriting:
@@ -68,12 +75,17 @@ class Cleaned:
         self.rewritten = 0
         self._rewriting = Rewriting(source.control_tokens)
 
-    def pairs(self) -> Iterator[QuestionRows]:
-        """Each question that has a kept pair, with those of its pairs that can be trained on."""
-        rows = counting(self.source.pairs, len(self.source.pairs), "pairs")
-        return self.cleaned(self.source.with_questions(rows), ("chosen", "rejected"))
+    def pairs(self, fits: Fits = _always) -> Iterator[QuestionRows]:
+        """Each question that has a kept pair, with those of its pairs that can be trained on.
 
-    def cleaned(self, groups: Iterable[QuestionRows], columns: Sequence[str]) -> Iterator[QuestionRows]:
+        `fits` tells whether the format has a place for a question.
+        """
+        rows = counting(self.source.pairs, len(self.source.pairs), "pairs")
+        return self.cleaned(self.source.with_questions(rows), ("chosen", "rejected"), fits)
+
+    def cleaned(
+        self, groups: Iterable[QuestionRows], columns: Sequence[str], fits: Fits = _always
+    ) -> Iterator[QuestionRows]:
         """Of each question the rows that can be trained on, with texts that a trainer reads as texts.
 
         `columns` name the answers of a row. Its key "rewritten" tells whether one of them is not as it was sampled.
@@ -82,6 +94,9 @@ class Cleaned:
             if not group.has_source:
                 self.without_source.add(group.question.idx)
                 self.leave_out(NO_SOURCE, len(group.rows))
+                continue
+            if not fits(group.question):
+                self.leave_out(NOT_FITTING, len(group.rows))
                 continue
             question, changed = self._rewriting.question(group.question)
             if question is None:

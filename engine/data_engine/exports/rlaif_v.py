@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data_engine import schemas
-from data_engine.exports.base import NOT_FITTING
 from data_engine.exports.cleaned import Cleaned
 from data_engine.exports.features import with_features
 from data_engine.exports.parquet_files import write_files
@@ -26,10 +25,7 @@ def single_rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
 
     Of any other, the columns would show the model something else than what its answers were given to.
     """
-    for group in cleaned.pairs():
-        if not group.question.is_single:
-            cleaned.leave_out(NOT_FITTING, len(group.rows))
-            continue
+    for group in cleaned.pairs(lambda question: question.is_single):
         for pair in group.rows:
             yield pair_key(pair), row_of(group.question, pair)
 

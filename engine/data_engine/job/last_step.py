@@ -48,7 +48,7 @@ def _export(plan: Plan) -> None:
         run = FinishedRun(plan.work_dir, run_file.read(plan.work_dir), plan.questions, config)
         with scratch_folder(plan.work_dir, "export") as scratch:
             for name, written in run.write(names, folder, scratch).items():
-                print("\n".join(exports.told(name, written)), flush=True)
+                print(exports.told(name, written), flush=True)
     stale = sorted(path.name for path in folder.glob("*") if path.name in exports.EXPORTS and path.name not in names)
     if stale:
         log.warning("%s has exports of an earlier pairing; --export %s writes them anew", folder, ",".join(stale))

@@ -1,5 +1,6 @@
 """The exports of a run whose pairs are written: its work directory in, datasets of any format out."""
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,16 @@ import pyarrow.parquet as pq
 
 from data_engine import exports, stages
 from data_engine.config import RunConfig
+from data_engine.exports import card
 from data_engine.exports.base import ExportSource, Written
-from data_engine.pipeline.pair import PAIRS_FILE
+from data_engine.exports.card import Card
+from data_engine.exports.usage import usage_of
+from data_engine.pipeline.pair import PAIRS_FILE, read_funnel
 from data_engine.pipeline.rewarded import read_stages, rewarded, with_places
 from data_engine.preferences import strategies
 from data_engine.preferences.filters import KEPT
 from data_engine.questions.dataset import Questions
+from data_engine.reporting.picture import picture
 from data_engine.rewards import RewardSettings
 from data_engine.store.made_from import read_unit
 from data_engine.store.units import split_units
@@ -71,10 +76,26 @@ class FinishedRun:
             _Answers(self, ranges), self._table,
         )  # fmt: skip
 
+    def card(self, name: str, written: Written, licence: str | None = None) -> dict[str, bytes]:
+        """The files that a person reads beside an export: its README.md, and the picture in it."""
+        funnel = read_funnel(self.work_dir)
+        shown = picture(self.work_dir / PAIRS_FILE, funnel)
+        usage = usage_of(name)
+        text = card.text(
+            Card(
+                name, usage.sentence, usage.columns, usage.command, written.rows, exports.changes(written),
+                self.run_file, self.metadata["settings"], funnel, licence, shown is not None,
+            )
+        )  # fmt: skip
+        return {"README.md": text.encode()} | ({card.PICTURE: shown} if shown else {})
+
     def write(self, names: list[str], folder: Path, scratch: Path) -> dict[str, Written]:
         """Write exports, each as the folder of its name below `folder`, whole; see exports.export."""
         source = self.source()
-        return {name: exports.export(name, source, folder / name, scratch) for name in names}
+        return {
+            name: exports.export(name, source, folder / name, scratch, functools.partial(self.card, name))
+            for name in names
+        }
 
     def _table(self, stage: str, unit: int) -> pa.Table:
         return read_unit(self.work_dir, stages.known()[stage], unit, self.run_file["bound"]).table

@@ -1,0 +1,131 @@
+"""What people are told of each format: what it is, its columns, and the command that trains on it.
+
+The card of an export shows it, and docs/exports.md has the same commands. EXPORT stands for the export's folder, MODEL
+for the instruct model.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One format, for a person."""
+
+    sentence: str
+    columns: tuple[tuple[str, str], ...] = ()
+    """(name, meaning)"""
+    command: str = ""
+    """Markdown: a block of code, and the settings that matter"""
+
+
+IDX = ("idx", "the question's id in the dataset that was sampled")
+IMAGE = ("image", "bytes and path of the picture, as the models saw it")
+IMAGES = ("images", "bytes of the pictures, as the models saw them")
+_SIDES = (("chosen", "the better answer"), ("rejected", "the worse answer"))
+_PROMPT = ("prompt", "messages: role, and parts of text and pictures")
+_MARGIN = ("margin", "reward of chosen minus reward of rejected, both summed over tokens")
+_LABEL = ("label", "true: chosen in a pair; false: rejected in a pair")
+
+_TRL = """```python
+import datasets, trl
+rows = datasets.load_dataset("EXPORT", split="train")
+arguments = trl.{name}Config(output_dir="out", max_length=None)
+trl.{name}Trainer(model="MODEL", args=arguments, train_dataset=rows).train()
+```
+
+`max_length=None` matters: TRL cuts the end of a row at 1,024 tokens, pictures included, and so the answer."""
+_SWIFT = """```bash
+{command} --model MODEL --dataset EXPORT/train.parquet --strict true
+```
+
+`--strict true` matters: without it ms-swift leaves out rows that it cannot use, without an error. An export of several
+files is named as its folder."""
+_FACTORY = """```bash
+llamafactory-cli train --stage {stage} --do_train true --model_name_or_path MODEL --template TEMPLATE \\
+  --dataset_dir EXPORT --media_dir EXPORT --dataset {name} --finetuning_type lora --output_dir out --cutoff_len 4096
+```
+
+TEMPLATE is LLaMA-Factory's name for the model's prompt, as in `llava` or `qwen2_vl`. Questions and answers are cut to
+`cutoff_len` tokens, pictures included."""
+
+USAGES = {
+    "rlaif-v": Usage(
+        "Pairs of one picture and one question, as RLAIF-V's trainer reads them.",
+        (IDX, ("question", "without a marker for the picture"), *_SIDES, IMAGE),
+        "RLAIF-V's trainer reads the folder as its data directory since pull request 37. ms-swift reads it too:\n\n"
+        "```bash\nswift rlhf --rlhf_type dpo --model MODEL --dataset EXPORT --strict true \\\n"
+        '  --columns \'{"chosen": "response", "rejected": "rejected_response"}\'\n```',
+    ),
+    "rlaif-v-logps": Usage(
+        "Pairs for RLAIF-V's trainer with the reference model's log-probs, which save it a pass over the data.",
+        (IDX, ("question", "without a marker for the picture"), *_SIDES, IMAGE,
+         ("logps", "JSON: sum, mean and log-probs a token of chosen, then of rejected; those a token are zeros"),
+         ("ds_name, origin_dataset, origin_split, image_path", "required by the trainer; empty where not known")),
+        "The folder is the data directory of RLAIF-V's trainer, on its main branch and since pull request 37.\n"
+        "The reference model is the instruct model of the run: train that one.",
+    ),
+    "trl": Usage(
+        "Pairs for TRL's DPOTrainer.",
+        (_PROMPT, *_SIDES, IMAGES, IDX, _MARGIN),
+        _TRL.format(name="DPO"),
+    ),
+    "trl-kto": Usage(
+        "Answers with a label for TRL's KTOTrainer; no two answers to one question follow each other.",
+        (_PROMPT, ("completion", "the answer"), _LABEL, IMAGES, IDX),
+        _TRL.format(name="KTO")
+        + "\n\nKTO compares an answer with the prompt of the row beside it: keep the order, or shuffle by question.",
+    ),
+    "sft": Usage(
+        "The best answer to each question by the rewards (best of n), for TRL's SFTTrainer.",
+        (_PROMPT, ("completion", "the best answer"), IMAGES, IDX),
+        _TRL.format(name="SFT"),
+    ),
+    "llama-factory": Usage(
+        "Pairs for LLaMA-Factory's DPO, ORPO and SimPO.",
+        (("conversations", "the turns before the answer; <image> where a picture stands"), *_SIDES,
+         ("images", "paths under the folder")),
+        _FACTORY.format(stage="dpo", name="data_engine_dpo"),
+    ),
+    "llama-factory-kto": Usage(
+        "Answers with a label for LLaMA-Factory's KTO; no two answers to one question follow each other.",
+        (("conversations", "all turns, the answer last; <image> where a picture stands"),
+         ("kto_tag", "true: chosen in a pair; false: rejected in a pair"), ("images", "paths under the folder")),
+        _FACTORY.format(stage="kto", name="data_engine_kto"),
+    ),
+    "ms-swift": Usage(
+        "Pairs for ms-swift's DPO, ORPO, CPO and SimPO.",
+        (("messages", "all turns, the better answer last; <image> where a picture stands"),
+         ("rejected_response", "the worse answer"), IMAGES),
+        _SWIFT.format(command="swift rlhf --rlhf_type dpo"),
+    ),
+    "ms-swift-kto": Usage(
+        "Answers with a label for ms-swift's KTO; no two answers to one question follow each other.",
+        (("messages", "all turns, the answer last; <image> where a picture stands"), _LABEL, IMAGES),
+        _SWIFT.format(command="swift rlhf --rlhf_type kto"),
+    ),
+    "ms-swift-rm": Usage(
+        "Pairs with the margin of their rewards for ms-swift's reward model.",
+        (("messages", "all turns, the better answer last; <image> where a picture stands"),
+         ("rejected_response", "the worse answer"), _MARGIN, IMAGES),
+        _SWIFT.format(command="swift rlhf --rlhf_type rm"),
+    ),
+    "internvl-mpo": Usage(
+        "Pairs of pictures and one question for InternVL's MPO trainer.",
+        (("image", "path, or a list of them"), ("question", "<image> for each of several pictures"), *_SIDES),
+        "Name `EXPORT/meta.json` as `--meta_path`, and start the trainer in EXPORT, since root and annotation in it\n"
+        "are relative. Leave `--group_by_length` off: it reads a column that such rows do not have.",
+    ),
+    "scored": Usage(
+        "Every answer that was sampled, with its token ids, rewards and places, for analysis and for other trainers.",
+        (IDX, ("sample_index", "number of the answer to its question"), ("question", "as in the dataset"),
+         ("answer, token_ids, finish_reason", "as sampled"), ("sum, avg, min, last", "rewards"),
+         ("sum_rank, avg_rank", "places among the answers to the question, from 1"),
+         ("not_ranked", "why it has no place"), ("image_path", "what the dataset calls the picture")),
+        '```python\nimport pyarrow.parquet as pq\ntable = pq.read_table("EXPORT/scored.parquet")\n```',
+    ),
+}  # fmt: skip
+
+
+def usage_of(name: str) -> Usage:
+    """What is known of a format; a new one may have nothing here yet."""
+    return USAGES.get(name, Usage(f"Pairs in the format {name}."))
