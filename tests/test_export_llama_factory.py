@@ -1,5 +1,6 @@
 """LLaMA-Factory's datasets: what they hold, read by a reader that shares no code with the engine."""
 
+import dataclasses
 import json
 
 import pyarrow.parquet as pq
@@ -11,6 +12,8 @@ from stage2_world import digest
 from data_engine.exports import cleaned
 from data_engine.exports.base import NOT_FITTING
 from data_engine.exports.cleaned import UNREADABLE
+from data_engine.exports.turns import in_turns
+from data_engine.questions.conversation import Conversation
 
 TWO_USERS = {
     "idx": "users",
@@ -30,12 +33,21 @@ def test_every_pair_is_there_with_its_conversation_and_pictures(tmp_path):
     assert (written.rows, written.left_out) == (3 * len(QUESTIONS), {})
 
 
-def test_every_answer_is_there_once_and_two_of_a_question_never_follow_each_other(tmp_path):
+def test_every_answer_is_there_once_with_its_label(tmp_path):
     folder, written = write_export(tmp_path, "llama-factory-kto")
-    rows = llama_factory_kto.read(folder)
-    assert in_order(rows) == in_order(expected_answers())
-    assert written.rows == len(rows) == 4 * len(QUESTIONS)
-    assert all(row["messages"] != rows[number - 1]["messages"] for number, row in enumerate(rows))
+    assert in_order(llama_factory_kto.read(folder)) == in_order(expected_answers())
+    assert (written.rows, written.left_out) == (4 * len(QUESTIONS), {})
+
+
+@pytest.mark.parametrize("number", [8, 9])
+def test_two_answers_to_a_question_never_follow_each_other(tmp_path, number):
+    # Of the first, the question with a picture comes first in the shuffled rows; of the second, the other one.
+    rows = [{"idx": f"{kind} {number}", "question": kind, "images": [kind] * (kind == "red.png")}
+            for kind in ("red.png", "no picture")]  # fmt: skip
+    folder, _ = write_export(tmp_path, "llama-factory-kto", rows)
+    read = llama_factory_kto.read(folder)
+    assert len(read) == 8
+    assert all(row["messages"] != read[number - 1]["messages"] for number, row in enumerate(read))
 
 
 def test_an_answer_that_is_chosen_in_one_pair_and_rejected_in_another_is_desired(tmp_path):
@@ -70,6 +82,12 @@ def test_a_line_break_follows_pictures_for_models_whose_prompt_has_one(tmp_path,
     assert ("<image>\nWhat is red?" in texts, "<image>What is red?" in texts) == (has_break, not has_break)
     assert ("<image>\n<image>\nWhich is larger?" in texts) == has_break
     assert in_order(llama_factory.read(folder, has_break)) == in_order(expected_pairs())
+
+
+def test_the_beginning_of_an_answer_has_no_place_in_turns():
+    asked = Conversation.of("Is it red?")
+    assert in_turns(asked)
+    assert not in_turns(dataclasses.replace(asked, answer_start="It is"))
 
 
 @pytest.mark.parametrize("question", [TWO_USERS, STARTED], ids=lambda question: question["idx"])
