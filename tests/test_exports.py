@@ -217,7 +217,7 @@ def test_no_column_or_file_name_can_break_the_trainer():
         # Taking one marker out must not leave another behind.
         ("<ima<image>ge>a", "a"),
         ("<image>", ""),
-        ("<Image> <img>", "<Image> <img>"),
+        ("<Image> <imag>", "<Image> <imag>"),
     ],
 )
 def test_defect_8_questions_are_written_without_a_literal_image_marker(question, expected, tmp_path):

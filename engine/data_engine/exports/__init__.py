@@ -20,6 +20,12 @@ from data_engine.tables import load
 # A format is one file and one line here.
 EXPORTS = {
     "rlaif-v": "data_engine.exports.rlaif_v:write",
+    "llama-factory": "data_engine.exports.llama_factory:write",
+    "llama-factory-kto": "data_engine.exports.llama_factory:write_kto",
+    "ms-swift": "data_engine.exports.ms_swift:write",
+    "ms-swift-kto": "data_engine.exports.ms_swift:write_kto",
+    "ms-swift-rm": "data_engine.exports.ms_swift:write_rm",
+    "internvl-mpo": "data_engine.exports.internvl:write",
 }
 # The format of work_dir/dataset.
 DEFAULT = "rlaif-v"

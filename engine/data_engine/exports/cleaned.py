@@ -1,10 +1,11 @@
 """The one step before every format: texts that a trainer would misread are rewritten, rows that teach nothing left out.
 
-Trainers count `<image>`, `<video>` and `<audio>` in texts, and their tokenizers read the special tokens of the trained
-model in a text as these tokens. Data Engine gave both models such texts as text.
+Trainers take some texts for pictures, or put something else in their place, and their tokenizers read the special
+tokens of the trained model in a text as these tokens. Data Engine gave both models such texts as text.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -13,7 +14,13 @@ from data_engine.processes.counting import counting
 from data_engine.questions.dataset import Question
 from data_engine.schemas import without_image_marker
 
-PLACEHOLDERS = ("<image>", "<video>", "<audio>")
+PLACEHOLDERS = (
+    "<image>", "<video>", "<audio>",
+    # ms-swift opens the file of `<img>PATH</img>`. It splits a text at the others, which then has other token ids.
+    "<img>", "<bbox>", "<ref-object>", "<cot-process>", "<start-image>",
+    # LLaMA-Factory puts the number of the turn in place of the last, and tokens of pictures in place of the others.
+    "{{image}}", "{{video}}", "{{audio}}", "{{idx}}",
+)  # fmt: skip
 UNREADABLE = "a text holds a control token that cannot be rewritten"
 EMPTY = "an answer is empty"
 EQUAL = "both answers are equal"
@@ -56,12 +63,18 @@ class Rewriting:
         for message in question.conversation.messages:
             before = [part if isinstance(part, int) else without_image_marker(part) for part in message.content]
             parts = [part if isinstance(part, int) else self.text(part) for part in before]
-            if None in parts:
+            if None in parts or not self._reads_as_text(parts):
                 return None, True
             changed = changed or parts != before
             messages.append(dataclasses.replace(message, content=tuple(parts)))
         conversation = dataclasses.replace(question.conversation, messages=tuple(messages))
         return dataclasses.replace(question, question=conversation.question, conversation=conversation), changed
+
+    def _reads_as_text(self, parts: Sequence[str | int]) -> bool:
+        """Whether no control token begins in one text and ends in the next, which trainers see as one."""
+        runs = itertools.groupby(parts, key=lambda part: isinstance(part, str))
+        texts = ["".join(run) for is_text, run in runs if is_text]
+        return not any(token in text for text in texts for token in self.tokens)
 
 
 class Cleaned:

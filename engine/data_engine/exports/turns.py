@@ -1,20 +1,18 @@
 """Conversations as trainers write them: messages of a role and a text, with a marker where each picture stands."""
 
+from collections.abc import Iterator
+
+from data_engine.exports.base import NOT_FITTING, QuestionRows
+from data_engine.exports.cleaned import Cleaned
+from data_engine.exports.shuffle import Key
 from data_engine.questions.conversation import Conversation, Message
 
 MARKER = "<image>"
 
 
 def marked(message: Message, behind: str = "") -> str:
-    """The message's text with MARKER at the place of each picture; `behind` follows a picture before a text."""
-    text = ""
-    for number, part in enumerate(message.content):
-        if isinstance(part, str):
-            text += part
-            continue
-        followed = number + 1 < len(message.content) and isinstance(message.content[number + 1], str)
-        text += MARKER + (behind if followed else "")
-    return text
+    """The message's text with MARKER, and `behind` after it, at the place of each picture."""
+    return "".join(part if isinstance(part, str) else MARKER + behind for part in message.content)
 
 
 def pictures_in_order(conversation: Conversation) -> bool:
@@ -23,3 +21,34 @@ def pictures_in_order(conversation: Conversation) -> bool:
     users = [part for message in conversation.messages if message.role == "user"
              for part in message.content if isinstance(part, int)]  # fmt: skip
     return found == users == list(range(len(found)))
+
+
+def in_turns(conversation: Conversation) -> bool:
+    """Whether it is what trainers take: perhaps a system text, then user and assistant in turns, the user at both ends.
+
+    They take pictures by their order. Some put two turns of one role together, or leave such a row out unsaid.
+    """
+    roles = [message.role for message in conversation.messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    expected = ["user", "assistant"] * (len(turns) // 2) + ["user"]
+    return turns == expected and not conversation.answer_start and pictures_in_order(conversation)
+
+
+def groups_in_turns(cleaned: Cleaned) -> Iterator[QuestionRows]:
+    """Each question whose conversation is in_turns, with its pairs; the others are counted as left out."""
+    for group in cleaned.pairs():
+        if in_turns(group.question.conversation):
+            yield group
+        else:
+            cleaned.leave_out(NOT_FITTING, len(group.rows))
+
+
+def labelled_answers(group: QuestionRows) -> Iterator[tuple[Key, str, bool]]:
+    """Each answer of a question's pairs once: the key of its row, its text, and whether it is chosen in any pair."""
+    answers: dict[str, tuple[int, bool]] = {}
+    for side, label in (("chosen", True), ("rejected", False)):
+        for pair in group.rows:
+            # Rewriting may have made two answers equal.
+            answers.setdefault(pair[side], (pair[f"{side}_index"], label))
+    for text, (sample_index, label) in answers.items():
+        yield (group.question.idx, sample_index), text, label

@@ -1,0 +1,148 @@
+"""LLaMA-Factory's datasets: what they hold, read by a reader that shares no code with the engine."""
+
+import dataclasses
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from export_readers import llama_factory, llama_factory_kto
+from export_world import MESSAGES, QUESTIONS, expected_answers, expected_pairs, in_order, pair_of, write_export
+from stage2_world import digest
+
+from data_engine.exports import cleaned
+from data_engine.exports.base import NOT_FITTING
+from data_engine.exports.cleaned import UNREADABLE
+from data_engine.exports.turns import in_turns
+from data_engine.questions.conversation import Conversation
+
+TWO_USERS = {
+    "idx": "users",
+    "images": [],
+    "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
+}
+STARTED = {
+    "idx": "started",
+    "images": [],
+    "messages": [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Who are you?"}],
+}
+
+
+def test_every_pair_is_there_with_its_conversation_and_pictures(tmp_path):
+    folder, written = write_export(tmp_path, "llama-factory")
+    assert in_order(llama_factory.read(folder)) == in_order(expected_pairs())
+    assert (written.rows, written.left_out) == (3 * len(QUESTIONS), {})
+
+
+def test_every_answer_is_there_once_with_its_label(tmp_path):
+    folder, written = write_export(tmp_path, "llama-factory-kto")
+    assert in_order(llama_factory_kto.read(folder)) == in_order(expected_answers())
+    assert (written.rows, written.left_out) == (4 * len(QUESTIONS), {})
+
+
+@pytest.mark.parametrize("number", [8, 9])
+def test_two_answers_to_a_question_never_follow_each_other(tmp_path, number):
+    # Of the first, the question with a picture comes first in the shuffled rows; of the second, the other one.
+    rows = [{"idx": f"{kind} {number}", "question": kind, "images": [kind] * (kind == "red.png")}
+            for kind in ("red.png", "no picture")]  # fmt: skip
+    folder, _ = write_export(tmp_path, "llama-factory-kto", rows)
+    read = llama_factory_kto.read(folder)
+    assert len(read) == 8
+    assert all(row["messages"] != read[number - 1]["messages"] for number, row in enumerate(read))
+
+
+def test_an_answer_that_is_chosen_in_one_pair_and_rejected_in_another_is_desired(tmp_path):
+    pairs = [pair_of("one", "a", "b", (0, 1)), pair_of("one", "b", "c", (1, 2))]
+    folder, _ = write_export(tmp_path, "llama-factory-kto", QUESTIONS[:1], pairs)
+    assert {row["answer"]: row["label"] for row in llama_factory_kto.read(folder)} == {"a": True, "b": True, "c": False}
+
+
+@pytest.mark.parametrize("name", ["llama-factory", "llama-factory-kto"])
+def test_the_folder_has_a_description_one_file_of_rows_and_each_picture_once(tmp_path, name):
+    folder, _ = write_export(tmp_path, name)
+    assert sorted(path.name for path in folder.iterdir()) == ["data.parquet", "dataset_info.json", "images"]
+    assert len([path for path in folder.rglob("*.png") if path.is_file()]) == 2
+
+
+@pytest.mark.parametrize("name", ["llama-factory", "llama-factory-kto"])
+def test_the_same_run_gives_the_same_bytes_whatever_the_units(tmp_path, name):
+    digests = {
+        digest(write_export(tmp_path / str(number), name, unit_size=unit_size)[0])
+        for number, unit_size in enumerate([2, 2, 1, 9])
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "has_break"),
+    [("llava", True), ("llava_next", True), ("internvl", True), ("qwen2_5_vl", False), (None, False)],
+)
+def test_a_line_break_follows_pictures_for_models_whose_prompt_has_one(tmp_path, model_type, has_break):
+    folder, _ = write_export(tmp_path, "llama-factory", model_type=model_type)
+    texts = {row["conversations"][0]["value"] for row in pq.read_table(folder / "data.parquet").to_pylist()}
+    assert ("<image>\nWhat is red?" in texts, "<image>What is red?" in texts) == (has_break, not has_break)
+    assert ("<image>\n<image>\nWhich is larger?" in texts) == has_break
+    assert in_order(llama_factory.read(folder, has_break)) == in_order(expected_pairs())
+
+
+def test_the_beginning_of_an_answer_has_no_place_in_turns():
+    asked = Conversation.of("Is it red?")
+    assert in_turns(asked)
+    assert not in_turns(dataclasses.replace(asked, answer_start="It is"))
+
+
+@pytest.mark.parametrize("question", [TWO_USERS, STARTED], ids=lambda question: question["idx"])
+def test_a_conversation_that_is_not_in_turns_is_left_out(tmp_path, question):
+    folder, written = write_export(tmp_path, "llama-factory", [QUESTIONS[0], question])
+    assert written.left_out == {NOT_FITTING: 3}
+    assert in_order(llama_factory.read(folder)) == in_order(expected_pairs(["one"]))
+
+
+def test_the_first_row_has_a_picture_wherever_there_is_one(tmp_path):
+    """Its types are learnt from the first 1,000 rows, and a list that is empty in all of them takes no path later."""
+    rows = [{"idx": number, "question": f"{number}?", "images": ["red.png"] * (number == 7)} for number in range(40)]
+    for name, reader, each in (("llama-factory", llama_factory, 3), ("llama-factory-kto", llama_factory_kto, 4)):
+        read = reader.read(write_export(tmp_path, name, rows)[0])
+        assert [bool(row["images"]) for row in read[:2]] == [True, False]
+        assert sum(bool(row["images"]) for row in read) == each
+    assert all(row["messages"] != read[number - 1]["messages"] for number, row in enumerate(read))
+
+
+def test_texts_that_look_like_times_stay_texts(tmp_path):
+    pairs = [pair_of("one", "2024-01-01", "2024-01-02")]
+    folder, _ = write_export(tmp_path, "llama-factory", QUESTIONS[:1], pairs)
+    assert [(row["chosen"], row["rejected"]) for row in llama_factory.read(folder)] == [("2024-01-01", "2024-01-02")]
+
+
+def test_the_description_names_what_a_row_has(tmp_path):
+    folder, _ = write_export(tmp_path, "llama-factory")
+    [entry] = json.loads((folder / "dataset_info.json").read_text()).values()
+    assert set(entry["columns"].values()) == set(pq.read_schema(folder / entry["file_name"]).names)
+
+
+@pytest.mark.parametrize("placeholder", cleaned.PLACEHOLDERS)
+def test_a_placeholder_of_a_trainer_is_rewritten_in_questions_and_answers(tmp_path, placeholder):
+    rows = [{"idx": "one", "question": f"What {placeholder} is red?", "images": ["red.png"]}]
+    pairs = [pair_of("one", f"a {placeholder}b", f"c {placeholder}")]
+    folder, written = write_export(tmp_path, "llama-factory", rows, pairs)
+    [row] = llama_factory.read(folder)
+    spaced = f"{placeholder[0]} {placeholder[1:]}"
+    # A marker in a question is no text of it: it is taken out.
+    asked = "What  is red?" if placeholder == "<image>" else f"What {spaced} is red?"
+    assert row["messages"] == [("user", (0, asked))]
+    assert (row["chosen"], row["rejected"], written.rewritten) == (f"a {spaced}b", f"c {spaced}", 1)
+
+
+def test_the_placeholders_are_those_of_the_trainers():
+    """By hand, from the sources of ms-swift 4.6.0 and LLaMA-Factory 0.9.5."""
+    of_swift = ["<image>", "<video>", "<audio>", "<bbox>", "<ref-object>", "<cot-process>", "<start-image>", "<img>"]
+    of_llama_factory = ["<image>", "<video>", "<audio>", "{{image}}", "{{video}}", "{{audio}}", "{{idx}}"]
+    assert {*of_swift, *of_llama_factory} <= set(cleaned.PLACEHOLDERS)
+
+
+@pytest.mark.parametrize("parts", [("<im", "age>"), ("<vid", "eo>"), ("a <", "/s> b")])
+def test_a_control_token_that_two_texts_make_together_is_left_out(tmp_path, parts):
+    content = [{"type": "image"}, *({"type": "text", "text": part} for part in parts)]
+    split = {"idx": "split", "messages": [{"role": "user", "content": content}], "images": ["red.png"]}
+    folder, written = write_export(tmp_path, "llama-factory", [QUESTIONS[0], split], control_tokens=("</s>",))
+    assert written.left_out == {UNREADABLE: 3}
+    assert {row["messages"][0] for row in llama_factory.read(folder)} == {MESSAGES["one"][0]}
