@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_engine.exports.base import NOT_FITTING
 from data_engine.exports.cleaned import Cleaned
 from data_engine.exports.line_files import SCHEMA, line, write_lines
 from data_engine.exports.picture_files import PictureFiles
@@ -30,10 +29,7 @@ def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
 
 
 def _rows(cleaned: Cleaned, pictures: PictureFiles) -> Iterator[tuple[Key, dict]]:
-    for group in cleaned.pairs():
-        if not _fits(group.question):
-            cleaned.leave_out(NOT_FITTING, len(group.rows))
-            continue
+    for group in cleaned.pairs(_fits):
         prompt = _prompt(group.question, [pictures.path_of(image) for image in group.question.images])
         for pair in group.rows:
             yield pair_key(pair), line({**prompt, "chosen": pair["chosen"], "rejected": pair["rejected"]})

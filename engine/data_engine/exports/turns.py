@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from data_engine.exports.base import NOT_FITTING, QuestionRows
+from data_engine.exports.base import QuestionRows
 from data_engine.exports.cleaned import Cleaned
 from data_engine.exports.shuffle import Key
 from data_engine.questions.conversation import Conversation, Message
@@ -36,11 +36,7 @@ def in_turns(conversation: Conversation) -> bool:
 
 def groups_in_turns(cleaned: Cleaned) -> Iterator[QuestionRows]:
     """Each question whose conversation is in_turns, with its pairs; the others are counted as left out."""
-    for group in cleaned.pairs():
-        if in_turns(group.question.conversation):
-            yield group
-        else:
-            cleaned.leave_out(NOT_FITTING, len(group.rows))
+    return cleaned.pairs(fits=lambda question: in_turns(question.conversation))
 
 
 def labelled_answers(group: QuestionRows) -> Iterator[tuple[Key, str, bool]]:

@@ -46,7 +46,7 @@ llamafactory-cli train --stage {stage} --do_train true --model_name_or_path MODE
 ```
 
 TEMPLATE is LLaMA-Factory's name for the model's prompt, as in `llava` or `qwen2_vl`. Questions and answers are cut to
-`cutoff_len` tokens, pictures included."""
+`cutoff_len` tokens, pictures included. Where a row has no system text, that of the template is used."""
 
 USAGES = {
     "rlaif-v": Usage(
@@ -106,14 +106,16 @@ USAGES = {
     "ms-swift-rm": Usage(
         "Pairs with the margin of their rewards for ms-swift's reward model.",
         (("messages", "all turns, the better answer last; <image> where a picture stands"),
-         ("rejected_response", "the worse answer"), _MARGIN, IMAGES),
-        _SWIFT.format(command="swift rlhf --rlhf_type rm"),
+         ("rejected_response", "the worse answer"),
+         ("margin", "by how much the reward of the better answer is larger, summed over tokens; never below 0"), IMAGES),
+        _SWIFT.format(command="swift rlhf --rlhf_type rm")
+        + "\n\nIts loss asks that the scores differ by the margin, which is beta times nats: a large one is a large loss.",
     ),
     "internvl-mpo": Usage(
         "Pairs of pictures and one question for InternVL's MPO trainer.",
         (("image", "path, or a list of them"), ("question", "<image> for each of several pictures"), *_SIDES),
         "Name `EXPORT/meta.json` as `--meta_path`, and start the trainer in EXPORT, since root and annotation in it\n"
-        "are relative. Leave `--group_by_length` off: it reads a column that such rows do not have.",
+        "are relative; `PYTHONPATH` is then its folder `internvl_chat`. Leave `--group_by_length` off: it reads a column that such rows do not have.",
     ),
     "scored": Usage(
         "Every answer that was sampled, with its token ids, rewards and places, for analysis and for other trainers.",
