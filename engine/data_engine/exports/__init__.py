@@ -20,6 +20,11 @@ from data_engine.tables import load
 # A format is one file and one line here.
 EXPORTS = {
     "rlaif-v": "data_engine.exports.rlaif_v:write",
+    "rlaif-v-logps": "data_engine.exports.rlaif_v_logps:write",
+    "trl": "data_engine.exports.trl:write",
+    "trl-kto": "data_engine.exports.trl_kto:write",
+    "sft": "data_engine.exports.sft:write",
+    "scored": "data_engine.exports.scored:write",
 }
 # The format of work_dir/dataset.
 DEFAULT = "rlaif-v"

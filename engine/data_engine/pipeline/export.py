@@ -68,7 +68,7 @@ class FinishedRun:
         return ExportSource(
             KeptRows(self.work_dir / PAIRS_FILE), self.questions, ranges, self.work_dir,
             self.metadata["settings"]["seed"], self.config.exif, tuple(tokens), sampler.get("model_type"),
-            _Answers(self, ranges), self._table,
+            _Answers(self, ranges), self._table, sampler,
         )  # fmt: skip
 
     def write(self, names: list[str], folder: Path, scratch: Path) -> dict[str, Written]:
