@@ -38,9 +38,15 @@ def mixed_world(folder: Path, **columns) -> World:
         ([said("user", None, "What is it?"), said("assistant", "A bus."), said("user", "And 4?")], [5]),
     ]
     world = make_world(folder, num_questions=5, unit_size=2)
+    for row in world.rows:
+        # As many words in each, and the higher the number the better, so that every question has pairs.
+        number = row["sample_index"]
+        row |= {"answer": f"answer {number} to {row['idx']}", "instruct": [-1.0] * 3, "reward": [number / 8 - 1] * 3}
     images = [[{"bytes": picture(number), "path": f"{number}.png"} for number in numbers] for _, numbers in asked]
     table = {"idx": [f"q{number:03d}" for number in range(5)], "messages": [messages for messages, _ in asked]}
-    pq.write_table(pa.table(table | {"images": pa.array(images, pa.list_(schemas.IMAGE))} | columns), world.dataset_path)
+    pq.write_table(
+        pa.table(table | {"images": pa.array(images, pa.list_(schemas.IMAGE))} | columns), world.dataset_path
+    )
     return world
 
 
