@@ -323,3 +323,11 @@ def test_what_it_needs_is_asked_for_before_anything_is_written(processor, model,
     with pytest.raises(UserError):
         main([str(tmp_path / "work"), "--format", "trl,rlaif-v-logps", "--output", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_whose_answers_were_all_cut_off_has_no_row(finished, tmp_path):
+    """By the run.json of a whole run, which knows where the tokenizer is."""
+    with pytest.raises(UserError, match="the format rlaif-v-logps has no row") as caught:
+        main([str(finished.work), "--format", "rlaif-v-logps", "--output", str(tmp_path / "out")])
+    assert export.CUT_OFF in str(caught.value)
+    assert not (tmp_path / "out").exists()
