@@ -1,5 +1,7 @@
 """The exports for TRL: what is in them, and what `datasets` and TRL's own collators make of it."""
 
+import json
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -106,6 +108,20 @@ def test_datasets_decodes_the_pictures_and_keeps_everything(exported, tmp_path):
             assert [isinstance(one, Image.Image) for one in pictures] == [True] * len(numbers)
             assert [one.size for one in pictures] == [(6, 4)] * len(numbers)
             assert [one.getpixel((0, 0)) for one in pictures] == [(number, 0, 77) for number in numbers]
+
+
+def test_columns_are_declared_so_that_older_versions_of_datasets_read_them(exported):
+    """Lists of pictures as "Sequence", lists of structs as lists: "List" is unknown to 2.21 and 3.6."""
+    schema = pq.read_schema(exported / "trl-kto/train.parquet")
+    text = {"dtype": "string", "_type": "Value"}
+    messages = [{"role": text, "content": [{"type": text, "text": text}]}]
+    assert json.loads(schema.metadata[b"huggingface"])["info"]["features"] == {
+        "prompt": messages,
+        "completion": messages,
+        "label": {"dtype": "bool", "_type": "Value"},
+        "images": {"feature": {"_type": "Image"}, "_type": "Sequence"},
+        "idx": text,
+    }
 
 
 def test_the_same_run_gives_the_same_bytes(work_dir, exported, tmp_path):

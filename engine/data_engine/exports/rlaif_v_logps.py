@@ -45,7 +45,7 @@ BEFORE_PICTURE = (
     "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: "
 )
 ANSWER_STARTS = " ASSISTANT: "
-# Which is also the trainer's padding; where a text has it, the trainer masks the whole answer.
+# The id of <unk>, by which the trainer pads: where a text has it, the trainer masks the whole answer.
 UNKNOWN = 0
 # --model_max_length of the trainer's script; and the tokens of LLaVA-1.5's picture, which is one token before that.
 MOST_TOKENS, PICTURE_TOKENS = 2048, 576
@@ -72,7 +72,7 @@ def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
 
 
 def _schema(idx: pa.DataType) -> pa.Schema:
-    """The columns of the trainer's own files; it reads the last five of texts, and fails without one of them."""
+    """The columns of the trainer's own files; it fails where one of them is missing."""
     texts = [(name, pa.string()) for name in ("question", "chosen", "rejected", "origin_dataset", "origin_split")]
     return pa.schema(
         [("ds_name", pa.string()), ("image", schemas.IMAGE), *texts, ("idx", idx), ("image_path", pa.string()),
