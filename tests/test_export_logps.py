@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 from export_readers import rlaif_v_logps
-from export_world import finish
+from export_run import finish
 from safetensors.numpy import load_file
 from stage2_world import World, make_world, pairs_rows
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from export_readers import scored
-from export_world import finish, mixed_world
+from export_run import finish, mixed_world
 from stage2_world import digest, make_world
 
 from data_engine import exports, schemas

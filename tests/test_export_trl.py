@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from export_readers import sft, trl, trl_kto
-from export_world import finish, mixed_world
+from export_run import finish, mixed_world
 from PIL import Image
 from stage2_world import digest, make_world, pairs_rows, picture
 

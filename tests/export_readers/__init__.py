@@ -1,6 +1,5 @@
-"""Readers of exports that know the formats from their consumers alone: pyarrow and json, nothing of data_engine.
+"""Readers of exports that share no code with the engine: a folder in, its rows in one form for all formats out.
 
-Each module has `read(folder) -> rows` in one normal form, so that formats can be compared: "idx" where the format has
-it; "messages", (role, (part, ...)) of all that comes before the answer, where a part is a text or the number of a
-picture, counted from 0 in their order; "images", encoded; then "chosen" and "rejected", or "answer", perhaps "label".
+A row of pairs is {"messages": [(role, (part, ...)), ...], "images": [bytes, ...], "chosen": str, "rejected": str}, one
+of answers has "answer" and "label" in their place. A part is a text that is not empty, or the number of a picture.
 """

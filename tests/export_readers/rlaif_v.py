@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from export_readers.trl import table_rows
+from export_readers.trl import joined, table_rows
 
 
 def pair(row: dict) -> dict:
     """A row of either kind of file in the normal form."""
     return {
         "idx": row["idx"],
-        "messages": [("user", (0, row["question"]))],
+        "messages": [("user", joined([0, row["question"]]))],
         "images": [row["image"]["bytes"]],
         "chosen": row["chosen"],
         "rejected": row["rejected"],

@@ -1,5 +1,6 @@
 """TRL's DPOTrainer: prompt, chosen, rejected as lists of messages of parts; images as a list of bytes and path."""
 
+import itertools
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,11 +25,18 @@ def asked(row: dict) -> dict:
             else:
                 assert part["type"] == "text"
                 parts.append(part["text"])
-        messages.append((message["role"], tuple(parts)))
+        messages.append((message["role"], joined(parts)))
     images = [image["bytes"] for image in row.get("images") or []]
     # As TRL counts them.
     assert number == len(images)
     return {"idx": row["idx"], "messages": messages, "images": images}
+
+
+def joined(parts: list[str | int]) -> tuple[str | int, ...]:
+    """The parts with neighbouring texts as one, and without empty ones: a model sees no more of them."""
+    runs = itertools.groupby(parts, key=lambda part: isinstance(part, str))
+    found = [part for is_text, run in runs for part in (["".join(run)] if is_text else run)]
+    return tuple(part for part in found if part != "")
 
 
 def said(messages: list[dict]) -> str:
