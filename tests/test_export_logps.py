@@ -112,7 +112,7 @@ def test_files_are_named_as_the_trainer_names_them(golden_run, tmp_path, monkeyp
     monkeypatch.setattr(parquet_files, "ROW_GROUP_ROWS", 5)
     monkeypatch.setattr(parquet_files, "FILE_BYTES", 100_000)
     assert main([str(golden_run.folder / "work"), "--format", "rlaif-v-logps", "--output", str(tmp_path)]) == 0
-    names = sorted(path.name for path in (tmp_path / "rlaif-v-logps").iterdir())
+    names = sorted(path.name for path in (tmp_path / "rlaif-v-logps").glob("*.parquet"))
     assert len(names) > 1
     for number, name in enumerate(names):
         size = pq.read_metadata(tmp_path / "rlaif-v-logps" / name).num_rows

@@ -69,7 +69,7 @@ def test_every_kept_pair_is_a_row_whatever_its_question(work_dir, exported):
 
 def test_the_margin_is_the_difference_of_the_sums(exported):
     """Of 3 tokens whose log-probs differ by an eighth from one answer to the next, times beta, 0.1."""
-    for row in pq.read_table(exported / "trl").to_pylist():
+    for row in trl.table_rows(exported / "trl"):
         numbers = [int(row[side][0]["content"][0]["text"].split()[1]) for side in ("chosen", "rejected")]
         assert row["margin"] == pytest.approx(0.1 * 3 * (numbers[0] - numbers[1]) / 8)
 
@@ -99,7 +99,7 @@ def test_sft_has_the_best_answer_of_each_question(exported):
 def test_datasets_decodes_the_pictures_and_keeps_everything(exported, tmp_path):
     for name in NAMES:
         rows = datasets.load_dataset(str(exported / name), split="train", cache_dir=str(tmp_path))
-        plain = pq.read_table(exported / name).to_pylist()
+        plain = trl.table_rows(exported / name)
         assert len(rows) == len(plain)
         for row, stored in zip(rows, plain, strict=True):
             pictures, _ = row.pop("images"), stored.pop("images")

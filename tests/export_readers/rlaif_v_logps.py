@@ -19,7 +19,7 @@ def _refuse(constant: str) -> None:
 
 def read(folder: Path) -> list[dict]:
     """The pairs; "chosen_logps" and "rejected_logps" have the sum, the mean, and the list that is cut to the input."""
-    files = sorted(path.name for path in folder.iterdir())
+    files = sorted(path.name for path in folder.glob("*.parquet"))
     found = []
     for number, name in enumerate(files):
         assert re.fullmatch(rf"RLAIF-V-Dataset-withlogp_{number:03d}-\d+\.parquet", name), name
