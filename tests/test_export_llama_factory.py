@@ -50,10 +50,10 @@ def test_two_answers_to_a_question_never_follow_each_other(tmp_path, number):
     assert all(row["messages"] != read[number - 1]["messages"] for number, row in enumerate(read))
 
 
-def test_an_answer_that_is_chosen_in_one_pair_and_rejected_in_another_is_desired(tmp_path):
+def test_an_answer_that_is_chosen_in_one_pair_and_rejected_in_another_is_left_out(tmp_path):
     pairs = [pair_of("one", "a", "b", (0, 1)), pair_of("one", "b", "c", (1, 2))]
     folder, _ = write_export(tmp_path, "llama-factory-kto", QUESTIONS[:1], pairs)
-    assert {row["answer"]: row["label"] for row in llama_factory_kto.read(folder)} == {"a": True, "b": True, "c": False}
+    assert {row["answer"]: row["label"] for row in llama_factory_kto.read(folder)} == {"a": True, "c": False}
 
 
 @pytest.mark.parametrize("name", ["llama-factory", "llama-factory-kto"])

@@ -6,8 +6,9 @@ returns how many rows it wrote. The same input gives the same bytes.
 """
 
 import contextlib
+import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from data_engine.errors import UserError, nearest
@@ -20,12 +21,17 @@ from data_engine.tables import load
 # A format is one file and one line here.
 EXPORTS = {
     "rlaif-v": "data_engine.exports.rlaif_v:write",
+    "rlaif-v-logps": "data_engine.exports.rlaif_v_logps:write",
+    "trl": "data_engine.exports.trl:write",
+    "trl-kto": "data_engine.exports.trl_kto:write",
+    "sft": "data_engine.exports.sft:write",
     "llama-factory": "data_engine.exports.llama_factory:write",
     "llama-factory-kto": "data_engine.exports.llama_factory:write_kto",
     "ms-swift": "data_engine.exports.ms_swift:write",
     "ms-swift-kto": "data_engine.exports.ms_swift:write_kto",
     "ms-swift-rm": "data_engine.exports.ms_swift:write_rm",
     "internvl-mpo": "data_engine.exports.internvl:write",
+    "scored": "data_engine.exports.scored:write",
 }
 # The format of work_dir/dataset.
 DEFAULT = "rlaif-v"
@@ -45,6 +51,14 @@ def chosen(text: str | None, flag: str = "--export") -> list[str]:
         if names.count(name) > 1:
             raise UserError(f"{flag} names {name} twice")
     return names
+
+
+def require_possible(names: Iterable[str], family: str) -> None:
+    """Raise UserError, before any work, for a format that has no place for answers of an instruct model's family."""
+    for name in names:
+        require = getattr(importlib.import_module(EXPORTS[name].partition(":")[0]), "require", None)
+        if require is not None:
+            require(family)
 
 
 def build(name: str, source: ExportSource, scratch: Path) -> tuple[Path, Written]:

@@ -88,6 +88,8 @@ class ExportSource:
     """rows of schemas.scored: every answer with its rewards, in the order of the questions"""
     read_table: Callable[[str, int], pa.Table] | None = None
     """name of a stage, number of a unit -> its table; None: as it is published"""
+    instruct: Mapping = field(default_factory=dict)
+    """the instruct model as run.json has it: job.checkpoints.Checkpoint, and the hash of its content"""
 
     def with_questions(self, rows: Iterable[Mapping]) -> Iterator[QuestionRows]:
         """Each question that has a row, in the order of the questions; a unit without one is not read.

@@ -101,7 +101,8 @@ class Cleaned:
     ) -> Iterator[QuestionRows]:
         """Of each question the rows that can be trained on, with texts that a trainer reads as texts.
 
-        `columns` name the answers of a row. Its key "rewritten" tells whether one of them is not as it was sampled.
+        `columns` name the answers of a row. Its key "rewritten" tells whether a text is not as the models had it: one
+        of these, or one of the question.
         """
         for group in groups:
             if not group.has_source:
@@ -115,8 +116,8 @@ class Cleaned:
             if question is None:
                 self.leave_out(UNREADABLE, len(group.rows))
                 continue
-            rows = [row for row in (self._row(row, columns) for row in group.rows) if row is not None]
-            self.rewritten += len(rows) if changed else sum(row["rewritten"] for row in rows)
+            rows = [row for row in (self._row(row, columns, changed) for row in group.rows) if row is not None]
+            self.rewritten += sum(row["rewritten"] for row in rows)
             if rows:
                 yield dataclasses.replace(group, question=question, rows=rows)
 
@@ -124,8 +125,8 @@ class Cleaned:
         """Count rows that are not written."""
         self.left_out[reason] += rows
 
-    def _row(self, row: Mapping, columns: Sequence[str]) -> dict | None:
-        """A row with clean answers, or None, counted."""
+    def _row(self, row: Mapping, columns: Sequence[str], changed: bool) -> dict | None:
+        """A row with clean answers, or None, counted; `changed` tells whether its question was rewritten."""
         texts = {name: self._rewriting.text(row[name]) for name in columns}
         reason = None
         if None in texts.values():
@@ -137,4 +138,4 @@ class Cleaned:
         if reason is not None:
             self.leave_out(reason)
             return None
-        return {**row, **texts, "rewritten": any(texts[name] != row[name] for name in columns)}
+        return {**row, **texts, "rewritten": changed or any(texts[name] != row[name] for name in columns)}

@@ -67,7 +67,7 @@ def _pair_rows(cleaned: Cleaned, pictures: PictureFiles) -> Iterator[tuple[Key, 
 def _answer_rows(cleaned: Cleaned, pictures: PictureFiles) -> Iterator[tuple[Key, dict]]:
     for group in groups_in_turns(cleaned):
         prompt = _prompt(group.question, pictures, cleaned.source.model_type)
-        for key, text, label in labelled_answers(group):
+        for key, text, label in labelled_answers(cleaned, group):
             turns = [*prompt["conversations"], _turn("gpt", text)]
             yield key, {**prompt, "conversations": turns, "kto_tag": label}
 

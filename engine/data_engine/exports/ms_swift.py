@@ -72,7 +72,7 @@ def _answer_rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
     """Rows of ANSWERS."""
     for group in groups_in_turns(cleaned):
         prompt, images = _messages(group.question), _images(group.question)
-        for key, text, label in labelled_answers(group):
+        for key, text, label in labelled_answers(cleaned, group):
             yield key, {"messages": [*prompt, _message("assistant", text)], "label": label, "images": images}
 
 

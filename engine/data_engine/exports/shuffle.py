@@ -71,7 +71,9 @@ def shuffled(
     """
     buckets = scratch / "buckets"
     buckets.mkdir()
-    num_buckets = max(1, min(MAX_BUCKETS, -(-len(source.pairs) // BUCKET_ROWS)))
+    # An estimate: an export has a row a pair, an answer of a pair, or a question.
+    num_rows = max(len(source.pairs), len(source.questions))
+    num_buckets = max(1, min(MAX_BUCKETS, -(-num_rows // BUCKET_ROWS)))
     paths = [buckets / f"{bucket:05d}.arrow" for bucket in range(num_buckets)]
     places, owners, numbers = [array("Q") for _ in paths], [array("q") for _ in paths], {}
     with contextlib.ExitStack() as stack:

@@ -8,6 +8,7 @@ from data_engine.exports.shuffle import Key
 from data_engine.questions.conversation import Conversation, Message
 
 MARKER = "<image>"
+BOTH = "an answer is chosen in one pair and rejected in another"
 
 
 def marked(message: Message, behind: str = "") -> str:
@@ -39,12 +40,19 @@ def groups_in_turns(cleaned: Cleaned) -> Iterator[QuestionRows]:
     return cleaned.pairs(fits=lambda question: in_turns(question.conversation))
 
 
-def labelled_answers(group: QuestionRows) -> Iterator[tuple[Key, str, bool]]:
-    """Each answer of a question's pairs once: the key of its row, its text, and whether it is chosen in any pair."""
-    answers: dict[str, tuple[int, bool]] = {}
-    for side, label in (("chosen", True), ("rejected", False)):
-        for pair in group.rows:
-            # Rewriting may have made two answers equal.
-            answers.setdefault(pair[side], (pair[f"{side}_index"], label))
-    for text, (sample_index, label) in answers.items():
-        yield (group.question.idx, sample_index), text, label
+def labelled_answers(cleaned: Cleaned, group: QuestionRows) -> Iterator[tuple[Key, str, bool]]:
+    """Each answer of a question's pairs once: the key of its row, its text, and whether it is a good one.
+
+    An answer that is chosen in one pair and rejected in another says nothing: it is counted as left out.
+    """
+    found: dict[str, tuple[int, set[bool]]] = {}
+    for pair in group.rows:
+        for side, label in (("chosen", True), ("rejected", False)):
+            # By their texts: rewriting may have made two answers equal.
+            _, labels = found.setdefault(pair[side], (pair[f"{side}_index"], set()))
+            labels.add(label)
+    for text, (sample_index, labels) in found.items():
+        if len(labels) > 1:
+            cleaned.leave_out(BOTH)
+            continue
+        yield (group.question.idx, sample_index), text, True in labels

@@ -62,7 +62,9 @@ USAGES = {
          ("logps", "JSON: sum, mean and log-probs a token of chosen, then of rejected; those a token are zeros"),
          ("ds_name, origin_dataset, origin_split, image_path", "required by the trainer; empty where not known")),
         "The folder is the data directory of RLAIF-V's trainer, on its main branch and since pull request 37.\n"
-        "The reference model is the instruct model of the run: train that one.",
+        "The reference model is the instruct model of the run, a LLaVA-1.5: train that one. Keep the script's\n"
+        "`--model_max_length 2048` and `--image_aspect_ratio`. Pairs whose log-probs the trainer would compute\n"
+        "otherwise are left out: answers that were cut off, rewritten texts, texts that read back as other tokens.",
     ),
     "trl": Usage(
         "Pairs for TRL's DPOTrainer.",
@@ -107,15 +109,17 @@ USAGES = {
         "Pairs with the margin of their rewards for ms-swift's reward model.",
         (("messages", "all turns, the better answer last; <image> where a picture stands"),
          ("rejected_response", "the worse answer"),
-         ("margin", "by how much the reward of the better answer is larger, summed over tokens; never below 0"), IMAGES),
+         ("margin", "reward of the better answer minus that of the worse, summed over tokens; 0 at least"), IMAGES),
         _SWIFT.format(command="swift rlhf --rlhf_type rm")
-        + "\n\nIts loss asks that the scores differ by the margin, which is beta times nats: a large one is a large loss.",
+        + "\n\nThe loss asks that both scores differ by the margin, which is beta times nats: large margins make large "
+        "losses.",
     ),
     "internvl-mpo": Usage(
         "Pairs of pictures and one question for InternVL's MPO trainer.",
         (("image", "path, or a list of them"), ("question", "<image> for each of several pictures"), *_SIDES),
         "Name `EXPORT/meta.json` as `--meta_path`, and start the trainer in EXPORT, since root and annotation in it\n"
-        "are relative; `PYTHONPATH` is then its folder `internvl_chat`. Leave `--group_by_length` off: it reads a column that such rows do not have.",
+        "are relative; `PYTHONPATH` is then its folder `internvl_chat`. Leave `--group_by_length` off: it reads a\n"
+        "column that such rows do not have.",
     ),
     "scored": Usage(
         "Every answer that was sampled, with its token ids, rewards and places, for analysis and for other trainers.",

@@ -31,9 +31,9 @@ def pair_all(plan: Plan) -> bool:
         debug=config.debug, bound=plan.bound, exif=config.exif, control_tokens=plan.sampler.control_tokens,
     )  # fmt: skip
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
-    _export(plan)
     page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)
     print(funnel.table(), flush=True)
+    _export(plan)
     found = funnel.written + funnel.not_fitting
     if not found:
         log.error("%s", why_nothing(plan, funnel))

@@ -73,7 +73,7 @@ class FinishedRun:
         return ExportSource(
             KeptRows(self.work_dir / PAIRS_FILE), self.questions, ranges, self.work_dir,
             self.metadata["settings"]["seed"], self.config.exif, tuple(tokens), sampler.get("model_type"),
-            _Answers(self, ranges), self._table,
+            _Answers(self, ranges), self._table, sampler,
         )  # fmt: skip
 
     def card(self, name: str, written: Written, licence: str | None = None) -> dict[str, bytes]:

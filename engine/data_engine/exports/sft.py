@@ -1,0 +1,44 @@
+"""What TRL's SFTTrainer reads: the best answer of each question ("best of n")."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
+from pathlib import Path
+
+from data_engine.exports.cleaned import Cleaned
+from data_engine.exports.parquet_files import write_files
+from data_engine.exports.shuffle import Key, shuffled
+from data_engine.exports.trl import MESSAGES, asked, said, schema_of
+
+PLACE = "_rank"
+
+
+def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
+    """Write folder/train*.parquet, a row a question that has an answer with a rank, shuffled by the seed."""
+    schema = schema_of(cleaned.source, [("completion", MESSAGES)])
+    rows = shuffled(_rows(cleaned), schema, cleaned.source, scratch)
+    write_files(folder, "train", rows, schema)
+    return len(rows)
+
+
+def _rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
+    source = cleaned.source
+    for group in cleaned.cleaned(source.with_questions(best_answers(source.answers)), ("answer",)):
+        [row] = group.rows
+        yield (row["idx"], row["sample_index"]), {**asked(group.question), "completion": said(row["answer"])}
+
+
+def best_answers(answers: Iterable[Mapping]) -> Iterator[Mapping]:
+    """Of rows of schemas.scored the best one of each question, whose places in all rankings have the smallest sum.
+
+    Equal ones go by their place in the first ranking, then by sample_index.
+    """
+    for _, group in itertools.groupby(answers, key=itemgetter("idx")):
+        ranked = [row for row in group if row["not_ranked"] is None]
+        if ranked:
+            yield min(ranked, key=_order)
+
+
+def _order(row: Mapping) -> tuple[int, int, int]:
+    places = [place for name, place in row.items() if name.endswith(PLACE)]
+    return sum(places), places[0], row["sample_index"]
