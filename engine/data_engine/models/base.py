@@ -4,7 +4,7 @@ Sampling and scoring see prompts, the decoder's layers and the head, and are wri
 Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -97,6 +97,8 @@ class TextSide(NamedTuple):
     """class that makes pixels, where the installed libraries choose it"""
     unused_kwargs: tuple[str, ...] = ()
     """names of --chat_template_kwargs that the checkpoint's template does not read"""
+    text: Callable[[list[int]], str] | None = None
+    """see VisionLanguageModel; None: ids become text by a loaded model alone"""
 
 
 class CacheSizes(NamedTuple):

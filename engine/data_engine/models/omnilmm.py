@@ -121,7 +121,8 @@ class OmniLMM:
 
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
-        return TextSide(load_tokenizer(folder).vocabulary, cls.markers)
+        tokenizer = load_tokenizer(folder)
+        return TextSide(tokenizer.vocabulary, cls.markers, text=lambda ids: tokenizer.decode(ids).strip())
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:

@@ -60,13 +60,15 @@ def run(
     debug: bool,
     bound: Mapping,
     exif: Exif = "apply",
+    run_stages: stages.RunStages | None = None,
 ) -> Funnel:
     """Pair all answers of `work_dir` and publish the dataset.
 
     Raises IncompleteError where units are missing, DamagedUnitError for one that must be computed again, UserError for
     one that was computed from other values than those of `bound`, or from other rows than `questions`.
     """
-    require_units(work_dir, len(unit_ranges))
+    run_stages = run_stages or stages.RunStages()
+    require_units(work_dir, len(unit_ranges), run_stages)
     settings = Settings(rank, distance, beta, seed)
     reward_settings = RewardSettings(beta, same_tokenizer)
     with scratch_folder(work_dir, "pairing") as scratch:
@@ -75,7 +77,7 @@ def run(
         candidates = CandidateTable(scratch / "candidates.parquet", schemas.pairs(questions.idx_type), seed)
         with candidates, debug_rows as add_row:
             for unit, rows in enumerate(unit_ranges):
-                read = _read(work_dir, unit, bound)
+                read = _read(work_dir, unit, bound, run_stages)
                 funnel.quarantined += len(_left_out(read.values()))
                 funnel.turned += read[stages.SAMPLING.name].facts.get("turned", 0)
                 for idx, answers in _answers(read, unit, questions.idx[rows.start : rows.stop], reward_settings):
@@ -99,10 +101,10 @@ def read_funnel(work_dir: Path) -> Funnel:
     return Funnel.from_json(pq.read_schema(work_dir / PAIRS_FILE).metadata[b"funnel"].decode())
 
 
-def require_units(work_dir: Path, num_units: int) -> None:
+def require_units(work_dir: Path, num_units: int, run_stages: stages.RunStages) -> None:
     """Raise IncompleteError, listing the missing units by stage, unless every unit is published."""
     lines = []
-    for stage in stages.names():
+    for stage in run_stages.by_name:
         missing = units.missing(work_dir, stage, range(num_units))
         if missing:
             lines.append(f"{stage}: {units.compressed(missing)}")
@@ -114,10 +116,10 @@ def require_units(work_dir: Path, num_units: int) -> None:
         )
 
 
-def _read(work_dir: Path, unit: int, bound: Mapping) -> dict[str, Sealed]:
+def _read(work_dir: Path, unit: int, bound: Mapping, run_stages: stages.RunStages) -> dict[str, Sealed]:
     """The unit of each stage, by name; each was computed from those that it needs."""
     read: dict[str, Sealed] = {}
-    for stage in stages.chosen().values():
+    for stage in run_stages.by_name.values():
         inputs = {name: read[name] for name in stage.needs}
         read[stage.name] = read_with_inputs(work_dir, stage, unit, bound, inputs)
     return read

@@ -155,7 +155,9 @@ class Auto:
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
         loaded = Chat.load(folder, chat)
-        return TextSide(loaded.vocabulary, loaded.markers, loaded.image_processor_name, tuple(loaded.unused_kwargs))
+        return TextSide(
+            loaded.vocabulary, loaded.markers, loaded.image_processor_name, tuple(loaded.unused_kwargs), loaded.text
+        )
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
