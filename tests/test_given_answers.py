@@ -86,7 +86,8 @@ def test_own_answers_taken_out_as_text_and_put_in_again_give_the_same_pairs(own,
     assert 0 < len(otherwise) < len(sampled) / 4
     changed = {row["idx"] for row in otherwise}
     expected, found = (
-        [pair | {"status": None} for pair in pairs_of(one) if pair["idx"] not in changed] for one in (own / "work", work)
+        [pair | {"status": None} for pair in pairs_of(one) if pair["idx"] not in changed]
+        for one in (own / "work", work)
     )
     assert len(expected) > 20
     assert found == expected
@@ -120,7 +121,7 @@ def test_own_token_ids_put_in_again_give_the_same_log_probs_and_dataset(config, 
 
 def test_the_units_of_another_run_are_read_as_they_are(config, goldens, tmp_path):
     """With their columns sample_index and finish_reason, which nothing reads."""
-    own, sampled = golden_run(config, goldens, tmp_path)
+    _, sampled = golden_run(config, goldens, tmp_path)
     pq.write_table(pa.Table.from_pylist(sampled), tmp_path / "answers.parquet")
     questions = goldens / "llava/dataset/questions.parquet"
     assert worker.run(config(questions, answers=str(tmp_path / "answers.parquet"), stop_after_stage=0)) == 0

@@ -41,8 +41,11 @@ class Given:
 
         Raises UserError for what cannot be used in this run.
         """
-        answers = GivenAnswers.of(Path(config.work_dir), config.answers, questions, hash_files, claims)
-        return cls(answers, _checked(answers.facts, config, questions, checkpoints))
+        answers = GivenAnswers.of(
+            Path(config.work_dir), config.answers, questions, hash_files, claims,
+            lambda facts: _check(facts, config, questions, checkpoints),
+        )  # fmt: skip
+        return cls(answers, _text_of_ids(checkpoints[ROLE], config) if answers.facts.ids_alone else None)
 
     def of_rows(self, rows: range) -> list[list[GivenAnswer]]:
         """The answers to consecutive questions, each with a text."""
@@ -57,7 +60,7 @@ def check(config: RunConfig, questions: Questions) -> GivenFacts:
     """What is in the file of --answers. Raises UserError for what a run would refuse, and writes nothing."""
     facts = check_answers(config.answers, questions)
     checkpoints = {ROLE: Checkpoint.of_role(config, ROLE)} if facts.has_ids else {}
-    _checked(facts, config, questions, checkpoints)
+    _check(facts, config, questions, checkpoints)
     return facts
 
 
@@ -72,10 +75,8 @@ def warnings(facts: GivenFacts, config: RunConfig) -> list[str]:
     return found
 
 
-def _checked(
-    facts: GivenFacts, config: RunConfig, questions: Questions, checkpoints: Mapping[str, Checkpoint]
-) -> Callable[[list[int]], str] | None:
-    """What makes text of ids, where some rows have ids alone. Raises UserError for what cannot be used in this run."""
+def _check(facts: GivenFacts, config: RunConfig, questions: Questions, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Raise UserError for answers that cannot be used in this run."""
     name = f'answers "{config.answers}"'
     if facts.most < 2:
         raise UserError(f"{name} has one answer a question; a pair needs two")
@@ -84,7 +85,7 @@ def _checked(
             f"rank must be at most the number of answers that a question has, {facts.most} in {name}, got {config.rank}"
         )
     if not facts.has_ids:
-        return None
+        return
     sizes = [one.sizes["vocab_size"] for one in checkpoints.values()
              if one.vocabulary == checkpoints[ROLE].vocabulary and "vocab_size" in one.sizes]  # fmt: skip
     if sizes and facts.largest_id >= min(sizes):
@@ -93,7 +94,8 @@ def _checked(
             f"token_ids has {facts.largest_id}, and the vocabulary of the {ROLE} model has {min(sizes)} ids: give the "
             "text as answer, without token_ids, where the ids are another model's",
         )
-    return _text_of_ids(checkpoints[ROLE], config) if facts.ids_alone else None
+    if facts.ids_alone:
+        _text_of_ids(checkpoints[ROLE], config)
 
 
 def _text_of_ids(checkpoint: Checkpoint, config: RunConfig) -> Callable[[list[int]], str]:

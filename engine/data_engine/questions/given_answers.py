@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -154,8 +154,7 @@ def check_answers(path: str, questions: Questions) -> GivenFacts:
 class GivenAnswers:
     """The sorted copy: the answers to each question, in the order of their file."""
 
-    def __init__(self, folder: Path, path: str) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
         known = json.loads((folder / _FACTS).read_text())
         by_answers = {int(number): count for number, count in known.pop("questions_by_answers").items()}
         self.facts = GivenFacts(**known, questions_by_answers=by_answers)
@@ -165,11 +164,17 @@ class GivenAnswers:
 
     @classmethod
     def of(
-        cls, work_dir: Path, path: str, questions: Questions, hash_files: HashFiles, claims: Claims
+        cls,
+        work_dir: Path,
+        path: str,
+        questions: Questions,
+        hash_files: HashFiles,
+        claims: Claims,
+        check: Callable[[GivenFacts], None] = lambda facts: None,
     ) -> "GivenAnswers":
         """The copy in a work_dir, made by one rank while the others wait.
 
-        Raises UserError naming what is wrong with the file; nothing is left of the copy then.
+        Raises UserError naming what is wrong with the file, and what `check` raises; no copy is made then.
         """
         [content] = hash_files([Path(path)])
         ids = hashlib.sha256(json.dumps(questions.idx).encode()).hexdigest()
@@ -178,13 +183,15 @@ class GivenAnswers:
         while not folder.is_dir():
             with claims.hold(f"{FOLDER}-{key}", 0) as mine:
                 if mine and not folder.is_dir():
-                    _make(work_dir, folder, path, questions)
+                    _make(work_dir, folder, GivenFile(path, questions.idx_type), questions, check)
                     if hash_files([Path(path)]) != [content]:
                         shutil.rmtree(folder)
                         raise UserError(f'answers "{path}" changed while it was read: run again when it is complete')
             if not folder.is_dir():
                 time.sleep(POLL_S)
-        return cls(folder, path)
+        found = cls(folder)
+        check(found.facts)
+        return found
 
     def of_rows(self, rows: range) -> list[list[GivenAnswer]]:
         """The answers to consecutive questions."""
@@ -196,12 +203,14 @@ class GivenAnswers:
         return [found[one:following] for one, following in itertools.pairwise(first.tolist())]
 
 
-def _make(work_dir: Path, folder: Path, path: str, questions: Questions) -> None:
-    file = GivenFile(path, questions.idx_type)
+def _make(
+    work_dir: Path, folder: Path, file: GivenFile, questions: Questions, check: Callable[[GivenFacts], None]
+) -> None:
     with scratch_folder(work_dir, FOLDER) as scratch:
         gathering = _Gathering(file, questions)
         with open(scratch / "unsorted", "wb") as stream:
             gathering.run(stream)
+        check(gathering.facts)
         places, sizes = (np.frombuffer(values, np.int64) for values in (gathering.places, gathering.sizes))
         order = np.argsort(places, kind="stable")
         made = scratch / "made"
