@@ -14,8 +14,6 @@ from data_engine.config import RunConfig
 from data_engine.job import worker
 from data_engine.questions.dataset import load_questions
 
-pytestmark = pytest.mark.families
-
 TEXTS = ("Two cats.", "A dog <|im_end|> and a <|image|>.", "  Yes\nand no.")
 
 
@@ -38,13 +36,13 @@ def start(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", named(["qwen2_vl"]))
+@pytest.mark.parametrize("name", named(["qwen2_5_vl"]))
 def test_texts_are_encoded_by_the_models_own_template(checkpoints, start, tmp_path, name, capsys):
     pair = Pair(checkpoints(name), tmp_path)
     ids = [question.idx for question in load_questions(str(tmp_path / "questions.parquet")).rows(range(3))]
     rows = [{"idx": idx, "answer": text} for idx in ids for text in TEXTS]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    work = start(pair, "work", answers=str(tmp_path / "answers.jsonl"), debug=True)
+    work = start(pair, "work", answers=str(tmp_path / "answers.jsonl"), rank=1, debug=True)
     model = load_model("auto", str(pair.instruct), device="cpu", dtype="float32")
     asked = {question.idx: question.conversation for question in
              load_questions(str(tmp_path / "questions.parquet")).rows(range(3))}  # fmt: skip
@@ -59,7 +57,7 @@ def test_texts_are_encoded_by_the_models_own_template(checkpoints, start, tmp_pa
     # Another file of the template: the same ids cannot be taken for certain.
     template = next(iter(sorted(pair.reward.glob("*template*"))))
     template.write_text(template.read_text() + "\n")
-    other = start(pair, "other", answers=str(tmp_path / "answers.jsonl"), debug=True)
+    other = start(pair, "other", answers=str(tmp_path / "answers.jsonl"), rank=1, debug=True)
     assert "the files of tokenizer or chat template differ between the models" in capsys.readouterr().err
     then, now = (json.loads((one / "debug/rewards.json").read_text()) for one in (work, other))
     assert {row["min"] for row in now} == {None}
@@ -67,7 +65,7 @@ def test_texts_are_encoded_by_the_models_own_template(checkpoints, start, tmp_pa
     assert [row["avg"] for row in now] == pytest.approx([row["avg"] for row in then], abs=1e-9)
 
 
-@pytest.mark.parametrize("name", named(["qwen2_vl"]))
+@pytest.mark.parametrize("name", named(["qwen2_5_vl"]))
 def test_own_token_ids_put_in_again_give_the_same_log_probs_and_texts(checkpoints, start, tmp_path, name):
     """Without their texts, which come from the tokenizer alone."""
     pair = Pair(checkpoints(name), tmp_path)
@@ -84,7 +82,7 @@ def test_own_token_ids_put_in_again_give_the_same_log_probs_and_texts(checkpoint
         assert (work / file).read_bytes() == (own / file).read_bytes()
 
 
-@pytest.mark.parametrize("name", named(["qwen2_vl"]))
+@pytest.mark.parametrize("name", named(["qwen2_5_vl"]))
 def test_a_given_id_that_stands_for_a_picture_leaves_its_question_out(checkpoints, start, tmp_path, name):
     pair = Pair(checkpoints(name), tmp_path)
     model = load_model("auto", str(pair.instruct), device="cpu", dtype="float32")
