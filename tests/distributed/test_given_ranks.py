@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from jobs import Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
+from jobs import ROOT, Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
 
+WINDOWS = ("copying", "mid-write", "before rename", "after rename", "scoring", "dataset writing")
 FLAGS = ("--rank", "2", "--distance", "1000", "--unit_size", "3")
 
 
@@ -60,19 +61,35 @@ def test_two_ranks_make_the_same_dataset(alone, tmp_path):
     assert len(list((job.work_dir / "answers").iterdir())) == 1
 
 
-def test_a_process_killed_and_rerun_makes_the_same_dataset(alone, tmp_path):
+@pytest.mark.parametrize("windows", [("copying", "mid-write"), pytest.param(WINDOWS, marks=pytest.mark.slow)])
+def test_a_process_killed_and_rerun_makes_the_same_dataset(alone, tmp_path, windows):
     """While the copy of the answers is made, while a unit of them is written, and once it is."""
-    job, log, windows = again(alone, tmp_path), tmp_path / "kills", ("copying", "mid-write", "after rename", "scoring")
+    job, log = again(alone, tmp_path), tmp_path / "kills"
     for window in windows:
         job.run(
             code=-9,
             program="killed",
             KILL_WINDOW=window,
-            KILL_AT="0" if window == "copying" else "1",
+            KILL_AT="0" if window in ("copying", "dataset writing") else "1",
             KILL_LOG=str(log),
         )
-        assert not list((job.work_dir / "answers").iterdir()) if window == "copying" else True
+        # Whole, or not at all.
+        assert bool(list((job.work_dir / "answers").iterdir())) == (window != "copying")
     job.run(*torchrun(2))
     assert log.read_text().splitlines() == list(windows)
+    assert Result.of(job.work_dir) == Result.of(alone.work_dir)
+    assert not strays(job.work_dir)
+
+
+@pytest.mark.slow
+def test_ranks_that_share_split_models_make_the_same_dataset(alone, tmp_path):
+    """No model is split while answers are read: the ranks meet when the first is loaded."""
+    settings = json.loads((ROOT / "launch/deepspeed/zero3.json").read_text())
+    settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 1}
+    (tmp_path / "zero3.json").write_text(json.dumps(settings))
+    job = again(alone, tmp_path)
+    job = dataclasses.replace(job, flags=(*job.flags, "--zero3", "on", "--zero3_config", str(tmp_path / "zero3.json")))
+    output = job.engine_script(2)
+    assert "zero3 on: split over 2 ranks" in output
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not strays(job.work_dir)

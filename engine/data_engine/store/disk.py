@@ -39,7 +39,7 @@ def needed_bytes(work_dir: Path) -> int:
         num_units, total = run["units"]["num_units"], 0
     except (OSError, ValueError):
         return 0
-    for stage in stages.RunStages.of(run["config"]).by_name:
+    for stage in stages.RunStages.of(run.get("config", {})).by_name:
         sizes = units.sizes(work_dir, stage)
         if sizes:
             total += (num_units - len(sizes)) * sum(sizes) // len(sizes)
