@@ -30,7 +30,7 @@ def start(tmp_path, monkeypatch):
     def run(pair: Pair, name: str, **more: object) -> Path:
         work = tmp_path / name
         paths = {"dataset_path": questions, "work_dir": str(work)}
-        assert worker.run(RunConfig(**pair.flags(**paths, **more))) == 0
+        assert worker.run(RunConfig(**pair.flags(**paths | more))) == 0
         return work
 
     return run
@@ -80,6 +80,22 @@ def test_own_token_ids_put_in_again_give_the_same_log_probs_and_texts(checkpoint
         assert rows_of(work / stage) == rows_of(own / stage)
     for file in ("dataset/dpo_dataset.parquet", "pairs/pairs.parquet"):
         assert (work / file).read_bytes() == (own / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", named(["qwen2_5_vl"]))
+def test_settings_of_drawing_do_not_decide_anew_on_which_path_a_model_runs(checkpoints, start, tmp_path, name):
+    """Else log-probs of both paths could stand side by side."""
+    pair = Pair(checkpoints(name), tmp_path)
+    rows = [{"idx": question.idx, "answer": text} for question in
+            load_questions(str(tmp_path / "questions.parquet")).rows(range(3)) for text in TEXTS]  # fmt: skip
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = {"answers": str(tmp_path / "answers.jsonl"), "rank": 1, "stop_after_stage": 1}
+    work = start(pair, "work", **flags)
+    decided = sorted(file.name for file in (work / "paths").iterdir())
+    assert len(decided) == 2
+    next((work / "reward_logps").iterdir()).unlink()
+    start(pair, "work", **flags, max_new_tokens=5, temperature=0.1)
+    assert sorted(file.name for file in (work / "paths").iterdir()) == decided
 
 
 @pytest.mark.parametrize("name", named(["qwen2_5_vl"]))

@@ -108,9 +108,7 @@ class Plan:
         )  # fmt: skip
         if ranks.rank == 0:
             log.info("%s", decision)
-            log.info("%s", budgets.told(plan.budgets))
-            if given is not None:
-                log.info("%s", given.facts.told())
+            log.info("%s", budgets.told(plan.budgets) if given is None else given.facts.told())
             for warning in (*warnings, *plan.warnings()):
                 log.warning(warning)
         return plan

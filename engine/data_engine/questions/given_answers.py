@@ -7,6 +7,7 @@ answer while it is made, and never the texts.
 import hashlib
 import itertools
 import json
+import logging
 import shutil
 import time
 from array import array
@@ -29,6 +30,8 @@ POLL_S = 0.2
 # How many of the rows that are wrong in the same way a message names.
 _NAMED = 5
 _ROWS, _STARTS, _FIRST, _FACTS = "rows.jsonl", "starts.npy", "first.npy", "facts.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -206,6 +209,7 @@ class GivenAnswers:
 def _make(
     work_dir: Path, folder: Path, file: GivenFile, questions: Questions, check: Callable[[GivenFacts], None]
 ) -> None:
+    log.info("reading %s, once for this work directory", file.name)
     with scratch_folder(work_dir, FOLDER) as scratch:
         gathering = _Gathering(file, questions)
         with open(scratch / "unsorted", "wb") as stream:
