@@ -6,32 +6,28 @@ the code of the exports.
 
 import io
 import itertools
-import json
 import random
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from export_run import finish
 from hostile_images import whole_images
 from PIL import Image, ImageOps
 from stage2_world import World, make_world
 from turned_pictures import CONTAINERS, turned
 
-from data_engine.config import RunConfig
 from data_engine.schemas import IMAGE
-from data_engine.store.claims import Claims
-from data_engine.store.file_hashes import FileHashes
 
 CONTROL_TOKENS = ("<s>", "</s>", "<unk>", "<image>", "<pad>", "<|im_start|>", "<|im_end|>", "[INST]", "\n")
 # Answers with one of these never rank.
 MARKERS = ("<image>", "</s>", " ASSISTANT: ")
 # What the rule of this file looks for: a line feed has no inside.
-BROKEN_UP = ("<image>", "<video>", "<audio>", *CONTROL_TOKENS[:-1])
+BROKEN_UP = ("<image>", "<video>", "<audio>", "<img>", *CONTROL_TOKENS[:-1])
 TEXTS = (
     "plain", " two  spaces ", "line\nfeed\r\nand\ttab", "nul \0 in it", "line\u2028separator\u2029and\x85next",
     "emoji \U0001f469\u200d\U0001f680 \U0001f1e9\U0001f1ea", "עברית العربية", "e\u0301 \u00e9 \ufeff",
@@ -91,23 +87,8 @@ def _text(texts: Iterator[str], kind: str) -> str:
 
 def publish_run(world: World, work_dir: Path, **settings: object) -> None:
     """Units, pairs, and a run.json as a run leaves it."""
-    world.publish(work_dir)
-    world.pair(work_dir, markers=MARKERS, control_tokens=CONTROL_TOKENS, **settings)
-    config = asdict(RunConfig("instruct", "reward", str(world.dataset_path), str(work_dir)))
-    models = {
-        role: {
-            "vocabulary": "v",
-            "markers": MARKERS,
-            "control_tokens": CONTROL_TOKENS,
-            "model_type": "llava",
-            "folders": [],
-        }
-        for role in ("instruct", "reward")
-    }
-    bound = {"dataset": world.questions().fingerprint(FileHashes(work_dir, Claims(work_dir, 0)))}
-    sizes = {"num_questions": len(world.questions()), "unit_size": world.unit_size, "num_units": len(world.units())}
-    found = {"layout": 2, "bound": bound, "config": config, "places": {}, "models": models, "units": sizes}
-    (work_dir / "run.json").write_text(json.dumps({**found, "frozen": {}, "versions": {}}))
+    model = {"control_tokens": CONTROL_TOKENS, "markers": MARKERS, "model_type": "llava", "folders": []}
+    finish(world, work_dir, model, markers=MARKERS, control_tokens=CONTROL_TOKENS, **settings)
 
 
 def broken_up(text: str) -> str:
@@ -137,7 +118,7 @@ def prompts_of(world: World) -> dict[str, tuple[list, list[bytes]]]:
         ]
         messages, placed = [], False
         for role, text in turns:
-            parts = (asked(text),)
+            parts = (asked(text),) if asked(text) else ()
             if role == "user" and not placed:
                 parts, placed = (*numbers, *parts), True
             messages.append((role, parts))

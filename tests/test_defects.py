@@ -19,9 +19,9 @@ from data_engine import load_model, score_answers
 from data_engine.config import RunConfig
 from data_engine.job import model_holder, worker
 from data_engine.pipeline import score
-from data_engine.stages import names
+from data_engine.stages import RunStages
 
-STAGES = names()
+STAGES = tuple(RunStages().by_name)
 
 # Why a number has no test.
 CANNOT_OCCUR = {

@@ -5,10 +5,10 @@ import heapq
 import numpy as np
 import pytest
 
-from data_engine.stages import names
+from data_engine.stages import RunStages
 from data_engine.store.units import workable
 
-STAGES = names()
+STAGES = tuple(RunStages().by_name)
 
 
 def lost_to_waiting(num_ranks: int, num_units: int, stages: tuple[str, ...], seed: int = 0) -> float:

@@ -17,12 +17,12 @@ from data_engine.job import worker
 from data_engine.job.plan import Plan
 from data_engine.processes.ranks import Ranks
 from data_engine.schemas import IMAGE
-from data_engine.stages import chosen, names
+from data_engine.stages import RunStages
 from data_engine.store import units
 from data_engine.store.made_from import made_from
 from data_engine.store.units import UnitResult
 
-STAGES = names()
+STAGES = tuple(RunStages().by_name)
 
 CHECKPOINTS = Path(__file__).parents[1] / "engine/data_engine/demo/checkpoints"
 
@@ -119,7 +119,7 @@ def test_a_start_with_ten_thousand_units_reads_a_footer_of_each_and_lists_each_s
     )  # fmt: skip
     work_dir = tmp_path / "work"
     bound, inputs, first = Plan.of(config, Ranks()).bound, {}, {}
-    for name, stage in chosen().items():
+    for name, stage in RunStages().by_name.items():
         result = UnitResult(stage.schema(pa.int64()).empty_table(), [], rows=[None, None])
         facts = made_from(stage, bound, {needed: inputs[needed] for needed in stage.needs})
         units.publish_result(work_dir, name, 0, result, facts)

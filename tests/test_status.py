@@ -12,10 +12,10 @@ import pytest
 
 from data_engine.commands import status
 from data_engine.errors import UserError
-from data_engine.stages import names
+from data_engine.stages import RunStages
 from data_engine.store import logs
 
-STAGES = names()
+STAGES = tuple(RunStages().by_name)
 
 NOW = 1_000_000.0
 

@@ -1,11 +1,13 @@
 """What `data-engine submit` asks of SLURM, whose programs are stood in for here; tests/distributed/test_slurm.py has
 the real ones."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -40,6 +42,23 @@ def submit(place: Path, *arguments: str, path: str | None = None) -> subprocess.
 
 def calls(place: Path) -> list[str]:
     return (place / "calls").read_text().splitlines()
+
+
+def test_given_answers_are_checked_and_go_to_both_jobs_as_they_were_named(slurm):
+    """Jobs start in the folder from which they were submitted, where a relative path means the same file."""
+    idx = pq.read_table(slurm / "data/questions.parquet")["idx"][0].as_py()
+    rows = [{"idx": idx, "answer": answer} for answer in ("A cat.", "A dog.", "")]
+    (slurm / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = (*JOB, "--rank", "1", "--answers", "mine.jsonl")
+    done = submit(slurm, *flags, "--array", "2")
+    assert done.returncode == 2
+    assert 'answers "mine.jsonl", line 3: the answer is empty' in done.stderr
+    assert not calls(slurm)
+    (slurm / "mine.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
+    done = submit(slurm, *flags, "--array", "2")
+    assert done.returncode == 0, done.stderr
+    assert "2 answers to 1 of " in done.stdout
+    assert [" --answers mine.jsonl" in call for call in calls(slurm)] == [True, True]
 
 
 def test_an_array_and_the_pairing_job_that_waits_for_it_are_submitted(slurm):

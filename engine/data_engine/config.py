@@ -59,6 +59,9 @@ class RunConfig:
     """the only folder under which image paths of the dataset may be opened; without it only bytes are read"""
     columns: str | None = None
     """the dataset's names of columns, as in question=prompt,image=picture; NAME= leaves a column of that name unread"""
+    answers: str | None = None
+    """file of answers, parquet or .jsonl (also .gz), with idx and answer or token_ids, several rows a question: they
+    take the place of sampling"""
     system: str | None = None
     """the system text of rows that have none of their own"""
     chat_template: str | None = None
@@ -137,7 +140,9 @@ class RunConfig:
             _require(value is None or 1 <= value <= _INT_MAX, f"{name} must be at least 1, got {value}")
         _require(self.grace_s >= 0, f"grace_s must be at least 0, got {self.grace_s}")
         _require(self.sample_k >= 2, f"sample_k must be at least 2 to form a pair, got {self.sample_k}")
-        _require(self.rank <= self.sample_k, f"rank must be at most sample_k, {self.sample_k}, got {self.rank}")
+        # Of answers from a file, the file tells how many there are.
+        most = _INT_MAX if self.answers is not None else self.sample_k
+        _require(self.rank <= most, f"rank must be at most sample_k, {self.sample_k}, got {self.rank}")
         for name in ("beta", "repetition_penalty", "max_megapixels"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         _require(self.temperature >= 0, f"temperature must be at least 0 (0 is greedy), got {self.temperature}")

@@ -12,7 +12,10 @@ OPTIONAL_COLUMNS = ("ds_name", "origin_dataset", "image_path")
 
 
 def sampled_answer(idx: pa.DataType) -> pa.Schema:
-    """Stage 0: one row an answer. `token_ids` ends with EOS where the model ended ("stop"), not at "length"."""
+    """Stage 0: one row an answer. `token_ids` ends with EOS where the model ended ("stop"), not at "length".
+
+    An answer from a file has finish_reason "given"; its `token_ids` are the file's, null where it has text alone.
+    """
     return pa.schema(
         [
             ("idx", idx),

@@ -4,8 +4,9 @@ A stage is a folder of units. The loop, status, resume, summary and pairing read
 the table names functions as text, so that all of them may import it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -68,8 +69,14 @@ SAMPLING = Stage(
     "sampled_answer", SAMPLE, schemas.sampled_answer, "data_engine.pipeline.sample:runner", "instruct",
     settings=(
         "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed", "same_pixels",
-        *PICTURES, *PROMPTS,
+        "answers", *PICTURES, *PROMPTS,
     ),
+)  # fmt: skip
+# Answers from a file, published as sampled ones are. "answers" is the file's content, null where answers are sampled;
+# "answers_vocabulary" is the tokenizer that the file's token ids are of, null where it has none.
+GIVEN = Stage(
+    SAMPLING.name, SAMPLE, schemas.sampled_answer, "data_engine.pipeline.given:runner",
+    settings=("answers", "answers_vocabulary", *PICTURES),
 )  # fmt: skip
 
 
@@ -87,29 +94,43 @@ SOURCES = {
 CHOSEN = ("implicit",)
 
 
-def chosen(sources: Iterable[str] | None = None) -> dict[str, Stage]:
-    """The stages of a run by name, sampling first, then those of its sources; by default of CHOSEN."""
-    return _by_name(SOURCES[source] for source in (CHOSEN if sources is None else sources))
+@dataclass(frozen=True)
+class RunStages:
+    """The stages of one run, as they follow from its configuration."""
+
+    given: bool = False
+    """answers come from a file: GIVEN stands in the place of SAMPLING"""
+    sources: tuple[str, ...] = field(default_factory=lambda: CHOSEN)
+    """names of SOURCES, in the order in which their stages are computed"""
+
+    @classmethod
+    def of(cls, config: Mapping[str, object]) -> "RunStages":
+        """`config` has fields of a RunConfig by name: vars() of one, or what run.json says."""
+        return cls(given=config.get("answers") is not None)
+
+    @property
+    def sampling(self) -> Stage:
+        """The stage that writes the answers."""
+        return GIVEN if self.given else SAMPLING
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Stage]:
+        """In their order: the answers, then the stages of each source."""
+        return _by_name(self.sampling, (SOURCES[source] for source in self.sources))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The models of the run, in the order in which they are first needed."""
+        return tuple(dict.fromkeys(stage.model for stage in self.by_name.values() if stage.model))
+
+    def between(self, first: int, last: int) -> list[Stage]:
+        """The stages from one step to another, both included."""
+        return [stage for stage in self.by_name.values() if first <= stage.step <= last]
 
 
 def known() -> dict[str, Stage]:
-    """Every stage that any run may have, by name."""
-    return _by_name(SOURCES.values())
-
-
-def names() -> tuple[str, ...]:
-    """Of the stages of a run, in their order."""
-    return tuple(chosen())
-
-
-def roles() -> tuple[str, ...]:
-    """The models of a run, in the order in which they are first needed."""
-    return tuple(dict.fromkeys(stage.model for stage in chosen().values() if stage.model))
-
-
-def between(first: int, last: int) -> list[Stage]:
-    """The stages of a run from one step to another, both included."""
-    return [stage for stage in chosen().values() if first <= stage.step <= last]
+    """Every stage that any run may have, by the name of its folder; that of the answers is SAMPLING here."""
+    return _by_name(SAMPLING, SOURCES.values())
 
 
 def by_model(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
@@ -119,6 +140,6 @@ def by_model(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
         yield [stage for stage in stages if stage.model == model]
 
 
-def _by_name(sources: Iterable[Source]) -> dict[str, Stage]:
-    stages = [SAMPLING, *(stage for source in sources for stage in source.stages)]
+def _by_name(sampling: Stage, sources: Iterable[Source]) -> dict[str, Stage]:
+    stages = [sampling, *(stage for source in sources for stage in source.stages)]
     return {stage.name: stage for stage in stages}

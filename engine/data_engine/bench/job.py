@@ -122,7 +122,7 @@ class TimedJob:
             tokens += sum(map(len, result.table["token_ids"].to_pylist()))
             publish(stages.SAMPLING, unit, result, {})
         writer.wait()
-        for stage in stages.between(stages.REWARD, stages.REWARD):
+        for stage in stages.RunStages().between(stages.REWARD, stages.REWARD):
             for unit, rows in enumerate(self.unit_ranges):
                 sampled = units.read_unit(work_dir, stages.SAMPLING.name, unit)
                 result = score.score_unit(self.subject.engine, questions.rows(rows), sampled.table, scoring)

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_engine import stages
 from data_engine.commands.work_dir import read_run, work_dir_argument
 from data_engine.errors import UserError
+from data_engine.stages import RunStages
 from data_engine.store import units
 from data_engine.store.logs import duration, unit_lines
 
@@ -90,7 +90,7 @@ def _watch_argument(argv: list[str]) -> tuple[float | None, list[str]]:
 def _is_done(work_dir: Path) -> bool:
     total = _planned_units(work_dir)["num_units"]
     return _is_written(work_dir) and all(
-        units.published(work_dir, stage) >= set(range(total)) for stage in stages.chosen()
+        units.published(work_dir, stage) >= set(range(total)) for stage in _stages(work_dir)
     )
 
 
@@ -103,7 +103,7 @@ def describe(work_dir: Path, now: float) -> str:
     log = sorted(known, key=lambda line: line["time"])
     lines = [f"{work_dir}: {planned['num_questions']} questions in {total} units of {planned['unit_size']}"]
     lines.append(f"{'stage':<16}{'units':>15}{'':>6}{'ranks':>8}{'answers/s':>12}{'time left':>14}")
-    for stage in stages.chosen():
+    for stage in _stages(work_dir):
         done = len(units.published(work_dir, stage) & set(range(total)))
         pace = _pace([line for line in log if line["stage"] == stage], now)
         row = f"{stage:<16}{f'{done}/{total}':>15}{_percent(done, total):>6}"
@@ -112,6 +112,11 @@ def describe(work_dir: Path, now: float) -> str:
         lines.append(row.rstrip())
     lines.append(f"{'pairs':<16}{_pairs_cell(work_dir):>15}")
     return "\n".join(lines)
+
+
+def _stages(work_dir: Path) -> Iterable[str]:
+    """The names of the run's stages, in their order."""
+    return RunStages.of(read_run(work_dir).get("config", {})).by_name
 
 
 def _planned_units(work_dir: Path) -> dict[str, int]:

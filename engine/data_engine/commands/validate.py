@@ -16,6 +16,7 @@ from data_engine.models.check import check_models
 from data_engine.models.sharding import settings as zero3_settings
 from data_engine.questions.dataset import Questions, open_questions
 from data_engine.questions.first_rows import LOOKED_AT, num_unusable, require_usable
+from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.image_workers import ImageWorkers
 
 
@@ -31,12 +32,22 @@ def check(config: RunConfig) -> str:
     exports.chosen(config.export)
     check_zero3(config)
     questions = open_questions(config)
+    run_stages = stages.RunStages.of(vars(config))
+    if config.answers is not None:
+        # Of its rows nothing yet.
+        GivenFile(config.answers, questions.idx_type)
     unusable = check_first_rows(config, questions)
     # Last: fetching a hub id may take an hour.
-    roles = stages.roles()
+    roles = run_stages.roles
     checked = check_models(config, roles)
+    answers = f"{len(questions)} questions, {config.sample_k} answers each"
+    if config.answers is not None:
+        # Imported here, as below.
+        from data_engine.job import given
+
+        answers = given.check(config, questions).told()
     first = (
-        f"valid: {len(questions)} questions, {config.sample_k} answers each; {' and '.join(roles)} model: "
+        f"valid: {answers}; {' and '.join(roles)} model: "
         f"{' and '.join(checked[role].family for role in roles)}; work_dir {config.work_dir}"
     )
     if not questions.has_images:

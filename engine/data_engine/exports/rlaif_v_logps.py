@@ -163,8 +163,8 @@ def require(family: str | None) -> None:
     """Raise UserError for an instruct model of another family than the trainer's."""
     if family != FAMILY:
         raise UserError(
-            f"the format rlaif-v-logps needs an instruct model of the family {FAMILY}, which its trainer trains, and this "
-            f"one is of the family {family}; use rlaif-v"
+            f"the format rlaif-v-logps is for instruct models of the family {FAMILY}, which its trainer trains, and "
+            f"this one is of the family {family}; use rlaif-v"
         )
 
 

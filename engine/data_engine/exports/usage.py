@@ -27,7 +27,9 @@ _MARGIN = ("margin", "reward of chosen minus reward of rejected, both summed ove
 _LABEL = ("label", "true: chosen in a pair; false: rejected in a pair")
 
 _TRL = """```python
-import datasets, trl
+import datasets
+import trl
+
 rows = datasets.load_dataset("EXPORT", split="train")
 arguments = trl.{name}Config(output_dir="out", max_length=None)
 trl.{name}Trainer(model="MODEL", args=arguments, train_dataset=rows).train()
@@ -127,7 +129,7 @@ USAGES = {
          ("answer, token_ids, finish_reason", "as sampled"), ("sum, avg, min, last", "rewards"),
          ("sum_rank, avg_rank", "places among the answers to the question, from 1"),
          ("not_ranked", "why it has no place"), ("image_path", "what the dataset calls the picture")),
-        '```python\nimport pyarrow.parquet as pq\ntable = pq.read_table("EXPORT/scored.parquet")\n```',
+        '```python\nimport pyarrow.parquet as pq\n\ntable = pq.read_table("EXPORT/scored.parquet")\n```',
     ),
 }  # fmt: skip
 

@@ -7,12 +7,19 @@ from pathlib import Path
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
 from data_engine.models import chat_options, class_for
+from data_engine.models.check import TOKENIZERS
 from data_engine.models.checkpoint import fingerprint, num_weights
 from data_engine.models.registry import AUTO, family_of, read_json, resolve
 from data_engine.store.file_hashes import HashFiles
 
 # By these, two checkpoints are told apart that cannot be one model before and after tuning.
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+
+# What else, of a checkpoint of transformers, decides which ids a text becomes: how a template ends an answer.
+_TEMPLATES = (
+    "*token*.json", "*token*.model", "special_tokens_map.json", "vocab*", "merges.txt", "*chat_template*",
+    "*processor_config.json", "generation_config.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,23 @@ class Checkpoint:
         if self.image_processor is None:
             return content
         return hashlib.sha256(f"{content} {self.image_processor}".encode()).hexdigest()
+
+    def encodes_as(self, other: "Checkpoint") -> bool:
+        """Whether both are certain to put the same ids to any text: same family, and same files that decide it."""
+        return self.family == other.family and self._encoding() == other._encoding()
+
+    def _encoding(self) -> dict[str, object]:
+        """All that the ids of a text answer depend on, by name."""
+        told: dict[str, object] = {"vocabulary": self.vocabulary}
+        # A family of its own has its prompt in code.
+        names = _TEMPLATES if self.family == AUTO else TOKENIZERS
+        for file in sorted({file for name in names for file in self.folder.glob(name)}):
+            told[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        if self.family == AUTO:
+            raw = read_json(self.folder / "config.json")
+            text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else {}
+            told |= {name: raw.get(name, text.get(name)) for name in {*raw, *text} if "token" in name}
+        return told
 
     def as_json(self) -> dict:
         return {**asdict(self), "folders": list(map(str, self.folders)), "markers": list(self.markers)}

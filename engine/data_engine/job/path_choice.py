@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from data_engine import stages
 from data_engine.errors import BadRow, UserError
 from data_engine.job.plan import Plan
 from data_engine.models.base import Prompt, VisionLanguageModel
@@ -54,8 +53,8 @@ def choose(plan: Plan, role: str, model: VisionLanguageModel, decode: Decode) ->
 
 def _digest(plan: Plan, role: str) -> str:
     """Of all that the first usable question, its length and the model's numbers depend on."""
-    of_role = [stage for stage in stages.chosen().values() if stage.model == role]
-    names = sorted({name for stage in (stages.SAMPLING, *of_role) for name in stage.bound})
+    of_role = [stage for stage in plan.stages.by_name.values() if stage.model == role]
+    names = sorted({name for stage in (plan.stages.sampling, *of_role) for name in stage.bound})
     told = json.dumps({name: plan.bound.get(name) for name in names}, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 

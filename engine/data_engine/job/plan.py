@@ -8,21 +8,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_engine import stages
+from data_engine import exports, stages
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import budgets, run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings
+from data_engine.job.given import ROLE, Given
+from data_engine.job.given import warnings as given_warnings
 from data_engine.models import family_class
 from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import check_models
 from data_engine.models.sharding import placement
 from data_engine.processes.ranks import Ranks, set_device
 from data_engine.questions.dataset import Questions, open_questions
-from data_engine.stages import Stage
+from data_engine.questions.given_rows import GivenFile
+from data_engine.stages import RunStages, Stage
 from data_engine.store import units
 from data_engine.store.claims import Claims
-from data_engine.store.file_hashes import FileHashes
+from data_engine.store.file_hashes import FileHashes, HashFiles
 
 NO_IMAGES = (
     'the dataset has no column "image" or "images": every question is asked without an image (a column of another name '
@@ -53,6 +56,9 @@ class Plan:
     """the rows of each unit"""
     mine: range
     """numbers of the units of this job's shard"""
+    stages: RunStages
+    given: Given | None
+    """the answers of --answers"""
 
     @classmethod
     def of(cls, config: RunConfig, ranks: Ranks) -> "Plan":
@@ -64,19 +70,24 @@ class Plan:
         device = pick_device(ranks.device(config.device))
         set_device(device)
         target, work_dir = Target(device, pick_dtype(config.dtype, device)), Path(config.work_dir)
-        questions = open_questions(config)
-        _check_columns(questions)
-        check_models(config, stages.roles())
-        checkpoints = {role: Checkpoint.of_role(config, role) for role in stages.roles()}
-        weights = budgets.largest_bytes(checkpoints, target.dtype)
-        decision = placement.decide(config.zero3, weights, ranks, device, config.memory_fraction)
-        if decision.split:
-            for checkpoint in checkpoints.values():
-                family_class(checkpoint.family).check_split(checkpoint.folder)
+        run_stages, formats = RunStages.of(vars(config)), exports.chosen(config.export)
+        questions = _questions(config, run_stages)
+        check_models(config, run_stages.roles)
+        checkpoints = {role: Checkpoint.of_role(config, role) for role in run_stages.roles}
+        exports.require_possible(formats, checkpoints[ROLE].family)
+        decision = _placement(config, checkpoints, ranks, target)
         bound = run_file.bound_settings(config, len(questions), target)
         # Before minutes of hashing.
-        run_file.require_same(work_dir, bound)
-        bound |= _content(work_dir, questions, checkpoints, ranks)
+        run_file.require_same(work_dir, bound, run_stages)
+        claims = Claims(run_file.make_work_dir(work_dir), ranks.rank)
+        hashes = FileHashes(work_dir, claims)
+        bound |= _content(config, questions, checkpoints, hashes)
+        given = None
+        if config.answers is not None:
+            # Before the file is read whole.
+            run_file.require_same(work_dir, bound, run_stages)
+            given = Given.of(config, questions, checkpoints, hashes, claims)
+            bound["answers_vocabulary"] = checkpoints[ROLE].vocabulary if given.facts.has_ids else None
         at_once = len(questions) if config.lookahead else min(len(questions), bound["unit_size"])
         described = run_file.describe(
             config, questions, bound,
@@ -87,18 +98,18 @@ class Plan:
         unit_rows = units.split_units(len(questions), bound["unit_size"])
         plan = cls(
             config, ranks, work_dir, target, questions, checkpoints, decision, found["frozen"], bound, unit_rows,
-            range(config.shard_index, len(unit_rows), config.num_shards),
+            range(config.shard_index, len(unit_rows), config.num_shards), run_stages, given,
         )  # fmt: skip
         if ranks.rank == 0:
             log.info("%s", decision)
-            log.info("%s", budgets.told(plan.budgets))
+            log.info("%s", budgets.told(plan.budgets) if given is None else given.facts.told())
             for warning in (*warnings, *plan.warnings()):
                 log.warning(warning)
         return plan
 
     @property
     def sampler(self) -> Checkpoint:
-        """The model that samples the answers."""
+        """The model that samples the answers, or is to learn from those that are given."""
         return self.checkpoints[stages.SAMPLING.model]
 
     def answers_as_text(self, stage: Stage) -> bool:
@@ -107,39 +118,70 @@ class Plan:
 
     @property
     def same_tokenizer(self) -> bool:
-        """Whether all models of the run read the sampled token ids as they are."""
-        return not any(self.answers_as_text(stage) for stage in stages.chosen().values())
+        """Whether all models of the run score the same token ids of an answer."""
+        if any(self.answers_as_text(stage) for stage in self.stages.by_name.values()):
+            return False
+        return not self._has_texts or all(self.sampler.encodes_as(one) for one in self.checkpoints.values())
+
+    @property
+    def _has_texts(self) -> bool:
+        """Whether answers come as text, which each model encodes by its own template."""
+        return self.given is not None and self.given.facts.text_alone > 0
 
     def warnings(self) -> list[str]:
         """What a person should know before the work begins."""
         both = [self.checkpoints[role] for role in ("instruct", "reward") if role in self.checkpoints]
         found = kinship_warnings(*both) if len(both) == 2 else []
         if not self.same_tokenizer:
-            found.append(
-                "instruct and reward model have different tokenizers: answers go over as text, "
-                "rewards compare sums and means, and min and last are null"
-            )
+            why = "instruct and reward model have different tokenizers: answers go over as text"
+            if not any(map(self.answers_as_text, self.stages.by_name.values())):
+                why = "the files of tokenizer or chat template differ between the models, which encode given texts each"
+            found.append(f"{why}, rewards compare sums and means, and min and last are null")
         if taken := placement.taken_by_others(self.target.device, self.placement.memory_bytes):
             found.append(taken)
         if not self.questions.has_images:
             found.append(NO_IMAGES)
-        if self.config.temperature == 0:
+        if self.given is not None:
+            found += given_warnings(self.given.facts, self.config)
+        elif self.config.temperature == 0:
             found.append("temperature 0 gives the same answer k times: no pair can come of it")
         return found
 
 
+def _questions(config: RunConfig, run_stages: RunStages) -> Questions:
+    """The dataset, checked against what the stages and the file of answers need of it."""
+    questions = open_questions(config)
+    _check_columns(questions, run_stages)
+    if config.answers is not None:
+        # Of its rows nothing yet.
+        GivenFile(config.answers, questions.idx_type)
+    return questions
+
+
+def _placement(
+    config: RunConfig, checkpoints: Mapping[str, Checkpoint], ranks: Ranks, target: Target
+) -> placement.Decision:
+    """Whether models are split over the ranks. Raises UserError for one that would have to be and cannot."""
+    weights = budgets.largest_bytes(checkpoints, target.dtype)
+    decision = placement.decide(config.zero3, weights, ranks, target.device, config.memory_fraction)
+    if decision.split:
+        for checkpoint in checkpoints.values():
+            family_class(checkpoint.family).check_split(checkpoint.folder)
+    return decision
+
+
 def _content(
-    work_dir: Path, questions: Questions, checkpoints: Mapping[str, Checkpoint], ranks: Ranks
+    config: RunConfig, questions: Questions, checkpoints: Mapping[str, Checkpoint], hash_files: HashFiles
 ) -> dict[str, str]:
-    """The bound values that are content: of the dataset and of each model."""
-    run_file.make_work_dir(work_dir)
-    hashes = FileHashes(work_dir, Claims(work_dir, ranks.rank))
-    models = {stages.model_key(role): checkpoint.fingerprint(hashes) for role, checkpoint in checkpoints.items()}
-    return {"dataset": questions.fingerprint(hashes), **models}
+    """The bound values that are content: of the dataset, of given answers and of each model."""
+    found = {stages.model_key(role): checkpoint.fingerprint(hash_files) for role, checkpoint in checkpoints.items()}
+    if config.answers is not None:
+        [found["answers"]] = hash_files([Path(config.answers)])
+    return {"dataset": questions.fingerprint(hash_files), **found}
 
 
-def _check_columns(questions: Questions) -> None:
-    for stage in stages.chosen().values():
+def _check_columns(questions: Questions, run_stages: RunStages) -> None:
+    for stage in run_stages.by_name.values():
         missing = [column for column in stage.columns if column not in questions.columns]
         if missing:
             raise UserError(

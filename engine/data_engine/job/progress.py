@@ -78,7 +78,8 @@ class Progress:
         table = result.table
         # What a stage tells of tokens is a list an answer; a score is none.
         by_token = [table[field.name] for field in table.schema if pa.types.is_list(field.type)]
-        tokens = sum(len(answer) for answer in by_token[0].to_pylist()) if by_token else 0
+        # Null for an answer that was given as text.
+        tokens = sum(len(answer or ()) for answer in by_token[0].to_pylist()) if by_token else 0
         line = {"time": time.time(), "stage": stage, "unit": unit, "seconds": round(seconds, 3)}
         line |= {"questions": questions, "answers": table.num_rows, "tokens": tokens}
         line["peak_gb"] = round(peak_bytes / 1e9, 3)

@@ -4,7 +4,6 @@ computed better now. A unit that is set aside counts as missing, and the loop co
 
 import logging
 
-from data_engine import stages
 from data_engine.job.plan import Plan
 from data_engine.stages import Stage
 from data_engine.store import units
@@ -21,10 +20,10 @@ def check(plan: Plan, claims: Claims) -> None:
     stage is among those to be computed, one with a row that was missing and can be read now.
     """
     config = plan.config
-    todo = {stage.name for stage in stages.between(config.continue_from_stage, config.stop_after_stage)}
+    todo = {stage.name for stage in plan.stages.between(config.continue_from_stage, config.stop_after_stage)}
     # Of each stage: the seal of each published unit; another one, that no unit has, for those that were set aside here.
     seals: dict[str, dict[int, str]] = {}
-    for stage in stages.chosen().values():
+    for stage in plan.stages.by_name.values():
         seals[stage.name] = {}
         for unit in sorted(units.published(plan.work_dir, stage.name) & set(plan.mine)):
             try:

@@ -21,7 +21,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.models.base import Target
 from data_engine.questions.dataset import Questions
-from data_engine.stages import Stage
+from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
 from data_engine.store.made_from import differing_names, told
 from data_engine.store.units import auto_unit_size, creating, replacing, split_units
@@ -35,6 +35,9 @@ def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dic
     """The bound values that are no content, by name."""
     names = {name for stage in stages.known().values() for name in stage.bound}
     bound = {name: value for name, value in asdict(config).items() if name in names}
+    if config.answers is not None:
+        # By its content.
+        del bound["answers"]
     bound |= {"device": target.device.type, "dtype": target.dtype_name, **_canonical(config)}
     return bound | {"unit_size": config.unit_size or auto_unit_size(num_questions)}
 
@@ -77,11 +80,11 @@ def places(config: RunConfig) -> dict:
     return {name: str(Path(path).absolute()) if path and Path(path).exists() else path for name, path in named.items()}
 
 
-def require_same(work_dir: Path, bound: Mapping) -> None:
+def require_same(work_dir: Path, bound: Mapping, run_stages: RunStages) -> None:
     """Raise UserError where run.json is there, and a published unit depends on another value of `bound`."""
     found = read(work_dir)
     if found is not None:
-        _refuse_held(work_dir, found["bound"], bound)
+        _refuse_held(work_dir, found["bound"], bound, run_stages)
 
 
 def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
@@ -95,7 +98,7 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
             with creating(path) as beside:
                 beside.write_text(json.dumps(described, indent=1))
     found = read(work_dir)
-    _refuse_held(work_dir, found["bound"], described["bound"])
+    _refuse_held(work_dir, found["bound"], described["bound"], RunStages.of(described.get("config", {})))
     changed = [
         f"{name} {then} -> {described['versions'].get(name)}"
         for name, then in found["versions"].items()
@@ -157,11 +160,12 @@ def require_current(work_dir: Path, stage: Stage, bound: Mapping) -> None:
         )
 
 
-def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping) -> None:
+def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping, run_stages: RunStages) -> None:
     """Raise UserError for each name of `ours` that differs, and that shaped a published unit."""
     # Values of models that this start does not use stay as they are.
     differing = differing_names(theirs, ours)
-    holding = {name: stage.name for name in differing for stage in stages.known().values()
+    every = stages.known() | run_stages.by_name
+    holding = {name: stage.name for name in differing for stage in every.values()
                if name in stage.bound and units.published(work_dir, stage.name)}  # fmt: skip
     if holding:
         by = ", ".join(dict.fromkeys(holding.values()))

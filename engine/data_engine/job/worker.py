@@ -19,6 +19,7 @@ from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
 from data_engine.job.progress import Progress, log_to_stderr
 from data_engine.models.sharding.coordination import Coordination, Independent, coordinate
+from data_engine.pipeline.given import NO_ANSWER
 from data_engine.pipeline.runner import StageRunner, UnitWork
 from data_engine.processes.exit_report import NOTHING_WRITTEN, STOPPED, announce, report_exit
 from data_engine.processes.ranks import Ranks, set_threads
@@ -105,7 +106,7 @@ class Worker:
     def work(self, coordination: Coordination) -> bool:
         """Publish every unit of this job's shard, up to the last step asked for; False if a signal came."""
         config = self.plan.config
-        todo = stages.between(config.continue_from_stage, config.stop_after_stage)
+        todo = self.plan.stages.between(config.continue_from_stage, config.stop_after_stage)
         published.check(self.plan, self.claims)
         self._require_earlier()
         total = len(self.plan.mine) * len(todo)
@@ -128,7 +129,7 @@ class Worker:
 
     def _look_at_first_rows(self, todo: list[Stage]) -> None:
         """Raise UserError, before a model is loaded, where none of them can be used."""
-        plan, sampling = self.plan, stages.SAMPLING
+        plan, sampling = self.plan, self.plan.stages.sampling
         if plan.ranks.rank == 0 and sampling in todo and units.missing(plan.work_dir, sampling.name, plan.mine):
             with ImageWorkers() as workers:
                 require_usable(plan.questions, plan.config.max_megapixels, workers.decode)
@@ -172,7 +173,7 @@ class Worker:
         first = self.plan.config.continue_from_stage
         # Pairs are made of all units, whichever shard computed them.
         wanted = range(len(self.plan.unit_rows)) if first == stages.PAIR else self.plan.mine
-        for stage in stages.between(stages.SAMPLE, first - 1):
+        for stage in self.plan.stages.between(stages.SAMPLE, first - 1):
             missing = units.missing(self.plan.work_dir, stage.name, wanted)
             if missing:
                 raise IncompleteError(
@@ -265,7 +266,7 @@ class Worker:
         return True
 
     def _submit(self, stage: Stage, unit: int, runner: StageRunner) -> None:
-        plan, known = self.plan, stages.known()
+        plan, known = self.plan, self.plan.stages.by_name
         inputs = {name: read_unit(plan.work_dir, known[name], unit, plan.bound) for name in stage.needs}
         questions = plan.questions.rows(plan.unit_rows[unit])
         for needed in inputs.values():
@@ -277,7 +278,7 @@ class Worker:
         self, stage: Stage, unit: int, result: UnitResult, seconds: float, claims_held: dict, progress: Progress
     ) -> None:
         """Have a result published by the writer's thread, which gives the claim back."""
-        left_out = result.quarantined + result.missing
+        left_out = [row for row in result.quarantined + result.missing if row[1] != NO_ANSWER]
         if left_out and self.plan.config.on_bad_row == "error":
             idx, reason = left_out[0]
             raise UserError(f"row {idx!r} cannot be used: {reason} (on_bad_row is error; skip leaves such rows out)")

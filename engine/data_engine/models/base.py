@@ -4,7 +4,7 @@ Sampling and scoring see prompts, the decoder's layers and the head, and are wri
 Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -99,6 +99,8 @@ class TextSide(NamedTuple):
     """names of --chat_template_kwargs that the checkpoint's template does not read"""
     control_tokens: tuple[str, ...] = ()
     """texts that a trainer's tokenizer would read as tokens of the prompt's format"""
+    text: Callable[[list[int]], str] | None = None
+    """see VisionLanguageModel; None: ids become text by a loaded model alone"""
 
 
 class CacheSizes(NamedTuple):

@@ -120,7 +120,9 @@ class Llava:
 
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
-        return TextSide(load_tokenizer(folder).vocabulary, cls.markers, control_tokens=control_tokens(folder))
+        tokenizer, tokens = load_tokenizer(folder), control_tokens(folder)
+        text = lambda ids: tokenizer.decode(ids).strip()  # noqa: E731
+        return TextSide(tokenizer.vocabulary, cls.markers, control_tokens=tokens, text=text)
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:

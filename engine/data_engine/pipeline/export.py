@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from data_engine import exports, stages
 from data_engine.config import RunConfig
+from data_engine.errors import UserError
 from data_engine.exports import card
 from data_engine.exports.base import ExportSource, Written
 from data_engine.exports.card import Card
@@ -23,6 +24,7 @@ from data_engine.preferences.filters import KEPT
 from data_engine.questions.dataset import Questions
 from data_engine.reporting.picture import picture
 from data_engine.rewards import RewardSettings
+from data_engine.stages import RunStages
 from data_engine.store.made_from import read_unit
 from data_engine.store.units import split_units
 
@@ -59,10 +61,21 @@ class FinishedRun:
     """of run.json, with the dataset where it is now"""
 
     @property
+    def stages(self) -> RunStages:
+        """Of the run."""
+        return RunStages.of(self.run_file["config"])
+
+    @property
     def metadata(self) -> dict[str, dict]:
-        """What pairs.parquet says of its pairing: "settings" and "funnel"."""
+        """What pairs.parquet says of its pairing: "settings", "funnel", "same_tokenizer"."""
         found = pq.read_schema(self.work_dir / PAIRS_FILE).metadata
-        return {name: json.loads(found[name.encode()]) for name in ("settings", "funnel")}
+        names = ("settings", "funnel", "same_tokenizer")
+        if any(name.encode() not in found for name in names):
+            raise UserError(
+                f'the pairs of "{self.work_dir}" were made by an earlier version of this program; pair again, by the '
+                "command of the run with --continue_from_stage 2"
+            )
+        return {name: json.loads(found[name.encode()]) for name in names}
 
     def source(self) -> ExportSource:
         """What exports are made from."""
@@ -98,7 +111,7 @@ class FinishedRun:
         }
 
     def _table(self, stage: str, unit: int) -> pa.Table:
-        return read_unit(self.work_dir, stages.known()[stage], unit, self.run_file["bound"]).table
+        return read_unit(self.work_dir, self.stages.by_name[stage], unit, self.run_file["bound"]).table
 
 
 @dataclass(frozen=True)
@@ -109,12 +122,11 @@ class _Answers:
     ranges: list[range]
 
     def __iter__(self) -> Iterator[dict]:
-        models = self.run.run_file["models"]
-        vocabularies = {models[role]["vocabulary"] for role in stages.roles()}
-        settings = RewardSettings(self.run.metadata["settings"]["beta"], len(vocabularies) == 1)
-        markers = models[stages.SAMPLING.model]["markers"]
+        told = self.run.metadata
+        settings = RewardSettings(told["settings"]["beta"], told["same_tokenizer"])
+        markers = self.run.run_file["models"][stages.SAMPLING.model]["markers"]
         for unit, rows in enumerate(self.ranges):
-            read = read_stages(self.run.work_dir, unit, self.run.run_file["bound"])
+            read = read_stages(self.run.work_dir, unit, self.run.run_file["bound"], self.run.stages)
             order = self.run.questions.idx[rows.start : rows.stop]
             for _, answers in rewarded(read, unit, order, settings, ANSWER_COLUMNS):
                 yield from with_places(answers, *strategies.split_ranked(answers, markers))

@@ -57,13 +57,15 @@ def run(
     bound: Mapping,
     exif: Exif = "apply",
     control_tokens: tuple[str, ...] = (),
+    run_stages: stages.RunStages | None = None,
 ) -> Funnel:
     """Pair all answers of `work_dir` and publish the dataset.
 
     Raises IncompleteError where units are missing, DamagedUnitError for one that must be computed again, UserError for
     one that was computed from other values than those of `bound`, or from other rows than `questions`.
     """
-    require_units(work_dir, len(unit_ranges))
+    run_stages = run_stages or stages.RunStages()
+    require_units(work_dir, len(unit_ranges), run_stages)
     settings = Settings(rank, distance, beta, seed)
     reward_settings = RewardSettings(beta, same_tokenizer)
     with scratch_folder(work_dir, "pairing") as scratch:
@@ -72,7 +74,7 @@ def run(
         candidates = CandidateTable(scratch / "candidates.parquet", schemas.pairs(questions.idx_type), seed)
         with candidates, debug_rows as add_row:
             for unit, rows in enumerate(unit_ranges):
-                read = read_stages(work_dir, unit, bound)
+                read = read_stages(work_dir, unit, bound, run_stages)
                 funnel.quarantined += len(left_out(read.values()))
                 funnel.turned += read[stages.SAMPLING.name].facts.get("turned", 0)
                 for idx, answers in rewarded(read, unit, questions.idx[rows.start : rows.stop], reward_settings):
@@ -87,6 +89,7 @@ def run(
             _write_debug_pairs(scratch / "pairs.json", candidates)
             move_in(scratch / "pairs.json", work_dir / "debug/pairs.json")
         metadata = {"settings": json.dumps(dataclasses.asdict(settings)), "funnel": funnel.to_json()}
+        metadata["same_tokenizer"] = json.dumps(same_tokenizer)
         _write_pairs(scratch / "pairs.parquet", candidates, metadata)
         move_in(scratch / "pairs.parquet", work_dir / PAIRS_FILE)
     return funnel
@@ -97,10 +100,10 @@ def read_funnel(work_dir: Path) -> Funnel:
     return Funnel.from_json(pq.read_schema(work_dir / PAIRS_FILE).metadata[b"funnel"].decode())
 
 
-def require_units(work_dir: Path, num_units: int) -> None:
+def require_units(work_dir: Path, num_units: int, run_stages: stages.RunStages) -> None:
     """Raise IncompleteError, listing the missing units by stage, unless every unit is published."""
     lines = []
-    for stage in stages.names():
+    for stage in run_stages.by_name:
         missing = units.missing(work_dir, stage, range(num_units))
         if missing:
             lines.append(f"{stage}: {units.compressed(missing)}")

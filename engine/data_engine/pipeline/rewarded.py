@@ -10,6 +10,7 @@ import pyarrow as pa
 from data_engine import errors, stages
 from data_engine.preferences import strategies
 from data_engine.rewards import NOT_SCORED, Rewards, RewardSettings
+from data_engine.stages import RunStages
 from data_engine.store.made_from import read_with_inputs
 from data_engine.store.sealed import Sealed
 from data_engine.tables import load
@@ -18,13 +19,13 @@ REWARDS = tuple(field.name for field in dataclasses.fields(Rewards))
 RANKED_BY = ("sum", "avg")
 
 
-def read_stages(work_dir: Path, unit: int, bound: Mapping) -> dict[str, Sealed]:
+def read_stages(work_dir: Path, unit: int, bound: Mapping, run_stages: RunStages) -> dict[str, Sealed]:
     """The unit of each stage, by name; each was computed from those that it needs.
 
     Raises DamagedUnitError for one that must be computed again, UserError for one of other values than `bound`.
     """
     read: dict[str, Sealed] = {}
-    for stage in stages.chosen().values():
+    for stage in run_stages.by_name.values():
         inputs = {name: read[name] for name in stage.needs}
         read[stage.name] = read_with_inputs(work_dir, stage, unit, bound, inputs)
     return read

@@ -14,6 +14,7 @@ import pyarrow as pa
 from data_engine.config import RunConfig
 from data_engine.models.base import VisionLanguageModel
 from data_engine.questions.dataset import Question
+from data_engine.questions.given_rows import GivenAnswer
 from data_engine.questions.images import Decode
 from data_engine.store.sealed import Sealed
 from data_engine.store.units import UnitResult
@@ -35,6 +36,8 @@ class StageContext:
     """the model is split over ranks, which make each call of it together"""
     decode: Decode
     """of images, in another process"""
+    given: Callable[[int], list[list[GivenAnswer]]] | None = None
+    """the answers of --answers to each question of a unit, by its number"""
 
 
 @dataclass(frozen=True)

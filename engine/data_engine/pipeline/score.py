@@ -33,7 +33,8 @@ class ScoreSettings:
     """What stage 1 depends on besides the model, the questions and their answers."""
 
     as_text: bool
-    """answers go over as text, since the model has another tokenizer than the one that sampled"""
+    """answers go over as text, since the model has another tokenizer than the one that sampled; those that were given
+    as text do so in any case"""
     max_megapixels: float
     tokens_a_pass: int = 0
     """questions go through the model together up to so many tokens, frozen in run.json; a question never waits"""
@@ -113,14 +114,26 @@ def _prepare(
     try:
         pictures, conversation = read_images(question, settings.max_megapixels, decode), question.conversation
         prompt = model.prompt(conversation, pictures, True, settings.max_megapixels)
-        if settings.as_text:
-            ids = [model.encode_answer(conversation, row["answer"]) for row in rows]
-        else:
-            ids = [row["token_ids"] for row in rows]
+        ids = [_answer_ids(model, conversation, row, settings.as_text) for row in rows]
         require_room(model, prompt, ids)
     except (BadRow, BadImage) as problem:
         return _Prepared(question, rows, problem=str(problem))
     return _Prepared(question, rows, prompt, ids, pass_tokens(prompt.length, ids))
+
+
+def _answer_ids(model: VisionLanguageModel, conversation: Conversation, row: dict, as_text: bool) -> list[int]:
+    """The ids of a sampled or given answer, which has none of its own where it was given as text.
+
+    Raises BadRow for given ids that the model cannot score.
+    """
+    ids = row["token_ids"]
+    if as_text or ids is None:
+        return model.encode_answer(conversation, row["answer"])
+    if max(ids) >= model.num_ids:
+        raise BadRow(f"answer {row['sample_index']} has the id {max(ids)}; the model has {model.num_ids} ids")
+    if media := set(ids).intersection(model.banned_token_ids):
+        raise BadRow(f"answer {row['sample_index']} has the id {min(media)}, which stands for a picture, film or sound")
+    return ids
 
 
 def _passes(

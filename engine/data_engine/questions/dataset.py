@@ -115,6 +115,12 @@ class Questions:
         self.has_images = has_images(source.columns)
         self._asked = tuple(column for column in INPUT_COLUMNS[1:] if column in source.columns)
         self._source, self._image_root, self._system = source, image_root, system
+        self._is_limited = limit is not None
+
+    @functools.cached_property
+    def beyond_limit(self) -> frozenset[int | str]:
+        """The ids of the rows that `limit` leaves out."""
+        return frozenset(self._source.ids(None)[len(self) :].to_pylist()) if self._is_limited else frozenset()
 
     def __len__(self) -> int:
         return len(self.idx)

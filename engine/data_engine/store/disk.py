@@ -35,10 +35,11 @@ def describe(error: OSError, work_dir: Path) -> str:
 def needed_bytes(work_dir: Path) -> int:
     """What the units that are still missing will take, by the mean of those that are there; 0 where none is known."""
     try:
-        num_units, total = json.loads((work_dir / "run.json").read_text())["units"]["num_units"], 0
+        run = json.loads((work_dir / "run.json").read_text())
+        num_units, total = run["units"]["num_units"], 0
     except (OSError, ValueError):
         return 0
-    for stage in stages.chosen():
+    for stage in stages.RunStages.of(run.get("config", {})).by_name:
         sizes = units.sizes(work_dir, stage)
         if sizes:
             total += (num_units - len(sizes)) * sum(sizes) // len(sizes)

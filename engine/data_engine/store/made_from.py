@@ -71,7 +71,8 @@ def differing_names(theirs: Mapping, ours: Mapping) -> list[str]:
 
 def told(names: list[str], then: Mapping, now: Mapping) -> str:
     """Values that differ, for a person to read."""
-    contents = {"dataset", "chat_template", *(stages.model_key(role) for role in stages.roles())}
+    models = (stages.model_key(stage.model) for stage in stages.known().values() if stage.model)
+    contents = {"dataset", "chat_template", "answers", "answers_vocabulary", *models}
 
     def shown(name: str, value: object) -> str:
         return str(value)[:CONTENT_LENGTH] if name in contents else repr(value)

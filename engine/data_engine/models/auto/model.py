@@ -156,7 +156,12 @@ class Auto:
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
         loaded = Chat.load(folder, chat)
         return TextSide(
-            loaded.vocabulary, loaded.markers, loaded.image_processor_name, tuple(loaded.unused_kwargs), loaded.markers
+            loaded.vocabulary,
+            loaded.markers,
+            loaded.image_processor_name,
+            tuple(loaded.unused_kwargs),
+            loaded.markers,
+            loaded.text,
         )
 
     @staticmethod

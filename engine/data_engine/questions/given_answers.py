@@ -1,0 +1,238 @@
+"""The answers of --answers, checked as a whole and sorted by question, so that those of a unit are read at once.
+
+The sorted copy is made once a work directory, in answers/, and shared by all ranks. Memory holds some 40 bytes of each
+answer while it is made, and never the texts.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from data_engine.errors import UserError
+from data_engine.questions.dataset import Questions
+from data_engine.questions.given_rows import GivenAnswer, GivenFile, GivenRow
+from data_engine.store.claims import Claims
+from data_engine.store.file_hashes import HashFiles
+from data_engine.store.folders import scratch_folder, swap_in
+
+FOLDER = "answers"
+POLL_S = 0.2
+# How many of the rows that are wrong in the same way a message names.
+_NAMED = 5
+_ROWS, _STARTS, _FIRST, _FACTS = "rows.jsonl", "starts.npy", "first.npy", "facts.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class GivenFacts:
+    """What a person and the checks of a start should know of all answers together."""
+
+    rows: int = 0
+    """answers that are used"""
+    beyond_limit: int = 0
+    """answers to questions that --limit leaves out"""
+    questions_by_answers: dict[int, int] = field(default_factory=dict)
+    """number of answers -> questions that have so many; of none, too"""
+    largest_id: int = -1
+    largest_id_at: int = 0
+    """number of the row that has it"""
+    text_alone: int = 0
+    """answers without token ids"""
+    ids_alone: int = 0
+    """answers without text"""
+
+    @property
+    def has_ids(self) -> bool:
+        return self.largest_id >= 0
+
+    @property
+    def most(self) -> int:
+        """The most answers that a question has."""
+        return max(self.questions_by_answers)
+
+    def questions_with(self, fewest: int, most: int) -> int:
+        """How many questions have so many answers."""
+        return sum(count for number, count in self.questions_by_answers.items() if fewest <= number <= most)
+
+    def told(self) -> str:
+        """In words."""
+        asked = sum(self.questions_by_answers.values())
+        found = f"{self.rows} answers to {self.questions_with(1, self.most)} of {asked} questions"
+        return f"{found}; {self.beyond_limit} answers are to questions beyond --limit" if self.beyond_limit else found
+
+
+class _Gathering:
+    """The pass over a file: its rows are checked and written to a stream, and of each a few numbers are kept."""
+
+    def __init__(self, file: GivenFile, questions: Questions) -> None:
+        self._file, self._questions = file, questions
+        self.facts = GivenFacts()
+        self.places, self.sizes, self._numbers, self._digests = array("q"), array("q"), array("q"), bytearray()
+
+    def run(self, stream: BinaryIO | None) -> None:
+        """Raises UserError naming what is wrong with the file."""
+        place_of = {idx: place for place, idx in enumerate(self._questions.idx)}
+        unknown: list[GivenRow] = []
+        num_unknown = 0
+        for row in self._file.rows():
+            place = place_of.get(row.idx)
+            if place is not None:
+                self._take(row, place, stream)
+            elif row.idx in self._questions.beyond_limit:
+                self.facts.beyond_limit += 1
+            else:
+                num_unknown += 1
+                unknown += [row] if num_unknown <= _NAMED else []
+        if unknown:
+            raise UserError(
+                f"{self._file.name}: the dataset has no question of the idx of {num_unknown} rows: "
+                f"{self._named(((row.number, row.idx) for row in unknown), num_unknown)}. Take these rows out, or give "
+                "the dataset that they are answers to"
+            )
+        if not self.places:
+            others = f" to the first {len(place_of)} questions, which --limit leaves" if self.facts.beyond_limit else ""
+            raise UserError(f"{self._file.name} has no answers{others}")
+        self._refuse_duplicates()
+        counts = np.bincount(np.bincount(self._array(self.places), minlength=len(place_of)))
+        self.facts.questions_by_answers = {number: int(count) for number, count in enumerate(counts) if count}
+
+    def _take(self, row: GivenRow, place: int, stream: BinaryIO | None) -> None:
+        text, ids = row.answer.text, row.answer.token_ids
+        record = json.dumps([text, ids]).encode() + b"\n"
+        if stream is not None:
+            stream.write(record)
+        self.places.append(place)
+        self.sizes.append(len(record))
+        self._numbers.append(row.number)
+        # By the text, since two equal ones make no pair; by the ids where there is none.
+        same = json.dumps([place, text if text and text.strip() else ids]).encode()
+        self._digests += hashlib.blake2b(same, digest_size=16).digest()
+        facts = self.facts
+        facts.rows += 1
+        facts.text_alone += ids is None
+        facts.ids_alone += text is None
+        if ids is not None and max(ids) > facts.largest_id:
+            facts.largest_id, facts.largest_id_at = max(ids), row.number
+
+    def _refuse_duplicates(self) -> None:
+        halves = np.frombuffer(self._digests, np.uint64).reshape(-1, 2)
+        order = np.lexsort((halves[:, 1], halves[:, 0]))
+        again = order[1:][(halves[order[1:]] == halves[order[:-1]]).all(1)]
+        if len(again):
+            first = sorted(again.tolist())[:_NAMED]
+            named = ((self._numbers[row], self._questions.idx[self.places[row]]) for row in first)
+            raise UserError(
+                f"{self._file.name}: {len(again)} rows repeat an answer that another row of their idx has: "
+                f"{self._named(named, len(again))}. Keep one of each"
+            )
+
+    def _named(self, rows: Iterable[tuple[int, int | str]], count: int) -> str:
+        """A few rows, as (number, idx), for a message."""
+        shown = ", ".join(f"{json.dumps(idx)} in {self._file.place(number)}" for number, idx in rows)
+        return f"{shown}, ..." if count > _NAMED else shown
+
+    @staticmethod
+    def _array(values: array) -> np.ndarray:
+        return np.frombuffer(values, np.int64)
+
+
+def check_answers(path: str, questions: Questions) -> GivenFacts:
+    """What is in a file of answers. Raises UserError for what a run would refuse; writes nothing."""
+    gathering = _Gathering(GivenFile(path, questions.idx_type), questions)
+    gathering.run(None)
+    return gathering.facts
+
+
+class GivenAnswers:
+    """The sorted copy: the answers to each question, in the order of their file."""
+
+    def __init__(self, folder: Path) -> None:
+        known = json.loads((folder / _FACTS).read_text())
+        by_answers = {int(number): count for number, count in known.pop("questions_by_answers").items()}
+        self.facts = GivenFacts(**known, questions_by_answers=by_answers)
+        # Where the answers to each question begin, in bytes and in rows; one more than there are questions.
+        self._starts, self._first = (np.load(folder / name, mmap_mode="r") for name in (_STARTS, _FIRST))
+        self._rows = folder / _ROWS
+
+    @classmethod
+    def of(
+        cls,
+        work_dir: Path,
+        path: str,
+        questions: Questions,
+        hash_files: HashFiles,
+        claims: Claims,
+        check: Callable[[GivenFacts], None] = lambda facts: None,
+    ) -> "GivenAnswers":
+        """The copy in a work_dir, made by one rank while the others wait.
+
+        Raises UserError naming what is wrong with the file, and what `check` raises; no copy is made then.
+        """
+        [content] = hash_files([Path(path)])
+        ids = hashlib.sha256(json.dumps(questions.idx).encode()).hexdigest()
+        key = hashlib.sha256(f"1 {content} {ids}".encode()).hexdigest()[:16]
+        folder = work_dir / FOLDER / key
+        while not folder.is_dir():
+            with claims.hold(f"{FOLDER}-{key}", 0) as mine:
+                if mine and not folder.is_dir():
+                    _make(work_dir, folder, GivenFile(path, questions.idx_type), questions, check)
+                    if hash_files([Path(path)]) != [content]:
+                        shutil.rmtree(folder)
+                        raise UserError(f'answers "{path}" changed while it was read: run again when it is complete')
+            if not folder.is_dir():
+                time.sleep(POLL_S)
+        found = cls(folder)
+        check(found.facts)
+        return found
+
+    def of_rows(self, rows: range) -> list[list[GivenAnswer]]:
+        """The answers to consecutive questions."""
+        start, stop = int(self._starts[rows.start]), int(self._starts[rows.stop])
+        with open(self._rows, "rb") as stream:
+            stream.seek(start)
+            found = [GivenAnswer(*json.loads(line)) for line in stream.read(stop - start).splitlines()]
+        first = self._first[rows.start : rows.stop + 1] - self._first[rows.start]
+        return [found[one:following] for one, following in itertools.pairwise(first.tolist())]
+
+
+def _make(
+    work_dir: Path, folder: Path, file: GivenFile, questions: Questions, check: Callable[[GivenFacts], None]
+) -> None:
+    log.info("reading %s, once for this work directory", file.name)
+    with scratch_folder(work_dir, FOLDER) as scratch:
+        gathering = _Gathering(file, questions)
+        with open(scratch / "unsorted", "wb") as stream:
+            gathering.run(stream)
+        check(gathering.facts)
+        places, sizes = (np.frombuffer(values, np.int64) for values in (gathering.places, gathering.sizes))
+        order = np.argsort(places, kind="stable")
+        made = scratch / "made"
+        made.mkdir()
+        _write_sorted(scratch / "unsorted", made / _ROWS, sizes, order)
+        first = np.searchsorted(places[order], np.arange(len(questions) + 1))
+        ends = np.concatenate([[0], np.cumsum(sizes[order])])
+        np.save(made / _FIRST, first.astype(np.int64))
+        np.save(made / _STARTS, ends[first].astype(np.int64))
+        (made / _FACTS).write_text(json.dumps(asdict(gathering.facts)))
+        folder.parent.mkdir(exist_ok=True)
+        swap_in(made, folder, scratch / "old")
+
+
+def _write_sorted(unsorted: Path, target: Path, sizes: np.ndarray, order: np.ndarray) -> None:
+    """The records of a file in another order."""
+    starts = np.cumsum(sizes) - sizes
+    with open(unsorted, "rb") as source, open(target, "wb") as stream:
+        for row in order:
+            source.seek(int(starts[row]))
+            stream.write(source.read(int(sizes[row])))

@@ -1,0 +1,129 @@
+"""Every format read back by a reader of its own, in export_readers/, against pairs.parquet and the dataset.
+
+Texts and pictures are hostile. What is rewritten or left out follows from the rule in hostile_world.py.
+"""
+
+import importlib
+import io
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hostile_world import (
+    BROKEN_UP,
+    broken_up,
+    hostile_world,
+    kept_pairs,
+    prompts_of,
+    publish_run,
+    upright,
+)
+from PIL import Image
+from stage2_world import digest
+from turned_pictures import pixels_of
+
+from data_engine import exports
+from data_engine.commands import main
+
+PAIRS = ("rlaif-v", "trl", "llama-factory", "ms-swift", "ms-swift-rm", "internvl-mpo")
+KTO = ("trl-kto", "llama-factory-kto", "ms-swift-kto")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return hostile_world(tmp_path_factory.mktemp("hostile") / "world")
+
+
+@pytest.fixture(scope="module")
+def work_dir(world, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("hostile") / "work"
+    publish_run(world, work_dir, rank=3, distance=10_000)
+    assert len(kept_pairs(work_dir)) > 500
+    return work_dir
+
+
+def exported(name, work_dir, output):
+    assert main.main(["export", str(work_dir), "--format", name, "--output", str(output)]) == 0
+    return output / name
+
+
+def read(name, folder):
+    # Of a LLaVA, a line break follows each picture there.
+    options = {"newline": True} if name.startswith("llama-factory") else {}
+    return importlib.import_module(f"export_readers.{name.replace('-', '_')}").read(folder, **options)
+
+
+def fits(name, messages, pictures) -> bool:
+    """Whether a format has a place for a prompt."""
+    if name.startswith("rlaif-v"):
+        return len(messages) == 1 and len(pictures) == 1
+    if name.startswith("internvl"):
+        return len(messages) == 1 and len(pictures) > 0
+    return True
+
+
+def prompt_key(messages, pixels) -> tuple:
+    """A prompt that can be compared and hashed, its pictures as a model sees them."""
+    shown = tuple((role, tuple(parts)) for role, parts in messages)
+    return shown, tuple((array.shape, array.tobytes()) for array in pixels)
+
+
+def seen(row) -> tuple:
+    return prompt_key(row["messages"], [pixels_of(data) for data in row["images"]])
+
+
+def expected_prompts(world) -> dict[str, tuple]:
+    prompts = prompts_of(world)
+    return {idx: prompt_key(messages, map(upright, pictures)) for idx, (messages, pictures) in prompts.items()}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_those_of_pairs_parquet_with_the_prompts_that_were_sampled(name, world, work_dir, tmp_path):
+    rows = read(name, exported(name, work_dir, tmp_path / "out"))
+    prompts, keys = prompts_of(world), expected_prompts(world)
+    expected = Counter(
+        (keys[pair["idx"]], pair["chosen"], pair["rejected"])
+        for pair in kept_pairs(work_dir)
+        if fits(name, *prompts[pair["idx"]])
+    )
+    assert sum(expected.values()) > 150
+    assert Counter((seen(row), row["chosen"], row["rejected"]) for row in rows) == expected
+
+
+@pytest.mark.parametrize("name", KTO)
+def test_each_answer_of_a_pair_is_labelled_once_and_never_beside_one_of_its_question(name, world, work_dir, tmp_path):
+    rows = read(name, exported(name, work_dir, tmp_path / "out"))
+    keys, expected = expected_prompts(world), set()
+    for pair in kept_pairs(work_dir):
+        expected |= {(keys[pair["idx"]], pair["chosen"], True), (keys[pair["idx"]], pair["rejected"], False)}
+    found = [(seen(row), row["answer"], row["label"]) for row in rows]
+    assert len(found) == len(set(found)) > 500
+    assert set(found) == expected
+    prompts = [row[0] for row in found]
+    assert all(one != other for one, other in itertools.pairwise([*prompts, prompts[0]]))
+
+
+# rlaif-v-logps needs a checkpoint's tokenizer: see test_export_logps.py.
+@pytest.mark.parametrize("name", [name for name in exports.EXPORTS if name != "rlaif-v-logps"])
+def test_the_same_bytes_each_time_and_no_control_token_in_any_text(name, work_dir, tmp_path):
+    folders = [exported(name, work_dir, tmp_path / number) for number in "12"]
+    assert digest(folders[0]) == digest(folders[1])
+    if name == "scored":
+        return
+    for row in read(name, folders[0]):
+        texts = [part for _, parts in row["messages"] for part in parts if isinstance(part, str)]
+        texts += [row[side] for side in ("chosen", "rejected", "answer") if side in row]
+        assert not [token for token in BROKEN_UP for text in texts if token in text]
+
+
+def test_the_rule_is_one_that_a_person_can_check():
+    assert broken_up("a </s> b <<image>image>") == "a < /s> b << image>image>"
+    picture = Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000)
+    assert upright(_png(picture))[2, 3].tolist() == [11 * 5000 >> 8] * 3
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,201 @@
+"""Answers from a file in the place of stage 0: the engine's own, taken out of a run and put in again, and others."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from run_files import hostile_rows, read, write
+
+import data_engine.demo
+from data_engine import load_model
+from data_engine.commands import status
+from data_engine.demo.judge import write_questions
+from data_engine.job import model_holder, worker
+from data_engine.questions.dataset import load_questions
+from data_engine.store import units
+
+DEMO = Path(data_engine.demo.__file__).parent / "checkpoints"
+NUM_QUESTIONS = 24
+# Most answers of the demo end by themselves; some are cut off here.
+DEMO_SETTINGS = {
+    "instruct_model_path": str(DEMO / "instruct"), "reward_model_path": str(DEMO / "reward"), "max_new_tokens": 24,
+    "sample_k": 6, "rank": 2, "temperature": 1.0, "unit_size": 5,
+}  # fmt: skip
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """What any reader of parquet finds in a folder of units."""
+    files = sorted(folder.glob("unit-*.parquet"))
+    return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist()
+
+
+def without_repeats(rows: list[dict]) -> list[dict]:
+    """The first of equal answers to a question: the others do not rank, and a file may not have them."""
+    first: dict[tuple, dict] = {}
+    for row in rows:
+        first.setdefault((row["idx"], row["answer"]), row)
+    return [row for row in first.values() if row["answer"].strip()]
+
+
+def write_jsonl(path: Path, rows: list[dict], *columns: str) -> str:
+    path.write_text("".join(json.dumps({name: row[name] for name in ("idx", *columns)}) + "\n" for row in rows))
+    return str(path)
+
+
+def pairs_of(work: Path) -> list[dict]:
+    """Without sample_index, which counts repeated answers too, and in nats that are right to six places."""
+    names = ("idx", "chosen", "rejected", "status")
+    numbers = ("chosen_sum", "rejected_sum", "chosen_avg", "rejected_avg")
+    return [{name: row[name] for name in names} | {name: pytest.approx(row[name], abs=1e-6) for name in numbers}
+            for row in read(work / "pairs")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, one_thread) -> Path:
+    """A folder with questions of the demo, and a run that sampled its answers."""
+    from data_engine.config import RunConfig
+
+    folder = tmp_path_factory.mktemp("own")
+    write_questions(folder / "questions.parquet", NUM_QUESTIONS, 0)
+    paths = {"dataset_path": str(folder / "questions.parquet"), "work_dir": str(folder / "work")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.Stop, "listen", lambda stop: stop)
+        assert worker.run(RunConfig(**DEMO_SETTINGS | paths | {"threads": 1})) == 0
+    return folder
+
+
+def test_own_answers_taken_out_as_text_and_put_in_again_give_the_same_pairs(own, config, tmp_path):
+    sampled = without_repeats(rows_of(own / "work/sampled_answer"))
+    file = write_jsonl(tmp_path / "answers.jsonl", sampled, "answer")
+    assert worker.run(config(own / "questions.parquet", **DEMO_SETTINGS, answers=file)) == 0
+    work = tmp_path / "work"
+    given = rows_of(work / "sampled_answer")
+    assert [(row["idx"], row["answer"]) for row in given] == [(row["idx"], row["answer"]) for row in sampled]
+    assert {row["finish_reason"] for row in given} == {"given"}
+    assert {row["token_ids"] for row in given} == {None}
+
+    model = load_model(None, str(DEMO / "instruct"), device="cpu", dtype="float32")
+    asked = {question.idx: question.conversation for question in
+             load_questions(str(own / "questions.parquet")).rows(range(NUM_QUESTIONS))}  # fmt: skip
+    otherwise = [row for row in sampled if model.encode_answer(asked[row["idx"]], row["answer"]) != row["token_ids"]]
+    print(f"{len(otherwise)} of {len(sampled)} texts are encoded to other ids")
+    # Those that max_new_tokens cut off: as text they have an end.
+    assert {row["finish_reason"] for row in otherwise} <= {"length"}
+    assert 0 < len(otherwise) < len(sampled) / 4
+    changed = {row["idx"] for row in otherwise}
+    expected, found = (
+        [pair | {"status": None} for pair in pairs_of(one) if pair["idx"] not in changed]
+        for one in (own / "work", work)
+    )
+    assert len(expected) > 20
+    assert found == expected
+
+
+def golden_run(config, goldens, tmp_path) -> tuple[Path, list[dict]]:
+    """A run that sampled, and its answers, of which no two are alike."""
+    assert worker.run(config(goldens / "llava/dataset/questions.parquet", work_dir=str(tmp_path / "own"))) == 0
+    sampled = rows_of(tmp_path / "own/sampled_answer")
+    assert without_repeats(sampled) == sampled
+    return tmp_path / "own", sampled
+
+
+@pytest.mark.parametrize("columns", [("token_ids",), ("answer", "token_ids")])
+def test_own_token_ids_put_in_again_give_the_same_log_probs_and_dataset(config, goldens, tmp_path, columns):
+    """Random models: their answers are of ids that no text would be encoded to."""
+    own, sampled = golden_run(config, goldens, tmp_path)
+    # All first answers, then all second ones: only the order of the answers to one question counts.
+    rows = sorted(sampled, key=lambda row: row["sample_index"])
+    table = pa.table({name: [row[name] for row in rows] for name in ("idx", *columns)})
+    pq.write_table(table, tmp_path / "answers.parquet", row_group_size=5)
+    questions = goldens / "llava/dataset/questions.parquet"
+    assert worker.run(config(questions, answers=str(tmp_path / "answers.parquet"))) == 0
+    work = tmp_path / "work"
+    assert [row | {"finish_reason": "given"} for row in sampled] == rows_of(work / "sampled_answer")
+    for stage in ("instruct_logps", "reward_logps"):
+        assert rows_of(work / stage) == rows_of(own / stage)
+    for file in ("dataset/dpo_dataset.parquet", "pairs/pairs.parquet"):
+        assert (work / file).read_bytes() == (own / file).read_bytes()
+
+
+def test_the_units_of_another_run_are_read_as_they_are(config, goldens, tmp_path):
+    """With their columns sample_index and finish_reason, which nothing reads."""
+    _, sampled = golden_run(config, goldens, tmp_path)
+    pq.write_table(pa.Table.from_pylist(sampled), tmp_path / "answers.parquet")
+    questions = goldens / "llava/dataset/questions.parquet"
+    assert worker.run(config(questions, answers=str(tmp_path / "answers.parquet"), stop_after_stage=0)) == 0
+    assert [row | {"finish_reason": "given"} for row in sampled] == rows_of(tmp_path / "work/sampled_answer")
+
+
+@pytest.fixture
+def questions(tmp_path) -> Path:
+    """Five questions that can be used, and one whose picture is broken."""
+    good = hostile_rows()[0]
+    rows = [(name, good[1], good[2]) for name in ("a", "b", "c", "d", "e")]
+    return write(tmp_path / "questions.parquet", [*rows[:2], ("broken", "What is it?", b"no picture"), *rows[2:]])
+
+
+def given(tmp_path: Path, **answers: list[str]) -> str:
+    rows = [{"idx": idx, "answer": answer} for idx, several in answers.items() for answer in several]
+    return write_jsonl(tmp_path / "answers.jsonl", rows, "answer")
+
+
+FIVE = {"a": ["A cat.", "A dog."], "b": ["One.", "Two.", "Three.", "Four.", "Five."], "broken": ["It is.", "No."],
+        "c": ["Alone."], "e": ["Red", "Blue", "Green"]}  # fmt: skip
+
+
+def test_any_number_of_answers_a_question_goes_through_all_stages(config, questions, tmp_path, capsys):
+    """Neither sample_k nor the temperature has a meaning then."""
+    file = given(tmp_path, **FIVE)
+    assert worker.run(config(questions, answers=file, rank=1, temperature=0.0, sample_k=2, debug=True)) == 0
+    work = tmp_path / "work"
+    rows = rows_of(work / "sampled_answer")
+    assert [(row["idx"], row["sample_index"], row["answer"]) for row in rows] == [
+        (idx, index, answer) for idx in "abce" for index, answer in enumerate(FIVE[idx])
+    ]
+    # A text answer is scored with its end, in as many tokens by either model.
+    for stage in ("instruct_logps", "reward_logps"):
+        assert [(row["idx"], row["sample_index"]) for row in rows_of(work / stage)] == [
+            (row["idx"], row["sample_index"]) for row in rows
+        ]
+    assert {row["idx"] for row in read(work / "pairs")} == {"a", "b", "e"}
+    left_out = {row["idx"]: row["reason"] for row in units.left_out(work)}
+    assert left_out.keys() == {"broken", "d"}
+    assert left_out["d"] == "no answer to it was given"
+    facts = [units.read_unit_facts(work, "sampled_answer", unit)[0] for unit in (0, 1)]
+    then = [question.digest for question in load_questions(str(questions)).rows(range(6))]
+    assert [digest for one in facts for digest in one["rows"]] == [*then[:2], None, then[3], None, then[5]]
+    told = capsys.readouterr()
+    assert told.err.count("off-policy") == 1
+    assert "13 answers to 5 of 6 questions" in told.err
+    assert "1 of 5 questions with answers have no more of them than rank, 1" in told.err
+    assert "temperature" not in told.err
+    assert "quarantined                 2" in told.out
+    assert "2/2" in status.describe(work, 0)
+    # Both models encode a text in the same way, so that their log-probs match token by token.
+    assert all(row["min"] is not None for row in json.loads((work / "debug/rewards.json").read_text()))
+
+
+def test_no_model_is_loaded_for_given_answers(config, questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
+    assert worker.run(config(questions, answers=given(tmp_path, **FIVE), rank=1, stop_after_stage=0)) == 0
+    assert len(rows_of(tmp_path / "work/sampled_answer")) == 11
+
+
+def test_a_question_without_an_answer_is_no_bad_row(config, tmp_path):
+    """Not even where the whole first unit has none."""
+    good = hostile_rows()[0]
+    questions = write(tmp_path / "questions.parquet", [(f"q{n}", good[1], good[2]) for n in range(6)])
+    file = given(tmp_path, q5=["One.", "Two."])
+    assert worker.run(config(questions, answers=file, rank=1, on_bad_row="error", unit_size=2)) == 0
+    assert {row["idx"] for row in read(tmp_path / "work/pairs")} == {"q5"}
+    broken = write(tmp_path / "broken.parquet", [("q4", good[1], good[2]), ("q5", good[1], b"no picture")])
+    with pytest.raises(worker.UserError, match="row 'q5' cannot be used"):
+        worker.run(config(broken, answers=file, rank=1, on_bad_row="error", work_dir=str(tmp_path / "other")))
+
+
+def test_answers_to_questions_beyond_the_limit_are_not_used(config, questions, tmp_path, capsys):
+    assert worker.run(config(questions, answers=given(tmp_path, **FIVE), rank=1, limit=2)) == 0
+    assert {row["idx"] for row in rows_of(tmp_path / "work/sampled_answer")} == {"a", "b"}
+    assert "7 answers to 2 of 2 questions; 6 answers are to questions beyond --limit" in capsys.readouterr().err

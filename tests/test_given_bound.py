@@ -1,0 +1,127 @@
+"""What a run of given answers is bound to: lines of docs/bound.md."""
+
+import json
+import shutil
+
+import pytest
+from bound_run import change_a_weight
+from test_bound import SAMPLING
+
+from data_engine.job import model_holder
+from data_engine.store import units
+
+ANSWERS = [{"idx": f"q{n}", "answer": answer} for n in range(5) for answer in ("A cat.", "A dog.", "A bird.")]
+
+
+def write(run, *rows: dict, name: str = "answers.jsonl") -> dict[str, object]:
+    """The flags that name a file of these rows."""
+    (run.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"answers": str(run.folder / name), "rank": 1}
+
+
+@pytest.fixture
+def given(finished, tmp_path, monkeypatch):
+    """A finished run of given answers, and the flags that name their file."""
+    from data_engine.job import worker
+
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+    run = finished.copy(tmp_path / "given")
+    shutil.rmtree(run.work)
+    flags = write(run, *ANSWERS)
+    assert run.start(**flags) == 0
+    return run, flags
+
+
+def test_another_file_of_answers_is_refused_by_name(given):
+    run, _ = given
+    then, units_before = json.loads((run.work / "run.json").read_text())["bound"]["answers"], run.times()
+    told = run.refusal(**write(run, *ANSWERS[:-1], name="other.jsonl"))
+    assert f"answers was {then[:12]}, now " in told
+    assert "units of sampled_answer were computed with it" in told
+    # The same file with other content.
+    assert f"answers was {then[:12]}, now " in run.refusal(**write(run, *ANSWERS, {"idx": "q0", "answer": "No."}))
+    assert run.times() == units_before
+    assert [path.name for path in (run.work / "answers").iterdir() if not path.is_dir()] == []
+    assert len(list((run.work / "answers").iterdir())) == 1
+
+
+def test_sampling_where_answers_were_given_is_refused_and_the_other_way_round(given, finished, tmp_path):
+    run, flags = given
+    assert "answers was " in run.refusal()
+    assert ", now None; units of sampled_answer" in run.refusal()
+    sampled = finished.copy(tmp_path / "sampled")
+    for more in ({}, {"continue_from_stage": 1}, {"continue_from_stage": 2}):
+        told = sampled.refusal(**flags, **more)
+        assert "holds another run: answers was None, now " in told
+        assert "temperature" not in told
+    assert not (sampled.work / "answers").exists()
+
+
+def test_the_same_answers_elsewhere_change_nothing(given):
+    run, flags = given
+    moved = shutil.move(run.folder / "answers.jsonl", run.folder / "moved.jsonl")
+    assert run.computed_again(**flags | {"answers": str(moved)}) == set()
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_settings_of_drawing_do_not_matter_to_given_answers(given, name):
+    run, flags = given
+    assert run.computed_again(**flags, **{name: SAMPLING[name]}) == set()
+
+
+def test_rows_and_pictures_matter_to_given_answers_too(given):
+    run, flags = given
+    for name, value in {"limit": 3, "exif": "ignore", "max_megapixels": 32.0, "unit_size": 3}.items():
+        assert f"{name} was " in run.refusal(**flags, **{name: value})
+
+
+def test_the_instruct_model_may_change_under_given_texts(given):
+    run, flags = given
+    for stage in ("instruct_logps", "reward_logps"):
+        shutil.rmtree(run.work / stage)
+    change_a_weight(run.folder / "instruct")
+    again = run.computed_again(**flags)
+    assert {name.partition("/")[0] for name in again} == {"instruct_logps", "reward_logps"}
+
+
+def test_given_ids_are_bound_to_the_tokenizer_that_they_are_of(given, tmp_path, monkeypatch):
+    run, _ = given
+    shutil.rmtree(run.work)
+    flags = write(run, *({"idx": row["idx"], "token_ids": [5 + place % 3, 9]} for place, row in enumerate(ANSWERS)))
+    assert run.start(**flags, stop_after_stage=0) == 0
+    change_a_weight(run.folder / "instruct")
+    assert run.computed_again(**flags, stop_after_stage=0) == set()
+    from data_engine.models.llava import Llava
+
+    side = Llava.text_side
+    monkeypatch.setattr(Llava, "text_side", lambda *a, **b: side(*a, **b)._replace(vocabulary="another"))
+    assert "answers_vocabulary was " in run.refusal(**flags)
+
+
+def test_a_copy_of_the_answers_that_was_removed_is_made_again(given, monkeypatch):
+    run, flags = given
+    units.unit_path(run.work, "sampled_answer", 1).unlink()
+    shutil.rmtree(run.work / "answers")
+    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
+    assert run.computed_again(**flags) == {"sampled_answer/1"}
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(finished, tmp_path, monkeypatch):
+    from data_engine.job import worker
+    from data_engine.questions.given_rows import GivenFile
+
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+    run = finished.copy(tmp_path / "given")
+    shutil.rmtree(run.work)
+    flags, rows = write(run, *ANSWERS), GivenFile.rows
+
+    def meanwhile(file):
+        write(run, *ANSWERS, {"idx": "q0", "answer": "A word more."})
+        return rows(file)
+
+    monkeypatch.setattr(GivenFile, "rows", meanwhile)
+    assert "changed while it was read: run again when it is complete" in run.refusal(**flags)
+    assert not list((run.work / "answers").iterdir())
+    monkeypatch.setattr(GivenFile, "rows", rows)
+    assert run.start(**flags) == 0
+    assert len(run.answers()) == len(ANSWERS) + 1

@@ -1,0 +1,263 @@
+"""Files of answers that cannot be used: refused by name, by `run` as by `validate`, with nothing half-written."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from run_files import hostile_rows, read, write
+
+from data_engine.commands import main, validate
+from data_engine.errors import UserError
+from data_engine.job import worker
+from data_engine.models.llava import Llava
+from data_engine.questions.dataset import load_questions
+from data_engine.questions.given_answers import GivenAnswers, check_answers
+from data_engine.questions.given_rows import GivenAnswer
+from data_engine.store.claims import Claims
+from data_engine.store.file_hashes import hash_files
+
+GOOD = [{"idx": idx, "answer": answer} for idx in ("a", "b") for answer in ("A cat.", "A dog.")]
+
+
+@pytest.fixture
+def questions(tmp_path) -> Path:
+    good = hostile_rows()[0]
+    return write(tmp_path / "questions.parquet", [(name, good[1], good[2]) for name in ("a", "b", "c")])
+
+
+def jsonl(tmp_path: Path, *rows: object) -> str:
+    """Rows as JSON, or as they are where they are bytes."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    (tmp_path / "answers.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return str(tmp_path / "answers.jsonl")
+
+
+def parquet(tmp_path: Path, **columns: object) -> str:
+    pq.write_table(pa.table(columns), tmp_path / "answers.parquet")
+    return str(tmp_path / "answers.parquet")
+
+
+def refusal(config, questions: Path, answers: str, **changes: object) -> str:
+    """What both commands say; `run` leaves no unit, no run.json and no copy of the answers."""
+    flags = {"answers": answers, "rank": 1} | changes
+    with pytest.raises(UserError) as checked:
+        validate.check(config(questions, **flags))
+    with pytest.raises(UserError) as caught:
+        worker.run(config(questions, **flags))
+    assert str(caught.value) == str(checked.value)
+    work = Path(config(questions, **flags).work_dir)
+    left = {path.name for path in work.iterdir()} if work.is_dir() else set()
+    assert left <= {"claims", "hashes", "logs"}
+    assert not (work / "claims").is_dir() or not list((work / "claims").iterdir())
+    return str(caught.value).replace(answers, "FILE")
+
+
+BAD_ROWS = {
+    "unknown key": ({"idx": "a", "anwser": "x"}, 'line 5 has the unknown column "anwser"; did you mean "answer"?'),
+    "no JSON": (b'{"idx": "a"', "line 5: not JSON: "),
+    "no object": (["a", "x"], "line 5: not an object"),
+    "key twice": (b'{"idx": "a", "answer": "x", "answer": "y"}', "line 5: a key is there more than once"),
+    "no idx": ({"answer": "x"}, "line 5: idx is null; expected text"),
+    "idx a number": ({"idx": 7, "answer": "x"}, "line 5: idx is 7; expected text, as the idx of the dataset"),
+    "idx true": ({"idx": True, "answer": "x"}, "line 5: idx is true; expected text"),
+    "no answer": ({"idx": "a"}, "line 5: the answer is empty; take the row out"),
+    "null": ({"idx": "a", "answer": None}, "line 5: the answer is empty"),
+    "empty": ({"idx": "a", "answer": ""}, "line 5: the answer is empty"),
+    "white": ({"idx": "a", "answer": " \n\t\u2003"}, "line 5: the answer is empty"),
+    "number": ({"idx": "a", "answer": 7}, "line 5: answer is 7; expected text"),
+    "list": ({"idx": "a", "answer": ["x"]}, 'line 5: answer is ["x"]; expected text'),
+    "half a pair": (b'{"idx": "a", "answer": "\\ud800"}', "line 5: answer is not text in UTF-8"),
+    "latin-1": ('{"idx": "a", "answer": "é"}'.encode("latin-1"), "line 5: not JSON: 'utf-8' codec"),
+    "no ids": ({"idx": "a", "answer": "x", "token_ids": []}, "line 5: token_ids is empty"),
+    "ids text": ({"idx": "a", "token_ids": "x"}, 'line 5: token_ids is "x"; expected whole numbers'),
+    "ids true": ({"idx": "a", "token_ids": [5, True]}, "line 5: token_ids is [5, true]; expected whole numbers"),
+    "ids 1.0": ({"idx": "a", "token_ids": [5, 1.0]}, "line 5: token_ids is [5, 1.0]; expected whole numbers"),
+    "negative": ({"idx": "a", "token_ids": [5, -1]}, "line 5: token_ids has -1, which is no id of a token"),
+    "64 bits": ({"idx": "a", "token_ids": [2**40]}, f"line 5: token_ids has {2**40}, which is no id of a token"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_row_that_cannot_be_used_is_named(questions, tmp_path, name):
+    row, told = BAD_ROWS[name]
+    with pytest.raises(UserError) as caught:
+        check_answers(jsonl(tmp_path, *GOOD, row), load_questions(str(questions)))
+    assert f'answers.jsonl", {told}' in str(caught.value) or f'answers.jsonl", {told}' in str(caught.value)
+
+
+def test_a_bad_row_stops_a_run_before_anything_is_written(config, questions, tmp_path):
+    told = refusal(config, questions, jsonl(tmp_path, *GOOD, {"idx": "a", "answer": ""}))
+    assert told == 'answers "FILE", line 5: the answer is empty; take the row out'
+
+
+def test_an_unknown_idx_is_named_with_how_many_there_are(config, questions, tmp_path):
+    unknown = [{"idx": f"x{number}", "answer": "x"} for number in range(7)]
+    told = refusal(config, questions, jsonl(tmp_path, *GOOD, *unknown))
+    assert "the dataset has no question of the idx of 7 rows: " in told
+    assert '"x0" in line 5, "x1" in line 6, "x2" in line 7, "x3" in line 8, "x4" in line 9, ...' in told
+    # With --limit too, where only rows that the dataset has are passed over.
+    assert "of 7 rows" in refusal(config, questions, str(tmp_path / "answers.jsonl"), limit=1)
+
+
+def test_the_same_answer_twice_is_named(config, questions, tmp_path):
+    told = refusal(config, questions, jsonl(tmp_path, *GOOD, GOOD[3], {"idx": "c", "answer": "A cat."}, GOOD[0]))
+    assert 'FILE": 2 rows repeat an answer that another row of their idx has: "b" in line 5, "a" in line 7.' in told
+    ids = [{"idx": "a", "token_ids": ids} for ids in ([5, 6], [6, 5], [5, 6])]
+    told = refusal(config, questions, jsonl(tmp_path, *ids))
+    assert '1 rows repeat an answer that another row of their idx has: "a" in line 3' in told
+
+
+def test_a_file_without_an_answer_that_can_be_used_is_refused(config, questions, tmp_path):
+    assert refusal(config, questions, jsonl(tmp_path, b"")) == 'answers "FILE" has no answers'
+    told = refusal(config, questions, jsonl(tmp_path, {"idx": "c", "answer": "x"}), limit=2)
+    assert told == 'answers "FILE" has no answers to the first 2 questions, which --limit leaves'
+    assert refusal(
+        config, questions, parquet(tmp_path, idx=pa.array([], pa.string()), answer=pa.array([], pa.string()))
+    )
+
+
+def test_a_file_that_cannot_make_a_pair_is_refused(config, questions, tmp_path):
+    one = [{"idx": idx, "answer": "x"} for idx in ("a", "b", "c")]
+    assert "one answer a question; a pair needs two" in refusal(config, questions, jsonl(tmp_path, *one))
+    told = refusal(config, questions, jsonl(tmp_path, *GOOD), rank=3, sample_k=2)
+    assert told == 'rank must be at most the number of answers that a question has, 2 in answers "FILE", got 3'
+
+
+def test_ids_of_another_vocabulary_are_refused(config, questions, tmp_path, goldens):
+    size = json.loads((goldens / "llava/instruct/config.json").read_text())["vocab_size"]
+    good = [{"idx": "a", "token_ids": [size - 1]}, {"idx": "a", "token_ids": [5]}]
+    assert check_answers(jsonl(tmp_path, *good), load_questions(str(questions))).largest_id == size - 1
+    told = refusal(config, questions, jsonl(tmp_path, *good, {"idx": "b", "token_ids": [7, size]}))
+    assert f"line 3: token_ids has {size}, and the vocabulary of the instruct model has {size} ids" in told
+
+
+def test_a_family_that_cannot_write_ids_as_text_without_its_weights_says_what_to_do(
+    config, questions, tmp_path, monkeypatch
+):
+    side = Llava.text_side
+    monkeypatch.setattr(Llava, "text_side", lambda *a, **b: side(*a, **b)._replace(text=None))
+    ids = [{"idx": "a", "token_ids": [5]}, {"idx": "a", "token_ids": [6]}]
+    told = refusal(config, questions, jsonl(tmp_path, *ids))
+    assert "rows with token_ids alone, which the family llava cannot write as text" in told
+    both = [row | {"answer": str(row["token_ids"])} for row in ids]
+    assert worker.run(config(questions, answers=jsonl(tmp_path, *both), rank=1)) == 0
+
+
+FILES = {
+    "missing": (None, b"", "cannot be read: No such file or directory"),
+    "csv": ("answers.csv", b"idx,answer\na,x\n", "must be a parquet, .jsonl or .jsonl.gz file"),
+    "no parquet": ("answers.parquet", b"idx", "and this one is no parquet file"),
+    "cut off": ("answers.parquet", b"PAR1\x00\x00", "is cut off, broken or cannot be read"),
+    "no gzip": ("answers.jsonl.gz", b'{"idx": "a"}\n', "is cut off, broken or cannot be read"),
+    "cut gzip": ("answers.jsonl.gz", gzip.compress(np.random.default_rng(0).bytes(999))[:500], "not JSON|is cut off"),
+    "pointer": ("answers.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    "array": ("answers.jsonl", b'[{"idx": "a", "answer": "x"}]\n', "line 1: not an object; write one"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_cannot_be_read_is_refused(config, questions, tmp_path, name):
+    file, content, told = FILES[name]
+    if file:
+        (tmp_path / file).write_bytes(content)
+    found = refusal(config, questions, str(tmp_path / (file or "answers.jsonl")))
+    assert any(part in found for part in told.split("|"))
+
+
+def test_a_folder_is_refused(config, questions, tmp_path):
+    assert "is a folder; name one parquet or .jsonl file" in refusal(
+        config, questions, str(tmp_path), work_dir=str(tmp_path / "w")
+    )
+
+
+COLUMNS = {
+    "unknown": ({"idx": ["a"], "text": ["x"]}, 'the unknown column "text"; take it out (known: idx, answer,'),
+    "misspelled": ({"idx": ["a"], "answers": ["x"]}, 'the unknown column "answers"; did you mean "answer"?'),
+    "no idx": ({"answer": ["x"]}, 'needs the column "idx", and "answer" or "token_ids"; columns: answer'),
+    "no answer": ({"idx": ["a"]}, 'needs the column "idx", and "answer" or "token_ids"; columns: idx'),
+    "idx floats": ({"idx": [1.0], "answer": ["x"]}, 'column "idx" must be integer or text, got double'),
+    "idx integers": ({"idx": [1], "answer": ["x"]}, "row 0 (counted from 0): idx is 1; expected text"),
+    "idx null": ({"idx": ["a", None], "answer": ["x", "y"]}, "row 1 (counted from 0): idx is null; expected text"),
+    "numbers": ({"idx": ["a"], "answer": [1]}, 'column "answer" must be text, got int64'),
+    "no UTF-8": ({"idx": ["a"], "answer": [b"\xff"]}, "row 0 (counted from 0): answer is not text in UTF-8"),
+    "ids floats": ({"idx": ["a"], "token_ids": [[1.0]]}, 'column "token_ids" must be a list of integers, got list<'),
+    "ids null": ({"idx": ["a"], "token_ids": [[1, None]]}, "row 0 (counted from 0): token_ids is [1, null]"),
+    "no list": ({"idx": ["a"], "token_ids": [1]}, 'column "token_ids" must be a list of integers, got int64'),
+    "all null": ({"idx": ["a"], "answer": pa.nulls(1)}, "row 0 (counted from 0): the answer is empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_of_parquet_that_cannot_be_used_are_named(questions, tmp_path, name):
+    columns, told = COLUMNS[name]
+    with pytest.raises(UserError) as caught:
+        check_answers(parquet(tmp_path, **columns), load_questions(str(questions)))
+    assert told in str(caught.value)
+
+
+def test_text_of_any_layout_and_ids_of_any_width_are_read(config, questions, tmp_path):
+    idx = pa.array(["a", "a", "b", "b"])
+    texts = pa.array(["Ä cat.", "A dog.", "One \U0001f600", "Two"])
+    ids = pa.array([[5], [6, 7], None, [8]])
+    expected = [["Ä cat.", [5]], ["A dog.", [6, 7]], ["One \U0001f600", None], ["Two", [8]]]
+    layouts = [
+        (idx, texts, ids),
+        (idx.dictionary_encode(), texts.dictionary_encode(), ids.cast(pa.large_list(pa.int16()))),
+        (idx.cast(pa.large_string()), texts.cast(pa.binary()), ids.cast(pa.list_(pa.uint64()))),
+    ]
+    for one, two, three in layouts:
+        file, work = parquet(tmp_path, idx=one, answer=two, token_ids=three), tmp_path / "copies"
+        found = GivenAnswers.of(work, file, load_questions(str(questions)), hash_files, Claims(work, 0))
+        assert found.of_rows(range(3)) == [
+            [GivenAnswer(*row) for row in expected[:2]], [GivenAnswer(*row) for row in expected[2:]], []
+        ]  # fmt: skip
+        assert found.of_rows(range(1, 2)) == [[GivenAnswer(*row) for row in expected[2:]]]
+
+
+def test_whole_numbers_stay_whole_numbers_as_idx(config, tmp_path):
+    good = hostile_rows()[0]
+    rows = [{"idx": n, "question": good[1], "image": {"bytes": good[2], "path": None}} for n in (3, -4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")
+    named = load_questions(str(tmp_path / "questions.parquet"))
+    with pytest.raises(UserError, match='line 1: idx is "3"; expected a whole number, as the idx of the dataset'):
+        check_answers(jsonl(tmp_path, {"idx": "3", "answer": "x"}), named)
+    file = tmp_path / "answers.jsonl.gz"
+    file.write_bytes(gzip.compress(b"".join(json.dumps({"idx": -4, "answer": a}).encode() + b"\n\n" for a in "xy")))
+    assert worker.run(config(tmp_path / "questions.parquet", answers=str(file), rank=1)) == 0
+    assert [(row["idx"], row["answer"]) for row in read(tmp_path / "work/sampled_answer")] == [(-4, "x"), (-4, "y")]
+
+
+def test_the_command_line_ends_with_code_2_and_one_line(config, questions, tmp_path, goldens, capsys, monkeypatch):
+    file = jsonl(tmp_path, *GOOD, {"idx": "x", "answer": "x"})
+    flags = ["--instruct_model_path", goldens / "llava/instruct", "--reward_model_path", goldens / "llava/reward"]
+    flags += ["--dataset_path", questions, "--work_dir", tmp_path / "work", "--rank", "1", "--answers", file]
+    for command in ("validate", "run"):
+        assert main.main([command, *map(str, flags)]) == 2
+        told = capsys.readouterr().err
+        assert "the dataset has no question of the idx of 1 rows" in told
+        assert "Traceback" not in told
+    good = [*map(str, flags[:-1]), jsonl(tmp_path, *GOOD)]
+    assert main.main(["validate", *good]) == 0
+    assert "valid: 4 answers to 2 of 3 questions; instruct and reward model" in capsys.readouterr().out
+
+
+def test_memory_stays_bounded_whatever_the_size_of_the_file(tmp_path, questions):
+    """200 MB of texts are checked and sorted in a tenth of that."""
+    import tracemalloc
+
+    named = load_questions(str(questions))
+    text = "x" * 100_000
+    with open(tmp_path / "answers.jsonl", "w") as file:
+        for number in range(2000):
+            file.write(json.dumps({"idx": "abc"[number % 3], "answer": f"{number} {text}"}) + "\n")
+    work = tmp_path / "copies"
+    tracemalloc.start()
+    found = GivenAnswers.of(work, str(tmp_path / "answers.jsonl"), named, hash_files, Claims(work, 0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6
+    assert [len(answers) for answers in found.of_rows(range(1, 3))] == [667, 666]
