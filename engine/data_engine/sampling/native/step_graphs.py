@@ -148,9 +148,12 @@ def _apart() -> Iterator[None]:
     """A stream of its own, as a capture has."""
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(here)
-    with torch.cuda.stream(side):
-        yield
-    here.wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        # Also where the step fails: what undoes it runs on that stream.
+        here.wait_stream(side)
 
 
 @contextlib.contextmanager
