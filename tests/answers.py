@@ -4,7 +4,7 @@ Shapes: H and G query and key/value heads, P prefix tokens, T tokens of the row 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,37 @@ def laid_out(
 ) -> Tensor:
     """What the layout of a scoring pass makes of the row; `dtype` is what it takes the model for."""
     return AnswersBehindPrefixes(questions, torch.device("cpu"), dtype).attend(options.call(*parts))
+
+
+def moved(one: Behind, device: torch.device, dtype: torch.dtype) -> Behind:
+    """A question whose prefix lies on a device, in that dtype."""
+    keys, values, *_ = one.prefix.layers[0]
+    end = one.prefix.end._replace(hidden_D=one.prefix.end.hidden_D.to(device))
+    noted = Noted(keys.to(device, dtype), values.to(device, dtype))
+    return Behind(Prefix(one.prefix.length, {0: noted}, end), one.lengths)
+
+
+def check_on(
+    questions: Sequence[Behind], parts: list[Tensor], options: Options, device: torch.device, dtype: torch.dtype
+) -> None:
+    """The layout on a device against attention's definition, of the same rounded numbers.
+
+    In half precision, weights are rounded, and the results of prefix and answer and of both; scores and sums are not.
+    So a result may be off by three roundings of what it would be if all values were positive.
+    """
+    call = options.call(*(part.to(device, dtype) for part in parts))
+    if options.sinks is not None:
+        call = replace(call, options=call.options | {"s_aux": options.sinks.to(device)})
+    found = AnswersBehindPrefixes([moved(one, device, dtype) for one in questions], device, dtype).attend(call)
+    assert found.dtype == dtype
+    rounded = [moved(moved(one, device, dtype), torch.device("cpu"), torch.float32) for one in questions]
+    query, key, value = (part.to(dtype).float() for part in parts)
+    off = (found.cpu().float() - dense(rounded, [query, key, value], options)).abs()
+    for one in rounded:
+        one.prefix.layers[0] = one.prefix.layers[0]._replace(values=one.prefix.layers[0].values.abs())
+    roundings = 0 if dtype == torch.float32 else 3 * torch.finfo(dtype).eps / 2
+    allowed = 1e-5 + roundings * dense(rounded, [query, key, value.abs()], options)
+    assert bool((off <= allowed).all()), f"off by {float((off / allowed).max()):.2f} times what is allowed"
 
 
 def dense(questions: Sequence[Behind], parts: list[Tensor], options: Options) -> Tensor:

@@ -13,10 +13,19 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import paged_attention
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.native.step_graphs import Captures
 
 aten = torch.ops.aten
-# Their results, or the shapes of these, are read on the host.
-READ = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.equal, aten.is_nonzero}
+# Their results, or the shapes of these, are read on the host. In inference mode, Tensor.item arrives whole.
+READ = {
+    aten._local_scalar_dense,
+    aten.item,
+    aten.nonzero,
+    aten.masked_select,
+    aten._unique2,
+    aten.equal,
+    aten.is_nonzero,
+}
 
 
 class Waits(TorchDispatchMode):
@@ -57,7 +66,7 @@ def made(model, prompts, monkeypatch) -> Callable[[SamplingParams], ModelRunner]
 
     def make(params: SamplingParams) -> ModelRunner:
         caches = KVCache(model, 32, 4, 200, paged=True)
-        found = ModelRunner(model, caches, params, paged_attention.PagedRows(10))
+        found = ModelRunner(model, caches, params, paged_attention.PagedRows(10, Captures(None)))
         found.prefill(prompts[0], 1)
         found.first([0, 1], [3, 4], [1, 1], [7, 7])
         found.give_pages([0, 1], [0, 0], [1, 2])
@@ -96,6 +105,15 @@ def test_nothing_in_a_refill_waits(made, prompts):
         step.move(3, 0, 1)
         step.clean([0, 5])
     assert waits.found == []
+
+
+def test_numbers_that_are_read_in_inference_mode_are_seen():
+    flags = torch.zeros(4, dtype=torch.bool)
+    with torch.inference_mode(), Waits() as waits:
+        flags.sum().item()
+        bool(flags.any())
+        int(flags.sum())
+    assert waits.found == ["aten.item", "aten.is_nonzero", "aten.item"]
 
 
 def test_waits_are_seen():

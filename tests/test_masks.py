@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from answers import Options, chunks, dense, drawn, laid_out, one_token, question, window
+from answers import Options, check_on, chunks, dense, drawn, laid_out, one_token, question, window
 from torch import Tensor
 
 from data_engine.models.attention import DoesNotFit, LayerCall, Seen
@@ -42,6 +42,17 @@ def test_a_layer_is_one_softmax_over_what_it_sees(options, dtype):
     torch.testing.assert_close(found, dense(questions, parts, options), rtol=0, atol=1e-5)
     usual = dense(questions, parts, Options())
     assert float((found - usual).abs().max()) > 0.05, "the option changes nothing here"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [Options(softcap=50.0), replace(window(16), softcap=50.0), replace(window(40), softcap=50.0, sinks=SINKS)],
+)
+def test_in_half_precision_scores_and_sums_are_not_rounded(options, dtype):
+    """With a softcap, CPU goes the way of a GPU, which has no other for these layers."""
+    questions = [question(50, (7, 1, 30), 2, 64, 64), question(9, (4,), 2, 64, 64)]
+    check_on(questions, drawn(questions, HEADS, 64, 64), options, torch.device("cpu"), dtype)
 
 
 def test_keys_and_values_may_differ_in_width():

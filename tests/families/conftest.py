@@ -6,15 +6,7 @@ from families import FAMILIES, named
 
 
 @pytest.fixture(scope="session")
-def full_precision() -> None:
-    """On a GPU, torch would round what a convolution is given to the 10 bits of TF32."""
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = False
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory, one_thread, full_precision):
+def checkpoints(tmp_path_factory, one_thread):
     """Name -> checkpoints.Checkpoint, made when it is first asked for."""
     from checkpoints import Checkpoint
 

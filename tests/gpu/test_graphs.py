@@ -1,4 +1,6 @@
-"""The captured decode step against the plain loop, on a GPU."""
+"""The captured decode step against the plain loop, on a GPU, and steps that cannot be captured."""
+
+import logging
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from prompts import EmbeddedPrompt, prefix
 from data_engine import load_model
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.native.step_graphs import CudaRecorder
 from data_engine.sampling.requests import PromptRequest
 from data_engine.seeds import seed_for
 
@@ -48,3 +51,81 @@ def test_the_captured_step_and_the_plain_loop_draw_the_same_answers(
     graphs = captured._runner.placement.graphs
     assert set(graphs) == {16, 24}
     assert len({graph.pool() for graph, _ in graphs.values()}) == 1, "each size of step has memory of its own"
+
+
+PARAMS = SamplingParams(1.0, 20, 1.0, 1.0, 24)
+# What a layer may do, and no capture allows.
+WAITS = {
+    "a number is read": lambda hidden: hidden.sum().item(),
+    "chosen by a number": lambda hidden: bool((hidden > 5).any()),
+    "copied to the host": lambda hidden: hidden[0, 0].cpu(),
+    "copied from the host": lambda hidden: torch.ones(hidden.shape[-1]).to(hidden.device),
+    "a shape depends on data": lambda hidden: hidden.nonzero(),
+    "all work is waited for": lambda hidden: torch.cuda.synchronize(),
+}
+
+
+@pytest.fixture(scope="module")
+def model(goldens):
+    return load_model(None, str(goldens / "llava/instruct"), device="cuda:0", dtype="float32")
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def either_model(request, goldens):
+    return load_model(None, str(goldens / "llava/instruct"), device="cuda:0", dtype=request.param)
+
+
+def test_a_step_draws_the_same_captured_or_not(either_model, golden_rows, golden_images):
+    """Bit for bit: the same kernels, for the same number of rows."""
+    asked = asked_of(either_model, golden_rows, golden_images)
+    captured, plain = (SamplingEngine(either_model, 24, 8, samples_per_prompt=10) for _ in range(2))
+    plain._captures.why_not = "it is told so"
+    assert captured.sample(asked, PARAMS) == plain.sample(asked, PARAMS)
+    assert set(captured._runner.placement.graphs) == {16, 24}
+    assert plain._runner.placement.graphs == {}
+
+
+@pytest.mark.parametrize("rehearsed", [True, False])
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_a_step_that_cannot_be_captured_runs_uncaptured(
+    model, golden_rows, golden_images, wait, rehearsed, monkeypatch, caplog
+):
+    """Found in the rehearsal, or only by the capture, which CUDA then calls invalid; later captures are well."""
+    asked = asked_of(model, golden_rows, golden_images)
+    expected = SamplingEngine(model, 24, 8, samples_per_prompt=10).sample(asked, PARAMS)
+    if not rehearsed:
+        monkeypatch.setattr(CudaRecorder, "rehearse", CudaRecorder.warm_up)
+    engine = SamplingEngine(model, 24, 8, samples_per_prompt=10)
+    hook = model.decoder.layers[0].register_forward_pre_hook(lambda module, given: (wait(given[0]), None)[1])
+    try:
+        for _ in range(2):
+            assert engine.sample(asked, PARAMS) == expected
+    finally:
+        hook.remove()
+    assert engine._runner.placement.graphs == {}
+    [told] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert told.startswith("steps of this model are not captured in CUDA graphs")
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.cuda.get_sync_debug_mode() == 0
+    torch.cuda.empty_cache()
+    again = SamplingEngine(model, 24, 8, samples_per_prompt=10)
+    assert again.sample(asked, PARAMS) == expected
+    assert set(again._runner.placement.graphs) == {16, 24}
+
+
+def test_memory_that_runs_out_in_a_capture_halves_the_rows(model, golden_rows, golden_images):
+    asked = asked_of(model, golden_rows, golden_images)
+    expected = SamplingEngine(model, 24, 8, samples_per_prompt=10).sample(asked, PARAMS)
+    engine = SamplingEngine(model, 24, 8, samples_per_prompt=10)
+
+    def too_much(module, given):
+        if torch.cuda.is_current_stream_capturing() and engine._runner.caches.num_rows == 24:
+            torch.empty(1 << 42, dtype=torch.uint8, device="cuda:0")
+
+    hook = model.decoder.layers[0].register_forward_pre_hook(too_much)
+    try:
+        assert engine.sample(asked, PARAMS) == expected
+    finally:
+        hook.remove()
+    assert engine.retries == 1
+    assert set(engine._runner.placement.graphs) == {12}

@@ -1,18 +1,12 @@
 """What only a CUDA device can show: the choice of the kernels, and decode attention inside a CUDA graph."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from answers import Options, dense, drawn, question, window
-from torch import Tensor
+from answers import Options, check_on, drawn, question, window
 
 import data_engine_kernels as kernels
 from data_engine.models import attention_math
-from data_engine.models.attention import Noted
-from data_engine.models.prefix import Prefix
 from data_engine.scoring import answers_attention
-from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 
 pytestmark = pytest.mark.gpu
@@ -23,29 +17,6 @@ def cuda() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device("cuda")
-
-
-def moved(one: Behind, device: torch.device, dtype: torch.dtype) -> Behind:
-    """A question whose prefix lies on a device, in that dtype."""
-    keys, values, *_ = one.prefix.layers[0]
-    end = one.prefix.end._replace(hidden_D=one.prefix.end.hidden_D.to(device))
-    noted = Noted(keys.to(device, dtype), values.to(device, dtype))
-    return Behind(Prefix(one.prefix.length, {0: noted}, end), one.lengths)
-
-
-def check(
-    questions: list[Behind], parts: list[Tensor], options: Options, device: torch.device, dtype: torch.dtype
-) -> None:
-    """The layout on the device against attention's definition, of the same rounded numbers."""
-    call = options.call(*(part.to(device, dtype) for part in parts))
-    if options.sinks is not None:
-        call = replace(call, options=call.options | {"s_aux": options.sinks.to(device)})
-    found = AnswersBehindPrefixes([moved(one, device, dtype) for one in questions], device, dtype).attend(call)
-    assert found.dtype == dtype
-    rounded = [moved(moved(one, device, dtype), torch.device("cpu"), torch.float32) for one in questions]
-    wanted = dense(rounded, [part.to(dtype).float() for part in parts], options)
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(found.cpu().float(), wanted, rtol=0, atol=tolerance)
 
 
 def test_tensors_on_cuda_go_to_the_kernels(cuda, monkeypatch):
@@ -66,9 +37,9 @@ def test_flash_attention_in_two_calls_is_the_layout_in_plain_torch(cuda, dtype, 
     parts = drawn(questions, (6, groups), 64, 64)
     calls = []
     monkeypatch.setattr(answers_attention, "flash", lambda *a: calls.append(a[5]) or attention_math.flash(*a))
-    check(questions, parts, Options(), cuda, dtype)
+    check_on(questions, parts, Options(), cuda, dtype)
     assert calls == [True, False]
-    check(questions, parts, Options(), cuda, torch.float32)
+    check_on(questions, parts, Options(), cuda, torch.float32)
     assert calls == [True, False], "flash attention is for half precision"
 
 
@@ -77,7 +48,7 @@ def test_flash_attention_in_two_calls_is_the_layout_in_plain_torch(cuda, dtype, 
 def test_layers_that_do_more_are_one_softmax_on_the_device_too(cuda, dtype, options):
     questions = [question(50, (7, 1, 30), 2, 64, 64), question(9, (4,), 2, 64, 64)]
     parts = drawn(questions, (6, 2), 64, 64)
-    check(questions, parts, options, cuda, dtype)
+    check_on(questions, parts, options, cuda, dtype)
 
 
 def test_a_cuda_graph_follows_lengths_slots_and_pages_that_change_in_place(cuda):

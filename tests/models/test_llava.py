@@ -33,6 +33,16 @@ def checkpoint(request, goldens):
     return request.getfixturevalue(request.param), load_file(goldens / f"llava/tensors_{request.param}.safetensors")
 
 
+def test_a_loaded_model_convolves_without_tf32(goldens, monkeypatch):
+    """cuDNN's default, by both names that torch has for it; products have none."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    load_model(None, str(goldens / "llava/instruct"), device="cpu", dtype="float32")
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_ids_and_labels_are_the_references(checkpoint, golden_rows):
     model, tensors = checkpoint
     for number, row in enumerate(golden_rows):

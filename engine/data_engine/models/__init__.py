@@ -31,9 +31,13 @@ def load_model(
     `chat_template_kwargs` are its variables, as {"enable_thinking": False}.
     Raises ModelError, a ValueError, naming what is wrong.
     """
+    import torch
+
     from data_engine.models.base import pick_device, pick_dtype
     from data_engine.models.cpu_linear import pack_linears
 
+    # By torch's default, cuDNN rounds what fp32 convolutions of a vision tower are given to the 10 bits of TF32.
+    torch.backends.cudnn.allow_tf32 = False
     folder = resolve(path, revision)
     chosen = pick_device(device)
     if split is not None:

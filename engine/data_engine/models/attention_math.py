@@ -46,7 +46,7 @@ def attention_with_lse(
             scale=scores.scale,
         )  # fmt: skip
         return mixed, lse[..., None]
-    raw = (query_BGTD @ key_BGSD.transpose(2, 3)).float().mul_(scores.scale)
+    raw = product_fp32(query_BGTD, key_BGSD.transpose(2, 3)).mul_(scores.scale)
     if scores.softcap is not None:
         raw.div_(scores.softcap).tanh_().mul_(scores.softcap)
     return mix(raw if bias is None else raw.add_(bias), value_BGSD)
@@ -122,11 +122,24 @@ def with_sinks(mixed: Tensor, lse: Tensor, sinks: Tensor | None) -> Tensor:
     return mixed if sinks is None else mixed * torch.sigmoid(lse - sinks.float())
 
 
+def product_fp32(one: Tensor, other: Tensor) -> Tensor:
+    """one @ other [B, G, T, S], fp32: sums over products of half precision are not rounded to it, nor are they in flash
+    attention. A score of 8 that is rounded to bf16 may be off by 0.016, which is what its weight is then off by.
+    """
+    if one.dtype == torch.float32:
+        return one @ other
+    if not one.is_cuda:
+        return one.float() @ other.float()
+    # matmul takes no out_dtype; nor does bmm on CPU.
+    found = torch.bmm(one.flatten(0, 1), other.flatten(0, 1), out_dtype=torch.float32)
+    return found.unflatten(0, one.shape[:2])
+
+
 def mix(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(scores) @ values, and the log-sum-exp of the scores, both fp32. Overwrites the scores, which are fp32."""
     # Finite, so that a query that sees no key gives zeros instead of NaN.
     top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)
-    mixed = (weights.to(values.dtype) @ values).float().div_(total.clamp(min=torch.finfo(torch.float32).tiny))
+    mixed = product_fp32(weights.to(values.dtype), values).div_(total.clamp(min=torch.finfo(torch.float32).tiny))
     return mixed, total.log_().add_(top)

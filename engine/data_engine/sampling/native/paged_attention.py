@@ -1,6 +1,7 @@
 """A decode step by one operation on paged suffixes: the kernel's attention, captured in CUDA graphs on a GPU.
 
-A step reads nothing from the host, so it can be captured, one graph for each multiple of 16 rows, and replayed.
+A step reads nothing from the host, so it can be captured, one graph for each multiple of 16 rows, and replayed; where
+the model's own code does, steps run as they are (step_graphs.py).
 """
 
 from collections import abc
@@ -11,6 +12,7 @@ from torch import Tensor
 from data_engine.models.attention import DoesNotFit, LayerCall
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.native.step_graphs import Captures, Graph
 from data_engine.sampling.requests import Sequence
 from data_engine_kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of
 
@@ -52,10 +54,11 @@ class PagedRows:
 
     fills_gaps = True
 
-    def __init__(self, samples_per_prompt: int) -> None:
+    def __init__(self, samples_per_prompt: int, captures: Captures) -> None:
         """`samples_per_prompt`: the most answers that a question has."""
-        self._samples_per_prompt = samples_per_prompt
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._samples_per_prompt, self._captures = samples_per_prompt, captures
+        self.graphs: dict[int, tuple[Graph, Tensor]] = {}
+        """by their number of rows: captured steps, and where their tokens lie"""
 
     def changed(self) -> None:
         """Nothing here depends on which rows there are."""
@@ -75,14 +78,15 @@ class PagedRows:
         # Padding rows belong to no question, and write to the dummy page.
         caches.slots_R[num_rows:size] = -1
         caches.pages_RC[num_rows:size] = 0
-        device = runner.model.device
         # A step moves recurrent states on, which the steps that warm up a graph would not take back.
-        if device.type != "cuda" or caches.states:
+        if caches.states:
             return self._advance(runner, size)[:num_rows]
         # Streams are those of the current device, whatever the tensors'.
-        with torch.cuda.device(device):
+        with torch.cuda.device_of(caches.lengths_R):
+            if size not in self.graphs and self._captures:
+                self._capture(runner, size)
             if size not in self.graphs:
-                self.graphs[size] = self._captured(runner, size)
+                return self._advance(runner, size)[:num_rows]
             graph, drawn = self.graphs[size]
             graph.replay()
         return drawn[:num_rows]
@@ -91,21 +95,19 @@ class PagedRows:
         which = runner.every_row[:num_rows]
         return runner.advance(which, FusedRows(runner.caches, which, self._samples_per_prompt))
 
-    def _captured(self, runner: ModelRunner, num_rows: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """A step as a graph, and where its tokens will lie. The step runs for warming up, and is undone."""
+    def _capture(self, runner: ModelRunner, num_rows: int) -> None:
+        """Keep a step as a graph; none at all where it cannot be captured."""
         before = runner.caches.state_5R.clone(), runner.seen_RV.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self._advance(runner, num_rows)
-                # Suffixes need no undoing: the same token is written to the same place again.
-                runner.caches.state_5R.copy_(before[0])
-                runner.seen_RV.copy_(before[1])
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+
+        def undo() -> None:
+            # Suffixes need no undoing: the same token is written to the same place again.
+            runner.caches.state_5R.copy_(before[0])
+            runner.seen_RV.copy_(before[1])
+
         # One pool of memory for all: they run one after the other, and what one drew is copied before the next runs.
-        pool = next((other.pool() for other, _ in self.graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool):
-            drawn = self._advance(runner, num_rows)
-        return graph, drawn
+        pool = next((graph.pool() for graph, _ in self.graphs.values()), None)
+        captured = self._captures.capture(lambda: self._advance(runner, num_rows), undo, pool)
+        if captured is None:
+            self.graphs.clear()
+        else:
+            self.graphs[num_rows] = captured

@@ -23,6 +23,7 @@ from data_engine.sampling.native.kv_cache import KVCache, num_slots
 from data_engine.sampling.native.model_runner import NOT_FINITE, ModelRunner
 from data_engine.sampling.native.page_allocator import PageAllocator
 from data_engine.sampling.native.paged_attention import PagedRows
+from data_engine.sampling.native.step_graphs import Captures
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest, Queue, Sequence
 
 log = logging.getLogger(__name__)
@@ -227,6 +228,8 @@ class SamplingEngine:
         """how often the number of rows was halved for want of memory, in the call of `sample` before"""
         # On a GPU the host reads a step's tokens while the next one runs.
         self.lag = int(model.device.type == "cuda")
+        # What cannot be captured with these caches cannot be with the next ones.
+        self._captures = Captures.on(model.device)
         self._runner: ModelRunner | None = None
         self._answered = False
 
@@ -280,7 +283,8 @@ class SamplingEngine:
             self._runner = None
             slots = max(1, self.num_slots * rows // self.num_rows)
             caches = KVCache(self.model, rows, slots, params.max_new_tokens, paged=self.samples_per_prompt is not None)
-            placement = PagedRows(self.samples_per_prompt) if self.samples_per_prompt else OrderedRows()
+            samples = self.samples_per_prompt
+            placement = PagedRows(samples, self._captures) if samples else OrderedRows()
             self._runner = ModelRunner(self.model, caches, params, placement)
         return self._runner
 

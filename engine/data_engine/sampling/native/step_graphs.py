@@ -1,0 +1,170 @@
+"""Decode steps as CUDA graphs, and none where a model does in a step what a capture does not allow.
+
+A model's own code may wait for the device: copy from it, read a number of it, or choose by one. A captured step
+launches the same kernels on the same shapes as one that is not: a graph changes how long a step takes, and no draw.
+"""
+
+import contextlib
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from data_engine.models.memory_errors import is_out_of_memory
+
+log = logging.getLogger(__name__)
+
+Step = Callable[[], Tensor]
+# Names memory that graphs share.
+Pool = tuple[int, int]
+
+# Captures that could not be ended: torch's allocators go on asking these graphs whether they capture.
+_never_ended: list[torch.cuda.CUDAGraph] = []
+
+
+class Graph(Protocol):
+    """A captured step."""
+
+    def replay(self) -> None:
+        """Run it."""
+
+    def pool(self) -> Pool:
+        """The memory of its tensors."""
+
+
+class Recorder(Protocol):
+    """How a device captures."""
+
+    def warm_up(self, once: Callable[[], None]) -> None:
+        """Run it apart from the work of the device: kernels are compiled by then."""
+
+    def rehearse(self, once: Callable[[], None]) -> None:
+        """Run it again. Raises RuntimeError where the host waits for the device, which a capture would not survive."""
+
+    def record(self, step: Step, pool: Pool | None) -> tuple[Graph, Tensor]:
+        """A step as a graph, and where its result will lie; `pool`: memory to share. Raises what the step raises."""
+
+
+class Captures:
+    """Captures of a model's steps, until one fails; one for the life of a SamplingEngine."""
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        """Without a recorder, nothing is captured."""
+        self._recorder = recorder
+        self.why_not: str | None = None
+        """why no step is captured any more"""
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Captures":
+        return cls(CudaRecorder() if device.type == "cuda" else None)
+
+    def __bool__(self) -> bool:
+        """Whether steps are captured."""
+        return self._recorder is not None and self.why_not is None
+
+    def capture(self, step: Step, undo: Callable[[], None], pool: Pool | None) -> tuple[Graph, Tensor] | None:
+        """A step as a graph, and where its result will lie; None where it cannot be captured, and ever after.
+
+        The step runs for warming up, and is undone.
+        """
+
+        def once() -> None:
+            try:
+                step()
+            finally:
+                undo()
+
+        self._recorder.warm_up(once)
+        try:
+            self._recorder.rehearse(once)
+            return self._recorder.record(step, pool)
+        except RuntimeError as error:
+            # The same step has just run: what fails now does for being captured, or for want of memory.
+            if is_out_of_memory(error):
+                raise
+            self.why_not = _told(error)
+        log.warning("steps of this model are not captured in CUDA graphs, so they take longer: %s", self.why_not)
+        return None
+
+
+def _told(error: RuntimeError) -> str:
+    """The error's first line, and where it came from."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{str(error).splitlines()[0]} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+class CudaRecorder:
+    """Captures on the current CUDA device."""
+
+    def warm_up(self, once: Callable[[], None]) -> None:
+        with _apart():
+            once()
+
+    def rehearse(self, once: Callable[[], None]) -> None:
+        with _apart(), _refusing_waits():
+            once()
+
+    def record(self, step: Step, pool: Pool | None) -> tuple[Graph, Tensor]:
+        graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
+        failure = None
+        try:
+            # The outer one, since torch.cuda.graph leaves its own stream current where the capture cannot be ended.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
+                try:
+                    drawn = step()
+                except RuntimeError as error:
+                    failure = error
+                    raise
+            return graph, drawn
+        except RuntimeError as error:
+            if error is failure:
+                raise
+            _give_up(graph, pool)
+            # The first one says why.
+            raise (failure or error) from None
+        finally:
+            # It holds this frame, which would keep the tensors of the step.
+            failure = None
+
+
+def _give_up(graph: torch.cuda.CUDAGraph, pool: Pool) -> None:
+    """Close what torch leaves open of a capture that could not be ended: an open pool forbids to empty the cache."""
+    _never_ended.append(graph)
+    device = torch.cuda.current_device()
+    # Where the capture failed before or behind that, the pool is not open.
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """A stream of its own, as a capture has."""
+    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(here)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        # Also where the step fails: what undoes it runs on that stream.
+        here.wait_stream(side)
+
+
+@contextlib.contextmanager
+def _refusing_waits() -> Iterator[None]:
+    """Raise RuntimeError where the host waits for the device. No other thread of a rank uses the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # torch tells that it does not see every wait; what it does not see fails in the capture.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
