@@ -16,6 +16,7 @@ CHAOS_SEED ?= 0
 # What was skipped, and is held against tests/allowed_skips.txt.
 TEST_RESULTS ?= .pytest_cache/test.xml
 FAMILY_RESULTS ?= .pytest_cache/families.xml
+TRAINER_RESULTS ?= .pytest_cache/trainers.xml
 # Made-up data: so many times more than in `make test`, and another each day.
 FUZZ_TIMES ?= 10
 FUZZ_SEED ?= $(shell date +%Y%m%d)
@@ -24,13 +25,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Packages of the families' tests alone, beside site-packages.
 FAMILIES := $(VENV)/families
+# Environments of trainers, which ask for other versions than the engine.
+TRAINERS := $(VENV)/trainers
+TRAINER_STAMPS := $(addprefix $(TRAINERS)/,ms-swift/.installed llama-factory/.installed)
 # No test asks the network for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # By file, since the tests of a file share what is costly to make.
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models run test test-families fuzz test-slow test-slurm chaos prove-size prove-exports lint bench bench-gpu clean
+.PHONY: help setup demo demo-models run test test-families test-trainers fuzz test-slow test-slurm chaos prove-size \
+	prove-exports lint bench bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -78,6 +83,21 @@ test-families: $(STAMP) $(FAMILIES) ## every family of models, tiny, against sto
 	PYTHONPATH=$(abspath $(FAMILIES)) $(TEST_ENV) $(PYTEST) --junitxml=$(FAMILY_RESULTS) \
 		-m "families or not families" tests/families $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(FAMILY_RESULTS)
+
+# torch first, which brings what it needs on this machine; all else is listed whole. Most of it is never imported, so
+# nothing is compiled in advance. Without an environment its tests are skipped, which the last line then fails for.
+$(TRAINERS)/%/.installed: tests/trainers/%.txt | $(STAMP)
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D) && \
+		$(@D)/bin/pip install --quiet --no-compile -c $< $(TORCH_PIP_ARGS) torch && \
+		$(@D)/bin/pip install --quiet --no-compile --no-deps -r $< && touch $@ || { \
+		rm -rf $(@D); echo "make: the packages of $< could not be installed: the tests of $* are skipped" >&2; }
+
+test-trainers: $(STAMP) $(TRAINER_STAMPS) ## ms-swift and LLaMA-Factory train a step on their exports (8 minutes)
+	MS_SWIFT_PYTHON=$(abspath $(TRAINERS)/ms-swift/bin/python) \
+		LLAMA_FACTORY_PYTHON=$(abspath $(TRAINERS)/llama-factory/bin/python) \
+		$(TEST_ENV) $(PYTEST) --junitxml=$(TRAINER_RESULTS) -m trainers tests/trainers $(PYTEST_ARGS)
+	$(BIN)/python tests/check_skips.py $(TRAINER_RESULTS)
 
 fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in make test (FUZZ_SEED=n: these again)
 	FUZZ_TIMES=$(FUZZ_TIMES) $(TEST_ENV) $(PYTEST) --hypothesis-seed=$(FUZZ_SEED) \

@@ -1,9 +1,12 @@
 """ms-swift's datasets: what they hold, read by a reader that shares no code with the engine."""
 
+import io
+
 import datasets
 import pytest
 from export_readers import ms_swift, ms_swift_kto, ms_swift_rm
 from export_world import QUESTIONS, expected_answers, expected_pairs, in_order, pair_of, three_each, write_export
+from PIL import Image
 from stage2_world import digest
 
 from data_engine.exports.base import NOT_FITTING
@@ -59,11 +62,13 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_units(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_datasets_loads_the_folder_with_pictures_and_messages(tmp_path, name):
+def test_datasets_loads_the_folder_with_messages_and_pictures_as_bytes_that_nobody_encodes_again(tmp_path, name):
+    """Of a list that is declared as pictures, ms-swift reads the pixels, and stores them in another encoding."""
     folder, written = write_export(tmp_path, name)
     rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(rows) == written.rows
-    assert {image.size for row in rows for image in row["images"]} == {(40, 30)}
+    sizes = {Image.open(io.BytesIO(image["bytes"])).size for row in rows for image in row["images"]}
+    assert sizes == {(40, 30)}
     assert {tuple(message) for row in rows for message in row["messages"]} == {("role", "content")}
 
 

@@ -112,6 +112,40 @@ def test_packages_of_the_families_tests_lie_apart_and_are_missed_aloud(checkout,
     assert ("NOT ALLOWED: tests.families.test_all::test_b: no torchvision" in done.stdout) == pip_fails
 
 
+@pytest.mark.parametrize(("pip_fails", "code"), [(False, 0), (True, 2)])
+def test_each_trainer_has_an_environment_of_its_own_which_is_made_once_and_missed_aloud(checkout, pip_fails, code):
+    make(checkout, "setup", "PYTHON=./new-python")
+    # The last word of `python -m venv FOLDER`.
+    program(checkout / "new-python", "for folder; do :; done; mkdir -p $folder/bin && cp pip python $folder/bin/")
+    program(checkout / "pip", f'echo "pip $*" >> calls; {"exit 1" if pip_fails else ""}')
+    program(checkout / "python", "exit 0")
+    program(checkout / ".venv/bin/pytest", f'exec {sys.executable} -m pytest -c /dev/null --rootdir . "$@"')
+    program(checkout / ".venv/bin/python", f'exec {sys.executable} "$@"')
+    tests = checkout / "tests" / "trainers"
+    tests.mkdir(parents=True)
+    for name in ("check_skips.py", "allowed_skips.txt", "trainers/ms-swift.txt", "trainers/llama-factory.txt"):
+        shutil.copy(ROOT / "tests" / name, checkout / "tests" / name)
+    (tests / "test_all.py").write_text(
+        "import os, pytest\n@pytest.mark.trainers\n"
+        "@pytest.mark.parametrize('name', ['MS_SWIFT_PYTHON', 'LLAMA_FACTORY_PYTHON'])\n"
+        "def test_a(name): os.path.exists(os.environ[name]) or pytest.skip('no environment')\n"
+    )
+    (checkout / "calls").unlink()
+    for _ in range(2):
+        done = make(checkout, "test-trainers", "TEST_WORKERS=1", "PYTEST_ARGS=-W ignore", "PYTHON=./new-python")
+        assert done.returncode == code, done.stdout + done.stderr
+    names, told = ("ms-swift", "llama-factory"), calls(checkout)
+    first = [f"pip install --quiet --no-compile -c tests/trainers/{name}.txt torch" for name in names]
+    if pip_fails:
+        # Tried again while it fails.
+        assert told == first * 2
+        assert all(f"the tests of {name} are skipped" in done.stderr for name in names)
+        assert "NOT ALLOWED: tests.trainers.test_all::test_a[MS_SWIFT_PYTHON]: no environment" in done.stdout
+    else:
+        then = [f"pip install --quiet --no-compile --no-deps -r tests/trainers/{name}.txt" for name in names]
+        assert told == [first[0], then[0], first[1], then[1]]
+
+
 @pytest.mark.parametrize("given", [[], ["FUZZ_SEED=7", "FUZZ_TIMES=3"]])
 def test_fuzzing_tries_more_data_and_others_each_day_unless_a_seed_is_given(checkout, given):
     make(checkout, "setup", "PYTHON=./new-python")

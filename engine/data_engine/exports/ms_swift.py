@@ -10,20 +10,19 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine.exports.cleaned import Cleaned
-from data_engine.exports.features import with_features
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, pair_key, shuffled
 from data_engine.exports.turns import groups_in_turns, labelled_answers, marked
 from data_engine.questions.dataset import Question
 from data_engine.schemas import IMAGE
 
+# Nothing is declared to `datasets`: of a list that is declared as pictures, ms-swift reads the pixels and encodes them
+# again, which changes those of a JPEG.
 MESSAGES = ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))
 IMAGES = ("images", pa.list_(IMAGE))
-PAIRS = with_features(pa.schema([MESSAGES, ("rejected_response", pa.string()), IMAGES]))
-PAIRS_WITH_MARGIN = with_features(
-    pa.schema([MESSAGES, ("rejected_response", pa.string()), IMAGES, ("margin", pa.float64())])
-)
-ANSWERS = with_features(pa.schema([MESSAGES, ("label", pa.bool_()), IMAGES]))
+PAIRS = pa.schema([MESSAGES, ("rejected_response", pa.string()), IMAGES])
+PAIRS_WITH_MARGIN = pa.schema([MESSAGES, ("rejected_response", pa.string()), IMAGES, ("margin", pa.float64())])
+ANSWERS = pa.schema([MESSAGES, ("label", pa.bool_()), IMAGES])
 
 
 def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:

@@ -1,0 +1,74 @@
+"""The rules that RLAIF-V's and InternVL's loaders ask for. PyPI has neither: their own loaders are run by hand, by
+`check_rlaif_v.py` and `check_internvl.py` with --checkout.
+"""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import spoilt
+from turned_pictures import turned
+
+FORMATS = [("rlaif_v", "rlaif-v"), ("rlaif_v", "rlaif-v-logps"), ("internvl", "internvl-mpo")]
+
+
+@pytest.mark.parametrize(("trainer", "name"), FORMATS)
+def test_an_export_keeps_the_rules(check, num_rows, trainer, name):
+    code, figures = check(trainer, name)
+    assert code == 0, figures
+    assert figures["rows"] == num_rows(name) > 0
+
+
+def without_a_column(folder):
+    (path,) = folder.glob("*.parquet")
+    pq.write_table(pq.read_table(path).drop_columns(["rejected"]), path)
+
+
+def renamed(folder):
+    (path,) = folder.glob("*.parquet")
+    path.rename(folder / "dpo_dataset_withlogp.parquet")
+
+
+def with_its_own_marker(rows):
+    rows[0]["question"] += "<image>"
+
+
+def as_the_camera_stored_it(rows):
+    [row] = {row["question"]: row for row in rows if row["question"] == "Which side is up?"}.values()
+    row["image"]["bytes"] = turned(6, "JPEG, Intel")
+
+
+def with_two_markers(rows):
+    rows[0]["question"] += "<image><image><image>"
+
+
+def short_logps(rows):
+    values = json.loads(rows[0]["logps"])
+    (values["logps"] if isinstance(values, dict) else values)[2][20:] = []
+    rows[0]["logps"] = json.dumps(values)
+
+
+def another_length(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    next(iter(meta.values()))["length"] += 1
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+SPOILT = {
+    "a column is missing": ("rlaif-v", without_a_column, "has no column rejected"),
+    "a name of files with log-probs": ("rlaif-v", renamed, "is not a name for a file without log-probs"),
+    "a marker in a question": ("rlaif-v", spoilt.parquet_rows(with_its_own_marker), "a question holds <image>"),
+    "a picture that must be turned": ("rlaif-v", spoilt.parquet_rows(as_the_camera_stored_it), "(48, 64), expected"),
+    "log-probs that are too short": ("rlaif-v-logps", spoilt.parquet_rows(short_logps), "do not reach over"),
+    "a missing picture": ("internvl-mpo", spoilt.picture_missing, "a picture cannot be opened"),
+    "another length": ("internvl-mpo", another_length, "length is"),
+    "two markers in a line": ("internvl-mpo", spoilt.lines(with_two_markers), "times <image> in the question"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_spoilt_export_is_refused(check, spoil, what):
+    name, change, reason = SPOILT[what]
+    code, wrong = check(dict(map(reversed, FORMATS))[name], name, spoil(name, change))
+    assert code == 1
+    assert reason in wrong
