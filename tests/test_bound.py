@@ -80,7 +80,7 @@ def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
     free = {
         "work_dir", "dataset_path", "image_root", "dataset_split", "dataset_revision", "continue_from_stage",
         "stop_after_stage", "num_shards", "shard_index", "rank", "distance", "beta", "threads", "memory_fraction",
-        "zero3", "zero3_config", "lookahead", "require_fast", "grace_s", "on_bad_row", "debug", "device",
+        "zero3", "zero3_config", "lookahead", "require_fast", "grace_s", "on_bad_row", "debug", "device", "export",
         *(f"{role}_model_{what}" for role in ("instruct", "reward") for what in ("path", "name", "revision")),
     }  # fmt: skip
     bound = SAMPLING.keys() | PROMPTS.keys() | {"chat_template", "answers"} | EVERYTHING.keys()

@@ -101,7 +101,7 @@ def golden_run(config, goldens, tmp_path) -> tuple[Path, list[dict]]:
     return tmp_path / "own", sampled
 
 
-@pytest.mark.parametrize("columns", [("token_ids",), ("answer", "token_ids")])
+@pytest.mark.parametrize("columns", [("token_ids",), pytest.param(("answer", "token_ids"), marks=pytest.mark.slow)])
 def test_own_token_ids_put_in_again_give_the_same_log_probs_and_dataset(config, goldens, tmp_path, columns):
     """Random models: their answers are of ids that no text would be encoded to."""
     own, sampled = golden_run(config, goldens, tmp_path)

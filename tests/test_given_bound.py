@@ -63,7 +63,10 @@ def test_the_same_answers_elsewhere_change_nothing(given):
     assert run.computed_again(**flags | {"answers": str(moved)}) == set()
 
 
-@pytest.mark.parametrize("name", SAMPLING)
+# Each takes a whole run.
+@pytest.mark.parametrize(
+    "name", [*SAMPLING[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in SAMPLING[2:])]
+)
 def test_settings_of_drawing_do_not_matter_to_given_answers(given, name):
     run, flags = given
     assert run.computed_again(**flags, **{name: SAMPLING[name]}) == set()

@@ -59,8 +59,8 @@ def run_with(monkeypatch, config, role: str, value: float) -> None:
     ("role", "stage", "value"),
     [
         ("instruct", "sampled_answer", float("nan")),
-        ("reward", "reward_logps", float("nan")),
-        ("reward", "reward_logps", float("inf")),
+        pytest.param("reward", "reward_logps", float("nan"), marks=pytest.mark.slow),
+        pytest.param("reward", "reward_logps", float("inf"), marks=pytest.mark.slow),
     ],
 )
 def test_a_question_with_numbers_that_are_none_is_quarantined(
@@ -100,7 +100,9 @@ def test_the_public_function_names_the_token(goldens, one_thread):
         sample_answers(model, Image.new("RGB", (60, 60), "white"), "What is it?", max_new_tokens=4)
 
 
-@pytest.mark.parametrize(("lag", "fused", "slots"), [(0, None, 5), (1, None, 2), (1, 10, 5)])
+@pytest.mark.parametrize(
+    ("lag", "fused", "slots"), [pytest.param(0, None, 5, marks=pytest.mark.slow), (1, None, 2), (1, 10, 5)]
+)
 def test_a_row_that_breaks_late_leaves_nothing_behind_in_its_place(
     instruct, golden_rows, golden_images, monkeypatch, lag, fused, slots
 ):

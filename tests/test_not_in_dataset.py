@@ -19,6 +19,7 @@ from data_engine.questions.dataset import load_questions
 from data_engine.questions.images import as_seen
 from data_engine.reporting import page
 from data_engine.schemas import IMAGE
+from data_engine.stages import RunStages
 from data_engine.store import units
 
 NUMBER = 30
@@ -116,7 +117,7 @@ def plan_of(world, work_dir) -> SimpleNamespace:
     config = RunConfig("a", "b", str(world.dataset_path), str(work_dir), sample_k=6, rank=2)
     return SimpleNamespace(
         config=config, work_dir=work_dir, questions=world.questions(), unit_rows=world.units(), bound={},
-        ranks=SimpleNamespace(rank=0), same_tokenizer=True,
+        ranks=SimpleNamespace(rank=0), same_tokenizer=True, stages=RunStages(),
         sampler=SimpleNamespace(markers=("</s>",), control_tokens=()),
     )  # fmt: skip
 

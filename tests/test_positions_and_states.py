@@ -133,7 +133,9 @@ def plain_answer(changed: Changed, number: int, key: int) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize(("num_rows", "paged"), [(1, False), (4, False), (18, False), (5, True)])
+@pytest.mark.parametrize(
+    ("num_rows", "paged"), [pytest.param(1, False, marks=pytest.mark.slow), (4, False), (18, False), (5, True)]
+)
 def test_answers_equal_those_made_one_at_a_time(changed, num_rows, paged, monkeypatch):
     """Rows are refilled and moved, questions follow each other in the slots, and pages run out."""
     monkeypatch.setattr(page_allocator, "PAGE", 5)

@@ -102,7 +102,7 @@ def test_the_memory_of_a_session_is_that_of_its_processes_together():
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
         process.stdout.readline()
-        resident = size_proof._resident(process.pid)
+        resident = size_proof.resident(process.pid)
         os.killpg(process.pid, 9)
     assert len(resident) == 2
     assert 50e6 < max(resident) < 100e6

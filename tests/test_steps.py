@@ -68,7 +68,7 @@ def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expec
     assert found == expected
 
 
-@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("number", [5, 9])
 def test_pages_that_run_out_change_no_answer(instruct, asked, expected, monkeypatch, number, lag):
     """24 tokens in pages of 5, with enough of them for one long answer, or two, and no foresight: rows give way."""
@@ -119,7 +119,9 @@ def test_a_decoder_gives_the_same_answers_for_one_unit_after_another(instruct, a
     assert decoder.sample(asked[:2], penalty) == first
 
 
-@pytest.mark.parametrize("failing", [1, 4, 40, 90])
+@pytest.mark.parametrize(
+    "failing", [1, pytest.param(4, marks=pytest.mark.slow), 40, pytest.param(90, marks=pytest.mark.slow)]
+)
 def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
     instruct, asked, expected, monkeypatch, caplog, failing
 ):

@@ -44,6 +44,7 @@ def calls(place: Path) -> list[str]:
     return (place / "calls").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_given_answers_are_checked_and_go_to_both_jobs_as_they_were_named(slurm):
     """Jobs start in the folder from which they were submitted, where a relative path means the same file."""
     idx = pq.read_table(slurm / "data/questions.parquet")["idx"][0].as_py()
@@ -120,7 +121,7 @@ def test_the_help_names_the_folder_of_the_scripts(slurm):
     assert f"The scripts are in {LAUNCH}." in done.stdout
 
 
-@pytest.mark.parametrize(("failing", "cancelled"), [(70, []), (71, ["scancel 70"])])
+@pytest.mark.parametrize(("failing", "cancelled"), [pytest.param(70, [], marks=pytest.mark.slow), (71, ["scancel 70"])])
 def test_one_job_never_stays_in_the_queue_without_the_other(slurm, failing, cancelled):
     (slurm / f"fail-{failing}").touch()
     done = submit(slurm, *JOB, "--array", "2")

@@ -11,6 +11,10 @@ WINDOWS = ("copying", "mid-write", "before rename", "after rename", "scoring", "
 FLAGS = ("--rank", "2", "--distance", "1000", "--unit_size", "3")
 
 
+# Each starts ranks several times.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Job:
     """22 questions, four of them bad ones, with 2 to 6 answers each, one of them as ids; and two without any."""
@@ -61,7 +65,7 @@ def test_two_ranks_make_the_same_dataset(alone, tmp_path):
     assert len(list((job.work_dir / "answers").iterdir())) == 1
 
 
-@pytest.mark.parametrize("windows", [("copying", "mid-write"), pytest.param(WINDOWS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("windows", [("copying", "mid-write"), WINDOWS])
 def test_a_process_killed_and_rerun_makes_the_same_dataset(alone, tmp_path, windows):
     """While the copy of the answers is made, while a unit of them is written, and once it is."""
     job, log = again(alone, tmp_path), tmp_path / "kills"
@@ -81,7 +85,6 @@ def test_a_process_killed_and_rerun_makes_the_same_dataset(alone, tmp_path, wind
     assert not strays(job.work_dir)
 
 
-@pytest.mark.slow
 def test_ranks_that_share_split_models_make_the_same_dataset(alone, tmp_path):
     """No model is split while answers are read: the ranks meet when the first is loaded."""
     settings = json.loads((ROOT / "launch/deepspeed/zero3.json").read_text())

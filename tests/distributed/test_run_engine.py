@@ -235,7 +235,7 @@ def test_any_shell_runs_the_script_passes_a_signal_on_and_returns_the_code(start
     assert json.loads((tmp_path / "run.arguments").read_text()) == ["--work_dir", "a b", "--limit=3"]
 
 
-@pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", "bash"])
+@pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", pytest.param("bash", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", ["two", "0", "-1", "1.5"])
 def test_a_number_of_ranks_that_is_none_is_the_users_mistake(shell, number):
     done = subprocess.run(

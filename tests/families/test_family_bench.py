@@ -16,6 +16,7 @@ NOT_IN_ROWS = {
 }
 
 
+@pytest.mark.families
 def test_every_way_does_its_work_and_the_engine_agrees_with_stock(checkpoint):
     options = measure.Options(model=str(checkpoint.folder), rows=4, questions=1000)
     if not checkpoint.family.fast:
