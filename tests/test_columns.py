@@ -192,7 +192,7 @@ def test_a_run_without_a_column_of_images_is_warned_of(has_images):
     plan = SimpleNamespace(
         checkpoints={}, same_tokenizer=True, target=Target(torch.device("cpu"), torch.float32),
         placement=SimpleNamespace(memory_bytes=1), questions=SimpleNamespace(has_images=has_images),
-        config=RunConfig("a", "b", "c", "d"),
+        config=RunConfig("a", "b", "c", "d"), given=None,
     )  # fmt: skip
     assert Plan.warnings(plan) == [NO_IMAGES] * (not has_images)
 

@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hostile_world import (
     BROKEN_UP,
@@ -17,6 +18,7 @@ from hostile_world import (
     kept_pairs,
     prompts_of,
     publish_run,
+    rewritten_prompts,
     upright,
 )
 from PIL import Image
@@ -25,6 +27,7 @@ from turned_pictures import pixels_of
 
 from data_engine import exports
 from data_engine.commands import main
+from data_engine.commands.work_dir import open_finished
 
 PAIRS = ("rlaif-v", "trl", "llama-factory", "ms-swift", "ms-swift-rm", "internvl-mpo")
 KTO = ("trl-kto", "llama-factory-kto", "ms-swift-kto")
@@ -102,6 +105,21 @@ def test_each_answer_of_a_pair_is_labelled_once_and_never_beside_one_of_its_ques
     assert set(found) == expected
     prompts = [row[0] for row in found]
     assert all(one != other for one, other in itertools.pairwise([*prompts, prompts[0]]))
+
+
+@pytest.mark.parametrize("name", PAIRS + KTO)
+def test_every_pair_is_written_or_counted_and_those_that_are_rewritten_are_counted(name, world, work_dir, tmp_path):
+    found = exports.export(name, open_finished(work_dir, {}).source(), tmp_path / "out", tmp_path / "scratch")
+    prompts, changed = prompts_of(world), rewritten_prompts(world)
+    raw = [row for row in pq.read_table(work_dir / "pairs/pairs.parquet").to_pylist() if row["status"] == "kept"]
+    fitting = [row for row in raw if fits(name, *prompts[row["idx"]])]
+    assert found.left_out.total() == len(raw) - len(fitting)
+    assert found.rows == len(read(name, tmp_path / "out"))
+    if name in PAIRS:
+        assert found.rows == len(fitting)
+    rewritten = [row for row in fitting if row["idx"] in changed
+                 or any(broken_up(row[side]) != row[side] for side in ("chosen", "rejected"))]  # fmt: skip
+    assert 0 < found.rewritten == len(rewritten) < len(fitting)
 
 
 # rlaif-v-logps needs a checkpoint's tokenizer: see test_export_logps.py.

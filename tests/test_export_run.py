@@ -48,12 +48,20 @@ def test_a_run_writes_what_the_command_writes_and_a_later_one_says_what_is_older
 
 
 @pytest.mark.parametrize("command", ["run", "validate"])
-def test_an_unknown_format_is_refused_before_any_work(command, goldens, tmp_path, capsys):
-    arguments = {
-        "instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward",
-        "dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": tmp_path / "work", "export": "trl,tlr",
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "formats", "message"),
+    [
+        ("llava", "trl,tlr", '--export names the unknown format "tlr"; did you mean trl?'),
+        ("omnilmm", "rlaif-v-logps", "is for instruct models of the family llava"),
+    ],
+)
+def test_a_format_that_cannot_be_written_is_refused_before_any_work(
+    command, goldens, tmp_path, capsys, family, formats, message
+):
+    arguments = {f"{role}_model_path": goldens / family / role for role in ("instruct", "reward")}
+    arguments |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": tmp_path / "work"}
+    arguments["export"] = formats
     assert main.main([command, *(word for name, value in arguments.items() for word in (f"--{name}", str(value)))]) == 2
-    assert '--export names the unknown format "tlr"; did you mean trl?' in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     # A run that was refused leaves its exit code in logs/ alone.
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "logs"]
