@@ -6,6 +6,7 @@ Texts and pictures are hostile. What is rewritten or left out follows from the r
 import importlib
 import io
 import itertools
+import json
 from collections import Counter
 
 import numpy as np
@@ -21,9 +22,9 @@ from hostile_world import (
     rewritten_prompts,
     upright,
 )
-from PIL import Image
-from stage2_world import digest
-from turned_pictures import pixels_of
+from PIL import Image, ImageOps
+from stage2_world import digest, make_world
+from turned_pictures import pixels_of, turned
 
 from data_engine import exports
 from data_engine.commands import main
@@ -120,6 +121,24 @@ def test_every_pair_is_written_or_counted_and_those_that_are_rewritten_are_count
     rewritten = [row for row in fitting if row["idx"] in changed
                  or any(broken_up(row[side]) != row[side] for side in ("chosen", "rejected"))]  # fmt: skip
     assert 0 < found.rewritten == len(rewritten) < len(fitting)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_with_exif_ignore_pictures_look_as_they_are_stored_to_readers_that_turn_them_and_to_others(name, tmp_path):
+    """They are sampled from so, whatever their orientation says."""
+    images = [{"bytes": turned(6, container), "path": None} for container in ("JPEG, Intel", "PNG")] * 6
+    world = make_world(tmp_path / "world", num_questions=12, image=images)
+    publish_run(world, tmp_path / "work", distance=10_000)
+    known = json.loads((tmp_path / "work/run.json").read_text())
+    known["config"]["exif"] = "ignore"
+    (tmp_path / "work/run.json").write_text(json.dumps(known))
+    rows = read(name, exported(name, tmp_path / "work", tmp_path / "out"))
+    stored = {np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")).tobytes() for image in images}
+    assert len(stored) == 2
+    for turn in (lambda image: image, ImageOps.exif_transpose):
+        found = [turn(Image.open(io.BytesIO(data))).convert("RGB") for row in rows for data in row["images"]]
+        assert {np.asarray(image).tobytes() for image in found} == stored
+        assert {image.size for image in found} == {(48, 64)}
 
 
 # rlaif-v-logps needs a checkpoint's tokenizer: see test_export_logps.py.
