@@ -79,6 +79,8 @@ def test_what_was_rewritten_and_left_out_is_told_with_its_counts(tmp_path, capsy
         (["--format", "trl,trl"], "--format names trl twice"),
         (["--format", ""], 'unknown format ""'),
         (["--formt", "trl"], "--formt"),
+        (["--license", "CC BY 4.0"], '"CC BY 4.0"; did you mean cc-by-4.0?'),
+        (["--image_root", "nowhere"], "where the dataset has moved, give --dataset_path and --image_root"),
         (["--output", "{full}"], "is not empty; name an empty folder"),
         (["--output", "{file}"], "is a file; name an empty folder"),
         (["--output", "{file}/under"], "file"),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,11 @@ def test_a_folder_is_refused(config, questions, tmp_path):
     assert "is a folder; name one parquet or .jsonl file" in refusal(
         config, questions, str(tmp_path), work_dir=str(tmp_path / "w")
     )
+
+
+def test_a_pipe_is_refused_at_once(config, questions, tmp_path):
+    os.mkfifo(tmp_path / "answers.jsonl")
+    assert "is no file but a pipe or a device" in refusal(config, questions, str(tmp_path / "answers.jsonl"))
 
 
 COLUMNS = {

@@ -14,6 +14,7 @@ from data_engine import stages
 from data_engine.commands.work_dir import open_finished
 from data_engine.errors import IncompleteError, UserError
 from data_engine.exports import EXPORTS, FOLDER, add_files, build, chosen, move_all, told, why_nothing
+from data_engine.exports.licences import check_licence
 from data_engine.store.folders import scratch_folder
 from data_engine.store.units import DamagedUnitError
 
@@ -73,6 +74,8 @@ def _build(run: "FinishedRun", names: list[str], scratch: Path, licence: str | N
 
 def _checked_repo(asked: argparse.Namespace, names: list[str]) -> str | None:
     """The repository to push to, once nothing that can be known speaks against it; None where nothing is pushed."""
+    if asked.license is not None:
+        check_licence(asked.license)
     if asked.push_to_hub is None:
         if asked.output is None:
             raise UserError("where to? give --output DIR, --push_to_hub REPO, or both")

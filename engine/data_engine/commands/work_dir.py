@@ -72,7 +72,7 @@ def open_finished(
     try:
         questions = open_questions(config)
     except UserError as error:
-        raise UserError(f"{error}; where the dataset has moved, give --dataset_path") from None
+        raise UserError(f"{error}; where the dataset has moved, give --dataset_path and --image_root") from None
     # Where hashes cannot be remembered, as in an archive, every file is read.
     hashes = FileHashes(work_dir, Claims(work_dir, 0)) if os.access(work_dir, os.W_OK) else hash_files
     if questions.fingerprint(hashes) != run_file["bound"]["dataset"]:
