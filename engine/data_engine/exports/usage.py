@@ -55,8 +55,7 @@ USAGES = {
     "rlaif-v": Usage(
         "Pairs of one picture and one question, as RLAIF-V's trainer reads them.",
         (IDX, ("question", "without a marker for the picture"), *_SIDES, IMAGE),
-        "RLAIF-V's trainer reads the folder as its data directory since pull request 37. ms-swift reads it too, but encodes\n"
-        "the pictures again, which changes those of a JPEG: the format `ms-swift` keeps them.\n\n"
+        "RLAIF-V's trainer reads the folder as its data directory since pull request 37. ms-swift reads it too:\n\n"
         "```bash\nswift rlhf --rlhf_type dpo --model MODEL --dataset EXPORT --strict true \\\n"
         '  --columns \'{"chosen": "response", "rejected": "rejected_response"}\'\n```',
     ),
