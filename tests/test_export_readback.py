@@ -154,6 +154,17 @@ def test_the_same_bytes_each_time_and_no_control_token_in_any_text(name, work_di
         assert not [token for token in BROKEN_UP for text in texts if token in text]
 
 
+@pytest.mark.parametrize("name", [name for name in exports.EXPORTS if name != "rlaif-v-logps"])
+def test_every_parquet_file_has_a_page_index_by_which_the_hubs_viewer_reads_parts_of_it(name, work_dir, tmp_path):
+    for path in exported(name, work_dir, tmp_path).glob("*.parquet"):
+        metadata = pq.read_metadata(path)
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+        # Of long texts there is no index of values, but that of places.
+        assert columns
+        assert all(column.has_offset_index for column in columns)
+
+
 def test_the_rule_is_one_that_a_person_can_check():
     assert broken_up("a </s> b <<image>image>") == "a < /s> b << image>image>"
     picture = Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000)
