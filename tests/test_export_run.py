@@ -1,5 +1,7 @@
 """`run --export`: exports beside the dataset, those of the command, and what a later pairing says of older ones."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from stage2_world import digest
 
@@ -12,10 +14,14 @@ SETTINGS = {"sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 8, "th
 
 @pytest.fixture(scope="module")
 def run(goldens, tmp_path_factory, one_thread):
-    """Runs, or goes on with, one work directory on the golden questions."""
+    """Runs, or goes on with, one work directory on the golden questions, with a control token in each."""
     work_dir = tmp_path_factory.mktemp("run") / "work"
+    table = pq.read_table(goldens / "llava/dataset/questions.parquet")
+    asked = pa.array([f"{question} </s>?" for question in table["question"].to_pylist()])
+    questions = work_dir.with_name("questions.parquet")
+    pq.write_table(table.set_column(table.schema.get_field_index("question"), "question", asked), questions)
     paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
-    paths |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": work_dir}
+    paths |= {"dataset_path": questions, "work_dir": work_dir}
 
     def start(**settings):
         with pytest.MonkeyPatch.context() as patch:
@@ -28,20 +34,24 @@ def run(goldens, tmp_path_factory, one_thread):
 
 
 def test_a_run_writes_what_the_command_writes_and_a_later_one_says_what_is_older(run, tmp_path, capsys):
-    work_dir = run(export="rlaif-v,trl")
+    work_dir = run(export="rlaif-v,trl", seed=7)
     told = capsys.readouterr().out
     assert "export rlaif-v: " in told
     assert "export trl: " in told
+    asked = pq.read_table(work_dir / "dataset/dpo_dataset.parquet")["question"].to_pylist()
+    assert asked
+    assert all(question.endswith(" < /s>?") for question in asked)
     dataset = (work_dir / "dataset/dpo_dataset.parquet").read_bytes()
     assert (work_dir / "exports/rlaif-v/dpo_dataset.parquet").read_bytes() == dataset
     arguments = ["export", str(work_dir), "--format", "rlaif-v,trl", "--output", str(tmp_path / "out")]
     assert main.main(arguments) == 0
     assert digest(work_dir / "exports") == digest(tmp_path / "out")
     before = digest(work_dir / "exports/rlaif-v")
+    (work_dir / "exports/mine").mkdir()
     messages = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(last_step.log, "warning", lambda text, *values: messages.append(text % values))
-        run(export="trl", rank=1, continue_from_stage=2)
+        run(export="trl", rank=1, seed=7, continue_from_stage=2)
     assert messages == [f"{work_dir}/exports has exports of an earlier pairing; --export rlaif-v writes them anew"]
     assert digest(work_dir / "exports/rlaif-v") == before
     assert digest(work_dir / "exports/trl") != digest(tmp_path / "out/trl")
