@@ -27,6 +27,16 @@ STARTED = {
     "images": [],
     "messages": [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Who are you?"}],
 }
+# Trainers look for pictures in what the user says.
+SHOWN = {
+    "idx": "shown",
+    "images": ["red.png"],
+    "messages": [
+        {"role": "user", "content": "Draw."},
+        {"role": "assistant", "content": [{"type": "image"}]},
+        {"role": "user", "content": "What is it?"},
+    ],
+}
 
 
 def test_every_pair_is_there_with_its_conversation_and_pictures(tmp_path):
@@ -92,7 +102,7 @@ def test_the_beginning_of_an_answer_has_no_place_in_turns():
     assert not in_turns(dataclasses.replace(asked, answer_start="It is"))
 
 
-@pytest.mark.parametrize("question", [TWO_USERS, STARTED], ids=lambda question: question["idx"])
+@pytest.mark.parametrize("question", [TWO_USERS, STARTED, SHOWN], ids=lambda question: question["idx"])
 def test_a_conversation_that_is_not_in_turns_is_left_out(tmp_path, question):
     folder, written = write_export(tmp_path, "llama-factory", [QUESTIONS[0], question])
     assert written.left_out == {NOT_FITTING: 3}
