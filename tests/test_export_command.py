@@ -219,13 +219,14 @@ def test_a_run_in_an_archive_that_cannot_be_written_is_exported(work_dir, tmp_pa
     assert sorted(archive.rglob("*")) == before
 
 
-def test_a_copy_of_a_dataset_of_the_hub_takes_its_place(work_dir, world, tmp_path, capsys):
+@pytest.mark.parametrize("told_by", ["flag", "later start"])
+def test_a_copy_of_a_dataset_of_the_hub_takes_its_place(work_dir, world, tmp_path, told_by):
     moved = copied(work_dir, tmp_path / "work")
     config = json.loads((moved / "run.json").read_text())["config"]
     config |= {"dataset_path": "owner/gone", "dataset_split": "validation", "dataset_revision": "v1"}
-    run_file(config=config)(moved)
-    arguments = (moved, "--format", "rlaif-v", "--dataset_path", world.dataset_path)
-    assert run(*arguments, "--output", tmp_path / "out") == 0
+    flag = ["--dataset_path", world.dataset_path] if told_by == "flag" else []
+    run_file(config=config, places={} if flag else {"dataset_path": str(world.dataset_path)})(moved)
+    assert run(moved, "--format", "rlaif-v", *flag, "--output", tmp_path / "out") == 0
 
 
 def test_where_one_format_has_no_row_none_is_written(tmp_path, capsys):

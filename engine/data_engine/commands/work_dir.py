@@ -94,11 +94,12 @@ def _config(work_dir: Path, run_file: Mapping, moved: Mapping[str, str]) -> RunC
         found = RunConfig(**run_file.get("config", {}) | {"chat_template": None} | places)
     except TypeError as error:
         raise _of_another_version(work_dir, str(error)) from None
-    if "dataset_path" in moved and Path(found.dataset_path).exists():
-        # A copy on disk may be a single file, which has no splits, and has no revisions: its content is compared.
-        split = None if Path(found.dataset_path).is_file() else found.dataset_split
-        return dataclasses.replace(found, dataset_split=split, dataset_revision=None)
-    return found
+    # A copy on disk, of a dataset of the hub, has no revisions, and a single file no splits: its content is compared.
+    copy = Path(found.dataset_path)
+    split, revision = found.dataset_split, found.dataset_revision
+    return dataclasses.replace(
+        found, dataset_split=None if copy.is_file() else split, dataset_revision=None if copy.exists() else revision
+    )
 
 
 def _of_another_version(work_dir: Path, why: str) -> UserError:
