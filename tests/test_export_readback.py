@@ -108,6 +108,31 @@ def test_each_answer_of_a_pair_is_labelled_once_and_never_beside_one_of_its_ques
     assert all(one != other for one, other in itertools.pairwise([*prompts, prompts[0]]))
 
 
+# rlaif-v-logps needs a checkpoint's tokenizer: see test_export_logps.py.
+@pytest.mark.parametrize("name", [name for name in exports.EXPORTS if name != "rlaif-v-logps"])
+def test_the_same_bytes_each_time_and_no_control_token_in_any_text(name, work_dir, tmp_path):
+    folders = [exported(name, work_dir, tmp_path / number) for number in "12"]
+    assert digest(folders[0]) == digest(folders[1])
+    if name == "scored":
+        return
+    for row in read(name, folders[0]):
+        texts = [part for _, parts in row["messages"] for part in parts if isinstance(part, str)]
+        texts += [row[side] for side in ("chosen", "rejected", "answer") if side in row]
+        assert not [token for token in BROKEN_UP for text in texts if token in text]
+
+
+def test_the_rule_is_one_that_a_person_can_check():
+    assert broken_up("a </s> b <<image>image>") == "a < /s> b << image>image>"
+    picture = Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000)
+    assert upright(_png(picture))[2, 3].tolist() == [11 * 5000 >> 8] * 3
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("name", PAIRS + KTO)
 def test_every_pair_is_written_or_counted_and_those_that_are_rewritten_are_counted(name, world, work_dir, tmp_path):
     found = exports.export(name, open_finished(work_dir, {}).source(), tmp_path / "out", tmp_path / "scratch")
@@ -139,39 +164,3 @@ def test_with_exif_ignore_pictures_look_as_they_are_stored_to_readers_that_turn_
         found = [turn(Image.open(io.BytesIO(data))).convert("RGB") for row in rows for data in row["images"]]
         assert {np.asarray(image).tobytes() for image in found} == stored
         assert {image.size for image in found} == {(48, 64)}
-
-
-# rlaif-v-logps needs a checkpoint's tokenizer: see test_export_logps.py.
-@pytest.mark.parametrize("name", [name for name in exports.EXPORTS if name != "rlaif-v-logps"])
-def test_the_same_bytes_each_time_and_no_control_token_in_any_text(name, work_dir, tmp_path):
-    folders = [exported(name, work_dir, tmp_path / number) for number in "12"]
-    assert digest(folders[0]) == digest(folders[1])
-    if name == "scored":
-        return
-    for row in read(name, folders[0]):
-        texts = [part for _, parts in row["messages"] for part in parts if isinstance(part, str)]
-        texts += [row[side] for side in ("chosen", "rejected", "answer") if side in row]
-        assert not [token for token in BROKEN_UP for text in texts if token in text]
-
-
-@pytest.mark.parametrize("name", [name for name in exports.EXPORTS if name != "rlaif-v-logps"])
-def test_every_parquet_file_has_a_page_index_by_which_the_hubs_viewer_reads_parts_of_it(name, work_dir, tmp_path):
-    for path in exported(name, work_dir, tmp_path).glob("*.parquet"):
-        metadata = pq.read_metadata(path)
-        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        columns = [group.column(at) for group in groups for at in range(group.num_columns)]
-        # Of long texts there is no index of values, but that of places.
-        assert columns
-        assert all(column.has_offset_index for column in columns)
-
-
-def test_the_rule_is_one_that_a_person_can_check():
-    assert broken_up("a </s> b <<image>image>") == "a < /s> b << image>image>"
-    picture = Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000)
-    assert upright(_png(picture))[2, 3].tolist() == [11 * 5000 >> 8] * 3
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
