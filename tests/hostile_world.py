@@ -101,9 +101,13 @@ def broken_up(text: str) -> str:
 
 def asked(text: str) -> str:
     """A text of a prompt: `<image>` goes, as often as one is left."""
+    return broken_up(without_marker(text))
+
+
+def without_marker(text: str) -> str:
     while "<image>" in text:
         text = text.replace("<image>", "")
-    return broken_up(text)
+    return text
 
 
 def prompts_of(world: World) -> dict[str, tuple[list, list[bytes]]]:
@@ -125,6 +129,17 @@ def prompts_of(world: World) -> dict[str, tuple[list, list[bytes]]]:
         if row["system"] is not None:
             messages.insert(0, ("system", (asked(row["system"]),)))
         found[row["idx"]] = (messages, pictures)
+    return found
+
+
+def rewritten_prompts(world: World) -> set[str]:
+    """The idx of the questions of which a text is rewritten; that `<image>` goes is not meant."""
+    found = set()
+    for row in pq.read_table(world.dataset_path).to_pylist():
+        turns = row.get("messages") or [{"content": row["question"]}]
+        texts = [*(turn["content"] for turn in turns), row["system"] or ""]
+        if any(asked(text) != without_marker(text) for text in texts):
+            found.add(row["idx"])
     return found
 
 

@@ -1,9 +1,13 @@
 """`data-engine export` and `run --export`: what they write, what they refuse, and that nothing is half-written."""
 
+import errno
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +16,7 @@ from hostile_world import hostile_world, publish_run
 from stage2_world import digest, make_world
 
 from data_engine import exports
-from data_engine.commands import main
+from data_engine.commands import export, main
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +79,16 @@ def test_what_was_rewritten_and_left_out_is_told_with_its_counts(tmp_path, capsy
         (["--format", "trl,trl"], "--format names trl twice"),
         (["--format", ""], 'unknown format ""'),
         (["--formt", "trl"], "--formt"),
+        (["--license", "CC BY 4.0"], '"CC BY 4.0"; did you mean cc-by-4.0?'),
+        (["--image_root", "nowhere"], "where the dataset has moved, give --dataset_path and --image_root"),
         (["--output", "{full}"], "is not empty; name an empty folder"),
         (["--output", "{file}"], "is a file; name an empty folder"),
         (["--output", "{file}/under"], "file"),
+        (["--output", "{link}"], "is a link to nothing; name an empty folder"),
+        (["--output", "x" * 300], "cannot be used: File name too long"),
+        (["--output", "/proc/out"], '"/proc/out" cannot be read or written: No such file or directory'),
+        (["--output", "{work}/dataset/out"], "dataset\", which is the run's own; name another"),
+        (["--output", "{work}/exports/trl"], "exports/trl\", which is the run's own; name another"),
         (["--dataset_path", "{elsewhere}"], "is not the dataset that"),
         (["--dataset_path", "nowhere.parquet"], "where the dataset has moved, give --dataset_path"),
     ],
@@ -86,15 +97,17 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(work_dir, tmp_pat
     (tmp_path / "full").mkdir()
     for name in ("full/file", "file"):
         (tmp_path / name).write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
     other = make_world(tmp_path / "other", num_questions=4)
     places = {"full": tmp_path / "full", "file": tmp_path / "file", "elsewhere": other.dataset_path}
+    places |= {"link": tmp_path / "link", "work": work_dir}
     arguments = {"--format": "trl", "--output": str(tmp_path / "out")} | {change[0]: change[1].format(**places)}
-    before = sorted(tmp_path.rglob("*"))
+    before = everything(tmp_path, work_dir)
     assert run(work_dir, *(word for both in arguments.items() for word in both)) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
-    assert sorted(tmp_path.rglob("*")) == before
+    assert everything(tmp_path, work_dir) == before
 
 
 def test_a_run_without_pairs_is_refused(world, tmp_path, capsys):
@@ -111,6 +124,109 @@ def test_a_run_without_pairs_is_refused(world, tmp_path, capsys):
     assert run(work_dir, "--format", "trl", "--output", tmp_path / "out") == 2
     assert "no pairs/pairs.parquet yet: let the run finish stage 2 first" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def everything(*folders) -> list[Path]:
+    """What lies in folders, but for the hashes of files, which any command may remember."""
+    return sorted(path for folder in folders for path in folder.rglob("*") if path.parent.name != "hashes")
+
+
+def copied(work_dir, folder):
+    """A copy of a run, to be damaged."""
+    shutil.copytree(work_dir, folder)
+    return folder
+
+
+def without_metadata(work_dir):
+    table = pq.read_table(work_dir / "pairs/pairs.parquet")
+    pq.write_table(table.replace_schema_metadata(None), work_dir / "pairs/pairs.parquet")
+
+
+def run_file(**entries):
+    """Puts other entries into run.json."""
+
+    def change(work_dir):
+        found = json.loads((work_dir / "run.json").read_text())
+        (work_dir / "run.json").write_text(json.dumps(found | entries))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        (without_metadata, 2, "were made by an earlier version of this program; pair again"),
+        (lambda work: os.truncate(work / "pairs/pairs.parquet", 2000), 2, 'pairs.parquet" is broken; pair again'),
+        (lambda work: (work / "run.json").write_text("{}"), 2, "is not one of this version of the program"),
+        (lambda work: (work / "run.json").write_text("[]"), 2, "is not one of this version of the program"),
+        (run_file(config={"removed": 1}), 2, "is not one of this version of the program ("),
+        (run_file(models={}), 2, "is not one of this version of the program (models has no instruct)"),
+        (lambda work: (work / "sampled_answer/unit-00000.parquet").unlink(), 3, "unit-00000.parquet is gone; the"),
+        (lambda work: os.truncate(work / "sampled_answer/unit-00000.parquet", 900), 3, "computes it again"),
+    ],
+)
+def test_a_work_dir_that_is_damaged_or_of_another_version_is_told(work_dir, tmp_path, capsys, damage, code, message):
+    damage(copied(work_dir, tmp_path / "work"))
+    assert run(tmp_path / "work", "--format", "trl", "--output", tmp_path / "out" / "deep") == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing_half_written(work_dir, tmp_path, capsys, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert run(work_dir, "--format", "trl,llama-factory", "--output", tmp_path / "out" / "deep") == 2
+    assert "cannot be read or written: No space left on device\n" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_exports_into_one_folder_leave_one_of_them_whole(work_dir, tmp_path, capsys, monkeypatch):
+    built = exports.build
+
+    def slow(name, *arguments):
+        # The other one is done before this one has moved anything.
+        monkeypatch.setattr(export, "build", built)
+        assert run(work_dir, "--format", "llama-factory,trl", "--output", tmp_path / "out") == 0
+        return built(name, *arguments)
+
+    monkeypatch.setattr(export, "build", slow)
+    assert run(work_dir, "--format", "sft,trl", "--output", tmp_path / "out") == 2
+    assert 'is not empty any more: another program has written "trl" there' in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path / "out")) == ["llama-factory", "trl"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing_behind(work_dir, tmp_path, capsys, monkeypatch, number):
+    monkeypatch.setattr(export, "build", lambda *arguments: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert run(work_dir, "--format", "trl", "--output", tmp_path / "out") == 75
+    assert "interrupted; run the same command again" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_in_an_archive_that_cannot_be_written_is_exported(work_dir, tmp_path, monkeypatch):
+    archive = copied(work_dir, tmp_path / "archive")
+    shutil.rmtree(archive / "hashes")
+    before = sorted(archive.rglob("*"))
+    # Whoever runs the tests as root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert run(archive, "--format", "rlaif-v", "--output", tmp_path / "out") == 0
+    assert sorted(archive.rglob("*")) == before
+
+
+@pytest.mark.parametrize("told_by", ["flag", "later start"])
+def test_a_copy_of_a_dataset_of_the_hub_takes_its_place(work_dir, world, tmp_path, told_by):
+    moved = copied(work_dir, tmp_path / "work")
+    config = json.loads((moved / "run.json").read_text())["config"]
+    config |= {"dataset_path": "owner/gone", "dataset_split": "validation", "dataset_revision": "v1"}
+    flag = ["--dataset_path", world.dataset_path] if told_by == "flag" else []
+    run_file(config=config, places={} if flag else {"dataset_path": str(world.dataset_path)})(moved)
+    assert run(moved, "--format", "rlaif-v", *flag, "--output", tmp_path / "out") == 0
 
 
 def test_where_one_format_has_no_row_none_is_written(tmp_path, capsys):

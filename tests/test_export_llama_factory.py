@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from export_readers import llama_factory, llama_factory_kto
-from export_world import MESSAGES, QUESTIONS, expected_answers, expected_pairs, in_order, pair_of, write_export
+from export_world import MESSAGES, QUESTIONS, expected_answers, expected_pairs, in_order, pair_of, square, write_export
 from stage2_world import digest
 
 from data_engine.exports import cleaned
 from data_engine.exports.base import NOT_FITTING
 from data_engine.exports.cleaned import UNREADABLE
+from data_engine.exports.picture_files import PictureFiles
 from data_engine.exports.turns import in_turns
 from data_engine.questions.conversation import Conversation
 
@@ -24,6 +26,16 @@ STARTED = {
     "idx": "started",
     "images": [],
     "messages": [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Who are you?"}],
+}
+# Trainers look for pictures in what the user says.
+SHOWN = {
+    "idx": "shown",
+    "images": ["red.png"],
+    "messages": [
+        {"role": "user", "content": "Draw."},
+        {"role": "assistant", "content": [{"type": "image"}]},
+        {"role": "user", "content": "What is it?"},
+    ],
 }
 
 
@@ -90,11 +102,22 @@ def test_the_beginning_of_an_answer_has_no_place_in_turns():
     assert not in_turns(dataclasses.replace(asked, answer_start="It is"))
 
 
-@pytest.mark.parametrize("question", [TWO_USERS, STARTED], ids=lambda question: question["idx"])
+@pytest.mark.parametrize("question", [TWO_USERS, STARTED, SHOWN], ids=lambda question: question["idx"])
 def test_a_conversation_that_is_not_in_turns_is_left_out(tmp_path, question):
     folder, written = write_export(tmp_path, "llama-factory", [QUESTIONS[0], question])
     assert written.left_out == {NOT_FITTING: 3}
     assert in_order(llama_factory.read(folder)) == in_order(expected_pairs(["one"]))
+
+
+def test_pictures_that_differ_in_their_last_byte_alone_are_two_and_one_is_written_once(tmp_path, monkeypatch):
+    files, written = PictureFiles(tmp_path), []
+    write_bytes = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: written.append(path) or write_bytes(path, data))
+    pictures = [square("red") + end for end in (b"", b"\0", b"\1", b"")]
+    paths = [files.path_of(picture) for picture in pictures]
+    assert paths[0] == paths[3]
+    assert len(written) == len(set(paths)) == 3
+    assert [(tmp_path / path).read_bytes() for path in paths] == pictures
 
 
 def test_the_first_row_has_a_picture_wherever_there_is_one(tmp_path):

@@ -220,6 +220,8 @@ def test_pairs_whose_log_probs_would_be_others_are_left_out(name, reason, proces
     found = exports.export("rlaif-v-logps", source, tmp_path / "out", tmp_path / "scratch")
     rows = rlaif_v_logps.read(tmp_path / "out")
     assert found.left_out == {reason: len(spoilt)}
+    # None of those that are written.
+    assert found.rewritten == 0
     wanted = sorted((pair["idx"], pair["chosen"], pair["rejected"]) for pair in pairs if pair not in spoilt)
     assert sorted((row["idx"], row["chosen"], row["rejected"]) for row in rows) == wanted
 

@@ -6,9 +6,11 @@ Texts and pictures are hostile. What is rewritten or left out follows from the r
 import importlib
 import io
 import itertools
+import json
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hostile_world import (
     BROKEN_UP,
@@ -17,14 +19,16 @@ from hostile_world import (
     kept_pairs,
     prompts_of,
     publish_run,
+    rewritten_prompts,
     upright,
 )
-from PIL import Image
-from stage2_world import digest
-from turned_pictures import pixels_of
+from PIL import Image, ImageOps
+from stage2_world import digest, make_world
+from turned_pictures import pixels_of, turned
 
 from data_engine import exports
 from data_engine.commands import main
+from data_engine.commands.work_dir import open_finished
 
 PAIRS = ("rlaif-v", "trl", "llama-factory", "ms-swift", "ms-swift-rm", "internvl-mpo")
 KTO = ("trl-kto", "llama-factory-kto", "ms-swift-kto")
@@ -137,3 +141,36 @@ def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+@pytest.mark.parametrize("name", PAIRS + KTO)
+def test_every_pair_is_written_or_counted_and_those_that_are_rewritten_are_counted(name, world, work_dir, tmp_path):
+    found = exports.export(name, open_finished(work_dir, {}).source(), tmp_path / "out", tmp_path / "scratch")
+    prompts, changed = prompts_of(world), rewritten_prompts(world)
+    raw = [row for row in pq.read_table(work_dir / "pairs/pairs.parquet").to_pylist() if row["status"] == "kept"]
+    fitting = [row for row in raw if fits(name, *prompts[row["idx"]])]
+    assert found.left_out.total() == len(raw) - len(fitting)
+    assert found.rows == len(read(name, tmp_path / "out"))
+    if name in PAIRS:
+        assert found.rows == len(fitting)
+    rewritten = [row for row in fitting if row["idx"] in changed
+                 or any(broken_up(row[side]) != row[side] for side in ("chosen", "rejected"))]  # fmt: skip
+    assert 0 < found.rewritten == len(rewritten) < len(fitting)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_with_exif_ignore_pictures_look_as_they_are_stored_to_readers_that_turn_them_and_to_others(name, tmp_path):
+    """They are sampled from so, whatever their orientation says."""
+    images = [{"bytes": turned(6, container), "path": None} for container in ("JPEG, Intel", "PNG")] * 6
+    world = make_world(tmp_path / "world", num_questions=12, image=images)
+    publish_run(world, tmp_path / "work", distance=10_000)
+    known = json.loads((tmp_path / "work/run.json").read_text())
+    known["config"]["exif"] = "ignore"
+    (tmp_path / "work/run.json").write_text(json.dumps(known))
+    rows = read(name, exported(name, tmp_path / "work", tmp_path / "out"))
+    stored = {np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")).tobytes() for image in images}
+    assert len(stored) == 2
+    for turn in (lambda image: image, ImageOps.exif_transpose):
+        found = [turn(Image.open(io.BytesIO(data))).convert("RGB") for row in rows for data in row["images"]]
+        assert {np.asarray(image).tobytes() for image in found} == stored
+        assert {image.size for image in found} == {(48, 64)}

@@ -4,7 +4,9 @@ import importlib
 import json
 
 import contributing
+import pyarrow.parquet as pq
 import pytest
+from export_world import write_export
 from stage2_world import make_world, pairs_rows, picture
 
 from data_engine import exports, stages
@@ -75,3 +77,14 @@ def test_every_export_of_the_table_exists_and_says_what_it_writes(name):
     assert function.__doc__
     assert importlib.import_module(function.__module__).__doc__
     assert exports.DEFAULT in exports.EXPORTS
+
+
+@pytest.mark.parametrize("name", ["rlaif-v", "trl", "trl-kto", "llama-factory", "llama-factory-kto", "ms-swift"])
+def test_parquet_files_have_a_page_index_by_which_the_hubs_viewer_reads_parts_of_them(name, tmp_path):
+    [path] = write_export(tmp_path, name)[0].glob("*.parquet")
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+    # Of long texts there is no index of values, but that of places.
+    assert columns
+    assert all(column.has_offset_index for column in columns)

@@ -7,6 +7,7 @@ import pytest
 from bound_run import change_a_weight
 from test_bound import SAMPLING
 
+from data_engine.commands import main
 from data_engine.job import model_holder
 from data_engine.store import units
 
@@ -85,6 +86,24 @@ def test_the_instruct_model_may_change_under_given_texts(given):
     change_a_weight(run.folder / "instruct")
     again = run.computed_again(**flags)
     assert {name.partition("/")[0] for name in again} == {"instruct_logps", "reward_logps"}
+
+
+def test_an_export_tells_the_model_that_has_taken_the_place_of_another(given, tmp_path):
+    run, flags = given
+    for stage in ("instruct_logps", "reward_logps"):
+        shutil.rmtree(run.work / stage)
+    for role in ("instruct", "reward"):
+        (run.folder / role).rename(run.folder / f"another-{role}")
+        change_a_weight(run.folder / f"another-{role}")
+    models = {f"{role}_model_path": str(run.folder / f"another-{role}") for role in ("instruct", "reward")}
+    assert run.start(**flags, **models) == 0
+    found = json.loads((run.work / "run.json").read_text())
+    assert [found["models"][role]["folders"][0] for role in ("instruct", "reward")] == list(models.values())
+    assert main.main(["export", str(run.work), "--format", "trl", "--output", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out/trl/README.md").read_text()
+    for role in ("instruct", "reward"):
+        assert f"| {role} | another-{role} | local folder | llava | {found['bound'][f'{role}_model']} |" in card
+        assert f"--{role}_model_path another-{role}" in card
 
 
 def test_given_ids_are_bound_to_the_tokenizer_that_they_are_of(given, tmp_path, monkeypatch):

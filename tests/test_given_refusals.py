@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,11 @@ def test_the_same_answer_twice_is_named(config, questions, tmp_path):
     ids = [{"idx": "a", "token_ids": ids} for ids in ([5, 6], [6, 5], [5, 6])]
     told = refusal(config, questions, jsonl(tmp_path, *ids))
     assert '1 rows repeat an answer that another row of their idx has: "a" in line 3' in told
+    # Two of one text make no pair, whatever their ids.
+    texts = [{"idx": "a", "answer": answer, "token_ids": ids} for answer, ids in (("x", [5]), ("y", [5]), ("x", [6]))]
+    assert '1 rows repeat an answer that another row of their idx has: "a" in line 3' in refusal(
+        config, questions, jsonl(tmp_path, *texts)
+    )
 
 
 def test_a_file_without_an_answer_that_can_be_used_is_refused(config, questions, tmp_path):
@@ -172,6 +178,11 @@ def test_a_folder_is_refused(config, questions, tmp_path):
     assert "is a folder; name one parquet or .jsonl file" in refusal(
         config, questions, str(tmp_path), work_dir=str(tmp_path / "w")
     )
+
+
+def test_a_pipe_is_refused_at_once(config, questions, tmp_path):
+    os.mkfifo(tmp_path / "answers.jsonl")
+    assert "is no file but a pipe or a device" in refusal(config, questions, str(tmp_path / "answers.jsonl"))
 
 
 COLUMNS = {

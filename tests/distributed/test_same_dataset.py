@@ -3,10 +3,13 @@
 import collections
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from jobs import STAGES, Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
+from stage2_world import digest
 
 FLAGS = (
     "--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "16", "--unit_size", "3",
@@ -56,6 +59,17 @@ def test_three_ranks_under_torchrun_make_the_same_dataset(alone, tmp_path, flags
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not stray_files(job.work_dir)
     assert ranks_that_worked(job) > 1, "one rank did all the work: nothing was distributed"
+
+
+@pytest.mark.slow
+def test_one_of_two_ranks_exports_and_writes_what_the_command_writes(alone, tmp_path):
+    names = "rlaif-v,trl,llama-factory-kto,scored"
+    job = again(alone, tmp_path, "--export", names)
+    told = job.run(*torchrun(2))
+    assert [told.count(f"export {name}: ") for name in names.split(",")] == [1] * 4
+    command = [sys.executable, "-m", "data_engine", "export", str(alone.work_dir), "--format", names]
+    subprocess.run([*command, "--output", str(tmp_path / "out")], check=True, capture_output=True)
+    assert digest(job.work_dir / "exports") == digest(tmp_path / "out")
 
 
 @pytest.mark.slow

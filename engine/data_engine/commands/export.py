@@ -4,14 +4,19 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from data_engine import stages
 from data_engine.commands.work_dir import open_finished
-from data_engine.errors import UserError
-from data_engine.exports import EXPORTS, add_files, build, chosen, move_all, told, why_nothing
+from data_engine.errors import IncompleteError, UserError
+from data_engine.exports import EXPORTS, FOLDER, add_files, build, chosen, move_all, told, why_nothing
+from data_engine.exports.licences import check_licence
+from data_engine.store.folders import scratch_folder
+from data_engine.store.units import DamagedUnitError
 
 if TYPE_CHECKING:
     from data_engine.pipeline.export import FinishedRun
@@ -32,18 +37,25 @@ def main(argv: Sequence[str]) -> int:
     repo = _checked_repo(asked, names)
     if asked.output is not None:
         _require_empty(asked.output)
-    run = open_finished(asked.work_dir, {"dataset_path": asked.dataset_path, "image_root": asked.image_root})
-    # What is only pushed is gone afterwards.
-    with _new_folder(asked.output or asked.work_dir) as scratch:
-        built = _build(run, names, scratch, asked.license)
-        if repo is not None:
-            from data_engine.exports import hub
-
-            print(hub.push(built[names[0]], repo, private=asked.private), flush=True)
-        if asked.output is not None:
-            move_all(built, asked.output)
-            print("\n".join(str(asked.output / name) for name in names))
+        _require_outside(asked.output, asked.work_dir)
+    with _interrupted_by(signal.SIGTERM), _told_of_disk(asked.output or asked.work_dir):
+        places = {"dataset_path": asked.dataset_path, "image_root": asked.image_root}
+        run = open_finished(asked.work_dir, places, needed=(("units", "unit_size"), ("models", "instruct")))
+        # What is only pushed is gone afterwards.
+        with _new_folder(asked.output or asked.work_dir) as scratch:
+            _export(run, asked, names, repo, scratch)
     return 0
+
+
+def _export(run: "FinishedRun", asked: argparse.Namespace, names: list[str], repo: str | None, scratch: Path) -> None:
+    built = _build(run, names, scratch, asked.license)
+    if repo is not None:
+        from data_engine.exports import hub
+
+        print(hub.push(built[names[0]], repo, private=asked.private), flush=True)
+    if asked.output is not None:
+        move_all(built, asked.output)
+        print("\n".join(str(asked.output / name) for name in names))
 
 
 def _build(run: "FinishedRun", names: list[str], scratch: Path, licence: str | None) -> dict[str, Path]:
@@ -62,6 +74,8 @@ def _build(run: "FinishedRun", names: list[str], scratch: Path, licence: str | N
 
 def _checked_repo(asked: argparse.Namespace, names: list[str]) -> str | None:
     """The repository to push to, once nothing that can be known speaks against it; None where nothing is pushed."""
+    if asked.license is not None:
+        check_licence(asked.license)
     if asked.push_to_hub is None:
         if asked.output is None:
             raise UserError("where to? give --output DIR, --push_to_hub REPO, or both")
@@ -106,23 +120,56 @@ def _require_empty(output: Path) -> None:
         # An export that was killed may have left its scratch, which the next one removes.
         found = "not empty" if any(not path.name.startswith(f".{SCRATCH}.") for path in output.iterdir()) else None
     except FileNotFoundError:
-        found = None
+        found = "a link to nothing" if output.is_symlink() else None
     except NotADirectoryError:
         found = "a file"
+    except OSError as error:
+        raise UserError(f'--output "{output}" cannot be used: {error.strerror}') from None
     if found is not None:
         raise UserError(f'--output "{output}" is {found}; name an empty folder, or one that is not there yet')
 
 
+def _require_outside(output: Path, work_dir: Path) -> None:
+    """Raise UserError for a folder in which the run itself writes: it removes what else is there, or reads it."""
+    own = [*stages.known(), "dataset", "pairs", "report", *(f"{FOLDER}/{name}" for name in EXPORTS)]
+    inside = [name for name in own if output.resolve().is_relative_to((work_dir / name).resolve())]
+    if inside:
+        raise UserError(f'--output "{output}" lies in "{work_dir / inside[0]}", which is the run\'s own; name another')
+
+
+@contextlib.contextmanager
+def _interrupted_by(number: signal.Signals) -> Iterator[None]:
+    """The signal interrupts what runs inside as Ctrl-C does, so that nothing half-written is left."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def _told_of_disk(folder: Path) -> Iterator[None]:
+    """Raise UserError for a disk that is full, and the like, and IncompleteError for a unit that is no longer whole."""
+    try:
+        yield
+    except DamagedUnitError as damage:
+        raise IncompleteError(f"{damage}; the command of the run, given again, computes it again") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f'"{error.filename or folder}" cannot be read or written: {reason}') from None
+
+
 @contextlib.contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A scratch folder in `output`, which is removed again if it was not there before and is empty at the end."""
-    from data_engine.store.folders import scratch_folder
+    """A scratch folder in `output`, which is removed again if it was not there before and is empty at the end.
 
-    existed = output.exists()
+    So are those above it.
+    """
+    new = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         with scratch_folder(output, SCRATCH) as scratch:
             yield scratch
     finally:
-        if not existed:
-            with contextlib.suppress(OSError):
-                os.rmdir(output)
+        with contextlib.suppress(OSError):
+            for folder in new:
+                os.rmdir(folder)

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 def check(config: RunConfig) -> str:
     """What was found. Raises UserError at the first mistake."""
     check_writable(Path(config.work_dir))
-    exports.chosen(config.export)
+    formats = exports.chosen(config.export)
     check_zero3(config)
     questions = open_questions(config)
     run_stages = stages.RunStages.of(vars(config))
@@ -40,6 +40,7 @@ def check(config: RunConfig) -> str:
     # Last: fetching a hub id may take an hour.
     roles = run_stages.roles
     checked = check_models(config, roles)
+    exports.require_possible(formats, checked["instruct"].family)
     answers = f"{len(questions)} questions, {config.sample_k} answers each"
     if config.answers is not None:
         # Imported here, as below.

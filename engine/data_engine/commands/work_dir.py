@@ -1,7 +1,9 @@
 """What the commands about a finished or running work_dir share: arguments, its run.json, its questions. No torch."""
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +49,12 @@ def read_run(work_dir: Path) -> dict:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
 
 
-def open_finished(work_dir: Path, moved: Mapping[str, str | None]) -> "FinishedRun":
+def open_finished(
+    work_dir: Path, moved: Mapping[str, str | None], needed: Iterable[tuple[str, str]] = ()
+) -> "FinishedRun":
     """A run whose pairs are written, with its questions; `moved` says where the dataset is, if it has moved.
+
+    `needed` are entries of run.json, and names in them, that will be read.
 
     Raises UserError without pairs, and where the dataset is not the one of the run.
     """
@@ -59,15 +65,45 @@ def open_finished(work_dir: Path, moved: Mapping[str, str | None]) -> "FinishedR
     from data_engine.pipeline.export import FinishedRun
     from data_engine.questions.dataset import open_questions
     from data_engine.store.claims import Claims
-    from data_engine.store.file_hashes import FileHashes
+    from data_engine.store.file_hashes import FileHashes, hash_files
 
-    places = run_file.get("places", {}) | {name: value for name, value in moved.items() if value is not None}
-    # No prompt is written, and the file of the template may be gone.
-    config = RunConfig(**run_file["config"] | {"chat_template": None} | places)
+    _require(work_dir, run_file, (("bound", "dataset"), *needed))
+    config = _config(work_dir, run_file, {name: value for name, value in moved.items() if value is not None})
     try:
         questions = open_questions(config)
     except UserError as error:
-        raise UserError(f"{error}; where the dataset has moved, give --dataset_path") from None
-    if questions.fingerprint(FileHashes(work_dir, Claims(work_dir, 0))) != run_file["bound"]["dataset"]:
+        raise UserError(f"{error}; where the dataset has moved, give --dataset_path and --image_root") from None
+    # Where hashes cannot be remembered, as in an archive, every file is read.
+    hashes = FileHashes(work_dir, Claims(work_dir, 0)) if os.access(work_dir, os.W_OK) else hash_files
+    if questions.fingerprint(hashes) != run_file["bound"]["dataset"]:
         raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
     return FinishedRun(work_dir, run_file, questions, config)
+
+
+def _require(work_dir: Path, run_file: Mapping, entries: Iterable[tuple[str, str]]) -> None:
+    for entry, name in entries:
+        if name not in run_file.get(entry, {}):
+            raise _of_another_version(work_dir, f"{entry} has no {name}")
+
+
+def _config(work_dir: Path, run_file: Mapping, moved: Mapping[str, str]) -> RunConfig:
+    """The configuration of a run, with its dataset where it is now."""
+    places = run_file.get("places", {}) | moved
+    try:
+        # No prompt is written, and the file of the template may be gone.
+        found = RunConfig(**run_file.get("config", {}) | {"chat_template": None} | places)
+    except TypeError as error:
+        raise _of_another_version(work_dir, str(error)) from None
+    # A copy on disk, of a dataset of the hub, has no revisions, and a single file no splits: its content is compared.
+    copy = Path(found.dataset_path)
+    split, revision = found.dataset_split, found.dataset_revision
+    return dataclasses.replace(
+        found, dataset_split=None if copy.is_file() else split, dataset_revision=None if copy.exists() else revision
+    )
+
+
+def _of_another_version(work_dir: Path, why: str) -> UserError:
+    return UserError(
+        f'"{work_dir}/run.json" is not one of this version of the program ({why}): use the version that made the run, '
+        "or give its command again"
+    )

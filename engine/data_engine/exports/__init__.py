@@ -6,6 +6,7 @@ returns how many rows it wrote. The same input gives the same bytes.
 """
 
 import contextlib
+import errno
 import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -100,11 +101,23 @@ def export(
 
 
 def move_all(built: Mapping[str, Path], output: Path) -> None:
-    """Move finished exports, by name, into the folder `output`, on whose file system they lie."""
+    """Move finished exports, by name, into the folder `output`, on whose file system they lie: all or none.
+
+    Raises UserError where one of the names is taken.
+    """
     for folder in built.values():
         sync_files(folder)
-    for name, folder in built.items():
-        folder.rename(output / name)
+    try:
+        for name, folder in built.items():
+            folder.rename(output / name)
+    except BaseException as error:
+        for name, folder in built.items():
+            # One that is not in its first place any more was moved.
+            if not folder.exists():
+                (output / name).rename(folder)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise UserError(f'"{output}" is not empty any more: another program has written "{name}" there') from None
+        raise
     sync_folder(output)
 
 

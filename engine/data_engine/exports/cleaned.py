@@ -125,6 +125,11 @@ class Cleaned:
         """Count rows that are not written."""
         self.left_out[reason] += rows
 
+    def leave_out_row(self, reason: str, row: Mapping) -> None:
+        """Count a row that was given by `cleaned`, and that the format does not write."""
+        self.leave_out(reason)
+        self.rewritten -= row["rewritten"]
+
     def _row(self, row: Mapping, columns: Sequence[str], changed: bool) -> dict | None:
         """A row with clean answers, or None, counted; `changed` tells whether its question was rewritten."""
         texts = {name: self._rewriting.text(row[name]) for name in columns}

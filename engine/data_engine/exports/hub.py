@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_engine.errors import UserError, nearest
-from data_engine.exports.licences import LICENCES
+from data_engine.errors import UserError
+from data_engine.exports.licences import check_licence
 
 MANIFEST = ".report/files.json"
 # What the hub itself puts into a new repository.
@@ -36,7 +36,12 @@ def check_hub(repo: str, private: bool, licence: str | None, token: str | None =
     Raises UserError for a wrong name or licence, a missing or refused token, or a repository that cannot be pushed to.
     """
     _check_name(repo)
-    _check_licence(licence)
+    if licence is None:
+        raise UserError(
+            "--push_to_hub needs --license: under which licence may others use the dataset? "
+            "E.g. apache-2.0, cc-by-4.0 or cc-by-nc-4.0, or other"
+        )
+    check_licence(licence)
     api = _api(token)
     repo = _full_name(api, repo)
     _refuse_foreign(repo, _found(api, repo, private), [])
@@ -136,20 +141,6 @@ def _check_name(repo: str) -> None:
             f"--push_to_hub must be NAME or OWNER/NAME of a dataset on the hub, got {json.dumps(repo)}: "
             f"{_first_line(error)}"
         ) from None
-
-
-def _check_licence(licence: str | None) -> None:
-    if licence is None:
-        raise UserError(
-            "--push_to_hub needs --license: under which licence may others use the dataset? "
-            "E.g. apache-2.0, cc-by-4.0 or cc-by-nc-4.0, or other"
-        )
-    if licence not in LICENCES:
-        hint = nearest(licence.lower().replace(" ", "-"), LICENCES)
-        raise UserError(
-            f"--license must be an identifier of the hub, got {json.dumps(licence)}{hint}; all are listed "
-            "at https://huggingface.co/docs/hub/repositories-licenses, and any licence that is not is `other`"
-        )
 
 
 def _full_name(api: Any, repo: str) -> str:

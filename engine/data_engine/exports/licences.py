@@ -1,5 +1,9 @@
 """The identifiers of licences that the hub knows, as its documentation lists them."""
 
+import json
+
+from data_engine.errors import UserError, nearest
+
 LICENCES = (
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
     "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
@@ -13,3 +17,13 @@ LICENCES = (
     "deepfloyd-if-license", "fair-noncommercial-research-license", "h-research", "intel-research", "llama2",
     "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "grok2-community", "gemma", "unknown", "other",
 )  # fmt: skip
+
+
+def check_licence(licence: str) -> None:
+    """Raise UserError for what is no identifier of the hub."""
+    if licence not in LICENCES:
+        hint = nearest(licence.lower().replace(" ", "-"), LICENCES)
+        raise UserError(
+            f"--license must be an identifier of the hub, got {json.dumps(licence)}{hint}; all are listed "
+            "at https://huggingface.co/docs/hub/repositories-licenses, and any licence that is not is `other`"
+        )

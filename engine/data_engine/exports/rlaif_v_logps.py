@@ -85,7 +85,7 @@ def _rows(cleaned: Cleaned, trainer: "_Trainer") -> Iterator[tuple[Key, dict]]:
         for pair in group.rows:
             reason = REWRITTEN if pair["rewritten"] else _why_other(trainer, group, pair)
             if reason is not None:
-                cleaned.leave_out(reason)
+                cleaned.leave_out_row(reason, pair)
                 continue
             yield pair_key(pair), _row(group, pair)
 

@@ -24,6 +24,7 @@ IMAGES = ("images", "bytes of the pictures, as the models saw them")
 _SIDES = (("chosen", "the better answer"), ("rejected", "the worse answer"))
 _PROMPT = ("prompt", "messages: role, and parts of text and pictures")
 _MARGIN = ("margin", "reward of chosen minus reward of rejected, both summed over tokens")
+_SYSTEM = ("system", "the system text; empty where there is none")
 _LABEL = ("label", "true: chosen in a pair; false: rejected in a pair")
 
 _TRL = """```python
@@ -86,13 +87,13 @@ USAGES = {
     ),
     "llama-factory": Usage(
         "Pairs for LLaMA-Factory's DPO, ORPO and SimPO.",
-        (("conversations", "the turns before the answer; <image> where a picture stands"), *_SIDES,
+        (("conversations", "the turns before the answer; <image> where a picture stands"), _SYSTEM, *_SIDES,
          ("images", "paths under the folder")),
         _FACTORY.format(stage="dpo", name="data_engine_dpo"),
     ),
     "llama-factory-kto": Usage(
         "Answers with a label for LLaMA-Factory's KTO; no two answers to one question follow each other.",
-        (("conversations", "all turns, the answer last; <image> where a picture stands"),
+        (("conversations", "all turns, the answer last; <image> where a picture stands"), _SYSTEM,
          ("kto_tag", "true: chosen in a pair; false: rejected in a pair"), ("images", "paths under the folder")),
         _FACTORY.format(stage="kto", name="data_engine_kto"),
     ),

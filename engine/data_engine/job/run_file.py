@@ -176,16 +176,28 @@ def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping, run_stages: Run
 
 
 def _updated(work_dir: Path, found: dict, described: dict) -> dict:
-    """run.json with this start's bound values and places, written where they differ."""
+    """run.json with this start's bound values, models and places, written where they differ."""
     new = dict(found)
-    if any(units.published(work_dir, stage) for stage in stages.known()):
-        # Their last bits depend on the frozen figures.
-        new |= {"bound": found["bound"] | described["bound"], "places": described["places"]}
-    elif found["bound"] != described["bound"]:
+    any_published = any(units.published(work_dir, stage) for stage in stages.known())
+    if not any_published and found["bound"] != described["bound"]:
         new = described
     else:
-        new |= {"places": described["places"]}
+        # The last bits of published units depend on the frozen figures, which stay.
+        new |= {"bound": found["bound"] | described["bound"], "places": described["places"]}
+        new |= _with_models(found, described)
     if new != found:
         with replacing(work_dir / "run.json") as beside:
             beside.write_text(json.dumps(new, indent=1))
     return new
+
+
+def _with_models(found: Mapping, described: Mapping) -> dict:
+    """The entries "models" and "config" with the models of this start, and the flags that name them.
+
+    A model on which no unit depends may be another one by now, and one that is the same may lie elsewhere.
+    """
+    models = described.get("models", {})
+    flags = {name: value for name, value in described.get("config", {}).items()
+             if name.partition("_model_")[0] in models}  # fmt: skip
+    entries = {"models": found.get("models", {}) | models, "config": found.get("config", {}) | flags}
+    return {name: entry for name, entry in entries.items() if entry}

@@ -68,7 +68,13 @@ class FinishedRun:
     @property
     def metadata(self) -> dict[str, dict]:
         """What pairs.parquet says of its pairing: "settings", "funnel", "same_tokenizer"."""
-        found = pq.read_schema(self.work_dir / PAIRS_FILE).metadata
+        try:
+            found = pq.read_schema(self.work_dir / PAIRS_FILE).metadata or {}
+        except pa.ArrowException:
+            raise UserError(
+                f'"{self.work_dir / PAIRS_FILE}" is broken; pair again, by the command of the run with '
+                "--continue_from_stage 2"
+            ) from None
         names = ("settings", "funnel", "same_tokenizer")
         if any(name.encode() not in found for name in names):
             raise UserError(
@@ -79,13 +85,13 @@ class FinishedRun:
 
     def source(self) -> ExportSource:
         """What exports are made from."""
-        sampler = self.run_file["models"][stages.SAMPLING.model]
+        sampler, seed = self.run_file["models"][stages.SAMPLING.model], self.metadata["settings"]["seed"]
         # A run of before has no control tokens in run.json; those of its markers that stand alone are some of them.
         tokens = sampler.get("control_tokens", [marker for marker in sampler["markers"] if marker.strip() == marker])
         ranges = split_units(len(self.questions), self.run_file["units"]["unit_size"])
         return ExportSource(
             KeptRows(self.work_dir / PAIRS_FILE), self.questions, ranges, self.work_dir,
-            self.metadata["settings"]["seed"], self.config.exif, tuple(tokens), sampler.get("model_type"),
+            seed, self.config.exif, tuple(tokens), sampler.get("model_type"),
             _Answers(self, ranges), self._table, sampler,
         )  # fmt: skip
 

@@ -75,6 +75,9 @@ class GivenFile:
         """Whether it is parquet, and not JSON lines."""
         if self.path.is_dir():
             raise UserError(f"{self.name} is a folder; name one parquet or .jsonl file of answers")
+        # It is read more than once, and opening a pipe may wait for ever.
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"{self.name} is no file but a pipe or a device; write the answers to a file")
         try:
             with open(self.path, "rb") as stream:
                 begins = stream.read(4)
