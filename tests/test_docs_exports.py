@@ -14,7 +14,8 @@ from export_world import write_export
 
 from data_engine import schemas
 from data_engine.commands import export
-from data_engine.exports import EXPORTS, chosen, rlaif_v_logps
+from data_engine.exports import EXPORTS, chosen
+from data_engine.exports.formats import rlaif_v_logps
 from data_engine.exports.usage import USAGES
 
 DOCS = (Path(__file__).parents[1] / "docs/exports.md").read_text()

@@ -13,8 +13,8 @@ from stage2_world import digest
 from data_engine.exports import cleaned
 from data_engine.exports.base import NOT_FITTING
 from data_engine.exports.cleaned import UNREADABLE
+from data_engine.exports.formats.turns import in_turns
 from data_engine.exports.picture_files import PictureFiles
-from data_engine.exports.turns import in_turns
 from data_engine.questions.conversation import Conversation
 
 TWO_USERS = {

@@ -19,8 +19,8 @@ from data_engine import exports, schemas
 from data_engine.commands.export import main
 from data_engine.errors import UserError
 from data_engine.exports import parquet_files
-from data_engine.exports import rlaif_v_logps as export
 from data_engine.exports.base import NOT_FITTING, ExportSource
+from data_engine.exports.formats import rlaif_v_logps as export
 from data_engine.models import llava
 from data_engine.models.tokenizer import load_tokenizer
 from data_engine.pipeline.score import ScoreSettings, score_unit

@@ -15,8 +15,8 @@ from data_engine import exports
 from data_engine.commands.export import main
 from data_engine.exports import shuffle
 from data_engine.exports.base import ExportSource
-from data_engine.exports.sft import best_answers
-from data_engine.exports.turns import BOTH
+from data_engine.exports.formats.sft import best_answers
+from data_engine.exports.formats.turns import BOTH
 
 NAMES = ("trl", "trl-kto", "sft")
 # What the mixed world asks, by hand.

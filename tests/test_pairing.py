@@ -293,7 +293,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from stage2_world import World
 from data_engine import exports
-from data_engine.exports import parquet_files, rlaif_v
+from data_engine.exports import parquet_files
+from data_engine.exports.formats import rlaif_v
 from data_engine.pipeline import pair
 from data_engine.store import folders
 from data_engine.store import units

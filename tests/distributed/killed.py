@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from data_engine.commands import main
-from data_engine.exports import rlaif_v
+from data_engine.exports.formats import rlaif_v
 from data_engine.pipeline import score
 from data_engine.questions import given_answers
 from data_engine.sampling.native import scheduler

@@ -21,18 +21,18 @@ from data_engine.tables import load
 
 # A format is one file and one line here.
 EXPORTS = {
-    "rlaif-v": "data_engine.exports.rlaif_v:write",
-    "rlaif-v-logps": "data_engine.exports.rlaif_v_logps:write",
-    "trl": "data_engine.exports.trl:write",
-    "trl-kto": "data_engine.exports.trl_kto:write",
-    "sft": "data_engine.exports.sft:write",
-    "llama-factory": "data_engine.exports.llama_factory:write",
-    "llama-factory-kto": "data_engine.exports.llama_factory:write_kto",
-    "ms-swift": "data_engine.exports.ms_swift:write",
-    "ms-swift-kto": "data_engine.exports.ms_swift:write_kto",
-    "ms-swift-rm": "data_engine.exports.ms_swift:write_rm",
-    "internvl-mpo": "data_engine.exports.internvl:write",
-    "scored": "data_engine.exports.scored:write",
+    "rlaif-v": "data_engine.exports.formats.rlaif_v:write",
+    "rlaif-v-logps": "data_engine.exports.formats.rlaif_v_logps:write",
+    "trl": "data_engine.exports.formats.trl:write",
+    "trl-kto": "data_engine.exports.formats.trl_kto:write",
+    "sft": "data_engine.exports.formats.sft:write",
+    "llama-factory": "data_engine.exports.formats.llama_factory:write",
+    "llama-factory-kto": "data_engine.exports.formats.llama_factory:write_kto",
+    "ms-swift": "data_engine.exports.formats.ms_swift:write",
+    "ms-swift-kto": "data_engine.exports.formats.ms_swift:write_kto",
+    "ms-swift-rm": "data_engine.exports.formats.ms_swift:write_rm",
+    "internvl-mpo": "data_engine.exports.formats.internvl:write",
+    "scored": "data_engine.exports.formats.scored:write",
 }
 # The format of work_dir/dataset.
 DEFAULT = "rlaif-v"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine.exports.cleaned import Cleaned
+from data_engine.exports.formats.trl import MESSAGES, asked, said, schema_of
+from data_engine.exports.formats.turns import labelled_answers
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, shuffled
-from data_engine.exports.trl import MESSAGES, asked, said, schema_of
-from data_engine.exports.turns import labelled_answers
 
 
 def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_engine.exports.cleaned import Cleaned
+from data_engine.exports.formats.turns import in_turns, marked
 from data_engine.exports.line_files import SCHEMA, line, write_lines
 from data_engine.exports.picture_files import PictureFiles
 from data_engine.exports.shuffle import Key, pair_key, shuffled
-from data_engine.exports.turns import in_turns, marked
 from data_engine.questions.dataset import Question
 
 # It refuses a name without this ending.

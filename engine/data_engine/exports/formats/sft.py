@@ -6,9 +6,9 @@ from operator import itemgetter
 from pathlib import Path
 
 from data_engine.exports.cleaned import Cleaned
+from data_engine.exports.formats.trl import MESSAGES, asked, said, schema_of
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, shuffled
-from data_engine.exports.trl import MESSAGES, asked, said, schema_of
 
 PLACE = "_rank"
 

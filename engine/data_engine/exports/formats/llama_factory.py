@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine.exports.cleaned import Cleaned
+from data_engine.exports.formats.turns import groups_in_turns, labelled_answers, marked
 from data_engine.exports.parquet_files import row_groups
 from data_engine.exports.picture_files import PictureFiles
 from data_engine.exports.shuffle import Key, Shuffled, pair_key, shuffled
-from data_engine.exports.turns import groups_in_turns, labelled_answers, marked
 from data_engine.questions.dataset import Question
 
 FILE = "data.parquet"

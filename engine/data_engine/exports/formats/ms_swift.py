@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine.exports.cleaned import Cleaned
+from data_engine.exports.formats.turns import groups_in_turns, labelled_answers, marked
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, pair_key, shuffled
-from data_engine.exports.turns import groups_in_turns, labelled_answers, marked
 from data_engine.questions.dataset import Question
 from data_engine.schemas import IMAGE
 
