@@ -110,6 +110,15 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(work_dir, tmp_pat
     assert everything(tmp_path, work_dir) == before
 
 
+@pytest.mark.parametrize("name", ["circle", "x" * 300, "file"])
+def test_a_work_dir_that_is_no_folder_is_refused(tmp_path, capsys, name):
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "file").touch()
+    assert run(tmp_path / name, "--format", "trl", "--output", tmp_path / "out") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_without_pairs_is_refused(world, tmp_path, capsys):
     assert run(tmp_path / "none", "--format", "trl", "--output", tmp_path / "out") == 2
     work_dir = tmp_path / "work"

@@ -155,6 +155,7 @@ def test_a_family_that_cannot_write_ids_as_text_without_its_weights_says_what_to
 
 FILES = {
     "missing": (None, b"", "cannot be read: No such file or directory"),
+    "long name": (None, b"x" * 300, "cannot be read: File name too long"),
     "csv": ("answers.csv", b"idx,answer\na,x\n", "must be a parquet, .jsonl or .jsonl.gz file"),
     "no parquet": ("answers.parquet", b"idx", "and this one is no parquet file"),
     "cut off": ("answers.parquet", b"PAR1\x00\x00", "is cut off, broken or cannot be read"),
@@ -170,7 +171,7 @@ def test_a_file_that_cannot_be_read_is_refused(config, questions, tmp_path, name
     file, content, told = FILES[name]
     if file:
         (tmp_path / file).write_bytes(content)
-    found = refusal(config, questions, str(tmp_path / (file or "answers.jsonl")))
+    found = refusal(config, questions, str(tmp_path / (file or content.decode() or "answers.jsonl")))
     assert any(part in found for part in told.split("|"))
 
 

@@ -5,6 +5,7 @@ A row has idx, and answer or token_ids or both. Rows are checked one by one here
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -73,10 +74,11 @@ class GivenFile:
 
     def _kind(self) -> bool:
         """Whether it is parquet, and not JSON lines."""
-        if self.path.is_dir():
+        # Not by Path, which raises where a name is too long.
+        if os.path.isdir(self.path):
             raise UserError(f"{self.name} is a folder; name one parquet or .jsonl file of answers")
         # It is read more than once, and opening a pipe may wait for ever.
-        if self.path.exists() and not self.path.is_file():
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise UserError(f"{self.name} is no file but a pipe or a device; write the answers to a file")
         try:
             with open(self.path, "rb") as stream:
