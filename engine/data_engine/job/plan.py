@@ -101,11 +101,14 @@ class Plan:
             range(config.shard_index, len(unit_rows), config.num_shards), run_stages, given,
         )  # fmt: skip
         if ranks.rank == 0:
-            log.info("%s", decision)
-            log.info("%s", budgets.told(plan.budgets) if given is None else given.facts.told())
-            for warning in (*warnings, *plan.warnings()):
-                log.warning(warning)
+            plan._tell(warnings)
         return plan
+
+    def _tell(self, warnings: list[str]) -> None:
+        log.info("%s", self.placement)
+        log.info("%s", budgets.told(self.budgets) if self.given is None else self.given.facts.told())
+        for warning in (*warnings, *self.warnings()):
+            log.warning(warning)
 
     @property
     def sampler(self) -> Checkpoint:
