@@ -66,7 +66,7 @@ def test_the_same_answers_elsewhere_change_nothing(given):
 
 # Each takes a whole run.
 @pytest.mark.parametrize(
-    "name", [*SAMPLING[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in SAMPLING[2:])]
+    "name", [pytest.param(name, marks=pytest.mark.slow if at > 1 else ()) for at, name in enumerate(SAMPLING)]
 )
 def test_settings_of_drawing_do_not_matter_to_given_answers(given, name):
     run, flags = given
