@@ -19,10 +19,12 @@ import size_proof
 from PIL import Image
 
 from data_engine.exports import EXPORTS
+from data_engine.models.tokenizer import continuation, load_tokenizer
 
 LIMIT_S, LIMIT_BYTES = 600, 2e9
-# It checks answers against a tokenizer, which those of the stub model are not made by.
-LEFT_OUT = ("rlaif-v-logps",)
+
+
+CHECKPOINT = size_proof.ROOT / "engine/data_engine/demo/checkpoints/instruct"
 
 
 def picture(number: int) -> bytes:
@@ -41,7 +43,13 @@ def _photograph(number: int, made: dict[int, bytes] = {}) -> bytes:  # noqa: B00
 
 def paired(folder: Path, num_questions: int) -> Path:
     """The work directory of a run whose pairs are written."""
-    dataset, work_dir = size_proof.prepare(folder, num_questions, for_a_run=True, picture=picture)
+    tokenizer = load_tokenizer(CHECKPOINT)
+
+    def encode(question: str, answer: str) -> list[int]:
+        """As LLaVA-1.5 would have written it; rlaif-v-logps looks."""
+        return [*continuation(tokenizer, f"\n{question} ASSISTANT:", f" {answer}"), tokenizer.eos]
+
+    dataset, work_dir = size_proof.prepare(folder, num_questions, for_a_run=True, picture=picture, encode=encode)
     command = [sys.executable, "-m", "data_engine", "run", "--continue_from_stage", "2", "--threads", "1"]
     for flag, value in size_proof.flags(dataset, work_dir).items():
         command += [f"--{flag}", value]
@@ -67,7 +75,7 @@ def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("num_questions", type=int)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
-    parser.add_argument("--format", default=",".join(name for name in EXPORTS if name not in LEFT_OUT))
+    parser.add_argument("--format", default=",".join(EXPORTS))
     options, faults = parser.parse_args(), []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         work_dir, output = paired(Path(folder), options.num_questions), Path(folder, "export")

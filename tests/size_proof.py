@@ -65,12 +65,16 @@ class Measured:
 
 
 def prepare(
-    folder: Path, num_questions: int, for_a_run: bool = False, picture: Callable[[int], bytes] | None = None
+    folder: Path,
+    num_questions: int,
+    for_a_run: bool = False,
+    picture: Callable[[int], bytes] | None = None,
+    encode: Callable[[str, str], list[int]] | None = None,
 ) -> tuple[Path, Path]:
     """The dataset of `num_questions` and a work_dir in which stages 0 and 1 are complete.
 
     With `for_a_run` the units are bound to what `flags` says, so that a run goes on with them. `picture` makes that of
-    a row; else there are 500 small ones.
+    a row; else there are 500 small ones. `encode` makes the ids of an answer to a question; else they are random.
     """
     dataset, work_dir = folder / "questions.parquet", folder / "work"
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +87,7 @@ def prepare(
             rows = [
                 {
                     "idx": _idx(row),
-                    "question": f"What is to be seen in picture {row}?",
+                    "question": _question(row),
                     "image": {"bytes": picture(row), "path": f"{row}.jpg"},
                 }
                 for row in span
@@ -93,7 +97,7 @@ def prepare(
     bound = Plan.of(RunConfig(**flags(dataset, work_dir)), Ranks()).bound if for_a_run else {}
     for unit, span in enumerate(spans):
         digests = [question.digest for question in questions.rows(span)]
-        _publish((work_dir, bound), unit, (span, digests), vocabulary)
+        _publish((work_dir, bound), unit, (span, digests), (vocabulary, encode))
     return dataset, work_dir
 
 
@@ -127,8 +131,10 @@ class Vocabulary:
         return " ".join(words)
 
 
-def _publish(place: tuple[Path, Mapping], unit: int, rows: tuple[range, list[str]], vocabulary: Vocabulary) -> None:
-    (work_dir, bound), (span, digests) = place, rows
+def _publish(
+    place: tuple[Path, Mapping], unit: int, rows: tuple[range, list[str]], words: tuple[Vocabulary, Callable | None]
+) -> None:
+    (work_dir, bound), (span, digests), (vocabulary, encode) = place, rows, words
     draw = np.random.default_rng([2, unit])
     num_words = np.maximum(5, draw.normal(WORDS_AN_ANSWER, 25, len(span) * NUM_ANSWERS)).astype(int)
     keys = {
@@ -136,8 +142,14 @@ def _publish(place: tuple[Path, Mapping], unit: int, rows: tuple[range, list[str
         "sample_index": pa.array(np.tile(np.arange(NUM_ANSWERS), len(span)), pa.int32()),
     }
     starts = np.concatenate([[0], np.cumsum(num_words * TOKENS_A_WORD)]).astype(np.int32)
-    ids = pa.ListArray.from_arrays(starts, pa.array(draw.integers(3, 32000, starts[-1]), pa.int32()))
+    values = draw.integers(3, 32000, starts[-1])
     answers = [vocabulary.answer(draw, number) for number in num_words]
+    if encode is not None:
+        asked = np.repeat([_question(row) for row in span], NUM_ANSWERS)
+        encoded = [encode(question, answer) for question, answer in zip(asked, answers, strict=True)]
+        starts = np.concatenate([[0], np.cumsum([len(one) for one in encoded])]).astype(np.int32)
+        values = np.concatenate(encoded)
+    ids = pa.ListArray.from_arrays(starts, pa.array(values, pa.int32()))
     finish = ["stop"] * len(answers)
     schema = schemas.sampled_answer(pa.string())
     table = pa.table({**keys, "answer": answers, "token_ids": ids, "finish_reason": finish}, schema)
@@ -152,6 +164,10 @@ def _publish(place: tuple[Path, Mapping], unit: int, rows: tuple[range, list[str
         sums = np.add.reduceat(values, starts[:-1])
         columns = {**keys, "token_logps": logps, "sum": sums, "mean": sums / np.diff(starts)}
         publish(work_dir, stage, unit, UnitResult(pa.table(columns, schemas.logps(pa.string())), []), bound)
+
+
+def _question(row: int) -> str:
+    return f"What is to be seen in picture {row}?"
 
 
 def _idx(row: int) -> str:
