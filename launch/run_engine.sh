@@ -13,9 +13,10 @@
 #
 # SIGUSR2 to a rank makes it write the stacks of its threads; the script and the launcher ignore that signal.
 #
-# Environment: NUM_PROCESSES (default: the GPUs, or 1; where vLLM draws the answers, as many engines as the GPUs can hold), ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or
-# cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores / ranks), PYTHON. For one job over several machines, on each:
-# NUM_MACHINES, MACHINE_RANK (from 0), and MAIN_ADDRESS and MAIN_PORT of the first; NUM_PROCESSES is of each machine.
+# Environment: NUM_PROCESSES (default: the GPUs, or 1; with --sampler vllm, as many engines as the GPUs hold),
+# ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores /
+# ranks), PYTHON. For one job over several machines, on each: NUM_MACHINES, MACHINE_RANK (from 0), and MAIN_ADDRESS and
+# MAIN_PORT of the first; NUM_PROCESSES is of each machine.
 set -eu
 trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
 trap '' USR2                     # inherited: ignored until a rank installs its handler

@@ -29,8 +29,13 @@ log = logging.getLogger(__name__)
 OLDEST = (0, 32)
 # A bias of vLLM's is cut off here; it takes e^100 off a token's chance.
 NEVER = -100.0
-# Started by vLLM: as separate programs, whatever libraries hold in this one, and without a word to its makers.
-ENVIRONMENT = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
+# What vLLM starts are programs of their own, whatever libraries hold in this one, and its makers are told nothing. Its
+# scheduler runs in this process: in one of its own it would outlive a rank that is killed, and hold on to the GPUs.
+ENVIRONMENT = {
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
 
 
 def make(settings: BackendSettings) -> "VllmBackend":
@@ -44,6 +49,8 @@ def make(settings: BackendSettings) -> "VllmBackend":
 def engine_args(folder: Path, args: Mapping[str, object], dtype: str, seed: int) -> dict[str, object]:
     """Arguments of vLLM's engine: those of the user, and those that the run decides."""
     return {
+        # Workers are processes, which end with this one, and whose memory is free once they have ended.
+        "distributed_executor_backend": "mp",
         **args, "model": str(folder), "dtype": dtype,
         # Of what has no seed of its own; numpy takes 32 bits.
         "seed": seed % 2**32,

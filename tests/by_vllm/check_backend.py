@@ -1,7 +1,7 @@
 """Does vLLM draw from what the engine scores? check_backend.py FOLDER FAMILY QUESTIONS, in vLLM's environment.
 
-One engine of vLLM draws units of answers, which are scored by the same model here. Then it is given, unit by unit, other
-prompts, other pictures, and ids that do not make the family's prompt: each has to be refused. Prints what it found.
+One engine of vLLM draws units of answers, which are scored by the same model here. Then it is given, unit by unit,
+other prompts, other pictures, and ids that do not make the family's prompt: each has to be refused. Prints all that.
 """
 
 import json
