@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -274,6 +276,29 @@ def test_a_machine_runs_as_many_engines_as_its_gpus_hold(args, more, gpus, wante
     flags = ["--instruct_model_path", "a", "--reward_model_path", "b", "--dataset_path", "c", "--work_dir", "d"]
     flags += ["--sampler", "vllm", "--vllm_args", json.dumps(args), *more]
     assert engines.num_ranks(gpus, flags) == wanted
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [({"tensor_parallel_size": 4}, 0, "2 ranks"), ({"tensor_parallel_size": 16}, 2, "engines of 16 GPUs")],
+)
+def test_the_launch_script_starts_as_many_ranks_as_there_are_engines(tmp_path, args, code, told):
+    """On a machine that is said to have 8 GPUs; what would start the ranks says how many."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$1" in\n-c) echo 8 ;;\n-m) exec {sys.executable} "$@" ;;\n'
+        '*) echo "$NUM_PROCESSES ranks" ;;\nesac\n'
+    )
+    python.chmod(0o755)
+    flags = "--instruct_model_path a --reward_model_path b --dataset_path c --work_dir d --sampler vllm --vllm_args"
+    kept = {name: value for name, value in os.environ.items() if name not in ("NUM_PROCESSES", "ACCELERATE_CONFIG")}
+    script = Path(__file__).parents[1] / "launch/run_engine.sh"
+    done = subprocess.run(
+        [script, *flags.split(), json.dumps(args)], env=kept | {"PYTHON": str(python)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert told in done.stdout + done.stderr
 
 
 def test_an_engine_larger_than_the_machine_is_refused(monkeypatch):
