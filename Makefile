@@ -17,6 +17,7 @@ CHAOS_SEED ?= 0
 TEST_RESULTS ?= .pytest_cache/test.xml
 FAMILY_RESULTS ?= .pytest_cache/families.xml
 TRAINER_RESULTS ?= .pytest_cache/trainers.xml
+VLLM_RESULTS ?= .pytest_cache/vllm.xml
 # Made-up data: so many times more than in `make test`, and another each day.
 FUZZ_TIMES ?= 10
 FUZZ_SEED ?= $(shell date +%Y%m%d)
@@ -28,13 +29,15 @@ FAMILIES := $(VENV)/families
 # Environments of trainers, which ask for other versions than the engine.
 TRAINERS := $(VENV)/trainers
 TRAINER_STAMPS := $(addprefix $(TRAINERS)/,ms-swift/.installed llama-factory/.installed)
+# An environment of vLLM's, for the tests of --sampler vllm.
+VLLM := $(VENV)/vllm
 # No test asks the network for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # By file, since the tests of a file share what is costly to make.
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models run test test-families test-trainers fuzz test-slow test-slurm chaos prove-size \
+.PHONY: help setup demo demo-models run test test-families test-trainers test-vllm fuzz test-slow test-slurm chaos prove-size \
 	prove-exports lint bench bench-gpu clean
 
 help: ## print this list
@@ -98,6 +101,22 @@ test-trainers: $(STAMP) $(TRAINER_STAMPS) ## ms-swift and LLaMA-Factory train a 
 		LLAMA_FACTORY_PYTHON=$(abspath $(TRAINERS)/llama-factory/bin/python) \
 		$(TEST_ENV) $(PYTEST) --junitxml=$(TRAINER_RESULTS) -m trainers tests/trainers $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(TRAINER_RESULTS)
+
+# torchvision's wheel brings compiled parts that do not load beside torch for CPUs; what asks for them is taken out, and
+# its Python is what processors need.
+$(VLLM)/.installed: tests/by_vllm/packages.txt | $(STAMP)
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D) && \
+		$(@D)/bin/pip install --quiet --no-compile -c $< $(TORCH_PIP_ARGS) torch && \
+		$(@D)/bin/pip install --quiet --no-compile --no-deps -r $< && \
+		sed -i -e '/^    _autograd_registrations,$$/d' -e '/^    _meta_registrations,$$/d' \
+			$(@D)/lib/python*/site-packages/torchvision/__init__.py && touch $@ || { \
+		rm -rf $(@D); echo "make: the packages of $< could not be installed: the tests of vLLM are skipped" >&2; }
+
+test-vllm: $(STAMP) $(VLLM)/.installed ## vLLM on the CPU draws the answers of whole runs, killed and rerun (10 minutes)
+	VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(TEST_ENV) \
+		$(BIN)/pytest -q -rs --durations=10 --junitxml=$(VLLM_RESULTS) -m vllm tests/by_vllm $(PYTEST_ARGS)
+	$(BIN)/python tests/check_skips.py $(VLLM_RESULTS)
 
 fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in make test (FUZZ_SEED=n: these again)
 	FUZZ_TIMES=$(FUZZ_TIMES) $(TEST_ENV) $(PYTEST) --hypothesis-seed=$(FUZZ_SEED) \

@@ -13,9 +13,10 @@
 #
 # SIGUSR2 to a rank makes it write the stacks of its threads; the script and the launcher ignore that signal.
 #
-# Environment: NUM_PROCESSES (default: the GPUs, or 1), ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or
-# cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores / ranks), PYTHON. For one job over several machines, on each:
-# NUM_MACHINES, MACHINE_RANK (from 0), and MAIN_ADDRESS and MAIN_PORT of the first; NUM_PROCESSES is of each machine.
+# Environment: NUM_PROCESSES (default: the GPUs, or 1; with --sampler vllm, as many engines as the GPUs hold),
+# ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores /
+# ranks), PYTHON. For one job over several machines, on each: NUM_MACHINES, MACHINE_RANK (from 0), and MAIN_ADDRESS and
+# MAIN_PORT of the first; NUM_PROCESSES is of each machine.
 set -eu
 trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
 trap '' USR2                     # inherited: ignored until a rank installs its handler
@@ -31,7 +32,11 @@ if [ -z "${NUM_PROCESSES:-}" ] || [ -z "${ACCELERATE_CONFIG:-}" ]; then
   gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
   if [ "$gpus" -gt 0 ]; then kind=gpu; else kind=cpu gpus=1; fi
 fi
-NUM_PROCESSES=${NUM_PROCESSES:-$gpus}
+if [ -z "${NUM_PROCESSES:-}" ]; then
+  NUM_PROCESSES=$gpus
+  # An engine of vLLM may take several GPUs.
+  if [ "$kind" = gpu ]; then NUM_PROCESSES=$("$PYTHON" -m data_engine.commands.engines "$gpus" "$@") || exit 2; fi
+fi
 case $NUM_PROCESSES in
 *[!0-9]* | 0*)
   echo "NUM_PROCESSES must be a whole number of ranks, at least 1, got \"$NUM_PROCESSES\"" >&2

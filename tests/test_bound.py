@@ -83,7 +83,7 @@ def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
         "zero3", "zero3_config", "lookahead", "require_fast", "grace_s", "on_bad_row", "debug", "device", "export",
         *(f"{role}_model_{what}" for role in ("instruct", "reward") for what in ("path", "name", "revision")),
     }  # fmt: skip
-    bound = SAMPLING.keys() | PROMPTS.keys() | {"chat_template", "answers"} | EVERYTHING.keys()
+    bound = SAMPLING.keys() | PROMPTS.keys() | {"chat_template", "answers", "sampler", "vllm_args"} | EVERYTHING.keys()
     assert {field.name for field in dataclasses.fields(RunConfig)} == free | bound
 
 
@@ -228,7 +228,9 @@ def test_every_stage_names_what_it_is_bound_to():
     """The values that shape a unit of each stage, written out."""
     common = {"dataset", "columns", "system", "limit", "unit_size", "device", "dtype", "max_megapixels", "exif",
               "chat_template", "chat_template_kwargs"}  # fmt: skip
-    assert set(stages.SAMPLING.bound) == common | SAMPLING.keys() | {"answers", "instruct_model"}
+    sampling = common | SAMPLING.keys() | {"answers", "sampler", "instruct_model"}
+    assert set(stages.SAMPLING.bound) == sampling
+    assert set(stages.SAMPLING_BY_VLLM.bound) == sampling | {"vllm_args"}
     given = common - {"chat_template", "chat_template_kwargs"}
     assert set(stages.GIVEN.bound) == given | {"answers", "answers_vocabulary"}
     for role in ("instruct", "reward"):

@@ -131,6 +131,14 @@ def test_settings_are_those_of_the_answers_and_of_the_last_pairing():
     assert "beta = 0.2 times the sum" in written
 
 
+def test_answers_of_another_engine_are_named_with_what_is_not_promised():
+    made = run_file(sampler="vllm")
+    made["sampler"] = {"name": "vllm", "version": "0.32.0", "same_bytes": False, "told": "other bytes | each time"}
+    written = text(card(run_file=made))
+    assert "The answers were drawn by vllm 0.32.0: other bytes \\| each time." in written
+    assert "were drawn by" not in text(card())
+
+
 def test_the_funnel_and_what_was_changed_are_told_with_their_counts():
     written = text(card())
     assert rows_of(written, "Funnel") == [

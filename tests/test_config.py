@@ -169,7 +169,7 @@ def test_all_missing_flags_are_named_at_once():
     [
         (["--sampel_k", "3"], "unknown flag --sampel_k; did you mean --sample_k?"),
         (["--sample-k", "3"], "unknown flag --sample-k; did you mean --sample_k?"),
-        (["--sample", "3"], "unknown flag --sample; did you mean --sample_k?"),
+        (["--sample", "3"], "unknown flag --sample; did you mean --sampler?"),
         (["--instruct_model", "x"], "unknown flag --instruct_model; did you mean --instruct_model_"),
         (["--xyzzy=1"], "unknown flag --xyzzy; data-engine run --help lists all"),
         (["stray"], "unrecognized arguments: stray; flags are written --name value"),

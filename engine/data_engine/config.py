@@ -16,6 +16,7 @@ from typing import Literal
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
+from data_engine.vllm_settings import read_args
 
 _INT_MAX = 2**63 - 1
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -24,6 +25,13 @@ _OWN_TEMPLATE_ARGUMENTS = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "padding",
     "return_dict", "return_tensors", "tokenize", "truncation",
 )  # fmt: skip
+
+
+# Why stage 0 by vLLM and the stages of a split model take two starts.
+ZERO3_AND_VLLM = (
+    "{told}: models that are split take all ranks, and each engine of vLLM a group of GPUs. Make two starts: one with "
+    "--stop_after_stage 0, then one with --continue_from_stage 1"
+)
 
 
 def _require(holds: bool, message: str) -> None:
@@ -102,6 +110,10 @@ class RunConfig:
     """longest answer, in tokens"""
     seed: int = 0
     """same seed, same dataset"""
+    sampler: Literal["native", "vllm"] = "native"
+    """what draws the answers: this engine, or vLLM, which promises each answer once, but not the same bytes again"""
+    vllm_args: str | None = None
+    """arguments of vLLM's engine, as a JSON object: {"tensor_parallel_size": 8}"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on CPU"""
     device: str = "auto"
@@ -169,6 +181,22 @@ class RunConfig:
             f"device must be auto, cpu, cuda or cuda:N, got {json.dumps(self.device)}",
         )
         _ = self.column_names, self.chat_template_text, self.template_kwargs
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        """Raise UserError for what does not go together with vLLM, or with its absence."""
+        if self.sampler == "native":
+            _require(self.vllm_args is None, "vllm_args is for --sampler vllm; leave it out, or set sampler to vllm")
+            return
+        _ = self.vllm_options
+        _require(self.answers is None, "sampler vllm draws answers, and --answers brings them; give one of the two")
+        _require(
+            self.repetition_penalty == 1,
+            f"repetition_penalty must be 1 with sampler vllm, got {self.repetition_penalty}: vLLM's counts the tokens "
+            "of the prompt too, which makes another distribution",
+        )
+        both = self.continue_from_stage == 0 and self.stop_after_stage > 0
+        _require(not (both and self.zero3 == "on"), ZERO3_AND_VLLM.format(told="zero3 is on"))
 
     @functools.cached_property
     def column_names(self) -> dict[str, str]:
@@ -207,6 +235,16 @@ class RunConfig:
     def chat(self) -> ChatSettings:
         """What the flags say about chat templates."""
         return ChatSettings(self.chat_template_text, self.template_kwargs)
+
+    @functools.cached_property
+    def vllm_options(self) -> dict[str, object]:
+        """The object of --vllm_args. Raises UserError where it is none, or has what the run gives itself."""
+        return read_args(self.vllm_args)
+
+    @property
+    def draws_by_vllm(self) -> bool:
+        """Whether this start may draw answers by vLLM."""
+        return self.sampler == "vllm" and self.continue_from_stage == 0
 
     @functools.cached_property
     def template_kwargs(self) -> dict[str, object]:

@@ -6,7 +6,7 @@ the table names functions as text, so that all of them may import it.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -49,6 +49,8 @@ class Stage:
     """of the dataset, besides those of every question (schemas.INPUT_COLUMNS)"""
     settings: tuple[str, ...] = ()
     """fields of the configuration that shape its units, besides EVERY_UNIT"""
+    elsewhere: bool = False
+    """another engine runs the model: here its checkpoint is bound, and its weights are not loaded"""
 
     @property
     def bound(self) -> tuple[str, ...]:
@@ -69,8 +71,13 @@ SAMPLING = Stage(
     "sampled_answer", SAMPLE, schemas.sampled_answer, "data_engine.pipeline.sample:runner", "instruct",
     settings=(
         "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed", "same_pixels",
-        "answers", *PICTURES, *PROMPTS,
+        "answers", "sampler", *PICTURES, *PROMPTS,
     ),
+)  # fmt: skip
+# Answers drawn by vLLM. "vllm_args" is what of it shapes answers: see vllm_settings.py.
+SAMPLING_BY_VLLM = replace(
+    SAMPLING, runner="data_engine.pipeline.sample:vllm_runner", settings=(*SAMPLING.settings, "vllm_args"),
+    elsewhere=True,
 )  # fmt: skip
 # Answers from a file, published as sampled ones are. "answers" is the file's content, null where answers are sampled;
 # "answers_vocabulary" is the tokenizer that the file's token ids are of, null where it has none.
@@ -98,20 +105,17 @@ CHOSEN = ("implicit",)
 class RunStages:
     """The stages of one run, as they follow from its configuration."""
 
-    given: bool = False
-    """answers come from a file: GIVEN stands in the place of SAMPLING"""
+    sampling: Stage = SAMPLING
+    """the stage that writes the answers: SAMPLING, or what stands in its place"""
     sources: tuple[str, ...] = field(default_factory=lambda: CHOSEN)
     """names of SOURCES, in the order in which their stages are computed"""
 
     @classmethod
     def of(cls, config: Mapping[str, object]) -> "RunStages":
         """`config` has fields of a RunConfig by name: vars() of one, or what run.json says."""
-        return cls(given=config.get("answers") is not None)
-
-    @property
-    def sampling(self) -> Stage:
-        """The stage that writes the answers."""
-        return GIVEN if self.given else SAMPLING
+        if config.get("answers") is not None:
+            return cls(GIVEN)
+        return cls(SAMPLING_BY_VLLM if config.get("sampler") == "vllm" else SAMPLING)
 
     @functools.cached_property
     def by_name(self) -> dict[str, Stage]:

@@ -59,7 +59,12 @@ def check(config: RunConfig) -> str:
     from data_engine.models.base import pick_device, pick_dtype
     from data_engine.models.describe import told
 
-    dtype = pick_dtype(config.dtype, pick_device(config.device))
+    device = pick_device(config.device)
+    if config.draws_by_vllm:
+        from data_engine.job import by_vllm
+
+        by_vllm.check(config, checked["instruct"], device.type)
+    dtype = pick_dtype(config.dtype, device)
     return "\n".join([first, *(f"  {role} model: {told(checked[role], dtype)}" for role in roles)])
 
 

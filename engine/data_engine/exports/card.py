@@ -149,12 +149,15 @@ def _answers(run_file: Mapping) -> str:
     elsewhere = config.get("answers")
     if elsewhere:
         lines.append(f"The answers were not sampled by this run: they come from {_escaped(_shown_path(elsewhere))}.")
-    names = [*stages.SAMPLING.settings, "system", "columns", "limit", "device", "dtype"]
+    told = run_file.get("sampler") or {}
+    if told.get("same_bytes") is False:
+        lines.append(_escaped(f"The answers were drawn by {told['name']} {told['version']}: {told['told']}."))
+    names = [*stages.SAMPLING_BY_VLLM.settings, "system", "columns", "limit", "device", "dtype"]
     names += ["answers"] if elsewhere else []
     # Not `in (None, False)`: 0 equals False, and greedy answers have a temperature of 0.
-    told = [(name, bound[name]) for name in names if bound.get(name) is not None and bound[name] is not False]
+    set_to = [(name, bound[name]) for name in names if bound.get(name) is not None and bound[name] is not False]
     hashed = ("chat_template", "answers")
-    rows = [(name, f"sha256 {value}" if name in hashed else _value(value)) for name, value in told]
+    rows = [(name, f"sha256 {value}" if name in hashed else _value(value)) for name, value in set_to]
     return "\n\n".join([*lines, _table(("setting", "value"), rows)])
 
 

@@ -22,13 +22,15 @@ def frozen_budgets(
 ) -> dict[str, int]:
     """decode_rows, decode_slots and score_tokens, for the memory by which `decision` was made, and the largest model.
 
-    No more than `questions_at_once` can fill. Of a split model half the weights count, as over two ranks: log-probs
-    depend on the figures in their last bits, and a later start may have another number of ranks.
+    No more than `questions_at_once` can fill. Of a split model, and of one that a later start will have to split, the
+    part of the weights counts that _parts tells: log-probs depend on the figures in their last bits, and a later start
+    may have another number of ranks.
     """
+    apart = config.draws_by_vllm and config.stop_after_stage == stages.SAMPLE
     itemsize, sampler = target.dtype.itemsize, checkpoints[stages.SAMPLING.model]
     kept = family_class(sampler.family).cache_sizes(sampler.folder)
     needs = Needs(
-        weights=decision.weights_bytes // 2 if decision.split else decision.weights_bytes,
+        weights=decision.weights_bytes // _parts(decision, apart),
         cached_token=kept.per_token * itemsize,
         # States may be kept in fp32, whatever the weights' dtype.
         answer_state=kept.per_answer * torch.float32.itemsize,
@@ -37,6 +39,18 @@ def frozen_budgets(
     found = budgets(decision.memory_bytes, needs, target.device.type, config.sample_k, config.max_new_tokens)
     rows = min(found["decode_rows"], questions_at_once * config.sample_k)
     return found | {"decode_rows": rows, "decode_slots": min(found["decode_slots"], questions_at_once)}
+
+
+def _parts(decision: Decision, apart: bool) -> int:
+    """Of so many parts of the weights one counts: as over two ranks, or as over the fewest that leave working room.
+
+    `apart`: this start loads no model, so that it did not decide whether models are split.
+    """
+    weights, room = decision.weights_bytes, decision.working_room_bytes
+    if not decision.split and not (apart and weights + room > decision.memory_bytes):
+        return 1
+    sizes = (2**power for power in range(1, 11))
+    return next((parts for parts in sizes if weights // parts + room <= decision.memory_bytes), 2)
 
 
 def largest_bytes(checkpoints: Mapping[str, Checkpoint], dtype: torch.dtype) -> int:

@@ -6,7 +6,8 @@ import time
 
 from data_engine.job.path_choice import choose
 from data_engine.job.plan import Plan
-from data_engine.models import load_model
+from data_engine.models import chat_options, class_for, load_model
+from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.sharding.coordination import Coordination
 from data_engine.pipeline.runner import StageContext, StageRunner
 from data_engine.questions.image_workers import ImageWorkers
@@ -53,16 +54,22 @@ class ModelHolder:
         """The runner of a stage, with its model; that of another stage goes, and what it holds on the device."""
         if self._stage != stage:
             self.drop_runner()
-            model = self.load(stage.model, coordination)
+            model = self._prompt_maker(stage) if stage.elsewhere else self.load(stage.model, coordination)
             plan = self._plan
             context = StageContext(
                 model, plan.config, plan.budgets, plan.questions.idx_type, plan.answers_as_text(stage),
                 split=coordination.split is not None,
-                decode=self._decode,
+                decode=self._decode, target=plan.target, scores_own=stage.model == plan.stages.sampling.model,
                 given=None if plan.given is None else lambda unit: plan.given.of_rows(plan.unit_rows[unit]),
             )  # fmt: skip
             self._runner, self._stage = load(stage.runner)(context), stage
         return self._runner
+
+    def _prompt_maker(self, stage: Stage) -> PromptMaker:
+        """What makes the prompts of a model that another engine runs; the one that is held here is let go."""
+        self.release()
+        checkpoint, chat = self._plan.checkpoints[stage.model], self._plan.config.chat
+        return class_for(checkpoint.family, chat).prompt_maker(checkpoint.folder, **chat_options(chat))
 
     def drop_runner(self) -> None:
         """Close the runner, with the units that it has not finished."""

@@ -5,13 +5,13 @@ Questions, checkpoints, device, placement, budgets, units and stages; run.json i
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_engine import exports, stages
-from data_engine.config import RunConfig
+from data_engine.config import ZERO3_AND_VLLM, RunConfig
 from data_engine.errors import UserError
-from data_engine.job import budgets, run_file
+from data_engine.job import budgets, by_vllm, run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings
 from data_engine.job.given import ROLE, Given
 from data_engine.job.given import warnings as given_warnings
@@ -26,6 +26,7 @@ from data_engine.stages import RunStages, Stage
 from data_engine.store import units
 from data_engine.store.claims import Claims
 from data_engine.store.file_hashes import FileHashes, HashFiles
+from data_engine.vllm_settings import gpus_of_an_engine
 
 NO_IMAGES = (
     'the dataset has no column "image" or "images": every question is asked without an image (a column of another name '
@@ -67,6 +68,8 @@ class Plan:
         The rank's GPU becomes the current device. Raises UserError naming what is wrong. Rank 0 logs the placement and
         what a person should know.
         """
+        if config.draws_by_vllm:
+            ranks = ranks.with_gpus(gpus_of_an_engine(config.vllm_options))
         device = pick_device(ranks.device(config.device))
         set_device(device)
         target, work_dir = Target(device, pick_dtype(config.dtype, device)), Path(config.work_dir)
@@ -75,6 +78,9 @@ class Plan:
         check_models(config, run_stages.roles)
         checkpoints = {role: Checkpoint.of_role(config, role) for role in run_stages.roles}
         exports.require_possible(formats, checkpoints[ROLE].family)
+        sampler = {}
+        if config.draws_by_vllm:
+            sampler = {"sampler": by_vllm.check(config, checkpoints[ROLE], device.type)}
         decision = _placement(config, checkpoints, ranks, target)
         bound = run_file.bound_settings(config, len(questions), target)
         # Before minutes of hashing.
@@ -92,7 +98,7 @@ class Plan:
         described = run_file.describe(
             config, questions, bound,
             frozen=budgets.frozen_budgets(config, checkpoints, target, decision, at_once), zero3=decision.as_json(),
-            models={role: checkpoint.as_json() for role, checkpoint in checkpoints.items()},
+            models={role: checkpoint.as_json() for role, checkpoint in checkpoints.items()}, **sampler,
         )  # fmt: skip
         found, warnings = run_file.open_run(work_dir, described)
         unit_rows = units.split_units(len(questions), bound["unit_size"])
@@ -144,6 +150,8 @@ class Plan:
             found.append(taken)
         if not self.questions.has_images:
             found.append(NO_IMAGES)
+        if self.config.sampler == "vllm":
+            found += by_vllm.warnings(self.stages)
         if self.given is not None:
             found += given_warnings(self.given.facts, self.config)
         elif self.config.temperature == 0:
@@ -167,6 +175,11 @@ def _placement(
     """Whether models are split over the ranks. Raises UserError for one that would have to be and cannot."""
     weights = budgets.largest_bytes(checkpoints, target.dtype)
     decision = placement.decide(config.zero3, weights, ranks, target.device, config.memory_fraction)
+    if decision.split and config.draws_by_vllm:
+        if config.stop_after_stage > stages.SAMPLE:
+            raise UserError(ZERO3_AND_VLLM.format(told=decision))
+        # No model of ours is loaded by such a start.
+        return replace(decision, split=False)
     if decision.split:
         for checkpoint in checkpoints.values():
             family_class(checkpoint.family).check_split(checkpoint.folder)

@@ -25,6 +25,7 @@ from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
 from data_engine.store.made_from import differing_names, told
 from data_engine.store.units import auto_unit_size, creating, replacing, split_units
+from data_engine.vllm_settings import shaping
 
 # Of the work directory's files; raised where they change so that an older program's cannot be read.
 LAYOUT = 2
@@ -33,7 +34,8 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "
 
 def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dict:
     """The bound values that are no content, by name."""
-    names = {name for stage in stages.known().values() for name in stage.bound}
+    every = [*stages.known().values(), RunStages.of(vars(config)).sampling]
+    names = {name for stage in every for name in stage.bound}
     bound = {name: value for name, value in asdict(config).items() if name in names}
     if config.answers is not None:
         # By its content.
@@ -43,13 +45,18 @@ def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dic
 
 
 def _canonical(config: RunConfig) -> dict[str, str | None]:
-    """The same value for each way to write the same: a template by its content, JSON and columns in one order."""
+    """The same value for each way to write the same: a template by its content, JSON and columns in one order.
+
+    The engine's own sampler is None: units that were drawn before there was another one do not name it.
+    """
     names = {ours: theirs for ours, theirs in config.column_names.items() if ours != theirs}
     template, arguments = config.chat_template_text, config.template_kwargs
     return {
         "columns": ",".join(f"{ours}={names[ours]}" for ours in sorted(names)) or None,
         "chat_template": hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
         "chat_template_kwargs": json.dumps(arguments, sort_keys=True) if arguments else None,
+        "sampler": None if config.sampler == "native" else config.sampler,
+        **({"vllm_args": shaping(config.vllm_options)} if config.sampler == "vllm" else {}),
     }
 
 

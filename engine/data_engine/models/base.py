@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import UserError
 from data_engine.models.head import Head
+from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
 
 
@@ -147,6 +148,8 @@ class VisionLanguageModel(Protocol):
     """texts of the prompt format: an answer that contains one never ranks"""
     max_positions: int
     """context length: most tokens of prompt and answer together, on the path that the model is on"""
+    samples_other_pixels: bool
+    """`crop` of a prompt decides which part of a picture the model sees"""
     vocabulary: str
     """fingerprint of the tokenizer: models whose fingerprints are equal can exchange token ids"""
     is_split: bool
@@ -248,6 +251,10 @@ class ModelFamily(Protocol):
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
         """What a checkpoint's tokenizer and processor are."""
+
+    @classmethod
+    def prompt_maker(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> PromptMaker:
+        """What makes prompts for another engine. Raises ModelError for a checkpoint that no such engine reads."""
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:

@@ -5,7 +5,7 @@ Reads both published layouts, the original one (`mm_vision_tower`, `model.mm_pro
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,8 +23,10 @@ from data_engine.models.head import Head
 from data_engine.models.llava_config import LlavaConfig, llama_config, read_config
 from data_engine.models.model_config import check_layers, on_meta
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
-from data_engine.models.registry import read_json
+from data_engine.models.prompt_maker import TokenPrompt
+from data_engine.models.registry import ModelError, read_json
 from data_engine.models.tokenizer import Tokenizer, continuation, control_tokens, load_tokenizer
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels, resized_size
 from data_engine.schemas import without_image_marker
 
@@ -81,7 +83,7 @@ class Llava:
     family = "llava"
     is_split = False
     takes_chat_settings, has_plain_path, why_plain, is_settled = False, False, None, True
-    answers_in_rows = False
+    answers_in_rows, samples_other_pixels = False, True
     banned_token_ids = ()
     markers = ("<image>", "</s>", " ASSISTANT: ")
 
@@ -96,8 +98,7 @@ class Llava:
         self.eos_token_ids = (tokenizer.eos,)
         self.max_positions = config.text.max_position_embeddings
         self.vocabulary = tokenizer.vocabulary
-        grid = config.vision.image_size // config.vision.patch_size
-        self.image_tokens = grid**2 if config.drop_cls else grid**2 + 1
+        self.image_tokens = config.image_tokens
 
     @classmethod
     def load(
@@ -123,6 +124,10 @@ class Llava:
         tokenizer, tokens = load_tokenizer(folder), control_tokens(folder)
         text = lambda ids: tokenizer.decode(ids).strip()  # noqa: E731
         return TextSide(tokenizer.vocabulary, cls.markers, control_tokens=tokens, text=text)
+
+    @classmethod
+    def prompt_maker(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> "LlavaPrompts":
+        return LlavaPrompts(folder)
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
@@ -154,9 +159,7 @@ class Llava:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)
 
     def prompt_ids(self, question: str) -> list[int]:
-        # As in the reference, the texts before and after the image are tokenised separately: each has a dummy space.
-        before = self._tokenizer.encode(f"{SYSTEM} USER: ")
-        return [self._tokenizer.bos, *before, IMAGE_TOKEN, *self._tokenizer.encode(_after_image(question))]
+        return prompt_ids(self._tokenizer, question)
 
     def answer_ids(self, question: str, answer: str) -> list[int]:
         if not answer:
@@ -174,16 +177,64 @@ class Llava:
         return self._embedding(token_ids_T)
 
 
+class LlavaPrompts:
+    """Prompts of a checkpoint for another engine; the protocol is models.prompt_maker.PromptMaker."""
+
+    family, is_settled = "llava", True
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ModelError for a checkpoint in the original layout, which other engines do not read."""
+        raw = read_json(folder / "config.json")
+        if not isinstance(raw.get("text_config"), dict):
+            raise ModelError(
+                f"{folder} is a LLaVA in its original layout, which vLLM does not know: pass the same model in "
+                "transformers' layout, such as llava-hf/llava-1.5-7b-hf, or leave --sampler out"
+            )
+        self.folder, self._config, self._tokenizer = folder, read_config(folder, True), load_tokenizer(folder)
+        names = ("image_token_id", "image_token_index")
+        # transformers' own default, which it does not write down.
+        self._image_token = next((raw[name] for name in names if type(raw.get(name)) is int), 32000)
+        self.eos_token_ids, self.banned_token_ids = (self._tokenizer.eos,), (self._image_token,)
+        self.max_positions = self._config.text.max_position_embeddings
+
+    def prompt(
+        self, conversation: Conversation, images: Sequence[Image.Image], crop: bool, max_megapixels: float
+    ) -> TokenPrompt:
+        [image], question = images if conversation.is_single else [None], embedded.single_question(self, conversation)
+        ids = prompt_ids(self._tokenizer, question)
+        at, count = ids.index(IMAGE_TOKEN), self._config.image_tokens
+        whole = [*ids[:at], *[self._image_token] * count, *ids[at + 1 :]]
+        shown = square(image, self._config.vision.image_size, crop, max_megapixels)
+        return TokenPrompt([*ids[:at], self._image_token, *ids[at + 1 :]], [shown], whole)
+
+    def text(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids).strip()
+
+
 def _after_image(question: str) -> str:
     """The prompt from the image to the start of the answer. A literal `<image>` in the question is deleted."""
     return f"\n{without_image_marker(question)} ASSISTANT:"
 
 
+def prompt_ids(tokenizer: Tokenizer, question: str) -> list[int]:
+    """The prompt up to the start of the answer, with one IMAGE_TOKEN.
+
+    As in the reference, the texts before and after the image are tokenised separately: each has a dummy space.
+    """
+    before = tokenizer.encode(f"{SYSTEM} USER: ")
+    return [tokenizer.bos, *before, IMAGE_TOKEN, *tokenizer.encode(_after_image(question))]
+
+
 def preprocess(image: Image.Image, size: int, crop: bool, max_megapixels: float) -> Tensor:
-    """CLIP's preprocessing of an RGB image, [3, size, size] fp32.
+    """CLIP's preprocessing of an RGB image, [3, size, size] fp32: (x / 255 - mean) / std of `square`."""
+    return normalised(square(image, size, crop, max_megapixels))
+
+
+def square(image: Image.Image, size: int, crop: bool, max_megapixels: float) -> Image.Image:
+    """The part of an RGB image that the tower sees, size x size.
 
     With `crop`, the short edge is resized and the centre cut out, as the reference's scoring and its trainer do; else
-    the image is first padded to a square, as its sampling does. Bicubic on 8 bits, then (x / 255 - mean) / std.
+    the image is first padded to a square, as its sampling does. Bicubic on 8 bits.
     Raises images.BadImage where a padded or resized image would exceed max_megapixels.
     """
     side, target = max(image.size), resized_size(*image.size, size)
@@ -191,12 +242,12 @@ def preprocess(image: Image.Image, size: int, crop: bool, max_megapixels: float)
     check_megapixels(side, side, max_megapixels, "padded image")
     check_megapixels(*target, max_megapixels, "resized image")
     if not crop:
-        square = Image.new("RGB", (side, side), PADDING)
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image, target = square, (size, size)
+        padded = Image.new("RGB", (side, side), PADDING)
+        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image, target = padded, (size, size)
     image = resized(image, target)
     left, top = (target[0] - size) // 2, (target[1] - size) // 2
-    return normalised(image.crop((left, top, left + size, top + size)))
+    return image.crop((left, top, left + size, top + size))
 
 
 def _carries_tower(stored: Iterable[str]) -> bool:

@@ -30,6 +30,12 @@ class LlavaConfig:
     """folder of CLIP's weights, if they are not in the checkpoint"""
 
     @property
+    def image_tokens(self) -> int:
+        """Tokens of a picture in a prompt."""
+        grid = self.vision.image_size // self.vision.patch_size
+        return grid**2 if self.drop_cls else grid**2 + 1
+
+    @property
     def unused_layers(self) -> str:
         """The numbers of the tower's other layers, as an alternative of a regular expression."""
         return "|".join(map(str, range(self.vision_layers, self.vision.num_hidden_layers))) or "none"

@@ -24,6 +24,7 @@ from data_engine.models.eva import Eva, EvaConfig, Resampler, heads_of
 from data_engine.models.head import Head
 from data_engine.models.model_config import check_counts, check_layers, on_meta
 from data_engine.models.pixels import normalised, resized
+from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import ModelError, model_types, read_json
 from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, control_tokens, load_tokenizer
 from data_engine.questions.images import check_megapixels
@@ -76,7 +77,7 @@ class OmniLMM:
     family = "omnilmm"
     is_split = False
     takes_chat_settings, has_plain_path, why_plain, is_settled = False, False, None, True
-    answers_in_rows = False
+    answers_in_rows, samples_other_pixels = False, False
     banned_token_ids = ()
     # Trainers tokenise whole rows, parse special tokens from the text, and search for the lines of the roles.
     markers = (
@@ -124,6 +125,10 @@ class OmniLMM:
         tokenizer, tokens = load_tokenizer(folder), control_tokens(folder)
         text = lambda ids: tokenizer.decode(ids).strip()  # noqa: E731
         return TextSide(tokenizer.vocabulary, cls.markers, control_tokens=tokens, text=text)
+
+    @classmethod
+    def prompt_maker(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> PromptMaker:
+        raise ModelError(f"{folder} is an OmniLMM, which vLLM does not know: leave --sampler out for it")
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:

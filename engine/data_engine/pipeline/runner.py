@@ -12,7 +12,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from data_engine.config import RunConfig
-from data_engine.models.base import VisionLanguageModel
+from data_engine.models.base import Target, VisionLanguageModel
+from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.dataset import Question
 from data_engine.questions.given_rows import GivenAnswer
 from data_engine.questions.images import Decode
@@ -24,8 +25,8 @@ from data_engine.store.units import UnitResult
 class StageContext:
     """What a runner is made of."""
 
-    model: VisionLanguageModel | None
-    """that of the stage's role, loaded"""
+    model: VisionLanguageModel | PromptMaker | None
+    """that of the stage's role: loaded, or what makes its prompts where another engine runs it"""
     config: RunConfig
     budgets: Mapping[str, int]
     """decode_rows, decode_slots and score_tokens of run.json"""
@@ -36,6 +37,10 @@ class StageContext:
     """the model is split over ranks, which make each call of it together"""
     decode: Decode
     """of images, in another process"""
+    scores_own: bool = False
+    """the stage's model is the one that drew the answers, in a run that samples"""
+    target: Target | None = None
+    """device and dtype of the run"""
     given: Callable[[int], list[list[GivenAnswer]]] | None = None
     """the answers of --answers to each question of a unit, by its number"""
 

@@ -1,14 +1,16 @@
 """Stage 0: k answers a question from the instruct model, unit by unit or through the public API."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 from PIL import Image
 
 from data_engine import errors, schemas
+from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.prompt_maker import PromptMaker
 from data_engine.pipeline.asked import Images, asked
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
@@ -26,6 +28,8 @@ from data_engine.store.units import Row, UnitResult
 
 # The back end of a run, of sampling.backend.BACKENDS.
 BACKEND = "native"
+# What answers are drawn from: a model here, or another engine's.
+Sampled = VisionLanguageModel | PromptMaker
 
 
 @dataclass(frozen=True)
@@ -51,23 +55,37 @@ class SampleSettings:
 
 def runner(context: StageContext) -> "SamplingRunner":
     """The runner of the sampling stage."""
-    config, model = context.config, context.model
-    params = SamplingParams(
-        config.temperature, config.top_k, config.top_p, config.repetition_penalty, config.max_new_tokens
-    )
+    model, settings = context.model, settings_of(context.config)
     backend = make_backend(
         "plain" if model.why_plain else BACKEND,
         BackendSettings(
-            model, params, config.sample_k, context.budgets["decode_rows"], context.budgets["decode_slots"],
+            model, settings.params, settings.k, context.budgets["decode_rows"], context.budgets["decode_slots"],
             split=context.split,
         ),
     )  # fmt: skip
-    settings = SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
     return SamplingRunner(backend, model, context.idx_type, settings, context.decode)
 
 
+def vllm_runner(context: StageContext) -> "SamplingRunner":
+    """The runner of the stage of answers that vLLM draws; its units say with which log-probs, for the scoring stage."""
+    config, model, settings = context.config, context.model, settings_of(context.config)
+    options = {"args": config.vllm_options, "dtype": context.target.dtype_name, "seed": config.seed}
+    # How many answers at a time, vLLM knows itself.
+    backend = make_backend("vllm", BackendSettings(model, settings.params, settings.k, 0, 0, options=options))
+    model.max_positions = min(model.max_positions, backend.max_positions)
+    return SamplingRunner(backend, model, context.idx_type, settings, context.decode, backend.told)
+
+
+def settings_of(config: RunConfig) -> SampleSettings:
+    """What the configuration says of sampling."""
+    params = SamplingParams(
+        config.temperature, config.top_k, config.top_p, config.repetition_penalty, config.max_new_tokens
+    )
+    return SampleSettings(config.sample_k, config.seed, params, config.same_pixels, config.max_megapixels)
+
+
 def request_for(
-    model: VisionLanguageModel,
+    model: Sampled,
     conversation: Conversation,
     pictures: Sequence[Image.Image],
     idx: int | str,
@@ -106,7 +124,8 @@ class _Unit:
     def finished(self, k: int) -> bool:
         return self.taken and len(self.found) == k * len(self.asked)
 
-    def result(self, model: VisionLanguageModel, idx_type: pa.DataType, halvings: int) -> UnitResult:
+    def result(self, model: Sampled, idx_type: pa.DataType, halvings: int, told: Mapping | None) -> UnitResult:
+        """`told` is what another engine says of all its answers; the sums of their log-probs come beside it."""
         self.found.sort(key=lambda found: (found.request, found.sample_index))
         left_out = {found.request: found for found in reversed(self.found) if found.finish_reason in LEFT_OUT}
         reasons = [(self._idx(found), LEFT_OUT[found.finish_reason](found)) for found in left_out.values()]
@@ -119,7 +138,8 @@ class _Unit:
             "finish_reason": [found.finish_reason for found in kept],
         }
         table = pa.table(columns, schemas.sampled_answer(idx_type))
-        return UnitResult(table, self.quarantined + reasons, self.missing, self.rows, self.turned, halvings)
+        drawn = {} if told is None else {**told, "logps": [sum(found.logps) for found in kept]}
+        return UnitResult(table, self.quarantined + reasons, self.missing, self.rows, self.turned, halvings, drawn)
 
     def _idx(self, found: Completion) -> int | str:
         return self.asked[found.request - self.first]
@@ -134,13 +154,15 @@ class SamplingRunner:
     def __init__(
         self,
         backend: SamplingBackend,
-        model: VisionLanguageModel,
+        model: Sampled,
         idx_type: pa.DataType,
         settings: SampleSettings,
         decode: Decode = images.decode,
+        told: Callable[[], Mapping] | None = None,
     ) -> None:
+        """`told` gives what another engine's units say of it; their completions have log-probs."""
         self._backend, self._model, self._idx_type, self._settings = backend, model, idx_type, settings
-        self._decode = decode
+        self._decode, self._told = decode, told
         self._units: list[_Unit] = []
         self._num_requests = 0
 
@@ -158,8 +180,8 @@ class SamplingRunner:
         finished = [unit for unit in self._units if unit.finished(self._settings.k)]
         for unit in finished:
             self._units.remove(unit)
-        halvings = self._backend.halvings
-        return [(unit.number, unit.result(self._model, self._idx_type, halvings)) for unit in finished]
+        halvings, told = self._backend.halvings, None if self._told is None else self._told()
+        return [(unit.number, unit.result(self._model, self._idx_type, halvings, told)) for unit in finished]
 
     def close(self) -> None:
         self._backend.close()

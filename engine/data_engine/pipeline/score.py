@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby, islice
 
 import pyarrow as pa
 import torch
@@ -21,11 +21,16 @@ from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import BadImage, Decode, Exif
 from data_engine.questions.prefetch import ahead
+from data_engine.scoring.drawn_check import TOLERANCE, check_drawn
 from data_engine.scoring.logprobs import Scored, pass_tokens, score_pass
 from data_engine.scoring.self_check import self_check, settle
+from data_engine.store.sealed import Sealed
 from data_engine.store.units import Row, UnitResult
 
 log = logging.getLogger(__name__)
+
+# Questions that are scored once more where another engine drew their answers from other pixels.
+DRAWN_CHECKED = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class ScoreSettings:
     """answers go over as text, since the model has another tokenizer than the one that sampled; those that were given
     as text do so in any case"""
     max_megapixels: float
+    crop: bool = True
+    """the pixels of scoring, not of sampling"""
     tokens_a_pass: int = 0
     """questions go through the model together up to so many tokens, frozen in run.json; a question never waits"""
 
@@ -54,17 +61,55 @@ class _Prepared:
 
 def runner(context: StageContext) -> UnitByUnit:
     """The runner of a stage of log-probs; the first unit with sound ones is checked against the plain path."""
-    settings = ScoreSettings(context.answers_as_text, context.config.max_megapixels, context.budgets["score_tokens"])
-    check = True
+    tokens = context.budgets["score_tokens"]
+    settings = ScoreSettings(context.answers_as_text, context.config.max_megapixels, tokens_a_pass=tokens)
+    check, drawn_check = True, _DrawnCheck(context, settings) if context.scores_own else None
 
     def compute(work: UnitWork) -> UnitResult:
         nonlocal check
-        sampled = work.inputs[stages.SAMPLING.name].table
-        result = score_unit(context.model, work.questions, sampled, settings, check, context.decode)
+        sampled, questions = work.inputs[stages.SAMPLING.name], iter(work.questions)
+        kept = list(islice(questions, DRAWN_CHECKED)) if drawn_check and drawn_check.needed(sampled) else []
+        result = score_unit(context.model, chain(kept, questions), sampled.table, settings, check, context.decode)
+        if drawn_check:
+            drawn_check.hold(sampled, result.table, kept)
         check = check and not result.table.num_rows
         return result
 
     return UnitByUnit(compute)
+
+
+class _DrawnCheck:
+    """Where another engine drew the answers, holds its log-probs against ours; the runner's `compute` calls it.
+
+    Of a family that samples from other pixels than it scores by, the first questions of one unit are scored once more,
+    by the pixels that were drawn from; of all others every unit is compared.
+    """
+
+    def __init__(self, context: StageContext, settings: ScoreSettings) -> None:
+        self._model, self._decode = context.model, context.decode
+        self._settings = replace(settings, crop=context.config.same_pixels)
+        self._apart = context.model.samples_other_pixels and not context.config.same_pixels
+        self._told = False
+
+    def needed(self, sampled: Sealed) -> bool:
+        """Whether questions have to be kept to be scored once more."""
+        return self._apart and not self._told and "drawn" in sampled.facts
+
+    def hold(self, sampled: Sealed, scored: pa.Table, kept: Sequence[Question]) -> None:
+        """Raise UserError where the log-probs differ by more than rounding. `kept` are questions to score once more."""
+        drawn = sampled.facts.get("drawn")
+        if not drawn or (self._apart and not kept):
+            return
+        if kept:
+            scored = score_unit(self._model, kept, sampled.table, self._settings, decode=self._decode).table
+        found = check_drawn(sampled.table, drawn["logps"], scored, self._model.dtype)
+        if found is None:
+            return
+        if not self._told:
+            log.info("%s's log-probs of drawn tokens differ by %.1e nat a token on average", drawn["by"], found.mean)
+        self._told = True
+        if found.worst > TOLERANCE[self._model.dtype]:
+            log.warning("row %r: %s's log-probs differ by %.3g nat a token", found.worst_idx, drawn["by"], found.worst)
 
 
 def score_unit(
@@ -113,7 +158,7 @@ def _prepare(
 ) -> _Prepared:
     try:
         pictures, conversation = read_images(question, settings.max_megapixels, decode), question.conversation
-        prompt = model.prompt(conversation, pictures, True, settings.max_megapixels)
+        prompt = model.prompt(conversation, pictures, settings.crop, settings.max_megapixels)
         ids = [_answer_ids(model, conversation, row, settings.as_text) for row in rows]
         require_room(model, prompt, ids)
     except (BadRow, BadImage) as problem:

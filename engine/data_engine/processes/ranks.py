@@ -1,7 +1,10 @@
 """The rank of this process, its device and threads, and the process group of all ranks of a job."""
 
+import contextlib
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from data_engine.errors import UserError
 
@@ -14,6 +17,8 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
+    group: int | None = None
+    """of so many GPUs, the rank's own, which alone it sees; None: all ranks see all GPUs, and each takes one"""
 
     @classmethod
     def from_environment(cls) -> "Ranks":
@@ -35,7 +40,55 @@ class Ranks:
         """The GPU of this rank's local number for "auto" or plain "cuda"; any other device as asked."""
         import torch
 
-        return f"cuda:{self.local_rank}" if asked in ("auto", "cuda") and torch.cuda.is_available() else asked
+        number = self.local_rank if self.group is None else 0
+        return f"cuda:{number}" if asked in ("auto", "cuda") and torch.cuda.is_available() else asked
+
+    def with_gpus(self, each: int) -> "Ranks":
+        """Let this process, and what it starts, see `each` GPUs alone: the local rank's share of those there are.
+
+        To be called before torch works with a GPU. Without GPUs nothing changes. Raises UserError where there are too
+        few of them.
+        """
+        import torch
+
+        there = torch.cuda.device_count()
+        if not there:
+            return self
+        if each * self.local_world_size > there:
+            raise UserError(
+                f"{self.local_world_size} engine{'s' * (self.local_world_size > 1)} of {each} GPUs were asked for "
+                f"(tensor_parallel_size times pipeline_parallel_size of vllm_args), and torch sees {there}: lower "
+                "NUM_PROCESSES or the sizes"
+            )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = visible if len(visible) == there and all(visible) else list(map(str, range(there)))
+        first = self.local_rank * each
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + each])
+        return replace(self, group=each)
+
+
+# What torchrun and accelerate tell their ranks. Processes of another library, started by a rank, would take it for
+# their own: with TORCHELASTIC_USE_AGENT_STORE, torch looks for the launcher's store at whatever address it is given.
+LAUNCHERS = re.compile(
+    r"(TORCHELASTIC|ACCELERATE|FSDP|PET|GROUP|ROLE)_.*|(LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)"
+)
+
+
+@contextlib.contextmanager
+def unlaunched(**more: str) -> Iterator[None]:
+    """Inside, the environment is that of a process which no launcher started, with `more` in it."""
+    kept = {name: os.environ.pop(name) for name in list(os.environ) if LAUNCHERS.fullmatch(name)}
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        os.environ.update(kept)
 
 
 def join_process_group(ranks: Ranks, device_type: str):

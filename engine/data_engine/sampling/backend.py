@@ -4,24 +4,30 @@ The caller pushes requests and polls. A back end takes requests from what was su
 from nowhere else: that it looks for work never claims any.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.prompt_maker import PromptMaker
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.requests import Completion, PromptRequest
 from data_engine.tables import load
 
 # name -> "module:function", which takes BackendSettings and returns a SamplingBackend.
-BACKENDS = {"native": "data_engine.sampling.native.backend:make", "plain": "data_engine.sampling.plain:make"}
+BACKENDS = {
+    "native": "data_engine.sampling.native.backend:make",
+    "plain": "data_engine.sampling.plain:make",
+    "vllm": "data_engine.sampling.vllm:make",
+}
 
 
 @dataclass(frozen=True)
 class BackendSettings:
     """What any back end is made of."""
 
-    model: VisionLanguageModel
+    model: VisionLanguageModel | PromptMaker
+    """loaded, or what makes its prompts, where the back end has weights of its own"""
     params: SamplingParams
     samples_per_prompt: int
     """the most answers that a request asks for"""
@@ -31,6 +37,8 @@ class BackendSettings:
     """prompts kept at a time"""
     split: bool = False
     """the model is split over ranks, which make each call of it together"""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """of this back end alone"""
 
 
 class SamplingBackend(Protocol):

@@ -30,6 +30,8 @@ class Completion:
     sample_index: int
     token_ids: list[int]
     finish_reason: str
+    logps: list[float] | None = None
+    """of its tokens, where a back end of other weights tells them: before temperature and filters, nats"""
 
 
 @dataclass(eq=False)

@@ -43,10 +43,13 @@ class UnitResult:
     """pictures that were turned upright"""
     retries: int = 0
     """how often memory ran out and the work went on in halves: its numbers may then differ in their last bits"""
+    drawn: Mapping[str, object] = field(default_factory=dict)
+    """of answers that another engine drew: what it tells of them"""
 
     def facts(self) -> dict:
         """What the unit's file says besides its table."""
-        return {"left_out": self.quarantined, "missing": self.missing, "rows": self.rows, "turned": self.turned}
+        told = {"left_out": self.quarantined, "missing": self.missing, "rows": self.rows, "turned": self.turned}
+        return {**told, "drawn": dict(self.drawn)} if self.drawn else told
 
 
 class DamagedUnitError(RuntimeError):

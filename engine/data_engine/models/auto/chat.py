@@ -19,7 +19,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail
 from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
-from data_engine.models.auto.processor import explained, load_config, load_processor
+from data_engine.models.auto.processor import explained, load_config, load_processor, text_alone
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.questions.conversation import Conversation, Message
 
@@ -86,6 +86,13 @@ class Chat:
         Raises BadRow where the template or the processor refuses the row, or a text would forge the prompt's format.
         """
         return self._inputs(self._processor, conversation, images)
+
+    def written_ids(self, conversation: Conversation, images: Sequence[Image.Image]) -> list[int]:
+        """The ids of what the template writes, where what stands for an image is not yet expanded to its tokens.
+
+        Raises BadRow as `inputs` does.
+        """
+        return self._inputs(text_alone(self._processor), conversation, images)["input_ids"][0].tolist()
 
     def answer_ids(self, conversation: Conversation, answer: str) -> list[int]:
         """An answer's ids behind that conversation as in training: what the template puts before it, one end token.

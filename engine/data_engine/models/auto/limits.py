@@ -1,8 +1,16 @@
-"""How far answers may go behind a shared prompt, where a model counts places in a way that only shows far on."""
+"""What a model takes: pictures of which size, and how far answers may go behind a shared prompt, where a model counts
+places in a way that only shows far on.
+"""
 
 from collections.abc import Iterator
 
+from PIL.Image import Image
 from transformers import PretrainedConfig
+
+from data_engine.questions.images import BadImage, check_megapixels, resized_size
+
+# Processors take an array with a side of 1 or 3 for one whose channels come first.
+LEAST_SIDE = 4
 
 # Their table depends on the largest position of the pass, so an answer's would depend on the others beside it.
 BY_LARGEST_POSITION = ("dynamic", "longrope")
@@ -24,6 +32,16 @@ def fast_positions(config: PretrainedConfig) -> int:
             original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
             longest = min(longest, int(original))
     return longest
+
+
+def check_size(image: Image, shortest_edge: int | None, max_megapixels: float) -> None:
+    """Raise BadImage for a picture that is too large, before or after its short side is resized, or too small."""
+    check_megapixels(*image.size, max_megapixels, "source image")
+    if min(image.size) < LEAST_SIDE:
+        width, height = image.size
+        raise BadImage(f"image is {width} x {height} pixels; this model needs at least {LEAST_SIDE} on each side")
+    if shortest_edge:
+        check_megapixels(*resized_size(*image.size, shortest_edge), max_megapixels, "resized image")
 
 
 def _rope_tables(parameters: dict) -> Iterator[dict]:

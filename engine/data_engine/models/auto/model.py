@@ -24,7 +24,7 @@ from data_engine.models.answer_cache import PassingLayer, is_recurrent
 from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto import probing
 from data_engine.models.auto.chat import Chat
-from data_engine.models.auto.limits import counts_in_pass, fast_positions
+from data_engine.models.auto.limits import check_size, counts_in_pass, fast_positions
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.parts import (
@@ -33,16 +33,14 @@ from data_engine.models.auto.parts import (
     find_vision,
     output_weights,
 )
+from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
 from data_engine.models.base import CacheSizes, Description, LayerKind, PlainSteps, PromptEnd, Split, TextSide, sent
 from data_engine.models.head import Head
+from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation
-from data_engine.questions.images import BadImage, check_megapixels, resized_size
-
-# Processors take an array with a side of 1 or 3 for one whose channels come first.
-LEAST_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Auto:
 
     family = "auto"
     is_split = False
-    takes_chat_settings, has_plain_path = True, True
+    takes_chat_settings, has_plain_path, samples_other_pixels = True, True, False
 
     def __init__(self, model: PreTrainedModel, chat: Chat) -> None:
         self._model, self.chat = model.eval(), chat
@@ -164,6 +162,10 @@ class Auto:
             loaded.text,
         )
 
+    @classmethod
+    def prompt_maker(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> PromptMaker:
+        return AutoPrompts(folder, chat)
+
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
         return cache_sizes(folder)
@@ -190,19 +192,11 @@ class Auto:
         self, conversation: Conversation, images: Sequence[Image.Image], crop: bool, max_megapixels: float
     ) -> ProcessedPrompt:
         for image in images:
-            self._check_size(image, max_megapixels)
+            check_size(image, self.chat.shortest_edge, max_megapixels)
         if not images and not self.why_plain and any(kind.cross for kind in self.layers):
             raise BadRow("this model looks at its image in layers of their own, and the row has none")
         with self._one_at_a_time:
             return ProcessedPrompt(self.chat.inputs(conversation, images))
-
-    def _check_size(self, image: Image.Image, max_megapixels: float) -> None:
-        check_megapixels(*image.size, max_megapixels, "source image")
-        if min(image.size) < LEAST_SIDE:
-            width, height = image.size
-            raise BadImage(f"image is {width} x {height} pixels; this model needs at least {LEAST_SIDE} on each side")
-        if edge := self.chat.shortest_edge:
-            check_megapixels(*resized_size(*image.size, edge), max_megapixels, "resized image")
 
     def shared_prompt(
         self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float
@@ -210,7 +204,7 @@ class Auto:
         if self._reads_ahead:
             raise UserError("this model's prompts are read in both directions, so none is the beginning of another")
         for image in images:
-            self._check_size(image, max_megapixels)
+            check_size(image, self.chat.shortest_edge, max_megapixels)
         with self._one_at_a_time:
             inputs, tails = self.chat.shared(conversations, images)
         return ProcessedPrompt(inputs), tails

@@ -3,13 +3,14 @@
 A folder in, transformers' processor out. Whatever a folder or an installation lacks is a ModelError that says so.
 """
 
+import copy
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, ProcessorMixin
+from transformers import AutoConfig, BatchEncoding, PreTrainedConfig, ProcessorMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 # Older ones hide it at the top where torchvision is missing, though it finds Pillow's without.
@@ -140,6 +141,21 @@ def _loaded(folder: Path, kind: type[ProcessorMixin]) -> ProcessorMixin:
     # Apart from the rest: AutoProcessor would hand `backend` on to the video processor, which has none of Pillow's.
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **_LOCAL)
     return processor
+
+
+def text_alone(processor: ProcessorMixin) -> ProcessorMixin:
+    """The processor, but for what a call of it does: it encodes the text as it stands, and looks at no image."""
+    kind, alone = type(processor), copy.copy(processor)
+    defaults = getattr(kind.valid_processor_kwargs, "_defaults", {}).get("text_kwargs", {})
+    # Of these alone depends which ids a text becomes.
+    names = ("add_special_tokens", "sanitize_control_tokens")
+
+    def encode(self: ProcessorMixin, *args: object, text: object = None, **options: object) -> BatchEncoding:
+        told = {name: value for name, value in {**defaults, **options}.items() if name in names}
+        return self.tokenizer(text, return_tensors="pt", **told)
+
+    alone.__class__ = type(kind.__name__, (kind,), {"__call__": encode, "__module__": kind.__module__})
+    return alone
 
 
 def _with(kind: type[ProcessorMixin], attributes: list[str]) -> type[ProcessorMixin]:

@@ -1,0 +1,38 @@
+"""How many ranks a machine with so many GPUs runs: `python -m data_engine.commands.engines GPUS FLAGS...` prints it.
+
+One a GPU; where the start draws answers by vLLM, one for each group of GPUs that an engine takes. launch/run_engine.sh
+asks. No torch here.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from data_engine.commands.arguments import parse
+from data_engine.errors import UserError
+from data_engine.vllm_settings import gpus_of_an_engine
+
+
+def num_ranks(gpus: int, flags: Sequence[str]) -> int:
+    """Raises UserError where an engine takes more GPUs than there are."""
+    if {"-h", "--help"} & set(flags):
+        return gpus
+    try:
+        config = parse(flags)
+    except UserError:
+        # The check that follows says what is wrong.
+        return gpus
+    size = gpus_of_an_engine(config.vllm_options) if config.draws_by_vllm else 1
+    if size > gpus:
+        raise UserError(
+            f"vllm_args asks for engines of {size} GPUs (tensor_parallel_size times pipeline_parallel_size), and this "
+            f"machine has {gpus}: lower the sizes"
+        )
+    return gpus // size
+
+
+if __name__ == "__main__":
+    try:
+        print(num_ranks(int(sys.argv[1]), sys.argv[2:]))
+    except UserError as mistake:
+        print(f"data-engine: error: {mistake}", file=sys.stderr)
+        sys.exit(2)

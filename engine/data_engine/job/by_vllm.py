@@ -1,0 +1,30 @@
+"""What --sampler vllm means to a start: what it is refused for before any work, and what run.json says of it."""
+
+from data_engine.config import RunConfig
+from data_engine.job.checkpoints import Checkpoint
+from data_engine.models import chat_options, class_for
+from data_engine.models.check import Checked
+from data_engine.sampling.vllm import require_usable
+from data_engine.stages import REWARD, SAMPLING, RunStages
+
+NOT_SAME_BYTES = (
+    "each answer is drawn once, whatever happens to the run, but another run of the same command may draw other "
+    "answers: vLLM's numbers depend on which questions run beside each other"
+)
+UNCHECKED = (
+    "no stage of this run scores the answers under the model that drew them, so vLLM's log-probs are held against "
+    "nothing: that it saw the same prompts is known, that it saw the same pictures is not"
+)
+
+
+def check(config: RunConfig, checkpoint: Checkpoint | Checked, device_type: str) -> dict:
+    """What run.json says. Raises UserError for what vLLM, or the family with it, cannot do here."""
+    class_for(checkpoint.family, config.chat).prompt_maker(checkpoint.folder, **chat_options(config.chat))
+    version = require_usable(checkpoint.folder, config.vllm_options, device_type)
+    return {"name": config.sampler, "version": version, "same_bytes": False, "told": NOT_SAME_BYTES}
+
+
+def warnings(run_stages: RunStages) -> list[str]:
+    """What a person should know."""
+    scored = any(stage.model == SAMPLING.model for stage in run_stages.between(REWARD, REWARD))
+    return [NOT_SAME_BYTES] if scored else [NOT_SAME_BYTES, UNCHECKED]

@@ -1,0 +1,110 @@
+"""A stand-in for the package vllm, as far as the engine calls it: it draws at random, and scores by a model of ours.
+
+What it is given goes through its own expansion of prompts and its own pixels, so that its log-probs are right only for
+what it was shown.
+"""
+
+import random
+import sys
+import types
+from dataclasses import dataclass, field, make_dataclass
+
+from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
+from data_engine.models.pixels import normalised
+from data_engine.scoring.logprobs import Scored, score_pass
+
+FIELDS = (
+    "model", "dtype", "seed", "generation_config", "mm_processor_kwargs", "mm_device_do_normalize", "disable_log_stats",
+    "distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_seqs",
+    "quantization",
+)  # fmt: skip
+
+
+@dataclass
+class State:
+    """What the tests look at, and set."""
+
+    model: object = None
+    image_token: int = 4
+    version: str = "0.32.0"
+    architectures: tuple[str, ...] = ("LlavaForConditionalGeneration",)
+    device_type: str = "cpu"
+    takes_seeds: bool = True
+    starts: bool = True
+    engines: list["Engine"] = field(default_factory=list)
+
+
+class Engine:
+    def __init__(self, state: State, args) -> None:
+        self.state, self.args, self.given, self.closed = state, args, [], False
+        self._waiting: dict[str, tuple] = {}
+        most = getattr(args, "max_num_seqs", None) or 8
+        self.vllm_config = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=most))
+        self.model_config = types.SimpleNamespace(max_model_len=getattr(args, "max_model_len", None) or 512)
+        self.engine_core = types.SimpleNamespace(shutdown=self._shutdown)
+        state.engines.append(self)
+
+    def _shutdown(self) -> None:
+        self.closed = True
+
+    def add_request(self, number: str, prompt: dict, params) -> None:
+        if params.seed is not None and not self.state.takes_seeds:
+            raise ValueError("per-request seed is not supported on this platform")
+        self.given.append((prompt, params))
+        self._waiting[number] = (prompt, params)
+
+    def step(self) -> list:
+        """The request that came last ends first, so that nobody relies on their order."""
+        number, (prompt, params) = self._waiting.popitem()
+        model, ids = self.state.model, prompt["prompt_token_ids"]
+        at = ids.index(self.state.image_token)
+        [image] = prompt["multi_modal_data"]["image"]
+        spliced = SplicedPrompt([*ids[:at], IMAGE_TOKEN, *ids[at + 1 :]], normalised(image), model.image_tokens)
+        answers = [self._drawn(params, index) for index in range(params.n)]
+        scored = score_pass(model, [Scored(spliced, [ids for ids, _ in answers])])[0]
+        outputs = [
+            types.SimpleNamespace(
+                index=index, token_ids=ids, finish_reason=why, stop_reason=None,
+                logprobs=[{token: types.SimpleNamespace(logprob=float(logp))}
+                          for token, logp in zip(ids, logps, strict=True)],
+            )
+            for index, ((ids, why), logps) in enumerate(zip(answers, scored, strict=True))
+        ]  # fmt: skip
+        whole = [*ids[:at], *[self.state.image_token] * model.image_tokens, *ids[at + 1 :]]
+        return [types.SimpleNamespace(request_id=number, finished=True, prompt_token_ids=whole, outputs=outputs)]
+
+    def _drawn(self, params, index: int) -> tuple[list[int], str]:
+        made = random.Random(f"{params.seed} {index}")
+        ids = [made.randrange(5, 200) for _ in range(made.randrange(1, params.max_tokens + 1))]
+        if len(ids) == params.max_tokens:
+            return ids, "length"
+        return [*ids, params.stop_token_ids[0]], "stop"
+
+
+def install(monkeypatch) -> State:
+    """Put the stand-in where `import vllm` finds it."""
+    state = State()
+    module, platforms, drawing = (types.ModuleType(f"vllm{name}") for name in ("", ".platforms", ".sampling_params"))
+    module.__version__ = state.version
+    module.EngineArgs = make_dataclass("EngineArgs", [(name, object, None) for name in FIELDS])
+    module.SamplingParams = lambda **options: types.SimpleNamespace(**options)
+    drawing.RequestOutputKind = types.SimpleNamespace(FINAL_ONLY="final")
+    module.sampling_params = drawing
+    module.ModelRegistry = types.SimpleNamespace(get_supported_archs=lambda: state.architectures)
+
+    def start(args) -> Engine:
+        if not state.starts:
+            raise RuntimeError("Engine core initialization failed. See root cause above.")
+        return Engine(state, args)
+
+    module.LLMEngine = types.SimpleNamespace(from_engine_args=start)
+
+    class Platform:
+        @property
+        def device_type(self) -> str:
+            return state.device_type
+
+    platforms.current_platform = Platform()
+    for one in (module, platforms, drawing):
+        monkeypatch.setitem(sys.modules, one.__name__, one)
+    return state
