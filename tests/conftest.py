@@ -1,6 +1,7 @@
 """What several test files need: the tiny golden checkpoints, loaded once, and one thread, so that runs compare."""
 
 import io
+import json
 import shutil
 import signal
 from importlib.util import find_spec
@@ -25,6 +26,19 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """A run in this process listens to signals; the tests behind it must not meet its handlers, nor its alarm."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in before.items():
+        # None: it was not set by Python, and is not changed by it.
+        if handler is not None:
+            signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     return GOLDENS
@@ -44,6 +58,9 @@ def place(tmp_path, monkeypatch) -> Path:
     questions = pq.read_table(GOLDENS / "llava" / "dataset" / "questions.parquet")
     pq.write_table(questions, tmp_path / "data" / "questions.parquet")
     (tmp_path / "picture.jpg").write_bytes(questions["image"][0].as_py()["bytes"])
+    words = ("red", "blue", "small", "large", "a cat", "a dog", "a bus", "a house")
+    lines = [{"idx": idx, "answer": f"It is {word}."} for idx in questions["idx"].to_pylist() for word in words]
+    (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
