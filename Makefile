@@ -137,7 +137,7 @@ prove-size: $(STAMP) ## stage 2 at 50,000 and 200,000 questions: minutes and mem
 	$(TEST_ENV) $(BIN)/python tests/size_proof.py 50000 200000 $(ARGS)
 
 prove-exports: $(STAMP) ## 100,000 pairs into each format of data-engine export: minutes and memory (an hour, 20 GB of disk)
-	$(TEST_ENV) $(BIN)/python tests/export_size_proof.py 41000 $(ARGS)
+	$(TEST_ENV) $(BIN)/python tests/export_size_proof.py 48000 $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

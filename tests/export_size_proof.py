@@ -1,4 +1,4 @@
-"""Exports at size: `python tests/export_size_proof.py 41000 [--folder DIR] [--format LIST]`, or `make prove-exports`.
+"""Exports at size: `python tests/export_size_proof.py 48000 [--folder DIR] [--format LIST]`, or `make prove-exports`.
 
 Pairs the answers of a stub model to so many questions, each with a picture of its own of about 50 kB, and then exports
 them by `data-engine export` in every format, each alone: seconds, peak memory, and how many pictures were written.
