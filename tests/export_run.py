@@ -52,7 +52,12 @@ def mixed_world(folder: Path, **columns) -> World:
 
 def finish(world: World, work_dir: Path, instruct: dict | None = None, **pairing) -> ExportSource:
     """Publish every unit and pair them; what the exports of the run are made from."""
-    config = RunConfig("instruct", "reward", str(world.dataset_path), str(work_dir))
+    config = RunConfig(
+        instruct_model_path="instruct",
+        reward_model_path="reward",
+        dataset_path=str(world.dataset_path),
+        work_dir=str(work_dir),
+    )
     questions = world.questions()
     bound = {"dataset": questions.fingerprint(FileHashes(work_dir, Claims(work_dir, 0)))}
     for unit, span in enumerate(world.units()):

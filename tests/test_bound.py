@@ -75,13 +75,17 @@ def test_another_kind_of_device_is_refused_by_name(run, monkeypatch):
     assert "device was 'cpu', now 'cuda'" in run.refusal()
 
 
+ROLES = ("instruct", "reward", "yesno", "scalar", "critic")
+
+
 def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
     """A new field must be put on one of these lists."""
     free = {
         "work_dir", "dataset_path", "image_root", "dataset_split", "dataset_revision", "continue_from_stage",
         "stop_after_stage", "num_shards", "shard_index", "rank", "distance", "beta", "threads", "memory_fraction",
         "zero3", "zero3_config", "lookahead", "require_fast", "grace_s", "on_bad_row", "debug", "device", "export",
-        *(f"{role}_model_{what}" for role in ("instruct", "reward") for what in ("path", "name", "revision")),
+        "rewards",
+        *(f"{role}_model_{what}" for role in ROLES for what in ("path", "name", "revision")),
     }  # fmt: skip
     bound = SAMPLING.keys() | PROMPTS.keys() | {"chat_template", "answers", "sampler", "vllm_args"} | EVERYTHING.keys()
     assert {field.name for field in dataclasses.fields(RunConfig)} == free | bound

@@ -65,7 +65,9 @@ def test_the_peak_of_a_process_on_the_cpu_counts_what_it_held_and_let_go():
     assert int(done.stdout) == pytest.approx(200_000_000, rel=0.05)
 
 
-CONFIG = RunConfig("instruct", "reward", "q.parquet", "work")
+CONFIG = RunConfig(
+    instruct_model_path="instruct", reward_model_path="reward", dataset_path="q.parquet", work_dir="work"
+)
 ALONE, FOUR = Ranks(), Ranks(0, 4, 0, 4)
 
 

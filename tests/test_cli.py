@@ -232,7 +232,12 @@ def finished(tmp_path) -> tuple[World, Path]:
     world, work_dir = make_world(tmp_path / "world", num_questions=8), tmp_path / "run"
     world.publish(work_dir)
     world.pair(work_dir)
-    config = RunConfig("instruct", "reward", str(world.dataset_path), str(work_dir))
+    config = RunConfig(
+        instruct_model_path="instruct",
+        reward_model_path="reward",
+        dataset_path=str(world.dataset_path),
+        work_dir=str(work_dir),
+    )
     run_file = {"config": asdict(config), "bound": {"dataset": world.questions().fingerprint(hash_files)}}
     (work_dir / "run.json").write_text(json.dumps(run_file))
     return world, work_dir

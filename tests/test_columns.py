@@ -178,7 +178,9 @@ def test_a_report_needs_no_template(tmp_path, capsys):
     work_dir = tmp_path / "work"
     world.publish(work_dir)
     world.pair(work_dir)
-    config = RunConfig("a", "b", str(world.dataset_path), str(work_dir))
+    config = RunConfig(
+        instruct_model_path="a", reward_model_path="b", dataset_path=str(world.dataset_path), work_dir=str(work_dir)
+    )
     kept = dataclasses.asdict(config) | {"chat_template": "gone.jinja"}
     bound = {"dataset": world.questions().fingerprint(hash_files)}
     run_file = {"layout": 2, "config": kept, "bound": bound, "frozen": {}, "versions": {}}
@@ -192,7 +194,7 @@ def test_a_run_without_a_column_of_images_is_warned_of(has_images):
     plan = SimpleNamespace(
         checkpoints={}, same_tokenizer=True, target=Target(torch.device("cpu"), torch.float32),
         placement=SimpleNamespace(memory_bytes=1), questions=SimpleNamespace(has_images=has_images),
-        config=RunConfig("a", "b", "c", "d"), given=None,
+        config=RunConfig(instruct_model_path="a", reward_model_path="b", dataset_path="c", work_dir="d"), given=None,
     )  # fmt: skip
     assert Plan.warnings(plan) == [NO_IMAGES] * (not has_images)
 

@@ -34,7 +34,7 @@ def yaml_refusal(tmp_path: Path, text: str) -> str:
 
 def test_the_required_flags_are_enough():
     config = parse(REQUIRED)
-    assert config == RunConfig("a", "b", "c", "d")
+    assert config == RunConfig(instruct_model_path="a", reward_model_path="b", dataset_path="c", work_dir="d")
 
 
 def test_the_defaults_are_those_of_the_flag_table():
@@ -149,7 +149,9 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_an_empty_config_is_no_mistake(tmp_path):
-    assert parse([*REQUIRED, *with_yaml(tmp_path, "# nothing yet\n")]) == RunConfig("a", "b", "c", "d")
+    assert parse([*REQUIRED, *with_yaml(tmp_path, "# nothing yet\n")]) == RunConfig(
+        instruct_model_path="a", reward_model_path="b", dataset_path="c", work_dir="d"
+    )
 
 
 # Mistakes in flags

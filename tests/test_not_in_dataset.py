@@ -114,7 +114,14 @@ def test_where_no_pair_fits_there_is_no_dataset_and_a_warning_says_why(tmp_path,
 
 
 def plan_of(world, work_dir) -> SimpleNamespace:
-    config = RunConfig("a", "b", str(world.dataset_path), str(work_dir), sample_k=6, rank=2)
+    config = RunConfig(
+        instruct_model_path="a",
+        reward_model_path="b",
+        dataset_path=str(world.dataset_path),
+        work_dir=str(work_dir),
+        sample_k=6,
+        rank=2,
+    )
     return SimpleNamespace(
         config=config, work_dir=work_dir, questions=world.questions(), unit_rows=world.units(), bound={},
         ranks=SimpleNamespace(rank=0), same_tokenizer=True, stages=RunStages(),

@@ -26,10 +26,9 @@ def units_of(work_dir) -> dict[str, int]:
 
 
 def test_a_source_of_reward_is_one_file_and_one_line(length, config, questions, monkeypatch, tmp_path):
-    monkeypatch.setattr(stages, "CHOSEN", ("length",))
     loaded, load = [], model_holder.load_model
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: loaded.append(a) or load(*a, **b))
-    assert worker.run(config(questions, work_dir=str(tmp_path / "work"))) == 0
+    assert worker.run(config(questions, work_dir=str(tmp_path / "work"), rewards="length")) == 0
     work = tmp_path / "work"
     # Only the model that samples was needed.
     assert len(loaded) == 1
@@ -53,9 +52,8 @@ def test_a_source_that_is_added_to_a_finished_run_computes_itself_alone(
     work = tmp_path / "work"
     assert worker.run(config(questions, work_dir=str(work))) == 0
     before = units_of(work)
-    monkeypatch.setattr(stages, "CHOSEN", ("length", "implicit"))
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
-    assert worker.run(config(questions, work_dir=str(work))) == 0
+    assert worker.run(config(questions, work_dir=str(work), rewards="length,implicit")) == 0
     after = units_of(work)
     assert {path.parent.name for path in after.keys() - before.keys()} == {"length"}
     assert before.items() <= after.items()
@@ -66,6 +64,5 @@ def test_a_stage_that_needs_a_column_which_the_dataset_has_not_is_refused(length
         "length", REWARD, schemas.scores, "data_engine.rewards.length:runner", None, (SAMPLING.name,), ("reference",)
     )
     monkeypatch.setitem(stages.SOURCES, "length", Source((stage,), "data_engine.rewards.length:rewards"))
-    monkeypatch.setattr(stages, "CHOSEN", ("length",))
     with pytest.raises(worker.UserError, match=r'length needs the column "reference".*columns: idx, question, image'):
-        worker.run(config(questions))
+        worker.run(config(questions, rewards="length"))

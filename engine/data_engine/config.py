@@ -13,9 +13,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from data_engine.chat_settings import ChatSettings
+from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import UserError
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
+from data_engine.stages import COMPARED, DEFAULT, TRAINED, RunStages
 from data_engine.vllm_settings import read_args
 
 _INT_MAX = 2**63 - 1
@@ -39,14 +40,14 @@ def _require(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that `data-engine run` can be told."""
 
-    instruct_model_path: str
-    """the model to train: local folder or hub id"""
-    reward_model_path: str
-    """the same model after DPO: local folder or hub id"""
+    instruct_model_path: str | None = None
+    """the model to train: local folder or hub id; needed wherever a stage runs it"""
+    reward_model_path: str | None = None
+    """the same model after DPO: local folder or hub id; needed for the reward implicit"""
     dataset_path: str
     """questions: parquet file or folder, .jsonl, .json or .csv (also .gz), `datasets` folder, or hub id"""
     work_dir: str
@@ -88,6 +89,32 @@ class RunConfig:
     """see num_shards"""
     unit_size: int | None = None
     """questions a unit, or auto: number of questions / 1024, rounded up, between 8 and 256"""
+    rewards: str = DEFAULT
+    """sources of reward: implicit,contrast"""
+    yesno_model_path: str | None = None
+    """model that is asked whether an answer is right: local folder or hub id; needed for the reward yesno"""
+    yesno_model_name: str | None = None
+    """family name; default: from config.json"""
+    yesno_model_revision: str | None = None
+    """hub commit of that model"""
+    yesno_template: str | None = None
+    """file with what it is asked about an answer; default: whether the image supports every statement"""
+    scalar_model_path: str | None = None
+    """reward model with a head of one number: local folder or hub id; needed for the reward scalar"""
+    scalar_model_name: str | None = None
+    """family name; default: from config.json"""
+    scalar_model_revision: str | None = None
+    """hub commit of that model"""
+    critic_model_path: str | None = None
+    """model that writes a verdict on each answer: local folder or hub id; needed for the reward critic"""
+    critic_model_name: str | None = None
+    """family name; default: from config.json"""
+    critic_model_revision: str | None = None
+    """hub commit of that model"""
+    critic_template: str | None = None
+    """file with what it is asked, and where its number stands in what it writes"""
+    rule: str | None = None
+    """rule of the reward rule: the name of a built-in one, or FILE.py:function"""
     sample_k: int = 10
     """answers a question"""
     rank: int = 3
@@ -182,6 +209,21 @@ class RunConfig:
         )
         _ = self.column_names, self.chat_template_text, self.template_kwargs
         self._check_sampler()
+        for name in self.stages.given:
+            _require(getattr(self, name) is not None, f"{name} is missing: {self.stages.why_given(name)}")
+
+    @functools.cached_property
+    def stages(self) -> RunStages:
+        """The stages of the run. Raises UserError for sources of reward that are not known."""
+        return RunStages.of(vars(self))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The models of the run. The one to train is among them where it is named, even if no stage runs it: markers
+        and control tokens of its prompts are looked for in the answers.
+        """
+        trained = (TRAINED,) if self.instruct_model_path is not None else ()
+        return tuple(dict.fromkeys([*trained, *self.stages.roles]))
 
     def _check_sampler(self) -> None:
         """Raise UserError for what does not go together with vLLM, or with its absence."""
@@ -235,6 +277,10 @@ class RunConfig:
     def chat(self) -> ChatSettings:
         """What the flags say about chat templates."""
         return ChatSettings(self.chat_template_text, self.template_kwargs)
+
+    def chat_of(self, role: str) -> ChatSettings:
+        """What they say about that of a role: a judge has a template of its own."""
+        return self.chat if role in COMPARED else NO_CHAT_SETTINGS
 
     @functools.cached_property
     def vllm_options(self) -> dict[str, object]:

@@ -6,11 +6,12 @@ the table names functions as text, so that all of them may import it.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from data_engine import schemas
+from data_engine.errors import UserError, nearest
 
 # What --continue_from_stage and --stop_after_stage count in: answers, every source of reward, pairs.
 SAMPLE, REWARD, PAIR = 0, 1, 2
@@ -22,6 +23,11 @@ EVERY_UNIT = ("dataset", "columns", "system", "limit", "unit_size", "device", "d
 PICTURES = ("max_megapixels", "exif")
 # Settings that decide how a conversation is written for a model.
 PROMPTS = ("chat_template", "chat_template_kwargs")
+
+# The role of the model to train, whose tokenizer token ids of answers are of.
+TRAINED = "instruct"
+# Roles of models whose log-probs of the same answers are compared; a judge of another role has a prompt of its own.
+COMPARED = (TRAINED, "reward")
 
 
 def model_key(role: str) -> str:
@@ -65,10 +71,12 @@ class Source:
     stages: tuple[Stage, ...]
     rewards: str
     """module:function, see rewards/__init__.py"""
+    given: tuple[str, ...] = ()
+    """fields of the configuration that it cannot do without, besides the models of its stages"""
 
 
 SAMPLING = Stage(
-    "sampled_answer", SAMPLE, schemas.sampled_answer, "data_engine.pipeline.sample:runner", "instruct",
+    "sampled_answer", SAMPLE, schemas.sampled_answer, "data_engine.pipeline.sample:runner", TRAINED,
     settings=(
         "sample_k", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed", "same_pixels",
         "answers", "sampler", *PICTURES, *PROMPTS,
@@ -97,8 +105,8 @@ def logps(role: str) -> Stage:
 SOURCES = {
     "implicit": Source((logps("instruct"), logps("reward")), "data_engine.rewards.implicit:rewards"),
 }
-# The sources of a run, in the order in which their stages are computed.
-CHOSEN = ("implicit",)
+# What --rewards is where it is not given.
+DEFAULT = "implicit"
 
 
 @dataclass(frozen=True)
@@ -107,29 +115,63 @@ class RunStages:
 
     sampling: Stage = SAMPLING
     """the stage that writes the answers: SAMPLING, or what stands in its place"""
-    sources: tuple[str, ...] = field(default_factory=lambda: CHOSEN)
-    """names of SOURCES, in the order in which their stages are computed"""
+    sources: tuple[str, ...] = (DEFAULT,)
+    """names of SOURCES, as --rewards has them"""
 
     @classmethod
     def of(cls, config: Mapping[str, object]) -> "RunStages":
-        """`config` has fields of a RunConfig by name: vars() of one, or what run.json says."""
+        """`config` has fields of a RunConfig by name: vars() of one, or what run.json says.
+
+        Raises UserError for sources of reward that are not known.
+        """
+        sources = chosen(config.get("rewards") or DEFAULT)
         if config.get("answers") is not None:
-            return cls(GIVEN)
-        return cls(SAMPLING_BY_VLLM if config.get("sampler") == "vllm" else SAMPLING)
+            return cls(GIVEN, sources)
+        return cls(SAMPLING_BY_VLLM if config.get("sampler") == "vllm" else SAMPLING, sources)
 
     @functools.cached_property
     def by_name(self) -> dict[str, Stage]:
-        """In their order: the answers, then the stages of each source."""
-        return _by_name(self.sampling, (SOURCES[source] for source in self.sources))
+        """In their order: the answers, then the stages of the sources, those that run the same model together."""
+        found = _by_name(self.sampling, (SOURCES[source] for source in self.sources))
+        return {stage.name: stage for stages in by_model(found.values()) for stage in stages}
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The models of the run, in the order in which they are first needed."""
         return tuple(dict.fromkeys(stage.model for stage in self.by_name.values() if stage.model))
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Fields of the configuration that the run cannot do without."""
+        paths = (f"{role}_model_path" for role in self.roles)
+        return tuple(dict.fromkeys([*paths, *(name for source in self.sources for name in SOURCES[source].given)]))
+
+    def why_given(self, name: str) -> str:
+        """What needs a field of `given`."""
+        if f"{self.sampling.model}_model_path" == name:
+            return "it samples the answers"
+        needing = [
+            source for source in self.sources
+            if name in SOURCES[source].given
+            or name in {f"{stage.model}_model_path" for stage in SOURCES[source].stages}
+        ]  # fmt: skip
+        return f"--rewards {needing[0]} needs it"
+
     def between(self, first: int, last: int) -> list[Stage]:
         """The stages from one step to another, both included."""
         return [stage for stage in self.by_name.values() if first <= stage.step <= last]
+
+
+def chosen(names: str) -> tuple[str, ...]:
+    """The sources that a list such as "implicit,contrast" names, in its order. Raises UserError for what is unknown."""
+    found = [name.strip() for name in names.split(",")]
+    for name in found:
+        if name not in SOURCES:
+            told = f'rewards has "{name}"' if name else f'rewards has an empty name in "{names}"'
+            raise UserError(f"{told}; known: {', '.join(SOURCES)}{nearest(name, SOURCES)}")
+        if found.count(name) > 1:
+            raise UserError(f'rewards names "{name}" twice; leave one of them out')
+    return tuple(found)
 
 
 def known() -> dict[str, Stage]:

@@ -20,6 +20,7 @@ import yaml
 
 from data_engine.config import FIELD_NAMES, RunConfig
 from data_engine.errors import UserError, nearest
+from data_engine.stages import RunStages
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
 _TYPES = typing.get_type_hints(RunConfig)
@@ -30,12 +31,14 @@ _FLAGS = (*FIELD_NAMES, "config", "help")
 _AUTO = ("unit_size", "threads")
 _PATHS = (
     "instruct_model_path", "reward_model_path", "dataset_path", "work_dir", "image_root", "answers",
-    "chat_template", "zero3_config",
+    "chat_template", "zero3_config", "yesno_model_path", "yesno_template", "scalar_model_path", "critic_model_path",
+    "critic_template",
 )  # fmt: skip
 # Title of a group in the help: its first field.
 _GROUPS = {
     "instruct_model_path": "models and data",
     "continue_from_stage": "stages and shards",
+    "rewards": "rewards",
     "sample_k": "pairs",
     "temperature": "sampling",
     "dtype": "machine",
@@ -55,7 +58,10 @@ def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
     flags = vars(found)
     file = flags.pop("config", None)
     values = (_read_yaml(Path(file)) if file is not None else {}) | flags
-    missing = ", ".join(f"--{name}" for name in _REQUIRED if values.get(name) is None)
+    rewards = values.get("rewards")
+    # What is no text, RunConfig refuses.
+    needed = {*_REQUIRED, *(RunStages.of(values).given if rewards is None or isinstance(rewards, str) else ())}
+    missing = ", ".join(f"--{name}" for name in FIELD_NAMES if name in needed and values.get(name) is None)
     if missing:
         raise UserError(f"missing: {missing}; give each as a flag, or by its name in the YAML of --config")
     return RunConfig(**{name: _normalised(name, value) for name, value in values.items()})

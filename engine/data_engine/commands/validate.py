@@ -32,25 +32,23 @@ def check(config: RunConfig) -> str:
     formats = exports.chosen(config.export)
     check_zero3(config)
     questions = open_questions(config)
-    run_stages = stages.RunStages.of(vars(config))
     if config.answers is not None:
         # Of its rows nothing yet.
         GivenFile(config.answers, questions.idx_type)
     unusable = check_first_rows(config, questions)
     # Last: fetching a hub id may take an hour.
-    roles = run_stages.roles
+    roles = config.roles
     checked = check_models(config, roles)
-    exports.require_possible(formats, checked["instruct"].family)
+    trained = checked.get(stages.TRAINED)
+    exports.require_possible(formats, trained and trained.family)
     answers = f"{len(questions)} questions, {config.sample_k} answers each"
     if config.answers is not None:
         # Imported here, as below.
         from data_engine.job import given
 
         answers = given.check(config, questions).told()
-    first = (
-        f"valid: {answers}; {' and '.join(roles)} model: "
-        f"{' and '.join(checked[role].family for role in roles)}; work_dir {config.work_dir}"
-    )
+    models = f"{' and '.join(roles)} model: {' and '.join(checked[role].family for role in roles)}"
+    first = f"valid: {answers}; {models if roles else 'no model'}; work_dir {config.work_dir}"
     if not questions.has_images:
         first += "; every question is asked without an image: the dataset has no column of them"
     if unusable:
@@ -63,7 +61,7 @@ def check(config: RunConfig) -> str:
     if config.draws_by_vllm:
         from data_engine.job import by_vllm
 
-        by_vllm.check(config, checked["instruct"], device.type)
+        by_vllm.check(config, trained, device.type)
     dtype = pick_dtype(config.dtype, device)
     return "\n".join([first, *(f"  {role} model: {told(checked[role], dtype)}" for role in roles)])
 

@@ -54,8 +54,9 @@ def chosen(text: str | None, flag: str = "--export") -> list[str]:
     return names
 
 
-def require_possible(names: Iterable[str], family: str) -> None:
-    """Raise UserError, before any work, for a format that has no place for answers of an instruct model's family."""
+def require_possible(names: Iterable[str], family: str | None) -> None:
+    """Raise UserError, before any work, for a format that has no place for answers of an instruct model's family;
+    None: no instruct model is named."""
     for name in names:
         require = getattr(importlib.import_module(EXPORTS[name].partition(":")[0]), "require", None)
         if require is not None:

@@ -163,7 +163,7 @@ def _answers(run_file: Mapping) -> str:
 
 def _pairing(card: Card) -> str:
     config, settings = card.run_file.get("config", {}), card.settings
-    sources = config.get("rewards") or ", ".join(stages.CHOSEN)
+    sources = config.get("rewards") or stages.DEFAULT
     lines = [f"Source of reward: {_escaped(_value(sources))}."]
     if "implicit" in str(sources):
         beta = _value(settings.get("beta", config.get("beta")))

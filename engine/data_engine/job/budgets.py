@@ -22,12 +22,15 @@ def frozen_budgets(
 ) -> dict[str, int]:
     """decode_rows, decode_slots and score_tokens, for the memory by which `decision` was made, and the largest model.
 
-    No more than `questions_at_once` can fill. Of a split model, and of one that a later start will have to split, the
-    part of the weights counts that _parts tells: log-probs depend on the figures in their last bits, and a later start
-    may have another number of ranks.
+    `checkpoints` has the model that samples first. No more than `questions_at_once` can fill. Of a split model, and of
+    one that a later start will have to split, the part of the weights counts that _parts tells: log-probs depend on
+    the figures in their last bits, and a later start may have another number of ranks.
     """
+    if not checkpoints:
+        return {"decode_rows": 1, "decode_slots": 1, "score_tokens": 0}
     apart = config.draws_by_vllm and config.stop_after_stage == stages.SAMPLE
-    itemsize, sampler = target.dtype.itemsize, checkpoints[stages.SAMPLING.model]
+    # The model that samples, or is scored most; a judge where no other model is run.
+    itemsize, sampler = target.dtype.itemsize, next(iter(checkpoints.values()))
     kept = family_class(sampler.family).cache_sizes(sampler.folder)
     needs = Needs(
         weights=decision.weights_bytes // _parts(decision, apart),
@@ -55,7 +58,7 @@ def _parts(decision: Decision, apart: bool) -> int:
 
 def largest_bytes(checkpoints: Mapping[str, Checkpoint], dtype: torch.dtype) -> int:
     """The weights of the largest model: one is held at a time, so it decides what fits."""
-    return max(checkpoint.num_weights for checkpoint in checkpoints.values()) * dtype.itemsize
+    return max((checkpoint.num_weights for checkpoint in checkpoints.values()), default=0) * dtype.itemsize
 
 
 def told(frozen: Mapping[str, int]) -> str:

@@ -44,7 +44,7 @@ class Checkpoint:
     def of_role(cls, config: RunConfig, role: str) -> "Checkpoint":
         """The checkpoint that the flags of a role name. Raises ModelError where it cannot be used."""
         named = (getattr(config, f"{role}_model_{what}") for what in ("path", "name", "revision"))
-        return cls.find(*named, chat=config.chat)
+        return cls.find(*named, chat=config.chat_of(role))
 
     @classmethod
     def find(

@@ -10,6 +10,7 @@ from data_engine.models import chat_options, class_for
 from data_engine.questions.dataset import Questions
 from data_engine.questions.given_answers import GivenAnswers, GivenFacts, check_answers
 from data_engine.questions.given_rows import GivenAnswer, GivenFile
+from data_engine.stages import TRAINED
 from data_engine.store.claims import Claims
 from data_engine.store.file_hashes import HashFiles
 
@@ -17,8 +18,6 @@ OFF_POLICY = (
     "the answers are those of --answers: answers that the instruct model did not sample itself are off-policy for it, "
     "and pairs of them teach it less than pairs of its own"
 )
-# The role of the model whose tokenizer token_ids are of.
-ROLE = "instruct"
 
 
 class Given:
@@ -45,7 +44,7 @@ class Given:
             Path(config.work_dir), config.answers, questions, hash_files, claims,
             lambda facts: _check(facts, config, questions, checkpoints),
         )  # fmt: skip
-        return cls(answers, _text_of_ids(checkpoints[ROLE], config) if answers.facts.ids_alone else None)
+        return cls(answers, _text_of_ids(checkpoints[TRAINED], config) if answers.facts.ids_alone else None)
 
     def of_rows(self, rows: range) -> list[list[GivenAnswer]]:
         """The answers to consecutive questions, each with a text."""
@@ -59,7 +58,8 @@ class Given:
 def check(config: RunConfig, questions: Questions) -> GivenFacts:
     """What is in the file of --answers. Raises UserError for what a run would refuse, and writes nothing."""
     facts = check_answers(config.answers, questions)
-    checkpoints = {ROLE: Checkpoint.of_role(config, ROLE)} if facts.has_ids else {}
+    named = config.instruct_model_path is not None
+    checkpoints = {TRAINED: Checkpoint.of_role(config, TRAINED)} if facts.has_ids and named else {}
     _check(facts, config, questions, checkpoints)
     return facts
 
@@ -86,16 +86,21 @@ def _check(facts: GivenFacts, config: RunConfig, questions: Questions, checkpoin
         )
     if not facts.has_ids:
         return
+    if TRAINED not in checkpoints:
+        raise UserError(
+            f"{name} has token_ids, and no --instruct_model_path says which model's they are: name it, or leave the "
+            "column out"
+        )
     sizes = [one.sizes["vocab_size"] for one in checkpoints.values()
-             if one.vocabulary == checkpoints[ROLE].vocabulary and "vocab_size" in one.sizes]  # fmt: skip
+             if one.vocabulary == checkpoints[TRAINED].vocabulary and "vocab_size" in one.sizes]  # fmt: skip
     if sizes and facts.largest_id >= min(sizes):
         raise GivenFile(config.answers, questions.idx_type).refusal(
             facts.largest_id_at,
-            f"token_ids has {facts.largest_id}, and the vocabulary of the {ROLE} model has {min(sizes)} ids: give the "
-            "text as answer, without token_ids, where the ids are another model's",
+            f"token_ids has {facts.largest_id}, and the vocabulary of the {TRAINED} model has {min(sizes)} ids: give "
+            "the text as answer, without token_ids, where the ids are another model's",
         )
     if facts.ids_alone:
-        _text_of_ids(checkpoints[ROLE], config)
+        _text_of_ids(checkpoints[TRAINED], config)
 
 
 def _text_of_ids(checkpoint: Checkpoint, config: RunConfig) -> Callable[[list[int]], str]:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def pair_all(plan: Plan) -> bool:
     """Write pairs, dataset and report, and print the funnel; False, with the reasons logged, where no pair is left."""
-    config = plan.config
+    config, trained = plan.config, plan.trained
     pair.require_units(plan.work_dir, len(plan.unit_rows), plan.stages)
     units.sweep(plan.work_dir)
     claims.Claims(plan.work_dir, plan.ranks.rank).sweep()
@@ -27,9 +27,9 @@ def pair_all(plan: Plan) -> bool:
     start = time.perf_counter()
     funnel = pair.run(
         plan.work_dir, plan.questions, plan.unit_rows, rank=config.rank, distance=config.distance,
-        beta=config.beta, seed=config.seed, markers=plan.sampler.markers, same_tokenizer=plan.same_tokenizer,
-        debug=config.debug, bound=plan.bound, exif=config.exif, control_tokens=plan.sampler.control_tokens,
-        run_stages=plan.stages,
+        beta=config.beta, seed=config.seed, markers=trained.markers if trained else (),
+        same_tokenizer=plan.same_tokenizer, debug=config.debug, bound=plan.bound, exif=config.exif,
+        control_tokens=trained.control_tokens if trained else (), run_stages=plan.stages,
     )  # fmt: skip
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
     page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)

@@ -39,11 +39,12 @@ class ModelHolder:
             return self._model
         self.release()
         plan, start = self._plan, time.perf_counter()
+        chat = plan.config.chat_of(role)
         log.info("loading the %s model from %s", role, plan.checkpoints[role].folder)
         self._model = load_model(
             plan.checkpoints[role].name, str(plan.checkpoints[role].folder), device=str(plan.target.device),
             dtype=plan.target.dtype_name, split=coordination.split,
-            chat_template=plan.config.chat_template_text, chat_template_kwargs=plan.config.template_kwargs,
+            chat_template=chat.template, chat_template_kwargs=chat.kwargs,
         )  # fmt: skip
         choose(plan, role, self._model, self._decode)
         self._role = role
@@ -68,7 +69,7 @@ class ModelHolder:
     def _prompt_maker(self, stage: Stage) -> PromptMaker:
         """What makes the prompts of a model that another engine runs; the one that is held here is let go."""
         self.release()
-        checkpoint, chat = self._plan.checkpoints[stage.model], self._plan.config.chat
+        checkpoint, chat = self._plan.checkpoints[stage.model], self._plan.config.chat_of(stage.model)
         return class_for(checkpoint.family, chat).prompt_maker(checkpoint.folder, **chat_options(chat))
 
     def drop_runner(self) -> None:

@@ -13,7 +13,7 @@ from data_engine.config import ZERO3_AND_VLLM, RunConfig
 from data_engine.errors import UserError
 from data_engine.job import budgets, by_vllm, run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings
-from data_engine.job.given import ROLE, Given
+from data_engine.job.given import Given
 from data_engine.job.given import warnings as given_warnings
 from data_engine.models import family_class
 from data_engine.models.base import Target, pick_device, pick_dtype
@@ -73,14 +73,15 @@ class Plan:
         device = pick_device(ranks.device(config.device))
         set_device(device)
         target, work_dir = Target(device, pick_dtype(config.dtype, device)), Path(config.work_dir)
-        run_stages, formats = RunStages.of(vars(config)), exports.chosen(config.export)
+        run_stages, formats = config.stages, exports.chosen(config.export)
         questions = _questions(config, run_stages)
-        check_models(config, run_stages.roles)
-        checkpoints = {role: Checkpoint.of_role(config, role) for role in run_stages.roles}
-        exports.require_possible(formats, checkpoints[ROLE].family)
+        check_models(config, config.roles)
+        checkpoints = {role: Checkpoint.of_role(config, role) for role in config.roles}
+        trained = checkpoints.get(stages.TRAINED)
+        exports.require_possible(formats, trained and trained.family)
         sampler = {}
         if config.draws_by_vllm:
-            sampler = {"sampler": by_vllm.check(config, checkpoints[ROLE], device.type)}
+            sampler = {"sampler": by_vllm.check(config, trained, device.type)}
         decision = _placement(config, checkpoints, ranks, target)
         bound = run_file.bound_settings(config, len(questions), target)
         # Before minutes of hashing.
@@ -93,7 +94,7 @@ class Plan:
             # Before the file is read whole.
             run_file.require_same(work_dir, bound, run_stages)
             given = Given.of(config, questions, checkpoints, hashes, claims)
-            bound["answers_vocabulary"] = checkpoints[ROLE].vocabulary if given.facts.has_ids else None
+            bound["answers_vocabulary"] = trained.vocabulary if given.facts.has_ids else None
         at_once = len(questions) if config.lookahead else min(len(questions), bound["unit_size"])
         described = run_file.describe(
             config, questions, bound,
@@ -117,20 +118,24 @@ class Plan:
             log.warning(warning)
 
     @property
-    def sampler(self) -> Checkpoint:
-        """The model that samples the answers, or is to learn from those that are given."""
-        return self.checkpoints[stages.SAMPLING.model]
+    def trained(self) -> Checkpoint | None:
+        """The model that samples the answers, or is to learn from those that are given; None where none is named."""
+        return self.checkpoints.get(stages.TRAINED)
 
     def answers_as_text(self, stage: Stage) -> bool:
         """Whether a stage's model has another tokenizer than the model that sampled."""
-        return stage.model is not None and self.checkpoints[stage.model].vocabulary != self.sampler.vocabulary
+        return stage.model is not None and not self._shares_ids(self.checkpoints[stage.model])
+
+    def _shares_ids(self, checkpoint: Checkpoint) -> bool:
+        return self.trained is not None and checkpoint.vocabulary == self.trained.vocabulary
 
     @property
     def same_tokenizer(self) -> bool:
-        """Whether all models of the run score the same token ids of an answer."""
-        if any(self.answers_as_text(stage) for stage in self.stages.by_name.values()):
+        """Whether the models whose log-probs are compared score the same token ids of an answer."""
+        compared = [self.checkpoints[role] for role in stages.COMPARED if role in self.checkpoints]
+        if not all(map(self._shares_ids, compared)):
             return False
-        return not self._has_texts or all(self.sampler.encodes_as(one) for one in self.checkpoints.values())
+        return not self._has_texts or all(self.trained.encodes_as(one) for one in compared)
 
     @property
     def _has_texts(self) -> bool:
@@ -143,7 +148,7 @@ class Plan:
         found = kinship_warnings(*both) if len(both) == 2 else []
         if not self.same_tokenizer:
             why = "instruct and reward model have different tokenizers: answers go over as text"
-            if not any(map(self.answers_as_text, self.stages.by_name.values())):
+            if all(map(self._shares_ids, map(self.checkpoints.get, stages.COMPARED))):
                 why = "the files of tokenizer or chat template differ between the models, which encode given texts each"
             found.append(f"{why}, rewards compare sums and means, and min and last are null")
         if taken := placement.taken_by_others(self.target.device, self.placement.memory_bytes):

@@ -34,7 +34,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "
 
 def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dict:
     """The bound values that are no content, by name."""
-    every = [*stages.known().values(), RunStages.of(vars(config)).sampling]
+    every = [*stages.known().values(), config.stages.sampling]
     names = {name for stage in every for name in stage.bound}
     bound = {name: value for name, value in asdict(config).items() if name in names}
     if config.answers is not None:
@@ -199,12 +199,14 @@ def _updated(work_dir: Path, found: dict, described: dict) -> dict:
 
 
 def _with_models(found: Mapping, described: Mapping) -> dict:
-    """The entries "models" and "config" with the models of this start, and the flags that name them.
+    """The entries "models" and "config" with the models and sources of reward of this start, and their flags.
 
-    A model on which no unit depends may be another one by now, and one that is the same may lie elsewhere.
+    A model on which no unit depends may be another one by now, and one that is the same may lie elsewhere; a source
+    may be added.
     """
-    models = described.get("models", {})
-    flags = {name: value for name, value in described.get("config", {}).items()
-             if name.partition("_model_")[0] in models}  # fmt: skip
+    models, config = described.get("models", {}), described.get("config", {})
+    given = {"rewards", *(name for source in stages.SOURCES.values() for name in source.given)}
+    flags = {name: value for name, value in config.items()
+             if name in given or name.partition("_model_")[0] in models}  # fmt: skip
     entries = {"models": found.get("models", {}) | models, "config": found.get("config", {}) | flags}
     return {name: entry for name, entry in entries.items() if entry}

@@ -28,18 +28,20 @@ class Checked:
 
 def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, Checked]:
     """The checkpoints by role. A hub id is fetched. Raises ModelError naming flag, folder, and what is wrong."""
-    families, folders, chat = {}, {}, config.chat
+    families, folders = {}, {}
     for role in roles:
         with _named(config, role):
             folders[role] = resolve(*(getattr(config, f"{role}_model_{what}") for what in ("path", "revision")))
             families[role] = check_folder(folders[role], getattr(config, f"{role}_model_name"))
     for role, folder in folders.items():
         with _named(config, role):
-            check_weights(folder, families[role], chat)
+            check_weights(folder, families[role], config.chat_of(role))
             if config.zero3 == "on":
                 family_class(families[role]).check_split(folder)
-    if chat.kwargs:
-        sides = [class_for(families[role], chat).text_side(folder, chat) for role, folder in folders.items()]
+    chat = config.chat
+    reading = [role for role in folders if config.chat_of(role).kwargs]
+    if reading:
+        sides = [class_for(families[role], chat).text_side(folders[role], chat) for role in reading]
         if unread := set.intersection(*(set(side.unused_kwargs) for side in sides)):
             raise ModelError(
                 f"chat_template_kwargs has {', '.join(sorted(unread))}, which no chat template of this run reads: "

@@ -85,14 +85,15 @@ class FinishedRun:
 
     def source(self) -> ExportSource:
         """What exports are made from."""
-        sampler, seed = self.run_file["models"][stages.SAMPLING.model], self.metadata["settings"]["seed"]
+        trained, seed = self.trained, self.metadata["settings"]["seed"]
         # A run of before has no control tokens in run.json; those of its markers that stand alone are some of them.
-        tokens = sampler.get("control_tokens", [marker for marker in sampler["markers"] if marker.strip() == marker])
+        alone = [marker for marker in trained.get("markers", ()) if marker.strip() == marker]
+        tokens = trained.get("control_tokens", alone)
         ranges = split_units(len(self.questions), self.run_file["units"]["unit_size"])
         return ExportSource(
             KeptRows(self.work_dir / PAIRS_FILE), self.questions, ranges, self.work_dir,
-            seed, self.config.exif, tuple(tokens), sampler.get("model_type"),
-            _Answers(self, ranges), self._table, sampler,
+            seed, self.config.exif, tuple(tokens), trained.get("model_type"),
+            _Answers(self, ranges), self._table, trained,
         )  # fmt: skip
 
     def card(self, name: str, written: Written, licence: str | None = None) -> dict[str, bytes]:
@@ -116,6 +117,11 @@ class FinishedRun:
             for name in names
         }
 
+    @property
+    def trained(self) -> Mapping:
+        """What run.json says of the model to train; nothing where none was named."""
+        return self.run_file["models"].get(stages.TRAINED, {})
+
     def _table(self, stage: str, unit: int) -> pa.Table:
         return read_unit(self.work_dir, self.stages.by_name[stage], unit, self.run_file["bound"]).table
 
@@ -130,7 +136,7 @@ class _Answers:
     def __iter__(self) -> Iterator[dict]:
         told = self.run.metadata
         settings = RewardSettings(told["settings"]["beta"], told["same_tokenizer"])
-        markers = self.run.run_file["models"][stages.SAMPLING.model]["markers"]
+        markers = self.run.trained.get("markers", ())
         for unit, rows in enumerate(self.ranges):
             read = read_stages(self.run.work_dir, unit, self.run.run_file["bound"], self.run.stages)
             order = self.run.questions.idx[rows.start : rows.stop]

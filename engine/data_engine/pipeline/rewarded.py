@@ -48,7 +48,7 @@ def rewarded(
     `columns` of the sampled answers are in the rows.
     """
     # The first source ranks; a run has one so far.
-    source = stages.SOURCES[stages.CHOSEN[0]]
+    source = next(one for one in stages.SOURCES.values() if all(stage.name in read for stage in one.stages))
     rewards = load(source.rewards)
     computed = {stage.name: _column(read[stage.name].table) for stage in source.stages}
     rows = []

@@ -161,6 +161,8 @@ class _Trainer:
 
 def require(family: str | None) -> None:
     """Raise UserError for an instruct model of another family than the trainer's."""
+    if family is None:
+        raise UserError("the format rlaif-v-logps needs --instruct_model_path, the model to train; use rlaif-v without")
     if family != FAMILY:
         raise UserError(
             f"the format rlaif-v-logps is for instruct models of the family {FAMILY}, which its trainer trains, and "
