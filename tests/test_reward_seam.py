@@ -63,6 +63,6 @@ def test_a_stage_that_needs_a_column_which_the_dataset_has_not_is_refused(length
     stage = Stage(
         "length", REWARD, schemas.scores, "data_engine.rewards.length:runner", None, (SAMPLING.name,), ("reference",)
     )
-    monkeypatch.setitem(stages.SOURCES, "length", Source((stage,), "data_engine.rewards.length:rewards"))
+    monkeypatch.setitem(stages.SOURCES, "length", Source((stage,), "data_engine.rewards.length:rewards", ("length",)))
     with pytest.raises(worker.UserError, match=r'length needs the column "reference".*columns: idx, question, image'):
         worker.run(config(questions, rewards="length"))

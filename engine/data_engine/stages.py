@@ -66,11 +66,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Source:
-    """A source of reward: the stages that it adds to a run, and the function from their rows to an answer's rewards."""
+    """A source of reward: the stages that it adds to a run, and the function from their rows to answers' rewards."""
 
     stages: tuple[Stage, ...]
     rewards: str
     """module:function, see rewards/__init__.py"""
+    columns: tuple[str, ...]
+    """of an answer's rewards, as --rank_by names them: SOURCE.NAME, or SOURCE where it gives one number"""
+    rank_by: tuple[str, ...] = ()
+    """those of them that rank where --rank_by names none; empty: all"""
     given: tuple[str, ...] = ()
     """fields of the configuration that it cannot do without, besides the models of its stages"""
 
@@ -103,7 +107,12 @@ def logps(role: str) -> Stage:
 
 # A source of reward is one file in rewards/ and one line here.
 SOURCES = {
-    "implicit": Source((logps("instruct"), logps("reward")), "data_engine.rewards.implicit:rewards"),
+    "implicit": Source(
+        (logps("instruct"), logps("reward")),
+        "data_engine.rewards.implicit:rewards",
+        ("implicit.sum", "implicit.avg", "implicit.min", "implicit.last"),
+        ("implicit.sum", "implicit.avg"),
+    ),
 }
 # What --rewards is where it is not given.
 DEFAULT = "implicit"
@@ -134,6 +143,17 @@ class RunStages:
         """In their order: the answers, then the stages of the sources, those that run the same model together."""
         found = _by_name(self.sampling, (SOURCES[source] for source in self.sources))
         return {stage.name: stage for stages in by_model(found.values()) for stage in stages}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The reward columns of the run: those of each source."""
+        return tuple(column for source in self.sources for column in SOURCES[source].columns)
+
+    @property
+    def rank_by(self) -> tuple[str, ...]:
+        """The reward columns that rank where --rank_by names none: those of `implicit`, or of the first source."""
+        source = SOURCES["implicit" if "implicit" in self.sources else self.sources[0]]
+        return source.rank_by or source.columns
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -21,7 +21,10 @@ TOWER = "../openai/clip-vit-large-patch14-336"
 
 def check(folder: Path, role: str = "instruct") -> dict[str, str]:
     """The family by role."""
-    found = check_models(RunConfig(str(folder), str(folder), "q", "w"), [role])
+    found = check_models(
+        RunConfig(instruct_model_path=str(folder), reward_model_path=str(folder), dataset_path="q", work_dir="w"),
+        [role],
+    )
     assert {one.folder for one in found.values()} == {folder.resolve()}
     return {role: one.family for role, one in found.items()}
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from data_engine import load_model, score_answers
 from data_engine.models.llava import preprocess
 from data_engine.questions.images import BadImage
+from data_engine.rewards import Tokens
 from data_engine.rewards.implicit import token_rewards
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
@@ -135,12 +136,12 @@ def test_rewards_of_our_own_log_probs_are_the_references_matched_ones(
             score_answers(model, golden_images[question], rows[0]["question"], texts) for model in (instruct, reward)
         )
         for row, one, other in zip(rows, ours, theirs, strict=True):
-            got = token_rewards(one.tolist(), other.tolist(), 0.1)
+            got = token_rewards(Tokens.of([one.tolist()]), Tokens.of([other.tolist()]), 0.1)
             wanted = by_text[row["question"], row["chosen"]]
-            assert got.sum == pytest.approx(wanted["sum"], abs=5e-4)
-            assert got.avg == pytest.approx(10 * wanted["avg"], abs=5e-4)
-            assert got.min == pytest.approx(wanted["min"], abs=5e-4)
-            assert got.last == pytest.approx(wanted["ORM"], abs=5e-4)
+            assert got["sum"].item() == pytest.approx(wanted["sum"], abs=5e-4)
+            assert got["avg"].item() == pytest.approx(10 * wanted["avg"], abs=5e-4)
+            assert got["min"].item() == pytest.approx(wanted["min"], abs=5e-4)
+            assert got["last"].item() == pytest.approx(wanted["ORM"], abs=5e-4)
 
 
 def _edge_cases(goldens):

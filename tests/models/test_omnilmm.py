@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from data_engine import sample_answers, score_answers
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.questions.images import BadImage
+from data_engine.rewards import Tokens
 from data_engine.rewards.implicit import token_rewards
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
@@ -172,9 +173,9 @@ def test_rewards_are_those_of_the_references_counted_tokens(
         for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=4 * question):
             key = f"row_{number:03d}.answer_token_logp"
             difference = (tensors["reward"][key] - tensors["instruct"][key]).double()
-            got = token_rewards(one.tolist(), other.tolist(), 0.1)
-            assert got.sum == pytest.approx(0.1 * float(difference.sum()), abs=5e-4)
-            assert got.avg == pytest.approx(0.1 * float(difference.mean()), abs=5e-5)
+            got = token_rewards(Tokens.of([one.tolist()]), Tokens.of([other.tolist()]), 0.1)
+            assert got["sum"].item() == pytest.approx(0.1 * float(difference.sum()), abs=5e-4)
+            assert got["avg"].item() == pytest.approx(0.1 * float(difference.mean()), abs=5e-5)
 
 
 def golden_logps(model, row: dict, image: Image.Image, hide: int | None) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Rewards: the token log-probs of one answer under both models in, its rewards out; and what never ranks.
+"""DPO's implicit reward: the token log-probs of answers under both models in, their rewards out; and what never ranks.
 
-DPO's implicit reward, arXiv:2305.18290, eq. 5, without the term that is the same for every answer to a question.
+arXiv:2305.18290, eq. 5, without the term that is the same for every answer to a question.
 """
 
 import math
@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_engine.rewards import NOT_FINITE, Rewards, RewardSettings
+from data_engine.rewards import AnswerError, RewardSettings, StageColumns, Tokens
 
 REASONS = {
-    "not_scored": "one of the two models gave it no log-probs",
+    "not_scored": "a model gave it no log-probs, or a source of its reward no number",
     "empty": "it has no text",
     "marker": "its text contains a marker of the prompt format",
     "duplicate": "an answer with a lower sample_index has the same text",
@@ -21,47 +21,64 @@ REASONS = {
 """Why an answer is not ranked: name, as counted in the funnel, and meaning."""
 
 
-def rewards(columns: Mapping[str, np.ndarray], settings: RewardSettings) -> Rewards:
-    """The rewards of an answer from its token log-probs under both models."""
+def rewards(computed: Mapping[str, StageColumns], settings: RewardSettings) -> dict[str, np.ndarray]:
+    """The rewards of answers from their token log-probs under both models."""
     function = token_rewards if settings.same_tokenizer else text_rewards
-    return function(columns["instruct_logps"], columns["reward_logps"], settings.beta)
+    found = function(computed["instruct_logps"].tokens, computed["reward_logps"].tokens, settings.beta)
+    return {f"implicit.{name}": column for name, column in found.items()}
 
 
-def token_rewards(instruct_logps: Sequence[float], reward_logps: Sequence[float], beta: float) -> Rewards:
+def token_rewards(instruct: Tokens, reward: Tokens, beta: float) -> dict[str, np.ndarray]:
     """Rewards where both models scored the same tokens: beta times the sum, mean, min and last of d, in float64.
 
-    d_t = log p_reward(t) - log p_instruct(t). Raises ValueError where the two lists differ in length.
+    d_t = log p_reward(t) - log p_instruct(t). An answer without tokens, or with a log-prob that is not finite, has NaN.
+    Raises AnswerError for the first answer of which the models scored different numbers of tokens.
     """
-    if len(instruct_logps) != len(reward_logps):
-        raise ValueError(
-            f"both models must have scored the same tokens, got {len(instruct_logps)} log-probs from the instruct "
-            f"model and {len(reward_logps)} from the reward model"
+    lengths = instruct.lengths
+    for place in np.flatnonzero(lengths != reward.lengths)[:1]:
+        raise AnswerError(
+            int(place),
+            f"both models must have scored the same tokens, got {lengths[place]} log-probs from the instruct "
+            f"model and {reward.lengths[place]} from the reward model",
         )
-    instruct, reward = np.asarray(instruct_logps, np.float64), np.asarray(reward_logps, np.float64)
-    if not len(instruct) or not (np.isfinite(instruct).all() and np.isfinite(reward).all()):
-        return NOT_FINITE
-    difference = reward - instruct
-    # fsum is exact, so no CPU sums in another order.
-    total = math.fsum(difference)
-    return Rewards(
-        sum=beta * total,
-        avg=beta * (total / len(difference)),
-        min=beta * float(difference.min()),
-        last=beta * float(difference[-1]),
-    )
+    # The difference of two infinities is no number either.
+    with np.errstate(invalid="ignore"):
+        difference = Tokens(reward.values.astype(np.float64) - instruct.values, instruct.offsets)
+    total = exact_sums(difference)
+    finite = np.isfinite(total)
+    least, last = np.full(len(lengths), math.nan), np.full(len(lengths), math.nan)
+    starts = difference.offsets[:-1][lengths > 0]
+    if len(starts):
+        least[lengths > 0] = np.minimum.reduceat(difference.values, starts)
+        last[lengths > 0] = difference.values[difference.offsets[1:][lengths > 0] - 1]
+    found = {"sum": total, "avg": total / np.maximum(lengths, 1), "min": least, "last": last}
+    return {name: np.where(finite, beta * column, math.nan) for name, column in found.items()}
 
 
-def text_rewards(instruct_logps: Sequence[float], reward_logps: Sequence[float], beta: float) -> Rewards:
+def text_rewards(instruct: Tokens, reward: Tokens, beta: float) -> dict[str, np.ndarray]:
     """Rewards where the models split the same text into different tokens: only sums and means can be compared."""
-    instruct, reward = np.asarray(instruct_logps, np.float64), np.asarray(reward_logps, np.float64)
-    if not (len(instruct) and len(reward) and np.isfinite(instruct).all() and np.isfinite(reward).all()):
-        return Rewards(math.nan, math.nan, None, None)
-    instruct_sum, reward_sum = math.fsum(instruct), math.fsum(reward)
-    return Rewards(
-        sum=beta * (reward_sum - instruct_sum),
-        avg=beta * (reward_sum / len(reward) - instruct_sum / len(instruct)),
-        min=None,
-        last=None,
+    sums, means = [], []
+    for tokens in (instruct, reward):
+        total = exact_sums(tokens)
+        sums.append(total)
+        means.append(total / np.maximum(tokens.lengths, 1))
+    return {"sum": beta * (sums[1] - sums[0]), "avg": beta * (means[1] - means[0])}
+
+
+def exact_sums(tokens: Tokens) -> np.ndarray:
+    """The sum of each answer's numbers, float64 [answers]; NaN for an answer with none, or with one not finite.
+
+    fsum is exact, so no CPU sums in another order.
+    """
+    values, offsets = tokens.values.tolist(), tokens.offsets.tolist()
+    usable = tokens.lengths > 0
+    usable[np.searchsorted(tokens.offsets, np.flatnonzero(~np.isfinite(tokens.values)), "right") - 1] = False
+    return np.array(
+        [
+            math.fsum(values[start:end]) if sound else math.nan
+            for start, end, sound in zip(offsets[:-1], offsets[1:], usable.tolist(), strict=True)
+        ],
+        np.float64,
     )
 
 
