@@ -125,7 +125,7 @@ def plan_of(world, work_dir) -> SimpleNamespace:
     return SimpleNamespace(
         config=config, work_dir=work_dir, questions=world.questions(), unit_rows=world.units(), bound={},
         ranks=SimpleNamespace(rank=0), same_tokenizer=True, stages=RunStages(),
-        sampler=SimpleNamespace(markers=("</s>",), control_tokens=()),
+        trained=SimpleNamespace(markers=("</s>",), control_tokens=()),
     )  # fmt: skip
 
 
