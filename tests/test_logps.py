@@ -9,6 +9,7 @@ from run_files import png, wide_picture
 
 from data_engine import schemas
 from data_engine.pipeline import score
+from data_engine.pipeline.passes import Behind, halving
 from data_engine.pipeline.score import self_check
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question
@@ -56,14 +57,19 @@ def several(instruct, golden_rows, golden_images, lengths: list[list[int]]) -> l
     return found
 
 
-def prepared(instruct, golden_rows, golden_images, lengths: list[list[int]]) -> list[score._Prepared]:
+def prepared(instruct, golden_rows, golden_images, lengths: list[list[int]]) -> list[Behind]:
     """The same questions, as the stage has them before a pass."""
     found = []
     for number, own in enumerate(lengths):
         text = golden_rows[4 * number]["question"]
         prompt = instruct.prompt(Conversation.of(text), [golden_images[number]], True, 64)
-        found.append(score._Prepared(Question(str(number), text, None, None), [], prompt, random_answers(own)))
+        ids = random_answers(own)
+        found.append(Behind(Scored(prompt, ids), pass_tokens(prompt.length, ids)))
     return found
+
+
+def scorer(model) -> score.LogProbs:
+    return score.LogProbs(model, score.ScoreSettings(False, 64))
 
 
 def test_several_questions_in_a_pass_equal_each_alone(instruct, golden_rows, golden_images):
@@ -125,7 +131,7 @@ def test_out_of_memory_scores_in_halves(
         return score_pass(model, questions)
 
     monkeypatch.setattr(score, "score_pass", small)
-    got, halved = score._score(instruct, asked)
+    got, halved = halving(scorer(instruct), asked)
     assert halved == halvings
     for one, [other] in zip(got, expected, strict=True):
         torch.testing.assert_close(torch.cat(one), torch.cat(other), rtol=0, atol=1e-5)
@@ -145,7 +151,7 @@ def test_a_question_of_which_one_answer_exceeds_the_memory_costs_the_others_noth
         return score_pass(model, questions)
 
     monkeypatch.setattr(score, "score_pass", small)
-    [first, second, third], halved = score._score(instruct, asked)
+    [first, second, third], halved = halving(scorer(instruct), asked)
     assert second is None
     # 3 questions -> 1 and 2 -> 1 and 1; its 2 answers -> 1 and 1, and that one.
     assert halved == 4

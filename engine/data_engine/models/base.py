@@ -162,6 +162,8 @@ class VisionLanguageModel(Protocol):
     """answers cannot be packed into one row: a layer keeps a state, or counts places within the pass"""
     max_plain_positions: int
     """max_positions on the plain path; of a model that has one"""
+    reads_ahead: bool
+    """a prompt's tokens look at those behind them, so that no prompt is the beginning of another"""
     why_plain: str | None
     """why the model runs on the plain path, whole rows; None: answers share the prompt's keys and values"""
     is_settled: bool
@@ -172,6 +174,12 @@ class VisionLanguageModel(Protocol):
 
         Raises images.BadImage where a padded or resized image would exceed max_megapixels, and BadRow for a
         conversation that the family cannot hold.
+        """
+
+    def prompt_without_images(self, conversation: Conversation) -> Prompt:
+        """The same prompt, as if the conversation had no images: everything else in it stays.
+
+        Raises BadRow where the model cannot run without one, and for a conversation that the family cannot hold.
         """
 
     def shared_prompt(
@@ -200,6 +208,12 @@ class VisionLanguageModel(Protocol):
 
     def plain_steps(self, prompt: Prompt, num_rows: int) -> "PlainSteps":
         """Rows of answers by the model's own decoding, a step's logits at a time; only where `has_plain_path`."""
+
+    def plain_end(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Last hidden state [D] of a prompt's last token, and fp32 logits [V] behind it, by the model's own forward."""
+
+    def word_ids(self, words: Sequence[str]) -> list[int]:
+        """Ids of the tokens that are one of these words, with or without a space before it; sorted."""
 
     def find_layers(self) -> None:
         """Complete what only a call can tell of the layers; of a split model, on all ranks at the same time."""

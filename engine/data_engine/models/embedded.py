@@ -28,6 +28,8 @@ class EmbeddingModel(VisionLanguageModel, Protocol):
 
     image_tokens: int
     """N, tokens of an image in a prompt"""
+    around_image: tuple[int, ...]
+    """ids that stand around an image, and nowhere else"""
 
     def pixels(self, image: Image, crop: bool, max_megapixels: float) -> Tensor:
         """RGB image -> [3, H, W] fp32 on CPU. Raises images.BadImage for one that would get too large."""
@@ -47,19 +49,21 @@ class EmbeddingModel(VisionLanguageModel, Protocol):
 
 @dataclass(frozen=True)
 class SplicedPrompt:
-    """Token ids with one IMAGE_TOKEN, and the image's pixels [3, H, W]."""
+    """Token ids with one IMAGE_TOKEN, and the image's pixels [3, H, W]; ids alone where there is no image."""
 
     ids: list[int]
-    pixels: Tensor
+    pixels: Tensor | None
     image_tokens: int
 
     @property
     def length(self) -> int:
-        return len(self.ids) - 1 + self.image_tokens
+        return len(self.ids) if self.pixels is None else len(self.ids) - 1 + self.image_tokens
 
     @torch.inference_mode()
     def embeds(self, model: EmbeddingModel) -> Tensor:
         """The prompt's token embeddings with the image's features in place of IMAGE_TOKEN [P, D]."""
+        if self.pixels is None:
+            return model.embed_tokens(sent(torch.tensor(self.ids, dtype=torch.long), model.device))
         [features_ND] = model.encode_images(sent(self.pixels[None], model.device))
         at = self.ids.index(IMAGE_TOKEN)
         before, after = (
@@ -77,6 +81,16 @@ def prompt(
     return SplicedPrompt(model.prompt_ids(question), pixels, model.image_tokens)
 
 
+def prompt_without_images(model: EmbeddingModel, conversation: Conversation) -> SplicedPrompt:
+    """See VisionLanguageModel.prompt_without_images: the prompt of training but for what stands for the image.
+
+    Raises BadRow for anything but one question about one image.
+    """
+    image = {IMAGE_TOKEN, *model.around_image}
+    ids = [token for token in model.prompt_ids(single_question(model, conversation)) if token not in image]
+    return SplicedPrompt(ids, None, 0)
+
+
 def shared_prompt(
     model: EmbeddingModel,
     conversations: Sequence[Conversation],
@@ -85,7 +99,9 @@ def shared_prompt(
     max_megapixels: float,
 ) -> tuple[SplicedPrompt, list[list[int]]]:
     """See VisionLanguageModel.shared_prompt. At least one id stands behind it."""
-    prompts = [prompt(model, conversation, images, crop, max_megapixels) for conversation in conversations]
+    first = prompt(model, conversations[0], images, crop, max_megapixels)
+    # The pixels of the image are the same for all.
+    prompts = [replace(first, ids=model.prompt_ids(single_question(model, one))) for one in conversations]
     length = min(len(one.ids) for one in prompts) - 1
     length = next((at for at in range(length) if len({one.ids[at] for one in prompts}) > 1), length)
     if IMAGE_TOKEN not in prompts[0].ids[:length]:
@@ -132,6 +148,13 @@ def plain_logits(model: EmbeddingModel, prompt: SplicedPrompt, ids: list[int]) -
     row = torch.cat([embeds, model.embed_tokens(torch.tensor(ids, device=embeds.device))])
     hidden = decode(model, row[None], torch.arange(len(row), device=row.device)[None], None)[0]
     return (hidden[len(embeds) - 1 : -1] @ model.head.weight.T).float()
+
+
+def plain_end(model: EmbeddingModel, prompt: SplicedPrompt) -> tuple[Tensor, Tensor]:
+    """See VisionLanguageModel.plain_end."""
+    embeds = prompt.embeds(model)
+    hidden = decode(model, embeds[None], torch.arange(len(embeds), device=embeds.device)[None], None)[0, -1]
+    return hidden, (hidden @ model.head.weight.T).float()
 
 
 def decode(model: EmbeddingModel, embeds_BTD: Tensor, positions_BT: Tensor, cache: Cache | None) -> Tensor:

@@ -26,6 +26,7 @@ from data_engine.models.pixels import CLIP_MEAN, normalised, resized
 from data_engine.models.prompt_maker import TokenPrompt
 from data_engine.models.registry import ModelError, read_json
 from data_engine.models.tokenizer import Tokenizer, continuation, control_tokens, load_tokenizer
+from data_engine.models.words import ids_of_words
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels, resized_size
 from data_engine.schemas import without_image_marker
@@ -83,8 +84,8 @@ class Llava:
     family = "llava"
     is_split = False
     takes_chat_settings, has_plain_path, why_plain, is_settled = False, False, None, True
-    answers_in_rows, samples_other_pixels = False, True
-    banned_token_ids = ()
+    answers_in_rows, samples_other_pixels, reads_ahead = False, True, False
+    banned_token_ids, around_image = (), ()
     markers = ("<image>", "</s>", " ASSISTANT: ")
 
     def __init__(self, modules: _Modules, config: LlavaConfig, tokenizer: Tokenizer) -> None:
@@ -151,6 +152,7 @@ class Llava:
 
     # A prompt of this family is spliced embeddings, and its decoder is LLaMA's kind.
     prompt, shared_prompt, encode_answer = embedded.prompt, embedded.shared_prompt, embedded.encode_answer
+    prompt_without_images, plain_end = embedded.prompt_without_images, embedded.plain_end
     run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
     find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
     idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode
@@ -168,6 +170,9 @@ class Llava:
 
     def text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids).strip()
+
+    def word_ids(self, words: Sequence[str]) -> list[int]:
+        return ids_of_words(self._tokenizer.encode, self.text, words)
 
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         features = self.vision(pixel_values=pixels_BCHW.to(self.dtype)).last_hidden_state

@@ -6,6 +6,7 @@ LLaMA tokenisation, with the block <im_start> image <im_end> before the question
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from data_engine.models.pixels import normalised, resized
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import ModelError, model_types, read_json
 from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, control_tokens, load_tokenizer
+from data_engine.models.words import ids_of_words
 from data_engine.questions.images import check_megapixels
 from data_engine.schemas import without_image_marker
 
@@ -77,7 +79,7 @@ class OmniLMM:
     family = "omnilmm"
     is_split = False
     takes_chat_settings, has_plain_path, why_plain, is_settled = False, False, None, True
-    answers_in_rows, samples_other_pixels = False, False
+    answers_in_rows, samples_other_pixels, reads_ahead = False, False, False
     banned_token_ids = ()
     # Trainers tokenise whole rows, parse special tokens from the text, and search for the lines of the roles.
     markers = (
@@ -89,7 +91,7 @@ class OmniLMM:
         self, modules: _Modules, config: OmniConfig, tokenizer: Tokenizer, around_image: tuple[int, int]
     ) -> None:
         self._modules, self._config, self._tokenizer = modules.eval(), config, tokenizer
-        self._im_start, self._im_end = around_image
+        self.around_image = around_image
         self.vision, self.decoder, self._embedding = modules.vision, modules.decoder, modules.decoder.embed_tokens
         self.attention_layers = embedded.attention_layers(self.decoder)
         self.layers, self.cache_layers = embedded.layer_kinds(self.decoder), embedded.cache_layers(self.decoder)
@@ -151,6 +153,7 @@ class OmniLMM:
 
     # A prompt of this family is spliced embeddings, and its decoder is LLaMA's kind.
     prompt, shared_prompt, encode_answer = embedded.prompt, embedded.shared_prompt, embedded.encode_answer
+    prompt_without_images, plain_end = embedded.prompt_without_images, embedded.plain_end
     run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
     find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
     idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode
@@ -166,9 +169,10 @@ class OmniLMM:
     def prompt_ids(self, question: str) -> list[int]:
         # Each text between two special tokens is tokenised separately, so each begins with a dummy space.
         encode, eos = self._tokenizer.encode, self._tokenizer.eos
+        start, end = self.around_image
         return [
             self._tokenizer.bos, *encode(f"<|system|>\n{SYSTEM}"), eos, *encode("\n<|user|>\n"),
-            self._im_start, IMAGE_TOKEN, self._im_end, *encode(f"\n{without_image_marker(question)}"), eos,
+            start, IMAGE_TOKEN, end, *encode(f"\n{without_image_marker(question)}"), eos,
             *encode(ANSWER_STARTS),
         ]  # fmt: skip
 
@@ -177,6 +181,9 @@ class OmniLMM:
 
     def text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids).strip()
+
+    def word_ids(self, words: Sequence[str]) -> list[int]:
+        return ids_of_words(self._tokenizer.encode, self.text, words)
 
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         # The class token is dropped after the norm.

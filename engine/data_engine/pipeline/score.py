@@ -3,29 +3,27 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 
 import pyarrow as pa
-import torch
 from PIL import Image
 from torch import Tensor
 
 from data_engine import schemas, stages
-from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
+from data_engine.errors import BadRow
 from data_engine.models.base import Prompt, VisionLanguageModel
-from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.pipeline.asked import Images, asked
+from data_engine.pipeline.passes import Behind, compute_unit, require_room
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_images
-from data_engine.questions.images import BadImage, Decode, Exif
-from data_engine.questions.prefetch import ahead
+from data_engine.questions.images import Decode, Exif
 from data_engine.scoring.drawn_check import TOLERANCE, check_drawn
 from data_engine.scoring.logprobs import Scored, pass_tokens, score_pass
 from data_engine.scoring.self_check import self_check, settle
 from data_engine.store.sealed import Sealed
-from data_engine.store.units import Row, UnitResult
+from data_engine.store.units import UnitResult
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +41,10 @@ class ScoreSettings:
     max_megapixels: float
     crop: bool = True
     """the pixels of scoring, not of sampling"""
+    blind: bool = False
+    """the prompts have no images; answers to a question that never had one have no log-probs then"""
     tokens_a_pass: int = 0
     """questions go through the model together up to so many tokens, frozen in run.json; a question never waits"""
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A question that is ready for the model: its prompt, and the ids of its answers; or what is wrong with it."""
-
-    question: Question
-    rows: list[dict]
-    prompt: Prompt | None = None
-    ids: list[list[int]] | None = None
-    tokens: int = 0
-    problem: str | None = None
 
 
 def runner(context: StageContext) -> UnitByUnit:
@@ -73,6 +61,22 @@ def runner(context: StageContext) -> UnitByUnit:
         if drawn_check:
             drawn_check.hold(sampled, result.table, kept)
         check = check and not result.table.num_rows
+        return result
+
+    return UnitByUnit(compute)
+
+
+def blind_runner(context: StageContext) -> UnitByUnit:
+    """The runner of the stage of log-probs without images, of the same ids as with them."""
+    tokens = context.budgets["score_tokens"]
+    settings = ScoreSettings(context.answers_as_text, context.config.max_megapixels, blind=True, tokens_a_pass=tokens)
+    check = True
+
+    def compute(work: UnitWork) -> UnitResult:
+        nonlocal check
+        sampled = work.inputs[stages.SAMPLING.name].table
+        result = score_unit(context.model, work.questions, sampled, settings, check, context.decode)
+        check = check and result.table["sum"].null_count == result.table.num_rows
         return result
 
     return UnitByUnit(compute)
@@ -112,6 +116,42 @@ class _DrawnCheck:
             log.warning("row %r: %s's log-probs differ by %.3g nat a token", found.worst_idx, drawn["by"], found.worst)
 
 
+@dataclass(frozen=True)
+class LogProbs:
+    """Token log-probs of answers; the protocol is passes.Scorer."""
+
+    model: VisionLanguageModel
+    settings: ScoreSettings
+    decode: Decode = images.decode
+    what = "log-probs"
+
+    def prepare(self, question: Question, rows: list[dict]) -> Behind | None:
+        prompt = self._prompt(question)
+        if prompt is None:
+            return None
+        ids = [_answer_ids(self.model, question.conversation, row, self.settings.as_text) for row in rows]
+        require_room(self.model, prompt, ids)
+        return Behind(Scored(prompt, ids), pass_tokens(prompt.length, ids))
+
+    def _prompt(self, question: Question) -> Prompt | None:
+        """None where a question without an image would be asked without one."""
+        most = self.settings.max_megapixels
+        if not self.settings.blind:
+            pictures = read_images(question, most, self.decode)
+            return self.model.prompt(question.conversation, pictures, self.settings.crop, most)
+        if question.problem:
+            raise BadRow(question.problem)
+        # Pictures that the model is not shown are not decoded.
+        return self.model.prompt_without_images(question.conversation) if question.images else None
+
+    def compute(self, works: Sequence[Behind]) -> list[list[Tensor]]:
+        return score_pass(self.model, [work.scored for work in works])
+
+    def check(self, work: Behind, found: list[Tensor]) -> None:
+        difference = self_check(self.model, work.scored.prompt, work.scored.answers, found)
+        log.info("self-check: shared and plain log-probs differ by %.1e nat a token on average", difference)
+
+
 def score_unit(
     model: VisionLanguageModel,
     questions: Iterable[Question],
@@ -124,46 +164,9 @@ def score_unit(
 
     With `check`, the answers of the first question with sound log-probs are scored by the plain path too, and compared.
     """
-    answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
-    asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
-    prepared = ahead(lambda item: _prepare(model, *item, settings, decode), asked)
-    scored, quarantined, missing, too_large, retries = [], [], [], [], 0
-    for together in _passes(prepared, settings.tokens_a_pass, (quarantined, missing)):
-        results, halved = _score(model, together)
-        retries += halved
-        for one, result in zip(together, results, strict=True):
-            if result is None:
-                too_large.append((one.question.idx, OUT_OF_MEMORY))
-                continue
-            found = result
-            broken = [index for index, answer in enumerate(found) if not answer.isfinite().all()]
-            if broken:
-                answer = one.rows[broken[0]]["sample_index"]
-                reason = f"the model's log-probs are not finite (NaN or infinite): answer {answer}, counted from 0"
-                quarantined.append((one.question.idx, reason))
-                continue
-            if check and not scored and not model.why_plain:
-                difference = self_check(model, one.prompt, one.ids, found)
-                log.info("self-check: shared and plain log-probs differ by %.1e nat a token on average", difference)
-            scored += zip(one.rows, found, strict=True)
-    if check and too_large and not scored:
-        raise UserError(NO_ROOM)
-    quarantined += too_large
-    table = pa.Table.from_pylist(list(_records(scored)), schemas.logps(sampled.schema.field("idx").type))
-    return UnitResult(table, quarantined, missing, retries=retries)
-
-
-def _prepare(
-    model: VisionLanguageModel, question: Question, rows: list[dict], settings: ScoreSettings, decode: Decode
-) -> _Prepared:
-    try:
-        pictures, conversation = read_images(question, settings.max_megapixels, decode), question.conversation
-        prompt = model.prompt(conversation, pictures, settings.crop, settings.max_megapixels)
-        ids = [_answer_ids(model, conversation, row, settings.as_text) for row in rows]
-        require_room(model, prompt, ids)
-    except (BadRow, BadImage) as problem:
-        return _Prepared(question, rows, problem=str(problem))
-    return _Prepared(question, rows, prompt, ids, pass_tokens(prompt.length, ids))
+    found = compute_unit(LogProbs(model, settings, decode), questions, sampled, settings.tokens_a_pass, check)
+    table = pa.Table.from_pylist(list(_records(found.scored)), schemas.logps(sampled.schema.field("idx").type))
+    return UnitResult(table, found.quarantined, found.missing, retries=found.retries)
 
 
 def _answer_ids(model: VisionLanguageModel, conversation: Conversation, row: dict, as_text: bool) -> list[int]:
@@ -181,62 +184,13 @@ def _answer_ids(model: VisionLanguageModel, conversation: Conversation, row: dic
     return ids
 
 
-def _passes(
-    prepared: Iterable[_Prepared], most_tokens: int, left_out: tuple[list[Row], list[Row]]
-) -> Iterator[list[_Prepared]]:
-    """Neighbours that fit a pass, one at least; those that cannot be scored go to `left_out`, the second if missing."""
-    together: list[_Prepared] = []
-    for one in prepared:
-        if one.problem:
-            left_out[one.question.missing].append((one.question.idx, one.problem))
-            continue
-        if together and sum(other.tokens for other in together) + one.tokens > most_tokens:
-            yield together
-            together = []
-        together.append(one)
-    if together:
-        yield together
-
-
-def _score(model: VisionLanguageModel, questions: list[_Prepared]) -> tuple[list[list[Tensor] | None], int]:
-    """The log-probs of each question's answers; how often memory ran out.
-
-    Where it does, questions, and then a question's answers, are scored in two halves, and so on; None for a question
-    of which a single answer exceeds it.
-    """
-    try:
-        with naming_out_of_memory(model):
-            return score_pass(model, [Scored(one.prompt, one.ids) for one in questions]), 0
-    except torch.OutOfMemoryError:
-        # Outside the handler, whose traceback would keep the pass's tensors.
-        pass
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
-    if len(questions) == len(questions[0].ids) == 1:
-        return [None], 1
-    log.warning("out of memory: %d questions are scored in two halves", len(questions))
-    if len(questions) > 1:
-        half = len(questions) // 2
-        (first, one), (second, other) = _score(model, questions[:half]), _score(model, questions[half:])
-        return first + second, 1 + one + other
-    [question] = questions
-    half = len(question.ids) // 2
-    halves = [_score(model, [replace(question, ids=part)]) for part in (question.ids[:half], question.ids[half:])]
-    retries = 1 + sum(retries for _, retries in halves)
-    [first], [second] = (found for found, _ in halves)
-    return [first + second if first and second else None], retries
-
-
-def _records(scored: Iterable[tuple[dict, Tensor]]) -> Iterator[dict]:
+def _records(scored: Iterable[tuple[dict, Tensor | None]]) -> Iterator[dict]:
     for row, logps in scored:
-        total = float(logps.double().sum())
-        yield {
-            "idx": row["idx"],
-            "sample_index": row["sample_index"],
-            "token_logps": logps.numpy(),
-            "sum": total,
-            "mean": total / len(logps),
-        }
+        record = {"idx": row["idx"], "sample_index": row["sample_index"]}
+        if logps is not None:
+            total = float(logps.double().sum())
+            record |= {"token_logps": logps.numpy(), "sum": total, "mean": total / len(logps)}
+        yield record
 
 
 def score_answers(
@@ -283,10 +237,3 @@ def _scored(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]]) ->
     settle(model, prompt, max(map(len, ids)))
     require_room(model, prompt, ids)
     return score_pass(model, [Scored(prompt, ids)])[0]
-
-
-def require_room(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]]) -> None:
-    """Raise BadRow where an answer does not fit behind the prompt."""
-    size, longest, room = prompt.length, max(map(len, ids)), model.max_positions
-    if size + longest > room:
-        raise BadRow(f"too long to score: prompt of {size} tokens, answer of {longest}, room for {room}")

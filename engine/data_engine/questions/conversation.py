@@ -22,7 +22,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages that end with one of the user, whose answer is wanted."""
+    """Messages that end with one of the user, whose answer is wanted; or with that answer, which is to be judged."""
 
     messages: tuple[Message, ...]
     answer_start: str = ""
@@ -39,6 +39,23 @@ class Conversation:
         if system is None or self.system is not None:
             return self
         return replace(self, messages=(Message("system", (system,)), *self.messages))
+
+    def without_images(self) -> "Conversation":
+        """The same texts; a message of images alone has an empty one."""
+        messages = (
+            replace(message, content=tuple(part for part in message.content if isinstance(part, str)) or ("",))
+            for message in self.messages
+        )
+        return replace(self, messages=tuple(messages))
+
+    def answered(self, answer: str) -> "Conversation":
+        """With the answer as its last message."""
+        return Conversation((*self.messages, Message("assistant", (self.answer_start + answer,))))
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it ends with an answer: no other one is to begin behind it."""
+        return self.messages[-1].role == "assistant"
 
     @property
     def system(self) -> str | None:

@@ -27,6 +27,11 @@ def pass_tokens(prefix_length: int, answers: list[list[int]]) -> int:
     return prefix_length + sum(len(ids) - 1 for ids in set(map(tuple, answers)))
 
 
+def row_tokens(prefix_length: int, rows: list[list[int]]) -> int:
+    """The same where the last tokens are fed too, as last_hidden feeds them."""
+    return prefix_length + sum(map(len, set(map(tuple, rows))))
+
+
 @torch.inference_mode()
 def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list[Tensor]]:
     """log p of each token of each answer of each question, fp32 nats. Equal answers are computed once.
@@ -48,6 +53,22 @@ def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list
     return [[found[tuple(ids)] for ids in question.answers] for question, found in zip(questions, by_ids, strict=True)]
 
 
+@torch.inference_mode()
+def last_hidden(model: VisionLanguageModel, questions: list[Scored]) -> list[list[Tensor]]:
+    """Last hidden state [D] of the last token of each row of ids behind each question's prompt.
+
+    As in score_pass, each prompt is run once, then all rows in one pass, equal ones once. Raises ValueError for a row
+    without tokens.
+    """
+    if not all(all(question.answers) for question in questions):
+        raise ValueError("a row without tokens has no last one")
+    unique = [list(dict.fromkeys(map(tuple, question.answers))) for question in questions]
+    prefixes = [run_prefix(model, question.prompt) for question in questions]
+    hidden = iter(_run(model, list(zip(prefixes, unique, strict=True))))
+    by_ids = [{ids: next(hidden)[-1] for ids in rows} for rows in unique]
+    return [[found[tuple(ids)] for ids in question.answers] for question, found in zip(questions, by_ids, strict=True)]
+
+
 def _predicting(
     model: VisionLanguageModel, prefixes: list[Prefix], unique: list[list[tuple[int, ...]]]
 ) -> Iterator[Tensor]:
@@ -55,13 +76,17 @@ def _predicting(
     # The last token of an answer is not fed: what it predicts is not scored.
     fed = [[ids[:-1] for ids in answers if len(ids) > 1] for answers in unique]
     asked = [(prefix, answers) for prefix, answers in zip(prefixes, fed, strict=True) if answers]
-    run = _run_rows if model.answers_in_rows else _run_packed
-    hidden = iter(run(model, asked) if asked else ())
+    hidden = iter(_run(model, asked) if asked else ())
     for prefix, answers in zip(prefixes, unique, strict=True):
         for ids in answers:
             yield prefix.end.hidden_D[None]
             if len(ids) > 1:
                 yield next(hidden)
+
+
+def _run(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple[int, ...]]]]) -> list[Tensor]:
+    """Last hidden states [T, D] of each row of tokens behind its prefix."""
+    return (_run_rows if model.answers_in_rows else _run_packed)(model, asked)
 
 
 def _run_packed(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple[int, ...]]]]) -> list[Tensor]:

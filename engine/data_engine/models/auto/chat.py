@@ -21,6 +21,7 @@ from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, Ch
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
 from data_engine.models.auto.processor import explained, load_config, load_processor, text_alone
 from data_engine.models.registry import ModelError, read_json, reason
+from data_engine.models.words import ids_of_words
 from data_engine.questions.conversation import Conversation, Message
 
 __all__ = ["Chat", "ChatSettings"]
@@ -101,6 +102,10 @@ class Chat:
         """
         return encode(self._tokenizer, self._controls, self._tail(_shape(conversation)), answer)
 
+    def word_ids(self, words: Sequence[str]) -> list[int]:
+        """See VisionLanguageModel.word_ids."""
+        return ids_of_words(lambda text: self._tokenizer.encode(text, add_special_tokens=False), self.text, words)
+
     def shared(
         self, conversations: Sequence[Conversation], images: Sequence[Image.Image]
     ) -> tuple[dict[str, Tensor], list[list[int]]]:
@@ -161,8 +166,8 @@ class Chat:
         more |= {"sanitize_control_tokens": True} if plain else {}
         try:
             given = processor.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-                **more,
+                messages, add_generation_prompt=not conversation.is_answered, tokenize=True, return_dict=True,
+                return_tensors="pt", **more,
             )  # fmt: skip
         except (MemoryError, ImportError):
             raise

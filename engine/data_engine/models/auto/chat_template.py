@@ -77,13 +77,17 @@ class ChatTemplate:
         return {"chat_template": source, _START: conversation.answer_start, **self._kwargs}
 
     def render(self, conversation: Conversation, answer: str | None = None) -> str:
-        """The prompt as text, or with `answer` the whole conversation. Raises BadRow in the template's own words."""
+        """The prompt as text, or the whole conversation where it has its answer, or `answer` is one.
+
+        Raises BadRow in the template's own words.
+        """
         messages = self.messages(conversation)
         if answer is not None:
             messages.append(self._message(Message("assistant", (answer,)), None))
+        asks = answer is None and not conversation.is_answered
         try:
             return self._processor.apply_chat_template(
-                messages, add_generation_prompt=answer is None, tokenize=False, **self.arguments(conversation)
+                messages, add_generation_prompt=asks, tokenize=False, **self.arguments(conversation)
             )
         # A template may raise what its expressions raise, TypeError for one.
         except Exception as error:

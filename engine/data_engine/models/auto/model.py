@@ -198,10 +198,16 @@ class Auto:
         with self._one_at_a_time:
             return ProcessedPrompt(self.chat.inputs(conversation, images))
 
+    def prompt_without_images(self, conversation: Conversation) -> ProcessedPrompt:
+        if not self.why_plain and any(kind.cross for kind in self.layers):
+            raise BadRow("this model looks at its image in layers of their own, and cannot run without one")
+        with self._one_at_a_time:
+            return ProcessedPrompt(self.chat.inputs(conversation.without_images(), []))
+
     def shared_prompt(
         self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float
     ) -> tuple[ProcessedPrompt, list[list[int]]]:
-        if self._reads_ahead:
+        if self.reads_ahead:
             raise UserError("this model's prompts are read in both directions, so none is the beginning of another")
         for image in images:
             check_size(image, self.chat.shortest_edge, max_megapixels)
@@ -210,12 +216,16 @@ class Auto:
         return ProcessedPrompt(inputs), tails
 
     @functools.cached_property
-    def _reads_ahead(self) -> bool:
+    def reads_ahead(self) -> bool:
         return probing.reads_ahead(self)
 
     def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
         with self._one_at_a_time:
             return self.chat.answer_ids(conversation, answer)
+
+    def word_ids(self, words: Sequence[str]) -> list[int]:
+        with self._one_at_a_time:
+            return [number for number in self.chat.word_ids(words) if number < self.num_ids]
 
     def text(self, token_ids: list[int]) -> str:
         with self._one_at_a_time:
@@ -242,6 +252,14 @@ class Auto:
         following = prompt.length if positions is None else int(positions.max()) + 1
         layers = [layer if is_recurrent(layer) else PassingLayer() for layer in cache.layers]
         return PromptEnd(self._last["hidden"], following, layers), out.logits[0, -1]
+
+    @torch.inference_mode()
+    def plain_end(self, prompt: ProcessedPrompt) -> tuple[Tensor, Tensor]:
+        given = self._model.prepare_inputs_for_generation(
+            **self._inputs(prompt), is_first_iteration=True, use_cache=False
+        )
+        out = self._model(**given | {"logits_to_keep": 1, "output_hidden_states": True})
+        return out.hidden_states[-1][0, -1], out.logits[0, -1].float()
 
     def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
         # Ids, not embeddings: some decoders look up more than one embedding of a token.
