@@ -10,14 +10,15 @@ import re
 import types
 import typing
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Literal
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import UserError
+from data_engine.flag_files import read_text
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 from data_engine.stages import COMPARED, DEFAULT, TRAINED, RunStages
 from data_engine.vllm_settings import read_args
+from data_engine.yesno_template import YesNoTemplate
 
 _INT_MAX = 2**63 - 1
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -98,7 +99,8 @@ class RunConfig:
     yesno_model_revision: str | None = None
     """hub commit of that model"""
     yesno_template: str | None = None
-    """file with what it is asked about an answer; default: whether the image supports every statement"""
+    """file with what it is asked about an answer, with {question} and {answer} in it; default: whether the image
+    supports every statement"""
     scalar_model_path: str | None = None
     """reward model with a head of one number: local folder or hub id; needed for the reward scalar"""
     scalar_model_name: str | None = None
@@ -207,7 +209,7 @@ class RunConfig:
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             f"device must be auto, cpu, cuda or cuda:N, got {json.dumps(self.device)}",
         )
-        _ = self.column_names, self.chat_template_text, self.template_kwargs
+        _ = self.column_names, self.chat_template_text, self.template_kwargs, self.yesno_question
         self._check_sampler()
         for name in self.stages.given:
             _require(getattr(self, name) is not None, f"{name} is missing: {self.stages.why_given(name)}")
@@ -262,16 +264,12 @@ class RunConfig:
         """What is in the file of --chat_template; read once. Raises UserError where it cannot be a template."""
         if self.chat_template is None:
             return None
-        where = f'chat_template "{self.chat_template}"'
-        try:
-            text = Path(self.chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{where} cannot be read: {error.strerror}; name a file with a Jinja template") from None
-        # Bytes that are no UTF-8, or a name that no file can have.
-        except ValueError:
-            raise UserError(f"{where} is not text in UTF-8; name a file with a Jinja template") from None
-        _require(bool(text.strip()), f"{where} is empty; without the flag, the model's own template is used")
-        return text
+        return read_text("chat_template", self.chat_template, "a Jinja template", "the model's own template")
+
+    @functools.cached_property
+    def yesno_question(self) -> YesNoTemplate:
+        """What a judge is asked; read once. Raises UserError where the file of --yesno_template is no such template."""
+        return YesNoTemplate.read(self.yesno_template)
 
     @property
     def chat(self) -> ChatSettings:

@@ -26,6 +26,8 @@ PROMPTS = ("chat_template", "chat_template_kwargs")
 
 # The role of the model to train, whose tokenizer token ids of answers are of.
 TRAINED = "instruct"
+# Roles of models that have a head of one number in the place of logits, or beside them.
+HEADED = ("scalar",)
 # Roles of models whose log-probs of the same answers are compared; a judge of another role has a prompt of its own.
 COMPARED = (TRAINED, "reward")
 
@@ -105,6 +107,15 @@ def logps(role: str) -> Stage:
     return Stage(f"{role}_logps", REWARD, schemas.logps, runner, role, needs, settings=(*PICTURES, *PROMPTS))
 
 
+CONTRAST = replace(logps(TRAINED), name="contrast_logps", runner="data_engine.pipeline.score:blind_runner")
+
+
+def judged(name: str, *settings: str) -> Stage:
+    """A number of each sampled answer by a judge of that role."""
+    runner, needs = f"data_engine.pipeline.judge:{name}_runner", (SAMPLING.name,)
+    return Stage(name, REWARD, schemas.scores, runner, name, needs, settings=(*PICTURES, *settings))
+
+
 # A source of reward is one file in rewards/ and one line here.
 SOURCES = {
     "implicit": Source(
@@ -113,6 +124,11 @@ SOURCES = {
         ("implicit.sum", "implicit.avg", "implicit.min", "implicit.last"),
         ("implicit.sum", "implicit.avg"),
     ),
+    "contrast": Source(
+        (logps("instruct"), CONTRAST), "data_engine.rewards.contrast:rewards", ("contrast.sum", "contrast.avg")
+    ),
+    "yesno": Source((judged("yesno", "yesno_template"),), "data_engine.rewards.yesno:rewards", ("yesno",)),
+    "scalar": Source((judged("scalar"),), "data_engine.rewards.scalar:rewards", ("scalar",)),
 }
 # What --rewards is where it is not given.
 DEFAULT = "implicit"

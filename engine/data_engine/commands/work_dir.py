@@ -90,8 +90,8 @@ def _config(work_dir: Path, run_file: Mapping, moved: Mapping[str, str]) -> RunC
     """The configuration of a run, with its dataset where it is now."""
     places = run_file.get("places", {}) | moved
     try:
-        # No prompt is written, and the file of the template may be gone.
-        found = RunConfig(**run_file.get("config", {}) | {"chat_template": None} | places)
+        # No prompt is written, and the files of templates may be gone.
+        found = RunConfig(**run_file.get("config", {}) | {"chat_template": None, "yesno_template": None} | places)
     except TypeError as error:
         raise _of_another_version(work_dir, str(error)) from None
     # A copy on disk, of a dataset of the hub, has no revisions, and a single file no splits: its content is compared.

@@ -33,7 +33,11 @@ _OF_A_START = (
     "debug", "export",
 )  # fmt: skip
 # Bound under the flag's name, but not in the form in which the flag takes it.
-_NOT_AS_GIVEN = ("dataset", "columns", "chat_template", "chat_template_kwargs", "device", "dtype", "unit_size")
+_NOT_AS_GIVEN = (
+    "dataset", "columns", "chat_template", "chat_template_kwargs", "yesno_template", "device", "dtype", "unit_size",
+)  # fmt: skip
+# Flags that name a file, by names that do not say so.
+_FILES = ("chat_template", "yesno_template", "zero3_config", "answers")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A folder of the hub's local cache names the model and the commit that it holds.
 _SNAPSHOT = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
@@ -236,7 +240,7 @@ def _quoted(value: str) -> str:
 
 
 def _is_path(name: str) -> bool:
-    return name.endswith(("_path", "_dir", "_root")) or name in ("chat_template", "zero3_config", "answers")
+    return name.endswith(("_path", "_dir", "_root")) or name in _FILES
 
 
 def _path_of(name: str, run_file: Mapping) -> str:

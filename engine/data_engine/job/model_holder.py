@@ -12,7 +12,7 @@ from data_engine.models.sharding.coordination import Coordination
 from data_engine.pipeline.runner import StageContext, StageRunner
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import Decode
-from data_engine.stages import Stage
+from data_engine.stages import HEADED, Stage
 from data_engine.store import logs
 from data_engine.tables import load
 
@@ -44,7 +44,7 @@ class ModelHolder:
         self._model = load_model(
             plan.checkpoints[role].name, str(plan.checkpoints[role].folder), device=str(plan.target.device),
             dtype=plan.target.dtype_name, split=coordination.split,
-            chat_template=chat.template, chat_template_kwargs=chat.kwargs,
+            chat_template=chat.template, chat_template_kwargs=chat.kwargs, headed=role in HEADED,
         )  # fmt: skip
         choose(plan, role, self._model, self._decode)
         self._role = role

@@ -54,10 +54,17 @@ def _canonical(config: RunConfig) -> dict[str, str | None]:
     return {
         "columns": ",".join(f"{ours}={names[ours]}" for ours in sorted(names)) or None,
         "chat_template": hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
+        "yesno_template": _yesno_template(config),
         "chat_template_kwargs": json.dumps(arguments, sort_keys=True) if arguments else None,
         "sampler": None if config.sampler == "native" else config.sampler,
         **({"vllm_args": shaping(config.vllm_options)} if config.sampler == "vllm" else {}),
     }
+
+
+def _yesno_template(config: RunConfig) -> str | None:
+    """By its content, also of the default one, which another version may spell otherwise; None where none is used."""
+    used = "yesno_template" in {name for stage in config.stages.by_name.values() for name in stage.settings}
+    return hashlib.sha256(config.yesno_question.text.encode()).hexdigest() if used else None
 
 
 def describe(config: RunConfig, questions: Questions, bound: Mapping, **others: object) -> dict:
@@ -206,6 +213,7 @@ def _with_models(found: Mapping, described: Mapping) -> dict:
     """
     models, config = described.get("models", {}), described.get("config", {})
     given = {"rewards", *(name for source in stages.SOURCES.values() for name in source.given)}
+    given |= {name for stage in stages.known().values() for name in stage.settings} - {*stages.SAMPLING.settings}
     flags = {name: value for name, value in config.items()
              if name in given or name.partition("_model_")[0] in models}  # fmt: skip
     entries = {"models": found.get("models", {}) | models, "config": found.get("config", {}) | flags}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from data_engine.chat_settings import ChatSettings
-from data_engine.models.registry import FAMILIES, ModelError, family_of, resolve
+from data_engine.models.registry import AUTO, FAMILIES, ModelError, family_of, resolve
 from data_engine.models.weight_files import check_files
 from data_engine.tables import load
 
@@ -22,6 +22,7 @@ def load_model(
     split: "Split | None" = None,
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, object] | None = None,
+    headed: bool = False,
 ) -> "VisionLanguageModel":
     """Load a checkpoint, weights held once, ready for sample_answers and score_answers.
 
@@ -29,6 +30,7 @@ def load_model(
     is bfloat16 on cuda and float32 elsewhere. With `split`, all ranks load at the same time, and each keeps a share.
     `chat_template` is the text of a template in the place of the checkpoint's own, which most checkpoints have;
     `chat_template_kwargs` are its variables, as {"enable_thinking": False}.
+    With `headed` it is a reward model, which has a head of one number, and may lack the one of its vocabulary.
     Raises ModelError, a ValueError, naming what is wrong.
     """
     import torch
@@ -43,9 +45,11 @@ def load_model(
     if split is not None:
         split.release()
     settings = ChatSettings(chat_template, chat_template_kwargs or {})
-    code = class_for(family_of(folder, name), settings)
+    family = family_of(folder, name)
+    code = class_for(family, settings)
     check_files(folder)
-    model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, **chat_options(settings))
+    options = chat_options(settings) | head_options(family, headed)
+    model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, **options)
     if model.decoder is not None:
         pack_linears(model.decoder, once=split is None)
     if split is not None:
@@ -69,6 +73,16 @@ def class_for(family: str, chat: ChatSettings) -> "type[ModelFamily]":
             "leave them out, or pass the model name auto where the checkpoint is in transformers' layout"
         )
     return found
+
+
+def head_options(family: str, headed: bool) -> dict:
+    """Only the family of transformers' models reads the head of a reward model. Raises ModelError for another one."""
+    if headed and family != AUTO:
+        raise ModelError(
+            f"the family {family} reads no head of a reward model: pass the model name auto where the checkpoint is in "
+            "transformers' layout"
+        )
+    return {"headed": True} if headed else {}
 
 
 def chat_options(chat: ChatSettings) -> dict:

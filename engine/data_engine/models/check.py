@@ -11,9 +11,10 @@ from pathlib import Path
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
-from data_engine.models import chat_options, class_for, family_class
+from data_engine.models import chat_options, class_for, family_class, head_options
 from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer, resolve
 from data_engine.models.weight_files import check_files
+from data_engine.stages import HEADED
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
@@ -35,7 +36,7 @@ def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, Checked]:
             families[role] = check_folder(folders[role], getattr(config, f"{role}_model_name"))
     for role, folder in folders.items():
         with _named(config, role):
-            check_weights(folder, families[role], config.chat_of(role))
+            check_weights(folder, families[role], config.chat_of(role), headed=role in HEADED)
             if config.zero3 == "on":
                 family_class(families[role]).check_split(folder)
     chat = config.chat
@@ -65,9 +66,9 @@ def check_folder(folder: Path, name: str | None = None) -> str:
     return family
 
 
-def check_weights(folder: Path, family: str, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
+def check_weights(folder: Path, family: str, chat: ChatSettings = NO_CHAT_SETTINGS, headed: bool = False) -> None:
     """Raise ModelError for what loading would refuse: names, shapes, dtypes of all weights, CLIP tower, tokenizer."""
-    class_for(family, chat).check(folder, **chat_options(chat))
+    class_for(family, chat).check(folder, **chat_options(chat), **head_options(family, headed))
 
 
 @contextlib.contextmanager

@@ -27,11 +27,11 @@ from data_engine.models.weight_files import (
 )
 from data_engine.store.file_hashes import HashFiles
 
-# Besides the weights: configuration, tokenizer, processor and chat template. An index of shards says only which file
-# holds a weight.
+# Besides the weights: configuration, tokenizer, processor, chat template, and the head of a reward model. An index of
+# shards says only which file holds a weight.
 CONTENT = (
     "config.json", "generation_config.json", "tokenizer*", "added_tokens.json", "special_tokens_map.json", "vocab.*",
-    "merges.txt", "*processor_config.json", "chat_template*", "additional_chat_templates/*",
+    "merges.txt", "value_head.*", "*processor_config.json", "chat_template*", "additional_chat_templates/*",
 )  # fmt: skip
 # torch's dtypes as safetensors spells them.
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
@@ -45,7 +45,7 @@ def headers(folder: Path) -> dict[str, Stored]:
     files, index = located(folder)
     found: dict[str, Stored] = {}
     for file in files:
-        for one in _read_bin_header(file) if file.suffix == ".bin" else read_header(file):
+        for one in file_headers(file):
             if one.name in found:
                 raise ModelError(f"{one.name} stands in two files, {found[one.name].file} and {file}; remove one")
             found[one.name] = one
@@ -53,6 +53,11 @@ def headers(folder: Path) -> dict[str, Stored]:
         if name not in found or found[name].file != folder / shard:
             raise ModelError(f"{index} says that {shard} holds {name}, but it does not: download both again")
     return found
+
+
+def file_headers(file: Path) -> list[Stored]:
+    """The tensors of one weight file. Raises ModelError where it is not whole."""
+    return _read_bin_header(file) if file.suffix == ".bin" else read_header(file)
 
 
 def tensors(file: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from data_engine.errors import LostRankError, UserError
 from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto.processor import load_config
+from data_engine.models.auto.value_head import NAMES, others, stored_head
 from data_engine.models.checkpoint import headers
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, reason
@@ -28,8 +29,11 @@ TOLD = 3
 QUANTISED = re.compile(r"[UI]8|F8_.*|F[46].*|torch\.(u?int8|float8.*|float4.*)")
 
 
-def check_weights(folder: Path) -> None:
-    """Raise ModelError where weights are missing, of a wrong shape or quantised, by the headers of their files."""
+def check_weights(folder: Path, headed: bool = False) -> None:
+    """Raise ModelError where weights are missing, of a wrong shape or quantised, by the headers of their files.
+
+    Of a reward model, which is `headed`, those of its head too.
+    """
     stored = headers(folder)
     for one in stored.values():
         if QUANTISED.fullmatch(one.dtype):
@@ -38,21 +42,27 @@ def check_weights(folder: Path) -> None:
                 "float16 or float32"
             )
     config = load_config(folder)
+    if headed:
+        stored_head(folder, config.get_text_config(decoder=True).hidden_size)
     shapes = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
     try:
         with quiet():
-            _, told = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].from_pretrained(
+            model, told = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].from_pretrained(
                 None, config=config, state_dict=shapes, device_map={"": "meta"}, output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )  # fmt: skip
     # Whatever a model raises that is made without numbers: loading it says what is wrong, if anything is.
     except Exception:
         return
-    _refuse_unfilled(folder, told)
+    _refuse_unfilled(folder, _of_reward_model(folder, model, told) if headed else told)
 
 
-def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model, whole. Raises ModelError where weights are missing, too many or of a wrong shape."""
+def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed: bool = False) -> PreTrainedModel:
+    """The model, whole. Raises ModelError where weights are missing, too many or of a wrong shape.
+
+    A reward model, which is `headed`, may lack the head of its vocabulary. It holds nothing but its own weights
+    and those of its head, which value_head.py reads.
+    """
     load_config(folder)
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
@@ -65,10 +75,28 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreT
         raise
     except Exception as error:
         raise ModelError(f"{folder} cannot be loaded ({type(error).__name__}: {reason(error)})") from error
+    if headed:
+        told = _of_reward_model(folder, model, told)
     _refuse_unfilled(folder, told)
     if told["unexpected_keys"]:
         log.warning("%s holds weights that the model does not use: %s", folder, _some(told["unexpected_keys"]))
     return model
+
+
+def _of_reward_model(folder: Path, model: PreTrainedModel, told: Mapping) -> Mapping:
+    """What transformers told of loading, without what is so in every reward model.
+
+    Raises ModelError for a weight that the model does not use: a head of another kind would be left out.
+    """
+    if unused := others(told["unexpected_keys"]):
+        raise ModelError(
+            f"{folder} holds {_some(unused)}, which neither the model nor the head of a reward model "
+            f"({', '.join(NAMES)}) has"
+        )
+    output = model.get_output_embeddings()
+    its = {id(parameter) for parameter in output.parameters()} if output is not None else set()
+    absent = {name for name, parameter in model.named_parameters() if id(parameter) in its}
+    return {**told, "missing_keys": set(told["missing_keys"]) - absent, "unexpected_keys": ()}
 
 
 def _refuse_unfilled(folder: Path, told: Mapping) -> None:

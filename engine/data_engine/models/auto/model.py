@@ -36,6 +36,7 @@ from data_engine.models.auto.parts import (
 from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
+from data_engine.models.auto.value_head import ValueHead
 from data_engine.models.base import CacheSizes, Description, LayerKind, PlainSteps, PromptEnd, Split, TextSide, sent
 from data_engine.models.head import Head
 from data_engine.models.prompt_maker import PromptMaker
@@ -75,6 +76,7 @@ class Auto:
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
         self.decoder: nn.Module | None = None
+        self.value_head: ValueHead | None = None
         self.why_plain: str | None = None
         self.is_settled = False
         # Tokenizers keep state while they encode, and prompts are made by several threads.
@@ -101,14 +103,22 @@ class Auto:
         dtype: torch.dtype,
         split: Split | None = None,
         chat: ChatSettings = NO_CHAT_SETTINGS,
+        headed: bool = False,
     ) -> "Auto":
-        """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
+        """Read a checkpoint folder, that of a reward model if it is to be `headed`.
+
+        Raises ModelError naming what is missing, unexpected or contradictory.
+        """
         # First, since it takes no memory.
         text_side = Chat.load(folder, chat)
         if split is not None:
             check_split(folder)
-            return cls(load_split(folder, device, dtype, split), text_side)
-        return cls(load_weights(folder, device, dtype), text_side)
+            found = cls(load_split(folder, device, dtype, split, headed), text_side)
+        else:
+            found = cls(load_weights(folder, device, dtype, headed), text_side)
+        if headed:
+            found.value_head = ValueHead.load(folder, found.text_config.hidden_size, device)
+        return found
 
     def find_layers(self) -> None:
         """Run a small prompt to see what the layers are. Raises ModelError where the model cannot."""
@@ -145,10 +155,10 @@ class Auto:
         self.vision(*args, **options)
 
     @classmethod
-    def check(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
+    def check(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS, headed: bool = False) -> None:
         """Raise ModelError for what `load` would refuse, as can be seen without reading the weights."""
         Chat.load(folder, chat)
-        check_weights(folder)
+        check_weights(folder, headed)
 
     @classmethod
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:

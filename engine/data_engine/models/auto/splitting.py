@@ -53,10 +53,12 @@ def whole_modules(part: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield owner, name
 
 
-def load_split(folder: Path, device: torch.device, dtype: torch.dtype, split: Split) -> PreTrainedModel:
+def load_split(
+    folder: Path, device: torch.device, dtype: torch.dtype, split: Split, headed: bool = False
+) -> PreTrainedModel:
     """The model with this rank's share of each divided weight. All ranks call it at the same time."""
     if split.reads:
-        model = load_weights(folder, torch.device("cpu"), dtype)
+        model = load_weights(folder, torch.device("cpu"), dtype, headed)
     else:
         # Buffers are real: those that no file holds are computed here.
         with accelerate.init_empty_weights(include_buffers=False):

@@ -1,0 +1,199 @@
+"""Scores of answers by a judge that reads question and answer as its own prompt: yes or no, or a reward model's number.
+
+The k answers of a question share the beginning of their prompts, picture included. A judge whose prompts are read in
+both directions, and one on the plain path, gets a whole prompt for each answer.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from data_engine import schemas, stages
+from data_engine.errors import UserError
+from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.head import Head
+from data_engine.models.prefix import run_prefix
+from data_engine.pipeline.passes import Behind, Whole, Work, compute_unit, require_room
+from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
+from data_engine.questions import images
+from data_engine.questions.conversation import Conversation, Message
+from data_engine.questions.dataset import Question, read_images
+from data_engine.questions.images import Decode
+from data_engine.rewards.yesno import WORDS
+from data_engine.scoring.logprobs import Scored, last_hidden, row_tokens, score_pass
+from data_engine.scoring.self_check import self_check
+from data_engine.store.units import UnitResult
+from data_engine.yesno_template import YesNoTemplate
+
+log = logging.getLogger(__name__)
+
+
+class Reading(Protocol):
+    """What a judge is asked about an answer, and how its state behind that becomes a score."""
+
+    def conversation(self, asked: Conversation, answer: str) -> Conversation:
+        """What the judge reads of an answer to a question."""
+
+    def of_hidden(self, hidden_ND: Tensor) -> Tensor:
+        """fp32 [N], of last hidden states of the last tokens."""
+
+    def of_end(self, hidden_D: Tensor, logits_V: Tensor) -> Tensor:
+        """The same of one, by the logits of the model's own forward, which no head of ours made."""
+
+
+class YesNo:
+    """log p(yes) - log p(no) behind a question about an answer."""
+
+    def __init__(self, model: VisionLanguageModel, template: YesNoTemplate) -> None:
+        """Raises UserError for a judge in whose vocabulary one of the two is no token."""
+        self._template = template
+        self._yes, self._no = (word_ids(model, name) for name in WORDS)
+        self._head = None if model.why_plain else _rows_of(model.head, [*self._yes, *self._no])
+
+    def conversation(self, asked: Conversation, answer: str) -> Conversation:
+        """The question's own turns and pictures, its last text replaced by the template's; no system text."""
+        *earlier, last = (message for message in asked.messages if message.role != "system")
+        pictures = (part for part in last.content if isinstance(part, int))
+        text = self._template.asks(asked.question, asked.answer_start + answer)
+        return Conversation((*earlier, Message("user", (*pictures, text))))
+
+    def of_hidden(self, hidden_ND: Tensor) -> Tensor:
+        return _odds(self._head.logits(hidden_ND), len(self._yes))
+
+    def of_end(self, hidden_D: Tensor, logits_V: Tensor) -> Tensor:
+        return _odds(logits_V[[*self._yes, *self._no]], len(self._yes))
+
+
+class Scalar:
+    """The number of a reward model's head."""
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self._head = model.value_head
+
+    def conversation(self, asked: Conversation, answer: str) -> Conversation:
+        """The conversation as it is, and the answer as its last message."""
+        return asked.answered(answer)
+
+    def of_hidden(self, hidden_ND: Tensor) -> Tensor:
+        return self._head(hidden_ND)
+
+    def of_end(self, hidden_D: Tensor, logits_V: Tensor) -> Tensor:
+        return self._head(hidden_D[None])[0]
+
+
+def word_ids(model: VisionLanguageModel, name: str) -> list[int]:
+    """The tokens that say yes, or no. Raises UserError where no spelling is one token."""
+    found = model.word_ids(WORDS[name])
+    if not found:
+        raise UserError(
+            f"the yesno model has no token that is {name} in any spelling ({', '.join(WORDS[name])}): choose another "
+            "--yesno_model_path"
+        )
+    return found
+
+
+def _rows_of(head: Head, ids: list[int]) -> Head:
+    """The head of a few tokens alone."""
+    return replace(head, weight=head.weight[ids], bias=None if head.bias is None else head.bias[ids])
+
+
+def _odds(logits_NW: Tensor, num_yes: int) -> Tensor:
+    """log p(yes) - log p(no) [N], of the logits of both's tokens: what all tokens add up to cancels out."""
+    return logits_NW[..., :num_yes].logsumexp(-1) - logits_NW[..., num_yes:].logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores of answers; the protocol is passes.Scorer."""
+
+    model: VisionLanguageModel
+    reading: Reading
+    max_megapixels: float
+    decode: Decode = images.decode
+    what = "scores"
+
+    @property
+    def whole(self) -> bool:
+        """Whether each answer needs a prompt of its own. Looks at the model when it is first asked."""
+        return bool(self.model.why_plain) or self.model.reads_ahead
+
+    def prepare(self, question: Question, rows: list[dict]) -> Work:
+        pictures = read_images(question, self.max_megapixels, self.decode)
+        texts = [row["answer"] for row in rows]
+        asked = {text: self.reading.conversation(question.conversation, text) for text in texts}
+        if self.whole:
+            prompts = {text: self.model.prompt(one, pictures, True, self.max_megapixels) for text, one in asked.items()}
+            for prompt in prompts.values():
+                require_room(self.model, prompt)
+            return Whole([prompts[text] for text in texts])
+        prompt, tails = self.model.shared_prompt(list(asked.values()), pictures, True, self.max_megapixels)
+        require_room(self.model, prompt, tails)
+        tail = dict(zip(asked, tails, strict=True))
+        return Behind(Scored(prompt, [tail[text] for text in texts]), row_tokens(prompt.length, tails))
+
+    def compute(self, works: Sequence[Work]) -> list[list[Tensor]]:
+        if self.whole:
+            return [self._of_whole(work.prompts) for work in works]
+        hidden = last_hidden(self.model, [work.scored for work in works])
+        return [list(self.reading.of_hidden(torch.stack(rows)).cpu()) for rows in hidden]
+
+    @torch.inference_mode()
+    def _of_whole(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        found = {id(prompt): self._of_one(prompt).cpu() for prompt in {id(one): one for one in prompts}.values()}
+        return [found[id(prompt)] for prompt in prompts]
+
+    def _of_one(self, prompt: Prompt) -> Tensor:
+        if self.model.why_plain:
+            return self.reading.of_end(*self.model.plain_end(prompt))
+        return self.reading.of_hidden(run_prefix(self.model, prompt).end.hidden_D[None])[0]
+
+    def check(self, work: Work, found: list[Tensor]) -> None:
+        """By the log-probs of the prompts behind their common beginning: many numbers, where the scores are a few."""
+        if isinstance(work, Whole):
+            return
+        [logps] = score_pass(self.model, [work.scored])
+        difference = self_check(self.model, work.scored.prompt, work.scored.answers, logps)
+        log.info("self-check: shared and plain log-probs of prompts differ by %.1e nat a token on average", difference)
+
+
+def yesno_runner(context: StageContext) -> UnitByUnit:
+    """The runner of the judge that says yes or no."""
+    return _runner(context, lambda model: YesNo(model, context.config.yesno_question))
+
+
+def scalar_runner(context: StageContext) -> UnitByUnit:
+    """The runner of a reward model with a head of one number."""
+    return _runner(context, Scalar)
+
+
+def _runner(context: StageContext, reading: Callable[[VisionLanguageModel], Reading]) -> UnitByUnit:
+    judged = Judged(context.model, reading(context.model), context.config.max_megapixels, context.decode)
+    # Here: prompts are made in another thread, which must not run the model.
+    log.info("answers share the beginning of their prompts: %s", "no" if judged.whole else "yes")
+    check = True
+
+    def compute(work: UnitWork) -> UnitResult:
+        nonlocal check
+        sampled = work.inputs[stages.SAMPLING.name].table
+        result = judge_unit(judged, work.questions, sampled, context.budgets["score_tokens"], check)
+        check = check and not result.table.num_rows
+        return result
+
+    return UnitByUnit(compute)
+
+
+def judge_unit(
+    judged: Judged, questions: Iterable[Question], sampled: pa.Table, tokens_a_pass: int = 0, check: bool = False
+) -> UnitResult:
+    """Scores of all answers of a unit, in their order; a row that cannot be judged is left out with its reason."""
+    found = compute_unit(judged, questions, sampled, tokens_a_pass, check)
+    rows = [
+        {"idx": row["idx"], "sample_index": row["sample_index"], "score": float(score)} for row, score in found.scored
+    ]
+    table = pa.Table.from_pylist(rows, schemas.scores(sampled.schema.field("idx").type))
+    return UnitResult(table, found.quarantined, found.missing, retries=found.retries)

@@ -1,0 +1,48 @@
+"""What a judge is asked about an answer, to be answered with yes or no: the template of --yesno_template."""
+
+import re
+from dataclasses import dataclass
+
+from data_engine.errors import UserError
+from data_engine.flag_files import read_text
+
+DEFAULT = (
+    "Question: {question}\n"
+    "Answer: {answer}\n\n"
+    "Is every statement of this answer supported by the image? Reply with yes or no."
+)
+FIELDS = ("question", "answer")
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class YesNoTemplate:
+    """A text in which {question} and {answer} stand once each; other braces are text."""
+
+    text: str
+
+    @classmethod
+    def read(cls, path: str | None) -> "YesNoTemplate":
+        """From a file, or the default one for None. Raises UserError for a file that is no template."""
+        if path is None:
+            return cls(DEFAULT)
+        text = read_text("yesno_template", path, "a text that has {question} and {answer}", "the default one")
+        names = _FIELD.findall(text)
+        for name in FIELDS:
+            if names.count(name) != 1:
+                raise UserError(
+                    f'yesno_template "{path}" must have {{{name}}} once, where the {name} is to stand, and has it '
+                    f"{names.count(name)} times"
+                )
+        for name in names:
+            if name not in FIELDS:
+                raise UserError(
+                    f'yesno_template "{path}" has {{{name}}}, in whose place nothing would be put; known: '
+                    "{question} and {answer}"
+                )
+        # An editor ends the last line with a line feed, which no judge should be asked with.
+        return cls(text.rstrip("\n"))
+
+    def asks(self, question: str, answer: str) -> str:
+        """The text about one answer. What stands in question and answer is not looked at."""
+        return _FIELD.sub(lambda found: {"question": question, "answer": answer}.get(found[1], found[0]), self.text)
