@@ -17,6 +17,8 @@ from data_engine.commands.arguments import parse
 from data_engine.exports.card import PICTURE, Card, text
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting.picture import picture
+from data_engine.rewards.sentences import SENTENCES
+from data_engine.stages import SOURCES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CACHE = f"/home/jane/.cache/huggingface/hub/models--openbmb--RLAIF-V-7B/snapshots/{COMMIT}"
@@ -129,6 +131,25 @@ def test_settings_are_those_of_the_answers_and_of_the_last_pairing():
     pairing = dict(rows_of(written, "Rewards and pairs"))
     assert pairing == {"strategy": "cross", "rank": "2", "distance": "25", "beta": "0.2", "seed": "0"}
     assert "beta = 0.2 times the sum" in written
+
+
+def test_each_source_of_reward_is_told_with_its_formula_and_its_models():
+    made = run_file(rewards="implicit, contrast,yesno,scalar", yesno_model_path="/home/jane/secret/judge_[x]",
+                    scalar_model_path="Skywork/Skywork-VL-Reward-7B")  # fmt: skip
+    made["bound"]["yesno_template"] = "a" * 64
+    made["models"]["scalar"] = {"folders": [CACHE.replace("openbmb--RLAIF", "Skywork--Skywork-VL")], "family": "auto"}
+    written = text(card(run_file=made))
+    assert "Sources of reward: implicit, contrast, yesno, scalar." in written
+    for told in (
+        "beta = 0.2 times the sum (or the mean) over its tokens of log p under the reward model tuned minus log p "
+        "under the instruct model openbmb/RLAIF-V-7B.",
+        "log p with the image minus log p without it, both under the instruct model openbmb/RLAIF-V-7B.",
+        f"of the judge judge\\_\\[x\\], which is asked about the answer; sha256 of what it is asked: {'a' * 64}.",
+        "the head of the reward model Skywork/Skywork-VL-V-7B gives of question and answer",
+    ):
+        assert told in written
+    assert "contrast" not in text(card())
+    assert SENTENCES.keys() >= SOURCES.keys(), "say in a sentence what each source of reward is"
 
 
 def test_answers_of_another_engine_are_named_with_what_is_not_promised():

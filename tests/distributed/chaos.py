@@ -261,7 +261,9 @@ def main() -> int:
 
     hits, told, wrong = collections.Counter(), collections.Counter(), []
     dataset = arguments.folder / "questions.parquet"
-    flags = (*FLAGS, *write_hard_questions(dataset, QUESTIONS))
+    flags = (*FLAGS, *write_hard_questions(dataset, QUESTIONS), "--rewards", "implicit,contrast,yesno")
+    # The reward model is the judge as well.
+    flags += ("--yesno_model_path", str(arguments.folder / "reward"))
     # Copies: their files are touched.
     for name in ("instruct", "reward", "openai"):
         shutil.copytree(GOLDENS / name, arguments.folder / name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_engine import stages
 from data_engine.store.units import left_out
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,8 @@ PYTHONPATH = os.pathsep.join(
     [str(Path(__file__).parent), *(part for part in INHERITED if not (Path(part) / "torchvision").is_dir())]
 )
 GOLDENS = ROOT / "tests/goldens/llava"
-STAGES = ("sampled_answer", "instruct_logps", "reward_logps")
+# Of any run; one that a run has not leaves no folder.
+STAGES = tuple(stages.known())
 
 
 def write_questions(path: Path, num: int) -> Path:
@@ -126,7 +128,7 @@ class Result:
             {
                 f"{stage}/{file.name}": pq.read_table(file).to_pylist()
                 for stage in STAGES
-                for file in sorted((work_dir / stage).iterdir())
+                for file in sorted((work_dir / stage).glob("*"))
             },
             list(left_out(work_dir)),
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_engine.commands import main
 from data_engine.exports.formats import rlaif_v
-from data_engine.pipeline import score
+from data_engine.pipeline import judge, score
 from data_engine.questions import given_answers
 from data_engine.sampling.native import scheduler
 from data_engine.scoring import logprobs
@@ -51,6 +51,7 @@ def before(module: object, name: str, window: str, countdown: Countdown) -> None
 def install(countdown: Countdown) -> None:
     before(scheduler.Scheduler, "_step", "sampling", countdown)
     before(score, "score_pass", "scoring", countdown)
+    before(judge, "last_hidden", "judging", countdown)
     before(given_answers, "swap_in", "copying", countdown)
     before(rlaif_v, "write_files", "dataset writing", countdown)
     write, link = units.write_sealed, os.link

@@ -19,6 +19,7 @@ from data_engine.config import RunConfig
 from data_engine.preferences import strategies
 from data_engine.preferences.counts import Funnel
 from data_engine.rewards.implicit import REASONS
+from data_engine.rewards.sentences import SENTENCES
 
 PICTURE = ".report/rewards.png"
 """Where the picture lies in an export; `datasets` takes nothing in a hidden folder for data."""
@@ -38,6 +39,7 @@ _NOT_AS_GIVEN = (
 )  # fmt: skip
 # Flags that name a file, by names that do not say so.
 _FILES = ("chat_template", "yesno_template", "zero3_config", "answers")
+_FIELD = re.compile(r"\{(\w+)\}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A folder of the hub's local cache names the model and the commit that it holds.
 _SNAPSHOT = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
@@ -167,16 +169,20 @@ def _answers(run_file: Mapping) -> str:
 
 def _pairing(card: Card) -> str:
     config, settings = card.run_file.get("config", {}), card.settings
-    sources = config.get("rewards") or stages.DEFAULT
-    lines = [f"Source of reward: {_escaped(_value(sources))}."]
-    if "implicit" in str(sources):
-        beta = _value(settings.get("beta", config.get("beta")))
-        lines.append(
-            f"The implicit reward of an answer is beta = {_escaped(beta)} times the sum (or the mean) over its tokens "
-            "of log p under the reward model minus log p under the instruct model."
-        )
+    sources = [name.strip() for name in str(config.get("rewards") or stages.DEFAULT).split(",")]
+    lines = [f"Sources of reward: {_escaped(', '.join(sources))}."]
+    told = {"beta": _value(settings.get("beta", config.get("beta")))}
+    told |= {name: str(value) for name, value in card.run_file.get("bound", {}).items() if name == "yesno_template"}
+    roles = [name.removesuffix("_model_path") for name in config if name.endswith("_model_path") and config[name]]
+    told |= {role: _model(role, card.run_file)[0] for role in roles}
+    lines += [_filled(SENTENCES[name], told) for name in sources if name in SENTENCES]
     shown = {"strategy": strategies.DEFAULT} | dict(settings)
     return "\n\n".join([*lines, _table(("setting", "value"), [(name, _value(value)) for name, value in shown.items()])])
+
+
+def _filled(sentence: str, told: Mapping[str, str]) -> str:
+    """A sentence with what is told of a run, as Markdown; what is not told is not named."""
+    return _FIELD.sub(lambda found: _escaped(told.get(found[1], "not named")), sentence)
 
 
 def _funnel(funnel: Funnel) -> list[tuple[str, int]]:

@@ -1,0 +1,50 @@
+"""A run with three sources of reward, by two ranks that are killed: the bytes of a run that nothing disturbs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from jobs import GOLDENS, Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
+
+WINDOWS = ("sampling", "scoring", "judging", "before rename")
+STAGES = {"sampled_answer", "instruct_logps", "contrast_logps", "reward_logps", "yesno"}
+
+
+# Each starts ranks several times.
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Job:
+    """10 questions, and four bad ones among them."""
+    folder = tmp_path_factory.mktemp("alone")
+    pictures = write_hard_questions(folder / "questions.parquet", 10)
+    flags = ("--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "12", "--unit_size", "2")
+    sources = ("--rewards", "implicit,contrast,yesno", "--yesno_model_path", str(GOLDENS / "reward"))
+    job = Job(folder / "questions.parquet", folder / "work", (*flags, *pictures, *sources))
+    job.run()
+    return job
+
+
+def files_of(work_dir: Path) -> dict[str, bytes]:
+    """Of every unit and of the dataset, byte for byte."""
+    files = [*work_dir.glob("*/unit-*.parquet"), *(work_dir / "dataset").iterdir()]
+    return {str(path.relative_to(work_dir)): path.read_bytes() for path in files}
+
+
+def test_two_ranks_killed_at_work_on_each_source_and_run_again_write_the_same_bytes(alone, tmp_path):
+    job, log = dataclasses.replace(alone, work_dir=tmp_path / "work"), tmp_path / "kills"
+    for number, window in enumerate(WINDOWS):
+        job.run(
+            *torchrun(2), program="killed", code=1, KILL_WINDOW=window, KILL_RANK=str(number % 2), KILL_AT="0",
+            KILL_LOG=str(log),
+        )  # fmt: skip
+    assert log.read_text().split("\n")[:-1] == list(WINDOWS)
+    job.run(*torchrun(2))
+    # Logs of every start.
+    assert ranks_that_worked(job) > 2
+    found = files_of(job.work_dir)
+    assert {name.partition("/")[0] for name in found} == STAGES | {"dataset"}
+    assert found == files_of(alone.work_dir)
+    assert Result.of(job.work_dir) == Result.of(alone.work_dir)
+    assert stray_files(job.work_dir) == []
