@@ -37,7 +37,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models run test test-families test-trainers test-vllm fuzz test-slow test-slurm chaos prove-size \
+.PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm fuzz test-slow test-slurm chaos prove-size \
 	prove-exports lint bench bench-gpu clean
 
 help: ## print this list
@@ -66,6 +66,15 @@ demo: $(STAMP) ## pictures, two ranks of the engine, and how much less the chose
 
 demo-models: $(STAMP) ## train the demo's two tiny models again (minutes)
 	$(BIN)/python -m data_engine.demo.train engine/data_engine/demo/checkpoints
+
+demo-areas: $(STAMP) ## train a tiny judge (minutes), and how well each source of reward tells true answers from false
+	rm -rf $(DEMO_DIR)/areas
+	$(BIN)/python -m data_engine.demo questions $(DEMO_DIR)/questions.parquet --num $(NUM) --seed $(SEED)
+	test -f $(DEMO_DIR)/judge/config.json || $(BIN)/python -m data_engine.demo.train_yesno $(DEMO_DIR)/judge
+	$(BIN)/python -m data_engine run --config configs/demo.yaml --rewards implicit,contrast,yesno \
+		--yesno_model_path $(DEMO_DIR)/judge --stop_after_stage 1 \
+		--dataset_path $(DEMO_DIR)/questions.parquet --work_dir $(DEMO_DIR)/areas
+	$(BIN)/python -m data_engine.demo areas $(DEMO_DIR)/areas $(DEMO_DIR)/questions.parquet
 
 run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [ARGS="--limit 100"]
 	@test -n "$(CONFIG)" || { echo 'make: which job? make run CONFIG=configs/llava-1.5-7b.yaml' >&2; exit 2; }
