@@ -27,7 +27,7 @@ FLOORS = [
     "sampling scoring rewards preferences exports reporting",
     "models",
     "data_engine_kernels",
-    "store questions processes",
+    "store questions processes rules",
     "config chat_settings vllm_settings schemas errors seeds stages tables",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}

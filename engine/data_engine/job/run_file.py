@@ -21,6 +21,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.models.base import Target
 from data_engine.questions.dataset import Questions
+from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
 from data_engine.store.made_from import differing_names, told
@@ -34,13 +35,16 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "
 
 def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dict:
     """The bound values that are no content, by name."""
-    every = [*stages.known().values(), config.stages.sampling]
+    # Of a source that this start does not use, the values stay as they are.
+    every = [stages.SAMPLING, *config.stages.by_name.values()]
     names = {name for stage in every for name in stage.bound}
     bound = {name: value for name, value in asdict(config).items() if name in names}
     if config.answers is not None:
         # By its content.
         del bound["answers"]
     bound |= {"device": target.device.type, "dtype": target.dtype_name, **_canonical(config)}
+    for flags in config.source_flags.values():
+        bound |= flags.bound
     return bound | {"unit_size": config.unit_size or auto_unit_size(num_questions)}
 
 
@@ -49,7 +53,9 @@ def _canonical(config: RunConfig) -> dict[str, str | None]:
 
     The engine's own sampler is None: units that were drawn before there was another one do not name it.
     """
-    names = {ours: theirs for ours, theirs in config.column_names.items() if ours != theirs}
+    # Columns that only sources of reward read shape nothing but these.
+    given = {ours: theirs for ours, theirs in config.column_names.items() if ours not in REFERENCE_COLUMNS}
+    names = {ours: theirs for ours, theirs in given.items() if ours != theirs}
     template, arguments = config.chat_template_text, config.template_kwargs
     return {
         "columns": ",".join(f"{ours}={names[ours]}" for ours in sorted(names)) or None,
