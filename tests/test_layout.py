@@ -28,7 +28,7 @@ FLOORS = [
     "models",
     "data_engine_kernels",
     "store questions processes rules",
-    "config chat_settings vllm_settings schemas errors seeds stages tables",
+    "config chat_settings flag_files vllm_settings schemas errors seeds stages tables",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

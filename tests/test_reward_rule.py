@@ -81,7 +81,9 @@ def test_a_rule_of_ones_own_gets_all_columns_but_pictures(given, tmp_path):
                {"idx": 3, "question": "Why?", "answer": "x", "tags": [], "level": None, "other": None}]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "more.parquet")
     file = rule_file(tmp_path, "def seen(row, answers):\n    return [WANTED[row['idx']] == row] * len(answers)\n")
-    wanted = {row["idx"]: {name: row[name] for name in ("idx", "question", "answer", "tags", "level")} for row in records}
+    wanted = {
+        row["idx"]: {name: row[name] for name in ("idx", "question", "answer", "tags", "level")} for row in records
+    }
     Path(file).write_text(f"WANTED = {wanted!r}\n{Path(file).read_text()}")
     assert given(f"{file}:seen", tmp_path / "more.parquet") == 0
     assert scores(tmp_path / "work") == {idx: [1.0] * 4 for idx in ANSWERS}
@@ -92,12 +94,14 @@ def test_columns_of_another_name_are_named_and_shape_the_rule_alone(given, tmp_p
     table = table.append_column("topic", pa.array(["x", "y", "z"]))
     pq.write_table(table, tmp_path / "labelled.parquet")
     dataset = tmp_path / "labelled.parquet"
-    with pytest.raises(UserError, match=r'rule final_answer needs the column "answer".*columns: idx, question, label, topic; '
-                                        r"or say --columns answer=NAME"):  # fmt: skip
+    told = (
+        r'rule final_answer needs the column "answer".*columns: idx, question, label, topic; or say --columns answer='
+    )
+    with pytest.raises(UserError, match=told):
         given("final_answer", dataset)
     assert given("contains", dataset, columns="answer=topic") == 0
     sampled = {path: path.stat().st_mtime_ns for path in (tmp_path / "work/sampled_answer").iterdir()}
-    with pytest.raises(UserError, match="reference_columns was 'answer=topic', now 'answer=label'.*units of rule"):
+    with pytest.raises(UserError, match=r"reference_columns was 'answer=topic', now 'answer=label'.*units of rule"):
         given("contains", dataset, columns="answer=label")
     for path in (tmp_path / "work/rule").iterdir():
         path.unlink()
@@ -112,7 +116,9 @@ def test_a_changed_file_of_a_rule_is_another_run_and_a_moved_one_is_not(given, t
     assert given(f"{rule_file(tmp_path, body)}:length") == 0
     assert given(f"{rule_file(tmp_path, body, 'moved.py')}:length") == 0
     other = rule_file(tmp_path, body.replace("len,", "hash,"))
-    with pytest.raises(UserError, match=r"holds another run: rule was 'length [0-9a-f]{64}', now 'length [0-9a-f]{64}'"):
+    with pytest.raises(
+        UserError, match=r"holds another run: rule was 'length [0-9a-f]{64}', now 'length [0-9a-f]{64}'"
+    ):
         given(f"{other}:length")
     with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 1'"):
         given("contains")
@@ -138,8 +144,8 @@ def test_a_source_that_is_left_out_of_a_start_keeps_its_units(config, tmp_path, 
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ("final_anser", r'"final_anser" is neither final_answer, contains, objects nor FILE.py:function; did you mean fi'),
-        ("gone.py:f", "gone.py cannot be read: No such file or directory; name a file as FILE.py:function"),
+        ("final_anser", r'"final_anser" is neither final_answer, contains, objects nor FILE.py:function; did you'),
+        ("gone.py:f", "gone.py cannot be read: No such file or directory; name a file with Python's functions"),
         ("mine.py", "neither final_answer"),
         ("{mine}:", 'the name of a function'),
         ("{mine}:a b", '"a b" cannot be the name of a function'),
@@ -171,7 +177,8 @@ UNSTEADY = {
     "process": "import os\ndef f(row, answers):\n    return [os.getpid()] * len(answers)\n",
     "order of calls": "CALLS = []\ndef f(row, answers):\n    CALLS.append(1)\n    return [len(CALLS)] * len(answers)\n",
     "now and then": "import os\ndef f(row, answers):\n    open(f'/proc/{{os.getppid()}}/status')\n"
-    "    path = '{0}'\n    if os.path.exists(path): raise ValueError\n    open(path, 'w')\n    return [1] * len(answers)\n",
+    "    path = '{0}'\n    if os.path.exists(path): raise ValueError\n"
+    "    open(path, 'w')\n    return [1] * len(answers)\n",
 }
 
 
@@ -222,8 +229,8 @@ def test_questions_that_all_hang_are_given_up_at_the_fifth(given, config, tmp_pa
     monkeypatch.setattr(rewards_rule, "LIMITS", Limits(processor_s=30, clock_s=0.2))
     monkeypatch.setattr(rule_stage, "HOPELESS", 2)
     body = "import time\ndef f(row, answers):\n    time.sleep(100)\n"
-    with pytest.raises(UserError, match=r"none of the first 2 questions got a number.*idx 2, because the rule took more "
-                                        r"than 0.2 s, 2 times"):  # fmt: skip
+    told = r"none of the first 2 questions got a number.*idx 2, because the rule took more than 0.2 s, 2 times"
+    with pytest.raises(UserError, match=told):
         given(f"{rule_file(tmp_path, body)}:f", unit_size=3)
 
 
@@ -257,8 +264,15 @@ def test_a_killed_rank_leaves_no_worker_and_a_rerun_gives_the_same_bytes(given, 
     monkeypatch.undo()
     for name in ("killed", "whole"):
         monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert worker.run(RunConfig(**{flag: str(value) if isinstance(value, Path) else value
-                                       for flag, value in flags.items()} | {"work_dir": str(tmp_path / name)})) == 0
+        assert (
+            worker.run(
+                RunConfig(
+                    **{flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()}
+                    | {"work_dir": str(tmp_path / name)}
+                )
+            )
+            == 0
+        )
     for stage in ("rule", "instruct_logps", "reward_logps"):
         for unit in ("unit-00000.parquet", "unit-00001.parquet"):
             killed, whole = (tmp_path / name / stage / unit for name in ("killed", "whole"))

@@ -11,11 +11,12 @@ from data_engine.rules.chosen import Rule
 from data_engine.rules.process import Judged, RuleProcess
 from data_engine.rules.worker import Limits
 
-QUICK = Limits(processor_s=0.4, clock_s=20, memory_bytes=120 << 20)
+LITTLE = Limits(memory_bytes=120 << 20)
+HASTY = Limits(processor_s=0.4, import_s=0.4)
 ANSWERS = ["one", "two"]
 
 
-def process(body: str, limits: Limits = QUICK) -> RuleProcess:
+def process(body: str, limits: Limits = LITTLE) -> RuleProcess:
     """A rule f of which `body` is what it does for idx 1; any other question is told the lengths of its answers."""
     body = textwrap.indent(textwrap.dedent(body).strip("\n"), " " * 8)
     source = f"def f(row, answers):\n    if row['idx'] == 1:\n{body}\n    return [len(answer) for answer in answers]\n"
@@ -27,7 +28,7 @@ def judged():
     """What a rule makes of a question, after which the next question is judged as if nothing had been."""
     running = []
 
-    def judge(body: str, limits: Limits = QUICK) -> Judged:
+    def judge(body: str, limits: Limits = LITTLE) -> Judged:
         running.append(process(body, limits))
         found = running[-1].judge({"idx": 1}, ANSWERS)
         assert running[-1].judge({"idx": 2}, ["three", "no"]) == Judged((5.0, 2.0), (None, None))
@@ -51,7 +52,8 @@ def judged():
     ],
 )
 def test_what_ends_the_process_is_tried_twice_and_recorded(judged, body, problem):
-    assert judged(body) == Judged(problem=problem, is_limit=True)
+    limits = HASTY if "processor time" in problem else LITTLE
+    assert judged(body, limits) == Judged(problem=problem, is_limit=True)
 
 
 def test_a_rule_that_sleeps_is_ended_by_the_clock_even_without_its_alarm(judged):
@@ -126,7 +128,7 @@ def test_what_a_rule_prints_goes_nowhere(judged, capfd):
 def test_what_a_rule_keeps_in_memory_is_not_the_next_questions_end(judged):
     # Each question alone fits, two together do not: the second is judged by a fresh process.
     source = "kept = []\ndef f(row, answers):\n    kept.append(bytearray(70 << 20))\n    return [row['idx']] * 2\n"
-    running = RuleProcess(Rule("mine.py:f", function="f", source=source), QUICK)
+    running = RuleProcess(Rule("mine.py:f", function="f", source=source), LITTLE)
     for idx in (1, 2, 3):
         assert running.judge({"idx": idx}, ANSWERS) == Judged((idx, idx), (None, None))
     running.close()
@@ -157,9 +159,10 @@ def test_processes_that_a_rule_starts_end_with_its_own(tmp_path):
 )
 def test_a_file_that_cannot_be_imported_is_refused(source, told, tmp_path, monkeypatch):
     # A file in the current folder is not bound, and not found.
+    monkeypatch.setattr("data_engine.rules.process.SPARE_S", 60)
     (tmp_path / "helper_beside.py").write_text("")
     monkeypatch.chdir(tmp_path)
-    running = RuleProcess(Rule("mine.py:f", function="f", source=source), Limits(import_s=0.4, memory_bytes=120 << 20))
+    running = RuleProcess(Rule("mine.py:f", function="f", source=source), HASTY if "0.4 s" in told else LITTLE)
     with pytest.raises(UserError, match=f'rule "mine.py:f": {told}'):
         running.start()
     running.close()

@@ -10,11 +10,11 @@ import re
 import types
 import typing
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Literal
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import UserError
+from data_engine.flag_files import read_text
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS, REFERENCE_COLUMNS
 from data_engine.stages import COMPARED, DEFAULT, SOURCES, TRAINED, RunStages, SourceFlags
 from data_engine.tables import load
@@ -279,13 +279,7 @@ class RunConfig:
         if self.chat_template is None:
             return None
         where = f'chat_template "{self.chat_template}"'
-        try:
-            text = Path(self.chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{where} cannot be read: {error.strerror}; name a file with a Jinja template") from None
-        # Bytes that are no UTF-8, or a name that no file can have.
-        except ValueError:
-            raise UserError(f"{where} is not text in UTF-8; name a file with a Jinja template") from None
+        text = read_text(where, self.chat_template, "a Jinja template")
         _require(bool(text.strip()), f"{where} is empty; without the flag, the model's own template is used")
         return text
 

@@ -9,13 +9,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import yaml
 
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.flag_files import read_text
 from data_engine.rewards import RewardSettings, StageColumns
 from data_engine.stages import SourceFlags
 
@@ -70,7 +70,7 @@ def flags(config: RunConfig) -> SourceFlags:
     text, where = DEFAULT, "the default critic_template"
     if config.critic_template is not None:
         where = f'critic_template "{config.critic_template}"'
-        text = _text(config.critic_template, where)
+        text = read_text(where, config.critic_template, "a template in YAML")
     return SourceFlags(template_in(text, where), {"critic_template": hashlib.sha256(text.encode()).hexdigest()})
 
 
@@ -111,13 +111,3 @@ def _expression(pattern: str, where: str) -> re.Pattern:
             r"groups of other kinds are (?:...), as in Score: (\d+)"
         )
     return found
-
-
-def _text(path: str, where: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}; name a YAML file; {_EXPECTED}") from None
-    # Bytes that are no UTF-8, or a name that no file can have.
-    except ValueError:
-        raise UserError(f"{where} is not text in UTF-8; save it as UTF-8") from None

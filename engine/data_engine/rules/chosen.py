@@ -3,9 +3,9 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_engine.errors import UserError, nearest
+from data_engine.flag_files import read_text
 from data_engine.rules import BUILT_IN
 
 _FILE = re.compile(r"(.+\.py):(.*)", re.DOTALL)
@@ -47,20 +47,10 @@ def read_rule(shown: str) -> Rule:
     file, function = match.groups()
     if not function.isidentifier():
         raise UserError(f'rule "{shown}": "{function}" cannot be the name of a function; expected FILE.py:function')
-    source = _text(file, f'rule "{shown}"')
+    source = read_text(f'rule "{shown}": {file}', file, "Python's functions")
     try:
         compile(source, file, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise UserError(f'rule "{shown}": the file is not Python{where}: {getattr(error, "msg", error)}') from None
     return Rule(shown, function=function, source=source)
-
-
-def _text(file: str, where: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{where}: {file} cannot be read: {error.strerror}; name a file as FILE.py:function") from None
-    # Bytes that are no UTF-8, or a name that no file can have.
-    except ValueError:
-        raise UserError(f"{where}: {file} is not text in UTF-8; save it as UTF-8") from None

@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 from data_engine.rules.values import equal, inside_braces
 
-_MARK = re.compile(r"final[ _]answer(?:\s+is\b[\s*_]*[:：]?|\W{0,4}[:：]|[ \t*_]*\n)|\\f?boxed(?=\s*\{)", re.IGNORECASE)
+_MARK = re.compile(
+    r"final[ _]answer(?:\s+is\b[\s*_]*[:：]?|\W{0,4}[:：]|[ \t*_]*\n)|\\(?:boxed|fbox)(?=\s*\{)", re.IGNORECASE
+)
 # Marks of Markdown that may stand between the mark and the answer.
 _NOISE = " \t*_`"
 

@@ -1,0 +1,19 @@
+"""Files that flags name: read whole, as text, before a run begins."""
+
+from pathlib import Path
+
+from data_engine.errors import UserError
+
+
+def read_text(where: str, path: str, expected: str) -> str:
+    """What is in the file; `where` names the flag, and `expected` says what to name instead.
+
+    Raises UserError where it cannot be read, or is not text in UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}; name a file with {expected}") from None
+    # Bytes that are no UTF-8, or a name that no file can have.
+    except ValueError:
+        raise UserError(f"{where} is not text in UTF-8; name a file with {expected}") from None
