@@ -1,4 +1,4 @@
-"""What rules read of a dataset: rows without their pictures, with the columns that a run asks for, from every source."""
+"""What rules read of a dataset: rows without their pictures, with the columns that a run asks for; of every source."""
 
 import json
 

@@ -75,6 +75,7 @@ def test_a_rule_that_switches_its_alarm_off_is_ended_by_the_rank(judged, monkeyp
         ("raise KeyboardInterrupt", "f raised KeyboardInterrupt (line 3)"),
         ("raise ValueError('one\\ntwo')", "f raised ValueError: one (line 3)"),
         ("raise ValueError(object())", "f raised ValueError: <object object at 0x…> (line 3)"),
+        ("raise ValueError('a\\ud800b')", "f raised ValueError: a?b (line 3)"),
         ("class Odd(Exception):\n    __str__ = None\nraise Odd", "f raised Odd (line 5)"),
         ("return f(row, answers)", "f raised RecursionError: maximum recursion depth exceeded (line 3)"),
         ("return [1]", "f returned 1 numbers for 2 answers"),

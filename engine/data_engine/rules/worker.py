@@ -147,7 +147,8 @@ def _kind(value: object) -> str:
 def told(error: BaseException, file: str | None) -> str:
     """An exception on one line, with the line of the rule's file; the same in every process: without addresses."""
     try:
-        text = (str(error).strip().splitlines() or [""])[0]
+        # Half surrogate pairs, which rows of JSON may have, are in no column of text.
+        text = (str(error).encode(errors="replace").decode().strip().splitlines() or [""])[0]
     except BaseException:
         text = ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
