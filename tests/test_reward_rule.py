@@ -220,9 +220,9 @@ def test_what_is_wrong_with_an_answer_or_a_question_is_recorded_with_it(given, t
 
 
 def test_a_column_of_objects_that_holds_no_names_is_refused(given, tmp_path):
+    records = [{"idx": idx, "question": "How many?", "objects": idx} for idx in ANSWERS]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "numbers.parquet")
     with pytest.raises(UserError, match='rule "objects": the column "objects" must hold lists of names, got int'):
-        records = [{"idx": idx, "question": "How many?", "objects": idx} for idx in ANSWERS]
-        pq.write_table(pa.Table.from_pylist(records), tmp_path / "numbers.parquet")
         given("objects", tmp_path / "numbers.parquet")
 
 
