@@ -27,8 +27,8 @@ FLOORS = [
     "sampling scoring rewards preferences exports reporting",
     "models",
     "data_engine_kernels",
-    "store questions processes",
-    "config chat_settings vllm_settings flag_files yesno_template schemas errors seeds stages tables",
+    "store questions processes rules",
+    "config chat_settings vllm_settings flag_files schemas errors seeds stages tables",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

@@ -10,7 +10,7 @@ from data_engine.commands import report, status, validate
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import model_holder, worker
-from data_engine.yesno_template import DEFAULT, YesNoTemplate
+from data_engine.rewards.yesno import DEFAULT, YesNoTemplate
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from typing import Literal
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import UserError
 from data_engine.flag_files import read_text
-from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
-from data_engine.stages import COMPARED, DEFAULT, TRAINED, RunStages
+from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS, REFERENCE_COLUMNS
+from data_engine.stages import COMPARED, DEFAULT, SOURCES, TRAINED, RunStages, SourceFlags
+from data_engine.tables import load
 from data_engine.vllm_settings import read_args
-from data_engine.yesno_template import YesNoTemplate
 
 _INT_MAX = 2**63 - 1
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -219,6 +219,21 @@ class RunConfig:
         """The stages of the run. Raises UserError for sources of reward that are not known."""
         return RunStages.of(vars(self))
 
+    @functools.cached_property
+    def source_flags(self) -> dict[str, SourceFlags]:
+        """What the flags of each source of reward name, by the source; read once.
+
+        Raises UserError for what cannot be used. Not looked at for a run that is finished: its files may be gone.
+        """
+        named = {source: SOURCES[source].flags for source in self.stages.sources}
+        return {source: load(flags)(self) for source, flags in named.items() if flags is not None}
+
+    @property
+    def further_columns(self) -> tuple[str, ...] | None:
+        """The dataset's columns that sources of reward read besides those of every question; None: all."""
+        columns = [flags.columns for flags in self.source_flags.values()]
+        return None if None in columns else tuple(dict.fromkeys(name for names in columns for name in names))
+
     @property
     def roles(self) -> tuple[str, ...]:
         """The models of the run. The one to train is among them where it is named, even if no stage runs it: markers
@@ -252,7 +267,7 @@ class RunConfig:
         for item in self.columns.split(",") if self.columns is not None else ():
             ours, equals, theirs = (part.strip() for part in item.partition("="))
             _require(bool(equals), f"columns must be like question=prompt,image=picture, got {json.dumps(item)}")
-            known = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS)
+            known = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS, *REFERENCE_COLUMNS)
             _require(ours in known, f"columns names {json.dumps(ours)}, which is not one of {', '.join(known)}")
             _require(ours not in found, f"columns names {ours} twice")
             _require(not theirs or theirs not in found.values(), f"columns gives {json.dumps(theirs)} two names")
@@ -264,12 +279,8 @@ class RunConfig:
         """What is in the file of --chat_template; read once. Raises UserError where it cannot be a template."""
         if self.chat_template is None:
             return None
-        return read_text("chat_template", self.chat_template, "a Jinja template", "the model's own template")
-
-    @functools.cached_property
-    def yesno_question(self) -> YesNoTemplate:
-        """What a judge is asked; read once. Raises UserError where the file of --yesno_template is no such template."""
-        return YesNoTemplate.read(self.yesno_template)
+        where = f'chat_template "{self.chat_template}"'
+        return read_text(where, self.chat_template, "a Jinja template", "the model's own template")
 
     @property
     def chat(self) -> ChatSettings:

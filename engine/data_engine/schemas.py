@@ -9,6 +9,8 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 # Columns of the input: a dataset has question or messages, and may have image or images.
 INPUT_COLUMNS = ("idx", "question", "image", "images", "messages", "system")
 OPTIONAL_COLUMNS = ("ds_name", "origin_dataset", "image_path")
+# What is known to be right of a question, by the names under which built-in rules look for it.
+REFERENCE_COLUMNS = ("answer", "objects")
 
 
 def sampled_answer(idx: pa.DataType) -> pa.Schema:
@@ -43,6 +45,17 @@ def logps(idx: pa.DataType) -> pa.Schema:
 def scores(idx: pa.DataType) -> pa.Schema:
     """A source of reward that gives each answer one number; null where it has none."""
     return pa.schema([("idx", idx), ("sample_index", pa.int32()), ("score", pa.float64())])
+
+
+def ruled(idx: pa.DataType) -> pa.Schema:
+    """What a rule made of each answer: a null score has a reason, unless the rule itself gave the answer none."""
+    return scores(idx).append(pa.field("reason", pa.string()))
+
+
+def criticised(idx: pa.DataType) -> pa.Schema:
+    """What a critic wrote about each answer, why its text ended, and the number in it, or why there is none."""
+    written = [("score", pa.float64()), ("critique", pa.string()), ("finish_reason", pa.string())]
+    return pa.schema([("idx", idx), ("sample_index", pa.int32()), *written, ("reason", pa.string())])
 
 
 def pairs(idx: pa.DataType) -> pa.Schema:

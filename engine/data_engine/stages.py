@@ -79,6 +79,22 @@ class Source:
     """those of them that rank where --rank_by names none; empty: all"""
     given: tuple[str, ...] = ()
     """fields of the configuration that it cannot do without, besides the models of its stages"""
+    flags: str | None = None
+    """module:function of a RunConfig, which returns SourceFlags: what is behind the source's own flags, read once"""
+
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """What the flags of a source of reward name, read and checked."""
+
+    value: object
+    """for the source's own runner"""
+    bound: Mapping[str, object]
+    """values of its stages' settings in the place of the flags' text: a file counts by its content"""
+    columns: tuple[str, ...] | None = ()
+    """of the dataset, besides schemas.INPUT_COLUMNS, that it reads; None: all that there are"""
+    needed_by: str = ""
+    """what reads these columns, for messages"""
 
 
 SAMPLING = Stage(
@@ -127,9 +143,24 @@ SOURCES = {
     "contrast": Source(
         (logps("instruct"), CONTRAST), "data_engine.rewards.contrast:rewards", ("contrast.sum", "contrast.avg")
     ),
-    "yesno": Source((judged("yesno", "yesno_template"),), "data_engine.rewards.yesno:rewards", ("yesno",)),
+    "yesno": Source(
+        (judged("yesno", "yesno_template"),),
+        "data_engine.rewards.yesno:rewards",
+        ("yesno",),
+        flags="data_engine.rewards.yesno:flags",
+    ),
     "scalar": Source((judged("scalar"),), "data_engine.rewards.scalar:rewards", ("scalar",)),
-}
+    "rule": Source(
+        (Stage("rule", REWARD, schemas.ruled, "data_engine.pipeline.rule:runner", None, (SAMPLING.name,),
+               settings=("rule", "reference_columns")),),
+        "data_engine.rewards.rule:rewards", ("rule",), given=("rule",), flags="data_engine.rewards.rule:flags",
+    ),
+    "critic": Source(
+        (Stage("critic", REWARD, schemas.criticised, "data_engine.pipeline.critic:runner", "critic", (SAMPLING.name,),
+               settings=("critic_template", *PICTURES)),),
+        "data_engine.rewards.critic:rewards", ("critic",), flags="data_engine.rewards.critic:flags",
+    ),
+}  # fmt: skip
 # What --rewards is where it is not given.
 DEFAULT = "implicit"
 

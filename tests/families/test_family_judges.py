@@ -16,7 +16,7 @@ from data_engine.errors import BadRow
 from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question
-from data_engine.yesno_template import YesNoTemplate
+from data_engine.rewards.yesno import YesNoTemplate
 
 TOLERANCE = 1e-4
 # The first and the last are equal, and one is the beginning of another.

@@ -17,7 +17,7 @@ from data_engine.demo.areas import is_true
 from data_engine.demo.models import TinyLlava, published_weights, save_checkpoint
 from data_engine.demo.tokenizer import PAD, PromptTokenizer, after_image, corpus, train_tokenizer
 from data_engine.demo.train import CAPTION_SEED, Recipe, _cosine, _log, _update
-from data_engine.yesno_template import YesNoTemplate
+from data_engine.rewards.yesno import YesNoTemplate
 
 # Far from the seeds of the other models, and of anybody's questions.
 JUDGE_SEED = 7_000_004

@@ -35,10 +35,13 @@ _OF_A_START = (
 )  # fmt: skip
 # Bound under the flag's name, but not in the form in which the flag takes it.
 _NOT_AS_GIVEN = (
-    "dataset", "columns", "chat_template", "chat_template_kwargs", "yesno_template", "device", "dtype", "unit_size",
+    "dataset", "columns", "chat_template", "chat_template_kwargs", "yesno_template", "critic_template", "rule",
+    "reference_columns", "device", "dtype", "unit_size",
 )  # fmt: skip
 # Flags that name a file, by names that do not say so.
-_FILES = ("chat_template", "yesno_template", "zero3_config", "answers")
+_FILES = ("chat_template", "yesno_template", "critic_template", "rule", "zero3_config", "answers")
+# Bound values that the sentences of the sources name.
+_TOLD = ("yesno_template", "critic_template", "rule")
 _FIELD = re.compile(r"\{(\w+)\}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A folder of the hub's local cache names the model and the commit that it holds.
@@ -172,7 +175,7 @@ def _pairing(card: Card) -> str:
     sources = [name.strip() for name in str(config.get("rewards") or stages.DEFAULT).split(",")]
     lines = [f"Sources of reward: {_escaped(', '.join(sources))}."]
     told = {"beta": _value(settings.get("beta", config.get("beta")))}
-    told |= {name: str(value) for name, value in card.run_file.get("bound", {}).items() if name == "yesno_template"}
+    told |= {name: str(value) for name, value in card.run_file.get("bound", {}).items() if name in _TOLD}
     roles = [name.removesuffix("_model_path") for name in config if name.endswith("_model_path") and config[name]]
     told |= {role: _model(role, card.run_file)[0] for role in roles}
     lines += [_filled(SENTENCES[name], told) for name in sources if name in SENTENCES]

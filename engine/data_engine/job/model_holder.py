@@ -62,6 +62,7 @@ class ModelHolder:
                 split=coordination.split is not None,
                 decode=self._decode, target=plan.target, scores_own=stage.model == plan.stages.sampling.model,
                 given=None if plan.given is None else lambda unit: plan.given.of_rows(plan.unit_rows[unit]),
+                records=lambda unit: plan.questions.records(plan.unit_rows[unit]), column=plan.questions.column,
             )  # fmt: skip
             self._runner, self._stage = load(stage.runner)(context), stage
         return self._runner

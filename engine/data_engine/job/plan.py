@@ -20,7 +20,7 @@ from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import check_models
 from data_engine.models.sharding import placement
 from data_engine.processes.ranks import Ranks, set_device
-from data_engine.questions.dataset import Questions, open_questions
+from data_engine.questions.dataset import Questions, open_for_run
 from data_engine.questions.given_rows import GivenFile
 from data_engine.stages import RunStages, Stage
 from data_engine.store import units
@@ -166,7 +166,7 @@ class Plan:
 
 def _questions(config: RunConfig, run_stages: RunStages) -> Questions:
     """The dataset, checked against what the stages and the file of answers need of it."""
-    questions = open_questions(config)
+    questions = open_for_run(config)
     _check_columns(questions, run_stages)
     if config.answers is not None:
         # Of its rows nothing yet.

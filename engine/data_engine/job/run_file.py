@@ -21,6 +21,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.models.base import Target
 from data_engine.questions.dataset import Questions
+from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
 from data_engine.store.made_from import differing_names, told
@@ -34,13 +35,16 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "
 
 def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dict:
     """The bound values that are no content, by name."""
-    every = [*stages.known().values(), config.stages.sampling]
+    # Of a source that this start does not use, the values stay as they are.
+    every = [stages.SAMPLING, *config.stages.by_name.values()]
     names = {name for stage in every for name in stage.bound}
     bound = {name: value for name, value in asdict(config).items() if name in names}
     if config.answers is not None:
         # By its content.
         del bound["answers"]
     bound |= {"device": target.device.type, "dtype": target.dtype_name, **_canonical(config)}
+    for flags in config.source_flags.values():
+        bound |= flags.bound
     return bound | {"unit_size": config.unit_size or auto_unit_size(num_questions)}
 
 
@@ -49,22 +53,17 @@ def _canonical(config: RunConfig) -> dict[str, str | None]:
 
     The engine's own sampler is None: units that were drawn before there was another one do not name it.
     """
-    names = {ours: theirs for ours, theirs in config.column_names.items() if ours != theirs}
+    # Columns that only sources of reward read shape nothing but these.
+    given = {ours: theirs for ours, theirs in config.column_names.items() if ours not in REFERENCE_COLUMNS}
+    names = {ours: theirs for ours, theirs in given.items() if ours != theirs}
     template, arguments = config.chat_template_text, config.template_kwargs
     return {
         "columns": ",".join(f"{ours}={names[ours]}" for ours in sorted(names)) or None,
         "chat_template": hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
-        "yesno_template": _yesno_template(config),
         "chat_template_kwargs": json.dumps(arguments, sort_keys=True) if arguments else None,
         "sampler": None if config.sampler == "native" else config.sampler,
         **({"vllm_args": shaping(config.vllm_options)} if config.sampler == "vllm" else {}),
     }
-
-
-def _yesno_template(config: RunConfig) -> str | None:
-    """By its content, also of the default one, which another version may spell otherwise; None where none is used."""
-    used = "yesno_template" in {name for stage in config.stages.by_name.values() for name in stage.settings}
-    return hashlib.sha256(config.yesno_question.text.encode()).hexdigest() if used else None
 
 
 def describe(config: RunConfig, questions: Questions, bound: Mapping, **others: object) -> dict:

@@ -28,7 +28,7 @@ from data_engine.rewards.yesno import WORDS
 from data_engine.scoring.logprobs import Scored, last_hidden, row_tokens, score_pass
 from data_engine.scoring.self_check import self_check
 from data_engine.store.units import UnitResult
-from data_engine.yesno_template import YesNoTemplate
+from data_engine.rewards.yesno import YesNoTemplate
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Judged:
 
 def yesno_runner(context: StageContext) -> UnitByUnit:
     """The runner of the judge that says yes or no."""
-    return _runner(context, lambda model: YesNo(model, context.config.yesno_question))
+    return _runner(context, lambda model: YesNo(model, context.config.source_flags["yesno"].value))
 
 
 def scalar_runner(context: StageContext) -> UnitByUnit:

@@ -43,6 +43,10 @@ class StageContext:
     """device and dtype of the run"""
     given: Callable[[int], list[list[GivenAnswer]]] | None = None
     """the answers of --answers to each question of a unit, by its number"""
+    records: Callable[[int], Iterable[dict]] | None = None
+    """the questions of a unit, by its number, without their pictures and with further columns: Questions.records"""
+    column: Callable[[str], Iterable[object]] | None = None
+    """a further column of the whole dataset: Questions.column"""
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,10 @@ class StageRunner(Protocol):
 
 
 class UnitByUnit:
-    """The runner of a stage that computes one unit at a time, by a function."""
+    """The runner of a stage that computes one unit at a time, by a function; `free` lets go of what it holds."""
 
-    def __init__(self, compute: Callable[[UnitWork], UnitResult]) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[[UnitWork], UnitResult], free: Callable[[], None] = lambda: None) -> None:
+        self._compute, self._free = compute, free
         self._waiting: deque[UnitWork] = deque()
 
     @property
@@ -93,3 +97,4 @@ class UnitByUnit:
 
     def close(self) -> None:
         self._waiting.clear()
+        self._free()

@@ -24,7 +24,7 @@ from data_engine.questions.row_images import read_all
 from data_engine.questions.sources import open_source
 from data_engine.questions.sources.base import PROBLEM, Source
 from data_engine.questions.sources.column_names import ColumnNames
-from data_engine.questions.sources.column_types import as_bytes, is_binary, is_text
+from data_engine.questions.sources.column_types import as_bytes, holds_bytes, is_binary, is_text
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 from data_engine.store.file_hashes import HashFiles
 
@@ -95,6 +95,8 @@ class Questions:
     idx_type: pa.DataType
     columns: tuple[str, ...]
     optional_columns: tuple[str, ...]
+    further_columns: tuple[str, ...]
+    """what sources of reward asked for besides: see `records`"""
     has_images: bool
     """whether the dataset has a column of images; without one, every question is asked without an image"""
 
@@ -114,6 +116,11 @@ class Questions:
         self.optional_columns = tuple(column for column in OPTIONAL_COLUMNS if column in source.columns)
         self.has_images = has_images(source.columns)
         self._asked = tuple(column for column in INPUT_COLUMNS[1:] if column in source.columns)
+        read = source.names.are_read(source.columns)
+        self.further_columns = tuple(
+            name for name in read
+            if name not in (*INPUT_COLUMNS, *OPTIONAL_COLUMNS) and not holds_bytes(source.columns[name])
+        )  # fmt: skip
         self._source, self._image_root, self._system = source, image_root, system
         self._is_limited = limit is not None
 
@@ -144,6 +151,27 @@ class Questions:
                 extra = {name: cells[i] for name, cells in extras.items()}
                 yield self._question(next(ids), asked, i, problems[i], extra)
 
+    def records(self, rows: range) -> Iterator[dict]:
+        """The same rows without their pictures, as rules read them: idx, question, and the further columns' values.
+
+        A question that cannot be read is None.
+        """
+        ids = iter(self.idx[rows.start : rows.stop])
+        rows = range(rows.start, min(rows.stop, len(self.idx)))
+        texts = [column for column in self._asked if column not in ("image", "images")]
+        for batch in self._source.batches(rows, [*texts, *self.optional_columns, *self.further_columns]):
+            asked = Asked(batch, texts)
+            cells = {name: _extra_cells(batch.column(name)) for name in self.optional_columns}
+            cells |= {name: self._source.values(batch.column(name)) for name in self.further_columns}
+            for i in range(batch.num_rows):
+                further = {name: values[i] for name, values in cells.items()}
+                yield {"idx": next(ids), "question": _question_in(asked, i), **further}
+
+    def column(self, name: str) -> Iterator[object]:
+        """One of the further columns, of all rows."""
+        for batch in self._source.batches(range(len(self)), [name]):
+            yield from self._source.values(batch.column(name))
+
     def _question(self, idx: int | str, asked: Asked, row: int, problem: str | None, extra: dict) -> Question:
         """One row; `problem` is what its source says of it."""
         question, conversation, cells, images, missing = None, None, [], (), False
@@ -173,23 +201,24 @@ def load_questions(
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
     system: str | None = None,
+    further: tuple[str, ...] | None = (),
 ) -> Questions:
     """Open a dataset and check it as a whole; `limit` keeps its first rows only.
 
     `columns` are the dataset's names of columns by the engine's, as RunConfig.column_names has them; `system` is the
-    system text of rows without one.
+    system text of rows without one. `further` are columns that are read besides, None for all that there are.
 
     Raises UserError where it cannot be opened, lacks a column, or has a null or repeated idx; the message says which.
     """
     if image_root is not None and not Path(image_root).is_dir():
         raise UserError(f'image_root "{image_root}" is not a folder')
-    source = open_source(path, split, revision, ColumnNames(columns or {}))
+    source = open_source(path, split, revision, ColumnNames(columns or {}, further))
     root = Path(image_root) if image_root is not None else None
     return Questions(source, f'dataset "{path}"', root, limit, system)
 
 
-def open_questions(config: RunConfig) -> Questions:
-    """The dataset that a configuration names, checked as a whole."""
+def open_questions(config: RunConfig, further: tuple[str, ...] | None = ()) -> Questions:
+    """The dataset that a configuration names, checked as a whole; `further` as of load_questions."""
     return load_questions(
         config.dataset_path,
         split=config.dataset_split,
@@ -198,7 +227,21 @@ def open_questions(config: RunConfig) -> Questions:
         limit=config.limit,
         columns=config.column_names,
         system=config.system,
+        further=further,
     )
+
+
+def open_for_run(config: RunConfig) -> Questions:
+    """The same with the columns that the run's sources of reward read. Raises UserError where one is not there."""
+    questions = open_questions(config, config.further_columns)
+    for flags in config.source_flags.values():
+        missing = [name for name in flags.columns or () if name not in questions.columns]
+        if missing:
+            raise UserError(
+                f'{flags.needed_by} needs the column "{missing[0]}", and the dataset has none; columns: '
+                f"{', '.join(questions.columns[:20])}; or say --columns {missing[0]}=NAME"
+            )
+    return questions
 
 
 def require_same(questions: Iterable[Question], digests: Sequence[str | None]) -> Iterator[Question]:
@@ -233,6 +276,13 @@ def read_images(question: Question, max_megapixels: float, decode: Decode = deco
         except BadImage as error:
             raise BadImage(which_image(str(error), number, len(question.images))) from None
     return found
+
+
+def _question_in(asked: Asked, row: int) -> str | None:
+    try:
+        return asked.given(row).conversation.question
+    except BadImage:
+        return None
 
 
 def _extra_cells(column: pa.Array) -> list[str | None]:

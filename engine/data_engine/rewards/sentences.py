@@ -20,4 +20,9 @@ SENTENCES = {
         "scalar: the number that the head of the reward model {scalar} gives of question and answer in its own chat "
         "format."
     ),
+    "rule": "rule: the number that the rule {rule} gives each answer.",
+    "critic": (
+        "critic: the number that the judge {critic} writes about each answer; sha256 of what it is asked: "
+        "{critic_template}."
+    ),
 }

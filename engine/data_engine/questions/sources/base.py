@@ -32,6 +32,9 @@ class Source(Protocol):
         A source whose cells may have no place in a column adds a text column PROBLEM: null, or what is wrong.
         """
 
+    def values(self, column: pa.Array) -> list:
+        """The cells of a column of a batch that is none of the engine's own, as Python values."""
+
     def fingerprint(self, hash_files: HashFiles) -> str:
         """In hex, of every byte that rows are read from; the same for the same content, whatever its path."""
 

@@ -5,6 +5,7 @@ import json
 from data_engine.questions.base64_images import image_bytes
 from data_engine.questions.images import BadImage, which_image
 from data_engine.questions.sources.base import PROBLEM
+from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 # Keys of a message, in the forms of OpenAI and of ShareGPT.
@@ -14,7 +15,8 @@ _SPEAKERS = ("role", "from")
 def cells_of(row: dict, columns: list[str]) -> dict:
     """A cell for each column, and under PROBLEM why the row cannot be used, or None.
 
-    An image becomes {bytes, path}, text becomes bytes, and messages and optional columns that are no text become JSON.
+    An image becomes {bytes, path}, text becomes bytes, and messages and optional columns that are no text become JSON;
+    so do all cells of columns that are none of the engine's own.
     """
     cells, problems = {}, []
     for name in columns:
@@ -27,6 +29,8 @@ def cells_of(row: dict, columns: list[str]) -> dict:
                 cells[name] = _image(value)
             elif name == "images":
                 cells[name] = _images(value)
+            elif name not in (*INPUT_COLUMNS, *OPTIONAL_COLUMNS):
+                cells[name] = None if value is None else json.dumps(value)
             elif name == "system" and not isinstance(value, str | None):
                 raise BadImage(f"system is {_kind(value)}; expected text")
             elif isinstance(value, str):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from data_engine.errors import UserError
+from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,14 @@ class ColumnNames:
 
     theirs: Mapping[str, str] = field(default_factory=dict)
     """the engine's name -> the dataset's; empty for a column that is not read"""
+    further: tuple[str, ...] | None = ()
+    """columns that are read besides those of the engine, by its names; None: all that there are"""
+
+    def are_read(self, columns: Iterable[str]) -> list[str]:
+        """Those of the columns, by the engine's names, that are read: the engine's own first, each once."""
+        own, columns = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS), dict.fromkeys(columns)
+        further = columns if self.further is None else [name for name in columns if name in self.further]
+        return list(dict.fromkeys([*(name for name in own if name in columns), *further]))
 
     def in_dataset(self, name: str) -> str:
         """What the dataset calls a column of the engine."""

@@ -12,9 +12,7 @@ import pyarrow.compute as pc
 
 from data_engine.questions.sources.base import refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
-from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
-READ_COLUMNS = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS)
 IMAGE_FIELDS = ("bytes", "path")
 MESSAGE_FIELDS = ("role", "content")
 _SIGNED = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
@@ -42,7 +40,7 @@ def columns_of(schema: pa.Schema, where: str, names: ColumnNames = SAME_NAMES) -
     """
     schema = names.renamed(schema)
     counts = Counter(schema.names)
-    twice = [f'"{names.in_dataset(name)}"' for name in READ_COLUMNS if counts[name] > 1]
+    twice = [f'"{names.in_dataset(name)}"' for name in names.are_read(schema.names) if counts[name] > 1]
     refuse(bool(twice), f"{where} has more than one column {', '.join(twice)}; keep one and rename or drop the others")
     columns = {field.name: _plain(field.type) for field in schema}
     if "image" in columns:
@@ -118,6 +116,26 @@ def as_bytes(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pa.large_binary())
+
+
+def holds_bytes(type: pa.DataType) -> bool:
+    """Whether there are bytes in a column, as of pictures and sound."""
+    parts = [field.type for field in type] if pa.types.is_struct(type) else [type.value_type] if is_list(type) else []
+    return is_binary(type) or any(map(holds_bytes, parts))
+
+
+def plain_values(column: pa.Array) -> list:
+    """The cells as Python values: text that is not valid UTF-8 is mended, a list with such text is None."""
+    if is_text(column.type):
+        return [cell if cell is None else cell.decode(errors="replace") for cell in as_bytes(column).to_pylist()]
+    return list(map(_plain_value, column))
+
+
+def _plain_value(cell: pa.Scalar) -> object:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return None
 
 
 def _plain(type: pa.DataType) -> pa.DataType:

@@ -10,7 +10,6 @@ from data_engine.errors import UserError
 from data_engine.questions.sources import text_file
 from data_engine.questions.sources.base import refuse
 from data_engine.questions.sources.column_names import ColumnNames
-from data_engine.questions.sources.column_types import READ_COLUMNS
 from data_engine.questions.sources.text_file import Record, TextFile, too_long
 
 
@@ -37,7 +36,8 @@ class CsvRows:
                 yield Record(where, start, lines.position - start, self._row(where, fields))
                 continue
             self._header = list(map(self._names.ours, fields))
-            twice = [f'"{self._names.in_dataset(name)}"' for name in READ_COLUMNS if Counter(self._header)[name] > 1]
+            counts = Counter(name for name in self._header if name is not None)
+            twice = [f'"{self._names.in_dataset(name)}"' for name in self._names.are_read(counts) if counts[name] > 1]
             refuse(bool(twice), f'"{self._file.path}" has more than one column {", ".join(twice)}; keep one')
 
     def parse(self, where: str, data: bytes) -> dict:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from data_engine.errors import UserError
 from data_engine.questions.sources.base import BATCH_ROWS, choose_split, first_line, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
-from data_engine.questions.sources.column_types import as_type, columns_of
+from data_engine.questions.sources.column_types import as_type, columns_of, plain_values
 from data_engine.store.file_hashes import HashFiles
 
 _AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
@@ -48,6 +48,9 @@ class DatasetsSource:
         """A column in its type; an offset that points out of the file would end the process when it is followed."""
         _check_offsets(column)
         return as_type(column, self.columns[name])
+
+    def values(self, column: pa.Array) -> list:
+        return plain_values(column)
 
     def fingerprint(self, hash_files: HashFiles) -> str:
         files = [Path(file["filename"]) for file in self._dataset.cache_files]

@@ -9,7 +9,7 @@ from data_engine.errors import UserError
 from data_engine.questions.sources import text_file
 from data_engine.questions.sources.base import refuse
 from data_engine.questions.sources.column_names import ColumnNames
-from data_engine.questions.sources.column_types import IMAGE_FIELDS, MESSAGE_FIELDS, READ_COLUMNS
+from data_engine.questions.sources.column_types import IMAGE_FIELDS, MESSAGE_FIELDS
 from data_engine.questions.sources.text_file import Record, TextFile, too_long
 
 _PIECE_BYTES = 1 << 20
@@ -85,7 +85,8 @@ class JsonRows:
 
 def _repeated(row: Object, names: ColumnNames) -> list[str]:
     """The keys that are read and that a row has more than once, in words."""
-    twice = [f'"{name}"' for name in map(names.in_dataset, READ_COLUMNS) if name in row.repeated]
+    ours = [name for name in map(names.ours, sorted(row.repeated)) if name is not None] if row.repeated else []
+    twice = [f'"{name}"' for name in map(names.in_dataset, names.are_read(ours))]
     cells = {name: row.get(names.in_dataset(name)) for name in ("image", "images", "messages")}
     inside = [("image", IMAGE_FIELDS, [cells["image"]])]
     inside += [(f"an item of {name}", keys, cells[name])

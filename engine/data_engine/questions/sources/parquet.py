@@ -13,7 +13,7 @@ from data_engine.errors import UserError
 from data_engine.questions.images import MAX_FILE_BYTES
 from data_engine.questions.sources.base import BATCH_ROWS, LFS_POINTER, first_line, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
-from data_engine.questions.sources.column_types import READ_COLUMNS, as_type, columns_of, unified
+from data_engine.questions.sources.column_types import as_type, columns_of, plain_values, unified
 from data_engine.store.file_hashes import HashFiles
 
 # Limit of the unpacked bytes of one column in a batch; a single row may exceed it.
@@ -36,7 +36,7 @@ class ParquetSource:
             with _open_parquet(file) as opened:
                 columns = columns_of(opened.schema_arrow, f'dataset file "{file}"', names)
                 self.columns = self._unified_columns(file, columns) if self.columns else columns
-                _check_cell_sizes(file, opened.metadata, tuple(map(names.in_dataset, READ_COLUMNS)))
+                _check_cell_sizes(file, opened.metadata, tuple(map(names.in_dataset, names.are_read(columns))))
                 for group in range(opened.num_row_groups):
                     stop = start + opened.metadata.row_group(group).num_rows
                     self._groups.append((file, group, start, stop))
@@ -63,6 +63,9 @@ class ParquetSource:
             if start >= rows.stop:
                 return
             yield from self._group_batches((file, group, tuple(columns)), start, rows)
+
+    def values(self, column: pa.Array) -> list:
+        return plain_values(column)
 
     def fingerprint(self, hash_files: HashFiles) -> str:
         return " ".join(hash_files(self._files))
@@ -101,7 +104,7 @@ class ParquetSource:
     def _unified_columns(self, file: Path, columns: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
         """The columns of all files up to `file`. Raises UserError where it has others than those before it."""
         types = dict(self.columns)
-        for name in READ_COLUMNS:
+        for name in self.names.are_read([*self.columns, *columns]):
             before, here = self.columns.get(name), columns.get(name)
             if before is None and here is None:
                 continue

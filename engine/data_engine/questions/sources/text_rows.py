@@ -14,10 +14,10 @@ from data_engine.errors import UserError
 from data_engine.questions.sources.base import PROBLEM, refuse
 from data_engine.questions.sources.cells import cells_of
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
-from data_engine.questions.sources.column_types import READ_COLUMNS
 from data_engine.questions.sources.csv_rows import CsvRows
 from data_engine.questions.sources.json_rows import JsonRows
 from data_engine.questions.sources.text_file import Record, TextFile
+from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 from data_engine.store.file_hashes import HashFiles
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.binary())])
@@ -27,7 +27,8 @@ class TextSource:
     """JSON objects or CSV records; an image is a path, base64 text, or an object with one of them.
 
     Images and messages are lists, or the text of such a list in JSON; messages stay JSON.
-    Text columns are binary: JSON may hold half surrogate pairs, which are not valid Unicode.
+    The engine's text columns are binary: JSON may hold half surrogate pairs, which are not valid Unicode. All other
+    columns hold JSON, in which these are escaped.
     """
 
     def __init__(self, path: Path, names: ColumnNames = SAME_NAMES):
@@ -38,8 +39,8 @@ class TextSource:
         ids: list[int | str | None] = []
         with self._file.opened() as stream:
             for record in self._rows.records(stream):
-                names = record.row if not self.columns else (name for name in READ_COLUMNS if name in record.row)
-                self.columns |= {name: _type(name) for name in names}
+                read = record.row if not self.columns else names.are_read(record.row)
+                self.columns |= {name: _type(name) for name in read}
                 ids.append(self._checked_id(record, ids))
                 self._starts.append(record.start)
                 self._sizes.append(record.size)
@@ -61,6 +62,9 @@ class TextSource:
                 data = stream.read(self._sizes[row])
                 cells = cells_of(self._rows.parse(f"behind byte {start}", data), columns)
                 yield pa.RecordBatch.from_pylist([cells], schema)
+
+    def values(self, column: pa.Array) -> list:
+        return [cell if cell is None else json.loads(cell) for cell in column.to_pylist()]
 
     def fingerprint(self, hash_files: HashFiles) -> str:
         return " ".join(hash_files([self._file.path]))
@@ -84,7 +88,8 @@ class TextSource:
 
 
 def _type(name: str) -> pa.DataType:
-    return {"image": _IMAGE, "images": pa.list_(_IMAGE)}.get(name, pa.binary())
+    own = pa.binary() if name in (*INPUT_COLUMNS, *OPTIONAL_COLUMNS) else pa.string()
+    return {"image": _IMAGE, "images": pa.list_(_IMAGE)}.get(name, own)
 
 
 def _is_id(value: object) -> bool:

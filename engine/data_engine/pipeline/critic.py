@@ -1,0 +1,162 @@
+"""A critic's texts about the answers of a unit: one greedy generation of the judge an answer, its number read from it.
+
+The judge sees the question's pictures, and its own chat template. Equal answers to a question are judged once.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image
+
+from data_engine import schemas, stages
+from data_engine.errors import OUT_OF_MEMORY, BadRow, UserError
+from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
+from data_engine.questions.conversation import Conversation
+from data_engine.questions.dataset import Question, read_images
+from data_engine.questions.images import BadImage
+from data_engine.questions.prefetch import ahead
+from data_engine.rewards.critic import CriticTemplate
+from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest
+from data_engine.scoring.self_check import settle
+from data_engine.store import units
+from data_engine.store.units import Row, UnitResult
+
+NAME = "critic"
+NOT_WRITTEN = {
+    BROKEN: "the critic's logits are not finite (NaN or infinite)",
+    TOO_LARGE: OUT_OF_MEMORY,
+}
+"""Why a text that ended so is none."""
+
+Judged = tuple[int | str, str]
+"""idx and text of an answer"""
+
+
+def runner(context: StageContext) -> UnitByUnit:
+    """The runner of the stage of critics."""
+    template: CriticTemplate = context.config.source_flags[NAME].value
+    params = SamplingParams(0, 0, 1, 1, template.max_new_tokens)
+    # One text a prompt: as many prompts are kept as texts are written.
+    slots = context.budgets["decode_slots"]
+    backend = make_backend(
+        "plain" if context.model.why_plain else "native",
+        BackendSettings(context.model, params, 1, min(slots, context.budgets["decode_rows"]), slots, context.split),
+    )
+    critic = Critic(context, template, backend)
+    return UnitByUnit(critic.unit, backend.close)
+
+
+class Critic:
+    """A judge at work on units."""
+
+    def __init__(self, context: StageContext, template: CriticTemplate, backend: SamplingBackend) -> None:
+        self._context, self._model, self._template, self._backend = context, context.model, template, backend
+        # Requests are counted over all units.
+        self._num_requests = 0
+
+    def unit(self, work: UnitWork) -> UnitResult:
+        """The texts and numbers of the answers of a unit; a question that the judge cannot be shown is left out.
+
+        Raises UserError where none of the first unit's texts has a number.
+        """
+        sampled = work.inputs[stages.SAMPLING.name].table
+        columns = sampled.select(["idx", "sample_index", "answer"]).to_pylist()
+        answers = {idx: list(rows) for idx, rows in groupby(columns, key=lambda row: row["idx"])}
+        problems: dict[Judged, str] = {}
+        left_out: tuple[list[Row], list[Row]] = ([], [])
+        written = self._written(work, answers, problems, left_out)
+        gone = {idx for rows in left_out for idx, _ in rows}
+        rows = [self._row(row, written, problems) for row in columns if row["idx"] not in gone]
+        self._require_numbers(rows)
+        table = pa.Table.from_pylist(rows, schemas.criticised(sampled.schema.field("idx").type))
+        return UnitResult(table, *left_out, retries=self._backend.halvings)
+
+    def _written(
+        self, work: UnitWork, answers: dict, problems: dict[Judged, str], left_out: tuple[list[Row], list[Row]]
+    ) -> dict[Judged, Completion]:
+        """What the judge writes about each answer; problems and questions that are left out are noted."""
+        asked: list[Judged] = []
+        finished: list[bool] = []
+
+        def requests() -> Iterator[PromptRequest]:
+            wanted = (question for question in work.questions if question.idx in answers)
+            for question, pictures in ahead(self._pictures, wanted):
+                if isinstance(pictures, str):
+                    left_out[question.missing].append((question.idx, pictures))
+                    continue
+                for text in dict.fromkeys(row["answer"] or "" for row in answers[question.idx]):
+                    try:
+                        request = self._request(question.conversation, text, pictures)
+                    except (BadRow, BadImage) as problem:
+                        problems[question.idx, text] = str(problem)
+                        continue
+                    asked.append((question.idx, text))
+                    yield request
+            finished.append(True)
+
+        found: list[Completion] = []
+        first = self._num_requests
+        self._backend.submit(requests())
+        while not finished or len(found) < len(asked):
+            found += self._backend.poll()
+        self._num_requests += len(asked)
+        return {asked[one.request - first]: one for one in found}
+
+    def _pictures(self, question: Question) -> tuple[Question, list[Image.Image] | str]:
+        """The question's pictures, or why it has none to show."""
+        # Hashed here, in the thread that decodes.
+        _ = question.digest
+        try:
+            return question, read_images(question, self._context.config.max_megapixels, self._context.decode)
+        except (BadRow, BadImage) as problem:
+            return question, str(problem)
+
+    def _request(self, conversation: Conversation, answer: str, pictures: Sequence[Image.Image]) -> PromptRequest:
+        """Raises BadRow or BadImage where the judge cannot be asked so."""
+        text = self._template.filled(asked_in(conversation), answer)
+        model, new = self._model, self._template.max_new_tokens
+        about = Conversation.of(text, len(pictures), self._template.system)
+        prompt = model.prompt(about, pictures, False, self._context.config.max_megapixels)
+        settle(model, prompt, new)
+        if prompt.length + new > model.max_positions:
+            raise BadRow(
+                f"too long for the critic: prompt of {prompt.length} tokens, {new} to generate, "
+                f"room for {model.max_positions}"
+            )
+        # The draws of a greedy text hang on no key.
+        return PromptRequest(prompt, [0])
+
+    def _row(self, row: dict, written: dict[Judged, Completion], problems: dict[Judged, str]) -> dict:
+        judged = (row["idx"], row["answer"] or "")
+        found = {"idx": row["idx"], "sample_index": row["sample_index"]}
+        if judged in problems:
+            return {**found, "reason": problems[judged]}
+        one = written[judged]
+        if one.finish_reason in NOT_WRITTEN:
+            return {**found, "finish_reason": one.finish_reason, "reason": NOT_WRITTEN[one.finish_reason]}
+        critique = self._model.text(one.token_ids)
+        score, reason = self._template.read(critique)
+        return {**found, "score": score, "critique": critique, "finish_reason": one.finish_reason, "reason": reason}
+
+    def _require_numbers(self, rows: Sequence[dict]) -> None:
+        """Raise UserError where no text of the first unit has a number: the template does not fit the judge."""
+        texts = [row for row in rows if row.get("critique") is not None]
+        if not texts or any(row["score"] is not None for row in texts):
+            return
+        if not units.published(Path(self._context.config.work_dir), NAME):
+            raise UserError(
+                f"critic: none of the first {len(texts)} texts of the critic has a number: {texts[0]['reason']}. The "
+                f'first text is "{texts[0]["critique"][:200]}"; write a --critic_template that fits this model'
+            )
+
+
+def asked_in(conversation: Conversation) -> str:
+    """What a critic is told that was asked: the question; of several turns, all of them."""
+    turns = [message for message in conversation.messages if message.role != "system"]
+    if len(turns) == 1:
+        return conversation.question
+    return "\n".join(f"{message.role}: {message.text}" for message in turns)

@@ -1,0 +1,128 @@
+"""A rule's numbers of the answers of a unit: questions without their pictures and answers in, scores out. No model.
+
+What goes wrong with a question or an answer is recorded with it. The first unit is judged by two processes, which must
+agree.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+
+from data_engine import schemas, stages
+from data_engine.errors import UserError
+from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
+from data_engine.rewards import rule as rewards_rule
+from data_engine.rules.chosen import Rule
+from data_engine.rules.process import Judged, RuleProcess
+from data_engine.store import units
+from data_engine.store.units import UnitResult
+
+NAME = "rule"
+# So many questions that all end at a limit, and no other before: each takes a minute, and the rest would not be other.
+HOPELESS = 5
+
+Asked = tuple[Mapping, list[str]]
+"""a row without its pictures, and the answers to it"""
+
+
+def runner(context: StageContext) -> UnitByUnit:
+    """The runner of the stage of rules."""
+    rule: Rule = context.config.source_flags[NAME].value
+    collected = [] if rule.collects is None else context.column(rule.collects)
+    ruled = Ruled(rule, list(collected), Path(context.config.work_dir))
+    return UnitByUnit(lambda work: ruled.unit(work, context.records(work.number)), ruled.close)
+
+
+class Ruled:
+    """A rule at work on units."""
+
+    def __init__(self, rule: Rule, collected: list, work_dir: Path) -> None:
+        """`work_dir` tells whether any unit was published."""
+        self._rule, self._collected, self._work_dir = rule, collected, work_dir
+        self._process = self._new_process()
+        self._agreed = False
+
+    def unit(self, work: UnitWork, records: Iterable[dict]) -> UnitResult:
+        """The scores of the answers of a unit.
+
+        Raises UserError for a rule that cannot be imported, that is not deterministic, or of which nothing can come.
+        """
+        sampled = work.inputs[stages.SAMPLING.name].table
+        rows = list(_by_question(sampled, records))
+        asked = [(record, [answer["answer"] or "" for answer in answers]) for record, answers in rows]
+        judged = list(self._judged(asked))
+        if asked and not self._agreed:
+            self._require_agreement(asked, judged)
+            self._agreed = True
+        return result([answers for _, answers in rows], judged, sampled.schema.field("idx").type)
+
+    def close(self) -> None:
+        """End the process of the rule."""
+        self._process.close()
+
+    def _new_process(self) -> RuleProcess:
+        return RuleProcess(self._rule, rewards_rule.LIMITS, self._collected)
+
+    def _judged(self, asked: Sequence[Asked]) -> Iterator[Judged]:
+        ended = 0
+        for record, answers in asked:
+            found = self._process.judge(record, answers)
+            ended = ended + 1 if found.is_limit else -len(asked)
+            if ended == HOPELESS and not units.published(self._work_dir, NAME):
+                raise UserError(
+                    f'rule "{self._rule.shown}": none of the first {HOPELESS} questions got a number, the last one, '
+                    f"idx {record['idx']!r}, because {found.problem}"
+                )
+            yield found
+
+    def _require_agreement(self, asked: Sequence[Asked], judged: Sequence[Judged]) -> None:
+        """Raise UserError where another process, asked in the reverse order, finds anything else."""
+        other = self._new_process()
+        try:
+            for (record, answers), first in zip(reversed(asked), reversed(judged), strict=True):
+                if first.is_limit:
+                    continue
+                second = other.judge(record, answers)
+                if not second.is_limit and first != second:
+                    raise UserError(
+                        f'rule "{self._rule.shown}" is not deterministic: of the same answers to idx '
+                        f"{record['idx']!r} it made first {_shown(first)}, then {_shown(second)}. Let its numbers "
+                        "depend on the row and the answers alone: no clock, no random numbers without a seed, nothing "
+                        "kept from call to call"
+                    )
+        finally:
+            other.close()
+
+
+def result(rows: Sequence[list[dict]], judged: Sequence[Judged], idx_type: pa.DataType) -> UnitResult:
+    """The unit's table; a question of which no answer could be judged is left out with its reason."""
+    records, left_out = [], []
+    for answers, found in zip(rows, judged, strict=True):
+        problem = found.problem
+        if problem is None and all(found.reasons):
+            problem = found.reasons[0]
+        if problem is not None:
+            left_out.append((answers[0]["idx"], problem))
+            continue
+        records += [
+            {"idx": answer["idx"], "sample_index": answer["sample_index"], "score": score, "reason": reason}
+            for answer, score, reason in zip(answers, found.scores, found.reasons, strict=True)
+        ]
+    return UnitResult(pa.Table.from_pylist(records, schemas.ruled(idx_type)), left_out)
+
+
+def _by_question(sampled: pa.Table, records: Iterable[dict]) -> Iterator[tuple[dict, list[dict]]]:
+    """The rows of a unit that have answers, in their order, and these."""
+    columns = sampled.select(["idx", "sample_index", "answer"]).to_pylist()
+    answers = {idx: list(rows) for idx, rows in groupby(columns, key=lambda row: row["idx"])}
+    return ((record, answers[record["idx"]]) for record in records if record["idx"] in answers)
+
+
+def _shown(found: Judged) -> str:
+    """What a rule made of the answers to a question, cut to what a message takes."""
+    if found.problem is not None:
+        return f'no numbers ("{found.problem}")'
+    entries = zip(found.scores, found.reasons, strict=True)
+    return str([score if reason is None else reason for score, reason in entries])[:200]

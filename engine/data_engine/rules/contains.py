@@ -1,0 +1,30 @@
+"""The rule `contains`: 1 where the text of the column `answer` stands in an answer, else 0.
+
+Both in one case, Unicode form and spacing; it must stand there as whole words. Of a list, any text does. None where the
+column has nothing to look for.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+
+def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
+    """The rule."""
+    return contains
+
+
+def contains(row: dict, answers: list[str]) -> list[float | None]:
+    """Whether each answer has what is right in it."""
+    value = row["answer"]
+    wanted = [plain(str(item)) for item in (value if isinstance(value, list) else [value]) if item is not None]
+    patterns = [re.compile(rf"(?<!\w){re.escape(text)}(?!\w)") for text in wanted if text]
+    if not patterns:
+        return [None] * len(answers)
+    return [float(any(pattern.search(plain(answer)) for pattern in patterns)) for answer in answers]
+
+
+def plain(text: str) -> str:
+    """In one case and Unicode form, with single spaces, without marks around it."""
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return text.strip(" .,;:!?\"'")

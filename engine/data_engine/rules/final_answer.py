@@ -1,0 +1,56 @@
+"""The rule `final_answer`: 1 where an answer's final answer is the one of the column `answer`, else 0.
+
+The final answer is what stands behind the last "Final Answer:" (also "final answer is", or a heading), or in the last
+\\boxed{}; an answer without one is wrong, 0. What counts as the same is in values.py. None where the column has nothing
+to compare with.
+"""
+
+import re
+from collections.abc import Callable
+
+from data_engine.rules.values import equal, inside_braces
+
+_MARK = re.compile(
+    r"final[ _]answer(?:\s+is\b[\s*_]*[:：]?|\W{0,4}[:：]|[ \t*_]*\n)|\\(?:boxed|fbox)(?=\s*\{)", re.IGNORECASE
+)
+# Marks of Markdown that may stand between the mark and the answer.
+_NOISE = " \t*_`"
+
+
+def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
+    """The rule."""
+    return final_answer
+
+
+def final_answer(row: dict, answers: list[str]) -> list[float | None]:
+    """Whether each answer ends with what is right."""
+    value = row["answer"]
+    right = [text for item in (value if isinstance(value, list) else [value]) if (text := as_text(item))]
+    right = [extracted(text) or text for text in right]
+    if not right:
+        return [None] * len(answers)
+    found = map(extracted, answers)
+    return [float(text is not None and any(equal(one, text) for one in right)) for text in found]
+
+
+def as_text(value: object) -> str:
+    """A cell as text: numbers as they are written, true and false as words."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
+def extracted(answer: str) -> str | None:
+    """The final answer in a text, on one line; None where there is none."""
+    marks = list(_MARK.finditer(answer))
+    for mark in reversed(marks):
+        behind = answer[mark.end() :]
+        if mark[0].startswith("\\"):
+            found = inside_braces(behind.lstrip())
+        else:
+            lines = (line.strip(_NOISE) for line in behind.splitlines())
+            found = next(filter(None, lines), "")
+        if found:
+            # "Final Answer: \\boxed{5}": what is in the box.
+            return found.strip(_NOISE)
+    return None

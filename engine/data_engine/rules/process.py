@@ -1,0 +1,141 @@
+"""A rule at work in a process of its own: questions in, scores or reasons out. A worker that dies is replaced."""
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from data_engine.errors import UserError
+from data_engine.processes.ranks import unlaunched
+from data_engine.rules.chosen import Rule
+from data_engine.rules.worker import Limits, SetUp, receive, send
+
+# A question that ends a worker so many times is given up. What else the machine does may have ended the first one.
+TRIES = 2
+# The worker ends itself; where it cannot, the rank ends it so many seconds later.
+SPARE_S = 5
+# -P: a file in the current folder must not shadow a module of Python.
+COMMAND = [sys.executable, "-P", "-m", "data_engine.rules.worker"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a rule made of the answers to a question: an entry an answer in both, or `problem`."""
+
+    scores: tuple[float | None, ...] = ()
+    reasons: tuple[str | None, ...] = ()
+    """why an answer has no score; None where it has one, or where the rule gave None"""
+    problem: str | None = None
+    """why the question has no scores at all"""
+    is_limit: bool = False
+    """the problem is a limit or the end of the process, and may be another one's fault"""
+
+
+class RuleProcess:
+    """The worker of a rule, started when it is first asked."""
+
+    def __init__(self, rule: Rule, limits: Limits, collected: Sequence[object] = ()) -> None:
+        self._set_up = SetUp(
+            rule.shown.rpartition(":")[0], rule.source, rule.function, rule.module, list(collected), limits
+        )
+        self._rule, self._limits = rule, limits
+        self._worker: _Worker | None = None
+
+    def start(self) -> None:
+        """Start the worker, if there is none. Raises UserError where the rule cannot be imported."""
+        if self._worker is not None:
+            return
+        self._worker = _Worker()
+        try:
+            problem = self._worker.asked(self._set_up, self._limits.import_s)["problem"]
+        except (EOFError, OSError):
+            problem = f"importing the file {self._ended(self._limits.import_s, self._limits.import_s)}"
+        if problem is not None:
+            self.close()
+            raise UserError(f'rule "{self._rule.shown}": {problem}')
+
+    def judge(self, row: Mapping, answers: Sequence[str]) -> Judged:
+        """The numbers of the answers to a question."""
+        for _ in range(TRIES):
+            self.start()
+            try:
+                found = self._worker.asked((dict(row), list(answers)), self._limits.clock_s)
+            except (EOFError, OSError):
+                problem = f"the rule {self._ended(self._limits.processor_s, self._limits.clock_s)}"
+                continue
+            except BaseException:
+                self.close()
+                raise
+            if not found.get("memory"):
+                return Judged(tuple(found.get("scores", ())), tuple(found.get("reasons", ())), found.get("problem"))
+            # What earlier questions left in the process may be what filled it.
+            problem = found["problem"]
+            self.close()
+        return Judged(problem=f"{problem}, {TRIES} times", is_limit=True)
+
+    def close(self) -> int:
+        """End the worker. Returns its exit code, negative for a signal."""
+        worker, self._worker = self._worker, None
+        return 0 if worker is None else worker.end()
+
+    def _ended(self, processor_s: float, clock_s: float) -> str:
+        """What ended the worker, in words, where it had so much time; it is cleaned up."""
+        late, code = self._worker.late, self.close()
+        if code == -signal.SIGPROF:
+            return f"took more than {processor_s:g} s of processor time"
+        if late or code == -signal.SIGALRM:
+            return f"took more than {clock_s:g} s"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                return f"crashed its process ({signal.Signals(-code).name})"
+        return f"ended its process (exit code {code})"
+
+
+class _Worker:
+    """One process and this end of its socket."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        # Sets and hashes are in the same order in every worker. What a rule prints would go between the lines of the
+        # progress bar. In a session of its own the worker does not get Ctrl-C from the terminal.
+        with theirs, unlaunched(PYTHONHASHSEED="0"):
+            self.process = subprocess.Popen(
+                [*COMMAND, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        self._socket = ours
+        self._stream = ours.makefile("rwb")
+        self.late = False
+
+    def asked(self, request: object, clock_s: float) -> dict:
+        """The response. Raises EOFError or OSError where the process ends, or takes longer than that."""
+        self._socket.settimeout(clock_s + SPARE_S)
+        try:
+            send(self._stream, pickle.dumps(request))
+            return json.loads(receive(self._stream))
+        except TimeoutError:
+            self.late = True
+            raise
+        # What a rule writes into file descriptors that are not its own.
+        except (ValueError, RecursionError) as error:
+            raise EOFError from error
+
+    def end(self) -> int:
+        """End the process, and those that the rule started in it. Returns its exit code.
+
+        One that has closed its socket by ending has its exit code already.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        # Closing flushes, which fails where the process is gone.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        self._socket.close()
+        return self.process.wait()

@@ -1,0 +1,272 @@
+"""Texts of answers as values: numbers, option letters, lists and words; and when two of them are the same.
+
+Numbers are exact fractions. A unit, a percent sign or a currency counts only where both texts have one: nothing is
+converted.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+# Beyond these, an exact number would be as long as the exponent says.
+_MOST_EXPONENT, _MOST_DIGITS = 300, 300
+# Numbers that floats stand for agree no further.
+_RELATIVE = Fraction(1, 10**9)
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+_MINUS = str.maketrans(dict.fromkeys("−‐‑‒–—﹣", "-"))
+_WRAPPED = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|operatorname|mbox|emph|bm|boxed|fbox)(?![a-zA-Z])"
+)
+_FRACTION = re.compile(r"\\[dtc]?frac\s*")
+_LATEX = (
+    (re.compile(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![a-zA-Z])"), ""),
+    (re.compile(r"\\[()\[\]]"), ""), (re.compile(r"\\[,;:!> ]|\\quad\b|\\qquad\b|(?<!\\)~"), " "),
+    (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "*"), (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"), "°"),
+    (re.compile(r"\\%"), "%"), (re.compile(r"\\\$"), "$"), (re.compile(r"\\_"), "_"), (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\\{"), "{"), (re.compile(r"\\\}"), "}"), (re.compile(r"\\pi\b"), "π"),
+)  # fmt: skip
+
+_DIGITS = (
+    # 1,234,567.8 and 1.234.567,8; 1 234 567 and 1'234'567; then plain ones.
+    r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])|\d{1,3}(?:\.\d{3})+,\d+(?![\d.])|\d{1,3}(?:\.\d{3}){2,}(?![\d.])"
+    r"|\d{1,3}(?:[ '’]\d{3})+(?:\.\d+)?(?![\d/])|\d+\.?\d*|\.\d+"
+)
+_NUMBER = re.compile(
+    rf"(?P<before>[$€£¥])?\s*(?P<sign>[+-])?\s*(?P<currency>[$€£¥])?\s*(?:"
+    rf"(?P<whole>\d+)\s+(?P<over>\d+)\s*/\s*(?P<under>\d+)"
+    rf"|(?P<top>{_DIGITS})\s*/\s*(?P<bottom>\d+(?:\.\d+)?)(?!\s*/)"
+    rf"|(?P<mantissa>{_DIGITS})?\s*(?:(?<=\d)\s*[*x×]\s*)?10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<power>[+-]?\d+)\s*[}})]?"
+    rf"|(?P<plain>{_DIGITS})(?:[eE](?P<exponent>[+-]?\d+))?"
+    rf")\s*(?P<unit>.*)", re.DOTALL,
+)  # fmt: skip
+# A word of a unit, or none; and two more words. 5x is no five of anything.
+_UNIT = re.compile(
+    r"(?![xyzieπ](?:\W|$))(?:[^\W\d_]|[°%$€£¥])[\w°%/^*().·-]*(?: (?!(?:and|or)\b)(?:[^\W\d_]|[°%/])[^\s\d,;]*){0,2}|",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?(?:[(\[]\s*([a-z])\s*[)\]]|([a-z]))(?:\s*[.):,]\s*(.*)|\s*)",
+    re.DOTALL | re.IGNORECASE,
+)
+_BRACKETED = re.compile(r"[(\[]\s*[A-Za-z]\s*[)\]]\s+(.+)", re.DOTALL)
+_COUNTS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_COUNTS = {word: str(number) for number, word in enumerate(f"{_COUNTS} seventeen eighteen nineteen twenty".split())}
+_YES_NO = ("yes", "no", "true", "false")
+_LEADS = re.compile(r"(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\b|\s*[:=])\s*:?\s*", re.IGNORECASE)
+_SAME_UNITS = {
+    "$": "dollar", "usd": "dollar", "€": "euro", "eur": "euro", "£": "pound", "¥": "yen", "%": "percent",
+    "per cent": "percent", "°": "degree", "deg": "degree", "°c": "c", "°f": "f", "mm": "millimeter",
+    "cm": "centimeter", "m": "meter", "km": "kilometer", "mg": "milligram", "g": "gram", "kg": "kilogram",
+    "ml": "milliliter", "l": "liter", "s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour",
+    "inch": "in", "foot": "ft", "feet": "ft", "yr": "year",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number, with the unit behind it; "" without one."""
+
+    value: Fraction
+    unit: str
+
+
+def equal(right: str, answer: str) -> bool:
+    """Whether an answer is the same as what is right."""
+    right, answer = plain(right), plain(answer)
+    if not answer:
+        return not right
+    if words(right) == words(answer):
+        return True
+    return any(same(right, answer) for same in (_same_option, _same_number, _same_list, _same_word))
+
+
+def plain(text: str) -> str:
+    """A text without LaTeX, Markdown, quotes and what leads to the value; digits, minus and fractions as ASCII."""
+    text = _SUPERSCRIPT.sub(lambda found: f"^{found[0].translate(_SUPERSCRIPTS)}", text)
+    # NFKC makes "2½" "21⁄2": the whole stands apart.
+    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = unicodedata.normalize("NFKC", text).translate(_MINUS).replace("⁄", "/")
+    text = _fractions(_unwrapped(text))
+    for pattern, other in _LATEX:
+        text = pattern.sub(other, text)
+    text = re.sub(r"\*\*(.+?)\*\*|`(.+?)`", lambda found: found[1] or found[2], text)
+    # Dollars in pairs are LaTeX's; a single one is a currency.
+    text = re.sub(r"\$\$?([^$]*)\$\$?", r"\1", text)
+    text = " ".join(text.split()).strip()
+    text = _LEADS.sub("", text, count=1) if _LEADS.match(text) else text
+    text = re.sub(r"^[A-Za-z]\w?\s*=\s*(?=\S)", "", text)
+    return text.rstrip(".!;, ").strip("\"'“”‘’ ").rstrip(".!;, ")
+
+
+def words(text: str) -> str:
+    """The words of a plain text: in one case, without an article."""
+    return re.sub(r"^(?:a|an|the)\s+(?=\S)", "", " ".join(text.casefold().split()))
+
+
+def number_of(text: str) -> Number | None:
+    """The number that a plain text is, with a unit of at most three words; None where it is none."""
+    text = re.sub(r"^\((.+)\)$", r"\1", text) if not re.search(r"[,;]", text) else text
+    first, _, rest = text.partition(" ")
+    text = f"{_COUNTS.get(first.casefold(), first)} {rest}".strip()
+    match = _NUMBER.fullmatch(text)
+    if match is None or not _UNIT.fullmatch(match["unit"]):
+        return None
+    value = _value(match)
+    if value is None:
+        return None
+    currency = match["before"] or match["currency"]
+    return Number(-value if match["sign"] == "-" else value, unit_of(match["unit"] or currency or ""))
+
+
+def unit_of(text: str) -> str:
+    """A unit in one spelling: singular, and by its name where it has a common abbreviation."""
+    text = re.sub(r"\s+", " ", text.casefold().strip(" .")).replace("μ", "µ").replace("**", "^")
+    text = _SAME_UNITS.get(text, text)
+    text = re.sub(r"(?<=\w\w)s$|(?<=s|x|z|h)es$", "", text) if not text.endswith("ss") else text
+    text = text.replace("metre", "meter").replace("litre", "liter")
+    return _SAME_UNITS.get(text, text)
+
+
+def inside_braces(text: str) -> str | None:
+    """What stands in the braces with which a text begins, nested ones included; None without their end."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[1:place] if place else None
+    return None
+
+
+def _same_number(right: str, answer: str) -> bool:
+    one, other = number_of(right), number_of(answer)
+    if one is None or other is None:
+        return False
+    percents = [number.unit == "percent" for number in (one, other)]
+    if percents[0] != percents[1]:
+        # 50% is 0.5; and 50, where the other does not say what it counts.
+        shares = [number.value / 100 if is_percent else number.value
+                  for number, is_percent in zip((one, other), percents, strict=True)]  # fmt: skip
+        plain_unit = (other if percents[0] else one).unit
+        return not plain_unit and (_close(*shares) or _close(one.value, other.value))
+    return _close(one.value, other.value) and (one.unit == other.unit or not (one.unit and other.unit))
+
+
+def _same_option(right: str, answer: str) -> bool:
+    """A letter against a letter, whatever stands behind it; without one in what is right, what stands behind it."""
+    (one, text), (other, said) = _option(right), _option(answer)
+    if one and other:
+        return one == other
+    if one:
+        return bool(text) and words(plain(text)) == words(answer)
+    return bool(other and said) and equal(right, said)
+
+
+def _option(text: str) -> tuple[str, str]:
+    """The option letter with which a text begins, and the text behind it; "" without."""
+    match = _OPTION.fullmatch(text)
+    if match is not None:
+        return (match[1] or match[2]).upper(), (match[3] or "").strip()
+    match = _BRACKETED.fullmatch(text)
+    return (text.strip("([ ")[0].upper(), match[1].strip()) if match else ("", "")
+
+
+def _same_list(right: str, answer: str) -> bool:
+    """Item by item; in any order where what is right is in braces or in no brackets."""
+    (ordered, items), (_, others) = _items(right), _items(answer)
+    if len(items) != len(others) or not items:
+        return False
+    if ordered:
+        return all(map(equal, items, others))
+    left = list(others)
+    for item in items:
+        found = next((place for place, other in enumerate(left) if equal(item, other)), None)
+        if found is None:
+            return False
+        del left[found]
+    return True
+
+
+def _items(text: str) -> tuple[bool, list[str]]:
+    """Whether the order counts, and the items of a list; none where the text is no list."""
+    match = re.fullmatch(r"([(\[{])(.*)([)\]}])", text, re.DOTALL)
+    ordered, inner = (match[1] != "{", match[2]) if match else (False, text)
+    parts, depth, start = [], 0, 0
+    for place, character in enumerate(inner):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character in ",;":
+            parts.append(inner[start:place])
+            start = place + 1
+    parts.append(inner[start:])
+    if not match:
+        parts = [piece for part in parts for piece in re.split(r"(?:^|\s)and\s", part)]
+    items = [part.strip() for part in parts]
+    # "red, and blue" has nothing before its "and".
+    items = [item for item in items if item] if not match else items
+    return (ordered, items) if len(items) > 1 and all(items) else (False, [])
+
+
+def _same_word(right: str, answer: str) -> bool:
+    """Of yes and no, the first word counts: "Yes, there is one"."""
+    return words(right) in _YES_NO and re.match(r"\w*", answer.casefold())[0] == words(right)
+
+
+def _close(one: Fraction, other: Fraction) -> bool:
+    return abs(one - other) <= _RELATIVE * max(abs(one), abs(other))
+
+
+def _value(match: re.Match) -> Fraction | None:
+    """The number of a match; None for one that is divided by zero, or too long to be exact."""
+    if any(len(part) > _MOST_DIGITS for part in match.group("whole", "top", "mantissa", "plain") if part):
+        return None
+    power = match["power"] or match["exponent"] or "0"
+    if len(power) > _MOST_DIGITS or abs(int(power)) > _MOST_EXPONENT:
+        return None
+    try:
+        if match["whole"]:
+            return int(match["whole"]) + Fraction(int(match["over"]), int(match["under"]))
+        if match["top"]:
+            return _digits(match["top"]) / Fraction(match["bottom"])
+    except ZeroDivisionError:
+        return None
+    return _digits(match["mantissa"] or match["plain"] or "1") * Fraction(10) ** int(power)
+
+
+def _digits(text: str) -> Fraction:
+    """Digits with separators. A comma behind dots of thousands is a decimal comma; any other parts thousands."""
+    text = re.sub(r"[ '’]", "", text)
+    if re.fullmatch(r"\d{1,3}(?:\.\d{3})+,\d+", text):
+        text = text.replace(".", "").replace(",", ".")
+    elif text.count(".") > 1:
+        text = text.replace(".", "")
+    return Fraction(text.replace(",", "").rstrip("."))
+
+
+def _unwrapped(text: str) -> str:
+    """Without \\text{...} and the like, whose content stays."""
+    while match := _WRAPPED.search(text):
+        behind = text[match.end() :].lstrip()
+        inner = inside_braces(behind) if behind.startswith("{") else None
+        rest = behind[len(inner) + 2 :] if inner is not None else behind
+        text = f"{text[: match.start()]}{inner or ''}{rest}"
+    return text
+
+
+def _fractions(text: str) -> str:
+    """\\frac{1}{2}, \\frac12 and \\frac1{2} as 1/2; a whole number before it stands apart."""
+    while match := _FRACTION.search(text):
+        top, rest = _argument(text[match.end() :])
+        bottom, rest = _argument(rest)
+        before = text[: match.start()].rstrip()
+        space = " " if before[-1:].isdigit() else ""
+        text = f"{before}{space}{top}/{bottom}{rest}"
+    return text
+
+
+def _argument(text: str) -> tuple[str, str]:
+    """An argument of a command of LaTeX, in braces or one character, and what is behind it."""
+    text = text.lstrip()
+    inner = inside_braces(text) if text.startswith("{") else None
+    return (inner.strip(), text[len(inner) + 2 :]) if inner is not None else (text[:1], text[1:])

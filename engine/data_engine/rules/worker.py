@@ -1,0 +1,202 @@
+"""The process in which a rule runs: it may crash, hang, print, exit or exhaust memory, and takes no rank with it.
+
+A request is pickled by the rank, a response is JSON: nothing that comes from here is unpickled. Both come behind their
+length. Past a time limit the kernel ends the process by a signal, even inside a call of C code; and when the rank dies,
+in whatever way.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import math
+import numbers
+import os
+import pickle
+import re
+import resource
+import signal
+import socket
+import struct
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+LENGTH = struct.Struct("<Q")
+# The job's signals reach the rank, which ends its worker.
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1
+_REASON_LENGTH = 200
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+NO_MEMORY = "it needs more memory than a rule may have"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one question, except for the import, and the memory, which is the process's."""
+
+    processor_s: float = 10
+    """processor time: independent of what else the machine does"""
+    clock_s: float = 60
+    """wall-clock time: a function that sleeps uses no processor"""
+    import_s: float = 300
+    """either time, of importing the file: a run that goes on does not end because a machine is slow for a while"""
+    memory_bytes: int = 2 << 30
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """The first request: what to run."""
+
+    file: str
+    source: str
+    function: str
+    module: str | None
+    """of a built-in rule; None for the source of a file"""
+    collected: list
+    limits: Limits
+
+
+def serve(stream: BinaryIO, rank: int) -> None:
+    """Set up once, then a response a question, until the stream closes. `rank` is the process that started this one."""
+    for number in _IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    # Of Linux alone; elsewhere the closed stream ends the process after the question.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != rank:
+        return
+    set_up: SetUp = pickle.loads(receive(stream))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_memory(set_up.limits.memory_bytes)
+    with _timed(set_up.limits.import_s, set_up.limits.import_s):
+        function, problem = _loaded(set_up)
+    send(stream, json.dumps({"problem": problem}).encode())
+    while function is not None:
+        row, answers = pickle.loads(receive(stream))
+        with _timed(set_up.limits.processor_s, set_up.limits.clock_s):
+            response = judged(function, set_up.function, row, answers)
+        send(stream, json.dumps(response).encode())
+
+
+def _loaded(set_up: SetUp) -> tuple[Callable | None, str | None]:
+    """The function, or what is wrong with it."""
+    if set_up.module is not None:
+        try:
+            return importlib.import_module(set_up.module).make(set_up.collected), None
+        # What is wrong with a column of the dataset.
+        except ValueError as error:
+            return None, str(error)
+    module = types.ModuleType("rule")
+    module.__file__ = set_up.file
+    # Dataclasses and pickles of the rule look their module up.
+    sys.modules["rule"] = module
+    try:
+        exec(compile(set_up.source, set_up.file, "exec", dont_inherit=True), vars(module))
+    except BaseException as error:
+        return None, f"importing the file failed: {told(error, set_up.file)}"
+    function = vars(module).get(set_up.function)
+    if not callable(function):
+        kind = "no function" if function is None else f"{type(function).__name__}, no function,"
+        return None, f"the file has {kind} {set_up.function}"
+    return function, None
+
+
+def judged(function: Callable, name: str, row: dict, answers: list[str]) -> dict:
+    """`scores` and `reasons`, one an answer, or `problem`: why none of them has a number; `memory` where it ran out."""
+    try:
+        found = function(row, answers)
+        if isinstance(found, str | bytes | dict) or not hasattr(found, "__iter__"):
+            return {"problem": f"{name} returned {_kind(found)}, expected a list with a number or None an answer"}
+        found = list(found)
+        if len(found) != len(answers):
+            return {"problem": f"{name} returned {len(found)} numbers for {len(answers)} answers"}
+        scores, reasons = zip(*map(_number, found), strict=True) if found else ((), ())
+    except MemoryError:
+        return {"problem": NO_MEMORY, "memory": True}
+    # SystemExit too: whatever the function raises is the question's reason.
+    except BaseException as error:
+        return {"problem": f"{name} raised {told(error, getattr(function, '__globals__', {}).get('__file__'))}"}
+    return {"scores": scores, "reasons": reasons}
+
+
+def _number(value: object) -> tuple[float | None, str | None]:
+    """The number that an answer has, or the reason why it has none; neither for None.
+
+    True and False are 1 and 0, also those of numpy.
+    """
+    if value is None:
+        return None, None
+    is_bool = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
+    if not is_bool and not isinstance(value, numbers.Real):
+        return None, f"the rule gave {_kind(value)}, expected a number or None"
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    return (number, None) if math.isfinite(number) else (None, f"the rule gave {number}, expected a finite number")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def told(error: BaseException, file: str | None) -> str:
+    """An exception on one line, with the line of the rule's file; the same in every process: without addresses."""
+    try:
+        # Half surrogate pairs, which rows of JSON may have, are in no column of text.
+        text = (str(error).encode(errors="replace").decode().strip().splitlines() or [""])[0]
+    except BaseException:
+        text = ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f" (line {lines[-1]})" if lines else ""
+    return _ADDRESS.sub("0x…", f"{type(error).__name__}: {text}"[:_REASON_LENGTH].rstrip(": ")) + where
+
+
+@contextlib.contextmanager
+def _timed(processor_s: float, clock_s: float) -> Iterator[None]:
+    """Past a limit the process ends by SIGPROF or SIGALRM, whose handlers a rule may have changed."""
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, processor_s)
+    signal.setitimer(signal.ITIMER_REAL, clock_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _limit_memory(size_bytes: int) -> None:
+    """RLIMIT_DATA counts the memory that this process may write to, not reserved address space."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    soft = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def send(stream: BinaryIO, data: bytes) -> None:
+    """One message."""
+    stream.write(LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> bytes:
+    """One message. Raises EOFError where the other end closes before its end."""
+    [size] = LENGTH.unpack(_read(stream, LENGTH.size))
+    return _read(stream, size)
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+if __name__ == "__main__":
+    # Closing the stream flushes, which fails where the rank died before it read the last response.
+    with contextlib.suppress(OSError, EOFError), socket.socket(fileno=int(sys.argv[1])).makefile("rwb") as served:
+        serve(served, int(sys.argv[2]))

@@ -1,0 +1,290 @@
+"""The reward `rule` in whole runs: without a model, beside other sources, bound, refused, killed and gone on with."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from run_files import hostile_rows, read
+
+from data_engine.commands import status
+from data_engine.config import RunConfig
+from data_engine.errors import UserError
+from data_engine.job import model_holder, worker
+from data_engine.pipeline import rule as rule_stage
+from data_engine.rewards import rule as rewards_rule
+from data_engine.rules.worker import Limits
+
+ANSWERS = {
+    1: ["Final Answer: 4", "Final Answer: 5", "It is four.", "\\boxed{4}"],
+    2: ["Final Answer: B", "Final Answer: (B) cat", "Final Answer: C", "Final Answer: yes"],
+    3: ["one", "two", "three", "four"],
+}
+RIGHT = {1: "4", 2: "B", 3: None}
+SCORES = {1: [1, 0, 0, 1], 2: [1, 1, 0, 0], 3: [None] * 4}
+
+
+@pytest.fixture
+def given(tmp_path, config, monkeypatch):
+    """Starts a run of ANSWERS by a rule, without any model."""
+    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
+    records = [{"idx": idx, "question": "How many?", "answer": right} for idx, right in RIGHT.items()]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "questions.parquet")
+    lines = [{"idx": idx, "answer": text} for idx, texts in ANSWERS.items() for text in texts]
+    (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    flags = {"answers": str(tmp_path / "answers.jsonl"), "rewards": "rule", "unit_size": 2, "rank": 1}
+    flags |= {"instruct_model_path": None, "reward_model_path": None}
+
+    def start(rule: str, dataset: Path | None = None, **changes: object) -> int:
+        return worker.run(config(dataset or tmp_path / "questions.parquet", **flags | {"rule": rule} | changes))
+
+    return start
+
+
+def scores(work: Path) -> dict:
+    found: dict = {}
+    for row in read(work / "rule"):
+        found.setdefault(row["idx"], []).append(row["score"])
+    return found
+
+
+def rule_file(folder: Path, body: str, name: str = "mine.py") -> str:
+    (folder / name).write_text(body)
+    return str(folder / name)
+
+
+def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsys):
+    assert given("final_answer") == 0
+    work = tmp_path / "work"
+    assert scores(work) == SCORES
+    pairs = read(work / "pairs")
+    assert {pair["idx"] for pair in pairs} == {1, 2}
+    for pair in pairs:
+        right = SCORES[pair["idx"]]
+        assert (right[pair["chosen_index"]], right[pair["rejected_index"]]) == (1, 0)
+    assert "rule" in capsys.readouterr().out
+    assert "rule" in status.describe(work, 0)
+    assert {file.stem for file in (work / "rule").glob("*.parquet")} == {"unit-00000", "unit-00001"}
+
+
+def test_a_rule_of_ones_own_gets_all_columns_but_pictures(given, tmp_path):
+    picture = b"no column of the engine's"
+    records = [{"idx": 1, "question": "How many?", "answer": "4", "tags": ["a", "b"], "level": 2.5, "other": picture},
+               {"idx": 2, "question": "Which?", "answer": None, "tags": None, "level": 1.0, "other": picture},
+               {"idx": 3, "question": "Why?", "answer": "x", "tags": [], "level": None, "other": None}]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "more.parquet")
+    file = rule_file(tmp_path, "def seen(row, answers):\n    return [WANTED[row['idx']] == row] * len(answers)\n")
+    wanted = {
+        row["idx"]: {name: row[name] for name in ("idx", "question", "answer", "tags", "level")} for row in records
+    }
+    Path(file).write_text(f"WANTED = {wanted!r}\n{Path(file).read_text()}")
+    assert given(f"{file}:seen", tmp_path / "more.parquet") == 0
+    assert scores(tmp_path / "work") == {idx: [1.0] * 4 for idx in ANSWERS}
+
+
+def test_columns_of_another_name_are_named_and_shape_the_rule_alone(given, tmp_path):
+    table = pq.read_table(tmp_path / "questions.parquet").rename_columns(["idx", "question", "label"])
+    table = table.append_column("topic", pa.array(["x", "y", "z"]))
+    pq.write_table(table, tmp_path / "labelled.parquet")
+    dataset = tmp_path / "labelled.parquet"
+    told = (
+        r'rule final_answer needs the column "answer".*columns: idx, question, label, topic; or say --columns answer='
+    )
+    with pytest.raises(UserError, match=told):
+        given("final_answer", dataset)
+    assert given("contains", dataset, columns="answer=topic") == 0
+    sampled = {path: path.stat().st_mtime_ns for path in (tmp_path / "work/sampled_answer").iterdir()}
+    with pytest.raises(UserError, match=r"reference_columns was 'answer=topic', now 'answer=label'.*units of rule"):
+        given("contains", dataset, columns="answer=label")
+    for path in (tmp_path / "work/rule").iterdir():
+        path.unlink()
+    # The answers do not hang on what is right.
+    assert given("final_answer", dataset, columns="answer=label") == 0
+    assert scores(tmp_path / "work") == SCORES
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work/sampled_answer").iterdir()} == sampled
+
+
+def test_a_changed_file_of_a_rule_is_another_run_and_a_moved_one_is_not(given, tmp_path):
+    body = "def length(row, answers):\n    return list(map(len, answers))\n"
+    assert given(f"{rule_file(tmp_path, body)}:length") == 0
+    assert given(f"{rule_file(tmp_path, body, 'moved.py')}:length") == 0
+    other = rule_file(tmp_path, body.replace("len,", "hash,"))
+    with pytest.raises(
+        UserError, match=r"holds another run: rule was 'length [0-9a-f]{64}', now 'length [0-9a-f]{64}'"
+    ):
+        given(f"{other}:length")
+    with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 1'"):
+        given("contains")
+
+
+def test_a_source_that_is_left_out_of_a_start_keeps_its_units(config, tmp_path, monkeypatch):
+    dataset = tmp_path / "questions.parquet"
+    rows = [{"idx": idx, "question": text, "image": {"bytes": data, "path": None}, "answer": "a"}
+            for idx, text, data in hostile_rows()[:2]]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), dataset)
+    work = tmp_path / "work"
+    assert worker.run(config(dataset, work_dir=str(work))) == 0
+    before = {path: path.stat().st_mtime_ns for name in ("sampled_answer", "instruct_logps", "reward_logps")
+              for path in (work / name).iterdir()}  # fmt: skip
+    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
+    assert worker.run(config(dataset, work_dir=str(work), rewards="implicit,rule", rule="contains")) == 0
+    # The idx whose picture cannot be decoded has no answers, and is not asked about.
+    assert {row["idx"] for row in read(work / "rule")} == {"good"}
+    assert worker.run(config(dataset, work_dir=str(work))) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ("final_anser", r'"final_anser" is neither final_answer, contains, objects nor FILE.py:function; did you'),
+        ("gone.py:f", "gone.py cannot be read: No such file or directory; name a file with Python's functions"),
+        ("mine.py", "neither final_answer"),
+        ("{mine}:", 'the name of a function'),
+        ("{mine}:a b", '"a b" cannot be the name of a function'),
+        ("{mine}:missing", "the file has no function missing"),
+        ("{mine}:NUMBER", "the file has int, no function, NUMBER"),
+        ("{broken}:f", "the file is not Python, line 2: "),
+        ("{raising}:f", r"importing the file failed: ZeroDivisionError: division by zero \(line 1\)"),
+        ("{missing}:f", r"importing the file failed: ModuleNotFoundError: No module named 'no_such_module' \(line 1\)"),
+        ("{leaving}:f", r"importing the file ended its process \(exit code 7\)"),
+        ("{latin}:f", "is not text in UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_cannot_be_had_is_refused_in_one_sentence(given, tmp_path, rule, told):
+    bodies = {
+        "mine": "NUMBER = 3\ndef f(row, answers):\n    return [1] * len(answers)\n", "broken": "x = 1\ndef f(:\n",
+        "raising": "1 / 0\n", "missing": "import no_such_module\n", "leaving": "import os\nos._exit(7)\n",
+    }  # fmt: skip
+    files = {name: rule_file(tmp_path, body, f"{name}.py") for name, body in bodies.items()}
+    (tmp_path / "latin.py").write_bytes("# é".encode("latin-1"))
+    with pytest.raises(UserError, match=told) as refused:
+        given(rule.format(**files, latin=tmp_path / "latin.py"))
+    assert str(refused.value).startswith('rule "')
+    assert not (tmp_path / "work" / "rule").exists()
+
+
+UNSTEADY = {
+    "random": "import random\ndef f(row, answers):\n    return [random.random() for _ in answers]\n",
+    "clock": "import time\ndef f(row, answers):\n    return [time.time_ns()] * len(answers)\n",
+    "process": "import os\ndef f(row, answers):\n    return [os.getpid()] * len(answers)\n",
+    "order of calls": "CALLS = []\ndef f(row, answers):\n    CALLS.append(1)\n    return [len(CALLS)] * len(answers)\n",
+    "now and then": "import os\ndef f(row, answers):\n    open(f'/proc/{{os.getppid()}}/status')\n"
+    "    path = '{0}'\n    if os.path.exists(path): raise ValueError\n"
+    "    open(path, 'w')\n    return [1] * len(answers)\n",
+}
+
+
+@pytest.mark.parametrize("kind", UNSTEADY)
+def test_a_rule_that_gives_other_numbers_the_second_time_is_refused(given, tmp_path, kind):
+    body = UNSTEADY[kind]
+    file = rule_file(tmp_path, body.format(tmp_path / "seen") if "{0}" in body else body)
+    with pytest.raises(UserError, match=r"is not deterministic: of the same answers to idx \d it made first .*, then "):
+        given(f"{file}:f", unit_size=3)
+    assert not list((tmp_path / "work" / "rule").glob("unit-*"))
+
+
+def test_a_rule_that_depends_on_the_order_of_sets_is_steady(given, tmp_path):
+    # Of text, it is another one in each process, unless Python is told otherwise.
+    body = "def f(row, answers):\n    return [hash(answer) % 1000 for answer in answers]\n"
+    assert given(f"{rule_file(tmp_path, body)}:f") == 0
+
+
+def test_what_is_wrong_with_an_answer_or_a_question_is_recorded_with_it(given, tmp_path, capsys):
+    body = """
+        def f(row, answers):
+            if row["idx"] == 1:
+                return [1, None, "2", float("nan")]
+            if row["idx"] == 2:
+                raise KeyError("colour")
+            return [True, 10 ** 400, 0.5, False]
+    """
+    assert given(f"{rule_file(tmp_path, textwrap.dedent(body))}:f") == 0
+    work = tmp_path / "work"
+    found = {(row["idx"], row["sample_index"]): (row["score"], row["reason"]) for row in read(work / "rule")}
+    assert found == {
+        (1, 0): (1.0, None), (1, 1): (None, None),
+        (1, 2): (None, "the rule gave a value of type str, expected a number or None"),
+        (1, 3): (None, "the rule gave nan, expected a finite number"),
+        (3, 0): (1.0, None), (3, 1): (None, "the rule gave inf, expected a finite number"),
+        (3, 2): (0.5, None), (3, 3): (0.0, None),
+    }  # fmt: skip
+    assert "rule               1  f raised KeyError: … (line …)" in capsys.readouterr().out
+
+
+def test_a_column_of_objects_that_holds_no_names_is_refused(given, tmp_path):
+    records = [{"idx": idx, "question": "How many?", "objects": idx} for idx in ANSWERS]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "numbers.parquet")
+    with pytest.raises(UserError, match='rule "objects": the column "objects" must hold lists of names, got int'):
+        given("objects", tmp_path / "numbers.parquet")
+
+
+def test_a_rule_that_fails_in_the_same_way_for_every_question_is_refused(given, tmp_path):
+    body = "def f(row, answers):\n    return answers[0]['text']\n"
+    with pytest.raises(UserError, match=r"rule: none of the first 2 rows .* f raised TypeError: .* \(line 2\)"):
+        given(f"{rule_file(tmp_path, body)}:f")
+
+
+def test_questions_that_all_hang_are_given_up_at_the_fifth(given, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards_rule, "LIMITS", Limits(processor_s=30, clock_s=0.2))
+    monkeypatch.setattr(rule_stage, "HOPELESS", 2)
+    body = "import time\ndef f(row, answers):\n    time.sleep(100)\n"
+    told = r"none of the first 2 questions got a number.*idx 2, because the rule took more than 0.2 s, 2 times"
+    with pytest.raises(UserError, match=told):
+        given(f"{rule_file(tmp_path, body)}:f", unit_size=3)
+
+
+def test_a_killed_rank_leaves_no_worker_and_a_rerun_gives_the_same_bytes(given, goldens, tmp_path, monkeypatch):
+    # Hangs in the last unit, for as long as somebody waits for it behind a pipe.
+    body = """
+        import os, time
+        def f(row, answers):
+            if row["idx"] == 3 and os.path.exists(PIPE):
+                open(PIPE, "w").write(str(os.getpid()))
+                time.sleep(1000)
+            return [len(answer) for answer in answers]
+    """
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    file = rule_file(tmp_path, f"PIPE = {str(pipe)!r}\n{textwrap.dedent(body)}")
+    picture = {"bytes": hostile_rows()[0][2], "path": None}
+    records = [{"idx": idx, "question": "How many?", "image": picture} for idx in ANSWERS]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "pictures.parquet")
+    flags = {"dataset_path": tmp_path / "pictures.parquet", "answers": tmp_path / "answers.jsonl", "rule": f"{file}:f",
+             "rewards": "implicit,rule", "unit_size": 1, "rank": 1, "work_dir": tmp_path / "killed", "threads": 1,
+             "instruct_model_path": goldens / "llava/instruct",
+             "reward_model_path": goldens / "llava/reward"}  # fmt: skip
+    command = [sys.executable, "-m", "data_engine", "run", *(f"--{name}={value}" for name, value in flags.items())]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as rank:
+        hanging = os.pidfd_open(int(pipe.read_text()))
+        pipe.unlink()
+        rank.send_signal(signal.SIGKILL)
+    # A pidfd can be read from when its process has ended; without a kill, in a quarter of an hour.
+    assert select.select([hanging], [], [], 60)[0]
+    os.close(hanging)
+    # The last but one may be on its way to the disk.
+    assert (tmp_path / "killed/rule/unit-00000.parquet").exists()
+    assert not (tmp_path / "killed/rule/unit-00002.parquet").exists()
+    monkeypatch.undo()
+    for name in ("killed", "whole"):
+        monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+        assert (
+            worker.run(
+                RunConfig(
+                    **{flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()}
+                    | {"work_dir": str(tmp_path / name)}
+                )
+            )
+            == 0
+        )
+    for stage in ("rule", "instruct_logps", "reward_logps"):
+        for unit in ("unit-00000.parquet", "unit-00001.parquet", "unit-00002.parquet"):
+            killed, whole = (tmp_path / name / stage / unit for name in ("killed", "whole"))
+            assert killed.read_bytes() == whole.read_bytes(), (stage, unit)

@@ -1,0 +1,175 @@
+"""A rule in its process: what it does to itself is recorded with the question, and the next one is judged."""
+
+import os
+import select
+import textwrap
+
+import pytest
+
+from data_engine.errors import UserError
+from data_engine.rules.chosen import Rule
+from data_engine.rules.process import Judged, RuleProcess
+from data_engine.rules.worker import Limits
+
+LITTLE = Limits(memory_bytes=120 << 20)
+HASTY = Limits(processor_s=0.4, import_s=0.4)
+ANSWERS = ["one", "two"]
+
+
+def process(body: str, limits: Limits = LITTLE) -> RuleProcess:
+    """A rule f of which `body` is what it does for idx 1; any other question is told the lengths of its answers."""
+    body = textwrap.indent(textwrap.dedent(body).strip("\n"), " " * 8)
+    source = f"def f(row, answers):\n    if row['idx'] == 1:\n{body}\n    return [len(answer) for answer in answers]\n"
+    return RuleProcess(Rule("mine.py:f", function="f", source=source), limits)
+
+
+@pytest.fixture
+def judged():
+    """What a rule makes of a question, after which the next question is judged as if nothing had been."""
+    running = []
+
+    def judge(body: str, limits: Limits = LITTLE) -> Judged:
+        running.append(process(body, limits))
+        found = running[-1].judge({"idx": 1}, ANSWERS)
+        assert running[-1].judge({"idx": 2}, ["three", "no"]) == Judged((5.0, 2.0), (None, None))
+        return found
+
+    yield judge
+    for one in running:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("import os; os._exit(3)", "the rule ended its process (exit code 3), 2 times"),
+        ("import ctypes; ctypes.string_at(0)", "the rule crashed its process (SIGSEGV), 2 times"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the rule crashed its process (SIGKILL), 2 times"),
+        ("while True: pass", "the rule took more than 0.4 s of processor time, 2 times"),
+        ("return [len(bytearray(1 << 33))]", "it needs more memory than a rule may have, 2 times"),
+        ("x = [0]\nwhile True: x += x", "it needs more memory than a rule may have, 2 times"),
+        ("import os; os.closerange(3, 100)\nwhile True: pass", "the rule crashed its process (SIGKILL), 2 times"),
+    ],
+)
+def test_what_ends_the_process_is_tried_twice_and_recorded(judged, body, problem):
+    limits = HASTY if "processor time" in problem else LITTLE
+    assert judged(body, limits) == Judged(problem=problem, is_limit=True)
+
+
+def test_a_rule_that_sleeps_is_ended_by_the_clock_even_without_its_alarm(judged):
+    limits = Limits(clock_s=0.3)
+    assert judged("import time; time.sleep(100)", limits).problem == "the rule took more than 0.3 s, 2 times"
+
+
+def test_a_rule_that_switches_its_alarm_off_is_ended_by_the_rank(judged, monkeypatch):
+    monkeypatch.setattr("data_engine.rules.process.SPARE_S", 0.2)
+    body = "import signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0)\ntime.sleep(100)"
+    assert judged(body, Limits(clock_s=0.3)).problem == "the rule took more than 0.3 s, 2 times"
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("raise SystemExit", "f raised SystemExit (line 3)"),
+        ("import sys; sys.exit('bye')", "f raised SystemExit: bye (line 3)"),
+        ("raise KeyboardInterrupt", "f raised KeyboardInterrupt (line 3)"),
+        ("raise ValueError('one\\ntwo')", "f raised ValueError: one (line 3)"),
+        ("raise ValueError(object())", "f raised ValueError: <object object at 0x…> (line 3)"),
+        ("raise ValueError('a\\ud800b')", "f raised ValueError: a?b (line 3)"),
+        ("class Odd(Exception):\n    __str__ = None\nraise Odd", "f raised Odd (line 5)"),
+        ("return f(row, answers)", "f raised RecursionError: maximum recursion depth exceeded (line 3)"),
+        ("return [1]", "f returned 1 numbers for 2 answers"),
+        ("return [1, 2, 3]", "f returned 3 numbers for 2 answers"),
+        ("return None", "f returned None, expected a list with a number or None an answer"),
+        ("return 3", "f returned a value of type int, expected a list with a number or None an answer"),
+        ("return '12'", "f returned a value of type str, expected a list with a number or None an answer"),
+        ("return {0: 1, 1: 2}", "f returned a value of type dict, expected a list with a number or None an answer"),
+        ("return (1 / n for n in (1, 0))", "f raised ZeroDivisionError: division by zero (line 3)"),
+    ],
+)
+def test_what_a_rule_raises_or_returns_amiss_is_the_questions_reason(judged, body, problem):
+    found = judged(body)
+    assert (found.problem.replace(" in comparison", ""), found.is_limit) == (problem, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "score"),
+    [
+        ("1", 1.0), ("2.5", 2.5), ("-0.0", 0.0), ("True", 1.0), ("False", 0.0), ("None", None),
+        ("__import__('fractions').Fraction(1, 4)", 0.25), ("__import__('numpy').float32(0.5)", 0.5),
+        ("__import__('numpy').int64(7)", 7.0), ("__import__('numpy').bool_(True)", 1.0), ("10 ** 300", 1e300),
+    ],
+)  # fmt: skip
+def test_a_number_of_any_kind_counts(judged, value, score):
+    # numpy reserves more than the rest of a worker.
+    assert judged(f"return [{value}, 0]", Limits()) == Judged((score, 0.0), (None, None))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("'1'", "the rule gave a value of type str, expected a number or None"),
+        ("[1]", "the rule gave a value of type list, expected a number or None"),
+        ("1j", "the rule gave a value of type complex, expected a number or None"),
+        ("float('nan')", "the rule gave nan, expected a finite number"),
+        ("float('-inf')", "the rule gave -inf, expected a finite number"),
+        ("10 ** 400", "the rule gave inf, expected a finite number"),
+    ],
+)
+def test_what_is_no_number_is_that_answers_reason(judged, value, reason):
+    assert judged(f"return [{value}, 1]") == Judged((None, 1.0), (reason, None))
+
+
+def test_what_a_rule_prints_goes_nowhere(judged, capfd):
+    body = "import os, sys\nprint('x' * 100000)\nos.write(1, b'y' * 100000)\nsys.stderr.write('z')\nreturn [1, 2]"
+    assert judged(body) == Judged((1.0, 2.0), (None, None))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_rule_keeps_in_memory_is_not_the_next_questions_end(judged):
+    # Each question alone fits, two together do not: the second is judged by a fresh process.
+    source = "kept = []\ndef f(row, answers):\n    kept.append(bytearray(70 << 20))\n    return [row['idx']] * 2\n"
+    running = RuleProcess(Rule("mine.py:f", function="f", source=source), LITTLE)
+    for idx in (1, 2, 3):
+        assert running.judge({"idx": idx}, ANSWERS) == Judged((idx, idx), (None, None))
+    running.close()
+
+
+def test_processes_that_a_rule_starts_end_with_its_own(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    body = f"import subprocess\nsubprocess.Popen(['sh', '-c', 'echo $$ > {pipe}; exec sleep 1000'])\nreturn [1, 2]"
+    running = process(body)
+    running.judge({"idx": 1}, ANSWERS)
+    started = os.pidfd_open(int(pipe.read_text()))
+    running.close()
+    assert select.select([started], [], [], 60)[0]
+    os.close(started)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("while True: pass", "importing the file took more than 0.4 s"),
+        ("import os; os._exit(0)", r"importing the file ended its process \(exit code 0\)"),
+        ("import sys; sys.exit()", r"importing the file failed: SystemExit \(line 1\)"),
+        ("x = bytearray(1 << 33)", r"importing the file failed: MemoryError \(line 1\)"),
+        ("import helper_beside", "importing the file failed: ModuleNotFoundError: No module named 'helper_beside'"),
+        ("class f: pass\nf = f()", "the file has f, no function, f"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_refused(source, told, tmp_path, monkeypatch):
+    # A file in the current folder is not bound, and not found.
+    monkeypatch.setattr("data_engine.rules.process.SPARE_S", 60)
+    (tmp_path / "helper_beside.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    running = RuleProcess(Rule("mine.py:f", function="f", source=source), HASTY if "0.4 s" in told else LITTLE)
+    with pytest.raises(UserError, match=f'rule "mine.py:f": {told}'):
+        running.start()
+    running.close()
+
+
+def test_a_rule_sees_nothing_of_the_launcher(judged, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    body = "import os\nreturn ['LOCAL_RANK' in os.environ, int(os.environ['PYTHONHASHSEED'])]"
+    assert judged(body) == Judged((0.0, 0.0), (None, None))
