@@ -31,6 +31,8 @@ from data_engine.store import units
 TOKENS_AN_ANSWER = 100
 NUM_CORES = 2
 LIMIT_S = 60
+# So many units are made faster than other processes start.
+MOST_ALONE = 20
 MARKERS = ["<image>", "</s>", " ASSISTANT: "]
 # What is measured, by name: the flags.
 PAIRINGS = {
@@ -64,8 +66,13 @@ def prepare(work_dir: Path, num_questions: int) -> None:
     """A run of which every unit is published, and whose own pairs are an empty table."""
     unit_size = units.auto_unit_size(num_questions)
     spans = units.split_units(num_questions, unit_size)
-    with Pool(NUM_CORES) as pool:
-        pool.starmap(_publish, [(work_dir, unit, span) for unit, span in enumerate(spans)], chunksize=8)
+    calls = [(work_dir, unit, span) for unit, span in enumerate(spans)]
+    if len(calls) > MOST_ALONE:
+        with Pool(NUM_CORES) as pool:
+            pool.starmap(_publish, calls, chunksize=8)
+    else:
+        for call in calls:
+            _publish(*call)
     config = RunConfig("instruct", "reward", "questions.parquet", str(work_dir))
     described = {
         "layout": 2, "bound": {"dataset": ""}, "frozen": {}, "versions": {}, "config": asdict(config),
@@ -90,7 +97,7 @@ def measure(work_dir: Path, name: str, flags: list[str]) -> Measured:
     """Pair the answers of the run by these flags."""
     command = [sys.executable, "-m", "data_engine", "pairs", str(work_dir), "--name", name, *flags]
     start = time.perf_counter()
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, preexec_fn=_on_two_cores)
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, preexec_fn=_on_two_cores)
     peak = 0
     while process.poll() is None:
         peak = max(peak, sum(resident(process.pid)))

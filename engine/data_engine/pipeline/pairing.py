@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from data_engine import schemas
 from data_engine.pipeline.pair_settings import AUTO, Settings
 from data_engine.pipeline.rewarded import RewardedUnit, Stored, read_rewarded, scored_rows
-from data_engine.preferences import filters, strategies
+from data_engine.preferences import strategies
 from data_engine.preferences.answers import Answers, places_of, why_not_ranked
 from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
 from data_engine.preferences.counts import Funnel
@@ -42,8 +42,7 @@ class Paired:
         """Tell the funnel of the statuses, which are final by now."""
         counts = self.candidates.counts()
         self.funnel.candidate_pairs = counts.total()
-        names = [*filters.FILTERS, *(name for name in filters.ON_REQUEST if counts[name])]
-        self.funnel.dropped = Counter({name: counts[name] for name in names})
+        self.funnel.dropped = Counter({name: counts[name] for name in self.candidates.filter_names})
         if counts[NO_SOURCE]:
             self.funnel.dropped[NO_SOURCE] = counts[NO_SOURCE]
 

@@ -70,6 +70,11 @@ class CandidateTable:
         self._status = bytearray()
         self._buffer: list[Pair] = []
 
+    @property
+    def filter_names(self) -> tuple[str, ...]:
+        """The filters of this pairing, in the order in which they run."""
+        return (*self._filters, *filters.DATASET_FILTERS)
+
     def __enter__(self) -> "CandidateTable":
         self._writer = pq.ParquetWriter(self.path, self.schema)
         return self
