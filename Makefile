@@ -37,8 +37,8 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm fuzz test-slow test-slurm chaos prove-size \
-	prove-exports lint bench bench-gpu clean
+.PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm fuzz test-slow test-slurm \
+	chaos prove-size prove-exports prove-pairs lint bench bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -147,6 +147,9 @@ prove-size: $(STAMP) ## stage 2 at 50,000 and 200,000 questions: minutes and mem
 
 prove-exports: $(STAMP) ## 100,000 pairs into each format of data-engine export: minutes and memory (an hour, 20 GB of disk)
 	$(TEST_ENV) $(BIN)/python tests/export_size_proof.py 48000 $(ARGS)
+
+prove-pairs: $(STAMP) ## data-engine pairs at 100,000 questions by each strategy: seconds and memory (half an hour, 3 GB of disk)
+	$(TEST_ENV) $(BIN)/python tests/pairs_proof.py 100000 $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -70,8 +70,9 @@ def pictures_of(row: Mapping) -> list[bytes]:
 
 def pair_of(idx: object, chosen: str, rejected: str, indices: tuple[int, int] = (0, 1), sums=(1.5, -0.25)) -> dict:
     """A row of schemas.pairs, as far as an export reads it."""
-    names = ("chosen_index", "rejected_index", "chosen_sum", "rejected_sum")
-    return {"idx": idx, "chosen": chosen, "rejected": rejected, **dict(zip(names, (*indices, *sums), strict=True))}
+    names = ("chosen_index", "rejected_index", "chosen_sum", "rejected_sum", "margin")
+    numbers = dict(zip(names, (*indices, *sums, sums[0] - sums[1]), strict=True))
+    return {"idx": idx, "chosen": chosen, "rejected": rejected, **numbers}
 
 
 def three_each(rows: Iterable[Mapping] = QUESTIONS) -> list[dict]:

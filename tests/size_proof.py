@@ -97,7 +97,7 @@ def prepare(
     bound = Plan.of(RunConfig(**flags(dataset, work_dir)), Ranks()).bound if for_a_run else {}
     for unit, span in enumerate(spans):
         digests = [question.digest for question in questions.rows(span)]
-        _publish((work_dir, bound), unit, (span, digests), (vocabulary, encode))
+        publish_unit((work_dir, bound), unit, (span, digests), (vocabulary, encode))
     return dataset, work_dir
 
 
@@ -131,12 +131,17 @@ class Vocabulary:
         return " ".join(words)
 
 
-def _publish(
-    place: tuple[Path, Mapping], unit: int, rows: tuple[range, list[str]], words: tuple[Vocabulary, Callable | None]
+def publish_unit(
+    place: tuple[Path, Mapping],
+    unit: int,
+    rows: tuple[range, list[str]],
+    words: tuple[Vocabulary, Callable | None],
+    words_an_answer: int = WORDS_AN_ANSWER,
 ) -> None:
+    """Publish a unit of each stage."""
     (work_dir, bound), (span, digests), (vocabulary, encode) = place, rows, words
     draw = np.random.default_rng([2, unit])
-    num_words = np.maximum(5, draw.normal(WORDS_AN_ANSWER, 25, len(span) * NUM_ANSWERS)).astype(int)
+    num_words = np.maximum(5, draw.normal(words_an_answer, 25, len(span) * NUM_ANSWERS)).astype(int)
     keys = {
         "idx": pa.array(np.repeat([_idx(row) for row in span], NUM_ANSWERS), pa.string()),
         "sample_index": pa.array(np.tile(np.arange(NUM_ANSWERS), len(span)), pa.int32()),

@@ -13,8 +13,11 @@ from PIL import Image
 
 from data_engine import schemas, stages
 from data_engine.pipeline import pair
+from data_engine.pipeline.pair_settings import Settings
+from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions, load_questions
+from data_engine.stages import RunStages
 from data_engine.store import units
 from data_engine.store.made_from import made_from
 from data_engine.store.units import UnitResult, split_units
@@ -63,7 +66,18 @@ class World:
                 publish(work_dir, stage, unit, UnitResult(table, (left_out or {}).get((stage, unit), []), rows=digests))
 
     def pair(self, work_dir: Path, debug: bool = False, **settings) -> Funnel:
-        return pair.run(work_dir, self.questions(), self.units(), **SETTINGS | settings, debug=debug)
+        """Stage 2, by SETTINGS and what is given here."""
+        questions, ranges = self.questions(), self.units()
+        named = SETTINGS | settings
+        exif, same_tokenizer = named.pop("exif", "apply"), named.pop("same_tokenizer")
+        control_tokens, bound, markers = named.pop("control_tokens", ()), named.pop("bound"), named.pop("markers")
+        run_stages = named.pop("run_stages", RunStages())
+        stored = Stored(
+            work_dir, len(ranges), questions.idx_type, bound, markers, same_tokenizer, run_stages,
+            lambda unit: questions.idx[ranges[unit].start : ranges[unit].stop],
+        )  # fmt: skip
+        source = pair.DatasetSource(questions, ranges, exif, control_tokens)
+        return pair.run(stored, Settings(**named), source, debug)
 
 
 def publish(work_dir: Path, stage: str, unit: int, result: UnitResult, bound: Mapping | None = None) -> None:

@@ -39,7 +39,9 @@ def test_a_source_of_reward_is_one_file_and_one_line(length, config, questions, 
     assert pairs
     for pair in pairs:
         longer, shorter = (tokens[pair["idx"], pair[f"{side}_index"]] for side in ("chosen", "rejected"))
-        assert (pair["chosen_sum"], pair["rejected_sum"]) == (longer, shorter)
+        assert (pair["chosen_length"], pair["rejected_length"]) == (longer, shorter)
+        assert pair["margin"] == longer - shorter
+        assert pair["chosen_sum"] is pair["rejected_avg"] is None
         assert longer >= shorter
     shown = status.describe(work, 0)
     assert "length" in shown

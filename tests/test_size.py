@@ -30,20 +30,21 @@ PAIRING = """
 import sys, tracemalloc
 from pathlib import Path
 import pyarrow as pa
-from data_engine.pipeline import pair
+from data_engine.pipeline import pair, pairing
+from data_engine.pipeline.pair_settings import Settings
+from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences import candidates
 from data_engine.questions.dataset import load_questions
 from data_engine.store.units import split_units
 
 # What is held until there is enough of it to write is not what grows.
 candidates.BUFFER_ROWS = 100
-pair.count_words = lambda text: text.count(" ")
+pairing.count_words = lambda text: text.count(" ")
 tracemalloc.start()
 questions = load_questions(sys.argv[1])
-pair.run(
-    Path(sys.argv[2]), questions, split_units(len(questions), 50), rank=3, distance=25, beta=0.1, seed=0,
-    markers=("</s>",), same_tokenizer=True, debug=False, bound={},
-)
+ranges = split_units(len(questions), 50)
+stored = Stored(Path(sys.argv[2]), len(ranges), questions.idx_type, {}, ("</s>",), same_tokenizer=True)
+pair.run(stored, Settings(), pair.DatasetSource(questions, ranges))
 print(tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory())
 """
 

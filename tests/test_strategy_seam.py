@@ -11,28 +11,28 @@ from data_engine.preferences import strategies
 
 
 @pytest.fixture
-def best_worst(tmp_path, monkeypatch) -> str:
+def neighbours(tmp_path, monkeypatch) -> str:
     table = "data_engine.preferences.strategies"
     return contributing.add("A pair strategy", table, "STRATEGIES", monkeypatch, tmp_path)
 
 
-def test_a_strategy_is_one_file_and_one_line(best_worst):
+def test_a_strategy_is_one_file_and_one_line(neighbours):
     rewards = {0: 1.0, 1: 4.0, 2: -2.0, 3: 3.0}
     rows = [
         {"idx": "q", "sample_index": index, "answer": f"answer {index}", "sum": reward, "avg": -reward}
         for index, reward in rewards.items()
     ]
-    [pair] = build_pairs(rows, strategy=best_worst)
-    assert (pair.chosen_index, pair.rejected_index) == (1, 2)
+    [pair] = build_pairs(rows, strategy=neighbours)
+    assert (pair.chosen_index, pair.rejected_index) == (1, 3)
     # The words of a pair still may not differ by as much as the distance.
     rows[1]["answer"] = "a " * 30
-    assert build_pairs(rows, strategy=best_worst) == []
+    assert build_pairs(rows, strategy=neighbours) == []
 
 
-def test_a_whole_pairing_goes_by_the_strategy_of_the_run(best_worst, tmp_path, monkeypatch):
+def test_a_whole_pairing_goes_by_the_strategy_of_the_run(neighbours, tmp_path, monkeypatch):
     world = make_world(tmp_path / "world")
     world.publish(tmp_path / "work")
-    monkeypatch.setattr(strategies, "DEFAULT", best_worst)
+    monkeypatch.setattr(strategies, "DEFAULT", neighbours)
     world.pair(tmp_path / "work", distance=1000)
     pairs = pq.read_table(tmp_path / "work/pairs/pairs.parquet").to_pylist()
     assert len({pair["idx"] for pair in pairs}) == len(pairs) > 20

@@ -146,6 +146,36 @@ def test_any_text_has_as_many_words_as_by_nltk_alone(text):
     assert count_words(text) == count_by_nltk(text)
 
 
+SENTENCE_PARTS = st.sampled_from(
+    [
+        "The dog barks.", "A cat sat on the mat.", "It is red. Then", "No one", "Dr. Smith said.", "(See it.) We go.",
+        'He said "no." They left.', "A. B. Then", "and so on etc. The", "It cost 5. The", "U.S. The army", "[sic] it",
+        "'Tis fine. We", "''Quoted.'' She left.", "the sign 'Main St.'", "waiting... then", "We cannot. Gonna",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(SENTENCE_PARTS, st.sampled_from([" ", " ", "  ", "\n", " ' ", ' "'])), max_size=8))
+@example([("It is red. Then", " "), ("''Quoted.'' She left.", " ")])
+def test_a_text_of_which_some_sentences_are_hard_has_as_many_words_as_by_nltk_alone(parts):
+    text = "".join(f"{part}{gap}" for part, gap in parts)
+    assert count_words(text) == count_by_nltk(text)
+
+
+def test_of_a_text_with_one_hard_word_nltk_is_askedno_more_than_what_stands_around_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(word_count, "_nltk_words", lambda text: asked.append(text) or 0)
+    count_words("The bus is red. A man under the sign 'Main St.' looks at the bus. He waits there.")
+    assert asked == ["sign 'Main St.' looks "]
+
+
+def test_the_pieces_that_are_kept_are_bounded(monkeypatch):
+    monkeypatch.setattr(word_count, "MOST_PIECES", 3)
+    monkeypatch.setattr(word_count, "_pieces", word_count._Pieces())
+    assert [count_words(f"a {word}!") for word in ("bus", "car", "cat", "dog", "bus")] == [3] * 5
+    assert len(word_count._pieces) <= 3
+
+
 @given(st.text(st.sampled_from("aJ5é.,:?!'’\"“”()*-–% \n猫"), max_size=12))
 def test_any_short_string_of_marks_has_as_many_words_as_by_nltk_alone(text):
     assert count_words(text) == count_by_nltk(text)

@@ -125,6 +125,23 @@ class RunConfig:
     """a pair's word counts differ by less than this"""
     beta: float = 0.1
     """reward scale"""
+    rank_by: str | None = None
+    """rewards that rank the answers, by which each answer of a pair is good or bad: implicit.sum,implicit.avg; default:
+    those two, or the mean or only number of the first source"""
+    strategy: str = "cross"
+    """how answers are paired: cross, best_worst, aligned, right_wrong or mu_2sigma; docs/pairs.md says more"""
+    right: float | None = None
+    """with strategy right_wrong: from this reward on an answer is right"""
+    min_margin: float | None = None
+    """pairs with a smaller difference of rewards, by the first of rank_by, are dropped"""
+    max_margin: float | None = None
+    """pairs with a larger difference of rewards are dropped"""
+    length_alpha: str | None = None
+    """answers rank by their reward minus this times their words; auto: so that neither side of the pairs is longer"""
+    near_duplicates: float | None = None
+    """of answers whose 10-grams have at least this Jaccard similarity, above 0 and at most 1, the first one ranks"""
+    max_pairs: int = 3
+    """pairs a question keeps at most, drawn by the seed"""
     export: str | None = None
     """formats for trainers that are written as work_dir/exports/FORMAT besides dataset/: trl,llama-factory"""
     temperature: float = 0.7
@@ -176,7 +193,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("rank", "distance", "max_new_tokens", "num_shards", "unit_size", "limit", "threads"):
+        for name in ("rank", "distance", "max_pairs", "max_new_tokens", "num_shards", "unit_size", "limit", "threads"):
             value = getattr(self, name)
             _require(value is None or 1 <= value <= _INT_MAX, f"{name} must be at least 1, got {value}")
         _require(self.grace_s >= 0, f"grace_s must be at least 0, got {self.grace_s}")
@@ -209,10 +226,31 @@ class RunConfig:
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             f"device must be auto, cpu, cuda or cuda:N, got {json.dumps(self.device)}",
         )
-        _ = self.column_names, self.chat_template_text, self.template_kwargs, self.yesno_question
+        _ = self.column_names, self.chat_template_text, self.template_kwargs
         self._check_sampler()
         for name in self.stages.given:
             _require(getattr(self, name) is not None, f"{name} is missing: {self.stages.why_given(name)}")
+        self._check_pairing()
+
+    def _check_pairing(self) -> None:
+        """Raise UserError for what cannot be meant of pairs; names of strategies and rewards are not known here."""
+        _ = self.alpha
+        near, least, most = self.near_duplicates, self.min_margin, self.max_margin
+        _require(near is None or 0 < near <= 1, f"near_duplicates must be above 0 and at most 1, got {near}")
+        _require(
+            least is None or most is None or least <= most,
+            f"min_margin {least} is above max_margin {most}: no pair could be kept",
+        )
+        by_right = self.strategy == "right_wrong"
+        _require(
+            not by_right or self.right is not None,
+            "strategy right_wrong needs --right, the reward from which on an answer is right",
+        )
+        _require(by_right or self.right is None, "right is for --strategy right_wrong; leave it out, or set strategy")
+        _require(
+            not by_right or self.length_alpha is None,
+            "length_alpha changes rankings, and strategy right_wrong goes by none; give one of the two",
+        )
 
     @functools.cached_property
     def stages(self) -> RunStages:
@@ -281,6 +319,18 @@ class RunConfig:
             return None
         where = f'chat_template "{self.chat_template}"'
         return read_text(where, self.chat_template, "a Jinja template", "the model's own template")
+
+    @functools.cached_property
+    def alpha(self) -> float | str | None:
+        """What --length_alpha says: a number, "auto" or nothing. Raises UserError for anything else."""
+        if self.length_alpha in (None, "auto"):
+            return self.length_alpha
+        try:
+            found = float(self.length_alpha)
+        except ValueError:
+            found = math.nan
+        _require(math.isfinite(found), f"length_alpha must be a number or auto, got {json.dumps(self.length_alpha)}")
+        return found
 
     @property
     def chat(self) -> ChatSettings:

@@ -3,6 +3,8 @@
 Everything a stage hands to the next is one of these tables; no other module spells a column's type.
 """
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -58,8 +60,25 @@ def criticised(idx: pa.DataType) -> pa.Schema:
     return pa.schema([("idx", idx), ("sample_index", pa.int32()), *written, ("reason", pa.string())])
 
 
-def pairs(idx: pa.DataType) -> pa.Schema:
-    """Stage 2: every candidate pair, without images; `status` is "kept" or the name of the filter that dropped it."""
+def reward_name(column: str) -> str:
+    """What a reward column of a source, such as contrast.avg, is called in tables: contrast_avg.
+
+    Those that were there before any other source keep the names that they had.
+    """
+    return {"implicit.sum": "sum", "implicit.avg": "avg"}.get(column, column.replace(".", "_"))
+
+
+# Rewards of the default source besides those that every file of pairs has a column of, under their reward_name.
+IMPLICIT_ONLY = {"implicit_min": "min", "implicit_last": "last"}
+
+
+def pairs(idx: pa.DataType, rewards: Iterable[str] = tuple(IMPLICIT_ONLY)) -> pa.Schema:
+    """Stage 2: every candidate pair, without images; `status` is "kept" or the name of the filter that dropped it.
+
+    `margin` is by the first reward that ranks. `rewards` are the reward_names of a run's rewards; sum and avg are null
+    in a run without the source implicit.
+    """
+    further = [name for name in rewards if name not in ("sum", "avg")]
     return pa.schema(
         [
             ("idx", idx),
@@ -74,16 +93,25 @@ def pairs(idx: pa.DataType) -> pa.Schema:
             ("chosen_words", pa.int32()),
             ("rejected_words", pa.int32()),
             ("status", pa.string()),
+            ("margin", pa.float64()),
+            *((f"{side}_{name}", pa.float64()) for name in further for side in ("chosen", "rejected")),
         ]
     )
 
 
-def scored(idx: pa.DataType) -> pa.Schema:
-    """Every answer of a run with its rewards, its places in the rankings (from 1), and why it has none."""
+def scored(idx: pa.DataType, rewards: Iterable[str] = (), rank_by: Iterable[str] = ("sum", "avg")) -> pa.Schema:
+    """Every answer of a run with its rewards, its places in the rankings (from 1), and why it has none.
+
+    `rewards` and `rank_by` are reward_names of the run's.
+    """
+    known = ("sum", "avg", "min", "last")
+    further = [name for name in rewards if name not in ("sum", "avg", *IMPLICIT_ONLY)]
     answer = [("answer", pa.string()), ("token_ids", pa.list_(pa.int32())), ("finish_reason", pa.string())]
-    rewards = [(name, pa.float64()) for name in ("sum", "avg", "min", "last")]
-    places = [("sum_rank", pa.int32()), ("avg_rank", pa.int32()), ("not_ranked", pa.string())]
-    return pa.schema([("idx", idx), ("sample_index", pa.int32()), *answer, *rewards, *places])
+    numbers = [(name, pa.float64()) for name in (*known, *further)]
+    places = [(f"{IMPLICIT_ONLY.get(name, name)}_rank", pa.int32()) for name in rank_by]
+    return pa.schema(
+        [("idx", idx), ("sample_index", pa.int32()), *answer, *numbers, *places, ("not_ranked", pa.string())]
+    )
 
 
 def dpo_dataset(idx: pa.DataType, optional: tuple[str, ...] = ()) -> pa.Schema:

@@ -16,6 +16,8 @@ from data_engine.bench.model import QUESTION, Subject
 from data_engine.bench.ways import SAMPLING
 from data_engine.models.head import Head
 from data_engine.pipeline import pair, sample, score
+from data_engine.pipeline.pair_settings import Settings
+from data_engine.pipeline.rewarded import Stored
 from data_engine.questions.dataset import load_questions
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import SamplingParams
@@ -128,10 +130,10 @@ class TimedJob:
                 result = score.score_unit(self.subject.engine, questions.rows(rows), sampled.table, scoring)
                 publish(stage, unit, result, {stages.SAMPLING.name: sampled})
         writer.wait()
-        pair.run(
-            work_dir, questions, self.unit_ranges, rank=3, distance=25, beta=0.1, seed=0,
-            markers=self.subject.engine.markers, same_tokenizer=True, debug=False, bound={},
-        )  # fmt: skip
+        stored = Stored(
+            work_dir, len(self.unit_ranges), questions.idx_type, {}, self.subject.engine.markers, same_tokenizer=True
+        )
+        pair.run(stored, Settings(), pair.DatasetSource(questions, self.unit_ranges))
         return tokens
 
 

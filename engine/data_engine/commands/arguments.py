@@ -7,6 +7,7 @@ so a wrong value has the same message in either place.
 import argparse
 import ast
 import contextlib
+import functools
 import inspect
 import itertools
 import json
@@ -64,7 +65,7 @@ def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
     missing = ", ".join(f"--{name}" for name in FIELD_NAMES if name in needed and values.get(name) is None)
     if missing:
         raise UserError(f"missing: {missing}; give each as a flag, or by its name in the YAML of --config")
-    return RunConfig(**{name: _normalised(name, value) for name, value in values.items()})
+    return RunConfig(**{name: normalised(name, value) for name, value in values.items()})
 
 
 def help_texts() -> dict[str, str]:
@@ -72,6 +73,9 @@ def help_texts() -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(RunConfig))).body[0].body
     pairs = itertools.pairwise(body)
     return {field.target.id: text.value.value for field, text in pairs if isinstance(field, ast.AnnAssign)}
+
+
+_help_texts = functools.cache(help_texts)
 
 
 def _check_flags(argv: Sequence[str], command: str) -> None:
@@ -101,20 +105,22 @@ def _parser(command: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML with any of the flags below")
-    texts = help_texts()
     group = parser
     for name, field in _FIELDS.items():
         group = parser.add_argument_group(_GROUPS[name]) if name in _GROUPS else group
-        if name in _BOOLEANS:
-            group.add_argument(f"--{name}", action="store_true", help=texts[name])
-            continue
         default = "auto" if name in _AUTO else field.default
         shown = " (required)" if default is MISSING else "" if default is None else f" (default: {default})"
-        help_text = texts[name].replace("%", "%%") + shown
-        group.add_argument(
-            f"--{name}", type=str if _is_text(name) else _read_value, metavar=_metavar(name), help=help_text
-        )
+        add_flag(group, name, "" if name in _BOOLEANS else shown)
     return parser
+
+
+def add_flag(parser: argparse._ActionsContainer, name: str, default: str = "") -> None:
+    """Add the flag of a field of RunConfig, whose help ends with `default`; its values still want `normalised`."""
+    text = _help_texts()[name].replace("%", "%%") + default
+    if name in _BOOLEANS:
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    else:
+        parser.add_argument(f"--{name}", type=str if _is_text(name) else _read_value, metavar=_metavar(name), help=text)
 
 
 def _metavar(name: str) -> str:
@@ -165,12 +171,14 @@ def _read_yaml(path: Path) -> dict[str, object]:
     return values
 
 
-def _normalised(name: str, value: object) -> object:
+def normalised(name: str, value: object) -> object:
     """A value as RunConfig takes it, where YAML or a shell reads or leaves it otherwise."""
     if _TYPES[name] is float and isinstance(value, str):
         # YAML 1.1 reads 1e-3, without a full stop, as text.
         with contextlib.suppress(ValueError):
             return float(value)
+    if name == "length_alpha" and type(value) in (int, float):
+        return str(value)
     if name == "zero3" and isinstance(value, bool):
         return "on" if value else "off"
     if name in _AUTO and value == "auto":

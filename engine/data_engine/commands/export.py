@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from data_engine import stages
-from data_engine.commands.work_dir import open_finished
-from data_engine.errors import IncompleteError, UserError
+from data_engine.commands.work_dir import open_finished, told_of_disk
+from data_engine.errors import UserError
 from data_engine.exports import EXPORTS, FOLDER, add_files, build, chosen, move_all, told, why_nothing
 from data_engine.exports.licences import check_licence
 from data_engine.store.folders import scratch_folder
-from data_engine.store.units import DamagedUnitError
 
 if TYPE_CHECKING:
     from data_engine.pipeline.export import FinishedRun
@@ -38,9 +37,10 @@ def main(argv: Sequence[str]) -> int:
     if asked.output is not None:
         _require_empty(asked.output)
         _require_outside(asked.output, asked.work_dir)
-    with _interrupted_by(signal.SIGTERM), _told_of_disk(asked.output or asked.work_dir):
+    with _interrupted_by(signal.SIGTERM), told_of_disk(asked.output or asked.work_dir):
         places = {"dataset_path": asked.dataset_path, "image_root": asked.image_root}
-        run = open_finished(asked.work_dir, places, needed=(("units", "unit_size"), ("models", "instruct")))
+        needed = (("units", "unit_size"), ("models", "instruct"))
+        run = open_finished(asked.work_dir, places, needed, asked.name)
         # What is only pushed is gone afterwards.
         with _new_folder(asked.output or asked.work_dir) as scratch:
             _export(run, asked, names, repo, scratch)
@@ -104,6 +104,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--format", required=True, metavar="LIST", help=f"one or more, with commas: {', '.join(EXPORTS)}"
     )
+    parser.add_argument("--name", metavar="NAME", help="of a pairing by data-engine pairs; default: the run's own")
     parser.add_argument("--output", metavar="DIR", type=Path, help="an empty folder, or one that is not there yet")
     parser.add_argument("--push_to_hub", metavar="REPO", help="OWNER/NAME of a dataset on the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="a dataset that --push_to_hub creates is private")
@@ -147,18 +148,6 @@ def _interrupted_by(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def _told_of_disk(folder: Path) -> Iterator[None]:
-    """Raise UserError for a disk that is full, and the like, and IncompleteError for a unit that is no longer whole."""
-    try:
-        yield
-    except DamagedUnitError as damage:
-        raise IncompleteError(f"{damage}; the command of the run, given again, computes it again") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f'"{error.filename or folder}" cannot be read or written: {reason}') from None
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ COMMANDS = {
         "data_engine.commands.status:main",
         "units done by stage, pace and time left of a work_dir; --watch keeps showing them",
     ),
+    "pairs": ("data_engine.commands.pairs:main", "pair the answers of a work_dir anew, by other rewards or strategies"),
     "export": ("data_engine.commands.export:main", "write the pairs of a work_dir as datasets for trainers"),
     "report": ("data_engine.commands.report:main", "write report/index.html of a work_dir again"),
     "bench": ("data_engine.commands.bench:main", "the engine's speed against stock transformers, on this machine"),

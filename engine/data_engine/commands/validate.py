@@ -14,6 +14,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.models.check import check_models
 from data_engine.models.sharding import settings as zero3_settings
+from data_engine.pipeline.pair_settings import Settings
 from data_engine.questions.dataset import Questions, open_for_run
 from data_engine.questions.first_rows import LOOKED_AT, num_unusable, require_usable
 from data_engine.questions.given_rows import GivenFile
@@ -32,6 +33,7 @@ def check(config: RunConfig) -> str:
     formats = exports.chosen(config.export)
     check_zero3(config)
     questions = open_for_run(config)
+    Settings.of(config, config.stages)
     if config.answers is not None:
         # Of its rows nothing yet.
         GivenFile(config.answers, questions.idx_type)

@@ -1,17 +1,22 @@
 """What the commands about a finished or running work_dir share: arguments, its run.json, its questions. No torch."""
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_engine.config import RunConfig
-from data_engine.errors import UserError
+from data_engine.errors import IncompleteError, UserError, nearest
 
 if TYPE_CHECKING:
     from data_engine.pipeline.export import FinishedRun
+
+
+# The name of the pairing that a run makes.
+OWN = "pairs"
 
 
 def work_dir_argument(command: str, description: str, argv: Sequence[str], options: str = "") -> Path | None:
@@ -49,26 +54,44 @@ def read_run(work_dir: Path) -> dict:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
 
 
+def read_paired(work_dir: Path, needed: Iterable[tuple[str, str]] = ()) -> dict:
+    """run.json of a run whose pairs are written; `needed` are entries of it, and names in them, that will be read.
+
+    Raises UserError without pairs.
+    """
+    run_file = read_run(work_dir)
+    if not (work_dir / "pairs" / f"{OWN}.parquet").is_file():
+        raise UserError(f'"{work_dir}" has no pairs/{OWN}.parquet yet: let the run finish stage 2 first')
+    _require(work_dir, run_file, needed)
+    return run_file
+
+
+def require_pairing(work_dir: Path, name: str) -> None:
+    """Raise UserError for the name of no pairing of a run whose pairs are written."""
+    known = sorted(path.stem for path in (work_dir / "pairs").glob("*.parquet"))
+    if name not in known:
+        raise UserError(f'"{work_dir}" has no pairing "{name}"{nearest(name, known)}; it has: {", ".join(known)}')
+
+
 def open_finished(
-    work_dir: Path, moved: Mapping[str, str | None], needed: Iterable[tuple[str, str]] = ()
+    work_dir: Path, moved: Mapping[str, str | None], needed: Iterable[tuple[str, str]] = (), name: str | None = None
 ) -> "FinishedRun":
     """A run whose pairs are written, with its questions; `moved` says where the dataset is, if it has moved.
 
-    `needed` are entries of run.json, and names in them, that will be read.
-
-    Raises UserError without pairs, and where the dataset is not the one of the run.
+    `needed` is as read_paired takes it, and `name` is that of a pairing, None for the run's own. Raises UserError
+    without pairs, and where the dataset is not the one of the run.
     """
-    run_file = read_run(work_dir)
-    if not (work_dir / "pairs/pairs.parquet").is_file():
-        raise UserError(f'"{work_dir}" has no pairs/pairs.parquet yet: let the run finish stage 2 first')
+    run_file = read_paired(work_dir, (("bound", "dataset"), *needed))
+    name = OWN if name is None else name
+    require_pairing(work_dir, name)
     # Imported late: pyarrow and numpy would delay the messages above.
-    from data_engine.pipeline.export import FinishedRun
+    from data_engine.pipeline.export import FinishedRun, read_metadata
     from data_engine.questions.dataset import open_questions
     from data_engine.store.claims import Claims
     from data_engine.store.file_hashes import FileHashes, hash_files
 
-    _require(work_dir, run_file, (("bound", "dataset"), *needed))
-    config = _config(work_dir, run_file, {name: value for name, value in moved.items() if value is not None})
+    read_metadata(work_dir, name)
+    config = config_of(work_dir, run_file, {name: value for name, value in moved.items() if value is not None})
     try:
         questions = open_questions(config)
     except UserError as error:
@@ -77,7 +100,22 @@ def open_finished(
     hashes = FileHashes(work_dir, Claims(work_dir, 0)) if os.access(work_dir, os.W_OK) else hash_files
     if questions.fingerprint(hashes) != run_file["bound"]["dataset"]:
         raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
-    return FinishedRun(work_dir, run_file, questions, config)
+    return FinishedRun(work_dir, run_file, questions, config, name)
+
+
+@contextlib.contextmanager
+def told_of_disk(folder: Path) -> Iterator[None]:
+    """Raise UserError for a disk that is full, and the like, and IncompleteError for a unit that is no longer whole."""
+    # Imported late: pyarrow would delay the messages of commands that read no unit.
+    from data_engine.store.units import DamagedUnitError
+
+    try:
+        yield
+    except DamagedUnitError as damage:
+        raise IncompleteError(f"{damage}; the command of the run, given again, computes it again") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f'"{error.filename or folder}" cannot be read or written: {reason}') from None
 
 
 def _require(work_dir: Path, run_file: Mapping, entries: Iterable[tuple[str, str]]) -> None:
@@ -86,7 +124,7 @@ def _require(work_dir: Path, run_file: Mapping, entries: Iterable[tuple[str, str
             raise _of_another_version(work_dir, f"{entry} has no {name}")
 
 
-def _config(work_dir: Path, run_file: Mapping, moved: Mapping[str, str]) -> RunConfig:
+def config_of(work_dir: Path, run_file: Mapping, moved: Mapping[str, str]) -> RunConfig:
     """The configuration of a run, with its dataset where it is now."""
     places = run_file.get("places", {}) | moved
     try:

@@ -90,6 +90,10 @@ class ExportSource:
     """name of a stage, number of a unit -> its table; None: as it is published"""
     instruct: Mapping = field(default_factory=dict)
     """the instruct model as run.json has it: job.checkpoints.Checkpoint, and the hash of its content"""
+    rewards: tuple[str, ...] = ("sum", "avg")
+    """schemas.reward_name of each reward of an answer"""
+    rank_by: tuple[str, ...] = ("sum", "avg")
+    """those by which answers rank"""
 
     def with_questions(self, rows: Iterable[Mapping]) -> Iterator[QuestionRows]:
         """Each question that has a row, in the order of the questions; a unit without one is not read.

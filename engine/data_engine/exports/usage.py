@@ -23,7 +23,10 @@ IMAGE = ("image", "bytes and path of the picture, as the models saw it")
 IMAGES = ("images", "bytes of the pictures, as the models saw them")
 _SIDES = (("chosen", "the better answer"), ("rejected", "the worse answer"))
 _PROMPT = ("prompt", "messages: role, and parts of text and pictures")
-_MARGIN = ("margin", "reward of chosen minus reward of rejected, both summed over tokens")
+_MARGIN = (
+    "margin",
+    "reward of chosen minus reward of rejected, by the first reward that ranks: summed over tokens, by default",
+)
 _SYSTEM = ("system", "the system text; empty where there is none")
 _LABEL = ("label", "true: chosen in a pair; false: rejected in a pair")
 
@@ -112,7 +115,8 @@ USAGES = {
         "Pairs with the margin of their rewards for ms-swift's reward model.",
         (("messages", "all turns, the better answer last; <image> where a picture stands"),
          ("rejected_response", "the worse answer"),
-         ("margin", "reward of the better answer minus that of the worse, summed over tokens; 0 at least"), IMAGES),
+         ("margin", "reward of the better answer minus that of the worse, by the first reward that ranks; 0 at least"),
+         IMAGES),
         _SWIFT.format(command="swift rlhf --rlhf_type rm")
         + "\n\nThe loss asks that both scores differ by the margin, which is beta times nats: large margins make large "
         "losses.",

@@ -8,6 +8,8 @@ from data_engine.job import run_file
 from data_engine.job.plan import Plan
 from data_engine.pipeline import pair
 from data_engine.pipeline.export import FinishedRun
+from data_engine.pipeline.pair_settings import Settings
+from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting import page
 from data_engine.reporting.timings import kinds_of_reasons
@@ -19,26 +21,34 @@ log = logging.getLogger(__name__)
 
 def pair_all(plan: Plan) -> bool:
     """Write pairs, dataset and report, and print the funnel; False, with the reasons logged, where no pair is left."""
-    config, trained = plan.config, plan.trained
+    config = plan.config
     pair.require_units(plan.work_dir, len(plan.unit_rows), plan.stages)
     units.sweep(plan.work_dir)
     claims.Claims(plan.work_dir, plan.ranks.rank).sweep()
     log.info("pairing")
     start = time.perf_counter()
-    funnel = pair.run(
-        plan.work_dir, plan.questions, plan.unit_rows, rank=config.rank, distance=config.distance,
-        beta=config.beta, seed=config.seed, markers=trained.markers if trained else (),
-        same_tokenizer=plan.same_tokenizer, debug=config.debug, bound=plan.bound, exif=config.exif,
-        control_tokens=trained.control_tokens if trained else (), run_stages=plan.stages,
-    )  # fmt: skip
+    funnel = pair.run(stored_of(plan), Settings.of(config, plan.stages), _source_of(plan), debug=config.debug)
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
     page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)
     print(funnel.table(), flush=True)
     _export(plan)
-    found = funnel.written + funnel.not_fitting
-    if not found:
+    if not funnel.found:
         log.error("%s", why_nothing(plan, funnel))
-    return found > 0
+    return funnel.found > 0
+
+
+def stored_of(plan: Plan) -> Stored:
+    """The answers of the run, and what is known of them."""
+    ranges, idx = plan.unit_rows, plan.questions.idx
+    markers = plan.trained.markers if plan.trained else ()
+    return Stored(
+        plan.work_dir, len(ranges), plan.questions.idx_type, plan.bound, markers, plan.same_tokenizer, plan.stages, lambda unit: idx[ranges[unit].start : ranges[unit].stop],
+    )  # fmt: skip
+
+
+def _source_of(plan: Plan) -> pair.DatasetSource:
+    control_tokens = plan.trained.control_tokens if plan.trained else ()
+    return pair.DatasetSource(plan.questions, plan.unit_rows, plan.config.exif, control_tokens)
 
 
 def _export(plan: Plan) -> None:

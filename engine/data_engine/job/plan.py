@@ -19,6 +19,7 @@ from data_engine.models import family_class
 from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import check_models
 from data_engine.models.sharding import placement
+from data_engine.pipeline.pair_settings import Settings
 from data_engine.processes.ranks import Ranks, set_device
 from data_engine.questions.dataset import Questions, open_for_run
 from data_engine.questions.given_rows import GivenFile
@@ -74,6 +75,8 @@ class Plan:
         set_device(device)
         target, work_dir = Target(device, pick_dtype(config.dtype, device)), Path(config.work_dir)
         run_stages, formats = config.stages, exports.chosen(config.export)
+        # Names of strategies and rewards, which the last step reads hours later.
+        Settings.of(config, run_stages)
         questions = _questions(config, run_stages)
         check_models(config, config.roles)
         checkpoints = {role: Checkpoint.of_role(config, role) for role in config.roles}

@@ -17,18 +17,18 @@ from data_engine.exports import card
 from data_engine.exports.base import ExportSource, Written
 from data_engine.exports.card import Card
 from data_engine.exports.usage import usage_of
-from data_engine.pipeline.pair import PAIRS_FILE, read_funnel
-from data_engine.pipeline.rewarded import read_stages, rewarded, with_places
-from data_engine.preferences import strategies
+from data_engine.pipeline.pair import OWN, pairs_file, read_funnel
+from data_engine.pipeline.pair_settings import Settings
+from data_engine.pipeline.rewarded import ANSWER, Stored, read_rewarded, scored_rows
+from data_engine.preferences.answers import why_not_ranked
 from data_engine.preferences.filters import KEPT
 from data_engine.questions.dataset import Questions
 from data_engine.reporting.picture import picture
-from data_engine.rewards import RewardSettings
 from data_engine.stages import RunStages
 from data_engine.store.made_from import read_unit
 from data_engine.store.units import split_units
 
-ANSWER_COLUMNS = ("idx", "sample_index", "answer", "token_ids", "finish_reason")
+ANSWER_COLUMNS = (*ANSWER, "token_ids", "finish_reason")
 
 
 class KeptRows:
@@ -59,6 +59,13 @@ class FinishedRun:
     questions: Questions
     config: RunConfig
     """of run.json, with the dataset where it is now"""
+    name: str = OWN
+    """of the pairing"""
+
+    @property
+    def pairs(self) -> Path:
+        """The file of pairs."""
+        return pairs_file(self.work_dir, self.name)
 
     @property
     def stages(self) -> RunStages:
@@ -67,39 +74,43 @@ class FinishedRun:
 
     @property
     def metadata(self) -> dict[str, dict]:
-        """What pairs.parquet says of its pairing: "settings", "funnel", "same_tokenizer"."""
-        try:
-            found = pq.read_schema(self.work_dir / PAIRS_FILE).metadata or {}
-        except pa.ArrowException:
-            raise UserError(
-                f'"{self.work_dir / PAIRS_FILE}" is broken; pair again, by the command of the run with '
-                "--continue_from_stage 2"
-            ) from None
-        names = ("settings", "funnel", "same_tokenizer")
-        if any(name.encode() not in found for name in names):
-            raise UserError(
-                f'the pairs of "{self.work_dir}" were made by an earlier version of this program; pair again, by the '
-                "command of the run with --continue_from_stage 2"
-            )
-        return {name: json.loads(found[name.encode()]) for name in names}
+        """What the file of pairs says of its pairing: see read_metadata."""
+        return read_metadata(self.work_dir, self.name)
 
     def source(self) -> ExportSource:
         """What exports are made from."""
-        trained, seed = self.trained, self.metadata["settings"]["seed"]
+        trained, settings = self.trained, self.settings
         # A run of before has no control tokens in run.json; those of its markers that stand alone are some of them.
         alone = [marker for marker in trained.get("markers", ()) if marker.strip() == marker]
-        tokens = trained.get("control_tokens", alone)
-        ranges = split_units(len(self.questions), self.run_file["units"]["unit_size"])
         return ExportSource(
-            KeptRows(self.work_dir / PAIRS_FILE), self.questions, ranges, self.work_dir,
-            seed, self.config.exif, tuple(tokens), trained.get("model_type"),
-            _Answers(self, ranges), self._table, trained,
+            KeptRows(self.pairs), self.questions, self._unit_ranges, self.work_dir,
+            settings.seed, self.config.exif, tuple(trained.get("control_tokens", alone)), trained.get("model_type"),
+            _Answers(self), self._table, trained, self.stored.rewards, settings.names,
         )  # fmt: skip
+
+    @property
+    def settings(self) -> Settings:
+        """Of the pairing."""
+        return Settings.from_json(self.metadata["settings"])
+
+    @property
+    def stored(self) -> Stored:
+        """The answers of the run."""
+        ranges, idx = self._unit_ranges, self.questions.idx
+        return Stored(
+            self.work_dir, len(ranges), self.questions.idx_type, self.run_file["bound"],
+            tuple(self.trained.get("markers", ())), self.metadata["same_tokenizer"], self.stages,
+            lambda unit: idx[ranges[unit].start : ranges[unit].stop],
+        )  # fmt: skip
+
+    @property
+    def _unit_ranges(self) -> list[range]:
+        return split_units(len(self.questions), self.run_file["units"]["unit_size"])
 
     def card(self, name: str, written: Written, licence: str | None = None) -> dict[str, bytes]:
         """The files that a person reads beside an export: its README.md, and the picture in it."""
-        funnel = read_funnel(self.work_dir)
-        shown = picture(self.work_dir / PAIRS_FILE, funnel)
+        funnel = read_funnel(self.work_dir, self.name)
+        shown = picture(self.pairs, funnel)
         usage = usage_of(name)
         text = card.text(
             Card(
@@ -131,14 +142,31 @@ class _Answers:
     """Rows of schemas.scored; read anew each time."""
 
     run: FinishedRun
-    ranges: list[range]
 
     def __iter__(self) -> Iterator[dict]:
-        told = self.run.metadata
-        settings = RewardSettings(told["settings"]["beta"], told["same_tokenizer"])
-        markers = self.run.trained.get("markers", ())
-        for unit, rows in enumerate(self.ranges):
-            read = read_stages(self.run.work_dir, unit, self.run.run_file["bound"], self.run.stages)
-            order = self.run.questions.idx[rows.start : rows.stop]
-            for _, answers in rewarded(read, unit, order, settings, ANSWER_COLUMNS):
-                yield from with_places(answers, *strategies.split_ranked(answers, markers))
+        stored, settings = self.run.stored, self.run.settings
+        which = settings.answer_rule(stored.markers)
+        for number in range(stored.num_units):
+            unit = read_rewarded(stored, number, settings.beta, ANSWER_COLUMNS)
+            rows = unit.table.to_pylist()
+            for answers, (_, start, end) in zip(unit.questions(), unit.spans, strict=True):
+                yield from scored_rows(rows[start:end], answers, why_not_ranked(answers, which), settings.names)
+
+
+def read_metadata(work_dir: Path, name: str = OWN) -> dict[str, dict]:
+    """What a file of pairs says of its pairing: "settings", "funnel", "same_tokenizer".
+
+    Raises UserError where it is broken, or of an earlier version of the program.
+    """
+    again = "pair again, by the command of the run with --continue_from_stage 2"
+    if name != OWN:
+        again = f"make it again, by data-engine pairs with --name {name}"
+    try:
+        schema = pq.read_schema(pairs_file(work_dir, name))
+    except pa.ArrowException:
+        raise UserError(f'"{pairs_file(work_dir, name)}" is broken; {again}') from None
+    found = schema.metadata or {}
+    names = ("settings", "funnel", "same_tokenizer")
+    if any(one.encode() not in found for one in names) or "margin" not in schema.names:
+        raise UserError(f'the pairs of "{work_dir}" were made by an earlier version of this program; {again}')
+    return {one: json.loads(found[one.encode()]) for one in names}

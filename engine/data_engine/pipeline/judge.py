@@ -24,11 +24,10 @@ from data_engine.questions import images
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import Decode
-from data_engine.rewards.yesno import WORDS
+from data_engine.rewards.yesno import WORDS, YesNoTemplate
 from data_engine.scoring.logprobs import Scored, last_hidden, row_tokens, score_pass
 from data_engine.scoring.self_check import self_check
 from data_engine.store.units import UnitResult
-from data_engine.rewards.yesno import YesNoTemplate
 
 log = logging.getLogger(__name__)
 

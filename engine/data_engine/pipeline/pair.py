@@ -1,11 +1,10 @@
-"""Stage 2: the answers and their log-probs in, pairs/pairs.parquet and dataset/ out.
+"""Stage 2: the answers and their log-probs in, pairs/NAME.parquet out, and dataset/ for the run's own pairing.
 
-Memory is bounded: one unit at a time, and a few bytes of each candidate pair. Everything is recomputed on every call,
-and published only when it is complete: the dataset first, then the pairs, which carry the settings.
+Memory is bounded: see pairing.py. Everything is recomputed on every call, and published only when it is complete: the
+dataset first, then the pairs, which carry the settings.
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 from collections import Counter
@@ -15,89 +14,89 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_engine import errors, exports, schemas, stages
+from data_engine import errors, exports, stages
 from data_engine.exports.base import NO_SOURCE as NO_SOURCE_ANY_MORE
 from data_engine.exports.base import NOT_FITTING, ExportSource, Written
-from data_engine.pipeline.rewarded import left_out, read_stages, rewarded, with_places
-from data_engine.preferences import filters, strategies
-from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
+from data_engine.pipeline.pair_settings import Settings
+from data_engine.pipeline.pairing import Paired, paired
+from data_engine.pipeline.rewarded import Stored
+from data_engine.preferences.candidates import CandidateTable
 from data_engine.preferences.counts import Funnel
-from data_engine.preferences.word_count import count_words
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
-from data_engine.rewards import RewardSettings, implicit
 from data_engine.store import units
 from data_engine.store.folders import move_in, scratch_folder
 
-PAIRS_FILE = Path("pairs", "pairs.parquet")
+FOLDER = "pairs"
+# The name of the pairing that a run makes, of which dataset/ is written.
+OWN = "pairs"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the pairs depend on besides the answers; kept in the metadata of pairs.parquet."""
+class DatasetSource:
+    """What dataset/ is made of besides the pairs."""
 
-    rank: int
-    distance: int
-    beta: float
-    seed: int
+    questions: Questions
+    unit_ranges: list[range]
+    """the rows of each unit"""
+    exif: Exif = "apply"
+    control_tokens: tuple[str, ...] = ()
 
 
-def run(
-    work_dir: Path,
-    questions: Questions,
-    unit_ranges: list[range],
-    *,
-    rank: int,
-    distance: int,
-    beta: float,
-    seed: int,
-    markers: tuple[str, ...],
-    same_tokenizer: bool,
-    debug: bool,
-    bound: Mapping,
-    exif: Exif = "apply",
-    control_tokens: tuple[str, ...] = (),
-    run_stages: stages.RunStages | None = None,
-) -> Funnel:
-    """Pair all answers of `work_dir` and publish the dataset.
+def pairs_file(work_dir: Path, name: str = OWN) -> Path:
+    """Where the pairs of a pairing are."""
+    return work_dir / FOLDER / f"{name}.parquet"
+
+
+def run(stored: Stored, settings: Settings, source: DatasetSource, debug: bool = False) -> Funnel:
+    """Pair all answers of a run and publish its dataset.
 
     Raises IncompleteError where units are missing, DamagedUnitError for one that must be computed again, UserError for
-    one that was computed from other values than those of `bound`, or from other rows than `questions`.
+    one that was computed from other values than those of `stored.bound`, or from other rows than the questions.
     """
-    run_stages = run_stages or stages.RunStages()
-    require_units(work_dir, len(unit_ranges), run_stages)
-    settings = Settings(rank, distance, beta, seed)
-    reward_settings = RewardSettings(beta, same_tokenizer)
+    work_dir = stored.work_dir
+    require_units(work_dir, stored.num_units, stored.run_stages)
     with scratch_folder(work_dir, "pairing") as scratch:
-        debug_rows = _json_rows(scratch / "rewards.json") if debug else contextlib.nullcontext(_ignore)
-        funnel = Funnel(questions=len(questions))
-        candidates = CandidateTable(scratch / "candidates.parquet", schemas.pairs(questions.idx_type), seed)
-        with candidates, debug_rows as add_row:
-            for unit, rows in enumerate(unit_ranges):
-                read = read_stages(work_dir, unit, bound, run_stages)
-                funnel.quarantined += len(left_out(read.values()))
-                funnel.turned += read[stages.SAMPLING.name].facts.get("turned", 0)
-                for idx, answers in rewarded(read, unit, questions.idx[rows.start : rows.stop], reward_settings):
-                    candidates.add(idx, _pair_question(answers, settings, markers, funnel, add_row))
-        candidates.filter_dataset()
-        source = ExportSource(candidates, questions, unit_ranges, work_dir, seed, exif, control_tokens)
-        written = exports.export(exports.DEFAULT, source, work_dir / "dataset", scratch)
+        with _json_rows(scratch / "rewards.json") if debug else contextlib.nullcontext() as add_row:
+            found = paired(stored, settings, scratch, add_row)
+        found.funnel.questions = len(source.questions)
+        candidates = found.candidates
+        written = exports.export(
+            exports.DEFAULT,
+            ExportSource(
+                candidates, source.questions, source.unit_ranges, work_dir, settings.seed, source.exif,
+                source.control_tokens,
+            ),
+            work_dir / "dataset", scratch,
+        )  # fmt: skip
         candidates.drop(written.without_source)
-        _count(funnel, candidates, written)
+        found.count()
+        _count_written(found.funnel, written)
         if debug:
             move_in(scratch / "rewards.json", work_dir / "debug/rewards.json")
             _write_debug_pairs(scratch / "pairs.json", candidates)
             move_in(scratch / "pairs.json", work_dir / "debug/pairs.json")
-        metadata = {"settings": json.dumps(dataclasses.asdict(settings)), "funnel": funnel.to_json()}
-        metadata["same_tokenizer"] = json.dumps(same_tokenizer)
-        _write_pairs(scratch / "pairs.parquet", candidates, metadata)
-        move_in(scratch / "pairs.parquet", work_dir / PAIRS_FILE)
-    return funnel
+        _publish(found, scratch, pairs_file(work_dir))
+    return found.funnel
 
 
-def read_funnel(work_dir: Path) -> Funnel:
-    """The funnel of the pairing that wrote pairs.parquet."""
-    return Funnel.from_json(pq.read_schema(work_dir / PAIRS_FILE).metadata[b"funnel"].decode())
+def run_named(stored: Stored, settings: Settings, num_questions: int, name: str) -> Funnel:
+    """Pair all answers of a run once more, by other settings, as pairs/NAME.parquet; no dataset is written.
+
+    One of the same name is replaced. Raises what run raises.
+    """
+    require_units(stored.work_dir, stored.num_units, stored.run_stages)
+    with scratch_folder(stored.work_dir, "pairing") as scratch:
+        found = paired(stored, settings, scratch)
+        found.count()
+        found.funnel.questions, found.funnel.kept = num_questions, len(found.candidates)
+        _publish(found, scratch, pairs_file(stored.work_dir, name))
+    return found.funnel
+
+
+def read_funnel(work_dir: Path, name: str = OWN) -> Funnel:
+    """The funnel of a pairing that is written."""
+    return Funnel.from_json(pq.read_schema(pairs_file(work_dir, name)).metadata[b"funnel"].decode())
 
 
 def require_units(work_dir: Path, num_units: int, run_stages: stages.RunStages) -> None:
@@ -115,39 +114,15 @@ def require_units(work_dir: Path, num_units: int, run_stages: stages.RunStages) 
         )
 
 
-def _pair_question(
-    answers: list[dict], settings: Settings, markers: tuple[str, ...], funnel: Funnel, debug_row: Callable
-) -> list[strategies.Pair]:
-    """The candidate pairs of one question, counted."""
-    ranked, reasons = strategies.split_ranked(answers, markers)
-    funnel.answers += len(answers)
-    funnel.ranked += len(ranked)
-    funnel.not_ranked.update(sorted(reasons.values()))
-    for row in with_places(answers, ranked, reasons):
-        debug_row(row)
-    return strategies.pair_up(ranked, strategies.PairRule(settings.rank, settings.distance), count_words)
-
-
-def _count(funnel: Funnel, candidates: CandidateTable, written: Written) -> None:
-    funnel.not_ranked = Counter({name: funnel.not_ranked[name] for name in implicit.REASONS if funnel.not_ranked[name]})
-    counts = candidates.counts()
-    funnel.candidate_pairs = counts.total()
-    funnel.dropped = Counter({name: counts[name] for name in filters.FILTERS})
-    if counts[NO_SOURCE]:
-        funnel.dropped[NO_SOURCE] = counts[NO_SOURCE]
+def _count_written(funnel: Funnel, written: Written) -> None:
     counted = (NOT_FITTING, NO_SOURCE_ANY_MORE)
     funnel.not_written = Counter({name: written.left_out[name] for name in sorted(written.left_out.keys() - counted)})
     funnel.not_fitting, funnel.rewritten, funnel.written = written.not_fitting, written.rewritten, written.rows
 
 
-def _write_pairs(path: Path, candidates: CandidateTable, metadata: dict[str, str]) -> None:
-    with pq.ParquetWriter(path, candidates.schema.with_metadata(metadata)) as writer:
-        for table in candidates.tables():
-            writer.write_table(table.replace_schema_metadata(metadata))
-
-
-def _ignore(row: Mapping) -> None:
-    pass
+def _publish(found: Paired, scratch: Path, target: Path) -> None:
+    found.write(scratch / "pairs.parquet")
+    move_in(scratch / "pairs.parquet", target)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The answers of a unit with their rewards and their places in the rankings: the files of every stage in, rows out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_engine import errors, stages
-from data_engine.preferences import strategies
+from data_engine.preferences.answers import Answers, best_first, places_of
 from data_engine.rewards import VALUES, AnswerError, RewardSettings, StageColumns
+from data_engine.schemas import IMPLICIT_ONLY, reward_name
 from data_engine.stages import RunStages, Source
 from data_engine.store.made_from import read_with_inputs
 from data_engine.store.sealed import Sealed
 from data_engine.tables import load
 
 KEY = ("idx", "sample_index")
+ANSWER = (*KEY, "answer")
 
 
 @dataclass(frozen=True)
@@ -37,92 +39,108 @@ class RewardColumn:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Where the answers of a run are, and what is known of them."""
+
+    work_dir: Path
+    num_units: int
+    idx_type: pa.DataType
+    bound: Mapping
+    """what the units were computed from, by name"""
+    markers: tuple[str, ...]
+    """texts of the prompt format"""
+    same_tokenizer: bool
+    """all models scored the same token ids"""
+    run_stages: RunStages = field(default_factory=RunStages)
+    order: Callable[[int], Sequence] | None = None
+    """number of a unit -> idx of its questions; None: in the order in which the unit has their answers"""
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """What the reward columns of the run are called in tables."""
+        return tuple(map(reward_name, self.run_stages.columns))
+
+
+@dataclass(frozen=True)
 class RewardedUnit:
     """The answers of a unit, in the order of the questions and of sample_index, whatever that of the files is."""
 
-    answers: pa.Table
-    """idx, sample_index and what else was asked for"""
+    table: pa.Table
+    """idx, sample_index, answer and what else was asked for, a row an answer"""
     spans: list[tuple[int | str, int, int]]
-    """idx of each question that has answers, the place of its first answer, and that behind its last"""
+    """idx of each question that has answers, the row of its first answer, and that behind its last"""
     rewards: dict[str, RewardColumn]
-    """by the full name of the column"""
+    """by schemas.reward_name of each column"""
+    num_left_out: int
+    """questions that a stage left out"""
+    num_turned: int
+    """pictures that were turned upright"""
+
+    def questions(self) -> Iterator[Answers]:
+        """The answers of each question."""
+        indexes, texts = (self.table[name].to_pylist() for name in ("sample_index", "answer"))
+        rewards = {name: column.to_pylist() for name, column in self.rewards.items()}
+        for idx, start, end in self.spans:
+            own = {name: column[start:end] for name, column in rewards.items()}
+            yield Answers(idx, indexes[start:end], texts[start:end], own)
 
 
-def read_stages(work_dir: Path, unit: int, bound: Mapping, run_stages: RunStages) -> dict[str, Sealed]:
-    """The unit of each stage, by name; each was computed from those that it needs.
+def read_rewarded(stored: Stored, unit: int, beta: float, columns: Sequence[str] = ANSWER) -> RewardedUnit:
+    """The answers of a unit, of which `columns` are read, with the rewards of every source of the run.
 
-    Raises DamagedUnitError for one that must be computed again, UserError for one of other values than `bound`.
+    Raises DamagedUnitError for a unit that must be computed again, UserError for one of other values than those of
+    `stored.bound`, for an answer to another question, and for two of a question with the same sample_index.
     """
-    read: dict[str, Sealed] = {}
-    for stage in run_stages.by_name.values():
-        inputs = {name: read[name] for name in stage.needs}
-        read[stage.name] = read_with_inputs(work_dir, stage, unit, bound, inputs)
-    return read
-
-
-def left_out(read: Iterable[Sealed]) -> set:
-    """The idx of the questions of a unit that a stage left out."""
-    return {idx for unit in read for name in ("left_out", "missing") for idx, _ in unit.facts.get(name, ())}
-
-
-def rewarded_unit(
-    read: Mapping[str, Sealed],
-    unit: int,
-    order: Sequence,
-    settings: RewardSettings,
-    sources: Sequence[str],
-    columns: Sequence[str] = (*KEY, "answer"),
-) -> RewardedUnit:
-    """The answers of a unit with the rewards of these sources; `order` are the idx of its questions.
-
-    Raises UserError for an answer to another question, and for two of a question with the same sample_index.
-    """
-    answers, spans = _by_question(read[stages.SAMPLING.name].table.select(list(columns)), unit, order)
-    rewards: dict[str, RewardColumn] = {}
-    for name in sources:
-        source = stages.SOURCES[name]
+    read = _read_stages(stored, unit)
+    sampled = read[stages.SAMPLING.name].table.select(list(columns))
+    order = stored.order(unit) if stored.order else list(dict.fromkeys(sampled["idx"].to_pylist()))
+    table, spans = _by_question(sampled, unit, order)
+    settings, rewards = RewardSettings(beta, stored.same_tokenizer), {}
+    for source in stored.run_stages.sources:
         try:
-            rewards |= _rewards_of(source, read, answers, settings)
+            rewards |= _rewards_of(stages.SOURCES[source], read, table, settings)
         except AnswerError as error:
-            idx, index = (answers[column][error.place].as_py() for column in KEY)
+            idx, index = (table[column][error.place].as_py() for column in KEY)
             raise ValueError(f"unit {unit}, idx {idx!r}, sample_index {index}: {error}") from error
-    return RewardedUnit(answers, spans, rewards)
+    facts = [one.facts for one in read.values()]
+    left_out = {idx for told in facts for name in ("left_out", "missing") for idx, _ in told.get(name, ())}
+    turned = read[stages.SAMPLING.name].facts.get("turned", 0)
+    return RewardedUnit(table, spans, rewards, len(left_out), turned)
 
 
-def rewarded(
-    read: Mapping[str, Sealed],
-    unit: int,
-    order: Sequence,
-    settings: RewardSettings,
-    columns: Sequence[str] = (*KEY, "answer"),
-) -> Iterator[tuple[int | str, list[dict]]]:
-    """Each question of a unit that has answers, its idx and they with their rewards, in the order of the questions.
+def scored_rows(
+    rows: Iterable[Mapping], answers: Answers, reasons: Sequence[str | None], rank_by: Sequence[str]
+) -> Iterator[dict]:
+    """The answers of a question with their rewards, their places in the rankings, from 1, and why others have none.
 
-    `columns` of the sampled answers are in the rows.
+    `rows` are those answers as they were sampled, `rank_by` the names of the rewards that rank.
     """
-    # The first source ranks; a run has one so far.
-    known = stages.SOURCES.items()
-    source = next(name for name, one in known if all(stage.name in read for stage in one.stages))
-    found = rewarded_unit(read, unit, order, settings, (source,), columns)
-    rows = found.answers.to_pylist()
-    names = {"sum": 0, "avg": 1, "min": 2, "last": 3} if source == "implicit" else {"sum": 0, "avg": 0}
-    values = [column.to_pylist() for column in found.rewards.values()]
-    none = [None] * len(rows)
-    rewards = {name: values[names[name]] if name in names else none for name in ("sum", "avg", "min", "last")}
-    for place, row in enumerate(rows):
-        row |= {name: column[place] for name, column in rewards.items()}
-    return ((idx, rows[start:end]) for idx, start, end in found.spans)
-
-
-def with_places(answers: Sequence[Mapping], ranked: Sequence[Mapping], reasons: Mapping[int, str]) -> Iterator[dict]:
-    """The answers of a question with their places in the rankings, counted from 1, and why others have none."""
-    places = {
-        f"{by}_rank": {row["sample_index"]: place for place, row in enumerate(strategies.ranking(ranked, by), 1)}
-        for by in ("sum", "avg")
+    ranked = places_of(reasons)
+    ranks = {
+        f"{IMPLICIT_ONLY.get(name, name)}_rank": {
+            ranked[place]: rank
+            for rank, place in enumerate(best_first([answers.rewards[name][place] for place in ranked]), 1)
+        }
+        for name in rank_by
     }
-    for row in answers:
-        index = row["sample_index"]
-        yield {**row, **{by: place.get(index) for by, place in places.items()}, "not_ranked": reasons.get(index)}
+    rewards = {IMPLICIT_ONLY.get(name, name): column for name, column in answers.rewards.items()}
+    for place, row in enumerate(rows):
+        numbers = {name: column[place] for name, column in rewards.items()}
+        yield {
+            **row,
+            **numbers,
+            **{name: rank.get(place) for name, rank in ranks.items()},
+            "not_ranked": reasons[place],
+        }
+
+
+def _read_stages(stored: Stored, unit: int) -> dict[str, Sealed]:
+    """The unit of each stage, by name; each was computed from those that it needs."""
+    read: dict[str, Sealed] = {}
+    for stage in stored.run_stages.by_name.values():
+        inputs = {name: read[name] for name in stage.needs}
+        read[stage.name] = read_with_inputs(stored.work_dir, stage, unit, stored.bound, inputs)
+    return read
 
 
 def _by_question(answers: pa.Table, unit: int, order: Sequence) -> tuple[pa.Table, list[tuple[int | str, int, int]]]:
@@ -172,7 +190,7 @@ def _rewards_of(
         values, scored = np.full(len(answers), np.nan), np.zeros(len(answers), bool)
         if name in found:
             values[places], scored[places] = found[name], True
-        columns[name] = RewardColumn(values, scored)
+        columns[reward_name(name)] = RewardColumn(values, scored)
     return columns
 
 

@@ -3,10 +3,10 @@
 Pairs are added question by question. The table is then filtered, and iterates over the kept pairs.
 """
 
-import dataclasses
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,10 +19,16 @@ from data_engine.preferences.strategies import Pair
 
 NO_SOURCE = "no_source"
 """status of a pair that every filter kept, but whose image or question can no longer be read"""
-STATUSES = (KEPT, *filters.FILTERS, NO_SOURCE)
+STATUSES = (KEPT, *filters.FILTERS, *filters.ON_REQUEST, NO_SOURCE)
 # Pairs that are held in memory before they are written as a row group.
 BUFFER_ROWS = 8192
-PAIR_FIELDS = tuple(field.name for field in dataclasses.fields(Pair))
+# Columns that are attributes of a Pair; the others are rewards of its two answers.
+FIELDS = (
+    "idx", "chosen_index", "rejected_index", "chosen", "rejected", "chosen_words", "rejected_words", "margin",
+)  # fmt: skip
+
+
+DEFAULT_RULE = filters.FilterRule()
 
 
 class LengthColumns(Sequence):
@@ -55,12 +61,19 @@ class CandidateTable:
     A context manager while pairs are added; the rows can be read after it ends.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, seed: int) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, seed: int, rule: filters.FilterRule = DEFAULT_RULE) -> None:
         self.path, self.schema, self.seed = path, schema, seed
+        self._filters = filters.question_filters(rule)
+        self._columns = [(name, _getter(name)) for name in schema.names]
         self._lengths = LengthColumns()
         # Positions in STATUSES.
         self._status = bytearray()
-        self._buffer: list[dict] = []
+        self._buffer: list[Pair] = []
+
+    @property
+    def filter_names(self) -> tuple[str, ...]:
+        """The filters of this pairing, in the order in which they run."""
+        return (*self._filters, *filters.DATASET_FILTERS)
 
     def __enter__(self) -> "CandidateTable":
         self._writer = pq.ParquetWriter(self.path, self.schema)
@@ -74,10 +87,9 @@ class CandidateTable:
         """Add the candidate pairs of the next question, and run the filters that look at one question."""
         if not candidates:
             return
-        self._status += bytes(map(STATUSES.index, filters.statuses(candidates, self.seed, filters.QUESTION_FILTERS)))
+        self._status += bytes(map(STATUSES.index, filters.statuses(candidates, self.seed, self._filters)))
         self._lengths.add(idx, candidates)
-        for pair in candidates:
-            self._buffer.append({name: getattr(pair, name) for name in PAIR_FIELDS} | {"status": None})
+        self._buffer += candidates
         if len(self._buffer) >= BUFFER_ROWS:
             self._flush()
 
@@ -123,5 +135,22 @@ class CandidateTable:
 
     def _flush(self) -> None:
         if self._buffer:
-            self._writer.write_table(pa.Table.from_pylist(self._buffer, self.schema))
+            columns = {name: list(map(get, self._buffer)) for name, get in self._columns}
+            self._writer.write_table(pa.table(columns, self.schema))
             self._buffer = []
+
+
+def _getter(column: str) -> Callable[[Pair], object]:
+    """How a column of schemas.pairs is read from a pair."""
+    if column in FIELDS:
+        return attrgetter(column)
+    if column == "status":
+        return lambda pair: None
+    side, _, reward = column.partition("_")
+    place_of = attrgetter("good" if side == "chosen" else "bad")
+
+    def get(pair: Pair) -> float | None:
+        rewards = pair.answers.rewards.get(reward)
+        return None if rewards is None else rewards[place_of(pair)]
+
+    return get

@@ -30,6 +30,13 @@ class Funnel:
     """pairs in dataset/ of which a text was rewritten, so that a trainer reads it as text"""
     written: int = 0
     """pairs in dataset/"""
+    kept: int | None = None
+    """pairs that every filter kept, of a pairing of which no dataset/ is written"""
+
+    @property
+    def found(self) -> int:
+        """Pairs that the filters kept, and that a dataset can be made of."""
+        return self.written + self.not_fitting if self.kept is None else self.kept
 
     def lines(self) -> list[tuple[str, int]]:
         """(name, count); names of what was left out start with two spaces."""
@@ -49,7 +56,7 @@ class Funnel:
                 else []
             ),
             *((f"  kept, but not in dataset/: {reason}", count) for reason, count in self.not_written.items()),
-            ("written", self.written),
+            ("written", self.written) if self.kept is None else ("kept", self.kept),
             *([("  with a control token rewritten as text", self.rewritten)] if self.rewritten else []),
         ]
 

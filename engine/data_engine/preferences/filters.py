@@ -9,6 +9,7 @@ import random
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from data_engine.seeds import seed_for
@@ -43,6 +44,19 @@ class HasTexts(HasLengths, Protocol):
 
     chosen: str
     rejected: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class FilterRule:
+    """What the user says of the filters."""
+
+    min_margin: float | None = None
+    """pairs of a smaller margin are dropped"""
+    max_margin: float | None = None
+    """pairs of a larger margin are dropped"""
+    max_pairs: int = MAX_PAIRS_PER_IDX
+    """pairs that a question may keep"""
 
 
 def identical(pairs: Sequence[HasTexts], seed: int) -> list[bool]:
@@ -56,12 +70,14 @@ def identical(pairs: Sequence[HasTexts], seed: int) -> list[bool]:
 
 
 def per_idx(pairs: Sequence[HasTexts], seed: int, max_pairs: int = MAX_PAIRS_PER_IDX) -> list[bool]:
-    """Keep at most three pairs of each question, drawn by the seed and the idx."""
+    """Keep at most so many pairs of each question, drawn by the seed and the idx."""
     positions = defaultdict(list)
     for position, pair in enumerate(pairs):
         positions[pair.idx].append(position)
     kept = [True] * len(pairs)
     for idx, own in positions.items():
+        if len(own) <= max_pairs:
+            continue
         own.sort(key=lambda position: (pairs[position].chosen_index, pairs[position].rejected_index))
         # random() is the only method whose numbers Python guarantees to be the same in every version.
         draw = random.Random(seed_for(seed, idx)).random
@@ -69,6 +85,16 @@ def per_idx(pairs: Sequence[HasTexts], seed: int, max_pairs: int = MAX_PAIRS_PER
         for _, position in drawn[max_pairs:]:
             kept[position] = False
     return kept
+
+
+def min_margin(pairs: Sequence[HasTexts], seed: int, least: float) -> list[bool]:
+    """Drop the pairs whose margin is less than --min_margin."""
+    return [pair.margin >= least for pair in pairs]
+
+
+def max_margin(pairs: Sequence[HasTexts], seed: int, most: float) -> list[bool]:
+    """Drop the pairs whose margin is more than --max_margin."""
+    return [pair.margin <= most for pair in pairs]
 
 
 def length_balance(
@@ -109,6 +135,24 @@ Filter = Callable[[Sequence, int], list[bool]]
 QUESTION_FILTERS: dict[str, Filter] = {"identical": identical, "per_idx": per_idx}
 DATASET_FILTERS: dict[str, Filter] = {"length_balance": length_balance}
 FILTERS: dict[str, Filter] = {**QUESTION_FILTERS, **DATASET_FILTERS}
+# Filters of a question that run before the others where the field of FilterRule of the same name is set.
+ON_REQUEST: dict[str, Callable[[Sequence, int, float], list[bool]]] = {
+    "min_margin": min_margin, "max_margin": max_margin,
+}  # fmt: skip
+
+
+def question_filters(rule: FilterRule) -> dict[str, Filter]:
+    """The filters that a pairing runs for each question."""
+    asked = {}
+    for name, keeps in ON_REQUEST.items():
+        limit = getattr(rule, name)
+        if limit is not None:
+            asked[name] = functools.partial(_limited, keeps, limit)
+    return {**asked, **QUESTION_FILTERS, "per_idx": functools.partial(per_idx, max_pairs=rule.max_pairs)}
+
+
+def _limited(keeps: Callable, limit: float, pairs: Sequence, seed: int) -> list[bool]:
+    return keeps(pairs, seed, limit)
 
 
 class Selected(Sequence):

@@ -31,7 +31,13 @@ NUM_SHOWN = 20
 THUMBNAIL_PIXELS = 360
 # Of a question with several pictures.
 MAX_THUMBNAILS = 4
-COLUMNS = ("chosen_sum", "rejected_sum", "chosen_avg", "rejected_avg", "chosen_words", "rejected_words")
+WORDS = ("chosen_words", "rejected_words")
+SIDES = ("chosen", "rejected")
+# Rewards that have words of their own, and those that are not shown.
+TITLES = {"sum": "Reward of the answer (sum)", "avg": "Reward a token (avg)"}
+NOT_SHOWN = ("implicit_min", "implicit_last")
+# The name of the pairing that a run makes.
+OWN = "pairs"
 
 
 @dataclass(frozen=True)
@@ -45,20 +51,30 @@ class ShownPair:
     problem: str
     """why there is no thumbnail"""
 
-    @property
-    def margin(self) -> float:
-        return self.pair["chosen_sum"] - self.pair["rejected_sum"]
+    rewards: list[str]
+    """the rewards that are shown, by the names that tables have for them"""
+
+    def shown(self, side: str) -> list[str]:
+        """The rewards of an answer, in words."""
+        numbers = [(name, self.pair[f"{side}_{name}"]) for name in self.rewards]
+        return [f"{value:+.{4 if name == 'avg' else 3}f} {name}" for name, value in numbers if value is not None]
 
 
 def write_report(
-    work_dir: Path, questions: Questions, funnel: Funnel, max_megapixels: float = 64, exif: Exif = "apply"
+    work_dir: Path,
+    questions: Questions,
+    funnel: Funnel,
+    max_megapixels: float = 64,
+    exif: Exif = "apply",
+    name: str = OWN,
 ) -> Path:
-    """Write work_dir/report/index.html about the pairs in work_dir and return its path."""
-    columns, rows = kept_numbers(work_dir / "pairs/pairs.parquet")
-    best, worst = _extremes(columns["chosen_sum"] - columns["rejected_sum"])
-    pairs = _read_rows(work_dir / "pairs/pairs.parquet", rows[np.concatenate([best, worst])])
+    """Write the page about a pairing and return its path: report/index.html, of another one report/NAME/index.html."""
+    file = work_dir / f"pairs/{name}.parquet"
+    columns, rows = kept_numbers(file)
+    best, worst = _extremes(columns["margin"])
+    pairs = _read_rows(file, rows[np.concatenate([best, worst])])
     decode = functools.partial(images.decode, max_megapixels=max_megapixels, exif=exif)
-    shown = _with_questions(pairs, questions, decode)
+    shown = _with_questions(pairs, questions, decode, shown_rewards(columns))
     sections = [("Largest margins", shown[: len(best)]), ("Smallest margins", shown[len(best) :])]
     summary = Summary.read(work_dir)
     text = _render(
@@ -68,18 +84,30 @@ def write_report(
         pairs=[(title, shown) for title, shown in sections if shown],
         tables=[rows for rows in (summary.times(), summary.left_out()) if rows],
     )
-    path = work_dir / "report/index.html"
+    path = work_dir / "report" / ("" if name == OWN else name) / "index.html"
     with units.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def kept_numbers(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The numbers of the kept pairs, and their row numbers in the file; no texts are read."""
-    table = pq.read_table(path, columns=[*COLUMNS, "status"], partitioning=None)
+    """The numbers of the kept pairs, and their row numbers in the file; no texts are read. Null rewards are NaN."""
+    schema = pq.read_schema(path)
+    numbers = [field.name for field in schema if pa.types.is_floating(field.type)]
+    table = pq.read_table(path, columns=[*numbers, *WORDS, "status"], partitioning=None)
     rows = np.flatnonzero(pc.equal(table["status"], "kept").combine_chunks().to_numpy(zero_copy_only=False))
     table = table.take(rows)
-    return {name: table[name].to_numpy() for name in COLUMNS}, rows
+    return {name: table[name].to_numpy() for name in (*numbers, *WORDS)}, rows
+
+
+def shown_rewards(columns: Mapping[str, np.ndarray]) -> list[str]:
+    """The rewards of the pairs that are shown: those that all pairs have, but for NOT_SHOWN."""
+    names = [name.removeprefix("chosen_") for name in columns if name.startswith("chosen_") and name not in WORDS]
+    return [
+        name
+        for name in names
+        if name not in NOT_SHOWN and all(np.isfinite(columns[f"{side}_{name}"]).all() for side in SIDES)
+    ]
 
 
 def _extremes(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,13 +133,13 @@ def _read_rows(path: Path, rows: np.ndarray) -> list[dict]:
 
 
 def _with_questions(
-    pairs: list[dict], questions: Questions, decode: Callable[[bytes | None], Image.Image]
+    pairs: list[dict], questions: Questions, decode: Callable[[bytes | None], Image.Image], rewards: list[str]
 ) -> list[ShownPair]:
     wanted = {pair["idx"] for pair in pairs}
     rows = {idx: row for row, idx in enumerate(questions.idx) if idx in wanted}
     read = {idx: next(iter(questions.rows(range(row, row + 1)))) for idx, row in rows.items()}
     thumbnails = {idx: _thumbnails(question, decode) for idx, question in read.items()}
-    return [ShownPair(pair, read[pair["idx"]].question or "", *thumbnails[pair["idx"]]) for pair in pairs]
+    return [ShownPair(pair, read[pair["idx"]].question or "", *thumbnails[pair["idx"]], rewards) for pair in pairs]
 
 
 def _bars(funnel: Funnel) -> list[dict]:
@@ -127,16 +155,18 @@ def _bars(funnel: Funnel) -> list[dict]:
 
 def _plots(columns: dict[str, np.ndarray]) -> list[tuple[str, str]]:
     """(title, data URI) of each plot; none without pairs."""
-    if not len(columns["chosen_sum"]):
+    if not len(columns["margin"]):
         return []
     # matplotlib takes seconds to import, and only the rank that writes the report needs it.
     from data_engine.reporting import plots
 
     figures = [
-        ("Reward of the answer (sum)", plots.reward_histogram(columns["chosen_sum"], columns["rejected_sum"])),
-        ("Reward a token (avg)", plots.reward_histogram(columns["chosen_avg"], columns["rejected_avg"])),
-        ("Words, chosen against rejected", plots.lengths(columns["chosen_words"], columns["rejected_words"])),
+        (TITLES.get(name, f"Reward {name}"), plots.reward_histogram(*(columns[f"{side}_{name}"] for side in SIDES)))
+        for name in shown_rewards(columns)
     ]
+    figures.append(
+        ("Words, chosen against rejected", plots.lengths(columns["chosen_words"], columns["rejected_words"]))
+    )
     return [(title, _data_uri(png, "png")) for title, png in figures]
 
 

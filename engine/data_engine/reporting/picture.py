@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data_engine.preferences.counts import Funnel
-from data_engine.reporting.page import kept_numbers
+from data_engine.reporting.page import kept_numbers, shown_rewards
 
 
 def picture(pairs: Path, funnel: Funnel) -> bytes | None:
@@ -12,9 +12,10 @@ def picture(pairs: Path, funnel: Funnel) -> bytes | None:
     The same pairs give the same bytes.
     """
     columns, _ = kept_numbers(pairs)
-    if not len(columns["chosen_sum"]):
+    rewards = shown_rewards(columns)
+    if not len(columns["margin"]) or not rewards:
         return None
     # matplotlib takes seconds to import.
     from data_engine.reporting import plots
 
-    return plots.summary(columns, [(name.strip(), count) for name, count in funnel.lines()])
+    return plots.summary(columns, rewards[0], [(name.strip(), count) for name, count in funnel.lines()])

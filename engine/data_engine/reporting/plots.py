@@ -30,16 +30,16 @@ def lengths(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
     return _png(figure)
 
 
-def summary(columns: Mapping[str, np.ndarray], funnel: Sequence[tuple[str, int]]) -> bytes:
-    """Rewards, lengths and the funnel on one white picture, which is readable at a width of 800 pixels on any page."""
+def summary(columns: Mapping[str, np.ndarray], reward: str, funnel: Sequence[tuple[str, int]]) -> bytes:
+    """A reward, lengths and the funnel on one white picture, which is readable at a width of 800 pixels on any page."""
     funnel = [(textwrap.fill(name, LABEL_LETTERS), count) for name, count in funnel]
     height = 0.3 + 0.24 * sum(1 + name.count("\n") for name, _ in funnel)
     # 1,600 pixels wide, for dense screens; an inch is 100 pixels where it is shown at 800.
     figure = Figure(figsize=(8, 3.2 + height), layout="constrained", facecolor="white")
     rows = figure.subfigures(2, 1, height_ratios=(3.2, height))
     rewards, words = rows[0].subplots(1, 2)
-    _draw_rewards(rewards, columns["chosen_sum"], columns["rejected_sum"])
-    rewards.set_xlabel("reward, sum over the answer (dashed: mean)")
+    _draw_rewards(rewards, columns[f"chosen_{reward}"], columns[f"rejected_{reward}"])
+    rewards.set_xlabel(f"reward, {'sum over the answer' if reward == 'sum' else reward} (dashed: mean)")
     _draw_lengths(figure, words, columns["chosen_words"], columns["rejected_words"])
     bars = rows[1].subplots()
     _draw_funnel(bars, funnel)

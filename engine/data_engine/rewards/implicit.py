@@ -15,6 +15,7 @@ REASONS = {
     "empty": "it has no text",
     "marker": "its text contains a marker of the prompt format",
     "duplicate": "an answer with a lower sample_index has the same text",
+    "near_duplicate": "an answer with a lower sample_index says nearly the same",
     "non_finite": "its reward is not a finite number",
     "alone": "no other answer to the question is left to compare it with",
 }
@@ -89,8 +90,8 @@ def unusable_text(answer: str | None, markers: Sequence[str] = ()) -> str | None
     return "marker" if any(marker in answer for marker in markers) else None
 
 
-def unusable_reward(total: float | None, average: float | None) -> str | None:
+def unusable_reward(*rewards: float | None) -> str | None:
     """The reason why an answer with these rewards never ranks, or None."""
-    if total is None or average is None:
+    if None in rewards:
         return "not_scored"
-    return None if math.isfinite(total) and math.isfinite(average) else "non_finite"
+    return None if all(map(math.isfinite, rewards)) else "non_finite"

@@ -66,6 +66,6 @@ def rewards(computed: Mapping[str, StageColumns], settings: RewardSettings) -> d
 
 
 def flags(config: RunConfig) -> SourceFlags:
-    """The template; units are bound to its content, also of the default one, which another version may spell otherwise."""
+    """The template; units are bound to its content, also to the default one's, which may change with the version."""
     template = YesNoTemplate.read(config.yesno_template)
     return SourceFlags(template, {"yesno_template": hashlib.sha256(template.text.encode()).hexdigest()})

@@ -62,7 +62,7 @@ def _pair_rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
                     "messages": [*prompt, _message("assistant", pair["chosen"])],
                     "rejected_response": pair["rejected"],
                     "images": images,
-                    "margin": max(0.0, pair["chosen_sum"] - pair["rejected_sum"]),
+                    "margin": max(0.0, pair["margin"]),
                 },
             )
 

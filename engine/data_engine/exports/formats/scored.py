@@ -43,7 +43,7 @@ def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
 
 def schema_of(source: ExportSource) -> pa.Schema:
     """schemas.scored, with the text of the question and what the input calls its picture."""
-    scored = schemas.scored(source.questions.idx_type)
+    scored = schemas.scored(source.questions.idx_type, source.rewards, source.rank_by)
     return with_features(pa.schema([*scored, pa.field("question", pa.string()), pa.field("image_path", pa.string())]))
 
 

@@ -60,9 +60,8 @@ def said(answer: str) -> list[dict]:
 def _rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
     for group in cleaned.pairs():
         for pair in group.rows:
-            margin = pair["chosen_sum"] - pair["rejected_sum"]
             answers = {"chosen": said(pair["chosen"]), "rejected": said(pair["rejected"])}
-            yield pair_key(pair), {**asked(group.question), **answers, "margin": margin}
+            yield pair_key(pair), {**asked(group.question), **answers, "margin": pair["margin"]}
 
 
 def _message(message: Message) -> dict:

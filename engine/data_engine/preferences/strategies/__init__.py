@@ -1,30 +1,42 @@
 """Pairs of a good and a bad answer: rewarded answers in, candidate pairs out, before any filter.
 
-A strategy is a function `pick(ranked, rule) -> [(chosen, rejected), ...]` over the answers of one question that rank.
-What all strategies share is here: which answers rank at all, and by how much the word counts of a pair may differ.
+A strategy is a function `pick(ranked, rule) -> [(chosen, rejected), ...]` over the answers of one question that rank:
+places in, places out. What all strategies share is here and in preferences/answers.py: which answers rank at all, and
+by how much the word counts of a pair may differ.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from data_engine.errors import UserError
+from data_engine.preferences.answers import (
+    SUM_AND_AVG,
+    AnswerRule,
+    Answers,
+    Ranked,
+    RewardedAnswer,
+    best_first,
+    by_idx,
+    places_of,
+    why_not_ranked,
+)
 from data_engine.preferences.word_count import count_words
-from data_engine.rewards.implicit import unusable_reward, unusable_text
 from data_engine.tables import load
 
 # A strategy is one file and one line here.
-STRATEGIES = {"cross": "data_engine.preferences.strategies.cross:pick"}
+STRATEGIES = {
+    "cross": "data_engine.preferences.strategies.cross:pick",
+    "best_worst": "data_engine.preferences.strategies.best_worst:pick",
+    "aligned": "data_engine.preferences.strategies.aligned:pick",
+    "right_wrong": "data_engine.preferences.strategies.right_wrong:pick",
+    "mu_2sigma": "data_engine.preferences.strategies.mu_2sigma:pick",
+}
 DEFAULT = "cross"
-
-RewardedAnswer = Mapping[str, object]
-"""One answer: idx, sample_index, answer, sum, avg."""
-
-ROW_FIELDS = ("idx", "sample_index", "answer", "sum", "avg")
 
 
 @dataclass(frozen=True)
 class PairRule:
-    """How the answers of a question are paired: everything that a strategy may depend on besides the answers."""
+    """How the answers of a question that rank are paired: all that a strategy may depend on besides the answers."""
 
     pair_depth: int = 3
     """chosen and rejected answers are among so many at the top and at the bottom of a ranking; --rank"""
@@ -32,23 +44,59 @@ class PairRule:
     """the word counts of a pair differ by less than this; --distance"""
     strategy: str = field(default_factory=lambda: DEFAULT)
     """a name of STRATEGIES"""
+    right: float | None = None
+    """from this reward on an answer is right, for strategies that ask"""
+    length_alpha: float = 0.0
+    """answers rank by their rewards minus this times their words"""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One candidate pair; the columns of schemas.pairs without `status`."""
+    """One candidate pair: two answers of a question, by their places."""
 
-    idx: int | str
-    chosen_index: int
-    rejected_index: int
-    chosen: str
-    rejected: str
-    chosen_sum: float
-    rejected_sum: float
-    chosen_avg: float
-    rejected_avg: float
+    answers: Answers
+    good: int
+    bad: int
     chosen_words: int
     rejected_words: int
+    margin: float
+    """the chosen answer's reward minus the rejected one's, by the first reward that ranks"""
+
+    @property
+    def idx(self) -> int | str:
+        return self.answers.idx
+
+    @property
+    def chosen_index(self) -> int:
+        return self.answers.indexes[self.good]
+
+    @property
+    def rejected_index(self) -> int:
+        return self.answers.indexes[self.bad]
+
+    @property
+    def chosen(self) -> str:
+        return self.answers.texts[self.good]
+
+    @property
+    def rejected(self) -> str:
+        return self.answers.texts[self.bad]
+
+    @property
+    def chosen_sum(self) -> float:
+        return self.answers.rewards["sum"][self.good]
+
+    @property
+    def rejected_sum(self) -> float:
+        return self.answers.rewards["sum"][self.bad]
+
+    @property
+    def chosen_avg(self) -> float:
+        return self.answers.rewards["avg"][self.good]
+
+    @property
+    def rejected_avg(self) -> float:
+        return self.answers.rewards["avg"][self.bad]
 
 
 def build_pairs(
@@ -66,78 +114,72 @@ def build_pairs(
     `rank` and `distance` are PairRule's pair_depth and max_word_gap, `strategy` is a name of STRATEGIES. Raises
     UserError for values that cannot be used.
     """
-    if strategy not in STRATEGIES:
-        raise UserError(f'unknown strategy "{strategy}"; known: {", ".join(STRATEGIES)}')
+    require_strategy(strategy)
     for name, value in (("rank", rank), ("distance", distance)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
-    rule, pairs = PairRule(rank, distance, strategy), []
-    for answers in by_idx(rows).values():
-        ranked, _ = split_ranked(answers, markers)
-        pairs += pair_up(ranked, rule, count_words)
+    which, rule, pairs = AnswerRule(markers=tuple(markers)), PairRule(rank, distance, strategy), []
+    for group in by_idx(rows).values():
+        answers = Answers.of_rows(group, SUM_AND_AVG)
+        ranked = places_of(why_not_ranked(answers, which))
+        pairs += pair_up(answers, ranked, SUM_AND_AVG, rule, count_words)
     return pairs
 
 
-def by_idx(rows: Iterable[RewardedAnswer]) -> dict[Hashable, list[RewardedAnswer]]:
-    """The rows of each question, in the order in which the questions first appear."""
-    groups: dict[Hashable, dict[int, RewardedAnswer]] = {}
-    for number, row in enumerate(rows):
-        missing = [name for name in ROW_FIELDS if name not in row]
-        if missing:
-            raise UserError(f"row {number} has no {missing}; a row needs {', '.join(ROW_FIELDS)}")
-        answers = groups.setdefault(row["idx"], {})
-        if row["sample_index"] in answers:
-            raise UserError(
-                f"row {number}: idx {row['idx']!r} has two answers with sample_index {row['sample_index']}; "
-                "number the answers of a question 0, 1, 2, ..."
-            )
-        answers[row["sample_index"]] = row
-    return {idx: list(answers.values()) for idx, answers in groups.items()}
+def require_strategy(name: str) -> None:
+    """Raise UserError for the name of no strategy."""
+    if name not in STRATEGIES:
+        raise UserError(f'unknown strategy "{name}"; known: {", ".join(STRATEGIES)}')
 
 
 def split_ranked(
     answers: Sequence[RewardedAnswer], markers: Sequence[str] = ()
 ) -> tuple[list[RewardedAnswer], dict[int, str]]:
     """The answers of one question that rank, ordered by sample_index; and sample_index -> reason for the others."""
-    ranked, reasons, texts = [], {}, set()
-    for row in sorted(answers, key=lambda row: row["sample_index"]):
-        text = row["answer"]
-        reason = unusable_text(text, markers) or ("duplicate" if text in texts else None)
-        texts.add(text)
-        reason = reason or unusable_reward(row["sum"], row["avg"])
-        if reason is None:
-            ranked.append(row)
-        else:
-            reasons[row["sample_index"]] = reason
-    if len(ranked) == 1:
-        reasons[ranked.pop()["sample_index"]] = "alone"
-    return ranked, reasons
+    rows = sorted(answers, key=lambda row: row["sample_index"])
+    if not rows:
+        return [], {}
+    reasons = why_not_ranked(Answers.of_rows(rows, SUM_AND_AVG), AnswerRule(markers=tuple(markers)))
+    why = {row["sample_index"]: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
+    return [rows[place] for place in places_of(reasons)], why
 
 
 def ranking(answers: Iterable[RewardedAnswer], reward: str) -> list[RewardedAnswer]:
     """The answers of one question by "sum" or "avg", the highest first, ties by sample_index."""
-    return sorted(answers, key=lambda row: (-row[reward], row["sample_index"]))
+    rows = sorted(answers, key=lambda row: row["sample_index"])
+    return [rows[place] for place in best_first([row[reward] for row in rows])]
 
 
-def pair_up(ranked: Sequence[RewardedAnswer], rule: PairRule, count_words: Callable[[str], int]) -> list[Pair]:
-    """The pairs of one question that the rule's strategy picks, without those whose word counts differ too much."""
-    picked = load(STRATEGIES[rule.strategy])(ranked, rule)
-    answers = {row["sample_index"]: row for both in picked for row in both}
-    words = {index: count_words(row["answer"]) for index, row in answers.items()}
-    return [
-        Pair(
-            idx=good["idx"],
-            chosen_index=good["sample_index"],
-            rejected_index=bad["sample_index"],
-            chosen=good["answer"],
-            rejected=bad["answer"],
-            chosen_sum=good["sum"],
-            rejected_sum=bad["sum"],
-            chosen_avg=good["avg"],
-            rejected_avg=bad["avg"],
-            chosen_words=words[good["sample_index"]],
-            rejected_words=words[bad["sample_index"]],
-        )
-        for good, bad in picked
-        if abs(words[good["sample_index"]] - words[bad["sample_index"]]) < rule.max_word_gap
-    ]
+def pair_up(
+    answers: Answers,
+    ranked: Sequence[int],
+    rank_by: Sequence[str],
+    rule: PairRule,
+    count_words: Callable[[str], int],
+) -> list[Pair]:
+    """The pairs of one question that the rule's strategy picks, without those whose word counts differ too much.
+
+    `ranked` are the places of the answers that rank, and `rank_by` the names of the rewards by which they do.
+    """
+    if len(ranked) < 2:
+        return []
+    columns = [[answers.rewards[name][place] for place in ranked] for name in rank_by]
+    words: dict[int, int] = {}
+    if rule.length_alpha:
+        words = {place: count_words(answers.texts[ranked[place]]) for place in range(len(ranked))}
+    found = []
+    for good, bad in load(STRATEGIES[rule.strategy])(Ranked(shortened(columns, words, rule.length_alpha)), rule):
+        for place in (good, bad):
+            if place not in words:
+                words[place] = count_words(answers.texts[ranked[place]])
+        if abs(words[good] - words[bad]) < rule.max_word_gap:
+            margin = columns[0][good] - columns[0][bad]
+            found.append(Pair(answers, ranked[good], ranked[bad], words[good], words[bad], margin))
+    return found
+
+
+def shortened(columns: list[list[float]], words: Sequence[int] | dict[int, int], alpha: float) -> list[list[float]]:
+    """Rewards minus alpha times the words of their answers."""
+    if not alpha:
+        return columns
+    return [[reward - alpha * words[place] for place, reward in enumerate(column)] for column in columns]

@@ -1,0 +1,121 @@
+"""`data-engine pairs`: another pairing of a run's answers, from what is stored. No model, no dataset, no torch."""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from data_engine.commands.arguments import add_flag, normalised
+from data_engine.commands.work_dir import OWN, config_of, read_paired, told_of_disk
+from data_engine.config import RunConfig
+from data_engine.errors import UserError
+from data_engine.stages import SAMPLING, RunStages
+
+if TYPE_CHECKING:
+    from data_engine.pipeline.rewarded import Stored
+
+# Flags of `run` that a pairing depends on, besides the answers and what was computed of them.
+FLAGS = (
+    "rank_by", "strategy", "rank", "distance", "right", "min_margin", "max_margin", "max_pairs", "length_alpha",
+    "near_duplicates", "beta", "seed",
+)  # fmt: skip
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+# The value that takes back a flag of the run's.
+NONE = "none"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write WORK_DIR/pairs/NAME.parquet and print its funnel; 4 where no pair is kept.
+
+    Raises UserError for what cannot be meant, IncompleteError where units are missing.
+    """
+    asked = vars(_parser().parse_args(list(argv)))
+    work_dir, name = asked.pop("work_dir"), asked.pop("name")
+    _check_name(name)
+    run_file = read_paired(work_dir, (("bound", "dataset"), ("units", "num_units"), ("units", "num_questions")))
+    # Imported late: pyarrow and numpy would delay the messages above.
+    from data_engine.pipeline.export import read_metadata
+    from data_engine.pipeline.pair import pairs_file, require_units, run_named
+    from data_engine.pipeline.pair_settings import Settings
+
+    told = read_metadata(work_dir)
+    config, run_stages = _config(work_dir, run_file, told["settings"], asked), RunStages.of(run_file["config"])
+    settings = Settings.of(config, run_stages)
+    require_units(work_dir, run_file["units"]["num_units"], run_stages)
+    target, replaced = pairs_file(work_dir, name), pairs_file(work_dir, name).exists()
+    with told_of_disk(work_dir):
+        stored = _stored(work_dir, run_file, run_stages, told["same_tokenizer"])
+        funnel = run_named(stored, settings, run_file["units"]["num_questions"], name)
+    print(funnel.table())
+    print(f"{target}{' (replaced)' if replaced else ''}", flush=True)
+    if not funnel.found:
+        print("data-engine: no pair is kept; the lines above say where they were left out", file=sys.stderr)
+        return 4
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; data-engine pairs --help lists all")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="data-engine pairs",
+        usage="data-engine pairs WORK_DIR --name NAME [--strategy ...] [--rank_by ...] ...",
+        description="Pairs the answers of a run once more, as WORK_DIR/pairs/NAME.parquet, which data-engine export "
+        "and report take by --name. A flag that is not given keeps the value of the run's own pairs; none unsets it.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("work_dir", metavar="WORK_DIR", type=Path, help="of a run whose pairs are written")
+    parser.add_argument(
+        "--name", metavar="NAME", default=None, help="of the pairing; one of the same name is replaced (required)"
+    )
+    for name in FLAGS:
+        add_flag(parser, name)
+    return parser
+
+
+def _check_name(name: str | None) -> None:
+    if name is None:
+        raise UserError("what is the pairing called? give --name NAME; the run's own pairs are made by data-engine run")
+    if name == OWN:
+        raise UserError(
+            f'--name "{OWN}" is what the run\'s own pairs are called: choose another, or give the command of the run '
+            "with --continue_from_stage 2"
+        )
+    if not NAME.fullmatch(name):
+        raise UserError(f'--name must be made of letters, digits, _ and -, 100 at most, got "{name}"')
+
+
+def _config(work_dir: Path, run_file: Mapping, of_run: Mapping, given: Mapping) -> RunConfig:
+    """The configuration of the run with the flags of pairing: those that are given, else those of its own pairs."""
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    values = {name: of_run.get(name, defaults[name]) for name in FLAGS}
+    values |= {name: None if value == NONE and defaults[name] is None else value for name, value in given.items()}
+    # What belongs to the run's strategy does not go on under another one.
+    if values["strategy"] != "right_wrong" and "right" not in given:
+        values["right"] = None
+    if values["strategy"] == "right_wrong" and "length_alpha" not in given:
+        values["length_alpha"] = None
+    values = {name: normalised(name, value) for name, value in values.items()}
+    return dataclasses.replace(config_of(work_dir, run_file, {}), **values)
+
+
+def _stored(work_dir: Path, run_file: Mapping, run_stages: RunStages, same_tokenizer: bool) -> "Stored":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from data_engine.pipeline.rewarded import Stored
+    from data_engine.store.units import unit_path
+
+    num_units = run_file["units"]["num_units"]
+    idx_type = pa.string()
+    if num_units:
+        idx_type = pq.read_schema(unit_path(work_dir, SAMPLING.name, 0)).field("idx").type
+    markers = run_file.get("models", {}).get(SAMPLING.model, {}).get("markers", ())
+    return Stored(work_dir, num_units, idx_type, run_file["bound"], tuple(markers), same_tokenizer, run_stages)

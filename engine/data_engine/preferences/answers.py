@@ -1,0 +1,105 @@
+"""The answers of one question with their rewards, column by column; and which of them rank."""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from data_engine.errors import UserError
+from data_engine.preferences.near_duplicates import near_duplicates
+from data_engine.rewards.implicit import unusable_reward, unusable_text
+
+RewardedAnswer = Mapping[str, object]
+"""One answer as a row: idx, sample_index, answer, and rewards by name."""
+
+SUM_AND_AVG = ("sum", "avg")
+KEY_FIELDS = ("idx", "sample_index", "answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers of one question, in the order of sample_index; a place is a position in these lists."""
+
+    idx: int | str
+    indexes: Sequence[int]
+    """sample_index"""
+    texts: Sequence[str | None]
+    rewards: Mapping[str, Sequence[float | None]]
+    """name -> reward of each answer; None where it is not scored"""
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[RewardedAnswer], names: Iterable[str]) -> "Answers":
+        """The same as rows, in any order; `names` of their rewards."""
+        rows = sorted(rows, key=lambda row: row["sample_index"])
+        rewards = {name: [row[name] for row in rows] for name in names}
+        return cls(rows[0]["idx"], [row["sample_index"] for row in rows], [row["answer"] for row in rows], rewards)
+
+
+@dataclass(frozen=True)
+class AnswerRule:
+    """Which answers rank."""
+
+    rank_by: tuple[str, ...] = SUM_AND_AVG
+    """names of the rewards that rank; an answer without a finite number in one of them never does"""
+    markers: tuple[str, ...] = ()
+    """texts of the prompt format, which no answer that ranks contains"""
+    near_duplicates: float | None = None
+    """of answers that are at least so similar the first one ranks; see near_duplicates.py"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What a strategy sees of the answers that rank, in the order of sample_index."""
+
+    rewards: Sequence[Sequence[float]]
+    """for each column of --rank_by the reward of each answer, its length taken off where --length_alpha asks for it"""
+
+    def __len__(self) -> int:
+        return len(self.rewards[0])
+
+    def best_first(self, by: int = 0) -> list[int]:
+        """Places of the answers by one of the rewards, the highest first, ties by sample_index."""
+        return best_first(self.rewards[by])
+
+
+def best_first(rewards: Sequence[float]) -> list[int]:
+    """Places of the highest rewards first; equal ones stay in their order."""
+    return sorted(range(len(rewards)), key=[-reward for reward in rewards].__getitem__)
+
+
+def why_not_ranked(answers: Answers, rule: AnswerRule) -> list[str | None]:
+    """For each answer the name of the reason why it does not rank, see rewards.implicit.REASONS, or None."""
+    reasons, seen = [], set()
+    for text, *rewards in zip(answers.texts, *(answers.rewards[name] for name in rule.rank_by), strict=True):
+        reason = unusable_text(text, rule.markers) or ("duplicate" if text in seen else None)
+        seen.add(text)
+        reasons.append(reason or unusable_reward(*rewards))
+    left = places_of(reasons)
+    if rule.near_duplicates is not None:
+        for place in near_duplicates([answers.texts[place] for place in left], rule.near_duplicates):
+            reasons[left[place]] = "near_duplicate"
+        left = places_of(reasons)
+    if len(left) == 1:
+        reasons[left[0]] = "alone"
+    return reasons
+
+
+def places_of(reasons: Sequence[str | None]) -> list[int]:
+    """The places of the answers that rank."""
+    return [place for place, reason in enumerate(reasons) if reason is None]
+
+
+def by_idx(rows: Iterable[RewardedAnswer], names: Sequence[str] = SUM_AND_AVG) -> dict[Hashable, list[RewardedAnswer]]:
+    """The rows of each question, in the order in which the questions first appear."""
+    fields = (*KEY_FIELDS, *names)
+    groups: dict[Hashable, dict[int, RewardedAnswer]] = {}
+    for number, row in enumerate(rows):
+        missing = [name for name in fields if name not in row]
+        if missing:
+            raise UserError(f"row {number} has no {missing}; a row needs {', '.join(fields)}")
+        answers = groups.setdefault(row["idx"], {})
+        if row["sample_index"] in answers:
+            raise UserError(
+                f"row {number}: idx {row['idx']!r} has two answers with sample_index {row['sample_index']}; "
+                "number the answers of a question 0, 1, 2, ..."
+            )
+        answers[row["sample_index"]] = row
+    return {idx: list(answers.values()) for idx, answers in groups.items()}
