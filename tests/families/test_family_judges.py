@@ -39,9 +39,9 @@ def question(name: str, *turns: Message) -> Question:
     return Question("q", conversation.question, None, None, conversation=conversation, images=pictures)
 
 
-def sampled(answers: list[str]) -> pa.Table:
+def sampled(answers: list[str], idx: str = "q") -> pa.Table:
     rows = [
-        {"idx": "q", "sample_index": number, "answer": answer, "token_ids": [1], "finish_reason": "stop"}
+        {"idx": idx, "sample_index": number, "answer": answer, "token_ids": [1], "finish_reason": "stop"}
         for number, answer in enumerate(answers)
     ]
     return pa.Table.from_pylist(rows, schemas.sampled_answer(pa.string()))

@@ -31,7 +31,7 @@ def asked(scene: world.Scene, answer: str) -> str:
 
 
 def judged_answer(scene: world.Scene) -> str:
-    """A true caption in a third of the cases, else one with a mistake of the demo's or any other, or none after all."""
+    """A true caption in a third of cases; else one with a mistake, the demo's or any other, or without after all."""
     rng = np.random.default_rng([JUDGE_SEED, scene.index, 3])
     caption, kind = world.true_caption(scene, data.random_style(rng)), rng.random()
     if kind < 1 / 3:

@@ -1,0 +1,72 @@
+"""Whole runs of judges of transformers' families: given answers, no model to train."""
+
+import json
+
+import judges
+import product
+import pyarrow.parquet as pq
+import pytest
+import runs
+import torch
+from data_engine.yesno_template import YesNoTemplate
+from families import named
+from test_family_judges import sampled
+
+from data_engine import load_model
+from data_engine.config import RunConfig
+from data_engine.errors import UserError
+from data_engine.job import worker
+from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit
+from data_engine.questions.dataset import load_questions
+
+WORDS = ("red", "blue", "a cat", "small")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """Signals stay pytest's."""
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+
+
+def settings(folder, checkpoint) -> dict[str, object]:
+    """A run of given answers to three questions, with both judges."""
+    answers = [{"idx": f"q{n}", "answer": f"It is {word}."} for n in range(3) for word in WORDS]
+    (folder / "answers.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in answers))
+    paths = {
+        "yesno_model_path": judges.saying_yes(checkpoint.folder, folder / "yesno"),
+        "scalar_model_path": judges.with_tensors(checkpoint.folder, folder / "scalar", judges.head(64)),
+        "answers": folder / "answers.jsonl", "work_dir": folder / "work",
+    }  # fmt: skip
+    names = {"yesno_model_name": "auto", "scalar_model_name": "auto", "rewards": "yesno,scalar"}
+    given = {"dataset_path": runs.few(folder), "rank": 2, "distance": 1000, "unit_size": 2, "threads": 1}
+    return {**{name: str(path) for name, path in paths.items()}, **names, **given, "device": product.DEVICE,
+            "dtype": "float32"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", named(["qwen2_5_vl", "paligemma"]))
+def test_a_run_of_judges_alone_gives_what_they_say_of_each_answer(checkpoints, tmp_path, name):
+    given = settings(tmp_path, checkpoints(name))
+    assert worker.run(RunConfig(**given)) == 0
+    judge = load_model("auto", given["yesno_model_path"], device=product.DEVICE, dtype="float32")
+    scalar = load_model("auto", given["scalar_model_path"], device=product.DEVICE, dtype="float32", headed=True)
+    questions = list(load_questions(given["dataset_path"]).rows(range(3)))
+    readings = {"yesno": (judge, YesNo(judge, YesNoTemplate.read(None))), "scalar": (scalar, Scalar(scalar))}
+    for source, (model, reading) in readings.items():
+        rows = runs.read(tmp_path / "work" / source)
+        assert [(row["idx"], row["sample_index"]) for row in rows] == [(f"q{n}", k) for n in range(3) for k in range(4)]
+        for n, question in enumerate(questions):
+            answers = sampled([f"It is {word}." for word in WORDS], question.idx)
+            expected = judge_unit(Judged(model, reading, 64), [question], answers).table["score"].to_pylist()
+            found = [row["score"] for row in rows[4 * n : 4 * n + 4]]
+            torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=1e-4, rtol=0)
+    assert pq.read_table(tmp_path / "work/pairs/pairs.parquet").num_rows > 0
+
+
+def test_another_number_in_the_head_is_another_reward_model(checkpoints, tmp_path):
+    given = settings(tmp_path, checkpoints("qwen2_5_vl")) | {"rewards": "scalar", "stop_after_stage": 1}
+    assert worker.run(RunConfig(**given)) == 0
+    head = judges.head(64)
+    head["v_head.summary.bias"] += 1
+    other = judges.with_tensors(checkpoints("qwen2_5_vl").folder, tmp_path / "other", head)
+    with pytest.raises(UserError, match="scalar_model was"):
+        worker.run(RunConfig(**given | {"scalar_model_path": str(other)}))
