@@ -2,16 +2,16 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from run_files import hostile_rows, noise, png, read, write
+from run_files import noise, png, read
 
 from data_engine import schemas
 from data_engine.errors import UserError
-from data_engine.job import worker
 from data_engine.pipeline.critic import Critic, asked_in
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions.conversation import Conversation, Message
@@ -227,25 +227,22 @@ def test_the_references_scores_choose_the_references_pairs(case, tmp_path):
         assert score_of[pair["rejected"]] <= ranked[-case["rank"]]
 
 
-def test_a_critic_is_added_to_a_finished_run_and_bound_by_its_template(config, goldens, tmp_path):
-    questions = write(tmp_path / "questions.parquet", hostile_rows()[:3])
-    template = tmp_path / "template.yaml"
-    # A number in whatever a random model writes: the length of a text cannot be read, its first digit can.
+def test_a_critic_is_added_to_a_finished_run_and_bound_by_its_template(run):
+    template = run.folder / "template.yaml"
     template.write_text(PROMPT + "number: '([0-9])'\nmax_new_tokens: 40")
-    flags = {"work_dir": str(tmp_path / "work"), "critic_model_path": str(goldens / "llava/reward")}
-    assert worker.run(config(questions, work_dir=flags["work_dir"])) == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work/sampled_answer").iterdir()}
-    flags |= {"rewards": "implicit,critic", "critic_template": str(template)}
-    assert worker.run(config(questions, **flags)) == 0
-    sampled = read(tmp_path / "work/sampled_answer")
-    rows = read(tmp_path / "work/critic")
-    assert [(row["idx"], row["sample_index"]) for row in rows] == [(row["idx"], row["sample_index"]) for row in sampled]
-    assert any(row["score"] is not None for row in rows)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    flags = {"critic_model_path": str(run.folder / "reward"), "rewards": "implicit,critic"}
+    flags |= {"critic_template": str(template)}
+    assert run.computed_again(**flags) == set()
+    answers = [(row["idx"], row["sample_index"]) for row in run.answers()]
+    rows = read(run.work / "critic")
+    assert [(row["idx"], row["sample_index"]) for row in rows] == answers
+    # A random model writes a digit now and then.
+    assert {row["score"] is None for row in rows} == {True, False}
     template.write_text(template.read_text().replace("Q {", "Question {"))
-    with pytest.raises(
-        UserError, match=r"critic_template was '[0-9a-f]{64}', now '[0-9a-f]{64}'; units of critic were"
-    ):
-        worker.run(config(questions, **flags))
-    with pytest.raises(UserError, match=r'critic_template "gone\.yaml" cannot be read: No such file'):
-        worker.run(config(questions, **flags | {"critic_template": "gone.yaml"}))
+    told = r"critic_template was '[0-9a-f]{64}', now '[0-9a-f]{64}'; units of critic were"
+    assert re.search(told, run.refusal(**flags))
+    gone = run.refusal(**flags | {"critic_template": "gone.yaml"})
+    assert (
+        gone
+        == 'critic_template "gone.yaml" cannot be read: No such file or directory; name a file with a template in YAML'
+    )

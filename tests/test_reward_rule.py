@@ -124,21 +124,17 @@ def test_a_changed_file_of_a_rule_is_another_run_and_a_moved_one_is_not(given, t
         given("contains")
 
 
-def test_a_source_that_is_left_out_of_a_start_keeps_its_units(config, tmp_path, monkeypatch):
-    dataset = tmp_path / "questions.parquet"
-    rows = [{"idx": idx, "question": text, "image": {"bytes": data, "path": None}, "answer": "a"}
-            for idx, text, data in hostile_rows()[:2]]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows), dataset)
-    work = tmp_path / "work"
-    assert worker.run(config(dataset, work_dir=str(work))) == 0
-    before = {path: path.stat().st_mtime_ns for name in ("sampled_answer", "instruct_logps", "reward_logps")
-              for path in (work / name).iterdir()}  # fmt: skip
+def test_a_source_that_is_left_out_of_a_start_keeps_its_units(run, monkeypatch):
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
-    assert worker.run(config(dataset, work_dir=str(work), rewards="implicit,rule", rule="contains")) == 0
-    # The idx whose picture cannot be decoded has no answers, and is not asked about.
-    assert {row["idx"] for row in read(work / "rule")} == {"good"}
-    assert worker.run(config(dataset, work_dir=str(work))) == 0
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    file = rule_file(run.folder, "def length(row, answers):\n    return list(map(len, answers))\n")
+    assert run.computed_again(rewards="implicit,rule", rule=f"{file}:length") == set()
+    lengths = {(row["idx"], row["sample_index"]): len(row["answer"]) for row in run.answers()}
+    assert {(row["idx"], row["sample_index"]): row["score"] for row in read(run.work / "rule")} == lengths
+    before = {path: path.stat().st_mtime_ns for path in (run.work / "rule").iterdir()}
+    # Without the source, its flag and its file, nothing is asked of its units.
+    Path(file).unlink()
+    assert run.computed_again() == set()
+    assert {path: path.stat().st_mtime_ns for path in (run.work / "rule").iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -173,8 +169,6 @@ def test_a_rule_that_cannot_be_had_is_refused_in_one_sentence(given, tmp_path, r
 
 UNSTEADY = {
     "random": "import random\ndef f(row, answers):\n    return [random.random() for _ in answers]\n",
-    "clock": "import time\ndef f(row, answers):\n    return [time.time_ns()] * len(answers)\n",
-    "process": "import os\ndef f(row, answers):\n    return [os.getpid()] * len(answers)\n",
     "order of calls": "CALLS = []\ndef f(row, answers):\n    CALLS.append(1)\n    return [len(CALLS)] * len(answers)\n",
     "now and then": "import os\ndef f(row, answers):\n    open(f'/proc/{{os.getppid()}}/status')\n"
     "    path = '{0}'\n    if os.path.exists(path): raise ValueError\n"

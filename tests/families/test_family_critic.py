@@ -26,7 +26,7 @@ def shown(sizes: tuple) -> list:
     return [picture(*size, seed=sum(size)) for size in sizes]
 
 
-@pytest.mark.parametrize("name", named(["llava", "qwen2_5_vl"]))
+@pytest.mark.parametrize("name", named(["qwen2_5_vl", "llava_next"]))
 def test_a_critics_texts_are_those_of_generate(checkpoints, tmp_path, monkeypatch, name):
     monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     checkpoint = checkpoints(name)
