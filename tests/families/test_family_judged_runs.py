@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import runs
 import torch
-from data_engine.yesno_template import YesNoTemplate
 from families import named
 from test_family_judges import sampled
 
@@ -18,6 +17,7 @@ from data_engine.errors import UserError
 from data_engine.job import worker
 from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit
 from data_engine.questions.dataset import load_questions
+from data_engine.rewards.yesno import YesNoTemplate
 
 WORDS = ("red", "blue", "a cat", "small")
 

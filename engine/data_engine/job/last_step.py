@@ -42,7 +42,8 @@ def stored_of(plan: Plan) -> Stored:
     ranges, idx = plan.unit_rows, plan.questions.idx
     markers = plan.trained.markers if plan.trained else ()
     return Stored(
-        plan.work_dir, len(ranges), plan.questions.idx_type, plan.bound, markers, plan.same_tokenizer, plan.stages, lambda unit: idx[ranges[unit].start : ranges[unit].stop],
+        plan.work_dir, len(ranges), plan.questions.idx_type, plan.bound, markers, plan.same_tokenizer, plan.stages,
+        lambda unit: idx[ranges[unit].start : ranges[unit].stop],
     )  # fmt: skip
 
 
