@@ -29,6 +29,9 @@ from data_engine.store.units import Row, UnitResult
 
 log = logging.getLogger(__name__)
 
+# Tokens of one question beyond which its answers go through the model in several passes: ten answers of 8,192 tokens
+# would keep some 80,000 tokens' activations at a time. Answers of up to 1,500 tokens, ten a question, stay together.
+MOST_OF_A_QUESTION = 16384
 # Questions that are scored once more where another engine drew their answers from other pixels.
 DRAWN_CHECKED = 8
 
@@ -217,8 +220,10 @@ def _score(model: VisionLanguageModel, questions: list[_Prepared]) -> tuple[list
     """The log-probs of each question's answers; how often memory ran out.
 
     Where it does, questions, and then a question's answers, are scored in two halves, and so on; None for a question
-    of which a single answer exceeds it.
+    of which a single answer exceeds it. Many long answers to one question are so from the start.
     """
+    if len(questions) == 1 and len(questions[0].ids) > 1 and _tokens(questions[0]) > MOST_OF_A_QUESTION:
+        return _score_halves(model, questions[0])
     try:
         with naming_out_of_memory(model):
             return score_pass(model, [Scored(one.prompt, one.ids) for one in questions]), 0
@@ -234,12 +239,20 @@ def _score(model: VisionLanguageModel, questions: list[_Prepared]) -> tuple[list
         half = len(questions) // 2
         (first, one), (second, other) = _score(model, questions[:half]), _score(model, questions[half:])
         return first + second, 1 + one + other
-    [question] = questions
+    found, retries = _score_halves(model, questions[0])
+    return found, 1 + retries
+
+
+def _score_halves(model: VisionLanguageModel, question: _Prepared) -> tuple[list[list[Tensor] | None], int]:
+    """The same of one question, its answers in two halves."""
     half = len(question.ids) // 2
     halves = [_score(model, [replace(question, ids=part)]) for part in (question.ids[:half], question.ids[half:])]
-    retries = 1 + sum(retries for _, retries in halves)
     [first], [second] = (found for found, _ in halves)
-    return [first + second if first and second else None], retries
+    return [first + second if first and second else None], sum(retries for _, retries in halves)
+
+
+def _tokens(question: _Prepared) -> int:
+    return pass_tokens(question.prompt.length, question.ids)
 
 
 def _records(scored: Iterable[tuple[dict, Tensor]]) -> Iterator[dict]:
