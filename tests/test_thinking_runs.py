@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from run_files import read
 
-from data_engine import exports, load_model, score_answers
+from data_engine import exports, load_model, score_answers, stages
 from data_engine.job import worker
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import load_questions
@@ -164,6 +164,10 @@ def test_a_run_in_which_no_thought_ends_says_so_and_does_not_fail(config, golden
     # 4: done, and nothing could be written.
     assert worker.run(config(dataset, answers=str(tmp_path / "answers.jsonl"))) == 4
     assert f"{len(rows)} answers not ranked: unfinished_thought" in capsys.readouterr().err
+
+
+def test_what_tells_where_a_given_answers_thought_ends_is_bound():
+    assert {"chat_template", "chat_template_kwargs"} <= {*stages.GIVEN.bound}
 
 
 def test_a_model_without_thoughts_has_no_column_of_them(config, goldens, tmp_path):
