@@ -60,7 +60,7 @@ class ModelHolder:
                 model, plan.config, plan.budgets, plan.questions.idx_type, plan.answers_as_text(stage),
                 split=coordination.split is not None,
                 decode=self._decode, target=plan.target, scores_own=stage.model == plan.stages.sampling.model,
-                given=None if plan.given is None else lambda unit: plan.given.of_rows(plan.unit_rows[unit]),
+                given=None if plan.given is None else plan.given.of_units(plan.unit_rows),
             )  # fmt: skip
             self._runner, self._stage = load(stage.runner)(context), stage
         return self._runner

@@ -151,6 +151,7 @@ class Llava:
 
     # A prompt of this family is spliced embeddings, and its decoder is LLaMA's kind.
     prompt, shared_prompt, encode_answer = embedded.prompt, embedded.shared_prompt, embedded.encode_answer
+    read_answer = embedded.read_answer
     run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
     find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
     idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode
@@ -206,6 +207,8 @@ class LlavaPrompts:
         whole = [*ids[:at], *[self._image_token] * count, *ids[at + 1 :]]
         shown = square(image, self._config.vision.image_size, crop, max_megapixels)
         return TokenPrompt([*ids[:at], self._image_token, *ids[at + 1 :]], [shown], whole)
+
+    read_answer = embedded.read_answer
 
     def text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids).strip()

@@ -29,6 +29,9 @@ from data_engine.store.units import Row, UnitResult
 
 log = logging.getLogger(__name__)
 
+# Tokens of one question beyond which its answers go through the model in several passes: ten answers of 8,192 tokens
+# would keep some 80,000 tokens' activations at a time. Answers of up to 1,500 tokens, ten a question, stay together.
+MOST_OF_A_QUESTION = 16384
 # Questions that are scored once more where another engine drew their answers from other pixels.
 DRAWN_CHECKED = 8
 
@@ -55,6 +58,8 @@ class _Prepared:
     rows: list[dict]
     prompt: Prompt | None = None
     ids: list[list[int]] | None = None
+    thought_tokens: list[int] | None = None
+    """how many ids of each answer stand before the counted ones"""
     tokens: int = 0
     problem: str | None = None
 
@@ -124,7 +129,9 @@ def score_unit(
 
     With `check`, the answers of the first question with sound log-probs are scored by the plain path too, and compared.
     """
-    answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
+    # An answer whose thought is not finished has nothing to count.
+    rows = (row for row in sampled.to_pylist() if row["answer"] is not None)
+    answers = {idx: list(group) for idx, group in groupby(rows, key=lambda row: row["idx"])}
     asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
     prepared = ahead(lambda item: _prepare(model, *item, settings, decode), asked)
     scored, quarantined, missing, too_large, retries = [], [], [], [], 0
@@ -145,7 +152,8 @@ def score_unit(
             if check and not scored and not model.why_plain:
                 difference = self_check(model, one.prompt, one.ids, found)
                 log.info("self-check: shared and plain log-probs differ by %.1e nat a token on average", difference)
-            scored += zip(one.rows, found, strict=True)
+            counted = (logps[start:] for logps, start in zip(found, one.thought_tokens, strict=True))
+            scored += ((row, logps) for row, logps in zip(one.rows, counted, strict=True) if len(logps))
     if check and too_large and not scored:
         raise UserError(NO_ROOM)
     quarantined += too_large
@@ -159,26 +167,36 @@ def _prepare(
     try:
         pictures, conversation = read_images(question, settings.max_megapixels, decode), question.conversation
         prompt = model.prompt(conversation, pictures, settings.crop, settings.max_megapixels)
-        ids = [_answer_ids(model, conversation, row, settings.as_text) for row in rows]
+        both = [_answer_ids(model, conversation, row, settings.as_text) for row in rows]
+        ids, thought_tokens = map(list, zip(*both, strict=True))
         require_room(model, prompt, ids)
     except (BadRow, BadImage) as problem:
         return _Prepared(question, rows, problem=str(problem))
-    return _Prepared(question, rows, prompt, ids, pass_tokens(prompt.length, ids))
+    return _Prepared(question, rows, prompt, ids, thought_tokens, pass_tokens(prompt.length, ids))
 
 
-def _answer_ids(model: VisionLanguageModel, conversation: Conversation, row: dict, as_text: bool) -> list[int]:
-    """The ids of a sampled or given answer, which has none of its own where it was given as text.
+def _answer_ids(
+    model: VisionLanguageModel, conversation: Conversation, row: dict, as_text: bool
+) -> tuple[list[int], int]:
+    """The ids of a sampled or given answer, and how many of them are its thought; as text, it has none of its own.
 
-    Raises BadRow for given ids that the model cannot score.
+    A thought goes over as text too, so that the answer is scored behind it. Raises BadRow for given ids that the model
+    cannot score.
     """
     ids = row["token_ids"]
     if as_text or ids is None:
-        return model.encode_answer(conversation, row["answer"])
+        return _encoded(model, conversation, f"{row.get('thought') or ''}{row['answer']}")
     if max(ids) >= model.num_ids:
         raise BadRow(f"answer {row['sample_index']} has the id {max(ids)}; the model has {model.num_ids} ids")
     if media := set(ids).intersection(model.banned_token_ids):
         raise BadRow(f"answer {row['sample_index']} has the id {min(media)}, which stands for a picture, film or sound")
-    return ids
+    return ids, row.get("thought_tokens") or 0
+
+
+def _encoded(model: VisionLanguageModel, conversation: Conversation, answer: str) -> tuple[list[int], int]:
+    """Ids of an answer, and how many of them are its thought or what a template writes in the place of one."""
+    ids = model.encode_answer(conversation, answer)
+    return ids, model.read_answer(conversation, ids).thought_tokens
 
 
 def _passes(
@@ -202,8 +220,10 @@ def _score(model: VisionLanguageModel, questions: list[_Prepared]) -> tuple[list
     """The log-probs of each question's answers; how often memory ran out.
 
     Where it does, questions, and then a question's answers, are scored in two halves, and so on; None for a question
-    of which a single answer exceeds it.
+    of which a single answer exceeds it. Many long answers to one question are so from the start.
     """
+    if len(questions) == 1 and len(questions[0].ids) > 1 and _tokens(questions[0]) > MOST_OF_A_QUESTION:
+        return _score_halves(model, questions[0])
     try:
         with naming_out_of_memory(model):
             return score_pass(model, [Scored(one.prompt, one.ids) for one in questions]), 0
@@ -219,12 +239,20 @@ def _score(model: VisionLanguageModel, questions: list[_Prepared]) -> tuple[list
         half = len(questions) // 2
         (first, one), (second, other) = _score(model, questions[:half]), _score(model, questions[half:])
         return first + second, 1 + one + other
-    [question] = questions
+    found, retries = _score_halves(model, questions[0])
+    return found, 1 + retries
+
+
+def _score_halves(model: VisionLanguageModel, question: _Prepared) -> tuple[list[list[Tensor] | None], int]:
+    """The same of one question, its answers in two halves."""
     half = len(question.ids) // 2
     halves = [_score(model, [replace(question, ids=part)]) for part in (question.ids[:half], question.ids[half:])]
-    retries = 1 + sum(retries for _, retries in halves)
     [first], [second] = (found for found, _ in halves)
-    return [first + second if first and second else None], retries
+    return [first + second if first and second else None], sum(retries for _, retries in halves)
+
+
+def _tokens(question: _Prepared) -> int:
+    return pass_tokens(question.prompt.length, question.ids)
 
 
 def _records(scored: Iterable[tuple[dict, Tensor]]) -> Iterator[dict]:
@@ -249,16 +277,18 @@ def score_answers(
 ) -> list[Tensor]:
     """Log-probs of each answer's counted tokens, 1-D fp32, nats. `image` and `question` as for sample_answers.
 
-    Token ids are scored as they are, nothing added. Text is encoded as in the training prompt, literally, and always
-    counts its EOS. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, and
+    Token ids are scored as they are, nothing added, and all of them count. Text is encoded as in the training prompt,
+    literally, and always counts its EOS; a thought before the answer does not count, nor anything of one that is not
+    finished. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, and
     BadRow for messages that the model does not take, and answers that are too long for it.
     """
     conversation, pictures = asked(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
-    ids = [model.encode_answer(conversation, answer) if isinstance(answer, str) else list(answer) for answer in answers]
-    if not ids:
+    both = [_encoded(model, conversation, one) if isinstance(one, str) else (list(one), 0) for one in answers]
+    if not both:
         return []
-    return _scored(model, prompt, ids)
+    found = _scored(model, prompt, [ids for ids, _ in both])
+    return [logps[start:] for logps, (_, start) in zip(found, both, strict=True)]
 
 
 def score_continuations(

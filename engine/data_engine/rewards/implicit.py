@@ -12,6 +12,7 @@ from data_engine.rewards import NOT_FINITE, Rewards, RewardSettings
 
 REASONS = {
     "not_scored": "one of the two models gave it no log-probs",
+    "unfinished_thought": "its thought does not end, so that no answer follows",
     "empty": "it has no text",
     "marker": "its text contains a marker of the prompt format",
     "duplicate": "an answer with a lower sample_index has the same text",
@@ -66,8 +67,13 @@ def text_rewards(instruct_logps: Sequence[float], reward_logps: Sequence[float],
 
 
 def unusable_text(answer: str | None, markers: Sequence[str] = ()) -> str | None:
-    """The reason why an answer with this text never ranks, or None; `markers` are those of the prompt format."""
-    if answer is None or not answer.strip():
+    """The reason why an answer with this text never ranks, or None; `markers` are those of the prompt format.
+
+    Text is None where a thought before it is not finished.
+    """
+    if answer is None:
+        return "unfinished_thought"
+    if not answer.strip():
         return "empty"
     return "marker" if any(marker in answer for marker in markers) else None
 

@@ -36,6 +36,7 @@ NAME = "RLAIF-V-Dataset-withlogp"
 REWRITTEN = "a text was rewritten, so that its saved log-probs are not those of the new text"
 CUT_OFF = "an answer ended at max_new_tokens, and the trainer would add an end token to it"
 MASKED = 'a text holds " ASSISTANT: ", at which the trainer ends the question'
+THOUGHT = "a thought stands before an answer, which its saved log-probs follow and the trainer does not read"
 OTHER_TOKENS = "the trainer would read a text as other tokens than the model wrote"
 TOO_LONG = "question, picture and answer are longer than 2,048 tokens, where the trainer cuts"
 
@@ -96,6 +97,7 @@ def _why_other(trainer: "_Trainer", group: QuestionRows, pair: Mapping) -> str |
         index = pair[f"{side}_index"]
         answer, scored = (group.of_stage(stage, index) for stage in (stages.SAMPLING.name, STAGE))
         reason = CUT_OFF if answer["finish_reason"] == "length" else None
+        reason = THOUGHT if answer.get("thought") is not None else reason
         if reason is None:
             ids, num_scored = answer["token_ids"], len(scored["token_logps"])
             reason = trainer.why_other(group.question.question, pair[side], ids, num_scored)
