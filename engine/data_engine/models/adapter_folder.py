@@ -63,6 +63,19 @@ def parts(folder: Path) -> tuple[Path, Path] | None:
     return (links[0].resolve(), links[1].resolve()) if all(map(Path.is_symlink, links)) else None
 
 
+def reopened(told: Mapping) -> Path:
+    """The folder of a model that run.json tells of. Raises ModelError where one of an adapter's two is gone."""
+    folder, adapter = Path(told["folders"][0]), told.get("adapter")
+    return folder if adapter is None else laid_together(Path(adapter), folder)
+
+
+def adapters_told(run_file: Mapping) -> list[str]:
+    """A sentence for each model of a run that is an adapter, by what run.json says."""
+    found = {role: told for role, told in run_file.get("models", {}).items() if told.get("adapter")}
+    return [f"{role} model: the adapter {told['adapter']}, merged into {told['folders'][0]}"
+            for role, told in found.items()]  # fmt: skip
+
+
 def base_folder(folder: Path) -> Path:
     """Where a checkpoint lies: of a folder of links, that of the base."""
     found = parts(folder)
@@ -153,7 +166,10 @@ def _base(folder: Path, settings: Mapping, base_path: str | None, base_flag: str
 
 @functools.cache
 def laid_together(adapter: Path, base: Path) -> Path:
-    """A folder of links to the files of both, for as long as this process lives."""
+    """A folder of links to the files of both, for as long as this process lives. Raises ModelError."""
+    for one in (adapter, base):
+        if not one.is_dir():
+            raise ModelError(f"{one} is no folder any more")
     folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
     atexit.register(_remove, folder, os.getpid())
     for place, names in ((base, _of_base(adapter, base)), (adapter, _own(adapter))):
