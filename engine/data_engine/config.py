@@ -59,6 +59,10 @@ class RunConfig:
     """hub commit of the instruct model"""
     reward_model_revision: str | None = None
     """hub commit of the reward model"""
+    instruct_base_model_path: str | None = None
+    """where the instruct model is an adapter of peft: its base, if it is not where adapter_config.json says"""
+    reward_base_model_path: str | None = None
+    """where the reward model is an adapter of peft: its base, if it is not where adapter_config.json says"""
     dataset_split: str | None = None
     """split of a folder or hub dataset; default: the only one"""
     dataset_revision: str | None = None

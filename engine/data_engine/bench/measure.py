@@ -18,10 +18,10 @@ from data_engine.bench.machine import PeakMemory, ceilings, free_bytes, machine,
 from data_engine.bench.model import Sizes, Subject
 from data_engine.bench.shapes import photo_size, write_checkpoint
 from data_engine.bench.ways import WAYS, Ways
+from data_engine.models.adapter_folder import model_folder
 from data_engine.models.answer_cache import nbytes
 from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
 from data_engine.models.memory_errors import is_out_of_memory
-from data_engine.models.registry import resolve
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, rows_without_pages
 from data_engine.sampling.native.backend import uses_kernels
 from data_engine.sampling.native.kv_cache import num_slots
@@ -69,7 +69,7 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
     device = pick_device(options.device)
     folder = scratch / "model"
     if options.model:
-        folder = resolve(options.model)
+        folder = model_folder(options.model)
     else:
         sizes = replace(sizes, photo=photo_size(options.shape))
         write_checkpoint(folder, sizes.vocab, options.shape, str(device), pick_dtype(options.dtype, device))

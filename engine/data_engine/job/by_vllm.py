@@ -3,7 +3,9 @@
 from data_engine.config import RunConfig
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import chat_options, class_for
+from data_engine.models.adapter_folder import parts
 from data_engine.models.check import Checked
+from data_engine.models.registry import ModelError
 from data_engine.sampling.vllm import require_usable
 from data_engine.stages import REWARD, SAMPLING, RunStages
 
@@ -19,6 +21,12 @@ UNCHECKED = (
 
 def check(config: RunConfig, checkpoint: Checkpoint | Checked, device_type: str) -> dict:
     """What run.json says. Raises UserError for what vLLM, or the family with it, cannot do here."""
+    if both := parts(checkpoint.folder):
+        raise ModelError(
+            f'--instruct_model_path "{config.instruct_model_path}": {both[0]} is an adapter, and sampler vllm takes '
+            "whole models: merge it into its base with peft's merge_and_unload, save that, and pass its folder, or "
+            "leave --sampler out"
+        )
     class_for(checkpoint.family, config.chat).prompt_maker(checkpoint.folder, **chat_options(config.chat))
     version = require_usable(checkpoint.folder, config.vllm_options, device_type)
     return {"name": config.sampler, "version": version, "same_bytes": False, "told": NOT_SAME_BYTES}

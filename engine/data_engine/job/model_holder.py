@@ -8,6 +8,7 @@ from data_engine.job.path_choice import choose
 from data_engine.job.plan import Plan
 from data_engine.models import chat_options, class_for, load_model
 from data_engine.models.prompt_maker import PromptMaker
+from data_engine.models.roles import naming_flag
 from data_engine.models.sharding.coordination import Coordination
 from data_engine.pipeline.runner import StageContext, StageRunner
 from data_engine.questions.image_workers import ImageWorkers
@@ -39,12 +40,13 @@ class ModelHolder:
             return self._model
         self.release()
         plan, start = self._plan, time.perf_counter()
-        log.info("loading the %s model from %s", role, plan.checkpoints[role].folder)
-        self._model = load_model(
-            plan.checkpoints[role].name, str(plan.checkpoints[role].folder), device=str(plan.target.device),
-            dtype=plan.target.dtype_name, split=coordination.split,
-            chat_template=plan.config.chat_template_text, chat_template_kwargs=plan.config.template_kwargs,
-        )  # fmt: skip
+        log.info("loading the %s model from %s", role, plan.checkpoints[role].told)
+        with naming_flag(plan.config, role):
+            self._model = load_model(
+                plan.checkpoints[role].name, str(plan.checkpoints[role].folder), device=str(plan.target.device),
+                dtype=plan.target.dtype_name, split=coordination.split,
+                chat_template=plan.config.chat_template_text, chat_template_kwargs=plan.config.template_kwargs,
+            )  # fmt: skip
         choose(plan, role, self._model, self._decode)
         self._role = role
         logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)

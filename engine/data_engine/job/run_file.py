@@ -205,6 +205,6 @@ def _with_models(found: Mapping, described: Mapping) -> dict:
     """
     models = described.get("models", {})
     flags = {name: value for name, value in described.get("config", {}).items()
-             if name.partition("_model_")[0] in models}  # fmt: skip
+             if name.partition("_model_")[0].removesuffix("_base") in models}  # fmt: skip
     entries = {"models": found.get("models", {}) | models, "config": found.get("config", {}) | flags}
     return {name: entry for name, entry in entries.items() if entry}

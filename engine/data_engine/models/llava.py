@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models import attention, embedded
+from data_engine.models.adapter import Adapter
 from data_engine.models.base import CacheSizes, Description, Split, TextSide
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, head_weight
@@ -292,4 +293,4 @@ def _plan(folder: Path) -> tuple[Blueprint, LlavaConfig, Tokenizer]:
     unused = rf"{IGNORED.pattern}|vision\S*\.encoder\.layers\.(?:{config.unused_layers})\."
     if config.text.tie_word_embeddings:
         unused += r"|lm_head\.weight$"
-    return Blueprint(modules, tuple(sources), re.compile(unused)), config, tokenizer
+    return Blueprint(modules, tuple(sources), re.compile(unused), Adapter.of(folder)), config, tokenizer

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from data_engine.models.adapter_folder import base_folder
 from data_engine.models.decoder import decoder_config
 from data_engine.models.model_config import check_counts, described
 from data_engine.models.registry import ModelError, fetch, model_types, read_json, resolve
@@ -134,6 +135,7 @@ def _select_patches(feature: str, where: Path) -> bool:
 def _find_tower(folder: Path, tower: str, carries_tower: bool) -> tuple[Path | None, CLIPVisionConfig]:
     """The CLIP folder: in the checkpoint, beside it, an absolute path, or a hub id; never in the working directory."""
     base = Path(tower).name
+    folder = base_folder(folder)
     places = [folder / tower, folder / base, folder.parent / tower, folder.parent / base]
     try:
         places = [place for place in places if place.resolve() not in (folder.resolve(), folder.parent.resolve())]

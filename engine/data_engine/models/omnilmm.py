@@ -16,6 +16,7 @@ from transformers import MistralConfig, MistralModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models import attention, embedded
+from data_engine.models.adapter import Adapter
 from data_engine.models.base import CacheSizes, Description, Split, TextSide
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, decoder_config, head_weight
@@ -203,7 +204,8 @@ def _plan(folder: Path) -> tuple[Blueprint, OmniConfig, Tokenizer]:
     image_token_ids(folder, config.text.vocab_size)
     check_layers(config.text.num_hidden_layers, len(stored), where)
     modules = on_meta(where, lambda: _Modules(config))
-    return Blueprint(modules, (Source(folder, stored, _rename),), IGNORED), config, tokenizer
+    sources = (Source(folder, stored, _rename),)
+    return Blueprint(modules, sources, IGNORED, Adapter.of(folder)), config, tokenizer
 
 
 def image_token_ids(folder: Path, vocab_size: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from data_engine.exports.cleaned import Cleaned
 from data_engine.exports.features import with_features
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, pair_key, shuffled
+from data_engine.models.adapter_folder import reopened, telling_real_places, with_real_places
 from data_engine.models.registry import ModelError
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
 from data_engine.questions.dataset import Question
@@ -178,14 +179,16 @@ def _tokenizer(source: ExportSource) -> Tokenizer:
             f'{wanted} needs log-probs of the instruct model, which "{source.work_dir}" does not have; use rlaif-v'
         )
     require(source.instruct.get("family"))
-    folder = Path(source.instruct["folders"][0])
     mend = "put the checkpoint back there, or use rlaif-v"
     try:
-        tokenizer = load_tokenizer(folder)
+        with telling_real_places():
+            folder = reopened(source.instruct)
+            tokenizer = load_tokenizer(folder)
     except ModelError as error:
         raise UserError(f"{wanted} needs the tokenizer of the instruct model: {error}; {mend}") from None
     if tokenizer.vocabulary != source.instruct["vocabulary"]:
+        place = with_real_places(str(folder))
         raise UserError(
-            f'{wanted} needs the tokenizer of the instruct model, and "{folder}" has another one by now; {mend}'
+            f'{wanted} needs the tokenizer of the instruct model, and "{place}" has another one by now; {mend}'
         )
     return tokenizer

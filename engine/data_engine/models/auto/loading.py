@@ -14,7 +14,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from data_engine.errors import LostRankError, UserError
+from data_engine.models.adapter import Adapter
+from data_engine.models.adapter_folder import with_real_places
 from data_engine.models.attention import DoesNotFit
+from data_engine.models.auto.merging import changes, merge
 from data_engine.models.auto.processor import load_config
 from data_engine.models.checkpoint import headers
 from data_engine.models.memory_errors import is_out_of_memory
@@ -37,11 +40,11 @@ def check_weights(folder: Path) -> None:
                 f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, "
                 "float16 or float32"
             )
-    config = load_config(folder)
+    config, adapter = load_config(folder), Adapter.of(folder)
     shapes = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
     try:
         with quiet():
-            _, told = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].from_pretrained(
+            model, told = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].from_pretrained(
                 None, config=config, state_dict=shapes, device_map={"": "meta"}, output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )  # fmt: skip
@@ -49,6 +52,8 @@ def check_weights(folder: Path) -> None:
     except Exception:
         return
     _refuse_unfilled(folder, told)
+    if adapter is not None:
+        changes(model, adapter)
 
 
 def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -67,7 +72,10 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreT
         raise ModelError(f"{folder} cannot be loaded ({type(error).__name__}: {reason(error)})") from error
     _refuse_unfilled(folder, told)
     if told["unexpected_keys"]:
-        log.warning("%s holds weights that the model does not use: %s", folder, _some(told["unexpected_keys"]))
+        where = with_real_places(str(folder))
+        log.warning("%s holds weights that the model does not use: %s", where, _some(told["unexpected_keys"]))
+    if (adapter := Adapter.of(folder)) is not None:
+        merge(model, adapter)
     return model
 
 
