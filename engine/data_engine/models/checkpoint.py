@@ -27,11 +27,12 @@ from data_engine.models.weight_files import (
 )
 from data_engine.store.file_hashes import HashFiles
 
-# Besides the weights: configuration, tokenizer, processor and chat template. An index of shards says only which file
+# Besides the weights: configuration, tokenizer, processor and chat template, which InternVL's own layout has in
+# conversation.py. An index of shards says only which file
 # holds a weight.
 CONTENT = (
     "config.json", "generation_config.json", "tokenizer*", "added_tokens.json", "special_tokens_map.json", "vocab.*",
-    "merges.txt", "*processor_config.json", "chat_template*", "additional_chat_templates/*",
+    "merges.txt", "*processor_config.json", "chat_template*", "additional_chat_templates/*", "conversation.py",
 )  # fmt: skip
 # torch's dtypes as safetensors spells them.
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
