@@ -258,28 +258,13 @@ def _write_qwen(folder: Path) -> int:
 def train(pieces: int, **options: object) -> bytes:
     """A SentencePiece model of the kind BPE, with bytes for what it does not know."""
     draw, model = random.Random(0), io.BytesIO()
-    words = [
-        "what",
-        "is",
-        "in",
-        "the",
-        "picture",
-        "how",
-        "many",
-        "a",
-        "dog",
-        "cats",
-        "你是",
-        "书生",
-        "café",
-        "(x)",
-        "1.5",
-    ]
+    words = ["what", "is", "in", "the", "picture", "how", "many", "a", "dog", "cats", "你是", "书生", "café", "(x)"]
     lines = [" ".join(draw.choices(words, k=draw.randrange(3, 12))) for _ in range(400)]
+    usual = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
+             "remove_extra_whitespaces": False, "minloglevel": 2}  # fmt: skip
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, vocab_size=pieces, model_type="bpe", byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, **options,
-    )  # fmt: skip
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=pieces, **usual | options
+    )
     return model.getvalue()
 
 
