@@ -269,8 +269,8 @@ def train(pieces: int, **options: object) -> bytes:
 
 
 def _write_internlm2(folder: Path) -> int:
-    """As InternLM2's: some added tokens have the place of pieces that stand unused in the model."""
-    unused = [f"[UNUSED_TOKEN_{n}]" for n in range(2)]
+    """As InternLM2's: added tokens have the place of pieces that stand unused in the model; one is left over."""
+    unused = [f"[UNUSED_TOKEN_{n}]" for n in range(3)]
     (folder / "tokenizer.model").write_bytes(train(360, add_dummy_prefix=False, user_defined_symbols=unused))
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     places = list(map(model.piece_to_id, unused))

@@ -113,7 +113,7 @@ def test_a_text_with_the_mark_of_a_picture_is_left_out_and_one_of_a_film_is_a_te
 
 
 TEXTS = ["what is in the picture", " two  spaces ", "a dog\n\n(x) 1.5", "你是书生 café", "🦓", "", " ", "▁ is",
-         "[UNUSED_TOKEN_3]", "the\tcats\r\n"]  # fmt: skip
+         "what [UNUSED_TOKEN_2] is", "the\tcats\r\n"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["internlm2", "llama"])

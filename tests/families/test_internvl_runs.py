@@ -131,16 +131,17 @@ def test_shards_and_a_bin_give_the_same_weights(pair, tmp_path):
 
 
 def test_weights_are_held_once_in_the_dtype_of_the_run(pair):
-    model = load_weights(pair[0], CPU, torch.bfloat16)
-    parameters = list(model.parameters())
-    assert {one.dtype for one in parameters} == {torch.bfloat16}
-    # Parts of a packed weight do not keep the whole of it.
-    assert sum(one.untyped_storage().nbytes() for one in parameters) == 2 * sum(one.numel() for one in parameters)
-    whole = load_weights(pair[0], CPU, torch.float32)
-    tables = [dict(one.named_buffers()) for one in (model, whole)]
+    models = [load_weights(pair[0], CPU, dtype) for dtype in (torch.bfloat16, torch.float32)]
+    for model, dtype in zip(models, (torch.bfloat16, torch.float32), strict=True):
+        parameters = list(model.parameters())
+        assert {one.dtype for one in parameters} == {dtype}
+        # Parts of a packed weight do not keep the whole of it.
+        held = sum(one.untyped_storage().nbytes() for one in parameters)
+        assert held == dtype.itemsize * sum(one.numel() for one in parameters)
+        assert not model.training
+    tables = [dict(one.named_buffers()) for one in models]
     assert tables[0].keys() == tables[1].keys()
     assert all(torch.equal(tables[0][name], tables[1][name]) for name in tables[0])
-    assert not model.training
 
 
 def test_a_run_is_bound_to_the_folders_chat_format(pair, tmp_path):
