@@ -20,11 +20,12 @@ WIDTH, INNER, LAYERS, HEADS, GROUPS, HEAD = 64, 96, 2, 4, 2, 16
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 TILE, PATCH, EXPERTS, EXPERT_WIDTH = 28, 7, 4, 24
 ARCHITECTURES = {
-    "internlm2": "InternLM2ForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM", "llama": "LlamaForCausalLM", "phi3": "Phi3ForCausalLM",
+    "internlm2": "InternLM2ForCausalLM", "internlm3": "InternLM3ForCausalLM", "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM", "llama": "LlamaForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }  # fmt: skip
 TEMPLATES = {"internlm2": "internlm2-chat", "phi3": "phi3-chat", "llama": "Hermes-2", "qwen2": "internvl2_5",
-             "qwen3": "internvl2_5", "qwen3_moe": "internvl2_5"}  # fmt: skip
+             "qwen3": "internvl2_5", "qwen3_moe": "internvl2_5", "internlm3": "internvl2_5"}  # fmt: skip
 LONGROPE = {"type": "su", "short_factor": [1.0 + 0.05 * n for n in range(HEAD // 2)],
             "long_factor": [2.0 + n for n in range(HEAD // 2)]}  # fmt: skip
 
@@ -72,6 +73,10 @@ def config_of(kind: str, vocabulary: int, wide_vision: bool = False) -> dict:
     }  # fmt: skip
     more = {
         "internlm2": {"bias": False, "rope_scaling": {"factor": 2.0, "type": "dynamic"}},
+        "internlm3": {
+            "bias": False, "qkv_bias": False, "head_dim": HEAD,
+            "rope_scaling": {"factor": 6.0, "rope_type": "dynamic"},
+        },
         "qwen2": {
             "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}, "sliding_window": None,
             "use_sliding_window": False, "max_window_layers": 70, "moe_config": None,
@@ -226,8 +231,8 @@ def weights_of(config: dict, seed: int) -> dict[str, torch.Tensor]:
 
 def write_tokenizer(folder: Path, kind: str) -> int:
     """The files of its tokenizer; how many ids there are."""
-    if kind == "internlm2":
-        return _write_internlm2(folder)
+    if kind.startswith("internlm"):
+        return _write_internlm(folder, "InternLM2" if kind == "internlm2" else "InternLM3")
     if kind in ("phi3", "llama"):
         return _write_llama(folder, kind)
     return _write_qwen(folder)
@@ -268,8 +273,8 @@ def train(pieces: int, **options: object) -> bytes:
     return model.getvalue()
 
 
-def _write_internlm2(folder: Path) -> int:
-    """As InternLM2's: added tokens have the place of pieces that stand unused in the model; one is left over."""
+def _write_internlm(folder: Path, name: str) -> int:
+    """As InternLM's: added tokens have the place of pieces that stand unused in the model; one is left over."""
     unused = [f"[UNUSED_TOKEN_{n}]" for n in range(3)]
     (folder / "tokenizer.model").write_bytes(train(360, add_dummy_prefix=False, user_defined_symbols=unused))
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -279,13 +284,13 @@ def _write_internlm2(folder: Path) -> int:
     numbered |= {text: size + place for place, text in enumerate(IMAGE)}
     write_json(folder / "added_tokens.json", {text: numbered[text] for text in IMAGE})
     write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "InternLM2Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>",
-        "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]}, "unk_token": "<unk>",
+        "tokenizer_class": f"{name}Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>",
+        "auto_map": {"AutoTokenizer": [f"tokenization_{name.lower()}.{name}Tokenizer", None]}, "unk_token": "<unk>",
         "added_tokens_decoder": {str(number): _token(text) for text, number in numbered.items()},
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>", *IMAGE], "model_max_length": 8192,
     })  # fmt: skip
     # Never to be run.
-    (folder / "tokenization_internlm2.py").write_text("raise SystemExit('remote code was run')\n")
+    (folder / f"tokenization_{name.lower()}.py").write_text("raise SystemExit('remote code was run')\n")
     return size + len(IMAGE)
 
 

@@ -15,9 +15,7 @@ from data_engine.models.auto.model import Auto
 from data_engine.models.check import check_folder
 from data_engine.models.registry import ModelError
 
-SUPPORTED = (
-    "InternLM2ForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, Phi3ForCausalLM"
-)
+SUPPORTED = "InternLM2ForCausalLM, InternLM3ForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3Moe"
 FIELDS = {
     "transposed tiles": ({"ps_version": "v1"}, "has ps_version 'v1'; expected 'v2': an InternVL before 1.5"),
     "no ps_version": ({"ps_version": None}, "has ps_version 'v1'; expected 'v2'"),
@@ -29,7 +27,7 @@ FIELDS = {
     "no template": ({"template": None}, "has template None"),
     "decoder": ({"llm_config__architectures": ["GptOssForCausalLM"]}, "has an llm_config of the architecture "
                 f"'GptOssForCausalLM'; of internvl_chat these are supported: {SUPPORTED}"),
-    "InternLM3": ({"llm_config__architectures": ["InternLM3ForCausalLM"]}, "the architecture 'InternLM3ForCausalLM'"),
+    "InternLM": ({"llm_config__architectures": ["InternLMForCausalLM"]}, "the architecture 'InternLMForCausalLM'"),
     "no decoder": ({"llm_config__architectures": None}, "has an llm_config of the architecture None"),
     "no llm_config": ({"llm_config": None}, "has no llm_config: not a model of internvl_chat"),
     "no width": ({"vision_config__hidden_size": None}, "has no hidden_size in its vision_config"),
@@ -124,6 +122,13 @@ def test_weights_that_are_not_those_of_the_config_are_refused(folder, name):
     assert_refused(folder, told)
 
 
+@pytest.mark.parametrize(("kind", "field"), [("internlm2", "bias"), ("internlm3", "qkv_bias")])
+def test_an_internlm_with_bias_is_refused(tmp_path, kind, field):
+    folder = internvl_folders.write(tmp_path / "model", kind)
+    internvl_folders.change(folder, **{f"llm_config__{field}": True})
+    assert_refused(folder, f"has an llm_config with {field}, which no published InternVL has")
+
+
 def test_weights_of_another_decoder_are_refused(tmp_path):
     folder = internvl_folders.write(tmp_path / "model", "internlm2")
     edit_weights(folder, lambda found: found.update({"language_model.lm_head.weight": torch.zeros(3, 64)}))
@@ -151,8 +156,8 @@ def test_experts_that_are_missing_or_too_many_are_refused(tmp_path, expert):
 def test_a_tokenizer_that_needs_remote_code_or_does_not_fit_is_refused(folder):
     path = folder / "tokenizer_config.json"
     kept = path.read_text()
-    path.write_text(json.dumps(json.loads(kept) | {"tokenizer_class": "InternLM3Tokenizer"}))
-    assert_refused(folder, "has tokenizer_class 'InternLM3Tokenizer'; of internvl_chat these are supported")
+    path.write_text(json.dumps(json.loads(kept) | {"tokenizer_class": "InternLMTokenizer"}))
+    assert_refused(folder, "has tokenizer_class 'InternLMTokenizer'; of internvl_chat these are supported")
     path.write_text(kept)
     numbered = json.loads((folder / "added_tokens.json").read_text())
     (folder / "added_tokens.json").write_text(json.dumps(numbered | {"<box>": 300}))

@@ -58,8 +58,11 @@ def decoder_of(raw: Mapping, where: Path) -> tuple[Decoder, dict]:
             f"{where} has an llm_config of the architecture {kind!r}; of internvl_chat these are supported: "
             f"{', '.join(DECODERS)}"
         )
-    if told.get("bias") and kind == "InternLM2ForCausalLM":
-        raise ModelError(f"{where} has an InternLM2 with bias, which no published InternVL has: it is not supported")
+    biased = next((name for name in ("bias", "qkv_bias") if told.get(name)), None)
+    if biased is not None and kind.startswith("InternLM"):
+        raise ModelError(
+            f"{where} has an llm_config with {biased}, which no published InternVL has: it is not supported"
+        )
     return DECODERS[kind], told
 
 

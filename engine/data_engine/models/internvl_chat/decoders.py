@@ -123,6 +123,8 @@ def _qwen3_moe(name: str, config: PreTrainedConfig) -> Placing | None:
 # By the first of llm_config's architectures.
 DECODERS: Mapping[str, Decoder] = {
     "InternLM2ForCausalLM": Decoder(LlamaConfig, (), _internlm2, names_all=True),
+    # LLaMA's but for biases, which no published one has.
+    "InternLM3ForCausalLM": Decoder(LlamaConfig),
     "LlamaForCausalLM": Decoder(LlamaConfig, ("attention_bias", "mlp_bias")),
     "Qwen2ForCausalLM": Decoder(Qwen2Config, _WINDOWS),
     "Qwen3ForCausalLM": Decoder(Qwen3Config, ("attention_bias", *_WINDOWS)),

@@ -1,6 +1,6 @@
 """The tokenizer of a folder in InternVL's own layout, without the code that some bring.
 
-InternLM2's is remote code around a SentencePiece model; it and LLaMA's are built anew from tokenizer.model, and held
+InternLM's is remote code around a SentencePiece model; it and LLaMA's are built anew from tokenizer.model, and held
 against SentencePiece's own ids before they are used.
 """
 
@@ -16,7 +16,7 @@ from data_engine.models.registry import ModelError, read_json, refuse_pointer
 from data_engine.models.tokenizer import added_tokens
 
 # By the class that tokenizer_config.json names, without "Fast".
-_FROM_MODEL = ("InternLM2Tokenizer", "LlamaTokenizer")
+_FROM_MODEL = ("InternLM2Tokenizer", "InternLM3Tokenizer", "LlamaTokenizer")
 _OF_TRANSFORMERS = ("Qwen2Tokenizer", "PreTrainedTokenizer")
 # Names under which transformers' processor asks for its tokens. Films are not read: no text has the mark of one.
 NAMED = {
