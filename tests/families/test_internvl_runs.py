@@ -8,6 +8,7 @@ import shutil
 import internvl_folders
 import pytest
 import torch
+from comparisons import TOLERANCE
 from internvl_forward import Reference
 from PIL import Image
 from runs import SETTINGS, few, read
@@ -107,7 +108,7 @@ def test_log_probs_of_the_run_are_those_of_the_plain_formulas(finished, pair, ro
         prompt, answer = inputs["input_ids"][0], torch.tensor(answers[row["idx"], 2])
         logits = reference.logits(torch.cat([prompt, answer]), inputs["pixel_values"], image_id)[len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, answer[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(scored[row["idx"], 2]).double(), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(scored[row["idx"], 2]).double(), expected, atol=TOLERANCE, rtol=0)
 
 
 def test_shards_and_a_bin_give_the_same_weights(pair, tmp_path):
