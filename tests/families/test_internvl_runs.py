@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import internvl_folders
 import pytest
@@ -18,10 +19,13 @@ from test_family_photographs import PHOTOS
 from data_engine import load_model
 from data_engine.commands.main import main
 from data_engine.job import worker
+from data_engine.job.checkpoints import Checkpoint, kinship_warnings
 from data_engine.models.auto.loading import load_weights
 from data_engine.models.auto.sizes import are_known, cache_sizes
 from data_engine.models.checkpoint import content_files
+from data_engine.models.registry import ModelError
 from data_engine.questions.conversation import Conversation
+from data_engine.sampling import vllm
 from data_engine.store import units
 
 CPU = torch.device("cpu")
@@ -151,3 +155,21 @@ def test_a_run_is_bound_to_the_folders_chat_format(pair, tmp_path):
     (folder / "conversation.py").write_text("")
     (folder / "modeling_internvl_chat.py").write_text("")
     assert set(content_files(folder)) - set(before) == {folder / "conversation.py"}
+
+
+def test_sizes_and_chat_formats_of_two_checkpoints_are_compared(pair, tmp_path):
+    instruct = Checkpoint.find(str(pair[0]), None, None)
+    assert instruct.sizes == {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": instruct.sizes["vocab_size"]}
+    assert not kinship_warnings(instruct, Checkpoint.find(str(pair[1]), None, None))
+    assert instruct.encodes_as(Checkpoint.find(str(pair[1]), None, None))
+    other = shutil.copytree(pair[0], tmp_path / "other")
+    internvl_folders.change(other, template="internvl2_5", llm_config__hidden_size=128)
+    changed = Checkpoint.find(str(other), None, None)
+    assert not instruct.encodes_as(changed)
+    assert "hidden_size 64 against 128" in kinship_warnings(instruct, changed)[0]
+
+
+def test_vllm_which_would_run_remote_code_is_refused(pair, monkeypatch):
+    monkeypatch.setattr(vllm, "load_vllm", lambda: SimpleNamespace(__version__="0.32.0"))
+    with pytest.raises(ModelError, match=r"InternVL's own layout \(internvl_chat\), which vLLM reads by the code that"):
+        vllm.require_usable(pair[0], {}, "cpu")
