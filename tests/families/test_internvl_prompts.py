@@ -1,6 +1,7 @@
 """Prompts of InternVL's own layout, by hand after conversation.py of InternVL's repository; its tokenizers."""
 
 import internvl_folders
+import internvl_tokenizers
 import pytest
 import sentencepiece
 from PIL import Image
@@ -146,7 +147,7 @@ def test_without_legacy_a_space_stands_before_the_first_text_alone(folders, tmp_
 
 @pytest.mark.parametrize("options", [{"normalization_rule_name": "nmt_nfkc"}, {"model_type": "unigram"}])
 def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path, options):
-    internvl_folders.write_tokenizer(tmp_path, "internlm2")
-    (tmp_path / "tokenizer.model").write_bytes(internvl_folders.train(290, **options))
+    internvl_tokenizers.write_tokenizer(tmp_path, "internlm2")
+    (tmp_path / "tokenizer.model").write_bytes(internvl_tokenizers.train(290, **options))
     with pytest.raises(ModelError, match="a SentencePiece model of another kind than BPE, or has rules of its own for"):
         load_tokenizer(tmp_path)
