@@ -20,7 +20,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 # What else, of a checkpoint of transformers, decides which ids a text becomes: how a template ends an answer.
 _TEMPLATES = (
     "*token*.json", "*token*.model", "special_tokens_map.json", "vocab*", "merges.txt", "*chat_template*",
-    "*processor_config.json", "generation_config.json",
+    "*processor_config.json", "generation_config.json", "conversation.py",
 )  # fmt: skip
 
 
@@ -102,8 +102,10 @@ class Checkpoint:
             told[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
         if self.family == AUTO:
             raw = read_json(self.folder / "config.json")
-            text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else {}
+            text = _text_part(raw) or {}
             told |= {name: raw.get(name, text.get(name)) for name in {*raw, *text} if "token" in name}
+            # Of InternVL's own layout, whose chat formats have names.
+            told |= {name: raw.get(name) for name in ("template", "system_message")}
         return told
 
     def as_json(self) -> dict:
@@ -114,9 +116,14 @@ class Checkpoint:
         return told
 
 
+def _text_part(raw: dict) -> dict | None:
+    """What a config.json tells of the text decoder alone."""
+    return next((raw[name] for name in ("text_config", "llm_config") if isinstance(raw.get(name), dict)), None)
+
+
 def _sizes(folder: Path) -> dict[str, int]:
     raw = read_json(folder / "config.json")
-    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
+    text = _text_part(raw) or raw
     return {name: text[name] for name in SIZES if isinstance(text.get(name), int)}
 
 

@@ -105,7 +105,17 @@ def fetch(path: str, revision: str | None = None) -> Path:
     """Download a hub id into the local cache; its folder there. Raises ModelError where that fails."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.safetensors", "*.bin", "openai/*"]
+    patterns = [
+        "*.json",
+        "*.model",
+        "*.txt",
+        "*.tiktoken",
+        "*.jinja",
+        "*.safetensors",
+        "*.bin",
+        "openai/*",
+        "conversation.py",
+    ]
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:
@@ -117,7 +127,10 @@ def fetch(path: str, revision: str | None = None) -> Path:
 
 
 def _refuse_quantised(raw: dict, where: Path) -> None:
-    for part in (raw, *(raw[name] for name in ("text_config", "vision_config") if isinstance(raw.get(name), dict))):
+    for part in (
+        raw,
+        *(raw[name] for name in ("text_config", "llm_config", "vision_config") if isinstance(raw.get(name), dict)),
+    ):
         field = next((name for name in ("quantization_config", "compression_config") if part.get(name)), None)
         if field is not None:
             method = part[field].get("quant_method") if isinstance(part[field], dict) else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_engine.errors import UserError
+from data_engine.models.internvl_chat import MODEL_TYPE, is_own
 from data_engine.models.prompt_maker import PromptMaker, TokenPrompt
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.processes.ranks import unlaunched
@@ -113,7 +114,13 @@ def require_usable(folder: Path, args: Mapping[str, object], device_type: str) -
     Returns its version. Nothing is loaded.
     """
     vllm = load_vllm()
-    named = read_json(folder / "config.json").get("architectures") or []
+    raw = read_json(folder / "config.json")
+    if is_own(raw):
+        raise ModelError(
+            f"{folder} is in InternVL's own layout ({MODEL_TYPE}), which vLLM reads by the code that comes with it: "
+            "remote code is never run; leave --sampler out for it, or pass InternVL's -HF checkpoint"
+        )
+    named = raw.get("architectures") or []
     from vllm.platforms import current_platform
 
     if set(named).isdisjoint(vllm.ModelRegistry.get_supported_archs()):

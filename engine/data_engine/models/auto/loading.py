@@ -20,6 +20,7 @@ from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto.merging import changes, merge
 from data_engine.models.auto.processor import load_config
 from data_engine.models.checkpoint import headers
+from data_engine.models.internvl_chat import is_own_folder, weights
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, reason
 
@@ -33,6 +34,9 @@ QUANTISED = re.compile(r"[UI]8|F8_.*|F[46].*|torch\.(u?int8|float8.*|float4.*)")
 
 def check_weights(folder: Path) -> None:
     """Raise ModelError where weights are missing, of a wrong shape or quantised, by the headers of their files."""
+    if is_own_folder(folder):
+        weights.check_weights(folder)
+        return
     stored = headers(folder)
     for one in stored.values():
         if QUANTISED.fullmatch(one.dtype):
@@ -59,6 +63,8 @@ def check_weights(folder: Path) -> None:
 def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model, whole. Raises ModelError where weights are missing, too many or of a wrong shape."""
     load_config(folder)
+    if is_own_folder(folder):
+        return weights.load_weights(folder, device, dtype)
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
         with quiet():
