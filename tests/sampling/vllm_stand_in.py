@@ -4,19 +4,25 @@ What it is given goes through its own expansion of prompts and its own pixels, s
 what it was shown.
 """
 
+import os
 import random
+import signal
 import sys
 import types
 from dataclasses import dataclass, field, make_dataclass
+
+import torch
 
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.models.pixels import normalised
 from data_engine.scoring.logprobs import Scored, score_pass
 
+# Of the runs over it.
+K, LENGTH, NUM_QUESTIONS = 3, 6, 6
 FIELDS = (
     "model", "dtype", "seed", "generation_config", "mm_processor_kwargs", "mm_device_do_normalize", "disable_log_stats",
     "distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_seqs",
-    "quantization",
+    "quantization", "worker_extension_cls", "prefill_context_parallel_size",
 )  # fmt: skip
 
 
@@ -30,7 +36,11 @@ class State:
     architectures: tuple[str, ...] = ("LlavaForConditionalGeneration",)
     device_type: str = "cpu"
     takes_seeds: bool = True
-    starts: bool = True
+    refuses_to_start: Exception | None = None
+    worker: object = None
+    """a process that an engine starts, and does not end"""
+    started_with: dict[str, object] = field(default_factory=dict)
+    """what processes that it starts inherit"""
     engines: list["Engine"] = field(default_factory=list)
 
 
@@ -46,6 +56,9 @@ class Engine:
 
     def _shutdown(self) -> None:
         self.closed = True
+
+    def get_num_unfinished_requests(self) -> int:
+        return sum(params.n for _, params in self._waiting.values())
 
     def add_request(self, number: str, prompt: dict, params) -> None:
         if params.seed is not None and not self.state.takes_seeds:
@@ -93,8 +106,13 @@ def install(monkeypatch) -> State:
     module.ModelRegistry = types.SimpleNamespace(get_supported_archs=lambda: state.architectures)
 
     def start(args) -> Engine:
-        if not state.starts:
-            raise RuntimeError("Engine core initialization failed. See root cause above.")
+        if state.refuses_to_start:
+            raise state.refuses_to_start
+        state.started_with = {"blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []), "environment": dict(os.environ)}
+        if state.worker:
+            state.worker.start()
+        # As the real one.
+        torch.set_num_threads(1)
         return Engine(state, args)
 
     module.LLMEngine = types.SimpleNamespace(from_engine_args=start)
