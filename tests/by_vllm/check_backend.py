@@ -6,10 +6,12 @@ other prompts, other pictures, and ids that do not make the family's prompt: eac
 
 import json
 import logging
+import multiprocessing
 import sys
 from pathlib import Path
 
 import torch
+import vllm.envs
 from PIL import ImageOps
 
 from data_engine.config import RunConfig
@@ -21,6 +23,7 @@ from data_engine.pipeline.runner import UnitWork
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import open_questions
 from data_engine.sampling.backend import BackendSettings, make_backend
+from data_engine.sampling.vllm_engine import ENVIRONMENT
 from data_engine.scoring.drawn_check import check_drawn
 from data_engine.scoring.logprobs import Scored, score_pass
 
@@ -140,7 +143,10 @@ def main(folder: str, family: str, questions: str) -> None:
         # Last: the others of its unit are still in the engine.
         "ids": check.refusal(other_ids),
     }  # fmt: skip
+    alive = bool(multiprocessing.active_children())
     check.backend.close()
+    found["workers"] = [alive, bool(multiprocessing.active_children())]
+    found["unknown_variables"] = sorted(set(ENVIRONMENT) - set(vllm.envs.environment_variables))
     print("FOUND " + json.dumps(found))
 
 

@@ -47,6 +47,7 @@ class State:
 class Engine:
     def __init__(self, state: State, args) -> None:
         self.state, self.args, self.given, self.closed = state, args, [], False
+        self.resets: list[str] = []
         self._waiting: dict[str, tuple] = {}
         most = getattr(args, "max_num_seqs", None) or 8
         self.vllm_config = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=most))
@@ -56,6 +57,12 @@ class Engine:
 
     def _shutdown(self) -> None:
         self.closed = True
+
+    def reset_prefix_cache(self) -> None:
+        self.resets = [*self.resets, "prefix"]
+
+    def reset_encoder_cache(self) -> None:
+        self.resets = [*self.resets, "encoder"]
 
     def get_num_unfinished_requests(self) -> int:
         return sum(params.n for _, params in self._waiting.values())
@@ -89,6 +96,8 @@ class Engine:
     def _drawn(self, params, index: int) -> tuple[list[int], str]:
         made = random.Random(f"{params.seed} {index}")
         ids = [made.randrange(5, 200) for _ in range(made.randrange(1, params.max_tokens + 1))]
+        if not params.stop_token_ids:
+            ids = [made.randrange(5, 200) for _ in range(params.max_tokens)]
         if len(ids) == params.max_tokens:
             return ids, "length"
         return [*ids, params.stop_token_ids[0]], "stop"

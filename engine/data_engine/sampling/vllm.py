@@ -116,15 +116,17 @@ class VllmBackend:
     def _drawing(self, request: PromptRequest) -> "vllm.SamplingParams":
         import vllm
 
-        params = self._params
+        params, ends, never = self._params, self._model.eos_token_ids, self._model.banned_token_ids
+        if params.forced_lengths:
+            # One for all of a request's answers; what would end one earlier is never drawn.
+            ends, never = (), (*never, *ends)
         return vllm.SamplingParams(
             n=len(request.keys), temperature=params.temperature, top_k=params.top_k, top_p=params.top_p,
-            max_tokens=params.max_new_tokens,
+            max_tokens=request.lengths[0] if params.forced_lengths else params.max_new_tokens,
             # vLLM counts up from it for each answer; of 63 bits, none of another question comes near.
             seed=request.keys[0] >> 1 if self.seeded else None,
             # The family's own ends, and no others.
-            ignore_eos=True, stop_token_ids=list(self._model.eos_token_ids),
-            logit_bias=dict.fromkeys(self._model.banned_token_ids, NEVER) or None,
+            ignore_eos=True, stop_token_ids=list(ends), logit_bias=dict.fromkeys(never, NEVER) or None,
             # Of the drawn token alone.
             logprobs=0, detokenize=False,
             output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
