@@ -1,6 +1,6 @@
-"""Does vLLM draw from what the engine scores? check_backend.py FOLDER FAMILY QUESTIONS, in vLLM's environment.
+"""Does vLLM draw from what the engine scores? check_backend.py FOLDER FAMILY QUESTIONS WORKERS, in vLLM's environment.
 
-One engine of vLLM draws units of answers, which are scored by the same model here. Then it is given, unit by unit,
+One engine of vLLM, split over so many workers, draws units of answers, which are scored by the same model here. Then it is given, unit by unit,
 other prompts, other pictures, and ids that do not make the family's prompt: each has to be refused. Prints all that.
 """
 
@@ -60,9 +60,9 @@ def other_ids(maker, *asked) -> TokenPrompt:
 
 
 class Check:
-    def __init__(self, folder: Path, family: str, questions: Path) -> None:
+    def __init__(self, folder: Path, family: str, questions: Path, workers: int) -> None:
         self.config = RunConfig(
-            str(folder), str(folder), str(questions), "unused", sampler="vllm", vllm_args=json.dumps(ARGS), sample_k=K,
+            str(folder), str(folder), str(questions), "unused", sampler="vllm", vllm_args=json.dumps(ARGS | {"tensor_parallel_size": workers}), sample_k=K,
             rank=2, max_new_tokens=LENGTH, same_pixels=True,
         )  # fmt: skip
         self.questions = open_questions(self.config)
@@ -128,10 +128,10 @@ class Check:
             return str(error)
 
 
-def main(folder: str, family: str, questions: str) -> None:
+def main(folder: str, family: str, questions: str, workers: str) -> None:
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(1)
-    check = Check(Path(folder), family, Path(questions))
+    check = Check(Path(folder), family, Path(questions), int(workers))
     unit, completions = check.drawn(check.maker)
     again, _ = check.drawn(check.maker)
     found = {
@@ -143,9 +143,9 @@ def main(folder: str, family: str, questions: str) -> None:
         # Last: the others of its unit are still in the engine.
         "ids": check.refusal(other_ids),
     }  # fmt: skip
-    alive = bool(multiprocessing.active_children())
+    alive = len(multiprocessing.active_children())
     check.backend.close()
-    found["workers"] = [alive, bool(multiprocessing.active_children())]
+    found["workers"] = [alive, len(multiprocessing.active_children())]
     found["unknown_variables"] = sorted(set(ENVIRONMENT) - set(vllm.envs.environment_variables))
     print("FOUND " + json.dumps(found))
 

@@ -9,10 +9,10 @@ from conftest import HERE, PATIENCE_S, QUESTIONS
 pytestmark = pytest.mark.vllm
 
 
-@pytest.mark.parametrize(("kind", "family"), [("llava", "llava"), ("qwen", "auto")])
-def test_vllm_draws_from_what_the_engine_scores(kind, family, checkpoints, python, environment):
+@pytest.mark.parametrize(("kind", "family", "workers"), [("llava", "llava", 1), ("qwen", "auto", 2)])
+def test_vllm_draws_from_what_the_engine_scores(kind, family, workers, checkpoints, python, environment):
     instruct, _ = checkpoints(kind)
-    command = [python, str(HERE / "check_backend.py"), str(instruct), family, str(QUESTIONS)]
+    command = [python, str(HERE / "check_backend.py"), str(instruct), family, str(QUESTIONS), str(workers)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))[6:])
@@ -22,7 +22,7 @@ def test_vllm_draws_from_what_the_engine_scores(kind, family, checkpoints, pytho
     assert found["same_again"]
     # Nothing that the run sets in vLLM's environment is unknown there, and no worker outlives the engine.
     assert found["unknown_variables"] == []
-    assert found["workers"] == [True, False]
+    assert found["workers"] == [workers, 0]
     for reason, ids in found["answers"]:
         assert reason == ("stop" if ids[-1] in found["ends"] else "length")
         assert not set(ids) & set(found["banned"])
