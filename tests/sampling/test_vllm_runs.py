@@ -64,10 +64,14 @@ def test_a_question_has_a_seed_of_its_own_and_no_setting_of_the_checkpoint_enter
     )  # fmt: skip
 
 
-def test_where_seeds_are_refused_answers_are_drawn_without_and_the_unit_says_so(settings, vllm, tmp_path, capsys):
-    vllm.takes_seeds = False
+@pytest.mark.parametrize("changes", [{"takes_seeds": False}, {"computes_on": "cpu"}])
+def test_where_seeds_are_refused_answers_are_drawn_without_and_the_unit_says_so(
+    settings, vllm, tmp_path, capsys, changes
+):
+    vars(vllm).update(changes)
     assert worker.run(settings(stop_after_stage=0)) == 0
     assert "takes no seed for each question" in capsys.readouterr().err
+    assert all(params.seed is None for _, params in vllm.engines[0].given)
     assert units.read_unit_facts(tmp_path / "work", "sampled_answer", 1)[0]["drawn"]["seeded"] is False
     assert len(read(tmp_path / "work/sampled_answer")) == NUM_QUESTIONS * K
 
@@ -115,7 +119,9 @@ def test_a_question_is_taken_as_soon_as_answers_of_another_have_ended():
     """Room for four answers; after a step, one of the first question's four is still drawn."""
 
     class OneByOne:
-        vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=4))
+        vllm_config = SimpleNamespace(
+            scheduler_config=SimpleNamespace(max_num_seqs=4), device_config=SimpleNamespace(device_type="cuda")
+        )
         taken, left = (), 0
 
         def add_request(self, number, prompt, params) -> None:

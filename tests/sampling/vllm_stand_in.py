@@ -35,6 +35,8 @@ class State:
     version: str = "0.32.0"
     architectures: tuple[str, ...] = ("LlavaForConditionalGeneration",)
     device_type: str = "cpu"
+    computes_on: str = "cuda"
+    """where answers are drawn; the engine's own models are on the CPU"""
     takes_seeds: bool = True
     refuses_to_start: Exception | None = None
     worker: object = None
@@ -50,7 +52,10 @@ class Engine:
         self.resets: list[str] = []
         self._waiting: dict[str, tuple] = {}
         most = getattr(args, "max_num_seqs", None) or 8
-        self.vllm_config = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=most))
+        self.vllm_config = types.SimpleNamespace(
+            scheduler_config=types.SimpleNamespace(max_num_seqs=most),
+            device_config=types.SimpleNamespace(device_type=state.computes_on),
+        )
         self.model_config = types.SimpleNamespace(max_model_len=getattr(args, "max_model_len", None) or 512)
         self.engine_core = types.SimpleNamespace(shutdown=self._shutdown)
         state.engines.append(self)

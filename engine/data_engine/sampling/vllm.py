@@ -48,8 +48,12 @@ class VllmBackend:
         self._waiting: deque[Iterator[PromptRequest]] = deque()
         self._running: dict[str, PromptRequest] = {}
         self._taken = 0
-        self.seeded = True
+        # On a CPU vLLM 0.32 takes them, and fails once it computes a prompt in pieces: it turns back a generator, which
+        # a GPU's can alone.
+        self.seeded = self._engine.vllm_config.device_config.device_type != "cpu"
         """whether each question has a seed of its own"""
+        if not self.seeded:
+            log.warning("vLLM takes no seed for each question on a CPU: --seed has no effect")
 
     @property
     def wants_more(self) -> bool:
