@@ -16,7 +16,7 @@ from typing import Literal
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
-from data_engine.vllm_settings import read_args
+from data_engine.vllm_settings import LEAST_TEMPERATURE, read_args
 
 _INT_MAX = 2**63 - 1
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -198,6 +198,11 @@ class RunConfig:
             self.repetition_penalty == 1,
             f"repetition_penalty must be 1 with sampler vllm, got {self.repetition_penalty}: vLLM's counts the tokens "
             "of the prompt too, which makes another distribution",
+        )
+        _require(
+            self.temperature >= LEAST_TEMPERATURE,
+            f"temperature must be at least {LEAST_TEMPERATURE} with sampler vllm, got {self.temperature}: vLLM draws "
+            f"one answer at most greedily, and raises a lower temperature to {LEAST_TEMPERATURE}",
         )
         both = self.continue_from_stage == 0 and self.stop_after_stage > 0
         _require(not (both and self.zero3 == "on"), ZERO3_AND_VLLM.format(told="zero3 is on"))
