@@ -48,6 +48,13 @@ def family(name: str, folder: Path) -> Flags:
     return pair(made, made)
 
 
+def internvl(folder: Path) -> Flags:
+    """InternVL 2.5's own layout, with an InternLM2 decoder."""
+    import internvl_folders
+
+    return pair(*(internvl_folders.write(folder / role, "internlm2") for role in ("instruct", "reward")))
+
+
 def own_code(config: dict, folder: Path) -> Flags:
     """A layout of which config.json alone matters, since nothing behind it is looked at."""
     (folder / "config.json").write_text(json.dumps(config))
@@ -111,7 +118,6 @@ def on(name: str, decoder: str) -> Callable[[Path], Flags]:
 
 
 REMOTE = {"auto_map": {"AutoModel": "modeling.Model"}}
-NOT_MERGED = "holds an adapter of peft (LoRA), not a whole model"
 
 REPLICAS = {
     "llava": Replica(functools.partial(golden, "llava"), "llava"),
@@ -121,16 +127,12 @@ REPLICAS = {
     "qwen2_vl": Replica(functools.partial(family, "qwen2_vl"), "auto"),
     "qwen2_5_vl": Replica(functools.partial(family, "qwen2_5_vl"), "auto"),
     "mllama": Replica(functools.partial(family, "mllama"), "auto"),
-    # To be read: a pair in this layout takes the place of config.json, and its family that of the refusal.
-    "internvl_chat": Replica(
-        functools.partial(own_code, {"model_type": "internvl_chat"} | REMOTE), refusal="remote code is never run"
-    ),
-    # To be read: the family of the base takes the place of the refusal.
-    "llava + LoRA": Replica(llava_adapter, refusal="has no tokenizer"),
-    "llava_next + LoRA": Replica(on("llava_next", "model.language_model"), refusal=NOT_MERGED),
-    "qwen2_vl + LoRA": Replica(on("qwen2_vl", "model.language_model"), refusal=NOT_MERGED),
-    "qwen2_5_vl + LoRA": Replica(on("qwen2_5_vl", "model.language_model"), refusal=NOT_MERGED),
-    "idefics3 + LoRA": Replica(on("idefics3", "model.text_model"), refusal=NOT_MERGED),
+    "internvl_chat": Replica(internvl, "auto"),
+    "llava + LoRA": Replica(llava_adapter, "llava"),
+    "llava_next + LoRA": Replica(on("llava_next", "model.language_model"), "auto"),
+    "qwen2_vl + LoRA": Replica(on("qwen2_vl", "model.language_model"), "auto"),
+    "qwen2_5_vl + LoRA": Replica(on("qwen2_5_vl", "model.language_model"), "auto"),
+    "idefics3 + LoRA": Replica(on("idefics3", "model.text_model"), "auto"),
     "llava-1.6": Replica(llava_1_6, refusal="LLaVA-1.6 in its own layout"),
     "llava_qwen": Replica(functools.partial(own_code, {"model_type": "llava_qwen"}), refusal="does not know"),
     "qwen": Replica(functools.partial(own_code, {"model_type": "qwen"} | REMOTE), refusal="remote code is never run"),

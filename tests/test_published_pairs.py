@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,10 @@ from published_replicas import REPLICAS
 
 from data_engine.commands.arguments import parse
 from data_engine.commands.main import main
-from data_engine.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/published-pairs.md").read_text()
 QUESTIONS = ROOT / "tests/goldens/llava/dataset/questions.parquet"
-# Flags of the layouts that are to be read: until they exist, the page's rows parse without them.
-TO_COME = {"instruct_base_model_path", "reward_base_model_path"} - {field.name for field in fields(RunConfig)}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FOLDER = re.compile(r"models(/[\w.-]+){2}")
 
@@ -49,7 +46,7 @@ ROWS = [Row(flags_of(flags), *cells) for flags, *cells in table("flags")]
 
 
 def command_line(flags: dict[str, str]) -> list[str]:
-    return [word for name, value in flags.items() if name not in TO_COME for word in (f"--{name}", value)]
+    return [word for name, value in flags.items() for word in (f"--{name}", value)]
 
 
 def test_every_line_of_the_page_with_flags_is_a_row():
@@ -59,7 +56,7 @@ def test_every_line_of_the_page_with_flags_is_a_row():
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(row.flags.values()))
 def test_the_flags_of_a_row_are_those_of_a_run(row):
     config = parse([*command_line(row.flags), "--dataset_path", "q.parquet", "--work_dir", "work"])
-    assert all(getattr(config, name) == value for name, value in row.flags.items() if name not in TO_COME)
+    assert all(getattr(config, name) == value for name, value in row.flags.items())
     for value in row.flags.values():
         assert HUB_ID.fullmatch(value) or FOLDER.fullmatch(value)
     assert row.flags["instruct_model_path"] != row.flags["reward_model_path"]
@@ -85,10 +82,6 @@ def test_the_page_says_of_a_layout_whether_its_replica_loads():
         name: replica.family is not None for name, replica in REPLICAS.items()
     }
     assert set(LAYOUTS.values()) == {"yes", "no"}
-
-
-def test_a_layout_that_loads_needs_no_flag_that_is_still_to_come():
-    assert not any(TO_COME & set(row.flags) for row in ROWS if LAYOUTS[row.layout] == "yes")
 
 
 @pytest.mark.parametrize("name", REPLICAS)
