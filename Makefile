@@ -31,6 +31,7 @@ TRAINERS := $(VENV)/trainers
 TRAINER_STAMPS := $(addprefix $(TRAINERS)/,ms-swift/.installed llama-factory/.installed)
 # An environment of vLLM's, for the tests of --sampler vllm.
 VLLM := $(VENV)/vllm
+CORES := $(shell nproc)
 # No test asks the network for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # By file, since the tests of a file share what is costly to make.
@@ -38,7 +39,7 @@ PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm fuzz test-slow test-slurm \
-	chaos prove-size prove-exports prove-pairs lint bench bench-gpu clean
+	chaos prove-size prove-exports prove-pairs lint bench bench-vllm bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -122,9 +123,9 @@ $(VLLM)/.installed: tests/by_vllm/packages.txt | $(STAMP)
 			$(@D)/lib/python*/site-packages/torchvision/__init__.py && touch $@ || { \
 		rm -rf $(@D); echo "make: the packages of $< could not be installed: the tests of vLLM are skipped" >&2; }
 
-test-vllm: $(STAMP) $(VLLM)/.installed ## vLLM on the CPU draws the answers of whole runs, killed and rerun (10 minutes)
+test-vllm: $(STAMP) $(VLLM)/.installed ## vLLM on the CPU draws the answers of whole runs, killed and rerun (5 minutes)
 	VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(TEST_ENV) \
-		$(BIN)/pytest -q -rs --durations=10 --junitxml=$(VLLM_RESULTS) -m vllm tests/by_vllm $(PYTEST_ARGS)
+		$(PYTEST) --junitxml=$(VLLM_RESULTS) -m vllm tests/by_vllm $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(VLLM_RESULTS)
 
 fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in make test (FUZZ_SEED=n: these again)
@@ -157,6 +158,11 @@ lint: $(STAMP) ## ruff: rules and format
 
 bench: $(STAMP) ## the engine against stock transformers, as ratios (half an hour; ARGS="--quick": minutes)
 	$(BIN)/data-engine bench $(ARGS)
+
+bench-vllm: $(STAMP) $(VLLM)/.installed ## the engine's sampling against vLLM's, on the CPU (ARGS="--quick": minutes)
+	PYTHONPATH=$(abspath engine):$(abspath kernels) OMP_NUM_THREADS=$(CORES) VLLM_CPU_OMP_THREADS_BIND=nobind \
+		VLLM_CPU_KVCACHE_SPACE=4 VLLM_LOGGING_LEVEL=WARNING $(TEST_ENV) \
+		$(VLLM)/bin/python -m data_engine bench --vllm --shape qwen2.5-vl $(ARGS)
 
 bench-gpu: $(STAMP) ## on a GPU: its tests, the kernels, and the engine at the size of LLaVA-1.5-7B, two vocabularies
 	$(TEST_ENV) $(BIN)/pytest -q -rs -m gpu tests $(PYTEST_ARGS)

@@ -86,6 +86,7 @@ def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
         "zero3", "zero3_config", "lookahead", "require_fast", "grace_s", "on_bad_row", "debug", "device", "export",
         "rewards",
         *(f"{role}_model_{what}" for role in ROLES for what in ("path", "name", "revision")),
+        "instruct_base_model_path", "reward_base_model_path",
     }  # fmt: skip
     named = {"chat_template", "answers", "sampler", "vllm_args", "yesno_template"}
     bound = SAMPLING.keys() | PROMPTS.keys() | EVERYTHING.keys() | named
@@ -236,7 +237,6 @@ def test_every_stage_names_what_it_is_bound_to():
     sampling = common | SAMPLING.keys() | {"answers", "sampler", "instruct_model"}
     assert set(stages.SAMPLING.bound) == sampling
     assert set(stages.SAMPLING_BY_VLLM.bound) == sampling | {"vllm_args"}
-    given = common - {"chat_template", "chat_template_kwargs"}
-    assert set(stages.GIVEN.bound) == given | {"answers", "answers_vocabulary"}
+    assert set(stages.GIVEN.bound) == common | {"answers", "answers_vocabulary"}
     for role in ("instruct", "reward"):
         assert set(stages.known()[f"{role}_logps"].bound) == common | {f"{role}_model"}

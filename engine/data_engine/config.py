@@ -18,7 +18,7 @@ from data_engine.flag_files import read_text
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS, REFERENCE_COLUMNS
 from data_engine.stages import COMPARED, DEFAULT, SOURCES, TRAINED, RunStages, SourceFlags
 from data_engine.tables import load
-from data_engine.vllm_settings import read_args
+from data_engine.vllm_settings import LEAST_TEMPERATURE, read_args
 
 _INT_MAX = 2**63 - 1
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -61,6 +61,10 @@ class RunConfig:
     """hub commit of the instruct model"""
     reward_model_revision: str | None = None
     """hub commit of the reward model"""
+    instruct_base_model_path: str | None = None
+    """where the instruct model is an adapter of peft: its base, if it is not where adapter_config.json says"""
+    reward_base_model_path: str | None = None
+    """where the reward model is an adapter of peft: its base, if it is not where adapter_config.json says"""
     dataset_split: str | None = None
     """split of a folder or hub dataset; default: the only one"""
     dataset_revision: str | None = None
@@ -291,6 +295,11 @@ class RunConfig:
             self.repetition_penalty == 1,
             f"repetition_penalty must be 1 with sampler vllm, got {self.repetition_penalty}: vLLM's counts the tokens "
             "of the prompt too, which makes another distribution",
+        )
+        _require(
+            self.temperature >= LEAST_TEMPERATURE,
+            f"temperature must be at least {LEAST_TEMPERATURE} with sampler vllm, got {self.temperature}: vLLM draws "
+            f"one answer at most greedily, and raises a lower temperature to {LEAST_TEMPERATURE}",
         )
         both = self.continue_from_stage == 0 and self.stop_after_stage > 0
         _require(not (both and self.zero3 == "on"), ZERO3_AND_VLLM.format(told="zero3 is on"))

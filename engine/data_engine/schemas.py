@@ -19,6 +19,7 @@ def sampled_answer(idx: pa.DataType) -> pa.Schema:
     """Stage 0: one row an answer. `token_ids` ends with EOS where the model ended ("stop"), not at "length".
 
     An answer from a file has finish_reason "given"; its `token_ids` are the file's, null where it has text alone.
+    `answer` is null where a thought before it is not finished.
     """
     return pa.schema(
         [
@@ -31,8 +32,23 @@ def sampled_answer(idx: pa.DataType) -> pa.Schema:
     )
 
 
+# Of a unit in which an answer has a thought: its text up to the last mark and the space behind that, or all of an
+# unfinished one, and how many of `token_ids` stand up to the mark; null where it has none.
+THOUGHTS = (pa.field("thought", pa.string()), pa.field("thought_tokens", pa.int32()))
+
+
+def sampled_answers(rows: list[dict], idx: pa.DataType) -> pa.Table:
+    """A unit of stage 0, with the columns THOUGHTS where a row needs them."""
+    has_thoughts = any(row["thought"] is not None for row in rows)
+    return pa.Table.from_pylist(rows, pa.schema([*sampled_answer(idx), *(THOUGHTS if has_thoughts else ())]))
+
+
 def logps(idx: pa.DataType) -> pa.Schema:
-    """Stage 1: one row an answer; `token_logps` in nats, one a counted token (EOS included where it is there)."""
+    """Stage 1: one row an answer; `token_logps` in nats, one a counted token (EOS included where it is there).
+
+    Tokens of a thought are not counted, though what follows is scored behind them. An answer of which no token is
+    counted has no row.
+    """
     return pa.schema(
         [
             ("idx", idx),

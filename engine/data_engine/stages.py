@@ -110,10 +110,11 @@ SAMPLING_BY_VLLM = replace(
     elsewhere=True,
 )  # fmt: skip
 # Answers from a file, published as sampled ones are. "answers" is the file's content, null where answers are sampled;
-# "answers_vocabulary" is the tokenizer that the file's token ids are of, null where it has none.
+# "answers_vocabulary" is the tokenizer that the file's token ids are of, null where it has none. By the chat template
+# it is told where a thought ends.
 GIVEN = Stage(
     SAMPLING.name, SAMPLE, schemas.sampled_answer, "data_engine.pipeline.given:runner",
-    settings=("answers", "answers_vocabulary", *PICTURES),
+    settings=("answers", "answers_vocabulary", *PICTURES, *PROMPTS),
 )  # fmt: skip
 
 

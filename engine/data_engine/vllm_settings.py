@@ -1,6 +1,7 @@
 """What --vllm_args may say, and what of it shapes answers. Imports neither torch nor vLLM."""
 
 import json
+import math
 from collections.abc import Mapping
 
 from data_engine.errors import UserError
@@ -23,12 +24,19 @@ OWN = {
     "trust_remote_code": "remote code is never run",
     "data_parallel_size": "each rank has an engine of its own: NUM_PROCESSES and --num_shards do",
     "disable_log_stats": "the run has its own log",
+    "distributed_executor_backend": "workers are processes of their own, whose memory is free when models score",
+    "worker_extension_cls": "the run's own has workers end with their rank",
+    "nnodes": "an engine runs on one machine",
 }
+# What is above 0 and below it, vLLM raises to it.
+LEAST_TEMPERATURE = 0.01
+# Their product is the number of GPUs that an engine takes.
+SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
 # Those that say where and how fast answers are drawn, and not which: they may change while a run is under way.
 FREE = frozenset((
     "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs",
     "max_num_batched_tokens", "enforce_eager", "compilation_config", "enable_prefix_caching", "enable_chunked_prefill",
-    "block_size", "swap_space", "cpu_offload_gb", "distributed_executor_backend", "disable_custom_all_reduce",
+    "block_size", "swap_space", "cpu_offload_gb", "prefill_context_parallel_size", "disable_custom_all_reduce",
     "max_parallel_loading_workers", "mm_encoder_tp_mode", "mm_processor_cache_gb", "enable_expert_parallel",
     "async_scheduling", "load_format", "safetensors_load_strategy", "limit_mm_per_prompt",
 ))  # fmt: skip
@@ -50,7 +58,7 @@ def read_args(text: str | None) -> dict[str, object]:
     for name, instead in OWN.items():
         if name in found:
             raise UserError(f"vllm_args has {name}, which it cannot set: {instead}; take it out")
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_seqs"):
+    for name in (*SIZES, "max_model_len", "max_num_seqs"):
         value = found.get(name, 1)
         if type(value) is not int or value < 1:
             raise UserError(f"vllm_args: {name} must be a whole number, at least 1, got {json.dumps(value)}")
@@ -59,7 +67,7 @@ def read_args(text: str | None) -> dict[str, object]:
 
 def gpus_of_an_engine(args: Mapping[str, object]) -> int:
     """GPUs that one engine takes."""
-    return args.get("tensor_parallel_size", 1) * args.get("pipeline_parallel_size", 1)
+    return math.prod(args.get(name, 1) for name in SIZES)
 
 
 def shaping(args: Mapping[str, object]) -> str | None:

@@ -1,15 +1,18 @@
-"""Does vLLM draw from what the engine scores? check_backend.py FOLDER FAMILY QUESTIONS, in vLLM's environment.
+"""Does vLLM draw from what the engine scores? In its environment: check_backend.py FOLDER FAMILY QUESTIONS WORKERS.
 
-One engine of vLLM draws units of answers, which are scored by the same model here. Then it is given, unit by unit,
-other prompts, other pictures, and ids that do not make the family's prompt: each has to be refused. Prints all that.
+One engine of vLLM, split over so many workers, draws units of answers, which are scored by the same model here. Then it
+is given, unit by unit, other prompts, other pictures, and ids that do not make the family's prompt: each has to be
+refused. Prints all that.
 """
 
 import json
 import logging
+import multiprocessing
 import sys
 from pathlib import Path
 
 import torch
+import vllm.envs
 from PIL import ImageOps
 
 from data_engine.config import RunConfig
@@ -21,11 +24,13 @@ from data_engine.pipeline.runner import UnitWork
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import open_questions
 from data_engine.sampling.backend import BackendSettings, make_backend
+from data_engine.sampling.vllm_engine import ENVIRONMENT
 from data_engine.scoring.drawn_check import check_drawn
 from data_engine.scoring.logprobs import Scored, score_pass
 
 K, LENGTH, ROWS = 4, 24, 8
-ARGS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 16}
+# Of eight prompts, no step has room for all: some are computed in pieces.
+ARGS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 16, "max_num_batched_tokens": 256}
 
 
 class Planted:
@@ -57,10 +62,11 @@ def other_ids(maker, *asked) -> TokenPrompt:
 
 
 class Check:
-    def __init__(self, folder: Path, family: str, questions: Path) -> None:
+    def __init__(self, folder: Path, family: str, questions: Path, workers: int) -> None:
+        args = json.dumps(ARGS | {"tensor_parallel_size": workers})
         self.config = RunConfig(
-            str(folder), str(folder), str(questions), "unused", sampler="vllm", vllm_args=json.dumps(ARGS), sample_k=K,
-            rank=2, max_new_tokens=LENGTH, same_pixels=True,
+            str(folder), str(folder), str(questions), "unused", sampler="vllm", vllm_args=args, sample_k=K, rank=2,
+            max_new_tokens=LENGTH, same_pixels=True,
         )  # fmt: skip
         self.questions = open_questions(self.config)
         self.maker = family_class(family).prompt_maker(folder)
@@ -125,22 +131,24 @@ class Check:
             return str(error)
 
 
-def main(folder: str, family: str, questions: str) -> None:
+def main(folder: str, family: str, questions: str, workers: str) -> None:
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(1)
-    check = Check(Path(folder), family, Path(questions))
+    check = Check(Path(folder), family, Path(questions), int(workers))
     unit, completions = check.drawn(check.maker)
-    again, _ = check.drawn(check.maker)
     found = {
         "mean": check.difference(unit), "largest": check.largest(completions), "seeded": unit.drawn["seeded"],
-        "same_again": unit.table.equals(again.table), "left_out": unit.quarantined,
+        "left_out": unit.quarantined,
         "ends": sorted(check.maker.eos_token_ids), "banned": sorted(check.maker.banned_token_ids),
         "answers": [[one["finish_reason"], one["token_ids"]] for one in unit.table.to_pylist()],
         "template": check.refusal(another_template), "picture": check.refusal(another_picture),
         # Last: the others of its unit are still in the engine.
         "ids": check.refusal(other_ids),
     }  # fmt: skip
+    alive = len(multiprocessing.active_children())
     check.backend.close()
+    found["workers"] = [alive, len(multiprocessing.active_children())]
+    found["unknown_variables"] = sorted(set(ENVIRONMENT) - set(vllm.envs.environment_variables))
     print("FOUND " + json.dumps(found))
 
 

@@ -63,7 +63,7 @@ def qwen(folder: Path, seed: int = 0) -> Path:
     special = [*SPECIAL, "<|im_start|>", "<|im_end|>", *named.values()]
     tokens = _tokenizer(special, eos_token="<|im_end|>", extra_special_tokens=named)
     ids = {f"{name}_id": tokens.convert_tokens_to_ids(token) for name, token in named.items()}
-    tower = {"depth": 2, "num_heads": 1, "hidden_size": 64, "out_hidden_size": TEXT["hidden_size"], "patch_size": 14,
+    tower = {"depth": 2, "num_heads": 2, "hidden_size": 64, "out_hidden_size": TEXT["hidden_size"], "patch_size": 14,
              "intermediate_size": 96, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56,
              "fullatt_block_indexes": [1]}  # fmt: skip
     rope = {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 10000.0}

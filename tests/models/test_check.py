@@ -1,6 +1,5 @@
 """What is wrong with a checkpoint is told before the work, from headers alone, as loading would tell it."""
 
-import json
 import shutil
 import struct
 from pathlib import Path
@@ -222,19 +221,6 @@ def clip_without(tower: Path, part: str, value: torch.Tensor | None = None) -> N
     found = load_file(tower / "model.safetensors")
     replaced = {name: value if part in name else tensor for name, tensor in found.items()}
     save_file({name: tensor for name, tensor in replaced.items() if tensor is not None}, tower / "model.safetensors")
-
-
-@pytest.mark.parametrize("with_config", [True, False])
-def test_an_adapter_is_named_and_how_to_merge_it(folder, with_config):
-    for file in folder.glob("model*"):
-        file.unlink()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "base/7b"}))
-    save_file({"base_model.model.x.lora_A.weight": torch.zeros(2)}, folder / "adapter_model.safetensors")
-    if not with_config:
-        (folder / "config.json").unlink()
-    assert_refused(folder, "holds an adapter of peft (LoRA)", "merge it into its base base/7b", "merge_and_unload")
-    edit(folder / "adapter_config.json", peft_type="IA3")
-    assert_refused(folder, "holds an adapter of peft (IA3)")
 
 
 @pytest.mark.parametrize("command", ["run", "validate"])

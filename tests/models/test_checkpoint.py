@@ -252,6 +252,7 @@ def test_a_weight_of_another_shape_is_named(folder):
         (lambda f: (f / "model-00001-of-00002.safetensors").write_bytes(b"cut"), "not a whole safetensors file"),
         (lambda f: edit(f / "config.json", model_type="bert"), "model_type 'bert', which is a text-only model"),
         (lambda f: edit(f / "config.json", mm_projector_type="linear"), "mm_projector_type 'linear'"),
+        (lambda f: edit(f / "config.json", image_aspect_ratio="anyres"), "'anyres': LLaVA-1.6 in its own layout"),
         (lambda f: edit(f / "config.json", mm_vision_tower=...), "no mm_vision_tower"),
         (lambda f: edit(f / "config.json", mm_vision_select_layer=-9), "selects vision layer -9"),
         (lambda f: edit(f / "config.json", mm_use_im_patch_token=True), "mm_use_im_patch_token True"),

@@ -6,17 +6,18 @@ import torch
 from torch import nn
 
 from data_engine.bench.model import Sizes, Subject
-from data_engine.bench.ways import WAYS
+from data_engine.bench.ways import ALL_WAYS
 from data_engine.models.base import VisionLanguageModel
 
 
 def ratios(measured: dict[str, dict]) -> dict[str, float]:
-    """The engine's tokens a second over those of each stock way: the median over rounds of the ratio within a round,
+    """The engine's tokens a second over those of each other way: the median over rounds of the ratio within a round,
     since a slower minute slows down both."""
     found = {}
     for name, one in measured.items():
         if not name.startswith("engine"):
-            engine = next(m for n, m in measured.items() if n.startswith("engine") and WAYS[n].work == WAYS[name].work)
+            work = ALL_WAYS[name].work
+            engine = next(m for n, m in measured.items() if n.startswith("engine") and ALL_WAYS[n].work == work)
             speed_up = engine["tokens"] / one["tokens"]
             found[name] = speed_up * statistics.median(
                 stock / ours for stock, ours in zip(one["seconds"], engine["seconds"], strict=False)

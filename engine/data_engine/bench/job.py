@@ -25,7 +25,7 @@ from data_engine.sampling.native import model_runner
 from data_engine.sampling.native.backend import NativeBackend
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
-from data_engine.schemas import IMAGE
+from data_engine.schemas import IMAGE, sampled_answer
 from data_engine.scoring import logprobs
 from data_engine.stages import Stage
 from data_engine.store import units
@@ -120,7 +120,7 @@ class TimedJob:
         for unit, rows in enumerate(self.unit_ranges):
             backend = _Forced(self.decoder, settings, self.subject.lengths_BK[rows.start : rows.stop].tolist())
             runner = sample.SamplingRunner(backend, self.subject.engine, questions.idx_type, sampling)
-            result = sample.sample_unit(runner, questions.rows(rows))
+            result = self._all_counted(sample.sample_unit(runner, questions.rows(rows)))
             tokens += sum(map(len, result.table["token_ids"].to_pylist()))
             publish(stages.SAMPLING, unit, result, {})
         writer.wait()
@@ -135,6 +135,12 @@ class TimedJob:
         )
         pair.run(stored, Settings(), pair.DatasetSource(questions, self.unit_ranges))
         return tokens
+
+    def _all_counted(self, result: UnitResult) -> UnitResult:
+        """The same unit with no thought in it: of a model that thinks, answers of forced lengths finish none."""
+        text, kind = self.subject.engine.text, result.table.schema.field("idx").type
+        rows = [row | {"answer": text(row["token_ids"])} for row in result.table.to_pylist()]
+        return replace(result, table=pa.Table.from_pylist(rows, sampled_answer(kind)))
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """The measuring of `data-engine bench`: a model, every way of doing its work in turn, and one dictionary of results."""
 
+import contextlib
 import logging as python_logging
 import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,11 +19,11 @@ from data_engine.bench.job import TimedJob
 from data_engine.bench.machine import PeakMemory, ceilings, free_bytes, machine, settled, versions
 from data_engine.bench.model import Sizes, Subject
 from data_engine.bench.shapes import photo_size, write_checkpoint
-from data_engine.bench.ways import WAYS, Ways
+from data_engine.bench.ways import ALL_WAYS, VLLM_WAYS, WAYS, Ways
+from data_engine.models.adapter_folder import model_folder
 from data_engine.models.answer_cache import nbytes
 from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
 from data_engine.models.memory_errors import is_out_of_memory
-from data_engine.models.registry import resolve
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, rows_without_pages
 from data_engine.sampling.native.backend import uses_kernels
 from data_engine.sampling.native.kv_cache import num_slots
@@ -43,13 +45,16 @@ class Options:
     """answers decoded at a time; None as `run` would"""
     questions: int = 100_000
     """size of the dataset that is estimated"""
+    vllm: bool = False
+    """vLLM samples too"""
 
 
 def run(sizes: Sizes, options: Options) -> dict:
     """Time every way, round by round in turn; seconds, rates and ratios by way."""
     logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         subject = _subject(sizes, options, Path(scratch))
+        by_vllm = stack.enter_context(contextlib.closing(_by_vllm(subject))) if options.vllm else None
         found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
         decoder, rows = _sampling_engine(subject, options.rows, found["decode_rows"])
         ways = Ways(subject, decoder)
@@ -57,11 +62,15 @@ def run(sizes: Sizes, options: Options) -> dict:
         timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
         if subject.stock is None:
             timed = {name: way for name, way in timed.items() if name.startswith("engine")}
+        if by_vllm:
+            lengths = (ways.fixed_BK, ways.drawn_BK)
+            timed |= {name: partial(by_vllm.sample, own) for name, own in zip(VLLM_WAYS, lengths, strict=True)}
         left_out = warm_up(subject, ways)
         timed = {name: way for name, way in timed.items() if name not in left_out}
         measured = measure(timed, sizes.rounds, subject.engine.device)
         result = _result(options, ways, job, measured)
         result["sizes"]["rows"] = rows
+        result["vllm"] = by_vllm.version if by_vllm else None
         return result
 
 
@@ -69,11 +78,18 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
     device = pick_device(options.device)
     folder = scratch / "model"
     if options.model:
-        folder = resolve(options.model)
+        folder = model_folder(options.model)
     else:
         sizes = replace(sizes, photo=photo_size(options.shape))
         write_checkpoint(folder, sizes.vocab, options.shape, str(device), pick_dtype(options.dtype, device))
     return Subject(folder, sizes, str(device), options.dtype)
+
+
+def _by_vllm(subject: Subject):
+    # Imported here: it belongs to no other bench.
+    from data_engine.bench.by_vllm import ByVllm
+
+    return ByVllm(subject)
 
 
 def _sampling_engine(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[SamplingEngine, int]:
@@ -156,7 +172,7 @@ def measure(timed: dict[str, Callable[[], int]], rounds: int, device: torch.devi
     """Seconds by round, tokens and peak memory of each way. Ways take turns, so a slower minute affects all."""
     found: dict[str, dict] = {name: {"seconds": [], "tokens": 0, "peak_bytes": None} for name in timed}
     peak = PeakMemory(device)
-    turns = [name for number in range(rounds) for name in timed if not number or not WAYS[name].once]
+    turns = [name for number in range(rounds) for name in timed if not number or not ALL_WAYS[name].once]
     with tqdm(turns, unit="way", desc="bench", dynamic_ncols=True) as bar:
         for name in bar:
             bar.set_postfix_str(name)

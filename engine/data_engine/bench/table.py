@@ -1,6 +1,6 @@
 """The result of a bench as text."""
 
-from data_engine.bench.ways import WAYS, half_of
+from data_engine.bench.ways import ALL_WAYS, half_of
 
 
 def table(result: dict) -> str:
@@ -18,7 +18,7 @@ def table(result: dict) -> str:
         lines.append(
             f"{name:26}{result['tokens_a_second'][name]:9.0f}{f'{questions:.3f}' if questions else '':>12}"
             f"{f'{peak / 1e9:.1f}' if peak else '':>9}{f'{share:.0%}' if share else '':>9}"
-            f"{f'{ratio:.1f} x faster' if ratio else '':>15}   {WAYS[name].what}"
+            f"{f'{ratio:.1f} x faster' if ratio else '':>15}   {ALL_WAYS[name].what}"
         )
     return "\n".join(lines + _remarks(result))
 
@@ -30,6 +30,8 @@ def _remarks(result: dict) -> list[str]:
     ]
     if result["no_stock"]:
         lines.append(result["no_stock"])
+    if result["vllm"]:
+        lines.append(f"vLLM {result['vllm']}, its start not timed")
     if result["largest_difference_nat"] is not None:
         lines.append(f"largest difference of a log-prob to transformers: {result['largest_difference_nat']:.1e} nat")
     half = half_of(result["sizes"]["drawn_questions"])

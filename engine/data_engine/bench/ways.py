@@ -49,6 +49,12 @@ WAYS = {
     "engine, whole job": Way("whole job", "sampling, scoring by two models, pairing, files on disk; drawn lengths"),
     "reference, whole job": Way("whole job", "generate a question at a time, then one at a time, twice, by two models"),
 }
+# With --vllm, beside them.
+VLLM_WAYS = {
+    "vllm, sampling": Way("sampling", "vLLM, started before the clock: its own queue, batches and prefix cache"),
+    "vllm, drawn lengths": Way("drawn lengths", "the same, each answer a request, which vLLM shares the prompt of"),
+}
+ALL_WAYS = WAYS | VLLM_WAYS
 
 
 class ForcedLengths(LogitsProcessor):
@@ -79,8 +85,8 @@ class Ways:
         self.subject, self.engine, self.stock = subject, subject.engine, subject.stock
         sizes, typical = subject.sizes, subject.typical
         self.decoder = decoder
-        fixed_BK = torch.full((sizes.questions, sizes.k), sizes.new_tokens)
-        drawn_BK = torch.from_numpy(subject.lengths_BK)
+        self.fixed_BK = fixed_BK = torch.full((sizes.questions, sizes.k), sizes.new_tokens)
+        self.drawn_BK = drawn_BK = torch.from_numpy(subject.lengths_BK)
         four = range(min(4, sizes.drawn_questions))
         self.by_name: dict[str, Callable[[], int]] = {
             "engine, scoring": self.score_by_engine,

@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds", type=int, default=Sizes.rounds, metavar="N", help="medians of (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="one round of two questions: a minute or two")
+    parser.add_argument("--vllm", action="store_true",
+                        help="time vLLM too; it takes --shape qwen2.5-vl, or a --model that it knows")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write sizes, seconds and ratios as JSON")
     parser.add_argument("--vocab", type=int, default=Sizes.vocab, metavar="N",
                         help="vocabulary of the built-in model (default: %(default)s)")  # fmt: skip

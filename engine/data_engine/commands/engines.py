@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from data_engine.commands.arguments import parse
 from data_engine.errors import UserError
-from data_engine.vllm_settings import gpus_of_an_engine
+from data_engine.vllm_settings import SIZES, gpus_of_an_engine
 
 
 def num_ranks(gpus: int, flags: Sequence[str]) -> int:
@@ -24,9 +24,12 @@ def num_ranks(gpus: int, flags: Sequence[str]) -> int:
     size = gpus_of_an_engine(config.vllm_options) if config.draws_by_vllm else 1
     if size > gpus:
         raise UserError(
-            f"vllm_args asks for engines of {size} GPUs (tensor_parallel_size times pipeline_parallel_size), and this "
-            f"machine has {gpus}: lower the sizes"
+            f"vllm_args asks for engines of {size} GPUs ({' times '.join(SIZES)}), and this machine has {gpus}: lower "
+            "the sizes"
         )
+    if gpus % size:
+        told = f"{gpus % size} of {gpus} GPUs are left over: each engine of vLLM takes {size}"
+        print(f"data-engine: warning: {told}", file=sys.stderr)
     return gpus // size
 
 

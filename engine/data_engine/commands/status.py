@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_engine.commands.work_dir import read_run, work_dir_argument
 from data_engine.errors import UserError
+from data_engine.models.adapter_folder import adapters_told
 from data_engine.stages import RunStages
 from data_engine.store import units
 from data_engine.store.logs import duration, unit_lines
@@ -102,6 +103,7 @@ def describe(work_dir: Path, now: float) -> str:
     known = (line for line in unit_lines(work_dir) if line["time"] <= now + _CLOCKS_DIFFER_S)
     log = sorted(known, key=lambda line: line["time"])
     lines = [f"{work_dir}: {planned['num_questions']} questions in {total} units of {planned['unit_size']}"]
+    lines += adapters_told(read_run(work_dir))
     lines.append(f"{'stage':<16}{'units':>15}{'':>6}{'ranks':>8}{'answers/s':>12}{'time left':>14}")
     for stage in _stages(work_dir):
         done = len(units.published(work_dir, stage) & set(range(total)))

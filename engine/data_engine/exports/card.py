@@ -46,6 +46,8 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A folder of the hub's local cache names the model and the commit that it holds.
 _SNAPSHOT = re.compile(r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
+# The flag of a role's model, not that of an adapter's base.
+_MODEL = re.compile(r"(?<!_base)_model_path$")
 # From the root, a home or the folder above to the last part of a path, wherever it stands in a value.
 _FOLDERS = re.compile(r"""(?<![\w./~-])(?:file://|~[\w.-]*|\.{1,2})?/(?:[^\s/][^/\n"',=|;:<>]*/)+""")
 
@@ -125,28 +127,44 @@ def _opening(card: Card) -> str:
 def _models(run_file: Mapping) -> str:
     config, bound, models = (run_file.get(name, {}) for name in ("config", "bound", "models"))
     rows = []
-    for role in [name.removesuffix("_model_path") for name in config if name.endswith("_model_path")]:
+    for role in [name.removesuffix("_model_path") for name in config if _MODEL.search(name)]:
         # A role without a model in run.json is one that no stage of the run needs.
         if not config[f"{role}_model_path"] or (models and role not in models):
             continue
-        name, commit = _model(role, run_file)
-        revision = config.get(f"{role}_model_revision") or ""
-        if commit and revision != commit:
-            # The commit is what a branch or a tag pointed to when the run began.
-            revision = f"{revision} ({commit})" if revision else commit
-        shown = f"[{_escaped(name)}](https://huggingface.co/{name})" if commit else _escaped(name)
-        family, content = models.get(role, {}).get("family", ""), bound.get(stages.model_key(role), "")
-        rows.append([role, shown, *map(_escaped, (revision or "local folder", family, content))])
+        revision, family = config.get(f"{role}_model_revision") or "", models.get(role, {}).get("family", "")
+        shown = _linked(*_model(role, run_file), revision)
+        rows.append([role, *shown, *map(_escaped, (family, bound.get(stages.model_key(role), "")))])
+        if models.get(role, {}).get("adapter"):
+            # The hash above is of both: of the adapter, and of what it is merged into.
+            rows[-1][0] += ", an adapter"
+            rows.append([f"base of {role}", *_linked(*_base(role, run_file)), _escaped(family), ""])
     return _table(("role", "model", "revision", "family", "sha256 of its content"), rows, escaped=True) if rows else ""
+
+
+def _linked(name: str, commit: str, revision: str = "") -> list[str]:
+    """Two cells: a model, and its revision."""
+    if commit and revision != commit:
+        # The commit is what a branch or a tag pointed to when the run began.
+        revision = f"{revision} ({commit})" if revision else commit
+    shown = f"[{_escaped(name)}](https://huggingface.co/{name})" if commit else _escaped(name)
+    return [shown, _escaped(revision or "local folder")]
 
 
 def _model(role: str, run_file: Mapping) -> tuple[str, str]:
     """What the model of a role is called, and its commit: a hub id whole; of a local folder the last part, and ""."""
+    told = run_file.get("models", {}).get(role, {})
+    return _called(told.get("adapter") or (told.get("folders") or [""])[0], run_file["config"][f"{role}_model_path"])
+
+
+def _base(role: str, run_file: Mapping) -> tuple[str, str]:
+    """The same of the base of an adapter."""
     folder = (run_file.get("models", {}).get(role, {}).get("folders") or [""])[0]
+    return _called(folder, folder or run_file["config"].get(f"{role}_base_model_path") or "")
+
+
+def _called(folder: str, given: str) -> tuple[str, str]:
     found = _SNAPSHOT.search(folder)
-    if found:
-        return f"{found['owner']}/{found['name']}", found["commit"]
-    return _shown_path(run_file["config"][f"{role}_model_path"]), ""
+    return (f"{found['owner']}/{found['name']}", found["commit"]) if found else (_shown_path(given), "")
 
 
 def _answers(run_file: Mapping) -> str:
@@ -259,6 +277,8 @@ def _path_of(name: str, run_file: Mapping) -> str:
         return "WORK_DIR"
     if name == "dataset_path":
         return _dataset(run_file)
+    if name.endswith("_base_model_path"):
+        return _base(name.removesuffix("_base_model_path"), run_file)[0]
     if name.endswith("_model_path"):
         return _model(name.removesuffix("_model_path"), run_file)[0]
     return _shown_path(run_file["config"][name])

@@ -7,9 +7,11 @@ from pathlib import Path
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
 from data_engine.models import chat_options, class_for
+from data_engine.models.adapter_folder import model_folder, parts, with_real_places
 from data_engine.models.check import TOKENIZERS
 from data_engine.models.checkpoint import fingerprint, num_weights
-from data_engine.models.registry import AUTO, family_of, read_json, resolve
+from data_engine.models.registry import AUTO, family_of, read_json
+from data_engine.models.roles import folder_of, naming_flag
 from data_engine.store.file_hashes import HashFiles
 
 # By these, two checkpoints are told apart that cannot be one model before and after tuning.
@@ -18,7 +20,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 # What else, of a checkpoint of transformers, decides which ids a text becomes: how a template ends an answer.
 _TEMPLATES = (
     "*token*.json", "*token*.model", "special_tokens_map.json", "vocab*", "merges.txt", "*chat_template*",
-    "*processor_config.json", "generation_config.json",
+    "*processor_config.json", "generation_config.json", "conversation.py",
 )  # fmt: skip
 
 
@@ -43,27 +45,32 @@ class Checkpoint:
     @classmethod
     def of_role(cls, config: RunConfig, role: str) -> "Checkpoint":
         """The checkpoint that the flags of a role name. Raises ModelError where it cannot be used."""
-        named = (getattr(config, f"{role}_model_{what}") for what in ("path", "name", "revision"))
-        return cls.find(*named, chat=config.chat_of(role))
+        with naming_flag(config, role):
+            folder = str(folder_of(config, role))
+            return cls.find(folder, getattr(config, f"{role}_model_name"), None, chat=config.chat_of(role))
 
     @classmethod
     def find(
         cls, path: str, name: str | None, revision: str | None, chat: ChatSettings = NO_CHAT_SETTINGS
     ) -> "Checkpoint":
         """A folder or hub id, of the family that its config.json tells, which `name` may only confirm."""
-        folder = resolve(path, revision)
+        folder = model_folder(path, revision)
         family = family_of(folder, name)
         code = class_for(family, chat)
         side = code.text_side(folder, **chat_options(chat))
-        folders = tuple(code.folders(folder))
         return cls(
-            folders, family, side.vocabulary, side.markers, side.control_tokens,
+            tuple(code.folders(folder)), family, side.vocabulary, side.markers, side.control_tokens,
             read_json(folder / "config.json").get("model_type"), _sizes(folder), side.image_processor,
         )  # fmt: skip
 
     @property
     def folder(self) -> Path:
         return self.folders[0]
+
+    @property
+    def told(self) -> str:
+        """Where it lies, for a person to read."""
+        return with_real_places(str(self.folder))
 
     @property
     def name(self) -> str | None:
@@ -95,17 +102,28 @@ class Checkpoint:
             told[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
         if self.family == AUTO:
             raw = read_json(self.folder / "config.json")
-            text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else {}
+            text = _text_part(raw) or {}
             told |= {name: raw.get(name, text.get(name)) for name in {*raw, *text} if "token" in name}
+            # Of InternVL's own layout, whose chat formats have names.
+            told |= {name: raw.get(name) for name in ("template", "system_message")}
         return told
 
     def as_json(self) -> dict:
-        return {**asdict(self), "folders": list(map(str, self.folders)), "markers": list(self.markers)}
+        """Its folders are those that a person knows: of an adapter, the base's, and its own beside them."""
+        told = {**asdict(self), "folders": list(map(str, self.folders)), "markers": list(self.markers)}
+        if both := parts(self.folder):
+            told |= {"adapter": str(both[0]), "folders": list(map(str, (both[1], *self.folders[1:])))}
+        return told
+
+
+def _text_part(raw: dict) -> dict | None:
+    """What a config.json tells of the text decoder alone."""
+    return next((raw[name] for name in ("text_config", "llm_config") if isinstance(raw.get(name), dict)), None)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
     raw = read_json(folder / "config.json")
-    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
+    text = _text_part(raw) or raw
     return {name: text[name] for name in SIZES if isinstance(text.get(name), int)}
 
 

@@ -1,15 +1,19 @@
 """What --answers means to a run: what is held against its settings and models, and what a person should know of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import chat_options, class_for
+from data_engine.models.base import TextSide
+from data_engine.questions import thoughts
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Questions
 from data_engine.questions.given_answers import GivenAnswers, GivenFacts, check_answers
 from data_engine.questions.given_rows import GivenAnswer, GivenFile
+from data_engine.questions.thoughts import ReadAnswer
 from data_engine.stages import TRAINED
 from data_engine.store.claims import Claims
 from data_engine.store.file_hashes import HashFiles
@@ -23,9 +27,9 @@ OFF_POLICY = (
 class Given:
     """The answers of a run, as its stage 0 reads them."""
 
-    def __init__(self, answers: GivenAnswers, text: Callable[[list[int]], str] | None) -> None:
-        """`text` makes text of ids; None where each answer has one."""
-        self.facts, self._answers, self._text = answers.facts, answers, text
+    def __init__(self, answers: GivenAnswers, side: TextSide, unit_rows: Sequence[range] = ()) -> None:
+        """`side` is that of the model whose tokenizer token_ids are of."""
+        self.facts, self._answers, self._side, self._unit_rows = answers.facts, answers, side, unit_rows
 
     @classmethod
     def of(
@@ -44,15 +48,37 @@ class Given:
             Path(config.work_dir), config.answers, questions, hash_files, claims,
             lambda facts: _check(facts, config, questions, checkpoints),
         )  # fmt: skip
-        return cls(answers, _text_of_ids(checkpoints[TRAINED], config) if answers.facts.ids_alone else None)
+        return cls(answers, _text_side(checkpoints.get(TRAINED), config))
 
-    def of_rows(self, rows: range) -> list[list[GivenAnswer]]:
-        """The answers to consecutive questions, each with a text."""
-        found = self._answers.of_rows(rows)
-        return found if self._text is None else [list(map(self._with_text, answers)) for answers in found]
+    def of_units(self, unit_rows: Sequence[range]) -> "Given":
+        """The same, by units of these questions."""
+        return Given(self._answers, self._side, unit_rows)
 
-    def _with_text(self, answer: GivenAnswer) -> GivenAnswer:
-        return answer if answer.text is not None else GivenAnswer(self._text(answer.token_ids), answer.token_ids)
+    def of_unit(self, unit: int) -> list[list[GivenAnswer]]:
+        """The answers to each question of a unit."""
+        return self._answers.of_rows(self._unit_rows[unit])
+
+    def read(self, conversation: Conversation, answer: GivenAnswer) -> ReadAnswer:
+        """The final answer and its thought: token ids tell where it ends, a text without ids by its marks.
+
+        A text beside ids may have been cut already, as those that a run leaves are.
+        """
+        text, ids = answer.text, answer.token_ids
+        parts = thoughts.Parts(None, None) if text is None else thoughts.cut(text, self._side.thought_marks)
+        final = parts.answer if parts.answer is None or parts.thought is None else parts.answer.rstrip()
+        if ids is None:
+            return ReadAnswer(final, parts.thought)
+        found = self._read_ids(conversation, ids)
+        if text is None or found.text is None:
+            return found
+        return found._replace(text=final)
+
+    def _read_ids(self, conversation: Conversation, ids: list[int]) -> ReadAnswer:
+        side = self._side
+        if side.read_answer is not None:
+            return side.read_answer(conversation, ids)
+        # A family that has no text without its weights: the file tells the texts.
+        return ReadAnswer("") if side.text is None else thoughts.read(ids, side.text, side.text, side.thought_marks)
 
 
 def check(config: RunConfig, questions: Questions) -> GivenFacts:
@@ -99,15 +125,16 @@ def _check(facts: GivenFacts, config: RunConfig, questions: Questions, checkpoin
             f"token_ids has {facts.largest_id}, and the vocabulary of the {TRAINED} model has {min(sizes)} ids: give "
             "the text as answer, without token_ids, where the ids are another model's",
         )
-    if facts.ids_alone:
-        _text_of_ids(checkpoints[TRAINED], config)
-
-
-def _text_of_ids(checkpoint: Checkpoint, config: RunConfig) -> Callable[[list[int]], str]:
-    side = class_for(checkpoint.family, config.chat).text_side(checkpoint.folder, **chat_options(config.chat))
-    if side.text is None:
+    checkpoint = checkpoints[TRAINED]
+    if facts.ids_alone and _text_side(checkpoint, config).text is None:
         raise UserError(
             f'answers "{config.answers}" has rows with token_ids alone, which the family {checkpoint.family} cannot '
             "write as text without its weights: give the column answer too"
         )
-    return side.text
+
+
+def _text_side(checkpoint: Checkpoint | None, config: RunConfig) -> TextSide:
+    """That of the model to train; without one, thoughts are cut by the marks of published models."""
+    if checkpoint is None:
+        return TextSide("", ())
+    return class_for(checkpoint.family, config.chat).text_side(checkpoint.folder, **chat_options(config.chat))

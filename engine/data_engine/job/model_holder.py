@@ -8,6 +8,7 @@ from data_engine.job.path_choice import choose
 from data_engine.job.plan import Plan
 from data_engine.models import chat_options, class_for, load_model
 from data_engine.models.prompt_maker import PromptMaker
+from data_engine.models.roles import naming_flag
 from data_engine.models.sharding.coordination import Coordination
 from data_engine.pipeline.runner import StageContext, StageRunner
 from data_engine.questions.image_workers import ImageWorkers
@@ -40,12 +41,13 @@ class ModelHolder:
         self.release()
         plan, start = self._plan, time.perf_counter()
         chat = plan.config.chat_of(role)
-        log.info("loading the %s model from %s", role, plan.checkpoints[role].folder)
-        self._model = load_model(
-            plan.checkpoints[role].name, str(plan.checkpoints[role].folder), device=str(plan.target.device),
-            dtype=plan.target.dtype_name, split=coordination.split,
-            chat_template=chat.template, chat_template_kwargs=chat.kwargs, headed=role in HEADED,
-        )  # fmt: skip
+        log.info("loading the %s model from %s", role, plan.checkpoints[role].told)
+        with naming_flag(plan.config, role):
+            self._model = load_model(
+                plan.checkpoints[role].name, str(plan.checkpoints[role].folder), device=str(plan.target.device),
+                dtype=plan.target.dtype_name, split=coordination.split,
+                chat_template=chat.template, chat_template_kwargs=chat.kwargs, headed=role in HEADED,
+            )  # fmt: skip
         choose(plan, role, self._model, self._decode)
         self._role = role
         logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)
@@ -61,7 +63,7 @@ class ModelHolder:
                 model, plan.config, plan.budgets, plan.questions.idx_type, plan.answers_as_text(stage),
                 split=coordination.split is not None,
                 decode=self._decode, target=plan.target, scores_own=stage.model == plan.stages.sampling.model,
-                given=None if plan.given is None else lambda unit: plan.given.of_rows(plan.unit_rows[unit]),
+                given=None if plan.given is None else plan.given.of_units(plan.unit_rows),
                 records=lambda unit: plan.questions.records(plan.unit_rows[unit]), column=plan.questions.column,
             )  # fmt: skip
             self._runner, self._stage = load(stage.runner)(context), stage

@@ -159,7 +159,7 @@ class Plan:
         if not self.questions.has_images:
             found.append(NO_IMAGES)
         if self.config.sampler == "vllm":
-            found += by_vllm.warnings(self.stages)
+            found += by_vllm.warnings(self.config, self.stages, self.target.device.type)
         if self.given is not None:
             found += given_warnings(self.given.facts, self.config)
         elif self.config.temperature == 0:

@@ -214,6 +214,6 @@ def _with_models(found: Mapping, described: Mapping) -> dict:
     given = {"rewards", *(name for source in stages.SOURCES.values() for name in source.given)}
     given |= {name for stage in stages.known().values() for name in stage.settings} - {*stages.SAMPLING.settings}
     flags = {name: value for name, value in config.items()
-             if name in given or name.partition("_model_")[0] in models}  # fmt: skip
+             if name in given or name.partition("_model_")[0].removesuffix("_base") in models}  # fmt: skip
     entries = {"models": found.get("models", {}) | models, "config": found.get("config", {}) | flags}
     return {name: entry for name, entry in entries.items() if entry}

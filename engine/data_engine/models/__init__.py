@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from data_engine.chat_settings import ChatSettings
-from data_engine.models.registry import AUTO, FAMILIES, ModelError, family_of, resolve
+from data_engine.models.adapter_folder import model_folder, telling_real_places
+from data_engine.models.registry import AUTO, FAMILIES, ModelError, family_of
 from data_engine.models.weight_files import check_files
 from data_engine.tables import load
 
@@ -19,6 +20,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    base_path: str | None = None,
     split: "Split | None" = None,
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, object] | None = None,
@@ -27,7 +29,9 @@ def load_model(
     """Load a checkpoint, weights held once, ready for sample_answers and score_answers.
 
     `name` is a known model name, or None to go by config.json; `device` "auto" is cuda if there is one; `dtype` "auto"
-    is bfloat16 on cuda and float32 elsewhere. With `split`, all ranks load at the same time, and each keeps a share.
+    is bfloat16 on cuda and float32 elsewhere. `path` may be an adapter of peft, which is merged into the base that its
+    adapter_config.json names, or that `base_path` does. With `split`, all ranks load at the same time, and each keeps a
+    share.
     `chat_template` is the text of a template in the place of the checkpoint's own, which most checkpoints have;
     `chat_template_kwargs` are its variables, as {"enable_thinking": False}.
     With `headed` it is a reward model, which has a head of one number, and may lack the one of its vocabulary.
@@ -40,22 +44,23 @@ def load_model(
 
     # By torch's default, cuDNN rounds what fp32 convolutions of a vision tower are given to the 10 bits of TF32.
     torch.backends.cudnn.allow_tf32 = False
-    folder = resolve(path, revision)
-    chosen = pick_device(device)
-    if split is not None:
-        split.release()
-    settings = ChatSettings(chat_template, chat_template_kwargs or {})
-    family = family_of(folder, name)
-    code = class_for(family, settings)
-    check_files(folder)
-    options = chat_options(settings) | head_options(family, headed)
-    model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, **options)
-    if model.decoder is not None:
-        pack_linears(model.decoder, once=split is None)
-    if split is not None:
-        model.is_split = True
-        split.run_together(model)
-    model.find_layers()
+    with telling_real_places():
+        folder = model_folder(path, revision, base_path)
+        chosen = pick_device(device)
+        if split is not None:
+            split.release()
+        settings = ChatSettings(chat_template, chat_template_kwargs or {})
+        family = family_of(folder, name)
+        code = class_for(family, settings)
+        check_files(folder)
+        options = chat_options(settings) | head_options(family, headed)
+        model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, **options)
+        if model.decoder is not None:
+            pack_linears(model.decoder, once=split is None)
+        if split is not None:
+            model.is_split = True
+            split.run_together(model)
+        model.find_layers()
     return model
 
 

@@ -19,6 +19,7 @@ from data_engine.errors import UserError
 from data_engine.models.head import Head
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
+from data_engine.questions.thoughts import KNOWN, Marks, ReadAnswer
 
 
 class Split(Protocol):
@@ -102,6 +103,10 @@ class TextSide(NamedTuple):
     """texts that a trainer's tokenizer would read as tokens of the prompt's format"""
     text: Callable[[list[int]], str] | None = None
     """see VisionLanguageModel; None: ids become text by a loaded model alone"""
+    read_answer: Callable[[Conversation, list[int]], ReadAnswer] | None = None
+    """see VisionLanguageModel; None: by `text`, of a family whose prompts open no thought"""
+    thought_marks: tuple[Marks, ...] = KNOWN
+    """what stands around thoughts in the texts of its answers, its own marks first"""
 
 
 class CacheSizes(NamedTuple):
@@ -192,10 +197,16 @@ class VisionLanguageModel(Protocol):
         """
 
     def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
-        """An answer's ids behind that prompt, as in training: no special token parsed from the text, EOS at the end."""
+        """An answer's ids behind that prompt, as in training: no special token parsed from the text, EOS at the end.
+
+        A thought in the text is written by the model's own marks.
+        """
 
     def text(self, token_ids: list[int]) -> str:
         """Decoded, special tokens skipped, stripped."""
+
+    def read_answer(self, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
+        """The final answer of an answer's ids behind that prompt, and the thought before it."""
 
     def run_prompt(self, prompt: Prompt) -> PromptEnd:
         """The forward pass of a prompt, vision tower included."""

@@ -4,15 +4,15 @@ It reads config.json, the tokenizer, and the headers of the weight files, and fi
 be seen without torch comes first, for all models, so that a missing file is told in an instant.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
 from data_engine.models import chat_options, class_for, family_class, head_options
-from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer, resolve
+from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer
+from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.weight_files import check_files
 from data_engine.stages import HEADED
 
@@ -31,11 +31,11 @@ def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, Checked]:
     """The checkpoints by role. A hub id is fetched. Raises ModelError naming flag, folder, and what is wrong."""
     families, folders = {}, {}
     for role in roles:
-        with _named(config, role):
-            folders[role] = resolve(*(getattr(config, f"{role}_model_{what}") for what in ("path", "revision")))
+        with naming_flag(config, role):
+            folders[role] = folder_of(config, role)
             families[role] = check_folder(folders[role], getattr(config, f"{role}_model_name"))
     for role, folder in folders.items():
-        with _named(config, role):
+        with naming_flag(config, role):
             check_weights(folder, families[role], config.chat_of(role), headed=role in HEADED)
             if config.zero3 == "on":
                 family_class(families[role]).check_split(folder)
@@ -69,12 +69,3 @@ def check_folder(folder: Path, name: str | None = None) -> str:
 def check_weights(folder: Path, family: str, chat: ChatSettings = NO_CHAT_SETTINGS, headed: bool = False) -> None:
     """Raise ModelError for what loading would refuse: names, shapes, dtypes of all weights, CLIP tower, tokenizer."""
     class_for(family, chat).check(folder, **chat_options(chat), **head_options(family, headed))
-
-
-@contextlib.contextmanager
-def _named(config: RunConfig, role: str) -> Iterator[None]:
-    flag = f"{role}_model_path"
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f'--{flag} "{getattr(config, flag)}": {error}') from error

@@ -6,9 +6,10 @@ Weights are held once: a tensor is mapped from its file, cast to the run's dtype
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,11 +28,14 @@ from data_engine.models.weight_files import (
 )
 from data_engine.store.file_hashes import HashFiles
 
-# Besides the weights: configuration, tokenizer, processor, chat template, and the head of a reward model. An index of
-# shards says only which file holds a weight.
+# Besides the weights: configuration, tokenizer, processor, chat template, which InternVL's own layout has in
+# conversation.py, and the head of a reward model. An index of shards says only which file holds a weight.
 CONTENT = (
     "config.json", "generation_config.json", "tokenizer*", "added_tokens.json", "special_tokens_map.json", "vocab.*",
     "merges.txt", "value_head.*", "*processor_config.json", "chat_template*", "additional_chat_templates/*",
+    "conversation.py",
+    # Of a folder of links, see adapter_folder.py.
+    ".adapter/adapter_config.json", ".adapter/adapter_model.*", ".adapter/non_lora_trainables.bin",
 )  # fmt: skip
 # torch's dtypes as safetensors spells them.
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
@@ -57,7 +61,7 @@ def headers(folder: Path) -> dict[str, Stored]:
 
 def file_headers(file: Path) -> list[Stored]:
     """The tensors of one weight file. Raises ModelError where it is not whole."""
-    return _read_bin_header(file) if file.suffix == ".bin" else read_header(file)
+    return read_bin_header(file) if file.suffix == ".bin" else read_header(file)
 
 
 def tensors(file: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -99,7 +103,8 @@ def _open_bin(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _read_bin_header(file: Path) -> list[Stored]:
+def read_bin_header(file: Path) -> list[Stored]:
+    """The tensors of a .bin. Raises ModelError as for any file that is broken or would run code."""
     return [
         Stored(file, name, tuple(value.shape), DTYPES.get(value.dtype, str(value.dtype)))
         for name, value in _open_bin(file).items()
@@ -143,6 +148,15 @@ class Source:
     """beginnings of the parameters that this folder must hold"""
 
 
+class WeightChanges(Protocol):
+    """What is done to weights as they are read: an adapter, see adapter.py."""
+
+    def changes(
+        self, shapes: Mapping[str, tuple[int, ...]], rename: Callable[[str], str], tied: Collection[str] = ()
+    ) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """By the name of a weight among `shapes`, from its value to another, in fp32. Raises ModelError."""
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """A model on the meta device, and the folders that fill it. What a check and loading share."""
@@ -151,6 +165,8 @@ class Blueprint:
     sources: tuple[Source, ...]
     ignored: re.Pattern
     """of names, as they stand in the files or as renamed, that are known and not needed"""
+    adapter: "WeightChanges | None" = None
+    """merged as the weights are read; it names them as the first source does"""
 
     def matched(self) -> dict[Path, dict[str, str]]:
         """By file, the parameter for each stored name. Reads nothing.
@@ -174,19 +190,33 @@ class Blueprint:
             if missing:
                 some = ", ".join(missing[:5])
                 raise ModelError(f"{source.folder} lacks {len(missing)} weights that config.json asks for: {some}")
+        self.changes()
         return files
+
+    def changes(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """What the adapter does, by parameter. Raises ModelError where it does not fit these weights."""
+        if self.adapter is None:
+            return {}
+        parameters = {name: tuple(parameter.shape) for name, parameter in self.modules.named_parameters()}
+        # A weight that is known and not needed may be changed as well: the layers of a tower behind the last one used.
+        stored = {source.rename(one.name): one.shape for source in self.sources for one in source.stored.values()}
+        tied = () if "head.weight" in parameters else ("decoder.embed_tokens.weight", "head.weight")
+        return self.adapter.changes(stored | parameters, self.sources[0].rename, tied)
 
     def fill(self, device: torch.device, dtype: torch.dtype, split: Split | None = None) -> None:
         """Read the weights into the modules. With `split`, the parameters that it divides are divided one by one as
         they are read, so that at most one is whole. Raises ModelError as `matched` does.
         """
-        for file, targets in self.matched().items():
+        files, changes = self.matched(), self.changes()
+        for file, targets in files.items():
             for name, value in tensors(file, targets):
                 target = targets[name]
                 owner, _, leaf = target.rpartition(".")
                 module = self.modules.get_submodule(owner)
                 if value.shape != getattr(module, leaf).shape:
                     raise ModelError(f"{file} changed while it was read: start again when it is whole")
+                if target in changes and (split is None or split.reads or not split.divides(target)):
+                    value = changes[target](value.to(device))
                 setattr(module, leaf, _placed(value, target, device, dtype, split))
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from data_engine.models import family_class
+from data_engine.models.adapter_folder import parts
 from data_engine.models.check import Checked
 from data_engine.models.checkpoint import num_weights
 
@@ -16,6 +17,8 @@ def told(checked: Checked, dtype: torch.dtype) -> str:
     if found.sizes.per_answer:
         memory += f", {found.sizes.per_answer * 4 / 1e3:.1f} kB an answer,"
     line = f"{checked.family} ({found.kind}), {memory} in {str(dtype).removeprefix('torch.')}"
+    if both := parts(checked.folder):
+        line += f"; the adapter {both[0]}, merged into its base {both[1]}"
     if found.why_plain:
         return f"{line}; plain path, each answer with a prompt of its own: {found.why_plain}"
     shared = f", up to {found.most_shared} tokens" if found.most_shared else ""

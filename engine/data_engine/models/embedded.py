@@ -17,7 +17,10 @@ from data_engine.errors import BadRow, UserError
 from data_engine.models.answer_cache import PassingLayer, passing
 from data_engine.models.base import LayerKind, PromptEnd, VisionLanguageModel, sent
 from data_engine.models.decoder import head_width
+from data_engine.models.prompt_maker import PromptMaker
+from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation
+from data_engine.questions.thoughts import ReadAnswer
 
 # Placeholder in prompt ids for the image's features; no tokenizer has a negative id.
 IMAGE_TOKEN = -200
@@ -127,6 +130,11 @@ def single_question(model: EmbeddingModel, conversation: Conversation) -> str:
 def encode_answer(model: EmbeddingModel, conversation: Conversation, answer: str) -> list[int]:
     """See VisionLanguageModel.encode_answer. Raises BadRow for anything but one question about one image."""
     return model.answer_ids(single_question(model, conversation), answer)
+
+
+def read_answer(model: PromptMaker, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
+    """See VisionLanguageModel.read_answer: the marks of thoughts are plain text, and no prompt opens one."""
+    return thoughts.read(token_ids, model.text, model.text)
 
 
 def run_prompt(model: EmbeddingModel, prompt: SplicedPrompt) -> PromptEnd:

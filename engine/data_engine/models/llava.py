@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models import attention, embedded
+from data_engine.models.adapter import Adapter
 from data_engine.models.base import CacheSizes, Description, Split, TextSide
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, head_weight
@@ -153,6 +154,7 @@ class Llava:
     # A prompt of this family is spliced embeddings, and its decoder is LLaMA's kind.
     prompt, shared_prompt, encode_answer = embedded.prompt, embedded.shared_prompt, embedded.encode_answer
     prompt_without_images, plain_end = embedded.prompt_without_images, embedded.plain_end
+    read_answer = embedded.read_answer
     run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
     find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
     idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode
@@ -211,6 +213,8 @@ class LlavaPrompts:
         whole = [*ids[:at], *[self._image_token] * count, *ids[at + 1 :]]
         shown = square(image, self._config.vision.image_size, crop, max_megapixels)
         return TokenPrompt([*ids[:at], self._image_token, *ids[at + 1 :]], [shown], whole)
+
+    read_answer = embedded.read_answer
 
     def text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids).strip()
@@ -294,4 +298,4 @@ def _plan(folder: Path) -> tuple[Blueprint, LlavaConfig, Tokenizer]:
     unused = rf"{IGNORED.pattern}|vision\S*\.encoder\.layers\.(?:{config.unused_layers})\."
     if config.text.tie_word_embeddings:
         unused += r"|lm_head\.weight$"
-    return Blueprint(modules, tuple(sources), re.compile(unused)), config, tokenizer
+    return Blueprint(modules, tuple(sources), re.compile(unused), Adapter.of(folder)), config, tokenizer

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from data_engine.models.adapter_folder import base_folder
 from data_engine.models.decoder import decoder_config
 from data_engine.models.model_config import check_counts, described
 from data_engine.models.registry import ModelError, fetch, model_types, read_json, resolve
@@ -50,6 +51,7 @@ def read_config(folder: Path, carries_tower: bool) -> LlavaConfig:
     _expect(raw, where, "mm_projector_type", "mlp2x_gelu")
     _expect(raw, where, "mm_use_im_start_end", False)
     _expect(raw, where, "mm_use_im_patch_token", False)
+    _refuse_tiles(raw, where)
     tower = raw.get("mm_vision_tower")
     if not isinstance(tower, str) or not tower:
         raise ModelError(f"{where} has no mm_vision_tower: the name or folder of the CLIP tower")
@@ -82,6 +84,16 @@ def _transformers_config(raw: dict, where: Path) -> LlavaConfig:
 def _expect(raw: dict, where: Path, field: str, value: object) -> None:
     if raw.get(field, value) != value:
         raise ModelError(f"{where} has {field} {raw[field]!r}; this family supports {value!r}")
+
+
+def _refuse_tiles(raw: dict, where: Path) -> None:
+    """Raise ModelError for LLaVA-1.6 in its own layout, which cuts pictures into tiles where LLaVA-1.5 pads them."""
+    ratio = raw.get("image_aspect_ratio")
+    if isinstance(ratio, str) and ratio.startswith("anyres"):
+        raise ModelError(
+            f"{where} has image_aspect_ratio {ratio!r}: LLaVA-1.6 in its own layout, which is not read; pass the same "
+            "model in transformers' layout, such as llava-hf/llava-v1.6-vicuna-7b-hf"
+        )
 
 
 def llama_config(raw: dict, where: Path) -> LlamaConfig:
@@ -123,6 +135,7 @@ def _select_patches(feature: str, where: Path) -> bool:
 def _find_tower(folder: Path, tower: str, carries_tower: bool) -> tuple[Path | None, CLIPVisionConfig]:
     """The CLIP folder: in the checkpoint, beside it, an absolute path, or a hub id; never in the working directory."""
     base = Path(tower).name
+    folder = base_folder(folder)
     places = [folder / tower, folder / base, folder.parent / tower, folder.parent / base]
     try:
         places = [place for place in places if place.resolve() not in (folder.resolve(), folder.parent.resolve())]

@@ -17,6 +17,7 @@ from transformers import MistralConfig, MistralModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models import attention, embedded
+from data_engine.models.adapter import Adapter
 from data_engine.models.base import CacheSizes, Description, Split, TextSide
 from data_engine.models.checkpoint import Blueprint, Source, headers
 from data_engine.models.decoder import cache_values_per_token, check_vocabulary, decoder_config, head_weight
@@ -154,6 +155,7 @@ class OmniLMM:
     # A prompt of this family is spliced embeddings, and its decoder is LLaMA's kind.
     prompt, shared_prompt, encode_answer = embedded.prompt, embedded.shared_prompt, embedded.encode_answer
     prompt_without_images, plain_end = embedded.prompt_without_images, embedded.plain_end
+    read_answer = embedded.read_answer
     run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
     find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
     idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode
@@ -209,7 +211,8 @@ def _plan(folder: Path) -> tuple[Blueprint, OmniConfig, Tokenizer]:
     image_token_ids(folder, config.text.vocab_size)
     check_layers(config.text.num_hidden_layers, len(stored), where)
     modules = on_meta(where, lambda: _Modules(config))
-    return Blueprint(modules, (Source(folder, stored, _rename),), IGNORED), config, tokenizer
+    sources = (Source(folder, stored, _rename),)
+    return Blueprint(modules, sources, IGNORED, Adapter.of(folder)), config, tokenizer
 
 
 def image_token_ids(folder: Path, vocab_size: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Protocol
 from PIL.Image import Image
 
 from data_engine.questions.conversation import Conversation
+from data_engine.questions.thoughts import ReadAnswer
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,6 @@ class PromptMaker(Protocol):
 
     def text(self, token_ids: list[int]) -> str:
         """See VisionLanguageModel.text."""
+
+    def read_answer(self, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
+        """See VisionLanguageModel.read_answer."""

@@ -75,19 +75,6 @@ def refuse_pointer(path: Path) -> None:
             raise ModelError(f'{path} is a Git LFS pointer, not the file itself: run "git lfs pull" in {path.parent}')
 
 
-def refuse_adapter(folder: Path) -> None:
-    """Raise ModelError where a folder holds an adapter of peft."""
-    if not (folder / "adapter_config.json").is_file():
-        return
-    told = read_json(folder / "adapter_config.json")
-    kind, base = told.get("peft_type"), told.get("base_model_name_or_path")
-    kind = "LoRA" if kind == "LORA" else kind
-    raise ModelError(
-        f"{folder} holds an adapter of peft ({kind}), not a whole model: merge it into its base "
-        f"{base or 'model'} first, with peft's merge_and_unload, save that, and pass its folder"
-    )
-
-
 def read_json(path: Path) -> dict:
     """A JSON object. Raises ModelError naming the file that is missing, broken, or a Git LFS pointer."""
     try:
@@ -118,7 +105,17 @@ def fetch(path: str, revision: str | None = None) -> Path:
     """Download a hub id into the local cache; its folder there. Raises ModelError where that fails."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.safetensors", "*.bin", "openai/*"]
+    patterns = [
+        "*.json",
+        "*.model",
+        "*.txt",
+        "*.tiktoken",
+        "*.jinja",
+        "*.safetensors",
+        "*.bin",
+        "openai/*",
+        "conversation.py",
+    ]
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:
@@ -130,7 +127,10 @@ def fetch(path: str, revision: str | None = None) -> Path:
 
 
 def _refuse_quantised(raw: dict, where: Path) -> None:
-    for part in (raw, *(raw[name] for name in ("text_config", "vision_config") if isinstance(raw.get(name), dict))):
+    for part in (
+        raw,
+        *(raw[name] for name in ("text_config", "llm_config", "vision_config") if isinstance(raw.get(name), dict)),
+    ):
         field = next((name for name in ("quantization_config", "compression_config") if part.get(name)), None)
         if field is not None:
             method = part[field].get("quant_method") if isinstance(part[field], dict) else None
@@ -143,10 +143,8 @@ def _refuse_quantised(raw: dict, where: Path) -> None:
 def family_of(folder: Path, name: str | None = None) -> str:
     """The family by config.json. Raises ModelError where that or `name` is unknown, or the two contradict.
 
-    An adapter, and a checkpoint whose weights are quantised, are named for what they are.
+    A checkpoint whose weights are quantised is named for what it is.
     """
-    if not (folder / "config.json").is_file():
-        refuse_adapter(folder)
     raw = read_json(folder / "config.json")
     _refuse_quantised(raw, folder / "config.json")
     told = None if name is None else names().get(name.lower())

@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_engine.models.registry import ModelError, read_json, reason, refuse_adapter, refuse_pointer
+from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
 
 # As transformers looks for them: an index may be left over from another save, beside a whole file.
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -42,7 +42,7 @@ class Stored:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint. Raises ModelError naming what is missing, and an adapter for what it is."""
+    """The weight files of a checkpoint. Raises ModelError naming what is missing."""
     return located(folder)[0]
 
 
@@ -54,7 +54,6 @@ def located(folder: Path) -> tuple[list[Path], Path | None]:
         index = folder / f"{name}{INDEX}"
         if index.is_file():
             return sorted({folder / shard for shard in read_index(index).values()}), index
-    refuse_adapter(folder)
     raise ModelError(f"{folder} has no weights: expected model.safetensors, pytorch_model.bin, or an index of shards")
 
 

@@ -4,7 +4,6 @@ The judge sees the question's pictures, and its own chat template. Equal answers
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ from PIL import Image
 
 from data_engine import schemas, stages
 from data_engine.errors import OUT_OF_MEMORY, BadRow, UserError
+from data_engine.pipeline.answers import KEY_AND_TEXT, by_question
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_images
@@ -64,13 +64,13 @@ class Critic:
         Raises UserError where none of the first unit's texts has a number.
         """
         sampled = work.inputs[stages.SAMPLING.name].table
-        columns = sampled.select(["idx", "sample_index", "answer"]).to_pylist()
-        answers = {idx: list(rows) for idx, rows in groupby(columns, key=lambda row: row["idx"])}
+        answers = by_question(sampled, KEY_AND_TEXT)
         problems: dict[Judged, str] = {}
         left_out: tuple[list[Row], list[Row]] = ([], [])
         written = self._written(work, answers, problems, left_out)
         gone = {idx for rows in left_out for idx, _ in rows}
-        rows = [self._row(row, written, problems) for row in columns if row["idx"] not in gone]
+        kept = (row for idx, rows in answers.items() if idx not in gone for row in rows)
+        rows = [self._row(row, written, problems) for row in kept]
         self._require_numbers(rows)
         table = pa.Table.from_pylist(rows, schemas.criticised(sampled.schema.field("idx").type))
         return UnitResult(table, *left_out, retries=self._backend.halvings)
@@ -88,7 +88,7 @@ class Critic:
                 if isinstance(pictures, str):
                     left_out[question.missing].append((question.idx, pictures))
                     continue
-                for text in dict.fromkeys(row["answer"] or "" for row in answers[question.idx]):
+                for text in dict.fromkeys(row["answer"] for row in answers[question.idx]):
                     try:
                         request = self._request(question.conversation, text, pictures)
                     except (BadRow, BadImage) as problem:
@@ -131,7 +131,7 @@ class Critic:
         return PromptRequest(prompt, [0])
 
     def _row(self, row: dict, written: dict[Judged, Completion], problems: dict[Judged, str]) -> dict:
-        judged = (row["idx"], row["answer"] or "")
+        judged = (row["idx"], row["answer"])
         found = {"idx": row["idx"], "sample_index": row["sample_index"]}
         if judged in problems:
             return {**found, "reason": problems[judged]}

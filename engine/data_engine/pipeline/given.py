@@ -1,16 +1,18 @@
 """Stage 0 where answers come from a file: they are published as sampled ones are, and no model runs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 
 from data_engine import schemas
 from data_engine.errors import BadRow
 from data_engine.pipeline.runner import StageContext, UnitByUnit
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.given_rows import GivenAnswer
 from data_engine.questions.images import BadImage, Decode, was_turned
 from data_engine.questions.prefetch import ahead
+from data_engine.questions.thoughts import ReadAnswer
 from data_engine.store.units import UnitResult
 
 FINISH_REASON = "given"
@@ -22,14 +24,18 @@ def runner(context: StageContext) -> UnitByUnit:
     """The runner of the stage of given answers."""
     return UnitByUnit(
         lambda work: given_unit(
-            zip(work.questions, context.given(work.number), strict=True), context.idx_type,
-            context.config.max_megapixels, context.decode,
+            zip(work.questions, context.given.of_unit(work.number), strict=True), context.given.read,
+            context.idx_type, context.config.max_megapixels, context.decode,
         )
     )  # fmt: skip
 
 
 def given_unit(
-    rows: Iterable[tuple[Question, list[GivenAnswer]]], idx_type: pa.DataType, max_megapixels: float, decode: Decode
+    rows: Iterable[tuple[Question, list[GivenAnswer]]],
+    read: Callable[[Conversation, GivenAnswer], ReadAnswer],
+    idx_type: pa.DataType,
+    max_megapixels: float,
+    decode: Decode,
 ) -> UnitResult:
     """The answers to a unit's questions, in order; a row that cannot be used is left out with its reason.
 
@@ -55,11 +61,10 @@ def given_unit(
             is_missing = question.missing and problem != NO_ANSWER
             (missing if is_missing else quarantined).append((question.idx, problem))
             continue
-        records += [
-            {"idx": question.idx, "sample_index": index, "answer": answer.text, "token_ids": answer.token_ids,
-             "finish_reason": FINISH_REASON}
-            for index, answer in enumerate(answers)
-        ]  # fmt: skip
-    return UnitResult(
-        pa.Table.from_pylist(records, schemas.sampled_answer(idx_type)), quarantined, missing, digests, turned
-    )
+        for index, answer in enumerate(answers):
+            found = read(question.conversation, answer)
+            records.append(
+                {"idx": question.idx, "sample_index": index, "answer": found.text, "token_ids": answer.token_ids,
+                 "finish_reason": FINISH_REASON, **found.thought_columns}
+            )  # fmt: skip
+    return UnitResult(schemas.sampled_answers(records, idx_type), quarantined, missing, digests, turned)

@@ -7,7 +7,6 @@ question that cannot be used is left out with its reason. What is computed, and 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Protocol
 
 import pyarrow as pa
@@ -17,13 +16,18 @@ from torch import Tensor
 from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
 from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.models.memory_errors import naming_out_of_memory
+from data_engine.pipeline.answers import by_question
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import ahead
-from data_engine.scoring.logprobs import Scored
+from data_engine.scoring.logprobs import Scored, row_tokens
 from data_engine.store.units import Row
 
 log = logging.getLogger(__name__)
+
+# Tokens of one question beyond which its answers go through the model in several passes: ten answers of 8,192 tokens
+# would keep some 80,000 tokens' activations at a time. Answers of up to 1,500 tokens, ten a question, stay together.
+MOST_OF_A_QUESTION = 16384
 
 
 class Work(Protocol):
@@ -34,6 +38,9 @@ class Work(Protocol):
 
     def halves(self) -> tuple["Work", "Work"] | None:
         """The same for the first and the second half of its answers; None where there is one answer."""
+
+    def counted(self, found: list[Tensor]) -> list[Tensor | None]:
+        """What counts of the numbers of each answer; None where nothing does."""
 
 
 class Scorer(Protocol):
@@ -62,13 +69,22 @@ class Behind:
 
     scored: Scored
     tokens: int
+    uncounted: Sequence[int] = ()
+    """how many numbers at the beginning of each row do not count: those of thoughts; empty: all count"""
 
     def halves(self) -> tuple["Behind", "Behind"] | None:
-        rows = self.scored.answers
+        prompt, rows = self.scored.prompt, self.scored.answers
         half = len(rows) // 2
         if not half:
             return None
-        return tuple(Behind(Scored(self.scored.prompt, part), self.tokens) for part in (rows[:half], rows[half:]))
+        parts = ((rows[:half], self.uncounted[:half]), (rows[half:], self.uncounted[half:]))
+        return tuple(Behind(Scored(prompt, ids), row_tokens(prompt.length, ids), skipped) for ids, skipped in parts)
+
+    def counted(self, found: list[Tensor]) -> list[Tensor | None]:
+        if not self.uncounted:
+            return found
+        behind = (numbers[start:] for numbers, start in zip(found, self.uncounted, strict=True))
+        return [numbers if len(numbers) else None for numbers in behind]
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,9 @@ class Whole:
     def halves(self) -> tuple["Whole", "Whole"] | None:
         half = len(self.prompts) // 2
         return (Whole(self.prompts[:half]), Whole(self.prompts[half:])) if half else None
+
+    def counted(self, found: list[Tensor]) -> list[Tensor | None]:
+        return found
 
 
 @dataclass(frozen=True)
@@ -101,7 +120,7 @@ class Computed:
     """What a unit comes to."""
 
     scored: list[tuple[dict, Tensor | None]] = field(default_factory=list)
-    """each answer's row and what was computed; None where its question has no number"""
+    """each answer's row and what was computed and counts; None where there is no number of it"""
     quarantined: list[Row] = field(default_factory=list)
     missing: list[Row] = field(default_factory=list)
     retries: int = 0
@@ -115,7 +134,7 @@ def compute_unit(
     A pass has questions of up to `most_tokens` tokens, one at least. With `check`, the first question with sound
     numbers is held against the plain path.
     """
-    answers = {idx: list(rows) for idx, rows in groupby(sampled.to_pylist(), key=lambda row: row["idx"])}
+    answers = by_question(sampled)
     asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
     found, too_large, checked = Computed(), [], not check or bool(scorer.model.why_plain)
     for together in _passes(ahead(lambda item: _prepare(scorer, *item), asked), most_tokens, found):
@@ -136,7 +155,7 @@ def compute_unit(
             if not checked:
                 scorer.check(one.work, result)
                 checked = True
-            found.scored += zip(one.rows, result, strict=True)
+            found.scored += zip(one.rows, one.work.counted(result), strict=True)
     if check and too_large and not found.scored:
         raise UserError(NO_ROOM)
     found.quarantined += too_large
@@ -181,10 +200,13 @@ def halving(scorer: Scorer, works: Sequence[Work]) -> tuple[list[list[Tensor] | 
     """What is computed of each question's answers; how often memory ran out.
 
     Where it does, questions, and then a question's answers, are computed in two halves, and so on; None for a question
-    of which a single answer exceeds it.
+    of which a single answer exceeds it. Many long answers to one question are so from the start.
     """
     if not works:
         return [], 0
+    halves = works[0].halves() if len(works) == 1 else None
+    if halves and works[0].tokens > MOST_OF_A_QUESTION:
+        return _in_halves(scorer, halves)
     try:
         with naming_out_of_memory(scorer.model):
             return scorer.compute(works), 0
@@ -193,7 +215,6 @@ def halving(scorer: Scorer, works: Sequence[Work]) -> tuple[list[list[Tensor] | 
         pass
     if scorer.model.device.type == "cuda":
         torch.cuda.empty_cache()
-    halves = works[0].halves() if len(works) == 1 else None
     if len(works) == 1 and halves is None:
         return [None], 1
     log.warning("out of memory: %d questions are computed in two halves", len(works))
@@ -201,8 +222,14 @@ def halving(scorer: Scorer, works: Sequence[Work]) -> tuple[list[list[Tensor] | 
         half = len(works) // 2
         (first, one), (second, other) = halving(scorer, works[:half]), halving(scorer, works[half:])
         return first + second, 1 + one + other
+    found, retries = _in_halves(scorer, halves)
+    return found, 1 + retries
+
+
+def _in_halves(scorer: Scorer, halves: tuple[Work, Work]) -> tuple[list[list[Tensor] | None], int]:
+    """The same of one question, its answers in two halves."""
     ([first], one), ([second], other) = (halving(scorer, [part]) for part in halves)
-    return [first + second if first and second else None], 1 + one + other
+    return [first + second if first and second else None], one + other
 
 
 def require_room(model: VisionLanguageModel, prompt: Prompt, ids: Sequence[Sequence[int]] = ()) -> None:

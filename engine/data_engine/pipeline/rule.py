@@ -5,13 +5,13 @@ agree.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
 
 from data_engine import schemas, stages
 from data_engine.errors import UserError
+from data_engine.pipeline.answers import KEY_AND_TEXT, by_question
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.rewards import rule as rewards_rule
 from data_engine.rules.chosen import Rule
@@ -51,7 +51,7 @@ class Ruled:
         """
         sampled = work.inputs[stages.SAMPLING.name].table
         rows = list(_by_question(sampled, records))
-        asked = [(record, [answer["answer"] or "" for answer in answers]) for record, answers in rows]
+        asked = [(record, [answer["answer"] for answer in answers]) for record, answers in rows]
         judged = list(self._judged(asked))
         if asked and not self._agreed:
             self._require_agreement(asked, judged)
@@ -115,8 +115,7 @@ def result(rows: Sequence[list[dict]], judged: Sequence[Judged], idx_type: pa.Da
 
 def _by_question(sampled: pa.Table, records: Iterable[dict]) -> Iterator[tuple[dict, list[dict]]]:
     """The rows of a unit that have answers, in their order, and these."""
-    columns = sampled.select(["idx", "sample_index", "answer"]).to_pylist()
-    answers = {idx: list(rows) for idx, rows in groupby(columns, key=lambda row: row["idx"])}
+    answers = by_question(sampled, KEY_AND_TEXT)
     return ((record, answers[record["idx"]]) for record in records if record["idx"] in answers)
 
 

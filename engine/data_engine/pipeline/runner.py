@@ -14,11 +14,23 @@ import pyarrow as pa
 from data_engine.config import RunConfig
 from data_engine.models.base import Target, VisionLanguageModel
 from data_engine.models.prompt_maker import PromptMaker
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question
 from data_engine.questions.given_rows import GivenAnswer
 from data_engine.questions.images import Decode
+from data_engine.questions.thoughts import ReadAnswer
 from data_engine.store.sealed import Sealed
 from data_engine.store.units import UnitResult
+
+
+class GivenAnswers(Protocol):
+    """The answers of --answers."""
+
+    def of_unit(self, unit: int) -> list[list[GivenAnswer]]:
+        """Those to each question of a unit."""
+
+    def read(self, conversation: Conversation, answer: GivenAnswer) -> ReadAnswer:
+        """The final answer of one of them, behind that conversation, and the thought before it."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,8 @@ class StageContext:
     """the stage's model is the one that drew the answers, in a run that samples"""
     target: Target | None = None
     """device and dtype of the run"""
-    given: Callable[[int], list[list[GivenAnswer]]] | None = None
-    """the answers of --answers to each question of a unit, by its number"""
+    given: GivenAnswers | None = None
+    """those of --answers"""
     records: Callable[[int], Iterable[dict]] | None = None
     """the questions of a unit, by its number, without their pictures and with further columns: Questions.records"""
     column: Callable[[str], Iterable[object]] | None = None

@@ -36,9 +36,12 @@ Sampled = VisionLanguageModel | PromptMaker
 class Answer:
     """One sampled answer; `token_ids` ends with EOS where the model ended ("stop"), not at "length"."""
 
-    text: str
+    text: str | None
+    """behind the thought of a model that thinks; None where that is not finished"""
     token_ids: list[int]
     finish_reason: str
+    thought_tokens: int = 0
+    """the first so many of token_ids are the thought, its mark included"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class _Unit:
     first: int
     taken: bool = False
     """whether all its questions have been looked at"""
-    asked: list[int | str] = field(default_factory=list)
+    asked: list[tuple[int | str, Conversation]] = field(default_factory=list)
     quarantined: list[Row] = field(default_factory=list)
     missing: list[Row] = field(default_factory=list)
     rows: list[str | None] = field(default_factory=list)
@@ -130,19 +133,25 @@ class _Unit:
         left_out = {found.request: found for found in reversed(self.found) if found.finish_reason in LEFT_OUT}
         reasons = [(self._idx(found), LEFT_OUT[found.finish_reason](found)) for found in left_out.values()]
         kept = [found for found in self.found if found.request not in left_out]
-        columns = {
-            "idx": [self._idx(found) for found in kept],
-            "sample_index": [found.sample_index for found in kept],
-            "answer": [model.text(found.token_ids) for found in kept],
-            "token_ids": [found.token_ids for found in kept],
-            "finish_reason": [found.finish_reason for found in kept],
-        }
-        table = pa.table(columns, schemas.sampled_answer(idx_type))
-        drawn = {} if told is None else {**told, "logps": [sum(found.logps) for found in kept]}
+        answers = [self._read(model, found) for found in kept]
+        table = schemas.sampled_answers(answers, idx_type)
+        # Of the counted tokens, as the scoring stage has them.
+        parts = zip(kept, answers, strict=True)
+        drawn = {} if told is None else {**told, "logps": [sum(found.logps[row["thought_tokens"] or 0 :])
+                                                           for found, row in parts]}  # fmt: skip
         return UnitResult(table, self.quarantined + reasons, self.missing, self.rows, self.turned, halvings, drawn)
 
+    def _read(self, model: Sampled, found: Completion) -> dict:
+        """The row of an answer."""
+        idx, conversation = self.asked[found.request - self.first]
+        read = model.read_answer(conversation, found.token_ids)
+        return {
+            "idx": idx, "sample_index": found.sample_index, "answer": read.text, "token_ids": found.token_ids,
+            "finish_reason": found.finish_reason, **read.thought_columns,
+        }  # fmt: skip
+
     def _idx(self, found: Completion) -> int | str:
-        return self.asked[found.request - self.first]
+        return self.asked[found.request - self.first][0]
 
 
 class SamplingRunner:
@@ -197,7 +206,7 @@ class SamplingRunner:
             if isinstance(prepared, str):
                 (unit.missing if question.missing else unit.quarantined).append((question.idx, prepared))
             else:
-                unit.asked.append(question.idx)
+                unit.asked.append((question.idx, question.conversation))
                 self._num_requests += 1
                 yield prepared
         unit.taken = True
@@ -258,19 +267,21 @@ def sample_answers(
     """
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
-    request = request_for(model, *asked(image, question, max_megapixels, exif), idx, settings)
+    conversation, pictures = asked(image, question, max_megapixels, exif)
+    request = request_for(model, conversation, pictures, idx, settings)
     if not model.why_plain:
         found = sample(model, [request], params, num_rows=k)
     else:
         backend = make_backend("plain", BackendSettings(model, params, k, num_rows=k, num_slots=1))
         backend.submit([request])
         found = backend.poll()
-    return [answer_of(model, one) for one in found]
+    return [answer_of(model, conversation, one) for one in found]
 
 
-def answer_of(model: VisionLanguageModel, found: Completion) -> Answer:
+def answer_of(model: VisionLanguageModel, conversation: Conversation, found: Completion) -> Answer:
     if found.finish_reason == BROKEN:
         raise ArithmeticError(_broken(found))
     if found.finish_reason == TOO_LARGE:
         raise UserError(errors.OUT_OF_MEMORY)
-    return Answer(model.text(found.token_ids), found.token_ids, found.finish_reason)
+    read = model.read_answer(conversation, found.token_ids)
+    return Answer(read.text, found.token_ids, found.finish_reason, read.thought_tokens)

@@ -129,9 +129,10 @@ class LogProbs:
         prompt = self._prompt(question)
         if prompt is None:
             return None
-        ids = [_answer_ids(self.model, question.conversation, row, self.settings.as_text) for row in rows]
+        both = [_answer_ids(self.model, question.conversation, row, self.settings.as_text) for row in rows]
+        ids, thought_tokens = map(list, zip(*both, strict=True))
         require_room(self.model, prompt, ids)
-        return Behind(Scored(prompt, ids), pass_tokens(prompt.length, ids))
+        return Behind(Scored(prompt, ids), pass_tokens(prompt.length, ids), thought_tokens)
 
     def _prompt(self, question: Question) -> Prompt | None:
         """None where a question without an image would be asked without one."""
@@ -169,19 +170,28 @@ def score_unit(
     return UnitResult(table, found.quarantined, found.missing, retries=found.retries)
 
 
-def _answer_ids(model: VisionLanguageModel, conversation: Conversation, row: dict, as_text: bool) -> list[int]:
-    """The ids of a sampled or given answer, which has none of its own where it was given as text.
+def _answer_ids(
+    model: VisionLanguageModel, conversation: Conversation, row: dict, as_text: bool
+) -> tuple[list[int], int]:
+    """The ids of a sampled or given answer, and how many of them are its thought; as text, it has none of its own.
 
-    Raises BadRow for given ids that the model cannot score.
+    A thought goes over as text too, so that the answer is scored behind it. Raises BadRow for given ids that the model
+    cannot score.
     """
     ids = row["token_ids"]
     if as_text or ids is None:
-        return model.encode_answer(conversation, row["answer"])
+        return _encoded(model, conversation, f"{row.get('thought') or ''}{row['answer']}")
     if max(ids) >= model.num_ids:
         raise BadRow(f"answer {row['sample_index']} has the id {max(ids)}; the model has {model.num_ids} ids")
     if media := set(ids).intersection(model.banned_token_ids):
         raise BadRow(f"answer {row['sample_index']} has the id {min(media)}, which stands for a picture, film or sound")
-    return ids
+    return ids, row.get("thought_tokens") or 0
+
+
+def _encoded(model: VisionLanguageModel, conversation: Conversation, answer: str) -> tuple[list[int], int]:
+    """Ids of an answer, and how many of them are its thought or what a template writes in the place of one."""
+    ids = model.encode_answer(conversation, answer)
+    return ids, model.read_answer(conversation, ids).thought_tokens
 
 
 def _records(scored: Iterable[tuple[dict, Tensor | None]]) -> Iterator[dict]:
@@ -203,16 +213,18 @@ def score_answers(
 ) -> list[Tensor]:
     """Log-probs of each answer's counted tokens, 1-D fp32, nats. `image` and `question` as for sample_answers.
 
-    Token ids are scored as they are, nothing added. Text is encoded as in the training prompt, literally, and always
-    counts its EOS. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, and
+    Token ids are scored as they are, nothing added, and all of them count. Text is encoded as in the training prompt,
+    literally, and always counts its EOS; a thought before the answer does not count, nor anything of one that is not
+    finished. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, and
     BadRow for messages that the model does not take, and answers that are too long for it.
     """
     conversation, pictures = asked(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
-    ids = [model.encode_answer(conversation, answer) if isinstance(answer, str) else list(answer) for answer in answers]
-    if not ids:
+    both = [_encoded(model, conversation, one) if isinstance(one, str) else (list(one), 0) for one in answers]
+    if not both:
         return []
-    return _scored(model, prompt, ids)
+    found = _scored(model, prompt, [ids for ids, _ in both])
+    return [logps[start:] for logps, (_, start) in zip(found, both, strict=True)]
 
 
 def score_continuations(

@@ -57,11 +57,12 @@ class Ranks:
         if each * self.local_world_size > there:
             raise UserError(
                 f"{self.local_world_size} engine{'s' * (self.local_world_size > 1)} of {each} GPUs were asked for "
-                f"(tensor_parallel_size times pipeline_parallel_size of vllm_args), and torch sees {there}: lower "
+                f"(the sizes of vllm_args), and torch sees {there}: lower "
                 "NUM_PROCESSES or the sizes"
             )
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = visible if len(visible) == there and all(visible) else list(map(str, range(there)))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        # CUDA takes the names up to the first that is no GPU, as -1 is.
+        names = list(map(str, range(there))) if visible is None else visible.split(",")[:there]
         first = self.local_rank * each
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + each])
         return replace(self, group=each)

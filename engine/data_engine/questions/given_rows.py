@@ -22,7 +22,7 @@ from data_engine.questions.sources.text_file import MAX_RECORD_BYTES
 
 COLUMNS = ("idx", "answer", "token_ids")
 # Further columns of sampled_answer/, so that answers of another run can be taken as they are; nothing reads them.
-UNREAD = ("sample_index", "finish_reason")
+UNREAD = ("sample_index", "finish_reason", "thought", "thought_tokens")
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20

@@ -5,9 +5,11 @@ differ, and the pairs with the largest and the smallest margins. page.html.j2 is
 """
 
 import base64
+import contextlib
 import functools
 import html
 import io
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 from PIL import Image
 
+from data_engine.models.adapter_folder import adapters_told
 from data_engine.preferences.counts import Funnel
 from data_engine.questions import images
 from data_engine.questions.dataset import Question, Questions
@@ -82,12 +85,19 @@ def write_report(
         bars=_bars(funnel),
         plots=_plots(columns),
         pairs=[(title, shown) for title, shown in sections if shown],
+        adapters=_adapters(work_dir),
         tables=[rows for rows in (summary.times(), summary.left_out()) if rows],
     )
     path = work_dir / "report" / ("" if name == OWN else name) / "index.html"
     with units.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _adapters(work_dir: Path) -> list[str]:
+    with contextlib.suppress(FileNotFoundError):
+        return adapters_told(json.loads((work_dir / "run.json").read_text()))
+    return []
 
 
 def kept_numbers(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -12,6 +12,7 @@ from data_engine.rewards import AnswerError, RewardSettings, StageColumns, Token
 
 REASONS = {
     "not_scored": "a model gave it no log-probs, or a source of its reward no number",
+    "unfinished_thought": "its thought does not end, so that no answer follows",
     "empty": "it has no text",
     "marker": "its text contains a marker of the prompt format",
     "duplicate": "an answer with a lower sample_index has the same text",
@@ -84,8 +85,13 @@ def exact_sums(tokens: Tokens) -> np.ndarray:
 
 
 def unusable_text(answer: str | None, markers: Sequence[str] = ()) -> str | None:
-    """The reason why an answer with this text never ranks, or None; `markers` are those of the prompt format."""
-    if answer is None or not answer.strip():
+    """The reason why an answer with this text never ranks, or None; `markers` are those of the prompt format.
+
+    Text is None where a thought before it is not finished.
+    """
+    if answer is None:
+        return "unfinished_thought"
+    if not answer.strip():
         return "empty"
     return "marker" if any(marker in answer for marker in markers) else None
 

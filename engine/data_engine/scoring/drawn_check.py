@@ -30,13 +30,13 @@ def check_drawn(sampled: pa.Table, theirs: list[float], scored: pa.Table, dtype:
 
     Raises UserError where the mean difference is no rounding.
     """
-    ours = {(row["idx"], row["sample_index"]): row["sum"] for row in scored.select(
-        ["idx", "sample_index", "sum"]).to_pylist()}  # fmt: skip
+    ours = {(row["idx"], row["sample_index"]): (row["sum"], len(row["token_logps"])) for row in scored.select(
+        ["idx", "sample_index", "sum", "token_logps"]).to_pylist()}  # fmt: skip
     by_idx: dict[int | str, list[float]] = {}
-    for row, value in zip(sampled.select(["idx", "sample_index", "token_ids"]).to_pylist(), theirs, strict=True):
+    for row, value in zip(sampled.select(["idx", "sample_index"]).to_pylist(), theirs, strict=True):
         if (row["idx"], row["sample_index"]) in ours:
-            difference = abs(ours[row["idx"], row["sample_index"]] - value) / len(row["token_ids"])
-            by_idx.setdefault(row["idx"], []).append(difference)
+            total, counted = ours[row["idx"], row["sample_index"]]
+            by_idx.setdefault(row["idx"], []).append(abs(total - value) / counted)
     if not by_idx:
         return None
     every = [difference for differences in by_idx.values() for difference in differences]

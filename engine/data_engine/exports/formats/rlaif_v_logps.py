@@ -23,6 +23,7 @@ from data_engine.exports.cleaned import Cleaned
 from data_engine.exports.features import with_features
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, pair_key, shuffled
+from data_engine.models.adapter_folder import reopened, telling_real_places, with_real_places
 from data_engine.models.registry import ModelError
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
 from data_engine.questions.dataset import Question
@@ -36,6 +37,7 @@ NAME = "RLAIF-V-Dataset-withlogp"
 REWRITTEN = "a text was rewritten, so that its saved log-probs are not those of the new text"
 CUT_OFF = "an answer ended at max_new_tokens, and the trainer would add an end token to it"
 MASKED = 'a text holds " ASSISTANT: ", at which the trainer ends the question'
+THOUGHT = "a thought stands before an answer, which its saved log-probs follow and the trainer does not read"
 OTHER_TOKENS = "the trainer would read a text as other tokens than the model wrote"
 TOO_LONG = "question, picture and answer are longer than 2,048 tokens, where the trainer cuts"
 
@@ -96,6 +98,7 @@ def _why_other(trainer: "_Trainer", group: QuestionRows, pair: Mapping) -> str |
         index = pair[f"{side}_index"]
         answer, scored = (group.of_stage(stage, index) for stage in (stages.SAMPLING.name, STAGE))
         reason = CUT_OFF if answer["finish_reason"] == "length" else None
+        reason = THOUGHT if answer.get("thought") is not None else reason
         if reason is None:
             ids, num_scored = answer["token_ids"], len(scored["token_logps"])
             reason = trainer.why_other(group.question.question, pair[side], ids, num_scored)
@@ -178,14 +181,16 @@ def _tokenizer(source: ExportSource) -> Tokenizer:
             f'{wanted} needs log-probs of the instruct model, which "{source.work_dir}" does not have; use rlaif-v'
         )
     require(source.instruct.get("family"))
-    folder = Path(source.instruct["folders"][0])
     mend = "put the checkpoint back there, or use rlaif-v"
     try:
-        tokenizer = load_tokenizer(folder)
+        with telling_real_places():
+            folder = reopened(source.instruct)
+            tokenizer = load_tokenizer(folder)
     except ModelError as error:
         raise UserError(f"{wanted} needs the tokenizer of the instruct model: {error}; {mend}") from None
     if tokenizer.vocabulary != source.instruct["vocabulary"]:
+        place = with_real_places(str(folder))
         raise UserError(
-            f'{wanted} needs the tokenizer of the instruct model, and "{folder}" has another one by now; {mend}'
+            f'{wanted} needs the tokenizer of the instruct model, and "{place}" has another one by now; {mend}'
         )
     return tokenizer

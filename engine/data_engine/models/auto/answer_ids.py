@@ -1,7 +1,7 @@
 """The ids of an answer that is given as text, as training has them behind its prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -9,10 +9,7 @@ from data_engine.errors import BadRow
 from data_engine.models.auto.chat_template import ANSWER, WORD, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens
 from data_engine.questions.conversation import Conversation, Message
-
-# Ends a model's thoughts: a part of an answer, though the template writes it too.
-THOUGHT_ENDS = "</think>"
-THOUGHTS = ("<think>", THOUGHT_ENDS)
+from data_engine.questions.thoughts import KNOWN, Marks, cut
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,11 @@ class Tail:
     """between the answer and its end, mostly nothing"""
     end: int
     """the id that ends the answer"""
+    marks: tuple[Marks, ...] = KNOWN
+    """around thoughts, which are a part of an answer though the template writes them too"""
+
+    def is_mark(self, token: str) -> bool:
+        return any(token in one for one in self.marks)
 
 
 def first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
@@ -90,13 +92,34 @@ def encode(tokenizer: PreTrainedTokenizerBase, controls: ControlTokens, around: 
 
     Raises BadRow where the tokenizer makes a control token of the text in any case.
     """
-    # An answer that brings its own thoughts needs none of the template's.
-    before = "" if THOUGHT_ENDS in around.before and THOUGHT_ENDS in answer else around.before
-    text = answer + around.after
-    if not any(token in text for token in controls.texts if token not in THOUGHTS):
+    before, text = around.before, answer + around.after
+    if not any(token in text for token in controls.texts if not around.is_mark(token)):
         return [*_behind(tokenizer, around.prompt, before + text), around.end]
     ids = _behind(tokenizer, around.prompt, before) if before.strip() else []
-    return [*ids, *_plain(tokenizer, controls, text if ids else before + text), around.end]
+    return [*ids, *_plain(tokenizer, controls, around, text if ids else before + text), around.end]
+
+
+def with_thought(around: Tail, answer: str, opened: bool) -> tuple[Tail, str]:
+    """An answer with its thought, or without one, as the model would have written it, and what is put around it.
+
+    `opened`: the prompt opens a thought. Then a thought is not opened again, and an answer without one ends it first.
+    The marks of another model become those of this one; `around.marks` has its own first.
+    """
+    own, thought = around.marks[0], cut(answer, around.marks).thought
+    has_thought = cut(around.before, around.marks).thought is not None
+    if thought is None:
+        ended = f"{around.before}{own.ends}" if opened and not has_thought else around.before
+        return replace(around, before=ended), answer
+    for other in around.marks[1:]:
+        answer = answer.replace(other.ends, own.ends).replace(other.opens, own.opens)
+    begun = answer.lstrip().startswith(own.opens)
+    if opened and begun:
+        answer = answer.lstrip().removeprefix(own.opens)
+        answer = answer.removeprefix("\n") if around.prompt.endswith("\n") else answer
+    elif not opened and not begun:
+        answer = own.opens + answer
+    # An answer that brings its own thoughts needs none of the template's.
+    return (replace(around, before="") if has_thought else around), answer
 
 
 def _behind(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
@@ -109,14 +132,14 @@ def _behind(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, controls: ControlTokens, text: str) -> list[int]:
+def _plain(tokenizer: PreTrainedTokenizerBase, controls: ControlTokens, around: Tail, text: str) -> list[int]:
     """Ids of a text in which no control token is parsed."""
     told = ""
     for encoded in (_split, _without_added):
         lead = encoded(tokenizer, "\n")
         ids = encoded(tokenizer, f"\n{text}")
         ids = ids[len(lead) :] if ids[: len(lead)] == lead else encoded(tokenizer, text)
-        told = next((token for token in controls.counted(ids) if token not in THOUGHTS), "")
+        told = next((token for token in controls.counted(ids) if not around.is_mark(token)), "")
         if not told:
             return ids
     raise BadRow(f"answer contains the control token {told}, which this tokenizer cannot read as text")

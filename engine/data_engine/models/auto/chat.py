@@ -16,12 +16,14 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from data_engine.errors import BadRow, UserError
-from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail
+from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail, with_thought
 from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
 from data_engine.models.auto.processor import explained, load_config, load_processor, text_alone
+from data_engine.models.auto.thought_marks import marks_of, require_ends
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.models.words import ids_of_words
+from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation, Message
 
 __all__ = ["Chat", "ChatSettings"]
@@ -56,6 +58,10 @@ class Chat:
         self.shortest_edge: int | None = None if size.get("longest_edge") else size.get("shortest_edge")
         """pixels of an image's short side after resizing, where its long side then is of any length"""
         self.eos_token_ids = self._ends()
+        opening = self._template.opening(Conversation.of(WORD))
+        marks = marks_of(self._template.source, self._tokenizer)
+        self.thought_marks = require_ends(opening, marks, self._tokenizer, self._template.name)
+        """what stands around thoughts, the model's own marks first"""
         media = media_ids(processor, config)
         self.banned_token_ids = tuple(number for number in media if number not in self.eos_token_ids)
         """never sampled: placeholders of pictures, films and sounds, and what stands around them"""
@@ -63,6 +69,7 @@ class Chat:
         self._tail = lru_cache(1024)(self._tail_of)
         self._neutral_counts = lru_cache(1024)(self._counts_of)
         self._placed = lru_cache(1024)(self._placed_in)
+        self._opens_thought = lru_cache(1024)(self._opens_thought_behind)
         self._image_tokens = self._counts_of(Conversation.of(WORD)) - self._counts_of(Conversation.of(WORD, 0))
 
     @classmethod
@@ -98,9 +105,16 @@ class Chat:
     def answer_ids(self, conversation: Conversation, answer: str) -> list[int]:
         """An answer's ids behind that conversation as in training: what the template puts before it, one end token.
 
-        Control tokens in the text stay text. Raises BadRow where the tokenizer cannot keep them so.
+        Control tokens in the text stay text. A thought in it, up to its mark, is written as the model would have
+        written it behind this prompt. Raises BadRow where the tokenizer cannot keep control tokens as text.
         """
-        return encode(self._tokenizer, self._controls, self._tail(_shape(conversation)), answer)
+        around = replace(self._tail(_shape(conversation)), marks=self.thought_marks)
+        around, answer = with_thought(around, answer, self._opens_thought(conversation))
+        return encode(self._tokenizer, self._controls, around, answer)
+
+    def read_answer(self, conversation: Conversation, token_ids: Sequence[int]) -> thoughts.ReadAnswer:
+        """The final answer of an answer's ids behind that conversation, and its thought."""
+        return thoughts.read(token_ids, self._decode, self.text, self.thought_marks, self._opens_thought(conversation))
 
     def word_ids(self, words: Sequence[str]) -> list[int]:
         """See VisionLanguageModel.word_ids."""
@@ -133,6 +147,13 @@ class Chat:
         return self._tokenizer.decode(
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         ).strip()
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _opens_thought_behind(self, conversation: Conversation) -> bool:
+        told = self._template.opening(conversation) + conversation.answer_start
+        return thoughts.cut(told, self.thought_marks).answer is None
 
     def _inputs(self, processor: ProcessorMixin, conversation: Conversation, images: Sequence[Image.Image]) -> dict:
         if conversation.answer_start and not self._starts_answers:

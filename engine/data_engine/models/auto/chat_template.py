@@ -1,5 +1,6 @@
 """Messages to the text of a prompt, through the checkpoint's own chat template or the user's."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,10 +49,11 @@ class ChatTemplate:
     def __init__(self, processor: ProcessorMixin, settings: ChatSettings, folder: Path) -> None:
         """Raises ModelError where there is no template, or none for images; UserError for a variable of ours."""
         self._processor = processor
-        self._name = "--chat_template" if settings.template is not None else f"the chat template of {folder}"
+        self.name = "--chat_template" if settings.template is not None else f"the chat template of {folder}"
         ours = sorted(_OURS & set(settings.kwargs))
         if ours:
             raise UserError(f"--chat_template_kwargs has {ours[0]!r}, which the engine sets by itself: leave it out")
+        """what messages call it"""
         self.source = self._no_clock(_source(processor, settings, folder))
         known = self._variables()
         self._kwargs = {name: value for name, value in settings.kwargs.items() if name in known}
@@ -84,14 +86,29 @@ class ChatTemplate:
         messages = self.messages(conversation)
         if answer is not None:
             messages.append(self._message(Message("assistant", (answer,)), None))
-        asks = answer is None and not conversation.is_answered
+        return self._rendered(messages, conversation, opens_answer=answer is None and not conversation.is_answered)
+
+    def _rendered(self, messages: list[dict], conversation: Conversation, opens_answer: bool) -> str:
         try:
             return self._processor.apply_chat_template(
-                messages, add_generation_prompt=asks, tokenize=False, **self.arguments(conversation)
+                messages, add_generation_prompt=opens_answer, tokenize=False, **self.arguments(conversation)
             )
         # A template may raise what its expressions raise, TypeError for one.
         except Exception as error:
             raise BadRow(f"the chat template refuses it: {reason(error)}") from error
+
+    def opening(self, conversation: Conversation) -> str:
+        """What the template writes behind a conversation, before the answer: the header of its turn, or more."""
+        asked = Conversation(conversation.messages)
+        prompt, before = self.render(asked), ""
+        with contextlib.suppress(BadRow):
+            before = self._rendered(self.messages(asked), asked, opens_answer=False)
+        pairs = enumerate(zip(prompt, before, strict=False))
+        shared = next((place for place, (one, other) in pairs if one != other), min(len(prompt), len(before)))
+        if before and len(prompt) > shared:
+            return prompt[shared:]
+        # A template that writes it in any case: it stands behind the last text.
+        return self.render(neutral(asked)).rpartition(WORD)[2]
 
     def _message(self, message: Message, images: Sequence[Image] | None) -> dict:
         if message.role in self._refused:
@@ -120,7 +137,7 @@ class ChatTemplate:
                 return
         self._as_text.discard(role)
         if role == "user":
-            raise ModelError(f"{self._name} cannot be used: {told}; --chat_template FILE replaces it")
+            raise ModelError(f"{self.name} cannot be used: {told}; --chat_template FILE replaces it")
         self._refused[role] = told
 
     def places_image(self, tokens: Sequence[str]) -> bool:
@@ -130,7 +147,7 @@ class ChatTemplate:
 
     def no_place(self) -> ModelError:
         return ModelError(
-            f"{self._name} has no place for images: pass one that has with --chat_template FILE, or another model"
+            f"{self.name} has no place for images: pass one that has with --chat_template FILE, or another model"
         )
 
     def _check_images(self) -> None:
@@ -139,7 +156,7 @@ class ChatTemplate:
         try:
             with_image = self.render(Conversation.of(WORD))
         except BadRow as error:
-            raise ModelError(f"{self._name} cannot be used: {error}") from error
+            raise ModelError(f"{self.name} cannot be used: {error}") from error
         if with_image == self.render(Conversation.of(WORD, 0)):
             raise self.no_place()
 
@@ -151,7 +168,7 @@ class ChatTemplate:
         try:
             return jinja2.meta.find_undeclared_variables(environment.parse(self.source))
         except jinja2.TemplateError as error:
-            raise ModelError(f"{self._name} is not a Jinja template: {reason(error)}") from error
+            raise ModelError(f"{self.name} is not a Jinja template: {reason(error)}") from error
 
 
 class _Generation(jinja2.ext.Extension):

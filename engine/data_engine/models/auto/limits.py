@@ -27,7 +27,7 @@ def fast_positions(config: PretrainedConfig) -> int:
     # From there on it scales queries by that place.
     if counts_in_pass(config):
         longest = min(longest, int(config.floor_scale))
-    for rope in _rope_tables(getattr(config, "rope_parameters", None) or {}):
+    for rope in rope_tables(config):
         if rope.get("rope_type") in BY_LARGEST_POSITION:
             original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
             longest = min(longest, int(original))
@@ -44,7 +44,8 @@ def check_size(image: Image, shortest_edge: int | None, max_megapixels: float) -
         check_megapixels(*resized_size(*image.size, shortest_edge), max_megapixels, "resized image")
 
 
-def _rope_tables(parameters: dict) -> Iterator[dict]:
-    """The parameters of each rotary table: one, or one by the kind of layer."""
+def rope_tables(config: PretrainedConfig) -> Iterator[dict]:
+    """The parameters of each rotary table of a text decoder: one, or one by the kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     yield from nested or [parameters]

@@ -14,10 +14,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from data_engine.errors import LostRankError, UserError
+from data_engine.models.adapter import Adapter
+from data_engine.models.adapter_folder import with_real_places
 from data_engine.models.attention import DoesNotFit
+from data_engine.models.auto.merging import changes, merge
 from data_engine.models.auto.processor import load_config
 from data_engine.models.auto.value_head import NAMES, others, stored_head
 from data_engine.models.checkpoint import headers
+from data_engine.models.internvl_chat import is_own_folder, weights
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, reason
 
@@ -34,6 +38,9 @@ def check_weights(folder: Path, headed: bool = False) -> None:
 
     Of a reward model, which is `headed`, those of its head too.
     """
+    if is_own_folder(folder):
+        weights.check_weights(folder)
+        return
     stored = headers(folder)
     for one in stored.values():
         if QUANTISED.fullmatch(one.dtype):
@@ -41,7 +48,7 @@ def check_weights(folder: Path, headed: bool = False) -> None:
                 f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, "
                 "float16 or float32"
             )
-    config = load_config(folder)
+    config, adapter = load_config(folder), Adapter.of(folder)
     if headed:
         stored_head(folder, config.get_text_config(decoder=True).hidden_size)
     shapes = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
@@ -55,6 +62,8 @@ def check_weights(folder: Path, headed: bool = False) -> None:
     except Exception:
         return
     _refuse_unfilled(folder, _of_reward_model(folder, model, told) if headed else told)
+    if adapter is not None:
+        changes(model, adapter)
 
 
 def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed: bool = False) -> PreTrainedModel:
@@ -64,6 +73,8 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed:
     and those of its head, which value_head.py reads.
     """
     load_config(folder)
+    if is_own_folder(folder):
+        return weights.load_weights(folder, device, dtype)
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
         with quiet():
@@ -79,7 +90,10 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed:
         told = _of_reward_model(folder, model, told)
     _refuse_unfilled(folder, told)
     if told["unexpected_keys"]:
-        log.warning("%s holds weights that the model does not use: %s", folder, _some(told["unexpected_keys"]))
+        where = with_real_places(str(folder))
+        log.warning("%s holds weights that the model does not use: %s", where, _some(told["unexpected_keys"]))
+    if (adapter := Adapter.of(folder)) is not None:
+        merge(model, adapter)
     return model
 
 

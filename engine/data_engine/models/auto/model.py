@@ -42,6 +42,7 @@ from data_engine.models.head import Head
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation
+from data_engine.questions.thoughts import ReadAnswer
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ class Auto:
             tuple(loaded.unused_kwargs),
             loaded.markers,
             loaded.text,
+            loaded.read_answer,
+            loaded.thought_marks,
         )
 
     @classmethod
@@ -240,6 +243,10 @@ class Auto:
     def text(self, token_ids: list[int]) -> str:
         with self._one_at_a_time:
             return self.chat.text(token_ids)
+
+    def read_answer(self, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
+        with self._one_at_a_time:
+            return self.chat.read_answer(conversation, token_ids)
 
     @torch.inference_mode()
     def run_prompt(self, prompt: ProcessedPrompt) -> PromptEnd:

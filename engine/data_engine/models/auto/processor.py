@@ -21,6 +21,9 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from data_engine.models import internvl_chat
+from data_engine.models.internvl_chat.config import read_config
+from data_engine.models.internvl_chat.processor import load_processor as load_internvl_chat
 from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
 
 # Files that may name the class of the processor, in the order in which transformers asks them.
@@ -40,6 +43,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     where = folder / "config.json"
     raw = read_json(where)
+    if internvl_chat.is_own(raw):
+        return read_config(folder)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(_unknown(where, kind, "auto_map" in raw))
@@ -81,6 +86,8 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
     for path in (path for pattern in _PARTS for path in sorted(folder.glob(pattern))):
         refuse_pointer(path)
     try:
+        if internvl_chat.is_own_folder(folder):
+            return load_internvl_chat(folder)
         kind = _class(folder, config)
         return _loaded(folder, kind)
     except ModelError:

@@ -12,6 +12,7 @@ from data_engine.models.auto.limits import check_size, fast_positions
 from data_engine.models.auto.processor import load_config
 from data_engine.models.prompt_maker import TokenPrompt
 from data_engine.questions.conversation import Conversation
+from data_engine.questions.thoughts import ReadAnswer
 
 
 class AutoPrompts:
@@ -41,3 +42,7 @@ class AutoPrompts:
     def text(self, token_ids: list[int]) -> str:
         with self._one_at_a_time:
             return self._chat.text(token_ids)
+
+    def read_answer(self, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
+        with self._one_at_a_time:
+            return self._chat.read_answer(conversation, token_ids)

@@ -1,5 +1,6 @@
 """What a model of transformers is, before its weights are read: its decoder runs on a device without numbers."""
 
+import copy
 import functools
 import logging
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from data_engine.models.answer_cache import is_recurrent, tensors
 from data_engine.models.attention import DoesNotFit, Finding, attending
-from data_engine.models.auto.limits import fast_positions
+from data_engine.models.auto.limits import BY_LARGEST_POSITION, fast_positions, rope_tables
 from data_engine.models.auto.loading import quiet
 from data_engine.models.auto.parts import attend_by_hook, find_decoder, layer_kinds
 from data_engine.models.auto.processor import load_config
@@ -81,6 +82,7 @@ def _measured(folder: Path) -> _Measured:
 
 @torch.inference_mode()
 def _run_on_meta(config: PreTrainedConfig) -> CacheSizes:
+    config = _without_growing_tables(config)
     with torch.device("meta"):
         # Experts are multiplied together in bf16 alone on this device.
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).eval()
@@ -96,3 +98,15 @@ def _run_on_meta(config: PreTrainedConfig) -> CacheSizes:
     kinds = layer_kinds(finding.noted)
     states = [one for layer in cache.layers if is_recurrent(layer) for one in tensors(layer)]
     return CacheSizes(sum(kind.values_per_token for kind in kinds), sum(one[0].numel() for one in states))
+
+
+def _without_growing_tables(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy whose rotary tables do not look at the largest position, which a device without numbers does not have.
+
+    What layers keep does not depend on it.
+    """
+    config = copy.deepcopy(config)
+    for table in rope_tables(config.get_text_config(decoder=True)):
+        if table.get("rope_type") in BY_LARGEST_POSITION:
+            table["rope_type"] = "default"
+    return config

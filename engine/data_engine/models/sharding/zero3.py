@@ -7,7 +7,6 @@ a split module at the same time: see lock_step.py.
 
 import contextlib
 import copy
-import ctypes
 import functools
 import logging
 import warnings
@@ -16,12 +15,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from data_engine.models.allocation import map_large_tensors
 from data_engine.models.base import VisionLanguageModel
 from data_engine.models.sharding.lock_step import DECODE, ENCODE, CallAgreement
 from data_engine.models.sharding.settings import require_installed
-
-# Option of mallopt, from malloc.h: allocations of at least this size are mapped, and unmapped when freed.
-M_MMAP_THRESHOLD = -3
 
 
 def is_divided(name: str) -> bool:
@@ -34,7 +31,7 @@ class Zero3Split:
 
     def __init__(self, settings: dict, agreement: CallAgreement, rank: int) -> None:
         require_installed()
-        _map_large_tensors()
+        map_large_tensors()
         self.agreement, self._rank, self._settings = agreement, rank, settings
         self._divided: list[nn.Parameter] = []
 
@@ -97,16 +94,6 @@ def _without(places: list[tuple[nn.Module, str]]) -> Iterator[None]:
     finally:
         for owner, name, module in kept:
             setattr(owner, name, module)
-
-
-def _map_large_tensors() -> None:
-    """Have glibc map each large tensor on its own, so that its memory returns to the system when it is freed.
-
-    By default it keeps freed tensors below 32 MB that lie between the shares that stay: after loading, a rank on CPU
-    would hold as much memory as the whole model takes.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)
 
 
 @functools.cache

@@ -4,19 +4,25 @@ What it is given goes through its own expansion of prompts and its own pixels, s
 what it was shown.
 """
 
+import os
 import random
+import signal
 import sys
 import types
 from dataclasses import dataclass, field, make_dataclass
+
+import torch
 
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.models.pixels import normalised
 from data_engine.scoring.logprobs import Scored, score_pass
 
+# Of the runs over it.
+K, LENGTH, NUM_QUESTIONS = 3, 6, 6
 FIELDS = (
     "model", "dtype", "seed", "generation_config", "mm_processor_kwargs", "mm_device_do_normalize", "disable_log_stats",
     "distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_seqs",
-    "quantization",
+    "quantization", "worker_extension_cls", "prefill_context_parallel_size",
 )  # fmt: skip
 
 
@@ -29,23 +35,42 @@ class State:
     version: str = "0.32.0"
     architectures: tuple[str, ...] = ("LlavaForConditionalGeneration",)
     device_type: str = "cpu"
+    computes_on: str = "cuda"
+    """where answers are drawn; the engine's own models are on the CPU"""
     takes_seeds: bool = True
-    starts: bool = True
+    refuses_to_start: Exception | None = None
+    worker: object = None
+    """a process that an engine starts, and does not end"""
+    started_with: dict[str, object] = field(default_factory=dict)
+    """what processes that it starts inherit"""
     engines: list["Engine"] = field(default_factory=list)
 
 
 class Engine:
     def __init__(self, state: State, args) -> None:
         self.state, self.args, self.given, self.closed = state, args, [], False
+        self.resets: list[str] = []
         self._waiting: dict[str, tuple] = {}
         most = getattr(args, "max_num_seqs", None) or 8
-        self.vllm_config = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=most))
+        self.vllm_config = types.SimpleNamespace(
+            scheduler_config=types.SimpleNamespace(max_num_seqs=most),
+            device_config=types.SimpleNamespace(device_type=state.computes_on),
+        )
         self.model_config = types.SimpleNamespace(max_model_len=getattr(args, "max_model_len", None) or 512)
         self.engine_core = types.SimpleNamespace(shutdown=self._shutdown)
         state.engines.append(self)
 
     def _shutdown(self) -> None:
         self.closed = True
+
+    def reset_prefix_cache(self) -> None:
+        self.resets = [*self.resets, "prefix"]
+
+    def reset_encoder_cache(self) -> None:
+        self.resets = [*self.resets, "encoder"]
+
+    def get_num_unfinished_requests(self) -> int:
+        return sum(params.n for _, params in self._waiting.values())
 
     def add_request(self, number: str, prompt: dict, params) -> None:
         if params.seed is not None and not self.state.takes_seeds:
@@ -76,6 +101,8 @@ class Engine:
     def _drawn(self, params, index: int) -> tuple[list[int], str]:
         made = random.Random(f"{params.seed} {index}")
         ids = [made.randrange(5, 200) for _ in range(made.randrange(1, params.max_tokens + 1))]
+        if not params.stop_token_ids:
+            ids = [made.randrange(5, 200) for _ in range(params.max_tokens)]
         if len(ids) == params.max_tokens:
             return ids, "length"
         return [*ids, params.stop_token_ids[0]], "stop"
@@ -93,8 +120,13 @@ def install(monkeypatch) -> State:
     module.ModelRegistry = types.SimpleNamespace(get_supported_archs=lambda: state.architectures)
 
     def start(args) -> Engine:
-        if not state.starts:
-            raise RuntimeError("Engine core initialization failed. See root cause above.")
+        if state.refuses_to_start:
+            raise state.refuses_to_start
+        state.started_with = {"blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []), "environment": dict(os.environ)}
+        if state.worker:
+            state.worker.start()
+        # As the real one.
+        torch.set_num_threads(1)
         return Engine(state, args)
 
     module.LLMEngine = types.SimpleNamespace(from_engine_args=start)

@@ -1,0 +1,107 @@
+"""The chat formats of InternVL's own layout, which its config.json names, as templates for transformers.
+
+Source of formats and system texts: conversation.py of InternVL's repository. A folder's own conversation.py is read as
+text, for its system text; it is never run.
+"""
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_engine.models.internvl_chat import IMAGE_TOKEN
+from data_engine.models.registry import ModelError, reason
+
+_EARLIER = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+_LATER = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One format: each turn is what opens its role, its text, and what ends it."""
+
+    system: str
+    """what the system turn says where a row brings none"""
+    opens: Mapping[str, str]
+    end: str
+
+
+_CHATML = {role: f"<|im_start|>{role}\n" for role in ("system", "user", "assistant")}
+_PHI3 = {role: f"<|{role}|>\n" for role in ("system", "user", "assistant")}
+CONVERSATIONS: Mapping[str, Conversation] = {
+    "Hermes-2": Conversation(_EARLIER, _CHATML, "<|im_end|>"),
+    "internlm2-chat": Conversation(_EARLIER, _CHATML, "<|im_end|>"),
+    "phi3-chat": Conversation(_EARLIER, _PHI3, "<|end|>"),
+    "internvl2_5": Conversation(_LATER, _CHATML, "<|im_end|>\n"),
+}
+# The file of a folder that has its formats.
+FILE = "conversation.py"
+
+
+def conversation_of(folder: Path, raw: Mapping) -> Conversation:
+    """The format that config.json names, with the system text of config.json, else of the folder's conversation.py."""
+    name = raw.get("template")
+    if name not in CONVERSATIONS:
+        raise ModelError(
+            f"{folder / 'config.json'} has template {name!r}; of internvl_chat these are supported: "
+            f"{', '.join(CONVERSATIONS)}"
+        )
+    told = raw.get("system_message")
+    if told is None:
+        told = _system_in_file(folder / FILE, name)
+    if told is None:
+        return CONVERSATIONS[name]
+    if not isinstance(told, str):
+        raise ModelError(f"{folder / 'config.json'} has system_message {told!r}; expected a text")
+    return replace(CONVERSATIONS[name], system=told)
+
+
+def chat_template(conversation: Conversation) -> str:
+    """The same as a template of Jinja: an image is its token and a line feed, as the repository puts `<image>`."""
+    system = f"[{{'role': 'system', 'content': {_quoted(conversation.system)}}}]"
+    opens = "".join(
+        f"{{%- {'if' if number == 0 else 'elif'} message['role'] == {_quoted(role)} -%}}{{{{ {_quoted(text)} }}}}"
+        for number, (role, text) in enumerate(conversation.opens.items())
+    )
+    return (
+        "{%- if messages and messages[0]['role'] == 'system' -%}{%- set turns = messages -%}"
+        f"{{%- else -%}}{{%- set turns = {system} + messages -%}}{{%- endif -%}}"
+        "{%- for message in turns -%}"
+        "{%- if message['role'] == 'system' and not loop.first -%}"
+        "{{ raise_exception('a system message must be the first') }}{%- endif -%}"
+        f"{opens}{{%- else -%}}{{{{ raise_exception('unknown role ' + message['role']) }}}}{{%- endif -%}}"
+        "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
+        "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+        f"{{{{ {_quoted(IMAGE_TOKEN + chr(10))} }}}}"
+        "{%- elif part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+        f"{{{{ {_quoted(conversation.end)} }}}}"
+        "{%- endfor -%}"
+        f"{{%- if add_generation_prompt -%}}{{{{ {_quoted(conversation.opens['assistant'])} }}}}{{%- endif -%}}"
+    )
+
+
+def _quoted(text: str) -> str:
+    """As a literal of Jinja's, which knows JSON's escapes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _system_in_file(path: Path, name: str) -> str | None:
+    """The system text of a format in a folder's conversation.py; None where there is none as a plain literal."""
+    if not path.is_file():
+        return None
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    # RecursionError and MemoryError: of a file that was made to break the parser.
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ModelError(
+            f"{path} cannot be read ({reason(error)}): download it again, or remove it for the format of InternVL's "
+            "repository"
+        ) from error
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        given = {one.arg: one.value.value for one in call.keywords if isinstance(one.value, ast.Constant)}
+        if given.get("name") == name and isinstance(given.get("system_message"), str):
+            return given["system_message"]
+    return None

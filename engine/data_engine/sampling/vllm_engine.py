@@ -1,0 +1,153 @@
+"""vLLM's engine: what it is started with, its start, its end, and what it is refused for before any work."""
+
+import atexit
+import logging
+import multiprocessing
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_engine.errors import UserError
+from data_engine.models.internvl_chat import MODEL_TYPE, is_own
+from data_engine.models.registry import ModelError, read_json, reason
+from data_engine.processes.ranks import unlaunched
+
+if TYPE_CHECKING:
+    import vllm
+
+log = logging.getLogger(__name__)
+
+OLDEST = (0, 32)
+# What vLLM starts are programs of their own, whatever libraries hold in this one, and its makers are told nothing. Its
+# scheduler runs in this process: in one of its own it would outlive a rank that is killed, and hold on to the GPUs.
+ENVIRONMENT = {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+# A terminal and SLURM send these to every process of the job; the rank alone decides what follows.
+SIGNALS = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+# An argument that versions of vLLM need not have; without any other that the run sets, vLLM does not start.
+DISPENSABLE = {"mm_device_do_normalize"}
+# For a worker to be gone after it was told to end; vLLM itself allows less.
+PATIENCE_S = 60.0
+
+
+def engine_args(folder: Path, args: Mapping[str, object], dtype: str, seed: int) -> dict[str, object]:
+    """Arguments of vLLM's engine: those of the user, and those that the run decides."""
+    return {
+        **args, "model": str(folder), "dtype": dtype,
+        # Workers are processes, whose memory is free once they have ended, and which end with this one.
+        "distributed_executor_backend": "mp",
+        "worker_extension_cls": "data_engine.sampling.vllm_worker.EndsWithRank",
+        # Of what has no seed of its own; numpy takes 32 bits.
+        "seed": seed % 2**32,
+        # The checkpoint's defaults for sampling never enter.
+        "generation_config": "vllm",
+        # Pillow's image processor, as the family's own.
+        "mm_processor_kwargs": {"use_fast": False},
+        # Else vLLM 0.32 normalises by what the checkpoint's file spells out, and not at all where that says nothing.
+        "mm_device_do_normalize": False,
+        "disable_log_stats": True,
+    }  # fmt: skip
+
+
+class Engine:
+    """A started engine, and the processes that it consists of."""
+
+    def __init__(self, args: Mapping[str, object]) -> None:
+        """Raises UserError where it does not start: memory that is too small, arguments that do not fit."""
+        self._threads = torch.get_num_threads()
+        before = set(multiprocessing.active_children())
+        self.vllm = _start(args)
+        self._workers = [child for child in multiprocessing.active_children() if child not in before]
+        # In its place multiprocessing would wait for workers that it has sent a SIGTERM, which is held from them.
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the workers, and return when they are gone: what they held on a GPU is free then."""
+        atexit.unregister(self.close)
+        self.vllm.engine_core.shutdown()
+        for worker in self._workers:
+            worker.join(PATIENCE_S)
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+        # vLLM leaves this process one thread, and the models that score here need theirs.
+        torch.set_num_threads(self._threads)
+
+
+def _start(args: Mapping[str, object]) -> "vllm.LLMEngine":
+    vllm = load_vllm()
+    # The workers inherit this. A signal that comes meanwhile arrives once the engine has started.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        with unlaunched(**ENVIRONMENT):
+            unknown = DISPENSABLE - set(vllm.EngineArgs.__dataclass_fields__)
+            given = {name: value for name, value in args.items() if name not in unknown}
+            return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
+    # A worker that fails is told by a plain Exception, and arguments by any kind of it.
+    except Exception as error:
+        log.debug("vLLM does not start", exc_info=True)
+        raise UserError(
+            f"vLLM {vllm.__version__} does not start ({reason(error) or type(error).__name__}); what it said stands "
+            "above. Settings of its engine go into --vllm_args"
+        ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def load_vllm():
+    """The package. Raises UserError where it is not installed, does not import, or is too old."""
+    try:
+        with unlaunched(**ENVIRONMENT):
+            import vllm
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise UserError(f"vLLM cannot be imported: {reason(error)}; install it again") from error
+        raise UserError(
+            "sampler vllm needs vLLM, which is not installed: pip install 'vlm-data-engine[vllm]'"
+        ) from None
+    # A compiled part that does not fit torch or the machine.
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(f"vLLM cannot be imported: {reason(error)}; install it again") from error
+    found = tuple(int(part) for part in vllm.__version__.split(".")[:2] if part.isdigit())
+    if found < OLDEST:
+        raise UserError(
+            f"vLLM {vllm.__version__} is installed, and sampler vllm needs {'.'.join(map(str, OLDEST))} or newer: "
+            "pip install -U 'vlm-data-engine[vllm]'"
+        )
+    return vllm
+
+
+def require_usable(folder: Path, args: Mapping[str, object], device_type: str) -> str:
+    """Raise UserError where vLLM is missing, does not know the model or an argument, or computes elsewhere.
+
+    Returns its version. Nothing is loaded.
+    """
+    vllm = load_vllm()
+    raw = read_json(folder / "config.json")
+    if is_own(raw):
+        raise ModelError(
+            f"{folder} is in InternVL's own layout ({MODEL_TYPE}), which vLLM reads by the code that comes with it: "
+            "remote code is never run; leave --sampler out for it, or pass InternVL's -HF checkpoint"
+        )
+    named = raw.get("architectures") or []
+    from vllm.platforms import current_platform
+
+    if set(named).isdisjoint(vllm.ModelRegistry.get_supported_archs()):
+        raise ModelError(
+            f"{folder} is of the architecture {', '.join(map(str, named)) or 'that config.json does not name'}, which "
+            f"vLLM {vllm.__version__} does not know: leave --sampler out for it, or install a vLLM that does"
+        )
+    if unknown := [name for name in args if name not in vllm.EngineArgs.__dataclass_fields__]:
+        raise UserError(f"vllm_args has {', '.join(unknown)}, which vLLM {vllm.__version__} does not know")
+    if current_platform.device_type != device_type:
+        raise UserError(
+            f"the run is on {device_type}, and the vLLM here computes on {current_platform.device_type}: "
+            "set --device to that, or install the vLLM for this device"
+        )
+    return vllm.__version__

@@ -1,0 +1,67 @@
+"""`data-engine bench --vllm` over the stand-in: the tokens that are timed, what is dropped before, and refusals."""
+
+import sys
+
+import pytest
+
+from data_engine.bench import figures
+from data_engine.bench.by_vllm import ByVllm
+from data_engine.bench.model import Sizes, Subject
+from data_engine.bench.ways import VLLM_WAYS, Ways
+from data_engine.commands import bench
+from data_engine.errors import UserError
+from data_engine.sampling.native.scheduler import SamplingEngine
+
+SMALL = Sizes(k=2, questions=2, drawn_questions=3, answer_tokens=5, new_tokens=3, most_tokens=6, rounds=1)
+
+
+@pytest.fixture(scope="module")
+def subject(folders, one_thread) -> Subject:
+    return Subject(folders["instruct"], SMALL, "cpu", "float32")
+
+
+def test_vllm_draws_as_many_tokens_as_the_engine_behind_prompts_that_it_has_not_kept(subject, vllm):
+    by_vllm, ways = ByVllm(subject), Ways(subject, SamplingEngine(subject.engine, 4, 4))
+    [engine] = vllm.engines
+    for lengths_BK in (ways.fixed_BK, ways.drawn_BK):
+        engine.given.clear()
+        before = engine.resets
+        assert by_vllm.sample(lengths_BK) == ways.sample_by_engine(lengths_BK) == lengths_BK.sum()
+        assert engine.resets == [*before, "prefix", "encoder"]
+        # No token ends an answer before its length.
+        for _, params in engine.given:
+            assert not params.stop_token_ids
+            assert set(params.logit_bias) == {2, 4}
+            assert params.logprobs == 0
+    by_vllm.close()
+    assert engine.closed
+
+
+def test_answers_of_one_length_are_one_request_and_others_one_each(subject, vllm):
+    by_vllm, ways = ByVllm(subject), Ways(subject, SamplingEngine(subject.engine, 4, 4))
+    [engine] = vllm.engines
+    engine.given.clear()
+    by_vllm.sample(ways.fixed_BK)
+    assert [params.n for _, params in engine.given] == [2, 2]
+    engine.given.clear()
+    by_vllm.sample(ways.drawn_BK)
+    wanted = [length for row in ways.drawn_BK.tolist() if len(set(row)) > 1 for length in row]
+    assert [params.max_tokens for _, params in engine.given if params.n == 1] == wanted
+    by_vllm.close()
+
+
+def test_the_ratio_is_to_the_engine_s_way_of_the_same_work():
+    measured = {
+        "engine, sampling": {"seconds": [2.0], "tokens": 10},
+        "engine, drawn lengths": {"seconds": [3.0], "tokens": 10},
+        "vllm, sampling": {"seconds": [8.0], "tokens": 10},
+        "vllm, drawn lengths": {"seconds": [6.0], "tokens": 10},
+    }
+    assert figures.ratios(measured) == {"vllm, sampling": 4.0, "vllm, drawn lengths": 2.0}
+    assert set(VLLM_WAYS) < set(measured)
+
+
+def test_a_bench_without_vllm_names_what_is_missing(monkeypatch, folders):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match=r"needs vLLM, which is not installed: pip install 'vlm-data-engine\[vllm\]'"):
+        bench.main(["--vllm", "--quick", "--model", str(folders["instruct"])])

@@ -1,0 +1,69 @@
+"""Prompts for vLLM: token ids and pictures of the model's family, and what shows that it made others of them."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data_engine.models import family_class
+from data_engine.models.llava import LlavaPrompts, square
+from data_engine.models.prompt_maker import TokenPrompt
+from data_engine.questions.conversation import Conversation
+from data_engine.questions.images import decode
+from data_engine.store import units
+
+
+def test_the_pictures_of_llava_are_cut_before_any_processor_sees_them(folders, golden_images):
+    maker = family_class("llava").prompt_maker(folders["instruct"])
+    for image in golden_images:
+        for crop in (True, False):
+            made = maker.prompt(Conversation.of("Why?"), [image], crop, 64)
+            [shown] = made.images
+            assert shown.size == (56, 56)
+            assert np.array_equal(np.asarray(shown), np.asarray(square(image, 56, crop, 64)))
+            assert made.expanded.count(4) == 16
+            assert made.ids.count(4) == 1
+
+
+@pytest.mark.parametrize("name", ["instruct", "qwen"])
+def test_a_template_is_written_with_its_pictures_not_yet_expanded(folders, goldens, name):
+    """The processor's ids, each picture's many tokens made one again."""
+    image = pq.read_table(goldens / "llava/dataset/questions.parquet")["image"][0].as_py()["bytes"]
+    pictures = [decode(image, 64), decode(image, 64).resize((140, 84))]
+    maker = family_class("auto").prompt_maker(folders[name])
+    token = {"instruct": 4, "qwen": 6 + 2}[name]
+    for number in (0, 1, 2):
+        conversation = Conversation.of("What is on <b>it</b>?", number, system="Be brief.")
+        made = maker.prompt(conversation, pictures[:number], True, 64)
+        assert made.ids.count(token) in (number, 0)
+        media = set(maker.banned_token_ids)
+        kept = [one for at, one in enumerate(made.expanded) if one not in media or made.expanded[at - 1] != one]
+        assert made.ids == kept
+
+
+def test_an_expansion_that_is_not_the_familys_is_refused_at_once(settings, vllm, tmp_path, monkeypatch, refusal):
+    honest = LlavaPrompts.prompt
+
+    def other(*asked):
+        made = honest(*asked)
+        return TokenPrompt(made.ids, made.images, [*made.expanded, 7])
+
+    monkeypatch.setattr(LlavaPrompts, "prompt", other)
+    assert "vLLM makes another prompt than the engine, which scores answers" in refusal(settings())
+    assert not units.published(tmp_path / "work", "sampled_answer")
+
+
+PLANTED = {
+    "template": lambda made, ids: TokenPrompt([one for one in made.ids if one not in ids], made.images,
+                                              [one for one in made.expanded if one not in ids]),
+    "picture": lambda made, ids: TokenPrompt(made.ids, [image.rotate(90) for image in made.images], made.expanded),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("same_pixels", [True, False])
+@pytest.mark.parametrize("planted", PLANTED)
+def test_another_prompt_or_picture_shows_in_the_log_probs(settings, vllm, monkeypatch, planted, same_pixels, refusal):
+    honest, letters = LlavaPrompts.prompt, set(range(60, 130))
+    monkeypatch.setattr(LlavaPrompts, "prompt", lambda *a: PLANTED[planted](honest(*a), letters))
+    said = refusal(settings(same_pixels=same_pixels))
+    assert said.startswith("vLLM drew these answers from another distribution than they are scored by: ")
+    assert "more than 0.05 allows for rounding in float32" in said

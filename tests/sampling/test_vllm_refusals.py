@@ -1,0 +1,90 @@
+"""What --sampler vllm is refused for before any work: vLLM itself, families of models, flags."""
+
+import sys
+
+import pytest
+
+from data_engine.commands import validate
+from data_engine.config import RunConfig
+from data_engine.errors import UserError
+from data_engine.job import worker
+from data_engine.models import family_class
+from data_engine.models.registry import ModelError
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"version": "0.9.2"}, "vLLM 0.9.2 is installed, and sampler vllm needs 0.32 or newer"),
+        ({"architectures": ("Qwen2ForCausalLM",)}, "of the architecture LlavaForConditionalGeneration, which vLLM"),
+        ({"device_type": "cuda"}, "the run is on cpu, and the vLLM here computes on cuda"),
+        ({"refuses_to_start": RuntimeError("Engine core failed.")}, "vLLM 0.32.0 does not start (Engine core failed.)"),
+        # What a worker that runs out of memory while it loads weights becomes.
+        ({"refuses_to_start": Exception("WorkerProc failed.")}, "vLLM 0.32.0 does not start (WorkerProc failed.)"),
+        ({"refuses_to_start": AssertionError()}, "vLLM 0.32.0 does not start (AssertionError)"),
+    ],
+)
+def test_a_vllm_that_cannot_do_it_is_refused(settings, vllm, changes, says, refusal):
+    for name, value in changes.items():
+        setattr(vllm, name, value)
+    sys.modules["vllm"].__version__ = vllm.version
+    assert says in refusal(settings())
+
+
+def test_without_vllm_the_extra_is_named_by_validate_too(settings, monkeypatch, refusal):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    says = "sampler vllm needs vLLM, which is not installed: pip install 'vlm-data-engine[vllm]'"
+    assert refusal(settings()) == says
+    with pytest.raises(UserError, match="needs vLLM, which is not installed"):
+        validate.check(settings())
+    # What is sampled already needs none.
+    assert "continue_from_stage 1 needs all units" in _incomplete(settings(continue_from_stage=1))
+
+
+def _incomplete(config: RunConfig) -> str:
+    with pytest.raises(Exception, match="continue_from_stage 1 needs all units") as caught:
+        worker.run(config)
+    return str(caught.value)
+
+
+def test_families_that_vllm_does_not_know_are_refused_by_name(settings, vllm, goldens, refusal):
+    assert "is an OmniLMM, which vLLM does not know" in refusal(
+        settings(
+            instruct_model_path=str(goldens / "omnilmm/instruct"), reward_model_path=str(goldens / "omnilmm/reward")
+        )
+    )
+    assert "is a LLaVA in its original layout, which vLLM does not know" in refusal(
+        settings(instruct_model_path=str(goldens / "llava/instruct"), reward_model_path=str(goldens / "llava/reward"))
+    )
+    with pytest.raises(ModelError, match=r"llava-hf/llava-1\.5-7b-hf"):
+        family_class("llava").prompt_maker(goldens / "llava/instruct")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"vllm_args": "tensor"}, "vllm_args must be a JSON object like"),
+        ({"vllm_args": "[1]"}, "vllm_args must be a JSON object like"),
+        ({"vllm_args": '{"seed": 1}'}, "vllm_args has seed, which it cannot set: --seed does; take it out"),
+        (
+            {"vllm_args": '{"tensor_parallel_size": 0}'},
+            "tensor_parallel_size must be a whole number, at least 1, got 0",
+        ),
+        ({"vllm_args": '{"distributed_executor_backend": "uni"}'}, "workers are processes of their own"),
+        (
+            {"temperature": 0.0},
+            "temperature must be at least 0.01 with sampler vllm, got 0.0: vLLM draws one",
+        ),
+        ({"temperature": 0.005}, "raises a lower temperature to 0.01"),
+        ({"sampler": "native", "vllm_args": "{}"}, "vllm_args is for --sampler vllm"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty must be 1 with sampler vllm, got 1.2"),
+        ({"answers": "x.parquet"}, "sampler vllm draws answers, and --answers brings them"),
+        ({"zero3": "on"}, "zero3 is on: models that are split take all ranks"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(settings, changes, says, refusal):
+    assert says in refusal(lambda: settings(**changes))
+
+
+def test_an_argument_that_vllm_does_not_know_is_named(settings, vllm, refusal):
+    assert "vllm_args has sizes, which vLLM 0.32.0 does not know" in refusal(settings(vllm_args='{"sizes": 1}'))
