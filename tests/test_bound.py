@@ -86,7 +86,7 @@ def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
         "zero3", "zero3_config", "lookahead", "require_fast", "grace_s", "on_bad_row", "debug", "device", "export",
         "rewards",
         *(f"{role}_model_{what}" for role in ROLES for what in ("path", "name", "revision")),
-        "instruct_base_model_path", "reward_base_model_path",
+        *(f"{role}_base_model_path" for role in ROLES),
     }  # fmt: skip
     named = {"chat_template", "answers", "sampler", "vllm_args", "yesno_template"}
     bound = SAMPLING.keys() | PROMPTS.keys() | EVERYTHING.keys() | named

@@ -98,6 +98,8 @@ class RunConfig:
     """sources of reward: implicit,contrast"""
     yesno_model_path: str | None = None
     """model that is asked whether an answer is right: local folder or hub id; needed for the reward yesno"""
+    yesno_base_model_path: str | None = None
+    """where that model is an adapter: its base, if it is not where adapter_config.json says"""
     yesno_model_name: str | None = None
     """family name; default: from config.json"""
     yesno_model_revision: str | None = None
@@ -107,12 +109,16 @@ class RunConfig:
     supports every statement"""
     scalar_model_path: str | None = None
     """reward model with a head of one number: local folder or hub id; needed for the reward scalar"""
+    scalar_base_model_path: str | None = None
+    """where that model is an adapter: its base, if it is not where adapter_config.json says"""
     scalar_model_name: str | None = None
     """family name; default: from config.json"""
     scalar_model_revision: str | None = None
     """hub commit of that model"""
     critic_model_path: str | None = None
     """model that writes a verdict on each answer: local folder or hub id; needed for the reward critic"""
+    critic_base_model_path: str | None = None
+    """where that model is an adapter: its base, if it is not where adapter_config.json says"""
     critic_model_name: str | None = None
     """family name; default: from config.json"""
     critic_model_revision: str | None = None

@@ -33,7 +33,8 @@ _AUTO = ("unit_size", "threads")
 _PATHS = (
     "instruct_model_path", "reward_model_path", "instruct_base_model_path", "reward_base_model_path", "dataset_path",
     "work_dir", "image_root", "answers", "chat_template", "zero3_config", "yesno_model_path", "yesno_template",
-    "scalar_model_path", "critic_model_path", "critic_template",
+    "yesno_base_model_path",
+    "scalar_model_path", "scalar_base_model_path", "critic_model_path", "critic_base_model_path", "critic_template",
 )  # fmt: skip
 # Title of a group in the help: its first field.
 _GROUPS = {
