@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from jobs import GOLDENS, Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
 
@@ -48,3 +49,16 @@ def test_two_ranks_killed_at_work_on_each_source_and_run_again_write_the_same_by
     assert found == files_of(alone.work_dir)
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert stray_files(job.work_dir) == []
+
+
+def test_models_that_are_split_over_two_ranks_give_the_same_numbers(alone, tmp_path):
+    flags = (*alone.flags, "--zero3", "on", "--stop_after_stage", "1")
+    job = dataclasses.replace(alone, work_dir=tmp_path / "work", flags=flags)
+    job.run(*torchrun(2))
+    for stage, column in (("instruct_logps", "sum"), ("contrast_logps", "sum"), ("yesno", "score")):
+        one, other = (
+            [row for file in sorted((work / stage).glob("unit-*")) for row in pq.read_table(file).to_pylist()]
+            for work in (alone.work_dir, job.work_dir)
+        )
+        assert [row["sample_index"] for row in one] == [row["sample_index"] for row in other]
+        assert [row[column] for row in one] == pytest.approx([row[column] for row in other], abs=1e-4)

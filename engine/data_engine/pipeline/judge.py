@@ -98,7 +98,8 @@ def word_ids(model: VisionLanguageModel, name: str) -> list[int]:
 
 def _rows_of(head: Head, ids: list[int]) -> Head:
     """The head of a few tokens alone."""
-    return replace(head, weight=head.weight[ids], bias=None if head.bias is None else head.bias[ids])
+    bias = None if head.bias is None else head.bias.detach()[ids]
+    return replace(head, weight=head.weight.detach()[ids], bias=bias)
 
 
 def _odds(logits_NW: Tensor, num_yes: int) -> Tensor:
@@ -135,13 +136,13 @@ class Judged:
         tail = dict(zip(asked, tails, strict=True))
         return Behind(Scored(prompt, [tail[text] for text in texts]), row_tokens(prompt.length, tails))
 
+    @torch.inference_mode()
     def compute(self, works: Sequence[Work]) -> list[list[Tensor]]:
         if self.whole:
             return [self._of_whole(work.prompts) for work in works]
         hidden = last_hidden(self.model, [work.scored for work in works])
         return [list(self.reading.of_hidden(torch.stack(rows)).cpu()) for rows in hidden]
 
-    @torch.inference_mode()
     def _of_whole(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         found = {id(prompt): self._of_one(prompt).cpu() for prompt in {id(one): one for one in prompts}.values()}
         return [found[id(prompt)] for prompt in prompts]
