@@ -73,7 +73,12 @@ def prepare(work_dir: Path, num_questions: int) -> None:
     else:
         for call in calls:
             _publish(*call)
-    config = RunConfig("instruct", "reward", "questions.parquet", str(work_dir))
+    config = RunConfig(
+        instruct_model_path="instruct",
+        reward_model_path="reward",
+        dataset_path="questions.parquet",
+        work_dir=str(work_dir),
+    )
     described = {
         "layout": 2, "bound": {"dataset": ""}, "frozen": {}, "versions": {}, "config": asdict(config),
         "units": {"num_questions": num_questions, "unit_size": unit_size, "num_units": len(spans)},

@@ -7,8 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_engine.commands.arguments import help_texts, parse
-from data_engine.config import FIELD_NAMES, RunConfig
+from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.flags import FIELD_NAMES
 
 REQUIRED = ["--instruct_model_path", "a", "--reward_model_path", "b", "--dataset_path", "c", "--work_dir", "d"]
 

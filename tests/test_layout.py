@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_engine import stages
-from data_engine.config import FIELD_NAMES
+from data_engine.flags import FIELD_NAMES
 
 ROOT = Path(__file__).parents[1]
 ROOTS = [ROOT / "engine", ROOT / "kernels"]
@@ -28,7 +28,7 @@ FLOORS = [
     "models",
     "data_engine_kernels",
     "store questions processes rules",
-    "config chat_settings vllm_settings flag_files schemas errors seeds stages tables",
+    "config flags chat_settings vllm_settings flag_files schemas errors seeds stages tables",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

@@ -93,7 +93,7 @@ def test_given_answers_are_judged_without_an_instruct_model(config, questions, j
     assert loaded == [settings.yesno_model_path]
     scores = [row["score"] for row in read(tmp_path / "work/yesno")]
     assert len(set(scores)) == 4
-    [best] = {row["chosen_index"] for row in read(tmp_path / "work/pairs") if row["chosen_sum"] == max(scores)}
+    [best] = {row["chosen_index"] for row in read(tmp_path / "work/pairs") if row["chosen_yesno"] == max(scores)}
     assert scores[best] == max(scores)
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_is_no_template_is_refused_by_name(config, questions, judge,
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as error:
-        config(questions, rewards="yesno", yesno_template=str(path), **judge)
+        _ = config(questions, rewards="yesno", yesno_template=str(path), **judge).source_flags
     assert str(error.value).startswith(f'yesno_template "{path}"')
     assert told in str(error.value)
 

@@ -170,7 +170,8 @@ def test_a_processor_that_does_not_belong_to_the_model(refused, pair):
     rewrite(pair.instruct / "processor_config.json", image_seq_length=16)
     told = refused("run")
     assert told.startswith(
-        f"the model of {pair.instruct} cannot run a small prompt of its processor (ValueError: Image"
+        f"{flag(pair.instruct)}the model of {pair.instruct} cannot run a small prompt of its processor "
+        "(ValueError: Image"
     )
 
 

@@ -25,7 +25,7 @@ from data_engine.models.auto.sizes import are_known, cache_sizes
 from data_engine.models.checkpoint import content_files
 from data_engine.models.registry import ModelError
 from data_engine.questions.conversation import Conversation
-from data_engine.sampling import vllm
+from data_engine.sampling import vllm_engine
 from data_engine.store import units
 
 CPU = torch.device("cpu")
@@ -170,6 +170,6 @@ def test_sizes_and_chat_formats_of_two_checkpoints_are_compared(pair, tmp_path):
 
 
 def test_vllm_which_would_run_remote_code_is_refused(pair, monkeypatch):
-    monkeypatch.setattr(vllm, "load_vllm", lambda: SimpleNamespace(__version__="0.32.0"))
+    monkeypatch.setattr(vllm_engine, "load_vllm", lambda: SimpleNamespace(__version__="0.32.0"))
     with pytest.raises(ModelError, match=r"InternVL's own layout \(internvl_chat\), which vLLM reads by the code that"):
-        vllm.require_usable(pair[0], {}, "cpu")
+        vllm_engine.require_usable(pair[0], {}, "cpu")

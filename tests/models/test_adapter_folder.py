@@ -106,7 +106,13 @@ def test_the_revision_of_the_base_is_taken(adapter, base, monkeypatch):
 @pytest.mark.parametrize("role", ["instruct", "reward"])
 def test_a_base_that_lies_elsewhere_is_named_by_its_flag(adapter, base, role):
     edit(adapter / "adapter_config.json", base_model_name_or_path="/data/of/another/machine")
-    config = RunConfig(str(adapter), str(adapter), "q", "w", **{f"{role}_base_model_path": str(base)})
+    config = RunConfig(
+        instruct_model_path=str(adapter),
+        reward_model_path=str(adapter),
+        dataset_path="q",
+        work_dir="w",
+        **{f"{role}_base_model_path": str(base)},
+    )
     assert parts(roles.folder_of(config, role)) == (adapter, base)
     assert load_model(None, str(adapter), device="cpu", base_path=str(base)).family == "llava"
     other = "reward" if role == "instruct" else "instruct"

@@ -44,7 +44,13 @@ def change(folder, act) -> None:
 
 
 def test_as_it_is_it_is_taken(adapter):
-    assert check_models(RunConfig(str(adapter), str(adapter), "q", "w"), ["instruct"])["instruct"].family == "llava"
+    assert (
+        check_models(
+            RunConfig(instruct_model_path=str(adapter), reward_model_path=str(adapter), dataset_path="q", work_dir="w"),
+            ["instruct"],
+        )["instruct"].family
+        == "llava"
+    )
     assert load(adapter).family == "llava"
 
 
@@ -208,10 +214,18 @@ def test_a_base_that_is_not_there_and_the_flag_that_names_it(adapter, role, name
 
 def test_a_base_by_a_flag_that_is_not_there_or_not_needed(adapter, base):
     settings = dict(instruct_base_model_path="/no/such/folder")
-    config = RunConfig(str(adapter), str(base), "q", "w", **settings)
+    config = RunConfig(
+        instruct_model_path=str(adapter), reward_model_path=str(base), dataset_path="q", work_dir="w", **settings
+    )
     said = told(lambda: check_models(config, ["instruct"]))
     assert '--instruct_base_model_path "/no/such/folder": ' in said
-    config = RunConfig(str(adapter), str(base), "q", "w", reward_base_model_path=str(base))
+    config = RunConfig(
+        instruct_model_path=str(adapter),
+        reward_model_path=str(base),
+        dataset_path="q",
+        work_dir="w",
+        reward_base_model_path=str(base),
+    )
     said = told(lambda: check_models(config, ["reward"]))
     assert said == (
         f'--reward_model_path "{base}": --reward_base_model_path is for an adapter, and {base} has no '
@@ -231,7 +245,9 @@ def test_what_lacks_in_the_base_is_told_of_the_base(adapter, base, goldens, tmp_
 
 
 def test_vllm_takes_whole_models_alone(adapter):
-    config = RunConfig(str(adapter), str(adapter), "q", "w", sampler="vllm")
+    config = RunConfig(
+        instruct_model_path=str(adapter), reward_model_path=str(adapter), dataset_path="q", work_dir="w", sampler="vllm"
+    )
     checked = check_models(config, ["instruct"])["instruct"]
     with pytest.raises(ModelError, match="is an adapter, and sampler vllm takes whole models: merge it") as caught:
         by_vllm.check(config, checked, "cpu")

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import yaml
 
-from data_engine.config import FIELD_NAMES, RunConfig
+from data_engine.config import RunConfig
 from data_engine.errors import UserError, nearest
+from data_engine.flags import FIELD_NAMES, Flags
 from data_engine.stages import RunStages
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
@@ -70,8 +71,8 @@ def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
 
 
 def help_texts() -> dict[str, str]:
-    """The docstring under each field of RunConfig, which Python keeps in the source alone."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(RunConfig))).body[0].body
+    """The docstring under each field of Flags, which Python keeps in the source alone."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(Flags))).body[0].body
     pairs = itertools.pairwise(body)
     return {field.target.id: text.value.value for field, text in pairs if isinstance(field, ast.AnnAssign)}
 
