@@ -65,8 +65,9 @@ class Check:
     def __init__(self, folder: Path, family: str, questions: Path, workers: int) -> None:
         args = json.dumps(ARGS | {"tensor_parallel_size": workers})
         self.config = RunConfig(
-            str(folder), str(folder), str(questions), "unused", sampler="vllm", vllm_args=args, sample_k=K, rank=2,
-            max_new_tokens=LENGTH, same_pixels=True,
+            instruct_model_path=str(folder), reward_model_path=str(folder), dataset_path=str(questions),
+            work_dir="unused", sampler="vllm", vllm_args=args, sample_k=K, rank=2, max_new_tokens=LENGTH,
+            same_pixels=True,
         )  # fmt: skip
         self.questions = open_questions(self.config)
         self.maker = family_class(family).prompt_maker(folder)
