@@ -78,8 +78,15 @@ class FinishedRun:
         return read_metadata(self.work_dir, self.name)
 
     def source(self) -> ExportSource:
-        """What exports are made from."""
+        """What exports are made from. Raises UserError where the last start left a reward out that ranked."""
         trained, settings = self.trained, self.settings
+        for name in settings.rank_by:
+            if name not in self.stages.columns:
+                sources = ",".join(self.stages.sources)
+                raise UserError(
+                    f'"{self.pairs}" is ranked by {name}, and the last start of the run has no such reward, by '
+                    f"--rewards {sources}: give the command of the run with that source too, or pair anew"
+                )
         # A run of before has no control tokens in run.json; those of its markers that stand alone are some of them.
         alone = [marker for marker in trained.get("markers", ()) if marker.strip() == marker]
         return ExportSource(
