@@ -130,6 +130,7 @@ def test_pairs_stay_within_a_question_and_the_order_of_rows_shows_in_no_strategy
 def test_rank_by_is_that_of_the_implicit_reward_or_of_the_first_source(made_up):
     assert chosen_rewards(None, BOTH) == ("implicit.sum", "implicit.avg")
     assert chosen_rewards(None, ALONE) == ("made.up",)
+    assert chosen_rewards(None, RunStages(sources=("contrast", "made.up"))) == ("contrast.avg",)
     assert chosen_rewards(" made.down , implicit.min", BOTH) == ("made.down", "implicit.min")
     with pytest.raises(UserError, match=r'rank_by names "implicit.sum", which no .* known: made.up, made.down'):
         chosen_rewards("implicit.sum", ALONE)

@@ -89,3 +89,15 @@ def test_log_probs_that_the_last_start_left_out_are_not_exported(finished, ruled
     pq.write_table(table.replace_schema_metadata(metadata), path)
     assert command("export", ruled, format="rlaif-v-logps", output=tmp_path / "out") == 2
     assert "needs log-probs of the instruct model" in capsys.readouterr().err
+
+
+def test_a_column_that_a_later_start_names_is_in_the_command_that_a_card_shows(unnamed, tmp_path):
+    (tmp_path / "rule.py").write_text("def longest(row, answers):\n    return list(map(len, answers))\n")
+    table = pq.read_table(unnamed.parent / "questions.parquet")
+    pq.write_table(table.rename_columns(["idx", "question", "label"]), tmp_path / "questions.parquet")
+    flags = {"dataset_path": tmp_path / "questions.parquet", "answers": unnamed.parent / "answers.parquet", "rank": 1,
+             "work_dir": tmp_path / "work", "rewards": "rule", "device": "cpu", "threads": 1}  # fmt: skip
+    assert command("run", **flags, rule=f"{tmp_path}/rule.py:longest", stop_after_stage=0) == 0
+    assert command("run", **flags, rule="contains", columns="answer=label") == 0
+    assert command("export", tmp_path / "work", format="trl", output=tmp_path / "out") == 0
+    assert "--columns answer=label" in (tmp_path / "out/trl/README.md").read_text()
