@@ -101,3 +101,16 @@ def test_a_column_that_a_later_start_names_is_in_the_command_that_a_card_shows(u
     assert command("run", **flags, rule="contains", columns="answer=label") == 0
     assert command("export", tmp_path / "work", format="trl", output=tmp_path / "out") == 0
     assert "--columns answer=label" in (tmp_path / "out/trl/README.md").read_text()
+
+
+@pytest.mark.parametrize("strategy", ["cross", "best_worst", "aligned"])
+def test_answers_that_a_rule_finds_all_alike_make_no_pair(unnamed, tmp_path, strategy):
+    path = tmp_path / "rule.py"
+    path.write_text("def same(row, answers):\n    return [row['idx'] > 0 and 'one' in text for text in answers]\n")
+    flags = {"dataset_path": unnamed.parent / "questions.parquet", "answers": unnamed.parent / "answers.parquet",
+             "work_dir": tmp_path / "work", "rewards": "rule", "device": "cpu", "threads": 1, "rank": 1}  # fmt: skip
+    assert command("run", **flags, rule=f"{path}:same", strategy=strategy) == 0
+    rows = pq.read_table(tmp_path / "work/pairs/pairs.parquet").to_pylist()
+    assert [(row["idx"], row["status"], row["margin"]) for row in rows] == [
+        (0, "equal", 0.0), (1, "kept", 1.0), (2, "kept", 1.0)
+    ]  # fmt: skip
