@@ -122,7 +122,7 @@ def test_a_changed_file_of_a_rule_is_another_run_and_a_moved_one_is_not(given, t
         UserError, match=r"holds another run: rule was 'length [0-9a-f]{64}', now 'length [0-9a-f]{64}'"
     ):
         given(f"{other}:length")
-    with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 1'"):
+    with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 2'"):
         given("contains")
 
 
