@@ -14,7 +14,8 @@ from PIL import Image
 from stage2_world import make_world
 
 from data_engine.commands.arguments import parse
-from data_engine.exports.card import PICTURE, Card, text
+from data_engine.exports.card import OF_A_PAIRING, PICTURE, Card, text
+from data_engine.pipeline.pair_settings import ALWAYS, Settings
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting.picture import picture
 from data_engine.rewards.sentences import SENTENCES
@@ -182,6 +183,26 @@ def test_the_command_has_the_flags_that_differ_and_can_be_read_back():
     # A start's own part of the work, and defaults, are not told.
     others = {"--shard_index", "--num_shards", "--continue_from_stage", "--threads", "--export"}
     assert not {*others, "--distance", "--top_k"} & set(words)
+
+
+def test_the_command_has_no_flag_of_an_earlier_pairing():
+    earlier = run_file(strategy="best_worst", rank_by="implicit.avg", max_pairs=9, near_duplicates=0.5)
+    config = parse(shlex.split(command(text(card(run_file=earlier))).replace("\\\n", " "))[2:])
+    assert (config.strategy, config.rank_by, config.max_pairs, config.near_duplicates) == ("cross", None, 3, None)
+    later = card(run_file=earlier, settings={"rank": 2, "beta": 0.2, "strategy": "aligned"})
+    config = parse(shlex.split(command(text(later)).replace("\\\n", " "))[2:])
+    assert (config.strategy, config.rank_by) == ("aligned", None)
+
+
+def test_flags_of_a_pairing_are_those_that_its_settings_tell_where_they_differ():
+    assert {*OF_A_PAIRING, *ALWAYS} == Settings.__dataclass_fields__.keys()
+
+
+def test_of_given_answers_no_setting_of_sampling_is_told():
+    given = run_file(answers="/home/jane/secret/answers.parquet")
+    given["bound"] |= {"answers": "a" * 64, "answers_vocabulary": "v" * 64}
+    found = [name for name, _ in rows_of(text(card(run_file=given)), "Answers")]
+    assert sorted(found) == ["answers", "chat_template", "dtype", "exif"]
 
 
 def test_a_copy_of_a_run_elsewhere_has_the_same_card():

@@ -13,6 +13,7 @@ from stage2_world import digest, make_world, pairs_rows
 
 from data_engine.commands import main
 from data_engine.pipeline.pair import read_funnel
+from data_engine.preferences.word_count import count_words
 from data_engine.store import units
 
 
@@ -109,6 +110,24 @@ def test_length_alpha_auto_says_what_it_comes_to_and_evens_the_pairs_out(work_di
     alpha = json.loads(pq.read_schema(work_dir / "pairs/even.parquet").metadata[b"length_alpha"])
     assert pairs(work_dir, "--name", "given", *plain, "--length_alpha", repr(alpha)) == 0
     assert rows_of(work_dir, "given") == rows_of(work_dir, "even")
+
+
+@pytest.mark.parametrize("alpha", ["0.2", "auto"])
+def test_places_of_answers_are_those_by_which_a_pairing_with_length_alpha_ranked(work_dir, tmp_path, alpha):
+    assert pairs(work_dir, "--name", "short", "--length_alpha", alpha, "--rank_by", "implicit.avg") == 0
+    assert main.main(["export", str(work_dir), "--format", "scored", "--output", str(tmp_path / "out"), "--name",
+                      "short"]) == 0  # fmt: skip
+    found = pq.read_schema(work_dir / "pairs/short.parquet").metadata.get(b"length_alpha", alpha)
+    rows = [row for row in pq.read_table(tmp_path / "out/scored/scored.parquet").to_pylist() if row["avg_rank"]]
+    by_reward = by_length = 0
+    for idx in {row["idx"] for row in rows}:
+        own = sorted((row for row in rows if row["idx"] == idx), key=lambda row: row["sample_index"])
+        shown = [row["avg_rank"] for row in own]
+        order = sorted(own, key=lambda row: float(found) * count_words(row["answer"]) - row["avg"])
+        assert shown == [1 + order.index(row) for row in own]
+        by_reward += shown == [1 + sorted(own, key=lambda row: -row["avg"]).index(row) for row in own]
+        by_length += 1
+    assert by_reward < by_length, "no place depends on the length"
 
 
 def test_where_no_pair_is_kept_the_exit_code_is_4(work_dir, capsys):

@@ -16,7 +16,7 @@ from data_engine import schemas, stages
 from data_engine.commands import validate
 from data_engine.errors import UserError
 from data_engine.job import worker
-from data_engine.pipeline.pair_settings import chosen_rewards
+from data_engine.pipeline.pair_settings import Settings, chosen_rewards
 from data_engine.preferences.strategies import STRATEGIES
 from data_engine.reporting import page
 from data_engine.stages import REWARD, SAMPLING, RunStages, Source, Stage
@@ -130,9 +130,18 @@ def test_pairs_stay_within_a_question_and_the_order_of_rows_shows_in_no_strategy
 def test_rank_by_is_that_of_the_implicit_reward_or_of_the_first_source(made_up):
     assert chosen_rewards(None, BOTH) == ("implicit.sum", "implicit.avg")
     assert chosen_rewards(None, ALONE) == ("made.up",)
+    assert chosen_rewards(None, RunStages(sources=("contrast", "made.up"))) == ("contrast.avg",)
     assert chosen_rewards(" made.down , implicit.min", BOTH) == ("made.down", "implicit.min")
     with pytest.raises(UserError, match=r'rank_by names "implicit.sum", which no .* known: made.up, made.down'):
         chosen_rewards("implicit.sum", ALONE)
+
+
+def test_pairs_of_equal_rewards_are_dropped_but_by_the_implicit_reward_alone_or_where_words_count():
+    assert Settings().filter_rule.equal is None
+    assert Settings(rank_by=("implicit.min",)).filter_rule.equal is None
+    assert Settings(rank_by=("implicit.avg", "rule")).filter_rule.equal == ("avg", "rule")
+    assert Settings(rank_by=("rule",)).filter_rule.equal == ("rule",)
+    assert Settings(rank_by=("rule",), length_alpha=0.1).filter_rule.equal is None
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ def test_a_rule_of_ones_own_gets_all_columns_but_pictures(given, tmp_path):
         row["idx"]: {name: row[name] for name in ("idx", "question", "answer", "tags", "level")} for row in records
     }
     Path(file).write_text(f"WANTED = {wanted!r}\n{Path(file).read_text()}")
-    assert given(f"{file}:seen", tmp_path / "more.parquet") == 0
+    # 4: all answers have the same reward, and no pair can come of that.
+    assert given(f"{file}:seen", tmp_path / "more.parquet") == 4
     assert scores(tmp_path / "work") == {idx: [1.0] * 4 for idx in ANSWERS}
 
 
@@ -99,7 +100,8 @@ def test_columns_of_another_name_are_named_and_shape_the_rule_alone(given, tmp_p
     )
     with pytest.raises(UserError, match=told):
         given("final_answer", dataset)
-    assert given("contains", dataset, columns="answer=topic") == 0
+    # 4: no answer contains its topic, so that none is better than another.
+    assert given("contains", dataset, columns="answer=topic") == 4
     sampled = {path: path.stat().st_mtime_ns for path in (tmp_path / "work/sampled_answer").iterdir()}
     with pytest.raises(UserError, match=r"reference_columns was 'answer=topic', now 'answer=label'.*units of rule"):
         given("contains", dataset, columns="answer=label")
@@ -120,7 +122,7 @@ def test_a_changed_file_of_a_rule_is_another_run_and_a_moved_one_is_not(given, t
         UserError, match=r"holds another run: rule was 'length [0-9a-f]{64}', now 'length [0-9a-f]{64}'"
     ):
         given(f"{other}:length")
-    with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 1'"):
+    with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 2'"):
         given("contains")
 
 

@@ -143,6 +143,19 @@ def test_contains(right, answer, score):
     assert contains.make([])({"answer": right}, [answer]) == [score]
 
 
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        ("5", "There are 5.", 1), ("5", "(5)", 1), ("5", "1, 5, 7", 1), ("5", "5cm", 0), ("5", "3-5 of them", 1),
+        ("5", "1.5", 0), ("5", "5.2 m", 0), ("500", "2,500", 0), ("2", "2,500", 0), ("5", "It is -5.", 0),
+        ("5", "\u22125", 0), ("-5", "It is -5.", 1), ("1.5", "about 1.5.", 1), ("1.5", "1.52", 0), (5, "5", 1),
+        ("5 cats", "2.5 cats", 0), ("route 6", "route 6.1", 0), ("cat", "a.cat,1", 1),
+    ],
+)  # fmt: skip
+def test_contains_takes_a_number_as_a_whole(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
 COLUMN = [
     ["dog", "hot dog", "teddy bear"],
     ["buses", "person", "knife"],

@@ -159,6 +159,18 @@ def pairs_with(*margins):
     return [Pair(answers, 2 * at, 2 * at + 1, 3, 3, margin) for at, margin in enumerate(margins)]
 
 
+def test_answers_that_are_equal_by_every_reward_that_ranks_make_no_pair():
+    answers = answers_of(["a", "b", "c", "d"], [1.0, 1.0, 1.0, 0.0], [0.5, 0.5, 0.2, 0.5])
+    pairs = [Pair(answers, 0, bad, 3, 3, 1.0) for bad in (1, 2, 3)]
+
+    def found(*rank_by):
+        return filters.statuses(pairs, 0, filters.question_filters(FilterRule(equal=rank_by or None)))
+
+    assert found() == ["kept"] * 3
+    assert found("sum") == ["equal", "equal", "kept"]
+    assert found("sum", "avg") == ["equal", "kept", "kept"]
+
+
 def test_margins_below_the_least_and_above_the_most_are_dropped_by_name():
     rule = FilterRule(min_margin=0.5, max_margin=2.0, max_pairs=10)
     found = filters.statuses(pairs_with(0.4, 0.5, 1.0, 2.0, 2.1), 0, filters.question_filters(rule))

@@ -142,7 +142,10 @@ SOURCES = {
         ("implicit.sum", "implicit.avg"),
     ),
     "contrast": Source(
-        (logps("instruct"), CONTRAST), "data_engine.rewards.contrast:rewards", ("contrast.sum", "contrast.avg")
+        (logps("instruct"), CONTRAST),
+        "data_engine.rewards.contrast:rewards",
+        ("contrast.sum", "contrast.avg"),
+        ("contrast.avg",),
     ),
     "yesno": Source(
         (judged("yesno", "yesno_template"),),

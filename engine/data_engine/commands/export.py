@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from data_engine import stages
-from data_engine.commands.work_dir import open_finished, told_of_disk
+from data_engine.commands.work_dir import open_finished, read_run, told_of_disk
 from data_engine.errors import UserError
-from data_engine.exports import EXPORTS, FOLDER, add_files, build, chosen, move_all, told, why_nothing
+from data_engine.exports import (
+    EXPORTS,
+    FOLDER,
+    add_files,
+    build,
+    chosen,
+    move_all,
+    require_possible,
+    told,
+    why_nothing,
+)
 from data_engine.exports.licences import check_licence
 from data_engine.store.folders import scratch_folder
 
@@ -39,12 +49,17 @@ def main(argv: Sequence[str]) -> int:
         _require_outside(asked.output, asked.work_dir)
     with _interrupted_by(signal.SIGTERM), told_of_disk(asked.output or asked.work_dir):
         places = {"dataset_path": asked.dataset_path, "image_root": asked.image_root}
-        needed = (("units", "unit_size"), ("models", "instruct"))
-        run = open_finished(asked.work_dir, places, needed, asked.name)
+        run = open_finished(asked.work_dir, places, _needed(asked.work_dir), asked.name)
         # What is only pushed is gone afterwards.
         with _new_folder(asked.output or asked.work_dir) as scratch:
             _export(run, asked, names, repo, scratch)
     return 0
+
+
+def _needed(work_dir: Path) -> list[tuple[str, str]]:
+    """Entries of run.json that exports are made from; a run of given answers may name no model to train."""
+    named = read_run(work_dir).get("config", {}).get("instruct_model_path")
+    return [("units", "unit_size"), *([("models", stages.TRAINED)] if named else [])]
 
 
 def _export(run: "FinishedRun", asked: argparse.Namespace, names: list[str], repo: str | None, scratch: Path) -> None:
@@ -60,6 +75,7 @@ def _export(run: "FinishedRun", asked: argparse.Namespace, names: list[str], rep
 
 def _build(run: "FinishedRun", names: list[str], scratch: Path, licence: str | None) -> dict[str, Path]:
     """The folders of finished exports, by name."""
+    require_possible(names, run.trained.get("family"), run.stages.by_name)
     source, built = run.source(), {}
     if not len(source.pairs):
         raise UserError(f'no pair of "{run.work_dir}" is kept: there is nothing to export')

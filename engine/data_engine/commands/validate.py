@@ -42,7 +42,7 @@ def check(config: RunConfig) -> str:
     roles = config.roles
     checked = check_models(config, roles)
     trained = checked.get(stages.TRAINED)
-    exports.require_possible(formats, trained and trained.family)
+    exports.require_possible(formats, trained and trained.family, config.stages.by_name)
     answers = f"{len(questions)} questions, {config.sample_k} answers each"
     if config.answers is not None:
         # Imported here, as below.

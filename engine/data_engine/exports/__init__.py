@@ -9,7 +9,7 @@ import contextlib
 import errno
 import importlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 from data_engine.errors import UserError, nearest
@@ -54,13 +54,13 @@ def chosen(text: str | None, flag: str = "--export") -> list[str]:
     return names
 
 
-def require_possible(names: Iterable[str], family: str | None) -> None:
-    """Raise UserError, before any work, for a format that has no place for answers of an instruct model's family;
-    None: no instruct model is named."""
+def require_possible(names: Iterable[str], family: str | None, stages: Container[str]) -> None:
+    """Raise UserError, before any work, for a format that has no place for answers of an instruct model's family, or
+    that needs a stage that the run does not have. `family` None: no instruct model is named."""
     for name in names:
         require = getattr(importlib.import_module(EXPORTS[name].partition(":")[0]), "require", None)
         if require is not None:
-            require(family)
+            require(family, stages)
 
 
 def build(name: str, source: ExportSource, scratch: Path) -> tuple[Path, Written]:

@@ -33,6 +33,10 @@ _OF_A_START = (
     "continue_from_stage", "stop_after_stage", "num_shards", "shard_index", "threads", "memory_fraction", "grace_s",
     "debug", "export",
 )  # fmt: skip
+# Flags of a pairing that its settings tell where they are not the defaults; run.json has those of the first start.
+OF_A_PAIRING = (
+    "rank_by", "strategy", "right", "min_margin", "max_margin", "length_alpha", "near_duplicates", "max_pairs",
+)  # fmt: skip
 # Bound under the flag's name, but not in the form in which the flag takes it.
 _NOT_AS_GIVEN = (
     "dataset", "columns", "chat_template", "chat_template_kwargs", "yesno_template", "critic_template", "rule",
@@ -179,8 +183,10 @@ def _answers(run_file: Mapping) -> str:
     told = run_file.get("sampler") or {}
     if told.get("same_bytes") is False:
         lines.append(_escaped(f"The answers were drawn by {told['name']} {told['version']}: {told['told']}."))
-    names = [*stages.SAMPLING_BY_VLLM.settings, "system", "columns", "limit", "device", "dtype"]
-    names += ["answers"] if elsewhere else []
+    # What would have shaped sampled answers is bound all the same.
+    shaping = stages.GIVEN if elsewhere else stages.SAMPLING_BY_VLLM
+    names = [*shaping.settings, "system", "columns", "limit", "device", "dtype"]
+    names = [name for name in names if name != "answers_vocabulary"]
     # Not `in (None, False)`: 0 equals False, and greedy answers have a temperature of 0.
     set_to = [(name, bound[name]) for name in names if bound.get(name) is not None and bound[name] is not False]
     hashed = ("chat_template", "answers")
@@ -242,9 +248,10 @@ def command_line(run_file: Mapping, settings: Mapping) -> str:
     run.json has the flags of the first start. What was bound later, and the settings of the last pairing, win.
     """
     config = dict(run_file.get("config", {}))
+    defaults = {field.name: field.default for field in fields(RunConfig)}
+    config |= {name: defaults[name] for name in OF_A_PAIRING}
     newer = {name: value for name, value in run_file.get("bound", {}).items() if name not in _NOT_AS_GIVEN}
     config |= {name: value for name, value in (newer | dict(settings)).items() if name in config}
-    defaults = {field.name: field.default for field in fields(RunConfig)}
     words = []
     for name, value in config.items():
         if name in _OF_A_START or value is None or value == defaults.get(name, MISSING):

@@ -81,7 +81,7 @@ class Plan:
         check_models(config, config.roles)
         checkpoints = {role: Checkpoint.of_role(config, role) for role in config.roles}
         trained = checkpoints.get(stages.TRAINED)
-        exports.require_possible(formats, trained and trained.family)
+        exports.require_possible(formats, trained and trained.family, run_stages.by_name)
         sampler = {}
         if config.draws_by_vllm:
             sampler = {"sampler": by_vllm.check(config, trained, device.type)}

@@ -211,7 +211,8 @@ def _with_models(found: Mapping, described: Mapping) -> dict:
     may be added.
     """
     models, config = described.get("models", {}), described.get("config", {})
-    given = {"rewards", *(name for source in stages.SOURCES.values() for name in source.given)}
+    # The columns of every question are bound; those that only sources of reward read may be named by a later start.
+    given = {"rewards", "columns", *(name for source in stages.SOURCES.values() for name in source.given)}
     given |= {name for stage in stages.known().values() for name in stage.settings} - {*stages.SAMPLING.settings}
     flags = {name: value for name, value in config.items()
              if name in given or name.partition("_model_")[0].removesuffix("_base") in models}  # fmt: skip

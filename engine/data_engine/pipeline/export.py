@@ -78,8 +78,15 @@ class FinishedRun:
         return read_metadata(self.work_dir, self.name)
 
     def source(self) -> ExportSource:
-        """What exports are made from."""
+        """What exports are made from. Raises UserError where the last start left a reward out that ranked."""
         trained, settings = self.trained, self.settings
+        for name in settings.rank_by:
+            if name not in self.stages.columns:
+                sources = ",".join(self.stages.sources)
+                raise UserError(
+                    f'"{self.pairs}" is ranked by {name}, and the last start of the run has no such reward, by '
+                    f"--rewards {sources}: give the command of the run with that source too, or pair anew"
+                )
         # A run of before has no control tokens in run.json; those of its markers that stand alone are some of them.
         alone = [marker for marker in trained.get("markers", ()) if marker.strip() == marker]
         return ExportSource(
@@ -92,6 +99,11 @@ class FinishedRun:
     def settings(self) -> Settings:
         """Of the pairing."""
         return Settings.from_json(self.metadata["settings"])
+
+    @property
+    def alpha(self) -> float:
+        """What each word of an answer took off its rewards in the rankings; the one that was found, for auto."""
+        return float(self.metadata.get("length_alpha", self.settings.length_alpha or 0.0))
 
     @property
     def stored(self) -> Stored:
@@ -145,16 +157,17 @@ class _Answers:
 
     def __iter__(self) -> Iterator[dict]:
         stored, settings = self.run.stored, self.run.settings
-        which = settings.answer_rule(stored.markers)
+        which, alpha = settings.answer_rule(stored.markers), self.run.alpha
         for number in range(stored.num_units):
             unit = read_rewarded(stored, number, settings.beta, ANSWER_COLUMNS)
             rows = unit.table.to_pylist()
             for answers, (_, start, end) in zip(unit.questions(), unit.spans, strict=True):
-                yield from scored_rows(rows[start:end], answers, why_not_ranked(answers, which), settings.names)
+                reasons = why_not_ranked(answers, which)
+                yield from scored_rows(rows[start:end], answers, reasons, settings.names, alpha)
 
 
 def read_metadata(work_dir: Path, name: str = OWN) -> dict[str, dict]:
-    """What a file of pairs says of its pairing: "settings", "funnel", "same_tokenizer".
+    """What a file of pairs says of its pairing: "settings", "funnel", "same_tokenizer"; "length_alpha" if it was found.
 
     Raises UserError where it is broken, or of an earlier version of the program.
     """
@@ -169,4 +182,5 @@ def read_metadata(work_dir: Path, name: str = OWN) -> dict[str, dict]:
     names = ("settings", "funnel", "same_tokenizer")
     if any(one.encode() not in found for one in names) or "margin" not in schema.names:
         raise UserError(f'the pairs of "{work_dir}" were made by an earlier version of this program; {again}')
-    return {one: json.loads(found[one.encode()]) for one in names}
+    there = (*names, "length_alpha") if b"length_alpha" in found else names
+    return {one: json.loads(found[one.encode()]) for one in there}

@@ -77,7 +77,10 @@ class Settings:
 
     @property
     def filter_rule(self) -> FilterRule:
-        return FilterRule(self.min_margin, self.max_margin, self.max_pairs)
+        """For the filters. Rewards that are numbers of a few values tie often; the implicit one alone pairs as ever."""
+        implicit = set(self.rank_by) <= set(stages.SOURCES["implicit"].columns)
+        equal = None if implicit or self.length_alpha else self.names
+        return FilterRule(equal, self.min_margin, self.max_margin, self.max_pairs)
 
     def with_alpha(self, alpha: float) -> PairRule:
         """The rule once the alpha is found."""

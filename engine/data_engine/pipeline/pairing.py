@@ -78,7 +78,7 @@ def paired(
                 ranked = places_of(reasons)
                 _count_answers(funnel, reasons, len(ranked))
                 if add_row:
-                    for row in scored_rows(_keys(answers), answers, reasons, settings.names):
+                    for row in scored_rows(_keys(answers), answers, reasons, settings.names, rule.length_alpha):
                         add_row(row)
                 candidates.add(answers.idx, strategies.pair_up(answers, ranked, settings.names, rule, count_words))
     candidates.filter_dataset()

@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 
 from data_engine import errors, stages
 from data_engine.preferences.answers import Answers, best_first, places_of
+from data_engine.preferences.strategies import shortened
+from data_engine.preferences.word_count import count_words
 from data_engine.rewards import VALUES, AnswerError, RewardSettings, StageColumns
 from data_engine.schemas import IMPLICIT_ONLY, reward_name
 from data_engine.stages import RunStages, Source
@@ -109,19 +111,25 @@ def read_rewarded(stored: Stored, unit: int, beta: float, columns: Sequence[str]
 
 
 def scored_rows(
-    rows: Iterable[Mapping], answers: Answers, reasons: Sequence[str | None], rank_by: Sequence[str]
+    rows: Iterable[Mapping],
+    answers: Answers,
+    reasons: Sequence[str | None],
+    rank_by: Sequence[str],
+    alpha: float = 0.0,
 ) -> Iterator[dict]:
     """The answers of a question with their rewards, their places in the rankings, from 1, and why others have none.
 
-    `rows` are those answers as they were sampled, `rank_by` the names of the rewards that rank.
+    `rows` are those answers as they were sampled, `rank_by` the names of the rewards that rank, and `alpha` is what
+    each word of an answer takes off.
     """
     ranked = places_of(reasons)
+    words = [count_words(answers.texts[place]) for place in ranked] if alpha else []
+    columns = shortened([[answers.rewards[name][place] for place in ranked] for name in rank_by], words, alpha)
     ranks = {
         f"{IMPLICIT_ONLY.get(name, name)}_rank": {
-            ranked[place]: rank
-            for rank, place in enumerate(best_first([answers.rewards[name][place] for place in ranked]), 1)
+            ranked[place]: rank for rank, place in enumerate(best_first(column), 1)
         }
-        for name in rank_by
+        for name, column in zip(rank_by, columns, strict=True)
     }
     rewards = {IMPLICIT_ONLY.get(name, name): column for name, column in answers.rewards.items()}
     for place, row in enumerate(rows):

@@ -10,8 +10,9 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from data_engine.preferences.answers import Answers
 from data_engine.seeds import seed_for
 
 KEPT = "kept"
@@ -47,10 +48,20 @@ class HasTexts(HasLengths, Protocol):
     margin: float
 
 
+class HasRewards(Protocol):
+    """What a filter over one question sees of a pair's rewards: two places among the answers of the question."""
+
+    answers: Answers
+    good: int
+    bad: int
+
+
 @dataclass(frozen=True)
 class FilterRule:
     """What the user says of the filters."""
 
+    equal: tuple[str, ...] | None = None
+    """names of rewards: pairs whose answers are equal by each of them are dropped"""
     min_margin: float | None = None
     """pairs of a smaller margin are dropped"""
     max_margin: float | None = None
@@ -85,6 +96,14 @@ def per_idx(pairs: Sequence[HasTexts], seed: int, max_pairs: int = MAX_PAIRS_PER
         for _, position in drawn[max_pairs:]:
             kept[position] = False
     return kept
+
+
+def equal(pairs: Sequence[HasRewards], seed: int, rank_by: Sequence[str]) -> list[bool]:
+    """Drop the pairs whose answers are equal by each of these rewards: sample_index alone told which one is chosen."""
+    return [
+        any(rewards[pair.good] != rewards[pair.bad] for rewards in map(pair.answers.rewards.__getitem__, rank_by))
+        for pair in pairs
+    ]
 
 
 def min_margin(pairs: Sequence[HasTexts], seed: int, least: float) -> list[bool]:
@@ -136,8 +155,8 @@ QUESTION_FILTERS: dict[str, Filter] = {"identical": identical, "per_idx": per_id
 DATASET_FILTERS: dict[str, Filter] = {"length_balance": length_balance}
 FILTERS: dict[str, Filter] = {**QUESTION_FILTERS, **DATASET_FILTERS}
 # Filters of a question that run before the others where the field of FilterRule of the same name is set.
-ON_REQUEST: dict[str, Callable[[Sequence, int, float], list[bool]]] = {
-    "min_margin": min_margin, "max_margin": max_margin,
+ON_REQUEST: dict[str, Callable[[Sequence, int, Any], list[bool]]] = {
+    "equal": equal, "min_margin": min_margin, "max_margin": max_margin,
 }  # fmt: skip
 
 
@@ -151,7 +170,7 @@ def question_filters(rule: FilterRule) -> dict[str, Filter]:
     return {**asked, **QUESTION_FILTERS, "per_idx": functools.partial(per_idx, max_pairs=rule.max_pairs)}
 
 
-def _limited(keeps: Callable, limit: float, pairs: Sequence, seed: int) -> list[bool]:
+def _limited(keeps: Callable, limit: object, pairs: Sequence, seed: int) -> list[bool]:
     return keeps(pairs, seed, limit)
 
 

@@ -9,7 +9,7 @@ Source of all that is said of the trainer: github.com/RLHF-V/RLAIF-V at 83d917b,
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,14 +162,19 @@ class _Trainer:
         return 2 + len(self.tokenizer.encode(BEFORE_PICTURE))
 
 
-def require(family: str | None) -> None:
-    """Raise UserError for an instruct model of another family than the trainer's."""
+def require(family: str | None, stages: Container[str]) -> None:
+    """Raise UserError for an instruct model of another family than the trainer's, or without a stage that scores."""
     if family is None:
         raise UserError("the format rlaif-v-logps needs --instruct_model_path, the model to train; use rlaif-v without")
     if family != FAMILY:
         raise UserError(
             f"the format rlaif-v-logps is for instruct models of the family {FAMILY}, which its trainer trains, and "
             f"this one is of the family {family}; use rlaif-v"
+        )
+    if STAGE not in stages:
+        raise UserError(
+            "the format rlaif-v-logps needs log-probs of the instruct model, which no source of --rewards computes in "
+            "this run: add implicit or contrast, or use rlaif-v"
         )
 
 
@@ -180,7 +185,7 @@ def _tokenizer(source: ExportSource) -> Tokenizer:
         raise UserError(
             f'{wanted} needs log-probs of the instruct model, which "{source.work_dir}" does not have; use rlaif-v'
         )
-    require(source.instruct.get("family"))
+    require(source.instruct.get("family"), (STAGE,))
     mend = "put the checkpoint back there, or use rlaif-v"
     try:
         with telling_real_places():
