@@ -166,7 +166,9 @@ def score_unit(
     With `check`, the answers of the first question with sound log-probs are scored by the plain path too, and compared.
     """
     found = compute_unit(LogProbs(model, settings, decode), questions, sampled, settings.tokens_a_pass, check)
-    table = pa.Table.from_pylist(list(_records(found.scored)), schemas.logps(sampled.schema.field("idx").type))
+    # Without pictures, a question that has none gives a null; an answer that is nothing but a thought has no row.
+    scored = (one for one in found.scored if settings.blind or one[1] is not None)
+    table = pa.Table.from_pylist(list(_records(scored)), schemas.logps(sampled.schema.field("idx").type))
     return UnitResult(table, found.quarantined, found.missing, retries=found.retries)
 
 
