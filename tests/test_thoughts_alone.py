@@ -29,8 +29,8 @@ def test_an_answer_that_is_a_thought_alone_has_no_row_of_log_probs(config, golde
     (tmp_path / "answers.jsonl").write_text("".join(lines))
     settings = config(dataset, answers=str(tmp_path / "answers.jsonl"), limit=1, rewards="implicit,contrast")
     assert worker.run(settings) == (4 if alone else 0)
-    sampled = read(tmp_path / "work/sampled_answer")
-    assert [row["answer"] for row in sampled] == (["", ""] if alone else ["", "A red bus.", "Two dogs.", "One old man."])
+    finals = ["", ""] if alone else ["", "A red bus.", "Two dogs.", "One old man."]
+    assert [row["answer"] for row in read(tmp_path / "work/sampled_answer")] == finals
     for stage in ("instruct_logps", "reward_logps"):
         scored = read(tmp_path / "work" / stage)
         assert [row["sample_index"] for row in scored] == ([] if alone else [1, 2, 3])

@@ -19,7 +19,7 @@ class Checkpoint:
         self.family = family or FAMILIES[name]
         self.folder = parent / name
         self.built, self.processor = self.family.build()
-        # accelerate imports DeepSpeed here, whose log goes to the standard output of that moment, which a test may read.
+        # accelerate imports DeepSpeed here, whose log goes to the standard output, which a test may read.
         with contextlib.redirect_stdout(io.StringIO()):
             self.built.save_pretrained(self.folder)
         self.processor.save_pretrained(self.folder)

@@ -1,4 +1,4 @@
-"""Adapters of models in InternVL's own layout, trained on its modules: packed ones are changed before they are split."""
+"""Adapters of models in InternVL's own layout, trained on its modules: packed ones are changed, and then split."""
 
 import re
 import shutil

@@ -1,14 +1,14 @@
 """Weights of InternVL's own layout into transformers' InternVL: renamed, split and put together tensor by tensor.
 
-Each is mapped from its file, cast on the device, and unmapped, so that the weights are held once. An adapter was trained
-on InternVL's own modules, so that it changes a tensor before that is split.
+Each is mapped from its file, cast on the device, and unmapped, so that the weights are held once. An adapter was
+trained on InternVL's own modules, so that it changes a tensor before that is split.
 
 Shapes: W the tower's width.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,8 @@ _OTHERS = (
 )  # fmt: skip
 # Tables of old LLaMAs, which are computed.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$")
+# Of what chooses how many tokens a tile becomes. Source: InternVLChatModel of InternVL3.5-Flash.
+_FLASH = ("mlp2.", "gating.", "pooling_before_gating.")
 # Names that a message gives.
 _TOLD = 3
 
@@ -60,14 +62,19 @@ class Plan:
     """what an adapter does, by the stored name"""
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, others: Collection[str] = ()) -> None:
     """Raise ModelError for what `load_weights` would refuse, by the headers of the files."""
-    _planned(folder, torch.float32)
+    _planned(folder, torch.float32, others)
 
 
-def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model, whole. Raises ModelError where weights are missing, unknown, or of a wrong shape."""
-    plan = _planned(folder, dtype)
+def load_weights(
+    folder: Path, device: torch.device, dtype: torch.dtype, others: Collection[str] = ()
+) -> PreTrainedModel:
+    """The model, whole; `others` are names of weights that are none of its own, of a reward model's head.
+
+    Raises ModelError where weights are missing, unknown, or of a wrong shape.
+    """
+    plan = _planned(folder, dtype, others)
     for file, placings in plan.files.items():
         for name, value in tensors(file, placings):
             if name in plan.changes:
@@ -110,9 +117,10 @@ def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
     return None if found is None else found[1] + name.removeprefix(found[0])
 
 
-def _planned(folder: Path, dtype: torch.dtype) -> Plan:
+def _planned(folder: Path, dtype: torch.dtype, others: Collection[str]) -> Plan:
     """Raises ModelError for a tensor that has no place, one of a wrong shape or dtype, and a parameter left empty."""
-    where, stored = folder / "config.json", headers(folder)
+    where = folder / "config.json"
+    stored = {name: one for name, one in headers(folder).items() if name not in others}
     config = read_config(folder)
     decoder, _ = decoder_of(read_json(where), where)
     for part in (config.text_config, config.vision_config):
@@ -125,6 +133,8 @@ def _planned(folder: Path, dtype: torch.dtype) -> Plan:
         placing = place(one.name, decoder, config)
         if _IGNORED.search(one.name) or (placing and placing.targets[0].name in tied):
             continue
+        if one.name.startswith(_FLASH):
+            raise ModelError(f"weight {one} is of the router of an InternVL3.5-Flash, which is not supported")
         if placing is None or any(target.name not in parameters for target in placing.targets):
             raise ModelError(
                 f"unexpected weight {one}: no part of an InternVL 2, 2.5, 3 or 3.5 with this config.json has it"
