@@ -8,6 +8,7 @@ import internvl_folders
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_family_split import torchrun
 
 from data_engine.models.adapter_folder import model_folder
 from data_engine.models.auto.loading import check_weights, load_weights
@@ -49,6 +50,27 @@ def test_an_adapter_gives_the_weights_of_the_folder_merged_by_hand(tmp_path, kin
     # In half precision the sum is made in fp32 and cast once.
     halves = load_weights(folder, CPU, torch.bfloat16).state_dict()
     assert all(torch.equal(halves[name], expected[name].bfloat16()) for name, _ in found.items() if "_proj" in name)
+
+
+@pytest.mark.families
+def test_two_ranks_that_share_models_with_adapters_answer_and_score_as_whole_ones(checkpoints, tmp_path):
+    """In InternVL's own layout, and in transformers'."""
+    folders = []
+    for kind in ("internlm2", "qwen3_moe"):
+        adapter, _ = write(tmp_path / f"{kind}-adapter", internvl_folders.write(tmp_path / kind, kind))
+        folders.append(adapter)
+    base = checkpoints("qwen2_5_vl").folder
+    found = {name: value for name, value in load_file(base / "model.safetensors").items()
+             if re.search(r"(q_proj|qkv|lm_head)\.weight$", name)}  # fmt: skip
+    folders.append(adapters.write(tmp_path / "other", base, adapters.stored(adapters.matrices(found))))
+    lines = torchrun(folders)
+    assert len(lines) == 2 * len(folders)
+    for line in lines:
+        (ids, logps), (whole_ids, whole_logps) = line["split"], line["whole"]
+        assert ids == whole_ids, line["folder"]
+        for ours, theirs in zip(logps, whole_logps, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5), line["folder"]
+        assert line["held"][0] > line["all"] / 2
 
 
 MISFITS = {

@@ -193,6 +193,8 @@ def _answer_ids(
 def _encoded(model: VisionLanguageModel, conversation: Conversation, answer: str) -> tuple[list[int], int]:
     """Ids of an answer, and how many of them are its thought or what a template writes in the place of one."""
     ids = model.encode_answer(conversation, answer)
+    if max(ids) >= model.num_ids:
+        raise BadRow(f"an answer has the id {max(ids)} of its tokenizer; the model has {model.num_ids} ids")
     return ids, model.read_answer(conversation, ids).thought_tokens
 
 
