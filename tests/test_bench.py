@@ -3,6 +3,8 @@
 import io
 import json
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -45,6 +47,15 @@ def test_the_shape_of_7b_has_its_parameters():
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(llava_config("llava-1.5-7b", 32064))
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(7.06, abs=0.01)
+
+
+def test_a_built_in_model_is_written_without_a_word_on_standard_output(tmp_path):
+    """Where the bench's own output stands. In a process of its own: DeepSpeed logs as it is imported."""
+    code = "import sys, pathlib; from data_engine.bench.shapes import write_checkpoint as write; " \
+           "write(pathlib.Path(sys.argv[1]), 500)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, check=True)
+    assert done.stdout == b""
+    assert (tmp_path / "model/model.safetensors").is_file()
 
 
 def test_generate_is_held_to_the_lengths_by_its_logits():

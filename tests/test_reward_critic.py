@@ -14,9 +14,11 @@ from data_engine import schemas
 from data_engine.errors import UserError
 from data_engine.pipeline.critic import Critic, asked_in
 from data_engine.pipeline.runner import StageContext, UnitWork
+from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import decode
+from data_engine.questions.thoughts import ReadAnswer
 from data_engine.rewards import RewardSettings, StageColumns
 from data_engine.rewards.critic import DEFAULT, rewards, template_in
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion
@@ -117,6 +119,9 @@ class Judge:
 
     def text(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))
+
+    def read_answer(self, conversation: Conversation, ids: list[int]) -> ReadAnswer:
+        return thoughts.read(ids, self.text, self.text)
 
     def submit(self, requests) -> None:
         self.waiting = iter(requests)

@@ -47,7 +47,7 @@ def logps(idx: pa.DataType) -> pa.Schema:
     """Stage 1: one row an answer; `token_logps` in nats, one a counted token (EOS included where it is there).
 
     Tokens of a thought are not counted, though what follows is scored behind them. An answer of which no token is
-    counted has no row.
+    counted has no row; one without pictures, of a question that has none, is null.
     """
     return pa.schema(
         [

@@ -1,6 +1,8 @@
 """The tiny checkpoints as folders, each made once a session, and what is loaded from them."""
 
+import contextlib
 import copy
+import io
 import json
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,9 @@ class Checkpoint:
         self.family = family or FAMILIES[name]
         self.folder = parent / name
         self.built, self.processor = self.family.build()
-        self.built.save_pretrained(self.folder)
+        # accelerate imports DeepSpeed here, whose log goes to the standard output, which a test may read.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.built.save_pretrained(self.folder)
         self.processor.save_pretrained(self.folder)
         if self.family.video:
             # As in a published checkpoint; to make a video processor takes torchvision.

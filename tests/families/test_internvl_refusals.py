@@ -39,6 +39,7 @@ FIELDS = {
     "ratio": ({"downsample_ratio": 0.3}, "has downsample_ratio 0.3; expected 0.5 or 0.25"),
     "odd tile": ({"force_image_size": 35}, "35 pixels, patches of 7 and downsample_ratio 0.5: that is no whole"),
     "adapters": ({"use_llm_lora": 16}, "has use_llm_lora 16: its adapters stand beside the weights; merge them"),
+    "Flash": ({"flash_mode": True}, "has flash_mode True: InternVL3.5-Flash is not supported"),
     "system": ({"system_message": 3}, "has system_message 3; expected a text"),
     "activation": ({"llm_config__hidden_act": "zelu"}, "config.json does not describe a model"),
     "norm": ({"vision_config__norm_type": "group"}, "config.json does not describe a model"),
@@ -87,7 +88,11 @@ ATTENTION = "vision_model.encoder.layers.1.attn.qkv.weight"
 WEIGHTS = {
     "missing": (lambda found: found.pop("mlp1.3.bias"), "lacks weights for model.multi_modal_projector.linear_2.bias"),
     "missing packed one": (lambda found: found.pop(ATTENTION), "lacks weights for model.vision_tower.encoder.layer.1."),
-    "extra": (lambda found: found.update({"mlp2.0.weight": torch.zeros(3)}), "unexpected weight mlp2.0.weight in"),
+    "extra": (lambda found: found.update({"mlp3.0.weight": torch.zeros(3)}), "unexpected weight mlp3.0.weight in"),
+    "Flash": (
+        lambda found: found.update({"gating.mlp.0.weight": torch.zeros(3)}),
+        "is of the router of an InternVL3.5-Flash, which is not supported",
+    ),
     "extra in the tower": (
         lambda found: found.update({"vision_model.encoder.layers.0.attn.q_norm.weight": torch.zeros(32)}),
         "unexpected weight vision_model.encoder.layers.0.attn.q_norm.weight in",

@@ -4,7 +4,9 @@ In: the name of a shape, the size of its vocabulary. Out: a folder with weights,
 template and processor.
 """
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -80,7 +82,9 @@ def write_checkpoint(
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    model.save_pretrained(folder)
+    # accelerate imports DeepSpeed here, whose log goes to standard output, where the bench's table or JSON stands.
+    with contextlib.redirect_stdout(sys.stderr):
+        model.save_pretrained(folder)
 
 
 def llava_config(shape: str, vocab: int) -> LlavaConfig:

@@ -32,7 +32,11 @@ MORE_WEIGHTS = "non_lora_trainables.bin"
 _VOCABULARY = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 _TOKENIZER = (*_VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 _TEMPLATE = ("chat_template*", "additional_chat_templates")
-_SETS = ((_TOKENIZER, _VOCABULARY), (_TEMPLATE, _TEMPLATE), (("*processor_config.json",), ()))
+_SETS = (
+    (_TOKENIZER, _VOCABULARY), (_TEMPLATE, _TEMPLATE), (("*processor_config.json",), ()),
+    # Trained beside the adapter of a reward model.
+    (("value_head.*",), ("value_head.*",)),
+)  # fmt: skip
 
 _LINKED = re.compile(rf"/[^\s\"':;,()]*/{PREFIX}\w+(?:/[^\s\"':;,()]+)?")
 

@@ -17,6 +17,7 @@ from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import ahead
+from data_engine.questions.thoughts import ReadAnswer
 from data_engine.rewards.critic import CriticTemplate
 from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
 from data_engine.sampling.draw import SamplingParams
@@ -26,6 +27,7 @@ from data_engine.store import units
 from data_engine.store.units import Row, UnitResult
 
 NAME = "critic"
+UNFINISHED = "the critic's thought does not end"
 NOT_WRITTEN = {
     BROKEN: "the critic's logits are not finite (NaN or infinite)",
     TOO_LARGE: OUT_OF_MEMORY,
@@ -34,6 +36,9 @@ NOT_WRITTEN = {
 
 Judged = tuple[int | str, str]
 """idx and text of an answer"""
+
+Written = tuple[Completion, ReadAnswer]
+"""What a judge wrote, and its final text behind its thought"""
 
 
 def runner(context: StageContext) -> UnitByUnit:
@@ -77,9 +82,9 @@ class Critic:
 
     def _written(
         self, work: UnitWork, answers: dict, problems: dict[Judged, str], left_out: tuple[list[Row], list[Row]]
-    ) -> dict[Judged, Completion]:
+    ) -> dict[Judged, Written]:
         """What the judge writes about each answer; problems and questions that are left out are noted."""
-        asked: list[Judged] = []
+        asked: list[tuple[Judged, Conversation]] = []
         finished: list[bool] = []
 
         def requests() -> Iterator[PromptRequest]:
@@ -89,12 +94,13 @@ class Critic:
                     left_out[question.missing].append((question.idx, pictures))
                     continue
                 for text in dict.fromkeys(row["answer"] for row in answers[question.idx]):
+                    about = self._about(question.conversation, text, len(pictures))
                     try:
-                        request = self._request(question.conversation, text, pictures)
+                        request = self._request(about, pictures)
                     except (BadRow, BadImage) as problem:
                         problems[question.idx, text] = str(problem)
                         continue
-                    asked.append((question.idx, text))
+                    asked.append(((question.idx, text), about))
                     yield request
             finished.append(True)
 
@@ -104,7 +110,8 @@ class Critic:
         while not finished or len(found) < len(asked):
             found += self._backend.poll()
         self._num_requests += len(asked)
-        return {asked[one.request - first]: one for one in found}
+        told = ((one, *asked[one.request - first]) for one in found)
+        return {key: (one, self._model.read_answer(about, one.token_ids)) for one, key, about in told}
 
     def _pictures(self, question: Question) -> tuple[Question, list[Image.Image] | str]:
         """The question's pictures, or why it has none to show."""
@@ -115,11 +122,14 @@ class Critic:
         except (BadRow, BadImage) as problem:
             return question, str(problem)
 
-    def _request(self, conversation: Conversation, answer: str, pictures: Sequence[Image.Image]) -> PromptRequest:
-        """Raises BadRow or BadImage where the judge cannot be asked so."""
+    def _about(self, conversation: Conversation, answer: str, num_pictures: int) -> Conversation:
+        """What the judge is asked about an answer."""
         text = self._template.filled(asked_in(conversation), answer)
+        return Conversation.of(text, num_pictures, self._template.system)
+
+    def _request(self, about: Conversation, pictures: Sequence[Image.Image]) -> PromptRequest:
+        """Raises BadRow or BadImage where the judge cannot be asked so."""
         model, new = self._model, self._template.max_new_tokens
-        about = Conversation.of(text, len(pictures), self._template.system)
         prompt = model.prompt(about, pictures, False, self._context.config.max_megapixels)
         settle(model, prompt, new)
         if prompt.length + new > model.max_positions:
@@ -130,16 +140,17 @@ class Critic:
         # The draws of a greedy text hang on no key.
         return PromptRequest(prompt, [0])
 
-    def _row(self, row: dict, written: dict[Judged, Completion], problems: dict[Judged, str]) -> dict:
+    def _row(self, row: dict, written: dict[Judged, Written], problems: dict[Judged, str]) -> dict:
         judged = (row["idx"], row["answer"])
         found = {"idx": row["idx"], "sample_index": row["sample_index"]}
         if judged in problems:
             return {**found, "reason": problems[judged]}
-        one = written[judged]
+        one, read = written[judged]
         if one.finish_reason in NOT_WRITTEN:
             return {**found, "finish_reason": one.finish_reason, "reason": NOT_WRITTEN[one.finish_reason]}
         critique = self._model.text(one.token_ids)
-        score, reason = self._template.read(critique)
+        # A number of the thought is none of the judge's.
+        score, reason = (None, UNFINISHED) if read.text is None else self._template.read(read.text)
         return {**found, "score": score, "critique": critique, "finish_reason": one.finish_reason, "reason": reason}
 
     def _require_numbers(self, rows: Sequence[dict]) -> None:

@@ -49,7 +49,14 @@ class YesNo:
     """log p(yes) - log p(no) behind a question about an answer."""
 
     def __init__(self, model: VisionLanguageModel, template: YesNoTemplate) -> None:
-        """Raises UserError for a judge in whose vocabulary one of the two is no token."""
+        """Raises UserError for a judge in whose vocabulary one of the two is no token, and one whose prompt opens a
+        thought, behind which neither of the two is to be expected.
+        """
+        if model.read_answer(Conversation.of(template.text), []).text is None:
+            raise UserError(
+                "the yesno model's chat template opens a thought before each answer, so that yes or no does not stand "
+                "behind the question: choose another --yesno_model_path, or ask this model by --critic_model_path"
+            )
         self._template = template
         self._yes, self._no = (word_ids(model, name) for name in WORDS)
         self._head = None if model.why_plain else _rows_of(model.head, [*self._yes, *self._no])

@@ -166,7 +166,9 @@ def score_unit(
     With `check`, the answers of the first question with sound log-probs are scored by the plain path too, and compared.
     """
     found = compute_unit(LogProbs(model, settings, decode), questions, sampled, settings.tokens_a_pass, check)
-    table = pa.Table.from_pylist(list(_records(found.scored)), schemas.logps(sampled.schema.field("idx").type))
+    # Without pictures, a question that has none gives a null; an answer that is nothing but a thought has no row.
+    scored = (one for one in found.scored if settings.blind or one[1] is not None)
+    table = pa.Table.from_pylist(list(_records(scored)), schemas.logps(sampled.schema.field("idx").type))
     return UnitResult(table, found.quarantined, found.missing, retries=found.retries)
 
 
@@ -191,6 +193,8 @@ def _answer_ids(
 def _encoded(model: VisionLanguageModel, conversation: Conversation, answer: str) -> tuple[list[int], int]:
     """Ids of an answer, and how many of them are its thought or what a template writes in the place of one."""
     ids = model.encode_answer(conversation, answer)
+    if max(ids) >= model.num_ids:
+        raise BadRow(f"an answer has the id {max(ids)} of its tokenizer; the model has {model.num_ids} ids")
     return ids, model.read_answer(conversation, ids).thought_tokens
 
 

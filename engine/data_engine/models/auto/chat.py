@@ -19,6 +19,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail, with_thought
 from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
+from data_engine.models.auto.limits import require_embeddings
 from data_engine.models.auto.processor import explained, load_config, load_processor, text_alone
 from data_engine.models.auto.thought_marks import marks_of, require_ends
 from data_engine.models.registry import ModelError, read_json, reason
@@ -80,7 +81,8 @@ class Chat:
         """
         config = load_config(folder)
         chat = cls(folder, config, load_processor(folder, config), settings)
-        chat._try_picture()
+        shown = set(chat._try_picture()) - set(chat.banned_token_ids)
+        require_embeddings(shown, config, chat._tokenizer, folder)
         chat._starts_answers = chat._try_start()
         return chat
 
@@ -245,8 +247,8 @@ class Chat:
             )
         return ends
 
-    def _try_picture(self) -> None:
-        """Raise ModelError where the processor cannot do the simplest prompt, or leaves the picture out of it."""
+    def _try_picture(self) -> list[int]:
+        """The ids of a prompt with a picture. Raises ModelError where the processor leaves that out, or fails."""
         try:
             given = self.inputs(Conversation.of(WORD), [_PICTURE])
         except BadRow as error:
@@ -255,8 +257,10 @@ class Chat:
             raise explained(self.folder, error.__cause__ or error) from error
         except ImportError as error:
             raise explained(self.folder, error) from error
-        if self.banned_token_ids and set(given["input_ids"][0].tolist()).isdisjoint(self.banned_token_ids):
+        ids = given["input_ids"][0].tolist()
+        if self.banned_token_ids and set(ids).isdisjoint(self.banned_token_ids):
             raise self._template.no_place()
+        return ids
 
     def _try_start(self) -> bool:
         """Whether a prompt ends with the beginning of its answer."""

@@ -2,11 +2,13 @@
 places in a way that only shows far on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from PIL.Image import Image
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from data_engine.models.registry import ModelError
 from data_engine.questions.images import BadImage, check_megapixels, resized_size
 
 # Processors take an array with a side of 1 or 3 for one whose channels come first.
@@ -32,6 +34,22 @@ def fast_positions(config: PretrainedConfig) -> int:
             original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
             longest = min(longest, int(original))
     return longest
+
+
+def require_embeddings(
+    prompt_ids: Iterable[int], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Raise ModelError where a prompt has an id that the model has no embedding of: a GPU would only fail later."""
+    text = config.get_text_config(decoder=True)
+    size, largest = getattr(text, "vocab_size", None), max(prompt_ids, default=0)
+    # Idefics has its own tokens behind those of the text model.
+    size = size and size + (getattr(config, "additional_vocab_size", 0) or 0)
+    if size and largest >= size:
+        raise ModelError(
+            f"prompts of {folder} have the token {tokenizer.convert_ids_to_tokens(largest)!r} of id {largest}, and the "
+            f"model has embeddings of {size} tokens: tokenizer or chat template are of another model, or the adapter "
+            "was trained beside larger embeddings, which it does not have"
+        )
 
 
 def check_size(image: Image, shortest_edge: int | None, max_megapixels: float) -> None:

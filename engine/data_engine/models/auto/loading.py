@@ -39,7 +39,9 @@ def check_weights(folder: Path, headed: bool = False) -> None:
     Of a reward model, which is `headed`, those of its head too.
     """
     if is_own_folder(folder):
-        weights.check_weights(folder)
+        weights.check_weights(folder, NAMES if headed else ())
+        if headed:
+            stored_head(folder, load_config(folder).get_text_config(decoder=True).hidden_size)
         return
     stored = headers(folder)
     for one in stored.values():
@@ -74,7 +76,7 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed:
     """
     load_config(folder)
     if is_own_folder(folder):
-        return weights.load_weights(folder, device, dtype)
+        return weights.load_weights(folder, device, dtype, NAMES if headed else ())
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
         with quiet():

@@ -140,6 +140,8 @@ def _refuse_others(raw: Mapping, where: Path) -> None:
             raise ModelError(
                 f"{where} has {name} {found!r}; expected {expected!r}: {what}; InternVL 2, 2.5, 3 and 3.5 are supported"
             )
+    if raw.get("flash_mode"):
+        raise ModelError(f"{where} has flash_mode {raw['flash_mode']!r}: InternVL3.5-Flash is not supported")
     for name in ("use_backbone_lora", "use_llm_lora"):
         if raw.get(name):
             raise ModelError(

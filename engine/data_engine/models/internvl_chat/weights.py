@@ -1,13 +1,14 @@
 """Weights of InternVL's own layout into transformers' InternVL: renamed, split and put together tensor by tensor.
 
-Each is mapped from its file, cast on the device, and unmapped, so that the weights are held once.
+Each is mapped from its file, cast on the device, and unmapped, so that the weights are held once. An adapter was
+trained on InternVL's own modules, so that it changes a tensor before that is split.
 
 Shapes: W the tower's width.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, InternVLConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from data_engine.models.adapter import Adapter, Change
 from data_engine.models.checkpoint import headers, tensors
 from data_engine.models.internvl_chat.config import decoder_of, read_config
 from data_engine.models.internvl_chat.decoders import Decoder, Placing, Target
@@ -30,6 +32,8 @@ _VISION_PARTS = (
     ("mlp.fc1.", "mlp.fc1."), ("mlp.fc2.", "mlp.fc2."), ("ls1", "lambda_1"), ("ls2", "lambda_2"),
 )  # fmt: skip
 _TOWER, _PROJECTOR = "model.vision_tower.", "model.multi_modal_projector."
+# Of which one tensor is both where they are tied.
+_EMBEDDINGS_AND_HEAD = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 _OTHERS = (
     ("vision_model.embeddings.class_embedding", f"{_TOWER}embeddings.cls_token"),
     ("vision_model.embeddings.patch_embedding.", f"{_TOWER}embeddings.patch_embeddings.projection."),
@@ -40,6 +44,8 @@ _OTHERS = (
 )  # fmt: skip
 # Tables of old LLaMAs, which are computed.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$")
+# Of what chooses how many tokens a tile becomes. Source: InternVLChatModel of InternVL3.5-Flash.
+_FLASH = ("mlp2.", "gating.", "pooling_before_gating.")
 # Names that a message gives.
 _TOLD = 3
 
@@ -52,18 +58,27 @@ class Plan:
     model: PreTrainedModel
     files: dict[Path, dict[str, Placing]] = field(default_factory=dict)
     """by file, by the stored name"""
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    """what an adapter does, by the stored name"""
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, others: Collection[str] = ()) -> None:
     """Raise ModelError for what `load_weights` would refuse, by the headers of the files."""
-    _planned(folder, torch.float32)
+    _planned(folder, torch.float32, others)
 
 
-def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model, whole. Raises ModelError where weights are missing, unknown, or of a wrong shape."""
-    plan = _planned(folder, dtype)
+def load_weights(
+    folder: Path, device: torch.device, dtype: torch.dtype, others: Collection[str] = ()
+) -> PreTrainedModel:
+    """The model, whole; `others` are names of weights that are none of its own, of a reward model's head.
+
+    Raises ModelError where weights are missing, unknown, or of a wrong shape.
+    """
+    plan = _planned(folder, dtype, others)
     for file, placings in plan.files.items():
         for name, value in tensors(file, placings):
+            if name in plan.changes:
+                value = plan.changes[name](value.to(device))
             _fill(plan.model, placings[name], value, device, dtype)
     for owner in plan.model.modules():
         for name, value in list(owner.named_buffers(recurse=False)):
@@ -102,9 +117,10 @@ def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
     return None if found is None else found[1] + name.removeprefix(found[0])
 
 
-def _planned(folder: Path, dtype: torch.dtype) -> Plan:
+def _planned(folder: Path, dtype: torch.dtype, others: Collection[str]) -> Plan:
     """Raises ModelError for a tensor that has no place, one of a wrong shape or dtype, and a parameter left empty."""
-    where, stored = folder / "config.json", headers(folder)
+    where = folder / "config.json"
+    stored = {name: one for name, one in headers(folder).items() if name not in others}
     config = read_config(folder)
     decoder, _ = decoder_of(read_json(where), where)
     for part in (config.text_config, config.vision_config):
@@ -117,6 +133,8 @@ def _planned(folder: Path, dtype: torch.dtype) -> Plan:
         placing = place(one.name, decoder, config)
         if _IGNORED.search(one.name) or (placing and placing.targets[0].name in tied):
             continue
+        if one.name.startswith(_FLASH):
+            raise ModelError(f"weight {one} is of the router of an InternVL3.5-Flash, which is not supported")
         if placing is None or any(target.name not in parameters for target in placing.targets):
             raise ModelError(
                 f"unexpected weight {one}: no part of an InternVL 2, 2.5, 3 or 3.5 with this config.json has it"
@@ -128,7 +146,17 @@ def _planned(folder: Path, dtype: torch.dtype) -> Plan:
                 raise ModelError(f"{one} and {first} are the same weight by two names: remove one")
         plan.files.setdefault(one.file, {})[one.name] = placing
     _refuse_unfilled(folder, parameters, filled)
+    if (adapter := Adapter.of(folder)) is not None:
+        plan.changes = _changes(plan, stored, adapter, bool(tied))
     return plan
+
+
+def _changes(plan: Plan, stored: Mapping[str, Stored], adapter: Adapter, is_tied: bool) -> dict[str, Change]:
+    """By the stored name. Raises ModelError where the adapter is not of these modules."""
+    placings = {name: placing for placed in plan.files.values() for name, placing in placed.items()}
+    both = (name for name, placing in placings.items() if placing.targets[0].name in _EMBEDDINGS_AND_HEAD)
+    shapes = {name: stored[name].shape for name in placings}
+    return adapter.changes(shapes, lambda name: name, tied=set(both) if is_tied else ())
 
 
 def _check(one: Stored, placing: Placing, parameters: Mapping[str, nn.Parameter]) -> None:
