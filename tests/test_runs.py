@@ -12,6 +12,7 @@ from PIL import Image
 from prompts import EmbeddedPrompt, prefix
 from run_files import hostile_rows, noise, png, read, wide_picture, write
 
+from data_engine.commands import pairs
 from data_engine.errors import UserError
 from data_engine.job import checkpoints, model_holder, run_file, worker
 from data_engine.sampling.draw import SamplingParams
@@ -98,6 +99,31 @@ def test_integer_ids_stay_integers(config, tmp_path):
     for folder in ("sampled_answer", "instruct_logps", "pairs", "dataset"):
         [file] = (tmp_path / "work" / folder).glob("*.parquet")
         assert pa.types.is_integer(pq.read_schema(file).field("idx").type)
+
+
+def test_a_source_that_is_added_is_paired_by_what_its_own_start_knows_of_tokenizers(
+    config, goldens, tmp_path, monkeypatch
+):
+    """The pairs of the run were made by a rule alone, which says nothing of the reward model's tokenizer."""
+    rule = tmp_path / "rule.py"
+    rule.write_text("def length(row, answers):\n    return [-len(answer) for answer in answers]\n")
+    ruled = {"rule": f"{rule}:length", "work_dir": str(tmp_path / "work")}
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:3])
+    assert worker.run(config(dataset, rewards="rule", reward_model_path=None, **ruled)) == 0
+    found = checkpoints.Checkpoint.find
+
+    def find(path, name, revision, **settings):
+        checkpoint = found(path, name, revision, **settings)
+        return dataclasses.replace(checkpoint, vocabulary="other") if path.endswith("reward") else checkpoint
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "find", staticmethod(find))
+    assert worker.run(config(dataset, rewards="rule,implicit", stop_after_stage=1, **ruled)) == 0
+    assert pairs.main([ruled["work_dir"], "--name", "added", "--rank_by", "rule"]) == 0
+    table = pq.read_table(tmp_path / "work/pairs/added.parquet")
+    assert len(table)
+    # Sums can be compared; single tokens cannot.
+    assert table["chosen_sum"].null_count == 0
+    assert table["chosen_implicit_min"].null_count == len(table)
 
 
 def test_models_with_different_tokenizers_compare_sums_and_means(config, goldens, tmp_path, monkeypatch, caplog):

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     require_units(work_dir, run_file["units"]["num_units"], run_stages)
     target, replaced = pairs_file(work_dir, name), pairs_file(work_dir, name).exists()
     with told_of_disk(work_dir):
-        stored = _stored(work_dir, run_file, run_stages, told["same_tokenizer"])
+        stored = _stored(work_dir, run_file, run_stages, run_file.get("same_tokenizer", told["same_tokenizer"]))
         funnel = run_named(stored, settings, run_file["units"]["num_questions"], name)
     print(funnel.table())
     print(f"{target}{' (replaced)' if replaced else ''}", flush=True)

@@ -1,6 +1,7 @@
 """The models of a run, found and fingerprinted but not loaded."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from data_engine.models.check import TOKENIZERS
 from data_engine.models.checkpoint import fingerprint, num_weights
 from data_engine.models.registry import AUTO, family_of, read_json
 from data_engine.models.roles import folder_of, naming_flag
+from data_engine.stages import COMPARED, TRAINED
 from data_engine.store.file_hashes import HashFiles
 
 # By these, two checkpoints are told apart that cannot be one model before and after tuning.
@@ -125,6 +127,17 @@ def _sizes(folder: Path) -> dict[str, int]:
     raw = read_json(folder / "config.json")
     text = _text_part(raw) or raw
     return {name: text[name] for name in SIZES if isinstance(text.get(name), int)}
+
+
+def have_same_tokenizer(checkpoints: Mapping[str, Checkpoint], has_texts: bool) -> bool:
+    """Whether the models whose log-probs are compared score the same token ids of an answer.
+
+    `has_texts`: answers come as text, which each model encodes by its own template.
+    """
+    trained, compared = checkpoints.get(TRAINED), [checkpoints[role] for role in COMPARED if role in checkpoints]
+    if trained is None or any(one.vocabulary != trained.vocabulary for one in compared):
+        return not compared
+    return not has_texts or all(trained.encodes_as(one) for one in compared)
 
 
 def kinship_warnings(instruct: Checkpoint, reward: Checkpoint) -> list[str]:

@@ -12,7 +12,7 @@ from data_engine import exports, stages
 from data_engine.config import ZERO3_AND_VLLM, RunConfig
 from data_engine.errors import UserError
 from data_engine.job import budgets, by_vllm, run_file
-from data_engine.job.checkpoints import Checkpoint, kinship_warnings
+from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings
 from data_engine.job.given import Given
 from data_engine.job.given import warnings as given_warnings
 from data_engine.models import family_class
@@ -102,7 +102,8 @@ class Plan:
         described = run_file.describe(
             config, questions, bound,
             frozen=budgets.frozen_budgets(config, checkpoints, target, decision, at_once), zero3=decision.as_json(),
-            models={role: checkpoint.as_json() for role, checkpoint in checkpoints.items()}, **sampler,
+            models={role: checkpoint.as_json() for role, checkpoint in checkpoints.items()},
+            same_tokenizer=have_same_tokenizer(checkpoints, _has_texts(given)), **sampler,
         )  # fmt: skip
         found, warnings = run_file.open_run(work_dir, described)
         unit_rows = units.split_units(len(questions), bound["unit_size"])
@@ -135,15 +136,7 @@ class Plan:
     @property
     def same_tokenizer(self) -> bool:
         """Whether the models whose log-probs are compared score the same token ids of an answer."""
-        compared = [self.checkpoints[role] for role in stages.COMPARED if role in self.checkpoints]
-        if not all(map(self._shares_ids, compared)):
-            return False
-        return not self._has_texts or all(self.trained.encodes_as(one) for one in compared)
-
-    @property
-    def _has_texts(self) -> bool:
-        """Whether answers come as text, which each model encodes by its own template."""
-        return self.given is not None and self.given.facts.text_alone > 0
+        return have_same_tokenizer(self.checkpoints, _has_texts(self.given))
 
     def warnings(self) -> list[str]:
         """What a person should know before the work begins."""
@@ -165,6 +158,11 @@ class Plan:
         elif self.config.temperature == 0:
             found.append("temperature 0 gives the same answer k times: no pair can come of it")
         return found
+
+
+def _has_texts(given: Given | None) -> bool:
+    """Whether answers come as text, which each model encodes by its own template."""
+    return given is not None and given.facts.text_alone > 0
 
 
 def _questions(config: RunConfig, run_stages: RunStages) -> Questions:

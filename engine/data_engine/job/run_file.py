@@ -197,6 +197,8 @@ def _updated(work_dir: Path, found: dict, described: dict) -> dict:
     else:
         # The last bits of published units depend on the frozen figures, which stay.
         new |= {"bound": found["bound"] | described["bound"], "places": described["places"]}
+        # By it rewards of stages that no pairing has read yet are made.
+        new |= {name: described[name] for name in ("same_tokenizer",) if name in described}
         new |= _with_models(found, described)
     if new != found:
         with replacing(work_dir / "run.json") as beside:

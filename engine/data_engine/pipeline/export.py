@@ -111,7 +111,8 @@ class FinishedRun:
         ranges, idx = self._unit_ranges, self.questions.idx
         return Stored(
             self.work_dir, len(ranges), self.questions.idx_type, self.run_file["bound"],
-            tuple(self.trained.get("markers", ())), self.metadata["same_tokenizer"], self.stages,
+            tuple(self.trained.get("markers", ())),
+            self.run_file.get("same_tokenizer", self.metadata["same_tokenizer"]), self.stages,
             lambda unit: idx[ranges[unit].start : ranges[unit].stop],
         )  # fmt: skip
 
