@@ -225,7 +225,7 @@ def test_a_signal_reaches_every_rank_once_and_the_job_says_75(start, name, ranks
 
 
 # dash where it is installed under its own name: there it is also what `sh` is.
-@pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", "bash"])
+@pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", pytest.param("bash", marks=pytest.mark.slow)])
 def test_any_shell_runs_the_script_passes_a_signal_on_and_returns_the_code(start, tmp_path, shell):
     job = start("work", shell=(shell,))
     job.wait_for_ranks()
