@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import signal
+import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,17 @@ def signals_as_before():
         # None: it was not set by Python, and is not changed by it.
         if handler is not None:
             signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_as_before():
+    """A run in this process takes all cores unless --threads says less, and all tests behind it would go on so.
+
+    Test processes beside each other then wait for cores by spinning, and take several times their time.
+    """
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
