@@ -4,6 +4,8 @@ import io
 import json
 import shutil
 import signal
+import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,6 +41,45 @@ def signals_as_before():
             signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def one_thread_as_before():
+    """A run in this process takes all cores unless --threads says less, and all tests behind it would go on so.
+
+    Test processes beside each other then wait for cores by spinning, and take several times their time.
+    """
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn_plots():
+    """The report's figures are made but not drawn, which would be most of a tiny run's time. Processes draw them."""
+    if find_spec("matplotlib"):
+        from data_engine.reporting import plots
+
+        plots._png, drawn = _undrawn, plots._png
+        yield drawn
+        plots._png = drawn
+    else:
+        yield None
+
+
+def _undrawn(figure, dpi: int = 0) -> bytes:
+    """A PNG of one pixel."""
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def drawn_plots(undrawn_plots):
+    """For the tests that are about the plots."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_engine.reporting.plots._png", undrawn_plots)
+        yield
+
+
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     return GOLDENS
@@ -66,20 +107,36 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def config(goldens, tmp_path, monkeypatch, one_thread):
+def config(tmp_path, monkeypatch, one_thread):
     """Settings of a quick run; signals stay pytest's."""
-    from data_engine.config import RunConfig
     from data_engine.job import worker
 
     monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+    return partial(_settings, tmp_path / "work")
 
-    def make(dataset: Path, **changes: object) -> RunConfig:
-        paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
-        paths |= {"dataset_path": dataset, "work_dir": tmp_path / "work"}
-        settings = {"sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 8, "unit_size": 4, "threads": 1}
-        return RunConfig(**{name: str(path) for name, path in paths.items()} | settings | changes)
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory, one_thread):
+    """Makes a finished run, in a folder of its own, that all tests of a module read: its work_dir."""
+    from data_engine.job import worker
+
+    def make(dataset: Path, **changes: object) -> Path:
+        work = tmp_path_factory.mktemp("made") / "work"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(worker.Stop, "listen", lambda stop: stop)
+            assert worker.run(_settings(work, dataset, **changes)) == 0
+        return work
 
     return make
+
+
+def _settings(work: Path, dataset: Path, **changes: object):
+    from data_engine.config import RunConfig
+
+    paths = {"instruct_model_path": GOLDENS / "llava/instruct", "reward_model_path": GOLDENS / "llava/reward"}
+    paths |= {"dataset_path": dataset, "work_dir": work}
+    settings = {"sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 8, "unit_size": 4, "threads": 1}
+    return RunConfig(**{name: str(path) for name, path in paths.items()} | settings | changes)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from data_engine.reporting.picture import picture
 from data_engine.rewards.sentences import SENTENCES
 from data_engine.stages import SOURCES
 
+pytestmark = pytest.mark.usefixtures("drawn_plots")
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CACHE = f"/home/jane/.cache/huggingface/hub/models--openbmb--RLAIF-V-7B/snapshots/{COMMIT}"
 HOSTILE = "a: [b | `c` <img src=x onerror=alert(1)>\n---\n# d\r\n| e | \x00\x1b[31m $f$ ![g](h) ```"

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, their exit code, stdout and stderr."""
+"""The command line as a user meets it: exit code, stdout and stderr, of real processes where those could differ."""
 
 import json
 import shutil
@@ -25,6 +25,17 @@ def call(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "data_engine", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     return result.returncode, result.stdout, result.stderr
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """As `call`, in this process, which has torch already: for what a process of its own would not tell apart."""
+
+    def run(*arguments: str, cwd: Path) -> tuple[int, str, str]:
+        monkeypatch.chdir(cwd)
+        return main.main(arguments), *capsys.readouterr()
+
+    return run
 
 
 def refused(message: str) -> tuple[int, str, str]:
@@ -146,10 +157,10 @@ def test_validate_imports_nothing_heavy_for_a_mistake_that_can_be_seen_without(j
     assert "model.safetensors is empty" in result.stderr
 
 
-def test_a_job_may_stand_in_a_yaml_whose_paths_are_relative_to_the_working_directory(job, tmp_path):
+def test_a_job_may_stand_in_a_yaml_whose_paths_are_relative_to_the_working_directory(here, job, tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/job.yaml").write_text(json.dumps(job | {"sample_k": 4}))
-    code, out, _ = call("validate", "--config", "configs/job.yaml", "--limit", "1", cwd=tmp_path)
+    code, out, _ = here("validate", "--config", "configs/job.yaml", "--limit", "1", cwd=tmp_path)
     assert (code, out[:33]) == (0, "valid: 1 questions, 4 answers eac")
 
 
@@ -190,16 +201,16 @@ def test_bad_input_exits_with_2_and_says_what_to_mend(job, tmp_path, monkeypatch
     assert (code, *capsys.readouterr()) == refused(says)
 
 
-def test_duplicate_idx_exit_with_2_and_are_listed(job, tmp_path):
+def test_duplicate_idx_exit_with_2_and_are_listed(here, job, tmp_path):
     write_questions(tmp_path, ["a", "b", "a"])
-    assert call("validate", *flags(job), cwd=tmp_path) == refused(
+    assert here("validate", *flags(job), cwd=tmp_path) == refused(
         'dataset "q.parquet": every idx must be unique, but 1 are repeated: "a" (2 times)'
     )
 
 
-def test_a_missing_column_exits_with_2_and_those_that_exist_are_listed(job, tmp_path):
+def test_a_missing_column_exits_with_2_and_those_that_exist_are_listed(here, job, tmp_path):
     pq.write_table(pa.table({"idx": ["a"], "prompt": ["q"]}), tmp_path / "q.parquet")
-    assert call("validate", *flags(job), cwd=tmp_path) == refused(
+    assert here("validate", *flags(job), cwd=tmp_path) == refused(
         'dataset "q.parquet" has no column "question"; columns: idx, prompt; or say --columns question=NAME'
     )
 
@@ -220,9 +231,9 @@ def test_defect_27_an_unknown_model_name_exits_with_2(job, tmp_path, monkeypatch
     assert "lava-1.5" in capsys.readouterr().err
 
 
-def test_report_of_a_run_without_pairs_exits_with_2(tmp_path):
+def test_report_of_a_run_without_pairs_exits_with_2(here, tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    code, _, error = call("report", str(tmp_path))
+    code, _, error = here("report", str(tmp_path), cwd=tmp_path)
     assert (code, error[-62:]) == (2, "has no pairs/pairs.parquet yet: let the run finish stage 2 first\n"[-62:])
 
 
@@ -264,5 +275,5 @@ def test_a_command_about_a_work_dir_takes_one(command, capsys):
     assert main.main([command, "--help"]) == 0
 
 
-def test_status_of_a_folder_that_is_no_work_dir_exits_with_2(tmp_path):
-    assert call("status", "none", cwd=tmp_path) == refused('no folder "none"')
+def test_status_of_a_folder_that_is_no_work_dir_exits_with_2(here, tmp_path):
+    assert here("status", "none", cwd=tmp_path) == refused('no folder "none"')

@@ -59,15 +59,27 @@ def start(world, work_dir, window=""):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.fixture(scope="module")
+def fresh(world, tmp_path_factory):
+    """A work_dir that was paired once, undisturbed."""
+    folder = tmp_path_factory.mktemp("fresh") / "work"
+    world.publish(folder)
+    world.pair(folder, debug=True)
+    return folder
+
+
+# In make test one of each outcome: the old dataset, none, the new one.
+IN_TEST = ("writing the dataset", "between the renames", "before the pairs are renamed")
+
+
+@pytest.mark.parametrize(
+    "window", [pytest.param(name, marks=() if name in IN_TEST else pytest.mark.slow) for name in WINDOWS]
+)
 def test_a_pairing_killed_at_any_moment_leaves_a_whole_dataset_or_none_and_can_be_repeated(
-    world, work_dir, tmp_path, window
+    world, work_dir, fresh, window
 ):
     world.pair(work_dir, seed=9)
-    old = digest(work_dir / "dataset")
-    world.publish(tmp_path / "fresh")
-    world.pair(tmp_path / "fresh", debug=True)
-    new = digest(tmp_path / "fresh/dataset")
+    old, new = digest(work_dir / "dataset"), digest(fresh / "dataset")
     process = start(world, work_dir, WINDOWS[window])
     output, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, output
@@ -75,18 +87,16 @@ def test_a_pairing_killed_at_any_moment_leaves_a_whole_dataset_or_none_and_can_b
     expected = {"between the renames": None, "after the swap": new, "before the pairs are renamed": new}
     assert found == expected.get(window, old)
     world.pair(work_dir, debug=True)
-    assert digest(work_dir) == digest(tmp_path / "fresh")
+    assert digest(work_dir) == digest(fresh)
     assert not list(work_dir.rglob(".*"))
 
 
-def test_two_pairings_at_the_same_time_both_end_well(world, work_dir, tmp_path):
-    world.publish(tmp_path / "fresh")
-    world.pair(tmp_path / "fresh", debug=True)
+def test_two_pairings_at_the_same_time_both_end_well(world, work_dir, fresh):
     processes = [start(world, work_dir) for _ in range(3)]
     for process in processes:
         output, _ = process.communicate()
         assert process.returncode == 0, output
-    assert digest(work_dir) == digest(tmp_path / "fresh")
+    assert digest(work_dir) == digest(fresh)
     assert not list(work_dir.glob(".*"))
 
 
@@ -104,6 +114,7 @@ print(pa.default_memory_pool().max_memory(), tracemalloc.get_traced_memory()[1])
 """
 
 
+@pytest.mark.slow
 def test_images_are_not_held_in_memory(tmp_path):
     draw = random.Random(0)
     size, number = 300_000, 200

@@ -11,6 +11,8 @@ from data_engine.questions.images import BadImage, decode
 from data_engine.reporting.page import write_report
 from data_engine.store import logs
 
+pytestmark = pytest.mark.usefixtures("drawn_plots")
+
 TEXT = '<script>alert("x")</script> & "quoted" \'text\' 猫'
 ESCAPED = "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; &amp; &quot;quoted&quot; &#x27;text&#x27; 猫"
 

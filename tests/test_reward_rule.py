@@ -237,6 +237,7 @@ def test_questions_that_all_hang_are_given_up_at_the_fifth(given, config, tmp_pa
         given(f"{rule_file(tmp_path, body)}:f", unit_size=3)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_leaves_no_worker_and_a_rerun_gives_the_same_bytes(given, goldens, tmp_path, monkeypatch):
     # Hangs in the last unit, for as long as somebody waits for it behind a pipe.
     body = """

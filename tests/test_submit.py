@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from data_engine.commands import main
+
 LAUNCH = Path(__file__).parents[1] / "launch"
 JOB = ("--config", "configs/llava-1.5-7b.yaml", "--work_dir", "w")
 
@@ -31,13 +33,26 @@ echo "$id;cluster"
     return place
 
 
-def submit(place: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess:
+def in_a_process(place: Path, *arguments: str) -> subprocess.CompletedProcess:
     # PYTHONPATH: the code under test need not be the one that is installed.
-    environment = {"PATH": path or f"{place}/bin:/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment = {"PATH": f"{place}/bin:/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     return subprocess.run(
         [sys.executable, "-m", "data_engine", "submit", *arguments],
         cwd=place, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+@pytest.fixture
+def submit(monkeypatch, capfd):
+    """The command in this process, which has imported already what the check of a job needs."""
+
+    def run(place: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess:
+        monkeypatch.setenv("PATH", path or f"{place}/bin:/usr/bin:/bin")
+        capfd.readouterr()
+        code = main.main(["submit", *arguments])
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return run
 
 
 def calls(place: Path) -> list[str]:
@@ -45,7 +60,7 @@ def calls(place: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_given_answers_are_checked_and_go_to_both_jobs_as_they_were_named(slurm):
+def test_given_answers_are_checked_and_go_to_both_jobs_as_they_were_named(submit, slurm):
     """Jobs start in the folder from which they were submitted, where a relative path means the same file."""
     idx = pq.read_table(slurm / "data/questions.parquet")["idx"][0].as_py()
     rows = [{"idx": idx, "answer": answer} for answer in ("A cat.", "A dog.", "")]
@@ -62,7 +77,7 @@ def test_given_answers_are_checked_and_go_to_both_jobs_as_they_were_named(slurm)
     assert [" --answers mine.jsonl" in call for call in calls(slurm)] == [True, True]
 
 
-def test_an_array_and_the_pairing_job_that_waits_for_it_are_submitted(slurm):
+def test_an_array_and_the_pairing_job_that_waits_for_it_are_submitted(submit, slurm):
     done = submit(slurm, *JOB, "--array", "3", "--sbatch", "--time 60", "--sbatch_pair=--gres none", "--seed", "5")
     assert done.returncode == 0, done.stderr
     common = f"sbatch --parsable --export=ALL,PYTHON={sys.executable},DATA_ENGINE_LAUNCH={LAUNCH}"
@@ -93,7 +108,7 @@ def test_an_array_and_the_pairing_job_that_waits_for_it_are_submitted(slurm):
         ((*JOB, "--array", "2", "--stop_after_stage", "1"), "sets stop_after_stage itself"),
     ],
 )
-def test_a_mistake_is_told_and_nothing_is_submitted(slurm, arguments, message):
+def test_a_mistake_is_told_and_nothing_is_submitted(submit, slurm, arguments, message):
     done = submit(slurm, *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
@@ -102,7 +117,7 @@ def test_a_mistake_is_told_and_nothing_is_submitted(slurm, arguments, message):
     assert not (slurm / "w").exists()
 
 
-def test_a_machine_without_slurm_is_told_so(slurm):
+def test_a_machine_without_slurm_is_told_so(submit, slurm):
     done = submit(slurm, *JOB, "--array", "2", path=str(slurm))
     assert (done.returncode, done.stdout) == (2, "")
     assert "there is no sbatch on this machine" in done.stderr
@@ -110,19 +125,19 @@ def test_a_machine_without_slurm_is_told_so(slurm):
 
 def test_it_is_started_from_any_folder(slurm):
     (slurm / "launch").unlink()
-    done = submit(slurm, *JOB, "--array", "2")
+    done = in_a_process(slurm, *JOB, "--array", "2")
     assert done.returncode == 0, done.stderr
     assert [Path(line.split(".sbatch")[0].split()[-1]).parent for line in calls(slurm)] == [LAUNCH / "slurm"] * 2
 
 
-def test_the_help_names_the_folder_of_the_scripts(slurm):
+def test_the_help_names_the_folder_of_the_scripts(submit, slurm):
     done = submit(slurm, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"The scripts are in {LAUNCH}." in done.stdout
 
 
 @pytest.mark.parametrize(("failing", "cancelled"), [pytest.param(70, [], marks=pytest.mark.slow), (71, ["scancel 70"])])
-def test_one_job_never_stays_in_the_queue_without_the_other(slurm, failing, cancelled):
+def test_one_job_never_stays_in_the_queue_without_the_other(submit, slurm, failing, cancelled):
     (slurm / f"fail-{failing}").touch()
     done = submit(slurm, *JOB, "--array", "2")
     assert done.returncode == 2

@@ -34,20 +34,18 @@ FINAL = {text for text in ANSWERS.values() if text}
 NUM_QUESTIONS = 4
 
 
-@pytest.fixture
-def given(config, goldens, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def given(made_once, goldens, tmp_path_factory) -> Path:
     """A finished run over them, exported in every format."""
     dataset = goldens / "llava/dataset/questions.parquet"
     rows = [
         {"idx": idx, "answer": text} for idx in load_questions(str(dataset)).idx[:NUM_QUESTIONS] for text in ANSWERS
     ]
-    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = config(
-        dataset, answers=str(tmp_path / "answers.jsonl"), limit=NUM_QUESTIONS, debug=True, rank=3,
-        export=",".join(exports.EXPORTS),
-    )  # fmt: skip
-    assert worker.run(settings) == 0
-    return tmp_path / "work"
+    answers = tmp_path_factory.mktemp("answers") / "answers.jsonl"
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made_once(
+        dataset, answers=str(answers), limit=NUM_QUESTIONS, debug=True, rank=3, export=",".join(exports.EXPORTS)
+    )
 
 
 def test_given_texts_go_through_scoring_pairing_and_every_export_by_their_final_answers(given):

@@ -48,6 +48,7 @@ def test_a_mistake_is_told_once_and_exits_with_2_before_any_rank_starts(job):
     assert not job.work_dir.exists()
 
 
+@pytest.mark.slow
 def test_usr2_to_a_rank_at_work_shows_where_its_threads_are_and_disturbs_nothing(job):
     lines = []
     job = Job(job.dataset, job.work_dir, (*FLAGS, "--limit", "4"))
@@ -102,6 +103,7 @@ def test_a_signal_stops_the_run_with_75_and_the_same_command_goes_on(job, name):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "published units were computed again"
 
 
+@pytest.mark.slow
 def test_a_rank_told_to_stop_is_gone_after_its_grace_time_although_image_workers_hang(job, tmp_path):
     """5 s more than the grace time at most; the pictures would take CLOCK_S, 600 s, twice."""
     hanging = tmp_path / "hanging"

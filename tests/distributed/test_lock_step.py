@@ -55,7 +55,7 @@ def test_an_image_does_not_wait_for_another_ranks_decoding():
 @pytest.mark.parametrize(
     ("death", "rank", "message"),
     [
-        ("leave", 1, "has ended: a mistake that one rank alone sees"),
+        slow("leave", 1, "has ended: a mistake that one rank alone sees"),
         # With it goes the store in which ranks tell each other.
         slow("leave", 0, "has ended: (a mistake that one rank alone sees|its own message says why)"),
         slow("kill", 0, "died, or has not been heard of for 2[02] s"),

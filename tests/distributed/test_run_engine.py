@@ -225,7 +225,7 @@ def test_a_signal_reaches_every_rank_once_and_the_job_says_75(start, name, ranks
 
 
 # dash where it is installed under its own name: there it is also what `sh` is.
-@pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", "bash"])
+@pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", pytest.param("bash", marks=pytest.mark.slow)])
 def test_any_shell_runs_the_script_passes_a_signal_on_and_returns_the_code(start, tmp_path, shell):
     job = start("work", shell=(shell,))
     job.wait_for_ranks()
@@ -238,9 +238,8 @@ def test_any_shell_runs_the_script_passes_a_signal_on_and_returns_the_code(start
 @pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", pytest.param("bash", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", ["two", "0", "-1", "1.5"])
 def test_a_number_of_ranks_that_is_none_is_the_users_mistake(shell, number):
-    done = subprocess.run(
-        [shell, SCRIPT], env=os.environ | {"NUM_PROCESSES": number}, capture_output=True, text=True, check=False
-    )
+    environment = os.environ | {"NUM_PROCESSES": number, "PYTHON": sys.executable}
+    done = subprocess.run([shell, SCRIPT], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f'NUM_PROCESSES must be a whole number of ranks, at least 1, got "{number}"\n'
 

@@ -89,7 +89,7 @@ def test_a_rank_that_is_ten_times_slower_and_clocks_that_jump_change_nothing(alo
     assert by_rank["rank-1"] < min(by_rank["rank-0"], by_rank["rank-2"])
 
 
-@pytest.mark.parametrize("windows", [("mid-write", "dataset writing"), pytest.param(WINDOWS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("windows", [("mid-write",), pytest.param(WINDOWS, marks=pytest.mark.slow)])
 def test_a_process_killed_and_rerun_makes_the_same_dataset(alone, tmp_path, windows):
     job = again(alone, tmp_path)
     log = tmp_path / "kills"
@@ -107,6 +107,7 @@ def test_a_process_killed_and_rerun_makes_the_same_dataset(alone, tmp_path, wind
     assert not stray_files(job.work_dir)
 
 
+@pytest.mark.slow
 def test_one_shard_alone_is_incomplete_and_says_what_is_missing(alone, tmp_path):
     shard = again(alone, tmp_path, "--num_shards", "2", "--shard_index", "1")
     output = shard.run(code=3)

@@ -62,7 +62,7 @@ def large(checkpoints, tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.families)])
-@pytest.mark.parametrize("name", [None, "auto"])
+@pytest.mark.parametrize("name", [None, pytest.param("auto", marks=pytest.mark.families)])
 def test_merging_holds_the_weights_once(checkpoints, large, name, dtype):
     adapter, num_weights = large
     command = [sys.executable, "-c", MEASURE, str(name), str(checkpoints("llava").folder), str(adapter), dtype]

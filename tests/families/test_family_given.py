@@ -65,6 +65,7 @@ def test_texts_are_encoded_by_the_models_own_template(checkpoints, start, tmp_pa
     assert [row["avg"] for row in now] == pytest.approx([row["avg"] for row in then], abs=1e-9)
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", named(["qwen2_5_vl"]))
 def test_own_token_ids_put_in_again_give_the_same_log_probs_and_texts(checkpoints, start, tmp_path, name):
     """Without their texts, which come from the tokenizer alone."""
@@ -82,6 +83,7 @@ def test_own_token_ids_put_in_again_give_the_same_log_probs_and_texts(checkpoint
         assert (work / file).read_bytes() == (own / file).read_bytes()
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", named(["qwen2_5_vl"]))
 def test_settings_of_drawing_do_not_decide_anew_on_which_path_a_model_runs(checkpoints, start, tmp_path, name):
     """Else log-probs of both paths could stand side by side."""

@@ -81,6 +81,7 @@ def test_a_model_that_does_not_fit_runs_on_the_plain_path_with_the_same_result(s
     assert read(tmp_path / "work/dataset") == read(fast / "dataset")
 
 
+@pytest.mark.families
 def test_later_starts_follow_what_was_decided_whatever_they_would_say(start, fast, tmp_path, capsys):
     with mutations.windows_off():
         start(stop_after_stage=0)
@@ -94,6 +95,7 @@ def test_later_starts_follow_what_was_decided_whatever_they_would_say(start, fas
     assert largest_difference(*(read(work / "instruct_logps") for work in (tmp_path / "work", fast))) < 1e-4
 
 
+@pytest.mark.families
 def test_a_later_start_shares_prompts_where_that_was_decided(start, tmp_path):
     start(stop_after_stage=0)
     # Asked once, of the reward model.
@@ -187,6 +189,7 @@ def rows_of(*lengths: int) -> list[dict]:
     return [question(f"q{n}", "x" * length, picture(100, 130, seed=n)) for n, length in enumerate(lengths)]
 
 
+@pytest.mark.families
 def test_a_model_whose_first_question_is_beyond_its_limit_goes_plain(start, limited, tmp_path, capsys):
     dataset = write(tmp_path / "questions.parquet", rows_of(80, 2))
     models = start(limited, dataset_path=dataset)

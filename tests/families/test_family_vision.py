@@ -95,6 +95,7 @@ def test_a_picture_is_encoded_once_a_question_and_stage(checkpoints, count, name
     }  # fmt: skip
 
 
+@pytest.mark.families
 def test_the_plain_path_encodes_once_a_question_where_it_samples_and_once_an_answer_where_it_scores(checkpoints, count):
     with mutations.windows_off():
         calls = count(checkpoints("gemma3"))

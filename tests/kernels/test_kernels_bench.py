@@ -17,6 +17,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
     done = bench("--tiny", "--output", str(tmp_path / "figures.json"))
     assert done.returncode == 0, done.stderr

@@ -194,6 +194,7 @@ def test_the_tower_is_never_looked_up_from_the_working_directory_defect_35(folde
         load(folder)
 
 
+@pytest.mark.slow
 def test_the_known_tower_needs_no_folder_where_the_weights_are_inside(folder, tmp_path):
     """A full-size CLIP of zeros inside the checkpoint, and no folder to read its configuration from."""
     from transformers import CLIPVisionModel
