@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import STAGES, Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
+from jobs import Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
 from stage2_world import digest
+
+from data_engine.stages import RunStages
 
 FLAGS = (
     "--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "16", "--unit_size", "3",
@@ -84,7 +86,9 @@ def test_a_rank_that_is_ten_times_slower_and_clocks_that_jump_change_nothing(alo
         for line in map(json.loads, file.read_text().splitlines())
         if "unit" in line
     )
-    assert sorted((stage, unit) for stage, unit, _ in done) == sorted((s, u) for s in STAGES for u in range(9))
+    assert sorted((stage, unit) for stage, unit, _ in done) == sorted(
+        (s, u) for s in RunStages().by_name for u in range(9)
+    )
     by_rank = collections.Counter(rank for _, _, rank in done.elements())
     assert by_rank["rank-1"] < min(by_rank["rank-0"], by_rank["rank-2"])
 
