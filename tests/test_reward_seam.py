@@ -28,7 +28,8 @@ def units_of(work_dir) -> dict[str, int]:
 def test_a_source_of_reward_is_one_file_and_one_line(length, config, questions, monkeypatch, tmp_path):
     loaded, load = [], model_holder.load_model
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: loaded.append(a) or load(*a, **b))
-    assert worker.run(config(questions, work_dir=str(tmp_path / "work"), rewards="length")) == 0
+    # The answers are of one length, and make candidate pairs that are dropped as equal.
+    assert worker.run(config(questions, work_dir=str(tmp_path / "work"), rewards="length")) == 4
     work = tmp_path / "work"
     # Only the model that samples was needed.
     assert len(loaded) == 1
