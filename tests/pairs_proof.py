@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from size_proof import LIMIT_BYTES, NUM_ANSWERS, POLL_S, TOKENS_A_WORD, Vocabulary, publish_unit, resident
+from size_proof import LIMIT_BYTES, NUM_ANSWERS, TOKENS_A_WORD, Vocabulary, publish_unit, watched
 
 from data_engine import schemas
 from data_engine.config import RunConfig
@@ -102,14 +102,8 @@ def measure(work_dir: Path, name: str, flags: list[str]) -> Measured:
     """Pair the answers of the run by these flags."""
     command = [sys.executable, "-m", "data_engine", "pairs", str(work_dir), "--name", name, *flags]
     start = time.perf_counter()
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, preexec_fn=_on_two_cores)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, sum(resident(process.pid)))
-        time.sleep(POLL_S)
+    peak = watched(command, start_new_session=True, stdout=subprocess.DEVNULL, preexec_fn=_on_two_cores)
     seconds = time.perf_counter() - start
-    if process.returncode:
-        raise SystemExit(f"data-engine pairs ended with exit code {process.returncode}")
     funnel = Funnel.from_json(pq.read_schema(pairs_file(work_dir, name)).metadata[b"funnel"].decode())
     return Measured(name, seconds, peak, funnel.found)
 

@@ -187,6 +187,17 @@ def _picture(number: int) -> bytes:
     return file.getvalue()
 
 
+def watched(command: list[str], **options: object) -> int:
+    """Run a command to its end; the most bytes that its processes held together."""
+    process, peak = subprocess.Popen(command, **options), 0
+    while process.poll() is None:
+        peak = max(peak, sum(resident(process.pid)))
+        time.sleep(POLL_S)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command[2:5])} ended with exit code {process.returncode}")
+    return peak
+
+
 def measure(folder: Path, num_questions: int) -> Measured:
     """Prepare, run stage 2, and measure it."""
     dataset, work_dir = prepare(folder, num_questions, for_a_run=True)
@@ -194,14 +205,8 @@ def measure(folder: Path, num_questions: int) -> Measured:
     for flag, value in flags(dataset, work_dir).items():
         command += [f"--{flag}", value]
     start, cpu_start = time.perf_counter(), _children_s()
-    process = subprocess.Popen(command, start_new_session=True)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, sum(resident(process.pid)))
-        time.sleep(POLL_S)
+    peak = watched(command, start_new_session=True)
     seconds = time.perf_counter() - start
-    if process.returncode:
-        raise SystemExit(f"data-engine run ended with exit code {process.returncode}")
     written = sum(pq.read_metadata(file).num_rows for file in (work_dir / "dataset").iterdir())
     return Measured(num_questions, seconds, _children_s() - cpu_start, peak, written)
 

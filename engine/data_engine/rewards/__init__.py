@@ -73,6 +73,20 @@ class StageColumns:
         return Tokens(column.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
+def differences(of: Tokens, less: Tokens, told: str) -> Tokens:
+    """The numbers of one model or prompt less those of another, token by token, in float64.
+
+    Raises AnswerError for the first answer of which they are different numbers of tokens; `told` says what must hold,
+    with {of} and {less} in the places of the two numbers.
+    """
+    lengths = of.lengths
+    for place in np.flatnonzero(lengths != less.lengths)[:1]:
+        raise AnswerError(int(place), told.format(of=lengths[place], less=less.lengths[place]))
+    # The difference of two infinities is no number either.
+    with np.errstate(invalid="ignore"):
+        return Tokens(of.values.astype(np.float64) - less.values, of.offsets)
+
+
 class AnswerError(ValueError):
     """What is wrong with one answer: its place among those that the function was given, and the reason."""
 

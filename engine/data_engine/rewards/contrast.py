@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_engine.rewards import AnswerError, RewardSettings, StageColumns, Tokens
+from data_engine.rewards import RewardSettings, StageColumns, Tokens, differences
 from data_engine.rewards.implicit import exact_sums
 
 
@@ -23,13 +23,9 @@ def sums(seeing: Tokens, blind: Tokens) -> tuple[np.ndarray, np.ndarray]:
 
     Raises AnswerError for the first answer of which different numbers of tokens were scored.
     """
-    lengths = seeing.lengths
-    for place in np.flatnonzero(lengths != blind.lengths)[:1]:
-        raise AnswerError(
-            int(place),
-            f"the same tokens must have been scored with the image and without it, got {lengths[place]} log-probs with "
-            f"it and {blind.lengths[place]} without",
-        )
-    # The difference of two infinities is no number either.
-    with np.errstate(invalid="ignore"):
-        return exact_sums(Tokens(seeing.values.astype(np.float64) - blind.values, seeing.offsets)), lengths
+    told = (
+        "the same tokens must have been scored with the image and without it, got {of} log-probs with it and {less} "
+        "without"
+    )
+    difference = differences(seeing, blind, told)
+    return exact_sums(difference), difference.lengths

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_engine.rewards import AnswerError, RewardSettings, StageColumns, Tokens
+from data_engine.rewards import RewardSettings, StageColumns, Tokens, differences
 
 REASONS = {
     "not_scored": "a model gave it no log-probs, or a source of its reward no number",
@@ -36,17 +36,12 @@ def token_rewards(instruct: Tokens, reward: Tokens, beta: float) -> dict[str, np
     d_t = log p_reward(t) - log p_instruct(t). An answer without tokens, or with a log-prob that is not finite, has NaN.
     Raises AnswerError for the first answer of which the models scored different numbers of tokens.
     """
-    lengths = instruct.lengths
-    for place in np.flatnonzero(lengths != reward.lengths)[:1]:
-        raise AnswerError(
-            int(place),
-            f"both models must have scored the same tokens, got {lengths[place]} log-probs from the instruct "
-            f"model and {reward.lengths[place]} from the reward model",
-        )
-    # The difference of two infinities is no number either.
-    with np.errstate(invalid="ignore"):
-        difference = Tokens(reward.values.astype(np.float64) - instruct.values, instruct.offsets)
-    total = exact_sums(difference)
+    told = (
+        "both models must have scored the same tokens, got {less} log-probs from the instruct model and {of} from the "
+        "reward model"
+    )
+    difference = differences(reward, instruct, told)
+    lengths, total = difference.lengths, exact_sums(difference)
     finite = np.isfinite(total)
     least, last = np.full(len(lengths), math.nan), np.full(len(lengths), math.nan)
     starts = difference.offsets[:-1][lengths > 0]
