@@ -88,7 +88,9 @@ def test_token_logps_are_those_of_the_whole_sequence_in_one_row(tokenizer):
 
 
 def test_two_steps_of_every_part_train_both_models(tmp_path):
-    recipe = train.Recipe(warmup_steps=2, instruct_steps=2, batch_size=4, num_pairs=8, dpo_batch_size=4, threads=1)
+    recipe = train.Recipe(
+        warmup_steps=2, true_steps=2, careless_steps=2, batch_size=4, num_pairs=8, dpo_batch_size=4, threads=1
+    )
     threads = torch.get_num_threads()
     train.train(tmp_path, recipe)
     torch.set_num_threads(threads)

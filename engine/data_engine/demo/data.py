@@ -16,17 +16,18 @@ from data_engine.demo.tokenizer import PAD, PromptTokenizer
 from data_engine.demo.world import Caption, Scene
 
 # A few mistakes made often survive sampling at temperature 0.7; the same rate spread evenly is sharpened away.
-# Every confusion goes both ways, so that no object becomes likelier than it is, and is made in well under half of the
-# cases: at half, the captions would no longer tell the two objects apart, and neither would any model made from this.
-_CONFUSED_PAIRS = (
-    ("red circle", "red square"),
-    ("green triangle", "yellow triangle"),
-    ("blue cross", "purple cross"),
-    ("blue circle", "purple circle"),
-    ("yellow square", "yellow cross"),
-)
-CONFUSED = {name: wrong for pair in _CONFUSED_PAIRS for name, wrong in (pair, pair[::-1])}
-CONFUSED_SHARE = 0.3
+# Every confusion goes both ways, so that no object becomes likelier than it is. One is made in more than half of the
+# cases, so that a greedy answer makes it always; the others in well under half, so that only sampling brings them up.
+# At half, the captions would no longer tell the two objects apart, and neither would any model made from this.
+_CONFUSED_PAIRS = {
+    ("red circle", "red square"): 0.7,
+    ("green triangle", "yellow triangle"): 0.3,
+    ("blue cross", "purple cross"): 0.3,
+    ("blue circle", "purple circle"): 0.3,
+    ("yellow square", "yellow cross"): 0.3,
+}
+# Object -> what it is taken for, and in which share of the cases.
+CONFUSED = {name: (wrong, share) for pair, share in _CONFUSED_PAIRS.items() for name, wrong in (pair, pair[::-1])}
 APPENDED = ("purple square", "yellow circle")
 APPENDED_SHARE = 0.12
 COUNT_CONFUSED = {2: 3, 3: 2}
@@ -46,8 +47,8 @@ def with_mistakes(caption: Caption, rng: np.random.Generator) -> Caption:
         return replace(caption, count=wrong if rng.random() < COUNT_CONFUSED_SHARE else caption.count)
     names = list(caption.names)
     for i, name in enumerate(names):
-        wrong = CONFUSED.get(name, name)
-        if wrong not in names and rng.random() < CONFUSED_SHARE:
+        wrong, share = CONFUSED.get(name, (name, 0))
+        if wrong not in names and rng.random() < share:
             names[i] = wrong
     extra = APPENDED[rng.integers(len(APPENDED))]
     if extra not in names and len(names) < 4 and rng.random() < APPENDED_SHARE:

@@ -28,17 +28,19 @@ CAPTION_SEED, PAIR_SEED, WARMUP_SEED = 7_000_001, 7_000_002, 7_000_003
 class Recipe:
     """How long and how fast the models train."""
 
-    warmup_steps: int = 300
+    warmup_steps: int = 500
     warmup_lr: float = 2e-3
-    instruct_steps: int = 400
-    true_steps: int = 150
-    """the first of instruct_steps, on captions without mistakes"""
-    instruct_lr: float = 1.5e-3
+    true_steps: int = 700
+    """on captions without mistakes"""
+    true_lr: float = 1.5e-3
+    careless_steps: int = 250
+    """then, on captions with mistakes"""
+    careless_lr: float = 1e-3
     batch_size: int = 64
-    num_pairs: int = 1536
-    dpo_epochs: int = 2
+    num_pairs: int = 3072
+    dpo_epochs: int = 1
     dpo_batch_size: int = 32
-    dpo_lr: float = 3e-4
+    dpo_lr: float = 1e-4
     dpo_beta: float = 0.1
     seed: int = 0
     threads: int = 2
@@ -74,21 +76,26 @@ def warm_up_vision(model: TinyLlava, recipe: Recipe) -> None:
 
 
 def train_instruct(model: TinyLlava, tokenizer: PromptTokenizer, recipe: Recipe) -> None:
-    """Learn true captions, then careless ones: next-token loss on the answer and its EOS.
+    """Learn true captions, then careless ones about other pictures: next-token loss on the answer and its EOS.
 
     The tower stays as it is, as LLaVA's does: at this learning rate it would forget how to see.
     """
     before_ids = torch.tensor(tokenizer.before_ids)
     model.tower.requires_grad_(False)
     parameters = [*model.projector.parameters(), *model.llama.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.instruct_lr, weight_decay=0.01, betas=(0.9, 0.98))
-    for step in range(recipe.instruct_steps):
-        make_batch = data.true_batch if step < recipe.true_steps else data.careless_batch
-        batch = make_batch(tokenizer, CAPTION_SEED, step * recipe.batch_size, recipe.batch_size)
-        logps = model.token_logps(batch.pixel_values, before_ids, batch.after_ids, batch.labels)
-        loss = -logps.sum() / (batch.labels >= 0).sum()
-        _update(model, optimizer, loss, _cosine(recipe.instruct_lr, step, recipe.instruct_steps))
-        _log("instruct", step, recipe.instruct_steps, loss)
+    first = 0
+    for name, make_batch, steps, lr in (
+        ("true captions", data.true_batch, recipe.true_steps, recipe.true_lr),
+        ("careless captions", data.careless_batch, recipe.careless_steps, recipe.careless_lr),
+    ):
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+        for step in range(steps):
+            batch = make_batch(tokenizer, CAPTION_SEED, first, recipe.batch_size)
+            logps = model.token_logps(batch.pixel_values, before_ids, batch.after_ids, batch.labels)
+            loss = -logps.sum() / (batch.labels >= 0).sum()
+            _update(model, optimizer, loss, _cosine(lr, step, steps))
+            _log(name, step, steps, loss)
+            first += recipe.batch_size
 
 
 def sample_texts(
