@@ -12,6 +12,9 @@ NUM ?= 200
 SEED ?= 0
 DEMO_DIR ?= runs/demo
 CHAOS_ROUNDS ?= 200
+# Where the proof works; QUICK=1: a small one.
+PROVE_DIR ?= runs/prove
+QUICK ?=
 CHAOS_SEED ?= 0
 # What was skipped, and is held against tests/allowed_skips.txt.
 TEST_RESULTS ?= .pytest_cache/test.xml
@@ -39,7 +42,7 @@ PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm fuzz test-slow test-slurm \
-	chaos prove-size prove-exports prove-pairs lint bench bench-vllm bench-gpu clean
+	chaos prove prove-size prove-exports prove-pairs lint bench bench-vllm bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -142,6 +145,9 @@ chaos: $(STAMP) ## rounds of kills, signals, failing disks and lost units; each 
 	rm -rf runs/chaos && mkdir -p runs/chaos
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python tests/distributed/chaos.py runs/chaos \
 		--rounds $(CHAOS_ROUNDS) --seed $(CHAOS_SEED)
+
+prove: $(STAMP) ## that training on the data works, with controls (an hour or two; QUICK=1: minutes); goes on where it was stopped
+	$(BIN)/python tests/prove/prove.py $(PROVE_DIR)$(if $(QUICK),-quick --quick, --page docs)
 
 prove-size: $(STAMP) ## stage 2 at 50,000 and 200,000 questions: minutes and memory (half an hour, 12 GB of disk)
 	$(TEST_ENV) $(BIN)/python tests/size_proof.py 50000 200000 $(ARGS)

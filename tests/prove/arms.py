@@ -6,6 +6,7 @@ RUN_FOLDER has questions.parquet, the truth beside it, and work/ with its export
 """
 
 import itertools
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ import pyarrow.parquet as pq
 from data_engine.demo import world
 from data_engine.demo.judge import truth_path
 from data_engine.store import units
+
+# Columns that exports do not have, and the one whose type is theirs.
+SOURCES_OF = {"completion": "chosen"}
 
 Pair = tuple[str, str]
 """chosen, rejected"""
@@ -100,28 +104,34 @@ def exported(run_folder: Path, name: str, num_pairs: int) -> pa.Table:
     return pq.read_table(run_folder / "exports" / name / "trl/train.parquet").slice(0, num_pairs)
 
 
-def write(folder: Path, table: pa.Table, num_pairs: int) -> None:
+def write(folder: Path, table: pa.Table, types: dict, num_pairs: int) -> None:
     """One folder for load_dataset. Fewer rows than the other arms have would be another experiment."""
     if len(table) != num_pairs:
         raise ValueError(f"{folder.name} has {len(table)} pairs, expected {num_pairs}: ask more questions")
     folder.mkdir(parents=True, exist_ok=True)
+    # What `datasets` reads the types of columns from: that images are images, and not structs.
+    features = {name: types[SOURCES_OF.get(name, name)] for name in table.column_names}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     with units.replacing(folder / "train.parquet") as temporary:
         pq.write_table(table, temporary, row_group_size=100)
 
 
 def write_all(run_folder: Path, out: Path, num_pairs: int, seed: int) -> None:
     """The datasets of all arms that the run has pairs for."""
-    for name in sorted(file.name for file in (run_folder / "exports").iterdir()):
-        write(out / name, exported(run_folder, name, num_pairs), num_pairs)
     engine = exported(run_folder, "engine", num_pairs)
-    swapped = {"chosen": "rejected", "rejected": "chosen"}
-    write(out / "reversed", engine.rename_columns([swapped.get(name, name) for name in engine.column_names]), num_pairs)
-    completion = {"chosen": "completion"}
-    sft = engine.drop_columns(["rejected", "margin"])
-    write(out / "sft", sft.rename_columns([completion.get(name, name) for name in sft.column_names]), num_pairs)
+    types = json.loads(engine.schema.metadata[b"huggingface"])["info"]["features"]
+    tables = {file.name: exported(run_folder, file.name, num_pairs) for file in (run_folder / "exports").iterdir()}
+    tables["reversed"] = _renamed(engine, {"chosen": "rejected", "rejected": "chosen"})
+    tables["sft"] = _renamed(engine.drop_columns(["rejected", "margin"]), {"chosen": "completion"})
     for name in CONTROLS:
         rows = control(name, run_folder, num_pairs, seed)
-        write(out / name, pa.Table.from_pylist(rows, schema=engine.drop_columns(["margin"]).schema), num_pairs)
+        tables[name] = pa.Table.from_pylist(rows, schema=engine.drop_columns(["margin"]).schema)
+    for name, table in tables.items():
+        write(out / name, table, types, num_pairs)
+
+
+def _renamed(table: pa.Table, names: dict[str, str]) -> pa.Table:
+    return table.rename_columns([names.get(name, name) for name in table.column_names])
 
 
 if __name__ == "__main__":

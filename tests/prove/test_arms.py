@@ -39,7 +39,7 @@ def test_random_takes_any_two_in_any_order():
 
 def test_an_arm_with_fewer_pairs_is_refused(tmp_path):
     with pytest.raises(ValueError, match="length has 1 pairs, expected 2: ask more questions"):
-        arms.write(tmp_path / "length", pa.table({"idx": [1]}), 2)
+        arms.write(tmp_path / "length", pa.table({"idx": [1]}), {}, 2)
 
 
 def logps(folder, stage, token_logps):
