@@ -126,6 +126,8 @@ def write_all(run_folder: Path, out: Path, num_pairs: int, seed: int) -> None:
     for name in CONTROLS:
         rows = control(name, run_folder, num_pairs, seed)
         tables[name] = pa.Table.from_pylist(rows, schema=engine.drop_columns(["margin"]).schema)
+    # Any of the answers: what training on them does by itself.
+    tables["sft_random"] = _renamed(tables["random"].drop_columns(["rejected"]), {"chosen": "completion"})
     for name, table in tables.items():
         write(out / name, table, types, num_pairs)
 

@@ -20,8 +20,8 @@ import data_engine.demo
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 CHECKPOINTS = Path(data_engine.demo.__file__).parent / "checkpoints"
-ENGINE, SFT = "engine", "sft"
-ARMS = (ENGINE, "random", "reversed", "length", SFT, "oracle", "contrast")
+ENGINE = "engine"
+ARMS = (ENGINE, "random", "reversed", "length", "sft", "oracle", "contrast", "sft_random")
 # Judged beside the arms, as it is.
 REWARD_MODEL = "reward model"
 
@@ -163,7 +163,7 @@ def _datasets(folders: Folders, seed: int, k: int, num_pairs: int) -> Task:
 
 def _training(folders: Folders, plan: Plan, one: Training) -> Task:
     data = folders.data(one.seed, one.k, one.num_pairs)
-    method = SFT if one.arm == SFT else "dpo"
+    method = "sft" if one.arm.startswith("sft") else "dpo"
     recipe = {
         "model": str(folders.model), "dataset": str(data / one.arm), "method": method, "num_rows": one.num_pairs,
         "seed": one.seed, **settings()[method],

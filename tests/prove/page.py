@@ -20,6 +20,7 @@ WAYS = ("sampled", "greedy")
 TITLES = {
     BASELINE: "instruct model, untrained", ENGINE: "the engine's pairs", "oracle": "pairs by the truth (oracle)",
     "contrast": "contrast alone", "sft": "SFT on the engine's chosen", "random": "random pairs",
+    "sft_random": "SFT on random answers",
     "length": "the longer one chosen", "reversed": "the engine's pairs reversed", "shuffled": "shuffled rewards",
 }  # fmt: skip
 INK, SOFT, GOOD, BAD = "#1d2433", "#98a2b3", "#12805c", "#b54708"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from experiment import CHECKPOINTS, ROOT
 
-from data_engine.store import units
+from data_engine.store.sealed import read_facts, write_sealed
 
 ENGINE_FLAGS = (
     "--config", "configs/demo.yaml", "--instruct_model_path", str(CHECKPOINTS / "instruct"),
@@ -71,8 +71,9 @@ def shuffle_rewards(work_dir: Path, target: Path, seed: int) -> None:
         for name, values in columns.items():
             at = table.schema.get_field_index(name)
             table = table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
-        with units.replacing(path) as temporary:
-            pq.write_table(table, temporary)
+        facts, _ = read_facts(path)
+        path.unlink()
+        write_sealed(table, path, facts)
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import run_engine
 
+from data_engine.store.sealed import write_sealed
+
 TRUTH = ("red circle", "blue square")
 # Nothing wrong, an object left out, one wrong, two wrong; 9, 5, 9 and 10 words.
 RIGHT = "I can see a red circle and a blue square."
@@ -50,7 +52,7 @@ def logps(folder, stage, token_logps):
         "mean": pa.array([float(np.mean(one)) for one in token_logps], pa.float64()),
     })  # fmt: skip
     (folder / stage).mkdir(parents=True)
-    pq.write_table(table, folder / stage / "unit-00000.parquet")
+    write_sealed(table, folder / stage / "unit-00000.parquet", {})
 
 
 def test_shuffled_rewards_change_places_within_a_question(tmp_path):
