@@ -14,8 +14,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 NUM_PROCESSES = 2
 
 
@@ -64,13 +62,9 @@ class Task:
 def run_all(tasks: Sequence[Task]) -> None:
     """Run what is not done, in this order as far as needs allow. Raises Failed at the first that fails."""
     left = [task for task in tasks if not task.is_done]
-    bar = tqdm(
-        total=sum(task.weight for task in tasks), initial=sum(task.weight for task in tasks if task.is_done),
-        bar_format="{desc} {percentage:3.0f} % [{elapsed}<{remaining}]", mininterval=1, disable=None,
-    )  # fmt: skip
+    total, done, start = sum(task.weight for task in left), 0.0, time.monotonic()
     pending: dict[Future, Task] = {}
     running: set[subprocess.Popen] = set()
-    start = time.monotonic()
     with ThreadPoolExecutor(NUM_PROCESSES) as pool:
         try:
             while left or pending:
@@ -79,13 +73,13 @@ def run_all(tasks: Sequence[Task]) -> None:
                         left.remove(task)
                         pending[pool.submit(task.run, running)] = task
                 assert pending, f"tasks that wait for each other: {[task.out for task in left]}"
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     task = pending.pop(future)
                     future.result()
-                    bar.update(task.weight)
-                    print(f"{time.monotonic() - start:6.0f} s  {task.out}", flush=True)
+                    done += task.weight
+                    elapsed_min = (time.monotonic() - start) / 60
+                    left_min = elapsed_min * (total - done) / done
+                    print(f"{elapsed_min:5.1f} min, about {left_min:.0f} min left: {task.out}", flush=True)
         finally:
             for process in list(running):
                 process.terminate()
-            bar.close()
