@@ -36,6 +36,12 @@ def test_tensors_that_are_told_a_device_are_there_and_those_made_later_too():
     assert torch.empty(2).device.type == "cpu"
 
 
+def test_first_values_are_given_to_tensors_in_memory_alone():
+    made = on_meta(WHERE, lambda: [nn.init.ones_(torch.empty(2, device=device)) for device in ("cpu", "meta")])
+    assert made[0].tolist() == [1, 1]
+    assert made[1].is_meta
+
+
 def test_after_an_error_tensors_are_made_in_memory_again():
     with pytest.raises(ModelError, match="ZeroDivisionError"):
         on_meta(WHERE, lambda: 1 // 0)

@@ -36,8 +36,12 @@ def described(where: Path, make: Callable[[], T]) -> T:
         ) from error
 
 
+# Functions of these modules give a parameter its first values.
+INITIAL = ("torch.nn.init", "transformers.initialization")
+
+
 class _EmptyOnMeta(TorchFunctionMode):
-    """Inside, torch.empty makes meta tensors unless it is told a device.
+    """Inside, torch.empty makes meta tensors unless it is told a device, and these get no first values.
 
     A layer makes its weights by torch.empty, and accelerate moves each to the meta device once it is a parameter. Until
     then it would lie in memory, which glibc takes from its heap below a threshold that grows up to 32 MB. Its place is
@@ -49,6 +53,11 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             kwargs = kwargs | {"device": "meta"}
+        # They would be none, and take most of the time.
+        if getattr(func, "__module__", None) in INITIAL:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         return func(*args, **kwargs)
 
 
