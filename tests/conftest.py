@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import sys
@@ -50,6 +51,15 @@ def one_thread_as_before():
     yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """In this process files are not forced to the disk: only a loss of power would tell. Processes do force them."""
+    with pytest.MonkeyPatch.context() as patch:
+        # As os.fsync, it refuses a descriptor that is closed.
+        patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """`data-engine export --push_to_hub`, as a process, against a stand-in of the hub: what arrives, what is refused."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,19 @@ def hub():
         yield hub
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of which each test pushes a copy."""
+    folder = tmp_path_factory.mktemp("push")
+    finish(mixed_world(folder / "world"), folder / "work")
+    return folder / "work"
+
+
 @pytest.fixture
-def pushed(hub, tmp_path):
+def pushed(hub, finished, tmp_path):
     """Push the pairs of a run by the command line; its exit code and what it wrote to stderr."""
     hub.forget()
-    finish(mixed_world(tmp_path / "world"), tmp_path / "work")
+    shutil.copytree(finished, tmp_path / "work")
 
     def push(*arguments: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "data_engine", "export", str(tmp_path / "work"), *arguments]

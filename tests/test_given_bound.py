@@ -20,17 +20,27 @@ def write(run, *rows: dict, name: str = "answers.jsonl") -> dict[str, object]:
     return {"answers": str(run.folder / name), "rank": 1}
 
 
+@pytest.fixture(scope="module")
+def made(finished, tmp_path_factory):
+    """A finished run of given answers."""
+    from data_engine.job import worker
+
+    run = finished.copy(tmp_path_factory.mktemp("given") / "given")
+    shutil.rmtree(run.work)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.Stop, "listen", lambda stop: stop)
+        assert run.start(**write(run, *ANSWERS)) == 0
+    return run
+
+
 @pytest.fixture
-def given(finished, tmp_path, monkeypatch):
-    """A finished run of given answers, and the flags that name their file."""
+def given(made, tmp_path, monkeypatch):
+    """A copy of it, and the flags that name the file of answers."""
     from data_engine.job import worker
 
     monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
-    run = finished.copy(tmp_path / "given")
-    shutil.rmtree(run.work)
-    flags = write(run, *ANSWERS)
-    assert run.start(**flags) == 0
-    return run, flags
+    run = made.copy(tmp_path / "given")
+    return run, {"answers": str(run.folder / "answers.jsonl"), "rank": 1}
 
 
 def test_another_file_of_answers_is_refused_by_name(given):

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from data_engine.chat_settings import ChatSettings
-from data_engine.models.adapter_folder import model_folder, telling_real_places
+from data_engine.models.adapter_folder import model_folder, parts, telling_real_places
+from data_engine.models.allocation import map_large_tensors
 from data_engine.models.registry import AUTO, FAMILIES, ModelError, family_of
 from data_engine.models.weight_files import check_files
 from data_engine.tables import load
@@ -46,6 +47,9 @@ def load_model(
     torch.backends.cudnn.allow_tf32 = False
     with telling_real_places():
         folder = model_folder(path, revision, base_path)
+        # Merging makes and frees tensors between those that stay.
+        if parts(folder) is not None:
+            map_large_tensors()
         chosen = pick_device(device)
         if split is not None:
             split.release()

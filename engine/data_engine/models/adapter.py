@@ -14,7 +14,6 @@ from torch import Tensor
 
 from data_engine.models.adapter_config import CONFIG, INSTEAD, Scales, check_settings
 from data_engine.models.adapter_folder import adapter_files, parts
-from data_engine.models.allocation import map_large_tensors
 from data_engine.models.checkpoint import read_bin_header, tensors
 from data_engine.models.registry import ModelError
 from data_engine.models.weight_files import FLOATS, Stored, read_header
@@ -73,7 +72,6 @@ class Adapter:
         if found is None:
             return None
         adapter, base = found
-        map_large_tensors()
         stored = [one for file in adapter_files(adapter)
                   for one in (read_bin_header(file) if file.suffix == ".bin" else read_header(file))]  # fmt: skip
         if not stored:

@@ -12,6 +12,7 @@ def map_large_tensors() -> None:
 
     By default it keeps freed tensors below 32 MB that lie between those that stay: after loading, a rank that holds a
     share of each weight would take as much memory as the whole model, and one that merged an adapter half as much more.
+    To be called before the model's modules are made: what the heap has free by then is still used.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from accelerate import init_empty_weights
+from torch.overrides import TorchFunctionMode
 
 from data_engine.models.registry import ModelError, reason
 
@@ -34,9 +36,37 @@ def described(where: Path, make: Callable[[], T]) -> T:
         ) from error
 
 
+# Functions of these modules give a parameter its first values.
+INITIAL = ("torch.nn.init", "transformers.initialization")
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Inside, torch.empty makes meta tensors unless it is told a device, and these get no first values.
+
+    A layer makes its weights by torch.empty, and accelerate moves each to the meta device once it is a parameter. Until
+    then it would lie in memory, which glibc takes from its heap below a threshold that grows up to 32 MB. Its place is
+    not given back, since smaller blocks that stay lie behind it. Large tensors that are made and freed while weights
+    are read would then lie in such places whatever map_large_tensors asks for, and leave parts of them in use.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = kwargs | {"device": "meta"}
+        # They would be none, and take most of the time.
+        if getattr(func, "__module__", None) in INITIAL:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
 def on_meta(where: Path, make: Callable[[], T]) -> T:
-    """Modules whose parameters are on the meta device, and whose buffers are not. Raises ModelError as `described`."""
-    with init_empty_weights(include_buffers=False):
+    """Modules whose parameters are on the meta device, and whose buffers are not. Raises ModelError as `described`.
+
+    No parameter that a layer makes by torch.empty takes memory, not even until it is registered.
+    """
+    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
         return described(where, make)
 
 

@@ -57,7 +57,8 @@ def _draw_rewards(axes: Axes, chosen: np.ndarray, rejected: np.ndarray) -> None:
         low, high = low - 0.5, high + 0.5
     bins = np.linspace(low, high, NUM_BINS + 1)
     for values, colour, label in ((rejected, REJECTED, "rejected"), (chosen, CHOSEN, "chosen")):
-        axes.hist(np.clip(values, low, high), bins, color=colour, alpha=0.45)
+        # One shape, not one a bin: 40 take most of the time.
+        axes.hist(np.clip(values, low, high), bins, color=colour, alpha=0.45, histtype="stepfilled")
         axes.hist(np.clip(values, low, high), bins, color=colour, histtype="step", linewidth=1.4, label=label)
         axes.axvline(values.mean(), color=colour, linestyle="--", linewidth=1)
     axes.set_xlabel("reward (dashed: mean)")
