@@ -7,6 +7,7 @@ from pathlib import Path
 
 import figures
 import jinja2
+import matplotlib
 import numpy as np
 from claims import Claim, Table, percent, told
 from experiment import BASELINE, ENGINE, REWARD_MODEL, Folders, Plan, Training, curve_over_k, curve_over_pairs, settings
@@ -98,6 +99,12 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def _save(figure: Figure, path: Path) -> None:
+    # Without a salt of ours, and with the date, no two runs would give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "proof"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
 def plot_arms(path: Path, table: Table) -> None:
     """CHAIR_i of each arm with its interval, the untrained model as a line."""
     names = sorted((name for name in table if name != BASELINE), key=lambda name: -table[name]["chair_i"].value)
@@ -121,7 +128,7 @@ def plot_arms(path: Path, table: Table) -> None:
     axes.set_xlabel(
         f"hallucinated objects of all mentioned, %, T = 0.7 (line: untrained, {100 * base.value:.1f})", color=INK
     )
-    figure.savefig(path, metadata={"Date": None})
+    _save(figure, path)
 
 
 def plot_curves(
@@ -145,7 +152,7 @@ def plot_curves(
         axes.legend(frameon=False, fontsize=9, loc="lower right")
     left.set_ylabel("fall of hallucinated objects, %", color=INK)
     left.set_ylim(bottom=min(0, *(100 * fall.low for fall in (*over_pairs.values(), *over_k.values()))))
-    figure.savefig(path, metadata={"Date": None})
+    _save(figure, path)
 
 
 def _line(axes: Axes, points: list[tuple[float, figures.Interval]], colour: str, label: str) -> None:
