@@ -1,6 +1,6 @@
 """What each arm trains on: pairs from the same answers of one run, as folders that TRL loads.
 
-    arms.py RUN_FOLDER OUT_FOLDER NUM_PAIRS SEED
+    arms.py RUN_FOLDER OUT_FOLDER NUM_PAIRS SEED ARM...
 
 RUN_FOLDER has questions.parquet, the truth beside it, and work/ with its exports; each arm becomes OUT_FOLDER/ARM.
 """
@@ -116,25 +116,33 @@ def write(folder: Path, table: pa.Table, types: dict, num_pairs: int) -> None:
         pq.write_table(table, temporary, row_group_size=100)
 
 
-def write_all(run_folder: Path, out: Path, num_pairs: int, seed: int) -> None:
-    """The datasets of all arms that the run has pairs for."""
-    engine = exported(run_folder, "engine", num_pairs)
-    types = json.loads(engine.schema.metadata[b"huggingface"])["info"]["features"]
-    tables = {file.name: exported(run_folder, file.name, num_pairs) for file in (run_folder / "exports").iterdir()}
-    tables["reversed"] = _renamed(engine, {"chosen": "rejected", "rejected": "chosen"})
-    tables["sft"] = _renamed(engine.drop_columns(["rejected", "margin"]), {"chosen": "completion"})
-    for name in CONTROLS:
-        rows = control(name, run_folder, num_pairs, seed)
-        tables[name] = pa.Table.from_pylist(rows, schema=engine.drop_columns(["margin"]).schema)
-    # Any of the answers: what training on them does by itself.
-    tables["sft_random"] = _renamed(tables["random"].drop_columns(["rejected"]), {"chosen": "completion"})
-    for name, table in tables.items():
-        write(out / name, table, types, num_pairs)
+def table_of(name: str, run_folder: Path, engine: pa.Table, seed: int) -> pa.Table:
+    """An arm's pairs or answers, as many as the engine's."""
+    if name == "reversed":
+        return _renamed(engine, {"chosen": "rejected", "rejected": "chosen"})
+    if name == "sft":
+        return _renamed(engine.drop_columns(["rejected", "margin"]), {"chosen": "completion"})
+    if name == "sft_random":
+        # Any of the answers: what training on them does by itself.
+        pairs = table_of("random", run_folder, engine, seed)
+        return _renamed(pairs.drop_columns(["rejected"]), {"chosen": "completion"})
+    if name in CONTROLS:
+        rows = control(name, run_folder, len(engine), seed)
+        return pa.Table.from_pylist(rows, schema=engine.drop_columns(["margin"]).schema)
+    return exported(run_folder, name, len(engine))
 
 
 def _renamed(table: pa.Table, names: dict[str, str]) -> pa.Table:
     return table.rename_columns([names.get(name, name) for name in table.column_names])
 
 
+def main() -> None:
+    run_folder, out, num_pairs, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    engine = exported(run_folder, "engine", num_pairs)
+    types = json.loads(engine.schema.metadata[b"huggingface"])["info"]["features"]
+    for name in sys.argv[5:]:
+        write(out / name, table_of(name, run_folder, engine, seed), types, num_pairs)
+
+
 if __name__ == "__main__":
-    write_all(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main()

@@ -39,11 +39,9 @@ class Plan:
     curve_ks: tuple[int, ...] = ()
     k: int = 10
 
-    @property
-    def num_questions(self) -> int:
-        """So many that each arm finds its pairs: some questions have none."""
-        most = max((self.num_pairs, *self.curve_pairs))
-        return round(1.3 * most)
+    def num_questions(self, k: int) -> int:
+        """So many that each arm finds its pairs: some questions have none, of few answers more of them."""
+        return round((1.3 if k >= 5 else 1.6) * self.num_pairs)
 
 
 FULL = Plan(
@@ -137,7 +135,8 @@ def tasks(plan: Plan, root: Path) -> Iterator[Task]:
             if "contrast" in arms:
                 yield _areas(folders, seed, k)
         for k, num_pairs in dict.fromkeys((one.k, one.num_pairs) for one in own):
-            yield _datasets(folders, seed, k, num_pairs)
+            arms = [one.arm for one in own if (one.k, one.num_pairs) == (k, num_pairs)]
+            yield _datasets(folders, seed, k, num_pairs, arms)
         for one in own:
             yield _training(folders, plan, one)
             yield _judging(folders, plan, seed, one.name(plan), folders.trained(seed, one.name(plan)))
@@ -145,9 +144,9 @@ def tasks(plan: Plan, root: Path) -> Iterator[Task]:
 
 def _engine_run(folders: Folders, plan: Plan, seed: int, k: int, arms: Sequence[str]) -> Task:
     also = [arm for arm in ("contrast", "mu_2sigma", "shuffled") if arm in arms]
-    flags = ["--seed", seed, "--k", k, "--num", plan.num_questions, "--also", *also]
+    flags = ["--seed", seed, "--k", k, "--num", plan.num_questions(k), "--also", *also]
     command = lambda out: [(str(HERE / "run_engine.py"), str(out), *map(str, flags))]  # noqa: E731
-    return Task(folders.run(seed, k), command, weight=plan.num_questions * k / 100, resumes=True)
+    return Task(folders.run(seed, k), command, weight=plan.num_questions(k) * k / 100, resumes=True)
 
 
 def _areas(folders: Folders, seed: int, k: int) -> Task:
@@ -155,9 +154,9 @@ def _areas(folders: Folders, seed: int, k: int) -> Task:
     return Task(folders.areas(seed), command, needs=(folders.run(seed, k),), weight=5)
 
 
-def _datasets(folders: Folders, seed: int, k: int, num_pairs: int) -> Task:
+def _datasets(folders: Folders, seed: int, k: int, num_pairs: int, arms: Sequence[str]) -> Task:
     run = folders.run(seed, k)
-    command = lambda out: [(str(HERE / "arms.py"), str(run), str(out), str(num_pairs), str(seed))]  # noqa: E731
+    command = lambda out: [(str(HERE / "arms.py"), *map(str, (run, out, num_pairs, seed, *arms)))]  # noqa: E731
     return Task(folders.data(seed, k, num_pairs), command, needs=(run,), weight=5)
 
 
