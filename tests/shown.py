@@ -95,17 +95,11 @@ ELSEWHERE = (
     Elsewhere("docs/real-runs.md", "sbatch", TWO_NODES, "it needs a SLURM"),
     Elsewhere("docs/real-runs.md", "runs/llava-1.5-7b/\n", LISTING, "it is what the commands above it leave"),
     Elsewhere("docs/vllm.md", "launch/run_engine.sh", VLLM, APART),
-    Elsewhere(
-        "docs/exports.md", "data-engine export WORK_DIR --format trl --push", PUSHED, "the hub has a stand-in"
-    ),
+    Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format trl --push", PUSHED, "the hub has a stand-in"),
     Elsewhere("docs/exports.md", "swift rlhf", f"tests/trainers/test_trainer_swift.py::{STEP}", APART),
     Elsewhere("docs/exports.md", "llamafactory-cli", f"tests/trainers/test_trainer_llama_factory.py::{STEP}", APART),
-    Elsewhere(
-        "docs/exports.md", "import datasets\nimport trl\n", TRL, "it trains, as tests/trainers does"
-    ),
-    Elsewhere(
-        "docs/rules.md", "prompt: |-\n", CRITIC, "it is a file"
-    ),
+    Elsewhere("docs/exports.md", "import datasets\nimport trl\n", TRL, "it trains, as tests/trainers does"),
+    Elsewhere("docs/rules.md", "prompt: |-\n", CRITIC, "it is a file"),
     *(
         Elsewhere("docs/adding.md", beginning, test, "it is put into its package, as a contributor would")
         for *beginnings, test in ADDED
