@@ -138,7 +138,7 @@ def reader(tmp_path_factory, lay_out) -> Path:
     (folder / "llava-hf").mkdir()
     (folder / "llava-hf/llava-1.5-7b-hf").symlink_to(folder / "models/llava-v1.5-7b")
     (folder / "questions.parquet").symlink_to(folder / "data/questions.parquet")
-    weights = load_file(folder / "models/llava-v1.5-7b/model.safetensors")
+    weights = load_file(folder / "models/RLAIF-V-7B/model.safetensors")
     changed = adapters.matrices({name: value for name, value in weights.items() if "q_proj.weight" in name})
     (folder / "adapters").mkdir()
     adapters.write(folder / "adapters/dpo", None, adapters.stored(changed))
