@@ -21,6 +21,7 @@ TEST_RESULTS ?= .pytest_cache/test.xml
 FAMILY_RESULTS ?= .pytest_cache/families.xml
 TRAINER_RESULTS ?= .pytest_cache/trainers.xml
 VLLM_RESULTS ?= .pytest_cache/vllm.xml
+BROWSER_RESULTS ?= .pytest_cache/browser.xml
 # Made-up data: so many times more than in `make test`, and another each day.
 FUZZ_TIMES ?= 10
 FUZZ_SEED ?= $(shell date +%Y%m%d)
@@ -41,8 +42,8 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm fuzz test-slow test-slurm \
-	chaos prove prove-size prove-exports prove-pairs lint bench bench-vllm bench-gpu clean
+.PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm test-browser fuzz \
+	test-slow test-slurm chaos prove prove-size prove-exports prove-pairs lint bench bench-vllm bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -130,6 +131,10 @@ test-vllm: $(STAMP) $(VLLM)/.installed ## vLLM on the CPU draws the answers of w
 	VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(TEST_ENV) \
 		$(PYTEST) --junitxml=$(VLLM_RESULTS) -m vllm tests/by_vllm $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(VLLM_RESULTS)
+
+test-browser: $(STAMP) ## the report and the documentation in a real browser: needs chromium and chromium-driver (apt-get install)
+	$(TEST_ENV) $(BIN)/pytest -q -rs --durations=10 --junitxml=$(BROWSER_RESULTS) -m browser tests/browser $(PYTEST_ARGS)
+	$(BIN)/python tests/check_skips.py $(BROWSER_RESULTS)
 
 fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in make test (FUZZ_SEED=n: these again)
 	FUZZ_TIMES=$(FUZZ_TIMES) $(TEST_ENV) $(PYTEST) --hypothesis-seed=$(FUZZ_SEED) \
