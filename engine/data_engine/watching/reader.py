@@ -12,9 +12,8 @@ from pathlib import Path
 from data_engine.errors import UserError
 from data_engine.models.adapter_folder import adapters_told
 from data_engine.stages import RunStages
-from data_engine.store import claims, logs
+from data_engine.store import claims, logs, units
 from data_engine.store.process_identity import ProcessIdentity
-from data_engine.store.units import UNIT_FILE
 from data_engine.watching.log_lines import Logs, ProcessLog
 from data_engine.watching.progress import (
     ALIVE,
@@ -35,31 +34,28 @@ LIST_AGAIN_S = 30.0
 
 
 class UnitFolder:
-    """The published units of a stage; the folder is listed only when its date has changed."""
+    """Counts the published units of a stage; its folder is listed only when its date has changed."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._names = folder, set()
-        self._units: set[int] = set()
+    def __init__(self, work_dir: Path, stage: str, num_units: int) -> None:
+        self._work_dir, self._stage, self._num_units = work_dir, stage, num_units
+        self._done = 0
         self._date: int | None = None
-        self._listed = 0.0
+        self._listed = -LIST_AGAIN_S
 
-    def units(self, monotonic: float) -> set[int]:
-        """Numbers of the units, at that time of the monotonic clock."""
+    def done(self, monotonic: float) -> int:
+        """How many of the run's units are published, at that time of the monotonic clock."""
         try:
-            date = os.stat(self._folder).st_mtime_ns
-            if date != self._date or monotonic - self._listed > LIST_AGAIN_S:
-                self._list(os.listdir(self._folder))
-                self._date, self._listed = date, monotonic
+            date = os.stat(self._work_dir / self._stage).st_mtime_ns
         except (FileNotFoundError, NotADirectoryError):
-            self._names, self._units, self._date = set(), set(), None
-        return self._units
-
-    def _list(self, listed: list[str]) -> None:
-        names = set(listed)
-        for name in names ^ self._names:
-            if found := UNIT_FILE.fullmatch(name):
-                (self._units.add if name in names else self._units.discard)(int(found[1]))
-        self._names = names
+            date = None
+        if date != self._date or monotonic - self._listed >= LIST_AGAIN_S:
+            # The date was asked for before: what comes in between is counted by the next look.
+            found = units.published(self._work_dir, self._stage)
+            self._done = (
+                len(found) if max(found, default=0) < self._num_units else sum(map(self._num_units.__gt__, found))
+            )
+            self._date, self._listed = date, monotonic
+        return self._done
 
 
 @dataclass
@@ -82,7 +78,7 @@ class Reader:
 
     def __init__(self, work_dir: Path) -> None:
         self._work_dir, self._me = work_dir, ProcessIdentity.of_this_process()
-        self._folders: dict[str, UnitFolder] = {}
+        self._folders: dict[tuple[str, int], UnitFolder] = {}
         self._logs = Logs(work_dir / "logs")
         self._signs: dict[str, _Sign] = {}
         self._gone: set[str] = set()
@@ -108,8 +104,9 @@ class Reader:
         )  # fmt: skip
 
     def _done(self, stage: str, total: int, monotonic: float) -> int:
-        folder = self._folders.setdefault(stage, UnitFolder(self._work_dir / stage))
-        return sum(0 <= unit < total for unit in folder.units(monotonic))
+        if (stage, total) not in self._folders:
+            self._folders[stage, total] = UnitFolder(self._work_dir, stage, total)
+        return self._folders[stage, total].done(monotonic)
 
     def _stage(self, name: str, done: int, total: int, ranks: tuple[RankProgress, ...], now: float) -> StageProgress:
         holding = sum(rank.state == "working" and rank.stage == name for rank in ranks)
@@ -132,10 +129,10 @@ class Reader:
     ) -> ProcessSeen:
         identity = log.identity or (held[0].owner if held else None)
         last = max([log.last, *(claim.touched for claim in held)])
-        units = sorted((claim.stage, claim.unit) for claim in held if claim.stage in known)
+        in_hand = sorted((claim.stage, claim.unit) for claim in held if claim.stage in known)
         return ProcessSeen(
             log.rank, log.host, log.pid, log.shard, log.last if log.started is None else log.started, last,
-            self._sign(name, last, now, monotonic), tuple(units), log.exit_code,
+            self._sign(name, last, now, monotonic), tuple(in_hand), log.exit_code,
             is_here=identity is not None and self._me.sees(identity),
             is_gone=log.exit_code is None and identity is not None and self._is_gone(name, identity),
             has_worked=log.has_worked,

@@ -26,7 +26,7 @@ _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[2J", "\x1b[?25h\x1b[?1049l"
 _WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGTSTP)
 # A look that takes longer is told of.
 _SLOW_S = 10.0
-# Lines of the last table, which stays on the terminal.
+# Most lines of the last table, which stays on the terminal.
 _LAST_HEIGHT = 40
 _LOOKED = 0
 
@@ -214,8 +214,11 @@ class Screen:
 
     def print_last(self, progress: Progress) -> None:
         """Print the table where the terminal goes on, without what belongs to a screen."""
-        paper = Paper(_size(self._out)[0], self._encoding)
-        lines = self._as_text(frame(progress, self._console, paper, _LAST_HEIGHT))
+        width, height = _size(self._out)
+        # A line is left for the prompt, so that the first line of the table stays in sight.
+        lines = self._as_text(
+            frame(progress, self._console, Paper(width, self._encoding), min(_LAST_HEIGHT, height - 1))
+        )
         self._write("".join(f"{line.rstrip()}\n" for line in lines))
 
     def _as_text(self, lines: list[Line]) -> list[str]:
