@@ -60,7 +60,7 @@ def _held(path: Path) -> Held | None:
     try:
         fields = json.loads(found.text)
         owner, rank = ProcessIdentity.from_json(fields), int(fields["rank"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
     return Held(named[1], int(named[2]), rank, owner, found.touched_ns / 1e9)
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import json
+import math
 import os
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from data_engine.watching.progress import CLOCKS_DIFFER_S, RECENT_UNITS, UnitTim
 NUM_WARNINGS = 50
 # How a line begins to name its stage.
 _STAGE = b'"stage": "'
+# A unix time of the year 5138.
+_LATEST = 1e11
 # Bytes of a log that are read at a time.
 _CHUNK = 1 << 22
 
@@ -53,8 +55,8 @@ class Logs:
     """by the name of the log"""
     units: dict[str, list[UnitTime]] = field(default_factory=dict)
     """by stage, in order of time: the last RECENT_UNITS, and all that a pace needs of late"""
-    warnings: deque[Warned] = field(default_factory=lambda: deque(maxlen=NUM_WARNINGS))
-    """the last ones, in order of time"""
+    warnings: list[Warned] = field(default_factory=list)
+    """the last NUM_WARNINGS, in order of time"""
     num_warnings: int = 0
     _places: dict[str, _Place] = field(default_factory=dict)
 
@@ -66,7 +68,7 @@ class Logs:
                 self._read_file(entry.name, entry.path, now, warned)
         if warned:
             self.num_warnings += len(warned)
-            self.warnings.extend(sorted([*self.warnings, *warned], key=lambda one: one.time)[-NUM_WARNINGS:])
+            self.warnings = sorted([*self.warnings, *warned], key=lambda one: one.time)[-NUM_WARNINGS:]
         for stage, lines in self.units.items():
             # Nearly in order: sorting is quick.
             lines.sort()
@@ -96,7 +98,7 @@ class Logs:
     def _take(self, lines: list[bytes], tells: ProcessLog | None, now: float, warned: list[Warned]) -> None:
         of_units = []
         for line in lines:
-            if b'"stage"' in line:
+            if _STAGE in line:
                 of_units.append(line)
             elif line:
                 _take_other(_parsed(line), tells, warned)
@@ -147,10 +149,10 @@ def _unit_times(lines: list[bytes], now: float) -> dict[str, list[UnitTime]]:
         entry = _parsed(line)
         try:
             stage = str(entry["stage"])
-            one = UnitTime(float(entry["time"]), float(entry["seconds"]), float(entry["answers"]))
-        except (ValueError, KeyError, TypeError):
+            one = UnitTime(_moment(entry["time"]), _amount(entry["seconds"]), _amount(entry["answers"]))
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
-        if one.time > now + CLOCKS_DIFFER_S or not one.seconds >= 0:
+        if one.time > now + CLOCKS_DIFFER_S:
             continue
         found.setdefault(stage, []).append(one)
         longest[stage] = max(longest.get(stage, 0.0), one.seconds)
@@ -170,7 +172,7 @@ def _kept(lines: list[UnitTime], now: float) -> list[UnitTime]:
 def _take_other(entry: dict, tells: ProcessLog | None, warned: list[Warned]) -> None:
     """A line that is not about a unit."""
     try:
-        time = float(entry["time"])
+        time = _moment(entry["time"])
         if tells:
             tells.last = max(tells.last, time)
             tells.started = time if tells.started is None else tells.started
@@ -183,8 +185,23 @@ def _take_other(entry: dict, tells: ProcessLog | None, warned: list[Warned]) -> 
         elif "message" in entry:
             rank = tells.rank if tells else -1
             warned.append(Warned(time, rank, str(entry.get("level", "warning")), str(entry["message"])))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return
+
+
+def _moment(value: object) -> float:
+    """A unix time. Raises ValueError for what no clock says."""
+    time = _amount(value)
+    if time > _LATEST:
+        raise ValueError(f"no time: {value!r}")
+    return time
+
+
+def _amount(value: object) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"no amount: {value!r}")
+    return number
 
 
 def _shard(value: object) -> tuple[int, int] | None:
