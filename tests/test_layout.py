@@ -22,7 +22,7 @@ SOURCES = sorted(
 # Top to bottom. A package stands on one floor, and imports from its own floor and from those below.
 FLOORS = [
     "commands bench demo",
-    "job",
+    "job watching",
     "pipeline",
     "sampling scoring rewards preferences exports reporting",
     "models",
