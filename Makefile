@@ -16,6 +16,8 @@ CHAOS_ROUNDS ?= 200
 PROVE_DIR ?= runs/prove
 QUICK ?=
 CHAOS_SEED ?= 0
+# Where `make docs` writes.
+SITE ?= site
 # What was skipped, and is held against tests/allowed_skips.txt.
 TEST_RESULTS ?= .pytest_cache/test.xml
 FAMILY_RESULTS ?= .pytest_cache/families.xml
@@ -35,6 +37,8 @@ TRAINERS := $(VENV)/trainers
 TRAINER_STAMPS := $(addprefix $(TRAINERS)/,ms-swift/.installed llama-factory/.installed)
 # An environment of vLLM's, for the tests of --sampler vllm.
 VLLM := $(VENV)/vllm
+# An environment of the documentation's.
+DOCS := $(VENV)/docs
 CORES := $(shell nproc)
 # No test asks the network for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
@@ -43,7 +47,8 @@ PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm test-browser fuzz \
-	test-slow test-slurm chaos prove prove-size prove-exports prove-pairs lint bench bench-vllm bench-gpu clean
+	test-slow test-slurm chaos prove prove-size prove-exports prove-pairs docs lint bench bench-vllm \
+	bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -163,6 +168,17 @@ prove-exports: $(STAMP) ## 100,000 pairs into each format of data-engine export:
 prove-pairs: $(STAMP) ## data-engine pairs at 100,000 questions by each strategy: seconds and memory (half an hour, 3 GB of disk)
 	$(TEST_ENV) $(BIN)/python tests/pairs_proof.py 100000 $(ARGS)
 
+# Not with .venv's packages, of which some are pinned for the engine's sake.
+$(DOCS)/.installed: setup.cfg launch/constraints.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -c launch/constraints.txt mkdocs-material
+	touch $@
+
+docs: $(DOCS)/.installed ## docs/ as one site, site/index.html, and whether all its links lead somewhere
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict --site-dir $(SITE)
+	$(PYTHON) tests/docs_site.py $(SITE)
+
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -182,5 +198,5 @@ bench-gpu: $(STAMP) ## on a GPU: its tests, the kernels, and the engine at the s
 	$(BIN)/data-engine bench --device cuda --shape llava-1.5-7b --vocab 152064 $(ARGS)
 
 clean: ## remove what make made: .venv, caches, the demo's run (never another run)
-	rm -rf $(VENV) $(DEMO_DIR) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO_DIR) $(SITE) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

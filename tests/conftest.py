@@ -98,20 +98,43 @@ def goldens() -> Path:
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     """A folder that holds what README's commands ask for, with tiny models in the place of the real ones."""
+    _lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def lay_out():
+    """Makes a folder like `place`."""
+    return _lay_out
+
+
+def _lay_out(folder: Path) -> None:
     for name in ("configs", "launch"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "llava-v1.5-7b").symlink_to(GOLDENS / "llava" / "instruct")
-    (tmp_path / "models" / "RLAIF-V-7B").symlink_to(GOLDENS / "llava" / "reward")
-    (tmp_path / "models" / "OmniLMM-12B").symlink_to(GOLDENS / "omnilmm" / "instruct")
-    (tmp_path / "models" / "RLAIF-V-12B").symlink_to(GOLDENS / "omnilmm" / "reward")
-    (tmp_path / "data").mkdir()
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "models").mkdir()
+    (folder / "models" / "llava-v1.5-7b").symlink_to(GOLDENS / "llava" / "instruct")
+    (folder / "models" / "RLAIF-V-7B").symlink_to(GOLDENS / "llava" / "reward")
+    (folder / "models" / "OmniLMM-12B").symlink_to(GOLDENS / "omnilmm" / "instruct")
+    (folder / "models" / "RLAIF-V-12B").symlink_to(GOLDENS / "omnilmm" / "reward")
+    (folder / "data").mkdir()
     questions = pq.read_table(GOLDENS / "llava" / "dataset" / "questions.parquet")
-    pq.write_table(questions, tmp_path / "data" / "questions.parquet")
-    (tmp_path / "picture.jpg").write_bytes(questions["image"][0].as_py()["bytes"])
+    pq.write_table(questions, folder / "data" / "questions.parquet")
+    (folder / "picture.jpg").write_bytes(questions["image"][0].as_py()["bytes"])
     words = ("red", "blue", "small", "large", "a cat", "a dog", "a bus", "a house")
     lines = [{"idx": idx, "answer": f"It is {word}."} for idx in questions["idx"].to_pylist() for word in words]
-    (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+@pytest.fixture
+def without_runs(tmp_path, monkeypatch) -> Path:
+    """A folder with configs/ and launch/ and nothing else, and a program called sbatch."""
+    for name in ("configs", "launch"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

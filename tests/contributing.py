@@ -1,6 +1,6 @@
-"""The examples of CONTRIBUTING.md, as a contributor would add them: one file in its folder, one line in its table.
+"""The examples of docs/adding.md, as a contributor would add them: one file in its folder, one line in its table.
 
-A section `### TITLE` holds two blocks of Python: the file, whose first line names its place, and the line of the table.
+A section `## TITLE` holds two blocks of Python: the file, whose first line names its place, and the line of the table.
 """
 
 import importlib
@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SECTION = r"^### {}\n(.*?)(?=^##|\Z)"
+SECTION = r"^## {}\n(.*?)(?=^## |\Z)"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def blocks(title: str) -> tuple[str, str]:
     """The file and the line of a section."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+    text = (ROOT / "docs/adding.md").read_text()
     section = re.search(SECTION.format(re.escape(title)), text, re.MULTILINE | re.DOTALL)
-    assert section, f"CONTRIBUTING.md has no section {title}"
+    assert section, f"docs/adding.md has no section {title}"
     file, line = BLOCK.findall(section[1])
     return file, line
 

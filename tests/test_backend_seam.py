@@ -1,4 +1,4 @@
-"""A sampling back end is one file and one line: the one of CONTRIBUTING.md samples the units of a run."""
+"""A sampling back end is one file and one line: the one of docs/adding.md samples the units of a run."""
 
 import contributing
 import pytest

@@ -1,4 +1,4 @@
-"""An export is one file and one line: the one of CONTRIBUTING.md writes a small world's pairs."""
+"""An export is one file and one line: the one of docs/adding.md writes a small world's pairs."""
 
 import importlib
 import json

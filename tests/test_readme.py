@@ -1,81 +1,47 @@
-"""What README.md says is run: its commands in a folder like the reader's, its Python as it stands."""
+"""README.md and docs/ against what is there: targets of make, the demo, flags, formulas, proofs, messages."""
 
+import ast
 import math
-import os
 import re
-import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+from shown import PAGES, ROOT, SHELL, SHOWN
 
-from data_engine.commands import submit
-from data_engine.commands.arguments import parse
-from data_engine.commands.main import COMMANDS
 from data_engine.config import RunConfig
+from data_engine.rewards import Tokens, contrast
+from data_engine.rewards.implicit import token_rewards
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+MAKEFILE = (ROOT / "Makefile").read_text()
 
 
-def commands(text: str) -> list[str]:
-    """The commands of a text's bash blocks."""
-    bodies = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    return [line.partition("  # ")[0].strip() for body in bodies for line in body.splitlines()]
-
-
-# Those of the section on SLURM need a cluster, and are run on one by tests/distributed/test_slurm.py.
-ON_A_CLUSTER = commands(TEXT.partition("\n## SLURM\n")[2].partition("\n## ")[0])
-COMMANDS_SHOWN = [line for line in commands(TEXT) if line not in ON_A_CLUSTER]
-MAKE = [line for line in COMMANDS_SHOWN if line.startswith("make ")]
-ENGINE = [line for line in COMMANDS_SHOWN if not line.startswith("make ")]
-
-
-def run(command: str) -> subprocess.CompletedProcess:
-    """One line of the README, with this interpreter's programs."""
-    programs = str(Path(sys.executable).parent)
-    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        shlex.split(command), env=os.environ | environment, capture_output=True, text=True, timeout=500, check=False
-    )
+def test_the_readme_fits_three_screens():
+    assert len(TEXT.splitlines()) <= 120
 
 
 def test_the_first_two_commands_are_demo_and_test():
-    assert [command.split()[1] for command in MAKE[:2]] == ["demo", "test"]
+    shown = [one.text for one in SHOWN if one.page == "README.md" and one.kind in SHELL]
+    assert shown[:2] == ["make demo", "make test"]
 
 
 def test_every_make_target_that_is_named_exists():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE))
-    assert named
-    assert named <= targets
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    for page in (*PAGES, "CONTRIBUTING.md"):
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)(?=`| +#| +[A-Z_]+=|$)", (ROOT / page).read_text(), re.MULTILINE))
+        assert named <= targets, page
 
 
-def test_every_command_line_shown_is_understood(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for line in ENGINE:
-        _, command, flags = re.fullmatch(r"(launch/run_engine.sh|.*data.engine (\w+)) (.*)", line).groups()
-        assert command is None or command in COMMANDS
-        if command in (None, "run", "validate"):
-            parse(shlex.split(flags))
-
-
-def test_every_flag_shown_for_a_cluster_is_understood(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    submitted, _, script = ON_A_CLUSTER
-    options, flags = submit.split(shlex.split(submitted.removeprefix("data-engine submit")))
-    assert set(options) == {"array", "sbatch", "sbatch_pair"}
-    parse(flags)
-    parse(shlex.split(re.fullmatch(r"sbatch .* launch/slurm/multinode.sbatch (.*)", script)[1]))
-
-
-@pytest.mark.slow
-def test_every_command_shown_runs(place):
-    for line in ENGINE:
-        done = run(line)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_links_to_or_names_exists(page):
+    text, folder = (ROOT / page).read_text(), (ROOT / page).parent
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert not [link for link in links if link and not (folder / link).exists()]
+    named = re.findall(r"`((?:configs|launch|tests|kernels|docs)/[\w./-]+\.\w+)", text)
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 @pytest.mark.slow
@@ -92,33 +58,85 @@ def test_the_demo_shows_that_chosen_answers_hallucinate_far_less(tmp_path):
     assert (tmp_path / "work/report/index.html").is_file()
 
 
-def test_the_python_example_runs_as_it_stands(place):
-    (example,) = [body for kind, body in BLOCKS if kind == "python"]
-    values: dict = {}
-    exec(compile(example, "README.md", "exec"), values)
-    assert len(values["answers"]) == 4
-    assert all(math.isfinite(row[name]) for row in values["rows"] for name in ("sum", "avg"))
-    assert isinstance(values["pairs"], list)
-
-
-def test_the_defaults_in_the_table_of_flags_are_the_real_ones():
-    rows = re.findall(r"^\| (`--[^|]*) \| ([^|]*) \|", TEXT, re.MULTILINE)
+@pytest.mark.parametrize("page", ["docs/flags.md", "docs/pairs.md"])
+def test_the_defaults_in_a_table_of_flags_are_the_real_ones(page):
+    text = (ROOT / page).read_text().partition("## Which answers rank")[0]
+    rows = re.findall(r"^\| (`--[^|]*) \| ([^|]*) \|", text, re.MULTILINE)
     shown = {}
     for names, defaults in rows:
-        names, values = re.findall(r"--(\w+)", names), defaults.split(", ")
+        names, values = re.findall(r"--(\w+)", names), defaults.strip(" `").split(", ")
         shown |= dict(zip(names, values if len(values) == len(names) else values * len(names), strict=True))
     real = {name: field.default for name, field in RunConfig.__dataclass_fields__.items()}
+    assert page != "docs/flags.md" or set(shown) == set(real)
     for name, text in shown.items():
         expected = real[name]
         if isinstance(expected, bool):
             assert text == "off", name
-        elif text not in ("required", "none", "from config.json", "auto"):
+        elif expected is None:
+            assert text in ("", "none", "from config.json", "auto", "implicit.sum,implicit.avg"), name
+        elif text != "required":
             assert text == str(expected), name
 
 
-@pytest.mark.parametrize("table", ["README.md", "docs/bound.md"])
-def test_every_proof_that_the_table_of_faults_names_exists(table):
-    proofs = re.findall(r"\| `(tests/[\w/]+\.py)::(\w+)` \|$", (ROOT / table).read_text(), re.MULTILINE)
+def test_the_formulas_of_rewards_give_what_the_code_gives():
+    rows = dict(re.findall(r"^\| `(\w+\.\w+)` \| `([^`]+)` \|$", (ROOT / "docs/pairs.md").read_text(), re.MULTILINE))
+    reward, instruct, blind = ([-0.5, -1.0, -2.25], [-1.5, -0.75, -2.0], [-3.0, -0.5, -1.0])
+    both = lambda one, other: [a - b for a, b in zip(one, other, strict=True)]  # noqa: E731
+    names = {"beta": 0.1, "d": both(reward, instruct), "c": both(instruct, blind), "N": 3, "sum": sum, "min": min}
+    tokens = [Tokens.of([values]) for values in (instruct, reward, blind)]
+    real = {f"implicit.{name}": column[0] for name, column in token_rewards(tokens[0], tokens[1], 0.1).items()}
+    total, lengths = contrast.sums(tokens[0], tokens[2])
+    real |= {"contrast.sum": total[0], "contrast.avg": total[0] / lengths[0]}
+    assert set(rows) == set(real)
+    for name, formula in rows.items():
+        assert math.isclose(eval(formula, {"__builtins__": {}}, names), real[name], rel_tol=1e-12), name
+
+
+@pytest.mark.parametrize("page", ["docs/faults.md", "docs/bound.md"])
+def test_every_proof_that_a_table_names_exists(page):
+    proofs = re.findall(r"\| `(tests/[\w/]+\.py)::(\w+)` \|$", (ROOT / page).read_text(), re.MULTILINE)
     assert len(proofs) > 10
     for file, name in proofs:
         assert f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
+
+
+@cache
+def written_in_the_code() -> list[str]:
+    """Every text of the engine's code, with a hole in the place of what is put into it."""
+    found = []
+
+    def text(node: ast.AST) -> str:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return re.sub(r"%(?:[\d.]*[defgrs])", "…", node.value)
+        if isinstance(node, ast.JoinedStr):
+            return "".join(text(part) for part in node.values)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return text(node.left) + text(node.right)
+        return "…"
+
+    for path in sorted((ROOT / "engine/data_engine").rglob("*.py")):
+        lines = {}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr | ast.Constant | ast.BinOp):
+                found.append(text(node))
+            if isinstance(node, ast.Assign | ast.AugAssign):
+                # What is said in two lines is one text.
+                name = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+                lines[name] = (lines.get(name, "") if isinstance(node, ast.AugAssign) else "") + text(node.value)
+                found.append(lines[name])
+    return found
+
+
+def quoted() -> list[str]:
+    section = (ROOT / "docs/faults.md").read_text().partition("## What a message means")[2]
+    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+
+
+def test_twenty_messages_are_explained():
+    assert len(quoted()) > 20
+
+
+@pytest.mark.parametrize("message", quoted())
+def test_a_message_that_is_explained_is_one_of_the_code(message):
+    wanted = re.compile(".*".join(map(re.escape, re.split("…", message))), re.DOTALL)
+    assert any(wanted.match(text) for text in written_in_the_code())

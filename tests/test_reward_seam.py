@@ -1,4 +1,4 @@
-"""A source of reward is one file and one line: the one of CONTRIBUTING.md runs, resumes and pairs."""
+"""A source of reward is one file and one line: the one of docs/adding.md runs, resumes and pairs."""
 
 import contributing
 import pytest

@@ -1,4 +1,4 @@
-"""A pair strategy is one file and one line: the one of CONTRIBUTING.md, by the public API and in a whole pairing."""
+"""A pair strategy is one file and one line: the one of docs/adding.md, by the public API and in a whole pairing."""
 
 import contributing
 import pyarrow.parquet as pq

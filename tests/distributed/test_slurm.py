@@ -1,4 +1,4 @@
-"""README's commands on a real SLURM of two nodes; tasks requeued, warned and killed: one dataset, byte for byte."""
+"""docs/real-runs.md on a real SLURM of two nodes; tasks requeued, warned and killed: one dataset, byte for byte."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cluster import NODES, Cluster, missing_programs, until
 from jobs import Job, Result, stray_files, write_questions
-from test_readme import ON_A_CLUSTER, ROOT
+from shown import ON_A_CLUSTER, ROOT
 from test_same_dataset import FLAGS
 
 pytestmark = [
@@ -46,7 +46,7 @@ def reader(place, cluster) -> "Reader":
 
 
 class Reader:
-    """Somebody who types README's commands, with this test's settings behind them, one rank a node on CPU."""
+    """Somebody who types the commands of the page, with this test's settings behind them, one rank a node on CPU."""
 
     def __init__(self, place: Path, cluster: Cluster) -> None:
         self.place, self.cluster = place, cluster

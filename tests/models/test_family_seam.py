@@ -1,4 +1,4 @@
-"""A model family is one file and one line: the one of CONTRIBUTING.md loads, samples and scores."""
+"""A model family is one file and one line: the one of docs/adding.md loads, samples and scores."""
 
 import json
 import shutil

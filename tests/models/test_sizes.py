@@ -1,4 +1,4 @@
-"""The models at their published sizes, without memory for one weight: parameters tower by tower, and the README."""
+"""The models at their published sizes, without memory for one weight: parameters tower by tower, and docs/models.md."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from data_engine.models import llava, llava_config, omnilmm
 from data_engine.models.registry import AUTO, FAMILIES, ModelError, names
 from data_engine.models.sharding.zero3 import is_divided
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/models.md"
 
 WIDE = 1792
 PUBLISHED = {
@@ -96,12 +96,12 @@ def test_the_full_size_llava_has_the_parameters_of_the_published_shapes():
     assert count(llava_7b()) == {"vision": vision, "projector": projector, "decoder": decoder, "head": 32000 * d}
 
 
-def test_the_memory_that_the_readme_names_is_that_of_the_parameters(published):
+def test_the_memory_that_the_page_names_is_that_of_the_parameters(published):
     omni = on_meta(omnilmm._Modules, omnilmm.read_config(published, TOWER_SHAPES))
     modules = {"llava": llava_7b(), "omnilmm": omni}
     gigabytes = r" ([\d.]+) GB \|" * 4
     pattern = rf"^\| `([^`]+)` \| ([^|]+) \| [^|]+ \| ([\d.]+) B \|{gigabytes}$"
-    rows = re.findall(pattern, README.read_text(), re.MULTILINE)
+    rows = re.findall(pattern, PAGE.read_text(), re.MULTILINE)
     # A checkpoint of any other family has the size that it has.
     assert {family for _, family, *_ in rows} == {*FAMILIES} - {AUTO}
     assert {name.lower() for name, *_ in rows} | {"llava-v1.5-7b"} == {*names()} - {AUTO}

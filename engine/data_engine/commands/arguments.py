@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from data_engine.commands.examples import Parser
 from data_engine.config import RunConfig
 from data_engine.errors import UserError, nearest
 from data_engine.flags import FIELD_NAMES, Flags
@@ -96,7 +97,7 @@ def _check_flags(argv: Sequence[str], command: str) -> None:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"data-engine {command}",
         usage=f"data-engine {command} [--config FILE] [--name value ...]",
         description="Every flag may also stand, by its name, in the YAML of --config; a flag wins over the file.",

@@ -18,6 +18,7 @@ from data_engine.bench import measure
 from data_engine.bench.model import Sizes
 from data_engine.bench.shapes import SHAPES
 from data_engine.bench.table import table
+from data_engine.commands.examples import Parser
 
 QUICK = {"questions": 2, "drawn_questions": 2, "most_tokens": 160, "rounds": 1}
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="data-engine bench", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = Parser(prog="data-engine bench", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument(
         "--model", metavar="PATH", help="a checkpoint, folder or hub id (default: random, LLaVA-shaped)"
     )

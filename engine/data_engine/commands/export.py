@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from data_engine import stages
+from data_engine.commands.examples import Parser
 from data_engine.commands.work_dir import open_finished, read_run, told_of_disk
 from data_engine.errors import UserError
 from data_engine.exports import (
@@ -105,7 +106,7 @@ def _checked_repo(asked: argparse.Namespace, names: list[str]) -> str | None:
     return hub.check_hub(asked.push_to_hub, asked.private, asked.license)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; data-engine export --help lists all")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from data_engine.commands.arguments import add_flag, normalised
+from data_engine.commands.examples import Parser
 from data_engine.commands.work_dir import OWN, config_of, read_paired, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; data-engine pairs --help lists all")
 

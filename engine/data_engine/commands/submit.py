@@ -17,6 +17,7 @@ from pathlib import Path
 import data_engine
 from data_engine.commands import validate
 from data_engine.commands.arguments import parse
+from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 
@@ -38,7 +39,7 @@ _SET_HERE = ("num_shards", "shard_index", "continue_from_stage", "stop_after_sta
 def main(argv: Sequence[str]) -> int:
     """Check the configuration, submit both jobs, print their ids. Raises UserError, with nothing left in the queue."""
     if {"-h", "--help"} & set(argv):
-        print(f"{HELP}\n\nThe scripts are in {launch_folder()}.")
+        print(f"{HELP}\n\nThe scripts are in {launch_folder()}.\n\n{shown('submit')}")
         return 0
     options, flags = split(argv)
     num_jobs = _number(options.get("array"))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError, nearest
 
@@ -23,7 +24,7 @@ def work_dir_argument(command: str, description: str, argv: Sequence[str], optio
     """The one argument of a command about a work_dir; None after --help, which is printed here."""
     usage = f"usage: data-engine {command} WORK_DIR{options}"
     if list(argv) in (["-h"], ["--help"]):
-        print(f"{usage}\n\n{description}")
+        print(f"{usage}\n\n{description}\n\n{shown(command)}")
         return None
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError(f'{command} takes one WORK_DIR, got "{" ".join(argv)}"; {usage}')
