@@ -226,7 +226,8 @@ CHECKS = (
     Check(("zero3", "sampler", "continue_from_stage", "stop_after_stage"), _vllm_and_zero3),
     Check(("rewards",), lambda config: config.stages),
     *map(_given, (
-        "instruct_model_path", "reward_model_path", "yesno_model_path", "scalar_model_path", "critic_model_path", "rule",
+        "instruct_model_path", "reward_model_path", "yesno_model_path", "scalar_model_path", "critic_model_path",
+        "rule",
     )),
     Check(("length_alpha",), lambda config: config.alpha),
     Check(("near_duplicates",), _near_duplicates),
