@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from data_engine.store.logs import duration
 BUDGET_S = 45.0
 # Of what is measured for a minute, the rest of the hour may differ by so much.
 LEAST_SPREAD = 0.1
+# Places of the two in what timed.py tells.
+WALL, CPU = 0, 1
 REFRESH_S = 5.0
 
 
@@ -43,7 +45,8 @@ def measure(found: Found, world_size: int, budget_s: float = BUDGET_S) -> dict:
         prefix="data-engine-measure-", dir=nearest_folder(Path(found.config.work_dir))
     ) as folder:
         results = _results([_start(found, rank, together, Path(folder), budget_s) for rank in range(together)])
-    return extrapolate(found, Measured.of(results), world_size, checked_s)
+    told = extrapolate(found, Measured.of(results, WALL), world_size, checked_s)
+    return told | {"processor_seconds": processor_seconds(found, Measured.of(results, CPU), world_size)}
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,31 @@ class Measured:
     last_questions: int
     last_a_question_s: float
     """what each further question adds"""
+    workers_s: float
+    """of the processes that decode pictures; processor time alone"""
 
     @classmethod
-    def of(cls, results: Sequence[Mapping]) -> "Measured":
-        mean = lambda values: statistics.fmean(values)  # noqa: E731
+    def of(cls, results: Sequence[Mapping], clock: int) -> "Measured":
+        """By what each process of timed.py told, by one of its two clocks."""
+
+        def mean(of: Callable[[Mapping], Sequence[float]]) -> float:
+            return statistics.fmean(of(result)[clock] for result in results)
+
         first = results[0]
-        names, last = list(first["stages"]), [result["last"] for result in results]
+        names, last = first["stages"], first["last"]
+        timed = {
+            name: [(count, spent[clock]) for result in results for count, spent in result["stages"][name]["times"]]
+            for name in names
+        }
         return cls(
-            mean(result["import_s"] for result in results), mean(result["plan_s"] for result in results),
-            {role: mean(result["loads"][role] for result in results) for role in first["loads"]}, first["size"],
-            {name: [tuple(unit) for result in results for unit in result["stages"][name]["times"]] for name in names},
-            {name: first["stages"][name]["role"] for name in names},
-            {name: first["stages"][name]["tokens_an_answer"] for name in names},
-            {name: first["stages"][name]["bytes_an_answer"] for name in names},
-            mean(one.get("seconds", 0.0) for one in last), first["last"].get("questions", 0),
-            mean(one.get("a_question", 0.0) for one in last),
+            mean(lambda result: result["import_s"]), mean(lambda result: result["plan_s"]),
+            {role: mean(lambda result, role=role: result["loads"][role]) for role in first["loads"]}, first["size"],
+            timed, {name: names[name]["role"] for name in names},
+            {name: names[name]["tokens_an_answer"] for name in names},
+            {name: names[name]["bytes_an_answer"] for name in names},
+            mean(lambda result: result["last"]["seconds"]) if last else 0.0, last.get("questions", 0),
+            mean(lambda result: result["last"]["a_question"]) if last else 0.0,
+            mean(lambda result: result["workers_s"]),
         )  # fmt: skip
 
     def unit_s(self, stage: str, questions: int) -> float:
@@ -149,10 +162,7 @@ def extrapolate(found: Found, measured: Measured, world_size: int, checked_s: fl
     ]  # fmt: skip
     # The check, the launcher's own libraries, then those of the ranks, and what each of them reads before it works.
     start_s = checked_s + 2 * measured.import_s + measured.plan_s
-    last_s = 0.0
-    if found.config.stop_after_stage == stages.PAIR:
-        more = len(found.questions) - measured.last_questions
-        last_s = max(0.0, measured.last_s + more * measured.last_a_question_s)
+    last_s = _last_s(found, measured)
     by_ranks = {count: [0.0, *shared(work, measured.loads, count)] for count in (world_size, 1)}
     lines = [{"name": "start", "seconds": start_s, "seconds_1_rank": start_s, "device_seconds": start_s * world_size}]
     for at, (name, _, unit_seconds) in enumerate(work):
@@ -174,6 +184,25 @@ def extrapolate(found: Found, measured: Measured, world_size: int, checked_s: fl
         "device_seconds": device_s, "seconds_range": [max(0.0, total - off), total + off],
         "loads": dict(measured.loads), "told": f"{timed} units and parts of units timed on this machine",
     }  # fmt: skip
+
+
+def processor_seconds(found: Found, measured: Measured, world_size: int) -> float:
+    """Of the whole run, all processes together, but for the launcher's own and the check's."""
+    rows, left = sizes.unit_rows(found), sizes.units_left(found)
+    computed = sum(
+        measured.unit_s(name, len(rows[unit])) for name, numbers in left.items() for unit in numbers
+    )  # fmt: skip
+    each = measured.import_s + measured.plan_s + sum(measured.loads.values()) + measured.workers_s
+    # The launcher imports the same libraries, and so does the process that checks the weights.
+    return computed + world_size * each + 2 * measured.import_s + _last_s(found, measured)
+
+
+def _last_s(found: Found, measured: Measured) -> float:
+    """Of pairing and report."""
+    if found.config.stop_after_stage < stages.PAIR:
+        return 0.0
+    more = len(found.questions) - measured.last_questions
+    return max(0.0, measured.last_s + more * measured.last_a_question_s)
 
 
 def _start(found: Found, rank: int, together: int, folder: Path, budget_s: float) -> subprocess.Popen:

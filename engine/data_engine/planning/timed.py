@@ -1,7 +1,7 @@
-"""One rank of a measurement: `python -m data_engine.planning.timed` computes a few units as a run would, and times them.
+"""One rank of a measurement, `python -m data_engine.planning.timed`: computes a few units as a run would, and times them.
 
-It makes the plan of a run in a work directory of its own, loads each model in turn, and computes units of the size that
-the run has, at places spread over the dataset. Where a whole unit would take too long, parts of one are timed, and the
+It makes the plan of a run in a work directory of its own, loads each model in turn, and computes units of the size
+that the run has, at places spread over the dataset. Where a whole unit would take too long, parts of one are timed, and the
 line through their times tells a whole one. A line of JSON is written for each step; the last one has the result.
 """
 
@@ -36,16 +36,30 @@ SAMPLING_SHARE = 0.5
 MOST_WHOLE = 6
 
 
+class Spent(NamedTuple):
+    """Seconds by the clock, and of the processors, which work of other programs does not lengthen."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> "Spent":
+        return cls(time.perf_counter(), time.process_time())
+
+    def until(self, end: "Spent") -> "Spent":
+        return Spent(end.wall - self.wall, end.cpu - self.cpu)
+
+
 class Timed:
     """What a rank measures."""
 
     def __init__(self, config: RunConfig, ranks: Ranks, budget_s: float) -> None:
-        started = time.perf_counter()
+        started = Spent.now()
         self.budget_s = budget_s
         self.plan = Plan.of(config, ranks)
         if self.plan.placement.split:
             raise UserError("a model that is split over ranks is not measured: its ranks move together")
-        self.plan_s = time.perf_counter() - started
+        self.plan_s = started.until(Spent.now())
         self.images = ImageWorkers()
         self.held = ModelHolder(self.plan, self.images)
         whole = self.plan.unit_rows
@@ -67,7 +81,7 @@ class Timed:
         """Times of every stage, and of the last step."""
         config, found = self.plan.config, {}
         todo = self.plan.stages.between(stages.SAMPLE, max(config.stop_after_stage, stages.SAMPLE))
-        loads: dict[str, float] = {}
+        loads: dict[str, Spent] = {}
         with self.images:
             self.images.start()
             for at, stage in enumerate(todo):
@@ -81,14 +95,14 @@ class Timed:
             last = self.last_step(todo)
         return {"stages": found, "loads": loads, "plan_s": self.plan_s, "last": last, "size": self.size}
 
-    def one_stage(self, stage: Stage, budget_s: float, loads: dict[str, float], first: bool) -> dict:
+    def one_stage(self, stage: Stage, budget_s: float, loads: dict[str, Spent], first: bool) -> dict:
         """Load its model, warm up on one question, and time units until the time is spent."""
-        start = time.perf_counter()
+        start = Spent.now()
         role = stage.model or ""
         before = self.held._role
         runner = self.held.runner(stage, Independent())
         if role and before != role:
-            loads[role] = time.perf_counter() - start
+            loads[role] = start.until(Spent.now())
         if first:
             # Twice the same question: what only the first one pays is no part of the rate.
             warm = self.whole[0][:1]
@@ -107,28 +121,28 @@ class Timed:
         sizes = [len(rows) for rows in done]
         return {"times": list(zip(sizes, times, strict=True)), "role": role, **self._written(stage, len(times))}
 
-    def _sample(self, stage: Stage, runner, times: list[float], budget_s: float) -> None:
+    def _sample(self, stage: Stage, runner, times: list[Spent], budget_s: float) -> None:
         """Whole units where one fits the time, as one question tells; parts of it otherwise."""
-        left = lambda: budget_s - sum(times)  # noqa: E731
+        left = lambda: budget_s - sum(one.wall for one in times)  # noqa: E731
         whole = iter(self.whole)
-        a_question = times[0]
+        a_question = times[0].wall
         if a_question * self.size > left() and self.size > 1:
             # Answers beside each other cost less than one after the other: a part tells how much less.
             part = max(1, min(self.size // 2, int(left() / 3 / a_question)))
             for count in (part, min(self.size, 2 * part)):
                 rows = self.whole[0][:count]
                 times.append(self.compute(stage, self.add(rows), runner))
-            a_question = times[-1] / len(self.rows[-1])
+            a_question = times[-1].wall / len(self.rows[-1])
             if a_question * self.size > left():
                 return
         for rows in whole:
             times.append(self.compute(stage, self.add(rows), runner))
-            if len(times) > MOST_WHOLE or times[-1] > left():
+            if len(times) > MOST_WHOLE or times[-1].wall > left():
                 return
 
-    def compute(self, stage: Stage, unit: int, runner) -> float:
-        """Compute and publish a unit; seconds."""
-        plan, start = self.plan, time.perf_counter()
+    def compute(self, stage: Stage, unit: int, runner) -> Spent:
+        """Compute and publish a unit."""
+        plan, start = self.plan, Spent.now()
         known = plan.stages.by_name
         inputs = {name: read_unit(plan.work_dir, known[name], unit, plan.bound) for name in stage.needs}
         questions = plan.questions.rows(plan.unit_rows[unit])
@@ -139,9 +153,9 @@ class Timed:
             pass
         [(_, result)] = finished
         units.publish_result(plan.work_dir, stage.name, unit, result, made_from(stage, plan.bound, inputs))
-        seconds = time.perf_counter() - start
-        tell(unit=unit, seconds=seconds)
-        return seconds
+        spent = start.until(Spent.now())
+        tell(unit=unit, seconds=spent.wall)
+        return spent
 
     def _written(self, stage: Stage, count: int) -> dict:
         """Tokens and bytes of an answer, by the timed units."""
@@ -169,10 +183,10 @@ class Timed:
         further = len(seen) - len(self.rows[kept[0]])
         return {
             "seconds": first, "questions": len(seen),
-            "a_question": max(0.0, (again - one) / further) if further else 0.0,
+            "a_question": [max(0.0, (a - b) / further) if further else 0.0 for a, b in zip(again, one, strict=True)],
         }  # fmt: skip
 
-    def _pair(self, numbers: list[int], todo: list[Stage], name: str) -> float:
+    def _pair(self, numbers: list[int], todo: list[Stage], name: str) -> Spent:
         """Pair these units alone, in a folder of their own."""
         folder = self.plan.work_dir.parent / name
         for at, number in enumerate(numbers):
@@ -184,10 +198,10 @@ class Timed:
         rows = [self.rows[number] for number in numbers]
         config = dataclasses.replace(self.plan.config, work_dir=str(folder))
         plan = dataclasses.replace(self.plan, config=config, work_dir=folder, unit_rows=rows, mine=range(len(rows)))
-        start = time.perf_counter()
+        start = Spent.now()
         with contextlib.redirect_stdout(sys.stderr):
             pair_all(plan)
-        return time.perf_counter() - start
+        return start.until(Spent.now())
 
 
 def tell(**line: object) -> None:
@@ -206,7 +220,7 @@ def _telling_mistakes() -> Iterator[None]:
 def main() -> None:
     """The request is a line of JSON on standard input."""
     request = json.load(sys.stdin)
-    import_s = time.time() - request["started"]
+    imported = Spent(time.time() - request["started"], time.process_time())
     config = RunConfig(**request["config"])
     world = request["world_size"]
     ranks = Ranks(request["rank"], world, request["rank"], world)
@@ -214,9 +228,9 @@ def main() -> None:
         set_threads(config.threads, ranks)
         tell(step="the questions and checkpoints")
         found = Timed(config, ranks, request["budget_s"]).all_stages()
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu_s = sum(one.ru_utime + one.ru_stime for one in usage)
-    tell(result={**found, "import_s": import_s, "cpu_s": cpu_s, "wall_s": time.time() - request["started"]})
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
+    workers_s = Spent(0.0, workers.ru_utime + workers.ru_stime)
+    tell(result={**found, "import_s": imported, "workers_s": workers_s})
 
 
 if __name__ == "__main__":
