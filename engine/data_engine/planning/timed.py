@@ -1,8 +1,8 @@
 """One rank of a measurement, `python -m data_engine.planning.timed`: computes a few units as a run would, and times them.
 
 It makes the plan of a run in a work directory of its own, loads each model in turn, and computes units of the size
-that the run has, at places spread over the dataset. Where a whole unit would take too long, parts of one are timed, and the
-line through their times tells a whole one. A line of JSON is written for each step; the last one has the result.
+that the run has, at places spread over the dataset. Where a whole unit would take too long, parts of one are timed, and
+the line through their times tells a whole one. A line of JSON is written for each step; the last one has the result.
 """
 
 import contextlib
