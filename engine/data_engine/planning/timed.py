@@ -1,4 +1,4 @@
-"""One rank of a measurement, `python -m data_engine.planning.timed`: computes a few units as a run would, and times them.
+"""One rank of a measurement, `python -m data_engine.planning.timed`: computes units as a run would, and times them.
 
 It makes the plan of a run in a work directory of its own, loads each model in turn, and computes units of the size
 that the run has, at places spread over the dataset. Where a whole unit would take too long, parts of one are timed, and
@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from data_engine import stages
 from data_engine.config import RunConfig
