@@ -47,7 +47,7 @@ PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm test-browser fuzz \
-	test-slow test-slurm chaos prove prove-size prove-exports prove-pairs docs lint bench bench-vllm \
+	test-slow test-slurm chaos prove prove-size prove-exports prove-pairs prove-plan docs lint bench bench-vllm \
 	bench-gpu clean
 
 help: ## print this list
@@ -161,6 +161,9 @@ prove: $(STAMP) ## that training on the data works, with controls (an hour or tw
 
 prove-size: $(STAMP) ## stage 2 at 50,000 and 200,000 questions: minutes and memory (half an hour, 12 GB of disk)
 	$(TEST_ENV) $(BIN)/python tests/size_proof.py 50000 200000 $(ARGS)
+
+prove-plan: $(STAMP) ## the hours that validate --measure tells against real runs, demo and bench size (half an hour); ARGS="--only demo"
+	$(TEST_ENV) $(BIN)/python tests/plan_proof.py runs/prove-plan $(ARGS)
 
 prove-exports: $(STAMP) ## 100,000 pairs into each format of data-engine export: minutes and memory (an hour, 20 GB of disk)
 	$(TEST_ENV) $(BIN)/python tests/export_size_proof.py 48000 $(ARGS)
