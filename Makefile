@@ -23,6 +23,7 @@ TEST_RESULTS ?= .pytest_cache/test.xml
 FAMILY_RESULTS ?= .pytest_cache/families.xml
 TRAINER_RESULTS ?= .pytest_cache/trainers.xml
 VLLM_RESULTS ?= .pytest_cache/vllm.xml
+BROWSER_RESULTS ?= .pytest_cache/browser.xml
 # Made-up data: so many times more than in `make test`, and another each day.
 FUZZ_TIMES ?= 10
 FUZZ_SEED ?= $(shell date +%Y%m%d)
@@ -45,8 +46,9 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm fuzz test-slow test-slurm \
-	chaos prove prove-size prove-exports prove-pairs docs lint bench bench-vllm bench-gpu clean
+.PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm test-browser fuzz \
+	test-slow test-slurm chaos prove prove-size prove-exports prove-pairs prove-plan docs lint bench bench-vllm \
+	bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -135,6 +137,10 @@ test-vllm: $(STAMP) $(VLLM)/.installed ## vLLM on the CPU draws the answers of w
 		$(PYTEST) --junitxml=$(VLLM_RESULTS) -m vllm tests/by_vllm $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(VLLM_RESULTS)
 
+test-browser: $(STAMP) ## the report and the documentation in a real browser: needs chromium and chromium-driver (apt-get install)
+	$(TEST_ENV) $(BIN)/pytest -q -rs --durations=10 --junitxml=$(BROWSER_RESULTS) -m browser tests/browser $(PYTEST_ARGS)
+	$(BIN)/python tests/check_skips.py $(BROWSER_RESULTS)
+
 fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in make test (FUZZ_SEED=n: these again)
 	FUZZ_TIMES=$(FUZZ_TIMES) $(TEST_ENV) $(PYTEST) --hypothesis-seed=$(FUZZ_SEED) \
 		tests/test_fuzz.py tests/test_words.py tests/test_config.py $(PYTEST_ARGS)
@@ -155,6 +161,9 @@ prove: $(STAMP) ## that training on the data works, with controls (an hour or tw
 
 prove-size: $(STAMP) ## stage 2 at 50,000 and 200,000 questions: minutes and memory (half an hour, 12 GB of disk)
 	$(TEST_ENV) $(BIN)/python tests/size_proof.py 50000 200000 $(ARGS)
+
+prove-plan: $(STAMP) ## the hours that validate --measure tells against real runs, demo and bench size (half an hour); ARGS="--only demo"
+	$(TEST_ENV) $(BIN)/python tests/plan_proof.py runs/prove-plan $(ARGS)
 
 prove-exports: $(STAMP) ## 100,000 pairs into each format of data-engine export: minutes and memory (an hour, 20 GB of disk)
 	$(TEST_ENV) $(BIN)/python tests/export_size_proof.py 48000 $(ARGS)

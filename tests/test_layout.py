@@ -22,13 +22,14 @@ SOURCES = sorted(
 # Top to bottom. A package stands on one floor, and imports from its own floor and from those below.
 FLOORS = [
     "commands bench demo",
-    "job",
+    "planning",
+    "job watching",
     "pipeline",
     "sampling scoring rewards preferences exports reporting",
     "models",
     "data_engine_kernels",
     "store questions processes rules",
-    "config flags chat_settings vllm_settings flag_files schemas errors seeds stages tables",
+    "config config_checks flags chat_settings vllm_settings flag_files schemas errors seeds stages tables",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

@@ -1,7 +1,5 @@
 import itertools
 import json
-import os
-import pty
 import resource
 import signal
 import subprocess
@@ -207,19 +205,6 @@ def test_ctrl_c_ends_a_watch_with_exit_code_0(tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, "")
-
-
-def test_a_watch_on_a_terminal_draws_over_itself(tmp_path):
-    work_dir = make_run(tmp_path, 2, dict.fromkeys(STAGES, 2))
-    finish(work_dir)
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "data_engine", "status", "--watch", str(work_dir)]
-    assert subprocess.run(command, stdout=theirs, check=False).returncode == 0
-    os.close(theirs)
-    text = os.read(ours, 65536).decode()
-    os.close(ours)
-    assert text.startswith("\x1b[H\x1b[J")
-    assert "questions in 2 units" in text
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,20 @@ Its fields are those of flags.py.
 import functools
 import json
 import math
-import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import NamedTuple
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
+from data_engine.config_checks import CHECKS
+from data_engine.errors import Collected, UserError, apart
 from data_engine.flag_files import read_text
-from data_engine.flags import Flags, require
+from data_engine.flags import FIELD_NAMES, Flags, require
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS, REFERENCE_COLUMNS
 from data_engine.stages import COMPARED, SOURCES, TRAINED, RunStages, SourceFlags
 from data_engine.tables import load
-from data_engine.vllm_settings import LEAST_TEMPERATURE, read_args
+from data_engine.vllm_settings import read_args
 
-_INT_MAX = 2**63 - 1
 # Arguments of transformers' apply_chat_template that the engine gives itself.
 _OWN_TEMPLATE_ARGUMENTS = (
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "messages", "padding",
@@ -25,77 +27,52 @@ _OWN_TEMPLATE_ARGUMENTS = (
 )  # fmt: skip
 
 
-# Why stage 0 by vLLM and the stages of a split model take two starts.
-ZERO3_AND_VLLM = (
-    "{told}: models that are split take all ranks, and each engine of vLLM a group of GPUs. Make two starts: one with "
-    "--stop_after_stage 0, then one with --continue_from_stage 1"
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Flags):
     """What `data-engine run` was told, checked, and what follows from it."""
 
     def __post_init__(self) -> None:
-        self.check_types()
-        for name in ("rank", "distance", "max_pairs", "max_new_tokens", "num_shards", "unit_size", "limit", "threads"):
-            value = getattr(self, name)
-            require(value is None or 1 <= value <= _INT_MAX, f"{name} must be at least 1, got {value}")
-        require(self.grace_s >= 0, f"grace_s must be at least 0, got {self.grace_s}")
-        require(self.sample_k >= 2, f"sample_k must be at least 2 to form a pair, got {self.sample_k}")
-        # Of answers from a file, the file tells how many there are.
-        most = _INT_MAX if self.answers is not None else self.sample_k
-        require(self.rank <= most, f"rank must be at most sample_k, {self.sample_k}, got {self.rank}")
-        for name in ("beta", "repetition_penalty", "max_megapixels"):
-            require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
-        require(self.temperature >= 0, f"temperature must be at least 0 (0 is greedy), got {self.temperature}")
-        require(0 <= self.top_k <= _INT_MAX, f"top_k must be at least 0 (0 is off), got {self.top_k}")
-        require(
-            0 < self.memory_fraction <= 1,
-            f"memory_fraction must be above 0 and at most 1, got {self.memory_fraction}",
-        )
-        require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1 (1 is off), got {self.top_p}")
-        require(0 <= self.seed <= _INT_MAX, f"seed must be between 0 and 2**63 - 1, got {self.seed}")
-        require(
-            0 <= self.shard_index < self.num_shards,
-            f"shard_index must be between 0 and num_shards - 1, {self.num_shards - 1}, got {self.shard_index}",
-        )
-        for name in ("continue_from_stage", "stop_after_stage"):
-            value = getattr(self, name)
-            require(value in (0, 1, 2), f"{name} must be 0 (sample), 1 (score) or 2 (pair), got {value}")
-        require(
-            self.continue_from_stage <= self.stop_after_stage,
-            f"continue_from_stage {self.continue_from_stage} lies after stop_after_stage {self.stop_after_stage}",
-        )
-        require(
-            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
-            f"device must be auto, cpu, cuda or cuda:N, got {json.dumps(self.device)}",
-        )
-        _ = self.column_names, self.chat_template_text, self.template_kwargs
-        self._check_sampler()
-        for name in self.stages.given:
-            require(getattr(self, name) is not None, f"{name} is missing: {self.stages.why_given(name)}")
-        self._check_pairing()
+        """Raises UserError for what does not hold, UserErrors where that is more than one thing."""
+        found = Collected()
+        for _, error in self.problems():
+            found.note(error)
+        found.raise_any()
 
-    def _check_pairing(self) -> None:
-        """Raise UserError for what cannot be meant of pairs; names of strategies and rewards are not known here."""
-        _ = self.alpha
-        near, least, most = self.near_duplicates, self.min_margin, self.max_margin
-        require(near is None or 0 < near <= 1, f"near_duplicates must be above 0 and at most 1, got {near}")
-        require(
-            least is None or most is None or least <= most,
-            f"min_margin {least} is above max_margin {most}: no pair could be kept",
-        )
-        by_right = self.strategy == "right_wrong"
-        require(
-            not by_right or self.right is not None,
-            "strategy right_wrong needs --right, the reward from which on an answer is right",
-        )
-        require(by_right or self.right is None, "right is for --strategy right_wrong; leave it out, or set strategy")
-        require(
-            not by_right or self.length_alpha is None,
-            "length_alpha changes rankings, and strategy right_wrong goes by none; give one of the two",
-        )
+    @classmethod
+    def draft(cls, values: Mapping[str, object], wrong: Iterable[str] = ()) -> "Draft":
+        """A configuration to look at further, whatever is wrong with it: such fields have their defaults.
+
+        `wrong` are fields that are known to be wrong, or are missing; nothing is said of them. A field that has no
+        default is None then.
+        """
+        config = object.__new__(cls)
+        defaults = {field.name: None if field.default is MISSING else field.default for field in fields(cls)}
+        for name, default in defaults.items():
+            object.__setattr__(config, name, default if name in wrong else values.get(name, default))
+        found = config.problems(wrong)
+        blamed = {name for name, _ in found}
+        for name in blamed:
+            object.__setattr__(config, name, defaults[name])
+        return Draft(config, [error for _, error in found], frozenset({*wrong, *blamed}))
+
+    def problems(self, wrong: Iterable[str] = ()) -> list[tuple[str, UserError]]:
+        """Each mistake, by the field that is to blame; of fields in `wrong` nothing is said."""
+        found: list[tuple[str, UserError]] = []
+        known = set(wrong)
+        for name in FIELD_NAMES:
+            if name not in known:
+                self._note(lambda config, name=name: config.check_type(name), name, known, found)
+        for check in CHECKS:
+            if not known.intersection(check.fields):
+                self._note(check.hold, check.fields[0], known, found)
+        return found
+
+    def _note(self, hold: Callable, name: str, known: set[str], found: list[tuple[str, UserError]]) -> None:
+        try:
+            hold(self)
+        except UserError as error:
+            found += [(name, one) for one in apart(error)]
+            known.add(name)
 
     @functools.cached_property
     def stages(self) -> RunStages:
@@ -124,26 +101,6 @@ class RunConfig(Flags):
         """
         trained = (TRAINED,) if self.instruct_model_path is not None else ()
         return tuple(dict.fromkeys([*trained, *self.stages.roles]))
-
-    def _check_sampler(self) -> None:
-        """Raise UserError for what does not go together with vLLM, or with its absence."""
-        if self.sampler == "native":
-            require(self.vllm_args is None, "vllm_args is for --sampler vllm; leave it out, or set sampler to vllm")
-            return
-        _ = self.vllm_options
-        require(self.answers is None, "sampler vllm draws answers, and --answers brings them; give one of the two")
-        require(
-            self.repetition_penalty == 1,
-            f"repetition_penalty must be 1 with sampler vllm, got {self.repetition_penalty}: vLLM's counts the tokens "
-            "of the prompt too, which makes another distribution",
-        )
-        require(
-            self.temperature >= LEAST_TEMPERATURE,
-            f"temperature must be at least {LEAST_TEMPERATURE} with sampler vllm, got {self.temperature}: vLLM draws "
-            f"one answer at most greedily, and raises a lower temperature to {LEAST_TEMPERATURE}",
-        )
-        both = self.continue_from_stage == 0 and self.stop_after_stage > 0
-        require(not (both and self.zero3 == "on"), ZERO3_AND_VLLM.format(told="zero3 is on"))
 
     @functools.cached_property
     def column_names(self) -> dict[str, str]:
@@ -218,3 +175,12 @@ class RunConfig(Flags):
         own = ", ".join(name for name in _OWN_TEMPLATE_ARGUMENTS if name in found)
         require(not own, f"chat_template_kwargs has {own}, which the engine sets itself; take it out")
         return found
+
+
+class Draft(NamedTuple):
+    """A configuration that may have mistakes."""
+
+    config: RunConfig
+    problems: list[UserError]
+    wrong: frozenset[str]
+    """its fields that hold a default in the place of what was given, or None where nothing was"""

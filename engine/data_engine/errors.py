@@ -1,7 +1,8 @@
 """Exceptions that a command turns into an exit code, and messages that several places give."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 # Why a question is left out that exceeds the memory on its own, and what is said where no question ever fitted.
 OUT_OF_MEMORY = "out of memory, even with one answer at a time"
@@ -13,6 +14,47 @@ NO_ROOM = (
 
 class UserError(ValueError):
     """A mistake that the user can mend: the command prints the message, without a traceback, and exits with 2."""
+
+
+class UserErrors(UserError):
+    """Several of them at once: the command prints each on a line of its own, and then their number."""
+
+    def __init__(self, found: Iterable[UserError]) -> None:
+        self.found = tuple(found)
+        super().__init__("\n".join(map(str, self.found)))
+
+
+class Collected:
+    """The mistakes that several checks find, instead of the first of them alone."""
+
+    def __init__(self) -> None:
+        self.found: list[UserError] = []
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Inside, a UserError is noted, and ends the block alone."""
+        try:
+            yield
+        except UserError as error:
+            self.note(error)
+
+    def note(self, error: UserError) -> None:
+        """Each message counts once, whichever checks come upon it."""
+        for one in apart(error):
+            if str(one) not in map(str, self.found):
+                self.found.append(one)
+
+    def raise_any(self) -> None:
+        """Raise what was found: a single mistake as it was raised, several as UserErrors."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            raise UserErrors(self.found)
+
+
+def apart(error: UserError) -> tuple[UserError, ...]:
+    """The single mistakes of an exception."""
+    return error.found if isinstance(error, UserErrors) else (error,)
 
 
 class IncompleteError(RuntimeError):

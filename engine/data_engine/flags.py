@@ -184,29 +184,32 @@ class Flags:
     debug: bool = False
     """also write the image-free intermediate tables as JSON under debug/"""
 
-    def check_types(self) -> None:
-        """Hold every field to its annotation; a whole number in a float field becomes one, so that 1 equals 1.0."""
-        for name, annotation in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-            if value is None and type(None) in kinds:
-                continue
-            kind = kinds[0]
-            if kind is float and type(value) is int and abs(value) <= 2**53:
-                value = float(value)
-                object.__setattr__(self, name, value)
-            shown = json.dumps(value, default=str)
-            if typing.get_origin(kind) is Literal:
-                choices = typing.get_args(kind)
-                require(value in choices, f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown}")
-            else:
-                quote = "; in YAML, put it in quotes" if kind is str else ""
-                require(type(value) is kind, f"{name} must be {_EXPECTED[kind]}, got {shown}{quote}")
-                require(kind is not float or math.isfinite(value), f"{name} must be a finite number, got {shown}")
-                require(kind is not str or value.strip(), f"{name} is empty; is a shell variable unset?")
-                # Python's stand-ins for bytes that are no UTF-8; Arrow and tokenizers take no such name of a file.
-                encodable = kind is not str or not re.search("[\ud800-\udfff]", value)
-                require(encodable, f"{name} must be text in UTF-8, got {shown}; rename the file or folder")
+    def check_type(self, name: str) -> None:
+        """Hold a field to its annotation; a whole number in a float field becomes one, so that 1 equals 1.0.
+
+        Raises UserError with the field's name, its value, and what was expected.
+        """
+        annotation, value = TYPES[name], getattr(self, name)
+        kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        if value is None and type(None) in kinds:
+            return
+        kind = kinds[0]
+        if kind is float and type(value) is int and abs(value) <= 2**53:
+            value = float(value)
+            object.__setattr__(self, name, value)
+        shown = json.dumps(value, default=str)
+        if typing.get_origin(kind) is Literal:
+            choices = typing.get_args(kind)
+            require(value in choices, f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown}")
+            return
+        quote = "; in YAML, put it in quotes" if kind is str else ""
+        require(type(value) is kind, f"{name} must be {_EXPECTED[kind]}, got {shown}{quote}")
+        require(kind is not float or math.isfinite(value), f"{name} must be a finite number, got {shown}")
+        require(kind is not str or value.strip(), f"{name} is empty; is a shell variable unset?")
+        # Python's stand-ins for bytes that are no UTF-8; Arrow and tokenizers take no such name of a file.
+        encodable = kind is not str or not re.search("[\ud800-\udfff]", value)
+        require(encodable, f"{name} must be text in UTF-8, got {shown}; rename the file or folder")
 
 
 FIELD_NAMES = tuple(field.name for field in fields(Flags))
+TYPES = typing.get_type_hints(Flags)

@@ -13,6 +13,8 @@ from data_engine_kernels.layouts import LayerCaches, RowIndex
 
 # Rows of logits that exist at once: bounds memory to CHUNK x V for any number of answers.
 CHUNK = 1024
+# Rows of a head's weight that are converted to fp32 at a time.
+VOCABULARY_PART = 4096
 # The maximum of no scores. With minus infinity, subtracting it from itself would give NaN.
 LOWEST = torch.finfo(torch.float32).min
 
@@ -25,7 +27,9 @@ def logits_fp32(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
         return hidden_ND @ weight_VD.T
     if hidden_ND.is_cuda:
         return torch.mm(hidden_ND, weight_VD.T, out_dtype=torch.float32)
-    return (hidden_ND @ weight_VD.T).float()
+    # A CPU has no such product. The weight is converted in parts, so that it is never there twice as a whole.
+    hidden_ND = hidden_ND.float()
+    return torch.cat([hidden_ND @ part.float().T for part in weight_VD.split(VOCABULARY_PART)], dim=1)
 
 
 def check_targets(targets_N: Tensor, vocabulary: int) -> None:

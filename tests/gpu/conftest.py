@@ -1,5 +1,6 @@
 """Kernels run on CUDA or, unchanged, in Triton's interpreter, which tests/kernels/test_interpreted.py starts."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,3 +25,17 @@ def memory_starts_as_nan(monkeypatch):
         return made.fill_(torch.nan) if made.is_floating_point() else made
 
     monkeypatch.setattr(torch, "empty", filled)
+
+
+@pytest.fixture
+def rows_keep_their_bits(monkeypatch, device):
+    """The interpreter takes products by numpy, which on some CPUs rounds a row by where it lies in its matrix.
+
+    For tests of whether a kernel asks for the same product: a row's bits are its own here, if less exact.
+    """
+
+    def matmul(left: np.ndarray, right: np.ndarray, dtype: type) -> np.ndarray:
+        return np.einsum("...ik,...kj->...ij", left, right, dtype=dtype)
+
+    if device.type == "cpu":
+        monkeypatch.setattr("triton.runtime.interpreter.np.matmul", matmul)

@@ -90,6 +90,7 @@ def test_a_second_run_gives_the_same_bits(kernel, device):
     assert torch.equal(*(kernel.token_logps(*made, kernel.Tiles(**TINY)) for _ in range(2)))
 
 
+@pytest.mark.usefixtures("rows_keep_their_bits")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
     hidden, weight, targets = problem(37, 32, 100, dtype, device)

@@ -7,21 +7,22 @@ so a wrong value has the same message in either place.
 import argparse
 import ast
 import contextlib
+import difflib
 import functools
 import inspect
 import itertools
 import json
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 import yaml
 
 from data_engine.commands.examples import Parser
-from data_engine.config import RunConfig
-from data_engine.errors import UserError, nearest
+from data_engine.config import Draft, RunConfig
+from data_engine.errors import Collected, UserError, nearest
 from data_engine.flags import FIELD_NAMES, Flags
 from data_engine.stages import RunStages
 
@@ -52,23 +53,64 @@ _GROUPS = {
 
 def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
     """The configuration that a command line asks for; --help prints and exits. Raises UserError naming each mistake."""
-    _check_flags(argv, command)
-    try:
-        found, unknown = _parser(command).parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; flags are written --name value") from None
-    if unknown:
-        raise UserError(f"unrecognized arguments: {' '.join(unknown)}; flags are written --name value")
-    flags = vars(found)
+    found = read(argv, command)
+    problems = Collected()
+    for problem in found.problems:
+        problems.note(problem)
+    problems.raise_any()
+    return found.config
+
+
+def read(argv: Sequence[str], command: str = "run") -> Draft:
+    """The same, with all that is wrong with it beside it. --help prints and exits."""
+    problems, meant = Collected(), set()
+    flags = _read_flags(_known_flags(argv, command, problems, meant), command, problems, meant)
     file = flags.pop("config", None)
-    values = (_read_yaml(Path(file)) if file is not None else {}) | flags
-    rewards = values.get("rewards")
-    # What is no text, RunConfig refuses.
-    needed = {*_REQUIRED, *(RunStages.of(values).given if rewards is None or isinstance(rewards, str) else ())}
-    missing = ", ".join(f"--{name}" for name in FIELD_NAMES if name in needed and values.get(name) is None)
-    if missing:
-        raise UserError(f"missing: {missing}; give each as a flag, or by its name in the YAML of --config")
-    return RunConfig(**{name: normalised(name, value) for name, value in values.items()})
+    from_file = None
+    if file is None:
+        from_file = {}
+    else:
+        with problems.noting():
+            from_file = _read_yaml(Path(file), problems, meant)
+    # What a file that cannot be read has in it, nobody knows.
+    values = (from_file or {}) | flags
+    missing = [name for name in _needed(values) if values.get(name) is None and name not in meant]
+    if missing and from_file is not None:
+        told = ", ".join(f"--{name}" for name in missing)
+        problems.note(UserError(f"missing: {told}; give each as a flag, or by its name in the YAML of --config"))
+    absent = {name for name in _needed(values) if values.get(name) is None}
+    found = RunConfig.draft({name: normalised(name, value) for name, value in values.items()}, {*absent, *meant})
+    for problem in found.problems:
+        problems.note(problem)
+    return found._replace(problems=problems.found)
+
+
+def _needed(values: Mapping[str, object]) -> list[str]:
+    """Fields that must be given, in the order of the flags. What is no text, or no source, RunConfig refuses."""
+    needed, rewards = set(_REQUIRED), values.get("rewards")
+    if rewards is None or isinstance(rewards, str):
+        with contextlib.suppress(UserError):
+            needed |= set(RunStages.of(values).given)
+    return [name for name in FIELD_NAMES if name in needed]
+
+
+def _read_flags(argv: list[str], command: str, problems: Collected, meant: set[str]) -> dict[str, object]:
+    """The values of flags by name; a flag without its value is noted, and left out."""
+    while True:
+        try:
+            found, unknown = _parser(command).parse_known_args(argv)
+            break
+        except argparse.ArgumentError as error:
+            problems.note(UserError(f"{error}; flags are written --name value"))
+            name = (error.argument_name or "").removeprefix("--")
+            left = [word for word in argv if word.removeprefix("--").partition("=")[0] != name]
+            if len(left) == len(argv):
+                return {}
+            meant.add(name)
+            argv = left
+    if unknown:
+        problems.note(UserError(f"unrecognized arguments: {' '.join(unknown)}; flags are written --name value"))
+    return vars(found)
 
 
 def help_texts() -> dict[str, str]:
@@ -81,19 +123,30 @@ def help_texts() -> dict[str, str]:
 _help_texts = functools.cache(help_texts)
 
 
-def _check_flags(argv: Sequence[str], command: str) -> None:
-    """Raise UserError for unknown flags and for the value of a boolean, whose messages argparse cannot be given."""
-    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
-        if not argument.startswith("--"):
-            continue
-        name, equals, value = argument[2:].partition("=")
-        if name not in _FLAGS:
+def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: set[str]) -> list[str]:
+    """The words without unknown flags and booleans with a value, both of which are noted: argparse would tell them in
+    its own words. `meant` gets the names nearest to the unknown ones.
+    """
+    words, left = list(argv), []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word[2:].partition("=")
+        if not word.startswith("--"):
+            left.append(word)
+        elif name not in _FLAGS:
             hint = nearest(name, _FLAGS, "--") or f"; data-engine {command} --help lists all"
-            raise UserError(f"unknown flag --{name}{hint}")
-        if name in _BOOLEANS and (equals or not following.startswith("-")):
-            raise UserError(
-                f"--{name} takes no value, got {json.dumps(value or following)}; leave it out to keep it off"
-            )
+            problems.note(UserError(f"unknown flag --{name}{hint}"))
+            meant.update(difflib.get_close_matches(name.replace("-", "_"), _FLAGS, n=1))
+            # Its value.
+            if not equals and words and not words[0].startswith("-"):
+                words.pop(0)
+        elif name in _BOOLEANS and (equals or (words and not words[0].startswith("-"))):
+            value = value or words.pop(0) if not equals else value
+            told = f"--{name} takes no value, got {json.dumps(value)}; leave it out to keep it off"
+            problems.note(UserError(told))
+        else:
+            left.append(word)
+    return left
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -158,7 +211,11 @@ def _read_value(text: str) -> object:
     return value if text.strip() else text
 
 
-def _read_yaml(path: Path) -> dict[str, object]:
+def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, object]:
+    """What a file says of known names; `meant` gets the names nearest to unknown ones, which are noted.
+
+    Raises UserError where it is no mapping.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -170,8 +227,10 @@ def _read_yaml(path: Path) -> dict[str, object]:
         raise UserError(f'config "{path}" must be lines of "name: value", got {json.dumps(values, default=str)[:80]}')
     for name in values:
         if name not in FIELD_NAMES:
-            raise UserError(f'config "{path}" has the unknown key {name}{nearest(str(name), FIELD_NAMES)}')
-    return values
+            told = f'config "{path}" has the unknown key {name}{nearest(str(name), FIELD_NAMES)}'
+            problems.note(UserError(told))
+            meant.update(difflib.get_close_matches(str(name).replace("-", "_"), FIELD_NAMES, n=1))
+    return {name: value for name, value in values.items() if name in FIELD_NAMES}
 
 
 def normalised(name: str, value: object) -> object:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 import data_engine
-from data_engine.errors import IncompleteError, LostRankError, UserError, nearest
+from data_engine.errors import IncompleteError, LostRankError, UserError, apart, nearest
 from data_engine.processes import output
 from data_engine.tables import load
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(argv)
     except UserError as error:
-        return _complain(str(error), 2)
+        return _complain_of_all(error)
     except IncompleteError as error:
         return _complain(str(error), 3)
     except LostRankError as error:
@@ -76,6 +76,16 @@ def _dispatch(argv: list[str]) -> int:
 
 def _usage() -> str:
     return f"usage: data-engine {{{','.join(COMMANDS)}}} ..."
+
+
+def _complain_of_all(error: UserError) -> int:
+    """Each mistake on a line of its own, and how many there are where that is more than one."""
+    found = apart(error)
+    for one in found:
+        _complain(str(one), 2)
+    if len(found) > 1:
+        print(f"data-engine: {len(found)} mistakes; nothing was started", file=sys.stderr, flush=True)
+    return 2
 
 
 def _complain(message: str, code: int) -> int:

@@ -1,97 +1,89 @@
-"""The checks before a run: configuration, folders, dataset, checkpoints. Imports no torch until all else has passed.
+"""`data-engine validate`: everything that is wrong with a run at once, and what it will take. Imports no torch.
 
-launch/run_engine.sh runs them before any rank starts, so that a mistake is reported once and not by every rank.
+launch/run_engine.sh runs it before any rank starts, so that mistakes are reported once and not by every rank. The
+checks are in planning/checks.py; with --measure, planning/measure.py times each stage in processes of its own.
 """
 
-import os
-import tempfile
+import json
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_engine import exports, stages
-from data_engine.commands.arguments import parse
+from data_engine.commands.arguments import read
 from data_engine.config import RunConfig
-from data_engine.errors import UserError
-from data_engine.models.check import check_models
-from data_engine.models.sharding import settings as zero3_settings
-from data_engine.pipeline.pair_settings import Settings
-from data_engine.questions.dataset import Questions, open_for_run
-from data_engine.questions.first_rows import LOOKED_AT, num_unusable, require_usable
-from data_engine.questions.given_rows import GivenFile
-from data_engine.questions.image_workers import ImageWorkers
+from data_engine.errors import UserErrors
+from data_engine.planning.checks import require_all, run_checks
+from data_engine.planning.found import Found
+from data_engine.planning.plan import RunPlan, idle_ranks, plan_of
+from data_engine.planning.showing import measured_lines, plan_lines
+from data_engine.processes.ranks import asked_ranks
+from data_engine.questions.first_rows import LOOKED_AT
+
+OPTIONS = ("measure", "json")
+HELP = """options of validate alone:
+  --measure   time each stage on some of the questions, about a minute, and say how long the run will take
+  --json      problems, warnings, plan and measurement as one JSON object"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check what `data-engine run` would be given, and print what was found. Raises UserError at the first mistake."""
-    print(check(parse(argv, "validate")), flush=True)
+    """Check what `data-engine run` would be given, and print what was found. Raises UserErrors for all mistakes."""
+    asked = {name for name in OPTIONS if f"--{name}" in argv}
+    rest = [word for word in argv if word.removeprefix("--") not in asked or not word.startswith("--")]
+    if {"-h", "--help"} & set(rest):
+        print(f"{HELP}\n")
+    ranks = asked_ranks()
+    found = run_checks(read(rest, "validate"))
+    plan = plan_of(found, ranks)
+    if plan is not None and (idle := idle_ranks(found, ranks)):
+        found.warnings.append(idle)
+    measured = None
+    if "measure" in asked and not found.problems:
+        # Imported here: most who validate do not measure.
+        from data_engine.planning.measure import measure
+
+        measured = measure(found, ranks)
+    if "json" in asked:
+        print(json.dumps(_as_json(found, plan, measured), indent=1), flush=True)
+        return 2 if found.problems else 0
+    _show(found, plan, measured)
     return 0
 
 
+def _as_json(found: Found, plan: RunPlan | None, measured: dict | None) -> dict:
+    told = {"problems": [problem.as_json() for problem in found.problems], "warnings": found.warnings}
+    models = found.heavy.get("models", {})
+    return told | {"models": models, "plan": None if plan is None else plan.as_json(), "measured": measured}
+
+
+def _show(found: Found, plan: RunPlan | None, measured: dict | None) -> None:
+    for warning in found.warnings:
+        print(f"data-engine: warning: {warning}", file=sys.stderr)
+    lines = [] if found.problems else [describe(found)]
+    lines += ["", *plan_lines(plan)] if plan is not None else []
+    lines += ["", *measured_lines(measured)] if measured is not None else []
+    if lines:
+        print("\n".join(lines), flush=True)
+    errors = [problem.error for problem in found.problems]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise UserErrors(errors)
+
+
 def check(config: RunConfig) -> str:
-    """What was found. Raises UserError at the first mistake."""
-    check_writable(Path(config.work_dir))
-    formats = exports.chosen(config.export)
-    check_zero3(config)
-    questions = open_for_run(config)
-    Settings.of(config, config.stages)
-    if config.answers is not None:
-        # Of its rows nothing yet.
-        GivenFile(config.answers, questions.idx_type)
-    unusable = check_first_rows(config, questions)
-    # Last: fetching a hub id may take an hour.
-    roles = config.roles
-    checked = check_models(config, roles)
-    trained = checked.get(stages.TRAINED)
-    exports.require_possible(formats, trained and trained.family, config.stages.by_name)
-    answers = f"{len(questions)} questions, {config.sample_k} answers each"
-    if config.answers is not None:
-        # Imported here, as below.
-        from data_engine.job import given
+    """What was found. Raises UserError for a mistake, UserErrors for several."""
+    return describe(require_all(config))
 
-        answers = given.check(config, questions).told()
-    models = f"{' and '.join(roles)} model: {' and '.join(checked[role].family for role in roles)}"
-    first = f"valid: {answers}; {models if roles else 'no model'}; work_dir {config.work_dir}"
-    if not questions.has_images:
+
+def describe(found: Found) -> str:
+    """A configuration without a mistake, in a line, and a line for each model."""
+    config, heavy, roles = found.config, found.heavy, found.config.roles
+    answers = heavy["given"] or f"{len(found.questions)} questions, {config.sample_k} answers each"
+    families = " and ".join(found.families[role] for role in roles)
+    models = f"{' and '.join(roles)} model: {families}" if roles else "no model"
+    first = f"valid: {answers}; {models}; work_dir {config.work_dir}"
+    if not found.questions.has_images:
         first += "; every question is asked without an image: the dataset has no column of them"
-    if unusable:
+    unusable = len(found.first_rows.reasons) if found.first_rows is not None else 0
+    if unusable and config.continue_from_stage == 0:
         first += f"; of the first {LOOKED_AT} rows {unusable} cannot be used"
-    # Imported here: it takes torch seconds.
-    from data_engine.models.base import pick_device, pick_dtype
-    from data_engine.models.describe import told
-
-    device = pick_device(config.device)
-    if config.draws_by_vllm:
-        from data_engine.job import by_vllm
-
-        by_vllm.check(config, trained, device.type)
-    dtype = pick_dtype(config.dtype, device)
-    return "\n".join([first, *(f"  {role} model: {told(checked[role], dtype)}" for role in roles)])
-
-
-def check_first_rows(config: RunConfig, questions: Questions) -> int:
-    """How many of the first rows cannot be used. Raises UserError where none can be."""
-    if config.continue_from_stage > stages.SAMPLE:
-        return 0
-    with ImageWorkers() as workers:
-        require_usable(questions, config.max_megapixels, workers.decode)
-        return num_unusable(questions, config.max_megapixels, workers.decode)
-
-
-def check_zero3(config: RunConfig) -> None:
-    """Raise UserError where zero3 is on without DeepSpeed, or zero3_config is no file of ZeRO-3 settings."""
-    zero3_settings.read_settings(config.zero3_config)
-    if config.zero3 == "on":
-        zero3_settings.require_installed()
-
-
-def check_writable(work_dir: Path) -> None:
-    """Raise UserError where `work_dir` is a file, or neither it nor its nearest existing parent can be written."""
-    existing = next(folder for folder in (work_dir, *work_dir.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise UserError(f'work_dir "{work_dir}": "{existing}" is a file; name a folder, or a place for one')
-    try:
-        # A real file, since permission bits do not show a full quota or a read-only mount.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(f'work_dir "{work_dir}": cannot write to "{existing}": {os.strerror(error.errno)}') from None
+    return "\n".join([first, *(f"  {role} model: {heavy['models'][role]['told']}" for role in roles)])

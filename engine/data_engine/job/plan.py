@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_engine import exports, stages
-from data_engine.config import ZERO3_AND_VLLM, RunConfig
+from data_engine.config import RunConfig
+from data_engine.config_checks import ZERO3_AND_VLLM
 from data_engine.errors import UserError
 from data_engine.job import budgets, by_vllm, run_file
 from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings

@@ -18,6 +18,7 @@ from data_engine.job.last_step import pair_all
 from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
 from data_engine.job.progress import Progress, log_to_stderr
+from data_engine.job.warning_log import logged_warnings
 from data_engine.models.sharding.coordination import Coordination, Independent, coordinate
 from data_engine.pipeline.given import NO_ANSWER
 from data_engine.pipeline.runner import StageRunner, UnitWork
@@ -30,7 +31,7 @@ from data_engine.questions.image_workers import ImageWorkers
 from data_engine.reporting.timings import Summary, kind_of
 from data_engine.sampling.memory import peak_bytes
 from data_engine.stages import Stage
-from data_engine.store import claims, disk, units
+from data_engine.store import claims, disk, logs, units
 from data_engine.store.made_from import made_from, read_unit
 from data_engine.store.units import UnitResult
 from data_engine.store.writer import Writer
@@ -44,7 +45,12 @@ def run(config: RunConfig) -> int:
     announce()
     try:
         try:
-            code = _run(config, Ranks.from_environment(), stop)
+            ranks = Ranks.from_environment()
+            log_to_stderr(ranks)
+            with contextlib.suppress(OSError):
+                logs.start(work_dir, ranks.rank, (config.shard_index, config.num_shards))
+            with logged_warnings(work_dir, ranks.rank):
+                code = _run(config, ranks, stop)
         finally:
             stop.disarm()
     except Stopped:
@@ -68,7 +74,6 @@ def run(config: RunConfig) -> int:
 
 
 def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
-    log_to_stderr(ranks)
     set_threads(config.threads, ranks)
     plan = Plan.of(config, ranks)
     worker = Worker(plan, stop)

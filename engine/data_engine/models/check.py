@@ -4,12 +4,13 @@ It reads config.json, the tokenizer, and the headers of the weight files, and fi
 be seen without torch comes first, for all models, so that a missing file is told in an instant.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
+from data_engine.errors import Collected
 from data_engine.models import chat_options, class_for, family_class, head_options
 from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer
 from data_engine.models.roles import folder_of, naming_flag
@@ -28,27 +29,46 @@ class Checked:
 
 
 def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, Checked]:
-    """The checkpoints by role. A hub id is fetched. Raises ModelError naming flag, folder, and what is wrong."""
-    families, folders = {}, {}
+    """The checkpoints by role. A hub id is fetched.
+
+    Raises ModelError naming flag, folder, and what is wrong, or UserErrors for several.
+    """
+    families, folders, problems = {}, {}, Collected()
     for role in roles:
-        with naming_flag(config, role):
-            folders[role] = folder_of(config, role)
-            families[role] = check_folder(folders[role], getattr(config, f"{role}_model_name"))
+        with problems.noting(), naming_flag(config, role):
+            folder = folder_of(config, role)
+            families[role] = check_folder(folder, getattr(config, f"{role}_model_name"))
+            folders[role] = folder
+    with problems.noting():
+        check_loadable(config, folders, families)
+    problems.raise_any()
+    return {role: Checked(folder, families[role]) for role, folder in folders.items()}
+
+
+def check_loadable(
+    config: RunConfig, folders: Mapping[str, Path], families: Mapping[str, str], sound: list[str] | None = None
+) -> None:
+    """Raise ModelError for what loading these checkpoints would refuse, UserErrors for several.
+
+    Roles without a mistake are added to `sound`.
+    """
+    problems, good = Collected(), [] if sound is None else sound
     for role, folder in folders.items():
-        with naming_flag(config, role):
+        with problems.noting(), naming_flag(config, role):
             check_weights(folder, families[role], config.chat_of(role), headed=role in HEADED)
             if config.zero3 == "on":
                 family_class(families[role]).check_split(folder)
+            good.append(role)
     chat = config.chat
     reading = [role for role in folders if config.chat_of(role).kwargs]
-    if reading:
+    if reading and set(reading) <= set(good):
         sides = [class_for(families[role], chat).text_side(folders[role], chat) for role in reading]
         if unread := set.intersection(*(set(side.unused_kwargs) for side in sides)):
-            raise ModelError(
+            problems.note(ModelError(
                 f"chat_template_kwargs has {', '.join(sorted(unread))}, which no chat template of this run reads: "
                 "leave it out, or see how the template spells it"
-            )
-    return {role: Checked(folder, families[role]) for role, folder in folders.items()}
+            ))  # fmt: skip
+    problems.raise_any()
 
 
 def check_folder(folder: Path, name: str | None = None) -> str:

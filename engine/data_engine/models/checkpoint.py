@@ -37,6 +37,8 @@ CONTENT = (
     # Of a folder of links, see adapter_folder.py.
     ".adapter/adapter_config.json", ".adapter/adapter_model.*", ".adapter/non_lora_trainables.bin",
 )  # fmt: skip
+# Of weights that are wrong, so many are told of in full.
+MOST_TOLD = 5
 # torch's dtypes as safetensors spells them.
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
@@ -177,19 +179,26 @@ class Blueprint:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.modules.named_parameters()}
         found: dict[str, Stored] = {}
         files: dict[Path, dict[str, str]] = {}
+        problems: list[ModelError] = []
         for source in self.sources:
             for one in source.stored.values():
                 target = source.rename(one.name)
                 if target in shapes:
-                    _check_stored(one, shapes[target], found.setdefault(target, one))
+                    try:
+                        _check_stored(one, shapes[target], found.setdefault(target, one))
+                    except ModelError as error:
+                        problems.append(error)
                     files.setdefault(one.file, {})[one.name] = target
                 elif not self.ignored.search(one.name) and not self.ignored.search(target):
-                    raise ModelError(f"unexpected weight {one}: no part of this model has it")
+                    problems.append(ModelError(f"unexpected weight {one}: no part of this model has it"))
         for source in self.sources:
             missing = sorted(name for name in shapes if name not in found and name.startswith(source.fills))
             if missing:
                 some = ", ".join(missing[:5])
-                raise ModelError(f"{source.folder} lacks {len(missing)} weights that config.json asks for: {some}")
+                told = f"{source.folder} lacks {len(missing)} weights that config.json asks for: {some}"
+                problems.append(ModelError(told))
+        if problems:
+            raise ModelError(_summarised(problems))
         self.changes()
         return files
 
@@ -218,6 +227,13 @@ class Blueprint:
                 if target in changes and (split is None or split.reads or not split.divides(target)):
                     value = changes[target](value.to(device))
                 setattr(module, leaf, _placed(value, target, device, dtype, split))
+
+
+def _summarised(problems: Sequence[ModelError]) -> str:
+    """A few of them in full, and how many there are."""
+    told = "; ".join(map(str, problems[:MOST_TOLD]))
+    more = len(problems) - MOST_TOLD
+    return f"{told}; and {more} more weights like these" if more > 0 else told
 
 
 def _check_stored(one: Stored, shape: tuple[int, ...], first: Stored) -> None:

@@ -131,6 +131,12 @@ class Llava:
     def prompt_maker(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> "LlavaPrompts":
         return LlavaPrompts(folder)
 
+    @classmethod
+    def prompt_tokens(cls, folder: Path, conversation: Conversation) -> int:
+        """Tokens of a prompt, those of its image included; reads no weights."""
+        ids = prompt_ids(load_tokenizer(folder), conversation.question)
+        return len(ids) - 1 + read_config(folder, True).image_tokens
+
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
         """What the cache keeps of a token."""

@@ -30,6 +30,7 @@ from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import ModelError, model_types, read_json
 from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, control_tokens, load_tokenizer
 from data_engine.models.words import ids_of_words
+from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels
 from data_engine.schemas import without_image_marker
 
@@ -132,6 +133,14 @@ class OmniLMM:
     @classmethod
     def prompt_maker(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> PromptMaker:
         raise ModelError(f"{folder} is an OmniLMM, which vLLM does not know: leave --sampler out for it")
+
+    @classmethod
+    def prompt_tokens(cls, folder: Path, conversation: Conversation) -> int:
+        """Tokens of a prompt, those of its image included; reads no weights."""
+        model = object.__new__(cls)
+        model._tokenizer, model.around_image = load_tokenizer(folder), (0, 0)
+        queries = read_json(folder / "config.json").get("num_query", 0)
+        return len(model.prompt_ids(conversation.question)) - 1 + queries
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:

@@ -41,6 +41,11 @@ class _Stream:
         return getattr(self._stream, name)
 
 
+def is_silent(stream: TextIO) -> bool:
+    """Whether nobody reads a protected stream any more, as a write to it has shown."""
+    return isinstance(stream, _Stream) and stream._silent
+
+
 def open_missing() -> None:
     """Open /dev/null for standard streams that are closed: a data file would get the number, and what C code prints."""
     for number in (0, 1, 2):

@@ -1,10 +1,12 @@
 """The rank of this process, its device and threads, and the process group of all ranks of a job."""
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from data_engine.errors import UserError
 
@@ -113,6 +115,22 @@ def join_process_group(ranks: Ranks, device_type: str):
         port = [served.port]
     dist.broadcast_object_list(port, group=dist.new_group(backend="gloo"), device="cpu")
     return served if ranks.rank == 0 else dist.TCPStore(host, port[0], is_master=False)
+
+
+def asked_ranks() -> int:
+    """How many ranks a job will have, by the variables that launch/run_engine.sh takes and sets; 1 without them."""
+    numbers = (os.environ.get(name, "") for name in ("NUM_PROCESSES", "NUM_MACHINES"))
+    return math.prod(int(number) if number.isdecimal() and int(number) else 1 for number in numbers)
+
+
+def since_start_s() -> float:
+    """Seconds since this process was started, its imports included; 0 where the system does not say."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def is_launched() -> bool:

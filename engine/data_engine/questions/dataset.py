@@ -26,6 +26,7 @@ from data_engine.questions.sources.base import PROBLEM, Source
 from data_engine.questions.sources.column_names import ColumnNames
 from data_engine.questions.sources.column_types import as_bytes, holds_bytes, is_binary, is_text
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
+from data_engine.stages import SourceFlags
 from data_engine.store.file_hashes import HashFiles
 
 # Of a row's digest, in hex: 128 bits.
@@ -235,13 +236,18 @@ def open_for_run(config: RunConfig) -> Questions:
     """The same with the columns that the run's sources of reward read. Raises UserError where one is not there."""
     questions = open_questions(config, config.further_columns)
     for flags in config.source_flags.values():
-        missing = [name for name in flags.columns or () if name not in questions.columns]
-        if missing:
-            raise UserError(
-                f'{flags.needed_by} needs the column "{missing[0]}", and the dataset has none; columns: '
-                f"{', '.join(questions.columns[:20])}; or say --columns {missing[0]}=NAME"
-            )
+        require_columns(questions, flags)
     return questions
+
+
+def require_columns(questions: Questions, flags: SourceFlags) -> None:
+    """Raise UserError where the dataset lacks a column that a source of reward reads."""
+    missing = [name for name in flags.columns or () if name not in questions.columns]
+    if missing:
+        raise UserError(
+            f'{flags.needed_by} needs the column "{missing[0]}", and the dataset has none; columns: '
+            f"{', '.join(questions.columns[:20])}; or say --columns {missing[0]}=NAME"
+        )
 
 
 def require_same(questions: Iterable[Question], digests: Sequence[str | None]) -> Iterator[Question]:

@@ -1,7 +1,7 @@
 """A look at the first rows of a dataset before any model is loaded: where none can be used, a run would be in vain."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from data_engine.errors import BadRow, UserError
 from data_engine.questions.dataset import Question, Questions, read_images
@@ -16,21 +16,21 @@ def require_usable(questions: Questions, max_megapixels: float, decode: Decode) 
 
     Rows are read and decoded until one can be.
     """
-    reasons: Counter = Counter()
+    reasons = []
     for problem in _problems(questions, max_megapixels, decode):
         if problem is None:
             return
-        reasons[problem] += 1
-    reason, count = reasons.most_common(1)[0]
-    raise UserError(
-        f"none of the first {reasons.total()} rows of --dataset_path can be used; the most frequent reason ({count} "
+        reasons.append(problem)
+    raise refusal(reasons)
+
+
+def refusal(reasons: Sequence[str]) -> UserError:
+    """What is raised where every row has a reason, with the most frequent one."""
+    reason, count = Counter(reasons).most_common(1)[0]
+    return UserError(
+        f"none of the first {len(reasons)} rows of --dataset_path can be used; the most frequent reason ({count} "
         f"rows): {reason}"
     )
-
-
-def num_unusable(questions: Questions, max_megapixels: float, decode: Decode) -> int:
-    """How many of the first rows cannot be used."""
-    return sum(problem is not None for problem in _problems(questions, max_megapixels, decode))
 
 
 def _problems(questions: Questions, max_megapixels: float, decode: Decode) -> Iterator[str | None]:

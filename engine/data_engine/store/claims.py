@@ -8,6 +8,7 @@ lapsed, and nobody else.
 import contextlib
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -22,6 +23,7 @@ from data_engine.store.process_identity import ProcessIdentity
 # since the clocks of hosts and file servers disagree, and jump.
 LAPSE_S = 60.0
 HEARTBEAT_S = 5.0
+CLAIM_FILE = re.compile(r"([^.].*)-(\d{5,})\.json")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,37 @@ class _Found:
 
     text: str
     touched_ns: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """A unit that a rank has claimed, and when it was last touched, by the clock of the file server (unix time)."""
+
+    stage: str
+    unit: int
+    rank: int
+    owner: ProcessIdentity
+    touched: float
+
+
+def held(work_dir: Path) -> list[Held]:
+    """The claims that are there now, also those of owners that died; half a claim is left out."""
+    with contextlib.suppress(FileNotFoundError):
+        return [claim for path in (work_dir / "claims").iterdir() if (claim := _held(path))]
+    return []
+
+
+def _held(path: Path) -> Held | None:
+    named = CLAIM_FILE.fullmatch(path.name)
+    found = _read(path) if named else None
+    if found is None:
+        return None
+    try:
+        fields = json.loads(found.text)
+        owner, rank = ProcessIdentity.from_json(fields), int(fields["rank"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return Held(named[1], int(named[2]), rank, owner, found.touched_ns / 1e9)
 
 
 class Claims:

@@ -1,7 +1,8 @@
 """logs/rank-RANK-HOST-PID-PLACE.jsonl: what a process did and how long it took, a JSON line each; all others read it.
 
-A line about a unit has a stage, one about anything else that took time an event, the last one an exit code. Each
-process has a file of its own: appending from several hosts to one file loses lines on a network file system.
+The first line says which process it is. A line about a unit has a stage, one about anything else that took time an
+event, a warning its level and message, the last line an exit code. Each process has a file of its own: appending from
+several hosts to one file loses lines on a network file system.
 """
 
 import hashlib
@@ -14,14 +15,23 @@ from pathlib import Path
 
 from data_engine.store.process_identity import ProcessIdentity
 
+# Rank, host and process id in the name of a log.
+LOG_FILE = re.compile(r"rank-(\d+)-(.*)-(\d+)-[0-9a-f]{8}\.jsonl")
+# Characters of a message that a line holds; messages may quote what a dataset holds.
+MESSAGE_LENGTH = 500
+
 
 def log_path(work_dir: Path, rank: int) -> Path:
     """The log of this process, which is that rank."""
-    me = ProcessIdentity.of_this_process()
+    return work_dir / "logs" / log_name(ProcessIdentity.of_this_process(), rank)
+
+
+def log_name(process: ProcessIdentity, rank: int) -> str:
+    """The name of the log of a process that is that rank."""
     # Shards have ranks of equal number, containers may have equal host names and process ids, hosts equal names.
-    place = hashlib.blake2b(repr((me.host, me.boot, me.namespace)).encode(errors="replace"), digest_size=4).hexdigest()
-    host = re.sub(r"[^A-Za-z0-9._-]", "_", me.host)[:100]
-    return work_dir / "logs" / f"rank-{rank}-{host}-{me.pid}-{place}.jsonl"
+    place = repr((process.host, process.boot, process.namespace)).encode(errors="replace")
+    host = re.sub(r"[^A-Za-z0-9._-]", "_", process.host)[:100]
+    return f"rank-{rank}-{host}-{process.pid}-{hashlib.blake2b(place, digest_size=4).hexdigest()}.jsonl"
 
 
 def append(path: Path, entry: dict) -> None:
@@ -38,6 +48,18 @@ def append(path: Path, entry: dict) -> None:
 def note(work_dir: Path, rank: int, event: str, seconds: float) -> None:
     """Note something that took time and is no unit: loading a model, pairing."""
     append(log_path(work_dir, rank), {"time": time.time(), "event": event, "seconds": round(seconds, 3)})
+
+
+def start(work_dir: Path, rank: int, shard: tuple[int, int]) -> None:
+    """Note that this process begins: who it is, and which of how many shards it works on."""
+    me = vars(ProcessIdentity.of_this_process())
+    append(log_path(work_dir, rank), {"time": time.time(), "rank": rank, "process": me, "shard": list(shard)})
+
+
+def warn(work_dir: Path, rank: int, level: str, message: str) -> None:
+    """Note a warning, or an error, of this process."""
+    line = {"time": time.time(), "level": level, "message": message[:MESSAGE_LENGTH]}
+    append(log_path(work_dir, rank), line)
 
 
 def unit_lines(work_dir: Path) -> Iterator[dict]:

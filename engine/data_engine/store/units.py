@@ -21,6 +21,8 @@ from data_engine.store.absent import is_absent
 from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_sealed
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
+# In a list of names with a slash between them, which no name holds: one search is quicker than one a name.
+_UNIT_FILES = re.compile(rf"(?<![^/]){UNIT_FILE.pattern}(?![^/])")
 # Where units go that are computed again: damaged ones, and those of which something else has changed since.
 DAMAGED, REPLACED = "damaged", "replaced"
 
@@ -78,7 +80,7 @@ def published(work_dir: Path, stage: str) -> set[int]:
         if not is_absent(error):
             raise
         names = []
-    return {int(match[1]) for match in map(UNIT_FILE.fullmatch, names) if match}
+    return set(map(int, _UNIT_FILES.findall("/".join(names))))
 
 
 def missing(work_dir: Path, stage: str, wanted: Iterable[int]) -> list[int]:

@@ -1,0 +1,265 @@
+"""Every check before a run, by name: `validate`, `submit` and a `run` that was refused go through them all.
+
+A check is a function that raises UserError, or notes several. One that needs what another check found, or a field of
+the configuration, is left out where that is wrong. Adding one is a function and a line of CHECKS. No torch here: what
+needs it is in weights.py, which runs in a process of its own.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from data_engine import exports, stages
+from data_engine.config import Draft, RunConfig
+from data_engine.errors import BadRow, Collected, UserError
+from data_engine.models.check import check_folder
+from data_engine.models.roles import folder_of, naming_flag
+from data_engine.models.sharding import settings as zero3_settings
+from data_engine.pipeline.pair_settings import chosen_rewards
+from data_engine.planning import sizes, weights
+from data_engine.planning.found import FirstRows, Found
+from data_engine.preferences import strategies
+from data_engine.questions.dataset import open_questions, read_images, require_columns
+from data_engine.questions.first_rows import LOOKED_AT, refusal
+from data_engine.questions.given_answers import check_answers
+from data_engine.questions.given_rows import GivenFile
+from data_engine.questions.image_workers import ImageWorkers
+from data_engine.questions.images import BadImage
+from data_engine.stages import SOURCES
+from data_engine.tables import load
+
+
+class Check(NamedTuple):
+    """One check, and what it goes by."""
+
+    name: str
+    hold: Callable[[Found], object]
+    needs: tuple[str, ...] = ()
+    """names of checks without which it would mean nothing"""
+    fields: tuple[str, ...] = ()
+    """of the configuration, likewise"""
+
+
+def run_checks(draft: Draft) -> Found:
+    """Go through them all. Nothing is written."""
+    found = Found(draft.config, draft.wrong)
+    for error in draft.problems:
+        found.note("configuration", error)
+    # It takes seconds to start, in which the others look at the rest.
+    with weights.Looking() as looking:
+        for check in (*CHECKS, Check("weights", lambda found: _weights(found, looking)), *AFTERWARDS):
+            if found.failed.intersection(check.needs) or found.wrong.intersection(check.fields):
+                found.failed.add(check.name)
+                continue
+            with found.noting(check.name):
+                check.hold(found)
+    return found
+
+
+def require_all(config: RunConfig) -> Found:
+    """Raise UserError for what is wrong, UserErrors where that is more than one thing."""
+    found, problems = run_checks(Draft(config, [], frozenset())), Collected()
+    for problem in found.problems:
+        problems.note(problem.error)
+    problems.raise_any()
+    return found
+
+
+def check_writable(work_dir: Path) -> None:
+    """Raise UserError where `work_dir` is a file, or neither it nor its nearest existing parent can be written."""
+    existing = nearest_folder(work_dir)
+    if not existing.is_dir():
+        raise UserError(f'work_dir "{work_dir}": "{existing}" is a file; name a folder, or a place for one')
+    try:
+        # A real file, since permission bits do not show a full quota or a read-only mount.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f'work_dir "{work_dir}": cannot write to "{existing}": {os.strerror(error.errno)}') from None
+
+
+def nearest_folder(work_dir: Path) -> Path:
+    """The work_dir, or what is there of the path to it."""
+    return next(folder for folder in (work_dir, *work_dir.absolute().parents) if folder.exists())
+
+
+def _work_dir(found: Found) -> None:
+    check_writable(Path(found.config.work_dir))
+
+
+def _formats(found: Found) -> None:
+    for name in (found.config.export or "").split(",") if found.config.export is not None else ():
+        with found.noting("exports"):
+            exports.chosen(name)
+    # One that is named twice.
+    found.formats = exports.chosen(found.config.export)
+
+
+def _zero3(found: Found) -> None:
+    """ZeRO-3 without DeepSpeed, or settings that are none."""
+    if "zero3_config" not in found.wrong:
+        with found.noting("zero3"):
+            zero3_settings.read_settings(found.config.zero3_config)
+    if found.config.zero3 == "on":
+        zero3_settings.require_installed()
+
+
+def _sources(found: Found) -> None:
+    """The files that flags of sources of reward name: templates, rules."""
+    for source in found.config.stages.sources:
+        flags, given = SOURCES[source].flags, SOURCES[source].given
+        if flags is not None and not found.wrong.intersection(given):
+            with found.noting("sources"):
+                load(flags)(found.config)
+
+
+def _dataset(found: Found) -> None:
+    """It opens, has the columns of every question, and ids that tell rows apart."""
+    # Where a source's own flags are wrong, nobody knows what further columns it reads.
+    further = () if "sources" in found.failed else found.config.further_columns
+    found.questions = open_questions(found.config, further)
+
+
+def _columns(found: Found) -> None:
+    for flags in found.config.source_flags.values():
+        with found.noting("columns"):
+            require_columns(found.questions, flags)
+
+
+def _strategy(found: Found) -> None:
+    strategies.require_strategy(found.config.strategy)
+
+
+def _rank_by(found: Found) -> None:
+    chosen_rewards(found.config.rank_by, found.config.stages)
+
+
+def _answers(found: Found) -> None:
+    """The file itself; what the models say of it, weights.py holds against it."""
+    if found.config.answers is not None:
+        GivenFile(found.config.answers, found.questions.idx_type)
+
+
+def _answers_rows(found: Found) -> None:
+    if found.config.answers is not None:
+        check_answers(found.config.answers, found.questions)
+
+
+def _first_rows(found: Found) -> None:
+    """Raise UserError where none of them can be used; where some cannot, a warning says why."""
+    config, questions = found.config, found.questions
+    reasons, pictures, texts = [], [], []
+    with ImageWorkers() as workers:
+        for question in questions.rows(range(min(LOOKED_AT, len(questions)))):
+            try:
+                read_images(question, config.max_megapixels, workers.decode)
+            except (BadRow, BadImage) as problem:
+                reasons.append(str(problem))
+            else:
+                pictures.append(sum(map(len, question.images)))
+                texts.append(len((question.question or "").encode()))
+    looked_at = len(reasons) + len(texts)
+    mean = lambda values: sum(values) / max(1, len(values))  # noqa: E731
+    found.first_rows = FirstRows(looked_at, tuple(reasons), mean(pictures), mean(texts))
+    if config.continue_from_stage > stages.SAMPLE:
+        return
+    if looked_at and not texts:
+        raise refusal(reasons)
+    if reasons:
+        told = max(set(reasons), key=reasons.count)
+        found.warnings.append(f"{len(reasons)} of the first {looked_at} rows cannot be used; most often: {told}")
+
+
+def _checkpoints(found: Found) -> None:
+    """Their files, as far as they can be seen without torch. A hub id is fetched."""
+    config = found.config
+    for role in config.roles:
+        if f"{role}_model_path" in found.wrong or getattr(config, f"{role}_model_path") is None:
+            continue
+        with found.noting("checkpoints"), naming_flag(config, role):
+            folder = folder_of(config, role)
+            found.families[role] = check_folder(folder, getattr(config, f"{role}_model_name"))
+            found.folders[role] = folder
+
+
+def _weights(found: Found, looking: "weights.Looking") -> None:
+    """Names and shapes of weights, tokenizers, devices, and what is made of them."""
+    found.heavy = looking.at(weights.Wanted.of(found))
+    for check, message in found.heavy["problems"]:
+        found.note(check, message if isinstance(message, UserError) else UserError(message))
+    found.warnings += found.heavy["warnings"]
+
+
+def _possible_exports(found: Found) -> None:
+    family = found.families.get(stages.TRAINED)
+    for name in found.formats:
+        with found.noting("exports"):
+            exports.require_possible([name], family, found.config.stages.by_name)
+
+
+def _disk(found: Found) -> None:
+    """A run that certainly has no room is refused; one that may have too little is warned of."""
+    folder = nearest_folder(Path(found.config.work_dir))
+    free, left = shutil.disk_usage(folder).free, sizes.units_left(found)
+    least = sum(map(len, left.values())) * sizes.LEAST_UNIT_BYTES
+    if least > free:
+        raise UserError(
+            f'work_dir "{found.config.work_dir}": the units of this run take {least / 1e6:.1f} MB at the very least, '
+            f'and {free / 1e6:.1f} MB are free on the file system of "{folder}": make room, or choose another work_dir'
+        )
+    most = sum(size for _, size in sizes.bytes_by_stage(found))
+    if most > free:
+        found.warnings.append(
+            f'up to {sizes.told(most)} may be written, and {sizes.told(free)} are free on the file system of "{folder}"'
+        )
+
+
+def _together(found: Found) -> None:
+    """Settings that change nothing beside others."""
+    config, warn = found.config, found.warnings.append
+    default = RunConfig.draft({}).config
+    judged = set(config.stages.sources)
+    for name, source in (("yesno_template", "yesno"), ("critic_template", "critic"), ("rule", "rule")):
+        if getattr(config, name) is not None and source not in judged:
+            warn(f"{name} has no effect: {source} is not among --rewards")
+    for role in ("reward", "yesno", "scalar", "critic"):
+        if getattr(config, f"{role}_model_path") is not None and role not in config.roles:
+            warn(f"{role}_model_path has no effect: no stage of --rewards {config.rewards} runs that model")
+    if config.temperature == 0 and config.answers is None:
+        warn("temperature 0 gives the same answer k times: no pair can come of it")
+    drawn = [name for name in ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "sample_k")
+             if getattr(config, name) != getattr(default, name)]  # fmt: skip
+    if config.answers is not None and drawn:
+        warn(f"{', '.join(drawn)} have no effect on the answers of --answers, which are not drawn")
+    if config.zero3_config is not None and config.zero3 == "off":
+        warn("zero3_config has no effect: zero3 is off")
+    if config.exif == "ignore" and found.questions is not None and not found.questions.has_images:
+        warn("exif has no effect: the dataset has no images")
+    if config.export is not None and config.stop_after_stage < stages.PAIR:
+        warn(f"export has no effect: this start stops after stage {config.stop_after_stage}, before pairs are made")
+
+
+# In the order in which a person is told; then comes "weights".
+CHECKS = (
+    Check("work_dir", _work_dir, fields=("work_dir",)),
+    Check("exports", _formats, fields=("export",)),
+    Check("zero3", _zero3, fields=("zero3",)),
+    Check("sources", _sources, fields=("rewards", "columns")),
+    Check("dataset", _dataset, fields=("dataset_path", "columns", "limit", "dataset_split", "image_root", "system")),
+    Check("columns", _columns, needs=("dataset", "sources")),
+    Check("strategy", _strategy, fields=("strategy",)),
+    Check("rank_by", _rank_by, fields=("rank_by", "rewards")),
+    Check("answers", _answers, needs=("dataset",), fields=("answers",)),
+    Check("answers_rows", _answers_rows, needs=("dataset", "answers"), fields=("answers",)),
+    Check("first_rows", _first_rows, needs=("dataset",), fields=("max_megapixels", "exif")),
+    Check("checkpoints", _checkpoints, fields=("rewards",)),
+)
+AFTERWARDS = (
+    Check("possible_exports", _possible_exports, needs=("checkpoints",), fields=("export", "rewards")),
+    Check("disk", _disk, needs=("work_dir", "dataset", "first_rows"),
+          fields=("unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards")),
+    Check("together", _together, fields=("rewards",)),
+)  # fmt: skip

@@ -1,0 +1,80 @@
+"""What the checks before a run have found so far: mistakes, warnings, and what later checks and the plan go by."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_engine.config import RunConfig
+from data_engine.errors import UserError, apart
+from data_engine.flags import FIELD_NAMES
+from data_engine.questions.dataset import Questions
+
+_WORD = re.compile(r"[a-z]\w*")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A mistake, and the check that came upon it."""
+
+    check: str
+    error: UserError
+
+    def as_json(self) -> dict:
+        return {"check": self.check, "flag": flag_in(str(self.error)), "message": str(self.error)}
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """The first rows of the dataset, which stand for the others."""
+
+    looked_at: int
+    reasons: tuple[str, ...]
+    """why some of them cannot be used"""
+    picture_bytes: float = 0.0
+    """of the pictures of one question, encoded, on average"""
+    text_bytes: float = 0.0
+    """of its text"""
+
+
+@dataclass
+class Found:
+    """Filled by the checks, in their order."""
+
+    config: RunConfig
+    wrong: frozenset[str] = frozenset()
+    """fields of the configuration that were refused, or are missing: no check may read them"""
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+    """names of checks with a problem, and of those that were left out because of it"""
+    formats: list[str] = field(default_factory=list)
+    questions: Questions | None = None
+    first_rows: FirstRows | None = None
+    folders: dict[str, Path] = field(default_factory=dict)
+    """of the checkpoints whose files are there, by role"""
+    families: dict[str, str] = field(default_factory=dict)
+    """the same roles"""
+    heavy: dict = field(default_factory=dict)
+    """what weights.look told: see there"""
+
+    def note(self, check: str, error: UserError) -> None:
+        """Each message counts once, whichever checks come upon it."""
+        for one in apart(error):
+            if str(one) not in {str(known.error) for known in self.problems}:
+                self.problems.append(Problem(check, one))
+        self.failed.add(check)
+
+    @contextlib.contextmanager
+    def noting(self, check: str) -> Iterator[None]:
+        """Inside, a UserError is noted, and ends the block alone."""
+        try:
+            yield
+        except UserError as error:
+            self.note(check, error)
+
+
+def flag_in(message: str) -> str | None:
+    """The flag that a message names first; None where it names none."""
+    return next((word for word in _WORD.findall(message) if word in FIELD_NAMES), None)

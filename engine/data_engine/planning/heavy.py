@@ -1,0 +1,180 @@
+"""What weights.py asks for, with torch: `python -m data_engine.planning.heavy` reads the question from standard input.
+
+Nothing is loaded: weights are known by the headers of their files, models by the meta device, prompts by tokenizers.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_engine.config import RunConfig
+from data_engine.errors import BadRow, UserError
+from data_engine.job import by_vllm, given, run_file
+from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings
+from data_engine.models import chat_options, class_for, family_class
+from data_engine.models.base import Target, pick_device, pick_dtype
+from data_engine.models.check import Checked, check_loadable
+from data_engine.models.checkpoint import num_weights
+from data_engine.models.describe import told
+from data_engine.models.roles import folder_of, naming_flag
+from data_engine.models.sharding import placement
+from data_engine.planning.found import Found
+from data_engine.planning.weights import Wanted
+from data_engine.processes.ranks import Ranks
+from data_engine.questions.dataset import open_questions, read_images
+from data_engine.questions.images import BadImage
+from data_engine.stages import TRAINED
+
+# Rows whose prompts are counted.
+PROMPTS = 8
+
+
+def look(wanted: Wanted) -> dict:
+    """Problems as [check, message or UserError], warnings, and what the plan goes by: see _Look's methods."""
+    return _Look(wanted).told
+
+
+class _Look:
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted, self.config, self.found = wanted, wanted.found.config, Found(wanted.found.config)
+        self.told: dict = {"warnings": [], "models": {}, "prompts": {}, "given": None}
+        self.folders: dict[str, Path] = {}
+        self.families: dict[str, str] = {}
+        self.sound: list[str] = []
+        self._weights()
+        self._answers()
+        target = self._target()
+        if target is not None:
+            self._vllm(target)
+            self._bound(target)
+            self._memory(target)
+        self._prompts()
+        self.told["problems"] = [(problem.check, problem.error) for problem in self.found.problems]
+
+    def _weights(self) -> None:
+        given = self.wanted.found
+        for role in self.wanted.roles:
+            with self.found.noting("weights"), naming_flag(self.config, role):
+                # Links to an adapter and its base last as long as the process that laid them.
+                self.folders[role] = given.folders.get(role) or folder_of(self.config, role)
+                self.families[role] = given.families.get(role) or self._family(role)
+        with self.found.noting("weights"):
+            check_loadable(self.config, self.folders, self.families, self.sound)
+        both = [role for role in ("instruct", "reward") if role in self.sound]
+        checkpoints = {}
+        with self.found.noting("weights"):
+            checkpoints = {role: Checkpoint.of_role(self.config, role) for role in both}
+        if len(checkpoints) == 2:
+            self.told["warnings"] += kinship_warnings(*checkpoints.values())
+            if not have_same_tokenizer(checkpoints, False):
+                self.told["warnings"].append(
+                    "instruct and reward model have different tokenizers: answers go over as text, rewards compare "
+                    "sums and means, and min and last are null"
+                )
+
+    def _family(self, role: str) -> str:
+        from data_engine.models.registry import family_of
+
+        return family_of(self.folders[role], getattr(self.config, f"{role}_model_name"))
+
+    def _answers(self) -> None:
+        """--answers held against the model whose ids they have."""
+        if self.wanted.answers and (TRAINED in self.sound or self.config.instruct_model_path is None):
+            with self.found.noting("answers"):
+                self.told["given"] = given.check(self.config, self._questions()).told()
+
+    def _questions(self):
+        if self.wanted.found.questions is None:
+            self.wanted.found.questions = open_questions(self.config, self.config.further_columns)
+        return self.wanted.found.questions
+
+    def _target(self) -> Target | None:
+        with self.found.noting("device"):
+            device = pick_device(self.config.device)
+            target = Target(device, pick_dtype(self.config.dtype, device))
+            self.told |= {"device": device.type, "dtype": target.dtype_name}
+            return target
+        return None
+
+    def _vllm(self, target: Target) -> None:
+        if self.config.draws_by_vllm and TRAINED in self.sound:
+            with self.found.noting("vllm_args"):
+                trained = Checked(self.folders[TRAINED], self.families[TRAINED])
+                by_vllm.check(self.config, trained, target.device.type)
+
+    def _bound(self, target: Target) -> None:
+        """Settings that units of the work_dir were computed with; their content is held against the run's by `run`."""
+        if self.wanted.bound:
+            with self.found.noting("work_dir"):
+                bound = run_file.bound_settings(self.config, len(self._questions()), target)
+                run_file.require_same(Path(self.config.work_dir), bound, self.config.stages)
+
+    def _memory(self, target: Target) -> None:
+        """What each model takes, and whether the largest fits a rank, or is split."""
+        sizes = {}
+        for role in self.sound:
+            with self.found.noting("weights"), naming_flag(self.config, role):
+                folder, family = self.folders[role], self.families[role]
+                sizes[role] = num_weights(family_class(family).folders(folder)) * target.dtype.itemsize
+                line = told(Checked(folder, family), target.dtype)
+                self.told["models"][role] = {"family": family, "weight_bytes": sizes[role], "told": line}
+        if sizes:
+            world = self.wanted.world_size
+            ranks = Ranks(world_size=world, local_world_size=world)
+            decision = placement.decide(
+                self.config.zero3, max(sizes.values()), ranks, target.device, self.config.memory_fraction
+            )
+            self.told["memory"] = decision.as_json()
+            needed = decision.weights_bytes + decision.working_room_bytes
+            if not decision.split and needed > decision.memory_bytes:
+                self.told["warnings"].append(f"the largest model may not fit: {decision}")
+
+    def _prompts(self) -> None:
+        """Tokens of the prompts of the first rows, those of pictures included, by role; on average."""
+        if not self.wanted.dataset:
+            return
+        rows, pictures = [], {}
+        for question in self._questions().rows(range(min(PROMPTS, len(self._questions())))):
+            try:
+                pictures[question.idx] = read_images(question, self.config.max_megapixels)
+                rows.append(question)
+            except (BadRow, BadImage):
+                continue
+        for role in self.sound:
+            counts = []
+            for question in rows:
+                try:
+                    counts.append(self._prompt_tokens(role, question, pictures[question.idx]))
+                # A count that a family cannot give without its weights is left out of the plan.
+                except (BadRow, BadImage, UserError):
+                    continue
+            if counts:
+                self.told["prompts"][role] = sum(counts) / len(counts)
+
+    def _prompt_tokens(self, role: str, question, images: list) -> int:
+        folder, chat = self.folders[role], self.config.chat_of(role)
+        code = class_for(self.families[role], chat)
+        native = getattr(code, "prompt_tokens", None)
+        if native is not None:
+            return native(folder, question.conversation)
+        maker = code.prompt_maker(folder, **chat_options(chat))
+        return maker.prompt(question.conversation, images, False, self.config.max_megapixels).length
+
+
+def _wanted(told: Mapping) -> Wanted:
+    # Fields that were wrong have their defaults here, which other fields may contradict.
+    config = RunConfig.draft(told["config"], told["wrong"]).config
+    found = Found(config, frozenset(told["wrong"]))
+    return Wanted(found, tuple(told["roles"]), told["dataset"], told["answers"], told["bound"], told["world_size"])
+
+
+def main() -> None:
+    """Answer in one line of JSON, the last one that is written."""
+    answer = look(_wanted(json.load(sys.stdin)))
+    answer["problems"] = [(check, str(error)) for check, error in answer["problems"]]
+    print(f"\n{json.dumps(answer)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What a run will take, by stage: units, questions, tokens and bytes that are still to be made. No torch here."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_engine import stages
+from data_engine.planning import sizes
+from data_engine.planning.checks import nearest_folder
+from data_engine.planning.found import Found
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One line of the plan; None where a figure has no meaning for the stage."""
+
+    name: str
+    units: int | None = None
+    """still to be computed by this start"""
+    published: int | None = None
+    """units of this shard that are there already"""
+    questions: int | None = None
+    """in the units that are left"""
+    prompt_tokens: int | None = None
+    """of these questions, pictures included, by the first rows' mean; a question's prompt is run once"""
+    answer_tokens: int | None = None
+    """of their answers, at most: max_new_tokens each"""
+    bytes: int = 0
+    """on disk, at most"""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a start."""
+
+    stages: list[StagePlan]
+    num_questions: int
+    unit_size: int
+    world_size: int
+    total_bytes: int
+    free_bytes: int
+    """of the file system of the work_dir"""
+    memory: dict | None
+    """of the models: see models.sharding.placement.Decision"""
+
+    def as_json(self) -> dict:
+        return asdict(self)
+
+
+def plan_of(found: Found, world_size: int) -> RunPlan | None:
+    """None where the configuration is not good enough to say. Answers of --answers count as sample_k a question."""
+    config = found.config
+    needed = {"unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards", "work_dir", "rank"}
+    if {"dataset", "first_rows"} & found.failed or needed & found.wrong or found.first_rows is None:
+        return None
+    left, bytes_of = sizes.units_left(found), dict(sizes.bytes_by_stage(found))
+    rows = []
+    for stage in sizes.todo(found):
+        numbers = left[stage.name]
+        questions = sizes.questions_in(found, numbers)
+        prompt = found.heavy.get("prompts", {}).get(stage.model or "")
+        written = questions * config.sample_k * config.max_new_tokens
+        rows.append(
+            StagePlan(
+                stage.name,
+                len(numbers),
+                len(sizes.mine(found)) - len(numbers),
+                questions,
+                None if prompt is None else round(questions * prompt),
+                written if stage.model else None,
+                bytes_of[stage.name],
+            )
+        )
+    names = {stage.name for stage in sizes.todo(found)}
+    rows += [StagePlan(name, bytes=size) for name, size in bytes_of.items() if name not in names]
+    free = shutil.disk_usage(nearest_folder(Path(config.work_dir))).free
+    unit_size = max(map(len, sizes.unit_rows(found)), default=0)
+    total = sum(bytes_of.values())
+    return RunPlan(rows, len(found.questions), unit_size, world_size, total, free, found.heavy.get("memory"))
+
+
+def idle_ranks(found: Found, world_size: int) -> str | None:
+    """A warning where there are more ranks than units."""
+    left = [len(numbers) for numbers in sizes.units_left(found).values()]
+    if not left or not max(left) or max(left) >= world_size or found.config.stop_after_stage < stages.SAMPLE:
+        return None
+    return f"{world_size} ranks have {max(left)} units to share: {world_size - max(left)} are idle; lower --unit_size"

@@ -1,0 +1,57 @@
+"""A plan and a measurement as lines of text."""
+
+from collections.abc import Sequence
+
+from data_engine.planning.plan import RunPlan, StagePlan
+from data_engine.planning.sizes import told
+from data_engine.store.logs import duration
+
+HEADING = ("plan", "units", "done", "questions", "prompt tokens", "answer tokens", "on disk")
+
+
+def plan_lines(plan: RunPlan) -> list[str]:
+    """The table of the plan, and what it is held against."""
+    rows = [HEADING, *map(_row, plan.stages)]
+    rows.append(("in all", "", "", f"{plan.num_questions:,}", "", "", f"up to {told(plan.total_bytes)}"))
+    lines = aligned(rows)
+    lines.append(f"units of {plan.unit_size} questions; {told(plan.free_bytes)} are free where work_dir is")
+    if plan.memory is not None:
+        lines.append(plan.memory["told"])
+    return lines
+
+
+def _row(stage: StagePlan) -> tuple[str, ...]:
+    numbers = [_number(value) for value in (stage.units, stage.published, stage.questions, stage.prompt_tokens)]
+    tokens = "" if stage.answer_tokens is None else f"up to {stage.answer_tokens:,}"
+    return (stage.name, *numbers, tokens, f"up to {told(stage.bytes)}")
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def measured_lines(measured: dict) -> list[str]:
+    """Time by stage for the ranks asked for, and for one."""
+    ranks, kind = measured["world_size"], measured["kind"]
+    rows = [("measured", f"{ranks} rank{'s' * (ranks > 1)}", "1 rank", f"{kind}-hours", "tokens an answer")]
+    for stage in measured["stages"]:
+        tokens = stage.get("tokens_an_answer")
+        rows.append((
+            stage["name"], duration(stage["seconds"]), duration(stage["seconds_1_rank"]),
+            f"{stage['device_seconds'] / 3600:.3f}", "" if tokens is None else f"{tokens:.1f}",
+        ))  # fmt: skip
+    rows.append((
+        "in all", duration(measured["seconds"]), duration(measured["seconds_1_rank"]),
+        f"{measured['device_seconds'] / 3600:.3f}", "",
+    ))  # fmt: skip
+    low, high = measured["seconds_range"]
+    return [*aligned(rows), f"by {measured['told']}: {duration(low)} to {duration(high)} in all"]
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns side by side, the first one to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{'<' if at == 0 else '>'}{widths[at]}}" for at, cell in enumerate(row)).rstrip()
+        for row in rows
+    ]

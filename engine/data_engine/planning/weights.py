@@ -1,0 +1,73 @@
+"""The checks that need torch, asked of a process of their own: names and shapes of weights, prompts, devices.
+
+The process starts to import torch while this one looks at everything else; `validate` itself never imports it. Where
+torch is here already, as in a run that was refused, no process is started. heavy.py has the checks.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from types import TracebackType
+
+from data_engine.planning.found import Found
+from data_engine.processes.ranks import asked_ranks
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What heavy.py is to look at. The rest was found wrong already."""
+
+    found: Found
+    roles: tuple[str, ...]
+    dataset: bool
+    """it can be opened, and has the columns that are read"""
+    answers: bool
+    """those of --answers can be read"""
+    bound: bool
+    """the configuration can be held against that of the work_dir"""
+    world_size: int
+
+    @classmethod
+    def of(cls, found: Found) -> "Wanted":
+        failed = found.failed
+        dataset = not {"dataset", "columns", "sources"} & failed
+        answers = dataset and found.config.answers is not None and not {"answers", "answers_rows"} & failed
+        bound = dataset and not {"configuration", "work_dir"} & failed
+        return cls(found, tuple(found.folders), dataset, answers, bound, asked_ranks())
+
+    def as_json(self) -> str:
+        told = {"config": asdict(self.found.config), "wrong": sorted(self.found.wrong), "roles": self.roles}
+        told |= {"dataset": self.dataset, "answers": self.answers, "bound": self.bound}
+        return json.dumps(told | {"world_size": self.world_size})
+
+
+class Looking:
+    """A process that imports torch meanwhile; none where torch is here."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Looking":
+        if "torch" not in sys.modules:
+            command = [sys.executable, "-m", "data_engine.planning.heavy"]
+            pipe = subprocess.PIPE
+            self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+
+    def at(self, wanted: Wanted) -> dict:
+        """What heavy.look found."""
+        if self._child is None:
+            # Imported here: it takes torch seconds.
+            from data_engine.planning.heavy import look
+
+            return look(wanted)
+        told, errors = self._child.communicate(wanted.as_json())
+        if self._child.returncode:
+            raise RuntimeError(f"the process that checks the weights ended with {self._child.returncode}:\n{errors}")
+        return json.loads(told.splitlines()[-1])
