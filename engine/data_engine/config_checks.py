@@ -7,14 +7,13 @@ tell what follows from that.
 import json
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from data_engine.flags import require
 from data_engine.vllm_settings import LEAST_TEMPERATURE
 
-if TYPE_CHECKING:
-    from data_engine.config import RunConfig
-
+# A config.RunConfig, which goes by this module.
+Config = Any
 INT_MAX = 2**63 - 1
 # Why stage 0 by vLLM and the stages of a split model take two starts.
 ZERO3_AND_VLLM = (
@@ -28,11 +27,11 @@ class Check(NamedTuple):
 
     fields: tuple[str, ...]
     """the first one is to blame where it fails: later checks that read it are left out"""
-    hold: Callable[["RunConfig"], object]
+    hold: Callable[[Config], object]
 
 
 def _at_least_one(name: str) -> Check:
-    def hold(config: "RunConfig") -> None:
+    def hold(config: Config) -> None:
         value = getattr(config, name)
         require(value is None or 1 <= value <= INT_MAX, f"{name} must be at least 1, got {value}")
 
@@ -40,96 +39,96 @@ def _at_least_one(name: str) -> Check:
 
 
 def _above_zero(name: str) -> Check:
-    def hold(config: "RunConfig") -> None:
+    def hold(config: Config) -> None:
         require(getattr(config, name) > 0, f"{name} must be above 0, got {getattr(config, name)}")
 
     return Check((name,), hold)
 
 
 def _stage(name: str) -> Check:
-    def hold(config: "RunConfig") -> None:
+    def hold(config: Config) -> None:
         value = getattr(config, name)
         require(value in (0, 1, 2), f"{name} must be 0 (sample), 1 (score) or 2 (pair), got {value}")
 
     return Check((name,), hold)
 
 
-def _grace_s(config: "RunConfig") -> None:
+def _grace_s(config: Config) -> None:
     require(config.grace_s >= 0, f"grace_s must be at least 0, got {config.grace_s}")
 
 
-def _sample_k(config: "RunConfig") -> None:
+def _sample_k(config: Config) -> None:
     require(config.sample_k >= 2, f"sample_k must be at least 2 to form a pair, got {config.sample_k}")
 
 
-def _rank(config: "RunConfig") -> None:
+def _rank(config: Config) -> None:
     # Of answers from a file, the file tells how many there are.
     most = INT_MAX if config.answers is not None else config.sample_k
     require(config.rank <= most, f"rank must be at most sample_k, {config.sample_k}, got {config.rank}")
 
 
-def _temperature(config: "RunConfig") -> None:
+def _temperature(config: Config) -> None:
     require(config.temperature >= 0, f"temperature must be at least 0 (0 is greedy), got {config.temperature}")
 
 
-def _top_k(config: "RunConfig") -> None:
+def _top_k(config: Config) -> None:
     require(0 <= config.top_k <= INT_MAX, f"top_k must be at least 0 (0 is off), got {config.top_k}")
 
 
-def _memory_fraction(config: "RunConfig") -> None:
+def _memory_fraction(config: Config) -> None:
     require(
         0 < config.memory_fraction <= 1,
         f"memory_fraction must be above 0 and at most 1, got {config.memory_fraction}",
     )
 
 
-def _top_p(config: "RunConfig") -> None:
+def _top_p(config: Config) -> None:
     require(0 < config.top_p <= 1, f"top_p must be above 0 and at most 1 (1 is off), got {config.top_p}")
 
 
-def _seed(config: "RunConfig") -> None:
+def _seed(config: Config) -> None:
     require(0 <= config.seed <= INT_MAX, f"seed must be between 0 and 2**63 - 1, got {config.seed}")
 
 
-def _shard_index(config: "RunConfig") -> None:
+def _shard_index(config: Config) -> None:
     require(
         0 <= config.shard_index < config.num_shards,
         f"shard_index must be between 0 and num_shards - 1, {config.num_shards - 1}, got {config.shard_index}",
     )
 
 
-def _order_of_stages(config: "RunConfig") -> None:
+def _order_of_stages(config: Config) -> None:
     require(
         config.continue_from_stage <= config.stop_after_stage,
         f"continue_from_stage {config.continue_from_stage} lies after stop_after_stage {config.stop_after_stage}",
     )
 
 
-def _device(config: "RunConfig") -> None:
+def _device(config: Config) -> None:
     require(
         re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device) is not None,
         f"device must be auto, cpu, cuda or cuda:N, got {json.dumps(config.device)}",
     )
 
 
-def _no_vllm_args(config: "RunConfig") -> None:
+def _no_vllm_args(config: Config) -> None:
     if config.sampler == "native":
         require(config.vllm_args is None, "vllm_args is for --sampler vllm; leave it out, or set sampler to vllm")
 
 
-def _vllm_args(config: "RunConfig") -> None:
+def _vllm_args(config: Config) -> None:
     if config.sampler == "vllm":
         _ = config.vllm_options
 
 
-def _vllm_or_answers(config: "RunConfig") -> None:
+def _vllm_or_answers(config: Config) -> None:
     require(
         config.sampler != "vllm" or config.answers is None,
         "sampler vllm draws answers, and --answers brings them; give one of the two",
     )
 
 
-def _vllm_penalty(config: "RunConfig") -> None:
+def _vllm_penalty(config: Config) -> None:
     require(
         config.sampler != "vllm" or config.repetition_penalty == 1,
         f"repetition_penalty must be 1 with sampler vllm, got {config.repetition_penalty}: vLLM's counts the tokens "
@@ -137,7 +136,7 @@ def _vllm_penalty(config: "RunConfig") -> None:
     )
 
 
-def _vllm_temperature(config: "RunConfig") -> None:
+def _vllm_temperature(config: Config) -> None:
     require(
         config.sampler != "vllm" or config.temperature >= LEAST_TEMPERATURE,
         f"temperature must be at least {LEAST_TEMPERATURE} with sampler vllm, got {config.temperature}: vLLM draws "
@@ -145,7 +144,7 @@ def _vllm_temperature(config: "RunConfig") -> None:
     )
 
 
-def _vllm_and_zero3(config: "RunConfig") -> None:
+def _vllm_and_zero3(config: Config) -> None:
     both = config.continue_from_stage == 0 and config.stop_after_stage > 0
     require(not (config.sampler == "vllm" and both and config.zero3 == "on"), ZERO3_AND_VLLM.format(told="zero3 is on"))
 
@@ -153,7 +152,7 @@ def _vllm_and_zero3(config: "RunConfig") -> None:
 def _given(name: str) -> Check:
     """What the sources of reward and the stages need."""
 
-    def hold(config: "RunConfig") -> None:
+    def hold(config: Config) -> None:
         needed = name in config.stages.given
         require(
             not needed or getattr(config, name) is not None,
@@ -163,12 +162,12 @@ def _given(name: str) -> Check:
     return Check((name, "rewards"), hold)
 
 
-def _near_duplicates(config: "RunConfig") -> None:
+def _near_duplicates(config: Config) -> None:
     near = config.near_duplicates
     require(near is None or 0 < near <= 1, f"near_duplicates must be above 0 and at most 1, got {near}")
 
 
-def _margins(config: "RunConfig") -> None:
+def _margins(config: Config) -> None:
     least, most = config.min_margin, config.max_margin
     require(
         least is None or most is None or least <= most,
@@ -176,21 +175,21 @@ def _margins(config: "RunConfig") -> None:
     )
 
 
-def _right_is_given(config: "RunConfig") -> None:
+def _right_is_given(config: Config) -> None:
     require(
         config.strategy != "right_wrong" or config.right is not None,
         "strategy right_wrong needs --right, the reward from which on an answer is right",
     )
 
 
-def _right_is_left_out(config: "RunConfig") -> None:
+def _right_is_left_out(config: Config) -> None:
     require(
         config.strategy == "right_wrong" or config.right is None,
         "right is for --strategy right_wrong; leave it out, or set strategy",
     )
 
 
-def _right_wrong_and_alpha(config: "RunConfig") -> None:
+def _right_wrong_and_alpha(config: Config) -> None:
     require(
         config.strategy != "right_wrong" or config.length_alpha is None,
         "length_alpha changes rankings, and strategy right_wrong goes by none; give one of the two",

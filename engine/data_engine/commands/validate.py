@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from data_engine.commands.arguments import read
 from data_engine.config import RunConfig
-from data_engine.errors import UserErrors
+from data_engine.errors import Collected
 from data_engine.planning.checks import require_all, run_checks
 from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, idle_ranks, plan_of
@@ -57,16 +57,14 @@ def _as_json(found: Found, plan: RunPlan | None, measured: dict | None) -> dict:
 def _show(found: Found, plan: RunPlan | None, measured: dict | None) -> None:
     for warning in found.warnings:
         print(f"data-engine: warning: {warning}", file=sys.stderr)
-    lines = [] if found.problems else [describe(found)]
+    problems = Collected()
+    for problem in found.problems:
+        problems.note(problem.error)
+    problems.raise_any()
+    lines = [describe(found)]
     lines += ["", *plan_lines(plan)] if plan is not None else []
     lines += ["", *measured_lines(measured)] if measured is not None else []
-    if lines:
-        print("\n".join(lines), flush=True)
-    errors = [problem.error for problem in found.problems]
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise UserErrors(errors)
+    print("\n".join(lines), flush=True)
 
 
 def check(config: RunConfig) -> str:

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from data_engine.planning.found import Found
 from data_engine.processes.ranks import asked_ranks
+from data_engine.tables import load
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,7 @@ class Looking:
     def at(self, wanted: Wanted) -> dict:
         """What heavy.look found."""
         if self._child is None:
-            # Imported here: it takes torch seconds.
-            from data_engine.planning.heavy import look
-
-            return look(wanted)
+            return load("data_engine.planning.heavy:look")(wanted)
         told, errors = self._child.communicate(wanted.as_json())
         if self._child.returncode:
             raise RuntimeError(f"the process that checks the weights ended with {self._child.returncode}:\n{errors}")
