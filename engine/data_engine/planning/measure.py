@@ -28,12 +28,14 @@ from data_engine.store.logs import duration
 BUDGET_S = 45.0
 # Of what is measured for a minute, the rest of the hour may differ by so much.
 LEAST_SPREAD = 0.1
+# Of its processors, a rank has at least so much where no other program needs them.
+BUSY = 0.6
 # Places of the two in what timed.py tells.
 WALL, CPU = 0, 1
 REFRESH_S = 5.0
 
 
-def measure(found: Found, world_size: int, budget_s: float = BUDGET_S) -> dict:
+def measure(found: Found, world_size: int) -> dict:
     """Seconds by stage for so many ranks and for one, device-seconds, and a range of the whole.
 
     Raises UserError for what a run would refuse, and for models that are split.
@@ -44,9 +46,18 @@ def measure(found: Found, world_size: int, budget_s: float = BUDGET_S) -> dict:
     with tempfile.TemporaryDirectory(
         prefix="data-engine-measure-", dir=nearest_folder(Path(found.config.work_dir))
     ) as folder:
-        results = _results([_start(found, rank, together, Path(folder), budget_s) for rank in range(together)])
-    told = extrapolate(found, Measured.of(results, WALL), world_size, checked_s)
-    return told | {"processor_seconds": processor_seconds(found, Measured.of(results, CPU), world_size)}
+        results = _results([_start(found, rank, together, Path(folder), BUDGET_S) for rank in range(together)])
+    by_clock, of_processors = (Measured.of(results, clock) for clock in (WALL, CPU))
+    told = extrapolate(found, by_clock, world_size, checked_s)
+    told |= {"processor_seconds": processor_seconds(found, of_processors, world_size)}
+    share = of_processors.computing_s / max(by_clock.computing_s, 1e-9) / results[0]["threads"]
+    told["processor_share"] = share
+    if device == "cpu" and share < BUSY:
+        found.warnings.append(
+            f"the ranks had {share:.0%} of their {results[0]['threads']} processors each while they were measured: "
+            "other programs may be at work on this machine, and the run is faster without them"
+        )
+    return told
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,11 @@ class Measured:
             return statistics.fmean(whole) * questions / self.size
         slope, at_zero = line(timed)
         return at_zero + slope * questions
+
+    @property
+    def computing_s(self) -> float:
+        """Of all units that were timed."""
+        return sum(seconds for units in self.units.values() for _, seconds in units)
 
     def spread(self, stage: str) -> float:
         """How uncertain the mean of its units is, as a share of it: two standard errors."""

@@ -24,7 +24,7 @@ from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
 from data_engine.models.sharding.coordination import Independent
 from data_engine.pipeline.runner import UnitWork
-from data_engine.processes.ranks import Ranks, set_threads
+from data_engine.processes.ranks import Ranks, num_threads, set_threads
 from data_engine.questions.dataset import require_same
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.stages import Stage
@@ -231,7 +231,7 @@ def main() -> None:
         found = Timed(config, ranks, request["budget_s"]).all_stages()
     workers = resource.getrusage(resource.RUSAGE_CHILDREN)
     workers_s = Spent(0.0, workers.ru_utime + workers.ru_stime)
-    tell(result={**found, "import_s": imported, "workers_s": workers_s})
+    tell(result={**found, "import_s": imported, "workers_s": workers_s, "threads": num_threads(config.threads, ranks)})
 
 
 if __name__ == "__main__":
