@@ -28,6 +28,9 @@ from data_engine.store.logs import duration
 BUDGET_S = 45.0
 # Of what is measured for a minute, the rest of the hour may differ by so much.
 LEAST_SPREAD = 0.1
+# Of the libraries that a rank imports, the part of the launcher, and of the process that checks the weights, by the
+# processor time that they take.
+LAUNCHER, CHECKER = 0.4, 0.55
 # Of its processors, a rank has at least so much where no other program needs them.
 BUSY = 0.6
 # Places of the two in what timed.py tells.
@@ -177,7 +180,7 @@ def extrapolate(found: Found, measured: Measured, world_size: int, checked_s: fl
         for stage in sizes.todo(found)
     ]  # fmt: skip
     # The check, the launcher's own libraries, then those of the ranks, and what each of them reads before it works.
-    start_s = checked_s + 2 * measured.import_s + measured.plan_s
+    start_s = checked_s + (1 + LAUNCHER) * measured.import_s + measured.plan_s
     last_s = _last_s(found, measured)
     by_ranks = {count: [0.0, *shared(work, measured.loads, count)] for count in (world_size, 1)}
     lines = [{"name": "start", "seconds": start_s, "seconds_1_rank": start_s, "device_seconds": start_s * world_size}]
@@ -203,14 +206,15 @@ def extrapolate(found: Found, measured: Measured, world_size: int, checked_s: fl
 
 
 def processor_seconds(found: Found, measured: Measured, world_size: int) -> float:
-    """Of the whole run, all processes together, but for the launcher's own and the check's."""
+    """Of the whole run, all processes together."""
     rows, left = sizes.unit_rows(found), sizes.units_left(found)
     computed = sum(
         measured.unit_s(name, len(rows[unit])) for name, numbers in left.items() for unit in numbers
     )  # fmt: skip
     each = measured.import_s + measured.plan_s + sum(measured.loads.values()) + measured.workers_s
-    # The launcher imports the same libraries, and so does the process that checks the weights.
-    return computed + world_size * each + 2 * measured.import_s + _last_s(found, measured)
+    # The launcher and the process that checks the weights import some of the same libraries.
+    others = time.process_time() + (LAUNCHER + CHECKER) * measured.import_s
+    return computed + world_size * each + others + _last_s(found, measured)
 
 
 def _last_s(found: Found, measured: Measured) -> float:
