@@ -76,6 +76,8 @@ LISTING = "tests/test_shown.py::test_the_listing_of_a_finished_run_is_what_is_th
 SLURM = "tests/distributed/test_slurm.py"
 ARRAY = f"{SLURM}::test_tasks_requeued_warned_and_killed_with_their_node_make_the_same_dataset"
 TWO_NODES = f"{SLURM}::test_one_job_over_two_nodes_warned_once_makes_the_same_dataset"
+MEASURED = "tests/test_plan_measure.py"
+MINUTES = "it takes minutes"
 APART = "it has an environment of its own"
 
 # The examples of docs/adding.md: the first line of a file, the beginning of the line of a table, and the test.
@@ -91,13 +93,19 @@ ELSEWHERE = (
     Elsewhere("README.md", "make test", None, "it is what runs this"),
     Elsewhere("README.md", ". .venv/bin/activate", None, "the tests' own programs are on the path already"),
     Elsewhere("*", "hf ", HUB, "no test asks the network for anything"),
-    Elsewhere("*", "data-engine bench", BENCH, "it takes minutes"),
+    Elsewhere("*", "data-engine bench", BENCH, MINUTES),
     Elsewhere("docs/real-runs.md", "data-engine submit", ARRAY, "it needs a SLURM"),
     Elsewhere("docs/real-runs.md", "data-engine status runs/array", ARRAY, "it needs a SLURM"),
     Elsewhere("docs/real-runs.md", "sbatch", TWO_NODES, "it needs a SLURM"),
     Elsewhere("docs/real-runs.md", "runs/llava-1.5-7b/\n", LISTING, "it is what the commands above it leave"),
     Elsewhere("docs/watching.md", "runs/llava  ", "tests/test_status_screen.py", "a terminal shows it"),
     Elsewhere("docs/watching.md", "data-engine status runs/demo/work --json |", None, "jq is not on every machine"),
+    Elsewhere(
+        "docs/real-runs.md", "data-engine validate --config configs/llava-1.5-7b.yaml --measure", MEASURED, MINUTES
+    ),
+    Elsewhere(
+        "docs/plan.md", "data-engine validate --config configs/demo.yaml", MEASURED, "it is about the demo's folders"
+    ),
     Elsewhere("docs/vllm.md", "launch/run_engine.sh", VLLM, APART),
     Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format trl --push", PUSHED, "the hub has a stand-in"),
     Elsewhere("docs/exports.md", "swift rlhf", f"tests/trainers/test_trainer_swift.py::{STEP}", APART),
