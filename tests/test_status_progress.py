@@ -283,6 +283,11 @@ def test_a_watch_ends_when_nobody_reads_it_any_more(tmp_path):
         assert process.wait(timeout=60) == 0
 
 
+def test_status_starts_without_libraries_that_take_time():
+    code = "import sys, data_engine.commands.status; print(*{'rich', 'torch', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
 # Frames.
 
 

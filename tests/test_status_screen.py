@@ -129,6 +129,20 @@ def test_a_hostile_warning_is_inert_and_a_locale_without_utf8_gets_ascii_alone(t
 
 
 @pytest.mark.slow
+def test_a_file_system_that_does_not_answer_keeps_no_key_waiting(tmp_path):
+    """A pipe that nobody writes to: opening it never returns."""
+    work_dir = busy_run(tmp_path)
+    os.mkfifo(work_dir / "logs/rank-0.jsonl")
+    with watch(work_dir, "0.2") as terminal:
+        terminal.shows(has("reading ..."))
+        terminal.resize(40, 10)
+        terminal.shows(has("reading ..."))
+        terminal.press(b"q")
+        assert terminal.ended() == 0
+        assert terminal.is_as_it_was()
+
+
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_plain_lines(tmp_path):
     work_dir = make_run(tmp_path, 2, {"sampled_answer": 1})
     with watch(work_dir, "0.1", TERM="dumb", size=(200, 24)) as terminal:

@@ -97,7 +97,7 @@ def _sections(progress: Progress, paper: Paper, hint: str, note: str) -> Iterato
         yield ["ranks heading" if "trouble" in kinds else "rank", *kinds], _ranks(progress, paper)
     if progress.warnings:
         yield ["gap"], Text()
-        yield ["warning"], Text(f"last warnings, of {progress.num_warnings}; the newest first", "bold")
+        yield ["warning"], Text(f"warnings: {progress.num_warnings}, newest first", "bold")
         newest, *others = reversed(progress.warnings[-NUM_WARNINGS:])
         told = Text(inert(_told(newest, paper), paper.encoding), overflow="fold")
         told.stylize("bold red" if newest.level in ("error", "critical") else "yellow")
@@ -128,7 +128,7 @@ def _summary(progress: Progress, paper: Paper) -> Text:
     found = Text(_in_words(progress), "bold green" if progress.is_done else "bold", no_wrap=True, overflow="crop")
     told = f"   {progress.num_questions} questions in units of {progress.unit_size}"
     if found.cell_len + len(told) <= paper.width:
-        found.append(told, "default")
+        found.append(told, "not bold")
     return found
 
 

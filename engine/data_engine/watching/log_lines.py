@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,9 +60,11 @@ class Logs:
     """the last NUM_WARNINGS, in order of time"""
     num_warnings: int = 0
     _places: dict[str, _Place] = field(default_factory=dict)
+    _finished: set[bytes] = field(default_factory=set)
 
-    def read(self, now: float) -> None:
-        """Read on, at the unix time `now`."""
+    def read(self, now: float, finished: Collection[str] = ()) -> None:
+        """Read on, at the unix time `now`; of stages that are `finished`, times of units are left out."""
+        self._finished = {stage.encode() for stage in finished}
         warned: list[Warned] = []
         for entry in _entries(self.folder):
             with contextlib.suppress(OSError):
@@ -102,7 +105,7 @@ class Logs:
                 of_units.append(line)
             elif line:
                 _take_other(_parsed(line), tells, warned)
-        found = _unit_times(of_units, now)
+        found = _unit_times(of_units, now, self._finished)
         for stage, times in found.items():
             self.units.setdefault(stage, []).extend(times)
         if tells and found:
@@ -133,18 +136,18 @@ def _parsed(line: bytes) -> dict:
     return entry if isinstance(entry, dict) else {}
 
 
-def _unit_times(lines: list[bytes], now: float) -> dict[str, list[UnitTime]]:
-    """By stage, newest first, what a pace may need of the lines of one log.
+def _unit_times(lines: list[bytes], now: float, unneeded: Collection[bytes] = ()) -> dict[str, list[UnitTime]]:
+    """By stage, newest first, what a pace may need of the lines of one log; the last line is there in any case.
 
-    Of each stage the last RECENT_UNITS lines, and those before them for as long as they are of late; the lines of a
-    log are nearly in order of time. The others are not parsed, which takes most of the time.
+    Of each stage, but those `unneeded`, the last RECENT_UNITS lines, and those before them for as long as they are of
+    late; the lines of a log are nearly in order of time. The others are not parsed, which would take most of the time.
     """
     found: dict[str, list[UnitTime]] = {}
     longest: dict[str, float] = {}
-    finished: set[bytes] = set()
+    finished = set(unneeded)
     for line in reversed(lines):
         start = line.find(_STAGE) + len(_STAGE)
-        if line[start : line.find(b'"', start)] in finished:
+        if found and line[start : line.find(b'"', start)] in finished:
             continue
         entry = _parsed(line)
         try:

@@ -1,6 +1,7 @@
 """Watching without a screen: a block of lines, or a line of JSON, again and again."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -31,9 +32,13 @@ def block(progress: Progress) -> str:
 
 
 def can_draw() -> bool:
-    """Whether standard output is a terminal on which a screen can be drawn."""
+    """Whether standard output is a terminal on which a screen can be drawn, by a process in its foreground."""
     if not sys.stdout.isatty():
         return False
+    # A terminal that is not the one of this process has no foreground to ask for.
+    with contextlib.suppress(OSError):
+        if os.tcgetpgrp(sys.stdout.fileno()) != os.getpgrp():
+            return False
     # Imported late: a pipe needs no library of terminals.
     from rich.console import Console
 

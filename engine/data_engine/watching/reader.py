@@ -93,8 +93,8 @@ class Reader:
         total = planned["num_units"]
         # Asked before the units are counted, so that a run that is done has all of them.
         is_written = _is_written(self._work_dir)
-        self._logs.read(now)
         done = {name: self._done(name, total, monotonic) for name in names}
+        self._logs.read(now, [name for name in names if done[name] >= total])
         pairs = WRITTEN if is_written else (WAITING if any(count < total for count in done.values()) else READY)
         ranks = ranks_of(self._processes(set(names), now, monotonic), pairs)
         stages = tuple(self._stage(name, count, total, ranks, now) for name, count in done.items())
