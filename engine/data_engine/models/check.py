@@ -14,7 +14,7 @@ from data_engine.models import chat_options, class_for, family_class, head_optio
 from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.weight_files import check_files
-from data_engine.stages import HEADED
+from data_engine.stages import HEADED, kwargs_flag
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
@@ -39,14 +39,16 @@ def check_models(config: RunConfig, roles: Iterable[str]) -> dict[str, Checked]:
             check_weights(folder, families[role], config.chat_of(role), headed=role in HEADED)
             if config.zero3 == "on":
                 family_class(families[role]).check_split(folder)
-    chat = config.chat
-    reading = [role for role in folders if config.chat_of(role).kwargs]
-    if reading:
-        sides = [class_for(families[role], chat).text_side(folders[role], chat) for role in reading]
-        if unread := set.intersection(*(set(side.unused_kwargs) for side in sides)):
+    unused: dict[str, list[set[str]]] = {}
+    for role in folders:
+        if (chat := config.chat_of(role)).kwargs:
+            side = class_for(families[role], chat).text_side(folders[role], chat)
+            unused.setdefault(kwargs_flag(role), []).append(set(side.unused_kwargs))
+    for flag, found in unused.items():
+        if unread := set.intersection(*found):
             raise ModelError(
-                f"chat_template_kwargs has {', '.join(sorted(unread))}, which no chat template of this run reads: "
-                "leave it out, or see how the template spells it"
+                f"{flag} has {', '.join(sorted(unread))}, which no chat template of this run reads: leave it out, or "
+                "see how the template spells it"
             )
     return {role: Checked(folder, families[role]) for role, folder in folders.items()}
 
