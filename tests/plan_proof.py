@@ -97,6 +97,8 @@ def one_round(case: Case) -> dict[str, float]:
     command = [sys.executable, "-m", "data_engine", "validate", *case.flags, "--measure", "--json"]
     measure_s, _, told = spent(command, case.ranks)
     measured = json.loads(told)["measured"]
+    parts = ", ".join(f"{stage['name']} {stage['seconds']:.1f}" for stage in measured["stages"])
+    print(f"predicted seconds: {parts}; processors had {measured['processor_share']:.2f} of the time", flush=True)
     real_s, real_cpu_s, _ = spent([str(ROOT / "launch/run_engine.sh"), *case.flags], case.ranks)
     low, high = measured["seconds_range"]
     return {

@@ -28,12 +28,17 @@ from data_engine.store.logs import duration
 BUDGET_S = 45.0
 # Of what is measured for a minute, the rest of the hour may differ by so much.
 LEAST_SPREAD = 0.1
+# Of the libraries that a rank imports, the part of the launcher, and of the process that checks the weights, by the
+# processor time that they take.
+LAUNCHER, CHECKER = 0.4, 0.55
+# Of its processors, a rank has at least so much where no other program needs them.
+BUSY = 0.6
 # Places of the two in what timed.py tells.
 WALL, CPU = 0, 1
 REFRESH_S = 5.0
 
 
-def measure(found: Found, world_size: int, budget_s: float = BUDGET_S) -> dict:
+def measure(found: Found, world_size: int) -> dict:
     """Seconds by stage for so many ranks and for one, device-seconds, and a range of the whole.
 
     Raises UserError for what a run would refuse, and for models that are split.
@@ -44,9 +49,18 @@ def measure(found: Found, world_size: int, budget_s: float = BUDGET_S) -> dict:
     with tempfile.TemporaryDirectory(
         prefix="data-engine-measure-", dir=nearest_folder(Path(found.config.work_dir))
     ) as folder:
-        results = _results([_start(found, rank, together, Path(folder), budget_s) for rank in range(together)])
-    told = extrapolate(found, Measured.of(results, WALL), world_size, checked_s)
-    return told | {"processor_seconds": processor_seconds(found, Measured.of(results, CPU), world_size)}
+        results = _results([_start(found, rank, together, Path(folder), BUDGET_S) for rank in range(together)])
+    by_clock, of_processors = (Measured.of(results, clock) for clock in (WALL, CPU))
+    told = extrapolate(found, by_clock, world_size, checked_s)
+    told |= {"processor_seconds": processor_seconds(found, of_processors, world_size)}
+    share = of_processors.computing_s / max(by_clock.computing_s, 1e-9) / results[0]["threads"]
+    told["processor_share"] = share
+    if device == "cpu" and share < BUSY:
+        found.warnings.append(
+            f"the ranks had {share:.0%} of their {results[0]['threads']} processors each while they were measured: "
+            "other programs may be at work on this machine, and the run is faster without them"
+        )
+    return told
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,11 @@ class Measured:
         slope, at_zero = line(timed)
         return at_zero + slope * questions
 
+    @property
+    def computing_s(self) -> float:
+        """Of all units that were timed."""
+        return sum(seconds for units in self.units.values() for _, seconds in units)
+
     def spread(self, stage: str) -> float:
         """How uncertain the mean of its units is, as a share of it: two standard errors."""
         a_question = [seconds / count for count, seconds in self.units[stage] if count == self.size]
@@ -161,7 +180,7 @@ def extrapolate(found: Found, measured: Measured, world_size: int, checked_s: fl
         for stage in sizes.todo(found)
     ]  # fmt: skip
     # The check, the launcher's own libraries, then those of the ranks, and what each of them reads before it works.
-    start_s = checked_s + 2 * measured.import_s + measured.plan_s
+    start_s = checked_s + (1 + LAUNCHER) * measured.import_s + measured.plan_s
     last_s = _last_s(found, measured)
     by_ranks = {count: [0.0, *shared(work, measured.loads, count)] for count in (world_size, 1)}
     lines = [{"name": "start", "seconds": start_s, "seconds_1_rank": start_s, "device_seconds": start_s * world_size}]
@@ -187,14 +206,15 @@ def extrapolate(found: Found, measured: Measured, world_size: int, checked_s: fl
 
 
 def processor_seconds(found: Found, measured: Measured, world_size: int) -> float:
-    """Of the whole run, all processes together, but for the launcher's own and the check's."""
+    """Of the whole run, all processes together."""
     rows, left = sizes.unit_rows(found), sizes.units_left(found)
     computed = sum(
         measured.unit_s(name, len(rows[unit])) for name, numbers in left.items() for unit in numbers
     )  # fmt: skip
     each = measured.import_s + measured.plan_s + sum(measured.loads.values()) + measured.workers_s
-    # The launcher imports the same libraries, and so does the process that checks the weights.
-    return computed + world_size * each + 2 * measured.import_s + _last_s(found, measured)
+    # The launcher and the process that checks the weights import some of the same libraries.
+    others = time.process_time() + (LAUNCHER + CHECKER) * measured.import_s
+    return computed + world_size * each + others + _last_s(found, measured)
 
 
 def _last_s(found: Found, measured: Measured) -> float:

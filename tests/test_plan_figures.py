@@ -1,0 +1,97 @@
+"""The plan that `validate` tells, against figures by hand and against what a finished run has written."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from run_files import noise, png, read
+
+from data_engine.commands import main
+from data_engine.models import load_model
+from data_engine.planning.measure import Measured, line, shared
+from data_engine.questions.conversation import Conversation
+from data_engine.schemas import IMAGE
+
+NUM = 20
+PICTURE = png(noise((90, 60), 80))
+
+
+@pytest.fixture
+def job(goldens, tmp_path) -> dict[str, str]:
+    """20 questions in units of 8: three units, of 8, 8 and 4."""
+    table = pa.table({
+        "idx": list(range(NUM)), "question": ["What is it?"] * NUM,
+        "image": pa.array([{"bytes": PICTURE, "path": None}] * NUM, IMAGE),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "q.parquet")
+    flags = {f"{role}_model_path": str(goldens / "llava" / role) for role in ("instruct", "reward")}
+    return flags | {
+        "dataset_path": str(tmp_path / "q.parquet"), "work_dir": str(tmp_path / "work"), "device": "cpu",
+        "unit_size": "8", "sample_k": "2", "rank": "1", "max_new_tokens": "4", "threads": "1",
+    }  # fmt: skip
+
+
+def words(job: dict[str, str], **changed: str) -> list[str]:
+    return [f"--{name}={value}" for name, value in (job | changed).items()]
+
+
+def told(capsys, *arguments: str) -> dict:
+    capsys.readouterr()
+    assert main.main(["validate", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_units_tokens_and_bytes_are_those_by_hand(job, goldens, capsys):
+    plan = told(capsys, *words(job, num_shards="2", shard_index="1"))["plan"]
+    sampled, logps, *_ = plan["stages"]
+    # Of three units, shard 1 of 2 has the second: 8 questions with 2 answers of at most 4 tokens.
+    assert (sampled["units"], sampled["published"], sampled["questions"], sampled["answer_tokens"]) == (1, 0, 8, 64)
+    # 16 answers: 64 bytes, and 4 tokens of 6 bytes of text and 4 of the id; 8192 for the file.
+    assert sampled["bytes"] == 16 * (64 + 4 * 10) + 8192
+    assert logps["bytes"] == 16 * (64 + 4 * 4) + 8192
+    # 1 pair a question: rank 1. Two texts of 4 tokens, 256 bytes of numbers, the question and the picture.
+    by_name = {stage["name"]: stage["bytes"] for stage in plan["stages"]}
+    texts = 2 * 4 * 6 + 256
+    assert by_name["pairs"] == NUM * texts
+    assert by_name["dataset"] == NUM * (texts + len("What is it?") + len(PICTURE))
+    assert plan["total_bytes"] == sum(by_name.values())
+    model = load_model(None, str(goldens / "llava/instruct"), device="cpu")
+    prompt = model.prompt(Conversation.of("What is it?", 1), [noise((90, 60), 80)], False, 64)
+    assert sampled["prompt_tokens"] == 8 * prompt.length
+
+
+def test_a_finished_run_stays_below_the_bounds_and_its_units_are_subtracted(job, tmp_path, capsys):
+    before = told(capsys, *words(job))["plan"]
+    assert main.main(["run", *words(job)]) in (0, 4)
+    after = told(capsys, *words(job))["plan"]
+    work = tmp_path / "work"
+    for then, now in zip(before["stages"][:3], after["stages"][:3], strict=True):
+        assert (then["units"], then["published"]) == (3, 0)
+        assert (now["units"], now["published"], now["questions"], now["bytes"]) == (0, 3, 0, 0)
+        written = sum(path.stat().st_size for path in (work / then["name"]).glob("*.parquet"))
+        # Three small files are mostly footers, which the bound of 8192 bytes a file is for.
+        assert then["bytes"] / 4 < written <= then["bytes"]
+    tokens = sum(len(row["token_ids"]) for row in read(work / "sampled_answer"))
+    assert NUM * 2 <= tokens <= before["stages"][0]["answer_tokens"] == NUM * 2 * 4
+
+
+def test_ranks_take_units_in_turn_and_load_each_model_once():
+    work = [("sample", "a", [1.0] * 5), ("score", "b", [1.0] * 2)]
+    # Both load for 2 s, then one computes 3 units, until 5, the other 2, until 4. Of the next model, which takes 1 s
+    # to load, that one computes a unit from 4 to 6, the first from 5 to 7.
+    assert shared(work, {"a": 2.0, "b": 1.0}, 2) == [5.0, 7.0]
+    # One after another: 2 + 5, then 1 + 2.
+    assert shared(work, {"a": 2.0, "b": 1.0}, 1) == [7.0, 10.0]
+
+
+def test_parts_of_a_unit_tell_a_whole_one_by_the_line_through_them():
+    assert line([(2, 5.0), (4, 9.0)]) == pytest.approx((2.0, 1.0))
+    # More for less is noise: the larger one counts, without a constant.
+    assert line([(2, 5.0), (4, 4.0)]) == (1.0, 0.0)
+    measured = Measured(0, 0, {}, 8, {"s": [(2, 5.0), (4, 9.0)]}, {}, {}, {}, 0, 0, 0, 0)
+    assert measured.unit_s("s", 8) == pytest.approx(17.0)
+    # Whole units are taken as they are.
+    whole = Measured(0, 0, {}, 4, {"s": [(2, 5.0), (4, 9.0), (4, 11.0)]}, {}, {}, {}, 0, 0, 0, 0)
+    assert whole.unit_s("s", 4) == 10.0
+    assert whole.unit_s("s", 2) == 5.0

@@ -1,0 +1,47 @@
+"""`validate --measure` on a tiny model: it computes, leaves nothing behind, and does not begin where a mistake is."""
+
+import json
+
+import pytest
+from run_files import hostile_rows, write
+
+from data_engine.commands import main
+from data_engine.planning import measure
+
+
+@pytest.fixture
+def job(goldens, tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.setattr(measure, "BUDGET_S", 0.5)
+    flags = {f"{role}_model_path": str(goldens / "llava" / role) for role in ("instruct", "reward")}
+    flags |= {
+        "dataset_path": str(write(tmp_path / "q.parquet", hostile_rows()[:1])), "work_dir": str(tmp_path / "work"),
+        "device": "cpu", "sample_k": "2", "rank": "1", "max_new_tokens": "4", "threads": "1",
+    }  # fmt: skip
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def test_every_stage_is_timed_and_the_whole_is_the_sum(job, tmp_path, capsys):
+    assert main.main(["validate", "--measure", "--json", *job]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)["measured"]
+    names = ["start", "sampled_answer", "instruct_logps", "reward_logps", "pairs and report"]
+    assert [stage["name"] for stage in told["stages"]] == names
+    assert all(stage["seconds"] > 0 for stage in told["stages"])
+    assert told["seconds"] == pytest.approx(sum(stage["seconds"] for stage in told["stages"]))
+    assert 1 <= told["stages"][1]["tokens_an_answer"] <= 4
+    low, high = told["seconds_range"]
+    assert low < told["seconds"] < high
+    assert "measuring sampled_answer" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q.parquet"]
+
+
+def test_nothing_is_measured_where_something_is_wrong_and_all_of_it_is_told(job, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("it was measured"))
+    assert main.main(["validate", "--measure", *job, "--beta=0", "--seed=-1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "data-engine: error: beta must be above 0, got 0.0",
+        "data-engine: error: seed must be between 0 and 2**63 - 1, got -1",
+        "data-engine: 2 mistakes; nothing was started",
+    ]

@@ -1,0 +1,182 @@
+"""`validate` tells all that is wrong with a run at once, each thing once, and nothing that only follows from it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_files import hostile_rows, write
+
+from data_engine.commands import main
+from data_engine.processes import ranks
+
+ROOT = Path(__file__).parents[1]
+# A mistake in the YAML, and what is said of it; FOLDER stands for the test's own.
+PLANTED = {
+    "topp_k": (7, 'has the unknown key topp_k; did you mean top_k?'),
+    "beta": (0, "beta must be above 0, got 0.0"),
+    "top_p": (1.5, "top_p must be above 0 and at most 1 (1 is off), got 1.5"),
+    "memory_fraction": (0, "memory_fraction must be above 0 and at most 1, got 0.0"),
+    "seed": (-1, "seed must be between 0 and 2**63 - 1, got -1"),
+    "sample_k": (1, "sample_k must be at least 2 to form a pair, got 1"),
+    "distance": (0, "distance must be at least 1, got 0"),
+    "max_pairs": (0, "max_pairs must be at least 1, got 0"),
+    "threads": (0, "threads must be at least 1, got 0"),
+    "dtype": ("int8", 'dtype must be auto, float32, bfloat16 or float16, got "int8"'),
+    "unit_size": ("many", 'unit_size must be a whole number, got "many"'),
+    "debug": ("yes", 'debug must be true or false, got "yes"'),
+    "device": ("tpu", 'device must be auto, cpu, cuda or cuda:N, got "tpu"'),
+    "grace_s": (-1, "grace_s must be at least 0, got -1.0"),
+    "shard_index": (5, "shard_index must be between 0 and num_shards - 1, 0, got 5"),
+    "near_duplicates": (2, "near_duplicates must be above 0 and at most 1, got 2.0"),
+    "length_alpha": ("long", 'length_alpha must be a number or auto, got "long"'),
+    "max_megapixels": (-1, "max_megapixels must be above 0, got -1.0"),
+    "chat_template": ("FOLDER/no.jinja", 'chat_template "FOLDER/no.jinja" cannot be read: No such file or directory'),
+    "chat_template_kwargs": ("[1]", "chat_template_kwargs must be a JSON object like"),
+    "strategy": ("crosss", 'crosss'),
+    "rank_by": ("implicit.summ", 'rank_by names "implicit.summ", which no source of reward of this run has'),
+    "export": ("trl,llama-factry", '--export names the unknown format "llama-factry"; did you mean llama-factory?'),
+    "zero3_config": ("FOLDER/no.json", "no.json"),
+    "yesno_template": ("FOLDER/no.txt", 'yesno_template "FOLDER/no.txt" cannot be read: No such file or directory'),
+    "rule": ("objectss", "objectss"),
+    "work_dir": ("FOLDER/q.parquet", 'work_dir "FOLDER/q.parquet": "FOLDER/q.parquet" is a file'),
+    "dataset_path": ("FOLDER/no.parquet", 'no file or folder at dataset_path "FOLDER/no.parquet"'),
+    "instruct_model_path": ("FOLDER/instruct", "and 5 more weights like these"),
+    "reward_model_path": ("FOLDER/empty", '--reward_model_path "FOLDER/empty": FOLDER/empty has no config.json'),
+    "min_margin": (2, "min_margin 2.0 is above max_margin 1.0: no pair could be kept"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def planted(goldens, tmp_path) -> Path:
+    """A YAML with all of it."""
+    write(tmp_path / "q.parquet", hostile_rows()[:2])
+    shutil.copytree(goldens / "llava/instruct", tmp_path / "instruct")
+    shutil.copytree(goldens / "llava/openai", tmp_path / "openai")
+    (tmp_path / "empty").mkdir()
+    config = json.loads((tmp_path / "instruct/config.json").read_text())
+    # An MLP of another width: three weights of each layer have another shape.
+    config["intermediate_size"] += 8
+    (tmp_path / "instruct/config.json").write_text(json.dumps(config))
+    values = {name: value for name, (value, _) in PLANTED.items()}
+    values |= {"rewards": "implicit,yesno,rule", "max_margin": 1}
+    here = {name: value.replace("FOLDER", str(tmp_path)) if isinstance(value, str) else value
+            for name, value in values.items()}  # fmt: skip
+    (tmp_path / "planted.yaml").write_text(json.dumps(here))
+    return tmp_path / "planted.yaml"
+
+
+def told(capsys, *arguments: str) -> dict:
+    code = main.main(["validate", "--json", *arguments])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (2 if found["problems"] else 0)
+    return found
+
+
+def test_every_planted_mistake_is_told_once(planted, tmp_path, capsys):
+    found = told(capsys, "--config", str(planted), "--temprature", "0.5")
+    messages = [problem["message"] for problem in found["problems"]]
+    for name, (_, says) in PLANTED.items():
+        says = says.replace("FOLDER", str(tmp_path))
+        number = 1 if name not in ("instruct_model_path",) else None
+        naming = [message for message in messages if says in message]
+        assert len(naming) == (number or len(naming)) == len(set(naming)), (name, naming)
+        assert naming or name == "instruct_model_path", (name, messages)
+    shapes = [message for message in messages if "config.json makes it" in message]
+    assert len(shapes) == 1
+    assert "mlp" in shapes[0]
+    assert "unknown flag --temprature; did you mean --temperature?" in messages
+    assert "missing: --yesno_model_path; give each as a flag, or by its name in the YAML of --config" in messages
+    # Those, and nothing that only follows from them.
+    assert len(messages) == len(PLANTED) + 2, messages
+
+
+def test_each_is_a_line_of_standard_error_and_the_last_one_counts_them(planted, capsys):
+    assert main.main(["validate", "--config", str(planted), "--temprature", "0.5"]) == 2
+    out, err = capsys.readouterr()
+    *lines, last = err.splitlines()
+    assert out == ""
+    mistakes = [line for line in lines if line.startswith("data-engine: error: ")]
+    assert len(mistakes) == len(PLANTED) + 2
+    assert last == f"data-engine: {len(mistakes)} mistakes; nothing was started"
+
+
+def test_a_problem_tells_its_flag(planted, capsys):
+    found = told(capsys, "--config", str(planted))["problems"]
+    by_flag = {problem["flag"] for problem in found}
+    assert {"beta", "seed", "dataset_path", "work_dir", "reward_model_path", "rank_by", "export"} <= by_flag
+
+
+@pytest.fixture
+def job(goldens, tmp_path) -> dict[str, str]:
+    """Flags of a run without a mistake."""
+    flags = {f"{role}_model_path": str(goldens / "llava" / role) for role in ("instruct", "reward")}
+    return flags | {
+        "dataset_path": str(write(tmp_path / "q.parquet", hostile_rows()[:2])), "work_dir": str(tmp_path / "work"),
+        "device": "cpu",
+    }  # fmt: skip
+
+
+def words(job: dict[str, str], **changed: str) -> list[str]:
+    return [f"--{name}={value}" for name, value in (job | changed).items()]
+
+
+def test_a_missing_dataset_lets_checkpoints_be_checked_and_the_other_way_round(job, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    found = told(capsys, *words(job, dataset_path="nowhere.parquet", reward_model_path=str(tmp_path / "empty")))
+    assert [problem["check"] for problem in found["problems"]] == ["dataset", "checkpoints"]
+
+
+def test_all_first_rows_being_unusable_is_told_beside_a_broken_checkpoint(job, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "q.parquet", [row for row in hostile_rows() if row[0] in ("undecodable", "empty")])
+    found = told(capsys, *words(job, instruct_model_path=str(tmp_path / "empty")))
+    assert [problem["check"] for problem in found["problems"]] == ["first_rows", "checkpoints"]
+    assert "none of the first 2 rows of --dataset_path can be used" in found["problems"][0]["message"]
+
+
+def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NUM_PROCESSES", "3")
+    found = told(capsys, *words(job, temperature="0", yesno_model_path="somewhere", zero3="off"))
+    assert found["problems"] == []
+    warned = "\n".join(found["warnings"])
+    assert "1 of the first 2 rows cannot be used; most often: " in warned
+    assert "temperature 0 gives the same answer k times" in warned
+    assert "yesno_model_path has no effect" in warned
+    assert "3 ranks have 1 units to share: 2 are idle" in warned
+
+
+def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_path, capsys):
+    assert main.main(["run", *words(job, sample_k="2", rank="1", max_new_tokens="4")]) in (0, 4)
+    capsys.readouterr()
+    changed = words(job, sample_k="3", rank="1", max_new_tokens="5", seed="7")
+    [problem] = told(capsys, *changed)["problems"]
+    assert "holds another run" in problem["message"]
+    assert all(name in problem["message"] for name in ("sample_k", "max_new_tokens", "seed"))
+
+
+def test_validate_imports_no_torch_where_nothing_is_wrong_either(job, tmp_path):
+    code = f"import sys; from data_engine.commands.main import main; code = main({['validate', *words(job)]!r})"
+    code += "; print(code, [m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_the_launch_script_shows_all_of_it_once(planted):
+    environment = os.environ | {"PYTHON": sys.executable, "NUM_PROCESSES": "2", "ACCELERATE_CONFIG": "none.yaml"}
+    command = [str(ROOT / "launch/run_engine.sh"), "--config", str(planted)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("data-engine: error: ")]
+    assert len(lines) == len(set(lines)) == len(PLANTED) + 1
+    assert "Traceback" not in done.stderr
+
+
+def test_ranks_are_those_that_the_launch_script_would_start(monkeypatch):
+    for name, machines, expected in (("8", "2", 16), ("2", "", 2), ("", "", 1), ("no", "3", 3)):
+        monkeypatch.setenv("NUM_PROCESSES", name)
+        monkeypatch.setenv("NUM_MACHINES", machines)
+        assert ranks.asked_ranks() == expected
