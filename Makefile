@@ -137,7 +137,7 @@ test-vllm: $(STAMP) $(VLLM)/.installed ## vLLM on the CPU draws the answers of w
 		$(PYTEST) --junitxml=$(VLLM_RESULTS) -m vllm tests/by_vllm $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(VLLM_RESULTS)
 
-test-browser: $(STAMP) ## the report and the documentation in a real browser: needs chromium and chromium-driver (apt-get install)
+test-browser: $(STAMP) docs ## the report and the documentation in a real browser: needs chromium and chromium-driver (apt-get install)
 	$(TEST_ENV) $(BIN)/pytest -q -rs --durations=10 --junitxml=$(BROWSER_RESULTS) -m browser tests/browser $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(BROWSER_RESULTS)
 

@@ -25,12 +25,16 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.fetched: list[str] = []
         self.ids: set[str] = set()
+        self.nameless = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         self.ids |= {given[name] for name in ("id", "name") if name in given}
         self.fetched += [value for name, value in given.items() if name in FETCHED and value]
+        if tag in ("img", "image") and not given.get("src"):
+            # `<image>` in a text, where a page does not write it as code.
+            self.nameless += 1
         if tag == "link" and not NAMED_ALONE & set(given.get("rel", "").split()):
             self.fetched.append(given.get("href", ""))
         elif "href" in given:
@@ -50,6 +54,7 @@ def faults(site: Path) -> list[str]:
     for path, page in pages.items():
         name = path.relative_to(site)
         found += [f"{name} fetches {url}" for url in page.fetched if is_elsewhere(url)]
+        found += [f"{name} has {page.nameless} pictures without an address"] if page.nameless else []
         for url in page.links + page.fetched:
             parts = urlsplit(url)
             if is_elsewhere(url) or parts.scheme:

@@ -4,12 +4,14 @@ tests/test_shown.py runs all of it as it stands, but for what ELSEWHERE lists: w
 block is run without a word here.
 """
 
+import contextlib
+import io
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_engine.commands import bench, export, pairs, submit
+from data_engine.commands import bench, export, pairs, submit, validate
 from data_engine.commands.arguments import parse
 from data_engine.commands.main import COMMANDS, main
 
@@ -18,7 +20,7 @@ PAGES = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "d
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("bash", "sh")
 # Names that stand for the reader's own.
-STAND_INS = {"WORK_DIR": "runs/llava-1.5-7b", "EXPORT": "exported"}
+STAND_INS = {"WORK_DIR": "runs/llava-1.5-7b", "runs/demo/work": "runs/llava-1.5-7b", "EXPORT": "exported"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def lines(body: str) -> list[str]:
 def shown_in(text: str, page: str) -> list[Shown]:
     found = []
     for kind, body in FENCE.findall(text):
-        found += [Shown(page, kind, one) for one in (lines(body) if kind in SHELL else [body])]
+        found += [Shown(page, kind or "text", one) for one in (lines(body) if kind in SHELL else [body])]
     return found
 
 
@@ -94,6 +96,8 @@ ELSEWHERE = (
     Elsewhere("docs/real-runs.md", "data-engine status runs/array", ARRAY, "it needs a SLURM"),
     Elsewhere("docs/real-runs.md", "sbatch", TWO_NODES, "it needs a SLURM"),
     Elsewhere("docs/real-runs.md", "runs/llava-1.5-7b/\n", LISTING, "it is what the commands above it leave"),
+    Elsewhere("docs/watching.md", "runs/llava  ", "tests/test_status_screen.py", "a terminal shows it"),
+    Elsewhere("docs/watching.md", "data-engine status runs/demo/work --json |", None, "jq is not on every machine"),
     Elsewhere("docs/vllm.md", "launch/run_engine.sh", VLLM, APART),
     Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format trl --push", PUSHED, "the hub has a stand-in"),
     Elsewhere("docs/exports.md", "swift rlhf", f"tests/trainers/test_trainer_swift.py::{STEP}", APART),
@@ -119,7 +123,7 @@ def _understand_submit(words: list[str]) -> None:
 
 PARSERS = {
     "run": parse,
-    "validate": lambda words: parse(words, "validate"),
+    "validate": lambda words: parse([word for word in words if word[2:] not in validate.OPTIONS], "validate"),
     "submit": _understand_submit,
     "pairs": lambda words: pairs._parser().parse_args(words),
     "export": lambda words: export.chosen(export._arguments(words).format),
@@ -135,10 +139,13 @@ def is_of_the_engine(line: str) -> bool:
 def understand(line: str) -> None:
     """The command's own parser reads the line; called in a folder without runs. Raises UserError where it does not."""
     found = STARTS.match(line)
-    command, words = found["command"] or "run", shlex.split(line[found.end() :])
+    command, words = found["command"] or "run", shlex.split(line[found.end() :].partition(" | ")[0])
     assert command in COMMANDS, line
     if command in PARSERS:
         PARSERS[command](words)
     else:
         # These read their arguments in `main`, and look for the folder after.
-        assert main([command, *words]) == 2
+        told = io.StringIO()
+        with contextlib.redirect_stderr(told):
+            assert main([command, *words]) == 2
+        assert told.getvalue() == f'data-engine: error: no folder "{words[0]}"\n', line

@@ -18,12 +18,9 @@ def test_each_command_has_two_examples_that_differ():
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_the_commands_own_parser_understands_an_example(line, without_runs, capsys):
-    command = line.split()[1]
+def test_the_commands_own_parser_understands_an_example(line, without_runs):
     assert line.startswith("data-engine ")
     understand(line)
-    told = f'data-engine: error: no folder "{line.split()[2]}"\n' if command in ("status", "report") else ""
-    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -45,7 +45,7 @@ def test_a_new_block_is_run_whatever_is_in_it():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_is_one_that_is_seen(page):
     text = (ROOT / page).read_text()
-    assert text.count("\n```") == 2 * len(re.findall(r"^```\w+$", text, re.MULTILINE))
+    assert text.count("\n```") == 2 * len(re.findall(r"^```\w*\n.*?^```$", text, re.MULTILINE | re.DOTALL))
     assert {one.kind for one in SHOWN if one.page == page} <= {*SHELL, "python", "json", "yaml", "text"}
 
 

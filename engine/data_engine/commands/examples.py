@@ -15,7 +15,7 @@ EXAMPLES = {
     ),
     "validate": (
         ("before a run, with the flags of the run", f"data-engine validate {CONFIG}"),
-        ("a run with one more source of reward", f"data-engine validate {CONFIG} --rewards implicit,contrast"),
+        ("how long it will take, from a minute of its own work", f"data-engine validate {CONFIG} --measure"),
     ),
     "submit": (
         ("four jobs, and one that pairs", f"data-engine submit {CONFIG} --array 4 "
@@ -23,8 +23,9 @@ EXAMPLES = {
         ("one GPU a job", f'data-engine submit {CONFIG} --work_dir runs/array --array 16 --sbatch "--gres gpu:1"'),
     ),
     "status": (
-        ("once", f"data-engine status {WORK_DIR}"),
-        ("again every 30 seconds, until the dataset is written", f"data-engine status {WORK_DIR} --watch 30"),
+        ("a screen that looks again every 30 seconds, until the dataset is written",
+         f"data-engine status {WORK_DIR} --watch 30"),
+        ("one JSON object, for programs", f"data-engine status {WORK_DIR} --json"),
     ),
     "pairs": (
         ("pairs that two rewards agree on", f"data-engine pairs {WORK_DIR} --name agreed --strategy best_worst "

@@ -90,30 +90,30 @@ USAGES = {
     ),
     "llama-factory": Usage(
         "Pairs for LLaMA-Factory's DPO, ORPO and SimPO.",
-        (("conversations", "the turns before the answer; <image> where a picture stands"), _SYSTEM, *_SIDES,
+        (("conversations", "the turns before the answer; `<image>` where a picture stands"), _SYSTEM, *_SIDES,
          ("images", "paths under the folder")),
         _FACTORY.format(stage="dpo", name="data_engine_dpo"),
     ),
     "llama-factory-kto": Usage(
         "Answers with a label for LLaMA-Factory's KTO; no two answers to one question follow each other.",
-        (("conversations", "all turns, the answer last; <image> where a picture stands"), _SYSTEM,
+        (("conversations", "all turns, the answer last; `<image>` where a picture stands"), _SYSTEM,
          ("kto_tag", "true: chosen in a pair; false: rejected in a pair"), ("images", "paths under the folder")),
         _FACTORY.format(stage="kto", name="data_engine_kto"),
     ),
     "ms-swift": Usage(
         "Pairs for ms-swift's DPO, ORPO, CPO and SimPO.",
-        (("messages", "all turns, the better answer last; <image> where a picture stands"),
+        (("messages", "all turns, the better answer last; `<image>` where a picture stands"),
          ("rejected_response", "the worse answer"), IMAGES),
         _SWIFT.format(command="swift rlhf --rlhf_type dpo"),
     ),
     "ms-swift-kto": Usage(
         "Answers with a label for ms-swift's KTO; no two answers to one question follow each other.",
-        (("messages", "all turns, the answer last; <image> where a picture stands"), _LABEL, IMAGES),
+        (("messages", "all turns, the answer last; `<image>` where a picture stands"), _LABEL, IMAGES),
         _SWIFT.format(command="swift rlhf --rlhf_type kto"),
     ),
     "ms-swift-rm": Usage(
         "Pairs with the margin of their rewards for ms-swift's reward model.",
-        (("messages", "all turns, the better answer last; <image> where a picture stands"),
+        (("messages", "all turns, the better answer last; `<image>` where a picture stands"),
          ("rejected_response", "the worse answer"),
          ("margin", "reward of the better answer minus that of the worse, by the first reward that ranks; 0 at least"),
          IMAGES),
@@ -123,7 +123,7 @@ USAGES = {
     ),
     "internvl-mpo": Usage(
         "Pairs of pictures and one question for InternVL's MPO trainer.",
-        (("image", "path, or a list of them"), ("question", "<image> for each of several pictures"), *_SIDES),
+        (("image", "path, or a list of them"), ("question", "`<image>` for each of several pictures"), *_SIDES),
         "Name `EXPORT/meta.json` as `--meta_path`, and start the trainer in EXPORT, since root and annotation in it\n"
         "are relative; `PYTHONPATH` is then its folder `internvl_chat`. Leave `--group_by_length` off: it reads a\n"
         "column that such rows do not have.",

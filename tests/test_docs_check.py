@@ -41,6 +41,7 @@ def test_a_site_of_pages_with_sound_links_has_no_fault(tmp_path):
         ('<script src="https://cdn.org/x.js"></script>', "fetches https://cdn.org/x.js"),
         ('<script src="//cdn.org/x.js"></script>', "fetches //cdn.org/x.js"),
         ('<link rel="stylesheet" href="https://fonts.org/x.css">', "fetches https://fonts.org/x.css"),
+        ("a turn with <image> in it", "has 1 pictures without an address"),
         ('<link rel="preconnect" href="https://fonts.org">', "fetches https://fonts.org"),
     ],
 )
