@@ -89,8 +89,10 @@ def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
         *(f"{role}_model_{what}" for role in ROLES for what in ("path", "name", "revision")),
         *(f"{role}_base_model_path" for role in ROLES),
     }  # fmt: skip
+    # Bound where their judge is asked.
+    judged = {f"{role}_chat_template_kwargs" for role in ROLES[2:]}
     named = {"chat_template", "answers", "sampler", "vllm_args", "yesno_template", "critic_template", "rule"}
-    bound = SAMPLING.keys() | PROMPTS.keys() | EVERYTHING.keys() | named
+    bound = SAMPLING.keys() | PROMPTS.keys() | EVERYTHING.keys() | named | judged
     assert {field.name for field in dataclasses.fields(RunConfig)} == free | bound
 
 

@@ -292,5 +292,19 @@ def test_arguments_that_the_engine_gives_to_the_chat_template_are_refused():
     assert says == "chat_template_kwargs has add_generation_prompt, tokenize, which the engine sets itself; take it out"
 
 
+@pytest.mark.parametrize("role", ["yesno", "scalar", "critic"])
+def test_a_judge_has_arguments_of_its_chat_template_of_its_own(role):
+    flag = f"{role}_chat_template_kwargs"
+    config = parse([*REQUIRED, f"--{flag}", '{"enable_thinking": false}', "--chat_template_kwargs", '{"a": 1}'])
+    for one in ("instruct", "reward", "yesno", "scalar", "critic"):
+        expected = {"a": 1} if one in ("instruct", "reward") else {"enable_thinking": False} if one == role else {}
+        assert config.chat_of(one).kwargs == expected
+        assert config.chat_of(one).template is None
+    assert refusal(f"--{flag}", "[1]").startswith(
+        f'{flag} must be a JSON object like {{"enable_thinking": false}}, got'
+    )
+    assert refusal(f"--{flag}", '{"tokenize": 1}') == f"{flag} has tokenize, which the engine sets itself; take it out"
+
+
 def test_require_fast_is_off_unless_it_is_asked_for():
     assert (parse(REQUIRED).require_fast, parse([*REQUIRED, "--require_fast"]).require_fast) == (False, True)

@@ -44,8 +44,9 @@ def test_three_sources_load_a_model_at_a_time_and_each_has_its_numbers(
     settings = config(questions, rewards="implicit,contrast,yesno", **judge)
     assert worker.run(settings) == 0
     work = tmp_path / "work"
-    # The instruct model samples, scores with the image and without; then the reward model and the judge, once each.
-    assert loaded == [settings.instruct_model_path, settings.reward_model_path, settings.yesno_model_path]
+    # The instruct model samples, scores with the image and without; then the reward model, which is the judge as well.
+    assert loaded == [settings.instruct_model_path, settings.reward_model_path]
+    assert settings.yesno_model_path == settings.reward_model_path
     keys = [(row["idx"], row["sample_index"]) for row in read(work / "sampled_answer")]
     for stage in ("instruct_logps", "contrast_logps", "reward_logps", "yesno"):
         assert [(row["idx"], row["sample_index"]) for row in read(work / stage)] == keys
@@ -64,6 +65,22 @@ def test_three_sources_load_a_model_at_a_time_and_each_has_its_numbers(
         probabilities = reward.plain_logits(prompt, [1])[0].softmax(-1)
         yes, no = (probabilities[ids].sum().log().item() for ids in tokens.values())
         assert row["score"] == pytest.approx(yes - no, abs=1e-4)
+
+
+def test_a_judge_that_is_another_folder_is_loaded_and_says_the_same(
+    config, questions, judge, loaded, tmp_path, goldens
+):
+    """Bytes of the scores are those of the run whose judge was there already."""
+    shutil.copytree(goldens / "llava/reward", tmp_path / "copy/judge")
+    (tmp_path / "copy/openai").symlink_to(goldens / "llava/openai")
+    found = []
+    for name, path in (("same", judge["yesno_model_path"]), ("copy", str(tmp_path / "copy/judge"))):
+        settings = config(questions, rewards="implicit,yesno", yesno_model_path=path, work_dir=str(tmp_path / name))
+        loaded.clear()
+        assert worker.run(settings) == 0
+        found.append((len(loaded), read(tmp_path / name / "yesno")))
+    assert [number for number, _ in found] == [2, 3]
+    assert found[0][1] == found[1][1]
 
 
 def test_a_source_that_is_added_to_a_finished_run_computes_itself_alone(config, questions, judge, loaded, tmp_path):

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import re
 import struct
 
 import datasets
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
+from report_page import Page
 from stage2_world import make_world, pairs_rows
 from turned_pictures import (
     CONTAINERS,
@@ -216,7 +216,7 @@ def test_the_report_shows_pictures_as_the_models_saw_them(tmp_path, exif, size):
     world.publish(tmp_path / "work")
     funnel = world.pair(tmp_path / "work")
     page = write_report(tmp_path / "work", world.questions(), funnel, 64, exif).read_text()
-    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    pictures = Page(page).data["images"]
     assert pairs_rows(tmp_path / "work")
     assert pictures
     assert {Image.open(io.BytesIO(base64.b64decode(text))).size for text in pictures} == {size}

@@ -1,4 +1,4 @@
-"""What a run says about chat templates: --chat_template and --chat_template_kwargs. Imports no torch."""
+"""What a run says about chat templates: --chat_template, and --chat_template_kwargs or a judge's. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +12,8 @@ class ChatSettings:
     """text of a template, in the place of the checkpoint's own"""
     kwargs: Mapping[str, object] = field(default_factory=dict)
     """variables of the template, for example {"enable_thinking": false}"""
+    flag: str = "--chat_template_kwargs"
+    """which gave them; for messages"""
 
     def __bool__(self) -> bool:
         return self.template is not None or bool(self.kwargs)

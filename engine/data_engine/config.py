@@ -16,7 +16,16 @@ from data_engine.errors import Collected, UserError, apart
 from data_engine.flag_files import read_text
 from data_engine.flags import FIELD_NAMES, Flags, require
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS, REFERENCE_COLUMNS
-from data_engine.stages import COMPARED, SOURCES, TRAINED, RunStages, SourceFlags
+from data_engine.stages import (
+    COMPARED,
+    JUDGES,
+    SOURCES,
+    TEMPLATE_KWARGS,
+    TRAINED,
+    RunStages,
+    SourceFlags,
+    kwargs_flag,
+)
 from data_engine.tables import load
 from data_engine.vllm_settings import read_args
 
@@ -146,7 +155,15 @@ class RunConfig(Flags):
 
     def chat_of(self, role: str) -> ChatSettings:
         """What they say about that of a role: a judge has a template of its own."""
-        return self.chat if role in COMPARED else NO_CHAT_SETTINGS
+        if role in COMPARED:
+            return self.chat
+        if role in JUDGES:
+            return ChatSettings(None, self.judge_kwargs(role), f"--{kwargs_flag(role)}")
+        return NO_CHAT_SETTINGS
+
+    def judge_kwargs(self, role: str) -> dict[str, object]:
+        """The object of --ROLE_chat_template_kwargs. Raises UserError as template_kwargs does."""
+        return self._object_of(kwargs_flag(role))
 
     @functools.cached_property
     def vllm_options(self) -> dict[str, object]:
@@ -161,19 +178,22 @@ class RunConfig(Flags):
     @functools.cached_property
     def template_kwargs(self) -> dict[str, object]:
         """The object of --chat_template_kwargs. Raises UserError where it is none, or has what the engine sets."""
-        if self.chat_template_kwargs is None:
+        return self._object_of(TEMPLATE_KWARGS)
+
+    def _object_of(self, flag: str) -> dict[str, object]:
+        given = getattr(self, flag)
+        if given is None:
             return {}
         try:
-            found = json.loads(self.chat_template_kwargs)
+            found = json.loads(given)
         except (ValueError, RecursionError):
             found = None
         require(
             isinstance(found, dict),
-            'chat_template_kwargs must be a JSON object like {"enable_thinking": false}, '
-            f"got {json.dumps(self.chat_template_kwargs)[:200]}",
+            f'{flag} must be a JSON object like {{"enable_thinking": false}}, got {json.dumps(given)[:200]}',
         )
         own = ", ".join(name for name in _OWN_TEMPLATE_ARGUMENTS if name in found)
-        require(not own, f"chat_template_kwargs has {own}, which the engine sets itself; take it out")
+        require(not own, f"{flag} has {own}, which the engine sets itself; take it out")
         return found
 
 

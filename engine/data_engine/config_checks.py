@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from data_engine.flags import require
+from data_engine.stages import JUDGES, TEMPLATE_KWARGS
 from data_engine.vllm_settings import LEAST_TEMPERATURE
 
 # A config.RunConfig, which goes by this module.
@@ -162,6 +163,10 @@ def _given(name: str) -> Check:
     return Check((name, "rewards"), hold)
 
 
+def _judge_kwargs(role: str) -> Check:
+    return Check((f"{role}_{TEMPLATE_KWARGS}",), lambda config: config.judge_kwargs(role))
+
+
 def _near_duplicates(config: Config) -> None:
     near = config.near_duplicates
     require(near is None or 0 < near <= 1, f"near_duplicates must be above 0 and at most 1, got {near}")
@@ -217,6 +222,7 @@ CHECKS = (
     Check(("columns",), lambda config: config.column_names),
     Check(("chat_template",), lambda config: config.chat_template_text),
     Check(("chat_template_kwargs",), lambda config: config.template_kwargs),
+    *(_judge_kwargs(role) for role in JUDGES),
     Check(("vllm_args", "sampler"), _no_vllm_args),
     Check(("vllm_args", "sampler"), _vllm_args),
     Check(("answers", "sampler"), _vllm_or_answers),

@@ -87,6 +87,8 @@ class Flags:
     """family name; default: from config.json"""
     yesno_model_revision: str | None = None
     """hub commit of that model"""
+    yesno_chat_template_kwargs: str | None = None
+    """more arguments of that model's chat template, as a JSON object"""
     yesno_template: str | None = None
     """file with what it is asked about an answer, with {question} and {answer} in it; default: whether the image
     supports every statement"""
@@ -98,6 +100,8 @@ class Flags:
     """family name; default: from config.json"""
     scalar_model_revision: str | None = None
     """hub commit of that model"""
+    scalar_chat_template_kwargs: str | None = None
+    """more arguments of that model's chat template, as a JSON object"""
     critic_model_path: str | None = None
     """model that writes a verdict on each answer: local folder or hub id; needed for the reward critic"""
     critic_base_model_path: str | None = None
@@ -106,6 +110,8 @@ class Flags:
     """family name; default: from config.json"""
     critic_model_revision: str | None = None
     """hub commit of that model"""
+    critic_chat_template_kwargs: str | None = None
+    """more arguments of that model's chat template, as a JSON object: {"enable_thinking": false}"""
     critic_template: str | None = None
     """file with what it is asked, and where its number stands in what it writes"""
     rule: str | None = None

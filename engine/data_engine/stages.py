@@ -21,8 +21,10 @@ SAMPLE, REWARD, PAIR = 0, 1, 2
 EVERY_UNIT = ("dataset", "columns", "system", "limit", "unit_size", "device", "dtype")
 # Settings that decide which pixels a model sees.
 PICTURES = ("max_megapixels", "exif")
+# What the flags of a template's arguments are called, behind the name of a judge's role.
+TEMPLATE_KWARGS = "chat_template_kwargs"
 # Settings that decide how a conversation is written for a model.
-PROMPTS = ("chat_template", "chat_template_kwargs")
+PROMPTS = ("chat_template", TEMPLATE_KWARGS)
 
 # The role of the model to train, whose tokenizer token ids of answers are of.
 TRAINED = "instruct"
@@ -30,6 +32,13 @@ TRAINED = "instruct"
 HEADED = ("scalar",)
 # Roles of models whose log-probs of the same answers are compared; a judge of another role has a prompt of its own.
 COMPARED = (TRAINED, "reward")
+# Roles of these judges, whose chat templates have flags of their own.
+JUDGES = ("yesno", "scalar", "critic")
+
+
+def kwargs_flag(role: str) -> str:
+    """The field of the configuration with the arguments of a role's chat template."""
+    return f"{role}_{TEMPLATE_KWARGS}" if role in JUDGES else TEMPLATE_KWARGS
 
 
 def model_key(role: str) -> str:
@@ -130,7 +139,7 @@ CONTRAST = replace(logps(TRAINED), name="contrast_logps", runner="data_engine.pi
 def judged(name: str, *settings: str) -> Stage:
     """A number of each sampled answer by a judge of that role."""
     runner, needs = f"data_engine.pipeline.judge:{name}_runner", (SAMPLING.name,)
-    return Stage(name, REWARD, schemas.scores, runner, name, needs, settings=(*PICTURES, *settings))
+    return Stage(name, REWARD, schemas.scores, runner, name, needs, settings=(*PICTURES, kwargs_flag(name), *settings))
 
 
 # A source of reward is one file in rewards/ and one line here.
@@ -161,7 +170,7 @@ SOURCES = {
     ),
     "critic": Source(
         (Stage("critic", REWARD, schemas.criticised, "data_engine.pipeline.critic:runner", "critic", (SAMPLING.name,),
-               settings=("critic_template", *PICTURES)),),
+               settings=("critic_template", kwargs_flag("critic"), *PICTURES)),),
         "data_engine.rewards.critic:rewards", ("critic",), flags="data_engine.rewards.critic:flags",
     ),
 }  # fmt: skip

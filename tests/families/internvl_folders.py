@@ -1,7 +1,8 @@
 """Tiny checkpoints in InternVL's own layout, model_type internvl_chat: names and shapes as published, written by hand.
 
-The files of a folder of OpenGVLab's: config.json with auto_map, weights by InternVL's names, tokenizer without a
-tokenizer.json, preprocessor_config.json of CLIP's kind, no processor_config.json. Imports nothing of the product.
+The files of a folder of OpenGVLab's: config.json with auto_map, conversation.py, weights by InternVL's names, tokenizer
+without a tokenizer.json, preprocessor_config.json of CLIP's kind, no processor_config.json. Imports nothing of the
+product.
 """
 
 import json
@@ -22,6 +23,14 @@ ARCHITECTURES = {
 }  # fmt: skip
 TEMPLATES = {"internlm2": "internlm2-chat", "phi3": "phi3-chat", "llama": "Hermes-2", "qwen2": "internvl2_5",
              "qwen3": "internvl2_5", "qwen3_moe": "internvl2_5", "internlm3": "internvl2_5"}  # fmt: skip
+# By generation, the system texts of its conversation.py.
+EARLIER = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+LATER = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+SYSTEMS = {
+    "1.5": {"internlm2-chat": "You are an AI assistant whose name is InternLM (书生·浦语).",
+            "phi3-chat": "You are an AI assistant whose name is Phi-3."},
+    "2.5": {"Hermes-2": EARLIER, "internlm2-chat": EARLIER, "phi3-chat": EARLIER, "internvl2_5": LATER},
+}  # fmt: skip
 LONGROPE = {"type": "su", "short_factor": [1.0 + 0.05 * n for n in range(HEAD // 2)],
             "long_factor": [2.0 + n for n in range(HEAD // 2)]}  # fmt: skip
 
@@ -37,9 +46,27 @@ def write(folder: Path, kind: str, seed: int = 0, wide_vision: bool = False) -> 
         "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.485, 0.456, 0.406],
         "image_std": [0.229, 0.224, 0.225], "size": TILE,
     })  # fmt: skip
+    write_conversations(folder)
     write_json(folder / "generation_config.json", {"_from_model_config": True, "transformers_version": "4.37.2"})
     save_file(weights_of(config, seed), folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def write_conversations(folder: Path, generation: str = "2.5") -> None:
+    """conversation.py, whose formats are calls with literals; it is never to be run."""
+    calls = ""
+    for name, system in SYSTEMS[generation].items():
+        first, end = ("<|{}|>\\n", "<|end|>") if name == "phi3-chat" else ("<|im_start|>{}\\n", "<|im_end|>")
+        end += "\\n" * (name == "internvl2_5")
+        calls += (
+            f"\nregister_conv_template(\n    Conversation(\n        name='{name}',\n"
+            f"        system_template='{first.format('system')}{{system_message}}',\n"
+            f"        # A remark: system_message='not this one',\n        system_message='{system}',\n"
+            f"        roles=('{first.format('user')}', '{first.format('assistant')}'),\n"
+            f"        sep_style=SeparatorStyle.MPT,\n        sep='{end}',\n        stop_token_ids=[\n            2,\n"
+            "        ]\n    )\n)\n"
+        )
+    (folder / "conversation.py").write_text(f"raise SystemExit('remote code was run')\n{calls}", encoding="utf-8")
 
 
 def change(folder: Path, **fields: object) -> None:

@@ -68,6 +68,8 @@ INTERNLM_2, INTERNLM_7 = (2048, 8192, 24, 16, 8, 92553), (4096, 14336, 32, 32, 8
 INTERNLM_20 = (6144, 16384, 48, 48, 8, 92553)
 
 PUBLISHED = {
+    "Mini-InternVL-Chat-2B-V1-5": Published("internlm2", INTERNLM_2, "2.2"),
+    "InternVL-Chat-V1-5": Published("internlm2", INTERNLM_20, "25.5", large=True),
     "InternVL2-1B": Published("qwen2", (*QWEN_HALF, 151655), "0.9"),
     "InternVL2-2B": Published("internlm2", INTERNLM_2, "2.2"),
     "InternVL2-4B": Published("phi3", (3072, 8192, 32, 32, 32, 32020), "4.1"),

@@ -1,6 +1,7 @@
 """Whole runs of judges of transformers' families: given answers, no model to train."""
 
 import json
+import shutil
 
 import judges
 import product
@@ -14,7 +15,7 @@ from test_family_judges import sampled
 from data_engine import load_model
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.job import worker
+from data_engine.job import model_holder, worker
 from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit
 from data_engine.questions.dataset import load_questions
 from data_engine.rewards.yesno import YesNoTemplate
@@ -70,3 +71,23 @@ def test_another_number_in_the_head_is_another_reward_model(checkpoints, tmp_pat
     other = judges.with_tensors(checkpoints("qwen2_5_vl").folder, tmp_path / "other", head)
     with pytest.raises(UserError, match="scalar_model was"):
         worker.run(RunConfig(**given | {"scalar_model_path": str(other)}))
+
+
+def test_a_model_that_judges_its_own_answers_is_loaded_once_and_says_what_a_copy_of_it_says(
+    checkpoints, tmp_path, monkeypatch
+):
+    given = settings(tmp_path, checkpoints("qwen2_5_vl"))
+    folder, loaded, load = given["yesno_model_path"], [], model_holder.load_model
+    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: loaded.append(a) or load(*a, **b))
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    flags = {name: value for name, value in given.items() if name != "answers" and not name.startswith("scalar")}
+    flags |= {"rewards": "yesno", "instruct_model_path": folder, "instruct_model_name": "auto", "sample_k": 3,
+              "stop_after_stage": 1, "max_new_tokens": 6}  # fmt: skip
+    found = []
+    for name, judge in (("own", folder), ("other", str(copy))):
+        loaded.clear()
+        work = tmp_path / name
+        assert worker.run(RunConfig(**flags | {"yesno_model_path": judge, "work_dir": str(work)})) == 0
+        found.append((len(loaded), runs.read(work / "sampled_answer"), runs.read(work / "yesno")))
+    assert [number for number, *_ in found] == [1, 2]
+    assert found[0][1:] == found[1][1:]

@@ -1,5 +1,8 @@
 """Prompts of InternVL's own layout, by hand after conversation.py of InternVL's repository; its tokenizers."""
 
+import re
+import shutil
+
 import internvl_folders
 import internvl_tokenizers
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import BadRow
 from data_engine.models.auto.chat import Chat
+from data_engine.models.auto.model import Auto
 from data_engine.models.internvl_chat.conversation import chat_template, conversation_of
 from data_engine.models.internvl_chat.tokenizer import load_tokenizer
 from data_engine.models.registry import ModelError
@@ -90,7 +94,8 @@ def test_the_system_text_is_the_folders_own(folders, tmp_path):
     (tmp_path / "conversation.py").write_text(
         "raise SystemExit('remote code was run')\n"
         "register(Conversation(name='Hermes-2', system_message='Another.', sep='x'))\n"
-        "register(Conversation(name='internlm2-chat', system_message='You are \\'it\\' \\\\ {{ 1 }}.', sep='x'))\n"
+        "register(Conversation(name='internlm2-chat', system_message='You are \\'it\\' \\\\ {{ 1 }}.', "
+        "sep='<|im_end|>'))\n"
     )
     found = conversation_of(tmp_path, raw)
     assert found.system == "You are 'it' \\ {{ 1 }}."
@@ -103,6 +108,57 @@ def test_the_system_text_is_the_folders_own(folders, tmp_path):
     (tmp_path / "conversation.py").write_text("def (:")
     with pytest.raises(ModelError, match=r"conversation\.py cannot be read \(invalid syntax"):
         conversation_of(tmp_path, raw)
+
+
+OF_1_5 = {
+    "internlm2": "<s><|im_start|>system\nYou are an AI assistant whose name is InternLM (书生·浦语).<|im_end|>"
+                 "<|im_start|>user\nHow many?<|im_end|><|im_start|>assistant\n",
+    "phi3": "<s><|system|>You are an AI assistant whose name is Phi-3.<|end|><|user|>How many?<|end|><|assistant|>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OF_1_5)
+def test_a_folder_of_1_5_has_its_own_system_text_and_none_without_the_file_that_tells_it(folders, tmp_path, kind):
+    """config.json of 1.5 and 2 have the same fields; a guess would be a prompt that the model was not trained on."""
+    folder = shutil.copytree(folders(kind), tmp_path / "model")
+    internvl_folders.write_conversations(folder, "1.5")
+    chat = Chat.load(folder)
+    assert chat._tokenizer.decode(chat.inputs(Conversation.of("How many?", 0), [])["input_ids"][0]) == OF_1_5[kind]
+    (folder / "conversation.py").unlink()
+    name = internvl_folders.TEMPLATES[kind]
+    with pytest.raises(ModelError, match=f"has template '{name}', which InternVL 1.5 and 2 have with different system"):
+        Auto.check(folder)
+    internvl_folders.change(folder, system_message="Mine.")
+    assert conversation_of(folder, {"template": name, "system_message": "Mine."}).system == "Mine."
+    Auto.check(folder)
+
+
+OTHER_FORMS = {
+    # As InternVL's repository had phi3-chat in May 2024.
+    "sep_style": ("SeparatorStyle.MPT", "SeparatorStyle.CHATML", "sep_style 'CHATML' in its internlm2-chat; expected"),
+    "roles": ("('<|im_start|>user\\n'", "('<|im_start|>user'", "roles ('<|im_start|>user', '<|im_start|>assistant"),
+    "sep": (
+        "sep='<|im_end|>'",
+        "sep='<|im_end|>\\n'",
+        "sep '<|im_end|>\\n' in its internlm2-chat; expected '<|im_end|>'",
+    ),
+    "system_template": (
+        "system\\n{system_message}",
+        "system\\n\\n{system_message}",
+        "system_template '<|im_start|>system",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_a_folder_whose_format_has_another_form_is_refused(folders, tmp_path, name):
+    old, new, told = OTHER_FORMS[name]
+    folder = shutil.copytree(folders("internlm2"), tmp_path / "model")
+    path = folder / "conversation.py"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ModelError, match=re.escape(f"{path} has {told}")):
+        Auto.check(folder)
 
 
 def test_a_text_with_the_mark_of_a_picture_is_left_out_and_one_of_a_film_is_a_text(folders):

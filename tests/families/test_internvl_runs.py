@@ -151,6 +151,7 @@ def test_weights_are_held_once_in_the_dtype_of_the_run(pair):
 
 def test_a_run_is_bound_to_the_folders_chat_format(pair, tmp_path):
     folder = shutil.copytree(pair[0], tmp_path / "model")
+    (folder / "conversation.py").unlink()
     before = content_files(folder)
     (folder / "conversation.py").write_text("")
     (folder / "modeling_internvl_chat.py").write_text("")

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 import torch
-from internvl_folders import shapes_of, write_json
+from internvl_folders import shapes_of, write_conversations, write_json
 from internvl_sizes import PUBLISHED
 from transformers import AutoModelForImageTextToText
 
@@ -39,6 +39,7 @@ NAMES = {size: "=".join(name for name, other in PUBLISHED.items() if other == si
 def test_a_published_size_has_its_published_parameters(tmp_path, published):
     config = published.config()
     write_json(tmp_path / "config.json", config)
+    write_conversations(tmp_path)
     write_json(tmp_path / "added_tokens.json", {"<IMG_CONTEXT>": published.sizes[-1] - 7})
     shapes = shapes_of(config)
     write_holes(tmp_path / "model.safetensors", shapes)

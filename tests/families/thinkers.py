@@ -26,10 +26,16 @@ def qwen3_5_spelled():
     return _opening(*tiny_mrope.qwen3_5(), added=False)
 
 
-def _opening(model, processor, added: bool):
+def qwen3_5_counting():
+    """One that writes digits, and ends its thought now and then."""
+    return _opening(*tiny_mrope.qwen3_5(), added=True, digits=ENDS_THOUGHTS)
+
+
+def _opening(model, processor, added: bool, digits: float = 0):
     if added:
         processor.tokenizer.add_tokens(["<think>", "</think>"])
-        steer(model, dict(zip(ids(processor.tokenizer, "</think>", "<think>"), (ENDS_THOUGHTS, -50), strict=True)))
+        logits = dict(zip(ids(processor.tokenizer, "</think>", "<think>"), (ENDS_THOUGHTS, -50), strict=True))
+        steer(model, logits | dict.fromkeys(ids(processor.tokenizer, *"0123456789"), digits))
     processor.chat_template = thinking.opening(IMAGE)
     return model, processor
 
@@ -54,5 +60,5 @@ def steer(model, logits: dict[int, float]) -> None:
 
 FAMILIES = {
     name: Family(f"thinkers:{name}", "a prompt that opens a thought", video=QWEN_3, hybrid=True)
-    for name in ("qwen3_5", "qwen3_5_spelled")
+    for name in ("qwen3_5", "qwen3_5_spelled", "qwen3_5_counting")
 }

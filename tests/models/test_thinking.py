@@ -156,7 +156,8 @@ def test_an_opened_thought_whose_end_the_tokenizer_lacks_is_refused(tmp_path, op
     assert str(caught.value) == (
         f"the chat template of {folder} opens a thought with {opens}, and its tokenizer has no {ends} to end it: "
         "answers cannot be told from thoughts. Pass a template that opens none with --chat_template FILE, or "
-        "--chat_template_kwargs '{\"enable_thinking\": false}' where the template reads that"
+        "--chat_template_kwargs '{\"enable_thinking\": false}' where the template reads that; of a judge, with "
+        "--critic_chat_template_kwargs and the like"
     )
     # Where the tokenizer has it, all is well.
     assert Chat.load(qwen(tmp_path / "both", source, plain=[opens, ends])).thought_marks[0] == (opens, ends)

@@ -39,8 +39,8 @@ OF_A_PAIRING = (
 )  # fmt: skip
 # Bound under the flag's name, but not in the form in which the flag takes it.
 _NOT_AS_GIVEN = (
-    "dataset", "columns", "chat_template", "chat_template_kwargs", "yesno_template", "critic_template", "rule",
-    "reference_columns", "device", "dtype", "unit_size",
+    "dataset", "columns", "chat_template", stages.TEMPLATE_KWARGS, *map(stages.kwargs_flag, stages.JUDGES),
+    "yesno_template", "critic_template", "rule", "reference_columns", "device", "dtype", "unit_size",
 )  # fmt: skip
 # Flags that name a file, by names that do not say so.
 _FILES = ("chat_template", "yesno_template", "critic_template", "rule", "zero3_config", "answers")

@@ -25,7 +25,7 @@ class ModelHolder:
 
     def __init__(self, plan: Plan, image_workers: ImageWorkers) -> None:
         self._plan, self._image_workers = plan, image_workers
-        self._model, self._role = None, None
+        self._model, self._role, self._made_of = None, None, None
         self._runner, self._stage = None, None
 
     @functools.cached_property
@@ -33,25 +33,37 @@ class ModelHolder:
         return functools.partial(self._image_workers.decode, exif=self._plan.config.exif)
 
     def load(self, role: str | None, coordination: Coordination):
-        """The model of a role; the one before is let go first. A stage without a model gets None, and frees nothing."""
+        """The model of a role; the one before is let go first, unless it is the same, by its folder and how it is read.
+
+        A stage without a model gets None, and frees nothing.
+        """
         if role is None:
             return None
         if self._role == role:
             return self._model
-        self.release()
         plan, start = self._plan, time.perf_counter()
-        chat = plan.config.chat_of(role)
-        log.info("loading the %s model from %s", role, plan.checkpoints[role].told)
-        with naming_flag(plan.config, role):
-            self._model = load_model(
-                plan.checkpoints[role].name, str(plan.checkpoints[role].folder), device=str(plan.target.device),
-                dtype=plan.target.dtype_name, split=coordination.split,
-                chat_template=chat.template, chat_template_kwargs=chat.kwargs, headed=role in HEADED,
-            )  # fmt: skip
+        made_of = checkpoint, options = self._to_load(role)
+        # The calls of a split model belong to the stages of one role.
+        if coordination.split is None and made_of == self._made_of:
+            log.info("the %s model is the %s model, which is loaded", role, self._role)
+            self.drop_runner()
+        else:
+            self.release()
+            log.info("loading the %s model from %s", role, plan.checkpoints[role].told)
+            with naming_flag(plan.config, role):
+                self._model = load_model(*checkpoint, **options, split=coordination.split)
         choose(plan, role, self._model, self._decode)
-        self._role = role
+        self._role, self._made_of = role, made_of
         logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)
         return self._model
+
+    def _to_load(self, role: str) -> tuple[tuple[str | None, str], dict[str, object]]:
+        """What load_model is told of the model of a role: name and path, and options."""
+        checkpoint, chat, target = self._plan.checkpoints[role], self._plan.config.chat_of(role), self._plan.target
+        return (checkpoint.name, str(checkpoint.folder)), {
+            "device": str(target.device), "dtype": target.dtype_name, "chat_template": chat.template,
+            "chat_template_kwargs": chat.kwargs, "headed": role in HEADED,
+        }  # fmt: skip
 
     def runner(self, stage: Stage, coordination: Coordination) -> StageRunner:
         """The runner of a stage, with its model; that of another stage goes, and what it holds on the device."""
@@ -84,4 +96,4 @@ class ModelHolder:
     def release(self) -> None:
         """Let go of model and runner."""
         self.drop_runner()
-        self._model, self._role = None, None
+        self._model, self._role, self._made_of = None, None, None

@@ -56,11 +56,15 @@ def _canonical(config: RunConfig) -> dict[str, str | None]:
     # Columns that only sources of reward read shape nothing but these.
     given = {ours: theirs for ours, theirs in config.column_names.items() if ours not in REFERENCE_COLUMNS}
     names = {ours: theirs for ours, theirs in given.items() if ours != theirs}
-    template, arguments = config.chat_template_text, config.template_kwargs
+    template = config.chat_template_text
+    judges = {stages.kwargs_flag(role): config.judge_kwargs(role) for role in stages.JUDGES if role in config.roles}
     return {
         "columns": ",".join(f"{ours}={names[ours]}" for ours in sorted(names)) or None,
         "chat_template": hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
-        "chat_template_kwargs": json.dumps(arguments, sort_keys=True) if arguments else None,
+        **{
+            name: json.dumps(given, sort_keys=True) if given else None
+            for name, given in ({stages.TEMPLATE_KWARGS: config.template_kwargs} | judges).items()
+        },
         "sampler": None if config.sampler == "native" else config.sampler,
         **({"vllm_args": shaping(config.vllm_options)} if config.sampler == "vllm" else {}),
     }

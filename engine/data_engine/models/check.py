@@ -15,7 +15,7 @@ from data_engine.models import chat_options, class_for, family_class, head_optio
 from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.weight_files import check_files
-from data_engine.stages import HEADED
+from data_engine.stages import HEADED, kwargs_flag
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
@@ -59,14 +59,19 @@ def check_loadable(
             if config.zero3 == "on":
                 family_class(families[role]).check_split(folder)
             good.append(role)
-    chat = config.chat
-    reading = [role for role in folders if config.chat_of(role).kwargs]
-    if reading and set(reading) <= set(good):
-        sides = [class_for(families[role], chat).text_side(folders[role], chat) for role in reading]
-        if unread := set.intersection(*(set(side.unused_kwargs) for side in sides)):
+    unused: dict[str, list[set[str]]] = {}
+    flags = {role: kwargs_flag(role) for role in folders if config.chat_of(role).kwargs}
+    for role, flag in flags.items():
+        # A template of a checkpoint that is wrong may be one that reads them.
+        if all(other in good for other, own in flags.items() if own == flag):
+            chat = config.chat_of(role)
+            side = class_for(families[role], chat).text_side(folders[role], chat)
+            unused.setdefault(flag, []).append(set(side.unused_kwargs))
+    for flag, found in unused.items():
+        if unread := set.intersection(*found):
             problems.note(ModelError(
-                f"chat_template_kwargs has {', '.join(sorted(unread))}, which no chat template of this run reads: "
-                "leave it out, or see how the template spells it"
+                f"{flag} has {', '.join(sorted(unread))}, which no chat template of this run reads: leave it out, or "
+                "see how the template spells it"
             ))  # fmt: skip
     problems.raise_any()
 

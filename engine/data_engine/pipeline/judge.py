@@ -55,7 +55,9 @@ class YesNo:
         if model.read_answer(Conversation.of(template.text), []).text is None:
             raise UserError(
                 "the yesno model's chat template opens a thought before each answer, so that yes or no does not stand "
-                "behind the question: choose another --yesno_model_path, or ask this model by --critic_model_path"
+                "behind the question: where the template reads that, --yesno_chat_template_kwargs "
+                """'{"enable_thinking": false}' switches it off; else choose another --yesno_model_path, or ask this """
+                "model by --critic_model_path"
             )
         self._template = template
         self._yes, self._no = (word_ids(model, name) for name in WORDS)

@@ -168,8 +168,13 @@ class Questions:
                 further = {name: values[i] for name, values in cells.items()}
                 yield {"idx": next(ids), "question": _question_in(asked, i), **further}
 
+    def file_sizes(self) -> list[tuple[str, int]]:
+        """(name, rows) of each file of the dataset, in order; [] for a source that does not tell."""
+        sizes = getattr(self._source, "file_sizes", None)
+        return sizes() if sizes else []
+
     def column(self, name: str) -> Iterator[object]:
-        """One of the further columns, of all rows."""
+        """One of the optional or further columns, of all rows."""
         for batch in self._source.batches(range(len(self)), [name]):
             yield from self._source.values(batch.column(name))
 

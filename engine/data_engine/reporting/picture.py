@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data_engine.preferences.counts import Funnel
-from data_engine.reporting.page import kept_numbers, shown_rewards
+from data_engine.reporting.columns import kept_numbers, shown_rewards
 
 
 def picture(pairs: Path, funnel: Funnel) -> bytes | None:

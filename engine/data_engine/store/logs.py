@@ -64,26 +64,34 @@ def warn(work_dir: Path, rank: int, level: str, message: str) -> None:
 
 def unit_lines(work_dir: Path) -> Iterator[dict]:
     """The lines about units, of one process after the other; stage, time, seconds and answers are there."""
-    for entry in _lines(work_dir):
+    for _, entry in unit_lines_by_rank(work_dir):
+        yield entry
+
+
+def unit_lines_by_rank(work_dir: Path) -> Iterator[tuple[str, dict]]:
+    """The same, each with the rank that wrote it, as its log's name has it."""
+    for rank, entry in _lines(work_dir):
         try:
             entry |= {"stage": str(entry["stage"])}
             entry |= {name: float(entry[name]) for name in ("time", "seconds", "answers")}
         except (ValueError, KeyError, TypeError):
             continue
-        yield entry
+        yield rank, entry
 
 
 def events(work_dir: Path) -> Iterator[tuple[str, float]]:
     """The other lines: what was done, and the seconds that it took."""
-    for entry in _lines(work_dir):
+    for _, entry in _lines(work_dir):
         try:
             yield str(entry["event"]), float(entry["seconds"])
         except (ValueError, KeyError, TypeError):
             continue
 
 
-def _lines(work_dir: Path) -> Iterator[dict]:
+def _lines(work_dir: Path) -> Iterator[tuple[str, dict]]:
+    """(rank, line) of every log."""
     for path in sorted((work_dir / "logs").glob("rank-*.jsonl")):
+        rank = path.name.removeprefix("rank-").partition("-")[0].removesuffix(".jsonl")
         with open(path, "rb") as file:
             for line in file:
                 try:
@@ -92,7 +100,7 @@ def _lines(work_dir: Path) -> Iterator[dict]:
                 except ValueError:
                     continue
                 if isinstance(entry, dict):
-                    yield entry
+                    yield rank, entry
 
 
 def duration(seconds: float) -> str:

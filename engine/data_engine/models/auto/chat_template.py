@@ -52,7 +52,7 @@ class ChatTemplate:
         self.name = "--chat_template" if settings.template is not None else f"the chat template of {folder}"
         ours = sorted(_OURS & set(settings.kwargs))
         if ours:
-            raise UserError(f"--chat_template_kwargs has {ours[0]!r}, which the engine sets by itself: leave it out")
+            raise UserError(f"{settings.flag} has {ours[0]!r}, which the engine sets by itself: leave it out")
         """what messages call it"""
         self.source = self._no_clock(_source(processor, settings, folder))
         known = self._variables()

@@ -48,7 +48,8 @@ def require_ends(
         raise ModelError(
             f"{name} opens a thought with {opened.opens}, and its tokenizer has no {opened.ends} to end it: answers "
             "cannot be told from thoughts. Pass a template that opens none with --chat_template FILE, or "
-            """--chat_template_kwargs '{"enable_thinking": false}' where the template reads that"""
+            """--chat_template_kwargs '{"enable_thinking": false}' where the template reads that; of a judge, with """
+            "--critic_chat_template_kwargs and the like"
         )
     return marks
 

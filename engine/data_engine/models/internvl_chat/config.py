@@ -138,7 +138,8 @@ def _refuse_others(raw: Mapping, where: Path) -> None:
     for name, (found, expected, what) in wanted.items():
         if found != expected:
             raise ModelError(
-                f"{where} has {name} {found!r}; expected {expected!r}: {what}; InternVL 2, 2.5, 3 and 3.5 are supported"
+                f"{where} has {name} {found!r}; expected {expected!r}: {what}; InternVL 1.5, 2, 2.5, 3 and 3.5 are "
+                "supported"
             )
     if raw.get("flash_mode"):
         raise ModelError(f"{where} has flash_mode {raw['flash_mode']!r}: InternVL3.5-Flash is not supported")

@@ -1,7 +1,7 @@
 """The chat formats of InternVL's own layout, which its config.json names, as templates for transformers.
 
 Source of formats and system texts: conversation.py of InternVL's repository. A folder's own conversation.py is read as
-text, for its system text; it is never run.
+text, for its system text, and must have the same format; it is never run.
 """
 
 import ast
@@ -37,21 +37,34 @@ CONVERSATIONS: Mapping[str, Conversation] = {
     "phi3-chat": Conversation(_EARLIER, _PHI3, "<|end|>"),
     "internvl2_5": Conversation(_LATER, _CHATML, "<|im_end|>\n"),
 }
+# Formats that InternVL 1.5 has by the same name as 2, with another system text; their config.json have the same fields.
+_ALSO_OF_1_5 = ("internlm2-chat", "phi3-chat")
 # The file of a folder that has its formats.
 FILE = "conversation.py"
 
 
 def conversation_of(folder: Path, raw: Mapping) -> Conversation:
-    """The format that config.json names, with the system text of config.json, else of the folder's conversation.py."""
+    """The format that config.json names, with the system text of config.json, else of the folder's conversation.py.
+
+    Raises ModelError for a format of another form, and where neither file tells the system text of 1.5 from that of 2.
+    """
     name = raw.get("template")
     if name not in CONVERSATIONS:
         raise ModelError(
             f"{folder / 'config.json'} has template {name!r}; of internvl_chat these are supported: "
             f"{', '.join(CONVERSATIONS)}"
         )
+    in_file = _in_file(folder / FILE, name)
+    _refuse_another_form(folder / FILE, name, in_file)
     told = raw.get("system_message")
     if told is None:
-        told = _system_in_file(folder / FILE, name)
+        told = in_file.get("system_message")
+    if told is None and name in _ALSO_OF_1_5:
+        raise ModelError(
+            f"{folder / 'config.json'} has template {name!r}, which InternVL 1.5 and 2 have with different system "
+            f"texts, and {folder} has no {FILE} that says which: put the {FILE} that was published with the weights "
+            "there, or system_message into config.json"
+        )
     if told is None:
         return CONVERSATIONS[name]
     if not isinstance(told, str):
@@ -88,10 +101,10 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _system_in_file(path: Path, name: str) -> str | None:
-    """The system text of a format in a folder's conversation.py; None where there is none as a plain literal."""
+def _in_file(path: Path, name: str) -> dict[str, object]:
+    """What a folder's conversation.py says of a format, as far as it is plain literals; nothing without the file."""
     if not path.is_file():
-        return None
+        return {}
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     # RecursionError and MemoryError: of a file that was made to break the parser.
@@ -101,7 +114,32 @@ def _system_in_file(path: Path, name: str) -> str | None:
             "repository"
         ) from error
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        given = {one.arg: one.value.value for one in call.keywords if isinstance(one.value, ast.Constant)}
-        if given.get("name") == name and isinstance(given.get("system_message"), str):
-            return given["system_message"]
-    return None
+        given = {one.arg: _literal(one.value) for one in call.keywords if one.arg}
+        if given.get("name") == name:
+            return {field: value for field, value in given.items() if value is not None}
+    return {}
+
+
+def _literal(node: ast.expr) -> object:
+    """The value of a literal, or the name of an attribute, as SeparatorStyle.MPT has it; None of anything else."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _refuse_another_form(path: Path, name: str, told: Mapping[str, object]) -> None:
+    """Raise ModelError where a folder's conversation.py puts its turns together in another way."""
+    known = CONVERSATIONS[name]
+    expected = {
+        "system_template": known.opens["system"] + "{system_message}",
+        "roles": (known.opens["user"], known.opens["assistant"]), "sep": known.end, "sep_style": "MPT",
+    }  # fmt: skip
+    for field, value in expected.items():
+        if told.get(field, value) != value:
+            raise ModelError(
+                f"{path} has {field} {told[field]!r} in its {name}; expected {value!r}: this form of the format is not "
+                "supported"
+            )

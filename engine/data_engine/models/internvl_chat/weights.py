@@ -137,7 +137,7 @@ def _planned(folder: Path, dtype: torch.dtype, others: Collection[str]) -> Plan:
             raise ModelError(f"weight {one} is of the router of an InternVL3.5-Flash, which is not supported")
         if placing is None or any(target.name not in parameters for target in placing.targets):
             raise ModelError(
-                f"unexpected weight {one}: no part of an InternVL 2, 2.5, 3 or 3.5 with this config.json has it"
+                f"unexpected weight {one}: no part of an InternVL 1.5, 2, 2.5, 3 or 3.5 with this config.json has it"
             )
         _check(one, placing, parameters)
         for target in placing.targets:

@@ -57,6 +57,13 @@ class ParquetSource:
                 break
         return pa.chunked_array(chunks, self.columns["idx"])[:limit]
 
+    def file_sizes(self) -> list[tuple[str, int]]:
+        """(name, rows) of each file, in order."""
+        sizes: dict[Path, int] = {}
+        for file, _, start, stop in self._groups:
+            sizes[file] = sizes.get(file, 0) + stop - start
+        return [(file.name, size) for file, size in sizes.items()]
+
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
         first = bisect.bisect_right(self._groups, rows.start, key=lambda group: group[3])
         for file, group, start, _ in itertools.islice(self._groups, first, None):

@@ -1,0 +1,160 @@
+"""Two pairings of one run on one page: funnels and margins side by side, and the pairs that only one of them keeps."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from data_engine.preferences.counts import Funnel
+from data_engine.questions.dataset import Questions
+from data_engine.questions.images import Exif
+from data_engine.reporting import charts, choice, facts
+from data_engine.reporting.agreement import disagreement
+from data_engine.reporting.answers import read_run_file
+from data_engine.reporting.charts import Series
+from data_engine.reporting.choice import Choice
+from data_engine.reporting.columns import PairNumbers, ranking_rewards
+from data_engine.reporting.gallery import MOST_BYTES, PageData, Run, gallery_data
+from data_engine.reporting.render import render
+from data_engine.store import units
+
+Pairing = tuple[str, Funnel]
+"""its name and its funnel"""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Which kept pairs two pairings share."""
+
+    both: int
+    """pairs of the same two answers, in the same order"""
+    turned: int
+    """pairs of the same two answers of which one pairing chose the other"""
+    only: tuple[np.ndarray, np.ndarray]
+    """rows, in each file of pairs, of the kept pairs that the other has not"""
+
+
+def write_comparison(
+    work_dir: Path,
+    questions: Questions,
+    pairings: tuple[Pairing, Pairing],
+    max_megapixels: float = 64,
+    exif: Exif = "apply",
+) -> Path:
+    """Write the page that compares two pairings and return its path: report/compare/ONE/OTHER/index.html."""
+    run = Run(work_dir, read_run_file(work_dir), questions, max_megapixels, exif)
+    names = [name for name, _ in pairings]
+    numbers = [PairNumbers.read(work_dir / f"pairs/{name}.parquet") for name in names]
+    shared = overlap(*numbers)
+    data = _gallery(run, names, numbers, shared)
+    text = render(
+        "compare.html.j2",
+        data.as_json(),
+        title=f"Two pairings: {names[0]} and {names[1]}",
+        names=names,
+        funnel=funnel_table(pairings),
+        margins=[(name, margin_chart(one)) for name, one in zip(names, numbers, strict=True)],
+        lengths=[(name, facts.length_table(one)) for name, one in zip(names, numbers, strict=True)],
+        overlap=[("kept pairs", ""), *_overlap_rows(names, numbers, shared)],
+        told=data.told,
+        no_heat=data.answers.no_heat,
+        statuses=[f"only {name}" for name in names],
+    )
+    path = work_dir / "report/compare" / names[0] / names[1] / "index.html"
+    with units.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def overlap(one: PairNumbers, other: PairNumbers) -> Overlap:
+    """What two pairings of the same answers share of their kept pairs."""
+    keys, turned = _keys(one, other)
+    only = tuple(own.kept[~np.isin(keys[at], keys[1 - at])] for at, own in enumerate((one, other)))
+    return Overlap(int(np.isin(keys[0], keys[1]).sum()), int(np.isin(keys[0], turned).sum()), only)
+
+
+def _keys(one: PairNumbers, other: PairNumbers) -> tuple[list[np.ndarray], np.ndarray]:
+    """A number for each kept pair of both, equal where question and answers are; and those of `other` turned round."""
+    names = ["idx", "chosen_index", "rejected_index"]
+    tables = [
+        pq.read_table(own.path, columns=names, partitioning=None).take(pa.array(own.kept)) for own in (one, other)
+    ]
+    known = pc.unique(
+        pa.chunked_array([chunk for table in tables for chunk in table["idx"].chunks], tables[0]["idx"].type)
+    )
+    columns = [
+        [pc.index_in(table["idx"], known).to_numpy(zero_copy_only=False).astype(np.int64)]
+        + [table[name].to_numpy().astype(np.int64) for name in names[1:]]
+        for table in tables
+    ]
+    # sample_index may be any int32 of a file of answers: they are numbered anew.
+    indexes = np.unique(np.concatenate([column for own in columns for column in own[1:]]))
+    size = max(1, len(indexes))
+    numbered = [(own[0], *(np.searchsorted(indexes, column) for column in own[1:])) for own in columns]
+    keys = [(idx * size + chosen) * size + rejected for idx, chosen, rejected in numbered]
+    idx, chosen, rejected = numbered[1]
+    return keys, (idx * size + rejected) * size + chosen
+
+
+def funnel_table(pairings: Sequence[Pairing]) -> list[tuple[str, ...]]:
+    """The lines of both funnels side by side, in the order in which things are left out; "" where one has no line."""
+    lines = [dict(funnel.lines()) for _, funnel in pairings]
+    order: list[str] = []
+    for own in lines:
+        at = 0
+        for name in own:
+            if name in order:
+                at = order.index(name) + 1
+            else:
+                order.insert(at, name)
+                at += 1
+    rows = [(name, *(f"{own[name]:,}" if name in own else "" for own in lines)) for name in order]
+    return [("", *(name for name, _ in pairings)), *rows]
+
+
+def margin_chart(numbers: PairNumbers) -> Markup:
+    """Margins of the kept pairs."""
+    return charts.histogram([Series("kept", numbers.columns["margin"][numbers.kept], "kept")], "Margins of kept pairs")
+
+
+def _overlap_rows(names: Sequence[str], numbers: Sequence[PairNumbers], shared: Overlap) -> list[tuple[str, str]]:
+    told = [(f"in {name}", f"{len(own.kept):,}") for name, own in zip(names, numbers, strict=True)]
+    told += [("in both, the same answer chosen", f"{shared.both:,}")]
+    told += [("in both, the other answer chosen", f"{shared.turned:,}")]
+    return told + [(f"only in {name}", f"{len(rows):,}") for name, rows in zip(names, shared.only, strict=True)]
+
+
+def _gallery(run: Run, names: Sequence[str], numbers: Sequence[PairNumbers], shared: Overlap) -> PageData:
+    parts = []
+    for name, own, rows in zip(names, numbers, shared.only, strict=True):
+        ends, between = choice.spread(rows, own.columns["margin"], choice.NUM_PAIRS // 2, name)
+        told = [choice.told_of(f"only in {name}", len(rows), ends, between)]
+        ranking = [reward for reward in ranking_rewards(own.path) if f"chosen_{reward}" in own.columns]
+        extra = {}
+        if len(ranking) > 1:
+            extra["disagreement"] = disagreement([own.difference(reward) for reward in ranking])
+        chosen = Choice(np.concatenate([ends, between]).astype(np.int64), told)
+        data = gallery_data(run, own.path, chosen, extra, own.rewards(), MOST_BYTES / 2)
+        for pair in data.pairs:
+            pair["status"] = f"only {name}"
+        parts.append(data)
+    return joined(*parts)
+
+
+def joined(one: PageData, other: PageData) -> PageData:
+    """The data of two galleries as that of one."""
+    images = list(dict.fromkeys([*one.images, *other.images]))
+    places = {image: at for at, image in enumerate(images)}
+    for data in (one, other):
+        for pair in data.pairs:
+            pair["pictures"] = [places[data.images[number]] for number in pair["pictures"]]
+    pairs = [*one.pairs, *other.pairs]
+    for number, pair in zip(itertools.count(), pairs, strict=False):
+        pair["number"] = number
+    return PageData(pairs, images, one.answers, [*one.told, *other.told])

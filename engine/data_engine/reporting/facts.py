@@ -1,0 +1,199 @@
+"""Tables of the page that are no charts: the funnel, lengths, sources, rows left out, settings and what is bound."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_engine.preferences.counts import Funnel
+from data_engine.questions.dataset import Questions
+from data_engine.reporting.columns import KEPT, PairNumbers
+from data_engine.reporting.timings import kind_of
+from data_engine.store import logs, units
+
+Table = list[tuple[str, ...]]
+# Columns of a dataset that name where a row is from, the first of them that is there.
+SOURCE_COLUMNS = ("ds_name", "origin_dataset")
+MOST_SOURCES, MOST_REASONS, MOST_EXAMPLES, MOST_LETTERS = 40, 30, 5, 200
+
+
+def funnel_bars(funnel: Funnel) -> list[dict]:
+    """The lines of the funnel; percent is relative to the last line that says how many came in."""
+    whole, bars = 1, []
+    for name, count in funnel.lines():
+        if name in ("questions", "answers", "candidate pairs"):
+            whole = max(count, 1)
+        kind = "out" if name.startswith(" ") else "in"
+        bars.append({"kind": kind, "name": name.strip(), "count": count, "percent": 100 * count / whole})
+    return bars
+
+
+def length_table(numbers: PairNumbers) -> Table:
+    """How much longer the chosen answers are, over all candidate pairs and over the kept ones."""
+    rows = [("", "pairs", "words of chosen", "words of rejected", "mean difference", "chosen is longer", "equal")]
+    for name, own in (("before: all candidates", np.arange(len(numbers))), ("after: kept", numbers.kept)):
+        if not len(own):
+            continue
+        chosen, rejected = (numbers.columns[f"{side}_words"][own] for side in ("chosen", "rejected"))
+        difference = numbers.word_difference[own]
+        means = f"{chosen.mean():.1f}", f"{rejected.mean():.1f}", f"{difference.mean():+.2f}"
+        shares = f"{100 * (difference > 0).mean():.1f} %", f"{100 * (difference == 0).mean():.1f} %"
+        rows.append((name, f"{len(own):,}", *means, *shares))
+    return rows if len(rows) > 1 else []
+
+
+def source_table(questions: Questions, numbers: PairNumbers) -> tuple[str, Table]:
+    """What names the sources, and questions, candidate and kept pairs of each; no rows where nothing names them."""
+    column = next((name for name in SOURCE_COLUMNS if name in questions.optional_columns), None)
+    if column is not None:
+        named = (_text(value) for value in questions.column(column))
+        title = f"column {column}"
+    else:
+        files = questions.file_sizes()
+        if len(files) < 2:
+            return "", []
+        named, title = (name for name, size in files for _ in range(size)), "file of the dataset"
+    codes, names = np.zeros(len(questions), np.int32), {}
+    for row, name in zip(range(len(questions)), named, strict=False):
+        codes[row] = names.setdefault(name, len(names))
+    return title, _source_rows(questions, numbers, codes, list(names))
+
+
+def _source_rows(questions: Questions, numbers: PairNumbers, codes: np.ndarray, names: list[str]) -> Table:
+    idxs = pq.read_table(numbers.path, columns=["idx"], partitioning=None)["idx"]
+    places = pc.index_in(idxs, pa.array(questions.idx, idxs.type)).to_numpy(zero_copy_only=False)
+    own = codes[places.astype(np.int64)] if len(places) else codes[:0]
+    counts = [np.bincount(found, minlength=len(names)) for found in (codes, own, own[numbers.kept])]
+    order = np.argsort(-counts[0], kind="stable")[:MOST_SOURCES].tolist()
+    rows = [("source", "questions", "candidate pairs", "kept pairs")]
+    rows += [(names[at], *(f"{count[at]:,}" for count in counts)) for at in order]
+    if len(names) > MOST_SOURCES:
+        rest = [int(count.sum() - count[order].sum()) for count in counts]
+        rows.append((f"{len(names) - MOST_SOURCES:,} others", *(f"{count:,}" for count in rest)))
+    return rows
+
+
+def _text(value: object) -> str:
+    """A cell of a column that names a source."""
+    if value is None:
+        return "(none)"
+    return (value.decode(errors="replace") if isinstance(value, bytes) else str(value))[:MOST_LETTERS]
+
+
+def left_out_table(work_dir: Path) -> Table:
+    """Rows that a stage left out by kind of reason, the most frequent first, each with a few of their idx."""
+    counts, examples, order = Counter(), {}, []
+    for row in units.left_out(work_dir):
+        key = (row["stage"], kind_of(row["reason"]))
+        counts[key] += 1
+        if key not in examples:
+            order.append(key)
+        own = examples.setdefault(key, [])
+        if len(own) < MOST_EXAMPLES:
+            own.append(row["idx"])
+    if not counts:
+        return []
+    rows = [("left out in", "rows", "reason", "for example idx")]
+    for stage, why in sorted(order, key=lambda key: -counts[key])[:MOST_REASONS]:
+        told = ", ".join(str(idx)[:60] for idx in examples[stage, why])
+        rows.append((stage, f"{counts[stage, why]:,}", why, told))
+    if len(order) > MOST_REASONS:
+        rest = counts.total() - sum(count for _, count in counts.most_common(MOST_REASONS))
+        rows.append(("", f"{rest:,}", "other reasons", ""))
+    return rows
+
+
+def finish_table(reasons: Mapping[str, int]) -> Table:
+    """Answers by why their text ended, the most frequent first."""
+    whole = sum(reasons.values())
+    if not whole:
+        return []
+    rows = sorted(reasons.items(), key=lambda one: (-one[1], one[0]))
+    return [("answers ended by", "answers", "share"),
+            *((name, f"{count:,}", f"{100 * count / whole:.1f} %") for name, count in rows)]  # fmt: skip
+
+
+def rank_table(work_dir: Path) -> Table:
+    """Time and throughput by stage and rank."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for rank, line in logs.unit_lines_by_rank(work_dir):
+        own = found.setdefault((line["stage"], rank), [0, 0.0, 0.0, 0.0])
+        own[0] += 1
+        for at, name in enumerate(("seconds", "answers", "tokens"), 1):
+            value = line.get(name, 0)
+            own[at] += float(value) if isinstance(value, int | float) else 0.0
+    if not found:
+        return []
+    rows = [("stage", "rank", "units", "time", "answers", "answers/s", "tokens/s")]
+    for (stage, rank), (count, seconds, answers, tokens) in found.items():
+        paces = [f"{value / seconds:,.1f}" if seconds and value else "" for value in (answers, tokens)]
+        rows.append((stage, rank, f"{count:,}", logs.duration(seconds), f"{int(answers):,}", *paces))
+    return rows
+
+
+def lanes(work_dir: Path, most: int = 32, steps: int = 400) -> list[tuple[str, list[tuple[float, float, str]]]]:
+    """What each rank computed when, in seconds since the first start; spans of a stage that nearly touch are one."""
+    found: dict[str, list[tuple[float, float, str]]] = {}
+    for rank, line in logs.unit_lines_by_rank(work_dir):
+        if np.isfinite([line["time"], line["seconds"]]).all():
+            found.setdefault(rank, []).append((line["time"] - line["seconds"], line["time"], line["stage"]))
+    if not found:
+        return []
+    first = min(start for spans in found.values() for start, _, _ in spans)
+    last = max(end for spans in found.values() for _, end, _ in spans)
+    near = (last - first) / steps
+    named = sorted(found.items(), key=lambda one: (len(one[0]), one[0]))[:most]
+    return [(f"rank {rank}", list(_joined(sorted(spans), first, near))) for rank, spans in named]
+
+
+def _joined(spans: list[tuple[float, float, str]], first: float, near: float) -> Iterator[tuple[float, float, str]]:
+    held = None
+    for start, end, stage in spans:
+        if held is not None and held[2] == stage and start - held[1] <= near:
+            held = (held[0], max(held[1], end), stage)
+            continue
+        if held is not None:
+            yield held[0] - first, held[1] - first, held[2]
+        held = (start, end, stage)
+    if held is not None:
+        yield held[0] - first, held[1] - first, held[2]
+
+
+def settings_tables(path: Path, run_file: Mapping) -> list[tuple[str, Table]]:
+    """The pairing's settings, what units are bound to, and versions; a title and rows of each."""
+    metadata = pq.read_schema(path).metadata or {}
+    pairing = json.loads(metadata.get(b"settings", b"{}"))
+    if b"length_alpha" in metadata:
+        pairing["length_alpha (found)"] = json.loads(metadata[b"length_alpha"])
+    named = [
+        ("Pairing", pairing),
+        ("Bound: what shaped the numbers of every unit", run_file.get("bound")),
+        ("Versions", run_file.get("versions")),
+    ]
+    return [
+        (title, [(str(name), _value(value)) for name, value in sorted(values.items())])
+        for title, values in named
+        if isinstance(values, Mapping) and values
+    ]
+
+
+def _value(value: object) -> str:
+    told = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return told if len(told) <= MOST_LETTERS else f"{told[:MOST_LETTERS]}…"
+
+
+def pairing_facts(path: Path, run_file: Mapping) -> tuple[bool, list[str]]:
+    """Whether all models scored the same token ids, and the columns of the file of pairs."""
+    schema = pq.read_schema(path)
+    told = json.loads((schema.metadata or {}).get(b"same_tokenizer", b"false"))
+    return bool(run_file.get("same_tokenizer", told)), schema.names
+
+
+def dropped_statuses(numbers: PairNumbers) -> list[str]:
+    """kept, where a pair was, then the filters that dropped one."""
+    return [*([KEPT] if len(numbers.kept) else []), *numbers.dropped_by]

@@ -1,0 +1,166 @@
+"""The gallery's data: the chosen pairs with their texts, thumbnails and heat, as the page's script reads them."""
+
+import base64
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_engine.questions import images
+from data_engine.questions.dataset import Questions
+from data_engine.questions.images import Exif
+from data_engine.reporting.answers import Answers, pieces_of_run, read_answers
+from data_engine.reporting.choice import Choice
+from data_engine.reporting.columns import SIDES, read_rows
+from data_engine.reporting.heat import Span
+from data_engine.reporting.thumbnails import QUALITIES, Gallery, read_gallery
+
+# Of the page; its texts and charts take the rest of 40 MB.
+MOST_BYTES = 36_000_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the pairs of a report come from."""
+
+    work_dir: Path
+    run_file: Mapping
+    questions: Questions
+    max_megapixels: float = 64
+    exif: Exif = "apply"
+
+
+@dataclass
+class PageData:
+    """What the page's script reads, and what the page says of it."""
+
+    pairs: list[dict]
+    images: list[str]
+    """base64 of JPEG"""
+    answers: Answers
+    told: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict:
+        """For the page."""
+        return {"pairs": self.pairs, "images": self.images, "no_heat": self.answers.no_heat}
+
+
+def gallery_data(
+    run: Run,
+    path: Path,
+    choice: Choice,
+    extra: Mapping[str, np.ndarray],
+    rewards: Sequence[str],
+    limit: float = MOST_BYTES,
+) -> PageData:
+    """The pairs of `choice` from the file of pairs at `path`; `extra` are numbers by row of that file.
+
+    Its data has `limit` bytes at most: pairs beyond are left out, from the end of the choice, and `told` says so.
+    """
+    rows = read_rows(path, choice.rows)
+    decode = functools.partial(images.decode, max_megapixels=run.max_megapixels, exif=run.exif)
+    gallery = read_gallery(run.questions, [row["idx"] for row in rows], decode)
+    answers = _answers(run, path, rows)
+    found = [
+        _pair(row, gallery, answers, rewards) | {name: _number(values[place]) for name, values in extra.items()}
+        for row, place in zip(rows, choice.rows.tolist(), strict=True)
+    ]
+    data = PageData(found, [], answers, list(choice.told))
+    _fit(data, gallery, limit)
+    data.pairs.sort(key=lambda pair: -math.inf if pair["margin"] is None else pair["margin"], reverse=True)
+    for number, pair in enumerate(data.pairs):
+        pair["number"] = number
+    return data
+
+
+def _answers(run: Run, path: Path, rows: Sequence[Mapping]) -> Answers:
+    from data_engine.reporting.facts import pairing_facts
+
+    same, columns = pairing_facts(path, run.run_file)
+    pieces = pieces_of_run(run.run_file, same, "chosen_sum" in columns and _has_sum(rows))
+    wanted = {(row["idx"], row[f"{side}_index"]) for row in rows for side in SIDES}
+    return read_answers(run.work_dir, wanted, pieces)
+
+
+def _has_sum(rows: Sequence[Mapping]) -> bool:
+    return not rows or any(row["chosen_sum"] is not None for row in rows)
+
+
+def _pair(row: Mapping, gallery: Gallery, answers: Answers, rewards: Sequence[str]) -> dict:
+    shown, keys = gallery.questions[row["idx"]], [(row["idx"], row[f"{side}_index"]) for side in SIDES]
+    spans = [answers.spans.get(key) for key in keys]
+    # The answer must be the one that the pair was made of.
+    spans = [own if own and "".join(one.text for one in own) == row[side] else None
+             for own, side in zip(spans, SIDES, strict=True)]  # fmt: skip
+    return {
+        "number": 0,
+        "idx": row["idx"],
+        "question": shown.text,
+        "chosen": row["chosen"],
+        "rejected": row["rejected"],
+        "status": row["status"],
+        "margin": _number(row["margin"]),
+        "words": [row[f"{side}_words"] for side in SIDES],
+        "answers": [row[f"{side}_index"] for side in SIDES],
+        "rewards": {name: [_number(row[f"{side}_{name}"]) for side in SIDES] for name in rewards},
+        "pictures": shown.pictures,
+        "problem": None if shown.pictures else shown.problem,
+        "heat": [heat_json(own) if own else None for own in spans],
+        "no_heat": [None if own or answers.no_heat else answers.why_no_heat.get(key, "its unit is not there any more")
+                    for own, key in zip(spans, keys, strict=True)],
+    }  # fmt: skip
+
+
+def heat_json(spans: Sequence[Span]) -> dict:
+    """The spans of an answer as the script reads them: how many UTF-16 units of its text each is long, and its d_t."""
+    several = {str(at): span.num_tokens for at, span in enumerate(spans) if span.num_tokens > 1}
+    found = {
+        "sizes": [len(span.text.encode("utf-16-le")) // 2 for span in spans],
+        "values": [round(span.difference, 4) for span in spans],
+    }
+    return found | ({"several": several} if several else {})
+
+
+def _number(value: float | None) -> float | None:
+    """Six figures; None for what JSON has no number for."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}")
+
+
+def _fit(data: PageData, gallery: Gallery, limit: float) -> None:
+    """Encode the thumbnails, at a lower quality or fewer where the page would be too large."""
+    from data_engine.reporting.render import escaped_json
+
+    def size() -> int:
+        return sum(map(len, gallery.jpegs)) * 4 // 3 + 4 * len(gallery.jpegs)
+
+    sizes = [len(escaped_json(pair)) for pair in data.pairs]
+    if size() + sum(sizes) > limit:
+        gallery.lower_quality()
+        data.told.append(f"thumbnails at JPEG quality {QUALITIES[1]}, so that the page stays below 40 MB")
+    if size() + sum(sizes) > limit:
+        number, used = _most(data.pairs, sizes, gallery, limit)
+        data.told.append(f"{len(data.pairs) - number:,} pairs left out, so that the page stays below 40 MB")
+        del data.pairs[number:]
+        kept = sorted(used)
+        places = {old: new for new, old in enumerate(kept)}
+        gallery.jpegs = [gallery.jpegs[old] for old in kept]
+        for pair in data.pairs:
+            pair["pictures"] = [places[old] for old in pair["pictures"]]
+    data.images = [base64.b64encode(jpeg).decode() for jpeg in gallery.jpegs]
+
+
+def _most(pairs: Sequence[Mapping], sizes: Sequence[int], gallery: Gallery, limit: float) -> tuple[int, set[int]]:
+    """How many of the pairs fit, from the first on, and the thumbnails that they use."""
+    total, used = 0, set()
+    for number, (pair, size) in enumerate(zip(pairs, sizes, strict=True)):
+        new = set(pair["pictures"]) - used
+        total += size + sum(4 * len(gallery.jpegs[one]) // 3 + 4 for one in new)
+        if total > limit:
+            return number, used
+        used |= new
+    return len(pairs), used

@@ -1,0 +1,307 @@
+"use strict";
+(() => {
+  const STEP = 40, FIRST = 10;
+  // Both answers' words are compared only up to so many products of their numbers.
+  const MOST_CELLS = 4e6;
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const pairs = data.pairs;
+  const $ = (id) => document.getElementById(id);
+  const gallery = $("gallery"), search = $("search"), sort = $("sort"), status = $("status");
+  const texts = pairs.map((pair) => [pair.idx, pair.question, pair.chosen, pair.rejected].join("\n").toLowerCase());
+  // The pairs that match, in order; those from `start` up to `end` are on the page.
+  let order = [], start = 0, end = 0, open = null, growing = 0;
+
+  function make(tag, kind, text) {
+    const element = document.createElement(tag);
+    if (kind) element.className = kind;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  }
+
+  const signed = (value, digits) => (value < 0 ? "-" : "+") + Math.abs(value).toFixed(digits);
+
+  // ---- what differs
+
+  function words(text) {
+    const found = [];
+    for (const match of text.matchAll(/[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu)) found.push([match.index, match.index + match[0].length, match[0]]);
+    return found;
+  }
+
+  // Places of the words of each side that are not in a longest common sequence of words.
+  function differing(one, other) {
+    const a = words(one), b = words(other);
+    let low = 0, highA = a.length, highB = b.length;
+    while (low < highA && low < highB && a[low][2] === b[low][2]) low++;
+    while (highA > low && highB > low && a[highA - 1][2] === b[highB - 1][2]) { highA--; highB--; }
+    const rows = highA - low, columns = highB - low, keptA = new Set(), keptB = new Set();
+    if (rows && columns && rows * columns <= MOST_CELLS) {
+      const width = columns + 1, table = new Uint16Array((rows + 1) * width);
+      for (let i = rows - 1; i >= 0; i--) {
+        for (let j = columns - 1; j >= 0; j--) {
+          table[i * width + j] = a[low + i][2] === b[low + j][2] ? table[(i + 1) * width + j + 1] + 1
+            : Math.max(table[(i + 1) * width + j], table[i * width + j + 1]);
+        }
+      }
+      for (let i = 0, j = 0; i < rows && j < columns;) {
+        if (a[low + i][2] === b[low + j][2]) { keptA.add(low + i++); keptB.add(low + j++); }
+        else if (table[(i + 1) * width + j] >= table[i * width + j + 1]) i++;
+        else j++;
+      }
+    }
+    const rest = (list, high, kept) => list.slice(low, high).filter((_, at) => !kept.has(low + at)).map(([from, to]) => [from, to]);
+    return [rest(a, highA, keptA), rest(b, highB, keptB)];
+  }
+
+  // ---- one answer
+
+  function answer(pair, side, spans) {
+    const text = pair[["chosen", "rejected"][side]], heat = pair.heat[side];
+    const into = make("p", ["chosen", "rejected"][side]);
+    let at = 0, next = 0;
+    const overlaps = (from, to) => {
+      while (next < spans.length && spans[next][1] <= from) next++;
+      return next < spans.length && spans[next][0] < to;
+    };
+    if (!heat) {
+      for (const [from, to] of spans) {
+        into.append(text.slice(at, from), make("mark", "differs", text.slice(from, to)));
+        at = to;
+      }
+      into.append(text.slice(at));
+      return into;
+    }
+    const last = heat.sizes.length - 1;
+    heat.sizes.forEach((size, place) => {
+      const value = heat.values[place], token = make("span", "token", text.slice(at, at + size));
+      const several = heat.several && heat.several[place];
+      token.title = signed(value, 3) + " nat" + (several ? ` (${several} tokens)` : "") + (size ? "" : place === last ? ", end of the answer" : ", no text");
+      token.dataset.d = signed(value, 2);
+      const much = Math.min(1, Math.abs(value) / 2);
+      if (Math.abs(value) >= 0.05) {
+        token.classList.add(value > 0 ? "up" : "down");
+        token.style.setProperty("--much", (0.15 + 0.85 * much).toFixed(2));
+        token.style.setProperty("--bold", `${Math.abs(value) < 0.25 ? 1 : Math.abs(value) < 0.75 ? 2 : Math.abs(value) < 1.5 ? 3 : 4}px`);
+      }
+      if (!size) token.classList.add("empty");
+      if (size && overlaps(at, at + size)) token.classList.add("differs");
+      token.tabIndex = place ? -1 : 0;
+      into.append(token);
+      at += size;
+    });
+    return into;
+  }
+
+  // ---- one pair
+
+  function fact(into, name, value) {
+    const one = make("span");
+    one.append(`${name} `, make("b", "", value));
+    into.append(one);
+    return one;
+  }
+
+  function card(number) {
+    const pair = pairs[number], article = make("article", "pair");
+    article.dataset.number = number;
+    article.tabIndex = 0;
+    article.setAttribute("aria-label", `pair ${number}`);
+    const picture = make("div", "picture"), body = make("div", "body"), facts = make("p", "facts");
+    for (const image of pair.pictures) {
+      const shown = make("img");
+      shown.alt = "picture of the question";
+      shown.decoding = "async";
+      shown.src = "data:image/jpeg;base64," + data.images[image];
+      picture.append(shown);
+    }
+    if (!pair.pictures.length) picture.append(make("p", "", pair.problem || "no picture"));
+    const margin = pair.margin === null ? "none" : signed(pair.margin, 3);
+    const shown = make("span", "margin");
+    shown.append("margin ", make("b", "", margin));
+    facts.append(make("span", "status", pair.status), shown);
+    fact(facts, "words", `${pair.words[0]} and ${pair.words[1]}`);
+    if (pair.disagreement !== null && pair.disagreement !== undefined && data.has_disagreement !== false) fact(facts, "disagreement", pair.disagreement.toFixed(2));
+    fact(facts, "idx", String(pair.idx));
+    fact(facts, "answers", `${pair.answers[0]} and ${pair.answers[1]}`);
+    const link = make("a", "here", "link");
+    link.href = `#pair=${number}`;
+    facts.append(link);
+    const sides = make("div", "sides"), spans = differing(pair.chosen, pair.rejected);
+    ["chosen", "rejected"].forEach((name, side) => {
+      const one = make("div", `side is-${name}`), head = make("h4", "", name);
+      const rewards = Object.entries(pair.rewards).filter(([, both]) => both[side] !== null)
+        .map(([reward, both]) => `${signed(both[side], reward === "avg" ? 4 : 3)} ${reward}`);
+      head.append(make("span", "", [...rewards, `${pair.words[side]} words`].join(" · ")));
+      one.append(head, answer(pair, side, spans[side]));
+      if (pair.no_heat[side]) one.append(make("p", "why", `No heat: ${pair.no_heat[side]}.`));
+      sides.append(one);
+    });
+    body.append(make("p", "question", pair.question), facts, sides);
+    article.append(picture, body);
+    if (number === open) article.classList.add("open");
+    return article;
+  }
+
+  // ---- which pairs, in which order
+
+  const missing = (value) => value === null || value === undefined;
+  function by(key, sign) {
+    return (one, other) => {
+      const a = key(pairs[one]), b = key(pairs[other]);
+      if (missing(a) || missing(b)) return missing(a) - missing(b) || one - other;
+      return sign * (a - b) || one - other;
+    };
+  }
+  const SORTS = {
+    "margin": by((pair) => pair.margin, -1),
+    "margin-up": by((pair) => pair.margin, 1),
+    "length": by((pair) => Math.abs(pair.words[0] - pair.words[1]), -1),
+    "disagreement": by((pair) => pair.disagreement, -1),
+  };
+
+  function choose() {
+    const wanted = search.value.trim().toLowerCase(), only = status.value;
+    order = [];
+    for (let number = 0; number < pairs.length; number++) {
+      if ((only === "all" || pairs[number].status === only) && (!wanted || texts[number].includes(wanted))) order.push(number);
+    }
+    order.sort(SORTS[sort.value]);
+  }
+
+  function tell() {
+    const shown = end - start;
+    $("shown").textContent = order.length ? `${shown} of ${order.length} matching pairs shown, ${pairs.length} in the page`
+      : `0 of 0 matching pairs shown, ${pairs.length} in the page`;
+    const before = $("earlier");
+    before.hidden = start === 0;
+    before.textContent = `Show the ${Math.min(STEP, start)} pairs before`;
+  }
+
+  function append(count) {
+    const stop = Math.min(order.length, end + count), part = document.createDocumentFragment();
+    for (; end < stop; end++) part.append(card(order[end]));
+    gallery.append(part);
+    tell();
+  }
+
+  function show(from) {
+    start = end = from;
+    gallery.replaceChildren();
+    append(FIRST);
+    // The rest of the first pairs a moment later, so that typing is answered at once.
+    const mine = ++growing;
+    setTimeout(() => { if (mine === growing && end - start < STEP) append(STEP - (end - start)); }, 30);
+  }
+
+  function renew() {
+    choose();
+    show(0);
+  }
+
+  $("earlier").addEventListener("click", () => {
+    const from = Math.max(0, start - STEP), part = document.createDocumentFragment();
+    for (let at = from; at < start; at++) part.append(card(order[at]));
+    start = from;
+    gallery.prepend(part);
+    tell();
+  });
+
+  new IntersectionObserver((entries) => {
+    if (entries.some((entry) => entry.isIntersecting) && end < order.length && end > start) append(STEP);
+  }, { rootMargin: "800px" }).observe($("more"));
+
+  // ---- opening a pair
+
+  function mark(number) {
+    open = number;
+    for (const one of gallery.querySelectorAll("article.open")) one.classList.remove("open");
+    const article = gallery.querySelector(`article[data-number="${number}"]`);
+    if (article) article.classList.add("open");
+    if (location.hash !== `#pair=${number}`) history.replaceState(null, "", `#pair=${number}`);
+  }
+
+  function go(number) {
+    let at = order.indexOf(number);
+    if (at < 0) {
+      search.value = "";
+      status.value = "all";
+      choose();
+      at = order.indexOf(number);
+      start = end = 0;
+    }
+    if (at < start || at >= end) show(at);
+    const article = gallery.querySelector(`article[data-number="${number}"]`);
+    mark(number);
+    article.focus({ preventScroll: true });
+    article.scrollIntoView({ block: "start" });
+  }
+
+  function fromHash() {
+    const match = /^#pair=(\d+)$/.exec(location.hash);
+    if (match && Number(match[1]) < pairs.length) go(Number(match[1]));
+  }
+
+  function step(by) {
+    const at = open === null ? -1 : order.indexOf(open), first = order.length ? order[start] : null;
+    if (first === null) return;
+    if (at < 0) { go(first); return; }
+    const next = at + by;
+    if (next < 0 || next >= order.length) return;
+    while (next >= end) append(STEP);
+    go(order[next]);
+  }
+
+  gallery.addEventListener("focusin", (event) => {
+    const article = event.target.closest("article.pair");
+    if (article) mark(Number(article.dataset.number));
+  });
+
+  gallery.addEventListener("click", (event) => {
+    const article = event.target.closest("article.pair");
+    if (article) mark(Number(article.dataset.number));
+  });
+
+  function alongTokens(event) {
+    const token = event.target;
+    const next = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
+    const other = next && token[next];
+    if (!other || !other.classList.contains("token")) return;
+    event.preventDefault();
+    token.tabIndex = -1;
+    other.tabIndex = 0;
+    other.focus();
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape") {
+      if (search.value || status.value !== "all") {
+        search.value = "";
+        status.value = "all";
+        renew();
+      }
+      if (event.target === search) search.blur();
+      return;
+    }
+    if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    if (event.target.classList && event.target.classList.contains("token")) alongTokens(event);
+    const card = event.target.classList && event.target.classList.contains("pair");
+    if (event.key === "/") { event.preventDefault(); search.focus(); search.select(); }
+    else if (event.key === "j" || (card && event.key === "ArrowDown")) { event.preventDefault(); step(1); }
+    else if (event.key === "k" || (card && event.key === "ArrowUp")) { event.preventDefault(); step(-1); }
+  });
+
+  search.addEventListener("input", renew);
+  sort.addEventListener("change", renew);
+  status.addEventListener("change", renew);
+  const toggles = () => {
+    document.body.classList.toggle("heat", $("heat").checked);
+    document.body.classList.toggle("values", $("values").checked);
+  };
+  $("heat").addEventListener("change", toggles);
+  $("values").addEventListener("change", toggles);
+  addEventListener("hashchange", fromHash);
+  toggles();
+  renew();
+  fromHash();
+})();

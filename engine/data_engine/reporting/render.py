@@ -1,0 +1,39 @@
+"""The page's text: a template, its style sheet and script inlined, values escaped, and data that cannot end it."""
+
+import html
+import json
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+# Inside <script> only these matter: what could end it or open a comment, and two line ends of old JavaScript.
+_ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
+FOLDER = Path(__file__).parent
+
+
+def escaped_json(value: object) -> str:
+    """JSON that may stand inside <script>: no <, > or & in it. Raises ValueError for NaN."""
+    told = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return told.translate(_ESCAPES)
+
+
+def render(template: str, data: object, **values: object) -> str:
+    """A template of this folder, with `data` for the script."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_escaped,
+    )
+    environment.filters["thousands"] = "{:,}".format
+    parts = {name: Markup((FOLDER / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    return environment.get_template(template).render(values | parts | {"data": Markup(escaped_json(data))})
+
+
+def _escaped(value: object) -> Markup:
+    """Escaped as html.escape does, which writes &quot; and &#x27;; Jinja2's own escaping writes &#34; and &#39;."""
+    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))

@@ -1,0 +1,268 @@
+"""The report of 2,000 pairs as a reader meets it, in a real browser: quick, quiet, legible, inert."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import gallery_world
+import pytest
+from stage2_world import pairs_rows
+
+from data_engine.pipeline.pair import read_funnel
+from data_engine.reporting.page import write_report
+
+pytestmark = pytest.mark.browser
+
+WIDTHS, THEMES = (360, 768, 1200), ("light", "dark")
+CARDS = "return [...document.querySelectorAll('#gallery article.pair')].map(card => +card.dataset.number)"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return gallery_world.make(tmp_path_factory.mktemp("gallery") / "world")
+
+
+@pytest.fixture(scope="module")
+def work_dir(world, tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("work")
+    gallery_world.finish(world, made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(world, work_dir) -> Path:
+    return write_report(work_dir, world.questions(), read_funnel(work_dir))
+
+
+@pytest.fixture(scope="module")
+def shown(page) -> list[dict]:
+    """The pairs in the page's data, by their numbers."""
+    text = re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page.read_text("utf-8"), re.DOTALL)[1]
+    pairs = json.loads(text)["pairs"]
+    assert [pair["number"] for pair in pairs] == list(range(len(pairs)))
+    return pairs
+
+
+@pytest.fixture
+def opened(browser, page):
+    """The page, open, with its first pairs in the gallery."""
+    browser.open(page)
+    browser.wait("return document.querySelector('#gallery article.pair') !== null")
+    return browser
+
+
+def choose(browser, control: str, value: str) -> None:
+    """As a reader does: set a field and tell the page."""
+    browser.run(
+        "const field = document.getElementById(arguments[0]); field.value = arguments[1];"
+        "field.dispatchEvent(new Event(field.tagName === 'SELECT' ? 'change' : 'input', {bubbles: true}))",
+        control, value,
+    )  # fmt: skip
+
+
+def test_the_page_of_two_thousand_photographs_is_below_40_megabytes_and_opens_in_two_seconds(browser, page, shown):
+    assert len(shown) == 2000
+    assert len({pair["idx"] for pair in shown}) > 500
+    assert page.stat().st_size < 40_000_000
+    times = []
+    for _ in range(3):
+        browser.open(page)
+        script = """
+            const [page] = performance.getEntriesByType('navigation');
+            return page.loadEventEnd && document.querySelector('#gallery article.pair') ? page.loadEventEnd : 0"""
+        times.append(browser.wait(script))
+    print(f"\n{page.stat().st_size / 1e6:.1f} MB opens in {sorted(times)[1]:.0f} ms (of three: {sorted(times)})")
+    assert min(times) < 2000
+
+
+@pytest.mark.parametrize("wanted", ["zebra", "q0700", "w", "picture 89", "nothing of the kind"])
+def test_a_search_is_answered_within_100_ms_by_the_pairs_that_hold_the_text(opened, shown, wanted):
+    script = """
+        const [wanted, done] = arguments, field = document.getElementById('search'), start = performance.now();
+        field.value = wanted;
+        field.dispatchEvent(new Event('input', {bubbles: true}));
+        requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));"""
+    times = []
+    for text in (wanted, "", wanted, "", wanted):
+        times.append(opened.driver.execute_async_script(script, text))
+    print(f"\n{wanted!r} is answered in {max(times):.0f} ms at most of {len(times)}")
+    assert min(times[::2]) < 100
+    hits = [
+        pair["number"]
+        for pair in shown
+        if any(wanted in str(pair[name]).lower() for name in ("idx", "question", "chosen", "rejected"))
+    ]
+    assert opened.run("return document.getElementById('shown').textContent").count(f"of {len(hits)} ") == 1
+    cards = opened.run(CARDS)
+    assert len(cards) >= min(10, len(hits))
+    assert set(cards) <= set(hits)
+
+
+def test_nothing_is_asked_of_a_network_and_nothing_goes_wrong(opened, page):
+    for value in ("margin-up", "length", "disagreement", "margin"):
+        choose(opened, "sort", value)
+    opened.run("window.scrollTo(0, document.body.scrollHeight)")
+    opened.wait(f"return ({CARDS.removeprefix('return ')}).length > 40")
+    choose(opened, "search", "zebra")
+    assert opened.console() == []
+    assert {url.partition("#")[0] for url in opened.requests()} == {page.as_uri()}
+
+
+def test_hostile_texts_are_shown_and_do_nothing(opened, shown):
+    hostile = [pair for pair in shown if pair["idx"] < f"q{len(gallery_world.HOSTILE):04d}"]
+    assert len({pair["question"] for pair in hostile}) >= len(gallery_world.HOSTILE) - 3
+    for pair in hostile:
+        opened.run(f"location.hash = '#pair={pair['number']}'")
+        card = f"#gallery article.pair[data-number='{pair['number']}']"
+        opened.wait(f'return document.querySelector("{card}") !== null')
+        for side in ("question", "chosen", "rejected"):
+            text = opened.run(f'return document.querySelector("{card} .{side}").textContent')
+            assert text == pair[side]
+    assert opened.run("return window.broken === undefined")
+    foreign = "script, style, svg, iframe, link, a[href^='http'], a[href^='javascript'], img:not([src^='data:'])"
+    inserted = f"#gallery :is({foreign})"
+    assert opened.run(f'return document.querySelectorAll("{inserted}").length') == 0
+    assert opened.console() == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_has_to_be_scrolled_sideways(opened, shown, width):
+    opened.resize(width)
+    assert opened.sideways() <= 0
+    # The pairs with words of 300 letters, too.
+    longest = next(pair["number"] for pair in shown if "w" * 300 in pair["question"])
+    opened.run(f"location.hash = '#pair={longest}'")
+    opened.wait(f"return document.querySelector(\"article.pair[data-number='{longest}']\") !== null")
+    assert opened.sideways() <= 0
+    # Nor within a pair, whose texts wrap.
+    wide = """
+        return [...document.querySelectorAll('#gallery article.pair *')].filter(one =>
+            one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).display !== 'inline')
+            .map(one => one.className)"""
+    assert opened.run(wide) == []
+
+
+@pytest.mark.parametrize("values", [False, True], ids=["values-hidden", "values-shown"])
+@pytest.mark.parametrize("theme", THEMES)
+def test_each_text_has_a_contrast_of_4_5_with_what_is_behind_it(opened, theme, values):
+    opened.theme(theme)
+    if values:
+        opened.run("document.getElementById('values').click()")
+    ratio, where = opened.worst_contrast()
+    print(f"\n{theme}: {ratio:.2f} at {where}")
+    assert ratio >= 4.5, where
+    # The theme is one: its ground is dark or bright.
+    ground = opened.run("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, re.findall(r"\d+", ground)[:3])) / 3
+    assert (brightness < 90) == (theme == "dark"), ground
+
+
+def test_pairs_are_sorted_as_asked(opened, shown):
+    def numbers() -> list[int]:
+        return opened.run(CARDS)
+
+    margin = [pair["margin"] for pair in shown]
+    length = [abs(pair["words"][0] - pair["words"][1]) for pair in shown]
+    for value, wanted in (
+        ("margin", sorted(margin, reverse=True)),
+        ("margin-up", sorted(margin)),
+        ("length", sorted(length, reverse=True)),
+    ):
+        choose(opened, "sort", value)
+        keys = length if value == "length" else margin
+        opened.wait(f"return ({CARDS.removeprefix('return ')}).length >= 10")
+        assert [keys[number] for number in numbers()][:10] == wanted[:10]
+
+
+def test_pairs_are_filtered_by_status(opened, shown):
+    options = opened.run("return [...document.getElementById('status').options].map(option => option.value)")
+    assert set(options) == {"all", *(pair["status"] for pair in shown)}
+    assert len(options) > 2
+    for status in options[1:]:
+        choose(opened, "status", status)
+        cards = opened.run(CARDS)
+        assert cards
+        assert {shown[number]["status"] for number in cards} == {status}
+        told = opened.run("return document.getElementById('shown').textContent")
+        assert f"of {sum(pair['status'] == status for pair in shown)} " in told
+
+
+def test_a_link_opens_the_page_at_its_pair(browser, page, shown):
+    number = 1234
+    browser.open(page, f"#pair={number}")
+    card = f"#gallery article.pair[data-number='{number}']"
+    browser.wait(f'return document.querySelector("{card}") !== null')
+    browser.wait(
+        f'const box = document.querySelector("{card}").getBoundingClientRect(); '
+        "return box.top < innerHeight && box.bottom > 0"
+    )
+    assert browser.run(f'return document.querySelector("{card} .question").textContent') == shown[number]["question"]
+
+
+def test_the_keyboard_is_enough(opened):
+    opened.press("j")
+    first = opened.run("return document.activeElement.dataset.number")
+    opened.press("j")
+    second = opened.run("return document.activeElement.dataset.number")
+    cards = opened.run(CARDS)
+    assert [int(first), int(second)] == cards[:2]
+    assert opened.run("return location.hash") == f"#pair={second}"
+    opened.press("k")
+    assert opened.run("return document.activeElement.dataset.number") == first
+    opened.press("/")
+    assert opened.run("return document.activeElement.id") == "search"
+    opened.press("zebra")
+    assert opened.run("return document.getElementById('search').value") == "zebra"
+    opened.press("\ue00c")
+    assert opened.run("return document.getElementById('search').value") == ""
+
+
+def test_a_focus_can_be_seen_where_it_is(opened):
+    opened.press("j")
+    outline = opened.run(
+        "const style = getComputedStyle(document.activeElement); return [style.outlineStyle, style.outlineWidth]"
+    )
+    assert outline[0] != "none"
+    assert float(outline[1].removesuffix("px")) >= 1
+
+
+def test_each_token_tells_the_difference_of_its_log_probs(opened, shown, world, work_dir):
+    rows = {(row["idx"], row["sample_index"]): row for row in world.rows}
+    indexes = {(row["idx"], row["chosen"], row["rejected"]): row for row in pairs_rows(work_dir)}
+    for pair in (shown[0], shown[777], shown[-1]):
+        opened.run(f"location.hash = '#pair={pair['number']}'")
+        card = f"#gallery article.pair[data-number='{pair['number']}']"
+        opened.wait(f'return document.querySelector("{card}") !== null')
+        row = indexes[pair["idx"], pair["chosen"], pair["rejected"]]
+        for side in ("chosen", "rejected"):
+            tokens = opened.run(
+                f'return [...document.querySelectorAll("{card} .{side} .token")]'
+                ".map(one => [one.textContent, one.title])"
+            )
+            scored = rows[pair["idx"], row[f"{side}_index"]]
+            differences = [b - a for a, b in zip(scored["instruct"], scored["reward"], strict=True)]
+            assert "".join(text for text, _ in tokens) == pair[side]
+            told = [(float(re.match(r"[-+][\d.]+", title)[0]), title) for _, title in tokens]
+            # One span a token, but where several wrote one character, which tells of them together.
+            assert math.fsum(value for value, _ in told) == pytest.approx(sum(differences), abs=6e-4 * len(told))
+            if len(told) == len(differences):
+                assert [value for value, _ in told] == pytest.approx(differences, abs=6e-4)
+        assert opened.run(f'return document.querySelectorAll("{card} .differs").length') > 0
+
+
+def test_heat_and_difference_are_seen_without_colour(opened):
+    """Signs and sizes by lines of other kinds and widths: in grey, two tokens of opposite signs still look unlike."""
+    kinds = opened.run(r"""
+        const colourless = text => text.replace(/(rgba?|color|oklch)\([^)]*\)/g, "");
+        const kind = one => {
+            const style = getComputedStyle(one);
+            return [style.borderBottomStyle, style.textDecorationLine, style.textDecorationStyle,
+                style.boxShadow !== "none", colourless(style.backgroundImage).slice(0, 60)].join();
+        };
+        const tokens = [...document.querySelectorAll("#gallery .token:not(.differs)")]
+            .filter(one => one.textContent.trim() && Math.abs(parseFloat(one.title)) > 1);
+        return ["+", "-"].map(sign => [...new Set(tokens.filter(one => one.title.startsWith(sign)).map(kind))]);""")
+    assert kinds[0]
+    assert kinds[1]
+    assert not set(kinds[0]) & set(kinds[1])

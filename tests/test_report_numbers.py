@@ -1,0 +1,197 @@
+"""The numbers of the report: which pairs it shows, how far rewards agree, charts, and what two pairings share."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from report_page import Page
+from stage2_world import make_world
+
+from data_engine import schemas
+from data_engine.preferences.counts import Funnel
+from data_engine.reporting import agreement, charts, choice, facts
+from data_engine.reporting.columns import PairNumbers, read_rows
+from data_engine.reporting.compare import funnel_table, overlap, write_comparison
+from data_engine.reporting.gallery import PageData, _fit
+from data_engine.reporting.render import escaped_json
+from data_engine.reporting.thumbnails import Gallery
+
+
+def numbers_of(statuses, margins, path=None):
+    names = sorted(set(statuses))
+    codes = np.array([names.index(status) for status in statuses], np.int32)
+    return PairNumbers(path, codes, names, {"margin": np.array(margins, float)})
+
+
+def test_few_pairs_are_all_shown():
+    numbers = numbers_of(["kept", "per_idx", "kept", "identical"], [1, 2, 3, 4])
+    chosen = choice.choose(numbers, 10)
+    assert sorted(chosen.rows.tolist()) == [0, 1, 2, 3]
+    assert chosen.told == [
+        "all 2 pairs kept", "1 of 1 pairs dropped by identical", "1 of 1 pairs dropped by per_idx"
+    ]  # fmt: skip
+
+
+def test_of_many_kept_pairs_a_quarter_is_from_each_end_and_the_rest_between():
+    margins = np.random.default_rng(3).permutation(1000)
+    chosen = choice.choose(numbers_of(["kept"] * 1000, margins), 100)
+    shown = sorted(margins[chosen.rows].tolist())
+    assert len(set(shown)) == 100
+    assert shown[:25] == list(range(25))
+    assert shown[-25:] == list(range(975, 1000))
+    # Random ones between are no run: their mean is near the middle.
+    assert 400 < np.mean(shown[25:-25]) < 600
+    assert chosen.told == [
+        "of 1,000 pairs kept the 25 of the largest margins, the 25 of the smallest, and 50 drawn at random between them"
+    ]
+
+
+def test_each_filter_has_an_even_share_of_what_is_shown_of_dropped_pairs():
+    statuses = ["kept"] * 500 + ["per_idx"] * 300 + ["identical"] * 3 + ["length_balance"] * 300
+    chosen = choice.choose(numbers_of(statuses, range(1103)), 100)
+    shown = [statuses[row] for row in chosen.rows]
+    assert {name: shown.count(name) for name in set(shown)} == {
+        "kept": 80, "identical": 3, "per_idx": 9, "length_balance": 8
+    }  # fmt: skip
+
+
+def test_the_same_pairs_are_drawn_each_time_and_large_files_are_read_in_runs():
+    numbers = numbers_of(["kept"] * 50_000, range(50_000))
+    first, again = choice.choose(numbers, 1000), choice.choose(numbers, 1000)
+    assert first.rows.tolist() == again.rows.tolist()
+    between = sorted(set(first.rows.tolist()) - {*range(250), *range(49_750, 50_000)})
+    assert len(between) == 500
+    steps = np.diff(between)
+    assert (steps == 1).sum() >= 475
+    assert "in runs of 20 neighbours" in first.told[0]
+
+
+def test_rows_are_read_in_the_order_asked_for(tmp_path):
+    table = pa.table({"idx": list(range(10))})
+    pq.write_table(table, tmp_path / "pairs.parquet", row_group_size=3)
+    assert [row["idx"] for row in read_rows(tmp_path / "pairs.parquet", np.array([7, 0, 9, 2, 7]))] == [7, 0, 9, 2, 7]
+
+
+def test_rank_correlation_is_spearmans():
+    # By hand: ranks 1 2 3 4 5 against 2 1 4 3 5, 1 - 6 * (1 + 1 + 1 + 1) / (5 * 24).
+    assert agreement.rank_correlation(np.arange(5.0), np.array([2.0, 1, 4, 3, 5])) == pytest.approx(0.8)
+    assert agreement.rank_correlation(np.arange(3.0), np.zeros(3)) is None
+    assert agreement.mean_ranks(np.array([5.0, 1, 5, 2])).tolist() == [3.5, 1, 3.5, 2]
+
+
+def test_two_rewards_agree_on_the_pairs_that_both_put_in_one_order():
+    one, other = np.array([1.0, -1, 2, 0, np.nan]), np.array([3.0, 1, 5, 0, 1])
+    found = agreement.agreement(("a", one), ("b", other))
+    assert (found.num_pairs, found.same_order) == (4, 0.75)
+
+
+def test_disagreement_is_the_distance_of_a_pairs_places():
+    one, other = np.array([0.0, 1, 2, 3, 4]), np.array([40.0, 1, 2, 3, -9])
+    assert agreement.disagreement([one, other]).tolist() == [1.0, 0, 0, 0, 1.0]
+    assert np.isnan(agreement.disagreement([one[:1], np.array([np.nan])])).all()
+
+
+def test_a_histogram_has_every_number_in_a_bin():
+    values = np.array([0.0] * 50 + [1.0] * 49 + [1000.0])
+    edges = charts.bin_edges(values)
+    assert len(edges) == charts.NUM_BINS + 1
+    assert charts.bin_edges(np.array([2, 2, 3])).tolist() == [1.5, 2.5, 3.5]
+    drawn = charts.histogram([charts.Series("<b>", values, "kept")], "A & B")
+    assert "<b>" not in drawn
+    assert "A &amp; B" in drawn
+    heights = [float(y) for y in re.findall(r",([\d.]+)", re.search(r'points="([^"]*)"', drawn)[1])]
+    assert min(heights) == charts.TOP
+    assert not charts.histogram([charts.Series("none", np.array([np.nan]), "kept")], "none")
+
+
+def test_spans_of_a_stage_that_touch_are_one(tmp_path, monkeypatch):
+    lines = [
+        ("0", {"stage": "a", "time": 110.0, "seconds": 10.0}),
+        ("0", {"stage": "a", "time": 120.0, "seconds": 10}),
+        ("0", {"stage": "b", "time": 140.0, "seconds": 20.0}),
+        ("1", {"stage": "a", "time": 105.0, "seconds": 4.0}),
+    ]
+    monkeypatch.setattr(facts.logs, "unit_lines_by_rank", lambda work_dir: iter(lines))
+    assert facts.lanes(tmp_path) == [("rank 0", [(0, 20, "a"), (20, 40, "b")]), ("rank 1", [(1, 5, "a")])]
+
+
+def test_what_could_end_a_script_is_escaped_and_read_back_the_same():
+    value = {"</script>": "<!-- & \u2028\u2029 猫 \\u003c"}
+    told = escaped_json(value)
+    assert not set("<>&\u2028\u2029") & set(told)
+    assert json.loads(told) == value
+    with pytest.raises(ValueError, match="JSON"):
+        escaped_json([float("nan")])
+
+
+def test_a_page_that_would_be_too_large_has_smaller_thumbnails_and_then_fewer_pairs(monkeypatch):
+    gallery = Gallery(jpegs=[b"x" * 300_000 for _ in range(10)])
+    monkeypatch.setattr(gallery, "lower_quality", lambda: None)
+    data = PageData([{"pictures": [9 - number]} for number in range(10)], [], SimpleNamespace())
+    _fit(data, gallery, 1_250_000)
+    assert [pair["pictures"] for pair in data.pairs] == [[2], [1], [0]]
+    assert len(data.images) == 3
+    assert data.told == ["thumbnails at JPEG quality 45, so that the page stays below 40 MB",
+                         "7 pairs left out, so that the page stays below 40 MB"]  # fmt: skip
+
+
+def pairs_file(path, rows):
+    """A file of pairs of (idx, chosen_index, rejected_index, status)."""
+    names = ("idx", "chosen_index", "rejected_index", "status")
+    schema = schemas.pairs(pa.string())
+    full = [dict.fromkeys(schema.names) | dict(zip(names, row, strict=True)) | {"chosen_words": 1, "rejected_words": 1}
+            for row in rows]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(full, schema), path)
+    return PairNumbers.read(path)
+
+
+def test_overlap_counts_pairs_of_the_same_answers_in_the_same_order(tmp_path):
+    one = pairs_file(tmp_path / "one.parquet", [("a", 0, 1, "kept"), ("a", 1, 2, "per_idx"), ("b", 0, 1, "kept"),
+                                                ("c", 5, 1, "kept"), ("d", 0, 1, "kept")])  # fmt: skip
+    other = pairs_file(tmp_path / "other.parquet", [("d", 1, 0, "kept"), ("c", 5, 1, "kept"), ("a", 1, 2, "kept"),
+                                                    ("b", 0, 1, "identical")])  # fmt: skip
+    shared = overlap(one, other)
+    assert (shared.both, shared.turned) == (1, 1)
+    assert [rows.tolist() for rows in shared.only] == [[0, 2, 4], [0, 2]]
+
+
+def test_funnels_stand_side_by_side_in_the_order_in_which_things_are_left_out():
+    one = Funnel(questions=1200, dropped={"identical": 2}, written=3)
+    other = Funnel(questions=1200, dropped={"identical": 1, "margin": 4}, kept=9)
+    rows = {name: counts for name, *counts in funnel_table([("pairs", one), ("wide", other)])}
+    assert rows[""] == ["pairs", "wide"]
+    assert rows["questions"] == ["1,200", "1,200"]
+    assert rows["  dropped by margin"] == ["", "4"]
+    assert list(rows).index("  dropped by margin") < list(rows).index("kept")
+
+
+def test_a_comparison_shows_the_pairs_that_one_alone_keeps(tmp_path):
+    world = make_world(tmp_path, num_questions=12)
+    work = tmp_path / "work"
+    world.publish(work)
+    wide = world.pair(work, distance=25)
+    (work / "pairs/pairs.parquet").rename(work / "pairs/wide.parquet")
+    own = world.pair(work, distance=6)
+    path = write_comparison(work, world.questions(), (("pairs", own), ("wide", wide)))
+    assert path == work / "report/compare/pairs/wide/index.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert ("id", "compare") in page.attributes
+    kept = [
+        {
+            (row["idx"], row["chosen_index"], row["rejected_index"])
+            for row in pq.read_table(work / f"pairs/{name}.parquet").to_pylist()
+            if row["status"] == "kept"
+        }
+        for name in ("pairs", "wide")
+    ]
+    shown = {name: {(pair["idx"], *pair["answers"]) for pair in page.pairs if pair["status"] == f"only {name}"}
+             for name in ("pairs", "wide")}  # fmt: skip
+    assert shown == {"pairs": kept[0] - kept[1], "wide": kept[1] - kept[0]}
+    assert shown["wide"]
+    assert [pair["number"] for pair in page.pairs] == list(range(len(page.pairs)))
+    told = [text.strip() for text in page.texts]
+    assert told[told.index("in both, the same answer chosen") + 1] == str(len(kept[0] & kept[1]))
