@@ -39,9 +39,8 @@ EXAMPLES = {
          "--license cc-by-4.0 --private"),
     ),
     "report": (
-        ("of the run's own pairs", f"data-engine report {WORK_DIR}"),
-        ("of another pairing, where the dataset has moved", f"data-engine report {WORK_DIR} --name agreed "
-         "--dataset_path archive/questions.parquet"),
+        ("of the run's own pairs, in a browser", f"data-engine report {WORK_DIR} --open"),
+        ("two pairings side by side", f"data-engine report {WORK_DIR} --compare agreed"),
     ),
     "bench": (
         ("a minute or two, on the CPU", "data-engine bench --quick"),
