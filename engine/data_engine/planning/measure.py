@@ -271,6 +271,7 @@ def _results(children: Sequence[subprocess.Popen]) -> list[dict]:
         for child in children:
             child.kill()
             child.wait()
+            child.stdout.close()
     for child, one in zip(children, found, strict=True):
         if "error" in one:
             raise UserError(f"the measurement was refused: {one['error']}")
