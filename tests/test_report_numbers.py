@@ -32,7 +32,7 @@ def test_few_pairs_are_all_shown():
     chosen = choice.choose(numbers, 10)
     assert sorted(chosen.rows.tolist()) == [0, 1, 2, 3]
     assert chosen.told == [
-        "all 2 pairs kept", "1 of 1 pairs dropped by identical", "1 of 1 pairs dropped by per_idx"
+        "all 2 pairs that are kept", "all 1 dropped by identical", "all 1 dropped by per_idx"
     ]  # fmt: skip
 
 
@@ -46,7 +46,8 @@ def test_of_many_kept_pairs_a_quarter_is_from_each_end_and_the_rest_between():
     # Random ones between are no run: their mean is near the middle.
     assert 400 < np.mean(shown[25:-25]) < 600
     assert chosen.told == [
-        "of 1,000 pairs kept the 25 of the largest margins, the 25 of the smallest, and 50 drawn at random between them"
+        "of 1,000 pairs that are kept the 25 of the largest margins, the 25 of the smallest, and 50 drawn at random "
+        "between them"
     ]
 
 

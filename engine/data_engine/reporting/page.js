@@ -28,6 +28,17 @@
     return found;
   }
 
+  // Words that differ, with the spaces between those that follow each other.
+  function joined(text, spans) {
+    const found = [];
+    for (const [from, to] of spans) {
+      const last = found.at(-1);
+      if (last && !text.slice(last[1], from).trim()) last[1] = to;
+      else found.push([from, to]);
+    }
+    return found;
+  }
+
   // Places of the words of each side that are not in a longest common sequence of words.
   function differing(one, other) {
     const a = words(one), b = words(other);
@@ -50,7 +61,7 @@
       }
     }
     const rest = (list, high, kept) => list.slice(low, high).filter((_, at) => !kept.has(low + at)).map(([from, to]) => [from, to]);
-    return [rest(a, highA, keptA), rest(b, highB, keptB)];
+    return [joined(one, rest(a, highA, keptA)), joined(other, rest(b, highB, keptB))];
   }
 
   // ---- one answer
@@ -59,21 +70,26 @@
     const text = pair[["chosen", "rejected"][side]], heat = pair.heat[side];
     const into = make("p", ["chosen", "rejected"][side]);
     let at = 0, next = 0;
-    const overlaps = (from, to) => {
-      while (next < spans.length && spans[next][1] <= from) next++;
-      return next < spans.length && spans[next][0] < to;
+    // The part of the text from one place to another, with what differs marked.
+    const fill = (element, from, to) => {
+      let done = from;
+      while (next < spans.length && spans[next][0] < to) {
+        const low = Math.max(done, spans[next][0]), high = Math.min(to, spans[next][1]);
+        if (low > done) element.append(text.slice(done, low));
+        if (high > low) element.append(make("mark", "differs", text.slice(low, high)));
+        done = Math.max(done, high);
+        if (spans[next][1] > to) break;
+        next++;
+      }
+      element.append(text.slice(done, to));
     };
     if (!heat) {
-      for (const [from, to] of spans) {
-        into.append(text.slice(at, from), make("mark", "differs", text.slice(from, to)));
-        at = to;
-      }
-      into.append(text.slice(at));
+      fill(into, 0, text.length);
       return into;
     }
     const last = heat.sizes.length - 1;
     heat.sizes.forEach((size, place) => {
-      const value = heat.values[place], token = make("span", "token", text.slice(at, at + size));
+      const value = heat.values[place], token = make("span", "token");
       const several = heat.several && heat.several[place];
       token.title = signed(value, 3) + " nat" + (several ? ` (${several} tokens)` : "") + (size ? "" : place === last ? ", end of the answer" : ", no text");
       token.dataset.d = signed(value, 2);
@@ -84,7 +100,7 @@
         token.style.setProperty("--bold", `${Math.abs(value) < 0.25 ? 1 : Math.abs(value) < 0.75 ? 2 : Math.abs(value) < 1.5 ? 3 : 4}px`);
       }
       if (!size) token.classList.add("empty");
-      if (size && overlaps(at, at + size)) token.classList.add("differs");
+      fill(token, at, at + size);
       token.tabIndex = place ? -1 : 0;
       into.append(token);
       at += size;
@@ -120,7 +136,7 @@
     shown.append("margin ", make("b", "", margin));
     facts.append(make("span", "status", pair.status), shown);
     fact(facts, "words", `${pair.words[0]} and ${pair.words[1]}`);
-    if (pair.disagreement !== null && pair.disagreement !== undefined && data.has_disagreement !== false) fact(facts, "disagreement", pair.disagreement.toFixed(2));
+    if (pair.disagreement !== null && pair.disagreement !== undefined) fact(facts, "disagreement", pair.disagreement.toFixed(2));
     fact(facts, "idx", String(pair.idx));
     fact(facts, "answers", `${pair.answers[0]} and ${pair.answers[1]}`);
     const link = make("a", "here", "link");
