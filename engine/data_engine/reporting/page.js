@@ -18,7 +18,10 @@
     return element;
   }
 
-  const signed = (value, digits) => (value < 0 ? "-" : "+") + Math.abs(value).toFixed(digits);
+  function signed(value, digits) {
+    const text = Math.abs(value).toFixed(digits);
+    return (value < 0 && Number(text) ? "-" : "+") + text;
+  }
 
   // ---- what differs
 
@@ -61,7 +64,7 @@
       }
     }
     const rest = (list, high, kept) => list.slice(low, high).filter((_, at) => !kept.has(low + at)).map(([from, to]) => [from, to]);
-    return [joined(one, rest(a, highA, keptA)), joined(other, rest(b, highB, keptB))];
+    return [rest(a, highA, keptA), rest(b, highB, keptB)];
   }
 
   // ---- one answer
@@ -84,6 +87,7 @@
       element.append(text.slice(done, to));
     };
     if (!heat) {
+      spans = joined(text, spans);
       fill(into, 0, text.length);
       return into;
     }
