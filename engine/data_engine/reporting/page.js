@@ -1,6 +1,8 @@
 "use strict";
 (() => {
-  const STEP = 40, FIRST = 10;
+  const STEP = 40, FIRST = 2, NEXT = 6;
+  // From so many nats on a token is of strength 1, 2, 3, 4.
+  const STRENGTHS = [0.05, 0.25, 0.75, 1.5];
   // Both answers' words are compared only up to so many products of their numbers.
   const MOST_CELLS = 4e6;
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -93,17 +95,12 @@
     }
     const last = heat.sizes.length - 1;
     heat.sizes.forEach((size, place) => {
-      const value = heat.values[place], token = make("span", "token");
+      const value = heat.values[place], token = make("span");
       const several = heat.several && heat.several[place];
       token.title = signed(value, 3) + " nat" + (several ? ` (${several} tokens)` : "") + (size ? "" : place === last ? ", end of the answer" : ", no text");
       token.dataset.d = signed(value, 2);
-      const much = Math.min(1, Math.abs(value) / 2);
-      if (Math.abs(value) >= 0.05) {
-        token.classList.add(value > 0 ? "up" : "down");
-        token.style.setProperty("--much", (0.15 + 0.85 * much).toFixed(2));
-        token.style.setProperty("--bold", `${Math.abs(value) < 0.25 ? 1 : Math.abs(value) < 0.75 ? 2 : Math.abs(value) < 1.5 ? 3 : 4}px`);
-      }
-      if (!size) token.classList.add("empty");
+      const strength = STRENGTHS.filter((least) => Math.abs(value) >= least).length;
+      token.className = "token" + (strength ? ` ${value > 0 ? "up" : "down"} m${strength}` : "") + (size ? "" : " empty");
       fill(token, at, at + size);
       token.tabIndex = place ? -1 : 0;
       into.append(token);
@@ -189,9 +186,7 @@
   }
 
   function tell() {
-    const shown = end - start;
-    $("shown").textContent = order.length ? `${shown} of ${order.length} matching pairs shown, ${pairs.length} in the page`
-      : `0 of 0 matching pairs shown, ${pairs.length} in the page`;
+    $("shown").textContent = `${order.length} of ${pairs.length} pairs match`;
     const before = $("earlier");
     before.hidden = start === 0;
     before.textContent = `Show the ${Math.min(STEP, start)} pairs before`;
@@ -210,7 +205,12 @@
     append(FIRST);
     // The rest of the first pairs a moment later, so that typing is answered at once.
     const mine = ++growing;
-    setTimeout(() => { if (mine === growing && end - start < STEP) append(STEP - (end - start)); }, 30);
+    const grow = () => {
+      if (mine !== growing || end - start >= STEP || end >= order.length) return;
+      append(Math.min(NEXT, STEP - (end - start)));
+      setTimeout(grow, 10);
+    };
+    setTimeout(grow, 10);
   }
 
   function renew() {
