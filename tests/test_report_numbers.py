@@ -32,7 +32,7 @@ def test_few_pairs_are_all_shown():
     chosen = choice.choose(numbers, 10)
     assert sorted(chosen.rows.tolist()) == [0, 1, 2, 3]
     assert chosen.told == [
-        "all 2 pairs kept", "1 of 1 pairs dropped by identical", "1 of 1 pairs dropped by per_idx"
+        "all 2 pairs that are kept", "all 1 dropped by identical", "all 1 dropped by per_idx"
     ]  # fmt: skip
 
 
@@ -46,7 +46,8 @@ def test_of_many_kept_pairs_a_quarter_is_from_each_end_and_the_rest_between():
     # Random ones between are no run: their mean is near the middle.
     assert 400 < np.mean(shown[25:-25]) < 600
     assert chosen.told == [
-        "of 1,000 pairs kept the 25 of the largest margins, the 25 of the smallest, and 50 drawn at random between them"
+        "of 1,000 pairs that are kept the 25 of the largest margins, the 25 of the smallest, and 50 drawn at random "
+        "between them"
     ]
 
 
@@ -151,12 +152,12 @@ def pairs_file(path, rows):
 
 def test_overlap_counts_pairs_of_the_same_answers_in_the_same_order(tmp_path):
     one = pairs_file(tmp_path / "one.parquet", [("a", 0, 1, "kept"), ("a", 1, 2, "per_idx"), ("b", 0, 1, "kept"),
-                                                ("c", 5, 1, "kept"), ("d", 0, 1, "kept")])  # fmt: skip
-    other = pairs_file(tmp_path / "other.parquet", [("d", 1, 0, "kept"), ("c", 5, 1, "kept"), ("a", 1, 2, "kept"),
+                                                ("c", 5, 1, "kept"), ("d", 0, 1, "kept"), ("e", 2, 3, "kept")])  # fmt: skip
+    other = pairs_file(tmp_path / "other.parquet", [("d", 1, 0, "kept"), ("c", 5, 1, "kept"), ("e", 2, 3, "kept"), ("a", 1, 2, "kept"),
                                                     ("b", 0, 1, "identical")])  # fmt: skip
     shared = overlap(one, other)
-    assert (shared.both, shared.turned) == (1, 1)
-    assert [rows.tolist() for rows in shared.only] == [[0, 2, 4], [0, 2]]
+    assert (shared.both, shared.turned) == (2, 1)
+    assert [rows.tolist() for rows in shared.only] == [[0, 2, 4], [0, 3]]
 
 
 def test_funnels_stand_side_by_side_in_the_order_in_which_things_are_left_out():

@@ -41,7 +41,7 @@ def choose(numbers: PairNumbers, limit: int = NUM_PAIRS) -> Choice:
     for name, rows in dropped.items():
         drawn = draw(rows, shares[name], name)
         parts.append(drawn)
-        told.append(f"{len(drawn):,} of {len(rows):,} pairs dropped by {name}" + _at_random(len(drawn), len(rows)))
+        told.append(_told_dropped(name, len(drawn), len(rows)))
     # Random kept ones are the first to go where the page would be too large.
     return Choice(np.concatenate([*parts, between]).astype(np.int64), told)
 
@@ -83,16 +83,17 @@ def _even_shares(sizes: Sequence[int], room: int) -> list[int]:
 def told_of(name: str, size: int, ends: np.ndarray, between: np.ndarray) -> str:
     """How the pairs of a group of `size` were chosen, in words."""
     if len(ends) + len(between) >= size:
-        return f"all {size:,} pairs {name}"
+        return f"all {size:,} pairs that are {name}"
     half = len(ends) // 2
     runs = f", in runs of {RUN_LENGTH} neighbours" if size - len(ends) >= LARGE else ""
     return (
-        f"of {size:,} pairs {name} the {half:,} of the largest margins, the {half:,} of the smallest, and "
+        f"of {size:,} pairs that are {name} the {half:,} of the largest margins, the {half:,} of the smallest, and "
         f"{len(between):,} drawn at random between them{runs}"
     )
 
 
-def _at_random(number: int, size: int) -> str:
+def _told_dropped(name: str, number: int, size: int) -> str:
     if number == size:
-        return ""
-    return f", drawn at random{f' in runs of {RUN_LENGTH} neighbours' if size >= LARGE else ''}"
+        return f"all {size:,} dropped by {name}"
+    runs = f" in runs of {RUN_LENGTH} neighbours" if size >= LARGE else ""
+    return f"{number:,} of {size:,} dropped by {name}, drawn at random{runs}"

@@ -15,7 +15,9 @@ from data_engine.questions.images import Exif
 from data_engine.reporting.answers import Answers, pieces_of_run, read_answers
 from data_engine.reporting.choice import Choice
 from data_engine.reporting.columns import SIDES, read_rows
+from data_engine.reporting.facts import pairing_facts
 from data_engine.reporting.heat import Span
+from data_engine.reporting.render import escaped_json
 from data_engine.reporting.thumbnails import QUALITIES, Gallery, read_gallery
 
 # Of the page; its texts and charts take the rest of 40 MB.
@@ -77,8 +79,6 @@ def gallery_data(
 
 
 def _answers(run: Run, path: Path, rows: Sequence[Mapping]) -> Answers:
-    from data_engine.reporting.facts import pairing_facts
-
     same, columns = pairing_facts(path, run.run_file)
     pieces = pieces_of_run(run.run_file, same, "chosen_sum" in columns and _has_sum(rows))
     wanted = {(row["idx"], row[f"{side}_index"]) for row in rows for side in SIDES}
@@ -133,7 +133,6 @@ def _number(value: float | None) -> float | None:
 
 def _fit(data: PageData, gallery: Gallery, limit: float) -> None:
     """Encode the thumbnails, at a lower quality or fewer where the page would be too large."""
-    from data_engine.reporting.render import escaped_json
 
     def size() -> int:
         return sum(map(len, gallery.jpegs)) * 4 // 3 + 4 * len(gallery.jpegs)

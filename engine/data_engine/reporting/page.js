@@ -1,6 +1,8 @@
 "use strict";
 (() => {
-  const STEP = 40, FIRST = 10;
+  const STEP = 40, FIRST = 2, NEXT = 6;
+  // From so many nats on a token is of strength 1, 2, 3, 4.
+  const STRENGTHS = [0.05, 0.25, 0.75, 1.5];
   // Both answers' words are compared only up to so many products of their numbers.
   const MOST_CELLS = 4e6;
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -18,13 +20,27 @@
     return element;
   }
 
-  const signed = (value, digits) => (value < 0 ? "-" : "+") + Math.abs(value).toFixed(digits);
+  function signed(value, digits) {
+    const text = Math.abs(value).toFixed(digits);
+    return (value < 0 && Number(text) ? "-" : "+") + text;
+  }
 
   // ---- what differs
 
   function words(text) {
     const found = [];
     for (const match of text.matchAll(/[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu)) found.push([match.index, match.index + match[0].length, match[0]]);
+    return found;
+  }
+
+  // Words that differ, with the spaces between those that follow each other.
+  function joined(text, spans) {
+    const found = [];
+    for (const [from, to] of spans) {
+      const last = found.at(-1);
+      if (last && !text.slice(last[1], from).trim()) last[1] = to;
+      else found.push([from, to]);
+    }
     return found;
   }
 
@@ -59,32 +75,33 @@
     const text = pair[["chosen", "rejected"][side]], heat = pair.heat[side];
     const into = make("p", ["chosen", "rejected"][side]);
     let at = 0, next = 0;
-    const overlaps = (from, to) => {
-      while (next < spans.length && spans[next][1] <= from) next++;
-      return next < spans.length && spans[next][0] < to;
+    // The part of the text from one place to another, with what differs marked.
+    const fill = (element, from, to) => {
+      let done = from;
+      while (next < spans.length && spans[next][0] < to) {
+        const low = Math.max(done, spans[next][0]), high = Math.min(to, spans[next][1]);
+        if (low > done) element.append(text.slice(done, low));
+        if (high > low) element.append(make("mark", "differs", text.slice(low, high)));
+        done = Math.max(done, high);
+        if (spans[next][1] > to) break;
+        next++;
+      }
+      element.append(text.slice(done, to));
     };
     if (!heat) {
-      for (const [from, to] of spans) {
-        into.append(text.slice(at, from), make("mark", "differs", text.slice(from, to)));
-        at = to;
-      }
-      into.append(text.slice(at));
+      spans = joined(text, spans);
+      fill(into, 0, text.length);
       return into;
     }
     const last = heat.sizes.length - 1;
     heat.sizes.forEach((size, place) => {
-      const value = heat.values[place], token = make("span", "token", text.slice(at, at + size));
+      const value = heat.values[place], token = make("span");
       const several = heat.several && heat.several[place];
       token.title = signed(value, 3) + " nat" + (several ? ` (${several} tokens)` : "") + (size ? "" : place === last ? ", end of the answer" : ", no text");
       token.dataset.d = signed(value, 2);
-      const much = Math.min(1, Math.abs(value) / 2);
-      if (Math.abs(value) >= 0.05) {
-        token.classList.add(value > 0 ? "up" : "down");
-        token.style.setProperty("--much", (0.15 + 0.85 * much).toFixed(2));
-        token.style.setProperty("--bold", `${Math.abs(value) < 0.25 ? 1 : Math.abs(value) < 0.75 ? 2 : Math.abs(value) < 1.5 ? 3 : 4}px`);
-      }
-      if (!size) token.classList.add("empty");
-      if (size && overlaps(at, at + size)) token.classList.add("differs");
+      const strength = STRENGTHS.filter((least) => Math.abs(value) >= least).length;
+      token.className = "token" + (strength ? ` ${value > 0 ? "up" : "down"} m${strength}` : "") + (size ? "" : " empty");
+      fill(token, at, at + size);
       token.tabIndex = place ? -1 : 0;
       into.append(token);
       at += size;
@@ -120,7 +137,7 @@
     shown.append("margin ", make("b", "", margin));
     facts.append(make("span", "status", pair.status), shown);
     fact(facts, "words", `${pair.words[0]} and ${pair.words[1]}`);
-    if (pair.disagreement !== null && pair.disagreement !== undefined && data.has_disagreement !== false) fact(facts, "disagreement", pair.disagreement.toFixed(2));
+    if (pair.disagreement !== null && pair.disagreement !== undefined) fact(facts, "disagreement", pair.disagreement.toFixed(2));
     fact(facts, "idx", String(pair.idx));
     fact(facts, "answers", `${pair.answers[0]} and ${pair.answers[1]}`);
     const link = make("a", "here", "link");
@@ -169,9 +186,7 @@
   }
 
   function tell() {
-    const shown = end - start;
-    $("shown").textContent = order.length ? `${shown} of ${order.length} matching pairs shown, ${pairs.length} in the page`
-      : `0 of 0 matching pairs shown, ${pairs.length} in the page`;
+    $("shown").textContent = `${order.length} of ${pairs.length} pairs match`;
     const before = $("earlier");
     before.hidden = start === 0;
     before.textContent = `Show the ${Math.min(STEP, start)} pairs before`;
@@ -190,7 +205,12 @@
     append(FIRST);
     // The rest of the first pairs a moment later, so that typing is answered at once.
     const mine = ++growing;
-    setTimeout(() => { if (mine === growing && end - start < STEP) append(STEP - (end - start)); }, 30);
+    const grow = () => {
+      if (mine !== growing || end - start >= STEP || end >= order.length) return;
+      append(Math.min(NEXT, STEP - (end - start)));
+      setTimeout(grow, 10);
+    };
+    setTimeout(grow, 10);
   }
 
   function renew() {

@@ -79,7 +79,7 @@ def write_report(
 def _gallery(run: Run, numbers: PairNumbers, ranking: list[str]) -> PageData:
     chosen = choice.choose(numbers)
     differences = [numbers.difference(name) for name in ranking if f"chosen_{name}" in numbers.columns]
-    extra = {"disagreement": disagreement(differences) if len(differences) > 1 else np.zeros(len(numbers))}
+    extra = {"disagreement": disagreement(differences) if len(differences) > 1 else np.full(len(numbers), np.nan)}
     return gallery_data(run, numbers.path, chosen, extra, numbers.rewards())
 
 

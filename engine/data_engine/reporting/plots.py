@@ -1,4 +1,4 @@
-"""The report's plots: numbers in, PNG bytes out; the same numbers give the same bytes."""
+"""The picture of an export's card: numbers in, PNG bytes out; the same numbers give the same bytes."""
 
 import io
 import textwrap
@@ -14,20 +14,6 @@ CHOSEN, REJECTED, SOFT = "#12805c", "#b54708", "#98a2b3"
 NUM_BINS = 40
 # A line of the name of a bar.
 LABEL_LETTERS = 40
-
-
-def reward_histogram(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
-    """Rewards of chosen and of rejected answers over the same bins, with their means."""
-    figure, axes = _axes()
-    _draw_rewards(axes, chosen, rejected)
-    return _png(figure)
-
-
-def lengths(chosen: np.ndarray, rejected: np.ndarray) -> bytes:
-    """How many pairs have which two lengths, in words; on the dashed line both sides are equally long."""
-    figure, axes = _axes()
-    _draw_lengths(figure, axes, chosen, rejected)
-    return _png(figure)
 
 
 def summary(columns: Mapping[str, np.ndarray], reward: str, funnel: Sequence[tuple[str, int]]) -> bytes:
@@ -90,14 +76,6 @@ def _draw_funnel(axes: Axes, funnel: Sequence[tuple[str, int]]) -> None:
     axes.set_ylim(len(funnel) - 0.4, -0.6)
     axes.set_xlim(0, 1.12)
     axes.set_xticks([])
-
-
-def _axes() -> tuple[Figure, Axes]:
-    # A Figure of its own, not pyplot's: no window system, no global state.
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    _tidy(axes)
-    return figure, axes
 
 
 def _tidy(axes: Axes) -> None:

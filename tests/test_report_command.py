@@ -1,0 +1,79 @@
+"""data-engine report: --open, with and without a browser, and --compare."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+from report_page import Page
+from stage2_world import make_world
+
+from data_engine.commands import main
+from data_engine.config import RunConfig
+from data_engine.store.file_hashes import hash_files
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    """A run with its own pairing and one called wide."""
+    world, work_dir = make_world(tmp_path / "world", num_questions=8), tmp_path / "run"
+    world.publish(work_dir)
+    world.pair(work_dir, distance=25)
+    (work_dir / "pairs/pairs.parquet").rename(work_dir / "pairs/wide.parquet")
+    world.pair(work_dir, distance=5)
+    config = RunConfig(
+        instruct_model_path="instruct",
+        reward_model_path="reward",
+        dataset_path=str(world.dataset_path),
+        work_dir=str(work_dir),
+    )
+    run_file = {"config": asdict(config), "bound": {"dataset": world.questions().fingerprint(hash_files)}}
+    (work_dir / "run.json").write_text(json.dumps(run_file))
+    return work_dir
+
+
+def opened(work_dir, **environment):
+    """Exit code and output of report --open, by a process that knows no browser but those of `environment`."""
+    without = {
+        name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    }
+    found = subprocess.run(
+        [sys.executable, "-m", "data_engine", "report", str(work_dir), "--open"],
+        capture_output=True, text=True, env=without | environment,
+    )  # fmt: skip
+    return found.returncode, found.stdout
+
+
+def test_open_hands_the_page_to_the_browser_and_prints_its_path(work_dir, tmp_path):
+    browser, told = tmp_path / "browser", tmp_path / "told"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {told}\n')
+    browser.chmod(0o755)
+    path = work_dir / "report/index.html"
+    assert opened(work_dir, BROWSER=f"{browser} %s") == (0, f"{path}\n")
+    assert told.read_text().strip() == path.as_uri()
+
+
+def test_without_a_browser_open_says_so_and_the_page_is_written(work_dir):
+    path = work_dir / "report/index.html"
+    code, told = opened(work_dir, PATH="/nowhere")
+    assert (code, told.splitlines()[0]) == (0, str(path))
+    assert "no browser was found" in told
+    assert path.is_file()
+
+
+def test_compare_writes_a_page_about_two_pairings(work_dir, capsys):
+    assert main.main(["report", str(work_dir), "--compare", "wide"]) == 0
+    path = work_dir / "report/compare/pairs/wide/index.html"
+    assert capsys.readouterr().out == f"{path}\n"
+    statuses = {pair["status"] for pair in Page(path.read_text()).pairs}
+    assert "only wide" in statuses
+    assert statuses <= {"only wide", "only pairs"}
+
+
+def test_compare_refuses_a_pairing_that_is_not_there_and_the_pairing_itself(work_dir, capsys):
+    assert main.main(["report", str(work_dir), "--compare", "wid"]) == 2
+    assert 'no pairing "wid"' in capsys.readouterr().err
+    assert main.main(["report", str(work_dir), "--name", "wide", "--compare", "wide"]) == 2
+    assert '--compare "wide" is the pairing itself' in capsys.readouterr().err
