@@ -1,11 +1,16 @@
 """The order of launches and reads, and the rows in use, of the real scheduler without a model."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
 from fake_runner import FakeRunner, asked
 
 from data_engine.bench.model import drawn_lengths
+from data_engine.sampling.native.backend import NativeBackend
 from data_engine.sampling.native.kv_cache import num_slots
-from data_engine.sampling.native.scheduler import Scheduler
+from data_engine.sampling.native.scheduler import SamplingEngine, Scheduler
 from data_engine.sampling.requests import Completion, Queue
 
 LONGEST = 512
@@ -61,10 +66,43 @@ def test_answers_of_one_token_take_no_step(lag):
     assert runner.steps == 0
 
 
-def test_over_a_thousand_units_of_drawn_lengths_the_host_never_waits_for_the_newest_step():
-    """A question of 10 answers a unit, 32 rows, lengths as in the bench."""
-    runner = FakeRunner(32, num_slots(32, 10), LONGEST)
-    lengths = drawn_lengths(1000, 10, LONGEST)
-    found = run(runner, lengths, 1)
-    assert sum(len(answer.token_ids) for answer in found) == lengths.sum()
+def sampled(units: np.ndarray, num_rows: int, one_queue: bool = True) -> FakeRunner:
+    """Units of answers of these lengths, submitted as a rank submits them: when the back end wants more."""
+    slots = num_slots(num_rows, units.shape[-1])
+    runner = FakeRunner(num_rows, slots, LONGEST)
+    engine = SamplingEngine(SimpleNamespace(device=torch.device("cpu"), is_split=False), num_rows, slots, 10)
+    engine.lag, engine.is_invariant, engine._runner_for = 1, one_queue, lambda rows, params: runner
+    backend = NativeBackend(engine, SimpleNamespace(params=None))
+    waiting, in_hand, found = list(units[::-1]), 0, []
+    while waiting or in_hand:
+        while waiting and (backend.wants_more or not in_hand):
+            in_hand += waiting[-1].size
+            backend.submit(asked(waiting.pop()))
+        ended = backend.poll()
+        in_hand -= len(ended)
+        found += ended
+    assert sorted((one.request, one.sample_index) for one in found) == list(
+        np.ndindex(len(units) * units.shape[1], units.shape[2])
+    )
+    assert all(len(one.token_ids) == units.reshape(-1, units.shape[-1])[one.request, one.sample_index] for one in found)
+    return runner
+
+
+def in_use(runner: FakeRunner) -> float:
+    """Of the rows of all steps, the share that added a token to an answer."""
+    return sum(runner.used) / (len(runner.used) * runner.caches.num_rows)
+
+
+def test_over_a_thousand_units_the_rows_are_in_use_and_the_host_never_waits_for_the_newest_step():
+    """A question of 5 answers a unit, 32 rows, lengths as in the bench: the last answers are part of it."""
+    runner = sampled(drawn_lengths(1000, 5, LONGEST).reshape(1000, 1, 5), 32)
+    assert in_use(runner) > 0.95
     assert read_too_early(runner.log, 1) == []
+
+
+@pytest.mark.slow
+def test_over_a_thousand_units_of_a_gpu_s_size_more_rows_are_in_use_than_unit_by_unit():
+    """98 questions of 10 answers a unit and 204 rows in the README of the kernels; here a third of each."""
+    units = drawn_lengths(32 * 1000, 10, LONGEST).reshape(1000, 32, 10)
+    assert in_use(sampled(units, 68)) > 0.95
+    assert 0.55 < in_use(sampled(units[:100], 68, one_queue=False)) < 0.7

@@ -21,7 +21,7 @@ import yaml
 
 from data_engine.config import RunConfig
 from data_engine.errors import UserError, nearest
-from data_engine.flags import FIELD_NAMES, Flags
+from data_engine.flags import FIELD_NAMES, GONE, Flags
 from data_engine.stages import RunStages
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
@@ -86,6 +86,8 @@ def _check_flags(argv: Sequence[str], command: str) -> None:
         if not argument.startswith("--"):
             continue
         name, equals, value = argument[2:].partition("=")
+        if name in GONE:
+            raise UserError(f"--{name} is gone: {GONE[name]}")
         if name not in _FLAGS:
             hint = nearest(name, _FLAGS, "--") or f"; data-engine {command} --help lists all"
             raise UserError(f"unknown flag --{name}{hint}")
@@ -168,6 +170,8 @@ def _read_yaml(path: Path) -> dict[str, object]:
     if not isinstance(values, dict):
         raise UserError(f'config "{path}" must be lines of "name: value", got {json.dumps(values, default=str)[:80]}')
     for name in values:
+        if name in GONE:
+            raise UserError(f'config "{path}" has {name}, which is gone: {GONE[name]}')
         if name not in FIELD_NAMES:
             raise UserError(f'config "{path}" has the unknown key {name}{nearest(str(name), FIELD_NAMES)}')
     return values

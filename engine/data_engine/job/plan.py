@@ -98,7 +98,8 @@ class Plan:
             run_file.require_same(work_dir, bound, run_stages)
             given = Given.of(config, questions, checkpoints, hashes, claims)
             bound["answers_vocabulary"] = trained.vocabulary if given.facts.has_ids else None
-        at_once = len(questions) if config.lookahead else min(len(questions), bound["unit_size"])
+        # On a GPU one queue goes through all units.
+        at_once = len(questions) if device.type == "cuda" else min(len(questions), bound["unit_size"])
         described = run_file.describe(
             config, questions, bound,
             frozen=budgets.frozen_budgets(config, checkpoints, target, decision, at_once), zero3=decision.as_json(),

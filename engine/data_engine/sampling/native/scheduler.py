@@ -237,6 +237,8 @@ class SamplingEngine:
         """
         self.model, self.num_rows, self.num_slots = model, num_rows, num_slots
         self.samples_per_prompt = samples_per_prompt
+        self.is_invariant = samples_per_prompt is not None
+        """whether an answer's bits are the same whatever is drawn beside it, with this number of rows"""
         self.retries = 0
         """how often the number of rows was halved for want of memory, in the call of `sample` before"""
         # On a GPU the host reads a step's tokens while the next one runs.
@@ -257,9 +259,10 @@ class SamplingEngine:
         """Each answer as it is finished; a request is taken when a row is free for it. With `pauses`, also None where
         there is room for more answers than were asked for: `requests` may have more by then.
 
-        The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32). Where memory
-        runs out, the answers that are not finished are drawn again, half as many at a time; a question for which it
-        does not suffice with one answer at a time is TOO_LARGE. Raises UserError where every question was.
+        The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32), and so do the
+        answers beside one where the engine is not `is_invariant`. Where memory runs out, the answers that are not
+        finished are drawn again, half as many at a time; a question for which it does not suffice with one answer at a
+        time is TOO_LARGE. Raises UserError where every question was.
         """
         queue, rows, self.retries, too_large = Queue(requests), self.num_rows, 0, []
         while True:
@@ -291,7 +294,8 @@ class SamplingEngine:
         yield from too_large
 
     def _runner_for(self, rows: int, params: SamplingParams) -> ModelRunner:
-        if self._runner is None or self._runner.caches.num_rows != rows or self._runner.params != params:
+        """The caches that are there, and the captured step over them, where they serve these values too."""
+        if self._runner is None or not self._runner.serves(rows, params):
             # The old caches go first.
             self._runner = None
             slots = max(1, self.num_slots * rows // self.num_rows)
@@ -299,6 +303,7 @@ class SamplingEngine:
             samples = self.samples_per_prompt
             placement = PagedRows(samples, self._captures) if samples else OrderedRows()
             self._runner = ModelRunner(self.model, caches, params, placement)
+        self._runner.params = params
         return self._runner
 
 
