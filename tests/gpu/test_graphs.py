@@ -129,3 +129,17 @@ def test_memory_that_runs_out_in_a_capture_halves_the_rows(model, golden_rows, g
     assert engine.retries == 1
     _, drawn = engine._runner.placement.captured
     assert len(drawn) == 12
+
+
+def test_an_answer_is_the_same_whatever_runs_beside_it(either_model, golden_rows, golden_images):
+    """By captured steps of 24 rows: among all, alone, in another order, among others."""
+    asked = asked_of(either_model, golden_rows, golden_images)
+
+    def sampled(requests: list[PromptRequest]) -> dict[int, list[int]]:
+        """Ids, by the answer's random-number key."""
+        found = SamplingEngine(either_model, 24, 8, samples_per_prompt=10).sample(requests, PARAMS)
+        return {requests[one.request].keys[one.sample_index]: one.token_ids for one in found}
+
+    expected = sampled(asked)
+    for others in (asked[2:3], asked[::-1], [asked[number] for number in (6, 2, 0, 5)]):
+        assert sampled(others).items() <= expected.items()

@@ -72,7 +72,7 @@ class Plan:
         if config.draws_by_vllm:
             ranks = ranks.with_gpus(gpus_of_an_engine(config.vllm_options))
         device = pick_device(ranks.device(config.device))
-        set_device(device)
+        set_device(device, config.memory_fraction)
         target, work_dir = Target(device, pick_dtype(config.dtype, device)), Path(config.work_dir)
         run_stages, formats = config.stages, exports.chosen(config.export)
         # Names of strategies and rewards, which the last step reads hours later.
