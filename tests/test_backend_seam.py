@@ -15,11 +15,10 @@ def counting(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sample, "BACKEND", key)
 
 
-@pytest.mark.parametrize("flags", [{}, {"lookahead": True}])
-def test_a_back_end_is_one_file_and_one_line(config, tmp_path, instruct, flags):
+def test_a_back_end_is_one_file_and_one_line(config, tmp_path, instruct):
     rows = hostile_rows()
     dataset = write(tmp_path / "questions.parquet", rows)
-    assert worker.run(config(dataset, stop_after_stage=0, unit_size=2, **flags)) == 0
+    assert worker.run(config(dataset, stop_after_stage=0, unit_size=2)) == 0
     [end] = instruct.eos_token_ids
     answers = read(tmp_path / "work/sampled_answer")
     usable = [row["idx"] for row in answers[::4]]

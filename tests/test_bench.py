@@ -86,13 +86,13 @@ def test_a_ratio_is_the_median_over_rounds_of_what_a_round_shows():
     assert figures.ratios(measured) == {"padded batch": 8.0}
 
 
-def test_the_gain_of_lookahead_by_hand():
+def test_the_gain_of_one_queue_by_hand():
     """6 / 4, 8 / 4 and 5 / 5 in the rounds."""
     measured = {
         "engine, two units": {"seconds": [6.0, 8.0, 5.0]},
         "engine, drawn lengths": {"seconds": [4.0, 4.0, 5.0]},
     }
-    assert figures.lookahead_gain(measured) == 1.5
+    assert figures.one_queue_gain(measured) == 1.5
 
 
 def test_the_estimate_by_hand():

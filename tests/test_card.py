@@ -37,7 +37,7 @@ def run_file(**config):
         "chat_template": None, "chat_template_kwargs": None, "system": None, "limit": None,
         "continue_from_stage": 1, "shard_index": 2, "num_shards": 4,
         "sample_k": 10, "rank": 3, "distance": 25, "beta": 0.1, "temperature": 0.7, "top_k": 50, "seed": 0,
-        "lookahead": True, "export": "trl,sft", "threads": 4, "same_pixels": False, "max_megapixels": 64.0,
+        "export": "trl,sft", "threads": 4, "same_pixels": False, "max_megapixels": 64.0,
     }  # fmt: skip
     return {
         "config": given | config,
@@ -180,11 +180,17 @@ def test_the_command_has_the_flags_that_differ_and_can_be_read_back():
     words = shlex.split(command(text(card())).replace("\\\n", " "))
     assert words[:2] == ["data-engine", "run"]
     config = parse(words[2:])
-    assert (config.rank, config.sample_k, config.beta, config.temperature, config.lookahead) == (2, 6, 0.2, 0.0, True)
+    assert (config.rank, config.sample_k, config.beta, config.temperature) == (2, 6, 0.2, 0.0)
     assert (config.instruct_model_path, config.reward_model_path) == ("openbmb/RLAIF-V-7B", "tuned")
     # A start's own part of the work, and defaults, are not told.
     others = {"--shard_index", "--num_shards", "--continue_from_stage", "--threads", "--export"}
     assert not {*others, "--distance", "--top_k"} & set(words)
+
+
+def test_the_command_has_no_flag_of_an_earlier_version():
+    words = command(text(card(run_file=run_file(lookahead=True))))
+    assert "--beta" in words
+    assert "--lookahead" not in words
 
 
 def test_the_command_has_no_flag_of_an_earlier_pairing():

@@ -138,14 +138,16 @@ def test_a_rank_tells_the_launch_script_its_process_and_its_code(monkeypatch, tm
 
 def test_each_rank_works_on_a_gpu_of_its_own_and_more_ranks_than_gpus_are_refused(monkeypatch):
     """Two GPUs, which this machine need not have."""
-    current = []
+    current, shares = [], []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: shares.append(given))
     for rank in (0, 1):
         for asked in ("auto", "cuda"):
-            set_device(pick_device(Ranks(8 + rank, 16, rank, 8).device(asked)))
-    set_device(pick_device("cpu"))
+            set_device(pick_device(Ranks(8 + rank, 16, rank, 8).device(asked)), 0.5)
+    set_device(pick_device("cpu"), 0.5)
     assert current == [torch.device("cuda", 0)] * 2 + [torch.device("cuda", 1)] * 2
+    assert shares == [(0.5, device) for device in current], "--memory_fraction holds for its GPU"
     with pytest.raises(UserError, match="'cuda:2' was asked for, but torch sees 2 of them"):
         pick_device(Ranks(10, 16, 2, 8).device("auto"))

@@ -171,10 +171,6 @@ class Flags:
     """split the models over the ranks (DeepSpeed ZeRO-3); auto: where a GPU cannot hold one whole"""
     zero3_config: str | None = None
     """DeepSpeed's settings as JSON; default: those of launch/deepspeed/zero3.json"""
-    lookahead: bool = False
-    """the next unit starts as soon as rows are free, instead of after the longest answer: faster, but the last
-    bits of answers then depend on which units followed each other, so that another number of ranks may give another
-    dataset"""
     require_fast: bool = False
     """an error where a model does not fit the fast path, instead of a warning"""
     grace_s: float = 20
@@ -217,5 +213,10 @@ class Flags:
         require(encodable, f"{name} must be text in UTF-8, got {shown}; rename the file or folder")
 
 
+# Flags of earlier versions, and what became of them.
+GONE = {
+    "lookahead": "on a GPU the next unit always starts as soon as rows are free, with the same bytes for any number of "
+    "ranks; on a CPU, whose products depend on the answers beside one, never. Leave it out",
+}
 FIELD_NAMES = tuple(field.name for field in fields(Flags))
 TYPES = typing.get_type_hints(Flags)

@@ -84,8 +84,8 @@ def _part(
     tl.store(mixed + at[:, None] * WIDTH + lanes[None, :], mix, mask=there[:, None] & fits)
 
 
-# Not specialised for the number of rows: the same binary for every batch.
-@triton.jit(do_not_specialize=["num_rows"])
+# Not specialised for numbers of rows, slots, pages, or room for prefixes: the same binary for all of them.
+@triton.jit(do_not_specialize=["num_rows", "prefix_tasks", "prefix_parts", "suffix_parts"])
 def parts_kernel(
     query,
     prefix_keys,
@@ -101,6 +101,9 @@ def parts_kernel(
     tops,
     scale,
     num_rows,
+    prefix_tasks,
+    prefix_parts,
+    suffix_parts,
     query_row_stride,
     query_head_stride,
     prefix_slot_stride,
@@ -116,85 +119,88 @@ def parts_kernel(
     SPLIT: tl.constexpr,
     PAGE: tl.constexpr,
     TOKENS: tl.constexpr,
-    PREFIX_TASKS: tl.constexpr,
-    PREFIX_PARTS: tl.constexpr,
-    SUFFIX_PARTS: tl.constexpr,
     QUERY_TILES: tl.constexpr,
     PREFIX_QUERIES: tl.constexpr,
     SUFFIX_QUERIES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """One part of one key/value head. The first programs compute prefix parts, the others suffix parts."""
+    """One part of one key/value head. The first programs compute prefix parts, the others suffix parts.
+
+    A program whose part has no token or no query ends at once.
+    """
     task = tl.program_id(0)
     group = tl.program_id(1)
     heads = tl.num_programs(1) * SHARED
-    if task < PREFIX_TASKS:
-        part = task % PREFIX_PARTS
-        slot = task // (PREFIX_PARTS * QUERY_TILES)
-        query_tile = task // PREFIX_PARTS % QUERY_TILES
+    if task < prefix_tasks:
+        part = task % prefix_parts
+        slot = task // (prefix_parts * QUERY_TILES)
+        query_tile = task // prefix_parts % QUERY_TILES
         many = query_tile * PREFIX_QUERIES + tl.arange(0, PREFIX_QUERIES)
         rows = tl.load(members + slot * MOST + many // SHARED, mask=many < MOST * SHARED, other=-1).to(tl.int32)
         # A slot or a tile of queries without rows reads nothing.
         length = tl.where(tl.max(rows, 0) >= 0, tl.load(prefix_lengths + slot).to(tl.int32), 0)
-        base = slot.to(tl.int64) * prefix_slot_stride + group.to(tl.int64) * prefix_group_stride
-        _part(
-            query,
-            prefix_keys + base,
-            prefix_values + base,
-            mixed,
-            totals,
-            tops,
-            rows,
-            group * SHARED + many % SHARED,
-            part * SPLIT,
-            length,
-            part.to(tl.int64) * num_rows,
-            scale,
-            query_row_stride,
-            query_head_stride,
-            prefix_token_stride,
-            heads,
-            WIDTH,
-            LANES,
-            SPLIT,
-            TOKENS,
-            INTERPRETED,
-        )
+        if part * SPLIT < length:
+            base = slot.to(tl.int64) * prefix_slot_stride + group.to(tl.int64) * prefix_group_stride
+            _part(
+                query,
+                prefix_keys + base,
+                prefix_values + base,
+                mixed,
+                totals,
+                tops,
+                rows,
+                group * SHARED + many % SHARED,
+                part * SPLIT,
+                length,
+                part.to(tl.int64) * num_rows,
+                scale,
+                query_row_stride,
+                query_head_stride,
+                prefix_token_stride,
+                heads,
+                WIDTH,
+                LANES,
+                SPLIT,
+                TOKENS,
+                INTERPRETED,
+            )
     else:
-        part = (task - PREFIX_TASKS) % SUFFIX_PARTS
-        own = (task - PREFIX_TASKS) // SUFFIX_PARTS
-        few = tl.arange(0, SUFFIX_QUERIES)
+        part = (task - prefix_tasks) % suffix_parts
+        own = (task - prefix_tasks) // suffix_parts
         start = part * PAGE
-        page = tl.load(pages + own * SUFFIX_PARTS + part).to(tl.int64)
-        # _part counts tokens from the first of the suffix, so the page's base moves back by the tokens before it.
-        base = page * suffix_page_stride + group.to(tl.int64) * suffix_group_stride
-        base -= start.to(tl.int64) * suffix_token_stride
-        _part(
-            query,
-            suffix_keys + base,
-            suffix_values + base,
-            mixed,
-            totals,
-            tops,
-            tl.where(few < SHARED, own, -1),
-            group * SHARED + few % SHARED,
-            start,
-            tl.load(suffix_lengths + own).to(tl.int32),
-            (PREFIX_PARTS + part).to(tl.int64) * num_rows,
-            scale,
-            query_row_stride,
-            query_head_stride,
-            suffix_token_stride,
-            heads,
-            WIDTH,
-            LANES,
-            PAGE,
-            TOKENS,
-            INTERPRETED,
-        )
+        length = tl.load(suffix_lengths + own).to(tl.int32)
+        if start < length:
+            few = tl.arange(0, SUFFIX_QUERIES)
+            page = tl.load(pages + own * suffix_parts + part).to(tl.int64)
+            # _part counts tokens from the first of the suffix, so the page's base moves back by the tokens before it.
+            base = page * suffix_page_stride + group.to(tl.int64) * suffix_group_stride
+            base -= start.to(tl.int64) * suffix_token_stride
+            _part(
+                query,
+                suffix_keys + base,
+                suffix_values + base,
+                mixed,
+                totals,
+                tops,
+                tl.where(few < SHARED, own, -1),
+                group * SHARED + few % SHARED,
+                start,
+                length,
+                (prefix_parts + part).to(tl.int64) * num_rows,
+                scale,
+                query_row_stride,
+                query_head_stride,
+                suffix_token_stride,
+                heads,
+                WIDTH,
+                LANES,
+                PAGE,
+                TOKENS,
+                INTERPRETED,
+            )
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "prefix_parts_room"])
 def merge_kernel(
     mixed,
     totals,
@@ -204,12 +210,12 @@ def merge_kernel(
     suffix_lengths,
     out,
     num_rows,
+    prefix_parts_room,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
     PAGE: tl.constexpr,
-    PREFIX_PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
@@ -226,7 +232,7 @@ def merge_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     mix = tl.zeros([BLOCK, LANES], tl.float32)
     for number in range(parts):
-        part = tl.where(number < prefix_parts, number, number - prefix_parts + PREFIX_PARTS)
+        part = tl.where(number < prefix_parts, number, number - prefix_parts + prefix_parts_room)
         at = (part.to(tl.int64) * num_rows + row) * HEADS + head
         part_top = tl.load(tops + at, mask=inside, other=0.0)
         part_total = tl.load(totals + at, mask=inside, other=0.0)

@@ -59,34 +59,35 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
 def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float) -> Tensor:
     """One new token a row: softmax(scale * q . [prefix | own suffix]) over the values of both, [R, H, D].
 
-    The scores of a question's rows against its prefix are one product. Reads lengths on the host, so it cannot be
-    captured in a CUDA graph.
+    The scores of a question's rows against its prefix are one product, of as many rows as a question may have; those of
+    a suffix are one over all of its pages. So no product's shape follows from the rows beside, see kernels/README.md.
+    Reads lengths on the host, so it cannot be captured in a CUDA graph.
     Source: attention in two parts merged by their log-sum-exp (online softmax, arXiv:1805.02867).
     """
     num_rows, heads, width = query_RHD.shape
     groups = caches.suffix_keys.shape[1]
     # The query heads that share a key/value head become rows of one product.
     query = query_RHD.unflatten(1, (groups, -1))
-    longest = max([1, *rows.suffix_lengths.tolist()])
-    keys, values = (_unpaged(pool, rows.pages, longest) for pool in (caches.suffix_keys, caches.suffix_values))
+    keys, values = (_unpaged(pool, rows.pages) for pool in (caches.suffix_keys, caches.suffix_values))
     own = _partial(query, keys, values, rows.suffix_lengths[:, None, None, None], scale)
     # Rows without a prefix keep these values, which change nothing in the merge.
     prefix = torch.zeros_like(own[0]), torch.zeros_like(own[1]), torch.full_like(own[2], LOWEST)
     for slot, (length, members) in enumerate(zip(rows.prefix_lengths.tolist(), rows.members.tolist(), strict=True)):
-        members = [row for row in members if row >= 0]
-        if not members or not length:
+        there = [row for row in members if row >= 0]
+        if not there or not length:
             continue
-        lane = query[members].transpose(0, 1).reshape(groups, -1, width)
+        # In the place of members that the slot has not, any other row.
+        lane = query[[max(row, 0) for row in members]].transpose(0, 1).reshape(groups, -1, width)
         keys, values = caches.prefix_keys[slot, :, :length], caches.prefix_values[slot, :, :length]
         for whole, part in zip(prefix, _partial(lane, keys, values, length, scale), strict=True):
-            whole[members] = part.view(groups, len(members), heads // groups, -1).transpose(0, 1)
+            part = part.view(groups, len(members), heads // groups, -1).transpose(0, 1)
+            whole[there] = part[: len(there)]
     return _merge(own, prefix).to(query.dtype).view(num_rows, heads, width)
 
 
-def _unpaged(pool_NGSD: Tensor, pages_RC: Tensor, longest: int) -> Tensor:
-    """The first `longest` tokens of each row, gathered from its pages: a copy [R, G, longest, D]."""
-    pages_RC = pages_RC[:, : -(-longest // pool_NGSD.shape[2])]
-    return pool_NGSD[pages_RC].transpose(1, 2).flatten(2, 3)[:, :, :longest]
+def _unpaged(pool_NGSD: Tensor, pages_RC: Tensor) -> Tensor:
+    """The tokens of each row's pages in order: a copy [R, G, C x S, D]."""
+    return pool_NGSD[pages_RC].transpose(1, 2).flatten(2, 3)
 
 
 def _partial(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | int, scale: float) -> tuple[Tensor, ...]:

@@ -82,9 +82,10 @@ class Round:
     def start(self, fault: Fault | None = None, num_ranks: int = RANKS) -> list[Rank]:
         self.starts += 1
         # Where several units are in a rank's hands.
-        flags = [*self.job.arguments(), *["--lookahead"][: self.rng.random() < 0.3]]
+        one_queue = self.rng.random() < 0.3
         faults = [fault if fault and fault.rank == rank else None for rank in range(num_ranks)]
-        return [Rank(flags, rank, num_ranks, faults[rank], self.log) for rank in range(num_ranks)]
+        flags = self.job.arguments()
+        return [Rank(flags, rank, num_ranks, faults[rank], self.log, one_queue) for rank in range(num_ranks)]
 
     def wait(self, ranks: list[Rank], patience_s: float = PATIENCE_S) -> list[int]:
         """Exit codes, negative for signals; a rank that hangs is killed and has -1000."""

@@ -1,12 +1,15 @@
 """Stands in for the command line: the real engine, in which one rank kills itself (SIGKILL) at a chosen place.
 
-$KILL_WINDOW names the place, $KILL_AT how many times it is passed before; the kill is noted in $KILL_LOG first.
+$KILL_WINDOW names the place, $KILL_AT how many times it is passed before; the kill is noted in $KILL_LOG first. Where
+$ONE_QUEUE_LOG is set, the engine takes the path of a GPU: see one_queue.py.
 """
 
 import os
 import signal
 import sys
 from pathlib import Path
+
+from one_queue import take_the_path_of_a_gpu
 
 from data_engine.commands import main
 from data_engine.exports.formats import rlaif_v
@@ -78,4 +81,6 @@ assert logprobs  # imported before score takes its function from it
 if __name__ == "__main__":
     if "run" in sys.argv[1:2] and os.environ.get("KILL_RANK", "0") == RANK:
         install(Countdown())
+    if "run" in sys.argv[1:2] and "ONE_QUEUE_LOG" in os.environ:
+        take_the_path_of_a_gpu()
     sys.exit(main.main())

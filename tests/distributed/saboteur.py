@@ -25,13 +25,18 @@ class Fault:
 class Rank:
     """A forked rank; its window is read from shared memory, since a killed process cannot tell."""
 
-    def __init__(self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path) -> None:
+    def __init__(
+        self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path, one_queue: bool = False
+    ) -> None:
+        """With `one_queue`, it takes the path of a GPU: see one_queue.py."""
         self.window = mmap.mmap(-1, 64)
         self.pid = os.fork()
         if self.pid == 0:
-            self._be_a_rank(flags, rank, world_size, fault, log)
+            self._be_a_rank(flags, rank, world_size, fault, log, one_queue)
 
-    def _be_a_rank(self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path) -> None:
+    def _be_a_rank(
+        self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path, one_queue: bool
+    ) -> None:
         code = 70
         try:
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -39,6 +44,10 @@ class Rank:
             os.dup2(output, 2)
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
             os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
+            if one_queue:
+                from one_queue import take_the_path_of_a_gpu
+
+                take_the_path_of_a_gpu()
             _install(self.window, fault)
             from data_engine.commands import main
 

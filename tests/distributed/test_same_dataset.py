@@ -53,14 +53,40 @@ def test_a_run_leaves_what_the_design_names_and_nothing_else(alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--lookahead",)])
-def test_three_ranks_under_torchrun_make_the_same_dataset(alone, tmp_path, flags):
-    """Lookahead does not promise it; with one thread in fp32 the draws are the same all the same."""
-    job = again(alone, tmp_path, *flags)
+def test_three_ranks_under_torchrun_make_the_same_dataset(alone, tmp_path):
+    job = again(alone, tmp_path)
     job.run(*torchrun(3))
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not stray_files(job.work_dir)
     assert ranks_that_worked(job) > 1, "one rank did all the work: nothing was distributed"
+
+
+def by_one_queue(alone: Job, folder: Path, *launcher: str, code: int | None = 0, **options: str) -> tuple[Job, list]:
+    """The job by the path of a GPU, and the units that a rank began while it had others in hand."""
+    job, log = again(alone, folder), folder / "begun"
+    job.run(*launcher, code=code, **{"program": "one_queue", "ONE_QUEUE_LOG": str(log), **options})
+    return job, log.read_text().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_by_one_queue_through_all_units_any_number_of_ranks_makes_the_same_dataset(alone, tmp_path, ranks):
+    """That of the plain path too: with one thread in fp32 the draws are the same."""
+    job, begun = by_one_queue(alone, tmp_path, *(torchrun(ranks) if ranks > 1 else ()))
+    assert len(begun) > 2
+    assert Result.of(job.work_dir) == Result.of(alone.work_dir)
+    assert not stray_files(job.work_dir)
+    assert ranks_that_worked(job) > (ranks > 1)
+
+
+@pytest.mark.slow
+def test_a_process_killed_with_several_units_in_hand_makes_the_same_dataset(alone, tmp_path):
+    kills = {"KILL_WINDOW": "sampling", "KILL_AT": "20", "KILL_LOG": str(tmp_path / "kills")}
+    job, begun = by_one_queue(alone, tmp_path, code=-9, program="killed", **kills)
+    assert begun
+    job.run(program="one_queue")
+    assert Result.of(job.work_dir) == Result.of(alone.work_dir)
+    assert not stray_files(job.work_dir)
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 Triton compiles down to the machine's code by itself; only launching needs the driver. So the launchers are called as
 always, with CPU tensors, and each launch ends after compiling. Prints a line a kernel: operation, dtype, kernel, bytes
-of shared memory, bytes of stack (registers that did not suffice), as JSON.
+of shared memory, bytes of stack (registers that did not suffice), as JSON; and last, how many kernels of decode
+attention other numbers of rows, slots, pages and tokens of a prefix compile beside these.
 """
 
 import json
@@ -57,6 +58,21 @@ def compile_only(self, *arguments, grid, warmup, **options) -> None:
     print(json.dumps({"case": case} | found), flush=True)
 
 
+def attend(heads: int, groups: int, width: int, dtype: torch.dtype, rows=20, slots=2, pages=4, prefix=640) -> None:
+    """Launch decode attention for 10 answers a question."""
+    shapes = [(slots, groups, prefix, width)] * 2 + [(rows * pages, groups, 128, width)] * 2
+    which, ones = torch.arange(rows) % slots, torch.ones(rows, dtype=torch.int32)
+    members, own = members_of(which, slots, 10), torch.arange(rows * pages).view(rows, pages)
+    index = RowIndex(which, ones, ones[:slots], members, own)
+    caches = LayerCaches(*(torch.zeros(shape, dtype=dtype) for shape in shapes))
+    attention_triton.grouped_decode_attention(torch.zeros(rows, heads, width, dtype=dtype), caches, index, 0.1)
+
+
+def num_compiled() -> int:
+    kernels = (attention_triton.parts_kernel, attention_triton.merge_kernel)
+    return sum(len(caches[0]) for kernel in kernels for caches in kernel.device_caches.values())
+
+
 driver.set_active(Driver())
 JITFunction.run = compile_only
 for dtype in (torch.bfloat16, torch.float32):
@@ -69,8 +85,12 @@ for dtype in (torch.bfloat16, torch.float32):
         ((32, 32, 128), (28, 4, 128), (8, 8, 80)) if dtype == torch.bfloat16 else ((28, 4, 128),)
     ):
         case = f"grouped_decode_attention {name} {heads}/{groups} x {width}"
-        shapes = [(2, groups, 640, width)] * 2 + [(80, groups, 128, width)] * 2
-        slots, ones = torch.arange(20) % 2, torch.ones(20, dtype=torch.int32)
-        rows = RowIndex(slots, ones, ones[:2], members_of(slots, 2, 10), torch.arange(80).view(20, 4))
-        caches = LayerCaches(*(torch.zeros(shape, dtype=dtype) for shape in shapes))
-        attention_triton.grouped_decode_attention(torch.zeros(20, heads, width, dtype=dtype), caches, rows, 0.1)
+        attend(heads, groups, width, dtype)
+before = num_compiled()
+assert before
+JITFunction.run = lambda self, *arguments, warmup, **options: launch(
+    self, *arguments, warmup=True, **options | {"INTERPRETED": False}
+)
+for sizes in ({"prefix": 1472}, {"prefix": 64}, {"rows": 30, "slots": 3}, {"pages": 1}, {"rows": 10, "slots": 1}):
+    attend(32, 32, 128, torch.bfloat16, **sizes)
+print(num_compiled() - before)

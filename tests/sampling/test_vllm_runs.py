@@ -16,7 +16,7 @@ from data_engine.sampling.requests import PromptRequest
 from data_engine.store import units
 
 
-@pytest.mark.parametrize("changes", [{}, {"lookahead": True}, {"same_pixels": True}])
+@pytest.mark.parametrize("changes", [{}, {"same_pixels": True}])
 def test_every_answer_is_published_once_with_its_ids_and_its_end(settings, vllm, tmp_path, model, capsys, changes):
     assert worker.run(settings(**changes)) == 0
     answers = read(tmp_path / "work/sampled_answer")

@@ -25,9 +25,9 @@ def ratios(measured: dict[str, dict]) -> dict[str, float]:
     return found
 
 
-def lookahead_gain(measured: dict[str, dict]) -> float:
-    """Seconds of two units sampled one after the other, over those from one queue, as --lookahead does; of the rounds
-    that have both."""
+def one_queue_gain(measured: dict[str, dict]) -> float:
+    """Seconds of two units sampled one after the other, as on a CPU, over those from one queue, as on a GPU; of the
+    rounds that have both."""
     pairs = zip(measured["engine, two units"]["seconds"], measured["engine, drawn lengths"]["seconds"], strict=False)
     return statistics.median(one_by_one / ahead for one_by_one, ahead in pairs)
 

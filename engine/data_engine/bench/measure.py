@@ -131,7 +131,7 @@ def _result(options: Options, ways: Ways, job: TimedJob, measured: dict[str, dic
         "questions_a_second": figures.questions_a_second(measured, sizes),
         "share_of_ceiling": {name: seconds / medians[name] for name, seconds in least.items()},
         "engine_is_faster_by": figures.ratios(measured),
-        "lookahead_gain": figures.lookahead_gain(measured),
+        "one_queue_gain": figures.one_queue_gain(measured),
         # On a GPU a call returns before its work is done, so its seconds say nothing.
         "overhead": job.figures.overhead if device.type == "cpu" else None,
         "estimate": figures.estimate(options.questions, per_question, bytes_per_question, device),

@@ -35,7 +35,8 @@ def _remarks(result: dict) -> list[str]:
     if result["largest_difference_nat"] is not None:
         lines.append(f"largest difference of a log-prob to transformers: {result['largest_difference_nat']:.1e} nat")
     half = half_of(result["sizes"]["drawn_questions"])
-    lines.append(f"--lookahead samples two units of {half} questions {result['lookahead_gain']:.2f} times as fast")
+    gain = result["one_queue_gain"]
+    lines.append(f"two units of {half} questions in one queue, as on a GPU, are sampled {gain:.2f} times as fast")
     if result["overhead"] is not None:
         lines.append(f"whole job: {result['overhead']:.1%} of the time is in no model call")
     gpus = "" if told["gpu_hours"] is None else f", {told['gpu_hours']:.1f} GPU-hours"

@@ -147,7 +147,7 @@ class Ways:
     # Sampling.
 
     def sample_by_engine(self, lengths_BK: Tensor, unit_size: int | None = None) -> int:
-        """All answers from one queue, or unit by unit, as `run` does without --lookahead."""
+        """All answers from one queue, as `run` does on a GPU, or unit by unit, as on a CPU."""
         requests = [
             PromptRequest(
                 self.subject.prompts[question],

@@ -23,7 +23,7 @@ import yaml
 from data_engine.commands.examples import Parser
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import Collected, UserError, nearest
-from data_engine.flags import FIELD_NAMES, Flags
+from data_engine.flags import FIELD_NAMES, GONE, Flags
 from data_engine.stages import RunStages
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
@@ -133,6 +133,8 @@ def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: 
         name, equals, value = word[2:].partition("=")
         if not word.startswith("--"):
             left.append(word)
+        elif name in GONE:
+            problems.note(UserError(f"--{name} is gone: {GONE[name]}"))
         elif name not in _FLAGS:
             hint = nearest(name, _FLAGS, "--") or f"; data-engine {command} --help lists all"
             problems.note(UserError(f"unknown flag --{name}{hint}"))
@@ -226,7 +228,9 @@ def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, ob
     if not isinstance(values, dict):
         raise UserError(f'config "{path}" must be lines of "name: value", got {json.dumps(values, default=str)[:80]}')
     for name in values:
-        if name not in FIELD_NAMES:
+        if name in GONE:
+            problems.note(UserError(f'config "{path}" has {name}, which is gone: {GONE[name]}'))
+        elif name not in FIELD_NAMES:
             told = f'config "{path}" has the unknown key {name}{nearest(str(name), FIELD_NAMES)}'
             problems.note(UserError(told))
             meant.update(difflib.get_close_matches(str(name).replace("-", "_"), FIELD_NAMES, n=1))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError, nearest
+from data_engine.flags import GONE
 
 if TYPE_CHECKING:
     from data_engine.pipeline.export import FinishedRun
@@ -130,7 +131,8 @@ def config_of(work_dir: Path, run_file: Mapping, moved: Mapping[str, str]) -> Ru
     places = run_file.get("places", {}) | moved
     try:
         # No prompt is written, and the files of templates may be gone.
-        found = RunConfig(**run_file.get("config", {}) | {"chat_template": None, "yesno_template": None} | places)
+        config = {name: value for name, value in run_file.get("config", {}).items() if name not in GONE}
+        found = RunConfig(**config | {"chat_template": None, "yesno_template": None} | places)
     except TypeError as error:
         raise _of_another_version(work_dir, str(error)) from None
     # A copy on disk, of a dataset of the hub, has no revisions, and a single file no splits: its content is compared.

@@ -254,7 +254,8 @@ def command_line(run_file: Mapping, settings: Mapping) -> str:
     config |= {name: value for name, value in (newer | dict(settings)).items() if name in config}
     words = []
     for name, value in config.items():
-        if name in _OF_A_START or value is None or value == defaults.get(name, MISSING):
+        # What an earlier version's flag was called, this one may not know.
+        if name not in defaults or name in _OF_A_START or value is None or value == defaults.get(name, MISSING):
             continue
         if value is True or value is False:
             words += [[f"--{name}"]] if value else []

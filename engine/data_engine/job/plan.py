@@ -73,7 +73,7 @@ class Plan:
         if config.draws_by_vllm:
             ranks = ranks.with_gpus(gpus_of_an_engine(config.vllm_options))
         device = pick_device(ranks.device(config.device))
-        set_device(device)
+        set_device(device, config.memory_fraction)
         target, work_dir = Target(device, pick_dtype(config.dtype, device)), Path(config.work_dir)
         run_stages, formats = config.stages, exports.chosen(config.export)
         # Names of strategies and rewards, which the last step reads hours later.
@@ -99,7 +99,8 @@ class Plan:
             run_file.require_same(work_dir, bound, run_stages)
             given = Given.of(config, questions, checkpoints, hashes, claims)
             bound["answers_vocabulary"] = trained.vocabulary if given.facts.has_ids else None
-        at_once = len(questions) if config.lookahead else min(len(questions), bound["unit_size"])
+        # On a GPU one queue goes through all units.
+        at_once = len(questions) if device.type == "cuda" else min(len(questions), bound["unit_size"])
         described = run_file.describe(
             config, questions, bound,
             frozen=budgets.frozen_budgets(config, checkpoints, target, decision, at_once), zero3=decision.as_json(),

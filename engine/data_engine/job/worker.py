@@ -234,7 +234,7 @@ class Worker:
         coordination: Coordination,
         progress: Progress,
     ) -> None:
-        """Compute a unit and, with lookahead, those that its runner has room for beside it.
+        """Compute a unit, and those that its runner has room for beside it.
 
         A claim is given back when its unit is published, which happens while the next one is computed.
         """
@@ -244,7 +244,7 @@ class Worker:
             start = time.perf_counter()
             self._submit(stage, unit, runner)
             # Once no unit is free, the ones in hand are finished without looking again.
-            look_ahead = self.plan.config.lookahead
+            look_ahead = True
             while claims_held:
                 if look_ahead:
                     look_ahead = self._submit_more(stage, runner, claims_held)

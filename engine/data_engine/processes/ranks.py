@@ -153,9 +153,13 @@ def set_threads(threads: int | None, ranks: Ranks) -> None:
     torch.set_num_threads(num_threads(threads, ranks))
 
 
-def set_device(device) -> None:
-    """Make the rank's `torch.device` the current one, where libraries allocate unless told otherwise."""
+def set_device(device, memory_fraction: float) -> None:
+    """Make the rank's `torch.device` the current one, where libraries allocate unless told otherwise.
+
+    Of a GPU's memory, its tensors get that share at most: what asks for more is out of memory.
+    """
     import torch
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.cuda.set_per_process_memory_fraction(memory_fraction, device)

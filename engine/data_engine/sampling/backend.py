@@ -46,7 +46,10 @@ class SamplingBackend(Protocol):
 
     @property
     def wants_more(self) -> bool:
-        """Whether an answer could be begun now that nothing submitted asks for."""
+        """Whether an answer could be begun now that nothing submitted asks for.
+
+        No, while there is other work, where the answers depend on what is drawn beside them.
+        """
 
     @property
     def halvings(self) -> int:

@@ -1,4 +1,10 @@
-"""The engine's own sampling as a back end: one prefix a question, its answers as rows that are refilled as they end."""
+"""The engine's own sampling as a back end: one prefix a question, its answers as rows that are refilled as they end.
+
+Where the kernels are, an answer's bits are its own (paged_attention.py), so one queue goes through all units: rows that
+a unit leaves idle begin the next one. In plain torch, which is faster on a CPU without idle rows, the products of an
+answer depend in their last bits on what runs beside it; there, a unit begins when the one before it has ended, so that
+its answers depend on the unit alone.
+"""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -68,15 +74,16 @@ class NativeBackend:
     @property
     def wants_more(self) -> bool:
         # What ran out of memory is the last work of its loop: the next one starts with all rows again.
-        room = self._loop is None or (self._paused and not self.halvings)
-        return room and not self._submitted
+        beside = self._paused and self._decoder.is_invariant and not self.halvings
+        return not self._submitted and (self._loop is None or beside)
 
     @property
     def halvings(self) -> int:
         return self._decoder.retries
 
     def submit(self, requests: Iterable[PromptRequest]) -> None:
-        if self._loop and self._paused and self.halvings:
+        # What was submitted before is done: `wants_more` asks for nothing beside it.
+        if self._loop and self.halvings:
             self._loop.close()
             self._loop = None
         self._submitted.add(requests)

@@ -7,6 +7,7 @@ Shapes: N rows of a call, P prefix tokens, V vocabulary; others as in kv_cache.p
 """
 
 from collections import abc
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -56,6 +57,16 @@ class ModelRunner:
         self.eos = torch.tensor(model.eos_token_ids, device=device)
         self.banned = torch.tensor(model.banned_token_ids, dtype=torch.long, device=device)
         self.prefix_lengths = [0] * caches.num_slots
+
+    def serves(self, num_rows: int, params: SamplingParams) -> bool:
+        """Whether its buffers and steps are those for so many rows and these values; they may have room for more."""
+        bounded = replace(params, max_new_tokens=self.params.max_new_tokens)
+        caches = self.caches
+        return (
+            caches.num_rows == num_rows
+            and self.params == bounded
+            and (params.max_new_tokens <= caches.suffix_tokens if caches.paged else params == self.params)
+        )
 
     def prefill(self, prompt: Prompt, slot: int) -> None:
         """Run a prompt: its keys and values into the slot, and the logits of every first token."""

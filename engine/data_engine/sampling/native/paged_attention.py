@@ -1,7 +1,9 @@
-"""A decode step by one operation on paged suffixes: the kernel's attention, captured in CUDA graphs on a GPU.
+"""A decode step by one operation on paged suffixes: the kernel's attention, captured in a CUDA graph on a GPU.
 
-A step reads nothing from the host, so it can be captured, one graph for each multiple of 16 rows, and replayed; where
-the model's own code does, steps run as they are (step_graphs.py).
+A step always has all rows of the caches; those without an answer are idle. So every product has the same shape in
+every step, and an answer's bits follow from its own prefix and tokens alone, whatever runs beside it: kernels/README.md
+has what that rests on. One graph serves all steps, for a step reads nothing from the host; where the model's own code
+does, steps run as they are (step_graphs.py).
 """
 
 from collections import abc
@@ -16,25 +18,24 @@ from data_engine.sampling.native.step_graphs import Captures, Graph
 from data_engine.sampling.requests import Sequence
 from data_engine_kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of
 
-# A captured step serves every number of rows up to its own; the rows behind the live ones are padding.
-GRAPH_ROWS = 16
-
 
 class FusedRows:
-    """The attention layout of a step as one operation on the first N rows of the caches; `most` may share a slot."""
+    """The attention layout of a step as one operation on all rows of the caches; `most` may share a slot.
+
+    An idle row, one of slot -1, sees no token, and writes its own to the dummy page.
+    """
 
     describes_masks = True
 
-    def __init__(self, caches: KVCache, which: Tensor, most: int) -> None:
+    def __init__(self, caches: KVCache, most: int) -> None:
         self.caches = caches
-        # Padding rows count on for as long as the graph replays them.
-        self.lengths = caches.lengths_R[which].clamp(max=caches.suffix_tokens)
-        slots, pages = caches.slots_R[which], caches.pages_RC[which]
+        slots, idle = caches.slots_R, caches.slots_R < 0
+        lengths = caches.lengths_R.masked_fill(idle, 0)
         members = members_of(slots, caches.num_slots, most)
-        self.index = RowIndex(slots, self.lengths, caches.prefix_lengths_Q, members, pages)
+        self.index = RowIndex(slots, lengths, caches.prefix_lengths_Q, members, caches.pages_RC)
         # Where each row's new token goes.
-        newest = self.lengths - 1
-        self.page = pages.gather(1, newest[:, None] // caches.page_tokens)[:, 0]
+        newest = (lengths - 1).clamp(min=0)
+        self.page = caches.pages_RC.gather(1, newest[:, None] // caches.page_tokens)[:, 0].masked_fill(idle, 0)
         self.place = newest % caches.page_tokens
 
     def attend(self, call: LayerCall) -> Tensor:
@@ -57,15 +58,17 @@ class PagedRows:
     def __init__(self, samples_per_prompt: int, captures: Captures) -> None:
         """`samples_per_prompt`: the most answers that a question has."""
         self._samples_per_prompt, self._captures = samples_per_prompt, captures
-        self.graphs: dict[int, tuple[Graph, Tensor]] = {}
-        """by their number of rows: captured steps, and where their tokens lie"""
+        self.captured: tuple[Graph, Tensor] | None = None
+        """the step as a graph, and where its tokens lie"""
+        self._changed = True
 
     def changed(self) -> None:
-        """Nothing here depends on which rows there are."""
+        """Other rows are idle now."""
+        self._changed = True
 
     def caches_moved(self) -> None:
-        """Graphs hold addresses."""
-        self.graphs.clear()
+        """A graph holds addresses."""
+        self.captured = None
 
     def sources(self, rows: abc.Sequence[Sequence], gap: int) -> list[int]:
         """The row that moves into a gap that stays: the last one."""
@@ -74,29 +77,29 @@ class PagedRows:
     def step(self, runner: ModelRunner, rows: abc.Sequence[Sequence]) -> Tensor:
         """Feed each row its newest token and draw the next [N]."""
         caches, num_rows = runner.caches, len(rows)
-        size = min(-(-num_rows // GRAPH_ROWS) * GRAPH_ROWS, caches.num_rows)
-        # Padding rows belong to no question, and write to the dummy page.
-        caches.slots_R[num_rows:size] = -1
-        caches.pages_RC[num_rows:size] = 0
+        if self._changed:
+            caches.slots_R[num_rows:] = -1
+            # Their tokens are counted on; none is at a position that no answer reaches.
+            caches.lengths_R[num_rows:] = 1
+            self._changed = False
         # A step moves recurrent states on, which the steps that warm up a graph would not take back.
         if caches.states:
-            return self._advance(runner, size)[:num_rows]
+            return self._advance(runner)[:num_rows]
         # Streams are those of the current device, whatever the tensors'.
         with torch.cuda.device_of(caches.lengths_R):
-            if size not in self.graphs and self._captures:
-                self._capture(runner, size)
-            if size not in self.graphs:
-                return self._advance(runner, size)[:num_rows]
-            graph, drawn = self.graphs[size]
+            if self.captured is None and self._captures:
+                self._capture(runner)
+            if self.captured is None:
+                return self._advance(runner)[:num_rows]
+            graph, drawn = self.captured
             graph.replay()
         return drawn[:num_rows]
 
-    def _advance(self, runner: ModelRunner, num_rows: int) -> Tensor:
-        which = runner.every_row[:num_rows]
-        return runner.advance(which, FusedRows(runner.caches, which, self._samples_per_prompt))
+    def _advance(self, runner: ModelRunner) -> Tensor:
+        return runner.advance(runner.every_row, FusedRows(runner.caches, self._samples_per_prompt))
 
-    def _capture(self, runner: ModelRunner, num_rows: int) -> None:
-        """Keep a step as a graph; none at all where it cannot be captured."""
+    def _capture(self, runner: ModelRunner) -> None:
+        """Keep the step as a graph; none where it cannot be captured."""
         before = runner.caches.state_5R.clone(), runner.seen_RV.clone()
 
         def undo() -> None:
@@ -104,10 +107,4 @@ class PagedRows:
             runner.caches.state_5R.copy_(before[0])
             runner.seen_RV.copy_(before[1])
 
-        # One pool of memory for all: they run one after the other, and what one drew is copied before the next runs.
-        pool = next((graph.pool() for graph, _ in self.graphs.values()), None)
-        captured = self._captures.capture(lambda: self._advance(runner, num_rows), undo, pool)
-        if captured is None:
-            self.graphs.clear()
-        else:
-            self.graphs[num_rows] = captured
+        self.captured = self._captures.capture(lambda: self._advance(runner), undo)

@@ -30,10 +30,13 @@ log = logging.getLogger(__name__)
 
 
 class _TokensInFlight:
-    """Tokens that a step draws: `read` waits for these alone, not for what was launched after them."""
+    """Tokens that a step draws, or that answers begin with, by the number of the step that they were launched with.
 
-    def __init__(self, rows: list[Sequence], tokens_N: Tensor) -> None:
-        self.rows, self._arrived = rows, None
+    `read` waits for these alone, not for what was launched after them.
+    """
+
+    def __init__(self, rows: list[Sequence], tokens_N: Tensor, step: int) -> None:
+        self.rows, self.step, self._arrived = rows, step, None
         self._tokens = tokens_N
         if tokens_N.is_cuda:
             self._tokens = torch.empty(tokens_N.shape, dtype=tokens_N.dtype, pin_memory=True)
@@ -51,12 +54,16 @@ class Scheduler:
     """The sequences in flight: number n of `rows` is row n of the caches, and the rows in use are the first ones."""
 
     def __init__(self, runner: ModelRunner, queue: Queue, lag: int, pauses: bool) -> None:
-        """The tokens of a step are read `lag` steps after it, so that the device does not wait for the host.
+        """The tokens of a step are read when the step `lag` later was launched, so that the device does not wait for
+        the host.
 
         With `pauses`, `run` yields None when rows are free and the queue is empty.
         """
-        self.runner, self.queue, self.lag, self.pauses = runner, queue, lag, pauses
+        self.runner, self.queue, self.pauses = runner, queue, pauses
         self.longest = runner.params.max_new_tokens
+        # An answer of one token takes no step, so none would ever be old enough.
+        self.lag = lag if self.longest > 1 else 0
+        self.num_steps = 0
         self.placement = runner.placement
         self.rows: list[Sequence] = []
         # Of each question in flight: its slot, and how many of its answers are in flight.
@@ -69,7 +76,8 @@ class Scheduler:
 
     def run(self) -> Iterator[Completion | None]:
         while True:
-            while self._refill():
+            # Without lag, a row whose answer ends with its first token is free again before the step.
+            while self._refill() and not self.lag:
                 yield from self._collect()
             if self.pauses and len(self.rows) < self.runner.caches.num_rows and not self.queue.first():
                 yield None
@@ -90,16 +98,20 @@ class Scheduler:
         """Feed each row its newest token and draw the next."""
         if self.pages:
             self._allocate_pages()
-        self._sent(self.rows, self.runner.next(self.rows))
+        self.num_steps += 1
+        self._sent(self.rows, self.runner.next(self.rows), self.num_steps)
 
-    def _sent(self, rows: list[Sequence], drawn: Tensor) -> None:
+    def _sent(self, rows: list[Sequence], drawn: Tensor, step: int) -> None:
         for row in rows:
             row.drawn += 1
-        self.in_flight.append(_TokensInFlight(list(rows), drawn))
+        self.in_flight.append(_TokensInFlight(list(rows), drawn, step))
 
     def _collect(self) -> Iterator[Completion]:
-        """Read the tokens of steps that are `lag` steps old, and yield the answers that they end."""
-        while len(self.in_flight) > (self.lag if self.rows else 0):
+        """Read the tokens that are `lag` steps old, or all where no step follows; yield the answers that they end.
+
+        First draws are as old as the step that follows them.
+        """
+        while self.in_flight and (self.in_flight[0].step <= self.num_steps - self.lag or not self.rows):
             drawn = self.in_flight.popleft()
             for row, token in zip(drawn.rows, drawn.read(), strict=True):
                 if row.ended:
@@ -167,7 +179,8 @@ class Scheduler:
         keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
         if self.pages:
             self.runner.give_pages(places, [0] * len(rows), [row.pages[0] for row in rows])
-        self._sent(rows, self.runner.first(places, keys, slots, [row.end() for row in rows]))
+        drawn = self.runner.first(places, keys, slots, [row.end() for row in rows])
+        self._sent(rows, drawn, self.num_steps + bool(self.lag))
 
     def _allocate_pages(self) -> None:
         """Give another page to each sequence that has filled its last. When pages run out, the shortest sequence is
@@ -224,6 +237,8 @@ class SamplingEngine:
         """
         self.model, self.num_rows, self.num_slots = model, num_rows, num_slots
         self.samples_per_prompt = samples_per_prompt
+        self.is_invariant = samples_per_prompt is not None
+        """whether an answer's bits are the same whatever is drawn beside it, with this number of rows"""
         self.retries = 0
         """how often the number of rows was halved for want of memory, in the call of `sample` before"""
         # On a GPU the host reads a step's tokens while the next one runs.
@@ -244,9 +259,10 @@ class SamplingEngine:
         """Each answer as it is finished; a request is taken when a row is free for it. With `pauses`, also None where
         there is room for more answers than were asked for: `requests` may have more by then.
 
-        The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32). Where memory
-        runs out, the answers that are not finished are drawn again, half as many at a time; a question for which it
-        does not suffice with one answer at a time is TOO_LARGE. Raises UserError where every question was.
+        The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32), and so do the
+        answers beside one where the engine is not `is_invariant`. Where memory runs out, the answers that are not
+        finished are drawn again, half as many at a time; a question for which it does not suffice with one answer at a
+        time is TOO_LARGE. Raises UserError where every question was.
         """
         queue, rows, self.retries, too_large = Queue(requests), self.num_rows, 0, []
         while True:
@@ -278,7 +294,8 @@ class SamplingEngine:
         yield from too_large
 
     def _runner_for(self, rows: int, params: SamplingParams) -> ModelRunner:
-        if self._runner is None or self._runner.caches.num_rows != rows or self._runner.params != params:
+        """The caches that are there, and the captured step over them, where they serve these values too."""
+        if self._runner is None or not self._runner.serves(rows, params):
             # The old caches go first.
             self._runner = None
             slots = max(1, self.num_slots * rows // self.num_rows)
@@ -286,6 +303,7 @@ class SamplingEngine:
             samples = self.samples_per_prompt
             placement = PagedRows(samples, self._captures) if samples else OrderedRows()
             self._runner = ModelRunner(self.model, caches, params, placement)
+        self._runner.params = params
         return self._runner
 
 

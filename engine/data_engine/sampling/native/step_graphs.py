@@ -20,7 +20,7 @@ from data_engine.models.memory_errors import is_out_of_memory
 log = logging.getLogger(__name__)
 
 Step = Callable[[], Tensor]
-# Names memory that graphs share.
+# Names the memory of a graph.
 Pool = tuple[int, int]
 
 # Captures that could not be ended: torch's allocators go on asking these graphs whether they capture.
@@ -33,9 +33,6 @@ class Graph(Protocol):
     def replay(self) -> None:
         """Run it."""
 
-    def pool(self) -> Pool:
-        """The memory of its tensors."""
-
 
 class Recorder(Protocol):
     """How a device captures."""
@@ -46,8 +43,8 @@ class Recorder(Protocol):
     def rehearse(self, once: Callable[[], None]) -> None:
         """Run it again. Raises RuntimeError where the host waits for the device, which a capture would not survive."""
 
-    def record(self, step: Step, pool: Pool | None) -> tuple[Graph, Tensor]:
-        """A step as a graph, and where its result will lie; `pool`: memory to share. Raises what the step raises."""
+    def record(self, step: Step) -> tuple[Graph, Tensor]:
+        """A step as a graph, and where its result will lie. Raises what the step raises."""
 
 
 class Captures:
@@ -67,7 +64,7 @@ class Captures:
         """Whether steps are captured."""
         return self._recorder is not None and self.why_not is None
 
-    def capture(self, step: Step, undo: Callable[[], None], pool: Pool | None) -> tuple[Graph, Tensor] | None:
+    def capture(self, step: Step, undo: Callable[[], None]) -> tuple[Graph, Tensor] | None:
         """A step as a graph, and where its result will lie; None where it cannot be captured, and ever after.
 
         The step runs for warming up, and is undone.
@@ -82,7 +79,7 @@ class Captures:
         self._recorder.warm_up(once)
         try:
             self._recorder.rehearse(once)
-            return self._recorder.record(step, pool)
+            return self._recorder.record(step)
         except RuntimeError as error:
             # The same step has just run: what fails now does for being captured, or for want of memory.
             if is_out_of_memory(error):
@@ -99,22 +96,33 @@ def _told(error: RuntimeError) -> str:
 
 
 class CudaRecorder:
-    """Captures on the current CUDA device."""
+    """Captures on the current CUDA device, all on one stream: cuBLAS keeps memory for each that it has been on."""
+
+    def __init__(self) -> None:
+        self._side: torch.cuda.Stream | None = None
+
+    @property
+    def _stream(self) -> torch.cuda.Stream:
+        """Made with the first capture, when the device is current."""
+        if self._side is None:
+            self._side = torch.cuda.Stream()
+        return self._side
 
     def warm_up(self, once: Callable[[], None]) -> None:
-        with _apart():
+        with _apart(self._stream):
             once()
 
     def rehearse(self, once: Callable[[], None]) -> None:
-        with _apart(), _refusing_waits():
+        with _apart(self._stream), _refusing_waits():
             once()
 
-    def record(self, step: Step, pool: Pool | None) -> tuple[Graph, Tensor]:
-        graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
+    def record(self, step: Step) -> tuple[Graph, Tensor]:
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         failure = None
         try:
             # The outer one, since torch.cuda.graph leaves its own stream current where the capture cannot be ended.
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
+            here = torch.cuda.current_stream()
+            with torch.cuda.stream(here), torch.cuda.graph(graph, pool=pool, stream=self._stream):
                 try:
                     drawn = step()
                 except RuntimeError as error:
@@ -122,6 +130,8 @@ class CudaRecorder:
                     raise
             return graph, drawn
         except RuntimeError as error:
+            # It may be left as capturing.
+            self._side = None
             if error is failure:
                 raise
             _give_up(graph, pool)
@@ -144,9 +154,9 @@ def _give_up(graph: torch.cuda.CUDAGraph, pool: Pool) -> None:
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    """A stream of its own, as a capture has."""
-    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+def _apart(side: torch.cuda.Stream) -> Iterator[None]:
+    """On the stream that captures."""
+    here = torch.cuda.current_stream()
     side.wait_stream(here)
     try:
         with torch.cuda.stream(side):

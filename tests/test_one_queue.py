@@ -1,4 +1,4 @@
-"""--lookahead: rows that a unit leaves idle start on the next one."""
+"""One queue through all units, as on a GPU: rows that a unit leaves idle start on the next one."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from run_files import noise, png, read, write
 
 from data_engine.job import worker
 from data_engine.pipeline import sample
-from data_engine.sampling.native import scheduler
+from data_engine.sampling.native import backend, scheduler
 from data_engine.store import logs, units
 
 NUM_QUESTIONS = 12
@@ -24,16 +24,20 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def sampled(config, dataset, tmp_path, monkeypatch):
-    """Run stage 0 in units of two, eight answers at a time; what was sampled and left out, and the decode steps."""
+    """Run stage 0 in units of two, eight answers at a time; what was sampled and left out, and the decode steps.
+
+    With `one_queue`, the kernels' path runs, by their eager formula.
+    """
     steps = []
     advance = scheduler.ModelRunner.next
     monkeypatch.setattr(scheduler.ModelRunner, "next", lambda *arguments: steps.append(None) or advance(*arguments))
     monkeypatch.setattr(
-        "data_engine.job.budgets.budgets", lambda *_: {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
+        "data_engine.job.budgets.frozen_budgets", lambda *_: {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
     )
 
-    def run(name: str, **flags):
+    def run(name: str, one_queue: bool = True, **flags):
         steps.clear()
+        monkeypatch.setattr(backend, "uses_kernels", lambda model: one_queue)
         work = tmp_path / name
         settings = {"unit_size": 2, "max_new_tokens": 24, "temperature": 1.0, "stop_after_stage": 0}
         assert worker.run(config(dataset, work_dir=str(work), **settings | flags)) == 0
@@ -42,37 +46,9 @@ def sampled(config, dataset, tmp_path, monkeypatch):
     return run
 
 
-def test_it_samples_the_same_answers_in_fewer_steps(sampled):
-    answers, left_out, steps = sampled("plain")
-    assert len(answers) == 4 * NUM_QUESTIONS
-    assert {row["idx"] for row in left_out} == {"bad", "worse0", "worse1", "worse2"}
-    ahead, ahead_left_out, ahead_steps = sampled("ahead", lookahead=True)
-    assert ahead == answers
-    assert ahead_left_out == left_out
-    # Rows that wait for the longest answer of each pair of questions work instead.
-    assert ahead_steps < 0.9 * steps
-
-
-def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampled, monkeypatch):
-    events = []
-    publish, stream = units.publish, scheduler.SamplingEngine.stream
-
-    def watched(decoder, *arguments, **options):
-        try:
-            yield from stream(decoder, *arguments, **options)
-        finally:
-            events.append("drained")
-
-    monkeypatch.setattr(units, "publish", lambda path, *rest: events.append(path.parent.name) or publish(path, *rest))
-    monkeypatch.setattr(scheduler.SamplingEngine, "stream", watched)
-    sampled("ahead", lookahead=True)
-    assert events.count("drained") == 1
-    assert events.index("sampled_answer") < events.index("drained")
-    assert events[: events.index("drained")].count("sampled_answer") >= 4
-
-
-def test_a_unit_is_claimed_when_rows_are_free_for_it_and_not_before(sampled, monkeypatch):
-    """Eight rows hold two questions of four answers: two units are in the making at most, and the one to come."""
+@pytest.fixture
+def most_in_hand(monkeypatch) -> list[int]:
+    """How many units were in the making, whenever one was begun."""
     begun, most = [], []
     found = sample._Unit.result
 
@@ -87,12 +63,45 @@ def test_a_unit_is_claimed_when_rows_are_free_for_it_and_not_before(sampled, mon
             return found(self, *arguments)
 
     monkeypatch.setattr(sample, "_Unit", Noted)
-    sampled("ahead", lookahead=True)
-    assert 2 <= max(most) <= 4
+    return most
+
+
+def test_it_samples_the_same_answers_in_fewer_steps(sampled, most_in_hand):
+    """Eight rows hold two questions of four answers: two units are in the making at most, and the one to come. In plain
+    torch, a unit is claimed when the one before it has ended.
+    """
+    answers, left_out, steps = sampled("plain", one_queue=False)
+    assert len(answers) == 4 * NUM_QUESTIONS
+    assert {row["idx"] for row in left_out} == {"bad", "worse0", "worse1", "worse2"}
+    assert set(most_in_hand) == {1}
+    ahead, ahead_left_out, ahead_steps = sampled("ahead")
+    assert ahead == answers
+    assert ahead_left_out == left_out
+    # Rows that wait for the longest answer of each pair of questions work instead.
+    assert ahead_steps < 0.9 * steps
+    assert 2 <= max(most_in_hand) <= 4
+
+
+def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampled, monkeypatch):
+    events = []
+    publish, stream = units.publish, scheduler.SamplingEngine.stream
+
+    def watched(decoder, *arguments, **options):
+        try:
+            yield from stream(decoder, *arguments, **options)
+        finally:
+            events.append("drained")
+
+    monkeypatch.setattr(units, "publish", lambda path, *rest: events.append(path.parent.name) or publish(path, *rest))
+    monkeypatch.setattr(scheduler.SamplingEngine, "stream", watched)
+    sampled("ahead")
+    assert events.count("drained") == 1
+    assert events.index("sampled_answer") < events.index("drained")
+    assert events[: events.index("drained")].count("sampled_answer") >= 4
 
 
 def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatch):
-    answers, _, _ = sampled("plain")
+    answers, _, _ = sampled("plain", one_queue=False)
     calls, prefill = [], scheduler.ModelRunner.prefill
 
     def fails(*arguments):
@@ -102,7 +111,7 @@ def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatc
         return prefill(*arguments)
 
     monkeypatch.setattr(scheduler.ModelRunner, "prefill", fails)
-    assert sampled("ahead", lookahead=True)[0] == answers
+    assert sampled("ahead")[0] == answers
     retries = {line["unit"]: line.get("out_of_memory") for line in logs.unit_lines(tmp_path / "ahead")}
     assert retries.pop(1) == 1
     assert set(list(retries.values())[2:]) == {None}
@@ -110,14 +119,33 @@ def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatc
 
 def test_a_row_that_is_an_error_frees_every_claim(sampled, tmp_path):
     with pytest.raises(worker.UserError, match="'bad' cannot be used"):
-        sampled("ahead", lookahead=True, on_bad_row="error")
+        sampled("ahead", on_bad_row="error")
     assert not list((tmp_path / "ahead/claims").iterdir())
 
 
-def test_lookahead_stops_looking_for_units_when_none_is_free(sampled, monkeypatch):
+def test_it_stops_looking_for_units_when_none_is_free(sampled, monkeypatch):
     looked, claim = [], worker.Worker._claim
     monkeypatch.setattr(worker.Worker, "_claim", lambda *arguments: looked.append(None) or claim(*arguments))
     # One unit of 36 answers, eight at a time: the last four leave rows free for many steps.
-    sampled("ahead", lookahead=True, unit_size=64, sample_k=3)
+    sampled("ahead", unit_size=64, sample_k=3)
     # The unit, once in vain, and once more by the loop that waits until it is published.
     assert 1 <= len(looked) <= 3
+
+
+def test_a_unit_that_runs_out_of_memory_in_plain_torch_costs_the_next_one_nothing(sampled, tmp_path, monkeypatch):
+    """Its rows are halved; the next unit has all rows again."""
+    sizes, calls = [], []
+    prefill, cache = scheduler.ModelRunner.prefill, scheduler.KVCache
+
+    def fails(*arguments):
+        calls.append(None)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no room")
+        return prefill(*arguments)
+
+    monkeypatch.setattr(scheduler.ModelRunner, "prefill", fails)
+    monkeypatch.setattr(scheduler, "KVCache", lambda m, rows, *a, **b: sizes.append(rows) or cache(m, rows, *a, **b))
+    sampled("plain", one_queue=False)
+    assert sizes == [8, 4, 8]
+    lines = logs.unit_lines(tmp_path / "plain")
+    assert [line["unit"] for line in lines if line.get("out_of_memory")] == [1]

@@ -1,0 +1,35 @@
+"""Stands in for the command line: the real engine by the path of a GPU, on CPU with the kernels' eager formula.
+
+One queue goes through all units, a step has all rows, and tokens are read late. Where $ONE_QUEUE_LOG is set, a line is
+written to it for each unit that is begun while others are in hand.
+"""
+
+import os
+import sys
+
+from data_engine.commands import main
+from data_engine.job import worker
+from data_engine.sampling.native import backend, scheduler
+
+
+def take_the_path_of_a_gpu() -> None:
+    init, submit, log = scheduler.SamplingEngine.__init__, worker.Worker._submit, os.environ.get("ONE_QUEUE_LOG")
+
+    def late(engine: scheduler.SamplingEngine, *arguments: object) -> None:
+        init(engine, *arguments)
+        engine.lag = 1
+
+    def noted(loop: worker.Worker, stage: object, unit: int, runner: object) -> None:
+        if log and loop.made_from:
+            with open(log, "a") as file:
+                file.write(f"{os.environ.get('RANK', '0')} {unit}\n")
+        submit(loop, stage, unit, runner)
+
+    backend.uses_kernels = lambda model: True
+    scheduler.SamplingEngine.__init__, worker.Worker._submit = late, noted
+
+
+if __name__ == "__main__":
+    if "run" in sys.argv[1:2]:
+        take_the_path_of_a_gpu()
+    sys.exit(main.main())

@@ -1,0 +1,108 @@
+"""The order of launches and reads, and the rows in use, of the real scheduler without a model."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fake_runner import FakeRunner, asked
+
+from data_engine.bench.model import drawn_lengths
+from data_engine.sampling.native.backend import NativeBackend
+from data_engine.sampling.native.kv_cache import num_slots
+from data_engine.sampling.native.scheduler import SamplingEngine, Scheduler
+from data_engine.sampling.requests import Completion, Queue
+
+LONGEST = 512
+
+
+def run(runner: FakeRunner, lengths, lag: int) -> list[Completion]:
+    return list(Scheduler(runner, Queue(asked(lengths)), lag, pauses=False).run())
+
+
+def read_too_early(log: list[tuple[str, int]], lag: int) -> list[int]:
+    """The steps whose tokens, or whose first draws, were read before the step `lag` later was launched."""
+    last = max(step for what, step in log if what == "launch")
+    launched, early = 0, []
+    for what, step in log:
+        launched = step if what == "launch" else launched
+        if what == "read" and launched < min(step + lag, last):
+            early.append(step)
+    return early
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_a_step_is_read_after_the_next_one_was_launched_also_where_answers_begin(lag):
+    """Three rows, and answers that end in almost every step, so that one begins in almost every step too."""
+    runner = FakeRunner(3, 4, LONGEST)
+    found = run(runner, [(2, 3, 4), (1, 5, 2), (3, 3, 1), (2, 4, 6)], lag)
+    assert sorted(len(answer.token_ids) for answer in found) == [1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6]
+    begun = [step for what, step in runner.log if what == "first"]
+    assert len(begun) > 3
+    assert len(begun) == len(set(begun)), "more than one refill before a step"
+    assert read_too_early(runner.log, lag) == []
+
+
+def test_what_was_launched_is_read_no_later_than_it_must_be():
+    """With lag 1: between the launch of the next step and of the one behind it."""
+    runner = FakeRunner(3, 4, LONGEST)
+    run(runner, [(2, 3, 4), (1, 5, 2), (3, 3, 1), (2, 4, 6)], 1)
+    launched = 0
+    for what, step in runner.log:
+        launched = step if what == "launch" else launched
+        assert what != "read" or launched <= step + 1
+
+
+def test_without_lag_a_step_is_read_before_anything_else_is_launched():
+    runner = FakeRunner(3, 4, LONGEST)
+    run(runner, [(2, 3, 4), (1, 5, 2), (3, 3, 1)], 0)
+    assert [what for what, _ in runner.log[1::2]] == ["read"] * (len(runner.log) // 2)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_answers_of_one_token_take_no_step(lag):
+    runner = FakeRunner(3, 4, 1)
+    assert len(run(runner, [(1, 1), (1, 1)], lag)) == 4
+    assert runner.steps == 0
+
+
+def sampled(units: np.ndarray, num_rows: int, one_queue: bool = True) -> FakeRunner:
+    """Units of answers of these lengths, submitted as a rank submits them: when the back end wants more."""
+    slots = num_slots(num_rows, units.shape[-1])
+    runner = FakeRunner(num_rows, slots, LONGEST)
+    engine = SamplingEngine(SimpleNamespace(device=torch.device("cpu"), is_split=False), num_rows, slots, 10)
+    engine.lag, engine.is_invariant, engine._runner_for = 1, one_queue, lambda rows, params: runner
+    backend = NativeBackend(engine, SimpleNamespace(params=None))
+    waiting, in_hand, found = list(units[::-1]), 0, []
+    while waiting or in_hand:
+        while waiting and (backend.wants_more or not in_hand):
+            in_hand += waiting[-1].size
+            backend.submit(asked(waiting.pop()))
+        ended = backend.poll()
+        in_hand -= len(ended)
+        found += ended
+    assert sorted((one.request, one.sample_index) for one in found) == list(
+        np.ndindex(len(units) * units.shape[1], units.shape[2])
+    )
+    assert all(len(one.token_ids) == units.reshape(-1, units.shape[-1])[one.request, one.sample_index] for one in found)
+    return runner
+
+
+def in_use(runner: FakeRunner) -> float:
+    """Of the rows of all steps, the share that added a token to an answer."""
+    return sum(runner.used) / (len(runner.used) * runner.caches.num_rows)
+
+
+def test_over_a_thousand_units_the_rows_are_in_use_and_the_host_never_waits_for_the_newest_step():
+    """A question of 5 answers a unit, 32 rows, lengths as in the bench: the last answers are part of it."""
+    runner = sampled(drawn_lengths(1000, 5, LONGEST).reshape(1000, 1, 5), 32)
+    assert in_use(runner) > 0.95
+    assert read_too_early(runner.log, 1) == []
+
+
+@pytest.mark.slow
+def test_over_a_thousand_units_of_a_gpu_s_size_more_rows_are_in_use_than_unit_by_unit():
+    """98 questions of 10 answers a unit and 204 rows in the README of the kernels; here a third of each."""
+    units = drawn_lengths(32 * 1000, 10, LONGEST).reshape(1000, 32, 10)
+    assert in_use(sampled(units, 68)) > 0.95
+    assert 0.55 < in_use(sampled(units[:100], 68, one_queue=False)) < 0.7
