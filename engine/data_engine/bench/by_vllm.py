@@ -74,7 +74,8 @@ class ByVllm:
 
         self._engine.vllm.reset_prefix_cache()
         self._engine.vllm.reset_encoder_cache()
-        asked = vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False,
+        asked = vllm.SamplingParams(n=1, seed=None, max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False,
+                                    ignore_eos=True, stop_token_ids=[],
                                     output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY)  # fmt: skip
         waiting: dict[str, int] = {}
         for question, answers in enumerate(self._answers_BKL.tolist()):
