@@ -18,6 +18,8 @@ QUICK ?=
 CHAOS_SEED ?= 0
 # Where `make docs` writes.
 SITE ?= site
+# bench-gpu without a GPU: DRY_RUN=1.
+DRY_RUN ?=
 # What was skipped, and is held against tests/allowed_skips.txt.
 TEST_RESULTS ?= .pytest_cache/test.xml
 FAMILY_RESULTS ?= .pytest_cache/families.xml
@@ -28,17 +30,25 @@ BROWSER_RESULTS ?= .pytest_cache/browser.xml
 FUZZ_TIMES ?= 10
 FUZZ_SEED ?= $(shell date +%Y%m%d)
 
+# With VENV empty, nothing is set up or fetched: $(PYTHON) runs the checkout as it is, with the packages that it has.
+ifeq ($(strip $(VENV)),)
+BIN := $(dir $(shell command -v $(PYTHON)))
+STAMP :=
+RUN = PYTHONPATH=$(abspath engine):$(abspath kernels)$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON)
+else
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUN = $(BIN)/python
+endif
 # Packages of the families' tests alone, beside site-packages.
-FAMILIES := $(VENV)/families
+FAMILIES := $(or $(VENV),.venv)/families
 # Environments of trainers, which ask for other versions than the engine.
-TRAINERS := $(VENV)/trainers
+TRAINERS := $(or $(VENV),.venv)/trainers
 TRAINER_STAMPS := $(addprefix $(TRAINERS)/,ms-swift/.installed llama-factory/.installed)
 # An environment of vLLM's, for the tests of --sampler vllm.
-VLLM := $(VENV)/vllm
+VLLM := $(or $(VENV),.venv)/vllm
 # An environment of the documentation's.
-DOCS := $(VENV)/docs
+DOCS := $(or $(VENV),.venv)/docs
 CORES := $(shell nproc)
 # No test asks the network for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
@@ -56,6 +66,7 @@ help: ## print this list
 
 setup: $(STAMP) ## install into .venv, at the versions of launch/constraints.txt
 
+ifneq ($(STAMP),)
 $(STAMP): setup.cfg pyproject.toml launch/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "make: Python 3.11 or newer is needed, and $(PYTHON) is `$(PYTHON) --version 2>&1`;" \
@@ -65,6 +76,7 @@ $(STAMP): setup.cfg pyproject.toml launch/constraints.txt
 	$(BIN)/pip install --quiet -c launch/constraints.txt $(TORCH_PIP_ARGS) torch
 	$(BIN)/pip install --quiet -c launch/constraints.txt -e '.[zero3,test,lint]'
 	touch $@
+endif
 
 demo: $(STAMP) ## pictures, two ranks of the engine, and how much less the chosen answers hallucinate
 	rm -rf $(DEMO_DIR)/work
@@ -187,18 +199,27 @@ lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff format --check .
 
 bench: $(STAMP) ## the engine against stock transformers, as ratios (half an hour; ARGS="--quick": minutes)
-	$(BIN)/data-engine bench $(ARGS)
+	$(RUN) -m data_engine bench $(ARGS)
 
 bench-vllm: $(STAMP) $(VLLM)/.installed ## the engine's sampling against vLLM's, on the CPU (ARGS="--quick": minutes)
 	PYTHONPATH=$(abspath engine):$(abspath kernels) OMP_NUM_THREADS=$(CORES) VLLM_CPU_OMP_THREADS_BIND=nobind \
 		VLLM_CPU_KVCACHE_SPACE=4 VLLM_LOGGING_LEVEL=WARNING $(TEST_ENV) \
 		$(VLLM)/bin/python -m data_engine bench --vllm --shape qwen2.5-vl $(ARGS)
 
+# DRY_RUN=1 runs its parts at tiny shapes on the CPU, to see before a GPU is there that they run.
 bench-gpu: $(STAMP) ## on a GPU: its tests, the kernels, and the engine at the size of LLaVA-1.5-7B, two vocabularies
-	$(TEST_ENV) $(BIN)/pytest -q -rs -m gpu tests $(PYTEST_ARGS)
-	$(BIN)/python kernels/bench/run.py
-	$(BIN)/data-engine bench --device cuda --shape llava-1.5-7b --vocab 32064 $(ARGS)
-	$(BIN)/data-engine bench --device cuda --shape llava-1.5-7b --vocab 152064 $(ARGS)
+	$(RUN) kernels/bench/needs.py
+ifeq ($(DRY_RUN),)
+	$(TEST_ENV) $(RUN) -m pytest -q -rs -m gpu tests/gpu $(PYTEST_ARGS)
+	$(TEST_ENV) $(RUN) kernels/bench/run.py
+	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape llava-1.5-7b --vocab 32064 $(ARGS)
+	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape llava-1.5-7b --vocab 152064 $(ARGS)
+	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape qwen2.5-vl-7b --vocab 152064 --vllm-if-there $(ARGS)
+else
+	$(TEST_ENV) $(RUN) -m pytest -q -rs -m gpu tests/gpu --collect-only $(PYTEST_ARGS)
+	$(TEST_ENV) $(RUN) kernels/bench/run.py --tiny
+	$(TEST_ENV) $(RUN) -m data_engine bench --device cpu --tiny --vllm-if-there $(ARGS)
+endif
 
 clean: ## remove what make made: .venv, caches, the demo's run (never another run)
 	rm -rf $(VENV) $(DEMO_DIR) $(SITE) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -45,7 +45,8 @@ def positions(start: int, stop: int, device: torch.device) -> Tensor:
 
 def packed_token_logps(model, prefix_PD: Tensor, answers: list[list[int]]) -> list[Tensor]:
     """score_pass for one question."""
-    return logprobs.score_pass(model, [logprobs.Scored(EmbeddedPrompt(prefix_PD), answers)])[0]
+    found = logprobs.score_pass(model, [logprobs.Scored(EmbeddedPrompt(prefix_PD), answers)])[0]
+    return [logps.cpu() for logps in found]
 
 
 def plain_token_logps(model, prefix_PD: Tensor, answer: list[int]) -> Tensor:

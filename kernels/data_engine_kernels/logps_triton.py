@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from data_engine_kernels.reference import check_targets
+from data_engine_kernels.reference import check_targets, on_device
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, tiles: 
     row and vocabulary tile. Raises ValueError where a target lies outside [0, V), or dtypes or strides do not fit.
     """
     check_targets(targets_N, len(weight_VD))
+    targets_N = on_device(targets_N, hidden_ND.device)
     if hidden_ND.dtype != weight_VD.dtype or hidden_ND.stride(1) != 1 or weight_VD.stride(1) != 1:
         raise ValueError(
             "hidden and weight must have one dtype and a last stride of 1, got "

@@ -41,13 +41,22 @@ def check_targets(targets_N: Tensor, vocabulary: int) -> None:
         raise ValueError(f"target ids must lie in [0, {vocabulary}), got {least} to {most}")
 
 
+def on_device(targets_N: Tensor, device: torch.device) -> Tensor:
+    """Targets there; from the host they are copied without waiting for the device."""
+    if targets_N.device == device:
+        return targets_N
+    return targets_N.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else targets_N.to(device)
+
+
 def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Log-probability of each target token, in nats, fp32 [N].
 
+    Targets may lie on the host: they are checked there then, and nothing waits for the device.
     Source: log-softmax at the target; DPO's log pi(y|x), arXiv:2305.18290, eq. 7.
     Raises ValueError where a target lies outside [0, V).
     """
     check_targets(targets_N, len(weight_VD))
+    targets_N = on_device(targets_N, hidden_ND.device)
     parts = []
     for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
         logits = logits_fp32(hidden, weight_VD)

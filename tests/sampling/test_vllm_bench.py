@@ -50,14 +50,30 @@ def test_answers_of_one_length_are_one_request_and_others_one_each(subject, vllm
     by_vllm.close()
 
 
+def test_vllm_scores_each_answer_behind_its_prompt_that_it_has_not_kept(subject, vllm):
+    by_vllm = ByVllm(subject)
+    [engine] = vllm.engines
+    engine.given.clear()
+    before = engine.resets
+    assert by_vllm.score() == subject.answers_BKL.numel()
+    assert engine.resets == [*before, "prefix", "encoder"]
+    answers = [ids for question in subject.answers_BKL.tolist() for ids in question]
+    assert [prompt["prompt_token_ids"][-len(answers[0]) :] for prompt, _ in engine.given] == answers
+    assert all(params.prompt_logprobs == 0 for _, params in engine.given)
+    by_vllm.close()
+
+
 def test_the_ratio_is_to_the_engine_s_way_of_the_same_work():
     measured = {
         "engine, sampling": {"seconds": [2.0], "tokens": 10},
         "engine, drawn lengths": {"seconds": [3.0], "tokens": 10},
+        "engine, scoring": {"seconds": [2.0], "tokens": 10},
+        "vllm, prompt_logprobs": {"seconds": [10.0], "tokens": 10},
         "vllm, sampling": {"seconds": [8.0], "tokens": 10},
         "vllm, drawn lengths": {"seconds": [6.0], "tokens": 10},
     }
-    assert figures.ratios(measured) == {"vllm, sampling": 4.0, "vllm, drawn lengths": 2.0}
+    ratios = {"vllm, prompt_logprobs": 5.0, "vllm, sampling": 4.0, "vllm, drawn lengths": 2.0}
+    assert figures.ratios(measured) == ratios
     assert set(VLLM_WAYS) < set(measured)
 
 

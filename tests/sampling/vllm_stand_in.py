@@ -23,6 +23,7 @@ FIELDS = (
     "model", "dtype", "seed", "generation_config", "mm_processor_kwargs", "mm_device_do_normalize", "disable_log_stats",
     "distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_seqs",
     "quantization", "worker_extension_cls", "prefill_context_parallel_size",
+    "enable_prefix_caching", "gpu_memory_utilization",
 )  # fmt: skip
 
 
@@ -96,7 +97,11 @@ class Engine:
             for index, ((ids, why), logps) in enumerate(zip(answers, scored, strict=True))
         ]  # fmt: skip
         whole = [*ids[:at], *[self.state.image_token] * model.image_tokens, *ids[at + 1 :]]
-        return [types.SimpleNamespace(request_id=number, finished=True, prompt_token_ids=whole, outputs=outputs)]
+        # Of the first token there is none.
+        asked = getattr(params, "prompt_logprobs", None) is not None
+        told = [None, *({token: None} for token in whole[1:])] if asked else None
+        return [types.SimpleNamespace(request_id=number, finished=True, prompt_token_ids=whole, outputs=outputs,
+                                      prompt_logprobs=told)]  # fmt: skip
 
     def _drawn(self, params, index: int) -> tuple[list[int], str]:
         made = random.Random(f"{params.seed} {index}")

@@ -21,6 +21,9 @@ from data_engine.sampling.vllm import VllmBackend
 from data_engine.sampling.vllm_engine import Engine, engine_args, require_usable
 from data_engine.seeds import seed_for
 
+# Of the card's memory, where the engine's and transformers' models are loaded too.
+GPU_SHARE = 0.35
+
 
 class ByVllm:
     """An engine of vLLM with the subject's checkpoint, which works as it does in a run."""
@@ -33,13 +36,19 @@ class ByVllm:
         pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in subject.photos]
         self._prompts = [self._maker.prompt(Conversation.of(QUESTION), [picture], True, 64) for picture in pictures]
         threads = torch.get_num_threads()
-        args = {"max_model_len": subject.prefix_tokens + max(sizes.most_tokens, sizes.new_tokens)}
+        longest = max(sizes.most_tokens, sizes.new_tokens, sizes.answer_tokens + 1)
+        args: dict[str, object] = {"max_model_len": subject.prefix_tokens + longest, "enable_prefix_caching": True}
+        if model.device.type == "cuda":
+            # The other ways' weights and caches lie beside it; without this, vLLM takes 0.9 of the whole card.
+            args["gpu_memory_utilization"] = GPU_SHARE
         dtype = str(model.dtype).removeprefix("torch.")
         self._engine = Engine(engine_args(subject.folder, args, dtype, seed=0))
         # vLLM leaves this process one, and the engine's ways are timed beside it.
         torch.set_num_threads(threads)
-        # Each picture goes through vLLM's processor, which keeps what it makes.
-        self.sample(torch.full((len(self._prompts), 1), 2))
+        self._answers_BKL = subject.answers_BKL
+        # Each picture goes through vLLM's processor, which keeps what it makes; k answers, as they are timed.
+        self.sample(torch.full((len(self._prompts), sizes.k), 2))
+        self.score()
 
     def close(self) -> None:
         self._engine.close()
@@ -55,6 +64,36 @@ class ByVllm:
         while len(found) < lengths_BK.numel():
             found += backend.poll()
         return sum(len(answer.token_ids) for answer in found)
+
+    def score(self) -> int:
+        """Log-probs of the subject's answers by prompt_logprobs; how many tokens were scored.
+
+        vLLM reads no cached prefix where it is asked for prompt_logprobs, so each answer computes its prompt again.
+        """
+        import vllm
+
+        self._engine.vllm.reset_prefix_cache()
+        self._engine.vllm.reset_encoder_cache()
+        asked = vllm.SamplingParams(n=1, seed=None, max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False,
+                                    ignore_eos=True, stop_token_ids=[],
+                                    output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY)  # fmt: skip
+        waiting: dict[str, int] = {}
+        for question, answers in enumerate(self._answers_BKL.tolist()):
+            prompt = self._prompts[question]
+            for number, ids in enumerate(answers):
+                given: dict[str, object] = {"prompt_token_ids": [*prompt.ids, *ids]}
+                if prompt.images:
+                    given["multi_modal_data"] = {"image": list(prompt.images)}
+                name = f"scored-{question}-{number}"
+                self._engine.vllm.add_request(name, given, asked)
+                waiting[name] = len(ids)
+        scored = 0
+        while waiting:
+            for output in self._engine.vllm.step():
+                if output.finished:
+                    # The last ones of the prompt, of which its own tokens come first.
+                    scored += len(output.prompt_logprobs[-waiting.pop(output.request_id) :])
+        return scored
 
     def _requests(self, lengths_BK: list[list[int]]) -> Iterator[PromptRequest]:
         for question, lengths in enumerate(lengths_BK):

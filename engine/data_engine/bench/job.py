@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 
 from data_engine import stages
 from data_engine.bench.model import QUESTION, Subject
-from data_engine.bench.ways import SAMPLING
+from data_engine.bench.ways import sampling_params
 from data_engine.models.head import Head
 from data_engine.pipeline import pair, sample, score
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import Stored
 from data_engine.questions.dataset import load_questions
 from data_engine.sampling.backend import BackendSettings
-from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import model_runner
 from data_engine.sampling.native.backend import NativeBackend
 from data_engine.sampling.native.scheduler import SamplingEngine
@@ -107,7 +106,7 @@ class TimedJob:
     def _run(self, work_dir: Path) -> int:
         questions = load_questions(str(self.folder / "questions.parquet"))
         writer, tokens, sizes = Writer(), 0, self.subject.sizes
-        params = SamplingParams(**SAMPLING, max_new_tokens=sizes.most_tokens, forced_lengths=True)
+        params = sampling_params(sizes)
         sampling = sample.SampleSettings(sizes.k, 0, params, crop=False, max_megapixels=64)
         settings = BackendSettings(self.subject.engine, params, sizes.k, self.decoder.num_rows, self.decoder.num_slots)
         scoring = score.ScoreSettings(as_text=False, max_megapixels=64, tokens_a_pass=self.tokens_a_pass)

@@ -20,6 +20,7 @@ from data_engine.bench.machine import PeakMemory, ceilings, free_bytes, machine,
 from data_engine.bench.model import Sizes, Subject
 from data_engine.bench.shapes import photo_size, write_checkpoint
 from data_engine.bench.ways import ALL_WAYS, VLLM_WAYS, WAYS, Ways
+from data_engine.errors import UserError
 from data_engine.models.adapter_folder import model_folder
 from data_engine.models.answer_cache import nbytes
 from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
@@ -46,7 +47,9 @@ class Options:
     questions: int = 100_000
     """size of the dataset that is estimated"""
     vllm: bool = False
-    """vLLM samples too"""
+    """vLLM samples and scores too"""
+    vllm_if_there: bool = False
+    """the same where it is installed and takes the model; else a line says why not"""
 
 
 def run(sizes: Sizes, options: Options) -> dict:
@@ -54,7 +57,9 @@ def run(sizes: Sizes, options: Options) -> dict:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         subject = _subject(sizes, options, Path(scratch))
-        by_vllm = stack.enter_context(contextlib.closing(_by_vllm(subject))) if options.vllm else None
+        by_vllm, why_no_vllm = _by_vllm(subject, options)
+        if by_vllm:
+            stack.enter_context(contextlib.closing(by_vllm))
         found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
         decoder, rows = _sampling_engine(subject, options.rows, found["decode_rows"])
         ways = Ways(subject, decoder)
@@ -63,14 +68,21 @@ def run(sizes: Sizes, options: Options) -> dict:
         if subject.stock is None:
             timed = {name: way for name, way in timed.items() if name.startswith("engine")}
         if by_vllm:
-            lengths = (ways.fixed_BK, ways.drawn_BK)
-            timed |= {name: partial(by_vllm.sample, own) for name, own in zip(VLLM_WAYS, lengths, strict=True)}
+            calls = (partial(by_vllm.sample, ways.fixed_BK), by_vllm.score, partial(by_vllm.sample, ways.drawn_BK))
+            timed |= dict(zip(VLLM_WAYS, calls, strict=True))
         left_out = warm_up(subject, ways)
         timed = {name: way for name, way in timed.items() if name not in left_out}
+        if subject.engine.device.type == "cuda":
+            # Captures and compilation follow from the rows that meet: each of the engine's ways is made once in full.
+            for name, way in timed.items():
+                if name.startswith("engine"):
+                    way()
         measured = measure(timed, sizes.rounds, subject.engine.device)
         result = _result(options, ways, job, measured)
         result["sizes"]["rows"] = rows
         result["vllm"] = by_vllm.version if by_vllm else None
+        result["no_vllm"] = why_no_vllm
+        result["steady_tokens_a_second"] = ways.refills.rate() if ways.refills else None
         return result
 
 
@@ -85,11 +97,19 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
     return Subject(folder, sizes, str(device), options.dtype)
 
 
-def _by_vllm(subject: Subject):
+def _by_vllm(subject: Subject, options: Options):
+    """The ways of vLLM, or None and why not: it was not asked for ("") or, with vllm_if_there, does not work here."""
+    if not (options.vllm or options.vllm_if_there):
+        return None, ""
     # Imported here: it belongs to no other bench.
     from data_engine.bench.by_vllm import ByVllm
 
-    return ByVllm(subject)
+    try:
+        return ByVllm(subject), ""
+    except UserError as problem:
+        if options.vllm:
+            raise
+        return None, f"vLLM was not timed: {problem}"
 
 
 def _sampling_engine(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[SamplingEngine, int]:
@@ -169,16 +189,28 @@ def warm_up(subject: Subject, ways: Ways) -> set[str]:
 
 
 def measure(timed: dict[str, Callable[[], int]], rounds: int, device: torch.device) -> dict[str, dict]:
-    """Seconds by round, tokens and peak memory of each way. Ways take turns, so a slower minute affects all."""
+    """Seconds by round, tokens and peak memory of each way. Ways take turns, so a slower minute affects all.
+
+    One that is not the engine's, and for which the memory does not suffice beside the engine's caches, is left out.
+    """
     found: dict[str, dict] = {name: {"seconds": [], "tokens": 0, "peak_bytes": None} for name in timed}
     peak = PeakMemory(device)
     turns = [name for number in range(rounds) for name in timed if not number or not ALL_WAYS[name].once]
+    lost: set[str] = set()
     with tqdm(turns, unit="way", desc="bench", dynamic_ncols=True) as bar:
         for name in bar:
             bar.set_postfix_str(name)
             peak.start()
             start = settled(device)
-            found[name]["tokens"] = timed[name]()
+            try:
+                found[name]["tokens"] = timed[name]()
+            except torch.OutOfMemoryError:
+                if name.startswith("engine"):
+                    raise
+                lost.add(name)
+                continue
             found[name]["seconds"].append(settled(device) - start)
             found[name]["peak_bytes"] = peak.read()
-    return found
+    if lost:
+        log.warning("memory ran out beside the engine's caches: %s left out", ", ".join(sorted(lost)))
+    return {name: one for name, one in found.items() if name not in lost}

@@ -29,8 +29,8 @@ _LLAVA = {
     "llava-1.5-7b": ((4096, 11008, 32, 32), (1024, 4096, 24, 16)),
 }
 _SIZE_NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-QWEN = "qwen2.5-vl"
-SHAPES = (*_LLAVA, QWEN)
+QWEN, QWEN_7B = "qwen2.5-vl", "qwen2.5-vl-7b"
+SHAPES = (*_LLAVA, QWEN, QWEN_7B)
 PHOTO = (640, 480)
 # 48 x 48 patches, of which four are an image token: as many of them as LLaVA has.
 _QWEN_PHOTO = (672, 672)
@@ -43,6 +43,16 @@ _QWEN_TEXT = {
 _QWEN_TOWER = {
     "depth": 4, "hidden_size": 128, "intermediate_size": 344, "num_heads": 2, "out_hidden_size": 512, "patch_size": 14,
     "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112, "fullatt_block_indexes": [3],
+}  # fmt: skip
+# Qwen2.5-VL-7B as published: what differs from the small one.
+_QWEN_7B_TEXT = {
+    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+}  # fmt: skip
+_QWEN_7B_TOWER = {
+    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+    "fullatt_block_indexes": [7, 15, 23, 31],
 }  # fmt: skip
 # As published checkpoints have them, but for the limits of a picture's size, which these pictures do not reach.
 _QWEN_PIXELS = {
@@ -65,7 +75,7 @@ _QWEN_TEMPLATE = (
 
 def photo_size(shape: str) -> tuple[int, int]:
     """Width and height of the pictures that a built-in model is shown."""
-    return _QWEN_PHOTO if shape == QWEN else PHOTO
+    return _QWEN_PHOTO if shape in (QWEN, QWEN_7B) else PHOTO
 
 
 def write_checkpoint(
@@ -73,9 +83,9 @@ def write_checkpoint(
 ) -> None:
     """Random weights of a built-in shape in transformers' layout, with what makes its prompts."""
     folder.mkdir(parents=True, exist_ok=True)
-    if shape == QWEN:
+    if shape in (QWEN, QWEN_7B):
         tokens = _write_qwen_processor(folder, vocab)
-        config = _qwen_config(vocab, tokens)
+        config = qwen_config(vocab, tokens, shape)
     else:
         _write_words(folder, vocab)
         config = llava_config(shape, vocab)
@@ -107,14 +117,16 @@ def _write_words(folder: Path, vocab: int) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def _qwen_config(vocab: int, tokens: PreTrainedTokenizerFast) -> PreTrainedConfig:
+def qwen_config(vocab: int, tokens: PreTrainedTokenizerFast, shape: str = QWEN) -> PreTrainedConfig:
+    """A Qwen2.5-VL of that shape, with the ids of these tokens."""
+    larger_text, larger_tower = (_QWEN_7B_TEXT, _QWEN_7B_TOWER) if shape == QWEN_7B else ({}, {})
     special = tokens.convert_tokens_to_ids
-    text = _QWEN_TEXT | {
+    text = _QWEN_TEXT | larger_text | {
         "vocab_size": vocab, "tie_word_embeddings": False, "bos_token_id": tokens.pad_token_id,
         "eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id,
     }  # fmt: skip
     return Qwen2_5_VLConfig(
-        vision_config=_QWEN_TOWER, text_config=text, image_token_id=special("<|image_pad|>"),
+        vision_config=_QWEN_TOWER | larger_tower, text_config=text, image_token_id=special("<|image_pad|>"),
         video_token_id=special("<|video_pad|>"), vision_start_token_id=special("<|vision_start|>"),
         vision_end_token_id=special("<|vision_end|>"), tie_word_embeddings=False,
     )  # fmt: skip

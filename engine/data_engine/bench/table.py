@@ -32,6 +32,12 @@ def _remarks(result: dict) -> list[str]:
         lines.append(result["no_stock"])
     if result["vllm"]:
         lines.append(f"vLLM {result['vllm']}, its start not timed")
+    if result["no_vllm"]:
+        lines.append(result["no_vllm"])
+    if rate := result["steady_tokens_a_second"]:
+        whole = result["tokens_a_second"]["engine, drawn lengths"]
+        lines.append(f"drawn lengths: {rate:.0f} tokens/s between the first and the last refill of a row, {whole:.0f} "
+                     "with the beginning and the tail")  # fmt: skip
     if result["largest_difference_nat"] is not None:
         lines.append(f"largest difference of a log-prob to transformers: {result['largest_difference_nat']:.1e} nat")
     half = half_of(result["sizes"]["drawn_questions"])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from data_engine.bench.model import Subject
+from data_engine.bench.model import Sizes, Subject
+from data_engine.bench.steady import Refills, refills
 from data_engine.models.auto.own_decoding import whole_rows
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
@@ -52,6 +53,7 @@ WAYS = {
 # With --vllm, beside them.
 VLLM_WAYS = {
     "vllm, sampling": Way("sampling", "vLLM, started before the clock: its own queue, batches and prefix cache"),
+    "vllm, prompt_logprobs": Way("scoring", "each answer behind its prompt as one prompt, by prompt_logprobs"),
     "vllm, drawn lengths": Way("drawn lengths", "the same, each answer a request, which vLLM shares the prompt of"),
 }
 ALL_WAYS = WAYS | VLLM_WAYS
@@ -73,6 +75,12 @@ class ForcedLengths(LogitsProcessor):
         return scores
 
 
+def sampling_params(sizes: Sizes) -> SamplingParams:
+    """What the engine draws with, in every way."""
+    most = max(sizes.most_tokens, sizes.new_tokens)
+    return SamplingParams(**SAMPLING, max_new_tokens=most, forced_lengths=True)
+
+
 def half_of(questions: int) -> int:
     """The unit size that cuts so many questions into two units."""
     return -(-questions // 2)
@@ -85,6 +93,10 @@ class Ways:
         self.subject, self.engine, self.stock = subject, subject.engine, subject.stock
         sizes, typical = subject.sizes, subject.typical
         self.decoder = decoder
+        # One set of values for every way and the whole job: others would make new caches and captures, and in turns.
+        self.params = sampling_params(sizes)
+        self.refills: Refills | None = None
+        """of the last unit of drawn lengths"""
         self.fixed_BK = fixed_BK = torch.full((sizes.questions, sizes.k), sizes.new_tokens)
         self.drawn_BK = drawn_BK = torch.from_numpy(subject.lengths_BK)
         four = range(min(4, sizes.drawn_questions))
@@ -96,7 +108,7 @@ class Ways:
             # One question: the rate is the same for any number.
             "generate, one question": lambda: self.generate([0], fixed_BK),
             "generate, batches": lambda: self.generate(range(min(8, sizes.questions)), fixed_BK),
-            "engine, drawn lengths": lambda: self.sample_by_engine(drawn_BK),
+            "engine, drawn lengths": self._sample_noted,
             "engine, two units": lambda: self.sample_by_engine(drawn_BK, half_of(len(drawn_BK))),
             "generate, one, drawn": lambda: self.generate([typical], drawn_BK),
             "generate, four, drawn": lambda: self.generate(four, drawn_BK),
@@ -120,7 +132,7 @@ class Ways:
 
     def _packed(self, question: int) -> list[Tensor]:
         asked = Scored(self.subject.prompts[question], self.subject.answers_BKL[question].tolist())
-        return score_pass(self.engine, [asked])[0]
+        return [logps.cpu() for logps in score_pass(self.engine, [asked])[0]]
 
     @torch.inference_mode()
     def score_one_at_a_time_twice(self, answers: list[Tensor] | Tensor, question: int = 0) -> int:
@@ -156,10 +168,13 @@ class Ways:
             )
             for question, lengths in enumerate(lengths_BK.tolist())
         ]
-        params = SamplingParams(**SAMPLING, max_new_tokens=int(lengths_BK.max()), forced_lengths=True)
         units = split_units(len(requests), unit_size or len(requests))
-        sampled = (self.decoder.sample(requests[unit.start : unit.stop], params) for unit in units)
+        sampled = (self.decoder.sample(requests[unit.start : unit.stop], self.params) for unit in units)
         return sum(len(found.token_ids) for unit in sampled for found in unit)
+
+    def _sample_noted(self) -> int:
+        with refills() as self.refills:
+            return self.sample_by_engine(self.drawn_BK)
 
     def generate(self, questions: list[int] | range, lengths_BK: Tensor) -> int:
         self._generate(questions, lengths_BK)

@@ -21,6 +21,16 @@ from data_engine.bench.table import table
 from data_engine.commands.examples import Parser
 
 QUICK = {"questions": 2, "drawn_questions": 2, "most_tokens": 160, "rounds": 1}
+# To see that every part runs; its figures say nothing.
+TINY = {
+    "k": 2,
+    "questions": 2,
+    "drawn_questions": 3,
+    "answer_tokens": 5,
+    "new_tokens": 3,
+    "most_tokens": 6,
+    "rounds": 1,
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +38,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    sizes = replace(Sizes(vocab=arguments.vocab, rounds=arguments.rounds), **(QUICK if arguments.quick else {}))
+    smaller = TINY if arguments.tiny else QUICK if arguments.quick else {}
+    sizes = replace(Sizes(vocab=arguments.vocab, rounds=arguments.rounds), **smaller)
     options = measure.Options(**{field.name: getattr(arguments, field.name) for field in fields(measure.Options)})
     result = measure.run(sizes, options)
     print(table(result))
@@ -53,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one round of two questions: a minute or two")
     parser.add_argument("--vllm", action="store_true",
                         help="time vLLM too; it takes --shape qwen2.5-vl, or a --model that it knows")  # fmt: skip
+    parser.add_argument("--vllm-if-there", action="store_true",
+                        help="the same where it is installed and takes the model; else it says why not")  # fmt: skip
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write sizes, seconds and ratios as JSON")
     parser.add_argument("--vocab", type=int, default=Sizes.vocab, metavar="N",
                         help="vocabulary of the built-in model (default: %(default)s)")  # fmt: skip

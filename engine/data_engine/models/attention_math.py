@@ -72,7 +72,11 @@ class Bounds(NamedTuple):
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Bounds":
         """Of sequences of these lengths; empty ones are left out."""
         lengths = torch.tensor([0, *(length for length in lengths if length)], dtype=torch.int32)
-        return cls(lengths.cumsum(0, dtype=torch.int32).to(device), int(lengths.max()))
+        starts = lengths.cumsum(0, dtype=torch.int32)
+        if device.type == "cuda":
+            # From pinned memory: the host does not wait for what was launched before.
+            starts = starts.pin_memory()
+        return cls(starts.to(device, non_blocking=True), int(lengths.max()))
 
 
 def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_engine_kernels import token_logps
-from data_engine_kernels.reference import check_targets, logits_fp32
+from data_engine_kernels.reference import check_targets, logits_fp32, on_device
 
 # Rows of logits at a time, where a model changes its logits.
 ROWS = 1024
@@ -44,10 +44,14 @@ class Head:
         return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
 
     def token_logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """log p of each target, nats, fp32 [N]. Raises ValueError for a target outside [0, V)."""
+        """log p of each target, nats, fp32 [N]. Raises ValueError for a target outside [0, V).
+
+        Targets on the host are checked there, without waiting for the device.
+        """
         if self.is_plain:
             return token_logps(hidden_ND, self.weight, targets_N)
         check_targets(targets_N, len(self.weight))
+        targets_N = on_device(targets_N, hidden_ND.device)
         parts = zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
         found = [self.logits(rows).log_softmax(-1).gather(-1, ids[:, None])[:, 0] for rows, ids in parts]
         return torch.cat(found) if found else hidden_ND.new_empty(0, dtype=torch.float32)

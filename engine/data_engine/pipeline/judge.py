@@ -150,10 +150,10 @@ class Judged:
         if self.whole:
             return [self._of_whole(work.prompts) for work in works]
         hidden = last_hidden(self.model, [work.scored for work in works])
-        return [list(self.reading.of_hidden(torch.stack(rows)).cpu()) for rows in hidden]
+        return [list(self.reading.of_hidden(torch.stack(rows))) for rows in hidden]
 
     def _of_whole(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        found = {id(prompt): self._of_one(prompt).cpu() for prompt in {id(one): one for one in prompts}.values()}
+        found = {id(prompt): self._of_one(prompt) for prompt in {id(one): one for one in prompts}.values()}
         return [found[id(prompt)] for prompt in prompts]
 
     def _of_one(self, prompt: Prompt) -> Tensor:

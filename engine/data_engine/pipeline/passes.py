@@ -5,6 +5,7 @@ question that cannot be used is left out with its reason. What is computed, and 
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +21,7 @@ from data_engine.pipeline.answers import by_question
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import ahead
+from data_engine.scoring.arriving import Arriving
 from data_engine.scoring.logprobs import Scored, row_tokens
 from data_engine.store.units import Row
 
@@ -57,7 +59,9 @@ class Scorer(Protocol):
         """
 
     def compute(self, works: Sequence[Work]) -> list[list[Tensor]]:
-        """Of each answer of each question, in their order, one number or several, fp32."""
+        """Of each answer of each question, in their order, one number or several, fp32, on the model's device: it is
+        read after the next pass was launched.
+        """
 
     def check(self, work: Work, found: list[Tensor]) -> None:
         """Hold what was computed of a question against the plain path. Raises RuntimeError where it is no rounding."""
@@ -136,30 +140,51 @@ def compute_unit(
     """
     answers = by_question(sampled)
     asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
-    found, too_large, checked = Computed(), [], not check or bool(scorer.model.why_plain)
-    for together in _passes(ahead(lambda item: _prepare(scorer, *item), asked), most_tokens, found):
+    taking = _Taking(scorer, Computed(), checked=not check or bool(scorer.model.why_plain))
+    # On a GPU the host reads a pass while the next one runs.
+    lag = int(scorer.model.device.type == "cuda")
+    launched: deque[tuple[list[Prepared], Arriving]] = deque()
+    for together in _passes(ahead(lambda item: _prepare(scorer, *item), asked), most_tokens, taking.found):
         results, halved = halving(scorer, [one.work for one in together if one.work])
-        found.retries += halved
-        results = iter(results)
+        taking.found.retries += halved
+        launched.append((together, Arriving(results)))
+        if len(launched) > lag:
+            taking.take(*launched.popleft())
+    while launched:
+        taking.take(*launched.popleft())
+    if check and taking.too_large and not taking.found.scored:
+        raise UserError(NO_ROOM)
+    taking.found.quarantined += taking.too_large
+    return taking.found
+
+
+@dataclass
+class _Taking:
+    """What a unit comes to, pass by pass."""
+
+    scorer: Scorer
+    found: Computed
+    checked: bool
+    too_large: list[Row] = field(default_factory=list)
+
+    def take(self, together: list[Prepared], arriving: Arriving) -> None:
+        """Read a pass, in the order of its questions."""
+        results = iter(arriving.read())
         for one in together:
             if one.work is None:
-                found.scored += ((row, None) for row in one.rows)
+                self.found.scored += ((row, None) for row in one.rows)
                 continue
             result = next(results)
             if result is None:
-                too_large.append((one.question.idx, OUT_OF_MEMORY))
+                self.too_large.append((one.question.idx, OUT_OF_MEMORY))
                 continue
-            if reason := _not_finite(scorer, one.rows, result):
-                found.quarantined.append((one.question.idx, reason))
+            if reason := _not_finite(self.scorer, one.rows, result):
+                self.found.quarantined.append((one.question.idx, reason))
                 continue
-            if not checked:
-                scorer.check(one.work, result)
-                checked = True
-            found.scored += zip(one.rows, one.work.counted(result), strict=True)
-    if check and too_large and not found.scored:
-        raise UserError(NO_ROOM)
-    found.quarantined += too_large
-    return found
+            if not self.checked:
+                self.scorer.check(one.work, result)
+                self.checked = True
+            self.found.scored += zip(one.rows, one.work.counted(result), strict=True)
 
 
 def _prepare(scorer: Scorer, question: Question, rows: list[dict]) -> Prepared:

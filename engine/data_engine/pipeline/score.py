@@ -252,4 +252,4 @@ def score_continuations(
 def _scored(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]]) -> list[Tensor]:
     settle(model, prompt, max(map(len, ids)))
     require_room(model, prompt, ids)
-    return score_pass(model, [Scored(prompt, ids)])[0]
+    return [logps.cpu() for logps in score_pass(model, [Scored(prompt, ids)])[0]]

@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache
 
 from data_engine.models.answer_cache import answer_cache, repeated
 from data_engine.models.attention import LayerCall, attending
-from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.base import Prompt, VisionLanguageModel, sent
 from data_engine.models.prefix import Prefix, run_prefix
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 
@@ -34,7 +34,8 @@ def row_tokens(prefix_length: int, rows: list[list[int]]) -> int:
 
 @torch.inference_mode()
 def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list[Tensor]]:
-    """log p of each token of each answer of each question, fp32 nats. Equal answers are computed once.
+    """log p of each token of each answer of each question, fp32 nats, on the model's device: what reads them waits for
+    the pass (scoring/arriving.py). Equal answers are computed once.
 
     Each prompt is run once, then the answers of all questions in one pass, behind the keys and values of their prompts.
     Raises ValueError for an answer without tokens.
@@ -46,9 +47,10 @@ def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list
     unique = [list(dict.fromkeys(map(tuple, question.answers))) for question in questions]
     prefixes = [run_prefix(model, question.prompt) for question in questions]
     rows = torch.cat(list(_predicting(model, prefixes, unique)))
-    targets = torch.tensor([token for answers in unique for ids in answers for token in ids], device=rows.device)
+    # On the host, where they are checked.
+    targets = torch.tensor([token for answers in unique for ids in answers for token in ids])
     counted = [len(ids) for answers in unique for ids in answers]
-    logps = iter(model.head.token_logps(rows, targets).cpu().split(counted))
+    logps = iter(model.head.token_logps(rows, targets).split(counted))
     by_ids = [{ids: next(logps) for ids in answers} for answers in unique]
     return [[found[tuple(ids)] for ids in question.answers] for question, found in zip(questions, by_ids, strict=True)]
 
@@ -93,13 +95,13 @@ def _run_packed(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple
     """Last hidden states of each answer's tokens, from one row that packs all answers."""
     device = model.device
     behind = [Behind(prefix, tuple(map(len, answers))) for prefix, answers in asked]
-    ids = torch.tensor([token for _, answers in asked for one in answers for token in one], device=device)
-    positions = [
-        prefix.end.next_position + torch.arange(len(one), device=device) for prefix, answers in asked for one in answers
-    ]
+    tokens = [token for _, answers in asked for one in answers for token in one]
+    starts = [(prefix.end.next_position, len(one)) for prefix, answers in asked for one in answers]
+    positions = [start + number for start, length in starts for number in range(length)]
+    ids, positions = sent(torch.tensor([tokens, positions]), device)
     layout = AnswersBehindPrefixes(behind, device, model.dtype)
     with attending(layout, model.attention_layers):
-        hidden = model.run_answers(ids[None], torch.cat(positions)[None], _cache(model, asked[0][0], 0))[0]
+        hidden = model.run_answers(ids[None], positions[None], _cache(model, asked[0][0], 0))[0]
     return list(hidden.split([length for question in behind for length in question.lengths]))
 
 

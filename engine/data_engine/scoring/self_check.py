@@ -47,7 +47,7 @@ def why_not_shared(model: VisionLanguageModel, prompt: Prompt, num_new: int) -> 
         return f"a question and its answer may take {needed} tokens, and answers share a prompt up to {most}"
     answers = list(_made_up(model))
     try:
-        shared = torch.cat(score_pass(model, [Scored(prompt, answers)])[0])
+        shared = torch.cat(score_pass(model, [Scored(prompt, answers)])[0]).cpu()
     except DoesNotFit as problem:
         return str(problem)
     except torch.OutOfMemoryError:
@@ -88,11 +88,10 @@ def self_check(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]],
     """
     ids, shared = ([one[:CHECKED_TOKENS] for one in answers] for answers in (ids, shared))
     plain = torch.cat([plain_token_logps(model, prompt, answer) for answer in ids])
-    found = _agreement(model, torch.cat(shared), plain)
+    together = torch.cat(shared).cpu()
+    found = _agreement(model, together, plain)
     if not found and model.has_plain_path:
-        found = _agreement(
-            model, torch.cat(shared), torch.cat([decoded_token_logps(model, prompt, one) for one in ids])
-        )
+        found = _agreement(model, together, torch.cat([decoded_token_logps(model, prompt, one) for one in ids]))
     if not found:
         raise RuntimeError(
             f"log-probs behind a shared prompt differ from the plain path by {found.mean:.3g} nat a token, "
