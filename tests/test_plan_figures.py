@@ -55,6 +55,8 @@ def test_units_tokens_and_bytes_are_those_by_hand(job, goldens, capsys):
     texts = 2 * 4 * 6 + 256
     assert by_name["pairs"] == NUM * texts
     assert by_name["dataset"] == NUM * (texts + len("What is it?") + len(PICTURE))
+    # In the report each of the 20 pairs has 600 bytes, its tokens 18 each, and a thumbnail of 22 kB.
+    assert by_name["report"] == 500_000 + NUM * (600 + 2 * 4 * (6 + 12)) + NUM * 22_000
     assert plan["total_bytes"] == sum(by_name.values())
     model = load_model(None, str(goldens / "llava/instruct"), device="cpu")
     prompt = model.prompt(Conversation.of("What is it?", 1), [noise((90, 60), 80)], False, 64)
@@ -72,6 +74,8 @@ def test_a_finished_run_stays_below_the_bounds_and_its_units_are_subtracted(job,
         written = sum(path.stat().st_size for path in (work / then["name"]).glob("*.parquet"))
         # Three small files are mostly footers, which the bound of 8192 bytes a file is for.
         assert then["bytes"] / 4 < written <= then["bytes"]
+    report = {stage["name"]: stage["bytes"] for stage in before["stages"]}["report"]
+    assert (work / "report/index.html").stat().st_size <= report
     tokens = sum(len(row["token_ids"]) for row in read(work / "sampled_answer"))
     assert NUM * 2 <= tokens <= before["stages"][0]["answer_tokens"] == NUM * 2 * 4
 

@@ -151,10 +151,12 @@ def pairs_file(path, rows):
 
 
 def test_overlap_counts_pairs_of_the_same_answers_in_the_same_order(tmp_path):
-    one = pairs_file(tmp_path / "one.parquet", [("a", 0, 1, "kept"), ("a", 1, 2, "per_idx"), ("b", 0, 1, "kept"),
-                                                ("c", 5, 1, "kept"), ("d", 0, 1, "kept"), ("e", 2, 3, "kept")])  # fmt: skip
-    other = pairs_file(tmp_path / "other.parquet", [("d", 1, 0, "kept"), ("c", 5, 1, "kept"), ("e", 2, 3, "kept"), ("a", 1, 2, "kept"),
-                                                    ("b", 0, 1, "identical")])  # fmt: skip
+    ours = [("a", 0, 1), ("b", 0, 1), ("c", 5, 1), ("d", 0, 1), ("e", 2, 3)]
+    theirs = [("d", 1, 0), ("c", 5, 1), ("e", 2, 3), ("a", 1, 2)]
+    rows = [[(*key, "kept") for key in own] for own in (ours, theirs)]
+    rows[0].insert(1, ("a", 1, 2, "per_idx"))
+    rows[1].append(("b", 0, 1, "identical"))
+    one, other = (pairs_file(tmp_path / f"{at}.parquet", own) for at, own in enumerate(rows))
     shared = overlap(one, other)
     assert (shared.both, shared.turned) == (2, 1)
     assert [rows.tolist() for rows in shared.only] == [[0, 2, 4], [0, 3]]

@@ -23,7 +23,10 @@ TOKEN_TEXT_BYTES = 6
 ID_BYTES = LOGP_BYTES = 4
 # Of a pair besides its texts and pictures: rewards, lengths, status.
 PAIR_BYTES = 256
-REPORT_BYTES = 2_000_000
+# The report: what each has; the most pairs that it shows, and the most that it weighs, as reporting/ has them.
+REPORT_BYTES, REPORT_PAIRS, MOST_REPORT_BYTES = 500_000, 2000, 40_000_000
+# In it, a token's heat, a pair besides its answers, and a thumbnail of 256 pixels, as base64.
+HEAT_BYTES, SHOWN_PAIR_BYTES, THUMBNAIL_BYTES = 12, 600, 22_000
 
 
 def unit_rows(found: Found) -> list[range]:
@@ -91,7 +94,13 @@ def bytes_by_stage(found: Found, tokens: float | None = None) -> list[tuple[str,
     row = texts + first.text_bytes + first.picture_bytes
     sizes += [("pairs", int(candidates * texts)), ("dataset", int(pairs * row))]
     sizes += [(f"export {name}", int(pairs * row)) for name in found.formats]
-    return [*sizes, ("report", REPORT_BYTES)]
+    return [*sizes, ("report", _report_bytes(len(found.questions), candidates, tokens))]
+
+
+def _report_bytes(questions: int, candidates: int, tokens: float) -> int:
+    shown = min(REPORT_PAIRS, candidates)
+    pair = SHOWN_PAIR_BYTES + 2 * tokens * (TOKEN_TEXT_BYTES + HEAT_BYTES)
+    return int(min(MOST_REPORT_BYTES, REPORT_BYTES + shown * pair + min(shown, questions) * THUMBNAIL_BYTES))
 
 
 def told(size: float) -> str:

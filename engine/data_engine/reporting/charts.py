@@ -8,6 +8,8 @@ import numpy as np
 from markupsafe import Markup
 
 NUM_BINS = 40
+# Numbers beyond are not drawn, nor are those that are not finite: their sums would overflow.
+LARGEST = 1e100
 WIDTH, HEIGHT = 520, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 30
 Scale = Callable[[float], float]
@@ -29,7 +31,7 @@ def histogram(series: Sequence[Series], label: str, share: bool = False) -> Mark
     The outermost half percent is counted in the bins at the edges. `share`: of each series' own sum, since one may
     hold many more numbers than the other.
     """
-    series = [Series(one.name, one.values[np.isfinite(one.values)], one.kind) for one in series]
+    series = [Series(one.name, one.values[np.abs(one.values) < LARGEST], one.kind) for one in series]
     series = [one for one in series if len(one.values)]
     if not series:
         return Markup("")

@@ -66,7 +66,9 @@ class PairNumbers:
 
     def difference(self, reward: str) -> np.ndarray:
         """float64 [pairs]: the chosen answer's reward less the rejected one's."""
-        return self.columns[f"chosen_{reward}"] - self.columns[f"rejected_{reward}"]
+        # Rewards may be infinite, and differences of huge ones too.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self.columns[f"chosen_{reward}"] - self.columns[f"rejected_{reward}"]
 
     @property
     def word_difference(self) -> np.ndarray:
