@@ -118,8 +118,8 @@ def test_base_and_adapter_may_lie_elsewhere_by_now(run):
 
 def test_validate_status_and_report_tell_of_both(finished, capsys):
     base = finished.folder / "base"
-    assert main(["validate", *flags(finished)]) == 0
-    *_, instruct, reward = capsys.readouterr().out.splitlines()
+    assert main(["validate", *flags(finished, work_dir=finished.folder / "another")]) == 0
+    _, instruct, reward = capsys.readouterr().out.partition("\n\nplan ")[0].splitlines()
     for role, line in (("instruct", instruct), ("reward", reward)):
         assert line.startswith(f"  {role} model: llava (")
         assert f"; the adapter {finished.folder / role}, merged into its base {base}; answers share" in line

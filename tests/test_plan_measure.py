@@ -20,6 +20,7 @@ def job(goldens, tmp_path, monkeypatch) -> list[str]:
     return [f"--{name}={value}" for name, value in flags.items()]
 
 
+@pytest.mark.slow
 def test_every_stage_is_timed_and_the_whole_is_the_sum(job, tmp_path, capsys):
     assert main.main(["validate", "--measure", "--json", *job]) == 0
     out, err = capsys.readouterr()

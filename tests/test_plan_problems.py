@@ -158,6 +158,7 @@ def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_pat
     assert all(name in problem["message"] for name in ("sample_k", "max_new_tokens", "seed"))
 
 
+@pytest.mark.slow
 def test_validate_imports_no_torch_where_nothing_is_wrong_either(job, tmp_path):
     code = f"import sys; from data_engine.commands.main import main; code = main({['validate', *words(job)]!r})"
     code += "; print(code, [m for m in ('torch', 'transformers') if m in sys.modules])"
@@ -165,6 +166,7 @@ def test_validate_imports_no_torch_where_nothing_is_wrong_either(job, tmp_path):
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
+@pytest.mark.slow
 def test_the_launch_script_shows_all_of_it_once(planted):
     environment = os.environ | {"PYTHON": sys.executable, "NUM_PROCESSES": "2", "ACCELERATE_CONFIG": "none.yaml"}
     command = [str(ROOT / "launch/run_engine.sh"), "--config", str(planted)]

@@ -108,7 +108,7 @@ def test_a_step_attends_as_one_softmax_over_prefix_and_suffix(family, request):
     wanted, call = step.wanted(Options(), 1), step.call(Options(), 1)
     paged = KVCache(model, len(SLOTS), 3, 320, paged=True)
     in_pages_of(paged, step.caches, 1)
-    fused = FusedRows(paged, torch.arange(6), 3).attend(call)
+    fused = FusedRows(paged, 3).attend(call)
     torch.testing.assert_close(step.layout().attend(call), wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(fused, wanted, rtol=1e-5, atol=1e-5)
     made, key, value = step.caches, step.key, step.value
@@ -163,7 +163,7 @@ def test_the_kernels_refuse_what_they_do_not_know():
     step = Step.of(model_of(USUAL), 0)
     paged = KVCache(model_of(USUAL), len(SLOTS), 3, 320, paged=True)
     in_pages_of(paged, step.caches, 0)
-    layout = FusedRows(paged, torch.arange(6), 3)
+    layout = FusedRows(paged, 3)
     for options in (window(6), Options(softcap=2.0), Options(sinks=SINKS)):
         with pytest.raises(DoesNotFit, match="kernels do not know what layer 0 does"):
             layout.attend(step.call(options, 0))

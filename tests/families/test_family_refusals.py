@@ -51,7 +51,10 @@ def refused(pair, tmp_path, capsys):
             told = capsys.readouterr()
             assert code == 2, told.out + told.err
             assert "Traceback" not in told.err
-            [line] = [line for line in told.err.splitlines() if line.startswith("data-engine: error: ")]
+            line, *others = [line for line in told.err.splitlines() if line.startswith("data-engine: error: ")]
+            # What is wrong with both models is told of each.
+            of_reward = line.replace(flag(pair.instruct), flag(pair.reward, "reward"))
+            assert others in ([], [of_reward])
             said.append(line.removeprefix("data-engine: error: "))
         assert len(set(said)) == 1, said
         assert not (tmp_path / "work/sampled_answer").exists()

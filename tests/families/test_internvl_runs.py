@@ -52,7 +52,7 @@ def words(command: str, pair, **more: object) -> list[str]:
 
 def test_validate_tells_what_the_pair_is(pair, tmp_path, capsys):
     assert main(words("validate", pair, dataset_path=few(tmp_path), work_dir=tmp_path / "work")) == 0
-    first, *models = capsys.readouterr().out.splitlines()
+    first, *models = capsys.readouterr().out.partition("\n\nplan ")[0].splitlines()
     assert first.startswith("valid: 3 questions, 4 answers each; instruct and reward model: auto and auto;")
     # 2 layers x 2 heads of keys and of values x 16 x 4 bytes.
     told = (

@@ -62,8 +62,10 @@ def histogram(series: Sequence[Series], label: str, share: bool = False) -> Mark
 def bin_edges(values: np.ndarray) -> np.ndarray:
     """Of NUM_BINS equal bins that hold all but the outermost half percent on each side; integers have whole bins."""
     low, high = np.quantile(values, [0.005, 0.995])
-    if low == high:
-        low, high = low - 0.5, high + 0.5
+    # Of huge numbers, half of one is less than their rounding.
+    least = max(0.5, 1e-3 * abs(low))
+    if high - low <= 1e-9 * least:
+        low, high = low - least, high + least
     if np.issubdtype(values.dtype, np.integer):
         width = max(1, int(np.ceil((high - low + 1) / NUM_BINS)))
         first = int(np.floor(low))
