@@ -49,6 +49,7 @@ def test_the_shape_of_7b_has_its_parameters():
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(7.06, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_built_in_model_is_written_without_a_word_on_standard_output(tmp_path):
     """Where the bench's own output stands. In a process of its own: DeepSpeed logs as it is imported."""
     code = "import sys, pathlib; from data_engine.bench.shapes import write_checkpoint as write; " \

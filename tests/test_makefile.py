@@ -83,7 +83,8 @@ def test_the_suite_fails_for_a_skip_that_is_not_on_the_list(checkout, skips, cod
     assert "1 passed, 0 failed, 1 skipped" in done.stdout
 
 
-@pytest.mark.parametrize(("pip_fails", "code"), [pytest.param(False, 0, marks=pytest.mark.slow), (True, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("pip_fails", "code"), [(False, 0), (True, 2)])
 def test_packages_of_the_families_tests_lie_apart_and_are_missed_aloud(checkout, pip_fails, code):
     """They are on the path of these tests alone; where they cannot be fetched, what is skipped fails the target."""
     make(checkout, "setup", "PYTHON=./new-python")
@@ -112,7 +113,8 @@ def test_packages_of_the_families_tests_lie_apart_and_are_missed_aloud(checkout,
     assert ("NOT ALLOWED: tests.families.test_all::test_b: no torchvision" in done.stdout) == pip_fails
 
 
-@pytest.mark.parametrize(("pip_fails", "code"), [pytest.param(False, 0, marks=pytest.mark.slow), (True, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("pip_fails", "code"), [(False, 0), (True, 2)])
 def test_each_trainer_has_an_environment_of_its_own_which_is_made_once_and_missed_aloud(checkout, pip_fails, code):
     make(checkout, "setup", "PYTHON=./new-python")
     # The last word of `python -m venv FOLDER`.

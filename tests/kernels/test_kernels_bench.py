@@ -44,6 +44,7 @@ def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
     assert scoring["ways"]["flex_attention"]["work"] == 4 * 3 * (210 + 4 * (100 + 15)) * 6 * 16
 
 
+@pytest.mark.slow
 def test_without_a_cuda_device_the_whole_run_is_refused():
     done = bench()
     assert done.returncode == 2
