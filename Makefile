@@ -57,7 +57,7 @@ PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm test-browser fuzz \
-	test-slow test-slurm chaos prove prove-size prove-exports prove-pairs prove-plan docs lint bench bench-vllm \
+	test-slow test-long test-slurm chaos prove prove-size prove-exports prove-pairs prove-plan docs lint bench bench-vllm \
 	bench-gpu clean
 
 help: ## print this list
@@ -158,7 +158,10 @@ fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in m
 		tests/test_fuzz.py tests/test_words.py tests/test_config.py $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## the longer proofs: kills, shards, worlds of 1, 2 and 3 ranks
-	$(TEST_ENV) $(PYTEST) -m slow $(PYTEST_ARGS)
+	$(TEST_ENV) $(PYTEST) -m "slow and not long" $(PYTEST_ARGS)
+
+test-long: $(STAMP) ## more cases of the longer proofs, which CI leaves out (15 minutes)
+	$(TEST_ENV) $(PYTEST) -m long $(PYTEST_ARGS)
 
 test-slurm: $(STAMP) ## a real SLURM of two nodes on this machine: needs slurm-wlm and munge (apt-get install)
 	$(TEST_ENV) $(BIN)/pytest -q -rs -m slurm $(PYTEST_ARGS)

@@ -26,7 +26,7 @@ def alone(request, tmp_path_factory) -> tuple[Job, Result]:
     return job, result
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
+@pytest.mark.parametrize("num_processes", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_any_number_of_ranks_makes_the_same_dataset(alone, tmp_path, num_processes):
     job, expected = again(alone[0], tmp_path), alone[1]
     job.engine_script(num_processes)
@@ -35,7 +35,7 @@ def test_any_number_of_ranks_makes_the_same_dataset(alone, tmp_path, num_process
     assert ranks_that_worked(job) == num_processes, "some ranks found nothing to do: nothing was shared out"
 
 
-@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("at_once", [pytest.param(False, marks=pytest.mark.long), True])
 def test_three_shards_and_a_pairing_job_make_the_same_dataset(alone, tmp_path, at_once):
     flags = ("--stop_after_stage", "1", "--num_shards", "3", "--shard_index")
     shards = [again(alone[0], tmp_path, *flags, str(index)) for index in range(3)]

@@ -21,6 +21,10 @@ FLAGS = ("--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_toke
 SHARES = {"uneven": (10, 3), "one unit": (4, 8)}
 
 
+# Cases that others cover in part, a minute or two each.
+LONG = (pytest.mark.slow, pytest.mark.long)
+
+
 def split_settings(folder: Path) -> Path:
     """Every weight divided, however small, and none kept: DeepSpeed would leave weights of this size whole."""
     settings = json.loads((ROOT / "launch/deepspeed/zero3.json").read_text())
@@ -61,13 +65,13 @@ def plain(tmp_path_factory):
 @pytest.mark.parametrize(
     ("family", "num_processes", "share"),
     [
-        pytest.param("llava", 2, "one unit", marks=pytest.mark.slow),
+        pytest.param("llava", 2, "one unit", marks=LONG),
         pytest.param("llava", 3, "one unit", marks=pytest.mark.slow),
         pytest.param("llava", 2, "uneven", marks=pytest.mark.slow),
-        pytest.param("llava", 3, "uneven", marks=pytest.mark.slow),
-        pytest.param("omnilmm", 2, "uneven", marks=pytest.mark.slow),
+        pytest.param("llava", 3, "uneven", marks=LONG),
+        pytest.param("omnilmm", 2, "uneven", marks=LONG),
         pytest.param("omnilmm", 3, "uneven", marks=pytest.mark.slow),
-        pytest.param("omnilmm", 2, "one unit", marks=pytest.mark.slow),
+        pytest.param("omnilmm", 2, "one unit", marks=LONG),
     ],
 )
 def test_split_models_make_the_dataset_of_whole_ones(plain, tmp_path, family, num_processes, share):
@@ -98,7 +102,9 @@ def test_a_lone_process_and_shares_in_cpu_memory_make_it_too(plain, tmp_path, la
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", [("llava", "omnilmm"), ("omnilmm", "llava")], ids="-".join)
+@pytest.mark.parametrize(
+    "pair", [pytest.param(("llava", "omnilmm"), marks=pytest.mark.long), ("omnilmm", "llava")], ids="-".join
+)
 def test_a_mixed_pair_is_split_too(plain, tmp_path, pair):
     folders = {"llava": GOLDENS, "omnilmm": OMNI}
     job = dataclasses.replace(
@@ -114,7 +120,7 @@ def test_a_mixed_pair_is_split_too(plain, tmp_path, pair):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "num_processes", "rank", "window"),
-    [("llava", 2, 0, "scoring"), ("omnilmm", 3, 2, "sampling")],
+    [("llava", 2, 0, "scoring"), pytest.param("omnilmm", 3, 2, "sampling", marks=pytest.mark.long)],
 )
 def test_a_killed_rank_is_named_by_the_others_and_the_same_command_goes_on(
     plain, tmp_path, family, num_processes, rank, window
