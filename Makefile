@@ -103,7 +103,7 @@ run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [A
 	PYTHON=$(BIN)/python $(if $(NUM_PROCESSES),NUM_PROCESSES=$(NUM_PROCESSES)) \
 		launch/run_engine.sh --config $(CONFIG) $(ARGS)
 
-test: $(STAMP) ## the test suite (3 to 5 minutes)
+test: $(STAMP) ## the test suite (6 to 12 minutes on two cores)
 	$(TEST_ENV) $(PYTEST) --junitxml=$(TEST_RESULTS) $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(TEST_RESULTS)
 
