@@ -13,7 +13,13 @@ from worlds import bench_shaped, tiny_world
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[tiny_world, bench_shaped], ids=lambda world: world.__name__)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(tiny_world, id="tiny_world"),
+        pytest.param(bench_shaped, id="bench_shaped", marks=pytest.mark.long),
+    ],
+)
 def alone(request, tmp_path_factory) -> tuple[Job, Result]:
     """The undisturbed run of one rank, and what it left."""
     job = request.param(tmp_path_factory.mktemp(request.param.__name__))

@@ -66,7 +66,7 @@ def plain(tmp_path_factory):
     ("family", "num_processes", "share"),
     [
         pytest.param("llava", 2, "one unit", marks=LONG),
-        pytest.param("llava", 3, "one unit", marks=pytest.mark.slow),
+        pytest.param("llava", 3, "one unit", marks=LONG),
         pytest.param("llava", 2, "uneven", marks=pytest.mark.slow),
         pytest.param("llava", 3, "uneven", marks=LONG),
         pytest.param("omnilmm", 2, "uneven", marks=LONG),
@@ -89,7 +89,9 @@ def test_split_models_make_the_dataset_of_whole_ones(plain, tmp_path, family, nu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [(), torchrun(2)], ids=["alone", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param((), id="alone"), pytest.param(torchrun(2), id="torchrun", marks=pytest.mark.long)]
+)
 def test_a_lone_process_and_shares_in_cpu_memory_make_it_too(plain, tmp_path, launcher):
     job, expected = plain("llava", "uneven")
     settings = json.loads((ROOT / "launch/deepspeed/zero3-offload.json").read_text())
@@ -143,7 +145,11 @@ def test_a_killed_rank_is_named_by_the_others_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "told"), [("memory", "out of memory in a split model"), ("device", "uncorrectable ECC error")]
+    ("fault", "told"),
+    [
+        ("memory", "out of memory in a split model"),
+        pytest.param("device", "uncorrectable ECC error", marks=pytest.mark.long),
+    ],
 )
 def test_a_call_that_fails_on_one_rank_ends_the_job_by_name(plain, tmp_path, fault, told):
     """Nothing is retried inside a collective: the others would wait in it until its own timeout, half an hour."""
