@@ -85,7 +85,9 @@ def test_a_mistake_that_only_a_rank_can_see_exits_with_2(job):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.long) for name in ("SIGUSR1", "SIGINT"))]
+)
 def test_a_signal_stops_the_run_with_75_and_the_same_command_goes_on(job, name):
     process = job.start(SCRIPT, NUM_PROCESSES="2", ACCELERATE_CONFIG=CPU, PYTHON=sys.executable)
     end = time.monotonic() + PATIENCE_S

@@ -47,6 +47,7 @@ SIZES = {"hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 32
 
 
 BYTES = {"bfloat16": 2, "float32": 4}
+DTYPES = [pytest.param(name, marks=pytest.mark.long) if name == "float32" else name for name in BYTES]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def large(checkpoints, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [None, "auto"])
 def test_merging_holds_the_weights_once(checkpoints, large, name, dtype):
     adapter, num_weights = large
@@ -80,7 +81,7 @@ def test_merging_holds_the_weights_once(checkpoints, large, name, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_merging_into_internvls_own_layout_holds_the_weights_once(tmp_path, dtype):
     """Packed weights are changed whole and then split."""
     small, folder = (internvl_folders.write(tmp_path / name, "internlm2") for name in ("small", "base"))
