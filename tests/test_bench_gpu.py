@@ -46,6 +46,7 @@ def test_all_packages_that_are_missing_are_named_in_one_line_and_nothing_is_run(
     assert "-m pytest" not in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_part_runs_dry_without_what_only_a_run_needs(tmp_path):
     hidden = ("datasets", "nltk", "matplotlib", "deepspeed", "trl", "vllm")
