@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from data_engine.commands.arguments import read
 from data_engine.config import RunConfig
-from data_engine.errors import Collected
+from data_engine.errors import Collected, UserError
 from data_engine.planning.checks import require_all, run_checks
 from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, idle_ranks, plan_of
@@ -39,7 +39,11 @@ def main(argv: Sequence[str]) -> int:
     if "measure" in asked and not found.problems:
         # Imported here: most who validate do not measure.
         from data_engine.planning.measure import measure
+        from data_engine.planning.weights import is_installed
 
+        if not is_installed():
+            raise UserError("--measure runs the models, and torch is not installed here: validate without it, or where "
+                            "the run will be")  # fmt: skip
         measured = measure(found, ranks)
     if "json" in asked:
         print(json.dumps(_as_json(found, plan, measured), indent=1), flush=True)
@@ -75,7 +79,8 @@ def check(config: RunConfig) -> str:
 def describe(found: Found) -> str:
     """A configuration without a mistake, in a line, and a line for each model."""
     config, heavy, roles = found.config, found.heavy, found.config.roles
-    answers = heavy["given"] or f"{len(found.questions)} questions, {config.sample_k} answers each"
+    given = "the answers of --answers" if config.answers is not None else f"{config.sample_k} answers each"
+    answers = heavy["given"] or f"{len(found.questions)} questions, {given}"
     families = " and ".join(found.families[role] for role in roles)
     models = f"{' and '.join(roles)} model: {families}" if roles else "no model"
     first = f"valid: {answers}; {models}; work_dir {config.work_dir}"
@@ -84,4 +89,5 @@ def describe(found: Found) -> str:
     unusable = len(found.first_rows.reasons) if found.first_rows is not None else 0
     if unusable and config.continue_from_stage == 0:
         first += f"; of the first {LOOKED_AT} rows {unusable} cannot be used"
-    return "\n".join([first, *(f"  {role} model: {heavy['models'][role]['told']}" for role in roles)])
+    models = heavy["models"]
+    return "\n".join([first, *(f"  {role} model: {models[role]['told']}" for role in roles if role in models)])

@@ -1,9 +1,11 @@
 """The checks that need torch, asked of a process of their own: names and shapes of weights, prompts, devices.
 
 The process starts to import torch while this one looks at everything else; `validate` itself never imports it. Where
-torch is here already, as in a run that was refused, no process is started. heavy.py has the checks.
+torch is here already, as in a run that was refused, no process is started. Where it is not installed, as on a login
+node, these checks are left out, which is said. heavy.py has the checks.
 """
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +15,13 @@ from types import TracebackType
 from data_engine.planning.found import Found
 from data_engine.processes.ranks import asked_ranks
 from data_engine.tables import load
+
+NOT_LOOKED_AT = (
+    "torch is not installed here: names and shapes of weights, chat templates, lengths of prompts and the device were "
+    "not looked at; `run` does so before it computes anything"
+)
+# What is told where nothing was looked at.
+NOTHING = {"problems": [], "warnings": [NOT_LOOKED_AT], "models": {}, "prompts": {}, "given": None}
 
 
 @dataclass(frozen=True)
@@ -43,14 +52,20 @@ class Wanted:
         return json.dumps(told | {"world_size": self.world_size})
 
 
+def is_installed() -> bool:
+    """Whether torch is, without importing it."""
+    return importlib.util.find_spec("torch") is not None
+
+
 class Looking:
-    """A process that imports torch meanwhile; none where torch is here."""
+    """A process that imports torch meanwhile; none where torch is here, or is not installed."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen | None = None
+        self._installed = is_installed()
 
     def __enter__(self) -> "Looking":
-        if "torch" not in sys.modules:
+        if self._installed and "torch" not in sys.modules:
             command = [sys.executable, "-m", "data_engine.planning.heavy"]
             pipe = subprocess.PIPE
             self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
@@ -63,6 +78,8 @@ class Looking:
 
     def at(self, wanted: Wanted) -> dict:
         """What heavy.look found."""
+        if not self._installed:
+            return NOTHING
         if self._child is None:
             return load("data_engine.planning.heavy:look")(wanted)
         told, errors = self._child.communicate(wanted.as_json())
