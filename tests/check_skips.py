@@ -1,7 +1,7 @@
 """`python tests/check_skips.py RESULTS.xml ...`: print what was skipped, and fail for a skip nobody allowed.
 
-In: pytest's JUnit files, and tests/allowed_skips.txt, where each line is `glob of test ids | reason`. The last line
-printed is the sum of all files, in pytest's words.
+In: pytest's JUnit files, and tests/allowed_skips.txt, where each line is `glob of test ids | glob of what pytest
+says | why`. The last line printed is the sum of all files, in pytest's words.
 """
 
 import sys
@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 ALLOWED = Path(__file__).with_name("allowed_skips.txt")
 
 
-def allowed_skips(text: str) -> list[tuple[str, str]]:
+def allowed_skips(text: str) -> list[tuple[str, str, str]]:
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [tuple(part.strip() for part in line.split("|", 1)) for line in lines if line]
+    return [tuple(part.strip() for part in line.split("|", 2)) for line in lines if line]
 
 
 def skipped(root: ElementTree.Element) -> list[tuple[str, str]]:
@@ -40,7 +40,7 @@ def main(paths: list[str]) -> int:
     allowed = allowed_skips(ALLOWED.read_text())
     unexpected = 0
     for name, message in (skip for root in roots for skip in skipped(root)):
-        reason = next((reason for pattern, reason in allowed if fnmatch(name, pattern)), None)
+        reason = next((why for test, told, why in allowed if fnmatch(name, test) and fnmatch(message, told)), None)
         unexpected += reason is None
         print(f"skipped, {'NOT ALLOWED' if reason is None else f'allowed ({reason})'}: {name}: {message}")
     counted = totals(roots)

@@ -41,7 +41,13 @@ def test_a_skip_off_the_list_fails(gate):
 
 
 def test_a_skip_on_the_list_passes(gate):
-    assert gate("photographs", PASSING + "def test_b(): pytest.skip('no')") == (0, "1 passed, 0 failed, 1 skipped")
+    body = PASSING + "def test_b(): pytest.skip('no photographs')"
+    assert gate("photographs", body) == (0, "1 passed, 0 failed, 1 skipped")
+
+
+def test_a_test_on_the_list_that_is_skipped_for_another_reason_fails(gate):
+    body = PASSING + "def test_b(): pytest.skip('the site is not built')"
+    assert gate("photographs", body) == (1, "1 passed, 0 failed, 1 skipped")
 
 
 def test_a_file_skipped_as_a_whole_off_the_list_fails(gate):

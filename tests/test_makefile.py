@@ -77,7 +77,8 @@ def test_the_suite_fails_for_a_skip_that_is_not_on_the_list(checkout, skips, cod
     tests.mkdir()
     for name in ("check_skips.py", "allowed_skips.txt"):
         shutil.copy(ROOT / "tests" / name, tests)
-    (tests / f"test_{skips}.py").write_text("import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no')\n")
+    body = "import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no photographs')\n"
+    (tests / f"test_{skips}.py").write_text(body)
     done = make(checkout, "test", "PYTEST_ARGS=tests", "TEST_WORKERS=1")
     assert done.returncode == code, done.stdout + done.stderr
     assert "1 passed, 0 failed, 1 skipped" in done.stdout

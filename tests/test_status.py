@@ -7,45 +7,20 @@ import time
 from pathlib import Path
 
 import pytest
+from watched_run import STAGES, make_run, unit_line
 
 from data_engine.commands import status
 from data_engine.errors import UserError
-from data_engine.stages import RunStages
 from data_engine.store import logs
 from data_engine.watching.reader import Reader
 
-STAGES = tuple(RunStages().by_name)
-
 NOW = 1_000_000.0
-
-
-def make_run(work_dir: Path, num_units: int, done: dict[str, int]) -> Path:
-    work_dir.mkdir(parents=True, exist_ok=True)
-    planned = {"num_questions": num_units * 8, "unit_size": 8, "num_units": num_units}
-    (work_dir / "run.json").write_text(json.dumps({"units": planned}))
-    for stage, count in done.items():
-        (work_dir / stage).mkdir()
-        for unit in range(count):
-            (work_dir / stage / f"unit-{unit:05d}.parquet").touch()
-    return work_dir
 
 
 def write_log(work_dir: Path, rank: int, *lines: dict | str) -> None:
     (work_dir / "logs").mkdir(exist_ok=True)
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
     (work_dir / f"logs/rank-{rank}.jsonl").write_text(text)
-
-
-def unit_line(time: float, stage: str = "sampled_answer", seconds: float = 10.0, answers: int = 80) -> dict:
-    return {
-        "time": time,
-        "stage": stage,
-        "unit": 0,
-        "seconds": seconds,
-        "questions": 8,
-        "answers": answers,
-        "tokens": 1,
-    }
 
 
 def row(text: str, stage: str) -> list[str]:

@@ -21,16 +21,20 @@ log = logging.getLogger(__name__)
 
 
 class ModelHolder:
-    """A model is loaded when a stage needs it, and lets go of the one before."""
+    """A model is loaded when a stage needs it, and lets go of the one before.
+
+    `plan` may be replaced by one with other units of the same dataset; `role` is that of the model that is held.
+    """
 
     def __init__(self, plan: Plan, image_workers: ImageWorkers) -> None:
-        self._plan, self._image_workers = plan, image_workers
-        self._model, self._role, self._made_of = None, None, None
+        self.plan, self._image_workers = plan, image_workers
+        self.role: str | None = None
+        self._model, self._made_of = None, None
         self._runner, self._stage = None, None
 
     @functools.cached_property
     def _decode(self) -> Decode:
-        return functools.partial(self._image_workers.decode, exif=self._plan.config.exif)
+        return functools.partial(self._image_workers.decode, exif=self.plan.config.exif)
 
     def load(self, role: str | None, coordination: Coordination):
         """The model of a role; the one before is let go first, unless it is the same, by its folder and how it is read.
@@ -39,13 +43,13 @@ class ModelHolder:
         """
         if role is None:
             return None
-        if self._role == role:
+        if self.role == role:
             return self._model
-        plan, start = self._plan, time.perf_counter()
+        plan, start = self.plan, time.perf_counter()
         made_of = checkpoint, options = self._to_load(role)
         # The calls of a split model belong to the stages of one role.
         if coordination.split is None and made_of == self._made_of:
-            log.info("the %s model is the %s model, which is loaded", role, self._role)
+            log.info("the %s model is the %s model, which is loaded", role, self.role)
             self.drop_runner()
         else:
             self.release()
@@ -53,13 +57,13 @@ class ModelHolder:
             with naming_flag(plan.config, role):
                 self._model = load_model(*checkpoint, **options, split=coordination.split)
         choose(plan, role, self._model, self._decode)
-        self._role, self._made_of = role, made_of
+        self.role, self._made_of = role, made_of
         logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)
         return self._model
 
     def _to_load(self, role: str) -> tuple[tuple[str | None, str], dict[str, object]]:
         """What load_model is told of the model of a role: name and path, and options."""
-        checkpoint, chat, target = self._plan.checkpoints[role], self._plan.config.chat_of(role), self._plan.target
+        checkpoint, chat, target = self.plan.checkpoints[role], self.plan.config.chat_of(role), self.plan.target
         return (checkpoint.name, str(checkpoint.folder)), {
             "device": str(target.device), "dtype": target.dtype_name, "chat_template": chat.template,
             "chat_template_kwargs": chat.kwargs, "headed": role in HEADED,
@@ -70,7 +74,7 @@ class ModelHolder:
         if self._stage != stage:
             self.drop_runner()
             model = self._prompt_maker(stage) if stage.elsewhere else self.load(stage.model, coordination)
-            plan = self._plan
+            plan = self.plan
             context = StageContext(
                 model, plan.config, plan.budgets, plan.questions.idx_type, plan.answers_as_text(stage),
                 split=coordination.split is not None,
@@ -84,7 +88,7 @@ class ModelHolder:
     def _prompt_maker(self, stage: Stage) -> PromptMaker:
         """What makes the prompts of a model that another engine runs; the one that is held here is let go."""
         self.release()
-        checkpoint, chat = self._plan.checkpoints[stage.model], self._plan.config.chat_of(stage.model)
+        checkpoint, chat = self.plan.checkpoints[stage.model], self.plan.config.chat_of(stage.model)
         return class_for(checkpoint.family, chat).prompt_maker(checkpoint.folder, **chat_options(chat))
 
     def drop_runner(self) -> None:
@@ -96,4 +100,4 @@ class ModelHolder:
     def release(self) -> None:
         """Let go of model and runner."""
         self.drop_runner()
-        self._model, self._role, self._made_of = None, None, None
+        self._model, self.role, self._made_of = None, None, None

@@ -69,13 +69,12 @@ class Timed:
         order = sorted(range(len(whole)), key=lambda at: (len(whole[at]) < self.size, at * 7919 % len(whole)))
         self.whole = [whole[at] for at in order]
         self.rows: list[range] = []
-        self.taken: list[list[int]] = []
 
     def add(self, rows: range) -> int:
         """The number of a further unit, of these rows."""
         self.rows.append(rows)
         self.plan = dataclasses.replace(self.plan, unit_rows=list(self.rows), mine=range(len(self.rows)))
-        self.held._plan = self.plan
+        self.held.plan = self.plan
         return len(self.rows) - 1
 
     def all_stages(self) -> dict[str, object]:
@@ -100,7 +99,7 @@ class Timed:
         """Load its model, warm up on one question, and time units until the time is spent."""
         start = Spent.now()
         role = stage.model or ""
-        before = self.held._role
+        before = self.held.role
         runner = self.held.runner(stage, Independent())
         if role and before != role:
             loads[role] = start.until(Spent.now())

@@ -140,7 +140,7 @@ def _gallery(run: Run, names: Sequence[str], numbers: Sequence[PairNumbers], sha
         if len(ranking) > 1:
             extra["disagreement"] = disagreement([own.difference(reward) for reward in ranking])
         chosen = Choice(np.concatenate([ends, between]).astype(np.int64), told)
-        data = gallery_data(run, own.path, chosen, extra, own.rewards(), MOST_BYTES / 2)
+        data = gallery_data(run, own, chosen, extra, MOST_BYTES / 2)
         for pair in data.pairs:
             pair["status"] = f"only {name}"
         parts.append(data)

@@ -14,7 +14,7 @@ from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
 from data_engine.reporting.answers import Answers, pieces_of_run, read_answers
 from data_engine.reporting.choice import Choice
-from data_engine.reporting.columns import SIDES, read_rows
+from data_engine.reporting.columns import SIDES, PairNumbers, read_rows
 from data_engine.reporting.facts import pairing_facts
 from data_engine.reporting.heat import Span
 from data_engine.reporting.render import escaped_json
@@ -51,21 +51,16 @@ class PageData:
 
 
 def gallery_data(
-    run: Run,
-    path: Path,
-    choice: Choice,
-    extra: Mapping[str, np.ndarray],
-    rewards: Sequence[str],
-    limit: float = MOST_BYTES,
+    run: Run, numbers: PairNumbers, choice: Choice, extra: Mapping[str, np.ndarray], limit: float = MOST_BYTES
 ) -> PageData:
-    """The pairs of `choice` from the file of pairs at `path`; `extra` are numbers by row of that file.
+    """The pairs of `choice` from the file of `numbers`; `extra` are further numbers by row of that file.
 
     Its data has `limit` bytes at most: pairs beyond are left out, from the end of the choice, and `told` says so.
     """
-    rows = read_rows(path, choice.rows)
+    rows, rewards = read_rows(numbers.path, choice.rows), numbers.rewards()
     decode = functools.partial(images.decode, max_megapixels=run.max_megapixels, exif=run.exif)
     gallery = read_gallery(run.questions, [row["idx"] for row in rows], decode)
-    answers = _answers(run, path, rows)
+    answers = _answers(run, numbers.path, rows)
     found = [
         _pair(row, gallery, answers, rewards) | {name: _number(values[place]) for name, values in extra.items()}
         for row, place in zip(rows, choice.rows.tolist(), strict=True)

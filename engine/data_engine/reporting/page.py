@@ -80,7 +80,7 @@ def _gallery(run: Run, numbers: PairNumbers, ranking: list[str]) -> PageData:
     chosen = choice.choose(numbers)
     differences = [numbers.difference(name) for name in ranking if f"chosen_{name}" in numbers.columns]
     extra = {"disagreement": disagreement(differences) if len(differences) > 1 else np.full(len(numbers), np.nan)}
-    return gallery_data(run, numbers.path, chosen, extra, numbers.rewards())
+    return gallery_data(run, numbers, chosen, extra)
 
 
 def reward_charts(numbers: PairNumbers) -> list[tuple[str, Markup]]:
