@@ -167,9 +167,9 @@ def test_a_job_may_stand_in_a_yaml_whose_paths_are_relative_to_the_working_direc
     assert (code, out[:33]) == (0, "valid: 1 questions, 4 answers eac")
 
 
-def test_defect_34_a_missing_path_is_an_error_and_no_placeholder(job, tmp_path):
+def test_defect_34_a_missing_path_is_an_error_and_no_placeholder(here, job, tmp_path):
     del job["instruct_model_path"]
-    assert call("run", *flags(job), cwd=tmp_path) == refused(
+    assert here("run", *flags(job), cwd=tmp_path) == refused(
         "missing: --instruct_model_path; give each as a flag, or by its name in the YAML of --config"
     )
 
@@ -177,7 +177,7 @@ def test_defect_34_a_missing_path_is_an_error_and_no_placeholder(job, tmp_path):
 def test_run_refuses_a_wrong_value_before_anything_heavy_is_imported(job, tmp_path):
     code = f"import sys; from data_engine.commands.main import main; main({['run', *flags(job, sample_k='1')]!r})"
     code += f"; print([m for m in {HEAVY} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert result.stdout == "[]\n"
     assert result.stderr == "data-engine: error: sample_k must be at least 2 to form a pair, got 1\n"
 

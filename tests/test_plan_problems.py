@@ -140,6 +140,34 @@ def test_all_first_rows_being_unusable_is_told_beside_a_broken_checkpoint(job, t
     assert "none of the first 2 rows of --dataset_path can be used" in found["problems"][0]["message"]
 
 
+def told_by(command: str, capsys, *arguments: str) -> list[str]:
+    """The lines of standard error of a command that is refused."""
+    assert main.main([command, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err.splitlines()
+
+
+def test_run_tells_mistakes_of_flags_and_of_files_at_once_as_validate_does(planted, tmp_path, capsys):
+    *lines, last = told_by("run", capsys, "--config", str(planted), "--temprature", "0.5")
+    assert len(set(lines)) == len(lines) == len(PLANTED) + 2
+    for says in ("unknown flag --temprature", "beta must be", "no file or folder at dataset_path", "more weights like"):
+        assert sum(says in line for line in lines) == 1, (says, lines)
+    assert last == f"data-engine: {len(lines)} mistakes; nothing was started"
+
+
+def test_run_tells_all_mistakes_of_files_each_once(job, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    wrong = {"dataset_path": "nowhere.parquet", "reward_model_path": str(tmp_path / "empty"), "strategy": "crosss"}
+    lines = told_by("run", capsys, *words(job, work_dir=str(tmp_path / "file"), **wrong))
+    told = [line for line in lines if line.startswith("data-engine: error: ")]
+    assert len(told) == 4, lines
+    for word in ("nowhere.parquet", "empty has no config.json", "crosss", "file; name a folder"):
+        assert sum(word in line for line in told) == 1, (word, told)
+
+
 def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NUM_PROCESSES", "3")
     found = told(capsys, *words(job, temperature="0", yesno_model_path="somewhere", zero3="off"))

@@ -1,6 +1,7 @@
 """What `data-engine submit` asks of SLURM, whose programs are stood in for here; tests/distributed/test_slurm.py has
 the real ones."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -45,6 +46,7 @@ def in_a_process(place: Path, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture
 def submit(monkeypatch, capfd):
     """The command in this process, which has imported already what the check of a job needs."""
+    importlib.import_module("data_engine.planning.heavy")
 
     def run(place: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess:
         monkeypatch.setenv("PATH", path or f"{place}/bin:/usr/bin:/bin")
@@ -115,6 +117,16 @@ def test_a_mistake_is_told_and_nothing_is_submitted(submit, slurm, arguments, me
     assert "Traceback" not in done.stderr
     assert calls(slurm) == []
     assert not (slurm / "w").exists()
+
+
+def test_mistakes_of_options_flags_and_files_are_told_at_once(submit, slurm):
+    wrong = ("--sbatch", "--comment 'x", "--sample_k", "1", "--dataset_path", "nowhere", "--num_shards", "4")
+    done = submit(slurm, *JOB, *wrong)
+    told = [line for line in done.stderr.splitlines() if line.startswith("data-engine: error: ")]
+    assert len(told) == 5, told
+    for word in ("missing: --array", "sbatch cannot be cut", "sets num_shards itself", "sample_k must be", "nowhere"):
+        assert sum(word in line for line in told) == 1, (word, told)
+    assert calls(slurm) == []
 
 
 def test_a_machine_without_slurm_is_told_so(submit, slurm):

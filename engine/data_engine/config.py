@@ -204,3 +204,10 @@ class Draft(NamedTuple):
     problems: list[UserError]
     wrong: frozenset[str]
     """its fields that hold a default in the place of what was given, or None where nothing was"""
+
+    def raise_any(self) -> None:
+        """Raise its mistakes: UserError, UserErrors where there are several."""
+        problems = Collected()
+        for problem in self.problems:
+            problems.note(problem)
+        problems.raise_any()

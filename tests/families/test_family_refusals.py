@@ -108,9 +108,10 @@ def test_a_template_without_a_place_for_images(refused, pair, tmp_path):
     file = tmp_path / "words.jinja"
     file.write_text("{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}")
     told = refused(chat_template=file)
+    # Once, of both models.
+    both = f"{flag(pair.instruct).removesuffix(': ')} and {flag(pair.reward, 'reward')}"
     assert told == (
-        f"{flag(pair.instruct)}--chat_template has no place for images: pass one that has with --chat_template FILE, "
-        "or another model"
+        f"{both}--chat_template has no place for images: pass one that has with --chat_template FILE, or another model"
     )
 
 

@@ -54,10 +54,7 @@ _GROUPS = {
 def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
     """The configuration that a command line asks for; --help prints and exits. Raises UserError naming each mistake."""
     found = read(argv, command)
-    problems = Collected()
-    for problem in found.problems:
-        problems.note(problem)
-    problems.raise_any()
+    found.raise_any()
     return found.config
 
 

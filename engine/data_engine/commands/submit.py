@@ -10,16 +10,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import data_engine
 from data_engine.commands import validate
-from data_engine.commands.arguments import parse
+from data_engine.commands.arguments import read
 from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
-from data_engine.errors import UserError
+from data_engine.errors import Collected, UserError
+from data_engine.planning.checks import require_all
 
 USAGE = 'usage: data-engine submit --array N [--sbatch "OPTIONS"] [--config FILE] [--name value ...]'
 HELP = f"""{USAGE}
@@ -42,11 +43,14 @@ def main(argv: Sequence[str]) -> int:
         print(f"{HELP}\n\nThe scripts are in {launch_folder()}.\n\n{shown('submit')}")
         return 0
     options, flags = split(argv)
-    num_jobs = _number(options.get("array"))
-    extra, extra_pair = (_words(name, options.get(name, "")) for name in ("sbatch", "sbatch_pair"))
-    config = parse(flags, "submit")
-    _check_can_submit(config)
-    print(validate.check(config), flush=True)
+    draft, problems = read(flags, "submit"), Collected()
+    config = draft.config
+    for check in (lambda: _number(options), lambda: _words(options), lambda: _check_can_submit(config)):
+        with problems.noting():
+            check()
+    found = require_all(draft._replace(problems=[*problems.found, *draft.problems]))
+    num_jobs, (extra, extra_pair) = _number(options), _words(options)
+    print(validate.describe(found), flush=True)
 
     logs = Path(config.work_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -104,7 +108,8 @@ def launch_folder() -> Path:
     return found
 
 
-def _number(text: str | None) -> int:
+def _number(options: Mapping[str, str]) -> int:
+    text = options.get("array")
     if text is None:
         raise UserError(f"missing: --array; {USAGE}")
     if not text.isdecimal() or int(text) < 1:
@@ -112,11 +117,17 @@ def _number(text: str | None) -> int:
     return int(text)
 
 
-def _words(name: str, text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"{name} cannot be cut into options: {error}: {text}") from None
+def _words(options: Mapping[str, str]) -> list[list[str]]:
+    """Options of sbatch for all jobs, and those for the pairing job."""
+    found, problems = [], Collected()
+    for name in ("sbatch", "sbatch_pair"):
+        text = options.get(name, "")
+        try:
+            found.append(shlex.split(text))
+        except ValueError as error:
+            problems.note(UserError(f"{name} cannot be cut into options: {error}: {text}"))
+    problems.raise_any()
+    return found
 
 
 def _check_can_submit(config: RunConfig) -> None:

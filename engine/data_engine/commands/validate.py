@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from data_engine.commands.arguments import read
-from data_engine.config import RunConfig
-from data_engine.errors import Collected, UserError
+from data_engine.config import Draft, RunConfig
+from data_engine.errors import UserError
 from data_engine.planning.checks import require_all, run_checks
 from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, idle_ranks, plan_of
@@ -61,10 +61,7 @@ def _as_json(found: Found, plan: RunPlan | None, measured: dict | None) -> dict:
 def _show(found: Found, plan: RunPlan | None, measured: dict | None) -> None:
     for warning in found.warnings:
         print(f"data-engine: warning: {warning}", file=sys.stderr)
-    problems = Collected()
-    for problem in found.problems:
-        problems.note(problem.error)
-    problems.raise_any()
+    found.raise_any()
     lines = [describe(found)]
     lines += ["", *plan_lines(plan)] if plan is not None else []
     lines += ["", *measured_lines(measured)] if measured is not None else []
@@ -73,7 +70,7 @@ def _show(found: Found, plan: RunPlan | None, measured: dict | None) -> None:
 
 def check(config: RunConfig) -> str:
     """What was found. Raises UserError for a mistake, UserErrors for several."""
-    return describe(require_all(config))
+    return describe(require_all(Draft(config, [], frozenset())))
 
 
 def describe(found: Found) -> str:

@@ -13,7 +13,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import Collected
 from data_engine.models import chat_options, class_for, family_class, head_options
 from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer
-from data_engine.models.roles import folder_of, naming_flag
+from data_engine.models.roles import folder_of, naming_flag, of_roles
 from data_engine.models.weight_files import check_files
 from data_engine.stages import HEADED, kwargs_flag
 
@@ -53,12 +53,20 @@ def check_loadable(
     Roles without a mistake are added to `sound`.
     """
     problems, good = Collected(), [] if sound is None else sound
+    # One message for all models that it is about, such as one of a --chat_template that fits none of them.
+    wrong: dict[str, list[str]] = {}
     for role, folder in folders.items():
-        with problems.noting(), naming_flag(config, role):
-            check_weights(folder, families[role], config.chat_of(role), headed=role in HEADED)
-            if config.zero3 == "on":
-                family_class(families[role]).check_split(folder)
-            good.append(role)
+        with problems.noting():
+            try:
+                check_weights(folder, families[role], config.chat_of(role), headed=role in HEADED)
+                if config.zero3 == "on":
+                    family_class(families[role]).check_split(folder)
+            except ModelError as error:
+                wrong.setdefault(str(error), []).append(role)
+            else:
+                good.append(role)
+    for message, roles in wrong.items():
+        problems.note(of_roles(config, roles, ModelError(message)))
     unused: dict[str, list[set[str]]] = {}
     flags = {role: kwargs_flag(role) for role in folders if config.chat_of(role).kwargs}
     for role, flag in flags.items():

@@ -1,7 +1,7 @@
 """The model of a role by its flags, and messages about it that name the flag. Imports no torch."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_engine.config import RunConfig
@@ -18,9 +18,16 @@ def folder_of(config: RunConfig, role: str) -> Path:
 @contextlib.contextmanager
 def naming_flag(config: RunConfig, role: str) -> Iterator[None]:
     """Inside, a ModelError names the flag of the role and its value."""
-    flag = f"--{role}_model_path"
     try:
         yield
     except ModelError as error:
-        told = with_real_places(str(error))
-        raise ModelError(told if told.startswith(flag) else f'{flag} "{getattr(config, flag[2:])}": {told}') from error
+        raise of_roles(config, [role], error) from error
+
+
+def of_roles(config: RunConfig, roles: Sequence[str], error: ModelError) -> ModelError:
+    """The same error, naming the flags of the roles that have it, and their values."""
+    told, flags = with_real_places(str(error)), [f"--{role}_model_path" for role in roles]
+    if told.startswith(tuple(flags)):
+        return ModelError(told)
+    named = [f'{flag} "{getattr(config, flag[2:])}"' for flag in flags]
+    return ModelError(f"{' and '.join(named)}: {told}")

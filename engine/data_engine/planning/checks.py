@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from data_engine import exports, stages
 from data_engine.config import Draft, RunConfig
-from data_engine.errors import BadRow, Collected, UserError
+from data_engine.errors import BadRow, UserError
 from data_engine.models.check import check_folder
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import settings as zero3_settings
@@ -59,12 +59,10 @@ def run_checks(draft: Draft) -> Found:
     return found
 
 
-def require_all(config: RunConfig) -> Found:
+def require_all(draft: Draft) -> Found:
     """Raise UserError for what is wrong, UserErrors where that is more than one thing."""
-    found, problems = run_checks(Draft(config, [], frozenset())), Collected()
-    for problem in found.problems:
-        problems.note(problem.error)
-    problems.raise_any()
+    found = run_checks(draft)
+    found.raise_any()
     return found
 
 

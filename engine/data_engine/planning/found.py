@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_engine.config import RunConfig
-from data_engine.errors import UserError, apart
+from data_engine.errors import Collected, UserError, apart
 from data_engine.flags import FIELD_NAMES
 from data_engine.questions.dataset import Questions
 
@@ -65,6 +65,13 @@ class Found:
             if str(one) not in {str(known.error) for known in self.problems}:
                 self.problems.append(Problem(check, one))
         self.failed.add(check)
+
+    def raise_any(self) -> None:
+        """Raise what is wrong: UserError, UserErrors where that is more than one thing."""
+        problems = Collected()
+        for problem in self.problems:
+            problems.note(problem.error)
+        problems.raise_any()
 
     @contextlib.contextmanager
     def noting(self, check: str) -> Iterator[None]:
