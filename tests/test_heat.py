@@ -55,6 +55,16 @@ def test_a_character_that_never_ends_is_kept_as_it_is_decoded(folder):
     assert pieces_of(folder, [0, 2]) == [("A", 1), ("\ufffd", 1)]
 
 
+def test_ids_that_come_to_no_character_are_decoded_a_few_at_a_time(folder):
+    [decode] = heat.decoders(folder)
+    lengths = []
+    pieces = Pieces(lambda ids: lengths.append(len(ids)) or decode(ids)).of([0, *[2] * 1000, 1, END])
+    assert "".join(text for text, _ in pieces) == "A" + "\ufffd" * 1000 + " cat"
+    assert sum(count for _, count in pieces) == 1003
+    # The last piece and the next one.
+    assert max(lengths) <= 2 * heat.MOST_TOGETHER
+
+
 def test_pieces_of_sentencepiece_join_to_its_own_text():
     tokenizer = SentencePieceTokenizer(DEMO / "tokenizer.model")
     text = "There is a red circle, and naïve 猫 ?"

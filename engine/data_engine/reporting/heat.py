@@ -16,6 +16,9 @@ from data_engine.models.tokenizer import SentencePieceTokenizer
 Decode = Callable[[Sequence[int]], str]
 # Where a character is spread over several tokens, all but the last decode to this.
 BROKEN = "\ufffd"
+# A character has at most 4 bytes. Ids that come to none for so long never will, and decoding them again and again would
+# take time and memory by the square of their number.
+MOST_TOGETHER = 16
 FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -92,7 +95,8 @@ class Pieces:
         found, start, done = [], 0, 0
         for end in range(1, len(ids) + 1):
             before, both = self._text(ids[start:done]), self._text(ids[start:end])
-            if (both.endswith(BROKEN) or not both.startswith(before)) and end < len(ids):
+            is_open = both.endswith(BROKEN) or not both.startswith(before)
+            if is_open and end < len(ids) and end - done < MOST_TOGETHER:
                 continue
             piece = both[len(before) :] if both.startswith(before) else both
             found.append((piece, end - done))
