@@ -83,7 +83,7 @@ def test_the_wheel_holds_every_script_and_setting_of_launch(wheel):
     wanted = {f"data_engine/{path}" for path in paths if path.suffix != ".pyc" and path.name != "constraints.txt"}
     assert len(wanted) > 10
     assert wanted <= names
-    for name in ("page.html.j2", "compare.html.j2", "page.css", "page.js"):
+    for name in ("page.html.j2", "compare.html.j2", "differing.js", "page.css", "page.js"):
         assert f"data_engine/reporting/{name}" in names
     # Other top-level names, such as `launch` or `kernels`, could overwrite those of other packages.
     tops = {name.partition("/")[0] for name in names}

@@ -95,6 +95,15 @@ class Browser:
 
         ActionChains(self.driver).send_keys(*keys).perform()
 
+    def tap(self, x: float, y: float) -> None:
+        """A finger on a point of the window, in CSS pixels."""
+        from selenium.webdriver.common.actions.action_builder import ActionBuilder
+        from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+        actions = ActionBuilder(self.driver, mouse=PointerInput("touch", "finger"))
+        actions.pointer_action.move_to_location(x, y).pointer_down().pointer_up()
+        actions.perform()
+
     def sideways(self) -> int:
         """Pixels by which the page is wider than its window."""
         return self.run(

@@ -31,6 +31,7 @@ HOSTILE = [
     "a word of " + "w" * 300,
     "https://example.invalid/a.png <link rel=stylesheet href=https://example.invalid/a.css>",
     "{{ 7 * 7 }} ${7 * 7} {% raw %}",
+    "ما هو الموجود في الصورة؟",
 ]
 
 

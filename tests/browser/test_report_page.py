@@ -103,8 +103,9 @@ def test_a_search_is_answered_within_100_ms_by_the_pairs_that_hold_the_text(open
 def test_nothing_is_asked_of_a_network_and_nothing_goes_wrong(opened, page):
     for value in ("margin-up", "length", "disagreement", "margin"):
         choose(opened, "sort", value)
-    opened.run("window.scrollTo(0, document.body.scrollHeight)")
-    opened.wait(f"return ({CARDS.removeprefix('return ')}).length > 40")
+    # Again and again: the page may still grow.
+    to_the_end = "window.scrollTo(0, document.body.scrollHeight); "
+    opened.wait(f"{to_the_end}return ({CARDS.removeprefix('return ')}).length > 40")
     choose(opened, "search", "zebra")
     assert opened.console() == []
     assert {url.partition("#")[0] for url in opened.requests()} == {page.as_uri()}
@@ -250,6 +251,70 @@ def test_each_token_tells_the_difference_of_its_log_probs(opened, shown, world, 
             if len(told) == len(differences):
                 assert [value for value, _ in told] == pytest.approx(differences, abs=6e-4)
         assert opened.run(f'return document.querySelectorAll("{card} .differs").length') > 0
+
+
+TOLD = """
+    const line = document.getElementById("token"), box = line.getBoundingClientRect();
+    return line.checkVisibility() && box.left >= 0 && box.right <= innerWidth && box.bottom <= innerHeight
+        ? line.textContent : null"""
+
+
+def test_a_tap_on_a_token_tells_its_value_and_so_do_the_arrow_keys(opened):
+    opened.resize(360)
+    assert opened.run(TOLD) is None
+    # The last token of a line, at the right edge, where a window would cut off what stands beside it.
+    place, titles = opened.run("""
+        const tokens = [...document.querySelectorAll("#gallery .chosen .token")].filter(one => one.textContent.trim());
+        tokens[0].scrollIntoView({block: "center"});
+        const first = tokens[0].getBoundingClientRect().bottom;
+        const at = tokens.findIndex(one => one.getBoundingClientRect().top > first) - 1;
+        const box = tokens[at].getClientRects()[0], middle = {x: box.x + box.width / 2, y: box.y + box.height / 2};
+        return [middle, [tokens[at], tokens[at].nextElementSibling].map(one => one.title)]""")
+    opened.tap(place["x"], place["y"])
+    assert opened.wait(TOLD).endswith(f"” {titles[0]}")
+    opened.press("\ue014")
+    assert opened.wait(TOLD).endswith(titles[1])
+    # Tab comes back to one token of this answer, and to no other.
+    stops = 'return document.activeElement.parentElement.querySelectorAll("[tabindex=\\"0\\"]").length'
+    assert opened.run(stops) == 1
+    opened.press("\ue004")
+    first_of_rejected = opened.run('return document.querySelector("#gallery .rejected .token").title')
+    assert opened.wait(TOLD).endswith(first_of_rejected)
+    opened.press("/")
+    assert opened.run(TOLD) is None
+    assert opened.console() == []
+
+
+def test_a_text_from_right_to_left_is_read_so_and_its_arrows_go_with_it(opened, shown):
+    number = next(pair["number"] for pair in shown if pair["question"].startswith("ما") and all(pair["heat"]))
+    opened.run(f"location.hash = '#pair={number}'")
+    card = f"#gallery article.pair[data-number='{number}']"
+    opened.wait(f'return document.querySelector("{card}") !== null')
+    direction = f'return getComputedStyle(document.querySelector("{card} .%s")).direction'
+    assert [opened.run(direction % part) for part in ("question", "chosen", "facts")] == ["rtl", "rtl", "ltr"]
+    titles = opened.run(f'return [...document.querySelectorAll("{card} .chosen .token")].map(one => one.title)')
+    opened.run(f'document.querySelector("{card} .chosen .token").focus()')
+    opened.press("\ue012", "\ue012")
+    assert opened.wait(TOLD).endswith(titles[2])
+    opened.press("\ue014")
+    assert opened.wait(TOLD).endswith(titles[1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "only"),
+    [
+        ("a red cat", "a blue cat", ("red", "blue")),
+        ("一只红色的狗坐着", "一只蓝色的狗坐着", ("红", "蓝")),
+        ("लाल कुत्ता", "नीली कुत्ता", ("लाल", "नीली")),
+        ("كَلْبٌ أَحْمَرُ", "كَلْبٌ صغير", ("أَحْمَرُ", "صغير")),
+        ("", "a", ("", "a")),
+    ],
+    ids=["english", "chinese", "hindi", "arabic", "empty"],
+)
+def test_words_that_only_one_answer_has_are_whole_words_of_any_script(opened, one, other, only):
+    found = opened.run("return differing(arguments[0], arguments[1])", one, other)
+    cut = [[text[start:end] for start, end in spans] for text, spans in zip((one, other), found, strict=True)]
+    assert cut == [[word] if word else [] for word in only]
 
 
 def test_heat_and_difference_are_seen_without_colour(opened):

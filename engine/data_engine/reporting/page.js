@@ -1,10 +1,8 @@
-"use strict";
+// Fills the page from its data; differing.js stands before it.
 (() => {
   const STEP = 40, FIRST = 2, NEXT = 6;
   // From so many nats on a token is of strength 1, 2, 3, 4.
   const STRENGTHS = [0.05, 0.25, 0.75, 1.5];
-  // Both answers' words are compared only up to so many products of their numbers.
-  const MOST_CELLS = 4e6;
   const data = JSON.parse(document.getElementById("data").textContent);
   const pairs = data.pairs;
   const $ = (id) => document.getElementById(id);
@@ -25,55 +23,12 @@
     return (value < 0 && Number(text) ? "-" : "+") + text;
   }
 
-  // ---- what differs
-
-  function words(text) {
-    const found = [];
-    for (const match of text.matchAll(/[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu)) found.push([match.index, match.index + match[0].length, match[0]]);
-    return found;
-  }
-
-  // Words that differ, with the spaces between those that follow each other.
-  function joined(text, spans) {
-    const found = [];
-    for (const [from, to] of spans) {
-      const last = found.at(-1);
-      if (last && !text.slice(last[1], from).trim()) last[1] = to;
-      else found.push([from, to]);
-    }
-    return found;
-  }
-
-  // Places of the words of each side that are not in a longest common sequence of words.
-  function differing(one, other) {
-    const a = words(one), b = words(other);
-    let low = 0, highA = a.length, highB = b.length;
-    while (low < highA && low < highB && a[low][2] === b[low][2]) low++;
-    while (highA > low && highB > low && a[highA - 1][2] === b[highB - 1][2]) { highA--; highB--; }
-    const rows = highA - low, columns = highB - low, keptA = new Set(), keptB = new Set();
-    if (rows && columns && rows * columns <= MOST_CELLS) {
-      const width = columns + 1, table = new Uint16Array((rows + 1) * width);
-      for (let i = rows - 1; i >= 0; i--) {
-        for (let j = columns - 1; j >= 0; j--) {
-          table[i * width + j] = a[low + i][2] === b[low + j][2] ? table[(i + 1) * width + j + 1] + 1
-            : Math.max(table[(i + 1) * width + j], table[i * width + j + 1]);
-        }
-      }
-      for (let i = 0, j = 0; i < rows && j < columns;) {
-        if (a[low + i][2] === b[low + j][2]) { keptA.add(low + i++); keptB.add(low + j++); }
-        else if (table[(i + 1) * width + j] >= table[i * width + j + 1]) i++;
-        else j++;
-      }
-    }
-    const rest = (list, high, kept) => list.slice(low, high).filter((_, at) => !kept.has(low + at)).map(([from, to]) => [from, to]);
-    return [rest(a, highA, keptA), rest(b, highB, keptB)];
-  }
-
   // ---- one answer
 
   function answer(pair, side, spans) {
     const text = pair[["chosen", "rejected"][side]], heat = pair.heat[side];
     const into = make("p", ["chosen", "rejected"][side]);
+    into.dir = "auto";
     let at = 0, next = 0;
     // The part of the text from one place to another, with what differs marked.
     const fill = (element, from, to) => {
@@ -153,7 +108,9 @@
       if (pair.no_heat[side]) one.append(make("p", "why", `No heat: ${pair.no_heat[side]}.`));
       sides.append(one);
     });
-    body.append(make("p", "question", pair.question), facts, sides);
+    const question = make("p", "question", pair.question);
+    question.dir = "auto";
+    body.append(question, facts, sides);
     article.append(picture, body);
     if (number === open) article.classList.add("open");
     return article;
@@ -202,6 +159,7 @@
   function show(from) {
     start = end = from;
     gallery.replaceChildren();
+    tellToken(null);
     append(FIRST);
     // The rest of the first pairs a moment later, so that typing is answered at once.
     const mine = ++growing;
@@ -274,21 +232,37 @@
   gallery.addEventListener("focusin", (event) => {
     const article = event.target.closest("article.pair");
     if (article) mark(Number(article.dataset.number));
+    tellToken(event.target.closest(".token"));
   });
+
+  gallery.addEventListener("focusout", () => tellToken(null));
 
   gallery.addEventListener("click", (event) => {
-    const article = event.target.closest("article.pair");
+    const article = event.target.closest("article.pair"), token = event.target.closest(".token");
     if (article) mark(Number(article.dataset.number));
+    // A finger has no pointer that could rest on a token.
+    if (token) token.focus({ preventScroll: true });
   });
 
+  // ---- the value of a token
+
+  // In a line at the foot of the window, where nothing cuts it off; Tab comes back to the token that had the focus last.
+  function tellToken(token) {
+    const line = $("token");
+    line.hidden = !token;
+    if (!token) return;
+    for (const one of token.parentElement.querySelectorAll('.token[tabindex="0"]')) one.tabIndex = -1;
+    token.tabIndex = 0;
+    const text = token.textContent.replaceAll("\n", "⏎");
+    line.replaceChildren(...(text ? ["“", make("bdi", "", text), "” "] : []), token.title);
+  }
+
   function alongTokens(event) {
-    const token = event.target;
-    const next = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
-    const other = next && token[next];
-    if (!other || !other.classList.contains("token")) return;
+    const forth = getComputedStyle(event.target).direction === "rtl" ? "ArrowLeft" : "ArrowRight";
+    if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+    const other = event.key === forth ? event.target.nextElementSibling : event.target.previousElementSibling;
+    if (!other) return;
     event.preventDefault();
-    token.tabIndex = -1;
-    other.tabIndex = 0;
     other.focus();
   }
 

@@ -10,6 +10,8 @@ from markupsafe import Markup
 # Inside <script> only these matter: what could end it or open a comment, and two line ends of old JavaScript.
 _ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 FOLDER = Path(__file__).parent
+# What a page holds besides its own markup.
+PARTS = {"css": "page.css", "differing": "differing.js", "js": "page.js"}
 
 
 def escaped_json(value: object) -> str:
@@ -30,7 +32,7 @@ def render(template: str, data: object, **values: object) -> str:
         finalize=_escaped,
     )
     environment.filters["thousands"] = "{:,}".format
-    parts = {name: Markup((FOLDER / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    parts = {name: Markup((FOLDER / file).read_text(encoding="utf-8")) for name, file in PARTS.items()}
     return environment.get_template(template).render(values | parts | {"data": Markup(escaped_json(data))})
 
 
