@@ -46,6 +46,18 @@ def test_any_host_name_makes_a_file_name_that_readers_find(name_of, tmp_path, ho
     assert [line["answers"] for line in logs.unit_lines(tmp_path)] == [3.0]
 
 
+def test_lines_that_no_rank_wrote_are_left_out(tmp_path):
+    path, unit = tmp_path / "logs/rank-0.jsonl", '{"stage": "sampled_answer", "time": 1, "seconds": 2, "answers": '
+    path.parent.mkdir()
+    huge = "1" + "0" * 400
+    hostile = ["NaN}", "Infinity}", "-1}", huge + "}", '3, "tokens": "many"}', '3, "peak_gb": -2}', '3, "unit": []}']
+    others = ["[1]", "[" * 100_000, "{", '{"event": "x", "seconds": NaN}', '{"event": "x", "seconds": ' + huge + "}"]
+    lines = [*(unit + end for end in hostile), *others, unit + '3, "tokens": 7}', '{"event": "pairing", "seconds": 4}']
+    path.write_text("\n".join(lines))
+    assert [(line["answers"], line["tokens"]) for line in logs.unit_lines(tmp_path)] == [(3.0, 7.0)]
+    assert list(logs.events(tmp_path)) == [("pairing", 4.0)]
+
+
 WRITE = """
 import sys
 from pathlib import Path

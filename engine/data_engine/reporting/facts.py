@@ -125,8 +125,7 @@ def rank_table(work_dir: Path) -> Table:
         own = found.setdefault((line["stage"], rank), [0, 0.0, 0.0, 0.0])
         own[0] += 1
         for at, name in enumerate(("seconds", "answers", "tokens"), 1):
-            value = line.get(name, 0)
-            own[at] += float(value) if isinstance(value, int | float) else 0.0
+            own[at] += line.get(name, 0.0)
     if not found:
         return []
     rows = [("stage", "rank", "units", "time", "answers", "answers/s", "tokens/s")]
@@ -140,8 +139,7 @@ def lanes(work_dir: Path, most: int = 32, steps: int = 400) -> list[tuple[str, l
     """What each rank computed when, in seconds since the first start; spans of a stage that nearly touch are one."""
     found: dict[str, list[tuple[float, float, str]]] = {}
     for rank, line in logs.unit_lines_by_rank(work_dir):
-        if np.isfinite([line["time"], line["seconds"]]).all():
-            found.setdefault(rank, []).append((line["time"] - line["seconds"], line["time"], line["stage"]))
+        found.setdefault(rank, []).append((line["time"] - line["seconds"], line["time"], line["stage"]))
     if not found:
         return []
     first = min(start for spans in found.values() for start, _, _ in spans)

@@ -7,6 +7,7 @@ several hosts to one file loses lines on a network file system.
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -19,6 +20,8 @@ from data_engine.store.process_identity import ProcessIdentity
 LOG_FILE = re.compile(r"rank-(\d+)-(.*)-(\d+)-[0-9a-f]{8}\.jsonl")
 # Characters of a message that a line holds; messages may quote what a dataset holds.
 MESSAGE_LENGTH = 500
+# What a line about a unit may tell besides.
+_MORE = ("tokens", "out_of_memory", "peak_gb")
 
 
 def log_path(work_dir: Path, rank: int) -> Path:
@@ -73,7 +76,9 @@ def unit_lines_by_rank(work_dir: Path) -> Iterator[tuple[str, dict]]:
     for rank, entry in _lines(work_dir):
         try:
             entry |= {"stage": str(entry["stage"])}
-            entry |= {name: float(entry[name]) for name in ("time", "seconds", "answers")}
+            entry |= {name: amount(entry[name]) for name in ("time", "seconds", "answers")}
+            entry |= {name: amount(entry[name]) for name in _MORE if name in entry}
+            hash(entry.get("unit"))
         except (ValueError, KeyError, TypeError):
             continue
         yield rank, entry
@@ -83,7 +88,7 @@ def events(work_dir: Path) -> Iterator[tuple[str, float]]:
     """The other lines: what was done, and the seconds that it took."""
     for _, entry in _lines(work_dir):
         try:
-            yield str(entry["event"]), float(entry["seconds"])
+            yield str(entry["event"]), amount(entry["seconds"])
         except (ValueError, KeyError, TypeError):
             continue
 
@@ -94,13 +99,28 @@ def _lines(work_dir: Path) -> Iterator[tuple[str, dict]]:
         rank = path.name.removeprefix("rank-").partition("-")[0].removesuffix(".jsonl")
         with open(path, "rb") as file:
             for line in file:
-                try:
-                    entry = json.loads(line)
-                # A rank that was killed may leave half a line.
-                except ValueError:
-                    continue
-                if isinstance(entry, dict):
+                if entry := parsed(line):
                     yield rank, entry
+
+
+def parsed(line: bytes) -> dict:
+    """The JSON object of a line; an empty one where it is none, such as half a line of a rank that was killed."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def amount(value: object) -> float:
+    """A number that a line tells. Raises ValueError for one below 0 or not finite, TypeError for what is none."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise ValueError(f"no amount: {value!r:.100}")
+    return number
 
 
 def duration(seconds: float) -> str:

@@ -1,14 +1,12 @@
 """The logs of all ranks, read on from where the last look ended: times of units, warnings, starts and ends."""
 
 import contextlib
-import json
-import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_engine.store.logs import LOG_FILE
+from data_engine.store.logs import LOG_FILE, amount, parsed
 from data_engine.store.process_identity import ProcessIdentity
 from data_engine.watching.progress import CLOCKS_DIFFER_S, RECENT_UNITS, UnitTime, Warned, lately_s
 
@@ -104,7 +102,7 @@ class Logs:
             if _STAGE in line:
                 of_units.append(line)
             elif line:
-                _take_other(_parsed(line), tells, warned)
+                _take_other(parsed(line), tells, warned)
         found = _unit_times(of_units, now, self._finished)
         for stage, times in found.items():
             self.units.setdefault(stage, []).extend(times)
@@ -127,15 +125,6 @@ def _process_of(name: str) -> ProcessLog | None:
     return ProcessLog(int(found[1]), found[2], int(found[3])) if found else None
 
 
-def _parsed(line: bytes) -> dict:
-    """The JSON object of a line; an empty one where it is none, such as half a line of a rank that was killed."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return entry if isinstance(entry, dict) else {}
-
-
 def _unit_times(lines: list[bytes], now: float, unneeded: Collection[bytes] = ()) -> dict[str, list[UnitTime]]:
     """By stage, newest first, what a pace may need of the lines of one log; the last line is there in any case.
 
@@ -149,10 +138,10 @@ def _unit_times(lines: list[bytes], now: float, unneeded: Collection[bytes] = ()
         start = line.find(_STAGE) + len(_STAGE)
         if found and line[start : line.find(b'"', start)] in finished:
             continue
-        entry = _parsed(line)
+        entry = parsed(line)
         try:
             stage = str(entry["stage"])
-            one = UnitTime(_moment(entry["time"]), _amount(entry["seconds"]), _amount(entry["answers"]))
+            one = UnitTime(_moment(entry["time"]), amount(entry["seconds"]), amount(entry["answers"]))
         except (ValueError, KeyError, TypeError, OverflowError):
             continue
         if one.time > now + CLOCKS_DIFFER_S:
@@ -194,17 +183,10 @@ def _take_other(entry: dict, tells: ProcessLog | None, warned: list[Warned]) -> 
 
 def _moment(value: object) -> float:
     """A unix time. Raises ValueError for what no clock says."""
-    time = _amount(value)
+    time = amount(value)
     if time > _LATEST:
         raise ValueError(f"no time: {value!r}")
     return time
-
-
-def _amount(value: object) -> float:
-    number = float(value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"no amount: {value!r}")
-    return number
 
 
 def _shard(value: object) -> tuple[int, int] | None:
