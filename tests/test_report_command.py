@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import pyarrow.parquet as pq
 import pytest
 from report_page import Page
 from stage2_world import make_world
@@ -77,3 +78,25 @@ def test_compare_refuses_a_pairing_that_is_not_there_and_the_pairing_itself(work
     assert 'no pairing "wid"' in capsys.readouterr().err
     assert main.main(["report", str(work_dir), "--name", "wide", "--compare", "wide"]) == 2
     assert '--compare "wide" is the pairing itself' in capsys.readouterr().err
+
+
+def test_a_compared_pairing_that_is_broken_or_of_an_earlier_version_is_refused(work_dir, capsys):
+    path = work_dir / "pairs/wide.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
+    assert main.main(["report", str(work_dir), "--compare", "wide"]) == 2
+    assert "were made by an earlier version of this program; make it again, by data-engine pairs with --name wide" in (
+        capsys.readouterr().err
+    )
+    path.write_bytes(b"PAR1")
+    assert main.main(["report", str(work_dir), "--compare", "wide"]) == 2
+    assert 'wide.parquet" is broken; make it again' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--compare", "wide")])
+def test_a_place_where_no_page_can_be_written_is_named(work_dir, capsys, more):
+    (work_dir / "report").touch()
+    assert main.main(["report", str(work_dir), *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f'data-engine: error: "{work_dir}/report')
+    assert " cannot be read or written: " in error
+    assert "Traceback" not in error

@@ -213,3 +213,40 @@ def test_the_seconds_of_a_watch_stand_before_or_after_the_work_dir(arguments, ex
 def test_a_watch_every_so_many_seconds_that_are_none_is_refused(value):
     with pytest.raises(UserError, match=rf'--watch takes seconds, more than 0 and at most 86400, got "{value}"'):
         status.main([f"--watch={value}", "run"])
+
+
+UNITS = {"num_questions": 8, "unit_size": 8, "num_units": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[]", "KeyError: 'units'"),
+        ("[" * 100_000, "RecursionError"),
+        (json.dumps({"units": UNITS | {"num_units": -2}}), "ValueError: units below 0"),
+        ('{"units": {"num_questions": Infinity, "unit_size": 8, "num_units": 1}}', "OverflowError"),
+        (json.dumps({"units": UNITS, "config": []}), "TypeError: config is no object"),
+        (json.dumps({"units": UNITS, "config": {"rewards": 3}}), "TypeError: config.rewards is no text"),
+        (json.dumps({"units": UNITS, "models": None}), "TypeError: models is no object"),
+        (json.dumps({"units": UNITS, "models": {"instruct": "here"}}), "TypeError: models.instruct is no object"),
+    ],
+)
+def test_a_run_json_that_no_run_wrote_is_refused(tmp_path, text, why):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        status.main([str(tmp_path)])
+    assert str(caught.value).startswith(f'"{tmp_path}/run.json" is not one of a run: {why}')
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path):
+    make_run(tmp_path, 1, {})
+    (tmp_path / "claims").touch()
+    with pytest.raises(UserError, match='/claims" cannot be read or written: Not a directory'):
+        status.main([str(tmp_path)])
+
+
+def test_pairs_that_are_broken_count_as_not_written_where_there_is_no_dataset(tmp_path):
+    work_dir = make_run(tmp_path, 1, dict.fromkeys(STAGES, 1))
+    (work_dir / "pairs").mkdir()
+    (work_dir / "pairs/pairs.parquet").write_bytes(b"PAR1")
+    assert row(status.describe(work_dir, NOW), "pairs") == ["pairs", "not", "written"]

@@ -4,7 +4,13 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_engine.commands.work_dir import open_finished, require_pairing, take_option, work_dir_argument
+from data_engine.commands.work_dir import (
+    open_finished,
+    require_pairing,
+    take_option,
+    told_of_disk,
+    work_dir_argument,
+)
 from data_engine.errors import UserError
 
 # Where the dataset is, if it has moved since the run; --NAME PATH.
@@ -37,15 +43,20 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f'--compare "{compared}" is the pairing itself: name another one, or another with --name')
         require_pairing(work_dir, compared)
     # Imported late: numpy would delay the messages before.
+    from data_engine.pipeline.export import read_metadata
     from data_engine.pipeline.pair import read_funnel
     from data_engine.reporting import compare, page
 
-    funnel, config = read_funnel(work_dir, run.name), run.config
-    if compared is None:
-        path = page.write_report(work_dir, run.questions, funnel, config.max_megapixels, config.exif, run.name)
-    else:
-        pairings = ((run.name, funnel), (compared, read_funnel(work_dir, compared)))
-        path = compare.write_comparison(work_dir, run.questions, pairings, config.max_megapixels, config.exif)
+    config = run.config
+    if compared is not None:
+        read_metadata(work_dir, compared)
+    with told_of_disk(work_dir):
+        funnel = read_funnel(work_dir, run.name)
+        if compared is None:
+            path = page.write_report(work_dir, run.questions, funnel, config.max_megapixels, config.exif, run.name)
+        else:
+            pairings = ((run.name, funnel), (compared, read_funnel(work_dir, compared)))
+            path = compare.write_comparison(work_dir, run.questions, pairings, config.max_megapixels, config.exif)
     print(path, flush=True)
     if opened:
         _open(path)

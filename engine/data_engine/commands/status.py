@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_engine.commands.work_dir import read_run, work_dir_argument
+from data_engine.commands.work_dir import read_run, told_of_disk, work_dir_argument
 from data_engine.errors import UserError
 from data_engine.store.logs import duration
 from data_engine.watching import as_json, loop, table
@@ -54,11 +54,12 @@ def describe(work_dir: Path, now: float) -> str:
 
 
 def _looking(work_dir: Path) -> loop.Look:
-    """A function that looks at a work_dir now, and remembers what it has read."""
+    """A function that looks at a work_dir now, and remembers what it has read. It raises UserError where it cannot."""
     reader = Reader(work_dir)
 
     def look() -> Progress:
-        return reader.look(read_run(work_dir), time.time(), time.monotonic())
+        with told_of_disk(work_dir):
+            return reader.look(read_run(work_dir), time.time(), time.monotonic())
 
     return look
 

@@ -49,11 +49,25 @@ def read_run(work_dir: Path) -> dict:
     if not work_dir.is_dir():
         raise UserError(f'no folder "{work_dir}"')
     try:
-        return dict(json.loads((work_dir / "run.json").read_text(encoding="utf-8")))
+        found = dict(json.loads((work_dir / "run.json").read_text(encoding="utf-8")))
+        _require_shape(found)
     except FileNotFoundError:
         raise UserError(f'"{work_dir}" is not the work_dir of a run: it has no run.json') from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
+    return found
+
+
+def _require_shape(run_file: Mapping) -> None:
+    """Raise TypeError where an entry, if it is there, is not of the kind that every version has written."""
+    entries = {name: run_file.get(name, {}) for name in ("config", "models", "bound", "places")}
+    if isinstance(entries["models"], dict):
+        entries |= {f"models.{role}": told for role, told in entries["models"].items()}
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise TypeError(f"{name} is no object")
+    if not isinstance(entries["config"].get("rewards", ""), str | None):
+        raise TypeError("config.rewards is no text")
 
 
 def read_paired(work_dir: Path, needed: Iterable[tuple[str, str]] = ()) -> dict:

@@ -160,8 +160,11 @@ def _log_name(claim: claims.Held) -> str:
 def planned_units(work_dir: Path, run_file: Mapping) -> dict[str, int]:
     """num_questions, unit_size and num_units of a run. Raises UserError where run.json does not say them."""
     try:
-        return {name: int(run_file["units"][name]) for name in ("num_questions", "unit_size", "num_units")}
-    except (ValueError, KeyError, TypeError) as error:
+        found = {name: int(run_file["units"][name]) for name in ("num_questions", "unit_size", "num_units")}
+        if min(found.values()) < 0:
+            raise ValueError(f"units below 0: {found}")
+        return found
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
 
 
@@ -176,5 +179,9 @@ def _nothing_fits(work_dir: Path) -> bool:
     # Imported late: pyarrow and numpy would delay every call.
     from data_engine.pipeline.pair import read_funnel
 
-    funnel = read_funnel(work_dir)
+    try:
+        funnel = read_funnel(work_dir)
+    # A file that is broken, or of an earlier version.
+    except (ValueError, KeyError, TypeError):
+        return False
     return not funnel.written and bool(funnel.not_fitting or funnel.not_written)
