@@ -1,6 +1,7 @@
 """Stands in for the device under the real scheduler: answers have lengths, and nothing is computed."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from data_engine.sampling.native.paged_attention import PagedRows
 from data_engine.sampling.native.step_graphs import Captures
 from data_engine.sampling.requests import PromptRequest
 from data_engine.sampling.requests import Sequence as Answer
+from data_engine_kernels.work_list import Division
 
 END, OTHER = 2, 7
 
@@ -34,7 +36,7 @@ class FakeRunner:
     """A ModelRunner whose answers end where their requests' forced lengths say.
 
     `log` has ("launch", n) for step n, from 1, ("first", n) for the first draws before step n, and ("read", n) for the
-    tokens of either. `used` has of each step how many rows added a token to an answer.
+    tokens of either. `used` has of each step how many rows added a token to an answer. `look` sees the rows of each.
     """
 
     def __init__(self, num_rows: int, num_slots: int, longest: int, noted: bool = True) -> None:
@@ -48,6 +50,7 @@ class FakeRunner:
         )  # fmt: skip
         self.log: list[tuple[str, int]] | None = [] if noted else None
         self.steps, self.used = 0, []
+        self.look: Callable[[Sequence[Answer]], None] = lambda rows: None
 
     def prefill(self, prompt: object, slot: int) -> None:
         pass
@@ -61,6 +64,7 @@ class FakeRunner:
         self.steps += 1
         self._note("launch", self.steps)
         self.used.append(sum(row.drawn < row.end() for row in rows))
+        self.look(rows)
         return Tokens([END if row.drawn + 1 == row.end() else OTHER for row in rows], self.log, self.steps)
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -72,6 +76,14 @@ class FakeRunner:
     def _note(self, what: str, step: int) -> None:
         if self.log is not None:
             self.log.append((what, step))
+
+
+def tasks_needed(slots: Sequence[int], suffixes: Sequence[int], prefixes: Sequence[int], by: Division) -> int:
+    """Parts of decode attention that have a token and a query, for one key/value head: counted one by one."""
+    found = sum(-(-length // by.page) for length in suffixes)
+    for slot, queries in Counter(slot for slot in slots if slot >= 0).items():
+        found += -(-queries * by.shared // by.queries) * -(-prefixes[slot] // by.split)
+    return found
 
 
 def asked(lengths: Iterable[Sequence[int]]) -> list[PromptRequest]:

@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_runner import FakeRunner, asked
+from fake_runner import FakeRunner, asked, tasks_needed
 
 from data_engine.bench.model import drawn_lengths
 from data_engine.sampling.native.backend import NativeBackend
 from data_engine.sampling.native.kv_cache import num_slots
+from data_engine.sampling.native.page_allocator import PAGE
 from data_engine.sampling.native.scheduler import SamplingEngine, Scheduler
 from data_engine.sampling.requests import Completion, Queue
+from data_engine_kernels import RowIndex, members_of
+from data_engine_kernels.work_list import Division, num_programs
 
 LONGEST = 512
 
@@ -66,10 +69,11 @@ def test_answers_of_one_token_take_no_step(lag):
     assert runner.steps == 0
 
 
-def sampled(units: np.ndarray, num_rows: int, one_queue: bool = True) -> FakeRunner:
+def sampled(units: np.ndarray, num_rows: int, one_queue: bool = True, look=lambda rows: None) -> FakeRunner:
     """Units of answers of these lengths, submitted as a rank submits them: when the back end wants more."""
     slots = num_slots(num_rows, units.shape[-1])
     runner = FakeRunner(num_rows, slots, LONGEST)
+    runner.look = look
     engine = SamplingEngine(SimpleNamespace(device=torch.device("cpu"), is_split=False), num_rows, slots, 10)
     engine.lag, engine.is_invariant, engine._runner_for = 1, one_queue, lambda rows, params: runner
     backend = NativeBackend(engine, SimpleNamespace(params=None))
@@ -104,5 +108,57 @@ def test_over_a_thousand_units_the_rows_are_in_use_and_the_host_never_waits_for_
 def test_over_a_thousand_units_of_a_gpu_s_size_more_rows_are_in_use_than_unit_by_unit():
     """98 questions of 10 answers a unit and 204 rows in the README of the kernels; here a third of each."""
     units = drawn_lengths(32 * 1000, 10, LONGEST).reshape(1000, 32, 10)
-    assert in_use(sampled(units, 68)) > 0.95
+    launches = Launches(68, num_slots(68, 10))
+    assert in_use(sampled(units, 68, look=launches.look)) > 0.95
+    assert launches.per_task() < 1.01
     assert 0.55 < in_use(sampled(units[:100], 68, one_queue=False)) < 0.7
+
+
+# Decode attention of LLaVA-1.5-7B on an H100, prompts of 640 tokens: 32 key/value heads, 132 multiprocessors.
+BY = Division(split=256, page=PAGE, prefix_parts=3, shared=1, queries=16, tiles=1)
+GROUPS, MULTIPROCESSORS, PROMPT = 32, 132, 640
+
+
+class Launches:
+    """Of the launches of decode attention: the tasks, and the programs that get none.
+
+    A task is a part of one key/value head that has a token and a query; each is computed by one program.
+    """
+
+    def __init__(self, num_rows: int, num_slots: int) -> None:
+        self.num_rows, self.num_slots = num_rows, num_slots
+        self.most = (num_slots * BY.tiles * BY.prefix_parts + num_rows * LONGEST // PAGE) * GROUPS
+        self.steps = self.tasks = self.idle = 0
+
+    def look(self, rows) -> None:
+        slots, suffixes = [row.slot for row in rows], [row.drawn for row in rows]
+        needed = tasks_needed(slots, suffixes, [PROMPT] * self.num_slots, BY)
+        if self.steps % 500 == 0:
+            assert self.listed(slots, suffixes) == needed
+        self.steps += 1
+        self.tasks += needed * GROUPS
+        self.idle += max(0, num_programs(MULTIPROCESSORS, self.most) - needed * GROUPS)
+
+    def listed(self, slots: list[int], suffixes: list[int]) -> int:
+        """The count of the list that the kernel walks, with the rows that are idle."""
+        idle = self.num_rows - len(slots)
+        which, own = torch.tensor(slots + [-1] * idle), torch.tensor(suffixes + [0] * idle)
+        prefixes, members = torch.full((self.num_slots,), PROMPT), members_of(which, self.num_slots, 10)
+        return int(RowIndex(which, own, prefixes, members, torch.zeros(self.num_rows, LONGEST // PAGE)).work(BY).count)
+
+    def per_task(self) -> float:
+        """Programs that a task takes, those without any counted in."""
+        return (self.tasks + self.idle) / self.tasks
+
+    def of_a_grid_per_task(self) -> float:
+        """The same, where each part that the caches have room for is a program."""
+        return self.steps * self.most / self.tasks
+
+
+def test_over_a_thousand_units_few_programs_of_decode_attention_have_nothing_to_do():
+    units = drawn_lengths(1000, 5, LONGEST).reshape(1000, 1, 5)
+    launches = Launches(32, num_slots(32, 5))
+    sampled(units, 32, look=launches.look)
+    assert launches.steps > 3000
+    assert launches.per_task() < 1.1
+    assert launches.of_a_grid_per_task() > 2

@@ -18,6 +18,7 @@ from data_engine.models.prefix import Prefix
 from data_engine.sampling.native.page_allocator import PAGE
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
+from data_engine_kernels.work_list import Launch
 
 # Rows whose result is also computed in fp64.
 CHECKED = 16
@@ -100,7 +101,8 @@ SCORING = [
 TINY_LOGPS = [Logps("tiny", 24, 64, 500)]
 TINY_DECODE = [Decode("tiny", 6, 2, 16, 3, 4, 20, 5, 1)]
 TINY_SCORING = [Scoring("tiny", 6, 2, 16, 3, 4, 20, 5)]
-# Tried by --sweep: rows x columns x width, warps, stages; and tokens of a part.
+# Tried by --sweep: rows x columns x width, warps, stages; and tokens of a part with programs a multiprocessor, up to
+# one for each part that there is room for.
 SWEEP_TILES = [
     (128, 256, 64, 8, 3),
     (128, 256, 64, 8, 4),
@@ -108,7 +110,7 @@ SWEEP_TILES = [
     (128, 128, 64, 4, 4),
     (64, 256, 64, 4, 4),
 ]
-SWEEP_SPLITS = [128, 256, 512]
+SWEEP_LAUNCHES = [(128, 8), (512, 8), (256, 3), (256, 16), (256, 10**6), (512, 10**6)]
 
 
 def cases(device: torch.device, tiny: bool, sweep: bool) -> Iterator[Case]:
@@ -189,9 +191,10 @@ def decode_case(shape: Decode, device: torch.device, dtype: torch.dtype, sweep: 
         from data_engine_kernels.attention_triton import grouped_decode_attention
 
         ways.append(Way("kernel", lambda: grouped_decode_attention(query, caches, index, scale), shared))
-        for split in SWEEP_SPLITS if sweep else ():
-            run = lambda split=split: grouped_decode_attention(query, caches, index, scale, split=split)  # noqa: E731
-            ways.append(Way(f"kernel, split {split}", run, shared))
+        for split, programs in SWEEP_LAUNCHES if sweep else ():
+            launch = Launch(split, programs)
+            run = lambda launch=launch: grouped_decode_attention(query, caches, index, scale, launch)  # noqa: E731
+            ways.append(Way(f"kernel, {launch}", run, shared))
     name = (
         f"grouped_decode_attention, {shape.name}: {shape.heads}/{shape.groups} heads x {shape.width}, "
         f"{shape.questions} questions x {shape.k}, {shape.prefix} + {shape.suffix} tokens"

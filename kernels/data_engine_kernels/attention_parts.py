@@ -37,7 +37,7 @@ def _part(
     query_row_stride,
     query_head_stride,
     token_stride,
-    heads,
+    HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -76,9 +76,7 @@ def _part(
             weights, v = weights.to(tl.float32), v.to(tl.float32)
         mix = tl.dot(weights, v, mix * decay[:, None], input_precision="ieee")
         top = new
-    # A part behind the length has no tokens, and the merge does not read it.
-    there = there & (total != 0)
-    at = (part_row + row) * heads + head
+    at = (part_row + row) * HEADS + head
     tl.store(totals + at, total, mask=there)
     tl.store(tops + at, top, mask=there)
     tl.store(mixed + at[:, None] * WIDTH + lanes[None, :], mix, mask=there[:, None] & fits)
@@ -96,6 +94,8 @@ def parts_kernel(
     suffix_lengths,
     members,
     pages,
+    tasks,
+    count,
     mixed,
     totals,
     tops,
@@ -113,6 +113,7 @@ def parts_kernel(
     suffix_group_stride,
     suffix_token_stride,
     MOST: tl.constexpr,
+    GROUPS: tl.constexpr,
     SHARED: tl.constexpr,
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
@@ -124,22 +125,17 @@ def parts_kernel(
     SUFFIX_QUERIES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """One part of one key/value head. The first programs compute prefix parts, the others suffix parts.
-
-    A program whose part has no token or no query ends at once.
-    """
-    task = tl.program_id(0)
-    group = tl.program_id(1)
-    heads = tl.num_programs(1) * SHARED
-    if task < prefix_tasks:
-        part = task % prefix_parts
-        slot = task // (prefix_parts * QUERY_TILES)
-        query_tile = task // prefix_parts % QUERY_TILES
-        many = query_tile * PREFIX_QUERIES + tl.arange(0, PREFIX_QUERIES)
-        rows = tl.load(members + slot * MOST + many // SHARED, mask=many < MOST * SHARED, other=-1).to(tl.int32)
-        # A slot or a tile of queries without rows reads nothing.
-        length = tl.where(tl.max(rows, 0) >= 0, tl.load(prefix_lengths + slot).to(tl.int32), 0)
-        if part * SPLIT < length:
+    """The parts of the list, each for one key/value head at a time; those of prefixes come first, and take longest."""
+    # What does not change from part to part is computed again, since it would take registers of the products.
+    for number in tl.range(tl.program_id(0), tl.load(count) * GROUPS, tl.num_programs(0), disable_licm=True):
+        task = tl.load(tasks + number // GROUPS)
+        group = number % GROUPS
+        if task < prefix_tasks:
+            part = task % prefix_parts
+            slot = task // (prefix_parts * QUERY_TILES)
+            query_tile = task // prefix_parts % QUERY_TILES
+            many = query_tile * PREFIX_QUERIES + tl.arange(0, PREFIX_QUERIES)
+            rows = tl.load(members + slot * MOST + many // SHARED, mask=many < MOST * SHARED, other=-1).to(tl.int32)
             base = slot.to(tl.int64) * prefix_slot_stride + group.to(tl.int64) * prefix_group_stride
             _part(
                 query,
@@ -151,25 +147,23 @@ def parts_kernel(
                 rows,
                 group * SHARED + many % SHARED,
                 part * SPLIT,
-                length,
+                tl.load(prefix_lengths + slot).to(tl.int32),
                 part.to(tl.int64) * num_rows,
                 scale,
                 query_row_stride,
                 query_head_stride,
                 prefix_token_stride,
-                heads,
+                GROUPS * SHARED,
                 WIDTH,
                 LANES,
                 SPLIT,
                 TOKENS,
                 INTERPRETED,
             )
-    else:
-        part = (task - prefix_tasks) % suffix_parts
-        own = (task - prefix_tasks) // suffix_parts
-        start = part * PAGE
-        length = tl.load(suffix_lengths + own).to(tl.int32)
-        if start < length:
+        else:
+            part = (task - prefix_tasks) % suffix_parts
+            own = (task - prefix_tasks) // suffix_parts
+            start = part * PAGE
             few = tl.arange(0, SUFFIX_QUERIES)
             page = tl.load(pages + own * suffix_parts + part).to(tl.int64)
             # _part counts tokens from the first of the suffix, so the page's base moves back by the tokens before it.
@@ -185,13 +179,13 @@ def parts_kernel(
                 tl.where(few < SHARED, own, -1),
                 group * SHARED + few % SHARED,
                 start,
-                length,
+                tl.load(suffix_lengths + own).to(tl.int32),
                 (prefix_parts + part).to(tl.int64) * num_rows,
                 scale,
                 query_row_stride,
                 query_head_stride,
                 suffix_token_stride,
-                heads,
+                GROUPS * SHARED,
                 WIDTH,
                 LANES,
                 PAGE,
@@ -200,7 +194,8 @@ def parts_kernel(
             )
 
 
-@triton.jit(do_not_specialize=["num_rows", "prefix_parts_room"])
+# Slots may begin anywhere in a larger tensor.
+@triton.jit(do_not_specialize=["num_rows", "prefix_parts_room"], do_not_specialize_on_alignment=["slots"])
 def merge_kernel(
     mixed,
     totals,

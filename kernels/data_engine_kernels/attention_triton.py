@@ -1,11 +1,12 @@
 """grouped_decode_attention as a Triton kernel: a tile of a prefix is read once for all rows of its question.
 
-One launch computes all parts: prefix parts (a slot, a key/value head, SPLIT tokens, against all queries that share
-them, as one tensor-core product) and suffix parts (a row, a key/value head, a page). Each part stores unnormalised
-values, the sum of their weights and the maximum that was subtracted. A second, small launch merges a row's parts in
-ascending order, prefix first: merging in the first launch would need an atomic counter and a fence, and save a few
-microseconds. Parts have a fixed number of tokens, and tile sizes depend only on the model and k, so the result of a row
-does not depend on the other rows.
+One launch computes all parts: prefix parts (a slot, a key/value head, `split` tokens, against all queries that share
+them, as one tensor-core product) and suffix parts (a row, a key/value head, a page). Its programs, a fixed number, walk
+the list of those that have work (work_list.py). A part is computed alone and stores unnormalised values, the sum of
+their weights and the maximum that was subtracted. A second, small launch merges a row's parts in ascending order,
+prefix first: merging in the first launch would need an atomic counter and a fence, and save a few microseconds. Parts
+have a fixed number of tokens, and tile sizes depend only on the model and k, so the result of a row does not depend on
+the other rows, nor on which program computed it.
 
 Shapes: R rows, H and G query and key/value heads, Q slots, M rows of a question at most, D head width, C parts.
 """
@@ -16,31 +17,31 @@ from torch import Tensor
 
 from data_engine_kernels.attention_parts import merge_kernel, parts_kernel
 from data_engine_kernels.layouts import LayerCaches, RowIndex
+from data_engine_kernels.work_list import DEFAULT, Division, Launch, num_programs
 
-# Tokens of a part of the prefix. Smaller parts occupy the card with fewer rows; larger ones write fewer results.
-SPLIT = 256
 # Queries that one program multiplies with a tile of the prefix. More of them take several programs, which find the tile
 # in the L2 cache. With twice as many, a program needs all registers of a multiprocessor, and none can run beside it.
 MOST_QUERIES, MOST_QUERIES_FP32 = 64, 16
 
 
 def grouped_decode_attention(
-    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, split: int = SPLIT
+    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, launch: Launch = DEFAULT
 ) -> Tensor:
     """reference.grouped_decode_attention without synchronising, so it can be captured in a CUDA graph.
 
-    The caches are not read beyond a length. Scratch: C x R x H x (D + 2) x 4 bytes, where C = ceil(P / split) + the
-    pages of a row. Raises ValueError where strides or dtypes do not fit LayerCaches.
+    The caches are not read beyond a length. Scratch: C x R x H x (D + 2) x 4 bytes, where C = ceil(P / split) + pages
+    of a row. Raises ValueError where strides or dtypes do not fit LayerCaches.
     """
     _check(query_RHD, caches)
     num_rows, heads, width = query_RHD.shape
     slots, groups, prefix_room, _ = caches.prefix_keys.shape
     most, shared = rows.members.shape[1], heads // groups
-    prefix_parts, suffix_parts = triton.cdiv(prefix_room, split), rows.pages.shape[1]
-    wide = query_RHD.dtype == torch.float32
+    prefix_parts, suffix_parts = triton.cdiv(prefix_room, launch.split), rows.pages.shape[1]
+    wide, page = query_RHD.dtype == torch.float32, caches.suffix_keys.shape[2]
     queries = min(max(triton.next_power_of_2(most * shared), 16), MOST_QUERIES_FP32 if wide else MOST_QUERIES)
     query_tiles = triton.cdiv(most * shared, queries)
     prefix_tasks = slots * query_tiles * prefix_parts
+    most_tasks = (prefix_tasks + num_rows * suffix_parts) * groups
     lanes = max(triton.next_power_of_2(width), 16)
 
     def scratch(*shape: int) -> Tensor:
@@ -51,7 +52,9 @@ def grouped_decode_attention(
     out = torch.empty(num_rows, heads, width, dtype=query_RHD.dtype, device=query_RHD.device)
     if not num_rows:
         return out
-    parts_kernel[(prefix_tasks + num_rows * suffix_parts, groups)](
+    work = rows.work(Division(launch.split, page, prefix_parts, shared, queries, query_tiles))
+    programs = num_programs(_multiprocessors(query_RHD.device), most_tasks, launch)
+    parts_kernel[(programs,)](
         query_RHD,
         caches.prefix_keys,
         caches.prefix_values,
@@ -61,6 +64,8 @@ def grouped_decode_attention(
         rows.suffix_lengths.contiguous(),
         rows.members.contiguous(),
         rows.pages.contiguous(),
+        work.tasks,
+        work.count,
         mixed,
         totals,
         tops,
@@ -74,12 +79,13 @@ def grouped_decode_attention(
         *caches.prefix_keys.stride()[:3],
         *caches.suffix_keys.stride()[:3],
         MOST=most,
+        GROUPS=groups,
         SHARED=shared,
         WIDTH=width,
         LANES=lanes,
-        SPLIT=split,
-        PAGE=caches.suffix_keys.shape[2],
-        TOKENS=min(split, 32 if wide else 64),
+        SPLIT=launch.split,
+        PAGE=page,
+        TOKENS=min(launch.split, 32 if wide else 64),
         QUERY_TILES=query_tiles,
         PREFIX_QUERIES=queries,
         SUFFIX_QUERIES=max(triton.next_power_of_2(shared), 16),
@@ -100,13 +106,18 @@ def grouped_decode_attention(
         HEADS=heads,
         WIDTH=width,
         LANES=lanes,
-        SPLIT=split,
-        PAGE=caches.suffix_keys.shape[2],
+        SPLIT=launch.split,
+        PAGE=page,
         BLOCK=8,
         INTERPRETED=not query_RHD.is_cuda,
         num_warps=4,
     )
     return out
+
+
+def _multiprocessors(device: torch.device) -> int:
+    """Of the card; one in the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _check(query_RHD: Tensor, caches: LayerCaches) -> None:

@@ -5,10 +5,12 @@ heads, P capacity of a slot in tokens, S tokens of a page, D head width. CUDA gr
 addresses while their contents change.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from data_engine_kernels.work_list import Division, WorkList, work_list
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,10 @@ class LayerCaches:
 
 @dataclass(frozen=True)
 class RowIndex:
-    """What each row of a step reads, the same in all layers; integers, on the device of the caches."""
+    """What each row of a step reads, the same in all layers; integers, on the device of the caches.
+
+    Made once a step: what follows from it is kept with it.
+    """
 
     slots: Tensor
     """[R]: the row's slot, or -1: an idle row without a prefix."""
@@ -43,6 +48,14 @@ class RowIndex:
     """[Q, M]: the rows of each slot, padded with -1; see members_of."""
     pages: Tensor
     """[R, C]: the pages of the row's suffix, in order; entries beyond its length may be any page."""
+    _work: dict[Division, WorkList] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def work(self, by: Division) -> WorkList:
+        """The parts that have work; made for the first layer that is divided so, the same for all others."""
+        if by not in self._work:
+            lengths = self.prefix_lengths, self.suffix_lengths
+            self._work[by] = work_list(*lengths, self.members, self.pages.shape[1], by)
+        return self._work[by]
 
 
 def members_of(slots_R: Tensor, num_slots: int, most: int) -> Tensor:

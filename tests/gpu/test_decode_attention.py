@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
+from data_engine_kernels import LayerCaches, RowIndex, layouts, members_of, reference
+from data_engine_kernels.work_list import DEFAULT, Launch
 
 pytestmark = pytest.mark.gpu
 # Tokens of a part of the prefix and of a page, so that tiny caches have several.
-SPLIT, PAGE = 16, 8
+SMALL, PAGE = Launch(split=16), 8
 SCALE = 0.3
 
 
@@ -71,9 +72,9 @@ def exact(query: Tensor, caches: LayerCaches, rows: RowIndex) -> Tensor:
     return out
 
 
-def check(kernel, made: tuple[Tensor, LayerCaches, RowIndex], split: int = SPLIT) -> None:
+def check(kernel, made: tuple[Tensor, LayerCaches, RowIndex], launch: Launch = SMALL) -> None:
     expected = exact(*made)
-    found = kernel.grouped_decode_attention(*made, SCALE, split=split)
+    found = kernel.grouped_decode_attention(*made, SCALE, launch)
     assert found.dtype == made[0].dtype
     error = (found.double() - expected).abs()
     own = (reference.grouped_decode_attention(*made, SCALE).double() - expected).abs()
@@ -108,12 +109,39 @@ def test_more_queries_than_a_tile_holds_take_several(kernel, device, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_row_with_parts_as_long_as_in_earnest(kernel, device, dtype):
     made = problem(2, 1, 64, dtype, device, (0,), (260,), (300,), most=1, page=128)
-    check(kernel, made, split=kernel.SPLIT)
+    check(kernel, made, DEFAULT)
+
+
+@pytest.mark.parametrize("lengths", [(16, 8), (17, 9), (15, 7), (32, 16)], ids=str)
+def test_lengths_about_the_ends_of_parts_and_pages(kernel, device, lengths):
+    """Idle rows and empty slots between the others; of the slots with rows, one has no tokens."""
+    prefix, own = lengths
+    slots, suffixes, prefixes = (3, -1, 0, 3, -1, 2), (own, 3, own, 2 * own, 0, own), (prefix, prefix, 0, 2 * prefix)
+    check(kernel, problem(4, 2, 16, torch.float32, device, slots, suffixes, prefixes))
+
+
+@pytest.mark.parametrize("programs", [1, 7, 10_000])
+def test_bits_do_not_depend_on_the_number_of_programs(kernel, device, programs):
+    """As many as there can be parts, or fewer, each of which computes several; of several tiles, some without rows."""
+    slots = (0, 1, 0, 0, -1, 0)
+    made = problem(14, 2, 64, torch.bfloat16, device, slots, (3, 20, 9, 8, 0, 1), (20, 9, 40), most=12)
+    expected = kernel.grouped_decode_attention(*made, SCALE, SMALL)
+    launch = replace(SMALL, programs=programs)
+    assert torch.equal(kernel.grouped_decode_attention(*made, SCALE, launch), expected)
+
+
+def test_the_list_of_parts_is_made_for_the_first_layer_alone(kernel, device, monkeypatch):
+    query, caches, rows = problem(4, 2, 64, torch.float32, device)
+    made, build = [], layouts.work_list
+    monkeypatch.setattr(layouts, "work_list", lambda *given: made.append(given) or build(*given))
+    for _ in range(3):
+        kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    assert len(made) == 1
 
 
 def test_one_token_is_its_own_value(kernel, device):
     query, caches, rows = problem(4, 2, 64, torch.float32, device, (-1,), (1,), (4,), most=1)
-    found = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    found = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
     assert torch.equal(found, caches.suffix_values[rows.pages[:, 0], :, 0].repeat_interleave(2, 1))
 
 
@@ -125,7 +153,7 @@ def test_scores_far_from_zero_change_nothing(kernel, device):
 
 def test_a_row_that_sees_nothing_gets_zeros(kernel, device):
     made = problem(2, 1, 64, torch.bfloat16, device, (0, -1, 0), (0, 0, 2), (0,))
-    found = kernel.grouped_decode_attention(*made, SCALE, split=SPLIT)
+    found = kernel.grouped_decode_attention(*made, SCALE, SMALL)
     assert not found[:2].any()
     assert found[2].any()
 
@@ -138,7 +166,7 @@ def test_no_rows_give_nothing(kernel, device):
 
 def test_what_lies_behind_a_length_is_not_read(kernel, device):
     query, caches, rows = problem(3, 1, 80, torch.bfloat16, device)
-    clean = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    clean = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
     for number, length in enumerate(rows.prefix_lengths.tolist()):
         caches.prefix_keys[number, :, length:] = caches.prefix_values[number, :, length:] = torch.nan
     seen = torch.zeros(len(caches.suffix_keys), PAGE, dtype=torch.bool, device=device)
@@ -147,18 +175,18 @@ def test_what_lies_behind_a_length_is_not_read(kernel, device):
             seen[pages[token // PAGE], token % PAGE] = True
     for pool in (caches.suffix_keys, caches.suffix_values):
         pool.transpose(1, 2)[~seen] = torch.nan
-    assert torch.equal(kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT), clean)
+    assert torch.equal(kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL), clean)
 
 
 def test_a_second_run_gives_the_same_bits(kernel, device):
     made = problem(3, 1, 80, torch.bfloat16, device)
-    assert torch.equal(*(kernel.grouped_decode_attention(*made, SCALE, split=SPLIT) for _ in range(2)))
+    assert torch.equal(*(kernel.grouped_decode_attention(*made, SCALE, SMALL) for _ in range(2)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
     query, caches, rows = problem(3, 1, 64, dtype, device)
-    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
     # Other places, another number of the slot, other company, more room, pages elsewhere.
     elsewhere = torch.randperm(len(caches.suffix_keys), generator=torch.Generator().manual_seed(1)).to(device)
     for kept, new_slot in (((4, 2, 1), {0: 2, 2: 1}), ((2,), {2: 0})):
@@ -175,18 +203,18 @@ def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
         )
         lengths = rows.suffix_lengths[order], rows.prefix_lengths[sources]
         index = RowIndex(slots, *lengths, members_of(slots, 3, 3), elsewhere.argsort()[rows.pages[order]])
-        found = kernel.grouped_decode_attention(query[order], moved, index, SCALE, split=SPLIT)
+        found = kernel.grouped_decode_attention(query[order], moved, index, SCALE, SMALL)
         assert torch.equal(found, whole[order])
 
 
 def test_caches_may_lie_in_any_order_but_keys_and_values_alike(kernel, device):
     query, caches, rows = problem(2, 2, 64, torch.float32, device)
-    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
     # Tokens outermost, rows and pages spread out.
     turned = LayerCaches(*(pool.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3) for pool in vars(caches).values()))
     spread = torch.stack([query, query], 1)[:, 0]
-    wide = RowIndex(*(torch.stack([part, part], -1)[..., 0] for part in vars(rows).values()))
-    assert torch.equal(kernel.grouped_decode_attention(spread, turned, wide, SCALE, split=SPLIT), whole)
+    wide = RowIndex(*(torch.stack([part, part], -1)[..., 0] for name, part in vars(rows).items() if name != "_work"))
+    assert torch.equal(kernel.grouped_decode_attention(spread, turned, wide, SCALE, SMALL), whole)
     mixed = replace(caches, prefix_keys=turned.prefix_keys)
     with pytest.raises(ValueError, match="must share their strides"):
         kernel.grouped_decode_attention(query, mixed, rows, SCALE)
