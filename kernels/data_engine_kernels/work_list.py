@@ -1,10 +1,10 @@
 """The parts of decode attention that have work in a step: a list that is made on the device, once a step.
 
 A part is numbered as if all of them had work: those of prefixes by slot, tile of queries and place, then those of
-suffixes by row and page. The kernel is launched with a fixed number of programs, which walk the list with a stride; so
+suffixes by row and place. The kernel is launched with a fixed number of programs, which walk the list with a stride; so
 a captured launch has no programs for what is not there.
 
-Shapes: Q slots, R rows, M rows of a question at most, P parts of a prefix at most, C pages of a row at most, T parts.
+Shapes: Q slots, R rows, M rows of a question at most, T parts.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ class Launch:
 
     split: int = 256
     """tokens of a part of a prefix: smaller parts occupy the card with fewer rows, larger ones write fewer results"""
+    own: int = 128
+    """tokens of a part of a suffix; both are whole pages"""
     programs: int = 8
     """programs a multiprocessor, of which about three are there at a time; the bits do not depend on it"""
 
@@ -37,10 +39,12 @@ class Division:
 
     split: int
     """tokens of a part of a prefix"""
-    page: int
+    own: int
     """tokens of a part of a suffix"""
     prefix_parts: int
-    """P: parts of the longest prefix that there is room for"""
+    """parts of the longest prefix that there is room for"""
+    own_parts: int
+    """parts of the longest suffix"""
     shared: int
     """query heads that share a key/value head"""
     queries: int
@@ -59,16 +63,14 @@ class WorkList:
     """[1] int32"""
 
 
-def work_list(
-    prefix_lengths_Q: Tensor, suffix_lengths_R: Tensor, members_QM: Tensor, num_pages: int, by: Division
-) -> WorkList:
-    """It does not synchronise, so it can be captured in a CUDA graph; `num_pages` is C."""
+def work_list(prefix_lengths_Q: Tensor, suffix_lengths_R: Tensor, members_QM: Tensor, by: Division) -> WorkList:
+    """It does not synchronise, so it can be captured in a CUDA graph."""
     device = suffix_lengths_R.device
     # Members of a slot come first in its line, so a tile has a query where its first one is there.
     queries_Q = (members_QM >= 0).sum(1) * by.shared
     tiles = torch.arange(by.tiles, device=device) * by.queries < queries_Q[:, None]
     prefixes = torch.arange(by.prefix_parts, device=device) * by.split < prefix_lengths_Q[:, None]
-    suffixes = torch.arange(num_pages, device=device) * by.page < suffix_lengths_R[:, None]
+    suffixes = torch.arange(by.own_parts, device=device) * by.own < suffix_lengths_R[:, None]
     work_T = torch.cat([(tiles[:, :, None] & prefixes[:, None]).flatten(), suffixes.flatten()])
     size = len(work_T)
     # All parts without work are written to one extra cell, which is cut off.

@@ -9,14 +9,14 @@ from fake_runner import tasks_needed
 from data_engine_kernels import RowIndex, members_of
 from data_engine_kernels.work_list import DEFAULT, Division, num_programs
 
-# Prefixes of up to 4 parts of 16 tokens, pages of 8; 3 query heads a key/value head, 4 queries a tile, 3 tiles a slot.
-BY = Division(split=16, page=8, prefix_parts=4, shared=3, queries=4, tiles=3)
+# Up to 4 parts of 16 tokens a prefix and 3 of 8 a suffix; 3 query heads a key/value head, 4 queries a tile, 3 tiles.
+BY = Division(split=16, own=8, prefix_parts=4, own_parts=3, shared=3, queries=4, tiles=3)
 
 
-def index(slots, suffixes, prefixes, most: int = 4, num_pages: int = 3) -> RowIndex:
+def index(slots, suffixes, prefixes, most: int = 4) -> RowIndex:
     slots, suffixes, prefixes = (torch.tensor(numbers, dtype=torch.long) for numbers in (slots, suffixes, prefixes))
     members = members_of(slots, len(prefixes), most)
-    return RowIndex(slots, suffixes, prefixes, members, torch.zeros(len(slots), num_pages, dtype=torch.long))
+    return RowIndex(slots, suffixes, prefixes, members, torch.zeros(len(slots), 3), torch.zeros(len(prefixes), 4))
 
 
 def listed(rows: RowIndex, by: Division = BY) -> list[int]:
