@@ -13,7 +13,7 @@ from data_engine.job import budgets as job_budgets
 from data_engine.models.base import CacheSizes, Target
 from data_engine.models.sharding import placement
 from data_engine.processes.ranks import Ranks
-from data_engine.sampling.memory import Needs, budgets
+from data_engine.sampling.memory import Needs, budgets, rows_without_pages
 from data_engine.sampling.native.kv_cache import num_slots
 
 GB = 10**9
@@ -21,28 +21,49 @@ GB = 10**9
 LLAVA = Needs(weights=14 * GB, cached_token=2 * 32 * 4096 * 2, activated_token=48 * 4096 * 2)
 
 
+PAGE = 128 * 524_288
+
+
 def test_a_gpu_of_80_gb_decodes_what_its_memory_holds():
-    """A row: two of its four pages, 256 tokens, and its share of a prefix, 2.5 / 10 x 704 = 176; 0.5 MB a token."""
+    """Pages of 128 x 0.5 MB. A row takes 3/8 of its four pages and 2.2 / 10 of a prompt's six: 2.82 pages."""
     found = budgets(72 * GB, LLAVA, "cuda", 10, 512)
-    assert found["decode_rows"] == int(0.8 * 58 * GB / ((256 + 176) * 524_288)) == 204
-    assert found["decode_slots"] == 2.5 * 204 / 10 + 2 == 53
+    assert found["decode_pages"] == int(0.8 * 58 * GB / PAGE) == 691
+    assert found["decode_rows"] == found["decode_slots"] == int(691.4 / 2.82) == 245
     assert found["score_tokens"] == 16_384
 
 
-def test_an_answers_recurrent_state_takes_the_place_of_rows():
-    """50 MB an answer, beside (256 + 176) tokens."""
+def test_a_question_of_one_answer_takes_a_prompt_a_row():
+    """And an answer of up to 128 tokens its one page: 7 pages."""
+    assert budgets(72 * GB, LLAVA, "cuda", 1, 128)["decode_rows"] == int(691.4 / 7)
+
+
+def test_an_answers_recurrent_state_takes_the_place_of_rows_and_pages():
+    """50 MB an answer, beside 2.82 pages."""
     hybrid = replace(LLAVA, answer_state=50_000_000)
-    assert budgets(72 * GB, hybrid, "cuda", 10, 512)["decode_rows"] == int(0.8 * 58 * GB / (432 * 524_288 + 50_000_000))
+    found = budgets(72 * GB, hybrid, "cuda", 10, 512)
+    assert found["decode_rows"] == int(46.4 * GB / (2.82 * PAGE + 50_000_000)) == 193
+    assert found["decode_pages"] == int((46.4 * GB - 193 * 50_000_000) / PAGE)
 
 
 def test_what_no_memory_holds_is_tried_a_row_at_a_time():
-    assert budgets(10 * GB, LLAVA, "cuda", 10, 512) == {"decode_rows": 1, "decode_slots": 2, "score_tokens": 0}
+    wanted = {"decode_rows": 1, "decode_slots": 1, "decode_pages": 4 + 6, "score_tokens": 0}
+    assert budgets(10 * GB, LLAVA, "cuda", 10, 512) == wanted
 
 
 def test_small_models_stop_where_more_gains_nothing():
+    """On a GPU: 640 answers of one page, each behind a prompt of its own of six."""
     tiny = Needs(weights=1000, cached_token=100, activated_token=100)
-    assert budgets(8 * GB, tiny, "cpu", 4, 64) == {"decode_rows": 160, "decode_slots": 102, "score_tokens": 0}
-    assert budgets(8 * GB, tiny, "cuda", 4, 64)["decode_rows"] == 640
+    wanted = {"decode_rows": 160, "decode_slots": 102, "decode_pages": 0, "score_tokens": 0}
+    assert budgets(8 * GB, tiny, "cpu", 4, 64) == wanted
+    found = budgets(8 * GB, tiny, "cuda", 4, 64)
+    assert (found["decode_rows"], found["decode_pages"]) == (640, 640 * 7)
+
+
+def test_without_pages_a_row_keeps_room_for_its_longest_answer():
+    """691 pages are 88,448 tokens: 512 for an answer and 2.5 / 10 x 704 for prompts make 128 rows and 34 slots."""
+    assert rows_without_pages(245, 245, 691, 10, 512) == (128, 34)
+    assert rows_without_pages(20, 2, 691, 10, 512) == (20, 2)
+    assert rows_without_pages(160, 102, 0, 10, 512) == (160, 102)
 
 
 def test_a_gpu_gives_the_fraction_of_what_is_free(monkeypatch):
@@ -113,6 +134,7 @@ def test_no_more_is_kept_than_the_questions_at_hand_can_fill(frozen):
     """Two questions of ten answers."""
     _, _, figures = frozen(80 * GB, 14 * GB, questions_at_once=2)
     assert (figures["decode_rows"], figures["decode_slots"]) == (20, 2)
+    assert figures["decode_pages"] > 600, "a prompt of theirs may be long"
 
 
 def test_memory_that_others_hold_is_told(monkeypatch):

@@ -13,7 +13,11 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import paged_attention
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.native.page_allocator import pages_of
+from data_engine.sampling.native.page_pool import PagePool
 from data_engine.sampling.native.step_graphs import Captures
+from data_engine_kernels import RowIndex, members_of
+from data_engine_kernels.work_list import Division
 
 aten = torch.ops.aten
 # Their results, or the shapes of these, are read on the host. In inference mode, Tensor.item arrives whole.
@@ -58,6 +62,11 @@ def prompts(model, golden_rows, golden_images) -> list[EmbeddedPrompt]:
     return [EmbeddedPrompt(prefix(model, *both)) for both in zip(pixels, questions, strict=True)]
 
 
+def pages(prompt: EmbeddedPrompt) -> list[int]:
+    """Any pages for it but those of the rows."""
+    return list(range(5, 5 + pages_of(prompt.length)))
+
+
 @pytest.fixture
 def made(model, prompts, monkeypatch) -> Callable[[SamplingParams], ModelRunner]:
     """Steps of a GPU with one prompt in slot 1 and answers in rows 0 and 1, but for the kernel, which is CUDA's own."""
@@ -65,9 +74,9 @@ def made(model, prompts, monkeypatch) -> Callable[[SamplingParams], ModelRunner]
     monkeypatch.setattr(paged_attention, "grouped_decode_attention", lambda query, *rest: torch.zeros_like(query))
 
     def make(params: SamplingParams) -> ModelRunner:
-        caches = KVCache(model, 32, 4, 200, paged=True)
+        caches = KVCache(model, 32, 4, PagePool(model, 32, 4, 200, 20))
         found = ModelRunner(model, caches, params, paged_attention.PagedRows(10, Captures(None)))
-        found.prefill(prompts[0], 1)
+        found.prefill(prompts[0], 1, pages(prompts[0]))
         found.first([0, 1], [3, 4], [1, 1], [7, 7])
         found.give_pages([0, 1], [0, 0], [1, 2])
         return found
@@ -95,11 +104,22 @@ def test_nothing_in_a_step_waits(made, params, monkeypatch):
     assert waits.found == []
 
 
+def test_nothing_waits_for_the_list_of_parts():
+    """Which the kernel makes, and its eager formula does not."""
+    slots, lengths = torch.tensor([0, -1, 1, 0]), torch.tensor([3, 0, 300, 7])
+    by = Division(split=256, own=128, prefix_parts=4, own_parts=3, shared=1, queries=16, tiles=1)
+    with Waits() as waits:
+        members = members_of(slots, 2, 3)
+        rows = RowIndex(slots, lengths, lengths[:2], members, torch.zeros(4, 3), torch.zeros(2, 8))
+        rows.work(by)
+    assert waits.found == []
+
+
 def test_nothing_in_a_refill_waits(made, prompts):
     """What it sends goes from pinned memory, see models.base.sent."""
     step = made(SamplingParams(repetition_penalty=1.3))
     with Waits() as waits:
-        step.prefill(prompts[1], 2)
+        step.prefill(prompts[1], 2, pages(prompts[1]))
         step.first([2, 3], [5, 6], [2, 2], [0, 0])
         step.give_pages([2, 3], [0, 0], [3, 4])
         step.move(3, 0, 1)

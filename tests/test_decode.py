@@ -115,7 +115,7 @@ def test_with_fewer_rows_than_answers_a_prompt_is_still_prefilled_once(instruct,
     monkeypatch.setattr(
         ModelRunner,
         "prefill",
-        lambda self, prompt, slot: prefilled.append(prompt.length) or prefill(self, prompt, slot),
+        lambda self, prompt, *where: prefilled.append(prompt.length) or prefill(self, prompt, *where),
     )
     found = sample(instruct, requests(prefixes[:3], 4), PARAMS, num_rows)
     assert len(found) == 12

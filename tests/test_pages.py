@@ -1,8 +1,8 @@
-"""Pages of suffixes: how many there are, and how many answers they are expected to do for."""
+"""Pages of prompts and answers: how many there are, and how many answers they are expected to do for."""
 
 import pytest
 
-from data_engine.sampling.native.page_allocator import SEEN, PageAllocator, num_pages
+from data_engine.sampling.native.page_allocator import SEEN, PageAllocator, num_pages_of, pages_of
 from data_engine.sampling.requests import PromptRequest, Sequence
 
 
@@ -14,11 +14,12 @@ def row(pages: PageAllocator, number: int) -> Sequence:
     return made
 
 
-def test_there_are_half_of_those_that_the_rows_could_fill_and_enough_for_one():
-    """512 tokens are four pages of 128, 130 are two, 100 are one."""
-    assert num_pages(200, 512) == 400
-    assert num_pages(200, 130) == num_pages(200, 100) == 200
-    assert num_pages(1, 512) == 4
+def test_where_no_number_is_given_there_are_half_of_those_that_the_rows_could_fill_and_those_of_the_prompts():
+    """512 tokens are four pages of 128, 130 are two, a prompt of 704 is six."""
+    assert [pages_of(tokens) for tokens in (512, 130, 128, 0)] == [4, 2, 1, 0]
+    assert num_pages_of(200, 3, 512) == 418
+    assert num_pages_of(200, 1, 130) == 206
+    assert num_pages_of(1, 1, 512) == 4 + 6
 
 
 def test_at_first_every_answer_is_expected_to_fill_all_its_pages():
@@ -48,3 +49,36 @@ def test_without_a_free_page_nothing_else_matters():
     pages = PageAllocator(4, 4)
     row(pages, 4)
     assert not pages.suffice_for_another([])
+
+
+def test_a_prompt_takes_its_pages_beside_those_of_the_answers():
+    """Of 15 pages, a prompt of 300 tokens has three: two answers of four pages beside it, and no third."""
+    pages = PageAllocator(15, 4)
+    prompt = pages.take_for_prompt(300)
+    rows = [row(pages, 1), row(pages, 1)]
+    assert pages.suffice_for_another(rows)
+    assert not pages.suffice_for_another(rows, prompt_tokens=1)
+    third = row(pages, 1)
+    assert not pages.suffice_for_another([*rows, third])
+    pages.release_prompt(prompt)
+    pages.release(third, at_its_end=False)
+    assert pages.suffice_for_another(rows, prompt_tokens=3 * 128)
+    assert not pages.suffice_for_another(rows, prompt_tokens=3 * 128 + 1)
+    assert sorted([*pages.free, *(page for one in rows for page in one.pages)]) == list(range(1, 16))
+
+
+def test_a_prompt_and_the_first_page_of_its_answer_must_be_free():
+    """Answers that are all expected to end with one page: what is free decides."""
+    pages = PageAllocator(10, 1)
+    rows = [row(pages, 1) for _ in range(4)]
+    assert pages.suffice_for_another(rows, prompt_tokens=5 * 128)
+    assert not pages.suffice_for_another(rows, prompt_tokens=6 * 128)
+
+
+def test_what_fits_with_nothing_beside_it_fits_at_its_longest():
+    """Four pages of an answer leave six of ten to a prompt."""
+    pages = PageAllocator(10, 4)
+    assert pages.can_ever_hold(6 * 128)
+    assert not pages.can_ever_hold(6 * 128 + 1)
+    row(pages, 4)
+    assert pages.can_ever_hold(6 * 128)

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_runner import FakeRunner, asked
+from fake_runner import FakeRunner, asked, tasks_needed
 
 from data_engine.bench.model import drawn_lengths
 from data_engine.sampling.native.backend import NativeBackend
-from data_engine.sampling.native.kv_cache import num_slots
 from data_engine.sampling.native.scheduler import SamplingEngine, Scheduler
 from data_engine.sampling.requests import Completion, Queue
+from data_engine_kernels import members_of
+from data_engine_kernels.work_list import Division, num_programs, work_list
 
 LONGEST = 512
 
@@ -66,11 +67,12 @@ def test_answers_of_one_token_take_no_step(lag):
     assert runner.steps == 0
 
 
-def sampled(units: np.ndarray, num_rows: int, one_queue: bool = True) -> FakeRunner:
+def sampled(units: np.ndarray, num_rows: int, one_queue: bool = True, look=lambda rows: None) -> FakeRunner:
     """Units of answers of these lengths, submitted as a rank submits them: when the back end wants more."""
-    slots = num_slots(num_rows, units.shape[-1])
-    runner = FakeRunner(num_rows, slots, LONGEST)
-    engine = SamplingEngine(SimpleNamespace(device=torch.device("cpu"), is_split=False), num_rows, slots, 10)
+    # Each row may be of another question; as many pages as such rows take on average on a GPU.
+    runner = FakeRunner(num_rows, num_rows, LONGEST, int(num_rows * (1.5 + 2.2 / units.shape[-1] * 6)))
+    runner.look = look
+    engine = SamplingEngine(SimpleNamespace(device=torch.device("cpu"), is_split=False), num_rows, num_rows, 10)
     engine.lag, engine.is_invariant, engine._runner_for = 1, one_queue, lambda rows, params: runner
     backend = NativeBackend(engine, SimpleNamespace(params=None))
     waiting, in_hand, found = list(units[::-1]), 0, []
@@ -102,7 +104,85 @@ def test_over_a_thousand_units_the_rows_are_in_use_and_the_host_never_waits_for_
 
 @pytest.mark.slow
 def test_over_a_thousand_units_of_a_gpu_s_size_more_rows_are_in_use_than_unit_by_unit():
-    """98 questions of 10 answers a unit and 204 rows in the README of the kernels; here a third of each."""
+    """98 questions of 10 answers a unit and 245 rows in the README of the kernels; here about a third of each."""
     units = drawn_lengths(32 * 1000, 10, LONGEST).reshape(1000, 32, 10)
-    assert in_use(sampled(units, 68)) > 0.95
+    launches = Launches(68)
+    assert in_use(sampled(units, 68, look=launches.look)) > 0.95
+    assert launches.per_task() < 1.01
     assert 0.55 < in_use(sampled(units[:100], 68, one_queue=False)) < 0.7
+
+
+# Decode attention of LLaVA-1.5-7B on an H100, prompts of 640 tokens and room for 4,096: 32 key/value heads, 132
+# multiprocessors.
+BY = Division(split=256, own=128, prefix_parts=16, own_parts=LONGEST // 128, shared=1, queries=16, tiles=1)
+GROUPS, MULTIPROCESSORS, PROMPT = 32, 132, 640
+
+
+class Launches:
+    """Of the launches of decode attention: the tasks, and the programs that get none.
+
+    A task is a part of one key/value head that has a token and a query; each is computed by one program.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.most = num_rows * (BY.tiles * BY.prefix_parts + BY.own_parts) * GROUPS
+        self.steps = self.tasks = self.idle = 0
+
+    def look(self, rows) -> None:
+        slots, suffixes = [row.slot for row in rows], [row.drawn for row in rows]
+        needed = tasks_needed(slots, suffixes, [PROMPT] * self.num_rows, BY)
+        if self.steps % 500 == 0:
+            assert self.listed(slots, suffixes) == needed
+        self.steps += 1
+        self.tasks += needed * GROUPS
+        self.idle += max(0, num_programs(MULTIPROCESSORS, self.most) - needed * GROUPS)
+
+    def listed(self, slots: list[int], suffixes: list[int]) -> int:
+        """The count of the list that the kernel walks, with the rows that are idle."""
+        idle = self.num_rows - len(slots)
+        which, own = torch.tensor(slots + [-1] * idle), torch.tensor(suffixes + [0] * idle)
+        prefixes, members = torch.full((self.num_rows,), PROMPT), members_of(which, self.num_rows, 10)
+        return int(work_list(prefixes, own, members, BY).count)
+
+    def per_task(self) -> float:
+        """Programs that a task takes, those without any counted in."""
+        return (self.tasks + self.idle) / self.tasks
+
+    def of_a_grid_per_task(self) -> float:
+        """The same, where each part that the caches have room for is a program."""
+        return self.steps * self.most / self.tasks
+
+
+def test_over_a_thousand_units_few_programs_of_decode_attention_have_nothing_to_do():
+    units = drawn_lengths(1000, 5, LONGEST).reshape(1000, 1, 5)
+    launches = Launches(32)
+    sampled(units, 32, look=launches.look)
+    assert launches.steps > 3000
+    assert launches.per_task() < 1.1
+    assert launches.of_a_grid_per_task() > 2
+
+
+def steps_of(prompts: list[int], num_pages: int) -> FakeRunner:
+    """Questions of 10 answers with lengths as in the bench, 60 rows."""
+    runner = FakeRunner(60, 60, LONGEST, num_pages)
+    lengths = drawn_lengths(len(prompts), 10, LONGEST)
+    requests = [asked([one], tokens)[0] for one, tokens in zip(lengths, prompts, strict=True)]
+    found = list(Scheduler(runner, Queue(requests), 1, pauses=False).run())
+    assert all(one.finish_reason == "stop" for one in found)
+    assert len(found) == 10 * len(prompts)
+    return runner
+
+
+def test_a_long_prompt_costs_its_own_pages():
+    """60 rows take 60 x 1.4 pages and 13 prompts of 5 pages. One prompt in a hundred has 3,000 tokens, 24 pages."""
+    usual = steps_of([640] * 200, 60 * 3)
+    mixed = steps_of(([640] * 99 + [3000]) * 2, 60 * 3)
+    assert in_use(usual) > 0.9
+    assert mixed.steps < 1.05 * usual.steps
+
+
+def test_few_pages_mean_fewer_answers_at_a_time_and_every_one_is_finished():
+    """As many pages as the longest prompt, of 6, and an answer of 512 tokens take."""
+    runner = steps_of([640] * 19 + [641], 10)
+    assert max(runner.used) < 6

@@ -20,8 +20,9 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import backend
 from data_engine.sampling.native.backend import uses_kernels
 from data_engine.sampling.native.cpu_attention import EagerRows, Lanes, runs
-from data_engine.sampling.native.kv_cache import KVCache
+from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers
 from data_engine.sampling.native.page_allocator import PAGE
+from data_engine.sampling.native.page_pool import FIRST_ROOM, PagePool
 from data_engine.sampling.native.paged_attention import FusedRows
 
 # Rows out of order and ragged: of each its slot, and its tokens with the new one; of each slot its prefix's.
@@ -35,7 +36,16 @@ def model_of(*kinds: LayerKind, cache_layers: Sequence[object] = ()) -> SimpleNa
     """What the caches ask of a model."""
     cpu = torch.device("cpu")
     head = Head(torch.zeros(10, 4))
-    return SimpleNamespace(device=cpu, dtype=torch.float32, layers=kinds, head=head, cache_layers=cache_layers)
+    kept = {"layers": kinds, "cache_layers": cache_layers, "max_positions": 1000}
+    return SimpleNamespace(device=cpu, dtype=torch.float32, head=head, **kept)
+
+
+def in_buffers(model, num_rows: int, num_slots: int, suffix_tokens: int) -> KVCache:
+    return KVCache(model, num_rows, num_slots, SlotBuffers(model, num_rows, num_slots, suffix_tokens))
+
+
+def in_pool(model, num_rows: int, num_slots: int, suffix_tokens: int, num_pages: int) -> KVCache:
+    return KVCache(model, num_rows, num_slots, PagePool(model, num_rows, num_slots, suffix_tokens, num_pages))
 
 
 @dataclass
@@ -50,10 +60,10 @@ class Step:
     @classmethod
     def of(cls, model, layer: int, heads: int = HEADS) -> "Step":
         kind = model.layers[layer]
-        caches = KVCache(model, len(SLOTS), 3, 320)
-        caches.reserve(max(PREFIXES))
+        caches = in_buffers(model, len(SLOTS), 3, 320)
+        caches.kept.reserve(max(PREFIXES))
         generator = torch.Generator().manual_seed(0)
-        for buffer in (*caches.suffixes(), *caches.prefix_keys, *caches.prefix_values):
+        for buffer in (*caches.kept.suffixes(), *caches.kept.prefix_keys, *caches.kept.prefix_values):
             buffer.normal_(generator=generator)
         caches.slots_R[:], caches.lengths_R[:] = torch.tensor(SLOTS), torch.tensor(LENGTHS)
         caches.prefix_lengths_Q[:] = torch.tensor(PREFIXES)
@@ -71,7 +81,7 @@ class Step:
 
     def wanted(self, options: Options, layer: int) -> Tensor:
         """Each row with a copy of its prefix, its new token at the end."""
-        out, caches = [], self.caches
+        out, caches = [], self.caches.kept
         for row, (slot, length) in enumerate(zip(SLOTS, LENGTHS, strict=True)):
             keys, values = (
                 torch.cat([prefix[layer][slot, :, : PREFIXES[slot]], own[layer][row, :, : length - 1], new[row]], 1)
@@ -85,19 +95,22 @@ class Step:
         return torch.stack(out)[:, :, None].float()
 
 
-def in_pages_of(paged: KVCache, made: KVCache, layer: int) -> None:
-    """The same contents in pages, handed out from the last to the first; those that no length reaches stay page 0."""
-    paged.reserve(made.prefix_tokens)
+def in_pages_of(model, made: KVCache, layer: int) -> KVCache:
+    """The same contents in a pool, its pages handed out from the last to the first; behind a length is page 0."""
+    paged = in_pool(model, len(SLOTS), 3, 320, 15)
+    pool, whole, free = paged.kept, made.kept, list(range(1, 16))
     paged.state_5R[:], paged.prefix_lengths_Q[:] = made.state_5R, made.prefix_lengths_Q
-    paged.prefix_keys[layer][:], paged.prefix_values[layer][:] = made.prefix_keys[layer], made.prefix_values[layer]
-    free = list(range(1, paged.num_pages))
-    for row, length in enumerate(made.lengths_R.tolist()):
-        for number in range(-(-length // PAGE)):
-            paged.pages_RC[row, number] = page = free.pop()
-            own = slice(number * PAGE, min((number + 1) * PAGE, made.suffix_tokens))
-            for pool, whole in ((paged.suffix_keys, made.suffix_keys), (paged.suffix_values, made.suffix_values)):
-                part = whole[layer][row, :, own]
-                pool[layer][page, :, : part.shape[1]] = part
+    for lines, lengths, parts in (
+        (pool.pages_RC, LENGTHS, (whole.suffix_keys, whole.suffix_values)),
+        (pool.prefix_pages_QB, PREFIXES, (whole.prefix_keys, whole.prefix_values)),
+    ):
+        for line, length in enumerate(lengths):
+            for number in range(-(-length // PAGE)):
+                lines[line, number] = page = free.pop()
+                for cache, part in zip((pool.keys, pool.values), parts, strict=True):
+                    own = part[layer][line, :, number * PAGE : (number + 1) * PAGE]
+                    cache[layer][page, :, : own.shape[1]] = own
+    return paged
 
 
 @pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
@@ -106,18 +119,17 @@ def test_a_step_attends_as_one_softmax_over_prefix_and_suffix(family, request):
     model = request.getfixturevalue(family)
     step = Step.of(model, 1, model.decoder.config.num_attention_heads)
     wanted, call = step.wanted(Options(), 1), step.call(Options(), 1)
-    paged = KVCache(model, len(SLOTS), 3, 320, paged=True)
-    in_pages_of(paged, step.caches, 1)
+    paged = in_pages_of(model, step.caches, 1)
     fused = FusedRows(paged, 3).attend(call)
     torch.testing.assert_close(step.layout().attend(call), wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(fused, wanted, rtol=1e-5, atol=1e-5)
-    made, key, value = step.caches, step.key, step.value
+    made, pool, key, value = step.caches.kept, paged.kept, step.key, step.value
     for row, length in enumerate(LENGTHS):
         assert torch.equal(made.suffix_keys[1][row, :, length - 1], key[row, :, 0])
         assert torch.equal(made.suffix_values[1][row, :, length - 1], value[row, :, 0])
-        page, place = paged.pages_RC[row, (length - 1) // PAGE], (length - 1) % PAGE
-        assert torch.equal(paged.suffix_keys[1][page, :, place], key[row, :, 0])
-        assert torch.equal(paged.suffix_values[1][page, :, place], value[row, :, 0])
+        page, place = pool.pages_RC[row, (length - 1) // PAGE], (length - 1) % PAGE
+        assert torch.equal(pool.keys[1][page, :, place], key[row, :, 0])
+        assert torch.equal(pool.values[1][page, :, place], value[row, :, 0])
 
 
 def test_rows_of_similar_length_make_a_run():
@@ -161,22 +173,19 @@ def test_layers_of_different_windows_share_a_step():
 
 def test_the_kernels_refuse_what_they_do_not_know():
     step = Step.of(model_of(USUAL), 0)
-    paged = KVCache(model_of(USUAL), len(SLOTS), 3, 320, paged=True)
-    in_pages_of(paged, step.caches, 0)
-    layout = FusedRows(paged, 3)
+    model = model_of(USUAL)
+    layout = FusedRows(in_pages_of(model, step.caches, 0), 3)
     for options in (window(6), Options(softcap=2.0), Options(sinks=SINKS)):
         with pytest.raises(DoesNotFit, match="kernels do not know what layer 0 does"):
             layout.attend(step.call(options, 0))
-    layout.caches = KVCache(model_of(LayerKind(2, 16, 16, cross=True)), len(SLOTS), 3, 320, paged=True)
+    cross = FusedRows(in_pool(model_of(LayerKind(2, 16, 16, cross=True)), len(SLOTS), 3, 320, 15), len(SLOTS))
     with pytest.raises(DoesNotFit, match="kernels do not know what layer 0 does"):
-        layout.attend(step.call(Options(), 0))
-    layout.caches = paged
-    # 128 prefix tokens and 320 of a suffix are the most that a sequence can have here.
-    assert paged.prefix_tokens == 128
+        cross.attend(step.call(Options(), 0))
+    # No sequence gets longer than the model's 1,000 positions.
     with pytest.raises(DoesNotFit):
-        layout.attend(step.call(window(447), 0))
+        layout.attend(step.call(window(999), 0))
     torch.testing.assert_close(
-        layout.attend(step.call(window(448), 0)), step.wanted(Options(), 0), rtol=1e-5, atol=1e-5
+        layout.attend(step.call(window(1000), 0)), step.wanted(Options(), 0), rtol=1e-5, atol=1e-5
     )
 
 
@@ -221,7 +230,7 @@ def test_a_layer_that_looks_at_image_states_keeps_nothing_of_an_answer(options):
     states = [noted(2, 5, 16, cross=True, bias=hidden), noted(2, 3, 16, cross=True), noted(2, 9, 16, cross=True)]
     for slot, state in enumerate(states):
         step.caches.store(slot, prefix_of(PREFIXES[slot], {0: noted(2, PREFIXES[slot], 16), 1: state}))
-    assert [len(buffers[1]) for buffers in (step.caches.suffix_keys, step.caches.prefix_values)] == [0, 0]
+    assert [len(buffers[1]) for buffers in (step.caches.kept.suffix_keys, step.caches.kept.prefix_values)] == [0, 0]
     # The keys that such a layer hands over are those of image states, of whichever question.
     call = options.call(step.query, *(part[None] for part in states[1][:2]), 1)
     found = step.layout().attend(call)
@@ -237,7 +246,7 @@ def test_layers_that_share_keys_have_one_buffer():
     model = model_of(USUAL, LayerKind(1, 24, 8), LayerKind(2, 16, 16, same_as=0))
     assert [kind.values_per_token for kind in model.layers] == [2 * (16 + 16), 1 * (24 + 8), 0]
     step = Step.of(model, 2)
-    assert len(step.caches.suffixes()) == 4
+    assert len(step.caches.kept.suffixes()) == 4
     layout = step.layout()
     for layer in (0, 2):
         found = layout.attend(step.call(Options(), layer))
@@ -246,9 +255,9 @@ def test_layers_that_share_keys_have_one_buffer():
     longer = {0: noted(2, 200, 16), 1: noted(1, 200, 24), 2: noted(2, 200, 16)}
     longer[1] = Noted(longer[1].keys, longer[1].values[..., :8])
     assert step.caches.store(1, prefix_of(200, longer))
-    assert step.caches.prefix_keys[2] is step.caches.prefix_keys[0]
-    assert torch.equal(step.caches.prefix_keys[2][1, :, :200], longer[0].keys)
-    assert torch.equal(step.caches.prefix_values[1][1, :, :200], longer[1].values)
+    assert step.caches.kept.prefix_keys[2] is step.caches.kept.prefix_keys[0]
+    assert torch.equal(step.caches.kept.prefix_keys[2][1, :, :200], longer[0].keys)
+    assert torch.equal(step.caches.kept.prefix_values[1][1, :, :200], longer[1].values)
 
 
 def state_layer(rows: int, value: float) -> LinearAttentionLayer:
@@ -262,7 +271,7 @@ def state_layer(rows: int, value: float) -> LinearAttentionLayer:
 def test_recurrent_states_begin_as_their_prompts_left_them_and_move_with_their_rows():
     like = [DynamicLayer(), state_layer(1, 0.0)]
     model = model_of(USUAL, cache_layers=like)
-    caches = KVCache(model, 4, 3, 8)
+    caches = in_buffers(model, 4, 3, 8)
     for slot, value in ((0, 1.0), (2, 3.0)):
         layers = [DynamicLayer(), state_layer(1, value)]
         caches.store(slot, prefix_of(5, {0: noted(2, 5, 16)}, layers))
@@ -301,8 +310,44 @@ def test_copies_of_a_states_are_rows_of_their_own():
 
 def test_answers_go_on_where_their_prompts_say():
     """Positions need not be counted in tokens: two prompts of 9 tokens end at the positions 4 and 12."""
-    caches = KVCache(model_of(USUAL), 3, 2, 8)
+    caches = in_buffers(model_of(USUAL), 3, 2, 8)
     for slot, more in ((0, -4), (1, 4)):
         caches.store(slot, prefix_of(9, {0: noted(2, 9, 16)}, more=more))
     assert caches.next_positions_Q.tolist() == [5, 13]
     assert caches.prefix_lengths_Q.tolist() == [9, 9]
+
+
+def rows_of_pages(pool: PagePool, layer: int, lines: list[int], length: int) -> Tensor:
+    """Keys [G, S, D] in order."""
+    return torch.cat([pool.keys[layer][page] for page in lines], 1)[:, :length]
+
+
+@pytest.mark.parametrize("length", [1, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE])
+def test_a_prompt_lies_in_its_pages_in_order_and_in_no_other(length):
+    caches = in_pool(model_of(USUAL), 2, 2, 8, 6)
+    state, lines = noted(2, length, 16), [5, 2, 4][: -(-length // PAGE)]
+    assert not caches.store(1, prefix_of(length, {0: state}), lines)
+    assert caches.kept.prefix_pages_QB[1, : len(lines)].tolist() == lines
+    assert torch.equal(rows_of_pages(caches.kept, 0, lines, length), state.keys)
+    others = [page for page in range(7) if page not in lines]
+    assert not caches.kept.keys[0][others].any()
+    assert not caches.kept.values[0][others].any()
+    assert caches.kept.values[0].count_nonzero() == state.values.count_nonzero()
+
+
+def test_a_prompt_for_which_the_table_is_too_narrow_moves_the_table_and_not_the_pool():
+    model = model_of(USUAL)
+    model.max_positions = 10 * FIRST_ROOM
+    caches = in_pool(model, 2, 2, 8, 100)
+    pool = caches.kept
+    room, before = FIRST_ROOM // PAGE, pool.keys[0].data_ptr()
+    short = noted(2, 5, 16)
+    assert not caches.store(0, prefix_of(5, {0: short}), [99])
+    assert caches.store(1, prefix_of(FIRST_ROOM + 1, {0: noted(2, FIRST_ROOM + 1, 16)}), list(range(1, room + 2)))
+    assert pool.keys[0].data_ptr() == before
+    assert pool.prefix_pages_QB.shape == (2, 2 * room)
+    assert pool.prefix_pages_QB[:, 0].tolist() == [99, 1]
+    assert torch.equal(rows_of_pages(pool, 0, [99], 5), short.keys)
+    # No longer than any prompt can be.
+    model.max_positions = 100
+    assert in_pool(model, 2, 2, 8, 100).kept.prefix_pages_QB.shape == (2, 1)

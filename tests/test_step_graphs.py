@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.native import paged_attention, step_graphs
+from data_engine.sampling.native import page_allocator, page_pool, paged_attention, step_graphs
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import Completion, PromptRequest
 from data_engine.seeds import seed_for
@@ -128,6 +128,34 @@ def test_one_graph_serves_every_step_and_draws_what_a_plain_step_does(engine, as
     assert graph.replays > 30
     assert len(graph.drawn) == 24
     assert warnings_of(caplog) == []
+
+
+def test_a_longer_prompt_takes_the_graph_and_the_pool_that_are_there(engine, asked, uncaptured):
+    """Twice as long as any before it; its pages are its own."""
+    recorder = StandIn()
+    captured = engine(recorder)
+    assert captured.sample(asked, PARAMS) == uncaptured
+    pool = captured._runner.caches.kept
+    before = [cache.data_ptr() for cache in pool.keys + pool.values]
+    longest = max((one.prompt.embeds_PD for one in asked), key=len)
+    giant = EmbeddedPrompt(torch.cat([longest, longest]))
+    again = captured.sample([asked[0], PromptRequest(giant, asked[1].keys), *asked[2:]], PARAMS)
+    assert [one for one in again if one.request != 1] == [one for one in uncaptured if one.request != 1]
+    assert recorder.recordings == 1
+    assert [cache.data_ptr() for cache in pool.keys + pool.values] == before
+    assert captured._runner.caches.kept is pool
+
+
+def test_a_prompt_for_which_the_table_grows_is_captured_again(engine, asked, uncaptured, monkeypatch):
+    """With room for prompts of one page at first."""
+    monkeypatch.setattr(page_pool, "FIRST_ROOM", 1)
+    monkeypatch.setattr(page_allocator, "PAGE", 16)
+    recorder = StandIn()
+    captured = engine(recorder)
+    assert captured.sample(asked, PARAMS) == uncaptured
+    assert captured._runner.caches.kept.prefix_pages_QB.shape[1] > 1
+    assert 1 <= recorder.recordings <= 4
+    assert is_captured(captured)
 
 
 def test_a_shorter_limit_takes_the_graph_that_is_there_and_other_values_do_not(engine, asked, uncaptured):

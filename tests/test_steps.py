@@ -13,9 +13,9 @@ from data_engine.sampling.native import cpu_attention, page_allocator, scheduler
 from data_engine.sampling.native.cpu_attention import Lanes, runs
 from data_engine.sampling.native.kv_cache import num_slots
 from data_engine.sampling.native.model_runner import ModelRunner
-from data_engine.sampling.native.page_allocator import PAGE
+from data_engine.sampling.native.page_allocator import PAGE, pages_of
 from data_engine.sampling.native.scheduler import SamplingEngine
-from data_engine.sampling.requests import TOO_LARGE, PromptRequest
+from data_engine.sampling.requests import TOO_LARGE, Completion, PromptRequest
 from data_engine.seeds import seed_for
 
 PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)
@@ -68,32 +68,118 @@ def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expec
     assert found == expected
 
 
+def longest_prompt(asked: list[PromptRequest]) -> int:
+    """Pages that the longest of the prompts takes."""
+    return pages_of(max(request.prompt.length for request in asked))
+
+
+@pytest.fixture
+def short_of_pages(monkeypatch) -> tuple[list[int], list[int]]:
+    """24 tokens in pages of 5, without foresight; tokens of the rows that gave way, slots of the prompts prefilled."""
+    gone, prefilled = [], []
+    preempt, prefill = scheduler.Scheduler._preempt, ModelRunner.prefill
+    monkeypatch.setattr(scheduler.Scheduler, "_preempt", lambda loop, row: gone.append(row.drawn) or preempt(loop, row))
+    monkeypatch.setattr(ModelRunner, "prefill", lambda *given: prefilled.append(given[2]) or prefill(*given))
+    monkeypatch.setattr(page_allocator, "PAGE", 5)
+    blind = lambda self, rows, prompt_tokens=0: len(self.free) > pages_of(prompt_tokens)  # noqa: E731
+    monkeypatch.setattr(page_allocator.PageAllocator, "suffice_for_another", blind)
+    return gone, prefilled
+
+
 @pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("number", [5, 9])
-def test_pages_that_run_out_change_no_answer(instruct, asked, expected, monkeypatch, number, lag):
-    """24 tokens in pages of 5, with enough of them for one long answer, or two, and no foresight: rows give way."""
-    gone = []
-    preempt = scheduler.Scheduler._preempt
-    monkeypatch.setattr(scheduler.Scheduler, "_preempt", lambda loop, row: gone.append(row.drawn) or preempt(loop, row))
-    monkeypatch.setattr(page_allocator, "PAGE", 5)
-    monkeypatch.setattr(page_allocator, "num_pages", lambda *_: number)
-    monkeypatch.setattr(page_allocator.PageAllocator, "suffice_for_another", lambda self, rows: bool(self.free))
-    decoder = SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10)
+def test_pages_that_run_out_change_no_answer(instruct, asked, expected, short_of_pages, number, lag):
+    """Enough for the longest prompt and one long answer to it, or two: rows give way."""
+    number += longest_prompt(asked[:3])
+    decoder = SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10, num_pages=number)
     decoder.lag = lag
     assert decoder.sample(asked[:3], PARAMS) == expected[:30]
-    assert len(gone) > 10
+    assert len(short_of_pages[0]) > 10
+
+
+def test_prompts_whose_answers_all_gave_way_are_dropped_and_run_again(instruct, asked, short_of_pages):
+    """An answer of 24 tokens a question, pages for two prompts and three more: two begin, one of which will need five.
+
+    For its second page the other gives way and begins again; for its third, again; for the fourth the other's prompt is
+    dropped. Of four questions, that happens to the second, third and fourth.
+    """
+    long = [replace(asked[0], keys=one.keys[:1], lengths=[24]) for one in asked[:4]]
+    params = replace(PARAMS, forced_lengths=True)
+    expected = SamplingEngine(instruct, 8, 8).sample(long, params)
+    gone, prefilled = short_of_pages
+    prefilled.clear()
+    number = 2 * longest_prompt(asked[:1]) + 3
+    assert SamplingEngine(instruct, 8, 8, samples_per_prompt=1, num_pages=number).sample(long, params) == expected
+    assert gone == [6, 5] * 3
+    assert len(prefilled) == 4 + 3
 
 
 @pytest.mark.parametrize("number", [11, 30])
 def test_with_foresight_pages_do_not_run_out(instruct, asked, expected, monkeypatch, number):
-    """Most of these answers fill all of their pages."""
+    """Most of these answers fill all of their pages; two prompts and so many pages fit."""
     monkeypatch.setattr(scheduler.Scheduler, "_preempt", lambda *_: pytest.fail("a row gave way"))
     monkeypatch.setattr(page_allocator, "PAGE", 5)
-    monkeypatch.setattr(page_allocator, "num_pages", lambda *_: number)
-    assert (
-        SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10).sample(asked[:4], PARAMS)
-        == expected[:40]
-    )
+    number += 2 * longest_prompt(asked)
+    decoder = SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10, num_pages=number)
+    assert decoder.sample(asked[:4], PARAMS) == expected[:40]
+
+
+def beside_a_giant(asked: list[PromptRequest], num_pages: int) -> list[PromptRequest]:
+    """Three questions, of which the first one's prompt has a token too many beside an answer of 5 pages of 5."""
+    tokens = 5 * (num_pages - 5) + 1
+    giant = EmbeddedPrompt(torch.zeros(tokens, asked[0].prompt.embeds_PD.shape[1]))
+    return [replace(asked[0], prompt=giant), *asked[1:3]]
+
+
+def is_left_out(answers: list[Completion]) -> bool:
+    found = [(answer.sample_index, answer.finish_reason, answer.token_ids) for answer in answers]
+    return found == [(index, TOO_LARGE, []) for index in range(10)]
+
+
+def test_a_prompt_that_the_pool_does_not_hold_is_left_out_and_costs_the_others_nothing(
+    instruct, asked, expected, monkeypatch
+):
+    """It is not even run. Alone, it is an error of the settings."""
+    monkeypatch.setattr(page_allocator, "PAGE", 5)
+    prefilled, prefill = [], ModelRunner.prefill
+    monkeypatch.setattr(ModelRunner, "prefill", lambda *given: prefilled.append(given[1]) or prefill(*given))
+    number = longest_prompt(asked) + 5
+    three = beside_a_giant(asked, number)
+    decoder = SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10, num_pages=number)
+    found = decoder.sample(three, PARAMS)
+    assert found[10:] == expected[10:30]
+    assert is_left_out(found[:10])
+    assert decoder.retries == 0
+    assert three[0].prompt not in prefilled
+    with pytest.raises(UserError, match="no room for a single question"):
+        SamplingEngine(instruct, 12, 4, samples_per_prompt=10, num_pages=number).sample(three[:1], PARAMS)
+
+
+def test_memory_that_runs_out_behind_a_prompt_that_is_left_out_loses_no_answer(instruct, asked, expected, monkeypatch):
+    monkeypatch.setattr(page_allocator, "PAGE", 5)
+    calls, prefill = [], ModelRunner.prefill
+
+    def fails_once(*given):
+        calls.append(None)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return prefill(*given)
+
+    monkeypatch.setattr(ModelRunner, "prefill", fails_once)
+    # Half of the pages do for the others.
+    number = 2 * (longest_prompt(asked) + 5)
+    decoder = SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10, num_pages=number)
+    found = decoder.sample(beside_a_giant(asked, number), PARAMS)
+    assert is_left_out(found[:10])
+    assert found[10:] == expected[10:30]
+    assert decoder.retries == 1
+
+
+def test_half_the_rows_have_half_the_pages_and_never_less_than_a_quarter_or_the_longest_sequence(instruct):
+    """4,096 positions are 32 pages of 128, and one more where both prompt and answer fill their last in part."""
+    instruct_of = lambda pages: SamplingEngine(instruct, 16, 4, samples_per_prompt=10, num_pages=pages)  # noqa: E731
+    assert [instruct_of(400)._pages_for(rows, 24) for rows in (16, 8, 4, 2, 1)] == [400, 200, 100, 50, 33]
+    assert [instruct_of(100)._pages_for(rows, 24) for rows in (16, 8, 4, 2, 1)] == [100, 50, 25, 25, 25]
 
 
 @pytest.mark.parametrize("lag", [1, 3])
@@ -158,10 +244,10 @@ def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, EmbeddedPro
     """A prompt for which `too_large(steps, prompt)` holds never fits."""
     prefill = ModelRunner.prefill
 
-    def call(self, prompt, slot):
+    def call(self, prompt, slot, pages):
         if too_large(self, prompt):
             raise torch.OutOfMemoryError("no room")
-        return prefill(self, prompt, slot)
+        return prefill(self, prompt, slot, pages)
 
     monkeypatch.setattr(ModelRunner, "prefill", call)
 

@@ -18,6 +18,7 @@ from data_engine.models.prefix import Prefix
 from data_engine.sampling.native.page_allocator import PAGE
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
+from data_engine_kernels.work_list import Launch
 
 # Rows whose result is also computed in fp64.
 CHECKED = 16
@@ -100,7 +101,8 @@ SCORING = [
 TINY_LOGPS = [Logps("tiny", 24, 64, 500)]
 TINY_DECODE = [Decode("tiny", 6, 2, 16, 3, 4, 20, 5, 1)]
 TINY_SCORING = [Scoring("tiny", 6, 2, 16, 3, 4, 20, 5)]
-# Tried by --sweep: rows x columns x width, warps, stages; and tokens of a part.
+# Tried by --sweep: rows x columns x width, warps, stages; and tokens of a part of a prefix and of a suffix, with
+# programs a multiprocessor, up to one for each part that there is room for.
 SWEEP_TILES = [
     (128, 256, 64, 8, 3),
     (128, 256, 64, 8, 4),
@@ -108,7 +110,7 @@ SWEEP_TILES = [
     (128, 128, 64, 4, 4),
     (64, 256, 64, 4, 4),
 ]
-SWEEP_SPLITS = [128, 256, 512]
+SWEEP_LAUNCHES = [(256, 128, 3), (256, 128, 10**6), (256, 512, 8), (640, 512, 8), (640, 512, 10**6), (512, 128, 8)]
 
 
 def cases(device: torch.device, tiny: bool, sweep: bool) -> Iterator[Case]:
@@ -158,18 +160,24 @@ def decode_case(shape: Decode, device: torch.device, dtype: torch.dtype, sweep: 
         return torch.randn(*size, shape.width, device=device, dtype=dtype)
 
     query = randn(rows, shape.heads)
-    prefix, pool = (shape.questions, shape.groups, shape.prefix), (rows * shape.pages, shape.groups, PAGE)
-    caches = LayerCaches(randn(*prefix), randn(*prefix), randn(*pool), randn(*pool))
-    # A row's pages lie anywhere.
-    pages = torch.randperm(len(caches.suffix_keys), device=device).view(rows, shape.pages)
+    # Pages of a row and of a prefix lie anywhere.
+    prefix_pages = -(-shape.prefix // PAGE)
+    order = torch.randperm(rows * shape.pages + shape.questions * prefix_pages, device=device)
+    pool = (len(order), shape.groups, PAGE)
+    caches = LayerCaches(randn(*pool), randn(*pool))
+    pages = order[: rows * shape.pages].view(rows, -1), order[rows * shape.pages :].view(shape.questions, -1)
     # Rows of a question lie apart, as they do once rows have been refilled.
     slots = torch.arange(rows, device=device) % shape.questions
     suffix_lengths = torch.full((rows,), shape.suffix, dtype=torch.int32, device=device)
     prefix_lengths = torch.full((shape.questions,), shape.prefix, dtype=torch.int32, device=device)
-    index = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, shape.questions, shape.k), pages)
+    index = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, shape.questions, shape.k), *pages)
+
+    def in_order(pool: Tensor, lines: Tensor, length: int) -> Tensor:
+        return pool[lines].transpose(1, 2).flatten(2, 3)[:, :, :length]
+
     copied = [
-        torch.cat([pool[slots], own[pages].transpose(1, 2).flatten(2, 3)[:, :, : shape.suffix]], 2)
-        for pool, own in ((caches.prefix_keys, caches.suffix_keys), (caches.prefix_values, caches.suffix_values))
+        torch.cat([in_order(pool, pages[1][slots], shape.prefix), in_order(pool, pages[0], shape.suffix)], 2)
+        for pool in (caches.keys, caches.values)
     ]
 
     def library() -> Tensor:
@@ -189,9 +197,9 @@ def decode_case(shape: Decode, device: torch.device, dtype: torch.dtype, sweep: 
         from data_engine_kernels.attention_triton import grouped_decode_attention
 
         ways.append(Way("kernel", lambda: grouped_decode_attention(query, caches, index, scale), shared))
-        for split in SWEEP_SPLITS if sweep else ():
-            run = lambda split=split: grouped_decode_attention(query, caches, index, scale, split=split)  # noqa: E731
-            ways.append(Way(f"kernel, split {split}", run, shared))
+        for launch in (Launch(*sizes) for sizes in SWEEP_LAUNCHES if sweep):
+            run = lambda launch=launch: grouped_decode_attention(query, caches, index, scale, launch)  # noqa: E731
+            ways.append(Way(f"kernel, {launch}", run, shared))
     name = (
         f"grouped_decode_attention, {shape.name}: {shape.heads}/{shape.groups} heads x {shape.width}, "
         f"{shape.questions} questions x {shape.k}, {shape.prefix} + {shape.suffix} tokens"

@@ -28,6 +28,7 @@ def _part(
     mixed,
     totals,
     tops,
+    pages,
     row,
     head,
     start,
@@ -36,15 +37,20 @@ def _part(
     scale,
     query_row_stride,
     query_head_stride,
+    page_stride,
     token_stride,
-    heads,
+    HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
+    PAGE: tl.constexpr,
     TOKENS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """One part: queries (row, head) over tokens from start to the end of the part or the length; row -1 is padding."""
+    """One part: queries (row, head) over tokens from start to the end of the part or the length; row -1 is padding.
+
+    Token n of the sequence is token n % PAGE of page number n // PAGE.
+    """
     lanes = tl.arange(0, LANES)
     stop = tl.minimum(start + SPLIT, length)
     there = row >= 0
@@ -60,9 +66,11 @@ def _part(
     for first in range(start, stop, TOKENS):
         tokens = first + tl.arange(0, TOKENS)
         seen = tokens < stop
-        at = tokens.to(tl.int64)[:, None] * token_stride + lanes[None, :]
-        k = tl.load(keys + at, mask=seen[:, None] & fits, other=0.0)
-        v = tl.load(values + at, mask=seen[:, None] & fits, other=0.0)
+        # A tile lies in one page.
+        base = tl.load(pages + first // PAGE).to(tl.int64) * page_stride
+        at = (first % PAGE + tl.arange(0, TOKENS))[:, None] * token_stride + lanes[None, :]
+        k = tl.load(keys + base + at, mask=seen[:, None] & fits, other=0.0)
+        v = tl.load(values + base + at, mask=seen[:, None] & fits, other=0.0)
         if INTERPRETED:
             k = k.to(tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -76,26 +84,28 @@ def _part(
             weights, v = weights.to(tl.float32), v.to(tl.float32)
         mix = tl.dot(weights, v, mix * decay[:, None], input_precision="ieee")
         top = new
-    # A part behind the length has no tokens, and the merge does not read it.
-    there = there & (total != 0)
-    at = (part_row + row) * heads + head
+    at = (part_row + row) * HEADS + head
     tl.store(totals + at, total, mask=there)
     tl.store(tops + at, top, mask=there)
     tl.store(mixed + at[:, None] * WIDTH + lanes[None, :], mix, mask=there[:, None] & fits)
 
 
 # Not specialised for numbers of rows, slots, pages, or room for prefixes: the same binary for all of them.
-@triton.jit(do_not_specialize=["num_rows", "prefix_tasks", "prefix_parts", "suffix_parts"])
+@triton.jit(
+    do_not_specialize=["num_rows", "prefix_tasks", "prefix_parts", "own_parts", "prefix_pages_of", "own_pages_of"],
+    do_not_specialize_on_alignment=["pages", "prefix_pages"],
+)
 def parts_kernel(
     query,
-    prefix_keys,
-    prefix_values,
-    suffix_keys,
-    suffix_values,
+    keys,
+    values,
     prefix_lengths,
     suffix_lengths,
     members,
     pages,
+    prefix_pages,
+    tasks,
+    count,
     mixed,
     totals,
     tops,
@@ -103,20 +113,21 @@ def parts_kernel(
     num_rows,
     prefix_tasks,
     prefix_parts,
-    suffix_parts,
+    own_parts,
+    prefix_pages_of,
+    own_pages_of,
     query_row_stride,
     query_head_stride,
-    prefix_slot_stride,
-    prefix_group_stride,
-    prefix_token_stride,
-    suffix_page_stride,
-    suffix_group_stride,
-    suffix_token_stride,
+    page_stride,
+    group_stride,
+    token_stride,
     MOST: tl.constexpr,
+    GROUPS: tl.constexpr,
     SHARED: tl.constexpr,
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
+    OWN: tl.constexpr,
     PAGE: tl.constexpr,
     TOKENS: tl.constexpr,
     QUERY_TILES: tl.constexpr,
@@ -124,83 +135,78 @@ def parts_kernel(
     SUFFIX_QUERIES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """One part of one key/value head. The first programs compute prefix parts, the others suffix parts.
-
-    A program whose part has no token or no query ends at once.
-    """
-    task = tl.program_id(0)
-    group = tl.program_id(1)
-    heads = tl.num_programs(1) * SHARED
-    if task < prefix_tasks:
-        part = task % prefix_parts
-        slot = task // (prefix_parts * QUERY_TILES)
-        query_tile = task // prefix_parts % QUERY_TILES
-        many = query_tile * PREFIX_QUERIES + tl.arange(0, PREFIX_QUERIES)
-        rows = tl.load(members + slot * MOST + many // SHARED, mask=many < MOST * SHARED, other=-1).to(tl.int32)
-        # A slot or a tile of queries without rows reads nothing.
-        length = tl.where(tl.max(rows, 0) >= 0, tl.load(prefix_lengths + slot).to(tl.int32), 0)
-        if part * SPLIT < length:
-            base = slot.to(tl.int64) * prefix_slot_stride + group.to(tl.int64) * prefix_group_stride
+    """The parts of the list, each for one key/value head at a time; those of prefixes come first, and take longest."""
+    # What does not change from part to part is computed again, since it would take registers of the products.
+    for number in tl.range(tl.program_id(0), tl.load(count) * GROUPS, tl.num_programs(0), disable_licm=True):
+        task = tl.load(tasks + number // GROUPS)
+        group = number % GROUPS
+        base = group.to(tl.int64) * group_stride
+        if task < prefix_tasks:
+            part = task % prefix_parts
+            slot = task // (prefix_parts * QUERY_TILES)
+            query_tile = task // prefix_parts % QUERY_TILES
+            many = query_tile * PREFIX_QUERIES + tl.arange(0, PREFIX_QUERIES)
+            rows = tl.load(members + slot * MOST + many // SHARED, mask=many < MOST * SHARED, other=-1).to(tl.int32)
             _part(
                 query,
-                prefix_keys + base,
-                prefix_values + base,
+                keys + base,
+                values + base,
                 mixed,
                 totals,
                 tops,
+                prefix_pages + slot * prefix_pages_of,
                 rows,
                 group * SHARED + many % SHARED,
                 part * SPLIT,
-                length,
+                tl.load(prefix_lengths + slot).to(tl.int32),
                 part.to(tl.int64) * num_rows,
                 scale,
                 query_row_stride,
                 query_head_stride,
-                prefix_token_stride,
-                heads,
+                page_stride,
+                token_stride,
+                GROUPS * SHARED,
                 WIDTH,
                 LANES,
                 SPLIT,
+                PAGE,
                 TOKENS,
                 INTERPRETED,
             )
-    else:
-        part = (task - prefix_tasks) % suffix_parts
-        own = (task - prefix_tasks) // suffix_parts
-        start = part * PAGE
-        length = tl.load(suffix_lengths + own).to(tl.int32)
-        if start < length:
+        else:
+            part = (task - prefix_tasks) % own_parts
+            own = (task - prefix_tasks) // own_parts
             few = tl.arange(0, SUFFIX_QUERIES)
-            page = tl.load(pages + own * suffix_parts + part).to(tl.int64)
-            # _part counts tokens from the first of the suffix, so the page's base moves back by the tokens before it.
-            base = page * suffix_page_stride + group.to(tl.int64) * suffix_group_stride
-            base -= start.to(tl.int64) * suffix_token_stride
             _part(
                 query,
-                suffix_keys + base,
-                suffix_values + base,
+                keys + base,
+                values + base,
                 mixed,
                 totals,
                 tops,
+                pages + own * own_pages_of,
                 tl.where(few < SHARED, own, -1),
                 group * SHARED + few % SHARED,
-                start,
-                length,
+                part * OWN,
+                tl.load(suffix_lengths + own).to(tl.int32),
                 (prefix_parts + part).to(tl.int64) * num_rows,
                 scale,
                 query_row_stride,
                 query_head_stride,
-                suffix_token_stride,
-                heads,
+                page_stride,
+                token_stride,
+                GROUPS * SHARED,
                 WIDTH,
                 LANES,
+                OWN,
                 PAGE,
                 TOKENS,
                 INTERPRETED,
             )
 
 
-@triton.jit(do_not_specialize=["num_rows", "prefix_parts_room"])
+# Slots may begin anywhere in a larger tensor.
+@triton.jit(do_not_specialize=["num_rows", "prefix_parts_room"], do_not_specialize_on_alignment=["slots"])
 def merge_kernel(
     mixed,
     totals,
@@ -215,7 +221,7 @@ def merge_kernel(
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
-    PAGE: tl.constexpr,
+    OWN: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
@@ -227,7 +233,7 @@ def merge_kernel(
     fits = inside[:, None] & (lanes < WIDTH)[None, :]
     slot = tl.load(slots + row)
     prefix_parts = tl.cdiv(tl.load(prefix_lengths + slot, mask=slot >= 0, other=0).to(tl.int32), SPLIT)
-    parts = prefix_parts + tl.cdiv(tl.load(suffix_lengths + row).to(tl.int32), PAGE)
+    parts = prefix_parts + tl.cdiv(tl.load(suffix_lengths + row).to(tl.int32), OWN)
     top = tl.full([BLOCK], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     mix = tl.zeros([BLOCK, LANES], tl.float32)

@@ -1,13 +1,15 @@
 """grouped_decode_attention as a Triton kernel: a tile of a prefix is read once for all rows of its question.
 
-One launch computes all parts: prefix parts (a slot, a key/value head, SPLIT tokens, against all queries that share
-them, as one tensor-core product) and suffix parts (a row, a key/value head, a page). Each part stores unnormalised
-values, the sum of their weights and the maximum that was subtracted. A second, small launch merges a row's parts in
-ascending order, prefix first: merging in the first launch would need an atomic counter and a fence, and save a few
-microseconds. Parts have a fixed number of tokens, and tile sizes depend only on the model and k, so the result of a row
-does not depend on the other rows.
+One launch computes all parts: prefix parts (a slot, a key/value head, `split` tokens, against all queries that share
+them, as one tensor-core product) and suffix parts (a row, a key/value head, `own` tokens), each over whole pages of the
+one pool. Its programs, a fixed number, walk the list of those that have work (work_list.py). A part is computed alone
+and stores unnormalised values, the sum of their weights and the maximum that was subtracted. A second, small launch
+merges a row's parts in ascending order, prefix first: merging in the first launch would need an atomic counter and a
+fence, and save a few microseconds. Parts have a fixed number of tokens, and tile sizes depend only on the model and k,
+so the result of a row does not depend on the other rows, nor on which program computed it.
 
-Shapes: R rows, H and G query and key/value heads, Q slots, M rows of a question at most, D head width, C parts.
+Shapes: R rows, H and G query and key/value heads, Q slots, B pages of a prefix at most, S tokens of a page, D head
+width, C parts.
 """
 
 import torch
@@ -16,51 +18,57 @@ from torch import Tensor
 
 from data_engine_kernels.attention_parts import merge_kernel, parts_kernel
 from data_engine_kernels.layouts import LayerCaches, RowIndex
+from data_engine_kernels.work_list import DEFAULT, Division, Launch, num_programs
 
-# Tokens of a part of the prefix. Smaller parts occupy the card with fewer rows; larger ones write fewer results.
-SPLIT = 256
 # Queries that one program multiplies with a tile of the prefix. More of them take several programs, which find the tile
 # in the L2 cache. With twice as many, a program needs all registers of a multiprocessor, and none can run beside it.
 MOST_QUERIES, MOST_QUERIES_FP32 = 64, 16
 
 
 def grouped_decode_attention(
-    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, split: int = SPLIT
+    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, launch: Launch = DEFAULT
 ) -> Tensor:
     """reference.grouped_decode_attention without synchronising, so it can be captured in a CUDA graph.
 
-    The caches are not read beyond a length. Scratch: C x R x H x (D + 2) x 4 bytes, where C = ceil(P / split) + the
-    pages of a row. Raises ValueError where strides or dtypes do not fit LayerCaches.
+    The caches are not read beyond a length. Scratch: C x R x H x (D + 2) x 4 bytes, where C = ceil(B S / split) +
+    ceil(pages of a row x S / own). Raises ValueError where strides, dtypes or pages do not fit.
     """
-    _check(query_RHD, caches)
     num_rows, heads, width = query_RHD.shape
-    slots, groups, prefix_room, _ = caches.prefix_keys.shape
-    most, shared = rows.members.shape[1], heads // groups
-    prefix_parts, suffix_parts = triton.cdiv(prefix_room, split), rows.pages.shape[1]
+    _, groups, page, _ = caches.keys.shape
     wide = query_RHD.dtype == torch.float32
+    tokens = min(page, 32 if wide else 64)
+    _check(query_RHD, caches, launch, tokens)
+    slots, most = rows.members.shape
+    shared = heads // groups
+    prefix_parts = triton.cdiv(rows.prefix_pages.shape[1] * page, launch.split)
+    own_parts = triton.cdiv(rows.pages.shape[1] * page, launch.own)
     queries = min(max(triton.next_power_of_2(most * shared), 16), MOST_QUERIES_FP32 if wide else MOST_QUERIES)
     query_tiles = triton.cdiv(most * shared, queries)
     prefix_tasks = slots * query_tiles * prefix_parts
+    most_tasks = (prefix_tasks + num_rows * own_parts) * groups
     lanes = max(triton.next_power_of_2(width), 16)
 
     def scratch(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=query_RHD.device)
 
-    mixed = scratch(prefix_parts + suffix_parts, num_rows, heads, width)
-    totals, tops = scratch(2, prefix_parts + suffix_parts, num_rows, heads)
+    mixed = scratch(prefix_parts + own_parts, num_rows, heads, width)
+    totals, tops = scratch(2, prefix_parts + own_parts, num_rows, heads)
     out = torch.empty(num_rows, heads, width, dtype=query_RHD.dtype, device=query_RHD.device)
     if not num_rows:
         return out
-    parts_kernel[(prefix_tasks + num_rows * suffix_parts, groups)](
+    work = rows.work(Division(launch.split, launch.own, prefix_parts, own_parts, shared, queries, query_tiles))
+    programs = num_programs(_multiprocessors(query_RHD.device), most_tasks, launch)
+    parts_kernel[(programs,)](
         query_RHD,
-        caches.prefix_keys,
-        caches.prefix_values,
-        caches.suffix_keys,
-        caches.suffix_values,
+        caches.keys,
+        caches.values,
         rows.prefix_lengths.contiguous(),
         rows.suffix_lengths.contiguous(),
         rows.members.contiguous(),
         rows.pages.contiguous(),
+        rows.prefix_pages.contiguous(),
+        work.tasks,
+        work.count,
         mixed,
         totals,
         tops,
@@ -68,18 +76,21 @@ def grouped_decode_attention(
         num_rows,
         prefix_tasks,
         prefix_parts,
-        suffix_parts,
+        own_parts,
+        rows.prefix_pages.shape[1],
+        rows.pages.shape[1],
         query_RHD.stride(0),
         query_RHD.stride(1),
-        *caches.prefix_keys.stride()[:3],
-        *caches.suffix_keys.stride()[:3],
+        *caches.keys.stride()[:3],
         MOST=most,
+        GROUPS=groups,
         SHARED=shared,
         WIDTH=width,
         LANES=lanes,
-        SPLIT=split,
-        PAGE=caches.suffix_keys.shape[2],
-        TOKENS=min(split, 32 if wide else 64),
+        SPLIT=launch.split,
+        OWN=launch.own,
+        PAGE=page,
+        TOKENS=tokens,
         QUERY_TILES=query_tiles,
         PREFIX_QUERIES=queries,
         SUFFIX_QUERIES=max(triton.next_power_of_2(shared), 16),
@@ -100,8 +111,8 @@ def grouped_decode_attention(
         HEADS=heads,
         WIDTH=width,
         LANES=lanes,
-        SPLIT=split,
-        PAGE=caches.suffix_keys.shape[2],
+        SPLIT=launch.split,
+        OWN=launch.own,
         BLOCK=8,
         INTERPRETED=not query_RHD.is_cuda,
         num_warps=4,
@@ -109,13 +120,19 @@ def grouped_decode_attention(
     return out
 
 
-def _check(query_RHD: Tensor, caches: LayerCaches) -> None:
-    pairs = ((caches.prefix_keys, caches.prefix_values), (caches.suffix_keys, caches.suffix_values))
-    for keys, values in pairs:
-        if keys.stride() != values.stride() or keys.stride(3) != 1:
-            raise ValueError(
-                f"keys and values must share their strides, the last one 1, got {keys.stride()} and {values.stride()}"
-            )
-    dtypes = {query_RHD.dtype, *(tensor.dtype for pair in pairs for tensor in pair)}
+def _multiprocessors(device: torch.device) -> int:
+    """Of the card; one in the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _check(query_RHD: Tensor, caches: LayerCaches, launch: Launch, tokens: int) -> None:
+    keys, values, page = caches.keys, caches.values, caches.keys.shape[2]
+    if keys.stride() != values.stride() or keys.stride(3) != 1:
+        raise ValueError(
+            f"keys and values must share their strides, the last one 1, got {keys.stride()} and {values.stride()}"
+        )
+    dtypes = {query_RHD.dtype, keys.dtype, values.dtype}
     if len(dtypes) > 1 or query_RHD.stride(2) != 1:
         raise ValueError(f"query and caches must have one dtype and a last stride of 1, got {dtypes}")
+    if tokens < 16 or page % tokens or launch.split % page or launch.own % page:
+        raise ValueError(f"pages must be tiles of 16 tokens or more, and parts pages, got {page} tokens and {launch}")

@@ -1,37 +1,38 @@
 """The inputs of grouped decode attention: the caches of one layer, and the index of a step's rows into them.
 
-Shapes: R rows, Q prefix slots, M rows of a question at most, N pages of suffixes, C pages of a row at most, G key/value
-heads, P capacity of a slot in tokens, S tokens of a page, D head width. CUDA graphs require that the tensors keep their
-addresses while their contents change.
+Shapes: R rows, Q prefix slots, M rows of a question at most, N pages, B pages of a prefix at most, C pages of a row at
+most, G key/value heads, S tokens of a page, D head width. CUDA graphs require that the tensors keep their addresses
+while their contents change.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from data_engine_kernels.work_list import Division, WorkList, work_list
+
 
 @dataclass(frozen=True)
 class LayerCaches:
-    """Keys and values of one layer, in pools that are allocated once.
+    """Keys and values of one layer: one pool of pages for prefixes and suffixes, allocated once.
 
-    Strides: the last must be 1, and keys and values of a pool have the same. Numbers beyond a length do not count, but
-    must be finite (allocate with zeros): the eager path multiplies them by 0.
+    Strides: the last must be 1, and keys and values have the same. Numbers beyond a length do not count, but must be
+    finite (allocate with zeros): the eager path multiplies them by 0.
     """
 
-    prefix_keys: Tensor
-    """[Q, G, P, D]: one prefix in each slot, read by all rows of its question."""
-    prefix_values: Tensor
-    """[Q, G, P, D]"""
-    suffix_keys: Tensor
-    """[N, G, S, D]: pages of the rows' own answers so far, including the newest token."""
-    suffix_values: Tensor
+    keys: Tensor
+    """[N, G, S, D]"""
+    values: Tensor
     """[N, G, S, D]"""
 
 
 @dataclass(frozen=True)
 class RowIndex:
-    """What each row of a step reads, the same in all layers; integers, on the device of the caches."""
+    """What each row of a step reads, the same in all layers; integers, on the device of the caches.
+
+    Made once a step: what follows from it is kept with it.
+    """
 
     slots: Tensor
     """[R]: the row's slot, or -1: an idle row without a prefix."""
@@ -42,7 +43,16 @@ class RowIndex:
     members: Tensor
     """[Q, M]: the rows of each slot, padded with -1; see members_of."""
     pages: Tensor
-    """[R, C]: the pages of the row's suffix, in order; entries beyond its length may be any page."""
+    """[R, C]: the pages of the row's own answer so far, in order; entries beyond its length may be any page."""
+    prefix_pages: Tensor
+    """[Q, B]: the pages of the slot's prefix, in order, read by all rows of its question; see `pages`."""
+    _work: dict[Division, WorkList] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def work(self, by: Division) -> WorkList:
+        """The parts that have work; made for the first layer that is divided so, the same for all others."""
+        if by not in self._work:
+            self._work[by] = work_list(self.prefix_lengths, self.suffix_lengths, self.members, by)
+        return self._work[by]
 
 
 def members_of(slots_R: Tensor, num_slots: int, most: int) -> Tensor:

@@ -74,10 +74,10 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
     Source: attention in two parts merged by their log-sum-exp (online softmax, arXiv:1805.02867).
     """
     num_rows, heads, width = query_RHD.shape
-    groups = caches.suffix_keys.shape[1]
+    groups, page = caches.keys.shape[1:3]
     # The query heads that share a key/value head become rows of one product.
     query = query_RHD.unflatten(1, (groups, -1))
-    keys, values = (_unpaged(pool, rows.pages) for pool in (caches.suffix_keys, caches.suffix_values))
+    keys, values = (_unpaged(pool, rows.pages) for pool in (caches.keys, caches.values))
     own = _partial(query, keys, values, rows.suffix_lengths[:, None, None, None], scale)
     # Rows without a prefix keep these values, which change nothing in the merge.
     prefix = torch.zeros_like(own[0]), torch.zeros_like(own[1]), torch.full_like(own[2], LOWEST)
@@ -87,7 +87,8 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
             continue
         # In the place of members that the slot has not, any other row.
         lane = query[[max(row, 0) for row in members]].transpose(0, 1).reshape(groups, -1, width)
-        keys, values = caches.prefix_keys[slot, :, :length], caches.prefix_values[slot, :, :length]
+        its = rows.prefix_pages[slot : slot + 1, : -(-length // page)]
+        keys, values = (_unpaged(pool, its)[0, :, :length] for pool in (caches.keys, caches.values))
         for whole, part in zip(prefix, _partial(lane, keys, values, length, scale), strict=True):
             part = part.view(groups, len(members), heads // groups, -1).transpose(0, 1)
             whole[there] = part[: len(there)]
@@ -95,7 +96,7 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
 
 
 def _unpaged(pool_NGSD: Tensor, pages_RC: Tensor) -> Tensor:
-    """The tokens of each row's pages in order: a copy [R, G, C x S, D]."""
+    """The tokens of each line's pages in order: a copy [R, G, C x S, D]."""
     return pool_NGSD[pages_RC].transpose(1, 2).flatten(2, 3)
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
+from data_engine_kernels import LayerCaches, RowIndex, layouts, members_of, reference
+from data_engine_kernels.work_list import DEFAULT, Launch
 
 pytestmark = pytest.mark.gpu
 # Tokens of a part of the prefix and of a page, so that tiny caches have several.
-SPLIT, PAGE = 16, 8
+SMALL, PAGE = Launch(split=32, own=16), 16
 SCALE = 0.3
 
 
@@ -28,8 +29,8 @@ def problem(
     dtype: torch.dtype,
     device: torch.device,
     slots: tuple[int, ...] = (2, 0, 2, -1, 0),
-    suffix_lengths: tuple[int, ...] = (1, 20, 7, 0, 16),
-    prefix_lengths: tuple[int, ...] = (33, 5, 16),
+    suffix_lengths: tuple[int, ...] = (1, 40, 14, 0, 32),
+    prefix_lengths: tuple[int, ...] = (66, 10, 32),
     most: int = 3,
     page: int = PAGE,
 ) -> tuple[Tensor, LayerCaches, RowIndex]:
@@ -39,31 +40,31 @@ def problem(
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, width, generator=generator).to(device, dtype)
 
-    # One page more than the longest row needs, and pages in any order; no row has the last one.
-    num_pages = -(-max(suffix_lengths) // page) + 1
-    order = torch.randperm(len(slots) * num_pages, generator=generator)
-    prefix, pool = (len(prefix_lengths), groups, max(prefix_lengths) + 3), (len(order) + 1, groups, page)
-    caches = LayerCaches(randn(*prefix), randn(*prefix), randn(*pool), randn(*pool))
+    # One page more than the longest row and the longest prefix need, and pages in any order; nobody has the last one.
+    own, prefix = (-(-max(lengths) // page) + 1 for lengths in (suffix_lengths, prefix_lengths))
+    order = torch.randperm(len(slots) * own + len(prefix_lengths) * prefix, generator=generator).to(device)
+    pools = (randn(len(order) + 1, groups, page) for _ in range(2))
     index = torch.tensor(slots, device=device)
     lengths = [torch.tensor(some, device=device, dtype=torch.int32) for some in (suffix_lengths, prefix_lengths)]
-    members, pages = members_of(index, len(prefix_lengths), most), order.view(len(slots), num_pages).to(device)
-    return randn(len(slots), heads), caches, RowIndex(index, *lengths, members, pages)
+    members = members_of(index, len(prefix_lengths), most)
+    pages = order[: len(slots) * own].view(-1, own), order[len(slots) * own :].view(-1, prefix)
+    return randn(len(slots), heads), LayerCaches(*pools), RowIndex(index, *lengths, members, *pages)
 
 
-def suffix(pool: Tensor, rows: RowIndex, row: int) -> Tensor:
-    """A row's own tokens [G, S, D], page by page."""
-    return torch.cat([pool[page] for page in rows.pages[row].tolist()], 1)[:, : int(rows.suffix_lengths[row])]
+def in_order(pool: Tensor, pages: Tensor, length: int) -> Tensor:
+    """Tokens [G, S, D], page by page."""
+    return torch.cat([pool[page] for page in pages.tolist()], 1)[:, :length]
 
 
 def exact(query: Tensor, caches: LayerCaches, rows: RowIndex) -> Tensor:
     """One row and head at a time: softmax over the tokens that it sees, in a row."""
     out = torch.zeros(query.shape, dtype=torch.float64, device=query.device)
-    shared = query.shape[1] // caches.suffix_keys.shape[1]
+    shared = query.shape[1] // caches.keys.shape[1]
     for row, slot in enumerate(rows.slots.tolist()):
-        prefix = int(rows.prefix_lengths[slot]) if slot >= 0 else 0
+        prefix, own = int(rows.prefix_lengths[slot]) if slot >= 0 else 0, int(rows.suffix_lengths[row])
         keys_GTD, values_GTD = (
-            torch.cat([pool[slot, :, :prefix], suffix(own, rows, row)], 1).double()
-            for pool, own in ((caches.prefix_keys, caches.suffix_keys), (caches.prefix_values, caches.suffix_values))
+            torch.cat([in_order(pool, rows.prefix_pages[slot], prefix), in_order(pool, rows.pages[row], own)], 1)
+            for pool in (caches.keys.double(), caches.values.double())
         )
         for head in range(query.shape[1] if keys_GTD.shape[1] else 0):
             keys, values = keys_GTD[head // shared], values_GTD[head // shared]
@@ -71,9 +72,9 @@ def exact(query: Tensor, caches: LayerCaches, rows: RowIndex) -> Tensor:
     return out
 
 
-def check(kernel, made: tuple[Tensor, LayerCaches, RowIndex], split: int = SPLIT) -> None:
+def check(kernel, made: tuple[Tensor, LayerCaches, RowIndex], launch: Launch = SMALL) -> None:
     expected = exact(*made)
-    found = kernel.grouped_decode_attention(*made, SCALE, split=split)
+    found = kernel.grouped_decode_attention(*made, SCALE, launch)
     assert found.dtype == made[0].dtype
     error = (found.double() - expected).abs()
     own = (reference.grouped_decode_attention(*made, SCALE).double() - expected).abs()
@@ -102,19 +103,51 @@ def test_it_is_one_softmax_over_prefix_and_suffix(kernel, device, heads, groups,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_more_queries_than_a_tile_holds_take_several(kernel, device, dtype):
     slots = (0, 1, 0, 0, 0, 0)
-    check(kernel, problem(14, 1, 64, dtype, device, slots, (3,) * 6, (20, 9), most=5))
+    check(kernel, problem(14, 1, 64, dtype, device, slots, (3,) * 6, (40, 17), most=5))
+
+
+def test_parts_of_several_pages(kernel, device):
+    """Suffixes too; the last part has one page of three."""
+    check(kernel, problem(4, 2, 64, torch.bfloat16, device), Launch(split=48, own=48))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_row_with_parts_as_long_as_in_earnest(kernel, device, dtype):
     made = problem(2, 1, 64, dtype, device, (0,), (260,), (300,), most=1, page=128)
-    check(kernel, made, split=kernel.SPLIT)
+    check(kernel, made, DEFAULT)
+
+
+@pytest.mark.parametrize("lengths", [(32, 16), (33, 17), (31, 15), (64, 32)], ids=str)
+def test_lengths_about_the_ends_of_parts_and_pages(kernel, device, lengths):
+    """Idle rows and empty slots between the others; of the slots with rows, one has no tokens."""
+    prefix, own = lengths
+    slots, suffixes, prefixes = (3, -1, 0, 3, -1, 2), (own, 3, own, 2 * own, 0, own), (prefix, prefix, 0, 2 * prefix)
+    check(kernel, problem(4, 2, 16, torch.float32, device, slots, suffixes, prefixes))
+
+
+@pytest.mark.parametrize("programs", [1, 7, 10_000])
+def test_bits_do_not_depend_on_the_number_of_programs(kernel, device, programs):
+    """As many as there can be parts, or fewer, each of which computes several; of several tiles, some without rows."""
+    slots = (0, 1, 0, 0, -1, 0)
+    made = problem(14, 2, 64, torch.bfloat16, device, slots, (3, 40, 17, 16, 0, 1), (40, 17, 80), most=12)
+    expected = kernel.grouped_decode_attention(*made, SCALE, SMALL)
+    launch = replace(SMALL, programs=programs)
+    assert torch.equal(kernel.grouped_decode_attention(*made, SCALE, launch), expected)
+
+
+def test_the_list_of_parts_is_made_for_the_first_layer_alone(kernel, device, monkeypatch):
+    query, caches, rows = problem(4, 2, 64, torch.float32, device)
+    made, build = [], layouts.work_list
+    monkeypatch.setattr(layouts, "work_list", lambda *given: made.append(given) or build(*given))
+    for _ in range(3):
+        kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    assert len(made) == 1
 
 
 def test_one_token_is_its_own_value(kernel, device):
     query, caches, rows = problem(4, 2, 64, torch.float32, device, (-1,), (1,), (4,), most=1)
-    found = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
-    assert torch.equal(found, caches.suffix_values[rows.pages[:, 0], :, 0].repeat_interleave(2, 1))
+    found = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    assert torch.equal(found, caches.values[rows.pages[:, 0], :, 0].repeat_interleave(2, 1))
 
 
 def test_scores_far_from_zero_change_nothing(kernel, device):
@@ -125,7 +158,7 @@ def test_scores_far_from_zero_change_nothing(kernel, device):
 
 def test_a_row_that_sees_nothing_gets_zeros(kernel, device):
     made = problem(2, 1, 64, torch.bfloat16, device, (0, -1, 0), (0, 0, 2), (0,))
-    found = kernel.grouped_decode_attention(*made, SCALE, split=SPLIT)
+    found = kernel.grouped_decode_attention(*made, SCALE, SMALL)
     assert not found[:2].any()
     assert found[2].any()
 
@@ -138,57 +171,54 @@ def test_no_rows_give_nothing(kernel, device):
 
 def test_what_lies_behind_a_length_is_not_read(kernel, device):
     query, caches, rows = problem(3, 1, 80, torch.bfloat16, device)
-    clean = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
-    for number, length in enumerate(rows.prefix_lengths.tolist()):
-        caches.prefix_keys[number, :, length:] = caches.prefix_values[number, :, length:] = torch.nan
-    seen = torch.zeros(len(caches.suffix_keys), PAGE, dtype=torch.bool, device=device)
-    for length, pages in zip(rows.suffix_lengths.tolist(), rows.pages.tolist(), strict=True):
-        for token in range(length):
-            seen[pages[token // PAGE], token % PAGE] = True
-    for pool in (caches.suffix_keys, caches.suffix_values):
+    clean = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    seen = torch.zeros(len(caches.keys), PAGE, dtype=torch.bool, device=device)
+    for lengths, lines in ((rows.suffix_lengths, rows.pages), (rows.prefix_lengths, rows.prefix_pages)):
+        for length, pages in zip(lengths.tolist(), lines.tolist(), strict=True):
+            for token in range(length):
+                seen[pages[token // PAGE], token % PAGE] = True
+    for pool in (caches.keys, caches.values):
         pool.transpose(1, 2)[~seen] = torch.nan
-    assert torch.equal(kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT), clean)
+    assert torch.equal(kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL), clean)
 
 
 def test_a_second_run_gives_the_same_bits(kernel, device):
     made = problem(3, 1, 80, torch.bfloat16, device)
-    assert torch.equal(*(kernel.grouped_decode_attention(*made, SCALE, split=SPLIT) for _ in range(2)))
+    assert torch.equal(*(kernel.grouped_decode_attention(*made, SCALE, SMALL) for _ in range(2)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
     query, caches, rows = problem(3, 1, 64, dtype, device)
-    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
     # Other places, another number of the slot, other company, more room, pages elsewhere.
-    elsewhere = torch.randperm(len(caches.suffix_keys), generator=torch.Generator().manual_seed(1)).to(device)
+    elsewhere = torch.randperm(len(caches.keys), generator=torch.Generator().manual_seed(1)).to(device)
+    moved = LayerCaches(caches.keys[elsewhere], caches.values[elsewhere])
     for kept, new_slot in (((4, 2, 1), {0: 2, 2: 1}), ((2,), {2: 0})):
         order = torch.tensor(kept, device=device)
         old_slot = {new: old for old, new in new_slot.items()}
         sources = torch.tensor([old_slot.get(slot, 1) for slot in range(3)], device=device)
         slots = torch.tensor([new_slot[slot] for slot in rows.slots[order].tolist()], device=device)
-        room = torch.zeros(3, 1, 40, 64, dtype=dtype, device=device)
-        moved = LayerCaches(
-            torch.cat([caches.prefix_keys[sources], room], 2),
-            torch.cat([caches.prefix_values[sources], room], 2),
-            caches.suffix_keys[elsewhere],
-            caches.suffix_values[elsewhere],
-        )
+        room = torch.zeros(3, 4, dtype=torch.long, device=device)
+        pages = rows.pages[order], torch.cat([rows.prefix_pages[sources], room], 1)
         lengths = rows.suffix_lengths[order], rows.prefix_lengths[sources]
-        index = RowIndex(slots, *lengths, members_of(slots, 3, 3), elsewhere.argsort()[rows.pages[order]])
-        found = kernel.grouped_decode_attention(query[order], moved, index, SCALE, split=SPLIT)
+        index = RowIndex(slots, *lengths, members_of(slots, 3, 3), *(elsewhere.argsort()[some] for some in pages))
+        found = kernel.grouped_decode_attention(query[order], moved, index, SCALE, SMALL)
         assert torch.equal(found, whole[order])
 
 
 def test_caches_may_lie_in_any_order_but_keys_and_values_alike(kernel, device):
     query, caches, rows = problem(2, 2, 64, torch.float32, device)
-    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, split=SPLIT)
+    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
     # Tokens outermost, rows and pages spread out.
     turned = LayerCaches(*(pool.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3) for pool in vars(caches).values()))
     spread = torch.stack([query, query], 1)[:, 0]
-    wide = RowIndex(*(torch.stack([part, part], -1)[..., 0] for part in vars(rows).values()))
-    assert torch.equal(kernel.grouped_decode_attention(spread, turned, wide, SCALE, split=SPLIT), whole)
-    mixed = replace(caches, prefix_keys=turned.prefix_keys)
+    wide = RowIndex(*(torch.stack([part, part], -1)[..., 0] for name, part in vars(rows).items() if name != "_work"))
+    assert torch.equal(kernel.grouped_decode_attention(spread, turned, wide, SCALE, SMALL), whole)
+    mixed = replace(caches, keys=turned.keys)
     with pytest.raises(ValueError, match="must share their strides"):
         kernel.grouped_decode_attention(query, mixed, rows, SCALE)
     with pytest.raises(ValueError, match="one dtype"):
         kernel.grouped_decode_attention(query.bfloat16(), caches, rows, SCALE)
+    with pytest.raises(ValueError, match="parts pages"):
+        kernel.grouped_decode_attention(query, caches, rows, SCALE, Launch(split=24, own=16))

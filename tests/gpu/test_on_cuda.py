@@ -55,13 +55,13 @@ def test_a_cuda_graph_follows_lengths_slots_and_pages_that_change_in_place(cuda)
     def randn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, 64, device=cuda, dtype=torch.bfloat16)
 
-    query, caches = randn(4, 6), LayerCaches(randn(3, 2, 600), randn(3, 2, 600), randn(13, 2, 128), randn(13, 2, 128))
-    pages = torch.arange(12, device=cuda).view(4, 3)
+    query, caches = randn(4, 6), LayerCaches(randn(28, 2, 128), randn(28, 2, 128))
+    pages, prefix_pages = torch.arange(12, device=cuda).view(4, 3), torch.arange(12, 27, device=cuda).view(3, 5)
     slots = torch.tensor([0, 0, 1, -1], device=cuda)
     suffix_lengths, prefix_lengths = torch.tensor([1, 2, 3, 0], device=cuda), torch.tensor([500, 20, 0], device=cuda)
 
     def step() -> torch.Tensor:
-        rows = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, 3, 2), pages)
+        rows = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, 3, 2), pages, prefix_pages)
         return kernels.grouped_decode_attention(query, caches, rows, 0.1)
 
     # The first call compiles, which a capture must not.
@@ -72,8 +72,10 @@ def test_a_cuda_graph_follows_lengths_slots_and_pages_that_change_in_place(cuda)
     slots.copy_(torch.tensor([2, 1, 1, 0]))
     suffix_lengths.copy_(torch.tensor([300, 1, 40, 7]))
     prefix_lengths.copy_(torch.tensor([256, 0, 599]))
-    pages.copy_(torch.randperm(13)[:12].view(4, 3))
+    order = torch.randperm(28)
+    pages.copy_(order[:12].view(4, 3))
+    prefix_pages.copy_(order[12:27].view(3, 5))
     query.normal_()
     graph.replay()
-    rows = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, 3, 2), pages)
+    rows = RowIndex(slots, suffix_lengths, prefix_lengths, members_of(slots, 3, 2), pages, prefix_pages)
     torch.testing.assert_close(out, reference.grouped_decode_attention(query, caches, rows, 0.1), rtol=0, atol=2e-2)

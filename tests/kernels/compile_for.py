@@ -60,11 +60,10 @@ def compile_only(self, *arguments, grid, warmup, **options) -> None:
 
 def attend(heads: int, groups: int, width: int, dtype: torch.dtype, rows=20, slots=2, pages=4, prefix=640) -> None:
     """Launch decode attention for 10 answers a question."""
-    shapes = [(slots, groups, prefix, width)] * 2 + [(rows * pages, groups, 128, width)] * 2
     which, ones = torch.arange(rows) % slots, torch.ones(rows, dtype=torch.int32)
-    members, own = members_of(which, slots, 10), torch.arange(rows * pages).view(rows, pages)
-    index = RowIndex(which, ones, ones[:slots], members, own)
-    caches = LayerCaches(*(torch.zeros(shape, dtype=dtype) for shape in shapes))
+    members, own = members_of(which, slots, 10), torch.zeros(rows, pages, dtype=torch.long)
+    index = RowIndex(which, ones, ones[:slots], members, own, torch.zeros(slots, -(-prefix // 128), dtype=torch.long))
+    caches = LayerCaches(*(torch.zeros(rows * pages, groups, 128, width, dtype=dtype) for _ in range(2)))
     attention_triton.grouped_decode_attention(torch.zeros(rows, heads, width, dtype=dtype), caches, index, 0.1)
 
 

@@ -19,8 +19,8 @@ def test_on_the_cpu_both_operations_run_without_triton():
         from data_engine_kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of, token_logps
         assert token_logps(torch.zeros(1, 4), torch.zeros(8, 4), torch.tensor([3])).exp().item() - 1 / 8 < 1e-6
         slots, ones = torch.tensor([0]), torch.ones(1, dtype=torch.int32)
-        caches = LayerCaches(*(torch.full((1, 1, 1, 4), number) for number in (1.0, 2.0, 1.0, 4.0)))
-        rows = RowIndex(slots, ones, ones, members_of(slots, 1, 1), slots[:, None])
+        caches = LayerCaches(torch.ones(2, 1, 1, 4), torch.tensor([4.0, 2.0]).view(2, 1, 1, 1).repeat(1, 1, 1, 4))
+        rows = RowIndex(slots, ones, ones, members_of(slots, 1, 1), slots[:, None], slots[:, None] + 1)
         print(grouped_decode_attention(torch.zeros(1, 1, 4), caches, rows, 1.0).tolist())
     """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -40,5 +40,8 @@ def test_the_eager_path_is_the_reference(monkeypatch):
     some = torch.zeros(1, 1)
     assert kernels.token_logps(some, some, some) == "eager logps"
     slots = torch.tensor([0])
-    caches, rows = LayerCaches(*[some] * 4), RowIndex(slots, slots, slots, members_of(slots, 1, 1), slots[:, None])
+    caches, rows = (
+        LayerCaches(some, some),
+        RowIndex(slots, slots, slots, members_of(slots, 1, 1), *[slots[:, None]] * 2),
+    )
     assert kernels.grouped_decode_attention(some, caches, rows, 1.0) == "eager attention"

@@ -41,46 +41,47 @@ def test_more_rows_in_a_slot_than_there_is_room_for_are_refused():
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
 def test_grouped_attention_is_one_softmax_over_prefix_and_suffix(heads, groups):
     generator = torch.Generator().manual_seed(heads)
-    # Two pages of three tokens a row, anywhere.
-    shapes, pages = [(3, groups, 9, 8)] * 2 + [(11, groups, 3, 8)] * 2, torch.randperm(11, generator=generator)[:10]
-    pages = pages.view(5, 2)
-    caches = LayerCaches(*(torch.randn(shape, generator=generator) for shape in shapes))
+    # Two pages of three tokens a row and three a prefix, anywhere.
+    order = torch.randperm(20, generator=generator)
+    pages, prefix_pages = order[:10].view(5, 2), order[10:19].view(3, 3)
+    caches = LayerCaches(*(torch.randn(20, groups, 3, 8, generator=generator) for _ in range(2)))
     query = torch.randn(5, heads, 8, generator=generator)
     slots, own, prefix = torch.tensor([2, 0, 2, -1, 0]), torch.tensor([1, 6, 3, 2, 0]), torch.tensor([9, 4, 1])
-    rows = RowIndex(slots, own, prefix, members_of(slots, 3, 2), pages)
+    rows = RowIndex(slots, own, prefix, members_of(slots, 3, 2), pages, prefix_pages)
     found = reference.grouped_decode_attention(query, caches, rows, 0.5)
     for row, slot in enumerate(slots.tolist()):
         seen = int(prefix[slot]) if slot >= 0 else 0
         keys, values = (
             torch.cat(
-                [pool[max(slot, 0), :, :seen], torch.cat([suffix[page] for page in pages[row]], 1)[:, : own[row]]], 1
+                [
+                    torch.cat([pool[page] for page in prefix_pages[slot]], 1)[:, :seen],
+                    torch.cat([pool[page] for page in pages[row]], 1)[:, : own[row]],
+                ],
+                1,
             ).repeat_interleave(heads // groups, 0)
-            for pool, suffix in (
-                (caches.prefix_keys, caches.suffix_keys),
-                (caches.prefix_values, caches.suffix_values),
-            )
+            for pool in (caches.keys, caches.values)
         )
         expected = ((query[row, :, None] @ keys.transpose(1, 2)) * 0.5).softmax(-1) @ values
         torch.testing.assert_close(found[row], expected[:, 0], rtol=0, atol=1e-6)
 
 
 def test_a_row_that_sees_nothing_gets_zeros():
-    caches = LayerCaches(*(torch.ones(1, 1, 2, 4) for _ in range(4)))
+    caches = LayerCaches(*(torch.ones(1, 1, 2, 4) for _ in range(2)))
     slots, none = torch.tensor([0]), torch.tensor([0])
-    rows = RowIndex(slots, none, none, members_of(slots, 1, 1), none[:, None])
+    rows = RowIndex(slots, none, none, members_of(slots, 1, 1), none[:, None], none[:, None])
     assert not reference.grouped_decode_attention(torch.ones(1, 1, 4), caches, rows, 1.0).any()
 
 
 def test_scores_far_below_zero_change_nothing_where_there_is_no_prefix():
-    caches = LayerCaches(*(torch.full((1, 1, 1, 4), number) for number in (0.0, 0.0, -100.0, 3.0)))
+    caches = LayerCaches(*(torch.full((1, 1, 1, 4), number) for number in (-100.0, 3.0)))
     idle, one = torch.tensor([-1]), torch.tensor([1])
-    rows = RowIndex(idle, one, one, members_of(idle, 1, 1), one[:, None] - 1)
+    rows = RowIndex(idle, one, one, members_of(idle, 1, 1), one[:, None] - 1, one[:, None] - 1)
     # One token is all of the softmax, however small exp(-400) is.
     assert reference.grouped_decode_attention(torch.ones(1, 1, 4), caches, rows, 1.0).tolist() == [[[3.0] * 4]]
 
 
 def test_no_rows_give_nothing():
-    caches = LayerCaches(*(torch.zeros(rows, 1, 2, 4) for rows in (1, 1, 0, 0)))
+    caches = LayerCaches(*(torch.zeros(1, 1, 2, 4) for _ in range(2)))
     none, one = torch.tensor([], dtype=torch.long), torch.tensor([1])
-    rows = RowIndex(none, none, one, members_of(none, 1, 1), none[:, None])
+    rows = RowIndex(none, none, one, members_of(none, 1, 1), none[:, None], one[:, None] - 1)
     assert reference.grouped_decode_attention(torch.ones(0, 2, 4), caches, rows, 1.0).shape == (0, 2, 4)

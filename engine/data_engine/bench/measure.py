@@ -4,7 +4,7 @@ import contextlib
 import logging as python_logging
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def run(sizes: Sizes, options: Options) -> dict:
         if by_vllm:
             stack.enter_context(contextlib.closing(by_vllm))
         found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
-        decoder, rows = _sampling_engine(subject, options.rows, found["decode_rows"])
+        decoder = _sampling_engine(subject, options.rows, found)
         ways = Ways(subject, decoder)
         job = TimedJob(subject, decoder, Path(scratch), found["score_tokens"])
         timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
@@ -79,7 +79,7 @@ def run(sizes: Sizes, options: Options) -> dict:
                     way()
         measured = measure(timed, sizes.rounds, subject.engine.device)
         result = _result(options, ways, job, measured)
-        result["sizes"]["rows"] = rows
+        result["sizes"]["rows"] = decoder.num_rows
         result["vllm"] = by_vllm.version if by_vllm else None
         result["no_vllm"] = why_no_vllm
         result["steady_tokens_a_second"] = ways.refills.rate() if ways.refills else None
@@ -112,14 +112,16 @@ def _by_vllm(subject: Subject, options: Options):
         return None, f"vLLM was not timed: {problem}"
 
 
-def _sampling_engine(subject: Subject, asked_rows: int | None, budget_rows: int) -> tuple[SamplingEngine, int]:
-    """The sampling engine, and the number of its rows."""
-    k = subject.sizes.k
-    samples_per_prompt = k if uses_kernels(subject.engine) else None
-    rows = asked_rows or budget_rows
-    if not (asked_rows or samples_per_prompt):
-        rows = rows_without_pages(rows, subject.engine.device.type)
-    return SamplingEngine(subject.engine, rows, num_slots(rows, k), samples_per_prompt), rows
+def _sampling_engine(subject: Subject, asked_rows: int | None, found: Mapping[str, int]) -> SamplingEngine:
+    """The sampling engine, with as many rows as asked for or as the budgets say."""
+    k, model = subject.sizes.k, subject.engine
+    if uses_kernels(model):
+        rows = asked_rows or found["decode_rows"]
+        return SamplingEngine(model, rows, rows, k, found["decode_pages"])
+    if asked_rows:
+        return SamplingEngine(model, asked_rows, num_slots(asked_rows, k))
+    sizes = found["decode_rows"], found["decode_slots"], found["decode_pages"]
+    return SamplingEngine(model, *rows_without_pages(*sizes, k, subject.sizes.most_tokens))
 
 
 def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:

@@ -11,6 +11,7 @@ from data_engine.models import family_class
 from data_engine.models.base import Target
 from data_engine.models.sharding.placement import Decision
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets
+from data_engine.sampling.native.page_allocator import PAGE
 
 
 def frozen_budgets(
@@ -20,14 +21,16 @@ def frozen_budgets(
     decision: Decision,
     questions_at_once: int,
 ) -> dict[str, int]:
-    """decode_rows, decode_slots and score_tokens, for the memory by which `decision` was made, and the largest model.
+    """decode_rows, decode_slots, decode_pages and score_tokens, for the memory by which `decision` was made, and the
+    largest model.
 
-    `checkpoints` has the model that samples first. No more than `questions_at_once` can fill. Of a split model, and of
-    one that a later start will have to split, the part of the weights counts that _parts tells: log-probs depend on
-    the figures in their last bits, and a later start may have another number of ranks.
+    `checkpoints` has the model that samples first. No more answers at a time than `questions_at_once` have; pages are
+    not fewer for that, since prompts may be long. Of a split model, and of one that a later start will have to split,
+    the part of the weights counts that _parts tells: log-probs depend on the figures in their last bits, and a later
+    start may have another number of ranks.
     """
     if not checkpoints:
-        return {"decode_rows": 1, "decode_slots": 1, "score_tokens": 0}
+        return {"decode_rows": 1, "decode_slots": 1, "decode_pages": 0, "score_tokens": 0}
     apart = config.draws_by_vllm and config.stop_after_stage == stages.SAMPLE
     # The model that samples, or is scored most; a judge where no other model is run.
     itemsize, sampler = target.dtype.itemsize, next(iter(checkpoints.values()))
@@ -63,7 +66,10 @@ def largest_bytes(checkpoints: Mapping[str, Checkpoint], dtype: torch.dtype) -> 
 
 def told(frozen: Mapping[str, int]) -> str:
     """The figures, for the log."""
+    # A run that an earlier version began has no pages.
+    pages = frozen.get("decode_pages", 0)
+    kept = f"{pages * PAGE} tokens of prompts and answers" if pages else f"{frozen['decode_slots']} prompts"
     return (
-        f"{frozen['decode_rows']} answers at a time, {frozen['decode_slots']} prompts kept, "
+        f"{frozen['decode_rows']} answers at a time, {kept} kept, "
         f"{frozen['score_tokens']} tokens a scoring pass (0: one question)"
     )

@@ -46,10 +46,11 @@ def runner(context: StageContext) -> UnitByUnit:
     template: CriticTemplate = context.config.source_flags[NAME].value
     params = SamplingParams(0, 0, 1, 1, template.max_new_tokens)
     # One text a prompt: as many prompts are kept as texts are written.
-    slots = context.budgets["decode_slots"]
+    slots, pages = context.budgets["decode_slots"], context.budgets.get("decode_pages", 0)
+    rows = min(slots, context.budgets["decode_rows"])
     backend = make_backend(
         "plain" if context.model.why_plain else "native",
-        BackendSettings(context.model, params, 1, min(slots, context.budgets["decode_rows"]), slots, context.split),
+        BackendSettings(context.model, params, 1, rows, slots, context.split, num_pages=pages),
     )
     critic = Critic(context, template, backend)
     return UnitByUnit(critic.unit, backend.close)

@@ -58,12 +58,12 @@ class SampleSettings:
 
 def runner(context: StageContext) -> "SamplingRunner":
     """The runner of the sampling stage."""
-    model, settings = context.model, settings_of(context.config)
+    model, settings, sizes = context.model, settings_of(context.config), context.budgets
     backend = make_backend(
         "plain" if model.why_plain else BACKEND,
         BackendSettings(
-            model, settings.params, settings.k, context.budgets["decode_rows"], context.budgets["decode_slots"],
-            split=context.split,
+            model, settings.params, settings.k, sizes["decode_rows"], sizes["decode_slots"], split=context.split,
+            num_pages=sizes.get("decode_pages", 0),
         ),
     )  # fmt: skip
     return SamplingRunner(backend, model, context.idx_type, settings, context.decode)

@@ -37,6 +37,8 @@ class BackendSettings:
     """prompts kept at a time"""
     split: bool = False
     """the model is split over ranks, which make each call of it together"""
+    num_pages: int = 0
+    """of prompts and answers, where caches are paged; 0: as many as rows and slots ask for"""
     options: Mapping[str, object] = field(default_factory=dict)
     """of this back end alone"""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from data_engine.sampling.native.kv_cache import STRAGGLERS, num_slots
-from data_engine.sampling.native.page_allocator import PAGE, pages_of
+from data_engine.sampling.native.page_allocator import PAGE, PROMPT_TOKENS, pages_of
 
 # Answers decoded at a time: beyond this the products gain nothing.
 MOST_ROWS = {"cpu": 160, "cuda": 640}
@@ -19,8 +19,10 @@ MOST_ROWS = {"cpu": 160, "cuda": 640}
 MOST_TOKENS = {"cpu": 0, "cuda": 16384}
 # Of the memory that weights leave, the caches of the sampling loop may take so much; the rest is for its activations.
 CACHES_SHARE = {"cpu": 0.5, "cuda": 0.8}
-# A prompt with its image, where no question is known yet.
-PROMPT_TOKENS = 704
+# On a GPU: of the pages that an answer may fill, what one takes on average; and how many prompts are in the caches for
+# each that the rows would need if no answer of a question outlived the others. Counted without a model, with lengths as
+# in the bench (log-normal, mean 120, cut at 512): 1.2 pages in flight and 1.4 at the end, of 4; and 2.2 prompts.
+ANSWER_SHARE, PROMPTS_ALIVE = 3 / 8, 2.2
 # Numbers that a token of a scoring pass keeps alive, for each of the decoder's width: activations of the widest layer.
 ACTIVATIONS = 48
 
@@ -50,21 +52,34 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens: int) -> dict[str, int]:
-    """decode_rows, decode_slots and score_tokens for `memory` bytes; 1 row at least, whatever it says.
+    """decode_rows, decode_slots, decode_pages and score_tokens for `memory` bytes; 1 row at least, whatever it says.
 
-    On a GPU rows share pages, half of what they could fill (pages.num_pages).
+    On a GPU, pages are what memory holds, and rows as many as those do for on average; each may be of another question.
     """
     room = max(0, memory - needs.weights)
-    prefix_share = STRAGGLERS / k * PROMPT_TOKENS
-    suffix = PAGE * max(1, pages_of(max_new_tokens) / 2) if device_type == "cuda" else max_new_tokens
-    row = needs.cached_token * (suffix + prefix_share) + needs.answer_state
-    rows = int(room * CACHES_SHARE.get(device_type, 0.5) / row)
-    rows = max(1, min(MOST_ROWS.get(device_type, 160), rows))
+    kept, most = int(room * CACHES_SHARE.get(device_type, 0.5)), MOST_ROWS.get(device_type, 160)
+    if device_type == "cuda":
+        page, longest, prompt = PAGE * needs.cached_token, pages_of(max_new_tokens), pages_of(PROMPT_TOKENS)
+        average = max(1, ANSWER_SHARE * longest) + min(1, PROMPTS_ALIVE / k) * prompt
+        rows = max(1, min(most, int(kept / (average * page + needs.answer_state))))
+        pages = (kept - rows * needs.answer_state) // page
+        # For one answer at least; at most for all rows at their longest, each behind a prompt of its own.
+        pages = max(longest + prompt, min(pages, rows * (longest + prompt)))
+        found = {"decode_slots": rows, "decode_pages": pages}
+    else:
+        row = needs.cached_token * (max_new_tokens + STRAGGLERS / k * PROMPT_TOKENS) + needs.answer_state
+        rows = max(1, min(most, int(kept / row)))
+        found = {"decode_slots": num_slots(rows, k), "decode_pages": 0}
     # While a pass is scored, the keys and values of its prompts are kept beside its activations.
     tokens = min(MOST_TOKENS.get(device_type, 0), room // 2 // (needs.activated_token + needs.cached_token))
-    return {"decode_rows": rows, "decode_slots": num_slots(rows, k), "score_tokens": tokens}
+    return {"decode_rows": rows, **found, "score_tokens": tokens}
 
 
-def rows_without_pages(rows: int, device_type: str) -> int:
-    """How many of the rows fit where each keeps room for its longest suffix."""
-    return max(1, rows // 2) if device_type == "cuda" else rows
+def rows_without_pages(rows: int, slots: int, pages: int, k: int, max_new_tokens: int) -> tuple[int, int]:
+    """Rows and slots that the memory of so many pages holds where each row has room for its longest answer, and each
+    slot for a usual prompt; without pages, as many as there are.
+    """
+    if not pages:
+        return rows, slots
+    rows = max(1, min(rows, int(pages * PAGE / (max_new_tokens + STRAGGLERS / k * PROMPT_TOKENS))))
+    return rows, min(slots, num_slots(rows, k))

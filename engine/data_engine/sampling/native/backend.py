@@ -19,14 +19,13 @@ from data_engine_kernels import use_triton
 
 
 def make(settings: BackendSettings) -> "NativeBackend":
-    """The native back end, with paged suffixes and captured steps where the device has the kernels for them."""
-    model, rows = settings.model, settings.num_rows
+    """The native back end, with paged caches and captured steps where the device has the kernels for them."""
+    model, k, sizes = settings.model, settings.samples_per_prompt, (settings.num_rows, settings.num_slots)
     # The calls of a split model are agreed on one by one, which no captured step can do.
-    paged = uses_kernels(model) and not settings.split
-    if not paged:
-        rows = rows_without_pages(rows, model.device.type)
-    samples = settings.samples_per_prompt if paged else None
-    return NativeBackend(SamplingEngine(model, rows, settings.num_slots, samples), settings)
+    if uses_kernels(model) and not settings.split:
+        return NativeBackend(SamplingEngine(model, *sizes, k, settings.num_pages), settings)
+    sizes = rows_without_pages(*sizes, settings.num_pages, k, settings.params.max_new_tokens)
+    return NativeBackend(SamplingEngine(model, *sizes), settings)
 
 
 def uses_kernels(model: VisionLanguageModel) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_engine.models.attention import LayerCall, Seen
 from data_engine.models.attention_math import attention_with_lse, merged, with_sinks
-from data_engine.sampling.native.kv_cache import KVCache
+from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers
 from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.requests import Sequence
 
@@ -93,6 +93,7 @@ class EagerRows:
 
     def __init__(self, caches: KVCache, lanes: Lanes, prefix_lengths: abc.Sequence[int], num_rows: int) -> None:
         self.caches, self.lanes, self.prefix_lengths = caches, lanes, prefix_lengths
+        self.kept: SlotBuffers = caches.kept
         self.at = caches.lengths_R[:num_rows] - 1
         self.runs = [self._run(*run) for run in lanes.runs]
         # Tokens of the longest sequence, prefix and suffix.
@@ -137,16 +138,15 @@ class EagerRows:
         groups = call.key.shape[1]
         if groups not in self._places:
             # By head, with rows, heads and tokens of a suffix buffer as one dimension.
-            each = torch.arange(len(self.at) * groups, device=self.at.device) * self.caches.suffix_tokens
+            each = torch.arange(len(self.at) * groups, device=self.at.device) * self.kept.suffix_tokens
             self._places[groups] = each + self.at.repeat_interleave(groups)
-        caches = self.caches
-        for cache, new in ((caches.suffix_keys, call.key), (caches.suffix_values, call.value)):
+        for cache, new in ((self.kept.suffix_keys, call.key), (self.kept.suffix_values, call.value)):
             width = new.shape[-1]
             cache[call.layer].view(-1, width).index_copy_(0, self._places[groups], new.reshape(-1, width))
 
     def _prefixes(self, layer: int, biases: list[Tensor] | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """By lane, the keys and values of its prefix [G, P, D], and what its rows do not see of them [n, P]."""
-        keys, values = self.caches.prefix_keys[layer], self.caches.prefix_values[layer]
+        keys, values = self.kept.prefix_keys[layer], self.kept.prefix_values[layer]
         lengths = [(slot, self.prefix_lengths[slot]) for slot, _, _ in self.lanes.lanes]
         biases = [None] * len(lengths) if biases is None else biases
         return [
@@ -178,7 +178,7 @@ class EagerRows:
         return out.transpose(0, 1), lse.transpose(0, 1)
 
     def _suffixes(self, call: LayerCall, query_RGgD: Tensor, biases: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        keys, values = self.caches.suffix_keys[call.layer], self.caches.suffix_values[call.layer]
+        keys, values = self.kept.suffix_keys[call.layer], self.kept.suffix_values[call.layer]
         biases = [behind for *_, behind in self.runs] if biases is None else biases
         parts = [
             attention_with_lse(query_RGgD[run], keys[run, :, :longest], values[run, :, :longest], call.scores, bias)

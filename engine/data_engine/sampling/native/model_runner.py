@@ -17,7 +17,8 @@ from data_engine.models.attention import Layout, attending
 from data_engine.models.base import Prompt, VisionLanguageModel, sent
 from data_engine.models.prefix import run_prefix
 from data_engine.sampling.draw import SamplingParams, next_tokens
-from data_engine.sampling.native.kv_cache import KVCache
+from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers
+from data_engine.sampling.native.page_allocator import PageAllocator, pages_of
 from data_engine.sampling.requests import Sequence
 
 # Stands in the place of a token that was drawn from logits of which one is NaN or infinite.
@@ -60,18 +61,15 @@ class ModelRunner:
 
     def serves(self, num_rows: int, params: SamplingParams) -> bool:
         """Whether its buffers and steps are those for so many rows and these values; they may have room for more."""
+        if self.caches.num_rows != num_rows or isinstance(self.caches.kept, SlotBuffers):
+            return self.caches.num_rows == num_rows and params == self.params
         bounded = replace(params, max_new_tokens=self.params.max_new_tokens)
-        caches = self.caches
-        return (
-            caches.num_rows == num_rows
-            and self.params == bounded
-            and (params.max_new_tokens <= caches.suffix_tokens if caches.paged else params == self.params)
-        )
+        return self.params == bounded and params.max_new_tokens <= self.caches.kept.suffix_tokens
 
-    def prefill(self, prompt: Prompt, slot: int) -> None:
-        """Run a prompt: its keys and values into the slot, and the logits of every first token."""
+    def prefill(self, prompt: Prompt, slot: int, pages: abc.Sequence[int]) -> None:
+        """Run a prompt: its keys and values into the slot, in these pages if any; the logits of every first token."""
         prefix = run_prefix(self.model, prompt)
-        if self.caches.store(slot, prefix):
+        if self.caches.store(slot, prefix, pages):
             self.placement.caches_moved()
         self.caches.first_logits_QV[slot] = self.model.head.logits(prefix.end.hidden_D[None])[0]
         self.prefix_lengths[slot] = prefix.length
@@ -87,6 +85,13 @@ class ModelRunner:
         self.seen_RV.index_fill_(0, which, False)
         return self._draw(self.caches.first_logits_QV[state[3]], which)
 
+    def page_allocator(self) -> PageAllocator | None:
+        """All pages of the pool, free; None where caches are not paged."""
+        kept = self.caches.kept
+        if isinstance(kept, SlotBuffers):
+            return None
+        return PageAllocator(kept.num_pages - 1, pages_of(self.params.max_new_tokens))
+
     def next(self, rows: abc.Sequence[Sequence]) -> Tensor:
         """Feed each row its newest token and draw the next [N]."""
         return self.placement.step(self, rows)
@@ -98,12 +103,12 @@ class ModelRunner:
     def give_pages(self, places: abc.Sequence[int], numbers: abc.Sequence[int], pages: abc.Sequence[int]) -> None:
         """For each of the rows `places`: the page of that number in its order is that page of the caches."""
         where = self._sent([places, numbers, pages])
-        self.caches.pages_RC[where[0], where[1]] = where[2]
+        self.caches.kept.pages_RC[where[0], where[1]] = where[2]
 
     def clean(self, pages: abc.Sequence[int]) -> None:
         """Overwrite unused suffixes with zeros: 0 x NaN is NaN, and masked keys and values are multiplied by 0."""
         which = self._sent(pages)
-        for cache in self.caches.suffixes():
+        for cache in self.caches.kept.suffixes():
             cache.index_fill_(0, which, 0)
 
     def _sent(self, numbers: abc.Sequence) -> Tensor:
@@ -136,3 +141,24 @@ class ModelRunner:
         caches.tokens_R[which] = drawn
         caches.lengths_R[which] += 1
         return torch.where(sound, drawn, NOT_FINITE)
+
+
+class TokensInFlight:
+    """Tokens that a step draws, or that answers begin with, by the number of the step that they were launched with.
+
+    `read` waits for these alone, not for what was launched after them.
+    """
+
+    def __init__(self, rows: abc.Sequence[Sequence], tokens_N: Tensor, step: int) -> None:
+        self.rows, self.step, self._arrived = rows, step, None
+        self._tokens = tokens_N
+        if tokens_N.is_cuda:
+            self._tokens = torch.empty(tokens_N.shape, dtype=tokens_N.dtype, pin_memory=True)
+            self._tokens.copy_(tokens_N, non_blocking=True)
+            # Of the tokens' device, which need not be the current one.
+            self._arrived = torch.cuda.current_stream(tokens_N.device).record_event()
+
+    def read(self) -> list[int]:
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._tokens.tolist()

@@ -1,4 +1,4 @@
-"""Pages of suffixes: a row takes another one when its last is full, since few answers get as long as they may.
+"""Pages of prompts and answers: an answer takes another one when its last is full, since few get as long as they may.
 
 How many answers go on at a time follows from how long those before them got, so that pages rarely run out.
 """
@@ -10,6 +10,8 @@ from data_engine.sampling.requests import Sequence
 
 # Tokens of a page.
 PAGE = 128
+# A prompt with its image, where no question is known yet.
+PROMPT_TOKENS = 704
 # How many answers that filled each of their pages are taken as seen before the first: a start expects long ones.
 SEEN = 8
 
@@ -19,10 +21,10 @@ def pages_of(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
-def num_pages(num_rows: int, suffix_tokens: int) -> int:
-    """Pages for so many rows: half of what they could fill, and enough for any one."""
-    longest = pages_of(suffix_tokens)
-    return max(num_rows, num_rows * longest // 2, longest)
+def num_pages_of(num_rows: int, num_prompts: int, max_new_tokens: int) -> int:
+    """Pages for so many rows, half of what they could fill, and enough for any one; and for so many usual prompts."""
+    longest = pages_of(max_new_tokens)
+    return max(num_rows, num_rows * longest // 2, longest) + num_prompts * pages_of(PROMPT_TOKENS)
 
 
 class PageAllocator:
@@ -36,6 +38,7 @@ class PageAllocator:
         """`longest`: the most pages that an answer fills."""
         self.number, self.longest = number, longest
         self.free = deque(range(1, number + 1))
+        self._of_prompts = 0
         # Of answers with so many pages, how many took another one, and how many ended.
         self._went_on = [SEEN] * (longest + 1)
         self._ended = [0] * (longest + 1)
@@ -52,10 +55,29 @@ class PageAllocator:
         self.free.extend(row.pages)
         row.pages = []
 
-    def suffice_for_another(self, rows: Iterable[Sequence]) -> bool:
-        """Whether one more answer beside `rows` can be expected to find its pages, if all of them were at their end."""
-        expected = self.expected()
-        return bool(self.free) and expected[1] + sum(expected[len(row.pages)] for row in rows) <= self.number
+    def take_for_prompt(self, tokens: int) -> list[int]:
+        """The pages of a prompt, of those that are free."""
+        taken = [self.free.popleft() for _ in range(pages_of(tokens))]
+        self._of_prompts += len(taken)
+        return taken
+
+    def release_prompt(self, pages: Iterable[int]) -> None:
+        """Free the pages of a prompt that no row reads."""
+        pages = list(pages)
+        self.free.extend(pages)
+        self._of_prompts -= len(pages)
+
+    def can_ever_hold(self, prompt_tokens: int) -> bool:
+        """Whether one answer to such a prompt fits with nothing beside it, however long it gets."""
+        return pages_of(prompt_tokens) + self.longest <= self.number
+
+    def suffice_for_another(self, rows: Iterable[Sequence], prompt_tokens: int = 0) -> bool:
+        """Whether one more answer beside `rows`, and its prompt, can be expected to find their pages, if all answers
+        were at their end.
+        """
+        expected, prompts = self.expected(), self._of_prompts + pages_of(prompt_tokens)
+        answers = expected[1] + sum(expected[len(row.pages)] for row in rows)
+        return len(self.free) > pages_of(prompt_tokens) and prompts + answers <= self.number
 
     def expected(self) -> list[float]:
         """How many pages an answer that has n is expected to have at its end, for each n, 0 for none; from those that

@@ -1,4 +1,4 @@
-"""A decode step by one operation on paged suffixes: the kernel's attention, captured in a CUDA graph on a GPU.
+"""A decode step by one operation on paged caches: the kernel's attention, captured in a CUDA graph on a GPU.
 
 A step always has all rows of the caches; those without an answer are idle. So every product has the same shape in
 every step, and an answer's bits follow from its own prefix and tokens alone, whatever runs beside it: kernels/README.md
@@ -14,6 +14,7 @@ from torch import Tensor
 from data_engine.models.attention import DoesNotFit, LayerCall
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.native.page_pool import PagePool
 from data_engine.sampling.native.step_graphs import Captures, Graph
 from data_engine.sampling.requests import Sequence
 from data_engine_kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of
@@ -28,26 +29,28 @@ class FusedRows:
     describes_masks = True
 
     def __init__(self, caches: KVCache, most: int) -> None:
-        self.caches = caches
+        self.pool: PagePool = caches.kept
+        self._kinds, pool = caches.kinds, self.pool
         slots, idle = caches.slots_R, caches.slots_R < 0
         lengths = caches.lengths_R.masked_fill(idle, 0)
         members = members_of(slots, caches.num_slots, most)
-        self.index = RowIndex(slots, lengths, caches.prefix_lengths_Q, members, caches.pages_RC)
+        tables = pool.pages_RC, pool.prefix_pages_QB
+        self.index = RowIndex(slots, lengths, caches.prefix_lengths_Q, members, *tables)
         # Where each row's new token goes.
         newest = (lengths - 1).clamp(min=0)
-        self.page = caches.pages_RC.gather(1, newest[:, None] // caches.page_tokens)[:, 0].masked_fill(idle, 0)
-        self.place = newest % caches.page_tokens
+        self.page = pool.pages_RC.gather(1, newest[:, None] // pool.page_tokens)[:, 0].masked_fill(idle, 0)
+        self.place = newest % pool.page_tokens
 
     def attend(self, call: LayerCall) -> Tensor:
-        caches, layer = self.caches, call.layer
-        usual = call.is_usual and not caches.kinds[layer].cross
-        if not usual or call.seen(caches.prefix_tokens + caches.suffix_tokens):
+        layer = call.layer
+        usual = call.is_usual and not self._kinds[layer].cross
+        if not usual or call.seen(self.pool.longest):
             raise DoesNotFit(f"the kernels do not know what layer {layer} does")
-        keys, values = caches.suffix_keys[layer], caches.suffix_values[layer]
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
         keys[self.page, :, self.place] = call.key[:, :, 0]
         values[self.page, :, self.place] = call.value[:, :, 0]
-        pools = LayerCaches(caches.prefix_keys[layer], caches.prefix_values[layer], keys, values)
-        return grouped_decode_attention(call.query[:, :, 0], pools, self.index, call.scale)[:, :, None]
+        out = grouped_decode_attention(call.query[:, :, 0], LayerCaches(keys, values), self.index, call.scale)
+        return out[:, :, None]
 
 
 class PagedRows:

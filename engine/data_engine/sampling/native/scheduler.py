@@ -19,35 +19,16 @@ from data_engine.models.base import VisionLanguageModel
 from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.cpu_attention import OrderedRows
-from data_engine.sampling.native.kv_cache import KVCache, num_slots
-from data_engine.sampling.native.model_runner import NOT_FINITE, ModelRunner
-from data_engine.sampling.native.page_allocator import PageAllocator
+from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers, num_slots
+from data_engine.sampling.native.model_runner import NOT_FINITE, ModelRunner, TokensInFlight
+from data_engine.sampling.native.page_allocator import num_pages_of, pages_of
+from data_engine.sampling.native.page_pool import PagePool
 from data_engine.sampling.native.paged_attention import PagedRows
+from data_engine.sampling.native.prompts_kept import PromptsKept
 from data_engine.sampling.native.step_graphs import Captures
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest, Queue, Sequence
 
 log = logging.getLogger(__name__)
-
-
-class _TokensInFlight:
-    """Tokens that a step draws, or that answers begin with, by the number of the step that they were launched with.
-
-    `read` waits for these alone, not for what was launched after them.
-    """
-
-    def __init__(self, rows: list[Sequence], tokens_N: Tensor, step: int) -> None:
-        self.rows, self.step, self._arrived = rows, step, None
-        self._tokens = tokens_N
-        if tokens_N.is_cuda:
-            self._tokens = torch.empty(tokens_N.shape, dtype=tokens_N.dtype, pin_memory=True)
-            self._tokens.copy_(tokens_N, non_blocking=True)
-            # Of the tokens' device, which need not be the current one.
-            self._arrived = torch.cuda.current_stream(tokens_N.device).record_event()
-
-    def read(self) -> list[int]:
-        if self._arrived:
-            self._arrived.synchronize()
-        return self._tokens.tolist()
 
 
 class Scheduler:
@@ -66,19 +47,19 @@ class Scheduler:
         self.num_steps = 0
         self.placement = runner.placement
         self.rows: list[Sequence] = []
-        # Of each question in flight: its slot, and how many of its answers are in flight.
-        self.slots: dict[int, int] = {}
-        self.alive: dict[int, int] = {}
-        caches = runner.caches
-        self.free_slots = deque(range(caches.num_slots))
-        self.pages = PageAllocator(caches.num_pages - 1, caches.pages_RC.shape[1]) if caches.paged else None
-        self.in_flight: deque[_TokensInFlight] = deque()
+        self.pages = runner.page_allocator()
+        self.prompts = PromptsKept(runner, self.pages)
+        self.in_flight: deque[TokensInFlight] = deque()
+        self.too_large: deque[Sequence] = deque()
 
     def run(self) -> Iterator[Completion | None]:
         while True:
             # Without lag, a row whose answer ends with its first token is free again before the step.
             while self._refill() and not self.lag:
                 yield from self._collect()
+            while self.too_large:
+                row = self.too_large.popleft()
+                yield Completion(row.number, row.sample_index, [], TOO_LARGE)
             if self.pauses and len(self.rows) < self.runner.caches.num_rows and not self.queue.first():
                 yield None
                 if self.queue.first():
@@ -90,8 +71,8 @@ class Scheduler:
             yield from self._collect()
 
     def unfinished(self) -> list[Sequence]:
-        """Answers that were begun and not given out."""
-        rows = [*self.rows, *(row for drawn in self.in_flight for row in drawn.rows)]
+        """Answers that were taken from the queue and not given out."""
+        rows = [*self.too_large, *self.rows, *(row for drawn in self.in_flight for row in drawn.rows)]
         return [row for row in {id(row): row for row in rows}.values() if not row.ended]
 
     def _step(self) -> None:
@@ -104,7 +85,7 @@ class Scheduler:
     def _sent(self, rows: list[Sequence], drawn: Tensor, step: int) -> None:
         for row in rows:
             row.drawn += 1
-        self.in_flight.append(_TokensInFlight(list(rows), drawn, step))
+        self.in_flight.append(TokensInFlight(list(rows), drawn, step))
 
     def _collect(self) -> Iterator[Completion]:
         """Read the tokens that are `lag` steps old, or all where no step follows; yield the answers that they end.
@@ -146,9 +127,16 @@ class Scheduler:
             gaps = []
         places = deque([*gaps, *range(len(self.rows), self.runner.caches.num_rows)])
         fresh: list[int] = []
-        while places and (row := self.queue.first()) and self._has_room(row):
-            self._admit(row)
+        while places and (row := self.queue.first()):
+            if not self.prompts.can_ever_hold(row):
+                self.too_large.extend(self.queue.drop())
+                continue
+            if not self.prompts.make_room(row, self.rows):
+                break
+            self.prompts.add(row)
             self.queue.pop()
+            if self.pages:
+                self.pages.take(row)
             place = places.popleft()
             self.rows[place : place + 1] = [row]
             fresh.append(place)
@@ -157,22 +145,6 @@ class Scheduler:
             self.placement.changed()
             self._draw_first(fresh)
         return bool(fresh)
-
-    def _has_room(self, row: Sequence) -> bool:
-        slot = row.number in self.slots or bool(self.free_slots)
-        return slot and (not self.pages or self.pages.suffice_for_another(self.rows))
-
-    def _admit(self, row: Sequence) -> None:
-        """Give a sequence its slot and first page; the first sequence of a question has its prompt prefilled."""
-        if row.number not in self.slots:
-            slot = self.free_slots[0]
-            self.runner.prefill(row.request.prompt, slot)
-            self.free_slots.popleft()
-            self.slots[row.number], self.alive[row.number] = slot, 0
-        row.slot = self.slots[row.number]
-        self.alive[row.number] += 1
-        if self.pages:
-            self.pages.take(row)
 
     def _draw_first(self, places: list[int]) -> None:
         rows = [self.rows[place] for place in places]
@@ -183,15 +155,16 @@ class Scheduler:
         self._sent(rows, drawn, self.num_steps + bool(self.lag))
 
     def _allocate_pages(self) -> None:
-        """Give another page to each sequence that has filled its last. When pages run out, the shortest sequence is
-        preempted: its pages are freed, and it restarts later. The longest never is, which guarantees progress.
+        """Give another page to each sequence that has filled its last. When pages run out, prompts that no sequence
+        reads are dropped; then the shortest sequence is preempted: its pages are freed, and it restarts later. The
+        longest never is, which guarantees progress.
         """
         given = set()
-        size = self.runner.caches.page_tokens
-        full = [row for row in self.rows if row.drawn > len(row.pages) * size]
+        full = [row for row in self.rows if pages_of(row.drawn) > len(row.pages)]
         for row in sorted(full, key=Sequence.preemption_order, reverse=True):
             while not self.pages.free and not row.ended:
-                self._preempt(min((one for one in self.rows if not one.ended), key=Sequence.preemption_order))
+                if not self.prompts.drop_unread():
+                    self._preempt(min((one for one in self.rows if not one.ended), key=Sequence.preemption_order))
             if not row.ended:
                 self.pages.take(row)
                 given.add(row)
@@ -208,14 +181,10 @@ class Scheduler:
         self._release(row, at_its_end=False)
 
     def _release(self, row: Sequence, at_its_end: bool = True) -> None:
-        """Free a row's pages, and the slot of a question with its last row, unless more of its answers are waiting."""
+        """Free a row's pages, and what its prompt holds with the last row of its question."""
         if self.pages:
             self.pages.release(row, at_its_end)
-        self.alive[row.number] -= 1
-        waiting = self.queue.first()
-        if not self.alive[row.number] and not (waiting and waiting.number == row.number):
-            self.free_slots.append(self.slots.pop(row.number))
-            del self.alive[row.number]
+        self.prompts.remove(row, self.queue.first())
 
     def _close(self, gaps: list[int]) -> None:
         """Move sequences from the end of the batch into gaps that no new one fills."""
@@ -230,13 +199,20 @@ class SamplingEngine:
     """A model with caches for `num_rows` answers at a time, which stay from one unit to the next."""
 
     def __init__(
-        self, model: VisionLanguageModel, num_rows: int, num_slots: int, samples_per_prompt: int | None = None
+        self,
+        model: VisionLanguageModel,
+        num_rows: int,
+        num_slots: int,
+        samples_per_prompt: int | None = None,
+        num_pages: int = 0,
     ) -> None:
-        """With `samples_per_prompt`, the most answers that a question has, suffixes are paged, the kernel does the
+        """With `samples_per_prompt`, the most answers that a question has, caches are paged, the kernel does the
         attention of a step, and a GPU captures steps in CUDA graphs; without it, steps are plain torch.
+
+        `num_pages`: of the pool; 0: half of what the rows can fill, and those of `num_slots` prompts of usual length.
         """
         self.model, self.num_rows, self.num_slots = model, num_rows, num_slots
-        self.samples_per_prompt = samples_per_prompt
+        self.samples_per_prompt, self.num_pages = samples_per_prompt, num_pages
         self.is_invariant = samples_per_prompt is not None
         """whether an answer's bits are the same whatever is drawn beside it, with this number of rows"""
         self.retries = 0
@@ -262,17 +238,22 @@ class SamplingEngine:
         The draws depend on the keys alone; the number of rows changes only rounding (about 1e-6 in fp32), and so do the
         answers beside one where the engine is not `is_invariant`. Where memory runs out, the answers that are not
         finished are drawn again, half as many at a time; a question for which it does not suffice with one answer at a
-        time is TOO_LARGE. Raises UserError where every question was.
+        time, or whose prompt the pool does not hold, is TOO_LARGE. Raises UserError where every question was.
         """
-        queue, rows, self.retries, too_large = Queue(requests), self.num_rows, 0, []
+        queue, rows, self.retries, too_large = Queue(requests), self.num_rows, 0, deque()
         while True:
             loop = None
             try:
                 with naming_out_of_memory(self.model):
                     loop = Scheduler(self._runner_for(rows, params), queue, self.lag, pauses)
                     for sampled in loop.run():
-                        self._answered = self._answered or sampled is not None
-                        yield sampled
+                        if sampled and sampled.finish_reason == TOO_LARGE:
+                            too_large.append(sampled)
+                        else:
+                            self._answered = self._answered or sampled is not None
+                            yield sampled
+                        while self._answered and too_large:
+                            yield too_large.popleft()
                 break
             except torch.OutOfMemoryError:
                 self.retries += 1
@@ -298,13 +279,21 @@ class SamplingEngine:
         if self._runner is None or not self._runner.serves(rows, params):
             # The old caches go first.
             self._runner = None
-            slots = max(1, self.num_slots * rows // self.num_rows)
-            caches = KVCache(self.model, rows, slots, params.max_new_tokens, paged=self.samples_per_prompt is not None)
-            samples = self.samples_per_prompt
-            placement = PagedRows(samples, self._captures) if samples else OrderedRows()
-            self._runner = ModelRunner(self.model, caches, params, placement)
+            sizes = rows, max(1, self.num_slots * rows // self.num_rows)
+            if self.samples_per_prompt:
+                kept = PagePool(self.model, *sizes, params.max_new_tokens, self._pages_for(rows, params.max_new_tokens))
+                placement = PagedRows(self.samples_per_prompt, self._captures)
+            else:
+                kept, placement = SlotBuffers(self.model, *sizes, params.max_new_tokens), OrderedRows()
+            self._runner = ModelRunner(self.model, KVCache(self.model, *sizes, kept), params, placement)
         self._runner.params = params
         return self._runner
+
+    def _pages_for(self, rows: int, max_new_tokens: int) -> int:
+        """The pool's share for so many rows; a quarter, or what the longest sequence takes, however few they are."""
+        whole = self.num_pages or num_pages_of(self.num_rows, self.num_slots, max_new_tokens)
+        least = min(whole // 4, pages_of(self.model.max_positions) + 1)
+        return max(whole * rows // self.num_rows, least)
 
 
 def sample(
