@@ -59,6 +59,12 @@ def test_small_models_stop_where_more_gains_nothing():
     assert (found["decode_rows"], found["decode_pages"]) == (640, 640 * 7)
 
 
+def test_a_model_that_keeps_states_alone_has_rows_and_a_pool_that_costs_nothing():
+    found = budgets(10 * GB, Needs(weights=GB, cached_token=0, activated_token=10, answer_state=10**8), "cuda", 10, 512)
+    assert found["decode_rows"] == 72
+    assert found["decode_pages"] <= 72 * 10
+
+
 def test_without_pages_a_row_keeps_room_for_its_longest_answer():
     """691 pages are 88,448 tokens: 512 for an answer and 2.5 / 10 x 704 for prompts make 128 rows and 34 slots."""
     assert rows_without_pages(245, 245, 691, 10, 512) == (128, 34)

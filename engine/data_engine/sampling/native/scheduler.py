@@ -199,13 +199,9 @@ class SamplingEngine:
     """A model with caches for `num_rows` answers at a time, which stay from one unit to the next."""
 
     def __init__(
-        self,
-        model: VisionLanguageModel,
-        num_rows: int,
-        num_slots: int,
-        samples_per_prompt: int | None = None,
-        num_pages: int = 0,
-    ) -> None:
+        self, model: VisionLanguageModel, num_rows: int, num_slots: int, samples_per_prompt: int | None = None,
+        num_pages: int = 0
+    ) -> None:  # fmt: skip
         """With `samples_per_prompt`, the most answers that a question has, caches are paged, the kernel does the
         attention of a step, and a GPU captures steps in CUDA graphs; without it, steps are plain torch.
 
