@@ -143,6 +143,15 @@ def test_no_more_is_kept_than_the_questions_at_hand_can_fill(frozen):
     assert figures["decode_pages"] > 600, "a prompt of theirs may be long"
 
 
+def test_the_figures_are_told_by_prompts_or_by_the_tokens_of_the_pool():
+    told = job_budgets.told({"decode_rows": 20, "decode_slots": 3, "decode_pages": 0, "score_tokens": 7})
+    assert told.startswith("20 answers at a time, 3 prompts kept, 7 tokens")
+    told = job_budgets.told({"decode_rows": 20, "decode_slots": 20, "decode_pages": 10, "score_tokens": 7})
+    assert told.startswith("20 answers at a time, 1280 tokens of prompts and answers kept, 7 tokens")
+    # As a run that an earlier version began has them.
+    assert "3 prompts kept" in job_budgets.told({"decode_rows": 20, "decode_slots": 3, "score_tokens": 7})
+
+
 def test_memory_that_others_hold_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GB, 80 * GB))
     cuda = torch.device("cuda:0")
