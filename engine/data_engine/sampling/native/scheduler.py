@@ -160,8 +160,7 @@ class Scheduler:
         longest never is, which guarantees progress.
         """
         given = set()
-        full = [row for row in self.rows if pages_of(row.drawn) > len(row.pages)]
-        for row in sorted(full, key=Sequence.preemption_order, reverse=True):
+        for row in sorted(self.pages.full(self.rows), key=Sequence.preemption_order, reverse=True):
             while not self.pages.free and not row.ended:
                 if not self.prompts.drop_unread():
                     self._preempt(min((one for one in self.rows if not one.ended), key=Sequence.preemption_order))
