@@ -1,5 +1,6 @@
 """The page's text: a template, its style sheet and script inlined, values escaped, and data that cannot end it."""
 
+import functools
 import html
 import json
 from pathlib import Path
@@ -20,6 +21,13 @@ def escaped_json(value: object) -> str:
 
 def render(template: str, data: object, **values: object) -> str:
     """A template of this folder, with `data` for the script."""
+    parts = {name: Markup((FOLDER / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    return _environment().get_template(template).render(values | parts | {"data": Markup(escaped_json(data))})
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Once a process: it keeps the templates that it has compiled."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -30,8 +38,7 @@ def render(template: str, data: object, **values: object) -> str:
         finalize=_escaped,
     )
     environment.filters["thousands"] = "{:,}".format
-    parts = {name: Markup((FOLDER / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    return environment.get_template(template).render(values | parts | {"data": Markup(escaped_json(data))})
+    return environment
 
 
 def _escaped(value: object) -> Markup:
