@@ -167,4 +167,5 @@ def joined(one: PageData, other: PageData) -> PageData:
     pairs = [*one.pairs, *other.pairs]
     for number, pair in zip(itertools.count(), pairs, strict=False):
         pair["number"] = number
-    return PageData(pairs, images, one.answers, [*one.told, *other.told])
+    # What is said of both, such as the quality of thumbnails, is said once.
+    return PageData(pairs, images, one.answers, list(dict.fromkeys([*one.told, *other.told])))
