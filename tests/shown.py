@@ -125,7 +125,7 @@ ON_A_CLUSTER = [one.text for one in SHOWN if one.elsewhere and (one.elsewhere.by
 
 def _understand_submit(words: list[str]) -> None:
     options, flags = submit.split(words)
-    submit._number(options["array"])
+    submit._number(options)
     submit._check_can_submit(parse(flags))
 
 
