@@ -1,0 +1,74 @@
+"""Layers by torch.compile: the numbers of plain ones, one compiled layer for all of them and for all sizes."""
+
+import pytest
+import torch
+from PIL import Image
+from torch._dynamo.utils import counters
+
+from data_engine.models import load_model
+from data_engine.models.compiled_layers import compile_layers, layers_of
+from data_engine.questions.conversation import Conversation
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.requests import PromptRequest
+from data_engine.scoring.logprobs import Scored, score_pass
+
+ANSWERS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [7, 7]]
+
+
+@pytest.fixture(scope="module")
+def models(goldens):
+    """The same model twice; the second with layers that torch traced and did not compile further."""
+    torch._dynamo.reset()
+    counters.clear()
+    plain, traced = (load_model(None, str(goldens / "llava/instruct"), device="cpu") for _ in range(2))
+    assert compile_layers(traced, backend="eager") is None
+    return plain, traced
+
+
+def prompt_of(model, photo):
+    return model.prompt(Conversation.of("What is it?"), [photo], True, 64)
+
+
+def sampled(model, photo, most):
+    asked = [PromptRequest(prompt_of(model, photo), [number, number + 7, number + 11]) for number in range(3)]
+    return SamplingEngine(model, 6, 4, most).sample(asked, SamplingParams(max_new_tokens=6))
+
+
+@pytest.fixture
+def photo():
+    return Image.linear_gradient("L").convert("RGB")
+
+
+def test_log_probs_are_those_of_plain_layers(models, photo):
+    found = [score_pass(model, [Scored(prompt_of(model, photo), ANSWERS)])[0] for model in models]
+    for plain, traced in zip(*found, strict=True):
+        torch.testing.assert_close(traced, plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [None, 4])
+def test_answers_are_those_of_plain_layers(models, photo, most):
+    """By the path of a CPU, and by that of a GPU."""
+    plain, traced = (sampled(model, photo, most) for model in models)
+    assert traced == plain
+
+
+def test_all_layers_and_sizes_share_what_was_compiled_when_the_model_was_loaded(models, photo):
+    _, traced = models
+    made = counters["stats"]["unique_graphs"]
+    assert len(layers_of(traced)) == 2
+    # Of a layer: before, and behind its attention, and so for either kind of pass.
+    assert 2 <= made <= 8, made
+    for answers in (ANSWERS, [[3, 4, 5, 6]], [list(range(3, 90))]):
+        score_pass(traced, [Scored(prompt_of(traced, photo), answers)])
+    for most in (None, 4):
+        sampled(traced, photo, most)
+    assert counters["stats"]["unique_graphs"] == made
+
+
+def test_prompts_run_by_the_layers_as_they_are(models, photo):
+    plain, traced = models
+    made = counters["stats"]["calls_captured"]
+    ends = [model.run_prompt(prompt_of(model, photo)).hidden_D for model in models]
+    assert torch.equal(*ends)
+    assert counters["stats"]["calls_captured"] == made
