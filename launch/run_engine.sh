@@ -28,6 +28,13 @@ if [ -z "${PYTHON:-}" ]; then
   venv=${launch%/*}/.venv/bin/python
   if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$venv" ]; then PYTHON=$venv; fi
 fi
+# Before anything slow is started.
+case ${NUM_PROCESSES:-1} in
+*[!0-9]* | 0*)
+  echo "NUM_PROCESSES must be a whole number of ranks, at least 1, got \"$NUM_PROCESSES\"" >&2
+  exit 2
+  ;;
+esac
 if [ -z "${NUM_PROCESSES:-}" ] || [ -z "${ACCELERATE_CONFIG:-}" ]; then
   gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
   if [ "$gpus" -gt 0 ]; then kind=gpu; else kind=cpu gpus=1; fi
@@ -37,12 +44,6 @@ if [ -z "${NUM_PROCESSES:-}" ]; then
   # An engine of vLLM may take several GPUs.
   if [ "$kind" = gpu ]; then NUM_PROCESSES=$("$PYTHON" -m data_engine.commands.engines "$gpus" "$@") || exit 2; fi
 fi
-case $NUM_PROCESSES in
-*[!0-9]* | 0*)
-  echo "NUM_PROCESSES must be a whole number of ranks, at least 1, got \"$NUM_PROCESSES\"" >&2
-  exit 2
-  ;;
-esac
 ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$launch/accelerate/$kind.yaml}
 cores=$(nproc)
 if [ "$cores" -lt "$NUM_PROCESSES" ]; then cores=$NUM_PROCESSES; fi

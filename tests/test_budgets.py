@@ -59,6 +59,12 @@ def test_small_models_stop_where_more_gains_nothing():
     assert (found["decode_rows"], found["decode_pages"]) == (640, 640 * 7)
 
 
+def test_a_model_that_keeps_states_alone_has_rows_and_a_pool_that_costs_nothing():
+    found = budgets(10 * GB, Needs(weights=GB, cached_token=0, activated_token=10, answer_state=10**8), "cuda", 10, 512)
+    assert found["decode_rows"] == 72
+    assert found["decode_pages"] <= 72 * 10
+
+
 def test_without_pages_a_row_keeps_room_for_its_longest_answer():
     """691 pages are 88,448 tokens: 512 for an answer and 2.5 / 10 x 704 for prompts make 128 rows and 34 slots."""
     assert rows_without_pages(245, 245, 691, 10, 512) == (128, 34)
@@ -135,6 +141,15 @@ def test_no_more_is_kept_than_the_questions_at_hand_can_fill(frozen):
     _, _, figures = frozen(80 * GB, 14 * GB, questions_at_once=2)
     assert (figures["decode_rows"], figures["decode_slots"]) == (20, 2)
     assert figures["decode_pages"] > 600, "a prompt of theirs may be long"
+
+
+def test_the_figures_are_told_by_prompts_or_by_the_tokens_of_the_pool():
+    told = job_budgets.told({"decode_rows": 20, "decode_slots": 3, "decode_pages": 0, "score_tokens": 7})
+    assert told.startswith("20 answers at a time, 3 prompts kept, 7 tokens")
+    told = job_budgets.told({"decode_rows": 20, "decode_slots": 20, "decode_pages": 10, "score_tokens": 7})
+    assert told.startswith("20 answers at a time, 1280 tokens of prompts and answers kept, 7 tokens")
+    # As a run that an earlier version began has them.
+    assert "3 prompts kept" in job_budgets.told({"decode_rows": 20, "decode_slots": 3, "score_tokens": 7})
 
 
 def test_memory_that_others_hold_is_told(monkeypatch):

@@ -136,12 +136,13 @@ def test_the_exit_code_of_a_command_is_passed_on(monkeypatch):
 # validate, and what run refuses before any model
 
 
-def test_validate_says_what_it_found_and_writes_nothing(job, tmp_path):
+@pytest.mark.parametrize("in_its_own_process", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_validate_says_what_it_found_and_writes_nothing(here, job, tmp_path, in_its_own_process):
     says = "valid: 2 questions, 10 answers each; instruct and reward model: llava and llava; work_dir runs/one"
     # 2 layers of keys and values, 4 heads 16 wide: 256 numbers of 4 bytes. The weights are less than 50 MB.
     told = "0.0 GB of weights and 1.0 kB of cache a token in float32; answers share their prompt"
     models = [f"  {role} model: llava (LLaVA-1.5, attention alone), {told}" for role in ("instruct", "reward")]
-    code, out, err = call("validate", *flags(job), cwd=tmp_path)
+    code, out, err = (call if in_its_own_process else here)("validate", *flags(job), cwd=tmp_path)
     # The plan comes behind an empty line.
     assert (code, out.partition("\n\n")[0]) == (0, "\n".join([says, *models]))
     assert err == ""
@@ -149,6 +150,8 @@ def test_validate_says_what_it_found_and_writes_nothing(job, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["instruct", "openai", "q.parquet", "reward"]
 
 
+# What it leaves to a process of its own imports torch, which takes most of the time here.
+@pytest.mark.slow
 def test_validate_imports_nothing_heavy_for_a_mistake_that_can_be_seen_without(job, tmp_path):
     """The last of the light checks is that of the second model's files."""
     (tmp_path / "reward/model.safetensors").write_bytes(b"")

@@ -3,6 +3,7 @@
 Texts and pictures are hostile. What is rewritten or left out follows from the rule in hostile_world.py.
 """
 
+import functools
 import importlib
 import io
 import itertools
@@ -47,6 +48,26 @@ def work_dir(world, tmp_path_factory):
     return work_dir
 
 
+@pytest.fixture(scope="module")
+def whole(work_dir, tmp_path_factory):
+    """Format -> what exports.export says of the run, and the rows that are read back; each is made once."""
+
+    @functools.cache
+    def make(name):
+        folder = tmp_path_factory.mktemp(name)
+        found = exports.export(name, open_finished(work_dir, {}).source(), folder / "out", folder / "scratch")
+        return found, read(name, folder / "out")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def keys(world) -> dict[str, tuple]:
+    """The prompt of each question as `seen` has it."""
+    prompts = prompts_of(world)
+    return {idx: prompt_key(messages, map(upright, pictures)) for idx, (messages, pictures) in prompts.items()}
+
+
 def exported(name, work_dir, output):
     assert main.main(["export", str(work_dir), "--format", name, "--output", str(output)]) == 0
     return output / name
@@ -77,15 +98,9 @@ def seen(row) -> tuple:
     return prompt_key(row["messages"], [pixels_of(data) for data in row["images"]])
 
 
-def expected_prompts(world) -> dict[str, tuple]:
-    prompts = prompts_of(world)
-    return {idx: prompt_key(messages, map(upright, pictures)) for idx, (messages, pictures) in prompts.items()}
-
-
 @pytest.mark.parametrize("name", PAIRS)
-def test_pairs_are_those_of_pairs_parquet_with_the_prompts_that_were_sampled(name, world, work_dir, tmp_path):
-    rows = read(name, exported(name, work_dir, tmp_path / "out"))
-    prompts, keys = prompts_of(world), expected_prompts(world)
+def test_pairs_are_those_of_pairs_parquet_with_the_prompts_that_were_sampled(name, world, work_dir, whole, keys):
+    rows, prompts = whole(name)[1], prompts_of(world)
     expected = Counter(
         (keys[pair["idx"]], pair["chosen"], pair["rejected"])
         for pair in kept_pairs(work_dir)
@@ -96,9 +111,8 @@ def test_pairs_are_those_of_pairs_parquet_with_the_prompts_that_were_sampled(nam
 
 
 @pytest.mark.parametrize("name", KTO)
-def test_each_answer_of_a_pair_is_labelled_once_and_never_beside_one_of_its_question(name, world, work_dir, tmp_path):
-    rows = read(name, exported(name, work_dir, tmp_path / "out"))
-    keys, expected = expected_prompts(world), set()
+def test_each_answer_of_a_pair_is_labelled_once_and_never_beside_one_of_its_question(name, work_dir, whole, keys):
+    rows, expected = whole(name)[1], set()
     for pair in kept_pairs(work_dir):
         expected |= {(keys[pair["idx"]], pair["chosen"], True), (keys[pair["idx"]], pair["rejected"], False)}
     found = [(seen(row), row["answer"], row["label"]) for row in rows]
@@ -121,6 +135,10 @@ def small(tmp_path_factory):
 def test_the_same_bytes_each_time_and_no_control_token_in_any_text(name, small, tmp_path):
     folders = [exported(name, small, tmp_path / number) for number in "12"]
     assert digest(folders[0]) == digest(folders[1])
+    # Those of the function behind the command, which adds files about the export.
+    exports.export(name, open_finished(small, {}).source(), tmp_path / "3", tmp_path / "scratch")
+    for file in (path for path in (tmp_path / "3").rglob("*") if path.is_file()):
+        assert (folders[0] / file.relative_to(tmp_path / "3")).read_bytes() == file.read_bytes()
     if name == "scored":
         return
     rows = read(name, folders[0])
@@ -144,13 +162,13 @@ def _png(image: Image.Image) -> bytes:
 
 
 @pytest.mark.parametrize("name", PAIRS + KTO)
-def test_every_pair_is_written_or_counted_and_those_that_are_rewritten_are_counted(name, world, work_dir, tmp_path):
-    found = exports.export(name, open_finished(work_dir, {}).source(), tmp_path / "out", tmp_path / "scratch")
+def test_every_pair_is_written_or_counted_and_those_that_are_rewritten_are_counted(name, world, work_dir, whole):
+    found, rows = whole(name)
     prompts, changed = prompts_of(world), rewritten_prompts(world)
     raw = [row for row in pq.read_table(work_dir / "pairs/pairs.parquet").to_pylist() if row["status"] == "kept"]
     fitting = [row for row in raw if fits(name, *prompts[row["idx"]])]
     assert found.left_out.total() == len(raw) - len(fitting)
-    assert found.rows == len(read(name, tmp_path / "out"))
+    assert found.rows == len(rows)
     if name in PAIRS:
         assert found.rows == len(fitting)
     rewritten = [row for row in fitting if row["idx"] in changed
@@ -158,18 +176,27 @@ def test_every_pair_is_written_or_counted_and_those_that_are_rewritten_are_count
     assert 0 < found.rewritten == len(rewritten) < len(fitting)
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_with_exif_ignore_pictures_look_as_they_are_stored_to_readers_that_turn_them_and_to_others(name, tmp_path):
-    """They are sampled from so, whatever their orientation says."""
+@pytest.fixture(scope="module")
+def ignoring(tmp_path_factory):
+    """A run with exif ignore of pictures that ask to be turned, and these as they are stored."""
+    folder = tmp_path_factory.mktemp("ignoring")
     images = [{"bytes": turned(6, container), "path": None} for container in ("JPEG, Intel", "PNG")] * 6
-    world = make_world(tmp_path / "world", num_questions=12, image=images)
-    publish_run(world, tmp_path / "work", distance=10_000)
-    known = json.loads((tmp_path / "work/run.json").read_text())
+    publish_run(make_world(folder / "world", num_questions=12, image=images), folder / "work", distance=10_000)
+    known = json.loads((folder / "work/run.json").read_text())
     known["config"]["exif"] = "ignore"
-    (tmp_path / "work/run.json").write_text(json.dumps(known))
-    rows = read(name, exported(name, tmp_path / "work", tmp_path / "out"))
+    (folder / "work/run.json").write_text(json.dumps(known))
     stored = {np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")).tobytes() for image in images}
     assert len(stored) == 2
+    return folder / "work", stored
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_with_exif_ignore_pictures_look_as_they_are_stored_to_readers_that_turn_them_and_to_others(
+    name, ignoring, tmp_path
+):
+    """They are sampled from so, whatever their orientation says."""
+    work_dir, stored = ignoring
+    rows = read(name, exported(name, work_dir, tmp_path / "out"))
     for turn in (lambda image: image, ImageOps.exif_transpose):
         found = [turn(Image.open(io.BytesIO(data))).convert("RGB") for row in rows for data in row["images"]]
         assert {np.asarray(image).tobytes() for image in found} == stored

@@ -177,6 +177,23 @@ def test_an_answer_whose_ids_say_something_else_has_no_heat_and_the_others_have(
     assert any(3 in pair["answers"] for pair in pairs)
 
 
+def test_an_answer_that_was_sampled_anew_since_the_pair_was_made_has_no_heat_and_says_why(folder, tmp_path):
+    made = heated(folder, tmp_path)
+    rows = [row | {"token_ids": [0, *row["token_ids"]], "answer": "A" + row["answer"], "finish_reason": "stop"}
+            for row in made[0].rows]  # fmt: skip
+    for stage in ("sampled_answer", "instruct_logps", "reward_logps"):
+        (made[1] / stage / "unit-00000.parquet").unlink()
+    publish(
+        made[1], "sampled_answer", 0, UnitResult(pa.Table.from_pylist(rows, schemas.sampled_answer(pa.string())), [])
+    )
+    for role in ("instruct", "reward"):
+        scored = [{"idx": row["idx"], "sample_index": row["sample_index"], "token_logps": [-1.0, *row[role]],
+                   "sum": 0.0, "mean": 0.0} for row in rows]  # fmt: skip
+        publish(made[1], f"{role}_logps", 0, UnitResult(pa.Table.from_pylist(scored, schemas.logps(pa.string())), []))
+    pairs = page_of(made)["pairs"]
+    assert {why for pair in pairs for why in pair["no_heat"]} == {"it was sampled anew since the pair was made"}
+
+
 def test_answers_that_were_given_as_text_have_no_heat(folder, tmp_path):
     pairs = page_of(heated(folder, tmp_path, lambda rows: [row.update(token_ids=None) for row in rows]))["pairs"]
     assert {why for pair in pairs for why in pair["no_heat"]} == {

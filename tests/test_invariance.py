@@ -10,6 +10,7 @@ from torch import Tensor
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.kv_cache import num_slots
 from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.native.page_allocator import pages_of
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
 from data_engine.seeds import seed_for
@@ -34,7 +35,7 @@ def asked(instruct, golden_rows, golden_images) -> list[PromptRequest]:
 
 @pytest.fixture(scope="module")
 def sampled(instruct) -> Callable[..., Sampled]:
-    def sample(*units: list[PromptRequest], lag: int = 1, constant: bool = True) -> Sampled:
+    def sample(*units: list[PromptRequest], lag: int = 1, constant: bool = True, num_pages: int = 0) -> Sampled:
         """The units in one queue; without `constant`, by the CPU's own path."""
         logits: dict[tuple[int, int], Tensor] = {}
         draw = ModelRunner._draw
@@ -46,7 +47,7 @@ def sampled(instruct) -> Callable[..., Sampled]:
                     logits[key, place] = row.clone()
             return draw(runner, logits_NV, which)
 
-        engine = SamplingEngine(instruct, ROWS, num_slots(ROWS, K), K if constant else None)
+        engine = SamplingEngine(instruct, ROWS, num_slots(ROWS, K), K if constant else None, num_pages)
         engine.lag = lag
         requests = [request for unit in units for request in unit]
         with pytest.MonkeyPatch.context() as patch:
@@ -86,6 +87,14 @@ def test_an_answer_has_the_same_bits_whatever_runs_beside_it(sampled, asked, tog
 def test_bits_do_not_depend_on_when_tokens_are_read(sampled, asked, together):
     found = sampled(asked, lag=0)
     assert found[0] == together[0]
+    assert differing(found, together) == []
+
+
+def test_bits_do_not_depend_on_how_many_pages_there_are(sampled, asked, together):
+    """With as few as one answer to the longest prompt may take, answers have other neighbours and other pages."""
+    fewest = max(pages_of(request.prompt.length) for request in asked) + 1
+    found = sampled(asked[:2], num_pages=fewest)
+    assert found[0].items() <= together[0].items()
     assert differing(found, together) == []
 
 

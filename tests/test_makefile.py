@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# The real one, with no plugin but that of -n: to import the others takes longer than the tests here.
+PYTEST = f'PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 exec {sys.executable} -m pytest -p xdist -c /dev/null --rootdir . "$@"'
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_a_second_set_up_does_nothing_unless_the_versions_changed(checkout, chan
 def test_the_suite_fails_for_a_skip_that_is_not_on_the_list(checkout, skips, code):
     """pytest and python are the real ones, in the places where `make` looks for them."""
     make(checkout, "setup", "PYTHON=./new-python")
-    program(checkout / ".venv/bin/pytest", f'exec {sys.executable} -m pytest -c /dev/null --rootdir . "$@"')
+    program(checkout / ".venv/bin/pytest", PYTEST)
     program(checkout / ".venv/bin/python", f'exec {sys.executable} "$@"')
     tests = checkout / "tests"
     tests.mkdir()
@@ -92,7 +94,7 @@ def test_packages_of_the_families_tests_lie_apart_and_are_missed_aloud(checkout,
     program(
         checkout / ".venv/bin/pip", f'echo "pip $*" >> calls; {"exit 1" if pip_fails else "mkdir -p .venv/families"}'
     )
-    program(checkout / ".venv/bin/pytest", f'exec {sys.executable} -m pytest -c /dev/null --rootdir . "$@"')
+    program(checkout / ".venv/bin/pytest", PYTEST)
     program(checkout / ".venv/bin/python", f'exec {sys.executable} "$@"')
     tests = checkout / "tests" / "families"
     tests.mkdir(parents=True)
@@ -122,7 +124,7 @@ def test_each_trainer_has_an_environment_of_its_own_which_is_made_once_and_misse
     program(checkout / "new-python", "for folder; do :; done; mkdir -p $folder/bin && cp pip python $folder/bin/")
     program(checkout / "pip", f'echo "pip $*" >> calls; {"exit 1" if pip_fails else ""}')
     program(checkout / "python", "exit 0")
-    program(checkout / ".venv/bin/pytest", f'exec {sys.executable} -m pytest -c /dev/null --rootdir . "$@"')
+    program(checkout / ".venv/bin/pytest", PYTEST)
     program(checkout / ".venv/bin/python", f'exec {sys.executable} "$@"')
     tests = checkout / "tests" / "trainers"
     tests.mkdir(parents=True)

@@ -46,3 +46,11 @@ def test_nothing_is_measured_where_something_is_wrong_and_all_of_it_is_told(job,
         "data-engine: error: seed must be between 0 and 2**63 - 1, got -1",
         "data-engine: 2 mistakes; nothing was started",
     ]
+
+
+@pytest.mark.parametrize(
+    ("so_far", "says"),
+    [(10, "measuring pairs: 10 s so far, about 50 s left"), (300, "measuring pairs: 5 min so far")],
+)
+def test_a_measurement_that_takes_longer_than_was_meant_does_not_tell_what_is_left(so_far, says):
+    assert measure._progress("pairs", so_far) == says

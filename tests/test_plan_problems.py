@@ -112,6 +112,13 @@ def test_a_problem_tells_its_flag(planted, capsys):
     assert {"beta", "seed", "dataset_path", "work_dir", "reward_model_path", "rank_by", "export"} <= by_flag
 
 
+@pytest.mark.parametrize("word", ["--measure=30", "--json=1"])
+def test_an_option_of_validate_that_is_given_a_value_says_that_it_takes_none(word, capsys):
+    assert main.main(["validate", word]) == 2
+    name, _, value = word.partition("=")
+    assert capsys.readouterr().err == f'data-engine: error: {name} takes no value, got "{value}"\n'
+
+
 @pytest.fixture
 def job(goldens, tmp_path) -> dict[str, str]:
     """Flags of a run without a mistake."""

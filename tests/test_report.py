@@ -112,6 +112,9 @@ def test_a_run_without_pairs_has_a_report_of_its_funnel(tmp_path):
     text = report_of(make_world(tmp_path, num_questions=3, num_answers=1), tmp_path / "work")
     assert "candidate pairs" in text
     assert Page(text).data["pairs"] == Page(text).data["images"] == []
+    assert "There is no candidate pair: the funnel says where answers were left out." in text
+    # Nothing is said of what is not there: no logs were written either.
+    assert not any(word in text for word in ("Agreement of", "Time and quarantine", "Shown:", "Each token is shaded"))
 
 
 def test_equal_rewards_and_equal_lengths_can_be_drawn(tmp_path):

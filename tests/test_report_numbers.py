@@ -172,6 +172,17 @@ def test_funnels_stand_side_by_side_in_the_order_in_which_things_are_left_out():
     assert list(rows).index("  dropped by margin") < list(rows).index("kept")
 
 
+def test_pairs_that_are_kept_stand_in_one_line_whether_a_pairing_is_written_as_a_dataset_or_not():
+    written = Funnel(written=3, not_fitting=2, not_written={"its picture is gone": 1})
+    rows = {name: counts for name, *counts in funnel_table([("wide", Funnel(kept=9)), ("pairs", written)])}
+    assert rows["kept"] == ["9", str(written.found)]
+    assert rows["written"] == ["", "3"]
+    order = list(rows)
+    assert (
+        order.index("kept") < order.index("  kept, but not in dataset/: its picture is gone") < order.index("written")
+    )
+
+
 def test_a_comparison_shows_the_pairs_that_one_alone_keeps(tmp_path):
     world = make_world(tmp_path, num_questions=12)
     work = tmp_path / "work"

@@ -346,8 +346,9 @@ def test_a_start_while_another_creates_run_json_and_sweeps_takes_that_one(tmp_pa
 
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason="../shared/photos is not here")
-def test_real_photographs_go_through_all_three_stages(config, tmp_path):
-    assert worker.run(config(PHOTOS, unit_size=8)) == 0
-    assert len(read(tmp_path / "work/sampled_answer")) == 32 * 4
+@pytest.mark.parametrize("number", [8, pytest.param(32, marks=pytest.mark.slow)])
+def test_real_photographs_go_through_all_three_stages(config, tmp_path, number):
+    assert worker.run(config(PHOTOS, unit_size=8, limit=number)) == 0
+    assert len(read(tmp_path / "work/sampled_answer")) == number * 4
     assert not list(units.left_out(tmp_path / "work"))
     assert read(tmp_path / "work/dataset")

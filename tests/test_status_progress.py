@@ -297,6 +297,17 @@ def shown(progress, width: int, height: int, encoding: str = "utf-8") -> list[st
     return ["".join(segment.text for segment in line) for line in lines]
 
 
+def test_on_a_narrow_screen_names_are_cut_and_numbers_are_whole_or_not_there(tmp_path):
+    run_file = json.loads((busy_run(tmp_path) / "run.json").read_text())
+    lines = [line for line in shown(Reader(tmp_path).look(run_file, time.time(), 0.0), 20, 24) if line.strip()]
+    assert lines[1].rstrip() == "41 % done, > 5 min"
+    assert [line.split() for line in lines[2:6]] == [
+        ["stage", "done"], ["sampled_answe", "100", "%"], ["instruct_logp", "25", "%"], ["reward_logps", "0", "%"],
+    ]  # fmt: skip
+    ranks = [line.split() for line in lines if line.startswith("  ")]
+    assert ranks == [["1", "dead"], ["2", "stalled"], ["0", "working"]]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("height", [1, 2, 3, 5, 10, 24, 60])
 @pytest.mark.parametrize("width", [20, 40, 57, 80, 120, 250])

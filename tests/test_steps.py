@@ -21,6 +21,11 @@ from data_engine.seeds import seed_for
 PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=24)
 
 
+def slow(value: int) -> object:
+    """A case that make test leaves to another of the same test."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def asked(instruct, golden_rows, golden_images) -> list[PromptRequest]:
     """Eight questions of different length, ten answers each."""
@@ -60,7 +65,7 @@ def test_rows_lie_in_order_of_length_so_that_runs_are_few(instruct, asked, monke
     assert sum(made) < 1.1 * sum(fewest)
 
 
-@pytest.mark.parametrize("page", [PAGE, 5])
+@pytest.mark.parametrize("page", [slow(PAGE), 5])
 def test_an_operation_for_all_rows_draws_the_same_answers(instruct, asked, expected, monkeypatch, page):
     """What a GPU captures, run without capture: 12 rows are rounded up to what a graph would serve."""
     monkeypatch.setattr(page_allocator, "PAGE", page)
@@ -86,8 +91,8 @@ def short_of_pages(monkeypatch) -> tuple[list[int], list[int]]:
     return gone, prefilled
 
 
-@pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("number", [5, 9])
+@pytest.mark.parametrize("lag", [slow(0), 2])
+@pytest.mark.parametrize("number", [5, slow(9)])
 def test_pages_that_run_out_change_no_answer(instruct, asked, expected, short_of_pages, number, lag):
     """Enough for the longest prompt and one long answer to it, or two: rows give way."""
     number += longest_prompt(asked[:3])
@@ -114,7 +119,7 @@ def test_prompts_whose_answers_all_gave_way_are_dropped_and_run_again(instruct, 
     assert len(prefilled) == 4 + 3
 
 
-@pytest.mark.parametrize("number", [11, 30])
+@pytest.mark.parametrize("number", [11, slow(30)])
 def test_with_foresight_pages_do_not_run_out(instruct, asked, expected, monkeypatch, number):
     """Most of these answers fill all of their pages; two prompts and so many pages fit."""
     monkeypatch.setattr(scheduler.Scheduler, "_preempt", lambda *_: pytest.fail("a row gave way"))
@@ -182,14 +187,14 @@ def test_half_the_rows_have_half_the_pages_and_never_less_than_a_quarter_or_the_
     assert [instruct_of(100)._pages_for(rows, 24) for rows in (16, 8, 4, 2, 1)] == [100, 50, 25, 25, 25]
 
 
-@pytest.mark.parametrize("lag", [1, 3])
+@pytest.mark.parametrize("lag", [slow(1), 3])
 def test_tokens_that_are_read_late_change_no_answer(instruct, asked, expected, lag):
     late = SamplingEngine(instruct, 16, num_slots(16, 10))
     late.lag = lag
     assert late.sample(asked, PARAMS) == expected
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("slots", [1, slow(2)])
 def test_few_slots_for_prefixes_change_no_answer(instruct, asked, expected, slots):
     assert SamplingEngine(instruct, 16, slots).sample(asked, PARAMS) == expected
 
@@ -205,9 +210,7 @@ def test_a_decoder_gives_the_same_answers_for_one_unit_after_another(instruct, a
     assert decoder.sample(asked[:2], penalty) == first
 
 
-@pytest.mark.parametrize(
-    "failing", [1, pytest.param(4, marks=pytest.mark.slow), 40, pytest.param(90, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("failing", [slow(1), slow(4), 40, slow(90)])
 def test_out_of_memory_halves_the_rows_and_keeps_what_is_finished(
     instruct, asked, expected, monkeypatch, caplog, failing
 ):
@@ -252,7 +255,7 @@ def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, EmbeddedPro
     monkeypatch.setattr(ModelRunner, "prefill", call)
 
 
-@pytest.mark.parametrize("number", [0, 3, 7])
+@pytest.mark.parametrize("number", [slow(0), 3, slow(7)])
 def test_a_question_that_exceeds_the_memory_alone_costs_the_others_nothing(
     instruct, asked, expected, monkeypatch, number
 ):

@@ -135,9 +135,10 @@ def test_a_machine_without_slurm_is_told_so(submit, slurm):
     assert "there is no sbatch on this machine" in done.stderr
 
 
-def test_it_is_started_from_any_folder(slurm):
+@pytest.mark.parametrize("in_its_own_process", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_is_started_from_any_folder(submit, slurm, in_its_own_process):
     (slurm / "launch").unlink()
-    done = in_a_process(slurm, *JOB, "--array", "2")
+    done = (in_a_process if in_its_own_process else submit)(slurm, *JOB, "--array", "2")
     assert done.returncode == 0, done.stderr
     assert [Path(line.split(".sbatch")[0].split()[-1]).parent for line in calls(slurm)] == [LAUNCH / "slurm"] * 2
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_engine.commands import run
+from data_engine.commands import main, run
 from data_engine.job import progress
 from data_engine.processes import cpu_wait
 from data_engine.processes.ranks import Ranks
@@ -72,7 +72,15 @@ def test_a_run_between_names_of_any_character_ends_well_in_any_locale(tmp_path):
     assert rb"bild-\xe4-\u753b\u50cf" in start("status", str(tmp_path / "bild-ä-画像/work"), **ASCII).stdout
 
 
-def test_a_name_that_is_no_utf8_is_refused_by_its_flag(tmp_path):
+def test_a_name_that_is_no_utf8_is_refused_by_its_flag(tmp_path, capsys):
+    assert main.main(["validate", *flags(tmp_path / "half \udcc3")]) == 2
+    told = capsys.readouterr().err
+    assert "dataset_path must be text in UTF-8, got" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_a_name_that_is_no_utf8_is_refused_by_its_flag_in_a_process_of_its_own(tmp_path):
     done = start("validate", *flags(tmp_path / "half \udcc3"))
     assert done.returncode == 2
     assert b"dataset_path must be text in UTF-8, got" in done.stderr

@@ -145,6 +145,21 @@ def test_nothing_has_to_be_scrolled_sideways(opened, shown, width):
     assert opened.run(wide) == []
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_letter_of_a_chart_is_cut_off_or_smaller_than_nine_pixels(opened, width):
+    opened.resize(width)
+    cut = """
+        return [...document.querySelectorAll("svg text")].filter(one => {
+            const own = one.getBoundingClientRect(), all = one.closest("svg").getBoundingClientRect();
+            return own.left < all.left - 1 || own.right > all.right + 1 || own.bottom > all.bottom + 1;
+        }).map(one => one.textContent)"""
+    assert opened.run(cut) == []
+    sizes = """
+        return [...document.querySelectorAll("svg text")].map(one => parseFloat(getComputedStyle(one).fontSize)
+            * one.closest("svg").getBoundingClientRect().width / one.closest("svg").viewBox.baseVal.width)"""
+    assert min(opened.run(sizes)) >= 9
+
+
 @pytest.mark.parametrize("values", [False, True], ids=["values-hidden", "values-shown"])
 @pytest.mark.parametrize("theme", THEMES)
 def test_each_text_has_a_contrast_of_4_5_with_what_is_behind_it(opened, theme, values):

@@ -28,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     """Check what `data-engine run` would be given, and print what was found. Raises UserErrors for all mistakes."""
     asked = {name for name in OPTIONS if f"--{name}" in argv}
     rest = [word for word in argv if word.removeprefix("--") not in asked or not word.startswith("--")]
+    if given := next((word for word in rest if word.startswith(tuple(f"--{name}=" for name in OPTIONS))), None):
+        raise UserError(f"{given.partition('=')[0]} takes no value, got {json.dumps(given.partition('=')[2])}")
     if {"-h", "--help"} & set(rest):
         print(f"{HELP}\n")
     ranks = asked_ranks()

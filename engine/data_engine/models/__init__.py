@@ -48,6 +48,7 @@ def load_model(
     from data_engine.models.base import pick_device, pick_dtype
     from data_engine.models.compiled_layers import compile_layers
     from data_engine.models.cpu_linear import pack_linears
+    from data_engine.models.merged_linear import merge_linears, merges_linears
 
     # By torch's default, cuDNN rounds what fp32 convolutions of a vision tower are given to the 10 bits of TF32.
     torch.backends.cudnn.allow_tf32 = False
@@ -67,6 +68,8 @@ def load_model(
         model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, **options)
         if model.decoder is not None:
             pack_linears(model.decoder, once=split is None)
+            if merges_linears(chosen, split=split is not None):
+                merge_linears(model.decoder)
         if split is not None:
             model.is_split = True
             split.run_together(model)

@@ -241,10 +241,15 @@ class Noting:
             raise DoesNotFit("a layer runs twice in a pass")
         cross = call.key.shape[2] != self.length
         bias = _bias(call) if cross and call.mask is not None else None
+        keys, values = self.kept(call.key[0]), self.kept(call.value[0])
         self.noted[call.layer] = Noted(
-            call.key[0], call.value[0], cross, None if bias is None else bias.expand(1, 1, -1, -1)[0, 0, -1:]
+            keys, values, cross, None if bias is None else bias.expand(1, 1, -1, -1)[0, 0, -1:]
         )
         return plain(call)
+
+    def kept(self, part: Tensor) -> Tensor:
+        """The tensor, copied where it would keep a larger one alive, as that of a merged product is."""
+        return part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
 
 
 class Finding(Noting):
@@ -253,6 +258,10 @@ class Finding(Noting):
     def __init__(self, length: int, modules: set[nn.Module]) -> None:
         super().__init__(length)
         self.layers = _Numbered(modules)
+
+    def kept(self, part: Tensor) -> Tensor:
+        """As it is: a layer that uses another's keys is known by being handed the same tensor."""
+        return part
 
 
 class Asking:

@@ -4,7 +4,7 @@ Sampling and scoring see prompts, the decoder's layers and the head, and are wri
 Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -207,6 +207,13 @@ class VisionLanguageModel(Protocol):
 
     def read_answer(self, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
         """The final answer of an answer's ids behind that prompt, and the thought before it."""
+
+    def encoded(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+        """The prompts of a pass in their order, for run_prompt, with images run through the vision tower beforehand.
+
+        Those of several prompts together, where tower and device gain by it; each call is made when its first prompt
+        is taken.
+        """
 
     def run_prompt(self, prompt: Prompt) -> PromptEnd:
         """The forward pass of a prompt, vision tower included."""

@@ -3,7 +3,7 @@
 Shapes: N image tokens, P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from data_engine.errors import BadRow, UserError
+from data_engine.models import tower
 from data_engine.models.answer_cache import PassingLayer, passing
-from data_engine.models.base import LayerKind, PromptEnd, VisionLanguageModel, sent
+from data_engine.models.base import LayerKind, Prompt, PromptEnd, VisionLanguageModel, sent
 from data_engine.models.decoder import head_width
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions import thoughts
@@ -57,6 +58,8 @@ class SplicedPrompt:
     ids: list[int]
     pixels: Tensor | None
     image_tokens: int
+    features_ND: Tensor | None = None
+    """of the image, on the device, where they were computed beforehand"""
 
     @property
     def length(self) -> int:
@@ -67,7 +70,9 @@ class SplicedPrompt:
         """The prompt's token embeddings with the image's features in place of IMAGE_TOKEN [P, D]."""
         if self.pixels is None:
             return model.embed_tokens(sent(torch.tensor(self.ids, dtype=torch.long), model.device))
-        [features_ND] = model.encode_images(sent(self.pixels[None], model.device))
+        features_ND = self.features_ND
+        if features_ND is None:
+            [features_ND] = model.encode_images(sent(self.pixels[None], model.device))
         at = self.ids.index(IMAGE_TOKEN)
         before, after = (
             sent(torch.tensor(part, dtype=torch.long), model.device) for part in (self.ids[:at], self.ids[at + 1 :])
@@ -135,6 +140,23 @@ def encode_answer(model: EmbeddingModel, conversation: Conversation, answer: str
 def read_answer(model: PromptMaker, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
     """See VisionLanguageModel.read_answer: the marks of thoughts are plain text, and no prompt opens one."""
     return thoughts.read(token_ids, model.text, model.text)
+
+
+@torch.inference_mode()
+def encoded(model: EmbeddingModel, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+    """See VisionLanguageModel.encoded."""
+
+    def pixels(prompt: Prompt) -> Tensor | None:
+        shown = isinstance(prompt, SplicedPrompt) and prompt.pixels is not None
+        return prompt.pixels[None] if shown else None
+
+    for group in tower.groups(prompts, pixels, model):
+        if group.pixels is None:
+            yield from group.prompts
+            continue
+        features = iter(model.encode_images(sent(group.pixels, model.device)))
+        for one in group.prompts:
+            yield one if pixels(one) is None else replace(one, features_ND=next(features))
 
 
 def run_prompt(model: EmbeddingModel, prompt: SplicedPrompt) -> PromptEnd:

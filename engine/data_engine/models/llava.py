@@ -160,7 +160,7 @@ class Llava:
     # A prompt of this family is spliced embeddings, and its decoder is LLaMA's kind.
     prompt, shared_prompt, encode_answer = embedded.prompt, embedded.shared_prompt, embedded.encode_answer
     prompt_without_images, plain_end = embedded.prompt_without_images, embedded.plain_end
-    read_answer = embedded.read_answer
+    read_answer, encoded = embedded.read_answer, embedded.encoded
     run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
     find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
     idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_engine import schemas, stages
 from data_engine.errors import UserError
-from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.base import VisionLanguageModel
 from data_engine.models.head import Head
 from data_engine.models.prefix import run_prefix
 from data_engine.pipeline.passes import Behind, Whole, Work, compute_unit, require_room
@@ -148,18 +148,20 @@ class Judged:
     @torch.inference_mode()
     def compute(self, works: Sequence[Work]) -> list[list[Tensor]]:
         if self.whole:
-            return [self._of_whole(work.prompts) for work in works]
+            return self._of_whole(works)
         hidden = last_hidden(self.model, [work.scored for work in works])
         return [list(self.reading.of_hidden(torch.stack(rows))) for rows in hidden]
 
-    def _of_whole(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        found = {id(prompt): self._of_one(prompt) for prompt in {id(one): one for one in prompts}.values()}
-        return [found[id(prompt)] for prompt in prompts]
-
-    def _of_one(self, prompt: Prompt) -> Tensor:
+    def _of_whole(self, works: Sequence[Whole]) -> list[list[Tensor]]:
+        """Equal answers have the same prompt, which is run once."""
+        unique = list({id(prompt): prompt for work in works for prompt in work.prompts}.values())
         if self.model.why_plain:
-            return self.reading.of_end(*self.model.plain_end(prompt))
-        return self.reading.of_hidden(run_prefix(self.model, prompt).end.hidden_D[None])[0]
+            scores = [self.reading.of_end(*self.model.plain_end(prompt)) for prompt in unique]
+        else:
+            ends = (run_prefix(self.model, prompt).end for prompt in self.model.encoded(unique))
+            scores = [self.reading.of_hidden(end.hidden_D[None])[0] for end in ends]
+        found = dict(zip(map(id, unique), scores, strict=True))
+        return [[found[id(prompt)] for prompt in work.prompts] for work in works]
 
     def check(self, work: Work, found: list[Tensor]) -> None:
         """By the log-probs of the prompts behind their common beginning: many numbers, where the scores are a few."""

@@ -231,7 +231,8 @@ def _together(found: Found) -> None:
     drawn = [name for name in ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "sample_k")
              if getattr(config, name) != getattr(default, name)]  # fmt: skip
     if config.answers is not None and drawn:
-        warn(f"{', '.join(drawn)} have no effect on the answers of --answers, which are not drawn")
+        verb = "has" if len(drawn) == 1 else "have"
+        warn(f"{', '.join(drawn)} {verb} no effect on the answers of --answers, which are not drawn")
     if config.zero3_config is not None and config.zero3 == "off":
         warn("zero3_config has no effect: zero3 is off")
     if config.exif == "ignore" and found.questions is not None and not found.questions.has_images:

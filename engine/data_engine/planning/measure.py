@@ -243,6 +243,12 @@ def _start(found: Found, rank: int, together: int, folder: Path, budget_s: float
     return child
 
 
+def _progress(step: str | None, so_far: float) -> str:
+    """A line of the progress. Past the time that was meant, as while a large model loads, what is left is not known."""
+    left = BUDGET_S + 15 - so_far
+    return f"measuring {step}: {duration(so_far)} so far" + (f", about {duration(left)} left" if left >= 5 else "")
+
+
 def _results(children: Sequence[subprocess.Popen]) -> list[dict]:
     """What each of them found; tells the progress of the first. Raises UserError for the user's mistakes."""
     found: list[dict] = [{} for _ in children]
@@ -254,12 +260,8 @@ def _results(children: Sequence[subprocess.Popen]) -> list[dict]:
             found[at] |= line
             now = time.monotonic()
             if at == 0 and "result" not in line and ("step" in line or now - told > REFRESH_S):
-                left = max(5.0, BUDGET_S + 15 - (now - started))
                 told = now
-                print(
-                    f"measuring {found[0].get('step')}: {duration(now - started)} so far, about {duration(left)} left",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                print(_progress(found[0].get("step"), now - started), file=sys.stderr, flush=True)
 
     threads = [threading.Thread(target=follow, args=(at,)) for at in range(len(children))]
     try:

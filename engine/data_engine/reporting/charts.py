@@ -11,7 +11,8 @@ NUM_BINS = 40
 # Numbers beyond are not drawn, nor are those that are not finite: their sums would overflow.
 LARGEST = 1e100
 WIDTH, HEIGHT = 520, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 30
+# On the left there is room for "123,456" in the letters of a phone, which are the largest.
+LEFT, RIGHT, TOP, BOTTOM = 72, 10, 8, 30
 Scale = Callable[[float], float]
 
 

@@ -104,7 +104,7 @@ def _keys(one: PairNumbers, other: PairNumbers) -> tuple[list[np.ndarray], np.nd
 
 def funnel_table(pairings: Sequence[Pairing]) -> list[tuple[str, ...]]:
     """The lines of both funnels side by side, in the order in which things are left out; "" where one has no line."""
-    lines = [dict(funnel.lines()) for _, funnel in pairings]
+    lines = [_with_kept(funnel) for _, funnel in pairings]
     order: list[str] = []
     for own in lines:
         at = 0
@@ -116,6 +116,16 @@ def funnel_table(pairings: Sequence[Pairing]) -> list[tuple[str, ...]]:
                 at += 1
     rows = [(name, *(f"{own[name]:,}" if name in own else "" for own in lines)) for name in order]
     return [("", *(name for name, _ in pairings)), *rows]
+
+
+def _with_kept(funnel: Funnel) -> dict[str, int]:
+    """The lines of a funnel; that of the run's own pairing, which ends with what is written, says "kept" as well."""
+    found: dict[str, int] = {}
+    for name, count in funnel.lines():
+        if name == "written" or name.startswith("  kept, but"):
+            found.setdefault("kept", funnel.found)
+        found[name] = count
+    return found
 
 
 def margin_chart(numbers: PairNumbers) -> Markup:
@@ -157,4 +167,5 @@ def joined(one: PageData, other: PageData) -> PageData:
     pairs = [*one.pairs, *other.pairs]
     for number, pair in zip(itertools.count(), pairs, strict=False):
         pair["number"] = number
-    return PageData(pairs, images, one.answers, [*one.told, *other.told])
+    # What is said of both, such as the quality of thumbnails, is said once.
+    return PageData(pairs, images, one.answers, list(dict.fromkeys([*one.told, *other.told])))

@@ -85,11 +85,7 @@ def _has_sum(rows: Sequence[Mapping]) -> bool:
 
 
 def _pair(row: Mapping, gallery: Gallery, answers: Answers, rewards: Sequence[str]) -> dict:
-    shown, keys = gallery.questions[row["idx"]], [(row["idx"], row[f"{side}_index"]) for side in SIDES]
-    spans = [answers.spans.get(key) for key in keys]
-    # The answer must be the one that the pair was made of.
-    spans = [own if own and "".join(one.text for one in own) == row[side] else None
-             for own, side in zip(spans, SIDES, strict=True)]  # fmt: skip
+    shown, heated = gallery.questions[row["idx"]], [_heat(row, side, answers) for side in SIDES]
     return {
         "number": 0,
         "idx": row["idx"],
@@ -103,10 +99,20 @@ def _pair(row: Mapping, gallery: Gallery, answers: Answers, rewards: Sequence[st
         "rewards": {name: [_number(row[f"{side}_{name}"]) for side in SIDES] for name in rewards},
         "pictures": shown.pictures,
         "problem": None if shown.pictures else shown.problem,
-        "heat": [heat_json(own) if own else None for own in spans],
-        "no_heat": [None if own or answers.no_heat else answers.why_no_heat.get(key, "its unit is not there any more")
-                    for own, key in zip(spans, keys, strict=True)],
-    }  # fmt: skip
+        "heat": [heat for heat, _ in heated],
+        "no_heat": [None if answers.no_heat else why for _, why in heated],
+    }
+
+
+def _heat(row: Mapping, side: str, answers: Answers) -> tuple[dict | None, str | None]:
+    """The heat of an answer of a pair, or why it has none."""
+    key = (row["idx"], row[f"{side}_index"])
+    spans = answers.spans.get(key)
+    if not spans:
+        return None, answers.why_no_heat.get(key, "its unit is not there any more")
+    if "".join(span.text for span in spans) != row[side]:
+        return None, "it was sampled anew since the pair was made"
+    return heat_json(spans), None
 
 
 def heat_json(spans: Sequence[Span]) -> dict:

@@ -113,7 +113,7 @@ def length_chart(numbers: PairNumbers) -> Markup:
 
 def _agreements(numbers: PairNumbers, ranking: list[str]) -> list[Agreement]:
     known = [name for name in ranking if f"chosen_{name}" in numbers.columns]
-    return agreements({name: numbers.difference(name) for name in known})
+    return agreements({name: numbers.difference(name) for name in known}) if len(numbers) else []
 
 
 def _agreement_row(one: Agreement) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The page's text: a template, its style sheet and script inlined, values escaped, and data that cannot end it."""
 
+import functools
 import html
 import json
 from pathlib import Path
@@ -22,6 +23,13 @@ def escaped_json(value: object) -> str:
 
 def render(template: str, data: object, **values: object) -> str:
     """A template of this folder, with `data` for the script."""
+    parts = {name: Markup((FOLDER / file).read_text(encoding="utf-8")) for name, file in PARTS.items()}
+    return _environment().get_template(template).render(values | parts | {"data": Markup(escaped_json(data))})
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Once a process: it keeps the templates that it has compiled."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -32,8 +40,7 @@ def render(template: str, data: object, **values: object) -> str:
         finalize=_escaped,
     )
     environment.filters["thousands"] = "{:,}".format
-    parts = {name: Markup((FOLDER / file).read_text(encoding="utf-8")) for name, file in PARTS.items()}
-    return environment.get_template(template).render(values | parts | {"data": Markup(escaped_json(data))})
+    return environment
 
 
 def _escaped(value: object) -> Markup:

@@ -62,7 +62,8 @@ def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens:
         page, longest, prompt = PAGE * needs.cached_token, pages_of(max_new_tokens), pages_of(PROMPT_TOKENS)
         average = max(1, ANSWER_SHARE * longest) + min(1, PROMPTS_ALIVE / k) * prompt
         rows = max(1, min(most, int(kept / (average * page + needs.answer_state))))
-        pages = (kept - rows * needs.answer_state) // page
+        # A model of recurrent layers alone keeps nothing of a token.
+        pages = (kept - rows * needs.answer_state) // max(page, 1)
         # For one answer at least; at most for all rows at their longest, each behind a prompt of its own.
         pages = max(longest + prompt, min(pages, rows * (longest + prompt)))
         found = {"decode_slots": rows, "decode_pages": pages}

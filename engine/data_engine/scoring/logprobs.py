@@ -45,7 +45,7 @@ def score_pass(model: VisionLanguageModel, questions: list[Scored]) -> list[list
     if model.why_plain:
         return [[plain_token_logps(model, one.prompt, ids) for ids in one.answers] for one in questions]
     unique = [list(dict.fromkeys(map(tuple, question.answers))) for question in questions]
-    prefixes = [run_prefix(model, question.prompt) for question in questions]
+    prefixes = _prefixes(model, questions)
     rows = torch.cat(list(_predicting(model, prefixes, unique)))
     # On the host, where they are checked.
     targets = torch.tensor([token for answers in unique for ids in answers for token in ids])
@@ -65,10 +65,15 @@ def last_hidden(model: VisionLanguageModel, questions: list[Scored]) -> list[lis
     if not all(all(question.answers) for question in questions):
         raise ValueError("a row without tokens has no last one")
     unique = [list(dict.fromkeys(map(tuple, question.answers))) for question in questions]
-    prefixes = [run_prefix(model, question.prompt) for question in questions]
+    prefixes = _prefixes(model, questions)
     hidden = iter(_run(model, list(zip(prefixes, unique, strict=True))))
     by_ids = [{ids: next(hidden)[-1] for ids in rows} for rows in unique]
     return [[found[tuple(ids)] for ids in question.answers] for question, found in zip(questions, by_ids, strict=True)]
+
+
+def _prefixes(model: VisionLanguageModel, questions: list[Scored]) -> list[Prefix]:
+    """Each prompt run on its own, behind a vision tower that may have run several images at a time."""
+    return [run_prefix(model, prompt) for prompt in model.encoded([question.prompt for question in questions])]
 
 
 def _predicting(

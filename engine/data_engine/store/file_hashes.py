@@ -17,7 +17,7 @@ from data_engine.errors import UserError
 from data_engine.store.claims import Claims
 from data_engine.store.units import replacing
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 1 << 20
 POLL_S = 0.2
 TOLD_EVERY_S = 10.0
 # Smaller files are hashed without a word.

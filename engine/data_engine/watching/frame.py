@@ -125,35 +125,43 @@ def _title(progress: Progress, paper: Paper) -> Text:
 
 
 def _summary(progress: Progress, paper: Paper) -> Text:
-    found = Text(_in_words(progress), "bold green" if progress.is_done else "bold", no_wrap=True, overflow="crop")
+    told = next((words for words in _in_words(progress) if len(words) <= paper.width), _in_words(progress)[-1])
+    found = Text(told, "bold green" if progress.is_done else "bold", no_wrap=True, overflow="crop")
     told = f"   {progress.num_questions} questions in units of {progress.unit_size}"
     if found.cell_len + len(told) <= paper.width:
         found.append(told, "not bold")
     return found
 
 
-def _in_words(progress: Progress) -> str:
-    """How far the run is, and the time left."""
+def _in_words(progress: Progress) -> tuple[str, ...]:
+    """How far the run is, and the time left; then the same in fewer letters."""
     if progress.is_done:
-        return "finished: the pairs are written"
+        return "finished: the pairs are written", "finished"
     if progress.pairs == READY:
         pairing = any(rank.state == "pairing" for rank in progress.ranks)
-        return "all units done; pairs are being made" if pairing else "all units done; pairs not written"
+        told = "pairs are being made" if pairing else "pairs not written"
+        return f"all units done; {told}", told
     share = f"{percent(progress.units_done, progress.units_total)} done"
     left, at_least = progress.seconds_left, progress.seconds_left_at_least
     if left is not None:
-        return f"{share}, {duration(left)} left"
+        return f"{share}, {duration(left)} left", share
     if at_least is not None:
-        return f"{share}, more than {duration(at_least)} left"
-    return f"{share}, {'time left unknown' if progress.num_working else 'nobody at work'}"
+        return f"{share}, more than {duration(at_least)} left", f"{share}, > {duration(at_least)}", share
+    return f"{share}, {'time left unknown' if progress.num_working else 'nobody at work'}", share
 
 
 def _stages(progress: Progress, paper: Paper) -> Table:
     """A heading, and a line for each stage; a bar where there is room for one."""
     rows = [_cells(stage, paper) for stage in progress.stages]
     columns, room = _fitting(
-        rows, ["stage", "units", "done", "answers/s", "ranks", "time left"], ("answers/s", "ranks", "units"), paper
-    )
+        rows, ["stage", "units", "done", "answers/s", "ranks", "time left"],
+        ("answers/s", "ranks", "units", "time left"), paper,
+    )  # fmt: skip
+    if room < 0:
+        # A name may be cut; a number that is cut is another one.
+        longest = max(row["stage"].cell_len for row in rows)
+        for row in rows:
+            row["stage"].truncate(max(1, longest + room))
     bar = min(MOST_BAR, room - GAP) if room - GAP >= LEAST_BAR else 0
     if bar:
         columns.insert(2, "")
@@ -223,7 +231,7 @@ def _ranks(progress: Progress, paper: Paper) -> Table:
         for rank in progress.ranks
     ]  # fmt: skip
     columns, _ = _fitting(
-        rows, ["rank", "state", "stage", "unit", "last sign", "host"], ("stage", "unit", "host"), paper
+        rows, ["rank", "state", "stage", "unit", "last sign", "host"], ("stage", "unit", "host", "last sign"), paper
     )
     return _grid(rows, columns, left=("state", "stage", "host"))
 

@@ -8,18 +8,20 @@ Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 
 import functools
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, LostRankError, UserError
+from data_engine.models import tower
 from data_engine.models.answer_cache import PassingLayer, is_recurrent
 from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto import probing
@@ -50,10 +52,19 @@ class ProcessedPrompt:
     """What the model's own processor made of a conversation and its images, a batch of one."""
 
     inputs: Mapping[str, Tensor]
+    features: Tensor | None = None
+    """[B, N, D] of its images or tiles, on the device, where they were computed beforehand"""
 
     @property
     def length(self) -> int:
         return self.inputs["input_ids"].shape[1]
+
+
+def pixels_alone(prompt: ProcessedPrompt) -> Tensor | None:
+    """Pixels [B, C, H, W] of a prompt whose images or tiles are of one size, and of which nothing else is known."""
+    pixels = prompt.inputs.get("pixel_values")
+    known = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
+    return pixels if pixels is not None and pixels.ndim == 4 and known.issuperset(prompt.inputs) else None
 
 
 class Auto:
@@ -79,7 +90,7 @@ class Auto:
         self.decoder: nn.Module | None = None
         self.value_head: ValueHead | None = None
         self.why_plain: str | None = None
-        self.is_settled = False
+        self.is_settled = self.encodes_together = False
         # Tokenizers keep state while they encode, and prompts are made by several threads.
         self._one_at_a_time = threading.Lock()
         self._last: dict[str, Tensor] = {}
@@ -139,6 +150,8 @@ class Auto:
         else:
             self.attention_layers, self.layers, self.cache_layers, self.head = found
             self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
+            if tower.images_a_call(self) > 1:
+                self.encodes_together = probing.encodes_together(self)
 
     def whole_modules(self) -> list[tuple[nn.Module, str]]:
         parts = [self.decoder, *filter(None, [self.vision])]
@@ -248,6 +261,27 @@ class Auto:
         with self._one_at_a_time:
             return self.chat.read_answer(conversation, token_ids)
 
+    def encoded(self, prompts: Sequence[ProcessedPrompt]) -> Iterator[ProcessedPrompt]:
+        return self.encoded_together(prompts) if self.encodes_together else iter(prompts)
+
+    @torch.inference_mode()
+    def encoded_together(self, prompts: Sequence[ProcessedPrompt]) -> Iterator[ProcessedPrompt]:
+        """As `encoded`, whether or not it is known that the tower takes them so."""
+        for group in tower.groups(prompts, pixels_alone, self):
+            if group.pixels is None:
+                yield from group.prompts
+                continue
+            features, at = self.image_features(group.pixels), 0
+            for one in group.prompts:
+                number = 0 if pixels_alone(one) is None else len(pixels_alone(one))
+                yield replace(one, features=features[at : at + number]) if number else one
+                at += number
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """[B, N, D] of images or tiles [B, C, H, W], as the model's own forward makes them."""
+        pixels = sent(pixels, self.device).to(self.dtype)
+        return self._model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+
     @torch.inference_mode()
     def run_prompt(self, prompt: ProcessedPrompt) -> PromptEnd:
         end, _ = self.run_with_logits(prompt)
@@ -260,6 +294,8 @@ class Auto:
         given = self._model.prepare_inputs_for_generation(
             **self._inputs(prompt), past_key_values=cache, is_first_iteration=True, use_cache=True
         )
+        if prompt.features is not None:
+            given["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=prompt.features)}
         # Without it, logits of all P tokens would be there at once.
         out = self._model(**given | {"logits_to_keep": 1})
         if "hidden" not in self._last:
@@ -298,6 +334,7 @@ class Auto:
         return {
             name: sent(value, self.device).to(self.dtype) if value.is_floating_point() else sent(value, self.device)
             for name, value in prompt.inputs.items()
+            if prompt.features is None or name != "pixel_values"
         }
 
     def _note_positions(self, module: nn.Module, args: tuple, options: dict) -> None:

@@ -33,6 +33,9 @@ class Probed(VisionLanguageModel, Protocol):
     def run_with_logits(self, prompt: Prompt) -> tuple[PromptEnd, Tensor]:
         """The end of a prompt, and the model's logits there [V]."""
 
+    def encoded_together(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+        """As VisionLanguageModel.encoded, whether or not it is known that the tower takes them so."""
+
 
 class Found(NamedTuple):
     """What a prompt showed; see VisionLanguageModel."""
@@ -91,6 +94,30 @@ def _as_asked(
         call.require_known()
         mask = call.seen(sys.maxsize)
         yield replace(kind, usual=call.is_usual, window=mask.window if mask else None)
+
+
+@torch.inference_mode()
+def encodes_together(model: Probed) -> bool:
+    """Whether the tower takes images of several prompts at a time, and the model takes what it makes of them.
+
+    Tried with a picture and its mirror image: where a model cannot, or gives other numbers, each prompt runs whole.
+    """
+    prompt = _prompt(model, QUESTION)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+    try:
+        pixels = prompt.inputs["pixel_values"]
+        mirrored = replace(prompt, inputs=prompt.inputs | {"pixel_values": pixels.flip(-1)})
+        prompts = [mirrored, prompt]
+        together = list(model.encoded_together(prompts))
+        if any(one.features is None for one in together):
+            return False
+        ends = [[model.run_prompt(one).hidden_D.float() for one in each] for each in (prompts, together)]
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever a model raises that is called in a way that it does not know.
+    except Exception:
+        return False
+    return all(torch.allclose(*both, rtol=tolerance, atol=tolerance) for both in zip(*ends, strict=True))
 
 
 def reads_ahead(model: Probed) -> bool:

@@ -49,6 +49,11 @@ class PageAllocator:
             self._went_on[len(row.pages)] += 1
         row.pages.append(self.free.popleft())
 
+    def full(self, rows: Iterable[Sequence]) -> list[Sequence]:
+        """The rows whose newest token has no place in their pages."""
+        size = PAGE
+        return [row for row in rows if row.drawn > len(row.pages) * size]
+
     def release(self, row: Sequence, at_its_end: bool) -> None:
         """Free a row's pages, at its end or before."""
         self._ended[len(row.pages)] += at_its_end

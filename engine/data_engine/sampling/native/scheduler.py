@@ -160,8 +160,7 @@ class Scheduler:
         longest never is, which guarantees progress.
         """
         given = set()
-        full = [row for row in self.rows if pages_of(row.drawn) > len(row.pages)]
-        for row in sorted(full, key=Sequence.preemption_order, reverse=True):
+        for row in sorted(self.pages.full(self.rows), key=Sequence.preemption_order, reverse=True):
             while not self.pages.free and not row.ended:
                 if not self.prompts.drop_unread():
                     self._preempt(min((one for one in self.rows if not one.ended), key=Sequence.preemption_order))
@@ -199,13 +198,9 @@ class SamplingEngine:
     """A model with caches for `num_rows` answers at a time, which stay from one unit to the next."""
 
     def __init__(
-        self,
-        model: VisionLanguageModel,
-        num_rows: int,
-        num_slots: int,
-        samples_per_prompt: int | None = None,
-        num_pages: int = 0,
-    ) -> None:
+        self, model: VisionLanguageModel, num_rows: int, num_slots: int, samples_per_prompt: int | None = None,
+        num_pages: int = 0
+    ) -> None:  # fmt: skip
         """With `samples_per_prompt`, the most answers that a question has, caches are paged, the kernel does the
         attention of a step, and a GPU captures steps in CUDA graphs; without it, steps are plain torch.
 

@@ -1,0 +1,66 @@
+"""Families of transformers whose tower takes the images of several prompts at a time."""
+
+import pytest
+import torch
+from families import named
+from internvl_folders import write
+from PIL import Image
+
+from data_engine.models import load_model, tower
+from data_engine.questions.conversation import Conversation
+from data_engine.scoring.logprobs import Scored, plain_token_logps, score_pass
+
+# Wide, tall and square ones: InternVL cuts them into different numbers of tiles.
+SIZES = [(112, 40), (50, 120), (64, 64), (90, 90)]
+ANSWERS = [[72, 33, 90], [12, 8]]
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(tower, "images_a_call", lambda model: 64)
+
+
+def questions(model) -> list[Scored]:
+    pictures = [Image.effect_noise(size, 60).convert("RGB") for size in SIZES]
+    return [
+        Scored(model.prompt(Conversation.of("What is in it?"), [picture], True, 64), ANSWERS) for picture in pictures
+    ]
+
+
+def assert_as_plain(model, asked: list[Scored]) -> None:
+    for one, found in zip(asked, score_pass(model, asked), strict=True):
+        for ids, logps in zip(one.answers, found, strict=True):
+            torch.testing.assert_close(logps, plain_token_logps(model, one.prompt, ids), rtol=0, atol=2e-5)
+
+
+def assert_one_call(model, asked: list[Scored]) -> None:
+    assert model.encodes_together
+    calls: list[int] = []
+    with model.vision.register_forward_pre_hook(
+        lambda module, args, options: calls.append(len(options["pixel_values"] if not args else args[0])),
+        with_kwargs=True,
+    ):
+        score_pass(model, asked)
+    assert calls == [sum(len(one.prompt.inputs["pixel_values"]) for one in asked)]
+
+
+@pytest.mark.parametrize("name", named(["llava", "internvl", "gemma3"]))
+def test_images_of_a_pass_go_through_the_tower_together(checkpoints, name, as_on_a_gpu):
+    model = load_model("auto", str(checkpoints(name).folder))
+    asked = questions(model)
+    assert_one_call(model, asked)
+    assert_as_plain(model, asked)
+
+
+def test_internvls_own_layout_too(tmp_path, as_on_a_gpu):
+    model = load_model(None, str(write(tmp_path / "internvl", "qwen2")))
+    asked = questions(model)
+    assert_one_call(model, asked)
+    assert_as_plain(model, asked)
+
+
+@pytest.mark.parametrize("name", named(["qwen2_5_vl", "llava_onevision"]))
+def test_a_family_whose_tower_does_not_take_them_runs_each_prompt_whole(checkpoints, name, as_on_a_gpu):
+    model = load_model("auto", str(checkpoints(name).folder))
+    assert not model.encodes_together
+    assert_as_plain(model, questions(model))
