@@ -24,7 +24,7 @@ SAMPLING = {
 PROMPTS = {"chat_template_kwargs": '{"a": 1}'}
 EVERYTHING = {
     "columns": "ds_name=", "system": "Be brief.", "limit": 3, "unit_size": 3, "dtype": "bfloat16",
-    "max_megapixels": 32.0, "exif": "ignore",
+    "max_megapixels": 32.0, "exif": "ignore", "compile_layers": True,
 }  # fmt: skip
 
 

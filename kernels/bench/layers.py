@@ -1,4 +1,4 @@
-"""`python kernels/bench/layers.py`: a decoder's layers, plain, merged and fused, in one run; ratios to plain.
+"""`python kernels/bench/layers.py`: a decoder's layers, plain, merged and compiled, in one run; ratios to plain.
 
 Layers of LLaMA-7B in bf16, without a cache: a step of 204 rows of one token, captured in a CUDA graph as sampling does,
 and a row of 640 tokens, as a prompt is. `--tiny` runs small ones on the CPU, to show that this script works.
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 from data_engine.bench import machine
-from data_engine.models import fused_layers
+from data_engine.models.compiled_layers import number_hooks
 from data_engine.models.merged_linear import merge_linears
 
 LAYERS, CALLS = 4, 50
@@ -30,20 +30,20 @@ def main(argv: list[str]) -> int:
         return 2
     device = torch.device("cpu" if arguments.tiny else "cuda")
     print(f"\nlayers of a decoder, {', '.join(f'{k} {v}' for k, v in machine.machine(device).items())}")
-    print(f"{'':34}{'plain':>12}{'merged':>12}{'fused too':>12}{'merged/plain':>14}{'fused/plain':>14}")
+    print(f"{'':34}{'plain':>12}{'merged':>12}{'compiled too':>14}{'merged/plain':>14}{'compiled/plain':>16}")
     with torch.inference_mode():
         decoder = made(device)
         inputs = {"step, 204 rows": (204, 1), "prompt, 640 tokens": (1, 640)}
         inputs = {name: torch.randn(*shape, decoder.config.hidden_size, device=device, dtype=decoder.dtype)
                   for name, shape in inputs.items()}  # fmt: skip
         spent: dict[str, list[float]] = {name: [] for name in inputs}
-        for change in (lambda one: None, merge_linears, fused_layers.fuse_layers):
+        for change in (lambda one: None, merge_linears, compiled):
             change(decoder)
             for name, embeds in inputs.items():
                 spent[name].append(milliseconds(decoder, embeds))
-    for name, (plain, merged, fused) in spent.items():
-        times = f"{plain:9.3f} ms{merged:9.3f} ms{fused:9.3f} ms"
-        print(f"{name:34}{times}{merged / plain:14.3f}{fused / plain:14.3f}", flush=True)
+    for name, (plain, merged, both) in spent.items():
+        times = f"{plain:9.3f} ms{merged:9.3f} ms{both:11.3f} ms"
+        print(f"{name:34}{times}{merged / plain:14.3f}{both / plain:16.3f}", flush=True)
     return 0
 
 
@@ -55,6 +55,13 @@ def made(device: torch.device) -> LlamaModel:
     config = LlamaConfig(vocab_size=16, num_hidden_layers=LAYERS, attn_implementation="sdpa", **sizes)
     with torch.device(device):
         return LlamaModel(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+
+
+def compiled(decoder: LlamaModel) -> None:
+    """As models/compiled_layers.py compiles them, the attention included."""
+    for layer in decoder.layers:
+        number_hooks(layer)
+        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def milliseconds(decoder: LlamaModel, embeds: Tensor) -> float:

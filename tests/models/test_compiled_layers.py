@@ -1,12 +1,16 @@
 """Layers by torch.compile: the numbers of plain ones, one compiled layer for all of them and for all sizes."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
-from data_engine.models import load_model
+from data_engine.errors import UserError
+from data_engine.models import cpu_linear, load_model
 from data_engine.models.compiled_layers import compile_layers, layers_of
+from data_engine.models.merged_linear import merge_linears
 from data_engine.questions.conversation import Conversation
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
@@ -67,8 +71,42 @@ def test_all_layers_and_sizes_share_what_was_compiled_when_the_model_was_loaded(
 
 
 def test_prompts_run_by_the_layers_as_they_are(models, photo):
-    plain, traced = models
     made = counters["stats"]["calls_captured"]
     ends = [model.run_prompt(prompt_of(model, photo)).hidden_D for model in models]
     assert torch.equal(*ends)
     assert counters["stats"]["calls_captured"] == made
+
+
+def test_merged_products_are_compiled_with_the_layer(goldens, photo, monkeypatch):
+    """As on a GPU, where weights are not packed."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(cpu_linear, "pack_linears", lambda *given, **options: None)
+    model = load_model(None, str(goldens / "llava/instruct"), device="cpu")
+    asked = [Scored(prompt_of(model, photo), ANSWERS)]
+    [plain] = score_pass(model, asked)
+    assert merge_linears(model.decoder) == 2 * len(layers_of(model))
+    assert compile_layers(model, backend="eager") is None
+    made = counters["stats"]["unique_graphs"]
+    [found] = score_pass(model, asked)
+    torch.testing.assert_close(torch.cat(found), torch.cat(plain), rtol=0, atol=1e-5)
+    sampled(model, photo, 4)
+    assert counters["stats"]["unique_graphs"] == made <= 8
+
+
+def test_what_cannot_be_compiled_says_why(models):
+    plain = copy.copy(models[0])
+    plain.is_split = True
+    before = [layer.forward for layer in layers_of(plain)]
+    assert "split over the ranks" in compile_layers(plain)
+    assert [layer.forward for layer in layers_of(plain)] == before
+
+
+def test_a_machine_that_cannot_compile_is_told_so(goldens, monkeypatch):
+    from torch._inductor import config as inductor
+
+    model = load_model(None, str(goldens / "llava/reward"), device="cpu")
+    torch._dynamo.reset()
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/c++",))
+    with pytest.raises(UserError, match="--compile_layers is set, and torch cannot compile on this machine"):
+        compile_layers(model)

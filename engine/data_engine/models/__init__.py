@@ -45,7 +45,6 @@ def load_model(
     """
     import torch
 
-    from data_engine.models import fused_layers
     from data_engine.models.base import pick_device, pick_dtype
     from data_engine.models.compiled_layers import compile_layers
     from data_engine.models.cpu_linear import pack_linears
@@ -71,8 +70,6 @@ def load_model(
             pack_linears(model.decoder, once=split is None)
             if merges_linears(chosen, split=split is not None):
                 merge_linears(model.decoder)
-                if fused_layers.FUSED:
-                    fused_layers.fuse_layers(model.decoder)
         if split is not None:
             model.is_split = True
             split.run_together(model)

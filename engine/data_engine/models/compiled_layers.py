@@ -51,8 +51,7 @@ def compile_layers(model: VisionLanguageModel, backend: str = "inductor") -> str
     inductor.deterministic = True
     attention.keep_out_of_graphs()
     for layer in layers_of(model):
-        for module in layer.modules():
-            _number_hooks(module)
+        number_hooks(layer)
         layer.forward = _in_answers(layer.forward, torch.compile(layer.forward, dynamic=True, backend=backend))
     try:
         _make_kernels(model)
@@ -86,14 +85,15 @@ def _why_not(model: VisionLanguageModel) -> str | None:
     return None
 
 
-def _number_hooks(module: nn.Module) -> None:
-    """Number the hooks of a module from 0, where torch counts through all modules: the same module of another layer
-    would not be the same to the compiler.
+def number_hooks(layer: nn.Module) -> None:
+    """Number the hooks of each of its modules from 0, where torch counts through all modules: the same module of
+    another layer would not be the same to the compiler.
     """
-    for hooks in (module._forward_hooks, module._forward_hooks_always_called):
-        ordered = list(hooks.values())
-        hooks.clear()
-        hooks.update(enumerate(ordered))
+    for module in layer.modules():
+        for hooks in (module._forward_hooks, module._forward_hooks_always_called):
+            ordered = list(hooks.values())
+            hooks.clear()
+            hooks.update(enumerate(ordered))
 
 
 def _in_answers(plain: Callable, compiled: Callable) -> Callable:
