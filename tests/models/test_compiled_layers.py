@@ -102,6 +102,8 @@ def test_what_cannot_be_compiled_says_why(models):
     assert [layer.forward for layer in layers_of(plain)] == before
 
 
+# torch's own, where it imports its compiler.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_a_machine_that_cannot_compile_is_told_so(goldens, monkeypatch):
     from torch._inductor import config as inductor
 
