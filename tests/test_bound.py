@@ -238,8 +238,8 @@ def test_every_stage_names_what_it_is_bound_to():
     common = {"dataset", "columns", "system", "limit", "unit_size", "device", "dtype", "max_megapixels", "exif",
               "chat_template", "chat_template_kwargs"}  # fmt: skip
     sampling = common | SAMPLING.keys() | {"answers", "sampler", "instruct_model"}
-    assert set(stages.SAMPLING.bound) == sampling
+    assert set(stages.SAMPLING.bound) == sampling | {"compile_layers"}
     assert set(stages.SAMPLING_BY_VLLM.bound) == sampling | {"vllm_args"}
     assert set(stages.GIVEN.bound) == common | {"answers", "answers_vocabulary"}
     for role in ("instruct", "reward"):
-        assert set(stages.known()[f"{role}_logps"].bound) == common | {f"{role}_model"}
+        assert set(stages.known()[f"{role}_logps"].bound) == common | {f"{role}_model", "compile_layers"}
