@@ -219,10 +219,13 @@ ifeq ($(DRY_RUN),)
 	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape llava-1.5-7b --vocab 32064 $(ARGS)
 	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape llava-1.5-7b --vocab 152064 $(ARGS)
 	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape qwen2.5-vl-7b --vocab 152064 --vllm-if-there $(ARGS)
+	$(TEST_ENV) $(RUN) kernels/bench/layers.py
+	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape llava-1.5-7b --vocab 32064 --compile_layers $(ARGS)
 else
 	$(TEST_ENV) $(RUN) -m pytest -q -rs -m gpu tests/gpu --collect-only $(PYTEST_ARGS)
 	$(TEST_ENV) $(RUN) kernels/bench/run.py --tiny
 	$(TEST_ENV) $(RUN) -m data_engine bench --device cpu --tiny --vllm-if-there $(ARGS)
+	$(TEST_ENV) $(RUN) kernels/bench/layers.py --tiny
 endif
 
 clean: ## remove what make made: .venv, caches, the demo's run (never another run)

@@ -24,7 +24,7 @@ SAMPLING = {
 PROMPTS = {"chat_template_kwargs": '{"a": 1}'}
 EVERYTHING = {
     "columns": "ds_name=", "system": "Be brief.", "limit": 3, "unit_size": 3, "dtype": "bfloat16",
-    "max_megapixels": 32.0, "exif": "ignore",
+    "max_megapixels": 32.0, "exif": "ignore", "compile_layers": True,
 }  # fmt: skip
 
 
@@ -238,8 +238,8 @@ def test_every_stage_names_what_it_is_bound_to():
     common = {"dataset", "columns", "system", "limit", "unit_size", "device", "dtype", "max_megapixels", "exif",
               "chat_template", "chat_template_kwargs"}  # fmt: skip
     sampling = common | SAMPLING.keys() | {"answers", "sampler", "instruct_model"}
-    assert set(stages.SAMPLING.bound) == sampling
+    assert set(stages.SAMPLING.bound) == sampling | {"compile_layers"}
     assert set(stages.SAMPLING_BY_VLLM.bound) == sampling | {"vllm_args"}
     assert set(stages.GIVEN.bound) == common | {"answers", "answers_vocabulary"}
     for role in ("instruct", "reward"):
-        assert set(stages.known()[f"{role}_logps"].bound) == common | {f"{role}_model"}
+        assert set(stages.known()[f"{role}_logps"].bound) == common | {f"{role}_model", "compile_layers"}

@@ -171,6 +171,8 @@ class Flags:
     """split the models over the ranks (DeepSpeed ZeRO-3); auto: where a GPU cannot hold one whole"""
     zero3_config: str | None = None
     """DeepSpeed's settings as JSON; default: those of launch/deepspeed/zero3.json"""
+    compile_layers: bool = False
+    """run answers through layers by torch.compile: a minute more to load a model, faster on a GPU, other rounding"""
     require_fast: bool = False
     """an error where a model does not fit the fast path, instead of a warning"""
     grace_s: float = 20

@@ -19,6 +19,8 @@ SAMPLE, REWARD, PAIR = 0, 1, 2
 
 # What every unit is bound to: the rows of the dataset, how they are read and cut, and how exactly is computed.
 EVERY_UNIT = ("dataset", "columns", "system", "limit", "unit_size", "device", "dtype")
+# What every unit that a model computes is bound to, besides.
+EVERY_MODEL = ("compile_layers",)
 # Settings that decide which pixels a model sees.
 PICTURES = ("max_megapixels", "exif")
 # What the flags of a template's arguments are called, behind the name of a judge's role.
@@ -72,7 +74,8 @@ class Stage:
     @property
     def bound(self) -> tuple[str, ...]:
         """Names of what its units are bound to; job/run_file.py has the values."""
-        return (*EVERY_UNIT, *self.settings, *([model_key(self.model)] if self.model else []))
+        own = () if self.model is None else (model_key(self.model),)
+        return (*EVERY_UNIT, *self.settings, *own, *(EVERY_MODEL if own and not self.elsewhere else ()))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jobs import Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
 from stage2_world import digest
@@ -83,6 +84,23 @@ def test_by_one_queue_through_all_units_any_number_of_ranks_makes_the_same_datas
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not stray_files(job.work_dir)
     assert ranks_that_worked(job) > (ranks > 1)
+
+
+@pytest.mark.slow
+def test_with_compiled_layers_one_rank_and_two_make_the_same_dataset_and_the_answers_of_plain_ones(alone, tmp_path):
+    """By a real compiler; the second job begins with other units, so its first sizes are others."""
+    one, two = (again(alone, tmp_path / name, "--compile_layers") for name in ("one", "two"))
+    one.run()
+    two.run(*torchrun(2))
+    assert Result.of(one.work_dir) == Result.of(two.work_dir)
+    assert ranks_that_worked(two) > 1
+    compiled, plain = (Result.of(job.work_dir).units for job in (one, alone))
+    for name, rows in plain.items():
+        for row, other in zip(rows, compiled[name], strict=True):
+            if "token_logps" in row:
+                assert np.allclose(other["token_logps"], row["token_logps"], rtol=0, atol=1e-4)
+            else:
+                assert other == row
 
 
 @pytest.mark.slow

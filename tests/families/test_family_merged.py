@@ -3,6 +3,7 @@
 import pytest
 import torch
 from asked import ASKED
+from families import FAMILIES
 from internvl_folders import write
 
 from data_engine import load_model, sample_answers, score_answers
@@ -10,10 +11,17 @@ from data_engine.models import cpu_linear
 from data_engine.models.merged_linear import MergedLinear, merge_linears
 
 ANSWERS = [[72, 33, 90], [12, 8]]
+# Part of `make test`; the others take a minute.
+QUICK = ("internvl", "qwen2_5_vl", "qwen2")
 # Decoders of three layers, each with three layers of attention and two of the MLP that are called together.
 ALL = ("llava", "llava_onevision", "internvl", "qwen2_5_vl", "gemma3")
 # Some layers carry a state, and have no such attention.
 FEWER = {"qwen3_5": 9}
+
+
+def some(names):
+    """Parameters of a test, of which most are for `make test-families`."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.families) for name in names]
 
 
 def both(monkeypatch, load) -> tuple:
@@ -41,16 +49,16 @@ def count(model) -> int:
     return sum(isinstance(module, MergedLinear) for module in model.decoder.modules())
 
 
-def test_families_stay_what_they_are(checkpoint, monkeypatch):
-    folder = str(checkpoint.folder)
+@pytest.mark.parametrize("name", some(FAMILIES))
+def test_families_stay_what_they_are(checkpoints, name, monkeypatch):
+    folder = str(checkpoints(name).folder)
     ours, plain = both(monkeypatch, lambda: load_model("auto", folder, device="cpu", dtype="float32"))
-    name = checkpoint.folder.name
     if name in ALL or name in FEWER:
         assert count(ours) == FEWER.get(name, 3 * 5)
     assert_equal(ours, plain)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "internlm2", "qwen3"])
+@pytest.mark.parametrize("kind", some(["qwen2", "internlm2", "qwen3"]))
 def test_internvls_own_layout_too(tmp_path, kind, monkeypatch):
     folder = str(write(tmp_path / "internvl", kind))
     ours, plain = both(monkeypatch, lambda: load_model(None, folder, device="cpu", dtype="float32"))

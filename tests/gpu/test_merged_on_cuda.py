@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from data_engine.models.merged_linear import merge_linears
+from data_engine import load_model
+from data_engine.models.merged_linear import MergedLinear, merge_linears
+from data_engine.questions.conversation import Conversation
+from data_engine.scoring.logprobs import Scored, score_pass
 
 pytestmark = pytest.mark.gpu
 
@@ -53,3 +56,19 @@ def test_a_row_of_a_merged_product_keeps_its_bits_beside_others_and_in_any_place
     others = torch.randn_like(rows)
     others[17] = rows[17]
     assert torch.equal(module(others)[17], out[17])
+
+
+def test_a_loaded_model_with_merged_layers_scores_as_on_cpu(module, instruct, goldens, golden_images):
+    """Its images go through the tower together, too."""
+    model = load_model(None, str(goldens / "llava/instruct"), device="cuda", dtype="float32")
+    assert any(isinstance(layer, MergedLinear) for layer in model.decoder.modules())
+    found, expected = (
+        score_pass(one, [
+            Scored(one.prompt(Conversation.of("What is it?"), [image], True, 64), [[7, 23, 9], [11, 4]])
+            for image in golden_images[:4]
+        ])
+        for one in (model, instruct)
+    )  # fmt: skip
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-3)

@@ -46,6 +46,8 @@ class Options:
     """answers decoded at a time; None as `run` would"""
     questions: int = 100_000
     """size of the dataset that is estimated"""
+    compile_layers: bool = False
+    """answers run through layers by torch.compile"""
     vllm: bool = False
     """vLLM samples and scores too"""
     vllm_if_there: bool = False
@@ -94,7 +96,7 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
     else:
         sizes = replace(sizes, photo=photo_size(options.shape))
         write_checkpoint(folder, sizes.vocab, options.shape, str(device), pick_dtype(options.dtype, device))
-    return Subject(folder, sizes, str(device), options.dtype)
+    return Subject(folder, sizes, str(device), options.dtype, options.compile_layers)
 
 
 def _by_vllm(subject: Subject, options: Options):

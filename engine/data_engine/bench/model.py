@@ -79,9 +79,9 @@ def photo(seed: int, size: tuple[int, int] = PHOTO) -> bytes:
 class Subject:
     """One checkpoint, loaded by the engine and by transformers, and the work that both are given."""
 
-    def __init__(self, folder: Path, sizes: Sizes, device: str, dtype: str) -> None:
+    def __init__(self, folder: Path, sizes: Sizes, device: str, dtype: str, compiled: bool = False) -> None:
         self.folder, self.sizes = folder, sizes
-        self.engine = load_model(None, str(folder), device=device, dtype=dtype)
+        self.engine = load_model(None, str(folder), device=device, dtype=dtype, compiled=compiled)
         self.stock, self.why_no_stock = load_stock(folder, self.engine.device, self.engine.dtype)
         # A native family has a place for its image, and no token of its own; transformers' has one.
         theirs = getattr(getattr(self.stock, "config", None), "image_token_id", None)

@@ -43,7 +43,7 @@ EXAMPLES = {
         ("two pairings side by side", f"data-engine report {WORK_DIR} --compare agreed"),
     ),
     "bench": (
-        ("a minute or two, on the CPU", "data-engine bench --quick"),
+        ("some minutes, on the CPU", "data-engine bench --quick"),
         ("your checkpoint, and what 50,000 questions would take", "data-engine bench --model models/llava-v1.5-7b "
          "--device auto --questions 50000"),
     ),

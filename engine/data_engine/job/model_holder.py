@@ -66,7 +66,7 @@ class ModelHolder:
         checkpoint, chat, target = self.plan.checkpoints[role], self.plan.config.chat_of(role), self.plan.target
         return (checkpoint.name, str(checkpoint.folder)), {
             "device": str(target.device), "dtype": target.dtype_name, "chat_template": chat.template,
-            "chat_template_kwargs": chat.kwargs, "headed": role in HEADED,
+            "chat_template_kwargs": chat.kwargs, "headed": role in HEADED, "compiled": self.plan.config.compile_layers,
         }  # fmt: skip
 
     def runner(self, stage: Stage, coordination: Coordination) -> StageRunner:

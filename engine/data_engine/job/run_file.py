@@ -51,7 +51,8 @@ def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dic
 def _canonical(config: RunConfig) -> dict[str, str | None]:
     """The same value for each way to write the same: a template by its content, JSON and columns in one order.
 
-    The engine's own sampler is None: units that were drawn before there was another one do not name it.
+    The engine's own sampler is None, and so are layers as they are: units that were computed before there was a choice
+    do not name it.
     """
     # Columns that only sources of reward read shape nothing but these.
     given = {ours: theirs for ours, theirs in config.column_names.items() if ours not in REFERENCE_COLUMNS}
@@ -65,6 +66,7 @@ def _canonical(config: RunConfig) -> dict[str, str | None]:
             name: json.dumps(given, sort_keys=True) if given else None
             for name, given in ({stages.TEMPLATE_KWARGS: config.template_kwargs} | judges).items()
         },
+        "compile_layers": config.compile_layers or None,
         "sampler": None if config.sampler == "native" else config.sampler,
         **({"vllm_args": shaping(config.vllm_options)} if config.sampler == "vllm" else {}),
     }

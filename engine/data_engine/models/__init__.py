@@ -1,5 +1,6 @@
 """Model families. `load_model` is the public way in; registry.py has the table, one file a family the rest."""
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from data_engine.tables import load
 
 if TYPE_CHECKING:
     from data_engine.models.base import ModelFamily, Split, VisionLanguageModel
+
+log = logging.getLogger(__name__)
 
 
 def load_model(
@@ -26,6 +29,7 @@ def load_model(
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, object] | None = None,
     headed: bool = False,
+    compiled: bool = False,
 ) -> "VisionLanguageModel":
     """Load a checkpoint, weights held once, ready for sample_answers and score_answers.
 
@@ -35,12 +39,14 @@ def load_model(
     share.
     `chat_template` is the text of a template in the place of the checkpoint's own, which most checkpoints have;
     `chat_template_kwargs` are its variables, as {"enable_thinking": False}.
-    With `headed` it is a reward model, which has a head of one number, and may lack the one of its vocabulary.
+    With `headed` it is a reward model, which has a head of one number, and may lack the one of its vocabulary. With
+    `compiled`, answers run through layers by torch.compile, where the model allows it; a warning says where not.
     Raises ModelError, a ValueError, naming what is wrong.
     """
     import torch
 
     from data_engine.models.base import pick_device, pick_dtype
+    from data_engine.models.compiled_layers import compile_layers
     from data_engine.models.cpu_linear import pack_linears
     from data_engine.models.merged_linear import merge_linears, merges_linears
 
@@ -68,6 +74,8 @@ def load_model(
             model.is_split = True
             split.run_together(model)
         model.find_layers()
+    if compiled and (why := compile_layers(model)) is not None:
+        log.warning("the layers of %s are not compiled: %s", path, why)
     return model
 
 

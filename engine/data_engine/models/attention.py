@@ -145,6 +145,17 @@ def attending(layout: Layout, layers: Mapping[nn.Module, int]) -> Iterator[None]
         _in_force.reset(token)
 
 
+def answers_pass() -> bool:
+    """Whether a pass of answers behind their prompts is running."""
+    now = _in_force.get()
+    return now is not None and now.layout.describes_masks
+
+
+def keep_out_of_graphs() -> None:
+    """Have torch.compile leave the attention alone: it goes by the layout in force."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(_attention))
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -166,8 +177,7 @@ def _attention(
 
 
 def _mask(mask_function: Callable, local_size: int | None = None, **options) -> Tensor | Seen | None:
-    now = _in_force.get()
-    if now is not None and now.layout.describes_masks:
+    if answers_pass():
         return Seen(mask_function, local_size)
     return sdpa_mask(mask_function=mask_function, local_size=local_size, **options)
 

@@ -9,7 +9,7 @@ Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from data_engine.models.auto.parts import (
     find_vision,
     output_weights,
 )
+from data_engine.models.auto.processed import ProcessedPrompt, pixels_alone
 from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
@@ -45,26 +46,6 @@ from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.thoughts import ReadAnswer
-
-
-@dataclass(frozen=True)
-class ProcessedPrompt:
-    """What the model's own processor made of a conversation and its images, a batch of one."""
-
-    inputs: Mapping[str, Tensor]
-    features: Tensor | None = None
-    """[B, N, D] of its images or tiles, on the device, where they were computed beforehand"""
-
-    @property
-    def length(self) -> int:
-        return self.inputs["input_ids"].shape[1]
-
-
-def pixels_alone(prompt: ProcessedPrompt) -> Tensor | None:
-    """Pixels [B, C, H, W] of a prompt whose images or tiles are of one size, and of which nothing else is known."""
-    pixels = prompt.inputs.get("pixel_values")
-    known = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
-    return pixels if pixels is not None and pixels.ndim == 4 and known.issuperset(prompt.inputs) else None
 
 
 class Auto:

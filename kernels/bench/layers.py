@@ -1,0 +1,100 @@
+"""`python kernels/bench/layers.py`: a decoder's layers, plain, merged and compiled, in one run; ratios to plain.
+
+Layers of LLaMA-7B in bf16, without a cache: a step of 204 rows of one token, captured in a CUDA graph as sampling does,
+and a row of 640 tokens, as a prompt is. `--tiny` runs small ones on the CPU, to show that this script works.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+from data_engine.bench import machine
+from data_engine.models.compiled_layers import number_hooks
+from data_engine.models.merged_linear import merge_linears
+
+LAYERS, CALLS = 4, 50
+
+
+def main(argv: list[str]) -> int:
+    """Print the table; exit code 2 where there is no CUDA device."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--tiny", action="store_true", help="small layers on the CPU; the figures mean nothing")
+    arguments = parser.parse_args(argv)
+    if not arguments.tiny and not torch.cuda.is_available():
+        print("no CUDA device, which these figures are about; --tiny runs small layers on the CPU", file=sys.stderr)
+        return 2
+    device = torch.device("cpu" if arguments.tiny else "cuda")
+    print(f"\nlayers of a decoder, {', '.join(f'{k} {v}' for k, v in machine.machine(device).items())}")
+    print(f"{'':34}{'plain':>12}{'merged':>12}{'compiled too':>14}{'merged/plain':>14}{'compiled/plain':>16}")
+    with torch.inference_mode():
+        decoder = made(device)
+        inputs = {"step, 204 rows": (204, 1), "prompt, 640 tokens": (1, 640)}
+        inputs = {name: torch.randn(*shape, decoder.config.hidden_size, device=device, dtype=decoder.dtype)
+                  for name, shape in inputs.items()}  # fmt: skip
+        spent: dict[str, list[float]] = {name: [] for name in inputs}
+        for change in (lambda one: None, merge_linears, compiled):
+            change(decoder)
+            for name, embeds in inputs.items():
+                spent[name].append(milliseconds(decoder, embeds))
+    for name, (plain, merged, both) in spent.items():
+        times = f"{plain:9.3f} ms{merged:9.3f} ms{both:11.3f} ms"
+        print(f"{name:34}{times}{merged / plain:14.3f}{both / plain:16.3f}", flush=True)
+    return 0
+
+
+def made(device: torch.device) -> LlamaModel:
+    """Random layers; of LLaMA-7B on CUDA."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    if device.type == "cuda":
+        sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+    config = LlamaConfig(vocab_size=16, num_hidden_layers=LAYERS, attn_implementation="sdpa", **sizes)
+    with torch.device(device):
+        return LlamaModel(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+
+
+def compiled(decoder: LlamaModel) -> None:
+    """As models/compiled_layers.py compiles them, the attention included."""
+    for layer in decoder.layers:
+        number_hooks(layer)
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
+def milliseconds(decoder: LlamaModel, embeds: Tensor) -> float:
+    """Median time of a call, the layers captured in one graph on CUDA."""
+
+    rows, tokens, _ = embeds.shape
+    # Both given: transformers would look at the positions on the host to make a mask, which no capture survives.
+    positions = torch.arange(tokens, device=embeds.device).expand(rows, -1)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool, device=embeds.device).tril().expand(rows, 1, -1, -1)
+
+    def run() -> Tensor:
+        return decoder(
+            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+
+    call = captured(run) if embeds.is_cuda else run
+    call()
+    return statistics.median(machine.seconds_of(call, embeds.device, CALLS if embeds.is_cuda else 3)) * 1e3
+
+
+def captured(run: Callable[[], Tensor]) -> Callable[[], None]:
+    """The call as a CUDA graph, after two that compile what there is to compile."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
