@@ -21,6 +21,7 @@ from data_engine.models import attention
 from data_engine.models.answer_cache import answer_cache, is_recurrent
 from data_engine.models.attention import LayerCall, attending
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.cpu_linear import PackedLinear
 from data_engine.models.registry import reason
 
 # Rows and tokens a row of the passes for which kernels are made: of steps of sampling, and of scoring. No width of a
@@ -49,7 +50,7 @@ def compile_layers(model: VisionLanguageModel, backend: str = "inductor") -> str
     if why is not None:
         return why
     inductor.deterministic = True
-    attention.keep_out_of_graphs()
+    _keep_out_of_graphs()
     for layer in layers_of(model):
         number_hooks(layer)
         layer.forward = _in_answers(layer.forward, torch.compile(layer.forward, dynamic=True, backend=backend))
@@ -64,6 +65,14 @@ def compile_layers(model: VisionLanguageModel, backend: str = "inductor") -> str
             f"{reason(error)}): leave it out, or install what is missing (a C++ compiler on a CPU, Triton on a GPU)"
         ) from error
     return None
+
+
+@functools.cache
+def _keep_out_of_graphs() -> None:
+    """Once a process: what is wrapped twice would be another function to the compiler."""
+    attention.keep_out_of_graphs()
+    # The compiler knows no product with a packed weight.
+    PackedLinear.forward = torch.compiler.disable(PackedLinear.forward)
 
 
 def layers_of(model: VisionLanguageModel) -> list[nn.Module]:
