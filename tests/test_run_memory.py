@@ -1,6 +1,8 @@
 """Whole runs in this process: how much goes through the models at a time, and memory that runs out."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,30 @@ def test_other_budgets_give_the_same_answers_and_log_probs(config, tmp_path, mon
         assert sampled == found[0][0]
         for one, other in zip(scored, found[0][1], strict=True):
             assert one["token_logps"] == pytest.approx(other["token_logps"], abs=1e-5)
+
+
+def test_a_model_is_gone_before_the_next_is_loaded_also_where_its_modules_hold_each_other(
+    config, tmp_path, monkeypatch
+):
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    load, before = model_holder.load_model, []
+
+    def loaded(*given, **options):
+        assert [layer() for layer in before] == [None] * len(before)
+        model = load(*given, **options)
+        [layer, *_] = model.decoder.layers
+        layer.itself = [layer]
+        before.append(weakref.ref(layer))
+        return model
+
+    monkeypatch.setattr(model_holder, "load_model", loaded)
+    gc.collect()
+    gc.disable()
+    try:
+        assert worker.run(config(dataset, stop_after_stage=1)) == 0
+    finally:
+        gc.enable()
+    assert len(before) == 2
 
 
 def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp_path, monkeypatch):

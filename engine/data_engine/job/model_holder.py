@@ -1,6 +1,7 @@
 """The one model that a rank holds at a time, and the runner of the stage that it works on."""
 
 import functools
+import gc
 import logging
 import time
 
@@ -98,6 +99,8 @@ class ModelHolder:
         self._runner, self._stage = None, None
 
     def release(self) -> None:
-        """Let go of model and runner."""
+        """Let go of model and runner, and of their memory."""
         self.drop_runner()
         self._model, self.role, self._made_of = None, None, None
+        # Hooks and compiled layers name the modules that hold them, so these are not freed by their counts alone.
+        gc.collect()
