@@ -51,9 +51,7 @@ def test_other_budgets_give_the_same_answers_and_log_probs(config, tmp_path, mon
             assert one["token_logps"] == pytest.approx(other["token_logps"], abs=1e-5)
 
 
-def test_a_model_whose_modules_hold_each_other_is_gone_before_the_next_is_loaded(
-    config, tmp_path, monkeypatch
-):
+def test_a_model_whose_modules_hold_each_other_is_gone_before_the_next_is_loaded(config, tmp_path, monkeypatch):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
     load, before = model_holder.load_model, []
 
