@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_engine.commands import main, run
+from data_engine.config import Draft
 from data_engine.job import progress
 from data_engine.processes import cpu_wait
 from data_engine.processes.ranks import Ranks
@@ -187,7 +188,8 @@ def test_the_choice_is_made_before_torch_and_reaches_a_lone_process(monkeypatch,
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(cpu_wait, "choose", lambda environment, threads: f"{threads} threads")
-    monkeypatch.setattr(run, "parse", lambda argv: type("Config", (), {"threads": 7}))
+    config = type("Config", (), {"threads": 7})
+    monkeypatch.setattr(run, "read", lambda argv: Draft(config, [], frozenset()))
     monkeypatch.setattr(run.stacks, "dump_on_signal", lambda number: None)
     seen = []
     monkeypatch.setattr(run.importlib, "import_module", lambda name: type("Module", (), {

@@ -186,6 +186,6 @@ def test_the_command_says_so_and_ends_with_2(folder, tmp_path, capsys):
              few(tmp_path), "--work_dir", str(tmp_path / "work")]  # fmt: skip
     assert main(words) == 2
     told = capsys.readouterr().err
-    assert f'--instruct_model_path "{folder}": ' in told
+    assert f'--instruct_model_path "{folder}" and --reward_model_path "{folder}": ' in told
     assert "template 'internvl_zh'" in told
     assert "Traceback" not in told

@@ -25,5 +25,6 @@ def test_a_processor_that_needs_torchvision_is_refused_with_the_line_to_install_
         models = [f"--{role}_model_path={folder}" for role in ("instruct", "reward")]
         assert main([command, *models, *flags]) == 2
         told = capsys.readouterr().err
-        assert f'--instruct_model_path "{folder}": the processor of {folder} needs torchvision: pip install' in told
+        both = f'--instruct_model_path "{folder}" and --reward_model_path "{folder}"'
+        assert f"{both}: the processor of {folder} needs torchvision: pip install" in told
         assert "Traceback" not in told
