@@ -21,6 +21,9 @@ from data_engine.models.auto.loading import check_weights, load_weights
 from data_engine.models.auto.merging import merge
 from data_engine.models.registry import ModelError
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 CPU = torch.device("cpu")
 GOLDENS = Path(__file__).parents[1] / "goldens/llava"
 PHOTOS = Path(__file__).parents[3] / "shared/photos/questions.parquet"

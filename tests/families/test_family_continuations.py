@@ -12,6 +12,9 @@ from data_engine.errors import UserError
 from data_engine.pipeline.score import score_continuations
 from data_engine.questions.conversation import Conversation, Message
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 TEXTS = ["Is it right: a dog?", "Is it right: two cats on a table?", "Is it"]
 BOTH_WAYS = ("paligemma", "paligemma2")
 SHARING = [name for name, family in FAMILIES.items() if family.fast and name not in BOTH_WAYS]

@@ -14,6 +14,9 @@ from tiny_parts import picture
 from data_engine.config import RunConfig
 from data_engine.job import worker
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 TOKENS = 64
 PROMPT = "Asked: {question}\nAnswered: {answer} {{answer}} {other}\nScore?"
 WIDE, HIGH = (140, 100), (90, 170)

@@ -14,6 +14,9 @@ from data_engine.config import RunConfig
 from data_engine.job import worker
 from data_engine.questions.dataset import load_questions
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 TEXTS = ("Two cats.", "A dog <|im_end|> and a <|image|>.", "  Yes\nand no.")
 
 

@@ -20,6 +20,9 @@ from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit
 from data_engine.questions.dataset import load_questions
 from data_engine.rewards.yesno import YesNoTemplate
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 WORDS = ("red", "blue", "a cat", "small")
 
 

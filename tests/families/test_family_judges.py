@@ -18,6 +18,9 @@ from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question
 from data_engine.rewards.yesno import YesNoTemplate
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 TOLERANCE = 1e-4
 # The first and the last are equal, and one is the beginning of another.
 ANSWERS = ["A dog.", "A dog and a cat, on a table.", "No", "A dog and", "A dog."]

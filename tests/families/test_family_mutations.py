@@ -7,6 +7,9 @@ from asked import ASKED
 from comparisons import TOLERANCE, score_difference, wrong_greedy_rows
 from families import named
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 WINDOWS = "gemma3 paligemma2 aya_vision cohere2_vision gemma4"
 POSITIONS = "qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 glm4v paligemma"
 MASKS = "gemma3 paligemma2 cohere2_vision gemma4"

@@ -14,6 +14,9 @@ from data_engine.config import RunConfig
 from data_engine.job import model_holder, path_choice, worker
 from data_engine.store import units
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 PLAIN = "model runs on the plain path"
 
 

@@ -18,6 +18,9 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 QUESTIONS, K = ("wide", "high"), 5
 # LLaVA's tiny checkpoint is read by its native family, which has no plain path.
 FAST = [name for name, family in FAMILIES.items() if family.fast and name != "llava"]

@@ -16,6 +16,9 @@ from data_engine.job import worker
 from data_engine.models.registry import ModelError
 from data_engine.store import units
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
 

@@ -11,6 +11,9 @@ from runs import Pair, few
 from data_engine.commands.main import main
 from data_engine.job import worker
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 # Weights of fp32 in a tiny model round to nothing; numbers kept of a token, all layers, by hand: layers that keep keys
 # and values x (key heads x (key width + value width)) x 4 bytes.
 KINDS = {

@@ -31,6 +31,9 @@ from data_engine.rewards.critic import template_in
 from data_engine.rewards.yesno import YesNoTemplate
 from data_engine.sampling.requests import Completion
 
+# In make test, test_family_sampling and test_family_scoring stand for the families.
+pytestmark = pytest.mark.families
+
 NO_NUMBER = "the critic's text does not match the template's expression"
 
 
