@@ -240,6 +240,27 @@ def test_without_torch_mistakes_are_told_all_the_same(planted, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_without_torch_a_work_dir_of_another_run_is_told(job, tmp_path, capsys):
+    assert main.main(["run", *words(job, sample_k="2", rank="1", max_new_tokens="4")]) in (0, 4)
+    capsys.readouterr()
+    # The device is named; the dtype was left to it then, and is another now.
+    changed = words(job, sample_k="3", rank="1", dtype="bfloat16")
+    [problem] = json.loads(without_torch(tmp_path, "--json", *changed).stdout)["problems"]
+    assert "holds another run" in problem["message"]
+    assert all(f"{name} " in problem["message"] for name in ("sample_k", "max_new_tokens", "dtype"))
+    assert "device" not in problem["message"]
+    # What is left to the device is not held against anything.
+    same = words(job, sample_k="2", rank="1", max_new_tokens="4", device="auto")
+    assert json.loads(without_torch(tmp_path, "--json", *same).stdout)["problems"] == []
+
+
+def test_without_torch_answers_that_make_no_pair_are_told(job, tmp_path):
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"idx": hostile_rows()[0][0], "answer": "one"}))
+    done = without_torch(tmp_path, *words(job, rank="1", answers=str(tmp_path / "answers.jsonl")))
+    assert done.returncode == 2
+    assert "has one answer a question; a pair needs two" in done.stderr
+
+
 def test_without_torch_measuring_is_refused(job, tmp_path):
     done = without_torch(tmp_path, "--measure", *words(job))
     assert done.returncode == 2

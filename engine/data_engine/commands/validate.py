@@ -77,9 +77,9 @@ def check(config: RunConfig) -> str:
 
 def describe(found: Found) -> str:
     """A configuration without a mistake, in a line, and a line for each model."""
-    config, heavy, roles = found.config, found.heavy, found.config.roles
+    config, looked_up, roles = found.config, found.heavy["models"], found.config.roles
     given = "the answers of --answers" if config.answers is not None else f"{config.sample_k} answers each"
-    answers = heavy["given"] or f"{len(found.questions)} questions, {given}"
+    answers = found.given.told() if found.given else f"{len(found.questions)} questions, {given}"
     families = " and ".join(found.families[role] for role in roles)
     models = f"{' and '.join(roles)} model: {families}" if roles else "no model"
     first = f"valid: {answers}; {models}; work_dir {config.work_dir}"
@@ -88,5 +88,5 @@ def describe(found: Found) -> str:
     unusable = len(found.first_rows.reasons) if found.first_rows is not None else 0
     if unusable and config.continue_from_stage == 0:
         first += f"; of the first {LOOKED_AT} rows {unusable} cannot be used"
-    models = heavy["models"]
-    return "\n".join([first, *(f"  {role} model: {models[role]['told']}" for role in roles if role in models)])
+    lines = (f"  {role} model: {looked_up[role]['told']}" for role in roles if role in looked_up)
+    return "\n".join([first, *lines])

@@ -11,7 +11,7 @@ from data_engine.models.base import TextSide
 from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Questions
-from data_engine.questions.given_answers import GivenAnswers, GivenFacts, check_answers
+from data_engine.questions.given_answers import GivenAnswers, GivenFacts, check_answers, require_usable
 from data_engine.questions.given_rows import GivenAnswer, GivenFile
 from data_engine.questions.thoughts import ReadAnswer
 from data_engine.stages import TRAINED
@@ -81,13 +81,12 @@ class Given:
         return ReadAnswer("") if side.text is None else thoughts.read(ids, side.text, side.text, side.thought_marks)
 
 
-def check(config: RunConfig, questions: Questions) -> GivenFacts:
-    """What is in the file of --answers. Raises UserError for what a run would refuse, and writes nothing."""
+def check(config: RunConfig, questions: Questions) -> None:
+    """Raise UserError for what a run would refuse of the file of --answers; writes nothing."""
     facts = check_answers(config.answers, questions)
     named = config.instruct_model_path is not None
     checkpoints = {TRAINED: Checkpoint.of_role(config, TRAINED)} if facts.has_ids and named else {}
     _check(facts, config, questions, checkpoints)
-    return facts
 
 
 def warnings(facts: GivenFacts, config: RunConfig) -> list[str]:
@@ -103,20 +102,9 @@ def warnings(facts: GivenFacts, config: RunConfig) -> list[str]:
 
 def _check(facts: GivenFacts, config: RunConfig, questions: Questions, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Raise UserError for answers that cannot be used in this run."""
-    name = f'answers "{config.answers}"'
-    if facts.most < 2:
-        raise UserError(f"{name} has one answer a question; a pair needs two")
-    if config.rank > facts.most:
-        raise UserError(
-            f"rank must be at most the number of answers that a question has, {facts.most} in {name}, got {config.rank}"
-        )
+    require_usable(facts, config.answers, config.rank, not facts.has_ids or TRAINED in checkpoints)
     if not facts.has_ids:
         return
-    if TRAINED not in checkpoints:
-        raise UserError(
-            f"{name} has token_ids, and no --instruct_model_path says which model's they are: name it, or leave the "
-            "column out"
-        )
     sizes = [one.sizes["vocab_size"] for one in checkpoints.values()
              if one.vocabulary == checkpoints[TRAINED].vocabulary and "vocab_size" in one.sizes]  # fmt: skip
     if sizes and facts.largest_id >= min(sizes):

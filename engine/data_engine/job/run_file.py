@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import data_engine
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.models.base import Target
 from data_engine.questions.dataset import Questions
 from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
@@ -28,13 +28,17 @@ from data_engine.store.made_from import differing_names, told
 from data_engine.store.units import auto_unit_size, creating, replacing, split_units
 from data_engine.vllm_settings import shaping
 
+# It imports torch, which the checks before a run do without.
+if TYPE_CHECKING:
+    from data_engine.models.base import Target
+
 # Of the work directory's files; raised where they change so that an older program's cannot be read.
 LAYOUT = 2
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
 
 
-def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dict:
-    """The bound values that are no content, by name."""
+def bound_settings(config: RunConfig, num_questions: int, target: "Target | None") -> dict:
+    """The bound values that are no content, by name. None as `target`: those that a device decides are left out."""
     # Of a source that this start does not use, the values stay as they are.
     every = [stages.SAMPLING, *config.stages.by_name.values()]
     names = {name for stage in every for name in stage.bound}
@@ -42,7 +46,13 @@ def bound_settings(config: RunConfig, num_questions: int, target: Target) -> dic
     if config.answers is not None:
         # By its content.
         del bound["answers"]
-    bound |= {"device": target.device.type, "dtype": target.dtype_name, **_canonical(config)}
+    bound |= _canonical(config)
+    if target is None:
+        chosen = {"device": config.device.partition(":")[0], "dtype": config.dtype}
+        bound = {name: value for name, value in bound.items() if name not in chosen}
+        bound |= {name: value for name, value in chosen.items() if value != "auto"}
+    else:
+        bound |= {"device": target.device.type, "dtype": target.dtype_name}
     for flags in config.source_flags.values():
         bound |= flags.bound
     return bound | {"unit_size": config.unit_size or auto_unit_size(num_questions)}

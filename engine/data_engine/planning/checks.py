@@ -2,7 +2,7 @@
 
 A check is a function that raises UserError, or notes several. One that needs what another check found, or a field of
 the configuration, is left out where that is wrong. Adding one is a function and a line of CHECKS. No torch here: what
-needs it is in weights.py, which runs in a process of its own.
+needs it is asked for by weights.py, and done in a process of its own.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from data_engine import exports, stages
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import BadRow, UserError
+from data_engine.job import run_file
 from data_engine.models.check import check_folder
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import settings as zero3_settings
@@ -24,7 +25,7 @@ from data_engine.planning.found import FirstRows, Found
 from data_engine.preferences import strategies
 from data_engine.questions.dataset import open_questions, read_images, require_columns
 from data_engine.questions.first_rows import LOOKED_AT, refusal
-from data_engine.questions.given_answers import check_answers
+from data_engine.questions.given_answers import check_answers, require_usable
 from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
@@ -142,8 +143,17 @@ def _answers(found: Found) -> None:
 
 
 def _answers_rows(found: Found) -> None:
-    if found.config.answers is not None:
-        check_answers(found.config.answers, found.questions)
+    config = found.config
+    if config.answers is not None:
+        found.given = check_answers(config.answers, found.questions)
+        require_usable(found.given, config.answers, config.rank, config.instruct_model_path is not None)
+
+
+def _same_run(found: Found) -> None:
+    """Settings that units of the work_dir were computed with; content of dataset and models is compared by `run`."""
+    config = found.config
+    bound = run_file.bound_settings(config, len(found.questions), None)
+    run_file.require_same(Path(config.work_dir), bound, config.stages)
 
 
 def _first_rows(found: Found) -> None:
@@ -252,7 +262,8 @@ CHECKS = (
     Check("strategy", _strategy, fields=("strategy",)),
     Check("rank_by", _rank_by, fields=("rank_by", "rewards")),
     Check("answers", _answers, needs=("dataset",), fields=("answers",)),
-    Check("answers_rows", _answers_rows, needs=("dataset", "answers"), fields=("answers",)),
+    Check("answers_rows", _answers_rows, needs=("dataset", "answers"), fields=("answers", "rank")),
+    Check("same_run", _same_run, needs=("configuration", "work_dir", "dataset")),
     Check("first_rows", _first_rows, needs=("dataset",), fields=("max_megapixels", "exif")),
     Check("checkpoints", _checkpoints, fields=("rewards",)),
 )

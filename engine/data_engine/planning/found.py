@@ -10,6 +10,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError, apart
 from data_engine.flags import FIELD_NAMES
 from data_engine.questions.dataset import Questions
+from data_engine.questions.given_answers import GivenFacts
 
 _WORD = re.compile(r"[a-z]\w*")
 
@@ -52,12 +53,14 @@ class Found:
     formats: list[str] = field(default_factory=list)
     questions: Questions | None = None
     first_rows: FirstRows | None = None
+    given: GivenFacts | None = None
+    """of --answers"""
     folders: dict[str, Path] = field(default_factory=dict)
     """of the checkpoints whose files are there, by role"""
     families: dict[str, str] = field(default_factory=dict)
     """the same roles"""
     heavy: dict = field(default_factory=dict)
-    """what weights.look told: see there"""
+    """what heavy.look told: see there"""
 
     def note(self, check: str, error: UserError) -> None:
         """Each message counts once, whichever checks come upon it."""

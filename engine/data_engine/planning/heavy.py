@@ -38,7 +38,7 @@ def look(wanted: Wanted) -> dict:
 class _Look:
     def __init__(self, wanted: Wanted) -> None:
         self.wanted, self.config, self.found = wanted, wanted.found.config, Found(wanted.found.config)
-        self.told: dict = {"warnings": [], "models": {}, "prompts": {}, "given": None}
+        self.told: dict = {"warnings": [], "models": {}, "prompts": {}}
         self.folders: dict[str, Path] = {}
         self.families: dict[str, str] = {}
         self.sound: list[str] = []
@@ -82,7 +82,7 @@ class _Look:
         """--answers held against the model whose ids they have."""
         if self.wanted.answers and (TRAINED in self.sound or self.config.instruct_model_path is None):
             with self.found.noting("answers"):
-                self.told["given"] = given.check(self.config, self._questions()).told()
+                given.check(self.config, self._questions())
 
     def _questions(self):
         if self.wanted.found.questions is None:
@@ -104,7 +104,7 @@ class _Look:
                 by_vllm.check(self.config, trained, target.device.type)
 
     def _bound(self, target: Target) -> None:
-        """Settings that units of the work_dir were computed with; their content is held against the run's by `run`."""
+        """Device and dtype that units of the work_dir were computed with, where they are chosen here."""
         if self.wanted.bound:
             with self.found.noting("work_dir"):
                 bound = run_file.bound_settings(self.config, len(self._questions()), target)

@@ -21,7 +21,7 @@ NOT_LOOKED_AT = (
     "not looked at; `run` does so before it computes anything"
 )
 # What is told where nothing was looked at.
-NOTHING = {"problems": [], "warnings": [NOT_LOOKED_AT], "models": {}, "prompts": {}, "given": None}
+NOTHING = {"problems": [], "warnings": [NOT_LOOKED_AT], "models": {}, "prompts": {}}
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Wanted:
     dataset: bool
     """it can be opened, and has the columns that are read"""
     answers: bool
-    """those of --answers can be read"""
+    """those of --answers can be used, as far as is known without torch"""
     bound: bool
-    """the configuration can be held against that of the work_dir"""
+    """the configuration can be held against that of the work_dir, and nothing differs that is known without torch"""
     world_size: int
 
     @classmethod
@@ -43,7 +43,7 @@ class Wanted:
         failed = found.failed
         dataset = not {"dataset", "columns", "sources"} & failed
         answers = dataset and found.config.answers is not None and not {"answers", "answers_rows"} & failed
-        bound = dataset and not {"configuration", "work_dir"} & failed
+        bound = dataset and "same_run" not in failed
         return cls(found, tuple(found.folders), dataset, answers, bound, asked_ranks())
 
     def as_json(self) -> str:

@@ -154,6 +154,22 @@ def check_answers(path: str, questions: Questions) -> GivenFacts:
     return gathering.facts
 
 
+def require_usable(facts: GivenFacts, path: str, rank: int, has_model: bool) -> None:
+    """Raise UserError for answers that cannot be used in a run of that `rank`; `has_model`: one to train is named."""
+    name = f'answers "{path}"'
+    if facts.most < 2:
+        raise UserError(f"{name} has one answer a question; a pair needs two")
+    if rank > facts.most:
+        raise UserError(
+            f"rank must be at most the number of answers that a question has, {facts.most} in {name}, got {rank}"
+        )
+    if facts.has_ids and not has_model:
+        raise UserError(
+            f"{name} has token_ids, and no --instruct_model_path says which model's they are: name it, or leave the "
+            "column out"
+        )
+
+
 class GivenAnswers:
     """The sorted copy: the answers to each question, in the order of their file."""
 
