@@ -55,6 +55,8 @@ class ModelHolder:
         else:
             self.release()
             log.info("loading the %s model from %s", role, plan.checkpoints[role].told)
+            # What is there already outlives the model: letting go of it need not look through all that was imported.
+            gc.freeze()
             with naming_flag(plan.config, role):
                 self._model = load_model(*checkpoint, **options, split=coordination.split)
         choose(plan, role, self._model, self._decode)
@@ -101,6 +103,8 @@ class ModelHolder:
     def release(self) -> None:
         """Let go of model and runner, and of their memory."""
         self.drop_runner()
-        self._model, self.role, self._made_of = None, None, None
+        held, self._model, self.role, self._made_of = self._model is not None, None, None, None
         # Hooks and compiled layers name the modules that hold them, so these are not freed by their counts alone.
-        gc.collect()
+        if held:
+            gc.collect()
+        gc.unfreeze()
