@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence as Rows
 
-from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.native.model_runner import ModelRunner, ToRun
 from data_engine.sampling.native.page_allocator import PageAllocator
 from data_engine.sampling.requests import Sequence
 
@@ -20,6 +20,7 @@ class PromptsKept:
         self._slots: dict[int, int] = {}
         self._prompt_pages: dict[int, list[int]] = {}
         self._alive: dict[int, int] = {}
+        self._to_run: list[ToRun] = []
 
     def can_ever_hold(self, row: Sequence) -> bool:
         """Whether an answer to this question fits the caches with nothing beside it."""
@@ -39,15 +40,25 @@ class PromptsKept:
         return not self._pages or self._pages.suffice_for_another(rows, 0 if known else row.request.prompt.length)
 
     def add(self, row: Sequence) -> None:
-        """Give an answer its slot; the first one of a question has its prompt prefilled."""
+        """Give an answer its slot; the first one of a question has its prompt prefilled, by the next call of `run`."""
         number, prompt = row.number, row.request.prompt
         if number not in self._slots:
             pages = self._pages.take_for_prompt(prompt.length) if self._pages else []
-            self._runner.prefill(prompt, self._free_slots[0], pages)
             self._slots[number], self._alive[number] = self._free_slots.popleft(), 0
             self._prompt_pages[number] = pages
+            self._to_run.append(ToRun(prompt, self._slots[number], pages))
+            # As many as go in one pass; the device need not wait for the host to make the prompts behind them.
+            if len(self._to_run) >= self._runner.prompts_a_pass:
+                self.run()
         row.slot = self._slots[number]
         self._alive[number] += 1
+
+    def run(self) -> None:
+        """Prefill the prompts that were added and have not been run: none of them is dropped before, since an answer in
+        flight reads it.
+        """
+        to_run, self._to_run = self._to_run, []
+        self._runner.prefill_all(to_run)
 
     def remove(self, row: Sequence, waiting: Sequence | None) -> None:
         """An answer is no longer in flight; its prompt goes with the last one, unless the next to begin reads it."""

@@ -21,6 +21,7 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.cpu_attention import OrderedRows
 from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers, num_slots
 from data_engine.sampling.native.model_runner import NOT_FINITE, ModelRunner, TokensInFlight
+from data_engine.sampling.native.packing import Packing
 from data_engine.sampling.native.page_allocator import num_pages_of, pages_of
 from data_engine.sampling.native.page_pool import PagePool
 from data_engine.sampling.native.paged_attention import PagedRows
@@ -142,6 +143,7 @@ class Scheduler:
             fresh.append(place)
         self._close([place for place in gaps if place in places])
         if fresh:
+            self.prompts.run()
             self.placement.changed()
             self._draw_first(fresh)
         return bool(fresh)
@@ -216,6 +218,8 @@ class SamplingEngine:
         self.lag = int(model.device.type == "cuda")
         # What cannot be captured with these caches cannot be with the next ones.
         self._captures = Captures.on(model.device)
+        # What it measured holds for all caches.
+        self._packing: Packing | None = None
         self._runner: ModelRunner | None = None
         self._answered = False
 
@@ -278,9 +282,11 @@ class SamplingEngine:
             if self.samples_per_prompt:
                 kept = PagePool(self.model, *sizes, params.max_new_tokens, self._pages_for(rows, params.max_new_tokens))
                 placement = PagedRows(self.samples_per_prompt, self._captures)
+                if self.model.packs_prompts:
+                    self._packing = self._packing or Packing(self.model)
             else:
                 kept, placement = SlotBuffers(self.model, *sizes, params.max_new_tokens), OrderedRows()
-            self._runner = ModelRunner(self.model, KVCache(self.model, *sizes, kept), params, placement)
+            self._runner = ModelRunner(self.model, KVCache(self.model, *sizes, kept), params, placement, self._packing)
         self._runner.params = params
         return self._runner
 
