@@ -57,8 +57,9 @@ class PromptsKept:
         """Prefill the prompts that were added and have not been run: none of them is dropped before, since an answer in
         flight reads it.
         """
-        to_run, self._to_run = self._to_run, []
-        self._runner.prefill_all(to_run)
+        if self._to_run:
+            to_run, self._to_run = self._to_run, []
+            self._runner.prefill_all(to_run)
 
     def remove(self, row: Sequence, waiting: Sequence | None) -> None:
         """An answer is no longer in flight; its prompt goes with the last one, unless the next to begin reads it."""
