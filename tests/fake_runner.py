@@ -51,6 +51,9 @@ class FakeRunner:
     def page_allocator(self) -> PageAllocator:
         return PageAllocator(self.num_pages, pages_of(self.params.max_new_tokens))
 
+    def share_a_pass(self, lengths: Sequence[int]) -> bool:
+        return len(lengths) <= self.prompts_a_pass
+
     def prefill_all(self, waiting: object) -> None:
         pass
 

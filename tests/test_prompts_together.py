@@ -1,6 +1,6 @@
 """Several prompts in one pass of the decoder leave the bits that each leaves alone, or do not run in one pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from fake_runner import FakeRunner, asked
 from prompts import EmbeddedPrompt, prefix
 from torch import Tensor
 
+from data_engine.bench.model import drawn_lengths
 from data_engine.models import attention
 from data_engine.models.attention import LayerCall
 from data_engine.models.base import VisionLanguageModel
@@ -205,6 +206,18 @@ def test_a_number_of_rows_is_measured_once(instruct, monkeypatch):
     assert sorted(measured) == [65, 71, 80, 256]
 
 
+def test_a_pass_that_was_found_to_change_bits_is_not_planned_again(instruct):
+    hook = instruct.decoder.layers[0].mlp.down_proj.register_forward_hook(changed_rows(by_place))
+    try:
+        packing = Packing(instruct)
+        assert packing.may_go([65, 71], NO_LIMIT)
+        assert packing.run(made_up(65, 71), NO_LIMIT) == []
+        assert not packing.may_go([65, 71], NO_LIMIT)
+        assert packing.may_go([61, 61], NO_LIMIT)
+    finally:
+        hook.remove()
+
+
 def made_up(*lengths: int) -> list[EmbeddedPrompt]:
     generator = torch.Generator().manual_seed(0)
     return [EmbeddedPrompt(torch.randn(length, 64, generator=generator)) for length in lengths]
@@ -251,7 +264,11 @@ def test_room_for_prompts_by_hand():
 
 
 def answers(
-    model: VisionLanguageModel, prompts: list[EmbeddedPrompt], constant: bool = True, pages: int = 200
+    model: VisionLanguageModel,
+    prompts: list[EmbeddedPrompt],
+    constant: bool = True,
+    pages: int = 200,
+    rows: int = ROWS,
 ) -> tuple[list[Completion], dict[tuple[int, int], Tensor], SamplingEngine]:
     """Those of all prompts; the logits of each of their tokens, by key and place; the engine."""
     logits: dict[tuple[int, int], Tensor] = {}
@@ -264,7 +281,7 @@ def answers(
                 logits[key, place] = row.clone()
         return draw(runner, logits_NV, which)
 
-    engine = SamplingEngine(model, ROWS, ROWS, K if constant else None, pages)
+    engine = SamplingEngine(model, rows, ROWS, K if constant else None, pages)
     requests = [
         PromptRequest(prompt, [seed_for(0, number, index) for index in range(K)])
         for number, prompt in enumerate(prompts)
@@ -304,6 +321,16 @@ def test_questions_that_follow_one_by_one_run_alone(instruct, llava_prompts, pas
     assert answers(instruct, llava_prompts, pages=4)[0] == expected
     assert [length for each in ran for length in each] == [prompt.length for prompt in llava_prompts]
     assert max(map(len, ran)) == 1
+
+
+def test_prompts_of_the_next_questions_run_in_a_pass_that_runs_anyway(instruct, llava_prompts, passes):
+    """Two rows, both of the first question, and pages for all: three more prompts run with the first one."""
+    expected, their_logits = one_at_a_time(instruct, llava_prompts, rows=2)
+    ran = passes(instruct)
+    found, logits, _ = answers(instruct, llava_prompts, rows=2)
+    assert ran == [[65, 71, 65, 81], [66, 87, 61, 61]]
+    assert found == expected
+    assert differing(logits, their_logits) == []
 
 
 @pytest.mark.parametrize("change", [by_number, by_place])
@@ -435,6 +462,70 @@ def test_prompts_of_one_refill_run_before_its_first_draws_four_at_a_time(lag):
     assert runner.calls[:3] == [4, 4, 2]
     assert runner.calls[3:] == [1, 1]
     assert [what for what, _ in runner.log[:4]] == ["prompts"] * 3 + ["first"]
+
+
+def calls_of(runner: Slots, lengths: list[tuple], prompt_tokens: int = 100) -> list[int]:
+    """How many prompts went in each call; every answer must be finished."""
+    found = list(Scheduler(runner, Queue(asked(lengths, prompt_tokens)), 1, pauses=False).run())
+    assert len(found) == sum(map(len, lengths))
+    assert all(one.finish_reason == "stop" for one in found)
+    return runner.calls
+
+
+def test_where_all_rows_are_in_use_the_prompts_of_the_next_questions_run_with_the_first():
+    """Two rows and eight questions of two answers: the first, and then the fifth, takes three with it."""
+    assert calls_of(Slots(2, 8, 512, 40), [(5, 6)] * 8) == [4, 4]
+    # The question that is begun, of three answers, is not run again; with three questions there are no four.
+    assert calls_of(Slots(2, 8, 512, 40), [(5, 6, 7)] * 3) == [3]
+
+
+def test_no_prompt_is_run_early_for_want_of_a_slot_a_page_or_room_in_the_pass():
+    assert calls_of(Slots(2, 2, 512, 40), [(5, 6)] * 4) == [2, 1, 1]
+    # A prompt of one page, and two answers that are at first expected to fill four pages each.
+    assert calls_of(Slots(2, 8, 512, 13), [(5, 6)] * 3) == [1, 1, 1]
+    narrow = Slots(2, 8, 512, 40)
+    narrow.share_a_pass = lambda lengths: sum(lengths) <= 200
+    assert calls_of(narrow, [(5, 6)] * 8) == [2, 2, 2, 2]
+
+
+def test_a_prompt_that_was_run_early_gives_its_pages_to_answers_that_need_them_and_runs_again():
+    """Answers of one page make the next ones expected to be short, and those fill four."""
+    runner = Slots(4, 8, 512, 18)
+    calls = calls_of(runner, [(7, 7)] * 20 + [(500, 500)] * 8)
+    assert max(calls) > 1
+    assert sum(calls) > 28
+
+
+def test_over_many_questions_prompts_run_four_at_a_time_few_run_twice_and_no_step_is_added():
+    """200 questions of 5 answers with lengths as in the bench, 32 rows, pages as such rows take on average on a GPU."""
+    alone, together = (Slots(32, 32, 512, int(32 * (1.5 + 2.2 / 5 * 6))) for _ in range(2))
+    alone.prompts_a_pass = 1
+    lengths = [tuple(one) for one in drawn_lengths(200, 5, 512)]
+    assert calls_of(alone, lengths, 616) == [1] * 200
+    calls = calls_of(together, lengths, 616)
+    assert 200 <= sum(calls) < 205
+    assert len(calls) < 80
+    assert together.steps < 1.01 * alone.steps
+
+
+def test_the_next_questions_are_looked_at_in_order_and_stay_in_the_queue():
+    taken = []
+
+    def requests() -> Iterator[PromptRequest]:
+        for number, request in enumerate(asked([(1, 1), (1,), (1, 1), (1,)])):
+            taken.append(number)
+            yield request
+
+    queue = Queue(requests())
+    assert [(row.number, row.sample_index) for row in queue.of_each_question(3)] == [(0, 0), (1, 0), (2, 0)]
+    assert taken == [0, 1, 2]
+    queue.pop()
+    assert [(row.number, row.sample_index) for row in queue.of_each_question(5)] == [(0, 1), (1, 0), (2, 0), (3, 0)]
+    left = []
+    while row := queue.first():
+        left.append((row.number, row.sample_index))
+        queue.pop()
+    assert left == [(0, 1), (1, 0), (2, 0), (2, 1), (3, 0)]
 
 
 def test_where_pages_are_few_every_row_reads_its_own_prompt():

@@ -90,8 +90,12 @@ class ModelRunner:
 
     @property
     def prompts_a_pass(self) -> int:
-        """How many prompts may run in one."""
+        """The most prompts that may run in one."""
         return MOST_PROMPTS if self._packing else 1
+
+    def share_a_pass(self, lengths: abc.Sequence[int]) -> bool:
+        """Whether prompts of these lengths may run in one."""
+        return self._packing is not None and self._packing.may_go(lengths, self._room)
 
     def prefill_all(self, waiting: abc.Sequence[ToRun]) -> None:
         """`prefill` of each, in order; several in a pass where that changes no bit of any."""

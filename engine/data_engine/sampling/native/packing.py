@@ -48,7 +48,7 @@ class Packing:
         is tried again.
         """
         lengths = [prompt.length for prompt in prompts[:MOST_PROMPTS]]
-        while len(lengths) > 1 and rows_for(lengths) > min(room, self._most_tokens):
+        while len(lengths) > 1 and not self.may_go(lengths, room):
             lengths.pop()
         try:
             while len(lengths) > 1 and not self.agree(lengths):
@@ -63,6 +63,12 @@ class Packing:
         self._most_tokens = rows_for(lengths) - 1
         log.info("out of memory with %d rows of prompts in a pass; no pass has as many from here on", rows_for(lengths))
         return []
+
+    def may_go(self, lengths: Sequence[int], room: int) -> bool:
+        """Whether prompts of these lengths are few and short enough for one pass; also where it was not measured."""
+        num_rows = rows_for(lengths)
+        fits = len(lengths) <= MOST_PROMPTS and num_rows <= min(room, self._most_tokens)
+        return fits and self._found.get(num_rows, b"not measured") is not None
 
     def agree(self, lengths: Sequence[int]) -> bool:
         """Whether prompts of these lengths were found to have the same bits in one pass as alone."""

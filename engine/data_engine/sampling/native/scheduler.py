@@ -143,12 +143,14 @@ class Scheduler:
             fresh.append(place)
         self._close([place for place in gaps if place in places])
         if fresh:
-            self.prompts.run()
             self.placement.changed()
-            self._draw_first(fresh)
+            self._begin(fresh)
         return bool(fresh)
 
-    def _draw_first(self, places: list[int]) -> None:
+    def _begin(self, places: list[int]) -> None:
+        """Run the prompts that are not in the caches yet, and draw the first tokens of the rows `places`."""
+        self.prompts.fill_pass(self.queue, self.rows)
+        self.prompts.run()
         rows = [self.rows[place] for place in places]
         keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
         if self.pages:
