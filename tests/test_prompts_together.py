@@ -1,5 +1,6 @@
 """Several prompts in one pass of the decoder leave the bits that each leaves alone, or do not run in one pass."""
 
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -429,6 +430,23 @@ def test_each_prompt_is_kept_in_its_own_slot_and_pages(model, prompts):
         ])  # fmt: skip
     assert all(torch.equal(one, other) for one, other in zip(*kept, strict=True))
     assert kept[0][0].tolist() == [prompts[at].length for at in (1, 3, 4, 0, 2)]
+
+
+@torch.inference_mode()
+def test_what_a_pass_leaves_is_gone_before_the_next_one_runs(instruct, llava_prompts, monkeypatch):
+    left, run = [], Packing.run
+
+    def watched(packing: Packing, *given) -> list[Prefix]:
+        assert [one() for one in left] == [None] * len(left)
+        found = run(packing, *given)
+        left.extend(map(weakref.ref, found))
+        return found
+
+    monkeypatch.setattr(Packing, "run", watched)
+    caches = KVCache(instruct, 4, 8, PagePool(instruct, 4, 8, 20, 200))
+    runner = ModelRunner(instruct, caches, PARAMS, PagedRows(K, Captures(None)), Packing(instruct))
+    runner.prefill_all([ToRun(prompt, slot, [1 + slot]) for slot, prompt in enumerate(llava_prompts)])
+    assert len(left) == 8
 
 
 class Slots(FakeRunner):

@@ -100,12 +100,16 @@ class ModelRunner:
     def prefill_all(self, waiting: abc.Sequence[ToRun]) -> None:
         """`prefill` of each, in order; several in a pass where that changes no bit of any."""
         while waiting:
-            prefixes = self._packing.run([one.prompt for one in waiting], self._room) if self._packing else []
-            for one, prefix in zip(waiting, prefixes, strict=False):
-                self._keep(prefix, one.slot, one.pages)
-            if not prefixes:
-                self.prefill(*waiting[0])
-            waiting = waiting[max(1, len(prefixes)) :]
+            waiting = waiting[self._prefill_first(waiting) :]
+
+    def _prefill_first(self, waiting: abc.Sequence[ToRun]) -> int:
+        """Run the prompts of one pass, the first ones; how many. What they leave is gone before the next pass runs."""
+        prefixes = self._packing.run([one.prompt for one in waiting], self._room) if self._packing else []
+        for one, prefix in zip(waiting, prefixes, strict=False):
+            self._keep(prefix, one.slot, one.pages)
+        if not prefixes:
+            self.prefill(*waiting[0])
+        return max(1, len(prefixes))
 
     @functools.cached_property
     def _room(self) -> int:
