@@ -11,7 +11,8 @@ from data_engine.sampling.requests import Queue, Sequence
 class PromptsKept:
     """Of each question in flight: its slot, its prompt's pages where caches are paged, how many answers are in flight.
 
-    A prompt that no answer in flight reads, since those to come wait for room, is kept until its place is needed.
+    A prompt that no answer in flight reads, since those to come wait for a row or for room, is kept until its place is
+    needed.
     """
 
     def __init__(self, runner: ModelRunner, pages: PageAllocator | None) -> None:
