@@ -37,12 +37,17 @@ def test_a_question_of_one_answer_takes_a_prompt_a_row():
     assert budgets(72 * GB, LLAVA, "cuda", 1, 128)["decode_rows"] == int(691.4 / 7)
 
 
-def test_an_answers_recurrent_state_takes_the_place_of_rows_and_pages():
-    """50 MB an answer, beside 2.82 pages."""
+def test_recurrent_states_of_answers_and_prompts_take_the_place_of_rows_and_pages():
+    """50 MB an answer, and 2.2 / 10 as much of its prompt, beside 2.82 pages."""
     hybrid = replace(LLAVA, answer_state=50_000_000)
     found = budgets(72 * GB, hybrid, "cuda", 10, 512)
-    assert found["decode_rows"] == int(46.4 * GB / (2.82 * PAGE + 50_000_000)) == 193
-    assert found["decode_pages"] == int((46.4 * GB - 193 * 50_000_000) / PAGE)
+    assert found["decode_rows"] == int(46.4 * GB / (2.82 * PAGE + 61_000_000)) == 185
+    assert found["decode_pages"] == int((46.4 * GB - 185 * 61_000_000) / PAGE)
+    # A prompt a row.
+    assert budgets(72 * GB, hybrid, "cuda", 1, 128)["decode_rows"] == int(46.4 * GB / (7 * PAGE + 100_000_000))
+    # On CPU, half of what is left: 512 + 2.5 / 10 x 704 tokens a row, and 2.5 / 10 of a prompt's state.
+    found = budgets(24 * GB, hybrid, "cpu", 10, 512)
+    assert found["decode_rows"] == int(5 * GB / (688 * 524_288 + 62_500_000)) == 11
 
 
 def test_what_no_memory_holds_is_tried_a_row_at_a_time():
@@ -61,8 +66,8 @@ def test_small_models_stop_where_more_gains_nothing():
 
 def test_a_model_that_keeps_states_alone_has_rows_and_a_pool_that_costs_nothing():
     found = budgets(10 * GB, Needs(weights=GB, cached_token=0, activated_token=10, answer_state=10**8), "cuda", 10, 512)
-    assert found["decode_rows"] == 72
-    assert found["decode_pages"] <= 72 * 10
+    assert found["decode_rows"] == int(7.2 * GB / 122_000_000) == 59
+    assert found["decode_pages"] <= 59 * 10
 
 
 def test_without_pages_a_row_keeps_room_for_its_longest_answer():

@@ -57,6 +57,9 @@ class Device:
         for number, page in enumerate(pages):
             self.pages[page] = (prompt.name, number)
 
+    def forget(self, slot: int) -> None:
+        del self.slots[slot]
+
     prompts_a_pass = 1
 
     def prefill_all(self, waiting: list) -> None:
