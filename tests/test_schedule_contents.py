@@ -12,7 +12,7 @@ import torch
 from data_engine.errors import UserError
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import page_allocator
-from data_engine.sampling.native.cpu_attention import OrderedRows
+from data_engine.sampling.native.cpu_attention import OrderedRows, runs
 from data_engine.sampling.native.model_runner import NOT_FINITE
 from data_engine.sampling.native.page_allocator import PageAllocator, pages_of
 from data_engine.sampling.native.paged_attention import PagedRows
@@ -44,6 +44,8 @@ class Device:
         self.slots: dict[int, tuple[object, list[int]]] = {}
         self.pages: dict[int, tuple] = {}
         self.tables = [{} for _ in range(num_rows)]
+        # Of each row without pages: the places in its suffix where NaN lies.
+        self.nan: list[set[int]] = [set() for _ in range(num_rows)]
         # Of each row: its key, its slot and how many tokens it has.
         self.state: list[list | None] = [None] * num_rows
 
@@ -91,10 +93,24 @@ class Device:
                 assert [self.tables[place][n] for n in range(number + 1)] == row.pages
                 assert [self.pages[page] for page in row.pages] == [(key, n) for n in range(number + 1)]
             self.state[place][2] += 1
+        if not self.num_pages:
+            self.see_no_nan_of_others(rows)
         return Tokens(self.world.token(self.state[place][0], self.state[place][2] - 1) for place in range(len(rows)))
 
+    def see_no_nan_of_others(self, rows: list) -> None:
+        """A run's rows are read up to the end of the longest, and a number that is masked is multiplied by 0."""
+        for first, last, longest, _ in runs([row.drawn for row in rows]):
+            for place in range(first, last):
+                row = rows[place]
+                self.nan[place].discard(row.drawn - 1)
+                if self.world.broken.get(row.request.keys[row.sample_index], MOST) <= row.drawn:
+                    self.nan[place].add(row.drawn - 1)
+                else:
+                    assert not self.nan[place].intersection(range(longest)), "another's NaN is read"
+
     def move(self, source: int, target: int, length: int) -> None:
-        assert self.state[source][2] == length
+        assert length >= self.state[source][2]
+        self.nan[target] = {*(n for n in self.nan[target] if n >= length), *(n for n in self.nan[source] if n < length)}
         self.state[target], self.tables[target] = list(self.state[source]), dict(self.tables[source])
 
     def give_pages(self, places: list[int], numbers: list[int], pages: list[int]) -> None:
@@ -102,8 +118,11 @@ class Device:
             self.tables[place][number] = page
 
     def clean(self, which: list[int]) -> None:
-        for page in which if self.num_pages else ():
-            self.pages.pop(page, None)
+        for one in which:
+            if self.num_pages:
+                self.pages.pop(one, None)
+            else:
+                self.nan[one].clear()
 
 
 class World:

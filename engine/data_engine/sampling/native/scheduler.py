@@ -157,6 +157,9 @@ class Scheduler:
         keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
         if self.pages:
             self.runner.give_pages(places, [0] * len(rows), [row.pages[0] for row in rows])
+        elif self.lag:
+            # The one before may have left NaN that the host has not read yet.
+            self.runner.clean(places)
         drawn = self.runner.first(places, keys, slots, [row.end() for row in rows])
         self._sent(rows, drawn, self.num_steps + bool(self.lag))
 
@@ -194,8 +197,9 @@ class Scheduler:
     def _close(self, gaps: list[int]) -> None:
         """Move sequences from the end of the batch into gaps that no new one fills."""
         for gap in sorted(gaps, reverse=True):
+            # With lag whole suffixes, for the reason in _draw_first.
             for source in self.placement.sources(self.rows, gap):
-                self.runner.move(source, gap, self.rows[source].drawn)
+                self.runner.move(source, gap, self.longest if self.lag else self.rows[source].drawn)
                 self.rows[gap], gap = self.rows[source], source
             self.rows.pop()
 
