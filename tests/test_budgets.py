@@ -148,6 +148,29 @@ def test_no_more_is_kept_than_the_questions_at_hand_can_fill(frozen):
     assert figures["decode_pages"] > 600, "a prompt of theirs may be long"
 
 
+class Critic(SevenB):
+    """Half as many numbers of a token again, and one and a quarter as wide."""
+
+    family, folder, sizes = "larger", "critic", {"hidden_size": 5120}
+
+
+def test_pages_and_passes_fit_a_larger_critic_too(monkeypatch):
+    """It writes in caches of as many pages, and each of its answers may have a state."""
+    sizes = {"llava": CacheSizes(2 * 32 * 4096), "larger": CacheSizes(3 * 32 * 4096, 1000)}
+    family = {name: type("Family", (), {"cache_sizes": staticmethod(lambda _, one=one: one)})
+              for name, one in sizes.items()}  # fmt: skip
+    monkeypatch.setattr(job_budgets, "family_class", family.get)
+    seen, found = [], job_budgets.budgets
+    monkeypatch.setattr(job_budgets, "budgets", lambda *a: seen.append(a[1]) or found(*a))
+    monkeypatch.setattr(placement, "total_memory_bytes", lambda device: 80 * GB)
+    target = Target(torch.device("cuda:0"), torch.bfloat16)
+    decision = placement.decide("auto", 14 * GB, ALONE, target.device, 0.9)
+    for roles in ({"instruct": SevenB()}, {"instruct": SevenB(), "critic": Critic()}, {"critic": Critic()}):
+        job_budgets.frozen_budgets(CONFIG, roles, target, decision, 10_000)
+    larger = Needs(14 * GB, 3 * 32 * 4096 * 2, 48 * 5120 * 2, 4000)
+    assert seen == [Needs(14 * GB, 2 * 32 * 4096 * 2, 48 * 4096 * 2), larger, larger]
+
+
 def test_the_figures_are_told_by_prompts_or_by_the_tokens_of_the_pool():
     told = job_budgets.told({"decode_rows": 20, "decode_slots": 3, "decode_pages": 0, "score_tokens": 7})
     assert told.startswith("20 answers at a time, 3 prompts kept, 7 tokens")
