@@ -72,6 +72,9 @@ class FakeRunner:
     def move(self, source: int, target: int, length: int) -> None:
         pass
 
+    def forget(self, slot: int) -> None:
+        pass
+
     def give_pages(self, places: object, numbers: object, pages: object) -> None:
         pass
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from data_engine.bench import measure, shapes
 from data_engine.bench.model import Sizes
 from data_engine.bench.shapes import QWEN_7B, photo_size, qwen_config
 from data_engine.bench.steady import Refills
-from data_engine.bench.ways import sampling_params
+from data_engine.bench.ways import WAYS, sampling_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,6 +84,26 @@ def test_a_way_for_which_memory_runs_out_is_left_out_unless_it_is_the_engines():
     assert found["engine, scoring"]["tokens"] == 7
     with pytest.raises(torch.OutOfMemoryError):
         measure.measure({"engine, scoring": full}, 1, torch.device("cpu"))
+
+
+def test_memory_that_runs_out_by_another_name_or_before_the_clock_starts_leaves_a_way_out_too(caplog):
+    def full(*_) -> int:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    def broken(*_) -> int:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    found = measure.measure({"engine, scoring": lambda: 7, "padded batch": full}, 1, torch.device("cpu"))
+    assert found.keys() == {"engine, scoring"}
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure.measure({"padded batch": broken}, 1, torch.device("cpu"))
+    subject = SimpleNamespace(sizes=Sizes(), stock=object(), answers_BKL=torch.zeros(1, 2, 3))
+    ways = SimpleNamespace(generate=full, score_padded_batch=lambda: 0, sample_by_engine=lambda lengths: 0,
+                           score_by_engine=lambda: 0, score_one_at_a_time_twice=lambda answers: 0)  # fmt: skip
+    names = {name for name in WAYS if name.startswith(("generate", "reference"))}
+    assert len(names) == 5
+    assert measure.warm_up(subject, ways) == names
+    assert all(measure.NO_ROOM in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.slow

@@ -37,12 +37,17 @@ def test_a_question_of_one_answer_takes_a_prompt_a_row():
     assert budgets(72 * GB, LLAVA, "cuda", 1, 128)["decode_rows"] == int(691.4 / 7)
 
 
-def test_an_answers_recurrent_state_takes_the_place_of_rows_and_pages():
-    """50 MB an answer, beside 2.82 pages."""
+def test_recurrent_states_of_answers_and_prompts_take_the_place_of_rows_and_pages():
+    """50 MB an answer, and 2.2 / 10 as much of its prompt, beside 2.82 pages."""
     hybrid = replace(LLAVA, answer_state=50_000_000)
     found = budgets(72 * GB, hybrid, "cuda", 10, 512)
-    assert found["decode_rows"] == int(46.4 * GB / (2.82 * PAGE + 50_000_000)) == 193
-    assert found["decode_pages"] == int((46.4 * GB - 193 * 50_000_000) / PAGE)
+    assert found["decode_rows"] == int(46.4 * GB / (2.82 * PAGE + 61_000_000)) == 185
+    assert found["decode_pages"] == int((46.4 * GB - 185 * 61_000_000) / PAGE)
+    # A prompt a row.
+    assert budgets(72 * GB, hybrid, "cuda", 1, 128)["decode_rows"] == int(46.4 * GB / (7 * PAGE + 100_000_000))
+    # On CPU, half of what is left: 512 + 2.5 / 10 x 704 tokens a row, and 2.5 / 10 of a prompt's state.
+    found = budgets(24 * GB, hybrid, "cpu", 10, 512)
+    assert found["decode_rows"] == int(5 * GB / (688 * 524_288 + 62_500_000)) == 11
 
 
 def test_what_no_memory_holds_is_tried_a_row_at_a_time():
@@ -61,8 +66,8 @@ def test_small_models_stop_where_more_gains_nothing():
 
 def test_a_model_that_keeps_states_alone_has_rows_and_a_pool_that_costs_nothing():
     found = budgets(10 * GB, Needs(weights=GB, cached_token=0, activated_token=10, answer_state=10**8), "cuda", 10, 512)
-    assert found["decode_rows"] == 72
-    assert found["decode_pages"] <= 72 * 10
+    assert found["decode_rows"] == int(7.2 * GB / 122_000_000) == 59
+    assert found["decode_pages"] <= 59 * 10
 
 
 def test_without_pages_a_row_keeps_room_for_its_longest_answer():
@@ -141,6 +146,29 @@ def test_no_more_is_kept_than_the_questions_at_hand_can_fill(frozen):
     _, _, figures = frozen(80 * GB, 14 * GB, questions_at_once=2)
     assert (figures["decode_rows"], figures["decode_slots"]) == (20, 2)
     assert figures["decode_pages"] > 600, "a prompt of theirs may be long"
+
+
+class Critic(SevenB):
+    """Half as many numbers of a token again, and one and a quarter as wide."""
+
+    family, folder, sizes = "larger", "critic", {"hidden_size": 5120}
+
+
+def test_pages_and_passes_fit_a_larger_critic_too(monkeypatch):
+    """It writes in caches of as many pages, and each of its answers may have a state."""
+    sizes = {"llava": CacheSizes(2 * 32 * 4096), "larger": CacheSizes(3 * 32 * 4096, 1000)}
+    family = {name: type("Family", (), {"cache_sizes": staticmethod(lambda _, one=one: one)})
+              for name, one in sizes.items()}  # fmt: skip
+    monkeypatch.setattr(job_budgets, "family_class", family.get)
+    seen, found = [], job_budgets.budgets
+    monkeypatch.setattr(job_budgets, "budgets", lambda *a: seen.append(a[1]) or found(*a))
+    monkeypatch.setattr(placement, "total_memory_bytes", lambda device: 80 * GB)
+    target = Target(torch.device("cuda:0"), torch.bfloat16)
+    decision = placement.decide("auto", 14 * GB, ALONE, target.device, 0.9)
+    for roles in ({"instruct": SevenB()}, {"instruct": SevenB(), "critic": Critic()}, {"critic": Critic()}):
+        job_budgets.frozen_budgets(CONFIG, roles, target, decision, 10_000)
+    larger = Needs(14 * GB, 3 * 32 * 4096 * 2, 48 * 5120 * 2, 4000)
+    assert seen == [Needs(14 * GB, 2 * 32 * 4096 * 2, 48 * 4096 * 2), larger, larger]
 
 
 def test_the_figures_are_told_by_prompts_or_by_the_tokens_of_the_pool():

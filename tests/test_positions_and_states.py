@@ -11,6 +11,7 @@ import pytest
 import torch
 from prompts import EmbeddedPrompt, prefix
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import LinearAttentionLayer
 
 from data_engine.models import embedded
@@ -19,6 +20,7 @@ from data_engine.models.base import PromptEnd, VisionLanguageModel
 from data_engine.sampling.draw import SamplingParams, next_tokens
 from data_engine.sampling.native import page_allocator
 from data_engine.sampling.native.kv_cache import num_slots
+from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
 from data_engine.scoring.logprobs import Scored, score_pass
@@ -148,6 +150,41 @@ def test_answers_equal_those_made_one_at_a_time(changed, num_rows, paged, monkey
     for answer in found:
         key = seed_for(0, answer.request, answer.sample_index)
         assert answer.token_ids == plain_answer(changed, answer.request, key)
+    # A state may take as much as a hundred tokens.
+    assert not any(engine._runner.caches.prompt_states), "a prompt's state stayed with its slot"
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for which the host would wait for a GPU: a number is read, or rows are chosen by a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = args[1] if name.startswith(("index", "_index_put")) and isinstance(args[1], list | tuple) else ()
+        if name in ("_local_scalar_dense", "nonzero", "masked_select") or any(
+            one is not None and one.dtype == torch.bool for one in masks
+        ):
+            self.found.append(name)
+        return function(*args, **kwargs or {})
+
+
+def test_where_answers_begin_the_host_does_not_wait_for_the_device(changed, monkeypatch):
+    waits, begin = Waits(), ModelRunner.first
+
+    def first(*arguments):
+        with waits:
+            return begin(*arguments)
+
+    monkeypatch.setattr(ModelRunner, "first", first)
+    asked = [PromptRequest(one, [seed_for(0, q, i) for i in range(2)]) for q, one in enumerate(changed.prompts)]
+    SamplingEngine(changed.model, 5, num_slots(5, 2)).sample(asked, PARAMS)
+    assert waits.found == []
+    with waits:
+        torch.arange(3)[torch.arange(3) > 1].sum().item()
+    assert waits.found == ["index", "_local_scalar_dense"]
 
 
 def test_log_probs_equal_those_of_whole_rows(changed):

@@ -52,7 +52,8 @@ def grouped_decode_attention(
         return torch.empty(shape, dtype=torch.float32, device=query_RHD.device)
 
     mixed = scratch(prefix_parts + own_parts, num_rows, heads, width)
-    totals, tops = scratch(2, prefix_parts + own_parts, num_rows, heads)
+    # Each at an address of its own: that of a part of one would be aligned for some numbers of rows alone.
+    totals, tops = (scratch(prefix_parts + own_parts, num_rows, heads) for _ in range(2))
     out = torch.empty(num_rows, heads, width, dtype=query_RHD.dtype, device=query_RHD.device)
     if not num_rows:
         return out

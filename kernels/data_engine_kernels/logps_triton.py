@@ -65,7 +65,8 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, tiles: 
     if not rows:
         return logps
     row_tiles, column_tiles = triton.cdiv(rows, tiles.rows), triton.cdiv(vocabulary, tiles.columns)
-    tops, totals = torch.empty(2, column_tiles, rows, dtype=torch.float32, device=hidden_ND.device)
+    # Each at an address of its own: that of a part of one would be aligned for some numbers of rows alone.
+    tops, totals = (torch.empty(column_tiles, rows, dtype=torch.float32, device=hidden_ND.device) for _ in range(2))
     _parts_kernel[(row_tiles * column_tiles,)](
         hidden_ND,
         weight_VD,

@@ -212,3 +212,9 @@ def test_a_model_whose_layers_look_at_an_image_cannot_be_asked_without_one(check
     model = checkpoints("mllama").model
     with pytest.raises(BadRow, match="layers of their own, and cannot run without one"):
         model.prompt_without_images(Conversation.of("What is it?"))
+    alone = Conversation.of("What is it?", 0)
+    with pytest.raises(BadRow, match="layers of their own, and the row has none"):
+        model.prompt(alone, [], True, 64)
+    # Answers of a pass go through the layers together, those of questions with an image too.
+    with pytest.raises(BadRow, match="layers of their own, and the row has none"):
+        model.shared_prompt([alone.answered("a tree"), alone.answered("a house")], [], True, 64)

@@ -144,6 +144,22 @@ def test_the_list_of_parts_is_made_for_the_first_layer_alone(kernel, device, mon
     assert len(made) == 1
 
 
+def test_addresses_are_aligned_for_any_number_of_rows_so_that_one_binary_serves_all(kernel, device, monkeypatch):
+    """Triton compiles another one for a pointer that is no multiple of 16: 5 rows x 5 parts x 4 bytes are none."""
+    given = []
+
+    class Launched:
+        def __getitem__(self, grid):
+            return lambda *tensors, **options: given.extend(one for one in tensors if isinstance(one, Tensor))
+
+    for name in ("parts_kernel", "merge_kernel"):
+        monkeypatch.setattr(kernel, name, Launched())
+    query, caches, rows = problem(1, 1, 64, torch.float32, device, prefix_lengths=(16, 10, 12), page=16)
+    kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    assert len(given) > 15
+    assert [tuple(one.shape) for one in given if one.data_ptr() % 16] == []
+
+
 def test_one_token_is_its_own_value(kernel, device):
     query, caches, rows = problem(4, 2, 64, torch.float32, device, (-1,), (1,), (4,), most=1)
     found = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)

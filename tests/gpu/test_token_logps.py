@@ -78,6 +78,21 @@ def test_huge_logits_stay_finite(kernel, device):
     assert found.tolist() == pytest.approx([-1.3862944] * 2, abs=1e-6)
 
 
+def test_addresses_are_aligned_for_any_number_of_rows_so_that_one_binary_serves_all(kernel, device, monkeypatch):
+    """Triton compiles another one for a pointer that is no multiple of 16: 5 rows x 3 tiles x 4 bytes are none."""
+    given = []
+
+    class Launched:
+        def __getitem__(self, grid):
+            return lambda *tensors, **options: given.extend(one for one in tensors if isinstance(one, Tensor))
+
+    for name in ("_parts_kernel", "_merge_kernel"):
+        monkeypatch.setattr(kernel, name, Launched())
+    kernel.token_logps(*problem(5, 16, 150, torch.float32, device))
+    assert len(given) == 10
+    assert [tuple(one.shape) for one in given if one.data_ptr() % 16] == []
+
+
 @pytest.mark.parametrize("target", [-1, 97])
 def test_a_target_outside_the_vocabulary_is_refused(kernel, device, target):
     hidden, weight, _ = problem(1, 16, 97, torch.float32, device)

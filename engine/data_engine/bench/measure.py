@@ -32,6 +32,8 @@ from data_engine.sampling.native.scheduler import SamplingEngine
 
 log = python_logging.getLogger(__name__)
 
+NO_ROOM = "memory ran out beside the engine's caches"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -165,7 +167,8 @@ def _result(options: Options, ways: Ways, job: TimedJob, measured: dict[str, dic
 def warm_up(subject: Subject, ways: Ways) -> set[str]:
     """Make each kind of call once, since a first call takes longer; the ways of which stock transformers cannot.
 
-    It does not compute several rows of some models, whose processors cut images into pieces.
+    It does not compute several rows of some models, whose processors cut images into pieces; and memory may not suffice
+    beside the engine's caches.
     """
     two = torch.full((1, subject.sizes.k), 2)
     questions = range(min(2, subject.sizes.questions))
@@ -183,12 +186,10 @@ def warm_up(subject: Subject, ways: Ways) -> set[str]:
         try:
             call()
         # What a model raises where rows and pixels do not match.
-        except (RuntimeError, ValueError) as error:
-            if is_out_of_memory(error):
-                raise
+        except (RuntimeError, ValueError, MemoryError) as error:
             left_out |= names
-            log.warning("stock transformers cannot compute several rows of this model (%s): %s left out", error,
-                        ", ".join(sorted(names)))  # fmt: skip
+            why = NO_ROOM if is_out_of_memory(error) else f"stock transformers cannot compute several rows ({error})"
+            log.warning("%s: %s left out", why, ", ".join(sorted(names)))
     return left_out
 
 
@@ -208,13 +209,13 @@ def measure(timed: dict[str, Callable[[], int]], rounds: int, device: torch.devi
             start = settled(device)
             try:
                 found[name]["tokens"] = timed[name]()
-            except torch.OutOfMemoryError:
-                if name.startswith("engine"):
+            except (RuntimeError, MemoryError) as error:
+                if name.startswith("engine") or not is_out_of_memory(error):
                     raise
                 lost.add(name)
                 continue
             found[name]["seconds"].append(settled(device) - start)
             found[name]["peak_bytes"] = peak.read()
     if lost:
-        log.warning("memory ran out beside the engine's caches: %s left out", ", ".join(sorted(lost)))
+        log.warning("%s: %s left out", NO_ROOM, ", ".join(sorted(lost)))
     return {name: one for name, one in found.items() if name not in lost}

@@ -32,19 +32,25 @@ def frozen_budgets(
     if not checkpoints:
         return {"decode_rows": 1, "decode_slots": 1, "decode_pages": 0, "score_tokens": 0}
     apart = config.draws_by_vllm and config.stop_after_stage == stages.SAMPLE
-    # The model that samples, or is scored most; a judge where no other model is run.
     itemsize, sampler = target.dtype.itemsize, next(iter(checkpoints.values()))
-    kept = family_class(sampler.family).cache_sizes(sampler.folder)
+    # The model that samples, or is scored most, a judge where no other model is run; and a critic, which writes texts
+    # in caches of as many rows and pages.
+    drawing = {one.folder: one for one in (sampler, checkpoints.get("critic")) if one is not None}
+    kept = [family_class(one.family).cache_sizes(one.folder) for one in drawing.values()]
     needs = Needs(
         weights=decision.weights_bytes // _parts(decision, apart),
-        cached_token=kept.per_token * itemsize,
+        cached_token=max(one.per_token for one in kept) * itemsize,
         # States may be kept in fp32, whatever the weights' dtype.
-        answer_state=kept.per_answer * torch.float32.itemsize,
-        activated_token=ACTIVATIONS * sampler.sizes.get("hidden_size", 4096) * itemsize,
+        answer_state=max(one.per_answer for one in kept) * torch.float32.itemsize,
+        activated_token=ACTIVATIONS * max(_width(one) for one in checkpoints.values()) * itemsize,
     )
     found = budgets(decision.memory_bytes, needs, target.device.type, config.sample_k, config.max_new_tokens)
     rows = min(found["decode_rows"], questions_at_once * config.sample_k)
     return found | {"decode_rows": rows, "decode_slots": min(found["decode_slots"], questions_at_once)}
+
+
+def _width(checkpoint: Checkpoint) -> int:
+    return checkpoint.sizes.get("hidden_size", 4096)
 
 
 def _parts(decision: Decision, apart: bool) -> int:

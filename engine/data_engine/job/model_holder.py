@@ -5,6 +5,8 @@ import gc
 import logging
 import time
 
+import torch
+
 from data_engine.job.path_choice import choose
 from data_engine.job.plan import Plan
 from data_engine.models import chat_options, class_for, load_model
@@ -107,4 +109,6 @@ class ModelHolder:
         # Hooks and compiled layers name the modules that hold them, so these are not freed by their counts alone.
         if held:
             gc.collect()
+            # torch keeps freed memory of a GPU for itself, and another engine runs in processes of its own.
+            torch.cuda.empty_cache()
         gc.unfreeze()

@@ -39,7 +39,7 @@ class Needs:
     activated_token: int
     """activations of one token in a scoring pass"""
     answer_state: int = 0
-    """recurrent states of one answer"""
+    """recurrent states of one answer; a prompt that is kept leaves as much"""
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -62,15 +62,17 @@ def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens:
     kept, most = int(room * CACHES_SHARE.get(device_type, 0.5)), MOST_ROWS.get(device_type, 160)
     if device_type == "cuda":
         page, longest, prompt = PAGE * needs.cached_token, pages_of(max_new_tokens), pages_of(PROMPT_TOKENS)
-        average = max(1, ANSWER_SHARE * longest) + min(1, PROMPTS_ALIVE / k) * prompt
-        rows = max(1, min(most, int(kept / (average * page + needs.answer_state))))
+        alive = min(1, PROMPTS_ALIVE / k)
+        average, states = max(1, ANSWER_SHARE * longest) + alive * prompt, (1 + alive) * needs.answer_state
+        rows = max(1, min(most, int(kept / (average * page + states))))
         # A model of recurrent layers alone keeps nothing of a token.
-        pages = (kept - rows * needs.answer_state) // max(page, 1)
+        pages = int(kept - rows * states) // max(page, 1)
         # For one answer at least; at most for all rows at their longest, each behind a prompt of its own.
         pages = max(longest + prompt, min(pages, rows * (longest + prompt)))
         found = {"decode_slots": rows, "decode_pages": pages}
     else:
-        row = needs.cached_token * (max_new_tokens + STRAGGLERS / k * PROMPT_TOKENS) + needs.answer_state
+        row = needs.cached_token * (max_new_tokens + STRAGGLERS / k * PROMPT_TOKENS)
+        row += needs.answer_state * (1 + STRAGGLERS / k)
         rows = max(1, min(most, int(kept / row)))
         found = {"decode_slots": num_slots(rows, k), "decode_pages": 0}
     # While a pass is scored, the keys and values of its prompts are kept beside its activations.

@@ -90,9 +90,10 @@ class Queue:
         self._rows.popleft()
 
     def drop(self) -> list[Sequence]:
-        """Take out what is left of the question that comes first."""
-        first = self.first()
-        return [self._rows.popleft() for row in list(self._rows) if row.number == first.number]
+        """Take out what is left of the question that comes first; answers that were put back may stand between."""
+        number, rows = self.first().number, self._rows
+        self._rows = deque(row for row in rows if row.number != number)
+        return [row for row in rows if row.number == number]
 
     def put_back(self, rows: Iterable[Sequence]) -> None:
         """Answers that were begun and lost: they come first again, from their first token."""

@@ -200,10 +200,7 @@ class Auto:
     def prompt(
         self, conversation: Conversation, images: Sequence[Image.Image], crop: bool, max_megapixels: float
     ) -> ProcessedPrompt:
-        for image in images:
-            check_size(image, self.chat.shortest_edge, max_megapixels)
-        if not images and not self.why_plain and any(kind.cross for kind in self.layers):
-            raise BadRow("this model looks at its image in layers of their own, and the row has none")
+        self._check_images(images, max_megapixels)
         with self._one_at_a_time:
             return ProcessedPrompt(self.chat.inputs(conversation, images))
 
@@ -213,13 +210,20 @@ class Auto:
         with self._one_at_a_time:
             return ProcessedPrompt(self.chat.inputs(conversation.without_images(), []))
 
+    def _check_images(self, images: Sequence[Image.Image], max_megapixels: float) -> None:
+        """Raise BadImage for one that would get too large, and BadRow for none where a layer looks at images alone."""
+        for image in images:
+            check_size(image, self.chat.shortest_edge, max_megapixels)
+        # Prompts with and without it cannot go through the layers together.
+        if not images and not self.why_plain and any(kind.cross for kind in self.layers):
+            raise BadRow("this model looks at its image in layers of their own, and the row has none")
+
     def shared_prompt(
         self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float
     ) -> tuple[ProcessedPrompt, list[list[int]]]:
         if self.reads_ahead:
             raise UserError("this model's prompts are read in both directions, so none is the beginning of another")
-        for image in images:
-            check_size(image, self.chat.shortest_edge, max_megapixels)
+        self._check_images(images, max_megapixels)
         with self._one_at_a_time:
             inputs, tails = self.chat.shared(conversations, images)
         return ProcessedPrompt(inputs), tails

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from data_engine.models.answer_cache import RowStates, answer_cache, is_recurrent
 from data_engine.models.attention import Noted
-from data_engine.models.base import LayerKind, VisionLanguageModel
+from data_engine.models.base import LayerKind, VisionLanguageModel, sent
 from data_engine.models.prefix import Prefix
 
 # Prefixes kept for each that the rows would need if no answer of a question outlived the others. Answers of very
@@ -149,12 +149,17 @@ class KVCache:
         self.next_positions_Q[slot].fill_(prefix.end.next_position)
         return self.kept.store(slot, prefix, pages)
 
-    def start(self, rows: Tensor, slots: Sequence[int]) -> None:
+    def forget(self, slot: int) -> None:
+        """Free what a prompt left that no row reads, as far as it has no place of its own: that stays with the slot."""
+        self.crosses[slot], self.prompt_states[slot] = {}, ()
+
+    def start(self, rows: Sequence[int], slots: Sequence[int]) -> None:
         """Give rows that begin the recurrent states of their prompts."""
         if self.states:
-            places = torch.tensor(slots, device=rows.device)
-            for slot in set(slots):
-                self.states.fill(rows[places == slot], self.prompt_states[slot])
+            for slot in dict.fromkeys(slots):
+                # Chosen on the host: by a mask on the device, it would wait for how many there are.
+                its_rows = [row for row, its_slot in zip(rows, slots, strict=True) if its_slot == slot]
+                self.states.fill(sent(torch.tensor(its_rows), self.slots_R.device), self.prompt_states[slot])
 
     def answer_cache(self, num_rows: int, like: Sequence[object]) -> Cache:
         """What the decoder is handed for a step of the first rows; `like`: the model's cache_layers."""

@@ -124,6 +124,10 @@ class ModelRunner:
         self.caches.first_logits_QV[slot] = self.model.head.logits(prefix.end.hidden_D[None])[0]
         self.prefix_lengths[slot] = prefix.length
 
+    def forget(self, slot: int) -> None:
+        """No row reads the prompt of this slot any more."""
+        self.caches.forget(slot)
+
     def first(
         self, places: abc.Sequence[int], keys: abc.Sequence[int], slots: abc.Sequence[int], ends: abc.Sequence[int]
     ) -> Tensor:
@@ -131,7 +135,7 @@ class ModelRunner:
         none = [0] * len(places)
         which, state = (self._sent(numbers) for numbers in (places, [none, keys, none, slots, ends]))
         self.caches.state_5R[:, which] = state
-        self.caches.start(which, slots)
+        self.caches.start(places, slots)
         self.seen_RV.index_fill_(0, which, False)
         return self._draw(self.caches.first_logits_QV[state[3]], which)
 

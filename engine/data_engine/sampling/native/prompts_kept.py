@@ -98,7 +98,9 @@ class PromptsKept:
         return bool(unread)
 
     def _drop(self, number: int) -> None:
-        self._free_slots.append(self._slots.pop(number))
+        slot = self._slots.pop(number)
+        self._runner.forget(slot)
+        self._free_slots.append(slot)
         pages = self._prompt_pages.pop(number)
         if self._pages:
             self._pages.release_prompt(pages)

@@ -94,13 +94,19 @@ class Scheduler:
         First draws are as old as the step that follows them.
         """
         while self.in_flight and (self.in_flight[0].step <= self.num_steps - self.lag or not self.rows):
-            drawn = self.in_flight.popleft()
-            for row, token in zip(drawn.rows, drawn.read(), strict=True):
-                if row.ended:
-                    continue
-                if reason := self._take(row, token):
-                    row.ended = True
-                    yield Completion(row.number, row.sample_index, row.tokens, reason)
+            yield from self._read()
+
+    def drain(self) -> Iterator[Completion]:
+        """Read all tokens that were drawn, where no step can follow; yield the answers that they end."""
+        while self.in_flight:
+            yield from self._read()
+
+    def _read(self) -> Iterator[Completion]:
+        drawn = self.in_flight.popleft()
+        for row, token in zip(drawn.rows, drawn.read(), strict=True):
+            if not row.ended and (reason := self._take(row, token)):
+                row.ended = True
+                yield Completion(row.number, row.sample_index, row.tokens, reason)
 
     def _take(self, row: Sequence, token: int) -> str | None:
         """Add a token to its answer; why the answer ends with it, if it does."""
@@ -155,6 +161,9 @@ class Scheduler:
         keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
         if self.pages:
             self.runner.give_pages(places, [0] * len(rows), [row.pages[0] for row in rows])
+        elif self.lag:
+            # The one before may have left NaN that the host has not read yet.
+            self.runner.clean(places)
         drawn = self.runner.first(places, keys, slots, [row.end() for row in rows])
         self._sent(rows, drawn, self.num_steps + bool(self.lag))
 
@@ -192,8 +201,9 @@ class Scheduler:
     def _close(self, gaps: list[int]) -> None:
         """Move sequences from the end of the batch into gaps that no new one fills."""
         for gap in sorted(gaps, reverse=True):
+            # With lag whole suffixes, for the reason in _draw_first.
             for source in self.placement.sources(self.rows, gap):
-                self.runner.move(source, gap, self.rows[source].drawn)
+                self.runner.move(source, gap, self.longest if self.lag else self.rows[source].drawn)
                 self.rows[gap], gap = self.rows[source], source
             self.rows.pop()
 
@@ -259,13 +269,17 @@ class SamplingEngine:
             except torch.OutOfMemoryError:
                 self.retries += 1
             # Outside the handler, whose traceback would keep the loop's tensors.
+            ended = list(loop.drain()) if loop else []
+            self._answered = self._answered or bool(ended)
+            yield from ended
             queue.put_back(loop.unfinished() if loop else [])
             if queue.first() is None:
                 break
             self._runner = loop = None
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
-            if rows == 1:
+            # What ended in the same moment may be what had no room.
+            if rows == 1 and not ended:
                 too_large += [Completion(row.number, row.sample_index, [], TOO_LARGE) for row in queue.drop()]
                 # What follows may be smaller.
                 rows = self.num_rows

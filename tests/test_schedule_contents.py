@@ -1,0 +1,248 @@
+"""The real scheduler over a device that remembers what lies where: each answer reads its own pages and prompt alone.
+
+Questions, lengths, numbers of rows, slots and pages are drawn; so is where memory runs out and where logits are NaN.
+"""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data_engine.errors import UserError
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native import page_allocator
+from data_engine.sampling.native.cpu_attention import OrderedRows, runs
+from data_engine.sampling.native.model_runner import NOT_FINITE
+from data_engine.sampling.native.page_allocator import PageAllocator, pages_of
+from data_engine.sampling.native.paged_attention import PagedRows
+from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.native.step_graphs import Captures
+from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest, Queue
+
+END, PAGE, MOST = 2, 4, 22
+
+
+class Tokens(list):
+    """What a launch drew."""
+
+    is_cuda = False
+
+    def tolist(self) -> list[int]:
+        return list(self)
+
+
+class Device:
+    """A ModelRunner whose caches hold names: of each page, or row, whose tokens lie there."""
+
+    def __init__(self, world: "World", num_rows: int, num_slots: int, num_pages: int) -> None:
+        self.world, self.num_pages = world, num_pages
+        self.params = SimpleNamespace(max_new_tokens=world.longest)
+        self.model = SimpleNamespace(eos_token_ids=(END,))
+        self.placement = PagedRows(4, Captures(None)) if num_pages else OrderedRows()
+        self.caches = SimpleNamespace(num_rows=num_rows, num_slots=num_slots)
+        self.slots: dict[int, tuple[object, list[int]]] = {}
+        self.pages: dict[int, tuple] = {}
+        self.tables = [{} for _ in range(num_rows)]
+        # Of each row without pages: the places in its suffix where NaN lies.
+        self.nan: list[set[int]] = [set() for _ in range(num_rows)]
+        # Of each row: its key, its slot and how many tokens it has.
+        self.state: list[list | None] = [None] * num_rows
+
+    def page_allocator(self) -> PageAllocator | None:
+        return PageAllocator(self.num_pages, pages_of(self.world.longest)) if self.num_pages else None
+
+    def prefill(self, prompt: object, slot: int, pages: list[int]) -> None:
+        self.world.may_fail(self.caches.num_rows, prompt.name)
+        assert len(pages) == (pages_of(prompt.length) if self.num_pages else 0)
+        self.slots[slot] = prompt, list(pages)
+        for number, page in enumerate(pages):
+            self.pages[page] = (prompt.name, number)
+
+    def forget(self, slot: int) -> None:
+        del self.slots[slot]
+
+    prompts_a_pass = 1
+
+    def prefill_all(self, waiting: list) -> None:
+        for one in waiting:
+            self.prefill(*one)
+
+    def first(self, places: list[int], keys: list[int], slots: list[int], ends: object) -> Tokens:
+        self.world.may_fail(self.caches.num_rows, keys[0][0])
+        assert len(set(places)) == len(places)
+        for place, key, slot in zip(places, keys, slots, strict=True):
+            self.state[place] = [key, slot, 1]
+            assert self.slots[slot][0].name == key[0]
+        return Tokens(self.world.token(key, 0) for key in keys)
+
+    def next(self, rows: list) -> Tokens:
+        self.world.may_fail(self.caches.num_rows, rows[0].number)
+        assert len({id(row) for row in rows}) == len(rows) <= self.caches.num_rows
+        for place, row in enumerate(rows):
+            key = row.request.keys[row.sample_index]
+            assert self.state[place] == [key, row.slot, row.drawn]
+            prompt, its_pages = self.slots[row.slot]
+            assert prompt is row.request.prompt
+            if self.num_pages:
+                assert [self.pages[page] for page in its_pages] == [(prompt.name, n) for n in range(len(its_pages))]
+                number = (row.drawn - 1) // PAGE
+                assert 0 not in row.pages
+                if (row.drawn - 1) % PAGE == 0:
+                    self.pages[self.tables[place][number]] = (key, number)
+                assert [self.tables[place][n] for n in range(number + 1)] == row.pages
+                assert [self.pages[page] for page in row.pages] == [(key, n) for n in range(number + 1)]
+            self.state[place][2] += 1
+        if not self.num_pages:
+            self.see_no_nan_of_others(rows)
+        return Tokens(self.world.token(self.state[place][0], self.state[place][2] - 1) for place in range(len(rows)))
+
+    def see_no_nan_of_others(self, rows: list) -> None:
+        """A run's rows are read up to the end of the longest, and a number that is masked is multiplied by 0."""
+        for first, last, longest, _ in runs([row.drawn for row in rows]):
+            for place in range(first, last):
+                row = rows[place]
+                self.nan[place].discard(row.drawn - 1)
+                if self.world.broken.get(row.request.keys[row.sample_index], MOST) <= row.drawn:
+                    self.nan[place].add(row.drawn - 1)
+                else:
+                    assert not self.nan[place].intersection(range(longest)), "another's NaN is read"
+
+    def move(self, source: int, target: int, length: int) -> None:
+        assert length >= self.state[source][2]
+        self.nan[target] = {*(n for n in self.nan[target] if n >= length), *(n for n in self.nan[source] if n < length)}
+        self.state[target], self.tables[target] = list(self.state[source]), dict(self.tables[source])
+
+    def give_pages(self, places: list[int], numbers: list[int], pages: list[int]) -> None:
+        for place, number, page in zip(places, numbers, pages, strict=True):
+            self.tables[place][number] = page
+
+    def clean(self, which: list[int]) -> None:
+        for one in which:
+            if self.num_pages:
+                self.pages.pop(one, None)
+            else:
+                self.nan[one].clear()
+
+
+class World:
+    """Questions of answers of drawn lengths, the sizes of the caches, and what goes wrong."""
+
+    def __init__(self, seed: int, fails: bool) -> None:
+        self.random = random.Random(seed)
+        self.longest = self.random.choice([1, 2, 5, MOST])
+        self.fails = self.random.choice([0, 0.01, 0.05]) if fails else 0
+        self.too_large: set[int] = set()
+        self.lengths: dict[tuple, int] = {}
+        self.broken: dict[tuple, int] = {}
+        self.requests = []
+        for number in range(self.random.randint(1, 8)):
+            prompt = SimpleNamespace(name=number, length=self.random.choice([1, 3, 4, 9, 17]))
+            keys = [(number, index) for index in range(self.random.randint(1, 4))]
+            for key in keys:
+                self.lengths[key] = self.random.randint(1, self.longest + 3)
+                if self.random.random() < 0.1:
+                    self.broken[key] = self.random.randrange(self.longest)
+            self.requests.append(PromptRequest(prompt, keys))
+        self.num_rows, self.num_slots = self.random.randint(1, 6), self.random.randint(1, 6)
+        most = max(pages_of(one.prompt.length) for one in self.requests) + pages_of(self.longest)
+        self.num_pages = self.random.randint(max(1, most - 2), 2 * most)
+
+    def may_fail(self, num_rows: int, question: int) -> None:
+        """Memory runs out for a question; with one answer at a time, it alone does not fit."""
+        if self.random.random() < self.fails:
+            if num_rows == 1:
+                self.too_large.add(question)
+            raise torch.OutOfMemoryError("no room")
+
+    def token(self, key: tuple, place: int) -> int:
+        if self.broken.get(key) == place:
+            return NOT_FINITE
+        return END if place + 1 == self.lengths[key] else 100 + place
+
+    def expected(self, key: tuple) -> tuple[list[int], str]:
+        ids = []
+        for place in range(self.longest):
+            token = self.token(key, place)
+            if token == NOT_FINITE:
+                return ids, BROKEN
+            ids.append(token)
+            if token == END:
+                return ids, "stop"
+        return ids, "length"
+
+
+def sampled(world: World, paged: bool, lag: int) -> tuple[list[Completion], list[int]]:
+    """Answers of all questions, and how large the pools were."""
+    num_rows, num_slots, num_pages = world.num_rows, world.num_slots, world.num_pages if paged else 0
+    model = SimpleNamespace(device=torch.device("cpu"), is_split=False, max_positions=17 + MOST)
+    engine = SamplingEngine(model, num_rows, num_slots, 4 if paged else None, num_pages)
+    engine.lag, pools = lag, []
+
+    def runner_for(rows: int, params: SamplingParams) -> Device:
+        pools.append(engine._pages_for(rows, params.max_new_tokens) if paged else 0)
+        return Device(world, rows, max(1, num_slots * rows // num_rows), pools[-1])
+
+    engine._runner_for = runner_for
+    return engine.sample(world.requests, SamplingParams(max_new_tokens=world.longest)), pools
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch) -> None:
+    monkeypatch.setattr(page_allocator, "PAGE", PAGE)
+
+
+@pytest.mark.parametrize("paged", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_answer_has_its_own_tokens(paged, fails):
+    ended = set()
+    for seed in range(400):
+        world = World(seed, fails)
+        try:
+            found, pools = sampled(world, paged, lag=seed % 3)
+        except UserError:
+            ended.add("none")
+            continue
+        assert [(one.request, one.sample_index) for one in found] == [
+            (number, index) for number, request in enumerate(world.requests) for index in range(len(request.keys))
+        ]
+        for one in found:
+            request = world.requests[one.request]
+            ended.add(one.finish_reason)
+            if one.finish_reason == TOO_LARGE:
+                fits = pages_of(request.prompt.length) + pages_of(world.longest) <= min(pools)
+                assert one.request in world.too_large or (paged and not fits), seed
+                continue
+            assert (one.token_ids, one.finish_reason) == world.expected(request.keys[one.sample_index]), seed
+    assert ended >= {"stop", "length", BROKEN}
+
+
+def test_a_question_is_dropped_and_none_that_stands_between_its_answers():
+    """As after two answers, of different questions, have given up their pages."""
+    queue = Queue(PromptRequest(SimpleNamespace(length=1), [0, 1]) for _ in range(2))
+    taken = []
+    while len(taken) < 3:
+        taken.append(queue.first())
+        queue.pop()
+    queue.put_back(taken[2:])
+    queue.put_back(taken[:1])
+    queue.put_back(taken[2:])
+    assert [(row.number, row.sample_index) for row in queue.drop()] == [(1, 0), (1, 0), (1, 1)]
+    assert [(row.number, row.sample_index) for row in queue.drop()] == [(0, 0)]
+    assert queue.first() is None
+
+
+def test_a_question_that_waits_to_be_read_is_not_left_out_for_one_that_has_no_room(monkeypatch):
+    """One answer at a time: the tokens of the first are drawn, and not read yet, when the second prompt is run."""
+    world = World(0, fails=False)
+    world.longest, world.broken, world.num_rows, world.num_pages = 3, {}, 1, 2
+    world.requests = [PromptRequest(SimpleNamespace(name=number, length=1), [(number, 0)]) for number in range(3)]
+    world.lengths = {(number, 0): 9 for number in range(3)}
+
+    def may_fail(num_rows: int, question: int) -> None:
+        if question == 1:
+            raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(world, "may_fail", may_fail)
+    found, _ = sampled(world, paged=True, lag=1)
+    assert [one.finish_reason for one in found] == ["length", TOO_LARGE, "length"]
