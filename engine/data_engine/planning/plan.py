@@ -6,8 +6,8 @@ from pathlib import Path
 
 from data_engine import stages
 from data_engine.planning import sizes
-from data_engine.planning.checks import nearest_folder
 from data_engine.planning.found import Found
+from data_engine.store.disk import nearest_folder
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def plan_of(found: Found, world_size: int) -> RunPlan | None:
     """None where the configuration is not good enough to say. Answers of --answers count as sample_k a question."""
     config = found.config
     needed = {"unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards", "work_dir", "rank"}
-    if {"dataset", "first_rows"} & found.failed or needed & found.wrong or found.first_rows is None:
+    if {"work_dir", "dataset", "first_rows"} & found.failed or needed & found.wrong or found.first_rows is None:
         return None
     left, bytes_of = sizes.units_left(found), dict(sizes.bytes_by_stage(found))
     rows = []
