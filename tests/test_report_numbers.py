@@ -109,6 +109,24 @@ def test_a_histogram_has_every_number_in_a_bin():
     assert not charts.histogram([charts.Series("none", np.array([np.nan]), "kept")], "none")
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.00001, 0.00003], "+2e-05"),
+        ([-0.0031, -0.0033], "-0.0032"),
+        ([0.25, 1.0], "+0.625"),
+        ([4e15, 6e15], "+5e+15"),
+        ([0.0, 0.0], "+0.000"),
+        # Added up one by one, they leave 6e-17.
+        ([0.1, 0.2, -0.3], "+0.000"),
+    ],
+)
+def test_a_mean_of_any_size_is_told_by_figures_that_count(values, told):
+    drawn = charts.histogram([charts.Series("kept", np.array(values), "kept")], "Margins")
+    assert f"<span>mean {told}</span>" in drawn
+    assert f"mean {told} of {len(values)}" in drawn
+
+
 def test_spans_of_a_stage_that_touch_are_one(tmp_path, monkeypatch):
     lines = [
         ("0", {"stage": "a", "time": 110.0, "seconds": 10.0}),

@@ -92,7 +92,9 @@ def reward_charts(numbers: PairNumbers) -> list[tuple[str, Markup]]:
     for name in numbers.rewards():
         title = TITLES.get(name, f"Reward {name}")
         series = [Series(side, numbers.columns[f"{side}_{name}"][rows], side) for side in reversed(SIDES)]
-        found.append((title, charts.histogram(series, title)))
+        # None where no number can be drawn.
+        if drawn := charts.histogram(series, title):
+            found.append((title, drawn))
     return found
 
 
