@@ -1,26 +1,34 @@
 """Prompts of native families for tests: as embeddings, which a test can also make up."""
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from data_engine.bench.bare_llama import EmbeddedPrompt
 from data_engine.models.embedded import SplicedPrompt
+from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.scoring import logprobs
 
 
-@dataclass(frozen=True, eq=False)
-class EmbeddedPrompt:
-    """A prompt whose embeddings [P, D] are known: stands in for a SplicedPrompt."""
+@contextlib.contextmanager
+def logits_noted() -> Iterator[dict[tuple[int, int], Tensor]]:
+    """The logits of each token that is drawn inside, by the answer's key and the token's place."""
+    logits: dict[tuple[int, int], Tensor] = {}
+    draw = ModelRunner._draw
 
-    embeds_PD: Tensor
+    def noted(runner: ModelRunner, logits_NV: Tensor, which: Tensor) -> Tensor:
+        state = runner.caches.state_5R[:, which].tolist()
+        for key, place, slot, row in zip(state[1], state[2], state[3], logits_NV, strict=True):
+            if slot >= 0:
+                logits[key, place] = row.clone()
+        return draw(runner, logits_NV, which)
 
-    @property
-    def length(self) -> int:
-        return len(self.embeds_PD)
-
-    def embeds(self, model) -> Tensor:
-        return self.embeds_PD
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelRunner, "_draw", noted)
+        yield logits
 
 
 def spliced(model, pixels: Tensor, question: str) -> SplicedPrompt:

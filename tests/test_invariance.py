@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from prompts import EmbeddedPrompt, prefix
+from prompts import EmbeddedPrompt, logits_noted, prefix
 from torch import Tensor
 
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.kv_cache import num_slots
-from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.page_allocator import pages_of
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
@@ -37,21 +36,10 @@ def asked(instruct, golden_rows, golden_images) -> list[PromptRequest]:
 def sampled(instruct) -> Callable[..., Sampled]:
     def sample(*units: list[PromptRequest], lag: int = 1, constant: bool = True, num_pages: int = 0) -> Sampled:
         """The units in one queue; without `constant`, by the CPU's own path."""
-        logits: dict[tuple[int, int], Tensor] = {}
-        draw = ModelRunner._draw
-
-        def noted(runner: ModelRunner, logits_NV: Tensor, which: Tensor) -> Tensor:
-            state = runner.caches.state_5R[:, which].tolist()
-            for key, place, slot, row in zip(state[1], state[2], state[3], logits_NV, strict=True):
-                if slot >= 0:
-                    logits[key, place] = row.clone()
-            return draw(runner, logits_NV, which)
-
         engine = SamplingEngine(instruct, ROWS, num_slots(ROWS, K), K if constant else None, num_pages)
         engine.lag = lag
         requests = [request for unit in units for request in unit]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ModelRunner, "_draw", noted)
+        with logits_noted() as logits:
             found = engine.sample(requests, PARAMS)
         answers = {requests[one.request].keys[one.sample_index]: (one.token_ids, one.finish_reason) for one in found}
         return answers, logits

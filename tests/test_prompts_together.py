@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from fake_runner import FakeRunner, asked
-from prompts import EmbeddedPrompt, prefix
+from prompts import EmbeddedPrompt, logits_noted, prefix
 from torch import Tensor
 
 from data_engine.bench.model import drawn_lengths
@@ -272,23 +272,12 @@ def answers(
     rows: int = ROWS,
 ) -> tuple[list[Completion], dict[tuple[int, int], Tensor], SamplingEngine]:
     """Those of all prompts; the logits of each of their tokens, by key and place; the engine."""
-    logits: dict[tuple[int, int], Tensor] = {}
-    draw = ModelRunner._draw
-
-    def noted(runner: ModelRunner, logits_NV: Tensor, which: Tensor) -> Tensor:
-        state = runner.caches.state_5R[:, which].tolist()
-        for key, place, slot, row in zip(state[1], state[2], state[3], logits_NV, strict=True):
-            if slot >= 0:
-                logits[key, place] = row.clone()
-        return draw(runner, logits_NV, which)
-
     engine = SamplingEngine(model, rows, ROWS, K if constant else None, pages)
     requests = [
         PromptRequest(prompt, [seed_for(0, number, index) for index in range(K)])
         for number, prompt in enumerate(prompts)
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModelRunner, "_draw", noted)
+    with logits_noted() as logits:
         return engine.sample(requests, PARAMS), logits, engine
 
 
