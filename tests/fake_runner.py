@@ -45,12 +45,16 @@ class FakeRunner:
         self.caches = SimpleNamespace(num_rows=num_rows, num_slots=num_slots)
         self.log: list[tuple[str, int]] = []
         self.steps, self.used = 0, []
+        self.prompts_a_pass = 1
         self.look: Callable[[Sequence[Answer]], None] = lambda rows: None
 
     def page_allocator(self) -> PageAllocator:
         return PageAllocator(self.num_pages, pages_of(self.params.max_new_tokens))
 
-    def prefill(self, prompt: object, slot: int, pages: object) -> None:
+    def share_a_pass(self, lengths: Sequence[int]) -> bool:
+        return len(lengths) <= self.prompts_a_pass
+
+    def prefill_all(self, waiting: object) -> None:
         pass
 
     def first(self, places: Sequence[int], keys: object, slots: object, ends: Sequence[int]) -> Tokens:

@@ -178,6 +178,7 @@ def result(one_thread) -> dict:
     return measure.run(SMALL, options())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_way_is_timed_in_every_round_but_those_that_one_is_enough_for(result):
     assert set(result["ways"]) == set(WAYS)
@@ -187,6 +188,7 @@ def test_every_way_is_timed_in_every_round_but_those_that_one_is_enough_for(resu
         assert one["peak_bytes"] is None or one["peak_bytes"] > 1e8
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_engine_and_transformers_agree_on_the_model_that_is_timed(result):
     assert result["largest_difference_nat"] < 1e-4
@@ -209,6 +211,7 @@ def test_the_least_time_by_hand(tmp_path, one_thread):
     assert found["engine, sampling"] == pytest.approx(2 * 2 * weights * prefix / 1e9 + 2 * read / 1e6)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_job_has_overhead_and_leaves_files(result):
     assert all(share > 0 for share in result["share_of_ceiling"].values())
@@ -255,6 +258,7 @@ def test_time_in_a_call_within_a_call_counts_once(monkeypatch):
     assert (Parts.outer, Parts.inner) == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_table_names_every_way_and_the_json_holds_the_same(result, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(measure, "run", lambda sizes, options: result)

@@ -12,7 +12,8 @@ from data_engine.models.base import VisionLanguageModel
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import paged_attention
 from data_engine.sampling.native.kv_cache import KVCache
-from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.native.model_runner import ModelRunner, ToRun
+from data_engine.sampling.native.packing import Packing
 from data_engine.sampling.native.page_allocator import pages_of
 from data_engine.sampling.native.page_pool import PagePool
 from data_engine.sampling.native.step_graphs import Captures
@@ -125,6 +126,22 @@ def test_nothing_in_a_refill_waits(made, prompts):
         step.move(3, 0, 1)
         step.clean([0, 5])
     assert waits.found == []
+
+
+@torch.inference_mode()
+def test_prompts_that_run_in_one_pass_wait_only_where_a_number_of_rows_is_new(model, prompts):
+    """Pages beside which there is room for both prompts in a pass."""
+    caches = KVCache(model, 4, 4, PagePool(model, 4, 4, 200, 400))
+    placement = paged_attention.PagedRows(10, Captures(None))
+    runner = ModelRunner(model, caches, SamplingParams(), placement, Packing(model))
+    waiting = [ToRun(prompt, slot, [1 + 2 * slot, 2 + 2 * slot]) for slot, prompt in enumerate(prompts)]
+    waiting = [one._replace(pages=one.pages[: pages_of(one.prompt.length)]) for one in waiting]
+    with Waits() as first:
+        runner.prefill_all(waiting)
+    with Waits() as again:
+        runner.prefill_all(waiting)
+    assert first.found
+    assert again.found == []
 
 
 def test_numbers_that_are_read_in_inference_mode_are_seen():

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from collections import Counter
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
@@ -17,6 +18,7 @@ from data_engine.commands.arguments import parse
 from data_engine.exports.card import OF_A_PAIRING, PICTURE, Card, text
 from data_engine.pipeline.pair_settings import ALWAYS, Settings
 from data_engine.preferences.counts import Funnel
+from data_engine.reporting import plots
 from data_engine.reporting.picture import picture
 from data_engine.rewards.sentences import SENTENCES
 from data_engine.stages import SOURCES
@@ -289,6 +291,16 @@ def test_the_picture_has_the_same_bytes_each_time_and_suits_a_page_of_800_pixels
     # Opaque and white: it is read on a dark page, too.
     assert shown.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
     assert shown.convert("RGBA").getextrema()[3] == (255, 255)
+
+
+def test_rewards_of_any_size_have_a_picture(drawn_plots):
+    """A rule may reward by any finite number; the difference of two of these is none."""
+    columns = {"chosen_words": np.array([3, 4]), "rejected_words": np.array([2, 4])}
+    for chosen, rejected in ((1e308, -1e308), (1e99, -1e99), (1e20, 1e20), (1e-300, 0.0)):
+        numbers = {"chosen_rule": np.array([chosen, 1.0]), "rejected_rule": np.array([rejected, 0.0])}
+        assert plots.summary(columns | numbers, "rule", [("questions", 2)])
+    alone = {"chosen_rule": np.full(2, 1e308), "rejected_rule": np.full(2, -1e308)}
+    assert plots.summary(columns | alone, "rule", [("questions", 2)])
 
 
 def test_a_run_without_a_kept_pair_has_no_picture(tmp_path):

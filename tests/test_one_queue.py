@@ -6,7 +6,7 @@ from run_files import noise, png, read, write
 
 from data_engine.job import worker
 from data_engine.pipeline import sample
-from data_engine.sampling.native import backend, scheduler
+from data_engine.sampling.native import backend, packing, scheduler
 from data_engine.store import logs, units
 
 NUM_QUESTIONS = 12
@@ -31,12 +31,12 @@ def sampled(config, dataset, tmp_path, monkeypatch):
     steps = []
     advance = scheduler.ModelRunner.next
     monkeypatch.setattr(scheduler.ModelRunner, "next", lambda *arguments: steps.append(None) or advance(*arguments))
-    monkeypatch.setattr(
-        "data_engine.job.budgets.frozen_budgets", lambda *_: {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
-    )
+    budgets = {"decode_rows": 8, "decode_slots": 5, "score_tokens": 0}
+    monkeypatch.setattr("data_engine.job.budgets.frozen_budgets", lambda *_: budgets)
 
-    def run(name: str, one_queue: bool = True, **flags):
+    def run(name: str, one_queue: bool = True, pages: int = 0, **flags):
         steps.clear()
+        budgets["decode_pages"] = pages
         monkeypatch.setattr(backend, "uses_kernels", lambda model: one_queue)
         work = tmp_path / name
         settings = {"unit_size": 2, "max_new_tokens": 24, "temperature": 1.0, "stop_after_stage": 0}
@@ -80,6 +80,19 @@ def test_it_samples_the_same_answers_in_fewer_steps(sampled, most_in_hand):
     # Rows that wait for the longest answer of each pair of questions work instead.
     assert ahead_steps < 0.9 * steps
     assert 2 <= max(most_in_hand) <= 4
+
+
+@pytest.mark.slow
+def test_prompts_that_run_in_one_pass_change_no_answer_of_any_unit(sampled, monkeypatch):
+    """With many pages, and five slots, up to four prompts of three units run together; with few, each alone."""
+    passes, run = [], packing.run_prefixes
+    monkeypatch.setattr(packing, "run_prefixes", lambda m, each, rows: passes.append(len(each)) or run(m, each, rows))
+    answers, left_out, _ = sampled("alone")
+    assert passes == []
+    together, together_left_out, _ = sampled("together", pages=200)
+    assert sum(passes) > NUM_QUESTIONS / 2
+    assert together == answers
+    assert together_left_out == left_out
 
 
 def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampled, monkeypatch):

@@ -8,9 +8,14 @@ import pytest
 from run_files import noise, png, read
 
 from data_engine.commands import main
+from data_engine.config import RunConfig
 from data_engine.models import load_model
+from data_engine.planning.found import FirstRows, Found
 from data_engine.planning.measure import Measured, line, shared
+from data_engine.planning.plan import plan_of
 from data_engine.questions.conversation import Conversation
+from data_engine.questions.dataset import open_questions
+from data_engine.questions.given_answers import check_answers
 from data_engine.schemas import IMAGE
 
 NUM = 20
@@ -61,6 +66,28 @@ def test_units_tokens_and_bytes_are_those_by_hand(job, goldens, capsys):
     model = load_model(None, str(goldens / "llava/instruct"), device="cpu")
     prompt = model.prompt(Conversation.of("What is it?", 1), [noise((90, 60), 80)], False, 64)
     assert sampled["prompt_tokens"] == 8 * prompt.length
+
+
+def test_given_answers_count_as_many_and_as_long_as_they_are(job, tmp_path):
+    """Three a question, whatever sample_k and max_new_tokens say: two texts of 6 bytes each, and 7 ids without text."""
+    with open(tmp_path / "given.jsonl", "w") as file:
+        for idx in range(NUM):
+            for answer in ({"answer": "Ein Ö"}, {"answer": "A cat."}):
+                file.write(json.dumps({"idx": idx, **answer}) + "\n")
+            file.write(json.dumps({"idx": idx, "token_ids": [1, 2, 3, 4, 5, 6, 7]}) + "\n")
+    config = RunConfig(**{name: value if value.startswith("/") or name == "device" else int(value)
+                          for name, value in job.items()}, answers=str(tmp_path / "given.jsonl"))  # fmt: skip
+    questions = open_questions(config)
+    found = Found(config, questions=questions, first_rows=FirstRows(1, ()))
+    found.given = check_answers(config.answers, questions)
+    plan = plan_of(found, 1)
+    sampled, logps, *_ = plan.stages
+    # Texts of 6 bytes, each with an end token, and the ids.
+    assert logps.answer_tokens == NUM * (7 + 7 + 7)
+    assert logps.bytes == NUM * (3 * 64 + (7 + 7 + 7) * 4) + 3 * 8192
+    # Ids alone have no text yet: six bytes for each token of the file.
+    text = NUM * (6 + 6) + NUM * (7 + 7 + 7) * 6
+    assert sampled.bytes == NUM * (3 * 64 + (7 + 7 + 7) * 4) + text + 3 * 8192
 
 
 def test_a_finished_run_stays_below_the_bounds_and_its_units_are_subtracted(job, tmp_path, capsys):

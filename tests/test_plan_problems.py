@@ -1,5 +1,6 @@
 """`validate` tells all that is wrong with a run at once, each thing once, and nothing that only follows from it."""
 
+import itertools
 import json
 import os
 import shutil
@@ -11,8 +12,13 @@ from pathlib import Path
 import pytest
 from run_files import hostile_rows, write
 
-from data_engine.commands import main
+from data_engine.commands import main, validate
+from data_engine.config import RunConfig
+from data_engine.errors import UserError
+from data_engine.planning import checks
+from data_engine.planning.found import FirstRows, Found
 from data_engine.processes import ranks
+from data_engine.questions.dataset import open_questions
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (ROOT / "engine", ROOT / "kernels")
@@ -131,6 +137,61 @@ def job(goldens, tmp_path) -> dict[str, str]:
 
 def words(job: dict[str, str], **changed: str) -> list[str]:
     return [f"--{name}={value}" for name, value in (job | changed).items()]
+
+
+@pytest.fixture
+def places(tmp_path) -> dict[str, Path]:
+    """Paths at which there can be no folder."""
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    return {name: tmp_path / name for name in ("n" * 300, "circle", "nowhere", "file")}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("n" * 300, 'work_dir "PLACE" cannot be looked up: File name too long'),
+        ("circle", 'work_dir "PLACE" cannot be looked up: Too many levels of symbolic links'),
+        ("nowhere", 'work_dir "PLACE": "PLACE" is a link to nothing; make the folder that it names'),
+        ("file", 'work_dir "PLACE": "PLACE" is a file; name a folder, or a place for one'),
+    ],
+)
+def test_a_place_at_which_no_work_dir_can_be_is_refused(places, name, says):
+    with pytest.raises(UserError) as refused:
+        checks.check_writable(places[name])
+    assert str(refused.value) == says.replace("PLACE", str(places[name]))
+
+
+@pytest.mark.slow
+def test_a_work_dir_that_cannot_be_is_told_by_run_once(job, places, capsys):
+    file = str(places["file"])
+    told = told_by("run", capsys, *words(job, work_dir=file))
+    [line] = [line for line in told if "warning: " not in line]
+    assert line == f'data-engine: error: work_dir "{file}": "{file}" is a file; name a folder, or a place for one'
+
+
+def test_questions_and_pictures_that_cannot_be_looked_up_are_refused(job, places):
+    for name, place in itertools.product(("n" * 300, "circle"), ("dataset_path", "image_root")):
+        config = RunConfig(**job | {place: str(places[name])})
+        with pytest.raises(UserError, match=f'^{place} ".*" cannot be looked up: '):
+            open_questions(config)
+
+
+@pytest.mark.parametrize("command", [["status"], ["report"], ["pairs", "--name", "other"]])
+def test_a_work_dir_that_cannot_be_looked_up_is_told_by_the_commands_about_one(command, tmp_path, capsys):
+    place = str(tmp_path / ("n" * 300))
+    assert main.main([*command, place]) == 2
+    assert (
+        capsys.readouterr().err == f'data-engine: error: WORK_DIR "{place}" cannot be looked up: File name too long\n'
+    )
+
+
+def test_rows_that_cannot_be_used_are_counted_among_those_that_there_are(job):
+    config = RunConfig(**job)
+    found = Found(config, questions=open_questions(config), first_rows=FirstRows(2, ("broken",)))
+    found.families, found.heavy = dict.fromkeys(config.roles, "llava"), {"models": {}}
+    assert "; of the first 2 rows 1 cannot be used" in validate.describe(found)
 
 
 def test_a_missing_dataset_lets_checkpoints_be_checked_and_the_other_way_round(job, tmp_path, capsys):

@@ -19,6 +19,7 @@ from data_engine.reporting.compare import funnel_table, overlap, write_compariso
 from data_engine.reporting.gallery import PageData, _fit
 from data_engine.reporting.render import escaped_json
 from data_engine.reporting.thumbnails import Gallery
+from data_engine.store import logs
 
 
 def numbers_of(statuses, margins, path=None):
@@ -109,6 +110,24 @@ def test_a_histogram_has_every_number_in_a_bin():
     assert not charts.histogram([charts.Series("none", np.array([np.nan]), "kept")], "none")
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.00001, 0.00003], "+2e-05"),
+        ([-0.0031, -0.0033], "-0.0032"),
+        ([0.25, 1.0], "+0.625"),
+        ([4e15, 6e15], "+5e+15"),
+        ([0.0, 0.0], "+0.000"),
+        # Added up one by one, they leave 6e-17.
+        ([0.1, 0.2, -0.3], "+0.000"),
+    ],
+)
+def test_a_mean_of_any_size_is_told_by_figures_that_count(values, told):
+    drawn = charts.histogram([charts.Series("kept", np.array(values), "kept")], "Margins")
+    assert f"<span>mean {told}</span>" in drawn
+    assert f"mean {told} of {len(values)}" in drawn
+
+
 def test_spans_of_a_stage_that_touch_are_one(tmp_path, monkeypatch):
     lines = [
         ("0", {"stage": "a", "time": 110.0, "seconds": 10.0}),
@@ -117,7 +136,26 @@ def test_spans_of_a_stage_that_touch_are_one(tmp_path, monkeypatch):
         ("1", {"stage": "a", "time": 105.0, "seconds": 4.0}),
     ]
     monkeypatch.setattr(facts.logs, "unit_lines_by_rank", lambda work_dir: iter(lines))
-    assert facts.lanes(tmp_path) == [("rank 0", [(0, 20, "a"), (20, 40, "b")]), ("rank 1", [(1, 5, "a")])]
+    shown = [("rank 0", [(0, 20, "a"), (20, 40, "b")]), ("rank 1", [(1, 5, "a")])]
+    assert facts.lanes(tmp_path) == (shown, 2)
+    assert facts.lanes(tmp_path, most=1) == (shown[:1], 2)
+
+
+def test_ranks_of_several_shards_are_told_apart(tmp_path):
+    """Two jobs of one rank each, at the same time; behind them one that pairs, and works on all."""
+    unit = {"stage": "sampled_answer", "seconds": 10.0, "answers": 80}
+    for host, shard, unit_time in (("a", [0, 2], 110.0), ("b", [1, 2], 112.0), ("c", [0, 1], 130.0)):
+        path = tmp_path / f"logs/rank-0-{host}-1-00000000.jsonl"
+        logs.append(path, {"time": 100.0, "rank": 0, "process": {}, "shard": shard})
+        logs.append(path, unit | {"time": unit_time})
+    found, num_ranks = facts.lanes(tmp_path)
+    assert (found, num_ranks) == (
+        [("rank 0", [(20, 30, "sampled_answer")]), ("rank 0:0", [(0, 10, "sampled_answer")]),
+         ("rank 1:0", [(2, 12, "sampled_answer")])], 3,
+    )  # fmt: skip
+    assert [row[1:6] for row in facts.rank_table(tmp_path)[1:]] == [
+        ("0:0", "1", "10 s", "80", "8.0"), ("1:0", "1", "10 s", "80", "8.0"), ("0", "1", "10 s", "80", "8.0")
+    ]  # fmt: skip
 
 
 def test_what_could_end_a_script_is_escaped_and_read_back_the_same():

@@ -155,7 +155,13 @@ DONE: set[str] = set()
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(one.page == page and one.kind in SHELL for one in HERE)]
+    "page",
+    [
+        # Twelve whole runs, and what the README and the first run do not show of them.
+        pytest.param(page, marks=pytest.mark.long if page == "docs/real-runs.md" else ())
+        for page in PAGES
+        if any(one.page == page and one.kind in SHELL for one in HERE)
+    ],
 )
 def test_every_command_of_a_page_runs(page, reader):
     for number, one in enumerate(SHOWN):

@@ -68,6 +68,7 @@ def test_a_further_question_costs_pairing_a_few_hundred_bytes(tmp_path, monkeypa
     assert arrow < 1000
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_proof_at_size_measures_a_real_run_with_all_its_processes(tmp_path):
     measured = measure(tmp_path, 60)

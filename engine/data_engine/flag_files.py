@@ -1,8 +1,28 @@
-"""Files that flags name: read whole, as text, before a run begins."""
+"""Files and folders that flags name: looked up, or read whole as text, before a run begins."""
 
+import errno
+import os
 from pathlib import Path
 
 from data_engine.errors import UserError
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def look_up(where: str, path: str | Path) -> None:
+    """Raise UserError where the system cannot tell whether such a path is there; `where` names the flag.
+
+    So it is of a folder that this user may not look into, of links in a circle, and of a name that is too long.
+    """
+    try:
+        os.stat(path)
+    except OSError as error:
+        # Nothing is there, or the disk fails: whoever opens the path says so.
+        if error.errno not in _REFUSED:
+            return
+        raise UserError(f'{where} "{path}" cannot be looked up: {error.strerror}') from None
+    except ValueError:
+        raise UserError(f"{where} {str(path)!r} is no name of a file: it has a zero byte") from None
 
 
 def read_text(where: str, path: str, expected: str, otherwise: str | None = None) -> str:

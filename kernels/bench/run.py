@@ -1,4 +1,5 @@
-"""`python kernels/bench/run.py`: the kernels against the eager path, the best library calls, and the card's ceilings.
+"""`python kernels/bench/run.py`: the kernels against the eager path, the best library calls, and the card's ceilings;
+and prompts in passes of one and of several.
 
 Needs a CUDA device. The ceilings, a large bf16 product and the reading of a large buffer, are measured in the same run.
 Every other figure is the median of many calls, each with a cold L2 cache: in a model the layers evict each other's data
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import prompt_passes
 import torch
 from cases import CHECKED, Case, cases
 from torch import Tensor
@@ -43,6 +45,8 @@ def main(argv: list[str]) -> int:
             measured = measure(case, device, result["ceilings"][case.unit])
             result["cases"].append(measured)
             print(table(measured), flush=True)
+    result["prompt_passes"] = prompt_passes.prompt_passes(device, arguments.tiny)
+    print(prompt_passes.table(result["prompt_passes"]), flush=True)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     return 0

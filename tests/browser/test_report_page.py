@@ -11,6 +11,7 @@ from stage2_world import pairs_rows
 
 from data_engine.pipeline.pair import read_funnel
 from data_engine.reporting.page import write_report
+from data_engine.reporting.render import escaped_json
 
 pytestmark = pytest.mark.browser
 
@@ -173,6 +174,24 @@ def test_each_text_has_a_contrast_of_4_5_with_what_is_behind_it(opened, theme, v
     ground = opened.run("return getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, re.findall(r"\d+", ground)[:3])) / 3
     assert (brightness < 90) == (theme == "dark"), ground
+
+
+def test_numbers_of_any_size_are_told_by_figures_that_count(browser, page, shown, tmp_path):
+    """Margins of a reward a token are small, and a rule may reward by any number."""
+    told = {0.00042: "+0.00042", -0.0000005: "-5.0e-7", 0.125: "+0.125", 1e30: "+1.000e+30", 0.0: "+0.000"}
+    text = page.read_text("utf-8")
+    at = text.index('id="data">') + len('id="data">')
+    data, end = json.JSONDecoder().raw_decode(text[at:])
+    data["pairs"] = data["pairs"][: len(told)]
+    for pair, value in zip(data["pairs"], told, strict=True):
+        pair["margin"], pair["rewards"] = value, {"rule": [value, 0.25]}
+    (tmp_path / "index.html").write_text(text[:at] + escaped_json(data) + text[at + end :], "utf-8")
+    browser.open(tmp_path / "index.html")
+    browser.wait("return document.querySelectorAll('#gallery article.pair').length === 5")
+    for number, says in enumerate(told.values()):
+        card = f"document.querySelector('article[data-number=\"{number}\"]')"
+        assert browser.run(f"return {card}.querySelector('.margin').textContent") == f"margin {says}"
+        assert browser.run(f"return {card}.querySelector('h4 span').textContent").startswith(f"{says} rule")
 
 
 def test_pairs_are_sorted_as_asked(opened, shown):

@@ -20,8 +20,13 @@ def adapted(folder: Path, base: Path, kinds: str, seed: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("base", "kinds"), [(GOLDENS / "reward", "q_proj"), (OMNI / "instruct", "v_proj|qkv")],
-                         ids=["llava", "omnilmm"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("base", "kinds"),
+    [
+        pytest.param(GOLDENS / "reward", "q_proj", id="llava"),
+        pytest.param(OMNI / "instruct", "v_proj|qkv", id="omnilmm", marks=pytest.mark.long),
+    ],
+)
 def test_split_models_with_adapters_make_the_dataset_of_whole_ones(tmp_path, base, kinds):
     dataset = write_questions(tmp_path / "questions.parquet", 6)
     instruct, reward = (adapted(tmp_path / str(seed), base, kinds, seed) for seed in (1, 2))

@@ -67,7 +67,7 @@ def plain(tmp_path_factory):
     [
         pytest.param("llava", 2, "one unit", marks=LONG),
         pytest.param("llava", 3, "one unit", marks=LONG),
-        pytest.param("llava", 2, "uneven", marks=pytest.mark.slow),
+        pytest.param("llava", 2, "uneven", marks=LONG),
         pytest.param("llava", 3, "uneven", marks=LONG),
         pytest.param("omnilmm", 2, "uneven", marks=LONG),
         pytest.param("omnilmm", 3, "uneven", marks=pytest.mark.slow),
@@ -255,6 +255,7 @@ def test_a_model_is_split_over_two_machines_too(plain, tmp_path):
     assert ranks_that_worked(divided) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_signal_stops_all_ranks_with_75_and_the_same_command_goes_on(plain, tmp_path):
     job, expected = plain("llava", "uneven")

@@ -42,6 +42,13 @@ def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
     assert decode["ways"]["sdpa, prefix copied"]["work"] == 4 * (2 * (12 * 20 + 12 * 5) * 2 * 16 + 2 * 12 * 6 * 16)
     # Each of 3 questions: 20 x 21 / 2 pairs in the prefix; 4 answers of 5 tokens see its 20 and 5 x 6 / 2 of their own.
     assert scoring["ways"]["flex_attention"]["work"] == 4 * 3 * (210 + 4 * (100 + 15)) * 6 * 16
+    # Prompts of 70, 65, 81 and 66 tokens; passes of several are filled up to a multiple of 128 rows.
+    passes = result["prompt_passes"]["ways"]
+    assert {name: way["rows"] for name, way in passes.items()} == {
+        "1": [70, 65, 81, 66], "2": [256, 256], "4": [384]
+    }  # fmt: skip
+    assert all(way["same_bits"] and way["would_run"] and way["ms_a_prompt"] > 0 for way in passes.values())
+    assert "to measure whether 384 rows agree" in done.stdout
 
 
 @pytest.mark.slow

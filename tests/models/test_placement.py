@@ -91,6 +91,18 @@ def test_settings_that_are_none_are_refused_by_validate_too(tmp_path, capsys, te
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_file_of_settings_that_is_none_is_refused_where_nothing_is_split_too(goldens, tmp_path, capsys, command):
+    flags = {f"{role}_model_path": goldens / "llava" / role for role in ("instruct", "reward")}
+    flags |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": tmp_path / "work"}
+    flags |= {"zero3": "off", "zero3_config": tmp_path / "none.json"}
+    assert main.main([command, *(f"--{name}={value}" for name, value in flags.items())]) == 2
+    told = capsys.readouterr().err
+    assert f'error: zero3_config "{tmp_path}/none.json" cannot be read as JSON' in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "work/run.json").exists()
+
+
 def test_the_configurations_of_12b_models_split_them():
     import yaml
 

@@ -3,11 +3,12 @@
 import importlib
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_engine.commands.arguments import read
 from data_engine.config import Draft
 from data_engine.errors import UserError
-from data_engine.planning.checks import require_all
+from data_engine.planning.checks import check_place, require_all
 from data_engine.processes import cpu_wait, stacks
 from data_engine.processes.ranks import Ranks, is_launched, num_threads
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     if not is_launched():
         cpu_wait.apply(num_threads(config.threads, Ranks()))
     try:
+        check_place(Path(config.work_dir))
         return importlib.import_module("data_engine.job.worker").run(config)
     except UserError as error:
         _refuse(Draft(config, [error], frozenset()))

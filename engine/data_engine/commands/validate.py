@@ -16,7 +16,6 @@ from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines, plan_lines
 from data_engine.processes.ranks import asked_ranks
-from data_engine.questions.first_rows import LOOKED_AT
 
 OPTIONS = ("measure", "json")
 HELP = """options of validate alone:
@@ -87,6 +86,6 @@ def describe(found: Found) -> str:
         first += "; every question is asked without an image: the dataset has no column of them"
     unusable = len(found.first_rows.reasons) if found.first_rows is not None else 0
     if unusable and config.continue_from_stage == 0:
-        first += f"; of the first {LOOKED_AT} rows {unusable} cannot be used"
+        first += f"; of the first {found.first_rows.looked_at} rows {unusable} cannot be used"
     lines = (f"  {role} model: {looked_up[role]['told']}" for role in roles if role in looked_up)
     return "\n".join([first, *lines])

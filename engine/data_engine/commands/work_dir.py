@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError, nearest
+from data_engine.flag_files import look_up
 from data_engine.flags import GONE
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def take_option(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
 
 def read_run(work_dir: Path) -> dict:
     """run.json of a work_dir. Raises UserError where the folder is none."""
+    look_up("WORK_DIR", work_dir)
     if not work_dir.is_dir():
         raise UserError(f'no folder "{work_dir}"')
     try:
@@ -150,10 +152,12 @@ def config_of(work_dir: Path, run_file: Mapping, moved: Mapping[str, str]) -> Ru
     except TypeError as error:
         raise _of_another_version(work_dir, str(error)) from None
     # A copy on disk, of a dataset of the hub, has no revisions, and a single file no splits: its content is compared.
-    copy = Path(found.dataset_path)
-    split, revision = found.dataset_split, found.dataset_revision
+    # Not by Path, which raises where this user may not look.
+    copy, split, revision = found.dataset_path, found.dataset_split, found.dataset_revision
     return dataclasses.replace(
-        found, dataset_split=None if copy.is_file() else split, dataset_revision=None if copy.exists() else revision
+        found,
+        dataset_split=None if os.path.isfile(copy) else split,
+        dataset_revision=None if os.path.exists(copy) else revision,
     )
 
 

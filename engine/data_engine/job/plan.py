@@ -19,7 +19,7 @@ from data_engine.job.given import warnings as given_warnings
 from data_engine.models import family_class
 from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import check_models
-from data_engine.models.sharding import placement
+from data_engine.models.sharding import placement, settings
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.processes.ranks import Ranks, set_device
 from data_engine.questions.dataset import Questions, open_for_run
@@ -180,7 +180,11 @@ def _questions(config: RunConfig, run_stages: RunStages) -> Questions:
 def _placement(
     config: RunConfig, checkpoints: Mapping[str, Checkpoint], ranks: Ranks, target: Target
 ) -> placement.Decision:
-    """Whether models are split over the ranks. Raises UserError for one that would have to be and cannot."""
+    """Whether models are split over the ranks. Raises UserError for one that would have to be and cannot.
+
+    A file of settings that is named has to be one, also where this start splits nothing: the next one may.
+    """
+    settings.read_settings(config.zero3_config)
     weights = budgets.largest_bytes(checkpoints, target.dtype)
     decision = placement.decide(config.zero3, weights, ranks, target.device, config.memory_fraction)
     if decision.split and config.draws_by_vllm:

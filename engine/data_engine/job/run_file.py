@@ -151,7 +151,7 @@ def _writing(work_dir: Path) -> Iterator[None]:
     except OSError as error:
         if disk.is_trouble(error):
             raise
-        raise UserError(f"work_dir {work_dir} cannot be written: {error.strerror}") from error
+        raise disk.not_writable(work_dir, error) from error
 
 
 def read(work_dir: Path) -> dict | None:

@@ -15,7 +15,7 @@ Shapes: B batch, H query heads, G key/value heads, T and S tokens, P prompt toke
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -83,6 +83,16 @@ class LayerCall:
     mask: Tensor | Seen | None
     scale: float
     options: dict
+
+    def alone(self, start: int, length: int) -> "LayerCall":
+        """The call that tokens of a row would make with nothing beside them, causal: views, strides included."""
+
+        def part(whole: Tensor) -> Tensor:
+            cut = whole[:, :, start : start + length]
+            # The stride of the one row is that of a tensor that it fills.
+            return cut.as_strided(cut.shape, (length * cut.stride(2), *cut.stride()[1:]), cut.storage_offset())
+
+        return replace(self, query=part(self.query), key=part(self.key), value=part(self.value))
 
     @property
     def scores(self) -> Scores:

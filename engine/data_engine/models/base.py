@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import UserError
 from data_engine.models.head import Head
+from data_engine.models.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.thoughts import KNOWN, Marks, ReadAnswer
@@ -163,6 +164,8 @@ class VisionLanguageModel(Protocol):
     """ids from 0 to below it have an embedding"""
     has_plain_path: bool
     """whether it can run on the plain path, by `plain_steps`, which others lack"""
+    packs_prompts: bool
+    """whether several prompts can run in one pass of the decoder, by `run_prompts`, which others lack"""
     answers_in_rows: bool
     """answers cannot be packed into one row: a layer keeps a state, or counts places within the pass"""
     max_plain_positions: int
@@ -218,13 +221,19 @@ class VisionLanguageModel(Protocol):
     def run_prompt(self, prompt: Prompt) -> PromptEnd:
         """The forward pass of a prompt, vision tower included."""
 
+    def run_prompts(self, prompts: Sequence[Prompt], num_rows: int) -> list[PromptEnd]:
+        """The same of several prompts in one row of the decoder, which zeros fill up to `num_rows`; each image alone.
+
+        The layout in force keeps them apart. Only where it `packs_prompts`.
+        """
+
     def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
         """Last hidden states [K, T, D] of tokens of answers; the layout in force does attention."""
 
     def plain_logits(self, prompt: Prompt, ids: list[int]) -> Tensor:
         """fp32 [T, V]: the logits that predict each token of an answer, by one forward of the whole row."""
 
-    def plain_steps(self, prompt: Prompt, num_rows: int) -> "PlainSteps":
+    def plain_steps(self, prompt: Prompt, num_rows: int) -> PlainSteps:
         """Rows of answers by the model's own decoding, a step's logits at a time; only where `has_plain_path`."""
 
     def plain_end(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
@@ -244,16 +253,6 @@ class VisionLanguageModel(Protocol):
 
     def idle_encode(self) -> None:
         """A call of the vision tower whose result is not needed."""
-
-
-class PlainSteps(Protocol):
-    """Answers in the making on the plain path, the same number in each step."""
-
-    def first(self) -> Tensor:
-        """Logits of the first tokens, fp32 [K, V]."""
-
-    def next(self, tokens_K: Tensor) -> Tensor:
-        """Feed each row a token: logits of the tokens behind it, fp32 [K, V]."""
 
 
 class ModelFamily(Protocol):

@@ -3,6 +3,7 @@
 Shapes: N image tokens, P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -165,6 +166,25 @@ def run_prompt(model: EmbeddingModel, prompt: SplicedPrompt) -> PromptEnd:
     positions = torch.arange(len(embeds), device=embeds.device)[None]
     hidden = decode(model, embeds[None], positions, passing(len(model.layers)))
     return PromptEnd(hidden[0, -1], len(embeds), model.cache_layers)
+
+
+def packs_prompts(model: EmbeddingModel) -> bool:
+    """See VisionLanguageModel.packs_prompts. A rotary table that follows the longest prompt would be another one."""
+    rope = getattr(model.decoder.config, "rope_parameters", None) or {}
+    return not model.is_split and rope.get("rope_type") not in ("dynamic", "longrope")
+
+
+def run_prompts(model: EmbeddingModel, prompts: Sequence[SplicedPrompt], num_rows: int) -> list[PromptEnd]:
+    """See VisionLanguageModel.run_prompts."""
+    each = [prompt.embeds(model) for prompt in prompts]
+    lengths = [len(embeds) for embeds in each]
+    rest = num_rows - sum(lengths)
+    row = torch.cat([*each, each[0].new_zeros(rest, each[0].shape[1])])
+    positions = torch.cat([torch.arange(length, device=row.device) for length in (*lengths, rest)])
+    hidden = decode(model, row[None], positions[None], passing(len(model.layers)))[0]
+    # Copies, which do not keep the whole row alive.
+    lasts = (hidden[end - 1].clone() for end in itertools.accumulate(lengths))
+    return [PromptEnd(last, length, model.cache_layers) for last, length in zip(lasts, lengths, strict=True)]
 
 
 def run_answers(model: EmbeddingModel, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:

@@ -166,6 +166,7 @@ class OmniLMM:
     prompt_without_images, plain_end = embedded.prompt_without_images, embedded.plain_end
     read_answer, encoded = embedded.read_answer, embedded.encoded
     run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
+    packs_prompts, run_prompts = property(embedded.packs_prompts), embedded.run_prompts
     find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
     idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode
 

@@ -5,7 +5,6 @@ the configuration, is left out where that is wrong. Adding one is a function and
 needs it is asked for by weights.py, and done in a process of its own.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from data_engine import exports, stages
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import BadRow, UserError
+from data_engine.flag_files import look_up
 from data_engine.job import run_file
 from data_engine.models.check import check_folder
 from data_engine.models.roles import folder_of, naming_flag
@@ -30,6 +30,7 @@ from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
 from data_engine.stages import SOURCES
+from data_engine.store.disk import nearest_folder, not_writable
 from data_engine.tables import load
 
 
@@ -68,21 +69,25 @@ def require_all(draft: Draft) -> Found:
 
 
 def check_writable(work_dir: Path) -> None:
-    """Raise UserError where `work_dir` is a file, or neither it nor its nearest existing parent can be written."""
+    """Raise UserError where `work_dir` is none, or neither it nor its nearest existing parent can be written."""
+    check_place(work_dir)
     existing = nearest_folder(work_dir)
-    if not existing.is_dir():
-        raise UserError(f'work_dir "{work_dir}": "{existing}" is a file; name a folder, or a place for one')
     try:
         # A real file, since permission bits do not show a full quota or a read-only mount.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise UserError(f'work_dir "{work_dir}": cannot write to "{existing}": {os.strerror(error.errno)}') from None
+        raise not_writable(work_dir, error) from None
 
 
-def nearest_folder(work_dir: Path) -> Path:
-    """The work_dir, or what is there of the path to it."""
-    return next(folder for folder in (work_dir, *work_dir.absolute().parents) if folder.exists())
+def check_place(work_dir: Path) -> None:
+    """Raise UserError where there can be no folder `work_dir`; whether it can be written is not looked at."""
+    look_up("work_dir", work_dir)
+    existing = nearest_folder(work_dir)
+    if not existing.exists():
+        raise UserError(f'work_dir "{work_dir}": "{existing}" is a link to nothing; make the folder that it names')
+    if not existing.is_dir():
+        raise UserError(f'work_dir "{work_dir}": "{existing}" is a file; name a folder, or a place for one')
 
 
 def _work_dir(found: Found) -> None:

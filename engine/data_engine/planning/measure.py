@@ -20,9 +20,9 @@ from pathlib import Path
 from data_engine import stages
 from data_engine.errors import UserError
 from data_engine.planning import sizes
-from data_engine.planning.checks import nearest_folder
 from data_engine.planning.found import Found
 from data_engine.processes.ranks import since_start_s
+from data_engine.store.disk import nearest_folder
 from data_engine.store.logs import duration
 
 BUDGET_S = 45.0

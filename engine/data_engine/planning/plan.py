@@ -6,8 +6,8 @@ from pathlib import Path
 
 from data_engine import stages
 from data_engine.planning import sizes
-from data_engine.planning.checks import nearest_folder
 from data_engine.planning.found import Found
+from data_engine.store.disk import nearest_folder
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StagePlan:
     prompt_tokens: int | None = None
     """of these questions, pictures included, by the first rows' mean; a question's prompt is run once"""
     answer_tokens: int | None = None
-    """of their answers, at most: max_new_tokens each"""
+    """of their answers, at most: max_new_tokens each; of given ones what their file allows"""
     bytes: int = 0
     """on disk, at most"""
 
@@ -48,18 +48,18 @@ class RunPlan:
 
 
 def plan_of(found: Found, world_size: int) -> RunPlan | None:
-    """None where the configuration is not good enough to say. Answers of --answers count as sample_k a question."""
+    """None where the configuration is not good enough to say."""
     config = found.config
     needed = {"unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards", "work_dir", "rank"}
-    if {"dataset", "first_rows"} & found.failed or needed & found.wrong or found.first_rows is None:
+    if {"work_dir", "dataset", "first_rows"} & found.failed or needed & found.wrong or found.first_rows is None:
         return None
-    left, bytes_of = sizes.units_left(found), dict(sizes.bytes_by_stage(found))
+    left, bytes_of, answers = sizes.units_left(found), dict(sizes.bytes_by_stage(found)), sizes.Answers.of(found)
     rows = []
     for stage in sizes.todo(found):
         numbers = left[stage.name]
         questions = sizes.questions_in(found, numbers)
         prompt = found.heavy.get("prompts", {}).get(stage.model or "")
-        written = questions * config.sample_k * config.max_new_tokens
+        written = round(questions * answers.count * answers.tokens)
         rows.append(
             StagePlan(
                 stage.name,

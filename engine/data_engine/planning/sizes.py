@@ -1,10 +1,11 @@
 """Bytes and tokens of a run, by stage: upper bounds by arithmetic, before anything was measured. No torch here.
 
 A bound holds for answers as long as max_new_tokens; most answers are shorter, and `validate --measure` says by how
-much.
+much. Answers of --answers are as many and as long as their file says.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 from data_engine import stages
 from data_engine.planning.found import Found
@@ -56,50 +57,71 @@ def questions_in(found: Found, numbers: list[int]) -> int:
     return sum(len(rows[number]) for number in numbers)
 
 
-def answer_bytes(found: Found, stage: Stage, tokens: float) -> float:
-    """Of an answer of so many tokens, in the file of a stage."""
+class Answers(NamedTuple):
+    """Those of a question, at most; of given ones the mean of their file."""
+
+    count: float
+    tokens: float
+    """of one"""
+    text_bytes: float
+    """of one"""
+
+    @classmethod
+    def of(cls, found: Found) -> "Answers":
+        config, given = found.config, found.given
+        if given is None:
+            return cls(config.sample_k, config.max_new_tokens, config.max_new_tokens * TOKEN_TEXT_BYTES)
+        # Of ids alone, a tokenizer makes the text.
+        text = given.text_bytes + (given.most_tokens * TOKEN_TEXT_BYTES if given.ids_alone else 0)
+        return cls(given.rows / len(found.questions), given.most_tokens / given.rows, text / given.rows)
+
+
+def answer_bytes(found: Found, stage: Stage) -> float:
+    """Of an answer, in the file of a stage."""
+    answers = Answers.of(found)
     if stage.step == stages.SAMPLE:
-        return ANSWER_BYTES + tokens * (TOKEN_TEXT_BYTES + ID_BYTES)
-    by_token = stage.name.endswith("_logps")
-    # A critic writes a verdict as long as an answer may be.
-    written = LOGP_BYTES if by_token else TOKEN_TEXT_BYTES if stage.name == "critic" else 0
-    return ANSWER_BYTES + tokens * written
+        return ANSWER_BYTES + answers.text_bytes + answers.tokens * ID_BYTES
+    if stage.name == "critic":
+        # A verdict as long as an answer may be that is drawn.
+        return ANSWER_BYTES + found.config.max_new_tokens * TOKEN_TEXT_BYTES
+    return ANSWER_BYTES + (answers.tokens * LOGP_BYTES if stage.name.endswith("_logps") else 0)
+
+
+def candidates_a_question(found: Found) -> int:
+    """At most: what a rank's top with a rank's bottom makes."""
+    config = found.config
+    most = config.sample_k if found.given is None else found.given.most
+    return config.rank**2 if config.strategy == "cross" else most**2
 
 
 def pairs_a_question(found: Found) -> int:
-    """At most: max_pairs, and no more than a rank's top with a rank's bottom makes."""
-    config = found.config
-    most = config.max_pairs if config.max_pairs is not None else filters.MAX_PAIRS_PER_IDX
-    return min(most, config.rank**2 if config.strategy == "cross" else config.sample_k**2)
+    """At most: max_pairs, and no more than the candidates."""
+    most = found.config.max_pairs
+    return min(filters.MAX_PAIRS_PER_IDX if most is None else most, candidates_a_question(found))
 
 
-def bytes_by_stage(found: Found, tokens: float | None = None) -> list[tuple[str, int]]:
-    """What is still to be written, in bytes, by stage: units, then pairs, dataset and exports; at most.
-
-    `tokens` is the mean length of an answer, where it was measured.
-    """
-    config, left = found.config, units_left(found)
-    tokens = config.max_new_tokens if tokens is None else tokens
+def bytes_by_stage(found: Found) -> list[tuple[str, int]]:
+    """What is still to be written, in bytes, by stage: units, then pairs, dataset and exports; at most."""
+    config, left, answers = found.config, units_left(found), Answers.of(found)
     sizes = []
     for stage in todo(found):
-        answers = questions_in(found, left[stage.name]) * config.sample_k
-        rows = answers * answer_bytes(found, stage, tokens)
+        rows = questions_in(found, left[stage.name]) * answers.count * answer_bytes(found, stage)
         sizes.append((stage.name, int(rows) + len(left[stage.name]) * UNIT_BYTES))
     if config.stop_after_stage < stages.PAIR:
         return sizes
     pairs = len(found.questions) * pairs_a_question(found)
     first = found.first_rows
-    candidates = len(found.questions) * (config.rank**2 if config.strategy == "cross" else config.sample_k**2)
-    texts = 2 * tokens * TOKEN_TEXT_BYTES + PAIR_BYTES
+    candidates = len(found.questions) * candidates_a_question(found)
+    texts = 2 * answers.text_bytes + PAIR_BYTES
     row = texts + first.text_bytes + first.picture_bytes
     sizes += [("pairs", int(candidates * texts)), ("dataset", int(pairs * row))]
     sizes += [(f"export {name}", int(pairs * row)) for name in found.formats]
-    return [*sizes, ("report", _report_bytes(len(found.questions), candidates, tokens))]
+    return [*sizes, ("report", _report_bytes(len(found.questions), candidates, answers))]
 
 
-def _report_bytes(questions: int, candidates: int, tokens: float) -> int:
+def _report_bytes(questions: int, candidates: int, answers: Answers) -> int:
     shown = min(REPORT_PAIRS, candidates)
-    pair = SHOWN_PAIR_BYTES + 2 * tokens * (TOKEN_TEXT_BYTES + HEAT_BYTES)
+    pair = SHOWN_PAIR_BYTES + 2 * (answers.text_bytes + answers.tokens * HEAT_BYTES)
     return int(min(MOST_REPORT_BYTES, REPORT_BYTES + shown * pair + min(shown, questions) * THUMBNAIL_BYTES))
 
 

@@ -51,6 +51,10 @@ class GivenFacts:
     """answers without token ids"""
     ids_alone: int = 0
     """answers without text"""
+    text_bytes: int = 0
+    """of all texts"""
+    most_tokens: int = 0
+    """of all answers: their ids; of a text alone, which no tokenizer has read, a token a byte and an end token"""
 
     @property
     def has_ids(self) -> bool:
@@ -122,6 +126,9 @@ class _Gathering:
         facts.rows += 1
         facts.text_alone += ids is None
         facts.ids_alone += text is None
+        num_bytes = len((text or "").encode())
+        facts.text_bytes += num_bytes
+        facts.most_tokens += num_bytes + 1 if ids is None else len(ids)
         if ids is not None and max(ids) > facts.largest_id:
             facts.largest_id, facts.largest_id_at = max(ids), row.number
 

@@ -10,6 +10,8 @@ from markupsafe import Markup
 NUM_BINS = 40
 # Numbers beyond are not drawn, nor are those that are not finite: their sums would overflow.
 LARGEST = 1e100
+# Numbers from here on are told by four digits and a power of ten.
+HUGE = 1e9
 WIDTH, HEIGHT = 520, 190
 # On the left there is room for "123,456" in the letters of a phone, which are the largest.
 LEFT, RIGHT, TOP, BOTTOM = 72, 10, 8, 30
@@ -52,12 +54,26 @@ def histogram(series: Sequence[Series], label: str, share: bool = False) -> Mark
         mean = x(min(max(float(one.values.mean()), edges[0]), edges[-1]))
         parts.append(f'<polygon class="shape {one.kind}" points="{drawn}"/>')
         parts.append(f'<line class="mean {one.kind}" x1="{mean:.1f}" x2="{mean:.1f}" y1="{TOP}" y2="{y(0):.1f}"/>')
-    told = ", ".join(f"{one.name}: mean {one.values.mean():.3f} of {len(one.values):,}" for one in series)
+    told = ", ".join(f"{one.name}: mean {signed(_mean(one.values))} of {len(one.values):,}" for one in series)
     legend = "".join(
-        f'<li class="{one.kind}"><i></i>{html.escape(one.name)} <span>mean {one.values.mean():+.3f}</span></li>'
+        f'<li class="{one.kind}"><i></i>{html.escape(one.name)} <span>mean {signed(_mean(one.values))}</span></li>'
         for one in series
     )
     return Markup(_svg(parts, f"{label}. {told}") + f'<ul class="legend">{legend}</ul>')
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A reward with its sign, as page.js writes one: so many digits behind the point, or two that count of a smaller
+    number, which would read as 0."""
+    if value and abs(value) < 10 ** (1 - digits):
+        return f"{value:+.2g}"
+    return f"{value:+.4g}" if abs(value) >= HUGE else f"{value:+.{digits}f}"
+
+
+def _mean(values: np.ndarray) -> float:
+    """Their mean; 0 where it is what rounding leaves of numbers that cancel out."""
+    mean = float(values.mean())
+    return mean if abs(mean) > 1e-12 * float(np.abs(values).max()) else 0.0
 
 
 def bin_edges(values: np.ndarray) -> np.ndarray:
@@ -107,7 +123,7 @@ def _axes(edges: np.ndarray, top: float, x: Scale, y: Scale, unit: str) -> str:
     base = y(0)
     parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base:.1f}" y2="{base:.1f}"/>']
     for value in _ticks(float(edges[0]), float(edges[-1])):
-        parts.append(f'<text x="{x(value):.1f}" y="{base + 15:.1f}" text-anchor="middle">{value:g}</text>')
+        parts.append(f'<text x="{x(value):.1f}" y="{base + 15:.1f}" text-anchor="middle">{value:.10g}</text>')
     for value in (top / 2, top):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         told = f"{value:,.1f}" if unit or top < 10 else f"{value:,.0f}"

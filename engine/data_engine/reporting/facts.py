@@ -135,18 +135,23 @@ def rank_table(work_dir: Path) -> Table:
     return rows
 
 
-def lanes(work_dir: Path, most: int = 32, steps: int = 400) -> list[tuple[str, list[tuple[float, float, str]]]]:
-    """What each rank computed when, in seconds since the first start; spans of a stage that nearly touch are one."""
+def lanes(
+    work_dir: Path, most: int = 32, steps: int = 400
+) -> tuple[list[tuple[str, list[tuple[float, float, str]]]], int]:
+    """What each rank computed when, in seconds since the first start; spans of a stage that nearly touch are one.
+
+    The first `most` ranks, and how many there are.
+    """
     found: dict[str, list[tuple[float, float, str]]] = {}
     for rank, line in logs.unit_lines_by_rank(work_dir):
         found.setdefault(rank, []).append((line["time"] - line["seconds"], line["time"], line["stage"]))
     if not found:
-        return []
+        return [], 0
     first = min(start for spans in found.values() for start, _, _ in spans)
     last = max(end for spans in found.values() for _, end, _ in spans)
     near = (last - first) / steps
-    named = sorted(found.items(), key=lambda one: (len(one[0]), one[0]))[:most]
-    return [(f"rank {rank}", list(_joined(sorted(spans), first, near))) for rank, spans in named]
+    named = sorted(found.items(), key=lambda one: [(len(part), part) for part in one[0].split(":")])[:most]
+    return [(f"rank {rank}", list(_joined(sorted(spans), first, near))) for rank, spans in named], len(found)
 
 
 def _joined(spans: list[tuple[float, float, str]], first: float, near: float) -> Iterator[tuple[float, float, str]]:

@@ -18,9 +18,17 @@
     return element;
   }
 
+  const withSign = (value, text) => (value < 0 && Number(text) ? "-" : "+") + text;
+
+  // Of a token's d_t, which is in nats, what is below the last digit is nothing.
+  const rounded = (value, digits) => withSign(value, Math.abs(value).toFixed(digits));
+
+  // A reward or a margin may be of any size: a small one would read as 0, a huge one as a line of digits. See
+  // charts.signed.
   function signed(value, digits) {
-    const text = Math.abs(value).toFixed(digits);
-    return (value < 0 && Number(text) ? "-" : "+") + text;
+    const size = Math.abs(value);
+    if (size && size < 10 ** (1 - digits)) return withSign(value, size.toPrecision(2));
+    return withSign(value, size >= 1e9 ? size.toPrecision(4) : size.toFixed(digits));
   }
 
   // ---- one answer
@@ -52,8 +60,8 @@
     heat.sizes.forEach((size, place) => {
       const value = heat.values[place], token = make("span");
       const several = heat.several && heat.several[place];
-      token.title = signed(value, 3) + " nat" + (several ? ` (${several} tokens)` : "") + (size ? "" : place === last ? ", end of the answer" : ", no text");
-      token.dataset.d = signed(value, 2);
+      token.title = rounded(value, 3) + " nat" + (several ? ` (${several} tokens)` : "") + (size ? "" : place === last ? ", end of the answer" : ", no text");
+      token.dataset.d = rounded(value, 2);
       const strength = STRENGTHS.filter((least) => Math.abs(value) >= least).length;
       token.className = "token" + (strength ? ` ${value > 0 ? "up" : "down"} m${strength}` : "") + (size ? "" : " empty");
       fill(token, at, at + size);

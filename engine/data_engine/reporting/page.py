@@ -92,7 +92,9 @@ def reward_charts(numbers: PairNumbers) -> list[tuple[str, Markup]]:
     for name in numbers.rewards():
         title = TITLES.get(name, f"Reward {name}")
         series = [Series(side, numbers.columns[f"{side}_{name}"][rows], side) for side in reversed(SIDES)]
-        found.append((title, charts.histogram(series, title)))
+        # None where no number can be drawn.
+        if drawn := charts.histogram(series, title):
+            found.append((title, drawn))
     return found
 
 
@@ -123,6 +125,8 @@ def _agreement_row(one: Agreement) -> tuple[str, ...]:
 
 
 def _timeline(work_dir: Path) -> dict:
-    found = facts.lanes(work_dir)
+    found, num_ranks = facts.lanes(work_dir)
     stages = list(dict.fromkeys(stage for _, parts in found for _, _, stage in parts))
-    return {"timeline": charts.timeline(found, {name: at for at, name in enumerate(stages)}), "stages": stages}
+    drawn = charts.timeline(found, {name: at for at, name in enumerate(stages)})
+    of = f", the first {len(found)} of {num_ranks}" if num_ranks > len(found) else ""
+    return {"timeline": drawn, "stages": stages, "timeline_of": of}

@@ -10,6 +10,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from data_engine.reporting import charts
+
 CHOSEN, REJECTED, SOFT = "#12805c", "#b54708", "#98a2b3"
 NUM_BINS = 40
 # A line of the name of a bar.
@@ -36,13 +38,14 @@ def summary(columns: Mapping[str, np.ndarray], reward: str, funnel: Sequence[tup
 
 
 def _draw_rewards(axes: Axes, chosen: np.ndarray, rejected: np.ndarray) -> None:
+    chosen, rejected = (values[np.abs(values) < charts.LARGEST] for values in (chosen, rejected))
     both = np.concatenate([chosen, rejected])
     # The outermost half percent would squeeze everything else into a few bins; they are counted at the edge.
-    low, high = np.quantile(both, [0.005, 0.995])
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    bins = np.linspace(low, high, NUM_BINS + 1)
+    bins = charts.bin_edges(both) if len(both) else np.array([0.0, 1.0])
+    low, high = bins[0], bins[-1]
     for values, colour, label in ((rejected, REJECTED, "rejected"), (chosen, CHOSEN, "chosen")):
+        if not len(values):
+            continue
         # One shape, not one a bin: 40 take most of the time.
         axes.hist(np.clip(values, low, high), bins, color=colour, alpha=0.45, histtype="stepfilled")
         axes.hist(np.clip(values, low, high), bins, color=colour, histtype="step", linewidth=1.4, label=label)
@@ -50,7 +53,8 @@ def _draw_rewards(axes: Axes, chosen: np.ndarray, rejected: np.ndarray) -> None:
     axes.set_xlabel("reward (dashed: mean)")
     axes.set_ylabel("pairs")
     # Above the plot, where it hides nothing: the search for the best place within takes seconds on a busy machine.
-    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    if len(both):
+        axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _draw_lengths(figure: Figure, axes: Axes, chosen: np.ndarray, rejected: np.ndarray) -> None:

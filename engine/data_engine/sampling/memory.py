@@ -23,6 +23,8 @@ CACHES_SHARE = {"cpu": 0.5, "cuda": 0.8}
 # each that the rows would need if no answer of a question outlived the others. Counted without a model, with lengths as
 # in the bench (log-normal, mean 120, cut at 512): 1.2 pages in flight and 1.4 at the end, of 4; and 2.2 prompts.
 ANSWER_SHARE, PROMPTS_ALIVE = 3 / 8, 2.2
+# Of what is left beside those caches, prompts that run in one pass may take so much.
+PROMPTS_SHARE = 0.5
 # Numbers that a token of a scoring pass keeps alive, for each of the decoder's width: activations of the widest layer.
 ACTIVATIONS = 48
 
@@ -76,6 +78,15 @@ def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens:
     # While a pass is scored, the keys and values of its prompts are kept beside its activations.
     tokens = min(MOST_TOKENS.get(device_type, 0), room // 2 // (needs.activated_token + needs.cached_token))
     return {"decode_rows": rows, **found, "score_tokens": tokens}
+
+
+def rows_of_prompts(caches: int, cached_token: int, activated_token: int, device_type: str) -> int:
+    """Rows of prompts that run in one pass beside caches of so many bytes, which took their share of the memory.
+
+    What the pass leaves is kept until it is stored, beside its activations.
+    """
+    share = CACHES_SHARE.get(device_type, 0.5)
+    return int(caches * (1 - share) / share * PROMPTS_SHARE / (cached_token + activated_token))
 
 
 def rows_without_pages(rows: int, slots: int, pages: int, k: int, max_new_tokens: int) -> tuple[int, int]:

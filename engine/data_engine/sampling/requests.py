@@ -58,7 +58,7 @@ class Sequence:
 
 
 class Queue:
-    """The answers still to draw, in order; a request is taken from its iterable when its first answer is looked at."""
+    """The answers still to draw, in order; a request is taken from its iterable when an answer of it is looked at."""
 
     def __init__(self, requests: Iterable[PromptRequest]) -> None:
         """`requests` may have more after it had none: it is asked again whenever no answer waits."""
@@ -66,12 +66,25 @@ class Queue:
         self._rows: deque[Sequence] = deque()
 
     def first(self) -> Sequence | None:
-        while not self._rows:
-            number, request = next(self._requests, (0, None))
-            if request is None:
-                return None
+        while not self._rows and self._take():
+            pass
+        return self._rows[0] if self._rows else None
+
+    def of_each_question(self, most: int) -> list[Sequence]:
+        """The first answer that waits of each of the next questions, in order, up to `most`."""
+        while len({row.number for row in self._rows}) < most and self._take():
+            pass
+        firsts: dict[int, Sequence] = {}
+        for row in self._rows:
+            firsts.setdefault(row.number, row)
+        return list(firsts.values())[:most]
+
+    def _take(self) -> bool:
+        """Take another request; False where there is none."""
+        number, request = next(self._requests, (0, None))
+        if request is not None:
             self._rows.extend(Sequence(number, request, index) for index in range(len(request.keys)))
-        return self._rows[0]
+        return request is not None
 
     def pop(self) -> None:
         self._rows.popleft()

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from data_engine import stages
+from data_engine.errors import UserError
 from data_engine.store import units
 
 # No fault of the program, and gone once the disk is mended.
@@ -30,6 +31,17 @@ def describe(error: OSError, work_dir: Path) -> str:
         free = shutil.disk_usage(work_dir).free
         told += f". The units that are left need about {needed / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free there"
     return told
+
+
+def nearest_folder(work_dir: Path) -> Path:
+    """The work_dir, or what is there of the path to it; a link to nothing is there, too."""
+    return next(folder for folder in (work_dir, *work_dir.absolute().parents) if os.path.lexists(folder))
+
+
+def not_writable(work_dir: Path, error: OSError) -> UserError:
+    """What is said of a work_dir that this user may not write."""
+    where = nearest_folder(work_dir)
+    return UserError(f'work_dir "{work_dir}": cannot write to "{where}": {os.strerror(error.errno)}')
 
 
 def needed_bytes(work_dir: Path) -> int:

@@ -72,7 +72,7 @@ def unit_lines(work_dir: Path) -> Iterator[dict]:
 
 
 def unit_lines_by_rank(work_dir: Path) -> Iterator[tuple[str, dict]]:
-    """The same, each with the rank that wrote it, as its log's name has it."""
+    """The same, each with the rank that wrote it; of a run in several shards SHARD:RANK, as `status` calls it."""
     for rank, entry in _lines(work_dir):
         try:
             entry |= {"stage": str(entry["stage"])}
@@ -98,9 +98,17 @@ def _lines(work_dir: Path) -> Iterator[tuple[str, dict]]:
     for path in sorted((work_dir / "logs").glob("rank-*.jsonl")):
         rank = path.name.removeprefix("rank-").partition("-")[0].removesuffix(".jsonl")
         with open(path, "rb") as file:
+            named = rank
             for line in file:
                 if entry := parsed(line):
-                    yield rank, entry
+                    # Ranks of several shards have equal numbers.
+                    named = _named(rank, entry["shard"]) if "shard" in entry else named
+                    yield named, entry
+
+
+def _named(rank: str, shard: object) -> str:
+    several = isinstance(shard, list) and len(shard) == 2 and shard[1] != 1
+    return f"{shard[0]}:{rank}" if several else rank
 
 
 def parsed(line: bytes) -> dict:

@@ -40,8 +40,9 @@ from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
 from data_engine.models.auto.value_head import ValueHead
-from data_engine.models.base import CacheSizes, Description, LayerKind, PlainSteps, PromptEnd, Split, TextSide, sent
+from data_engine.models.base import CacheSizes, Description, LayerKind, PromptEnd, Split, TextSide, sent
 from data_engine.models.head import Head
+from data_engine.models.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation
@@ -54,6 +55,7 @@ class Auto:
     family = "auto"
     is_split = False
     takes_chat_settings, has_plain_path, samples_other_pixels = True, True, False
+    packs_prompts = False
 
     def __init__(self, model: PreTrainedModel, chat: Chat) -> None:
         self._model, self.chat = model.eval(), chat

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from data_engine.errors import UserError
+from data_engine.flag_files import look_up
 from data_engine.questions.sources.base import LFS_POINTER, Source, first_line, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.folders import parquet_files
@@ -44,6 +45,7 @@ def open_source(
     where split or revision do not apply to it.
     """
     local = Path(path)
+    look_up("dataset_path", path)
     if _is_hub_id(path):
         return DatasetsSource(load_hub(path, split, revision), f'dataset "{path}"', names)
     refuse(not local.exists(), f'no file or folder at dataset_path "{path}"')

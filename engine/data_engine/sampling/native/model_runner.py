@@ -6,18 +6,21 @@ the kernels are, cpu_attention.py in plain torch.
 Shapes: N rows of a call, P prefix tokens, V vocabulary; others as in kv_cache.py.
 """
 
+import functools
 from collections import abc
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from data_engine.models.attention import Layout, attending
 from data_engine.models.base import Prompt, VisionLanguageModel, sent
-from data_engine.models.prefix import run_prefix
+from data_engine.models.prefix import Prefix, run_prefix
 from data_engine.sampling.draw import SamplingParams, next_tokens
+from data_engine.sampling.memory import ACTIVATIONS, rows_of_prompts
 from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers
+from data_engine.sampling.native.packing import MOST_PROMPTS, Packing
 from data_engine.sampling.native.page_allocator import PageAllocator, pages_of
 from data_engine.sampling.requests import Sequence
 
@@ -44,13 +47,28 @@ class Placement(Protocol):
         """Feed each row its newest token and draw the next [N]."""
 
 
+class ToRun(NamedTuple):
+    """A prompt, and where what it leaves goes."""
+
+    prompt: Prompt
+    slot: int
+    pages: abc.Sequence[int]
+
+
 class ModelRunner:
     """What the scheduler asks of the device; one for a set of caches and sampling values."""
 
     def __init__(
-        self, model: VisionLanguageModel, caches: KVCache, params: SamplingParams, placement: Placement
+        self,
+        model: VisionLanguageModel,
+        caches: KVCache,
+        params: SamplingParams,
+        placement: Placement,
+        packing: Packing | None = None,
     ) -> None:
+        """`packing`: which prompts run in one pass; None: each runs alone. Only with paged caches."""
         self.model, self.caches, self.params, self.placement = model, caches, params, placement
+        self._packing = packing
         device = model.device
         vocabulary = len(model.head.weight) if params.repetition_penalty != 1 else 0
         self.seen_RV = torch.zeros(caches.num_rows, vocabulary, dtype=torch.bool, device=device)
@@ -68,7 +86,39 @@ class ModelRunner:
 
     def prefill(self, prompt: Prompt, slot: int, pages: abc.Sequence[int]) -> None:
         """Run a prompt: its keys and values into the slot, in these pages if any; the logits of every first token."""
-        prefix = run_prefix(self.model, prompt)
+        self._keep(run_prefix(self.model, prompt), slot, pages)
+
+    @property
+    def prompts_a_pass(self) -> int:
+        """The most prompts that may run in one."""
+        return MOST_PROMPTS if self._packing else 1
+
+    def share_a_pass(self, lengths: abc.Sequence[int]) -> bool:
+        """Whether prompts of these lengths may run in one."""
+        return self._packing is not None and self._packing.may_go(lengths, self._room)
+
+    def prefill_all(self, waiting: abc.Sequence[ToRun]) -> None:
+        """`prefill` of each, in order; several in a pass where that changes no bit of any."""
+        while waiting:
+            waiting = waiting[self._prefill_first(waiting) :]
+
+    def _prefill_first(self, waiting: abc.Sequence[ToRun]) -> int:
+        """Run the prompts of one pass, the first ones; how many. What they leave is gone before the next pass runs."""
+        prefixes = self._packing.run([one.prompt for one in waiting], self._room) if self._packing else []
+        for one, prefix in zip(waiting, prefixes, strict=False):
+            self._keep(prefix, one.slot, one.pages)
+        if not prefixes:
+            self.prefill(*waiting[0])
+        return max(1, len(prefixes))
+
+    @functools.cached_property
+    def _room(self) -> int:
+        """Rows of a pass of prompts that memory has room for beside these caches."""
+        pool, width, itemsize = self.caches.kept, self.model.head.weight.shape[1], self.model.dtype.itemsize
+        caches = pool.token_bytes * pool.num_pages * pool.page_tokens
+        return rows_of_prompts(caches, pool.token_bytes, ACTIVATIONS * width * itemsize, self.model.device.type)
+
+    def _keep(self, prefix: Prefix, slot: int, pages: abc.Sequence[int]) -> None:
         if self.caches.store(slot, prefix, pages):
             self.placement.caches_moved()
         self.caches.first_logits_QV[slot] = self.model.head.logits(prefix.end.hidden_D[None])[0]

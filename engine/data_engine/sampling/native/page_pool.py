@@ -42,6 +42,11 @@ class PagePool:
         """Tokens that a sequence, prefix and suffix, can have by now."""
         return min(self._most, self.prefix_pages_QB.shape[1] * self.page_tokens + self.suffix_tokens)
 
+    @property
+    def token_bytes(self) -> int:
+        """Of the keys and values of a token, all layers."""
+        return sum(pool[0, :, 0].nbytes for pool in self.suffixes())
+
     def store(self, slot: int, prefix: Prefix, its_pages: Sequence[int]) -> bool:
         moved = self._make_room(len(its_pages))
         which, whole = sent(torch.tensor(its_pages), self.pages_RC.device), prefix.length // self.page_tokens

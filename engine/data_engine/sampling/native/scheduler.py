@@ -21,6 +21,7 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.cpu_attention import OrderedRows
 from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers, num_slots
 from data_engine.sampling.native.model_runner import NOT_FINITE, ModelRunner, TokensInFlight
+from data_engine.sampling.native.packing import Packing
 from data_engine.sampling.native.page_allocator import num_pages_of, pages_of
 from data_engine.sampling.native.page_pool import PagePool
 from data_engine.sampling.native.paged_attention import PagedRows
@@ -150,10 +151,13 @@ class Scheduler:
         self._close([place for place in gaps if place in places])
         if fresh:
             self.placement.changed()
-            self._draw_first(fresh)
+            self._begin(fresh)
         return bool(fresh)
 
-    def _draw_first(self, places: list[int]) -> None:
+    def _begin(self, places: list[int]) -> None:
+        """Run the prompts that are not in the caches yet, and draw the first tokens of the rows `places`."""
+        self.prompts.fill_pass(self.queue, self.rows)
+        self.prompts.run()
         rows = [self.rows[place] for place in places]
         keys, slots = [row.request.keys[row.sample_index] for row in rows], [row.slot for row in rows]
         if self.pages:
@@ -227,6 +231,8 @@ class SamplingEngine:
         self.lag = int(model.device.type == "cuda")
         # What cannot be captured with these caches cannot be with the next ones.
         self._captures = Captures.on(model.device)
+        # What it measured holds for all caches.
+        self._packing: Packing | None = None
         self._runner: ModelRunner | None = None
         self._answered = False
 
@@ -293,9 +299,11 @@ class SamplingEngine:
             if self.samples_per_prompt:
                 kept = PagePool(self.model, *sizes, params.max_new_tokens, self._pages_for(rows, params.max_new_tokens))
                 placement = PagedRows(self.samples_per_prompt, self._captures)
+                if self.model.packs_prompts:
+                    self._packing = self._packing or Packing(self.model)
             else:
                 kept, placement = SlotBuffers(self.model, *sizes, params.max_new_tokens), OrderedRows()
-            self._runner = ModelRunner(self.model, KVCache(self.model, *sizes, kept), params, placement)
+            self._runner = ModelRunner(self.model, KVCache(self.model, *sizes, kept), params, placement, self._packing)
         self._runner.params = params
         return self._runner
 

@@ -1,0 +1,60 @@
+"""A LLaMA decoder of random weights with what running a prompt asks of a model, and nothing else: no tower, no head.
+
+For what depends on the shapes of a decoder alone, at the size of a real one, without a checkpoint.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+from data_engine.models import attention, embedded
+from data_engine.models.cpu_linear import pack_linears
+from data_engine.models.merged_linear import merge_linears, merges_linears
+
+# The decoder of LLaVA-1.5-7B but for its vocabulary; and one for the CPU, to see that what uses it runs.
+LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+TINY_LLAMA = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedPrompt:
+    """A prompt whose embeddings [P, D] are given."""
+
+    embeds_PD: Tensor
+
+    @property
+    def length(self) -> int:
+        return len(self.embeds_PD)
+
+    def embeds(self, model: "BareLlama") -> Tensor:
+        return self.embeds_PD
+
+
+class BareLlama:
+    """See models.base.VisionLanguageModel for what it has of one. Its layers are as `load_model` leaves them."""
+
+    is_split = False
+    num_ids = 1024
+    packs_prompts = property(embedded.packs_prompts)
+    run_prompt, run_prompts, run_answers = embedded.run_prompt, embedded.run_prompts, embedded.run_answers
+
+    def __init__(self, sizes: dict[str, int], device: torch.device, dtype: torch.dtype) -> None:
+        config = LlamaConfig(vocab_size=self.num_ids, attn_implementation=attention.NAME, **sizes)
+        with torch.device(device):
+            self.decoder = LlamaModel(config).to(dtype).eval()
+        pack_linears(self.decoder, once=True)
+        if merges_linears(device, split=False):
+            merge_linears(self.decoder)
+        self.device, self.dtype = device, dtype
+        self.attention_layers = embedded.attention_layers(self.decoder)
+        self.layers, self.cache_layers = embedded.layer_kinds(self.decoder), embedded.cache_layers(self.decoder)
+
+    def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
+        return self.decoder.embed_tokens(token_ids_T)
+
+    def prompt(self, length: int) -> EmbeddedPrompt:
+        """A made-up prompt of so many tokens."""
+        width = self.decoder.config.hidden_size
+        return EmbeddedPrompt(torch.randn(length, width, device=self.device).to(self.dtype))

@@ -1,0 +1,156 @@
+"""Which prompts run in one pass of the decoder: those of which it was measured that their bits are those of each alone.
+
+A pass of several prompts makes for each the attention call that it would make alone (models/prefix.py). All else in a
+layer goes row by row: norms, products, rotary embedding, activation. So a prompt keeps its bits where a row's do not
+depend on how many rows there are, nor on its place among them. No library promises that: another number of rows may
+be another algorithm. It is measured with the model's own weights, once for each number of rows (`fingerprint`), and
+prompts whose numbers of rows were not found to agree run alone.
+
+Shapes: M rows of a pass, H heads, D head width.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from data_engine.models.answer_cache import answer_cache
+from data_engine.models.attention import LayerCall, attending, plain
+from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.memory_errors import is_out_of_memory
+from data_engine.models.prefix import Prefix, run_prefixes
+
+log = logging.getLogger(__name__)
+
+# Beyond it a pass of a usual prompt fills a GPU, and nothing is won.
+MOST_PROMPTS, MOST_TOKENS = 4, 4096
+# Passes of several prompts have a multiple of so many rows, so that few numbers of rows are measured; products are
+# computed in tiles of as many, or twice.
+ROUND = 128
+# Rows that are repeated to measure: a number that shares no factor with a tile's, so that copies lie at many offsets.
+BLOCK = 61
+
+
+class Packing:
+    """The passes of one model, and what was measured of it."""
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self._model, self._most_tokens = model, MOST_TOKENS
+        self._found: dict[int, bytes | None] = {}
+
+    def run(self, prompts: Sequence[Prompt], room: int) -> list[Prefix]:
+        """What the first prompts leave, as many as run in one pass of up to `room` rows; nothing where the first is to
+        run alone.
+
+        A pass for which memory does not suffice is no error, since the prompts may have room one by one; none as large
+        is tried again.
+        """
+        lengths = [prompt.length for prompt in prompts[:MOST_PROMPTS]]
+        while len(lengths) > 1 and not self.may_go(lengths, room):
+            lengths.pop()
+        try:
+            while len(lengths) > 1 and not self.agree(lengths):
+                lengths.pop()
+            if len(lengths) < 2:
+                return []
+            return run_prefixes(self._model, prompts[: len(lengths)], rows_for(lengths))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler, whose traceback would keep the pass's tensors.
+        self._most_tokens = rows_for(lengths) - 1
+        log.info("out of memory with %d rows of prompts in a pass; no pass has as many from here on", rows_for(lengths))
+        return []
+
+    def may_go(self, lengths: Sequence[int], room: int) -> bool:
+        """Whether prompts of these lengths are few and short enough for one pass; also where it was not measured."""
+        num_rows = rows_for(lengths)
+        fits = len(lengths) <= MOST_PROMPTS and num_rows <= min(room, self._most_tokens)
+        return fits and self._found.get(num_rows, b"not measured") is not None
+
+    def agree(self, lengths: Sequence[int]) -> bool:
+        """Whether prompts of these lengths were found to have the same bits in one pass as alone."""
+        together = self.fingerprint(rows_for(lengths))
+        return together is not None and all(self.fingerprint(length) == together for length in lengths)
+
+    def fingerprint(self, num_rows: int) -> bytes | None:
+        """The bits of a block of rows, wherever it stands in a pass of so many; None where they depend on its place, or
+        there is no whole block.
+
+        Waits for the device where the number is new. It is measured in a pass of copies of a block of tokens, which
+        ends at the second layer: its queries, keys and values depend on all that the first one does.
+        """
+        if num_rows not in self._found:
+            self._found[num_rows] = self._measured(num_rows)
+        return self._found[num_rows]
+
+    @torch.inference_mode()
+    def _measured(self, num_rows: int) -> bytes | None:
+        if num_rows < BLOCK:
+            return None
+        model, copies = self._model, _Copies()
+        places = torch.arange(num_rows, device=model.device) % BLOCK
+        ids = places * (model.num_ids // BLOCK)
+        try:
+            with attending(copies, model.attention_layers):
+                hidden = model.run_answers(ids[None], places[None], answer_cache(model.cache_layers, (), {}))
+            # Of a model of one layer.
+            copies.note(hidden[:, None])
+        except _EndOfPass:
+            pass
+        return copies.bits()
+
+
+def rows_for(lengths: Sequence[int]) -> int:
+    """Rows of the pass of several prompts."""
+    return -(-sum(lengths) // ROUND) * ROUND
+
+
+class _EndOfPass(Exception):
+    """Enough was seen."""
+
+
+class _Copies:
+    """The layout of a pass of copies of one block: all get the attention of the first, as if it were alone.
+
+    Attention is no part of the measurement, since in a pass of prompts each makes its own call. So the rows of a last
+    copy that is cut off can be compared too.
+    """
+
+    describes_masks = False
+
+    def __init__(self) -> None:
+        self._layers, self._has_mask = 0, False
+        self._equal: list[Tensor] = []
+        self._blocks: list[Tensor] = []
+
+    def attend(self, call: LayerCall) -> Tensor:
+        # A window that hides something in a pass of this length.
+        self._has_mask = call.mask is not None
+        if self._has_mask:
+            raise _EndOfPass
+        for part in (call.query, call.key, call.value):
+            self.note(part)
+        self._layers += 1
+        if self._layers == 2:
+            raise _EndOfPass
+        num_rows = call.query.shape[2]
+        mixed = plain(call.alone(0, BLOCK))
+        return mixed.repeat(1, 1, -(-num_rows // BLOCK), 1)[:, :, :num_rows]
+
+    def note(self, part: Tensor) -> None:
+        """Compare the rows of [1, H, M, D] with those of the first copy, and keep that one."""
+        rows = part[0].transpose(0, 1).flatten(1).contiguous().view(torch.uint8)
+        block, whole = rows[:BLOCK], len(rows) // BLOCK * BLOCK
+        self._equal.append((rows[:whole].unflatten(0, (-1, BLOCK)) == block).all())
+        self._equal.append((rows[whole:] == block[: len(rows) - whole]).all())
+        # A copy, which does not keep all rows alive.
+        self._blocks.append(block.flatten().clone())
+
+    def bits(self) -> bytes | None:
+        """A digest of the first copy, where the others are the same."""
+        if self._has_mask or not bool(torch.stack(self._equal).all()):
+            return None
+        return hashlib.blake2b(torch.cat(self._blocks).cpu().numpy().tobytes()).digest()

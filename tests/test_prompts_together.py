@@ -1,0 +1,574 @@
+"""Several prompts in one pass of the decoder leave the bits that each leaves alone, or do not run in one pass."""
+
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from fake_runner import FakeRunner, asked
+from prompts import EmbeddedPrompt, prefix
+from torch import Tensor
+
+from data_engine.bench.model import drawn_lengths
+from data_engine.models import attention
+from data_engine.models.attention import LayerCall
+from data_engine.models.base import VisionLanguageModel
+from data_engine.models.prefix import Prefix, run_prefix, run_prefixes
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.memory import rows_of_prompts
+from data_engine.sampling.native.kv_cache import KVCache
+from data_engine.sampling.native.model_runner import ModelRunner, ToRun
+from data_engine.sampling.native.packing import Packing, rows_for
+from data_engine.sampling.native.page_allocator import pages_of
+from data_engine.sampling.native.page_pool import PagePool
+from data_engine.sampling.native.paged_attention import PagedRows
+from data_engine.sampling.native.scheduler import SamplingEngine, Scheduler
+from data_engine.sampling.native.step_graphs import Captures
+from data_engine.sampling.requests import Completion, PromptRequest, Queue
+from data_engine.seeds import seed_for
+
+K, ROWS, NO_LIMIT = 2, 16, 10**6
+PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=6)
+
+
+def embedded(model: VisionLanguageModel, rows: list[dict], images: list) -> list[EmbeddedPrompt]:
+    """The eight questions of the goldens."""
+    return [
+        EmbeddedPrompt(prefix(model, model.pixels(image, False, 64), row["question"]))
+        for image, row in zip(images, rows[::4], strict=True)
+    ]
+
+
+@pytest.fixture(params=["instruct", "omni_instruct"])
+def model(request) -> VisionLanguageModel:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def prompts(model, golden_rows, golden_images) -> list[EmbeddedPrompt]:
+    return embedded(model, golden_rows, golden_images)
+
+
+@pytest.fixture(scope="module")
+def llava_prompts(instruct, golden_rows, golden_images) -> list[EmbeddedPrompt]:
+    found = embedded(instruct, golden_rows, golden_images)
+    assert [prompt.length for prompt in found] == [65, 71, 65, 81, 66, 87, 61, 61]
+    return found
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[list[int]]:
+    """The lengths of the prompts of each pass of the LLaVA model."""
+    found = []
+
+    def watch(model: VisionLanguageModel) -> list[list[int]]:
+        alone, together = model.run_prompt, model.run_prompts
+        monkeypatch.setattr(model, "run_prompt", lambda one: found.append([one.length]) or alone(one))
+        monkeypatch.setattr(
+            model, "run_prompts", lambda all, rows: found.append([one.length for one in all]) or together(all, rows)
+        )
+        return found
+
+    return watch
+
+
+def run_all(model: VisionLanguageModel, prompts: list[EmbeddedPrompt]) -> list[Prefix]:
+    return run_prefixes(model, prompts, rows_for([prompt.length for prompt in prompts]))
+
+
+def assert_same(found: Prefix, expected: Prefix) -> None:
+    assert (found.length, found.end.next_position) == (expected.length, expected.end.next_position)
+    assert torch.equal(found.end.hidden_D, expected.end.hidden_D)
+    assert found.layers.keys() == expected.layers.keys() == {0, 1}
+    for layer, noted in found.layers.items():
+        assert torch.equal(noted.keys, expected.layers[layer].keys)
+        assert torch.equal(noted.values, expected.layers[layer].values)
+
+
+def test_prompts_in_one_pass_leave_what_each_leaves_alone(model, prompts):
+    for first, last in ((0, 4), (4, 8), (3, 5)):
+        each = prompts[first:last]
+        for found, prompt in zip(run_all(model, each), each, strict=True):
+            expected = run_prefix(model, prompt)
+            assert_same(found, expected)
+            logits = [model.head.logits(one.end.hidden_D[None]) for one in (found, expected)]
+            assert torch.equal(*logits)
+
+
+def test_what_is_left_of_a_prompt_keeps_no_other_alive(model, prompts):
+    for found in run_all(model, prompts[:3]):
+        kept = [found.end.hidden_D, *(part for noted in found.layers.values() for part in noted[:2])]
+        assert [part.untyped_storage().nbytes() for part in kept] == [part.nbytes for part in kept]
+
+
+def test_a_prompt_of_numbers_that_are_none_breaks_no_other(model, prompts):
+    broken = EmbeddedPrompt(torch.full_like(prompts[0].embeds_PD, torch.nan))
+    first, second, third = run_all(model, [prompts[0], broken, prompts[1]])
+    assert second.end.hidden_D.isnan().all()
+    assert_same(first, run_prefix(model, prompts[0]))
+    assert_same(third, run_prefix(model, prompts[1]))
+
+
+def test_each_prompt_attends_by_the_call_that_it_makes_alone(model, prompts, monkeypatch):
+    calls, plain = [], attention.plain
+
+    def noted(call: LayerCall) -> Tensor:
+        parts = [(part.shape, part.stride()) for part in (call.query, call.key, call.value)]
+        calls.append((call.layer, parts, call.mask, call.scale, sorted(call.options)))
+        return plain(call)
+
+    monkeypatch.setattr(attention, "plain", noted)
+    for prompt in prompts[:3]:
+        run_prefix(model, prompt)
+    alone = calls.copy()
+    calls.clear()
+    run_all(model, prompts[:3])
+    # Prompt by prompt, and layer by layer.
+    assert calls == [alone[2 * prompt + layer] for layer in range(2) for prompt in range(3)]
+    assert len(alone) == 6
+
+
+def test_on_this_machine_prompts_of_the_goldens_agree(model, prompts):
+    """Else the tests of whole answers would see one prompt at a time."""
+    assert Packing(model).agree([prompt.length for prompt in prompts[:4]])
+
+
+def changed_rows(change: Callable[[Tensor], Tensor]) -> Callable[[torch.nn.Module, tuple, Tensor], Tensor]:
+    """A hook that changes what a layer makes of prompts [1, M, D]."""
+    return lambda module, given, made: change(made.clone()) if made.shape[1] > 1 else made
+
+
+def larger(rows: Tensor) -> Tensor:
+    """The next larger numbers: each is off by its last bit."""
+    return torch.nextafter(rows, torch.full_like(rows, torch.inf))
+
+
+def by_number(made: Tensor) -> Tensor:
+    """Bits that depend on how many rows there are."""
+    return larger(made) if made.shape[1] > 100 else made
+
+
+def by_place(made: Tensor) -> Tensor:
+    """Bits that depend on where a row stands."""
+    made[:, 100:] = larger(made[:, 100:])
+    return made
+
+
+PARTS = (
+    "layers.0.input_layernorm", "layers.0.self_attn.q_proj", "layers.0.self_attn.v_proj", "layers.0.self_attn.o_proj",
+    "layers.0.post_attention_layernorm", "layers.0.mlp.gate_proj", "layers.0.mlp.down_proj",
+    "layers.1.input_layernorm", "layers.1.self_attn.k_proj",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [by_number, by_place])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_a_layer_whose_bits_depend_on_the_other_rows_is_seen(instruct, part, change):
+    assert Packing(instruct).agree([65, 71])
+    hook = instruct.decoder.get_submodule(part).register_forward_hook(changed_rows(change))
+    try:
+        assert not Packing(instruct).agree([65, 71])
+    finally:
+        hook.remove()
+
+
+def test_the_last_rows_count_though_they_are_no_whole_block(instruct):
+    def last(made: Tensor) -> Tensor:
+        made[:, 122:] = larger(made[:, 122:])
+        return made
+
+    hook = instruct.decoder.layers[0].mlp.down_proj.register_forward_hook(changed_rows(last))
+    try:
+        assert Packing(instruct).fingerprint(128) is None
+    finally:
+        hook.remove()
+    assert Packing(instruct).fingerprint(128) is not None
+
+
+def test_fewer_rows_than_a_block_have_no_fingerprint(instruct):
+    assert Packing(instruct).fingerprint(60) is None
+
+
+def test_a_window_that_hides_something_in_the_pass_keeps_prompts_apart(omni_instruct):
+    """The decoder's window is 4,096 tokens: from there on transformers makes a mask."""
+    assert omni_instruct.decoder.config.sliding_window == 4096
+    packing = Packing(omni_instruct)
+    assert packing.agree([2000, 1900])
+    assert not packing.agree([2000, 2000])
+
+
+def test_a_number_of_rows_is_measured_once(instruct, monkeypatch):
+    run, measured = instruct.run_answers, []
+    monkeypatch.setattr(instruct, "run_answers", lambda ids, *rest: measured.append(ids.shape[1]) or run(ids, *rest))
+    packing = Packing(instruct)
+    for _ in range(2):
+        assert packing.agree([65, 71, 65])
+        assert packing.agree([71, 80])
+    assert sorted(measured) == [65, 71, 80, 256]
+
+
+def test_a_pass_that_was_found_to_change_bits_is_not_planned_again(instruct):
+    hook = instruct.decoder.layers[0].mlp.down_proj.register_forward_hook(changed_rows(by_place))
+    try:
+        packing = Packing(instruct)
+        assert packing.may_go([65, 71], NO_LIMIT)
+        assert packing.run(made_up(65, 71), NO_LIMIT) == []
+        assert not packing.may_go([65, 71], NO_LIMIT)
+        assert packing.may_go([61, 61], NO_LIMIT)
+    finally:
+        hook.remove()
+
+
+def made_up(*lengths: int) -> list[EmbeddedPrompt]:
+    generator = torch.Generator().manual_seed(0)
+    return [EmbeddedPrompt(torch.randn(length, 64, generator=generator)) for length in lengths]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "room", "together"),
+    [
+        ([65] * 5, NO_LIMIT, 4),
+        ([65, 70], NO_LIMIT, 2),
+        ([65], NO_LIMIT, 0),
+        # 3,000 tokens are 3,072 rows, and 4,100 too many.
+        ([1500, 1500, 1100], NO_LIMIT, 2),
+        ([4000, 97], NO_LIMIT, 0),
+        # 130 tokens are 256 rows.
+        ([65, 65, 65], 256, 3),
+        ([65, 65, 65], 255, 0),
+        # Shorter than what was measured.
+        ([65, 65, 60], NO_LIMIT, 2),
+        ([60, 65, 65], NO_LIMIT, 0),
+    ],
+)
+def test_how_many_prompts_go_in_one_pass(instruct, lengths, room, together):
+    found = Packing(instruct).run(made_up(*lengths), room)
+    assert [one.length for one in found] == lengths[:together]
+
+
+def test_a_prompt_whose_own_number_of_rows_is_another_algorithm_runs_alone(instruct):
+    def odd(made: Tensor) -> Tensor:
+        return larger(made) if made.shape[1] == 71 else made
+
+    hook = instruct.decoder.layers[0].mlp.down_proj.register_forward_hook(changed_rows(odd))
+    try:
+        packing, prompts = Packing(instruct), made_up(65, 66, 71, 81, 87)
+        assert [len(packing.run(prompts[first:], NO_LIMIT)) for first in range(5)] == [2, 0, 0, 2, 0]
+    finally:
+        hook.remove()
+
+
+def test_room_for_prompts_by_hand():
+    """Caches of 8,000 bytes are 0.8 of the memory on a GPU: half of the other 2,000, at 5 bytes a row."""
+    assert rows_of_prompts(8000, 2, 3, "cuda") == pytest.approx(200, abs=1)
+    assert rows_of_prompts(8000, 2, 3, "cpu") == pytest.approx(800, abs=1)
+
+
+def answers(
+    model: VisionLanguageModel,
+    prompts: list[EmbeddedPrompt],
+    constant: bool = True,
+    pages: int = 200,
+    rows: int = ROWS,
+) -> tuple[list[Completion], dict[tuple[int, int], Tensor], SamplingEngine]:
+    """Those of all prompts; the logits of each of their tokens, by key and place; the engine."""
+    logits: dict[tuple[int, int], Tensor] = {}
+    draw = ModelRunner._draw
+
+    def noted(runner: ModelRunner, logits_NV: Tensor, which: Tensor) -> Tensor:
+        state = runner.caches.state_5R[:, which].tolist()
+        for key, place, slot, row in zip(state[1], state[2], state[3], logits_NV, strict=True):
+            if slot >= 0:
+                logits[key, place] = row.clone()
+        return draw(runner, logits_NV, which)
+
+    engine = SamplingEngine(model, rows, ROWS, K if constant else None, pages)
+    requests = [
+        PromptRequest(prompt, [seed_for(0, number, index) for index in range(K)])
+        for number, prompt in enumerate(prompts)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelRunner, "_draw", noted)
+        return engine.sample(requests, PARAMS), logits, engine
+
+
+def one_at_a_time(model, prompts, **options) -> tuple[list[Completion], dict[tuple[int, int], Tensor]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Packing, "run", lambda *_: [])
+        return answers(model, prompts, **options)[:2]
+
+
+def differing(one: dict[tuple[int, int], Tensor], other: dict[tuple[int, int], Tensor]) -> list[tuple[int, int]]:
+    assert one.keys() == other.keys()
+    assert len(one) > 60
+    return [at for at in one if not torch.equal(one[at], other[at])]
+
+
+def test_answers_are_those_of_prompts_that_run_one_at_a_time(model, prompts, passes):
+    """Eight questions of two answers fill 16 rows at once."""
+    expected, their_logits = one_at_a_time(model, prompts)
+    lengths, ran = [prompt.length for prompt in prompts], passes(model)
+    found, logits, _ = answers(model, prompts)
+    assert found == expected
+    assert differing(logits, their_logits) == []
+    assert ran == [lengths[:4], lengths[4:]]
+
+
+def test_questions_that_follow_one_by_one_run_alone(instruct, llava_prompts, passes):
+    """With room for one answer's worth of pages beside a prompt, the next question begins when another has ended."""
+    ran = passes(instruct)
+    expected, _ = one_at_a_time(instruct, llava_prompts)
+    ran.clear()
+    assert answers(instruct, llava_prompts, pages=4)[0] == expected
+    assert [length for each in ran for length in each] == [prompt.length for prompt in llava_prompts]
+    assert max(map(len, ran)) == 1
+
+
+def test_prompts_of_the_next_questions_run_in_a_pass_that_runs_anyway(instruct, llava_prompts, passes):
+    """Two rows, both of the first question, and pages for all: three more prompts run with the first one."""
+    expected, their_logits = one_at_a_time(instruct, llava_prompts, rows=2)
+    ran = passes(instruct)
+    found, logits, _ = answers(instruct, llava_prompts, rows=2)
+    assert ran == [[65, 71, 65, 81], [66, 87, 61, 61]]
+    assert found == expected
+    assert differing(logits, their_logits) == []
+
+
+@pytest.mark.parametrize("change", [by_number, by_place])
+def test_a_decoder_whose_bits_depend_on_the_other_rows_runs_prompts_one_at_a_time(
+    instruct, llava_prompts, passes, monkeypatch, change
+):
+    hook = instruct.decoder.layers[0].mlp.down_proj.register_forward_hook(changed_rows(change))
+    try:
+        expected, their_logits = one_at_a_time(instruct, llava_prompts)
+        ran = passes(instruct)
+        found, logits, _ = answers(instruct, llava_prompts)
+        assert ran == [[prompt.length] for prompt in llava_prompts]
+        assert found == expected
+        assert differing(logits, their_logits) == []
+        # Without the measurement, bits would be others.
+        monkeypatch.setattr(Packing, "agree", lambda *_: True)
+        assert differing(answers(instruct, llava_prompts)[1], their_logits)
+    finally:
+        hook.remove()
+
+
+def test_the_path_of_a_cpu_runs_prompts_one_at_a_time(instruct, llava_prompts, passes):
+    ran = passes(instruct)
+    answers(instruct, llava_prompts, constant=False)
+    assert ran == [[prompt.length] for prompt in llava_prompts]
+
+
+def test_memory_that_a_pass_of_several_prompts_does_not_have_takes_no_rows_away(
+    instruct, llava_prompts, passes, monkeypatch
+):
+    """256 rows are too many: 384 are not tried, and pairs of 128 fit."""
+    expected, their_logits = one_at_a_time(instruct, llava_prompts)
+    ran, tried, together = passes(instruct), [], instruct.run_prompts
+
+    def full(prompts: list[EmbeddedPrompt], num_rows: int) -> list:
+        tried.append(num_rows)
+        if num_rows > 128:
+            raise torch.OutOfMemoryError("no room")
+        return together(prompts, num_rows)
+
+    monkeypatch.setattr(instruct, "run_prompts", full)
+    found, logits, engine = answers(instruct, llava_prompts)
+    assert (found, engine.retries) == (expected, 0)
+    assert differing(logits, their_logits) == []
+    assert tried == [384, 256, 128]
+    # 61 + 61 tokens are the one pair of no more than 128.
+    assert ran == [[65], [71], [65], [81], [66], [87], [61, 61]]
+
+
+def test_memory_that_runs_out_for_a_prompt_alone_halves_the_rows_and_loses_no_answer(
+    instruct, llava_prompts, monkeypatch
+):
+    """The second of two passes of four prompts does not fit, nor does its first prompt alone, once."""
+    expected, _ = one_at_a_time(instruct, llava_prompts)
+    together, alone, calls = instruct.run_prompts, instruct.run_prompt, []
+
+    def fails(call: Callable, at: int) -> Callable:
+        def called(*given):
+            calls.append(at)
+            if calls == [0, 0] or calls == [0, 0, 1]:
+                raise torch.OutOfMemoryError("no room")
+            return call(*given)
+
+        return called
+
+    monkeypatch.setattr(instruct, "run_prompts", fails(together, 0))
+    monkeypatch.setattr(instruct, "run_prompt", fails(alone, 1))
+    found, _, engine = answers(instruct, llava_prompts)
+    assert engine.retries == 1
+    assert found == expected
+
+
+def test_an_error_that_is_not_about_memory_is_raised(instruct, llava_prompts, monkeypatch):
+    def fails(*_: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(instruct, "run_prompts", fails)
+    with pytest.raises(RuntimeError, match="something else"):
+        answers(instruct, llava_prompts)
+
+
+@torch.inference_mode()
+def test_each_prompt_is_kept_in_its_own_slot_and_pages(model, prompts):
+    """Pages in any order, two of those of prompts of more than 128 tokens."""
+    wanted = [ToRun(prompt, slot, ()) for slot, prompt in zip((3, 0, 4, 1, 2), prompts, strict=False)]
+    free = list(range(20, 0, -1))
+    wanted = [one._replace(pages=[free.pop(0) for _ in range(pages_of(one.prompt.length))]) for one in wanted]
+    kept = []
+    for packing in (None, Packing(model)):
+        caches = KVCache(model, 4, 5, PagePool(model, 4, 5, 20, 100))
+        runner = ModelRunner(model, caches, PARAMS, PagedRows(K, Captures(None)), packing)
+        runner.prefill_all(wanted)
+        kept.append([
+            caches.prefix_lengths_Q, caches.next_positions_Q, caches.first_logits_QV, caches.kept.prefix_pages_QB,
+            *caches.kept.keys, *caches.kept.values,
+        ])  # fmt: skip
+    assert all(torch.equal(one, other) for one, other in zip(*kept, strict=True))
+    assert kept[0][0].tolist() == [prompts[at].length for at in (1, 3, 4, 0, 2)]
+
+
+@torch.inference_mode()
+def test_what_a_pass_leaves_is_gone_before_the_next_one_runs(instruct, llava_prompts, monkeypatch):
+    left, run = [], Packing.run
+
+    def watched(packing: Packing, *given) -> list[Prefix]:
+        assert [one() for one in left] == [None] * len(left)
+        found = run(packing, *given)
+        left.extend(map(weakref.ref, found))
+        return found
+
+    monkeypatch.setattr(Packing, "run", watched)
+    caches = KVCache(instruct, 4, 8, PagePool(instruct, 4, 8, 20, 200))
+    runner = ModelRunner(instruct, caches, PARAMS, PagedRows(K, Captures(None)), Packing(instruct))
+    runner.prefill_all([ToRun(prompt, slot, [1 + slot]) for slot, prompt in enumerate(llava_prompts)])
+    assert len(left) == 8
+
+
+class Slots(FakeRunner):
+    """Notes the prompts of each call, and holds against them what the rows of a step read."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.prompts_a_pass, self.kept, self.calls = 4, {}, []
+        self.look = self.check
+
+    def prefill_all(self, waiting: list[ToRun]) -> None:
+        self.calls.append(len(waiting))
+        self.kept |= {one.slot: one for one in waiting}
+        self._note("prompts", self.steps + 1)
+
+    def check(self, rows: list) -> None:
+        for row in rows:
+            assert self.kept[row.slot].prompt is row.request.prompt
+        read = {row.slot for row in rows}
+        pages = [page for slot in read for page in self.kept[slot].pages] + [page for row in rows for page in row.pages]
+        assert len(pages) == len(set(pages))
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_prompts_of_one_refill_run_before_its_first_draws_four_at_a_time(lag):
+    """Ten answers begin with the first step; then one at a time ends."""
+    runner = Slots(10, 10, 512)
+    requests = asked([(4 + number,) for number in range(12)], prompt_tokens=100)
+    found = list(Scheduler(runner, Queue(requests), lag, pauses=False).run())
+    assert len(found) == 12
+    assert runner.calls[:3] == [4, 4, 2]
+    assert runner.calls[3:] == [1, 1]
+    assert [what for what, _ in runner.log[:4]] == ["prompts"] * 3 + ["first"]
+
+
+def calls_of(runner: Slots, lengths: list[tuple], prompt_tokens: int = 100) -> list[int]:
+    """How many prompts went in each call; every answer must be finished."""
+    found = list(Scheduler(runner, Queue(asked(lengths, prompt_tokens)), 1, pauses=False).run())
+    assert len(found) == sum(map(len, lengths))
+    assert all(one.finish_reason == "stop" for one in found)
+    return runner.calls
+
+
+def test_where_all_rows_are_in_use_the_prompts_of_the_next_questions_run_with_the_first():
+    """Two rows and eight questions of two answers: the first, and then the fifth, takes three with it."""
+    assert calls_of(Slots(2, 8, 512, 40), [(5, 6)] * 8) == [4, 4]
+    # The question that is begun, of three answers, is not run again; with three questions there are no four.
+    assert calls_of(Slots(2, 8, 512, 40), [(5, 6, 7)] * 3) == [3]
+
+
+def test_no_prompt_is_run_early_for_want_of_a_slot_a_page_or_room_in_the_pass():
+    assert calls_of(Slots(2, 2, 512, 40), [(5, 6)] * 4) == [2, 1, 1]
+    # A prompt of one page, and two answers that are at first expected to fill four pages each.
+    assert calls_of(Slots(2, 8, 512, 13), [(5, 6)] * 3) == [1, 1, 1]
+    narrow = Slots(2, 8, 512, 40)
+    narrow.share_a_pass = lambda lengths: sum(lengths) <= 200
+    assert calls_of(narrow, [(5, 6)] * 8) == [2, 2, 2, 2]
+
+
+def test_a_prompt_that_was_run_early_gives_its_pages_to_answers_that_need_them_and_runs_again():
+    """Answers of one page make the next ones expected to be short, and those fill four."""
+    runner = Slots(4, 8, 512, 18)
+    calls = calls_of(runner, [(7, 7)] * 20 + [(500, 500)] * 8)
+    assert max(calls) > 1
+    assert sum(calls) > 28
+
+
+def test_over_many_questions_prompts_run_four_at_a_time_few_run_twice_and_no_step_is_added():
+    """200 questions of 5 answers with lengths as in the bench, 32 rows, pages as such rows take on average on a GPU."""
+    alone, together = (Slots(32, 32, 512, int(32 * (1.5 + 2.2 / 5 * 6))) for _ in range(2))
+    alone.prompts_a_pass = 1
+    lengths = [tuple(one) for one in drawn_lengths(200, 5, 512)]
+    assert calls_of(alone, lengths, 616) == [1] * 200
+    calls = calls_of(together, lengths, 616)
+    assert 200 <= sum(calls) < 205
+    assert len(calls) < 80
+    assert together.steps < 1.01 * alone.steps
+
+
+def test_the_next_questions_are_looked_at_in_order_and_stay_in_the_queue():
+    taken = []
+
+    def requests() -> Iterator[PromptRequest]:
+        for number, request in enumerate(asked([(1, 1), (1,), (1, 1), (1,)])):
+            taken.append(number)
+            yield request
+
+    queue = Queue(requests())
+    assert [(row.number, row.sample_index) for row in queue.of_each_question(3)] == [(0, 0), (1, 0), (2, 0)]
+    assert taken == [0, 1, 2]
+    queue.pop()
+    assert [(row.number, row.sample_index) for row in queue.of_each_question(5)] == [(0, 1), (1, 0), (2, 0), (3, 0)]
+    left = []
+    while row := queue.first():
+        left.append((row.number, row.sample_index))
+        queue.pop()
+    assert left == [(0, 1), (1, 0), (2, 0), (2, 1), (3, 0)]
+
+
+def test_where_pages_are_few_every_row_reads_its_own_prompt():
+    """Short answers come first, so that more long ones are begun than there are pages for: answers are preempted, and
+    prompts that none of them reads are dropped and run again.
+    """
+    runner = Slots(60, 60, 512, 40)
+    lengths = [(7, 7)] * 30 + [(500, 500)] * 20
+    requests = [asked([one], 100 + 90 * (number % 5))[0] for number, one in enumerate(lengths)]
+    found = list(Scheduler(runner, Queue(requests), 1, pauses=False).run())
+    assert len(found) == 100
+    assert all(one.finish_reason == "stop" for one in found)
+    assert sum(runner.calls) > 50
+    assert max(runner.calls) == 4
+
+
+def test_split_models_and_rotary_tables_that_follow_the_longest_prompt_run_prompts_one_at_a_time(
+    instruct, omni_instruct, monkeypatch
+):
+    for model in (instruct, omni_instruct):
+        assert model.packs_prompts
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "is_split", True)
+            assert not model.packs_prompts
+        rope = model.decoder.config.rope_parameters
+        with monkeypatch.context() as patch:
+            patch.setitem(rope, "rope_type", "dynamic")
+            assert not model.packs_prompts
