@@ -63,7 +63,12 @@ class Device:
     def forget(self, slot: int) -> None:
         del self.slots[slot]
 
-    prompts_a_pass = 1
+    @property
+    def prompts_a_pass(self) -> int:
+        return 3 if self.num_pages else 1
+
+    def share_a_pass(self, lengths: list[int]) -> bool:
+        return len(lengths) <= 3 and sum(lengths) % 5 > 0
 
     def prefill_all(self, waiting: list) -> None:
         for one in waiting:
