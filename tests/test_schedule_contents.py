@@ -12,6 +12,7 @@ import torch
 from data_engine.errors import UserError
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import page_allocator
+from data_engine.sampling.native.backend import NativeBackend
 from data_engine.sampling.native.cpu_attention import OrderedRows, runs
 from data_engine.sampling.native.model_runner import NOT_FINITE
 from data_engine.sampling.native.page_allocator import PageAllocator, pages_of
@@ -62,7 +63,12 @@ class Device:
     def forget(self, slot: int) -> None:
         del self.slots[slot]
 
-    prompts_a_pass = 1
+    @property
+    def prompts_a_pass(self) -> int:
+        return 3 if self.num_pages else 1
+
+    def share_a_pass(self, lengths: list[int]) -> bool:
+        return len(lengths) <= 3 and sum(lengths) % 5 > 0
 
     def prefill_all(self, waiting: list) -> None:
         for one in waiting:
@@ -77,7 +83,7 @@ class Device:
         return Tokens(self.world.token(key, 0) for key in keys)
 
     def next(self, rows: list) -> Tokens:
-        self.world.may_fail(self.caches.num_rows, rows[0].number)
+        self.world.may_fail(self.caches.num_rows, rows[0].request.prompt.name)
         assert len({id(row) for row in rows}) == len(rows) <= self.caches.num_rows
         for place, row in enumerate(rows):
             key = row.request.keys[row.sample_index]
@@ -172,7 +178,7 @@ class World:
         return ids, "length"
 
 
-def sampled(world: World, paged: bool, lag: int) -> tuple[list[Completion], list[int]]:
+def sampled(world: World, paged: bool, lag: int, units: bool = False) -> tuple[list[Completion], list[int]]:
     """Answers of all questions, and how large the pools were."""
     num_rows, num_slots, num_pages = world.num_rows, world.num_slots, world.num_pages if paged else 0
     model = SimpleNamespace(device=torch.device("cpu"), is_split=False, max_positions=17 + MOST)
@@ -184,7 +190,30 @@ def sampled(world: World, paged: bool, lag: int) -> tuple[list[Completion], list
         return Device(world, rows, max(1, num_slots * rows // num_rows), pools[-1])
 
     engine._runner_for = runner_for
-    return engine.sample(world.requests, SamplingParams(max_new_tokens=world.longest)), pools
+    params = SamplingParams(max_new_tokens=world.longest)
+    if units:
+        return by_units(world, NativeBackend(engine, SimpleNamespace(params=params))), pools
+    return engine.sample(world.requests, params), pools
+
+
+def by_units(world: World, backend: NativeBackend) -> list[Completion]:
+    """The questions in units, of which some are empty, each submitted when the back end wants more, as a rank does."""
+    units, waiting = [], list(world.requests)
+    while waiting:
+        size = world.random.randint(0, 3)
+        units.append(waiting[:size])
+        waiting = waiting[size:]
+    found, in_hand, polls = [], 0, 0
+    while units or in_hand:
+        while units and (backend.wants_more or not in_hand):
+            unit = units.pop(0)
+            in_hand += sum(len(one.keys) for one in unit)
+            backend.submit(iter(unit))
+        ended = backend.poll()
+        in_hand, polls = in_hand - len(ended), polls + 1
+        assert polls < 5000, "answers that were asked for never come"
+        found += ended
+    return sorted(found, key=lambda one: (one.request, one.sample_index))
 
 
 @pytest.fixture(autouse=True)
@@ -194,12 +223,14 @@ def small_pages(monkeypatch) -> None:
 
 @pytest.mark.parametrize("paged", [True, False])
 @pytest.mark.parametrize("fails", [False, True])
-def test_every_answer_has_its_own_tokens(paged, fails):
+@pytest.mark.parametrize("units", [False, True])
+def test_every_answer_has_its_own_tokens(paged, fails, units):
+    """Of all questions at once, or unit by unit, in one queue where caches are paged."""
     ended = set()
-    for seed in range(400):
+    for seed in range(300):
         world = World(seed, fails)
         try:
-            found, pools = sampled(world, paged, lag=seed % 3)
+            found, pools = sampled(world, paged, seed % 3, units)
         except UserError:
             ended.add("none")
             continue
@@ -246,3 +277,23 @@ def test_a_question_that_waits_to_be_read_is_not_left_out_for_one_that_has_no_ro
     monkeypatch.setattr(world, "may_fail", may_fail)
     found, _ = sampled(world, paged=True, lag=1)
     assert [one.finish_reason for one in found] == ["length", TOO_LARGE, "length"]
+
+
+def test_what_is_submitted_when_a_question_that_is_too_large_was_the_last_one_is_begun():
+    """A rank submits its next unit then, since none is in hand."""
+    world = World(0, fails=False)
+    world.longest, world.broken, world.num_rows, world.num_pages = 3, {}, 2, 3
+    sizes = [1, 5 * PAGE, 1]
+    asked = [PromptRequest(SimpleNamespace(name=n, length=size), [(n, 0)]) for n, size in enumerate(sizes)]
+    world.lengths = {(number, 0): 2 for number in range(3)}
+    engine = SamplingEngine(SimpleNamespace(device=torch.device("cpu"), is_split=False, max_positions=9), 2, 2, 4, 3)
+    engine._runner_for = lambda rows, params: Device(world, 2, 2, 3)
+    backend = NativeBackend(engine, SimpleNamespace(params=SamplingParams(max_new_tokens=3)))
+    found = []
+    for one in asked:
+        backend.submit(iter([one]))
+        ended = []
+        for _ in range(9):
+            ended = ended or backend.poll()
+        found += ended
+    assert [(one.request, one.finish_reason) for one in found] == [(0, "stop"), (1, TOO_LARGE), (2, "stop")]

@@ -63,7 +63,8 @@ class PromptsKept:
         Called where no other answer can begin: they take pages that the answers in flight are not expected to need. If
         these come to need one, such a prompt is dropped, as any that no answer reads, and runs again in its turn.
         """
-        if not self._to_run or self._runner.prompts_a_pass == 1:
+        # With one answer at a time, the question whose prompt has no room is left out: it must be the one that begins.
+        if not self._to_run or self._runner.prompts_a_pass == 1 or self._runner.caches.num_rows == 1:
             return
         lengths = [one.prompt.length for one in self._to_run]
         # Of the first question, other answers may be in flight.

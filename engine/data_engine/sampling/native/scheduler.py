@@ -67,7 +67,8 @@ class Scheduler:
                     continue
             if self.rows:
                 self._step()
-            elif not self.in_flight:
+            # What was submitted since the rows were refilled begins with the next refill.
+            elif not self.in_flight and not self.queue.first():
                 return
             yield from self._collect()
 
