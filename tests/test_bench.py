@@ -20,6 +20,7 @@ from data_engine.bench.shapes import llava_config, photo_size, write_checkpoint
 from data_engine.bench.table import table
 from data_engine.bench.ways import WAYS, ForcedLengths, Ways
 from data_engine.commands import bench
+from data_engine.errors import UserError
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.processor import load_config
 from data_engine.models.base import LayerKind
@@ -274,3 +275,26 @@ def test_a_checkpoint_that_transformers_cannot_load_is_timed_alone(goldens, one_
     result = measure.run(SMALL, options(model=str(goldens / "omnilmm/instruct")))
     assert set(result["ways"]) == {name for name in WAYS if name.startswith("engine")}
     assert "transformers cannot load this layout (omnilmm)" in table(result)
+
+
+@pytest.mark.parametrize("name", ["rows", "rounds", "vocab", "questions", "threads"])
+@pytest.mark.parametrize("value", ["0", "-1", "2.5"])
+def test_a_number_of_which_there_must_be_one_is_refused_before_anything_is_measured(name, value, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "run", lambda *_: pytest.fail("it was measured"))
+    with pytest.raises(SystemExit, match="2"):
+        bench.main([f"--{name}={value}"])
+    assert f'argument --{name}: must be a whole number, at least 1, got "{value}"' in capsys.readouterr().err
+
+
+def test_a_place_where_no_result_can_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "run", lambda *_: pytest.fail("it was measured"))
+    with pytest.raises(UserError, match=r'^--output ".*" cannot be written: Is a directory$'):
+        bench.main(["--output", str(tmp_path)])
+
+
+def test_a_place_that_is_looked_at_is_left_as_it_was(tmp_path):
+    bench._make_place(tmp_path / "new/result.json")
+    (tmp_path / "old.json").write_text("{}")
+    bench._make_place(tmp_path / "old.json")
+    assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "{}"

@@ -208,7 +208,7 @@ def test_two_exports_into_one_folder_leave_one_of_them_whole(work_dir, tmp_path,
     assert sorted(os.listdir(tmp_path / "out")) == ["llama-factory", "trl"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(work_dir, tmp_path, capsys, monkeypatch, number):
     monkeypatch.setattr(export, "build", lambda *arguments: os.kill(os.getpid(), number))
     before = signal.getsignal(number)

@@ -1,12 +1,16 @@
 """`validate --measure` on a tiny model: it computes, leaves nothing behind, and does not begin where a mistake is."""
 
 import json
+import os
+import signal
 
 import pytest
 from run_files import hostile_rows, write
 
-from data_engine.commands import main
+from data_engine.commands import main, validate
+from data_engine.commands.arguments import parse
 from data_engine.planning import measure
+from data_engine.planning.found import Found
 
 
 @pytest.fixture
@@ -46,6 +50,24 @@ def test_nothing_is_measured_where_something_is_wrong_and_all_of_it_is_told(job,
         "data-engine: error: seed must be between 0 and 2**63 - 1, got -1",
         "data-engine: 2 mistakes; nothing was started",
     ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_measurement_that_a_signal_ends_leaves_no_folder(job, tmp_path, capsys, monkeypatch, number):
+    found = Found(parse(job), heavy={"device": "cpu"})
+    monkeypatch.setattr(validate, "run_checks", lambda draft: found)
+    begun = []
+
+    def start(found, rank, together, folder, budget_s):
+        begun.append(folder)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(measure, "_start", start)
+    before = signal.getsignal(number)
+    assert main.main(["validate", "--measure", *job]) == 75
+    assert "interrupted" in capsys.readouterr().err
+    assert [folder.exists() for folder in begun] == [False]
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize(

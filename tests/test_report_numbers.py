@@ -1,5 +1,7 @@
 """The numbers of the report: which pairs it shows, how far rewards agree, charts, and what two pairings share."""
 
+import functools
+import io
 import json
 import re
 from types import SimpleNamespace
@@ -8,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from report_page import Page
 from stage2_world import make_world
 
 from data_engine import schemas
 from data_engine.preferences.counts import Funnel
+from data_engine.questions import images
 from data_engine.reporting import agreement, charts, choice, facts
 from data_engine.reporting.columns import PairNumbers, read_rows
 from data_engine.reporting.compare import funnel_table, overlap, write_comparison
@@ -186,6 +190,17 @@ def pairs_file(path, rows):
             for row in rows]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(full, schema), path)
     return PairNumbers.read(path)
+
+
+def test_of_many_pictures_of_a_question_four_are_shown_and_the_others_are_counted():
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    gallery = Gallery()
+    for idx, number in enumerate((1, 4, 6)):
+        question = SimpleNamespace(idx=idx, question="?", images=[file.getvalue()] * number, problem=None)
+        gallery.add(question, functools.partial(images.decode, max_megapixels=1))
+    shown = [gallery.questions[idx] for idx in range(3)]
+    assert [(len(one.pictures), one.num_left_out) for one in shown] == [(1, 0), (4, 0), (4, 2)]
 
 
 def test_overlap_counts_pairs_of_the_same_answers_in_the_same_order(tmp_path):

@@ -12,9 +12,10 @@ import functools
 import inspect
 import itertools
 import json
+import re
 import textwrap
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -39,6 +40,8 @@ _PATHS = (
     "yesno_base_model_path",
     "scalar_model_path", "scalar_base_model_path", "critic_model_path", "critic_base_model_path", "critic_template",
 )  # fmt: skip
+# Numbers to the bases of 8 and 60.
+_OTHER_BASES = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:[\d_]+)+(\.[\d_]*)?)")
 # Title of a group in the help: its first field.
 _GROUPS = {
     "instruct_model_path": "models and data",
@@ -189,7 +192,10 @@ def _is_text(name: str) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice; yaml.SafeLoader keeps the last value without a word."""
+    """Safe YAML that refuses a key given twice; yaml.SafeLoader keeps the last value without a word.
+
+    010 and 1:30 stay text, which no flag for a number takes: YAML 1.1 reads 8, to the base of 8, and 90, of minutes.
+    """
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -198,6 +204,17 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
             seen.add((key.tag, str(key.value)))
         return super().construct_mapping(node, deep)
+
+
+def _number(read: Callable) -> Callable:
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> object:
+        return node.value if _OTHER_BASES.fullmatch(node.value) else read(loader, node)
+
+    return construct
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _number(yaml.SafeLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _number(yaml.SafeLoader.construct_yaml_float))
 
 
 def _read_value(text: str) -> object:

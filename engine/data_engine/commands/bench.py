@@ -19,6 +19,7 @@ from data_engine.bench.model import Sizes
 from data_engine.bench.shapes import SHAPES
 from data_engine.bench.table import table
 from data_engine.commands.examples import Parser
+from data_engine.errors import UserError
 
 QUICK = {"questions": 2, "drawn_questions": 2, "most_tokens": 160, "rounds": 1}
 # To see that every part runs; its figures say nothing.
@@ -36,6 +37,8 @@ TINY = {
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark and print its table; the exit code is 0."""
     arguments = _parser().parse_args(argv)
+    if arguments.output:
+        _make_place(arguments.output)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     smaller = TINY if arguments.tiny else QUICK if arguments.quick else {}
@@ -44,9 +47,27 @@ def main(argv: Sequence[str]) -> int:
     result = measure.run(sizes, options)
     print(table(result))
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def _make_place(output: Path) -> None:
+    """Raise UserError, before minutes of measuring, where the result could not be written."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not output.exists()
+        # Not truncated: what is there stays until there is a result.
+        output.open("a").close()
+        if is_new:
+            output.unlink()
+    except OSError as error:
+        raise UserError(f'--output "{output}" cannot be written: {error.strerror}') from None
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f'must be a whole number, at least 1, got "{text}"')
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,9 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", choices=SHAPES, default="small", help="of the built-in model (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
-    parser.add_argument("--rows", type=int, metavar="N", help="answers decoded at a time (default: as run would)")
     parser.add_argument(
-        "--rounds", type=int, default=Sizes.rounds, metavar="N", help="medians of (default: %(default)s)"
+        "--rows", type=_at_least_one, metavar="N", help="answers decoded at a time (default: as run would)"
+    )
+    parser.add_argument(
+        "--rounds", type=_at_least_one, default=Sizes.rounds, metavar="N", help="medians of (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="one round of two questions: some minutes")
     parser.add_argument("--compile_layers", action="store_true", help="the engine's layers by torch.compile, as in run")
@@ -69,9 +92,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="the same where it is installed and takes the model; else it says why not")  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write sizes, seconds and ratios as JSON")
-    parser.add_argument("--vocab", type=int, default=Sizes.vocab, metavar="N",
+    parser.add_argument("--vocab", type=_at_least_one, default=Sizes.vocab, metavar="N",
                         help="vocabulary of the built-in model (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--questions", type=int, default=100_000, metavar="N",
+    parser.add_argument("--questions", type=_at_least_one, default=100_000, metavar="N",
                         help="size of the dataset that is estimated (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=_at_least_one, metavar="N", help="CPU threads (default: torch's)")
     return parser

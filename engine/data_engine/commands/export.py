@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from data_engine.exports import (
     why_nothing,
 )
 from data_engine.exports.licences import check_licence
+from data_engine.processes.signals import interrupted_by_signals
 from data_engine.store.folders import scratch_folder
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if asked.output is not None:
         _require_empty(asked.output)
         _require_outside(asked.output, asked.work_dir)
-    with _interrupted_by(signal.SIGTERM), told_of_disk(asked.output or asked.work_dir):
+    with interrupted_by_signals(), told_of_disk(asked.output or asked.work_dir):
         places = {"dataset_path": asked.dataset_path, "image_root": asked.image_root}
         run = open_finished(asked.work_dir, places, _needed(asked.work_dir), asked.name)
         # What is only pushed is gone afterwards.
@@ -155,16 +155,6 @@ def _require_outside(output: Path, work_dir: Path) -> None:
     inside = [name for name in own if real.is_relative_to(os.path.realpath(work_dir / name))]
     if inside:
         raise UserError(f'--output "{output}" lies in "{work_dir / inside[0]}", which is the run\'s own; name another')
-
-
-@contextlib.contextmanager
-def _interrupted_by(number: signal.Signals) -> Iterator[None]:
-    """The signal interrupts what runs inside as Ctrl-C does, so that nothing half-written is left."""
-    before = signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 @contextlib.contextmanager

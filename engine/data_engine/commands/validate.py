@@ -16,6 +16,7 @@ from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines, plan_lines
 from data_engine.processes.ranks import asked_ranks
+from data_engine.processes.signals import interrupted_by_signals
 
 OPTIONS = ("measure", "json")
 HELP = """options of validate alone:
@@ -45,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
         if not is_installed():
             raise UserError("--measure runs the models, and torch is not installed here: validate without it, or where "
                             "the run will be")  # fmt: skip
-        measured = measure(found, ranks)
+        with interrupted_by_signals():
+            measured = measure(found, ranks)
     if "json" in asked:
         print(json.dumps(_as_json(found, plan, measured), indent=1), flush=True)
         return 2 if found.problems else 0

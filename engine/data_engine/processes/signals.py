@@ -18,6 +18,23 @@ class Stopped(BaseException):
     """Raised when the grace time after a signal is over: the unit that is computed is dropped."""
 
 
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt what runs inside as Ctrl-C does, so that nothing half-written is left.
+
+    One that the process was started to ignore, as by nohup, stays ignored.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+
+
 class Stop:
     """Whether a signal asked this rank to stop. A second signal exits at once.
 

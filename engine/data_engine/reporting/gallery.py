@@ -99,6 +99,7 @@ def _pair(row: Mapping, gallery: Gallery, answers: Answers, rewards: Sequence[st
         "rewards": {name: [_number(row[f"{side}_{name}"]) for side in SIDES] for name in rewards},
         "pictures": shown.pictures,
         "problem": None if shown.pictures else shown.problem,
+        "more_pictures": shown.num_left_out,
         "heat": [heat for heat, _ in heated],
         "no_heat": [None if answers.no_heat else why for _, why in heated],
     }

@@ -95,6 +95,7 @@
       picture.append(shown);
     }
     if (!pair.pictures.length) picture.append(make("p", "", pair.problem || "no picture"));
+    if (pair.more_pictures) picture.append(make("p", "", `and ${pair.more_pictures} more`));
     const margin = pair.margin === null ? "none" : signed(pair.margin, 3);
     const shown = make("span", "margin");
     shown.append("margin ", make("b", "", margin));

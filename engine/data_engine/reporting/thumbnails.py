@@ -28,6 +28,8 @@ class Shown:
     """numbers of its thumbnails"""
     problem: str
     """why it has none"""
+    num_left_out: int = 0
+    """further pictures, which are not shown"""
 
 
 @dataclass
@@ -46,7 +48,8 @@ class Gallery:
                 pictures.append(self._number(data, decode))
         except images.BadImage as error:
             pictures, problem = [], str(error)
-        self.questions[question.idx] = Shown(question.question or "", pictures, problem)
+        left_out = max(0, len(question.images) - MOST_OF_A_QUESTION) if pictures else 0
+        self.questions[question.idx] = Shown(question.question or "", pictures, problem, left_out)
 
     def _number(self, data: bytes, decode: Decode) -> int:
         key = hashlib.blake2b(data, digest_size=16).digest()
