@@ -12,7 +12,7 @@ from data_engine.config import RunConfig
 from data_engine.models import load_model
 from data_engine.planning.found import FirstRows, Found
 from data_engine.planning.measure import Measured, line, shared
-from data_engine.planning.plan import plan_of
+from data_engine.planning.plan import idle_ranks, plan_of
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import open_questions
 from data_engine.questions.given_answers import check_answers
@@ -105,6 +105,17 @@ def test_a_finished_run_stays_below_the_bounds_and_its_units_are_subtracted(job,
     assert (work / "report/index.html").stat().st_size <= report
     tokens = sum(len(row["token_ids"]) for row in read(work / "sampled_answer"))
     assert NUM * 2 <= tokens <= before["stages"][0]["answer_tokens"] == NUM * 2 * 4
+
+
+def test_idle_ranks_are_told_to_lower_a_size_only_while_no_unit_has_it(job, tmp_path):
+    config = RunConfig(**{name: value if value.startswith("/") or name == "device" else int(value)
+                          for name, value in job.items()})  # fmt: skip
+    found = Found(config, questions=open_questions(config))
+    assert idle_ranks(found, 3) is None
+    assert idle_ranks(found, 5) == "5 ranks have 3 units to share: 2 are idle; lower --unit_size"
+    (tmp_path / "work/sampled_answer").mkdir(parents=True)
+    (tmp_path / "work/sampled_answer/unit-00000.parquet").touch()
+    assert idle_ranks(found, 5) == "5 ranks have 3 units to share: 2 are idle"
 
 
 def test_ranks_take_units_in_turn_and_load_each_model_once():

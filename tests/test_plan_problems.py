@@ -16,7 +16,7 @@ from data_engine.commands import main, validate
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.planning import checks
-from data_engine.planning.found import FirstRows, Found
+from data_engine.planning.found import FirstRows, Found, Problem
 from data_engine.processes import ranks
 from data_engine.questions.dataset import open_questions
 
@@ -116,6 +116,23 @@ def test_a_problem_tells_its_flag(planted, capsys):
     found = told(capsys, "--config", str(planted))["problems"]
     by_flag = {problem["flag"] for problem in found}
     assert {"beta", "seed", "dataset_path", "work_dir", "reward_model_path", "rank_by", "export"} <= by_flag
+
+
+@pytest.mark.parametrize(
+    ("check", "message", "flag"),
+    [
+        ("configuration", "beta must be above 0, got 0.0", "beta"),
+        ("configuration", "unknown flag --temprature; did you mean --temperature?", "temperature"),
+        ("configuration", 'config "configs/answers.yaml" cannot be read: No such file or directory', None),
+        ("dataset", 'dataset "data/answers/q.parquet": every idx must be unique, but 2 are repeated', "dataset_path"),
+        ("dataset", 'no file or folder at dataset_path "data/limit/q.parquet"', "dataset_path"),
+        ("strategy", 'unknown strategy "crosss"; known: cross', "strategy"),
+        ("zero3", "splitting a model over the ranks (zero3) needs DeepSpeed: set zero3_config", "zero3_config"),
+        ("weights", '--reward_model_path "models/system": models/system lacks 3 weights', "reward_model_path"),
+    ],
+)
+def test_a_flag_is_not_taken_from_a_path_or_a_sentence(check, message, flag):
+    assert Problem(check, UserError(message)).as_json() == {"check": check, "flag": flag, "message": message}
 
 
 @pytest.mark.parametrize("word", ["--measure=30", "--json=1"])

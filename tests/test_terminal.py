@@ -188,7 +188,7 @@ def test_the_choice_is_made_before_torch_and_reaches_a_lone_process(monkeypatch,
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(cpu_wait, "choose", lambda environment, threads: f"{threads} threads")
-    config = type("Config", (), {"threads": 7})
+    config = type("Config", (), {"threads": 7, "work_dir": "runs/none"})
     monkeypatch.setattr(run, "read", lambda argv: Draft(config, [], frozenset()))
     monkeypatch.setattr(run.stacks, "dump_on_signal", lambda number: None)
     seen = []

@@ -12,7 +12,13 @@ from data_engine.flags import FIELD_NAMES
 from data_engine.questions.dataset import Questions
 from data_engine.questions.given_answers import GivenFacts
 
-_WORD = re.compile(r"[a-z]\w*")
+# What a user has written, such as a path, may have the name of a flag in it.
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+# What is to be mended where a check's message names no flag.
+_FLAGS = {
+    "dataset": "dataset_path", "first_rows": "dataset_path", "answers": "answers", "answers_rows": "answers",
+    "strategy": "strategy", "work_dir": "work_dir", "same_run": "work_dir", "disk": "work_dir",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,11 @@ class Problem:
     error: UserError
 
     def as_json(self) -> dict:
-        return {"check": self.check, "flag": flag_in(str(self.error)), "message": str(self.error)}
+        return {
+            "check": self.check,
+            "flag": flag_in(str(self.error)) or _FLAGS.get(self.check),
+            "message": str(self.error),
+        }
 
 
 @dataclass(frozen=True)
@@ -86,5 +96,11 @@ class Found:
 
 
 def flag_in(message: str) -> str | None:
-    """The flag that a message names first; None where it names none."""
-    return next((word for word in _WORD.findall(message) if word in FIELD_NAMES), None)
+    """The flag that a message is about; None where it names none.
+
+    It is the first word, or written with its dashes, or a name that is no word of English, as dataset_path is.
+    """
+    told = _QUOTED.sub("", message)
+    first, dashed, joined = re.match(r"\w+", told), re.findall(r"--(\w+)", told), re.findall(r"\w+_\w+", told)
+    words = [*([first[0]] if first else []), *dashed, *joined]
+    return next((word for word in words if word in FIELD_NAMES), None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_engine import stages
 from data_engine.planning import sizes
 from data_engine.planning.found import Found
+from data_engine.store import units
 from data_engine.store.disk import nearest_folder
 
 
@@ -84,4 +85,7 @@ def idle_ranks(found: Found, world_size: int) -> str | None:
     left = [len(numbers) for numbers in sizes.units_left(found).values()]
     if not left or not max(left) or max(left) >= world_size or found.config.stop_after_stage < stages.SAMPLE:
         return None
-    return f"{world_size} ranks have {max(left)} units to share: {world_size - max(left)} are idle; lower --unit_size"
+    # Units that are there are bound to their size.
+    is_bound = any(units.published(Path(found.config.work_dir), name) for name in found.config.stages.by_name)
+    told = f"{world_size} ranks have {max(left)} units to share: {world_size - max(left)} are idle"
+    return told if is_bound else f"{told}; lower --unit_size"
