@@ -15,6 +15,8 @@ from run_files import hostile_rows, write
 from data_engine.commands import main, validate
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.models.registry import resolve
+from data_engine.models.roles import naming_flag
 from data_engine.planning import checks
 from data_engine.planning.found import FirstRows, Found, Problem
 from data_engine.processes import ranks
@@ -195,6 +197,18 @@ def test_questions_and_pictures_that_cannot_be_looked_up_are_refused(job, places
             open_questions(config)
 
 
+def test_a_model_that_cannot_be_looked_up_is_told_so_and_is_no_hub_id(job, places):
+    for name, why in (("n" * 300, "File name too long"), ("circle", "Too many levels of symbolic links")):
+        place = str(places[name])
+        with (
+            pytest.raises(UserError) as refused,
+            naming_flag(RunConfig(**job | {"reward_model_path": place}), "reward"),
+        ):
+            resolve(place)
+        told = str(refused.value)
+        assert told == f'--reward_model_path "{place}": model path "{place}" cannot be looked up: {why}'
+
+
 @pytest.mark.parametrize("command", [["status"], ["report"], ["pairs", "--name", "other"]])
 def test_a_work_dir_that_cannot_be_looked_up_is_told_by_the_commands_about_one(command, tmp_path, capsys):
     place = str(tmp_path / ("n" * 300))
@@ -343,6 +357,12 @@ def test_without_torch_measuring_is_refused(job, tmp_path):
     done = without_torch(tmp_path, "--measure", *words(job))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("data-engine: error: --measure runs the models, and torch is not")
+    done = without_torch(tmp_path, "--measure", "--json", *words(job))
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["measured"]) == (2, None)
+    [problem] = found["problems"]
+    assert (problem["check"], problem["flag"]) == ("measure", None)
+    assert found["plan"]["num_questions"] == 2
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from stage2_world import make_world
 from data_engine import schemas
 from data_engine.preferences.counts import Funnel
 from data_engine.questions import images
+from data_engine.questions.conversation import Conversation, Message
 from data_engine.reporting import agreement, charts, choice, facts
 from data_engine.reporting.columns import PairNumbers, read_rows
 from data_engine.reporting.compare import funnel_table, overlap, write_comparison
@@ -197,10 +198,24 @@ def test_of_many_pictures_of_a_question_four_are_shown_and_the_others_are_counte
     Image.new("RGB", (4, 4)).save(file, "PNG")
     gallery = Gallery()
     for idx, number in enumerate((1, 4, 6)):
-        question = SimpleNamespace(idx=idx, question="?", images=[file.getvalue()] * number, problem=None)
+        picture = file.getvalue()
+        question = SimpleNamespace(
+            idx=idx, question="?", images=[picture] * number, problem=None, conversation=Conversation.of("?", number)
+        )
         gallery.add(question, functools.partial(images.decode, max_megapixels=1))
     shown = [gallery.questions[idx] for idx in range(3)]
     assert [(len(one.pictures), one.num_left_out) for one in shown] == [(1, 0), (4, 0), (4, 2)]
+
+
+def test_the_turns_before_the_question_of_a_chat_are_shown_but_for_a_system_text():
+    turns = (("system", "Be brief."), ("user", "What is it?"), ("assistant", "A cat."), ("user", "Which colour?"))
+    chat = Conversation(tuple(Message(role, (text,)) for role, text in turns))
+    gallery = Gallery()
+    gallery.add(SimpleNamespace(idx=1, question="Which colour?", images=[], problem=None, conversation=chat), None)
+    gallery.add(SimpleNamespace(idx=2, question=None, images=[], problem="no text", conversation=None), None)
+    assert gallery.questions[1].text == "Which colour?"
+    assert gallery.questions[1].before == [("user", "What is it?"), ("assistant", "A cat.")]
+    assert gallery.questions[2].before == []
 
 
 def test_overlap_counts_pairs_of_the_same_answers_in_the_same_order(tmp_path):

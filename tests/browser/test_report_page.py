@@ -107,7 +107,7 @@ def test_nothing_is_asked_of_a_network_and_nothing_goes_wrong(opened, page):
     # Again and again: the page may still grow.
     to_the_end = "window.scrollTo(0, document.body.scrollHeight); "
     opened.wait(f"{to_the_end}return ({CARDS.removeprefix('return ')}).length > 40")
-    choose(opened, "search", "zebra")
+    choose(opened, "search", "okapi")
     assert opened.console() == []
     assert {url.partition("#")[0] for url in opened.requests()} == {page.as_uri()}
 
@@ -192,6 +192,28 @@ def test_numbers_of_any_size_are_told_by_figures_that_count(browser, page, shown
         card = f"document.querySelector('article[data-number=\"{number}\"]')"
         assert browser.run(f"return {card}.querySelector('.margin').textContent") == f"margin {says}"
         assert browser.run(f"return {card}.querySelector('h4 span').textContent").startswith(f"{says} rule")
+
+
+def test_the_turns_before_a_question_open_at_a_click_and_are_searched(browser, page, tmp_path):
+    text = page.read_text("utf-8")
+    at = text.index('id="data">') + len('id="data">')
+    data, end = json.JSONDecoder().raw_decode(text[at:])
+    data["pairs"] = data["pairs"][:2]
+    data["pairs"][1]["before"] = [["user", "Is it <b>okapi</b>?"], ["assistant", "It is."]]
+    (tmp_path / "index.html").write_text(text[:at] + escaped_json(data) + text[at + end :], "utf-8")
+    browser.open(tmp_path / "index.html")
+    browser.wait("return document.querySelectorAll('#gallery article.pair').length === 2")
+    assert browser.run("return document.querySelectorAll('details.before').length") == 1
+    turns = "[...document.querySelectorAll('article[data-number=\"1\"] .before p')]"
+    assert browser.run(f"return {turns}.some(turn => turn.checkVisibility())") is False
+    browser.run("document.querySelector('details.before summary').click()")
+    assert browser.run(f"return {turns}.every(turn => turn.checkVisibility())") is True
+    assert browser.run(f"return {turns}.map(turn => turn.textContent)") == [
+        "user Is it <b>okapi</b>?", "assistant It is."
+    ]  # fmt: skip
+    choose(browser, "search", "okapi")
+    browser.wait("return document.querySelectorAll('#gallery article.pair').length === 1")
+    assert browser.run(CARDS) == [1]
 
 
 def test_pairs_are_sorted_as_asked(opened, shown):

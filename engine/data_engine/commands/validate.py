@@ -43,11 +43,12 @@ def main(argv: Sequence[str]) -> int:
         from data_engine.planning.measure import measure
         from data_engine.planning.weights import is_installed
 
-        if not is_installed():
-            raise UserError("--measure runs the models, and torch is not installed here: validate without it, or where "
-                            "the run will be")  # fmt: skip
-        with interrupted_by_signals():
-            measured = measure(found, ranks)
+        with found.noting("measure"):
+            if not is_installed():
+                raise UserError("--measure runs the models, and torch is not installed here: validate without it, or "
+                                "where the run will be")  # fmt: skip
+            with interrupted_by_signals():
+                measured = measure(found, ranks)
     if "json" in asked:
         print(json.dumps(_as_json(found, plan, measured), indent=1), flush=True)
         return 2 if found.problems else 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_engine.errors import UserError
+from data_engine.flag_files import look_up
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ def resolve(path: str, revision: str | None = None) -> Path:
     # os.path, not pathlib: a name that is too long, or has a zero byte, is no folder, and no exception.
     if os.path.isdir(path):
         return Path(path).resolve()
+    try:
+        look_up("model path", path)
+    except UserError as error:
+        raise ModelError(str(error)) from None
     if os.path.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise ModelError(f"model path {path!r} is neither a folder nor a hub id such as org/name")
     return fetch(path, revision)

@@ -90,6 +90,7 @@ def _pair(row: Mapping, gallery: Gallery, answers: Answers, rewards: Sequence[st
         "number": 0,
         "idx": row["idx"],
         "question": shown.text,
+        "before": shown.before,
         "chosen": row["chosen"],
         "rejected": row["rejected"],
         "status": row["status"],

@@ -7,7 +7,7 @@
   const pairs = data.pairs;
   const $ = (id) => document.getElementById(id);
   const gallery = $("gallery"), search = $("search"), sort = $("sort"), status = $("status");
-  const texts = pairs.map((pair) => [pair.idx, pair.question, pair.chosen, pair.rejected].join("\n").toLowerCase());
+  const texts = pairs.map((pair) => [pair.idx, ...pair.before.map(([, text]) => text), pair.question, pair.chosen, pair.rejected].join("\n").toLowerCase());
   // The pairs that match, in order; those from `start` up to `end` are on the page.
   let order = [], start = 0, end = 0, open = null, growing = 0;
 
@@ -81,6 +81,18 @@
     return one;
   }
 
+  function earlier(turns) {
+    const found = make("details", "before");
+    found.append(make("summary", "", turns.length === 1 ? "one turn before it" : `${turns.length} turns before it`));
+    turns.forEach(([role, text]) => {
+      const turn = make("p"), said = make("span", "", text);
+      said.dir = "auto";
+      turn.append(make("b", "", role), " ", said);
+      found.append(turn);
+    });
+    return found;
+  }
+
   function card(number) {
     const pair = pairs[number], article = make("article", "pair");
     article.dataset.number = number;
@@ -119,6 +131,7 @@
     });
     const question = make("p", "question", pair.question);
     question.dir = "auto";
+    if (pair.before.length) body.append(earlier(pair.before));
     body.append(question, facts, sides);
     article.append(picture, body);
     if (number === open) article.classList.add("open");

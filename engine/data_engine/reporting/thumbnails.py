@@ -30,6 +30,8 @@ class Shown:
     """why it has none"""
     num_left_out: int = 0
     """further pictures, which are not shown"""
+    before: list[tuple[str, str]] = field(default_factory=list)
+    """role and text of the turns before it, of a chat"""
 
 
 @dataclass
@@ -49,7 +51,9 @@ class Gallery:
         except images.BadImage as error:
             pictures, problem = [], str(error)
         left_out = max(0, len(question.images) - MOST_OF_A_QUESTION) if pictures else 0
-        self.questions[question.idx] = Shown(question.question or "", pictures, problem, left_out)
+        turns = question.conversation.messages[:-1] if question.conversation is not None else ()
+        before = [(turn.role, turn.text) for turn in turns if turn.role != "system"]
+        self.questions[question.idx] = Shown(question.question or "", pictures, problem, left_out, before)
 
     def _number(self, data: bytes, decode: Decode) -> int:
         key = hashlib.blake2b(data, digest_size=16).digest()
