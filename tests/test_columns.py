@@ -153,7 +153,7 @@ def test_the_first_rows_are_looked_at_with_all_of_their_images(goldens, tmp_path
     rows.append({"idx": 2, "messages": [message(USER, "?")], "images": [PNG, BROKEN]})
     capsys.readouterr()
     assert validated(goldens, tmp_path, rows) == 0
-    assert "; of the first 32 rows 1 cannot be used" in capsys.readouterr().out
+    assert "; of the first 2 rows 1 cannot be used" in capsys.readouterr().out
     assert validated(goldens, tmp_path, rows[1:]) == 2
     assert "the most frequent reason (1 rows): image 2 of 2: " in capsys.readouterr().err
 
