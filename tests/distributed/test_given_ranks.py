@@ -57,7 +57,7 @@ def test_one_process_writes_what_the_file_says(alone):
 
 def test_two_ranks_make_the_same_dataset(alone, tmp_path):
     job = again(alone, tmp_path)
-    output = job.run(*torchrun(2))
+    output = job.run(*torchrun(2), program="together")
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not strays(job.work_dir)
     assert ranks_that_worked(job) == 2

@@ -70,7 +70,7 @@ def test_the_work_is_uneven_and_answers_differ(alone):
 def test_two_ranks_with_whole_models_make_the_same_dataset(alone, tmp_path):
     job, expected = alone
     shared = again(job, tmp_path)
-    shared.engine_script(2)
+    shared.engine_script(2, DATA_ENGINE_PROGRAM="together")
     assert Result.of(shared.work_dir) == expected
     assert ranks_that_worked(shared) == 2
     assert not stray_files(shared.work_dir)
@@ -108,7 +108,7 @@ def test_two_ranks_on_the_plain_path_make_the_dataset_of_one(checkpoints, tmp_pa
     told = job.run()
     assert told.count("runs on the plain path") == 2
     shared = again(job, tmp_path / "two")
-    shared.run(*torchrun(2))
+    shared.run(*torchrun(2), program="together")
     assert Result.of(shared.work_dir) == Result.of(job.work_dir)
     assert ranks_that_worked(shared) == 2
     assert len(list((shared.work_dir / "paths").iterdir())) == 2
