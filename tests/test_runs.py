@@ -330,6 +330,15 @@ def test_a_run_json_of_something_else_is_refused(config, tmp_path):
         worker.run(config(write(tmp_path / "questions.parquet", hostile_rows()[:1])))
 
 
+def test_a_start_that_changes_nothing_writes_no_run_json(config, tmp_path):
+    settings = config(write(tmp_path / "questions.parquet", hostile_rows()[:2]))
+    assert worker.run(settings) == 0
+    # A file that is replaced is another one.
+    first = (tmp_path / "work/run.json").stat()
+    assert worker.run(settings) == 0
+    assert (tmp_path / "work/run.json").stat() == first
+
+
 def test_a_start_while_another_creates_run_json_and_sweeps_takes_that_one(tmp_path, monkeypatch):
     """The other one's pairing comes between this one's write and its link: what this one wrote is gone by then."""
     first = {"layout": run_file.LAYOUT, "bound": {}, "frozen": {}, "versions": {}, "places": {}, "whose": "the other's"}

@@ -1,14 +1,16 @@
 """Units: how a dataset is cut, and publishing that is all or nothing, first one wins."""
 
 import errno
+import fcntl
 import os
 import stat
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_engine.store import sealed, units
+from data_engine.store import atomic, sealed, units
 from data_engine.store.units import UnitResult
 
 
@@ -65,6 +67,51 @@ def test_sweeping_removes_what_dead_processes_left_of_published_units_only(tmp_p
     (tmp_path / "run.json").touch()
     units.sweep(tmp_path)
     assert not (tmp_path / ".run.json.0c").exists()
+
+
+@pytest.mark.parametrize("writing", [atomic.replacing, atomic.creating])
+def test_sweeping_leaves_what_a_living_process_is_writing(tmp_path, writing):
+    (tmp_path / "run.json").write_text("{}")
+    with writing(tmp_path / "run.json") as beside:
+        beside.write_text("new")
+        units.sweep(tmp_path)
+        assert beside.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / "run.json").read_text() == ("new" if writing is atomic.replacing else "{}")
+
+
+def test_without_locks_what_is_older_than_a_day_is_left_over(tmp_path, monkeypatch):
+    def no_locks(_descriptor, _operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(atomic.fcntl, "flock", no_locks)
+    (tmp_path / "run.json").touch()
+    old, new = tmp_path / ".run.json.0a", tmp_path / ".run.json.0b"
+    for path, hours in ((old, 25), (new, 23)):
+        path.touch()
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+    units.sweep(tmp_path)
+    assert not old.exists()
+    assert new.exists()
+    with atomic.replacing(tmp_path / "run.json") as beside:
+        beside.write_text("written all the same")
+    assert (tmp_path / "run.json").read_text() == "written all the same"
+
+
+def test_what_is_swept_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
+    flock, taken = fcntl.flock, []
+
+    def late(descriptor, operation):
+        if not taken:
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", late)
+    with atomic.creating(tmp_path / "run.json") as beside:
+        assert beside.exists()
+        assert beside != taken[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_missing_units_are_listed_in_runs():

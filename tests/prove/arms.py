@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data_engine.demo import world
 from data_engine.demo.judge import truth_path
-from data_engine.store import units
+from data_engine.store import atomic
 
 # Columns that exports do not have, and the one whose type is theirs.
 SOURCES_OF = {"completion": "chosen"}
@@ -112,7 +112,7 @@ def write(folder: Path, table: pa.Table, types: dict, num_pairs: int) -> None:
     # What `datasets` reads the types of columns from: that images are images, and not structs.
     features = {name: types[SOURCES_OF.get(name, name)] for name in table.column_names}
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    with units.replacing(folder / "train.parquet") as temporary:
+    with atomic.replacing(folder / "train.parquet") as temporary:
         pq.write_table(table, temporary, row_group_size=100)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from data_engine.errors import UserError, nearest
 from data_engine.exports.base import ExportSource, Written
 from data_engine.exports.cleaned import Cleaned
+from data_engine.store.atomic import sync_folder
 from data_engine.store.folders import swap_in, sync_files
-from data_engine.store.units import sync_folder
 from data_engine.tables import load
 
 # A format is one file and one line here.

@@ -20,7 +20,7 @@ from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import BadImage, Decode
 from data_engine.scoring.self_check import why_not_shared
-from data_engine.store.units import creating, replacing
+from data_engine.store.atomic import creating, replacing
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,9 @@ from data_engine.questions.dataset import Questions
 from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
+from data_engine.store.atomic import creating, replacing
 from data_engine.store.made_from import differing_names, told
-from data_engine.store.units import auto_unit_size, creating, replacing, split_units
+from data_engine.store.units import auto_unit_size, split_units
 from data_engine.vllm_settings import shaping
 
 # It imports torch, which the checks before a run do without.
@@ -122,6 +123,8 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
     Bound values on which no published unit depends are replaced. Raises UserError naming each other one that differs.
     """
     path = make_work_dir(work_dir) / "run.json"
+    # As it is read back: a tuple differs from its list, and a start that changes nothing must write nothing.
+    described = json.loads(json.dumps(described))
     with _writing(work_dir):
         if not path.exists():
             with creating(path) as beside:

@@ -22,7 +22,7 @@ from data_engine.reporting.choice import Choice
 from data_engine.reporting.columns import PairNumbers, ranking_rewards
 from data_engine.reporting.gallery import MOST_BYTES, PageData, Run, gallery_data
 from data_engine.reporting.render import render
-from data_engine.store import units
+from data_engine.store import atomic
 
 Pairing = tuple[str, Funnel]
 """its name and its funnel"""
@@ -67,7 +67,7 @@ def write_comparison(
         statuses=[f"only {name}" for name in names],
     )
     path = work_dir / "report/compare" / names[0] / names[1] / "index.html"
-    with units.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

@@ -21,7 +21,7 @@ from data_engine.reporting.columns import SIDES, PairNumbers, ranking_rewards
 from data_engine.reporting.gallery import PageData, Run, gallery_data
 from data_engine.reporting.render import render
 from data_engine.reporting.timings import Summary
-from data_engine.store import units
+from data_engine.store import atomic
 
 # The most pairs that a page shows.
 NUM_SHOWN = choice.NUM_PAIRS
@@ -71,7 +71,7 @@ def write_report(
         statuses=facts.dropped_statuses(numbers),
     )
     path = work_dir / "report" / ("" if name == OWN else name) / "index.html"
-    with units.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_engine.errors import UserError
+from data_engine.store.atomic import replacing
 from data_engine.store.claims import Claims
-from data_engine.store.units import replacing
 
 CHUNK_BYTES = 1 << 20
 POLL_S = 0.2

@@ -4,18 +4,13 @@ A process removes the folders that killed ones have left, and leaves those of li
 """
 
 import contextlib
-import fcntl
 import logging
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_engine.store.units import sync_folder
-
-DAY_S = 86_400
+from data_engine.store.atomic import beside_of, locked_new, remove_if_abandoned, sync_file, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +20,8 @@ def scratch_folder(work_dir: Path, purpose: str) -> Iterator[Path]:
     """A new, empty, hidden folder under `work_dir`, gone afterwards; first removes those of dead processes."""
     work_dir.mkdir(parents=True, exist_ok=True)
     for leftover in sorted(work_dir.glob(f".{purpose}.*")):
-        _remove_if_abandoned(leftover)
-    folder, lock = _locked_folder(work_dir, purpose)
+        remove_if_abandoned(leftover, _remove)
+    folder, lock = locked_new(lambda: beside_of(work_dir / purpose), _new_folder)
     try:
         yield folder
     finally:
@@ -34,42 +29,14 @@ def scratch_folder(work_dir: Path, purpose: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def _locked_folder(work_dir: Path, purpose: str) -> tuple[Path, int]:
-    while True:
-        # Random, since process ids repeat across hosts.
-        folder = work_dir / f".{purpose}.{secrets.token_hex(8)}"
-        folder.mkdir()
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            # Another process took it for a leftover before it was locked.
-            continue
-        # The lock ends with the process, however that ends. Some network file systems have none.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if folder.is_dir():
-            return folder, descriptor
-        os.close(descriptor)
+def _new_folder(folder: Path) -> int:
+    folder.mkdir()
+    return os.open(folder, os.O_RDONLY)
 
 
-def _remove_if_abandoned(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            abandoned = True
-        except BlockingIOError:
-            abandoned = False
-        except OSError:
-            abandoned = time.time() - os.fstat(descriptor).st_mtime > DAY_S
-        if abandoned:
-            log.info("removing %s, left by a run that was killed", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(descriptor)
+def _remove(folder: Path) -> None:
+    log.info("removing %s, left by a run that was killed", folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync_files(folder: Path) -> None:
@@ -78,15 +45,13 @@ def sync_files(folder: Path) -> None:
         if path.is_dir():
             sync_folder(path)
             continue
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
     sync_folder(folder)
 
 
 def move_in(file: Path, target: Path) -> None:
     """Make the finished `file` the new `target`, as one step."""
-    with open(file, "rb") as finished:
-        os.fsync(finished.fileno())
+    sync_file(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(file, target)
     sync_folder(target.parent)

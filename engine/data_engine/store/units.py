@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from data_engine import stages
 from data_engine.store.absent import is_absent
+from data_engine.store.atomic import creating, remove_if_abandoned
 from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_sealed
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
@@ -107,75 +108,12 @@ def workable(
                 yield stage, unit
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """A path beside `path` for what will become it; removed at the end, if it is still there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Random, since process ids repeat across hosts.
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        yield beside
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of a file outlive a power cut."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: what the body writes there replaces `path` as one step, or is removed."""
-    with temporary(path) as beside:
-        yield beside
-        sync_file(beside)
-        os.replace(beside, path)
-    sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def creating(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: what the body writes there becomes `path`, unless something is there by then.
-
-    A link, unlike a rename, cannot replace: of two that are in the middle of it, the first wins.
-    """
-    with temporary(path) as beside:
-        yield beside
-        sync_file(beside)
-        try:
-            os.link(beside, path)
-        except FileExistsError:
-            return
-        except FileNotFoundError:
-            # Another process created it, and swept what looked left over.
-            if not path.exists():
-                raise
-            return
-    sync_folder(path.parent)
-
-
 def publish(path: Path, table: pa.Table, facts: dict | None = None) -> None:
     """Write `table` so that a reader sees all of it or none of it; a unit that is there already is kept."""
     if path.exists():
         return
-    try:
-        with creating(path) as beside:
-            write_sealed(table, beside, facts)
-    except FileNotFoundError:
-        # What was half written looked left over to another rank, which found the unit published.
-        if not path.exists():
-            raise
+    with creating(path) as beside:
+        write_sealed(table, beside, facts)
 
 
 def publish_result(work_dir: Path, stage: str, unit: int, result: UnitResult, made_from: dict) -> None:
@@ -190,7 +128,7 @@ def sweep(work_dir: Path) -> None:
         leftovers += (work_dir / stage).glob(".unit-*.parquet.*")
     for path in leftovers:
         if path.with_name(path.name[1:].rpartition(".")[0]).exists():
-            path.unlink(missing_ok=True)
+            remove_if_abandoned(path, lambda left: left.unlink(missing_ok=True))
 
 
 def read_unit(work_dir: Path, stage: str, unit: int) -> Sealed:

@@ -1,0 +1,132 @@
+"""Files that appear whole or not at all: each is written beside its place, and moved or linked there as one step.
+
+What is being written is locked by its process, so whoever cleans up removes what dead processes left, and nothing else.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+DAY_S = 86_400
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: what the body writes there replaces `path` as one step, or is removed."""
+    with _temporary(path) as beside:
+        yield beside
+        sync_file(beside)
+        os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`: what the body writes there becomes `path`, unless something is there by then.
+
+    A link, unlike a rename, cannot replace: of two that are in the middle of it, the first wins.
+    """
+    with _temporary(path) as beside:
+        yield beside
+        sync_file(beside)
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """An empty, locked file beside `path` for what will become it; removed at the end, if it is still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside, descriptor = locked_new(
+        lambda: beside_of(path), lambda new: os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    )
+    try:
+        yield beside
+    finally:
+        # Closed first: on NFS, a file that is removed while it is open lives on under another name.
+        os.close(descriptor)
+        beside.unlink(missing_ok=True)
+
+
+def beside_of(path: Path) -> Path:
+    """A new hidden name beside `path`. Random, since process ids repeat across hosts."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def locked_new(name: Callable[[], Path], opened: Callable[[Path], int]) -> tuple[Path, int]:
+    """A new file or folder that only this process has, and the descriptor that holds its lock.
+
+    `opened` creates it under its name and returns a descriptor. The lock ends with the process, however that ends.
+    """
+    while True:
+        path = name()
+        try:
+            descriptor = opened(path)
+        except FileNotFoundError:
+            # Another process took a folder for a leftover before it was opened.
+            if not path.parent.is_dir():
+                raise
+            continue
+        # Some network file systems have no locks: there, age tells leftovers.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Or before it was locked.
+        if path.exists():
+            return path, descriptor
+        os.close(descriptor)
+
+
+def remove_if_abandoned(path: Path, remove: Callable[[Path], None]) -> None:
+    """Call `remove` where the process that created a file or folder by locked_new has died."""
+    descriptor = _opened(path)
+    if descriptor is None:
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            abandoned = True
+        except BlockingIOError:
+            abandoned = False
+        except OSError:
+            abandoned = time.time() - os.fstat(descriptor).st_mtime > DAY_S
+        if abandoned:
+            remove(path)
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: Path) -> int | None:
+    """A descriptor of a file or folder; None where it is gone, or private.
+
+    Opened for writing where that is allowed, since NFS locks nothing else.
+    """
+    for flags in (os.O_RDWR, os.O_RDONLY):
+        try:
+            return os.open(path, flags)
+        except FileNotFoundError:
+            return None
+        except (PermissionError, IsADirectoryError):
+            continue
+    return None
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file outlive a power cut."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
