@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import fork_server
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -59,6 +61,13 @@ def write_hard_questions(path: Path, num: int) -> tuple[str, ...]:
     return ("--image_root", str(pictures))
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+
+
+SERVER = fork_server.Server(_environment())
+
+
 @dataclass(frozen=True)
 class Job:
     """The flags of a run, and how to start it."""
@@ -74,14 +83,19 @@ class Job:
         paths += ["--dataset_path", self.dataset, "--work_dir", self.work_dir]
         return [*map(str, paths), "--threads", "1", *self.flags]
 
-    def start(self, *launcher: str, program: str = "data_engine", **environment: str) -> subprocess.Popen:
-        """Without a launcher a single process; otherwise what stands before `-m program run`."""
+    def start(
+        self, *launcher: str, program: str = "data_engine", **environment: str
+    ) -> subprocess.Popen | fork_server.Forked:
+        """Without a launcher a single process, forked; otherwise what stands before `-m program run`."""
+        environment = {**_environment(), **environment}
+        if not launcher and SERVER.fits(environment):
+            return SERVER.start(program, ["run", *self.arguments()], ROOT, [environment])
         command = [*launcher] if launcher else [sys.executable]
         command += [] if command[0].endswith(".sh") else ["-m", program, "run"]
         return subprocess.Popen(
             [*command, *self.arguments()],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH, **environment},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -89,7 +103,13 @@ class Job:
 
     def run(self, *launcher: str, code: int | None = 0, **options: str) -> str:
         """Run to the end; the output, once the exit code was the expected one (None: any but 0)."""
-        process = self.start(*launcher, **options)
+        return self._finish(self.start(*launcher, **options), code)
+
+    def world(self, num_processes: int, code: int | None = 0, program: str = "data_engine", **environment: str) -> str:
+        """As `run`, by several ranks that no launcher starts: forked."""
+        return self._finish(forked_world(num_processes, program, ["run", *self.arguments()], **environment), code)
+
+    def _finish(self, process: subprocess.Popen | fork_server.Forked, code: int | None) -> str:
         output, _ = process.communicate(timeout=600)
         wrong = process.returncode == 0 if code is None else process.returncode != code
         assert not wrong, f"exit code {process.returncode}, expected {code}\n{output}"
@@ -105,6 +125,22 @@ class Job:
             PYTHON=sys.executable,
             **options,
         )
+
+
+def forked_world(num_processes: int, program: str, flags: list[str], **environment: str) -> fork_server.Forked:
+    """`python -m program flags` as each of several ranks, with the variables of torchrun."""
+    shared = {**_environment(), **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    world = str(num_processes)
+    ranks = [
+        {**shared, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        for rank in map(str, range(num_processes))
+    ]
+    return SERVER.start(program, flags, ROOT, ranks)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def torchrun(num_processes: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Ranks with different work in lock-step: run by test_lock_step.py under torchrun; prints JSON lines.
+"""Ranks with different work in lock-step: run by test_lock_step.py; prints JSON lines.
 
 Arguments: how a rank ends ("none", "kill", "freeze", "leave", "stop"), which, then a plan of calls for each rank.
 """
@@ -56,7 +56,7 @@ def work(plan: list[str], rank: int, death: str) -> None:
 
 def main(death: str, dying: str, *plans: str) -> None:
     ranks = Ranks.from_environment()
-    # torchrun asks the others to stop when one is lost; the engine's ranks then finish what they hold.
+    # Launchers ask the others to stop when one is lost; the engine's ranks then finish what they hold.
     Stop(grace_s=600).listen()
     if ranks.rank == 2:
         # Ranks do not notice at the same moment; by then, rank 0 must still be there.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import adapters
 import pytest
-from jobs import GOLDENS, Job, Result, torchrun, write_questions
+from jobs import GOLDENS, Job, Result, write_questions
 from safetensors.torch import load_file
 from test_zero3 import FLAGS, OMNI, split
 
@@ -34,7 +34,7 @@ def test_split_models_with_adapters_make_the_dataset_of_whole_ones(tmp_path, bas
     job.run()
     expected = Result.of(job.work_dir)
     divided = split(job, tmp_path)
-    output = divided.run(*torchrun(2))
+    output = divided.world(2)
     assert "zero3 on: split over 2 ranks" in output
     assert Result.of(divided.work_dir) == expected
     # And not that of the base.

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
+from jobs import ROOT, Job, Result, ranks_that_worked, stray_files, write_hard_questions
 
 WINDOWS = ("copying", "mid-write", "before rename", "after rename", "scoring", "dataset writing")
 FLAGS = ("--rank", "2", "--distance", "1000", "--unit_size", "3")
@@ -57,7 +57,7 @@ def test_one_process_writes_what_the_file_says(alone):
 
 def test_two_ranks_make_the_same_dataset(alone, tmp_path):
     job = again(alone, tmp_path)
-    output = job.run(*torchrun(2), program="together")
+    output = job.world(2, program="together")
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not strays(job.work_dir)
     assert ranks_that_worked(job) == 2
@@ -79,7 +79,7 @@ def test_a_process_killed_and_rerun_makes_the_same_dataset(alone, tmp_path, wind
         )
         # Whole, or not at all.
         assert bool(list((job.work_dir / "answers").iterdir())) == (window != "copying")
-    job.run(*torchrun(2))
+    job.world(2)
     assert log.read_text().splitlines() == list(windows)
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not strays(job.work_dir)
@@ -92,7 +92,7 @@ def test_ranks_that_share_split_models_make_the_same_dataset(alone, tmp_path):
     (tmp_path / "zero3.json").write_text(json.dumps(settings))
     job = again(alone, tmp_path)
     job = dataclasses.replace(job, flags=(*job.flags, "--zero3", "on", "--zero3_config", str(tmp_path / "zero3.json")))
-    output = job.engine_script(2)
+    output = job.world(2)
     assert "zero3 on: split over 2 ranks" in output
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not strays(job.work_dir)

@@ -54,7 +54,7 @@ def test_a_mistake_is_told_once_and_exits_with_2_before_any_rank_starts(job):
 def test_usr2_to_a_rank_at_work_shows_where_its_threads_are_and_disturbs_nothing(job):
     lines = []
     job = Job(job.dataset, job.work_dir, (*FLAGS, "--limit", "4"))
-    with job.start() as process:
+    with job.start(sys.executable) as process:
         for line in process.stdout:
             lines.append(line)
             # The log's line: a stack may show the source that writes it.
@@ -113,7 +113,7 @@ def test_a_rank_told_to_stop_is_gone_after_its_grace_time_although_image_workers
     hanging = tmp_path / "hanging"
     hanging.touch()
     job = Job(job.dataset, job.work_dir, (*FLAGS, "--grace_s", "1"))
-    process = job.start(program="hanging", HANGING=str(hanging))
+    process = job.start(sys.executable, program="hanging", HANGING=str(hanging))
     try:
         end = time.monotonic() + PATIENCE_S
         while len(hanging.read_text().splitlines()) < 2:

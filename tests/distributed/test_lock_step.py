@@ -2,13 +2,10 @@
 
 import json
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
-from jobs import torchrun
+from jobs import forked_world
 
-PROGRAM = Path(__file__).with_name("lock_step_ranks.py")
 LONG = "encode " + "decode " * 9
 PLANS = {
     "uneven": [LONG + "encode decode", "encode decode", "decode decode encode"],
@@ -22,9 +19,8 @@ def slow(*values: object) -> object:
 
 
 def ranks(death: str, plans: list[str], dying: int = 1) -> list[dict]:
-    command = [*torchrun(len(plans)), str(PROGRAM), death, str(dying), *plans]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    output, _ = forked_world(len(plans), "lock_step_ranks", [death, str(dying), *plans]).communicate(timeout=120)
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.parametrize(

@@ -68,10 +68,20 @@ def test_three_ranks_under_torchrun_make_the_same_dataset(alone, tmp_path):
     assert ranks_that_worked(job) == 3, "a rank found nothing to do"
 
 
-def by_one_queue(alone: Job, folder: Path, *launcher: str, code: int | None = 0, **options: str) -> tuple[Job, list]:
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_any_number_of_ranks_makes_the_same_dataset(alone, tmp_path, ranks):
+    job = again(alone, tmp_path)
+    job.world(ranks, program="together")
+    assert Result.of(job.work_dir) == Result.of(alone.work_dir)
+    assert not stray_files(job.work_dir)
+    assert ranks_that_worked(job) == ranks
+
+
+def by_one_queue(alone: Job, folder: Path, ranks: int = 1, code: int | None = 0, **options: str) -> tuple[Job, list]:
     """The job by the path of a GPU, and the units that a rank began while it had others in hand."""
     job, log = again(alone, folder), folder / "begun"
-    job.run(*launcher, code=code, **{"program": "one_queue", "ONE_QUEUE_LOG": str(log), **options})
+    job.world(ranks, code=code, **{"program": "one_queue", "ONE_QUEUE_LOG": str(log), **options})
     return job, log.read_text().splitlines()
 
 
@@ -79,7 +89,7 @@ def by_one_queue(alone: Job, folder: Path, *launcher: str, code: int | None = 0,
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_by_one_queue_through_all_units_any_number_of_ranks_makes_the_same_dataset(alone, tmp_path, ranks):
     """That of the plain path too: with one thread in fp32 the draws are the same."""
-    job, begun = by_one_queue(alone, tmp_path, *(torchrun(ranks) if ranks > 1 else ()))
+    job, begun = by_one_queue(alone, tmp_path, ranks)
     assert len(begun) > 2
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     assert not stray_files(job.work_dir)
@@ -91,7 +101,7 @@ def test_with_compiled_layers_one_rank_and_two_make_the_same_dataset_and_the_ans
     """By a real compiler; the second job begins with other units, so its first sizes are others."""
     one, two = (again(alone, tmp_path / name, "--compile_layers") for name in ("one", "two"))
     one.run()
-    two.run(*torchrun(2), program="together")
+    two.world(2, program="together")
     assert Result.of(one.work_dir) == Result.of(two.work_dir)
     assert ranks_that_worked(two) == 2
     compiled, plain = (Result.of(job.work_dir).units for job in (one, alone))
@@ -117,7 +127,7 @@ def test_a_process_killed_with_several_units_in_hand_makes_the_same_dataset(alon
 def test_one_of_two_ranks_exports_and_writes_what_the_command_writes(alone, tmp_path):
     names = "rlaif-v,trl,llama-factory-kto,scored"
     job = again(alone, tmp_path, "--export", names)
-    told = job.run(*torchrun(2))
+    told = job.world(2)
     assert [told.count(f"export {name}: ") for name in names.split(",")] == [1] * 4
     command = [sys.executable, "-m", "data_engine", "export", str(alone.work_dir), "--format", names]
     subprocess.run([*command, "--output", str(tmp_path / "out")], check=True, capture_output=True)
@@ -128,7 +138,7 @@ def test_one_of_two_ranks_exports_and_writes_what_the_command_writes(alone, tmp_
 def test_a_rank_that_is_ten_times_slower_and_clocks_that_jump_change_nothing(alone, tmp_path):
     """Nobody takes a unit from its owner, and the slow rank takes fewer."""
     job = again(alone, tmp_path)
-    job.run(*torchrun(3), program="troubled")
+    job.world(3, program="troubled")
     assert Result.of(job.work_dir) == Result.of(alone.work_dir)
     done = collections.Counter(
         (line["stage"], line["unit"], file.stem[: len("rank-0")])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from jobs import GOLDENS, Job, Result, ranks_that_worked, stray_files, torchrun, write_hard_questions
+from jobs import GOLDENS, Job, Result, ranks_that_worked, stray_files, write_hard_questions
 
 WINDOWS = ("sampling", "scoring", "judging", "before rename")
 STAGES = {"sampled_answer", "instruct_logps", "contrast_logps", "reward_logps", "yesno"}
@@ -36,12 +36,12 @@ def files_of(work_dir: Path) -> dict[str, bytes]:
 def test_two_ranks_killed_at_work_on_each_source_and_run_again_write_the_same_bytes(alone, tmp_path):
     job, log = dataclasses.replace(alone, work_dir=tmp_path / "work"), tmp_path / "kills"
     for number, window in enumerate(WINDOWS):
-        job.run(
-            *torchrun(2), program="killed", code=1, KILL_WINDOW=window, KILL_RANK=str(number % 2), KILL_AT="0",
+        job.world(
+            2, program="killed", code=-9, KILL_WINDOW=window, KILL_RANK=str(number % 2), KILL_AT="0",
             KILL_LOG=str(log),
         )  # fmt: skip
     assert log.read_text().split("\n")[:-1] == list(WINDOWS)
-    job.run(*torchrun(2))
+    job.world(2)
     # Logs of every start.
     assert ranks_that_worked(job) > 2
     found = files_of(job.work_dir)
@@ -54,7 +54,7 @@ def test_two_ranks_killed_at_work_on_each_source_and_run_again_write_the_same_by
 def test_models_that_are_split_over_two_ranks_give_the_same_numbers(alone, tmp_path):
     flags = (*alone.flags, "--zero3", "on", "--stop_after_stage", "1")
     job = dataclasses.replace(alone, work_dir=tmp_path / "work", flags=flags)
-    job.run(*torchrun(2))
+    job.world(2)
     for stage, column in (("instruct_logps", "sum"), ("contrast_logps", "sum"), ("yesno", "score")):
         one, other = (
             [row for file in sorted((work / stage).glob("unit-*")) for row in pq.read_table(file).to_pylist()]

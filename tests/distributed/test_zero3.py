@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import GOLDENS, ROOT, Job, Result, ranks_that_worked, stray_files, torchrun, write_questions
+from jobs import GOLDENS, ROOT, Job, Result, free_port, ranks_that_worked, stray_files, torchrun, write_questions
 
 OMNI = GOLDENS.parent / "omnilmm"
 FLAGS = ("--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "64", "--temperature", "1.0")
@@ -79,7 +78,7 @@ def test_split_models_make_the_dataset_of_whole_ones(plain, tmp_path, family, nu
     lengths = [len(row["token_ids"]) for rows in expected.units.values() for row in rows if "token_ids" in row]
     assert share == "one unit" or max(lengths) - min(lengths) > 20, "the ranks' work would be too even"
     divided = split(job, tmp_path)
-    output = divided.engine_script(num_processes)
+    output = divided.world(num_processes)
     assert f"zero3 on: split over {num_processes} ranks" in output
     assert json.loads((divided.work_dir / "run.json").read_text())["zero3"]["split"] is True
     assert Result.of(divided.work_dir) == expected
@@ -115,7 +114,7 @@ def test_a_mixed_pair_is_split_too(plain, tmp_path, pair):
     )  # fmt: skip
     job.run()
     divided = split(job, tmp_path)
-    divided.run(*torchrun(2))
+    divided.world(2)
     assert Result.of(divided.work_dir) == Result.of(job.work_dir)
 
 
@@ -137,7 +136,7 @@ def test_a_killed_rank_is_named_by_the_others_and_the_same_command_goes_on(
     assert len(named) == num_processes - 1, output
     assert ended - log.stat().st_mtime < 60
     kept = {path: path.stat().st_mtime_ns for path in divided.work_dir.glob("*/unit-*.parquet")}
-    divided.engine_script(num_processes)
+    divided.world(num_processes)
     assert Result.of(divided.work_dir) == expected
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "published units were computed again"
     assert not stray_files(divided.work_dir)
@@ -243,11 +242,8 @@ def test_a_model_is_split_over_two_machines_too(plain, tmp_path):
     config = (ROOT / "launch/accelerate/nodes.yaml").read_text()
     config = config.replace("use_cpu: false", "use_cpu: true").replace("num_processes: 16", "num_processes: 2")
     (tmp_path / "nodes.yaml").write_text(config.replace("gpu_ids: all\n", ""))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "nodes.yaml"))
-    meeting = ("--main_process_ip", "localhost", "--main_process_port", str(port), "--machine_rank")
+    meeting = ("--main_process_ip", "localhost", "--main_process_port", str(free_port()), "--machine_rank")
     command = [(*launch, *meeting, str(machine), "--module", "data_engine", "run") for machine in (0, 1)]
     machines = [subprocess.Popen([*words, *divided.arguments()], cwd=ROOT) for words in command]
     assert [machine.wait(timeout=300) for machine in machines] == [0, 0]

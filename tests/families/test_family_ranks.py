@@ -70,7 +70,7 @@ def test_the_work_is_uneven_and_answers_differ(alone):
 def test_two_ranks_with_whole_models_make_the_same_dataset(alone, tmp_path):
     job, expected = alone
     shared = again(job, tmp_path)
-    shared.engine_script(2, DATA_ENGINE_PROGRAM="together")
+    shared.world(2, program="together")
     assert Result.of(shared.work_dir) == expected
     assert ranks_that_worked(shared) == 2
     assert not stray_files(shared.work_dir)
@@ -81,7 +81,7 @@ def test_two_ranks_with_whole_models_make_the_same_dataset(alone, tmp_path):
 def test_two_ranks_that_split_the_models_make_the_same_dataset(alone, tmp_path):
     job, expected = alone
     divided = again(job, tmp_path, "--zero3", "on", "--zero3_config", str(split_settings(tmp_path)))
-    output = divided.engine_script(2)
+    output = divided.world(2)
     assert "zero3 on: split over 2 ranks" in output
     assert Result.of(divided.work_dir) == expected
     assert ranks_that_worked(divided) == 2
@@ -92,7 +92,7 @@ def test_a_rank_without_a_unit_helps_the_others(alone, tmp_path):
     job, expected = alone
     settings = ("--zero3", "on", "--zero3_config", str(split_settings(tmp_path)))
     divided = again(job, tmp_path, "--unit_size", "8", *settings)
-    divided.run(*torchrun(2))
+    divided.world(2)
     assert Result.of(divided.work_dir).dataset == expected.dataset
 
 
@@ -108,7 +108,7 @@ def test_two_ranks_on_the_plain_path_make_the_dataset_of_one(checkpoints, tmp_pa
     told = job.run()
     assert told.count("runs on the plain path") == 2
     shared = again(job, tmp_path / "two")
-    shared.run(*torchrun(2), program="together")
+    shared.world(2, program="together")
     assert Result.of(shared.work_dir) == Result.of(job.work_dir)
     assert ranks_that_worked(shared) == 2
     assert len(list((shared.work_dir / "paths").iterdir())) == 2

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import data_engine
 from data_engine.errors import IncompleteError, LostRankError, UserError, apart, nearest
-from data_engine.processes import output
+from data_engine.processes import ending, output
 from data_engine.tables import load
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
@@ -54,7 +54,10 @@ def entry() -> int:
     """The console script: `main`, whatever the locale is, and whoever reads the output."""
     output.use_utf8()
     output.protect()
-    return main()
+    try:
+        return main()
+    finally:
+        ending.without_collection()
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -21,6 +21,7 @@ from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import placement
 from data_engine.planning.found import Found
 from data_engine.planning.weights import Wanted
+from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import open_questions, read_images
 from data_engine.questions.images import BadImage
@@ -178,3 +179,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    ending.without_collection()

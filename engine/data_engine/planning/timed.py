@@ -24,6 +24,7 @@ from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
 from data_engine.models.sharding.coordination import Independent
 from data_engine.pipeline.runner import UnitWork
+from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks, num_threads, set_threads
 from data_engine.questions.dataset import require_same
 from data_engine.questions.image_workers import ImageWorkers
@@ -235,3 +236,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    ending.without_collection()
