@@ -1,4 +1,4 @@
-"""The slow proof: one dataset from 1, 2 and 3 ranks, from shards and after kills, by launch/run_engine.sh and without."""
+"""The slow proof: one dataset from 1, 2 and 3 ranks, shards and kills, by launch/run_engine.sh and without."""
 
 import os
 import signal
