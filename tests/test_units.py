@@ -98,6 +98,23 @@ def test_without_locks_what_is_older_than_a_day_is_left_over(tmp_path, monkeypat
     assert (tmp_path / "run.json").read_text() == "written all the same"
 
 
+def test_who_was_stopped_while_alone_with_a_file_holds_up_nobody_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "HELD_S", 0.1)
+    (tmp_path / "run.json").touch()
+    entered = []
+    with atomic.alone_with(tmp_path / "run.json"):
+        start = time.monotonic()
+        with atomic.alone_with(tmp_path / "run.json"):
+            entered.append(time.monotonic() - start)
+        with atomic.replacing(tmp_path / "run.json"):
+            pass
+        # The file that was locked is another one by now.
+        with atomic.alone_with(tmp_path / "run.json"):
+            entered.append(time.monotonic() - start)
+    assert 0.1 <= entered[0] < 10
+    assert len(entered) == 2
+
+
 def test_what_is_swept_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
     flock, taken = fcntl.flock, []
 

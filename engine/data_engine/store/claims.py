@@ -156,8 +156,8 @@ class Claims:
             removed = _read(tombstone)
             if removed is None or is_meant(removed):
                 return True
-            # Not over a claim that was made in between.
-            with contextlib.suppress(FileExistsError):
+            # Not over a claim that was made in between. Another rank may have swept this one, which has lapsed since.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.link(tombstone, path)
             return False
         finally:
