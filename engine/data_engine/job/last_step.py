@@ -57,13 +57,20 @@ def _export(plan: Plan) -> None:
     config, folder = plan.config, plan.work_dir / exports.FOLDER
     names = exports.chosen(config.export)
     if names:
-        run = FinishedRun(plan.work_dir, run_file.read(plan.work_dir), plan.questions, config)
+        run = FinishedRun(plan.work_dir, _run_file(plan), plan.questions, config)
         with scratch_folder(plan.work_dir, "export") as scratch:
             for name, written in run.write(names, folder, scratch).items():
                 print(exports.told(name, written), flush=True)
     stale = sorted(path.name for path in folder.glob("*") if path.name in exports.EXPORTS and path.name not in names)
     if stale:
         log.warning("%s has exports of an earlier pairing; --export %s writes them anew", folder, ",".join(stale))
+
+
+def _run_file(plan: Plan) -> dict:
+    """run.json with the sources of reward of this start; another one may have added some whose units are not there."""
+    found = run_file.read(plan.work_dir)
+    own = {"config": found["config"] | {"rewards": plan.config.rewards}, "same_tokenizer": plan.same_tokenizer}
+    return found | own
 
 
 def why_nothing(plan: Plan, funnel: Funnel) -> str:
