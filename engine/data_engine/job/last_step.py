@@ -1,7 +1,9 @@
 """The last step of a run, on one rank: pairs, dataset, report, and what a person sees of them."""
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 
 from data_engine import exports
 from data_engine.job import run_file
@@ -11,12 +13,34 @@ from data_engine.pipeline.export import FinishedRun
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel
+from data_engine.processes.signals import Stop, Stopped
 from data_engine.reporting import page
 from data_engine.reporting.timings import kinds_of_reasons
 from data_engine.store import claims, logs, units
 from data_engine.store.folders import scratch_folder
 
+POLL_S = 0.2
+
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def alone(own: claims.Claims, stop: Stop) -> Iterator[None]:
+    """Inside, no other start of this work_dir takes its last step: pairs, dataset and exports are all of one start.
+
+    Raises Stopped where a signal comes while it waits for the other one.
+    """
+    told = False
+    while not stop.wanted:
+        with own.hold("pairing", 0) as mine:
+            if mine:
+                yield
+                return
+        if not told:
+            log.info("another start is pairing, this one pairs after it")
+            told = True
+        time.sleep(POLL_S)
+    raise Stopped
 
 
 def pair_all(plan: Plan) -> bool:
