@@ -164,6 +164,53 @@ def test_a_unit_with_any_byte_changed_is_set_aside_and_counts_as_missing(tmp_pat
     assert units.read_unit(tmp_path, "reward_logps", 7).table.equals(table)
 
 
+@pytest.mark.parametrize("read", [units.read_unit, units.read_unit_facts])
+def test_a_damaged_unit_that_another_rank_has_computed_again_meanwhile_is_read(tmp_path, monkeypatch, read):
+    """The other one comes between this one's look at the damage and its setting aside."""
+    path, table = units.unit_path(tmp_path, "reward_logps", 7), pa.table({"sum": [0.5, -0.25]})
+    units.publish(path, table)
+    whole, rename = path.read_bytes(), os.rename
+    path.write_bytes(whole[:-9])
+
+    def late(source, target):
+        path.write_bytes(whole)
+        rename(source, target)
+
+    monkeypatch.setattr(units.os, "rename", late)
+    found = read(tmp_path, "reward_logps", 7)
+    assert (found.facts if read is units.read_unit else found[0]) == {}
+    assert path.read_bytes() == whole
+    assert not list((tmp_path / "damaged").iterdir())
+
+
+def test_a_damaged_unit_that_another_rank_has_set_aside_meanwhile_is_gone(tmp_path, monkeypatch):
+    path, rename = units.unit_path(tmp_path, "reward_logps", 7), os.rename
+    path.parent.mkdir()
+    path.write_bytes(b"")
+
+    def late(source, target):
+        path.unlink(missing_ok=True)
+        rename(source, target)
+
+    monkeypatch.setattr(units.os, "rename", late)
+    with pytest.raises(units.DamagedUnitError, match="is gone"):
+        units.read_unit(tmp_path, "reward_logps", 7)
+
+
+def test_the_sizes_of_units_are_those_that_are_still_there(tmp_path, monkeypatch):
+    for unit in (1, 2):
+        units.publish(units.unit_path(tmp_path, "reward_logps", unit), pa.table({"sum": [0.5]}))
+    listdir = os.listdir
+
+    def then_lost(folder):
+        found = listdir(folder)
+        units.unit_path(tmp_path, "reward_logps", 2).unlink()
+        return found
+
+    monkeypatch.setattr(units.os, "listdir", then_lost)
+    assert units.sizes(tmp_path, "reward_logps") == [units.unit_path(tmp_path, "reward_logps", 1).stat().st_size]
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])
 def test_a_unit_that_is_cut_off_or_something_else_is_set_aside(tmp_path, content):
     path = units.unit_path(tmp_path, "sampled_answer", 0)
