@@ -61,3 +61,11 @@ def test_a_unit_that_another_start_sets_aside_before_the_pairing_is_computed_aga
     assert worker.run(config(questions)) == 0
     assert taken[0].exists()
     assert read(tmp_path / "work/dataset")
+
+
+def test_what_killed_exports_left_is_removed_by_a_start_without_one(config, questions, tmp_path):
+    leftover = tmp_path / "work/.export.0a"
+    leftover.mkdir(parents=True)
+    (leftover / "data.jsonl").touch()
+    assert worker.run(config(questions)) == 0
+    assert not leftover.exists()

@@ -69,6 +69,18 @@ def test_sweeping_removes_what_dead_processes_left_of_published_units_only(tmp_p
     assert not (tmp_path / ".run.json.0c").exists()
 
 
+def test_sweeping_removes_what_dead_processes_left_of_reports(tmp_path):
+    """Also of the first one, which is not there yet."""
+    for folder in ("report", "report/named", "report/compare/one/other"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / ".index.html.0a").touch()
+    (tmp_path / "report/named/index.html").touch()
+    with atomic.replacing(tmp_path / "report/named/index.html") as beside:
+        units.sweep(tmp_path)
+        assert beside.exists()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["index.html"]
+
+
 @pytest.mark.parametrize("writing", [atomic.replacing, atomic.creating])
 def test_sweeping_leaves_what_a_living_process_is_writing(tmp_path, writing):
     (tmp_path / "run.json").write_text("{}")

@@ -17,7 +17,7 @@ from data_engine.processes.signals import Stop, Stopped
 from data_engine.reporting import page
 from data_engine.reporting.timings import kinds_of_reasons
 from data_engine.store import claims, logs, units
-from data_engine.store.folders import scratch_folder
+from data_engine.store.folders import remove_leftovers, scratch_folder
 
 POLL_S = 0.2
 
@@ -48,6 +48,9 @@ def pair_all(plan: Plan) -> bool:
     config = plan.config
     pair.require_units(plan.work_dir, len(plan.unit_rows), plan.stages)
     units.sweep(plan.work_dir)
+    # This start may export nothing, or take no given answers.
+    for purpose in ("export", "answers"):
+        remove_leftovers(plan.work_dir, purpose)
     claims.Claims(plan.work_dir, plan.ranks.rank).sweep()
     log.info("pairing")
     start = time.perf_counter()

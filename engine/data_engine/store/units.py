@@ -122,13 +122,13 @@ def publish_result(work_dir: Path, stage: str, unit: int, result: UnitResult, ma
 
 
 def sweep(work_dir: Path) -> None:
-    """Remove what processes that died left of run.json, and of units which are published by now."""
+    """Remove what processes that died left of run.json, of reports, and of units which are published by now."""
     leftovers = [*work_dir.glob(".run.json.*"), *work_dir.glob("hashes/.*.json.*"), *work_dir.glob("paths/.*.json.*")]
     for stage in stages.known():
         leftovers += (work_dir / stage).glob(".unit-*.parquet.*")
-    for path in leftovers:
-        if path.with_name(path.name[1:].rpartition(".")[0]).exists():
-            remove_if_abandoned(path, lambda left: left.unlink(missing_ok=True))
+    leftovers = [path for path in leftovers if path.with_name(path.name[1:].rpartition(".")[0]).exists()]
+    for path in [*leftovers, *work_dir.glob("report/**/.index.html.*")]:
+        remove_if_abandoned(path, lambda left: left.unlink(missing_ok=True))
 
 
 def read_unit(work_dir: Path, stage: str, unit: int) -> Sealed:
