@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from run_files import noise, png, read, write
 
-from data_engine.job import last_step, worker
+from data_engine.job import last_step, path_choice, worker
 from data_engine.pipeline import pair
 from data_engine.store import units
 
@@ -61,6 +61,23 @@ def test_a_unit_that_another_start_sets_aside_before_the_pairing_is_computed_aga
     assert worker.run(config(questions)) == 0
     assert taken[0].exists()
     assert read(tmp_path / "work/dataset")
+
+
+@pytest.mark.parametrize("before", [None, "{"])
+def test_ranks_that_decide_on_a_path_at_the_same_time_follow_one_decision(tmp_path, before):
+    """Also where a disk has damaged the decision that was there."""
+    path, ready = tmp_path / "paths/reward-0a.json", threading.Barrier(6)
+
+    def decide(number):
+        ready.wait()
+        path_choice._write(path, {"why_plain": str(number)})
+        return path_choice._read(path)["why_plain"]
+
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(8):
+            path.parent.mkdir(exist_ok=True)
+            path.unlink(missing_ok=True) if before is None else path.write_text(before)
+            assert len(set(pool.map(decide, range(6)))) == 1
 
 
 def test_what_killed_exports_left_is_removed_by_a_start_without_one(config, questions, tmp_path):
