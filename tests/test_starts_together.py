@@ -58,7 +58,11 @@ def test_a_unit_that_another_start_sets_aside_before_the_pairing_is_computed_aga
         require(work_dir, *arguments)
 
     monkeypatch.setattr(pair, "require_units", without)
+    # What a killed export has left; this start writes none.
+    leftover = tmp_path / "work/.export.0a"
+    leftover.mkdir(parents=True)
     assert worker.run(config(questions)) == 0
+    assert not leftover.exists()
     assert taken[0].exists()
     assert read(tmp_path / "work/dataset")
 
@@ -78,11 +82,3 @@ def test_ranks_that_decide_on_a_path_at_the_same_time_follow_one_decision(tmp_pa
             path.parent.mkdir(exist_ok=True)
             path.unlink(missing_ok=True) if before is None else path.write_text(before)
             assert len(set(pool.map(decide, range(6)))) == 1
-
-
-def test_what_killed_exports_left_is_removed_by_a_start_without_one(config, questions, tmp_path):
-    leftover = tmp_path / "work/.export.0a"
-    leftover.mkdir(parents=True)
-    (leftover / "data.jsonl").touch()
-    assert worker.run(config(questions)) == 0
-    assert not leftover.exists()
