@@ -329,6 +329,38 @@ def test_sweeping_leaves_the_claims_of_living_owners(tmp_path, other):
     assert not list(path.parent.iterdir())
 
 
+def test_two_that_sweep_at_the_same_time_both_end_well(tmp_path, monkeypatch):
+    """The second one sweeps whatever the first one's look at the clock has left in the folder by then."""
+    one, other = Claims(tmp_path, 0), Claims(tmp_path, 1)
+    fstat, swept = os.fstat, []
+
+    def late(descriptor):
+        if not swept:
+            swept.extend(one.folder.iterdir())
+            other.sweep()
+        return fstat(descriptor)
+
+    monkeypatch.setattr(claims_module.os, "fstat", late)
+    one.sweep()
+    assert len(swept) == 1
+    assert not list(one.folder.iterdir())
+
+
+def test_a_claim_that_is_taken_over_while_another_sweeps_stays(tmp_path, monkeypatch):
+    path, claims = claim_of(tmp_path, pid=dead_pid()), Claims(tmp_path, 0)
+    died = claims._owner_has_died
+
+    def taken_over(found):
+        path.unlink()
+        claim_of(tmp_path)
+        return died(found)
+
+    monkeypatch.setattr(claims, "_owner_has_died", taken_over)
+    claims.sweep()
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_a_broken_claim_file_stops_nobody(tmp_path):
     claims = Claims(tmp_path, 0)
     (tmp_path / "claims/sampled_answer-00004.json").write_text("{")

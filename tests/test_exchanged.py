@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from PIL import Image
 from run_files import noise, read
 
 from data_engine.job import worker
-from data_engine.store import units
+from data_engine.store import made_from, units
 
 
 @pytest.mark.parametrize("stage", ["reward_logps", None])
@@ -58,6 +59,38 @@ def test_answers_that_are_exchanged_while_others_pair_are_scored_again(run, monk
 
     monkeypatch.setattr(worker.published, "check", look)
     assert run.computed_again() == {"instruct_logps/2", "reward_logps/2", "sampled_answer/2"}
+
+
+@pytest.mark.parametrize("continue_from_stage", [0, 2])
+def test_units_that_another_start_computes_again_meanwhile_stay(run, monkeypatch, continue_from_stage):
+    """Between this start's look at the answers and its look at their log-probs, or while it pairs."""
+    exchanged = run.copy(run.folder.parent / "exchanged")
+    exchange_answers(exchanged, 1)
+    assert exchanged.start() == 0
+    module = worker.published.units if continue_from_stage == 0 else made_from.units
+    name = "read_unit_facts" if continue_from_stage == 0 else "read_unit"
+    read_one = getattr(module, name)
+
+    def late(work_dir, stage, unit):
+        found = read_one(work_dir, stage, unit)
+        if (stage, unit) == ("sampled_answer", 1):
+            monkeypatch.setattr(module, name, read_one)
+            for other in STAGES:
+                paths = [units.unit_path(one.work, other, 1) for one in (run, exchanged)]
+                os.replace(shutil.copy(paths[1], f"{paths[0]}.new"), paths[0])
+        return found
+
+    if continue_from_stage == 0:
+        monkeypatch.setattr(module, name, late)
+        assert run.start() == 0
+    else:
+        looked = worker.published.check
+        monkeypatch.setattr(worker.published, "check", lambda *a: (looked(*a), monkeypatch.setattr(module, name, late)))
+        with pytest.raises(worker.IncompleteError, match="one of them was exchanged meanwhile"):
+            run.start(continue_from_stage=2)
+    for stage in STAGES:
+        assert len({units.unit_path(one.work, stage, 1).read_bytes() for one in (run, exchanged)}) == 1
+    assert not list((run.work / "replaced").glob("*"))
 
 
 def test_answers_that_were_exchanged_are_refused_where_only_pairs_are_asked_for(run):

@@ -57,6 +57,25 @@ def digest_of(folder, name) -> str:
     return digest(alone)
 
 
+@pytest.mark.parametrize("others", [{"distance": 1}, {"distance": 10_000, "max_pairs": 1}])
+def test_an_export_of_pairs_that_are_written_anew_meanwhile_is_not_written(
+    world, work_dir, tmp_path, capsys, monkeypatch, others
+):
+    """By a start with other settings, between the export's count of the kept pairs and its reading of them."""
+    work = shutil.copytree(work_dir, tmp_path / "work")
+    build = export.build
+
+    def late(name, source, scratch):
+        assert len(source.pairs)
+        world.pair(work, bound=json.loads((work / "run.json").read_text())["bound"], **others)
+        return build(name, source, scratch)
+
+    monkeypatch.setattr(export, "build", late)
+    assert run(work, "--format", "scored,trl", "--output", tmp_path / "out") == 3
+    assert "were written anew meanwhile: give the command again" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_was_rewritten_and_left_out_is_told_with_its_counts(tmp_path, capsys):
     world = hostile_world(tmp_path / "world", num_questions=30)
     publish_run(world, tmp_path / "work", distance=10_000)

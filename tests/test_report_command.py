@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from stage2_world import make_world
 
 from data_engine.commands import main
 from data_engine.config import RunConfig
+from data_engine.pipeline import pair
 from data_engine.store.file_hashes import hash_files
 
 
@@ -71,6 +73,20 @@ def test_compare_writes_a_page_about_two_pairings(work_dir, capsys):
     statuses = {pair["status"] for pair in Page(path.read_text()).pairs}
     assert "only wide" in statuses
     assert statuses <= {"only wide", "only pairs"}
+
+
+@pytest.mark.parametrize("more", [[], ["--compare", "wide"]])
+def test_a_report_of_pairs_that_are_written_anew_meanwhile_is_no_success(work_dir, capsys, monkeypatch, more):
+    own, read = work_dir / "pairs/pairs.parquet", pair.read_funnel
+
+    def late(*arguments):
+        found = read(*arguments)
+        os.replace(shutil.copy(own, f"{own}.new"), own)
+        return found
+
+    monkeypatch.setattr(pair, "read_funnel", late)
+    assert main.main(["report", str(work_dir), *more]) == 3
+    assert "were written anew meanwhile: give the command again" in capsys.readouterr().err
 
 
 def test_compare_refuses_a_pairing_that_is_not_there_and_the_pairing_itself(work_dir, capsys):

@@ -10,6 +10,7 @@ from data_engine.commands import report, status, validate
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import model_holder, worker
+from data_engine.pipeline import pair
 from data_engine.rewards.yesno import DEFAULT, YesNoTemplate
 
 
@@ -191,3 +192,28 @@ def test_a_scalar_model_of_a_family_that_reads_no_head_is_refused(config, questi
     settings = config(questions, rewards="scalar", scalar_model_path=str(goldens / "llava/reward"))
     with pytest.raises(UserError, match=r"--scalar_model_path .*the family llava reads no head of a reward model"):
         validate.check(settings)
+
+
+@pytest.mark.parametrize("first", ["implicit", "implicit,yesno"])
+def test_exports_have_the_rewards_of_their_pairs_whatever_another_start_brings_meanwhile(
+    config, questions, judge, tmp_path, monkeypatch, first
+):
+    """The other start takes a source of reward in or out while this one pairs."""
+    settings = config(questions, rewards=first, rank_by=first.rpartition(",")[2] + ".sum" * (first == "implicit"),
+                      export="scored", **judge)  # fmt: skip
+    [other] = {"implicit", "implicit,yesno"} - {first}
+    run, starts = pair.run, []
+
+    def meanwhile(*arguments, **options):
+        starts.append(len(starts))
+        assert len(starts) == 1, "paired again, since units of the other start are not there"
+        funnel = run(*arguments, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, "log_to_stderr", lambda ranks: None)
+            assert worker.run(config(questions, rewards=other, stop_after_stage=0, **judge)) == 0
+        return funnel
+
+    monkeypatch.setattr(pair, "run", meanwhile)
+    assert worker.run(settings) == 0
+    [row, *_] = read(tmp_path / "work/exports/scored")
+    assert ("yesno" in row) == ("yesno" in first)

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -351,6 +353,22 @@ def test_a_start_while_another_creates_run_json_and_sweeps_takes_that_one(tmp_pa
 
     monkeypatch.setattr(units.os, "link", late)
     assert run_file.open_run(tmp_path, {**first, "whose": "this one's"}) == (first, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_starts_that_add_to_run_json_at_the_same_time_leave_what_all_of_them_bring(tmp_path):
+    first = {"layout": run_file.LAYOUT, "bound": {"seed": 0}, "frozen": {"rows": 1}, "versions": {}, "places": {}}
+    run_file.open_run(tmp_path, first)
+    ready = threading.Barrier(8)
+
+    def add(number):
+        described = first | {"bound": {"seed": 0, f"model {number}": "its hash"}, "frozen": {"rows": 9}}
+        ready.wait()
+        return run_file.open_run(tmp_path, described)[0]["frozen"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(add, range(8))) == [{"rows": 1}] * 8
+    assert set(run_file.read(tmp_path)["bound"]) == {"seed", *(f"model {number}" for number in range(8))}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 

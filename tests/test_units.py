@@ -69,6 +69,18 @@ def test_sweeping_removes_what_dead_processes_left_of_published_units_only(tmp_p
     assert not (tmp_path / ".run.json.0c").exists()
 
 
+def test_sweeping_removes_what_dead_processes_left_of_reports(tmp_path):
+    """Also of the first one, which is not there yet."""
+    for folder in ("report", "report/named", "report/compare/one/other"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / ".index.html.0a").touch()
+    (tmp_path / "report/named/index.html").touch()
+    with atomic.replacing(tmp_path / "report/named/index.html") as beside:
+        units.sweep(tmp_path)
+        assert beside.exists()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["index.html"]
+
+
 @pytest.mark.parametrize("writing", [atomic.replacing, atomic.creating])
 def test_sweeping_leaves_what_a_living_process_is_writing(tmp_path, writing):
     (tmp_path / "run.json").write_text("{}")
@@ -96,6 +108,23 @@ def test_without_locks_what_is_older_than_a_day_is_left_over(tmp_path, monkeypat
     with atomic.replacing(tmp_path / "run.json") as beside:
         beside.write_text("written all the same")
     assert (tmp_path / "run.json").read_text() == "written all the same"
+
+
+def test_who_was_stopped_while_alone_with_a_file_holds_up_nobody_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "HELD_S", 0.1)
+    (tmp_path / "run.json").touch()
+    entered = []
+    with atomic.alone_with(tmp_path / "run.json"):
+        start = time.monotonic()
+        with atomic.alone_with(tmp_path / "run.json"):
+            entered.append(time.monotonic() - start)
+        with atomic.replacing(tmp_path / "run.json"):
+            pass
+        # The file that was locked is another one by now.
+        with atomic.alone_with(tmp_path / "run.json"):
+            entered.append(time.monotonic() - start)
+    assert 0.1 <= entered[0] < 10
+    assert len(entered) == 2
 
 
 def test_what_is_swept_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
@@ -145,6 +174,53 @@ def test_a_unit_with_any_byte_changed_is_set_aside_and_counts_as_missing(tmp_pat
     assert len(list((tmp_path / "damaged").iterdir())) == len(whole)
     units.publish(path, table)
     assert units.read_unit(tmp_path, "reward_logps", 7).table.equals(table)
+
+
+@pytest.mark.parametrize("read", [units.read_unit, units.read_unit_facts])
+def test_a_damaged_unit_that_another_rank_has_computed_again_meanwhile_is_read(tmp_path, monkeypatch, read):
+    """The other one comes between this one's look at the damage and its setting aside."""
+    path, table = units.unit_path(tmp_path, "reward_logps", 7), pa.table({"sum": [0.5, -0.25]})
+    units.publish(path, table)
+    whole, rename = path.read_bytes(), os.rename
+    path.write_bytes(whole[:-9])
+
+    def late(source, target):
+        path.write_bytes(whole)
+        rename(source, target)
+
+    monkeypatch.setattr(units.os, "rename", late)
+    found = read(tmp_path, "reward_logps", 7)
+    assert (found.facts if read is units.read_unit else found[0]) == {}
+    assert path.read_bytes() == whole
+    assert not list((tmp_path / "damaged").iterdir())
+
+
+def test_a_damaged_unit_that_another_rank_has_set_aside_meanwhile_is_gone(tmp_path, monkeypatch):
+    path, rename = units.unit_path(tmp_path, "reward_logps", 7), os.rename
+    path.parent.mkdir()
+    path.write_bytes(b"")
+
+    def late(source, target):
+        path.unlink(missing_ok=True)
+        rename(source, target)
+
+    monkeypatch.setattr(units.os, "rename", late)
+    with pytest.raises(units.DamagedUnitError, match="is gone"):
+        units.read_unit(tmp_path, "reward_logps", 7)
+
+
+def test_the_sizes_of_units_are_those_that_are_still_there(tmp_path, monkeypatch):
+    for unit in (1, 2):
+        units.publish(units.unit_path(tmp_path, "reward_logps", unit), pa.table({"sum": [0.5]}))
+    listdir = os.listdir
+
+    def then_lost(folder):
+        found = listdir(folder)
+        units.unit_path(tmp_path, "reward_logps", 2).unlink()
+        return found
+
+    monkeypatch.setattr(units.os, "listdir", then_lost)
+    assert units.sizes(tmp_path, "reward_logps") == [units.unit_path(tmp_path, "reward_logps", 1).stat().st_size]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])

@@ -18,25 +18,37 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from jobs import GOLDENS, Job, Result, stray_files, write_hard_questions
 from saboteur import Fault, Rank
 
 # Where a rank can be when it dies; each leaves something different behind.
 WINDOWS = (
     "model working", "mid-write", "before rename", "after rename", "claiming", "pairing", "swapping the dataset in",
+    "writing the report",
 )  # fmt: skip
+OF_RANK_0 = WINDOWS[-3:]
 RANKS = 3
 FLAGS = (
     "--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "12", "--unit_size", "2",
     "--temperature", "1.0", "--grace_s", "1",
 )  # fmt: skip
+REWARDS = "implicit,contrast,yesno"
 QUESTIONS = 14
 PATIENCE_S = 120
 OPERATIONS = ("write", "fsync", "rename")
 # So many rounds hit each window several times, or the harness is broken.
 ROUNDS_FOR_ALL_WINDOWS = 100
+
+
+def _with(flags: list[str], others: Mapping[str, str]) -> list[str]:
+    found = list(flags)
+    for name, value in others.items():
+        found[found.index(f"--{name}") + 1] = value
+    return found
 
 
 class Round:
@@ -51,7 +63,7 @@ class Round:
     def run(self, expected: Result) -> list[str]:
         """What went wrong; nothing, if all is well."""
         for _ in range(self.rng.randint(1, 3)):
-            disturbance = self.rng.choice(DISTURBANCES)
+            disturbance = self.rng.choice(self.disturbances)
             self.told[disturbance.__name__] += 1
             wrong = disturbance(self)
             if wrong:
@@ -79,12 +91,13 @@ class Round:
             wrong.append(f"computed twice: {sorted(twice)}")
         return wrong
 
-    def start(self, fault: Fault | None = None, num_ranks: int = RANKS) -> list[Rank]:
+    def start(self, fault: Fault | None = None, num_ranks: int = RANKS, **others: str) -> list[Rank]:
+        """`others` are flags in the place of the job's."""
         self.starts += 1
         # Where several units are in a rank's hands.
         one_queue = self.rng.random() < 0.3
         faults = [fault if fault and fault.rank == rank else None for rank in range(num_ranks)]
-        flags = self.job.arguments()
+        flags = _with(self.job.arguments(), others)
         return [Rank(flags, rank, num_ranks, faults[rank], self.log, one_queue) for rank in range(num_ranks)]
 
     def wait(self, ranks: list[Rank], patience_s: float = PATIENCE_S) -> list[int]:
@@ -118,6 +131,7 @@ class Round:
         time.sleep(self.rng.uniform(0, self.whole_s))
 
     whole_s = 1.5
+    disturbances: tuple[Callable[["Round"], str], ...] = ()
 
 
 def sigkill_one(round_: Round) -> str:
@@ -162,7 +176,7 @@ def freeze_and_kill_one(round_: Round) -> str:
 
 def die_in_a_window(round_: Round) -> str:
     window = round_.rng.choice(WINDOWS)
-    rank = 0 if window in WINDOWS[-2:] else round_.rng.randrange(RANKS)
+    rank = 0 if window in OF_RANK_0 else round_.rng.randrange(RANKS)
     ranks = round_.start(Fault(rank, window=window, after=round_.rng.randrange(1 if rank == 0 else 4)))
     codes = round_.wait(ranks)
     round_.hits[window] += codes.count(-9)
@@ -217,6 +231,66 @@ def second_job(round_: Round) -> str:
     return "" if not any(codes) else f"two jobs at once ended with {codes}"
 
 
+def other_rewards_at_once(round_: Round) -> str:
+    """Starts that add sources of reward of their own, each while the others add theirs."""
+    ranks = []
+    for rewards in round_.rng.sample(("implicit", "contrast,implicit", "yesno,implicit", REWARDS), 3):
+        ranks += round_.start(num_ranks=2, rewards=rewards)
+        if round_.rng.random() < 0.5:
+            round_.moment()
+    codes = round_.wait(ranks)
+    return "" if not any(codes) else f"starts with other rewards ended with {codes}"
+
+
+def other_pairing_at_once(round_: Round) -> str:
+    """The pairs, and the dataset that is made of them, are those of one of two starts."""
+    one = round_.start()
+    round_.moment()
+    other = round_.start(num_ranks=2, rank="1")
+    codes = round_.wait(one) + round_.wait(other)
+    if any(codes):
+        return f"starts with other settings of pairing ended with {codes}"
+    pairs = pq.read_table(round_.job.work_dir / "pairs/pairs.parquet").to_pylist()
+    kept = {(row["idx"], row["chosen"], row["rejected"]) for row in pairs if row["status"] == "kept"}
+    files = sorted((round_.job.work_dir / "dataset").glob("*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    written = {(row["idx"], row["chosen"], row["rejected"]) for row in rows}
+    return "" if written == kept else f"{len(written)} rows of the dataset, {len(kept)} kept pairs: of two starts"
+
+
+def freeze_one_for_a_while(round_: Round) -> str:
+    ranks = round_.start()
+    round_.moment()
+    victim = round_.rng.choice(ranks)
+    os.kill(victim.pid, signal.SIGSTOP)
+    other = round_.start(num_ranks=2) if round_.rng.random() < 0.5 else []
+    round_.moment()
+    os.kill(victim.pid, signal.SIGCONT)
+    codes = round_.wait([*ranks, *other])
+    return "" if not any(codes) else f"ranks beside one that was stopped for a while ended with {codes}"
+
+
+def commands_beside(round_: Round) -> str:
+    """What a person starts while ranks work: it reads what is there, or says what is not there yet."""
+    ranks, work_dir = round_.start(), str(round_.job.work_dir)
+    commands, output = [], round_.job.work_dir.with_suffix(".exports")
+    for number in range(4):
+        round_.moment()
+        arguments = round_.rng.choice(
+            (
+                ["status", work_dir], ["report", work_dir], ["pairs", work_dir, "--name", "other", "--rank", "1"],
+                ["export", work_dir, "--format", "trl,scored", "--output", str(output / str(number))],
+            )
+        )  # fmt: skip
+        commands.append(Rank(arguments[1:], 0, 1, None, round_.log, command=arguments[0]))
+    codes, told = round_.wait(ranks), round_.wait(commands)
+    for path in (round_.job.work_dir / "pairs").glob("other.parquet"):
+        path.unlink()
+    if any(codes) or not set(told) <= {0, 2, 3}:
+        return f"commands ended with {told}, the ranks beside them with {codes}"
+    return ""
+
+
 def picture_away(round_: Round) -> str:
     """A disk that is mounted late: its row is asked again once it is there, and what was published stays in use."""
     number = round_.rng.randrange(QUESTIONS)
@@ -246,7 +320,8 @@ def touched_model(round_: Round) -> str:
 
 DISTURBANCES = (
     sigkill_one, sigkill_all, sigterm_all, freeze_and_kill_one, die_in_a_window, die_in_a_window, failing_disk,
-    damage_units, delete_units, second_job, picture_away, touched_model,
+    damage_units, delete_units, second_job, picture_away, touched_model, other_rewards_at_once, other_pairing_at_once,
+    freeze_one_for_a_while, commands_beside,
 )  # fmt: skip
 
 
@@ -255,14 +330,16 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of disturbances, which are functions of this file")
     arguments = parser.parse_args()
+    Round.disturbances = tuple(one for one in DISTURBANCES if arguments.only is None or one.__name__ in arguments.only)
     # Imported before the ranks are forked, and no computation in this process: no thread is lost by the fork.
     from data_engine.job import worker  # noqa: F401
     from data_engine.models import llava, omnilmm  # noqa: F401
 
     hits, told, wrong = collections.Counter(), collections.Counter(), []
     dataset = arguments.folder / "questions.parquet"
-    flags = (*FLAGS, *write_hard_questions(dataset, QUESTIONS), "--rewards", "implicit,contrast,yesno")
+    flags = (*FLAGS, *write_hard_questions(dataset, QUESTIONS), "--rewards", REWARDS)
     # The reward model is the judge as well.
     flags += ("--yesno_model_path", str(arguments.folder / "reward"))
     # Copies: their files are touched.
@@ -287,7 +364,7 @@ def main() -> int:
             print(json.dumps(wrong[-1]), flush=True)
         print(f"round {number + 1}/{arguments.rounds}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     never = [window for window in WINDOWS if not hits[window]]
-    if never and arguments.rounds >= ROUNDS_FOR_ALL_WINDOWS:
+    if never and arguments.only is None and arguments.rounds >= ROUNDS_FOR_ALL_WINDOWS:
         wrong.append({"wrong": [f"never hit: {', '.join(never)}"]})
     print(json.dumps({"hits": {window: hits[window] for window in WINDOWS}, "disturbances": told, "wrong": wrong}))
     return 1 if wrong else 0

@@ -26,10 +26,11 @@ class Rank:
     """A forked rank; its window is read from shared memory, since a killed process cannot tell."""
 
     def __init__(
-        self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path, one_queue: bool = False
-    ) -> None:
-        """With `one_queue`, it takes the path of a GPU: see one_queue.py."""
-        self.window = mmap.mmap(-1, 64)
+        self, flags: list[str], rank: int, world_size: int, fault: Fault | None, log: Path, one_queue: bool = False,
+        command: str = "run",
+    ) -> None:  # fmt: skip
+        """With `one_queue`, it takes the path of a GPU: see one_queue.py. Another `command` than run is no rank."""
+        self.window, self.command = mmap.mmap(-1, 64), command
         self.pid = os.fork()
         if self.pid == 0:
             self._be_a_rank(flags, rank, world_size, fault, log, one_queue)
@@ -51,7 +52,7 @@ class Rank:
             _install(self.window, fault)
             from data_engine.commands import main
 
-            code = main.main(["run", *flags])
+            code = main.main([self.command, *flags])
         finally:
             os._exit(code)
 
@@ -139,6 +140,8 @@ def _install(shared: mmap.mmap, fault: Fault | None) -> None:
 
     def rename(source, target) -> None:
         saboteur.fail("rename")
+        if Path(target).name == "index.html":
+            saboteur.enter("writing the report")
         replace(source, target)
 
     def sync(descriptor) -> None:

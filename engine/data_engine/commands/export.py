@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from data_engine import stages
 from data_engine.commands.examples import Parser
-from data_engine.commands.work_dir import open_finished, read_run, told_of_disk
+from data_engine.commands.work_dir import of_one_pairing, open_finished, read_run, told_of_disk
 from data_engine.errors import UserError
 from data_engine.exports import (
     EXPORTS,
@@ -64,7 +64,8 @@ def _needed(work_dir: Path) -> list[tuple[str, str]]:
 
 
 def _export(run: "FinishedRun", asked: argparse.Namespace, names: list[str], repo: str | None, scratch: Path) -> None:
-    built = _build(run, names, scratch, asked.license)
+    with of_one_pairing(run.work_dir, run.pairs):
+        built = _build(run, names, scratch, asked.license)
     if repo is not None:
         from data_engine.exports import hub
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_engine.commands.work_dir import (
+    of_one_pairing,
     open_finished,
     require_pairing,
     take_option,
@@ -44,13 +45,14 @@ def main(argv: Sequence[str]) -> int:
         require_pairing(work_dir, compared)
     # Imported late: numpy would delay the messages before.
     from data_engine.pipeline.export import read_metadata
-    from data_engine.pipeline.pair import read_funnel
+    from data_engine.pipeline.pair import pairs_file, read_funnel
     from data_engine.reporting import compare, page
 
     config = run.config
     if compared is not None:
         read_metadata(work_dir, compared)
-    with told_of_disk(work_dir):
+    read = [run.pairs] if compared is None else [run.pairs, pairs_file(work_dir, compared)]
+    with told_of_disk(work_dir), of_one_pairing(work_dir, *read):
         funnel = read_funnel(work_dir, run.name)
         if compared is None:
             path = page.write_report(work_dir, run.questions, funnel, config.max_megapixels, config.exif, run.name)

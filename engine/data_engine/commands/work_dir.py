@@ -136,6 +136,30 @@ def told_of_disk(folder: Path) -> Iterator[None]:
         raise UserError(f'"{error.filename or folder}" cannot be read or written: {reason}') from None
 
 
+@contextlib.contextmanager
+def of_one_pairing(work_dir: Path, *pairs: Path) -> Iterator[None]:
+    """Raise IncompleteError where one of the files of pairs, which the body reads, is another one by its end.
+
+    They are read several times: what is made of two of them is of neither, or fails.
+    """
+    before, failure = [_identity(path) for path in pairs], None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if [_identity(path) for path in pairs] != before:
+        raise IncompleteError(
+            f'the pairs of "{work_dir}" were written anew meanwhile: give the command again'
+        ) from failure
+    if failure is not None:
+        raise failure
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _require(work_dir: Path, run_file: Mapping, entries: Iterable[tuple[str, str]]) -> None:
     for entry, name in entries:
         if name not in run_file.get(entry, {}):

@@ -1,7 +1,9 @@
 """The last step of a run, on one rank: pairs, dataset, report, and what a person sees of them."""
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 
 from data_engine import exports
 from data_engine.job import run_file
@@ -11,12 +13,34 @@ from data_engine.pipeline.export import FinishedRun
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel
+from data_engine.processes.signals import Stop, Stopped
 from data_engine.reporting import page
 from data_engine.reporting.timings import kinds_of_reasons
 from data_engine.store import claims, logs, units
-from data_engine.store.folders import scratch_folder
+from data_engine.store.folders import remove_leftovers, scratch_folder
+
+POLL_S = 0.2
 
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def alone(own: claims.Claims, stop: Stop) -> Iterator[None]:
+    """Inside, no other start of this work_dir takes its last step: pairs, dataset and exports are all of one start.
+
+    Raises Stopped where a signal comes while it waits for the other one.
+    """
+    told = False
+    while not stop.wanted:
+        with own.hold("pairing", 0) as mine:
+            if mine:
+                yield
+                return
+        if not told:
+            log.info("another start is pairing, this one pairs after it")
+            told = True
+        time.sleep(POLL_S)
+    raise Stopped
 
 
 def pair_all(plan: Plan) -> bool:
@@ -24,6 +48,9 @@ def pair_all(plan: Plan) -> bool:
     config = plan.config
     pair.require_units(plan.work_dir, len(plan.unit_rows), plan.stages)
     units.sweep(plan.work_dir)
+    # This start may export nothing, or take no given answers.
+    for purpose in ("export", "answers"):
+        remove_leftovers(plan.work_dir, purpose)
     claims.Claims(plan.work_dir, plan.ranks.rank).sweep()
     log.info("pairing")
     start = time.perf_counter()
@@ -57,13 +84,20 @@ def _export(plan: Plan) -> None:
     config, folder = plan.config, plan.work_dir / exports.FOLDER
     names = exports.chosen(config.export)
     if names:
-        run = FinishedRun(plan.work_dir, run_file.read(plan.work_dir), plan.questions, config)
+        run = FinishedRun(plan.work_dir, _run_file(plan), plan.questions, config)
         with scratch_folder(plan.work_dir, "export") as scratch:
             for name, written in run.write(names, folder, scratch).items():
                 print(exports.told(name, written), flush=True)
     stale = sorted(path.name for path in folder.glob("*") if path.name in exports.EXPORTS and path.name not in names)
     if stale:
         log.warning("%s has exports of an earlier pairing; --export %s writes them anew", folder, ",".join(stale))
+
+
+def _run_file(plan: Plan) -> dict:
+    """run.json with the sources of reward of this start; another one may have added some whose units are not there."""
+    found = run_file.read(plan.work_dir)
+    own = {"config": found["config"] | {"rewards": plan.config.rewards}, "same_tokenizer": plan.same_tokenizer}
+    return found | own
 
 
 def why_nothing(plan: Plan, funnel: Funnel) -> str:

@@ -34,6 +34,9 @@ def check(plan: Plan, claims: Claims) -> None:
             require_bound(facts, stage, plan.bound, units.unit_path(plan.work_dir, stage.name, unit))
             inputs = {name: seals[name][unit] for name in stage.needs if unit in seals[name]}
             reason = None
+            if exchanged_input(facts, inputs):
+                # Another rank may have computed both again since the input was read.
+                inputs |= {name: now for name in inputs if (now := _seal(plan, name, unit))}
             if exchanged := exchanged_input(facts, inputs):
                 reason = f"its unit of {exchanged} is another one now"
             elif stage.name in todo:
@@ -57,15 +60,17 @@ def _set_aside(plan: Plan, claims: Claims, stage: Stage, unit: int, found: tuple
     seal, reason = found
     with claims.hold(stage.name, unit) as mine:
         # Another rank may be at it, or may have computed it again since.
-        if mine and _is_still(plan, stage, unit, seal):
-            aside = units.set_aside(plan.work_dir, stage.name, unit, units.REPLACED)
-            log.warning(
-                "unit %d of %s will be computed again: %s; the old one is in %s", unit, stage.name, reason, aside
-            )
+        if mine and _seal(plan, stage.name, unit) == seal:
+            aside = units.set_aside(plan.work_dir, stage.name, unit, units.REPLACED, units.has_seal(seal))
+            if aside is not None:
+                log.warning(
+                    "unit %d of %s will be computed again: %s; the old one is in %s", unit, stage.name, reason, aside
+                )
 
 
-def _is_still(plan: Plan, stage: Stage, unit: int, seal: str) -> bool:
+def _seal(plan: Plan, stage: str, unit: int) -> str | None:
+    """That of a published unit, as it is now; None where there is none."""
     try:
-        return units.read_unit_facts(plan.work_dir, stage.name, unit)[1] == seal
+        return units.read_unit_facts(plan.work_dir, stage, unit)[1]
     except units.DamagedUnitError:
-        return False
+        return None

@@ -24,7 +24,7 @@ from data_engine.questions.dataset import Questions
 from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
-from data_engine.store.atomic import creating, replacing
+from data_engine.store.atomic import alone_with, creating, replacing
 from data_engine.store.made_from import differing_names, told
 from data_engine.store.units import auto_unit_size, split_units
 from data_engine.vllm_settings import shaping
@@ -129,15 +129,21 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
         if not path.exists():
             with creating(path) as beside:
                 beside.write_text(json.dumps(described, indent=1))
-    found = read(work_dir)
-    _refuse_held(work_dir, found["bound"], described["bound"], RunStages.of(described.get("config", {})))
+    found, new = _updated(work_dir, described)
+    if new != found:
+        # Another start may add what it brings at the same time.
+        with alone_with(path):
+            found, new = _updated(work_dir, described)
+            if new != found:
+                with replacing(path) as beside:
+                    beside.write_text(json.dumps(new, indent=1))
     changed = [
         f"{name} {then} -> {described['versions'].get(name)}"
         for name, then in found["versions"].items()
         if described["versions"].get(name) != then
     ]
     warnings = [f"this run was started with other versions ({', '.join(changed)})"] if changed else []
-    return _updated(work_dir, found, described), warnings
+    return new, warnings
 
 
 def make_work_dir(work_dir: Path) -> Path:
@@ -207,22 +213,20 @@ def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping, run_stages: Run
         )
 
 
-def _updated(work_dir: Path, found: dict, described: dict) -> dict:
-    """run.json with this start's bound values, models and places, written where they differ."""
-    new = dict(found)
+def _updated(work_dir: Path, described: dict) -> tuple[dict, dict]:
+    """run.json as it is, and with this start's bound values, models and places. Raises UserError as open_run does."""
+    found, bound = read(work_dir), described["bound"]
+    _refuse_held(work_dir, found["bound"], bound, RunStages.of(described.get("config", {})))
     any_published = any(units.published(work_dir, stage) for stage in stages.known())
-    if not any_published and found["bound"] != described["bound"]:
-        new = described
-    else:
-        # The last bits of published units depend on the frozen figures, which stay.
-        new |= {"bound": found["bound"] | described["bound"], "places": described["places"]}
-        # By it rewards of stages that no pairing has read yet are made.
-        new |= {name: described[name] for name in ("same_tokenizer",) if name in described}
-        new |= _with_models(found, described)
-    if new != found:
-        with replacing(work_dir / "run.json") as beside:
-            beside.write_text(json.dumps(new, indent=1))
-    return new
+    replaces = any(found["bound"][name] != value for name, value in bound.items() if name in found["bound"])
+    if replaces and not any_published:
+        return found, described
+    # What this start does not use, another one that is at work may. The last bits of published units depend on the
+    # frozen figures, which stay.
+    new = found | {"bound": found["bound"] | bound, "places": described["places"]}
+    # By it rewards of stages that no pairing has read yet are made.
+    new |= {name: described[name] for name in ("same_tokenizer",) if name in described}
+    return found, new | _with_models(found, described)
 
 
 def _with_models(found: Mapping, described: Mapping) -> dict:

@@ -14,7 +14,7 @@ from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError
 from data_engine.job import published, run_file
-from data_engine.job.last_step import pair_all
+from data_engine.job.last_step import alone, pair_all
 from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
 from data_engine.job.progress import Progress, log_to_stderr
@@ -82,13 +82,18 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     written = True
     while finished and ranks.rank == 0 and config.stop_after_stage == stages.PAIR:
         try:
-            written = pair_all(plan)
+            with alone(worker.claims, stop):
+                written = pair_all(plan)
             break
         except units.DamagedUnitError as damage:
             if config.continue_from_stage == stages.PAIR or plan.placement.split:
                 raise IncompleteError(f"{damage}: run the same command again, with all stages") from None
             log.warning("%s", damage)
-            finished = worker.work(Independent())
+        except IncompleteError:
+            # Another start may have set a unit aside; what another shard has not computed yet, this one cannot.
+            if plan.placement.split or not worker.lacks_units():
+                raise
+        finished = worker.work(Independent())
     if not finished:
         return STOPPED
     if ranks.rank == 0:
@@ -105,13 +110,13 @@ class Worker:
         self.writer = Writer()
         self.image_workers = ImageWorkers()
         self.held = ModelHolder(plan, self.image_workers)
+        self._todo = plan.stages.between(plan.config.continue_from_stage, plan.config.stop_after_stage)
         # Of the units in hand, by stage and number: what they say that they were computed from.
         self.made_from: dict[tuple[str, int], dict] = {}
 
     def work(self, coordination: Coordination) -> bool:
         """Publish every unit of this job's shard, up to the last step asked for; False if a signal came."""
-        config = self.plan.config
-        todo = self.plan.stages.between(config.continue_from_stage, config.stop_after_stage)
+        todo = self._todo
         published.check(self.plan, self.claims)
         self._require_earlier()
         total = len(self.plan.mine) * len(todo)
@@ -131,6 +136,10 @@ class Worker:
         self._require_earlier()
         self.held.release()
         return not coordination.any(bool(self.stop.wanted))
+
+    def lacks_units(self) -> bool:
+        """Whether this start has units of its shard to publish."""
+        return self._left(self._todo)
 
     def _look_at_first_rows(self, todo: list[Stage]) -> None:
         """Raise UserError, before a model is loaded, where none of them can be used."""

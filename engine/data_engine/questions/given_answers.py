@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import logging
-import shutil
 import time
 from array import array
 from collections.abc import Callable, Iterable
@@ -206,13 +205,17 @@ class GivenAnswers:
         ids = hashlib.sha256(json.dumps(questions.idx).encode()).hexdigest()
         key = hashlib.sha256(f"1 {content} {ids}".encode()).hexdigest()[:16]
         folder = work_dir / FOLDER / key
+
+        def check_whole(facts: GivenFacts) -> None:
+            check(facts)
+            # Before other ranks see the copy.
+            if hash_files([Path(path)]) != [content]:
+                raise UserError(f'answers "{path}" changed while it was read: run again when it is complete')
+
         while not folder.is_dir():
             with claims.hold(f"{FOLDER}-{key}", 0) as mine:
                 if mine and not folder.is_dir():
-                    _make(work_dir, folder, GivenFile(path, questions.idx_type), questions, check)
-                    if hash_files([Path(path)]) != [content]:
-                        shutil.rmtree(folder)
-                        raise UserError(f'answers "{path}" changed while it was read: run again when it is complete')
+                    _make(work_dir, folder, GivenFile(path, questions.idx_type), questions, check_whole)
             if not folder.is_dir():
                 time.sleep(POLL_S)
         found = cls(folder)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 DAY_S = 86_400
+# Who holds a file for so long was stopped: others go on without it.
+HELD_S, POLL_S = 60.0, 0.02
 
 
 @contextlib.contextmanager
@@ -115,6 +117,41 @@ def _opened(path: Path) -> int | None:
         except (PermissionError, IsADirectoryError):
             continue
     return None
+
+
+@contextlib.contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Inside, this process may read a file and replace it: all others that ask for the same wait until it is done.
+
+    Not for ever: after HELD_S the body runs in any case, as it does where the file system has no locks.
+    """
+    descriptor = _locked(path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    end = time.monotonic() + HELD_S
+    while True:
+        descriptor = _opened(path)
+        if descriptor is None or _locks(descriptor, path) or time.monotonic() > end:
+            return descriptor
+        os.close(descriptor)
+        time.sleep(POLL_S)
+
+
+def _locks(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another process may have replaced the file before it was locked.
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def sync_file(path: Path) -> None:

@@ -98,14 +98,18 @@ class Claims:
     def sweep(self) -> None:
         """Remove the claims of owners that died and what they left beside them; for when every unit is published."""
         probe = self.folder / f".{secrets.token_hex(8)}"
-        probe.touch()
-        # The time of the file server, which also dates the touches.
-        now_ns = probe.stat().st_mtime_ns
-        probe.unlink()
+        try:
+            # The time of the file server, which also dates the touches. Of the open file: another process that sweeps
+            # at the same time takes this one for half a claim, and removes it.
+            with open(probe, "xb") as file:
+                now_ns = os.fstat(file.fileno()).st_mtime_ns
+        finally:
+            probe.unlink(missing_ok=True)
         for path in self.folder.iterdir():
             found = _read(path)
             if found and (self._owner_has_died(found) or now_ns - found.touched_ns > LAPSE_S * 1e9):
-                path.unlink(missing_ok=True)
+                # Another rank may have taken the unit over since.
+                self._remove(path, lambda now, swept=found: now == swept)
 
     def _create(self, path: Path, mine: str) -> bool:
         # Linked into place whole, so that no reader finds a claim without its owner.
@@ -152,8 +156,8 @@ class Claims:
             removed = _read(tombstone)
             if removed is None or is_meant(removed):
                 return True
-            # Not over a claim that was made in between.
-            with contextlib.suppress(FileExistsError):
+            # Not over a claim that was made in between. Another rank may have swept this one, which has lapsed since.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.link(tombstone, path)
             return False
         finally:

@@ -19,14 +19,19 @@ log = logging.getLogger(__name__)
 def scratch_folder(work_dir: Path, purpose: str) -> Iterator[Path]:
     """A new, empty, hidden folder under `work_dir`, gone afterwards; first removes those of dead processes."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    for leftover in sorted(work_dir.glob(f".{purpose}.*")):
-        remove_if_abandoned(leftover, _remove)
+    remove_leftovers(work_dir, purpose)
     folder, lock = locked_new(lambda: beside_of(work_dir / purpose), _new_folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def remove_leftovers(work_dir: Path, purpose: str) -> None:
+    """Remove the scratch folders that dead processes left."""
+    for leftover in sorted(work_dir.glob(f".{purpose}.*")):
+        remove_if_abandoned(leftover, _remove)
 
 
 def _new_folder(folder: Path) -> int:

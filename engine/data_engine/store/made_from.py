@@ -32,15 +32,19 @@ def read_unit(work_dir: Path, stage: Stage, unit: int, bound: Mapping) -> Sealed
 
 
 def read_with_inputs(work_dir: Path, stage: Stage, unit: int, bound: Mapping, inputs: Mapping[str, Sealed]) -> Sealed:
-    """A published unit that was computed from these `inputs`; one that was not is set aside, as a damaged one is."""
+    """A published unit that was computed from these `inputs`; one that was not is set aside, as a damaged one is.
+
+    Raises DamagedUnitError then, and where an input is another one by now than that which was read.
+    """
     found = read_unit(work_dir, stage, unit, bound)
     exchanged = exchanged_input(found.facts, {name: one.seal for name, one in inputs.items()})
     if exchanged:
-        aside = units.set_aside(work_dir, stage.name, unit, units.REPLACED)
-        path = units.unit_path(work_dir, stage.name, unit)
-        raise units.DamagedUnitError(
-            f"{path} was computed from another unit of {exchanged}; it was moved to {aside} and will be computed again"
-        )
+        path, aside = units.unit_path(work_dir, stage.name, unit), None
+        # Another start may have computed both again since the input was read.
+        if units.read_unit_facts(work_dir, exchanged, unit)[1] == inputs[exchanged].seal:
+            aside = units.set_aside(work_dir, stage.name, unit, units.REPLACED, units.has_seal(found.seal))
+        told = f"it was moved to {aside} and will be computed again" if aside else "one of them was exchanged meanwhile"
+        raise units.DamagedUnitError(f"{path} was computed from another unit of {exchanged}; {told}")
     return found
 
 

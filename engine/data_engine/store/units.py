@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,13 +122,13 @@ def publish_result(work_dir: Path, stage: str, unit: int, result: UnitResult, ma
 
 
 def sweep(work_dir: Path) -> None:
-    """Remove what processes that died left of run.json, and of units which are published by now."""
+    """Remove what processes that died left of run.json, of reports, and of units which are published by now."""
     leftovers = [*work_dir.glob(".run.json.*"), *work_dir.glob("hashes/.*.json.*"), *work_dir.glob("paths/.*.json.*")]
     for stage in stages.known():
         leftovers += (work_dir / stage).glob(".unit-*.parquet.*")
-    for path in leftovers:
-        if path.with_name(path.name[1:].rpartition(".")[0]).exists():
-            remove_if_abandoned(path, lambda left: left.unlink(missing_ok=True))
+    leftovers = [path for path in leftovers if path.with_name(path.name[1:].rpartition(".")[0]).exists()]
+    for path in [*leftovers, *work_dir.glob("report/**/.index.html.*")]:
+        remove_if_abandoned(path, lambda left: left.unlink(missing_ok=True))
 
 
 def read_unit(work_dir: Path, stage: str, unit: int) -> Sealed:
@@ -138,7 +138,10 @@ def read_unit(work_dir: Path, stage: str, unit: int) -> Sealed:
         with _gone_where_absent(path):
             return read_sealed(path)
     except ValueError as error:
-        aside = set_aside(work_dir, stage, unit, DAMAGED)
+        aside = set_aside(work_dir, stage, unit, DAMAGED, _is_damaged)
+        if aside is None:
+            # Another rank set it aside, and may have computed it again.
+            return read_unit(work_dir, stage, unit)
         raise DamagedUnitError(f"{error}; it was moved to {aside} and will be computed again") from None
 
 
@@ -149,9 +152,10 @@ def read_unit_facts(work_dir: Path, stage: str, unit: int) -> tuple[dict, str]:
         with _gone_where_absent(path):
             return read_facts(path)
     except ValueError:
-        # The footer of a whole unit says all; what is wrong with this one is found and told there.
-        read_unit(work_dir, stage, unit)
-        raise
+        # The footer of a whole unit says all; what is wrong with this one is found and told there, unless another rank
+        # has computed it again since.
+        whole = read_unit(work_dir, stage, unit)
+        return whole.facts, whole.seal
 
 
 @contextlib.contextmanager
@@ -164,20 +168,55 @@ def _gone_where_absent(path: Path) -> Iterator[None]:
         raise DamagedUnitError(f"{path} is gone") from None
 
 
-def set_aside(work_dir: Path, stage: str, unit: int, folder: str) -> Path:
-    """Move a unit out of its place, so that it counts as missing; where it is now."""
+def set_aside(work_dir: Path, stage: str, unit: int, folder: str, is_meant: Callable[[Path], bool]) -> Path | None:
+    """Move a unit out of its place, so that it counts as missing; where it is now.
+
+    None where it is gone, or another one is in its place by now: one that `is_meant` does not know is put back.
+    """
     path = unit_path(work_dir, stage, unit)
     aside = work_dir / folder / f"{stage}-{path.stem}.{secrets.token_hex(4)}.parquet"
     aside.parent.mkdir(exist_ok=True)
-    # Gone already where another rank saw it too.
-    with contextlib.suppress(FileNotFoundError):
+    try:
         os.rename(path, aside)
-    return aside
+    except FileNotFoundError:
+        # Another rank saw it too.
+        return None
+    if is_meant(aside):
+        return aside
+    with contextlib.suppress(FileExistsError):
+        os.link(aside, path)
+    aside.unlink()
+    return None
+
+
+def has_seal(seal: str) -> Callable[[Path], bool]:
+    """For set_aside: whether a file is the unit with that seal."""
+
+    def is_meant(path: Path) -> bool:
+        try:
+            return read_facts(path)[1] == seal
+        except ValueError:
+            return False
+
+    return is_meant
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        read_sealed(path)
+    except ValueError:
+        return True
+    return False
 
 
 def sizes(work_dir: Path, stage: str) -> list[int]:
     """Bytes of each published unit of a stage."""
-    return [path.stat().st_size for path in (work_dir / stage).glob("unit-*.parquet")]
+    found = []
+    for unit in published(work_dir, stage):
+        # Another rank may set it aside.
+        with contextlib.suppress(FileNotFoundError):
+            found.append(unit_path(work_dir, stage, unit).stat().st_size)
+    return found
 
 
 def left_out(work_dir: Path) -> Iterator[dict]:

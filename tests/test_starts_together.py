@@ -1,0 +1,84 @@
+"""Two starts of one work_dir at the same time, the second of which comes at the worst moment of the first."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.parquet as pq
+import pytest
+from run_files import noise, png, read, write
+
+from data_engine.job import last_step, path_choice, worker
+from data_engine.pipeline import pair
+from data_engine.store import units
+
+
+@pytest.fixture
+def questions(tmp_path):
+    photos = [noise((60, 60), spread) for spread in (20, 50, 80)]
+    return write(tmp_path / "questions.parquet", [(f"q{i}", "What is it?", png(p)) for i, p in enumerate(photos)])
+
+
+def test_dataset_and_pairs_are_of_one_start_where_two_pair_at_the_same_time(config, questions, tmp_path, monkeypatch):
+    """The second start comes while the first one, with other settings, has published its dataset and not its pairs."""
+    work, publish, go = tmp_path / "work", pair._publish, threading.Event()
+    other, seconds = config(questions, rank=1), []
+
+    def later(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(pair, "_publish", publish)
+            patch.setattr(last_step.log, "info", lambda *told: go.set() if "another start" in told[0] else None)
+            seconds.append(pool.submit(worker.run, other))
+            seconds[0].add_done_callback(lambda _: go.set())
+            assert go.wait(60)
+        publish(*arguments)
+
+    monkeypatch.setattr(pair, "_publish", later)
+    monkeypatch.setattr(worker.Stop, "disarm", lambda stop: None)
+    with ThreadPoolExecutor(1) as pool:
+        assert worker.run(config(questions)) == 0
+        assert seconds[0].result() == 0
+    table = pq.read_table(work / "pairs/pairs.parquet")
+    kept = {row["idx"] for row in table.to_pylist() if row["status"] == "kept"}
+    assert json.loads(table.schema.metadata[b"settings"])["rank"] == 1
+    assert {row["idx"] for row in read(work / "dataset")} == kept
+    assert json.loads(table.schema.metadata[b"funnel"])["written"] == len(read(work / "dataset"))
+    assert not list((work / "claims").iterdir())
+
+
+def test_a_unit_that_another_start_sets_aside_before_the_pairing_is_computed_again(
+    config, questions, tmp_path, monkeypatch
+):
+    require, taken = pair.require_units, []
+
+    def without(work_dir, *arguments):
+        if not taken:
+            taken.append(units.unit_path(work_dir, "reward_logps", 0))
+            taken[0].unlink()
+        require(work_dir, *arguments)
+
+    monkeypatch.setattr(pair, "require_units", without)
+    # What a killed export has left; this start writes none.
+    leftover = tmp_path / "work/.export.0a"
+    leftover.mkdir(parents=True)
+    assert worker.run(config(questions)) == 0
+    assert not leftover.exists()
+    assert taken[0].exists()
+    assert read(tmp_path / "work/dataset")
+
+
+@pytest.mark.parametrize("before", [None, "{"])
+def test_ranks_that_decide_on_a_path_at_the_same_time_follow_one_decision(tmp_path, before):
+    """Also where a disk has damaged the decision that was there."""
+    path, ready = tmp_path / "paths/reward-0a.json", threading.Barrier(6)
+
+    def decide(number):
+        ready.wait()
+        path_choice._write(path, {"why_plain": str(number)})
+        return path_choice._read(path)["why_plain"]
+
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(8):
+            path.parent.mkdir(exist_ok=True)
+            path.unlink(missing_ok=True) if before is None else path.write_text(before)
+            assert len(set(pool.map(decide, range(6)))) == 1
