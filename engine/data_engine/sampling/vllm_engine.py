@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data_engine.errors import UserError
+from data_engine.errors import LostRankError, UserError
 from data_engine.models.internvl_chat import MODEL_TYPE, is_own
+from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.processes.ranks import unlaunched
 
 if TYPE_CHECKING:
     import vllm
+    from vllm.outputs import RequestOutput
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,28 @@ class Engine:
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
         # In its place multiprocessing would wait for workers that it has sent a SIGTERM, which is held from them.
         atexit.register(self.close)
+
+    def step(self) -> "list[RequestOutput]":
+        """What vLLM's next step gives out.
+
+        Raises UserError where memory ran out, and LostRankError where a worker is gone: vLLM calls both RuntimeError.
+        """
+        try:
+            return self.vllm.step()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise UserError(
+                    f"vLLM ran out of memory ({reason(error)}): lower gpu_memory_utilization, max_num_seqs or "
+                    "max_num_batched_tokens in --vllm_args"
+                ) from error
+            gone = [worker for worker in self._workers if not worker.is_alive()]
+            if not gone:
+                raise
+            codes = ", ".join(f"{worker.name}: {worker.exitcode}" for worker in gone)
+            raise LostRankError(
+                f"a worker of vLLM's has ended (exit code of {codes}), as where the kernel kills one for its memory; "
+                "what vLLM said stands above"
+            ) from error
 
     def close(self) -> None:
         """End the workers, and return when they are gone: what they held on a GPU is free then."""
