@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from conftest import ARGS, K
@@ -19,7 +18,7 @@ def test_a_run_whose_worker_is_killed_ends_by_name_and_leaves_no_process(run):
     lost = run("llava")
     process = lost.start(*FLAGS)
     lost.wait_for_units(1, process)
-    [worker] = [pid for pid in lost.children() if b"VLLM::Worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    [worker] = lost.workers()
     os.kill(worker, signal.SIGKILL)
     [told] = [line for line in lost.finish(process, 1).splitlines() if line.startswith("data-engine:")]
     assert told.startswith("data-engine: error: a worker of vLLM's has ended (exit code of VllmWorker-0: -9)")
