@@ -1,10 +1,11 @@
 """vLLM's engine: what it is started with, its start, its end, and what it is refused for before any work."""
 
 import atexit
+import contextlib
 import logging
 import multiprocessing
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,9 +127,26 @@ def _start(args: Mapping[str, object]) -> "vllm.LLMEngine":
 
 def load_vllm():
     """The package. Raises UserError where it is not installed, does not import, or is too old."""
+    with _telling_what_is_missing():
+        import vllm
+    found = tuple(int(part) for part in vllm.__version__.split(".")[:2] if part.isdigit())
+    if found < OLDEST:
+        raise UserError(
+            f"vLLM {vllm.__version__} is installed, and sampler vllm needs {'.'.join(map(str, OLDEST))} or newer: "
+            "pip install -U 'vlm-data-engine[vllm]'"
+        )
+    with _telling_what_is_missing():
+        # It imports its parts as they are asked for.
+        _ = vllm.EngineArgs, vllm.ModelRegistry
+    return vllm
+
+
+@contextlib.contextmanager
+def _telling_what_is_missing() -> Iterator[None]:
+    """Inside, vLLM is imported. Raises UserError where it, or what it needs, is not there or does not import."""
     try:
         with unlaunched(**ENVIRONMENT):
-            import vllm
+            yield
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise UserError(f"vLLM cannot be imported: {reason(error)}; install it again") from error
@@ -138,13 +156,6 @@ def load_vllm():
     # A compiled part that does not fit torch or the machine.
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(f"vLLM cannot be imported: {reason(error)}; install it again") from error
-    found = tuple(int(part) for part in vllm.__version__.split(".")[:2] if part.isdigit())
-    if found < OLDEST:
-        raise UserError(
-            f"vLLM {vllm.__version__} is installed, and sampler vllm needs {'.'.join(map(str, OLDEST))} or newer: "
-            "pip install -U 'vlm-data-engine[vllm]'"
-        )
-    return vllm
 
 
 def require_usable(folder: Path, args: Mapping[str, object], device_type: str) -> str:
