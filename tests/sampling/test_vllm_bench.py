@@ -1,6 +1,8 @@
 """`data-engine bench --vllm` over the stand-in: the tokens that are timed, what is dropped before, and refusals."""
 
+import multiprocessing
 import sys
+import time
 
 import pytest
 import torch
@@ -81,6 +83,20 @@ def test_a_vllm_that_fails_before_the_clock_starts_is_ended_and_the_bench_goes_o
     assert found is None
     assert why.startswith("vLLM was not timed: vLLM ran out of memory (")
     assert [engine.closed for engine in vllm.engines] == [True, True]
+
+
+def test_a_start_that_fails_half_way_leaves_its_threads_and_no_process_to_the_bench(subject, vllm, monkeypatch):
+    vllm.worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
+    vllm.refuses_to_start = ValueError("No available memory for the cache blocks.")
+    # vLLM leaves the process one.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    found, why = measure._by_vllm(subject, measure.Options(vllm_if_there=True))
+    assert found is None
+    assert told[-1] == 3
+    assert "does not start (No available memory for the cache blocks.)" in why
+    assert not vllm.worker.is_alive()
 
 
 @pytest.mark.parametrize("error", [UserError("vLLM ran out of memory"), LostRankError("a worker of vLLM's has ended")])

@@ -130,13 +130,13 @@ def install(monkeypatch) -> State:
     module.ModelRegistry = types.SimpleNamespace(get_supported_archs=lambda: state.architectures)
 
     def start(args) -> Engine:
-        if state.refuses_to_start:
-            raise state.refuses_to_start
         state.started_with = {"blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []), "environment": dict(os.environ)}
         if state.worker:
             state.worker.start()
         # As the real one.
         torch.set_num_threads(1)
+        if state.refuses_to_start:
+            raise state.refuses_to_start
         return Engine(state, args)
 
     module.LLMEngine = types.SimpleNamespace(from_engine_args=start)

@@ -5,6 +5,7 @@ prompts is dropped before each round, so that each computes them.
 """
 
 import io
+import multiprocessing
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from data_engine.bench.model import QUESTION, Subject
 from data_engine.bench.ways import SAMPLING
+from data_engine.errors import UserError
 from data_engine.models import family_class
 from data_engine.processes.ranks import unlaunched
 from data_engine.questions.conversation import Conversation
@@ -62,11 +64,19 @@ class ByVllm:
             # As many as the other ways have; by itself it leaves a core free, and binds its threads to the others.
             environment = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         dtype = str(model.dtype).removeprefix("torch.")
-        with unlaunched(**environment):
-            engine = Engine(engine_args(subject.folder, args, dtype, seed=0))
-        # vLLM leaves this process one, and the engine's ways are timed beside it.
-        torch.set_num_threads(threads)
-        return engine
+        before = set(multiprocessing.active_children())
+        try:
+            with unlaunched(**environment):
+                return Engine(engine_args(subject.folder, args, dtype, seed=0))
+        except UserError:
+            # Of a start that fails half-way they keep memory until this process ends, and the bench may go on.
+            for child in set(multiprocessing.active_children()) - before:
+                child.kill()
+                child.join()
+            raise
+        finally:
+            # vLLM leaves this process one, and the engine's ways are timed beside it.
+            torch.set_num_threads(threads)
 
     def close(self) -> None:
         self._engine.close()
