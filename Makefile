@@ -206,8 +206,7 @@ bench: $(STAMP) ## the engine against stock transformers, as ratios (half an hou
 	$(RUN) -m data_engine bench $(ARGS)
 
 bench-vllm: $(STAMP) $(VLLM)/.installed ## the engine's sampling against vLLM's, on the CPU (ARGS="--quick": minutes)
-	PYTHONPATH=$(abspath engine):$(abspath kernels) OMP_NUM_THREADS=$(CORES) VLLM_CPU_OMP_THREADS_BIND=nobind \
-		VLLM_CPU_KVCACHE_SPACE=4 VLLM_LOGGING_LEVEL=WARNING $(TEST_ENV) \
+	PYTHONPATH=$(abspath engine):$(abspath kernels) OMP_NUM_THREADS=$(CORES) VLLM_LOGGING_LEVEL=WARNING $(TEST_ENV) \
 		$(VLLM)/bin/python -m data_engine bench --vllm --shape qwen2.5-vl $(ARGS)
 
 # DRY_RUN=1 runs its parts at tiny shapes on the CPU, to see before a GPU is there that they run.

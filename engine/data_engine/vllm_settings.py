@@ -9,6 +9,7 @@ from data_engine.errors import UserError
 # Arguments of vLLM's engine that the run gives itself, and what decides them.
 OWN = {
     "model": "--instruct_model_path does",
+    "model_weights": "--instruct_model_path does",
     "tokenizer": "--instruct_model_path does",
     "revision": "--instruct_model_revision does",
     "tokenizer_revision": "--instruct_model_revision does",
@@ -21,8 +22,11 @@ OWN = {
     "logprobs_mode": "log-probs are held against the engine's own",
     "mm_processor_kwargs": "pictures are processed as the engine does when it scores",
     "mm_device_do_normalize": "pictures are processed as the engine does when it scores",
+    "mm_processor_device": "pictures are processed as the engine does when it scores",
+    "hf_token": "the checkpoint is read from a folder, and run.json is no place for a secret",
     "trust_remote_code": "remote code is never run",
     "data_parallel_size": "each rank has an engine of its own: NUM_PROCESSES and --num_shards do",
+    "device_ids": "each rank has GPUs of its own: CUDA_VISIBLE_DEVICES does",
     "disable_log_stats": "the run has its own log",
     "distributed_executor_backend": "workers are processes of their own, whose memory is free when models score",
     "worker_extension_cls": "the run's own has workers end with their rank",
@@ -36,7 +40,7 @@ SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_para
 FREE = frozenset((
     "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs",
     "max_num_batched_tokens", "enforce_eager", "compilation_config", "enable_prefix_caching", "enable_chunked_prefill",
-    "block_size", "swap_space", "cpu_offload_gb", "prefill_context_parallel_size", "disable_custom_all_reduce",
+    "block_size", "cpu_offload_gb", "prefill_context_parallel_size", "disable_custom_all_reduce",
     "max_parallel_loading_workers", "mm_encoder_tp_mode", "mm_processor_cache_gb", "enable_expert_parallel",
     "async_scheduling", "load_format", "safetensors_load_strategy", "limit_mm_per_prompt",
 ))  # fmt: skip

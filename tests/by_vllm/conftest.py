@@ -38,6 +38,8 @@ def environment() -> dict[str, str]:
     ours = {
         "PYTHONPATH": f"{ROOT / 'engine'}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1",
+        # setproctitle, by which vLLM names its workers, else overwrites the environment that `children` reads.
+        "SPT_NOENV": "1",
         # Every process imports thousands of files; compiled once, and kept, they take half the time.
         "PYTHONDONTWRITEBYTECODE": "",
     }  # fmt: skip
@@ -103,6 +105,10 @@ class Run:
     def children(self) -> list[int]:
         """Processes that work on this run, whoever started them."""
         return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if self._is_mine(path)]
+
+    def workers(self) -> list[int]:
+        """Those of them that are vLLM's workers."""
+        return [pid for pid in self.children() if b"VLLM::Worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def _is_mine(self, path: Path) -> bool:
         try:

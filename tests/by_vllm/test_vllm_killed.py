@@ -16,6 +16,7 @@ def test_a_run_that_is_killed_goes_on_with_every_answer_once(run):
     killed = run("llava")
     process = killed.start()
     killed.wait_for_units(1, process)
+    assert killed.workers()
     process.kill()
     process.communicate(timeout=PATIENCE_S)
     before = killed.sampled()

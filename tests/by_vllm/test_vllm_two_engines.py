@@ -15,6 +15,7 @@ def test_two_engines_share_a_run_and_stop_at_a_signal(run):
     launcher = (str(ROOT / "launch/run_engine.sh"),)
     process = both.start(launcher=launcher, PYTHON=both.python, **settings)
     both.wait_for_units(1, process)
+    assert both.workers()
     # As a terminal does: every process of the job gets it.
     os.killpg(process.pid, signal.SIGINT)
     output = both.finish(process, 75)

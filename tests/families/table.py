@@ -16,12 +16,18 @@ from families import FAMILIES
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 HEAD = """# Families
 
-What the conformance suite found with a tiny random checkpoint of each family, and a real processor: log-probs within
-1e-4 nat a token of transformers' own whole forward, and greedy ids equal to `generate`'s in every row. The fast path
-runs an image and its prompt once for all answers; the plain path gives each answer a prompt of its own. A hybrid family
-has layers that carry a state instead of keys and values. `--zero3 on` takes what two ranks were seen to compute as one
-does (tests/families/test_family_split.py). Other checkpoints of transformers'
-AutoModelForImageTextToText are tried in the same way, and take the plain path where they do not fit.
+Families of transformers, each tested with a tiny random checkpoint and a real processor:
+
+- **sampling**: greedy ids equal `generate`'s in every row; **scoring**: log-probs are within 1e-4 nat a token of
+  transformers' own whole forward.
+- **path**: the fast one runs an image and its prompt once for all answers; the plain one gives each answer a prompt of
+  its own. **hybrid**: some layers carry a state instead of keys and values.
+- **several images**, **without image**, **system, turns**: such questions are scored as exactly, or not taken.
+- **`--zero3 on`**: two ranks that share the model compute what one does (tests/families/test_family_split.py), or it is
+  refused.
+
+Other checkpoints of transformers' AutoModelForImageTextToText are tried in the same way when they are used, and take
+the plain path where they do not fit.
 
 Written by `python tests/families/table.py --write`; do not edit.
 

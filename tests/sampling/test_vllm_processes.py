@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_engine import load_model
+from data_engine.errors import LostRankError
 from data_engine.job import model_holder, worker
 from data_engine.sampling import vllm_engine
 
@@ -60,6 +61,31 @@ def test_no_model_is_loaded_before_the_workers_are_gone(settings, vllm, monkeypa
     monkeypatch.setattr(model_holder, "load_model", noting)
     assert worker.run(settings()) == 0
     assert alive == [False, False]
+
+
+def test_a_worker_that_is_killed_ends_the_run_by_name(settings, vllm):
+    """vLLM's own word for it is "cancelled"."""
+    vllm.worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
+
+    def killed() -> RuntimeError:
+        vllm.worker.kill()
+        vllm.worker.join()
+        return RuntimeError("cancelled")
+
+    vllm.fails = killed
+    with pytest.raises(LostRankError, match=r"a worker of vLLM's has ended \(exit code of SpawnProcess-\d+: -9\)"):
+        worker.run(settings())
+    assert vllm.engines[0].closed
+
+
+def test_memory_that_runs_out_is_told_with_what_to_lower_and_another_failure_stays_as_it_is(settings, vllm, refusal):
+    vllm.fails = lambda: RuntimeError("Worker failed with error 'CUDA out of memory. Tried to allocate 2.00 GiB'")
+    told = refusal(settings())
+    assert told.startswith("vLLM ran out of memory (Worker failed with error 'CUDA out of memory.")
+    assert told.endswith("lower gpu_memory_utilization, max_num_seqs or max_num_batched_tokens in --vllm_args")
+    vllm.fails = lambda: RuntimeError("Executor failed.")
+    with pytest.raises(RuntimeError, match=r"^Executor failed\.$"):
+        worker.run(settings())
 
 
 def test_a_worker_ends_with_the_rank_that_started_it(tmp_path):

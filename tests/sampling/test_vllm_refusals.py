@@ -31,6 +31,20 @@ def test_a_vllm_that_cannot_do_it_is_refused(settings, vllm, changes, says, refu
     assert says in refusal(settings())
 
 
+def test_a_vllm_with_a_part_that_does_not_import_is_refused_and_an_old_one_by_its_version(settings, vllm, refusal):
+    """The package imports its parts when they are asked for."""
+    module = sys.modules["vllm"]
+    del module.ModelRegistry
+
+    def lazily(name: str):
+        raise ImportError(f"{name}: undefined symbol")
+
+    module.__getattr__ = lazily
+    assert refusal(settings()) == "vLLM cannot be imported: ModelRegistry: undefined symbol; install it again"
+    module.__version__ = "0.9.2"
+    assert "vLLM 0.9.2 is installed" in refusal(settings())
+
+
 def test_without_vllm_the_extra_is_named_by_validate_too(settings, monkeypatch, refusal):
     monkeypatch.setitem(sys.modules, "vllm", None)
     says = "sampler vllm needs vLLM, which is not installed: pip install 'vlm-data-engine[vllm]'"
@@ -71,6 +85,10 @@ def test_families_that_vllm_does_not_know_are_refused_by_name(settings, vllm, go
             "tensor_parallel_size must be a whole number, at least 1, got 0",
         ),
         ({"vllm_args": '{"distributed_executor_backend": "uni"}'}, "workers are processes of their own"),
+        ({"vllm_args": '{"model_weights": "elsewhere"}'}, "vllm_args has model_weights, which it cannot set"),
+        ({"vllm_args": '{"mm_processor_device": "cuda"}'}, "pictures are processed as the engine does"),
+        ({"vllm_args": '{"device_ids": [1]}'}, "each rank has GPUs of its own"),
+        ({"vllm_args": '{"hf_token": "secret"}'}, "run.json is no place for a secret"),
         (
             {"temperature": 0.0},
             "temperature must be at least 0.01 with sampler vllm, got 0.0: vLLM draws one",

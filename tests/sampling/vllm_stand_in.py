@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 
 import torch
@@ -23,7 +24,7 @@ FIELDS = (
     "model", "dtype", "seed", "generation_config", "mm_processor_kwargs", "mm_device_do_normalize", "disable_log_stats",
     "distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_seqs",
     "quantization", "worker_extension_cls", "prefill_context_parallel_size",
-    "enable_prefix_caching", "gpu_memory_utilization",
+    "enable_prefix_caching", "gpu_memory_utilization", "kv_cache_memory_bytes",
 )  # fmt: skip
 
 
@@ -40,6 +41,8 @@ class State:
     """where answers are drawn; the engine's own models are on the CPU"""
     takes_seeds: bool = True
     refuses_to_start: Exception | None = None
+    fails: Callable[[], Exception] | None = None
+    """what a step raises"""
     worker: object = None
     """a process that an engine starts, and does not end"""
     started_with: dict[str, object] = field(default_factory=dict)
@@ -81,6 +84,8 @@ class Engine:
 
     def step(self) -> list:
         """The request that came last ends first, so that nobody relies on their order."""
+        if self.state.fails:
+            raise self.state.fails()
         number, (prompt, params) = self._waiting.popitem()
         model, ids = self.state.model, prompt["prompt_token_ids"]
         at = ids.index(self.state.image_token)
@@ -125,13 +130,13 @@ def install(monkeypatch) -> State:
     module.ModelRegistry = types.SimpleNamespace(get_supported_archs=lambda: state.architectures)
 
     def start(args) -> Engine:
-        if state.refuses_to_start:
-            raise state.refuses_to_start
         state.started_with = {"blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []), "environment": dict(os.environ)}
         if state.worker:
             state.worker.start()
         # As the real one.
         torch.set_num_threads(1)
+        if state.refuses_to_start:
+            raise state.refuses_to_start
         return Engine(state, args)
 
     module.LLMEngine = types.SimpleNamespace(from_engine_args=start)

@@ -5,6 +5,7 @@ prompts is dropped before each round, so that each computes them.
 """
 
 import io
+import multiprocessing
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from data_engine.bench.model import QUESTION, Subject
 from data_engine.bench.ways import SAMPLING
+from data_engine.errors import UserError
 from data_engine.models import family_class
+from data_engine.processes.ranks import unlaunched
 from data_engine.questions.conversation import Conversation
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.requests import PromptRequest
@@ -23,32 +26,57 @@ from data_engine.seeds import seed_for
 
 # Of the card's memory, where the engine's and transformers' models are loaded too.
 GPU_SHARE = 0.35
+# For its cache on a CPU, where it would take nine tenths of the machine's memory.
+CPU_CACHE_BYTES = 4 << 30
 
 
 class ByVllm:
     """An engine of vLLM with the subject's checkpoint, which works as it does in a run."""
 
     def __init__(self, subject: Subject) -> None:
-        """Raises UserError where vLLM is missing, or does not take the checkpoint."""
+        """Raises UserError where vLLM is missing, does not take the checkpoint, or has no room for it."""
         model, sizes = subject.engine, subject.sizes
         self._maker = family_class(model.family).prompt_maker(subject.folder)
         self.version = require_usable(subject.folder, {}, model.device.type)
         pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in subject.photos]
         self._prompts = [self._maker.prompt(Conversation.of(QUESTION), [picture], True, 64) for picture in pictures]
-        threads = torch.get_num_threads()
+        self._engine = self._started(subject)
+        self._answers_BKL = subject.answers_BKL
+        try:
+            # Each picture goes through vLLM's processor, which keeps what it makes; k answers, as they are timed.
+            self.sample(torch.full((len(self._prompts), sizes.k), 2))
+            self.score()
+        except BaseException:
+            # The bench may go on without it.
+            self.close()
+            raise
+
+    def _started(self, subject: Subject) -> Engine:
+        model, sizes, threads = subject.engine, subject.sizes, torch.get_num_threads()
         longest = max(sizes.most_tokens, sizes.new_tokens, sizes.answer_tokens + 1)
         args: dict[str, object] = {"max_model_len": subject.prefix_tokens + longest, "enable_prefix_caching": True}
+        environment = {}
         if model.device.type == "cuda":
             # The other ways' weights and caches lie beside it; without this, vLLM takes 0.9 of the whole card.
             args["gpu_memory_utilization"] = GPU_SHARE
+        else:
+            args["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+            # As many as the other ways have; by itself it leaves a core free, and binds its threads to the others.
+            environment = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         dtype = str(model.dtype).removeprefix("torch.")
-        self._engine = Engine(engine_args(subject.folder, args, dtype, seed=0))
-        # vLLM leaves this process one, and the engine's ways are timed beside it.
-        torch.set_num_threads(threads)
-        self._answers_BKL = subject.answers_BKL
-        # Each picture goes through vLLM's processor, which keeps what it makes; k answers, as they are timed.
-        self.sample(torch.full((len(self._prompts), sizes.k), 2))
-        self.score()
+        before = set(multiprocessing.active_children())
+        try:
+            with unlaunched(**environment):
+                return Engine(engine_args(subject.folder, args, dtype, seed=0))
+        except UserError:
+            # Of a start that fails half-way they keep memory until this process ends, and the bench may go on.
+            for child in set(multiprocessing.active_children()) - before:
+                child.kill()
+                child.join()
+            raise
+        finally:
+            # vLLM leaves this process one, and the engine's ways are timed beside it.
+            torch.set_num_threads(threads)
 
     def close(self) -> None:
         self._engine.close()
@@ -89,7 +117,7 @@ class ByVllm:
                 waiting[name] = len(ids)
         scored = 0
         while waiting:
-            for output in self._engine.vllm.step():
+            for output in self._engine.step():
                 if output.finished:
                     # The last ones of the prompt, of which its own tokens come first.
                     scored += len(output.prompt_logprobs[-waiting.pop(output.request_id) :])

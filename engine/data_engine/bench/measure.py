@@ -20,7 +20,7 @@ from data_engine.bench.machine import PeakMemory, ceilings, free_bytes, machine,
 from data_engine.bench.model import Sizes, Subject
 from data_engine.bench.shapes import photo_size, write_checkpoint
 from data_engine.bench.ways import ALL_WAYS, VLLM_WAYS, WAYS, Ways
-from data_engine.errors import UserError
+from data_engine.errors import LostRankError, UserError
 from data_engine.models.adapter_folder import model_folder
 from data_engine.models.answer_cache import nbytes
 from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
@@ -77,10 +77,7 @@ def run(sizes: Sizes, options: Options) -> dict:
         left_out = warm_up(subject, ways)
         timed = {name: way for name, way in timed.items() if name not in left_out}
         if subject.engine.device.type == "cuda":
-            # Captures and compilation follow from the rows that meet: each of the engine's ways is made once in full.
-            for name, way in timed.items():
-                if name.startswith("engine"):
-                    way()
+            timed = made_once(timed)
         measured = measure(timed, sizes.rounds, subject.engine.device)
         result = _result(options, ways, job, measured)
         result["sizes"]["rows"] = decoder.num_rows
@@ -110,7 +107,7 @@ def _by_vllm(subject: Subject, options: Options):
 
     try:
         return ByVllm(subject), ""
-    except UserError as problem:
+    except (UserError, LostRankError) as problem:
         if options.vllm:
             raise
         return None, f"vLLM was not timed: {problem}"
@@ -193,10 +190,26 @@ def warm_up(subject: Subject, ways: Ways) -> set[str]:
     return left_out
 
 
+def made_once(timed: dict[str, Callable[[], int]]) -> dict[str, Callable[[], int]]:
+    """Make the engine's and vLLM's ways once in full: captures and compilation follow from the rows that meet.
+
+    Returns all ways but those that `measure` would leave out.
+    """
+    lost: set[str] = set()
+    for name, way in timed.items():
+        if name.startswith(("engine", "vllm")) and name not in lost:
+            try:
+                way()
+            except (RuntimeError, MemoryError, UserError) as error:
+                lost |= _left_out(name, error)
+    return {name: way for name, way in timed.items() if name not in lost}
+
+
 def measure(timed: dict[str, Callable[[], int]], rounds: int, device: torch.device) -> dict[str, dict]:
     """Seconds by round, tokens and peak memory of each way. Ways take turns, so a slower minute affects all.
 
-    One that is not the engine's, and for which the memory does not suffice beside the engine's caches, is left out.
+    One that is not the engine's, and for which the memory does not suffice beside the engine's caches, is left out; so
+    are those of a vLLM that has failed.
     """
     found: dict[str, dict] = {name: {"seconds": [], "tokens": 0, "peak_bytes": None} for name in timed}
     peak = PeakMemory(device)
@@ -204,18 +217,29 @@ def measure(timed: dict[str, Callable[[], int]], rounds: int, device: torch.devi
     lost: set[str] = set()
     with tqdm(turns, unit="way", desc="bench", dynamic_ncols=True) as bar:
         for name in bar:
+            if name in lost:
+                continue
             bar.set_postfix_str(name)
             peak.start()
             start = settled(device)
             try:
                 found[name]["tokens"] = timed[name]()
-            except (RuntimeError, MemoryError) as error:
-                if name.startswith("engine") or not is_out_of_memory(error):
-                    raise
-                lost.add(name)
+            except (RuntimeError, MemoryError, UserError) as error:
+                lost |= _left_out(name, error)
                 continue
             found[name]["seconds"].append(settled(device) - start)
-            found[name]["peak_bytes"] = peak.read()
-    if lost:
-        log.warning("%s: %s left out", NO_ROOM, ", ".join(sorted(lost)))
+            # vLLM's memory is that of other processes.
+            found[name]["peak_bytes"] = None if name in VLLM_WAYS else peak.read()
     return {name: one for name, one in found.items() if name not in lost}
+
+
+def _left_out(name: str, error: Exception) -> set[str]:
+    """The ways that cannot be timed after this error of one, said in a warning. Raises the error of any other kind."""
+    if name in VLLM_WAYS and isinstance(error, (UserError, LostRankError)):
+        gone, why = set(VLLM_WAYS), str(error)
+    elif name.startswith("engine") or not is_out_of_memory(error):
+        raise error
+    else:
+        gone, why = {name}, NO_ROOM
+    log.warning("%s: %s left out", why, ", ".join(sorted(gone)))
+    return gone

@@ -58,6 +58,7 @@ USAGES = {
     "rlaif-v": Usage(
         "Pairs of one picture and one question, as RLAIF-V's trainer reads them.",
         (IDX, ("question", "without a marker for the picture"), *_SIDES, IMAGE),
+        "The columns `ds_name`, `origin_dataset` and `image_path` are there, too, where the questions have them.\n"
         "RLAIF-V's trainer reads the folder as its data directory since pull request 37. ms-swift reads it too:\n\n"
         "```bash\nswift rlhf --rlhf_type dpo --model MODEL --dataset EXPORT --strict true \\\n"
         '  --columns \'{"chosen": "response", "rejected": "rejected_response"}\'\n```',
@@ -118,8 +119,8 @@ USAGES = {
          ("margin", "reward of the better answer minus that of the worse, by the first reward that ranks; 0 at least"),
          IMAGES),
         _SWIFT.format(command="swift rlhf --rlhf_type rm")
-        + "\n\nThe loss asks that both scores differ by the margin, which is beta times nats: large margins make large "
-        "losses.",
+        + "\n\nThe loss asks the better answer's score to exceed the worse one's by the margin. By default that is\n"
+        "beta times a difference of log-probs, summed over tokens: large margins make large losses.",
     ),
     "internvl-mpo": Usage(
         "Pairs of pictures and one question for InternVL's MPO trainer.",
@@ -131,10 +132,13 @@ USAGES = {
     "scored": Usage(
         "Every answer that was sampled, with its token ids, rewards and places, for analysis and for other trainers.",
         (IDX, ("sample_index", "number of the answer to its question"), ("question", "as in the dataset"),
-         ("answer, token_ids, finish_reason", "as sampled"), ("sum, avg, min, last", "rewards"),
+         ("answer, token_ids, finish_reason", "as sampled"), 
+         ("sum, avg, min, last", "rewards of `implicit`; empty in a run without it"),
          ("sum_rank, avg_rank", "places among the answers to the question, from 1"),
          ("not_ranked", "why it has no place"), ("image_path", "what the dataset calls the picture")),
-        '```python\nimport pyarrow.parquet as pq\n\ntable = pq.read_table("EXPORT/scored.parquet")\n```',
+        '```python\nimport pyarrow.parquet as pq\n\ntable = pq.read_table("EXPORT/scored.parquet")\n```\n\n'
+        "Texts are as sampled, without pictures. Each other reward of the run has a column of its name, and\n"
+        "each name of `--rank_by` one of places (`NAME_rank`).",
     ),
 }  # fmt: skip
 

@@ -72,7 +72,7 @@ class VllmBackend:
             self._fill()
             if not self._running:
                 return []
-            ended = [output for output in self._engine.step() if output.finished]
+            ended = [output for output in self._started.step() if output.finished]
             if ended or self.wants_more:
                 return [found for output in ended for found in self._completions(output)]
 

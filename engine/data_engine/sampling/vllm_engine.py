@@ -1,22 +1,25 @@
 """vLLM's engine: what it is started with, its start, its end, and what it is refused for before any work."""
 
 import atexit
+import contextlib
 import logging
 import multiprocessing
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from data_engine.errors import UserError
+from data_engine.errors import LostRankError, UserError
 from data_engine.models.internvl_chat import MODEL_TYPE, is_own
+from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.processes.ranks import unlaunched
 
 if TYPE_CHECKING:
     import vllm
+    from vllm.outputs import RequestOutput
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,28 @@ class Engine:
         # In its place multiprocessing would wait for workers that it has sent a SIGTERM, which is held from them.
         atexit.register(self.close)
 
+    def step(self) -> "list[RequestOutput]":
+        """What vLLM's next step gives out.
+
+        Raises UserError where memory ran out, and LostRankError where a worker is gone: vLLM calls both RuntimeError.
+        """
+        try:
+            return self.vllm.step()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise UserError(
+                    f"vLLM ran out of memory ({reason(error)}): lower gpu_memory_utilization, max_num_seqs or "
+                    "max_num_batched_tokens in --vllm_args"
+                ) from error
+            gone = [worker for worker in self._workers if not worker.is_alive()]
+            if not gone:
+                raise
+            codes = ", ".join(f"{worker.name}: {worker.exitcode}" for worker in gone)
+            raise LostRankError(
+                f"a worker of vLLM's has ended (exit code of {codes}), as where the kernel kills one for its memory; "
+                "what vLLM said stands above"
+            ) from error
+
     def close(self) -> None:
         """End the workers, and return when they are gone: what they held on a GPU is free then."""
         atexit.unregister(self.close)
@@ -102,9 +127,26 @@ def _start(args: Mapping[str, object]) -> "vllm.LLMEngine":
 
 def load_vllm():
     """The package. Raises UserError where it is not installed, does not import, or is too old."""
+    with _telling_what_is_missing():
+        import vllm
+    found = tuple(int(part) for part in vllm.__version__.split(".")[:2] if part.isdigit())
+    if found < OLDEST:
+        raise UserError(
+            f"vLLM {vllm.__version__} is installed, and sampler vllm needs {'.'.join(map(str, OLDEST))} or newer: "
+            "pip install -U 'vlm-data-engine[vllm]'"
+        )
+    with _telling_what_is_missing():
+        # It imports its parts as they are asked for.
+        _ = vllm.EngineArgs, vllm.ModelRegistry
+    return vllm
+
+
+@contextlib.contextmanager
+def _telling_what_is_missing() -> Iterator[None]:
+    """Inside, vLLM is imported. Raises UserError where it, or what it needs, is not there or does not import."""
     try:
         with unlaunched(**ENVIRONMENT):
-            import vllm
+            yield
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise UserError(f"vLLM cannot be imported: {reason(error)}; install it again") from error
@@ -114,13 +156,6 @@ def load_vllm():
     # A compiled part that does not fit torch or the machine.
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(f"vLLM cannot be imported: {reason(error)}; install it again") from error
-    found = tuple(int(part) for part in vllm.__version__.split(".")[:2] if part.isdigit())
-    if found < OLDEST:
-        raise UserError(
-            f"vLLM {vllm.__version__} is installed, and sampler vllm needs {'.'.join(map(str, OLDEST))} or newer: "
-            "pip install -U 'vlm-data-engine[vllm]'"
-        )
-    return vllm
 
 
 def require_usable(folder: Path, args: Mapping[str, object], device_type: str) -> str:
