@@ -12,13 +12,13 @@ CHAOS = Path(__file__).with_name("chaos.py")
 
 @pytest.mark.slow
 def test_disturbed_jobs_end_in_the_dataset_of_an_undisturbed_one(tmp_path):
-    command = [sys.executable, str(CHAOS), str(tmp_path), "--rounds", "2", "--seed", "1"]
+    command = [sys.executable, str(CHAOS), str(tmp_path), "--rounds", "2", "--seed", "34"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, _told(done)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["wrong"] == []
-    # Disturbed indeed: something was killed somewhere.
-    assert sum(result["hits"].values()) > 0
+    # The first disturbance of this seed kills rank 0 while it swaps the dataset in, which it does in each start.
+    assert result["hits"]["swapping the dataset in"] > 0
 
 
 def _told(done: subprocess.CompletedProcess) -> str:
