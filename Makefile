@@ -26,6 +26,7 @@ FAMILY_RESULTS ?= .pytest_cache/families.xml
 TRAINER_RESULTS ?= .pytest_cache/trainers.xml
 VLLM_RESULTS ?= .pytest_cache/vllm.xml
 BROWSER_RESULTS ?= .pytest_cache/browser.xml
+SLURM_RESULTS ?= .pytest_cache/slurm.xml
 # Made-up data: so many times more than in `make test`, and another each day.
 FUZZ_TIMES ?= 10
 FUZZ_SEED ?= $(shell date +%Y%m%d)
@@ -165,7 +166,7 @@ test-long: $(STAMP) ## more cases of the longer proofs, which CI leaves out (15 
 	$(TEST_ENV) $(PYTEST) -m long $(PYTEST_ARGS)
 
 test-slurm: $(STAMP) ## a real SLURM of two nodes on this machine: needs slurm-wlm and munge (apt-get install)
-	$(TEST_ENV) $(BIN)/pytest -q -rs -m slurm $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/pytest -q -rs --junitxml=$(SLURM_RESULTS) -m slurm $(PYTEST_ARGS)
 
 chaos: $(STAMP) ## rounds of kills, signals, failing disks and lost units; each must end in the same dataset
 	rm -rf runs/chaos && mkdir -p runs/chaos
