@@ -20,6 +20,7 @@ from hostile_images import mutations
 from PIL import Image
 from run_files import read
 
+from data_engine.processes.job_signals import JOB_SIGNALS
 from data_engine.questions import image_workers, images
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
@@ -156,6 +157,17 @@ def test_signals_that_a_job_gets_end_no_worker(workers):
     assert outcome(workers.decode, photo()) == outcome(images.decode, photo())
     assert workers._free == [worker]
     assert os.getsid(worker.process.pid) == worker.process.pid
+
+
+@pytest.mark.parametrize("number", sorted(JOB_SIGNALS))
+def test_a_signal_that_comes_while_a_worker_starts_does_not_end_it(number):
+    worker = image_workers._Worker()
+    # Python has not begun to run the worker's code.
+    os.kill(worker.process.pid, number)
+    try:
+        assert worker.decode(photo(), 1, "apply").tobytes() == images.decode(photo(), 1).tobytes()
+    finally:
+        worker.end()
 
 
 def test_a_worker_that_does_not_start_is_an_error_of_the_run_and_not_of_the_image(sabotaged):

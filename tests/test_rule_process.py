@@ -7,9 +7,11 @@ import textwrap
 import pytest
 
 from data_engine.errors import UserError
+from data_engine.processes.job_signals import JOB_SIGNALS
+from data_engine.rules import process as rules_process
 from data_engine.rules.chosen import Rule
 from data_engine.rules.process import Judged, RuleProcess
-from data_engine.rules.worker import Limits
+from data_engine.rules.worker import Limits, SetUp
 
 LITTLE = Limits(memory_bytes=120 << 20)
 HASTY = Limits(processor_s=0.4, import_s=0.4)
@@ -133,6 +135,18 @@ def test_what_a_rule_keeps_in_memory_is_not_the_next_questions_end(judged):
     for idx in (1, 2, 3):
         assert running.judge({"idx": idx}, ANSWERS) == Judged((idx, idx), (None, None))
     running.close()
+
+
+@pytest.mark.parametrize("number", sorted(JOB_SIGNALS))
+def test_a_signal_that_comes_while_a_worker_starts_does_not_end_it(number):
+    worker = rules_process._Worker()
+    os.kill(worker.process.pid, number)
+    try:
+        source = "def score(row, answers):\n    return [1.0 for _ in answers]"
+        assert worker.asked(SetUp("rule.py", source, "score", None, [], LITTLE), 60) == {"problem": None}
+        assert worker.asked(({}, ["a", "b"]), 60)["scores"] == [1.0, 1.0]
+    finally:
+        worker.end()
 
 
 def test_processes_that_a_rule_starts_end_with_its_own(tmp_path):

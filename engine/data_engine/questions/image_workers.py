@@ -1,6 +1,6 @@
 """images.decode in worker processes: a hostile file may crash them, hang them, or exhaust their memory.
 
-A worker imports questions.images, with what that imports, and nothing else of the engine. Encoded bytes go in and
+A worker imports questions.images, with what that imports, and hardly more of the engine. Encoded bytes go in and
 pixels come out through a socket; when the rank ends, in whatever way, the socket closes, and the worker exits after the
 image that it decodes. Nothing that comes from a worker is unpickled. A request is (max_megapixels, whether EXIF is
 applied, size) and the file; a response is (width, height, whether it was turned, size) and the pixels, or a width of 0
@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from data_engine.processes import job_signals
 from data_engine.questions import images
 from data_engine.questions.images import BadImage, Exif
 
@@ -36,8 +37,6 @@ COMMAND = [sys.executable, "-P", "-m", "data_engine.questions.image_workers"]
 _REQUEST, _RESPONSE = struct.Struct("<d?Q"), struct.Struct("<II?Q")
 _NO_IMAGE = (0, 0, False)
 _READY = b"R"
-# Workers ignore the job's signals; their rank ends them.
-_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class ImageWorkers:
@@ -135,7 +134,7 @@ class _Worker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, job_signals.held():
             # In a session of its own it does not get Ctrl-C from the terminal.
             self.process = subprocess.Popen(
                 [*COMMAND, str(theirs.fileno())],
@@ -178,8 +177,7 @@ class _Worker:
 
 def serve(stream: BinaryIO) -> None:
     """The loop of a worker: for each image its size and pixels, or a reason, until the socket closes."""
-    for number in _IGNORED_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    job_signals.ignore()
     with contextlib.suppress(EOFError, OSError):
         _send(stream, _READY)
         while True:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_engine.errors import UserError
+from data_engine.processes import job_signals
 from data_engine.processes.ranks import unlaunched
 from data_engine.rules.chosen import Rule
 from data_engine.rules.worker import Limits, SetUp, receive, send
@@ -104,7 +105,7 @@ class _Worker:
         ours, theirs = socket.socketpair()
         # Sets and hashes are in the same order in every worker. What a rule prints would go between the lines of the
         # progress bar. In a session of its own the worker does not get Ctrl-C from the terminal.
-        with theirs, unlaunched(PYTHONHASHSEED="0"):
+        with theirs, unlaunched(PYTHONHASHSEED="0"), job_signals.held():
             self.process = subprocess.Popen(
                 [*COMMAND, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

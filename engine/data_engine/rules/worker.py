@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from data_engine.processes import job_signals
+
 LENGTH = struct.Struct("<Q")
-# The job's signals reach the rank, which ends its worker.
-_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
 _REASON_LENGTH = 200
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
@@ -62,8 +62,7 @@ class SetUp:
 
 def serve(stream: BinaryIO, rank: int) -> None:
     """Set up once, then a response a question, until the stream closes. `rank` is the process that started this one."""
-    for number in _IGNORED_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    job_signals.ignore()
     # Of Linux alone; elsewhere the closed stream ends the process after the question.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import logging
 import multiprocessing
-import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from data_engine.errors import LostRankError, UserError
 from data_engine.models.internvl_chat import MODEL_TYPE, is_own
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, read_json, reason
+from data_engine.processes import job_signals
 from data_engine.processes.ranks import unlaunched
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
-# A terminal and SLURM send these to every process of the job; the rank alone decides what follows.
-SIGNALS = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 # An argument that versions of vLLM need not have; without any other that the run sets, vLLM does not start.
 DISPENSABLE = {"mm_device_do_normalize"}
 # For a worker to be gone after it was told to end; vLLM itself allows less.
@@ -107,10 +105,9 @@ class Engine:
 
 def _start(args: Mapping[str, object]) -> "vllm.LLMEngine":
     vllm = load_vllm()
-    # The workers inherit this. A signal that comes meanwhile arrives once the engine has started.
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with unlaunched(**ENVIRONMENT):
+        # The workers hold the signals for good. One that comes meanwhile arrives here once the engine has started.
+        with unlaunched(**ENVIRONMENT), job_signals.held():
             unknown = DISPENSABLE - set(vllm.EngineArgs.__dataclass_fields__)
             given = {name: value for name, value in args.items() if name not in unknown}
             return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
@@ -121,8 +118,6 @@ def _start(args: Mapping[str, object]) -> "vllm.LLMEngine":
             f"vLLM {vllm.__version__} does not start ({reason(error) or type(error).__name__}); what it said stands "
             "above. Settings of its engine go into --vllm_args"
         ) from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def load_vllm():

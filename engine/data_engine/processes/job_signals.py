@@ -1,0 +1,30 @@
+"""The signals of a job, for processes that a rank starts: a terminal and SLURM send them to every process of the job.
+
+The rank alone decides what follows, and ends its own processes.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+JOB_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Inside, they wait: for this thread until the end, for processes that it starts until those call `ignore`.
+
+    One that came before a process has a handler would end it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore() -> None:
+    """For a process that was started inside `held`."""
+    for number in JOB_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, JOB_SIGNALS)
