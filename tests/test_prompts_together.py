@@ -217,6 +217,21 @@ def test_a_pass_that_was_found_to_change_bits_is_not_planned_again(instruct):
         hook.remove()
 
 
+def test_no_pass_is_planned_for_a_prompt_that_was_found_to_agree_with_none(instruct):
+    """Passes have bits of their own here, so the prompts of later questions would be run early for nothing."""
+    hook = instruct.decoder.layers[0].mlp.down_proj.register_forward_hook(changed_rows(by_number))
+    try:
+        packing = Packing(instruct)
+        assert packing.may_go([65, 71], NO_LIMIT)
+        assert packing.run(made_up(65, 71), NO_LIMIT) == []
+        assert packing.fingerprint(256) is not None
+        assert not packing.may_go([65, 71], NO_LIMIT)
+        # Of these, one was not measured, and the other is known to differ.
+        assert not packing.may_go([80, 65], NO_LIMIT)
+    finally:
+        hook.remove()
+
+
 def made_up(*lengths: int) -> list[EmbeddedPrompt]:
     generator = torch.Generator().manual_seed(0)
     return [EmbeddedPrompt(torch.randn(length, 64, generator=generator)) for length in lengths]

@@ -3,7 +3,10 @@
 Questions, lengths, numbers of rows, slots and pages are drawn; so is where memory runs out and where logits are NaN.
 """
 
+import contextlib
 import random
+from collections import Counter
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +20,7 @@ from data_engine.sampling.native.cpu_attention import OrderedRows, runs
 from data_engine.sampling.native.model_runner import NOT_FINITE
 from data_engine.sampling.native.page_allocator import PageAllocator, pages_of
 from data_engine.sampling.native.paged_attention import PagedRows
-from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.native.scheduler import SamplingEngine, Scheduler
 from data_engine.sampling.native.step_graphs import Captures
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest, Queue
 
@@ -246,6 +249,42 @@ def test_every_answer_has_its_own_tokens(paged, fails, units):
                 continue
             assert (one.token_ids, one.finish_reason) == world.expected(request.keys[one.sample_index]), seed
     assert ended >= {"stop", "length", BROKEN}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_page_and_slot_is_free_or_held_once(fails, monkeypatch):
+    """After each step, prompts that were run ahead of their turn included; at the end all are free."""
+    step, run, ahead = Scheduler._step, Scheduler.run, []
+
+    def check(loop: Scheduler) -> None:
+        pages, prompts = loop.pages, loop.prompts
+        of_prompts = [page for its in prompts._prompt_pages.values() for page in its]
+        of_answers = [page for row in loop.rows for page in row.pages]
+        assert sorted([*pages.free, *of_prompts, *of_answers]) == list(range(1, pages.number + 1))
+        assert pages._of_prompts == len(of_prompts)
+        slots = [*prompts._slots.values(), *prompts._free_slots]
+        assert sorted(slots) == list(range(loop.runner.caches.num_slots))
+        in_flight = Counter(row.number for row in loop.rows)
+        assert prompts._alive == {number: in_flight[number] for number in prompts._slots}
+        # None waits to be run while an answer may read it.
+        assert not prompts._to_run
+        ahead.extend(number for number, alive in prompts._alive.items() if not alive)
+
+    def stepped(loop: Scheduler) -> None:
+        step(loop)
+        check(loop)
+
+    def ran(loop: Scheduler) -> Iterator[Completion | None]:
+        yield from run(loop)
+        check(loop)
+        assert not loop.prompts._slots
+
+    monkeypatch.setattr(Scheduler, "_step", stepped)
+    monkeypatch.setattr(Scheduler, "run", ran)
+    for seed in range(150):
+        with contextlib.suppress(UserError):
+            sampled(World(seed, fails), paged=True, lag=seed % 3, units=bool(seed % 2))
+    assert ahead
 
 
 def test_a_question_is_dropped_and_none_that_stands_between_its_answers():

@@ -1,4 +1,5 @@
-"""Prompts of LLaVA-1.5-7B's length in passes of one, two and four: the time of each, and whether its bits are the same.
+"""Prompts of LLaVA-1.5-7B's length in passes of one, two and four: the time of each, and whether its bits are the same;
+and how many lengths of a prompt alone agree with such passes.
 
 By the engine's own code, on a decoder of that size; the vision tower, which runs an image at a time, is left out.
 """
@@ -17,6 +18,8 @@ from data_engine.sampling.native.packing import Packing, rows_for
 
 # Tokens of four prompts: 576 of an image, and a question.
 LENGTHS, TINY_LENGTHS = (616, 604, 631, 622), (70, 65, 81, 66)
+# Whose number of rows is held against that of each pass: a prompt whose bits are others alone never shares one.
+ALONE, TINY_ALONE = range(580, 708), range(61, 77)
 
 
 @torch.inference_mode()
@@ -40,7 +43,16 @@ def prompt_passes(device: torch.device, tiny: bool) -> dict:
         }
     start = time.perf_counter()
     Packing(model).fingerprint(ways["4"]["rows"][0])
-    return {"ways": ways, "ms_to_measure": (time.perf_counter() - start) * 1e3}
+    spent, tried = time.perf_counter() - start, TINY_ALONE if tiny else ALONE
+    rows = sorted({number for name in ("2", "4") for number in ways[name]["rows"]})
+    agree = {str(number): agreeing(packing, number, tried) for number in rows}
+    return {"ways": ways, "ms_to_measure": spent * 1e3, "lengths": [tried.start, tried.stop - 1], "agree": agree}
+
+
+def agreeing(packing: Packing, num_rows: int, lengths: Sequence[int]) -> int:
+    """How many of these lengths of a prompt alone have the fingerprint of a pass of so many rows."""
+    expected = packing.fingerprint(num_rows)
+    return sum(expected is not None and packing.fingerprint(length) == expected for length in lengths)
 
 
 def run(model: BareLlama, groups: Sequence[Sequence[EmbeddedPrompt]]) -> list[Prefix]:
@@ -71,4 +83,7 @@ def table(measured: dict) -> str:
         lines.append(f"{number:12}{rows:>24}{times}{same:>12}{runs:>15}")
     lines.append(f"to measure whether {measured['ways']['4']['rows'][0]} rows agree, once: "
                  f"{measured['ms_to_measure']:.1f} ms")  # fmt: skip
+    first, last = measured["lengths"]
+    agree = ", ".join(f"{number} with a pass of {rows} rows" for rows, number in measured["agree"].items())
+    lines.append(f"of the {last - first + 1} lengths from {first} to {last} tokens agree: {agree}")
     return "\n".join(lines)

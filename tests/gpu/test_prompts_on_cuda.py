@@ -14,7 +14,7 @@ from data_engine.sampling.native.packing import Packing, rows_for
 from data_engine.sampling.native.page_pool import PagePool
 from data_engine.sampling.native.paged_attention import PagedRows
 from data_engine.sampling.native.scheduler import SamplingEngine
-from data_engine.sampling.native.step_graphs import Captures
+from data_engine.sampling.native.step_graphs import Captures, refusing_waits
 from data_engine.sampling.requests import PromptRequest
 from data_engine.seeds import seed_for
 
@@ -85,8 +85,32 @@ def test_a_refill_waits_for_nothing_once_its_numbers_of_rows_were_measured(tiny,
     waiting = [ToRun(prompt, slot, [1 + slot]) for slot, prompt in enumerate(prompts)]
     runner.prefill_all(waiting)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with refusing_waits():
         runner.prefill_all(waiting)
+
+
+@torch.inference_mode()
+def test_memory_that_runs_out_in_a_pass_or_in_its_measurement_is_given_back(tiny, prompts, monkeypatch):
+    """At the second layer of more than 128 rows."""
+    tried = []
+
+    def too_much(module, given):
+        if given[0].shape[1] > 128:
+            tried.append(given[0].shape[1])
+            torch.empty(1 << 42, dtype=torch.uint8, device=DEVICE)
+
+    measured = Packing(tiny)
+    # As on a card on which all agree.
+    monkeypatch.setattr(measured, "agree", lambda lengths: True)
+    # Libraries have their workspaces after the first pass.
+    assert len(measured.run(prompts[:4], 10**6)) == 4
+    hook = tiny.decoder.layers[1].register_forward_pre_hook(too_much)
+    try:
+        before = torch.cuda.memory_allocated(DEVICE)
+        for packing in (measured, Packing(tiny)):
+            assert packing.run(prompts[:4], 10**6) == []
+            assert torch.cuda.memory_allocated(DEVICE) == before
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        hook.remove()
+    # 65, 71, 65 and 81 tokens.
+    assert tried == [384, 384]

@@ -49,6 +49,9 @@ def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
     }  # fmt: skip
     assert all(way["same_bits"] and way["would_run"] and way["ms_a_prompt"] > 0 for way in passes.values())
     assert "to measure whether 384 rows agree" in done.stdout
+    # In fp32 on a CPU all do.
+    assert result["prompt_passes"]["agree"] == {"256": 16, "384": 16}
+    assert "lengths from 61 to 76 tokens agree: 16 with a pass of 256 rows, 16 with a pass of 384 rows" in done.stdout
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaModel
+from transformers import AutoModel, LlamaConfig
 
 from data_engine.models import attention, embedded
 from data_engine.models.cpu_linear import pack_linears
@@ -42,8 +42,9 @@ class BareLlama:
 
     def __init__(self, sizes: dict[str, int], device: torch.device, dtype: torch.dtype) -> None:
         config = LlamaConfig(vocab_size=self.num_ids, attn_implementation=attention.NAME, **sizes)
+        # Made in its dtype: a cast would take the memory of fp32 weights first, and round rotary frequencies too.
         with torch.device(device):
-            self.decoder = LlamaModel(config).to(dtype).eval()
+            self.decoder = AutoModel.from_config(config, dtype=dtype).eval()
         pack_linears(self.decoder, once=True)
         if merges_linears(device, split=False):
             merge_linears(self.decoder)

@@ -24,12 +24,12 @@ from data_engine.models.prefix import Prefix, run_prefixes
 
 log = logging.getLogger(__name__)
 
-# Beyond it a pass of a usual prompt fills a GPU, and nothing is won.
+# Of a pass. So many usual prompts fill a GPU, and more would win nothing.
 MOST_PROMPTS, MOST_TOKENS = 4, 4096
-# Passes of several prompts have a multiple of so many rows, so that few numbers of rows are measured; products are
-# computed in tiles of as many, or twice.
+# Passes of several prompts have a multiple of so many rows, so that few numbers of rows are measured. Products are
+# computed in tiles of 128 or 256 rows.
 ROUND = 128
-# Rows that are repeated to measure: a number that shares no factor with a tile's, so that copies lie at many offsets.
+# Rows that are repeated to measure. 61 shares no factor with a tile's rows, so copies begin at many places in a tile.
 BLOCK = 61
 
 
@@ -48,10 +48,8 @@ class Packing:
         is tried again.
         """
         lengths = [prompt.length for prompt in prompts[:MOST_PROMPTS]]
-        while len(lengths) > 1 and not self.may_go(lengths, room):
-            lengths.pop()
         try:
-            while len(lengths) > 1 and not self.agree(lengths):
+            while len(lengths) > 1 and not (self.may_go(lengths, room) and self.agree(lengths)):
                 lengths.pop()
             if len(lengths) < 2:
                 return []
@@ -65,10 +63,13 @@ class Packing:
         return []
 
     def may_go(self, lengths: Sequence[int], room: int) -> bool:
-        """Whether prompts of these lengths are few and short enough for one pass; also where it was not measured."""
+        """Whether prompts of these lengths are few and short enough for one pass, and nothing that was measured so far
+        speaks against it.
+        """
         num_rows = rows_for(lengths)
         fits = len(lengths) <= MOST_PROMPTS and num_rows <= min(room, self._most_tokens)
-        return fits and self._found.get(num_rows, b"not measured") is not None
+        measured = {self._found[number] for number in (num_rows, *lengths) if number in self._found}
+        return fits and None not in measured and len(measured) < 2
 
     def agree(self, lengths: Sequence[int]) -> bool:
         """Whether prompts of these lengths were found to have the same bits in one pass as alone."""

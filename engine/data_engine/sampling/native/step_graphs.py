@@ -113,7 +113,7 @@ class CudaRecorder:
             once()
 
     def rehearse(self, once: Callable[[], None]) -> None:
-        with _apart(self._stream), _refusing_waits():
+        with _apart(self._stream), refusing_waits():
             once()
 
     def record(self, step: Step) -> tuple[Graph, Tensor]:
@@ -167,7 +167,7 @@ def _apart(side: torch.cuda.Stream) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusing_waits() -> Iterator[None]:
+def refusing_waits() -> Iterator[None]:
     """Raise RuntimeError where the host waits for the device. No other thread of a rank uses the device."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
