@@ -33,8 +33,9 @@ IMPORTED = (
     "pandas",
 )  # fmt: skip
 POLL_S = 0.01
-# Launchers ask the others of a failed rank to stop, and kill those that have not after a while: 30 s, here less.
-PATIENCE_S = 10
+# Launchers ask the others of a failed rank to stop, and kill those that have not after this time. Ranks themselves take
+# up to 22 s to see that one is lost.
+PATIENCE_S = 30
 
 
 class Forked:
