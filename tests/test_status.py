@@ -3,7 +3,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from watched_run import STAGES, make_run, unit_line
 from data_engine.commands import status
 from data_engine.errors import UserError
 from data_engine.store import logs
-from data_engine.watching.reader import Reader
 
 NOW = 1_000_000.0
 
@@ -130,29 +128,6 @@ def test_a_folder_that_is_no_work_dir_is_refused(tmp_path, content, says):
 )
 def test_a_duration_has_two_units_at_most(seconds, text):
     assert status.duration(seconds) == text
-
-
-@pytest.mark.slow
-def test_of_a_hundred_thousand_units_and_64_logs_a_later_look_takes_a_fraction_of_the_first(tmp_path):
-    work_dir = make_run(tmp_path, 100_000, {"sampled_answer": 99_000})
-    for rank in range(64):
-        write_log(work_dir, rank, *(unit_line(NOW - 10 * i, seconds=640.0) for i in range(1546, -1, -1)))
-    reader, run_file = Reader(work_dir), json.loads((work_dir / "run.json").read_text())
-
-    def look(at: float) -> tuple[float, int]:
-        """Seconds on the processor, so that a busy machine does not fail it, and the units that are done."""
-        before = time.process_time()
-        progress = reader.look(run_file, NOW + at, at)
-        return time.process_time() - before, progress.stages[0].done
-
-    first, done = look(0)
-    assert done == 99_000
-    (work_dir / "sampled_answer/unit-99000.parquet").touch()
-    # The least of three: other processes take a processor's caches.
-    took = min(look(at)[0] for at in (1.0, 40.0, 80.0))
-    assert look(81.0)[1] == 99_001
-    print(f"\nfirst look {first:.2f} s of processor time, later ones {took:.3f} s")
-    assert took < first / 3, (took, first)
 
 
 def start_watch(work_dir: Path, *arguments: str, **options) -> subprocess.Popen:
