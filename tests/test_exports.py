@@ -1,5 +1,6 @@
 """The dataset folder: what is in it, in which order, and what trainers make of it."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -19,7 +20,7 @@ from data_engine.questions.dataset import Questions, load_questions
 from data_engine.schemas import without_image_marker
 from data_engine.seeds import seed_for
 from data_engine.store import units
-from data_engine.store.folders import scratch_folder
+from data_engine.store.folders import scratch_folder, sole_scratch_folder, swap_in
 from data_engine.store.units import UnitResult, split_units
 
 
@@ -287,6 +288,20 @@ def test_what_dead_runs_left_is_removed_and_what_living_ones_use_is_not(tmp_path
     finally:
         os.close(lock)
     assert list(tmp_path.iterdir()) == [alive]
+
+
+def test_who_takes_over_removes_what_living_processes_have_and_these_publish_nothing_more(tmp_path):
+    target = tmp_path / "dataset"
+    target.mkdir()
+    (target / "older").touch()
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(sole_scratch_folder(tmp_path, "pairing"))
+        (one / "made").mkdir()
+        other = stack.enter_context(sole_scratch_folder(tmp_path, "pairing"))
+        assert list(tmp_path.glob(".*")) == [other]
+        stack.enter_context(pytest.raises(FileNotFoundError))
+        swap_in(one / "made", target, one / "old")
+    assert [path.name for path in tmp_path.rglob("*")] == ["dataset", "older"]
 
 
 def test_scratch_is_gone_after_an_error(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from data_engine import exports
 from data_engine.job import run_file
@@ -17,7 +18,7 @@ from data_engine.processes.signals import Stop, Stopped
 from data_engine.reporting import page
 from data_engine.reporting.timings import kinds_of_reasons
 from data_engine.store import claims, logs, units
-from data_engine.store.folders import remove_leftovers, scratch_folder
+from data_engine.store.folders import move_in, part_of, remove_leftovers, sole_scratch_folder
 
 POLL_S = 0.2
 
@@ -44,21 +45,27 @@ def alone(own: claims.Claims, stop: Stop) -> Iterator[None]:
 
 
 def pair_all(plan: Plan) -> bool:
-    """Write pairs, dataset and report, and print the funnel; False, with the reasons logged, where no pair is left."""
+    """Write pairs, dataset and report, and print the funnel; False, with the reasons logged, where no pair is left.
+
+    For who is alone. Raises TakenOverError where another start was, after this one had been stopped for a while.
+    """
     config = plan.config
     pair.require_units(plan.work_dir, len(plan.unit_rows), plan.stages)
     units.sweep(plan.work_dir)
-    # This start may export nothing, or take no given answers.
-    for purpose in ("export", "answers"):
+    # This start may take no given answers, and may not be followed by the commands that leave the others.
+    for purpose in ("export", "answers", pair.NAMED_SCRATCH):
         remove_leftovers(plan.work_dir, purpose)
     claims.Claims(plan.work_dir, plan.ranks.rank).sweep()
     log.info("pairing")
-    start = time.perf_counter()
-    funnel = pair.run(stored_of(plan), Settings.of(config, plan.stages), _source_of(plan), debug=config.debug)
-    logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
-    page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)
-    print(funnel.table(), flush=True)
-    _export(plan)
+    # All that is published below is renamed out of this folder.
+    with sole_scratch_folder(plan.work_dir, "pairing") as scratch:
+        start = time.perf_counter()
+        settings = Settings.of(config, plan.stages)
+        funnel = pair.run(stored_of(plan), settings, _source_of(plan), scratch, debug=config.debug)
+        logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
+        _report(plan, funnel, scratch)
+        print(funnel.table(), flush=True)
+        _export(plan, scratch)
     if not funnel.found:
         log.error("%s", why_nothing(plan, funnel))
     return funnel.found > 0
@@ -79,14 +86,21 @@ def _source_of(plan: Plan) -> pair.DatasetSource:
     return pair.DatasetSource(plan.questions, plan.unit_rows, plan.config.exif, control_tokens)
 
 
-def _export(plan: Plan) -> None:
+def _report(plan: Plan, funnel: Funnel, scratch: Path) -> None:
+    config, made = plan.config, scratch / "index.html"
+    text = page.report_text(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)
+    made.write_text(text, encoding="utf-8")
+    move_in(made, page.report_path(plan.work_dir))
+
+
+def _export(plan: Plan, scratch: Path) -> None:
     """Write the exports of --export, and say which older ones are no longer those of the pairs."""
     config, folder = plan.config, plan.work_dir / exports.FOLDER
     names = exports.chosen(config.export)
     if names:
         run = FinishedRun(plan.work_dir, _run_file(plan), plan.questions, config)
-        with scratch_folder(plan.work_dir, "export") as scratch:
-            for name, written in run.write(names, folder, scratch).items():
+        with part_of(scratch, "exports") as own:
+            for name, written in run.write(names, folder, own).items():
                 print(exports.told(name, written), flush=True)
     stale = sorted(path.name for path in folder.glob("*") if path.name in exports.EXPORTS and path.name not in names)
     if stale:

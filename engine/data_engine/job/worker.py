@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_engine import stages
 from data_engine.config import RunConfig
-from data_engine.errors import IncompleteError, UserError
+from data_engine.errors import IncompleteError, TakenOverError, UserError
 from data_engine.job import published, run_file
 from data_engine.job.last_step import alone, pair_all
 from data_engine.job.model_holder import ModelHolder
@@ -89,6 +89,9 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
             if config.continue_from_stage == stages.PAIR or plan.placement.split:
                 raise IncompleteError(f"{damage}: run the same command again, with all stages") from None
             log.warning("%s", damage)
+        except TakenOverError:
+            # Its pairs are newer than those that this start would make.
+            raise
         except IncompleteError:
             # Another start may have set a unit aside; what another shard has not computed yet, this one cannot.
             if plan.placement.split or not worker.lacks_units():
