@@ -19,7 +19,7 @@ from data_engine.exports.base import ExportSource, Written
 from data_engine.questions.dataset import Questions, load_questions
 from data_engine.schemas import without_image_marker
 from data_engine.seeds import seed_for
-from data_engine.store import units
+from data_engine.store import folders, units
 from data_engine.store.folders import scratch_folder, sole_scratch_folder, swap_in
 from data_engine.store.units import UnitResult, split_units
 
@@ -290,17 +290,22 @@ def test_what_dead_runs_left_is_removed_and_what_living_ones_use_is_not(tmp_path
     assert list(tmp_path.iterdir()) == [alive]
 
 
-def test_who_takes_over_removes_what_living_processes_have_and_these_publish_nothing_more(tmp_path):
-    target = tmp_path / "dataset"
+def test_who_takes_over_removes_what_living_processes_have_and_these_publish_nothing_more(tmp_path, monkeypatch):
+    target, others = tmp_path / "dataset", []
     target.mkdir()
     (target / "older").touch()
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(sole_scratch_folder(tmp_path, "pairing"))
         (one / "made").mkdir()
-        other = stack.enter_context(sole_scratch_folder(tmp_path, "pairing"))
-        assert list(tmp_path.glob(".*")) == [other]
-        stack.enter_context(pytest.raises(FileNotFoundError))
-        swap_in(one / "made", target, one / "old")
+
+        def take_over(_):
+            others.append(stack.enter_context(sole_scratch_folder(tmp_path, "pairing")))
+
+        # The last moment before the renames.
+        monkeypatch.setattr(folders, "sync_files", take_over)
+        with pytest.raises(FileNotFoundError):
+            swap_in(one / "made", target, one / "old")
+        assert list(tmp_path.glob(".*")) == others
     assert [path.name for path in tmp_path.rglob("*")] == ["dataset", "older"]
 
 
