@@ -127,6 +127,23 @@ def test_who_was_stopped_while_alone_with_a_file_holds_up_nobody_for_ever(tmp_pa
     assert len(entered) == 2
 
 
+def test_who_was_stopped_while_it_rewrote_a_file_keeps_what_others_wrote_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "HELD_S", 0.05)
+    path = tmp_path / "run.json"
+    path.write_text("first")
+
+    def added():
+        found = path.read_text()
+        if found == "first":
+            # The other one goes on without this one.
+            atomic.rewrite(path, lambda: "first, other")
+        return f"{found}, mine"
+
+    atomic.rewrite(path, added)
+    assert path.read_text() == "first, other, mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_is_swept_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
     flock, taken = fcntl.flock, []
 

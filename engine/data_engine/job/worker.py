@@ -306,8 +306,8 @@ class Worker:
         facts = self.made_from.pop((stage.name, unit))
 
         def publish() -> None:
-            run_file.require_current(self.plan.work_dir, stage, self.plan.bound)
-            units.publish_result(self.plan.work_dir, stage.name, unit, result, facts)
+            current = run_file.current(self.plan.work_dir, stage, self.plan.bound)
+            units.publish_result(self.plan.work_dir, stage.name, unit, result, facts, current)
             progress.unit_done(stage.name, unit, result, questions=questions, seconds=seconds, peak_bytes=peak)
 
         with self.stop.committing():
