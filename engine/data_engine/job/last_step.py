@@ -10,7 +10,7 @@ from data_engine import exports
 from data_engine.job import run_file
 from data_engine.job.plan import Plan
 from data_engine.pipeline import pair
-from data_engine.pipeline.export import FinishedRun
+from data_engine.pipeline.export import FinishedRun, of_pairing, read_metadata
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel
@@ -98,20 +98,14 @@ def _export(plan: Plan, scratch: Path) -> None:
     config, folder = plan.config, plan.work_dir / exports.FOLDER
     names = exports.chosen(config.export)
     if names:
-        run = FinishedRun(plan.work_dir, _run_file(plan), plan.questions, config)
+        told = of_pairing(run_file.read(plan.work_dir), read_metadata(plan.work_dir))
+        run = FinishedRun(plan.work_dir, told, plan.questions, config)
         with part_of(scratch, "exports") as own:
             for name, written in run.write(names, folder, own).items():
                 print(exports.told(name, written), flush=True)
     stale = sorted(path.name for path in folder.glob("*") if path.name in exports.EXPORTS and path.name not in names)
     if stale:
         log.warning("%s has exports of an earlier pairing; --export %s writes them anew", folder, ",".join(stale))
-
-
-def _run_file(plan: Plan) -> dict:
-    """run.json with the sources of reward of this start; another one may have added some whose units are not there."""
-    found = run_file.read(plan.work_dir)
-    own = {"config": found["config"] | {"rewards": plan.config.rewards}, "same_tokenizer": plan.same_tokenizer}
-    return found | own
 
 
 def why_nothing(plan: Plan, funnel: Funnel) -> str:

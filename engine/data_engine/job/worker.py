@@ -58,7 +58,7 @@ def run(config: RunConfig) -> int:
     except OSError as error:
         if not disk.is_trouble(error):
             raise
-        code, reason = STOPPED, disk.describe(error, work_dir)
+        code, reason = STOPPED, disk.describe(error, work_dir, config.stages)
     except UserError:
         code = 2
         raise
