@@ -10,6 +10,7 @@ import pytest
 from run_files import noise, png, read, write
 
 from data_engine import stages
+from data_engine.errors import UserError
 from data_engine.job import last_step, path_choice, run_file, worker
 from data_engine.pipeline import pair
 from data_engine.store import atomic, units
@@ -92,10 +93,26 @@ def test_a_start_with_other_settings_waits_for_a_first_unit_that_is_being_publis
     monkeypatch.setattr(atomic.os, "link", late)
     unit = units.UnitResult(pa.table({"idx": ["q"]}), [])
     with ThreadPoolExecutor(1) as pool:
-        current = run_file.current(tmp_path, stages.SAMPLING, {"seed": 0})
+        current = run_file.current(tmp_path, stages.SAMPLING, {"seed": 0}, {})
         units.publish_result(tmp_path, "sampled_answer", 0, unit, {}, current)
         assert "holds another run: seed was 0, now 1" in str(others[0].exception())
     assert run_file.read(tmp_path)["bound"] == {"seed": 0}
+
+
+def test_a_first_unit_of_a_start_whose_frozen_figures_were_replaced_is_dropped(tmp_path):
+    """The other start has another reward model, which shapes no answer; its figures would shape their last bits."""
+    bound = {"seed": 0, "reward_model": "small"}
+    first = {"layout": run_file.LAYOUT, "bound": bound, "frozen": {"decode_rows": 8}, "versions": {}, "places": {}}
+    run_file.open_run(tmp_path, first)
+    with run_file.current(tmp_path, stages.SAMPLING, bound, {"decode_rows": 8}):
+        pass
+    larger = {"bound": {"seed": 0, "reward_model": "large"}, "frozen": {"decode_rows": 4}}
+    run_file.open_run(tmp_path, first | larger)
+    with (
+        pytest.raises(UserError, match="changed the run meanwhile: decode_rows was 8, now 4"),
+        run_file.current(tmp_path, stages.SAMPLING, bound, {"decode_rows": 8}),
+    ):
+        pytest.fail("published")
 
 
 @pytest.mark.parametrize("before", [None, "{"])

@@ -187,27 +187,24 @@ def read(work_dir: Path) -> dict | None:
 
 
 @contextlib.contextmanager
-def current(work_dir: Path, stage: Stage, bound: Mapping) -> Iterator[None]:
+def current(work_dir: Path, stage: Stage, bound: Mapping, frozen: Mapping) -> Iterator[None]:
     """Inside, run.json keeps the values that a unit of this stage was computed with, and the unit may be published.
 
-    A start with other values replaces those on which no published unit depends; it looks for units, and replaces, while
-    nobody is inside. Raises UserError where it was faster: units in hand are not published then. Who is stopped inside,
-    between two system calls and for a minute, is not waited for: where its unit was the first, both starts are refused.
+    So it does the `frozen` figures, on which the last bits of every unit depend. A start with other values replaces
+    those on which no published unit depends; it looks for units, and replaces, while nobody is inside. Raises UserError
+    where it was faster: units in hand are not published then. Who is stopped inside, between two system calls and for a
+    minute, is not waited for: where its unit was the first, both starts are refused.
     """
     with alone_with(work_dir / "run.json", fcntl.LOCK_SH):
-        _require_current(work_dir, stage, bound)
+        found = read(work_dir) or {"bound": {}, "frozen": {}}
+        mine, theirs = {name: bound.get(name) for name in stage.bound} | frozen, found["bound"] | found["frozen"]
+        differing = differing_names(theirs, mine)
+        if differing:
+            raise UserError(
+                f"another start of work_dir {work_dir} has changed the run meanwhile: "
+                f"{told(differing, mine, theirs)}. This unit of {stage.name} is dropped"
+            )
         yield
-
-
-def _require_current(work_dir: Path, stage: Stage, bound: Mapping) -> None:
-    found = read(work_dir) or {"bound": {}}
-    mine = {name: bound.get(name) for name in stage.bound}
-    differing = differing_names(found["bound"], mine)
-    if differing:
-        raise UserError(
-            f"another start of work_dir {work_dir} has changed the run meanwhile: "
-            f"{told(differing, mine, found['bound'])}. This unit of {stage.name} is dropped"
-        )
 
 
 def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping, run_stages: RunStages) -> None:

@@ -117,6 +117,17 @@ def move_in(file: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def move_in_once(folder: Path, target: Path) -> None:
+    """Make the finished `folder` the new `target`, unless there is one: others may be reading that."""
+    sync_files(folder)
+    try:
+        os.rename(folder, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    sync_folder(target.parent)
+
+
 def swap_in(folder: Path, target: Path, old: Path) -> None:
     """Make the finished `folder` the new `target`, whole; what was there moves to `old`, which must not exist.
 
