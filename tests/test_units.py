@@ -283,6 +283,19 @@ def test_of_two_that_are_in_the_middle_of_publishing_the_first_wins(tmp_path, mo
     assert [file.name for file in path.parent.iterdir()] == ["unit-00000.parquet"]
 
 
+def test_what_was_swept_while_this_machine_was_away_is_dropped_for_what_is_there(tmp_path):
+    """A file server forgets the locks of a machine that it does not hear of."""
+    path = tmp_path / "run.json"
+    with atomic.creating(path) as beside:
+        path.write_text("the other's")
+        beside.unlink()
+    assert path.read_text() == "the other's"
+    path.unlink()
+    with pytest.raises(FileNotFoundError), atomic.creating(path) as beside:
+        beside.unlink()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_unit_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_counts(tmp_path, monkeypatch):
     """A power cut after publishing leaves the unit; one before leaves no file under a unit's name."""
     done, link, fsync = [], os.link, os.fsync

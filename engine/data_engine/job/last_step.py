@@ -1,6 +1,7 @@
 """The last step of a run, on one rank: pairs, dataset, report, and what a person sees of them."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -26,16 +27,19 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def alone(own: claims.Claims, stop: Stop) -> Iterator[None]:
+def alone(work_dir: Path, own: claims.Claims, stop: Stop) -> Iterator[Path]:
     """Inside, no other start of this work_dir takes its last step: pairs, dataset and exports are all of one start.
 
-    Raises Stopped where a signal comes while it waits for the other one.
+    Yields the folder out of which all that it publishes is renamed. Raises Stopped where a signal comes while it waits
+    for another start, and TakenOverError where one took its last step while this one was stopped for a while.
     """
     told = False
     while not stop.wanted:
         with own.hold("pairing", 0) as mine:
             if mine:
-                yield
+                has_claim = functools.partial(own.still_holds, "pairing", 0)
+                with sole_scratch_folder(work_dir, "pairing", has_claim) as scratch:
+                    yield scratch
                 return
         if not told:
             log.info("another start is pairing, this one pairs after it")
@@ -44,10 +48,10 @@ def alone(own: claims.Claims, stop: Stop) -> Iterator[None]:
     raise Stopped
 
 
-def pair_all(plan: Plan) -> bool:
+def pair_all(plan: Plan, scratch: Path) -> bool:
     """Write pairs, dataset and report, and print the funnel; False, with the reasons logged, where no pair is left.
 
-    For who is alone. Raises TakenOverError where another start was, after this one had been stopped for a while.
+    For who is alone; all that is published is renamed out of the folder `scratch`.
     """
     config = plan.config
     pair.require_units(plan.work_dir, len(plan.unit_rows), plan.stages)
@@ -57,15 +61,13 @@ def pair_all(plan: Plan) -> bool:
         remove_leftovers(plan.work_dir, purpose)
     claims.Claims(plan.work_dir, plan.ranks.rank).sweep()
     log.info("pairing")
-    # All that is published below is renamed out of this folder.
-    with sole_scratch_folder(plan.work_dir, "pairing") as scratch:
-        start = time.perf_counter()
-        settings = Settings.of(config, plan.stages)
-        funnel = pair.run(stored_of(plan), settings, _source_of(plan), scratch, debug=config.debug)
-        logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
-        _report(plan, funnel, scratch)
-        print(funnel.table(), flush=True)
-        _export(plan, scratch)
+    start = time.perf_counter()
+    settings = Settings.of(config, plan.stages)
+    funnel = pair.run(stored_of(plan), settings, _source_of(plan), scratch, debug=config.debug)
+    logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
+    _report(plan, funnel, scratch)
+    print(funnel.table(), flush=True)
+    _export(plan, scratch)
     if not funnel.found:
         log.error("%s", why_nothing(plan, funnel))
     return funnel.found > 0

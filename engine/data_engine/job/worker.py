@@ -82,8 +82,8 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     written = True
     while finished and ranks.rank == 0 and config.stop_after_stage == stages.PAIR:
         try:
-            with alone(worker.claims, stop):
-                written = pair_all(plan)
+            with alone(plan.work_dir, worker.claims, stop) as scratch:
+                written = pair_all(plan, scratch)
             break
         except units.DamagedUnitError as damage:
             if config.continue_from_stage == stages.PAIR or plan.placement.split:

@@ -36,13 +36,16 @@ def creating(path: Path, under: AbstractContextManager = NOTHING) -> Iterator[Pa
     the link alone; where entering it raises, there is none.
     """
     with _temporary(path) as beside:
-        yield beside
-        sync_file(beside)
-        with under:
-            try:
+        try:
+            yield beside
+            sync_file(beside)
+            with under, contextlib.suppress(FileExistsError):
                 os.link(beside, path)
-            except FileExistsError:
-                return
+        except FileNotFoundError:
+            # A server forgets the lock of a machine that was away for a while, and another process then sweeps what is
+            # written here, once `path` is there.
+            if not path.exists():
+                raise
     sync_folder(path.parent)
 
 

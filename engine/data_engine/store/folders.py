@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_engine.errors import TakenOverError
@@ -31,30 +31,37 @@ def scratch_folder(work_dir: Path, purpose: str) -> Iterator[Path]:
     except Exception as error:
         if not _is_gone(folder):
             raise
-        raise TakenOverError(
-            f'another start of "{work_dir}" has taken over what this one was making, which had been stopped, or cut '
-            "off from the file system, for more than a minute; nothing more of it is published. Give the command again "
-            "to make it anew"
-        ) from error
+        raise _taken_over(work_dir) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
 @contextlib.contextmanager
-def sole_scratch_folder(work_dir: Path, purpose: str) -> Iterator[Path]:
+def sole_scratch_folder(work_dir: Path, purpose: str, has_claim: Callable[[], bool]) -> Iterator[Path]:
     """A scratch folder for whoever has the claim on what is made in it: those of living processes are removed, too.
 
     These were stopped for so long that their claim lapsed. A process publishes by renames out of its scratch folder,
-    so that none of theirs can succeed once they go on, wherever they were stopped. What is made in the folder must not
-    create it again: mkdir without parents.
+    so that none of theirs can succeed once they go on, wherever they were stopped: what is made in the folder must not
+    create it again, by mkdir with parents. Raises TakenOverError where this process is such a one.
     """
     with scratch_folder(work_dir, purpose) as folder:
+        # Asked once the folder is there: whoever takes the claim over from now on finds it.
+        if not has_claim():
+            raise _taken_over(work_dir)
         for other in sorted(work_dir.glob(f".{purpose}.*")):
             if other != folder:
                 log.warning("removing %s of a start that was not heard of for a while: this one takes over", other)
                 _take_away(other, work_dir / purpose)
         yield folder
+
+
+def _taken_over(work_dir: Path) -> TakenOverError:
+    return TakenOverError(
+        f'another start of "{work_dir}" has taken over what this one was making, which had been stopped, or cut off '
+        "from the file system, for more than a minute; nothing more of it is published. Give the command again to make "
+        "it anew"
+    )
 
 
 @contextlib.contextmanager
