@@ -86,6 +86,7 @@ def prepare(work_dir: Path, num_questions: int) -> None:
     }  # fmt: skip
     (work_dir / "run.json").write_text(json.dumps(described))
     told = {"settings": Settings().to_json(), "funnel": Funnel().to_json(), "same_tokenizer": "true"}
+    told["rewards"] = json.dumps("implicit")
     pairs_file(work_dir).parent.mkdir()
     pq.write_table(schemas.pairs(pa.string()).with_metadata(told).empty_table(), pairs_file(work_dir))
 

@@ -19,6 +19,7 @@ from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions, load_questions
 from data_engine.stages import RunStages
 from data_engine.store import units
+from data_engine.store.folders import scratch_folder
 from data_engine.store.made_from import made_from
 from data_engine.store.units import UnitResult, split_units
 
@@ -77,7 +78,8 @@ class World:
             lambda unit: questions.idx[ranges[unit].start : ranges[unit].stop],
         )  # fmt: skip
         source = pair.DatasetSource(questions, ranges, exif, control_tokens)
-        return pair.run(stored, Settings(**named), source, debug)
+        with scratch_folder(work_dir, "pairing") as scratch:
+            return pair.run(stored, Settings(**named), source, scratch, debug)
 
 
 def publish(work_dir: Path, stage: str, unit: int, result: UnitResult, bound: Mapping | None = None) -> None:

@@ -361,6 +361,20 @@ def test_a_claim_that_is_taken_over_while_another_sweeps_stays(tmp_path, monkeyp
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_whose_claim_was_taken_over_is_told_so(tmp_path):
+    claims = Claims(tmp_path, 0)
+    with claims.hold("pairing", 0) as taken:
+        assert taken
+        assert claims.still_holds("pairing", 0)
+        [path] = (tmp_path / "claims").iterdir()
+        path.unlink()
+        assert not claims.still_holds("pairing", 0)
+        # One of the same process: a claim is one by its number.
+        with Claims(tmp_path, 0).hold("pairing", 0) as other:
+            assert other
+            assert not claims.still_holds("pairing", 0)
+
+
 def test_a_broken_claim_file_stops_nobody(tmp_path):
     claims = Claims(tmp_path, 0)
     (tmp_path / "claims/sampled_answer-00004.json").write_text("{")

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from data_engine.stages import RunStages
 from data_engine.store import disk
 
 
@@ -23,18 +24,20 @@ def test_the_disk_is_not_to_blame_for_these(number):
 
 def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"units": {"num_units": 10}}))
-    for stage, sizes in {"sampled_answer": (3_000_000, 1_000_000), "instruct_logps": (500_000,)}.items():
+    there = {"sampled_answer": (3_000_000, 1_000_000), "instruct_logps": (500_000,), "yesno": (100_000,)}
+    for stage, sizes in there.items():
         (tmp_path / stage).mkdir()
         for unit, size in enumerate(sizes):
             (tmp_path / stage / f"unit-{unit:05d}.parquet").write_bytes(bytes(size))
-    # 8 more of 2 MB, 9 more of 0.5 MB; of the third stage nothing is known
-    assert disk.needed_bytes(tmp_path) == 20_500_000
-    told = disk.describe(OSError(errno.ENOSPC, "No space left on device", "/somewhere"), tmp_path)
+    # 8 more of 2 MB, 9 more of 0.5 MB; of the third stage nothing is known, and the fourth is another start's
+    assert disk.needed_bytes(tmp_path, RunStages()) == 20_500_000
+    told = disk.describe(OSError(errno.ENOSPC, "No space left on device", "/somewhere"), tmp_path, RunStages())
     assert told.startswith('cannot write "/somewhere": No space left on device. Every published unit is kept')
     assert "need about 20.5 MB more" in told
+    assert disk.needed_bytes(tmp_path, RunStages(sources=("implicit", "yesno"))) == 21_400_000
 
 
 def test_a_run_that_has_not_begun_is_told_what_failed_alone(tmp_path):
-    assert disk.needed_bytes(tmp_path) == 0
-    told = disk.describe(OSError(errno.EROFS, "Read-only file system"), tmp_path)
+    assert disk.needed_bytes(tmp_path, RunStages()) == 0
+    told = disk.describe(OSError(errno.EROFS, "Read-only file system"), tmp_path, RunStages())
     assert told.endswith("run the same command again")

@@ -2,14 +2,16 @@
 
 import importlib
 import json
+import shutil
 
 import contributing
 import pyarrow.parquet as pq
 import pytest
-from export_world import write_export
+from export_world import QUESTIONS, write_export
 from stage2_world import make_world, pairs_rows, picture
 
 from data_engine import exports, stages
+from data_engine.errors import TakenOverError
 from data_engine.exports.base import ExportSource
 from data_engine.store.folders import scratch_folder
 from data_engine.store.units import read_unit
@@ -88,3 +90,24 @@ def test_parquet_files_have_a_page_index_by_which_the_hubs_viewer_reads_parts_of
     # Of long texts there is no index of values, but that of places.
     assert columns
     assert all(column.has_offset_index for column in columns)
+
+
+# Without the one that needs a tokenizer: it writes as the first one does.
+@pytest.mark.parametrize("name", [name for name in exports.EXPORTS if name != "rlaif-v-logps"])
+def test_an_export_whose_scratch_folder_was_taken_away_is_not_published(name, tmp_path, monkeypatch):
+    """By another start, while this process was stopped: what it writes afterwards may not create the folder anew."""
+    with_questions = ExportSource.with_questions
+
+    def taken_away(source, rows):
+        for number, group in enumerate(with_questions(source, rows)):
+            if number == 1:
+                [folder] = tmp_path.glob(".test.*")
+                shutil.rmtree(folder)
+            yield group
+
+    monkeypatch.setattr(ExportSource, "with_questions", taken_away)
+    best = {"sample_index": 0, "answer": "red", "sum_rank": 1, "avg_rank": 1, "not_ranked": None}
+    with pytest.raises(TakenOverError, match="another start of"):
+        write_export(tmp_path, name, answers=[best | {"idx": row["idx"]} for row in QUESTIONS])
+    assert not (tmp_path / name).exists()
+    assert not list(tmp_path.glob(".test.*"))

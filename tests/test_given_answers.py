@@ -1,6 +1,7 @@
 """Answers from a file in the place of stage 0: the engine's own, taken out of a run and put in again, and others."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,8 +14,11 @@ from data_engine import load_model
 from data_engine.commands import status
 from data_engine.demo.judge import write_questions
 from data_engine.job import model_holder, worker
+from data_engine.questions import given_answers
 from data_engine.questions.dataset import load_questions
 from data_engine.store import units
+from data_engine.store.claims import Claims
+from data_engine.store.file_hashes import hash_files
 
 DEMO = Path(data_engine.demo.__file__).parent / "checkpoints"
 NUM_QUESTIONS = 24
@@ -181,6 +185,22 @@ def test_no_model_is_loaded_for_given_answers(config, questions, tmp_path, monke
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
     assert worker.run(config(questions, answers=given(tmp_path, **FIVE), rank=1, stop_after_stage=0)) == 0
     assert len(rows_of(tmp_path / "work/sampled_answer")) == 11
+
+
+def test_a_copy_that_another_process_made_meanwhile_stays_for_whoever_reads_it(questions, tmp_path, monkeypatch):
+    """This one was stopped, and its claim taken over, before it moved its own copy in."""
+    move_in, there, work = given_answers.move_in_once, [], tmp_path / "work"
+
+    def late(made, folder):
+        shutil.copytree(made, folder)
+        there.append(folder.stat().st_ino)
+        move_in(made, folder)
+
+    monkeypatch.setattr(given_answers, "move_in_once", late)
+    path, asked = given(tmp_path, **FIVE), load_questions(str(questions))
+    found = given_answers.GivenAnswers.of(work, path, asked, hash_files, Claims(work, 0))
+    assert found.facts.most == max(map(len, FIVE.values()))
+    assert [folder.stat().st_ino for folder in (work / "answers").iterdir()] == there
 
 
 def test_a_question_without_an_answer_is_no_bad_row(config, tmp_path):

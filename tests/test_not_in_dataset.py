@@ -22,6 +22,7 @@ from data_engine.reporting import page
 from data_engine.schemas import IMAGE
 from data_engine.stages import RunStages
 from data_engine.store import units
+from data_engine.store.folders import scratch_folder
 
 NUMBER = 30
 LINE = "kept, but not in dataset/"
@@ -133,11 +134,13 @@ def plan_of(world, work_dir) -> SimpleNamespace:
 def test_pairs_that_do_not_fit_count_as_written_for_the_exit_code(tmp_path, capsys):
     world = world_of(tmp_path / "world", "2")
     world.publish(tmp_path / "work")
-    assert last_step.pair_all(plan_of(world, tmp_path / "work"))
+    with scratch_folder(tmp_path / "work", "pairing") as scratch:
+        assert last_step.pair_all(plan_of(world, tmp_path / "work"), scratch)
     assert LINE in capsys.readouterr().out
     empty = make_world(tmp_path / "empty", num_questions=NUMBER, num_answers=1)
     empty.publish(tmp_path / "other")
-    assert not last_step.pair_all(plan_of(empty, tmp_path / "other"))
+    with scratch_folder(tmp_path / "other", "pairing") as scratch:
+        assert not last_step.pair_all(plan_of(empty, tmp_path / "other"), scratch)
 
 
 def test_the_report_shows_each_picture_or_that_there_is_none(tmp_path):

@@ -126,6 +126,10 @@ def test_a_source_that_is_added_is_paired_by_what_its_own_start_knows_of_tokeniz
     # Sums can be compared; single tokens cannot.
     assert table["chosen_sum"].null_count == 0
     assert table["chosen_implicit_min"].null_count == len(table)
+    # A later start without the reward model says nothing of it either.
+    without = config(dataset, rewards="rule", reward_model_path=None, stop_after_stage=1, **ruled)
+    assert worker.run(without) == 0
+    assert json.loads((tmp_path / "work/run.json").read_text())["same_tokenizer"] is False
 
 
 def test_models_with_different_tokenizers_compare_sums_and_means(config, goldens, tmp_path, monkeypatch, caplog):

@@ -35,6 +35,7 @@ from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences import candidates
 from data_engine.questions.dataset import load_questions
+from data_engine.store.folders import scratch_folder
 from data_engine.store.units import split_units
 
 # What is held until there is enough of it to write is not what grows.
@@ -44,7 +45,8 @@ tracemalloc.start()
 questions = load_questions(sys.argv[1])
 ranges = split_units(len(questions), 50)
 stored = Stored(Path(sys.argv[2]), len(ranges), questions.idx_type, {}, ("</s>",), same_tokenizer=True)
-pair.run(stored, Settings(), pair.DatasetSource(questions, ranges))
+with scratch_folder(stored.work_dir, "pairing") as scratch:
+    pair.run(stored, Settings(), pair.DatasetSource(questions, ranges), scratch)
 print(tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory())
 """
 

@@ -73,11 +73,26 @@ def test_log_probs_of_a_run_that_computes_none_are_refused_before_any_work(golde
         assert "needs log-probs of the instruct model, which no source of --rewards" in capsys.readouterr().err
 
 
-def test_pairs_by_a_reward_that_the_last_start_left_out_are_not_exported(ruled, tmp_path, capsys):
-    assert command("export", ruled, format="scored", output=tmp_path / "out") == 2
-    told = capsys.readouterr().err
-    assert "is ranked by implicit.sum, and the last start of the run has no such reward, by --rewards rule" in told
-    assert not (tmp_path / "out").exists()
+def test_an_export_has_the_rewards_of_its_pairs_whatever_the_last_start_has(finished, ruled, tmp_path):
+    """Which may be at work still: none of its units are there."""
+    for work_dir, name in ((finished, "before"), (ruled, "after")):
+        assert command("export", work_dir, format="scored", output=tmp_path / name) == 0
+    [before], [after] = ((tmp_path / name / "scored").glob("*.parquet") for name in ("before", "after"))
+    assert pq.read_table(after).equals(pq.read_table(before))
+    card = (tmp_path / "after/scored/README.md").read_text()
+    assert "Sources of reward: implicit." in card
+    assert "--rewards" not in card
+
+
+def test_another_pairing_ranks_by_the_rewards_of_the_run_s_own_whatever_the_last_start_has(ruled, capsys):
+    assert command("pairs", ruled, "--name", "again") == 0
+    own, again = (pq.read_table(ruled / f"pairs/{name}.parquet") for name in ("pairs", "again"))
+    assert again.column_names == own.column_names
+    assert again["margin"].to_pylist() == own["margin"].to_pylist()
+    capsys.readouterr()
+    assert command("pairs", ruled, "--name", "ruled", rank_by="rule") == 3
+    assert "these are missing" in (told := capsys.readouterr().err)
+    assert "rule: 0-" in told
 
 
 def test_log_probs_that_the_last_start_left_out_are_not_exported(finished, ruled, tmp_path, capsys):
@@ -86,6 +101,7 @@ def test_log_probs_that_the_last_start_left_out_are_not_exported(finished, ruled
     table = pq.read_table(path)
     metadata = table.schema.metadata
     metadata[b"settings"] = json.dumps(json.loads(metadata[b"settings"]) | {"rank_by": "rule"}).encode()
+    metadata[b"rewards"] = b'"rule"'
     pq.write_table(table.replace_schema_metadata(metadata), path)
     assert command("export", ruled, format="rlaif-v-logps", output=tmp_path / "out") == 2
     assert "needs log-probs of the instruct model" in capsys.readouterr().err

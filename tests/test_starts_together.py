@@ -4,13 +4,16 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from run_files import noise, png, read, write
 
-from data_engine.job import last_step, path_choice, worker
+from data_engine import stages
+from data_engine.errors import UserError
+from data_engine.job import last_step, path_choice, run_file, worker
 from data_engine.pipeline import pair
-from data_engine.store import units
+from data_engine.store import atomic, units
 
 
 @pytest.fixture
@@ -65,6 +68,51 @@ def test_a_unit_that_another_start_sets_aside_before_the_pairing_is_computed_aga
     assert not leftover.exists()
     assert taken[0].exists()
     assert read(tmp_path / "work/dataset")
+
+
+def test_a_start_with_other_settings_waits_for_a_first_unit_that_is_being_published(tmp_path, monkeypatch):
+    """It would take the run over between the unit's last check and its link, and both starts would be refused."""
+    first = {"layout": run_file.LAYOUT, "bound": {"seed": 0}, "frozen": {}, "versions": {}, "places": {}}
+    run_file.open_run(tmp_path, first)
+    link, locks, go, others = atomic.os.link, atomic._locks, threading.Event(), []
+
+    def noted(descriptor, path, kind):
+        locked = locks(descriptor, path, kind)
+        if not locked:
+            go.set()
+        return locked
+
+    def late(source, target):
+        monkeypatch.setattr(atomic.os, "link", link)
+        others.append(pool.submit(run_file.open_run, tmp_path, first | {"bound": {"seed": 1}}))
+        others[0].add_done_callback(lambda _: go.set())
+        assert go.wait(60)
+        link(source, target)
+
+    monkeypatch.setattr(atomic, "_locks", noted)
+    monkeypatch.setattr(atomic.os, "link", late)
+    unit = units.UnitResult(pa.table({"idx": ["q"]}), [])
+    with ThreadPoolExecutor(1) as pool:
+        current = run_file.current(tmp_path, stages.SAMPLING, {"seed": 0}, {})
+        units.publish_result(tmp_path, "sampled_answer", 0, unit, {}, current)
+        assert "holds another run: seed was 0, now 1" in str(others[0].exception())
+    assert run_file.read(tmp_path)["bound"] == {"seed": 0}
+
+
+def test_a_first_unit_of_a_start_whose_frozen_figures_were_replaced_is_dropped(tmp_path):
+    """The other start has another reward model, which shapes no answer; its figures would shape their last bits."""
+    bound = {"seed": 0, "reward_model": "small"}
+    first = {"layout": run_file.LAYOUT, "bound": bound, "frozen": {"decode_rows": 8}, "versions": {}, "places": {}}
+    run_file.open_run(tmp_path, first)
+    with run_file.current(tmp_path, stages.SAMPLING, bound, {"decode_rows": 8}):
+        pass
+    larger = {"bound": {"seed": 0, "reward_model": "large"}, "frozen": {"decode_rows": 4}}
+    run_file.open_run(tmp_path, first | larger)
+    with (
+        pytest.raises(UserError, match="changed the run meanwhile: decode_rows was 8, now 4"),
+        run_file.current(tmp_path, stages.SAMPLING, bound, {"decode_rows": 8}),
+    ):
+        pytest.fail("published")
 
 
 @pytest.mark.parametrize("before", [None, "{"])

@@ -67,6 +67,21 @@ def test_a_rank_is_told_by_its_claim_its_log_and_its_process(tmp_path):
     assert (working.host, working.stage, working.units, working.age_s) == ("node7", "sampled_answer", (13,), 3.0)
 
 
+def test_a_rank_of_a_start_with_another_source_of_reward_is_told_with_its_stage(tmp_path):
+    """run.json has the sources of the start that opened it last, here those of a run without a judge."""
+    make_run(tmp_path, 40, dict.fromkeys(STAGES, 40))
+    log(tmp_path, ME, 0, started(NOW - 500, ME, 0))
+    touched = claim(tmp_path, ME, 0, "yesno", 3, NOW - 2)
+    claim(tmp_path, ME, 0, "pairing", 0, NOW - 2)
+    looks = Looks(tmp_path)
+    found = looks.at()
+    assert [(stage.name, stage.done) for stage in found.stages] == [*((name, 40) for name in STAGES), ("yesno", 0)]
+    assert [(rank.state, rank.stage, rank.units) for rank in found.ranks] == [("working", "yesno", (3,))]
+    assert found.pairs == "waiting"
+    touched.unlink()
+    assert [stage.name for stage in looks.at().stages] == list(STAGES)
+
+
 def test_a_rank_of_which_a_touch_was_seen_lives_although_its_clock_is_far_behind(tmp_path):
     make_run(tmp_path, 40, {"sampled_answer": 12})
     log(tmp_path, FAR, 0, started(NOW - 9000, FAR, 0))

@@ -127,6 +127,23 @@ def test_who_was_stopped_while_alone_with_a_file_holds_up_nobody_for_ever(tmp_pa
     assert len(entered) == 2
 
 
+def test_who_was_stopped_while_it_rewrote_a_file_keeps_what_others_wrote_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "HELD_S", 0.05)
+    path = tmp_path / "run.json"
+    path.write_text("first")
+
+    def added():
+        found = path.read_text()
+        if found == "first":
+            # The other one goes on without this one.
+            atomic.rewrite(path, lambda: "first, other")
+        return f"{found}, mine"
+
+    atomic.rewrite(path, added)
+    assert path.read_text() == "first, other, mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_is_swept_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
     flock, taken = fcntl.flock, []
 
@@ -264,6 +281,19 @@ def test_of_two_that_are_in_the_middle_of_publishing_the_first_wins(tmp_path, mo
     units.publish(path, pa.table({"whose": ["mine"]}))
     assert units.read_unit(tmp_path, "sampled_answer", 0).table.to_pydict() == {"whose": ["the other's"]}
     assert [file.name for file in path.parent.iterdir()] == ["unit-00000.parquet"]
+
+
+def test_what_was_swept_while_this_machine_was_away_is_dropped_for_what_is_there(tmp_path):
+    """A file server forgets the locks of a machine that it does not hear of."""
+    path = tmp_path / "run.json"
+    with atomic.creating(path) as beside:
+        path.write_text("the other's")
+        beside.unlink()
+    assert path.read_text() == "the other's"
+    path.unlink()
+    with pytest.raises(FileNotFoundError), atomic.creating(path) as beside:
+        beside.unlink()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_unit_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_counts(tmp_path, monkeypatch):

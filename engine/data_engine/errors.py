@@ -58,7 +58,11 @@ def apart(error: UserError) -> tuple[UserError, ...]:
 
 
 class IncompleteError(RuntimeError):
-    """Stage 2 was asked for while units are missing: the command lists them and exits with 3."""
+    """What was asked for cannot be made of what is there, such as pairs while units are missing: exit code 3."""
+
+
+class TakenOverError(IncompleteError):
+    """Another process has taken over what this one was making, and had not published: the command exits with 3."""
 
 
 class LostRankError(RuntimeError):

@@ -55,7 +55,7 @@ def install(countdown: Countdown) -> None:
     before(scheduler.Scheduler, "_step", "sampling", countdown)
     before(score, "score_pass", "scoring", countdown)
     before(judge, "last_hidden", "judging", countdown)
-    before(given_answers, "swap_in", "copying", countdown)
+    before(given_answers, "move_in_once", "copying", countdown)
     before(rlaif_v, "write_files", "dataset writing", countdown)
     write, link = units.write_sealed, os.link
 

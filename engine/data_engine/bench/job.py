@@ -28,6 +28,7 @@ from data_engine.schemas import IMAGE, sampled_answer
 from data_engine.scoring import logprobs
 from data_engine.stages import Stage
 from data_engine.store import units
+from data_engine.store.folders import scratch_folder
 from data_engine.store.made_from import made_from
 from data_engine.store.sealed import Sealed
 from data_engine.store.units import UnitResult
@@ -132,7 +133,8 @@ class TimedJob:
         stored = Stored(
             work_dir, len(self.unit_ranges), questions.idx_type, {}, self.subject.engine.markers, same_tokenizer=True
         )
-        pair.run(stored, Settings(), pair.DatasetSource(questions, self.unit_ranges))
+        with scratch_folder(work_dir, "pairing") as scratch:
+            pair.run(stored, Settings(), pair.DatasetSource(questions, self.unit_ranges), scratch)
         return tokens
 
     def _all_counted(self, result: UnitResult) -> UnitResult:

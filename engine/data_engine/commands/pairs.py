@@ -13,7 +13,7 @@ from data_engine.commands.examples import Parser
 from data_engine.commands.work_dir import OWN, config_of, read_paired, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.stages import SAMPLING, RunStages
+from data_engine.stages import SAMPLING, SOURCES, RunStages, chosen
 
 if TYPE_CHECKING:
     from data_engine.pipeline.rewarded import Stored
@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     from data_engine.pipeline.pair_settings import Settings
 
     told = read_metadata(work_dir)
-    config, run_stages = _config(work_dir, run_file, told["settings"], asked), RunStages.of(run_file["config"])
+    config = _config(work_dir, run_file, told["settings"], asked)
+    run_stages = _stages(work_dir, run_file, chosen(told["rewards"]), config.rank_by)
     settings = Settings.of(config, run_stages)
     require_units(work_dir, run_file["units"]["num_units"], run_stages)
     target, replaced = pairs_file(work_dir, name), pairs_file(work_dir, name).exists()
@@ -105,6 +106,22 @@ def _config(work_dir: Path, run_file: Mapping, of_run: Mapping, given: Mapping) 
         values["length_alpha"] = None
     values = {name: normalised(name, value) for name, value in values.items()}
     return dataclasses.replace(config_of(work_dir, run_file, {}), **values)
+
+
+def _stages(work_dir: Path, run_file: Mapping, own: Sequence[str], rank_by: str | None) -> RunStages:
+    """With the sources of reward of the run's `own` pairs, and those of its last start that --rank_by names or that are
+    computed: that start may be at work still."""
+    from data_engine.store.units import missing
+
+    def is_computed(source: str) -> bool:
+        units = range(run_file["units"]["num_units"])
+        return not any(missing(work_dir, stage.name, units) for stage in SOURCES[source].stages)
+
+    config = run_file["config"]
+    named = {name.strip().partition(".")[0] for name in (rank_by or "").split(",")}
+    further = [source for source in RunStages.of(config).sources if source not in own]
+    further = [source for source in further if source in named or is_computed(source)]
+    return RunStages.of(config | {"rewards": ",".join((*own, *further))})
 
 
 def _stored(work_dir: Path, run_file: Mapping, run_stages: RunStages, same_tokenizer: bool) -> "Stored":

@@ -103,12 +103,12 @@ def open_finished(
     name = OWN if name is None else name
     require_pairing(work_dir, name)
     # Imported late: pyarrow and numpy would delay the messages above.
-    from data_engine.pipeline.export import FinishedRun, read_metadata
+    from data_engine.pipeline.export import FinishedRun, of_pairing, read_metadata
     from data_engine.questions.dataset import open_questions
     from data_engine.store.claims import Claims
     from data_engine.store.file_hashes import FileHashes, hash_files
 
-    read_metadata(work_dir, name)
+    run_file = of_pairing(run_file, read_metadata(work_dir, name))
     config = config_of(work_dir, run_file, {name: value for name, value in moved.items() if value is not None})
     try:
         questions = open_questions(config)

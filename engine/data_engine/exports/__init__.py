@@ -67,8 +67,8 @@ def build(name: str, source: ExportSource, scratch: Path) -> tuple[Path, Written
     """Write `source` in a format of EXPORTS into a new folder under the folder `scratch`."""
     own = scratch / name
     folder, work = own / "export", own / "work"
-    folder.mkdir(parents=True)
-    work.mkdir()
+    for new in (own, folder, work):
+        new.mkdir()
     cleaned = Cleaned(source)
     rows = load(EXPORTS[name])(cleaned, folder, work)
     return folder, Written(rows, cleaned.left_out, cleaned.rewritten, frozenset(cleaned.without_source))
@@ -125,7 +125,7 @@ def move_all(built: Mapping[str, Path], output: Path) -> None:
 def add_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write further files of an export, by their names under its folder."""
     for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
 
 

@@ -31,7 +31,8 @@ class PictureFiles:
         relative = f"images/{name[:2]}/{name}.{_ending(picture)}"
         path = self._folder / relative
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (path.parent.parent, path.parent):
+                folder.mkdir(exist_ok=True)
             path.write_bytes(picture)
         return relative
 

@@ -1,15 +1,17 @@
 """The last step of a run, on one rank: pairs, dataset, report, and what a person sees of them."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from data_engine import exports
 from data_engine.job import run_file
 from data_engine.job.plan import Plan
 from data_engine.pipeline import pair
-from data_engine.pipeline.export import FinishedRun
+from data_engine.pipeline.export import FinishedRun, of_pairing, read_metadata
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel
@@ -17,7 +19,7 @@ from data_engine.processes.signals import Stop, Stopped
 from data_engine.reporting import page
 from data_engine.reporting.timings import kinds_of_reasons
 from data_engine.store import claims, logs, units
-from data_engine.store.folders import remove_leftovers, scratch_folder
+from data_engine.store.folders import move_in, part_of, remove_leftovers, sole_scratch_folder
 
 POLL_S = 0.2
 
@@ -25,16 +27,19 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def alone(own: claims.Claims, stop: Stop) -> Iterator[None]:
+def alone(work_dir: Path, own: claims.Claims, stop: Stop) -> Iterator[Path]:
     """Inside, no other start of this work_dir takes its last step: pairs, dataset and exports are all of one start.
 
-    Raises Stopped where a signal comes while it waits for the other one.
+    Yields the folder out of which all that it publishes is renamed. Raises Stopped where a signal comes while it waits
+    for another start, and TakenOverError where one took its last step while this one was stopped for a while.
     """
     told = False
     while not stop.wanted:
         with own.hold("pairing", 0) as mine:
             if mine:
-                yield
+                has_claim = functools.partial(own.still_holds, "pairing", 0)
+                with sole_scratch_folder(work_dir, "pairing", has_claim) as scratch:
+                    yield scratch
                 return
         if not told:
             log.info("another start is pairing, this one pairs after it")
@@ -43,22 +48,26 @@ def alone(own: claims.Claims, stop: Stop) -> Iterator[None]:
     raise Stopped
 
 
-def pair_all(plan: Plan) -> bool:
-    """Write pairs, dataset and report, and print the funnel; False, with the reasons logged, where no pair is left."""
+def pair_all(plan: Plan, scratch: Path) -> bool:
+    """Write pairs, dataset and report, and print the funnel; False, with the reasons logged, where no pair is left.
+
+    For who is alone; all that is published is renamed out of the folder `scratch`.
+    """
     config = plan.config
     pair.require_units(plan.work_dir, len(plan.unit_rows), plan.stages)
     units.sweep(plan.work_dir)
-    # This start may export nothing, or take no given answers.
-    for purpose in ("export", "answers"):
+    # This start may take no given answers, and may not be followed by the commands that leave the others.
+    for purpose in ("export", "answers", pair.NAMED_SCRATCH):
         remove_leftovers(plan.work_dir, purpose)
     claims.Claims(plan.work_dir, plan.ranks.rank).sweep()
     log.info("pairing")
     start = time.perf_counter()
-    funnel = pair.run(stored_of(plan), Settings.of(config, plan.stages), _source_of(plan), debug=config.debug)
+    settings = Settings.of(config, plan.stages)
+    funnel = pair.run(stored_of(plan), settings, _source_of(plan), scratch, debug=config.debug)
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
-    page.write_report(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)
+    _report(plan, funnel, scratch)
     print(funnel.table(), flush=True)
-    _export(plan)
+    _export(plan, scratch)
     if not funnel.found:
         log.error("%s", why_nothing(plan, funnel))
     return funnel.found > 0
@@ -79,25 +88,26 @@ def _source_of(plan: Plan) -> pair.DatasetSource:
     return pair.DatasetSource(plan.questions, plan.unit_rows, plan.config.exif, control_tokens)
 
 
-def _export(plan: Plan) -> None:
+def _report(plan: Plan, funnel: Funnel, scratch: Path) -> None:
+    config, made = plan.config, scratch / "index.html"
+    text = page.report_text(plan.work_dir, plan.questions, funnel, config.max_megapixels, config.exif)
+    made.write_text(text, encoding="utf-8")
+    move_in(made, page.report_path(plan.work_dir))
+
+
+def _export(plan: Plan, scratch: Path) -> None:
     """Write the exports of --export, and say which older ones are no longer those of the pairs."""
     config, folder = plan.config, plan.work_dir / exports.FOLDER
     names = exports.chosen(config.export)
     if names:
-        run = FinishedRun(plan.work_dir, _run_file(plan), plan.questions, config)
-        with scratch_folder(plan.work_dir, "export") as scratch:
-            for name, written in run.write(names, folder, scratch).items():
+        told = of_pairing(run_file.read(plan.work_dir), read_metadata(plan.work_dir))
+        run = FinishedRun(plan.work_dir, told, plan.questions, config)
+        with part_of(scratch, "exports") as own:
+            for name, written in run.write(names, folder, own).items():
                 print(exports.told(name, written), flush=True)
     stale = sorted(path.name for path in folder.glob("*") if path.name in exports.EXPORTS and path.name not in names)
     if stale:
         log.warning("%s has exports of an earlier pairing; --export %s writes them anew", folder, ",".join(stale))
-
-
-def _run_file(plan: Plan) -> dict:
-    """run.json with the sources of reward of this start; another one may have added some whose units are not there."""
-    found = run_file.read(plan.work_dir)
-    own = {"config": found["config"] | {"rewards": plan.config.rewards}, "same_tokenizer": plan.same_tokenizer}
-    return found | own
 
 
 def why_nothing(plan: Plan, funnel: Funnel) -> str:

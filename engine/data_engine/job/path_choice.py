@@ -20,7 +20,7 @@ from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import BadImage, Decode
 from data_engine.scoring.self_check import why_not_shared
-from data_engine.store.atomic import alone_with, creating, replacing
+from data_engine.store.atomic import creating, rewrite
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,4 @@ def _write(path: Path, decision: dict) -> None:
         beside.write_text(json.dumps(decision, indent=1))
     if _read(path) is None:
         # What is there and cannot be read is no decision. Of ranks that see it at the same time, the first one decides.
-        with alone_with(path):
-            if _read(path) is None:
-                with replacing(path) as beside:
-                    beside.write_text(json.dumps(decision, indent=1))
+        rewrite(path, lambda: json.dumps(decision, indent=1) if _read(path) is None else None)

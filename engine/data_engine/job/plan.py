@@ -105,7 +105,7 @@ class Plan:
             config, questions, bound,
             frozen=budgets.frozen_budgets(config, checkpoints, target, decision, at_once), zero3=decision.as_json(),
             models={role: checkpoint.as_json() for role, checkpoint in checkpoints.items()},
-            same_tokenizer=have_same_tokenizer(checkpoints, _has_texts(given)), **sampler,
+            **_compared(checkpoints, given), **sampler,
         )  # fmt: skip
         found, warnings = run_file.open_run(work_dir, described)
         unit_rows = units.split_units(len(questions), bound["unit_size"])
@@ -160,6 +160,13 @@ class Plan:
         elif self.config.temperature == 0:
             found.append("temperature 0 gives the same answer k times: no pair can come of it")
         return found
+
+
+def _compared(checkpoints: Mapping[str, Checkpoint], given: Given | None) -> dict[str, bool]:
+    """What run.json says of the models whose log-probs are compared; nothing by a start that does not have them all."""
+    if not checkpoints.keys() >= set(stages.COMPARED):
+        return {}
+    return {"same_tokenizer": have_same_tokenizer(checkpoints, _has_texts(given))}
 
 
 def _has_texts(given: Given | None) -> bool:

@@ -7,6 +7,7 @@ first start chose for this machine, `places` where the dataset was found last.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import platform
@@ -24,7 +25,7 @@ from data_engine.questions.dataset import Questions
 from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
-from data_engine.store.atomic import alone_with, creating, replacing
+from data_engine.store.atomic import alone_with, creating, rewrite
 from data_engine.store.made_from import differing_names, told
 from data_engine.store.units import auto_unit_size, split_units
 from data_engine.vllm_settings import shaping
@@ -131,12 +132,14 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
                 beside.write_text(json.dumps(described, indent=1))
     found, new = _updated(work_dir, described)
     if new != found:
-        # Another start may add what it brings at the same time.
-        with alone_with(path):
+
+        def changed() -> str | None:
+            nonlocal found, new
+            # Another start may add what it brings at the same time.
             found, new = _updated(work_dir, described)
-            if new != found:
-                with replacing(path) as beside:
-                    beside.write_text(json.dumps(new, indent=1))
+            return json.dumps(new, indent=1) if new != found else None
+
+        rewrite(path, changed)
     changed = [
         f"{name} {then} -> {described['versions'].get(name)}"
         for name, then in found["versions"].items()
@@ -183,19 +186,25 @@ def read(work_dir: Path) -> dict | None:
     return found
 
 
-def require_current(work_dir: Path, stage: Stage, bound: Mapping) -> None:
-    """Raise UserError where run.json has other values by now than a unit of this stage was computed with.
+@contextlib.contextmanager
+def current(work_dir: Path, stage: Stage, bound: Mapping, frozen: Mapping) -> Iterator[None]:
+    """Inside, run.json keeps the values that a unit of this stage was computed with, and the unit may be published.
 
-    A start with other values replaces those on which no published unit depends; units in hand are not published then.
+    So it does the `frozen` figures, on which the last bits of every unit depend. A start with other values replaces
+    those on which no published unit depends; it looks for units, and replaces, while nobody is inside. Raises UserError
+    where it was faster: units in hand are not published then. Who is stopped inside, between two system calls and for a
+    minute, is not waited for: where its unit was the first, both starts are refused.
     """
-    found = read(work_dir) or {"bound": {}}
-    mine = {name: bound.get(name) for name in stage.bound}
-    differing = differing_names(found["bound"], mine)
-    if differing:
-        raise UserError(
-            f"another start of work_dir {work_dir} has changed the run meanwhile: "
-            f"{told(differing, mine, found['bound'])}. This unit of {stage.name} is dropped"
-        )
+    with alone_with(work_dir / "run.json", fcntl.LOCK_SH):
+        found = read(work_dir) or {"bound": {}, "frozen": {}}
+        mine, theirs = {name: bound.get(name) for name in stage.bound} | frozen, found["bound"] | found["frozen"]
+        differing = differing_names(theirs, mine)
+        if differing:
+            raise UserError(
+                f"another start of work_dir {work_dir} has changed the run meanwhile: "
+                f"{told(differing, mine, theirs)}. This unit of {stage.name} is dropped"
+            )
+        yield
 
 
 def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping, run_stages: RunStages) -> None:

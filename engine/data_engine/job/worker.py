@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_engine import stages
 from data_engine.config import RunConfig
-from data_engine.errors import IncompleteError, UserError
+from data_engine.errors import IncompleteError, TakenOverError, UserError
 from data_engine.job import published, run_file
 from data_engine.job.last_step import alone, pair_all
 from data_engine.job.model_holder import ModelHolder
@@ -58,7 +58,7 @@ def run(config: RunConfig) -> int:
     except OSError as error:
         if not disk.is_trouble(error):
             raise
-        code, reason = STOPPED, disk.describe(error, work_dir)
+        code, reason = STOPPED, disk.describe(error, work_dir, config.stages)
     except UserError:
         code = 2
         raise
@@ -82,13 +82,16 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     written = True
     while finished and ranks.rank == 0 and config.stop_after_stage == stages.PAIR:
         try:
-            with alone(worker.claims, stop):
-                written = pair_all(plan)
+            with alone(plan.work_dir, worker.claims, stop) as scratch:
+                written = pair_all(plan, scratch)
             break
         except units.DamagedUnitError as damage:
             if config.continue_from_stage == stages.PAIR or plan.placement.split:
                 raise IncompleteError(f"{damage}: run the same command again, with all stages") from None
             log.warning("%s", damage)
+        except TakenOverError:
+            # Its pairs are newer than those that this start would make.
+            raise
         except IncompleteError:
             # Another start may have set a unit aside; what another shard has not computed yet, this one cannot.
             if plan.placement.split or not worker.lacks_units():
@@ -303,8 +306,8 @@ class Worker:
         facts = self.made_from.pop((stage.name, unit))
 
         def publish() -> None:
-            run_file.require_current(self.plan.work_dir, stage, self.plan.bound)
-            units.publish_result(self.plan.work_dir, stage.name, unit, result, facts)
+            current = run_file.current(self.plan.work_dir, stage, self.plan.bound, self.plan.budgets)
+            units.publish_result(self.plan.work_dir, stage.name, unit, result, facts, current)
             progress.unit_done(stage.name, unit, result, questions=questions, seconds=seconds, peak_bytes=peak)
 
         with self.stop.committing():

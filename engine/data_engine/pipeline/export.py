@@ -55,7 +55,7 @@ class FinishedRun:
 
     work_dir: Path
     run_file: Mapping
-    """run.json"""
+    """run.json, as of_pairing makes it of the file"""
     questions: Questions
     config: RunConfig
     """of run.json, with the dataset where it is now"""
@@ -78,15 +78,8 @@ class FinishedRun:
         return read_metadata(self.work_dir, self.name)
 
     def source(self) -> ExportSource:
-        """What exports are made from. Raises UserError where the last start left a reward out that ranked."""
+        """What exports are made from."""
         trained, settings = self.trained, self.settings
-        for name in settings.rank_by:
-            if name not in self.stages.columns:
-                sources = ",".join(self.stages.sources)
-                raise UserError(
-                    f'"{self.pairs}" is ranked by {name}, and the last start of the run has no such reward, by '
-                    f"--rewards {sources}: give the command of the run with that source too, or pair anew"
-                )
         # A run of before has no control tokens in run.json; those of its markers that stand alone are some of them.
         alone = [marker for marker in trained.get("markers", ()) if marker.strip() == marker]
         return ExportSource(
@@ -112,7 +105,7 @@ class FinishedRun:
         return Stored(
             self.work_dir, len(ranges), self.questions.idx_type, self.run_file["bound"],
             tuple(self.trained.get("markers", ())),
-            self.run_file.get("same_tokenizer", self.metadata["same_tokenizer"]), self.stages,
+            self.metadata["same_tokenizer"], self.stages,
             lambda unit: idx[ranges[unit].start : ranges[unit].stop],
         )  # fmt: skip
 
@@ -167,8 +160,20 @@ class _Answers:
                 yield from scored_rows(rows[start:end], answers, reasons, settings.names, alpha)
 
 
+def of_pairing(run_file: Mapping, told: Mapping) -> dict:
+    """run.json with the sources of reward of a pairing, and their models; `told` is what read_metadata gives of it.
+
+    Its own are those of the start that opened the run last, which may be at work still.
+    """
+    config = run_file.get("config", {}) | {"rewards": told["rewards"]}
+    roles = {stages.TRAINED, *RunStages.of(config).roles}
+    models = {role: model for role, model in run_file.get("models", {}).items() if role in roles}
+    return {**run_file, "config": config, "models": models}
+
+
 def read_metadata(work_dir: Path, name: str = OWN) -> dict[str, dict]:
-    """What a file of pairs says of its pairing: "settings", "funnel", "same_tokenizer"; "length_alpha" if it was found.
+    """What a file of pairs says of its pairing: "settings", "funnel", "same_tokenizer", "rewards", as --rewards has
+    them, and "length_alpha" if it was found.
 
     Raises UserError where it is broken, or of an earlier version of the program.
     """
@@ -180,7 +185,7 @@ def read_metadata(work_dir: Path, name: str = OWN) -> dict[str, dict]:
     except pa.ArrowException:
         raise UserError(f'"{pairs_file(work_dir, name)}" is broken; {again}') from None
     found = schema.metadata or {}
-    names = ("settings", "funnel", "same_tokenizer")
+    names = ("settings", "funnel", "same_tokenizer", "rewards")
     if any(one.encode() not in found for one in names) or "margin" not in schema.names:
         raise UserError(f'the pairs of "{work_dir}" were made by an earlier version of this program; {again}')
     there = (*names, "length_alpha") if b"length_alpha" in found else names

@@ -25,11 +25,13 @@ from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
 from data_engine.store import units
-from data_engine.store.folders import move_in, scratch_folder
+from data_engine.store.folders import move_in, part_of, scratch_folder
 
 FOLDER = "pairs"
 # The name of the pairing that a run makes, of which dataset/ is written.
 OWN = "pairs"
+# Of the scratch folders of the other pairings.
+NAMED_SCRATCH = "pairs"
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,15 @@ def pairs_file(work_dir: Path, name: str = OWN) -> Path:
     return work_dir / FOLDER / f"{name}.parquet"
 
 
-def run(stored: Stored, settings: Settings, source: DatasetSource, debug: bool = False) -> Funnel:
-    """Pair all answers of a run and publish its dataset.
+def run(stored: Stored, settings: Settings, source: DatasetSource, folder: Path, debug: bool = False) -> Funnel:
+    """Pair all answers of a run and publish its dataset, by renames out of `folder`, which lies in the work_dir.
 
     Raises IncompleteError where units are missing, DamagedUnitError for one that must be computed again, UserError for
     one that was computed from other values than those of `stored.bound`, or from other rows than the questions.
     """
     work_dir = stored.work_dir
     require_units(work_dir, stored.num_units, stored.run_stages)
-    with scratch_folder(work_dir, "pairing") as scratch:
+    with part_of(folder, "pairing") as scratch:
         with _json_rows(scratch / "rewards.json") if debug else contextlib.nullcontext() as add_row:
             found = paired(stored, settings, scratch, add_row)
         found.funnel.questions = len(source.questions)
@@ -86,7 +88,7 @@ def run_named(stored: Stored, settings: Settings, num_questions: int, name: str)
     One of the same name is replaced. Raises what run raises.
     """
     require_units(stored.work_dir, stored.num_units, stored.run_stages)
-    with scratch_folder(stored.work_dir, "pairing") as scratch:
+    with scratch_folder(stored.work_dir, NAMED_SCRATCH) as scratch:
         found = paired(stored, settings, scratch)
         found.count()
         found.funnel.questions, found.funnel.kept = num_questions, len(found.candidates)

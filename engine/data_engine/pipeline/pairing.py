@@ -66,6 +66,7 @@ def paired(
         rule = settings.with_alpha(_balanced_alpha(stored, settings))
         metadata["length_alpha"] = json.dumps(rule.length_alpha)
     metadata["same_tokenizer"] = json.dumps(stored.same_tokenizer)
+    metadata["rewards"] = json.dumps(",".join(stored.run_stages.sources))
     funnel, which = Funnel(), settings.answer_rule(stored.markers)
     schema = schemas.pairs(stored.idx_type, stored.rewards)
     candidates = CandidateTable(scratch / "candidates.parquet", schema, settings.seed, settings.filter_rule)

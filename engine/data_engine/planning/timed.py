@@ -30,6 +30,7 @@ from data_engine.questions.dataset import require_same
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.stages import Stage
 from data_engine.store import units
+from data_engine.store.folders import scratch_folder
 from data_engine.store.made_from import made_from, read_unit
 
 # Of the time that there is, the part of the stage that draws answers.
@@ -200,8 +201,8 @@ class Timed:
         config = dataclasses.replace(self.plan.config, work_dir=str(folder))
         plan = dataclasses.replace(self.plan, config=config, work_dir=folder, unit_rows=rows, mine=range(len(rows)))
         start = Spent.now()
-        with contextlib.redirect_stdout(sys.stderr):
-            pair_all(plan)
+        with contextlib.redirect_stdout(sys.stderr), scratch_folder(folder, "pairing") as scratch:
+            pair_all(plan, scratch)
         return start.until(Spent.now())
 
 

@@ -22,7 +22,7 @@ from data_engine.questions.dataset import Questions
 from data_engine.questions.given_rows import GivenAnswer, GivenFile, GivenRow
 from data_engine.store.claims import Claims
 from data_engine.store.file_hashes import HashFiles
-from data_engine.store.folders import scratch_folder, swap_in
+from data_engine.store.folders import move_in_once, scratch_folder
 
 FOLDER = "answers"
 POLL_S = 0.2
@@ -252,7 +252,7 @@ def _make(
         np.save(made / _STARTS, ends[first].astype(np.int64))
         (made / _FACTS).write_text(json.dumps(asdict(gathering.facts)))
         folder.parent.mkdir(exist_ok=True)
-        swap_in(made, folder, scratch / "old")
+        move_in_once(made, folder)
 
 
 def _write_sorted(unsorted: Path, target: Path, sizes: np.ndarray, order: np.ndarray) -> None:

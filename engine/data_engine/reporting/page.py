@@ -39,13 +39,33 @@ def write_report(
     exif: Exif = "apply",
     name: str = OWN,
 ) -> Path:
-    """Write the page about a pairing and return its path: report/index.html, of another one report/NAME/index.html."""
+    """Write the page about a pairing and return its path."""
+    path = report_path(work_dir, name)
+    with atomic.replacing(path) as temporary:
+        temporary.write_text(report_text(work_dir, questions, funnel, max_megapixels, exif, name), encoding="utf-8")
+    return path
+
+
+def report_path(work_dir: Path, name: str = OWN) -> Path:
+    """Of the page about a pairing: report/index.html, of another one report/NAME/index.html."""
+    return work_dir / "report" / ("" if name == OWN else name) / "index.html"
+
+
+def report_text(
+    work_dir: Path,
+    questions: Questions,
+    funnel: Funnel,
+    max_megapixels: float = 64,
+    exif: Exif = "apply",
+    name: str = OWN,
+) -> str:
+    """The page about a pairing."""
     run = Run(work_dir, read_run_file(work_dir), questions, max_megapixels, exif)
     numbers = PairNumbers.read(work_dir / f"pairs/{name}.parquet")
     ranking = ranking_rewards(numbers.path)
     data = _gallery(run, numbers, ranking)
     sources_by, sources = facts.source_table(questions, numbers)
-    text = render(
+    return render(
         "page.html.j2",
         data.as_json(),
         title="Preference pairs" if name == OWN else f"Preference pairs: {name}",
@@ -70,10 +90,6 @@ def write_report(
         no_heat=data.answers.no_heat,
         statuses=facts.dropped_statuses(numbers),
     )
-    path = work_dir / "report" / ("" if name == OWN else name) / "index.html"
-    with atomic.replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
 
 
 def _gallery(run: Run, numbers: PairNumbers, ranking: list[str]) -> PageData:

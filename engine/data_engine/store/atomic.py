@@ -9,11 +9,13 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 DAY_S = 86_400
 # Who holds a file for so long was stopped: others go on without it.
 HELD_S, POLL_S = 60.0, 0.02
+NOTHING = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -27,19 +29,45 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def creating(path: Path) -> Iterator[Path]:
+def creating(path: Path, under: AbstractContextManager = NOTHING) -> Iterator[Path]:
     """A temporary path beside `path`: what the body writes there becomes `path`, unless something is there by then.
 
-    A link, unlike a rename, cannot replace: of two that are in the middle of it, the first wins.
+    A link, unlike a rename, cannot replace: of two that are in the middle of it, the first wins. `under` is entered for
+    the link alone; where entering it raises, there is none.
     """
     with _temporary(path) as beside:
-        yield beside
-        sync_file(beside)
         try:
-            os.link(beside, path)
-        except FileExistsError:
-            return
+            yield beside
+            sync_file(beside)
+            with under, contextlib.suppress(FileExistsError):
+                os.link(beside, path)
+        except FileNotFoundError:
+            # A server forgets the lock of a machine that was away for a while, and another process then sweeps what is
+            # written here, once `path` is there.
+            if not path.exists():
+                raise
     sync_folder(path.parent)
+
+
+def rewrite(path: Path, changed: Callable[[], str | None]) -> None:
+    """Replace a text file by what `changed` makes of what is there; None: leave it as it is.
+
+    Of processes that do so at the same time, each sees what the one before it wrote; `changed` is called again where
+    another one came in between.
+    """
+    while True:
+        with alone_with(path) as is_same:
+            text = changed()
+            if text is None:
+                return
+            with _temporary(path) as beside:
+                beside.write_text(text)
+                sync_file(beside)
+                # This process may have been stopped for so long that another one went on without it.
+                if is_same():
+                    os.replace(beside, path)
+                    sync_folder(path.parent)
+                    return
 
 
 @contextlib.contextmanager
@@ -120,32 +148,33 @@ def _opened(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def alone_with(path: Path) -> Iterator[None]:
+def alone_with(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[Callable[[], bool]]:
     """Inside, this process may read a file and replace it: all others that ask for the same wait until it is done.
 
-    Not for ever: after HELD_S the body runs in any case, as it does where the file system has no locks.
+    With LOCK_SH it may read the file, and rely on it: who may replace it waits. Nobody waits for ever: after HELD_S the
+    body runs in any case, as it does where the file system has no locks. Yields whether the file is still the same one.
     """
-    descriptor = _locked(path)
+    descriptor = _locked(path, kind)
     try:
-        yield
+        yield lambda: descriptor is None or os.path.samestat(os.fstat(descriptor), os.stat(path))
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
-def _locked(path: Path) -> int | None:
+def _locked(path: Path, kind: int) -> int | None:
     end = time.monotonic() + HELD_S
     while True:
         descriptor = _opened(path)
-        if descriptor is None or _locks(descriptor, path) or time.monotonic() > end:
+        if descriptor is None or _locks(descriptor, path, kind) or time.monotonic() > end:
             return descriptor
         os.close(descriptor)
         time.sleep(POLL_S)
 
 
-def _locks(descriptor: int, path: Path) -> bool:
+def _locks(descriptor: int, path: Path, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         # Another process may have replaced the file before it was locked.
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except BlockingIOError:

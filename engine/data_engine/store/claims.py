@@ -72,17 +72,20 @@ class Claims:
         self.folder = work_dir / "claims"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._rank, self._me = rank, ProcessIdentity.of_this_process()
+        # The text of each claim that this process holds, as far as it knows.
+        self._mine: dict[Path, str] = {}
         # Of each claim of others: what was found, and when that was first seen.
         self._seen: dict[Path, tuple[_Found, float]] = {}
 
     @contextlib.contextmanager
     def hold(self, stage: str, unit: int) -> Iterator[bool]:
         """True inside if this process has the claim now; it is touched while the body runs, and removed at the end."""
-        path = self.folder / f"{stage}-{unit:05d}.json"
+        path = self._path(stage, unit)
         mine = json.dumps({**vars(self._me), "rank": self._rank, "claim": secrets.token_hex(8)})
         if not (self._create(path, mine) or (self._remove_lapsed(path) and self._create(path, mine))):
             yield False
             return
+        self._mine[path] = mine
         done = threading.Event()
         heart = threading.Thread(target=self._beat, args=(path, mine, done), daemon=True)
         heart.start()
@@ -91,9 +94,19 @@ class Claims:
         finally:
             done.set()
             heart.join()
+            del self._mine[path]
             # Advisory: a claim that a failing disk keeps lapses, and must not hide what the body raised.
             with contextlib.suppress(OSError):
                 self._give_back(path, mine)
+
+    def still_holds(self, stage: str, unit: int) -> bool:
+        """Inside of `hold`: whether the claim is there yet. Another process takes it over from one that was stopped."""
+        path = self._path(stage, unit)
+        found = _read(path)
+        return found is not None and found.text == self._mine[path]
+
+    def _path(self, stage: str, unit: int) -> Path:
+        return self.folder / f"{stage}-{unit:05d}.json"
 
     def sweep(self) -> None:
         """Remove the claims of owners that died and what they left beside them; for when every unit is published."""

@@ -20,13 +20,13 @@ def is_trouble(error: OSError) -> bool:
     return error.errno in TROUBLES or any(os.strerror(number) in str(error) for number in TROUBLES)
 
 
-def describe(error: OSError, work_dir: Path) -> str:
-    """What happened, where, and how to mend it, for a person to read."""
+def describe(error: OSError, work_dir: Path, run_stages: stages.RunStages) -> str:
+    """What happened, where, and how to mend it, for a person to read; the stages are those of this start."""
     where = error.filename or work_dir
     reason = error.strerror or str(error)
     told = f'cannot write "{where}": {reason}. Every published unit is kept: make room, or mend the disk, and run the '
     told += "same command again"
-    needed = needed_bytes(work_dir)
+    needed = needed_bytes(work_dir, run_stages)
     if needed:
         free = shutil.disk_usage(work_dir).free
         told += f". The units that are left need about {needed / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free there"
@@ -44,14 +44,14 @@ def not_writable(work_dir: Path, error: OSError) -> UserError:
     return UserError(f'work_dir "{work_dir}": cannot write to "{where}": {os.strerror(error.errno)}')
 
 
-def needed_bytes(work_dir: Path) -> int:
+def needed_bytes(work_dir: Path, run_stages: stages.RunStages) -> int:
     """What the units that are still missing will take, by the mean of those that are there; 0 where none is known."""
     try:
         run = json.loads((work_dir / "run.json").read_text())
         num_units, total = run["units"]["num_units"], 0
     except (OSError, ValueError):
         return 0
-    for stage in stages.RunStages.of(run.get("config", {})).by_name:
+    for stage in run_stages.by_name:
         sizes = units.sizes(work_dir, stage)
         if sizes:
             total += (num_units - len(sizes)) * sum(sizes) // len(sizes)

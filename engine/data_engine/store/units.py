@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from data_engine import stages
 from data_engine.store.absent import is_absent
-from data_engine.store.atomic import creating, remove_if_abandoned
+from data_engine.store.atomic import NOTHING, creating, remove_if_abandoned
 from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_sealed
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
@@ -108,17 +109,27 @@ def workable(
                 yield stage, unit
 
 
-def publish(path: Path, table: pa.Table, facts: dict | None = None) -> None:
-    """Write `table` so that a reader sees all of it or none of it; a unit that is there already is kept."""
+def publish(path: Path, table: pa.Table, facts: dict | None = None, under: AbstractContextManager = NOTHING) -> None:
+    """Write `table` so that a reader sees all of it or none of it; a unit that is there already is kept.
+
+    It appears under the context `under`, which may also refuse it.
+    """
     if path.exists():
         return
-    with creating(path) as beside:
+    with creating(path, under) as beside:
         write_sealed(table, beside, facts)
 
 
-def publish_result(work_dir: Path, stage: str, unit: int, result: UnitResult, made_from: dict) -> None:
-    """Publish what a unit of a stage came to, and what it was computed from: see job/run_file.py."""
-    publish(unit_path(work_dir, stage, unit), result.table, {**result.facts(), "made_from": made_from})
+def publish_result(
+    work_dir: Path,
+    stage: str,
+    unit: int,
+    result: UnitResult,
+    made_from: dict,
+    under: AbstractContextManager = NOTHING,
+) -> None:
+    """Publish what a unit of a stage came to, and what it was computed from: see job/run_file.py; `under`: publish."""
+    publish(unit_path(work_dir, stage, unit), result.table, {**result.facts(), "made_from": made_from}, under)
 
 
 def sweep(work_dir: Path) -> None:

@@ -5,13 +5,13 @@ from claims/. Works while a run is going, from any machine that sees the folder,
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.errors import UserError
 from data_engine.models.adapter_folder import adapters_told
-from data_engine.stages import RunStages
+from data_engine.stages import RunStages, known
 from data_engine.store import claims, logs, units
 from data_engine.store.process_identity import ProcessIdentity
 from data_engine.watching.log_lines import Logs, ProcessLog
@@ -89,14 +89,15 @@ class Reader:
         `run_file` is run.json of now. Raises UserError where it is not one of a run.
         """
         planned = planned_units(self._work_dir, run_file)
-        names = list(RunStages.of(run_file.get("config", {})).by_name)
+        held = claims.held(self._work_dir)
+        names = _stage_names(run_file, held)
         total = planned["num_units"]
         # Asked before the units are counted, so that a run that is done has all of them.
         is_written = _is_written(self._work_dir)
         done = {name: self._done(name, total, monotonic) for name in names}
         self._logs.read(now, [name for name in names if done[name] >= total])
         pairs = WRITTEN if is_written else (WAITING if any(count < total for count in done.values()) else READY)
-        ranks = ranks_of(self._processes(set(names), now, monotonic), pairs)
+        ranks = ranks_of(self._processes(set(names), held, now, monotonic), pairs)
         stages = tuple(self._stage(name, count, total, ranks, now) for name, count in done.items())
         return Progress(
             str(self._work_dir), now, planned["num_questions"], planned["unit_size"], total,
@@ -114,10 +115,12 @@ class Reader:
         pace = pace_of(self._logs.units.get(name, []), now, holding, alive if ranks else None)
         return StageProgress(name, done, total, pace, holding)
 
-    def _processes(self, known: set[str], now: float, monotonic: float) -> list[ProcessSeen]:
-        """Every process that has a log or a claim; `known` are the names of the run's stages."""
+    def _processes(
+        self, known: set[str], held: Sequence[claims.Held], now: float, monotonic: float
+    ) -> list[ProcessSeen]:
+        """Every process that has a log, or is in `held`, the claims; `known` are the names of the run's stages."""
         found, by_owner = dict(self._logs.processes), {}
-        for claim in claims.held(self._work_dir):
+        for claim in held:
             name = _log_name(claim)
             by_owner.setdefault(name, []).append(claim)
             if name not in found:
@@ -151,6 +154,12 @@ class Reader:
         if name not in self._gone and self._me.sees(identity) and identity.has_ended():
             self._gone.add(name)
         return name in self._gone
+
+
+def _stage_names(run_file: Mapping, held: Sequence[claims.Held]) -> list[str]:
+    """Those of the last start, and any other that a rank is at: of a start with other sources of reward."""
+    own = RunStages.of(run_file.get("config", {})).by_name
+    return [*own, *sorted({claim.stage for claim in held if claim.stage in known()} - own.keys())]
 
 
 def _log_name(claim: claims.Held) -> str:
