@@ -1,6 +1,7 @@
 """The plan that `validate` tells, against figures by hand and against what a finished run has written."""
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from data_engine.config import RunConfig
 from data_engine.models import load_model
 from data_engine.planning.found import FirstRows, Found
 from data_engine.planning.measure import Measured, line, shared
-from data_engine.planning.plan import idle_ranks, plan_of
+from data_engine.planning.plan import empty_shards, idle_ranks, plan_of
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import open_questions
 from data_engine.questions.given_answers import check_answers
@@ -116,6 +117,30 @@ def test_idle_ranks_are_told_to_lower_a_size_only_while_no_unit_has_it(job, tmp_
     (tmp_path / "work/sampled_answer").mkdir(parents=True)
     (tmp_path / "work/sampled_answer/unit-00000.parquet").touch()
     assert idle_ranks(found, 5) == "5 ranks have 3 units to share: 2 are idle"
+
+
+def test_more_shards_than_units_are_told_and_whether_this_one_has_none(job, tmp_path):
+    """3 units: of 5 shards, those of numbers 3 and 4 have none."""
+    config = RunConfig(**{name: value if value.startswith("/") or name == "device" else int(value)
+                          for name, value in job.items()})  # fmt: skip
+    found = Found(config, questions=open_questions(config))
+    assert [empty_shards(found, 3, shard) for shard in range(3)] == [None] * 3
+    told, mend = "5 shards have 3 units to share: shards 3 to 4 have nothing to compute", "; use fewer shards"
+    assert empty_shards(found, 5, 2) == empty_shards(found, 5) == f"{told}{mend}, or lower --unit_size"
+    assert empty_shards(found, 5, 4) == f"{told} (this is shard 4){mend}, or lower --unit_size"
+    assert "4 shards have 3 units to share: shard 3 has nothing to compute; use" in empty_shards(found, 4)
+    # Pairs are made of all units, whatever the shard.
+    found.config = replace(config, continue_from_stage=2)
+    assert empty_shards(found, 5, 4) is None
+    found.config = config
+    (tmp_path / "work/sampled_answer").mkdir(parents=True)
+    (tmp_path / "work/sampled_answer/unit-00000.parquet").touch()
+    assert empty_shards(found, 5, 4) == f"{told} (this is shard 4){mend}"
+
+
+def test_a_run_of_a_shard_without_units_warns_of_it(job, capsys):
+    assert main.main(["run", *words(job, num_shards="5", shard_index="4", stop_after_stage="1")]) == 0
+    assert "shards 3 to 4 have nothing to compute (this is shard 4)" in capsys.readouterr().err
 
 
 def test_ranks_take_units_in_turn_and_load_each_model_once():

@@ -288,13 +288,14 @@ def test_a_run_refused_once_it_began_tells_of_units_instead_of_saying_that_nothi
 
 def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NUM_PROCESSES", "3")
-    found = told(capsys, *words(job, temperature="0", yesno_model_path="somewhere", zero3="off"))
+    found = told(capsys, *words(job, temperature="0", yesno_model_path="somewhere", zero3="off", num_shards="2"))
     assert found["problems"] == []
     warned = "\n".join(found["warnings"])
     assert "1 of the first 2 rows cannot be used; most often: " in warned
     assert "temperature 0 gives the same answer k times" in warned
     assert "yesno_model_path has no effect" in warned
     assert "3 ranks have 1 units to share: 2 are idle" in warned
+    assert "2 shards have 1 unit to share: shard 1 has nothing to compute; use fewer shards" in warned
 
 
 def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_path, capsys):

@@ -153,6 +153,10 @@ class Plan:
             found.append(taken)
         if not self.questions.has_images:
             found.append(NO_IMAGES)
+        computes = self.config.continue_from_stage < stages.PAIR
+        shard = (self.config.num_shards, self.config.shard_index)
+        if computes and (empty := units.told_of_empty_shards(len(self.unit_rows), *shard)):
+            found.append(empty)
         if self.config.sampler == "vllm":
             found += by_vllm.warnings(self.config, self.stages, self.target.device.type)
         if self.given is not None:
