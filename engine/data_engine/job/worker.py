@@ -110,7 +110,8 @@ class Worker:
         self.writer = Writer()
         self.image_workers = ImageWorkers()
         self.held = ModelHolder(plan, self.image_workers)
-        self._todo = plan.stages.between(plan.config.continue_from_stage, plan.config.stop_after_stage)
+        todo = plan.stages.between(plan.config.continue_from_stage, plan.config.stop_after_stage)
+        self._todo = self.held.ordered(todo)
         # Of the units in hand, by stage and number: what they say that they were computed from.
         self.made_from: dict[tuple[str, int], dict] = {}
 
