@@ -1,6 +1,8 @@
 """The plan that `validate` tells, against figures by hand and against what a finished run has written."""
 
 import json
+import re
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +13,9 @@ from data_engine.commands import main
 from data_engine.config import RunConfig
 from data_engine.models import load_model
 from data_engine.planning.found import FirstRows, Found
-from data_engine.planning.measure import Measured, line, shared
-from data_engine.planning.plan import idle_ranks, plan_of
+from data_engine.planning.measure import Measured, extrapolate, line, shared
+from data_engine.planning.plan import empty_shards, idle_ranks, plan_of
+from data_engine.planning.showing import measured_lines
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import open_questions
 from data_engine.questions.given_answers import check_answers
@@ -118,6 +121,30 @@ def test_idle_ranks_are_told_to_lower_a_size_only_while_no_unit_has_it(job, tmp_
     assert idle_ranks(found, 5) == "5 ranks have 3 units to share: 2 are idle"
 
 
+def test_more_shards_than_units_are_told_and_whether_this_one_has_none(job, tmp_path):
+    """3 units: of 5 shards, those of numbers 3 and 4 have none."""
+    config = RunConfig(**{name: value if value.startswith("/") or name == "device" else int(value)
+                          for name, value in job.items()})  # fmt: skip
+    found = Found(config, questions=open_questions(config))
+    assert [empty_shards(found, 3, shard) for shard in range(3)] == [None] * 3
+    told, mend = "5 shards have 3 units to share: shards 3 to 4 have nothing to compute", "; use fewer shards"
+    assert empty_shards(found, 5, 2) == empty_shards(found, 5) == f"{told}{mend}, or lower --unit_size"
+    assert empty_shards(found, 5, 4) == f"{told} (this is shard 4){mend}, or lower --unit_size"
+    assert "4 shards have 3 units to share: shard 3 has nothing to compute; use" in empty_shards(found, 4)
+    # Pairs are made of all units, whatever the shard.
+    found.config = replace(config, continue_from_stage=2)
+    assert empty_shards(found, 5, 4) is None
+    found.config = config
+    (tmp_path / "work/sampled_answer").mkdir(parents=True)
+    (tmp_path / "work/sampled_answer/unit-00000.parquet").touch()
+    assert empty_shards(found, 5, 4) == f"{told} (this is shard 4){mend}"
+
+
+def test_a_run_of_a_shard_without_units_warns_of_it(job, capsys):
+    assert main.main(["run", *words(job, num_shards="5", shard_index="4", stop_after_stage="1")]) == 0
+    assert "shards 3 to 4 have nothing to compute (this is shard 4)" in capsys.readouterr().err
+
+
 def test_ranks_take_units_in_turn_and_load_each_model_once():
     work = [("sample", "a", [1.0] * 5), ("score", "b", [1.0] * 2)]
     # Both load for 2 s, then one computes 3 units, until 5, the other 2, until 4. Of the next model, which takes 1 s
@@ -137,3 +164,36 @@ def test_parts_of_a_unit_tell_a_whole_one_by_the_line_through_them():
     whole = Measured(0, 0, {}, 4, {"s": [(2, 5.0), (4, 9.0), (4, 11.0)]}, {}, {}, {}, 0, 0, 0, 0)
     assert whole.unit_s("s", 4) == 10.0
     assert whole.unit_s("s", 2) == 5.0
+
+
+def test_hours_count_all_ranks_until_the_job_ends_and_one_rank_has_one_column(job):
+    """Units of 8, 8 and 4 questions at 60 s a question; two ranks share them, and rank 0 pairs for half an hour."""
+    config = RunConfig(**{name: value if value.startswith("/") or name == "device" else int(value)
+                          for name, value in job.items()})  # fmt: skip
+    found = Found(config, questions=open_questions(config), heavy={"device": "cuda"})
+    names = ("sampled_answer", "instruct_logps", "reward_logps")
+    measured = Measured(
+        0.0, 180.0, {}, 8, {name: [(8, 480.0)] * 2 for name in names}, dict.fromkeys(names, ""),
+        dict.fromkeys(names) | {"sampled_answer": 51.5}, dict.fromkeys(names, 0.0), 1800.0, NUM, 0.0, 0.0,
+    )  # fmt: skip
+    two, one = (extrapolate(found, measured, ranks, 0.0) for ranks in (2, 1))
+    # The first rank samples 8 and 4 questions, until 720 s. The other one has begun to score then: 8 and 4, until
+    # 1200 s, as the first one scores 8. Of the third stage each has 8, and one of them 4 more, until 1920 s.
+    assert [line["device_seconds"] for line in two["stages"]] == [2 * 180, 2 * 720, 2 * 480, 2 * 720, 2 * 1800]
+    assert (two["device_seconds"], one["device_seconds"]) == (2 * (180 + 1920 + 1800), 180 + 3600 + 1800)
+    assert [cells(line) for line in measured_lines(two)[:-1]] == [
+        ["measured", "2 ranks", "1 rank", "GPU-hours", "tokens an answer"],
+        ["start", "3 min", "3 min", "0.100"],
+        ["sampled_answer", "12 min", "20 min", "0.400", "51.5"],
+        ["instruct_logps", "8 min", "20 min", "0.267"],
+        ["reward_logps", "12 min", "20 min", "0.400"],
+        ["pairs and report", "30 min", "30 min", "1.000"],
+        ["in all", "1 h 5 min", "1 h 33 min", "2.167"],
+    ]
+    heading, *_, whole, _ = measured_lines(one)
+    assert cells(heading) == ["measured", "1 rank", "GPU-hours", "tokens an answer"]
+    assert cells(whole) == ["in all", "1 h 33 min", "1.550"]
+
+
+def cells(line: str) -> list[str]:
+    return re.split(r" {2,}", line)

@@ -267,15 +267,35 @@ def test_run_tells_all_mistakes_of_files_each_once(job, tmp_path, capsys):
         assert sum(word in line for line in told) == 1, (word, told)
 
 
+@pytest.mark.parametrize("has_units", [False, True])
+def test_a_run_refused_once_it_began_tells_of_units_instead_of_saying_that_nothing_was_started(
+    job, tmp_path, capsys, monkeypatch, has_units
+):
+    """The ranks may have worked for hours when a row or a file is refused. One of a launcher's tells its own alone."""
+    monkeypatch.setenv("RANK", "0")
+    for name in ("empty", "bare"):
+        (tmp_path / name).mkdir()
+    work = tmp_path / "work"
+    if has_units:
+        (work / "reward_logps").mkdir(parents=True)
+        (work / "reward_logps/unit-00003.parquet").touch()
+    wrong = {"instruct_model_path": str(tmp_path / "bare"), "reward_model_path": str(tmp_path / "empty")}
+    *lines, last = told_by("run", capsys, *words(job, work_dir=str(work), **wrong))
+    outcome = f'the units that are published in "{work}" stay there' if has_units else "no unit was published"
+    assert last == f"data-engine: {len(lines)} mistakes; {outcome}"
+    assert len(lines) == 2
+
+
 def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NUM_PROCESSES", "3")
-    found = told(capsys, *words(job, temperature="0", yesno_model_path="somewhere", zero3="off"))
+    found = told(capsys, *words(job, temperature="0", yesno_model_path="somewhere", zero3="off", num_shards="2"))
     assert found["problems"] == []
     warned = "\n".join(found["warnings"])
     assert "1 of the first 2 rows cannot be used; most often: " in warned
     assert "temperature 0 gives the same answer k times" in warned
     assert "yesno_model_path has no effect" in warned
     assert "3 ranks have 1 units to share: 2 are idle" in warned
+    assert "2 shards have 1 unit to share: shard 1 has nothing to compute; use fewer shards" in warned
 
 
 def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_path, capsys):

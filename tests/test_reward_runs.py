@@ -84,6 +84,26 @@ def test_a_judge_that_is_another_folder_is_loaded_and_says_the_same(
     assert found[0][1] == found[1][1]
 
 
+def test_a_model_that_judges_its_own_answers_is_loaded_once_although_another_ones_stage_stands_between(
+    config, questions, judge, loaded, tmp_path, goldens
+):
+    """Its units and pairs are, byte for byte, those of a run whose judge is a copy of it, which is loaded by itself."""
+    shutil.copytree(goldens / "llava/instruct", tmp_path / "copy/judge")
+    (tmp_path / "copy/openai").symlink_to(goldens / "llava/openai")
+    found = []
+    for name, path in (("own", str(goldens / "llava/instruct")), ("copy", str(tmp_path / "copy/judge"))):
+        settings = config(questions, rewards="implicit,yesno", yesno_model_path=path, work_dir=str(tmp_path / name))
+        loaded.clear()
+        assert worker.run(settings) == 0
+        written = sorted((tmp_path / name).glob("*/*.parquet"))
+        assert {"yesno", "pairs", "dataset"} <= {file.parent.name for file in written}
+        found.append((list(loaded), {file.relative_to(tmp_path / name): file.read_bytes() for file in written}))
+    own, copy = (folders for folders, _ in found)
+    assert own == [settings.instruct_model_path, settings.reward_model_path]
+    assert copy == [*own, settings.yesno_model_path]
+    assert found[0][1] == found[1][1]
+
+
 def test_a_source_that_is_added_to_a_finished_run_computes_itself_alone(config, questions, judge, loaded, tmp_path):
     work = tmp_path / "work"
     assert worker.run(config(questions)) == 0

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -221,6 +222,8 @@ def test_only_a_pair_that_cannot_be_one_model_before_and_after_tuning_is_warned_
     )
     assert checkpoints.kinship_warnings(*llava) == []
     assert checkpoints.kinship_warnings(*omni) == []
+    [warning] = checkpoints.kinship_warnings(omni[0], omni[0])
+    assert "the reward model is the instruct model itself" in warning
     deeper = dataclasses.replace(llava[1], sizes=llava[1].sizes | {"num_hidden_layers": 9})
     [warning] = checkpoints.kinship_warnings(llava[0], deeper)
     assert "(num_hidden_layers 2 against 9)" in warning
@@ -288,6 +291,18 @@ def test_a_work_dir_of_another_configuration_is_refused_by_name(config, tmp_path
     [name] = settings
     with pytest.raises(UserError, match=rf"{name} was .*, now {next(iter(settings.values()))!r}"):
         worker.run(config(dataset, **settings))
+
+
+def test_a_copy_of_the_instruct_model_as_reward_model_is_warned_of_and_gives_margins_of_0(
+    config, goldens, tmp_path, capsys
+):
+    """Whatever ranks by implicit alone pairs them all the same, as the reference does."""
+    shutil.copytree(goldens / "llava/instruct", tmp_path / "copy/reward")
+    (tmp_path / "copy/openai").symlink_to(goldens / "llava/openai")
+    dataset = write(tmp_path / "questions.parquet", hostile_rows()[:1])
+    assert worker.run(config(dataset, reward_model_path=str(tmp_path / "copy/reward"))) == 0
+    assert "the reward model is the instruct model itself" in capsys.readouterr().err
+    assert {row["margin"] for row in read(tmp_path / "work/pairs")} == {0.0}
 
 
 def test_a_changed_model_or_dataset_is_refused_by_name(config, goldens, tmp_path):

@@ -112,6 +112,25 @@ def test_what_is_left_of_an_earlier_start_is_not_shown(tmp_path):
     assert states(Looks(tmp_path).at()) == {0: "waiting"}
 
 
+def test_a_rank_that_failed_before_the_first_line_of_another_is_shown(tmp_path):
+    """Both begin at NOW - 110, after an earlier start; the other one takes 10 s to import its libraries."""
+    make_run(tmp_path, 40, {"sampled_answer": 12})
+    for rank, process in ((0, replace(GONE, pid=GONE.pid + 1)), (1, replace(GONE, pid=GONE.pid + 2))):
+        log(tmp_path, process, rank, started(NOW - 900, process, rank, age_s=10), {"time": NOW - 300, "exit_code": 75})
+    log(tmp_path, GONE, 0, started(NOW - 106, GONE, 0, age_s=4), {"time": NOW - 105, "exit_code": 1})
+    log(tmp_path, ME, 1, started(NOW - 100, ME, 1, age_s=10), unit_line(NOW - 70))
+    found = Looks(tmp_path).at()
+    assert [(rank.rank, rank.pid, rank.state) for rank in found.ranks] == [
+        (0, GONE.pid, "failed"),
+        (1, ME.pid, "waiting"),
+    ]
+    # The next start has one rank.
+    again = replace(ME, pid=ME.pid + 1)
+    log(tmp_path, ME, 1, {"time": NOW - 60, "exit_code": 75})
+    log(tmp_path, again, 0, started(NOW - 40, again, 0, age_s=10), {"time": NOW - 30, "exit_code": 0})
+    assert [(rank.rank, rank.state) for rank in Looks(tmp_path).at().ranks] == [(0, "finished")]
+
+
 def test_the_end_of_one_shard_is_shown_while_another_goes_on(tmp_path):
     make_run(tmp_path, 40, {"sampled_answer": 12})
     log(tmp_path, GONE, 0, started(NOW - 900, GONE, 0, (0, 2)), {"time": NOW - 800, "exit_code": 1})

@@ -25,6 +25,7 @@ def test_a_run_is_watched_until_it_is_done(tmp_path):
     }  # fmt: skip
     command = [sys.executable, "-m", "data_engine", "run"]
     command += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    before = time.time()
     with open(tmp_path / "told", "wb") as told, subprocess.Popen(command, stdout=told, stderr=told) as run:
         deadline = time.monotonic() + 120
         while not (work / "run.json").exists():
@@ -48,3 +49,7 @@ def test_a_run_is_watched_until_it_is_done(tmp_path):
     [rank] = progress["ranks"]
     assert (progress["done"], rank["state"], rank["exit_code"], rank["pid"]) == (True, "finished", 0, run.pid)
     assert os.path.samefile(progress["work_dir"], work)
+    [path] = (work / "logs").glob("rank-*.jsonl")
+    first = json.loads(path.read_text().splitlines()[0])
+    # Seconds before its first line, for which torch has to be imported; of a clock of hundredths.
+    assert before - 0.05 < first["began"] < first["time"] - 0.3

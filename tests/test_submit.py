@@ -129,6 +129,15 @@ def test_mistakes_of_options_flags_and_files_are_told_at_once(submit, slurm):
     assert calls(slurm) == []
 
 
+def test_jobs_that_have_no_unit_are_warned_of(submit, slurm):
+    """Of the configuration's questions there are fewer units than jobs."""
+    rows = pq.read_metadata(slurm / "data/questions.parquet").num_rows
+    done = submit(slurm, *JOB, "--array", str(rows + 2), "--unit_size", "1")
+    assert done.returncode == 0, done.stderr
+    told = f"data-engine: warning: {rows + 2} shards have {rows} unit"
+    assert sum(line.startswith(told) for line in done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_a_machine_without_slurm_is_told_so(submit, slurm):
     done = submit(slurm, *JOB, "--array", "2", path=str(slurm))
     assert (done.returncode, done.stdout) == (2, "")

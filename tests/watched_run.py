@@ -56,8 +56,8 @@ def unit_line(time: float, stage: str = "sampled_answer", seconds: float = 10.0,
     return {"time": time, "stage": stage, "unit": 0, "seconds": seconds, "questions": 8, "answers": answers}
 
 
-def started(time: float, process: ProcessIdentity, rank: int, shard: tuple[int, int] = (0, 1)) -> dict:
-    return {"time": time, "rank": rank, "process": vars(process), "shard": list(shard)}
+def started(time: float, process: ProcessIdentity, rank: int, shard: tuple[int, int] = (0, 1), age_s: float = 0):
+    return {"time": time, "rank": rank, "process": vars(process), "shard": list(shard), "began": time - age_s}
 
 
 def log(work_dir: Path, process: ProcessIdentity, rank: int, *lines: dict) -> Path:

@@ -17,10 +17,10 @@ class UserError(ValueError):
 
 
 class UserErrors(UserError):
-    """Several of them at once: the command prints each on a line of its own, and then their number."""
+    """Several of them at once: the command prints each on a line of its own, then their number and `outcome`."""
 
-    def __init__(self, found: Iterable[UserError]) -> None:
-        self.found = tuple(found)
+    def __init__(self, found: Iterable[UserError], outcome: str = "nothing was started") -> None:
+        self.found, self.outcome = tuple(found), outcome
         super().__init__("\n".join(map(str, self.found)))
 
 

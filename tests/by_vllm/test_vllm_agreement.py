@@ -23,6 +23,8 @@ def test_vllm_draws_from_what_the_engine_scores(kind, family, workers, checkpoin
     # Nothing that the run sets in vLLM's environment is unknown there, and no worker outlives the engine.
     assert found["unknown_variables"] == []
     assert found["workers"] == [workers, 0]
+    # vLLM is given prompts in the way that stays.
+    assert "raw prompts" not in done.stdout + done.stderr
     for reason, ids in found["answers"]:
         assert reason == ("stop" if ids[-1] in found["ends"] else "length")
         assert not set(ids) & set(found["banned"])

@@ -10,9 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_family_split import torchrun
 
-from data_engine.models.adapter_folder import model_folder
+from data_engine.job.checkpoints import Checkpoint
+from data_engine.models.adapter_folder import laid_together, model_folder
+from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.loading import check_weights, load_weights
 from data_engine.models.registry import ModelError
+from data_engine.questions.conversation import Conversation
+from data_engine.store.file_hashes import hash_files
 
 CPU = torch.device("cpu")
 # As trainers name the modules of InternVL's remote code: packed ones of tower and decoder, experts, projector, head.
@@ -50,6 +54,24 @@ def test_an_adapter_gives_the_weights_of_the_folder_merged_by_hand(tmp_path, kin
     # In half precision the sum is made in fp32 and cast once.
     halves = load_weights(folder, CPU, torch.bfloat16).state_dict()
     assert all(torch.equal(halves[name], expected[name].bfloat16()) for name, _ in found.items() if "_proj" in name)
+
+
+def test_the_conversation_py_of_the_adapter_is_read_and_bound_in_the_place_of_the_bases(tmp_path):
+    """The base says what 2 says, the adapter what 1.5 does."""
+    base = internvl_folders.write(tmp_path / "base", "internlm2")
+    adapter, _ = write(tmp_path / "adapter", base)
+    before, of_base = Checkpoint.find(str(adapter), None, None).fingerprint(hash_files), _asked(base)
+    assert f"system\n{internvl_folders.EARLIER}<|im_end|>" in of_base
+    laid_together.cache_clear()
+    internvl_folders.write_conversations(adapter, "1.5")
+    assert _asked(model_folder(str(adapter))) == of_base.replace(
+        internvl_folders.EARLIER, "You are an AI assistant whose name is InternLM (书生·浦语)."
+    )
+    assert Checkpoint.find(str(adapter), None, None).fingerprint(hash_files) != before
+
+
+def _asked(folder):
+    return Chat.load(folder)._template.render(Conversation.of("How many?", 0))
 
 
 @pytest.mark.families

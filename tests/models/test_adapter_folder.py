@@ -43,6 +43,7 @@ def adapter(base, tmp_path) -> Path:
         ("chat_template.json", "chat_template.jinja", "a/chat_template.json"),
         ("processor_config.json", "preprocessor_config.json", "a/processor_config.json b/preprocessor_config.json"),
         ("preprocessor_config.json", "preprocessor_config.json", "a/preprocessor_config.json"),
+        ("conversation.py", "conversation.py config.json", "a/conversation.py b/config.json"),
         # Neither how texts nor how pictures are read.
         ("README.md training_args.bin config.json", "config.json generation_config.json",
          "b/config.json b/generation_config.json"),

@@ -48,6 +48,16 @@ def test_workers_are_started_apart_from_what_the_launcher_told(settings, vllm, m
     assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
 
 
+def test_the_threads_that_vllm_sets_for_its_workers_are_not_those_of_what_the_rank_starts_later(
+    settings, vllm, monkeypatch
+):
+    for name in vllm_engine.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    assert worker.run(settings(stop_after_stage=0)) == 0
+    assert len(vllm.engines) == 1
+    assert [os.environ.get(name) for name in ("OMP_NUM_THREADS", "VLLM_OMP_NUM_THREADS_SET_BY_VLLM")] == [None, None]
+
+
 def test_no_model_is_loaded_before_the_workers_are_gone(settings, vllm, monkeypatch):
     """A worker that does not end, as one that hangs in a library's call, is killed."""
     monkeypatch.setattr(vllm_engine, "PATIENCE_S", 0.1)

@@ -135,7 +135,7 @@ def test_a_question_is_taken_as_soon_as_answers_of_another_have_ended():
             return []
 
     engine = OneByOne()
-    backend = back_end.VllmBackend(SimpleNamespace(vllm=engine), None, None)
+    backend = back_end.VllmBackend(SimpleNamespace(vllm=engine, rendered=dict), None, None)
     backend._drawing = lambda request: len(request.keys)
     prompt = TokenPrompt([1], [], [1])
     backend.submit(PromptRequest(prompt, [0] * 4) for _ in range(3))

@@ -61,6 +61,7 @@ class Engine:
             device_config=types.SimpleNamespace(device_type=state.computes_on),
         )
         self.model_config = types.SimpleNamespace(max_model_len=getattr(args, "max_model_len", None) or 512)
+        self.renderer = types.SimpleNamespace(render_cmpl=lambda prompts: [{"type": "token"} | one for one in prompts])
         self.engine_core = types.SimpleNamespace(shutdown=self._shutdown)
         state.engines.append(self)
 
@@ -77,6 +78,9 @@ class Engine:
         return sum(params.n for _, params in self._waiting.values())
 
     def add_request(self, number: str, prompt: dict, params) -> None:
+        if "type" not in prompt:
+            raise ValueError("raw prompts are taken no more: pass the outputs of Renderer.render_cmpl()")
+        prompt = {name: value for name, value in prompt.items() if name != "type"}
         if params.seed is not None and not self.state.takes_seeds:
             raise ValueError("per-request seed is not supported on this platform")
         self.given.append((prompt, params))
@@ -133,8 +137,10 @@ def install(monkeypatch) -> State:
         state.started_with = {"blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []), "environment": dict(os.environ)}
         if state.worker:
             state.worker.start()
-        # As the real one.
+        # As the real one, on a GPU.
         torch.set_num_threads(1)
+        for name in () if "OMP_NUM_THREADS" in os.environ else ("OMP_NUM_THREADS", "VLLM_OMP_NUM_THREADS_SET_BY_VLLM"):
+            os.environ[name] = "1"
         if state.refuses_to_start:
             raise state.refuses_to_start
         return Engine(state, args)

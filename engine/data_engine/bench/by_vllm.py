@@ -113,7 +113,7 @@ class ByVllm:
                 if prompt.images:
                     given["multi_modal_data"] = {"image": list(prompt.images)}
                 name = f"scored-{question}-{number}"
-                self._engine.vllm.add_request(name, given, asked)
+                self._engine.vllm.add_request(name, self._engine.rendered(given), asked)
                 waiting[name] = len(ids)
         scored = 0
         while waiting:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 import data_engine
-from data_engine.errors import IncompleteError, LostRankError, UserError, apart, nearest
+from data_engine.errors import IncompleteError, LostRankError, UserError, UserErrors, apart, nearest
 from data_engine.processes import ending, output
 from data_engine.tables import load
 
@@ -82,12 +82,11 @@ def _usage() -> str:
 
 
 def _complain_of_all(error: UserError) -> int:
-    """Each mistake on a line of its own, and how many there are where that is more than one."""
-    found = apart(error)
-    for one in found:
+    """Each mistake on a line of its own, and how many there are, and what was done, where that is more than one."""
+    for one in apart(error):
         _complain(str(one), 2)
-    if len(found) > 1:
-        print(f"data-engine: {len(found)} mistakes; nothing was started", file=sys.stderr, flush=True)
+    if isinstance(error, UserErrors):
+        print(f"data-engine: {len(error.found)} mistakes; {error.outcome}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -1,16 +1,18 @@
 """`data-engine run`: the flags, then one rank's part of the job. Imports torch only after the flags are read."""
 
+import contextlib
 import importlib
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_engine.commands.arguments import read
-from data_engine.config import Draft
-from data_engine.errors import UserError
+from data_engine.config import Draft, RunConfig
+from data_engine.errors import UserError, UserErrors
 from data_engine.planning.checks import check_place, require_all
 from data_engine.processes import cpu_wait, stacks
 from data_engine.processes.ranks import Ranks, is_launched, num_threads
+from data_engine.store import units
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +29,11 @@ def main(argv: Sequence[str]) -> int:
         check_place(Path(config.work_dir))
         return importlib.import_module("data_engine.job.worker").run(config)
     except UserError as error:
-        _refuse(Draft(config, [error], frozenset()))
+        try:
+            _refuse(Draft(config, [error], frozenset()))
+        except UserErrors as errors:
+            # A run may be refused hours after its start.
+            raise UserErrors(errors.found, _published(config)) from error
         raise
 
 
@@ -39,3 +45,13 @@ def _refuse(draft: Draft) -> None:
     if is_launched():
         draft.raise_any()
     require_all(draft)
+
+
+def _published(config: RunConfig) -> str:
+    """What there is of the run, of this start or of an earlier one."""
+    work_dir = Path(config.work_dir)
+    # Where a folder cannot be listed, there may be some.
+    with contextlib.suppress(OSError):
+        if not any(units.published(work_dir, name) for name in config.stages.by_name):
+            return "no unit was published"
+    return f'the units that are published in "{work_dir}" stay there'

@@ -6,14 +6,14 @@ checks are in planning/checks.py; with --measure, planning/measure.py times each
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from data_engine.commands.arguments import read
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import UserError
 from data_engine.planning.checks import require_all, run_checks
 from data_engine.planning.found import Found
-from data_engine.planning.plan import RunPlan, idle_ranks, plan_of
+from data_engine.planning.plan import RunPlan, empty_shards, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines, plan_lines
 from data_engine.processes.ranks import asked_ranks
 from data_engine.processes.signals import interrupted_by_signals
@@ -35,8 +35,9 @@ def main(argv: Sequence[str]) -> int:
     ranks = asked_ranks()
     found = run_checks(read(rest, "validate"))
     plan = plan_of(found, ranks)
-    if plan is not None and (idle := idle_ranks(found, ranks)):
-        found.warnings.append(idle)
+    if plan is not None:
+        shard = (found.config.num_shards, found.config.shard_index)
+        found.warnings += filter(None, (empty_shards(found, *shard), idle_ranks(found, ranks)))
     measured = None
     if "measure" in asked and not found.problems:
         # Imported here: most who validate do not measure.
@@ -63,13 +64,17 @@ def _as_json(found: Found, plan: RunPlan | None, measured: dict | None) -> dict:
 
 
 def _show(found: Found, plan: RunPlan | None, measured: dict | None) -> None:
-    for warning in found.warnings:
-        print(f"data-engine: warning: {warning}", file=sys.stderr)
+    warn(found.warnings)
     found.raise_any()
     lines = [describe(found)]
     lines += ["", *plan_lines(plan)] if plan is not None else []
     lines += ["", *measured_lines(measured)] if measured is not None else []
     print("\n".join(lines), flush=True)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"data-engine: warning: {warning}", file=sys.stderr)
 
 
 def check(config: RunConfig) -> str:

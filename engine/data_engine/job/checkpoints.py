@@ -18,6 +18,11 @@ from data_engine.store.file_hashes import HashFiles
 
 # By these, two checkpoints are told apart that cannot be one model before and after tuning.
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+# Warned of where the two are one folder, or have the same bytes.
+ONE_MODEL = (
+    "the reward model is the instruct model itself: every reward of implicit is 0, and pairs by it tell no better "
+    "answer from a worse one"
+)
 
 # What else, of a checkpoint of transformers, decides which ids a text becomes: how a template ends an answer.
 _TEMPLATES = (
@@ -141,7 +146,9 @@ def have_same_tokenizer(checkpoints: Mapping[str, Checkpoint], has_texts: bool) 
 
 
 def kinship_warnings(instruct: Checkpoint, reward: Checkpoint) -> list[str]:
-    """What speaks against the reward model being the instruct model after DPO, as far as their configs tell."""
+    """What speaks against the reward model being the instruct model after DPO, as far as folders and configs tell."""
+    if instruct.folder == reward.folder:
+        return [ONE_MODEL]
     differing = [] if instruct.family == reward.family else [f"family {instruct.family} against {reward.family}"]
     differing += [
         f"{name} {size} against {reward.sizes[name]}"

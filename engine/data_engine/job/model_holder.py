@@ -4,6 +4,7 @@ import functools
 import gc
 import logging
 import time
+from collections.abc import Iterable
 
 import torch
 
@@ -65,6 +66,20 @@ class ModelHolder:
         self.role, self._made_of = role, made_of
         logs.note(plan.work_dir, plan.ranks.rank, f"loading {role}", time.perf_counter() - start)
         return self._model
+
+    def ordered(self, stages: Iterable[Stage]) -> list[Stage]:
+        """The same stages, those that run the same model behind one another; models in the order of their first stages.
+
+        Then a model that stands in several roles, as one that judges its own answers, is loaded once.
+        """
+        groups: list[tuple[object, list[Stage]]] = []
+        for stage in stages:
+            needed = None if stage.model is None or stage.elsewhere else self._to_load(stage.model)
+            group = next((group for known, group in groups if known == needed), None)
+            if group is None:
+                groups.append((needed, group := []))
+            group.append(stage)
+        return [stage for _, group in groups for stage in group]
 
     def _to_load(self, role: str) -> tuple[tuple[str | None, str], dict[str, object]]:
         """What load_model is told of the model of a role: name and path, and options."""

@@ -13,7 +13,7 @@ from data_engine.config import RunConfig
 from data_engine.config_checks import ZERO3_AND_VLLM
 from data_engine.errors import UserError
 from data_engine.job import budgets, by_vllm, run_file
-from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings
+from data_engine.job.checkpoints import ONE_MODEL, Checkpoint, have_same_tokenizer, kinship_warnings
 from data_engine.job.given import Given
 from data_engine.job.given import warnings as given_warnings
 from data_engine.models import family_class
@@ -144,6 +144,8 @@ class Plan:
         """What a person should know before the work begins."""
         both = [self.checkpoints[role] for role in ("instruct", "reward") if role in self.checkpoints]
         found = kinship_warnings(*both) if len(both) == 2 else []
+        if len(both) == 2 and self.bound[stages.model_key("instruct")] == self.bound[stages.model_key("reward")]:
+            found = [ONE_MODEL]
         if not self.same_tokenizer:
             why = "instruct and reward model have different tokenizers: answers go over as text"
             if all(map(self._shares_ids, map(self.checkpoints.get, stages.COMPARED))):
@@ -153,6 +155,10 @@ class Plan:
             found.append(taken)
         if not self.questions.has_images:
             found.append(NO_IMAGES)
+        computes = self.config.continue_from_stage < stages.PAIR
+        shard = (self.config.num_shards, self.config.shard_index)
+        if computes and (empty := units.told_of_empty_shards(len(self.unit_rows), *shard)):
+            found.append(empty)
         if self.config.sampler == "vllm":
             found += by_vllm.warnings(self.config, self.stages, self.target.device.type)
         if self.given is not None:

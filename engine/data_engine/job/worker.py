@@ -23,7 +23,7 @@ from data_engine.models.sharding.coordination import Coordination, Independent, 
 from data_engine.pipeline.given import NO_ANSWER
 from data_engine.pipeline.runner import StageRunner, UnitWork
 from data_engine.processes.exit_report import NOTHING_WRITTEN, STOPPED, announce, report_exit
-from data_engine.processes.ranks import Ranks, set_threads
+from data_engine.processes.ranks import Ranks, set_threads, since_start_s
 from data_engine.processes.signals import Stop, Stopped
 from data_engine.questions.dataset import require_same
 from data_engine.questions.first_rows import require_usable
@@ -48,7 +48,7 @@ def run(config: RunConfig) -> int:
             ranks = Ranks.from_environment()
             log_to_stderr(ranks)
             with contextlib.suppress(OSError):
-                logs.start(work_dir, ranks.rank, (config.shard_index, config.num_shards))
+                logs.start(work_dir, ranks.rank, (config.shard_index, config.num_shards), since_start_s())
             with logged_warnings(work_dir, ranks.rank):
                 code = _run(config, ranks, stop)
         finally:
@@ -113,7 +113,8 @@ class Worker:
         self.writer = Writer()
         self.image_workers = ImageWorkers()
         self.held = ModelHolder(plan, self.image_workers)
-        self._todo = plan.stages.between(plan.config.continue_from_stage, plan.config.stop_after_stage)
+        todo = plan.stages.between(plan.config.continue_from_stage, plan.config.stop_after_stage)
+        self._todo = self.held.ordered(todo)
         # Of the units in hand, by stage and number: what they say that they were computed from.
         self.made_from: dict[tuple[str, int], dict] = {}
 

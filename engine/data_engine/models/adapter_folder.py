@@ -34,6 +34,8 @@ _TOKENIZER = (*_VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", 
 _TEMPLATE = ("chat_template*", "additional_chat_templates")
 _SETS = (
     (_TOKENIZER, _VOCABULARY), (_TEMPLATE, _TEMPLATE), (("*processor_config.json",), ()),
+    # The chat formats of InternVL's own layout.
+    (("conversation.py",), ()),
     # Trained beside the adapter of a reward model.
     (("value_head.*",), ("value_head.*",)),
 )  # fmt: skip

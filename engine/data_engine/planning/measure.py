@@ -183,16 +183,18 @@ def extrapolate(found: Found, measured: Measured, world_size: int, checked_s: fl
     start_s = checked_s + (1 + LAUNCHER) * measured.import_s + measured.plan_s
     last_s = _last_s(found, measured)
     by_ranks = {count: [0.0, *shared(work, measured.loads, count)] for count in (world_size, 1)}
-    lines = [{"name": "start", "seconds": start_s, "seconds_1_rank": start_s, "device_seconds": start_s * world_size}]
+    lines = [{"name": "start", "seconds": start_s, "seconds_1_rank": start_s}]
     for at, (name, _, unit_seconds) in enumerate(work):
         many, one = (by_ranks[count][at + 1] - by_ranks[count][at] for count in (world_size, 1))
         lines.append({
-            "name": name, "seconds": many, "seconds_1_rank": one, "device_seconds": many * world_size,
+            "name": name, "seconds": many, "seconds_1_rank": one,
             "unit_seconds": statistics.fmean(unit_seconds) if unit_seconds else None,
             "units_timed": len(measured.units[name]), "tokens_an_answer": measured.tokens[name],
             "bytes_an_answer": measured.bytes[name],
         })  # fmt: skip
-    lines.append({"name": "pairs and report", "seconds": last_s, "seconds_1_rank": last_s, "device_seconds": last_s})
+    lines.append({"name": "pairs and report", "seconds": last_s, "seconds_1_rank": last_s})
+    # The job holds the devices of all ranks until it ends: also while it starts, and while rank 0 alone pairs.
+    lines = [line | {"device_seconds": line["seconds"] * world_size} for line in lines]
     total, alone, device_s = (sum(one[key] for one in lines) for key in ("seconds", "seconds_1_rank", "device_seconds"))
     off = sum(line["seconds"] * measured.spread(name) for line, (name, *_) in zip(lines[1:], work, strict=False))
     off += LEAST_SPREAD * (start_s + last_s)

@@ -80,12 +80,23 @@ def plan_of(found: Found, world_size: int) -> RunPlan | None:
     return RunPlan(rows, len(found.questions), unit_size, world_size, total, free, found.heavy.get("memory"))
 
 
+def empty_shards(found: Found, num_shards: int, shard_index: int | None = None) -> str | None:
+    """A warning where there are more shards than units that this start could compute."""
+    if not sizes.todo(found):
+        return None
+    told = units.told_of_empty_shards(len(sizes.unit_rows(found)), num_shards, shard_index)
+    return told if told is None or _is_bound(found) else f"{told}, or lower --unit_size"
+
+
 def idle_ranks(found: Found, world_size: int) -> str | None:
     """A warning where there are more ranks than units."""
     left = [len(numbers) for numbers in sizes.units_left(found).values()]
     if not left or not max(left) or max(left) >= world_size or found.config.stop_after_stage < stages.SAMPLE:
         return None
-    # Units that are there are bound to their size.
-    is_bound = any(units.published(Path(found.config.work_dir), name) for name in found.config.stages.by_name)
     told = f"{world_size} ranks have {max(left)} units to share: {world_size - max(left)} are idle"
-    return told if is_bound else f"{told}; lower --unit_size"
+    return told if _is_bound(found) else f"{told}; lower --unit_size"
+
+
+def _is_bound(found: Found) -> bool:
+    """Whether there are units, which are bound to their size."""
+    return any(units.published(Path(found.config.work_dir), name) for name in found.config.stages.by_name)

@@ -31,19 +31,14 @@ def _number(value: int | None) -> str:
 
 
 def measured_lines(measured: dict) -> list[str]:
-    """Time by stage for the ranks asked for, and for one."""
+    """Time by stage for the ranks asked for, and for one where those are more."""
     ranks, kind = measured["world_size"], measured["kind"]
-    rows = [("measured", f"{ranks} rank{'s' * (ranks > 1)}", "1 rank", f"{kind}-hours", "tokens an answer")]
-    for stage in measured["stages"]:
-        tokens = stage.get("tokens_an_answer")
-        rows.append((
-            stage["name"], duration(stage["seconds"]), duration(stage["seconds_1_rank"]),
-            f"{stage['device_seconds'] / 3600:.3f}", "" if tokens is None else f"{tokens:.1f}",
-        ))  # fmt: skip
-    rows.append((
-        "in all", duration(measured["seconds"]), duration(measured["seconds_1_rank"]),
-        f"{measured['device_seconds'] / 3600:.3f}", "",
-    ))  # fmt: skip
+    counts = {f"{ranks} ranks": "seconds", "1 rank": "seconds_1_rank"} if ranks > 1 else {"1 rank": "seconds"}
+    rows = [("measured", *counts, f"{kind}-hours", "tokens an answer")]
+    for line in (*measured["stages"], {"name": "in all"} | measured):
+        times, tokens = (duration(line[key]) for key in counts.values()), line.get("tokens_an_answer")
+        hours = f"{line['device_seconds'] / 3600:.3f}"
+        rows.append((line["name"], *times, hours, "" if tokens is None else f"{tokens:.1f}"))
     low, high = measured["seconds_range"]
     return [*aligned(rows), f"by {measured['told']}: {duration(low)} to {duration(high)} in all"]
 

@@ -82,7 +82,8 @@ class Timed:
     def all_stages(self) -> dict[str, object]:
         """Times of every stage, and of the last step."""
         config, found = self.plan.config, {}
-        todo = self.plan.stages.between(stages.SAMPLE, max(config.stop_after_stage, stages.SAMPLE))
+        # As a run: a model that is held is not loaded for its next role.
+        todo = self.held.ordered(self.plan.stages.between(stages.SAMPLE, max(config.stop_after_stage, stages.SAMPLE)))
         loads: dict[str, Spent] = {}
         with self.images:
             self.images.start()

@@ -78,10 +78,13 @@ LAUNCHERS = re.compile(
 
 
 @contextlib.contextmanager
-def unlaunched(**more: str) -> Iterator[None]:
-    """Inside, the environment is that of a process which no launcher started, with `more` in it."""
+def unlaunched(*changed: str, **more: str) -> Iterator[None]:
+    """Inside, the environment is that of a process which no launcher started, with `more` in it.
+
+    Afterwards all of these variables are what they were before, and those of `changed`, which the body may have set.
+    """
     kept = {name: os.environ.pop(name) for name in list(os.environ) if LAUNCHERS.fullmatch(name)}
-    before = {name: os.environ.get(name) for name in more}
+    before = {name: os.environ.get(name) for name in (*changed, *more)}
     os.environ.update(more)
     try:
         yield

@@ -108,13 +108,16 @@ class VllmBackend:
         if prompt.images:
             given["multi_modal_data"] = {"image": list(prompt.images)}
         try:
-            self._engine.add_request(number, given, self._drawing(request))
-        except (ValueError, NotImplementedError) as error:
-            if self.seeded and "seed" in str(error).lower():
+            rendered = self._started.rendered(given)
+            try:
+                self._engine.add_request(number, rendered, self._drawing(request))
+            except (ValueError, NotImplementedError) as error:
+                if not self.seeded or "seed" not in str(error).lower():
+                    raise
                 log.warning("this vLLM takes no seed for each question: --seed has no effect (%s)", reason(error))
                 self.seeded = False
-                self._add(number, request)
-                return
+                self._engine.add_request(number, rendered, self._drawing(request))
+        except (ValueError, NotImplementedError) as error:
             raise UserError(f"vLLM refuses a prompt that the model takes: {reason(error)}") from error
 
     def _drawing(self, request: PromptRequest) -> "vllm.SamplingParams":

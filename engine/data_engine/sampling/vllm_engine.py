@@ -19,6 +19,7 @@ from data_engine.processes.ranks import unlaunched
 
 if TYPE_CHECKING:
     import vllm
+    from vllm.inputs import EngineInput
     from vllm.outputs import RequestOutput
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
+# What it sets itself for its workers, where nobody has: this rank has threads of its own, and starts other processes.
+THREADS = ("OMP_NUM_THREADS", "VLLM_OMP_NUM_THREADS_SET_BY_VLLM")
 # An argument that versions of vLLM need not have; without any other that the run sets, vLLM does not start.
 DISPENSABLE = {"mm_device_do_normalize"}
 # For a worker to be gone after it was told to end; vLLM itself allows less.
@@ -48,7 +51,8 @@ def engine_args(folder: Path, args: Mapping[str, object], dtype: str, seed: int)
         "seed": seed % 2**32,
         # The checkpoint's defaults for sampling never enter.
         "generation_config": "vllm",
-        # Pillow's image processor, as the family's own.
+        # Pillow's image processor, as the family's own. transformers calls this old, but its new word, backend "pil",
+        # reaches the tokenizer and the processor of videos too, which have none of that name.
         "mm_processor_kwargs": {"use_fast": False},
         # Else vLLM 0.32 normalises by what the checkpoint's file spells out, and not at all where that says nothing.
         "mm_device_do_normalize": False,
@@ -67,6 +71,11 @@ class Engine:
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
         # In its place multiprocessing would wait for workers that it has sent a SIGTERM, which is held from them.
         atexit.register(self.close)
+
+    def rendered(self, prompt: Mapping[str, object]) -> "EngineInput":
+        """What vLLM's processor makes of a prompt, as requests take it. Raises ValueError where it refuses it."""
+        [made] = self.vllm.renderer.render_cmpl([prompt])
+        return made
 
     def step(self) -> "list[RequestOutput]":
         """What vLLM's next step gives out.
@@ -107,7 +116,7 @@ def _start(args: Mapping[str, object]) -> "vllm.LLMEngine":
     vllm = load_vllm()
     try:
         # The workers hold the signals for good. One that comes meanwhile arrives here once the engine has started.
-        with unlaunched(**ENVIRONMENT), job_signals.held():
+        with unlaunched(*THREADS, **ENVIRONMENT), job_signals.held():
             unknown = DISPENSABLE - set(vllm.EngineArgs.__dataclass_fields__)
             given = {name: value for name, value in args.items() if name not in unknown}
             return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))

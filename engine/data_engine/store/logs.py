@@ -53,10 +53,11 @@ def note(work_dir: Path, rank: int, event: str, seconds: float) -> None:
     append(log_path(work_dir, rank), {"time": time.time(), "event": event, "seconds": round(seconds, 3)})
 
 
-def start(work_dir: Path, rank: int, shard: tuple[int, int]) -> None:
-    """Note that this process begins: who it is, and which of how many shards it works on."""
-    me = vars(ProcessIdentity.of_this_process())
-    append(log_path(work_dir, rank), {"time": time.time(), "rank": rank, "process": me, "shard": list(shard)})
+def start(work_dir: Path, rank: int, shard: tuple[int, int], age_s: float) -> None:
+    """Note that this process begins its work: who it is, which of how many shards it works on, and how old it is."""
+    now, me = time.time(), vars(ProcessIdentity.of_this_process())
+    line = {"time": now, "rank": rank, "process": me, "shard": list(shard), "began": now - age_s}
+    append(log_path(work_dir, rank), line)
 
 
 def warn(work_dir: Path, rank: int, level: str, message: str) -> None:

@@ -70,6 +70,17 @@ def split_units(num_questions: int, unit_size: int) -> list[range]:
     return [range(start, min(start + unit_size, num_questions)) for start in range(0, num_questions, unit_size)]
 
 
+def told_of_empty_shards(num_units: int, num_shards: int, shard_index: int | None = None) -> str | None:
+    """A warning where there are more shards than units; None where each has one."""
+    if num_shards <= num_units:
+        return None
+    last = num_shards - 1
+    told = f"shard {last} has" if last == num_units else f"shards {num_units} to {last} have"
+    this = f" (this is shard {shard_index})" if shard_index is not None and shard_index >= num_units else ""
+    there = f"{num_units} unit{'s' * (num_units != 1)}"
+    return f"{num_shards} shards have {there} to share: {told} nothing to compute{this}; use fewer shards"
+
+
 def unit_path(work_dir: Path, stage: str, unit: int) -> Path:
     return work_dir / stage / f"unit-{unit:05d}.parquet"
 

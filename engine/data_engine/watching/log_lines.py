@@ -29,6 +29,9 @@ class ProcessLog:
     identity: ProcessIdentity | None = None
     shard: tuple[int, int] | None = None
     started: float | None = None
+    """unix time of its first line"""
+    began: float | None = None
+    """unix time at which the process began, as it says itself"""
     last: float = 0.0
     """unix time of its last line"""
     exit_code: int | None = None
@@ -171,6 +174,7 @@ def _take_other(entry: dict, tells: ProcessLog | None, warned: list[Warned]) -> 
         if "process" in entry and tells:
             tells.identity, tells.exit_code = ProcessIdentity.from_json(entry["process"]), None
             tells.host, tells.started = tells.identity.host, time
+            tells.began = _moment(entry["began"]) if "began" in entry else None
             tells.shard = _shard(entry.get("shard"))
         elif "exit_code" in entry and tells:
             tells.exit_code = int(entry["exit_code"])

@@ -90,6 +90,8 @@ class ProcessSeen:
     """which of how many; None where its log does not tell"""
     started: float
     """unix time of its first line"""
+    began: float
+    """unix time at which it began, seconds earlier: its libraries are imported first"""
     last_sign: float
     """unix time of its last line, or touch of a claim, by the clock that dated it"""
     age_s: float
@@ -248,7 +250,12 @@ def _is_superseded(one: ProcessSeen, others: Iterable[ProcessSeen], pairs: str) 
     """Whether it works no more, and its shard was started again since."""
     if state_of(one, pairs) in ALIVE:
         return False
-    return any(other.started > one.last_sign and _is_same_shard(one, other) for other in others)
+    return any(_is_of_later_start(other, one) and _is_same_shard(one, other) for other in others)
+
+
+def _is_of_later_start(other: ProcessSeen, one: ProcessSeen) -> bool:
+    """A start has a rank once. Its other ranks begin together, and may log their first lines after one has failed."""
+    return (other.started if other.rank == one.rank else other.began) > one.last_sign
 
 
 def _is_same_shard(one: ProcessSeen, other: ProcessSeen) -> bool:

@@ -133,8 +133,9 @@ class Reader:
         identity = log.identity or (held[0].owner if held else None)
         last = max([log.last, *(claim.touched for claim in held)])
         in_hand = sorted((claim.stage, claim.unit) for claim in held if claim.stage in known)
+        started = log.last if log.started is None else log.started
         return ProcessSeen(
-            log.rank, log.host, log.pid, log.shard, log.last if log.started is None else log.started, last,
+            log.rank, log.host, log.pid, log.shard, started, started if log.began is None else log.began, last,
             self._sign(name, last, now, monotonic), tuple(in_hand), log.exit_code,
             is_here=identity is not None and self._me.sees(identity),
             is_gone=log.exit_code is None and identity is not None and self._is_gone(name, identity),
