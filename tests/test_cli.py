@@ -281,5 +281,40 @@ def test_a_command_about_a_work_dir_takes_one(command, capsys):
     assert main.main([command, "--help"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["report", "a", "--nmae", "x"], "unknown flag --nmae; did you mean --name?"),
+        (["status", "--wtach", "a"], "unknown flag --wtach; did you mean --watch?"),
+        (["report", "a", "--name", "x", "--name=y"], "--name is given twice"),
+        (["report", "a", "--open=yes"], "--open takes no value"),
+        (["export", "a", "--format", "trl", "--outptu", "b"], "--outptu b; did you mean --output?"),
+        (["export", "a", "--format", "trl", "--output", ""], "--output is empty; is a shell variable unset?"),
+        (["bench", "--modle", "a"], "--modle a; did you mean --model?"),
+        (["validate", "--mesure"], "unknown flag --mesure; did you mean --measure?"),
+        *((words, "WORK_DIR is empty; is a shell variable unset?") for words in (
+            ["status", ""], ["report", ""], ["pairs", "", "--name", "a"], ["export", "", "--format", "trl"],
+        )),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_flags_of_any_command_is_named_with_what_is_meant(capsys, arguments, says):
+    assert main.main(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "report", "pairs", "export"])
+def test_a_file_is_said_to_be_no_work_dir(here, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    more = {"pairs": ["--name", "x"], "export": ["--format", "trl", "--output", "out"]}.get(command, [])
+    told = '"file" is a file; name the work_dir of a run, a folder'
+    assert here(command, "file", *more, cwd=tmp_path) == refused(told)
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_help_may_stand_behind_a_work_dir(command, tmp_path, capsys):
+    assert main.main([command, str(tmp_path), "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: data-engine {command} WORK_DIR")
+
+
 def test_status_of_a_folder_that_is_no_work_dir_exits_with_2(here, tmp_path):
     assert here("status", "none", cwd=tmp_path) == refused('no folder "none"')

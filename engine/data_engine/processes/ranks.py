@@ -10,6 +10,12 @@ from pathlib import Path
 
 from data_engine.errors import UserError
 
+# What to do about variables that a launcher did not set, or not all of them.
+_BY_LAUNCHERS = (
+    "ranks are numbered from 0 to WORLD_SIZE - 1. Start them by launch/run_engine.sh or torchrun, which set these "
+    "variables; for one process unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
+)
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -26,10 +32,16 @@ class Ranks:
     def from_environment(cls) -> "Ranks":
         """From the variables that torchrun and accelerate set; without them, one rank of one.
 
-        Raises UserError where NUM_PROCESSES, which launch/run_engine.sh sets, asked for more ranks than were started.
+        Raises UserError where they name no place in a job, and where NUM_PROCESSES, which launch/run_engine.sh sets,
+        asked for more ranks than were started.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        ranks = cls(*(int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)))
+        ranks = cls(*map(_from_launcher, names, (0, 1, 0, 1)))
+        if ranks.rank >= ranks.world_size:
+            raise UserError(
+                f"the environment says RANK={ranks.rank}, and WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}: "
+                f"{_BY_LAUNCHERS}"
+            )
         asked = os.environ.get("NUM_PROCESSES") if "DATA_ENGINE_EXIT_FILE" in os.environ else None
         if asked and int(asked) > ranks.local_world_size:
             raise UserError(
@@ -68,6 +80,13 @@ class Ranks:
         first = self.local_rank * each
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + each])
         return replace(self, group=each)
+
+
+def _from_launcher(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < default:
+        raise UserError(f'the environment says {name}="{text}", expected a number from {default} on: {_BY_LAUNCHERS}')
+    return int(text)
 
 
 # What torchrun and accelerate tell their ranks. Processes of another library, started by a rank, would take it for
