@@ -217,7 +217,7 @@ def test_duplicate_idx_exit_with_2_and_are_listed(here, job, tmp_path):
 def test_a_missing_column_exits_with_2_and_those_that_exist_are_listed(here, job, tmp_path):
     pq.write_table(pa.table({"idx": ["a"], "prompt": ["q"]}), tmp_path / "q.parquet")
     assert here("validate", *flags(job), cwd=tmp_path) == refused(
-        'dataset "q.parquet" has no column "question"; columns: idx, prompt; or say --columns question=NAME'
+        'dataset "q.parquet" has no column "question"; columns: idx, prompt; if so meant, say --columns question=prompt'
     )
 
 
