@@ -120,7 +120,7 @@ def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        (["ID", "Prompt", "Picture"], "Picture; if so meant, say --columns idx=ID,question=Prompt,image=Picture"),
+        (
             ["ID", "Prompt", "Picture"],
             "columns: ID, Prompt, Picture; if so meant, say --columns idx=ID,question=Prompt,image=Picture",
         ),
