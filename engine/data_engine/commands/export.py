@@ -79,10 +79,13 @@ def _build(run: "FinishedRun", names: list[str], scratch: Path, licence: str | N
     """The folders of finished exports, by name."""
     require_possible(names, run.trained.get("family"), run.stages.by_name)
     source, built = run.source(), {}
-    if not len(source.pairs):
-        raise UserError(f'no pair of "{run.work_dir}" is kept: there is nothing to export')
     for name in names:
         built[name], written = build(name, source, scratch)
+        if not written.rows and not written.left_out:
+            raise UserError(
+                f'no pair of "{run.work_dir}" is kept: the format {name} has nothing to write; scored and sft are made '
+                "of answers, and need none"
+            )
         print(told(name, written), flush=True)
         if not written.rows:
             raise UserError(why_nothing(name, written))
