@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit code, stdout and stderr, of real processes where those could differ."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -308,6 +309,23 @@ def test_a_file_is_said_to_be_no_work_dir(here, tmp_path, command):
     more = {"pairs": ["--name", "x"], "export": ["--format", "trl", "--output", "out"]}.get(command, [])
     told = '"file" is a file; name the work_dir of a run, a folder'
     assert here(command, "file", *more, cwd=tmp_path) == refused(told)
+
+
+def test_output_that_a_full_disk_loses_is_no_success():
+    command = [sys.executable, "-m", "data_engine", "--help"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    told = "data-engine: error: standard output cannot be written: No space left on device\n"
+    assert (result.returncode, result.stderr) == (2, told)
+
+
+def test_a_reader_that_has_read_enough_is_no_fault():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        command = [sys.executable, "-m", "data_engine", "--help"]
+        result = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("command", ["status", "report"])

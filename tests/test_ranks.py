@@ -11,7 +11,7 @@ import torch
 
 from data_engine.errors import UserError
 from data_engine.models.base import pick_device
-from data_engine.processes.ranks import Ranks, set_device
+from data_engine.processes.ranks import Ranks, join_process_group, set_device
 
 WAIT = """
 import sys, time
@@ -133,6 +133,17 @@ def test_an_environment_that_names_no_place_in_a_job_is_refused(monkeypatch, giv
         Ranks.from_environment()
     assert says in str(caught.value)
     assert "for one process unset RANK, WORLD_SIZE" in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "lacks"), [({}, "RANK, WORLD_SIZE, MASTER_ADDR"), ({"RANK": "0"}, "WORLD_SIZE, M")])
+def test_ranks_that_cannot_find_each_other_are_refused(monkeypatch, given, lacks):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        join_process_group(Ranks(0, 2, 0, 1), "cpu")
+    assert f"a split model takes all ranks, and the environment lacks {lacks}" in str(caught.value)
 
 
 def test_fewer_ranks_than_asked_for_is_an_error_that_names_the_trap(monkeypatch, tmp_path):

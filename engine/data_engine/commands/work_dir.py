@@ -150,7 +150,9 @@ def told_of_disk(folder: Path) -> Iterator[None]:
         raise IncompleteError(f"{damage}; the command of the run, given again, computes it again") from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f'"{error.filename or folder}" cannot be read or written: {reason}') from None
+        # Of a file that is moved, its place matters.
+        where = error.filename2 or error.filename or folder
+        raise UserError(f'"{where}" cannot be read or written: {reason}') from None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The rank of this process, its device and threads, and the process group of all ranks of a job."""
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -8,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_engine.errors import UserError
+from data_engine.errors import LostRankError, UserError
+
+log = logging.getLogger(__name__)
 
 # What to do about variables that a launcher did not set, or not all of them.
 _BY_LAUNCHERS = (
@@ -127,13 +130,32 @@ def join_process_group(ranks: Ranks, device_type: str):
         os.environ.update(alone)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return dist.HashStore()
-    dist.init_process_group(backend)
+    _meet(ranks, backend)
     host, port = os.environ["MASTER_ADDR"], [0]
     if ranks.rank == 0:
         served = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         port = [served.port]
     dist.broadcast_object_list(port, group=dist.new_group(backend="gloo"), device="cpu")
     return served if ranks.rank == 0 else dist.TCPStore(host, port[0], is_master=False)
+
+
+def _meet(ranks: Ranks, backend: str) -> None:
+    """Wait for all ranks. Raises UserError where nothing says how they find each other, LostRankError where not all
+    come in time.
+    """
+    import torch.distributed as dist
+
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        names = ", ".join(missing)
+        raise UserError(f"a split model takes all ranks, and the environment lacks {names}: {_BY_LAUNCHERS}")
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    log.info("waiting for all %d ranks, which meet at %s", ranks.world_size, place)
+    try:
+        dist.init_process_group(backend)
+    except dist.DistError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise LostRankError(f"not all of {ranks.world_size} ranks came to {place}: {first}") from None
 
 
 def asked_ranks() -> int:
