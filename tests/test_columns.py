@@ -195,6 +195,11 @@ def test_the_first_rows_are_looked_at_with_all_of_their_images(goldens, tmp_path
     ("flags", "says"),
     [
         (["--columns", "question=promt"], 'columns question=promt: dataset "'),
+        # The rows of this test have no column of images.
+        (
+            ["--image_root", "."],
+            'image_root "." is given, and the dataset has no column "image" or "images" with paths',
+        ),
         (["--columns", "promt=question"], 'columns names "promt", which is not one of '),
         (["--chat_template", "none.jinja"], 'chat_template "none.jinja" cannot be read'),
         (["--chat_template_kwargs", "x"], "chat_template_kwargs must be a JSON object"),

@@ -85,6 +85,13 @@ def test_a_folder_without_parquet_says_what_it_holds(tmp_path):
     assert refusal(str(tmp_path)).endswith("no .parquet file and no `datasets` dataset; it holds README.md, data")
 
 
+def test_parquet_files_further_down_are_found_for_the_message(tmp_path):
+    write_in = tmp_path / "en/train"
+    write_in.mkdir(parents=True)
+    write(write_in / "0000.parquet", [1])
+    assert refusal(str(tmp_path)).endswith("; its folders en/train have: name one of them as --dataset_path")
+
+
 def test_an_empty_dataset_is_refused(tmp_path):
     assert refusal(write(tmp_path / "q.parquet", [], pa.string())).endswith("has no rows")
     assert refusal(write_jsonl(tmp_path / "q.jsonl")).endswith("is empty")

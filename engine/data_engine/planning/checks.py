@@ -24,7 +24,7 @@ from data_engine.planning import sizes, weights
 from data_engine.planning.found import FirstRows, Found
 from data_engine.planning.own_folders import require_own
 from data_engine.preferences import strategies
-from data_engine.questions.dataset import open_questions, read_images, require_columns
+from data_engine.questions.dataset import open_questions, read_images, require_columns, require_images
 from data_engine.questions.first_rows import LOOKED_AT, refusal
 from data_engine.questions.given_answers import check_answers, require_usable
 from data_engine.questions.given_rows import GivenFile
@@ -130,6 +130,8 @@ def _dataset(found: Found) -> None:
 
 
 def _columns(found: Found) -> None:
+    with found.noting("columns"):
+        require_images(found.questions, found.config)
     for flags in found.config.source_flags.values():
         with found.noting("columns"):
             require_columns(found.questions, flags)

@@ -14,7 +14,7 @@ from data_engine.questions.sources.column_types import IMAGE_FIELDS, MESSAGE_FIE
 _OFTEN_CALLED = {
     "idx": ("id", "ids", "index", "uid", "question_id", "sample_id", "image_id", "__index_level_0__"),
     "question": ("prompt", "query", "instruction", "text", "input"),
-    "image": ("picture", "img", "image_file"),
+    "image": ("picture", "img", "image_file", "file_name", "filename"),
     "images": ("pictures",),
 }
 
