@@ -80,7 +80,10 @@ def test_a_row_without_question_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("image", "says"),
     [
-        (["a.png", "b.png", "c.png"], 'row has 3 images in "image", which takes one; several stand in "images"'),
+        (
+            ["a.png", "b.png", "c.png"],
+            'row has 3 images in "image", which takes one; several stand in "images": --columns images=NAME',
+        ),
         ([], "row has no image: neither bytes nor a path"),
         ([["a.png"]], "image is a list; expected a path, base64 text, or an object with one of them"),
         (5, "image is a number; expected a path, base64 text, or an object with one of them"),

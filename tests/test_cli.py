@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit code, stdout and stderr, of real processes where those could differ."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -217,7 +218,7 @@ def test_duplicate_idx_exit_with_2_and_are_listed(here, job, tmp_path):
 def test_a_missing_column_exits_with_2_and_those_that_exist_are_listed(here, job, tmp_path):
     pq.write_table(pa.table({"idx": ["a"], "prompt": ["q"]}), tmp_path / "q.parquet")
     assert here("validate", *flags(job), cwd=tmp_path) == refused(
-        'dataset "q.parquet" has no column "question"; columns: idx, prompt; or say --columns question=NAME'
+        'dataset "q.parquet" has no column "question"; columns: idx, prompt; if so meant, say --columns question=prompt'
     )
 
 
@@ -279,6 +280,58 @@ def test_a_command_about_a_work_dir_takes_one(command, capsys):
         assert main.main([command, *arguments]) == 2
         assert f"usage: data-engine {command} WORK_DIR" in capsys.readouterr().err
     assert main.main([command, "--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["report", "a", "--nmae", "x"], "unknown flag --nmae; did you mean --name?"),
+        (["status", "--wtach", "a"], "unknown flag --wtach; did you mean --watch?"),
+        (["report", "a", "--name", "x", "--name=y"], "--name is given twice"),
+        (["report", "a", "--open=yes"], "--open takes no value"),
+        (["export", "a", "--format", "trl", "--outptu", "b"], "--outptu b; did you mean --output?"),
+        (["export", "a", "--format", "trl", "--output", ""], "--output is empty; is a shell variable unset?"),
+        (["bench", "--modle", "a"], "--modle a; did you mean --model?"),
+        (["validate", "--mesure"], "unknown flag --mesure; did you mean --measure?"),
+        *((words, "WORK_DIR is empty; is a shell variable unset?") for words in (
+            ["status", ""], ["report", ""], ["pairs", "", "--name", "a"], ["export", "", "--format", "trl"],
+        )),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_flags_of_any_command_is_named_with_what_is_meant(capsys, arguments, says):
+    assert main.main(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "report", "pairs", "export"])
+def test_a_file_is_said_to_be_no_work_dir(here, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    more = {"pairs": ["--name", "x"], "export": ["--format", "trl", "--output", "out"]}.get(command, [])
+    told = '"file" is a file; name the work_dir of a run, a folder'
+    assert here(command, "file", *more, cwd=tmp_path) == refused(told)
+
+
+def test_output_that_a_full_disk_loses_is_no_success():
+    command = [sys.executable, "-m", "data_engine", "--help"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    told = "data-engine: error: standard output cannot be written: No space left on device\n"
+    assert (result.returncode, result.stderr) == (2, told)
+
+
+def test_a_reader_that_has_read_enough_is_no_fault():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        command = [sys.executable, "-m", "data_engine", "--help"]
+        result = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_help_may_stand_behind_a_work_dir(command, tmp_path, capsys):
+    assert main.main([command, str(tmp_path), "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: data-engine {command} WORK_DIR")
 
 
 def test_status_of_a_folder_that_is_no_work_dir_exits_with_2(here, tmp_path):

@@ -80,7 +80,7 @@ def test_a_column_that_the_dataset_lacks_is_named_by_the_flag(tmp_path, name):
     says = refusal(str(path), columns={"idx": "id", "question": "promt"})
     assert says == f'columns question=promt: dataset "{path}" has no column "promt"; columns: id, prompt, picture'
     assert refusal(str(path), columns={"question": "prompt"}).endswith(
-        'has no column "idx"; columns: id, prompt, picture; give every question an "idx" of its own, text or a number'
+        'has no column "idx"; columns: id, prompt, picture; if so meant, say --columns idx=id,image=picture'
     )
 
 
@@ -115,6 +115,39 @@ def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_
         "take it out"
     )
     assert only(load_questions(path, columns={name: "picture"})).images == (b"x",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (
+            ["ID", "Prompt", "Picture"],
+            "columns: ID, Prompt, Picture; if so meant, say --columns idx=ID,question=Prompt,image=Picture",
+        ),
+        (["Idx", "question", "image"], "; if so meant, say --columns idx=Idx"),
+        (["idx", "text"], "columns: idx, text; if so meant, say --columns question=text"),
+        # Of one of two there is nothing that would do.
+        (
+            ["caption", "prompt"],
+            'give every question an "idx" of its own, text or a number; if so meant, say --columns question=prompt',
+        ),
+        # Nothing that would do.
+        (["idx", "caption", "image"], "; or say --columns question=NAME"),
+    ],
+)
+def test_columns_that_are_often_called_otherwise_are_proposed(tmp_path, columns, says):
+    pq.write_table(pa.table({name: ["a"] for name in columns}), tmp_path / "q.parquet")
+    assert refusal(str(tmp_path / "q.parquet")).endswith(says)
+    if "; if so" in says and "give" not in says:
+        names = dict(item.split("=") for item in says.rpartition(" ")[2].split(","))
+        assert load_questions(str(tmp_path / "q.parquet"), columns=names).idx == ["a"]
+
+
+def test_lists_of_images_in_the_column_of_one_image_are_told_the_flag_that_reads_them(tmp_path):
+    cells = pa.array([[{"bytes": b"x", "path": None}, {"bytes": b"y", "path": None}]], pa.list_(IMAGE))
+    path = write(tmp_path / "q.parquet", [1], image=cells)
+    assert refusal(path).endswith("; lists of images stand in images: say --columns images=image")
+    assert only(load_questions(path, columns={"images": "image"})).images == (b"x", b"y")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +195,11 @@ def test_the_first_rows_are_looked_at_with_all_of_their_images(goldens, tmp_path
     ("flags", "says"),
     [
         (["--columns", "question=promt"], 'columns question=promt: dataset "'),
+        # The rows of this test have no column of images.
+        (
+            ["--image_root", "."],
+            'image_root "." is given, and the dataset has no column "image" or "images" with paths',
+        ),
         (["--columns", "promt=question"], 'columns names "promt", which is not one of '),
         (["--chat_template", "none.jinja"], 'chat_template "none.jinja" cannot be read'),
         (["--chat_template_kwargs", "x"], "chat_template_kwargs must be a JSON object"),

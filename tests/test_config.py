@@ -213,10 +213,32 @@ def test_all_missing_flags_are_named_at_once():
         (["--zero3", "maybe"], 'zero3 must be auto, on or off, got "maybe"'),
         (["--device", "gpu"], 'device must be auto, cpu, cuda or cuda:N, got "gpu"'),
         (["--work_dir", ""], "work_dir is empty; is a shell variable unset?"),
+        # 2**63 and more, which were said to be too small.
+        (["--limit", "9223372036854775808"], "limit must be at most 2**63 - 1, got 9223372036854775808"),
+        (["--top_k", "9223372036854775808"], "top_k must be at most 2**63 - 1, got 9223372036854775808"),
+        (["--system", "-x"], "argument --system: expected one argument; flags are written --name value, and --name="),
+        (["--config", "a.yaml", "--config=b.yaml"], "--config is given twice; name one file"),
     ],
 )
 def test_a_mistake_in_the_flags_is_named(flags, says):
     assert refusal(*flags).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        # A flag without a default takes the forms of numbers that one with a default takes.
+        (["--min_margin", "1e-3"], "min_margin", 0.001),
+        (["--right", "-.5"], "right", -0.5),
+        (["--min_margin", "-1e-1"], "min_margin", -0.1),
+        (["--max_margin", "-2"], "max_margin", -2.0),
+        (["--near_duplicates=9E-1"], "near_duplicates", 0.9),
+        (["--beta", "1e-3"], "beta", 0.001),
+    ],
+)
+def test_a_number_may_have_an_exponent_and_a_sign(flags, name, value):
+    strategy = ["--strategy", "right_wrong"] if name == "right" else []
+    assert getattr(parse([*REQUIRED, *flags, *strategy]), name) == value
 
 
 @given(name=st.sampled_from(FIELD_NAMES), value=st.text(max_size=8) | st.integers().map(str) | st.floats().map(str))

@@ -26,7 +26,7 @@ PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
     pq.write_table(table(["a"]).rename_columns(["idx", "prompt", "image"]), tmp_path / "q.parquet")
     assert refusal(str(tmp_path / "q.parquet")).endswith(
-        'q.parquet" has no column "question"; columns: idx, prompt, image; or say --columns question=NAME'
+        'q.parquet" has no column "question"; columns: idx, prompt, image; if so meant, say --columns question=prompt'
     )
 
 
@@ -83,6 +83,13 @@ def test_a_folder_without_parquet_says_what_it_holds(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "README.md").touch()
     assert refusal(str(tmp_path)).endswith("no .parquet file and no `datasets` dataset; it holds README.md, data")
+
+
+def test_parquet_files_further_down_are_found_for_the_message(tmp_path):
+    write_in = tmp_path / "en/train"
+    write_in.mkdir(parents=True)
+    write(write_in / "0000.parquet", [1])
+    assert refusal(str(tmp_path)).endswith("; its folders en/train have: name one of them as --dataset_path")
 
 
 def test_an_empty_dataset_is_refused(tmp_path):
@@ -196,6 +203,14 @@ def test_a_path_is_never_opened_without_image_root(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"x")
     row = path_row(tmp_path, str(tmp_path / "x.jpg"), None)
     assert (row.image, row.problem) == (None, "image has no bytes, and its path is not opened without image_root")
+
+
+def test_an_address_is_named_as_one_though_no_image_root_is_given(tmp_path):
+    row = path_row(tmp_path, "https://host/x.jpg", None)
+    assert row.problem.startswith(
+        'image path "https://host/x.jpg" is an address; only files under image_root are opened'
+    )
+    assert not row.missing
 
 
 @pytest.mark.parametrize("absolute", [True, False])

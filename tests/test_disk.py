@@ -10,7 +10,7 @@ from data_engine.stages import RunStages
 from data_engine.store import disk
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
 def test_the_disk_is_to_blame_for_these(number):
     assert disk.is_trouble(OSError(number, os.strerror(number), "x"))
     # As Arrow tells it.

@@ -265,6 +265,16 @@ def test_where_one_format_has_no_row_none_is_written(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_answers_are_exported_though_no_pair_is_kept(world, tmp_path, capsys):
+    publish_run(world, tmp_path / "work", min_margin=1e9)
+    assert run(tmp_path / "work", "--format", "scored,sft", "--output", tmp_path / "out") == 0
+    assert pq.read_table(tmp_path / "out/scored/scored.parquet").num_rows > 0
+    assert pq.read_table(tmp_path / "out/sft/train.parquet").num_rows > 0
+    assert run(tmp_path / "work", "--format", "scored,trl", "--output", tmp_path / "more") == 2
+    assert "is kept: the format trl has nothing to write; scored and sft are made of answers" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+
 KILL = """
 import os, signal, sys
 from data_engine import exports

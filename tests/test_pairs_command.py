@@ -186,6 +186,8 @@ def test_exports_and_the_report_take_a_pairing_by_its_name(work_dir, tmp_path, c
         (["--name", "x", "--rank", "none"], "rank must be a whole number"),
         (["--name", "x", "--temperature", "1"], "unrecognized arguments: --temperature 1"),
         (["--name", "x", "--min_margin"], "argument --min_margin: expected one argument"),
+        (["--name", "x", "--min_margn", "1"], "unrecognized arguments: --min_margn 1; did you mean --min_margin?"),
+        (["--name", "x", "--min_margin", "1e-1", "--max_margin", "-1e-1"], "min_margin 0.1 is above max_margin -0.1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_by_name(finished, capsys, flags, message):

@@ -182,6 +182,23 @@ def test_a_place_at_which_no_work_dir_can_be_is_refused(places, name, says):
     assert str(refused.value) == says.replace("PLACE", str(places[name]))
 
 
+@pytest.mark.parametrize("name", ["reward_logps", "dataset", "claims", "hashes", "logs", "report"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_in_the_place_of_a_folder_of_the_run_is_refused_before_any_work(tmp_path, name, kind):
+    place = tmp_path / name
+    place.touch() if kind == "file" else place.symlink_to("nowhere")
+    with pytest.raises(UserError) as refused:
+        checks.check_place(tmp_path)
+    told = f'"{place}" is no folder, and the run keeps one of that name: move it away, or choose another work_dir'
+    assert str(refused.value) == f'work_dir "{tmp_path}": {told}'
+
+
+def test_a_folder_in_the_place_of_run_json_is_refused(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(UserError, match=r'run.json" is no file, and the run keeps one of that name'):
+        checks.check_place(tmp_path)
+
+
 @pytest.mark.slow
 def test_a_work_dir_that_cannot_be_is_told_by_run_once(job, places, capsys):
     file = str(places["file"])

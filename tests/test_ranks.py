@@ -11,7 +11,7 @@ import torch
 
 from data_engine.errors import UserError
 from data_engine.models.base import pick_device
-from data_engine.processes.ranks import Ranks, set_device
+from data_engine.processes.ranks import Ranks, join_process_group, set_device
 
 WAIT = """
 import sys, time
@@ -112,11 +112,56 @@ def test_a_process_without_a_launcher_is_alone(monkeypatch):
     assert Ranks.from_environment() == Ranks(0, 1, 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        # Such a rank would sample and score, and leave the pairing to a rank 0 that nobody has started.
+        ({"RANK": "1"}, "RANK=1, and WORLD_SIZE is not set: ranks are numbered from 0"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2, and WORLD_SIZE is 2"),
+        ({"RANK": ""}, 'RANK="", expected a number from 0 on'),
+        ({"WORLD_SIZE": "two"}, 'WORLD_SIZE="two", expected a number from 1 on'),
+        ({"WORLD_SIZE": "0"}, 'WORLD_SIZE="0", expected'),
+        ({"LOCAL_RANK": "-1"}, 'LOCAL_RANK="-1", expected'),
+    ],
+)
+def test_an_environment_that_names_no_place_in_a_job_is_refused(monkeypatch, given, says):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "DATA_ENGINE_EXIT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        Ranks.from_environment()
+    assert says in str(caught.value)
+    assert "for one process unset RANK, WORLD_SIZE" in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "lacks"), [({}, "RANK, WORLD_SIZE, MASTER_ADDR"), ({"RANK": "0"}, "WORLD_SIZE, M")])
+def test_ranks_that_cannot_find_each_other_are_refused(monkeypatch, given, lacks):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        join_process_group(Ranks(0, 2, 0, 1), "cpu")
+    assert f"a split model takes all ranks, and the environment lacks {lacks}" in str(caught.value)
+
+
 def test_fewer_ranks_than_asked_for_is_an_error_that_names_the_trap(monkeypatch, tmp_path):
     monkeypatch.setenv("NUM_PROCESSES", "2")
     monkeypatch.setenv("DATA_ENGINE_EXIT_FILE", str(tmp_path / "exit"))
     with pytest.raises(UserError, match=r"2 ranks were asked for, 1 started.*MULTI_GPU"):
         Ranks.from_environment()
+
+
+def test_a_number_that_is_none_does_not_hide_its_message_behind_another_error(monkeypatch, tmp_path):
+    from data_engine.processes import exit_report
+
+    monkeypatch.setenv("RANK", "first")
+    monkeypatch.setenv("DATA_ENGINE_EXIT_FILE", str(tmp_path / "exit"))
+    (tmp_path / "exit").touch()
+    exit_report.announce()
+    exit_report.report_exit(2, tmp_path / "work")
+    assert [json.loads(line)["rank"] for line in (tmp_path / "exit").read_text().splitlines()] == [0, 0]
 
 
 def test_a_rank_tells_the_launch_script_its_process_and_its_code(monkeypatch, tmp_path):

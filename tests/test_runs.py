@@ -18,6 +18,7 @@ from run_files import hostile_rows, noise, png, read, wide_picture, write
 from data_engine.commands import pairs
 from data_engine.errors import UserError
 from data_engine.job import checkpoints, model_holder, run_file, worker
+from data_engine.planning.own_folders import FOLDERS
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import PromptRequest
@@ -41,6 +42,8 @@ def test_bad_rows_are_quarantined_with_a_reason_and_the_run_goes_on(config, tmp_
     assert answered == {idx for idx, _, _ in rows} - BAD
     for stage in ("instruct_logps", "reward_logps"):
         assert len(read(tmp_path / "work" / stage)) == 4 * len(answered)
+    # What a run makes is looked for before the next one.
+    assert {path.name for path in (tmp_path / "work").iterdir() if path.is_dir()} <= set(FOLDERS)
     for row in read(tmp_path / "work/dataset"):
         assert "<image>" not in row["question"]
         assert row["chosen"].strip()

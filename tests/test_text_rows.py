@@ -235,7 +235,8 @@ def test_ids_of_a_csv_file_are_numbers_where_all_are_written_so(tmp_path, ids, e
         ('idx,question,image\n1,"a,b\n', "line 2: not CSV: unexpected end of data"),
         ("idx,question,image\n,a,b\n", "line 2: idx is empty; expected text or a whole number"),
         ("idx,question,question,image\n1,a,b,c\n", 'has more than one column "question"; keep one'),
-        ("idx;question;image\n1;a;b\n", "columns: idx;question;image"),
+        ("idx;question;image\n1;a;b\n", 'line 1: the columns are separated by ";"; write the file with commas'),
+        ("idx\tquestion\n1\ta\n", "line 1: the columns are separated by a tab; write the file with commas"),
     ],
 )
 def test_what_is_wrong_with_a_csv_file_is_named_with_its_line(tmp_path, text, says):
@@ -251,6 +252,36 @@ def test_a_cell_of_a_csv_file_may_be_longer_than_the_module_allows(tmp_path):
 def test_a_csv_file_in_another_coding_is_named(tmp_path):
     path = file_of(tmp_path, "q.csv", "idx,question,image\n1,é,x\n".encode("latin-1"))
     assert refusal(path) == f'"{path}", line 2: not UTF-8: invalid continuation byte; save the file as UTF-8'
+
+
+@pytest.mark.parametrize("name", ["Q.CSV", "Q.JSONL", "Q.Csv.GZ", "Q.JSON.GZ", "q.csv.jsonl"])
+def test_the_end_of_a_name_tells_the_kind_of_a_file_in_any_case(tmp_path, name):
+    data = (
+        b"idx,question\n1,a\n" if name.lower().removesuffix(".gz").endswith(".csv") else b'{"idx": 1, "question": "a"}'
+    )
+    path = file_of(tmp_path, name, gzip.compress(data) if name.endswith(".GZ") else data)
+    (row,) = load_questions(path).rows(range(1))
+    assert (row.idx, row.question) == (1, "a")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (gzip.compress(b'{"idx": 1}'), "line 1: not JSON, but packed with gzip: let the name of the file end with .gz"),
+        ('{"idx": 1}'.encode("utf-16"), "line 1: not UTF-8: invalid start byte; save the file as UTF-8"),
+        ('{"idx": 1, "question": "\u00e9"}'.encode("latin-1"), "line 1: not UTF-8: invalid"),
+    ],
+)
+def test_bytes_that_are_no_text_are_named_for_what_they_are(tmp_path, data, says):
+    assert says in refusal(file_of(tmp_path, "q.jsonl", data))
+
+
+@pytest.mark.parametrize("name", ["q", "q.txt", "q.yaml"])
+def test_a_file_of_another_name_that_is_not_parquet_is_told_which_names_are_read(tmp_path, name):
+    path = file_of(tmp_path, name, b'{"idx": 1, "question": "a"}\n')
+    assert refusal(path).startswith(
+        f'dataset_path "{path}" is no parquet file, and only one whose name ends with .jsonl'
+    )
 
 
 def test_a_parquet_file_of_another_name_is_one(tmp_path):

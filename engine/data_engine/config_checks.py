@@ -34,7 +34,8 @@ class Check(NamedTuple):
 def _at_least_one(name: str) -> Check:
     def hold(config: Config) -> None:
         value = getattr(config, name)
-        require(value is None or 1 <= value <= INT_MAX, f"{name} must be at least 1, got {value}")
+        require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        require(value is None or value <= INT_MAX, f"{name} must be at most 2**63 - 1, got {value}")
 
     return Check((name,), hold)
 
@@ -73,7 +74,8 @@ def _temperature(config: Config) -> None:
 
 
 def _top_k(config: Config) -> None:
-    require(0 <= config.top_k <= INT_MAX, f"top_k must be at least 0 (0 is off), got {config.top_k}")
+    require(config.top_k >= 0, f"top_k must be at least 0 (0 is off), got {config.top_k}")
+    require(config.top_k <= INT_MAX, f"top_k must be at most 2**63 - 1, got {config.top_k}")
 
 
 def _memory_fraction(config: Config) -> None:

@@ -32,6 +32,8 @@ _TYPES = typing.get_type_hints(RunConfig)
 _REQUIRED = tuple(name for name, field in _FIELDS.items() if field.default is MISSING)
 _BOOLEANS = tuple(name for name, kind in _TYPES.items() if kind is bool)
 _FLAGS = (*FIELD_NAMES, "config", "help")
+# Those that commands read themselves; here they are known for hints alone.
+_OWN_FLAGS = {"validate": ("measure", "json"), "submit": ("array", "sbatch", "sbatch_pair")}
 # Fields whose "auto" is None in a RunConfig.
 _AUTO = ("unit_size", "threads")
 _PATHS = (
@@ -64,6 +66,8 @@ def parse(argv: Sequence[str], command: str = "run") -> RunConfig:
 def read(argv: Sequence[str], command: str = "run") -> Draft:
     """The same, with all that is wrong with it beside it. --help prints and exits."""
     problems, meant = Collected(), set()
+    if sum(word.partition("=")[0] == "--config" for word in argv) > 1:
+        problems.note(UserError("--config is given twice; name one file, and what differs from it by flags"))
     flags = _read_flags(_known_flags(argv, command, problems, meant), command, problems, meant)
     file = flags.pop("config", None)
     from_file = None
@@ -101,7 +105,8 @@ def _read_flags(argv: list[str], command: str, problems: Collected, meant: set[s
             found, unknown = _parser(command).parse_known_args(argv)
             break
         except argparse.ArgumentError as error:
-            problems.note(UserError(f"{error}; flags are written --name value"))
+            told = "flags are written --name value, and --name=value where the value begins with -"
+            problems.note(UserError(f"{error}; {told}"))
             name = (error.argument_name or "").removeprefix("--")
             left = [word for word in argv if word.removeprefix("--").partition("=")[0] != name]
             if len(left) == len(argv):
@@ -136,7 +141,8 @@ def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: 
         elif name in GONE:
             problems.note(UserError(f"--{name} is gone: {GONE[name]}"))
         elif name not in _FLAGS:
-            hint = nearest(name, _FLAGS, "--") or f"; data-engine {command} --help lists all"
+            known = (*_FLAGS, *_OWN_FLAGS.get(command, ()))
+            hint = nearest(name, known, "--") or f"; data-engine {command} --help lists all"
             problems.note(UserError(f"unknown flag --{name}{hint}"))
             meant.update(difflib.get_close_matches(name.replace("-", "_"), _FLAGS, n=1))
             # Its value.
@@ -253,8 +259,8 @@ def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, ob
 
 def normalised(name: str, value: object) -> object:
     """A value as RunConfig takes it, where YAML or a shell reads or leaves it otherwise."""
-    if _TYPES[name] is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3, without a full stop, as text.
+    if _TYPES[name] in (float, float | None) and isinstance(value, str):
+        # YAML 1.1 reads 1e-3, without a full stop, and -.5 as text.
         with contextlib.suppress(ValueError):
             return float(value)
     if name == "length_alpha" and type(value) in (int, float):

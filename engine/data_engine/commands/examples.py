@@ -1,6 +1,14 @@
-"""Two whole command lines a command, which end its --help. This table is the one place that has them."""
+"""Two whole command lines a command, which end its --help, and how a command reads its arguments.
+
+This table is the one place that has the command lines.
+"""
 
 import argparse
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from data_engine.errors import UserError, nearest
 
 CONFIG = "--config configs/llava-1.5-7b.yaml"
 WORK_DIR = "runs/llava-1.5-7b"
@@ -55,8 +63,42 @@ def shown(command: str) -> str:
     return "examples:\n" + "\n".join(f"  # {what}\n  {line}" for what, line in EXAMPLES[command])
 
 
+# A negative number, which argparse takes for a flag where it has an exponent.
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+
+
 class Parser(argparse.ArgumentParser):
-    """A command's parser, whose help ends with its examples; the last word of `prog` is the command."""
+    """A command's parser, whose help ends with its examples; the last word of `prog` is the command.
+
+    What is wrong with the arguments is a UserError.
+    """
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse, with negative numbers of any form as values."""
+        words: list[str] = []
+        for word in args or ():
+            follows_flag = words and words[-1].startswith("--") and "=" not in words[-1]
+            if follows_flag and _NEGATIVE.fullmatch(word):
+                word = f"{words.pop()}={word}"
+            words.append(word)
+        return super().parse_known_args(words, namespace)
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse; of a misspelt flag the nearest one is told."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = next((word for word in unknown if word.startswith("--")), "").partition("=")[0].removeprefix("--")
+            known = re.findall(r"^ +--([\w-]+)", self.format_help(), re.MULTILINE)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, known, '--')}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with it."""
+        raise UserError(f"{message}; {self.prog} --help lists all")
 
     def format_help(self) -> str:
         return f"{super().format_help()}\n{shown(self.prog.split()[-1])}\n"

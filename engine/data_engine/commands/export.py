@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from data_engine import stages
 from data_engine.commands.examples import Parser
-from data_engine.commands.work_dir import of_one_pairing, open_finished, read_run, told_of_disk
+from data_engine.commands.work_dir import given_path, of_one_pairing, open_finished, read_run, told_of_disk
 from data_engine.errors import UserError
 from data_engine.exports import (
     EXPORTS,
@@ -79,10 +79,13 @@ def _build(run: "FinishedRun", names: list[str], scratch: Path, licence: str | N
     """The folders of finished exports, by name."""
     require_possible(names, run.trained.get("family"), run.stages.by_name)
     source, built = run.source(), {}
-    if not len(source.pairs):
-        raise UserError(f'no pair of "{run.work_dir}" is kept: there is nothing to export')
     for name in names:
         built[name], written = build(name, source, scratch)
+        if not written.rows and not written.left_out:
+            raise UserError(
+                f'no pair of "{run.work_dir}" is kept: the format {name} has nothing to write; scored and sft are made '
+                "of answers, and need none"
+            )
         print(told(name, written), flush=True)
         if not written.rows:
             raise UserError(why_nothing(name, written))
@@ -107,23 +110,18 @@ def _checked_repo(asked: argparse.Namespace, names: list[str]) -> str | None:
     return hub.check_hub(asked.push_to_hub, asked.private, asked.license)
 
 
-class _Parser(Parser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; data-engine export --help lists all")
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="data-engine export",
         description="Writes the pairs of a run as datasets that trainers load, each as DIR/FORMAT.",
         allow_abbrev=False,
     )
-    parser.add_argument("work_dir", metavar="WORK_DIR", type=Path, help="of a run whose pairs are written")
+    parser.add_argument("work_dir", metavar="WORK_DIR", help="of a run whose pairs are written")
     parser.add_argument(
         "--format", required=True, metavar="LIST", help=f"one or more, with commas: {', '.join(EXPORTS)}"
     )
     parser.add_argument("--name", metavar="NAME", help="of a pairing by data-engine pairs; default: the run's own")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="an empty folder, or one that is not there yet")
+    parser.add_argument("--output", metavar="DIR", help="an empty folder, or one that is not there yet")
     parser.add_argument("--push_to_hub", metavar="REPO", help="OWNER/NAME of a dataset on the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="a dataset that --push_to_hub creates is private")
     parser.add_argument(
@@ -131,7 +129,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dataset_path", metavar="PATH", help="where the dataset is, if it has moved since the run")
     parser.add_argument("--image_root", metavar="PATH", help="where its pictures are, if they have moved")
-    return parser.parse_args(list(argv))
+    found = parser.parse_args(list(argv))
+    found.work_dir = given_path("WORK_DIR", found.work_dir)
+    found.output = None if found.output is None else given_path("--output", found.output)
+    return found
 
 
 def _require_empty(output: Path) -> None:

@@ -55,7 +55,13 @@ def entry() -> int:
     output.use_utf8()
     output.protect()
     try:
-        return main()
+        code = main()
+        why = output.why_lost(sys.stdout)
+        if why is not None:
+            _complain(f"standard output cannot be written: {why}", 2)
+            # A run has its result in its work_dir, and its exit code tells of that.
+            code = code if sys.argv[1:2] == ["run"] else code or 2
+        return code
     finally:
         ending.without_collection()
 

@@ -6,11 +6,11 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from data_engine.commands.arguments import add_flag, normalised
 from data_engine.commands.examples import Parser
-from data_engine.commands.work_dir import OWN, config_of, read_paired, told_of_disk
+from data_engine.commands.work_dir import OWN, config_of, given_path, read_paired, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.stages import SAMPLING, SOURCES, RunStages, chosen
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     Raises UserError for what cannot be meant, IncompleteError where units are missing.
     """
     asked = vars(_parser().parse_args(list(argv)))
-    work_dir, name = asked.pop("work_dir"), asked.pop("name")
+    work_dir, name = given_path("WORK_DIR", asked.pop("work_dir")), asked.pop("name")
     _check_name(name)
     run_file = read_paired(work_dir, (("bound", "dataset"), ("units", "num_units"), ("units", "num_questions")))
     # Imported late: pyarrow and numpy would delay the messages above.
@@ -59,13 +59,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(Parser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; data-engine pairs --help lists all")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="data-engine pairs",
         usage="data-engine pairs WORK_DIR --name NAME [--strategy ...] [--rank_by ...] ...",
         description="Pairs the answers of a run once more, as WORK_DIR/pairs/NAME.parquet, which data-engine export "
@@ -73,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("work_dir", metavar="WORK_DIR", type=Path, help="of a run whose pairs are written")
+    parser.add_argument("work_dir", metavar="WORK_DIR", help="of a run whose pairs are written")
     parser.add_argument(
         "--name", metavar="NAME", default=None, help="of the pairing; one of the same name is replaced (required)"
     )

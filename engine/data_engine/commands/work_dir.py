@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +26,27 @@ OWN = "pairs"
 def work_dir_argument(command: str, description: str, argv: Sequence[str], options: str = "") -> Path | None:
     """The one argument of a command about a work_dir; None after --help, which is printed here."""
     usage = f"usage: data-engine {command} WORK_DIR{options}"
-    if list(argv) in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(argv):
         print(f"{usage}\n\n{description}\n\n{shown(command)}")
         return None
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag in re.findall(r"--\w+", options):
+            no_value = "=" in word and f"{flag} " not in options
+            raise UserError(f"{flag} {'takes no value' if no_value else 'is given twice'}; {usage}")
+        if word.startswith("--"):
+            known = re.findall(r"--(\w+)", options)
+            raise UserError(f"unknown flag {flag}{nearest(flag.removeprefix('--'), known, '--')}; {usage}")
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError(f'{command} takes one WORK_DIR, got "{" ".join(argv)}"; {usage}')
-    return Path(argv[0])
+    return given_path("WORK_DIR", argv[0])
+
+
+def given_path(name: str, text: str) -> Path:
+    """A path of a command line. Raises UserError where it is empty, which Path would take for the current folder."""
+    if not text.strip():
+        raise UserError(f"{name} is empty; is a shell variable unset?")
+    return Path(text)
 
 
 def take_option(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -49,7 +65,8 @@ def read_run(work_dir: Path) -> dict:
     """run.json of a work_dir. Raises UserError where the folder is none."""
     look_up("WORK_DIR", work_dir)
     if not work_dir.is_dir():
-        raise UserError(f'no folder "{work_dir}"')
+        is_file = f'"{work_dir}" is a file; name the work_dir of a run, a folder'
+        raise UserError(is_file if work_dir.exists() else f'no folder "{work_dir}"')
     try:
         found = dict(json.loads((work_dir / "run.json").read_text(encoding="utf-8")))
         _require_shape(found)
@@ -133,7 +150,9 @@ def told_of_disk(folder: Path) -> Iterator[None]:
         raise IncompleteError(f"{damage}; the command of the run, given again, computes it again") from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f'"{error.filename or folder}" cannot be read or written: {reason}') from None
+        # Of a file that is moved, its place matters.
+        where = error.filename2 or error.filename or folder
+        raise UserError(f'"{where}" cannot be read or written: {reason}') from None
 
 
 @contextlib.contextmanager

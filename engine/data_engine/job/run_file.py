@@ -177,7 +177,10 @@ def read(work_dir: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a run.json of this program; choose another work_dir") from error
+        raise UserError(
+            f"{path} is not a run.json of this program; choose another work_dir. If one of it was damaged, remove it: "
+            "units say themselves what they were computed from, and the same command goes on"
+        ) from error
     if layout != LAYOUT:
         raise UserError(
             f"{path} is of layout {layout}, written by another version of this program, which reads layout {LAYOUT}: "

@@ -22,8 +22,9 @@ from data_engine.models.sharding import settings as zero3_settings
 from data_engine.pipeline.pair_settings import chosen_rewards
 from data_engine.planning import sizes, weights
 from data_engine.planning.found import FirstRows, Found
+from data_engine.planning.own_folders import require_own
 from data_engine.preferences import strategies
-from data_engine.questions.dataset import open_questions, read_images, require_columns
+from data_engine.questions.dataset import open_questions, read_images, require_columns, require_images
 from data_engine.questions.first_rows import LOOKED_AT, refusal
 from data_engine.questions.given_answers import check_answers, require_usable
 from data_engine.questions.given_rows import GivenFile
@@ -81,13 +82,14 @@ def check_writable(work_dir: Path) -> None:
 
 
 def check_place(work_dir: Path) -> None:
-    """Raise UserError where there can be no folder `work_dir`; whether it can be written is not looked at."""
+    """Raise UserError where there can be no such folder of a run; whether it can be written is not looked at."""
     look_up("work_dir", work_dir)
     existing = nearest_folder(work_dir)
     if not existing.exists():
         raise UserError(f'work_dir "{work_dir}": "{existing}" is a link to nothing; make the folder that it names')
     if not existing.is_dir():
         raise UserError(f'work_dir "{work_dir}": "{existing}" is a file; name a folder, or a place for one')
+    require_own(work_dir)
 
 
 def _work_dir(found: Found) -> None:
@@ -128,6 +130,8 @@ def _dataset(found: Found) -> None:
 
 
 def _columns(found: Found) -> None:
+    with found.noting("columns"):
+        require_images(found.questions, found.config)
     for flags in found.config.source_flags.values():
         with found.noting("columns"):
             require_columns(found.questions, flags)

@@ -1,6 +1,7 @@
 """Standard output and error that never fail: whatever the locale, and whoever has stopped reading."""
 
 import contextlib
+import errno
 import os
 import sys
 from typing import TextIO
@@ -11,6 +12,7 @@ class _Stream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._silent = stream, False
+        self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
         if not self._silent:
@@ -31,8 +33,9 @@ class _Stream:
     def _silent_when_closed(self):
         try:
             yield
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             self._silent = True
+            self.failure = error if isinstance(error, OSError) else None
             # What is left in the buffer must not fail when the interpreter flushes it at its end.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
@@ -44,6 +47,14 @@ class _Stream:
 def is_silent(stream: TextIO) -> bool:
     """Whether nobody reads a protected stream any more, as a write to it has shown."""
     return isinstance(stream, _Stream) and stream._silent
+
+
+def why_lost(stream: TextIO) -> str | None:
+    """Why what was written to a protected stream is lost, as on a full disk; None where it is not."""
+    stream.flush()
+    failure = stream.failure if isinstance(stream, _Stream) else None
+    # Whoever closes a pipe has read enough.
+    return failure.strerror if failure and failure.errno not in (errno.EPIPE, errno.EBADF) else None
 
 
 def open_missing() -> None:

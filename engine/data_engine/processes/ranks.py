@@ -1,6 +1,7 @@
 """The rank of this process, its device and threads, and the process group of all ranks of a job."""
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -8,7 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_engine.errors import UserError
+from data_engine.errors import LostRankError, UserError
+
+log = logging.getLogger(__name__)
+
+# What to do about variables that a launcher did not set, or not all of them.
+_BY_LAUNCHERS = (
+    "ranks are numbered from 0 to WORLD_SIZE - 1. Start them by launch/run_engine.sh or torchrun, which set these "
+    "variables; for one process unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,16 @@ class Ranks:
     def from_environment(cls) -> "Ranks":
         """From the variables that torchrun and accelerate set; without them, one rank of one.
 
-        Raises UserError where NUM_PROCESSES, which launch/run_engine.sh sets, asked for more ranks than were started.
+        Raises UserError where they name no place in a job, and where NUM_PROCESSES, which launch/run_engine.sh sets,
+        asked for more ranks than were started.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        ranks = cls(*(int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)))
+        ranks = cls(*map(_from_launcher, names, (0, 1, 0, 1)))
+        if ranks.rank >= ranks.world_size:
+            raise UserError(
+                f"the environment says RANK={ranks.rank}, and WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}: "
+                f"{_BY_LAUNCHERS}"
+            )
         asked = os.environ.get("NUM_PROCESSES") if "DATA_ENGINE_EXIT_FILE" in os.environ else None
         if asked and int(asked) > ranks.local_world_size:
             raise UserError(
@@ -68,6 +83,13 @@ class Ranks:
         first = self.local_rank * each
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + each])
         return replace(self, group=each)
+
+
+def _from_launcher(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < default:
+        raise UserError(f'the environment says {name}="{text}", expected a number from {default} on: {_BY_LAUNCHERS}')
+    return int(text)
 
 
 # What torchrun and accelerate tell their ranks. Processes of another library, started by a rank, would take it for
@@ -111,13 +133,32 @@ def join_process_group(ranks: Ranks, device_type: str):
         os.environ.update(alone)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return dist.HashStore()
-    dist.init_process_group(backend)
+    _meet(ranks, backend)
     host, port = os.environ["MASTER_ADDR"], [0]
     if ranks.rank == 0:
         served = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         port = [served.port]
     dist.broadcast_object_list(port, group=dist.new_group(backend="gloo"), device="cpu")
     return served if ranks.rank == 0 else dist.TCPStore(host, port[0], is_master=False)
+
+
+def _meet(ranks: Ranks, backend: str) -> None:
+    """Wait for all ranks. Raises UserError where nothing says how they find each other, LostRankError where not all
+    come in time.
+    """
+    import torch.distributed as dist
+
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        names = ", ".join(missing)
+        raise UserError(f"a split model takes all ranks, and the environment lacks {names}: {_BY_LAUNCHERS}")
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    log.info("waiting for all %d ranks, which meet at %s", ranks.world_size, place)
+    try:
+        dist.init_process_group(backend)
+    except dist.DistError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise LostRankError(f"not all of {ranks.world_size} ranks came to {place}: {first}") from None
 
 
 def asked_ranks() -> int:

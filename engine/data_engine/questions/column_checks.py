@@ -10,6 +10,14 @@ from data_engine.errors import UserError
 from data_engine.questions.sources.column_names import ColumnNames
 from data_engine.questions.sources.column_types import IMAGE_FIELDS, MESSAGE_FIELDS, is_binary, is_list, is_text
 
+# Other names under which datasets have a column, in lower case.
+_OFTEN_CALLED = {
+    "idx": ("id", "ids", "index", "uid", "question_id", "sample_id", "image_id", "__index_level_0__"),
+    "question": ("prompt", "query", "instruction", "text", "input"),
+    "image": ("picture", "img", "image_file", "file_name", "filename"),
+    "images": ("pictures",),
+}
+
 
 def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: str) -> None:
     """Raise UserError where a dataset cannot be one of questions; `columns` has the engine's names."""
@@ -21,7 +29,11 @@ def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: 
     if missing:
         listed = " and ".join(f'"{column}"' for column in missing)
         plural = "s" if len(missing) > 1 else ""
-        raise UserError(f"{name} has no column{plural} {listed}; {names.listed(columns)}{_hint(columns)}")
+        meant = _meant(missing, columns, names)
+        hint = "" if meant.keys() >= set(missing) else _hint(columns)
+        if meant:
+            hint += f"; if so meant, say --columns {','.join(f'{ours}={theirs}' for ours, theirs in meant.items())}"
+        raise UserError(f"{name} has no column{plural} {listed}; {names.listed(columns)}{hint}")
     kinds = {
         "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
         "question": ("text", _is_text),
@@ -33,7 +45,10 @@ def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: 
     for column, (expected, fits) in kinds.items():
         if column in columns and not fits(columns[column]):
             shown = names.in_dataset(column)
-            raise UserError(f'{name}: column "{shown}" must be {expected}, got {columns[column]}')
+            hint = ""
+            if column == "image" and "images" not in columns and _is_images(columns[column]):
+                hint = f"; lists of images stand in images: say --columns images={shown}"
+            raise UserError(f'{name}: column "{shown}" must be {expected}, got {columns[column]}{hint}')
     _check_images_are_meant(columns, name)
 
 
@@ -74,6 +89,17 @@ def _hint(columns: Mapping[str, pa.DataType]) -> str:
     if "idx" not in columns:
         return '; give every question an "idx" of its own, text or a number'
     return "; or say --columns question=NAME"
+
+
+def _meant(missing: list[str], columns: Mapping[str, pa.DataType], names: ColumnNames) -> dict[str, str]:
+    """Columns under names that are often theirs, by the engine's; none where no missing one is among them."""
+    found = {}
+    for ours in [*missing, *([] if has_images(columns) else ["image", "images"])]:
+        theirs = [names.in_dataset(column) for column in columns]
+        fitting = [one for one in theirs if one.lower() in (ours, *_OFTEN_CALLED.get(ours, ()))]
+        if fitting and fitting[0] not in found.values():
+            found[ours] = fitting[0]
+    return found if found.keys() & set(missing) else {}
 
 
 def _check_images_are_meant(columns: Mapping[str, pa.DataType], name: str) -> None:

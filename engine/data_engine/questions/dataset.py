@@ -243,9 +243,19 @@ def open_questions(config: RunConfig, further: tuple[str, ...] | None = ()) -> Q
 def open_for_run(config: RunConfig) -> Questions:
     """The same with the columns that the run's sources of reward read. Raises UserError where one is not there."""
     questions = open_questions(config, config.further_columns)
+    require_images(questions, config)
     for flags in config.source_flags.values():
         require_columns(questions, flags)
     return questions
+
+
+def require_images(questions: Questions, config: RunConfig) -> None:
+    """Raise UserError where paths of images are to be read, and no column has any: all would be asked without one."""
+    if config.image_root is not None and not questions.has_images:
+        raise UserError(
+            f'image_root "{config.image_root}" is given, and the dataset has no column "image" or "images" with paths; '
+            f"columns: {', '.join(questions.columns[:20])}; say --columns image=NAME, or leave image_root out"
+        )
 
 
 def require_columns(questions: Questions, flags: SourceFlags) -> None:

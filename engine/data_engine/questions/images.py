@@ -172,15 +172,21 @@ def resized_size(width: int, height: int, shortest_edge: int) -> tuple[int, int]
     return int(shortest_edge * width / height), shortest_edge
 
 
+def refuse_address(path: str) -> None:
+    """Raise BadImage where a path is an address on the net."""
+    if "://" in path:
+        told = "is an address; only files under image_root are opened: download it, and write its path"
+        raise BadImage(f"image path {_shown(path)} {told}")
+
+
 def read_under(root: Path, path: str) -> bytes:
     """The content of the file `path` of a dataset. Raises BadImage unless it lies, with links followed, below `root`.
 
     MissingImage where another folder, or a mount, could have it. An OSError of the disk, which is no fault of the row,
     is raised unchanged.
     """
-    shown = json.dumps(path if len(path) <= 200 else f"{path[:200]}...", ensure_ascii=False)
-    if "://" in path:
-        raise BadImage(f"image path {shown} is an address; only files under image_root are opened")
+    shown = _shown(path)
+    refuse_address(path)
     try:
         real = Path(os.path.realpath(root / path))
         inside = real.is_relative_to(os.path.realpath(root))
@@ -202,6 +208,10 @@ def read_under(root: Path, path: str) -> bytes:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def _shown(path: str) -> str:
+    return json.dumps(path if len(path) <= 200 else f"{path[:200]}...", ensure_ascii=False)
 
 
 def _decoded(data: bytes, max_megapixels: float, exif: Exif) -> Image.Image:

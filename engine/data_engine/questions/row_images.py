@@ -7,7 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine.questions.base64_images import image_bytes, is_image_text
-from data_engine.questions.images import MAX_FILE_BYTES, BadImage, MissingImage, read_under, which_image
+from data_engine.questions.images import (
+    MAX_FILE_BYTES,
+    BadImage,
+    MissingImage,
+    read_under,
+    refuse_address,
+    which_image,
+)
 from data_engine.questions.sources.column_types import as_bytes, is_list, is_text, list_offsets
 
 NO_IMAGE = "row has no image: neither bytes nor a path"
@@ -91,6 +98,8 @@ def limited(cell: pa.Scalar, most_bytes: int, what: str) -> bytes | None:
 def _read_file(path: str | None, image_root: Path | None) -> bytes:
     if not path:
         raise BadImage(NO_IMAGE)
+    # Another image_root would not help.
+    refuse_address(path)
     if image_root is None:
         raise MissingImage("image has no bytes, and its path is not opened without image_root")
     return read_under(image_root, path)

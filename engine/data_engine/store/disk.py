@@ -10,8 +10,8 @@ from data_engine import stages
 from data_engine.errors import UserError
 from data_engine.store import units
 
-# No fault of the program, and gone once the disk is mended.
-TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+# No fault of the program, and gone once the disk is mended, or the limit on the size of a file (ulimit -f).
+TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def is_trouble(error: OSError) -> bool:

@@ -82,6 +82,11 @@ def _file_source(file: Path, split: str | None, names: ColumnNames) -> Source:
         f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, or one of the last '
         f"three with .gz: {(command or '').replace('IN', str(file)).replace('OUT', file.stem)}",
     )
+    refuse(
+        not name.endswith((".parquet", ".pq")),
+        f'dataset_path "{file}" is no parquet file, and only one whose name ends with .jsonl, .json or .csv, or one of '
+        "these with .gz, is read as rows of text: rename it if it has such",
+    )
     return ParquetSource([file], names)
 
 

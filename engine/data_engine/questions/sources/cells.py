@@ -58,7 +58,8 @@ def _question(value: object, is_there: bool) -> bytes | None:
 def _image(value: object) -> dict | None:
     if isinstance(value, list):
         if len(value) > 1:
-            raise BadImage(f'row has {len(value)} images in "image", which takes one; several stand in "images"')
+            several = 'several stand in "images": --columns images=NAME'
+            raise BadImage(f'row has {len(value)} images in "image", which takes one; {several}')
         value = value[0] if value else None
     if value is None:
         return None

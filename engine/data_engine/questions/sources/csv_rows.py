@@ -35,6 +35,7 @@ class CsvRows:
             if self._header:
                 yield Record(where, start, lines.position - start, self._row(where, fields))
                 continue
+            self._refuse_other_separator(fields)
             self._header = list(map(self._names.ours, fields))
             counts = Counter(name for name in self._header if name is not None)
             twice = [f'"{self._names.in_dataset(name)}"' for name in self._names.are_read(counts) if counts[name] > 1]
@@ -44,6 +45,15 @@ class CsvRows:
         """One row, from the bytes of its record."""
         record = self._next(_reader(_Lines(self._file, io.BytesIO(data))), where)
         return self._row(where, record or [])
+
+    def _refuse_other_separator(self, header: list[str]) -> None:
+        """A header that nothing separates, and that has what other programs write between cells."""
+        found = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+        shown = {"\t": "a tab"}.get(found, f'"{found}"')
+        refuse(
+            found is not None,
+            f'"{self._file.path}", line 1: the columns are separated by {shown}; write the file with commas',
+        )
 
     def _row(self, where: str, fields: list[str]) -> dict:
         refuse(

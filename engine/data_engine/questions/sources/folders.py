@@ -53,9 +53,12 @@ def _held_by(folder: Path) -> str:
     """What a folder without parquet files holds, and which part of it could be meant."""
     inside = sorted(folder.iterdir())
     files = [path for path in inside if path.name.endswith(_OTHER_FILES) and path.is_file()]
-    folders = [path for path in inside if path.is_dir() and _own_files(path)]
+    # A copy of a repository of the hub has its files as deep: CONFIGURATION/SPLIT/0000.parquet.
+    deeper = {file.parent for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/*.parquet")}
+    folders = [path.relative_to(folder) for path in sorted(deeper) if _own_files(path)]
     if folders:
-        return f"its folders {_some(folders)} have: name one of them as --dataset_path"
+        shown = ", ".join(map(str, folders[:5]))
+        return f"its folders {shown} have: name one of them as --dataset_path"
     if any(path.suffix == ".arrow" for path in inside):
         return f"it holds {_some(inside)}; what save_to_disk writes has state.json and dataset_info.json: copy them too"
     if files:

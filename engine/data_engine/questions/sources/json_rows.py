@@ -14,6 +14,7 @@ from data_engine.questions.sources.text_file import Record, TextFile, too_long
 
 _PIECE_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
 _SPACE = re.compile(rb"[ \t\r\n]*")
 # So near to the end, json's complaint may be about a text that is only cut off: in \uXXXX, or in a number.
 _CUT_OFF = 10
@@ -46,7 +47,7 @@ class JsonRows:
         try:
             row = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: not JSON: {error}") from None
+            raise UserError(f"{place}: {_why_not(data, error)}") from None
         refuse(not isinstance(row, Object), f'{place}: not an object {{"idx": ..., ...}}')
         twice = _repeated(row, self._names)
         refuse(bool(twice), f"{place}: {', '.join(twice)} is there more than once; keep one")
@@ -81,6 +82,15 @@ class JsonRows:
                 refuse(byte != b"]", f'"{self._file.path}", {where}: not JSON: expected "," or the end of the array')
         scanner.position += 1
         refuse(scanner.next_byte("", end=True) != b"", f'"{self._file.path}" goes on behind the end of its array')
+
+
+def _why_not(data: bytes, error: Exception) -> str:
+    """Why bytes are no JSON, and what to do where that is known."""
+    if data.startswith(_GZIP):
+        return "not JSON, but packed with gzip: let the name of the file end with .gz"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: {error.reason}; save the file as UTF-8"
+    return f"not JSON: {error}"
 
 
 def _repeated(row: Object, names: ColumnNames) -> list[str]:

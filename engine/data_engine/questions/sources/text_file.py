@@ -34,7 +34,7 @@ class TextFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._packed = path.suffix == ".gz"
+        self._packed = path.suffix.lower() == ".gz"
         self._resume: BinaryIO | None = None
 
     @contextlib.contextmanager

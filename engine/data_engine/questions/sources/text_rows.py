@@ -33,7 +33,7 @@ class TextSource:
 
     def __init__(self, path: Path, names: ColumnNames = SAME_NAMES):
         self._file, self.names = TextFile(path), names
-        self._rows = CsvRows(self._file, names) if ".csv" in path.suffixes[-2:] else JsonRows(self._file, names)
+        self._rows = CsvRows(self._file, names) if _is_csv(path) else JsonRows(self._file, names)
         self._starts, self._sizes = array("q"), array("q")
         self.columns: dict[str, pa.DataType] = {}
         ids: list[int | str | None] = []
@@ -85,6 +85,10 @@ class TextSource:
                 "write all of them as numbers or all as text"
             )
         return value
+
+
+def _is_csv(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(".csv")
 
 
 def _type(name: str) -> pa.DataType:
