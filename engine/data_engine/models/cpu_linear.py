@@ -1,5 +1,6 @@
 """Linear layers of a decoder on CPU in fp32, by oneDNN's product with a packed weight (kernels' onednn.py)."""
 
+import ast
 import contextlib
 import ctypes
 import functools
@@ -60,23 +61,27 @@ def with_weights_read(decoder: nn.Module) -> set[nn.Module]:
     }
 
 
-@functools.cache
-def _names_read(kind: type) -> frozenset[str]:
+def _names_read(kind: type) -> set[str]:
     """NAME of each _WEIGHT_READ in the code of a class."""
-    try:
-        # To find a class in its file, Python parses all of it: 0.1 s, for each class again.
-        if not _reads_weights(inspect.getmodule(kind)):
-            return frozenset()
-        source = inspect.getsource(kind)
-    except (OSError, TypeError):
-        return frozenset()
-    return frozenset(_WEIGHT_READ.findall(source))
+    return _names_by_class(inspect.getmodule(kind)).get(kind.__name__, set())
 
 
 @functools.cache
-def _reads_weights(module: ModuleType) -> bool:
-    """Whether any code of the module does."""
-    return _WEIGHT_READ.search(inspect.getsource(module)) is not None
+def _names_by_class(module: ModuleType) -> dict[str, set[str]]:
+    """The same of all classes of a module: inspect.getsource(kind) parses the whole file, 0.1 s, for each one again."""
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError):
+        return {}
+    found: dict[str, set[str]] = {}
+    # Few files have any, and the others need not be parsed.
+    if _WEIGHT_READ.search(source):
+        lines = source.splitlines(keepends=True)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                code = "".join(lines[node.lineno - 1 : node.end_lineno])
+                found.setdefault(node.name, set()).update(_WEIGHT_READ.findall(code))
+    return found
 
 
 def _return_freed_memory() -> None:
