@@ -205,6 +205,17 @@ def _load(name: str):
     return load_model(None, str(GOLDENS / name), device="cpu", dtype="float32")
 
 
+@pytest.fixture
+def narrow_bench(monkeypatch) -> None:
+    """The bench's built-in model has few, narrow layers: for tests of which calls it makes, not of what they compute.
+
+    Its prompts are as long as ever.
+    """
+    from data_engine.bench import shapes
+
+    monkeypatch.setitem(shapes._LLAVA, "small", ((64, 172, 2, 2), (32, 64, 2, 2)))
+
+
 @pytest.fixture(scope="session")
 def golden_rows() -> list[dict]:
     """The 32 fixed answers, 4 a question: question, chosen, image (bytes)."""

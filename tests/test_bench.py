@@ -151,7 +151,7 @@ def test_engine_and_transformers_agree_on_the_qwen_shape(tmp_path, one_thread):
 
 
 @pytest.mark.slow
-def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one_thread):
+def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one_thread, narrow_bench):
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
     ways = Ways(subject, SamplingEngine(subject.engine, 4, 4))
@@ -222,7 +222,9 @@ def test_a_job_has_overhead_and_leaves_files(result):
 
 
 @pytest.mark.slow
-def test_every_function_that_counts_as_a_model_call_is_called_by_the_job(tmp_path, one_thread, monkeypatch):
+def test_every_function_that_counts_as_a_model_call_is_called_by_the_job(
+    tmp_path, one_thread, narrow_bench, monkeypatch
+):
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
     whole = job.TimedJob(subject, SamplingEngine(subject.engine, 4, 4), tmp_path, 1000)

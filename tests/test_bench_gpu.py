@@ -107,7 +107,7 @@ def test_memory_that_runs_out_by_another_name_or_before_the_clock_starts_leaves_
 
 
 @pytest.mark.slow
-def test_no_timed_call_makes_a_runner(one_thread, monkeypatch):
+def test_no_timed_call_makes_a_runner(one_thread, narrow_bench, monkeypatch):
     made_at = []
     init = measure.SamplingEngine._runner_for
 

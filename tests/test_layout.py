@@ -1,6 +1,7 @@
 """The shape of the project: who may import whom, how long a file may grow, what the reader is told about."""
 
 import ast
+import functools
 import importlib.machinery
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,10 +45,22 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in SOURCES}
 
 
+@functools.cache
+def code_of(path: Path) -> SimpleNamespace:
+    """What the tests below look at in a file's code, which is parsed once."""
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    return SimpleNamespace(
+        imports=[node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)],
+        attributes={node.attr for node in nodes if isinstance(node, ast.Attribute)},
+        docstring=ast.get_docstring(tree),
+    )
+
+
 def imports_of(path: Path) -> set[str]:
     """Modules of the project that a file imports, wherever in the file, for type checking too."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in code_of(path).imports:
         if isinstance(node, ast.ImportFrom) and node.module:
             # `from data_engine.demo import world` may name a module or what a module holds.
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
@@ -61,12 +75,20 @@ def package_of(module: str) -> str:
     return module.removeprefix("data_engine.").partition(".")[0]
 
 
-GRAPH = {
-    name: imports_of(path) for name, path in MODULES.items() if name not in ("data_engine", "data_engine.__main__")
-}
-PACKAGES = {package_of(name): set() for name in GRAPH}
-for one, others in GRAPH.items():
-    PACKAGES[package_of(one)] |= {package_of(other) for other in others} - {package_of(one), "data_engine"}
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """What each module imports; not made where the tests of this file are collected only."""
+    outside = ("data_engine", "data_engine.__main__")
+    return {name: imports_of(path) for name, path in MODULES.items() if name not in outside}
+
+
+@functools.cache
+def packages() -> dict[str, set[str]]:
+    """The same of packages."""
+    found = {package_of(name): set() for name in graph()}
+    for one, others in graph().items():
+        found[package_of(one)] |= {package_of(other) for other in others} - {package_of(one), "data_engine"}
+    return found
 
 
 def circle(graph: dict[str, set[str]]) -> str:
@@ -86,31 +108,31 @@ def circle(graph: dict[str, set[str]]) -> str:
 
 
 def test_every_package_stands_on_a_floor():
-    homeless = set(PACKAGES) - set(FLOOR_OF)
+    homeless = set(packages()) - set(FLOOR_OF)
     assert not homeless, f"say in FLOORS where these stand: {homeless}"
 
 
 def test_imports_point_down():
-    upward = [f"{one} -> {other}" for one, others in GRAPH.items() for other in others
+    upward = [f"{one} -> {other}" for one, others in graph().items() for other in others
               if other != "data_engine" and FLOOR_OF[package_of(other)] < FLOOR_OF[package_of(one)]]  # fmt: skip
     assert not upward
 
 
 def test_no_imports_go_round_in_a_circle():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == "a -> b -> c -> b"
-    assert not circle(GRAPH)
-    assert not circle(PACKAGES)
+    assert not circle(graph())
+    assert not circle(packages())
 
 
 def test_stages_meet_in_files_alone():
     every = [*stages.known().values(), stages.GIVEN]
     files = {stage.runner.partition(":")[0] for stage in every} | {"data_engine.pipeline.pair"}
     assert len(files) >= 4
-    assert not [f"{one} -> {other}" for one in files for other in GRAPH[one] if other in files]
+    assert not [f"{one} -> {other}" for one in files for other in graph()[one] if other in files]
 
 
 def test_nothing_but_the_demo_knows_the_demo():
-    assert not [one for one, others in PACKAGES.items() if "demo" in others]
+    assert not [one for one, others in packages().items() if "demo" in others]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -119,16 +141,12 @@ def test_a_file_can_be_read_in_one_sitting(path):
 
 
 def test_the_environment_is_read_in_one_place():
-    def reads_environment(path: Path) -> bool:
-        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-        return bool(names & {"environ", "getenv"})
-
-    readers = [module for module, path in MODULES.items() if reads_environment(path)]
+    readers = [module for module, path in MODULES.items() if code_of(path).attributes & {"environ", "getenv"}]
     assert [module.removeprefix("data_engine.processes.") for module in readers] == ["cpu_wait", "exit_report", "ranks"]
 
 
 def test_every_module_says_what_it_is():
-    silent = [module for module, path in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text()))]
+    silent = [module for module, path in MODULES.items() if not code_of(path).docstring]
     assert not silent
 
 
@@ -188,11 +206,14 @@ def test_a_tool_that_reads_code_finds_every_import_without_an_installation():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     roots = [str(ROOT / root) for root in settings["pyright"]["extraPaths"]]
     assert [ROOT / root for root in settings["mypy"]["mypy_path"].split(":")] == ROOTS
+    imported = {}
     for path in [*SOURCES, *(ROOT / "tests").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in code_of(path).imports:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("data_engine"):
-                found, where = None, roots
-                for part in node.module.split("."):
-                    found = importlib.machinery.PathFinder.find_spec(part, where)
-                    assert found, f"{path.relative_to(ROOT)}: {node.module}"
-                    where = found.submodule_search_locations
+                imported[node.module] = path
+    for module, path in imported.items():
+        found, where = None, roots
+        for part in module.split("."):
+            found = importlib.machinery.PathFinder.find_spec(part, where)
+            assert found, f"{path.relative_to(ROOT)}: {module}"
+            where = found.submodule_search_locations

@@ -29,8 +29,10 @@ from typing import TextIO
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TRITON_", "OMP_", "PYTHON", "LC_", "LANG", "CUDA_", "LD_")
 IMPORTED = (
     "data_engine.commands.main", "data_engine.commands.run", "data_engine.job.worker", "data_engine.job.last_step",
-    "data_engine.models.llava", "data_engine.models.omnilmm", "data_engine.models.auto.model", "deepspeed", "nltk",
-    "pandas",
+    "data_engine.models.llava", "data_engine.models.omnilmm", "data_engine.models.auto.model",
+    "data_engine.models.sharding.zero3", "data_engine.pipeline.sample", "data_engine.pipeline.score", "deepspeed",
+    "deepspeed.module_inject.auto_ep_config", "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops", "nltk", "pandas", "pyarrow.dataset", "setuptools",
 )  # fmt: skip
 POLL_S = 0.01
 # Launchers ask the others of a failed rank to stop, and kill those that have not after this time. Ranks themselves take
@@ -89,8 +91,9 @@ class Forked:
 class Server:
     """The process that forks, started at its first use; it ends with this one."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment, self._process = dict(environment), None
+    def __init__(self, environment: Mapping[str, str], first: Sequence[str] = ()) -> None:
+        """`first`: modules that it imports before all others."""
+        self.environment, self._first, self._process = dict(environment), list(first), None
         self._folder = tempfile.TemporaryDirectory(prefix="forked-")
         self._starts = 0
 
@@ -110,8 +113,8 @@ class Server:
         if self._process is None:
             # A session of its own: Ctrl-C ends the tests, which end it.
             self._process = subprocess.Popen(
-                [sys.executable, __file__], env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True, start_new_session=True,
+                [sys.executable, __file__, *self._first], env=self.environment, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, text=True, start_new_session=True,
             )  # fmt: skip
             atexit.register(self._process.stdin.close)
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -189,7 +192,7 @@ if __name__ == "__main__":
     # What is imported may print.
     to_client = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for name in IMPORTED:
+    for name in (*sys.argv[1:], *IMPORTED):
         __import__(name)
     # Not looked through, and so not copied, by each child's collections.
     gc.freeze()

@@ -1,7 +1,7 @@
-"""Ranks that share split models, one family after the other: run by test_family_split.py under torchrun.
+"""Ranks that share split models, one family after the other: run by test_family_split.py, forked.
 
-Arguments: folders of checkpoints. Each rank prints a JSON line a folder: what whole and split models gave, and how many
-numbers of the decoder and the vision tower it holds.
+Arguments: folders of checkpoints. A JSON line a folder says what its whole model gave, by one of the ranks, and another
+by each rank what the split one did, and how many numbers of the decoder and the vision tower the rank holds.
 """
 
 import json
@@ -46,29 +46,37 @@ def held(model) -> tuple[int, int]:
     return sum(weight.ds_numel for weight in divided), sum(weight.ds_tensor.numel() for weight in divided)
 
 
-def main(*folders: str) -> None:
+def shared(folder: str, ranks: Ranks) -> dict[str, object]:
+    """What this rank's share of the work gave, by a model that all ranks share."""
+    agreement = CallAgreement(lambda: False, Stopped)
+    split = Zero3Split(SETTINGS, agreement, ranks.rank)
+    model = load_model("auto", folder, device="cpu", dtype="float32", split=split)
+    # Uneven: the last rank has less work, and takes part in the calls of the others.
+    given = work(model, len(SIZES) - (ranks.rank == ranks.world_size - 1))
+    while agreement.take_part(FINISHED) != FINISHED:
+        pass
+    weights = [weight for part in (model.decoder, model.vision) if part is not None for weight in part.parameters()]
+    numbers = sum(weight.ds_numel if hasattr(weight, "ds_numel") else weight.numel() for weight in weights)
+    found = {"split": given, "why": model.why_plain, "held": held(model), "all": numbers}
+    split.release()
+    return found
 
+
+def main(*folders: str) -> None:
     torch.set_num_threads(1)
     ranks = Ranks.from_environment()
     # Rank 0 serves the store for as long as it is held.
     store = join_process_group(ranks, "cpu")  # noqa: F841
     deepspeed()
+    # A whole model gives the same on any rank, so each is asked by one.
+    for folder in folders[ranks.rank :: ranks.world_size]:
+        tell(folder=folder, whole=work(load_model("auto", folder, device="cpu", dtype="float32"), len(SIZES)))
     for folder in folders:
-        # Uneven: the last rank has less work, and takes part in the calls of the others.
-        count = len(SIZES) - (ranks.rank == ranks.world_size - 1)
-        whole = work(load_model("auto", folder, device="cpu", dtype="float32"), count)
-        agreement = CallAgreement(lambda: False, Stopped)
-        split = Zero3Split(SETTINGS, agreement, ranks.rank)
-        model = load_model("auto", folder, device="cpu", dtype="float32", split=split)
-        shared = work(model, count)
-        while agreement.take_part(FINISHED) != FINISHED:
-            pass
-        line = {"rank": ranks.rank, "folder": folder, "whole": whole, "split": shared, "why": model.why_plain,
-                "held": held(model), "all": sum(weight.ds_numel if hasattr(weight, "ds_numel") else weight.numel()
-                                                for part in (model.decoder, model.vision) if part is not None
-                                                for weight in part.parameters())}  # fmt: skip
-        os.write(1, (json.dumps(line) + "\n").encode())
-        split.release()
+        tell(folder=folder, rank=ranks.rank, **shared(folder, ranks))
+
+
+def tell(**line: object) -> None:
+    os.write(1, (json.dumps(line) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """`data-engine bench --model` on a checkpoint of each family: stock is given what the processor made, and agrees."""
 
+from functools import cache
+
 import pytest
 
 from data_engine.bench import measure, model
@@ -14,6 +16,14 @@ NOT_IN_ROWS = {
     "minicpmv4_6": {"padded batch", "generate, batches", "generate, four, drawn"},
     "llama4": {name for name in WAYS if name.startswith(("generate", "reference"))},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ceilings_once():
+    """The device is the same for every family, and its ceilings take 2 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "ceilings", cache(measure.ceilings))
+        yield
 
 
 @pytest.mark.families

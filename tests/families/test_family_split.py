@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,23 +13,39 @@ from data_engine.models.auto import sizes
 from data_engine.models.auto.splitting import check_split
 from data_engine.models.registry import ModelError
 
+sys.path.append(str(Path(__file__).parents[1] / "distributed"))
+
+import fork_server
+from jobs import forked_world
+
 HERE = Path(__file__).parent
 # Layers whose number differs by prompt, or that keep a state.
 REFUSED = {"mllama", "qwen3_5", "lfm2_vl"}
 TAKEN = [name for name, family in FAMILIES.items() if family.fast and name not in REFUSED]
 
 
-def torchrun(folders: list[Path]) -> list[dict]:
-    """The lines that two ranks print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    inherited = filter(None, [os.environ.get("PYTHONPATH")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *inherited])}
-    done = subprocess.run(
-        [*command, str(HERE / "split_ranks.py"), *map(str, folders)],
-        env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+# A further fork server, whose ranks find what processors of some families need.
+INHERITED = filter(None, [os.environ.get("PYTHONPATH")])
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *INHERITED])}
+SERVER = fork_server.Server({**os.environ, **ENVIRONMENT}, first=["torchvision_names"])
+
+
+def by_two_ranks(folders: list[Path]) -> list[dict]:
+    """By each rank for each folder: the rank, what the split model gave it, and what the whole one gives it."""
+    ranks = forked_world(2, "split_ranks", [str(folder) for folder in folders], server=SERVER, **ENVIRONMENT)
+    output, _ = ranks.communicate(timeout=900)
+    assert ranks.returncode == 0, output[-3000:]
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    whole = {line["folder"]: line["whole"] for line in lines if "whole" in line}
+    split = [line for line in lines if "split" in line]
+    assert sorted((line["folder"], line["rank"]) for line in split) == sorted(
+        (str(folder), rank) for folder in folders for rank in (0, 1)
+    )
+    # Two answers to each of two questions by rank 0, to the first by rank 1; three scored texts a question.
+    for line in split:
+        ids, logps = whole[line["folder"]]
+        line["whole"] = [ids[: (4, 2)[line["rank"]]], logps[: (6, 3)[line["rank"]]]]
+    return split
 
 
 @pytest.mark.families
@@ -38,9 +53,7 @@ def test_split_models_answer_and_score_as_whole_ones(checkpoints, tmp_path):
     folders = [checkpoints(name).folder for name in TAKEN if not FAMILIES[name].missing()]
     # Weights that rank 0 splits and puts together as it reads them.
     folders += [internvl_folders.write(tmp_path / kind, kind) for kind in ("internlm2", "qwen3_moe")]
-    lines = torchrun(folders)
-    assert len(lines) == 2 * len(folders)
-    for line in lines:
+    for line in by_two_ranks(folders):
         assert line["why"] is None
         (ids, logps), (whole_ids, whole_logps) = line["split"], line["whole"]
         assert ids == whole_ids, line["folder"]

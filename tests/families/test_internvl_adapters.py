@@ -8,7 +8,7 @@ import internvl_folders
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_family_split import torchrun
+from test_family_split import by_two_ranks
 
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models.adapter_folder import laid_together, model_folder
@@ -85,9 +85,7 @@ def test_two_ranks_that_share_models_with_adapters_answer_and_score_as_whole_one
     found = {name: value for name, value in load_file(base / "model.safetensors").items()
              if re.search(r"(q_proj|qkv|lm_head)\.weight$", name)}  # fmt: skip
     folders.append(adapters.write(tmp_path / "other", base, adapters.stored(adapters.matrices(found))))
-    lines = torchrun(folders)
-    assert len(lines) == 2 * len(folders)
-    for line in lines:
+    for line in by_two_ranks(folders):
         (ids, logps), (whole_ids, whole_logps) = line["split"], line["whole"]
         assert ids == whole_ids, line["folder"]
         for ours, theirs in zip(logps, whole_logps, strict=True):
