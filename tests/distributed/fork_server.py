@@ -48,9 +48,13 @@ class Forked:
         self.pid, self.returncode = self.pids[0], None
         self._failed, self._patience = 0, 0.0
 
+    def codes(self) -> list[int | None]:
+        """Of each rank: None while it runs."""
+        return [self._server.ask(code_of=pid)["code"] for pid in self.pids]
+
     def poll(self) -> int | None:
         """None while a rank runs; then the code of the first that failed, negative for a signal, or 0."""
-        codes = [self._server.ask(code_of=pid)["code"] for pid in self.pids]
+        codes = self.codes()
         if any(codes) and not self._failed:
             self._failed, self._patience = next(filter(None, codes)), time.monotonic() + PATIENCE_S
             self.send_signal(signal.SIGTERM)

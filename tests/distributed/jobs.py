@@ -128,16 +128,17 @@ class Job:
 
 
 def forked_world(
-    num_processes: int, program: str, flags: list[str], *, server: fork_server.Server = SERVER, **environment: str
-) -> fork_server.Forked:
-    """`python -m program flags` as each of several ranks, with the variables of torchrun."""
+    num_processes: int, program: str, flags: list[str], *, folder: Path = ROOT, server: fork_server.Server = SERVER,
+    **environment: str,
+) -> fork_server.Forked:  # fmt: skip
+    """`python -m program flags` as each of several ranks, with the variables of torchrun, in a folder."""
     shared = {**_environment(), **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     world = str(num_processes)
     ranks = [
         {**shared, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         for rank in map(str, range(num_processes))
     ]
-    return server.start(program, flags, ROOT, ranks)
+    return server.start(program, flags, folder, ranks)
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 from jobs import forked_world
@@ -19,7 +20,13 @@ def slow(*values: object) -> object:
 
 
 def ranks(death: str, plans: list[str], dying: int = 1) -> list[dict]:
-    output, _ = forked_world(len(plans), "lock_step_ranks", [death, str(dying), *plans]).communicate(timeout=120)
+    forked, end = forked_world(len(plans), "lock_step_ranks", [death, str(dying), *plans]), time.monotonic() + 120
+    if death == "freeze":
+        # Once it is alone, a frozen rank is waited for by launchers only.
+        while forked.poll() is None and forked.codes().count(None) > 1 and time.monotonic() < end:
+            time.sleep(0.05)
+        forked.kill()
+    output, _ = forked.communicate(timeout=120)
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 

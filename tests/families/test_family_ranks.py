@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from runs import SETTINGS, Pair, few
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 
-from jobs import PYTHONPATH, ROOT, Job, Result, ranks_that_worked, stray_files, torchrun
+from jobs import ROOT, Job, Result, forked_world, ranks_that_worked, stray_files
 
 pytestmark = pytest.mark.families
 
@@ -138,11 +136,11 @@ for name, weight in parts:
 def test_each_rank_holds_half_of_each_weight_of_decoder_and_tower(alone, tmp_path):
     job, _ = alone
     (tmp_path / "counted.py").write_text(COUNTED)
-    command = [*torchrun(2), str(tmp_path / "counted.py"), str(job.instruct), str(split_settings(tmp_path))]
-    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert output.returncode == 0, output.stderr
-    found = re.findall(r"rank (\d): (\S+) (\d+) (\d+)", output.stdout)
+    flags = [str(job.instruct), str(split_settings(tmp_path))]
+    ranks = forked_world(2, "counted", flags, folder=tmp_path)
+    output, _ = ranks.communicate(timeout=300)
+    assert ranks.returncode == 0, output
+    found = re.findall(r"rank (\d): (\S+) (\d+) (\d+)", output)
     for rank in "01":
         held = {name: (int(here), int(size)) for who, name, here, size in found if who == rank}
         whole = {name for name, (here, size) in held.items() if here == size and size > 1}
