@@ -19,7 +19,7 @@ from data_engine.bench.model import QUESTION, Sizes, Subject, drawn_lengths, pho
 from data_engine.bench.shapes import llava_config, photo_size, write_checkpoint
 from data_engine.bench.table import table
 from data_engine.bench.ways import WAYS, ForcedLengths, Ways
-from data_engine.commands import bench
+from data_engine.commands import bench, main
 from data_engine.errors import UserError
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.processor import load_config
@@ -283,8 +283,7 @@ def test_a_checkpoint_that_transformers_cannot_load_is_timed_alone(goldens, one_
 @pytest.mark.parametrize("value", ["0", "-1", "2.5"])
 def test_a_number_of_which_there_must_be_one_is_refused_before_anything_is_measured(name, value, monkeypatch, capsys):
     monkeypatch.setattr(measure, "run", lambda *_: pytest.fail("it was measured"))
-    with pytest.raises(SystemExit, match="2"):
-        bench.main([f"--{name}={value}"])
+    assert main.main(["bench", f"--{name}={value}"]) == 2
     assert f'argument --{name}: must be a whole number, at least 1, got "{value}"' in capsys.readouterr().err
 
 
