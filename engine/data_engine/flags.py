@@ -33,7 +33,7 @@ class Flags:
     reward_model_path: str | None = None
     """the same model after DPO: local folder or hub id; needed for the reward implicit"""
     dataset_path: str
-    """questions: parquet file or folder, .jsonl, .json or .csv (also .gz), `datasets` folder, or hub id"""
+    """questions: parquet, .jsonl, .json or .csv (also .gz), a folder of such files, `datasets` folder, or hub id"""
     work_dir: str
     """everything is written under it"""
     instruct_model_name: str | None = None

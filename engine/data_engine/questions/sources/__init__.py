@@ -11,14 +11,12 @@ from data_engine.errors import UserError
 from data_engine.flag_files import look_up
 from data_engine.questions.sources.base import LFS_POINTER, Source, first_line, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
-from data_engine.questions.sources.folders import parquet_files
+from data_engine.questions.sources.folders import files_of
 from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, load_folder, load_hub
 from data_engine.questions.sources.parquet import ParquetSource
-from data_engine.questions.sources.text_rows import TextSource
+from data_engine.questions.sources.text_rows import JSON_ENDINGS, TEXT_ENDINGS, TextSource
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
-_TEXT_ENDINGS = tuple(f"{ending}{gz}" for ending in (*_JSON_ENDINGS, ".csv") for gz in ("", ".gz"))
 # Files of other kinds, by their ending, and how to make one of them that can be read.
 _OTHER_FILES = {
     ".arrow": "python -c \"import datasets; datasets.Dataset.from_file('IN').to_parquet('OUT.parquet')\"",
@@ -32,14 +30,14 @@ _OTHER_FILES = {
     ".zip": "unzip 'IN'",
     ".tar": "tar -xf 'IN'",
 }
-_FILE_ENDINGS = (".parquet", *_TEXT_ENDINGS, *_OTHER_FILES)
+_FILE_ENDINGS = (".parquet", *TEXT_ENDINGS, *_OTHER_FILES)
 _PARQUET_BEGINS = b"PAR1"
 
 
 def open_source(
     path: str, split: str | None = None, revision: str | None = None, names: ColumnNames = SAME_NAMES
 ) -> Source:
-    """The source that `path` names: parquet file or folder, file of rows, `datasets` folder, or hub id.
+    """The source that `path` names: parquet file, file of rows, folder of such files, `datasets` folder, or hub id.
 
     Without `split`, it is the only one that there is. Raises UserError where there is none, where it cannot be read, or
     where split or revision do not apply to it.
@@ -54,7 +52,10 @@ def open_source(
         if is_saved_dataset(local):
             return DatasetsSource(load_folder(path, split), f'dataset "{path}"', names)
         if local.is_dir():
-            return ParquetSource(parquet_files(local, split), names)
+            files = files_of(local, split)
+            if files[0].name.lower().endswith(TEXT_ENDINGS):
+                return _text_source(files, names)
+            return ParquetSource(files, names)
         return _file_source(local, split, names)
     except OSError as error:
         raise UserError(f'dataset_path "{path}" cannot be read: {first_line(error)}') from None
@@ -67,15 +68,15 @@ def _file_source(file: Path, split: str | None, names: ColumnNames) -> Source:
         f'dataset_split "{split}" is for a folder or a hub dataset; "{file}" is a file: leave --dataset_split out',
     )
     refuse(not file.is_file(), f'dataset_path "{file}" is neither a file nor a folder')
-    refuse(is_lfs_pointer(file), f'dataset_path "{file}" {LFS_POINTER}')
     name = file.name.lower()
-    if name.endswith(_JSON_ENDINGS):
-        return TextSource(file, names)
+    if name.endswith(JSON_ENDINGS):
+        return _text_source([file], names)
+    refuse(is_lfs_pointer(file), f'dataset_path "{file}" {LFS_POINTER}')
     with open(file, "rb") as stream:
         if stream.read(len(_PARQUET_BEGINS)) == _PARQUET_BEGINS:
             return ParquetSource([file], names)
-    if name.endswith(_TEXT_ENDINGS):
-        return TextSource(file, names)
+    if name.endswith(TEXT_ENDINGS):
+        return _text_source([file], names)
     command = _OTHER_FILES.get(file.suffix.lower())
     refuse(
         command is not None,
@@ -88,6 +89,12 @@ def _file_source(file: Path, split: str | None, names: ColumnNames) -> Source:
         "these with .gz, is read as rows of text: rename it if it has such",
     )
     return ParquetSource([file], names)
+
+
+def _text_source(files: list[Path], names: ColumnNames) -> TextSource:
+    for file in files:
+        refuse(is_lfs_pointer(file), f'dataset_path "{file}" {LFS_POINTER}')
+    return TextSource(files, names)
 
 
 def _is_hub_id(path: str) -> bool:

@@ -1,27 +1,35 @@
-"""The parquet files of a folder, and the splits that their names tell: `train-00000-of-00002`, `test`."""
+"""The files of a folder that are a dataset, and the splits that their names tell: `train-00000-of-00002`, `test`."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_engine.errors import UserError
 from data_engine.questions.sources.base import choose_split, refuse
+from data_engine.questions.sources.text_rows import TEXT_ENDINGS
 
 # The words by which `datasets` knows a split, and what may stand around one.
 _WORDS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 _WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_WORDS)})(?=[-._ \d]|$)", re.IGNORECASE)
 # What the hub and push_to_hub call their files; older ones end in a hash.
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
-_OTHER_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".gz")
+# What `datasets` and LLaMA-Factory write about a dataset, beside it.
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
 
 
-def parquet_files(folder: Path, split: str | None) -> list[Path]:
-    """The files of the chosen split of `folder`, or of its `data` folder, in the order of their names."""
-    files = _own_files(folder) or _own_files(folder / "data")
+def files_of(folder: Path, split: str | None) -> list[Path]:
+    """The files of the chosen split of `folder`, or of its `data` folder, in the order of their names.
+
+    They are parquet files or, where there are none, text files of one kind that say by their names that they belong
+    together. Raises UserError where there are none, or where it is not clear which are meant.
+    """
+    data = folder / "data"
+    files = _own_files(folder) or _own_files(data) or _text_shards(folder) or _text_shards(data)
     refuse(not files, f'dataset_path "{folder}" has no .parquet file and no `datasets` dataset; {_held_by(folder)}')
     splits: dict[str, list[Path]] = {}
     nameless = []
     for file in files:
-        name = _split_of(file.stem)
+        name = _split_of(_stem(file))
         (nameless if name is None else splits.setdefault(name, [])).append(file)
     if len(splits) == 1 and not nameless and not _WORD.fullmatch(next(iter(splits))):
         # part-00000-of-00002.parquet and the like: shards of one table.
@@ -41,7 +49,38 @@ def parquet_files(folder: Path, split: str | None) -> list[Path]:
 
 
 def _own_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_")))
+    return _visible(folder.glob("*.parquet"))
+
+
+def _text_shards(folder: Path) -> list[Path]:
+    """The text files of the one kind of which all names tell a split, or differ in their numbers alone; else none.
+
+    A folder may well have a text file that is no dataset, or several with rows of different meanings.
+    """
+    by_ending: dict[str, list[Path]] = {}
+    for file in _visible(folder.glob("*")):
+        ending = _text_ending(file)
+        if ending and file.is_file() and file.name not in _ABOUT:
+            by_ending.setdefault(ending, []).append(file)
+    found = [files for files in by_ending.values() if _belong_together(list(map(_stem, files)))]
+    return found[0] if len(found) == 1 else []
+
+
+def _belong_together(stems: list[str]) -> bool:
+    without_numbers = {re.sub(r"\d+", "#", stem) for stem in stems}
+    return all(map(_split_of, stems)) or (len(stems) > 1 and len(without_numbers) == 1)
+
+
+def _visible(files: Iterable[Path]) -> list[Path]:
+    return sorted(file for file in files if not file.name.startswith((".", "_")))
+
+
+def _text_ending(file: Path) -> str | None:
+    return next(filter(file.name.lower().endswith, TEXT_ENDINGS), None)
+
+
+def _stem(file: Path) -> str:
+    return file.name[: -len(_text_ending(file) or file.suffix)]
 
 
 def _split_of(stem: str) -> str | None:
@@ -52,7 +91,7 @@ def _split_of(stem: str) -> str | None:
 def _held_by(folder: Path) -> str:
     """What a folder without parquet files holds, and which part of it could be meant."""
     inside = sorted(folder.iterdir())
-    files = [path for path in inside if path.name.endswith(_OTHER_FILES) and path.is_file()]
+    files = [path for path in inside if (_text_ending(path) or path.name.endswith(".gz")) and path.is_file()]
     # A copy of a repository of the hub has its files as deep: CONFIGURATION/SPLIT/0000.parquet.
     deeper = {file.parent for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/*.parquet")}
     folders = [path.relative_to(folder) for path in sorted(deeper) if _own_files(path)]
@@ -62,7 +101,9 @@ def _held_by(folder: Path) -> str:
     if any(path.suffix == ".arrow" for path in inside):
         return f"it holds {_some(inside)}; what save_to_disk writes has state.json and dataset_info.json: copy them too"
     if files:
-        return f"to read one of its files, name the file as --dataset_path: {_some(files)}"
+        told = f"to read one of its files, name the file as --dataset_path: {_some(files)}"
+        together = "to read files of text as one, give them names that differ in their numbers alone, as part-0.jsonl"
+        return f"{together}; {told}" if len(files) > 1 else told
     return f"it holds {_some(inside) or 'nothing'}"
 
 

@@ -1,11 +1,12 @@
-"""Questions from a text file of rows, JSON or CSV, as it is or packed with gzip.
+"""Questions from text files of rows, JSON or CSV, as they are or packed with gzip.
 
 The place of each row is kept in memory, and rows are read on demand.
 """
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,65 +21,99 @@ from data_engine.questions.sources.text_file import Record, TextFile
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 from data_engine.store.file_hashes import HashFiles
 
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+TEXT_ENDINGS = tuple(f"{ending}{gz}" for ending in (*JSON_ENDINGS, ".csv") for gz in ("", ".gz"))
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.binary())])
 
 
-class TextSource:
-    """JSON objects or CSV records; an image is a path, base64 text, or an object with one of them.
+@dataclass
+class _Part:
+    """One of the files, and its place among all rows."""
 
+    file: TextFile
+    rows: JsonRows | CsvRows
+    first: int
+    num_rows: int = 0
+
+
+class TextSource:
+    """JSON objects or CSV records of files of one kind, one behind the other.
+
+    An image is a path, base64 text, or an object with one of them.
     Images and messages are lists, or the text of such a list in JSON; messages stay JSON.
     The engine's text columns are binary: JSON may hold half surrogate pairs, which are not valid Unicode. All other
     columns hold JSON, in which these are escaped.
     """
 
-    def __init__(self, path: Path, names: ColumnNames = SAME_NAMES):
-        self._file, self.names = TextFile(path), names
-        self._rows = CsvRows(self._file, names) if _is_csv(path) else JsonRows(self._file, names)
+    def __init__(self, paths: Sequence[Path], names: ColumnNames = SAME_NAMES):
+        self.names = names
+        self._parts: list[_Part] = []
+        self._is_csv = _is_csv(paths[0])
         self._starts, self._sizes = array("q"), array("q")
         self.columns: dict[str, pa.DataType] = {}
         ids: list[int | str | None] = []
-        with self._file.opened() as stream:
-            for record in self._rows.records(stream):
-                read = record.row if not self.columns else names.are_read(record.row)
-                self.columns |= {name: _type(name) for name in read}
-                ids.append(self._checked_id(record, ids))
-                self._starts.append(record.start)
-                self._sizes.append(record.size)
+        for path in paths:
+            self._add(path, ids)
         if "idx" in self.columns:
-            if isinstance(self._rows, CsvRows) and all(map(_is_number, ids)):
+            if self._is_csv and all(map(_is_number, ids)):
                 ids = list(map(int, ids))
             self.columns["idx"] = pa.int64() if ids and isinstance(ids[0], int) else pa.string()
             self._ids = pa.array(ids, self.columns["idx"])
 
+    def _add(self, path: Path, ids: list[int | str | None]) -> None:
+        """Find the rows of the next file, and add their ids."""
+        file = TextFile(path)
+        rows = CsvRows(file, self.names) if self._is_csv else JsonRows(file, self.names)
+        part = _Part(file, rows, first=len(ids))
+        with file.opened() as stream:
+            for record in rows.records(stream):
+                read = record.row if not self.columns else self.names.are_read(record.row)
+                self.columns |= {name: _type(name) for name in read}
+                ids.append(self._checked_id(file, record, ids))
+                self._starts.append(record.start)
+                self._sizes.append(record.size)
+        part.num_rows = len(ids) - part.first
+        self._parts.append(part)
+
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         return pa.chunked_array([self._ids])[:limit]
 
+    def file_sizes(self) -> list[tuple[str, int]]:
+        """(name, rows) of each file, in order."""
+        return [(part.file.path.name, part.num_rows) for part in self._parts if part.num_rows]
+
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
         schema = pa.schema([*((name, self.columns[name]) for name in columns), (PROBLEM, pa.string())])
-        with self._file.reopened() as stream:
+        for part in self._parts:
+            own = range(max(rows.start, part.first), min(rows.stop, part.first + part.num_rows))
+            if own:
+                yield from self._batches(part, own, columns, schema)
+
+    def _batches(self, part: _Part, rows: range, columns: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        with part.file.reopened() as stream:
             for row in rows:
                 start = self._starts[row]
                 stream.seek(start)
                 data = stream.read(self._sizes[row])
-                cells = cells_of(self._rows.parse(f"behind byte {start}", data), columns)
+                cells = cells_of(part.rows.parse(f"behind byte {start}", data), columns)
                 yield pa.RecordBatch.from_pylist([cells], schema)
 
     def values(self, column: pa.Array) -> list:
         return [cell if cell is None else json.loads(cell) for cell in column.to_pylist()]
 
     def fingerprint(self, hash_files: HashFiles) -> str:
-        return " ".join(hash_files([self._file.path]))
+        return " ".join(hash_files([part.file.path for part in self._parts]))
 
-    def _checked_id(self, record: Record, before: list) -> int | str | None:
+    def _checked_id(self, file: TextFile, record: Record, before: list) -> int | str | None:
         value = record.row.get("idx")
         if "idx" not in self.columns:
             return None
         text = json.dumps(value)[:60] if "idx" in record.row else "missing"
-        where = f'"{self._file.path}", {record.where}'
+        where = f'"{file.path}", {record.where}'
         if not _is_id(value):
             by_columns = "; a table is expected row by row, not by columns" if isinstance(value, (dict, list)) else ""
             raise UserError(f"{where}: idx is {text}; expected text or a 64-bit whole number{by_columns}")
-        refuse(isinstance(self._rows, CsvRows) and not value, f"{where}: idx is empty; expected text or a whole number")
+        refuse(self._is_csv and not value, f"{where}: idx is empty; expected text or a whole number")
         if before and type(before[0]) is not type(value):
             raise UserError(
                 f"{where}: idx is {text}, in the first row {json.dumps(before[0])}; "
