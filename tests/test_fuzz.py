@@ -278,8 +278,7 @@ def test_any_answers_end_in_a_report(asked):
         world = world_of(folder, asked)
         world.publish(folder / "work")
         funnel = world.pair(folder / "work")
-        page.write_report(folder / "work", world.questions(), funnel, 64)
-        written = (folder / "work/report/index.html").read_text()
+        written = page.report_text(folder / "work", world.questions(), funnel, 64)
     # The data and the script; what data says opens no other.
     assert Page(written).tags.count("script") == 2
 

@@ -17,7 +17,7 @@ from data_engine.models.tokenizer import SentencePieceTokenizer
 from data_engine.reporting import heat
 from data_engine.reporting.gallery import heat_json
 from data_engine.reporting.heat import NoHeat, Pieces, Span
-from data_engine.reporting.page import write_report
+from data_engine.reporting.page import report_text
 from data_engine.store.units import UnitResult
 
 DEMO = Path(data_engine.__file__).parent / "demo/checkpoints/instruct"
@@ -147,7 +147,7 @@ def heated(folder, tmp_path, sampled=None):
 
 def page_of(made):
     world, work, funnel = made
-    return Page(write_report(work, world.questions(), funnel).read_text(encoding="utf-8")).data
+    return Page(report_text(work, world.questions(), funnel)).data
 
 
 def test_the_page_has_the_difference_of_each_token_of_each_answer(folder, tmp_path):

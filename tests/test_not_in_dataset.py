@@ -149,8 +149,7 @@ def test_the_report_shows_each_picture_or_that_there_is_none(tmp_path):
         world = world_of(tmp_path / kind, kind)
         world.publish(tmp_path / "work" / kind)
         funnel = world.pair(tmp_path / "work" / kind)
-        path = page.write_report(tmp_path / "work" / kind, world.questions(), funnel)
-        shown[kind] = path.read_text()
+        shown[kind] = page.report_text(tmp_path / "work" / kind, world.questions(), funnel)
     pairs = {kind: Page(text).pairs for kind, text in shown.items()}
     assert {kind: {len(pair["pictures"]) for pair in own} for kind, own in pairs.items()} == {
         "1": {1}, "2": {2}, "0": {0}

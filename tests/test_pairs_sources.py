@@ -103,7 +103,7 @@ def test_without_the_implicit_reward_its_columns_are_null_and_the_report_shows_t
         None
     }
     assert "chosen_implicit_min" not in rows[0]
-    text = page.write_report(tmp_path / "work", world.questions(), funnel).read_text()
+    text = page.report_text(tmp_path / "work", world.questions(), funnel)
     assert "Reward made_up" in text
     assert "Reward of the answer (sum)" not in text
     shown = {(pair["idx"], *pair["answers"]): pair["rewards"] for pair in Page(text).pairs}

@@ -13,7 +13,7 @@ from report_page import Page
 from stage2_world import make_world, pairs_rows, picture
 
 from data_engine.questions.images import BadImage, decode
-from data_engine.reporting.page import write_report
+from data_engine.reporting.page import report_text
 from data_engine.store import logs
 
 TEXT = '</script><script>alert("x")</script> & "quoted" \'text\' 猫 \u2028 <!--'
@@ -22,7 +22,7 @@ TEXT = '</script><script>alert("x")</script> & "quoted" \'text\' 猫 \u2028 <!--
 def report_of(world, work_dir, left_out=None, **settings):
     world.publish(work_dir, left_out=left_out)
     funnel = world.pair(work_dir, **settings)
-    return write_report(work_dir, world.questions(), funnel).read_text(encoding="utf-8")
+    return report_text(work_dir, world.questions(), funnel)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,8 @@ def page(world, work_dir):
     return report_of(world, work_dir)
 
 
-def test_the_page_needs_no_other_file_and_may_ask_no_server(page, work_dir):
+def test_the_page_needs_no_other_file_and_may_ask_no_server(page):
     parsed = Page(page)
-    assert [path.name for path in (work_dir / "report").iterdir()] == ["index.html"]
     assert not {"link", "iframe", "object", "img"} & set(parsed.tags)
     assert not [value for name, value in parsed.attributes if name in ("src", "srcset")]
     assert {value for name, value in parsed.attributes if name == "href"} == {"#gallery-title"}
@@ -105,7 +104,7 @@ def test_whatever_comes_from_data_is_escaped(tmp_path):
 
 
 def test_the_same_pairs_give_the_same_page(world, work_dir, page):
-    assert write_report(work_dir, world.questions(), world.pair(work_dir)).read_text(encoding="utf-8") == page
+    assert report_text(work_dir, world.questions(), world.pair(work_dir)) == page
 
 
 def test_a_run_without_pairs_has_a_report_of_its_funnel(tmp_path):
@@ -186,7 +185,7 @@ def test_a_dataset_that_names_no_source_is_told_nothing_of(page):
 
 def test_settings_and_what_is_bound_are_shown(world, work_dir, tmp_path):
     (work_dir / "run.json").write_text(json.dumps({"bound": {"seed": 7, "dtype": "bfloat16"}, "config": {}}))
-    texts = Page(write_report(work_dir, world.questions(), world.pair(work_dir)).read_text()).texts
+    texts = Page(report_text(work_dir, world.questions(), world.pair(work_dir))).texts
     (work_dir / "run.json").unlink()
     assert texts[texts.index("dtype") + 1] == "bfloat16"
     assert texts[texts.index("distance") + 1] == str(

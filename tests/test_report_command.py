@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -63,7 +64,7 @@ def test_without_a_browser_open_says_so_and_the_page_is_written(work_dir):
     code, told = opened(work_dir, PATH="/nowhere")
     assert (code, told.splitlines()[0]) == (0, str(path))
     assert "no browser was found" in told
-    assert path.is_file()
+    assert [made for made in path.parent.iterdir() if made.is_file()] == [path]
 
 
 def test_compare_writes_a_page_about_two_pairings(work_dir, capsys):
@@ -84,9 +85,13 @@ def test_a_report_of_pairs_that_are_written_anew_meanwhile_is_no_success(work_di
         os.replace(shutil.copy(own, f"{own}.new"), own)
         return found
 
+    assert main.main(["report", str(work_dir), *more]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    page.write_text("as it was before")
     monkeypatch.setattr(pair, "read_funnel", late)
     assert main.main(["report", str(work_dir), *more]) == 3
     assert "were written anew meanwhile: give the command again" in capsys.readouterr().err
+    assert page.read_text() == "as it was before"
 
 
 def test_compare_refuses_a_pairing_that_is_not_there_and_the_pairing_itself(work_dir, capsys):

@@ -34,7 +34,7 @@ from data_engine.models.llava import Llava
 from data_engine.pipeline import sample, score
 from data_engine.questions import dataset, images
 from data_engine.questions.images import as_seen, decode, was_turned
-from data_engine.reporting.page import write_report
+from data_engine.reporting.page import report_text
 
 NONSENSE = (0, 9, 65535, b"six\0")
 
@@ -215,7 +215,7 @@ def test_the_report_shows_pictures_as_the_models_saw_them(tmp_path, exif, size):
     world = make_world(tmp_path, num_questions=3, image=lying)
     world.publish(tmp_path / "work")
     funnel = world.pair(tmp_path / "work")
-    page = write_report(tmp_path / "work", world.questions(), funnel, 64, exif).read_text()
+    page = report_text(tmp_path / "work", world.questions(), funnel, 64, exif)
     pictures = Page(page).data["images"]
     assert pairs_rows(tmp_path / "work")
     assert pictures

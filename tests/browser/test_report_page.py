@@ -10,7 +10,7 @@ import pytest
 from stage2_world import pairs_rows
 
 from data_engine.pipeline.pair import read_funnel
-from data_engine.reporting.page import write_report
+from data_engine.reporting.page import report_text
 from data_engine.reporting.render import escaped_json
 
 pytestmark = pytest.mark.browser
@@ -33,7 +33,9 @@ def work_dir(world, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(world, work_dir) -> Path:
-    return write_report(work_dir, world.questions(), read_funnel(work_dir))
+    made = work_dir / "page.html"
+    made.write_text(report_text(work_dir, world.questions(), read_funnel(work_dir)), encoding="utf-8")
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -47,18 +47,25 @@ def main(argv: Sequence[str]) -> int:
     from data_engine.pipeline.export import read_metadata
     from data_engine.pipeline.pair import pairs_file, read_funnel
     from data_engine.reporting import compare, page
+    from data_engine.store.atomic import replacing
 
     config = run.config
     if compared is not None:
         read_metadata(work_dir, compared)
     read = [run.pairs] if compared is None else [run.pairs, pairs_file(work_dir, compared)]
-    with told_of_disk(work_dir), of_one_pairing(work_dir, *read):
+    if compared is None:
+        path = page.report_path(work_dir, run.name)
+    else:
+        path = compare.comparison_path(work_dir, run.name, compared)
+    # An older page stays where the pairs turn out to be written anew.
+    with told_of_disk(work_dir), replacing(path) as beside, of_one_pairing(work_dir, *read):
         funnel = read_funnel(work_dir, run.name)
         if compared is None:
-            path = page.write_report(work_dir, run.questions, funnel, config.max_megapixels, config.exif, run.name)
+            text = page.report_text(work_dir, run.questions, funnel, config.max_megapixels, config.exif, run.name)
         else:
             pairings = ((run.name, funnel), (compared, read_funnel(work_dir, compared)))
-            path = compare.write_comparison(work_dir, run.questions, pairings, config.max_megapixels, config.exif)
+            text = compare.comparison_text(work_dir, run.questions, pairings, config.max_megapixels, config.exif)
+        beside.write_text(text, encoding="utf-8")
     print(path, flush=True)
     if opened:
         _open(path)

@@ -22,7 +22,6 @@ from data_engine.reporting.choice import Choice
 from data_engine.reporting.columns import PairNumbers, ranking_rewards
 from data_engine.reporting.gallery import MOST_BYTES, PageData, Run, gallery_data
 from data_engine.reporting.render import render
-from data_engine.store import atomic
 
 Pairing = tuple[str, Funnel]
 """its name and its funnel"""
@@ -40,20 +39,25 @@ class Overlap:
     """rows, in each file of pairs, of the kept pairs that the other has not"""
 
 
-def write_comparison(
+def comparison_path(work_dir: Path, one: str, other: str) -> Path:
+    """Of the page that compares two pairings."""
+    return work_dir / "report/compare" / one / other / "index.html"
+
+
+def comparison_text(
     work_dir: Path,
     questions: Questions,
     pairings: tuple[Pairing, Pairing],
     max_megapixels: float = 64,
     exif: Exif = "apply",
-) -> Path:
-    """Write the page that compares two pairings and return its path: report/compare/ONE/OTHER/index.html."""
+) -> str:
+    """The page that compares two pairings."""
     run = Run(work_dir, read_run_file(work_dir), questions, max_megapixels, exif)
     names = [name for name, _ in pairings]
     numbers = [PairNumbers.read(work_dir / f"pairs/{name}.parquet") for name in names]
     shared = overlap(*numbers)
     data = _gallery(run, names, numbers, shared)
-    text = render(
+    return render(
         "compare.html.j2",
         data.as_json(),
         title=f"Two pairings: {names[0]} and {names[1]}",
@@ -66,10 +70,6 @@ def write_comparison(
         no_heat=data.answers.no_heat,
         statuses=[f"only {name}" for name in names],
     )
-    path = work_dir / "report/compare" / names[0] / names[1] / "index.html"
-    with atomic.replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
 
 
 def overlap(one: PairNumbers, other: PairNumbers) -> Overlap:

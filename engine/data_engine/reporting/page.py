@@ -21,7 +21,6 @@ from data_engine.reporting.columns import SIDES, PairNumbers, ranking_rewards
 from data_engine.reporting.gallery import PageData, Run, gallery_data
 from data_engine.reporting.render import render
 from data_engine.reporting.timings import Summary
-from data_engine.store import atomic
 
 # The most pairs that a page shows.
 NUM_SHOWN = choice.NUM_PAIRS
@@ -29,21 +28,6 @@ NUM_SHOWN = choice.NUM_PAIRS
 TITLES = {"sum": "Reward of the answer (sum)", "avg": "Reward a token (avg)"}
 # The name of the pairing that a run makes.
 OWN = "pairs"
-
-
-def write_report(
-    work_dir: Path,
-    questions: Questions,
-    funnel: Funnel,
-    max_megapixels: float = 64,
-    exif: Exif = "apply",
-    name: str = OWN,
-) -> Path:
-    """Write the page about a pairing and return its path."""
-    path = report_path(work_dir, name)
-    with atomic.replacing(path) as temporary:
-        temporary.write_text(report_text(work_dir, questions, funnel, max_megapixels, exif, name), encoding="utf-8")
-    return path
 
 
 def report_path(work_dir: Path, name: str = OWN) -> Path:
