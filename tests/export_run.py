@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from stage2_world import MARKERS, World, make_world, picture, publish
 
-from data_engine import schemas
+from data_engine import exports, schemas
 from data_engine.commands.work_dir import open_finished
 from data_engine.config import RunConfig
 from data_engine.exports.base import ExportSource
 from data_engine.store.claims import Claims
 from data_engine.store.file_hashes import FileHashes
+from data_engine.store.folders import scratch_folder
 from data_engine.store.units import UnitResult
 
 MODEL = {"vocabulary": "v", "markers": MARKERS, "control_tokens": ["</s>", "<|im_end|>"], "family": "llava"}
@@ -48,6 +49,12 @@ def mixed_world(folder: Path, **columns) -> World:
         pa.table(table | {"images": pa.array(images, pa.list_(schemas.IMAGE))} | columns), world.dataset_path
     )
     return world
+
+
+def build(name: str, source: ExportSource, output: Path) -> exports.Written:
+    """Write `source` in a format, as the folder `output`."""
+    with scratch_folder(output.parent, "test") as scratch:
+        return exports.export(name, source, output, scratch)
 
 
 def finish(world: World, work_dir: Path, instruct: dict | None = None, **pairing) -> ExportSource:

@@ -231,8 +231,9 @@ def test_a_report_needs_no_template(tmp_path, capsys):
 def test_a_run_without_a_column_of_images_is_warned_of(has_images):
     plan = SimpleNamespace(
         checkpoints={}, same_tokenizer=True, target=Target(torch.device("cpu"), torch.float32),
-        placement=SimpleNamespace(memory_bytes=1), questions=SimpleNamespace(has_images=has_images),
-        config=RunConfig(instruct_model_path="a", reward_model_path="b", dataset_path="c", work_dir="d"), given=None,
+        placement=SimpleNamespace(memory_bytes=1), questions=SimpleNamespace(has_images=has_images), given=None,
+        config=RunConfig(instruct_model_path="a", reward_model_path="b", dataset_path="c", work_dir="d"),
+        unit_rows=[range(1)],
     )  # fmt: skip
     assert Plan.warnings(plan) == [NO_IMAGES] * (not has_images)
 

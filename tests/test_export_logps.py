@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 from export_readers import rlaif_v_logps
-from export_run import finish
+from export_run import build, finish
 from safetensors.numpy import load_file
 from stage2_world import World, make_world, pairs_rows
 
@@ -135,12 +135,7 @@ def test_columns_of_the_input_are_kept_and_none_is_missing_without_them(model, p
     columns = {name: [f"{name} {number}" for number in range(4)] for name in ("ds_name", "origin_dataset")}
     for name, extra in (("with", columns), ("without", {})):
         world = text_world(tmp_path / name, processor, **extra)
-        exports.export(
-            "rlaif-v-logps",
-            finish(world, tmp_path / name / "work", model),
-            tmp_path / name / "out",
-            tmp_path / name / "scratch",
-        )
+        build("rlaif-v-logps", finish(world, tmp_path / name / "work", model), tmp_path / name / "out")
         rows = [row for path in (tmp_path / name / "out").iterdir() for row in pq.read_table(path).to_pylist()]
         assert rows
         for row in rows:
@@ -173,7 +168,7 @@ def spoil(world: World, **values) -> None:
 def written(world: World, folder, model) -> tuple[exports.Written, list[dict], list[dict]]:
     """What came of it, the rows, and the kept pairs."""
     source = finish(world, folder / "work", model, markers=(), rank=2)
-    found = exports.export("rlaif-v-logps", source, folder / "out", folder / "scratch")
+    found = build("rlaif-v-logps", source, folder / "out")
     return found, rlaif_v_logps.read(folder / "out"), list(source.pairs)
 
 
@@ -217,7 +212,7 @@ def test_pairs_whose_log_probs_would_be_others_are_left_out(name, reason, proces
     pairs = list(source.pairs)
     spoilt = [pair for pair in pairs if (pair["idx"], pair["chosen_index"]) == ("q000", 3)]
     assert spoilt
-    found = exports.export("rlaif-v-logps", source, tmp_path / "out", tmp_path / "scratch")
+    found = build("rlaif-v-logps", source, tmp_path / "out")
     rows = rlaif_v_logps.read(tmp_path / "out")
     assert found.left_out == {reason: len(spoilt)}
     # None of those that are written.
@@ -313,7 +308,7 @@ def test_what_it_needs_is_asked_for_before_anything_is_written(processor, model,
     def refused(words: str, source: ExportSource = source, **changes) -> None:
         spoilt = dataclasses.replace(source, instruct=source.instruct | changes)
         with pytest.raises(UserError, match=words):
-            exports.export("rlaif-v-logps", spoilt, tmp_path / "out", tmp_path / words)
+            build("rlaif-v-logps", spoilt, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     refused("family auto; use rlaif-v", family="auto")

@@ -13,6 +13,7 @@ from collections import Counter
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from export_run import build
 from hostile_world import (
     BROKEN_UP,
     broken_up,
@@ -55,7 +56,7 @@ def whole(work_dir, tmp_path_factory):
     @functools.cache
     def make(name):
         folder = tmp_path_factory.mktemp(name)
-        found = exports.export(name, open_finished(work_dir, {}).source(), folder / "out", folder / "scratch")
+        found = build(name, open_finished(work_dir, {}).source(), folder / "out")
         return found, read(name, folder / "out")
 
     return make
@@ -136,7 +137,7 @@ def test_the_same_bytes_each_time_and_no_control_token_in_any_text(name, small, 
     folders = [exported(name, small, tmp_path / number) for number in "12"]
     assert digest(folders[0]) == digest(folders[1])
     # Those of the function behind the command, which adds files about the export.
-    exports.export(name, open_finished(small, {}).source(), tmp_path / "3", tmp_path / "scratch")
+    build(name, open_finished(small, {}).source(), tmp_path / "3")
     for file in (path for path in (tmp_path / "3").rglob("*") if path.is_file()):
         assert (folders[0] / file.relative_to(tmp_path / "3")).read_bytes() == file.read_bytes()
     if name == "scored":

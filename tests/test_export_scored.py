@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from export_readers import scored
-from export_run import finish, mixed_world
+from export_run import build, finish, mixed_world
 from stage2_world import digest, make_world
 
-from data_engine import exports, schemas
+from data_engine import schemas
 from data_engine.commands.export import main
 from data_engine.exports import parquet_files
 
@@ -74,7 +74,7 @@ def test_questions_are_data_and_stand_as_they_are(tmp_path):
     questions = ["<image>\nWhat</s> is <video>?", "  ", "And?"]
     world = make_world(tmp_path / "world", num_questions=3, question=questions)
     source = finish(world, tmp_path / "work")
-    written = exports.export("scored", source, tmp_path / "scored", tmp_path / "scratch")
+    written = build("scored", source, tmp_path / "scored")
     found = scored.read(tmp_path / "scored")
     assert [row["question"] for row in found] == [question for question in questions for _ in range(6)]
     assert (written.rows, written.rewritten, written.left_out) == (18, 0, {})
@@ -88,7 +88,7 @@ def test_answers_stay_where_the_picture_is_gone(tmp_path):
     pq.write_table(pa.Table.from_pylist(table), world.dataset_path)
     source = dataclasses.replace(source, questions=world.questions())
     assert [question.problem is None for question in source.questions.rows(range(4))] == [True, False, True, True]
-    written = exports.export("scored", source, tmp_path / "scored", tmp_path / "scratch")
+    written = build("scored", source, tmp_path / "scored")
     found = scored.read(tmp_path / "scored")
     assert (len(found), written.rows, written.left_out) == (24, 24, {})
     assert [row["question"] for row in found[6:12]] == ["What is in picture 1?"] * 6
@@ -96,7 +96,7 @@ def test_answers_stay_where_the_picture_is_gone(tmp_path):
 
 def test_a_question_with_several_pictures_has_no_path(tmp_path):
     source = finish(mixed_world(tmp_path / "world"), tmp_path / "work")
-    exports.export("scored", source, tmp_path / "scored", tmp_path / "scratch")
+    build("scored", source, tmp_path / "scored")
     found = {row["idx"]: (row["question"], row["image_path"]) for row in scored.read(tmp_path / "scored")}
     assert found == {
         "q000": ("How are you, 0?", None),

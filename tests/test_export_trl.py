@@ -7,11 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from export_readers import sft, trl, trl_kto
-from export_run import finish, mixed_world
+from export_run import build, finish, mixed_world
 from PIL import Image
 from stage2_world import digest, make_world, pairs_rows, picture
 
-from data_engine import exports
 from data_engine.commands.export import main
 from data_engine.exports import shuffle
 from data_engine.exports.base import ExportSource
@@ -52,10 +51,6 @@ def check_asked(row: dict) -> None:
     messages, pictures = ASKED[row["idx"]]
     assert row["messages"] == messages
     assert row["images"] == [picture(number) for number in pictures]
-
-
-def write(source: ExportSource, name: str, folder) -> exports.Written:
-    return exports.export(name, source, folder / name, folder / "scratch")
 
 
 def test_every_kept_pair_is_a_row_whatever_its_question(work_dir, exported):
@@ -136,7 +131,7 @@ def test_a_dataset_of_text_alone_has_no_column_of_pictures(tmp_path):
     source = finish(world, tmp_path / "work")
     readers = dict(zip(NAMES, (trl, trl_kto, sft), strict=True))
     for name in NAMES:
-        written = write(source, name, tmp_path)
+        written = build(name, source, tmp_path / name)
         assert "images" not in pq.read_schema(tmp_path / name / "train.parquet").names
         rows = readers[name].read(tmp_path / name)
         assert len(rows) == written.rows > 0
@@ -148,7 +143,7 @@ def test_pictures_stand_in_the_order_in_which_they_are_shown(tmp_path):
     source = finish(world, tmp_path / "work")
     [pair] = [pair for pair in kept(tmp_path / "work") if pair["idx"] == "q002"][:1]
     source = ExportSource([pair], world.questions(), world.units(), tmp_path / "work", 0)
-    write(source, "trl", tmp_path)
+    build("trl", source, tmp_path / "trl")
     [row] = pq.read_table(tmp_path / "trl").to_pylist()
     kinds = [part["type"] for message in row["prompt"] for part in message["content"]]
     assert kinds == ["text", "image", "text", "image", "text"]
@@ -162,7 +157,7 @@ def test_control_tokens_are_written_as_text(tmp_path):
         row["instruct"] = [-1.0] * 3
     source = finish(world, tmp_path / "work", markers=())
     for name in ("trl", "trl-kto"):
-        assert write(source, name, tmp_path).rewritten == len(source.pairs)
+        assert build(name, source, tmp_path / name).rewritten == len(source.pairs)
     for row in trl.read(tmp_path / "trl"):
         question = "What< /s> is < video> it?" if row["idx"] == "q000" else "And?"
         assert row["messages"] == [("user", (0, question))]
@@ -183,7 +178,7 @@ def crafted(world, work_dir, pairs: list[tuple[str, str, int, int]]) -> ExportSo
 def test_an_answer_that_is_good_in_one_pair_and_bad_in_another_is_left_out_of_kto(tmp_path):
     world = make_world(tmp_path / "world", num_questions=2)
     source = crafted(world, tmp_path / "work", [("a", "b", 0, 1), ("b", "c", 1, 2), ("a", "c", 0, 2)])
-    written = write(source, "trl-kto", tmp_path)
+    written = build("trl-kto", source, tmp_path / "trl-kto")
     rows = trl_kto.read(tmp_path / "trl-kto")
     assert sorted((row["answer"], row["label"]) for row in rows) == [("a", True), ("c", False)]
     assert (written.rows, written.left_out) == (2, {BOTH: 1})
@@ -192,7 +187,7 @@ def test_an_answer_that_is_good_in_one_pair_and_bad_in_another_is_left_out_of_kt
 def test_answers_that_became_equal_when_they_were_rewritten_are_one(tmp_path):
     world = make_world(tmp_path / "world", num_questions=2)
     pairs = [("<image>", "b", 0, 2), ("< image>", "b", 1, 2), ("good", "<video>", 3, 4), ("< video>", "b", 5, 2)]
-    written = write(crafted(world, tmp_path / "work", pairs), "trl-kto", tmp_path)
+    written = build("trl-kto", crafted(world, tmp_path / "work", pairs), tmp_path / "trl-kto")
     rows = trl_kto.read(tmp_path / "trl-kto")
     wanted = [("< image>", True), ("b", False), ("good", True)]
     assert sorted((row["answer"], row["label"]) for row in rows) == wanted
@@ -241,7 +236,7 @@ def test_a_few_pairs_and_many_questions_are_shuffled_in_enough_buckets(tmp_path,
                           answers=whole.answers)  # fmt: skip
     opened, real = [], pa.ipc.new_file
     monkeypatch.setattr(shuffle.pa.ipc, "new_file", lambda *args: opened.append(1) or real(*args))
-    assert write(source, "sft", tmp_path).rows == 40
+    assert build("sft", source, tmp_path / "sft").rows == 40
     assert len(opened) == 8
 
 

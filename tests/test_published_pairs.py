@@ -10,6 +10,7 @@ from published_replicas import REPLICAS
 
 from data_engine.commands.arguments import parse
 from data_engine.commands.main import main
+from data_engine.job.checkpoints import ONE_MODEL
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/published-pairs.md").read_text()
@@ -99,5 +100,6 @@ def test_validate_says_of_a_replica_what_the_page_says_of_its_layout(name, tmp_p
         assert replica.refusal in error
         assert "Traceback" not in error
     else:
-        assert (code, error) == (0, "")
+        # Some replicas have the same weights twice.
+        assert (code, error.replace(f"data-engine: warning: {ONE_MODEL}\n", "")) == (0, "")
         assert f"instruct and reward model: {replica.family} and {replica.family};" in told
