@@ -140,6 +140,22 @@ def without_runs(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def planted(goldens, tmp_path) -> Path:
+    """The YAML of `validated`, with a mistake in each setting."""
+    from validated import plant
+
+    return plant(goldens, tmp_path)
+
+
+@pytest.fixture
+def job(goldens, tmp_path) -> dict[str, str]:
+    """The flags of `validated`, without a mistake."""
+    from validated import flags_of
+
+    return flags_of(goldens, tmp_path)
+
+
+@pytest.fixture
 def config(tmp_path, monkeypatch, one_thread):
     """Settings of a quick run; signals stay pytest's."""
     from data_engine.job import worker

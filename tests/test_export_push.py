@@ -100,7 +100,7 @@ def test_what_cannot_be_pushed_is_refused_before_any_work(pushed, hub, tmp_path,
     assert not Path("out").exists()
 
 
-# What the hub refuses is told in test_hub.py too.
+# What the hub refuses is told in hub/test_hub_refusals.py too.
 @pytest.mark.parametrize("how", [*(pytest.param(code, marks=pytest.mark.slow) for code in (401, 403)), "reset"])
 def test_a_push_that_breaks_off_leaves_nothing_half_written(pushed, hub, tmp_path, how):
     hub.refusals["/commit/main"] = how

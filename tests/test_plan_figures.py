@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from run_files import noise, png, read
+from validated import words
 
 from data_engine.commands import main
 from data_engine.config import RunConfig
@@ -38,10 +39,6 @@ def job(goldens, tmp_path) -> dict[str, str]:
         "dataset_path": str(tmp_path / "q.parquet"), "work_dir": str(tmp_path / "work"), "device": "cpu",
         "unit_size": "8", "sample_k": "2", "rank": "1", "max_new_tokens": "4", "threads": "1",
     }  # fmt: skip
-
-
-def words(job: dict[str, str], **changed: str) -> list[str]:
-    return [f"--{name}={value}" for name, value in (job | changed).items()]
 
 
 def told(capsys, *arguments: str) -> dict:

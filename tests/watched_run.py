@@ -20,7 +20,10 @@ import pyte
 from data_engine.stages import RunStages
 from data_engine.store import logs
 from data_engine.store.process_identity import ProcessIdentity
+from data_engine.watching.reader import Reader
 
+# When Looks looks first, by the clock of this machine, unless a test says otherwise.
+NOW = 1_700_000_000.0
 STAGES = tuple(RunStages().by_name)
 ME = ProcessIdentity.of_this_process()
 # Of another host, of which only signs of life tell.
@@ -92,6 +95,18 @@ def busy_run(work_dir: Path) -> Path:
 
 def warn(work_dir: Path, message: str, level: str = "warning") -> None:
     log(work_dir, ME, 0, {"time": time.time(), "level": level, "message": message})
+
+
+class Looks:
+    """Looks at a work_dir, at times that the test says."""
+
+    def __init__(self, work_dir):
+        self.work_dir, self.reader = work_dir, Reader(work_dir)
+
+    def at(self, seconds: float = 0.0, clock: float | None = None):
+        """`seconds` after the first look, when the clock of this machine says so too, or `clock`."""
+        run_file = json.loads((self.work_dir / "run.json").read_text())
+        return self.reader.look(run_file, NOW + seconds if clock is None else clock, 1000.0 + seconds)
 
 
 class Screen(pyte.Screen):

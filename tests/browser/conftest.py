@@ -1,12 +1,20 @@
-"""A real browser without a window: Debian's chromium, driven by selenium. Skipped where it is not on the machine."""
+"""A real browser without a window, and a report of 2,000 pairs to open in it.
+
+The browser is Debian's chromium, driven by selenium. Skipped where it is not on the machine.
+"""
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import gallery_world
 import pytest
+
+from data_engine.pipeline.pair import read_funnel
+from data_engine.reporting.page import report_text
 
 BINARY, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -156,3 +164,40 @@ def browser(driver) -> Browser:
     made.theme("light")
     made.console()
     return made
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> gallery_world.TokenWorld:
+    return gallery_world.make(tmp_path_factory.mktemp("gallery") / "world")
+
+
+@pytest.fixture(scope="session")
+def work_dir(world, tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("work")
+    gallery_world.finish(world, made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def page(world, work_dir) -> Path:
+    """The report, made once for all tests of it."""
+    made = work_dir / "page.html"
+    made.write_text(report_text(work_dir, world.questions(), read_funnel(work_dir)), encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="session")
+def shown(page) -> list[dict]:
+    """The pairs in the page's data, by their numbers."""
+    text = re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page.read_text("utf-8"), re.DOTALL)[1]
+    pairs = json.loads(text)["pairs"]
+    assert [pair["number"] for pair in pairs] == list(range(len(pairs)))
+    return pairs
+
+
+@pytest.fixture
+def opened(browser, page):
+    """The page, open, with its first pairs in the gallery."""
+    browser.open(page)
+    browser.wait("return document.querySelector('#gallery article.pair') !== null")
+    return browser

@@ -1,0 +1,144 @@
+"""What a look at a run is shown as: JSON for programs, frames of any size for screens, text that steers no terminal."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from watched_run import FAR, GONE, ME, NOW, Looks, busy_run, claim, finish, log, make_run, started, unit_line, warn
+
+from data_engine.commands import status
+from data_engine.watching import as_json, frame
+from data_engine.watching.inert import inert
+from data_engine.watching.reader import Reader
+
+# JSON.
+
+
+def test_json_has_every_key_with_numbers_as_numbers_and_null_for_what_is_unknown(tmp_path):
+    make_run(tmp_path, 40, {"sampled_answer": 40, "instruct_logps": 10})
+    log(tmp_path, FAR, 3, started(NOW - 900, FAR, 3, (1, 4)), unit_line(NOW - 20, "instruct_logps"))
+    log(tmp_path, FAR, 3, {"time": NOW - 30, "level": "warning", "message": "a\n\x1b[2Jb"})
+    claim(tmp_path, FAR, 3, "instruct_logps", 10, NOW - 5)
+    text = as_json.as_json(Looks(tmp_path).at())
+    assert text.isascii()
+    assert text.isprintable()
+    done = {"answers_per_s": None, "seconds_left": 0.0, "ranks": 0}
+    assert json.loads(text) == {
+        "work_dir": str(tmp_path),
+        "time": "2023-11-14T22:13:20+00:00",
+        "questions": 320,
+        "unit_size": 8,
+        "units": 40,
+        "stages": [
+            {"name": "sampled_answer", "done": 40, "total": 40} | done,
+            # 80 answers in 10 s; 30 units.
+            {"name": "instruct_logps", "done": 10, "total": 40, "answers_per_s": 8.0, "seconds_left": 300.0}
+            | {"ranks": 1},
+            {"name": "reward_logps", "done": 0, "total": 40} | done | {"seconds_left": None},
+        ],
+        "seconds_left": None,
+        "seconds_left_at_least": 300.0,
+        "ranks": [
+            {
+                "rank": 3, "host": "node7", "pid": 4242, "shard": {"index": 1, "of": 4}, "state": "working",
+                "stage": "instruct_logps", "units": [10], "seconds_since_sign": 5.0, "exit_code": None,
+            }
+        ],
+        "warnings": [
+            {"time": "2023-11-14T22:12:50+00:00", "rank": 3, "level": "warning", "message": "a\n\x1b[2Jb"}
+        ],
+        "num_warnings": 1,
+        "pairs": {"state": "waiting", "written": False},
+        "done": False,
+    }  # fmt: skip
+
+
+def test_json_is_one_line_a_look_until_the_run_is_done(tmp_path):
+    work_dir = make_run(tmp_path, 2, {"sampled_answer": 1})
+    command = [sys.executable, "-m", "data_engine", "status", "--json", str(work_dir), "--watch", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert json.loads(process.stdout.readline())["stages"][0]["done"] == 1
+        finish(work_dir)
+        *_, last = map(json.loads, process.stdout)
+        assert (last["done"], last["seconds_left"], last["pairs"]) == (True, 0.0, {"state": "written", "written": True})
+        assert process.wait(timeout=60) == 0
+
+
+def test_json_once_is_one_object(tmp_path, capsys):
+    assert status.main(["--json", str(busy_run(tmp_path))]) == 0
+    assert json.loads(capsys.readouterr().out)["units"] == 40
+
+
+def test_a_watch_ends_when_nobody_reads_it_any_more(tmp_path):
+    work_dir = make_run(tmp_path, 2, {"sampled_answer": 1})
+    command = [sys.executable, "-m", "data_engine", "status", "--json", str(work_dir), "--watch", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+
+
+def test_status_starts_without_libraries_that_take_time():
+    code = "import sys, data_engine.commands.status; print(*{'rich', 'torch', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+# Frames.
+
+
+def shown(progress, width: int, height: int, encoding: str = "utf-8") -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    lines = frame.frame(progress, console, frame.Paper(width, encoding), height, hint="q leaves")
+    return ["".join(segment.text for segment in line) for line in lines]
+
+
+def test_on_a_narrow_screen_names_are_cut_and_numbers_are_whole_or_not_there(tmp_path):
+    run_file = json.loads((busy_run(tmp_path) / "run.json").read_text())
+    lines = [line for line in shown(Reader(tmp_path).look(run_file, time.time(), 0.0), 20, 24) if line.strip()]
+    assert lines[1].rstrip() == "41 % done, > 5 min"
+    assert [line.split() for line in lines[2:6]] == [
+        ["stage", "done"], ["sampled_answe", "100", "%"], ["instruct_logp", "25", "%"], ["reward_logps", "0", "%"],
+    ]  # fmt: skip
+    ranks = [line.split() for line in lines if line.startswith("  ")]
+    assert ranks == [["1", "dead"], ["2", "stalled"], ["0", "working"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("height", [1, 2, 3, 5, 10, 24, 60])
+@pytest.mark.parametrize("width", [20, 40, 57, 80, 120, 250])
+def test_a_frame_never_exceeds_the_screen_and_fills_its_lines(tmp_path, width, height, encoding):
+    busy_run(tmp_path / ("very long name" * 10))
+    work_dir = tmp_path / ("very long name" * 10)
+    for text in ("画像が壊れています" * 20, "\x1b[2J" * 50, "e\u0301\u0301\u0301\u0301" * 30, "", "-"):
+        warn(work_dir, text)
+    progress = Reader(work_dir).look(json.loads((work_dir / "run.json").read_text()), time.time(), 0.0)
+    lines = shown(progress, width, height, encoding)
+    assert 0 < len(lines) <= height
+    assert {Console(width=width).measure(line).maximum if line.strip() else width for line in lines} == {width}
+    assert all(line.isprintable() and (encoding == "utf-8" or line.isascii()) for line in lines)
+    assert any("41 % done" in line for line in lines)
+
+
+def test_of_many_ranks_those_that_need_a_look_are_shown(tmp_path):
+    make_run(tmp_path, 400, {"sampled_answer": 12})
+    for rank in range(64):
+        process = replace(GONE, pid=GONE.pid + rank) if rank == 63 else ME
+        log(tmp_path, process, rank, started(NOW - 50, process, rank))
+        if rank < 63:
+            claim(tmp_path, process, rank, "sampled_answer", 12 + rank, NOW - 1)
+    lines = shown(Looks(tmp_path).at(), 80, 12)
+    assert "ranks: 1 dead, 63 working" in [line.rstrip() for line in lines]
+    assert any(re.match(r"  63  dead", line) for line in lines)
+
+
+def test_text_of_others_cannot_steer_a_terminal():
+    assert inert("a\r\n b\x1b[31m\x7f\x9b") == r"a b\x1b[31m\x7f\x9b"
+    assert inert("\u202ee\u200d\U000e0041\ud800") == r"\u202ee\u200d\U000e0041\ud800"
+    assert inert("e" + "\u0301" * 40) == "e\u0301\u0301"
+    assert inert("ä 画", "ascii") == r"\xe4 \u753b"
