@@ -5,8 +5,8 @@ VENV ?= .venv
 # on a machine without a GPU, where PyPI's torch would bring CUDA along.
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
-# Test files run at a time.
-TEST_WORKERS ?= 2
+# Test files run at a time: one more than two processors, since tests wait for processes that they start.
+TEST_WORKERS ?= 3
 # The demo: questions asked, the seed of its pictures, where it works.
 NUM ?= 200
 SEED ?= 0
