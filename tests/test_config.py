@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_engine.commands.arguments import help_texts, parse
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.flags import FIELD_NAMES
+from data_engine.flags import CALLED_ELSEWHERE, FIELD_NAMES
 
 REQUIRED = ["--instruct_model_path", "a", "--reward_model_path", "b", "--dataset_path", "c", "--work_dir", "d"]
 
@@ -117,6 +117,7 @@ def test_a_yaml_off_is_off(tmp_path):
     [
         ("sampel_k: 3", 'config "job.yaml" has the unknown key sampel_k; did you mean sample_k?'),
         ("sample-k: 3", 'config "job.yaml" has the unknown key sample-k; did you mean sample_k?'),
+        ("num_samples: 3", 'config "job.yaml" has the unknown key num_samples; did you mean sample_k?'),
         ("xyzzy: 3", 'config "job.yaml" has the unknown key xyzzy'),
         ("lookahead: true", 'config "job.yaml" has lookahead, which is gone: on a GPU the next unit always starts'),
         ("1: 3", 'config "job.yaml" has the unknown key 1'),
@@ -170,12 +171,20 @@ def test_all_missing_flags_are_named_at_once():
     )
 
 
+def test_names_of_other_programs_stand_for_flags_and_are_none():
+    assert {*CALLED_ELSEWHERE.values()} <= {*FIELD_NAMES}
+    assert not {*CALLED_ELSEWHERE} & {*FIELD_NAMES}
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         (["--sampel_k", "3"], "unknown flag --sampel_k; did you mean --sample_k?"),
         (["--sample-k", "3"], "unknown flag --sample-k; did you mean --sample_k?"),
         (["--sample", "3"], "unknown flag --sample; did you mean --sampler?"),
+        (["--num-samples", "3"], "unknown flag --num-samples; did you mean --sample_k?"),
+        (["--k=3"], "unknown flag --k; did you mean --sample_k?"),
+        (["--output_dir", "x"], "unknown flag --output_dir; did you mean --work_dir?"),
         (["--instruct_model", "x"], "unknown flag --instruct_model; did you mean --instruct_model_"),
         (["--lookahead"], "--lookahead is gone: on a GPU the next unit always starts"),
         (["--xyzzy=1"], "unknown flag --xyzzy; data-engine run --help lists all"),

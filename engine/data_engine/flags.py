@@ -220,5 +220,15 @@ GONE = {
     "lookahead": "on a GPU the next unit always starts as soon as rows are free, with the same bytes for any number of "
     "ranks; on a CPU, whose products depend on the answers beside one, never. Leave it out",
 }
+# Flags, by names that other programs give to what they set.
+CALLED_ELSEWHERE = {
+    **dict.fromkeys(("k", "n", "samples", "num_samples", "num_generations", "num_return_sequences"), "sample_k"),
+    **dict.fromkeys(("model", "model_path", "model_id", "model_name_or_path"), "instruct_model_path"),
+    **dict.fromkeys(("data", "train_file"), "dataset_path"),
+    **dict.fromkeys(("out", "output", "output_dir", "save_dir"), "work_dir"),
+    **dict.fromkeys(("max_samples", "num_questions"), "limit"),
+    "max_length": "max_new_tokens",
+    "precision": "dtype",
+}
 FIELD_NAMES = tuple(field.name for field in fields(Flags))
 TYPES = typing.get_type_hints(Flags)

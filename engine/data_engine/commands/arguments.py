@@ -15,7 +15,7 @@ import json
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -23,8 +23,8 @@ import yaml
 
 from data_engine.commands.examples import Parser
 from data_engine.config import Draft, RunConfig
-from data_engine.errors import Collected, UserError, nearest
-from data_engine.flags import FIELD_NAMES, GONE, Flags
+from data_engine.errors import Collected, UserError
+from data_engine.flags import CALLED_ELSEWHERE, FIELD_NAMES, GONE, Flags
 from data_engine.stages import RunStages
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
@@ -130,7 +130,7 @@ _help_texts = functools.cache(help_texts)
 
 def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: set[str]) -> list[str]:
     """The words without unknown flags and booleans with a value, both of which are noted: argparse would tell them in
-    its own words. `meant` gets the names nearest to the unknown ones.
+    its own words. `meant` gets those that are meant by the unknown ones.
     """
     words, left = list(argv), []
     while words:
@@ -142,9 +142,10 @@ def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: 
             problems.note(UserError(f"--{name} is gone: {GONE[name]}"))
         elif name not in _FLAGS:
             known = (*_FLAGS, *_OWN_FLAGS.get(command, ()))
-            hint = nearest(name, known, "--") or f"; data-engine {command} --help lists all"
+            found = _meant_by(name, known)
+            hint = f"; did you mean --{found}?" if found else f"; data-engine {command} --help lists all"
             problems.note(UserError(f"unknown flag --{name}{hint}"))
-            meant.update(difflib.get_close_matches(name.replace("-", "_"), _FLAGS, n=1))
+            meant.update({found} & {*FIELD_NAMES})
             # Its value.
             if not equals and words and not words[0].startswith("-"):
                 words.pop(0)
@@ -155,6 +156,12 @@ def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: 
         else:
             left.append(word)
     return left
+
+
+def _meant_by(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is meant by an unknown one: what other programs call so, or the nearest one."""
+    name = name.replace("-", "_")
+    return CALLED_ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -234,7 +241,7 @@ def _read_value(text: str) -> object:
 
 
 def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, object]:
-    """What a file says of known names; `meant` gets the names nearest to unknown ones, which are noted.
+    """What a file says of known names; `meant` gets those that are meant by unknown ones, which are noted.
 
     Raises UserError where it is no mapping.
     """
@@ -251,9 +258,10 @@ def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, ob
         if name in GONE:
             problems.note(UserError(f'config "{path}" has {name}, which is gone: {GONE[name]}'))
         elif name not in FIELD_NAMES:
-            told = f'config "{path}" has the unknown key {name}{nearest(str(name), FIELD_NAMES)}'
-            problems.note(UserError(told))
-            meant.update(difflib.get_close_matches(str(name).replace("-", "_"), FIELD_NAMES, n=1))
+            found = _meant_by(str(name), FIELD_NAMES)
+            hint = f"; did you mean {found}?" if found else ""
+            problems.note(UserError(f'config "{path}" has the unknown key {name}{hint}'))
+            meant.update({found} & {*FIELD_NAMES})
     return {name: value for name, value in values.items() if name in FIELD_NAMES}
 
 
