@@ -5,8 +5,8 @@ VENV ?= .venv
 # on a machine without a GPU, where PyPI's torch would bring CUDA along.
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
-# Test files run at a time: one more than two processors, since tests wait for processes that they start.
-TEST_WORKERS ?= 3
+# Test files run at a time.
+TEST_WORKERS ?= 2
 # The demo: questions asked, the seed of its pictures, where it works.
 NUM ?= 200
 SEED ?= 0
@@ -105,6 +105,9 @@ run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [A
 	PYTHON=$(BIN)/python $(if $(NUM_PROCESSES),NUM_PROCESSES=$(NUM_PROCESSES)) \
 		launch/run_engine.sh --config $(CONFIG) $(ARGS)
 
+# One more than two processors: these tests wait for processes that they start. Those of test-slow also ask how soon ranks
+# notice something, for which they are not crowded.
+test: TEST_WORKERS = 3
 test: $(STAMP) ## the test suite (6 to 12 minutes on two cores)
 	$(TEST_ENV) $(PYTEST) --junitxml=$(TEST_RESULTS) $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(TEST_RESULTS)
