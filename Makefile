@@ -118,7 +118,7 @@ $(FAMILIES): tests/families/packages.txt $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --target $@ -r $< && touch $@ || { \
 		rm -rf $@; echo "make: the packages of $< could not be fetched: families that need them are skipped" >&2; }
 
-test-families: $(STAMP) $(FAMILIES) ## every family of models, tiny, against stock transformers (3 to 8 minutes)
+test-families: $(STAMP) $(FAMILIES) ## every family of models, tiny, against stock transformers (10 to 14 minutes on two cores)
 	PYTHONPATH=$(abspath $(FAMILIES)) $(TEST_ENV) $(PYTEST) --junitxml=$(FAMILY_RESULTS) \
 		-m "not slow" tests/families $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(FAMILY_RESULTS)
