@@ -29,6 +29,14 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(number, handler)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes that are no text give a test no name.
+
+    Packed ones hold the second in which they were packed, and all processes that share the tests must name them alike.
+    """
+    return argname if isinstance(val, bytes) and not val.isascii() else None
+
+
 @pytest.fixture(autouse=True)
 def signals_as_before():
     """A run in this process listens to signals; the tests behind it must not meet its handlers, nor its alarm."""
