@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -179,11 +181,20 @@ def test_defect_34_a_missing_path_is_an_error_and_no_placeholder(here, job, tmp_
 
 
 def test_run_refuses_a_wrong_value_before_anything_heavy_is_imported(job, tmp_path):
+    # What is looked at by torch, in a process beside this one, takes for ever.
+    (tmp_path / "torch.py").write_text("import time; time.sleep(600)")
     code = f"import sys; from data_engine.commands.main import main; main({['run', *flags(job, sample_k='1')]!r})"
     code += f"; print([m for m in {HEAVY} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert result.stdout == "[]\n"
-    assert result.stderr == "data-engine: error: sample_k must be at least 2 to form a pair, got 1\n"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        late = threading.Timer(60, process.kill)
+        late.start()
+        assert process.stderr.readline() == "data-engine: error: sample_k must be at least 2 to form a pair, got 1\n"
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate()
+        late.cancel()
+    assert out == "[]\n"
+    assert errors == "data-engine: error: interrupted; run the same command again to go on\n"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ NO_ROOM = (
 class UserError(ValueError):
     """A mistake that the user can mend: the command prints the message, without a traceback, and exits with 2."""
 
+    told = False
+    """whether it has been printed, by a check that had to wait for others"""
+
 
 class UserErrors(UserError):
     """Several of them at once: the command prints each on a line of its own, then their number and `outcome`."""

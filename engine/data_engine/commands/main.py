@@ -90,14 +90,14 @@ def _usage() -> str:
 def _complain_of_all(error: UserError) -> int:
     """Each mistake on a line of its own, and how many there are, and what was done, where that is more than one."""
     for one in apart(error):
-        _complain(str(one), 2)
+        output.tell(one)
     if isinstance(error, UserErrors):
         print(f"data-engine: {len(error.found)} mistakes; {error.outcome}", file=sys.stderr, flush=True)
     return 2
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"data-engine: error: {message}", file=sys.stderr, flush=True)
+    output.complain(message)
     return code
 
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(f"{HELP}\n")
     ranks = asked_ranks()
-    found = run_checks(read(rest, "validate"))
+    found = run_checks(read(rest, "validate"), tell="json" not in asked)
     plan = plan_of(found, ranks)
     if plan is not None:
         shard = (found.config.num_shards, found.config.shard_index)

@@ -24,6 +24,7 @@ from data_engine.planning import sizes, weights
 from data_engine.planning.found import FirstRows, Found
 from data_engine.planning.own_folders import require_own
 from data_engine.preferences import strategies
+from data_engine.processes import output
 from data_engine.questions.dataset import open_questions, read_images, require_columns, require_images
 from data_engine.questions.first_rows import LOOKED_AT, refusal
 from data_engine.questions.given_answers import check_answers, require_usable
@@ -46,14 +47,17 @@ class Check(NamedTuple):
     """of the configuration, likewise"""
 
 
-def run_checks(draft: Draft) -> Found:
-    """Go through them all. Nothing is written."""
+def run_checks(draft: Draft, tell: bool = True) -> Found:
+    """Go through them all. Nothing is written.
+
+    With `tell`, what is wrong is printed as soon as the last checks, which take seconds, are all that is waited for.
+    """
     found = Found(draft.config, draft.wrong)
     for error in draft.problems:
         found.note("configuration", error)
     # It takes seconds to start, in which the others look at the rest.
     with weights.Looking() as looking:
-        for check in (*CHECKS, Check("weights", lambda found: _weights(found, looking)), *AFTERWARDS):
+        for check in (*CHECKS, Check("weights", lambda found: _weights(found, looking, tell)), *AFTERWARDS):
             if found.failed.intersection(check.needs) or found.wrong.intersection(check.fields):
                 found.failed.add(check.name)
                 continue
@@ -202,8 +206,11 @@ def _checkpoints(found: Found) -> None:
             found.folders[role] = folder
 
 
-def _weights(found: Found, looking: "weights.Looking") -> None:
+def _weights(found: Found, looking: "weights.Looking", tell: bool) -> None:
     """Names and shapes of weights, tokenizers, devices, and what is made of them."""
+    if tell and looking.is_slow:
+        for problem in found.problems:
+            output.tell(problem.error)
     found.heavy = looking.at(weights.Wanted.of(found))
     for check, message in found.heavy["problems"]:
         found.note(check, message if isinstance(message, UserError) else UserError(message))

@@ -76,6 +76,11 @@ class Looking:
             self._child.kill()
             self._child.communicate()
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether `at` waits for a process."""
+        return self._child is not None
+
     def at(self, wanted: Wanted) -> dict:
         """What heavy.look found."""
         if not self._installed:

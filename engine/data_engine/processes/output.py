@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TextIO
 
+from data_engine.errors import UserError
+
 
 class _Stream:
     """A text stream that is silent once nobody reads it any more."""
@@ -88,3 +90,15 @@ def protect() -> None:
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, _Stream(stream))
+
+
+def tell(error: UserError) -> None:
+    """Print a mistake, unless that has been done."""
+    if not error.told:
+        complain(str(error))
+        error.told = True
+
+
+def complain(message: str) -> None:
+    """Print why a command ends, or will end."""
+    print(f"data-engine: error: {message}", file=sys.stderr, flush=True)
