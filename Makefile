@@ -108,7 +108,7 @@ run: $(STAMP) ## a real job: make run CONFIG=configs/x.yaml [NUM_PROCESSES=n] [A
 # One more than two processors: these tests wait for processes that they start. Those of test-slow also ask how soon ranks
 # notice something, for which they are not crowded.
 test: TEST_WORKERS = 3
-test: $(STAMP) ## the test suite (6 to 12 minutes on two cores)
+test: $(STAMP) ## the test suite (5 to 10 minutes on two cores)
 	$(TEST_ENV) $(PYTEST) --junitxml=$(TEST_RESULTS) $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(TEST_RESULTS)
 

@@ -105,6 +105,7 @@ def test_a_unit_that_was_damaged_and_comes_out_the_same_keeps_its_log_probs(run)
     assert run.computed_again() == {"sampled_answer/0"}
 
 
+@pytest.mark.slow
 def test_rows_that_could_not_be_read_are_asked_when_they_can_be(run, monkeypatch):
     """Two pictures are on a disk that is mounted late; a third row is bad for good."""
     shutil.rmtree(run.work)

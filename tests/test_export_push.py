@@ -69,6 +69,7 @@ def test_one_format_arrives_with_its_card_and_nothing_stays_behind(pushed, hub, 
     }
 
 
+@pytest.mark.slow
 def test_the_same_export_is_kept_where_an_output_is_named_too(pushed, hub, tmp_path):
     code, said = pushed(
         "--format", "llama-factory", "--push_to_hub", "pairs", "--license", "mit", "--output", str(tmp_path / "out")
@@ -101,7 +102,8 @@ def test_what_cannot_be_pushed_is_refused_before_any_work(pushed, hub, tmp_path,
 
 
 # What the hub refuses is told in hub/test_hub_refusals.py too.
-@pytest.mark.parametrize("how", [*(pytest.param(code, marks=pytest.mark.slow) for code in (401, 403)), "reset"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [401, 403, "reset"])
 def test_a_push_that_breaks_off_leaves_nothing_half_written(pushed, hub, tmp_path, how):
     hub.refusals["/commit/main"] = how
     code, said = pushed(

@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from stage2_world import MARKERS, World, dataset_rows, pairs_rows
 
 from data_engine.commands import main
 from data_engine.errors import UserError
+from data_engine.planning import weights
 from data_engine.preferences.strategies import build_pairs
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.dataset import load_questions
@@ -195,13 +197,18 @@ names = st.sampled_from(["q.parquet", "q.jsonl", "q", "q.csv"])
 @example(data=b"", cut=0, name="q.jsonl")
 @settings(quietly, max_examples=examples(50))
 def test_any_bytes_in_the_place_of_a_dataset_end_validate_with_0_or_2(goldens, data, cut, name):
+    """The models, which are the same each time, are not looked at."""
     whole = (goldens / "llava/dataset/questions.parquet").read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(whole[: len(whole) - cut] + data)
         flags = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
         flags |= {"dataset_path": path, "work_dir": Path(folder, "work")}
-        with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.redirect_stdout(io.StringIO()):
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as told,
+            contextlib.redirect_stdout(io.StringIO()),
+            patch.object(weights, "is_installed", lambda: False),
+        ):
             code = main.main(["validate", *(f"--{flag}={value}" for flag, value in flags.items())])
     assert code == (0 if not cut and not data and name != "q.jsonl" else 2)
     assert "Traceback" not in told.getvalue()

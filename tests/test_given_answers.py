@@ -70,6 +70,7 @@ def own(tmp_path_factory, one_thread) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_own_answers_taken_out_as_text_and_put_in_again_give_the_same_pairs(own, config, tmp_path):
     sampled = without_repeats(rows_of(own / "work/sampled_answer"))
     file = write_jsonl(tmp_path / "answers.jsonl", sampled, "answer")

@@ -257,6 +257,7 @@ def test_the_command_line_ends_with_code_2_and_one_line(config, questions, tmp_p
     assert "valid: 4 answers to 2 of 3 questions; instruct and reward model" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded_whatever_the_size_of_the_file(tmp_path, questions):
     """200 MB of texts are checked and sorted in a tenth of that."""
     import tracemalloc

@@ -232,6 +232,7 @@ def test_a_pairing_that_is_not_there_is_refused_by_name(work_dir, capsys, comman
     assert f'"{work_dir}" has no pairing "pars"; did you mean pairs?; it has: pairs' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_torch_is_imported_and_no_dataset_is_needed_at_size(tmp_path):
     pairs_proof.prepare(tmp_path / "work", 60)
     # One process for all: none of them may import it.

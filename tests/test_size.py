@@ -64,8 +64,8 @@ def peaks_of_pairing(folder: Path, num_questions: int, monkeypatch) -> tuple[int
 @pytest.mark.slow
 def test_a_further_question_costs_pairing_a_few_hundred_bytes(tmp_path, monkeypatch):
     small, large = (peaks_of_pairing(tmp_path / str(num), num, monkeypatch) for num in (300, 1500))
-    # A question is 85 kB of answers and log-probs on disk, and 4 kB of picture. Held are 660 bytes of it in all, those of
-    # its unit included.
+    # A question is 85 kB of answers and log-probs on disk, and 4 kB of picture. Held are 660 bytes, those of its unit
+    # included.
     python, arrow = ((after - before) / 1200 for before, after in zip(small, large, strict=True))
     assert python < 750
     assert arrow < 1000

@@ -87,6 +87,7 @@ def test_token_logps_are_those_of_the_whole_sequence_in_one_row(tokenizer):
             assert got[row, place].item() == pytest.approx(want.item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_steps_of_every_part_train_both_models(tmp_path):
     recipe = train.Recipe(
         warmup_steps=2, true_steps=2, careless_steps=2, batch_size=4, num_pairs=8, dpo_batch_size=4, threads=1

@@ -13,6 +13,7 @@ CHECKPOINT = f"{data_engine.demo.__path__[0]}/checkpoints/instruct"
 NUM = 24
 
 
+@pytest.mark.slow
 def test_chosen_answers_name_fewer_objects_that_are_not_there(tmp_path, monkeypatch, one_thread):
     monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     questions = tmp_path / "questions.parquet"

@@ -46,13 +46,8 @@ def go_on(process: Forked) -> tuple[int, str]:
     return process.returncode, output
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        "dataset",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("scratch", "pairs.parquet", "index.html", "trl")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["scratch", "dataset", "pairs.parquet", "index.html", "trl"])
 def test_who_was_stopped_before_it_published_its_pairing_does_not_publish_it_over_a_newer_one(job, before):
     older = stopped(job, before)
     newer = with_flags(job, "--rank", "1")

@@ -17,15 +17,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")
-@pytest.mark.parametrize(("cases", "least"), [("not float32", 25), pytest.param("", 40, marks=pytest.mark.slow)])
-def test_the_kernels_tests_pass_in_the_interpreter(cases, least):
-    """Without most of the cases in float32, which the others differ from in the type of their numbers; and all."""
+@pytest.mark.slow
+def test_the_kernels_tests_pass_in_the_interpreter():
     # No CUDA device is to be seen, so that on a machine with one the tests take CPU tensors here.
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     files = [f"tests/gpu/test_{name}.py" for name in ("token_logps", "decode_attention")]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", cases, *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     # All of them ran: a test that found no interpreter would have skipped.
     assert "skipped" not in done.stdout
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= least
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 40

@@ -292,11 +292,12 @@ print((peak - before) / weights)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "dtype"),
-    [(torch.float16, "float32"), pytest.param(torch.bfloat16, "bfloat16", marks=pytest.mark.slow)],
+    [(torch.float16, "float32"), (torch.bfloat16, "bfloat16")],
 )
-@pytest.mark.parametrize("form", ["safetensors", pytest.param("bin", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_loading_holds_the_weights_once(folder, goldens, stored, dtype, form):
     """Peak anonymous memory in a process of its own, on a checkpoint of about 200 MB with layers of realistic share."""
     from transformers import LlamaConfig, LlamaModel

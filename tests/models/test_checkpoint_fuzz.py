@@ -92,7 +92,13 @@ def refused(act: Callable[[], object]) -> bool:
     return False
 
 
-@pytest.fixture(params=["llava/instruct", "llava/reward", "omnilmm/instruct", "bin"])
+@pytest.fixture(
+    params=[
+        "llava/instruct",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llava/reward", "omnilmm/instruct")),
+        "bin",
+    ]
+)
 def folder(request, goldens, tmp_path, monkeypatch) -> Path:
     """A copy of a checkpoint, and of the CLIP tower; the model hub has nothing."""
 

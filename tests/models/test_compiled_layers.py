@@ -17,6 +17,9 @@ from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
 from data_engine.scoring.logprobs import Scored, score_pass
 
+# torch.compile takes seconds to look at a layer for the first time.
+pytestmark = pytest.mark.slow
+
 ANSWERS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [7, 7]]
 
 
@@ -70,7 +73,6 @@ def test_all_layers_and_sizes_share_what_was_compiled_when_the_model_was_loaded(
     assert counters["stats"]["unique_graphs"] == made
 
 
-@pytest.mark.slow
 def test_another_layer_is_another_layer_of_the_same_kind_to_the_compiler(goldens, monkeypatch):
     """Eight forms of a function are compiled, the others not: 32 layers must not be 32 forms."""
     made = []
@@ -91,7 +93,6 @@ def test_prompts_run_by_the_layers_as_they_are(models, photo):
     assert counters["stats"]["calls_captured"] == made
 
 
-@pytest.mark.slow
 def test_merged_products_are_compiled_with_the_layer(goldens, photo, monkeypatch):
     """As on a GPU, where weights are not packed."""
     torch._dynamo.reset()
@@ -117,7 +118,6 @@ def test_what_cannot_be_compiled_says_why(models):
     assert [layer.forward for layer in layers_of(plain)] == before
 
 
-@pytest.mark.slow
 # torch's own, where it imports its compiler.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_a_machine_that_cannot_compile_is_told_so(goldens, monkeypatch):
