@@ -14,7 +14,7 @@ import pytest
 from data_engine.commands import main, run
 from data_engine.config import Draft
 from data_engine.job import progress
-from data_engine.processes import cpu_wait
+from data_engine.processes import counting, cpu_wait
 from data_engine.processes.ranks import Ranks
 from data_engine.store.units import UnitResult, publish, unit_path
 
@@ -133,6 +133,14 @@ def test_on_a_terminal_progress_is_a_bar(tmp_path, monkeypatch, capsys):
     text = "\n".join(shown(tmp_path, monkeypatch, capsys))
     assert "units:" in text
     assert "of 4 units" not in text
+
+
+@pytest.mark.parametrize(("terminal", "meanwhile", "left"), [(True, "looking ...", "\r\x1b[K"), (False, "", "")])
+def test_what_is_waited_for_is_shown_on_a_terminal_alone_and_then_gone(monkeypatch, capsys, terminal, meanwhile, left):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with counting.waiting("looking"):
+        assert capsys.readouterr().err == meanwhile
+    assert capsys.readouterr().err == left
 
 
 # How threads wait.

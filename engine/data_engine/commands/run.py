@@ -5,12 +5,14 @@ import importlib
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from data_engine.commands.arguments import read
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import UserError, UserErrors
 from data_engine.planning.checks import check_place, require_all
 from data_engine.processes import cpu_wait, stacks
+from data_engine.processes.counting import waiting
 from data_engine.processes.ranks import Ranks, is_launched, num_threads
 from data_engine.store import units
 
@@ -27,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         cpu_wait.apply(num_threads(config.threads, Ranks()))
     try:
         check_place(Path(config.work_dir))
-        return importlib.import_module("data_engine.job.worker").run(config)
+        return _worker().run(config)
     except UserError as error:
         try:
             _refuse(Draft(config, [error], frozenset()))
@@ -35,6 +37,14 @@ def main(argv: Sequence[str]) -> int:
             # A run may be refused hours after its start.
             raise UserErrors(errors.found, _published(config)) from error
         raise
+
+
+def _worker() -> ModuleType:
+    """Imports torch, which takes seconds."""
+    if is_launched():
+        return importlib.import_module("data_engine.job.worker")
+    with waiting("importing torch"):
+        return importlib.import_module("data_engine.job.worker")
 
 
 def _refuse(draft: Draft) -> None:

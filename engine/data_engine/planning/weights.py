@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 
 from data_engine.planning.found import Found
+from data_engine.processes.counting import waiting
 from data_engine.processes.ranks import asked_ranks
 from data_engine.tables import load
 
@@ -87,7 +88,8 @@ class Looking:
             return NOTHING
         if self._child is None:
             return load("data_engine.planning.heavy:look")(wanted)
-        told, errors = self._child.communicate(wanted.as_json())
+        with waiting("looking at the models"):
+            told, errors = self._child.communicate(wanted.as_json())
         if self._child.returncode:
             raise RuntimeError(f"the process that checks the weights ended with {self._child.returncode}:\n{errors}")
         return json.loads(told.splitlines()[-1])

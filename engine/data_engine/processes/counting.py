@@ -1,5 +1,6 @@
 """How far a loop is: a bar on a terminal, else a log line a minute with the time that is left."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -30,3 +31,16 @@ def counting(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
             left = (total - number) * (now - started) / number if number else None
             log.info("%d of %d %s%s", number, total, what, "" if left is None else f", {duration(left)} left")
         yield item
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Inside, a terminal shows `what` takes seconds; nothing is left of it, and elsewhere nothing is written."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"{what} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
