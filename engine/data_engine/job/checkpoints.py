@@ -145,9 +145,12 @@ def have_same_tokenizer(checkpoints: Mapping[str, Checkpoint], has_texts: bool) 
     return not has_texts or all(trained.encodes_as(one) for one in compared)
 
 
-def kinship_warnings(instruct: Checkpoint, reward: Checkpoint) -> list[str]:
-    """What speaks against the reward model being the instruct model after DPO, as far as folders and configs tell."""
-    if instruct.folder == reward.folder:
+def kinship_warnings(instruct: Checkpoint, reward: Checkpoint, same_files: bool = False) -> list[str]:
+    """What speaks against the reward model being the instruct model after DPO, as far as folders and configs tell.
+
+    `same_files`: the content of both folders is known to be the same.
+    """
+    if same_files or instruct.folder == reward.folder:
         return [ONE_MODEL]
     differing = [] if instruct.family == reward.family else [f"family {instruct.family} against {reward.family}"]
     differing += [

@@ -13,7 +13,7 @@ from data_engine.config import RunConfig
 from data_engine.config_checks import ZERO3_AND_VLLM
 from data_engine.errors import UserError
 from data_engine.job import budgets, by_vllm, run_file
-from data_engine.job.checkpoints import ONE_MODEL, Checkpoint, have_same_tokenizer, kinship_warnings
+from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings
 from data_engine.job.given import Given
 from data_engine.job.given import warnings as given_warnings
 from data_engine.models import family_class
@@ -142,10 +142,10 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """What a person should know before the work begins."""
-        both = [self.checkpoints[role] for role in ("instruct", "reward") if role in self.checkpoints]
-        found = kinship_warnings(*both) if len(both) == 2 else []
-        if len(both) == 2 and self.bound[stages.model_key("instruct")] == self.bound[stages.model_key("reward")]:
-            found = [ONE_MODEL]
+        found, both = [], ("instruct", "reward")
+        if self.checkpoints.keys() >= set(both):
+            contents = {self.bound[stages.model_key(role)] for role in both}
+            found = kinship_warnings(*map(self.checkpoints.get, both), same_files=len(contents) == 1)
         if not self.same_tokenizer:
             why = "instruct and reward model have different tokenizers: answers go over as text"
             if all(map(self._shares_ids, map(self.checkpoints.get, stages.COMPARED))):
