@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
 from data_engine.models.llava import preprocess
+from data_engine.models.tokenizer import SentencePieceTokenizer, load_tokenizer
 from data_engine.questions.images import BadImage
 from data_engine.rewards import Tokens
 from data_engine.rewards.implicit import token_rewards
@@ -259,3 +261,10 @@ def test_answers_go_by_text_or_by_ids(instruct, golden_images):
 def test_a_name_of_any_case_loads(goldens):
     for name in ("LLaVA-1.5-7B", "llava-v1.5-7b", "rlaif-v-7b"):
         assert load_model(name, str(goldens / "llava/instruct"), device="cpu").family == "llava"
+
+
+def test_a_tokenizer_is_read_once_and_again_where_its_file_is_another(goldens, tmp_path):
+    for name in ("llava", "llava", "omnilmm"):
+        shutil.copy(goldens / name / "instruct/tokenizer.model", tmp_path)
+        assert load_tokenizer(tmp_path).vocabulary == SentencePieceTokenizer(tmp_path / "tokenizer.model").vocabulary
+        assert load_tokenizer(tmp_path) is load_tokenizer(tmp_path)

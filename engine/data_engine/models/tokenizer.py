@@ -3,6 +3,7 @@
 `tokenizer.model` is read by SentencePiece; a checkpoint that has only `tokenizer.json` is read by tokenizers.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,8 +95,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     for name, kind in (("tokenizer.model", SentencePieceTokenizer), ("tokenizer.json", JsonTokenizer)):
         if (folder / name).is_file():
             refuse_pointer(folder / name)
-            return kind(folder / name)
+            file = (folder / name).stat()
+            return _loaded(kind, folder / name, file.st_mtime_ns, file.st_size, file.st_ino)
     raise ModelError(f"{folder} has neither tokenizer.model nor tokenizer.json")
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(kind: type[Tokenizer], path: Path, *state: int) -> Tokenizer:
+    """Kept while the file's `state` is the same: a start asks ten times, which takes a second at LLaMA's size."""
+    return kind(path)
 
 
 def control_tokens(folder: Path) -> tuple[str, ...]:
