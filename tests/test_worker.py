@@ -64,3 +64,12 @@ def test_a_unit_that_was_published_between_the_look_and_the_claim_is_not_compute
     monkeypatch.setattr(Claims, "hold", published_first)
     assert worker.run(asked) == 0
     assert [line["unit"] for line in logs.unit_lines(tmp_path / "work")] == [0, 0, 0]
+
+
+def test_a_rank_that_makes_no_pairs_says_who_does(config, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    asked = config(write(tmp_path / "questions.parquet", [("q", "What is it?", PHOTO)]))
+    assert worker.run(asked) == 0
+    assert "rank 1: all units are published; rank 0 makes the pairs of them" in capfd.readouterr().err
+    assert not (tmp_path / "work/pairs").exists()

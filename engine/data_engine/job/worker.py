@@ -101,6 +101,8 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
         return STOPPED
     if ranks.rank == 0:
         print(f"\n{Summary.read(plan.work_dir).table()}", flush=True)
+    elif config.stop_after_stage == stages.PAIR:
+        log.info("all units are published; rank 0 makes the pairs of them")
     return 0 if written else NOTHING_WRITTEN
 
 
