@@ -55,7 +55,7 @@ def test_nothing_is_measured_where_something_is_wrong_and_all_of_it_is_told(job,
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_measurement_that_a_signal_ends_leaves_no_folder(job, tmp_path, capsys, monkeypatch, number):
     found = Found(parse(job), heavy={"device": "cpu"})
-    monkeypatch.setattr(validate, "run_checks", lambda draft: found)
+    monkeypatch.setattr(validate, "run_checks", lambda draft, tell: found)
     begun = []
 
     def start(found, rank, together, folder, budget_s):
