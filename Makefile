@@ -213,23 +213,35 @@ bench-vllm: $(STAMP) $(VLLM)/.installed ## the engine's sampling against vLLM's,
 	PYTHONPATH=$(abspath engine):$(abspath kernels) OMP_NUM_THREADS=$(CORES) VLLM_LOGGING_LEVEL=WARNING $(TEST_ENV) \
 		$(VLLM)/bin/python -m data_engine bench --vllm --shape qwen2.5-vl $(ARGS)
 
-# DRY_RUN=1 runs its parts at tiny shapes on the CPU, to see before a GPU is there that they run.
-bench-gpu: $(STAMP) ## on a GPU: its tests, the kernels, and the engine at the size of LLaVA-1.5-7B, two vocabularies
+# Each part by itself, too: make gpu-kernels, and so on. One that fails costs the others nothing, and fails the whole at
+# its end. DRY_RUN=1 runs them at tiny shapes on the CPU, to see before a GPU is there that they run.
+GPU_PARTS := gpu-kernels gpu-engine gpu-layers gpu-engine-compiled gpu-engine-large-vocabulary gpu-engine-vllm gpu-tests
+.PHONY: $(GPU_PARTS)
+GPU_BENCH = $(TEST_ENV) $(RUN) -m data_engine bench $(if $(DRY_RUN),--device cpu --tiny,--device cuda --shape $(1)) $(2) $(ARGS)
+bench-gpu: $(STAMP) ## on a GPU: the kernels, the engine at the size of LLaVA-1.5-7B, vLLM, the tests (40 minutes; ARGS="--rounds 1")
 	$(RUN) kernels/bench/needs.py
-ifeq ($(DRY_RUN),)
-	$(TEST_ENV) $(RUN) -m pytest -q -rs -m gpu tests/gpu $(PYTEST_ARGS)
-	$(TEST_ENV) $(RUN) kernels/bench/run.py
-	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape llava-1.5-7b --vocab 32064 $(ARGS)
-	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape llava-1.5-7b --vocab 152064 $(ARGS)
-	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape qwen2.5-vl-7b --vocab 152064 --vllm-if-there $(ARGS)
-	$(TEST_ENV) $(RUN) kernels/bench/layers.py
-	$(TEST_ENV) $(RUN) -m data_engine bench --device cuda --shape llava-1.5-7b --vocab 32064 --compile_layers $(ARGS)
-else
-	$(TEST_ENV) $(RUN) -m pytest -q -rs -m gpu tests/gpu --collect-only $(PYTEST_ARGS)
-	$(TEST_ENV) $(RUN) kernels/bench/run.py --tiny
-	$(TEST_ENV) $(RUN) -m data_engine bench --device cpu --tiny --vllm-if-there $(ARGS)
-	$(TEST_ENV) $(RUN) kernels/bench/layers.py --tiny
-endif
+	$(MAKE) --keep-going $(if $(DRY_RUN),$(filter-out %-compiled %-vocabulary,$(GPU_PARTS)),$(GPU_PARTS))
+
+gpu-kernels: $(STAMP)
+	$(TEST_ENV) $(RUN) kernels/bench/run.py $(if $(DRY_RUN),--tiny,--sweep)
+
+gpu-layers: $(STAMP)
+	$(TEST_ENV) $(RUN) kernels/bench/layers.py $(if $(DRY_RUN),--tiny)
+
+gpu-engine: $(STAMP)
+	$(call GPU_BENCH,llava-1.5-7b,--vocab 32064 --alone)
+
+gpu-engine-compiled: $(STAMP)
+	$(call GPU_BENCH,llava-1.5-7b,--vocab 32064 --alone --compile_layers)
+
+gpu-engine-large-vocabulary: $(STAMP)
+	$(call GPU_BENCH,llava-1.5-7b,--vocab 152064)
+
+gpu-engine-vllm: $(STAMP)
+	$(call GPU_BENCH,qwen2.5-vl-7b,--vocab 152064 --vllm-if-there)
+
+gpu-tests: $(STAMP)
+	$(TEST_ENV) $(RUN) -m pytest -q -rs -m gpu tests/gpu $(if $(DRY_RUN),--collect-only) $(PYTEST_ARGS)
 
 clean: ## remove what make made: .venv, caches, the demo's run (never another run)
 	rm -rf $(VENV) $(DEMO_DIR) $(SITE) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 from data_engine.bench import figures, job, measure
+from data_engine.bench import ways as bench_ways
 from data_engine.bench.model import QUESTION, Sizes, Subject, drawn_lengths, photo, spelled_out, usual_ids
 from data_engine.bench.shapes import llava_config, photo_size, write_checkpoint
 from data_engine.bench.table import table
@@ -151,7 +152,7 @@ def test_engine_and_transformers_agree_on_the_qwen_shape(tmp_path, one_thread):
 
 
 @pytest.mark.slow
-def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one_thread, narrow_bench):
+def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one_thread, narrow_bench, monkeypatch):
     write_checkpoint(tmp_path, 4064)
     subject = Subject(tmp_path, SMALL, "cpu", "auto")
     ways = Ways(subject, SamplingEngine(subject.engine, 4, 4))
@@ -170,6 +171,15 @@ def test_each_way_counts_the_tokens_it_was_given_and_makes_as_many(tmp_path, one
         "generate, four, drawn": drawn.sum(),
         "reference, whole job": drawn[typical].sum(),
     }
+    ways.subject.answers_BKL = ways.subject.answers_BKL.expand(3, -1, -1)
+    passes, score_pass = [], bench_ways.score_pass
+    monkeypatch.setattr(
+        bench_ways, "score_pass", lambda model, asked: passes.append(len(asked)) or score_pass(model, asked)
+    )
+    # An answer's last token is not fed.
+    ways.tokens_a_pass = 2 * (subject.prefix_tokens + 2 * 4) + 1
+    assert ways.score_by_engine() == 3 * 2 * 5
+    assert passes == [2, 1]
     out = ways._generate([typical], torch.from_numpy(drawn))
     assert [row.tolist().index(2) + 1 for row in out] == drawn[typical].tolist()
 

@@ -47,6 +47,19 @@ def test_all_packages_that_are_missing_are_named_in_one_line_and_nothing_is_run(
     assert "-m pytest" not in done.stdout
 
 
+def test_a_part_that_fails_costs_the_others_nothing_and_fails_the_whole(tmp_path):
+    log, program = tmp_path / "log", tmp_path / "python"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *bench/run.py*) exit 1; esac\n')
+    program.chmod(0o755)
+    assert made(f"PYTHON={program}", "ARGS=--rounds 1").returncode == 2
+    called = log.read_text().splitlines()
+    assert called[:2] == ["kernels/bench/needs.py", "kernels/bench/run.py --sweep"]
+    assert sum(line.startswith("-m data_engine bench --device cuda") for line in called) == 4
+    assert all(line.endswith("--rounds 1") for line in called if "data_engine bench" in line)
+    assert called[-1] == "-m pytest -q -rs -m gpu tests/gpu"
+    assert "kernels/bench/layers.py" in called
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_every_part_runs_dry_without_what_only_a_run_needs(tmp_path):

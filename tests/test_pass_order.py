@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data_engine.pipeline import passes
+from data_engine.scoring import arriving
 from data_engine.scoring.arriving import Arriving
 
 
@@ -50,7 +51,7 @@ def computed(monkeypatch, device: str) -> tuple[list[str], list[float]]:
             log.append("read")
             return super().read()
 
-    monkeypatch.setattr(passes, "Arriving", Read)
+    monkeypatch.setattr(arriving, "Arriving", Read)
     names = ("a", "bb", "ccc")
     rows = [{"idx": idx, "sample_index": at, "answer": "yes"} for idx in names for at in (0, 1)]
     sampled = pa.Table.from_pylist(rows)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import prompt_passes
 import torch
-from cases import CHECKED, Case, cases
+from cases import CHECKED, Case, Way, cases
 from torch import Tensor
 
 from data_engine.bench import machine
@@ -26,7 +26,7 @@ SCALES = {"TFLOP/s": 1e12, "GB/s": 1e9}
 
 
 def main(argv: list[str]) -> int:
-    """Print the tables; exit code 2 where there is no CUDA device."""
+    """Print the tables; exit code 1 where a way could not be run, 2 where there is no CUDA device."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--tiny", action="store_true", help="small shapes on the CPU, without the kernels")
     parser.add_argument("--sweep", action="store_true", help="also time the kernels with other tiles and splits")
@@ -37,6 +37,12 @@ def main(argv: list[str]) -> int:
         return 2
     device = torch.device("cpu" if arguments.tiny else "cuda")
     torch.manual_seed(0)
+
+    def keep() -> None:
+        """What there is so far, for whoever stops it or has it stopped."""
+        if arguments.output:
+            arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
     with torch.inference_mode():
         result = {"machine": machine.machine(device) | machine.versions(device)}
         result |= {"ceilings": ceilings(device), "cases": []}
@@ -45,11 +51,14 @@ def main(argv: list[str]) -> int:
             measured = measure(case, device, result["ceilings"][case.unit])
             result["cases"].append(measured)
             print(table(measured), flush=True)
+            keep()
     result["prompt_passes"] = prompt_passes.prompt_passes(device, arguments.tiny)
     print(prompt_passes.table(result["prompt_passes"]), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    keep()
+    failed = [f"{case['case']}: {name}" for case in result["cases"] for name in case["failed"]]
+    if failed:
+        print("could not be run:\n  " + "\n  ".join(failed), file=sys.stderr)
+    return int(bool(failed))
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
@@ -74,20 +83,30 @@ def rate(work: int, spent_ms: float, unit: str) -> float:
 
 
 def measure(case: Case, device: torch.device, ceiling: float) -> dict:
-    ways = {}
+    """The figures of each way; one that cannot be compiled or run is told, and costs the others nothing."""
+    ways, failed = {}, []
     for way in case.ways:
-        error = float((way.run()[:CHECKED].double() - case.exact).abs().max())
-        spent_ms = milliseconds(way.run, device)
-        reached = rate(way.work, spent_ms, case.unit)
-        ways[way.name] = {
-            "ms": spent_ms,
-            "work": way.work,
-            "rate": reached,
-            "of_ceiling": reached / ceiling,
-            "peak_mb": peak_mb(way.run, device),
-            "error": error,
-        }
-    return {"case": case.name, "unit": case.unit, "ways": ways}
+        try:
+            ways[way.name] = measure_way(way, case, device, ceiling)
+        # Triton's compiler and launcher raise errors of many kinds.
+        except Exception as error:
+            failed.append(way.name)
+            print(f"{case.name}: {way.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return {"case": case.name, "unit": case.unit, "ways": ways, "failed": failed}
+
+
+def measure_way(way: Way, case: Case, device: torch.device, ceiling: float) -> dict:
+    error = float((way.run()[:CHECKED].double() - case.exact).abs().max())
+    spent_ms = milliseconds(way.run, device)
+    reached = rate(way.work, spent_ms, case.unit)
+    return {
+        "ms": spent_ms,
+        "work": way.work,
+        "rate": reached,
+        "of_ceiling": reached / ceiling,
+        "peak_mb": peak_mb(way.run, device),
+        "error": error,
+    }
 
 
 def peak_mb(run: Callable[[], Tensor], device: torch.device) -> float | None:

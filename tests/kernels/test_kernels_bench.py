@@ -1,5 +1,6 @@
 """The kernels' benchmark runs, measures the work it names, and says what it did not measure."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +25,7 @@ def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "without the kernels: these figures say nothing about a GPU" in done.stdout
     result = json.loads((tmp_path / "figures.json").read_text())
-    logps, decode, scoring = result["cases"]
+    decode, scoring, logps = result["cases"]
     assert set(logps["ways"]) == {"eager", "mm, cross_entropy"}
     assert set(decode["ways"]) == {"eager", "sdpa, prefix copied"}
     assert set(scoring["ways"]) == {"prefix causal, answers behind", "flex_attention"}
@@ -52,6 +54,22 @@ def test_the_tiny_run_times_the_ways_that_the_cpu_has_and_says_so(tmp_path):
     # In fp32 on a CPU all do.
     assert result["prompt_passes"]["agree"] == {"256": 16, "384": 16}
     assert "lengths from 61 to 76 tokens agree: 16 with a pass of 256 rows, 16 with a pass of 384 rows" in done.stdout
+
+
+def test_a_way_that_cannot_be_run_costs_the_others_nothing(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "kernels/bench")
+    run, cases = (importlib.import_module(name) for name in ("run", "cases"))
+
+    def broken() -> torch.Tensor:
+        raise RuntimeError("out of resources")
+
+    ones = torch.ones(3)
+    case = cases.Case("sums", "GB/s", [cases.Way("broken", broken, 8), cases.Way("sound", lambda: ones, 8)], ones)
+    measured = run.measure(case, torch.device("cpu"), 1.0)
+    assert measured["failed"] == ["broken"]
+    assert list(measured["ways"]) == ["sound"]
+    assert measured["ways"]["sound"]["error"] == 0
+    assert capsys.readouterr().err == "sums: broken: RuntimeError: out of resources\n"
 
 
 @pytest.mark.slow

@@ -34,7 +34,9 @@ def one_queue_gain(measured: dict[str, dict]) -> float:
 
 def questions_a_second(measured: dict[str, dict], sizes: Sizes) -> dict[str, float]:
     """Of the engine's ways, which do whole questions."""
-    count = {"engine, scoring": max(1, sizes.questions // 4), "engine, sampling": sizes.questions}
+    count = {"engine, sampling": sizes.questions}
+    if scoring := measured.get("engine, scoring"):
+        count["engine, scoring"] = scoring["tokens"] // (sizes.k * sizes.answer_tokens)
     return {
         name: count.get(name, sizes.drawn_questions) / statistics.median(one["seconds"])
         for name, one in measured.items()

@@ -3,6 +3,7 @@
 import contextlib
 import logging as python_logging
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -50,6 +51,8 @@ class Options:
     """size of the dataset that is estimated"""
     compile_layers: bool = False
     """answers run through layers by torch.compile"""
+    alone: bool = False
+    """stock transformers is not timed"""
     vllm: bool = False
     """vLLM samples and scores too"""
     vllm_if_there: bool = False
@@ -66,7 +69,7 @@ def run(sizes: Sizes, options: Options) -> dict:
             stack.enter_context(contextlib.closing(by_vllm))
         found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
         decoder = _sampling_engine(subject, options.rows, found)
-        ways = Ways(subject, decoder)
+        ways = Ways(subject, decoder, found["score_tokens"])
         job = TimedJob(subject, decoder, Path(scratch), found["score_tokens"])
         timed = {name: ways.by_name.get(name, job.run) for name in WAYS}
         if subject.stock is None:
@@ -95,7 +98,7 @@ def _subject(sizes: Sizes, options: Options, scratch: Path) -> Subject:
     else:
         sizes = replace(sizes, photo=photo_size(options.shape))
         write_checkpoint(folder, sizes.vocab, options.shape, str(device), pick_dtype(options.dtype, device))
-    return Subject(folder, sizes, str(device), options.dtype, options.compile_layers)
+    return Subject(folder, sizes, str(device), options.dtype, options.compile_layers, options.alone)
 
 
 def _by_vllm(subject: Subject, options: Options):
@@ -228,6 +231,8 @@ def measure(timed: dict[str, Callable[[], int]], rounds: int, device: torch.devi
                 lost |= _left_out(name, error)
                 continue
             found[name]["seconds"].append(settled(device) - start)
+            # At once, for whoever has to stop it before its table.
+            bar.write(f"{name}: {found[name]['tokens'] / found[name]['seconds'][-1]:,.0f} tokens/s", file=sys.stderr)
             # vLLM's memory is that of other processes.
             found[name]["peak_bytes"] = None if name in VLLM_WAYS else peak.read()
     return {name: one for name, one in found.items() if name not in lost}

@@ -39,9 +39,10 @@ class Sizes:
     """of the built-in model"""
     k: int = 10
     questions: int = 16
-    """sampled at fixed lengths; a quarter of them is scored"""
+    """sampled at fixed lengths; on a CPU a quarter of them is scored"""
     drawn_questions: int = 48
-    """sampled at drawn lengths, and in the whole job, as one unit; a unit of 100,000 questions has twice as many"""
+    """sampled at drawn lengths, and in the whole job, as one unit; a unit of 100,000 questions has twice as many; on a
+    GPU they are scored, so that several passes follow each other"""
     answer_tokens: int = 120
     """scored, an answer"""
     new_tokens: int = 64
@@ -79,10 +80,14 @@ def photo(seed: int, size: tuple[int, int] = PHOTO) -> bytes:
 class Subject:
     """One checkpoint, loaded by the engine and by transformers, and the work that both are given."""
 
-    def __init__(self, folder: Path, sizes: Sizes, device: str, dtype: str, compiled: bool = False) -> None:
+    def __init__(
+        self, folder: Path, sizes: Sizes, device: str, dtype: str, compiled: bool = False, alone: bool = False
+    ) -> None:
         self.folder, self.sizes = folder, sizes
         self.engine = load_model(None, str(folder), device=device, dtype=dtype, compiled=compiled)
-        self.stock, self.why_no_stock = load_stock(folder, self.engine.device, self.engine.dtype)
+        self.stock, self.why_no_stock = None, ""
+        if not alone:
+            self.stock, self.why_no_stock = load_stock(folder, self.engine.device, self.engine.dtype)
         # A native family has a place for its image, and no token of its own; transformers' has one.
         theirs = getattr(getattr(self.stock, "config", None), "image_token_id", None)
         self.image_ids = self.engine.banned_token_ids or (() if theirs is None else (theirs,))
@@ -97,7 +102,8 @@ class Subject:
             )
         self.prefix_tokens = self.prompts[0].length
         generator = torch.Generator().manual_seed(0)
-        shape = (max(1, sizes.questions // 4), sizes.k, sizes.answer_tokens)
+        scored = sizes.drawn_questions if self.engine.device.type == "cuda" else max(1, sizes.questions // 4)
+        shape = (scored, sizes.k, sizes.answer_tokens)
         usual = usual_ids(self.engine)
         self.answers_BKL = usual[torch.randint(len(usual), shape, generator=generator)]
         self.lengths_BK = drawn_lengths(sizes.drawn_questions, sizes.k, sizes.most_tokens)

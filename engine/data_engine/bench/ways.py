@@ -5,7 +5,7 @@ prompts of equal length so that nothing is padded.
 Each way returns how many tokens it scored or drew. Shapes as in model.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,8 @@ from data_engine.models.auto.own_decoding import whole_rows
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
-from data_engine.scoring.logprobs import Scored, score_pass
+from data_engine.scoring.arriving import read_behind
+from data_engine.scoring.logprobs import Scored, pass_tokens, score_pass
 from data_engine.seeds import seed_for
 from data_engine.store.units import split_units
 
@@ -89,10 +90,10 @@ def half_of(questions: int) -> int:
 class Ways:
     """The subject, and a function for each way but the whole job's."""
 
-    def __init__(self, subject: Subject, decoder: SamplingEngine) -> None:
+    def __init__(self, subject: Subject, decoder: SamplingEngine, tokens_a_pass: int = 0) -> None:
         self.subject, self.engine, self.stock = subject, subject.engine, subject.stock
         sizes, typical = subject.sizes, subject.typical
-        self.decoder = decoder
+        self.decoder, self.tokens_a_pass = decoder, tokens_a_pass
         # One set of values for every way and the whole job: others would make new caches and captures, and in turns.
         self.params = sampling_params(sizes)
         self.refills: Refills | None = None
@@ -121,18 +122,26 @@ class Ways:
         if self.stock is None:
             return None
         expected = torch.cat([self._one(0, answer).cpu() for answer in self.subject.answers_BKL[0]])
-        return (torch.cat(self._packed(0)) - expected).abs().max().item()
+        return (torch.cat(score_pass(self.engine, [self._asked(0)])[0]).cpu() - expected).abs().max().item()
 
     # Scoring.
 
     def score_by_engine(self) -> int:
-        for question in range(len(self.subject.answers_BKL)):
-            self._packed(question)
+        """As a stage of log-probs does: several questions a pass where its budget says so, read behind the next one."""
+        launched = ((together, score_pass(self.engine, together)) for together in self._passes())
+        for _ in read_behind(launched, self.engine.device):
+            pass
         return self.subject.answers_BKL.numel()
 
-    def _packed(self, question: int) -> list[Tensor]:
-        asked = Scored(self.subject.prompts[question], self.subject.answers_BKL[question].tolist())
-        return [logps.cpu() for logps in score_pass(self.engine, [asked])[0]]
+    def _passes(self) -> Iterator[list[Scored]]:
+        """All have equally many tokens."""
+        asked = [self._asked(question) for question in range(len(self.subject.answers_BKL))]
+        number = max(1, self.tokens_a_pass // pass_tokens(asked[0].prompt.length, asked[0].answers))
+        for start in range(0, len(asked), number):
+            yield asked[start : start + number]
+
+    def _asked(self, question: int) -> Scored:
+        return Scored(self.subject.prompts[question], self.subject.answers_BKL[question].tolist())
 
     @torch.inference_mode()
     def score_one_at_a_time_twice(self, answers: list[Tensor] | Tensor, question: int = 0) -> int:

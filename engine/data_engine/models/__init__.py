@@ -52,6 +52,8 @@ def load_model(
 
     # By torch's default, cuDNN rounds what fp32 convolutions of a vision tower are given to the 10 bits of TF32.
     torch.backends.cudnn.allow_tf32 = False
+    # On an H100 sdpa prefers cuDNN's attention, which the host plans anew for each length: tens of milliseconds each.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     with telling_real_places():
         folder = model_folder(path, revision, base_path)
         # Merging makes and frees tensors between those that stay.

@@ -5,7 +5,6 @@ question that cannot be used is left out with its reason. What is computed, and 
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,7 +20,7 @@ from data_engine.pipeline.answers import by_question
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import ahead
-from data_engine.scoring.arriving import Arriving
+from data_engine.scoring.arriving import read_behind
 from data_engine.scoring.logprobs import Scored, row_tokens
 from data_engine.store.units import Row
 
@@ -141,17 +140,15 @@ def compute_unit(
     answers = by_question(sampled)
     asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
     taking = _Taking(scorer, Computed(), checked=not check or bool(scorer.model.why_plain))
-    # On a GPU the host reads a pass while the next one runs.
-    lag = int(scorer.model.device.type == "cuda")
-    launched: deque[tuple[list[Prepared], Arriving]] = deque()
-    for together in _passes(ahead(lambda item: _prepare(scorer, *item), asked), most_tokens, taking.found):
-        results, halved = halving(scorer, [one.work for one in together if one.work])
-        taking.found.retries += halved
-        launched.append((together, Arriving(results)))
-        if len(launched) > lag:
-            taking.take(*launched.popleft())
-    while launched:
-        taking.take(*launched.popleft())
+
+    def launched() -> Iterator[tuple[list[Prepared], list[list[Tensor] | None]]]:
+        for together in _passes(ahead(lambda item: _prepare(scorer, *item), asked), most_tokens, taking.found):
+            results, halved = halving(scorer, [one.work for one in together if one.work])
+            taking.found.retries += halved
+            yield together, results
+
+    for together, results in read_behind(launched(), scorer.model.device):
+        taking.take(together, iter(results))
     if check and taking.too_large and not taking.found.scored:
         raise UserError(NO_ROOM)
     taking.found.quarantined += taking.too_large
@@ -167,9 +164,8 @@ class _Taking:
     checked: bool
     too_large: list[Row] = field(default_factory=list)
 
-    def take(self, together: list[Prepared], arriving: Arriving) -> None:
-        """Read a pass, in the order of its questions."""
-        results = iter(arriving.read())
+    def take(self, together: list[Prepared], results: Iterator[list[Tensor] | None]) -> None:
+        """What a pass came to, in the order of its questions."""
         for one in together:
             if one.work is None:
                 self.found.scored += ((row, None) for row in one.rows)

@@ -1,7 +1,13 @@
 """Numbers on their way from the device, which are read after the next pass was launched."""
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Arriving:
@@ -29,3 +35,17 @@ class Arriving:
         if self._arrived:
             self._arrived.synchronize()
         return self._found
+
+
+def read_behind(
+    launched: Iterable[tuple[T, list[list[Tensor] | None]]], device: torch.device
+) -> Iterator[tuple[T, list[list[Tensor] | None]]]:
+    """Each pass, whatever stands for it, with its numbers on the host; on a GPU read while the next pass runs."""
+    lag, waiting = int(device.type == "cuda"), deque()
+    for one, found in launched:
+        waiting.append((one, Arriving(found)))
+        if len(waiting) > lag:
+            first, arriving = waiting.popleft()
+            yield first, arriving.read()
+    for one, arriving in waiting:
+        yield one, arriving.read()
