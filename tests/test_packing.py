@@ -9,7 +9,7 @@ from torch import Tensor
 from data_engine import load_model
 from data_engine.models import attention_math
 from data_engine.models.attention_math import Bounds, flash, has_flash
-from data_engine.scoring import answers_attention
+from data_engine.scoring import answers_attention, logprobs
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes
 from data_engine.scoring.logprobs import Scored, score_pass
 
@@ -44,6 +44,7 @@ def as_on_a_gpu(monkeypatch) -> list[bool]:
     calls: list[bool] = []
     monkeypatch.setattr(answers_attention, "flash", lambda *a: calls.append(a[5]) or plain_flash(*a))
     monkeypatch.setattr(answers_attention, "has_flash", lambda *a: True)
+    monkeypatch.setattr(logprobs, "prompts_together", lambda model: 3)
     return calls
 
 
@@ -82,17 +83,22 @@ def test_answers_of_one_token_come_from_the_prompts_alone(instruct, golden_image
 
 
 @pytest.mark.parametrize("family", ["instruct", "omni_instruct"])
-def test_a_pass_as_on_a_gpu_equals_the_plain_path(family, request, golden_rows, golden_images, as_on_a_gpu):
+def test_a_pass_as_on_a_gpu_equals_the_plain_path(
+    family, request, golden_rows, golden_images, as_on_a_gpu, monkeypatch
+):
     model = request.getfixturevalue(family)
     asked, generator = [], torch.Generator().manual_seed(0)
     for number, lengths in enumerate([[5, 30, 5], [1, 1], [12], [1, 40]]):
         shared = prefix(model, model.pixels(golden_images[number], True, 64), golden_rows[4 * number]["question"])
         ids = [torch.randint(3, 400, (length,), generator=generator).tolist() for length in lengths]
         asked.append(Scored(EmbeddedPrompt(shared), ids))
+    together, run_prefixes = [], logprobs.run_prefixes
+    monkeypatch.setattr(logprobs, "run_prefixes", lambda *a: together.append(len(a[1])) or run_prefixes(*a))
     for one, got in zip(asked, score_pass(model, asked), strict=True):
         for answer, token_logps in zip(one.answers, got, strict=True):
             wanted = plain_token_logps(model, one.prompt.embeds_PD, answer)
             torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
+    assert together == [3]
     assert as_on_a_gpu == [True, False] * model.decoder.config.num_hidden_layers
 
 
@@ -157,3 +163,19 @@ def test_flash_is_for_half_precision_on_recent_gpus_alone(monkeypatch):
     assert not has_flash(gpu, torch.bfloat16, 512)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert not has_flash(gpu, torch.bfloat16, 128)
+
+
+def test_prompts_that_a_window_would_part_run_alone(
+    omni_instruct, golden_rows, golden_images, as_on_a_gpu, monkeypatch
+):
+    """Of one prompt and its answer it hides nothing, of two in a row it would."""
+    prompts = [
+        prefix(omni_instruct, omni_instruct.pixels(golden_images[n], True, 64), golden_rows[4 * n]["question"])
+        for n in range(2)
+    ]
+    monkeypatch.setattr(omni_instruct.decoder.config, "sliding_window", max(map(len, prompts)) + 20)
+    asked = [Scored(EmbeddedPrompt(shared), [[5, 6, 7], [8, 9]]) for shared in prompts]
+    for one, got in zip(asked, score_pass(omni_instruct, asked), strict=True):
+        for answer, token_logps in zip(one.answers, got, strict=True):
+            wanted = plain_token_logps(omni_instruct, one.prompt.embeds_PD, answer)
+            torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)

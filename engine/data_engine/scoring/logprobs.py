@@ -1,16 +1,18 @@
 """Teacher-forced log-probs of answers behind the prefixes of their questions: the shared path, and the plain one."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from data_engine.models.answer_cache import answer_cache, repeated
-from data_engine.models.attention import LayerCall, attending
+from data_engine.models.attention import DoesNotFit, LayerCall, attending
 from data_engine.models.base import Prompt, VisionLanguageModel, sent
-from data_engine.models.prefix import Prefix, run_prefix
+from data_engine.models.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 
 
@@ -71,9 +73,25 @@ def last_hidden(model: VisionLanguageModel, questions: list[Scored]) -> list[lis
     return [[found[tuple(ids)] for ids in question.answers] for question, found in zip(questions, by_ids, strict=True)]
 
 
+def prompts_together(model: VisionLanguageModel) -> int:
+    """How many prompts run in one row of the decoder: several on a GPU, where launches take as long as their work."""
+    return 4 if model.device.type == "cuda" and model.packs_prompts else 1
+
+
 def _prefixes(model: VisionLanguageModel, questions: list[Scored]) -> list[Prefix]:
-    """Each prompt run on its own, behind a vision tower that may have run several images at a time."""
-    return [run_prefix(model, prompt) for prompt in model.encoded([question.prompt for question in questions])]
+    """Each prompt is run once, behind a vision tower that may have run several images at a time."""
+    prompts, found = iter(model.encoded([question.prompt for question in questions])), []
+    while group := list(islice(prompts, prompts_together(model))):
+        found += _run_together(model, group)
+    return found
+
+
+def _run_together(model: VisionLanguageModel, prompts: list[Prompt]) -> list[Prefix]:
+    if len(prompts) > 1:
+        # Where a window, which goes by the place in the row, would hide something, they do not fit.
+        with contextlib.suppress(DoesNotFit):
+            return run_prefixes(model, prompts, sum(prompt.length for prompt in prompts))
+    return [run_prefix(model, prompt) for prompt in prompts]
 
 
 def _predicting(
