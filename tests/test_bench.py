@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 from data_engine.bench import figures, job, measure
+from data_engine.bench import model as bench_model
 from data_engine.bench import ways as bench_ways
 from data_engine.bench.model import QUESTION, Sizes, Subject, drawn_lengths, photo, spelled_out, usual_ids
 from data_engine.bench.shapes import llava_config, photo_size, write_checkpoint
@@ -309,3 +311,15 @@ def test_a_place_that_is_looked_at_is_left_as_it_was(tmp_path):
     bench._make_place(tmp_path / "old.json")
     assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["old.json"]
     assert (tmp_path / "old.json").read_text() == "{}"
+
+
+@pytest.mark.slow
+def test_alone_stock_transformers_is_not_even_loaded_and_each_figure_is_told_at_once(narrow_bench, monkeypatch, capsys):
+    monkeypatch.setattr(bench_model, "load_stock", lambda *_: pytest.fail("it was loaded"))
+    result = measure.run(replace(SMALL, rounds=1), options(alone=True))
+    names = [name for name in WAYS if name.startswith("engine")]
+    assert list(result["ways"]) == names
+    assert (result["largest_difference_nat"], result["engine_is_faster_by"]) == (None, {})
+    told = capsys.readouterr().err
+    assert all(re.search(rf"{name}: [\d,]+ tokens/s", told) for name in names)
+    assert "GFLOP/s" in told.partition("tokens/s")[0]

@@ -64,6 +64,7 @@ def run(sizes: Sizes, options: Options) -> dict:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         subject = _subject(sizes, options, Path(scratch))
+        peak = _ceilings(subject.engine)
         by_vllm, why_no_vllm = _by_vllm(subject, options)
         if by_vllm:
             stack.enter_context(contextlib.closing(by_vllm))
@@ -82,7 +83,7 @@ def run(sizes: Sizes, options: Options) -> dict:
         if subject.engine.device.type == "cuda":
             timed = made_once(timed)
         measured = measure(timed, sizes.rounds, subject.engine.device)
-        result = _result(options, ways, job, measured)
+        result = _result(options, ways, job, measured, peak)
         result["sizes"]["rows"] = decoder.num_rows
         result["vllm"] = by_vllm.version if by_vllm else None
         result["no_vllm"] = why_no_vllm
@@ -136,10 +137,20 @@ def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dic
     return budgets(free_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
 
 
-def _result(options: Options, ways: Ways, job: TimedJob, measured: dict[str, dict]) -> dict:
+def _ceilings(model: VisionLanguageModel) -> dict[str, float]:
+    """Of the machine, and told: before caches take the memory, and for whoever stops the bench before its table."""
+    peak = ceilings(model.device, model.dtype)
+    if model.device.type == "cuda":
+        # Else what they took would count as in use when the caches are measured out.
+        torch.cuda.empty_cache()
+    told = f"ceilings: {peak['matmul_flops'] / 1e9:,.0f} GFLOP/s, {peak['read_bytes'] / 1e9:,.0f} GB/s"
+    print(told, file=sys.stderr, flush=True)
+    return peak
+
+
+def _result(options: Options, ways: Ways, job: TimedJob, measured: dict[str, dict], peak: dict[str, float]) -> dict:
     subject, sizes = ways.subject, ways.subject.sizes
     device, dtype = subject.engine.device, subject.engine.dtype
-    peak = ceilings(device, dtype)
     medians = {name: statistics.median(one["seconds"]) for name, one in measured.items()}
     least = figures.least_seconds(subject, peak)
     per_question = job.figures.seconds / sizes.drawn_questions
