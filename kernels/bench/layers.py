@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 from data_engine.bench import machine
+from data_engine.models.backends import choose_backends
 from data_engine.models.compiled_layers import number_hooks
 from data_engine.models.merged_linear import merge_linears
 
@@ -53,6 +54,7 @@ def made(device: torch.device) -> LlamaModel:
     if device.type == "cuda":
         sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
     config = LlamaConfig(vocab_size=16, num_hidden_layers=LAYERS, attn_implementation="sdpa", **sizes)
+    choose_backends()
     with torch.device(device):
         return LlamaModel(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
 

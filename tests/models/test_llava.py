@@ -39,9 +39,11 @@ def checkpoint(request, goldens):
 def test_a_loaded_model_convolves_without_tf32(goldens, monkeypatch):
     """cuDNN's default, by both names that torch has for it; products have none."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
     load_model(None, str(goldens / "llava/instruct"), device="cpu", dtype="float32")
     assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cudnn.conv.fp32_precision != "tf32"
     assert not torch.backends.cuda.matmul.allow_tf32
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModel, LlamaConfig
 
 from data_engine.models import attention, embedded
+from data_engine.models.backends import choose_backends
 from data_engine.models.cpu_linear import pack_linears
 from data_engine.models.merged_linear import merge_linears, merges_linears
 
@@ -41,6 +42,7 @@ class BareLlama:
     run_prompt, run_prompts, run_answers = embedded.run_prompt, embedded.run_prompts, embedded.run_answers
 
     def __init__(self, sizes: dict[str, int], device: torch.device, dtype: torch.dtype) -> None:
+        choose_backends()
         config = LlamaConfig(vocab_size=self.num_ids, attn_implementation=attention.NAME, **sizes)
         # Made in its dtype: a cast would take the memory of fp32 weights first, and round rotary frequencies too.
         with torch.device(device):

@@ -43,17 +43,13 @@ def load_model(
     `compiled`, answers run through layers by torch.compile, where the model allows it; a warning says where not.
     Raises ModelError, a ValueError, naming what is wrong.
     """
-    import torch
-
+    from data_engine.models.backends import choose_backends
     from data_engine.models.base import pick_device, pick_dtype
     from data_engine.models.compiled_layers import compile_layers
     from data_engine.models.cpu_linear import pack_linears
     from data_engine.models.merged_linear import merge_linears, merges_linears
 
-    # By torch's default, cuDNN rounds what fp32 convolutions of a vision tower are given to the 10 bits of TF32.
-    torch.backends.cudnn.allow_tf32 = False
-    # On an H100 sdpa prefers cuDNN's attention, which the host plans anew for each length: tens of milliseconds each.
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    choose_backends()
     with telling_real_places():
         folder = model_folder(path, revision, base_path)
         # Merging makes and frees tensors between those that stay.
