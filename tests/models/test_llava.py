@@ -36,7 +36,7 @@ def checkpoint(request, goldens):
     return request.getfixturevalue(request.param), load_file(goldens / f"llava/tensors_{request.param}.safetensors")
 
 
-def test_a_loaded_model_convolves_without_tf32(goldens, monkeypatch):
+def test_a_loaded_model_convolves_without_tf32_and_attends_without_cudnn(goldens, monkeypatch):
     """cuDNN's default, by both names that torch has for it; products have none."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     torch.backends.cuda.enable_cudnn_sdp(True)
