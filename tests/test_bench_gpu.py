@@ -1,5 +1,6 @@
 """`make bench-gpu` names all that a Python lacks before it runs anything, and needs no environment of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 
 def made(*arguments: str) -> subprocess.CompletedProcess:
     command = ["make", "bench-gpu", "VENV=", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # What the make that runs these tests was given is not meant for this one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def python_without(tmp_path: Path, *hidden: str) -> Path:
