@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="one round of two questions: some minutes")
     parser.add_argument("--compile_layers", action="store_true", help="the engine's layers by torch.compile, as in run")
-    parser.add_argument("--alone", action="store_true", help="the engine without stock transformers: half the time")
+    parser.add_argument("--alone", action="store_true", help="the engine alone, without stock transformers")
     parser.add_argument("--vllm", action="store_true",
                         help="time vLLM too; it takes --shape qwen2.5-vl, or a --model that it knows")  # fmt: skip
     parser.add_argument("--vllm-if-there", action="store_true",

@@ -35,7 +35,7 @@ def counting(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Inside, a terminal shows `what` takes seconds; nothing is left of it, and elsewhere nothing is written."""
+    """Inside, a terminal shows what takes seconds; nothing is left of it, and elsewhere nothing is written."""
     shown = sys.stderr.isatty()
     if shown:
         print(f"{what} ...", end="", file=sys.stderr, flush=True)
