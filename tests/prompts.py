@@ -41,6 +41,16 @@ def prefix(model, pixels: Tensor, question: str) -> Tensor:
     return spliced(model, pixels, question).embeds(model)
 
 
+def even(embeds_PD: Tensor) -> Tensor:
+    """With the first row twice where their number is odd: passes of unlike numbers of rows can then agree bit by bit.
+
+    torch's loops over numbers on a CPU compute the last ones of a tensor, fewer than two vectors, by another exp than
+    the others. Rows of the tiny LLaVA's feed-forward layers are 112 numbers wide, and two vectors of AVX512 are 32: an
+    even number of such rows leaves none. Widths of real models are multiples of 32.
+    """
+    return embeds_PD if len(embeds_PD) % 2 == 0 else torch.cat([embeds_PD[:1], embeds_PD])
+
+
 def forward(decoder: nn.Module, embeds_BTD: Tensor, positions_BT: Tensor) -> Tensor:
     """Last hidden states [B, T, D] of a causal pass of a decoder."""
     return decoder(inputs_embeds=embeds_BTD, position_ids=positions_BT, use_cache=False).last_hidden_state

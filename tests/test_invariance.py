@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from prompts import EmbeddedPrompt, logits_noted, prefix
+from prompts import EmbeddedPrompt, even, logits_noted, prefix
 from torch import Tensor
 
 from data_engine.sampling.draw import SamplingParams
@@ -28,7 +28,7 @@ def asked(instruct, golden_rows, golden_images) -> list[PromptRequest]:
         shared = prefix(
             instruct, instruct.pixels(golden_images[number], False, 64), golden_rows[4 * number]["question"]
         )
-        found.append(PromptRequest(EmbeddedPrompt(shared), [seed_for(0, number, index) for index in range(K)]))
+        found.append(PromptRequest(EmbeddedPrompt(even(shared)), [seed_for(0, number, index) for index in range(K)]))
     return found
 
 

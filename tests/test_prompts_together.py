@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from changed_layers import by_number, by_place, changed
-from prompts import EmbeddedPrompt, logits_noted, prefix
+from prompts import EmbeddedPrompt, even, logits_noted, prefix
 from torch import Tensor
 
 from data_engine.models import attention
@@ -32,7 +32,7 @@ PARAMS = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=6)
 def embedded(model: VisionLanguageModel, rows: list[dict], images: list) -> list[EmbeddedPrompt]:
     """The eight questions of the goldens."""
     return [
-        EmbeddedPrompt(prefix(model, model.pixels(image, False, 64), row["question"]))
+        EmbeddedPrompt(even(prefix(model, model.pixels(image, False, 64), row["question"])))
         for image, row in zip(images, rows[::4], strict=True)
     ]
 
@@ -50,7 +50,7 @@ def prompts(model, golden_rows, golden_images) -> list[EmbeddedPrompt]:
 @pytest.fixture(scope="module")
 def llava_prompts(instruct, golden_rows, golden_images) -> list[EmbeddedPrompt]:
     found = embedded(instruct, golden_rows, golden_images)
-    assert [prompt.length for prompt in found] == [65, 71, 65, 81, 66, 87, 61, 61]
+    assert [prompt.length for prompt in found] == [66, 72, 66, 82, 66, 88, 62, 62]
     return found
 
 
@@ -185,7 +185,7 @@ def test_prompts_of_the_next_questions_run_in_a_pass_that_runs_anyway(instruct, 
     expected, their_logits = one_at_a_time(instruct, llava_prompts, rows=2)
     ran = passes(instruct)
     found, logits, _ = answers(instruct, llava_prompts, rows=2)
-    assert ran == [[65, 71, 65, 81], [66, 87, 61, 61]]
+    assert ran == [[66, 72, 66, 82], [66, 88, 62, 62]]
     assert found == expected
     assert differing(logits, their_logits) == []
 
@@ -230,8 +230,8 @@ def test_memory_that_a_pass_of_several_prompts_does_not_have_takes_no_rows_away(
     assert (found, engine.retries) == (expected, 0)
     assert differing(logits, their_logits) == []
     assert tried == [384, 256, 128]
-    # 61 + 61 tokens are the one pair of no more than 128.
-    assert ran == [[65], [71], [65], [81], [66], [87], [61, 61]]
+    # 62 + 62 tokens are the one pair of no more than 128.
+    assert ran == [[66], [72], [66], [82], [66], [88], [62, 62]]
 
 
 def test_memory_that_runs_out_for_a_prompt_alone_halves_the_rows_and_loses_no_answer(

@@ -6,6 +6,10 @@ depend on how many rows there are, nor on its place among them. No library promi
 be another algorithm. It is measured with the model's own weights, once for each number of rows (`fingerprint`), and
 prompts whose numbers of rows were not found to agree run alone.
 
+The measurement sees what changes whole rows, as another order of a sum does. A few numbers at the end of a tensor can
+escape it: torch's element-wise loops on a CPU compute fewer than two vectors of them by other functions, which mostly
+round alike. On a GPU, where prompts are packed, one function computes all numbers of a tensor.
+
 Shapes: M rows of a pass, H heads, D head width.
 """
 
