@@ -6,6 +6,7 @@ The rank alone decides what follows, and ends its own processes.
 import contextlib
 import signal
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 JOB_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
 
@@ -16,6 +17,9 @@ def held() -> Iterator[None]:
 
     One that came before a process has a handler would end it.
     """
+    # multiprocessing starts this process of its own with the first one that it starts, or the first lock, and some
+    # versions of Python let SIGINT and SIGTERM through from then on.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
     try:
         yield
