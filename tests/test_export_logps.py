@@ -24,6 +24,7 @@ from data_engine.exports.formats import rlaif_v_logps as export
 from data_engine.models import llava
 from data_engine.models.tokenizer import load_tokenizer
 from data_engine.pipeline.score import ScoreSettings, score_unit
+from data_engine.store import units
 
 EOS = 2
 
@@ -242,6 +243,23 @@ def test_questions_count_too(question, reason, processor, model, tmp_path):
     assert of_it
     assert found.left_out == ({reason: len(of_it)} if reason else {})
     assert len([row for row in rows if row["idx"] == "q000"]) == (0 if reason else len(of_it))
+
+
+def test_pairs_of_an_answer_without_log_probs_are_left_out(processor, model, tmp_path):
+    """As where another reward ranks, and the instruct model left the question out."""
+    source = finish(text_world(tmp_path, processor), tmp_path / "work", model, markers=(), rank=2)
+
+    def without(stage: str, unit: int) -> pa.Table:
+        rows = units.read_unit(tmp_path / "work", stage, unit).table.to_pylist()
+        kept = [row for row in rows if stage != export.STAGE or (row["idx"], row["sample_index"]) != ("q000", 3)]
+        return pa.Table.from_pylist(kept)
+
+    found = build("rlaif-v-logps", dataclasses.replace(source, read_table=without), tmp_path / "out")
+    pairs = list(source.pairs)
+    spoilt = [pair for pair in pairs if pair["idx"] == "q000" and 3 in (pair["chosen_index"], pair["rejected_index"])]
+    assert spoilt
+    assert found.left_out == {export.UNSCORED: len(spoilt)}
+    assert len(rlaif_v_logps.read(tmp_path / "out")) == len(pairs) - len(spoilt)
 
 
 def test_answers_given_as_text_are_taken(processor, model, tmp_path):

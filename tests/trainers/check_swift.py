@@ -42,7 +42,7 @@ def train(job: Job, model: str) -> dict:
     kind = KINDS[job.format]
     settings = {
         "rlhf_type": kind, "model": model, "model_type": MODEL, "template": MODEL,
-        "dataset": job.folder / "train.parquet",
+        "dataset": job.folder,
         "tuner_type": "full", "output_dir": job.scratch / "out", "max_steps": 1, "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1, "max_length": 4096, "report_to": "none", "use_cpu": True,
         "torch_dtype": "float32", "bf16": False, "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 1,
@@ -72,7 +72,7 @@ def check(job: Job) -> dict:
     template = swift.get_template(processor, max_length=4096, template_type=MODEL)
     template.set_mode("kto" if job.format == "ms-swift-kto" else "rlhf")
     image_token = processor.tokenizer.convert_tokens_to_ids(PICTURE)
-    rows, _ = swift.load_dataset(str(job.folder / "train.parquet"), num_proc=1)
+    rows, _ = swift.load_dataset(str(job.folder), num_proc=1)
     as_seen = [seen(row, template) for row in rows]
     figures = {"rows": checking.require_same(as_seen, checking.read_expected(job.expected))}
     for loaded, row in zip(rows, as_seen, strict=True):

@@ -48,8 +48,8 @@ class QuestionRows:
         """Whether the question and its pictures can still be read."""
         return self.question.problem is None
 
-    def of_stage(self, stage: str, sample_index: int) -> Mapping:
-        """The row of one answer to this question in a stage's file.
+    def of_stage(self, stage: str, sample_index: int) -> Mapping | None:
+        """The row of one answer to this question in a stage's file; None where the stage left it out.
 
         Raises UserError where the unit was computed again since the pairs were made, with other answers.
         """
@@ -60,7 +60,7 @@ class QuestionRows:
                 f"idx {key[0]!r}: its answers are not those that its pairs were made of; pair again, by the command of "
                 "the run with --continue_from_stage 2"
             )
-        return self.read_stage(stage)[key]
+        return self.read_stage(stage).get(key)
 
     def token_ids(self, sample_index: int) -> list[int] | None:
         """The token ids of one answer to this question, as sampled; None of an answer that was given as text."""

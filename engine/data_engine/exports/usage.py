@@ -41,11 +41,10 @@ trl.{name}Trainer(model="MODEL", args=arguments, train_dataset=rows).train()
 
 `max_length=None` matters: TRL cuts the end of a row at 1,024 tokens, pictures included, and so the answer."""
 _SWIFT = """```bash
-{command} --model MODEL --dataset EXPORT/train.parquet --strict true
+{command} --model MODEL --dataset EXPORT --strict true
 ```
 
-`--strict true` matters: without it ms-swift leaves out rows that it cannot use, without an error. An export of several
-files is named as its folder."""
+`--strict true` matters: without it ms-swift leaves out rows that it cannot use, without an error."""
 _FACTORY = """```bash
 llamafactory-cli train --stage {stage} --do_train true --model_name_or_path MODEL --template TEMPLATE \\
   --dataset_dir EXPORT --media_dir EXPORT --dataset {name} --finetuning_type lora --output_dir out --cutoff_len 4096
@@ -59,7 +58,9 @@ USAGES = {
         "Pairs of one picture and one question, as RLAIF-V's trainer reads them.",
         (IDX, ("question", "without a marker for the picture"), *_SIDES, IMAGE),
         "The columns `ds_name`, `origin_dataset` and `image_path` are there, too, where the questions have them.\n"
-        "RLAIF-V's trainer reads the folder as its data directory since pull request 37. ms-swift reads it too:\n\n"
+        "RLAIF-V's trainer reads the folder as its data directory with its pull request 37. Its main branch is\n"
+        "without it, and would load its own dataset from the hub instead: export `rlaif-v-logps` for that branch.\n"
+        "ms-swift reads the folder too:\n\n"
         "```bash\nswift rlhf --rlhf_type dpo --model MODEL --dataset EXPORT --strict true \\\n"
         '  --columns \'{"chosen": "response", "rejected": "rejected_response"}\'\n```',
     ),
@@ -68,7 +69,7 @@ USAGES = {
         (IDX, ("question", "without a marker for the picture"), *_SIDES, IMAGE,
          ("logps", "JSON: sum, mean and log-probs a token of chosen, then of rejected; those a token are zeros"),
          ("ds_name, origin_dataset, origin_split, image_path", "required by the trainer; empty where not known")),
-        "The folder is the data directory of RLAIF-V's trainer, on its main branch and since pull request 37.\n"
+        "The folder is the data directory of RLAIF-V's trainer, of its main branch and of pull request 37.\n"
         "The reference model is the instruct model of the run, a LLaVA-1.5: train that one. Keep the script's\n"
         "`--model_max_length 2048` and `--image_aspect_ratio`. Pairs whose log-probs the trainer would compute\n"
         "otherwise are left out: answers that were cut off, rewritten texts, texts that read back as other tokens.",
@@ -108,9 +109,11 @@ USAGES = {
         _SWIFT.format(command="swift rlhf --rlhf_type dpo"),
     ),
     "ms-swift-kto": Usage(
-        "Answers with a label for ms-swift's KTO; no two answers to one question follow each other.",
+        "Answers with a label for ms-swift's KTO.",
         (("messages", "all turns, the answer last; `<image>` where a picture stands"), _LABEL, IMAGES),
-        _SWIFT.format(command="swift rlhf --rlhf_type kto"),
+        _SWIFT.format(command="swift rlhf --rlhf_type kto")
+        + "\n\nKTO compares an answer with the prompt of another row. In the file no two answers to one question\n"
+        "follow each other, but ms-swift shuffles the rows again, so that two may meet.",
     ),
     "ms-swift-rm": Usage(
         "Pairs with the margin of their rewards for ms-swift's reward model.",
@@ -136,7 +139,8 @@ USAGES = {
          ("sum, avg, min, last", "rewards of `implicit`; empty in a run without it"),
          ("sum_rank, avg_rank", "places among the answers to the question, from 1"),
          ("not_ranked", "why it has no place"), ("image_path", "what the dataset calls the picture")),
-        '```python\nimport pyarrow.parquet as pq\n\ntable = pq.read_table("EXPORT/scored.parquet")\n```\n\n'
+        "```python\nfrom glob import glob\n\nimport pyarrow.parquet as pq\n\n"
+        'table = pq.read_table(sorted(glob("EXPORT/**/*.parquet", recursive=True)))\n```\n\n'
         "Texts are as sampled, without pictures. Each other reward of the run has a column of its name, and\n"
         "each name of `--rank_by` one of places (`NAME_rank`).",
     ),

@@ -35,6 +35,7 @@ FAMILY = "llava"
 NAME = "RLAIF-V-Dataset-withlogp"
 
 REWRITTEN = "a text was rewritten, so that its saved log-probs are not those of the new text"
+UNSCORED = "the instruct model gave an answer no log-probs (left_out/ says why)"
 CUT_OFF = "an answer ended at max_new_tokens, and the trainer would add an end token to it"
 MASKED = 'a text holds " ASSISTANT: ", at which the trainer ends the question'
 THOUGHT = "a thought stands before an answer, which its saved log-probs follow and the trainer does not read"
@@ -97,7 +98,7 @@ def _why_other(trainer: "_Trainer", group: QuestionRows, pair: Mapping) -> str |
     for side in ("chosen", "rejected"):
         index = pair[f"{side}_index"]
         answer, scored = (group.of_stage(stage, index) for stage in (stages.SAMPLING.name, STAGE))
-        reason = CUT_OFF if answer["finish_reason"] == "length" else None
+        reason = UNSCORED if scored is None else CUT_OFF if answer["finish_reason"] == "length" else None
         reason = THOUGHT if answer.get("thought") is not None else reason
         if reason is None:
             ids, num_scored = answer["token_ids"], len(scored["token_logps"])
