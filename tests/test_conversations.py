@@ -35,6 +35,19 @@ def test_a_row_may_be_a_whole_conversation(tmp_path):
     assert (row.question, row.images, row.image) == ("And this?", (b"a", b"b"), None)
 
 
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_question_about_one_image_or_none_is_asked_without_its_marker(tmp_path, system):
+    """By every family; the row's digest is of the text as it stands, as it always was."""
+    before = [said(SYSTEM, system)] if system else []
+    for images in (["a"], []):
+        row = row_of(tmp_path, question="<image>\nWhat?", images=images, system=system)
+        asked = said(USER, *range(len(images)), "\nWhat?")
+        assert row.conversation.messages == (*before, asked)
+        assert row.question == "<image>\nWhat?"
+    plain = row_of(tmp_path, question="<image>\nWhat?", image="a")
+    assert plain.digest == Question(plain.idx, "<image>\nWhat?", b"a", None).digest
+
+
 @pytest.mark.parametrize(
     ("messages", "images", "expected"),
     [

@@ -55,7 +55,7 @@ class Rewriting:
         return None
 
     def question(self, question: Question) -> tuple[Question | None, bool]:
-        """The question without `<image>`, as the native families' prompts have it, and its other tokens rewritten.
+        """The question without `<image>`, as it was asked, and its other tokens rewritten.
 
         None where one is left still. The second tells whether there was another one.
         """

@@ -10,6 +10,7 @@ from data_engine.questions.images import BadImage
 from data_engine.questions.messages import MAX_TEXT_BYTES, conversation_of, messages_in, with_images
 from data_engine.questions.row_images import ImageCell, ImageCells, chosen_cells, limited
 from data_engine.questions.sources.column_types import as_bytes, is_list
+from data_engine.schemas import without_image_marker
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,15 @@ class Given:
 
     def with_images(self, num_images: int) -> Conversation:
         """With its images numbered. Raises BadImage where their number is not the one that the messages ask for."""
-        if self.is_question and num_images < 2:
-            # Whatever the text says: such rows are as old as the engine, and so is the order of image and text.
-            return Conversation.of(self.conversation.question, num_images, self.conversation.system)
+        if self.keeps_text(num_images):
+            # LLaVA's data say `<image>` there. What is trained on the pairs is not shown that text either.
+            text = without_image_marker(self.conversation.question)
+            return Conversation.of(text, num_images, self.conversation.system)
         return with_images(self.conversation, num_images)
+
+    def keeps_text(self, num_images: int) -> bool:
+        """Whether the row's digest is of its question as it stands, wherever that names its image."""
+        return self.is_question and num_images < 2
 
 
 class Asked:

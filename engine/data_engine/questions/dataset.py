@@ -187,7 +187,7 @@ class Questions:
             question = given.conversation.question
             cells = asked.images(row)
             conversation = given.with_images(len(cells)).with_system(self._system)
-            question = conversation.question
+            question = question if given.keeps_text(len(cells)) else conversation.question
             images = read_all(cells, self._image_root)
         except BadImage as error:
             missing = problem is None and isinstance(error, MissingImage)
