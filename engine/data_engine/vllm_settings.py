@@ -74,6 +74,17 @@ def gpus_of_an_engine(args: Mapping[str, object]) -> int:
     return math.prod(args.get(name, 1) for name in SIZES)
 
 
+def require_gpus(args: Mapping[str, object], num_gpus: int) -> int:
+    """GPUs that one engine takes. Raises UserError where the machine has fewer."""
+    size = gpus_of_an_engine(args)
+    if size > num_gpus:
+        raise UserError(
+            f"vllm_args asks for engines of {size} GPUs ({' times '.join(SIZES)}), and this machine has {num_gpus}: "
+            "lower the sizes"
+        )
+    return size
+
+
 def shaping(args: Mapping[str, object]) -> str | None:
     """The arguments that shape answers, written in one way; None where there are none."""
     kept = {name: value for name, value in args.items() if name not in FREE}

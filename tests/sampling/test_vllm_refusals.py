@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 from data_engine.commands import validate
 from data_engine.config import RunConfig
@@ -10,6 +11,7 @@ from data_engine.errors import UserError
 from data_engine.job import worker
 from data_engine.models import family_class
 from data_engine.models.registry import ModelError
+from data_engine.planning import heavy
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,18 @@ def _incomplete(config: RunConfig) -> str:
     with pytest.raises(Exception, match="continue_from_stage 1 needs all units") as caught:
         worker.run(config)
     return str(caught.value)
+
+
+def test_an_engine_of_more_gpus_than_the_machine_has_is_refused_by_validate_too(settings, vllm, monkeypatch):
+    vllm.device_type = "cuda"
+    monkeypatch.setattr(heavy, "pick_device", torch.device)
+    monkeypatch.setattr(heavy._Look, "_memory", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    asked = {"device": "cuda", "vllm_args": '{"tensor_parallel_size": 2, "pipeline_parallel_size": 2}'}
+    with pytest.raises(UserError, match=r"vllm_args asks for engines of 4 GPUs .* and this machine has 3: lower"):
+        validate.check(settings(**asked))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    validate.check(settings(**asked))
 
 
 def test_families_that_vllm_does_not_know_are_refused_by_name(settings, vllm, goldens, refusal):

@@ -99,6 +99,14 @@ def test_the_sampler_and_what_shapes_its_answers_are_bound(settings, vllm, refus
     assert len(vllm.engines) == 1
 
 
+def test_another_version_of_vllm_goes_on_with_a_warning(settings, vllm, tmp_path, capsys):
+    assert worker.run(settings(stop_after_stage=0)) == 0
+    path = tmp_path / "work/run.json"
+    path.write_text(path.read_text().replace('"version": "0.32.0"', '"version": "0.31.9"'))
+    assert worker.run(settings(stop_after_stage=0)) == 0
+    assert "this run was started with other versions (vllm 0.31.9 -> 0.32.0)" in capsys.readouterr().err
+
+
 def test_a_run_of_the_engine_s_own_sampler_does_not_become_vllms(settings, vllm, refusal):
     assert worker.run(settings(sampler="native", stop_after_stage=0)) == 0
     assert "sampler was native, now vllm" in refusal(settings())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from data_engine.commands.arguments import parse
 from data_engine.errors import UserError
-from data_engine.vllm_settings import SIZES, gpus_of_an_engine
+from data_engine.vllm_settings import require_gpus
 
 
 def num_ranks(gpus: int, flags: Sequence[str]) -> int:
@@ -21,12 +21,7 @@ def num_ranks(gpus: int, flags: Sequence[str]) -> int:
     except UserError:
         # The check that follows says what is wrong.
         return gpus
-    size = gpus_of_an_engine(config.vllm_options) if config.draws_by_vllm else 1
-    if size > gpus:
-        raise UserError(
-            f"vllm_args asks for engines of {size} GPUs ({' times '.join(SIZES)}), and this machine has {gpus}: lower "
-            "the sizes"
-        )
+    size = require_gpus(config.vllm_options, gpus) if config.draws_by_vllm else 1
     if gpus % size:
         told = f"{gpus % size} of {gpus} GPUs are left over: each engine of vLLM takes {size}"
         print(f"data-engine: warning: {told}", file=sys.stderr)

@@ -140,11 +140,8 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
             return json.dumps(new, indent=1) if new != found else None
 
         rewrite(path, changed)
-    changed = [
-        f"{name} {then} -> {described['versions'].get(name)}"
-        for name, then in found["versions"].items()
-        if described["versions"].get(name) != then
-    ]
+    then, now = _versions(found), _versions(described)
+    changed = [f"{name} {then[name]} -> {now[name]}" for name in then if name in now and now[name] != then[name]]
     warnings = [f"this run was started with other versions ({', '.join(changed)})"] if changed else []
     return new, warnings
 
@@ -223,6 +220,13 @@ def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping, run_stages: Run
             f"work_dir {work_dir} holds another run: {told(list(holding), theirs, ours)}; units of {by} were computed "
             "with it. Go on with its settings or choose another work_dir"
         )
+
+
+def _versions(described: Mapping) -> dict[str, str]:
+    """Of all that a start computed by; that of the sampler, if it is a program of its own and the start draws by it."""
+    sampler = described.get("sampler") or {}
+    own = {sampler["name"]: sampler["version"]} if "version" in sampler else {}
+    return described["versions"] | own
 
 
 def _updated(work_dir: Path, described: dict) -> tuple[dict, dict]:

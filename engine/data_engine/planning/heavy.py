@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.job import by_vllm, given, run_file
@@ -26,6 +28,7 @@ from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import open_questions, read_images
 from data_engine.questions.images import BadImage
 from data_engine.stages import TRAINED
+from data_engine.vllm_settings import require_gpus
 
 # Rows whose prompts are counted.
 PROMPTS = 8
@@ -103,6 +106,8 @@ class _Look:
             with self.found.noting("vllm_args"):
                 trained = Checked(self.folders[TRAINED], self.families[TRAINED])
                 by_vllm.check(self.config, trained, target.device.type)
+                if target.device.type == "cuda":
+                    require_gpus(self.config.vllm_options, torch.cuda.device_count())
 
     def _bound(self, target: Target) -> None:
         """Device and dtype that units of the work_dir were computed with, where they are chosen here."""
