@@ -73,13 +73,15 @@ def test_it_samples_the_same_answers_in_fewer_steps(sampled, most_in_hand):
     answers, left_out, steps = sampled("plain", one_queue=False)
     assert len(answers) == 4 * NUM_QUESTIONS
     assert {row["idx"] for row in left_out} == {"bad", "worse0", "worse1", "worse2"}
-    assert set(most_in_hand) == {1}
+    assert most_in_hand == [1] * 8
+    most_in_hand.clear()
     ahead, ahead_left_out, ahead_steps = sampled("ahead")
     assert ahead == answers
     assert ahead_left_out == left_out
     # Rows that wait for the longest answer of each pair of questions work instead.
     assert ahead_steps < 0.9 * steps
-    assert 2 <= max(most_in_hand) <= 4
+    # The questions of the first unit leave no row; from the third on, each is begun beside another one.
+    assert 2 <= min(most_in_hand[2:]) <= max(most_in_hand) <= 4
 
 
 @pytest.mark.slow

@@ -118,6 +118,7 @@ def config(**fields: object):
         (config(rms_norm_eps=...), "rms_norm_eps None"),
         (config(hidden_size=200), "hidden_size 200; the resampler's heads are 128 wide"),
         (config(mm_hidden_size=1792), "mm_hidden_size 1792; the tower's weights are 48 wide"),
+        (config(vocab_size=500), "vocab_size 500, but the tokenizer beside it gives ids up to 599"),
         (config(vocab_size=601), "gives <im_start> the id 601, vocab_size is 601"),
         (config(num_hidden_layers=3), "lacks 9 weights that config.json asks for: decoder.layers.2."),
         (lambda f: without(f, "vision_tower"), "no whole vision tower, which belongs inside the checkpoint"),
