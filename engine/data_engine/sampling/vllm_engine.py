@@ -101,13 +101,14 @@ class Engine:
 
     def close(self) -> None:
         """End the workers, and return when they are gone: what they held on a GPU is free then."""
-        atexit.unregister(self.close)
         self.vllm.engine_core.shutdown()
         for worker in self._workers:
             worker.join(PATIENCE_S)
             if worker.is_alive():
                 worker.kill()
                 worker.join()
+        # Last: a stop that comes meanwhile leaves the rest to the end of the process.
+        atexit.unregister(self.close)
         # vLLM leaves this process one thread, and the models that score here need theirs.
         torch.set_num_threads(self._threads)
 
