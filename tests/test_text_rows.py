@@ -105,7 +105,7 @@ changes = st.lists(
 
 
 @given(name=st.sampled_from(list(SPELLINGS)), changes=changes, packed_first=st.booleans())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.too_slow], derandomize=True, max_examples=150)
 def test_a_file_that_was_changed_anywhere_is_read_or_refused(name, changes, packed_first):
     data = SPELLINGS[name]
     packs = name.endswith(".gz")
