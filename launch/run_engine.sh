@@ -29,12 +29,30 @@ if [ -z "${PYTHON:-}" ]; then
   if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$venv" ]; then PYTHON=$venv; fi
 fi
 # Before anything slow is started.
-case ${NUM_PROCESSES:-1} in
-*[!0-9]* | 0*)
-  echo "NUM_PROCESSES must be a whole number of ranks, at least 1, got \"$NUM_PROCESSES\"" >&2
+refuse() {
+  echo "data-engine: error: $1" >&2
   exit 2
+}
+case ${NUM_PROCESSES:-1} in
+*[!0-9]* | 0*) refuse "NUM_PROCESSES must be a whole number of ranks, at least 1, got \"$NUM_PROCESSES\"" ;;
+esac
+case ${NUM_MACHINES:-1} in
+1) ;;
+*[!0-9]* | 0*) refuse "NUM_MACHINES must be a whole number of machines, at least 1, got \"$NUM_MACHINES\"" ;;
+*)
+  case ${MACHINE_RANK:-none} in
+  *[!0-9]*) refuse "MACHINE_RANK must be this machine's number, from 0 to NUM_MACHINES - 1, got \"${MACHINE_RANK:-}\"" ;;
+  esac
+  [ "$MACHINE_RANK" -lt "$NUM_MACHINES" ] || refuse "MACHINE_RANK must be below NUM_MACHINES, got $MACHINE_RANK of $NUM_MACHINES"
+  [ -n "${MAIN_ADDRESS:-}" ] || refuse "NUM_MACHINES is $NUM_MACHINES: set MAIN_ADDRESS to the address of machine 0"
+  case ${MAIN_PORT:-none} in
+  *[!0-9]*) refuse "NUM_MACHINES is $NUM_MACHINES: set MAIN_PORT to a free port of machine 0, got \"${MAIN_PORT:-}\"" ;;
+  esac
   ;;
 esac
+if [ -n "${ACCELERATE_CONFIG:-}" ] && [ ! -f "$ACCELERATE_CONFIG" ]; then
+  refuse "ACCELERATE_CONFIG must name a file, got \"$ACCELERATE_CONFIG\""
+fi
 if [ -z "${NUM_PROCESSES:-}" ] || [ -z "${ACCELERATE_CONFIG:-}" ]; then
   gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
   if [ "$gpus" -gt 0 ]; then kind=gpu; else kind=cpu gpus=1; fi

@@ -79,21 +79,37 @@ def send(pid: int, number: int) -> None:
 
 
 def supervise(launcher: subprocess.Popen, ranks: JobProcesses, num_processes: int, received: list[int]) -> None:
-    """Return when launcher and ranks have ended, or at a second signal in `received`."""
+    """Return when launcher and ranks have ended, or at a second signal in `received`.
+
+    Where all ranks have told a code and some did not end well, the launcher is held still, then killed: it has nothing
+    more to do, and would print a traceback under what they said. That of one machine of several ends with the others.
+    """
     told: set[int] = set()
     while launcher.poll() is None or ranks.alive():
         orphaned = launcher.poll() is not None
+        codes = ranks.values("code")
+        over = len(codes) == num_processes and any(codes) and alone()
+        if over and not ranks.alive():
+            launcher.kill()
+            return
         if received or orphaned:
             alive = ranks.alive()
             for pid in alive - told:
                 send(pid, received[0] if received else signal.SIGTERM)
             told |= alive
             # The launcher is held still while its ranks stop, or it would kill the slower ones.
-            hold = alive and len(ranks.values("pid")) == num_processes
+            hold = over or (alive and len(ranks.values("pid")) == num_processes)
             launcher.send_signal(signal.SIGSTOP if hold else signal.SIGCONT)
+        elif over:
+            launcher.send_signal(signal.SIGSTOP)
         if len(received) > 1:
             return
         time.sleep(POLL_S)
+
+
+def alone() -> bool:
+    """Whether this machine is the whole job."""
+    return int(os.environ.get("NUM_MACHINES", "1")) == 1
 
 
 def listen(received: list[int]) -> None:

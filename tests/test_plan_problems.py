@@ -88,6 +88,14 @@ def test_a_missing_dataset_lets_checkpoints_be_checked_and_the_other_way_round(j
     assert [problem["check"] for problem in found["problems"]] == ["dataset", "checkpoints"]
 
 
+@pytest.mark.parametrize("rewards", ["rule", "implicit,rule", "critic"])
+def test_a_source_of_reward_without_its_own_flag_is_told_by_that_flag_alone(job, capsys, rewards):
+    found = told(capsys, *words(job, rewards=rewards))
+    assert [problem["check"] for problem in found["problems"]] == ["configuration"]
+    flag = "--critic_model_path" if rewards == "critic" else "--rule"
+    assert flag in found["problems"][0]["message"]
+
+
 def test_all_first_rows_being_unusable_is_told_beside_a_broken_checkpoint(job, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     write(tmp_path / "q.parquet", [row for row in hostile_rows() if row[0] in ("undecodable", "empty")])

@@ -241,7 +241,42 @@ def test_a_number_of_ranks_that_is_none_is_the_users_mistake(shell, number):
     environment = os.environ | {"NUM_PROCESSES": number, "PYTHON": sys.executable}
     done = subprocess.run([shell, SCRIPT], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f'NUM_PROCESSES must be a whole number of ranks, at least 1, got "{number}"\n'
+    says = f'NUM_PROCESSES must be a whole number of ranks, at least 1, got "{number}"'
+    assert done.stderr == f"data-engine: error: {says}\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"NUM_MACHINES": "x"}, 'NUM_MACHINES must be a whole number of machines, at least 1, got "x"'),
+        ({"NUM_MACHINES": "2"}, 'MACHINE_RANK must be this machine\'s number, from 0 to NUM_MACHINES - 1, got ""'),
+        ({"NUM_MACHINES": "2", "MACHINE_RANK": "2"}, "MACHINE_RANK must be below NUM_MACHINES, got 2 of 2"),
+        (
+            {"NUM_MACHINES": "2", "MACHINE_RANK": "1"},
+            "NUM_MACHINES is 2: set MAIN_ADDRESS to the address of machine 0",
+        ),
+        (
+            {"NUM_MACHINES": "2", "MACHINE_RANK": "1", "MAIN_ADDRESS": "a", "MAIN_PORT": "b"},
+            'NUM_MACHINES is 2: set MAIN_PORT to a free port of machine 0, got "b"',
+        ),
+        ({"ACCELERATE_CONFIG": "/nope"}, 'ACCELERATE_CONFIG must name a file, got "/nope"'),
+    ],
+)
+def test_what_the_environment_lacks_or_has_wrong_is_told_before_anything_starts(environment, says):
+    chosen = {"PYTHON": "/no/python"} | environment
+    done = subprocess.run(["sh", SCRIPT], env=os.environ | chosen, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"data-engine: error: {says}\n")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_launcher_adds_no_traceback_to_what_ranks_that_stop_say(start, name):
+    job = start("work", "work")
+    job.wait_for_ranks()
+    job.process.send_signal(signal.Signals[name])
+    output, _ = job.process.communicate(timeout=PATIENCE_S)
+    assert job.process.returncode == 75
+    assert "Traceback" not in output
+    assert not job.alive()
 
 
 def test_each_script_is_understood_by_a_plain_shell():

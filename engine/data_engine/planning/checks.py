@@ -121,16 +121,16 @@ def _sources(found: Found) -> None:
     """The files that flags of sources of reward name: templates, rules."""
     for source in found.config.stages.sources:
         flags, given = SOURCES[source].flags, SOURCES[source].given
-        if flags is not None and not found.wrong.intersection(given):
+        if found.wrong.intersection(given):
+            found.failed.add("sources")
+        elif flags is not None:
             with found.noting("sources"):
                 load(flags)(found.config)
 
 
 def _dataset(found: Found) -> None:
     """It opens, has the columns of every question, and ids that tell rows apart."""
-    # Where a source's own flags are wrong, nobody knows what further columns it reads.
-    further = () if "sources" in found.failed else found.config.further_columns
-    found.questions = open_questions(found.config, further)
+    found.questions = open_questions(found.config, found.further_columns)
 
 
 def _columns(found: Found) -> None:

@@ -11,6 +11,7 @@ from data_engine.errors import Collected, UserError, apart
 from data_engine.flags import FIELD_NAMES
 from data_engine.questions.dataset import Questions
 from data_engine.questions.given_answers import GivenFacts
+from data_engine.stages import SOURCES
 
 # What a user has written, such as a path, may have the name of a flag in it.
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
@@ -71,6 +72,13 @@ class Found:
     """the same roles"""
     heavy: dict = field(default_factory=dict)
     """what heavy.look told: see there"""
+
+    @property
+    def further_columns(self) -> tuple[str, ...] | None:
+        """As the configuration's. None of them where the flags of a source are wrong: what it reads is not known."""
+        given = {name for source in self.config.stages.sources for name in SOURCES[source].given}
+        known = "sources" not in self.failed and not self.wrong.intersection(given)
+        return self.config.further_columns if known else ()
 
     def note(self, check: str, error: UserError) -> None:
         """Each message counts once, whichever checks come upon it."""

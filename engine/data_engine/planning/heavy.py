@@ -90,7 +90,7 @@ class _Look:
 
     def _questions(self):
         if self.wanted.found.questions is None:
-            self.wanted.found.questions = open_questions(self.config, self.config.further_columns)
+            self.wanted.found.questions = open_questions(self.config, self.wanted.found.further_columns)
         return self.wanted.found.questions
 
     def _target(self) -> Target | None:
