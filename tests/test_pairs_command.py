@@ -132,7 +132,13 @@ def test_places_of_answers_are_those_by_which_a_pairing_with_length_alpha_ranked
 
 def test_where_no_pair_is_kept_the_exit_code_is_4(work_dir, capsys):
     assert pairs(work_dir, "--name", "none", "--min_margin", 1000) == 4
-    assert "no pair is kept" in capsys.readouterr().err
+    assert "no pair is kept; the lines above say where they were left out" in capsys.readouterr().err
+
+
+def test_where_a_strategy_makes_no_pair_it_is_named(work_dir, capsys):
+    assert pairs(work_dir, "--name", "none", "--strategy", "right_wrong", "--right", 1000) == 4
+    said = "answers ranked, and strategy right_wrong pairs no two of a question (--right, --rank, --distance)"
+    assert said in capsys.readouterr().err
 
 
 def test_exports_and_the_report_take_a_pairing_by_its_name(work_dir, tmp_path, capsys):

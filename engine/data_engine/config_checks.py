@@ -7,6 +7,7 @@ tell what follows from that.
 import json
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from data_engine.flags import require
@@ -243,3 +244,11 @@ CHECKS = (
     Check(("right", "strategy"), _right_is_left_out),
     Check(("length_alpha", "strategy"), _right_wrong_and_alpha),
 )  # fmt: skip
+
+
+def check_values(**values: object) -> None:
+    """Raise UserError for one of these fields that does not hold alone: for calls without a whole configuration."""
+    given = SimpleNamespace(**values)
+    for check in CHECKS:
+        if values.keys() >= set(check.fields):
+            check.hold(given)

@@ -54,7 +54,10 @@ def main(argv: Sequence[str]) -> int:
     print(funnel.table())
     print(f"{target}{' (replaced)' if replaced else ''}", flush=True)
     if not funnel.found:
-        print("data-engine: no pair is kept; the lines above say where they were left out", file=sys.stderr)
+        why = "the lines above say where they were left out"
+        if funnel.ranked and not funnel.candidate_pairs:
+            why = f"{funnel.ranked} {funnel.why_no_candidates(config.strategy)}"
+        print(f"data-engine: no pair is kept; {why}", file=sys.stderr)
         return 4
     return 0
 

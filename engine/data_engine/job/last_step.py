@@ -118,8 +118,6 @@ def why_nothing(plan: Plan, funnel: Funnel) -> str:
     reasons += [(count, f"pairs dropped: {name}") for name, count in funnel.dropped.items() if count]
     reasons += [(count, f"pairs left out of the dataset: {reason}") for reason, count in funnel.not_written.items()]
     if funnel.ranked and not funnel.candidate_pairs:
-        reasons.append(
-            (funnel.ranked, "answers ranked, no two of a question whose lengths are near enough (--distance)")
-        )
+        reasons.append((funnel.ranked, funnel.why_no_candidates(plan.config.strategy)))
     told = "; ".join(f"{count} {reason}" for count, reason in sorted(reasons, reverse=True))
     return f"nothing could be written, the dataset has no row: {told or 'no reason is known'}"

@@ -8,7 +8,9 @@ from PIL import Image
 
 from data_engine import errors, schemas
 from data_engine.config import RunConfig
+from data_engine.config_checks import check_values
 from data_engine.errors import BadRow, UserError
+from data_engine.flags import require
 from data_engine.models.base import VisionLanguageModel
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.pipeline.asked import Images, asked
@@ -263,8 +265,13 @@ def sample_answers(
     `image` is a PIL image or encoded bytes, or a list of them, or None; an EXIF orientation is applied, unless exif is
     "ignore". `question` may also be chat messages. Raises images.BadImage, a ValueError, for an image that cannot be
     read, BadRow for messages that the model does not take, ArithmeticError where the model gives logits that are NaN or
-    infinite, and UserError where memory runs out with one answer at a time.
+    infinite, and UserError for values out of range and where memory runs out with one answer at a time.
     """
+    check_values(
+        temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
+        max_new_tokens=max_new_tokens, max_megapixels=max_megapixels,
+    )  # fmt: skip
+    require(k >= 1, f"k must be at least 1, got {k}")
     params = SamplingParams(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
     settings = SampleSettings(k, seed, params, crop=False, max_megapixels=max_megapixels)
     conversation, pictures = asked(image, question, max_megapixels, exif)

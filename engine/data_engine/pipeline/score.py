@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_engine import schemas, stages
 from data_engine.errors import BadRow
+from data_engine.flags import require
 from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.pipeline.asked import Images, asked
 from data_engine.pipeline.passes import Behind, compute_unit, require_room
@@ -219,9 +220,10 @@ def score_answers(
 
     Token ids are scored as they are, nothing added, and all of them count. Text is encoded as in the training prompt,
     literally, and always counts its EOS; a thought before the answer does not count, nor anything of one that is not
-    finished. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, and
-    BadRow for messages that the model does not take, and answers that are too long for it.
+    finished. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, BadRow for
+    messages that the model does not take, and answers that are too long for it, and UserError for one text.
     """
+    require(not isinstance(answers, str), "answers must be a list of texts, or of lists of ids; got one text")
     conversation, pictures = asked(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
     both = [_encoded(model, conversation, one) if isinstance(one, str) else (list(one), 0) for one in answers]

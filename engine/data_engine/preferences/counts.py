@@ -38,6 +38,10 @@ class Funnel:
         """Pairs that the filters kept, and that a dataset can be made of."""
         return self.written + self.not_fitting if self.kept is None else self.kept
 
+    def why_no_candidates(self, strategy: str) -> str:
+        """Of answers that rank, where no two of a question became a pair."""
+        return f"answers ranked, and strategy {strategy} pairs no two of a question (--right, --rank, --distance)"
+
     def lines(self) -> list[tuple[str, int]]:
         """(name, count); names of what was left out start with two spaces."""
         not_ranked = [(f"  not ranked: {reason}", count) for reason, count in self.not_ranked.items()]

@@ -107,18 +107,22 @@ def build_pairs(
     *,
     markers: Sequence[str] = (),
     strategy: str = DEFAULT,
+    right: float | None = None,
 ) -> list[Pair]:
     """Candidate pairs of any number of questions, unfiltered. The rows of a question may come in any order.
 
     A row is a mapping with idx, sample_index, answer, sum, avg. An answer that contains one of `markers` never ranks.
-    `rank` and `distance` are PairRule's pair_depth and max_word_gap, `strategy` is a name of STRATEGIES. Raises
-    UserError for values that cannot be used.
+    `rank` and `distance` are PairRule's pair_depth and max_word_gap, `strategy` is a name of STRATEGIES, and `right`
+    the sum from which on an answer is right, which strategy right_wrong asks for. Raises UserError for values that
+    cannot be used.
     """
     require_strategy(strategy)
+    if (strategy == "right_wrong") != (right is not None):
+        raise UserError(f"right goes with strategy right_wrong, and is needed there; got {right} and {strategy}")
     for name, value in (("rank", rank), ("distance", distance)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
-    which, rule, pairs = AnswerRule(markers=tuple(markers)), PairRule(rank, distance, strategy), []
+    which, rule, pairs = AnswerRule(markers=tuple(markers)), PairRule(rank, distance, strategy, right), []
     for group in by_idx(rows).values():
         answers = Answers.of_rows(group, SUM_AND_AVG)
         ranked = places_of(why_not_ranked(answers, which))
