@@ -38,6 +38,8 @@ def test_a_run_writes_what_the_command_writes_and_a_later_one_says_what_is_older
     told = capsys.readouterr().out
     assert "export rlaif-v: " in told
     assert "export trl: " in told
+    report = work_dir / "report/index.html"
+    assert f"\ndataset: {work_dir}/dataset\nexports: {work_dir}/exports\nreport: {report}\n" in told
     asked = pq.read_table(work_dir / "dataset/dpo_dataset.parquet")["question"].to_pylist()
     assert asked
     assert all(question.endswith(" < /s>?") for question in asked)

@@ -68,6 +68,7 @@ def pair_all(plan: Plan, scratch: Path) -> bool:
     _report(plan, funnel, scratch)
     print(funnel.table(), flush=True)
     _export(plan, scratch)
+    print("\n".join(_places(plan)), flush=True)
     if not funnel.found:
         log.error("%s", why_nothing(plan, funnel))
     return funnel.found > 0
@@ -108,6 +109,14 @@ def _export(plan: Plan, scratch: Path) -> None:
     stale = sorted(path.name for path in folder.glob("*") if path.name in exports.EXPORTS and path.name not in names)
     if stale:
         log.warning("%s has exports of an earlier pairing; --export %s writes them anew", folder, ",".join(stale))
+
+
+def _places(plan: Plan) -> Iterator[str]:
+    """Where the results are."""
+    yield f"dataset: {plan.work_dir / 'dataset'}"
+    if plan.config.export is not None:
+        yield f"exports: {plan.work_dir / exports.FOLDER}"
+    yield f"report: {page.report_path(plan.work_dir)}"
 
 
 def why_nothing(plan: Plan, funnel: Funnel) -> str:
