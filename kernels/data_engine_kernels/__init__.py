@@ -4,7 +4,9 @@
 kernels. Importing needs neither Triton nor CUDA. kernels/README.md says which is used when, and why.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
@@ -13,7 +15,13 @@ from torch import Tensor
 from data_engine_kernels import reference
 from data_engine_kernels.layouts import LayerCaches, RowIndex, members_of
 
-__all__ = ["LayerCaches", "RowIndex", "grouped_decode_attention", "members_of", "token_logps", "use_triton"]
+__all__ = [
+    "LayerCaches", "RowIndex", "SmallCard", "grouped_decode_attention", "members_of", "token_logps", "use_triton",
+]  # fmt: skip
+
+
+class SmallCard(ValueError):
+    """A kernel needs more of the card than it has, whatever the number of rows."""
 
 
 def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -22,8 +30,7 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
         return reference.token_logps(hidden_ND, weight_VD, targets_N)
     from data_engine_kernels import logps_triton
 
-    # Triton launches on the current device, not on that of the tensors.
-    with torch.cuda.device(hidden_ND.device):
+    with _launching_on(hidden_ND.device):
         return logps_triton.token_logps(hidden_ND, weight_VD, targets_N)
 
 
@@ -33,8 +40,26 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
         return reference.grouped_decode_attention(query_RHD, caches, rows, scale)
     from data_engine_kernels import attention_triton
 
-    with torch.cuda.device(query_RHD.device):
+    with _launching_on(query_RHD.device):
         return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale)
+
+
+@contextlib.contextmanager
+def _launching_on(device: torch.device) -> Iterator[None]:
+    """Launch there: Triton goes by the current device, not by that of the tensors.
+
+    Raises SmallCard where a program needs more shared memory or threads than a multiprocessor has.
+    """
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        with torch.cuda.device(device):
+            yield
+    except OutOfResources as error:
+        raise SmallCard(
+            f"a kernel needs {error.required:,} of {error.name}, and {torch.cuda.get_device_name(device)} has "
+            f"{error.limit:,} for a program: take a card with more of it, or --device cpu"
+        ) from None
 
 
 def use_triton(tensor: Tensor) -> bool:

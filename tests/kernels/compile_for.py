@@ -81,7 +81,9 @@ for dtype in (torch.bfloat16, torch.float32):
         hidden, weight = (torch.zeros(size, 4096, dtype=dtype) for size in (200, 1000))
         logps_triton.token_logps(hidden, weight, torch.zeros(200, dtype=torch.long), getattr(logps_triton, tiles))
     for heads, groups, width in (
-        ((32, 32, 128), (28, 4, 128), (8, 8, 80)) if dtype == torch.bfloat16 else ((28, 4, 128),)
+        ((32, 32, 128), (28, 4, 128), (8, 8, 80), (8, 1, 256), (16, 4, 256), (8, 2, 512))
+        if dtype == torch.bfloat16
+        else ((28, 4, 128), (8, 1, 256), (8, 2, 512))
     ):
         case = f"grouped_decode_attention {name} {heads}/{groups} x {width}"
         attend(heads, groups, width, dtype)

