@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from data_engine_kernels import reference
-from data_engine_kernels.layouts import LayerCaches, RowIndex, members_of
+from data_engine_kernels.layouts import MOST_WIDTH, USUAL, LayerCaches, RowIndex, Special, members_of
 
 __all__ = [
-    "LayerCaches", "RowIndex", "SmallCard", "grouped_decode_attention", "members_of", "token_logps", "use_triton",
+    "MOST_WIDTH", "LayerCaches", "RowIndex", "SmallCard", "Special", "grouped_decode_attention", "members_of",
+    "token_logps", "use_triton",
 ]  # fmt: skip
 
 
@@ -34,14 +35,16 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
         return logps_triton.token_logps(hidden_ND, weight_VD, targets_N)
 
 
-def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float) -> Tensor:
+def grouped_decode_attention(
+    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, special: Special = USUAL
+) -> Tensor:
     """One decode step's attention over [prefix | own suffix], [R, H, D]: see reference.grouped_decode_attention."""
     if not use_triton(query_RHD):
-        return reference.grouped_decode_attention(query_RHD, caches, rows, scale)
+        return reference.grouped_decode_attention(query_RHD, caches, rows, scale, special)
     from data_engine_kernels import attention_triton
 
     with _launching_on(query_RHD.device):
-        return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale)
+        return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale, special)
 
 
 @contextlib.contextmanager

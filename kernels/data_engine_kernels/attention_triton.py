@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from data_engine_kernels.attention_parts import merge_kernel, parts_kernel
-from data_engine_kernels.layouts import LayerCaches, RowIndex
+from data_engine_kernels.layouts import USUAL, LayerCaches, RowIndex, Special
 from data_engine_kernels.work_list import DEFAULT, Division, Launch, num_programs
 
 
@@ -47,7 +47,12 @@ def tile_of(lanes: int, dtype: torch.dtype) -> Tile:
 
 
 def grouped_decode_attention(
-    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, launch: Launch = DEFAULT
+    query_RHD: Tensor,
+    caches: LayerCaches,
+    rows: RowIndex,
+    scale: float,
+    special: Special = USUAL,
+    launch: Launch = DEFAULT,
 ) -> Tensor:
     """reference.grouped_decode_attention without synchronising, so it can be captured in a CUDA graph.
 
@@ -116,6 +121,8 @@ def grouped_decode_attention(
         QUERY_TILES=query_tiles,
         PREFIX_QUERIES=queries,
         SUFFIX_QUERIES=max(triton.next_power_of_2(shared), 16),
+        WINDOW=special.window or 0,
+        SOFTCAP=special.softcap,
         INTERPRETED=not query_RHD.is_cuda,
         num_warps=4,
         num_stages=tile.stages,
@@ -136,6 +143,7 @@ def grouped_decode_attention(
         SPLIT=launch.split,
         OWN=launch.own,
         BLOCK=8,
+        WINDOW=special.window or 0,
         INTERPRETED=not query_RHD.is_cuda,
         num_warps=4,
     )

@@ -21,6 +21,7 @@ from data_engine.models.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.thoughts import KNOWN, Marks, ReadAnswer
+from data_engine_kernels import MOST_WIDTH
 
 
 class Split(Protocol):
@@ -72,10 +73,12 @@ class LayerKind:
     """it looks at image states alone, and keeps nothing of an answer"""
     same_as: int | None = None
     """number of an earlier layer whose keys and values it uses"""
-    usual: bool = True
-    """its scores are scale q k^T, and a token sees all before it in a sequence of up to `window` tokens"""
+    sinks: bool = False
+    """a learned score takes part in its softmax"""
     window: int | None = None
-    """None: of any length"""
+    """a token sees all before it in a sequence of up to so many; None: of any length"""
+    slides: bool = False
+    """in a longer one it sees the last `window` tokens, itself included; else the mask is of another kind"""
 
     @property
     def values_per_token(self) -> int:
@@ -83,10 +86,19 @@ class LayerKind:
         own = not self.cross and self.same_as is None
         return self.groups * (self.key_width + self.value_width) if own else 0
 
-    def fits_kernels(self, longest: int) -> bool:
-        """Whether the kernels compute it, in sequences of up to so many tokens."""
-        sees_all = self.window is None or longest <= self.window
-        return self.usual and sees_all and not self.cross and self.key_width == self.value_width
+    def why_no_kernel(self, longest: int) -> str | None:
+        """What of it the kernels do not know, in sequences of up to so many tokens; None: they compute it."""
+        if self.cross:
+            return "looks at image states"
+        if self.sinks:
+            return "has attention sinks"
+        if self.key_width != self.value_width:
+            return f"has keys of width {self.key_width} and values of width {self.value_width}"
+        if self.key_width > MOST_WIDTH:
+            return f"has heads of width {self.key_width}, and {MOST_WIDTH} is the most"
+        if self.window is not None and longest > self.window and not self.slides:
+            return "has a mask that is neither causal nor a sliding window"
+        return None
 
 
 class TextSide(NamedTuple):

@@ -93,7 +93,8 @@ def _as_asked(
         call = asking.calls[number]
         call.require_known()
         mask = call.seen(sys.maxsize)
-        yield replace(kind, usual=call.is_usual, window=mask.window if mask else None)
+        yield replace(kind, sinks=call.sinks is not None, window=mask and mask.window,
+                      slides=bool(mask and mask.sliding))  # fmt: skip
 
 
 @torch.inference_mode()
