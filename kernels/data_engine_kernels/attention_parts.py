@@ -4,7 +4,7 @@ A part of a softmax is stored as unnormalised values [C, R, H, D], the sum of th
 that was subtracted [C, R, H], in fp32.
 
 WINDOW is the tokens that a new one sees, itself included, and SOFTCAP the c of c tanh(score / c); without, they are 0
-and None, and take no instruction. Of a part that lies before a row's window, the row stores nothing, and nothing is read.
+and None, and take no instruction. Of a part that lies before a row's window, nothing is stored for the row, nor read.
 
 Shapes: R rows, H query heads, D head width, C parts: those of the prefix first, then those of the suffix.
 """

@@ -33,6 +33,7 @@ def test_every_kernel_compiles_and_fits(capability, tmp_path):
     for found in compiled:
         limit = DATA_CENTRE_BYTES[capability] if found["case"].endswith("LARGE") else DESKTOP_BYTES
         assert found["shared"] <= limit, found
-        # Of 64 queries of 256 lanes, two registers do not find room.
-        assert found["stack"] <= (8 if "x 256" in found["case"] else 0) or "float32" in found["case"], found
+        # 64 queries of 256 lanes lack two registers on sm80, and 14 where there is a window.
+        most = 64 if "8/1 x 256" in found["case"] else 0
+        assert found["stack"] <= most or "float32" in found["case"], found
     assert more == "0", "a unit with more rows, pages or longer prompts would wait for a compiler"
