@@ -33,7 +33,7 @@ def test_every_kernel_compiles_and_fits(capability, tmp_path):
     for found in compiled:
         limit = DATA_CENTRE_BYTES[capability] if found["case"].endswith("LARGE") else DESKTOP_BYTES
         assert found["shared"] <= limit, found
-        # 64 queries of 256 lanes lack two registers on sm80, and 14 where there is a window.
-        most = 64 if "8/1 x 256" in found["case"] else 0
+        # What is mixed of 256 lanes takes most registers: up to 14 of others find no room.
+        most = 64 if "x 256" in found["case"] else 0
         assert found["stack"] <= most or "float32" in found["case"], found
     assert more == "0", "a unit with more rows, pages or longer prompts would wait for a compiler"
