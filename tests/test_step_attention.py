@@ -9,7 +9,7 @@ from step_caches import USUAL, in_buffers, in_pool, model_of, noted, prefix_of
 from torch import Tensor
 
 from data_engine.models.attention import DoesNotFit, LayerCall, Noted
-from data_engine.models.base import LayerKind
+from data_engine.models.layer_kind import LayerKind
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import backend

@@ -10,7 +10,7 @@ from step_caches import USUAL, model_of
 
 from data_engine.errors import UserError
 from data_engine.job import worker
-from data_engine.models.base import LayerKind
+from data_engine.models.layer_kind import LayerKind
 from data_engine.pipeline import critic, sample
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import SamplingParams

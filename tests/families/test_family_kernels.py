@@ -32,7 +32,8 @@ def test_a_family_is_drawn_by_the_kernels_or_it_is_known_why_not(checkpoint):
     if why_not:
         return
     asked = [ASKED["wide"], ASKED["high"]]
-    with logits_noted() as plain:
+    with pytest.MonkeyPatch.context() as patched, logits_noted() as plain:
+        patched.setattr(backend, "uses_kernels", lambda model: False)
         expected = product.ragged(model, asked, LENGTHS, ROWS)
     with pytest.MonkeyPatch.context() as patched, logits_noted() as logits:
         patched.setattr(backend, "uses_kernels", lambda model: True)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from data_engine.models.answer_cache import answer_cache, repeated
 from data_engine.models.attention import Asking, DoesNotFit, Finding, Noting, attending
 from data_engine.models.auto.parts import fitted_head, layer_kinds
-from data_engine.models.base import LayerKind, Prompt, PromptEnd, VisionLanguageModel
+from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel
 from data_engine.models.head import Head
+from data_engine.models.layer_kind import LayerKind
 from data_engine.questions.conversation import Conversation
 
 QUESTION = "What is in the picture?"
