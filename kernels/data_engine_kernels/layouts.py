@@ -39,6 +39,12 @@ class Special:
     softcap: float | None = None
     """scores are c tanh(score / c), as Gemma 2 has it"""
 
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"a window has the new token at least, got {self.window} tokens")
+        if self.softcap is not None and self.softcap <= 0:
+            raise ValueError(f"softcap must be above 0, got {self.softcap}")
+
 
 USUAL = Special()
 

@@ -96,6 +96,12 @@ def test_a_row_that_sees_nothing_gets_zeros():
     assert not reference.grouped_decode_attention(torch.ones(1, 1, 4), caches, rows, 1.0).any()
 
 
+@pytest.mark.parametrize("given", [{"window": 0}, {"window": -3}, {"softcap": 0.0}, {"softcap": -1.0}])
+def test_a_window_or_softcap_that_is_none_is_refused(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} .*got {next(iter(given.values()))}"):
+        Special(**given)
+
+
 def test_scores_far_below_zero_change_nothing_where_there_is_no_prefix():
     caches = LayerCaches(*(torch.full((1, 1, 1, 4), number) for number in (-100.0, 3.0)))
     idle, one = torch.tensor([-1]), torch.tensor([1])
