@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import chunked_causal_mask_function, sliding_window_causal_mask_function
 
 from data_engine.models.attention import LayerCall, Noted, Seen
 from data_engine.models.base import PromptEnd
@@ -29,24 +30,29 @@ class Options:
     """the window's or chunk's tokens"""
     softcap: float | None = None
     sinks: Tensor | None = None
+    function: Callable | None = None
+    """what transformers makes of it; None: the same as `sees`, of tensors"""
 
     def call(self, query: Tensor, key: Tensor, value: Tensor, layer: int = 0) -> LayerCall:
         """As transformers makes it: the mask is described by a function of indices that are tensors."""
         mask = None
         if self.sees is not None:
-            mask = Seen(lambda batch, head, query, key: (key <= query) & self.sees(query, key), self.local)
+            by_hand = lambda batch, head, query, key: (key <= query) & self.sees(query, key)  # noqa: E731
+            mask = Seen(self.function or by_hand, self.local)
         options = {"softcap": self.softcap, "s_aux": self.sinks, "dropout": 0.0, "sliding_window": self.local}
         return LayerCall(nn.Identity(), layer, query, key, value, mask, SCALE, options)
 
 
 def window(tokens: int) -> Options:
     """A token sees so many, itself included."""
-    return Options(lambda query, key: key > query - tokens, tokens)
+    function = sliding_window_causal_mask_function(tokens)
+    return Options(lambda query, key: key > query - tokens, tokens, function=function)
 
 
 def chunks(tokens: int) -> Options:
     """A token sees those of its chunk."""
-    return Options(lambda query, key: key // tokens == query // tokens, tokens)
+    function = chunked_causal_mask_function(tokens, torch.zeros(1, dtype=torch.long))
+    return Options(lambda query, key: key // tokens == query // tokens, tokens, function=function)
 
 
 def one_token(query_HD: Tensor, key_GSD: Tensor, value_GSD: Tensor, options: Options) -> Tensor:

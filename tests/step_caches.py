@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import torch
 
 from data_engine.models.attention import Noted
-from data_engine.models.base import LayerKind, PromptEnd
+from data_engine.models.base import PromptEnd
 from data_engine.models.head import Head
+from data_engine.models.layer_kind import LayerKind
 from data_engine.models.prefix import Prefix
 from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers
 from data_engine.sampling.native.page_pool import PagePool

@@ -1,11 +1,13 @@
 """What layers of other models do beside plain attention, in a scoring pass: windows, softcaps, sinks, image states."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from answers import Options, check_on, chunks, dense, drawn, laid_out, one_token, question, window
 from torch import Tensor
+from transformers import masking_utils
 
 from data_engine.models.attention import DoesNotFit, LayerCall, Seen
 from data_engine.scoring import answers_attention
@@ -111,6 +113,39 @@ def test_answers_as_rows_are_answers_in_a_row(options, instruct, monkeypatch):
     found = _Rows(one, instruct).attend(options.call(*rows))
     wanted = dense([one], parts, options)[0].unflatten(1, (3, 5)).transpose(0, 1)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 4096])
+def test_a_sliding_window_is_known_by_its_function(tokens):
+    assert Seen(masking_utils.sliding_window_causal_mask_function(tokens), tokens).sliding == tokens
+
+
+def _others(tokens: int) -> dict[str, Callable]:
+    """Functions that are no sliding window of that many tokens, some of which look like it."""
+    sliding, causal = masking_utils.sliding_window_causal_mask_function, masking_utils.causal_mask_function
+    window = masking_utils.sliding_window_overlay(tokens)
+    padding = masking_utils.padding_mask_function(torch.ones(1, 100, dtype=torch.bool))
+    return {
+        "another window": sliding(tokens + 1),
+        "causal": causal,
+        "no causal one": window,
+        "chunks": masking_utils.chunked_causal_mask_function(tokens, torch.zeros(1, dtype=torch.long)),
+        "both directions": masking_utils.sliding_window_bidirectional_mask_function(tokens),
+        "with padding": masking_utils.and_masks(sliding(tokens), padding),
+        "with blocks": masking_utils.or_masks(sliding(tokens), lambda batch, head, query, key: query < 5),
+        "either": masking_utils.or_masks(window, causal),
+        "by hand": lambda batch, head, query, key: (key > query - tokens) & (key <= query),
+    }
+
+
+@pytest.mark.parametrize("name", _others(6))
+def test_no_other_mask_is_taken_for_a_sliding_window(name):
+    """That of a model's own is not either: what it goes by is not known."""
+    assert Seen(_others(6)[name], 6).sliding is None
+
+
+def test_a_mask_without_a_window_slides_not():
+    assert Seen(masking_utils.causal_mask_function, None).sliding is None
 
 
 def test_a_mask_is_described_once_for_all_layers(monkeypatch):

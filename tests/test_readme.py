@@ -102,7 +102,7 @@ def test_every_proof_that_a_table_names_exists(page):
 
 @cache
 def written_in_the_code() -> list[str]:
-    """Every text of the engine's code, with a hole in the place of what is put into it."""
+    """Every text of the engine's and the kernels' code, with a hole in the place of what is put into it."""
     found = []
 
     def text(node: ast.AST) -> str:
@@ -114,7 +114,8 @@ def written_in_the_code() -> list[str]:
             return text(node.left) + text(node.right)
         return "…"
 
-    for path in sorted((ROOT / "engine/data_engine").rglob("*.py")):
+    folders = ROOT / "engine/data_engine", ROOT / "kernels/data_engine_kernels"
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         lines = {}
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr | ast.Constant | ast.BinOp):

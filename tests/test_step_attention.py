@@ -9,7 +9,7 @@ from step_caches import USUAL, in_buffers, in_pool, model_of, noted, prefix_of
 from torch import Tensor
 
 from data_engine.models.attention import DoesNotFit, LayerCall, Noted
-from data_engine.models.base import LayerKind
+from data_engine.models.layer_kind import LayerKind
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import backend
@@ -148,11 +148,27 @@ def test_layers_of_different_windows_share_a_step():
     assert len(layout._biases) == 2
 
 
+@pytest.mark.parametrize(
+    "options", [window(1), window(6), window(40), window(128), Options(softcap=2.0), replace(window(40), softcap=2.0)],
+    ids=["window 1", "window 6", "window 40", "window 128", "softcap", "window 40, softcap"],
+)  # fmt: skip
+def test_the_kernels_are_told_of_windows_and_softcaps(options):
+    step = Step.of(model_of(USUAL), 0)
+    found = FusedRows(in_pages_of(model_of(USUAL), step.caches, 0), 3).attend(step.call(options, 0))
+    torch.testing.assert_close(found, step.wanted(options, 0), rtol=1e-5, atol=1e-5)
+    assert float((found - step.wanted(Options(), 0)).abs().max()) > 0.05, "the option changes nothing here"
+
+
 def test_the_kernels_refuse_what_they_do_not_know():
     step = Step.of(model_of(USUAL), 0)
     model = model_of(USUAL)
     layout = FusedRows(in_pages_of(model, step.caches, 0), 3)
-    for options in (window(6), Options(softcap=2.0), Options(sinks=SINKS)):
+    for options in (
+        chunks(6),
+        Options(sinks=SINKS),
+        replace(window(6), sinks=SINKS),
+        replace(window(6), function=None),
+    ):
         with pytest.raises(DoesNotFit, match="kernels do not know what layer 0 does"):
             layout.attend(step.call(options, 0))
     cross = FusedRows(in_pool(model_of(LayerKind(2, 16, 16, cross=True)), len(SLOTS), 3, 320, 15), len(SLOTS))
@@ -160,9 +176,9 @@ def test_the_kernels_refuse_what_they_do_not_know():
         cross.attend(step.call(Options(), 0))
     # No sequence gets longer than the model's 1,000 positions.
     with pytest.raises(DoesNotFit):
-        layout.attend(step.call(window(999), 0))
+        layout.attend(step.call(chunks(999), 0))
     torch.testing.assert_close(
-        layout.attend(step.call(window(1000), 0)), step.wanted(Options(), 0), rtol=1e-5, atol=1e-5
+        layout.attend(step.call(chunks(1000), 0)), step.wanted(Options(), 0), rtol=1e-5, atol=1e-5
     )
 
 
@@ -172,8 +188,11 @@ def test_the_kernels_refuse_what_they_do_not_know():
         (USUAL, True),
         (replace(USUAL, window=500), True),
         (replace(USUAL, window=499), False),
-        (replace(USUAL, usual=False), False),
+        (replace(USUAL, window=499, slides=True), True),
+        (replace(USUAL, sinks=True), False),
         (replace(USUAL, value_width=8), False),
+        (LayerKind(2, 512, 512), True),
+        (LayerKind(2, 520, 520), False),
         (replace(USUAL, cross=True), False),
     ],
 )

@@ -174,7 +174,7 @@ class Flags:
     compile_layers: bool = False
     """run answers through layers by torch.compile: a minute more to load a model, faster on a GPU, other rounding"""
     require_fast: bool = False
-    """an error where a model does not fit the fast path, instead of a warning"""
+    """an error where a model does not fit the fast path, or its layers the kernels of a GPU, instead of a warning"""
     grace_s: float = 20
     """seconds that the unit in hand may still take after a signal; then it is dropped"""
     on_bad_row: Literal["skip", "error"] = "skip"

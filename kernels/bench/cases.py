@@ -202,7 +202,7 @@ def decode_case(shape: Decode, device: torch.device, dtype: torch.dtype, sweep: 
 
         ways.append(Way("kernel", lambda: grouped_decode_attention(query, caches, index, scale), shared))
         for launch in (Launch(*sizes) for sizes in SWEEP_LAUNCHES if sweep):
-            run = lambda launch=launch: grouped_decode_attention(query, caches, index, scale, launch)  # noqa: E731
+            run = lambda launch=launch: grouped_decode_attention(query, caches, index, scale, launch=launch)  # noqa: E731
             ways.append(Way(f"kernel, {launch}", run, shared))
     name = (
         f"grouped_decode_attention, {shape.name}: {shape.heads}/{shape.groups} heads x {shape.width}, "

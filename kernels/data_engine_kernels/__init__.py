@@ -4,16 +4,25 @@
 kernels. Importing needs neither Triton nor CUDA. kernels/README.md says which is used when, and why.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from data_engine_kernels import reference
-from data_engine_kernels.layouts import LayerCaches, RowIndex, members_of
+from data_engine_kernels.layouts import MOST_WIDTH, USUAL, LayerCaches, RowIndex, Special, members_of
 
-__all__ = ["LayerCaches", "RowIndex", "grouped_decode_attention", "members_of", "token_logps", "use_triton"]
+__all__ = [
+    "MOST_WIDTH", "LayerCaches", "RowIndex", "SmallCard", "Special", "grouped_decode_attention", "members_of",
+    "token_logps", "use_triton",
+]  # fmt: skip
+
+
+class SmallCard(ValueError):
+    """A kernel needs more of the card than it has, whatever the number of rows."""
 
 
 def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -22,19 +31,38 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
         return reference.token_logps(hidden_ND, weight_VD, targets_N)
     from data_engine_kernels import logps_triton
 
-    # Triton launches on the current device, not on that of the tensors.
-    with torch.cuda.device(hidden_ND.device):
+    with _launching_on(hidden_ND.device):
         return logps_triton.token_logps(hidden_ND, weight_VD, targets_N)
 
 
-def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float) -> Tensor:
+def grouped_decode_attention(
+    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, special: Special = USUAL
+) -> Tensor:
     """One decode step's attention over [prefix | own suffix], [R, H, D]: see reference.grouped_decode_attention."""
     if not use_triton(query_RHD):
-        return reference.grouped_decode_attention(query_RHD, caches, rows, scale)
+        return reference.grouped_decode_attention(query_RHD, caches, rows, scale, special)
     from data_engine_kernels import attention_triton
 
-    with torch.cuda.device(query_RHD.device):
-        return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale)
+    with _launching_on(query_RHD.device):
+        return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale, special)
+
+
+@contextlib.contextmanager
+def _launching_on(device: torch.device) -> Iterator[None]:
+    """Launch there: Triton goes by the current device, not by that of the tensors.
+
+    Raises SmallCard where a program needs more shared memory or threads than a multiprocessor has.
+    """
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        with torch.cuda.device(device):
+            yield
+    except OutOfResources as error:
+        raise SmallCard(
+            f"a kernel needs {error.required:,} of {error.name}, and {torch.cuda.get_device_name(device)} has "
+            f"{error.limit:,} for a program: take a card with more of it, or --device cpu"
+        ) from None
 
 
 def use_triton(tensor: Tensor) -> bool:

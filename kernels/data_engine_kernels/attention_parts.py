@@ -3,11 +3,19 @@
 A part of a softmax is stored as unnormalised values [C, R, H, D], the sum of their weights [C, R, H] and the maximum
 that was subtracted [C, R, H], in fp32.
 
+WINDOW is the tokens that a new one sees, itself included, and SOFTCAP the c of c tanh(score / c); without, they are 0
+and None, and take no instruction. Of a part that lies before a row's window, nothing is stored for the row, nor read.
+
 Shapes: R rows, H query heads, D head width, C parts: those of the prefix first, then those of the suffix.
 """
 
 import triton
 import triton.language as tl
+
+# The window of a query that is padding: it begins behind all tokens.
+NOWHERE = tl.constexpr(2**30)
+# A maximum that is subtracted where a tile has no token for a query yet: of minus infinity, that would give NaN.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -18,6 +26,17 @@ def _cast(numbers, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
         numbers = bits.to(tl.float32, bitcast=True)
     return numbers.to(dtype)
+
+
+@triton.jit
+def _tanh(x):
+    """To 4e-7 of itself, by its series up to 1/4, and by exp from there on: Triton's own is not in its interpreter."""
+    square = tl.minimum(x * x, 1 / 16)
+    near = x + x * square * (-1 / 3 + square * (2 / 15 - square * (17 / 315)))
+    # Of the absolute value, so that exp does not overflow.
+    small = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - small) / (1.0 + small)
+    return tl.where(square < 1 / 16, near, tl.where(x < 0, -far, far))
 
 
 @triton.jit
@@ -33,6 +52,7 @@ def _part(
     head,
     start,
     length,
+    since,
     part_row,
     scale,
     query_row_stride,
@@ -45,22 +65,29 @@ def _part(
     SPLIT: tl.constexpr,
     PAGE: tl.constexpr,
     TOKENS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """One part: queries (row, head) over tokens from start to the end of the part or the length; row -1 is padding.
 
-    Token n of the sequence is token n % PAGE of page number n // PAGE.
+    Token n of the sequence is token n % PAGE of page number n // PAGE. `since`: with a window, the first token that
+    each query sees.
     """
     lanes = tl.arange(0, LANES)
     stop = tl.minimum(start + SPLIT, length)
     there = row >= 0
+    if WINDOW:
+        # A row changes by none of the tiles that it does not see, so it does not matter for whom they are read.
+        start = tl.maximum(start, tl.min(since, 0) // TOKENS * TOKENS)
+        there = there & (since < stop)
     fits = (lanes < WIDTH)[None, :]
     query_at = row.to(tl.int64) * query_row_stride + head * query_head_stride
     q = tl.load(query + query_at[:, None] + lanes[None, :], mask=there[:, None] & fits, other=0.0)
     if INTERPRETED:
         # Triton's interpreter multiplies the bits of bf16 as integers; in fp32 the products are exact, as on a GPU.
         q = q.to(tl.float32)
-    top = tl.full([row.shape[0]], -float("inf"), tl.float32)
+    top = tl.full([row.shape[0]], LOWEST if WINDOW else -float("inf"), tl.float32)
     total = tl.zeros([row.shape[0]], tl.float32)
     mix = tl.zeros([row.shape[0], LANES], tl.float32)
     for first in range(start, stop, TOKENS):
@@ -74,7 +101,11 @@ def _part(
         if INTERPRETED:
             k = k.to(tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if SOFTCAP is not None:
+            scores = SOFTCAP * _tanh(scores / SOFTCAP)
         scores = tl.where(seen[None, :], scores, -float("inf"))
+        if WINDOW:
+            scores = tl.where(tokens[None, :] >= since[:, None], scores, -float("inf"))
         new = tl.maximum(top, tl.max(scores, 1))
         decay = tl.exp(top - new)
         weights = tl.exp(scores - new[:, None])
@@ -133,6 +164,8 @@ def parts_kernel(
     QUERY_TILES: tl.constexpr,
     PREFIX_QUERIES: tl.constexpr,
     SUFFIX_QUERIES: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """The parts of the list, each for one key/value head at a time; those of prefixes come first, and take longest."""
@@ -147,6 +180,11 @@ def parts_kernel(
             query_tile = task // prefix_parts % QUERY_TILES
             many = query_tile * PREFIX_QUERIES + tl.arange(0, PREFIX_QUERIES)
             rows = tl.load(members + slot * MOST + many // SHARED, mask=many < MOST * SHARED, other=-1).to(tl.int32)
+            length = tl.load(prefix_lengths + slot).to(tl.int32)
+            since = rows
+            if WINDOW:
+                behind = tl.load(suffix_lengths + rows, mask=rows >= 0, other=0).to(tl.int32)
+                since = tl.where(rows >= 0, length + behind - WINDOW, NOWHERE)
             _part(
                 query,
                 keys + base,
@@ -158,7 +196,8 @@ def parts_kernel(
                 rows,
                 group * SHARED + many % SHARED,
                 part * SPLIT,
-                tl.load(prefix_lengths + slot).to(tl.int32),
+                length,
+                since,
                 part.to(tl.int64) * num_rows,
                 scale,
                 query_row_stride,
@@ -171,12 +210,15 @@ def parts_kernel(
                 SPLIT,
                 PAGE,
                 TOKENS,
+                WINDOW,
+                SOFTCAP,
                 INTERPRETED,
             )
         else:
             part = (task - prefix_tasks) % own_parts
             own = (task - prefix_tasks) // own_parts
             few = tl.arange(0, SUFFIX_QUERIES)
+            length = tl.load(suffix_lengths + own).to(tl.int32)
             _part(
                 query,
                 keys + base,
@@ -188,7 +230,8 @@ def parts_kernel(
                 tl.where(few < SHARED, own, -1),
                 group * SHARED + few % SHARED,
                 part * OWN,
-                tl.load(suffix_lengths + own).to(tl.int32),
+                length,
+                tl.where(few < SHARED, length - WINDOW, NOWHERE),
                 (prefix_parts + part).to(tl.int64) * num_rows,
                 scale,
                 query_row_stride,
@@ -201,6 +244,8 @@ def parts_kernel(
                 OWN,
                 PAGE,
                 TOKENS,
+                WINDOW,
+                SOFTCAP,
                 INTERPRETED,
             )
 
@@ -223,6 +268,7 @@ def merge_kernel(
     SPLIT: tl.constexpr,
     OWN: tl.constexpr,
     BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """The softmax over a row's parts, for BLOCK heads."""
@@ -232,12 +278,19 @@ def merge_kernel(
     inside = head < HEADS
     fits = inside[:, None] & (lanes < WIDTH)[None, :]
     slot = tl.load(slots + row)
-    prefix_parts = tl.cdiv(tl.load(prefix_lengths + slot, mask=slot >= 0, other=0).to(tl.int32), SPLIT)
-    parts = prefix_parts + tl.cdiv(tl.load(suffix_lengths + row).to(tl.int32), OWN)
+    prefix = tl.load(prefix_lengths + slot, mask=slot >= 0, other=0).to(tl.int32)
+    own = tl.load(suffix_lengths + row).to(tl.int32)
+    prefix_parts = tl.cdiv(prefix, SPLIT)
+    parts = prefix_parts + tl.cdiv(own, OWN)
+    begin = 0
+    if WINDOW:
+        # The part of the first token that the row sees; it stored nothing of those before.
+        since = prefix + own - WINDOW
+        begin = tl.maximum(tl.where(since < prefix, since // SPLIT, prefix_parts + (since - prefix) // OWN), 0)
     top = tl.full([BLOCK], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     mix = tl.zeros([BLOCK, LANES], tl.float32)
-    for number in range(parts):
+    for number in range(begin, parts):
         part = tl.where(number < prefix_parts, number, number - prefix_parts + prefix_parts_room)
         at = (part.to(tl.int64) * num_rows + row) * HEADS + head
         part_top = tl.load(tops + at, mask=inside, other=0.0)
@@ -252,6 +305,6 @@ def merge_kernel(
     mix = mix / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(
         out + (row.to(tl.int64) * HEADS + head)[:, None] * WIDTH + lanes[None, :],
-        mix.to(out.dtype.element_ty),
+        _cast(mix, out.dtype.element_ty, INTERPRETED),
         mask=fits,
     )

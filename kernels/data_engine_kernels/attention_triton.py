@@ -12,21 +12,47 @@ Shapes: R rows, H and G query and key/value heads, Q slots, B pages of a prefix 
 width, C parts.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 from torch import Tensor
 
 from data_engine_kernels.attention_parts import merge_kernel, parts_kernel
-from data_engine_kernels.layouts import LayerCaches, RowIndex
+from data_engine_kernels.layouts import USUAL, LayerCaches, RowIndex, Special
 from data_engine_kernels.work_list import DEFAULT, Division, Launch, num_programs
 
-# Queries that one program multiplies with a tile of the prefix. More of them take several programs, which find the tile
-# in the L2 cache. With twice as many, a program needs all registers of a multiprocessor, and none can run beside it.
-MOST_QUERIES, MOST_QUERIES_FP32 = 64, 16
+
+class Tile(NamedTuple):
+    """What a program multiplies at a time."""
+
+    tokens: int
+    """of a prefix or suffix, in one page"""
+    queries: int
+    """at most: more of them take several programs, which find the tile in the L2 cache"""
+    stages: int
+    """tiles that are on their way at a time"""
+
+
+def tile_of(lanes: int, dtype: torch.dtype) -> Tile:
+    """By the head width as a power of 2: any program fits into 99 KB of shared memory, as desktop cards have it.
+
+    With twice as many queries, a program needs all registers of a multiprocessor, and none can run beside it.
+    """
+    if dtype == torch.float32:
+        return Tile(32 if lanes <= 128 else 16, 16, 2 if lanes <= 256 else 1)
+    if lanes <= 128:
+        return Tile(64, 64, 2)
+    return Tile(32, 64, 2) if lanes <= 256 else Tile(16, 32, 2)
 
 
 def grouped_decode_attention(
-    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, launch: Launch = DEFAULT
+    query_RHD: Tensor,
+    caches: LayerCaches,
+    rows: RowIndex,
+    scale: float,
+    special: Special = USUAL,
+    launch: Launch = DEFAULT,
 ) -> Tensor:
     """reference.grouped_decode_attention without synchronising, so it can be captured in a CUDA graph.
 
@@ -35,18 +61,18 @@ def grouped_decode_attention(
     """
     num_rows, heads, width = query_RHD.shape
     _, groups, page, _ = caches.keys.shape
-    wide = query_RHD.dtype == torch.float32
-    tokens = min(page, 32 if wide else 64)
+    lanes = max(triton.next_power_of_2(width), 16)
+    tile = tile_of(lanes, query_RHD.dtype)
+    tokens = min(page, tile.tokens)
     _check(query_RHD, caches, launch, tokens)
     slots, most = rows.members.shape
     shared = heads // groups
     prefix_parts = triton.cdiv(rows.prefix_pages.shape[1] * page, launch.split)
     own_parts = triton.cdiv(rows.pages.shape[1] * page, launch.own)
-    queries = min(max(triton.next_power_of_2(most * shared), 16), MOST_QUERIES_FP32 if wide else MOST_QUERIES)
+    queries = min(max(triton.next_power_of_2(most * shared), 16), tile.queries)
     query_tiles = triton.cdiv(most * shared, queries)
     prefix_tasks = slots * query_tiles * prefix_parts
     most_tasks = (prefix_tasks + num_rows * own_parts) * groups
-    lanes = max(triton.next_power_of_2(width), 16)
 
     def scratch(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=query_RHD.device)
@@ -95,9 +121,11 @@ def grouped_decode_attention(
         QUERY_TILES=query_tiles,
         PREFIX_QUERIES=queries,
         SUFFIX_QUERIES=max(triton.next_power_of_2(shared), 16),
+        WINDOW=special.window or 0,
+        SOFTCAP=special.softcap,
         INTERPRETED=not query_RHD.is_cuda,
         num_warps=4,
-        num_stages=2,
+        num_stages=tile.stages,
     )
     merge_kernel[(num_rows, triton.cdiv(heads, 8))](
         mixed,
@@ -115,6 +143,7 @@ def grouped_decode_attention(
         SPLIT=launch.split,
         OWN=launch.own,
         BLOCK=8,
+        WINDOW=special.window or 0,
         INTERPRETED=not query_RHD.is_cuda,
         num_warps=4,
     )

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from data_engine_kernels.work_list import Division, WorkList, work_list
 
+# Of a head: the kernels' tiles of one fit into the shared memory of any card.
+MOST_WIDTH = 512
+
 
 @dataclass(frozen=True)
 class LayerCaches:
@@ -25,6 +28,25 @@ class LayerCaches:
     """[N, G, S, D]"""
     values: Tensor
     """[N, G, S, D]"""
+
+
+@dataclass(frozen=True)
+class Special:
+    """What a layer does beside softmax(scale q k^T) over all tokens up to the new one."""
+
+    window: int | None = None
+    """tokens that the new one sees, itself included, as transformers' sliding windows count; None: all of them"""
+    softcap: float | None = None
+    """scores are c tanh(score / c), as Gemma 2 has it"""
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"a window has the new token at least, got {self.window} tokens")
+        if self.softcap is not None and self.softcap <= 0:
+            raise ValueError(f"softcap must be above 0, got {self.softcap}")
+
+
+USUAL = Special()
 
 
 @dataclass(frozen=True)

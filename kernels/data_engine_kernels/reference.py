@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_engine_kernels import onednn
-from data_engine_kernels.layouts import LayerCaches, RowIndex
+from data_engine_kernels.layouts import USUAL, LayerCaches, RowIndex, Special
 
 # Rows of logits that exist at once: bounds memory to CHUNK x V for any number of answers.
 CHUNK = 1024
@@ -65,8 +65,12 @@ def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tens
     return torch.cat(parts) if parts else torch.empty(0, device=hidden_ND.device)
 
 
-def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float) -> Tensor:
+def grouped_decode_attention(
+    query_RHD: Tensor, caches: LayerCaches, rows: RowIndex, scale: float, special: Special = USUAL
+) -> Tensor:
     """One new token a row: softmax(scale * q . [prefix | own suffix]) over the values of both, [R, H, D].
+
+    The new token is the last one of the suffix, so a window of W tokens begins W tokens before the suffix's end.
 
     The scores of a question's rows against its prefix are one product, of as many rows as a question may have; those of
     a suffix are one over all of its pages. So no product's shape follows from the rows beside, see kernels/README.md.
@@ -78,7 +82,7 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
     # The query heads that share a key/value head become rows of one product.
     query = query_RHD.unflatten(1, (groups, -1))
     keys, values = (_unpaged(pool, rows.pages) for pool in (caches.keys, caches.values))
-    own = _partial(query, keys, values, rows.suffix_lengths[:, None, None, None], scale)
+    own = _partial(query, keys, values, rows.suffix_lengths[:, None, None, None], scale, special)
     # Rows without a prefix keep these values, which change nothing in the merge.
     prefix = torch.zeros_like(own[0]), torch.zeros_like(own[1]), torch.full_like(own[2], LOWEST)
     for slot, (length, members) in enumerate(zip(rows.prefix_lengths.tolist(), rows.members.tolist(), strict=True)):
@@ -86,10 +90,12 @@ def grouped_decode_attention(query_RHD: Tensor, caches: LayerCaches, rows: RowIn
         if not there or not length:
             continue
         # In the place of members that the slot has not, any other row.
-        lane = query[[max(row, 0) for row in members]].transpose(0, 1).reshape(groups, -1, width)
+        lanes = [max(row, 0) for row in members]
+        lane = query[lanes].transpose(0, 1).reshape(groups, -1, width)
         its = rows.prefix_pages[slot : slot + 1, : -(-length // page)]
         keys, values = (_unpaged(pool, its)[0, :, :length] for pool in (caches.keys, caches.values))
-        for whole, part in zip(prefix, _partial(lane, keys, values, length, scale), strict=True):
+        ends = (length + rows.suffix_lengths[lanes]).repeat_interleave(heads // groups)[:, None]
+        for whole, part in zip(prefix, _partial(lane, keys, values, ends, scale, special), strict=True):
             part = part.view(groups, len(members), heads // groups, -1).transpose(0, 1)
             whole[there] = part[: len(there)]
     return _merge(own, prefix).to(query.dtype).view(num_rows, heads, width)
@@ -100,10 +106,20 @@ def _unpaged(pool_NGSD: Tensor, pages_RC: Tensor) -> Tensor:
     return pool_NGSD[pages_RC].transpose(1, 2).flatten(2, 3)
 
 
-def _partial(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | int, scale: float) -> tuple[Tensor, ...]:
-    """Softmax over a part of the tokens: unnormalised values, sum of weights, and the maximum that was subtracted."""
+def _partial(
+    query: Tensor, keys: Tensor, values: Tensor, ends: Tensor, scale: float, special: Special
+) -> tuple[Tensor, ...]:
+    """Softmax over a part of the tokens: unnormalised values, sum of weights, and the maximum that was subtracted.
+
+    `ends`: where the sequence of each query ends, counted from the part's first token.
+    """
     scores = (query @ keys.transpose(-1, -2)).float() * scale
-    unseen = torch.arange(keys.shape[-2], device=keys.device) >= lengths
+    if special.softcap is not None:
+        scores = torch.tanh(scores / special.softcap) * special.softcap
+    places = torch.arange(keys.shape[-2], device=keys.device)
+    unseen = places >= ends
+    if special.window is not None:
+        unseen |= places < ends - special.window
     scores = scores.masked_fill(unseen, -torch.inf)
     # Without any token: a finite maximum, and all weights 0.
     top = scores.amax(-1, keepdim=True).clamp(min=LOWEST)

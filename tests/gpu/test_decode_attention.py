@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_engine_kernels import LayerCaches, RowIndex, layouts, members_of, reference
+from data_engine_kernels import LayerCaches, RowIndex, Special, layouts, members_of, reference
+from data_engine_kernels.layouts import USUAL
 from data_engine_kernels.work_list import DEFAULT, Launch
 
 pytestmark = pytest.mark.gpu
@@ -56,8 +57,8 @@ def in_order(pool: Tensor, pages: Tensor, length: int) -> Tensor:
     return torch.cat([pool[page] for page in pages.tolist()], 1)[:, :length]
 
 
-def exact(query: Tensor, caches: LayerCaches, rows: RowIndex) -> Tensor:
-    """One row and head at a time: softmax over the tokens that it sees, in a row."""
+def exact(query: Tensor, caches: LayerCaches, rows: RowIndex, special: Special = USUAL) -> Tensor:
+    """One row and head at a time: softmax over the tokens that it sees, in a row; the new token is the last of them."""
     out = torch.zeros(query.shape, dtype=torch.float64, device=query.device)
     shared = query.shape[1] // caches.keys.shape[1]
     for row, slot in enumerate(rows.slots.tolist()):
@@ -66,15 +67,29 @@ def exact(query: Tensor, caches: LayerCaches, rows: RowIndex) -> Tensor:
             torch.cat([in_order(pool, rows.prefix_pages[slot], prefix), in_order(pool, rows.pages[row], own)], 1)
             for pool in (caches.keys.double(), caches.values.double())
         )
+        keys_GTD, values_GTD = (part[:, -(special.window or prefix + own + 1) :] for part in (keys_GTD, values_GTD))
         for head in range(query.shape[1] if keys_GTD.shape[1] else 0):
             keys, values = keys_GTD[head // shared], values_GTD[head // shared]
-            out[row, head] = (keys @ query[row, head].double() * SCALE).softmax(0) @ values
+            scores = keys @ query[row, head].double() * SCALE
+            if special.softcap:
+                scores = special.softcap * (scores / special.softcap).tanh()
+            out[row, head] = scores.softmax(0) @ values
     return out
+
+
+def check_special(kernel, made: tuple[Tensor, LayerCaches, RowIndex], special: Special) -> None:
+    """Weights are rounded, and the result; so it is off by two roundings of what it would be of positive values."""
+    query, caches, rows = made
+    found = kernel.grouped_decode_attention(*made, SCALE, special, SMALL)
+    error = (found.double() - exact(*made, special)).abs()
+    roundings = 0 if query.dtype == torch.float32 else torch.finfo(query.dtype).eps
+    allowed = 2e-6 + roundings * exact(query, LayerCaches(caches.keys, caches.values.abs()), rows, special)
+    assert bool((error <= allowed).all()), f"off by {float((error / allowed).max()):.2f} times what is allowed"
 
 
 def check(kernel, made: tuple[Tensor, LayerCaches, RowIndex], launch: Launch = SMALL) -> None:
     expected = exact(*made)
-    found = kernel.grouped_decode_attention(*made, SCALE, launch)
+    found = kernel.grouped_decode_attention(*made, SCALE, launch=launch)
     assert found.dtype == made[0].dtype
     error = (found.double() - expected).abs()
     own = (reference.grouped_decode_attention(*made, SCALE).double() - expected).abs()
@@ -125,14 +140,60 @@ def test_lengths_about_the_ends_of_parts_and_pages(kernel, device, lengths):
     check(kernel, problem(4, 2, 16, torch.float32, device, slots, suffixes, prefixes))
 
 
+# The second row has 66 tokens of a prefix and 40 of its own, in parts of 32 and 16: these windows begin behind all of
+# the prefix, at its end, before it, about the end of its second part and of its first, and nowhere.
+@pytest.mark.parametrize("window", [1, 7, 16, 40, 41, 42, 43, 73, 74, 75, 106, 107])
+def test_a_window_is_one_softmax_over_the_last_tokens(kernel, device, window):
+    made = problem(3, 1, 16, torch.float32, device, prefix_lengths=(10, 66, 66), slots=(0, 2, 2, -1, 0))
+    check_special(kernel, made, Special(window))
+
+
+@pytest.mark.parametrize("window", [7, 43, 75])
+def test_a_window_and_a_softcap_go_together(kernel, device, window):
+    made = problem(6, 2, 80, torch.bfloat16, device, prefix_lengths=(10, 66, 66), slots=(0, 2, 2, -1, 0))
+    check_special(kernel, made, Special(window))
+    check_special(kernel, made, Special(window, softcap=2.0))
+
+
+def test_a_window_of_one_token_gives_that_tokens_value(kernel, device):
+    """All parts of a row but one are empty."""
+    query, caches, rows = problem(4, 2, 64, torch.float32, device)
+    found = kernel.grouped_decode_attention(query, caches, rows, SCALE, Special(window=1), SMALL)
+    for row, length in enumerate(rows.suffix_lengths.tolist()):
+        page = rows.pages[row, (length - 1) // PAGE]
+        value = caches.values[page, :, (length - 1) % PAGE] if length else torch.zeros_like(caches.values[0, :, 0])
+        assert torch.equal(found[row], value.repeat_interleave(2, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_window_that_hides_nothing_changes_no_bit(kernel, device, dtype):
+    """The longest sequence has 106 tokens."""
+    made = problem(3, 1, 16, dtype, device)
+    for softcap in (None, 3.0):
+        plain = kernel.grouped_decode_attention(*made, SCALE, Special(softcap=softcap), SMALL)
+        for window in (106, 10_000):
+            found = kernel.grouped_decode_attention(*made, SCALE, Special(window, softcap), SMALL)
+            assert torch.equal(found, plain)
+        assert not torch.equal(kernel.grouped_decode_attention(*made, SCALE, Special(105, softcap), SMALL), plain)
+
+
+@pytest.mark.parametrize("softcap", [0.1, 2.0, 50.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_softcap_bends_the_scores(kernel, device, dtype, softcap):
+    """Scores of up to 6, and of up to 6,000, where tanh is 1."""
+    query, caches, rows = problem(6, 2, 80, dtype, device)
+    check_special(kernel, (query, caches, rows), Special(softcap=softcap))
+    check_special(kernel, (query * 1000, caches, rows), Special(softcap=softcap))
+
+
 @pytest.mark.parametrize("programs", [1, 7, 10_000])
 def test_bits_do_not_depend_on_the_number_of_programs(kernel, device, programs):
     """As many as there can be parts, or fewer, each of which computes several; of several tiles, some without rows."""
     slots = (0, 1, 0, 0, -1, 0)
     made = problem(14, 2, 64, torch.bfloat16, device, slots, (3, 40, 17, 16, 0, 1), (40, 17, 80), most=12)
-    expected = kernel.grouped_decode_attention(*made, SCALE, SMALL)
+    expected = kernel.grouped_decode_attention(*made, SCALE, launch=SMALL)
     launch = replace(SMALL, programs=programs)
-    assert torch.equal(kernel.grouped_decode_attention(*made, SCALE, launch), expected)
+    assert torch.equal(kernel.grouped_decode_attention(*made, SCALE, launch=launch), expected)
 
 
 def test_the_list_of_parts_is_made_for_the_first_layer_alone(kernel, device, monkeypatch):
@@ -140,7 +201,7 @@ def test_the_list_of_parts_is_made_for_the_first_layer_alone(kernel, device, mon
     made, build = [], layouts.work_list
     monkeypatch.setattr(layouts, "work_list", lambda *given: made.append(given) or build(*given))
     for _ in range(3):
-        kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+        kernel.grouped_decode_attention(query, caches, rows, SCALE, launch=SMALL)
     assert len(made) == 1
 
 
@@ -155,14 +216,14 @@ def test_addresses_are_aligned_for_any_number_of_rows_so_that_one_binary_serves_
     for name in ("parts_kernel", "merge_kernel"):
         monkeypatch.setattr(kernel, name, Launched())
     query, caches, rows = problem(1, 1, 64, torch.float32, device, prefix_lengths=(16, 10, 12), page=16)
-    kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    kernel.grouped_decode_attention(query, caches, rows, SCALE, launch=SMALL)
     assert len(given) > 15
     assert [tuple(one.shape) for one in given if one.data_ptr() % 16] == []
 
 
 def test_one_token_is_its_own_value(kernel, device):
     query, caches, rows = problem(4, 2, 64, torch.float32, device, (-1,), (1,), (4,), most=1)
-    found = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    found = kernel.grouped_decode_attention(query, caches, rows, SCALE, launch=SMALL)
     assert torch.equal(found, caches.values[rows.pages[:, 0], :, 0].repeat_interleave(2, 1))
 
 
@@ -174,7 +235,7 @@ def test_scores_far_from_zero_change_nothing(kernel, device):
 
 def test_a_row_that_sees_nothing_gets_zeros(kernel, device):
     made = problem(2, 1, 64, torch.bfloat16, device, (0, -1, 0), (0, 0, 2), (0,))
-    found = kernel.grouped_decode_attention(*made, SCALE, SMALL)
+    found = kernel.grouped_decode_attention(*made, SCALE, launch=SMALL)
     assert not found[:2].any()
     assert found[2].any()
 
@@ -185,9 +246,10 @@ def test_no_rows_give_nothing(kernel, device):
     assert kernel.grouped_decode_attention(query[:0], caches, rows, SCALE).shape == (0, 2, 64)
 
 
-def test_what_lies_behind_a_length_is_not_read(kernel, device):
+@pytest.mark.parametrize("special", [USUAL, Special(7), Special(43, 2.0)], ids=str)
+def test_what_lies_behind_a_length_is_not_read(kernel, device, special):
     query, caches, rows = problem(3, 1, 80, torch.bfloat16, device)
-    clean = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    clean = kernel.grouped_decode_attention(query, caches, rows, SCALE, special, SMALL)
     seen = torch.zeros(len(caches.keys), PAGE, dtype=torch.bool, device=device)
     for lengths, lines in ((rows.suffix_lengths, rows.pages), (rows.prefix_lengths, rows.prefix_pages)):
         for length, pages in zip(lengths.tolist(), lines.tolist(), strict=True):
@@ -195,18 +257,19 @@ def test_what_lies_behind_a_length_is_not_read(kernel, device):
                 seen[pages[token // PAGE], token % PAGE] = True
     for pool in (caches.keys, caches.values):
         pool.transpose(1, 2)[~seen] = torch.nan
-    assert torch.equal(kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL), clean)
+    assert torch.equal(kernel.grouped_decode_attention(query, caches, rows, SCALE, special, SMALL), clean)
 
 
 def test_a_second_run_gives_the_same_bits(kernel, device):
     made = problem(3, 1, 80, torch.bfloat16, device)
-    assert torch.equal(*(kernel.grouped_decode_attention(*made, SCALE, SMALL) for _ in range(2)))
+    assert torch.equal(*(kernel.grouped_decode_attention(*made, SCALE, launch=SMALL) for _ in range(2)))
 
 
+@pytest.mark.parametrize("special", [USUAL, Special(30), Special(43, 2.0)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
+def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype, special):
     query, caches, rows = problem(3, 1, 64, dtype, device)
-    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, special, SMALL)
     # Other places, another number of the slot, other company, more room, pages elsewhere.
     elsewhere = torch.randperm(len(caches.keys), generator=torch.Generator().manual_seed(1)).to(device)
     moved = LayerCaches(caches.keys[elsewhere], caches.values[elsewhere])
@@ -219,22 +282,22 @@ def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
         pages = rows.pages[order], torch.cat([rows.prefix_pages[sources], room], 1)
         lengths = rows.suffix_lengths[order], rows.prefix_lengths[sources]
         index = RowIndex(slots, *lengths, members_of(slots, 3, 3), *(elsewhere.argsort()[some] for some in pages))
-        found = kernel.grouped_decode_attention(query[order], moved, index, SCALE, SMALL)
+        found = kernel.grouped_decode_attention(query[order], moved, index, SCALE, special, SMALL)
         assert torch.equal(found, whole[order])
 
 
 def test_caches_may_lie_in_any_order_but_keys_and_values_alike(kernel, device):
     query, caches, rows = problem(2, 2, 64, torch.float32, device)
-    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, SMALL)
+    whole = kernel.grouped_decode_attention(query, caches, rows, SCALE, launch=SMALL)
     # Tokens outermost, rows and pages spread out.
     turned = LayerCaches(*(pool.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3) for pool in vars(caches).values()))
     spread = torch.stack([query, query], 1)[:, 0]
     wide = RowIndex(*(torch.stack([part, part], -1)[..., 0] for name, part in vars(rows).items() if name != "_work"))
-    assert torch.equal(kernel.grouped_decode_attention(spread, turned, wide, SCALE, SMALL), whole)
+    assert torch.equal(kernel.grouped_decode_attention(spread, turned, wide, SCALE, launch=SMALL), whole)
     mixed = replace(caches, keys=turned.keys)
     with pytest.raises(ValueError, match="must share their strides"):
         kernel.grouped_decode_attention(query, mixed, rows, SCALE)
     with pytest.raises(ValueError, match="one dtype"):
         kernel.grouped_decode_attention(query.bfloat16(), caches, rows, SCALE)
     with pytest.raises(ValueError, match="parts pages"):
-        kernel.grouped_decode_attention(query, caches, rows, SCALE, Launch(split=24, own=16))
+        kernel.grouped_decode_attention(query, caches, rows, SCALE, launch=Launch(split=24, own=16))

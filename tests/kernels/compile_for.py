@@ -18,7 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from data_engine_kernels import LayerCaches, RowIndex, attention_triton, logps_triton, members_of
+from data_engine_kernels import LayerCaches, RowIndex, Special, attention_triton, logps_triton, members_of
+from data_engine_kernels.layouts import USUAL
 
 TARGET = GPUTarget("cuda", int(sys.argv[1]), 32)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -58,13 +59,16 @@ def compile_only(self, *arguments, grid, warmup, **options) -> None:
     print(json.dumps({"case": case} | found), flush=True)
 
 
-def attend(heads: int, groups: int, width: int, dtype: torch.dtype, rows=20, slots=2, pages=4, prefix=640) -> None:
+def attend(
+    heads: int, groups: int, width: int, dtype: torch.dtype, special=USUAL, rows=20, slots=2, pages=4, prefix=640
+) -> None:
     """Launch decode attention for 10 answers a question."""
     which, ones = torch.arange(rows) % slots, torch.ones(rows, dtype=torch.int32)
     members, own = members_of(which, slots, 10), torch.zeros(rows, pages, dtype=torch.long)
     index = RowIndex(which, ones, ones[:slots], members, own, torch.zeros(slots, -(-prefix // 128), dtype=torch.long))
     caches = LayerCaches(*(torch.zeros(rows * pages, groups, 128, width, dtype=dtype) for _ in range(2)))
-    attention_triton.grouped_decode_attention(torch.zeros(rows, heads, width, dtype=dtype), caches, index, 0.1)
+    query = torch.zeros(rows, heads, width, dtype=dtype)
+    attention_triton.grouped_decode_attention(query, caches, index, 0.1, special)
 
 
 def num_compiled() -> int:
@@ -81,10 +85,19 @@ for dtype in (torch.bfloat16, torch.float32):
         hidden, weight = (torch.zeros(size, 4096, dtype=dtype) for size in (200, 1000))
         logps_triton.token_logps(hidden, weight, torch.zeros(200, dtype=torch.long), getattr(logps_triton, tiles))
     for heads, groups, width in (
-        ((32, 32, 128), (28, 4, 128), (8, 8, 80)) if dtype == torch.bfloat16 else ((28, 4, 128),)
+        ((32, 32, 128), (28, 4, 128), (8, 8, 80), (8, 1, 256), (16, 4, 256), (8, 2, 512))
+        if dtype == torch.bfloat16
+        else ((28, 4, 128), (8, 1, 256), (8, 2, 512))
     ):
         case = f"grouped_decode_attention {name} {heads}/{groups} x {width}"
         attend(heads, groups, width, dtype)
+# Gemma 3 of 4 and 27 billion, PaliGemma 2 of 3, Aya Vision of 8, and layers of Gemma 4.
+for heads, groups, width, special in (
+    (8, 4, 256, Special(1024)), (32, 16, 128, Special(1024)), (8, 4, 256, Special(4096, 50.0)),
+    (32, 8, 128, Special(4096)), (8, 1, 256, Special(512)),
+):  # fmt: skip
+    case = f"grouped_decode_attention bfloat16 {heads}/{groups} x {width} {special}"
+    attend(heads, groups, width, torch.bfloat16, special)
 before = num_compiled()
 assert before
 JITFunction.run = lambda self, *arguments, warmup, **options: launch(

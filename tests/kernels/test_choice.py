@@ -1,7 +1,9 @@
 """Which path runs: the eager one wherever there is no CUDA device or no Triton, and Triton is not imported for it."""
 
+import contextlib
 import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -45,3 +47,24 @@ def test_the_eager_path_is_the_reference(monkeypatch):
         RowIndex(slots, slots, slots, members_of(slots, 1, 1), *[slots[:, None]] * 2),
     )
     assert kernels.grouped_decode_attention(some, caches, rows, 1.0) == "eager attention"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")
+def test_a_card_that_is_too_small_for_a_kernel_is_named_with_both_sizes(monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    from data_engine_kernels import attention_triton, logps_triton
+
+    def launched(*arguments):
+        raise OutOfResources(106_496, 65_536, "shared memory")
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(attention_triton, "grouped_decode_attention", launched)
+    monkeypatch.setattr(logps_triton, "token_logps", launched)
+    some = SimpleNamespace(is_cuda=True, device="cuda")
+    message = "a kernel needs 106,496 of shared memory, and Tesla T4 has 65,536 for a program"
+    with pytest.raises(kernels.SmallCard, match=message):
+        kernels.grouped_decode_attention(some, None, None, 1.0)
+    with pytest.raises(kernels.SmallCard, match=message):
+        kernels.token_logps(some, some, some)

@@ -28,10 +28,12 @@ def test_every_kernel_compiles_and_fits(capability, tmp_path):
     assert done.returncode == 0, done.stderr
     *lines, more = done.stdout.splitlines()
     compiled = [json.loads(line) for line in lines]
-    # Three tiles of token_logps and four shapes of attention, two kernels each.
-    assert len(compiled) == 14
+    # Three tiles of token_logps and fourteen shapes of attention, two kernels each.
+    assert len(compiled) == 34
     for found in compiled:
         limit = DATA_CENTRE_BYTES[capability] if found["case"].endswith("LARGE") else DESKTOP_BYTES
         assert found["shared"] <= limit, found
-        assert found["stack"] == 0 or "float32" in found["case"], found
+        # What is mixed of 256 lanes takes most registers: up to 14 of others find no room.
+        most = 64 if "x 256" in found["case"] else 0
+        assert found["stack"] <= most or "float32" in found["case"], found
     assert more == "0", "a unit with more rows, pages or longer prompts would wait for a compiler"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
+from data_engine_kernels import LayerCaches, RowIndex, Special, members_of, reference
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 2500])
@@ -38,8 +38,12 @@ def test_more_rows_in_a_slot_than_there_is_room_for_are_refused():
         members_of(torch.tensor([1, 1, 1]), 2, 2)
 
 
+# The second row has 9 tokens of a prefix and 6 of its own, in pages of 3: a window of 6 hides the prefix, one of 7 does
+# not, 12 begin with a page, 15 hide nothing.
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 6, 7, 12, 14, 15, 99])
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
-def test_grouped_attention_is_one_softmax_over_prefix_and_suffix(heads, groups):
+def test_grouped_attention_is_one_softmax_over_prefix_and_suffix(heads, groups, window, softcap):
     generator = torch.Generator().manual_seed(heads)
     # Two pages of three tokens a row and three a prefix, anywhere.
     order = torch.randperm(20, generator=generator)
@@ -48,7 +52,7 @@ def test_grouped_attention_is_one_softmax_over_prefix_and_suffix(heads, groups):
     query = torch.randn(5, heads, 8, generator=generator)
     slots, own, prefix = torch.tensor([2, 0, 2, -1, 0]), torch.tensor([1, 6, 3, 2, 0]), torch.tensor([9, 4, 1])
     rows = RowIndex(slots, own, prefix, members_of(slots, 3, 2), pages, prefix_pages)
-    found = reference.grouped_decode_attention(query, caches, rows, 0.5)
+    found = reference.grouped_decode_attention(query, caches, rows, 0.5, Special(window, softcap))
     for row, slot in enumerate(slots.tolist()):
         seen = int(prefix[slot]) if slot >= 0 else 0
         keys, values = (
@@ -58,11 +62,31 @@ def test_grouped_attention_is_one_softmax_over_prefix_and_suffix(heads, groups):
                     torch.cat([pool[page] for page in pages[row]], 1)[:, : own[row]],
                 ],
                 1,
-            ).repeat_interleave(heads // groups, 0)
+            )[:, -(window or 99) :].repeat_interleave(heads // groups, 0)
             for pool in (caches.keys, caches.values)
         )
-        expected = ((query[row, :, None] @ keys.transpose(1, 2)) * 0.5).softmax(-1) @ values
+        scores = (query[row, :, None] @ keys.transpose(1, 2)) * 0.5
+        if softcap:
+            scores = softcap * (scores / softcap).tanh()
+        expected = scores.softmax(-1) @ values
         torch.testing.assert_close(found[row], expected[:, 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_a_window_that_hides_nothing_changes_no_bit(softcap):
+    generator = torch.Generator().manual_seed(0)
+    caches = LayerCaches(*(torch.randn(6, 2, 4, 8, generator=generator) for _ in range(2)))
+    slots, own, prefix = torch.tensor([0, 1, 0]), torch.tensor([3, 1, 4]), torch.tensor([7, 0])
+    pages, prefix_pages = torch.tensor([[0], [1], [2]]), torch.tensor([[3, 4], [5, 5]])
+    rows = RowIndex(slots, own, prefix, members_of(slots, 2, 2), pages, prefix_pages)
+    query = torch.randn(3, 4, 8, generator=generator)
+    plain = reference.grouped_decode_attention(query, caches, rows, 0.5, Special(softcap=softcap))
+    for window in (11, 12, 1000):
+        found = reference.grouped_decode_attention(query, caches, rows, 0.5, Special(window, softcap))
+        assert torch.equal(found, plain)
+    assert not torch.equal(reference.grouped_decode_attention(query, caches, rows, 0.5, Special(10, softcap)), plain), (
+        "eleven tokens are the most that there are"
+    )
 
 
 def test_a_row_that_sees_nothing_gets_zeros():
@@ -70,6 +94,12 @@ def test_a_row_that_sees_nothing_gets_zeros():
     slots, none = torch.tensor([0]), torch.tensor([0])
     rows = RowIndex(slots, none, none, members_of(slots, 1, 1), none[:, None], none[:, None])
     assert not reference.grouped_decode_attention(torch.ones(1, 1, 4), caches, rows, 1.0).any()
+
+
+@pytest.mark.parametrize("given", [{"window": 0}, {"window": -3}, {"softcap": 0.0}, {"softcap": -1.0}])
+def test_a_window_or_softcap_that_is_none_is_refused(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} .*got {next(iter(given.values()))}"):
+        Special(**given)
 
 
 def test_scores_far_below_zero_change_nothing_where_there_is_no_prefix():

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_engine.errors import LostRankError
+from data_engine.errors import LostRankError, UserError
 from data_engine.models.memory_errors import naming_out_of_memory
+from data_engine_kernels import SmallCard
 
 WHOLE, SPLIT = SimpleNamespace(is_split=False), SimpleNamespace(is_split=True)
 # As torch 2.11, Triton 3.6 and NCCL 2.27 say it.
@@ -54,3 +55,10 @@ def test_other_errors_pass_as_they_are(model, error):
 def test_a_rank_that_was_lost_is_no_lack_of_memory():
     with pytest.raises(LostRankError, match=r"^rank 1 has ended: out of memory$"):
         fail(WHOLE, LostRankError("rank 1 has ended: out of memory"))
+
+
+@pytest.mark.parametrize("model", [WHOLE, SPLIT])
+def test_a_card_that_is_too_small_for_a_kernel_is_told_and_not_retried(model):
+    """Half the rows would take the same kernel."""
+    with pytest.raises(UserError, match=r"^a kernel needs 9 of shared memory$"):
+        fail(model, SmallCard("a kernel needs 9 of shared memory"))

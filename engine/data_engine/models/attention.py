@@ -16,12 +16,18 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    causal_mask_function,
+    sdpa_mask,
+    sliding_window_causal_mask_function,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data_engine.models.attention_math import Scores, attention_with_lse, with_sinks
@@ -57,6 +63,16 @@ class Seen:
         """Tokens of a sequence in which each sees all before it at most; None: of any length, 0: of none."""
         return None if self.function is causal_mask_function else self.local or 0
 
+    @property
+    def sliding(self) -> int | None:
+        """Tokens that each sees, itself included, where the mask is transformers' sliding window; None: it is another.
+
+        By the function's code and what it holds. Trying it out would not tell it from one that goes by a tensor, whose
+        numbers change from call to call; and no number of tries is all of them.
+        """
+        wanted = self.local and sliding_window_causal_mask_function(self.local)
+        return self.local if wanted and _same(self.function, wanted) else None
+
     def sees_all(self, length: int) -> bool:
         """Whether, in a sequence of that length, each token sees all before it."""
         return self.window is None or length <= self.window
@@ -66,6 +82,18 @@ class Seen:
         zero = torch.zeros((), dtype=torch.long, device=queries.device)
         seen = self.function(zero, zero, queries, keys)
         return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two functions have the same code, and hold the same numbers, types and functions."""
+    if isinstance(other, tuple):
+        return isinstance(one, tuple) and len(one) == len(other) and all(map(_same, one, other))
+    if not isinstance(other, FunctionType):
+        return type(one) is type(other) and one == other
+    if not isinstance(one, FunctionType) or one.__code__ is not other.__code__:
+        return False
+    held = ([cell.cell_contents for cell in each.__closure__ or ()] for each in (one, other))
+    return _same(*map(tuple, held)) and _same(one.__defaults__ or (), other.__defaults__ or ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -17,6 +16,7 @@ from transformers.cache_utils import Cache
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import UserError
 from data_engine.models.head import Head
+from data_engine.models.layer_kind import LayerKind
 from data_engine.models.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
@@ -58,35 +58,6 @@ class PromptEnd(NamedTuple):
     """position of the first token of an answer; not P where an image takes fewer positions than tokens"""
     cache_layers: Sequence[object]
     """the layers of transformers' cache afterwards; those with a recurrent state hold it"""
-
-
-@dataclass(frozen=True)
-class LayerKind:
-    """What an attention layer keeps of a token."""
-
-    groups: int
-    """key/value heads"""
-    key_width: int
-    value_width: int
-    cross: bool = False
-    """it looks at image states alone, and keeps nothing of an answer"""
-    same_as: int | None = None
-    """number of an earlier layer whose keys and values it uses"""
-    usual: bool = True
-    """its scores are scale q k^T, and a token sees all before it in a sequence of up to `window` tokens"""
-    window: int | None = None
-    """None: of any length"""
-
-    @property
-    def values_per_token(self) -> int:
-        """Numbers that it keeps of a token."""
-        own = not self.cross and self.same_as is None
-        return self.groups * (self.key_width + self.value_width) if own else 0
-
-    def fits_kernels(self, longest: int) -> bool:
-        """Whether the kernels compute it, in sequences of up to so many tokens."""
-        sees_all = self.window is None or longest <= self.window
-        return self.usual and sees_all and not self.cross and self.key_width == self.value_width
 
 
 class TextSide(NamedTuple):

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from data_engine.errors import LostRankError
+from data_engine.errors import LostRankError, UserError
 from data_engine.models.base import VisionLanguageModel
+from data_engine_kernels import SmallCard
 
 # What cuBLAS, cuDNN, CUDA graphs, Triton's launcher, NCCL and torch's CPU allocator say instead of OutOfMemoryError.
 OTHER_NAMES = re.compile(
@@ -27,12 +28,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 def naming_out_of_memory(model: VisionLanguageModel) -> Iterator[None]:
     """Inside, memory that runs out is torch.OutOfMemoryError, by whatever name a library raises it.
 
-    Where the model is split it is a LostRankError: other ranks wait in the same call, which cannot be repeated.
+    Where the model is split it is a LostRankError: other ranks wait in the same call, which cannot be repeated. A
+    kernel for which the card is too small is a UserError: fewer rows would not help.
     """
     try:
         yield
     except LostRankError:
         raise
+    except SmallCard as error:
+        raise UserError(str(error)) from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

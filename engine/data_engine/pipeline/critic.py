@@ -50,8 +50,11 @@ def runner(context: StageContext) -> UnitByUnit:
     rows = min(slots, context.budgets["decode_rows"])
     backend = make_backend(
         "plain" if context.model.why_plain else "native",
-        BackendSettings(context.model, params, 1, rows, slots, context.split, num_pages=pages),
-    )
+        BackendSettings(
+            context.model, params, 1, rows, slots, context.split, num_pages=pages,
+            require_fast=context.config.require_fast,
+        ),
+    )  # fmt: skip
     critic = Critic(context, template, backend)
     return UnitByUnit(critic.unit, backend.close)
 

@@ -65,7 +65,7 @@ def runner(context: StageContext) -> "SamplingRunner":
         "plain" if model.why_plain else BACKEND,
         BackendSettings(
             model, settings.params, settings.k, sizes["decode_rows"], sizes["decode_slots"], split=context.split,
-            num_pages=sizes.get("decode_pages", 0),
+            num_pages=sizes.get("decode_pages", 0), require_fast=context.config.require_fast,
         ),
     )  # fmt: skip
     return SamplingRunner(backend, model, context.idx_type, settings, context.decode)

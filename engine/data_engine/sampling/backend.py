@@ -39,6 +39,8 @@ class BackendSettings:
     """the model is split over ranks, which make each call of it together"""
     num_pages: int = 0
     """of prompts and answers, where caches are paged; 0: as many as rows and slots ask for"""
+    require_fast: bool = False
+    """an error where a GPU would draw answers without the kernels, instead of a warning"""
     options: Mapping[str, object] = field(default_factory=dict)
     """of this back end alone"""
 

@@ -40,8 +40,9 @@ from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
 from data_engine.models.auto.value_head import ValueHead
-from data_engine.models.base import CacheSizes, Description, LayerKind, PromptEnd, Split, TextSide, sent
+from data_engine.models.base import CacheSizes, Description, PromptEnd, Split, TextSide, sent
 from data_engine.models.head import Head
+from data_engine.models.layer_kind import LayerKind
 from data_engine.models.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import reason

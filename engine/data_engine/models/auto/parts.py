@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.models.attention import NAME, DoesNotFit, Noted
-from data_engine.models.base import LayerKind
 from data_engine.models.head import Head
+from data_engine.models.layer_kind import LayerKind
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:

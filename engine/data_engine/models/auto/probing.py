@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from data_engine.models.answer_cache import answer_cache, repeated
 from data_engine.models.attention import Asking, DoesNotFit, Finding, Noting, attending
 from data_engine.models.auto.parts import fitted_head, layer_kinds
-from data_engine.models.base import LayerKind, Prompt, PromptEnd, VisionLanguageModel
+from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel
 from data_engine.models.head import Head
+from data_engine.models.layer_kind import LayerKind
 from data_engine.questions.conversation import Conversation
 
 QUESTION = "What is in the picture?"
@@ -93,7 +94,8 @@ def _as_asked(
         call = asking.calls[number]
         call.require_known()
         mask = call.seen(sys.maxsize)
-        yield replace(kind, usual=call.is_usual, window=mask.window if mask else None)
+        yield replace(kind, sinks=call.sinks is not None, window=mask and mask.window,
+                      slides=bool(mask and mask.sliding))  # fmt: skip
 
 
 @torch.inference_mode()

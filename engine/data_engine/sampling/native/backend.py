@@ -6,16 +6,20 @@ answer depend in their last bits on what runs beside it; there, a unit begins wh
 its answers depend on the unit alone.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from data_engine.errors import UserError
 from data_engine.models.base import VisionLanguageModel
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.memory import rows_without_pages
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import Completion, PromptRequest
 from data_engine_kernels import use_triton
+
+log = logging.getLogger(__name__)
 
 
 def make(settings: BackendSettings) -> "NativeBackend":
@@ -24,13 +28,32 @@ def make(settings: BackendSettings) -> "NativeBackend":
     # The calls of a split model are agreed on one by one, which no captured step can do.
     if uses_kernels(model) and not settings.split:
         return NativeBackend(SamplingEngine(model, *sizes, k, settings.num_pages), settings)
+    if not settings.split and (why := why_no_kernels(model)):
+        if settings.require_fast:
+            raise UserError(f"--require_fast is set, and this GPU would draw answers by plain torch: {why}")
+        log.warning("this GPU draws answers by plain torch, many times slower than by the kernels: %s", why)
     sizes = rows_without_pages(*sizes, settings.num_pages, k, settings.params.max_new_tokens)
     return NativeBackend(SamplingEngine(model, *sizes), settings)
 
 
 def uses_kernels(model: VisionLanguageModel) -> bool:
     """Whether the device has the kernels, and they know what each layer of the model does."""
-    return use_triton(model.head.weight) and all(kind.fits_kernels(model.max_positions) for kind in model.layers)
+    return use_triton(model.head.weight) and not _unknown(model)
+
+
+def why_no_kernels(model: VisionLanguageModel) -> str | None:
+    """Why a GPU draws the model's answers without the kernels; None where it does not, and on a CPU, which has none."""
+    if model.device.type != "cuda":
+        return None
+    return _unknown(model) if use_triton(model.head.weight) else "Triton is not installed (pip install triton)"
+
+
+def _unknown(model: VisionLanguageModel) -> str | None:
+    """The first layer that the kernels do not know, and what of it."""
+    for number, kind in enumerate(model.layers):
+        if why := kind.why_no_kernel(model.max_positions):
+            return f"layer {number} {why}"
+    return None
 
 
 class _Submitted:

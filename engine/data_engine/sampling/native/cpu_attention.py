@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_engine.models.attention import LayerCall, Seen
 from data_engine.models.attention_math import attention_with_lse, merged, with_sinks
+from data_engine.models.base import sent
 from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers
 from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.requests import Sequence
@@ -33,7 +34,7 @@ class Lanes:
         """Of each row: its slot, and its suffix's tokens with the one that the next step adds."""
         order = sorted(range(len(slots)), key=slots.__getitem__)
         in_order = order == list(range(len(order)))
-        self.order = None if in_order else torch.tensor(order, device=device)
+        self.order = None if in_order else sent(torch.tensor(order), device)
         self.inverse = None if in_order else self.order.argsort()
         # Of each lane: slot, first and last + 1 of its rows in that order.
         self.lanes: list[tuple[int, int, int]] = []

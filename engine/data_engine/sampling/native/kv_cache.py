@@ -16,7 +16,8 @@ from transformers.cache_utils import Cache
 
 from data_engine.models.answer_cache import RowStates, answer_cache, is_recurrent
 from data_engine.models.attention import Noted
-from data_engine.models.base import LayerKind, VisionLanguageModel, sent
+from data_engine.models.base import VisionLanguageModel, sent
+from data_engine.models.layer_kind import LayerKind
 from data_engine.models.prefix import Prefix
 
 # Prefixes kept for each that the rows would need if no answer of a question outlived the others. Answers of very

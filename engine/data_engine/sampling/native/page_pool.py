@@ -29,18 +29,15 @@ class PagePool:
         self, model: VisionLanguageModel, num_rows: int, num_slots: int, suffix_tokens: int, num_pages: int
     ) -> None:
         """`num_pages`: without the dummy."""
-        self._kinds, self._most = tuple(model.layers), model.max_positions
+        self._kinds = tuple(model.layers)
+        self.most = model.max_positions
+        """tokens that a sequence, prefix and suffix, may ever have"""
         self.suffix_tokens, self.page_tokens, self.num_pages = suffix_tokens, pages.PAGE, 1 + num_pages
         self.keys, self.values = buffers(model, self.num_pages, self.page_tokens)
         # Of each row and of each slot: its pages in order.
         self.pages_RC = torch.zeros(num_rows, pages.pages_of(suffix_tokens), dtype=torch.long, device=model.device)
-        room = pages.pages_of(min(self._most, FIRST_ROOM))
+        room = pages.pages_of(min(self.most, FIRST_ROOM))
         self.prefix_pages_QB = torch.zeros(num_slots, room, dtype=torch.long, device=model.device)
-
-    @property
-    def longest(self) -> int:
-        """Tokens that a sequence, prefix and suffix, can have by now."""
-        return min(self._most, self.prefix_pages_QB.shape[1] * self.page_tokens + self.suffix_tokens)
 
     @property
     def token_bytes(self) -> int:
@@ -66,7 +63,7 @@ class PagePool:
         if its_pages <= room:
             return False
         # Doubled, so that it rarely moves: each time, the captured step goes.
-        self.prefix_pages_QB = narrow.new_zeros(len(narrow), max(its_pages, min(2 * room, pages.pages_of(self._most))))
+        self.prefix_pages_QB = narrow.new_zeros(len(narrow), max(its_pages, min(2 * room, pages.pages_of(self.most))))
         self.prefix_pages_QB[:, :room] = narrow
         return True
 

@@ -17,7 +17,7 @@ from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.page_pool import PagePool
 from data_engine.sampling.native.step_graphs import Captures, Graph
 from data_engine.sampling.requests import Sequence
-from data_engine_kernels import LayerCaches, RowIndex, grouped_decode_attention, members_of
+from data_engine_kernels import LayerCaches, RowIndex, Special, grouped_decode_attention, members_of
 
 
 class FusedRows:
@@ -42,15 +42,21 @@ class FusedRows:
         self.place = newest % pool.page_tokens
 
     def attend(self, call: LayerCall) -> Tensor:
-        layer = call.layer
-        usual = call.is_usual and not self._kinds[layer].cross
-        if not usual or call.seen(self.pool.longest):
-            raise DoesNotFit(f"the kernels do not know what layer {layer} does")
+        layer, special = call.layer, self._special(call)
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         keys[self.page, :, self.place] = call.key[:, :, 0]
         values[self.page, :, self.place] = call.value[:, :, 0]
-        out = grouped_decode_attention(call.query[:, :, 0], LayerCaches(keys, values), self.index, call.scale)
+        out = grouped_decode_attention(call.query[:, :, 0], LayerCaches(keys, values), self.index, call.scale, special)
         return out[:, :, None]
+
+    def _special(self, call: LayerCall) -> Special:
+        """What of the layer the kernels are told. Raises DoesNotFit for what they do not know."""
+        # By the longest sequence that there may ever be: what there were so far depends on the rank.
+        seen = call.seen(self.pool.most)
+        plain = call.sinks is None and call.key.shape[-1] == call.value.shape[-1] and not self._kinds[call.layer].cross
+        if not plain or (seen and not seen.sliding):
+            raise DoesNotFit(f"the kernels do not know what layer {call.layer} does")
+        return Special(seen and seen.sliding, call.scores.softcap)
 
 
 class PagedRows:

@@ -1,0 +1,45 @@
+"""What an attention layer of a decoder keeps of a token, and whether the kernels compute it."""
+
+from dataclasses import dataclass
+
+from data_engine_kernels import MOST_WIDTH
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What an attention layer keeps of a token."""
+
+    groups: int
+    """key/value heads"""
+    key_width: int
+    value_width: int
+    cross: bool = False
+    """it looks at image states alone, and keeps nothing of an answer"""
+    same_as: int | None = None
+    """number of an earlier layer whose keys and values it uses"""
+    sinks: bool = False
+    """a learned score takes part in its softmax"""
+    window: int | None = None
+    """a token sees all before it in a sequence of up to so many; None: of any length"""
+    slides: bool = False
+    """in a longer one it sees the last `window` tokens, itself included; else the mask is of another kind"""
+
+    @property
+    def values_per_token(self) -> int:
+        """Numbers that it keeps of a token."""
+        own = not self.cross and self.same_as is None
+        return self.groups * (self.key_width + self.value_width) if own else 0
+
+    def why_no_kernel(self, longest: int) -> str | None:
+        """What of it the kernels do not know, in sequences of up to so many tokens; None: they compute it."""
+        if self.cross:
+            return "looks at image states"
+        if self.sinks:
+            return "has attention sinks"
+        if self.key_width != self.value_width:
+            return f"has keys of width {self.key_width} and values of width {self.value_width}"
+        if self.key_width > MOST_WIDTH:
+            return f"has heads of width {self.key_width}, and {MOST_WIDTH} is the most"
+        if self.window is not None and longest > self.window and not self.slides:
+            return "has a mask that is neither causal nor a sliding window"
+        return None
