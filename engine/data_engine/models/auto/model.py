@@ -35,6 +35,7 @@ from data_engine.models.auto.parts import (
     find_vision,
     output_weights,
 )
+from data_engine.models.auto.positions import host_positions
 from data_engine.models.auto.processed import ProcessedPrompt, pixels_alone
 from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
@@ -62,7 +63,7 @@ class Auto:
         self.device, self.dtype = model.device, model.dtype
         self.eos_token_ids, self.banned_token_ids = chat.eos_token_ids, chat.banned_token_ids
         self.markers, self.vocabulary = chat.markers, chat.vocabulary
-        self.vision = find_vision(model)
+        self.vision, self._host_positions = find_vision(model), host_positions(model)
         self.num_ids = model.get_input_embeddings().num_embeddings
         self.text_config = text = model.config.get_text_config(decoder=True)
         self.answers_in_rows = counts_in_pass(text)
@@ -281,13 +282,17 @@ class Auto:
         given = self._model.prepare_inputs_for_generation(
             **self._inputs(prompt), past_key_values=cache, is_first_iteration=True, use_cache=True
         )
+        positions = self._host_positions(prompt.inputs)
+        if positions is not None:
+            given["position_ids"] = sent(positions, self.device)
         if prompt.features is not None:
             given["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=prompt.features)}
         # Without it, logits of all P tokens would be there at once.
         out = self._model(**given | {"logits_to_keep": 1})
         if "hidden" not in self._last:
             raise DoesNotFit("its text decoder is not called as a module")
-        positions = self._last.get("positions")
+        if positions is None:
+            positions = self._last.get("positions")
         # The largest of all axes: an image takes fewer positions than tokens where they have height and width.
         following = prompt.length if positions is None else int(positions.max()) + 1
         layers = [layer if is_recurrent(layer) else PassingLayer() for layer in cache.layers]
