@@ -29,6 +29,7 @@ from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import check_size, counts_in_pass, fast_positions
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
+from data_engine.models.auto.packed_tower import PackedTower, tower_calls
 from data_engine.models.auto.parts import (
     attend_by_hook,
     find_decoder,
@@ -72,6 +73,7 @@ class Auto:
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
         self.decoder: nn.Module | None = None
+        self._packed_tower: PackedTower | None = None
         self.value_head: ValueHead | None = None
         self.why_plain: str | None = None
         self.is_settled = self.encodes_together = False
@@ -121,7 +123,7 @@ class Auto:
         if self.why_plain is not None:
             return
         try:
-            with refusing_misfits(self.chat.folder):
+            with refusing_misfits(self.chat.folder), tower_calls(self.vision) as calls:
                 shown = probing.run_prompt(self)
             found = probing.layers_of(self, shown)
         except DoesNotFit as problem:
@@ -134,6 +136,8 @@ class Auto:
         else:
             self.attention_layers, self.layers, self.cache_layers, self.head = found
             self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
+            if calls:
+                self._packed_tower = PackedTower.of(self.vision, calls[0])
             if tower.images_a_call(self) > 1:
                 self.encodes_together = probing.encodes_together(self)
 
@@ -323,11 +327,14 @@ class Auto:
 
     def _inputs(self, prompt: ProcessedPrompt) -> dict[str, Tensor]:
         """On the device; pixels in the model's dtype, whatever the processor made of them."""
-        return {
+        inputs = {
             name: sent(value, self.device).to(self.dtype) if value.is_floating_point() else sent(value, self.device)
             for name, value in prompt.inputs.items()
             if prompt.features is None or name != "pixel_values"
         }
+        if self._packed_tower is not None:
+            self._packed_tower.expect(prompt.inputs.get("image_grid_thw"), inputs.get("image_grid_thw"))
+        return inputs
 
     def _note_positions(self, module: nn.Module, args: tuple, options: dict) -> None:
         if options.get("position_ids") is not None:
