@@ -22,6 +22,7 @@ PICTURES = [name for name, asked in ASKED.items() if asked.sizes]
 def within_bounds(query: Tensor, key: Tensor, value: Tensor, queries, keys, causal: bool, scale: float):
     """In the place of attention_math.flash: the formula, a sequence at a time."""
     assert torch.equal(queries.starts, keys.starts)
+    assert queries.starts.dtype == torch.int32
     assert not causal
     assert queries.longest == queries.starts.diff().max()
     mixed = []
