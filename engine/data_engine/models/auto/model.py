@@ -29,12 +29,14 @@ from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import check_size, counts_in_pass, fast_positions
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
+from data_engine.models.auto.packed_tower import PackedTower, tower_calls
 from data_engine.models.auto.parts import (
     attend_by_hook,
     find_decoder,
     find_vision,
     output_weights,
 )
+from data_engine.models.auto.positions import host_positions
 from data_engine.models.auto.processed import ProcessedPrompt, pixels_alone
 from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
@@ -63,7 +65,7 @@ class Auto:
         self.device, self.dtype = model.device, model.dtype
         self.eos_token_ids, self.banned_token_ids = chat.eos_token_ids, chat.banned_token_ids
         self.markers, self.vocabulary = chat.markers, chat.vocabulary
-        self.vision = find_vision(model)
+        self.vision, self._host_positions = find_vision(model), host_positions(model)
         self.num_ids = model.get_input_embeddings().num_embeddings
         self.text_config = text = model.config.get_text_config(decoder=True)
         self.answers_in_rows = counts_in_pass(text)
@@ -72,6 +74,7 @@ class Auto:
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
         self.decoder: nn.Module | None = None
+        self._packed_tower: PackedTower | None = None
         self.value_head: ValueHead | None = None
         self.why_plain: str | None = None
         self.is_settled = self.encodes_together = False
@@ -121,7 +124,7 @@ class Auto:
         if self.why_plain is not None:
             return
         try:
-            with refusing_misfits(self.chat.folder):
+            with refusing_misfits(self.chat.folder), tower_calls(self.vision) as calls:
                 shown = probing.run_prompt(self)
             found = probing.layers_of(self, shown)
         except DoesNotFit as problem:
@@ -134,6 +137,8 @@ class Auto:
         else:
             self.attention_layers, self.layers, self.cache_layers, self.head = found
             self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
+            if calls:
+                self._packed_tower = PackedTower.of(self.vision, calls[0])
             if tower.images_a_call(self) > 1:
                 self.encodes_together = probing.encodes_together(self)
 
@@ -282,13 +287,17 @@ class Auto:
         given = self._model.prepare_inputs_for_generation(
             **self._inputs(prompt), past_key_values=cache, is_first_iteration=True, use_cache=True
         )
+        positions = self._host_positions(prompt.inputs)
+        if positions is not None:
+            given["position_ids"] = sent(positions, self.device)
         if prompt.features is not None:
             given["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=prompt.features)}
         # Without it, logits of all P tokens would be there at once.
         out = self._model(**given | {"logits_to_keep": 1})
         if "hidden" not in self._last:
             raise DoesNotFit("its text decoder is not called as a module")
-        positions = self._last.get("positions")
+        if positions is None:
+            positions = self._last.get("positions")
         # The largest of all axes: an image takes fewer positions than tokens where they have height and width.
         following = prompt.length if positions is None else int(positions.max()) + 1
         layers = [layer if is_recurrent(layer) else PassingLayer() for layer in cache.layers]
@@ -319,11 +328,14 @@ class Auto:
 
     def _inputs(self, prompt: ProcessedPrompt) -> dict[str, Tensor]:
         """On the device; pixels in the model's dtype, whatever the processor made of them."""
-        return {
+        inputs = {
             name: sent(value, self.device).to(self.dtype) if value.is_floating_point() else sent(value, self.device)
             for name, value in prompt.inputs.items()
             if prompt.features is None or name != "pixel_values"
         }
+        if self._packed_tower is not None:
+            self._packed_tower.expect(prompt.inputs.get("image_grid_thw"), inputs.get("image_grid_thw"))
+        return inputs
 
     def _note_positions(self, module: nn.Module, args: tuple, options: dict) -> None:
         if options.get("position_ids") is not None:
