@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from run_files import hostile_rows, write
 from validated import PLANTED, told, told_by, words
@@ -15,6 +17,8 @@ from data_engine.errors import UserError
 from data_engine.planning.found import FirstRows, Found, Problem
 from data_engine.processes import ranks
 from data_engine.questions.dataset import open_questions
+
+CPU = Path(__file__).parents[1] / "launch/accelerate/cpu.yaml"
 
 
 def test_every_planted_mistake_is_told_once(planted, tmp_path, capsys):
@@ -155,17 +159,25 @@ def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch
 
 
 def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_path, capsys):
-    assert main.main(["run", *words(job, sample_k="2", rank="1", max_new_tokens="4")]) in (0, 4)
+    assert main.main(["run", *words(job, sample_k="2", rank="1", max_new_tokens="4", unit_size="4")]) in (0, 4)
     capsys.readouterr()
-    changed = words(job, sample_k="3", rank="1", max_new_tokens="5", seed="7")
+    changed = words(job, sample_k="3", rank="1", max_new_tokens="5", seed="7", unit_size="4")
     [problem] = told(capsys, *changed)["problems"]
     assert "holds another run" in problem["message"]
     assert all(name in problem["message"] for name in ("sample_k", "max_new_tokens", "seed"))
+    # As many as there are by the settings of the run, with another dataset.
+    table = pq.read_table(job["dataset_path"])
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1).set_column(
+        table.schema.get_field_index("idx"), "idx", pa.array(["one more"])
+    )]), tmp_path / "more.parquet")  # fmt: skip
+    more = {"dataset_path": str(tmp_path / "more.parquet"), "sample_k": "2", "rank": "1", "max_new_tokens": "4"}
+    [problem] = told(capsys, *words(job, unit_size="4", **more))["problems"]
+    assert f"its dataset has {len(table)} questions, this one {len(table) + 1}" in problem["message"]
 
 
 @pytest.mark.slow
 def test_the_launch_script_shows_all_of_it_once(planted):
-    environment = os.environ | {"PYTHON": sys.executable, "NUM_PROCESSES": "2", "ACCELERATE_CONFIG": "none.yaml"}
+    environment = os.environ | {"PYTHON": sys.executable, "NUM_PROCESSES": "2", "ACCELERATE_CONFIG": str(CPU)}
     command = [str(Path(__file__).parents[1] / "launch/run_engine.sh"), "--config", str(planted)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (2, "")

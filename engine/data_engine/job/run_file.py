@@ -118,6 +118,17 @@ def require_same(work_dir: Path, bound: Mapping, run_stages: RunStages) -> None:
         _refuse_held(work_dir, found["bound"], bound, run_stages)
 
 
+def require_as_many(work_dir: Path, num_questions: int) -> None:
+    """Raise UserError where units of the work_dir are of a dataset with another number of questions."""
+    found = read(work_dir)
+    there = found and found.get("units", {}).get("num_questions")
+    if there not in (None, num_questions) and any(units.published(work_dir, stage) for stage in stages.known()):
+        raise UserError(
+            f"work_dir {work_dir} holds another run: its dataset has {there:,} questions, this one {num_questions:,}. "
+            "Go on with its dataset and limit, or choose another work_dir"
+        )
+
+
 def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
     """Create run.json, or compare with the one that is there; returns it, and warnings for a person to read.
 

@@ -163,10 +163,13 @@ def _answers_rows(found: Found) -> None:
 
 
 def _same_run(found: Found) -> None:
-    """Settings that units of the work_dir were computed with; content of dataset and models is compared by `run`."""
+    """Settings that units of the work_dir were computed with, and how many questions; content of dataset and models is
+    compared by `run`.
+    """
     config = found.config
     bound = run_file.bound_settings(config, len(found.questions), None)
     run_file.require_same(Path(config.work_dir), bound, config.stages)
+    run_file.require_as_many(Path(config.work_dir), len(found.questions))
 
 
 def _first_rows(found: Found) -> None:
