@@ -23,6 +23,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def points(value: float) -> str:
+    """A change of a share, in percentage points."""
+    return f"{100 * value:+.1f} points"
+
+
 def told(figure: Interval, show=percent) -> str:
     return f"{show(figure.value)} ({show(figure.low)} to {show(figure.high)})"
 
@@ -36,7 +41,7 @@ def of_full(table: Table) -> list[Claim]:
         Claim("They reach the most of what is possible", "at least 80 % of the oracle's fall",
               told(engine["of_oracle"]), engine["of_oracle"].value >= 0.8),
         Claim("Answers do not leave out more", "coverage falls by at most 2 points",
-              told(engine["coverage_change"]), engine["coverage_change"].value >= -0.02),
+              told(engine["coverage_change"], points), engine["coverage_change"].value >= -0.02),
         Claim("Random pairs do little", "a fall of at most 15 %", told(random["fall"]), random["fall"].value <= 0.15),
         *(_below(table, name) for name in ("random", "length", "sft")),
         Claim("Reversed pairs make it worse", "a fall below 0, its interval too",
