@@ -45,8 +45,8 @@ class PassingCache(Cache):
 
 
 class CrossingCache(Cache):
-    """A cache with keys of image states. Asked for its length as a whole, it gives theirs: before transformers 5.23,
-    Mllama looks there for whether it has any, which its first layer, one of text, has not.
+    """A cache with keys of image states. Asked for its length as a whole, it gives theirs: with transformers
+    5.17, Mllama looks there for whether it has any, and not in the layer.
     """
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
