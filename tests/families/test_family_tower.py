@@ -5,6 +5,7 @@ import torch
 from families import named
 from internvl_folders import write
 from PIL import Image
+from transformers import GenerationMixin
 
 from data_engine.models import load_model, tower
 from data_engine.models.auto import probing
@@ -86,3 +87,14 @@ def rounded(found: torch.Tensor, step: float) -> torch.Tensor:
     """Each number off by up to this share of it."""
     generator = torch.Generator().manual_seed(0)
     return found * (1 + step * (2 * torch.rand(found.shape, generator=generator) - 1)).to(found.dtype)
+
+
+def test_an_older_transformers_takes_them_one_by_one_and_that_is_told_once(tmp_path, as_on_a_gpu, monkeypatch, caplog):
+    monkeypatch.delattr(GenerationMixin, "_supports_mm_encoder_outputs", raising=False)
+    probing.takes_features.cache_clear()
+    folder = write(tmp_path / "internvl", "qwen2")
+    models = [load_model(None, str(folder)) for _ in range(2)]
+    probing.takes_features.cache_clear()
+    assert [model.encodes_together for model in models] == [False, False]
+    assert caplog.text.count("go through the vision tower one by one") == 1
+    assert_as_plain(models[0], questions(models[0]))

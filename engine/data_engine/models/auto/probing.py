@@ -3,12 +3,15 @@
 Shapes: G key/value heads, P prompt tokens, D head width.
 """
 
+import functools
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,6 +22,8 @@ from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel
 from data_engine.models.head import Head
 from data_engine.models.layer_kind import LayerKind
 from data_engine.questions.conversation import Conversation
+
+log = logging.getLogger(__name__)
 
 QUESTION = "What is in the picture?"
 # Several merged patches in both directions, whatever the patch size.
@@ -110,6 +115,8 @@ def encodes_together(model: Probed) -> bool:
     Tried with a picture and the same upside down: where a model cannot, or other numbers come of it, each prompt runs
     whole.
     """
+    if not takes_features():
+        return False
     prompt = _prompt(model, QUESTION)
     try:
         pixels = prompt.inputs["pixel_values"]
@@ -125,6 +132,18 @@ def encodes_together(model: Probed) -> bool:
     except Exception:
         return False
     return all(difference(*both) <= ROUNDING[model.dtype] for both in zip(*kept, strict=True))
+
+
+@functools.cache
+def takes_features() -> bool:
+    """Whether transformers' models take images that were encoded beforehand; told once where they do not."""
+    found = hasattr(transformers.GenerationMixin, "_supports_mm_encoder_outputs")
+    if not found:
+        log.warning(
+            "images of a scoring pass go through the vision tower one by one: transformers %s takes none that were "
+            "encoded beforehand, and 5.23 does", transformers.__version__,
+        )  # fmt: skip
+    return found
 
 
 @torch.inference_mode()
