@@ -50,6 +50,26 @@ def test_recurrent_states_of_answers_and_prompts_take_the_place_of_rows_and_page
     assert found["decode_rows"] == int(5 * GB / (688 * 524_288 + 62_500_000)) == 11
 
 
+def test_image_states_of_prompts_take_the_place_of_rows_and_bound_the_prompts():
+    """Of Llama 3.2 11B Vision: 8 layers x 2 x 8 heads x 128 wide x 6,404 states are 210 MB a prompt, and the other 32
+    keep 0.13 MB a token.
+    """
+    mllama = Needs(21 * GB, 2 * 32 * 8 * 128 * 2, 48 * 4096 * 2, prompt_state=8 * 2 * 8 * 128 * 6404 * 2)
+    page = 128 * 131_072
+    for k, prompts in ((10, 0.22), (4, 0.55), (1, 1)):
+        found = budgets(72 * GB, mllama, "cuda", k, 512)
+        rows, slots = found["decode_rows"], found["decode_slots"]
+        row = (1.5 + prompts * 6) * page + prompts * mllama.prompt_state
+        assert rows == int(0.8 * 51 * GB / row)
+        assert prompts * rows <= slots < prompts * rows + 1
+        # Pages and prompts fit what caches may take.
+        assert 0 <= 0.8 * 51 * GB - found["decode_pages"] * page - prompts * rows * mllama.prompt_state < page
+        assert rows_without_pages(rows, slots, found["decode_pages"], k, 512)[1] <= slots
+    # On CPU, half of what is left, and 2.5 / 10 of a prompt a row.
+    found = budgets(31 * GB, mllama, "cpu", 10, 512)
+    assert found["decode_rows"] == int(5 * GB / (688 * 131_072 + mllama.prompt_state / 4))
+
+
 def test_what_no_memory_holds_is_tried_a_row_at_a_time():
     wanted = {"decode_rows": 1, "decode_slots": 1, "decode_pages": 4 + 6, "score_tokens": 0}
     assert budgets(10 * GB, LLAVA, "cuda", 10, 512) == wanted
@@ -156,7 +176,7 @@ class Critic(SevenB):
 
 def test_pages_and_passes_fit_a_larger_critic_too(monkeypatch):
     """It writes in caches of as many pages, and each of its answers may have a state."""
-    sizes = {"llava": CacheSizes(2 * 32 * 4096), "larger": CacheSizes(3 * 32 * 4096, 1000)}
+    sizes = {"llava": CacheSizes(2 * 32 * 4096), "larger": CacheSizes(3 * 32 * 4096, 1000, 700)}
     family = {name: type("Family", (), {"cache_sizes": staticmethod(lambda _, one=one: one)})
               for name, one in sizes.items()}  # fmt: skip
     monkeypatch.setattr(job_budgets, "family_class", family.get)
@@ -167,7 +187,7 @@ def test_pages_and_passes_fit_a_larger_critic_too(monkeypatch):
     decision = placement.decide("auto", 14 * GB, ALONE, target.device, 0.9)
     for roles in ({"instruct": SevenB()}, {"instruct": SevenB(), "critic": Critic()}, {"critic": Critic()}):
         job_budgets.frozen_budgets(CONFIG, roles, target, decision, 10_000)
-    larger = Needs(14 * GB, 3 * 32 * 4096 * 2, 48 * 5120 * 2, 4000)
+    larger = Needs(14 * GB, 3 * 32 * 4096 * 2, 48 * 5120 * 2, 4000, 1400)
     assert seen == [Needs(14 * GB, 2 * 32 * 4096 * 2, 48 * 4096 * 2), larger, larger]
 
 

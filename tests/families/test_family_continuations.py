@@ -7,8 +7,9 @@ from asked import ASKED
 from comparisons import TOLERANCE
 from families import FAMILIES, named
 
-from data_engine import score_answers
+from data_engine import load_model, score_answers
 from data_engine.errors import UserError
+from data_engine.models.auto.model import Auto
 from data_engine.pipeline.score import score_continuations
 from data_engine.questions.conversation import Conversation, Message
 
@@ -48,6 +49,17 @@ def assert_equal(model, asked: list[Conversation], images: list) -> None:
 def test_continuations_are_scored_as_each_conversation_by_itself(checkpoints, name):
     model = checkpoints(name).model
     assert_equal(model, conversations(1), ASKED["wide"].images())
+
+
+@pytest.mark.parametrize("name", named([*SHARING, *BOTH_WAYS]))
+def test_whether_a_prompt_is_read_in_both_directions_shows_in_half_precision_too(checkpoints, name, monkeypatch):
+    """By prompts of one length, of which products are summed in one order, whatever the device."""
+    model, lengths = load_model("auto", str(checkpoints(name).folder), device=product.DEVICE, dtype="bfloat16"), []
+    run = Auto.run_prompt
+    monkeypatch.setattr(Auto, "run_prompt", lambda model, prompt: lengths.append(prompt.length) or run(model, prompt))
+    assert model.reads_ahead == (name in BOTH_WAYS)
+    assert len(lengths) == 2
+    assert len(set(lengths)) == 1
 
 
 @pytest.mark.parametrize("name", named(["qwen2_5_vl", "internvl", "qwen3_5", "qwen3_vl", "idefics3"]))

@@ -87,6 +87,6 @@ def test_a_model_whose_layers_cannot_be_seen_without_weights_is_not_split(checkp
     with pytest.raises(ModelError, match="has layers of which it is not known what they keep"):
         check_split(folder)
     # 3 layers, 2 heads of keys and of values, 16 wide.
-    assert sizes.cache_sizes(folder) == (3 * 2 * 2 * 16, 0)
+    assert sizes.cache_sizes(folder) == (3 * 2 * 2 * 16, 0, 0)
     assert "no such operation on the device meta" in caplog.text
     sizes._measured.cache_clear()

@@ -5,8 +5,11 @@ import torch
 from families import named
 from internvl_folders import write
 from PIL import Image
+from transformers import GenerationMixin
 
 from data_engine.models import load_model, tower
+from data_engine.models.auto import probing
+from data_engine.models.auto.model import Auto
 from data_engine.questions.conversation import Conversation
 from data_engine.scoring.logprobs import Scored, plain_token_logps, score_pass
 
@@ -64,3 +67,34 @@ def test_a_family_whose_tower_does_not_take_them_runs_each_prompt_whole(checkpoi
     model = load_model("auto", str(checkpoints(name).folder))
     assert not model.encodes_together
     assert_as_plain(model, questions(model))
+
+
+@pytest.mark.parametrize("name", named(["internvl", "gemma3"]))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tower_that_gives_other_features_is_found_out(checkpoints, name, dtype, as_on_a_gpu, monkeypatch):
+    """Those of another picture, and none; what rounding leaves of them is no fault."""
+    model, features = load_model("auto", str(checkpoints(name).folder), dtype=dtype), Auto.image_features
+    assert model.encodes_together
+    for wrong in (torch.Tensor.flip, lambda found, first: 0 * found):
+        monkeypatch.setattr(Auto, "image_features", lambda model, pixels, w=wrong: w(features(model, pixels), 0))
+        assert not probing.encodes_together(model)
+    step = {"float32": 1e-5, "bfloat16": 1 / 128}[dtype]
+    monkeypatch.setattr(Auto, "image_features", lambda *given: rounded(features(*given), step))
+    assert probing.encodes_together(model)
+
+
+def rounded(found: torch.Tensor, step: float) -> torch.Tensor:
+    """Each number off by up to this share of it."""
+    generator = torch.Generator().manual_seed(0)
+    return found * (1 + step * (2 * torch.rand(found.shape, generator=generator) - 1)).to(found.dtype)
+
+
+def test_an_older_transformers_takes_them_one_by_one_and_that_is_told_once(tmp_path, as_on_a_gpu, monkeypatch, caplog):
+    monkeypatch.delattr(GenerationMixin, "_supports_mm_encoder_outputs", raising=False)
+    probing.takes_features.cache_clear()
+    folder = write(tmp_path / "internvl", "qwen2")
+    models = [load_model(None, str(folder)) for _ in range(2)]
+    probing.takes_features.cache_clear()
+    assert [model.encodes_together for model in models] == [False, False]
+    assert caplog.text.count("go through the vision tower one by one") == 1
+    assert_as_plain(models[0], questions(models[0]))

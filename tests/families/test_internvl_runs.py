@@ -66,7 +66,7 @@ def test_what_layers_keep_is_seen_though_the_rotary_table_grows_with_the_prompt(
     """Such a table, InternVL 2's to 3's, asks for the largest position, which no device without numbers has."""
     for folder in (pair[0], internvl_folders.write(tmp_path / "phi3", "phi3")):
         assert are_known(folder)
-        assert cache_sizes(folder) == (2 * 2 * 2 * 16, 0)
+        assert cache_sizes(folder) == (2 * 2 * 2 * 16, 0, 0)
 
 
 @pytest.fixture(scope="module")

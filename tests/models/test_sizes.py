@@ -74,7 +74,7 @@ def test_a_published_tower_without_one_of_its_blocks_is_refused(published):
 
 def test_a_token_of_the_full_size_model_keeps_this_many_numbers_in_the_cache(published):
     # keys and values of 32 layers, 8 heads, 128 wide
-    assert omnilmm.OmniLMM.cache_sizes(published) == (2 * 32 * 8 * 128, 0)
+    assert omnilmm.OmniLMM.cache_sizes(published) == (2 * 32 * 8 * 128, 0, 0)
 
 
 def llava_7b() -> nn.Module:

@@ -22,6 +22,7 @@ from data_engine.bench.model import Sizes, Subject
 from data_engine.bench.shapes import photo_size, write_checkpoint
 from data_engine.bench.ways import ALL_WAYS, VLLM_WAYS, WAYS, Ways
 from data_engine.errors import LostRankError, UserError
+from data_engine.models import family_class
 from data_engine.models.adapter_folder import model_folder
 from data_engine.models.answer_cache import nbytes
 from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
@@ -68,7 +69,7 @@ def run(sizes: Sizes, options: Options) -> dict:
         by_vllm, why_no_vllm = _by_vllm(subject, options)
         if by_vllm:
             stack.enter_context(contextlib.closing(by_vllm))
-        found = loop_budgets(subject.engine, sizes.k, sizes.most_tokens)
+        found = loop_budgets(subject)
         decoder = _sampling_engine(subject, options.rows, found)
         ways = Ways(subject, decoder, found["score_tokens"])
         job = TimedJob(subject, decoder, Path(scratch), found["score_tokens"])
@@ -129,12 +130,14 @@ def _sampling_engine(subject: Subject, asked_rows: int | None, found: Mapping[st
     return SamplingEngine(model, *rows_without_pages(*sizes, k, subject.sizes.most_tokens))
 
 
-def loop_budgets(model: VisionLanguageModel, k: int, max_new_tokens: int) -> dict[str, int]:
+def loop_budgets(subject: Subject) -> dict[str, int]:
     """The budgets that `run` would choose from the memory that is left beside all models of the bench."""
+    model, sizes = subject.engine, subject.sizes
     activated = ACTIVATIONS * model.head.weight.shape[1] * model.head.weight.element_size()
+    image_states = family_class(model.family).cache_sizes(subject.folder).per_prompt * model.dtype.itemsize
     needs = Needs(weights=0, cached_token=figures.cached_token_bytes(model), activated_token=activated,
-                  answer_state=nbytes(model.cache_layers))  # fmt: skip
-    return budgets(free_bytes(model.device, 0.9), needs, model.device.type, k, max_new_tokens)
+                  answer_state=nbytes(model.cache_layers), prompt_state=image_states)  # fmt: skip
+    return budgets(free_bytes(model.device, 0.9), needs, model.device.type, sizes.k, sizes.most_tokens)
 
 
 def _ceilings(model: VisionLanguageModel) -> dict[str, float]:

@@ -42,6 +42,7 @@ def frozen_budgets(
         cached_token=max(one.per_token for one in kept) * itemsize,
         # States may be kept in fp32, whatever the weights' dtype.
         answer_state=max(one.per_answer for one in kept) * torch.float32.itemsize,
+        prompt_state=max(one.per_prompt for one in kept) * itemsize,
         activated_token=ACTIVATIONS * max(_width(one) for one in checkpoints.values()) * itemsize,
     )
     found = budgets(decision.memory_bytes, needs, target.device.type, config.sample_k, config.max_new_tokens)

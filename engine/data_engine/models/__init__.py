@@ -48,6 +48,7 @@ def load_model(
     from data_engine.models.compiled_layers import compile_layers
     from data_engine.models.cpu_linear import pack_linears
     from data_engine.models.merged_linear import merge_linears, merges_linears
+    from data_engine.models.rotary import keep_constant_tables
 
     choose_backends()
     with telling_real_places():
@@ -65,6 +66,8 @@ def load_model(
         options = chat_options(settings) | head_options(family, headed)
         model = code.load(folder, chosen, pick_dtype(dtype, chosen), split, **options)
         if model.decoder is not None:
+            longest = model.max_plain_positions if model.has_plain_path else model.max_positions
+            keep_constant_tables(model.decoder, longest)
             pack_linears(model.decoder, once=split is None)
             if merges_linears(chosen, split=split is not None):
                 merge_linears(model.decoder)

@@ -44,6 +44,17 @@ class PassingCache(Cache):
         return key_states, value_states
 
 
+class CrossingCache(Cache):
+    """A cache with keys of image states. Asked for its length as a whole, it gives theirs: with transformers
+    5.17, Mllama looks there for whether it has any, and not in the layer.
+    """
+
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
+        if layer_idx is not None:
+            return super().get_seq_length(layer_idx)
+        return max(layer.get_seq_length() for layer in self.layers)
+
+
 def passing(num_layers: int) -> Cache:
     """A cache of layers that keep nothing."""
     return PassingCache(layers=[PassingLayer()] * num_layers)
@@ -113,7 +124,8 @@ def answer_cache(
     if not any(states) and not crosses:
         return passing(len(like))
     usual = PassingLayer()
-    return Cache(
+    kind = CrossingCache if crosses else Cache
+    return kind(
         layers=[
             states[number] if states and states[number] is not None
             else PassingLayer(crosses[number]) if number in crosses

@@ -278,11 +278,12 @@ class Noting:
         if call.layer in self.noted:
             raise DoesNotFit("a layer runs twice in a pass")
         cross = call.key.shape[2] != self.length
-        bias = _bias(call) if cross and call.mask is not None else None
+        bias = None
+        if cross and call.mask is not None:
+            # A copy, which does not keep the mask of the whole prompt alive.
+            bias = _bias(replace(call, mask=call.mask[..., -1:, :])).expand(1, 1, -1, -1)[0, 0].clone()
         keys, values = self.kept(call.key[0]), self.kept(call.value[0])
-        self.noted[call.layer] = Noted(
-            keys, values, cross, None if bias is None else bias.expand(1, 1, -1, -1)[0, 0, -1:]
-        )
+        self.noted[call.layer] = Noted(keys, values, cross, bias)
         return plain(call)
 
     def kept(self, part: Tensor) -> Tensor:

@@ -87,6 +87,8 @@ class CacheSizes(NamedTuple):
     per_token: int
     per_answer: int = 0
     """recurrent states, whatever the length"""
+    per_prompt: int = 0
+    """keys and values of the states of an image, in layers that look at these alone"""
 
 
 class Description(NamedTuple):

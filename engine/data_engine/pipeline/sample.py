@@ -22,7 +22,7 @@ from data_engine.questions.images import BadImage, Decode, Exif, was_turned
 from data_engine.questions.prefetch import ahead
 from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.native.scheduler import sample
+from data_engine.sampling.native.backend import sample_one
 from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest
 from data_engine.scoring.self_check import settle
 from data_engine.seeds import seed_for
@@ -277,7 +277,7 @@ def sample_answers(
     conversation, pictures = asked(image, question, max_megapixels, exif)
     request = request_for(model, conversation, pictures, idx, settings)
     if not model.why_plain:
-        found = sample(model, [request], params, num_rows=k)
+        found = sample_one(model, request, params)
     else:
         backend = make_backend("plain", BackendSettings(model, params, k, num_rows=k, num_slots=1))
         backend.submit([request])

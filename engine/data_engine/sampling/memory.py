@@ -4,6 +4,7 @@ Chosen at the first start of a run and frozen in run.json, since answers depend 
 """
 
 import contextlib
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class Needs:
     """activations of one token in a scoring pass"""
     answer_state: int = 0
     """recurrent states of one answer; a prompt that is kept leaves as much"""
+    prompt_state: int = 0
+    """keys and values of image states that a prompt which is kept leaves in layers for them"""
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -63,16 +66,19 @@ def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens:
     if device_type == "cuda":
         page, longest, prompt = PAGE * needs.cached_token, pages_of(max_new_tokens), pages_of(PROMPT_TOKENS)
         alive = min(1, PROMPTS_ALIVE / k)
-        average, states = max(1, ANSWER_SHARE * longest) + alive * prompt, (1 + alive) * needs.answer_state
+        average = max(1, ANSWER_SHARE * longest) + alive * prompt
+        states = (1 + alive) * needs.answer_state + alive * needs.prompt_state
         rows = max(1, min(most, int(kept / (average * page + states))))
         # A model of recurrent layers alone keeps nothing of a token.
         pages = int(kept - rows * states) // max(page, 1)
         # For one answer at least; at most for all rows at their longest, each behind a prompt of its own.
         pages = max(longest + prompt, min(pages, rows * (longest + prompt)))
-        found = {"decode_slots": rows, "decode_pages": pages}
+        # Image states lie in no pool: no more prompts are kept than were counted.
+        slots = math.ceil(alive * rows) if needs.prompt_state else rows
+        found = {"decode_slots": slots, "decode_pages": pages}
     else:
         row = needs.cached_token * (max_new_tokens + STRAGGLERS / k * PROMPT_TOKENS)
-        row += needs.answer_state * (1 + STRAGGLERS / k)
+        row += needs.answer_state * (1 + STRAGGLERS / k) + needs.prompt_state * STRAGGLERS / k
         rows = max(1, min(most, int(kept / row)))
         found = {"decode_slots": num_slots(rows, k), "decode_pages": 0}
     # While a pass is scored, the keys and values of its prompts are kept beside its activations.

@@ -21,7 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, LostRankError, UserError
-from data_engine.models import tower
+from data_engine.models import rotary, tower
 from data_engine.models.answer_cache import PassingLayer, is_recurrent
 from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto import probing
@@ -86,6 +86,7 @@ class Auto:
             self.head = Head(*output_weights(model))
             # Mllama embeds its image token, and has no logit for it.
             self.num_ids = min(self.num_ids, len(self.head.weight))
+            self._tables = rotary.tables_by_position(self.decoder)
             attend_by_hook(model, self.decoder)
             self.decoder.register_forward_pre_hook(self._note_positions, with_kwargs=True)
             self.decoder.register_forward_hook(self._note_hidden)
@@ -313,9 +314,11 @@ class Auto:
 
     def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
         # Ids, not embeddings: some decoders look up more than one embedding of a token.
-        return self.decoder(
-            input_ids=ids_KT, position_ids=positions_KT, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        # Shared prompts end before any table changes; see _fast_positions.
+        with rotary.kept(self._tables):
+            return self.decoder(
+                input_ids=ids_KT, position_ids=positions_KT, past_key_values=cache, use_cache=True
+            ).last_hidden_state
 
     @torch.inference_mode()
     def plain_logits(self, prompt: ProcessedPrompt, ids: list[int]) -> Tensor:

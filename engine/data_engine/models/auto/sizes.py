@@ -97,7 +97,22 @@ def _run_on_meta(config: PreTrainedConfig) -> CacheSizes:
         raise DoesNotFit("no layer of its decoder attends through transformers' attention interface")
     kinds = layer_kinds(finding.noted)
     states = [one for layer in cache.layers if is_recurrent(layer) for one in tensors(layer)]
-    return CacheSizes(sum(kind.values_per_token for kind in kinds), sum(one[0].numel() for one in states))
+    return CacheSizes(
+        sum(kind.values_per_token for kind in kinds), sum(one[0].numel() for one in states), _image_states(config)
+    )
+
+
+def _image_states(config: PreTrainedConfig) -> int:
+    """Numbers that an image leaves in Mllama's layers for image states: of all tiles, since it is filled up to those,
+    each of its patches and one more for the whole.
+    """
+    text = config.get_text_config(decoder=True)
+    layers = len(getattr(text, "cross_attention_layers", None) or ())
+    if not layers:
+        return 0
+    vision = config.vision_config
+    states = vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1)
+    return 2 * layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * states
 
 
 def _without_growing_tables(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -14,8 +14,10 @@ from dataclasses import replace
 from data_engine.errors import UserError
 from data_engine.models.base import VisionLanguageModel
 from data_engine.sampling.backend import BackendSettings
+from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.memory import rows_without_pages
-from data_engine.sampling.native.scheduler import SamplingEngine
+from data_engine.sampling.native.page_allocator import pages_of
+from data_engine.sampling.native.scheduler import SamplingEngine, sample
 from data_engine.sampling.requests import Completion, PromptRequest
 from data_engine_kernels import use_triton
 
@@ -34,6 +36,16 @@ def make(settings: BackendSettings) -> "NativeBackend":
         log.warning("this GPU draws answers by plain torch, many times slower than by the kernels: %s", why)
     sizes = rows_without_pages(*sizes, settings.num_pages, k, settings.params.max_new_tokens)
     return NativeBackend(SamplingEngine(model, *sizes), settings)
+
+
+def sample_one(model: VisionLanguageModel, request: PromptRequest, params: SamplingParams) -> list[Completion]:
+    """All answers of one request at a time, in their order, by the same steps as a run's."""
+    k = len(request.keys)
+    if model.is_split or not uses_kernels(model):
+        return sample(model, [request], params, num_rows=k)
+    # The prompt may be of any length.
+    num_pages = pages_of(request.prompt.length) + k * pages_of(params.max_new_tokens)
+    return SamplingEngine(model, k, 1, k, num_pages).sample([request], params)
 
 
 def uses_kernels(model: VisionLanguageModel) -> bool:

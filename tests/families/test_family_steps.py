@@ -1,0 +1,96 @@
+"""A decode step reads no number of the device: the host would wait for it, and no CUDA graph could hold the step."""
+
+import traceback
+from pathlib import Path
+
+import internvl_folders
+import pytest
+import torch
+from asked import ASKED
+from families import FAMILIES, named
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from data_engine.models import load_model
+from data_engine.pipeline.asked import asked as conversation_of
+from data_engine.pipeline.sample import SampleSettings, request_for
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native import paged_attention
+from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.native.scheduler import SamplingEngine
+
+aten = torch.ops.aten
+READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.nonzero, aten.masked_select, aten.equal}
+BY_INDEX = {aten.index, aten.index_put, aten.index_put_}
+# No kernel computes all of their layers: windows, softcaps, keys wider than values, image states, chunks.
+NOT_BY_KERNELS = {
+    "gemma3", "gemma4", "paligemma2", "aya_vision", "cohere2_vision", "kimi_k25", "mllama", "llama4", "llama4_beyond",
+}  # fmt: skip
+OWN = [
+    pytest.param(kind, marks=() if kind == "qwen2" else pytest.mark.families) for kind in internvl_folders.ARCHITECTURES
+]
+PARAMS = SamplingParams(0.7, 50, 1.0, 1.0, 4)
+ROWS, K = 4, 2
+
+
+class Reads(TorchDispatchMode):
+    """Notes what makes a host wait for a GPU, and where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kind = function.overloadpacket
+        # How many places a mask chooses, the host has to know.
+        if kind in READS or (kind in BY_INDEX and any(_is_mask(one) for one in args[1])):
+            frames = [one for one in traceback.extract_stack()[:-1] if "/torch/" not in one.filename]
+            self.found.append(f"{kind} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})")
+        return function(*args, **(kwargs or {}))
+
+
+def _is_mask(index: torch.Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[list[str]]:
+    """The reads of each step, draws included. The kernel's eager formula reads lengths, which the kernel does not."""
+    found, formula, advance = [], paged_attention.grouped_decode_attention, ModelRunner.advance
+
+    def kernel(*given):
+        with _disable_current_modes():
+            return formula(*given)
+
+    def counted(*given):
+        with Reads() as reads:
+            drawn = advance(*given)
+        found.append(reads.found)
+        return drawn
+
+    monkeypatch.setattr(paged_attention, "grouped_decode_attention", kernel)
+    monkeypatch.setattr(ModelRunner, "advance", counted)
+    return found
+
+
+def assert_reads_nothing(model, steps: list[list[str]]) -> None:
+    """Two answers to each of two questions, by the steps of a GPU."""
+    assert all(kind.fits_kernels(model.max_positions) for kind in model.layers)
+    settings = SampleSettings(K, 0, PARAMS, crop=False, max_megapixels=64)
+    given = [conversation_of(one.images(), one.question, 64, "apply") for one in (ASKED["wide"], ASKED["high"])]
+    requests = [request_for(model, *one, idx, settings) for idx, one in enumerate(given)]
+    answers = SamplingEngine(model, ROWS, ROWS, K).sample(requests, PARAMS)
+    assert len(answers) == len(requests) * K
+    assert len(steps) >= PARAMS.max_new_tokens - 1
+    assert steps == [[]] * len(steps)
+
+
+@pytest.mark.parametrize("name", named(name for name in FAMILIES if name not in NOT_BY_KERNELS))
+def test_a_step_of_a_family_reads_nothing(checkpoints, name, steps):
+    assert_reads_nothing(checkpoints(name).reloaded().model, steps)
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_nor_one_of_internvls_own_layout(tmp_path, one_thread, kind, steps):
+    """Published ones have a rotary table of the kind "dynamic" or, with Phi-3, "longrope"."""
+    model = load_model(None, str(internvl_folders.write(tmp_path / "model", kind)))
+    assert_reads_nothing(model, steps)
