@@ -29,8 +29,8 @@ Families of transformers, each tested with a tiny random checkpoint and a real p
 Other checkpoints of transformers' AutoModelForImageTextToText are tried in the same way when they are used, and take
 the plain path where they do not fit.
 
-On a GPU, images of several prompts go through the vision tower together where it takes images or tiles of one size. That
-needs transformers 5.23; with 5.17 each image goes alone, which a run says once.
+On a GPU, images of several prompts go through the vision tower together where it takes images or tiles of one size.
+That needs transformers 5.23; with 5.17 each image goes alone, which a run says once.
 
 Written by `python tests/families/table.py --write`; do not edit.
 
