@@ -74,7 +74,7 @@ def steps(monkeypatch) -> list[list[str]]:
 
 def assert_reads_nothing(model, steps: list[list[str]]) -> None:
     """Two answers to each of two questions, by the steps of a GPU."""
-    assert all(kind.fits_kernels(model.max_positions) for kind in model.layers)
+    assert not any(kind.why_no_kernel(model.max_positions) for kind in model.layers)
     settings = SampleSettings(K, 0, PARAMS, crop=False, max_megapixels=64)
     given = [conversation_of(one.images(), one.question, 64, "apply") for one in (ASKED["wide"], ASKED["high"])]
     requests = [request_for(model, *one, idx, settings) for idx, one in enumerate(given)]

@@ -140,8 +140,7 @@ class Auto:
             self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
             if calls:
                 self._packed_tower = PackedTower.of(self.vision, calls[0])
-            if tower.images_a_call(self) > 1:
-                self.encodes_together = probing.encodes_together(self)
+            self.encodes_together = tower.images_a_call(self) > 1 and probing.encodes_together(self)
 
     def whole_modules(self) -> list[tuple[nn.Module, str]]:
         parts = [self.decoder, *filter(None, [self.vision])]
@@ -314,11 +313,9 @@ class Auto:
 
     def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
         # Ids, not embeddings: some decoders look up more than one embedding of a token.
-        # Shared prompts end before any table changes; see _fast_positions.
+        given = {"input_ids": ids_KT, "position_ids": positions_KT, "past_key_values": cache, "use_cache": True}
         with rotary.kept(self._tables):
-            return self.decoder(
-                input_ids=ids_KT, position_ids=positions_KT, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            return self.decoder(**given).last_hidden_state
 
     @torch.inference_mode()
     def plain_logits(self, prompt: ProcessedPrompt, ids: list[int]) -> Tensor:
