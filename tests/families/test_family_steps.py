@@ -21,10 +21,8 @@ from data_engine.sampling.native.scheduler import SamplingEngine
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.nonzero, aten.masked_select, aten.equal}
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_}
-# No kernel computes all of their layers: windows, softcaps, keys wider than values, image states, chunks.
-NOT_BY_KERNELS = {
-    "gemma3", "gemma4", "paligemma2", "aya_vision", "cohere2_vision", "kimi_k25", "mllama", "llama4", "llama4_beyond",
-}  # fmt: skip
+# No kernel computes all of their layers: keys wider than values, image states, chunks.
+NOT_BY_KERNELS = {"kimi_k25", "mllama", "llama4", "llama4_beyond"}
 OWN = [
     pytest.param(kind, marks=() if kind == "qwen2" else pytest.mark.families) for kind in internvl_folders.ARCHITECTURES
 ]
