@@ -158,6 +158,16 @@ def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch
     assert "2 shards have 1 unit to share: shard 1 has nothing to compute; use fewer shards" in warned
 
 
+def test_stages_that_are_left_out_and_not_complete_are_warned_of(job, tmp_path, capsys):
+    """`run` ends with 3 there."""
+    found = told(capsys, *words(job, continue_from_stage="2", unit_size="3"))
+    total = -(-pq.read_metadata(job["dataset_path"]).num_rows // 3)
+    for stage in ("sampled_answer", "instruct_logps", "reward_logps"):
+        says = f"continue_from_stage 2 needs all units of {stage}, and {total} of {total} are not there yet"
+        assert any(warning.startswith(says) for warning in found["warnings"]), found["warnings"]
+    assert not any("continue_from_stage" in warning for warning in told(capsys, *words(job))["warnings"])
+
+
 def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_path, capsys):
     assert main.main(["run", *words(job, sample_k="2", rank="1", max_new_tokens="4", unit_size="4")]) in (0, 4)
     capsys.readouterr()
@@ -165,6 +175,7 @@ def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_pat
     [problem] = told(capsys, *changed)["problems"]
     assert "holds another run" in problem["message"]
     assert all(name in problem["message"] for name in ("sample_k", "max_new_tokens", "seed"))
+    assert "units of sampled_answer were computed with it" in problem["message"]
     # As many as there are by the settings of the run, with another dataset.
     table = pq.read_table(job["dataset_path"])
     pq.write_table(pa.concat_tables([table, table.slice(0, 1).set_column(

@@ -78,7 +78,7 @@ class Flags:
     unit_size: int | None = None
     """questions a unit, or auto: number of questions / 1024, rounded up, between 8 and 256"""
     rewards: str = DEFAULT
-    """sources of reward: implicit,contrast"""
+    """sources of reward, as in implicit,contrast; known: implicit, contrast, yesno, scalar, critic, rule"""
     yesno_model_path: str | None = None
     """model that is asked whether an answer is right: local folder or hub id; needed for the reward yesno"""
     yesno_base_model_path: str | None = None

@@ -223,13 +223,13 @@ def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping, run_stages: Run
     # Values of models that this start does not use stay as they are.
     differing = differing_names(theirs, ours)
     every = stages.known() | run_stages.by_name
-    holding = {name: stage.name for name in differing for stage in every.values()
-               if name in stage.bound and units.published(work_dir, stage.name)}  # fmt: skip
+    holding = [(name, stage.name) for name in differing for stage in every.values()
+               if name in stage.bound and units.published(work_dir, stage.name)]  # fmt: skip
     if holding:
-        by = ", ".join(dict.fromkeys(holding.values()))
+        names, by = (list(dict.fromkeys(each)) for each in zip(*holding, strict=True))
         raise UserError(
-            f"work_dir {work_dir} holds another run: {told(list(holding), theirs, ours)}; units of {by} were computed "
-            "with it. Go on with its settings or choose another work_dir"
+            f"work_dir {work_dir} holds another run: {told(names, theirs, ours)}; units of {', '.join(by)} were "
+            "computed with it. Go on with its settings or choose another work_dir"
         )
 
 

@@ -32,7 +32,9 @@ from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
 from data_engine.stages import SOURCES
+from data_engine.store import units
 from data_engine.store.disk import nearest_folder, not_writable
+from data_engine.store.units import auto_unit_size, split_units
 from data_engine.tables import load
 
 
@@ -271,6 +273,19 @@ def _together(found: Found) -> None:
 
 
 # In the order in which a person is told; then comes "weights".
+def _earlier_stages(found: Found) -> None:
+    """A warning where stages before --continue_from_stage are not complete: `run` would end with 3."""
+    config, first = found.config, found.config.continue_from_stage
+    every = range(len(split_units(len(found.questions), config.unit_size or auto_unit_size(len(found.questions)))))
+    wanted = every if first == stages.PAIR else every[config.shard_index :: config.num_shards]
+    for stage in config.stages.between(stages.SAMPLE, first - 1):
+        if missing := units.missing(Path(config.work_dir), stage.name, wanted):
+            found.warnings.append(
+                f"continue_from_stage {first} needs all units of {stage.name}, and {len(missing)} of {len(wanted)} are "
+                "not there yet: run the earlier stages first"
+            )
+
+
 CHECKS = (
     Check("work_dir", _work_dir, fields=("work_dir",)),
     Check("exports", _formats, fields=("export",)),
@@ -291,4 +306,5 @@ AFTERWARDS = (
     Check("disk", _disk, needs=("work_dir", "dataset", "first_rows"),
           fields=("unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards")),
     Check("together", _together, fields=("rewards",)),
+    Check("earlier_stages", _earlier_stages, needs=("configuration", "work_dir", "dataset")),
 )  # fmt: skip
