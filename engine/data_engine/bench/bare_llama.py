@@ -14,9 +14,10 @@ from data_engine.models.backends import choose_backends
 from data_engine.models.cpu_linear import pack_linears
 from data_engine.models.merged_linear import merge_linears, merges_linears
 
-# The decoder of LLaVA-1.5-7B but for its vocabulary; and one for the CPU, to see that what uses it runs.
+# The decoder of LLaVA-1.5-7B but for its vocabulary; and one for the CPU, to see that what uses it runs. Widths are
+# multiples of 32, or a CPU with AVX512 would compute the last numbers of an odd number of rows by another exp.
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
-TINY_LLAMA = {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY_LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @dataclass(frozen=True, eq=False)
