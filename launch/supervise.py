@@ -88,7 +88,7 @@ def supervise(launcher: subprocess.Popen, ranks: JobProcesses, num_processes: in
     while launcher.poll() is None or ranks.alive():
         orphaned = launcher.poll() is not None
         codes = ranks.values("code")
-        over = len(codes) == num_processes and any(codes) and alone()
+        over = len(codes) == num_processes and any(codes) and num_machines() == 1
         if over and not ranks.alive():
             launcher.kill()
             return
@@ -107,9 +107,9 @@ def supervise(launcher: subprocess.Popen, ranks: JobProcesses, num_processes: in
         time.sleep(POLL_S)
 
 
-def alone() -> bool:
-    """Whether this machine is the whole job."""
-    return int(os.environ.get("NUM_MACHINES", "1")) == 1
+def num_machines() -> int:
+    """Of the job; run_engine.sh has checked what the environment says."""
+    return int(os.environ.get("NUM_MACHINES") or 1)
 
 
 def listen(received: list[int]) -> None:
@@ -130,11 +130,11 @@ def listen(received: list[int]) -> None:
 
 def launch_command(program: str, num_processes: int, flags: list[str]) -> list[str]:
     """`accelerate launch` of `num_processes` ranks on this machine, which may be one of several."""
-    num_machines = int(os.environ.get("NUM_MACHINES", "1"))
+    machines = num_machines()
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", os.environ["ACCELERATE_CONFIG"]]
-    command += ["--num_processes", str(num_processes * num_machines)]
-    if num_machines > 1:
-        command += ["--num_machines", str(num_machines), "--machine_rank", os.environ["MACHINE_RANK"]]
+    command += ["--num_processes", str(num_processes * machines)]
+    if machines > 1:
+        command += ["--num_machines", str(machines), "--machine_rank", os.environ["MACHINE_RANK"]]
         command += ["--main_process_ip", os.environ["MAIN_ADDRESS"], "--main_process_port", os.environ["MAIN_PORT"]]
         command += ["--same_network"]
     return [*command, "--module", program, "run", *flags]

@@ -268,6 +268,12 @@ def test_what_the_environment_lacks_or_has_wrong_is_told_before_anything_starts(
     assert (done.returncode, done.stderr) == (2, f"data-engine: error: {says}\n")
 
 
+def test_an_empty_number_of_machines_is_one(monkeypatch):
+    monkeypatch.setenv("NUM_MACHINES", "")
+    monkeypatch.setenv("ACCELERATE_CONFIG", "a.yaml")
+    assert "--num_machines" not in launch_command("data_engine", 2, [])
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_the_launcher_adds_no_traceback_to_what_ranks_that_stop_say(start, name):
     job = start("work", "work")
