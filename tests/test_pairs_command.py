@@ -79,11 +79,23 @@ def test_a_flag_that_is_given_wins_and_the_others_stay_the_run_s(work_dir):
 
 def test_a_pairing_of_the_same_name_is_replaced_and_says_so(work_dir, capsys):
     assert pairs(work_dir, "--name", "x", "--seed", 1) == 0
-    assert "(replaced)" not in capsys.readouterr().out
+    kept = sum(row["status"] == "kept" for row in rows_of(work_dir, "x"))
+    assert kept > 0
+    assert "replaced" not in capsys.readouterr().out
     assert pairs(work_dir, "--name", "x", "--rank", 1) == 0
-    assert "x.parquet (replaced)" in capsys.readouterr().out
+    before = f"x.parquet (replaced one with {kept} pairs, by --rank 2 --distance 25 --beta 0.1 --seed 1)"
+    assert before in capsys.readouterr().out
     assert settings_of(work_dir, "x")["rank"] == 1
     assert settings_of(work_dir, "x")["seed"] == 0
+
+
+def test_flags_that_change_nothing_are_warned_of(work_dir, capsys):
+    assert pairs(work_dir, "--name", "x", "--strategy", "best_worst", "--rank", 1) == 0
+    told = capsys.readouterr().err
+    assert "data-engine: warning: rank has no effect: strategy best_worst does not go by it" in told
+    assert "beta" not in told
+    assert pairs(work_dir, "--name", "x", "--strategy", "aligned", "--rank", 1, "--beta", 0.2) == 0
+    assert "no effect" not in capsys.readouterr().err
 
 
 def test_a_run_by_right_and_wrong_can_be_paired_otherwise_and_none_unsets_a_flag(tmp_path):

@@ -158,6 +158,32 @@ def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch
     assert "2 shards have 1 unit to share: shard 1 has nothing to compute; use fewer shards" in warned
 
 
+def test_flags_of_pairing_that_change_nothing_are_warned_of(job, tmp_path, capsys):
+    """The rank of a strategy that goes by none may be any, even one of more answers than there are."""
+    rule = tmp_path / "rule.py"
+    rule.write_text("def score(row, answers):\n    return [0.0] * len(answers)\n")
+    flags = {"strategy": "best_worst", "rank": "9", "sample_k": "4", "beta": "0.5"}
+    found = told(capsys, *words(job, **flags, rewards="rule", rule=f"{rule}:score"))
+    assert found["problems"] == []
+    warned = "\n".join(found["warnings"])
+    assert "rank has no effect: strategy best_worst does not go by it" in warned
+    assert "beta has no effect: it scales the reward implicit, which is not among the run's" in warned
+    found = told(capsys, *words(job, **flags | {"rank": "3"}))
+    assert not any("effect" in warning for warning in found["warnings"])
+    [problem] = told(capsys, *words(job, **flags | {"strategy": "aligned"}))["problems"]
+    assert problem["message"] == "rank must be at most sample_k, 4, got 9"
+
+
+def test_blank_questions_are_warned_of(job, tmp_path, capsys):
+    table = pq.read_table(job["dataset_path"])
+    at = table.schema.get_field_index("question")
+    asked = pa.array([" \n", *table["question"].to_pylist()[1:]])
+    pq.write_table(table.set_column(at, table.schema.field(at), asked), tmp_path / "blank.parquet")
+    found = told(capsys, *words(job, dataset_path=str(tmp_path / "blank.parquet"), limit="2"))
+    blank = [warning for warning in found["warnings"] if "blank" in warning]
+    assert blank == ["1 of the first 2 rows: the question is blank; it is asked all the same"]
+
+
 def test_stages_that_are_left_out_and_not_complete_are_warned_of(job, tmp_path, capsys):
     """`run` ends with 3 there."""
     found = told(capsys, *words(job, continue_from_stage="2", unit_size="3"))

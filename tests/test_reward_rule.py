@@ -224,7 +224,8 @@ def test_a_column_of_objects_that_holds_no_names_is_refused(given, tmp_path):
 
 def test_a_rule_that_fails_in_the_same_way_for_every_question_is_refused(given, tmp_path):
     body = "def f(row, answers):\n    return answers[0]['text']\n"
-    with pytest.raises(UserError, match=r"rule: none of the first 2 rows .* f raised TypeError: .* \(line 2\)"):
+    told = r"rule: none of the first 2 rows .* f raised TypeError: .* \(line 2\)\. Mend rule "
+    with pytest.raises(UserError, match=told):
         given(f"{rule_file(tmp_path, body)}:f")
 
 

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import NamedTuple
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
-from data_engine.config_checks import CHECKS
+from data_engine.config_checks import CHECKS, WITHOUT_RANK
 from data_engine.errors import Collected, UserError, apart
 from data_engine.flag_files import read_text
 from data_engine.flags import FIELD_NAMES, Flags, require
@@ -147,6 +147,11 @@ class RunConfig(Flags):
             found = math.nan
         require(math.isfinite(found), f"length_alpha must be a number or auto, got {json.dumps(self.length_alpha)}")
         return found
+
+    @property
+    def least_answers(self) -> int:
+        """How many answers a question must have, so that --strategy can pair it: --rank, where it goes by that."""
+        return 1 if self.strategy in WITHOUT_RANK else self.rank
 
     @property
     def chat(self) -> ChatSettings:

@@ -17,6 +17,8 @@ from data_engine.vllm_settings import LEAST_TEMPERATURE
 # A config.RunConfig, which goes by this module.
 Config = Any
 INT_MAX = 2**63 - 1
+# Strategies that pair without --rank.
+WITHOUT_RANK = ("best_worst", "right_wrong", "mu_2sigma")
 # Why stage 0 by vLLM and the stages of a split model take two starts.
 ZERO3_AND_VLLM = (
     "{told}: models that are split take all ranks, and each engine of vLLM a group of GPUs. Make two starts: one with "
@@ -66,7 +68,7 @@ def _sample_k(config: Config) -> None:
 
 def _rank(config: Config) -> None:
     # Of answers from a file, the file tells how many there are.
-    most = INT_MAX if config.answers is not None else config.sample_k
+    most = INT_MAX if config.answers is not None or config.strategy in WITHOUT_RANK else config.sample_k
     require(config.rank <= most, f"rank must be at most sample_k, {config.sample_k}, got {config.rank}")
 
 
@@ -211,7 +213,7 @@ CHECKS = (
     )),
     Check(("grace_s",), _grace_s),
     Check(("sample_k",), _sample_k),
-    Check(("rank", "sample_k", "answers"), _rank),
+    Check(("rank", "sample_k", "answers", "strategy"), _rank),
     *map(_above_zero, ("beta", "repetition_penalty", "max_megapixels")),
     Check(("temperature",), _temperature),
     Check(("top_k",), _top_k),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from data_engine.commands.arguments import parse
 from data_engine.errors import UserError
+from data_engine.processes import output
 from data_engine.vllm_settings import require_gpus
 
 
@@ -23,8 +24,7 @@ def num_ranks(gpus: int, flags: Sequence[str]) -> int:
         return gpus
     size = require_gpus(config.vllm_options, gpus) if config.draws_by_vllm else 1
     if gpus % size:
-        told = f"{gpus % size} of {gpus} GPUs are left over: each engine of vLLM takes {size}"
-        print(f"data-engine: warning: {told}", file=sys.stderr)
+        output.warn([f"{gpus % size} of {gpus} GPUs are left over: each engine of vLLM takes {size}"])
     return gpus // size
 
 
@@ -32,5 +32,5 @@ if __name__ == "__main__":
     try:
         print(num_ranks(int(sys.argv[1]), sys.argv[2:]))
     except UserError as mistake:
-        print(f"data-engine: error: {mistake}", file=sys.stderr)
+        output.tell(mistake)
         sys.exit(2)

@@ -13,6 +13,7 @@ from data_engine.commands.examples import Parser
 from data_engine.commands.work_dir import OWN, config_of, given_path, read_paired, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.processes import output
 from data_engine.stages import SAMPLING, SOURCES, RunStages, chosen
 
 if TYPE_CHECKING:
@@ -39,20 +40,21 @@ def main(argv: Sequence[str]) -> int:
     run_file = read_paired(work_dir, (("bound", "dataset"), ("units", "num_units"), ("units", "num_questions")))
     # Imported late: pyarrow and numpy would delay the messages above.
     from data_engine.pipeline.export import read_metadata
-    from data_engine.pipeline.pair import pairs_file, require_units, run_named
-    from data_engine.pipeline.pair_settings import Settings
+    from data_engine.pipeline.pair import pairs_file, require_units, run_named, told_of
+    from data_engine.pipeline.pair_settings import Settings, without_effect
 
     told = read_metadata(work_dir)
     config = _config(work_dir, run_file, told["settings"], asked)
     run_stages = _stages(work_dir, run_file, chosen(told["rewards"]), config.rank_by)
     settings = Settings.of(config, run_stages)
+    output.warn(without_effect(config, run_stages))
     require_units(work_dir, run_file["units"]["num_units"], run_stages)
-    target, replaced = pairs_file(work_dir, name), pairs_file(work_dir, name).exists()
+    replaced = told_of(work_dir, name)
     with told_of_disk(work_dir):
         stored = _stored(work_dir, run_file, run_stages, run_file.get("same_tokenizer", told["same_tokenizer"]))
         funnel = run_named(stored, settings, run_file["units"]["num_questions"], name)
     print(funnel.table())
-    print(f"{target}{' (replaced)' if replaced else ''}", flush=True)
+    print(f"{pairs_file(work_dir, name)}{f' (replaced {replaced})' if replaced else ''}", flush=True)
     if not funnel.found:
         why = "the lines above say where they were left out"
         if funnel.ranked and not funnel.candidate_pairs:

@@ -22,6 +22,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.planning.checks import require_all
 from data_engine.planning.plan import empty_shards
+from data_engine.processes import output
 
 USAGE = 'usage: data-engine submit --array N [--sbatch "OPTIONS"] [--config FILE] [--name value ...]'
 HELP = f"""{USAGE}
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
             check()
     found = require_all(draft._replace(problems=[*problems.found, *draft.problems]))
     num_jobs, (extra, extra_pair) = _number(options), _words(options)
-    validate.warn([*found.warnings, *filter(None, [empty_shards(found, num_jobs)])])
+    output.warn([*found.warnings, *filter(None, [empty_shards(found, num_jobs)])])
     print(validate.describe(found), flush=True)
 
     logs = Path(config.work_dir) / "logs"

@@ -5,8 +5,7 @@ checks are in planning/checks.py; with --measure, planning/measure.py times each
 """
 
 import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from data_engine.commands.arguments import read
 from data_engine.config import Draft, RunConfig
@@ -15,6 +14,7 @@ from data_engine.planning.checks import require_all, run_checks
 from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, empty_shards, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines, plan_lines
+from data_engine.processes import output
 from data_engine.processes.ranks import asked_ranks
 from data_engine.processes.signals import interrupted_by_signals
 
@@ -64,17 +64,12 @@ def _as_json(found: Found, plan: RunPlan | None, measured: dict | None) -> dict:
 
 
 def _show(found: Found, plan: RunPlan | None, measured: dict | None) -> None:
-    warn(found.warnings)
+    output.warn(found.warnings)
     found.raise_any()
     lines = [describe(found)]
     lines += ["", *plan_lines(plan)] if plan is not None else []
     lines += ["", *measured_lines(measured)] if measured is not None else []
     print("\n".join(lines), flush=True)
-
-
-def warn(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        print(f"data-engine: warning: {warning}", file=sys.stderr)
 
 
 def check(config: RunConfig) -> str:

@@ -102,7 +102,7 @@ def warnings(facts: GivenFacts, config: RunConfig) -> list[str]:
 
 def _check(facts: GivenFacts, config: RunConfig, questions: Questions, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Raise UserError for answers that cannot be used in this run."""
-    require_usable(facts, config.answers, config.rank, not facts.has_ids or TRAINED in checkpoints)
+    require_usable(facts, config.answers, config.least_answers, not facts.has_ids or TRAINED in checkpoints)
     if not facts.has_ids:
         return
     sizes = [one.sizes["vocab_size"] for one in checkpoints.values()

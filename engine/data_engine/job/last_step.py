@@ -12,7 +12,7 @@ from data_engine.job import run_file
 from data_engine.job.plan import Plan
 from data_engine.pipeline import pair
 from data_engine.pipeline.export import FinishedRun, of_pairing, read_metadata
-from data_engine.pipeline.pair_settings import Settings
+from data_engine.pipeline.pair_settings import Settings, without_effect
 from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel
 from data_engine.processes.signals import Stop, Stopped
@@ -62,9 +62,13 @@ def pair_all(plan: Plan, scratch: Path) -> bool:
     claims.Claims(plan.work_dir, plan.ranks.rank).sweep()
     log.info("pairing")
     start = time.perf_counter()
-    settings = Settings.of(config, plan.stages)
+    settings, before = Settings.of(config, plan.stages), pair.told_of(plan.work_dir)
     funnel = pair.run(stored_of(plan), settings, _source_of(plan), scratch, debug=config.debug)
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
+    for told in without_effect(config, plan.stages):
+        log.warning("%s", told)
+    if before not in (None, pair.told_of(plan.work_dir)):
+        log.info("pairs and dataset are replaced: before, %s", before)
     _report(plan, funnel, scratch)
     print(funnel.table(), flush=True)
     _export(plan, scratch)

@@ -320,7 +320,9 @@ class Worker:
         """Raise UserError where the first unit of a stage has no row that could be used, all for the same reason."""
         kinds = {kind_of(reason) for _, reason in left_out}
         if len(kinds) == 1 and not units.published(self.plan.work_dir, stage.name):
+            rule = f'rule "{self.plan.config.rule}"'
+            mend = f"{rule} or the dataset" if stage.name == "rule" else "the dataset or the flags"
             raise UserError(
                 f"{stage.name}: none of the first {len(left_out)} rows of the dataset can be used, all for the same "
-                f"reason: {left_out[0][1]}. Mend the dataset or the flags, or take these rows out"
+                f"reason: {left_out[0][1]}. Mend {mend}, or take these rows out"
             )

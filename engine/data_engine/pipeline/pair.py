@@ -101,6 +101,17 @@ def read_funnel(work_dir: Path, name: str = OWN) -> Funnel:
     return Funnel.from_json(pq.read_schema(pairs_file(work_dir, name)).metadata[b"funnel"].decode())
 
 
+def told_of(work_dir: Path, name: str = OWN) -> str | None:
+    """How many pairs a pairing that is written has, and the flags that make it again; None where there is none."""
+    try:
+        settings = json.loads(pq.read_schema(pairs_file(work_dir, name)).metadata[b"settings"])
+        kept = read_funnel(work_dir, name).found
+    # There is none, or it is damaged.
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return f"one with {kept:,} pairs, by " + " ".join(f"--{flag} {value}" for flag, value in settings.items())
+
+
 def require_units(work_dir: Path, num_units: int, run_stages: stages.RunStages) -> None:
     """Raise IncompleteError, listing the missing units by stage, unless every unit is published."""
     lines = []

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from data_engine import schemas, stages
 from data_engine.config import RunConfig
+from data_engine.config_checks import WITHOUT_RANK
 from data_engine.errors import UserError, nearest
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.answers import AnswerRule
@@ -89,6 +90,16 @@ class Settings:
     def answer_rule(self, markers: tuple[str, ...]) -> AnswerRule:
         """Which answers rank; `markers` are texts of the prompt format."""
         return AnswerRule(self.names, markers, self.near_duplicates)
+
+
+def without_effect(config: RunConfig, run_stages: RunStages) -> list[str]:
+    """What to say of flags of pairing that were changed, and change nothing beside the others."""
+    told = []
+    if config.strategy in WITHOUT_RANK and config.rank != RunConfig.rank:
+        told.append(f"rank has no effect: strategy {config.strategy} does not go by it")
+    if "implicit" not in run_stages.sources and config.beta != RunConfig.beta:
+        told.append("beta has no effect: it scales the reward implicit, which is not among the run's")
+    return told
 
 
 def chosen_rewards(text: str | None, run_stages: RunStages) -> tuple[str, ...]:

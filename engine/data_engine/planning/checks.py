@@ -19,7 +19,7 @@ from data_engine.job import run_file
 from data_engine.models.check import check_folder
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import settings as zero3_settings
-from data_engine.pipeline.pair_settings import chosen_rewards
+from data_engine.pipeline.pair_settings import chosen_rewards, without_effect
 from data_engine.planning import sizes, weights
 from data_engine.planning.found import FirstRows, Found
 from data_engine.planning.own_folders import require_own
@@ -161,7 +161,7 @@ def _answers_rows(found: Found) -> None:
     config = found.config
     if config.answers is not None:
         found.given = check_answers(config.answers, found.questions)
-        require_usable(found.given, config.answers, config.rank, config.instruct_model_path is not None)
+        require_usable(found.given, config.answers, config.least_answers, config.instruct_model_path is not None)
 
 
 def _same_run(found: Found) -> None:
@@ -177,7 +177,7 @@ def _same_run(found: Found) -> None:
 def _first_rows(found: Found) -> None:
     """Raise UserError where none of them can be used; where some cannot, a warning says why."""
     config, questions = found.config, found.questions
-    reasons, pictures, texts = [], [], []
+    reasons, pictures, texts, blank = [], [], [], 0
     with ImageWorkers() as workers:
         for question in questions.rows(range(min(LOOKED_AT, len(questions)))):
             try:
@@ -187,6 +187,7 @@ def _first_rows(found: Found) -> None:
             else:
                 pictures.append(sum(map(len, question.images)))
                 texts.append(len((question.question or "").encode()))
+                blank += not (question.question or "").strip()
     looked_at = len(reasons) + len(texts)
     mean = lambda values: sum(values) / max(1, len(values))  # noqa: E731
     found.first_rows = FirstRows(looked_at, tuple(reasons), mean(pictures), mean(texts))
@@ -194,6 +195,8 @@ def _first_rows(found: Found) -> None:
         return
     if looked_at and not texts:
         raise refusal(reasons)
+    if blank:
+        found.warnings.append(f"{blank} of the first {looked_at} rows: the question is blank; it is asked all the same")
     if reasons:
         told = max(set(reasons), key=reasons.count)
         found.warnings.append(f"{len(reasons)} of the first {looked_at} rows cannot be used; most often: {told}")
@@ -264,6 +267,7 @@ def _together(found: Found) -> None:
     if config.answers is not None and drawn:
         verb = "has" if len(drawn) == 1 else "have"
         warn(f"{', '.join(drawn)} {verb} no effect on the answers of --answers, which are not drawn")
+    found.warnings += without_effect(config, config.stages)
     if config.zero3_config is not None and config.zero3 == "off":
         warn("zero3_config has no effect: zero3 is off")
     if config.exif == "ignore" and found.questions is not None and not found.questions.has_images:

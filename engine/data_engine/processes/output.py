@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterable
 from typing import TextIO
 
 from data_engine.errors import UserError
@@ -97,6 +98,12 @@ def tell(error: UserError) -> None:
     if not error.told:
         complain(str(error))
         error.told = True
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print what a person should know before going on."""
+    for warning in warnings:
+        print(f"data-engine: warning: {warning}", file=sys.stderr, flush=True)
 
 
 def complain(message: str) -> None:

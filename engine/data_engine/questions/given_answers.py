@@ -161,7 +161,7 @@ def check_answers(path: str, questions: Questions) -> GivenFacts:
 
 
 def require_usable(facts: GivenFacts, path: str, rank: int, has_model: bool) -> None:
-    """Raise UserError for answers that cannot be used in a run of that `rank`; `has_model`: one to train is named."""
+    """Raise UserError for answers that cannot be used where --rank is `rank`; `has_model`: one to train is named."""
     name = f'answers "{path}"'
     if facts.most < 2:
         raise UserError(f"{name} has one answer a question; a pair needs two")
