@@ -146,6 +146,16 @@ def test_a_run_refused_once_it_began_tells_of_units_instead_of_saying_that_nothi
     assert len(lines) == 2
 
 
+def test_rewards_that_are_none_do_not_hide_what_is_wrong_with_the_models(job, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    wrong = {"reward_model_path": str(tmp_path / "empty"), "critic_model_path": str(tmp_path / "nothing")}
+    found = told(capsys, *words(job, rewards="implict", **wrong))
+    rewards, reward, critic = sorted((problem["message"] for problem in found["problems"]), key=len)
+    assert 'rewards has "implict"' in rewards
+    assert "empty has no config.json" in reward
+    assert critic.startswith("--critic_model_path")
+
+
 def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NUM_PROCESSES", "3")
     found = told(capsys, *words(job, temperature="0", yesno_model_path="somewhere", zero3="off", num_shards="2"))

@@ -31,7 +31,7 @@ from data_engine.questions.given_answers import check_answers, require_usable
 from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
-from data_engine.stages import SOURCES
+from data_engine.stages import COMPARED, JUDGES, SOURCES
 from data_engine.store import units
 from data_engine.store.disk import nearest_folder, not_writable
 from data_engine.store.units import auto_unit_size, split_units
@@ -203,9 +203,12 @@ def _first_rows(found: Found) -> None:
 
 
 def _checkpoints(found: Found) -> None:
-    """Their files, as far as they can be seen without torch. A hub id is fetched."""
+    """Their files, as far as they can be seen without torch. A hub id is fetched.
+
+    Where --rewards is wrong, the models that are named: one of its sources may be meant to run each.
+    """
     config = found.config
-    for role in config.roles:
+    for role in (*COMPARED, *JUDGES) if "rewards" in found.wrong else config.roles:
         if f"{role}_model_path" in found.wrong or getattr(config, f"{role}_model_path") is None:
             continue
         with found.noting("checkpoints"), naming_flag(config, role):
@@ -303,7 +306,7 @@ CHECKS = (
     Check("answers_rows", _answers_rows, needs=("dataset", "answers"), fields=("answers", "rank")),
     Check("same_run", _same_run, needs=("configuration", "work_dir", "dataset")),
     Check("first_rows", _first_rows, needs=("dataset",), fields=("max_megapixels", "exif")),
-    Check("checkpoints", _checkpoints, fields=("rewards",)),
+    Check("checkpoints", _checkpoints),
 )
 AFTERWARDS = (
     Check("possible_exports", _possible_exports, needs=("checkpoints",), fields=("export", "rewards")),
