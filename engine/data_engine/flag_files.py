@@ -1,5 +1,6 @@
 """Files and folders that flags name: looked up, or read whole as text, before a run begins."""
 
+import difflib
 import errno
 import os
 from pathlib import Path
@@ -25,6 +26,25 @@ def look_up(where: str, path: str | Path) -> None:
         raise UserError(f"{where} {str(path)!r} is no name of a file: it has a zero byte") from None
 
 
+def nearest_path(path: str | Path) -> str:
+    """A hint that names what is there and is written most like a path that is not, or nothing."""
+    missing = Path(path)
+    try:
+        while not missing.parent.exists():
+            missing = missing.parent
+        if missing.exists():
+            return ""
+        beside = sorted(os.listdir(missing.parent))
+        for name in difflib.get_close_matches(missing.name, beside):
+            meant = missing.parent / name / Path(path).relative_to(missing)
+            if meant.exists():
+                return f'; did you mean "{meant}"?'
+    # A folder that may not be read, or a name that no file can have.
+    except (OSError, ValueError):
+        pass
+    return ""
+
+
 def read_text(where: str, path: str, expected: str, otherwise: str | None = None) -> str:
     """What is in the file; `where` names the flag, `expected` says what to name instead, `otherwise` what is used
     without the flag, where an empty file means a mistake.
@@ -34,7 +54,8 @@ def read_text(where: str, path: str, expected: str, otherwise: str | None = None
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}; name a file with {expected}") from None
+        told = f"{where} cannot be read: {error.strerror}; name a file with {expected}{nearest_path(path)}"
+        raise UserError(told) from None
     # Bytes that are no UTF-8, or a name that no file can have.
     except ValueError:
         raise UserError(f"{where} is not text in UTF-8; name a file with {expected}") from None

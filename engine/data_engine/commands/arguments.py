@@ -24,6 +24,7 @@ import yaml
 from data_engine.commands.examples import Parser
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import Collected, UserError
+from data_engine.flag_files import nearest_path
 from data_engine.flags import CALLED_ELSEWHERE, FIELD_NAMES, GONE, Flags
 from data_engine.stages import RunStages
 
@@ -248,7 +249,7 @@ def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, ob
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UserError(f'config "{path}" cannot be read: {error.strerror}') from None
+        raise UserError(f'config "{path}" cannot be read: {error.strerror}{nearest_path(path)}') from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f'config "{path}" is not YAML: {" ".join(str(error).split())}') from None
     values = {} if values is None else values

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError, nearest
-from data_engine.flag_files import look_up
+from data_engine.flag_files import look_up, nearest_path
 from data_engine.flags import GONE
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_run(work_dir: Path) -> dict:
     look_up("WORK_DIR", work_dir)
     if not work_dir.is_dir():
         is_file = f'"{work_dir}" is a file; name the work_dir of a run, a folder'
-        raise UserError(is_file if work_dir.exists() else f'no folder "{work_dir}"')
+        raise UserError(is_file if work_dir.exists() else f'no folder "{work_dir}"{nearest_path(work_dir)}')
     try:
         found = dict(json.loads((work_dir / "run.json").read_text(encoding="utf-8")))
         _require_shape(found)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_engine.errors import UserError
-from data_engine.flag_files import look_up
+from data_engine.flag_files import look_up, nearest_path
+from data_engine.processes.counting import waiting
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def resolve(path: str, revision: str | None = None) -> Path:
     except UserError as error:
         raise ModelError(str(error)) from None
     if os.path.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise ModelError(f"model path {path!r} is neither a folder nor a hub id such as org/name")
+        raise ModelError(f"model path {path!r} is neither a folder nor a hub id such as org/name{nearest_path(path)}")
     return fetch(path, revision)
 
 
@@ -122,12 +123,13 @@ def fetch(path: str, revision: str | None = None) -> Path:
         "conversation.py",
     ]
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+        with waiting(f"{path} is no folder here: asking the model hub"):
+            return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"{path!r} is no local folder, and the model hub did not give it either ({reason}); "
-            "download it and pass its folder"
+            f"download it and pass its folder{nearest_path(path)}"
         ) from error
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
-from data_engine.flag_files import look_up
+from data_engine.flag_files import look_up, nearest_path
 from data_engine.questions.asked import Asked
 from data_engine.questions.column_checks import check_columns, checked_ids, has_images
 from data_engine.questions.conversation import Conversation
@@ -220,7 +220,7 @@ def load_questions(
     if image_root is not None:
         look_up("image_root", image_root)
         if not Path(image_root).is_dir():
-            raise UserError(f'image_root "{image_root}" is not a folder')
+            raise UserError(f'image_root "{image_root}" is not a folder{nearest_path(image_root)}')
     source = open_source(path, split, revision, ColumnNames(columns or {}, further))
     root = Path(image_root) if image_root is not None else None
     return Questions(source, f'dataset "{path}"', root, limit, system)

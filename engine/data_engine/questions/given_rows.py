@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine.errors import UserError
+from data_engine.flag_files import nearest_path
 from data_engine.questions.sources.base import LFS_POINTER, first_line, is_lfs_pointer
 from data_engine.questions.sources.column_types import as_bytes, is_binary, is_list, is_text
 from data_engine.questions.sources.text_file import MAX_RECORD_BYTES
@@ -85,9 +86,8 @@ class GivenFile:
                 begins = stream.read(4)
             is_pointer = is_lfs_pointer(self.path)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.name} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
-            ) from None
+            why = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"{self.name} cannot be read: {why}{nearest_path(self.path)}") from None
         if is_pointer:
             raise UserError(f"{self.name} {LFS_POINTER}")
         name = self.path.name.lower()

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from data_engine.errors import UserError
-from data_engine.flag_files import look_up
+from data_engine.flag_files import look_up, nearest_path
 from data_engine.questions.sources.base import LFS_POINTER, Source, first_line, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.folders import files_of
@@ -46,7 +46,7 @@ def open_source(
     look_up("dataset_path", path)
     if _is_hub_id(path):
         return DatasetsSource(load_hub(path, split, revision), f'dataset "{path}"', names)
-    refuse(not local.exists(), f'no file or folder at dataset_path "{path}"')
+    refuse(not local.exists(), f'no file or folder at dataset_path "{path}"{nearest_path(path)}')
     refuse(revision is not None, f'dataset_revision "{revision}" is for a hub dataset; "{path}" is none')
     try:
         if is_saved_dataset(local):

@@ -9,6 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine.errors import UserError
+from data_engine.flag_files import nearest_path
+from data_engine.processes.counting import waiting
 from data_engine.questions.sources.base import BATCH_ROWS, choose_split, first_line, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.column_types import as_type, columns_of, plain_values
@@ -95,11 +97,11 @@ def load_hub(path: str, split: str | None, revision: str | None):
     import datasets
 
     if split is None:
-        split = _only_split(path, revision)
+        with waiting(f"{path} is no file or folder here: asking the hub"):
+            split = _only_split(path, revision)
     what = f'(split "{split}", revision {revision or "newest"})' if split else f"(revision {revision or 'newest'})"
-    with _library_reads(
-        f'dataset_path "{path}" is no file or folder here, and as a hub dataset {what} it cannot be loaded'
-    ):
+    wrong = f'dataset_path "{path}" is no file or folder here, and as a hub dataset {what} it cannot be loaded'
+    with _library_reads(wrong + nearest_path(path)):
         found = datasets.load_dataset(path, split=split, revision=revision)
         return found[choose_split(path, list(found), split)] if isinstance(found, datasets.DatasetDict) else found
 

@@ -1,0 +1,61 @@
+"""A path that is not there is refused with the name of what is there and is written most like it."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from run_files import write
+
+from data_engine.commands.arguments import parse
+from data_engine.errors import UserError
+from data_engine.flag_files import nearest_path, read_text
+from data_engine.models.registry import ModelError, resolve
+from data_engine.questions.dataset import load_questions
+from data_engine.questions.given_rows import GivenFile
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data/questions").mkdir(parents=True)
+    (tmp_path / "data/questions/train.jsonl").write_text(json.dumps({"idx": 0, "question": "Why?"}))
+    (tmp_path / "data/questions.parquet").touch()
+    (tmp_path / "other").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("data/qestions.parquet", "data/questions.parquet"),
+        ("data/questions/trian.jsonl", "data/questions/train.jsonl"),
+        ("dta/questions/train.jsonl", "data/questions/train.jsonl"),
+        # Nothing of that name is in the folder that its first part may mean.
+        ("dta/nothing.csv", None),
+        ("entirely/else", None),
+        # It is there: something else is wrong with it.
+        ("data/questions", None),
+        ("data/\0", None),
+    ],
+)
+def test_what_is_there_and_written_most_like_it_is_named(folder, given, meant):
+    expected = f'; did you mean "{folder / meant}"?' if meant else ""
+    assert nearest_path(f"{folder}/{given}") == expected
+
+
+def test_each_flag_that_names_a_path_says_so(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    write("questions.parquet", [{"idx": 0, "question": "Why?", "image": b""}])
+    (folder / "run.yaml").touch()
+    says = 'did you mean "{}"\\?'.format
+    with pytest.raises(UserError, match=says("questions.parquet")):
+        load_questions("qestions.parquet")
+    with pytest.raises(UserError, match=says("data")):
+        load_questions("questions.parquet", image_root="dta")
+    with pytest.raises(ModelError, match=says("data/questions")):
+        resolve("./data/qestions")
+    with pytest.raises(UserError, match=says("questions.parquet")):
+        GivenFile("qestions.parquet", pa.int64())
+    with pytest.raises(UserError, match="; name a file with rules; " + says("run.yaml")):
+        read_text("rule", "runn.yaml", "rules")
+    with pytest.raises(UserError, match=says("run.yaml")):
+        parse(["--config", "rnn.yaml"])
