@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from run_files import hostile_rows, read, write
 
 from data_engine.commands import main, validate
 from data_engine.errors import UserError
-from data_engine.job import worker
+from data_engine.job import given, worker
 from data_engine.models.llava import Llava
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.given_answers import GivenAnswers, check_answers
@@ -131,6 +132,10 @@ def test_a_file_that_cannot_make_a_pair_is_refused(config, questions, tmp_path):
     assert "one answer a question; a pair needs two" in refusal(config, questions, jsonl(tmp_path, *one))
     told = refusal(config, questions, jsonl(tmp_path, *GOOD), rank=3, sample_k=2)
     assert told == 'rank must be at most the number of answers that a question has, 2 in answers "FILE", got 3'
+    by_none = config(questions, answers=jsonl(tmp_path, *GOOD), rank=3, strategy="best_worst", sample_k=2)
+    validate.check(by_none)
+    assert not [line for line in given.warnings(check_answers(by_none.answers, load_questions(str(questions))), by_none)
+                if "rank" in line]  # fmt: skip
 
 
 def test_ids_of_another_vocabulary_are_refused(config, questions, tmp_path, goldens):
@@ -139,6 +144,17 @@ def test_ids_of_another_vocabulary_are_refused(config, questions, tmp_path, gold
     assert check_answers(jsonl(tmp_path, *good), load_questions(str(questions))).largest_id == size - 1
     told = refusal(config, questions, jsonl(tmp_path, *good, {"idx": "b", "token_ids": [7, size]}))
     assert f"line 3: token_ids has {size}, and the vocabulary of the instruct model has {size} ids" in told
+
+
+def test_a_model_of_another_vocabulary_says_nothing_of_the_ids(config, questions, tmp_path):
+    """The answers go over to it as text. Tables of one vocabulary may differ in size: the smallest counts."""
+    answers = jsonl(tmp_path, {"idx": "a", "answer": "x", "token_ids": [600]}, {"idx": "a", "answer": "y"})
+    run, asked = config(questions, answers=answers, rank=1), load_questions(str(questions))
+    facts = check_answers(answers, asked)
+    model = lambda vocabulary, size: SimpleNamespace(vocabulary=vocabulary, sizes={"vocab_size": size})  # noqa: E731
+    given._check(facts, run, asked, {"instruct": model("a", 1000), "reward": model("b", 500)})
+    with pytest.raises(UserError, match="the vocabulary of the instruct model has 500 ids"):
+        given._check(facts, run, asked, {"instruct": model("a", 1000), "reward": model("a", 500)})
 
 
 def test_a_family_that_cannot_write_ids_as_text_without_its_weights_says_what_to_do(

@@ -14,6 +14,7 @@ from prompts import prefix
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
+from data_engine.models.llava_config import read_config
 from data_engine.models.registry import ModelError
 
 
@@ -270,6 +271,18 @@ def test_a_name_that_contradicts_or_is_unknown_is_an_error_defect_27(folder):
         load(folder, "llama")
     with pytest.raises(ModelError, match="family omnilmm, but"):
         load(folder, "OmniLMM-12B")
+
+
+def test_a_checkpoint_that_does_not_say_which_layer_it_reads_is_read_as_transformers_would(folder):
+    """transformers' LlavaConfig says what its own layout means without the fields; LLaVA's own means the same."""
+    from transformers import LlavaConfig as Stock
+
+    edit(folder / "config.json", mm_vision_select_layer=..., mm_vision_select_feature=...)
+    found, stock = read_config(folder, False), Stock()
+    layers = found.vision.num_hidden_layers
+    assert (stock.vision_feature_layer, stock.vision_feature_select_strategy) == (-2, "default")
+    # hidden_states[-2] is what the last layer but one gives; "default" drops the class token.
+    assert (found.vision_layers, found.drop_cls) == (layers - 1, True)
 
 
 MEASURE = """

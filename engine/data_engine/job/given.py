@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_engine.config import RunConfig
+from data_engine.config_checks import WITHOUT_RANK
 from data_engine.errors import UserError
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import chat_options, class_for
@@ -92,7 +93,8 @@ def check(config: RunConfig, questions: Questions) -> None:
 def warnings(facts: GivenFacts, config: RunConfig) -> list[str]:
     """What a person should know of given answers."""
     found = [OFF_POLICY]
-    if few := facts.questions_with(1, config.rank):
+    few = facts.questions_with(1, config.rank)
+    if few and config.strategy not in WITHOUT_RANK:
         found.append(
             f"{few} of {facts.questions_with(1, facts.most)} questions with answers have no more of them than rank, "
             f"{config.rank}: each is both among the best and among the worst then, and makes no pair; lower --rank"
