@@ -14,7 +14,7 @@ from markupsafe import Markup
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
-from data_engine.reporting import charts, choice, facts
+from data_engine.reporting import about, charts, choice, facts
 from data_engine.reporting.agreement import disagreement
 from data_engine.reporting.answers import read_run_file
 from data_engine.reporting.charts import Series
@@ -62,6 +62,7 @@ def comparison_text(
         data.as_json(),
         title=f"Two pairings: {names[0]} and {names[1]}",
         names=names,
+        about=_about(run, pairings, numbers),
         funnel=funnel_table(pairings),
         margins=[(name, margin_chart(one)) for name, one in zip(names, numbers, strict=True)],
         lengths=[(name, facts.length_table(one)) for name, one in zip(names, numbers, strict=True)],
@@ -70,6 +71,16 @@ def comparison_text(
         no_heat=data.answers.no_heat,
         statuses=[f"only {name}" for name in names],
     )
+
+
+def _about(run: Run, pairings: Sequence[Pairing], numbers: Sequence[PairNumbers]) -> about.Rows:
+    """Rows about the run, and one about each of its pairings."""
+    rows = about.run_rows(numbers[0].path, run.run_file, pairings[0][1].questions)
+    for (name, funnel), own in zip(pairings, numbers, strict=True):
+        (_, lines), *others = about.pairing_rows(own.path, run.run_file, funnel)
+        lines = [*lines, *(f"{title.lower()}: {line}" for title, told in others for line in told)]
+        rows.append((f"Pairing {name}", lines))
+    return rows
 
 
 def overlap(one: PairNumbers, other: PairNumbers) -> Overlap:

@@ -13,7 +13,7 @@ from data_engine.models.adapter_folder import adapters_told
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
-from data_engine.reporting import charts, choice, facts
+from data_engine.reporting import about, charts, choice, facts
 from data_engine.reporting.agreement import Agreement, agreements, disagreement
 from data_engine.reporting.answers import read_run_file
 from data_engine.reporting.charts import Series
@@ -54,6 +54,10 @@ def report_text(
         data.as_json(),
         title="Preference pairs" if name == OWN else f"Preference pairs: {name}",
         funnel=funnel,
+        about=[
+            *about.run_rows(numbers.path, run.run_file, funnel.questions),
+            *about.pairing_rows(numbers.path, run.run_file, funnel),
+        ],
         bars=facts.funnel_bars(funnel),
         charts=reward_charts(numbers),
         margins=margin_chart(numbers),

@@ -1,0 +1,127 @@
+"""What a page is about, for its top: models, dataset and pairing by name; run.json and a file of pairs in, rows out."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_engine import stages
+from data_engine.config_checks import WITHOUT_RANK
+from data_engine.preferences import filters, strategies
+from data_engine.preferences.counts import Funnel
+
+Rows = list[tuple[str, list[str]]]
+"""a name, and lines about it"""
+RANK_BY = ",".join(stages.SOURCES[stages.DEFAULT].rank_by)
+# The setting that a filter goes by, where it is not called as the filter.
+_LIMITS = {"per_idx": "max_pairs"}
+_DEFAULTS = {"max_pairs": filters.MAX_PAIRS_PER_IDX}
+
+
+def run_rows(path: Path, run_file: Mapping, num_questions: int) -> Rows:
+    """Models, dataset and answers of the run whose pairs are in the file `path`; what is not known is not named."""
+    sources = _metadata(path).get("rewards") or run_file.get("config", {}).get("rewards") or stages.DEFAULT
+    rows = [
+        ("Instruct model", _lines(_model(stages.TRAINED, run_file))),
+        ("Reward", [_source(name.strip(), run_file) for name in sources.split(",")]),
+        ("Dataset", _lines(_dataset(run_file))),
+        ("Questions", [_answers(run_file, num_questions)]),
+    ]
+    return [(name, lines) for name, lines in rows if lines]
+
+
+def pairing_rows(path: Path, run_file: Mapping, funnel: Funnel) -> Rows:
+    """How the pairs of the file `path` were made, when, and by which version."""
+    told = _metadata(path)
+    settings = told.get("settings", {})
+    ranking = settings.get("rank_by", RANK_BY).replace(",", ", ")
+    written = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    version = run_file.get("versions", {}).get("data_engine")
+    return [
+        ("Pairing", [", ".join(_strategy(settings)), f"ranked by {ranking}"]),
+        ("Filters", [", ".join(_filters(settings, funnel))]),
+        ("Length alpha", [_alpha(settings.get("length_alpha"), told.get("length_alpha"))]),
+        ("Pairs written", [f"{written}{f', in a run of data_engine {version}' if version else ''}"]),
+    ]
+
+
+def _metadata(path: Path) -> dict:
+    """What the file of pairs says of its pairing; see pipeline/export.read_metadata."""
+    found = pq.read_schema(path).metadata or {}
+    names = ("settings", "rewards", "length_alpha")
+    return {name: json.loads(found[name.encode()]) for name in names if name.encode() in found}
+
+
+def _lines(told: str | None) -> list[str]:
+    return [told] if told else []
+
+
+def _noted(text: str, notes: list[str]) -> str:
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _model(role: str, run_file: Mapping) -> str | None:
+    config = run_file.get("config", {})
+    path, revision = (config.get(f"{role}_model_{name}") for name in ("path", "revision"))
+    family = run_file.get("models", {}).get(role, {}).get("family")
+    return path and _noted(path, [*_lines(family), *([f"revision {revision}"] if revision else [])])
+
+
+def _source(name: str, run_file: Mapping) -> str:
+    """A source of reward with its own models, or else that which answers, and the files that it is given."""
+    source = stages.SOURCES.get(name)
+    if source is None:
+        return name
+    roles = list(dict.fromkeys(stage.model for stage in source.stages if stage.model))
+    own = [role for role in roles if role != stages.TRAINED]
+    told = [f"{role} model {_model(role, run_file) or 'not named'}" for role in own]
+    told += [f"{role} model" for role in roles if not own]
+    told += [str(value) for value in map(run_file.get("config", {}).get, source.given) if value]
+    return f"{name}: {', '.join(told)}"
+
+
+def _dataset(run_file: Mapping) -> str | None:
+    config = run_file.get("config", {})
+    path = run_file.get("places", {}).get("dataset_path") or config.get("dataset_path")
+    named = [(name, config.get(f"dataset_{name}")) for name in ("split", "revision")]
+    return path and _noted(path, [f"{name} {value}" for name, value in named if value])
+
+
+def _answers(run_file: Mapping, num_questions: int) -> str:
+    config = run_file.get("config", {}) | run_file.get("bound", {})
+    given = run_file.get("config", {}).get("answers")
+    limit = config.get("limit")
+    told = _noted(f"{num_questions:,}", [f"limit {limit:,}"] if limit else [])
+    if given:
+        return f"{told}, answers given by {given}"
+    return f"{told}, {config['sample_k']} answers each" if "sample_k" in config else told
+
+
+def _strategy(settings: Mapping) -> Iterator[str]:
+    strategy = settings.get("strategy", strategies.DEFAULT)
+    yield f"strategy {strategy}"
+    shown = ("rank", "distance", "right", "beta", "near_duplicates", "seed")
+    for name in shown[strategy in WITHOUT_RANK :]:
+        if settings.get(name) is not None:
+            yield f"{name} {settings[name]}"
+
+
+def _filters(settings: Mapping, funnel: Funnel) -> Iterator[str]:
+    """The filters that ran, in their order, each with its limit."""
+    for name in funnel.dropped:
+        if name not in filters.FILTERS and name not in filters.ON_REQUEST:
+            continue
+        setting = _LIMITS.get(name, name)
+        limit = settings.get(setting, _DEFAULTS.get(setting))
+        if limit is None:
+            yield name
+        else:
+            yield f"{name} {limit}" if setting == name else f"{name} ({setting} {limit})"
+
+
+def _alpha(asked: float | str | None, found: float | None) -> str:
+    if found is not None:
+        return f"{asked}, which came to {found:.6g}"
+    return "none" if asked is None else str(asked)
