@@ -11,11 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from report_page import Page
-from stage2_world import make_world
+from stage2_world import make_world, picture
 
 from data_engine.commands import main
 from data_engine.config import RunConfig
 from data_engine.pipeline import pair
+from data_engine.questions.dataset import load_questions
 from data_engine.store.file_hashes import hash_files
 
 
@@ -121,3 +122,76 @@ def test_a_place_where_no_page_can_be_written_is_named(work_dir, capsys, more):
     assert error.startswith(f'data-engine: error: "{work_dir}/report')
     assert " cannot be read or written: " in error
     assert "Traceback" not in error
+
+
+@pytest.fixture
+def pictured(tmp_path):
+    """A run of 8 questions whose pictures are files in a folder."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = [f"{number}.png" for number in range(8)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(picture(number))
+    world, work_dir = make_world(tmp_path / "world", num_questions=8, image=names), tmp_path / "run"
+    questions = load_questions(str(world.dataset_path), image_root=str(folder))
+    world.questions = lambda: questions
+    world.publish(work_dir)
+    world.pair(work_dir, strategy="best_worst")
+    (work_dir / "pairs/pairs.parquet").rename(work_dir / "pairs/best.parquet")
+    world.pair(work_dir)
+    config = RunConfig(
+        instruct_model_path="instruct", reward_model_path="reward", dataset_path=str(world.dataset_path),
+        work_dir=str(work_dir), image_root=str(folder),
+    )  # fmt: skip
+    bound = {"dataset": questions.fingerprint(hash_files)}
+    (work_dir / "run.json").write_text(json.dumps({"config": asdict(config), "bound": bound}))
+    return work_dir
+
+
+def reported(work_dir, *more):
+    """Exit code, errors, and what the page says of pictures that it lacks."""
+    command = [sys.executable, "-m", "data_engine", "report", str(work_dir), *map(str, more)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    page = Page((work_dir / "report/index.html").read_text()) if found.returncode == 0 else None
+    return found.returncode, found.stderr, page
+
+
+def test_pictures_that_are_not_where_they_are_looked_for_are_counted_in_terminal_and_page(pictured, tmp_path):
+    for name in ("3.png", "5.png"):
+        (tmp_path / "pictures" / name).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    for root, unread in ((None, (3, 5)), (tmp_path / "elsewhere", range(8))):
+        code, errors, page = reported(pictured, *(["--image_root", root] if root else []))
+        assert code == 0
+        [line] = errors.splitlines()
+        told = f"the report lacks the pictures of {len(unread)} of 8 questions, which cannot be read; of idx "
+        assert line.startswith(f"data-engine: warning: {told}")
+        assert any(f"{told}'q00{one}': image path \"{one}.png\" is not a readable file" in line for one in unread)
+        assert line.endswith(f"by --image_root, which is {root or tmp_path / 'pictures'}")
+        assert f"Warning: {line.removeprefix('data-engine: warning: ')}" in page.texts
+
+
+def test_a_report_with_all_its_pictures_warns_of_nothing(pictured):
+    code, errors, page = reported(pictured)
+    assert (code, errors) == (0, "")
+    assert len(page.data["images"]) == 8
+    assert not any(text.startswith("Warning") for text in page.texts)
+
+
+def test_a_folder_of_pictures_that_is_not_there_is_refused_by_its_flag(pictured, tmp_path):
+    code, errors, _ = reported(pictured, "--image_root", tmp_path / "nowhere")
+    assert code == 2
+    assert f'image_root "{tmp_path}/nowhere" is not a folder' in errors
+
+
+def test_a_page_about_two_pairings_counts_a_question_without_its_picture_once(pictured, tmp_path, caplog):
+    caplog.clear()
+    where = ["--name", "best", "--compare", "pairs", "--image_root", str(tmp_path / "world")]
+    assert main.main(["report", str(pictured), *where]) == 0
+    data = Page((pictured / "report/compare/best/pairs/index.html").read_text()).data
+    both = [{pair["idx"] for pair in data["pairs"] if pair["status"] == f"only {name}"} for name in ("best", "pairs")]
+    assert both[0] & both[1]
+    assert both[1] - both[0]
+    number = len(both[0] | both[1])
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert f"the pictures of {number} of {number} questions" in warning

@@ -200,8 +200,9 @@ def test_of_many_pictures_of_a_question_four_are_shown_and_the_others_are_counte
     for idx, number in enumerate((1, 4, 6)):
         picture = file.getvalue()
         question = SimpleNamespace(
-            idx=idx, question="?", images=[picture] * number, problem=None, conversation=Conversation.of("?", number)
-        )
+            idx=idx, question="?", images=[picture] * number, problem=None, missing=False,
+            conversation=Conversation.of("?", number),
+        )  # fmt: skip
         gallery.add(question, functools.partial(images.decode, max_megapixels=1))
     shown = [gallery.questions[idx] for idx in range(3)]
     assert [(len(one.pictures), one.num_left_out) for one in shown] == [(1, 0), (4, 0), (4, 2)]
@@ -211,8 +212,11 @@ def test_the_turns_before_the_question_of_a_chat_are_shown_but_for_a_system_text
     turns = (("system", "Be brief."), ("user", "What is it?"), ("assistant", "A cat."), ("user", "Which colour?"))
     chat = Conversation(tuple(Message(role, (text,)) for role, text in turns))
     gallery = Gallery()
-    gallery.add(SimpleNamespace(idx=1, question="Which colour?", images=[], problem=None, conversation=chat), None)
-    gallery.add(SimpleNamespace(idx=2, question=None, images=[], problem="no text", conversation=None), None)
+    for idx, text, problem, conversation in ((1, "Which colour?", None, chat), (2, None, "no text", None)):
+        question = SimpleNamespace(
+            idx=idx, question=text, images=[], problem=problem, missing=False, conversation=conversation
+        )
+        gallery.add(question, None)
     assert gallery.questions[1].text == "Which colour?"
     assert gallery.questions[1].before == [("user", "What is it?"), ("assistant", "A cat.")]
     assert gallery.questions[2].before == []

@@ -1,5 +1,7 @@
 """`data-engine report`: the report of a run whose pairs are written, from its work_dir and its dataset. No torch."""
 
+import logging
+import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ PLACES = ("dataset_path", "image_root")
 
 def main(argv: Sequence[str]) -> int:
     """Write the report again and print its path. Raises UserError without pairs, or where the dataset has changed."""
+    logging.basicConfig(level=logging.WARNING, format="data-engine: warning: %(message)s", stream=sys.stderr)
     given, rest = {}, list(argv)
     pairing, rest = take_option(rest, "name")
     compared, rest = take_option(rest, "compare")

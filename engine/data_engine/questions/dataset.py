@@ -101,6 +101,8 @@ class Questions:
     """what sources of reward asked for besides: see `records`"""
     has_images: bool
     """whether the dataset has a column of images; without one, every question is asked without an image"""
+    image_root: Path | None
+    """the folder that paths of images are below"""
 
     def __init__(
         self,
@@ -123,7 +125,8 @@ class Questions:
             name for name in read
             if name not in (*INPUT_COLUMNS, *OPTIONAL_COLUMNS) and not holds_bytes(source.columns[name])
         )  # fmt: skip
-        self._source, self._image_root, self._system = source, image_root, system
+        self.image_root = image_root
+        self._source, self._system = source, system
         self._is_limited = limit is not None
 
     @functools.cached_property
@@ -188,7 +191,7 @@ class Questions:
             cells = asked.images(row)
             conversation = given.with_images(len(cells)).with_system(self._system)
             question = question if given.keeps_text(len(cells)) else conversation.question
-            images = read_all(cells, self._image_root)
+            images = read_all(cells, self.image_root)
         except BadImage as error:
             missing = problem is None and isinstance(error, MissingImage)
             problem = problem or str(error)

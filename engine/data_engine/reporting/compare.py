@@ -1,6 +1,7 @@
 """Two pairings of one run on one page: funnels and margins side by side, and the pairs that only one of them keeps."""
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from data_engine.reporting.render import render
 
 Pairing = tuple[str, Funnel]
 """its name and its funnel"""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ def comparison_text(
     numbers = [PairNumbers.read(work_dir / f"pairs/{name}.parquet") for name in names]
     shared = overlap(*numbers)
     data = _gallery(run, names, numbers, shared)
+    warning = data.warning(questions.image_root)
+    if warning:
+        log.warning("%s", warning)
     return render(
         "compare.html.j2",
         data.as_json(),
@@ -68,6 +74,7 @@ def comparison_text(
         lengths=[(name, facts.length_table(one)) for name, one in zip(names, numbers, strict=True)],
         overlap=[("kept pairs", ""), *_overlap_rows(names, numbers, shared)],
         told=data.told,
+        warning=warning,
         no_heat=data.answers.no_heat,
         statuses=[f"only {name}" for name in names],
     )
@@ -179,4 +186,6 @@ def joined(one: PageData, other: PageData) -> PageData:
     for number, pair in zip(itertools.count(), pairs, strict=False):
         pair["number"] = number
     # What is said of both, such as the quality of thumbnails, is said once.
-    return PageData(pairs, images, one.answers, list(dict.fromkeys([*one.told, *other.told])))
+    return PageData(
+        pairs, images, one.answers, list(dict.fromkeys([*one.told, *other.told])), one.questions | other.questions
+    )

@@ -18,7 +18,7 @@ from data_engine.reporting.columns import SIDES, PairNumbers, read_rows
 from data_engine.reporting.facts import pairing_facts
 from data_engine.reporting.heat import Span
 from data_engine.reporting.render import escaped_json
-from data_engine.reporting.thumbnails import QUALITIES, Gallery, read_gallery
+from data_engine.reporting.thumbnails import QUALITIES, Gallery, Shown, read_gallery
 
 # Of the page; its texts and charts take the rest of 40 MB.
 MOST_BYTES = 36_000_000
@@ -44,6 +44,21 @@ class PageData:
     """base64 of JPEG"""
     answers: Answers
     told: list[str] = field(default_factory=list)
+    questions: dict[int | str, Shown] = field(default_factory=dict)
+    """those of the pairs"""
+
+    def warning(self, image_root: Path | None) -> str | None:
+        """How many questions lack their pictures on the page, and why; None where every picture could be read."""
+        unread = {idx: shown for idx, shown in self.questions.items() if shown.is_unread}
+        if not unread:
+            return None
+        whole = len(unread) + sum(bool(shown.pictures) for shown in self.questions.values())
+        first, shown = next(iter(unread.items()))
+        told = f"the report lacks the pictures of {len(unread):,} of {whole:,} questions, which cannot be read; "
+        told += f"of idx {first!r:.100}: {shown.problem}"
+        if not any(shown.missing for shown in unread.values()):
+            return told
+        return f"{told}. Where the pictures are now is said by --image_root, which is {image_root or 'not given'}"
 
     def as_json(self) -> dict:
         """For the page."""
@@ -67,6 +82,7 @@ def gallery_data(
     ]
     data = PageData(found, [], answers, list(choice.told))
     _fit(data, gallery, limit)
+    data.questions = {pair["idx"]: gallery.questions[pair["idx"]] for pair in data.pairs}
     data.pairs.sort(key=lambda pair: -math.inf if pair["margin"] is None else pair["margin"], reverse=True)
     for number, pair in enumerate(data.pairs):
         pair["number"] = number

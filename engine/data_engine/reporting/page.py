@@ -4,6 +4,7 @@ It shows where questions, answers and pairs were left out, how rewards and lengt
 differ, where the time went, and a gallery of pairs with the log-prob difference of each token. See docs/report.md.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ TITLES = {"sum": "Reward of the answer (sum)", "avg": "Reward a token (avg)"}
 # The name of the pairing that a run makes.
 OWN = "pairs"
 
+log = logging.getLogger(__name__)
+
 
 def report_path(work_dir: Path, name: str = OWN) -> Path:
     """Of the page about a pairing: report/index.html, of another one report/NAME/index.html."""
@@ -48,6 +51,9 @@ def report_text(
     numbers = PairNumbers.read(work_dir / f"pairs/{name}.parquet")
     ranking = ranking_rewards(numbers.path)
     data = _gallery(run, numbers, ranking)
+    warning = data.warning(questions.image_root)
+    if warning:
+        log.warning("%s", warning)
     sources_by, sources = facts.source_table(questions, numbers)
     return render(
         "page.html.j2",
@@ -75,6 +81,7 @@ def report_text(
         settings=facts.settings_tables(numbers.path, run.run_file),
         adapters=adapters_told(run.run_file),
         told=data.told,
+        warning=warning,
         no_heat=data.answers.no_heat,
         statuses=facts.dropped_statuses(numbers),
     )

@@ -16,6 +16,8 @@ MOST_OF_A_QUESTION = 4
 QUALITIES = (75, 45)
 # Questions that follow each other so closely are read as one run of rows.
 NEAR = 32
+# What is said of a question that has none.
+NO_PICTURE = "no picture"
 Decode = Callable[[bytes | None], Image.Image]
 
 
@@ -32,6 +34,13 @@ class Shown:
     """further pictures, which are not shown"""
     before: list[tuple[str, str]] = field(default_factory=list)
     """role and text of the turns before it, of a chat"""
+    missing: bool = False
+    """the problem is not the question's: a picture is not where it is looked for"""
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether it has pictures, which could not be read."""
+        return not self.pictures and self.problem != NO_PICTURE
 
 
 @dataclass
@@ -44,7 +53,7 @@ class Gallery:
 
     def add(self, question: Question, decode: Decode) -> None:
         """Add a question, and those of its pictures that are not there yet."""
-        pictures, problem = [], question.problem or "no picture"
+        pictures, problem = [], question.problem or NO_PICTURE
         try:
             for data in question.images[:MOST_OF_A_QUESTION]:
                 pictures.append(self._number(data, decode))
@@ -53,7 +62,9 @@ class Gallery:
         left_out = max(0, len(question.images) - MOST_OF_A_QUESTION) if pictures else 0
         turns = question.conversation.messages[:-1] if question.conversation is not None else ()
         before = [(turn.role, turn.text) for turn in turns if turn.role != "system"]
-        self.questions[question.idx] = Shown(question.question or "", pictures, problem, left_out, before)
+        self.questions[question.idx] = Shown(
+            question.question or "", pictures, problem, left_out, before, question.missing
+        )
 
     def _number(self, data: bytes, decode: Decode) -> int:
         key = hashlib.blake2b(data, digest_size=16).digest()
