@@ -1,5 +1,7 @@
 """`run --export`: exports beside the dataset, those of the command, and what a later pairing says of older ones."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -77,3 +79,9 @@ def test_a_format_that_cannot_be_written_is_refused_before_any_work(
     assert message in capsys.readouterr().err
     # A run that was refused leaves its exit code in logs/ alone.
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "logs"]
+
+
+def test_a_run_prints_the_alpha_that_auto_came_to(run, capsys):
+    work_dir = run(length_alpha="auto", seed=7, continue_from_stage=0)
+    found = json.loads(pq.read_schema(work_dir / "pairs/pairs.parquet").metadata[b"length_alpha"])
+    assert f"\nlength_alpha auto came to {found}, by which answers ranked\n" in capsys.readouterr().out

@@ -112,7 +112,7 @@ def test_a_run_by_right_and_wrong_can_be_paired_otherwise_and_none_unsets_a_flag
     assert rows_of(work_dir, "cross") == pairs_rows(tmp_path / "other")
 
 
-def test_length_alpha_auto_says_what_it_comes_to_and_evens_the_pairs_out(work_dir):
+def test_length_alpha_auto_says_what_it_comes_to_and_evens_the_pairs_out(work_dir, capsys):
     plain, even = ["--rank_by", "implicit.sum", "--rank", 2], []
     for name, more in (("plain", []), ("even", ["--length_alpha", "auto"])):
         assert pairs(work_dir, "--name", name, *plain, *more) == 0
@@ -120,7 +120,11 @@ def test_length_alpha_auto_says_what_it_comes_to_and_evens_the_pairs_out(work_di
         even.append(sum(row["chosen_words"] - row["rejected_words"] for row in rows) / len(rows))
     assert abs(even[1]) < abs(even[0]) / 3
     alpha = json.loads(pq.read_schema(work_dir / "pairs/even.parquet").metadata[b"length_alpha"])
-    assert pairs(work_dir, "--name", "given", *plain, "--length_alpha", repr(alpha)) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("length_alpha")]
+    assert told == [f"length_alpha auto came to {alpha}, by which answers ranked"]
+    # As it is printed, it can be given.
+    assert pairs(work_dir, "--name", "given", *plain, "--length_alpha", told[0].split()[4].rstrip(",")) == 0
+    assert "length_alpha auto" not in capsys.readouterr().out
     assert rows_of(work_dir, "given") == rows_of(work_dir, "even")
 
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     run_file = read_paired(work_dir, (("bound", "dataset"), ("units", "num_units"), ("units", "num_questions")))
     # Imported late: pyarrow and numpy would delay the messages above.
     from data_engine.pipeline.export import read_metadata
-    from data_engine.pipeline.pair import pairs_file, require_units, run_named, told_of
+    from data_engine.pipeline.pair import pairs_file, require_units, run_named, summary, told_of
     from data_engine.pipeline.pair_settings import Settings, without_effect
 
     told = read_metadata(work_dir)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     with told_of_disk(work_dir):
         stored = _stored(work_dir, run_file, run_stages, run_file.get("same_tokenizer", told["same_tokenizer"]))
         funnel = run_named(stored, settings, run_file["units"]["num_questions"], name)
-    print(funnel.table())
+    print(summary(work_dir, funnel, name))
     print(f"{pairs_file(work_dir, name)}{f' (replaced {replaced})' if replaced else ''}", flush=True)
     if not funnel.found:
         why = "the lines above say where they were left out"

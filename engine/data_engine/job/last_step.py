@@ -70,7 +70,7 @@ def pair_all(plan: Plan, scratch: Path) -> bool:
     if before not in (None, pair.told_of(plan.work_dir)):
         log.info("pairs and dataset are replaced: before, %s", before)
     _report(plan, funnel, scratch)
-    print(funnel.table(), flush=True)
+    print(pair.summary(plan.work_dir, funnel), flush=True)
     _export(plan, scratch)
     print("\n".join(_places(plan)), flush=True)
     if not funnel.found:

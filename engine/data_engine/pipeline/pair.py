@@ -112,6 +112,13 @@ def told_of(work_dir: Path, name: str = OWN) -> str | None:
     return f"one with {kept:,} pairs, by " + " ".join(f"--{flag} {value}" for flag, value in settings.items())
 
 
+def summary(work_dir: Path, funnel: Funnel, name: str = OWN) -> str:
+    """What is printed of a pairing that is written: its funnel, and the alpha that --length_alpha auto came to."""
+    found = (pq.read_schema(pairs_file(work_dir, name)).metadata or {}).get(b"length_alpha")
+    told = [] if found is None else [f"length_alpha auto came to {json.loads(found)!r}, by which answers ranked"]
+    return "\n".join([funnel.table(), *told])
+
+
 def require_units(work_dir: Path, num_units: int, run_stages: stages.RunStages) -> None:
     """Raise IncompleteError, listing the missing units by stage, unless every unit is published."""
     lines = []
