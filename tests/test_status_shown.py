@@ -13,6 +13,7 @@ from rich.console import Console
 from watched_run import FAR, GONE, ME, NOW, Looks, busy_run, claim, finish, log, make_run, started, unit_line, warn
 
 from data_engine.commands import status
+from data_engine.store import logs
 from data_engine.watching import as_json, frame
 from data_engine.watching.inert import inert
 from data_engine.watching.reader import Reader
@@ -48,6 +49,7 @@ def test_json_has_every_key_with_numbers_as_numbers_and_null_for_what_is_unknown
             {
                 "rank": 3, "host": "node7", "pid": 4242, "shard": {"index": 1, "of": 4}, "state": "working",
                 "stage": "instruct_logps", "units": [10], "seconds_since_sign": 5.0, "exit_code": None,
+                "error": None, "log": f"{tmp_path}/logs/{logs.log_name(FAR, 3)}",
             }
         ],
         "warnings": [
@@ -87,6 +89,72 @@ def test_a_watch_ends_when_nobody_reads_it_any_more(tmp_path):
 def test_status_starts_without_libraries_that_take_time():
     code = "import sys, data_engine.commands.status; print(*{'rich', 'torch', 'matplotlib'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+# The plain table.
+
+
+def troubles(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("rank ")]
+
+
+def test_the_plain_table_names_each_rank_that_needs_a_look_with_its_last_error_and_its_log(tmp_path, capsys):
+    make_run(tmp_path, 40, {"sampled_answer": 40, "instruct_logps": 10})
+    now = time.time()
+    for rank, process in enumerate((ME, GONE, FAR)):
+        log(tmp_path, process, rank, started(now - 900, process, rank), unit_line(now - 300, "instruct_logps"))
+    claim(tmp_path, ME, 0, "instruct_logps", 10, now)
+    for level, message in (("error", "first"), ("error", "out of\nmemory \x1b[2J"), ("warning", "a row is bad")):
+        path = log(tmp_path, GONE, 1, {"time": now - 290, "level": level, "message": message})
+    assert status.main([str(tmp_path)]) == 0
+    assert troubles(capsys.readouterr().out) == [
+        f"rank 1 on {GONE.host}: dead, last sign 5 min ago; last error: out of memory \\x1b[2J; log: {path}",
+        "rank 2 on node7: silent, last sign 5 min ago; no error is logged; "
+        f"log: {tmp_path}/logs/{logs.log_name(FAR, 2)}",
+    ]
+
+
+def test_the_plain_table_names_a_rank_that_works_on_after_an_error_and_one_that_an_error_ended(tmp_path, capsys):
+    make_run(tmp_path, 4, {"sampled_answer": 1})
+    now = time.time()
+    for rank, process in enumerate((ME, FAR)):
+        log(tmp_path, process, rank, started(now - 9, process, rank, (1, 4)))
+        log(tmp_path, process, rank, {"time": now - 5, "level": "error", "message": f"error of {rank}"})
+    claim(tmp_path, ME, 0, "sampled_answer", 1, now)
+    log(tmp_path, FAR, 1, {"time": now - 5, "exit_code": 1})
+    assert status.main([str(tmp_path)]) == 0
+    first, second = troubles(capsys.readouterr().out)
+    assert first.startswith("rank 1:1 on node7: failed, last sign 5 s ago; last error: error of 1; log: ")
+    assert second.startswith(f"rank 1:0 on {ME.host}: working, last sign 0 s ago; last error: error of 0; log: ")
+    ranks = json.loads(as_json.as_json(Looks(tmp_path).at(clock=now)))["ranks"]
+    assert [rank["error"] for rank in ranks] == ["error of 1", "error of 0"]
+
+
+def test_the_plain_table_names_20_ranks_and_counts_the_others(tmp_path, capsys):
+    make_run(tmp_path, 4, {"sampled_answer": 1})
+    now = time.time()
+    for rank in range(23):
+        log(tmp_path, GONE, rank, started(now - 9, GONE, rank))
+    assert status.main([str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert len(troubles(told)) == 20
+    assert told.endswith("\n3 more ranks are in trouble: --json has all of them\n")
+
+
+def test_the_plain_table_of_a_run_that_goes_well_names_no_rank(tmp_path, capsys):
+    make_run(tmp_path, 4, {"sampled_answer": 1})
+    log(tmp_path, ME, 0, started(time.time() - 9, ME, 0), {"time": time.time(), "level": "warning", "message": "a"})
+    assert status.main([str(tmp_path)]) == 0
+    assert not troubles(capsys.readouterr().out)
+
+
+def test_an_error_of_an_earlier_process_of_the_same_number_is_not_the_later_one_s(tmp_path, capsys):
+    make_run(tmp_path, 4, {"sampled_answer": 1})
+    now = time.time()
+    log(tmp_path, GONE, 0, started(now - 90, GONE, 0), {"time": now - 80, "level": "error", "message": "of old"})
+    log(tmp_path, GONE, 0, started(now - 9, GONE, 0))
+    assert status.main([str(tmp_path)]) == 0
+    assert "no error is logged" in troubles(capsys.readouterr().out)[0]
 
 
 # Frames.

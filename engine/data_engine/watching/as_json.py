@@ -51,6 +51,8 @@ def _rank(rank: RankProgress) -> dict:
         "units": list(rank.units),
         "seconds_since_sign": _rounded(rank.age_s),
         "exit_code": rank.exit_code,
+        "error": rank.error,
+        "log": rank.log,
     }
 
 

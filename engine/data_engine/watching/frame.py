@@ -20,7 +20,6 @@ from data_engine.watching.progress import (
     TROUBLED,
     WRITTEN,
     Progress,
-    RankProgress,
     StageProgress,
     Warned,
 )
@@ -100,7 +99,7 @@ def _sections(progress: Progress, paper: Paper, hint: str, note: str) -> Iterato
         yield ["warning"], Text(f"warnings: {progress.num_warnings}, newest first", "bold")
         newest, *others = reversed(progress.warnings[-NUM_WARNINGS:])
         told = Text(inert(_told(newest, paper), paper.encoding), overflow="fold")
-        told.stylize("bold red" if newest.level in ("error", "critical") else "yellow")
+        told.stylize("bold red" if newest.is_error else "yellow")
         lines = told.wrap(Console(width=paper.width), paper.width)[:LINES_OF_NEWEST]
         yield ["newest", "more of newest"], Text("\n").join(lines)
         for one in others:
@@ -224,7 +223,7 @@ def _counted(progress: Progress, paper: Paper) -> Text:
 def _ranks(progress: Progress, paper: Paper) -> Table:
     rows = [
         {
-            "rank": Text(_name(rank)), "state": Text(rank.state, STYLES[rank.state]),
+            "rank": Text(rank.name), "state": Text(rank.state, STYLES[rank.state]),
             "stage": paper.cut(rank.stage or "", 16), "unit": Text(compressed(list(rank.units))),
             "last sign": Text(f"{duration(rank.age_s)} ago"), "host": paper.cut(rank.host, 30),
         }
@@ -234,11 +233,6 @@ def _ranks(progress: Progress, paper: Paper) -> Table:
         rows, ["rank", "state", "stage", "unit", "last sign", "host"], ("stage", "unit", "host", "last sign"), paper
     )
     return _grid(rows, columns, left=("state", "stage", "host"))
-
-
-def _name(rank: RankProgress) -> str:
-    """Its number; with that of its shard, as SHARD:RANK, where there are several."""
-    return f"{rank.shard[0]}:{rank.rank}" if rank.shard and rank.shard[1] > 1 else str(rank.rank)
 
 
 def _told(one: Warned, paper: Paper) -> str:

@@ -36,6 +36,8 @@ class ProcessLog:
     """unix time of its last line"""
     exit_code: int | None = None
     has_worked: bool = False
+    error: str | None = None
+    """the last error that it has logged"""
 
 
 @dataclass
@@ -172,7 +174,7 @@ def _take_other(entry: dict, tells: ProcessLog | None, warned: list[Warned]) -> 
             tells.last = max(tells.last, time)
             tells.started = time if tells.started is None else tells.started
         if "process" in entry and tells:
-            tells.identity, tells.exit_code = ProcessIdentity.from_json(entry["process"]), None
+            tells.identity, tells.exit_code, tells.error = ProcessIdentity.from_json(entry["process"]), None, None
             tells.host, tells.started = tells.identity.host, time
             tells.began = _moment(entry["began"]) if "began" in entry else None
             tells.shard = _shard(entry.get("shard"))
@@ -181,6 +183,8 @@ def _take_other(entry: dict, tells: ProcessLog | None, warned: list[Warned]) -> 
         elif "message" in entry:
             rank = tells.rank if tells else -1
             warned.append(Warned(time, rank, str(entry.get("level", "warning")), str(entry["message"])))
+            if tells and warned[-1].is_error:
+                tells.error = warned[-1].message
     except (ValueError, KeyError, TypeError, OverflowError):
         return
 

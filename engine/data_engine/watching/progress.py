@@ -78,6 +78,10 @@ class Warned:
     level: str
     message: str
 
+    @property
+    def is_error(self) -> bool:
+        return self.level in ("error", "critical")
+
 
 @dataclass(frozen=True)
 class ProcessSeen:
@@ -105,6 +109,10 @@ class ProcessSeen:
     """it has certainly ended"""
     has_worked: bool = False
     """it has published a unit"""
+    log: str | None = None
+    """the path of its log; None where it has none"""
+    error: str | None = None
+    """the last error that its log holds"""
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,15 @@ class RankProgress:
     age_s: float
     """seconds since its last sign of life"""
     exit_code: int | None
+    log: str | None = None
+    """the path of its log; None where it has none"""
+    error: str | None = None
+    """the last error that its log holds"""
+
+    @property
+    def name(self) -> str:
+        """Its number; with that of its shard, as SHARD:RANK, where there are several."""
+        return f"{self.shard[0]}:{self.rank}" if self.shard and self.shard[1] > 1 else str(self.rank)
 
 
 @dataclass(frozen=True)
@@ -227,7 +244,9 @@ def _rank_of(one: ProcessSeen, pairs: str) -> RankProgress:
     state = state_of(one, pairs)
     stage = one.held[0][0] if one.held else None
     units = tuple(sorted(unit for name, unit in one.held if name == stage))
-    return RankProgress(one.rank, one.host, one.pid, one.shard, state, stage, units, one.age_s, one.exit_code)
+    return RankProgress(
+        one.rank, one.host, one.pid, one.shard, state, stage, units, one.age_s, one.exit_code, one.log, one.error
+    )  # fmt: skip
 
 
 def state_of(one: ProcessSeen, pairs: str) -> str:

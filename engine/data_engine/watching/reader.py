@@ -140,6 +140,7 @@ class Reader:
             is_here=identity is not None and self._me.sees(identity),
             is_gone=log.exit_code is None and identity is not None and self._is_gone(name, identity),
             has_worked=log.has_worked,
+            log=str(self._logs.folder / name) if name in self._logs.processes else None, error=log.error,
         )  # fmt: skip
 
     def _sign(self, name: str, date: float, now: float, monotonic: float) -> float:

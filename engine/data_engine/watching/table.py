@@ -1,7 +1,11 @@
 """The plain table of `status`: lines of text for any terminal, pipe or file."""
 
 from data_engine.store.logs import duration
-from data_engine.watching.progress import WRITTEN, Progress, StageProgress
+from data_engine.watching.inert import inert
+from data_engine.watching.progress import TROUBLED, WRITTEN, Progress, RankProgress, StageProgress
+
+# Ranks that are told of; the others are counted.
+MOST_RANKS = 20
 
 
 def table(progress: Progress) -> str:
@@ -15,12 +19,24 @@ def table(progress: Progress) -> str:
         row = f"{stage.name:<16}{f'{stage.done}/{stage.total}':>15}{percent(stage.done, stage.total):>6}"
         lines.append(f"{row}{_pace_cells(stage) if stage.left else ''}".rstrip())
     lines.append(f"{'pairs':<16}{'written' if progress.pairs == WRITTEN else 'not written':>15}")
+    told = [rank for rank in progress.ranks if rank.state in TROUBLED or rank.error is not None]
+    lines += map(_trouble, told[:MOST_RANKS])
+    if len(told) > MOST_RANKS:
+        lines.append(f"{len(told) - MOST_RANKS} more ranks are in trouble: --json has all of them")
     return "\n".join(lines)
 
 
 def percent(done: int, total: int) -> str:
     """Rounded down: 100 % is only said of the whole."""
     return f"{100 * done // total if total else 100} %"
+
+
+def _trouble(rank: RankProgress) -> str:
+    """A rank that needs a look, or that has logged an error."""
+    where = "it has no log" if rank.log is None else f"log: {rank.log}"
+    what = "no error is logged" if rank.error is None else f"last error: {rank.error}"
+    seen = f"rank {rank.name} on {rank.host}: {rank.state}, last sign {duration(rank.age_s)} ago"
+    return inert(f"{seen}; {what}; {where}")
 
 
 def _pace_cells(stage: StageProgress) -> str:
