@@ -164,6 +164,8 @@ def test_time_by_rank_and_quarantine_are_shown_and_escaped(world, tmp_path):
     assert Page(page).tags.count("script") == 2
     at = texts.index("left out in")
     assert "row 7, row 8" in texts[at:]
+    # Its kind has no quoted text.
+    assert TEXT.strip() in texts[texts.index("row 7, row 8") :]
     assert {"rank 0", "rank 3"} <= set(texts)
     cells = [text for text in texts[texts.index("tokens/s") :] if text]
     assert cells[1:15] == ["sampled_answer", "0", "1", "10 s", "40", "4.0", "40.0",

@@ -24,10 +24,13 @@ PHOTOS = Path(__file__).parents[2] / "shared/photos/questions.parquet"
 BAD = {"undecodable", "truncated", "empty", "strip", "no question", "no image"}
 
 
-def test_bad_rows_are_quarantined_with_a_reason_and_the_run_goes_on(config, tmp_path):
+def test_bad_rows_are_quarantined_with_a_reason_and_the_run_goes_on(config, tmp_path, capsys):
     rows = hostile_rows()
     assert worker.run(config(write(tmp_path / "questions.parquet", rows))) == 0
     quarantined = {row["idx"]: row["reason"] for row in list(units.left_out(tmp_path / "work"))}
+    path = tmp_path / "work/logs/quarantine.jsonl"
+    assert capsys.readouterr().out.endswith(f"\neach row that was quarantined, with its whole reason: {path}\n")
+    assert {row["idx"]: row["reason"] for row in map(json.loads, path.read_text().splitlines())} == quarantined
     assert set(quarantined) == BAD
     assert "60000" in quarantined["strip"]
     assert all(reason and len(reason) < 300 for reason in quarantined.values())

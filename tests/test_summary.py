@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from data_engine.reporting import quarantine
 from data_engine.reporting.timings import Summary
 from data_engine.store import logs, units
 from data_engine.store.units import UnitResult
@@ -60,10 +61,10 @@ def test_quarantined_rows_are_counted_once_by_stage_and_kind_of_reason(work_dir)
     leave_out(work_dir, 3, "sampled_answer", ("f", "no image"))
     assert sorted(Summary.read(work_dir).left_out()[1:]) == sorted(
         [
-            ("sampled_answer", "2", "source image … x … has … megapixels"),
-            ("sampled_answer", "2", "no image"),
-            ("instruct_logps", "1", "not finite"),
-            ("reward_logps", "1", "path … is gone"),
+            ("sampled_answer", "2", "a", "source image … x … has … megapixels"),
+            ("sampled_answer", "2", "c", "no image"),
+            ("instruct_logps", "1", "d", "not finite"),
+            ("reward_logps", "1", "e", "path … is gone"),
         ]
     )
 
@@ -72,9 +73,34 @@ def test_the_most_frequent_reasons_come_first_and_the_rest_is_counted(work_dir):
     rows = [(f"{letter}{number}", letter * 3) for letter in "abcdefghijklmno" for number in range(ord(letter) - 96)]
     leave_out(work_dir, 0, "sampled_answer", *rows)
     shown = Summary.read(work_dir).left_out()
-    assert shown[1] == ("sampled_answer", "15", "ooo")
-    assert shown[12] == ("sampled_answer", "4", "ddd")
-    assert shown[13] == ("", str(3 + 2 + 1), "other reasons")
+    assert shown[1] == ("sampled_answer", "15", "o0", "ooo")
+    assert shown[12] == ("sampled_answer", "4", "d0", "ddd")
+    assert shown[13] == ("", str(3 + 2 + 1), "", "other reasons")
+
+
+def test_each_row_is_in_a_file_with_its_whole_reason_until_none_is_left_out(work_dir):
+    assert quarantine.write(work_dir) is None
+    leave_out(work_dir, 0, "sampled_answer", ("a", f'path "{"x" * 300}.png" is gone'), (7, "große\nZeile 猫"))
+    leave_out(work_dir, 0, "reward_logps", ("a", "not finite"), ("b", "not finite"))
+    path = work_dir / "logs/quarantine.jsonl"
+    assert quarantine.write(work_dir) == path
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
+        {
+            "idx": "a",
+            "stage": "sampled_answer",
+            "reason": f'path "{"x" * 300}.png" is gone',
+            "missing": False,
+            "unit": 0,
+        },
+        {"idx": 7, "stage": "sampled_answer", "reason": "große\nZeile 猫", "missing": False, "unit": 0},
+        {"idx": "b", "stage": "reward_logps", "reason": "not finite", "missing": False, "unit": 0},
+    ]
+    # The times of a run are read from the other files of this folder.
+    assert [row[0] for row in Summary.read(work_dir).times()[1:3]] == ["sampled_answer", "instruct_logps"]
+    for stage in ("sampled_answer", "reward_logps"):
+        (work_dir / stage / "unit-00000.parquet").unlink()
+    assert quarantine.write(work_dir) is None
+    assert not path.exists()
 
 
 def test_the_table_is_aligned_and_leaves_out_what_there_is_none_of(work_dir):
@@ -83,7 +109,11 @@ def test_the_table_is_aligned_and_leaves_out_what_there_is_none_of(work_dir):
     assert len({line.rindex("answers/s a rank") for line in lines[:1]}) == 1
     assert [line.index(text) for line, text in zip(lines[1:], ("sam", "ins", "load", "pair"), strict=True)] == [0] * 4
     leave_out(work_dir, 0, "sampled_answer", ("a", "x"))
-    assert Summary.read(work_dir).table().endswith("\n\nquarantined in  rows  reason\nsampled_answer     1  x")
+    assert (
+        Summary.read(work_dir)
+        .table()
+        .endswith("\n\nquarantined in  rows  first idx  reason\nsampled_answer     1          a  x")
+    )
 
 
 def test_a_run_without_logs_has_only_a_heading(tmp_path):

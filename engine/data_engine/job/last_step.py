@@ -16,8 +16,7 @@ from data_engine.pipeline.pair_settings import Settings, without_effect
 from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel
 from data_engine.processes.signals import Stop, Stopped
-from data_engine.reporting import page
-from data_engine.reporting.timings import kinds_of_reasons
+from data_engine.reporting import page, quarantine
 from data_engine.store import claims, logs, units
 from data_engine.store.folders import move_in, part_of, remove_leftovers, sole_scratch_folder
 
@@ -125,8 +124,8 @@ def _places(plan: Plan) -> Iterator[str]:
 
 def why_nothing(plan: Plan, funnel: Funnel) -> str:
     """Why no pair is left: every reason that left something out, the most frequent first."""
-    left_out = kinds_of_reasons(plan.work_dir)
-    reasons = [(count, f"{stage}: rows left out: {reason}") for (stage, reason), count in left_out.items()]
+    kinds = quarantine.counts(plan.work_dir)
+    reasons = [(count, f"{stage}: rows left out: {reason}") for (stage, reason), count in kinds.items()]
     reasons += [(count, f"answers not ranked: {reason}") for reason, count in funnel.not_ranked.items()]
     reasons += [(count, f"pairs dropped: {name}") for name, count in funnel.dropped.items() if count]
     reasons += [(count, f"pairs left out of the dataset: {reason}") for reason, count in funnel.not_written.items()]

@@ -28,7 +28,8 @@ from data_engine.processes.signals import Stop, Stopped
 from data_engine.questions.dataset import require_same
 from data_engine.questions.first_rows import require_usable
 from data_engine.questions.image_workers import ImageWorkers
-from data_engine.reporting.timings import Summary, kind_of
+from data_engine.reporting import quarantine
+from data_engine.reporting.timings import Summary
 from data_engine.sampling.memory import peak_bytes
 from data_engine.stages import Stage
 from data_engine.store import claims, disk, logs, units
@@ -100,10 +101,18 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     if not finished:
         return STOPPED
     if ranks.rank == 0:
-        print(f"\n{Summary.read(plan.work_dir).table()}", flush=True)
+        _summarise(plan.work_dir)
     elif config.stop_after_stage == stages.PAIR:
         log.info("all units are published; rank 0 makes the pairs of them")
     return 0 if written else NOTHING_WRITTEN
+
+
+def _summarise(work_dir: Path) -> None:
+    """Print where the time went and what was left out, and write the file that has each row of it."""
+    print(f"\n{Summary.read(work_dir).table()}", flush=True)
+    every = quarantine.write(work_dir)
+    if every is not None:
+        print(f"each row that was quarantined, with its whole reason: {every}", flush=True)
 
 
 class Worker:
@@ -318,7 +327,7 @@ class Worker:
 
     def _refuse_useless(self, stage: Stage, left_out: list[units.Row]) -> None:
         """Raise UserError where the first unit of a stage has no row that could be used, all for the same reason."""
-        kinds = {kind_of(reason) for _, reason in left_out}
+        kinds = {quarantine.kind_of(reason) for _, reason in left_out}
         if len(kinds) == 1 and not units.published(self.plan.work_dir, stage.name):
             rule = f'rule "{self.plan.config.rule}"'
             mend = f"{rule} or the dataset" if stage.name == "rule" else "the dataset or the flags"

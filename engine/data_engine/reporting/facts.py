@@ -1,7 +1,6 @@
 """Tables of the page that are no charts: the funnel, lengths, sources, rows left out, settings and what is bound."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,14 +11,14 @@ import pyarrow.parquet as pq
 
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions
+from data_engine.reporting import quarantine
 from data_engine.reporting.columns import KEPT, PairNumbers
-from data_engine.reporting.timings import kind_of
-from data_engine.store import logs, units
+from data_engine.store import logs
 
 Table = list[tuple[str, ...]]
 # Columns of a dataset that name where a row is from, the first of them that is there.
 SOURCE_COLUMNS = ("ds_name", "origin_dataset")
-MOST_SOURCES, MOST_REASONS, MOST_EXAMPLES, MOST_LETTERS = 40, 30, 5, 200
+MOST_SOURCES, MOST_REASONS, MOST_LETTERS = 40, 30, 200
 
 
 def funnel_bars(funnel: Funnel) -> list[dict]:
@@ -86,25 +85,19 @@ def _text(value: object) -> str:
 
 
 def left_out_table(work_dir: Path) -> Table:
-    """Rows that a stage left out by kind of reason, the most frequent first, each with a few of their idx."""
-    counts, examples, order = Counter(), {}, []
-    for row in units.left_out(work_dir):
-        key = (row["stage"], kind_of(row["reason"]))
-        counts[key] += 1
-        if key not in examples:
-            order.append(key)
-        own = examples.setdefault(key, [])
-        if len(own) < MOST_EXAMPLES:
-            own.append(row["idx"])
-    if not counts:
+    """Rows that a stage left out by kind of reason, the most frequent first, with a few of their idx.
+
+    Of the first of them the whole reason is told.
+    """
+    kinds = sorted(quarantine.kinds(work_dir).items(), key=lambda one: -one[1].rows)
+    if not kinds:
         return []
-    rows = [("left out in", "rows", "reason", "for example idx")]
-    for stage, why in sorted(order, key=lambda key: -counts[key])[:MOST_REASONS]:
-        told = ", ".join(str(idx)[:60] for idx in examples[stage, why])
-        rows.append((stage, f"{counts[stage, why]:,}", why, told))
-    if len(order) > MOST_REASONS:
-        rest = counts.total() - sum(count for _, count in counts.most_common(MOST_REASONS))
-        rows.append(("", f"{rest:,}", "other reasons", ""))
+    rows = [("left out in", "rows", "reason", "for example idx", "the reason of the first, in full")]
+    for (stage, why), kind in kinds[:MOST_REASONS]:
+        rows.append((stage, f"{kind.rows:,}", why, ", ".join(str(idx)[:60] for idx in kind.idxs), kind.reason))
+    if len(kinds) > MOST_REASONS:
+        rest = sum(kind.rows for _, kind in kinds[MOST_REASONS:])
+        rows.append(("", f"{rest:,}", "other reasons", "", ""))
     return rows
 
 

@@ -3,17 +3,16 @@
 Time comes from logs/rank-*.jsonl, rows from the units; no other part of the run is needed.
 """
 
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine import stages
-from data_engine.store import logs, units
+from data_engine.reporting import quarantine
+from data_engine.reporting.quarantine import Kind
+from data_engine.store import logs
 
-NUM_REASONS, REASON_LENGTH = 12, 100
-# Sizes and names in a reason would make every reason a kind of its own.
-PARTICULARS = re.compile(r"\"[^\"]*\"|'[^']*'|\d+(?:\.\d+)?")
+NUM_REASONS, IDX_LENGTH = 12, 40
 
 
 @dataclass
@@ -39,13 +38,13 @@ class Summary:
     stages: dict[str, StageTime]
     events: dict[str, tuple[int, float]]
     """event -> how often, and seconds in all"""
-    reasons: Counter
+    reasons: dict[tuple[str, str], Kind]
     """(stage, reason) -> rows"""
 
     @classmethod
     def read(cls, work_dir: Path) -> "Summary":
         """The summary of what `work_dir` holds by now."""
-        return cls(_stages(work_dir), _events(work_dir), kinds_of_reasons(work_dir))
+        return cls(_stages(work_dir), _events(work_dir), quarantine.kinds(work_dir))
 
     def times(self) -> list[tuple[str, ...]]:
         """A heading and a row for each stage and event, as text; "" where a column does not apply."""
@@ -64,10 +63,12 @@ class Summary:
         """A heading and a row for each of the most frequent reasons; nothing where no row was quarantined."""
         if not self.reasons:
             return []
-        most = self.reasons.most_common(NUM_REASONS)
-        rows = [("quarantined in", "rows", "reason"), *((stage, f"{rows:,}", why) for (stage, why), rows in most)]
-        others = self.reasons.total() - sum(count for _, count in most)
-        return [*rows, ("", f"{others:,}", "other reasons")] if others else rows
+        most = sorted(self.reasons.items(), key=lambda one: -one[1].rows)
+        rows = [("quarantined in", "rows", "first idx", "reason")]
+        for (stage, why), kind in most[:NUM_REASONS]:
+            rows.append((stage, f"{kind.rows:,}", " ".join(str(kind.idxs[0]).split())[:IDX_LENGTH], why))
+        others = sum(kind.rows for _, kind in most[NUM_REASONS:])
+        return [*rows, ("", f"{others:,}", "", "other reasons")] if others else rows
 
     def table(self) -> str:
         """The text that a run prints at its end."""
@@ -109,14 +110,3 @@ def _events(work_dir: Path) -> dict[str, tuple[int, float]]:
         count, total = found.get(event, (0, 0.0))
         found[event] = (count + 1, total + seconds)
     return dict(sorted(found.items()))
-
-
-def kinds_of_reasons(work_dir: Path) -> Counter:
-    """(stage, kind of reason) -> rows that were left out; one that several stages left out counts for the first."""
-    found = Counter((row["stage"], kind_of(row["reason"])) for row in units.left_out(work_dir))
-    return Counter(dict(sorted(found.items())))
-
-
-def kind_of(reason: str) -> str:
-    """A reason without what is particular to one row, on one line."""
-    return " ".join(PARTICULARS.sub("…", reason).split())[:REASON_LENGTH]

@@ -1,0 +1,66 @@
+"""The rows that a run left out, by kind of reason, and each with its whole reason in a file; units in.
+
+Of a row that several stages left out, the first of them is told.
+"""
+
+import contextlib
+import itertools
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_engine.store import units
+from data_engine.store.atomic import replacing
+
+REASON_LENGTH, NUM_EXAMPLES = 100, 5
+# Sizes and names in a reason would make every reason a kind of its own.
+PARTICULARS = re.compile(r"\"[^\"]*\"|'[^']*'|\d+(?:\.\d+)?")
+FILE = "logs/quarantine.jsonl"
+
+
+@dataclass
+class Kind:
+    """Rows that one stage left out for reasons of one kind."""
+
+    reason: str
+    """the whole one of the first row"""
+    rows: int = 0
+    idxs: list[int | str] = field(default_factory=list)
+    """of the first NUM_EXAMPLES rows"""
+
+
+def kinds(work_dir: Path) -> dict[tuple[str, str], Kind]:
+    """(stage, kind of reason) -> its rows, in the order of their first ones."""
+    found: dict[tuple[str, str], Kind] = {}
+    for row in units.left_out(work_dir):
+        kind = found.setdefault((row["stage"], kind_of(row["reason"])), Kind(row["reason"]))
+        kind.rows += 1
+        if len(kind.idxs) < NUM_EXAMPLES:
+            kind.idxs.append(row["idx"])
+    return found
+
+
+def counts(work_dir: Path) -> Counter:
+    """(stage, kind of reason) -> rows."""
+    return Counter({key: kind.rows for key, kind in sorted(kinds(work_dir).items())})
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what is particular to one row, on one line."""
+    return " ".join(PARTICULARS.sub("…", reason).split())[:REASON_LENGTH]
+
+
+def write(work_dir: Path) -> Path | None:
+    """Write the file, a line a row, and return its path; None where no row was left out, and there is no file."""
+    path, rows = work_dir / FILE, units.left_out(work_dir)
+    first = next(rows, None)
+    if first is None:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        return None
+    with replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
+        for row in itertools.chain([first], rows):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
