@@ -3,6 +3,7 @@
 Pairs are added question by question. The table is then filtered, and iterates over the kept pairs.
 """
 
+import contextlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,9 +80,14 @@ class CandidateTable:
         self._writer = pq.ParquetWriter(self.path, self.schema)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._flush()
-        self._writer.close()
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        if kind is None:
+            self._flush()
+            self._writer.close()
+            return
+        # A writer that has failed, on a full disk say, fails again: what comes out is the error that it met first.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()
 
     def add(self, idx: int | str, candidates: list[Pair]) -> None:
         """Add the candidate pairs of the next question, and run the filters that look at one question."""
