@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +24,7 @@ def test_the_disk_is_not_to_blame_for_these(number):
     assert not disk.is_trouble(OSError(number, os.strerror(number), "x"))
 
 
-def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path):
+def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text(json.dumps({"units": {"num_units": 10}}))
     there = {"sampled_answer": (3_000_000, 1_000_000), "instruct_logps": (500_000,), "yesno": (100_000,)}
     for stage, sizes in there.items():
@@ -33,7 +35,13 @@ def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path):
     assert disk.needed_bytes(tmp_path, RunStages()) == 20_500_000
     told = disk.describe(OSError(errno.ENOSPC, "No space left on device", "/somewhere"), tmp_path, RunStages())
     assert told.startswith('cannot write "/somewhere": No space left on device. Every published unit is kept')
-    assert "need about 20.5 MB more" in told
+    assert "need about 20.5 MB more, " in told
+    assert told.endswith(f' MB are free on the file system of "{tmp_path}"')
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3_000_000))
+    told = disk.describe(OSError(errno.ENOSPC, "No space left on device", "/somewhere"), tmp_path, RunStages())
+    assert told.endswith(
+        f'need about 20.5 MB more, 3.0 MB are free on the file system of "{tmp_path}": 17.5 MB are missing'
+    )
     assert disk.needed_bytes(tmp_path, RunStages(sources=("implicit", "yesno"))) == 21_400_000
 
 

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -194,3 +196,24 @@ def test_hours_count_all_ranks_until_the_job_ends_and_one_rank_has_one_column(jo
 
 def cells(line: str) -> list[str]:
     return re.split(r" {2,}", line)
+
+
+def test_a_disk_that_is_or_may_be_too_small_is_told_with_what_is_missing(job, tmp_path, capsys, monkeypatch):
+    def answer(free: int) -> dict:
+        capsys.readouterr()
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+        main.main(["validate", "--json", *words(job)])
+        return json.loads(capsys.readouterr().out)
+
+    # Three stages of three units, a block of 4096 bytes each.
+    [problem] = answer(6_000)["problems"]
+    assert problem["message"].endswith(
+        "the units of this run take 0.0 MB at the very least, 0.0 MB are free on the file system of "
+        f'"{tmp_path}": 0.0 MB are missing; make room, or choose another work_dir'
+    )
+    most = sum(stage["bytes"] for stage in answer(10**12)["plan"]["stages"])
+    found = answer(most - 1000)
+    assert found["problems"] == []
+    [warning] = [text for text in found["warnings"] if "may be written" in text]
+    assert warning.endswith(f'are free on the file system of "{tmp_path}": up to 1.0 kB are missing')
+    assert not [text for text in answer(most)["warnings"] if "may be written" in text]

@@ -142,6 +142,7 @@ def open_finished(
 def told_of_disk(folder: Path) -> Iterator[None]:
     """Raise UserError for a disk that is full, and the like, and IncompleteError for a unit that is no longer whole."""
     # Imported late: pyarrow would delay the messages of commands that read no unit.
+    from data_engine.store import room
     from data_engine.store.units import DamagedUnitError
 
     try:
@@ -152,7 +153,7 @@ def told_of_disk(folder: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         # Of a file that is moved, its place matters.
         where = error.filename2 or error.filename or folder
-        raise UserError(f'"{where}" cannot be read or written: {reason}') from None
+        raise UserError(f'"{where}" cannot be read or written: {reason}{room.told(error)}') from None
 
 
 @contextlib.contextmanager

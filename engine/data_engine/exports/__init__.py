@@ -17,6 +17,7 @@ from data_engine.exports.base import ExportSource, Written
 from data_engine.exports.cleaned import Cleaned
 from data_engine.store.atomic import sync_folder
 from data_engine.store.folders import swap_in, sync_files
+from data_engine.store.room import counted
 from data_engine.tables import load
 
 # A format is one file and one line here.
@@ -70,7 +71,8 @@ def build(name: str, source: ExportSource, scratch: Path) -> tuple[Path, Written
     for new in (own, folder, work):
         new.mkdir()
     cleaned = Cleaned(source)
-    rows = load(EXPORTS[name])(cleaned, folder, work)
+    with counted(own, lambda: source.reached.share):
+        rows = load(EXPORTS[name])(cleaned, folder, work)
     return folder, Written(rows, cleaned.left_out, cleaned.rewritten, frozenset(cleaned.without_source))
 
 

@@ -67,6 +67,14 @@ class QuestionRows:
         return self.of_stage(stages.SAMPLING.name, sample_index)["token_ids"]
 
 
+@dataclass
+class Reached:
+    """How far an export is."""
+
+    share: float = 1.0
+    """of the questions, those that were read; 1 before and after"""
+
+
 @dataclass(frozen=True)
 class ExportSource:
     """What every export of a run is made from."""
@@ -94,6 +102,8 @@ class ExportSource:
     """schemas.reward_name of each reward of an answer"""
     rank_by: tuple[str, ...] = ("sum", "avg")
     """those by which answers rank"""
+    reached: Reached = field(default_factory=Reached)
+    """how far the reader of with_questions is"""
 
     def with_questions(self, rows: Iterable[Mapping]) -> Iterator[QuestionRows]:
         """Each question that has a row, in the order of the questions; a unit without one is not read.
@@ -108,10 +118,12 @@ class ExportSource:
             # Read on the first use, since most exports need texts alone.
             read_stage = functools.cache(functools.partial(self._stage_rows, unit))
             facts, _ = read_unit_facts(self.work_dir, stages.SAMPLING.name, unit)
-            for question in require_same(self.questions.rows(span), facts["rows"]):
+            for row, question in enumerate(require_same(self.questions.rows(span), facts["rows"]), span.start):
+                self.reached.share = (row + 1) / len(self.questions)
                 if group is not None and question.idx == group[0]:
                     yield QuestionRows(self._as_seen(question), group[1], read_stage, _sampled(group[1]))
                     group = next(groups, None)
+        self.reached.share = 1.0
         if group is not None:
             raise RuntimeError(f"idx {group[0]!r} has pairs, but its place among the questions is not theirs")
 

@@ -24,6 +24,7 @@ from data_engine.preferences.length_alpha import LengthBalance
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.prefetch import ahead
 from data_engine.rewards import implicit
+from data_engine.store.room import counted
 
 # Units that are read, and checked, while others are paired.
 UNITS_AHEAD = 2
@@ -70,7 +71,9 @@ def paired(
     funnel, which = Funnel(), settings.answer_rule(stored.markers)
     schema = schemas.pairs(stored.idx_type, stored.rewards)
     candidates = CandidateTable(scratch / "candidates.parquet", schema, settings.seed, settings.filter_rule)
-    with candidates:
+    units_done = 0
+    # Half of what is written: the file of pairs follows, with the same rows.
+    with counted(scratch, lambda: units_done / (2 * stored.num_units)), candidates:
         for unit in _units(stored, settings):
             funnel.quarantined += unit.num_left_out
             funnel.turned += unit.num_turned
@@ -82,6 +85,7 @@ def paired(
                     for row in scored_rows(_keys(answers), answers, reasons, settings.names, rule.length_alpha):
                         add_row(row)
                 candidates.add(answers.idx, strategies.pair_up(answers, ranked, settings.names, rule, count_words))
+            units_done += 1
     candidates.filter_dataset()
     reasons = funnel.not_ranked
     funnel.not_ranked = Counter({name: reasons[name] for name in implicit.REASONS if reasons[name]})

@@ -33,7 +33,8 @@ from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
 from data_engine.stages import COMPARED, JUDGES, SOURCES
 from data_engine.store import units
-from data_engine.store.disk import nearest_folder, not_writable
+from data_engine.store.disk import not_writable
+from data_engine.store.room import compared, megabytes, nearest_folder
 from data_engine.store.units import auto_unit_size, split_units
 from data_engine.tables import load
 
@@ -242,13 +243,14 @@ def _disk(found: Found) -> None:
     least = sum(map(len, left.values())) * sizes.LEAST_UNIT_BYTES
     if least > free:
         raise UserError(
-            f'work_dir "{found.config.work_dir}": the units of this run take {least / 1e6:.1f} MB at the very least, '
-            f'and {free / 1e6:.1f} MB are free on the file system of "{folder}": make room, or choose another work_dir'
+            f'work_dir "{found.config.work_dir}": the units of this run take {megabytes(least)} at the very least'
+            f"{compared(least, folder)}; make room, or choose another work_dir"
         )
     most = sum(size for _, size in sizes.bytes_by_stage(found))
     if most > free:
         found.warnings.append(
-            f'up to {sizes.told(most)} may be written, and {sizes.told(free)} are free on the file system of "{folder}"'
+            f"up to {sizes.told(most)} may be written, and {sizes.told(free)} are free on the file system of "
+            f'"{folder}": up to {sizes.told(most - free)} are missing'
         )
 
 

@@ -22,8 +22,8 @@ from data_engine.errors import UserError
 from data_engine.planning import sizes
 from data_engine.planning.found import Found
 from data_engine.processes.ranks import since_start_s
-from data_engine.store.disk import nearest_folder
 from data_engine.store.logs import duration
+from data_engine.store.room import nearest_folder
 
 BUDGET_S = 45.0
 # Of what is measured for a minute, the rest of the hour may differ by so much.

@@ -8,7 +8,7 @@ from data_engine import stages
 from data_engine.planning import sizes
 from data_engine.planning.found import Found
 from data_engine.store import units
-from data_engine.store.disk import nearest_folder
+from data_engine.store.room import nearest_folder
 
 
 @dataclass(frozen=True)

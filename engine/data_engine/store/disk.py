@@ -3,12 +3,12 @@
 import errno
 import json
 import os
-import shutil
 from pathlib import Path
 
 from data_engine import stages
 from data_engine.errors import UserError
-from data_engine.store import units
+from data_engine.store import room, units
+from data_engine.store.room import nearest_folder
 
 # No fault of the program, and gone once the disk is mended, or the limit on the size of a file (ulimit -f).
 TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -27,15 +27,10 @@ def describe(error: OSError, work_dir: Path, run_stages: stages.RunStages) -> st
     told = f'cannot write "{where}": {reason}. Every published unit is kept: make room, or mend the disk, and run the '
     told += "same command again"
     needed = needed_bytes(work_dir, run_stages)
-    if needed:
-        free = shutil.disk_usage(work_dir).free
-        told += f". The units that are left need about {needed / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free there"
-    return told
-
-
-def nearest_folder(work_dir: Path) -> Path:
-    """The work_dir, or what is there of the path to it; a link to nothing is there, too."""
-    return next(folder for folder in (work_dir, *work_dir.absolute().parents) if os.path.lexists(folder))
+    if not needed:
+        return told + room.told(error)
+    told += f". The units that are left need about {room.megabytes(needed)} more"
+    return told + room.compared(needed, work_dir)
 
 
 def not_writable(work_dir: Path, error: OSError) -> UserError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from data_engine.errors import TakenOverError
 from data_engine.store.absent import is_absent
 from data_engine.store.atomic import beside_of, locked_new, remove_if_abandoned, sync_file, sync_folder
+from data_engine.store.room import counted
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,14 @@ def scratch_folder(work_dir: Path, purpose: str) -> Iterator[Path]:
     """A new, empty, hidden folder under `work_dir`, gone afterwards; first removes those of dead processes.
 
     Raises TakenOverError where the body fails because another process has removed the folder: see sole_scratch_folder.
+    Raises NoRoomError where the disk is full.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(work_dir, purpose)
     folder, lock = locked_new(lambda: beside_of(work_dir / purpose), _new_folder)
     try:
-        yield folder
+        with counted(folder):
+            yield folder
     except Exception as error:
         if not _is_gone(folder):
             raise
@@ -70,7 +73,8 @@ def part_of(scratch: Path, name: str) -> Iterator[Path]:
     folder = scratch / name
     folder.mkdir()
     try:
-        yield folder
+        with counted(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,0 +1,83 @@
+"""How much room a file system lacks for what is being written to it: an OSError of a full disk in, figures out."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# The disk, or what this user may have of it, is full.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NoRoomError(OSError):
+    """A disk is full; says how much room what was being written takes, as far as that is known."""
+
+    def __init__(self, error: OSError, folder: Path, needed_bytes: int) -> None:
+        super().__init__(error.errno or errno.ENOSPC, error.strerror or str(error), error.filename)
+        self.folder, self.needed_bytes = folder, needed_bytes
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there is no room; Arrow tells it in words alone."""
+    return error.errno in FULL or any(os.strerror(number) in str(error) for number in FULL)
+
+
+@contextlib.contextmanager
+def counted(folder: Path, share: Callable[[], float] = lambda: 1.0) -> Iterator[None]:
+    """Inside, files are written below `folder`; where the disk is full, NoRoomError is raised, which counts them.
+
+    `share` tells how much of the work was done by then, from 0 to 1: the rest takes as much in proportion. Within
+    another one, what was counted in the inner folder, which may be gone by now, is added to the files of the outer one.
+    """
+    try:
+        yield
+    except NoRoomError as error:
+        raise NoRoomError(error, folder, error.needed_bytes + _bytes_in(folder, error.folder)) from error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        done = share()
+        # Of work that has just begun, nothing is known of the rest.
+        raise NoRoomError(error, folder, int(_bytes_in(folder) / (done if done > 0 else 1.0))) from error
+
+
+def told(error: OSError) -> str:
+    """What is said of the room that there should be, behind a message; "" where the error does not know it."""
+    if not isinstance(error, NoRoomError):
+        return ""
+    folder = nearest_folder(error.folder.parent)
+    free, needed = shutil.disk_usage(folder).free, error.needed_bytes
+    # Where far more is free, a quota is full, of which nothing is known.
+    if free > 2 * needed:
+        return ""
+    return f"; {'about' if free < needed else 'more than'} {megabytes(needed)} are needed{compared(needed, folder)}"
+
+
+def compared(needed_bytes: int, folder: Path) -> str:
+    """What is free where `folder` is, and what is missing, behind a sentence that says what is needed."""
+    free = shutil.disk_usage(folder).free
+    missing = f": {megabytes(needed_bytes - free)} are missing" if needed_bytes > free else ""
+    return f', {megabytes(free)} are free on the file system of "{folder}"{missing}'
+
+
+def megabytes(size: int) -> str:
+    """Bytes for a person to read, by one unit, so that figures of a message can be compared."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def nearest_folder(work_dir: Path) -> Path:
+    """The work_dir, or what is there of the path to it; a link to nothing is there, too."""
+    return next(folder for folder in (work_dir, *work_dir.absolute().parents) if os.path.lexists(folder))
+
+
+def _bytes_in(folder: Path, without: Path | None = None) -> int:
+    """Of all files below a folder, but for those of a folder in it."""
+    found = 0
+    for path in folder.rglob("*"):
+        if without is None or not path.is_relative_to(without):
+            # Another process may remove it.
+            with contextlib.suppress(OSError):
+                found += path.lstat().st_size if path.is_file() else 0
+    return found
