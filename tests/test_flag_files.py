@@ -32,6 +32,8 @@ def folder(tmp_path):
         # Nothing of that name is in the folder that its first part may mean.
         ("dta/nothing.csv", None),
         ("entirely/else", None),
+        # Alike by its ending alone.
+        ("data/no.parquet", None),
         # It is there: something else is wrong with it.
         ("data/questions", None),
         ("data/\0", None),

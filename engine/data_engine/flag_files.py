@@ -34,11 +34,13 @@ def nearest_path(path: str | Path) -> str:
             missing = missing.parent
         if missing.exists():
             return ""
-        beside = sorted(os.listdir(missing.parent))
-        for name in difflib.get_close_matches(missing.name, beside):
-            meant = missing.parent / name / Path(path).relative_to(missing)
-            if meant.exists():
-                return f'; did you mean "{meant}"?'
+        # Endings would make all files of one kind alike; of two that differ by it, the one with the same ending.
+        beside = sorted(missing.parent.iterdir(), key=lambda entry: (entry.suffix != missing.suffix, entry.name))
+        for stem in difflib.get_close_matches(missing.stem, dict.fromkeys(entry.stem for entry in beside)):
+            for entry in (entry for entry in beside if entry.stem == stem):
+                meant = entry / Path(path).relative_to(missing)
+                if meant.exists():
+                    return f'; did you mean "{meant}"?'
     # A folder that may not be read, or a name that no file can have.
     except (OSError, ValueError):
         pass
