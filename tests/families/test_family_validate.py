@@ -64,6 +64,22 @@ def test_validate_tells_up_to_where_prompts_are_shared(pair, tmp_path, capsys):
     assert reward.endswith("; answers share their prompt")
 
 
+@pytest.mark.parametrize("name", named(KINDS))
+def test_validate_and_run_refuse_what_leaves_no_room_for_answers_alike(pair, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+    models, dataset = pair(name), few(tmp_path, 1)
+    raw = json.loads((models.instruct / "config.json").read_text())
+    new = raw.get("text_config", raw)["max_position_embeddings"] - 4
+    flags = {"dataset_path": dataset, "work_dir": tmp_path / "work", "max_new_tokens": new}
+    assert main(models.words("validate", **flags)) == 2
+    said = capsys.readouterr().err
+    told = re.search(r"all of the first 1 questions .* have (\d+) tokens, .* room for (\d+) with", said)
+    assert main(models.words("run", **flags)) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert f"question too long: prompt of {told[1]} tokens, {new} to generate, room for {told[2]}" in said
+
+
 def spoil_template(folder) -> None:
     path = folder / "chat_template.jinja"
     path.write_text(path.read_text().replace("assistant", "helper"))

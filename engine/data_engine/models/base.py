@@ -97,6 +97,8 @@ class Description(NamedTuple):
     kind: str
     """the model's type and the kinds of its layers"""
     sizes: CacheSizes
+    max_positions: int
+    """most tokens of prompt and answer together, on any path"""
     why_plain: str | None = None
     """why it would run on the plain path; None: nothing speaks against sharing prompts, which a run then checks"""
     most_shared: int | None = None

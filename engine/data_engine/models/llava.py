@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models import attention, embedded
@@ -132,20 +132,20 @@ class Llava:
         return LlavaPrompts(folder)
 
     @classmethod
-    def prompt_tokens(cls, folder: Path, conversation: Conversation) -> int:
+    def prompt_counter(cls, folder: Path) -> Callable[[Conversation], int]:
         """Tokens of a prompt, those of its image included; reads no weights."""
-        ids = prompt_ids(load_tokenizer(folder), conversation.question)
-        return len(ids) - 1 + read_config(folder, True).image_tokens
+        tokenizer, image_tokens = load_tokenizer(folder), read_config(folder, True).image_tokens
+        return lambda conversation: len(prompt_ids(tokenizer, conversation.question)) - 1 + image_tokens
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
         """What the cache keeps of a token."""
-        raw, where = read_json(folder / "config.json"), folder / "config.json"
-        return CacheSizes(cache_values_per_token(llama_config(raw.get("text_config", raw), where)))
+        return CacheSizes(cache_values_per_token(_text_config(folder)))
 
     @classmethod
     def describe(cls, folder: Path) -> Description:
-        return Description("LLaVA-1.5, attention alone", cls.cache_sizes(folder))
+        longest = _text_config(folder).max_position_embeddings
+        return Description("LLaVA-1.5, attention alone", cls.cache_sizes(folder), longest)
 
     @classmethod
     def check_split(cls, folder: Path) -> None:
@@ -225,6 +225,11 @@ class LlavaPrompts:
 
     def text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids).strip()
+
+
+def _text_config(folder: Path) -> LlamaConfig:
+    raw, where = read_json(folder / "config.json"), folder / "config.json"
+    return llama_config(raw.get("text_config", raw), where)
 
 
 def _after_image(question: str) -> str:

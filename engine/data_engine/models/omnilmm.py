@@ -6,7 +6,7 @@ LLaMA tokenisation, with the block <im_start> image <im_end> before the question
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,22 +135,21 @@ class OmniLMM:
         raise ModelError(f"{folder} is an OmniLMM, which vLLM does not know: leave --sampler out for it")
 
     @classmethod
-    def prompt_tokens(cls, folder: Path, conversation: Conversation) -> int:
+    def prompt_counter(cls, folder: Path) -> Callable[[Conversation], int]:
         """Tokens of a prompt, those of its image included; reads no weights."""
         model = object.__new__(cls)
         model._tokenizer, model.around_image = load_tokenizer(folder), (0, 0)
         queries = read_json(folder / "config.json").get("num_query", 0)
-        return len(model.prompt_ids(conversation.question)) - 1 + queries
+        return lambda conversation: len(model.prompt_ids(conversation.question)) - 1 + queries
 
     @staticmethod
     def cache_sizes(folder: Path) -> CacheSizes:
         """What the cache keeps of a token."""
-        where = folder / "config.json"
-        return CacheSizes(cache_values_per_token(_mistral_config(read_json(where), where)))
+        return CacheSizes(cache_values_per_token(_text_config(folder)))
 
     @classmethod
     def describe(cls, folder: Path) -> Description:
-        return Description("OmniLMM, attention alone", cls.cache_sizes(folder))
+        return Description("OmniLMM, attention alone", cls.cache_sizes(folder), _longest(_text_config(folder)))
 
     @classmethod
     def check_split(cls, folder: Path) -> None:
@@ -252,9 +251,7 @@ def read_config(folder: Path, shapes: dict[str, tuple[int, ...]]) -> OmniConfig:
     check_counts(raw, where, SIZES)
     text, vision = _mistral_config(raw, where), tower_config(folder, shapes)
     _check_sizes(raw, where, vision)
-    # Attention here has no sliding window, so rows must be short enough that the window would hide no token.
-    longest = min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
-    return OmniConfig(text, vision, raw["image_size"], raw["num_query"], longest)
+    return OmniConfig(text, vision, raw["image_size"], raw["num_query"], _longest(text))
 
 
 def _check_sizes(raw: dict, where: Path, vision: EvaConfig) -> None:
@@ -268,6 +265,16 @@ def _check_sizes(raw: dict, where: Path, vision: EvaConfig) -> None:
         raise ModelError(
             f"{where} has mm_hidden_size {raw['mm_hidden_size']}; the tower's weights are {vision.width} wide"
         )
+
+
+def _text_config(folder: Path) -> MistralConfig:
+    where = folder / "config.json"
+    return _mistral_config(read_json(where), where)
+
+
+def _longest(text: MistralConfig) -> int:
+    """Attention here has no sliding window, so rows must be short enough that the window would hide no token."""
+    return min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
 
 
 def _mistral_config(raw: dict, where: Path) -> MistralConfig:

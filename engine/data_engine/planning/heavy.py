@@ -3,12 +3,14 @@
 Nothing is loaded: weights are known by the headers of their files, models by the meta device, prompts by tokenizers.
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
@@ -21,17 +23,21 @@ from data_engine.models.checkpoint import num_weights
 from data_engine.models.describe import told
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import placement
+from data_engine.planning import sizes
 from data_engine.planning.found import Found
+from data_engine.planning.room import Room
 from data_engine.planning.weights import Wanted
 from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks
-from data_engine.questions.dataset import open_questions, read_images
+from data_engine.questions.dataset import Question, open_questions, read_images
 from data_engine.questions.images import BadImage
 from data_engine.stages import TRAINED
 from data_engine.vllm_settings import require_gpus
 
 # Rows whose prompts are counted.
 PROMPTS = 8
+PromptCounter = Callable[[Question, list[Image]], int]
+"""tokens of the prompt of a question with these pictures"""
 
 
 def look(wanted: Wanted) -> dict:
@@ -137,35 +143,65 @@ class _Look:
                 self.told["warnings"].append(f"the largest model may not fit: {decision}")
 
     def _prompts(self) -> None:
-        """Tokens of the prompts of the first rows, those of pictures included, by role; on average."""
+        """Tokens of the prompts of the first rows, those of pictures included, by role, on average; and whether the
+        model has room for them.
+        """
         if not self.wanted.dataset:
             return
-        rows, pictures = [], {}
-        for question in self._questions().rows(range(min(PROMPTS, len(self._questions())))):
-            try:
-                pictures[question.idx] = read_images(question, self.config.max_megapixels)
-                rows.append(question)
-            except (BadRow, BadImage):
-                continue
+        rows, is_told = list(self._readable(self._first_unit()[:PROMPTS])), False
         for role in self.sound:
-            counts = []
-            for question in rows:
-                try:
-                    counts.append(self._prompt_tokens(role, question, pictures[question.idx]))
-                # A count that a family cannot give without its weights is left out of the plan.
-                except (BadRow, BadImage, UserError):
-                    continue
-            if counts:
-                self.told["prompts"][role] = sum(counts) / len(counts)
+            # A count that a family cannot give without its weights is left out of the plan.
+            with contextlib.suppress(UserError):
+                counter = self._prompt_counter(role)
+                counts = list(self._counts(counter, rows))
+                if counts:
+                    self.told["prompts"][role] = sum(counts) / len(counts)
+                    # What one model leaves out, no other one is shown.
+                    is_told = is_told or self._room(role, counts, counter)
 
-    def _prompt_tokens(self, role: str, question, images: list) -> int:
+    def _first_unit(self) -> range:
+        self._questions()
+        return sizes.unit_rows(self.wanted.found)[0]
+
+    def _readable(self, rows: range) -> Iterator[tuple[Question, list[Image]]]:
+        """The rows that can be used, and their pictures."""
+        for question in self._questions().rows(rows):
+            with contextlib.suppress(BadRow, BadImage):
+                yield question, read_images(question, self.config.max_megapixels)
+
+    def _counts(self, counter: PromptCounter, rows: Iterable[tuple[Question, list[Image]]]) -> Iterator[int]:
+        for question, images in rows:
+            with contextlib.suppress(BadRow, BadImage, UserError):
+                yield counter(question, images)
+
+    def _prompt_counter(self, role: str) -> PromptCounter:
         folder, chat = self.folders[role], self.config.chat_of(role)
         code = class_for(self.families[role], chat)
-        native = getattr(code, "prompt_tokens", None)
+        native = getattr(code, "prompt_counter", None)
         if native is not None:
-            return native(folder, question.conversation)
-        maker = code.prompt_maker(folder, **chat_options(chat))
-        return maker.prompt(question.conversation, images, False, self.config.max_megapixels).length
+            count = native(folder)
+            return lambda question, images: count(question.conversation)
+        maker, most = code.prompt_maker(folder, **chat_options(chat)), self.config.max_megapixels
+        return lambda question, images: maker.prompt(question.conversation, images, False, most).length
+
+    def _room(self, role: str, counts: list[int], counter: PromptCounter) -> bool:
+        """Note the questions that the run would leave out as too long, if any: a problem where they are the whole first
+        unit, for which a run is refused.
+        """
+        model = family_class(self.families[role]).describe(self.folders[role])
+        room = Room.of(self.wanted.found, role, model, counts)
+        if room is None or not room.too_long(counts):
+            return False
+        if room.may_refuse and room.none_fits(counts):
+            for count in self._counts(counter, self._readable(self._first_unit()[PROMPTS:])):
+                counts.append(count)
+                if not room.none_fits([count]):
+                    break
+        if room.may_refuse and room.none_fits(counts):
+            self.found.note("room", UserError(room.told(counts)))
+        else:
+            self.told["warnings"].append(room.told(counts))
+        return True
 
 
 def _wanted(told: Mapping) -> Wanted:

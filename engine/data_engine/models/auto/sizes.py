@@ -55,12 +55,13 @@ def describe(folder: Path) -> Description:
         kinds.append("windows")
     if getattr(text, "cross_attention_layers", None):
         kinds.append("layers for image states")
-    limit = fast_positions(text)
+    whole, shared = text.max_position_embeddings, fast_positions(text)
     return Description(
         f"{config.model_type}, {', '.join(kinds)}",
         found.sizes,
+        whole,
         found.why_plain,
-        limit if limit < text.max_position_embeddings else None,
+        shared if shared < whole else None,
     )
 
 
