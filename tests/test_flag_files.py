@@ -9,7 +9,10 @@ from run_files import write
 from data_engine.commands.arguments import parse
 from data_engine.errors import UserError
 from data_engine.flag_files import nearest_path, read_text
+from data_engine.models import registry
 from data_engine.models.registry import ModelError, resolve
+from data_engine.models.sharding.settings import read_settings
+from data_engine.questions import sources
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.given_rows import GivenFile
 
@@ -61,3 +64,58 @@ def test_each_flag_that_names_a_path_says_so(folder, monkeypatch):
         read_text("rule", "runn.yaml", "rules")
     with pytest.raises(UserError, match=says("run.yaml")):
         parse(["--config", "rnn.yaml"])
+    with pytest.raises(UserError, match=says("run.yaml")):
+        read_settings("rnn.yaml")
+
+
+@pytest.fixture
+def asked_hub(monkeypatch) -> list[str]:
+    """What the hub is asked for, which it does not give."""
+    asked = []
+
+    def ask(path, *further):
+        asked.append(path)
+        raise ModelError("the hub does not have it")
+
+    monkeypatch.setattr(registry, "fetch", ask)
+    monkeypatch.setattr(sources, "load_hub", ask)
+    return asked
+
+
+ANYTHING = ("./questons", "../nowhere", "/no/where", "data/qestions", "data/questions/trian", "org/name/more", "name")
+
+
+@pytest.mark.parametrize(
+    ("look", "says", "paths"),
+    [
+        (resolve, "neither a folder nor a hub id|the folder 'data' here has no", (*ANYTHING, "org/model.safetensors")),
+        (load_questions, "no file or folder at dataset_path", (*ANYTHING, "oter/my_data.jsonl", "oter/Q.CSV")),
+    ],
+)
+def test_what_cannot_be_a_hub_id_is_refused_without_asking_the_hub(folder, asked_hub, monkeypatch, look, says, paths):
+    monkeypatch.chdir(folder)
+    for path in paths:
+        with pytest.raises(UserError, match=says):
+            look(path)
+    assert asked_hub == []
+
+
+def test_what_can_be_one_is_asked_for(folder, asked_hub, monkeypatch):
+    monkeypatch.chdir(folder)
+    for ask in (resolve, load_questions):
+        with pytest.raises(ModelError, match="the hub does not have it"):
+            ask("org/name-1.5_b")
+    assert asked_hub == ["org/name-1.5_b"] * 2
+
+
+def test_a_hub_id_whose_organisation_is_a_folder_here_is_taken_from_the_cache(folder, asked_hub, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
+    kept = folder / "cache/models--other--model"
+    (kept / "snapshots/1234").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("1234")
+    assert resolve("other/model") == kept / "snapshots/1234"
+    with pytest.raises(ModelError, match="the folder 'data' here has no 'qestions'; did you mean \"data/questions\""):
+        resolve("data/qestions")
+    assert asked_hub == []

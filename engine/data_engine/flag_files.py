@@ -3,10 +3,13 @@
 import difflib
 import errno
 import os
+import re
 from pathlib import Path
 
 from data_engine.errors import UserError
 
+# Not one that begins with a dot, which is a folder of this machine.
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -24,6 +27,17 @@ def look_up(where: str, path: str | Path) -> None:
         raise UserError(f'{where} "{path}" cannot be looked up: {error.strerror}') from None
     except ValueError:
         raise UserError(f"{where} {str(path)!r} is no name of a file: it has a zero byte") from None
+
+
+def has_hub_form(path: str, endings: tuple[str, ...]) -> bool:
+    """Whether `path` is written like a hub id, org/name, and not like one of the files that end so."""
+    return _HUB_ID.fullmatch(path) is not None and not path.lower().endswith(endings)
+
+
+def is_hub_id(path: str, endings: tuple[str, ...]) -> bool:
+    """The same, and neither it nor its folder exists here: a typo in a path must not cost a minute at the hub."""
+    # Not by Path, which raises where a name is too long.
+    return has_hub_form(path, endings) and not os.path.lexists(path) and not os.path.exists(os.path.dirname(path))
 
 
 def nearest_path(path: str | Path) -> str:

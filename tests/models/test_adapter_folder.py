@@ -93,6 +93,7 @@ def test_the_revision_of_the_base_is_taken(adapter, base, monkeypatch):
         return base if path == "org/base" else Path(path)
 
     monkeypatch.setattr(adapter_folder, "resolve", resolve)
+    monkeypatch.setattr(adapter_folder, "fetch", resolve)
     edit(adapter / "adapter_config.json", base_model_name_or_path="org/base", revision="v2")
     model_folder(str(adapter), "main")
     model_folder(str(adapter), None, "org/base")
@@ -102,6 +103,14 @@ def test_the_revision_of_the_base_is_taken(adapter, base, monkeypatch):
         (str(adapter), "main"), ("org/base", "v2"), (str(adapter), None), ("org/base", "v2"),
         (str(adapter), None), (str(base), None),
     ]  # fmt: skip
+
+
+def test_a_base_that_is_named_by_a_hub_id_is_fetched_whatever_folders_are_here(adapter, base, monkeypatch):
+    monkeypatch.setattr(adapter_folder, "fetch", lambda *asked: {("org/base", None): base}[asked])
+    edit(adapter / "adapter_config.json", base_model_name_or_path="org/base")
+    monkeypatch.chdir(adapter)
+    (adapter / "org").mkdir()
+    assert parts(model_folder(str(adapter))) == (adapter, base)
 
 
 @pytest.mark.parametrize("role", ["instruct", "reward"])

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
+from data_engine.flag_files import has_hub_form
 from data_engine.models.adapter_config import CONFIG, check_settings
-from data_engine.models.registry import ModelError, refuse_pointer, resolve
+from data_engine.models.registry import FILE_ENDINGS, ModelError, fetch, refuse_pointer, resolve
 from data_engine.models.weight_files import FILES, INDEX, check_archive, read_header
 
 # In a folder of links, those of the two folders.
@@ -154,7 +155,9 @@ def _base(folder: Path, settings: Mapping, base_path: str | None, base_flag: str
     # The revision is one of the model that stands beside it.
     revision = settings.get("revision") if base_path in (None, named) else None
     try:
-        base = resolve(base_path or named, revision)
+        # A hub id that was written elsewhere is one, whatever folders are here.
+        from_hub = base_path is None and has_hub_form(named, FILE_ENDINGS) and not os.path.isdir(named)
+        base = fetch(named, revision) if from_hub else resolve(base_path or named, revision)
     except ModelError as error:
         if base_path is not None:
             raise ModelError(f'{base_flag} "{base_path}": {error}') from error

@@ -1,14 +1,14 @@
 """The table of families, and from a path and a name to a checkpoint folder and its family. Imports no torch."""
 
+import contextlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_engine.errors import UserError
-from data_engine.flag_files import look_up, nearest_path
+from data_engine.flag_files import has_hub_form, is_hub_id, look_up, nearest_path
 from data_engine.processes.counting import waiting
 
 
@@ -56,6 +56,8 @@ def model_types() -> dict[str, str]:
     return {model_type: key for key, family in FAMILIES.items() for model_type in family.model_types}
 
 
+# Files of checkpoints, which no hub id is named like.
+FILE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json")
 # What a clone without Git LFS leaves in the place of a large file begins so.
 LFS = b"version https://git-lfs"
 
@@ -102,9 +104,27 @@ def resolve(path: str, revision: str | None = None) -> Path:
         look_up("model path", path)
     except UserError as error:
         raise ModelError(str(error)) from None
-    if os.path.exists(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+    if is_hub_id(path, FILE_ENDINGS):
+        return fetch(path, revision)
+    if not has_hub_form(path, FILE_ENDINGS) or os.path.lexists(path):
         raise ModelError(f"model path {path!r} is neither a folder nor a hub id such as org/name{nearest_path(path)}")
-    return fetch(path, revision)
+    if (kept := _cached(path, revision)) is not None:
+        return kept
+    folder, _, name = path.partition("/")
+    raise ModelError(
+        f"model path {path!r}: the folder {folder!r} here has no {name!r}{nearest_path(path)}; if a model of the hub is "
+        f'meant, fetch it first: "hf download {path}"'
+    )
+
+
+def _cached(path: str, revision: str | None) -> Path | None:
+    """The folder of a hub id in the local cache, without asking the hub; None where it is not there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    with contextlib.suppress(LocalEntryNotFoundError, ValueError):
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+    return None
 
 
 def fetch(path: str, revision: str | None = None) -> Path:

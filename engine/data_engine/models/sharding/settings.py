@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from data_engine.errors import UserError
+from data_engine.flag_files import nearest_path
 
 # launch/deepspeed/zero3.json holds the same, for users to copy and change.
 SETTINGS = {
@@ -44,7 +45,7 @@ def read_settings(path: str | None) -> dict:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f'zero3_config "{path}" cannot be read as JSON: {error}') from None
+        raise UserError(f'zero3_config "{path}" cannot be read as JSON: {error}{nearest_path(path)}') from None
     zero = found.get("zero_optimization") if isinstance(found, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") != 3:
         raise UserError(f'zero3_config "{path}" must be an object with {{"zero_optimization": {{"stage": 3, ...}}}}')

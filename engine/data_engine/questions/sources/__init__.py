@@ -4,11 +4,10 @@
 puts cells into columns and interprets no more of them; questions/dataset.py does.
 """
 
-import re
 from pathlib import Path
 
 from data_engine.errors import UserError
-from data_engine.flag_files import look_up, nearest_path
+from data_engine.flag_files import is_hub_id, look_up, nearest_path
 from data_engine.questions.sources.base import LFS_POINTER, Source, first_line, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.folders import files_of
@@ -16,7 +15,6 @@ from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, 
 from data_engine.questions.sources.parquet import ParquetSource
 from data_engine.questions.sources.text_rows import JSON_ENDINGS, TEXT_ENDINGS, TextSource
 
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Files of other kinds, by their ending, and how to make one of them that can be read.
 _OTHER_FILES = {
     ".arrow": "python -c \"import datasets; datasets.Dataset.from_file('IN').to_parquet('OUT.parquet')\"",
@@ -44,7 +42,7 @@ def open_source(
     """
     local = Path(path)
     look_up("dataset_path", path)
-    if _is_hub_id(path):
+    if is_hub_id(path, _FILE_ENDINGS):
         return DatasetsSource(load_hub(path, split, revision), f'dataset "{path}"', names)
     refuse(not local.exists(), f'no file or folder at dataset_path "{path}"{nearest_path(path)}')
     refuse(revision is not None, f'dataset_revision "{revision}" is for a hub dataset; "{path}" is none')
@@ -95,10 +93,3 @@ def _text_source(files: list[Path], names: ColumnNames) -> TextSource:
     for file in files:
         refuse(is_lfs_pointer(file), f'dataset_path "{file}" {LFS_POINTER}')
     return TextSource(files, names)
-
-
-def _is_hub_id(path: str) -> bool:
-    """Whether `path` has the form of a hub id, and neither it nor its folder exists here."""
-    local = Path(path)
-    has_form = _HUB_ID.fullmatch(path) is not None and not path.endswith(_FILE_ENDINGS)
-    return has_form and not local.exists() and not local.parent.exists()
