@@ -112,8 +112,8 @@ def resolve(path: str, revision: str | None = None) -> Path:
         return kept
     folder, _, name = path.partition("/")
     raise ModelError(
-        f"model path {path!r}: the folder {folder!r} here has no {name!r}{nearest_path(path)}; if a model of the hub is "
-        f'meant, fetch it first: "hf download {path}"'
+        f"model path {path!r}: the folder {folder!r} here has no {name!r}{nearest_path(path)}; if a model of the hub "
+        f'is meant, fetch it first: "hf download {path}"'
     )
 
 
