@@ -1,6 +1,8 @@
 """`validate` tells all that is wrong with a run at once, each thing once, and nothing that only follows from it."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from data_engine.errors import UserError
 from data_engine.planning.found import FirstRows, Found, Problem
 from data_engine.processes import ranks
 from data_engine.questions.dataset import open_questions
+from data_engine.store import file_hashes
 
 CPU = Path(__file__).parents[1] / "launch/accelerate/cpu.yaml"
 
@@ -220,6 +223,56 @@ def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_pat
     more = {"dataset_path": str(tmp_path / "more.parquet"), "sample_k": "2", "rank": "1", "max_new_tokens": "4"}
     [problem] = told(capsys, *words(job, unit_size="4", **more))["problems"]
     assert f"its dataset has {len(table)} questions, this one {len(table) + 1}" in problem["message"]
+
+
+def refused_by_both(capsys, *arguments: str) -> str:
+    """The one message of validate, which that of the run has in it; both exit with 2."""
+    [problem] = told(capsys, *arguments)["problems"]
+    assert any(problem["message"] in line for line in told_by("run", capsys, *arguments))
+    return problem["message"]
+
+
+@pytest.fixture
+def begun(job, capsys):
+    """Flags of a run that has units."""
+    job |= {"sample_k": "2", "rank": "1", "max_new_tokens": "4", "unit_size": "4", "threads": "1"}
+    assert main.main(["run", *words(job)]) in (0, 4)
+    capsys.readouterr()
+    return job
+
+
+def test_a_work_dir_of_other_questions_as_many_is_refused_as_the_run_refuses_it(begun, tmp_path, capsys):
+    assert told(capsys, *words(begun))["problems"] == []
+    table = pq.read_table(begun["dataset_path"])
+    at = table.schema.get_field_index("question")
+    other = table.set_column(at, "question", pa.array(["What else?"] * len(table)))
+    pq.write_table(other, tmp_path / "other.parquet")
+    message = refused_by_both(capsys, *words(begun, dataset_path=str(tmp_path / "other.parquet")))
+    assert re.search(r"holds another run: dataset was \w{12}, now \w{12}; units of sampled_answer, .* were", message)
+    # The same bytes in another place are the same dataset.
+    shutil.copy(begun["dataset_path"], tmp_path / "copy.parquet")
+    assert told(capsys, *words(begun, dataset_path=str(tmp_path / "copy.parquet")))["problems"] == []
+
+
+def test_a_work_dir_of_another_model_is_refused_as_the_run_refuses_it(begun, goldens, tmp_path, capsys):
+    shutil.copytree(goldens / "llava", tmp_path / "llava")
+    changed = words(begun, reward_model_path=str(tmp_path / "llava/reward"))
+    assert told(capsys, *changed)["problems"] == []
+    config = tmp_path / "llava/reward/config.json"
+    config.write_text(config.read_text() + " ")
+    message = refused_by_both(capsys, *changed)
+    assert re.search(r"holds another run: reward_model was \w+, now \w+; units of reward_logps were", message)
+
+
+def test_content_that_is_too_large_to_be_read_by_a_check_is_warned_of(begun, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(file_hashes.RememberedHashes.__init__, "__defaults__", (1000,))
+    # Remembered by the run.
+    assert not any("looked at" in one for one in told(capsys, *words(begun))["warnings"])
+    copy = shutil.copy(begun["dataset_path"], tmp_path / "copy.parquet")
+    found = told(capsys, *words(begun, dataset_path=copy))
+    assert found["problems"] == []
+    [warning] = (one for one in found["warnings"] if "looked at" in one)
+    assert warning.startswith(f'whether dataset and answers are those of the units in "{begun["work_dir"]}" was not')
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from data_engine.questions.given_rows import GivenFile
 from data_engine.stages import RunStages, Stage
 from data_engine.store import units
 from data_engine.store.claims import Claims
-from data_engine.store.file_hashes import FileHashes, HashFiles
+from data_engine.store.file_hashes import FileHashes
 from data_engine.vllm_settings import gpus_of_an_engine
 
 NO_IMAGES = (
@@ -92,7 +92,7 @@ class Plan:
         run_file.require_same(work_dir, bound, run_stages)
         claims = Claims(run_file.make_work_dir(work_dir), ranks.rank)
         hashes = FileHashes(work_dir, claims)
-        bound |= _content(config, questions, checkpoints, hashes)
+        bound |= run_file.content(hashes, questions, config.answers, checkpoints)
         given = None
         if config.answers is not None:
             # Before the file is read whole.
@@ -209,16 +209,6 @@ def _placement(
         for checkpoint in checkpoints.values():
             family_class(checkpoint.family).check_split(checkpoint.folder)
     return decision
-
-
-def _content(
-    config: RunConfig, questions: Questions, checkpoints: Mapping[str, Checkpoint], hash_files: HashFiles
-) -> dict[str, str]:
-    """The bound values that are content: of the dataset, of given answers and of each model."""
-    found = {stages.model_key(role): checkpoint.fingerprint(hash_files) for role, checkpoint in checkpoints.items()}
-    if config.answers is not None:
-        [found["answers"]] = hash_files([Path(config.answers)])
-    return {"dataset": questions.fingerprint(hash_files), **found}
 
 
 def _check_columns(questions: Questions, run_stages: RunStages) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import data_engine
@@ -26,16 +27,19 @@ from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
 from data_engine.store.atomic import alone_with, creating, rewrite
+from data_engine.store.file_hashes import HashFiles
 from data_engine.store.made_from import differing_names, told
 from data_engine.store.units import auto_unit_size, split_units
 from data_engine.vllm_settings import shaping
 
 # It imports torch, which the checks before a run do without.
 if TYPE_CHECKING:
+    from data_engine.job.checkpoints import Checkpoint
     from data_engine.models.base import Target
 
 # Of the work directory's files; raised where they change so that an older program's cannot be read.
 LAYOUT = 2
+NO_CHECKPOINTS: Mapping = MappingProxyType({})
 LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "pillow", "numpy", "pyarrow", "nltk")
 
 
@@ -58,6 +62,19 @@ def bound_settings(config: RunConfig, num_questions: int, target: "Target | None
     for flags in config.source_flags.values():
         bound |= flags.bound
     return bound | {"unit_size": config.unit_size or auto_unit_size(num_questions)}
+
+
+def content(
+    hash_files: HashFiles,
+    questions: Questions | None = None,
+    answers: str | None = None,
+    checkpoints: "Mapping[str, Checkpoint]" = NO_CHECKPOINTS,
+) -> dict[str, str]:
+    """The bound values that are content: of a dataset, of a file of answers and of the models by role."""
+    found = {stages.model_key(role): checkpoint.fingerprint(hash_files) for role, checkpoint in checkpoints.items()}
+    if answers is not None:
+        [found["answers"]] = hash_files([Path(answers)])
+    return found if questions is None else {"dataset": questions.fingerprint(hash_files), **found}
 
 
 def _canonical(config: RunConfig) -> dict[str, str | None]:
@@ -122,11 +139,16 @@ def require_as_many(work_dir: Path, num_questions: int) -> None:
     """Raise UserError where units of the work_dir are of a dataset with another number of questions."""
     found = read(work_dir)
     there = found and found.get("units", {}).get("num_questions")
-    if there not in (None, num_questions) and any(units.published(work_dir, stage) for stage in stages.known()):
+    if there not in (None, num_questions) and has_units(work_dir):
         raise UserError(
             f"work_dir {work_dir} holds another run: its dataset has {there:,} questions, this one {num_questions:,}. "
             "Go on with its dataset and limit, or choose another work_dir"
         )
+
+
+def has_units(work_dir: Path) -> bool:
+    """Whether a unit of any stage is published."""
+    return any(units.published(work_dir, stage) for stage in stages.known())
 
 
 def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
@@ -244,9 +266,8 @@ def _updated(work_dir: Path, described: dict) -> tuple[dict, dict]:
     """run.json as it is, and with this start's bound values, models and places. Raises UserError as open_run does."""
     found, bound = read(work_dir), described["bound"]
     _refuse_held(work_dir, found["bound"], bound, RunStages.of(described.get("config", {})))
-    any_published = any(units.published(work_dir, stage) for stage in stages.known())
     replaces = any(found["bound"][name] != value for name, value in bound.items() if name in found["bound"])
-    if replaces and not any_published:
+    if replaces and not has_units(work_dir):
         return found, described
     # What this start does not use, another one that is at work may. The last bits of published units depend on the
     # frozen figures, which stay.

@@ -21,7 +21,7 @@ from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import settings as zero3_settings
 from data_engine.pipeline.pair_settings import chosen_rewards, without_effect
 from data_engine.planning import sizes, weights
-from data_engine.planning.found import FirstRows, Found
+from data_engine.planning.found import FirstRows, Found, telling_unread
 from data_engine.planning.own_folders import require_own
 from data_engine.preferences import strategies
 from data_engine.processes import output
@@ -34,6 +34,7 @@ from data_engine.questions.images import BadImage
 from data_engine.stages import COMPARED, JUDGES, SOURCES
 from data_engine.store import units
 from data_engine.store.disk import not_writable
+from data_engine.store.file_hashes import RememberedHashes
 from data_engine.store.room import compared, megabytes, nearest_folder
 from data_engine.store.units import auto_unit_size, split_units
 from data_engine.tables import load
@@ -166,13 +167,17 @@ def _answers_rows(found: Found) -> None:
 
 
 def _same_run(found: Found) -> None:
-    """Settings that units of the work_dir were computed with, and how many questions; content of dataset and models is
-    compared by `run`.
-    """
-    config = found.config
+    """Settings, questions and given answers that units of the work_dir were computed from; models: see heavy.py."""
+    config, work_dir = found.config, Path(found.config.work_dir)
     bound = run_file.bound_settings(config, len(found.questions), None)
-    run_file.require_same(Path(config.work_dir), bound, config.stages)
-    run_file.require_as_many(Path(config.work_dir), len(found.questions))
+    with found.noting("same_run"):
+        # Another number says more than another hash.
+        run_file.require_as_many(work_dir, len(found.questions))
+        if run_file.has_units(work_dir):
+            answers = None if "answers" in found.failed else config.answers
+            with telling_unread(work_dir, "dataset and answers", found.warnings):
+                bound |= run_file.content(RememberedHashes(work_dir), found.questions, answers)
+    run_file.require_same(work_dir, bound, config.stages)
 
 
 def _first_rows(found: Found) -> None:

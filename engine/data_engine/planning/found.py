@@ -12,6 +12,7 @@ from data_engine.flags import FIELD_NAMES
 from data_engine.questions.dataset import Questions
 from data_engine.questions.given_answers import GivenFacts
 from data_engine.stages import SOURCES
+from data_engine.store.file_hashes import TooMuchToHash
 
 # What a user has written, such as a path, may have the name of a flag in it.
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
@@ -101,6 +102,18 @@ class Found:
             yield
         except UserError as error:
             self.note(check, error)
+
+
+@contextlib.contextmanager
+def telling_unread(work_dir: Path, what: str, warnings: list[str]) -> Iterator[None]:
+    """Inside, content that is too large to be read by a check adds a warning, and ends the block alone."""
+    try:
+        yield
+    except TooMuchToHash as size:
+        warnings.append(
+            f'whether {what} are those of the units in "{work_dir}" was not looked at, which takes reading {size}; run '
+            "does so"
+        )
 
 
 def flag_in(message: str) -> str | None:

@@ -24,7 +24,7 @@ from data_engine.models.describe import told
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import placement
 from data_engine.planning import sizes
-from data_engine.planning.found import Found
+from data_engine.planning.found import Found, telling_unread
 from data_engine.planning.room import Room
 from data_engine.planning.weights import Wanted
 from data_engine.processes import ending
@@ -32,6 +32,7 @@ from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import Question, open_questions, read_images
 from data_engine.questions.images import BadImage
 from data_engine.stages import TRAINED
+from data_engine.store.file_hashes import RememberedHashes
 from data_engine.vllm_settings import require_gpus
 
 # Rows whose prompts are counted.
@@ -116,11 +117,16 @@ class _Look:
                     require_gpus(self.config.vllm_options, torch.cuda.device_count())
 
     def _bound(self, target: Target) -> None:
-        """Device and dtype that units of the work_dir were computed with, where they are chosen here."""
+        """What units of the work_dir were computed with: models, and device and dtype where they are chosen here."""
         if self.wanted.bound:
+            work_dir = Path(self.config.work_dir)
             with self.found.noting("work_dir"):
                 bound = run_file.bound_settings(self.config, len(self._questions()), target)
-                run_file.require_same(Path(self.config.work_dir), bound, self.config.stages)
+                if run_file.has_units(work_dir):
+                    with telling_unread(work_dir, "models", self.told["warnings"]):
+                        models = {role: Checkpoint.of_role(self.config, role) for role in self.sound}
+                        bound |= run_file.content(RememberedHashes(work_dir), checkpoints=models)
+                run_file.require_same(work_dir, bound, self.config.stages)
 
     def _memory(self, target: Target) -> None:
         """What each model takes, and whether the largest fits a rank, or is split."""

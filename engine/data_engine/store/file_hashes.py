@@ -43,7 +43,7 @@ class FileHashes:
         while left := [file for file in files if file not in found]:
             before = len(found)
             for file in left:
-                sha256 = self._known(file) or self._hashed(file)
+                sha256 = _known(self._folder, file) or self._hashed(file)
                 if sha256:
                     found[file] = sha256
             if len(found) == before:
@@ -51,39 +51,65 @@ class FileHashes:
                 time.sleep(POLL_S)
         return [found[file] for file in files]
 
-    def _known(self, file: Path) -> str | None:
-        real = file.resolve()
-        if real.parent.name == "blobs" and _BLOB.fullmatch(real.name):
-            return real.name
-        try:
-            return json.loads(self._record(file).read_text())["sha256"]
-        except (OSError, ValueError, KeyError):
-            return None
-
     def _hashed(self, file: Path) -> str | None:
         """The hash of a file that this process read; None where another one is reading it."""
-        record = self._record(file)
+        record = _record(self._folder, file)
         with self._claims.hold(f"hash-{record.stem}", 0) as mine:
             if not mine:
                 return None
             # Remembered by another process since this one looked.
-            if known := self._known(file):
+            if known := _known(self._folder, file):
                 return known
             sha256 = hash_file(file, _progress(file))
-            if self._record(file) != record:
+            if _record(self._folder, file) != record:
                 raise UserError(f'"{file}" changed while it was read: run again when it is complete')
             with replacing(record) as beside:
                 beside.write_text(json.dumps({"path": str(file.resolve()), "sha256": sha256}))
         return sha256
 
-    def _record(self, file: Path) -> Path:
-        """Where the hash of a file, as it is now, is remembered."""
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise UserError(f'"{file}" cannot be read: {error.strerror}') from None
-        key = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-        return self._folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.json"
+
+class TooMuchToHash(Exception):
+    """Files that no hash is remembered of are larger than a check may read; the message has their size."""
+
+
+class RememberedHashes:
+    """The hashes that a work directory knows; others are taken while that is quick. Nothing is written."""
+
+    def __init__(self, work_dir: Path, most_bytes: int = TOLD_BYTES) -> None:
+        self._folder, self._most_bytes = work_dir / "hashes", most_bytes
+
+    def __call__(self, files: Sequence[Path]) -> list[str]:
+        """The sha256 of each file, in hex. Raises TooMuchToHash, and UserError where one cannot be read."""
+        known = [_known(self._folder, file) for file in files]
+        left = sum(_status(file).st_size for file, sha256 in zip(files, known, strict=True) if sha256 is None)
+        if left > self._most_bytes:
+            raise TooMuchToHash(f"{left / 1e9:.1f} GB")
+        return [sha256 or hash_file(file) for file, sha256 in zip(files, known, strict=True)]
+
+
+def _known(folder: Path, file: Path) -> str | None:
+    """The hash of a file, as it is now, that is remembered in the folder."""
+    real = file.resolve()
+    if real.parent.name == "blobs" and _BLOB.fullmatch(real.name):
+        return real.name
+    try:
+        return json.loads(_record(folder, file).read_text())["sha256"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _record(folder: Path, file: Path) -> Path:
+    """Where it is remembered."""
+    status = _status(file)
+    key = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    return folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.json"
+
+
+def _status(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise UserError(f'"{file}" cannot be read: {error.strerror}') from None
 
 
 def hash_files(files: Sequence[Path]) -> list[str]:
