@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,9 +17,11 @@ from validated import PLANTED, told, told_by, words
 from data_engine.commands import main, validate
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.job.earlier import incomplete
 from data_engine.planning.found import FirstRows, Found, Problem
 from data_engine.processes import ranks
 from data_engine.questions.dataset import open_questions
+from data_engine.stages import RunStages
 from data_engine.store import file_hashes
 
 CPU = Path(__file__).parents[1] / "launch/accelerate/cpu.yaml"
@@ -198,13 +201,28 @@ def test_blank_questions_are_warned_of(job, tmp_path, capsys):
 
 
 def test_stages_that_are_left_out_and_not_complete_are_warned_of(job, tmp_path, capsys):
-    """`run` ends with 3 there."""
-    found = told(capsys, *words(job, continue_from_stage="2", unit_size="3"))
-    total = -(-pq.read_metadata(job["dataset_path"]).num_rows // 3)
+    """`run` ends with 3 there, and says the same of the first of them."""
+    flags = words(job, continue_from_stage="2", unit_size="1", threads="1")
+    found = told(capsys, *flags)
+    total = pq.read_metadata(job["dataset_path"]).num_rows
+    assert main.main(["run", *flags]) == 3
+    assert found["warnings"][0] in capsys.readouterr().err
     for stage in ("sampled_answer", "instruct_logps", "reward_logps"):
-        says = f"continue_from_stage 2 needs all units of {stage}, and {total} of {total} are not there yet"
+        says = f"continue_from_stage 2 needs all units of {stage}, missing {total} of {total}: 0-{total - 1}; run the"
         assert any(warning.startswith(says) for warning in found["warnings"]), found["warnings"]
     assert not any("continue_from_stage" in warning for warning in told(capsys, *words(job))["warnings"])
+
+
+def test_scoring_needs_the_units_of_its_shard_and_pairing_those_of_all(tmp_path):
+    (tmp_path / "sampled_answer").mkdir()
+    for number in (1, 3):
+        (tmp_path / f"sampled_answer/unit-{number:05d}.parquet").touch()
+    of_shard = partial(incomplete, tmp_path, RunStages(), num_units=6, mine=range(1, 6, 2))
+    assert of_shard(0) == []
+    needs = "continue_from_stage {} needs all units of {}, missing {}; run the earlier stages first".format
+    assert of_shard(1) == [needs(1, "sampled_answer", "1 of 3: 5")]
+    scores = [needs(2, name, "6 of 6: 0-5") for name in ("instruct_logps", "reward_logps")]
+    assert of_shard(2) == [needs(2, "sampled_answer", "4 of 6: 0, 2, 4-5"), *scores]
 
 
 def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_path, capsys):

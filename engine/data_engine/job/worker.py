@@ -14,6 +14,7 @@ from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, TakenOverError, UserError
 from data_engine.job import published, run_file
+from data_engine.job.earlier import incomplete
 from data_engine.job.last_step import alone, pair_all
 from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
@@ -199,16 +200,9 @@ class Worker:
 
     def _require_earlier(self) -> None:
         """A step starts only where the ones before it, left out on purpose, are complete."""
-        first = self.plan.config.continue_from_stage
-        # Pairs are made of all units, whichever shard computed them.
-        wanted = range(len(self.plan.unit_rows)) if first == stages.PAIR else self.plan.mine
-        for stage in self.plan.stages.between(stages.SAMPLE, first - 1):
-            missing = units.missing(self.plan.work_dir, stage.name, wanted)
-            if missing:
-                raise IncompleteError(
-                    f"continue_from_stage {first} needs all units of {stage.name}, missing {len(missing)} of "
-                    f"{len(wanted)}: {units.compressed(missing)}; run the earlier stages first"
-                )
+        plan, first = self.plan, self.plan.config.continue_from_stage
+        if lacking := incomplete(plan.work_dir, plan.stages, first, len(plan.unit_rows), plan.mine):
+            raise IncompleteError(lacking[0])
 
     def _done(self, todo: Sequence[Stage]) -> dict[str, set[int]]:
         """The published units of these stages, and of those that they need."""

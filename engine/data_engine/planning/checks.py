@@ -16,6 +16,7 @@ from data_engine.config import Draft, RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.flag_files import look_up
 from data_engine.job import run_file
+from data_engine.job.earlier import incomplete
 from data_engine.models.check import check_folder
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import settings as zero3_settings
@@ -32,11 +33,9 @@ from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
 from data_engine.stages import COMPARED, JUDGES, SOURCES
-from data_engine.store import units
 from data_engine.store.disk import not_writable
 from data_engine.store.file_hashes import RememberedHashes
 from data_engine.store.room import compared, megabytes, nearest_folder
-from data_engine.store.units import auto_unit_size, split_units
 from data_engine.tables import load
 
 
@@ -286,20 +285,15 @@ def _together(found: Found) -> None:
         warn(f"export has no effect: this start stops after stage {config.stop_after_stage}, before pairs are made")
 
 
-# In the order in which a person is told; then comes "weights".
 def _earlier_stages(found: Found) -> None:
     """A warning where stages before --continue_from_stage are not complete: `run` would end with 3."""
-    config, first = found.config, found.config.continue_from_stage
-    every = range(len(split_units(len(found.questions), config.unit_size or auto_unit_size(len(found.questions)))))
-    wanted = every if first == stages.PAIR else every[config.shard_index :: config.num_shards]
-    for stage in config.stages.between(stages.SAMPLE, first - 1):
-        if missing := units.missing(Path(config.work_dir), stage.name, wanted):
-            found.warnings.append(
-                f"continue_from_stage {first} needs all units of {stage.name}, and {len(missing)} of {len(wanted)} are "
-                "not there yet: run the earlier stages first"
-            )
+    config, num_units = found.config, len(sizes.unit_rows(found))
+    found.warnings += incomplete(
+        Path(config.work_dir), config.stages, config.continue_from_stage, num_units, sizes.mine(found)
+    )
 
 
+# In the order in which a person is told; then comes "weights".
 CHECKS = (
     Check("work_dir", _work_dir, fields=("work_dir",)),
     Check("exports", _formats, fields=("export",)),
