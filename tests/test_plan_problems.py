@@ -162,6 +162,31 @@ def test_rewards_that_are_none_do_not_hide_what_is_wrong_with_the_models(job, tm
     assert critic.startswith("--critic_model_path")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": ("0", "limit must be"), "dataset_path": ("no.parquet", "no file or folder at dataset_path")},
+        {"image_root": ("", "image_root is empty"), "dataset_path": ("no.parquet", "no file or folder")},
+        {"columns": ("x", "columns must be"), "rule": ("no.py:score", "cannot be read"), "rewards": ("rule", None)},
+        {"zero3": ("maybe", "zero3 must be"), "zero3_config": ("no.json", 'zero3_config "no.json" cannot be read')},
+        {"dataset_path": ("no.parquet", "no file or folder"), "answers": ("no.jsonl", 'answers "no.jsonl" cannot be')},
+        {"rewards": ("rul", 'rewards has "rul"'), "rule": ("no.py:score", 'rule "no.py:score": no.py cannot be read')},
+        {
+            "rewards": ("yesno", None),
+            "yesno_model_path": ("./no", "./no"),
+            "export": ("rlaif-v-logps", "rlaif-v-logps"),
+        },
+    ],
+)
+def test_a_mistake_hides_no_other_that_does_not_follow_from_it(job, tmp_path, capsys, wrong):
+    found = told(capsys, *words(job, **{name: value for name, (value, _) in wrong.items()}))
+    expected = [says for _, says in wrong.values() if says is not None]
+    messages = [problem["message"] for problem in found["problems"]]
+    assert len(messages) == len(expected), messages
+    for says in expected:
+        assert sum(says in message for message in messages) == 1, (says, messages)
+
+
 def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NUM_PROCESSES", "3")
     found = told(capsys, *words(job, temperature="0", yesno_model_path="somewhere", zero3="off", num_shards="2"))
@@ -267,6 +292,11 @@ def test_a_work_dir_of_other_questions_as_many_is_refused_as_the_run_refuses_it(
     pq.write_table(other, tmp_path / "other.parquet")
     message = refused_by_both(capsys, *words(begun, dataset_path=str(tmp_path / "other.parquet")))
     assert re.search(r"holds another run: dataset was \w{12}, now \w{12}; units of sampled_answer, .* were", message)
+    # Beside a mistake that has nothing to do with it.
+    both = words(begun, dataset_path=str(tmp_path / "other.parquet"), beta="0", dtype="int8", top_p="2")
+    messages = [problem["message"] for problem in told(capsys, *both)["problems"]]
+    assert message in messages
+    assert len(messages) == 4, messages
     # The same bytes in another place are the same dataset.
     shutil.copy(begun["dataset_path"], tmp_path / "copy.parquet")
     assert told(capsys, *words(begun, dataset_path=str(tmp_path / "copy.parquet")))["problems"] == []
@@ -279,6 +309,9 @@ def test_a_work_dir_of_another_model_is_refused_as_the_run_refuses_it(begun, gol
     config = tmp_path / "llava/reward/config.json"
     config.write_text(config.read_text() + " ")
     message = refused_by_both(capsys, *changed)
+    wrong = told(capsys, *changed, "--beta=0", "--device=tpu")["problems"]
+    assert message in [problem["message"] for problem in wrong]
+    assert len(wrong) == 3, wrong
     assert re.search(r"holds another run: reward_model was \w+, now \w+; units of reward_logps were", message)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from data_engine import exports, stages
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import BadRow, UserError
@@ -121,14 +123,18 @@ def _zero3(found: Found) -> None:
 
 
 def _sources(found: Found) -> None:
-    """The files that flags of sources of reward name: templates, rules."""
-    for source in found.config.stages.sources:
+    """The files that flags of sources of reward name: templates, rules.
+
+    Where --rewards is wrong, all that are named: one of its sources may be meant to read each.
+    """
+    config = found.config
+    for source in SOURCES if "rewards" in found.wrong else config.stages.sources:
         flags, given = SOURCES[source].flags, SOURCES[source].given
         if found.wrong.intersection(given):
             found.failed.add("sources")
-        elif flags is not None:
+        elif flags is not None and all(getattr(config, name) is not None for name in given):
             with found.noting("sources"):
-                load(flags)(found.config)
+                load(flags)(config)
 
 
 def _dataset(found: Found) -> None:
@@ -155,7 +161,8 @@ def _rank_by(found: Found) -> None:
 def _answers(found: Found) -> None:
     """The file itself; what the models say of it, weights.py holds against it."""
     if found.config.answers is not None:
-        GivenFile(found.config.answers, found.questions.idx_type)
+        # Of the file as a whole, the type of ids says nothing.
+        GivenFile(found.config.answers, found.questions.idx_type if found.questions else pa.int64())
 
 
 def _answers_rows(found: Found) -> None:
@@ -168,7 +175,7 @@ def _answers_rows(found: Found) -> None:
 def _same_run(found: Found) -> None:
     """Settings, questions and given answers that units of the work_dir were computed from; models: see heavy.py."""
     config, work_dir = found.config, Path(found.config.work_dir)
-    bound = run_file.bound_settings(config, len(found.questions), None)
+    bound = found.known(run_file.bound_settings(config, len(found.questions), None))
     with found.noting("same_run"):
         # Another number says more than another hash.
         run_file.require_as_many(work_dir, len(found.questions))
@@ -235,6 +242,8 @@ def _weights(found: Found, looking: "weights.Looking", tell: bool) -> None:
 
 def _possible_exports(found: Found) -> None:
     family = found.families.get(stages.TRAINED)
+    if family is None and stages.TRAINED in found.config.roles:
+        return
     for name in found.formats:
         with found.noting("exports"):
             exports.require_possible([name], family, found.config.stages.by_name)
@@ -297,22 +306,24 @@ def _earlier_stages(found: Found) -> None:
 CHECKS = (
     Check("work_dir", _work_dir, fields=("work_dir",)),
     Check("exports", _formats, fields=("export",)),
-    Check("zero3", _zero3, fields=("zero3",)),
-    Check("sources", _sources, fields=("rewards", "columns")),
-    Check("dataset", _dataset, fields=("dataset_path", "columns", "limit", "dataset_split", "image_root", "system")),
+    Check("zero3", _zero3),
+    Check("sources", _sources),
+    Check("dataset", _dataset, fields=("dataset_path", "columns", "dataset_split")),
     Check("columns", _columns, needs=("dataset", "sources")),
     Check("strategy", _strategy, fields=("strategy",)),
     Check("rank_by", _rank_by, fields=("rank_by", "rewards")),
-    Check("answers", _answers, needs=("dataset",), fields=("answers",)),
-    Check("answers_rows", _answers_rows, needs=("dataset", "answers"), fields=("answers", "rank")),
-    Check("same_run", _same_run, needs=("configuration", "work_dir", "dataset")),
-    Check("first_rows", _first_rows, needs=("dataset",), fields=("max_megapixels", "exif")),
+    Check("answers", _answers, fields=("answers",)),
+    Check("answers_rows", _answers_rows, needs=("dataset", "answers"), fields=("answers", "rank", "limit")),
+    Check("same_run", _same_run, needs=("work_dir", "dataset", "sources"),
+          fields=("limit", "answers", "sampler", "rewards")),
+    Check("first_rows", _first_rows, needs=("dataset",), fields=("max_megapixels", "exif", "image_root")),
     Check("checkpoints", _checkpoints),
-)
+)  # fmt: skip
 AFTERWARDS = (
-    Check("possible_exports", _possible_exports, needs=("checkpoints",), fields=("export", "rewards")),
+    Check("possible_exports", _possible_exports, fields=("export", "rewards")),
     Check("disk", _disk, needs=("work_dir", "dataset", "first_rows"),
-          fields=("unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards")),
+          fields=("limit", "unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards")),
     Check("together", _together, fields=("rewards",)),
-    Check("earlier_stages", _earlier_stages, needs=("configuration", "work_dir", "dataset")),
+    Check("earlier_stages", _earlier_stages, needs=("work_dir", "dataset"),
+          fields=("continue_from_stage", "limit", "unit_size", "num_shards", "shard_index", "rewards")),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,6 +80,10 @@ class Found:
         given = {name for source in self.config.stages.sources for name in SOURCES[source].given}
         known = "sources" not in self.failed and not self.wrong.intersection(given)
         return self.config.further_columns if known else ()
+
+    def known(self, bound: Mapping) -> dict:
+        """Bound values without those of fields that are wrong, in whose place defaults stand."""
+        return {name: value for name, value in bound.items() if name not in self.wrong}
 
     def note(self, check: str, error: UserError) -> None:
         """Each message counts once, whichever checks come upon it."""

@@ -122,6 +122,7 @@ class _Look:
             work_dir = Path(self.config.work_dir)
             with self.found.noting("work_dir"):
                 bound = run_file.bound_settings(self.config, len(self._questions()), target)
+                bound = self.wanted.found.known(bound)
                 if run_file.has_units(work_dir):
                     with telling_unread(work_dir, "models", self.told["warnings"]):
                         models = {role: Checkpoint.of_role(self.config, role) for role in self.sound}

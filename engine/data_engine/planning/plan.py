@@ -51,7 +51,17 @@ class RunPlan:
 def plan_of(found: Found, world_size: int) -> RunPlan | None:
     """None where the configuration is not good enough to say."""
     config = found.config
-    needed = {"unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards", "work_dir", "rank"}
+    needed = {
+        "limit",
+        "unit_size",
+        "sample_k",
+        "max_new_tokens",
+        "num_shards",
+        "shard_index",
+        "rewards",
+        "work_dir",
+        "rank",
+    }
     if {"work_dir", "dataset", "first_rows"} & found.failed or needed & found.wrong or found.first_rows is None:
         return None
     left, bytes_of, answers = sizes.units_left(found), dict(sizes.bytes_by_stage(found)), sizes.Answers.of(found)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Fields of the configuration without which it is not known what a stage asks for.
 _NEEDED = {
-    "answers", "continue_from_stage", "limit", "max_new_tokens", "rewards", "sampler", "stop_after_stage", "unit_size",
-    "vllm_args", "work_dir",
+    "answers", "chat_template", "chat_template_kwargs", "continue_from_stage", "image_root", "limit", "max_new_tokens",
+    "rewards", "sampler", "stop_after_stage", "system", "unit_size", "vllm_args", "work_dir",
 }  # fmt: skip
 
 
