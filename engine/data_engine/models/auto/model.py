@@ -28,6 +28,7 @@ from data_engine.models.auto import probing
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import check_size, counts_in_pass, fast_positions
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
+from data_engine.models.auto.mirrored import mirrored
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.packed_tower import PackedTower, tower_calls
 from data_engine.models.auto.parts import (
@@ -74,7 +75,7 @@ class Auto:
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
         self.decoder: nn.Module | None = None
-        self._packed_tower: PackedTower | None = None
+        self.takes_mirrored = True
         self.value_head: ValueHead | None = None
         self.why_plain: str | None = None
         self.is_settled = self.encodes_together = False
@@ -139,7 +140,7 @@ class Auto:
             self.attention_layers, self.layers, self.cache_layers, self.head = found
             self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
             if calls:
-                self._packed_tower = PackedTower.of(self.vision, calls[0])
+                PackedTower.of(self.vision, calls[0])
             self.encodes_together = tower.images_a_call(self) > 1 and probing.encodes_together(self)
 
     def whole_modules(self) -> list[tuple[nn.Module, str]]:
@@ -283,9 +284,11 @@ class Auto:
     def run_with_logits(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
         """The end of a prompt, and the model's logits there [V]."""
         self._last.clear()
-        cache = DynamicCache(config=self.text_config)
+        cache, inputs = DynamicCache(config=self.text_config), self._inputs(prompt)
+        if self.takes_mirrored:
+            inputs = mirrored(inputs, prompt.inputs)
         given = self._model.prepare_inputs_for_generation(
-            **self._inputs(prompt), past_key_values=cache, is_first_iteration=True, use_cache=True
+            **inputs, past_key_values=cache, is_first_iteration=True, use_cache=True
         )
         positions = self._host_positions(prompt.inputs)
         if positions is not None:
@@ -328,14 +331,11 @@ class Auto:
 
     def _inputs(self, prompt: ProcessedPrompt) -> dict[str, Tensor]:
         """On the device; pixels in the model's dtype, whatever the processor made of them."""
-        inputs = {
+        return {
             name: sent(value, self.device).to(self.dtype) if value.is_floating_point() else sent(value, self.device)
             for name, value in prompt.inputs.items()
             if prompt.features is None or name != "pixel_values"
         }
-        if self._packed_tower is not None:
-            self._packed_tower.expect(prompt.inputs.get("image_grid_thw"), inputs.get("image_grid_thw"))
-        return inputs
 
     def _note_positions(self, module: nn.Module, args: tuple, options: dict) -> None:
         if options.get("position_ids") is not None:

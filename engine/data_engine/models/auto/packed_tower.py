@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data_engine.errors import LostRankError
 from data_engine.models.attention_math import Bounds, flash, has_flash
+from data_engine.models.auto.mirrored import is_known
 from data_engine.models.base import sent
 from data_engine.models.registry import reason
 
@@ -61,10 +62,9 @@ def tower_calls(vision: nn.Module | None) -> Iterator[list[TowerCall]]:
 
 
 class PackedTower:
-    """Hands a tower the numbers that the host has made for the images that it is about to get."""
+    """Hands a tower the numbers that the host makes of its images' sizes, where the host knows these."""
 
     def __init__(self, vision: nn.Module) -> None:
-        self._grids: tuple[Tensor | None, Tensor | None] = (None, None)
         self._hook = vision.register_forward_pre_hook(self._add_numbers, with_kwargs=True)
 
     @classmethod
@@ -76,8 +76,7 @@ class PackedTower:
         ways = [NAME] if all(has_flash(device, dtype, width) for width in widths) else []
         if _takes_numbers(vision):
             ways.append(own)
-        tower, grid = cls(vision), call.options.get("grid_thw")
-        tower.expect(None if grid is None else grid.cpu(), grid)
+        tower = cls(vision)
         for way in ways:
             vision.config._attn_implementation = way
             if (problem := _problem(vision, call)) is None:
@@ -87,20 +86,16 @@ class PackedTower:
         tower._hook.remove()
         return None
 
-    def expect(self, on_host: Tensor | None, on_device: Tensor | None) -> None:
-        """The grid [N, 3] of the images that come next, in patches: times, height, width."""
-        self._grids = on_host, on_device
-
     def _add_numbers(self, vision: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict] | None:
-        on_host, on_device = self._grids
-        if on_host is None or options.get("grid_thw") is not on_device or not _takes_numbers(vision):
+        grid_N3 = options.get("grid_thw")
+        if not is_known(grid_N3) or not _takes_numbers(vision):
             return None
-        numbers = _numbers(vision, on_host)
+        numbers = _numbers(vision, grid_N3.on_host)
         # Attention in a call for each image or window asks the bounds for numbers of the host, in each layer.
         stay = BOUNDS if vision.config._attn_implementation != NAME else ()
         for name, value in numbers.items():
             if isinstance(value, Tensor) and name not in stay:
-                numbers[name] = sent(value, on_device.device)
+                numbers[name] = sent(value, grid_N3.device)
         return args, options | numbers
 
 
