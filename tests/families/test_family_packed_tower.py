@@ -11,6 +11,7 @@ from test_prompts_on_a_device import OneDevice, arrived
 from torch import Tensor
 
 from data_engine.models.auto import packed_tower
+from data_engine.models.auto.mirrored import mirrored
 from data_engine.models.auto.packed_tower import NAME, TowerCall, tower_calls
 from data_engine.models.prefix import run_prefix
 
@@ -94,17 +95,16 @@ def test_a_tower_by_flash_asks_the_device_for_nothing(checkpoints, name, monkeyp
     Flash(monkeypatch)
     model = checkpoints(name).reloaded().model
     inputs = prompt(model, ASKED["two images"]).inputs
-    grid, pixels = inputs["image_grid_thw"].to("meta"), inputs["pixel_values"].to("meta")
+    size, pixels = inputs["image_grid_thw"], inputs["pixel_values"].to("meta")
+    grid = mirrored({"grid": size.to("meta")}, {"grid": size})["grid"]
     model.vision.to("meta")
     monkeypatch.setattr(packed_tower, "sent", arrived)
     monkeypatch.setattr(packed_tower, "flash", lambda query, *others: (torch.empty_like(query), None))
-    model._packed_tower.expect(inputs["image_grid_thw"], grid)
     with OneDevice():
         hidden = model.vision(pixels, grid_thw=grid)[0]
     assert hidden.device.type == "meta"
-    model._packed_tower.expect(None, None)
     with pytest.raises(RuntimeError, match="meta tensor"):
-        model.vision(pixels, grid_thw=grid)
+        model.vision(pixels, grid_thw=size.to("meta"))
 
 
 def across_bounds(query, key, value, queries, keys, causal, scale):
@@ -132,6 +132,5 @@ def test_a_tower_that_flash_gives_other_numbers_keeps_its_own_attention(checkpoi
 def test_other_towers_stay_as_they_are(checkpoints, name, monkeypatch):
     flash, checkpoint = Flash(monkeypatch), checkpoints(name)
     model = checkpoint.reloaded().model
-    assert model._packed_tower is None
     assert flash.calls == 0
     assert set(tower(model, ASKED["wide"]).options) == set(own_tower(checkpoint, ASKED["wide"]).options)

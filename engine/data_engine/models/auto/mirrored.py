@@ -21,6 +21,8 @@ READS = {"item", "tolist", "equal", "__bool__", "__int__", "__float__", "__index
 # What they give is as long as the values say.
 BY_VALUE = {"nonzero", "masked_select", "repeat_interleave"}
 INDEXING = {"__getitem__", "__setitem__"}
+# They take sizes as numbers.
+SIZED = {"view", "reshape", "split", "split_with_sizes"}
 _WRITES = re.compile(r"__setitem__|__set__|__i(add|sub|mul|floordiv|mod|pow|and|or|xor|lshift|rshift)__|.*[^_]_")
 
 
@@ -119,16 +121,26 @@ def _paired(made: object, copied: object, known: _Known) -> object:
 
 
 def _without_reads(name: str, args: tuple) -> tuple:
-    """Arguments with the places in which a mask is true in its stead: the device need not say how many there are."""
+    """Arguments in which the host's numbers stand for sizes, and for a mask the places where it is true: the device
+    need not say how many there are.
+    """
+    if name in SIZED:
+        return args[0], *tree_map(_number, args[1:])
     if name not in INDEXING:
         return args
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     return args[0], tuple(place for one in index for place in _places(one)), *args[2:]
 
 
+def _number(one: object) -> object:
+    return int(one.on_host) if is_known(one) else one
+
+
 def _places(one: object) -> Iterator[object]:
     """What stands for one index."""
-    if is_known(one) and one.dtype == torch.bool and one.ndim > 0:
+    if isinstance(one, slice):
+        yield slice(_number(one.start), _number(one.stop), _number(one.step))
+    elif is_known(one) and one.dtype == torch.bool and one.ndim > 0:
         yield from (sent(places, one.device) for places in one.on_host.nonzero(as_tuple=True))
     else:
         yield one

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
@@ -36,6 +36,7 @@ from data_engine.models.auto.parts import (
     find_decoder,
     find_vision,
     output_weights,
+    prompt_cache,
 )
 from data_engine.models.auto.positions import host_positions
 from data_engine.models.auto.processed import ProcessedPrompt, pixels_alone
@@ -284,7 +285,7 @@ class Auto:
     def run_with_logits(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
         """The end of a prompt, and the model's logits there [V]."""
         self._last.clear()
-        cache, inputs = DynamicCache(config=self.text_config), self._inputs(prompt)
+        cache, inputs = prompt_cache(self.text_config, self.device), self._inputs(prompt)
         if self.takes_mirrored:
             inputs = mirrored(inputs, prompt.inputs)
         given = self._model.prepare_inputs_for_generation(

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.models.attention import NAME, DoesNotFit, Noted
@@ -27,6 +29,16 @@ def find_vision(model: PreTrainedModel) -> nn.Module | None:
     """The vision tower: the outermost module with the vision configuration."""
     config = getattr(model.config, "vision_config", None)
     return next((module for module in model.modules() if getattr(module, "config", model) is config), None)
+
+
+def prompt_cache(config: PretrainedConfig, device: torch.device) -> DynamicCache:
+    """An empty cache for the decoder with this configuration."""
+    cache = DynamicCache(config=config)
+    for layer in cache.layers:
+        # A number of the host, which each layer with a window would send, and wait for.
+        if isinstance(window := getattr(layer, "_sliding_window_tensor", None), Tensor):
+            layer._sliding_window_tensor = torch.full((), layer.sliding_window, dtype=window.dtype, device=device)
+    return cache
 
 
 def attend_by_hook(model: PreTrainedModel, decoder: nn.Module) -> None:

@@ -1,0 +1,105 @@
+"""A prompt asks the device for no number: the host would wait for all that it was given to do, steps of answers too."""
+
+import internvl_folders
+import pytest
+import torch
+from asked import ASKED
+from families import FAMILIES, named
+from test_family_packed_tower import Flash
+from test_family_positions import prompt
+from test_prompts_on_a_device import META, OneDevice, arrived
+from torch import Tensor
+
+from data_engine.models import load_model
+from data_engine.models.auto import mirrored, packed_tower
+from data_engine.models.auto import model as auto
+from data_engine.models.auto.mirrored import Mirrored
+
+# What the host waits for there still: numbers that it does not know, and lists that the model's code sends itself.
+LEFT = {
+    "llava_next": "lengths of the images' features are sent",
+    "llava_onevision": "the same",
+    "ovis2": "ids of its visual vocabulary are sent",
+    "idefics3": "pixels say which images are empty",
+    "smolvlm": "the same",
+    "minicpmv4_6": "windows of slices",
+    "kimi_k25": "positions of patches",
+    "gemma4": "padding among patches",
+    "paligemma": "the model makes the position behind the prompt",
+    "paligemma2": "the same",
+}
+WHOLE = [name for name, family in FAMILIES.items() if family.fast and name not in LEFT]
+# Not phi3: an older transformers asks for the largest position of its table of kind "longrope".
+OWN = [
+    pytest.param(kind, marks=() if kind == "qwen2" else pytest.mark.families)
+    for kind in internvl_folders.ARCHITECTURES
+    if kind != "phi3"
+]
+
+
+@pytest.fixture
+def flash(monkeypatch) -> Flash:
+    """As on a GPU."""
+    return Flash(monkeypatch)
+
+
+def run_on_meta(model, asked, monkeypatch) -> None:
+    """On tensors without values, of which the host can read none; what it sends goes by `sent` alone."""
+    given, tensor = prompt(model, asked), torch.tensor
+
+    def made(data, *, device=None, **options) -> Tensor:
+        assert device is None or torch.device(device) != META or data == [], "a list is sent without `sent`"
+        return tensor(data, device=device, **options)
+
+    model._model.to(META)
+    model.device = META
+    for code in (auto, mirrored, packed_tower):
+        monkeypatch.setattr(code, "sent", arrived)
+    monkeypatch.setattr(packed_tower, "flash", lambda query, *others: (torch.empty_like(query), None))
+    monkeypatch.setattr(torch, "tensor", made)
+    with OneDevice():
+        end = model.run_prompt(given)
+    assert end.hidden_D.device == META
+
+
+@pytest.mark.parametrize("name", named(WHOLE))
+@pytest.mark.parametrize("of", ["two images", "no image"])
+def test_a_familys_prompt_asks_the_device_for_nothing(checkpoints, name, of, flash, monkeypatch):
+    # In bf16, since in fp32 a CPU's linear layers are its own.
+    checkpoint = checkpoints(name)
+    if of in checkpoint.asked():
+        model = load_model("auto", str(checkpoint.folder), device="cpu", dtype="bfloat16")
+        run_on_meta(model, ASKED[of], monkeypatch)
+
+
+@pytest.mark.parametrize("name", named(LEFT))
+def test_one_of_which_that_is_not_so_is_known(checkpoints, name, flash, monkeypatch):
+    model = load_model("auto", str(checkpoints(name).folder), device="cpu", dtype="bfloat16")
+    # A read, or a copy that is waited for.
+    with pytest.raises((RuntimeError, AssertionError), match=r"meta|sent without|of the host and of the device"):
+        run_on_meta(model, ASKED["two images"], monkeypatch)
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_nor_does_a_prompt_of_internvls_own_layout(tmp_path, one_thread, kind, flash, monkeypatch):
+    folder = internvl_folders.write(tmp_path / "model", kind)
+    run_on_meta(load_model(None, str(folder), device="cpu", dtype="bfloat16"), ASKED["two images"], monkeypatch)
+
+
+@pytest.mark.parametrize("name", named(["llava", "qwen2_5_vl"]))
+def test_a_model_that_takes_no_mirrored_tensors_runs_without(checkpoints, name, monkeypatch):
+    """With the same bits: the one that is held against it has them."""
+    checkpoint, asked = checkpoints(name), ASKED["two images"]
+
+    def refusing(*given) -> None:
+        raise TypeError("unsupported operand")
+
+    end = checkpoint.model.run_prompt(prompt(checkpoint.model, asked))
+    assert checkpoint.model.takes_mirrored
+    monkeypatch.setattr(Mirrored, "__torch_function__", refusing)
+    plain = checkpoint.reloaded().model
+    assert plain.why_plain is None
+    assert not plain.takes_mirrored
+    found = plain.run_prompt(prompt(plain, asked))
+    assert torch.equal(found.hidden_D, end.hidden_D)
+    assert found.next_position == end.next_position
