@@ -76,6 +76,7 @@ def test_after_a_write_of_an_unknown_number_nothing_of_the_prompt_is_known():
 def test_numbers_with_a_point_and_large_tensors_are_not_known():
     assert not is_known(pair(torch.ones(2)))
     assert not is_known(pair(IDS).float())
+    assert not is_known(torch.randint_like(pair(IDS), 9))
     assert is_known(pair(torch.ones(MOST, dtype=torch.int64)))
     assert not is_known(pair(torch.ones(MOST + 1, dtype=torch.int64)))
     assert not is_known(pair(IDS) + torch.ones(5, dtype=torch.int64, device=META))

@@ -100,7 +100,8 @@ def _with_copy(function: Callable, args: tuple, options: Mapping, known: _Known)
     if _writes(name, options):
         copied()
         return made
-    if not any(map(_may_be, tree_leaves(made))):
+    # The host would draw others.
+    if "rand" in name or not any(map(_may_be, tree_leaves(made))):
         return made
     return _paired(made, copied(), known)
 

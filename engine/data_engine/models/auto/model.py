@@ -31,13 +31,7 @@ from data_engine.models.auto.loading import check_weights, load_weights, refusin
 from data_engine.models.auto.mirrored import mirrored
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.packed_tower import PackedTower, tower_calls
-from data_engine.models.auto.parts import (
-    attend_by_hook,
-    find_decoder,
-    find_vision,
-    output_weights,
-    prompt_cache,
-)
+from data_engine.models.auto.parts import attend_by_hook, find_decoder, find_vision, output_weights, prompt_cache
 from data_engine.models.auto.positions import host_positions
 from data_engine.models.auto.processed import ProcessedPrompt, pixels_alone
 from data_engine.models.auto.prompts import AutoPrompts
