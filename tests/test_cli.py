@@ -301,6 +301,8 @@ def test_a_command_about_a_work_dir_takes_one(command, capsys):
         (["report", "a", "--name", "x", "--name=y"], "--name is given twice"),
         (["report", "a", "--open=yes"], "--open takes no value"),
         (["export", "a", "--format", "trl", "--outptu", "b"], "--outptu b; did you mean --output?"),
+        (["export", "a", "--fromat", "trl", "--output", "b"], "unknown flag --fromat; did you mean --format?; the fo"),
+        (["export", "a", "--output", "b"], "error: the following arguments are required: --format"),
         (["export", "a", "--format", "trl", "--output", ""], "--output is empty; is a shell variable unset?"),
         (["bench", "--modle", "a"], "--modle a; did you mean --model?"),
         (["validate", "--mesure"], "unknown flag --mesure; did you mean --measure?"),

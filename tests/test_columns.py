@@ -19,13 +19,16 @@ from stage2_world import dataset_rows, make_world
 
 from data_engine.commands import main
 from data_engine.config import RunConfig
+from data_engine.errors import UserError
 from data_engine.job.plan import NO_IMAGES, Plan
 from data_engine.models.base import Target
 from data_engine.questions.conversation import Conversation, Message
-from data_engine.questions.dataset import Question, load_questions
+from data_engine.questions.dataset import Question, load_questions, require_columns
 from data_engine.schemas import IMAGE
+from data_engine.stages import SourceFlags
 from data_engine.store.file_hashes import hash_files
 
+NEEDED = ("instruct_model_path", "reward_model_path", "dataset_path", "work_dir")
 USER, ASSISTANT = "user", "assistant"
 
 
@@ -78,7 +81,8 @@ def test_a_column_that_the_dataset_lacks_is_named_by_the_flag(tmp_path, name):
     columns = {"id": 1, "prompt": "?", "picture": "a"}
     write_jsonl(path, columns) if name == "q.jsonl" else pq.write_table(pa.Table.from_pylist([columns]), path)
     says = refusal(str(path), columns={"idx": "id", "question": "promt"})
-    assert says == f'columns question=promt: dataset "{path}" has no column "promt"; columns: id, prompt, picture'
+    there = "columns: id, prompt, picture; did you mean prompt?"
+    assert says == f'columns question=promt: dataset "{path}" has no column "promt"; {there}'
     assert refusal(str(path), columns={"question": "prompt"}).endswith(
         'has no column "idx"; columns: id, prompt, picture; if so meant, say --columns idx=id,image=picture'
     )
@@ -131,6 +135,9 @@ def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_
             ["caption", "prompt"],
             'give every question an "idx" of its own, text or a number; if so meant, say --columns question=prompt',
         ),
+        (["idx", "Questoin", "image"], "if so meant, say --columns question=Questoin"),
+        (["indx", "question"], "if so meant, say --columns idx=indx"),
+        (["idx", "massages"], "or say --columns question=NAME"),
         # Nothing that would do.
         (["idx", "caption", "image"], "; or say --columns question=NAME"),
     ],
@@ -247,3 +254,16 @@ def test_a_run_on_columns_of_other_names_gives_the_same_dataset(run):
     assert dataset_rows(other.work) == dataset_rows(run.work)
     bound = json.loads((other.work / "run.json").read_text())["bound"]
     assert bound["columns"] == "idx=id,image=picture,question=prompt"
+
+
+def test_a_typo_on_the_other_side_is_told_with_the_nearest_name():
+    with pytest.raises(UserError, match=r'columns names "qestion", .*; did you mean question\?'):
+        RunConfig(**dict.fromkeys(NEEDED, "x"), columns="qestion=prompt")
+
+
+def test_the_column_that_a_rule_compares_with_is_proposed(tmp_path):
+    path = write(tmp_path / "q.parquet", [1], question=["What?"])
+    pq.write_table(pq.read_table(path).append_column("response", pa.array(["a"])), path)
+    questions = load_questions(path, further=None)
+    with pytest.raises(UserError, match=r'needs the column "answer".*; if so meant, say --columns answer=response$'):
+        require_columns(questions, SourceFlags(None, {}, ("answer",), "rule final_answer"))

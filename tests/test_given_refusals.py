@@ -203,7 +203,11 @@ def test_a_pipe_is_refused_at_once(config, questions, tmp_path):
 
 
 COLUMNS = {
-    "unknown": ({"idx": ["a"], "text": ["x"]}, 'the unknown column "text"; take it out (known: idx, answer,'),
+    "unknown": ({"idx": ["a"], "note": ["x"]}, 'the unknown column "note"; take it out (known: idx, answer,'),
+    "called elsewhere": (
+        {"idx": ["a"], "response": ["x"]}, 'unknown column "response"; if it holds the answers, call it "answer" (known'
+    ),
+    "beside the answers": ({"idx": ["a"], "answer": ["x"], "response": ["x"]}, 'column "response"; take it out (known'),
     "misspelled": ({"idx": ["a"], "answers": ["x"]}, 'the unknown column "answers"; did you mean "answer"?'),
     "no idx": ({"answer": ["x"]}, 'needs the column "idx", and "answer" or "token_ids"; columns: answer'),
     "no answer": ({"idx": ["a"]}, 'needs the column "idx", and "answer" or "token_ids"; columns: idx'),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config_checks import CHECKS, WITHOUT_RANK
-from data_engine.errors import Collected, UserError, apart
+from data_engine.errors import Collected, UserError, apart, nearest
 from data_engine.flag_files import read_text
 from data_engine.flags import FIELD_NAMES, Flags, require
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS, REFERENCE_COLUMNS
@@ -122,7 +122,8 @@ class RunConfig(Flags):
             ours, equals, theirs = (part.strip() for part in item.partition("="))
             require(bool(equals), f"columns must be like question=prompt,image=picture, got {json.dumps(item)}")
             known = (*INPUT_COLUMNS, *OPTIONAL_COLUMNS, *REFERENCE_COLUMNS)
-            require(ours in known, f"columns names {json.dumps(ours)}, which is not one of {', '.join(known)}")
+            told = f"columns names {json.dumps(ours)}, which is not one of {', '.join(known)}{nearest(ours, known)}"
+            require(ours in known, told)
             require(ours not in found, f"columns names {ours} twice")
             require(not theirs or theirs not in found.values(), f"columns gives {json.dumps(theirs)} two names")
             found[ours] = theirs

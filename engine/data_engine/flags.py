@@ -227,7 +227,10 @@ CALLED_ELSEWHERE = {
     **dict.fromkeys(("data", "train_file"), "dataset_path"),
     **dict.fromkeys(("out", "output", "output_dir", "save_dir"), "work_dir"),
     **dict.fromkeys(("max_samples", "num_questions"), "limit"),
+    **dict.fromkeys(("format", "formats"), "export"),
+    **dict.fromkeys(("images", "image_dir", "image_folder"), "image_root"),
     "max_length": "max_new_tokens",
+    "model_name": "instruct_model_name",
     "precision": "dtype",
 }
 FIELD_NAMES = tuple(field.name for field in fields(Flags))

@@ -7,7 +7,6 @@ so a wrong value has the same message in either place.
 import argparse
 import ast
 import contextlib
-import difflib
 import functools
 import inspect
 import itertools
@@ -15,17 +14,18 @@ import json
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 import yaml
 
 from data_engine.commands.examples import Parser
+from data_engine.commands.meant import meant_by
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.flag_files import nearest_path
-from data_engine.flags import CALLED_ELSEWHERE, FIELD_NAMES, GONE, Flags
+from data_engine.flags import FIELD_NAMES, GONE, Flags
 from data_engine.stages import RunStages
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
@@ -35,6 +35,7 @@ _BOOLEANS = tuple(name for name, kind in _TYPES.items() if kind is bool)
 _FLAGS = (*FIELD_NAMES, "config", "help")
 # Those that commands read themselves; here they are known for hints alone.
 _OWN_FLAGS = {"validate": ("measure", "json"), "submit": ("array", "sbatch", "sbatch_pair")}
+_FLAGS_ALONE = ("config", "help", *(name for names in _OWN_FLAGS.values() for name in names))
 # Fields whose "auto" is None in a RunConfig.
 _AUTO = ("unit_size", "threads")
 _PATHS = (
@@ -143,7 +144,7 @@ def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: 
             problems.note(UserError(f"--{name} is gone: {GONE[name]}"))
         elif name not in _FLAGS:
             known = (*_FLAGS, *_OWN_FLAGS.get(command, ()))
-            found = _meant_by(name, known)
+            found = meant_by(name, known)
             hint = f"; did you mean --{found}?" if found else f"; data-engine {command} --help lists all"
             problems.note(UserError(f"unknown flag --{name}{hint}"))
             meant.update({found} & {*FIELD_NAMES})
@@ -157,12 +158,6 @@ def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: 
         else:
             left.append(word)
     return left
-
-
-def _meant_by(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is meant by an unknown one: what other programs call so, or the nearest one."""
-    name = name.replace("-", "_")
-    return CALLED_ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -259,8 +254,12 @@ def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, ob
         if name in GONE:
             problems.note(UserError(f'config "{path}" has {name}, which is gone: {GONE[name]}'))
         elif name not in FIELD_NAMES:
-            found = _meant_by(str(name), FIELD_NAMES)
+            found = None if name in _FLAGS_ALONE else meant_by(str(name), FIELD_NAMES)
             hint = f"; did you mean {found}?" if found else ""
+            if isinstance(values[name], dict):
+                hint += "; there are no sections: each flag is a line of its own, by its name"
+            elif name in _FLAGS_ALONE:
+                hint = f"; it is a flag of the command line alone, --{name}"
             problems.note(UserError(f'config "{path}" has the unknown key {name}{hint}'))
             meant.update({found} & {*FIELD_NAMES})
     return {name: value for name, value in values.items() if name in FIELD_NAMES}

@@ -88,12 +88,18 @@ class Parser(argparse.ArgumentParser):
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """As argparse; of a misspelt flag the nearest one is told."""
-        found, unknown = self.parse_known_args(args, namespace)
+        """As argparse; of a misspelt flag the nearest one is told, also where it is one that is required."""
+        known = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
+        told = (word.partition("=")[0].removeprefix("--") for word in args or () if word.startswith("--"))
+        flag = next((name for name in told if name and name not in known), None)
+        hint = nearest(flag, known, "--") if flag else ""
+        try:
+            found, unknown = self.parse_known_args(args, namespace)
+        except UserError as error:
+            # A required flag that is misspelt counts as missing.
+            raise UserError(f"unknown flag --{flag}{hint}; {error}" if flag else str(error)) from None
         if unknown:
-            flag = next((word for word in unknown if word.startswith("--")), "").partition("=")[0].removeprefix("--")
-            known = re.findall(r"^ +--([\w-]+)", self.format_help(), re.MULTILINE)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, known, '--')}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found
 
     def error(self, message: str) -> NoReturn:

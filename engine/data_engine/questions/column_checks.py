@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 import pyarrow as pa
 
@@ -12,6 +13,7 @@ from data_engine.questions.sources.column_types import IMAGE_FIELDS, MESSAGE_FIE
 
 # Other names under which datasets have a column, in lower case.
 _OFTEN_CALLED = {
+    "answer": ("answers", "response", "reference", "ground_truth", "gt_answer", "solution"),
     "idx": ("id", "ids", "index", "uid", "question_id", "sample_id", "image_id", "__index_level_0__"),
     "question": ("prompt", "query", "instruction", "text", "input"),
     "image": ("picture", "img", "image_file", "file_name", "filename"),
@@ -80,9 +82,10 @@ def has_images(columns: Mapping[str, pa.DataType]) -> bool:
 
 def _hint(columns: Mapping[str, pa.DataType]) -> str:
     """How to mend a dataset without one of the required columns."""
-    if "question" not in columns and "messages" not in columns and "conversations" in columns:
+    named = next((name for name in ("conversations", "conversation") if name in columns), None)
+    if "question" not in columns and "messages" not in columns and named is not None:
         return (
-            '; "conversations" holds conversations, as of LLaVA and ShareGPT: write them as "messages", lists of '
+            f'; "{named}" holds conversations, as of LLaVA and ShareGPT: write them as "messages", lists of '
             '{"role": ..., "content": ...} that end with the user, or the text of one turn as "question"; and give '
             'every row a unique "idx"'
         )
@@ -96,10 +99,18 @@ def _meant(missing: list[str], columns: Mapping[str, pa.DataType], names: Column
     found = {}
     for ours in [*missing, *([] if has_images(columns) else ["image", "images"])]:
         theirs = [names.in_dataset(column) for column in columns]
-        fitting = [one for one in theirs if one.lower() in (ours, *_OFTEN_CALLED.get(ours, ()))]
-        if fitting and fitting[0] not in found.values():
-            found[ours] = fitting[0]
+        fitting = meant_for(ours, theirs)
+        if fitting is not None and fitting not in found.values():
+            found[ours] = fitting
     return found if found.keys() & set(missing) else {}
+
+
+def meant_for(ours: str, theirs: Iterable[str]) -> str | None:
+    """That of the dataset's columns which may be the engine's: it is often called so, or it is a typo."""
+    by_lower = {one.lower(): one for one in reversed([*theirs])}
+    called = next((one for one in by_lower.values() if one.lower() in (ours, *_OFTEN_CALLED.get(ours, ()))), None)
+    near = get_close_matches(ours, by_lower, n=1, cutoff=0.8)
+    return called or (by_lower[near[0]] if near else None)
 
 
 def _check_images_are_meant(columns: Mapping[str, pa.DataType], name: str) -> None:

@@ -18,7 +18,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.flag_files import look_up, nearest_path
 from data_engine.questions.asked import Asked
-from data_engine.questions.column_checks import check_columns, checked_ids, has_images
+from data_engine.questions.column_checks import check_columns, checked_ids, has_images, meant_for
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage, Decode, MissingImage, decode, which_image
 from data_engine.questions.row_images import read_all
@@ -265,9 +265,11 @@ def require_columns(questions: Questions, flags: SourceFlags) -> None:
     """Raise UserError where the dataset lacks a column that a source of reward reads."""
     missing = [name for name in flags.columns or () if name not in questions.columns]
     if missing:
+        meant = meant_for(missing[0], questions.columns)
+        hint = f"if so meant, say --columns {missing[0]}={meant}" if meant else f"or say --columns {missing[0]}=NAME"
         raise UserError(
             f'{flags.needed_by} needs the column "{missing[0]}", and the dataset has none; columns: '
-            f"{', '.join(questions.columns[:20])}; or say --columns {missing[0]}=NAME"
+            f"{', '.join(questions.columns[:20])}; {hint}"
         )
 
 

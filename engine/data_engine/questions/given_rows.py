@@ -7,7 +7,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +24,8 @@ from data_engine.questions.sources.text_file import MAX_RECORD_BYTES
 COLUMNS = ("idx", "answer", "token_ids")
 # Further columns of sampled_answer/, so that answers of another run can be taken as they are; nothing reads them.
 UNREAD = ("sample_index", "finish_reason", "thought", "thought_tokens")
+# What other programs call the column of answers.
+_OFTEN_CALLED = ("response", "responses", "output", "completion", "generation", "prediction", "text", "content")
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
@@ -118,14 +120,15 @@ class GivenFile:
                 f'{self.name} needs the column "idx", and "answer" or "token_ids"; columns: {", ".join(schema.names)}'
             )
 
-    def _require_known(self, names: Iterable[str], where: str) -> None:
+    def _require_known(self, names: Collection[str], where: str) -> None:
         for name in names:
             if name not in (*COLUMNS, *UNREAD):
                 near = get_close_matches(name, COLUMNS, n=1)
-                hint = f'; did you mean "{near[0]}"?' if near else ""
+                hint = f'; did you mean "{near[0]}"?' if near else "; take it out"
+                if name.lower() in _OFTEN_CALLED and not {"answer", "token_ids"} & {*names}:
+                    hint = '; if it holds the answers, call it "answer"'
                 raise UserError(
-                    f"{self.name}{where} has the unknown column {json.dumps(name)}{hint or '; take it out'} "
-                    f"(known: {', '.join(COLUMNS)})"
+                    f"{self.name}{where} has the unknown column {json.dumps(name)}{hint} (known: {', '.join(COLUMNS)})"
                 )
 
     def _parquet_rows(self) -> Iterator[tuple[int, dict]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, nearest
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
 
@@ -47,7 +47,9 @@ class ColumnNames:
         """Raise UserError where the dataset lacks a column that --columns names; `columns` has the engine's names."""
         for ours, theirs in self.theirs.items():
             if theirs and ours not in columns:
-                raise UserError(f'columns {ours}={theirs}: {name} has no column "{theirs}"; {self.listed(columns)}')
+                hint = nearest(theirs, map(self.in_dataset, columns))
+                told = f'columns {ours}={theirs}: {name} has no column "{theirs}"; {self.listed(columns)}{hint}'
+                raise UserError(told)
 
     def listed(self, columns: Iterable[str]) -> str:
         """The dataset's names of these columns of the engine, for the end of a message."""
