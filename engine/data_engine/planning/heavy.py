@@ -24,8 +24,8 @@ from data_engine.models.describe import told
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import placement
 from data_engine.planning import sizes
+from data_engine.planning.context_length import Room
 from data_engine.planning.found import Found, telling_unread
-from data_engine.planning.room import Room
 from data_engine.planning.weights import Wanted
 from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks

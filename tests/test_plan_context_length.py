@@ -11,8 +11,8 @@ from validated import told, words
 from data_engine.commands import main
 from data_engine.config import RunConfig
 from data_engine.models import load_model
+from data_engine.planning.context_length import Room
 from data_engine.planning.found import Found
-from data_engine.planning.room import Room
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import open_questions
 from data_engine.store import units
