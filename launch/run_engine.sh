@@ -22,6 +22,8 @@ trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
 trap '' USR2                     # inherited: ignored until a rank installs its handler
 
 launch=$(cd "$(dirname "$0")" && pwd)
+# A file of the current folder, queue.py for instance, must not stand in for one of Python's.
+export PYTHONSAFEPATH=1
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   # The environment that `make setup` made, if this is a checkout and no other one is active.
@@ -34,20 +36,24 @@ refuse() {
   exit 2
 }
 case ${NUM_PROCESSES:-1} in
-*[!0-9]* | 0*) refuse "NUM_PROCESSES must be a whole number of ranks, at least 1, got \"$NUM_PROCESSES\"" ;;
+*[!0-9]* | 0* | ?????*) refuse "NUM_PROCESSES must be a whole number of ranks, at least 1, got \"$NUM_PROCESSES\"" ;;
+esac
+case ${OMP_NUM_THREADS:-1} in
+*[!0-9]* | ?????*) refuse "OMP_NUM_THREADS must be a whole number of threads, got \"$OMP_NUM_THREADS\"" ;;
 esac
 case ${NUM_MACHINES:-1} in
 1) ;;
-*[!0-9]* | 0*) refuse "NUM_MACHINES must be a whole number of machines, at least 1, got \"$NUM_MACHINES\"" ;;
+*[!0-9]* | 0* | ?????*) refuse "NUM_MACHINES must be a whole number of machines, at least 1, got \"$NUM_MACHINES\"" ;;
 *)
   case ${MACHINE_RANK:-none} in
-  *[!0-9]*) refuse "MACHINE_RANK must be this machine's number, from 0 to NUM_MACHINES - 1, got \"${MACHINE_RANK:-}\"" ;;
+  *[!0-9]* | ?????*) refuse "MACHINE_RANK must be this machine's number, from 0 to NUM_MACHINES - 1, got \"${MACHINE_RANK:-}\"" ;;
   esac
   [ "$MACHINE_RANK" -lt "$NUM_MACHINES" ] || refuse "MACHINE_RANK must be below NUM_MACHINES, got $MACHINE_RANK of $NUM_MACHINES"
   [ -n "${MAIN_ADDRESS:-}" ] || refuse "NUM_MACHINES is $NUM_MACHINES: set MAIN_ADDRESS to the address of machine 0"
   case ${MAIN_PORT:-none} in
-  *[!0-9]*) refuse "NUM_MACHINES is $NUM_MACHINES: set MAIN_PORT to a free port of machine 0, got \"${MAIN_PORT:-}\"" ;;
+  *[!0-9]* | ??????*) refuse "NUM_MACHINES is $NUM_MACHINES: set MAIN_PORT to a free port of machine 0, got \"${MAIN_PORT:-}\"" ;;
   esac
+  [ "$MAIN_PORT" -le 65535 ] || refuse "MAIN_PORT must be at most 65535, got $MAIN_PORT"
   ;;
 esac
 if [ -n "${ACCELERATE_CONFIG:-}" ] && [ ! -f "$ACCELERATE_CONFIG" ]; then

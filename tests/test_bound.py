@@ -233,6 +233,20 @@ def test_other_versions_of_libraries_go_on_with_a_warning(run, capsys):
     assert "this run was started with other versions (numpy 0.1 -> " in capsys.readouterr().err
 
 
+def test_another_number_of_threads_goes_on_with_a_warning(run, capsys):
+    before = json.loads((run.work / "run.json").read_text())["threads"]
+    assert run.computed_again(threads=before) == set()
+    assert "CPU threads" not in capsys.readouterr().err
+    assert run.computed_again(threads=before + 1) == set()
+    torch.set_num_threads(1)
+    told = f"began with {before} CPU threads a rank, and this start has {before + 1}"
+    assert told in capsys.readouterr().err
+    # Pairing alone computes no log-probs.
+    assert run.computed_again(threads=before + 1, continue_from_stage=2) == set()
+    torch.set_num_threads(1)
+    assert "CPU threads" not in capsys.readouterr().err
+
+
 def test_every_stage_names_what_it_is_bound_to():
     """The values that shape a unit of each stage, written out."""
     common = {"dataset", "columns", "system", "limit", "unit_size", "device", "dtype", "max_megapixels", "exif",

@@ -1,4 +1,5 @@
 import contextlib
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -365,3 +366,30 @@ def test_a_judge_has_arguments_of_its_chat_template_of_its_own(role):
 
 def test_require_fast_is_off_unless_it_is_asked_for():
     assert (parse(REQUIRED).require_fast, parse([*REQUIRED, "--require_fast"]).require_fast) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("rewards", ["implicit", "rule"], "write it as text: rewards: implicit,rule"),
+        ("columns", {"question": "prompt", "image": "img"}, "write it as text: columns: question=prompt,image=img"),
+        (
+            "chat_template_kwargs",
+            {"enable_thinking": False},
+            "write it as text: chat_template_kwargs: '{\"enable_thinking\": false}'",
+        ),
+        ("dataset_path", 5, "put it in quotes"),
+        ("rewards", [["implicit"]], "put it in quotes"),
+    ],
+)
+def test_what_yaml_makes_a_list_or_a_mapping_of_is_told_how_to_be_written(name, value, written, tmp_path):
+    values = {"instruct_model_path": "a", "reward_model_path": "b", "dataset_path": "c", "work_dir": "d"}
+    (tmp_path / "run.yaml").write_text(json.dumps(values | {name: value}))
+    with pytest.raises(UserError) as caught:
+        parse(["--config", str(tmp_path / "run.yaml")])
+    assert str(caught.value) == f"{name} must be text, got {json.dumps(value)}; in YAML, {written}"
+    if ": " in written:
+        # The advice is taken.
+        advised = [f"{key}: {one}" for key, one in values.items() if key != name] + [written.partition(": ")[2]]
+        (tmp_path / "run.yaml").write_text("\n".join(advised))
+        parse(["--config", str(tmp_path / "run.yaml"), "--rule", "objects"])

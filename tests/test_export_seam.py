@@ -56,7 +56,7 @@ def test_an_export_is_one_file_and_one_line(lines, world, tmp_path):
         for side in ("chosen", "rejected"):
             assert row[side] == [pair[side], ids[pair["idx"], pair[f"{side}_index"]]]
         assert row["margin"] == pair["chosen_sum"] - pair["rejected_sum"]
-        assert (folder / f"{pair['idx']}.png").read_bytes() == picture(number)
+        assert (folder / row["image"]).read_bytes() == picture(number)
 
 
 def test_an_export_that_fails_leaves_the_one_before_as_it_was(lines, world, tmp_path, monkeypatch):

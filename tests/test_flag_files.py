@@ -63,9 +63,9 @@ def test_each_flag_that_names_a_path_says_so(folder, monkeypatch):
     with pytest.raises(UserError, match="; name a file with rules; " + says("run.yaml")):
         read_text("rule", "runn.yaml", "rules")
     with pytest.raises(UserError, match=says("run.yaml")):
-        parse(["--config", "rnn.yaml"])
+        parse(["--config", "runn.yaml"])
     with pytest.raises(UserError, match=says("run.yaml")):
-        read_settings("rnn.yaml")
+        read_settings("runn.yaml")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from data_engine.config import RunConfig
 from data_engine.pipeline import pair
 from data_engine.questions.dataset import load_questions
 from data_engine.store.file_hashes import hash_files
+from data_engine.store.units import read_unit_facts
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def pictured(tmp_path):
     names = [f"{number}.png" for number in range(8)]
     for number, name in enumerate(names):
         (folder / name).write_bytes(picture(number))
-    world, work_dir = make_world(tmp_path / "world", num_questions=8, image=names), tmp_path / "run"
+    world, work_dir = make_world(tmp_path / "world", 8, unit_size=4, image=names), tmp_path / "run"
     questions = load_questions(str(world.dataset_path), image_root=str(folder))
     world.questions = lambda: questions
     world.publish(work_dir)
@@ -164,11 +165,28 @@ def test_pictures_that_are_not_where_they_are_looked_for_are_counted_in_terminal
         code, errors, page = reported(pictured, *(["--image_root", root] if root else []))
         assert code == 0
         [line] = errors.splitlines()
-        told = f"the report lacks the pictures of {len(unread)} of 8 questions, which cannot be read; of idx "
+        told = f"the report lacks the pictures of {len(unread)} of 8 questions, which cannot be shown; of idx "
         assert line.startswith(f"data-engine: warning: {told}")
         assert any(f"{told}'q00{one}': image path \"{one}.png\" is not a readable file" in line for one in unread)
         assert line.endswith(f"by --image_root, which is {root or tmp_path / 'pictures'}")
         assert f"Warning: {line.removeprefix('data-engine: warning: ')}" in page.texts
+
+
+def test_a_picture_that_was_exchanged_is_not_shown_beside_answers_to_another(pictured, tmp_path):
+    told = json.loads((pictured / "run.json").read_text())
+    rows = [len(read_unit_facts(pictured, "sampled_answer", unit)[0]["rows"]) for unit in (0, 1)]
+    assert len(set(rows)) == 1
+    (pictured / "run.json").write_text(json.dumps(told | {"units": {"unit_size": rows[0]}}))
+    assert reported(pictured)[:2] == (0, "")
+    # The last row of the second unit is known by its own digest.
+    for number, other in ((1, 2), (2 * rows[0] - 1, 0)):
+        (tmp_path / f"pictures/{number}.png").write_bytes(picture(other))
+    code, errors, page = reported(pictured)
+    assert code == 0
+    assert "lacks the pictures of 2 of 8 questions" in errors
+    assert "its question or picture is not the one that its answers were sampled from" in errors
+    exchanged = {pair["idx"] for pair in page.data["pairs"] if pair["problem"]}
+    assert exchanged == {"q001", f"q00{2 * rows[0] - 1}"}
 
 
 def test_a_report_with_all_its_pictures_warns_of_nothing(pictured):

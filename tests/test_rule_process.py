@@ -81,6 +81,10 @@ def test_a_rule_that_switches_its_alarm_off_is_ended_by_the_rank(judged, monkeyp
         ("class Odd(Exception):\n    __str__ = None\nraise Odd", "f raised Odd (line 5)"),
         ("return f(row, answers)", "f raised RecursionError: maximum recursion depth exceeded (line 3)"),
         ("return [1]", "f returned 1 numbers for 2 answers"),
+        (
+            "answers.reverse()\nreturn [len(one) for one in answers]",
+            "f changed the list of answers, so that its numbers are of others; sort a copy",
+        ),
         ("return [1, 2, 3]", "f returned 3 numbers for 2 answers"),
         ("return None", "f returned None, expected a list with a number or None an answer"),
         ("return 3", "f returned a value of type int, expected a list with a number or None an answer"),

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_engine.commands import main
+from data_engine.commands.submit import _seconds
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 JOB = ("--config", "configs/llava-1.5-7b.yaml", "--work_dir", "w")
@@ -88,13 +89,42 @@ def test_an_array_and_the_pairing_job_that_waits_for_it_are_submitted(submit, sl
     wait = "--dependency=afterok:70 --kill-on-invalid-dep=yes --output=w/logs/slurm-%j.out"
     assert calls(slurm) == [
         f"{common} {array} {flags} --num_shards 3",
-        f"{common} {wait} --time 60 --gres none {LAUNCH}/slurm/pair.sbatch {flags}",
+        f"{common} --time 60 --gres none {wait} {LAUNCH}/slurm/pair.sbatch {flags}",
     ]
     assert "array job 70: 3 tasks" in done.stdout
     assert "pairing job 71" in done.stdout
     assert "data-engine status w" in done.stdout
     # SLURM makes no folder for a job's output, and a job without one fails.
     assert (slurm / "w/logs").is_dir()
+
+
+def test_what_the_tasks_wait_for_the_pairing_job_does_not_wait_for_instead_of_them(submit, slurm):
+    """sbatch goes by the last of two."""
+    done = submit(slurm, *JOB, "--array", "2", "--sbatch", "--dependency afterok:44 --account=a")
+    assert done.returncode == 0, done.stderr
+    array, pair = (call.split() for call in calls(slurm))
+    of = lambda call: [word for word in call if word.startswith("after") or "=after" in word]  # noqa: E731
+    assert (of(array), of(pair)[-1]) == (["afterok:44"], "--dependency=afterok:70")
+
+
+def test_a_percent_sign_in_a_work_dir_is_no_number_of_slurms(submit, slurm):
+    done = submit(slurm, *JOB, "--array", "2", "--work_dir", "run-50%j")
+    assert done.returncode == 0, done.stderr
+    array, pair = calls(slurm)
+    assert "--output=run-50%%j/logs/slurm-%A_%a.out" in array
+    assert "--output=run-50%%j/logs/slurm-%j.out" in pair
+    assert "--work_dir run-50%j" in array
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("9", 540), ("9:30", 570), ("1:00:00", 3600), ("1-2", 93600), ("1-2:30", 95400), ("1-2:30:10", 95410),
+        ("soon", None), ("", None), ("1:2:3:4", None),
+    ],
+)  # fmt: skip
+def test_times_are_read_as_slurm_does(time, seconds):
+    assert _seconds(time) == seconds
 
 
 @pytest.mark.parametrize(
@@ -108,6 +138,12 @@ def test_an_array_and_the_pairing_job_that_waits_for_it_are_submitted(submit, sl
         ((*JOB, "--array", "2", "--dataset_path", "nowhere"), "nowhere"),
         ((*JOB, "--array", "2", "--num_shards", "4"), "sets num_shards itself"),
         ((*JOB, "--array", "2", "--stop_after_stage", "1"), "sets stop_after_stage itself"),
+        ((*JOB, "--array", "2", "--sbatch", "--mem 4G --export=NONE"), "sbatch has --export, which submit sets itself"),
+        ((*JOB, "--array", "2", "--sbatch", "-a 0-3%2"), "sbatch has --array, which submit sets itself"),
+        ((*JOB, "--array", "2", "--sbatch", "--outp x"), "sbatch has --output, which submit sets itself"),
+        ((*JOB, "--array", "2", "--sbatch_pair", "-d afterok:1"), "sbatch_pair has --dependency, which submit sets"),
+        ((*JOB, "--array", "2", "--sbatch", "--time 1"), "sbatch has --time 1: jobs stop 120 s before their limit"),
+        ((*JOB, "--array", "2", "--work_dir", "back\\slash"), "has a backslash in its name"),
     ],
 )
 def test_a_mistake_is_told_and_nothing_is_submitted(submit, slurm, arguments, message):

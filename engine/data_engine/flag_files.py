@@ -10,6 +10,8 @@ from data_engine.errors import UserError
 
 # Not one that begins with a dot, which is a folder of this machine.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+# Below it, names that have some letters in common would count as typos.
+LEAST_LIKENESS = 0.75
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -50,7 +52,8 @@ def nearest_path(path: str | Path) -> str:
             return ""
         # Endings would make all files of one kind alike; of two that differ by it, the one with the same ending.
         beside = sorted(missing.parent.iterdir(), key=lambda entry: (entry.suffix != missing.suffix, entry.name))
-        for stem in difflib.get_close_matches(missing.stem, dict.fromkeys(entry.stem for entry in beside)):
+        stems = dict.fromkeys(entry.stem for entry in beside)
+        for stem in difflib.get_close_matches(missing.stem, stems, cutoff=LEAST_LIKENESS):
             for entry in (entry for entry in beside if entry.stem == stem):
                 meant = entry / Path(path).relative_to(missing)
                 if meant.exists():

@@ -206,13 +206,23 @@ class Flags:
             choices = typing.get_args(kind)
             require(value in choices, f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown}")
             return
-        quote = "; in YAML, put it in quotes" if kind is str else ""
+        quote = f"; in YAML, {_in_quotes(name, value)}" if kind is str else ""
         require(type(value) is kind, f"{name} must be {_EXPECTED[kind]}, got {shown}{quote}")
         require(kind is not float or math.isfinite(value), f"{name} must be a finite number, got {shown}")
         require(kind is not str or value.strip(), f"{name} is empty; is a shell variable unset?")
         # Python's stand-ins for bytes that are no UTF-8; Arrow and tokenizers take no such name of a file.
         encodable = kind is not str or not re.search("[\ud800-\udfff]", value)
         require(encodable, f"{name} must be text in UTF-8, got {shown}; rename the file or folder")
+
+
+def _in_quotes(name: str, value: object) -> str:
+    """How a flag that is text is written where YAML made a list or a mapping of it."""
+    if isinstance(value, dict) and name.endswith("args"):
+        return f"write it as text: {name}: '{json.dumps(value, default=str)}'"
+    items = [f"{key}={one}" for key, one in value.items()] if isinstance(value, dict) else value
+    if isinstance(items, list) and all(isinstance(item, str | int | float) for item in items):
+        return f"write it as text: {name}: {','.join(map(str, items))}"
+    return "put it in quotes"
 
 
 # Flags of earlier versions, and what became of them.

@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "run_engine.sh"
+CPU = ROOT / "launch" / "accelerate" / "cpu.yaml"
 PATIENCE_S = 120
 
 SUPERVISE = runpy.run_path(str(ROOT / "launch" / "supervise.py"))
@@ -45,7 +46,7 @@ class Job:
             env=kept
             | {"PYTHON": sys.executable, "PYTHONPATH": str(Path(__file__).parent), "DATA_ENGINE_PROGRAM": "stand_in"}
             | {"STAND_IN": str(folder), "NUM_PROCESSES": str(ranks), "TMPDIR": str(folder)}
-            | {"ACCELERATE_CONFIG": str(ROOT / "launch" / "accelerate" / "cpu.yaml")}
+            | {"ACCELERATE_CONFIG": str(CPU)}
             | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -259,6 +260,19 @@ def test_a_number_of_ranks_that_is_none_is_the_users_mistake(shell, number):
             {"NUM_MACHINES": "2", "MACHINE_RANK": "1", "MAIN_ADDRESS": "a", "MAIN_PORT": "b"},
             'NUM_MACHINES is 2: set MAIN_PORT to a free port of machine 0, got "b"',
         ),
+        (
+            {"NUM_MACHINES": "2", "MACHINE_RANK": "1", "MAIN_ADDRESS": "a", "MAIN_PORT": "99999"},
+            "MAIN_PORT must be at most 65535, got 99999",
+        ),
+        (
+            {"NUM_MACHINES": "2", "MACHINE_RANK": "1" * 23},
+            f'MACHINE_RANK must be this machine\'s number, from 0 to NUM_MACHINES - 1, got "{"1" * 23}"',
+        ),
+        (
+            {"NUM_PROCESSES": "9" * 20},
+            f'NUM_PROCESSES must be a whole number of ranks, at least 1, got "{"9" * 20}"',
+        ),
+        ({"OMP_NUM_THREADS": "2,1"}, 'OMP_NUM_THREADS must be a whole number of threads, got "2,1"'),
         ({"ACCELERATE_CONFIG": "/nope"}, 'ACCELERATE_CONFIG must name a file, got "/nope"'),
     ],
 )
@@ -283,6 +297,19 @@ def test_the_launcher_adds_no_traceback_to_what_ranks_that_stop_say(start, name)
     assert job.process.returncode == 75
     assert "Traceback" not in output
     assert not job.alive()
+
+
+def test_files_of_the_current_folder_do_not_stand_in_for_modules(tmp_path):
+    """Of the launcher's and the ranks', which are started by `python -m`."""
+    for name in ("queue", "types", "data_engine"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
+    environment = os.environ | {"NUM_PROCESSES": "1", "PYTHON": sys.executable, "ACCELERATE_CONFIG": str(CPU)}
+    done = subprocess.run(
+        ["sh", SCRIPT, "--topp_k", "3"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "unknown flag --topp_k; did you mean --top_k?" in done.stderr
+    assert "not this one" not in done.stderr
 
 
 def test_each_script_is_understood_by_a_plain_shell():

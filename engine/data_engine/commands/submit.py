@@ -6,6 +6,7 @@ back under its own number, so that it has not ended until it is done. Where a ta
 never start, and SLURM removes it from the queue.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -35,6 +36,11 @@ current folder; nothing is submitted where the configuration has a mistake.
   --sbatch_pair "OPTIONS" more of them for the pairing job, which needs one CPU and no GPU: "--gres none"
 
 All else is as in data-engine run --help, which lists it."""
+# Options of sbatch that all jobs get from here, and the letters of those that have one.
+_SET_FOR_SLURM = ("array", "export", "export-file", "output", "parsable", "wrap")
+_LETTERS = {"array": "a", "output": "o", "dependency": "d", "time": "t"}
+# Of --time: launch/slurm/*.sbatch ask for the signal so long before its end.
+STOP_BEFORE_S, LEAST_TIME_S = 120, 600
 # Flags that the scripts set for each job.
 _SET_HERE = ("num_shards", "shard_index", "continue_from_stage", "stop_after_stage")
 
@@ -57,14 +63,17 @@ def main(argv: Sequence[str]) -> int:
 
     logs = Path(config.work_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    # sbatch puts numbers in the place of %j and the like.
+    to = str(logs).replace("%", "%%")
     launch = launch_folder()
     # The jobs run under this interpreter, whatever is on the PATH of their nodes.
     common = ["--parsable", f"--export=ALL,PYTHON={sys.executable},DATA_ENGINE_LAUNCH={launch}"]
-    array = [f"--array=0-{num_jobs - 1}", f"--output={logs}/slurm-%A_%a.out", *extra]
+    array = [f"--array=0-{num_jobs - 1}", f"--output={to}/slurm-%A_%a.out", *extra]
     array_id = _sbatch([*common, *array, str(launch / "slurm/array.sbatch"), *flags, "--num_shards", str(num_jobs)])
     try:
-        wait = [f"--dependency=afterok:{array_id}", "--kill-on-invalid-dep=yes", f"--output={logs}/slurm-%j.out"]
-        pair_id = _sbatch([*common, *wait, *extra, *extra_pair, str(launch / "slurm/pair.sbatch"), *flags])
+        # Behind the others, since the last one counts: what the tasks wait for, this job waits for with them.
+        wait = [f"--dependency=afterok:{array_id}", "--kill-on-invalid-dep=yes", f"--output={to}/slurm-%j.out"]
+        pair_id = _sbatch([*common, *extra, *extra_pair, *wait, str(launch / "slurm/pair.sbatch"), *flags])
     except BaseException:
         subprocess.run(["scancel", array_id], check=False)
         raise
@@ -129,8 +138,46 @@ def _words(options: Mapping[str, str]) -> list[list[str]]:
             found.append(shlex.split(text))
         except ValueError as error:
             problems.note(UserError(f"{name} cannot be cut into options: {error}: {text}"))
+            continue
+        for option in _SET_FOR_SLURM if name == "sbatch" else (*_SET_FOR_SLURM, "dependency"):
+            if any(_is_option(word, option) for word in found[-1]):
+                problems.note(UserError(f"{name} has --{option}, which submit sets itself: leave it out"))
+        with problems.noting():
+            _check_time(name, found[-1])
     problems.raise_any()
     return found
+
+
+def _is_option(word: str, option: str) -> bool:
+    """Whether it gives sbatch that option: whole, cut short, or by its letter."""
+    if word.startswith("--"):
+        given = word[2:].partition("=")[0]
+        return len(given) > 2 and option.startswith(given)
+    letter = _LETTERS.get(option)
+    return letter is not None and word.startswith(f"-{letter}")
+
+
+def _check_time(name: str, words: Sequence[str]) -> None:
+    """Raise UserError for a --time that leaves none: jobs stop STOP_BEFORE_S before it, and would go back for ever."""
+    for word, following in zip(words, (*words[1:], ""), strict=bool(words)):
+        if _is_option(word, "time"):
+            value = word.partition("=")[2] if word.startswith("--") else word[2:]
+            limit_s = _seconds(value or following)
+            if limit_s is not None and 0 < limit_s < LEAST_TIME_S:
+                raise UserError(
+                    f"{name} has --time {value or following}: jobs stop {STOP_BEFORE_S} s before their limit, and need "
+                    f"minutes to load a model; give {LEAST_TIME_S // 60} minutes at least"
+                )
+
+
+def _seconds(time: str) -> int | None:
+    """What SLURM takes a time for: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S. None for what is no time."""
+    days, dash, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in (*parts, days or "0")) or len(parts) > 3:
+        return None
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
 
 
 def _check_can_submit(config: RunConfig) -> None:
@@ -138,6 +185,8 @@ def _check_can_submit(config: RunConfig) -> None:
     for name in _SET_HERE:
         if getattr(config, name) != defaults[name]:
             raise UserError(f"submit runs all stages and sets {name} itself, for each job: leave {name} out")
+    if "\\" in os.path.abspath(config.work_dir):
+        raise UserError(f'work_dir "{config.work_dir}" has a backslash in its name, which SLURM takes for another sign')
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch on this machine: submit from a login node of a SLURM cluster")
 

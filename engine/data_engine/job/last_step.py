@@ -71,7 +71,7 @@ def pair_all(plan: Plan, scratch: Path) -> bool:
     _report(plan, funnel, scratch)
     print(pair.summary(plan.work_dir, funnel), flush=True)
     _export(plan, scratch)
-    print("\n".join(_places(plan)), flush=True)
+    print("\n".join(_places(plan, funnel)), flush=True)
     if not funnel.found:
         log.error("%s", why_nothing(plan, funnel))
     return funnel.found > 0
@@ -114,9 +114,10 @@ def _export(plan: Plan, scratch: Path) -> None:
         log.warning("%s has exports of an earlier pairing; --export %s writes them anew", folder, ",".join(stale))
 
 
-def _places(plan: Plan) -> Iterator[str]:
+def _places(plan: Plan, funnel: Funnel) -> Iterator[str]:
     """Where the results are."""
-    yield f"dataset: {plan.work_dir / 'dataset'}"
+    if funnel.written:
+        yield f"dataset: {plan.work_dir / 'dataset'}"
     if plan.config.export is not None:
         yield f"exports: {plan.work_dir / exports.FOLDER}"
     yield f"report: {page.report_path(plan.work_dir)}"

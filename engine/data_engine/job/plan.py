@@ -21,7 +21,7 @@ from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import check_models
 from data_engine.models.sharding import placement, settings
 from data_engine.pipeline.pair_settings import Settings
-from data_engine.processes.ranks import Ranks, set_device
+from data_engine.processes.ranks import Ranks, num_threads, set_device
 from data_engine.questions.dataset import Questions, open_for_run
 from data_engine.questions.given_rows import GivenFile
 from data_engine.stages import RunStages, Stage
@@ -105,7 +105,7 @@ class Plan:
             config, questions, bound,
             frozen=budgets.frozen_budgets(config, checkpoints, target, decision, at_once), zero3=decision.as_json(),
             models={role: checkpoint.as_json() for role, checkpoint in checkpoints.items()},
-            **_compared(checkpoints, given), **sampler,
+            **_compared(checkpoints, given), **sampler, **_threads(config, ranks, device.type),
         )  # fmt: skip
         found, warnings = run_file.open_run(work_dir, described)
         unit_rows = units.split_units(len(questions), bound["unit_size"])
@@ -166,6 +166,12 @@ class Plan:
         elif self.config.temperature == 0:
             found.append("temperature 0 gives the same answer k times: no pair can come of it")
         return found
+
+
+def _threads(config: RunConfig, ranks: Ranks, device_type: str) -> dict[str, int]:
+    """Threads a rank, on which the last digits depend that a CPU computes; pairs are the same by any number."""
+    computes = device_type == "cpu" and config.continue_from_stage < stages.PAIR
+    return {"threads": num_threads(config.threads, ranks)} if computes else {}
 
 
 def _compared(checkpoints: Mapping[str, Checkpoint], given: Given | None) -> dict[str, bool]:

@@ -176,13 +176,20 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
     then, now = _versions(found), _versions(described)
     changed = [f"{name} {then[name]} -> {now[name]}" for name in then if name in now and now[name] != then[name]]
     warnings = [f"this run was started with other versions ({', '.join(changed)})"] if changed else []
+    before, threads = found.get("threads"), described.get("threads")
+    if threads is not None and before not in (None, threads):
+        warnings.append(
+            f"this run began with {before} CPU threads a rank, and this start has {threads}: log-probs may differ from "
+            f"those of the beginning in their last digits; --threads {before} keeps to them"
+        )
     return new, warnings
 
 
 def make_work_dir(work_dir: Path) -> Path:
-    """Create the folder. Raises UserError where it cannot be."""
+    """Create the folder. Raises UserError where it cannot be, or no unit could be published in it."""
     with _writing(work_dir):
         work_dir.mkdir(parents=True, exist_ok=True)
+        disk.require_links(work_dir, work_dir)
     return work_dir
 
 

@@ -273,13 +273,18 @@ def require_columns(questions: Questions, flags: SourceFlags) -> None:
         )
 
 
+def is_other(question: Question, digest: str | None) -> bool:
+    """Whether a row has another content than the one with this digest; None: one that could not be used then."""
+    return question.digest is not None and digest is not None and question.digest != digest
+
+
 def require_same(questions: Iterable[Question], digests: Sequence[str | None]) -> Iterator[Question]:
     """The questions of a unit, in order, held against the digests of those that its answers were sampled from.
 
     Raises UserError for a row with other content. One that could not be used then, or cannot be used now, has none.
     """
     for question, digest in zip(questions, digests, strict=True):
-        if question.digest is not None and digest is not None and question.digest != digest:
+        if is_other(question, digest):
             raise UserError(
                 f"row {question.idx!r}: its question or picture is not the one that its answers were sampled from. "
                 "Give back the dataset_path and image_root of then, or choose another work_dir"

@@ -3,7 +3,7 @@
 import base64
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from data_engine.reporting.facts import pairing_facts
 from data_engine.reporting.heat import Span
 from data_engine.reporting.render import escaped_json
 from data_engine.reporting.thumbnails import QUALITIES, Gallery, Shown, read_gallery
+from data_engine.stages import SAMPLING
+from data_engine.store.units import DamagedUnitError, read_unit_facts
 
 # Of the page; its texts and charts take the rest of 40 MB.
 MOST_BYTES = 36_000_000
@@ -54,7 +56,7 @@ class PageData:
             return None
         whole = len(unread) + sum(bool(shown.pictures) for shown in self.questions.values())
         first, shown = next(iter(unread.items()))
-        told = f"the report lacks the pictures of {len(unread):,} of {whole:,} questions, which cannot be read; "
+        told = f"the report lacks the pictures of {len(unread):,} of {whole:,} questions, which cannot be shown; "
         told += f"of idx {first!r:.100}: {shown.problem}"
         if not any(shown.missing for shown in unread.values()):
             return told
@@ -74,7 +76,7 @@ def gallery_data(
     """
     rows, rewards = read_rows(numbers.path, choice.rows), numbers.rewards()
     decode = functools.partial(images.decode, max_megapixels=run.max_megapixels, exif=run.exif)
-    gallery = read_gallery(run.questions, [row["idx"] for row in rows], decode)
+    gallery = read_gallery(run.questions, [row["idx"] for row in rows], decode, _digest_of(run))
     answers = _answers(run, numbers.path, rows)
     found = [
         _pair(row, gallery, answers, rewards) | {name: _number(values[place]) for name, values in extra.items()}
@@ -87,6 +89,26 @@ def gallery_data(
     for number, pair in enumerate(data.pairs):
         pair["number"] = number
     return data
+
+
+def _digest_of(run: Run) -> Callable[[int], str | None]:
+    """Row of the dataset -> its digest when its answers were sampled; None where its unit is not there any more."""
+    size = run.run_file.get("units", {}).get("unit_size")
+
+    @functools.cache
+    def digests(unit: int) -> Sequence[str | None]:
+        try:
+            return read_unit_facts(run.work_dir, SAMPLING.name, unit)[0]["rows"]
+        except (DamagedUnitError, OSError, KeyError):
+            return ()
+
+    def digest(row: int) -> str | None:
+        if size is None:
+            return None
+        unit, at = divmod(row, size)
+        return digests(unit)[at] if at < len(digests(unit)) else None
+
+    return digest
 
 
 def _answers(run: Run, path: Path, rows: Sequence[Mapping]) -> Answers:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from data_engine.questions import images
-from data_engine.questions.dataset import Question, Questions
+from data_engine.questions.dataset import Question, Questions, is_other
 
 PIXELS = 256
 # Of a question with several pictures.
@@ -18,6 +18,7 @@ QUALITIES = (75, 45)
 NEAR = 32
 # What is said of a question that has none.
 NO_PICTURE = "no picture"
+EXCHANGED = "its question or picture is not the one that its answers were sampled from"
 Decode = Callable[[bytes | None], Image.Image]
 
 
@@ -51,11 +52,11 @@ class Gallery:
     jpegs: list[bytes] = field(default_factory=list)
     _numbers: dict[bytes, int] = field(default_factory=dict)
 
-    def add(self, question: Question, decode: Decode) -> None:
-        """Add a question, and those of its pictures that are not there yet."""
-        pictures, problem = [], question.problem or NO_PICTURE
+    def add(self, question: Question, decode: Decode, is_same: bool = True) -> None:
+        """Add a question, and those of its pictures that are not there yet; none where it is another one by now."""
+        pictures, problem = [], question.problem or (NO_PICTURE if is_same else EXCHANGED)
         try:
-            for data in question.images[:MOST_OF_A_QUESTION]:
+            for data in question.images[:MOST_OF_A_QUESTION] if is_same else ():
                 pictures.append(self._number(data, decode))
         except images.BadImage as error:
             pictures, problem = [], str(error)
@@ -63,7 +64,7 @@ class Gallery:
         turns = question.conversation.messages[:-1] if question.conversation is not None else ()
         before = [(turn.role, turn.text) for turn in turns if turn.role != "system"]
         self.questions[question.idx] = Shown(
-            question.question or "", pictures, problem, left_out, before, question.missing
+            question.question or "", pictures, problem, left_out, before, question.missing or not is_same
         )
 
     def _number(self, data: bytes, decode: Decode) -> int:
@@ -79,8 +80,16 @@ class Gallery:
         self.jpegs = [thumbnail(Image.open(io.BytesIO(jpeg)), QUALITIES[1]) for jpeg in self.jpegs]
 
 
-def read_gallery(questions: Questions, wanted: Sequence[int | str], decode: Decode) -> Gallery:
-    """The questions of these idx; only the rows around them are read."""
+def read_gallery(
+    questions: Questions,
+    wanted: Sequence[int | str],
+    decode: Decode,
+    digest_of: Callable[[int], str | None] = lambda row: None,
+) -> Gallery:
+    """The questions of these idx; only the rows around them are read.
+
+    `digest_of` gives the Question.digest that a row had when its answers were sampled, None where it is not known.
+    """
     places, found, asked = {}, Gallery(), set(wanted)
     for row, idx in enumerate(questions.idx):
         if idx in asked:
@@ -93,7 +102,7 @@ def read_gallery(questions: Questions, wanted: Sequence[int | str], decode: Deco
             end += 1
         for row, question in enumerate(questions.rows(range(rows[at], rows[end - 1] + 1)), rows[at]):
             if row in places:
-                found.add(question, decode)
+                found.add(question, decode, not is_other(question, digest_of(row)))
         at = end
     return found
 

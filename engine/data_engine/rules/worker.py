@@ -107,10 +107,14 @@ def _loaded(set_up: SetUp) -> tuple[Callable | None, str | None]:
 def judged(function: Callable, name: str, row: dict, answers: list[str]) -> dict:
     """`scores` and `reasons`, one an answer, or `problem`: why none of them has a number; `memory` where it ran out."""
     try:
-        found = function(row, answers)
+        # Some rules sort what they are given, and others keep it.
+        given = list(answers)
+        found = function(row, given)
         if isinstance(found, str | bytes | dict) or not hasattr(found, "__iter__"):
             return {"problem": f"{name} returned {_kind(found)}, expected a list with a number or None an answer"}
         found = list(found)
+        if given != answers:
+            return {"problem": f"{name} changed the list of answers, so that its numbers are of others; sort a copy"}
         if len(found) != len(answers):
             return {"problem": f"{name} returned {len(found)} numbers for {len(answers)} answers"}
         scores, reasons = zip(*map(_number, found), strict=True) if found else ((), ())
