@@ -225,3 +225,20 @@ def test_pairs_that_are_broken_count_as_not_written_where_there_is_no_dataset(tm
     (work_dir / "pairs").mkdir()
     (work_dir / "pairs/pairs.parquet").write_bytes(b"PAR1")
     assert row(status.describe(work_dir, NOW), "pairs") == ["pairs", "not", "written"]
+
+
+def test_a_run_whose_jobs_are_in_a_queue_has_not_begun_and_is_waited_for(tmp_path):
+    """`submit` makes the folder of their output, and says to follow them by this command."""
+    ready, queued = make_run(tmp_path / "ready", 2, {"sampled_answer": 1}), tmp_path / "queued"
+    (queued / "logs").mkdir(parents=True)
+    command = [sys.executable, "-m", "data_engine", "status", str(queued)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = f'no rank has begun yet in "{queued}": its jobs may wait in a queue'
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", f"data-engine: error: {told}\n")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, "--watch", "0.1", "--json"], stdout=pipe, stderr=pipe, text=True) as watching:
+        assert watching.stderr.readline() == "no rank has begun yet; waiting for the first\n"
+        (ready / "run.json").rename(queued / "run.json")
+        assert json.loads(watching.stdout.readline())["stages"]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=30) == 0

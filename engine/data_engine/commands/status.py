@@ -3,12 +3,13 @@
 watching/ reads and shows; this file has the arguments.
 """
 
+import functools
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_engine.commands.work_dir import read_run, told_of_disk, work_dir_argument
+from data_engine.commands.work_dir import has_not_begun, read_run, told_of_disk, work_dir_argument
 from data_engine.errors import UserError
 from data_engine.store.logs import duration
 from data_engine.watching import as_json, loop, table
@@ -39,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     look = _looking(work_dir)
     if every_s is None:
         print(show(look()))
+        return 0
+    if not loop.waits_for_start(functools.partial(has_not_begun, work_dir), every_s):
         return 0
     if wants_json or not loop.can_draw():
         return loop.watch_lines(look, every_s, as_json.as_json if wants_json else loop.block)

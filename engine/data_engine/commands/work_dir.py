@@ -61,8 +61,13 @@ def take_option(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     return None, rest
 
 
+def has_not_begun(work_dir: Path) -> bool:
+    """Whether jobs of a run were submitted, and no rank has started yet."""
+    return (work_dir / "logs").is_dir() and not (work_dir / "run.json").exists()
+
+
 def read_run(work_dir: Path) -> dict:
-    """run.json of a work_dir. Raises UserError where the folder is none."""
+    """run.json of a work_dir. Raises UserError where the folder is none, IncompleteError where no rank has begun."""
     look_up("WORK_DIR", work_dir)
     if not work_dir.is_dir():
         is_file = f'"{work_dir}" is a file; name the work_dir of a run, a folder'
@@ -71,6 +76,8 @@ def read_run(work_dir: Path) -> dict:
         found = dict(json.loads((work_dir / "run.json").read_text(encoding="utf-8")))
         _require_shape(found)
     except FileNotFoundError:
+        if has_not_begun(work_dir):
+            raise IncompleteError(f'no rank has begun yet in "{work_dir}": its jobs may wait in a queue') from None
         raise UserError(f'"{work_dir}" is not the work_dir of a run: it has no run.json') from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None

@@ -13,6 +13,18 @@ from data_engine.watching.table import table
 Look = Callable[[], Progress]
 
 
+def waits_for_start(has_not_begun: Callable[[], bool], every_s: float) -> bool:
+    """Return once a run has begun; False where Ctrl-C was pressed before."""
+    try:
+        if has_not_begun():
+            print("no rank has begun yet; waiting for the first", file=sys.stderr, flush=True)
+        while has_not_begun():
+            time.sleep(every_s)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
 def watch_lines(look: Look, every_s: float, shown: Callable[[Progress], str]) -> int:
     """Print every `every_s` seconds what is shown of the progress, until all is done or nobody reads it any more."""
     # Ctrl-C ends the watching; it is no failure.
