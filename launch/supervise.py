@@ -82,13 +82,14 @@ def supervise(launcher: subprocess.Popen, ranks: JobProcesses, num_processes: in
     """Return when launcher and ranks have ended, or at a second signal in `received`.
 
     Where all ranks have told a code and some did not end well, the launcher is held still, then killed: it has nothing
-    more to do, and would print a traceback under what they said. That of one machine of several ends with the others.
+    more to do, and would print a traceback under what they said. So is that of one machine of several, however its
+    ranks ended: it would wait 5 minutes for one that has failed or is slower, and then print a traceback.
     """
     told: set[int] = set()
     while launcher.poll() is None or ranks.alive():
         orphaned = launcher.poll() is not None
         codes = ranks.values("code")
-        over = len(codes) == num_processes and any(codes) and num_machines() == 1
+        over = len(codes) == num_processes and (any(codes) or num_machines() > 1)
         if over and not ranks.alive():
             launcher.kill()
             return

@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -280,6 +281,35 @@ def test_what_the_environment_lacks_or_has_wrong_is_told_before_anything_starts(
     chosen = {"PYTHON": "/no/python"} | environment
     done = subprocess.run(["sh", SCRIPT], env=os.environ | chosen, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, f"data-engine: error: {says}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["die", "work"])
+def test_a_machine_whose_ranks_are_done_does_not_wait_for_another_one(tmp_path, other):
+    """The launcher would, for 5 minutes, and print a traceback then. The other machine goes on without it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    jobs = []
+    for machine, what in enumerate(("0", other)):
+        folder = tmp_path / str(machine)
+        folder.mkdir()
+        (folder / f"rank-{machine}").write_text(what)
+        place = {"MACHINE_RANK": str(machine), "MAIN_ADDRESS": "127.0.0.1", "MAIN_PORT": port}
+        jobs.append(Job(folder, 1, NUM_MACHINES="2", **place))
+    try:
+        assert jobs[0].code() == 0
+        if other == "work":
+            assert jobs[1].process.poll() is None
+            until(lambda: jobs[1].pid(1), "the other rank")
+            time.sleep(2)
+            assert jobs[1].process.poll() is None
+            jobs[1].process.send_signal(signal.SIGUSR1)
+        assert jobs[1].code() == (75 if other == "work" else 1)
+    finally:
+        for job in jobs:
+            job.process.kill()
+            for pid in job.alive():
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def test_an_empty_number_of_machines_is_one(monkeypatch):
