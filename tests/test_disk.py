@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from data_engine.errors import UserError
 from data_engine.stages import RunStages
 from data_engine.store import disk
+from data_engine.store.atomic import creating
+from data_engine.store.claims import Claims
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
@@ -49,3 +52,17 @@ def test_a_run_that_has_not_begun_is_told_what_failed_alone(tmp_path):
     assert disk.needed_bytes(tmp_path, RunStages()) == 0
     told = disk.describe(OSError(errno.EROFS, "Read-only file system"), tmp_path, RunStages())
     assert told.endswith("run the same command again")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_is_named_before_anything_is_computed(tmp_path, monkeypatch, number):
+    def link(source, target):
+        raise OSError(number, os.strerror(number), str(source))
+
+    monkeypatch.setattr(os, "link", link)
+    told = f'the file system of "{tmp_path}.*" has no hard links \\({os.strerror(number)}\\)'
+    with pytest.raises(UserError, match=told), creating(tmp_path / "unit") as beside:
+        beside.write_text("result")
+    with pytest.raises(UserError, match=told), Claims(tmp_path, 0).hold("sampled_answer", 0):
+        pass
+    assert not (tmp_path / "unit").exists()

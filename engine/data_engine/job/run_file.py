@@ -186,10 +186,9 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
 
 
 def make_work_dir(work_dir: Path) -> Path:
-    """Create the folder. Raises UserError where it cannot be, or no unit could be published in it."""
+    """Create the folder. Raises UserError where it cannot be."""
     with _writing(work_dir):
         work_dir.mkdir(parents=True, exist_ok=True)
-        disk.require_links(work_dir, work_dir)
     return work_dir
 
 

@@ -6,6 +6,7 @@ needs it is asked for by weights.py, and done in a process of its own.
 """
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
 from data_engine.stages import COMPARED, JUDGES, SOURCES
-from data_engine.store.disk import not_writable, require_links
+from data_engine.store.disk import not_writable
 from data_engine.store.file_hashes import RememberedHashes
 from data_engine.store.room import compared, megabytes, nearest_folder
 from data_engine.tables import load
@@ -82,8 +83,9 @@ def check_writable(work_dir: Path) -> None:
     check_place(work_dir)
     existing = nearest_folder(work_dir)
     try:
-        # Real files, since permission bits do not show a full quota or a read-only mount.
-        require_links(existing, work_dir)
+        # A real file, since permission bits do not show a full quota or a read-only mount.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
     except OSError as error:
         raise not_writable(work_dir, error) from None
 

@@ -4,6 +4,7 @@ What is being written is locked by its process, so whoever cleans up removes wha
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -12,10 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from data_engine.errors import UserError
+
 DAY_S = 86_400
 # Who holds a file for so long was stopped: others go on without it.
 HELD_S, POLL_S = 60.0, 0.02
 NOTHING = contextlib.nullcontext()
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -40,13 +44,26 @@ def creating(path: Path, under: AbstractContextManager = NOTHING) -> Iterator[Pa
             yield beside
             sync_file(beside)
             with under, contextlib.suppress(FileExistsError):
-                os.link(beside, path)
+                link(beside, path)
         except FileNotFoundError:
             # A server forgets the lock of a machine that was away for a while, and another process then sweeps what is
             # written here, once `path` is there.
             if not path.exists():
                 raise
     sync_folder(path.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """os.link; UserError where the file system has no hard links, as FAT and some that FUSE or a network bring."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise UserError(
+            f'the file system of "{target.parent}" has no hard links ({error.strerror}), by which results are '
+            "published once: choose a work_dir on another one, and copy the dataset from there"
+        ) from None
 
 
 def rewrite(path: Path, changed: Callable[[], str | None]) -> None:

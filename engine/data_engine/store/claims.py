@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.store.absent import is_absent
+from data_engine.store.atomic import link
 from data_engine.store.process_identity import ProcessIdentity
 
 # The owner of a claim that was not touched for so long counts as dead. Measured by this process's monotonic clock,
@@ -129,7 +130,7 @@ class Claims:
         temporary = self.folder / f".{secrets.token_hex(8)}"
         try:
             temporary.write_text(mine)
-            os.link(temporary, path)
+            link(temporary, path)
         except OSError as error:
             # Another rank has it, or has swept the folder because all units are published.
             if not (isinstance(error, FileExistsError) or is_absent(error)):
@@ -171,7 +172,7 @@ class Claims:
                 return True
             # Not over a claim that was made in between. Another rank may have swept this one, which has lapsed since.
             with contextlib.suppress(FileExistsError, FileNotFoundError):
-                os.link(tombstone, path)
+                link(tombstone, path)
             return False
         finally:
             tombstone.unlink(missing_ok=True)

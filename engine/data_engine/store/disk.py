@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from data_engine import stages
@@ -38,25 +37,6 @@ def not_writable(work_dir: Path, error: OSError) -> UserError:
     """What is said of a work_dir that this user may not write."""
     where = nearest_folder(work_dir)
     return UserError(f'work_dir "{work_dir}": cannot write to "{where}": {os.strerror(error.errno)}')
-
-
-def require_links(folder: Path, work_dir: Path) -> None:
-    """Raise UserError where the file system of an existing folder has no hard links: units are published by them.
-
-    Raises OSError where nothing can be written at all.
-    """
-    with tempfile.TemporaryDirectory(prefix=".links.", dir=folder) as place:
-        first = Path(place, "first")
-        first.touch()
-        try:
-            os.link(first, Path(place, "second"))
-        except OSError as error:
-            if is_trouble(error):
-                raise
-            raise UserError(
-                f'work_dir "{work_dir}": the file system of "{folder}" has no hard links ({error.strerror}), by which '
-                "units are published once: choose a work_dir on another, and copy the dataset from there"
-            ) from None
 
 
 def needed_bytes(work_dir: Path, run_stages: stages.RunStages) -> int:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from data_engine import stages
 from data_engine.store.absent import is_absent
-from data_engine.store.atomic import NOTHING, creating, remove_if_abandoned
+from data_engine.store.atomic import NOTHING, creating, link, remove_if_abandoned
 from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_sealed
 
 UNIT_FILE = re.compile(r"unit-(\d{5,})\.parquet")
@@ -206,7 +206,7 @@ def set_aside(work_dir: Path, stage: str, unit: int, folder: str, is_meant: Call
     if is_meant(aside):
         return aside
     with contextlib.suppress(FileExistsError):
-        os.link(aside, path)
+        link(aside, path)
     aside.unlink()
     return None
 
