@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,7 +136,8 @@ def test_a_start_with_ten_thousand_units_reads_a_footer_of_each_and_lists_each_s
     monkeypatch.setattr(units, "read_sealed", lambda path: pytest.fail("no unit is read as a whole"))
     monkeypatch.setattr(units, "read_facts", lambda path: footers.append(path) or read_facts(path))
     # Of the time at the end: what was left out is told from the same footers.
-    monkeypatch.setattr(worker, "Summary", Mock())
+    summary = SimpleNamespace(table=lambda: "", reasons={})
+    monkeypatch.setattr(worker, "Summary", SimpleNamespace(read=lambda work_dir: summary))
     assert worker.run(config) == 0
     assert len(footers) == len(set(footers)) == 30_000
     # By the job, and once a second by the bar.

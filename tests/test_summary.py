@@ -79,11 +79,11 @@ def test_the_most_frequent_reasons_come_first_and_the_rest_is_counted(work_dir):
 
 
 def test_each_row_is_in_a_file_with_its_whole_reason_until_none_is_left_out(work_dir):
-    assert quarantine.write(work_dir) is None
+    assert quarantine.write(work_dir, quarantine.kinds(work_dir)) is None
     leave_out(work_dir, 0, "sampled_answer", ("a", f'path "{"x" * 300}.png" is gone'), (7, "große\nZeile 猫"))
     leave_out(work_dir, 0, "reward_logps", ("a", "not finite"), ("b", "not finite"))
     path = work_dir / "logs/quarantine.jsonl"
-    assert quarantine.write(work_dir) == path
+    assert quarantine.write(work_dir, quarantine.kinds(work_dir)) == path
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
         {
             "idx": "a",
@@ -99,7 +99,7 @@ def test_each_row_is_in_a_file_with_its_whole_reason_until_none_is_left_out(work
     assert [row[0] for row in Summary.read(work_dir).times()[1:3]] == ["sampled_answer", "instruct_logps"]
     for stage in ("sampled_answer", "reward_logps"):
         (work_dir / stage / "unit-00000.parquet").unlink()
-    assert quarantine.write(work_dir) is None
+    assert quarantine.write(work_dir, quarantine.kinds(work_dir)) is None
     assert not path.exists()
 
 

@@ -110,8 +110,9 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
 
 def _summarise(work_dir: Path) -> None:
     """Print where the time went and what was left out, and write the file that has each row of it."""
-    print(f"\n{Summary.read(work_dir).table()}", flush=True)
-    every = quarantine.write(work_dir)
+    summary = Summary.read(work_dir)
+    print(f"\n{summary.table()}", flush=True)
+    every = quarantine.write(work_dir, summary.reasons)
     if every is not None:
         print(f"each row that was quarantined, with its whole reason: {every}", flush=True)
 

@@ -3,11 +3,10 @@
 Of a row that several stages left out, the first of them is told.
 """
 
-import contextlib
-import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,15 +51,16 @@ def kind_of(reason: str) -> str:
     return " ".join(PARTICULARS.sub("…", reason).split())[:REASON_LENGTH]
 
 
-def write(work_dir: Path) -> Path | None:
-    """Write the file, a line a row, and return its path; None where no row was left out, and there is no file."""
-    path, rows = work_dir / FILE, units.left_out(work_dir)
-    first = next(rows, None)
-    if first is None:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+def write(work_dir: Path, found: Mapping[tuple[str, str], Kind]) -> Path | None:
+    """Write the file, a line a row, and return its path; None where no row was left out, and there is no file.
+
+    `found` is what kinds gave: where there is nothing, no unit is read again.
+    """
+    path = work_dir / FILE
+    if not found:
+        path.unlink(missing_ok=True)
         return None
     with replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
-        for row in itertools.chain([first], rows):
+        for row in units.left_out(work_dir):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
