@@ -76,6 +76,10 @@ class BadRow(ValueError):
     """A row that a stage cannot use; the message is the reason that the quarantine records."""
 
 
+# Names that are as near as typos; below it are those with some letters in common: temp and system, extra and beta.
+LEAST_LIKENESS = 0.75
+
+
 def nearest(name: str, known: Iterable[str], before: str = "") -> str:
     """A hint that names the known name nearest to a misspelled one, or nothing."""
     found = difflib.get_close_matches(name.replace("-", "_"), known, n=1)

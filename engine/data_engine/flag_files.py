@@ -6,12 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from data_engine.errors import UserError
+from data_engine.errors import LEAST_LIKENESS, UserError
 
 # Not one that begins with a dot, which is a folder of this machine.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-# Below it, names that have some letters in common would count as typos.
-LEAST_LIKENESS = 0.75
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 

@@ -3,10 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from data_engine.errors import LEAST_LIKENESS
 from data_engine.flags import CALLED_ELSEWHERE
-
-# Below it, names that have some letters in common are as near as typos: temp and system, extra and beta.
-LEAST_LIKENESS = 0.75
 
 
 def meant_by(name: str, known: Iterable[str]) -> str | None:

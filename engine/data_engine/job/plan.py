@@ -169,7 +169,7 @@ class Plan:
 
 
 def _threads(config: RunConfig, ranks: Ranks, device_type: str) -> dict[str, int]:
-    """Threads a rank, on which the last digits depend that a CPU computes; pairs are the same by any number."""
+    """Threads a rank, on which the last digits of what a CPU computes depend; nothing where none is computed on one."""
     computes = device_type == "cpu" and config.continue_from_stage < stages.PAIR
     return {"threads": num_threads(config.threads, ranks)} if computes else {}
 
