@@ -237,52 +237,6 @@ def test_any_shell_runs_the_script_passes_a_signal_on_and_returns_the_code(start
     assert json.loads((tmp_path / "run.arguments").read_text()) == ["--work_dir", "a b", "--limit=3"]
 
 
-@pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", pytest.param("bash", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number", ["two", "0", "-1", "1.5"])
-def test_a_number_of_ranks_that_is_none_is_the_users_mistake(shell, number):
-    environment = os.environ | {"NUM_PROCESSES": number, "PYTHON": sys.executable}
-    done = subprocess.run([shell, SCRIPT], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    says = f'NUM_PROCESSES must be a whole number of ranks, at least 1, got "{number}"'
-    assert done.stderr == f"data-engine: error: {says}\n"
-
-
-@pytest.mark.parametrize(
-    ("environment", "says"),
-    [
-        ({"NUM_MACHINES": "x"}, 'NUM_MACHINES must be a whole number of machines, at least 1, got "x"'),
-        ({"NUM_MACHINES": "2"}, 'MACHINE_RANK must be this machine\'s number, from 0 to NUM_MACHINES - 1, got ""'),
-        ({"NUM_MACHINES": "2", "MACHINE_RANK": "2"}, "MACHINE_RANK must be below NUM_MACHINES, got 2 of 2"),
-        (
-            {"NUM_MACHINES": "2", "MACHINE_RANK": "1"},
-            "NUM_MACHINES is 2: set MAIN_ADDRESS to the address of machine 0",
-        ),
-        (
-            {"NUM_MACHINES": "2", "MACHINE_RANK": "1", "MAIN_ADDRESS": "a", "MAIN_PORT": "b"},
-            'NUM_MACHINES is 2: set MAIN_PORT to a free port of machine 0, got "b"',
-        ),
-        (
-            {"NUM_MACHINES": "2", "MACHINE_RANK": "1", "MAIN_ADDRESS": "a", "MAIN_PORT": "99999"},
-            "MAIN_PORT must be at most 65535, got 99999",
-        ),
-        (
-            {"NUM_MACHINES": "2", "MACHINE_RANK": "1" * 23},
-            f'MACHINE_RANK must be this machine\'s number, from 0 to NUM_MACHINES - 1, got "{"1" * 23}"',
-        ),
-        (
-            {"NUM_PROCESSES": "9" * 20},
-            f'NUM_PROCESSES must be a whole number of ranks, at least 1, got "{"9" * 20}"',
-        ),
-        ({"OMP_NUM_THREADS": "2,1"}, 'OMP_NUM_THREADS must be a whole number of threads, got "2,1"'),
-        ({"ACCELERATE_CONFIG": "/nope"}, 'ACCELERATE_CONFIG must name a file, got "/nope"'),
-    ],
-)
-def test_what_the_environment_lacks_or_has_wrong_is_told_before_anything_starts(environment, says):
-    chosen = {"PYTHON": "/no/python"} | environment
-    done = subprocess.run(["sh", SCRIPT], env=os.environ | chosen, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, f"data-engine: error: {says}\n")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("other", ["die", "work"])
 def test_a_machine_whose_ranks_are_done_does_not_wait_for_another_one(tmp_path, other):
@@ -312,12 +266,6 @@ def test_a_machine_whose_ranks_are_done_does_not_wait_for_another_one(tmp_path, 
                 os.kill(int(pid), signal.SIGKILL)
 
 
-def test_an_empty_number_of_machines_is_one(monkeypatch):
-    monkeypatch.setenv("NUM_MACHINES", "")
-    monkeypatch.setenv("ACCELERATE_CONFIG", "a.yaml")
-    assert "--num_machines" not in launch_command("data_engine", 2, [])
-
-
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_the_launcher_adds_no_traceback_to_what_ranks_that_stop_say(start, name):
     job = start("work", "work")
@@ -327,27 +275,6 @@ def test_the_launcher_adds_no_traceback_to_what_ranks_that_stop_say(start, name)
     assert job.process.returncode == 75
     assert "Traceback" not in output
     assert not job.alive()
-
-
-def test_files_of_the_current_folder_do_not_stand_in_for_modules(tmp_path):
-    """Of the launcher's and the ranks', which are started by `python -m`."""
-    for name in ("queue", "types", "data_engine"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
-    environment = os.environ | {"NUM_PROCESSES": "1", "PYTHON": sys.executable, "ACCELERATE_CONFIG": str(CPU)}
-    done = subprocess.run(
-        ["sh", SCRIPT, "--topp_k", "3"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert "unknown flag --topp_k; did you mean --top_k?" in done.stderr
-    assert "not this one" not in done.stderr
-
-
-def test_each_script_is_understood_by_a_plain_shell():
-    scripts = [SCRIPT, *(ROOT / "launch/slurm").iterdir()]
-    assert len(scripts) == 5
-    for script in scripts:
-        assert script.read_text().startswith("#!/bin/sh\n")
-        subprocess.run([shutil.which("dash") or "sh", "-n", script], check=True)
 
 
 @pytest.mark.slow
