@@ -133,7 +133,6 @@ def test_split_models_and_rotary_tables_that_follow_the_longest_prompt_run_promp
         with monkeypatch.context() as patch:
             patch.setattr(model, "is_split", True)
             assert not model.packs_prompts
-        rope = model.decoder.config.rope_parameters
         with monkeypatch.context() as patch:
-            patch.setitem(rope, "rope_type", "dynamic")
+            patch.setattr(model.decoder.rotary_emb, "rope_type", "dynamic")
             assert not model.packs_prompts

@@ -1,5 +1,8 @@
 """A prompt asks the device for no number: the host would wait for all that it was given to do, steps of answers too."""
 
+import contextlib
+from collections.abc import Iterator
+
 import internvl_folders
 import pytest
 import torch
@@ -43,9 +46,10 @@ def flash(monkeypatch) -> Flash:
     return Flash(monkeypatch)
 
 
-def run_on_meta(model, asked, monkeypatch) -> None:
-    """On tensors without values, of which the host can read none; what it sends goes by `sent` alone."""
-    given, tensor = prompt(model, asked), torch.tensor
+@contextlib.contextmanager
+def on_meta(model, monkeypatch) -> Iterator[None]:
+    """The model on tensors without values, of which the host can read none; what it sends goes by `sent` alone."""
+    tensor = torch.tensor
 
     def made(data, *, device=None, **options) -> Tensor:
         assert device is None or torch.device(device) != META or data == [], "a list is sent without `sent`"
@@ -58,6 +62,12 @@ def run_on_meta(model, asked, monkeypatch) -> None:
     monkeypatch.setattr(packed_tower, "flash", lambda query, *others: (torch.empty_like(query), None))
     monkeypatch.setattr(torch, "tensor", made)
     with OneDevice():
+        yield
+
+
+def run_on_meta(model, asked, monkeypatch) -> None:
+    given = prompt(model, asked)
+    with on_meta(model, monkeypatch):
         end = model.run_prompt(given)
     assert end.hidden_D.device == META
 

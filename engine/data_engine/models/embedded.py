@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from data_engine.errors import BadRow, UserError
-from data_engine.models import tower
+from data_engine.models import rotary, tower
 from data_engine.models.answer_cache import PassingLayer, passing
 from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel, sent
 from data_engine.models.decoder import head_width
@@ -171,8 +171,7 @@ def run_prompt(model: EmbeddingModel, prompt: SplicedPrompt) -> PromptEnd:
 
 def packs_prompts(model: EmbeddingModel) -> bool:
     """See VisionLanguageModel.packs_prompts. A rotary table that follows the longest prompt would be another one."""
-    rope = getattr(model.decoder.config, "rope_parameters", None) or {}
-    return not model.is_split and rope.get("rope_type") not in ("dynamic", "longrope")
+    return not model.is_split and not rotary.follow_largest(model.decoder)
 
 
 def run_prompts(model: EmbeddingModel, prompts: Sequence[SplicedPrompt], num_rows: int) -> list[PromptEnd]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+# Their table depends on the largest position of the pass, so an answer's would depend on the others beside it.
+BY_LARGEST_POSITION = ("dynamic", "longrope")
 # `rope_type` of a module: of its table, or of that of each kind of layer.
 Kind = str | dict[str, str]
 
@@ -25,6 +27,12 @@ def keep_constant_tables(decoder: nn.Module, longest: int) -> None:
 def tables_by_position(decoder: nn.Module) -> list[nn.Module]:
     """The modules whose table is another one from some position on."""
     return [module for module in decoder.modules() if "longrope" in _kinds(getattr(module, "rope_type", ""))]
+
+
+def follow_largest(decoder: nn.Module) -> bool:
+    """Whether some table of the decoder is chosen by the largest position of a pass."""
+    kinds = (kind for module in decoder.modules() for kind in _kinds(getattr(module, "rope_type", "")))
+    return any(kind in BY_LARGEST_POSITION for kind in kinds)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,11 @@ from PIL.Image import Image
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from data_engine.models.registry import ModelError
+from data_engine.models.rotary import BY_LARGEST_POSITION
 from data_engine.questions.images import BadImage, check_megapixels, resized_size
 
 # Processors take an array with a side of 1 or 3 for one whose channels come first.
 LEAST_SIDE = 4
-
-# Their table depends on the largest position of the pass, so an answer's would depend on the others beside it.
-BY_LARGEST_POSITION = ("dynamic", "longrope")
 
 
 def counts_in_pass(config: PretrainedConfig) -> bool:

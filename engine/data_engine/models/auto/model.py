@@ -9,22 +9,21 @@ Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, LostRankError, UserError
 from data_engine.models import rotary, tower
-from data_engine.models.answer_cache import PassingLayer, is_recurrent
+from data_engine.models.answer_cache import PassingLayer, is_recurrent, passing
 from data_engine.models.attention import DoesNotFit
-from data_engine.models.auto import probing
+from data_engine.models.auto import packed_prompts, probing, processed
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import check_size, counts_in_pass, fast_positions
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
@@ -33,7 +32,7 @@ from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.packed_tower import PackedTower, tower_calls
 from data_engine.models.auto.parts import attend_by_hook, find_decoder, find_vision, output_weights, prompt_cache
 from data_engine.models.auto.positions import host_positions
-from data_engine.models.auto.processed import ProcessedPrompt, pixels_alone
+from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
@@ -54,7 +53,6 @@ class Auto:
     family = "auto"
     is_split = False
     takes_chat_settings, has_plain_path, samples_other_pixels = True, True, False
-    packs_prompts = False
 
     def __init__(self, model: PreTrainedModel, chat: Chat) -> None:
         self._model, self.chat = model.eval(), chat
@@ -253,18 +251,7 @@ class Auto:
     def encoded(self, prompts: Sequence[ProcessedPrompt]) -> Iterator[ProcessedPrompt]:
         return self.encoded_together(prompts) if self.encodes_together else iter(prompts)
 
-    @torch.inference_mode()
-    def encoded_together(self, prompts: Sequence[ProcessedPrompt]) -> Iterator[ProcessedPrompt]:
-        """As `encoded`, whether or not it is known that the tower takes them so."""
-        for group in tower.groups(prompts, pixels_alone, self):
-            if group.pixels is None:
-                yield from group.prompts
-                continue
-            features, at = self.image_features(group.pixels), 0
-            for one in group.prompts:
-                number = 0 if pixels_alone(one) is None else len(pixels_alone(one))
-                yield replace(one, features=features[at : at + number]) if number else one
-                at += number
+    encoded_together, run_prompts = processed.encoded_together, packed_prompts.run_prompts
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """[B, N, D] of images or tiles [B, C, H, W], as the model's own forward makes them."""
@@ -278,8 +265,17 @@ class Auto:
 
     def run_with_logits(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
         """The end of a prompt, and the model's logits there [V]."""
+        cache = prompt_cache(self.text_config, self.device)
+        out = self.run_forward(prompt, cache)
+        if "hidden" not in self._last:
+            raise DoesNotFit("its text decoder is not called as a module")
+        layers = [layer if is_recurrent(layer) else PassingLayer() for layer in cache.layers]
+        return PromptEnd(self._last["hidden"], self.next_position(prompt), layers), out.logits[0, -1]
+
+    def run_forward(self, prompt: ProcessedPrompt, cache: Cache) -> ModelOutput:
+        """The model's own forward of a prompt, with the logits behind it alone: those of all P tokens are too many."""
         self._last.clear()
-        cache, inputs = prompt_cache(self.text_config, self.device), self._inputs(prompt)
+        inputs = self._inputs(prompt)
         if self.takes_mirrored:
             inputs = mirrored(inputs, prompt.inputs)
         given = self._model.prepare_inputs_for_generation(
@@ -287,19 +283,26 @@ class Auto:
         )
         positions = self._host_positions(prompt.inputs)
         if positions is not None:
+            self._last["positions"] = positions
             given["position_ids"] = sent(positions, self.device)
         if prompt.features is not None:
             given["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=prompt.features)}
-        # Without it, logits of all P tokens would be there at once.
-        out = self._model(**given | {"logits_to_keep": 1})
-        if "hidden" not in self._last:
-            raise DoesNotFit("its text decoder is not called as a module")
-        if positions is None:
-            positions = self._last.get("positions")
+        return self._model(**given | {"logits_to_keep": 1})
+
+    def next_position(self, prompt: ProcessedPrompt) -> int:
+        """Where answers go on, once the forward of a prompt has reached the decoder."""
+        positions = self._last.get("positions")
         # The largest of all axes: an image takes fewer positions than tokens where they have height and width.
-        following = prompt.length if positions is None else int(positions.max()) + 1
-        layers = [layer if is_recurrent(layer) else PassingLayer() for layer in cache.layers]
-        return PromptEnd(self._last["hidden"], following, layers), out.logits[0, -1]
+        return prompt.length if positions is None else int(positions.max()) + 1
+
+    @functools.cached_property
+    def packs_prompts(self) -> bool:
+        return self.why_plain is None and packed_prompts.may_pack(self) and probing.packs(self)
+
+    def run_decoder(self, given: Mapping[str, Tensor]) -> Tensor:
+        """Last hidden states [M, D] of a row of prompts, of which none is kept."""
+        cache = passing(len(self.cache_layers))
+        return self.decoder(**given, past_key_values=cache, use_cache=True).last_hidden_state[0]
 
     @torch.inference_mode()
     def plain_end(self, prompt: ProcessedPrompt) -> tuple[Tensor, Tensor]:
@@ -334,7 +337,7 @@ class Auto:
 
     def _note_positions(self, module: nn.Module, args: tuple, options: dict) -> None:
         if options.get("position_ids") is not None:
-            self._last["positions"] = options["position_ids"]
+            self._last.setdefault("positions", options["position_ids"])
 
     def _note_encoded(self, module: nn.Module, args: tuple, options: dict) -> None:
         if self.is_split:

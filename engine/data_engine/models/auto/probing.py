@@ -3,6 +3,7 @@
 Shapes: G key/value heads, P prompt tokens, D head width.
 """
 
+import contextlib
 import functools
 import logging
 import sys
@@ -15,13 +16,14 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from data_engine.errors import LostRankError, UserError
+from data_engine.errors import BadRow, LostRankError, UserError
 from data_engine.models.answer_cache import answer_cache, repeated
-from data_engine.models.attention import Asking, DoesNotFit, Finding, Noting, attending
+from data_engine.models.attention import Asking, DoesNotFit, Finding, attending
 from data_engine.models.auto.parts import difference, fitted_head, layer_kinds
 from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel
 from data_engine.models.head import Head
 from data_engine.models.layer_kind import LayerKind
+from data_engine.models.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation
 
@@ -167,6 +169,29 @@ def takes_features() -> bool:
 
 
 @torch.inference_mode()
+def packs(model: Probed) -> bool:
+    """Whether prompts in one row of the decoder leave what each leaves alone: two about a picture, and, where the model
+    takes it, one without.
+    """
+    prompts = [_prompt(model, QUESTION), _prompt(model, f"Which {QUESTION}")]
+    with contextlib.suppress(BadRow):
+        prompts.insert(1, model.prompt_without_images(Conversation.of(QUESTION)))
+    try:
+        together = run_prefixes(model, prompts, sum(prompt.length for prompt in prompts))
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever a model raises that is called in a way that it does not know.
+    except Exception as error:
+        log.info("prompts run one by one (%s: %s)", type(error).__name__, reason(error))
+        return False
+    alone = [run_prefix(model, prompt) for prompt in prompts]
+    if any(found.end.next_position != own.end.next_position for found, own in zip(together, alone, strict=True)):
+        return False
+    kept = [[tensor for one in each for tensor in _kept(one)] for each in (together, alone)]
+    return all(difference(*both) <= ROUNDING[model.dtype] for both in zip(*kept, strict=True))
+
+
+@torch.inference_mode()
 def reads_ahead(model: Probed) -> bool:
     """Whether another token in a prompt changes what the layers keep of those before it.
 
@@ -187,14 +212,15 @@ def reads_ahead(model: Probed) -> bool:
 
 
 def _left(model: Probed, prompt: Prompt) -> list[Tensor]:
+    return _kept(run_prefix(model, prompt))
+
+
+def _kept(prefix: Prefix) -> list[Tensor]:
     """What a prompt leaves: the values [G, P, D] of each layer that looks at tokens, and its last hidden state.
 
     Values, since keys may have a bias beside which all else is small.
     """
-    noting = Noting(prompt.length)
-    with attending(noting, model.attention_layers):
-        hidden = model.run_prompt(prompt).hidden_D
-    return [*(one.values for _, one in sorted(noting.noted.items()) if not one.cross), hidden]
+    return [*(one.values for _, one in sorted(prefix.layers.items()) if not one.cross), prefix.end.hidden_D]
 
 
 def _prompt(model: Probed, text: str) -> Prompt:

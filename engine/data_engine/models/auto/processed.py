@@ -1,9 +1,13 @@
-"""A prompt as the processor of a model of transformers makes it."""
+"""A prompt as the processor of a model of transformers makes it, and its images run beforehand."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from data_engine.models import tower
 
 
 @dataclass(frozen=True)
@@ -24,3 +28,27 @@ def pixels_alone(prompt: ProcessedPrompt) -> Tensor | None:
     pixels = prompt.inputs.get("pixel_values")
     known = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
     return pixels if pixels is not None and pixels.ndim == 4 and known.issuperset(prompt.inputs) else None
+
+
+class Encoding(Protocol):
+    """A model whose vision tower can be called alone."""
+
+    device: torch.device
+    is_split: bool
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """[B, N, D] of images or tiles [B, C, H, W]."""
+
+
+@torch.inference_mode()
+def encoded_together(model: Encoding, prompts: Sequence[ProcessedPrompt]) -> Iterator[ProcessedPrompt]:
+    """As VisionLanguageModel.encoded, whether or not it is known that the tower takes them so."""
+    for group in tower.groups(prompts, pixels_alone, model):
+        if group.pixels is None:
+            yield from group.prompts
+            continue
+        features, at = model.image_features(group.pixels), 0
+        for one in group.prompts:
+            number = 0 if pixels_alone(one) is None else len(pixels_alone(one))
+            yield replace(one, features=features[at : at + number]) if number else one
+            at += number

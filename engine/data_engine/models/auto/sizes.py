@@ -12,13 +12,14 @@ from transformers.cache_utils import DynamicCache
 
 from data_engine.models.answer_cache import is_recurrent, tensors
 from data_engine.models.attention import DoesNotFit, Finding, attending
-from data_engine.models.auto.limits import BY_LARGEST_POSITION, fast_positions, rope_tables
+from data_engine.models.auto.limits import fast_positions, rope_tables
 from data_engine.models.auto.loading import quiet
 from data_engine.models.auto.parts import attend_by_hook, find_decoder, layer_kinds
 from data_engine.models.auto.processor import load_config
 from data_engine.models.base import CacheSizes, Description
 from data_engine.models.decoder import cache_values_per_token
 from data_engine.models.registry import reason
+from data_engine.models.rotary import BY_LARGEST_POSITION
 
 log = logging.getLogger(__name__)
 

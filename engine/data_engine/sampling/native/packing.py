@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from data_engine.models.answer_cache import answer_cache
-from data_engine.models.attention import LayerCall, attending, plain
+from data_engine.models.attention import DoesNotFit, LayerCall, attending, plain
 from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.prefix import Prefix, run_prefixes
@@ -49,7 +49,7 @@ class Packing:
         run alone.
 
         A pass for which memory does not suffice is no error, since the prompts may have room one by one; none as large
-        is tried again.
+        is tried again. Nor is a prompt that a pass cannot hold; no other pass is tried.
         """
         lengths = [prompt.length for prompt in prompts[:MOST_PROMPTS]]
         try:
@@ -58,6 +58,10 @@ class Packing:
             if len(lengths) < 2:
                 return []
             return run_prefixes(self._model, prompts[: len(lengths)], rows_for(lengths))
+        except DoesNotFit as problem:
+            self._most_tokens = 0
+            log.info("prompts run one by one from here on: %s", problem)
+            return []
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
