@@ -49,6 +49,11 @@ OWN = [
 K, PARAMS = 2, SamplingParams(temperature=1.0, top_k=20, max_new_tokens=6)
 
 
+def loaded(checkpoints, name: str, dtype: str = "float32"):
+    """On the CPU wherever the suite runs: a GPU promises no bits, and is measured."""
+    return load_model("auto", str(checkpoints(name).folder), device="cpu", dtype=dtype)
+
+
 def prompts_of(model, names=ASKED) -> list:
     """Several images, one, none, and turns before the question."""
     return [prompt(model, ASKED[name]) for name in names]
@@ -79,7 +84,7 @@ def assert_each_as_alone(model) -> None:
 @pytest.mark.parametrize("name", named(PACKED))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_prompts_in_one_pass_leave_what_each_leaves_alone(checkpoints, name, dtype):
-    assert_each_as_alone(load_model("auto", str(checkpoints(name).folder), device="cpu", dtype=dtype))
+    assert_each_as_alone(loaded(checkpoints, name, dtype))
 
 
 @pytest.mark.parametrize("kind", OWN)
@@ -90,8 +95,7 @@ def test_so_do_those_of_internvls_own_layout(tmp_path, one_thread, kind):
 
 @pytest.mark.parametrize("name", named(ALONE))
 def test_a_family_whose_rows_meet_runs_its_prompts_one_by_one(checkpoints, name):
-    model = checkpoints(name).model
-    assert not model.packs_prompts
+    assert not loaded(checkpoints, name).packs_prompts
 
 
 @pytest.mark.families
@@ -102,7 +106,8 @@ def test_a_rotary_table_by_the_longest_prompt_keeps_prompts_apart(tmp_path, one_
 
 @pytest.mark.parametrize("name", named(PACKED))
 def test_what_is_left_of_a_prompt_keeps_no_other_alive(checkpoints, name):
-    for found in run_all(checkpoints(name).model, prompts_of(checkpoints(name).model)):
+    model = loaded(checkpoints, name)
+    for found in run_all(model, prompts_of(model)):
         kept = [found.end.hidden_D, *(part for noted in found.layers.values() for part in noted[:2])]
         assert [part.untyped_storage().nbytes() for part in kept] == [part.nbytes for part in kept]
 
@@ -110,7 +115,7 @@ def test_what_is_left_of_a_prompt_keeps_no_other_alive(checkpoints, name):
 @pytest.mark.parametrize("name", named(PACKED))
 def test_answers_are_those_of_prompts_that_run_one_at_a_time(checkpoints, name, monkeypatch):
     """By the steps of a GPU; those of prompts too short to be measured run alone."""
-    model = checkpoints(name).model
+    model = loaded(checkpoints, name)
     prompts = [one for one in prompts_of(model) if one.length >= packing.BLOCK]
     requests = [PromptRequest(one, [seed_for(0, number, of) for of in range(K)]) for number, one in enumerate(prompts)]
     passes, run = [], packing.run_prefixes
@@ -132,7 +137,7 @@ def test_answers_are_those_of_prompts_that_run_one_at_a_time(checkpoints, name, 
 
 @pytest.mark.parametrize("name", named(PACKED))
 def test_answers_behind_prompts_of_one_pass_are_scored_as_behind_each(checkpoints, name, monkeypatch):
-    model = checkpoints(name).model
+    model = loaded(checkpoints, name)
     asked = [logprobs.Scored(one, [[65, 66, 67], [68]]) for one in prompts_of(model)]
     expected = [logprobs.score_pass(model, [one])[0] for one in asked]
     monkeypatch.setattr(logprobs, "prompts_together", lambda model: 3)
@@ -145,7 +150,7 @@ def test_answers_behind_prompts_of_one_pass_are_scored_as_behind_each(checkpoint
 def test_a_pass_of_prompts_asks_the_device_for_nothing(checkpoints, name, monkeypatch):
     """On tensors without values, of which the host can read none; what it sends goes by `sent` alone."""
     Flash(monkeypatch)
-    model = load_model("auto", str(checkpoints(name).folder), device="cpu", dtype="bfloat16")
+    model = loaded(checkpoints, name, "bfloat16")
     prompts = prompts_of(model)
     with on_meta(model, monkeypatch):
         ends = model.run_prompts(prompts, rows_for([one.length for one in prompts]))
@@ -153,7 +158,7 @@ def test_a_pass_of_prompts_asks_the_device_for_nothing(checkpoints, name, monkey
 
 
 def test_a_decoder_that_is_handed_something_else_runs_its_prompts_one_by_one(checkpoints, monkeypatch):
-    model = checkpoints("qwen2_5_vl").reloaded().model
+    model = loaded(checkpoints, "qwen2_5_vl")
     prompts, run = prompts_of(model), model.run_forward
 
     def handed(prompt, cache):
@@ -173,7 +178,7 @@ def test_a_decoder_that_is_handed_something_else_runs_its_prompts_one_by_one(che
 
 def test_a_pass_that_leaves_other_numbers_is_not_taken(checkpoints, monkeypatch):
     """Such as positions that go on from one prompt to the next."""
-    model, joined = checkpoints("qwen2_5_vl").reloaded().model, packed_prompts._joined
+    model, joined = loaded(checkpoints, "qwen2_5_vl"), packed_prompts._joined
 
     def counting_on(fronts, num_rows):
         given = joined(fronts, num_rows)
