@@ -32,10 +32,10 @@ def larger(rows: Tensor) -> Tensor:
 
 def by_number(made: Tensor) -> Tensor:
     """Bits that depend on how many rows there are."""
-    return larger(made) if made.shape[1] > 100 else made
+    return larger(made) if made.shape[1] > 200 else made
 
 
 def by_place(made: Tensor) -> Tensor:
     """Bits that depend on where a row stands."""
-    made[:, 100:] = larger(made[:, 100:])
+    made[:, 200:] = larger(made[:, 200:])
     return made

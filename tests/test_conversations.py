@@ -209,6 +209,7 @@ def test_a_system_text_is_the_rows_own_or_that_of_the_flag(tmp_path):
         {"question": "?", "system": "In a column."},
         {"question": "?", "system": None},
         {"question": "?", "system": ""},
+        {"question": "?", "system": " \n"},
         {"messages": [own, message(USER, "?")]},
         {"messages": [message(USER, "?")], "system": "In a column."},
         {"messages": [own, message(USER, "?")], "system": "In messages."},
@@ -218,9 +219,9 @@ def test_a_system_text_is_the_rows_own_or_that_of_the_flag(tmp_path):
     found = asked(path, system="By the flag.")
     systems = [row.conversation and row.conversation.system for row in found]
     assert systems == [
-        "In a column.", "By the flag.", "By the flag.", "In messages.", "In a column.", "In messages.", None
+        "In a column.", *["By the flag."] * 3, "In messages.", "In a column.", "In messages.", None
     ]  # fmt: skip
-    assert found[6].problem == "row has a system text, and another one in its messages; leave one of the two out"
+    assert found[7].problem == "row has a system text, and another one in its messages; leave one of the two out"
     assert asked(path)[1].conversation.messages == (said(USER, "?"),)
 
 

@@ -90,9 +90,10 @@ def test_prompts_that_run_in_one_pass_change_no_answer_of_any_unit(sampled, monk
     passes, run = [], packing.run_prefixes
     monkeypatch.setattr(packing, "run_prefixes", lambda m, each, rows: passes.append(len(each)) or run(m, each, rows))
     answers, left_out, _ = sampled("alone")
-    assert passes == []
+    assert set(passes) == {1}
+    passes.clear()
     together, together_left_out, _ = sampled("together", pages=200)
-    assert sum(passes) > NUM_QUESTIONS / 2
+    assert sum(number for number in passes if number > 1) > NUM_QUESTIONS / 2
     assert together == answers
     assert together_left_out == left_out
 
@@ -117,7 +118,7 @@ def test_a_unit_is_published_when_it_is_finished_while_the_next_ones_go_on(sampl
 
 def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatch):
     answers, _, _ = sampled("plain", one_queue=False)
-    calls, prefill = [], scheduler.ModelRunner.prefill
+    calls, prefill = [], scheduler.ModelRunner.prefill_all
 
     def fails(*arguments):
         calls.append(None)
@@ -125,7 +126,7 @@ def test_out_of_memory_ends_with_the_units_in_hand(sampled, tmp_path, monkeypatc
             raise torch.OutOfMemoryError("no room")
         return prefill(*arguments)
 
-    monkeypatch.setattr(scheduler.ModelRunner, "prefill", fails)
+    monkeypatch.setattr(scheduler.ModelRunner, "prefill_all", fails)
     assert sampled("ahead")[0] == answers
     retries = {line["unit"]: line.get("out_of_memory") for line in logs.unit_lines(tmp_path / "ahead")}
     assert retries.pop(1) == 1

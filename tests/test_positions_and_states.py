@@ -83,6 +83,7 @@ def other_positions(model, monkeypatch) -> PlainLogits:
         return hidden @ model.head.weight.T
 
     monkeypatch.setattr(model, "run_prompt", run_prompt)
+    monkeypatch.setattr(type(model), "packs_prompts", False)
     return logits
 
 
@@ -117,6 +118,7 @@ def with_states(model, monkeypatch) -> PlainLogits:
     with torch.inference_mode():
         monkeypatch.setattr(model, "cache_layers", run_prompt(EmbeddedPrompt(first)).cache_layers)
     monkeypatch.setattr(model, "run_prompt", run_prompt)
+    monkeypatch.setattr(type(model), "packs_prompts", False)
     monkeypatch.setattr(model, "run_answers", run_answers)
     # One row of several answers would have one state.
     monkeypatch.setattr(model, "answers_in_rows", True)

@@ -7,6 +7,7 @@ from prompts import EmbeddedPrompt
 from torch import Tensor
 
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.prefix import run_prefix, run_prefixes
 from data_engine.sampling.memory import rows_of_prompts
 from data_engine.sampling.native.packing import Packing
 
@@ -27,7 +28,7 @@ def found_to_differ(model: VisionLanguageModel) -> Packing:
     """The measurements of a model once prompts of 65 and 71 tokens ran in one pass, and their bits were others."""
     packing = Packing(model)
     assert packing.may_go([65, 71], NO_LIMIT)
-    assert packing.run(made_up(65, 71), NO_LIMIT) == []
+    assert len(packing.run(made_up(65, 71), NO_LIMIT)) == 1
     return packing
 
 
@@ -49,10 +50,6 @@ def test_the_last_rows_count_though_they_are_no_whole_block(instruct):
     assert Packing(instruct).fingerprint(128) is not None
 
 
-def test_fewer_rows_than_a_block_have_no_fingerprint(instruct):
-    assert Packing(instruct).fingerprint(60) is None
-
-
 def test_a_window_that_hides_something_in_the_pass_keeps_prompts_apart(omni_instruct):
     """The decoder's window is 4,096 tokens: from there on transformers makes a mask."""
     assert omni_instruct.decoder.config.sliding_window == 4096
@@ -68,7 +65,7 @@ def test_a_number_of_rows_is_measured_once(instruct, monkeypatch):
     for _ in range(2):
         assert packing.agree([65, 71, 65])
         assert packing.agree([71, 80])
-    assert sorted(measured) == [65, 71, 80, 256]
+    assert sorted(measured) == [128, 256]
 
 
 def test_a_pass_that_was_found_to_change_bits_is_not_planned_again(instruct):
@@ -85,7 +82,7 @@ def test_no_pass_is_planned_for_a_prompt_that_was_found_to_agree_with_none(instr
         assert packing.fingerprint(256) is not None
         assert not packing.may_go([65, 71], NO_LIMIT)
         # Of these, one was not measured, and the other is known to differ.
-        assert not packing.may_go([80, 65], NO_LIMIT)
+        assert not packing.may_go([150, 65], NO_LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -93,16 +90,18 @@ def test_no_pass_is_planned_for_a_prompt_that_was_found_to_agree_with_none(instr
     [
         ([65] * 5, NO_LIMIT, 4),
         ([65, 70], NO_LIMIT, 2),
-        ([65], NO_LIMIT, 0),
+        ([65], NO_LIMIT, 1),
         # 3,000 tokens are 3,072 rows, and 4,100 too many.
         ([1500, 1500, 1100], NO_LIMIT, 2),
-        ([4000, 97], NO_LIMIT, 0),
-        # 130 tokens are 256 rows.
+        ([4000, 97], NO_LIMIT, 1),
+        ([4097, 97], NO_LIMIT, 0),
+        # 195 tokens are 256 rows.
         ([65, 65, 65], 256, 3),
-        ([65, 65, 65], 255, 0),
-        # Shorter than what was measured.
-        ([65, 65, 60], NO_LIMIT, 2),
-        ([60, 65, 65], NO_LIMIT, 0),
+        # A prompt has a pass of its own whatever the room.
+        ([65, 65, 65], 255, 1),
+        ([65, 65, 65], 0, 1),
+        # Shorter than the block that is repeated.
+        ([60, 30, 65], NO_LIMIT, 3),
     ],
 )
 def test_how_many_prompts_go_in_one_pass(instruct, lengths, room, together):
@@ -112,11 +111,23 @@ def test_how_many_prompts_go_in_one_pass(instruct, lengths, room, together):
 
 def test_a_prompt_whose_own_number_of_rows_is_another_algorithm_runs_alone(instruct):
     def odd(made: Tensor) -> Tensor:
-        return larger(made) if made.shape[1] == 71 else made
+        return larger(made) if made.shape[1] == 256 else made
 
     with changed(instruct, odd):
-        packing, prompts = Packing(instruct), made_up(65, 66, 71, 81, 87)
-        assert [len(packing.run(prompts[first:], NO_LIMIT)) for first in range(5)] == [2, 0, 0, 2, 0]
+        # Alone, the fourth has 256 rows; so have two of the others together, and three have 384.
+        packing, prompts = Packing(instruct), made_up(100, 110, 90, 130, 100, 110, 90)
+        assert [len(packing.run(prompts[first:], NO_LIMIT)) for first in range(7)] == [3, 1, 1, 1, 3, 1, 1]
+
+
+def test_a_prompt_has_the_same_bits_alone_whatever_its_pass_is_filled_up_with(instruct):
+    """Where a row's bits follow from the number of rows, those of a prompt alone are those of its own pass."""
+    with changed(instruct, by_number):
+        [prompt] = made_up(130)
+        [found] = Packing(instruct).run([prompt], 0)
+        [expected] = run_prefixes(instruct, [prompt], 256)
+        assert torch.equal(found.end.hidden_D, expected.end.hidden_D)
+        # One of 130 rows has others.
+        assert not torch.equal(found.end.hidden_D, run_prefix(instruct, prompt).end.hidden_D)
 
 
 def test_room_for_prompts_by_hand():

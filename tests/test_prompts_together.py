@@ -1,7 +1,6 @@
 """Several prompts in one pass of the decoder leave the bits that each leaves alone, or do not run in one pass."""
 
 import weakref
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -72,6 +71,12 @@ def passes(monkeypatch) -> list[list[int]]:
 
 def run_all(model: VisionLanguageModel, prompts: list[EmbeddedPrompt]) -> list[Prefix]:
     return run_prefixes(model, prompts, rows_for([prompt.length for prompt in prompts]))
+
+
+def one_a_pass(patch: pytest.MonkeyPatch) -> None:
+    """Each prompt has a pass of its own."""
+    may_go = Packing.may_go
+    patch.setattr(Packing, "may_go", lambda of, lengths, room: len(lengths) < 2 and may_go(of, lengths, room))
 
 
 def assert_same(found: Prefix, expected: Prefix) -> None:
@@ -150,7 +155,7 @@ def answers(
 
 def one_at_a_time(model, prompts, **options) -> tuple[list[Completion], dict[tuple[int, int], Tensor]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Packing, "run", lambda *_: [])
+        one_a_pass(patch)
         return answers(model, prompts, **options)[:2]
 
 
@@ -198,7 +203,8 @@ def test_a_decoder_whose_bits_depend_on_the_other_rows_runs_prompts_one_at_a_tim
         expected, their_logits = one_at_a_time(instruct, llava_prompts)
         ran = passes(instruct)
         found, logits, _ = answers(instruct, llava_prompts)
-        assert ran == [[prompt.length] for prompt in llava_prompts]
+        # Together, the last two have as many rows as each alone: 128.
+        assert ran == [[66], [72], [66], [82], [66], [88], [62, 62]]
         assert found == expected
         assert differing(logits, their_logits) == []
         # Without the measurement, bits would be others.
@@ -215,7 +221,7 @@ def test_the_path_of_a_cpu_runs_prompts_one_at_a_time(instruct, llava_prompts, p
 def test_memory_that_a_pass_of_several_prompts_does_not_have_takes_no_rows_away(
     instruct, llava_prompts, passes, monkeypatch
 ):
-    """256 rows are too many: 384 are not tried, and pairs of 128 fit."""
+    """256 rows are too many: so are 384, and pairs of 128 fit."""
     expected, their_logits = one_at_a_time(instruct, llava_prompts)
     ran, tried, together = passes(instruct), [], instruct.run_prompts
 
@@ -229,7 +235,7 @@ def test_memory_that_a_pass_of_several_prompts_does_not_have_takes_no_rows_away(
     found, logits, engine = answers(instruct, llava_prompts)
     assert (found, engine.retries) == (expected, 0)
     assert differing(logits, their_logits) == []
-    assert tried == [384, 256, 128]
+    assert tried == [384, 256, *[128] * 7]
     # 62 + 62 tokens are the one pair of no more than 128.
     assert ran == [[66], [72], [66], [82], [66], [88], [62, 62]]
 
@@ -237,22 +243,19 @@ def test_memory_that_a_pass_of_several_prompts_does_not_have_takes_no_rows_away(
 def test_memory_that_runs_out_for_a_prompt_alone_halves_the_rows_and_loses_no_answer(
     instruct, llava_prompts, monkeypatch
 ):
-    """The second of two passes of four prompts does not fit, nor does its first prompt alone, once."""
+    """The second of two passes of four prompts does not fit, nor do fewer, nor its first prompt alone, once."""
     expected, _ = one_at_a_time(instruct, llava_prompts)
-    together, alone, calls = instruct.run_prompts, instruct.run_prompt, []
+    together, calls = instruct.run_prompts, []
 
-    def fails(call: Callable, at: int) -> Callable:
-        def called(*given):
-            calls.append(at)
-            if calls == [0, 0] or calls == [0, 0, 1]:
-                raise torch.OutOfMemoryError("no room")
-            return call(*given)
+    def fails(prompts: list[EmbeddedPrompt], num_rows: int) -> list:
+        calls.append(len(prompts))
+        if calls in ([4, 4], [4, 4, 3], [4, 4, 3, 1]):
+            raise torch.OutOfMemoryError("no room")
+        return together(prompts, num_rows)
 
-        return called
-
-    monkeypatch.setattr(instruct, "run_prompts", fails(together, 0))
-    monkeypatch.setattr(instruct, "run_prompt", fails(alone, 1))
+    monkeypatch.setattr(instruct, "run_prompts", fails)
     found, _, engine = answers(instruct, llava_prompts)
+    assert calls[:4] == [4, 4, 3, 1]
     assert engine.retries == 1
     assert found == expected
 

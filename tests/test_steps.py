@@ -82,9 +82,9 @@ def longest_prompt(asked: list[PromptRequest]) -> int:
 def short_of_pages(monkeypatch) -> tuple[list[int], list[int]]:
     """24 tokens in pages of 5, without foresight; tokens of the rows that gave way, slots of the prompts prefilled."""
     gone, prefilled = [], []
-    preempt, prefill = scheduler.Scheduler._preempt, ModelRunner.prefill
+    preempt, keep = scheduler.Scheduler._preempt, ModelRunner._keep
     monkeypatch.setattr(scheduler.Scheduler, "_preempt", lambda loop, row: gone.append(row.drawn) or preempt(loop, row))
-    monkeypatch.setattr(ModelRunner, "prefill", lambda *given: prefilled.append(given[2]) or prefill(*given))
+    monkeypatch.setattr(ModelRunner, "_keep", lambda *given: prefilled.append(given[2]) or keep(*given))
     monkeypatch.setattr(page_allocator, "PAGE", 5)
     blind = lambda self, rows, prompt_tokens=0: len(self.free) > pages_of(prompt_tokens)  # noqa: E731
     monkeypatch.setattr(page_allocator.PageAllocator, "suffice_for_another", blind)
@@ -146,8 +146,9 @@ def test_a_prompt_that_the_pool_does_not_hold_is_left_out_and_costs_the_others_n
 ):
     """It is not even run. Alone, it is an error of the settings."""
     monkeypatch.setattr(page_allocator, "PAGE", 5)
-    prefilled, prefill = [], ModelRunner.prefill
-    monkeypatch.setattr(ModelRunner, "prefill", lambda *given: prefilled.append(given[1]) or prefill(*given))
+    prefilled, prefill = [], ModelRunner.prefill_all
+    noted = lambda runner, waiting: prefilled.extend(one.prompt for one in waiting) or prefill(runner, waiting)  # noqa: E731
+    monkeypatch.setattr(ModelRunner, "prefill_all", noted)
     number = longest_prompt(asked) + 5
     three = beside_a_giant(asked, number)
     decoder = SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10, num_pages=number)
@@ -155,6 +156,7 @@ def test_a_prompt_that_the_pool_does_not_hold_is_left_out_and_costs_the_others_n
     assert found[10:] == expected[10:30]
     assert is_left_out(found[:10])
     assert decoder.retries == 0
+    assert three[1].prompt in prefilled
     assert three[0].prompt not in prefilled
     with pytest.raises(UserError, match="no room for a single question"):
         SamplingEngine(instruct, 12, 4, samples_per_prompt=10, num_pages=number).sample(three[:1], PARAMS)
@@ -162,7 +164,7 @@ def test_a_prompt_that_the_pool_does_not_hold_is_left_out_and_costs_the_others_n
 
 def test_memory_that_runs_out_behind_a_prompt_that_is_left_out_loses_no_answer(instruct, asked, expected, monkeypatch):
     monkeypatch.setattr(page_allocator, "PAGE", 5)
-    calls, prefill = [], ModelRunner.prefill
+    calls, prefill = [], ModelRunner.prefill_all
 
     def fails_once(*given):
         calls.append(None)
@@ -170,7 +172,7 @@ def test_memory_that_runs_out_behind_a_prompt_that_is_left_out_loses_no_answer(i
             raise torch.OutOfMemoryError("no room")
         return prefill(*given)
 
-    monkeypatch.setattr(ModelRunner, "prefill", fails_once)
+    monkeypatch.setattr(ModelRunner, "prefill_all", fails_once)
     # Half of the pages do for the others.
     number = 2 * (longest_prompt(asked) + 5)
     decoder = SamplingEngine(instruct, 12, num_slots(12, 10), samples_per_prompt=10, num_pages=number)

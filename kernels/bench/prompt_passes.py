@@ -1,5 +1,5 @@
 """Prompts of LLaVA-1.5-7B's length in passes of one, two and four: the time of each, and whether its bits are the same;
-and how many lengths of a prompt alone agree with such passes.
+what filling up a prompt's own pass costs; and which numbers of rows have the same bits.
 
 By the engine's own code, on a decoder of that size; the vision tower, which runs an image at a time, is left out.
 """
@@ -14,12 +14,12 @@ import torch
 from data_engine.bench import machine
 from data_engine.bench.bare_llama import LLAMA_7B, TINY_LLAMA, BareLlama, EmbeddedPrompt
 from data_engine.models.prefix import Prefix, run_prefix, run_prefixes
-from data_engine.sampling.native.packing import Packing, rows_for
+from data_engine.sampling.native.packing import MOST_TOKENS, ROUND, Packing, rows_for
 
 # Tokens of four prompts: 576 of an image, and a question.
 LENGTHS, TINY_LENGTHS = (616, 604, 631, 622), (70, 65, 81, 66)
-# Whose number of rows is held against that of each pass: a prompt whose bits are others alone never shares one.
-ALONE, TINY_ALONE = range(580, 708), range(61, 77)
+# Numbers of rows that passes have: prompts go together where theirs have the same bits.
+ROWS, TINY_ROWS = range(ROUND, MOST_TOKENS + 1, ROUND), range(ROUND, 4 * ROUND + 1, ROUND)
 
 
 @torch.inference_mode()
@@ -29,38 +29,45 @@ def prompt_passes(device: torch.device, tiny: bool) -> dict:
     """
     model = BareLlama(TINY_LLAMA if tiny else LLAMA_7B, device, torch.float32 if tiny else torch.bfloat16)
     prompts = [model.prompt(length) for length in (TINY_LENGTHS if tiny else LENGTHS)]
-    alone, packing, ways = [run_prefix(model, one) for one in prompts], Packing(model), {}
+    alone, packing, ways = run(model, [[one] for one in prompts]), Packing(model), {}
     for number in (1, 2, 4):
         groups = [prompts[first : first + number] for first in range(0, len(prompts), number)]
         lengths = [[one.length for one in group] for group in groups]
         found = run(model, groups)
         spent = statistics.median(machine.seconds_of(functools.partial(run, model, groups), device, 3 if tiny else 20))
         ways[str(number)] = {
-            "rows": [sum(each) if number == 1 else rows_for(each) for each in lengths],
+            "rows": [rows_for(each) for each in lengths],
             "ms_a_prompt": spent * 1e3 / len(prompts),
             "same_bits": all(same_bits(*both) for both in zip(found, alone, strict=True)),
-            "would_run": number == 1 or all(packing.agree(each) for each in lengths),
+            "would_run": all(packing.agree(each) for each in lengths),
         }
+
+    def as_it_is() -> None:
+        for one in prompts:
+            run_prefix(model, one)
+
+    spent = statistics.median(machine.seconds_of(as_it_is, device, 3 if tiny else 20))
+    ways["1 as it is"] = {"rows": [one.length for one in prompts], "ms_a_prompt": spent * 1e3 / len(prompts)}
     start = time.perf_counter()
     Packing(model).fingerprint(ways["4"]["rows"][0])
-    spent, tried = time.perf_counter() - start, TINY_ALONE if tiny else ALONE
-    rows = sorted({number for name in ("2", "4") for number in ways[name]["rows"]})
-    agree = {str(number): agreeing(packing, number, tried) for number in rows}
-    return {"ways": ways, "ms_to_measure": spent * 1e3, "lengths": [tried.start, tried.stop - 1], "agree": agree}
+    spent = time.perf_counter() - start
+    return {"ways": ways, "ms_to_measure": spent * 1e3, "agree": agreeing(packing, TINY_ROWS if tiny else ROWS)}
 
 
-def agreeing(packing: Packing, num_rows: int, lengths: Sequence[int]) -> int:
-    """How many of these lengths of a prompt alone have the fingerprint of a pass of so many rows."""
-    expected = packing.fingerprint(num_rows)
-    return sum(expected is not None and packing.fingerprint(length) == expected for length in lengths)
+def agreeing(packing: Packing, numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers of rows that have the same bits, together; those whose bits depend on a row's place are left out."""
+    groups: dict[bytes, list[int]] = {}
+    for number in numbers:
+        if (found := packing.fingerprint(number)) is not None:
+            groups.setdefault(found, []).append(number)
+    return list(groups.values())
 
 
 def run(model: BareLlama, groups: Sequence[Sequence[EmbeddedPrompt]]) -> list[Prefix]:
     """What all prompts leave, those of a group run in one pass."""
     found = []
     for group in groups:
-        lengths = [one.length for one in group]
-        found += run_prefixes(model, group, rows_for(lengths)) if len(group) > 1 else [run_prefix(model, *group)]
+        found += run_prefixes(model, group, rows_for([one.length for one in group]))
     return found
 
 
@@ -79,11 +86,9 @@ def table(measured: dict) -> str:
     for number, way in measured["ways"].items():
         rows = ", ".join(map(str, way["rows"]))
         times = f"{way['ms_a_prompt']:14.2f}{way['ms_a_prompt'] / alone:15.1%}"
-        same, runs = ("yes" if way[name] else "no" for name in ("same_bits", "would_run"))
+        same, runs = ({True: "yes", False: "no", None: ""}[way.get(name)] for name in ("same_bits", "would_run"))
         lines.append(f"{number:12}{rows:>24}{times}{same:>12}{runs:>15}")
     lines.append(f"to measure whether {measured['ways']['4']['rows'][0]} rows agree, once: "
                  f"{measured['ms_to_measure']:.1f} ms")  # fmt: skip
-    first, last = measured["lengths"]
-    agree = ", ".join(f"{number} with a pass of {rows} rows" for rows, number in measured["agree"].items())
-    lines.append(f"of the {last - first + 1} lengths from {first} to {last} tokens agree: {agree}")
+    lines += [f"the same bits in passes of {', '.join(map(str, rows))} rows" for rows in measured["agree"]]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from prompts import logits_noted
 from test_family_packed_tower import Flash
 from test_family_positions import prompt
 from test_family_waits import LEFT, on_meta
+from test_prompts_together import one_a_pass
 
 from data_engine.models import load_model
 from data_engine.models.attention import DoesNotFit
@@ -114,9 +115,9 @@ def test_what_is_left_of_a_prompt_keeps_no_other_alive(checkpoints, name):
 
 @pytest.mark.parametrize("name", named(PACKED))
 def test_answers_are_those_of_prompts_that_run_one_at_a_time(checkpoints, name, monkeypatch):
-    """By the steps of a GPU; those of prompts too short to be measured run alone."""
+    """By the steps of a GPU."""
     model = loaded(checkpoints, name)
-    prompts = [one for one in prompts_of(model) if one.length >= packing.BLOCK]
+    prompts = prompts_of(model)
     requests = [PromptRequest(one, [seed_for(0, number, of) for of in range(K)]) for number, one in enumerate(prompts)]
     passes, run = [], packing.run_prefixes
     monkeypatch.setattr(packing, "run_prefixes", lambda m, some, rows: passes.append(len(some)) or run(m, some, rows))
@@ -126,10 +127,11 @@ def test_answers_are_those_of_prompts_that_run_one_at_a_time(checkpoints, name, 
             return SamplingEngine(model, 2 * len(prompts), len(prompts), K, 400).sample(requests, PARAMS), logits
 
     found, logits = answers()
-    assert passes == [min(len(prompts), packing.MOST_PROMPTS)]
-    monkeypatch.setattr(Packing, "run", lambda *given: [])
+    assert passes == [4, 2]
+    passes.clear()
+    one_a_pass(monkeypatch)
     expected, their_logits = answers()
-    assert passes == passes[:1]
+    assert passes == [1] * 6
     assert found == expected
     assert logits.keys() == their_logits.keys()
     assert all(torch.equal(one, their_logits[at]) for at, one in logits.items())
@@ -174,6 +176,7 @@ def test_a_decoder_that_is_handed_something_else_runs_its_prompts_one_by_one(che
     monkeypatch.setattr(many, "agree", lambda lengths: True)
     assert many.run(prompts, 10**6) == []
     assert not many.may_go([61, 61], 10**6)
+    assert many.may_go([61], 10**6)
 
 
 def test_a_pass_that_leaves_other_numbers_is_not_taken(checkpoints, monkeypatch):

@@ -49,6 +49,8 @@ class Asked:
     def given(self, row: int) -> Given:
         """What is asked, before its images are looked at."""
         question, system = _text(self._questions, row, "question"), _text(self._systems, row, "system")
+        # A blank cell is one without a text.
+        system = system if system and system.strip() else None
         messages = messages_in(self._messages[row]) if self._messages is not None else None
         if messages is not None:
             conversation = conversation_of(messages)
@@ -60,7 +62,7 @@ class Asked:
             conversation = Conversation((Message("user", (question,)),))
         if system and conversation.system not in (None, system):
             raise BadImage("row has a system text, and another one in its messages; leave one of the two out")
-        return Given(conversation.with_system(system or None), messages is None)
+        return Given(conversation.with_system(system), messages is None)
 
     def images(self, row: int) -> list[ImageCell]:
         """The images of a row, not read yet."""

@@ -4,7 +4,10 @@ A pass of several prompts makes for each the attention call that it would make a
 layer goes row by row: norms, products, rotary embedding, activation. So a prompt keeps its bits where a row's do not
 depend on how many rows there are, nor on its place among them. No library promises that: another number of rows may
 be another algorithm. It is measured with the model's own weights, once for each number of rows (`fingerprint`), and
-prompts whose numbers of rows were not found to agree run alone.
+prompts whose numbers of rows were not found to agree run one at a time.
+
+Every pass is filled up to a multiple of `ROUND` rows, that of one prompt too. So there are few numbers of rows to
+measure, however many lengths prompts have.
 
 The measurement sees what changes whole rows, as another order of a sum does. A few numbers at the end of a tensor can
 escape it: torch's element-wise loops on a CPU compute fewer than two vectors of them by other functions, which mostly
@@ -30,8 +33,7 @@ log = logging.getLogger(__name__)
 
 # Of a pass. So many usual prompts fill a GPU, and more would win nothing.
 MOST_PROMPTS, MOST_TOKENS = 4, 4096
-# Passes of several prompts have a multiple of so many rows, so that few numbers of rows are measured. Products are
-# computed in tiles of 128 or 256 rows.
+# Passes have a multiple of so many rows. Products are computed in tiles of 128 or 256 rows, so filling up costs little.
 ROUND = 128
 # Rows that are repeated to measure. 61 shares no factor with a tile's rows, so copies begin at many places in a tile.
 BLOCK = 61
@@ -45,48 +47,49 @@ class Packing:
         self._found: dict[int, bytes | None] = {}
 
     def run(self, prompts: Sequence[Prompt], room: int) -> list[Prefix]:
-        """What the first prompts leave, as many as run in one pass of up to `room` rows; nothing where the first is to
-        run alone.
+        """What the first prompts leave: as many as run in one pass of up to `room` rows, or the first one; nothing
+        where that is to run as it is, since it is too long for a pass or does not fit one.
 
-        A pass for which memory does not suffice is no error, since the prompts may have room one by one; none as large
-        is tried again. Nor is a prompt that a pass cannot hold; no other pass is tried.
+        Several for which memory does not suffice are no error, since they may have room one by one; no pass of several
+        as large is tried again. Nor is a prompt that a pass cannot hold; no other pass of several is tried.
         """
         lengths = [prompt.length for prompt in prompts[:MOST_PROMPTS]]
         try:
-            while len(lengths) > 1 and not (self.may_go(lengths, room) and self.agree(lengths)):
+            while lengths and not (self.may_go(lengths, room) and self.agree(lengths)):
                 lengths.pop()
-            if len(lengths) < 2:
-                return []
-            return run_prefixes(self._model, prompts[: len(lengths)], rows_for(lengths))
+            return run_prefixes(self._model, prompts[: len(lengths)], rows_for(lengths)) if lengths else []
         except DoesNotFit as problem:
+            log.info("%s; a prompt runs without a pass, and no pass has several from here on", problem)
             self._most_tokens = 0
-            log.info("prompts run one by one from here on: %s", problem)
-            return []
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if len(lengths) < 2 or not is_out_of_memory(error):
                 raise
-        # Outside the handler, whose traceback would keep the pass's tensors.
-        self._most_tokens = rows_for(lengths) - 1
-        log.info("out of memory with %d rows of prompts in a pass; no pass has as many from here on", rows_for(lengths))
-        return []
+            self._most_tokens = rows_for(lengths) - 1
+            log.info(
+                "out of memory with %d rows of prompts; no pass of several has as many from here on", rows_for(lengths)
+            )
+        # Outside the handlers, whose traceback would keep the pass's tensors.
+        return self.run(prompts, room) if len(lengths) > 1 else []
 
     def may_go(self, lengths: Sequence[int], room: int) -> bool:
         """Whether prompts of these lengths are few and short enough for one pass, and nothing that was measured so far
         speaks against it.
+
+        One prompt goes by its length alone, so that its bits depend on nothing else.
         """
         num_rows = rows_for(lengths)
-        fits = len(lengths) <= MOST_PROMPTS and num_rows <= min(room, self._most_tokens)
-        measured = {self._found[number] for number in (num_rows, *lengths) if number in self._found}
-        return fits and None not in measured and len(measured) < 2
+        most = min(room, self._most_tokens) if len(lengths) > 1 else MOST_TOKENS
+        measured = {self._found[number] for number in (num_rows, *_each_alone(lengths)) if number in self._found}
+        return len(lengths) <= MOST_PROMPTS and num_rows <= most and None not in measured and len(measured) < 2
 
     def agree(self, lengths: Sequence[int]) -> bool:
-        """Whether prompts of these lengths were found to have the same bits in one pass as alone."""
+        """Whether prompts of these lengths were found to have the same bits in one pass as in a pass of each."""
         together = self.fingerprint(rows_for(lengths))
-        return together is not None and all(self.fingerprint(length) == together for length in lengths)
+        return together is not None and all(self.fingerprint(number) == together for number in _each_alone(lengths))
 
     def fingerprint(self, num_rows: int) -> bytes | None:
         """The bits of a block of rows, wherever it stands in a pass of so many; None where they depend on its place, or
-        there is no whole block.
+        a window hides something.
 
         Waits for the device where the number is new. It is measured in a pass of copies of a block of tokens, which
         ends at the second layer: its queries, keys and values depend on all that the first one does.
@@ -97,8 +100,6 @@ class Packing:
 
     @torch.inference_mode()
     def _measured(self, num_rows: int) -> bytes | None:
-        if num_rows < BLOCK:
-            return None
         model, copies = self._model, _Copies()
         places = torch.arange(num_rows, device=model.device) % BLOCK
         ids = places * (model.num_ids // BLOCK)
@@ -113,8 +114,13 @@ class Packing:
 
 
 def rows_for(lengths: Sequence[int]) -> int:
-    """Rows of the pass of several prompts."""
+    """Rows of the pass of prompts."""
     return -(-sum(lengths) // ROUND) * ROUND
+
+
+def _each_alone(lengths: Sequence[int]) -> list[int]:
+    """Rows of the pass of each."""
+    return [rows_for([length]) for length in lengths]
 
 
 class _EndOfPass(Exception):
