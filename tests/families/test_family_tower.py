@@ -11,6 +11,7 @@ from data_engine.models import load_model, tower
 from data_engine.models.auto import probing
 from data_engine.models.auto.model import Auto
 from data_engine.questions.conversation import Conversation
+from data_engine.scoring import logprobs
 from data_engine.scoring.logprobs import Scored, plain_token_logps, score_pass
 
 # Wide, tall and square ones: InternVL cuts them into different numbers of tiles.
@@ -20,7 +21,9 @@ ANSWERS = [[72, 33, 90], [12, 8]]
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch) -> None:
+    """Where several prompts run in one row of the decoder besides."""
     monkeypatch.setattr(tower, "images_a_call", lambda model: 64)
+    monkeypatch.setattr(logprobs, "prompts_together", lambda model: 3 if model.packs_prompts else 1)
 
 
 def questions(model) -> list[Scored]:
@@ -38,6 +41,8 @@ def assert_as_plain(model, asked: list[Scored]) -> None:
 
 def assert_one_call(model, asked: list[Scored]) -> None:
     assert model.encodes_together
+    # Prompts that it tries go through the tower too.
+    assert model.packs_prompts == (model.text_config.model_type != "gemma3_text")
     calls: list[int] = []
     with model.vision.register_forward_pre_hook(
         lambda module, args, options: calls.append(len(options["pixel_values"] if not args else args[0])),
