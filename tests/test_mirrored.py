@@ -73,6 +73,35 @@ def test_after_a_write_of_an_unknown_number_nothing_of_the_prompt_is_known():
     assert view.tolist() == [[1, 2]]
 
 
+def test_what_is_found_by_value_on_a_cpu_has_a_copy_of_its_own():
+    places = pair(IDS, torch.device("cpu")).nonzero()
+    places += 1
+    assert places.tolist() == [[1, 1], [1, 2], [1, 3], [1, 4], [1, 5]]
+    assert torch.equal(places.as_subclass(Tensor), places.on_host)
+
+
+def test_what_a_device_may_order_or_draw_otherwise_is_not_known():
+    ids = pair(IDS)
+    values, places = ids.sort()
+    assert not any(map(is_known, (values, places, ids.argsort(), ids.topk(2).indices)))
+    assert ids.argsort(stable=True).tolist() == [[3, 0, 1, 2, 4]]
+    drawn = ids.clone()
+    drawn.random_(9)
+    assert not is_known(drawn)
+
+
+def test_a_write_to_what_was_taken_to_the_host_leaves_the_copies_right():
+    def cpu(one: Tensor) -> Tensor:
+        """As Tensor.cpu of a device with values, which META is not."""
+        return IDS.clone() if one.device == META else one
+
+    ids = pair(IDS)
+    taken = Mirrored.__torch_function__(cpu, (Mirrored,), (ids,))
+    taken += 1
+    assert taken.tolist() == [[8, 10, 10, 4, 10]]
+    assert ids.tolist() == [[7, 9, 9, 3, 9]]
+
+
 def test_numbers_with_a_point_and_large_tensors_are_not_known():
     assert not is_known(pair(torch.ones(2)))
     assert not is_known(pair(IDS).float())

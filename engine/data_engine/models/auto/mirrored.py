@@ -20,6 +20,10 @@ MOST = 1 << 18
 READS = {"item", "tolist", "equal", "__bool__", "__int__", "__float__", "__index__", "__contains__", "__format__"}
 # What they give is as long as the values say.
 BY_VALUE = {"nonzero", "masked_select", "repeat_interleave"}
+# Which of equal values comes first, each device decides for itself, unless it is asked for a stable order.
+OF_EQUALS = {"sort", "argsort", "topk", "kthvalue", "median", "nanmedian", "mode"}
+# What they draw, a device draws by its own generator.
+DRAWN = re.compile(r".*rand.*|bernoulli_?|geometric_")
 INDEXING = {"__getitem__", "__setitem__"}
 # They take sizes as numbers.
 SIZED = {"view", "reshape", "split", "split_with_sizes"}
@@ -43,7 +47,7 @@ class Mirrored(Tensor):
         options, name = options or {}, function.__name__
         with torch._C.DisableTorchFunctionSubclass():
             tensors = [one for one in tree_leaves((args, options)) if isinstance(one, Tensor)]
-            if all(map(is_known, tensors)):
+            if all(map(is_known, tensors)) and not _differs(name, options):
                 return _with_copy(function, args, options, tensors[0].known)
             made = function(*_without_reads(name, args), **options)
             if _writes(name, options):
@@ -79,6 +83,11 @@ def is_known(one: object) -> bool:
     return isinstance(one, Mirrored) and one.known.now
 
 
+def _differs(name: str, options: Mapping) -> bool:
+    """Whether the host may come to another result than the device."""
+    return DRAWN.fullmatch(name) is not None or (name in OF_EQUALS and not options.get("stable"))
+
+
 def _writes(name: str, options: Mapping) -> bool:
     return "out" in options or _WRITES.fullmatch(name) is not None
 
@@ -86,6 +95,7 @@ def _writes(name: str, options: Mapping) -> bool:
 def _with_copy(function: Callable, args: tuple, options: Mapping, known: _Known) -> object:
     """What the function makes of tensors that are all known, mirrored as well."""
     name = function.__name__
+    device = next(one.device for one in tree_leaves((args, options)) if isinstance(one, Tensor))
 
     def copied() -> object:
         given, named = tree_map(_copy, (args, dict(options)))
@@ -94,16 +104,13 @@ def _with_copy(function: Callable, args: tuple, options: Mapping, known: _Known)
     if name in READS:
         return copied()
     if name in BY_VALUE:
-        device = next(one.device for one in tree_leaves((args, options)) if isinstance(one, Tensor))
-        return tree_map(lambda one: _mirror(sent(one, device), one, known), copied())
+        # A CPU gets the tensor itself, not a copy.
+        return tree_map(lambda one: _mirror(sent(one, device), one.clone(), known), copied())
     made = function(*_without_reads(name, args), **options)
     if _writes(name, options):
         copied()
         return made
-    # The host would draw others.
-    if "rand" in name or not any(map(_may_be, tree_leaves(made))):
-        return made
-    return _paired(made, copied(), known)
+    return _paired(made, copied(), known, device) if any(map(_may_be, tree_leaves(made))) else made
 
 
 def _copy(one: object) -> object:
@@ -112,11 +119,12 @@ def _copy(one: object) -> object:
     return torch.device("cpu") if isinstance(one, torch.device) else one
 
 
-def _paired(made: object, copied: object, known: _Known) -> object:
+def _paired(made: object, copied: object, known: _Known, device: torch.device) -> object:
     if isinstance(made, tuple | list):
-        return type(made)(_paired(*both, known) for both in zip(made, copied, strict=True))
-    # Code may name the device in a way that `_copy` does not know.
-    if isinstance(made, Mirrored) or not _may_be(made) or copied.device.type != "cpu":
+        return type(made)(_paired(*both, known, device) for both in zip(made, copied, strict=True))
+    # Code may name the device in a way that `_copy` does not know. What it takes to the host is a tensor of its own there,
+    # while the host's copy of it would be the copy of what it was taken from.
+    if isinstance(made, Mirrored) or not _may_be(made) or copied.device.type != "cpu" or made.device != device:
         return made
     return _mirror(made, copied, known)
 
