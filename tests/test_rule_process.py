@@ -58,6 +58,13 @@ def test_what_ends_the_process_is_tried_twice_and_recorded(judged, body, problem
     assert judged(body, limits) == Judged(problem=problem, is_limit=True)
 
 
+def test_a_rule_may_write_into_its_list_where_the_order_stays(judged):
+    body = "for place, one in enumerate(answers): answers[place] = one[:2]"
+    assert judged(f"{body}\nreturn [len(one) for one in answers]") == Judged((2.0, 2.0), (None, None))
+    shortened = judged("return [len(answers.pop()), len(answers.pop())]")
+    assert "changed the list of answers" in shortened.problem
+
+
 def test_a_rule_that_sleeps_is_ended_by_the_clock_even_without_its_alarm(judged):
     limits = Limits(clock_s=0.3)
     assert judged("import time; time.sleep(100)", limits).problem == "the rule took more than 0.3 s, 2 times"

@@ -155,6 +155,21 @@ def test_a_mistake_is_told_and_nothing_is_submitted(submit, slurm, arguments, me
     assert not (slurm / "w").exists()
 
 
+def test_an_option_that_begins_as_another_one_does_is_told_once(submit, slurm):
+    done = submit(slurm, *JOB, "--array", "2", "--sbatch=--export=NONE")
+    told = [line for line in done.stderr.splitlines() if "which submit sets itself" in line]
+    assert told == ["data-engine: error: sbatch has --export, which submit sets itself: leave it out"]
+
+
+def test_the_pairing_job_loads_no_model_and_may_be_shorter(submit, slurm):
+    done = submit(slurm, *JOB, "--array", "2", "--sbatch_pair", "--time 4")
+    assert done.returncode == 2
+    assert "sbatch_pair has --time 4: jobs stop 120 s before their limit, and a pairing that was" in done.stderr
+    assert "give 5 minutes at least" in done.stderr
+    done = submit(slurm, *JOB, "--array", "2", "--sbatch_pair", "--time 5")
+    assert done.returncode == 0, done.stderr
+
+
 def test_mistakes_of_options_flags_and_files_are_told_at_once(submit, slurm):
     wrong = ("--sbatch", "--comment 'x", "--sample_k", "1", "--dataset_path", "nowhere", "--num_shards", "4")
     done = submit(slurm, *JOB, *wrong)

@@ -6,6 +6,7 @@ back under its own number, so that it has not ended until it is done. Where a ta
 never start, and SLURM removes it from the queue.
 """
 
+import itertools
 import os
 import shlex
 import shutil
@@ -36,11 +37,14 @@ current folder; nothing is submitted where the configuration has a mistake.
   --sbatch_pair "OPTIONS" more of them for the pairing job, which needs one CPU and no GPU: "--gres none"
 
 All else is as in data-engine run --help, which lists it."""
-# Options of sbatch that all jobs get from here, and the letters of those that have one.
-_SET_FOR_SLURM = ("array", "export", "export-file", "output", "parsable", "wrap")
+# Options of sbatch that all jobs get from here, those that the pairing job does, and the letters of some.
+_SET_FOR_ALL = ("array", "export", "export-file", "output", "parsable", "wrap")
+_SET_FOR_PAIRS = (*_SET_FOR_ALL, "dependency")
 _LETTERS = {"array": "a", "output": "o", "dependency": "d", "time": "t"}
 # Of --time: launch/slurm/*.sbatch ask for the signal so long before its end.
-STOP_BEFORE_S, LEAST_TIME_S = 120, 600
+STOP_BEFORE_S = 120
+LEAST_TIME_S = {"sbatch": 600, "sbatch_pair": 300}
+NEED_TIME = {"sbatch": "and need minutes to load a model", "sbatch_pair": "and a pairing that was stopped starts anew"}
 # Flags that the scripts set for each job.
 _SET_HERE = ("num_shards", "shard_index", "continue_from_stage", "stop_after_stage")
 
@@ -139,8 +143,10 @@ def _words(options: Mapping[str, str]) -> list[list[str]]:
         except ValueError as error:
             problems.note(UserError(f"{name} cannot be cut into options: {error}: {text}"))
             continue
-        for option in _SET_FOR_SLURM if name == "sbatch" else (*_SET_FOR_SLURM, "dependency"):
-            if any(_is_option(word, option) for word in found[-1]):
+        for word in found[-1]:
+            options_set = _SET_FOR_ALL if name == "sbatch" else _SET_FOR_PAIRS
+            # One alone: --export is the beginning of --export-file, too.
+            if option := next((option for option in options_set if _is_option(word, option)), None):
                 problems.note(UserError(f"{name} has --{option}, which submit sets itself: leave it out"))
         with problems.noting():
             _check_time(name, found[-1])
@@ -159,14 +165,15 @@ def _is_option(word: str, option: str) -> bool:
 
 def _check_time(name: str, words: Sequence[str]) -> None:
     """Raise UserError for a --time that leaves none: jobs stop STOP_BEFORE_S before it, and would go back for ever."""
-    for word, following in zip(words, (*words[1:], ""), strict=bool(words)):
+    least_s = LEAST_TIME_S[name]
+    for word, following in itertools.pairwise([*words, ""]):
         if _is_option(word, "time"):
-            value = word.partition("=")[2] if word.startswith("--") else word[2:]
-            limit_s = _seconds(value or following)
-            if limit_s is not None and 0 < limit_s < LEAST_TIME_S:
+            value = (word.partition("=")[2] if word.startswith("--") else word[2:]) or following
+            limit_s = _seconds(value)
+            if limit_s is not None and 0 < limit_s < least_s:
                 raise UserError(
-                    f"{name} has --time {value or following}: jobs stop {STOP_BEFORE_S} s before their limit, and need "
-                    f"minutes to load a model; give {LEAST_TIME_S // 60} minutes at least"
+                    f"{name} has --time {value}: jobs stop {STOP_BEFORE_S} s before their limit, {NEED_TIME[name]}; "
+                    f"give {least_s // 60} minutes at least"
                 )
 
 

@@ -113,7 +113,7 @@ def judged(function: Callable, name: str, row: dict, answers: list[str]) -> dict
         if isinstance(found, str | bytes | dict) or not hasattr(found, "__iter__"):
             return {"problem": f"{name} returned {_kind(found)}, expected a list with a number or None an answer"}
         found = list(found)
-        if given != answers:
+        if _is_reordered(given, answers):
             return {"problem": f"{name} changed the list of answers, so that its numbers are of others; sort a copy"}
         if len(found) != len(answers):
             return {"problem": f"{name} returned {len(found)} numbers for {len(answers)} answers"}
@@ -124,6 +124,13 @@ def judged(function: Callable, name: str, row: dict, answers: list[str]) -> dict
     except BaseException as error:
         return {"problem": f"{name} raised {told(error, getattr(function, '__globals__', {}).get('__file__'))}"}
     return {"scores": scores, "reasons": reasons}
+
+
+def _is_reordered(given: list, answers: list[str]) -> bool:
+    """Whether a rule sorted, shortened or lengthened its list; one that writes into its places keeps the order."""
+    if len(given) != len(answers):
+        return True
+    return given != answers and sorted(map(str, given)) == sorted(answers)
 
 
 def _number(value: object) -> tuple[float | None, str | None]:
