@@ -111,16 +111,28 @@ def test_a_reward_model_without_room_for_the_prompts_is_told_by_its_flag(asking,
     assert "reward_logps: none of the first 2 rows" in refused(capsys, *arguments)
 
 
+def test_a_row_that_cannot_be_read_keeps_a_run_from_being_refused(asking, tmp_path, capsys):
+    arguments = asking(LONG, LONG, SHORT, SHORT, unit_size="3")
+    rows = [("q0", LONG, WHOLE), ("q1", LONG, WHOLE), ("q2", SHORT, b"no picture"), ("q3", SHORT, WHOLE)]
+    write(tmp_path / "asked.parquet", rows)
+    found = told(capsys, *arguments)
+    assert found["problems"] == []
+    assert any("all of the first 2 questions" in warning for warning in found["warnings"])
+    assert main.main(["run", *arguments]) in (0, 4)
+
+
 @pytest.mark.parametrize(
     "changed",
     [
+        # The first unit is another job's.
+        {"num_shards": "2", "shard_index": "1", "unit_size": "1", "stop_after_stage": "1"},
         # It is wrong, and what is in its place was not asked for.
         {"max_new_tokens": "0"},
         {"continue_from_stage": "1"},
     ],
 )
 def test_nothing_is_said_of_room_that_this_start_does_not_ask_for(asking, changed, capsys):
-    found = told(capsys, *asking(SHORT, **{"max_new_tokens": "4090"} | changed))
+    found = told(capsys, *asking(SHORT, SHORT, **{"max_new_tokens": "4090"} | changed))
     messages = [problem["message"] for problem in found["problems"]]
     assert not any("too long" in one for one in (*messages, *found["warnings"])), found
 

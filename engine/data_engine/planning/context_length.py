@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # Fields of the configuration without which it is not known what a stage asks for.
 _NEEDED = {
     "answers", "chat_template", "chat_template_kwargs", "continue_from_stage", "image_root", "limit", "max_new_tokens",
-    "rewards", "sampler", "stop_after_stage", "system", "unit_size", "vllm_args", "work_dir",
+    "num_shards", "rewards", "sampler", "shard_index", "stop_after_stage", "system", "unit_size", "vllm_args",
+    "work_dir",
 }  # fmt: skip
 
 
@@ -52,7 +53,7 @@ class Room:
         if stage is None:
             return None
         published = units.published(Path(config.work_dir), stage.name)
-        if 0 in published:
+        if 0 in published or 0 not in sizes.mine(found):
             return None
         new, taken_by, positions = 0, f"the {role} model", _positions(config, model, counts)
         if stage.step == stages.SAMPLE:

@@ -204,7 +204,8 @@ class _Look:
                 counts.append(count)
                 if not room.none_fits([count]):
                     break
-        if room.may_refuse and room.none_fits(counts):
+        # A row that is left out for another reason keeps a run from being refused.
+        if room.may_refuse and room.none_fits(counts) and len(counts) == len(self._first_unit()):
             self.found.note("room", UserError(room.told(counts)))
         else:
             self.told["warnings"].append(room.told(counts))

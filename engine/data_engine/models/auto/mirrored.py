@@ -122,8 +122,8 @@ def _copy(one: object) -> object:
 def _paired(made: object, copied: object, known: _Known, device: torch.device) -> object:
     if isinstance(made, tuple | list):
         return type(made)(_paired(*both, known, device) for both in zip(made, copied, strict=True))
-    # Code may name the device in a way that `_copy` does not know. What it takes to the host is a tensor of its own, while
-    # the copy of that would be the copy of what it was taken from.
+    # Code may name the device in a way that `_copy` does not know. What it takes to the host is a tensor of its own,
+    # while the copy of that would be the copy of what it was taken from.
     if isinstance(made, Mirrored) or not _may_be(made) or copied.device.type != "cpu" or made.device != device:
         return made
     return _mirror(made, copied, known)
