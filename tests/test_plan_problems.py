@@ -1,5 +1,6 @@
 """`validate` tells all that is wrong with a run at once, each thing once, and nothing that only follows from it."""
 
+import json
 import os
 import re
 import shutil
@@ -313,6 +314,20 @@ def test_a_work_dir_of_another_model_is_refused_as_the_run_refuses_it(begun, gol
     assert message in [problem["message"] for problem in wrong]
     assert len(wrong) == 3, wrong
     assert re.search(r"holds another run: reward_model was \w+, now \w+; units of reward_logps were", message)
+
+
+def test_a_machine_without_a_gpu_refuses_no_run_that_has_one(begun, capsys):
+    """Such as a login node, from which the rest of it is submitted."""
+    path = Path(begun["work_dir"]) / "run.json"
+    found = json.loads(path.read_text())
+    found["bound"] |= {"device": "cuda", "dtype": "bfloat16"}
+    path.write_text(json.dumps(found))
+    flags = begun | {"device": "auto", "dtype": "auto"}
+    assert told(capsys, *words(flags))["problems"] == []
+    [problem] = told(capsys, *words(flags | {"device": "cpu"}))["problems"]
+    assert "device was 'cuda', now 'cpu'" in problem["message"]
+    [problem] = told(capsys, *words(flags | {"dtype": "float32"}))["problems"]
+    assert "dtype was 'bfloat16', now 'float32'" in problem["message"]
 
 
 def test_content_that_is_too_large_to_be_read_by_a_check_is_warned_of(begun, tmp_path, capsys, monkeypatch):

@@ -121,7 +121,9 @@ class _Look:
         if self.wanted.bound:
             work_dir = Path(self.config.work_dir)
             with self.found.noting("work_dir"):
-                bound = run_file.bound_settings(self.config, len(self._questions()), target)
+                # Jobs that are submitted from a machine without a GPU may have one.
+                chosen = None if self.config.device == "auto" and target.device.type == "cpu" else target
+                bound = run_file.bound_settings(self.config, len(self._questions()), chosen)
                 bound = self.wanted.found.known(bound)
                 if run_file.has_units(work_dir):
                     with telling_unread(work_dir, "models", self.told["warnings"]):
