@@ -247,6 +247,16 @@ def test_another_number_of_threads_goes_on_with_a_warning(run, capsys):
     assert "CPU threads" not in capsys.readouterr().err
 
 
+def test_threads_with_which_nothing_was_computed_are_not_held_against_a_start(run, capsys):
+    before = json.loads((run.work / "run.json").read_text())["threads"]
+    for folder in ("sampled_answer", "instruct_logps", "reward_logps"):
+        shutil.rmtree(run.work / folder)
+    assert run.start(threads=before + 1) == 0
+    torch.set_num_threads(1)
+    assert "CPU threads" not in capsys.readouterr().err
+    assert json.loads((run.work / "run.json").read_text())["threads"] == before + 1
+
+
 def test_every_stage_names_what_it_is_bound_to():
     """The values that shape a unit of each stage, written out."""
     common = {"dataset", "columns", "system", "limit", "unit_size", "device", "dtype", "max_megapixels", "exif",

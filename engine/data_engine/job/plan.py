@@ -169,8 +169,9 @@ class Plan:
 
 
 def _threads(config: RunConfig, ranks: Ranks, device_type: str) -> dict[str, int]:
-    """Threads a rank, on which the last digits of what a CPU computes depend; nothing where none is computed on one."""
-    computes = device_type == "cpu" and config.continue_from_stage < stages.PAIR
+    """Threads a rank, on which the last digits of what a CPU computes depend; nothing where no model runs on one."""
+    todo = config.stages.between(config.continue_from_stage, config.stop_after_stage)
+    computes = device_type == "cpu" and any(stage.model for stage in todo)
     return {"threads": num_threads(config.threads, ranks)} if computes else {}
 
 

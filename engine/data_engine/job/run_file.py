@@ -176,7 +176,7 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
     then, now = _versions(found), _versions(described)
     changed = [f"{name} {then[name]} -> {now[name]}" for name in then if name in now and now[name] != then[name]]
     warnings = [f"this run was started with other versions ({', '.join(changed)})"] if changed else []
-    before, threads = found.get("threads"), described.get("threads")
+    before, threads = new.get("threads"), described.get("threads")
     if threads is not None and before not in (None, threads):
         warnings.append(
             f"this run began with {before} CPU threads a rank, and this start has {threads}: log-probs may differ from "
@@ -273,13 +273,16 @@ def _updated(work_dir: Path, described: dict) -> tuple[dict, dict]:
     found, bound = read(work_dir), described["bound"]
     _refuse_held(work_dir, found["bound"], bound, RunStages.of(described.get("config", {})))
     replaces = any(found["bound"][name] != value for name, value in bound.items() if name in found["bound"])
-    if replaces and not has_units(work_dir):
+    empty = not has_units(work_dir)
+    if replaces and empty:
         return found, described
     # What this start does not use, another one that is at work may. The last bits of published units depend on the
     # frozen figures, which stay.
     new = found | {"bound": found["bound"] | bound, "places": described["places"]}
     # By it rewards of stages that no pairing has read yet are made.
     new |= {name: described[name] for name in ("same_tokenizer",) if name in described}
+    # With those of an earlier start, no unit was computed.
+    new |= {name: described[name] for name in ("threads",) if empty and name in described}
     return found, new | _with_models(found, described)
 
 
