@@ -46,6 +46,11 @@ def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path, monkeypatc
         f'need about 20.5 MB more, 3.0 MB are free on the file system of "{tmp_path}": 17.5 MB are missing'
     )
     assert disk.needed_bytes(tmp_path, RunStages(sources=("implicit", "yesno"))) == 21_400_000
+    # Of a quota, what is free on the file system says nothing; of a disk that fails, neither figure does.
+    told = disk.describe(OSError(errno.EDQUOT, "Disk quota exceeded", "/somewhere"), tmp_path, RunStages())
+    assert told.endswith("run the same command again. The units that are left need about 20.5 MB more")
+    told = disk.describe(OSError(errno.EIO, "Input/output error", "/somewhere"), tmp_path, RunStages())
+    assert told.endswith("run the same command again")
 
 
 def test_a_run_that_has_not_begun_is_told_what_failed_alone(tmp_path):

@@ -208,8 +208,8 @@ def test_a_disk_that_is_or_may_be_too_small_is_told_with_what_is_missing(job, tm
     # Three stages of three units, a block of 4096 bytes each.
     [problem] = answer(6_000)["problems"]
     assert problem["message"].endswith(
-        "the units of this run take 0.0 MB at the very least, 0.0 MB are free on the file system of "
-        f'"{tmp_path}": 0.0 MB are missing; make room, or choose another work_dir'
+        "the units of this run take 36.9 kB at the very least, 6.0 kB are free on the file system of "
+        f'"{tmp_path}": 30.9 kB are missing; make room, or choose another work_dir'
     )
     most = sum(stage["bytes"] for stage in answer(10**12)["plan"]["stages"])
     found = answer(most - 1000)

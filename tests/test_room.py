@@ -81,6 +81,24 @@ def test_what_is_not_known_is_not_said(tmp_path, free):
     assert room.told(full()) == ""
 
 
+def test_a_disk_that_does_not_say_what_is_free_hides_no_message(tmp_path, monkeypatch):
+    def failing(path):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(shutil, "disk_usage", failing)
+    assert room.told(room.NoRoomError(full(), tmp_path, 5)) == ""
+    assert room.compared(5, tmp_path) == ""
+
+
+def test_little_room_is_told_in_kilobytes(tmp_path, free):
+    free(4_000)
+    assert room.compared(8_192, tmp_path) == (
+        f', 4.0 kB are free on the file system of "{tmp_path}": 4.2 kB are missing'
+    )
+    assert room.compared(99_950, tmp_path).endswith(": 96.0 kB are missing")
+    assert room.megabytes(100_000) == "0.1 MB"
+
+
 def test_arrow_tells_of_a_full_disk_in_words_and_other_errors_stay_as_they_are(tmp_path):
     words = "Error writing bytes to file. Detail: [errno 28] No space left on device"
     with pytest.raises(room.NoRoomError) as caught, room.counted(tmp_path):

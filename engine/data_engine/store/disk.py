@@ -27,10 +27,10 @@ def describe(error: OSError, work_dir: Path, run_stages: stages.RunStages) -> st
     told = f'cannot write "{where}": {reason}. Every published unit is kept: make room, or mend the disk, and run the '
     told += "same command again"
     needed = needed_bytes(work_dir, run_stages)
-    if not needed:
+    if not needed or not room.is_full(error):
         return told + room.told(error)
     told += f". The units that are left need about {room.megabytes(needed)} more"
-    return told + room.compared(needed, work_dir)
+    return told if room.is_quota(error) else told + room.compared(needed, work_dir)
 
 
 def not_writable(work_dir: Path, error: OSError) -> UserError:

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # The disk, or what this user may have of it, is full.
@@ -19,9 +19,14 @@ class NoRoomError(OSError):
         self.folder, self.needed_bytes = folder, needed_bytes
 
 
-def is_full(error: OSError) -> bool:
+def is_full(error: OSError, numbers: Sequence[int] = FULL) -> bool:
     """Whether there is no room; Arrow tells it in words alone."""
-    return error.errno in FULL or any(os.strerror(number) in str(error) for number in FULL)
+    return error.errno in numbers or any(os.strerror(number) in str(error) for number in numbers)
+
+
+def is_quota(error: OSError) -> bool:
+    """Whether this user may have no more, whatever is free."""
+    return is_full(error, (errno.EDQUOT,))
 
 
 @contextlib.contextmanager
@@ -47,29 +52,38 @@ def told(error: OSError) -> str:
     """What is said of the room that there should be, behind a message; "" where the error does not know it."""
     if not isinstance(error, NoRoomError):
         return ""
-    folder = nearest_folder(error.folder.parent)
-    free, needed = shutil.disk_usage(folder).free, error.needed_bytes
+    folder, needed = nearest_folder(error.folder.parent), error.needed_bytes
+    free = _free_bytes(folder)
     # Where far more is free, a quota is full, of which nothing is known.
-    if free > 2 * needed:
+    if free is None or free > 2 * needed:
         return ""
     return f"; {'about' if free < needed else 'more than'} {megabytes(needed)} are needed{compared(needed, folder)}"
 
 
 def compared(needed_bytes: int, folder: Path) -> str:
     """What is free where `folder` is, and what is missing, behind a sentence that says what is needed."""
-    free = shutil.disk_usage(folder).free
+    free = _free_bytes(folder)
+    if free is None:
+        return ""
     missing = f": {megabytes(needed_bytes - free)} are missing" if needed_bytes > free else ""
     return f', {megabytes(free)} are free on the file system of "{folder}"{missing}'
 
 
 def megabytes(size: int) -> str:
-    """Bytes for a person to read, by one unit, so that figures of a message can be compared."""
-    return f"{size / 1e6:.1f} MB"
+    """Bytes for a person to read, by one unit as far as it tells something, so that a message's figures compare."""
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
 
 
 def nearest_folder(work_dir: Path) -> Path:
     """The work_dir, or what is there of the path to it; a link to nothing is there, too."""
     return next(folder for folder in (work_dir, *work_dir.absolute().parents) if os.path.lexists(folder))
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """None where the disk, which has just failed, does not say."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free
+    return None
 
 
 def _bytes_in(folder: Path, without: Path | None = None) -> int:
