@@ -233,12 +233,29 @@ def test_a_run_whose_jobs_are_in_a_queue_has_not_begun_and_is_waited_for(tmp_pat
     (queued / "logs").mkdir(parents=True)
     command = [sys.executable, "-m", "data_engine", "status", str(queued)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    told = f'no rank has begun yet in "{queued}": its jobs may wait in a queue'
+    (queued / "logs/slurm-70_0.out").touch()
+    told = (
+        f'no rank has begun yet in "{queued}": its jobs wait in a queue, or have failed before; their output is '
+        f'"{queued}/logs/slurm-*.out"'
+    )
     assert (done.returncode, done.stdout, done.stderr) == (3, "", f"data-engine: error: {told}\n")
     pipe = subprocess.PIPE
     with subprocess.Popen([*command, "--watch", "0.1", "--json"], stdout=pipe, stderr=pipe, text=True) as watching:
         assert watching.stderr.readline() == "no rank has begun yet; waiting for the first\n"
+        # A rank's log is there before run.json.
+        (queued / "logs/rank-0-node-1-ab.jsonl").touch()
+        with pytest.raises(subprocess.TimeoutExpired):
+            watching.wait(timeout=1)
         (ready / "run.json").rename(queued / "run.json")
         assert json.loads(watching.stdout.readline())["stages"]
         watching.send_signal(signal.SIGINT)
         assert watching.wait(timeout=30) == 0
+
+
+def test_a_folder_with_logs_of_something_else_is_not_waited_for(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/server.log").touch()
+    command = [sys.executable, "-m", "data_engine", "status", str(tmp_path), "--watch"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    told = f'"{tmp_path}" is not the work_dir of a run: it has no run.json'
+    assert (done.returncode, done.stderr) == (2, f"data-engine: error: {told}\n")

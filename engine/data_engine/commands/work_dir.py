@@ -62,8 +62,14 @@ def take_option(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def has_not_begun(work_dir: Path) -> bool:
-    """Whether jobs of a run were submitted, and no rank has started yet."""
-    return (work_dir / "logs").is_dir() and not (work_dir / "run.json").exists()
+    """Whether jobs of a run were submitted, and no rank has got as far as run.json; weights are hashed before it."""
+    logs = work_dir / "logs"
+    if not logs.is_dir() or (work_dir / "run.json").exists():
+        return False
+    with contextlib.suppress(OSError):
+        # Else they are those of something else.
+        return all(entry.name.startswith(("slurm-", "rank-")) for entry in logs.iterdir())
+    return False
 
 
 def read_run(work_dir: Path) -> dict:
@@ -77,7 +83,8 @@ def read_run(work_dir: Path) -> dict:
         _require_shape(found)
     except FileNotFoundError:
         if has_not_begun(work_dir):
-            raise IncompleteError(f'no rank has begun yet in "{work_dir}": its jobs may wait in a queue') from None
+            jobs = f'its jobs wait in a queue, or have failed before; their output is "{work_dir}/logs/slurm-*.out"'
+            raise IncompleteError(f'no rank has begun yet in "{work_dir}": {jobs}') from None
         raise UserError(f'"{work_dir}" is not the work_dir of a run: it has no run.json') from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None
