@@ -36,14 +36,14 @@ refuse() {
   exit 2
 }
 case ${NUM_PROCESSES:-1} in
-*[!0-9]* | 0* | ?????*) refuse "NUM_PROCESSES must be a whole number of ranks, at least 1, got \"$NUM_PROCESSES\"" ;;
+*[!0-9]* | 0* | ?????*) refuse "NUM_PROCESSES must be a whole number of ranks, from 1 to 9999, got \"$NUM_PROCESSES\"" ;;
 esac
 case ${OMP_NUM_THREADS:-1} in
-*[!0-9]* | ?????*) refuse "OMP_NUM_THREADS must be a whole number of threads, got \"$OMP_NUM_THREADS\"" ;;
+*[!0-9]* | ?????*) refuse "OMP_NUM_THREADS must be a whole number of threads, at most 9999, got \"$OMP_NUM_THREADS\"" ;;
 esac
 case ${NUM_MACHINES:-1} in
 1) ;;
-*[!0-9]* | 0* | ?????*) refuse "NUM_MACHINES must be a whole number of machines, at least 1, got \"$NUM_MACHINES\"" ;;
+*[!0-9]* | 0* | ?????*) refuse "NUM_MACHINES must be a whole number of machines, from 1 to 9999, got \"$NUM_MACHINES\"" ;;
 *)
   case ${MACHINE_RANK:-none} in
   *[!0-9]* | ?????*) refuse "MACHINE_RANK must be this machine's number, from 0 to NUM_MACHINES - 1, got \"${MACHINE_RANK:-}\"" ;;

@@ -15,14 +15,14 @@ def test_a_number_of_ranks_that_is_none_is_the_users_mistake(shell, number):
     environment = os.environ | {"NUM_PROCESSES": number, "PYTHON": sys.executable}
     done = subprocess.run([shell, SCRIPT], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    says = f'NUM_PROCESSES must be a whole number of ranks, at least 1, got "{number}"'
+    says = f'NUM_PROCESSES must be a whole number of ranks, from 1 to 9999, got "{number}"'
     assert done.stderr == f"data-engine: error: {says}\n"
 
 
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({"NUM_MACHINES": "x"}, 'NUM_MACHINES must be a whole number of machines, at least 1, got "x"'),
+        ({"NUM_MACHINES": "x"}, 'NUM_MACHINES must be a whole number of machines, from 1 to 9999, got "x"'),
         ({"NUM_MACHINES": "2"}, 'MACHINE_RANK must be this machine\'s number, from 0 to NUM_MACHINES - 1, got ""'),
         ({"NUM_MACHINES": "2", "MACHINE_RANK": "2"}, "MACHINE_RANK must be below NUM_MACHINES, got 2 of 2"),
         (
@@ -43,9 +43,9 @@ def test_a_number_of_ranks_that_is_none_is_the_users_mistake(shell, number):
         ),
         (
             {"NUM_PROCESSES": "9" * 20},
-            f'NUM_PROCESSES must be a whole number of ranks, at least 1, got "{"9" * 20}"',
+            f'NUM_PROCESSES must be a whole number of ranks, from 1 to 9999, got "{"9" * 20}"',
         ),
-        ({"OMP_NUM_THREADS": "2,1"}, 'OMP_NUM_THREADS must be a whole number of threads, got "2,1"'),
+        ({"OMP_NUM_THREADS": "2,1"}, 'OMP_NUM_THREADS must be a whole number of threads, at most 9999, got "2,1"'),
         ({"ACCELERATE_CONFIG": "/nope"}, 'ACCELERATE_CONFIG must name a file, got "/nope"'),
     ],
 )

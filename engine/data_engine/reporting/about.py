@@ -102,9 +102,9 @@ def _answers(run_file: Mapping, num_questions: int) -> str:
 def _strategy(settings: Mapping) -> Iterator[str]:
     strategy = settings.get("strategy", strategies.DEFAULT)
     yield f"strategy {strategy}"
-    shown = ("rank", "distance", "right", "beta", "near_duplicates", "seed")
-    for name in shown[strategy in WITHOUT_RANK :]:
-        if settings.get(name) is not None:
+    for name in ("rank", "distance", "right", "beta", "near_duplicates", "seed"):
+        has_effect = name != "rank" or strategy not in WITHOUT_RANK
+        if has_effect and settings.get(name) is not None:
             yield f"{name} {settings[name]}"
 
 
