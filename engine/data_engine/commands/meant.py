@@ -15,7 +15,9 @@ def meant_by(name: str, known: Iterable[str]) -> str | None:
         return elsewhere.get(name, name)
     if len(name) > 2 and (found := _by_part(name, known)):
         return found
-    near = difflib.get_close_matches(name, [*known, *elsewhere], n=1, cutoff=LEAST_LIKENESS)
+    # Typos seldom change the first letter: revision is none of precision, which is what others call dtype.
+    others = [other for other in elsewhere if other[:1] == name[:1]]
+    near = difflib.get_close_matches(name, [*known, *others], n=1, cutoff=LEAST_LIKENESS)
     return elsewhere.get(near[0], near[0]) if near else None
 
 
