@@ -102,7 +102,7 @@ def test_a_write_to_what_was_taken_to_the_host_leaves_the_copies_right():
     assert ids.tolist() == [[7, 9, 9, 3, 9]]
 
 
-def test_numbers_with_a_point_and_large_tensors_are_not_known():
+def test_floats_and_large_tensors_are_not_known():
     assert not is_known(pair(torch.ones(2)))
     assert not is_known(pair(IDS).float())
     assert not is_known(torch.randint_like(pair(IDS), 9))

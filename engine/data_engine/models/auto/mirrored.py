@@ -2,7 +2,7 @@
 
 transformers' models read ids, sizes and masks of a prompt while they run it: how many placeholders there are, how large
 a picture is, whether a mask hides anything. The host would wait for the device each time. A `Mirrored` tensor lies
-there, and the host has a copy; so has what is computed of such tensors alone. Only integers and truths are mirrored,
+there, and the host has a copy; so has what is computed of such tensors alone. Only integers and booleans are mirrored,
 which are computed alike everywhere: what lies on the device is what it would be without mirrors.
 """
 
@@ -37,7 +37,7 @@ class _Known:
 
 
 class Mirrored(Tensor):
-    """Integers or truths on the device, of which the host has a copy."""
+    """Integers or booleans on the device, of which the host has a copy."""
 
     on_host: Tensor
     known: _Known
