@@ -383,6 +383,9 @@ def test_require_fast_is_off_unless_it_is_asked_for():
         ),
         ("dataset_path", 5, "put it in quotes"),
         ("rewards", [["implicit"]], "put it in quotes"),
+        # With a comma, it would be the name of one file.
+        ("dataset_path", ["a", "b"], "put it in quotes"),
+        ("system", ["INST"], "put it in quotes"),
     ],
 )
 def test_what_yaml_makes_a_list_or_a_mapping_of_is_told_how_to_be_written(name, value, written, tmp_path):

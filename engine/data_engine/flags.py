@@ -215,12 +215,16 @@ class Flags:
         require(encodable, f"{name} must be text in UTF-8, got {shown}; rename the file or folder")
 
 
+# Flags that are text with commas.
+_LISTS = ("rewards", "columns", "export", "rank_by")
+
+
 def _in_quotes(name: str, value: object) -> str:
     """How a flag that is text is written where YAML made a list or a mapping of it."""
     if isinstance(value, dict) and name.endswith("args"):
         return f"write it as text: {name}: '{json.dumps(value, default=str)}'"
     items = [f"{key}={one}" for key, one in value.items()] if isinstance(value, dict) else value
-    if isinstance(items, list) and all(isinstance(item, str | int | float) for item in items):
+    if name in _LISTS and isinstance(items, list) and all(isinstance(item, str | int | float) for item in items):
         return f"write it as text: {name}: {','.join(map(str, items))}"
     return "put it in quotes"
 
