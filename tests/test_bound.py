@@ -75,6 +75,21 @@ def test_another_kind_of_device_is_refused_by_name(run, monkeypatch):
     assert "device was 'cpu', now 'cuda'" in run.refusal()
 
 
+def test_pairs_of_what_a_gpu_computed_are_made_without_one(run, monkeypatch):
+    """As the pairing job of `submit` is started. The units say that they are a GPU's."""
+    shutil.rmtree(run.work)
+    found = run_file.bound_settings
+    with monkeypatch.context() as there:
+        there.setattr(run_file, "bound_settings", lambda *a: found(*a) | {"device": "cuda", "dtype": "bfloat16"})
+        assert run.start(stop_after_stage=1) == 0
+    alone = {"continue_from_stage": 2, "dtype": "auto"}
+    assert run.computed_again(**alone) == set()
+    assert run.computed_again(**alone, device="cuda") == set()
+    assert json.loads((run.work / "run.json").read_text())["bound"].items() >= {("device", "cuda")}
+    assert "device was 'cuda', now 'cpu'" in run.refusal(**alone, device="cpu")
+    assert "device was 'cuda', now 'cpu'" in run.refusal(dtype="auto")
+
+
 ROLES = ("instruct", "reward", "yesno", "scalar", "critic")
 
 

@@ -328,6 +328,9 @@ def test_a_machine_without_a_gpu_refuses_no_run_that_has_one(begun, capsys):
     assert "device was 'cuda', now 'cpu'" in problem["message"]
     [problem] = told(capsys, *words(flags | {"dtype": "float32"}))["problems"]
     assert "dtype was 'bfloat16', now 'float32'" in problem["message"]
+    # Pairs need none.
+    alone = words(flags | {"continue_from_stage": "2", "device": "cuda"})
+    assert told(capsys, *alone)["problems"] == []
 
 
 def test_content_that_is_too_large_to_be_read_by_a_check_is_warned_of(begun, tmp_path, capsys, monkeypatch):

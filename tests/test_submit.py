@@ -155,6 +155,12 @@ def test_a_mistake_is_told_and_nothing_is_submitted(submit, slurm, arguments, me
     assert not (slurm / "w").exists()
 
 
+def test_a_login_node_needs_no_gpu_for_jobs_that_ask_for_one(submit, slurm):
+    done = submit(slurm, *JOB, "--array", "2", "--device", "cuda")
+    assert done.returncode == 0, done.stderr
+    assert [" --device cuda" in call for call in calls(slurm)] == [True, True]
+
+
 def test_an_option_that_begins_as_another_one_does_is_told_once(submit, slurm):
     done = submit(slurm, *JOB, "--array", "2", "--sbatch=--export=NONE")
     told = [line for line in done.stderr.splitlines() if "which submit sets itself" in line]

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import data_engine
@@ -60,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
     for check in (lambda: _number(options), lambda: _words(options), lambda: _check_can_submit(config)):
         with problems.noting():
             check()
-    found = require_all(draft._replace(problems=[*problems.found, *draft.problems]))
+    # A login node may have no GPU, and the jobs one.
+    here = replace(config, device="auto") if config.device.startswith("cuda") else config
+    found = require_all(draft._replace(config=here, problems=[*problems.found, *draft.problems]))
     num_jobs, (extra, extra_pair) = _number(options), _words(options)
     output.warn([*found.warnings, *filter(None, [empty_shards(found, num_jobs)])])
     print(validate.describe(found), flush=True)

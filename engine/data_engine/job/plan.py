@@ -72,7 +72,8 @@ class Plan:
         """
         if config.draws_by_vllm:
             ranks = ranks.with_gpus(gpus_of_an_engine(config.vllm_options))
-        device = pick_device(ranks.device(config.device))
+        # Pairs are made without a GPU, whatever device computed the units.
+        device = pick_device("cpu" if config.continue_from_stage == stages.PAIR else ranks.device(config.device))
         set_device(device, config.memory_fraction)
         target, work_dir = Target(device, pick_dtype(config.dtype, device)), Path(config.work_dir)
         run_stages, formats = config.stages, exports.chosen(config.export)
@@ -87,7 +88,7 @@ class Plan:
         if config.draws_by_vllm:
             sampler = {"sampler": by_vllm.check(config, trained, device.type)}
         decision = _placement(config, checkpoints, ranks, target)
-        bound = run_file.bound_settings(config, len(questions), target)
+        bound = _bound(config, len(questions), target)
         # Before minutes of hashing.
         run_file.require_same(work_dir, bound, run_stages)
         claims = Claims(run_file.make_work_dir(work_dir), ranks.rank)
@@ -166,6 +167,18 @@ class Plan:
         elif self.config.temperature == 0:
             found.append("temperature 0 gives the same answer k times: no pair can come of it")
         return found
+
+
+def _bound(config: RunConfig, num_questions: int, target: Target) -> dict:
+    """The bound values that are no content. A start that makes pairs alone takes device and dtype of the units from
+    run.json, where no flag names them.
+    """
+    if config.continue_from_stage < stages.PAIR:
+        return run_file.bound_settings(config, num_questions, target)
+    there = (run_file.read(Path(config.work_dir)) or {"bound": {}})["bound"]
+    chosen = {"device": target.device.type, "dtype": target.dtype_name}
+    chosen |= {name: there[name] for name in chosen if name in there}
+    return chosen | run_file.bound_settings(config, num_questions, None)
 
 
 def _threads(config: RunConfig, ranks: Ranks, device_type: str) -> dict[str, int]:

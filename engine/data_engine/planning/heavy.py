@@ -31,7 +31,7 @@ from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import Question, open_questions, read_images
 from data_engine.questions.images import BadImage
-from data_engine.stages import TRAINED
+from data_engine.stages import PAIR, TRAINED
 from data_engine.store.file_hashes import RememberedHashes
 from data_engine.vllm_settings import require_gpus
 
@@ -100,9 +100,14 @@ class _Look:
             self.wanted.found.questions = open_questions(self.config, self.wanted.found.further_columns)
         return self.wanted.found.questions
 
+    @property
+    def _pairs_alone(self) -> bool:
+        return self.config.continue_from_stage == PAIR
+
     def _target(self) -> Target | None:
         with self.found.noting("device"):
-            device = pick_device(self.config.device)
+            # Pairs are made without a GPU.
+            device = pick_device("cpu" if self._pairs_alone else self.config.device)
             target = Target(device, pick_dtype(self.config.dtype, device))
             self.told |= {"device": device.type, "dtype": target.dtype_name}
             return target
@@ -122,7 +127,8 @@ class _Look:
             work_dir = Path(self.config.work_dir)
             with self.found.noting("work_dir"):
                 # Jobs that are submitted from a machine without a GPU may have one.
-                chosen = None if self.config.device == "auto" and target.device.type == "cpu" else target
+                elsewhere = self.config.device == "auto" and target.device.type == "cpu"
+                chosen = None if elsewhere or self._pairs_alone else target
                 bound = run_file.bound_settings(self.config, len(self._questions()), chosen)
                 bound = self.wanted.found.known(bound)
                 if run_file.has_units(work_dir):
