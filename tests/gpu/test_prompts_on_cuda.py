@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from PIL import Image
 from prompts import EmbeddedPrompt, prefix
 from test_prompts_together import one_a_pass
 
 from data_engine import load_model
+from data_engine.bench import shapes
 from data_engine.bench.bare_llama import LLAMA_7B, BareLlama
 from data_engine.models.prefix import run_prefixes
+from data_engine.questions.conversation import Conversation
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.native.model_runner import ModelRunner, ToRun
@@ -48,6 +51,39 @@ def test_prompts_that_were_measured_to_agree_have_the_bits_of_each_alone(wide, l
         for layer, noted in found.layers.items():
             assert torch.equal(noted.keys, expected.layers[layer].keys)
             assert torch.equal(noted.values, expected.layers[layer].values)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """A small Qwen2.5-VL in bf16, by transformers' own code."""
+    folder = tmp_path_factory.mktemp("qwen")
+    shapes.write_checkpoint(folder, 400, shapes.QWEN)
+    return load_model(None, str(folder), device=str(DEVICE), dtype="bfloat16")
+
+
+def asked(model) -> list:
+    """Pictures of several sizes; none in the last."""
+    pictures = [Image.effect_noise(size, 60).convert("RGB") for size in ((336, 280), (280, 448), (168, 560))]
+    prompts = [model.prompt(Conversation.of("What is it?"), [picture], True, 64) for picture in pictures]
+    return [*prompts, model.prompt_without_images(Conversation.of("What is it?"))]
+
+
+@torch.inference_mode()
+def test_prompts_of_a_model_of_transformers_run_in_one_pass_without_a_wait(qwen):
+    assert qwen.packs_prompts
+    prompts = asked(qwen)
+    lengths = [one.length for one in prompts]
+    run_prefixes(qwen, prompts, rows_for(lengths))
+    with refusing_waits():
+        found = run_prefixes(qwen, prompts, rows_for(lengths))
+    packing = Packing(qwen)
+    for one, prompt in zip(found, prompts, strict=True):
+        [alone] = run_prefixes(qwen, [prompt], rows_for([prompt.length]))
+        assert one.end.next_position == alone.end.next_position
+        off = (one.end.hidden_D - alone.end.hidden_D).float().norm() / alone.end.hidden_D.float().norm()
+        assert off < 0.05
+        if packing.agree(lengths):
+            assert torch.equal(one.end.hidden_D, alone.end.hidden_D)
 
 
 @torch.inference_mode()
