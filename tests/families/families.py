@@ -70,6 +70,7 @@ FAMILIES = {
     "deepseek_vl": Family("tiny_causal:deepseek_vl", "causal"),
     "janus": Family("tiny_causal:janus", "causal"),
     "ovis2": Family("tiny_causal:ovis2", "visual vocabulary, several crops"),
+    "idefics2": Family("tiny_towers:idefics2", "causal, several crops", "<end_of_utterance>"),
     "idefics3": Family("tiny_slices:idefics3", "causal, several crops", "<end_of_utterance>"),
     "smolvlm": Family("tiny_slices:smolvlm", "causal, several crops", "<end_of_utterance>", (VISION, WORDS)),
     "mistral3": Family("tiny_slices:mistral3", "causal, pictures of any size", needs=(VISION,)),
