@@ -12,7 +12,7 @@ pytestmark = pytest.mark.families
 
 WINDOWS = "gemma3 paligemma2 aya_vision cohere2_vision gemma4"
 POSITIONS = "qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 glm4v paligemma"
-MASKS = "gemma3 paligemma2 cohere2_vision gemma4"
+MASKS = "gemma3 paligemma2 cohere2_vision gemma4 molmo2"
 
 
 def is_red(checkpoint) -> bool:

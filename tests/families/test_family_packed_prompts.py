@@ -33,6 +33,7 @@ ALONE = {
     "lfm2_vl": "a state from token to token",
     "qwen3_5": "a state from token to token",
     "mllama": "layers for image states",
+    "molmo2": "masks of its own: pictures are seen in both directions",
     "gemma3": "masks of its own: pictures are seen in both directions",
     "gemma4": "embeddings by layer, and masks of its own",
     "paligemma": "masks of its own: the prompt is seen in both directions",

@@ -1,7 +1,7 @@
 """Tiny checkpoints of families whose tower or resampler is peculiar, before a text model with causal attention."""
 
 import transformers as tf
-from tiny_parts import TOWER, WIDTH, build, template, text, tokenizer
+from tiny_parts import TOWER, WIDTH, build, chatml, ids, template, text, tokenizer
 
 
 def idefics2():
@@ -20,3 +20,36 @@ def idefics2():
         text_config=text("MistralConfig", sliding_window=None), image_token_id=tokens.image_token_id,
     )  # fmt: skip
     return build(tf.Idefics2ForConditionalGeneration, config), processor
+
+
+def molmo2():
+    """Its image tokens lie behind the text model's vocabulary, and see each other in both directions."""
+    named = {"image_token": "<|image|>", "video_token": "<|video|>"}
+    marks = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<im_low>", "<frame_start>",
+             "<frame_end>"]  # fmt: skip
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>", *marks], eos="<|im_end|>", **named)
+    pixels = tf.Molmo2ImageProcessor(
+        size={"height": 56, "width": 56}, patch_size=14, max_crops=4, overlap_margins=[1, 1], pooling_size=[2, 2]
+    )
+    processor = tf.Molmo2Processor(pixels, tf.Molmo2VideoProcessor(), tokens, chat_template=chatml("<|image|>"))
+    start, low, end, patch, frame, frame_end = ids(
+        tokens, "<im_start>", "<low_res_im_start>", "<im_end>", "<im_patch>", "<frame_start>", "<frame_end>"
+    )
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = tf.Molmo2Config(
+        vision_config=tf.Molmo2VisionConfig(
+            **TOWER | heads | {"num_hidden_layers": 3}, image_size=[56, 56], patch_size=14
+        ),
+        adapter_config=tf.Molmo2AdapterConfig(
+            **heads, vision_feature_layer=[-1, 0], hidden_size=32, intermediate_size=48, text_hidden_size=WIDTH
+        ),
+        # One layer of three has the longer context's rotary table.
+        text_config=text(
+            "Molmo2TextConfig", vocab_size=start, additional_vocab_size=16, rope_scaling_layers=[1],
+            rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4,
+                             "original_max_position_embeddings": 1024},
+        ),
+        image_start_token_id=start, low_res_image_start_token_id=low, image_end_token_id=end, image_patch_id=patch,
+        frame_start_token_id=frame, frame_end_token_id=frame_end,
+    )  # fmt: skip
+    return build(tf.Molmo2ForConditionalGeneration, config), processor

@@ -147,7 +147,9 @@ def llama4_near():
 
 
 def mllama():
-    tokens = tokenizer(["<|python_tag|>", "<|eot_id|>"], image_token="<|image|>")
+    """Its image token lies behind the vocabulary: it is embedded, and has no logit."""
+    tokens = tokenizer(["<|python_tag|>", "<|eot_id|>", "<|image|>"])
+    [image] = ids(tokens, "<|image|>")
     processor = tf.MllamaProcessor(
         tf.MllamaImageProcessorPil(size=SIZE, max_image_tiles=4), tokens,
         chat_template=template("<|user|>", "<|eot_id|>", "<|assistant|>", "<|image|>", bos="<s>"),
@@ -160,8 +162,10 @@ def mllama():
     }  # fmt: skip
     rope = {"rope_type": "default", "rope_theta": 1e4}
     config = tf.MllamaConfig(
-        vision_config=vision, image_token_index=tokens.image_token_id,
-        text_config=text("MllamaTextConfig", cross_attention_layers=[1], num_hidden_layers=4, rope_parameters=rope),
+        vision_config=vision, image_token_index=image,
+        text_config=text(
+            "MllamaTextConfig", cross_attention_layers=[1], num_hidden_layers=4, rope_parameters=rope, vocab_size=image
+        ),
     )  # fmt: skip
     model = build(tf.MllamaForConditionalGeneration, config)
     for name, weight in model.named_parameters():

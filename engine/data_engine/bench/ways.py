@@ -194,11 +194,13 @@ class Ways:
         """Ids behind the prompt [B * K, longest]."""
         lengths_N = lengths_BK[list(questions)].flatten().to(self.engine.device)
         prompt, eos = self.subject.prefix_tokens, self.engine.eos_token_ids[0]
+        # Some models embed their image token and have no logit for it.
+        never = [number for number in self.subject.image_ids if number < self.engine.num_ids]
         out = self.stock.generate(
             **self.subject.stock_inputs(questions), use_cache=True, do_sample=True,
             num_return_sequences=lengths_BK.shape[1], eos_token_id=eos, pad_token_id=0,
             max_new_tokens=int(lengths_N.max()), **SAMPLING,
-            logits_processor=[ForcedLengths(lengths_N, prompt, eos, self.subject.image_ids)],
+            logits_processor=[ForcedLengths(lengths_N, prompt, eos, never)],
         )  # fmt: skip
         return out[:, prompt:]
 

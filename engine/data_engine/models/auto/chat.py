@@ -63,8 +63,10 @@ class Chat:
         marks = marks_of(self._template.source, self._tokenizer)
         self.thought_marks = require_ends(opening, marks, self._tokenizer, self._template.name)
         """what stands around thoughts, the model's own marks first"""
-        media = media_ids(processor, config)
-        self.banned_token_ids = tuple(number for number in media if number not in self.eos_token_ids)
+        self._media = media_ids(processor, config)
+        size = config.get_text_config().vocab_size
+        sampled = (number for number in self._media if number < size)
+        self.banned_token_ids = tuple(number for number in sampled if number not in self.eos_token_ids)
         """never sampled: placeholders of pictures, films and sounds, and what stands around them"""
         # By the conversation without its texts, of which a run has a few kinds.
         self._tail = lru_cache(1024)(self._tail_of)
@@ -81,8 +83,7 @@ class Chat:
         """
         config = load_config(folder)
         chat = cls(folder, config, load_processor(folder, config), settings)
-        shown = set(chat._try_picture()) - set(chat.banned_token_ids)
-        require_embeddings(shown, config, chat._tokenizer, folder)
+        require_embeddings(chat._try_picture(), config, chat._tokenizer, folder)
         chat._starts_answers = chat._try_start()
         return chat
 
@@ -137,7 +138,7 @@ class Chat:
         ids = [given["input_ids"][0].tolist() for given in every]
         limit = min(map(len, ids)) - 1
         length = next((place for place in range(limit) if len({row[place] for row in ids}) > 1), limit)
-        if not set(self.banned_token_ids).isdisjoint(ids[0][length:]):
+        if not set(self._media).isdisjoint(ids[0][length:]):
             raise UserError("conversations differ before the end of the last image's tokens")
         pixels = set(processor.image_processor.model_input_names)
         whole = len(ids[0])
@@ -258,7 +259,7 @@ class Chat:
         except ImportError as error:
             raise explained(self.folder, error) from error
         ids = given["input_ids"][0].tolist()
-        if self.banned_token_ids and set(ids).isdisjoint(self.banned_token_ids):
+        if self._media and set(ids).isdisjoint(self._media):
             raise self._template.no_place()
         return ids
 

@@ -56,7 +56,8 @@ def _texts(attributes: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 def media_ids(processor: ProcessorMixin, config: PretrainedConfig) -> tuple[int, ...]:
     """Ids of pictures, films and sounds, and of what stands around them: no answer contains one.
 
-    A configuration may name ids that its model does not have, by its class's defaults for one: they are left out.
+    Some lie behind the vocabulary, where a model has embeddings and no logits; a configuration may name ids that its
+    model does not have at all, by its class's defaults for one.
     """
     tokenizer = processor.tokenizer
     named = {**vars(processor), **tokenizer.special_tokens_map}
@@ -65,8 +66,7 @@ def media_ids(processor: ProcessorMixin, config: PretrainedConfig) -> tuple[int,
     for name, value in (*vars(processor).items(), *vars(config).items()):
         if _MEDIA.search(name) and _TOKEN_ID.search(name.lstrip("_")):
             found |= set(_ids(value))
-    size = config.get_text_config().vocab_size
-    return tuple(number for number in sorted(found) if number < size)
+    return tuple(sorted(found))
 
 
 def _ids(value: object) -> list[int]:

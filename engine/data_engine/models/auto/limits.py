@@ -5,8 +5,9 @@ places in a way that only shows far on.
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from PIL.Image import Image
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedTokenizerBase
 
 from data_engine.models.registry import ModelError
 from data_engine.models.rotary import BY_LARGEST_POSITION
@@ -38,16 +39,28 @@ def require_embeddings(
     prompt_ids: Iterable[int], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """Raise ModelError where a prompt has an id that the model has no embedding of: a GPU would only fail later."""
-    text = config.get_text_config(decoder=True)
-    size, largest = getattr(text, "vocab_size", None), max(prompt_ids, default=0)
-    # Idefics has its own tokens behind those of the text model.
-    size = size and size + (getattr(config, "additional_vocab_size", 0) or 0)
-    if size and largest >= size:
+    size, largest = getattr(config.get_text_config(decoder=True), "vocab_size", None), max(prompt_ids, default=0)
+    if size and largest >= size and largest >= (size := num_embeddings(config, size)):
         raise ModelError(
             f"prompts of {folder} have the token {tokenizer.convert_ids_to_tokens(largest)!r} of id {largest}, and the "
             f"model has embeddings of {size} tokens: tokenizer or chat template are of another model, or the adapter "
             "was trained beside larger embeddings, which it does not have"
         )
+
+
+def num_embeddings(config: PretrainedConfig, vocab_size: int) -> int:
+    """Tokens that the model has embeddings of.
+
+    More than its vocabulary has, where Mllama, Molmo 2 and Idefics keep their image tokens behind that.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+        # Idefics has two tables.
+        return sum(len(table) for table in model.get_input_embeddings().parameters())
+    # Whatever a model raises that is made without numbers: loading it says what is wrong, if anything is.
+    except Exception:
+        return vocab_size
 
 
 def check_size(image: Image, shortest_edge: int | None, max_megapixels: float) -> None:
