@@ -69,6 +69,7 @@ FAMILIES = {
     "internvl": Family("tiny_causal:internvl", "causal, several crops", quick=True, video="InternVLVideoProcessor"),
     "deepseek_vl": Family("tiny_causal:deepseek_vl", "causal"),
     "janus": Family("tiny_causal:janus", "causal"),
+    "granite4_vision": Family("tiny_towers:granite4_vision", "causal, several crops, DeepStack in every layer"),
     "molmo2": Family("tiny_towers:molmo2", "bidirectional pictures, several crops", needs=(VISION,)),
     "ovis2": Family("tiny_causal:ovis2", "visual vocabulary, several crops"),
     "idefics2": Family("tiny_towers:idefics2", "causal, several crops", "<end_of_utterance>"),

@@ -22,6 +22,33 @@ def idefics2():
     return build(tf.Idefics2ForConditionalGeneration, config), processor
 
 
+def granite4_vision():
+    """Each of its layers adds image features of its own to what the layer before it left."""
+    tokens = tokenizer(["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"], eos="<|end_of_text|>",
+                       image_token="<image>")  # fmt: skip
+    pins = [[56, 112], [112, 56], [112, 112]]
+    pixels = tf.LlavaNextImageProcessorPil(
+        size={"height": 56, "width": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=pins
+    )
+    user, bot = (f"<|start_of_role|>{role}<|end_of_role|>" for role in ("user", "assistant"))
+    processor = tf.Granite4VisionProcessor(
+        pixels, tokens, patch_size=14, vision_feature_select_strategy="full", downsample_rate="1/2",
+        chat_template=template(user, "<|end_of_text|>\n", bot, "<image>\n"),
+    )  # fmt: skip
+    scales = {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.6,
+              "attention_multiplier": 0.2, "num_hidden_layers": 6}  # fmt: skip
+    vision = TOWER | {"hidden_size": 64, "num_hidden_layers": 3, "image_size": 56, "patch_size": 14}
+    config = tf.Granite4VisionConfig(
+        vision_config=tf.SiglipVisionConfig(**vision), text_config=text("Granite4VisionTextConfig", **scales),
+        image_token_index=tokens.image_token_id, image_grid_pinpoints=pins, vision_feature_select_strategy="full",
+        downsample_rate="1/2", deepstack_layer_map=[[-1, 0], [1, 1]], spatial_vision_layer=-1,
+        spatial_target_layers=[2, 3, 4, 5], projector_dropout=0.0,
+        qformer_config={"model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 48,
+                        "cross_attention_frequency": 1, "use_qformer_text_input": False, "vocab_size": 8},
+    )  # fmt: skip
+    return build(tf.Granite4VisionForConditionalGeneration, config), processor
+
+
 def molmo2():
     """Its image tokens lie behind the text model's vocabulary, and see each other in both directions."""
     named = {"image_token": "<|image|>", "video_token": "<|video|>"}

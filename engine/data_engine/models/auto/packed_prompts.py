@@ -6,6 +6,7 @@ The forward ends there, and the decoder runs what all prompts hand it, one behin
 Shapes: P prompt tokens, M rows of a pass, N image tokens, D width.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -23,7 +24,9 @@ from data_engine.models.base import PromptEnd
 from data_engine.models.layer_kind import LayerKind
 
 # What decoders are handed, and along which dimension prompts follow one another: tokens, or those of images.
-EMBEDS, POSITIONS, MASK, DEEP = "inputs_embeds", "position_ids", "visual_pos_masks", "deepstack_visual_embeds"
+EMBEDS, POSITIONS = "inputs_embeds", "position_ids"
+# DeepStack: the places of image tokens, and by layer the features added there. As Qwen calls them, and as Granite does.
+DEEP = (("visual_pos_masks", "deepstack_visual_embeds"), ("vision_mask", "deepstack_features"))
 # What says nothing of single tokens, and is handed to the pass as to a prompt alone.
 OTHERS = {"attention_mask", "past_key_values", "use_cache", "cache_position", "return_dict", "logits_to_keep"}
 
@@ -50,16 +53,24 @@ class Packable(Protocol):
         """Last hidden states [M, D] of one row."""
 
 
+class Deep(NamedTuple):
+    """What layers add to image tokens."""
+
+    names: tuple[str, str]
+    """of the decoder's arguments"""
+    mask: Tensor
+    """[1, P] or [1, P, 1]: the places of image tokens"""
+    features: Sequence[Tensor] | Mapping[int, Tensor]
+    """[N, D] by layer"""
+
+
 class Front(NamedTuple):
     """What a prompt's forward hands the decoder."""
 
     embeds_1PD: Tensor
     positions: Tensor
     """[.., P]; with multimodal RoPE, an axis before it"""
-    mask_1P: Tensor | None
-    """the places of image tokens, where layers add features to them"""
-    deep_ND: Sequence[Tensor]
-    """by layer, those features"""
+    deep: Deep | None
     next_position: int
 
 
@@ -113,7 +124,7 @@ def _front(model: Packable, prompt: ProcessedPrompt) -> Front:
 def _checked(model: Packable, prompt: ProcessedPrompt, given: Mapping[str, object]) -> Front:
     # Switches that are off say nothing.
     given = {name: value for name, value in given.items() if value is not None and value is not False}
-    if strange := sorted(given.keys() - {EMBEDS, POSITIONS, MASK, DEEP} - OTHERS):
+    if strange := sorted(given.keys() - {EMBEDS, POSITIONS, *itertools.chain(*DEEP)} - OTHERS):
         raise DoesNotFit(f"its text decoder is called with {', '.join(strange)}")
     # Of tokens, as the processor made it: a prompt alone hides none. Any other says who sees whom.
     mask = given.get("attention_mask")
@@ -122,22 +133,34 @@ def _checked(model: Packable, prompt: ProcessedPrompt, given: Mapping[str, objec
     embeds, positions = given[EMBEDS], given.get(POSITIONS)
     if positions is None:
         positions = torch.arange(prompt.length, device=embeds.device)[None]
-    return Front(embeds, positions, given.get(MASK), given.get(DEEP, ()), model.next_position(prompt))
+    deep = next((Deep(names, *(given[name] for name in names)) for names in DEEP if given.keys() >= {*names}), None)
+    return Front(embeds, positions, deep, model.next_position(prompt))
 
 
 def _joined(fronts: Sequence[Front], num_rows: int) -> dict[str, object]:
     """The decoder's arguments for prompts one behind the other, filled up with zeros."""
     embeds = _row([front.embeds_1PD for front in fronts], 1, num_rows)
     given = {EMBEDS: embeds, POSITIONS: _row(_alike([front.positions for front in fronts]), -1, num_rows)}
-    masks = [front.mask_1P for front in fronts if front.mask_1P is not None]
-    if masks:
-        # Made of a mask, so that the host knows them where it knows that one.
-        none = [masks[0].new_zeros(front.embeds_1PD.shape[:2]) for front in fronts]
-        each = [one if front.mask_1P is None else front.mask_1P for front, one in zip(fronts, none, strict=True)]
-        given[MASK] = _row(each, 1, num_rows)
-        by_layer = zip(*(front.deep_ND for front in fronts if front.deep_ND), strict=True)
-        given[DEEP] = [torch.cat(features) for features in by_layer]
+    if any(front.deep for front in fronts):
+        given |= _deep_joined(fronts, num_rows)
     return given
+
+
+def _deep_joined(fronts: Sequence[Front], num_rows: int) -> dict[str, object]:
+    first, *others = (front.deep for front in fronts if front.deep)
+
+    def places(front: Front) -> Tensor:
+        # Made of a mask, so that the host knows them where it knows that one.
+        none = first.mask.new_zeros(1, front.embeds_1PD.shape[1], *first.mask.shape[2:])
+        return front.deep.mask if front.deep else none
+
+    def joined(layer: int) -> Tensor:
+        return torch.cat([deep.features[layer] for deep in (first, *others)])
+
+    by_name = isinstance(first.features, Mapping)
+    features = {layer: joined(layer) for layer in (first.features if by_name else range(len(first.features)))}
+    mask = _row([places(front) for front in fronts], 1, num_rows)
+    return dict(zip(first.names, (mask, features if by_name else [*features.values()]), strict=True))
 
 
 def _alike(positions: Sequence[Tensor]) -> list[Tensor]:
