@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-VISION, WORDS = "torchvision", "num2words"
+VISION, WORDS, TIMM = "torchvision", "num2words", "timm"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Family:
     end: str | None = None
     """special token that its template writes behind an answer, where that is not the tokenizer's EOS"""
     needs: tuple[str, ...] = ()
-    """packages without which its processor cannot be made"""
+    """packages without which its processor or its tower cannot be made"""
     quick: bool = False
     """part of `make test`"""
     video: str | None = None
@@ -71,6 +71,9 @@ FAMILIES = {
     "janus": Family("tiny_causal:janus", "causal"),
     "granite4_vision": Family("tiny_towers:granite4_vision", "causal, several crops, DeepStack in every layer"),
     "molmo2": Family("tiny_towers:molmo2", "bidirectional pictures, several crops", needs=(VISION,)),
+    "perception_lm": Family(
+        "tiny_towers:perception_lm", "causal, several crops", "<|eot_id|>", needs=(VISION, TIMM)
+    ),
     "ovis2": Family("tiny_causal:ovis2", "visual vocabulary, several crops"),
     "idefics2": Family("tiny_towers:idefics2", "causal, several crops", "<end_of_utterance>"),
     "idefics3": Family("tiny_slices:idefics3", "causal, several crops", "<end_of_utterance>"),

@@ -80,3 +80,23 @@ def molmo2():
         frame_start_token_id=frame, frame_end_token_id=frame_end,
     )  # fmt: skip
     return build(tf.Molmo2ForConditionalGeneration, config), processor
+
+
+def perception_lm():
+    tokens = tokenizer(["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+                       image_token="<|image|>", video_token="<|video|>")  # fmt: skip
+    user, bot = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
+    processor = tf.PerceptionLMProcessor(
+        tf.PerceptionLMVideoProcessor(), tf.PerceptionLMImageProcessor(tile_size=56, max_num_tiles=4), tokens,
+        patch_size=14, pooling_ratio=2, chat_template=template(user, "<|eot_id|>", bot, "<|image|>"),
+    )  # fmt: skip
+    size = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": [56, 56], "ref_feat_shape": [4, 4]}
+    vision = tf.TimmWrapperConfig(
+        architecture="vit_pe_core_large_patch14_336", do_pooling=False,
+        model_args=size | {"global_pool": "", "use_post_transformer_norm": False, "init_values": 0.1},
+    )  # fmt: skip
+    config = tf.PerceptionLMConfig(
+        vision_config=vision, text_config=text(), projector_pooling_ratio=2, image_token_id=tokens.image_token_id,
+        video_token_id=tokens.video_token_id,
+    )  # fmt: skip
+    return build(tf.PerceptionLMForConditionalGeneration, config, embed=0.4), processor
