@@ -69,6 +69,7 @@ FAMILIES = {
     "internvl": Family("tiny_causal:internvl", "causal, several crops", quick=True, video="InternVLVideoProcessor"),
     "deepseek_vl": Family("tiny_causal:deepseek_vl", "causal"),
     "janus": Family("tiny_causal:janus", "causal"),
+    "aria": Family("tiny_towers:aria", "causal, experts"),
     "granite4_vision": Family("tiny_towers:granite4_vision", "causal, several crops, DeepStack in every layer"),
     "molmo2": Family("tiny_towers:molmo2", "bidirectional pictures, several crops", needs=(VISION,)),
     "perception_lm": Family(

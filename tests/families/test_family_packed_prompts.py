@@ -25,6 +25,7 @@ from data_engine.seeds import seed_for
 
 # What else there is in the decoder of a family whose prompts run one by one.
 ALONE = {
+    "aria": "experts",
     "kimi_k25": "experts",
     "qwen3_vl_moe": "experts",
     "glm4v_moe": "experts",

@@ -22,6 +22,7 @@ from data_engine.models.auto.mirrored import Mirrored
 LEFT = {
     "llava_next": "lengths of the images' features are sent",
     "llava_onevision": "the same",
+    "aria": "padding of images",
     "molmo2": "a mask of image tokens is as wide as their embeddings",
     "ovis2": "ids of its visual vocabulary are sent",
     "idefics2": "pixels say which images are empty",

@@ -22,6 +22,23 @@ def idefics2():
     return build(tf.Idefics2ForConditionalGeneration, config), processor
 
 
+def aria():
+    marks = ["<fim_prefix>", "<fim_suffix>"]
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>", *marks], eos="<|im_end|>", image_token="<|img|>")
+    # Images are padded to a square of 980 pixels: it takes no other size but 490.
+    processor = tf.AriaProcessor(
+        tf.AriaImageProcessorPil(), tokens, size_conversion={490: 4, 980: 8},
+        chat_template=chatml("<fim_prefix><|img|><fim_suffix>"),
+    )  # fmt: skip
+    experts = {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}
+    config = tf.AriaConfig(
+        vision_config=tf.Idefics3VisionConfig(**TOWER, image_size=980, patch_size=70),
+        text_config=text("AriaTextConfig", **experts), image_token_index=tokens.image_token_id,
+        projector_patch_to_query_dict={49: 4, 196: 8},
+    )  # fmt: skip
+    return build(tf.AriaForConditionalGeneration, config), processor
+
+
 def granite4_vision():
     """Each of its layers adds image features of its own to what the layer before it left."""
     tokens = tokenizer(["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"], eos="<|end_of_text|>",
