@@ -75,6 +75,7 @@ FAMILIES = {
     "perception_lm": Family(
         "tiny_towers:perception_lm", "causal, several crops", "<|eot_id|>", needs=(VISION, TIMM)
     ),
+    "fast_vlm": Family("tiny_towers:fast_vlm", "causal, convolutional tower", needs=(VISION, TIMM)),
     "ovis2": Family("tiny_causal:ovis2", "visual vocabulary, several crops"),
     "idefics2": Family("tiny_towers:idefics2", "causal, several crops", "<end_of_utterance>"),
     "idefics3": Family("tiny_slices:idefics3", "causal, several crops", "<end_of_utterance>"),

@@ -117,3 +117,22 @@ def perception_lm():
         video_token_id=tokens.video_token_id,
     )  # fmt: skip
     return build(tf.PerceptionLMForConditionalGeneration, config, embed=0.4), processor
+
+
+def fast_vlm():
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", image_token="<image>")
+    side = {"height": 128, "width": 128}
+    processor = tf.LlavaProcessor(
+        tf.CLIPImageProcessorPil(size={"shortest_edge": 128}, crop_size=side), tokens, patch_size=64,
+        vision_feature_select_strategy="full", num_additional_image_tokens=0, chat_template=chatml("<image>\n"),
+    )  # fmt: skip
+    stages = {"layers": [1, 1, 1, 1, 1], "embed_dims": [32, 32, 32, 32, 32], "mlp_ratios": [1, 1, 1, 1, 1]}
+    vision = tf.TimmWrapperConfig(
+        architecture="fastvit_mci3", do_pooling=True, model_args={"inference_mode": True, **stages}
+    )
+    vision.hidden_size = 64
+    config = tf.FastVlmConfig(
+        vision_config=vision, text_config=text("Qwen2Config"), image_token_index=tokens.image_token_id,
+        image_seq_length=4,
+    )  # fmt: skip
+    return build(tf.FastVlmForConditionalGeneration, config), processor
