@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_prompts_on_a_device import META, arrived
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_engine.models.auto import mirrored as code
 from data_engine.models.auto.mirrored import MOST, Mirrored, is_known, mirrored
@@ -53,6 +53,8 @@ def test_known_numbers_are_sizes():
     assert numbers.view(height, width, 4).shape == (2, 3, 4)
     assert [len(part) for part in numbers.split([height * 2, height])] == [4, 2]
     assert numbers[:width, height:].shape == (3, 2)
+    resized = nn.functional.interpolate(numbers[None, None], size=(height * 2, width), mode="bilinear")
+    assert resized.shape == (1, 1, 4, 3)
 
 
 def test_writing_known_numbers_keeps_the_copies_right():

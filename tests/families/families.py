@@ -71,6 +71,9 @@ FAMILIES = {
     "janus": Family("tiny_causal:janus", "causal"),
     "aria": Family("tiny_towers:aria", "causal, experts"),
     "granite4_vision": Family("tiny_towers:granite4_vision", "causal, several crops, DeepStack in every layer"),
+    "video_llama_3": Family(
+        "tiny_towers:video_llama_3", "causal, pictures of any size", video="VideoLlama3VideoProcessor"
+    ),
     "molmo2": Family("tiny_towers:molmo2", "bidirectional pictures, several crops", needs=(VISION,)),
     "perception_lm": Family(
         "tiny_towers:perception_lm", "causal, several crops", "<|eot_id|>", needs=(VISION, TIMM)

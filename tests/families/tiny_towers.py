@@ -1,7 +1,7 @@
 """Tiny checkpoints of families whose tower or resampler is peculiar, before a text model with causal attention."""
 
 import transformers as tf
-from tiny_parts import TOWER, WIDTH, build, chatml, ids, template, text, tokenizer
+from tiny_parts import TOWER, WIDTH, build, chatml, ids, still, template, text, tokenizer
 
 
 def idefics2():
@@ -64,6 +64,18 @@ def granite4_vision():
                         "cross_attention_frequency": 1, "use_qformer_text_input": False, "vocab_size": 8},
     )  # fmt: skip
     return build(tf.Granite4VisionForConditionalGeneration, config), processor
+
+
+def video_llama_3():
+    named = {"image_token": "<image>", "video_token": "<video>"}
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **named)
+    pixels = tf.VideoLlama3ImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 16, patch_size=14, merge_size=1)
+    processor = still(tf.VideoLlama3Processor)(pixels, tokens, chat_template=chatml("<image>"))
+    config = tf.VideoLlama3Config(
+        vision_config=tf.VideoLlama3VisionConfig(**TOWER, patch_size=14), text_config=text("Qwen2Config"),
+        image_token_id=tokens.image_token_id, video_token_id=tokens.video_token_id,
+    )  # fmt: skip
+    return build(tf.VideoLlama3ForConditionalGeneration, config), processor
 
 
 def molmo2():

@@ -25,8 +25,8 @@ OF_EQUALS = {"sort", "argsort", "topk", "kthvalue", "median", "nanmedian", "mode
 # What they draw, a device draws by its own generator.
 DRAWN = re.compile(r".*rand.*|bernoulli_?|geometric_")
 INDEXING = {"__getitem__", "__setitem__"}
-# They take sizes as numbers.
-SIZED = {"view", "reshape", "split", "split_with_sizes"}
+# They take sizes as numbers; the last are what torch.nn.functional.interpolate calls.
+_SIZED = re.compile(r"view|reshape|split(_with_sizes)?|_?upsample_\w+")
 _WRITES = re.compile(r"__setitem__|__set__|__i(add|sub|mul|floordiv|mod|pow|and|or|xor|lshift|rshift)__|.*[^_]_")
 
 
@@ -133,7 +133,7 @@ def _without_reads(name: str, args: tuple) -> tuple:
     """Arguments in which the host's numbers stand for sizes, and for a mask the places where it is true: the device
     need not say how many there are.
     """
-    if name in SIZED:
+    if _SIZED.fullmatch(name):
         return args[0], *tree_map(_number, args[1:])
     if name not in INDEXING:
         return args
