@@ -89,6 +89,9 @@ FAMILIES = {
         "tiny_slices:kimi_k25", "latent attention, experts", IM_END, (VISION,), video="Kimi_K25VideoProcessor"
     ),
     "lfm2_vl": Family("tiny_slices:lfm2_vl", "short convolutions, slices", needs=(VISION,), hybrid=True),
+    "lfm3_vl": Family(
+        "tiny_slices:lfm3_vl", "short convolutions, windows, pictures of any size", video=QWEN_3, hybrid=True
+    ),
     "qwen2_vl": Family("tiny_mrope:qwen2_vl", MROPE, video=QWEN),
     "qwen2_5_vl": Family("tiny_mrope:qwen2_5_vl", MROPE, quick=True, video=QWEN),
     "qwen3_vl": Family("tiny_mrope:qwen3_vl", f"{MROPE}, DeepStack", video=QWEN_3),

@@ -10,9 +10,9 @@ from families import named
 # In make test, test_family_sampling and test_family_scoring stand for the families.
 pytestmark = pytest.mark.families
 
-WINDOWS = "gemma3 paligemma2 aya_vision cohere2_vision gemma4"
+WINDOWS = "gemma3 paligemma2 aya_vision cohere2_vision gemma4 lfm3_vl"
 POSITIONS = "qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 glm4v paligemma"
-MASKS = "gemma3 paligemma2 cohere2_vision gemma4 molmo2"
+MASKS = "gemma3 paligemma2 cohere2_vision gemma4 molmo2 lfm3_vl"
 
 
 def is_red(checkpoint) -> bool:

@@ -32,6 +32,7 @@ ALONE = {
     "llama4": "experts",
     "llama4_beyond": "experts",
     "lfm2_vl": "a state from token to token",
+    "lfm3_vl": "a state from token to token",
     "qwen3_5": "a state from token to token",
     "mllama": "layers for image states",
     "molmo2": "masks of its own: pictures are seen in both directions",

@@ -104,3 +104,28 @@ def lfm2_vl():
         text_config=text("Lfm2Config", layer_types=kinds, block_auto_adjust_ff_dim=False),
     )  # fmt: skip
     return build(tf.Lfm2VlForConditionalGeneration, config, embed=0.2), processor
+
+
+def lfm3_vl():
+    named = {
+        "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>",
+        "vision_end_token": "<|vision_end|>",
+    }  # fmt: skip
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **named)
+    pixels = tf.Qwen2VLImageProcessorPil(
+        min_pixels=28 * 28, max_pixels=28 * 28 * 64, patch_size=14, merge_size=2, temporal_patch_size=2
+    )
+    shown = "<|vision_start|><|image_pad|><|vision_end|>"
+    processor = still(tf.Lfm3VlProcessor)(pixels, tokens, chat_template=chatml(shown))
+    vision = tf.Lfm3VlVisionConfig(
+        hidden_size=32, intermediate_size=48, patch_size=14, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, layer_types=["conv", "full_attention", "conv"],
+    )  # fmt: skip
+    start, end = ids(tokens, "<|vision_start|>", "<|vision_end|>")
+    kinds = ["conv", "full_attention", "sliding_attention", "conv"]
+    config = tf.Lfm3VlConfig(
+        vision_config=vision, image_token_id=tokens.image_token_id, video_token_id=tokens.video_token_id,
+        vision_start_token_id=start, vision_end_token_id=end, projector_hidden_size=48,
+        text_config=text("Lfm3Config", layer_types=kinds, num_hidden_layers=4, sliding_window=16),
+    )  # fmt: skip
+    return build(tf.Lfm3VlForConditionalGeneration, config, embed=0.2), processor
