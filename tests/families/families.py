@@ -56,7 +56,8 @@ def missing(*packages: str) -> str | None:
     return f"{' and '.join(absent)}, which cannot be imported: `make test-families` fetches {it}"
 
 
-IM_END, MROPE = "<|im_end|>", "M-RoPE, pictures of any size"
+IM_END, MROPE = "<|im_end|>", "M-RoPE"
+ANY_SIZE = f"{MROPE}, pictures of any size"
 QWEN, QWEN_3 = "Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor"
 GLM = "Glm4vVideoProcessor"
 
@@ -92,13 +93,16 @@ FAMILIES = {
     "lfm3_vl": Family(
         "tiny_slices:lfm3_vl", "short convolutions, windows, pictures of any size", video=QWEN_3, hybrid=True
     ),
-    "qwen2_vl": Family("tiny_mrope:qwen2_vl", MROPE, video=QWEN),
-    "qwen2_5_vl": Family("tiny_mrope:qwen2_5_vl", MROPE, quick=True, video=QWEN),
-    "qwen3_vl": Family("tiny_mrope:qwen3_vl", f"{MROPE}, DeepStack", video=QWEN_3),
-    "qwen3_vl_moe": Family("tiny_mrope:qwen3_vl_moe", f"{MROPE}, DeepStack, experts", video=QWEN_3),
-    "qwen3_5": Family("tiny_mrope:qwen3_5", f"{MROPE}, gated delta net", quick=True, video=QWEN_3, hybrid=True),
-    "glm4v": Family("tiny_mrope:glm4v", f"{MROPE}, partial rotary", video=GLM),
-    "glm4v_moe": Family("tiny_mrope:glm4v_moe", f"{MROPE}, partial rotary, experts", video=GLM),
+    "qwen2_vl": Family("tiny_mrope:qwen2_vl", ANY_SIZE, video=QWEN),
+    "qwen2_5_vl": Family("tiny_mrope:qwen2_5_vl", ANY_SIZE, quick=True, video=QWEN),
+    "qwen3_vl": Family("tiny_mrope:qwen3_vl", f"{ANY_SIZE}, DeepStack", video=QWEN_3),
+    "qwen3_vl_moe": Family("tiny_mrope:qwen3_vl_moe", f"{ANY_SIZE}, DeepStack, experts", video=QWEN_3),
+    "qwen3_5": Family("tiny_mrope:qwen3_5", f"{ANY_SIZE}, gated delta net", quick=True, video=QWEN_3, hybrid=True),
+    "glm4v": Family("tiny_mrope:glm4v", f"{ANY_SIZE}, partial rotary", video=GLM),
+    "glm4v_moe": Family("tiny_mrope:glm4v_moe", f"{ANY_SIZE}, partial rotary, experts", video=GLM),
+    "minicpmv4_7": Family(
+        "tiny_mrope:minicpmv4_7", f"{MROPE}, slices, gated delta net", needs=(VISION,), hybrid=True
+    ),
     "gemma3": Family("tiny_windows:gemma3", "windows, bidirectional pictures", "<end_of_turn>", quick=True),
     "gemma4": Family(
         "tiny_windows:gemma4", "windows, bidirectional pictures, shared keys and values, two head widths, per-layer "

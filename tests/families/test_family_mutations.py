@@ -11,7 +11,7 @@ from families import named
 pytestmark = pytest.mark.families
 
 WINDOWS = "gemma3 paligemma2 aya_vision cohere2_vision gemma4 lfm3_vl"
-POSITIONS = "qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 glm4v paligemma"
+POSITIONS = "qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 glm4v minicpmv4_7 paligemma"
 MASKS = "gemma3 paligemma2 cohere2_vision gemma4 molmo2 lfm3_vl"
 
 

@@ -34,6 +34,7 @@ ALONE = {
     "lfm2_vl": "a state from token to token",
     "lfm3_vl": "a state from token to token",
     "qwen3_5": "a state from token to token",
+    "minicpmv4_7": "a state from token to token",
     "mllama": "layers for image states",
     "molmo2": "masks of its own: pictures are seen in both directions",
     "gemma3": "masks of its own: pictures are seen in both directions",

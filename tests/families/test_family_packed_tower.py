@@ -17,7 +17,7 @@ from data_engine.models.prefix import run_prefix
 
 PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm4v_moe", "lfm3_vl"]
 # Towers that make their numbers in ways of their own.
-BY_FLASH = [*PACKED, "minicpmv4_6", "kimi_k25", "video_llama_3"]
+BY_FLASH = [*PACKED, "minicpmv4_6", "minicpmv4_7", "kimi_k25", "video_llama_3"]
 OTHERS = [name for name in FAMILIES if name not in BY_FLASH]
 PICTURES = [name for name, asked in ASKED.items() if asked.sizes]
 

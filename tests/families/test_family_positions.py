@@ -58,6 +58,5 @@ def test_they_are_computed_from_the_hosts_tensors_once(checkpoints, name):
     with patch.object(owner, "get_rope_index", wraps=owner.get_rope_index) as rule:
         run_prefix(model, given)
     [call] = rule.call_args_list
-    assert {id(given.inputs["input_ids"]), id(given.inputs["image_grid_thw"])} <= {
-        id(value) for value in [*call.args, *call.kwargs.values()]
-    }
+    sizes = next(given.inputs[name] for name in ("image_grid_thw", "target_sizes") if name in given.inputs)
+    assert {id(given.inputs["input_ids"]), id(sizes)} <= {id(value) for value in [*call.args, *call.kwargs.values()]}

@@ -20,7 +20,7 @@ from jobs import forked_world
 
 HERE = Path(__file__).parent
 # Layers whose number differs by prompt, or that keep a state.
-REFUSED = {"mllama", "qwen3_5", "lfm2_vl", "lfm3_vl"}
+REFUSED = {"mllama", "qwen3_5", "minicpmv4_7", "lfm2_vl", "lfm3_vl"}
 TAKEN = [name for name, family in FAMILIES.items() if family.fast and name not in REFUSED]
 
 

@@ -29,6 +29,7 @@ LEFT = {
     "idefics3": "the same",
     "smolvlm": "the same",
     "minicpmv4_6": "windows of slices",
+    "minicpmv4_7": "the same",
     "kimi_k25": "positions of patches",
     "gemma4": "padding among patches",
     "paligemma": "the model makes the position behind the prompt",

@@ -18,6 +18,11 @@ TOWER_3_5 = TOWER | {
     "depth": 3, "hidden_size": 32, "out_hidden_size": WIDTH, "intermediate_size": 48, "patch_size": 16,
     "num_position_embeddings": 64,
 }  # fmt: skip
+HYBRID = ["linear_attention", "full_attention", "linear_attention"]
+LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+}  # fmt: skip
 TOWER_3 = TOWER_3_5 | {"deepstack_visual_indexes": [0, 1]}
 
 
@@ -57,10 +62,7 @@ def qwen3_vl_moe():
 
 
 def qwen3_5():
-    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16,
-              "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}  # fmt: skip
-    kinds = ["linear_attention", "full_attention", "linear_attention"]
-    return _qwen("Qwen3_5", TOWER_3_5, tf.Qwen3VLProcessor, layer_types=kinds, **linear)
+    return _qwen("Qwen3_5", TOWER_3_5, tf.Qwen3VLProcessor, layer_types=HYBRID, **LINEAR)
 
 
 def _glm4v(kind, **more):
@@ -94,3 +96,25 @@ def glm4v_moe():
         "Glm4vMoe", n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, moe_intermediate_size=32,
         first_k_dense_replace=1, n_group=1, topk_group=1,
     )  # fmt: skip
+
+
+def minicpmv4_7():
+    """A picture's slices lie on one canvas, as do the tokens around them."""
+    named = {"image_token": "<image_pad>", "video_token": "<video_pad>"}
+    for part in ("image", "slice", "image_id"):
+        named |= {f"{part}_start_token": f"<{part}>", f"{part}_end_token": f"</{part}>"}
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **named)
+    processor = tf.MiniCPMV4_7Processor(
+        tf.MiniCPMV4_6ImageProcessorPil(scale_resolution=112, patch_size=14, max_slice_nums=4),
+        tf.MiniCPMV4_6VideoProcessor(), tokens, chat_template=chatml("<image_pad>"),
+    )  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3,
+              "image_size": 112, "patch_size": 14, "insert_layer_id": 1}  # fmt: skip
+    marks = ("image_start", "image_end", "slice_start", "slice_end")
+    config = tf.MiniCPMV4_7Config(
+        vision_config=vision, insert_layer_id=1, image_token_id=tokens.image_token_id,
+        text_config=text("Qwen3_5TextConfig", rope_parameters=ROPE, layer_types=HYBRID, **LINEAR),
+        video_token_id=tokens.video_token_id, newline_id=tokens.encode("\n")[0],
+        **{f"{mark}_id": getattr(tokens, f"{mark}_token_id") for mark in marks},
+    )  # fmt: skip
+    return build(tf.MiniCPMV4_7ForConditionalGeneration, config), processor
