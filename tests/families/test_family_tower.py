@@ -67,7 +67,7 @@ def test_internvls_own_layout_too(tmp_path, as_on_a_gpu):
     assert_as_plain(model, asked)
 
 
-@pytest.mark.parametrize("name", named(["qwen2_5_vl", "llava_onevision", "aria"]))
+@pytest.mark.parametrize("name", named(["qwen2_5_vl", "llava_onevision", "aria", "deepseek_vl_hybrid"]))
 def test_a_family_whose_tower_does_not_take_them_runs_each_prompt_whole(checkpoints, name, as_on_a_gpu):
     model = load_model("auto", str(checkpoints(name).folder))
     assert not model.encodes_together

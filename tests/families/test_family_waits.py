@@ -23,6 +23,7 @@ LEFT = {
     "llava_next": "lengths of the images' features are sent",
     "llava_onevision": "the same",
     "aria": "padding of images",
+    "deepseek_vl_hybrid": "places of the second tower's relative positions are sent",
     "molmo2": "a mask of image tokens is as wide as their embeddings",
     "ovis2": "ids of its visual vocabulary are sent",
     "idefics2": "pixels say which images are empty",

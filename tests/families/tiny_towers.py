@@ -1,7 +1,7 @@
 """Tiny checkpoints of families whose tower or resampler is peculiar, before a text model with causal attention."""
 
 import transformers as tf
-from tiny_parts import TOWER, WIDTH, build, chatml, ids, still, template, text, tokenizer
+from tiny_parts import SIZE, TOWER, WIDTH, build, chatml, ids, siglip, still, template, text, tokenizer
 
 
 def idefics2():
@@ -37,6 +37,26 @@ def aria():
         projector_patch_to_query_dict={49: 4, 196: 8},
     )  # fmt: skip
     return build(tf.AriaForConditionalGeneration, config), processor
+
+
+def deepseek_vl_hybrid():
+    tokens = tokenizer(image_token="<image_placeholder>")
+    pixels = tf.DeepseekVLHybridImageProcessorPil(size=SIZE, high_res_size={"height": 64, "width": 64})
+    processor = tf.DeepseekVLHybridProcessor(
+        pixels, tokens, num_image_tokens=4,
+        chat_template=template("User: ", "\n\n", "Assistant:", "<image_placeholder>"),
+    )  # fmt: skip
+    fine = tf.SamVisionConfig(
+        hidden_size=32, output_channels=16, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=8,
+        window_size=4, global_attn_indexes=[1], num_pos_feats=16, mlp_dim=48,
+    )  # fmt: skip
+    config = tf.DeepseekVLHybridConfig(
+        vision_config=siglip(), high_res_vision_config=fine, text_config=text(), image_token_id=tokens.image_token_id
+    )
+    model = build(tf.DeepseekVLHybridForConditionalGeneration, config)
+    # Zero in a new model: half of what the finer tower sees would be left out.
+    model.model.high_res_vision_alpha.data.fill_(0.7)
+    return model, processor
 
 
 def granite4_vision():
