@@ -70,6 +70,7 @@ FAMILIES = {
     "internvl": Family("tiny_causal:internvl", "causal, several crops", quick=True, video="InternVLVideoProcessor"),
     "deepseek_vl": Family("tiny_causal:deepseek_vl", "causal"),
     "janus": Family("tiny_causal:janus", "causal"),
+    "vipllava": Family("tiny_towers:vipllava", "causal"),
     "deepseek_vl_hybrid": Family("tiny_towers:deepseek_vl_hybrid", "causal, two towers"),
     "aria": Family("tiny_towers:aria", "causal, experts"),
     "granite4_vision": Family("tiny_towers:granite4_vision", "causal, several crops, DeepStack in every layer"),

@@ -52,7 +52,7 @@ def assert_one_call(model, asked: list[Scored]) -> None:
     assert calls == [sum(len(one.prompt.inputs["pixel_values"]) for one in asked)]
 
 
-@pytest.mark.parametrize("name", named(["llava", "fast_vlm", "internvl", "gemma3"]))
+@pytest.mark.parametrize("name", named(["llava", "vipllava", "fast_vlm", "internvl", "gemma3"]))
 def test_images_of_a_pass_go_through_the_tower_together(checkpoints, name, as_on_a_gpu):
     model = load_model("auto", str(checkpoints(name).folder))
     asked = questions(model)

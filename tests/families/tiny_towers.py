@@ -1,7 +1,7 @@
 """Tiny checkpoints of families whose tower or resampler is peculiar, before a text model with causal attention."""
 
 import transformers as tf
-from tiny_parts import SIZE, TOWER, WIDTH, build, chatml, ids, siglip, still, template, text, tokenizer
+from tiny_parts import SIZE, TOWER, WIDTH, build, chatml, clip, ids, siglip, still, template, text, tokenizer
 
 
 def idefics2():
@@ -37,6 +37,20 @@ def aria():
         projector_patch_to_query_dict={49: 4, 196: 8},
     )  # fmt: skip
     return build(tf.AriaForConditionalGeneration, config), processor
+
+
+def vipllava():
+    tokens = tokenizer(image_token="<image>")
+    processor = tf.LlavaProcessor(
+        tf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=SIZE), tokens, patch_size=14,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=template("###Human: ", "", "###Assistant:", "<image>\n"),
+    )  # fmt: skip
+    config = tf.VipLlavaConfig(
+        vision_config=clip(), text_config=text(), image_token_index=tokens.image_token_id,
+        vision_feature_layer=[-1, -2, 0],
+    )  # fmt: skip
+    return build(tf.VipLlavaForConditionalGeneration, config), processor
 
 
 def deepseek_vl_hybrid():
