@@ -66,6 +66,10 @@ def media_ids(processor: ProcessorMixin, config: PretrainedConfig) -> tuple[int,
     for name, value in (*vars(processor).items(), *vars(config).items()):
         if _MEDIA.search(name) and _TOKEN_ID.search(name.lstrip("_")):
             found |= set(_ids(value))
+    for part in map(vars(config).get, ("vision_config", "audio_config")):
+        # Those of Gemma 3n's vocabularies for pictures and sounds, which its text decoder alone embeds otherwise.
+        if start := getattr(part, "vocab_offset", None):
+            found |= set(range(start, start + part.vocab_size))
     return tuple(sorted(found))
 
 
