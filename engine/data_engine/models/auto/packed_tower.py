@@ -65,6 +65,7 @@ class PackedTower:
     """Hands a tower the numbers that the host makes of its images' sizes, where the host knows these."""
 
     def __init__(self, vision: nn.Module) -> None:
+        self._names = list(inspect.signature(vision.forward).parameters)
         self._hook = vision.register_forward_pre_hook(self._add_numbers, with_kwargs=True)
 
     @classmethod
@@ -87,7 +88,8 @@ class PackedTower:
         return None
 
     def _add_numbers(self, vision: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict] | None:
-        grid_N3 = options.get("grid_thw")
+        # By name or by place.
+        grid_N3 = (dict(zip(self._names, args, strict=False)) | options).get("grid_thw")
         if not is_known(grid_N3) or not _takes_numbers(vision):
             return None
         numbers = _numbers(vision, grid_N3.on_host)
