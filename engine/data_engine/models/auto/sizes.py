@@ -1,12 +1,16 @@
 """What a model of transformers is, before its weights are read: its decoder runs on a device without numbers."""
 
+import contextlib
 import copy
 import functools
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.distributions import Distribution
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
@@ -17,6 +21,7 @@ from data_engine.models.auto.loading import quiet
 from data_engine.models.auto.parts import attend_by_hook, find_decoder, layer_kinds
 from data_engine.models.auto.processor import load_config
 from data_engine.models.base import CacheSizes, Description
+from data_engine.models.cpu_linear import with_weights_read
 from data_engine.models.decoder import cache_values_per_token
 from data_engine.models.registry import reason
 from data_engine.models.rotary import BY_LARGEST_POSITION
@@ -34,6 +39,8 @@ class _Measured:
     why_plain: str | None = None
     seen: bool = True
     """whether the decoder could run without weights; else the sizes are those of full attention in all layers"""
+    all_called: bool = True
+    """a text calls all modules of the decoder with weights; not Ernie's experts for pictures, nor Gemma 3n's AltUp"""
 
 
 def cache_sizes(folder: Path) -> CacheSizes:
@@ -44,6 +51,11 @@ def cache_sizes(folder: Path) -> CacheSizes:
 def are_known(folder: Path) -> bool:
     """Whether the sizes were found, and not guessed."""
     return _measured(folder).seen
+
+
+def text_calls_all(folder: Path) -> bool:
+    """Whether a text alone calls all modules of the decoder that have weights."""
+    return _measured(folder).all_called
 
 
 def describe(folder: Path) -> Description:
@@ -71,7 +83,7 @@ def _measured(folder: Path) -> _Measured:
     config = load_config(folder)
     try:
         with quiet():
-            return _Measured(_run_on_meta(config))
+            return _run_on_meta(config)
     except DoesNotFit as problem:
         why = str(problem)
     # Whatever a decoder raises on a device without numbers; the run itself says what a model cannot do.
@@ -83,7 +95,7 @@ def _measured(folder: Path) -> _Measured:
 
 
 @torch.inference_mode()
-def _run_on_meta(config: PreTrainedConfig) -> CacheSizes:
+def _run_on_meta(config: PreTrainedConfig) -> _Measured:
     config = _without_growing_tables(config)
     with torch.device("meta"):
         # Experts are multiplied together in bf16 alone on this device.
@@ -93,15 +105,38 @@ def _run_on_meta(config: PreTrainedConfig) -> CacheSizes:
         finding = Finding(TOKENS, set(decoder.modules()))
         cache = DynamicCache(config=config.get_text_config(decoder=True))
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
-        with attending(finding, finding.layers):
+        with attending(finding, finding.layers), _modules_left(decoder) as left, _unchecked_distributions():
             decoder(input_ids=ids, position_ids=torch.arange(TOKENS)[None], past_key_values=cache, use_cache=True)
     if not finding.noted:
         raise DoesNotFit("no layer of its decoder attends through transformers' attention interface")
     kinds = layer_kinds(finding.noted)
     states = [one for layer in cache.layers if is_recurrent(layer) for one in tensors(layer)]
-    return CacheSizes(
+    sizes = CacheSizes(
         sum(kind.values_per_token for kind in kinds), sum(one[0].numel() for one in states), _image_states(config)
     )
+    return _Measured(sizes, all_called=not left)
+
+
+@contextlib.contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """torch.distributions, which Gemma 3n's activations go by, looks at no numbers to check them."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@contextlib.contextmanager
+def _modules_left(decoder: nn.Module) -> Iterator[set[nn.Module]]:
+    """The modules with weights that are not called inside, but for those whose owner reads their weights itself."""
+    left = {module for module in decoder.modules() if next(module.parameters(recurse=False), None) is not None}
+    left -= with_weights_read(decoder)
+    with contextlib.ExitStack() as hooks:
+        for module in left:
+            hooks.enter_context(module.register_forward_pre_hook(lambda module, args: left.discard(module)))
+        yield left
 
 
 def _image_states(config: PreTrainedConfig) -> int:

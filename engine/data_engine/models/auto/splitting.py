@@ -18,7 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 from data_engine.models.auto.loading import load_weights
 from data_engine.models.auto.parts import find_decoder, find_vision
 from data_engine.models.auto.processor import load_config
-from data_engine.models.auto.sizes import are_known, cache_sizes
+from data_engine.models.auto.sizes import are_known, cache_sizes, text_calls_all
 from data_engine.models.base import Split
 from data_engine.models.cpu_linear import with_weights_read
 from data_engine.models.registry import ModelError
@@ -35,6 +35,9 @@ def check_split(folder: Path) -> None:
     # Without an image they do not run, and ranks must run the same layers.
     elif getattr(text, "cross_attention_layers", None):
         kind = "for image states"
+    # A weight is put together where its module is called; ranks must call the same ones, and an idle one runs a text.
+    elif not text_calls_all(folder):
+        kind = "that a text alone does not call"
     if kind is not None:
         raise ModelError(
             f"{folder} has layers {kind}: such models are not split over ranks; set --zero3 off, or choose a model all "
