@@ -59,7 +59,7 @@ def missing(*packages: str) -> str | None:
 IM_END, MROPE = "<|im_end|>", "M-RoPE"
 ANY_SIZE = f"{MROPE}, pictures of any size"
 QWEN, QWEN_3 = "Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor"
-GLM = "Glm4vVideoProcessor"
+GLM, GLM_46 = "Glm4vVideoProcessor", "Glm46VVideoProcessor"
 
 FAMILIES = {
     "llava": Family("tiny_causal:llava", "causal", quick=True),
@@ -100,15 +100,33 @@ FAMILIES = {
     "qwen3_vl": Family("tiny_mrope:qwen3_vl", f"{ANY_SIZE}, DeepStack", video=QWEN_3),
     "qwen3_vl_moe": Family("tiny_mrope:qwen3_vl_moe", f"{ANY_SIZE}, DeepStack, experts", video=QWEN_3),
     "qwen3_5": Family("tiny_mrope:qwen3_5", f"{ANY_SIZE}, gated delta net", quick=True, video=QWEN_3, hybrid=True),
+    "qwen3_5_moe": Family(
+        "tiny_mrope:qwen3_5_moe", f"{ANY_SIZE}, gated delta net, experts", video=QWEN_3, hybrid=True
+    ),
     "glm4v": Family("tiny_mrope:glm4v", f"{ANY_SIZE}, partial rotary", video=GLM),
     "glm4v_moe": Family("tiny_mrope:glm4v_moe", f"{ANY_SIZE}, partial rotary, experts", video=GLM),
     "minicpmv4_7": Family(
         "tiny_mrope:minicpmv4_7", f"{MROPE}, slices, gated delta net", needs=(VISION,), hybrid=True
     ),
+    "glm46v": Family("tiny_mrope:glm46v", f"{ANY_SIZE}, partial rotary", video=GLM_46),
+    "glm_ocr": Family("tiny_mrope:glm_ocr", f"{ANY_SIZE}, partial rotary", video=GLM_46),
+    "ernie4_5_vl_moe": Family(
+        "tiny_mrope_more:ernie4_5_vl_moe", f"{ANY_SIZE}, experts of its own for pictures", needs=(VISION,)
+    ),
+    "hunyuan_vl": Family(
+        "tiny_mrope_more:hunyuan_vl", f"counted positions beside {ANY_SIZE}", "<｜hy_Assistant｜>"
+    ),
+    "qwen2_5_omni_thinker": Family(
+        "tiny_mrope_more:qwen2_5_omni_thinker", f"{ANY_SIZE}, a tower for sound beside", needs=(VISION,)
+    ),
     "gemma3": Family("tiny_windows:gemma3", "windows, bidirectional pictures", "<end_of_turn>", quick=True),
     "gemma4": Family(
         "tiny_windows:gemma4", "windows, bidirectional pictures, shared keys and values, two head widths, per-layer "
         "embeddings, softcap", "<end_of_turn>", (VISION,),
+    ),
+    "gemma3n": Family(
+        "tiny_windows:gemma3n", "windows, shared keys and values, per-layer embeddings, vocabularies of pictures and "
+        "of sounds, softcap", "<end_of_turn>", (VISION, TIMM),
     ),
     "paligemma": Family("tiny_windows:paligemma", "bidirectional prompt, positions from 1", without_image=False),
     "paligemma2": Family(
@@ -117,6 +135,13 @@ FAMILIES = {
     "aya_vision": Family("tiny_windows:aya_vision", "windows, layers without RoPE", "<|END_TURN|>"),
     "cohere2_vision": Family(
         "tiny_windows:cohere2_vision", "windows, layers without RoPE", "<|END_TURN|>", (VISION,)
+    ),
+    "exaone4_5": Family(
+        "tiny_windows:exaone4_5", "windows, layers without RoPE, pictures of any size", video=QWEN
+    ),
+    "step3p7": Family(
+        "tiny_windows:step3p7", "windows, numbers of heads and rotary tables by the kind of layer, experts, several "
+        "crops", needs=(VISION,),
     ),
     "llama4": Family("tiny_windows:llama4", "chunks, layers without RoPE, experts", "<|eot|>", (VISION,)),
     "llama4_beyond": Family(

@@ -29,7 +29,11 @@ class Stock:
     @property
     def placeholders(self) -> list[int]:
         """Ids that no answer may hold; a config may name one that lies beyond the vocabulary."""
-        found = [value for name, value in self.model.config.to_dict().items() if PLACEHOLDERS.fullmatch(name)]
+        config = self.model.config.to_dict()
+        found = [value for name, value in config.items() if PLACEHOLDERS.fullmatch(name)]
+        # Of Gemma 3n, which embeds ids from there on as pictures or sounds.
+        if start := config.get("vision_config", {}).get("vocab_offset"):
+            found += range(start, config["text_config"]["vocab_size"])
         size = self.model.get_output_embeddings().weight.shape[0]
         return sorted({value for value in found if value is not None and value < size})
 
@@ -54,6 +58,10 @@ class Stock:
         for _ in answer:
             # A token at a time: several at once would repeat the last few token types instead of the last one.
             whole = self.model._update_model_kwargs_for_generation({}, whole, is_encoder_decoder=False)
+        for name, value in whole.items():
+            # Ernie's second kind of token types, which no rule makes longer: answers are of the prompt's last one.
+            if value.shape == (1, length):
+                whole[name] = torch.cat([value, value[:, -1:].repeat(1, len(answer))], 1)
         whole["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([answer])], 1)
         given = self.model.prepare_inputs_for_generation(**whole, is_first_iteration=True, use_cache=False)
         return self.model(**given).logits[0, length - 1 : -1].float()

@@ -15,9 +15,12 @@ from data_engine.models.auto.mirrored import mirrored
 from data_engine.models.auto.packed_tower import NAME, TowerCall, tower_calls
 from data_engine.models.prefix import run_prefix
 
-PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm4v_moe", "lfm3_vl"]
+PACKED = [
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "glm46v",
+    "glm_ocr", "ernie4_5_vl_moe", "exaone4_5", "qwen2_5_omni_thinker", "lfm3_vl",
+]  # fmt: skip
 # Towers that make their numbers in ways of their own.
-BY_FLASH = [*PACKED, "minicpmv4_6", "minicpmv4_7", "kimi_k25", "video_llama_3"]
+BY_FLASH = [*PACKED, "minicpmv4_6", "minicpmv4_7", "kimi_k25", "video_llama_3", "hunyuan_vl"]
 OTHERS = [name for name in FAMILIES if name not in BY_FLASH]
 PICTURES = [name for name, asked in ASKED.items() if asked.sizes]
 

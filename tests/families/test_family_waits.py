@@ -32,9 +32,14 @@ LEFT = {
     "minicpmv4_6": "windows of slices",
     "minicpmv4_7": "the same",
     "kimi_k25": "positions of patches",
+    "ernie4_5_vl_moe": "where pictures begin is counted on the host, and sent",
     "gemma4": "padding among patches",
+    "gemma3n": "torch.distributions checks how sparse the activations of a layer are to be",
+    "step3p7": "sizes of pictures are sent, and experts run in a loop over those that are chosen",
+    "hunyuan_vl": "numbers of the placeholders' embeddings are counted",
     "paligemma": "the model makes the position behind the prompt",
     "paligemma2": "the same",
+    "exaone4_5": "the same",
 }
 WHOLE = [name for name, family in FAMILIES.items() if family.fast and name not in LEFT]
 # Not phi3: an older transformers asks for the largest position of its table of kind "longrope".

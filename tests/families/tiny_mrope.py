@@ -38,7 +38,7 @@ def _qwen(kind, vision, processor, **more):
     config = getattr(tf, f"{kind}Config")(
         vision_config=vision, image_token_id=tokens.image_token_id, video_token_id=tokens.video_token_id,
         vision_start_token_id=start, vision_end_token_id=end,
-        text_config=text(f"{kind}TextConfig", rope_parameters=ROPE, **more).to_dict(),
+        text_config=text(f"{kind}TextConfig", **{"rope_parameters": ROPE} | more).to_dict(),
     )  # fmt: skip
     model = build(getattr(tf, f"{kind}ForConditionalGeneration"), config)
     return model, still(processor)(pixels, tokens, chat_template=shown)
@@ -56,46 +56,70 @@ def qwen3_vl():
     return _qwen("Qwen3VL", TOWER_3, tf.Qwen3VLProcessor)
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
 def qwen3_vl_moe():
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    return _qwen("Qwen3VLMoe", TOWER_3, tf.Qwen3VLProcessor, **experts)
+    return _qwen("Qwen3VLMoe", TOWER_3, tf.Qwen3VLProcessor, **EXPERTS)
 
 
 def qwen3_5():
     return _qwen("Qwen3_5", TOWER_3_5, tf.Qwen3VLProcessor, layer_types=HYBRID, **LINEAR)
 
 
-def _glm4v(kind, **more):
+def qwen3_5_moe():
+    # As published: fewer key heads than value heads, and three axes in the part of a head that is turned.
+    rope = ROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+    more = EXPERTS | LINEAR | {"linear_num_value_heads": 4, "shared_expert_intermediate_size": 32}
+    return _qwen("Qwen3_5Moe", TOWER_3_5, tf.Qwen3VLProcessor, rope_parameters=rope, layer_types=HYBRID, **more)
+
+
+GLM_TOWER = {"depth": 2, "hidden_size": 32, "num_heads": 2, "image_size": 112, "patch_size": 14,
+             "out_hidden_size": WIDTH, "intermediate_size": 48}  # fmt: skip
+# Of its text model.
+GLM_ROPE = {"rope_parameters": ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}}
+
+
+def _glm(kind, text_config, parts="Glm4v", assistant="<|assistant|>\n<think>", tower=GLM_TOWER):
+    """`kind` and `parts`: the prefixes of the model's and of its processors' classes."""
+    marks = [f"<|{begin}_of_{what}|>" for what in ("image", "video") for begin in ("begin", "end")]
     tokens = tokenizer(
-        ["<|begin_of_image|>", "<|end_of_image|>", "<|user|>", "<|assistant|>", "<think>", "</think>"],
-        image_token="<|image|>", video_token="<|video|>", eos="<|endoftext|>",
+        [*marks, "<|user|>", "<|assistant|>", "<think>", "</think>"], image_token="<|image|>",
+        video_token="<|video|>", eos="<|endoftext|>",
     )  # fmt: skip
-    pixels = tf.Glm4vImageProcessorPil(size={"shortest_edge": 28 * 28 * 2, "longest_edge": 28 * 28 * 128})
-    shown = "<|begin_of_image|><|image|><|end_of_image|>"
-    processor = still(tf.Glm4vProcessor)(
-        pixels, tokens, chat_template=template("<|user|>\n", "", "<|assistant|>\n<think>", shown)
+    pixels = getattr(tf, f"{parts}ImageProcessorPil")(
+        size={"shortest_edge": 28 * 28 * 2, "longest_edge": 28 * 28 * 128}
     )
-    vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "image_size": 112, "patch_size": 14,
-              "out_hidden_size": WIDTH, "intermediate_size": 48}  # fmt: skip
-    start, end = ids(tokens, "<|begin_of_image|>", "<|end_of_image|>")
-    rope = ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+    shown = "<|begin_of_image|><|image|><|end_of_image|>"
+    processor = still(getattr(tf, f"{parts}Processor"))(
+        pixels, tokens, chat_template=template("<|user|>\n", "", assistant, shown)
+    )
+    names = [f"{what}_{begin}_token_id" for what in ("image", "video") for begin in ("start", "end")]
     config = getattr(tf, f"{kind}Config")(
-        vision_config=vision, text_config=text(f"{kind}TextConfig", rope_parameters=rope, **more).to_dict(),
-        image_token_id=tokens.image_token_id, video_token_id=tokens.video_token_id, image_start_token_id=start,
-        image_end_token_id=end, video_start_token_id=398, video_end_token_id=399,
+        vision_config=tower, text_config=text_config.to_dict(), image_token_id=tokens.image_token_id,
+        video_token_id=tokens.video_token_id, **dict(zip(names, ids(tokens, *marks), strict=True)),
     )  # fmt: skip
     return build(getattr(tf, f"{kind}ForConditionalGeneration"), config), processor
 
 
 def glm4v():
-    return _glm4v("Glm4v")
+    return _glm("Glm4v", text("Glm4vTextConfig", **GLM_ROPE))
 
 
 def glm4v_moe():
-    return _glm4v(
-        "Glm4vMoe", n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, moe_intermediate_size=32,
-        first_k_dense_replace=1, n_group=1, topk_group=1,
-    )  # fmt: skip
+    experts = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+               "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}  # fmt: skip
+    return _glm("Glm4vMoe", text("Glm4vMoeTextConfig", **GLM_ROPE, **experts))
+
+
+def glm46v():
+    tower = GLM_TOWER | {"model_type": "glm4v_vision"}
+    return _glm("Glm46V", text("Glm4vTextConfig", **GLM_ROPE), "Glm46V", "<|assistant|>\n", tower)
+
+
+def glm_ocr():
+    tower = {name: value for name, value in GLM_TOWER.items() if name != "image_size"}
+    return _glm("GlmOcr", text("GlmOcrTextConfig", **GLM_ROPE), "Glm46V", "<|assistant|>\n", tower)
 
 
 def minicpmv4_7():

@@ -1,7 +1,7 @@
 """Tiny checkpoints of families that mask: sliding windows, chunks, bidirectional prefixes and cross-attention."""
 
 import transformers as tf
-from tiny_parts import SIZE, TOWER, WIDTH, build, ids, siglip, template, text, tokenizer
+from tiny_parts import SIZE, TOWER, VOCABULARY, WIDTH, build, ids, siglip, still, template, text, tokenizer
 
 # Shorter than the prompts, so that it matters.
 WINDOW = 16
@@ -112,6 +112,40 @@ def gemma4():
     return build(tf.Gemma4ForConditionalGeneration, config, embed=0.05), processor
 
 
+def gemma3n():
+    named = {f"{part}_token": name for part, name in (
+        ("sot", "<start_of_turn>"), ("eot", "<end_of_turn>"), ("boi", "<start_of_image>"), ("boa", "<start_of_audio>"),
+        ("eoi", "<end_of_image>"), ("image", "<image_soft_token>"), ("eoa", "<end_of_audio>"),
+        ("audio", "<audio_soft_token>"),
+    )}  # fmt: skip
+    tokens = tokenizer(**named)
+    processor = tf.Gemma3nProcessor(
+        tf.Gemma3nAudioFeatureExtractor(), tf.SiglipImageProcessorPil(size={"height": 64, "width": 64}), tokens,
+        image_seq_length=4, audio_seq_length=4, chat_template=_turns_of_gemma("<image_soft_token>"),
+    )  # fmt: skip
+    # Of the vocabulary, two ids belong to pictures, and all behind them to sounds.
+    pictures, sounds = tokens.eoi_token_id, tokens.eoa_token_id
+    vision = {"architecture": "test_efficientnet_ln", "hidden_size": 256, "vocab_offset": pictures, "vocab_size": 2}
+    audio = {"hidden_size": 32, "conf_num_attention_heads": 2, "conf_num_hidden_layers": 1, "vocab_offset": sounds,
+             "vocab_size": VOCABULARY - sounds, "sscp_conv_channel_size": [8, 4]}  # fmt: skip
+    shared = {
+        "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": pictures,
+        "activation_sparsity_pattern": [0.8, 0.0, 0.0, 0.0], "laurel_rank": 16, "altup_num_inputs": 4,
+    }  # fmt: skip
+    marks = {f"{name}_token_id": getattr(tokens, f"{name}_token_id")
+             for name in ("image", "boi", "eoi", "audio", "boa", "eoa")}  # fmt: skip
+    config = tf.Gemma3nConfig(
+        vision_config=vision, audio_config=audio, text_config=text("Gemma3nTextConfig", **shared),
+        vision_soft_tokens_per_image=4, audio_soft_tokens_per_image=4, **marks,
+    )  # fmt: skip
+    model = build(tf.Gemma3nForConditionalGeneration, config, embed=0.05)
+    for layer in model.get_decoder().layers:
+        # Zero in a new model: no layer would see its embeddings.
+        layer.altup.correct_output_scale.data.fill_(0.7)
+    return model, processor
+
+
 def llama4(floor_scale=8192):
     """From the position floor_scale on, it scales queries by their place in the pass."""
     marks = ["image_start", "image_end", "patch", "tile_x_separator", "tile_y_separator", "header_start",
@@ -173,3 +207,50 @@ def mllama():
             # Zero in a new model: the picture would not be seen.
             weight.data.fill_(0.7)
     return model, processor
+
+
+def exaone4_5():
+    named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    tokens = tokenizer(["<vision>", "</vision>", "<|user|>", "<|assistant|>"], eos="<|endofturn|>", **named)
+    processor = still(tf.Exaone4_5_Processor)(
+        tf.Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 64, patch_size=14, merge_size=2), tokens,
+        chat_template=template(
+            "<|user|>\n", "<|endofturn|>\n", "<|assistant|>\n", "<vision><|image_pad|></vision>"
+        ),
+    )  # fmt: skip
+    # Fewer heads of keys than of queries in the tower, windows in both.
+    vision = {
+        "hidden_size": 32, "out_hidden_size": WIDTH, "intermediate_size": 48, "depth": 2, "num_heads": 2,
+        "num_key_value_heads": 1, "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    config = tf.Exaone4_5_Config(
+        vision_config=vision, text_config=text("Exaone4Config", **SLIDING, sliding_window_pattern="LGL").to_dict(),
+        image_token_id=tokens.image_token_id, video_token_id=tokens.video_token_id,
+    )  # fmt: skip
+    return build(tf.Exaone4_5_ForConditionalGeneration, config), processor
+
+
+def step3p7():
+    marks = ["<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>", "<im_patch>"]
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>", "<think>", "</think>", *marks], eos="<|im_end|>")
+    processor = tf.Step3p7Processor(
+        tf.Step3p7ImageProcessor(size={"height": 56, "width": 56}, patch_size=28, vision_patch_size=7), tokens,
+        chat_template=template(
+            "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n<think>\n", "<im_patch>", bos="<s>"
+        ),
+    )  # fmt: skip
+    # Other numbers of heads, and other rotary tables, by the kind of a layer; a limit of the activations in one.
+    mixed = SLIDING | {
+        "num_sliding_attention_heads": 6, "rope_theta": [10000.0, 50000.0, 10000.0],
+        "partial_rotary_factors": [1.0, 0.5, 1.0], "swiglu_limits": [None, 1.0, None],
+        "swiglu_limits_shared": [None, 1.0, None],
+    }  # fmt: skip
+    experts = {"mlp_layer_types": ["dense", "sparse", "sparse"], "n_routed_experts": 4, "num_experts_per_tok": 2,
+               "moe_intermediate_size": 32, "share_expert_dim": 48}  # fmt: skip
+    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 1.5, "image_size": 56,
+              "patch_size": 7, "max_position_embeddings": 64}  # fmt: skip
+    config = tf.Step3p7Config(
+        vision_config=vision, text_config=text("Step3p7TextConfig", **mixed, **experts).to_dict(),
+        image_token_id=ids(tokens, "<im_patch>")[0],
+    )  # fmt: skip
+    return build(tf.Step3p7ForConditionalGeneration, config), processor
