@@ -37,9 +37,24 @@ def test_one_text_is_no_list_of_answers(instruct, golden_images):
         score_answers(instruct, golden_images[0], "What is it?", "a dog")
 
 
+@pytest.mark.parametrize("answer", [b"a dog", {"answer": "a dog"}, None, 5])
+def test_an_answer_is_a_text_or_ids(instruct, golden_images, answer):
+    """Each byte of one in bytes would be scored as the id of a token."""
+    with pytest.raises(UserError, match=f"answers must be .* got one of {type(answer).__name__}"):
+        score_answers(instruct, golden_images[0], "What is it?", ["a cat", answer])
+
+
+def test_one_text_is_no_list_of_markers():
+    """Each answer with one of its letters would not rank."""
+    with pytest.raises(UserError, match="markers must be a list of texts, got one text, 'USER:'"):
+        build_pairs(ROWS, markers="USER:")
+
+
 def test_pairs_by_what_is_right_need_to_know_it():
     found = build_pairs(ROWS, strategy="right_wrong", right=2.0)
     assert {(pair.chosen_sum, pair.rejected_sum) for pair in found} == {(2.0, 0.0), (2.0, 1.0), (3.0, 0.0), (3.0, 1.0)}
     for wrong in ({"strategy": "right_wrong"}, {"right": 2.0}):
         with pytest.raises(UserError, match="right goes with strategy right_wrong, and is needed there"):
             build_pairs(ROWS, **wrong)
+    with pytest.raises(UserError, match="right must be a finite number, got nan"):
+        build_pairs(ROWS, strategy="right_wrong", right=float("nan"))

@@ -97,6 +97,7 @@ def test_a_rule_that_switches_its_alarm_off_is_ended_by_the_rank(judged, monkeyp
         ("return 3", "f returned a value of type int, expected a list with a number or None an answer"),
         ("return '12'", "f returned a value of type str, expected a list with a number or None an answer"),
         ("return {0: 1, 1: 2}", "f returned a value of type dict, expected a list with a number or None an answer"),
+        ("return {2, 1}", "f returned a value of type set, expected a list with a number or None an answer"),
         ("return (1 / n for n in (1, 0))", "f raised ZeroDivisionError: division by zero (line 3)"),
     ],
 )

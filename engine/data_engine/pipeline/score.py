@@ -221,9 +221,15 @@ def score_answers(
     Token ids are scored as they are, nothing added, and all of them count. Text is encoded as in the training prompt,
     literally, and always counts its EOS; a thought before the answer does not count, nor anything of one that is not
     finished. Raises ValueError for an answer without ids, images.BadImage for an image that cannot be read, BadRow for
-    messages that the model does not take, and answers that are too long for it, and UserError for one text.
+    messages that the model does not take, and answers that are too long for it, and UserError for what are no answers.
     """
-    require(not isinstance(answers, str), "answers must be a list of texts, or of lists of ids; got one text")
+    expected = "answers must be a list of texts, or of lists of ids; got"
+    require(not isinstance(answers, str), f"{expected} one text")
+    answers = list(answers)
+    for one in answers:
+        # Each byte of a text that was not decoded would be scored as the id of a token.
+        told = f"{expected} one of {type(one).__name__}"
+        require(hasattr(one, "__iter__") and not isinstance(one, bytes | bytearray | dict), told)
     conversation, pictures = asked(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
     both = [_encoded(model, conversation, one) if isinstance(one, str) else (list(one), 0) for one in answers]

@@ -110,7 +110,8 @@ def judged(function: Callable, name: str, row: dict, answers: list[str]) -> dict
         # Some rules sort what they are given, and others keep it.
         given = list(answers)
         found = function(row, given)
-        if isinstance(found, str | bytes | dict) or not hasattr(found, "__iter__"):
+        # A set has an order of its own: its numbers would be of other answers.
+        if isinstance(found, str | bytes | dict | set | frozenset) or not hasattr(found, "__iter__"):
             return {"problem": f"{name} returned {_kind(found)}, expected a list with a number or None an answer"}
         found = list(found)
         if _is_reordered(given, answers):

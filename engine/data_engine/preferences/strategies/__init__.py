@@ -5,6 +5,7 @@ places in, places out. What all strategies share is here and in preferences/answ
 by how much the word counts of a pair may differ.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -119,6 +120,10 @@ def build_pairs(
     require_strategy(strategy)
     if (strategy == "right_wrong") != (right is not None):
         raise UserError(f"right goes with strategy right_wrong, and is needed there; got {right} and {strategy}")
+    if right is not None and not math.isfinite(right):
+        raise UserError(f"right must be a finite number, got {right}")
+    if isinstance(markers, str):
+        raise UserError(f"markers must be a list of texts, got one text, {markers!r}")
     for name, value in (("rank", rank), ("distance", distance)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
