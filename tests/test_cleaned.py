@@ -99,7 +99,7 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted_by_reason(world, tmp_
     assert cleaned.left_out == {EMPTY: 2, EQUAL: 2, UNREADABLE: 1}
     # Both pairs of a rewritten question would count, and q003 has one; of q005 one answer was rewritten.
     assert cleaned.rewritten == 2
-    assert cleaned.without_source == set()
+    assert cleaned.without_source == {}
 
 
 def test_a_question_that_cannot_be_read_any_more_is_left_out_with_all_its_pairs(world, tmp_path):
@@ -117,7 +117,7 @@ def test_a_question_that_cannot_be_read_any_more_is_left_out_with_all_its_pairs(
     [group] = list(cleaned.pairs())
     assert (group.question.idx, group.question.image) == ("q004", picture(4))
     assert cleaned.left_out == {NO_SOURCE: 2}
-    assert cleaned.without_source == {"q002"}
+    assert cleaned.without_source == {"q002": "gone"}
 
 
 def test_answers_of_another_sampling_than_the_pairs_are_refused(world, tmp_path):

@@ -152,6 +152,16 @@ def test_a_picture_that_is_away_while_it_is_scored_is_scored_when_it_is_back(sam
 def test_a_pair_whose_picture_has_gone_has_no_source(run):
     before = read(run.work / "pairs")
     (run.folder / "pictures/3.png").unlink()
+    # The dataset that is there has the picture.
+    dataset = (run.work / "dataset/dpo_dataset.parquet").read_bytes()
+    refused = run.refusal()
+    assert "would lack the pairs of 1 questions" in refused
+    assert """as of idx 'q3': image path "3.png" is not a readable file""" in refused
+    assert (run.work / "dataset/dpo_dataset.parquet").read_bytes() == dataset
+    assert read(run.work / "pairs") == before
+    (run.work / "pairs/pairs.parquet").unlink()
+    assert run.start() == 0
+    # What was lost before is no news.
     assert run.start() == 0
     pairs = read(run.work / "pairs")
     gone = {row["status"] for row in pairs if row["idx"] == "q3"}

@@ -250,6 +250,10 @@ def test_images_that_the_input_names_by_path_are_written_with_their_bytes(tmp_pa
         written = write_dataset(tmp_path / "work", scratch, pairs, questions, split_units(3, 2), 0)
     # A row whose image has gone since is left out and reported.
     assert (written.rows, written.without_source) == (2, {"q001"})
+    assert exports.told("rlaif-v", written).splitlines()[1:] == [
+        "  1 left out: the question or its picture can no longer be read",
+        """    of idx 'q001': image path "1.png" is not a readable file under image_root""",
+    ]
     rows = {row["idx"]: row["image"] for row in dataset_rows(tmp_path / "work")}
     assert rows == {f"q00{n}": {"bytes": picture(n), "path": f"{n}.png"} for n in (0, 2)}
 

@@ -191,6 +191,7 @@ def test_pairs_whose_pictures_are_gone_are_told_from_pairs_that_do_not_fit(tmp_p
     world.publish(tmp_path / "work")
     before = world.pair(tmp_path / "work")
     (root / "7.png").unlink()
+    (tmp_path / "work/pairs/pairs.parquet").unlink()
     funnel = world.pair(tmp_path / "work")
     gone = [pair for pair in pairs_rows(tmp_path / "work") if pair["status"] == "no_source"]
     assert {pair["idx"] for pair in gone} == {"q006", "q007"}

@@ -73,7 +73,8 @@ def build(name: str, source: ExportSource, scratch: Path) -> tuple[Path, Written
     cleaned = Cleaned(source)
     with counted(own, lambda: source.reached.share):
         rows = load(EXPORTS[name])(cleaned, folder, work)
-    return folder, Written(rows, cleaned.left_out, cleaned.rewritten, frozenset(cleaned.without_source))
+    gone = cleaned.without_source
+    return folder, Written(rows, cleaned.left_out, cleaned.rewritten, frozenset(gone), first_gone(gone))
 
 
 def export(
@@ -90,17 +91,29 @@ def export(
     has, by name, once it is known what was written.
     """
     new, written = build(name, source, scratch)
+    publish(name, new, written, target, beside)
+    return written
+
+
+def publish(
+    name: str,
+    new: Path,
+    written: Written,
+    target: Path,
+    beside: Callable[[Written], Mapping[str, bytes]] | None = None,
+) -> None:
+    """Put what `build` made in the place of the folder `target`, as `export` does."""
+    old = new.with_name("old")
     if not written.rows and written.left_out:
         log.warning("%s is not written: %s", target, why_nothing(name, written))
         with contextlib.suppress(FileNotFoundError):
-            target.rename(scratch / name / "old")
-        return written
+            target.rename(old)
+        return
     if not written.rows:
         log.warning("no pair is left: %s is written without a row, which dataset loaders refuse", target)
     add_files(new, beside(written) if beside else {})
     target.parent.mkdir(parents=True, exist_ok=True)
-    swap_in(new, target, scratch / name / "old")
-    return written
+    swap_in(new, target, old)
 
 
 def move_all(built: Mapping[str, Path], output: Path) -> None:
@@ -131,9 +144,15 @@ def add_files(folder: Path, files: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
+def first_gone(without_source: Mapping[int | str, str]) -> str:
+    """Of questions that can no longer be read, by idx, the first with what is wrong with it; empty where all can."""
+    return next((f"idx {idx!r}: {problem}" for idx, problem in without_source.items()), "")
+
+
 def why_nothing(name: str, written: Written) -> str:
     """Why an export has no row: every reason, the most frequent first."""
     reasons = "; ".join(f"{count} rows: {reason}" for reason, count in written.left_out.most_common())
+    reasons += f", as of {written.first_gone}" if written.first_gone else ""
     return f"the format {name} has no row ({reasons}); pairs.parquet has all pairs, and other formats may take them"
 
 
@@ -147,4 +166,5 @@ def changes(written: Written) -> list[tuple[str, int]]:
 def told(name: str, written: Written) -> str:
     """What a person should know of an export, a line each."""
     lines = [f"export {name}: {written.rows:,} rows"]
-    return "\n".join(lines + [f"  {count:,} {what}" for what, count in changes(written)])
+    lines += [f"  {count:,} {what}" for what, count in changes(written)]
+    return "\n".join(lines + ([f"    of {written.first_gone}"] if written.first_gone else []))

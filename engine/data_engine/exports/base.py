@@ -157,6 +157,8 @@ class Written:
     """rows of which a text was rewritten, so that a trainer reads it as text"""
     without_source: frozenset = frozenset()
     """idx of the questions that were left out for NO_SOURCE"""
+    first_gone: str = ""
+    """the first of them, and why it cannot be read"""
 
     @property
     def not_fitting(self) -> int:

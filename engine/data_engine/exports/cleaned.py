@@ -84,7 +84,8 @@ class Cleaned:
         self.source = source
         self.left_out: Counter[str] = Counter()
         """reason -> rows"""
-        self.without_source: set = set()
+        self.without_source: dict[int | str, str] = {}
+        """idx of a question that can no longer be read -> why"""
         self.rewritten = 0
         self._rewriting = Rewriting(source.control_tokens)
 
@@ -106,7 +107,7 @@ class Cleaned:
         """
         for group in groups:
             if not group.has_source:
-                self.without_source.add(group.question.idx)
+                self.without_source[group.question.idx] = str(group.question.problem)
                 self.leave_out(NO_SOURCE, len(group.rows))
                 continue
             if not fits(group.question):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine import errors, exports, stages
@@ -22,6 +23,7 @@ from data_engine.pipeline.pairing import Paired, paired
 from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.candidates import CandidateTable
 from data_engine.preferences.counts import Funnel
+from data_engine.preferences.filters import KEPT
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
 from data_engine.store import units
@@ -54,7 +56,8 @@ def run(stored: Stored, settings: Settings, source: DatasetSource, folder: Path,
     """Pair all answers of a run and publish its dataset, by renames out of `folder`, which lies in the work_dir.
 
     Raises IncompleteError where units are missing, DamagedUnitError for one that must be computed again, UserError for
-    one that was computed from other values than those of `stored.bound`, or from other rows than the questions.
+    one that was computed from other values than those of `stored.bound`, or from other rows than the questions, and
+    where questions of the dataset that is there cannot be read any more.
     """
     work_dir = stored.work_dir
     require_units(work_dir, stored.num_units, stored.run_stages)
@@ -63,14 +66,13 @@ def run(stored: Stored, settings: Settings, source: DatasetSource, folder: Path,
             found = paired(stored, settings, scratch, add_row)
         found.funnel.questions = len(source.questions)
         candidates = found.candidates
-        written = exports.export(
-            exports.DEFAULT,
-            ExportSource(
-                candidates, source.questions, source.unit_ranges, work_dir, settings.seed, source.exif,
-                source.control_tokens,
-            ),
-            work_dir / "dataset", scratch,
+        made_from = ExportSource(
+            candidates, source.questions, source.unit_ranges, work_dir, settings.seed, source.exif,
+            source.control_tokens,
         )  # fmt: skip
+        new, written = exports.build(exports.DEFAULT, made_from, scratch)
+        _require_sources(work_dir, written)
+        exports.publish(exports.DEFAULT, new, written, work_dir / "dataset")
         candidates.drop(written.without_source)
         found.count()
         _count_written(found.funnel, written)
@@ -131,6 +133,24 @@ def require_units(work_dir: Path, num_units: int, run_stages: stages.RunStages) 
             f"pairing needs all {num_units} units of every stage, these are missing in {work_dir}:\n  "
             + "\n  ".join(lines)
             + "\nrun the same command again, without continue_from_stage 2, to compute them"
+        )
+
+
+def _require_sources(work_dir: Path, written: Written) -> None:
+    """Raise UserError where a dataset would take the place of one that has questions which cannot be read now.
+
+    A disk that is not mounted, or a wrong --image_root, would else empty the dataset of a finished run.
+    """
+    path = pairs_file(work_dir)
+    if not written.without_source or not path.exists():
+        return
+    table = pq.read_table(path, columns=["idx", "status"])
+    lost = set(table.filter(pc.equal(table["status"], KEPT))["idx"].to_pylist()) & written.without_source
+    if lost:
+        raise errors.UserError(
+            f"pairs and dataset stay as they are: the new ones would lack the pairs of {len(lost)} questions whose "
+            f"text or picture can no longer be read, as of {written.first_gone}. Give the pictures back, or say by "
+            f'--image_root where they are; to do without these pairs, remove "{path}" first'
         )
 
 
