@@ -68,6 +68,12 @@ def test_each_flag_that_names_a_path_says_so(folder, monkeypatch):
         read_settings("runn.yaml")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    """It would begin the prompt of a chat template, and Python takes it for a character of a rule."""
+    (tmp_path / "template.txt").write_bytes(b"\xef\xbb\xbf{question}\r\n{answer}")
+    assert read_text("yesno_template", str(tmp_path / "template.txt"), "a text") == "{question}\n{answer}"
+
+
 @pytest.fixture
 def asked_hub(monkeypatch) -> list[str]:
     """What the hub is asked for, which it does not give."""

@@ -69,7 +69,8 @@ def read_text(where: str, path: str, expected: str, otherwise: str | None = None
     Raises UserError where it cannot be read, is not text in UTF-8, or is empty and may not be.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        # A byte order mark, as editors of Windows write it, is no part of the text.
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         told = f"{where} cannot be read: {error.strerror}; name a file with {expected}{nearest_path(path)}"
         raise UserError(told) from None

@@ -96,7 +96,9 @@ def _loaded(set_up: SetUp) -> tuple[Callable | None, str | None]:
     try:
         exec(compile(set_up.source, set_up.file, "exec", dont_inherit=True), vars(module))
     except BaseException as error:
-        return None, f"importing the file failed: {told(error, set_up.file)}"
+        # Only the content of the file is bound.
+        beside = "; nothing beside the file can be imported" if isinstance(error, ModuleNotFoundError) else ""
+        return None, f"importing the file failed: {told(error, set_up.file)}{beside}"
     function = vars(module).get(set_up.function)
     if not callable(function):
         kind = "no function" if function is None else f"{type(function).__name__}, no function,"
