@@ -118,12 +118,14 @@ def test_a_changed_file_of_a_rule_is_another_run_and_a_moved_one_is_not(given, t
     assert given(f"{rule_file(tmp_path, body)}:length") == 0
     assert given(f"{rule_file(tmp_path, body, 'moved.py')}:length") == 0
     other = rule_file(tmp_path, body.replace("len,", "hash,"))
-    with pytest.raises(
-        UserError, match=r"holds another run: rule was 'length [0-9a-f]{64}', now 'length [0-9a-f]{64}'"
-    ):
+    told = r"holds another run: rule was 'length [0-9a-f]{64}', now 'length [0-9a-f]{64}'.* or move \S*/rule away"
+    with pytest.raises(UserError, match=told):
         given(f"{other}:length")
     with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 2'"):
         given("contains")
+    # As the message says.
+    (tmp_path / "work/rule").rename(tmp_path / "old")
+    assert given(f"{other}:length") == 0
 
 
 def test_a_source_that_is_left_out_of_a_start_keeps_its_units(run, monkeypatch):

@@ -182,8 +182,8 @@ def test_processes_that_a_rule_starts_end_with_its_own(tmp_path):
         ("x = bytearray(1 << 33)", r"importing the file failed: MemoryError \(line 1\)"),
         (
             "import helper_beside",
-            "importing the file failed: ModuleNotFoundError: No module named 'helper_beside' .line 1.; nothing beside the "
-            "file can be imported",
+            "importing the file failed: ModuleNotFoundError: No module named 'helper_beside' .line 1.; "
+            "nothing beside the file can be imported",
         ),
         ("class f: pass\nf = f()", "the file has f, no function, f"),
     ],

@@ -255,9 +255,14 @@ def _refuse_held(work_dir: Path, theirs: Mapping, ours: Mapping, run_stages: Run
                if name in stage.bound and units.published(work_dir, stage.name)]  # fmt: skip
     if holding:
         names, by = (list(dict.fromkeys(each)) for each in zip(*holding, strict=True))
+        ways = "Go on with its settings or choose another work_dir"
+        if stages.SAMPLING.name not in by:
+            # No other stage goes by these: answers, the dearest part, are kept.
+            folders = ", ".join(str(work_dir / stage) for stage in by)
+            ways += f"; or move {folders} away, which computes these anew from the same answers"
         raise UserError(
             f"work_dir {work_dir} holds another run: {told(names, theirs, ours)}; units of {', '.join(by)} were "
-            "computed with it. Go on with its settings or choose another work_dir"
+            f"computed with it. {ways}"
         )
 
 
