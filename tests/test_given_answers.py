@@ -182,6 +182,33 @@ def test_any_number_of_answers_a_question_goes_through_all_stages(config, questi
     assert all(row["min"] is not None for row in json.loads((work / "debug/rewards.json").read_text()))
 
 
+def test_a_text_that_is_not_that_of_the_ids_beside_it_is_left_out_with_its_question(config, questions, tmp_path):
+    """The ids would be rewarded, and the text trained on. Ends and white space may differ."""
+    model = load_model(None, str(DEMO / "instruct"), device="cpu", dtype="float32")
+    asked = next(load_questions(str(questions)).rows(range(1))).conversation
+    said = [model.encode_answer(asked, text) for text in ("A red circle.", "A blue square.")]
+    texts = {"a": ["A red circle.", "A blue square."], "b": ["A blue square.", "A red circle."],
+             "c": [" A red\ncircle.</s>", "A blue"], "e": [None, "A blue square."]}  # fmt: skip
+    rows = [
+        {"idx": idx, "answer": text, "token_ids": ids}
+        for idx, two in texts.items()
+        for text, ids in zip(two, said, strict=True)
+    ]
+    file = write_jsonl(tmp_path / "answers.jsonl", rows, "answer", "token_ids")
+    settings = DEMO_SETTINGS | {"answers": file, "rank": 1, "stop_after_stage": 0}
+    assert worker.run(config(questions, **settings)) == 0
+    found = rows_of(tmp_path / "work/sampled_answer")
+    assert [(row["idx"], row["answer"]) for row in found] == [
+        ("a", "A red circle."), ("a", "A blue square."), ("c", " A red\ncircle.</s>"), ("c", "A blue"),
+        ("e", "A red circle."), ("e", "A blue square."),
+    ]  # fmt: skip
+    reasons = {row["idx"]: row["reason"] for row in units.left_out(tmp_path / "work")}
+    assert reasons["b"] == (
+        'the text "A blue square." is not that of the token_ids beside it, "A red circle."; '
+        "give texts alone where they were changed"
+    )
+
+
 def test_no_model_is_loaded_for_given_answers(config, questions, tmp_path, monkeypatch):
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
     assert worker.run(config(questions, answers=given(tmp_path, **FIVE), rank=1, stop_after_stage=0)) == 0

@@ -1,11 +1,12 @@
 """What --answers means to a run: what is held against its settings and models, and what a person should know of it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_engine.config import RunConfig
 from data_engine.config_checks import WITHOUT_RANK
-from data_engine.errors import UserError
+from data_engine.errors import BadRow, UserError
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import chat_options, class_for
 from data_engine.models.base import TextSide
@@ -62,7 +63,7 @@ class Given:
     def read(self, conversation: Conversation, answer: GivenAnswer) -> ReadAnswer:
         """The final answer and its thought: token ids tell where it ends, a text without ids by its marks.
 
-        A text beside ids may have been cut already, as those that a run leaves are.
+        A text beside ids may have been cut already, as those that a run leaves are. Raises BadRow for one of other ids.
         """
         text, ids = answer.text, answer.token_ids
         parts = thoughts.Parts(None, None) if text is None else thoughts.cut(text, self._side.thought_marks)
@@ -72,6 +73,7 @@ class Given:
         found = self._read_ids(conversation, ids)
         if text is None or found.text is None:
             return found
+        _require_theirs(final or "", found.text)
         return found._replace(text=final)
 
     def _read_ids(self, conversation: Conversation, ids: list[int]) -> ReadAnswer:
@@ -80,6 +82,24 @@ class Given:
             return side.read_answer(conversation, ids)
         # A family that has no text without its weights: the file tells the texts.
         return ReadAnswer("") if side.text is None else thoughts.read(ids, side.text, side.text, side.thought_marks)
+
+
+def _require_theirs(text: str, of_ids: str) -> None:
+    """Raise BadRow for a text beside ids that say something else: what is rewarded would not be what is trained on.
+
+    Either may have more at its ends, such as a stop text or special tokens, and other white space. A family whose text
+    needs its weights has none here, and characters of which the ids hold a part are decoded in several ways.
+    """
+    one, other = ("".join(each.split()) for each in (text, of_ids))
+    if one not in other and other not in one and "\ufffd" not in one + other:
+        raise BadRow(
+            f"the text {_quoted(text)} is not that of the token_ids beside it, {_quoted(of_ids)}; give "
+            "texts alone where they were changed"
+        )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text[:60], ensure_ascii=False)
 
 
 def check(config: RunConfig, questions: Questions) -> None:

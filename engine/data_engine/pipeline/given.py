@@ -56,15 +56,20 @@ def given_unit(
     records, quarantined, missing, digests, turned = [], [], [], [], 0
     for question, answers, problem, turned_here in ahead(look_at, rows):
         turned += turned_here
+        found = []
+        if not problem:
+            try:
+                found = [read(question.conversation, answer) for answer in answers]
+            except BadRow as wrong:
+                problem = str(wrong)
         digests.append(None if problem else question.digest)
         if problem:
             is_missing = question.missing and problem != NO_ANSWER
             (missing if is_missing else quarantined).append((question.idx, problem))
             continue
-        for index, answer in enumerate(answers):
-            found = read(question.conversation, answer)
+        for index, (answer, one) in enumerate(zip(answers, found, strict=True)):
             records.append(
-                {"idx": question.idx, "sample_index": index, "answer": found.text, "token_ids": answer.token_ids,
-                 "finish_reason": FINISH_REASON, **found.thought_columns}
+                {"idx": question.idx, "sample_index": index, "answer": one.text, "token_ids": answer.token_ids,
+                 "finish_reason": FINISH_REASON, **one.thought_columns}
             )  # fmt: skip
     return UnitResult(schemas.sampled_answers(records, idx_type), quarantined, missing, digests, turned)
