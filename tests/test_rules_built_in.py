@@ -146,6 +146,19 @@ def test_contains(right, answer, score):
 @pytest.mark.parametrize(
     ("right", "answer", "score"),
     [
+        ("猫", "图片里有一只猫和两只狗。", 1), ("猫", "图片里有两只狗。", 0),
+        ("5", "图中有5只猫", 1), ("5", "图中有15只猫", 0),
+        ("5", "图中有1.5米", 0), ("cat", "这是cat吗", 1), ("cat", "这是cats", 0), ("ねこ", "これはねこです", 1),
+        ("แมว", "มีแมวสองตัว", 1), ("5 只", "有5 只猫", 1), ("고양이", "고양이가 있다", 0),
+    ],
+)  # fmt: skip
+def test_contains_finds_texts_of_scripts_without_spaces(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
         ("5", "There are 5.", 1), ("5", "(5)", 1), ("5", "1, 5, 7", 1), ("5", "5cm", 0), ("5", "3-5 of them", 1),
         ("5", "1.5", 0), ("5", "5.2 m", 0), ("500", "2,500", 0), ("2", "2,500", 0), ("5", "It is -5.", 0),
         ("5", "\u22125", 0), ("-5", "It is -5.", 1), ("1.5", "about 1.5.", 1), ("1.5", "1.52", 0), (5, "5", 1),

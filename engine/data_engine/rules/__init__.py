@@ -26,6 +26,6 @@ class BuiltIn:
 
 BUILT_IN = {
     "final_answer": BuiltIn("data_engine.rules.final_answer", ("answer",)),
-    "contains": BuiltIn("data_engine.rules.contains", ("answer",), version=2),
+    "contains": BuiltIn("data_engine.rules.contains", ("answer",), version=3),
     "objects": BuiltIn("data_engine.rules.objects", ("objects",), collects="objects"),
 }

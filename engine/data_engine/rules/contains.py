@@ -1,7 +1,8 @@
 """The rule `contains`: 1 where the text of the column `answer` stands in an answer, else 0.
 
 Both in one case, Unicode form and spacing; it must stand there as whole words, and a number as a whole number: 5 is not
-in 1.5, 2,500 or -5. Of a list, any text does. None where the column has nothing to look for.
+in 1.5, 2,500 or -5. Scripts without spaces have no whole words: such a text may stand anywhere, and beside their
+characters a word or a number is whole. Of a list, any text does. None where the column has nothing to look for.
 """
 
 import re
@@ -11,6 +12,14 @@ from collections.abc import Callable
 # What a text that begins, or ends, with a digit would be a part of: a decimal, thousands, a number below 0.
 _BEFORE_DIGIT = r"(?<!\d[.,])(?<!(?<!\w)[-\u2212])"
 _BEHIND_DIGIT = r"(?![.,]\d)"
+# Han, kana, bopomofo; Thai, Lao, Burmese and Khmer.
+_WITHOUT_SPACES = (
+    "\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+)
+# A character of a word in a script with spaces.
+_IN_WORD = rf"[^\W{_WITHOUT_SPACES}]"
+_STANDS_ALONE = re.compile(f"[{_WITHOUT_SPACES}]")
 
 
 def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
@@ -31,7 +40,9 @@ def contains(row: dict, answers: list[str]) -> list[float | None]:
 def _pattern(text: str) -> re.Pattern:
     before = _BEFORE_DIGIT if text[0].isdigit() else ""
     behind = _BEHIND_DIGIT if text[-1].isdigit() else ""
-    return re.compile(rf"(?<!\w){before}{re.escape(text)}(?!\w){behind}")
+    before += "" if _STANDS_ALONE.match(text[0]) else rf"(?<!{_IN_WORD})"
+    behind += "" if _STANDS_ALONE.match(text[-1]) else rf"(?!{_IN_WORD})"
+    return re.compile(f"{before}{re.escape(text)}{behind}")
 
 
 def plain(text: str) -> str:
