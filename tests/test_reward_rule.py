@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from run_files import hostile_rows, read
 
 from data_engine.commands import status
+from data_engine.commands.main import main
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import model_holder, worker
@@ -126,6 +128,23 @@ def test_a_changed_file_of_a_rule_is_another_run_and_a_moved_one_is_not(given, t
     # As the message says.
     (tmp_path / "work/rule").rename(tmp_path / "old")
     assert given(f"{other}:length") == 0
+
+
+def test_pairs_of_a_rule_that_was_changed_since_are_compared_but_not_exported(given, tmp_path, capsys):
+    """Formats of answers would have the new rule's numbers, and those of pairs the old one's."""
+    work, flags = str(tmp_path / "work"), ("--strategy", "best_worst")
+    body = "def length(row, answers):\n    return list(map(len, answers))\n"
+    assert given(f"{rule_file(tmp_path, body)}:length") == 0
+    assert main(["pairs", work, "--name", "old", *flags]) == 0
+    shutil.rmtree(tmp_path / "work/rule")
+    file = rule_file(tmp_path, body.replace("list(map(len, answers))", "[-len(answer) for answer in answers]"))
+    assert given(f"{file}:length") == 0
+    assert main(["report", work, "--compare", "old"]) == 0
+    export = ["export", work, "--name", "old", "--format", "scored", "--output", str(tmp_path / "exported")]
+    assert main(export) == 2
+    assert "made of other rewards: rule has changed since; make it again, by data-engine" in capsys.readouterr().err
+    assert main(["pairs", work, "--name", "old", *flags]) == 0
+    assert main(export) == 0
 
 
 def test_a_source_that_is_left_out_of_a_start_keeps_its_units(run, monkeypatch):

@@ -79,6 +79,7 @@ class FinishedRun:
 
     def source(self) -> ExportSource:
         """What exports are made from."""
+        self._require_same_rewards()
         trained, settings = self.trained, self.settings
         # A run of before has no control tokens in run.json; those of its markers that stand alone are some of them.
         alone = [marker for marker in trained.get("markers", ()) if marker.strip() == marker]
@@ -139,6 +140,16 @@ class FinishedRun:
         """What run.json says of the model to train; nothing where none was named."""
         return self.run_file["models"].get(stages.TRAINED, {})
 
+    def _require_same_rewards(self) -> None:
+        """Raise UserError where rewards were computed anew, by another rule say, since the pairs were made of them."""
+        then, now = self.metadata.get("bound", {}), self.run_file["bound"]
+        changed = sorted(name for name, value in then.items() if now.get(name) != value)
+        if changed:
+            raise UserError(
+                f'the pairs "{self.name}" of "{self.work_dir}" were made of other rewards: {", ".join(changed)} has '
+                f"changed since; {_again(self.name)}"
+            )
+
     def _table(self, stage: str, unit: int) -> pa.Table:
         return read_unit(self.work_dir, self.stages.by_name[stage], unit, self.run_file["bound"]).table
 
@@ -171,15 +182,20 @@ def of_pairing(run_file: Mapping, told: Mapping) -> dict:
     return {**run_file, "config": config, "models": models}
 
 
+def _again(name: str) -> str:
+    """How a pairing is made again."""
+    if name == OWN:
+        return "pair again, by the command of the run with --continue_from_stage 2"
+    return f"make it again, by data-engine pairs with --name {name}"
+
+
 def read_metadata(work_dir: Path, name: str = OWN) -> dict[str, dict]:
     """What a file of pairs says of its pairing: "settings", "funnel", "same_tokenizer", "rewards", as --rewards has
-    them, and "length_alpha" if it was found.
+    them, "bound", what these were computed from, and "length_alpha" if it was found.
 
     Raises UserError where it is broken, or of an earlier version of the program.
     """
-    again = "pair again, by the command of the run with --continue_from_stage 2"
-    if name != OWN:
-        again = f"make it again, by data-engine pairs with --name {name}"
+    again = _again(name)
     try:
         schema = pq.read_schema(pairs_file(work_dir, name))
     except pa.ArrowException:
@@ -188,5 +204,5 @@ def read_metadata(work_dir: Path, name: str = OWN) -> dict[str, dict]:
     names = ("settings", "funnel", "same_tokenizer", "rewards")
     if any(one.encode() not in found for one in names) or "margin" not in schema.names:
         raise UserError(f'the pairs of "{work_dir}" were made by an earlier version of this program; {again}')
-    there = (*names, "length_alpha") if b"length_alpha" in found else names
+    there = (*names, *(one for one in ("length_alpha", "bound") if one.encode() in found))
     return {one: json.loads(found[one.encode()]) for one in there}

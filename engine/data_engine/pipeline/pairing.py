@@ -24,6 +24,7 @@ from data_engine.preferences.length_alpha import LengthBalance
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.prefetch import ahead
 from data_engine.rewards import implicit
+from data_engine.stages import REWARD
 from data_engine.store.room import counted
 
 # Units that are read, and checked, while others are paired.
@@ -68,6 +69,7 @@ def paired(
         metadata["length_alpha"] = json.dumps(rule.length_alpha)
     metadata["same_tokenizer"] = json.dumps(stored.same_tokenizer)
     metadata["rewards"] = json.dumps(",".join(stored.run_stages.sources))
+    metadata["bound"] = json.dumps({name: stored.bound.get(name) for name in _shaping_rewards(stored)})
     funnel, which = Funnel(), settings.answer_rule(stored.markers)
     schema = schemas.pairs(stored.idx_type, stored.rewards)
     candidates = CandidateTable(scratch / "candidates.parquet", schema, settings.seed, settings.filter_rule)
@@ -90,6 +92,12 @@ def paired(
     reasons = funnel.not_ranked
     funnel.not_ranked = Counter({name: reasons[name] for name in implicit.REASONS if reasons[name]})
     return Paired(candidates, funnel, metadata)
+
+
+def _shaping_rewards(stored: Stored) -> list[str]:
+    """Names of what the units of rewards are bound to."""
+    stages = [stage for stage in stored.run_stages.by_name.values() if stage.step == REWARD]
+    return sorted({name for stage in stages for name in stage.bound})
 
 
 def _units(stored: Stored, settings: Settings) -> Iterator[RewardedUnit]:
