@@ -136,7 +136,8 @@ def test_true_and_false_of_a_column_are_words():
         ("cat", "cats", 0),
         ("5", "15 apples", 0), ("5", "5 apples", 1), ("café", "Cafe\u0301 au lait", 1), ("C++", "in C++, yes", 1),
         (["cat", "dog"], "a dog", 1), (["cat", "dog"], "a bird", 0), ("cat.", "a cat", 1), (None, "cat", None),
-        ("", "cat", None), ("...", "cat", None), (3, "I see 3 of them", 1),
+        ("", "cat", None), ("...", "cat", None), (3, "I see 3 of them", 1), (3.0, "I see 3 of them", 1),
+        (3.0, "It is 3.0 m", 1), (3.5, "It is 3 m", 0), (float("inf"), "inf", 1),
     ],
 )  # fmt: skip
 def test_contains(right, answer, score):

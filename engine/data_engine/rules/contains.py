@@ -30,7 +30,10 @@ def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
 def contains(row: dict, answers: list[str]) -> list[float | None]:
     """Whether each answer has what is right in it."""
     value = row["answer"]
-    wanted = [plain(str(item)) for item in (value if isinstance(value, list) else [value]) if item is not None]
+    items = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
+    # A column of whole numbers of which some are missing is often stored as one of floats.
+    items += [int(item) for item in items if isinstance(item, float) and item.is_integer()]
+    wanted = [plain(str(item)) for item in items]
     patterns = [_pattern(text) for text in wanted if text]
     if not patterns:
         return [None] * len(answers)
