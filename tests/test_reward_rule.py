@@ -92,6 +92,20 @@ def test_a_rule_of_ones_own_gets_all_columns_but_pictures(given, tmp_path):
     assert scores(tmp_path / "work") == {idx: [1.0] * 4 for idx in ANSWERS}
 
 
+def test_a_float_of_32_bits_is_the_number_that_it_is_written_as(given, tmp_path):
+    """As Python's float 0.1 would be 0.10000000149011612, which no answer says."""
+    types = {"idx": pa.int64(), "question": pa.string(), "answer": pa.float32(), "several": pa.list_(pa.float32())}
+    records = [{"idx": 1, "question": "How much?", "answer": 0.1, "several": [0.1, None, 2.5]},
+               {"idx": 2, "question": "How much?", "answer": None, "several": None},
+               {"idx": 3, "question": "How much?", "answer": 3.0, "several": []}]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(records, pa.schema(types.items())), tmp_path / "floats.parquet")
+    wanted = {row["idx"]: row for row in records}
+    body = f"def seen(row, answers):\n    return [{wanted!r}[row['idx']] == row] * len(answers)\n"
+    file = rule_file(tmp_path, body)
+    assert given(f"{file}:seen", tmp_path / "floats.parquet") == 4
+    assert scores(tmp_path / "work") == {idx: [1.0] * 4 for idx in ANSWERS}
+
+
 def test_columns_of_another_name_are_named_and_shape_the_rule_alone(given, tmp_path):
     table = pq.read_table(tmp_path / "questions.parquet").rename_columns(["idx", "question", "label"])
     table = table.append_column("topic", pa.array(["x", "y", "z"]))

@@ -125,9 +125,16 @@ def holds_bytes(type: pa.DataType) -> bool:
 
 
 def plain_values(column: pa.Array) -> list:
-    """The cells as Python values: text that is not valid UTF-8 is mended, a list with such text is None."""
+    """The cells as Python values: text that is not valid UTF-8 is mended, a list with such text is None.
+
+    A float of 32 bits is the number that it is written as: 0.1, not 0.10000000149011612.
+    """
     if is_text(column.type):
         return [cell if cell is None else cell.decode(errors="replace") for cell in as_bytes(column).to_pylist()]
+    if pa.types.is_float32(column.type):
+        return [cell if cell is None else float(cell) for cell in column.cast(pa.string()).to_pylist()]
+    if is_list(column.type) and pa.types.is_float32(column.type.value_type):
+        return [plain_values(cell.values) if cell.is_valid else None for cell in column]
     return list(map(_plain_value, column))
 
 
