@@ -188,7 +188,7 @@ def test_a_text_that_is_not_that_of_the_ids_beside_it_is_left_out_with_its_quest
     asked = next(load_questions(str(questions)).rows(range(1))).conversation
     said = [model.encode_answer(asked, text) for text in ("A red circle.", "A blue square.")]
     texts = {"a": ["A red circle.", "A blue square."], "b": ["A blue square.", "A red circle."],
-             "c": [" A red\ncircle.</s>", "A blue"], "e": [None, "A blue square."]}  # fmt: skip
+             "c": [" A red\ncircle.</s>", "Ａ blue"], "e": [None, "A blue square."]}  # fmt: skip
     rows = [
         {"idx": idx, "answer": text, "token_ids": ids}
         for idx, two in texts.items()
@@ -199,7 +199,7 @@ def test_a_text_that_is_not_that_of_the_ids_beside_it_is_left_out_with_its_quest
     assert worker.run(config(questions, **settings)) == 0
     found = rows_of(tmp_path / "work/sampled_answer")
     assert [(row["idx"], row["answer"]) for row in found] == [
-        ("a", "A red circle."), ("a", "A blue square."), ("c", " A red\ncircle.</s>"), ("c", "A blue"),
+        ("a", "A red circle."), ("a", "A blue square."), ("c", " A red\ncircle.</s>"), ("c", "Ａ blue"),
         ("e", "A red circle."), ("e", "A blue square."),
     ]  # fmt: skip
     reasons = {row["idx"]: row["reason"] for row in units.left_out(tmp_path / "work")}

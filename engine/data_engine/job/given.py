@@ -1,6 +1,7 @@
 """What --answers means to a run: what is held against its settings and models, and what a person should know of it."""
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,9 @@ OFF_POLICY = (
     "the answers are those of --answers: answers that the instruct model did not sample itself are off-policy for it, "
     "and pairs of them teach it less than pairs of its own"
 )
+
+# What tokenizers write for a character that they cannot: "\u2047" is SentencePiece's.
+_UNKNOWN = {"\ufffd", "\u2047"}
 
 
 class Given:
@@ -87,11 +91,12 @@ class Given:
 def _require_theirs(text: str, of_ids: str) -> None:
     """Raise BadRow for a text beside ids that say something else: what is rewarded would not be what is trained on.
 
-    Either may have more at its ends, such as a stop text or special tokens, and other white space. A family whose text
-    needs its weights has none here, and characters of which the ids hold a part are decoded in several ways.
+    Either may have more at its ends, such as a stop text or special tokens, another Unicode form and other white space.
+    A family whose text needs its weights has none here. Characters that a tokenizer has not, or of which the ids hold a
+    part, cannot be compared.
     """
-    one, other = ("".join(each.split()) for each in (text, of_ids))
-    if one not in other and other not in one and "\ufffd" not in one + other:
+    one, other = ("".join(unicodedata.normalize("NFKC", each).split()) for each in (text, of_ids))
+    if one not in other and other not in one and not _UNKNOWN & {*of_ids}:
         raise BadRow(
             f"the text {_quoted(text)} is not that of the token_ids beside it, {_quoted(of_ids)}; give "
             "texts alone where they were changed"
