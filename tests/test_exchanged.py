@@ -159,6 +159,8 @@ def test_a_pair_whose_picture_has_gone_has_no_source(run):
     assert """as of idx 'q3': image path "3.png" is not a readable file""" in refused
     assert (run.work / "dataset/dpo_dataset.parquet").read_bytes() == dataset
     assert read(run.work / "pairs") == before
+    (run.work / "pairs/pairs.parquet").write_bytes(b"")
+    assert "would lack the pairs of 1 questions" in run.refusal()
     (run.work / "pairs/pairs.parquet").unlink()
     assert run.start() == 0
     # What was lost before is no news.

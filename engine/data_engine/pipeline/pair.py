@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -144,8 +145,12 @@ def _require_sources(work_dir: Path, written: Written) -> None:
     path = pairs_file(work_dir)
     if not written.without_source or not path.exists():
         return
-    table = pq.read_table(path, columns=["idx", "status"])
-    lost = set(table.filter(pc.equal(table["status"], KEPT))["idx"].to_pylist()) & written.without_source
+    try:
+        table = pq.read_table(path, columns=["idx", "status"])
+        lost = written.without_source & {*table.filter(pc.equal(table["status"], KEPT))["idx"].to_pylist()}
+    except pa.ArrowException:
+        # A broken file does not tell which questions the dataset beside it has.
+        lost = written.without_source
     if lost:
         raise errors.UserError(
             f"pairs and dataset stay as they are: the new ones would lack the pairs of {len(lost)} questions whose "
