@@ -1,16 +1,26 @@
 """Tiny checkpoints of families whose text model is plain: causal attention in every layer, one position a token."""
 
 import transformers as tf
-from tiny_parts import SIZE, TOWER, WIDTH, build, chatml, clip, ids, siglip, still, template, text, tokenizer
+from tiny_parts import (
+    SIZE,
+    TOWER,
+    WIDTH,
+    build,
+    chatml,
+    clip,
+    ids,
+    llava_processor,
+    siglip,
+    still,
+    template,
+    text,
+    tokenizer,
+)
 
 
 def llava():
     tokens = tokenizer(image_token="<image>")
-    processor = tf.LlavaProcessor(
-        tf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=SIZE), tokens, patch_size=14,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=template("USER: ", " ", "ASSISTANT:", "<image>\n"),
-    )  # fmt: skip
+    processor = llava_processor(tokens, template("USER: ", " ", "ASSISTANT:", "<image>\n"))
     config = tf.LlavaConfig(
         vision_config=clip(), text_config=text(), image_token_id=tokens.image_token_id, vision_feature_layer=-2
     )

@@ -1,7 +1,7 @@
 """Tiny checkpoints of families with multimodal RoPE: a picture's tokens have a place in time, row and column."""
 
 import transformers as tf
-from tiny_parts import WIDTH, build, chatml, ids, still, template, text, tokenizer
+from tiny_parts import WIDTH, build, chatml, ids, minicpm_processor, still, template, text, tokenizer
 
 ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 QWEN = {
@@ -124,14 +124,8 @@ def glm_ocr():
 
 def minicpmv4_7():
     """A picture's slices lie on one canvas, as do the tokens around them."""
-    named = {"image_token": "<image_pad>", "video_token": "<video_pad>"}
-    for part in ("image", "slice", "image_id"):
-        named |= {f"{part}_start_token": f"<{part}>", f"{part}_end_token": f"</{part}>"}
-    tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **named)
-    processor = tf.MiniCPMV4_7Processor(
-        tf.MiniCPMV4_6ImageProcessorPil(scale_resolution=112, patch_size=14, max_slice_nums=4),
-        tf.MiniCPMV4_6VideoProcessor(), tokens, chat_template=chatml("<image_pad>"),
-    )  # fmt: skip
+    processor = minicpm_processor("MiniCPMV4_7Processor")
+    tokens = processor.tokenizer
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3,
               "image_size": 112, "patch_size": 14, "insert_layer_id": 1}  # fmt: skip
     marks = ("image_start", "image_end", "slice_start", "slice_end")

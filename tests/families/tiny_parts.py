@@ -69,6 +69,26 @@ def siglip(patch=14, **more):
     return tf.SiglipVisionConfig(**TOWER, image_size=28, patch_size=patch, **more)
 
 
+def llava_processor(tokens, chat_template):
+    """LLaVA's, for the tower `clip` makes."""
+    return tf.LlavaProcessor(
+        tf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=SIZE), tokens, patch_size=14,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=chat_template,
+    )  # fmt: skip
+
+
+def minicpm_processor(kind):
+    """MiniCPM-V's, which cuts a picture into slices. `kind`: the name of its class."""
+    named = {"image_token": "<image_pad>", "video_token": "<video_pad>"}
+    for part in ("image", "slice", "image_id"):
+        named |= {f"{part}_start_token": f"<{part}>", f"{part}_end_token": f"</{part}>"}
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **named)
+    return getattr(tf, kind)(
+        tf.MiniCPMV4_6ImageProcessorPil(scale_resolution=112, patch_size=14, max_slice_nums=4),
+        tf.MiniCPMV4_6VideoProcessor(), tokens, chat_template=chatml("<image_pad>"),
+    )  # fmt: skip
+
+
 def build(cls, config, embed=0.5, tied=False):
     """A model with weights large enough that attention, positions and the picture move its logits.
 

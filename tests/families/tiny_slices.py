@@ -1,7 +1,7 @@
 """Tiny checkpoints of families that cut a picture into slices, or take it at any size, before a plain text model."""
 
 import transformers as tf
-from tiny_parts import TOWER, build, chatml, ids, still, template, text, tokenizer
+from tiny_parts import TOWER, build, chatml, ids, minicpm_processor, still, template, text, tokenizer
 
 
 def _idefics(kind, pixels, *video):
@@ -45,14 +45,8 @@ def mistral3():
 
 
 def minicpmv4_6():
-    named = {"image_token": "<image_pad>", "video_token": "<video_pad>"}
-    for part in ("image", "slice", "image_id"):
-        named |= {f"{part}_start_token": f"<{part}>", f"{part}_end_token": f"</{part}>"}
-    tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **named)
-    processor = tf.MiniCPMV4_6Processor(
-        tf.MiniCPMV4_6ImageProcessorPil(scale_resolution=112, patch_size=14, max_slice_nums=4),
-        tf.MiniCPMV4_6VideoProcessor(), tokens, chat_template=chatml("<image_pad>"),
-    )  # fmt: skip
+    processor = minicpm_processor("MiniCPMV4_6Processor")
+    tokens = processor.tokenizer
     vision = TOWER | {"num_hidden_layers": 3, "image_size": 112, "patch_size": 14, "insert_layer_id": 1}
     config = tf.MiniCPMV4_6Config(
         vision_config=vision, text_config=text("Qwen3Config"), insert_layer_id=1,

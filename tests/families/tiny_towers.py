@@ -1,7 +1,21 @@
 """Tiny checkpoints of families whose tower or resampler is peculiar, before a text model with causal attention."""
 
 import transformers as tf
-from tiny_parts import SIZE, TOWER, WIDTH, build, chatml, clip, ids, siglip, still, template, text, tokenizer
+from tiny_parts import (
+    SIZE,
+    TOWER,
+    WIDTH,
+    build,
+    chatml,
+    clip,
+    ids,
+    llava_processor,
+    siglip,
+    still,
+    template,
+    text,
+    tokenizer,
+)
 
 
 def idefics2():
@@ -41,11 +55,7 @@ def aria():
 
 def vipllava():
     tokens = tokenizer(image_token="<image>")
-    processor = tf.LlavaProcessor(
-        tf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=SIZE), tokens, patch_size=14,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=template("###Human: ", "", "###Assistant:", "<image>\n"),
-    )  # fmt: skip
+    processor = llava_processor(tokens, template("###Human: ", "", "###Assistant:", "<image>\n"))
     config = tf.VipLlavaConfig(
         vision_config=clip(), text_config=text(), image_token_index=tokens.image_token_id,
         vision_feature_layer=[-1, -2, 0],
