@@ -1,11 +1,11 @@
 """`make bench-gpu` names all that a Python lacks before it runs anything, and needs no environment of its own."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import inner_make
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -21,9 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 def made(*arguments: str) -> subprocess.CompletedProcess:
     command = ["make", "bench-gpu", "VENV=", *arguments]
-    # What the make that runs these tests was given is not meant for this one.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=inner_make.environment(), capture_output=True, text=True, check=False)
 
 
 def python_without(tmp_path: Path, *hidden: str) -> Path:

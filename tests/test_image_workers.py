@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,25 @@ def test_a_worker_that_does_not_start_is_an_error_of_the_run_and_not_of_the_imag
         sabotaged(NO_SUCH="oops(") as workers,
         pytest.raises(RuntimeError, match="ended with code 1 before it was ready"),
     ):
+        workers.decode(photo(), 1)
+
+
+def test_a_worker_whose_process_cannot_be_started_leaves_no_socket_open(monkeypatch):
+    monkeypatch.setattr(image_workers, "COMMAND", ["/no/such/python"])
+    # The first process that is started has a file of this one's.
+    resource_tracker.ensure_running()
+    before = os.listdir("/proc/self/fd")
+    with ImageWorkers() as workers, pytest.raises(FileNotFoundError) as failed:
+        workers.decode(photo(), 1)
+    # The exception keeps the frames, and what they hold.
+    assert failed.tb is not None
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_none_is_started_once_they_have_ended(workers, monkeypatch):
+    workers.__exit__()
+    monkeypatch.setattr(image_workers, "COMMAND", ["/no/such/python"])
+    with pytest.raises(RuntimeError, match="have ended"):
         workers.decode(photo(), 1)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import inner_make
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -36,10 +37,7 @@ def program(path: Path, body: str) -> None:
 
 
 def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
-    # Variables of the make that runs these tests would be those of this one, too: both would write the same results.
-    outer = set(re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    environment = {name: os.environ[name] for name in os.environ if not (name.startswith("MAKE") or name in outer)}
-    command = ["make", *arguments]
+    command, environment = ["make", *arguments], inner_make.environment()
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 

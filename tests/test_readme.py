@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import inner_make
 import pytest
 from shown import PAGES, ROOT, SHELL, SHOWN
 
@@ -48,7 +49,8 @@ def test_every_file_that_a_page_links_to_or_names_exists(page):
 def test_the_demo_shows_that_chosen_answers_hallucinate_far_less(tmp_path):
     venv = Path(sys.executable).parents[1]
     command = ["make", "demo", f"DEMO_DIR={tmp_path}", f"VENV={venv}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    options = {"env": inner_make.environment(), "capture_output": True, "text": True, "timeout": 500}
+    done = subprocess.run(command, cwd=ROOT, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     chosen, rejected = map(
         float, re.search(r"^hallucinated objects +([\d.]+)% +([\d.]+)%$", done.stdout, re.M).groups()

@@ -3,6 +3,7 @@
 import os
 import select
 import textwrap
+from multiprocessing import resource_tracker
 
 import pytest
 
@@ -203,3 +204,15 @@ def test_a_rule_sees_nothing_of_the_launcher(judged, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     body = "import os\nreturn ['LOCAL_RANK' in os.environ, int(os.environ['PYTHONHASHSEED'])]"
     assert judged(body) == Judged((0.0, 0.0), (None, None))
+
+
+def test_one_that_cannot_be_started_leaves_no_socket_open(monkeypatch):
+    monkeypatch.setattr(rules_process, "COMMAND", ["/no/such/python"])
+    # The first process that is started has a file of this one's.
+    resource_tracker.ensure_running()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError) as failed:
+        process("pass").judge({"idx": 1}, ANSWERS)
+    # The exception keeps the frames, and what they hold.
+    assert failed.tb is not None
+    assert os.listdir("/proc/self/fd") == before

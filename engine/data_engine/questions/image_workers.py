@@ -37,6 +37,7 @@ COMMAND = [sys.executable, "-P", "-m", "data_engine.questions.image_workers"]
 _REQUEST, _RESPONSE = struct.Struct("<d?Q"), struct.Struct("<II?Q")
 _NO_IMAGE = (0, 0, False)
 _READY = b"R"
+_CLOSED = "the workers for images have ended"
 
 
 class ImageWorkers:
@@ -66,7 +67,7 @@ class ImageWorkers:
     def start(self) -> None:
         """Start one worker if there is none, without waiting until it is ready."""
         if not self._free:
-            self._free.append(_Worker())
+            self._give_back(_Worker())
 
     def decode(self, data: bytes | None, max_megapixels: float, exif: Exif = "apply") -> Image.Image:
         """images.decode in a worker. Raises BadImage, also for an image that ends TRIES workers."""
@@ -98,10 +99,12 @@ class ImageWorkers:
                 self._busy.add(worker)
                 return worker
         worker.end()
-        raise RuntimeError("the workers for images have ended")
+        raise RuntimeError(_CLOSED)
 
     def _pop_free(self) -> "_Worker | None":
         with self._lock:
+            if self._closed:
+                raise RuntimeError(_CLOSED)
             if not self._free:
                 return None
             worker = self._free.pop()
@@ -134,7 +137,8 @@ class _Worker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs, job_signals.held():
+        # The stream keeps the socket open; where the process cannot be started, nothing does.
+        with ours, theirs, job_signals.held():
             # In a session of its own it does not get Ctrl-C from the terminal.
             self.process = subprocess.Popen(
                 [*COMMAND, str(theirs.fileno())],
@@ -143,9 +147,7 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._stream = ours.makefile("rwb")
-        # The stream keeps the socket open.
-        ours.close()
+            self._stream = ours.makefile("rwb")
         self._ready = False
 
     def decode(self, data: bytes, max_megapixels: float, exif: Exif) -> Image.Image | str:

@@ -105,12 +105,15 @@ class _Worker:
         ours, theirs = socket.socketpair()
         # Sets and hashes are in the same order in every worker. What a rule prints would go between the lines of the
         # progress bar. In a session of its own the worker does not get Ctrl-C from the terminal.
-        with theirs, unlaunched(PYTHONHASHSEED="0"), job_signals.held():
+        with contextlib.ExitStack() as closed, theirs, unlaunched(PYTHONHASHSEED="0"), job_signals.held():
+            closed.enter_context(ours)
             self.process = subprocess.Popen(
                 [*COMMAND, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+            # Where the process cannot be started, nothing keeps the socket.
+            closed.pop_all()
         self._socket = ours
         self._stream = ours.makefile("rwb")
         self.late = False
