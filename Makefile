@@ -160,7 +160,7 @@ test-browser: $(STAMP) docs ## the report and the documentation in a real browse
 
 fuzz: $(STAMP) ## made-up datasets, answers and flags, more and others than in make test (FUZZ_SEED=n: these again)
 	FUZZ_TIMES=$(FUZZ_TIMES) $(TEST_ENV) $(PYTEST) --hypothesis-seed=$(FUZZ_SEED) \
-		tests/test_fuzz.py tests/test_words.py tests/test_config.py $(PYTEST_ARGS)
+		tests/project/test_fuzz.py tests/preferences/test_words.py tests/commands/test_config.py $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## the longer proofs: kills, shards, worlds of 1, 2 and 3 ranks
 	$(TEST_ENV) $(PYTEST) -m "slow and not long" $(PYTEST_ARGS)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import chunked_causal_mask_function, sliding_window_causal_mask_function
 
-from data_engine.models.attention import LayerCall, Noted, Seen
 from data_engine.models.base import PromptEnd
-from data_engine.models.prefix import Prefix
+from data_engine.models.layers.attention import LayerCall, Noted, Seen
+from data_engine.models.layers.prefix import Prefix
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 
 SCALE = 0.3

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data_engine.bench.bare_llama import EmbeddedPrompt
 from data_engine.models.embedded import SplicedPrompt
 from data_engine.sampling.native.model_runner import ModelRunner
+from data_engine.sampling.native.packing import Packing
 from data_engine.scoring import logprobs
 
 
@@ -70,3 +71,9 @@ def packed_token_logps(model, prefix_PD: Tensor, answers: list[list[int]]) -> li
 def plain_token_logps(model, prefix_PD: Tensor, answer: list[int]) -> Tensor:
     """logprobs.plain_token_logps behind embeddings."""
     return logprobs.plain_token_logps(model, EmbeddedPrompt(prefix_PD), answer)
+
+
+def one_a_pass(patch: pytest.MonkeyPatch) -> None:
+    """Each prompt has a pass of its own."""
+    may_go = Packing.may_go
+    patch.setattr(Packing, "may_go", lambda of, lengths, room: len(lengths) < 2 and may_go(of, lengths, room))

@@ -1,7 +1,7 @@
 """What README.md and docs/*.md show in fenced blocks: command lines, and snippets of Python, JSON and YAML.
 
-tests/test_shown.py runs all of it as it stands, but for what ELSEWHERE lists: where that is run instead, and why. A new
-block is run without a word here.
+tests/docs/test_shown.py runs all of it as it stands, but for what ELSEWHERE lists: where that is run instead, and why.
+A new block is run without a word here.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Shown:
 
     @property
     def elsewhere(self) -> "Elsewhere | None":
-        """Where it is run, if not by tests/test_shown.py."""
+        """Where it is run, if not by tests/docs/test_shown.py."""
         return next((one for one in ELSEWHERE if one.means(self)), None)
 
 
@@ -66,26 +66,30 @@ def shown_in(text: str, page: str) -> list[Shown]:
 
 STEP = "test_every_row_is_loaded_and_a_step_moves_the_weights"
 VLLM = "tests/by_vllm/test_vllm_two_engines.py::test_two_engines_share_a_run_and_stop_at_a_signal"
-TRL = "tests/test_docs_exports.py::test_the_python_is_that_of_the_trainer"
-PUSHED = "tests/test_export_push.py::test_one_format_arrives_with_its_card_and_nothing_stays_behind"
-DEMO = "tests/test_readme.py::test_the_demo_shows_that_chosen_answers_hallucinate_far_less"
-CRITIC = "tests/test_shown.py::test_the_template_of_a_critic_is_read"
-BENCH = "tests/test_bench.py::test_a_checkpoint_that_transformers_cannot_load_is_timed_alone"
-HUB = "tests/test_shown.py::test_the_hubs_program_has_the_flags_that_are_shown"
-LISTING = "tests/test_shown.py::test_the_listing_of_a_finished_run_is_what_is_there"
+TRL = "tests/docs/test_docs_exports.py::test_the_python_is_that_of_the_trainer"
+PUSHED = "tests/exports/test_export_push.py::test_one_format_arrives_with_its_card_and_nothing_stays_behind"
+DEMO = "tests/docs/test_readme.py::test_the_demo_shows_that_chosen_answers_hallucinate_far_less"
+CRITIC = "tests/docs/test_shown.py::test_the_template_of_a_critic_is_read"
+BENCH = "tests/bench/test_bench.py::test_a_checkpoint_that_transformers_cannot_load_is_timed_alone"
+HUB = "tests/docs/test_shown.py::test_the_hubs_program_has_the_flags_that_are_shown"
+LISTING = "tests/docs/test_shown.py::test_the_listing_of_a_finished_run_is_what_is_there"
 SLURM = "tests/distributed/test_slurm.py"
 ARRAY = f"{SLURM}::test_tasks_requeued_warned_and_killed_with_their_node_make_the_same_dataset"
 TWO_NODES = f"{SLURM}::test_one_job_over_two_nodes_warned_once_makes_the_same_dataset"
-MEASURED = "tests/test_plan_measure.py"
+MEASURED = "tests/planning/test_plan_measure.py"
 MINUTES = "it takes minutes"
 APART = "it has an environment of its own"
 
 # The examples of docs/adding.md: the first line of a file, the beginning of the line of a table, and the test.
 ADDED = (
-    ("# engine/data_engine/rewards/length.py", '"length": ', "tests/test_reward_seam.py"),
-    ("# engine/data_engine/sampling/counting.py", '"counting": ', "tests/test_backend_seam.py"),
-    ("# engine/data_engine/exports/formats/lines.py", '"lines": ', "tests/test_export_seam.py"),
-    ("# engine/data_engine/preferences/strategies/neighbours.py", '"neighbours": ', "tests/test_strategy_seam.py"),
+    ("# engine/data_engine/rewards/length.py", '"length": ', "tests/rewards/test_reward_seam.py"),
+    ("# engine/data_engine/sampling/counting.py", '"counting": ', "tests/sampling/test_backend_seam.py"),
+    ("# engine/data_engine/exports/formats/lines.py", '"lines": ', "tests/exports/test_export_seam.py"),
+    (
+        "# engine/data_engine/preferences/strategies/neighbours.py",
+        '"neighbours": ',
+        "tests/preferences/test_strategy_seam.py",
+    ),
     ("# engine/data_engine/models/loud.py", '"loud": ', "tests/models/test_family_seam.py"),
 )
 ELSEWHERE = (
@@ -98,7 +102,7 @@ ELSEWHERE = (
     Elsewhere("docs/real-runs.md", "data-engine status runs/array", ARRAY, "it needs a SLURM"),
     Elsewhere("docs/real-runs.md", "sbatch", TWO_NODES, "it needs a SLURM"),
     Elsewhere("docs/real-runs.md", "runs/llava-1.5-7b/\n", LISTING, "it is what the commands above it leave"),
-    Elsewhere("docs/watching.md", "runs/llava  ", "tests/test_status_screen.py", "a terminal shows it"),
+    Elsewhere("docs/watching.md", "runs/llava  ", "tests/watching/test_status_screen.py", "a terminal shows it"),
     Elsewhere("docs/watching.md", "data-engine status runs/demo/work --json |", None, "jq is not on every machine"),
     Elsewhere(
         "docs/real-runs.md", "data-engine validate --config configs/llava-1.5-7b.yaml --measure", MEASURED, MINUTES

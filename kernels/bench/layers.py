@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 from data_engine.bench import machine
-from data_engine.models.backends import choose_backends
-from data_engine.models.compiled_layers import number_hooks
-from data_engine.models.merged_linear import merge_linears
+from data_engine.models.layers.backends import choose_backends
+from data_engine.models.layers.compiled_layers import number_hooks
+from data_engine.models.layers.merged_linear import merge_linears
 
 LAYERS, CALLS = 4, 50
 
@@ -60,7 +60,7 @@ def made(device: torch.device) -> LlamaModel:
 
 
 def compiled(decoder: LlamaModel) -> None:
-    """As models/compiled_layers.py compiles them, the attention included."""
+    """As models/layers/compiled_layers.py compiles them, the attention included."""
     for layer in decoder.layers:
         number_hooks(layer)
         layer.forward = torch.compile(layer.forward, dynamic=True)

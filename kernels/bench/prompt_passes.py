@@ -13,7 +13,7 @@ import torch
 
 from data_engine.bench import machine
 from data_engine.bench.bare_llama import LLAMA_7B, TINY_LLAMA, BareLlama, EmbeddedPrompt
-from data_engine.models.prefix import Prefix, run_prefix, run_prefixes
+from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.sampling.native.packing import MOST_TOKENS, ROUND, Packing, rows_for
 
 # Tokens of four prompts: 576 of an image, and a question.

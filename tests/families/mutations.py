@@ -6,8 +6,8 @@ from unittest.mock import patch
 
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from data_engine.models import attention
 from data_engine.models.auto.model import Auto
+from data_engine.models.layers import attention
 from data_engine.scoring import self_check
 
 

@@ -91,7 +91,7 @@ def banned(model) -> list[int]:
 
 def is_hybrid(model) -> bool:
     """Whether layers carry a state from token to token."""
-    from data_engine.models.answer_cache import is_recurrent
+    from data_engine.models.layers.answer_cache import is_recurrent
 
     return any(map(is_recurrent, model.cache_layers))
 

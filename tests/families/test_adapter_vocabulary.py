@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
 from data_engine.errors import BadRow
-from data_engine.models.adapter_folder import model_folder
 from data_engine.models.auto.model import Auto
+from data_engine.models.checkpoints.adapter_folder import model_folder
 from data_engine.models.registry import ModelError
 from data_engine.questions.conversation import Conversation
 

@@ -56,7 +56,7 @@ def test_a_critics_texts_are_those_of_generate(checkpoints, tmp_path, monkeypatc
         digits = [letter for letter in row["critique"] if letter in "0123456789"]
         assert row["score"] == (float(digits[-1]) if digits else None)
         assert (row["reason"] is None) == bool(digits)
-    # A text without a number is tests/test_reward_critic.py's.
+    # A text without a number is tests/rewards/test_reward_critic.py's.
     assert any(row["score"] is not None for row in found.values())
 
 

@@ -4,7 +4,7 @@ import pytest
 from asked import ASKED
 
 from data_engine.models.auto.sizes import cache_sizes
-from data_engine.models.prefix import run_prefix
+from data_engine.models.layers.prefix import run_prefix
 from data_engine.questions.conversation import Conversation
 
 pytestmark = pytest.mark.families

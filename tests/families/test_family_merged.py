@@ -7,8 +7,8 @@ from families import FAMILIES
 from internvl_folders import write
 
 from data_engine import load_model, sample_answers, score_answers
-from data_engine.models import cpu_linear
-from data_engine.models.merged_linear import MergedLinear, merge_linears
+from data_engine.models.layers import cpu_linear
+from data_engine.models.layers.merged_linear import MergedLinear, merge_linears
 
 ANSWERS = [[72, 33, 90], [12, 8]]
 # Part of `make test`; the others take a minute.

@@ -5,16 +5,15 @@ import pytest
 import torch
 from asked import ASKED
 from families import FAMILIES, named
-from prompts import logits_noted
+from prompts import logits_noted, one_a_pass
 from test_family_packed_tower import Flash
 from test_family_positions import prompt
 from test_family_waits import LEFT, on_meta
-from test_prompts_together import one_a_pass
 
 from data_engine.models import load_model
-from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto import packed_prompts
-from data_engine.models.prefix import Prefix, run_prefix, run_prefixes
+from data_engine.models.layers.attention import DoesNotFit
+from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import packing
 from data_engine.sampling.native.packing import Packing, rows_for

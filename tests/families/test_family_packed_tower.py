@@ -6,14 +6,14 @@ import pytest
 import torch
 from asked import ASKED
 from families import FAMILIES, named
+from one_device import OneDevice, arrived
 from test_family_positions import prompt
-from test_prompts_on_a_device import OneDevice, arrived
 from torch import Tensor
 
 from data_engine.models.auto import packed_tower
 from data_engine.models.auto.mirrored import mirrored
 from data_engine.models.auto.packed_tower import NAME, TowerCall, tower_calls
-from data_engine.models.prefix import run_prefix
+from data_engine.models.layers.prefix import run_prefix
 
 PACKED = [
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "glm46v",

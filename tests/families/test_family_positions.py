@@ -11,7 +11,7 @@ from asked import ASKED
 from families import FAMILIES, MROPE, named
 from torch import Tensor, nn
 
-from data_engine.models.prefix import run_prefix
+from data_engine.models.layers.prefix import run_prefix
 from data_engine.pipeline.asked import asked as conversation_of
 
 NAMES = [name for name, family in FAMILIES.items() if MROPE in family.kind]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from data_engine import load_model
 from data_engine.models import check
 from data_engine.models.auto.value_head import ValueHead
-from data_engine.models.checkpoint import content_files
+from data_engine.models.checkpoints.checkpoint import content_files
 from data_engine.models.registry import ModelError
 
 WIDTH = 64

@@ -8,9 +8,9 @@ import pytest
 import torch
 from asked import ASKED
 from families import FAMILIES, named
+from one_device import META, OneDevice, arrived
 from test_family_packed_tower import Flash
 from test_family_positions import prompt
-from test_prompts_on_a_device import META, OneDevice, arrived
 from torch import Tensor
 
 from data_engine.models import load_model

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from data_engine import load_model
-from data_engine.models.merged_linear import MergedLinear, merge_linears
+from data_engine.models.layers.merged_linear import MergedLinear, merge_linears
 from data_engine.questions.conversation import Conversation
 from data_engine.scoring.logprobs import Scored, score_pass
 

@@ -5,7 +5,7 @@ import torch
 from answers import Options, check_on, drawn, question, window
 
 import data_engine_kernels as kernels
-from data_engine.models import attention_math
+from data_engine.models.layers import attention_math
 from data_engine.scoring import answers_attention
 from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 

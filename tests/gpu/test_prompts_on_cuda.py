@@ -3,13 +3,12 @@
 import pytest
 import torch
 from PIL import Image
-from prompts import EmbeddedPrompt, prefix
-from test_prompts_together import one_a_pass
+from prompts import EmbeddedPrompt, one_a_pass, prefix
 
 from data_engine import load_model
 from data_engine.bench import shapes
 from data_engine.bench.bare_llama import LLAMA_7B, BareLlama
-from data_engine.models.prefix import run_prefixes
+from data_engine.models.layers.prefix import run_prefixes
 from data_engine.questions.conversation import Conversation
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.kv_cache import KVCache

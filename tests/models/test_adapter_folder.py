@@ -13,8 +13,9 @@ from refusals import told
 from data_engine import load_model
 from data_engine.config import RunConfig
 from data_engine.job.checkpoints import Checkpoint
-from data_engine.models import adapter_folder, roles
-from data_engine.models.adapter_folder import laid_together, model_folder, parts
+from data_engine.models import roles
+from data_engine.models.checkpoints import adapter_folder
+from data_engine.models.checkpoints.adapter_folder import laid_together, model_folder, parts
 from data_engine.store.file_hashes import hash_files
 
 Q = "model.layers.0.self_attn.q_proj.weight"

@@ -269,7 +269,8 @@ def test_the_commands_end_with_2_and_no_traceback(adapter, goldens, tmp_path, ca
 
 
 def test_nothing_is_left_of_the_folders_of_links(adapter):
-    code = "import sys; from data_engine.models.adapter_folder import model_folder; print(model_folder(sys.argv[1]))"
+    module = "data_engine.models.checkpoints.adapter_folder"
+    code = f"import sys; from {module} import model_folder; print(model_folder(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(adapter)], capture_output=True, text=True, check=True)
     made = done.stdout.strip()
     assert made.startswith(tempfile.gettempdir())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from data_engine.models.model_config import on_meta
+from data_engine.models.checkpoints.model_config import on_meta
 from data_engine.models.registry import ModelError
 
 WHERE = Path("config.json")

@@ -2,7 +2,7 @@
 
 import torch
 
-from data_engine.models.answer_cache import PassingLayer, answer_cache, passing
+from data_engine.models.layers.answer_cache import PassingLayer, answer_cache, passing
 
 # Keys and values of five image states.
 STATES = (torch.ones(1, 2, 5, 8), torch.zeros(1, 2, 5, 8))

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto.parts import difference, fitted_head
-from data_engine.models.head import Head
+from data_engine.models.layers.attention import DoesNotFit
+from data_engine.models.layers.head import Head
 
 WIDTH, VOCABULARY = 64, 5000
 CONFIG = PreTrainedConfig(logit_scale=0.25, final_logit_softcapping=30.0)

@@ -26,7 +26,7 @@ from refusals import (
 from safetensors.torch import load_file, save_file
 
 from data_engine.commands import main
-from data_engine.models.checkpoint import headers
+from data_engine.models.checkpoints.checkpoint import headers
 from data_engine.models.registry import ModelError
 
 

@@ -8,9 +8,10 @@ from PIL import Image
 from torch._dynamo.utils import counters
 
 from data_engine.errors import UserError
-from data_engine.models import compiled_layers, cpu_linear, load_model
-from data_engine.models.compiled_layers import compile_layers, layers_of
-from data_engine.models.merged_linear import merge_linears
+from data_engine.models import load_model
+from data_engine.models.layers import compiled_layers, cpu_linear
+from data_engine.models.layers.compiled_layers import compile_layers, layers_of
+from data_engine.models.layers.merged_linear import merge_linears
 from data_engine.questions.conversation import Conversation
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine

@@ -11,10 +11,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 from transformers.models.mllama.modeling_mllama import MllamaTextCrossAttention
 
 from data_engine import load_model, sample_answers, score_answers
-from data_engine.models import attention, cpu_linear
-from data_engine.models.attention import Noting, attending
-from data_engine.models.head import Head
-from data_engine.models.merged_linear import MergedLinear, calls_with_one_tensor, merge_linears, merges_linears
+from data_engine.models.layers import attention, cpu_linear
+from data_engine.models.layers.attention import Noting, attending
+from data_engine.models.layers.head import Head
+from data_engine.models.layers.merged_linear import MergedLinear, calls_with_one_tensor, merge_linears, merges_linears
 
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 

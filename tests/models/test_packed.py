@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data_engine.models.cpu_linear import PackedLinear, pack_linears
+from data_engine.models.layers.cpu_linear import PackedLinear, pack_linears
 from data_engine_kernels import onednn, reference
 
 pytestmark = pytest.mark.skipif(not onednn.can_pack(torch.zeros(1, 1)), reason="torch was built without oneDNN")

@@ -6,7 +6,7 @@ from transformers import Phi3Config, Qwen2Config
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from data_engine.models.rotary import keep_constant_tables, kept, tables_by_position
+from data_engine.models.layers.rotary import keep_constant_tables, kept, tables_by_position
 
 LONGEST, ORIGINAL = 64, 16
 

@@ -42,7 +42,7 @@ def merge_by_peft(base: Path, folder: Path, way: str) -> tuple[Path, Path]:
 
 def assert_same(adapter: Path, merged: Path, base: Path, parameters: Callable[[Path], dict], least: int) -> None:
     """To the bit, and at least so many are not the base's."""
-    from data_engine.models.adapter_folder import model_folder
+    from data_engine.models.checkpoints.adapter_folder import model_folder
 
     ours, theirs, before = (parameters(model_folder(str(folder))) for folder in (adapter, merged, base))
     assert ours.keys() == theirs.keys()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from data_engine import stages
 from data_engine.bench.model import QUESTION, Subject
 from data_engine.bench.ways import sampling_params
-from data_engine.models.head import Head
+from data_engine.models.layers.head import Head
 from data_engine.pipeline import pair, sample, score
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import Stored

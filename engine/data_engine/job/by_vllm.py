@@ -3,8 +3,8 @@
 from data_engine.config import RunConfig
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import chat_options, class_for
-from data_engine.models.adapter_folder import parts
 from data_engine.models.check import Checked
+from data_engine.models.checkpoints.adapter_folder import parts
 from data_engine.models.registry import ModelError
 from data_engine.sampling.vllm_engine import require_usable
 from data_engine.stages import REWARD, SAMPLING, RunStages

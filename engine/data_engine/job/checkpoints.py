@@ -8,9 +8,9 @@ from pathlib import Path
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
 from data_engine.models import chat_options, class_for
-from data_engine.models.adapter_folder import model_folder, parts, with_real_places
 from data_engine.models.check import TOKENIZERS
-from data_engine.models.checkpoint import fingerprint, num_weights
+from data_engine.models.checkpoints.adapter_folder import model_folder, parts, with_real_places
+from data_engine.models.checkpoints.checkpoint import fingerprint, num_weights
 from data_engine.models.registry import AUTO, family_of, read_json
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.stages import COMPARED, TRAINED

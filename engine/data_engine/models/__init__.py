@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from data_engine.chat_settings import ChatSettings
-from data_engine.models.adapter_folder import model_folder, parts, telling_real_places
-from data_engine.models.allocation import map_large_tensors
+from data_engine.models.checkpoints.adapter_folder import model_folder, parts, telling_real_places
+from data_engine.models.checkpoints.allocation import map_large_tensors
+from data_engine.models.checkpoints.weight_files import check_files
 from data_engine.models.registry import AUTO, FAMILIES, ModelError, family_of
-from data_engine.models.weight_files import check_files
 from data_engine.tables import load
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ def load_model(
     `compiled`, answers run through layers by torch.compile, where the model allows it; a warning says where not.
     Raises ModelError, a ValueError, naming what is wrong.
     """
-    from data_engine.models.backends import choose_backends
     from data_engine.models.base import pick_device, pick_dtype
-    from data_engine.models.compiled_layers import compile_layers
-    from data_engine.models.cpu_linear import pack_linears
-    from data_engine.models.merged_linear import merge_linears, merges_linears
-    from data_engine.models.rotary import keep_constant_tables
+    from data_engine.models.layers.backends import choose_backends
+    from data_engine.models.layers.compiled_layers import compile_layers
+    from data_engine.models.layers.cpu_linear import pack_linears
+    from data_engine.models.layers.merged_linear import merge_linears, merges_linears
+    from data_engine.models.layers.rotary import keep_constant_tables
 
     choose_backends()
     with telling_real_places():

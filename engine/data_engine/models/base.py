@@ -15,9 +15,9 @@ from transformers.cache_utils import Cache
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import UserError
-from data_engine.models.head import Head
-from data_engine.models.layer_kind import LayerKind
-from data_engine.models.plain_steps import PlainSteps
+from data_engine.models.layers.head import Head
+from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.layers.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.thoughts import KNOWN, Marks, ReadAnswer

@@ -3,9 +3,9 @@
 import torch
 
 from data_engine.models import family_class
-from data_engine.models.adapter_folder import parts
 from data_engine.models.check import Checked
-from data_engine.models.checkpoint import num_weights
+from data_engine.models.checkpoints.adapter_folder import parts
+from data_engine.models.checkpoints.checkpoint import num_weights
 
 
 def told(checked: Checked, dtype: torch.dtype) -> str:

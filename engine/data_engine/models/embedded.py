@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from data_engine.errors import BadRow, UserError
-from data_engine.models import rotary, tower
-from data_engine.models.answer_cache import PassingLayer, passing
+from data_engine.models import tower
 from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel, sent
-from data_engine.models.decoder import head_width
-from data_engine.models.layer_kind import LayerKind
+from data_engine.models.layers import rotary
+from data_engine.models.layers.answer_cache import PassingLayer, passing
+from data_engine.models.layers.decoder import head_width
+from data_engine.models.layers.layer_kind import LayerKind
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
-from data_engine.models import attention, embedded
-from data_engine.models.adapter import Adapter
+from data_engine.models import embedded
 from data_engine.models.base import CacheSizes, Description, Split, TextSide
-from data_engine.models.checkpoint import Blueprint, Source, headers
-from data_engine.models.decoder import cache_values_per_token, check_vocabulary, head_weight
+from data_engine.models.checkpoints.adapter import Adapter
+from data_engine.models.checkpoints.checkpoint import Blueprint, Source, headers
+from data_engine.models.checkpoints.model_config import check_layers, on_meta
 from data_engine.models.embedded import IMAGE_TOKEN
-from data_engine.models.head import Head
+from data_engine.models.layers import attention
+from data_engine.models.layers.decoder import cache_values_per_token, check_vocabulary, head_weight
+from data_engine.models.layers.head import Head
 from data_engine.models.llava_config import LlavaConfig, llama_config, read_config
-from data_engine.models.model_config import check_layers, on_meta
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
 from data_engine.models.prompt_maker import TokenPrompt
 from data_engine.models.registry import ModelError, read_json

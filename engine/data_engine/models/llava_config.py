@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from data_engine.models.adapter_folder import base_folder
-from data_engine.models.decoder import decoder_config
-from data_engine.models.model_config import check_counts, described
+from data_engine.models.checkpoints.adapter_folder import base_folder
+from data_engine.models.checkpoints.model_config import check_counts, described
+from data_engine.models.layers.decoder import decoder_config
 from data_engine.models.registry import ModelError, fetch, model_types, read_json, resolve
 
 KNOWN_TOWERS = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_engine.config import RunConfig
-from data_engine.models.adapter_folder import model_folder, with_real_places
+from data_engine.models.checkpoints.adapter_folder import model_folder, with_real_places
 from data_engine.models.registry import ModelError
 
 

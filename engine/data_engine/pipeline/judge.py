@@ -16,8 +16,8 @@ from torch import Tensor
 from data_engine import schemas, stages
 from data_engine.errors import UserError
 from data_engine.models.base import VisionLanguageModel
-from data_engine.models.head import Head
-from data_engine.models.prefix import run_prefix
+from data_engine.models.layers.head import Head
+from data_engine.models.layers.prefix import run_prefix
 from data_engine.pipeline.passes import Behind, Whole, Work, compute_unit, require_room
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions import images

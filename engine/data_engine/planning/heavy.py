@@ -19,7 +19,7 @@ from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship
 from data_engine.models import chat_options, class_for, family_class
 from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import Checked, check_loadable
-from data_engine.models.checkpoint import num_weights
+from data_engine.models.checkpoints.checkpoint import num_weights
 from data_engine.models.describe import told
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import placement

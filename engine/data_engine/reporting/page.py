@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from data_engine.models.adapter_folder import adapters_told
+from data_engine.models.checkpoints.adapter_folder import adapters_told
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif

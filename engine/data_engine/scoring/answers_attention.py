@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data_engine.models.attention import LayerCall, Noted, Seen
-from data_engine.models.attention_math import (
+from data_engine.models.layers.attention import LayerCall, Noted, Seen
+from data_engine.models.layers.attention_math import (
     Bounds,
     attention_with_lse,
     causal_with_lse,
@@ -26,7 +26,7 @@ from data_engine.models.attention_math import (
     merged,
     with_sinks,
 )
-from data_engine.models.prefix import Prefix
+from data_engine.models.layers.prefix import Prefix
 
 
 @dataclass(frozen=True)

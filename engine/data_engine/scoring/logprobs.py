@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from data_engine.models.answer_cache import answer_cache, repeated
-from data_engine.models.attention import DoesNotFit, LayerCall, attending
 from data_engine.models.base import Prompt, VisionLanguageModel, sent
-from data_engine.models.prefix import Prefix, run_prefix, run_prefixes
+from data_engine.models.layers.answer_cache import answer_cache, repeated
+from data_engine.models.layers.attention import DoesNotFit, LayerCall, attending
+from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 
 

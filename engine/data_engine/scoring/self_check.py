@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from data_engine.errors import UserError
-from data_engine.models.attention import DoesNotFit
 from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.registry import reason
 from data_engine.scoring.logprobs import Scored, plain_token_logps, score_pass
 from data_engine_kernels import SmallCard

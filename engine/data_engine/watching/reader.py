@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.errors import UserError
-from data_engine.models.adapter_folder import adapters_told
+from data_engine.models.checkpoints.adapter_folder import adapters_told
 from data_engine.stages import RunStages, known
 from data_engine.store import claims, logs, units
 from data_engine.store.process_identity import ProcessIdentity

@@ -14,14 +14,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from data_engine.errors import LostRankError, UserError
-from data_engine.models.adapter import Adapter
-from data_engine.models.adapter_folder import with_real_places
-from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto.merging import changes, merge
 from data_engine.models.auto.processor import load_config
 from data_engine.models.auto.value_head import NAMES, others, stored_head
-from data_engine.models.checkpoint import headers
+from data_engine.models.checkpoints.adapter import Adapter
+from data_engine.models.checkpoints.adapter_folder import with_real_places
+from data_engine.models.checkpoints.checkpoint import headers
 from data_engine.models.internvl_chat import is_own_folder, weights
+from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, reason
 

@@ -8,7 +8,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from data_engine.models.adapter import Adapter, Change
+from data_engine.models.checkpoints.adapter import Adapter, Change
 
 
 def merge(model: PreTrainedModel, adapter: Adapter) -> None:

@@ -20,9 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, LostRankError, UserError
-from data_engine.models import rotary, tower
-from data_engine.models.answer_cache import PassingLayer, is_recurrent, passing
-from data_engine.models.attention import DoesNotFit
+from data_engine.models import tower
 from data_engine.models.auto import packed_prompts, probing, processed
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import check_size, counts_in_pass, fast_positions
@@ -38,9 +36,12 @@ from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
 from data_engine.models.auto.value_head import ValueHead
 from data_engine.models.base import CacheSizes, Description, PromptEnd, Split, TextSide, sent
-from data_engine.models.head import Head
-from data_engine.models.layer_kind import LayerKind
-from data_engine.models.plain_steps import PlainSteps
+from data_engine.models.layers import rotary
+from data_engine.models.layers.answer_cache import PassingLayer, is_recurrent, passing
+from data_engine.models.layers.attention import DoesNotFit
+from data_engine.models.layers.head import Head
+from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.layers.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
-from data_engine.models.answer_cache import is_recurrent, mapped
+from data_engine.models.layers.answer_cache import is_recurrent, mapped
 
 
 class OwnDecoding:

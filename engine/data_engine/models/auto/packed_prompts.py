@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PretrainedConfig
 
-from data_engine.models import rotary
-from data_engine.models.answer_cache import is_recurrent
-from data_engine.models.attention import DoesNotFit
 from data_engine.models.auto.parts import prompt_cache
 from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.base import PromptEnd
-from data_engine.models.layer_kind import LayerKind
+from data_engine.models.layers import rotary
+from data_engine.models.layers.answer_cache import is_recurrent
+from data_engine.models.layers.attention import DoesNotFit
+from data_engine.models.layers.layer_kind import LayerKind
 
 # What decoders are handed, and along which dimension prompts follow one another: tokens, or those of images.
 EMBEDS, POSITIONS = "inputs_embeds", "position_ids"

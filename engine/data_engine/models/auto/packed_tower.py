@@ -20,9 +20,9 @@ from transformers import vision_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data_engine.errors import LostRankError
-from data_engine.models.attention_math import Bounds, flash, has_flash
 from data_engine.models.auto.mirrored import is_known
 from data_engine.models.base import sent
+from data_engine.models.layers.attention_math import Bounds, flash, has_flash
 from data_engine.models.registry import reason
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from transformers.cache_utils import DynamicCache
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from data_engine.models.attention import NAME, DoesNotFit, Noted
-from data_engine.models.head import Head
-from data_engine.models.layer_kind import LayerKind
+from data_engine.models.layers.attention import NAME, DoesNotFit, Noted
+from data_engine.models.layers.head import Head
+from data_engine.models.layers.layer_kind import LayerKind
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:

@@ -14,17 +14,17 @@ from torch.distributions import Distribution
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from data_engine.models.answer_cache import is_recurrent, tensors
-from data_engine.models.attention import DoesNotFit, Finding, attending
 from data_engine.models.auto.limits import fast_positions, rope_tables
 from data_engine.models.auto.loading import quiet
 from data_engine.models.auto.parts import attend_by_hook, find_decoder, layer_kinds
 from data_engine.models.auto.processor import load_config
 from data_engine.models.base import CacheSizes, Description
-from data_engine.models.cpu_linear import with_weights_read
-from data_engine.models.decoder import cache_values_per_token
+from data_engine.models.layers.answer_cache import is_recurrent, tensors
+from data_engine.models.layers.attention import DoesNotFit, Finding, attending
+from data_engine.models.layers.cpu_linear import with_weights_read
+from data_engine.models.layers.decoder import cache_values_per_token
+from data_engine.models.layers.rotary import BY_LARGEST_POSITION
 from data_engine.models.registry import reason
-from data_engine.models.rotary import BY_LARGEST_POSITION
 
 log = logging.getLogger(__name__)
 

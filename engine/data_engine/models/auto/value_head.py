@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_engine.models.checkpoint import file_headers, headers, tensors
+from data_engine.models.checkpoints.checkpoint import file_headers, headers, tensors
+from data_engine.models.checkpoints.weight_files import FLOATS, Stored
 from data_engine.models.registry import ModelError
-from data_engine.models.weight_files import FLOATS, Stored
 
 # Beside the weights of the model, where a trainer saves the head alone; or it stands among them.
 FILES = ("value_head.safetensors", "value_head.bin")

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from data_engine.models.allocation import map_large_tensors
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.checkpoints.allocation import map_large_tensors
 from data_engine.models.sharding.lock_step import DECODE, ENCODE, CallAgreement
 from data_engine.models.sharding.settings import require_installed
 

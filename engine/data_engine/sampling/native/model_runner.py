@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from data_engine.models.attention import Layout, attending
 from data_engine.models.base import Prompt, VisionLanguageModel, sent
-from data_engine.models.prefix import Prefix, run_prefix
+from data_engine.models.layers.attention import Layout, attending
+from data_engine.models.layers.prefix import Prefix, run_prefix
 from data_engine.sampling.draw import SamplingParams, next_tokens
 from data_engine.sampling.memory import ACTIVATIONS, rows_of_prompts
 from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers

@@ -1,10 +1,10 @@
 """Which prompts run in one pass of the decoder: those of which it was measured that their bits are those of each alone.
 
-A pass of several prompts makes for each the attention call that it would make alone (models/prefix.py). All else in a
-layer goes row by row: norms, products, rotary embedding, activation. So a prompt keeps its bits where a row's do not
-depend on how many rows there are, nor on its place among them. No library promises that: another number of rows may
-be another algorithm. It is measured with the model's own weights, once for each number of rows (`fingerprint`), and
-prompts whose numbers of rows were not found to agree run one at a time.
+A pass of several prompts makes for each the attention call that it would make alone (models/layers/prefix.py). All
+else in a layer goes row by row: norms, products, rotary embedding, activation. So a prompt keeps its bits where a
+row's do not depend on how many rows there are, nor on its place among them. No library promises that: another number
+of rows may be another algorithm. It is measured with the model's own weights, once for each number of rows
+(`fingerprint`), and prompts whose numbers of rows were not found to agree run one at a time.
 
 Every pass is filled up to a multiple of `ROUND` rows, that of one prompt too. So there are few numbers of rows to
 measure, however many lengths prompts have.
@@ -23,11 +23,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data_engine.models.answer_cache import answer_cache
-from data_engine.models.attention import DoesNotFit, LayerCall, attending, plain
 from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.layers.answer_cache import answer_cache
+from data_engine.models.layers.attention import DoesNotFit, LayerCall, attending, plain
+from data_engine.models.layers.prefix import Prefix, run_prefixes
 from data_engine.models.memory_errors import is_out_of_memory
-from data_engine.models.prefix import Prefix, run_prefixes
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_engine.models.base import VisionLanguageModel, sent
-from data_engine.models.prefix import Prefix
+from data_engine.models.layers.prefix import Prefix
 from data_engine.sampling.native import page_allocator as pages
 from data_engine.sampling.native.kv_cache import buffers, each_once, own_layers
 

@@ -11,7 +11,7 @@ from collections import abc
 import torch
 from torch import Tensor
 
-from data_engine.models.attention import DoesNotFit, LayerCall
+from data_engine.models.layers.attention import DoesNotFit, LayerCall
 from data_engine.sampling.native.kv_cache import KVCache
 from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.page_pool import PagePool

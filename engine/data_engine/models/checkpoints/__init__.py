@@ -1,0 +1,1 @@
+"""How a checkpoint folder is read: its configuration, its weights, and adapters laid over them."""

@@ -1,0 +1,150 @@
+"""`make bench-gpu` names all that a Python lacks before it runs anything, and needs no environment of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import inner_make
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from data_engine.bench import measure, shapes
+from data_engine.bench.model import Sizes
+from data_engine.bench.shapes import QWEN_7B, photo_size, qwen_config
+from data_engine.bench.steady import Refills
+from data_engine.bench.ways import WAYS, sampling_params
+
+ROOT = Path(__file__).parents[2]
+
+
+def made(*arguments: str) -> subprocess.CompletedProcess:
+    command = ["make", "bench-gpu", "VENV=", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=inner_make.environment(), capture_output=True, text=True, check=False)
+
+
+def python_without(tmp_path: Path, *hidden: str) -> Path:
+    """A Python that does not find these packages."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import sys\nfrom importlib.machinery import PathFinder\nclass Without(PathFinder):\n"
+        "    @classmethod\n    def find_spec(cls, name, path=None, target=None):\n"
+        f"        return None if name.partition('.')[0] in {hidden!r} else super().find_spec(name, path, target)\n"
+        "sys.meta_path[:] = [Without if one is PathFinder else one for one in sys.meta_path]\n"
+    )
+    program = tmp_path / "bare-python"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={site}:$PYTHONPATH exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def test_all_packages_that_are_missing_are_named_in_one_line_and_nothing_is_run(tmp_path):
+    done = made(f"PYTHON={python_without(tmp_path, 'pyarrow', 'accelerate', 'datasets')}")
+    assert done.returncode == 2
+    [told] = [line for line in done.stderr.splitlines() if line.startswith("bench-gpu:")]
+    assert told.endswith("lacks: accelerate pyarrow (pip install accelerate pyarrow)")
+    assert "-m pytest" not in done.stdout
+
+
+def test_a_part_that_fails_costs_the_others_nothing_and_fails_the_whole(tmp_path):
+    log, program = tmp_path / "log", tmp_path / "python"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *bench/run.py*) exit 1; esac\n')
+    program.chmod(0o755)
+    assert made(f"PYTHON={program}", "ARGS=--rounds 1").returncode == 2
+    called = log.read_text().splitlines()
+    assert called[:2] == ["kernels/bench/needs.py", "kernels/bench/run.py --sweep"]
+    assert sum(line.startswith("-m data_engine bench --device cuda") for line in called) == 4
+    assert all(line.endswith("--rounds 1") for line in called if "data_engine bench" in line)
+    assert called[-1] == "-m pytest -q -rs -m gpu tests/gpu"
+    assert "kernels/bench/layers.py" in called
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_every_part_runs_dry_without_what_only_a_run_needs(tmp_path):
+    hidden = ("datasets", "nltk", "matplotlib", "deepspeed", "trl", "vllm")
+    done = made(f"PYTHON={python_without(tmp_path, *hidden)}", "DRY_RUN=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests/gpu/test_graphs.py" in done.stdout
+    assert "without the kernels: these figures say nothing about a GPU" in done.stdout
+    assert "vLLM was not timed: sampler vllm needs vLLM, which is not installed" in done.stdout
+    assert "engine, whole job" in done.stdout
+
+
+def test_the_steady_rate_by_hand():
+    """Filled at 0 s with 4; a step; refilled at 2 s with 1; steps of 4 and 3 tokens; refilled at 6 s; then the tail.
+
+    From 2 to 6 s: 1 + 4 + 3 tokens in 4 s.
+    """
+    calls = [(0.0, 4, True), (1.0, 4, False), (2.0, 1, True), (3.0, 4, False), (5.0, 3, False), (6.0, 1, True)]
+    assert Refills([*calls, (9.0, 1, False)]).rate() == 2.0
+    assert Refills(calls[:4]).rate() is None
+    assert Refills().rate() is None
+
+
+def test_every_way_draws_by_the_same_values_so_that_none_makes_caches_anew():
+    assert sampling_params(Sizes(new_tokens=64, most_tokens=512)).max_new_tokens == 512
+    assert sampling_params(Sizes(new_tokens=64, most_tokens=8)).max_new_tokens == 64
+
+
+def test_a_way_for_which_memory_runs_out_is_left_out_unless_it_is_the_engines():
+    def full() -> int:
+        raise torch.OutOfMemoryError
+
+    found = measure.measure({"engine, scoring": lambda: 7, "padded batch": full}, 2, torch.device("cpu"))
+    assert found.keys() == {"engine, scoring"}
+    assert found["engine, scoring"]["tokens"] == 7
+    with pytest.raises(torch.OutOfMemoryError):
+        measure.measure({"engine, scoring": full}, 1, torch.device("cpu"))
+
+
+def test_memory_that_runs_out_by_another_name_or_before_the_clock_starts_leaves_a_way_out_too(caplog):
+    def full(*_) -> int:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    def broken(*_) -> int:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    found = measure.measure({"engine, scoring": lambda: 7, "padded batch": full}, 1, torch.device("cpu"))
+    assert found.keys() == {"engine, scoring"}
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure.measure({"padded batch": broken}, 1, torch.device("cpu"))
+    subject = SimpleNamespace(sizes=Sizes(), stock=object(), answers_BKL=torch.zeros(1, 2, 3))
+    ways = SimpleNamespace(generate=full, score_padded_batch=lambda: 0, sample_by_engine=lambda lengths: 0,
+                           score_by_engine=lambda: 0, score_one_at_a_time_twice=lambda answers: 0)  # fmt: skip
+    names = {name for name in WAYS if name.startswith(("generate", "reference"))}
+    assert len(names) == 5
+    assert measure.warm_up(subject, ways) == names
+    assert all(measure.NO_ROOM in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.slow
+def test_no_timed_call_makes_a_runner(one_thread, narrow_bench, monkeypatch):
+    made_at = []
+    init = measure.SamplingEngine._runner_for
+
+    def runner_for(engine, rows, params):
+        before = engine._runner
+        after = init(engine, rows, params)
+        made_at.append(before is not after)
+        return after
+
+    monkeypatch.setattr(measure.SamplingEngine, "_runner_for", runner_for)
+    sizes = Sizes(k=2, questions=2, drawn_questions=3, answer_tokens=5, new_tokens=3, most_tokens=6, rounds=2)
+    result = measure.run(sizes, measure.Options(rows=2))
+    # The first call warms up; of the many behind it, none makes caches.
+    assert made_at[0]
+    assert len(made_at) > 5
+    assert not any(made_at[1:])
+    assert result["steady_tokens_a_second"] > 0
+
+
+def test_the_larger_qwen_shape_has_the_published_size(tmp_path):
+    """8.29 billion weights: Qwen2.5-VL-7B's; a picture of the bench is 576 tokens, as for the smaller one."""
+    tokens = shapes._write_qwen_processor(tmp_path, 400)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(qwen_config(152064, tokens, QWEN_7B))
+    assert sum(one.numel() for one in model.parameters()) / 1e9 == pytest.approx(8.29, abs=0.01)
+    assert photo_size(QWEN_7B) == (672, 672)

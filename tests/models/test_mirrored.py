@@ -1,0 +1,113 @@
+"""Integers of a device of which the host has copies: what is read of them, and when the copies no longer hold."""
+
+import pytest
+import torch
+from one_device import META, arrived
+from torch import Tensor, nn
+
+from data_engine.models.auto import mirrored as code
+from data_engine.models.auto.mirrored import MOST, Mirrored, is_known, mirrored
+
+IDS = torch.tensor([[7, 9, 9, 3, 9]])
+
+
+def pair(value: Tensor, device: torch.device = META) -> Mirrored:
+    """On a device without values: what is read of it comes from the host."""
+    return mirrored({"it": value.to(device)}, {"it": value})["it"]
+
+
+@pytest.fixture(autouse=True)
+def sent(monkeypatch) -> None:
+    monkeypatch.setattr(code, "sent", lambda values, to: arrived(values, to) if to == META else values)
+
+
+def test_what_is_computed_of_known_integers_is_known():
+    ids = pair(IDS)
+    mask = ids == 9
+    assert mask.device == META
+    assert int(mask.sum()) == 3
+    assert mask.sum() * 4 == 12
+    assert f"{mask.sum()}" == "3"
+    assert mask.unsqueeze(-1).to(META).tolist() == [[[False], [True], [True], [False], [True]]]
+    assert [size.item() for size in pair(torch.tensor([5, 6])).prod(-1)[None]] == [30]
+    assert mask.nonzero().tolist() == [[0, 1], [0, 2], [0, 4]]
+    values, places = ids.max(-1)
+    assert values.device == places.device == META
+
+
+def test_a_known_mask_chooses_places_without_a_read():
+    numbers, mask = torch.randn(1, 5, 2), IDS == 9
+    assert numbers.to(META)[pair(mask), :].shape == (3, 2)
+    near = pair(mask, torch.device("cpu"))
+    assert torch.equal(numbers[near, :], numbers[mask, :])
+    found, expected = numbers.clone(), numbers.clone()
+    found[near, :] = expected[mask, :] = torch.ones(3, 2)
+    assert torch.equal(found, expected)
+    found[..., near[0], 0], expected[..., mask[0], 0] = 5, 5
+    assert torch.equal(found, expected)
+
+
+def test_known_numbers_are_sizes():
+    height, width = pair(torch.tensor([2, 3]))
+    numbers = torch.zeros(6, 4, device=META)
+    assert numbers.view(height, width, 4).shape == (2, 3, 4)
+    assert [len(part) for part in numbers.split([height * 2, height])] == [4, 2]
+    assert numbers[:width, height:].shape == (3, 2)
+    resized = nn.functional.interpolate(numbers[None, None], size=(height * 2, width), mode="bilinear")
+    assert resized.shape == (1, 1, 4, 3)
+
+
+def test_writing_known_numbers_keeps_the_copies_right():
+    ids, mask = pair(IDS), IDS == 9
+    changed = ids.clone()
+    changed[pair(mask)] = 0
+    changed += 1
+    assert changed.tolist() == [[8, 1, 1, 4, 1]]
+    assert ids.tolist() == IDS.tolist() == [[7, 9, 9, 3, 9]]
+
+
+def test_after_a_write_of_an_unknown_number_nothing_of_the_prompt_is_known():
+    known = mirrored({"ids": IDS.clone(), "mask": IDS == 9}, {"ids": IDS, "mask": IDS == 9})
+    view = known["ids"][:, :2]
+    known["ids"].copy_(torch.tensor([[1, 2, 3, 4, 5]]))
+    assert not any(map(is_known, (*known.values(), view)))
+    assert known["ids"].tolist() == [[1, 2, 3, 4, 5]]
+    assert view.tolist() == [[1, 2]]
+
+
+def test_what_is_found_by_value_on_a_cpu_has_a_copy_of_its_own():
+    places = pair(IDS, torch.device("cpu")).nonzero()
+    places += 1
+    assert places.tolist() == [[1, 1], [1, 2], [1, 3], [1, 4], [1, 5]]
+    assert torch.equal(places.as_subclass(Tensor), places.on_host)
+
+
+def test_what_a_device_may_order_or_draw_otherwise_is_not_known():
+    ids = pair(IDS)
+    values, places = ids.sort()
+    assert not any(map(is_known, (values, places, ids.argsort(), ids.topk(2).indices)))
+    assert ids.argsort(stable=True).tolist() == [[3, 0, 1, 2, 4]]
+    drawn = ids.clone()
+    drawn.random_(9)
+    assert not is_known(drawn)
+
+
+def test_a_write_to_what_was_taken_to_the_host_leaves_the_copies_right():
+    def cpu(one: Tensor) -> Tensor:
+        """As Tensor.cpu of a device with values, which META is not."""
+        return IDS.clone() if one.device == META else one
+
+    ids = pair(IDS)
+    taken = Mirrored.__torch_function__(cpu, (Mirrored,), (ids,))
+    taken += 1
+    assert taken.tolist() == [[8, 10, 10, 4, 10]]
+    assert ids.tolist() == [[7, 9, 9, 3, 9]]
+
+
+def test_floats_and_large_tensors_are_not_known():
+    assert not is_known(pair(torch.ones(2)))
+    assert not is_known(pair(IDS).float())
+    assert not is_known(torch.randint_like(pair(IDS), 9))
+    assert is_known(pair(torch.ones(MOST, dtype=torch.int64)))
+    assert not is_known(pair(torch.ones(MOST + 1, dtype=torch.int64)))
+    assert not is_known(pair(IDS) + torch.ones(5, dtype=torch.int64, device=META))

@@ -1,0 +1,24 @@
+"""The device "meta" in the place of a GPU: its tensors have no values, and raise where the host asks for a number."""
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+META = torch.device("meta")
+
+
+class OneDevice(TorchDispatchMode):
+    """Raises where an operation is given a tensor of the host and one of the device, or copies between them."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        tensors = [one for one in _pytree.tree_leaves((args, kwargs, made)) if isinstance(one, Tensor)]
+        assert len({one.device for one in tensors}) < 2, f"{func} meets tensors of the host and of the device"
+        return made
+
+
+def arrived(values: Tensor, device: torch.device) -> Tensor:
+    """In the place of base.sent, by which numbers of the host get to a GPU without a wait."""
+    assert values.device.type == "cpu"
+    return torch.empty(values.shape, dtype=values.dtype, device=device)

@@ -1,0 +1,362 @@
+"""`validate` tells all that is wrong with a run at once, each thing once, and nothing that only follows from it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from run_files import hostile_rows, write
+from validated import PLANTED, told, told_by, words
+
+from data_engine.commands import main, validate
+from data_engine.config import RunConfig
+from data_engine.errors import UserError
+from data_engine.job.earlier import incomplete
+from data_engine.planning.found import FirstRows, Found, Problem
+from data_engine.processes import ranks
+from data_engine.questions.dataset import open_questions
+from data_engine.stages import RunStages
+from data_engine.store import file_hashes
+
+CPU = Path(__file__).parents[2] / "launch/accelerate/cpu.yaml"
+
+
+def test_every_planted_mistake_is_told_once(planted, tmp_path, capsys):
+    found = told(capsys, "--config", str(planted), "--temprature", "0.5")
+    messages = [problem["message"] for problem in found["problems"]]
+    for name, (_, says) in PLANTED.items():
+        says = says.replace("FOLDER", str(tmp_path))
+        number = 1 if name not in ("instruct_model_path",) else None
+        naming = [message for message in messages if says in message]
+        assert len(naming) == (number or len(naming)) == len(set(naming)), (name, naming)
+        assert naming or name == "instruct_model_path", (name, messages)
+    shapes = [message for message in messages if "config.json makes it" in message]
+    assert len(shapes) == 1
+    assert "mlp" in shapes[0]
+    assert "unknown flag --temprature; did you mean --temperature?" in messages
+    assert "missing: --yesno_model_path; give each as a flag, or by its name in the YAML of --config" in messages
+    # Those, and nothing that only follows from them.
+    assert len(messages) == len(PLANTED) + 2, messages
+
+
+def test_each_is_a_line_of_standard_error_and_the_last_one_counts_them(planted, capsys):
+    assert main.main(["validate", "--config", str(planted), "--temprature", "0.5"]) == 2
+    out, err = capsys.readouterr()
+    *lines, last = err.splitlines()
+    assert out == ""
+    mistakes = [line for line in lines if line.startswith("data-engine: error: ")]
+    assert len(mistakes) == len(PLANTED) + 2
+    assert last == f"data-engine: {len(mistakes)} mistakes; nothing was started"
+
+
+def test_a_problem_tells_its_flag(planted, capsys):
+    found = told(capsys, "--config", str(planted))["problems"]
+    by_flag = {problem["flag"] for problem in found}
+    assert {"beta", "seed", "dataset_path", "work_dir", "reward_model_path", "rank_by", "export"} <= by_flag
+
+
+@pytest.mark.parametrize(
+    ("check", "message", "flag"),
+    [
+        ("configuration", "beta must be above 0, got 0.0", "beta"),
+        ("configuration", "unknown flag --temprature; did you mean --temperature?", "temperature"),
+        ("configuration", 'config "configs/answers.yaml" cannot be read: No such file or directory', None),
+        ("dataset", 'dataset "data/answers/q.parquet": every idx must be unique, but 2 are repeated', "dataset_path"),
+        ("dataset", 'no file or folder at dataset_path "data/limit/q.parquet"', "dataset_path"),
+        ("strategy", 'unknown strategy "crosss"; known: cross', "strategy"),
+        ("zero3", "splitting a model over the ranks (zero3) needs DeepSpeed: set zero3_config", "zero3_config"),
+        ("weights", '--reward_model_path "models/system": models/system lacks 3 weights', "reward_model_path"),
+    ],
+)
+def test_a_flag_is_not_taken_from_a_path_or_a_sentence(check, message, flag):
+    assert Problem(check, UserError(message)).as_json() == {"check": check, "flag": flag, "message": message}
+
+
+@pytest.mark.parametrize("word", ["--measure=30", "--json=1"])
+def test_an_option_of_validate_that_is_given_a_value_says_that_it_takes_none(word, capsys):
+    assert main.main(["validate", word]) == 2
+    name, _, value = word.partition("=")
+    assert capsys.readouterr().err == f'data-engine: error: {name} takes no value, got "{value}"\n'
+
+
+def test_rows_that_cannot_be_used_are_counted_among_those_that_there_are(job):
+    config = RunConfig(**job)
+    found = Found(config, questions=open_questions(config), first_rows=FirstRows(2, ("broken",)))
+    found.families, found.heavy = dict.fromkeys(config.roles, "llava"), {"models": {}}
+    assert "; of the first 2 rows 1 cannot be used" in validate.describe(found)
+
+
+def test_a_missing_dataset_lets_checkpoints_be_checked_and_the_other_way_round(job, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    found = told(capsys, *words(job, dataset_path="nowhere.parquet", reward_model_path=str(tmp_path / "empty")))
+    assert [problem["check"] for problem in found["problems"]] == ["dataset", "checkpoints"]
+
+
+@pytest.mark.parametrize("rewards", ["rule", "implicit,rule", "critic"])
+def test_a_source_of_reward_without_its_own_flag_is_told_by_that_flag_alone(job, capsys, rewards):
+    found = told(capsys, *words(job, rewards=rewards))
+    assert [problem["check"] for problem in found["problems"]] == ["configuration"]
+    flag = "--critic_model_path" if rewards == "critic" else "--rule"
+    assert flag in found["problems"][0]["message"]
+
+
+def test_all_first_rows_being_unusable_is_told_beside_a_broken_checkpoint(job, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "q.parquet", [row for row in hostile_rows() if row[0] in ("undecodable", "empty")])
+    found = told(capsys, *words(job, instruct_model_path=str(tmp_path / "empty")))
+    assert [problem["check"] for problem in found["problems"]] == ["first_rows", "checkpoints"]
+    assert "none of the first 2 rows of --dataset_path can be used" in found["problems"][0]["message"]
+
+
+def test_run_tells_mistakes_of_flags_and_of_files_at_once_as_validate_does(planted, tmp_path, capsys):
+    *lines, last = told_by("run", capsys, "--config", str(planted), "--temprature", "0.5")
+    assert len(set(lines)) == len(lines) == len(PLANTED) + 2
+    for says in ("unknown flag --temprature", "beta must be", "no file or folder at dataset_path", "more weights like"):
+        assert sum(says in line for line in lines) == 1, (says, lines)
+    assert last == f"data-engine: {len(lines)} mistakes; nothing was started"
+
+
+def test_run_tells_all_mistakes_of_files_each_once(job, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    wrong = {"dataset_path": "nowhere.parquet", "reward_model_path": str(tmp_path / "empty"), "strategy": "crosss"}
+    lines = told_by("run", capsys, *words(job, work_dir=str(tmp_path / "file"), **wrong))
+    told = [line for line in lines if line.startswith("data-engine: error: ")]
+    assert len(told) == 4, lines
+    for word in ("nowhere.parquet", "empty has no config.json", "crosss", "file; name a folder"):
+        assert sum(word in line for line in told) == 1, (word, told)
+
+
+@pytest.mark.parametrize("has_units", [False, True])
+def test_a_run_refused_once_it_began_tells_of_units_instead_of_saying_that_nothing_was_started(
+    job, tmp_path, capsys, monkeypatch, has_units
+):
+    """The ranks may have worked for hours when a row or a file is refused. One of a launcher's tells its own alone."""
+    monkeypatch.setenv("RANK", "0")
+    for name in ("empty", "bare"):
+        (tmp_path / name).mkdir()
+    work = tmp_path / "work"
+    if has_units:
+        (work / "reward_logps").mkdir(parents=True)
+        (work / "reward_logps/unit-00003.parquet").touch()
+    wrong = {"instruct_model_path": str(tmp_path / "bare"), "reward_model_path": str(tmp_path / "empty")}
+    *lines, last = told_by("run", capsys, *words(job, work_dir=str(work), **wrong))
+    outcome = f'the units that are published in "{work}" stay there' if has_units else "no unit was published"
+    assert last == f"data-engine: {len(lines)} mistakes; {outcome}"
+    assert len(lines) == 2
+
+
+def test_rewards_that_are_none_do_not_hide_what_is_wrong_with_the_models(job, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    wrong = {"reward_model_path": str(tmp_path / "empty"), "critic_model_path": str(tmp_path / "nothing")}
+    found = told(capsys, *words(job, rewards="implict", **wrong))
+    rewards, reward, critic = sorted((problem["message"] for problem in found["problems"]), key=len)
+    assert 'rewards has "implict"' in rewards
+    assert "empty has no config.json" in reward
+    assert critic.startswith("--critic_model_path")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": ("0", "limit must be"), "dataset_path": ("no.parquet", "no file or folder at dataset_path")},
+        {"image_root": ("", "image_root is empty"), "dataset_path": ("no.parquet", "no file or folder")},
+        {"columns": ("x", "columns must be"), "rule": ("no.py:score", "cannot be read"), "rewards": ("rule", None)},
+        {"zero3": ("maybe", "zero3 must be"), "zero3_config": ("no.json", 'zero3_config "no.json" cannot be read')},
+        {"dataset_path": ("no.parquet", "no file or folder"), "answers": ("no.jsonl", 'answers "no.jsonl" cannot be')},
+        {"rewards": ("rul", 'rewards has "rul"'), "rule": ("no.py:score", 'rule "no.py:score": no.py cannot be read')},
+        {
+            "rewards": ("yesno", None),
+            "yesno_model_path": ("./no", "./no"),
+            "export": ("rlaif-v-logps", "rlaif-v-logps"),
+        },
+    ],
+)
+def test_a_mistake_hides_no_other_that_does_not_follow_from_it(job, tmp_path, capsys, wrong):
+    found = told(capsys, *words(job, **{name: value for name, (value, _) in wrong.items()}))
+    expected = [says for _, says in wrong.values() if says is not None]
+    messages = [problem["message"] for problem in found["problems"]]
+    assert len(messages) == len(expected), messages
+    for says in expected:
+        assert sum(says in message for message in messages) == 1, (says, messages)
+
+
+def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NUM_PROCESSES", "3")
+    found = told(capsys, *words(job, temperature="0", yesno_model_path="somewhere", zero3="off", num_shards="2"))
+    assert found["problems"] == []
+    warned = "\n".join(found["warnings"])
+    assert "1 of the first 2 rows cannot be used; most often: " in warned
+    assert "temperature 0 gives the same answer k times" in warned
+    assert "yesno_model_path has no effect" in warned
+    assert "3 ranks have 1 units to share: 2 are idle" in warned
+    assert "2 shards have 1 unit to share: shard 1 has nothing to compute; use fewer shards" in warned
+
+
+def test_flags_of_pairing_that_change_nothing_are_warned_of(job, tmp_path, capsys):
+    """The rank of a strategy that goes by none may be any, even one of more answers than there are."""
+    rule = tmp_path / "rule.py"
+    rule.write_text("def score(row, answers):\n    return [0.0] * len(answers)\n")
+    flags = {"strategy": "best_worst", "rank": "9", "sample_k": "4", "beta": "0.5"}
+    found = told(capsys, *words(job, **flags, rewards="rule", rule=f"{rule}:score"))
+    assert found["problems"] == []
+    warned = "\n".join(found["warnings"])
+    assert "rank has no effect: strategy best_worst does not go by it" in warned
+    assert "beta has no effect: it scales the reward implicit, which is not among the run's" in warned
+    found = told(capsys, *words(job, **flags | {"rank": "3"}))
+    assert not any("effect" in warning for warning in found["warnings"])
+    [problem] = told(capsys, *words(job, **flags | {"strategy": "aligned"}))["problems"]
+    assert problem["message"] == "rank must be at most sample_k, 4, got 9"
+
+
+def test_blank_questions_are_warned_of(job, tmp_path, capsys):
+    table = pq.read_table(job["dataset_path"])
+    at = table.schema.get_field_index("question")
+    asked = pa.array([" \n", *table["question"].to_pylist()[1:]])
+    pq.write_table(table.set_column(at, table.schema.field(at), asked), tmp_path / "blank.parquet")
+    found = told(capsys, *words(job, dataset_path=str(tmp_path / "blank.parquet"), limit="2"))
+    blank = [warning for warning in found["warnings"] if "blank" in warning]
+    assert blank == ["1 of the first 2 rows: the question is blank; it is asked all the same"]
+
+
+def test_stages_that_are_left_out_and_not_complete_are_warned_of(job, tmp_path, capsys):
+    """`run` ends with 3 there, and says the same of the first of them."""
+    flags = words(job, continue_from_stage="2", unit_size="1", threads="1")
+    found = told(capsys, *flags)
+    total = pq.read_metadata(job["dataset_path"]).num_rows
+    assert main.main(["run", *flags]) == 3
+    assert found["warnings"][0] in capsys.readouterr().err
+    for stage in ("sampled_answer", "instruct_logps", "reward_logps"):
+        says = f"continue_from_stage 2 needs all units of {stage}, missing {total} of {total}: 0-{total - 1}; run the"
+        assert any(warning.startswith(says) for warning in found["warnings"]), found["warnings"]
+    assert not any("continue_from_stage" in warning for warning in told(capsys, *words(job))["warnings"])
+
+
+def test_scoring_needs_the_units_of_its_shard_and_pairing_those_of_all(tmp_path):
+    (tmp_path / "sampled_answer").mkdir()
+    for number in (1, 3):
+        (tmp_path / f"sampled_answer/unit-{number:05d}.parquet").touch()
+    of_shard = partial(incomplete, tmp_path, RunStages(), num_units=6, mine=range(1, 6, 2))
+    assert of_shard(0) == []
+    needs = "continue_from_stage {} needs all units of {}, missing {}; run the earlier stages first".format
+    assert of_shard(1) == [needs(1, "sampled_answer", "1 of 3: 5")]
+    scores = [needs(2, name, "6 of 6: 0-5") for name in ("instruct_logps", "reward_logps")]
+    assert of_shard(2) == [needs(2, "sampled_answer", "4 of 6: 0, 2, 4-5"), *scores]
+
+
+def test_a_work_dir_of_another_run_names_every_setting_that_differs(job, tmp_path, capsys):
+    assert main.main(["run", *words(job, sample_k="2", rank="1", max_new_tokens="4", unit_size="4")]) in (0, 4)
+    capsys.readouterr()
+    changed = words(job, sample_k="3", rank="1", max_new_tokens="5", seed="7", unit_size="4")
+    [problem] = told(capsys, *changed)["problems"]
+    assert "holds another run" in problem["message"]
+    assert all(name in problem["message"] for name in ("sample_k", "max_new_tokens", "seed"))
+    assert "units of sampled_answer were computed with it" in problem["message"]
+    # As many as there are by the settings of the run, with another dataset.
+    table = pq.read_table(job["dataset_path"])
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1).set_column(
+        table.schema.get_field_index("idx"), "idx", pa.array(["one more"])
+    )]), tmp_path / "more.parquet")  # fmt: skip
+    more = {"dataset_path": str(tmp_path / "more.parquet"), "sample_k": "2", "rank": "1", "max_new_tokens": "4"}
+    [problem] = told(capsys, *words(job, unit_size="4", **more))["problems"]
+    assert f"its dataset has {len(table)} questions, this one {len(table) + 1}" in problem["message"]
+
+
+def refused_by_both(capsys, *arguments: str) -> str:
+    """The one message of validate, which that of the run has in it; both exit with 2."""
+    [problem] = told(capsys, *arguments)["problems"]
+    assert any(problem["message"] in line for line in told_by("run", capsys, *arguments))
+    return problem["message"]
+
+
+@pytest.fixture
+def begun(job, capsys):
+    """Flags of a run that has units."""
+    job |= {"sample_k": "2", "rank": "1", "max_new_tokens": "4", "unit_size": "4", "threads": "1"}
+    assert main.main(["run", *words(job)]) in (0, 4)
+    capsys.readouterr()
+    return job
+
+
+def test_a_work_dir_of_other_questions_as_many_is_refused_as_the_run_refuses_it(begun, tmp_path, capsys):
+    assert told(capsys, *words(begun))["problems"] == []
+    table = pq.read_table(begun["dataset_path"])
+    at = table.schema.get_field_index("question")
+    other = table.set_column(at, "question", pa.array(["What else?"] * len(table)))
+    pq.write_table(other, tmp_path / "other.parquet")
+    message = refused_by_both(capsys, *words(begun, dataset_path=str(tmp_path / "other.parquet")))
+    assert re.search(r"holds another run: dataset was \w{12}, now \w{12}; units of sampled_answer, .* were", message)
+    # Beside a mistake that has nothing to do with it.
+    both = words(begun, dataset_path=str(tmp_path / "other.parquet"), beta="0", dtype="int8", top_p="2")
+    messages = [problem["message"] for problem in told(capsys, *both)["problems"]]
+    assert message in messages
+    assert len(messages) == 4, messages
+    # The same bytes in another place are the same dataset.
+    shutil.copy(begun["dataset_path"], tmp_path / "copy.parquet")
+    assert told(capsys, *words(begun, dataset_path=str(tmp_path / "copy.parquet")))["problems"] == []
+
+
+def test_a_work_dir_of_another_model_is_refused_as_the_run_refuses_it(begun, goldens, tmp_path, capsys):
+    shutil.copytree(goldens / "llava", tmp_path / "llava")
+    changed = words(begun, reward_model_path=str(tmp_path / "llava/reward"))
+    assert told(capsys, *changed)["problems"] == []
+    config = tmp_path / "llava/reward/config.json"
+    config.write_text(config.read_text() + " ")
+    message = refused_by_both(capsys, *changed)
+    wrong = told(capsys, *changed, "--beta=0", "--device=tpu")["problems"]
+    assert message in [problem["message"] for problem in wrong]
+    assert len(wrong) == 3, wrong
+    assert re.search(r"holds another run: reward_model was \w+, now \w+; units of reward_logps were", message)
+
+
+def test_a_machine_without_a_gpu_refuses_no_run_that_has_one(begun, capsys):
+    """Such as a login node, from which the rest of it is submitted."""
+    path = Path(begun["work_dir"]) / "run.json"
+    found = json.loads(path.read_text())
+    found["bound"] |= {"device": "cuda", "dtype": "bfloat16"}
+    path.write_text(json.dumps(found))
+    flags = begun | {"device": "auto", "dtype": "auto"}
+    assert told(capsys, *words(flags))["problems"] == []
+    [problem] = told(capsys, *words(flags | {"device": "cpu"}))["problems"]
+    assert "device was 'cuda', now 'cpu'" in problem["message"]
+    [problem] = told(capsys, *words(flags | {"dtype": "float32"}))["problems"]
+    assert "dtype was 'bfloat16', now 'float32'" in problem["message"]
+    # Pairs need none.
+    alone = words(flags | {"continue_from_stage": "2", "device": "cuda"})
+    assert told(capsys, *alone)["problems"] == []
+
+
+def test_content_that_is_too_large_to_be_read_by_a_check_is_warned_of(begun, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(file_hashes.RememberedHashes.__init__, "__defaults__", (1000,))
+    # Remembered by the run.
+    assert not any("looked at" in one for one in told(capsys, *words(begun))["warnings"])
+    copy = shutil.copy(begun["dataset_path"], tmp_path / "copy.parquet")
+    found = told(capsys, *words(begun, dataset_path=copy))
+    assert found["problems"] == []
+    [warning] = (one for one in found["warnings"] if "looked at" in one)
+    assert warning.startswith(f'whether dataset and answers are those of the units in "{begun["work_dir"]}" was not')
+
+
+@pytest.mark.slow
+def test_the_launch_script_shows_all_of_it_once(planted):
+    environment = os.environ | {"PYTHON": sys.executable, "NUM_PROCESSES": "2", "ACCELERATE_CONFIG": str(CPU)}
+    command = [str(Path(__file__).parents[2] / "launch/run_engine.sh"), "--config", str(planted)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("data-engine: error: ")]
+    assert len(lines) == len(set(lines)) == len(PLANTED) + 1
+    assert "Traceback" not in done.stderr
+
+
+def test_ranks_are_those_that_the_launch_script_would_start(monkeypatch):
+    for name, machines, expected in (("8", "2", 16), ("2", "", 2), ("", "", 1), ("no", "3", 3)):
+        monkeypatch.setenv("NUM_PROCESSES", name)
+        monkeypatch.setenv("NUM_MACHINES", machines)
+        assert ranks.asked_ranks() == expected

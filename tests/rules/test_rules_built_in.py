@@ -1,0 +1,213 @@
+r"""The built-in rules by tables: what an answer says, what is right, and whether the two are the same."""
+
+import pytest
+
+from data_engine.rules import BUILT_IN, contains, objects
+from data_engine.rules.final_answer import extracted, final_answer
+from data_engine.rules.values import equal
+
+# Right, and answers that are the same.
+SAME = {
+    # Fractions, decimals and mixed numbers, in any writing.
+    "1/2": ["1/2", "½", r"\frac{1}{2}", r"\dfrac12", r"\tfrac{1}2", "0.5", ".5", "0.50", "2/4", "1 / 2", "1⁄2"],
+    "1 1/2": ["3/2", "1.5", "1½", "1 ½", r"1\frac{1}{2}", r"1 \frac{1}{2}"],
+    "-1/2": ["−½", "−0.5", r"-\frac{1}{2}", "- 1/2"],
+    "0.1": ["0.10000000000000001", "1/10"],
+    # A unit counts where both have one; nothing is converted.
+    "5": ["5", "5.", "5.0", "+5", "5 cm", "5cm", "$5.00", "five", "Five.", "5 apples", "(5)", "x = 5",
+          "The answer is 5."],
+    "5 cm": ["5", "5cm", "5 CM", "5 centimeters", "5 centimetres", r"5\text{ cm}", r"5\,\mathrm{cm}", "5.0 cm"],
+    "$5": ["5", "5 dollars", "$5", "5 USD", r"\$5"],
+    "90°": ["90", "90 degrees", r"90^\circ", r"90^{\circ}", "90 deg"],
+    "5 m^2": ["5 m²", "5 m^2", "5"],
+    "3 feet": ["3 ft", "3 foot"],
+    "5 km/h": ["5 km/h", "5"],
+    # Thousands, in English and as far as it is certain in other writing.
+    "1234": ["1,234", "1 234", "1\u202f234", "1'234", "1’234", r"1{,}234", r"1\,234", "1,234.0", "$1,234$"],
+    "1234567": ["1,234,567", "1.234.567", "1 234 567"],
+    "1234.5": ["1,234.5", "1.234,5", "1234.50"],
+    "1.234": ["1.234", "1.2340"],
+    # Percent is a hundredth, and a bare number where the other has a percent sign.
+    "50%": ["50%", r"50\%", "0.5", "1/2", "50", "50 percent", "50 per cent", "50.0 %"],
+    "0.5": ["50%", "1/2"],
+    "50": ["50%"],
+    # Minus in Unicode.
+    "-5": ["−5", "–5", "- 5", "‑5", "-5.0", "$-5$"],
+    # Powers of ten.
+    "300000": ["3e5", "3E5", "3E+5", "3×10^5", r"3 \times 10^{5}", "3 x 10^5", "3×10⁵", "3*10**5", "300,000"],
+    "0.003": ["3e-3", "3×10^-3", "3×10⁻³", r"3\cdot10^{-3}"],
+    "1000": ["10^3", "10³"],
+    # Letters of options, with or without what they stand for.
+    "B": ["B", "b", "(B)", "[B]", "B.", "B)", "B) cat", "(B) cat", "B. cat", "B: cat", "B, cat", "Option B", "answer B",
+          "**B**", r"\text{B}", r"\textbf{(B)}", "The answer is B."],
+    "(B) cat": ["B", "cat", "Cat.", "(B)", "B) dog"],
+    "cat": ["(B) cat", "B. cat", "a cat", "The cat", "CAT", '"cat"', "“cat”", "cat.", "`cat`", r"\text{cat}"],
+    # Words.
+    "yes": ["Yes", "YES.", "yes!", "Yes, it is.", r"\text{Yes}", "Yes"],
+    "no": ["No.", "No, there is none."],
+    "red car": ["red  car", "a red car", "Red Car"],
+    "12:30": ["12:30"],
+    r"2\pi": ["2π", r"2\pi"],
+    # Lists; the order counts in brackets.
+    "(1, 2)": ["(1,2)", "[1, 2]", "1, 2", r"\left(1, 2\right)", "(1.0, 2)", "(1; 2)"],
+    "(1/2, 3)": [r"\left(\frac{1}{2}, 3\right)", "(0.5, 3)"],
+    "1, 2": ["2, 1", "1 and 2", "{1, 2}", "(1, 2)"],
+    "{1, 2}": ["{2, 1}", r"\{1, 2\}", "2, 1"],
+    "red, green and blue": ["blue, green, and red", "red, green, blue"],
+    # LaTeX around everything.
+    "7": ["$7$", "$$7$$", r"\(7\)", r"\[7\]", r"\boxed{7}", r"\mathbf{7}", r"\text{7}", "**7**"],
+}  # fmt: skip
+OTHER = {
+    "1/2": ["1/3", "2", "1/20", "0.51", ""],
+    "1/3": ["0.333", "0.3"],
+    "1 1/2": ["11/2", "1/2", "1"],
+    "1": ["1/0", "1e999999999", "10"],
+    "5": ["-5", "50", "5x", "5 and 6", "5, 6", "5-10", "5 out of 10", "5 apples are on the table", "15"],
+    "5 cm": ["5 mm", "50 mm", "0.05 m", "6 cm", "5%"],
+    "5 m^2": ["5 m", "5 m^3"],
+    "1234": ["1.234", "12,34", "123,4", "1234.5"],
+    "1.2": ["1,2", "12"],
+    "12": ["1,2"],
+    "50%": ["5%", "5", "0.05", "50 cm"],
+    "-5": ["5"],
+    "300000": ["3×10^6", "3×10^-5", "35"],
+    "B": ["A", "C", "B cat", "cat", "bee", "AB", "(A) B"],
+    "A": ["A cat is there"],
+    "dog": ["(B) cat", "dogs", "a hot dog"],
+    "cat": ["category", "cats", "no cat"],
+    "yes": ["no", "yesterday", "not yes"],
+    "no": ["nothing", "not", "yes, no"],
+    "(1, 2)": ["(2, 1)", "(1, 2, 3)", "1", "(1 2)"],
+    "1, 2": ["1", "1, 1", "1, 2, 3"],
+    "2020-01-02": ["2020-01-03"],
+    "12:30": ["12:31"],
+}
+
+
+@pytest.mark.parametrize(("right", "answer"), [(right, answer) for right, many in SAME.items() for answer in many])
+def test_the_same(right, answer):
+    assert equal(right, answer)
+
+
+@pytest.mark.parametrize(("right", "answer"), [(right, answer) for right, many in OTHER.items() for answer in many])
+def test_not_the_same(right, answer):
+    assert not equal(right, answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "final"),
+    [
+        ("Final Answer: 5", "5"), ("So it is.\nFinal answer: 5 cm.\nBye.", "5 cm."), ("FINAL ANSWER:5", "5"),
+        ("**Final Answer:** 5", "5"), ("Final Answer:\n\n**5**\n", "5"), ("### Final Answer\n5", "5"),
+        ("Final Answer：5", "5"), ("The final answer is 7", "7"), ("the final answer is: 7", "7"),
+        ("Final Answer: 3\nNo.\nFinal Answer: 4", "4"), ("Final Answer: 3 Final Answer: 4", "4"),
+        (r"\boxed{3}, so Final Answer: 4", "4"), (r"Final Answer: 4, or \boxed{3}", "3"), (r"\boxed{3} \boxed{4}", "4"),
+        (r"Final Answer: $\boxed{\frac{1}{2}}$", r"\frac{1}{2}"), (r"\boxed {5}", "5"), (r"\fbox{5}", "5"),
+        ("Final Answer: 3\nFinal Answer:", "3"), (r"\boxed{3} \boxed{", "3"), ("Final Answer: (B) cat", "(B) cat"),
+        ("It is 5.", None), ("", None), ("Final Answer:", None), (r"\boxed{}", None), (r"\boxed{", None),
+        ("This is not final. Answer: 5", None),
+    ],
+)  # fmt: skip
+def test_the_final_answer_of_a_text(answer, final):
+    assert extracted(answer) == final
+
+
+@pytest.mark.parametrize(
+    ("right", "scores"),
+    [
+        ("4", [1, 0, 0]), (4, [1, 0, 0]), (4.0, [1, 0, 0]), ("#### no mark: 4", [0, 0, 0]),
+        ("Final Answer: 4", [1, 0, 0]),
+        ([4, 5], [1, 1, 0]), (["four"], [1, 0, 0]), (None, [None] * 3), ("  ", [None] * 3), ([], [None] * 3),
+        ([None], [None] * 3),
+    ],
+)  # fmt: skip
+def test_an_answer_is_right_wrong_or_not_judged(right, scores):
+    assert final_answer({"answer": right}, ["Final Answer: 4", r"\boxed{5}", "4"]) == scores
+
+
+def test_true_and_false_of_a_column_are_words():
+    assert final_answer({"answer": True}, ["Final Answer: True", "Final Answer: false"]) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        ("cat", "There is a Cat.", 1), ("cat", "a category", 0), ("a cat", "There is A  CAT, big", 1),
+        ("cat", "cats", 0),
+        ("5", "15 apples", 0), ("5", "5 apples", 1), ("café", "Cafe\u0301 au lait", 1), ("C++", "in C++, yes", 1),
+        (["cat", "dog"], "a dog", 1), (["cat", "dog"], "a bird", 0), ("cat.", "a cat", 1), (None, "cat", None),
+        ("", "cat", None), ("...", "cat", None), (3, "I see 3 of them", 1), (3.0, "I see 3 of them", 1),
+        (3.0, "It is 3.0 m", 1), (3.5, "It is 3 m", 0), (float("inf"), "inf", 1),
+    ],
+)  # fmt: skip
+def test_contains(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        ("猫", "图片里有一只猫和两只狗。", 1), ("猫", "图片里有两只狗。", 0),
+        ("5", "图中有5只猫", 1), ("5", "图中有15只猫", 0),
+        ("5", "图中有1.5米", 0), ("cat", "这是cat吗", 1), ("cat", "这是cats", 0), ("ねこ", "これはねこです", 1),
+        ("แมว", "มีแมวสองตัว", 1), ("5 只", "有5 只猫", 1), ("고양이", "고양이가 있다", 0),
+    ],
+)  # fmt: skip
+def test_contains_finds_texts_of_scripts_without_spaces(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        ("5", "There are 5.", 1), ("5", "(5)", 1), ("5", "1, 5, 7", 1), ("5", "5cm", 0), ("5", "3-5 of them", 1),
+        ("5", "1.5", 0), ("5", "5.2 m", 0), ("500", "2,500", 0), ("2", "2,500", 0), ("5", "It is -5.", 0),
+        ("5", "\u22125", 0), ("-5", "It is -5.", 1), ("1.5", "about 1.5.", 1), ("1.5", "1.52", 0), (5, "5", 1),
+        ("5 cats", "2.5 cats", 0), ("route 6", "route 6.1", 0), ("cat", "a.cat,1", 1),
+    ],
+)  # fmt: skip
+def test_contains_takes_a_number_as_a_whole(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+COLUMN = [
+    ["dog", "hot dog", "teddy bear"],
+    ["buses", "person", "knife"],
+    '["cherry", "box"]',
+    "glass, potato",
+    None,
+    "",
+]
+
+
+@pytest.mark.parametrize(
+    ("there", "answer", "score"),
+    [
+        (["dog"], "A dog.", 1), (["dog"], "Two dogs and a DOG", 1), (["dogs"], "a dog", 1), (["dog"], "A hot dog.", 0),
+        (["dog"], "a dog and a hot dog", 0.5), (["teddy bear"], "Teddy-bears and a dog and dogs", 0.5),
+        (["bus"], "a bus, buses", 1), (["buses"], "one bus", 1), (["person"], "Many people", 1),
+        (["knives"], "A knife", 1),
+        (["cherries"], "a cherry", 1), (["boxes", "potato"], "a box of potatoes and glasses", 2 / 3),
+        (["dog"], "A cat.", None), (["dog"], "", None), ([], "A dog.", 0), (None, "A dog.", None), ("", "A dog.", None),
+        ("dog, person", "people with dogs", 1), ('["dog"]', "a person with a dog", 0.5), (["dog"], "dogma", None),
+    ],
+)  # fmt: skip
+def test_objects(there, answer, score):
+    rule = objects.make(COLUMN)
+    [found] = rule({"objects": there}, [answer])
+    assert found == (score if score is None else pytest.approx(score))
+
+
+def test_a_column_of_objects_that_holds_no_names_is_told():
+    with pytest.raises(ValueError, match='the column "objects" must hold lists of names, got int'):
+        objects.make([3])
+    with pytest.raises(ValueError, match='the column "objects" must hold lists of names, got list'):
+        objects.make([[1]])
+
+
+def test_every_rule_is_described_with_its_columns():
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
+    for name, one in BUILT_IN.items():
+        assert f"| `{name}` | `{'`, `'.join(one.columns)}` |" in page, name
