@@ -66,15 +66,11 @@ BAD_ROWS = {
     "no idx": ({"answer": "x"}, "line 5: idx is null; expected text"),
     "idx a number": ({"idx": 7, "answer": "x"}, "line 5: idx is 7; expected text, as the idx of the dataset"),
     "idx true": ({"idx": True, "answer": "x"}, "line 5: idx is true; expected text"),
-    "no answer": ({"idx": "a"}, "line 5: the answer is empty; take the row out"),
-    "null": ({"idx": "a", "answer": None}, "line 5: the answer is empty"),
-    "empty": ({"idx": "a", "answer": ""}, "line 5: the answer is empty"),
-    "white": ({"idx": "a", "answer": " \n\t\u2003"}, "line 5: the answer is empty"),
     "number": ({"idx": "a", "answer": 7}, "line 5: answer is 7; expected text"),
     "list": ({"idx": "a", "answer": ["x"]}, 'line 5: answer is ["x"]; expected text'),
     "half a pair": (b'{"idx": "a", "answer": "\\ud800"}', "line 5: answer is not text in UTF-8"),
     "latin-1": ('{"idx": "a", "answer": "é"}'.encode("latin-1"), "line 5: not JSON: 'utf-8' codec"),
-    "no ids": ({"idx": "a", "answer": "x", "token_ids": []}, "line 5: token_ids is empty"),
+    "no ids": ({"idx": "a", "answer": "x", "token_ids": []}, "line 5: token_ids is empty beside an answer"),
     "ids text": ({"idx": "a", "token_ids": "x"}, 'line 5: token_ids is "x"; expected whole numbers'),
     "ids true": ({"idx": "a", "token_ids": [5, True]}, "line 5: token_ids is [5, true]; expected whole numbers"),
     "ids 1.0": ({"idx": "a", "token_ids": [5, 1.0]}, "line 5: token_ids is [5, 1.0]; expected whole numbers"),
@@ -92,8 +88,8 @@ def test_a_row_that_cannot_be_used_is_named(questions, tmp_path, name):
 
 
 def test_a_bad_row_stops_a_run_before_anything_is_written(config, questions, tmp_path):
-    told = refusal(config, questions, jsonl(tmp_path, *GOOD, {"idx": "a", "answer": ""}))
-    assert told == 'answers "FILE", line 5: the answer is empty; take the row out'
+    told = refusal(config, questions, jsonl(tmp_path, *GOOD, {"idx": "a", "answer": 7}))
+    assert told == 'answers "FILE", line 5: answer is 7; expected text'
 
 
 def test_an_unknown_idx_is_named_with_how_many_there_are(config, questions, tmp_path):
@@ -105,23 +101,46 @@ def test_an_unknown_idx_is_named_with_how_many_there_are(config, questions, tmp_
     assert "of 7 rows" in refusal(config, questions, str(tmp_path / "answers.jsonl"), limit=1)
 
 
-def test_the_same_answer_twice_is_named(config, questions, tmp_path):
-    told = refusal(config, questions, jsonl(tmp_path, *GOOD, GOOD[3], {"idx": "c", "answer": "A cat."}, GOOD[0]))
-    assert 'FILE": 2 rows repeat an answer that another row of their idx has: "b" in line 5, "a" in line 7.' in told
-    ids = [{"idx": "a", "token_ids": ids} for ids in ([5, 6], [6, 5], [5, 6])]
-    told = refusal(config, questions, jsonl(tmp_path, *ids))
-    assert '1 rows repeat an answer that another row of their idx has: "a" in line 3' in told
-    # Two of one text make no pair, whatever their ids.
-    texts = [{"idx": "a", "answer": answer, "token_ids": ids} for answer, ids in (("x", [5]), ("y", [5]), ("x", [6]))]
-    assert '1 rows repeat an answer that another row of their idx has: "a" in line 3' in refusal(
-        config, questions, jsonl(tmp_path, *texts)
-    )
+EMPTY = [{"idx": "b"}, {"idx": "b", "answer": None}, {"idx": "b", "answer": " \n\u2003", "token_ids": []}]
+
+
+def test_empty_and_repeated_answers_are_not_used_and_counted(config, questions, tmp_path, capsys):
+    """As an API gives them: nothing where it failed, and the same where it was asked again."""
+    rows = [GOOD[0], *EMPTY, GOOD[0], *GOOD[1:], GOOD[3], {"idx": "c", "answer": "A cat."}]
+    file = jsonl(tmp_path, *rows)
+    assert worker.run(config(questions, answers=file, rank=1)) == 0
+    told = "5 answers to 3 of 3 questions; not used: 3 empty, 2 repeated for their question"
+    assert told in capsys.readouterr().err
+    found = read(tmp_path / "work/sampled_answer")
+    expected = [("a", 0, "A cat."), ("a", 1, "A dog."), ("b", 0, "A cat."), ("b", 1, "A dog."), ("c", 0, "A cat.")]
+    assert [(row["idx"], row["sample_index"], row["answer"]) for row in found] == expected
+
+
+def test_what_is_not_used_counts_for_nothing(questions, tmp_path):
+    """By hand, of what stays."""
+    rows = [
+        {"idx": "a", "answer": "é", "token_ids": [5]},
+        {"idx": "a", "token_ids": [5, 6]},
+        {"idx": "a", "token_ids": [6, 5]},
+        {"idx": "a", "token_ids": [5, 6]},
+        # Two of one text make no pair, whatever their ids.
+        {"idx": "a", "answer": "é"},
+        {"idx": "b", "answer": "of four words, one"},
+        {"idx": "b", "answer": "of four words, one"},
+    ]
+    facts = check_answers(jsonl(tmp_path, *rows), load_questions(str(questions)))
+    assert (facts.rows, facts.repeated, facts.empty) == (4, 3, 0)
+    assert facts.questions_by_answers == {0: 1, 1: 1, 3: 1}
+    assert (facts.text_alone, facts.ids_alone, facts.text_bytes) == (1, 2, 2 + 18)
+    assert facts.most_tokens == 1 + 2 + 2 + (18 + 1)
 
 
 def test_a_file_without_an_answer_that_can_be_used_is_refused(config, questions, tmp_path):
     assert refusal(config, questions, jsonl(tmp_path, b"")) == 'answers "FILE" has no answers'
     told = refusal(config, questions, jsonl(tmp_path, {"idx": "c", "answer": "x"}), limit=2)
     assert told == 'answers "FILE" has no answers to the first 2 questions, which --limit leaves'
+    told = refusal(config, questions, jsonl(tmp_path, *EMPTY))
+    assert told == 'answers "FILE" has no answers; not used: 3 empty'
     assert refusal(
         config, questions, parquet(tmp_path, idx=pa.array([], pa.string()), answer=pa.array([], pa.string()))
     )
@@ -130,6 +149,8 @@ def test_a_file_without_an_answer_that_can_be_used_is_refused(config, questions,
 def test_a_file_that_cannot_make_a_pair_is_refused(config, questions, tmp_path):
     one = [{"idx": idx, "answer": "x"} for idx in ("a", "b", "c")]
     assert "one answer a question; a pair needs two" in refusal(config, questions, jsonl(tmp_path, *one))
+    told = refusal(config, questions, jsonl(tmp_path, *one, *one))
+    assert told.endswith("a pair needs two; not used: 3 repeated for their question")
     told = refusal(config, questions, jsonl(tmp_path, *GOOD), rank=3, sample_k=2)
     assert told == 'rank must be at most the number of answers that a question has, 2 in answers "FILE", got 3'
     by_none = config(questions, answers=jsonl(tmp_path, *GOOD), rank=3, strategy="best_worst", sample_k=2)
@@ -219,7 +240,7 @@ COLUMNS = {
     "ids floats": ({"idx": ["a"], "token_ids": [[1.0]]}, 'column "token_ids" must be a list of integers, got list<'),
     "ids null": ({"idx": ["a"], "token_ids": [[1, None]]}, "row 0 (counted from 0): token_ids is [1, null]"),
     "no list": ({"idx": ["a"], "token_ids": [1]}, 'column "token_ids" must be a list of integers, got int64'),
-    "all null": ({"idx": ["a"], "answer": pa.nulls(1)}, "row 0 (counted from 0): the answer is empty"),
+    "all null": ({"idx": ["a"], "answer": pa.nulls(1)}, "has no answers; not used: 1 empty"),
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The answers of --answers, checked as a whole and sorted by question, so that those of a unit are read at once.
 
-The sorted copy is made once a work directory, in answers/, and shared by all ranks. Memory holds some 40 bytes of each
+The sorted copy is made once a work directory, in answers/, and shared by all ranks. Memory holds some 50 bytes of each
 answer while it is made, and never the texts.
 """
 
@@ -41,6 +41,10 @@ class GivenFacts:
     """answers that are used"""
     beyond_limit: int = 0
     """answers to questions that --limit leaves out"""
+    empty: int = 0
+    """rows without an answer, which are not used"""
+    repeated: int = 0
+    """rows with an answer that an earlier row of their question has, which are not used"""
     questions_by_answers: dict[int, int] = field(default_factory=dict)
     """number of answers -> questions that have so many; of none, too"""
     largest_id: int = -1
@@ -72,7 +76,14 @@ class GivenFacts:
         """In words."""
         asked = sum(self.questions_by_answers.values())
         found = f"{self.rows} answers to {self.questions_with(1, self.most)} of {asked} questions"
-        return f"{found}; {self.beyond_limit} answers are to questions beyond --limit" if self.beyond_limit else found
+        beyond = f"; {self.beyond_limit} answers are to questions beyond --limit" if self.beyond_limit else ""
+        return found + beyond + self.unused()
+
+    def unused(self) -> str:
+        """Which rows are not used, in words behind others."""
+        counts = {"empty": self.empty, "repeated for their question": self.repeated}
+        found = ", ".join(f"{count} {which}" for which, count in counts.items() if count)
+        return f"; not used: {found}" if found else ""
 
 
 class _Gathering:
@@ -81,7 +92,10 @@ class _Gathering:
     def __init__(self, file: GivenFile, questions: Questions) -> None:
         self._file, self._questions = file, questions
         self.facts = GivenFacts()
-        self.places, self.sizes, self._numbers, self._digests = array("q"), array("q"), array("q"), bytearray()
+        self._places, self._sizes, self._digests = array("q"), array("q"), bytearray()
+        # -1: the row has none.
+        self._text_bytes, self._num_ids = array("q"), array("q")
+        self._used = np.zeros(0, np.int64)
 
     def run(self, stream: BinaryIO | None) -> None:
         """Raises UserError naming what is wrong with the file."""
@@ -90,10 +104,12 @@ class _Gathering:
         num_unknown = 0
         for row in self._file.rows():
             place = place_of.get(row.idx)
-            if place is not None:
-                self._take(row, place, stream)
-            elif row.idx in self._questions.beyond_limit:
+            if place is None and row.idx in self._questions.beyond_limit:
                 self.facts.beyond_limit += 1
+            elif place is not None and row.answer is None:
+                self.facts.empty += 1
+            elif place is not None:
+                self._take(row, place, stream)
             else:
                 num_unknown += 1
                 unknown += [row] if num_unknown <= _NAMED else []
@@ -103,54 +119,62 @@ class _Gathering:
                 f"{self._named(((row.number, row.idx) for row in unknown), num_unknown)}. Take these rows out, or give "
                 "the dataset that they are answers to"
             )
-        if not self.places:
+        if not self._places:
             others = f" to the first {len(place_of)} questions, which --limit leaves" if self.facts.beyond_limit else ""
-            raise UserError(f"{self._file.name} has no answers{others}")
-        self._refuse_duplicates()
-        counts = np.bincount(np.bincount(self._array(self.places), minlength=len(place_of)))
-        self.facts.questions_by_answers = {number: int(count) for number, count in enumerate(counts) if count}
+            raise UserError(f"{self._file.name} has no answers{others}{self.facts.unused()}")
+        self._used = self._first_of_each()
+        self._count()
+
+    def in_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the rows that are used, by question: their places, and where their records begin and how long they are."""
+        sizes, places = _numbers(self._sizes), _numbers(self._places)[self._used]
+        order = np.argsort(places, kind="stable")
+        rows = self._used[order]
+        return places[order], (np.cumsum(sizes) - sizes)[rows], sizes[rows]
 
     def _take(self, row: GivenRow, place: int, stream: BinaryIO | None) -> None:
         text, ids = row.answer.text, row.answer.token_ids
         record = json.dumps([text, ids]).encode() + b"\n"
         if stream is not None:
             stream.write(record)
-        self.places.append(place)
-        self.sizes.append(len(record))
-        self._numbers.append(row.number)
+        self._places.append(place)
+        self._sizes.append(len(record))
         # By the text, since two equal ones make no pair; by the ids where there is none.
         same = json.dumps([place, text if text and text.strip() else ids]).encode()
         self._digests += hashlib.blake2b(same, digest_size=16).digest()
-        facts = self.facts
-        facts.rows += 1
-        facts.text_alone += ids is None
-        facts.ids_alone += text is None
-        num_bytes = len((text or "").encode())
-        facts.text_bytes += num_bytes
-        facts.most_tokens += num_bytes + 1 if ids is None else len(ids)
-        if ids is not None and max(ids) > facts.largest_id:
-            facts.largest_id, facts.largest_id_at = max(ids), row.number
+        self._text_bytes.append(-1 if text is None else len(text.encode()))
+        self._num_ids.append(-1 if ids is None else len(ids))
+        if ids is not None and max(ids) > self.facts.largest_id:
+            self.facts.largest_id, self.facts.largest_id_at = max(ids), row.number
 
-    def _refuse_duplicates(self) -> None:
+    def _first_of_each(self) -> np.ndarray:
+        """The rows that are used, in the order of the file: of those that are the same, the first."""
         halves = np.frombuffer(self._digests, np.uint64).reshape(-1, 2)
+        # Equal ones stay in their order.
         order = np.lexsort((halves[:, 1], halves[:, 0]))
         again = order[1:][(halves[order[1:]] == halves[order[:-1]]).all(1)]
-        if len(again):
-            first = sorted(again.tolist())[:_NAMED]
-            named = ((self._numbers[row], self._questions.idx[self.places[row]]) for row in first)
-            raise UserError(
-                f"{self._file.name}: {len(again)} rows repeat an answer that another row of their idx has: "
-                f"{self._named(named, len(again))}. Keep one of each"
-            )
+        used = np.ones(len(order), bool)
+        used[again] = False
+        return np.flatnonzero(used)
+
+    def _count(self) -> None:
+        facts, used, places = self.facts, self._used, _numbers(self._places)
+        text_bytes, num_ids = _numbers(self._text_bytes)[used], _numbers(self._num_ids)[used]
+        facts.rows, facts.repeated = len(used), len(places) - len(used)
+        facts.text_alone, facts.ids_alone = int((num_ids < 0).sum()), int((text_bytes < 0).sum())
+        facts.text_bytes = int(text_bytes.clip(0).sum())
+        facts.most_tokens = int(np.where(num_ids < 0, text_bytes + 1, num_ids).sum())
+        counts = np.bincount(np.bincount(places[used], minlength=len(self._questions.idx)))
+        facts.questions_by_answers = {number: int(count) for number, count in enumerate(counts) if count}
 
     def _named(self, rows: Iterable[tuple[int, int | str]], count: int) -> str:
         """A few rows, as (number, idx), for a message."""
         shown = ", ".join(f"{json.dumps(idx)} in {self._file.place(number)}" for number, idx in rows)
         return f"{shown}, ..." if count > _NAMED else shown
 
-    @staticmethod
-    def _array(values: array) -> np.ndarray:
-        return np.frombuffer(values, np.int64)
+
+def _numbers(values: array) -> np.ndarray:
+    return np.frombuffer(values, np.int64)
 
 
 def check_answers(path: str, questions: Questions) -> GivenFacts:
@@ -164,10 +188,11 @@ def require_usable(facts: GivenFacts, path: str, rank: int, has_model: bool) -> 
     """Raise UserError for answers that cannot be used where --rank is `rank`; `has_model`: one to train is named."""
     name = f'answers "{path}"'
     if facts.most < 2:
-        raise UserError(f"{name} has one answer a question; a pair needs two")
+        raise UserError(f"{name} has one answer a question; a pair needs two{facts.unused()}")
     if rank > facts.most:
         raise UserError(
             f"rank must be at most the number of answers that a question has, {facts.most} in {name}, got {rank}"
+            f"{facts.unused()}"
         )
     if facts.has_ids and not has_model:
         raise UserError(
@@ -241,13 +266,12 @@ def _make(
         with open(scratch / "unsorted", "wb") as stream:
             gathering.run(stream)
         check(gathering.facts)
-        places, sizes = (np.frombuffer(values, np.int64) for values in (gathering.places, gathering.sizes))
-        order = np.argsort(places, kind="stable")
+        places, starts, sizes = gathering.in_order()
         made = scratch / "made"
         made.mkdir()
-        _write_sorted(scratch / "unsorted", made / _ROWS, sizes, order)
-        first = np.searchsorted(places[order], np.arange(len(questions) + 1))
-        ends = np.concatenate([[0], np.cumsum(sizes[order])])
+        _write_sorted(scratch / "unsorted", made / _ROWS, starts, sizes)
+        first = np.searchsorted(places, np.arange(len(questions) + 1))
+        ends = np.concatenate([[0], np.cumsum(sizes)])
         np.save(made / _FIRST, first.astype(np.int64))
         np.save(made / _STARTS, ends[first].astype(np.int64))
         (made / _FACTS).write_text(json.dumps(asdict(gathering.facts)))
@@ -255,10 +279,9 @@ def _make(
         move_in_once(made, folder)
 
 
-def _write_sorted(unsorted: Path, target: Path, sizes: np.ndarray, order: np.ndarray) -> None:
-    """The records of a file in another order."""
-    starts = np.cumsum(sizes) - sizes
+def _write_sorted(unsorted: Path, target: Path, starts: np.ndarray, sizes: np.ndarray) -> None:
+    """Records of a file, one behind the other in the order given."""
     with open(unsorted, "rb") as source, open(target, "wb") as stream:
-        for row in order:
-            source.seek(int(starts[row]))
-            stream.write(source.read(int(sizes[row])))
+        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+            source.seek(start)
+            stream.write(source.read(size))

@@ -48,7 +48,8 @@ class GivenRow:
     number: int
     """its line, counted from 1, in JSON; its row, counted from 0, in parquet"""
     idx: int | str
-    answer: GivenAnswer
+    answer: GivenAnswer | None
+    """None: it is empty, as what an API gives where it failed"""
 
 
 class GivenFile:
@@ -171,14 +172,14 @@ class GivenFile:
         expected = "a whole number" if self._wants_number else "text"
         raise self.refusal(number, f"idx is {got}; expected {expected}, as the idx of the dataset")
 
-    def _answer(self, number: int, row: dict) -> GivenAnswer:
+    def _answer(self, number: int, row: dict) -> GivenAnswer | None:
         ids, text = row.get("token_ids"), row.get("answer")
         if text is not None:
             text = self._text(number, "answer", text)
+        if not ids and (text is None or not text.strip()):
+            return None
         if ids is not None:
             self._check_ids(number, ids)
-        elif text is None or not text.strip():
-            raise self.refusal(number, "the answer is empty; take the row out")
         return GivenAnswer(text, ids)
 
     def _text(self, number: int, column: str, value: object) -> str:
@@ -196,7 +197,7 @@ class GivenFile:
         if not isinstance(ids, list) or not all(type(one) is int for one in ids):
             raise self.refusal(number, f"token_ids is {json.dumps(ids, default=str)[:60]}; expected whole numbers")
         if not ids:
-            raise self.refusal(number, "token_ids is empty; take the row out")
+            raise self.refusal(number, "token_ids is empty beside an answer; leave it out, or null")
         if not 0 <= min(ids) <= max(ids) <= _MOST_ID:
             wrong = min(ids) if min(ids) < 0 else max(ids)
             raise self.refusal(number, f"token_ids has {wrong}, which is no id of a token")
