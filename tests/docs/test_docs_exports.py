@@ -64,7 +64,7 @@ def test_the_columns_of_formats_that_need_a_whole_run_are_documented():
 def test_the_engines_own_commands_are_understood(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     lines = re.findall(r"^data-engine export (.*)$", DOCS, re.MULTILINE)
-    assert len(lines) == 2
+    assert len(lines) == 3
     for line in lines:
         asked = export._arguments(shlex.split(line))
         assert chosen(asked.format)

@@ -138,6 +138,33 @@ def test_a_work_dir_that_is_no_folder_is_refused(tmp_path, capsys, name):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("names", "least", "told"),
+    [
+        ("trl,scored", "1", "--min_reward is about the format sft, and --format names trl, scored"),
+        ("sft", "nan", "--min_reward must be a finite number, got nan"),
+        ("sft", "high", "argument --min_reward: invalid float value: 'high'"),
+        # Of 30 questions none has so good an answer.
+        ("sft", "1e9", "30 rows: the best answer has less than 1e+09 of the reward sum"),
+    ],
+)
+def test_a_least_reward_that_means_nothing_is_refused(work_dir, tmp_path, capsys, names, least, told):
+    assert run(work_dir, "--format", names, "--output", tmp_path / "out", "--min_reward", least) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_of_best_answers_says_how_many_were_not_good_enough(work_dir, tmp_path, capsys):
+    assert run(work_dir, "--format", "sft,trl", "--output", tmp_path / "out", "--min_reward", "0.13") == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "less than 0.13" in line]
+    count = int(line.split()[0])
+    assert 0 < count < 30
+    assert pq.read_table(next((tmp_path / "out/sft").rglob("train*.parquet"))).num_rows == 30 - count
+    card = (tmp_path / "out/sft/README.md").read_text()
+    assert f"left out: the best answer has less than 0.13 of the reward sum | {count} |" in card
+    assert "less than 0.13" not in (tmp_path / "out/trl/README.md").read_text()
+
+
 def test_a_run_without_pairs_is_refused(world, tmp_path, capsys):
     assert run(tmp_path / "none", "--format", "trl", "--output", tmp_path / "out") == 2
     work_dir = tmp_path / "work"

@@ -227,6 +227,25 @@ def test_the_best_answer_has_the_smallest_sum_of_places(places, best):
     assert found == {"p": 0, "r": 1} | ({} if best is None else {"q": best})
 
 
+@pytest.mark.parametrize("rank_by", [("sum", "avg"), ("avg",), ("implicit_min",)])
+def test_best_answers_of_less_than_the_least_reward_are_left_out_and_counted(tmp_path, rank_by):
+    """By the first reward that ranks; as much as the least is enough."""
+    world = make_world(tmp_path / "world", num_questions=9)
+    whole = finish(world, tmp_path / "work")
+    column = {"implicit_min": "min"}.get(rank_by[0], rank_by[0])
+    best = {row["idx"]: row[column] for row in best_answers(whole.answers)}
+    least = sorted(best.values())[4]
+    source = ExportSource(whole.pairs, whole.questions, world.units(), tmp_path / "work", 0, answers=whole.answers,
+                          rank_by=rank_by, min_reward=least)  # fmt: skip
+    written = build("sft", source, tmp_path / "sft")
+    rows = pq.read_table(next((tmp_path / "sft").rglob("train*.parquet"))).to_pylist()
+    assert {row["idx"] for row in rows} == {idx for idx, reward in best.items() if reward >= least}
+    assert written.rows == len(rows) < len(best) == 9
+    assert written.left_out == {
+        f"the best answer has less than {least:g} of the reward {column}": sum(one < least for one in best.values())
+    }
+
+
 def test_a_few_pairs_and_many_questions_are_shuffled_in_enough_buckets(tmp_path, monkeypatch):
     """The best answers are as many as questions, whatever was paired."""
     monkeypatch.setattr(shuffle, "BUCKET_ROWS", 5)

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import dataclasses
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from data_engine.pipeline.export import FinishedRun
 
 SCRATCH = "export"
+# The format of the best answer to each question.
+BEST_OF_N = "sft"
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     asked = _arguments(argv)
     names = chosen(asked.format, "--format")
+    _check_min_reward(asked.min_reward, names)
     repo = _checked_repo(asked, names)
     if asked.output is not None:
         _require_empty(asked.output)
@@ -65,7 +70,7 @@ def _needed(work_dir: Path) -> list[tuple[str, str]]:
 
 def _export(run: "FinishedRun", asked: argparse.Namespace, names: list[str], repo: str | None, scratch: Path) -> None:
     with of_one_pairing(run.work_dir, run.pairs):
-        built = _build(run, names, scratch, asked.license)
+        built = _build(run, names, scratch, asked.license, asked.min_reward)
     if repo is not None:
         from data_engine.exports import hub
 
@@ -75,10 +80,12 @@ def _export(run: "FinishedRun", asked: argparse.Namespace, names: list[str], rep
         print("\n".join(str(asked.output / name) for name in names))
 
 
-def _build(run: "FinishedRun", names: list[str], scratch: Path, licence: str | None) -> dict[str, Path]:
+def _build(
+    run: "FinishedRun", names: list[str], scratch: Path, licence: str | None, min_reward: float | None
+) -> dict[str, Path]:
     """The folders of finished exports, by name."""
     require_possible(names, run.trained.get("family"), run.stages.by_name)
-    source, built = run.source(), {}
+    source, built = dataclasses.replace(run.source(), min_reward=min_reward), {}
     for name in names:
         built[name], written = build(name, source, scratch)
         if not written.rows and not written.left_out:
@@ -91,6 +98,13 @@ def _build(run: "FinishedRun", names: list[str], scratch: Path, licence: str | N
             raise UserError(why_nothing(name, written))
         add_files(built[name], run.card(name, written, licence))
     return built
+
+
+def _check_min_reward(least: float | None, names: Sequence[str]) -> None:
+    if least is not None and BEST_OF_N not in names:
+        raise UserError(f"--min_reward is about the format {BEST_OF_N}, and --format names {', '.join(names)}")
+    if least is not None and not math.isfinite(least):
+        raise UserError(f"--min_reward must be a finite number, got {least}")
 
 
 def _checked_repo(asked: argparse.Namespace, names: list[str]) -> str | None:
@@ -121,6 +135,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--format", required=True, metavar="LIST", help=f"one or more, with commas: {', '.join(EXPORTS)}"
     )
     parser.add_argument("--name", metavar="NAME", help="of a pairing by data-engine pairs; default: the run's own")
+    parser.add_argument(
+        "--min_reward", type=float, metavar="NUMBER",
+        help=f"of the format {BEST_OF_N}: leave out best answers with less of the first reward that ranks, such as "
+        "wrong ones by a rule; default: none is left out",
+    )  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="an empty folder, or one that is not there yet")
     parser.add_argument("--push_to_hub", metavar="REPO", help="OWNER/NAME of a dataset on the Hugging Face hub")
     parser.add_argument("--private", action="store_true", help="a dataset that --push_to_hub creates is private")

@@ -102,6 +102,8 @@ class ExportSource:
     """schemas.reward_name of each reward of an answer"""
     rank_by: tuple[str, ...] = ("sum", "avg")
     """those by which answers rank"""
+    min_reward: float | None = None
+    """what an export of best answers leaves out: those with less of the first reward that ranks"""
     reached: Reached = field(default_factory=Reached)
     """how far the reader of with_questions is"""
 

@@ -9,6 +9,7 @@ from data_engine.exports.cleaned import Cleaned
 from data_engine.exports.formats.trl import MESSAGES, asked, said, schema_of
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, shuffled
+from data_engine.schemas import IMPLICIT_ONLY
 
 PLACE = "_rank"
 
@@ -23,9 +24,21 @@ def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
 
 def _rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
     source = cleaned.source
-    for group in cleaned.cleaned(source.with_questions(best_answers(source.answers)), ("answer",)):
+    best = _good_enough(cleaned, best_answers(source.answers))
+    for group in cleaned.cleaned(source.with_questions(best), ("answer",)):
         [row] = group.rows
         yield (row["idx"], row["sample_index"]), {**asked(group.question), "completion": said(row["answer"])}
+
+
+def _good_enough(cleaned: Cleaned, best: Iterable[Mapping]) -> Iterator[Mapping]:
+    """Those of at least the least reward that is asked for, such as right ones by a rule; the others are counted."""
+    least, name = cleaned.source.min_reward, cleaned.source.rank_by[0]
+    reward = IMPLICIT_ONLY.get(name, name)
+    for row in best:
+        if least is None or row[reward] >= least:
+            yield row
+        else:
+            cleaned.leave_out(f"the best answer has less than {least:g} of the reward {reward}")
 
 
 def best_answers(answers: Iterable[Mapping]) -> Iterator[Mapping]:
