@@ -58,7 +58,7 @@ def with_windows(model, monkeypatch) -> PlainLogits:
 
     def logits(row: Tensor, size: int) -> Tensor:
         places = torch.arange(len(row))[None]
-        return embedded.decode(model, row[None], places, passing(len(model.layers)))[0] @ model.head.weight.T
+        return embedded.decode(model.decoder, row[None], places, passing(len(model.layers)))[0] @ model.head.weight.T
 
     monkeypatch.setattr(model.decoder.config, "sliding_window", 10)
     return logits
@@ -72,14 +72,14 @@ def other_positions(model, monkeypatch) -> PlainLogits:
 
     def run_prompt(prompt: EmbeddedPrompt) -> PromptEnd:
         size = prompt.length
-        hidden = embedded.decode(model, prompt.embeds_PD[None], of_prompt(size), passing(len(model.layers)))
+        hidden = embedded.decode(model.decoder, prompt.embeds_PD[None], of_prompt(size), passing(len(model.layers)))
         return PromptEnd(hidden[0, -1], size // 2 + 3, model.cache_layers)
 
     def logits(row: Tensor, size: int) -> Tensor:
         behind = size // 2 + 3 + torch.arange(len(row) - size)[None]
         # With a cache: without one, transformers takes positions that do not count on for packed sequences.
         places = torch.cat([of_prompt(size), behind], 1)
-        hidden = embedded.decode(model, row[None], places, passing(len(model.layers)))[0]
+        hidden = embedded.decode(model.decoder, row[None], places, passing(len(model.layers)))[0]
         return hidden @ model.head.weight.T
 
     monkeypatch.setattr(model, "run_prompt", run_prompt)
@@ -99,7 +99,7 @@ def with_states(model, monkeypatch) -> PlainLogits:
 
     def run_prompt(prompt: EmbeddedPrompt) -> PromptEnd:
         embeds, state = mixed(prompt.embeds_PD[None], torch.zeros(1, prompt.embeds_PD.shape[1]))
-        hidden = embedded.decode(model, embeds, torch.arange(prompt.length)[None], passing(len(model.layers)))
+        hidden = embedded.decode(model.decoder, embeds, torch.arange(prompt.length)[None], passing(len(model.layers)))
         layer = LinearAttentionLayer()
         layer.update_recurrent_state(state)
         return PromptEnd(hidden[0, -1], prompt.length, [*embedded.cache_layers(model.decoder), layer])
@@ -107,11 +107,11 @@ def with_states(model, monkeypatch) -> PlainLogits:
     def run_answers(ids_KT: Tensor, positions_KT: Tensor, cache) -> Tensor:
         embeds, state = mixed(model.embed_tokens(ids_KT), cache.layers[-1].recurrent_states[0].clone())
         cache.layers[-1].update_recurrent_state(state)
-        return embedded.decode(model, embeds, positions_KT, cache)
+        return embedded.decode(model.decoder, embeds, positions_KT, cache)
 
     def logits(row: Tensor, size: int) -> Tensor:
         embeds, _ = mixed(row[None], torch.zeros(1, row.shape[1]))
-        hidden = embedded.decode(model, embeds, torch.arange(len(row))[None], None)[0]
+        hidden = embedded.decode(model.decoder, embeds, torch.arange(len(row))[None], None)[0]
         return hidden @ model.head.weight.T
 
     first = torch.zeros(3, model.decoder.config.hidden_size)

@@ -109,7 +109,7 @@ def test_of_14_gb_the_headers_alone_are_read(folder, tmp_path):
 def test_a_file_that_breaks_between_the_check_and_the_reading_is_an_error_that_names_it(folder, spoil, form):
     if form == "bin":
         save_bin(folder, weights(folder))
-    blueprint, *_ = llava._plan(folder)
+    blueprint, *_ = llava.Llava.plan(folder)
     blueprint.matched()
     file = folder / ("pytorch_model.bin" if form == "bin" else SHARD)
     spoil(file)
@@ -117,7 +117,7 @@ def test_a_file_that_breaks_between_the_check_and_the_reading_is_an_error_that_n
 
 
 def test_another_shape_between_the_check_and_the_reading_is_an_error_that_names_the_file(folder):
-    blueprint, *_ = llava._plan(folder)
+    blueprint, *_ = llava.Llava.plan(folder)
     for file in folder.glob("*.safetensors"):
         save_file({name: torch.zeros(3) for name in load_file(file)}, file)
     assert "changed while it was read" in told(lambda: blueprint.fill(torch.device("cpu"), torch.float32))

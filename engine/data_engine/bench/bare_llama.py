@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, LlamaConfig
 
-from data_engine.models import embedded
 from data_engine.models.layers import attention
 from data_engine.models.layers.backends import choose_backends
 from data_engine.models.layers.cpu_linear import pack_linears
 from data_engine.models.layers.merged_linear import merge_linears, merges_linears
+from data_engine.models.native import EmbeddingDecoder
 
 # The decoder of LLaVA-1.5-7B but for its vocabulary; and one for the CPU, to see that what uses it runs. Widths are
 # multiples of 32, or a CPU with AVX512 would compute the last numbers of an odd number of rows by another exp.
@@ -35,26 +35,21 @@ class EmbeddedPrompt:
         return self.embeds_PD
 
 
-class BareLlama:
+class BareLlama(EmbeddingDecoder):
     """See models.base.VisionLanguageModel for what it has of one. Its layers are as `load_model` leaves them."""
 
-    is_split = False
     num_ids = 1024
-    packs_prompts = property(embedded.packs_prompts)
-    run_prompt, run_prompts, run_answers = embedded.run_prompt, embedded.run_prompts, embedded.run_answers
 
     def __init__(self, sizes: dict[str, int], device: torch.device, dtype: torch.dtype) -> None:
         choose_backends()
         config = LlamaConfig(vocab_size=self.num_ids, attn_implementation=attention.NAME, **sizes)
         # Made in its dtype: a cast would take the memory of fp32 weights first, and round rotary frequencies too.
         with torch.device(device):
-            self.decoder = AutoModel.from_config(config, dtype=dtype).eval()
-        pack_linears(self.decoder, once=True)
+            decoder = AutoModel.from_config(config, dtype=dtype).eval()
+        pack_linears(decoder, once=True)
         if merges_linears(device, split=False):
-            merge_linears(self.decoder)
-        self.device, self.dtype = device, dtype
-        self.attention_layers = embedded.attention_layers(self.decoder)
-        self.layers, self.cache_layers = embedded.layer_kinds(self.decoder), embedded.cache_layers(self.decoder)
+            merge_linears(decoder)
+        super().__init__(decoder, device, dtype)
 
     def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
         return self.decoder.embed_tokens(token_ids_T)

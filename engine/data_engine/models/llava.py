@@ -8,27 +8,24 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
-from data_engine.models import embedded
-from data_engine.models.base import CacheSizes, Description, Split, TextSide
+from data_engine.models.base import Description
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.checkpoint import Blueprint, Source, headers
 from data_engine.models.checkpoints.model_config import check_layers, on_meta
 from data_engine.models.embedded import IMAGE_TOKEN
 from data_engine.models.layers import attention
-from data_engine.models.layers.decoder import cache_values_per_token, check_vocabulary, head_weight
-from data_engine.models.layers.head import Head
+from data_engine.models.layers.decoder import check_vocabulary
 from data_engine.models.llava_config import LlavaConfig, llama_config, read_config
+from data_engine.models.native import NativeModel, read_answer, single_question
 from data_engine.models.pixels import CLIP_MEAN, normalised, resized
 from data_engine.models.prompt_maker import TokenPrompt
 from data_engine.models.registry import ModelError, read_json
-from data_engine.models.tokenizer import Tokenizer, continuation, control_tokens, load_tokenizer
-from data_engine.models.words import ids_of_words
+from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels, resized_size
 from data_engine.schemas import without_image_marker
@@ -80,53 +77,50 @@ class _Modules(nn.Module):
         inner.post_layernorm = nn.Identity()
 
 
-class Llava:
-    """One LLaVA checkpoint; the protocol is models.base.VisionLanguageModel."""
+class Llava(NativeModel):
+    """One LLaVA checkpoint."""
 
     family = "llava"
-    is_split = False
-    takes_chat_settings, has_plain_path, why_plain, is_settled = False, False, None, True
-    answers_in_rows, samples_other_pixels, reads_ahead = False, True, False
-    banned_token_ids, around_image = (), ()
     markers = ("<image>", "</s>", " ASSISTANT: ")
+    samples_other_pixels = True
 
     def __init__(self, modules: _Modules, config: LlavaConfig, tokenizer: Tokenizer) -> None:
-        self._modules, self._config, self._tokenizer = modules.eval(), config, tokenizer
-        self.vision, self.decoder, self._embedding = modules.vision, modules.decoder, modules.decoder.embed_tokens
-        self.attention_layers = embedded.attention_layers(self.decoder)
-        self.layers, self.cache_layers = embedded.layer_kinds(self.decoder), embedded.cache_layers(self.decoder)
-        self.head = Head(head_weight(modules))
-        self.num_ids = len(self.head.weight)
-        self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
-        self.eos_token_ids = (tokenizer.eos,)
-        self.max_positions = config.text.max_position_embeddings
-        self.vocabulary = tokenizer.vocabulary
-        self.image_tokens = config.image_tokens
+        super().__init__(modules, tokenizer, config.text.max_position_embeddings, config.image_tokens)
+        self._config = config
 
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        split: Split | None = None,
-        chat: ChatSettings = NO_CHAT_SETTINGS,
-    ) -> "Llava":
-        """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
-        blueprint, config, tokenizer = _plan(folder)
-        blueprint.fill(device, dtype, split)
-        return cls(blueprint.modules.to(device), config, tokenizer)
+    @staticmethod
+    def plan(folder: Path) -> tuple[Blueprint, LlavaConfig, Tokenizer]:
+        """What loading and its check have in common. Raises ModelError."""
+        stored, where = headers(folder), folder / "config.json"
+        config = read_config(folder, _carries_tower(stored))
+        tokenizer = load_tokenizer(folder)
+        check_vocabulary(tokenizer, config.text.vocab_size, where)
+        tower = {} if config.tower_folder is None else headers(config.tower_folder)
+        check_layers(config.text.num_hidden_layers, len(stored), where)
+        check_layers(config.vision.num_hidden_layers, len(stored | tower), where)
+        modules = on_meta(where, lambda: _Modules(config))
 
-    @classmethod
-    def check(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
-        """Raise ModelError for what `load` would refuse; reads the headers of the weight files alone."""
-        _plan(folder)[0].matched()
+        # The CLIP tower of the installed transformers may have a `vision_model` level.
+        inner = "vision.vision_model." if hasattr(modules.vision, "vision_model") else "vision."
 
-    @classmethod
-    def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
-        tokenizer, tokens = load_tokenizer(folder), control_tokens(folder)
-        text = lambda ids: tokenizer.decode(ids).strip()  # noqa: E731
-        return TextSide(tokenizer.vocabulary, cls.markers, control_tokens=tokens, text=text)
+        def inside(rename: Callable[[str], str]) -> Callable[[str], str]:
+            return lambda name: re.sub(r"^vision\.", inner, rename(name))
+
+        sources = [Source(folder, stored, inside(_rename))]
+        if config.tower_folder is not None:
+            sources = [
+                Source(folder, stored, inside(_rename), ("projector.", "decoder.", "head.")),
+                Source(config.tower_folder, tower, inside(lambda name: TOWER_NAMES.sub("vision.", name)), ("vision.",)),
+            ]
+        unused = rf"{IGNORED.pattern}|vision\S*\.encoder\.layers\.(?:{config.unused_layers})\."
+        if config.text.tie_word_embeddings:
+            unused += r"|lm_head\.weight$"
+        return Blueprint(modules, tuple(sources), re.compile(unused), Adapter.of(folder)), config, tokenizer
+
+    @staticmethod
+    def text_config(folder: Path) -> LlamaConfig:
+        raw, where = read_json(folder / "config.json"), folder / "config.json"
+        return llama_config(raw.get("text_config", raw), where)
 
     @classmethod
     def prompt_maker(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> "LlavaPrompts":
@@ -138,34 +132,16 @@ class Llava:
         tokenizer, image_tokens = load_tokenizer(folder), read_config(folder, True).image_tokens
         return lambda conversation: len(prompt_ids(tokenizer, conversation.question)) - 1 + image_tokens
 
-    @staticmethod
-    def cache_sizes(folder: Path) -> CacheSizes:
-        """What the cache keeps of a token."""
-        return CacheSizes(cache_values_per_token(_text_config(folder)))
-
     @classmethod
     def describe(cls, folder: Path) -> Description:
-        longest = _text_config(folder).max_position_embeddings
+        longest = cls.text_config(folder).max_position_embeddings
         return Description("LLaVA-1.5, attention alone", cls.cache_sizes(folder), longest)
-
-    @classmethod
-    def check_split(cls, folder: Path) -> None:
-        """Every checkpoint of this family can be split."""
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:
         """Its own, and that of the CLIP tower where the checkpoint does not hold it."""
         tower = read_config(folder, _carries_tower(headers(folder))).tower_folder
         return [folder] if tower is None else [folder, tower]
-
-    # A prompt of this family is spliced embeddings, and its decoder is LLaMA's kind.
-    prompt, shared_prompt, encode_answer = embedded.prompt, embedded.shared_prompt, embedded.encode_answer
-    prompt_without_images, plain_end = embedded.prompt_without_images, embedded.plain_end
-    read_answer, encoded = embedded.read_answer, embedded.encoded
-    run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
-    packs_prompts, run_prompts = property(embedded.packs_prompts), embedded.run_prompts
-    find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
-    idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         return preprocess(image, self._config.vision.image_size, crop, max_megapixels)
@@ -178,18 +154,9 @@ class Llava:
             return [self._tokenizer.eos]
         return [*continuation(self._tokenizer, _after_image(question), f" {answer}"), self._tokenizer.eos]
 
-    def text(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids).strip()
-
-    def word_ids(self, words: Sequence[str]) -> list[int]:
-        return ids_of_words(self._tokenizer.encode, self.text, words)
-
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         features = self.vision(pixel_values=pixels_BCHW.to(self.dtype)).last_hidden_state
         return self._modules.projector(features[:, 1:] if self._config.drop_cls else features)
-
-    def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
-        return self._embedding(token_ids_T)
 
 
 class LlavaPrompts:
@@ -215,22 +182,17 @@ class LlavaPrompts:
     def prompt(
         self, conversation: Conversation, images: Sequence[Image.Image], crop: bool, max_megapixels: float
     ) -> TokenPrompt:
-        [image], question = images if conversation.is_single else [None], embedded.single_question(self, conversation)
+        [image], question = images if conversation.is_single else [None], single_question(self.family, conversation)
         ids = prompt_ids(self._tokenizer, question)
         at, count = ids.index(IMAGE_TOKEN), self._config.image_tokens
         whole = [*ids[:at], *[self._image_token] * count, *ids[at + 1 :]]
         shown = square(image, self._config.vision.image_size, crop, max_megapixels)
         return TokenPrompt([*ids[:at], self._image_token, *ids[at + 1 :]], [shown], whole)
 
-    read_answer = embedded.read_answer
+    read_answer = read_answer
 
     def text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids).strip()
-
-
-def _text_config(folder: Path) -> LlamaConfig:
-    raw, where = read_json(folder / "config.json"), folder / "config.json"
-    return llama_config(raw.get("text_config", raw), where)
 
 
 def _after_image(question: str) -> str:
@@ -283,32 +245,3 @@ def _rename(name: str) -> str:
         if count:
             return renamed
     return name
-
-
-def _plan(folder: Path) -> tuple[Blueprint, LlavaConfig, Tokenizer]:
-    """What loading and its check have in common. Raises ModelError."""
-    stored, where = headers(folder), folder / "config.json"
-    config = read_config(folder, _carries_tower(stored))
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(tokenizer, config.text.vocab_size, where)
-    tower = {} if config.tower_folder is None else headers(config.tower_folder)
-    for layers, weights in ((config.text.num_hidden_layers, stored), (config.vision.num_hidden_layers, stored | tower)):
-        check_layers(layers, len(weights), where)
-    modules = on_meta(where, lambda: _Modules(config))
-
-    # The CLIP tower of the installed transformers may have a `vision_model` level.
-    inner = "vision.vision_model." if hasattr(modules.vision, "vision_model") else "vision."
-
-    def inside(rename: Callable[[str], str]) -> Callable[[str], str]:
-        return lambda name: re.sub(r"^vision\.", inner, rename(name))
-
-    sources = [Source(folder, stored, inside(_rename))]
-    if config.tower_folder is not None:
-        sources = [
-            Source(folder, stored, inside(_rename), ("projector.", "decoder.", "head.")),
-            Source(config.tower_folder, tower, inside(lambda name: TOWER_NAMES.sub("vision.", name)), ("vision.",)),
-        ]
-    unused = rf"{IGNORED.pattern}|vision\S*\.encoder\.layers\.(?:{config.unused_layers})\."
-    if config.text.tie_word_embeddings:
-        unused += r"|lm_head\.weight$"
-    return Blueprint(modules, tuple(sources), re.compile(unused), Adapter.of(folder)), config, tokenizer

@@ -6,31 +6,28 @@ LLaMA tokenisation, with the block <im_start> image <im_end> before the question
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
-from data_engine.models import embedded
-from data_engine.models.base import CacheSizes, Description, Split, TextSide
+from data_engine.models.base import Description
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.checkpoint import Blueprint, Source, headers
 from data_engine.models.checkpoints.model_config import check_counts, check_layers, on_meta
 from data_engine.models.embedded import IMAGE_TOKEN
 from data_engine.models.eva import Eva, EvaConfig, Resampler, heads_of
 from data_engine.models.layers import attention
-from data_engine.models.layers.decoder import cache_values_per_token, check_vocabulary, decoder_config, head_weight
-from data_engine.models.layers.head import Head
+from data_engine.models.layers.decoder import check_vocabulary, decoder_config
+from data_engine.models.native import NativeModel
 from data_engine.models.pixels import normalised, resized
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import ModelError, model_types, read_json
-from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, control_tokens, load_tokenizer
-from data_engine.models.words import ids_of_words
+from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, load_tokenizer
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels
 from data_engine.schemas import without_image_marker
@@ -62,6 +59,8 @@ class OmniConfig:
     image_size: int
     num_query: int
     max_positions: int
+    around_image: tuple[int, ...] = ()
+    """ids of <im_start> and <im_end>, once the tokenizer is read"""
 
 
 class _Modules(nn.Module):
@@ -76,60 +75,37 @@ class _Modules(nn.Module):
             self.head = nn.Linear(width, config.text.vocab_size, bias=False)
 
 
-class OmniLMM:
-    """One OmniLMM checkpoint; the protocol is models.base.VisionLanguageModel."""
+class OmniLMM(NativeModel):
+    """One OmniLMM checkpoint."""
 
     family = "omnilmm"
-    is_split = False
-    takes_chat_settings, has_plain_path, why_plain, is_settled = False, False, None, True
-    answers_in_rows, samples_other_pixels, reads_ahead = False, False, False
-    banned_token_ids = ()
     # Trainers tokenise whole rows, parse special tokens from the text, and search for the lines of the roles.
     markers = (
         "<image>", "<|system|>", "<|user|>", "<|assistant|>", "<unk>", "<s>", "</s>", "<im_patch>", "<im_start>",
         "<im_end>", "<box>", "</box>", "<ref>", "</ref>", "<quad>", "</quad>",
     )  # fmt: skip
 
-    def __init__(
-        self, modules: _Modules, config: OmniConfig, tokenizer: Tokenizer, around_image: tuple[int, int]
-    ) -> None:
-        self._modules, self._config, self._tokenizer = modules.eval(), config, tokenizer
-        self.around_image = around_image
-        self.vision, self.decoder, self._embedding = modules.vision, modules.decoder, modules.decoder.embed_tokens
-        self.attention_layers = embedded.attention_layers(self.decoder)
-        self.layers, self.cache_layers = embedded.layer_kinds(self.decoder), embedded.cache_layers(self.decoder)
-        self.head = Head(head_weight(modules))
-        self.num_ids = len(self.head.weight)
-        self.device, self.dtype = self.head.weight.device, self.head.weight.dtype
-        self.eos_token_ids = (tokenizer.eos,)
-        self.max_positions = config.max_positions
-        self.vocabulary = tokenizer.vocabulary
-        self.image_tokens = config.num_query
+    def __init__(self, modules: _Modules, config: OmniConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(modules, tokenizer, config.max_positions, config.num_query)
+        self._config, self.around_image = config, config.around_image
 
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        split: Split | None = None,
-        chat: ChatSettings = NO_CHAT_SETTINGS,
-    ) -> "OmniLMM":
-        """Read a checkpoint folder; raises ModelError naming what is missing, unexpected or contradictory."""
-        blueprint, config, tokenizer = _plan(folder)
-        blueprint.fill(device, dtype, split)
-        return cls(blueprint.modules.to(device), config, tokenizer, image_token_ids(folder, config.text.vocab_size))
+    @staticmethod
+    def plan(folder: Path) -> tuple[Blueprint, OmniConfig, Tokenizer]:
+        """What loading and its check have in common. Raises ModelError."""
+        stored, where = headers(folder), folder / "config.json"
+        config = read_config(folder, {name: one.shape for name, one in stored.items()})
+        tokenizer = load_tokenizer(folder)
+        check_vocabulary(tokenizer, config.text.vocab_size, where)
+        config = replace(config, around_image=image_token_ids(folder, config.text.vocab_size))
+        check_layers(config.text.num_hidden_layers, len(stored), where)
+        modules = on_meta(where, lambda: _Modules(config))
+        sources = (Source(folder, stored, _rename),)
+        return Blueprint(modules, sources, IGNORED, Adapter.of(folder)), config, tokenizer
 
-    @classmethod
-    def check(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> None:
-        """Raise ModelError for what `load` would refuse; reads the headers of the weight files alone."""
-        _plan(folder)[0].matched()
-
-    @classmethod
-    def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
-        tokenizer, tokens = load_tokenizer(folder), control_tokens(folder)
-        text = lambda ids: tokenizer.decode(ids).strip()  # noqa: E731
-        return TextSide(tokenizer.vocabulary, cls.markers, control_tokens=tokens, text=text)
+    @staticmethod
+    def text_config(folder: Path) -> MistralConfig:
+        where = folder / "config.json"
+        return _mistral_config(read_json(where), where)
 
     @classmethod
     def prompt_maker(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> PromptMaker:
@@ -143,32 +119,14 @@ class OmniLMM:
         queries = read_json(folder / "config.json").get("num_query", 0)
         return lambda conversation: len(model.prompt_ids(conversation.question)) - 1 + queries
 
-    @staticmethod
-    def cache_sizes(folder: Path) -> CacheSizes:
-        """What the cache keeps of a token."""
-        return CacheSizes(cache_values_per_token(_text_config(folder)))
-
     @classmethod
     def describe(cls, folder: Path) -> Description:
-        return Description("OmniLMM, attention alone", cls.cache_sizes(folder), _longest(_text_config(folder)))
-
-    @classmethod
-    def check_split(cls, folder: Path) -> None:
-        """Every checkpoint of this family can be split."""
+        return Description("OmniLMM, attention alone", cls.cache_sizes(folder), _longest(cls.text_config(folder)))
 
     @staticmethod
     def folders(folder: Path) -> list[Path]:
         """Its own alone, which holds the tower."""
         return [folder]
-
-    # A prompt of this family is spliced embeddings, and its decoder is LLaMA's kind.
-    prompt, shared_prompt, encode_answer = embedded.prompt, embedded.shared_prompt, embedded.encode_answer
-    prompt_without_images, plain_end = embedded.prompt_without_images, embedded.plain_end
-    read_answer, encoded = embedded.read_answer, embedded.encoded
-    run_prompt, run_answers, plain_logits = embedded.run_prompt, embedded.run_answers, embedded.plain_logits
-    packs_prompts, run_prompts = property(embedded.packs_prompts), embedded.run_prompts
-    find_layers, whole_modules = embedded.find_layers, embedded.whole_modules
-    idle_decode, idle_encode = embedded.idle_decode, embedded.idle_encode
 
     def pixels(self, image: Image.Image, crop: bool, max_megapixels: float) -> Tensor:
         """The whole image resized to a square, for sampling and scoring alike; `crop` is ignored."""
@@ -191,38 +149,16 @@ class OmniLMM:
     def answer_ids(self, question: str, answer: str) -> list[int]:
         return [*continuation(self._tokenizer, ANSWER_STARTS, answer), self._tokenizer.eos]
 
-    def text(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids).strip()
-
-    def word_ids(self, words: Sequence[str]) -> list[int]:
-        return ids_of_words(self._tokenizer.encode, self.text, words)
-
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         # The class token is dropped after the norm.
         features = self.vision(pixels_BCHW.to(self.dtype))[:, 1:]
         patch = self._config.vision.patch_size
         return self._modules.resampler(features, (pixels_BCHW.shape[-2] // patch, pixels_BCHW.shape[-1] // patch))
 
-    def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
-        return self._embedding(token_ids_T)
-
 
 def _rename(name: str) -> str:
     theirs = next((prefix for prefix in RENAMES if name.startswith(prefix)), None)
     return name if theirs is None else RENAMES[theirs] + name.removeprefix(theirs)
-
-
-def _plan(folder: Path) -> tuple[Blueprint, OmniConfig, Tokenizer]:
-    """What loading and its check have in common. Raises ModelError."""
-    stored, where = headers(folder), folder / "config.json"
-    config = read_config(folder, {name: one.shape for name, one in stored.items()})
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(tokenizer, config.text.vocab_size, where)
-    image_token_ids(folder, config.text.vocab_size)
-    check_layers(config.text.num_hidden_layers, len(stored), where)
-    modules = on_meta(where, lambda: _Modules(config))
-    sources = (Source(folder, stored, _rename),)
-    return Blueprint(modules, sources, IGNORED, Adapter.of(folder)), config, tokenizer
 
 
 def image_token_ids(folder: Path, vocab_size: int) -> tuple[int, int]:
@@ -266,11 +202,6 @@ def _check_sizes(raw: dict, where: Path, vision: EvaConfig) -> None:
         raise ModelError(
             f"{where} has mm_hidden_size {raw['mm_hidden_size']}; the tower's weights are {vision.width} wide"
         )
-
-
-def _text_config(folder: Path) -> MistralConfig:
-    where = folder / "config.json"
-    return _mistral_config(read_json(where), where)
 
 
 def _longest(text: MistralConfig) -> int:
