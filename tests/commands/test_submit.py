@@ -66,12 +66,12 @@ def calls(place: Path) -> list[str]:
 def test_given_answers_are_checked_and_go_to_both_jobs_as_they_were_named(submit, slurm):
     """Jobs start in the folder from which they were submitted, where a relative path means the same file."""
     idx = pq.read_table(slurm / "data/questions.parquet")["idx"][0].as_py()
-    rows = [{"idx": idx, "answer": answer} for answer in ("A cat.", "A dog.", "")]
+    rows = [{"idx": idx, "answer": answer} for answer in ("A cat.", "A dog.", 7)]
     (slurm / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     flags = (*JOB, "--rank", "1", "--answers", "mine.jsonl")
     done = submit(slurm, *flags, "--array", "2")
     assert done.returncode == 2
-    assert 'answers "mine.jsonl", line 3: the answer is empty' in done.stderr
+    assert 'answers "mine.jsonl", line 3: answer is 7; expected text' in done.stderr
     assert not calls(slurm)
     (slurm / "mine.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
     done = submit(slurm, *flags, "--array", "2")
