@@ -77,11 +77,8 @@ def test_given_answers_count_as_many_and_as_long_as_they_are(job, tmp_path):
             for answer in ({"answer": "Ein Ö"}, {"answer": "A cat."}):
                 file.write(json.dumps({"idx": idx, **answer}) + "\n")
             file.write(json.dumps({"idx": idx, "token_ids": [1, 2, 3, 4, 5, 6, 7]}) + "\n")
-    config = RunConfig(**{name: value if value.startswith("/") or name == "device" else int(value)
-                          for name, value in job.items()}, answers=str(tmp_path / "given.jsonl"))  # fmt: skip
-    questions = open_questions(config)
-    found = Found(config, questions=questions, first_rows=FirstRows(1, ()))
-    found.given = check_answers(config.answers, questions)
+    found = found_of(job, answers=str(tmp_path / "given.jsonl"))
+    found.given = check_answers(found.config.answers, found.questions)
     plan = plan_of(found, 1)
     sampled, logps, *_ = plan.stages
     # Texts of 6 bytes, each with an end token, and the ids.
@@ -90,6 +87,30 @@ def test_given_answers_count_as_many_and_as_long_as_they_are(job, tmp_path):
     # Ids alone have no text yet: six bytes for each token of the file.
     text = NUM * (6 + 6) + NUM * (7 + 7 + 7) * 6
     assert sampled.bytes == NUM * (3 * 64 + (7 + 7 + 7) * 4) + text + 3 * 8192
+
+
+def found_of(job, **changed) -> Found:
+    """As the checks find the flags of a job, with others in their place."""
+    config = RunConfig(**{name: value if value.startswith("/") or name == "device" else int(value)
+                          for name, value in job.items()} | changed)  # fmt: skip
+    return Found(config, questions=open_questions(config), first_rows=FirstRows(1, ()))
+
+
+def test_a_critics_verdicts_are_as_long_as_its_template_lets_them_be(job, tmp_path):
+    """Whatever the answers may be: 4 tokens here."""
+    template = tmp_path / "template.yaml"
+    template.write_text("prompt: '{question} {answer}'\nnumber: '(1)'\nmax_new_tokens: 100\n")
+    for path, most in ((str(template), 100), (None, 512)):
+        plan = plan_of(found_of(job, rewards="critic", critic_model_path="/judge", critic_template=path), 1)
+        [critic] = [stage for stage in plan.stages if stage.name == "critic"]
+        assert critic.bytes == NUM * 2 * (64 + most * 6) + 3 * 8192
+
+
+def test_a_report_has_40_mb_at_most(job):
+    """Its 20 pairs would have 72."""
+    plan = plan_of(found_of(job, max_new_tokens=100_000), 1)
+    assert plan.stages[-1].name == "report"
+    assert plan.stages[-1].bytes == 40_000_000
 
 
 def test_a_finished_run_stays_below_the_bounds_and_its_units_are_subtracted(job, tmp_path, capsys):

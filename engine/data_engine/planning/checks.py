@@ -321,7 +321,7 @@ CHECKS = (
 )  # fmt: skip
 AFTERWARDS = (
     Check("possible_exports", _possible_exports, fields=("export", "rewards")),
-    Check("disk", _disk, needs=("work_dir", "dataset", "first_rows"),
+    Check("disk", _disk, needs=("work_dir", "dataset", "sources", "first_rows"),
           fields=("limit", "unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards")),
     Check("together", _together, fields=("rewards",)),
     Check("earlier_stages", _earlier_stages, needs=("work_dir", "dataset"),

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from data_engine import stages
 from data_engine.errors import UserError
 from data_engine.planning import sizes
 from data_engine.planning.found import Found
@@ -220,9 +219,7 @@ def processor_seconds(found: Found, measured: Measured, world_size: int) -> floa
 
 
 def _last_s(found: Found, measured: Measured) -> float:
-    """Of pairing and report."""
-    if found.config.stop_after_stage < stages.PAIR:
-        return 0.0
+    """Of pairing and report; 0 where the start stops before them, and timed.py has not measured them."""
     more = len(found.questions) - measured.last_questions
     return max(0.0, measured.last_s + more * measured.last_a_question_s)
 

@@ -62,7 +62,11 @@ def plan_of(found: Found, world_size: int) -> RunPlan | None:
         "work_dir",
         "rank",
     }
-    if {"work_dir", "dataset", "first_rows"} & found.failed or needed & found.wrong or found.first_rows is None:
+    if (
+        {"work_dir", "dataset", "sources", "first_rows"} & found.failed
+        or needed & found.wrong
+        or found.first_rows is None
+    ):
         return None
     left, bytes_of, answers = sizes.units_left(found), dict(sizes.bytes_by_stage(found)), sizes.Answers.of(found)
     rows = []

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from data_engine import stages
 from data_engine.planning.found import Found
 from data_engine.preferences import filters
+from data_engine.rewards.critic import CriticTemplate
 from data_engine.stages import Stage
 from data_engine.store import units
 
@@ -82,8 +83,9 @@ def answer_bytes(found: Found, stage: Stage) -> float:
     if stage.step == stages.SAMPLE:
         return ANSWER_BYTES + answers.text_bytes + answers.tokens * ID_BYTES
     if stage.name == "critic":
-        # A verdict as long as an answer may be that is drawn.
-        return ANSWER_BYTES + found.config.max_new_tokens * TOKEN_TEXT_BYTES
+        # A verdict, as long as the template lets it be.
+        template: CriticTemplate = found.config.source_flags["critic"].value
+        return ANSWER_BYTES + template.max_new_tokens * TOKEN_TEXT_BYTES
     return ANSWER_BYTES + (answers.tokens * LOGP_BYTES if stage.name.endswith("_logps") else 0)
 
 
