@@ -125,6 +125,11 @@ def test_models_are_named_with_the_commit_that_was_used_and_the_hash_of_their_co
     ]  # fmt: skip
 
 
+def test_a_model_that_was_asked_for_by_its_commit_is_named_by_it_once():
+    rows = rows_of(text(card(run_file=run_file(instruct_model_revision=COMMIT))), "Models")
+    assert rows[0][2] == COMMIT
+
+
 def test_settings_are_those_of_the_answers_and_of_the_last_pairing():
     written = text(card())
     answers = dict(rows_of(written, "Answers"))

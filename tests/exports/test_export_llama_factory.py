@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from export_readers import llama_factory, llama_factory_kto
 from export_world import MESSAGES, QUESTIONS, expected_answers, expected_pairs, in_order, pair_of, square, write_export
+from hostile_images import png_header
 from stage2_world import digest
 
 from data_engine.exports import cleaned
@@ -118,6 +119,14 @@ def test_pictures_that_differ_in_their_last_byte_alone_are_two_and_one_is_writte
     assert paths[0] == paths[3]
     assert len(written) == len(set(paths)) == 3
     assert [(tmp_path / path).read_bytes() for path in paths] == pictures
+
+
+def test_a_picture_that_pillow_refuses_is_written_all_the_same(tmp_path):
+    """So it is where the run's Pillow could read it. Of one that claims such a size, the error is no OSError."""
+    huge = png_header(60_000, 60_000)
+    path = PictureFiles(tmp_path).path_of(huge)
+    assert path.endswith(".bin")
+    assert (tmp_path / path).read_bytes() == huge
 
 
 def test_the_first_row_has_a_picture_wherever_there_is_one(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -131,6 +132,15 @@ def test_the_number_of_buckets_does_not_show_in_the_result(world, pairs, tmp_pat
     assert digest(tmp_path / "many") == digest(tmp_path / "one")
 
 
+def test_buckets_are_deleted_as_they_are_read(tmp_path):
+    schema = pa.schema([("number", pa.int64())])
+    source = SimpleNamespace(pairs=range(1000), questions=range(1000), seed=0)
+    rows = shuffle.shuffled((((number,), {"number": number}) for number in range(1000)), schema, source, tmp_path)
+    left = [sum(path.exists() for path in rows.paths) for _ in rows]
+    assert (left[0], left[-1]) == (2, 1)
+    assert not any(path.exists() for path in rows.paths)
+
+
 def test_the_number_of_open_files_is_bounded(world, pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(shuffle, "BUCKET_ROWS", 1)
     monkeypatch.setattr(shuffle, "MAX_BUCKETS", 5)
@@ -154,6 +164,18 @@ def test_heavy_images_make_smaller_row_groups(world, pairs, tmp_path, monkeypatc
     sizes = [file.read_row_group(group).nbytes for group in range(file.num_row_groups)]
     assert len(sizes) > 3
     assert max(sizes) <= 4000
+
+
+def test_row_groups_and_files_are_filled_before_the_next_begins(tmp_path, monkeypatch):
+    """A row has 8 bytes. 3 rows fit a group of 24 bytes, and two such groups a file of 50."""
+    schema = pa.schema([("number", pa.int64())])
+    rows = [pa.RecordBatch.from_pydict({"number": [number]}, schema) for number in range(13)]
+    monkeypatch.setattr(parquet_files, "ROW_GROUP_BYTES", 24)
+    monkeypatch.setattr(parquet_files, "FILE_BYTES", 50)
+    parquet_files.write_files(tmp_path, "data", rows, schema)
+    footers = [pq.read_metadata(path) for path in sorted(tmp_path.iterdir())]
+    groups = [[footer.row_group(at).num_rows for at in range(footer.num_row_groups)] for footer in footers]
+    assert groups == [[3, 3], [3, 3], [1]]
 
 
 def test_a_large_dataset_is_split_into_numbered_files_with_the_same_rows_in_the_same_order(
@@ -279,6 +301,17 @@ def test_an_empty_result_is_an_empty_file_and_a_warning(world, tmp_path, caplog)
     table = pq.read_table(tmp_path / "dataset/dpo_dataset.parquet")
     assert (table.num_rows, table.column_names) == (0, ["idx", "question", "chosen", "rejected", "image"])
     assert "loaders refuse" in caplog.text
+
+
+def test_exports_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    folder, output = tmp_path / "scratch/trl", tmp_path / "output"
+    for new in (folder, output):
+        new.mkdir(parents=True)
+    (folder / "train.parquet").write_bytes(b"rows")
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    exports.move_all({"trl": folder}, output)
+    assert synced == [str(path) for path in (folder / "train.parquet", folder, output)]
 
 
 def test_what_dead_runs_left_is_removed_and_what_living_ones_use_is_not(tmp_path):

@@ -65,6 +65,16 @@ def test_a_second_push_replaces_the_first_in_one_commit_and_leaves_what_is_not_o
     assert ".gitattributes" in repository.files
 
 
+def test_a_file_that_was_deleted_on_the_hub_is_not_deleted_once_more(hub, ask, export, tmp_path):
+    assert ask("push", other=export)[0] == 0
+    repository = hub.repositories[f"{USER}/pairs"]
+    kept = {name: data for name, data in repository.files.items() if name != "data/train-00001-of-00002.parquet"}
+    repository.commit(kept)
+    code, _, said = ask("push", other=write_export(tmp_path / "other", num_parts=1, first=100))
+    assert code == 0, said
+    assert "data/train-00000-of-00001.parquet" in arrived(hub)
+
+
 def test_the_same_export_again_is_no_new_commit(hub, ask, export):
     _, first, _ = ask("push", other=export)
     code, second, _ = ask("push", other=export)

@@ -172,14 +172,19 @@ def test_uploads_that_arrived_are_not_sent_again(hub, ask, export):
     assert not [request for request in hub.requests if request.startswith("PUT")]
 
 
-def test_a_change_by_somebody_else_during_the_push_is_not_lost(hub, ask, export, tmp_path):
-    assert ask("push", other=export)[0] == 0
-    repository = hub.repositories[f"{USER}/pairs"]
-    hub.before["PUT /storage/"] = lambda: repository.commit({**repository.files, "notes.md": b"theirs"})
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_change_by_somebody_else_during_the_push_is_not_lost(hub, ask, export, tmp_path, is_first):
+    def change():
+        repository = hub.repositories[f"{USER}/pairs"]
+        repository.commit({**repository.files, "notes.md": b"theirs"})
+
+    if not is_first:
+        assert ask("push", other=export)[0] == 0
+    hub.before["PUT /storage/"] = change
     code, _, said = ask("push", other=write_export(tmp_path / "other", first=50))
     assert code == 2
     assert "somebody else changed the repository meanwhile" in said
-    assert repository.files["notes.md"] == b"theirs"
+    assert hub.repositories[f"{USER}/pairs"].files["notes.md"] == b"theirs"
 
 
 def test_an_interrupted_first_push_names_the_empty_dataset(hub, export, tmp_path):

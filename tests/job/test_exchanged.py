@@ -13,6 +13,7 @@ from PIL import Image
 from run_files import noise, read
 
 from data_engine.job import worker
+from data_engine.planning.own_folders import FOLDERS
 from data_engine.store import made_from, units
 
 
@@ -46,6 +47,8 @@ def test_log_probs_of_answers_that_were_exchanged_are_computed_again(run):
         rows = read(run.work / stage)
         assert {(row["idx"], row["sample_index"]): len(row["token_logps"]) for row in rows} == lengths
     assert len(list((run.work / "replaced").iterdir())) == 2
+    # What a run makes is looked for before the next one.
+    assert {path.name for path in run.work.iterdir() if path.is_dir()} <= set(FOLDERS)
 
 
 def test_answers_that_are_exchanged_while_others_pair_are_scored_again(run, monkeypatch):

@@ -69,7 +69,8 @@ def test_where_no_question_leaves_room_validate_and_run_are_refused(asking, gold
         capsys, *arguments
     )
     # What is said to mend it does.
-    assert told(capsys, *asking(SHORT, SHORT, SHORT, family=family, max_new_tokens=str(new - 1)))["warnings"] == []
+    mended = told(capsys, *asking(SHORT, SHORT, SHORT, family=family, max_new_tokens=str(new - 1)))
+    assert (mended["problems"], mended["warnings"]) == ([], [])
 
 
 def test_questions_that_a_run_would_leave_out_are_counted_in_a_warning(asking, goldens, tmp_path, capsys):
@@ -135,6 +136,13 @@ def test_nothing_is_said_of_room_that_this_start_does_not_ask_for(asking, change
     found = told(capsys, *asking(SHORT, SHORT, **{"max_new_tokens": "4090"} | changed))
     messages = [problem["message"] for problem in found["problems"]]
     assert not any("too long" in one for one in (*messages, *found["warnings"])), found
+
+
+def test_of_prompts_of_several_lengths_the_longest_one_says_what_is_left_for_answers():
+    told = Room("instruct", "models/a", 95, 100, "the instruct model", may_refuse=True).told([50, 5, 60])
+    assert "2 of the first 3 questions" in told
+    assert "prompts have 50 to 60 tokens" in told
+    assert told.endswith("lower --max_new_tokens to at most 40")
 
 
 @pytest.mark.parametrize(

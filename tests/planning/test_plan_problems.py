@@ -70,6 +70,7 @@ def test_a_problem_tells_its_flag(planted, capsys):
         ("configuration", 'config "configs/answers.yaml" cannot be read: No such file or directory', None),
         ("dataset", 'dataset "data/answers/q.parquet": every idx must be unique, but 2 are repeated', "dataset_path"),
         ("dataset", 'no file or folder at dataset_path "data/limit/q.parquet"', "dataset_path"),
+        ("same_run", '"runs/max_pairs/run.json" is of another run', "work_dir"),
         ("strategy", 'unknown strategy "crosss"; known: cross', "strategy"),
         ("zero3", "splitting a model over the ranks (zero3) needs DeepSpeed: set zero3_config", "zero3_config"),
         ("weights", '--reward_model_path "models/system": models/system lacks 3 weights', "reward_model_path"),

@@ -24,13 +24,15 @@ def test_a_jsonl_file_is_read_with_images_under_image_root(tmp_path):
 def test_a_jsonl_image_may_be_an_object_and_its_problems_stay_in_the_row(tmp_path):
     rows = [{"idx": "a", "question": "q", "image": {"path": "x.jpg"}}, {"idx": "b", "question": 5, "image": None}]
     rows += [{"idx": "c", "question": "q"}, '{"idx": "d", "question": "\\ud800", "image": "x.jpg"}']
+    rows += [{"idx": "e", "question": "q", "image": {"bytes": "", "path": "x.jpg"}}]
     (tmp_path / "x.jpg").write_bytes(b"x")
     questions = load_questions(write_jsonl(tmp_path / "q.jsonl", *rows), image_root=str(tmp_path))
-    assert [row.problem for row in questions.rows(range(4))] == [
+    assert [row.problem for row in questions.rows(range(5))] == [
         None,
         "question is a number; expected text",
         "row has no image: neither bytes nor a path",
         "question is not valid UTF-8",
+        None,
     ]
 
 

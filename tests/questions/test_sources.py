@@ -2,10 +2,11 @@
 
 import os
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from question_files import only, refusal, table, write
+from question_files import only, refusal, table, write, write_jsonl
 
 from data_engine.questions import row_images
 from data_engine.questions.dataset import load_questions
@@ -131,8 +132,14 @@ def test_optional_columns_are_passed_on_as_text(tmp_path):
     assert only(questions).extra == {"ds_name": "5", "image_path": "x/y.jpg"}
 
 
-def test_limit_keeps_the_first_rows(tmp_path):
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "datasets"])
+def test_limit_keeps_the_first_rows(tmp_path, kind):
     path = write(tmp_path / "q.parquet", list(range(10)), row_group_size=3)
+    if kind == "jsonl":
+        path = write_jsonl(tmp_path / "q.jsonl", *({"idx": i, "question": "", "image": ""} for i in range(10)))
+    elif kind == "datasets":
+        path = str(tmp_path / "saved")
+        datasets.Dataset.from_list(table(list(range(10))).to_pylist()).save_to_disk(path)
     assert load_questions(path, limit=4).idx == [0, 1, 2, 3]
     assert len(load_questions(path, limit=99)) == 10
     assert [row.idx for row in load_questions(path, limit=4).rows(range(2, 10))] == [2, 3]
@@ -151,6 +158,14 @@ def test_a_row_group_of_cells_that_are_too_large_is_refused_before_it_is_read(tm
     monkeypatch.setattr(ParquetSource, "_read_group", lambda *a: pytest.fail("it is read"))
     assert refusal(str(tmp_path)).startswith(f'dataset file "{path}": column "image.bytes" unpacks to ')
     assert refusal(str(tmp_path)).endswith("bytes in the 2 rows of row group 0, more than 2999 bytes a row")
+
+
+def test_images_of_one_row_may_be_larger_together_than_one_may_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "MAX_ROW_BYTES", 2999)
+    images = pa.array([[{"bytes": bytes([i]) * 2000, "path": None} for i in range(3)]], pa.list_(IMAGE))
+    rows = pa.table({"idx": [1], "question": ["?"], "images": images})
+    pq.write_table(rows, tmp_path / "q.parquet", compression="none", use_dictionary=False, write_statistics=False)
+    assert [len(image) for image in only(load_questions(str(tmp_path))).images] == [2000] * 3
 
 
 def test_a_large_cell_that_a_dictionary_repeats_is_unpacked_for_a_few_rows_at_a_time(tmp_path, monkeypatch):

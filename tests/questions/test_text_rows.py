@@ -16,7 +16,7 @@ from question_files import refusal, write
 
 from data_engine.errors import UserError
 from data_engine.questions.dataset import load_questions
-from data_engine.questions.sources import json_rows
+from data_engine.questions.sources import json_rows, text_file
 
 ROWS = [{"idx": f"i{i}", "question": f'é, "{i}"\n?', "image": f"{i % 3}.png", "ds_name": "d"} for i in range(60)]
 
@@ -53,6 +53,7 @@ SPELLINGS = {
     "indented.json": as_json(ROWS, indent=2),
     "marked.json": b"\xef\xbb\xbf \n" + as_json(ROWS) + b"\r\n",
     "lines.json": as_lines(ROWS),
+    "marked.jsonl": b"\xef\xbb\xbf" + as_lines(ROWS).replace(b"\n", b"\r\n \r\n"),
     "array.jsonl": as_json(ROWS),
     "q.csv": as_csv(ROWS),
     "marked.csv": b"\xef\xbb\xbf" + as_csv(ROWS).replace(b"\r\n", b"\r\n\r\n"),
@@ -247,6 +248,13 @@ def test_a_cell_of_a_csv_file_may_be_longer_than_the_module_allows(tmp_path):
     text = f"idx,question,image\n1,{'a' * 140_000},x.png\n"
     (row,) = load_questions(file_of(tmp_path, "q.csv", text.encode())).rows(range(1))
     assert row.question == "a" * 140_000
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.json", "lines.json"])
+def test_a_file_may_be_longer_than_a_row_of_it(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 100)
+    assert len(SPELLINGS[name]) > 100
+    assert len(load_questions(file_of(tmp_path, name, SPELLINGS[name]))) == 60
 
 
 def test_a_csv_file_in_another_coding_is_named(tmp_path):

@@ -1,7 +1,10 @@
 """A rule in its process: what it does to itself is recorded with the question, and the next one is judged."""
 
+import contextlib
 import os
 import select
+import socket
+import subprocess
 import textwrap
 from multiprocessing import resource_tracker
 
@@ -11,7 +14,7 @@ from data_engine.errors import UserError
 from data_engine.processes.job_signals import JOB_SIGNALS
 from data_engine.rules import process as rules_process
 from data_engine.rules.chosen import Rule
-from data_engine.rules.process import Judged, RuleProcess
+from data_engine.rules.process import COMMAND, Judged, RuleProcess
 from data_engine.rules.worker import Limits, SetUp
 
 LITTLE = Limits(memory_bytes=120 << 20)
@@ -75,6 +78,27 @@ def test_a_rule_that_switches_its_alarm_off_is_ended_by_the_rank(judged, monkeyp
     monkeypatch.setattr("data_engine.rules.process.SPARE_S", 0.2)
     body = "import signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0)\ntime.sleep(100)"
     assert judged(body, Limits(clock_s=0.3)).problem == "the rule took more than 0.3 s, 2 times"
+
+
+def test_a_file_that_ignores_signals_is_held_to_its_time_all_the_same():
+    source = (
+        "import signal\nsignal.signal(signal.SIGPROF, signal.SIG_IGN)\ndef f(row, answers):\n    while True: pass\n"
+    )
+    rule = RuleProcess(Rule("mine.py:f", function="f", source=source), Limits(processor_s=0.4, clock_s=20))
+    with contextlib.closing(rule):
+        assert rule.judge({}, ANSWERS).problem == "the rule took more than 0.4 s of processor time, 2 times"
+
+
+def test_a_worker_whose_rank_is_gone_before_it_was_asked_ends():
+    """Then no signal tells it, and other processes may hold the other end of its stream."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [*COMMAND, str(theirs.fileno()), str(os.getppid())]
+        worker = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        try:
+            assert worker.wait(60) == 0
+        finally:
+            worker.kill()
 
 
 @pytest.mark.parametrize(
