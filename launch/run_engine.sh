@@ -66,7 +66,7 @@ fi
 if [ -z "${NUM_PROCESSES:-}" ]; then
   NUM_PROCESSES=$gpus
   # An engine of vLLM may take several GPUs.
-  if [ "$kind" = gpu ]; then NUM_PROCESSES=$("$PYTHON" -m data_engine.commands.engines "$gpus" "$@") || exit 2; fi
+  if [ "$kind" = gpu ]; then NUM_PROCESSES=$("$PYTHON" -m data_engine.commands.engines "$gpus" "$@"); fi
 fi
 ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$launch/accelerate/$kind.yaml}
 cores=$(nproc)

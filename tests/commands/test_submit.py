@@ -11,8 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import data_engine
 from data_engine.commands import main
-from data_engine.commands.submit import _seconds
+from data_engine.commands.submit import _seconds, launch_folder
+from data_engine.errors import UserError
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 JOB = ("--config", "configs/llava-1.5-7b.yaml", "--work_dir", "w")
@@ -141,6 +143,8 @@ def test_times_are_read_as_slurm_does(time, seconds):
         ((*JOB, "--array", "2", "--sbatch", "--mem 4G --export=NONE"), "sbatch has --export, which submit sets itself"),
         ((*JOB, "--array", "2", "--sbatch", "-a 0-3%2"), "sbatch has --array, which submit sets itself"),
         ((*JOB, "--array", "2", "--sbatch", "--outp x"), "sbatch has --output, which submit sets itself"),
+        ((*JOB, "--array", "2", "--sbatch", "--ar=0-9"), "sbatch has --array, which submit sets itself"),
+        ((*JOB, "--array", "2", "--sbatch", "--wrap=true"), "sbatch has --wrap, which submit sets itself"),
         ((*JOB, "--array", "2", "--sbatch_pair", "-d afterok:1"), "sbatch_pair has --dependency, which submit sets"),
         ((*JOB, "--array", "2", "--sbatch", "--time 1"), "sbatch has --time 1: jobs stop 120 s before their limit"),
         ((*JOB, "--array", "2", "--work_dir", "back\\slash"), "has a backslash in its name"),
@@ -207,6 +211,15 @@ def test_it_is_started_from_any_folder(submit, slurm, in_its_own_process):
     done = (in_a_process if in_its_own_process else submit)(slurm, *JOB, "--array", "2")
     assert done.returncode == 0, done.stderr
     assert [Path(line.split(".sbatch")[0].split()[-1]).parent for line in calls(slurm)] == [LAUNCH / "slurm"] * 2
+
+
+def test_a_package_in_a_folder_whose_name_sbatch_would_cut_is_refused(tmp_path, monkeypatch):
+    launch = tmp_path / "a,b/data_engine/launch"
+    launch.mkdir(parents=True)
+    (launch / "run_engine.sh").touch()
+    monkeypatch.setattr(data_engine, "__file__", str(launch.parent / "__init__.py"))
+    with pytest.raises(UserError, match="has a comma in its name"):
+        launch_folder()
 
 
 def test_the_help_names_the_folder_of_the_scripts(submit, slurm):

@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_run_engine import CPU, ROOT, SCRIPT, launch_command
+
+CORES = len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", pytest.param("bash", marks=pytest.mark.slow)])
@@ -53,6 +56,34 @@ def test_what_the_environment_lacks_or_has_wrong_is_told_before_anything_starts(
     chosen = {"PYTHON": "/no/python"} | environment
     done = subprocess.run(["sh", SCRIPT], env=os.environ | chosen, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, f"data-engine: error: {says}\n")
+
+
+@pytest.fixture
+def stand_in(tmp_path) -> Path:
+    """In the place of Python: two GPUs, and engines of vLLM that end with ENGINES; it tells the threads of a rank."""
+    program = tmp_path / "python"
+    program.write_text(
+        '#!/bin/sh\ncase $* in *torch*) echo 2 ;; *engines*) exit "$ENGINES" ;; *) echo "$OMP_NUM_THREADS" ;; esac\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(1, CORES), (CORES, 1), (CORES + 1, 1)])
+def test_ranks_share_the_cores_and_each_has_a_thread(stand_in, ranks, threads):
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    chosen = {"PYTHON": str(stand_in), "NUM_PROCESSES": str(ranks), "ACCELERATE_CONFIG": str(CPU)}
+    done = subprocess.run(["sh", SCRIPT], env=kept | chosen, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{threads}\n")
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_where_the_engines_cannot_be_counted_nothing_starts_and_the_code_comes_out(stand_in, code):
+    """A bug is 1, more GPUs than there are is 2."""
+    kept = {name: value for name, value in os.environ.items() if name != "NUM_PROCESSES"}
+    chosen = {"PYTHON": str(stand_in), "ENGINES": str(code)}
+    done = subprocess.run(["sh", SCRIPT], env=kept | chosen, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
 
 
 def test_an_empty_number_of_machines_is_one(monkeypatch):

@@ -172,12 +172,16 @@ def test_ranks_take_units_in_turn_and_load_each_model_once():
     assert shared(work, {"a": 2.0, "b": 1.0}, 2) == [5.0, 7.0]
     # One after another: 2 + 5, then 1 + 2.
     assert shared(work, {"a": 2.0, "b": 1.0}, 1) == [7.0, 10.0]
+    # A stage ends with its last unit, though a later one is done before.
+    assert shared([("sample", "", [5.0, 1.0])], {}, 2) == [5.0]
 
 
 def test_parts_of_a_unit_tell_a_whole_one_by_the_line_through_them():
     assert line([(2, 5.0), (4, 9.0)]) == pytest.approx((2.0, 1.0))
     # More for less is noise: the larger one counts, without a constant.
     assert line([(2, 5.0), (4, 4.0)]) == (1.0, 0.0)
+    # So is less than nothing for no question.
+    assert line([(2, 1.0), (4, 8.0)]) == (2.0, 0.0)
     measured = Measured(0, 0, {}, 8, {"s": [(2, 5.0), (4, 9.0)]}, {}, {}, {}, 0, 0, 0, 0)
     assert measured.unit_s("s", 8) == pytest.approx(17.0)
     # Whole units are taken as they are.
@@ -201,6 +205,8 @@ def test_hours_count_all_ranks_until_the_job_ends_and_one_rank_has_one_column(jo
     # 1200 s, as the first one scores 8. Of the third stage each has 8, and one of them 4 more, until 1920 s.
     assert [line["device_seconds"] for line in two["stages"]] == [2 * 180, 2 * 720, 2 * 480, 2 * 720, 2 * 1800]
     assert (two["device_seconds"], one["device_seconds"]) == (2 * (180 + 1920 + 1800), 180 + 3600 + 1800)
+    # Units that took the same may differ by a tenth all the same.
+    assert two["seconds_range"] == pytest.approx([0.9 * 3900, 1.1 * 3900])
     assert [cells(line) for line in measured_lines(two)[:-1]] == [
         ["measured", "2 ranks", "1 rank", "GPU-hours", "tokens an answer"],
         ["start", "3 min", "3 min", "0.100"],

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import pytest
 from run_files import hostile_rows, write
@@ -50,6 +51,20 @@ def test_nothing_is_measured_where_something_is_wrong_and_all_of_it_is_told(job,
         "data-engine: error: seed must be between 0 and 2**63 - 1, got -1",
         "data-engine: 2 mistakes; nothing was started",
     ]
+
+
+@pytest.mark.parametrize(("device", "processes"), [("cpu", [(0, 2), (1, 2)]), ("cuda", [(0, 1)])])
+def test_ranks_that_share_processors_are_timed_beside_each_other(job, monkeypatch, device, processes):
+    started = []
+
+    def start(found, rank, together, folder, budget_s):
+        started.append((rank, together))
+
+    monkeypatch.setattr(measure, "_start", start)
+    monkeypatch.setattr(measure, "_results", lambda children: sys.exit("enough"))
+    with pytest.raises(SystemExit, match="enough"):
+        measure.measure(Found(parse(job), heavy={"device": device}), 2)
+    assert started == processes
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -217,6 +217,25 @@ def test_flags_of_pairing_that_change_nothing_are_warned_of(job, tmp_path, capsy
     assert problem["message"] == "rank must be at most sample_k, 4, got 9"
 
 
+def test_flags_that_change_nothing_beside_others_are_warned_of(job, tmp_path, capsys):
+    answers = tmp_path / "answers.jsonl"
+    rows = ({"idx": row[0], "answer": letter} for row in hostile_rows()[:2] for letter in "abcd")
+    answers.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = tmp_path / "zero3.json"
+    config.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    flags = {"answers": str(answers), "rank": "1", "temperature": "0", "zero3": "off", "zero3_config": str(config)}
+    flags |= {"exif": "ignore", "export": "trl"}
+    found = told(capsys, *words(job, **flags))
+    assert found["problems"] == []
+    effects = [warning for warning in found["warnings"] if "effect" in warning or "temperature" in warning]
+    assert effects == [
+        "temperature has no effect on the answers of --answers, which are not drawn",
+        "zero3_config has no effect: zero3 is off",
+    ]
+    found = told(capsys, *words(job, export="trl", stop_after_stage="1"))
+    assert "export has no effect: this start stops after stage 1, before pairs are made" in found["warnings"]
+
+
 def test_blank_questions_are_warned_of(job, tmp_path, capsys):
     table = pq.read_table(job["dataset_path"])
     at = table.schema.get_field_index("question")

@@ -160,7 +160,7 @@ def _is_option(word: str, option: str) -> bool:
     """Whether it gives sbatch that option: whole, cut short, or by its letter."""
     if word.startswith("--"):
         given = word[2:].partition("=")[0]
-        return len(given) > 2 and option.startswith(given)
+        return bool(given) and option.startswith(given)
     letter = _LETTERS.get(option)
     return letter is not None and word.startswith(f"-{letter}")
 
