@@ -1,4 +1,5 @@
-"""launch/slurm/requeue.sh under real shells, with stand-ins for the commands of SLURM that it calls."""
+"""launch/slurm/requeue.sh under real shells, with stand-ins for the commands of SLURM that it calls; and what the batch
+scripts start by it."""
 
 import os
 import shutil
@@ -82,3 +83,30 @@ def test_a_task_of_an_array_puts_back_itself_alone(slurm, monkeypatch, shell):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     assert ends_with(shell, signal.SIGUSR1, 75) == 75
     assert requeued(slurm) == ["16_3"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("script", "starts"),
+    [
+        ("array", "- - - sh LAUNCH/run_engine.sh --config c.yaml --stop_after_stage 1 --shard_index 3"),
+        ("pair", "1 - - sh LAUNCH/run_engine.sh --config c.yaml --continue_from_stage 2"),
+        (
+            "multinode",
+            "- 2 23456 srun --ntasks=2 --ntasks-per-node=1 --wait=0 --kill-on-bad-exit=0 --cpu-bind=none sh -c",
+        ),
+    ],
+)
+def test_a_batch_script_starts_its_part_of_a_run(slurm, monkeypatch, shell, script, starts):
+    """Told: ranks, machines, port, and the command."""
+    (slurm / "slurm").mkdir()
+    told = 'echo "${NUM_PROCESSES:--} ${NUM_MACHINES:--} ${MAIN_PORT:--} $*"'
+    (slurm / "slurm/requeue.sh").write_text(told)
+    environment = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "123456"}
+    for name, value in (environment | {"DATA_ENGINE_LAUNCH": str(slurm)}).items():
+        monkeypatch.setenv(name, value)
+    for name in ("NUM_PROCESSES", "NUM_MACHINES", "MAIN_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    words = [shell, SCRIPT.with_name(f"{script}.sbatch"), "--config", "c.yaml"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(starts.replace("LAUNCH", str(slurm)))

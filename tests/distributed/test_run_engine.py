@@ -109,6 +109,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
         ([0, 1], False, 1),
         ([2, 0], False, 2),
         ([3, 0], False, 3),
+        ([4, 0], False, 4),
         ([0, 75], False, 75),
         ([0, 9], False, 1),
         # A rank failed or died, so the launcher stopped the other: a bug, not an invitation to run again.
@@ -161,12 +162,20 @@ def test_a_second_ctrl_c_counts_at_once(received):
     assert received == [signal.SIGINT] * 2
 
 
+def test_a_signal_that_is_ignored_stays_so(received):
+    """As a hangup is under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    listen(received)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def test_one_of_several_machines_says_which_it_is_and_asks_for_the_ranks_of_all(monkeypatch):
     settings = {"NUM_MACHINES": "3", "MACHINE_RANK": "1", "MAIN_ADDRESS": "10.0.0.7", "MAIN_PORT": "20001"}
     for name, value in (settings | {"ACCELERATE_CONFIG": "a.yaml"}).items():
         monkeypatch.setenv(name, value)
     command = launch_command("data_engine", 8, ["--limit", "4"])
     words = "--num_processes 24 --num_machines 3 --machine_rank 1 --main_process_ip 10.0.0.7 --main_process_port 20001"
+    words += " --same_network"
     assert words in " ".join(command)
     assert command[-5:] == ["--module", "data_engine", "run", "--limit", "4"]
 

@@ -19,6 +19,7 @@ from data_engine.commands import main, validate
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job.earlier import incomplete
+from data_engine.models.sharding import placement
 from data_engine.planning.found import FirstRows, Found, Problem
 from data_engine.processes import ranks
 from data_engine.questions.dataset import open_questions
@@ -234,6 +235,15 @@ def test_flags_that_change_nothing_beside_others_are_warned_of(job, tmp_path, ca
     ]
     found = told(capsys, *words(job, export="trl", stop_after_stage="1"))
     assert "export has no effect: this start stops after stage 1, before pairs are made" in found["warnings"]
+
+
+def test_a_model_that_leaves_no_room_to_work_in_is_warned_of(job, capsys, monkeypatch):
+    """On a CPU half of the memory, at most."""
+    size = told(capsys, *words(job))["plan"]["memory"]["weights_bytes"]
+    for memory, is_told in ((3 * size // 2, True), (2 * size, False)):
+        monkeypatch.setattr(placement, "total_memory_bytes", lambda device, memory=memory: memory)
+        warnings = told(capsys, *words(job))["warnings"]
+        assert any("the largest model may not fit: zero3 auto" in one for one in warnings) == is_told
 
 
 def test_blank_questions_are_warned_of(job, tmp_path, capsys):

@@ -21,18 +21,20 @@ from data_engine.reporting.page import report_text
 from data_engine.store.units import UnitResult
 
 DEMO = Path(data_engine.__file__).parent / "demo/checkpoints/instruct"
-# Pieces of the toy tokenizer below: bytes of a text, as byte-level BPE spells them; 5 is the end token.
+# Pieces of the toy tokenizer below: bytes of a text, as byte-level BPE spells them; 5 is the end token, and 6 an added
+# one that is text.
 PIECES = ["A", "Ġcat", "Ã", "©", "s", "</s>"]
-A_CAT, E_ACUTE, END = [0, 1], [2, 3], 5
+A_CAT, E_ACUTE, END, ADDED = [0, 1], [2, 3], 5, 6
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A checkpoint folder with a byte-level tokenizer of six tokens; é takes two of them."""
+    """A checkpoint folder with a byte-level tokenizer of seven tokens; é takes two of them."""
     tokenizer = tokenizers.Tokenizer(models.BPE({piece: id for id, piece in enumerate(PIECES)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["</s>"])
+    tokenizer.add_tokens([">A"])
     (tmp_path / "model").mkdir()
     tokenizer.save(str(tmp_path / "model/tokenizer.json"))
     return tmp_path / "model"
@@ -45,6 +47,10 @@ def pieces_of(folder, ids):
 
 def test_each_token_has_the_text_that_it_adds(folder):
     assert pieces_of(folder, [0, 1, 4, END]) == [("A", 1), (" cat", 1), ("s", 1), ("", 1)]
+
+
+def test_an_added_token_that_is_not_special_is_text(folder):
+    assert pieces_of(folder, [0, ADDED, 1]) == [("A", 1), (">A", 1), (" cat", 1)]
 
 
 def test_tokens_that_write_one_character_together_are_one_piece(folder):
@@ -73,6 +79,10 @@ def test_pieces_of_sentencepiece_join_to_its_own_text():
     assert "".join(piece for piece, _ in pieces) == tokenizer.decode(ids) == text
     assert sum(count for _, count in pieces) == len(ids)
     assert pieces[-1] == ("", 1)
+    # A special token between two others takes no space away.
+    for place in range(len(ids)):
+        pieces = Pieces(tokenizer.decode).of([*ids[:place], tokenizer.eos, *ids[place:]])
+        assert "".join(piece for piece, _ in pieces) == text
 
 
 def test_differences_are_the_reward_models_log_probs_less_the_instruct_models():
@@ -130,13 +140,11 @@ def heated(folder, tmp_path, sampled=None):
         row["answer"] = "A" + " cat" * count
         row["instruct"] = [-1.0] * (count + 2)
         row["reward"] = [-1.0 + 0.125 * place + 0.01 * count for place in range(count + 2)]
-    rows = [{**row, "finish_reason": "stop"} for row in world.rows]
+    rows = [{**row, "finish_reason": "stop", "thought": None} for row in world.rows]
     (sampled or (lambda rows: None))(rows)
     work, kind = tmp_path / "work", pa.string()
     digests = [question.digest for question in world.questions().rows(range(2))]
-    table = pa.Table.from_pylist([{name: row[name] for name in schemas.sampled_answer(kind).names} for row in rows],
-                                 schemas.sampled_answer(kind))  # fmt: skip
-    publish(work, "sampled_answer", 0, UnitResult(table, [], rows=digests))
+    publish(work, "sampled_answer", 0, UnitResult(schemas.sampled_answers(rows, kind), [], rows=digests))
     for role in ("instruct", "reward"):
         scored = [{"idx": row["idx"], "sample_index": row["sample_index"], "token_logps": row[role], "sum": 0.0,
                    "mean": 0.0} for row in world.rows]  # fmt: skip
@@ -161,6 +169,20 @@ def test_the_page_has_the_difference_of_each_token_of_each_answer(folder, tmp_pa
             assert own["values"] == pytest.approx(
                 [0.125 * place + 0.01 * count for place in range(count + 2)], abs=1e-4
             )
+
+
+def test_an_answer_behind_a_thought_has_the_heat_of_its_own_tokens(folder, tmp_path):
+    """Its first token has the end of the thought's mark in it."""
+
+    def think(rows):
+        for row in rows:
+            row |= {"token_ids": [1, 4, ADDED, *row["token_ids"][1:]], "thought": " cats", "thought_tokens": 2}
+
+    for pair in page_of(heated(folder, tmp_path, think))["pairs"]:
+        for text, own in zip((pair["chosen"], pair["rejected"]), pair["heat"], strict=True):
+            count = text.count(" cat")
+            assert own["sizes"] == [1, *[4] * count, 0]
+            assert own["values"][0] == pytest.approx(0.01 * count, abs=1e-4)
 
 
 def test_an_answer_whose_ids_say_something_else_has_no_heat_and_the_others_have(folder, tmp_path):

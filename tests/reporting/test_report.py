@@ -14,6 +14,8 @@ from report_page import Page
 from stage2_world import make_world, pairs_rows, picture
 
 from data_engine.questions.images import BadImage, decode
+from data_engine.reporting import facts
+from data_engine.reporting.columns import PairNumbers
 from data_engine.reporting.page import report_text
 from data_engine.store import logs
 
@@ -184,6 +186,17 @@ def test_pairs_are_counted_by_the_column_that_names_their_source(tmp_path):
         assert [text for text in texts[at : at + 8] if text][1:4] == [
             str(high - low), str(len(own)), str(own.count("kept"))
         ]  # fmt: skip
+
+
+def test_of_many_sources_the_smallest_are_counted_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(facts, "MOST_SOURCES", 2)
+    world = make_world(tmp_path, num_questions=8, origin_dataset=["a", *"bbbb", *"cc", "d"])
+    world.publish(tmp_path / "work")
+    world.pair(tmp_path / "work")
+    numbers = PairNumbers.read(tmp_path / "work/pairs/pairs.parquet")
+    _, rows = facts.source_table(world.questions(), numbers)
+    assert [row[:2] for row in rows[1:]] == [("b", "4"), ("c", "2"), ("2 others", "2")]
+    assert sum(int(row[2]) for row in rows[1:]) == len(numbers)
 
 
 def test_a_dataset_that_names_no_source_is_told_nothing_of(page):

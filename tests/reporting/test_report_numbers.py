@@ -1,5 +1,6 @@
 """The numbers of the report: which pairs it shows, how far rewards agree, charts, and what two pairings share."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -19,9 +20,11 @@ from data_engine.preferences.counts import Funnel
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.reporting import agreement, charts, choice, facts
+from data_engine.reporting.answers import Answers
 from data_engine.reporting.columns import PairNumbers, read_rows
-from data_engine.reporting.compare import comparison_text, funnel_table, overlap
+from data_engine.reporting.compare import comparison_text, funnel_table, joined, overlap
 from data_engine.reporting.gallery import PageData, _fit
+from data_engine.reporting.quarantine import Kind
 from data_engine.reporting.render import escaped_json
 from data_engine.reporting.thumbnails import Gallery
 from data_engine.store import logs
@@ -94,6 +97,7 @@ def test_two_rewards_agree_on_the_pairs_that_both_put_in_one_order():
     one, other = np.array([1.0, -1, 2, 0, np.nan]), np.array([3.0, 1, 5, 0, 1])
     found = agreement.agreement(("a", one), ("b", other))
     assert (found.num_pairs, found.same_order) == (4, 0.75)
+    assert agreement.agreement(("b", other), ("a", one)) == dataclasses.replace(found, first="b", second="a")
 
 
 def test_disagreement_is_the_distance_of_a_pairs_places():
@@ -112,6 +116,11 @@ def test_a_histogram_has_every_number_in_a_bin():
     assert "A &amp; B" in drawn
     heights = [float(y) for y in re.findall(r",([\d.]+)", re.search(r'points="([^"]*)"', drawn)[1])]
     assert min(heights) == charts.TOP
+    # The outermost ones are in the bins at the edges: 50 and 151 of 201, between the lines at 160 and at 8.
+    values = np.array([-1000.0] + [0.0] * 49 + [1.0] * 150 + [1000.0])
+    drawn = charts.histogram([charts.Series("kept", values, "kept")], "outliers")
+    heights = [float(y) for y in re.findall(r",([\d.]+)", re.search(r'points="([^"]*)"', drawn)[1])]
+    assert (heights[1], heights[-2]) == (pytest.approx(160 - 152 * 50 / 151, abs=0.05), 8.0)
     assert not charts.histogram([charts.Series("none", np.array([np.nan]), "kept")], "none")
 
 
@@ -138,12 +147,15 @@ def test_spans_of_a_stage_that_touch_are_one(tmp_path, monkeypatch):
         ("0", {"stage": "a", "time": 110.0, "seconds": 10.0}),
         ("0", {"stage": "a", "time": 120.0, "seconds": 10}),
         ("0", {"stage": "b", "time": 140.0, "seconds": 20.0}),
-        ("1", {"stage": "a", "time": 105.0, "seconds": 4.0}),
+        ("10", {"stage": "a", "time": 105.0, "seconds": 4.0}),
+        # Of a process that was started again while the first one went on.
+        ("2", {"stage": "a", "time": 130.0, "seconds": 30.0}),
+        ("2", {"stage": "a", "time": 120.0, "seconds": 10.0}),
     ]
     monkeypatch.setattr(facts.logs, "unit_lines_by_rank", lambda work_dir: iter(lines))
-    shown = [("rank 0", [(0, 20, "a"), (20, 40, "b")]), ("rank 1", [(1, 5, "a")])]
-    assert facts.lanes(tmp_path) == (shown, 2)
-    assert facts.lanes(tmp_path, most=1) == (shown[:1], 2)
+    shown = [("rank 0", [(0, 20, "a"), (20, 40, "b")]), ("rank 2", [(0, 30, "a")]), ("rank 10", [(1, 5, "a")])]
+    assert facts.lanes(tmp_path) == (shown, 3)
+    assert facts.lanes(tmp_path, most=1) == (shown[:1], 3)
 
 
 def test_ranks_of_several_shards_are_told_apart(tmp_path):
@@ -160,6 +172,15 @@ def test_ranks_of_several_shards_are_told_apart(tmp_path):
     )  # fmt: skip
     assert [row[1:6] for row in facts.rank_table(tmp_path)[1:]] == [
         ("0:0", "1", "10 s", "80", "8.0"), ("1:0", "1", "10 s", "80", "8.0"), ("0", "1", "10 s", "80", "8.0")
+    ]  # fmt: skip
+
+
+def test_of_many_kinds_of_reasons_the_rarest_are_counted_together(tmp_path, monkeypatch):
+    kinds = {("sampled_answer", why): Kind(why, rows) for why, rows in (("a", 2), ("b", 9), ("c", 4), ("d", 3))}
+    monkeypatch.setattr(facts.quarantine, "kinds", lambda work_dir: kinds)
+    monkeypatch.setattr(facts, "MOST_REASONS", 2)
+    assert [row[:3] for row in facts.left_out_table(tmp_path)[1:]] == [
+        ("sampled_answer", "9", "b"), ("sampled_answer", "4", "c"), ("", "5", "other reasons")
     ]  # fmt: skip
 
 
@@ -253,6 +274,19 @@ def test_pairs_that_are_kept_stand_in_one_line_whether_a_pairing_is_written_as_a
     assert (
         order.index("kept") < order.index("  kept, but not in dataset/: its picture is gone") < order.index("written")
     )
+
+
+def test_two_galleries_are_joined_to_one_in_which_each_picture_is_once():
+    one = PageData([{"pictures": [0, 1]}], ["a", "b"], Answers(), ["smaller", "of one"], {"q1": None})
+    other = PageData(
+        [{"pictures": [1, 0]}, {"pictures": []}], ["b", "c"], Answers(), ["smaller", "of other"], {"q2": None}
+    )
+    both = joined(one, other)
+    assert both.images == ["a", "b", "c"]
+    assert [pair["pictures"] for pair in both.pairs] == [[0, 1], [2, 1], []]
+    assert [pair["number"] for pair in both.pairs] == [0, 1, 2]
+    assert both.told == ["smaller", "of one", "of other"]
+    assert list(both.questions) == ["q1", "q2"]
 
 
 def test_a_comparison_shows_the_pairs_that_one_alone_keeps(tmp_path):

@@ -35,6 +35,12 @@ def test_units_are_counted_by_stage(tmp_path):
     assert row(text, "pairs") == ["pairs", "not", "written"]
 
 
+def test_units_beyond_those_of_the_run_are_not_counted(tmp_path):
+    text = status.describe(make_run(tmp_path / "run", 3, {"sampled_answer": 5, "instruct_logps": 2}), NOW)
+    assert row(text, "sampled_answer") == ["sampled_answer", "3/3", "100", "%"]
+    assert row(text, "instruct_logps") == ["instruct_logps", "2/3", "66", "%"]
+
+
 def test_a_share_is_rounded_down_so_that_only_a_whole_stage_is_100(tmp_path):
     text = status.describe(make_run(tmp_path, 1000, {"sampled_answer": 999}), NOW)
     assert row(text, "sampled_answer")[1:4] == ["999/1000", "99", "%"]

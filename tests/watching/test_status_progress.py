@@ -20,19 +20,19 @@ def states(progress) -> dict[int, str]:
 
 def test_a_rank_is_told_by_its_claim_its_log_and_its_process(tmp_path):
     make_run(tmp_path, 40, {"sampled_answer": 12})
-    processes = {0: ME, 1: GONE, 2: FAR, 3: FAR, 4: ME, 5: FAR, 6: ME, 7: ME, 8: ME}
+    processes = {0: ME, 1: GONE, 2: FAR, 3: FAR, 4: ME, 5: FAR, 6: ME, 7: ME, 8: ME, 9: ME}
     for rank, process in processes.items():
         log(tmp_path, process, rank, started(NOW - 500, process, rank))
     claim(tmp_path, ME, 0, "sampled_answer", 12, NOW - 2)
     claim(tmp_path, FAR, 2, "sampled_answer", 13, NOW - 3)
     claim(tmp_path, FAR, 3, "sampled_answer", 14, NOW - 61)
     log(tmp_path, ME, 4, unit_line(NOW - 100))
-    for rank, code in ((6, 75), (7, 1), (8, 0)):
+    for rank, code in ((6, 75), (7, 1), (8, 0), (9, 4)):
         log(tmp_path, ME, rank, {"time": NOW - 90, "rank": rank, "exit_code": code})
     found = Looks(tmp_path).at()
     assert states(found) == {
         0: "working", 1: "dead", 2: "working", 3: "stalled", 4: "waiting", 5: "silent", 6: "stopped", 7: "failed",
-        8: "finished",
+        8: "finished", 9: "finished",
     }  # fmt: skip
     # Those that need a look come first.
     assert [rank.rank for rank in found.ranks][:4] == [7, 1, 3, 5]
@@ -76,6 +76,12 @@ def test_a_clock_that_is_set_does_not_change_a_rank(tmp_path):
     assert states(looks.at(1, clock=NOW + 7200)) == {0: "working"}
 
 
+def test_a_sign_of_a_clock_that_runs_ahead_is_of_this_moment(tmp_path):
+    make_run(tmp_path, 40, {"sampled_answer": 12})
+    claim(tmp_path, FAR, 0, "sampled_answer", 12, NOW + 30)
+    assert [rank.age_s for rank in Looks(tmp_path).at().ranks] == [0.0]
+
+
 def test_what_is_left_of_an_earlier_start_is_not_shown(tmp_path):
     make_run(tmp_path, 40, {"sampled_answer": 12})
     old, new = replace(GONE, pid=GONE.pid + 1), ME
@@ -112,6 +118,14 @@ def test_the_end_of_one_shard_is_shown_while_another_goes_on(tmp_path):
         ((0, 2), "failed"),
         ((1, 2), "waiting"),
     ]
+
+
+def test_a_start_that_is_divided_otherwise_takes_the_place_of_all_shards_before_it(tmp_path):
+    make_run(tmp_path, 40, {"sampled_answer": 12})
+    for shard, process in ((0, GONE), (1, replace(GONE, pid=GONE.pid + 1))):
+        log(tmp_path, process, 0, started(NOW - 900, process, 0, (shard, 2)), {"time": NOW - 800, "exit_code": 1})
+    log(tmp_path, ME, 0, started(NOW - 100, ME, 0, (0, 3)), unit_line(NOW - 1))
+    assert [(rank.shard, rank.state) for rank in Looks(tmp_path).at().ranks] == [((0, 3), "waiting")]
 
 
 def test_rank_0_pairs_once_all_units_are_there(tmp_path):
@@ -152,6 +166,19 @@ def test_the_whole_time_left_shares_what_is_left_among_all_ranks_at_work(tmp_pat
     assert (looks.at().seconds_left, looks.at().seconds_left_at_least) == (None, 6.0)
     log(tmp_path, ME, 0, unit_line(NOW - 1, "reward_logps", 1.0))
     assert looks.at().seconds_left == 11.0
+
+
+def test_ranks_that_worked_on_a_stage_which_is_done_do_not_count_for_the_next(tmp_path):
+    make_run(tmp_path, 10, {"sampled_answer": 9})
+    for rank, process in enumerate((ME, FAR)):
+        log(tmp_path, process, rank, started(NOW - 90, process, rank), unit_line(NOW - 3, seconds=2.0))
+    looks = Looks(tmp_path)
+    assert looks.at().num_working == 2
+    (tmp_path / "sampled_answer/unit-00009.parquet").touch()
+    for stage in STAGES[1:]:
+        log(tmp_path, ME, 0, unit_line(NOW - 1, stage, 1.0))
+    # 10 units of 1 s of each of the other two stages.
+    assert (looks.at(1).num_working, looks.at(1).seconds_left) == (1, 20.0)
 
 
 # Looking again.

@@ -42,13 +42,11 @@ def schema_of(source: ExportSource, columns: Iterable[tuple[str, pa.DataType]]) 
 
 
 def asked(question: Question) -> dict:
-    """The columns of a question: all that comes before the answer, and its pictures in the order of their parts."""
-    messages = question.conversation.messages
-    shown = [part for message in messages for part in message.content if isinstance(part, int)]
+    """The columns of a question: all that comes before the answer, and its pictures, whose parts stand in their order."""
     return {
         "idx": question.idx,
-        "prompt": [_message(message) for message in messages],
-        "images": [{"bytes": question.images[number], "path": _path(question)} for number in shown],
+        "prompt": [_message(message) for message in question.conversation.messages],
+        "images": [{"bytes": image, "path": _path(question)} for image in question.images],
     }
 
 
