@@ -21,7 +21,9 @@ CPU = ROOT / "launch" / "accelerate" / "cpu.yaml"
 PATIENCE_S = 120
 
 SUPERVISE = runpy.run_path(str(ROOT / "launch" / "supervise.py"))
-exit_code, listen, launch_command = (SUPERVISE[name] for name in ("exit_code", "listen", "launch_command"))
+exit_code, listen, launch_command, main = (
+    SUPERVISE[name] for name in ("exit_code", "listen", "launch_command", "main")
+)
 
 
 def slow(*values: object) -> object:
@@ -167,6 +169,16 @@ def test_a_signal_that_is_ignored_stays_so(received):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     listen(received)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_threads_of_all_ranks_are_held_against_the_cores(received, monkeypatch):
+    monkeypatch.setattr(subprocess, "call", lambda *_: 0)
+    monkeypatch.setitem(main.__globals__, "cpu_wait", types.SimpleNamespace(apply=sys.exit))
+    for name, value in {"NUM_PROCESSES": "3", "OMP_NUM_THREADS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 6
 
 
 def test_one_of_several_machines_says_which_it_is_and_asks_for_the_ranks_of_all(monkeypatch):

@@ -1,5 +1,6 @@
 """What is read of a run, look after look: its ranks and what they do, the pace, and only what is new."""
 
+import json
 import os
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from watched_run import FAR, GONE, ME, NOW, STAGES, Looks, busy_run, claim, log,
 from data_engine.store import units
 from data_engine.store.units import published
 from data_engine.watching import log_lines
+from data_engine.watching.as_json import as_json
 
 
 def states(progress) -> dict[int, str]:
@@ -178,7 +180,18 @@ def test_ranks_that_worked_on_a_stage_which_is_done_do_not_count_for_the_next(tm
     for stage in STAGES[1:]:
         log(tmp_path, ME, 0, unit_line(NOW - 1, stage, 1.0))
     # 10 units of 1 s of each of the other two stages.
-    assert (looks.at(1).num_working, looks.at(1).seconds_left) == (1, 20.0)
+    found = looks.at(1)
+    assert (found.num_working, found.seconds_left) == (1, 20.0)
+    done = json.loads(as_json(found))["stages"][0]
+    assert (done["ranks"], done["answers_per_s"], done["seconds_left"]) == (0, None, 0.0)
+
+
+def test_warnings_of_all_ranks_are_in_the_order_of_their_time(tmp_path):
+    make_run(tmp_path, 10, {"sampled_answer": 9})
+    for rank, times in ((0, (NOW - 9, NOW - 3)), (1, (NOW - 6,))):
+        for time in times:
+            log(tmp_path, ME, rank, {"time": time, "rank": rank, "level": "warning", "message": f"at {NOW - time:g}"})
+    assert [one.message for one in Looks(tmp_path).at().warnings] == ["at 9", "at 6", "at 3"]
 
 
 # Looking again.

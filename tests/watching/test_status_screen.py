@@ -71,6 +71,18 @@ def test_ctrl_c_and_a_signal_leave_the_terminal_as_it_was(tmp_path, ends, code):
         assert set(re.findall(rb"\x1b\[([0-9;]*)m", terminal.received)) == {b"0", b"1", b"2"}
 
 
+def test_a_hangup_that_the_starter_ignores_does_not_end_the_watching(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with watch(busy_run(tmp_path), "600") as terminal:
+            terminal.shows(has("q or Ctrl-C leaves"))
+            terminal.send(signal.SIGHUP)
+            terminal.press(b"q")
+            assert terminal.ended() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_only_lines_that_change_are_drawn_again(tmp_path):
     with watch(busy_run(tmp_path), "0.2") as terminal:
         terminal.shows(has("q or Ctrl-C leaves"))
@@ -109,10 +121,11 @@ def test_a_run_whose_folder_goes_away_is_an_error_on_a_restored_terminal(tmp_pat
 HOSTILE = "row '\x1b[2J\x1b]0;owned\x07\x1b[?1049l' is \u202etxt.exe\u2066 bad\r\nrank 9: all is well \x9b31m\x00 ä"
 
 
-def test_a_hostile_warning_is_inert_and_a_locale_without_utf8_gets_ascii_alone(tmp_path):
+@pytest.mark.parametrize("utf8_mode", ["0", "1"])
+def test_a_hostile_warning_is_inert_and_a_locale_without_utf8_gets_ascii_alone(tmp_path, utf8_mode):
     work_dir = busy_run(tmp_path)
     warn(work_dir, HOSTILE)
-    ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "", "PYTHONUTF8": utf8_mode, "PYTHONCOERCECLOCALE": "0"}
     with watch(work_dir, "600", size=(140, 30), **ascii_only) as terminal:
         lines = terminal.shows(has("q or Ctrl-C leaves"))
         [told] = [line for line in lines if "is well" in line]

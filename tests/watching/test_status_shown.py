@@ -205,6 +205,14 @@ def test_of_many_ranks_those_that_need_a_look_are_shown(tmp_path):
     assert any(re.match(r"  63  dead", line) for line in lines)
 
 
+def test_of_many_warnings_the_last_ones_are_shown_newest_first(tmp_path):
+    make_run(tmp_path, 40, {"sampled_answer": 12})
+    for number in range(frame.NUM_WARNINGS + 2):
+        log(tmp_path, ME, 0, {"time": NOW + number, "level": "warning", "message": f"warning {number}"})
+    told = "\n".join(shown(Looks(tmp_path).at(), 80, 40))
+    assert re.findall(r"rank 0: warning (\d)", told) == ["9", "8", "7", "6", "5", "4", "3", "2"]
+
+
 def test_text_of_others_cannot_steer_a_terminal():
     assert inert("a\r\n b\x1b[31m\x7f\x9b") == r"a b\x1b[31m\x7f\x9b"
     assert inert("\u202ee\u200d\U000e0041\ud800") == r"\u202ee\u200d\U000e0041\ud800"

@@ -42,7 +42,7 @@ def schema_of(source: ExportSource, columns: Iterable[tuple[str, pa.DataType]]) 
 
 
 def asked(question: Question) -> dict:
-    """The columns of a question: all that comes before the answer, and its pictures, whose parts stand in their order."""
+    """The columns of a question: all that comes before the answer, and its pictures, as they stand there."""
     return {
         "idx": question.idx,
         "prompt": [_message(message) for message in question.conversation.messages],
