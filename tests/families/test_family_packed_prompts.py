@@ -1,5 +1,7 @@
 """Several prompts of a model of transformers in one row of its decoder leave what each leaves alone, bit for bit."""
 
+from types import SimpleNamespace
+
 import internvl_folders
 import pytest
 import torch
@@ -9,10 +11,12 @@ from prompts import logits_noted, one_a_pass
 from test_family_packed_tower import Flash
 from test_family_positions import prompt
 from test_family_waits import LEFT, on_meta
+from torch import nn
 
 from data_engine.models import load_model
 from data_engine.models.auto import packed_prompts
 from data_engine.models.layers.attention import DoesNotFit
+from data_engine.models.layers.layer_kind import LayerKind
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import packing
@@ -100,6 +104,23 @@ def test_prompts_in_one_pass_leave_what_each_leaves_alone(checkpoints, name, dty
 def test_so_do_those_of_internvls_own_layout(tmp_path, one_thread, kind):
     folder = internvl_folders.write(tmp_path / "model", kind)
     assert_each_as_alone(load_model(None, str(folder), device="cpu", dtype="float32"))
+
+
+@pytest.mark.parametrize(
+    ("own", "packs"),
+    [
+        ({}, True),
+        ({"is_split": True}, False),
+        ({"answers_in_rows": True}, False),
+        ({"layers": [LayerKind(1, 8, 8), LayerKind(1, 8, 8, cross=True)]}, False),
+        ({"decoder": nn.ModuleDict({"experts": nn.Linear(8, 8)})}, False),
+    ],
+)
+def test_each_of_these_alone_keeps_prompts_apart(own, packs):
+    """Most families that have one have another as well."""
+    plain = {"is_split": False, "answers_in_rows": False, "layers": [LayerKind(1, 8, 8)], "cache_layers": [object()]}
+    model = SimpleNamespace(**{**plain, "decoder": nn.ModuleDict({"mlp": nn.Linear(8, 8)}), **own})
+    assert packed_prompts.may_pack(model) == packs
 
 
 @pytest.mark.parametrize("name", named(ALONE))

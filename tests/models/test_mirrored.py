@@ -47,6 +47,12 @@ def test_a_known_mask_chooses_places_without_a_read():
     assert torch.equal(found, expected)
 
 
+def test_a_single_known_truth_is_an_index_as_it_is():
+    """It adds an axis, and is no mask of the first one."""
+    flag = mirrored({"flag": torch.tensor(True)}, {"flag": torch.tensor(True)})["flag"]
+    assert torch.zeros(2, 3)[flag].shape == (1, 2, 3)
+
+
 def test_known_numbers_are_sizes():
     height, width = pair(torch.tensor([2, 3]))
     numbers = torch.zeros(6, 4, device=META)
@@ -64,6 +70,12 @@ def test_writing_known_numbers_keeps_the_copies_right():
     changed += 1
     assert changed.tolist() == [[8, 1, 1, 4, 1]]
     assert ids.tolist() == IDS.tolist() == [[7, 9, 9, 3, 9]]
+    # What it was sent from is the processor's own.
+    on_host = IDS.clone()
+    written = mirrored({"ids": IDS.clone()}, {"ids": on_host})["ids"]
+    written += 1
+    assert is_known(written)
+    assert on_host.tolist() == IDS.tolist()
 
 
 def test_after_a_write_of_an_unknown_number_nothing_of_the_prompt_is_known():
@@ -73,6 +85,10 @@ def test_after_a_write_of_an_unknown_number_nothing_of_the_prompt_is_known():
     assert not any(map(is_known, (*known.values(), view)))
     assert known["ids"].tolist() == [[1, 2, 3, 4, 5]]
     assert view.tolist() == [[1, 2]]
+    ids = mirrored({"ids": IDS.clone()}, {"ids": IDS})["ids"]
+    torch.add(IDS, 1, out=ids)
+    assert not is_known(ids)
+    assert ids.tolist() == [[8, 10, 10, 4, 10]]
 
 
 def test_what_is_found_by_value_on_a_cpu_has_a_copy_of_its_own():

@@ -18,6 +18,7 @@ from data_engine.reporting import facts
 from data_engine.reporting.columns import PairNumbers
 from data_engine.reporting.page import report_text
 from data_engine.store import logs
+from data_engine.store.units import unit_path
 
 TEXT = '</script><script>alert("x")</script> & "quoted" \'text\' 猫 \u2028 <!--'
 
@@ -132,6 +133,19 @@ def test_equal_rewards_and_equal_lengths_can_be_drawn(tmp_path):
     # Two rewards, margins and lengths.
     assert text.count("<svg") == 4
     assert {pair["margin"] for pair in Page(text).pairs} == {0.0}
+
+
+def test_a_unit_that_is_gone_costs_the_page_no_pair(tmp_path):
+    """Only with run.json it is known which row is in which unit."""
+    world, work_dir = make_world(tmp_path, num_questions=20), tmp_path / "work"
+    world.publish(work_dir)
+    funnel = world.pair(work_dir)
+    before = Page(report_text(work_dir, world.questions(), funnel))
+    (work_dir / "run.json").write_text(json.dumps({"units": {"unit_size": len(world.units()[0])}}))
+    unit_path(work_dir, "sampled_answer", 0).unlink()
+    after = Page(report_text(work_dir, world.questions(), funnel))
+    assert [pair["chosen"] for pair in after.pairs] == [pair["chosen"] for pair in before.pairs]
+    assert all(pair["pictures"] for pair in after.pairs)
 
 
 def test_an_image_that_cannot_be_decoded_is_replaced_by_the_reason(tmp_path):
