@@ -26,7 +26,7 @@ from data_engine.reporting.compare import comparison_text, funnel_table, joined,
 from data_engine.reporting.gallery import PageData, _fit
 from data_engine.reporting.quarantine import Kind
 from data_engine.reporting.render import escaped_json
-from data_engine.reporting.thumbnails import Gallery
+from data_engine.reporting.thumbnails import EXCHANGED, Gallery
 from data_engine.store import logs
 
 
@@ -227,6 +227,16 @@ def test_of_many_pictures_of_a_question_four_are_shown_and_the_others_are_counte
         gallery.add(question, functools.partial(images.decode, max_megapixels=1))
     shown = [gallery.questions[idx] for idx in range(3)]
     assert [(len(one.pictures), one.num_left_out) for one in shown] == [(1, 0), (4, 0), (4, 2)]
+
+
+def test_a_picture_that_was_exchanged_is_looked_for_in_another_folder():
+    gallery = Gallery()
+    question = SimpleNamespace(
+        idx=1, question="?", images=[b"another"], problem=None, missing=False, conversation=Conversation.of("?", 1)
+    )
+    gallery.add(question, lambda data: pytest.fail("it is read"), is_same=False)
+    shown = gallery.questions[1]
+    assert (shown.pictures, shown.problem, shown.missing, shown.is_unread) == ([], EXCHANGED, True, True)
 
 
 def test_the_turns_before_the_question_of_a_chat_are_shown_but_for_a_system_text():

@@ -72,6 +72,14 @@ def test_a_unit_holds_its_table_and_the_same_table_makes_the_same_bytes(tmp_path
     assert pq.read_table(tmp_path / "one").to_pydict() == table.to_pydict()
 
 
+def test_a_text_like_the_place_of_the_checksum_stays_as_it_is(tmp_path):
+    """The footer repeats it as the smallest and the largest cell."""
+    path, text = units.unit_path(tmp_path, "sampled_answer", 0), sealed.BLANK.decode()
+    units.publish(path, pa.table({"a": [text]}))
+    assert path.read_bytes().count(sealed.BLANK) >= 2
+    assert units.read_unit(tmp_path, "sampled_answer", 0).table.to_pydict() == {"a": [text]}
+
+
 def test_a_unit_with_any_byte_changed_is_set_aside_and_counts_as_missing(tmp_path):
     path = units.unit_path(tmp_path, "reward_logps", 7)
     table = pa.table({"sum": [0.5, -0.25]})

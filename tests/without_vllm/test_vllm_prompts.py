@@ -1,15 +1,19 @@
 """Prompts for vLLM: token ids and pictures of the model's family, and what shows that it made others of them."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from data_engine.errors import UserError
 from data_engine.models import family_class
 from data_engine.models.llava import LlavaPrompts, square
 from data_engine.models.prompt_maker import TokenPrompt
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import decode
+from data_engine.scoring.drawn_check import Drawn, check_drawn
 from data_engine.store import units
 
 
@@ -73,3 +77,21 @@ def test_another_prompt_or_picture_shows_in_the_log_probs(settings, vllm, monkey
     said = refusal(settings(same_pixels=same_pixels))
     assert said.startswith("vLLM drew these answers from another distribution than they are scored by: ")
     assert "more than 0.05 allows for rounding in float32" in said
+
+
+def test_log_probs_are_compared_token_by_token_over_the_answers_that_were_scored():
+    """By hand: 0.2 over 2 tokens, 0.3 over 3 and 0.3 over 1; the last answer was not scored."""
+    keys = {"idx": ["a", "a", "b", "b"], "sample_index": [0, 1, 0, 1]}
+    scored = {"idx": ["b", "a", "a"], "sample_index": [0, 1, 0], "sum": [-3.3, -9.3, -4.2]}
+    scored["token_logps"] = [[-3.3], [-3.1] * 3, [-2.1] * 2]
+    asked = (pa.table(keys), [-4.0, -9.0, -3.0, -1.0], pa.table(scored))
+    assert check_drawn(*asked, torch.bfloat16) == Drawn(pytest.approx(0.5 / 3), pytest.approx(0.3), "b")
+    with pytest.raises(UserError, match=r"0\.167 nat a token off .* more than 0\.05 .* row 'b', 0\.3"):
+        check_drawn(*asked, torch.float32)
+
+
+def test_log_probs_that_are_no_numbers_are_those_of_another_distribution():
+    keys = {"idx": ["a"], "sample_index": [0]}
+    scored = pa.table({**keys, "sum": [-1.0], "token_logps": [[-1.0]]})
+    with pytest.raises(UserError, match="nan nat a token off"):
+        check_drawn(pa.table(keys), [float("nan")], scored, torch.float32)
