@@ -171,6 +171,14 @@ def test_a_signal_that_is_ignored_stays_so(received):
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
+def test_a_signal_during_the_check_starts_no_rank(received, monkeypatch):
+    monkeypatch.setattr(subprocess, "call", lambda *_: signal.raise_signal(signal.SIGTERM) or 0)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a rank was started"))
+    monkeypatch.setenv("NUM_PROCESSES", "1")
+    monkeypatch.setenv("ACCELERATE_CONFIG", "a.yaml")
+    assert main([]) == 75
+
+
 def test_threads_of_all_ranks_are_held_against_the_cores(received, monkeypatch):
     monkeypatch.setattr(subprocess, "call", lambda *_: 0)
     monkeypatch.setitem(main.__globals__, "cpu_wait", types.SimpleNamespace(apply=sys.exit))

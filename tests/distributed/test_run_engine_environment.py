@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_run_engine import CPU, ROOT, SCRIPT, launch_command
+from test_run_engine import CPU, ROOT, SCRIPT, launch_command, until
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -84,6 +85,21 @@ def test_where_the_engines_cannot_be_counted_nothing_starts_and_the_code_comes_o
     chosen = {"PYTHON": str(stand_in), "ENGINES": str(code)}
     done = subprocess.run(["sh", SCRIPT], env=kept | chosen, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (code, "")
+
+
+def test_a_signal_while_gpus_are_counted_says_run_the_same_command_again(tmp_path):
+    program = tmp_path / "python"
+    program.write_text(
+        f'#!/bin/sh\ncase $* in *torch*) echo 0; touch "{tmp_path}/asked"; '
+        f'while [ ! -e "{tmp_path}/go" ]; do sleep 0.02; done ;; *) echo started ;; esac\n'
+    )
+    program.chmod(0o755)
+    with subprocess.Popen(["sh", SCRIPT], env=os.environ | {"PYTHON": str(program)}, stdout=subprocess.PIPE) as job:
+        until((tmp_path / "asked").exists, "the count of GPUs")
+        job.send_signal(signal.SIGTERM)
+        (tmp_path / "go").touch()
+        assert job.communicate(timeout=60)[0] == b""
+    assert job.returncode == 75
 
 
 def test_an_empty_number_of_machines_is_one(monkeypatch):
