@@ -78,7 +78,7 @@ def test_hostile_texts_are_shown_and_do_nothing(opened, shown):
     assert opened.console() == []
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [320, *WIDTHS])
 def test_nothing_has_to_be_scrolled_sideways(opened, shown, width):
     opened.resize(width)
     assert opened.sideways() <= 0
