@@ -68,6 +68,7 @@ STEP = "test_every_row_is_loaded_and_a_step_moves_the_weights"
 VLLM = "tests/by_vllm/test_vllm_two_engines.py::test_two_engines_share_a_run_and_stop_at_a_signal"
 TRL = "tests/docs/test_docs_exports.py::test_the_python_is_that_of_the_trainer"
 PUSHED = "tests/exports/test_export_push.py::test_one_format_arrives_with_its_card_and_nothing_stays_behind"
+RIGHT_ALONE = "tests/rewards/test_reward_rule.py::test_the_best_answers_that_are_exported_can_be_right_ones_alone"
 DEMO = "tests/docs/test_readme.py::test_the_demo_shows_that_chosen_answers_hallucinate_far_less"
 CRITIC = "tests/docs/test_shown.py::test_the_template_of_a_critic_is_read"
 BENCH = "tests/bench/test_bench.py::test_a_checkpoint_that_transformers_cannot_load_is_timed_alone"
@@ -112,6 +113,7 @@ ELSEWHERE = (
     ),
     Elsewhere("docs/vllm.md", "launch/run_engine.sh", VLLM, APART),
     Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format trl --push", PUSHED, "the hub has a stand-in"),
+    Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format sft --min", RIGHT_ALONE, "it is about a rule"),
     Elsewhere("docs/exports.md", "swift rlhf", f"tests/trainers/test_trainer_swift.py::{STEP}", APART),
     Elsewhere("docs/exports.md", "llamafactory-cli", f"tests/trainers/test_trainer_llama_factory.py::{STEP}", APART),
     Elsewhere("docs/exports.md", "import datasets\nimport trl\n", TRL, "it trains, as tests/trainers does"),

@@ -76,6 +76,20 @@ def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsy
     assert {file.stem for file in (work / "rule").glob("*.parquet")} == {"unit-00000", "unit-00001"}
 
 
+def test_the_best_answers_that_are_exported_can_be_right_ones_alone(given, tmp_path, capsys):
+    """Of question 2 all answers are wrong, and one of them is the best all the same."""
+    records = [{"idx": idx, "question": "How many?", "answer": right} for idx, right in (RIGHT | {2: "D"}).items()]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "hard.parquet")
+    assert given("final_answer", tmp_path / "hard.parquet") == 0
+    command = ["export", str(tmp_path / "work"), "--format", "sft", "--output"]
+    assert main([*command, str(tmp_path / "all")]) == 0
+    assert {row["idx"] for row in read(tmp_path / "all/sft")} == {1, 2}
+    assert main([*command, str(tmp_path / "right"), "--min_reward", "1"]) == 0
+    assert "1 left out: the best answer has less than 1 of the reward rule" in capsys.readouterr().out
+    [row] = read(tmp_path / "right/sft")
+    assert (row["idx"], row["completion"][0]["content"][0]["text"]) == (1, ANSWERS[1][0])
+
+
 def test_a_rule_of_ones_own_gets_all_columns_but_pictures(given, tmp_path):
     picture = b"no column of the engine's"
     records = [{"idx": 1, "question": "How many?", "answer": "4", "tags": ["a", "b"], "level": 2.5, "other": picture},
