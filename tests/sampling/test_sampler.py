@@ -1,5 +1,7 @@
 """Processors against transformers' own, random numbers by hand, draws against their distribution."""
 
+import math
+
 import pytest
 import torch
 from transformers import (
@@ -56,6 +58,18 @@ def test_ties_of_the_kth_value_stay_as_in_transformers():
     kept = ids[scores > -torch.inf]
     assert sorted(kept.tolist()) == [0, 1, 2, 3]
     assert (TopKLogitsWarper(2)(None, logits) > -torch.inf).sum() == 4
+
+
+@pytest.mark.parametrize("top_k", [0, 50])
+def test_a_token_at_the_edge_of_top_p_is_not_decided_by_the_last_bits_of_fp32(top_k):
+    """Which depend on a GPU on how many rows are drawn together. Twelve tokens before the edge, a billionth off it."""
+    for row in torch.randn(20, 60, generator=torch.Generator().manual_seed(3)) * 3:
+        best = sorted(row.tolist(), reverse=True)[: top_k or None]
+        weights = [math.exp(score) for score in best]
+        edge = math.fsum(weights[:12]) / math.fsum(weights)
+        for top_p, kept in ((edge + 1e-9, 13), (edge - 1e-9, 12)):
+            scores, _ = candidates(row[None], SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p))
+            assert int(scores.isfinite().sum()) == kept
 
 
 def test_the_reference_warps_the_first_step_alike(goldens, instruct):

@@ -67,7 +67,9 @@ def candidates(logits_NV: Tensor, params: SamplingParams) -> tuple[Tensor, Tenso
     else:
         return scores, torch.arange(vocabulary, device=scores.device).expand_as(scores)
     if params.top_p < 1:
-        probs = scores.softmax(-1)
+        # In fp64: a GPU adds up a row in an order that follows from how many rows there are, and a token at the edge
+        # would be in or out by the last bits of fp32.
+        probs = scores.double().softmax(-1)
         better = probs.cumsum(-1) - probs
         keep = better < params.top_p
         keep[:, 0] = True
