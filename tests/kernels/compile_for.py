@@ -20,6 +20,11 @@ from triton.runtime import JITFunction, driver
 
 from data_engine_kernels import LayerCaches, RowIndex, Special, attention_triton, logps_triton, members_of
 from data_engine_kernels.layouts import USUAL
+from data_engine_kernels.work_list import DEFAULT, Launch
+
+# What --sweep tries.
+sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "bench"))
+from cases import SWEEP_LAUNCHES, SWEEP_TILES
 
 TARGET = GPUTarget("cuda", int(sys.argv[1]), 32)
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -60,15 +65,22 @@ def compile_only(self, *arguments, grid, warmup, **options) -> None:
 
 
 def attend(
-    heads: int, groups: int, width: int, dtype: torch.dtype, special=USUAL, rows=20, slots=2, pages=4, prefix=640
-) -> None:
-    """Launch decode attention for 10 answers a question."""
+    heads: int, groups: int, width: int, dtype: torch.dtype, special=USUAL, rows=20, slots=2, pages=4, prefix=640,
+    most=10, launch=DEFAULT
+) -> None:  # fmt: skip
+    """Launch decode attention for `most` answers a question."""
     which, ones = torch.arange(rows) % slots, torch.ones(rows, dtype=torch.int32)
-    members, own = members_of(which, slots, 10), torch.zeros(rows, pages, dtype=torch.long)
+    members, own = members_of(which, slots, most), torch.zeros(rows, pages, dtype=torch.long)
     index = RowIndex(which, ones, ones[:slots], members, own, torch.zeros(slots, -(-prefix // 128), dtype=torch.long))
     caches = LayerCaches(*(torch.zeros(rows * pages, groups, 128, width, dtype=dtype) for _ in range(2)))
     query = torch.zeros(rows, heads, width, dtype=dtype)
-    attention_triton.grouped_decode_attention(query, caches, index, 0.1, special)
+    attention_triton.grouped_decode_attention(query, caches, index, 0.1, special, launch)
+
+
+def predict(dtype: torch.dtype, tiles: logps_triton.Tiles) -> None:
+    """Launch token_logps."""
+    hidden, weight = (torch.zeros(size, 4096, dtype=dtype) for size in (200, 1000))
+    logps_triton.token_logps(hidden, weight, torch.zeros(200, dtype=torch.long), tiles)
 
 
 def num_compiled() -> int:
@@ -82,8 +94,7 @@ for dtype in (torch.bfloat16, torch.float32):
     name = str(dtype).removeprefix("torch.")
     for tiles in ("LARGE", "SMALL") if dtype == torch.bfloat16 else ("FP32",):
         case = f"token_logps {name} {tiles}"
-        hidden, weight = (torch.zeros(size, 4096, dtype=dtype) for size in (200, 1000))
-        logps_triton.token_logps(hidden, weight, torch.zeros(200, dtype=torch.long), getattr(logps_triton, tiles))
+        predict(dtype, getattr(logps_triton, tiles))
     for heads, groups, width in (
         ((32, 32, 128), (28, 4, 128), (8, 8, 80), (8, 1, 256), (16, 4, 256), (8, 2, 512))
         if dtype == torch.bfloat16
@@ -98,6 +109,22 @@ for heads, groups, width, special in (
 ):  # fmt: skip
     case = f"grouped_decode_attention bfloat16 {heads}/{groups} x {width} {special}"
     attend(heads, groups, width, torch.bfloat16, special)
+# Other numbers of answers, and fp16.
+for heads, groups, most, dtype in (
+    (32, 32, 1, torch.bfloat16), (28, 4, 1, torch.bfloat16), (28, 4, 4, torch.bfloat16), (32, 32, 10, torch.float16),
+    (28, 4, 10, torch.float16),
+):  # fmt: skip
+    case = f"grouped_decode_attention {str(dtype).removeprefix('torch.')} {heads}/{groups} x 128, {most} answers"
+    attend(heads, groups, 128, dtype, rows=2 * most, most=most)
+case = "token_logps float16 LARGE"
+predict(torch.float16, logps_triton.LARGE)
+if TARGET.arch >= 90:
+    for sizes in SWEEP_TILES:
+        case = f"token_logps sweep {sizes}"
+        predict(torch.bfloat16, logps_triton.Tiles(*sizes))
+    for sizes in SWEEP_LAUNCHES:
+        case = f"grouped_decode_attention sweep {sizes}"
+        attend(32, 32, 128, torch.bfloat16, launch=Launch(*sizes))
 before = num_compiled()
 assert before
 JITFunction.run = lambda self, *arguments, warmup, **options: launch(
