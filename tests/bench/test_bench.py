@@ -291,12 +291,21 @@ def test_a_checkpoint_that_transformers_cannot_load_is_timed_alone(goldens, one_
     assert "transformers cannot load this layout (omnilmm)" in table(result)
 
 
-@pytest.mark.parametrize("name", ["rows", "rounds", "vocab", "questions", "threads"])
+@pytest.mark.parametrize("name", ["rows", "rounds", "vocab", "questions", "drawn_questions", "threads"])
 @pytest.mark.parametrize("value", ["0", "-1", "2.5"])
 def test_a_number_of_which_there_must_be_one_is_refused_before_anything_is_measured(name, value, monkeypatch, capsys):
     monkeypatch.setattr(measure, "run", lambda *_: pytest.fail("it was measured"))
     assert main.main(["bench", f"--{name}={value}"]) == 2
     assert f'argument --{name}: must be a whole number, at least 1, got "{value}"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], 48), (["--quick"], 2), (["--tiny", "--drawn_questions", "7"], 7)])
+def test_the_questions_of_drawn_lengths_are_those_asked_for(given, expected, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(measure, "run", lambda sizes, options: asked.append(sizes.drawn_questions))
+    monkeypatch.setattr(bench, "table", str)
+    assert bench.main(given) == 0
+    assert asked == [expected]
 
 
 def test_a_place_where_no_result_can_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch):

@@ -8,13 +8,16 @@ from types import SimpleNamespace
 import inner_make
 import pytest
 import torch
+from fake_runner import FakeRunner, asked
 from transformers import AutoModelForImageTextToText
 
 from data_engine.bench import measure, shapes
-from data_engine.bench.model import Sizes
+from data_engine.bench.model import Sizes, drawn_lengths
 from data_engine.bench.shapes import QWEN_7B, photo_size, qwen_config
 from data_engine.bench.steady import Refills
 from data_engine.bench.ways import WAYS, sampling_params
+from data_engine.sampling.native.scheduler import Scheduler
+from data_engine.sampling.requests import Queue
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,6 +85,42 @@ def test_the_steady_rate_by_hand():
     assert Refills([*calls, (9.0, 1, False)]).rate() == 2.0
     assert Refills(calls[:4]).rate() is None
     assert Refills().rate() is None
+
+
+class Timed(FakeRunner):
+    """LLaVA-1.5-7B on an H100 by its clock: a prompt, and a step by the weights and the tokens that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__(245, 245, 512, 691)
+        self.now_s, self.refills = 0.0, Refills()
+
+    def prefill_all(self, waiting) -> None:
+        self.now_s += 0.014 * len(waiting)
+
+    def first(self, places, *rest):
+        self.refills.calls.append((self.now_s, len(places), True))
+        return super().first(places, *rest)
+
+    def next(self, rows):
+        self.refills.calls.append((self.now_s, sum(row.drawn < row.end() for row in rows), False))
+        read = sum(row.drawn for row in rows) + 616 * len({row.slot for row in rows})
+        self.now_s += 0.008 + read * 184e-9
+        return super().next(rows)
+
+
+@pytest.mark.slow
+def test_the_steady_rate_takes_a_long_queue():
+    """Of 48 questions, 25 prompts are run before it begins, and few answers hold their prompts yet."""
+
+    def rate(questions: int) -> float:
+        runner = Timed()
+        requests = asked(drawn_lengths(questions, 10, 512), 616)
+        assert len(list(Scheduler(runner, Queue(requests), 1, pauses=False).run())) == 10 * questions
+        return runner.refills.rate()
+
+    longest = rate(400)
+    assert rate(196) == pytest.approx(longest, rel=0.02)
+    assert rate(48) > 1.1 * longest
 
 
 def test_every_way_draws_by_the_same_values_so_that_none_makes_caches_anew():

@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     smaller = TINY if arguments.tiny else QUICK if arguments.quick else {}
-    sizes = replace(Sizes(vocab=arguments.vocab, rounds=arguments.rounds), **smaller)
+    drawn = {"drawn_questions": arguments.drawn_questions} if arguments.drawn_questions else {}
+    sizes = replace(Sizes(vocab=arguments.vocab, rounds=arguments.rounds), **smaller | drawn)
     options = measure.Options(**{field.name: getattr(arguments, field.name) for field in fields(measure.Options)})
     result = measure.run(sizes, options)
     print(table(result))
@@ -84,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds", type=_at_least_one, default=Sizes.rounds, metavar="N", help="medians of (default: %(default)s)"
     )
+    parser.add_argument("--drawn_questions", type=_at_least_one, metavar="N",
+                        help=f"questions with answers of drawn lengths (default: {Sizes.drawn_questions}); on a GPU, "
+                        "the steady rate takes eight times the rows / k")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one round of two questions: some minutes")
     parser.add_argument("--compile_layers", action="store_true", help="the engine's layers by torch.compile, as in run")
     parser.add_argument("--alone", action="store_true", help="the engine alone, without stock transformers")
