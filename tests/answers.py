@@ -12,6 +12,7 @@ from transformers.masking_utils import chunked_causal_mask_function, sliding_win
 
 from data_engine.models.base import PromptEnd
 from data_engine.models.layers.attention import LayerCall, Noted, Seen
+from data_engine.models.layers.attention_math import Bounds
 from data_engine.models.layers.prefix import Prefix
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 
@@ -143,3 +144,25 @@ def dense(questions: Sequence[Behind], parts: list[Tensor], options: Options) ->
                 out.append(one_token(query[:, first + place], keys[:, seen], values[:, seen], options))
             first += length
     return torch.stack(out, 1)[None].float()
+
+
+def plain_flash(
+    query: Tensor, key: Tensor, value: Tensor, queries: Bounds, keys: Bounds, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """attention_math.flash by its definition, sequence by sequence, head by head, rounded where it rounds."""
+    assert queries.starts.dtype == keys.starts.dtype == torch.int32
+    out, lse = torch.full_like(query, torch.nan), torch.full((query.shape[1], len(query)), torch.nan)
+    shared = query.shape[1] // key.shape[1]
+    ends = [bounds.starts.tolist() for bounds in (queries, keys)]
+    assert [len(query), len(key)] == [each[-1] for each in ends]
+    for first, last, first_key, last_key in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
+        assert 0 < last - first <= queries.longest
+        assert 0 < last_key - first_key <= keys.longest
+        for head in range(query.shape[1]):
+            seen, values = (part[first_key:last_key, head // shared] for part in (key, value))
+            scores = scale * query[first:last, head].float() @ seen.float().T
+            if causal:
+                scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+            out[first:last, head] = scores.softmax(-1).to(values.dtype) @ values
+            lse[head, first:last] = scores.logsumexp(-1)
+    return out, lse

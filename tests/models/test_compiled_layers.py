@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from answers import plain_flash
 from PIL import Image
 from torch._dynamo.utils import counters
 
@@ -16,6 +17,7 @@ from data_engine.questions.conversation import Conversation
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import SamplingEngine
 from data_engine.sampling.requests import PromptRequest
+from data_engine.scoring import answers_attention
 from data_engine.scoring.logprobs import Scored, score_pass
 
 # torch.compile takes seconds to look at a layer for the first time.
@@ -71,6 +73,16 @@ def test_all_layers_and_sizes_share_what_was_compiled_when_the_model_was_loaded(
         score_pass(traced, [Scored(prompt_of(traced, photo), answers)])
     for most in (None, 4):
         sampled(traced, photo, most)
+    assert counters["stats"]["unique_graphs"] == made
+
+
+def test_scoring_by_flash_attention_takes_what_was_compiled_when_the_model_was_loaded(models, photo, monkeypatch):
+    """As on a GPU in half precision: what attention hands on has the strides of a tensor of its shape."""
+    _, traced = models
+    monkeypatch.setattr(answers_attention, "has_flash", lambda *given: True)
+    monkeypatch.setattr(answers_attention, "flash", plain_flash)
+    made = counters["stats"]["unique_graphs"]
+    score_pass(traced, [Scored(prompt_of(traced, photo), ANSWERS)])
     assert counters["stats"]["unique_graphs"] == made
 
 

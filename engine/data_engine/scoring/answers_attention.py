@@ -103,7 +103,7 @@ class AnswersBehindPrefixes:
         keys, values = (torch.cat([one[part] for one in noted], dim=1).transpose(0, 1) for part in (0, 1))
         prefix, prefix_lse = flash(query, keys, values, answers, prefixes, False, call.scale)
         out = merged(own, own_lse.T[:, :, None], prefix, prefix_lse.T[:, :, None])
-        return out.to(query.dtype).transpose(0, 1)[None]
+        return out.to(query.dtype)[None].transpose(1, 2)
 
     def _in_parts(self, number: int, call: LayerCall, seen: Seen | None, parts: tuple[Tensor, ...]) -> Tensor:
         """All answers against the prefix in one product, each against itself, both merged: nothing is padded or copied.
