@@ -63,7 +63,7 @@ def compiled(decoder: LlamaModel) -> None:
     """As models/layers/compiled_layers.py compiles them, the attention included."""
     for layer in decoder.layers:
         number_hooks(layer)
-        layer.forward = torch.compile(layer.forward, dynamic=True)
+        layer.forward = torch.compile(layer.forward, dynamic=True, options={"deterministic": True})
 
 
 def milliseconds(decoder: LlamaModel, embeds: Tensor) -> float:

@@ -133,6 +133,26 @@ def test_what_cannot_be_compiled_says_why(models):
 
 # torch's own, where it imports its compiler.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_every_part_of_a_layer_is_compiled_without_a_choice_by_measuring(goldens, monkeypatch):
+    """A norm's sum would follow from what was the fastest on one GPU in one moment."""
+    from torch._inductor import compile_fx, config
+
+    found = []
+
+    def compiled(graph, inputs, config_patches=None, **others):
+        with config.patch(config_patches or {}):
+            found.append(config.deterministic)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compile_fx, "compile_fx", compiled)
+    assert compile_layers(load_model(None, str(goldens / "llava/instruct"), device="cpu")) is None
+    assert len(found) > 4
+    assert all(found)
+
+
+# torch's own, where it imports its compiler.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_a_machine_that_cannot_compile_is_told_so(goldens, monkeypatch):
     from torch._inductor import config as inductor
 

@@ -43,17 +43,16 @@ def compile_layers(model: VisionLanguageModel, backend: str = "inductor") -> str
 
     Called behind find_layers. Raises UserError where torch cannot compile here.
     """
-    # Imported here: it takes a second.
-    from torch._inductor import config as inductor
-
     why = _why_not(model)
     if why is not None:
         return why
-    inductor.deterministic = True
     _keep_out_of_graphs()
+    # Not in inductor's own configuration: torch sets that back behind each part of a layer that it compiles.
+    options = {"deterministic": True} if backend == "inductor" else None
     for layer in layers_of(model):
         number_hooks(layer)
-        layer.forward = _in_answers(layer.forward, torch.compile(layer.forward, dynamic=True, backend=backend))
+        compiled = torch.compile(layer.forward, dynamic=True, backend=backend, options=options)
+        layer.forward = _in_answers(layer.forward, compiled)
     try:
         _make_kernels(model)
     # torch's compiler and those that it calls raise errors of their own.
