@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from prompts import EmbeddedPrompt, prefix
+from recurrent import with_states
 
 from data_engine import load_model
 from data_engine.sampling.draw import SamplingParams
@@ -110,6 +111,29 @@ def test_a_step_that_cannot_be_captured_runs_uncaptured(
     again = SamplingEngine(model, 24, 8, samples_per_prompt=10)
     assert again.sample(asked, PARAMS) == expected
     assert again._runner.placement.captured is not None
+
+
+@pytest.mark.parametrize("wait", [None, *WAITS.values()], ids=["no wait", *WAITS])
+def test_a_recurrent_model_is_captured_behind_two_steps_of_the_run(
+    model, golden_rows, golden_images, wait, monkeypatch, caplog
+):
+    """None can be undone. Where the second waits for the device, none is captured; it has run all the same."""
+    with_states(model, monkeypatch)
+    asked = asked_of(model, golden_rows, golden_images)
+    plain, engine = (SamplingEngine(model, 24, 8, samples_per_prompt=10) for _ in range(2))
+    plain._captures.why_not = "it is told so"
+    expected = plain.sample(asked, PARAMS)
+    hook = model.decoder.layers[0].register_forward_pre_hook(lambda module, given: wait and (wait(given[0]), None)[1])
+    try:
+        for _ in range(2):
+            assert engine.sample(asked, PARAMS) == expected
+    finally:
+        hook.remove()
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert (engine._runner.placement.captured is None) == bool(wait) == bool(told)
+    assert all("test_graphs.py" in one or "not captured in CUDA graphs" in one for one in told)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.cuda.get_sync_debug_mode() == 0
 
 
 def test_memory_that_runs_out_in_a_capture_halves_the_rows(model, golden_rows, golden_images):

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pytest
 import torch
 from prompts import EmbeddedPrompt, prefix
+from recurrent import with_states
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.cache_utils import LinearAttentionLayer
 
 from data_engine.models import embedded
 from data_engine.models.base import PromptEnd, VisionLanguageModel
@@ -84,44 +84,6 @@ def other_positions(model, monkeypatch) -> PlainLogits:
 
     monkeypatch.setattr(model, "run_prompt", run_prompt)
     monkeypatch.setattr(type(model), "packs_prompts", False)
-    return logits
-
-
-def with_states(model, monkeypatch) -> PlainLogits:
-    """Before the decoder, each token of a row has a running mixture of those before it added: s' = s / 2 + token."""
-
-    def mixed(embeds_KTD: Tensor, state_KD: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = []
-        for token_KD in embeds_KTD.unbind(1):
-            state_KD = state_KD / 2 + token_KD
-            tokens.append(token_KD + state_KD)
-        return torch.stack(tokens, 1), state_KD
-
-    def run_prompt(prompt: EmbeddedPrompt) -> PromptEnd:
-        embeds, state = mixed(prompt.embeds_PD[None], torch.zeros(1, prompt.embeds_PD.shape[1]))
-        hidden = embedded.decode(model.decoder, embeds, torch.arange(prompt.length)[None], passing(len(model.layers)))
-        layer = LinearAttentionLayer()
-        layer.update_recurrent_state(state)
-        return PromptEnd(hidden[0, -1], prompt.length, [*embedded.cache_layers(model.decoder), layer])
-
-    def run_answers(ids_KT: Tensor, positions_KT: Tensor, cache) -> Tensor:
-        embeds, state = mixed(model.embed_tokens(ids_KT), cache.layers[-1].recurrent_states[0].clone())
-        cache.layers[-1].update_recurrent_state(state)
-        return embedded.decode(model.decoder, embeds, positions_KT, cache)
-
-    def logits(row: Tensor, size: int) -> Tensor:
-        embeds, _ = mixed(row[None], torch.zeros(1, row.shape[1]))
-        hidden = embedded.decode(model.decoder, embeds, torch.arange(len(row))[None], None)[0]
-        return hidden @ model.head.weight.T
-
-    first = torch.zeros(3, model.decoder.config.hidden_size)
-    with torch.inference_mode():
-        monkeypatch.setattr(model, "cache_layers", run_prompt(EmbeddedPrompt(first)).cache_layers)
-    monkeypatch.setattr(model, "run_prompt", run_prompt)
-    monkeypatch.setattr(type(model), "packs_prompts", False)
-    monkeypatch.setattr(model, "run_answers", run_answers)
-    # One row of several answers would have one state.
-    monkeypatch.setattr(model, "answers_in_rows", True)
     return logits
 
 

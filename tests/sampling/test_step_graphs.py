@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from prompts import EmbeddedPrompt, prefix
+from recurrent import with_states
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -26,8 +27,22 @@ class RefusingWaits(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         # In inference mode, Tensor.item arrives whole.
         if function.overloadpacket in (torch.ops.aten.item, torch.ops.aten.is_nonzero):
-            raise RuntimeError(WAIT)
+            self.waits()
         return function(*args, **(kwargs or {}))
+
+    def waits(self) -> None:
+        raise RuntimeError(WAIT)
+
+
+class NotingWaits(RefusingWaits):
+    """As torch.cuda.set_sync_debug_mode("warn")."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def waits(self) -> None:
+        self.told.append(f"{WAIT} (test_step_graphs.py, line 1)")
 
 
 @dataclass
@@ -57,6 +72,11 @@ class StandIn:
         with RefusingWaits():
             once()
 
+    def watch(self, once: Callable[[], None]) -> str | None:
+        with NotingWaits() as noted:
+            once()
+        return noted.told[0] if noted.told else None
+
     def record(self, step: Callable[[], Tensor]) -> tuple[Replayed, Tensor]:
         self.recordings += 1
         if self.recordings in self.fails:
@@ -64,6 +84,14 @@ class StandIn:
         graph = Replayed(step, torch.empty(0, dtype=torch.long))
         self.graphs.append(graph)
         return graph, graph.drawn
+
+
+@pytest.fixture(params=["attention alone", "states"], autouse=True)
+def model(request, instruct, monkeypatch):
+    """One whose steps can be undone, and one whose steps move a recurrent state on."""
+    if request.param == "states":
+        with_states(instruct, monkeypatch)
+    return instruct
 
 
 @pytest.fixture
@@ -125,9 +153,22 @@ def test_one_graph_serves_every_step_and_draws_what_a_plain_step_does(engine, as
         assert captured.sample(asked, PARAMS) == uncaptured
     assert is_captured(captured)
     [graph] = recorder.graphs
-    assert graph.replays > 30
+    assert graph.replays > 25
     assert len(graph.drawn) == 24
     assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize("model", ["states"], indirect=True)
+def test_no_step_of_a_recurrent_model_runs_that_is_not_of_the_run(engine, asked, uncaptured, model, monkeypatch):
+    """Each moves the states on: two by themselves, all others by the graph."""
+    run, calls = model.run_answers, []
+    monkeypatch.setattr(model, "run_answers", lambda *given: calls.append(1) or run(*given))
+    assert SamplingEngine(model, 24, 4, samples_per_prompt=8).sample(asked, PARAMS) == uncaptured
+    expected, recorder = len(calls), StandIn()
+    calls.clear()
+    assert engine(recorder).sample(asked, PARAMS) == uncaptured
+    [graph] = recorder.graphs
+    assert len(calls) == expected == graph.replays + 2
 
 
 def test_a_longer_prompt_takes_the_graph_and_the_pool_that_are_there(engine, asked, uncaptured):

@@ -69,7 +69,7 @@ class PagedRows:
         self._samples_per_prompt, self._captures = samples_per_prompt, captures
         self.captured: tuple[Graph, Tensor] | None = None
         """the step as a graph, and where its tokens lie"""
-        self._changed = True
+        self._changed, self._num_run = True, 0
 
     def changed(self) -> None:
         """Other rows are idle now."""
@@ -77,7 +77,7 @@ class PagedRows:
 
     def caches_moved(self) -> None:
         """A graph holds addresses."""
-        self.captured = None
+        self.captured, self._num_run = None, 0
 
     def sources(self, rows: abc.Sequence[Sequence], gap: int) -> list[int]:
         """The row that moves into a gap that stays: the last one."""
@@ -91,13 +91,12 @@ class PagedRows:
             # Their tokens are counted on; none is at a position that no answer reaches.
             caches.lengths_R[num_rows:] = 1
             self._changed = False
-        # A step moves recurrent states on, which the steps that warm up a graph would not take back.
-        if caches.states:
-            return self._advance(runner)[:num_rows]
         # Streams are those of the current device, whatever the tensors'.
         with torch.cuda.device_of(caches.lengths_R):
             if self.captured is None and self._captures:
-                self._capture(runner)
+                drawn = self._capture_behind_the_first(runner) if caches.states else self._capture(runner)
+                if drawn is not None:
+                    return drawn[:num_rows]
             if self.captured is None:
                 return self._advance(runner)[:num_rows]
             graph, drawn = self.captured
@@ -106,6 +105,17 @@ class PagedRows:
 
     def _advance(self, runner: ModelRunner) -> Tensor:
         return runner.advance(runner.every_row, FusedRows(runner.caches, self._samples_per_prompt))
+
+    def _capture_behind_the_first(self, runner: ModelRunner) -> Tensor | None:
+        """Keep the step as a graph once the first steps have run: what one of these drew, or None.
+
+        A step moves recurrent states on. They are too large to keep a copy, by which it could be undone.
+        """
+        drawn = self._captures.run(lambda: self._advance(runner), self._num_run)
+        if drawn is None:
+            self.captured = self._captures.keep(lambda: self._advance(runner))
+        self._num_run += 1
+        return drawn
 
     def _capture(self, runner: ModelRunner) -> None:
         """Keep the step as a graph; none where it cannot be captured."""

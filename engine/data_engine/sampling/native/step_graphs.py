@@ -23,6 +23,9 @@ Step = Callable[[], Tensor]
 # Names the memory of a graph.
 Pool = tuple[int, int]
 
+# What torch says where the host waits.
+WAIT = "called a synchronizing CUDA operation"
+
 # Captures that could not be ended: torch's allocators go on asking these graphs whether they capture.
 _never_ended: list[torch.cuda.CUDAGraph] = []
 
@@ -42,6 +45,9 @@ class Recorder(Protocol):
 
     def rehearse(self, once: Callable[[], None]) -> None:
         """Run it again. Raises RuntimeError where the host waits for the device, which a capture would not survive."""
+
+    def watch(self, once: Callable[[], None]) -> str | None:
+        """Run it to its end. What is said where the host waits for the device; None where it does not."""
 
     def record(self, step: Step) -> tuple[Graph, Tensor]:
         """A step as a graph, and where its result will lie. Raises what the step raises."""
@@ -77,16 +83,40 @@ class Captures:
                 undo()
 
         self._recorder.warm_up(once)
+        return self._kept(step, lambda: self._recorder.rehearse(once))
+
+    def run(self, step: Step, before: int) -> Tensor | None:
+        """Where a step cannot be undone: one of the run, `before` it so many; None where it is to be kept as a graph.
+
+        The first warms up, and the second shows whether the host waits.
+        """
+        drawn: list[Tensor] = []
+        if before == 0:
+            self._recorder.warm_up(lambda: drawn.append(step()))
+        elif before == 1:
+            told = self._recorder.watch(lambda: drawn.append(step()))
+            if told is not None:
+                self._give_up(told)
+        return drawn[0] if drawn else None
+
+    def keep(self, step: Step) -> tuple[Graph, Tensor] | None:
+        """A step as a graph, behind those of `run`; None where it cannot be captured, and ever after."""
+        return self._kept(step, lambda: None)
+
+    def _kept(self, step: Step, rehearse: Callable[[], None]) -> tuple[Graph, Tensor] | None:
         try:
-            self._recorder.rehearse(once)
+            rehearse()
             return self._recorder.record(step)
         except RuntimeError as error:
             # The same step has just run: what fails now does for being captured, or for want of memory.
             if is_out_of_memory(error):
                 raise
-            self.why_not = _told(error)
-        log.warning("steps of this model are not captured in CUDA graphs, so they take longer: %s", self.why_not)
+            self._give_up(_told(error))
         return None
+
+    def _give_up(self, why: str) -> None:
+        self.why_not = why
+        log.warning("steps of this model are not captured in CUDA graphs, so they take longer: %s", why)
 
 
 def _told(error: RuntimeError) -> str:
@@ -115,6 +145,11 @@ class CudaRecorder:
     def rehearse(self, once: Callable[[], None]) -> None:
         with _apart(self._stream), refusing_waits():
             once()
+
+    def watch(self, once: Callable[[], None]) -> str | None:
+        with _apart(self._stream), noting_waits() as told:
+            once()
+        return told[0] if told else None
 
     def record(self, step: Step) -> tuple[Graph, Tensor]:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
@@ -169,11 +204,31 @@ def _apart(side: torch.cuda.Stream) -> Iterator[None]:
 @contextlib.contextmanager
 def refusing_waits() -> Iterator[None]:
     """Raise RuntimeError where the host waits for the device. No other thread of a rank uses the device."""
+    with _sync_debug_mode("error"):
+        yield
+
+
+@contextlib.contextmanager
+def noting_waits() -> Iterator[list[str]]:
+    """Note where the host waits for the device, and go on: what is said, and the line. See refusing_waits."""
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as found, _sync_debug_mode("warn"):
+        warnings.simplefilter("always")
+        yield told
+    for one in found:
+        if WAIT in str(one.message):
+            told.append(f"{WAIT} ({Path(one.filename).name}, line {one.lineno})")
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+@contextlib.contextmanager
+def _sync_debug_mode(mode: str) -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         # torch tells that it does not see every wait; what it does not see fails in the capture.
         warnings.simplefilter("ignore")
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode(mode)
     try:
         yield
     finally:
