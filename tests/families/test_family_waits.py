@@ -14,9 +14,7 @@ from test_family_positions import prompt
 from torch import Tensor
 
 from data_engine.models import load_model
-from data_engine.models.auto import mirrored, packed_tower
-from data_engine.models.auto import model as auto
-from data_engine.models.auto.mirrored import Mirrored
+from data_engine.models.auto import mirrored, own_forward, packed_tower, processed
 
 # What the host waits for there still: numbers that it does not know, and lists that the model's code sends itself.
 LEFT = {
@@ -67,7 +65,7 @@ def on_meta(model, monkeypatch) -> Iterator[None]:
 
     model._model.to(META)
     model.device = META
-    for code in (auto, mirrored, packed_tower):
+    for code in (mirrored, own_forward, packed_tower, processed):
         monkeypatch.setattr(code, "sent", arrived)
     monkeypatch.setattr(packed_tower, "flash", lambda query, *others: (torch.empty_like(query), None))
     monkeypatch.setattr(torch, "tensor", made)
@@ -104,22 +102,3 @@ def test_one_of_which_that_is_not_so_is_known(checkpoints, name, flash, monkeypa
 def test_nor_does_a_prompt_of_internvls_own_layout(tmp_path, one_thread, kind, flash, monkeypatch):
     folder = internvl_folders.write(tmp_path / "model", kind)
     run_on_meta(load_model(None, str(folder), device="cpu", dtype="bfloat16"), ASKED["two images"], monkeypatch)
-
-
-@pytest.mark.parametrize("name", named(["llava", "qwen2_5_vl"]))
-def test_a_model_that_takes_no_mirrored_tensors_runs_without(checkpoints, name, monkeypatch):
-    """With the same bits: the one that is held against it has them."""
-    checkpoint, asked = checkpoints(name), ASKED["two images"]
-
-    def refusing(*given) -> None:
-        raise TypeError("unsupported operand")
-
-    end = checkpoint.model.run_prompt(prompt(checkpoint.model, asked))
-    assert checkpoint.model.takes_mirrored
-    monkeypatch.setattr(Mirrored, "__torch_function__", refusing)
-    plain = checkpoint.reloaded().model
-    assert plain.why_plain is None
-    assert not plain.takes_mirrored
-    found = plain.run_prompt(prompt(plain, asked))
-    assert torch.equal(found.hidden_D, end.hidden_D)
-    assert found.next_position == end.next_position

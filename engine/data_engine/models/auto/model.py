@@ -8,14 +8,14 @@ Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
@@ -25,11 +25,10 @@ from data_engine.models.auto import packed_prompts, probing, processed
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.limits import check_size, counts_in_pass, fast_positions
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
-from data_engine.models.auto.mirrored import mirrored
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
+from data_engine.models.auto.own_forward import Made, OwnForward
 from data_engine.models.auto.packed_tower import PackedTower, tower_calls
 from data_engine.models.auto.parts import attend_by_hook, find_decoder, find_vision, output_weights, prompt_cache
-from data_engine.models.auto.positions import host_positions
 from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
@@ -60,7 +59,7 @@ class Auto:
         self.device, self.dtype = model.device, model.dtype
         self.eos_token_ids, self.banned_token_ids = chat.eos_token_ids, chat.banned_token_ids
         self.markers, self.vocabulary = chat.markers, chat.vocabulary
-        self.vision, self._host_positions = find_vision(model), host_positions(model)
+        self.vision = find_vision(model)
         self.num_ids = model.get_input_embeddings().num_embeddings
         self.text_config = text = model.config.get_text_config(decoder=True)
         self.answers_in_rows = counts_in_pass(text)
@@ -69,13 +68,11 @@ class Auto:
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
         self.decoder: nn.Module | None = None
-        self.takes_mirrored = True
         self.value_head: ValueHead | None = None
         self.why_plain: str | None = None
         self.is_settled = self.encodes_together = False
         # Tokenizers keep state while they encode, and prompts are made by several threads.
         self._one_at_a_time = threading.Lock()
-        self._last: dict[str, Tensor] = {}
         try:
             self.decoder = find_decoder(model)
             self.head = Head(*output_weights(model))
@@ -83,8 +80,7 @@ class Auto:
             self.num_ids = min(self.num_ids, len(self.head.weight))
             self._tables = rotary.tables_by_position(self.decoder)
             attend_by_hook(model, self.decoder)
-            self.decoder.register_forward_pre_hook(self._note_positions, with_kwargs=True)
-            self.decoder.register_forward_hook(self._note_hidden)
+            self._own = OwnForward(model, self.decoder)
             if self.vision is not None:
                 self.vision.register_forward_pre_hook(self._note_encoded, with_kwargs=True)
         except DoesNotFit as problem:
@@ -266,35 +262,27 @@ class Auto:
 
     def run_with_logits(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
         """The end of a prompt, and the model's logits there [V]."""
+        run = functools.partial(self._run_with_logits, prompt)
+        # Of a split model, other ranks wait in a call that failed; but while it is loaded, all run the same prompt.
+        return run() if self.is_split and self.layers else self.mirrored_or_plain(run)
+
+    def _run_with_logits(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
         cache = prompt_cache(self.text_config, self.device)
         out = self.run_forward(prompt, cache)
-        if "hidden" not in self._last:
-            raise DoesNotFit("its text decoder is not called as a module")
         layers = [layer if is_recurrent(layer) else PassingLayer() for layer in cache.layers]
-        return PromptEnd(self._last["hidden"], self.next_position(prompt), layers), out.logits[0, -1]
+        return PromptEnd(self._own.hidden_D, self.next_position(prompt), layers), out.logits[0, -1]
 
     def run_forward(self, prompt: ProcessedPrompt, cache: Cache) -> ModelOutput:
-        """The model's own forward of a prompt, with the logits behind it alone: those of all P tokens are too many."""
-        self._last.clear()
-        inputs = self._inputs(prompt)
-        if self.takes_mirrored:
-            inputs = mirrored(inputs, prompt.inputs)
-        given = self._model.prepare_inputs_for_generation(
-            **inputs, past_key_values=cache, is_first_iteration=True, use_cache=True
-        )
-        positions = self._host_positions(prompt.inputs)
-        if positions is not None:
-            self._last["positions"] = positions
-            given["position_ids"] = sent(positions, self.device)
-        if prompt.features is not None:
-            given["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=prompt.features)}
-        return self._model(**given | {"logits_to_keep": 1})
+        """The model's own forward of a prompt."""
+        return self._own.run(prompt, self._inputs(prompt), cache)
+
+    def mirrored_or_plain(self, run: Callable[[], Made]) -> Made:
+        """What `run` makes of a forward of a prompt; see OwnForward."""
+        return self._own.mirrored_or_plain(run)
 
     def next_position(self, prompt: ProcessedPrompt) -> int:
         """Where answers go on, once the forward of a prompt has reached the decoder."""
-        positions = self._last.get("positions")
-        # The largest of all axes: an image takes fewer positions than tokens where they have height and width.
-        return prompt.length if positions is None else int(positions.max()) + 1
+        return self._own.next_position(prompt)
 
     @functools.cached_property
     def packs_prompts(self) -> bool:
@@ -329,21 +317,8 @@ class Auto:
         return OwnDecoding(self._model, self._inputs(prompt), num_rows)
 
     def _inputs(self, prompt: ProcessedPrompt) -> dict[str, Tensor]:
-        """On the device; pixels in the model's dtype, whatever the processor made of them."""
-        return {
-            name: sent(value, self.device).to(self.dtype) if value.is_floating_point() else sent(value, self.device)
-            for name, value in prompt.inputs.items()
-            if prompt.features is None or name != "pixel_values"
-        }
-
-    def _note_positions(self, module: nn.Module, args: tuple, options: dict) -> None:
-        if options.get("position_ids") is not None:
-            self._last.setdefault("positions", options["position_ids"])
+        return processed.on_device(prompt, self.device, self.dtype)
 
     def _note_encoded(self, module: nn.Module, args: tuple, options: dict) -> None:
         if self.is_split:
             self._last_encoded = args, options
-
-    def _note_hidden(self, module: nn.Module, args: tuple, out: object) -> None:
-        # A copy, which does not keep the others alive.
-        self._last["hidden"] = out.last_hidden_state[0, -1].clone()

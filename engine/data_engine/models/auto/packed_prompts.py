@@ -6,8 +6,9 @@ The forward ends there, and the decoder runs what all prompts hand it, one behin
 Shapes: P prompt tokens, M rows of a pass, N image tokens, D width.
 """
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -31,28 +32,6 @@ DEEP = (("visual_pos_masks", "deepstack_visual_embeds"), ("vision_mask", "deepst
 OTHERS = {"attention_mask", "past_key_values", "use_cache", "cache_position", "return_dict", "logits_to_keep"}
 
 
-class Packable(Protocol):
-    """A model of transformers whose layers are known."""
-
-    decoder: nn.Module
-    device: torch.device
-    text_config: PretrainedConfig
-    layers: Sequence[LayerKind]
-    cache_layers: Sequence[object]
-    why_plain: str | None
-    is_split: bool
-    answers_in_rows: bool
-
-    def run_forward(self, prompt: ProcessedPrompt, cache: Cache) -> object:
-        """The model's own forward of a prompt."""
-
-    def next_position(self, prompt: ProcessedPrompt) -> int:
-        """Where answers go on, once the prompt's forward has reached the decoder."""
-
-    def run_decoder(self, given: Mapping[str, object]) -> Tensor:
-        """Last hidden states [M, D] of one row."""
-
-
 class Deep(NamedTuple):
     """What layers add to image tokens."""
 
@@ -72,6 +51,31 @@ class Front(NamedTuple):
     """[.., P]; with multimodal RoPE, an axis before it"""
     deep: Deep | None
     next_position: int
+
+
+class Packable(Protocol):
+    """A model of transformers whose layers are known."""
+
+    decoder: nn.Module
+    device: torch.device
+    text_config: PretrainedConfig
+    layers: Sequence[LayerKind]
+    cache_layers: Sequence[object]
+    why_plain: str | None
+    is_split: bool
+    answers_in_rows: bool
+
+    def run_forward(self, prompt: ProcessedPrompt, cache: Cache) -> object:
+        """The model's own forward of a prompt."""
+
+    def mirrored_or_plain(self, run: Callable[[], Front]) -> Front:
+        """What `run` makes of such a forward, on whichever tensors the model takes."""
+
+    def next_position(self, prompt: ProcessedPrompt) -> int:
+        """Where answers go on, once the prompt's forward has reached the decoder."""
+
+    def run_decoder(self, given: Mapping[str, object]) -> Tensor:
+        """Last hidden states [M, D] of one row."""
 
 
 class _AtDecoder(Exception):
@@ -96,7 +100,7 @@ def may_pack(model: Packable) -> bool:
 @torch.inference_mode()
 def run_prompts(model: Packable, prompts: Sequence[ProcessedPrompt], num_rows: int) -> list[PromptEnd]:
     """See VisionLanguageModel.run_prompts. Raises DoesNotFit for a prompt that hands its decoder something else."""
-    fronts = [_front(model, prompt) for prompt in prompts]
+    fronts = [model.mirrored_or_plain(functools.partial(_front, model, prompt)) for prompt in prompts]
     hidden_MD = model.run_decoder(_joined(fronts, num_rows))
     ends, end = [], 0
     for front, prompt in zip(fronts, prompts, strict=True):

@@ -16,7 +16,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from data_engine.errors import BadRow, LostRankError, UserError
+from data_engine.errors import BadRow
 from data_engine.models.auto.parts import difference, fitted_head, layer_kinds
 from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel
 from data_engine.models.layers.answer_cache import answer_cache, repeated
@@ -44,8 +44,6 @@ class Probed(VisionLanguageModel, Protocol):
 
     text_config: object
     """of the decoder"""
-    takes_mirrored: bool
-    """its code runs on tensors that the host has a copy of (mirrored.py)"""
 
     def run_with_logits(self, prompt: Prompt) -> tuple[PromptEnd, Tensor]:
         """The end of a prompt, and the model's logits there [V]."""
@@ -73,24 +71,8 @@ class Shown(NamedTuple):
 
 @torch.inference_mode()
 def run_prompt(model: Probed) -> Shown:
-    """Run a small prompt, whose layers are numbered on the way.
-
-    A model whose code does not take tensors that the host has a copy of gets none from then on.
-    """
+    """Run a small prompt, whose layers are numbered on the way."""
     prompt = _prompt(model, QUESTION)
-    try:
-        return _shown(model, prompt)
-    except (torch.OutOfMemoryError, UserError, LostRankError, DoesNotFit):
-        raise
-    # Whatever a model raises that is handed what it does not know.
-    except Exception as error:
-        model.takes_mirrored = False
-        shown = _shown(model, prompt)
-        log.info("the model runs without mirrored tensors (%s: %s)", type(error).__name__, reason(error))
-        return shown
-
-
-def _shown(model: Probed, prompt: Prompt) -> Shown:
     finding = Finding(prompt.length, set(model.decoder.modules()))
     with attending(finding, finding.layers):
         return Shown(finding, *model.run_with_logits(prompt))

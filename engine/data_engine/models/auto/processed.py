@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data_engine.models import tower
+from data_engine.models.base import sent
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class ProcessedPrompt:
     @property
     def length(self) -> int:
         return self.inputs["input_ids"].shape[1]
+
+
+def on_device(prompt: ProcessedPrompt, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A prompt's inputs; pixels in the model's dtype, whatever the processor made of them."""
+    return {
+        name: sent(value, device).to(dtype) if value.is_floating_point() else sent(value, device)
+        for name, value in prompt.inputs.items()
+        if prompt.features is None or name != "pixel_values"
+    }
 
 
 def pixels_alone(prompt: ProcessedPrompt) -> Tensor | None:

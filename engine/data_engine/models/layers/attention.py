@@ -189,6 +189,13 @@ def answers_pass() -> bool:
     return now is not None and now.layout.describes_masks
 
 
+def forget() -> None:
+    """Have the layout of a prompt that failed note it anew."""
+    now = _in_force.get()
+    if now is not None and isinstance(now.layout, Noting):
+        now.layout.forget()
+
+
 def keep_out_of_graphs() -> None:
     """Have torch.compile leave the attention alone: it goes by the layout in force."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, torch.compiler.disable(_attention))
@@ -286,6 +293,10 @@ class Noting:
         self.noted[call.layer] = Noted(keys, values, cross, bias)
         return plain(call)
 
+    def forget(self) -> None:
+        """Nothing was noted."""
+        self.noted.clear()
+
     def kept(self, part: Tensor) -> Tensor:
         """The tensor, copied where it would keep a larger one alive, as that of a merged product is."""
         return part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
@@ -297,6 +308,10 @@ class Finding(Noting):
     def __init__(self, length: int, modules: set[nn.Module]) -> None:
         super().__init__(length)
         self.layers = _Numbered(modules)
+
+    def forget(self) -> None:
+        super().forget()
+        self.layers.clear()
 
     def kept(self, part: Tensor) -> Tensor:
         """As it is: a layer that uses another's keys is known by being handed the same tensor."""
