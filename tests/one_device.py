@@ -14,6 +14,9 @@ class OneDevice(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
         tensors = [one for one in _pytree.tree_leaves((args, kwargs, made)) if isinstance(one, Tensor)]
+        if torch.Tag.pointwise in func.tags:
+            # A single number of the host goes along with the launch, as a Python number does.
+            tensors = [one for one in tensors if one.ndim or one.device.type != "cpu"]
         assert len({one.device for one in tensors}) < 2, f"{func} meets tensors of the host and of the device"
         return made
 

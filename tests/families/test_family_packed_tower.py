@@ -6,12 +6,12 @@ import pytest
 import torch
 from asked import ASKED
 from families import FAMILIES, named
-from one_device import OneDevice, arrived
+from one_device import META, OneDevice, arrived
 from test_family_positions import prompt
 from torch import Tensor
 
 from data_engine.models.auto import packed_tower
-from data_engine.models.auto.mirrored import mirrored
+from data_engine.models.auto.mirrored import Known, mirrored
 from data_engine.models.auto.packed_tower import NAME, TowerCall, tower_calls
 from data_engine.models.layers.prefix import run_prefix
 
@@ -101,7 +101,7 @@ def test_a_tower_by_flash_asks_the_device_for_nothing(checkpoints, name, monkeyp
     model = checkpoints(name).reloaded().model
     inputs = prompt(model, ASKED["two images"]).inputs
     size, pixels = inputs["image_grid_thw"], inputs["pixel_values"].to("meta")
-    grid = mirrored({"grid": size.to("meta")}, {"grid": size})["grid"]
+    grid = mirrored({"grid": size.to("meta")}, {"grid": size}, Known(META))["grid"]
     model.vision.to("meta")
     monkeypatch.setattr(packed_tower, "sent", arrived)
     monkeypatch.setattr(packed_tower, "flash", lambda query, *others: (torch.empty_like(query), None))

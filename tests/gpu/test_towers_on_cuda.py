@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from data_engine.models.auto.mirrored import mirrored
+from data_engine.models.auto.mirrored import Known, mirrored
 from data_engine.models.auto.packed_tower import NAME, PackedTower, tower_calls
 from data_engine.sampling.native.step_graphs import refusing_waits
 
@@ -38,7 +38,7 @@ def pixels() -> Tensor:
 
 @torch.inference_mode()
 def test_a_packed_tower_gives_the_numbers_of_its_own_attention_without_a_wait(vision, pixels):
-    grid = mirrored({"grid": GRID.to(DEVICE)}, {"grid": GRID})["grid"]
+    grid = mirrored({"grid": GRID.to(DEVICE)}, {"grid": GRID}, Known(DEVICE))["grid"]
     with tower_calls(vision) as calls:
         vision(pixels, grid_thw=grid)
     [own] = calls

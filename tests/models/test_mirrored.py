@@ -6,19 +6,27 @@ from one_device import META, arrived
 from torch import Tensor, nn
 
 from data_engine.models.auto import mirrored as code
-from data_engine.models.auto.mirrored import MOST, Mirrored, is_known, mirrored
+from data_engine.models.auto.mirrored import MOST, Known, Mirrored, is_known, mirrored
 
 IDS = torch.tensor([[7, 9, 9, 3, 9]])
 
 
 def pair(value: Tensor, device: torch.device = META) -> Mirrored:
     """On a device without values: what is read of it comes from the host."""
-    return mirrored({"it": value.to(device)}, {"it": value})["it"]
+    return mirrored({"it": value.to(device)}, {"it": value}, Known(device))["it"]
 
 
 @pytest.fixture(autouse=True)
-def sent(monkeypatch) -> None:
-    monkeypatch.setattr(code, "sent", lambda values, to: arrived(values, to) if to == META else values)
+def sent(monkeypatch) -> list[Tensor]:
+    """What the device was sent."""
+    noted = []
+
+    def send(values: Tensor, to: torch.device) -> Tensor:
+        noted.append(values)
+        return arrived(values, to) if to == META else values
+
+    monkeypatch.setattr(code, "sent", send)
+    return noted
 
 
 def test_what_is_computed_of_known_integers_is_known():
@@ -31,6 +39,7 @@ def test_what_is_computed_of_known_integers_is_known():
     assert mask.unsqueeze(-1).to(META).tolist() == [[[False], [True], [True], [False], [True]]]
     assert [size.item() for size in pair(torch.tensor([5, 6])).prod(-1)[None]] == [30]
     assert mask.nonzero().tolist() == [[0, 1], [0, 2], [0, 4]]
+    assert ids[0].unique_consecutive().tolist() == [7, 9, 3, 9]
     values, places = ids.max(-1)
     assert values.device == places.device == META
 
@@ -49,12 +58,37 @@ def test_a_known_mask_chooses_places_without_a_read():
 
 def test_a_single_known_truth_is_an_index_as_it_is():
     """It adds an axis, and is no mask of the first one."""
-    flag = mirrored({"flag": torch.tensor(True)}, {"flag": torch.tensor(True)})["flag"]
+    flag = pair(torch.tensor(True), torch.device("cpu"))
     assert torch.zeros(2, 3)[flag].shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("device", [META, torch.device("cpu")])
+def test_a_mask_as_wide_as_embeddings_chooses_without_a_read(device, sent):
+    numbers, mask = torch.randn(1, 5, 4), pair(IDS == 9, device)
+    wide = mask.unsqueeze(-1).expand_as(numbers)
+    found = numbers.to(device)[wide]
+    assert found.shape == (12,)
+    # Places of tokens, not of their numbers.
+    assert [len(one) for one in sent] == [3, 3]
+    if device != META:
+        assert torch.equal(found, numbers[wide.as_subclass(Tensor)])
+    # Each number of the embeddings on its own.
+    assert numbers.to(device)[..., None].expand(1, 5, 4, 2)[wide].shape == (12, 2)
+
+
+def test_numbers_of_the_host_are_read_beside_known_ones():
+    ids, starts = pair(IDS), torch.zeros(3, dtype=torch.int64)
+    starts[1:] = ids[0, :2].cumsum(0)
+    assert starts.tolist() == [0, 7, 16]
+    assert (starts[2] + ids[0, 0]).item() == 23
+    ids[0, 1] = starts[1]
+    assert ids.tolist() == [[7, 7, 9, 3, 9]]
 
 
 def test_known_numbers_are_sizes():
     height, width = pair(torch.tensor([2, 3]))
+    assert torch.zeros(4, device=META).repeat(height, width).shape == (2, 12)
+    assert torch.zeros(1, 4, device=META).expand(height, -1).shape == (2, 4)
     numbers = torch.zeros(6, 4, device=META)
     assert numbers.view(height, width, 4).shape == (2, 3, 4)
     assert [len(part) for part in numbers.split([height * 2, height])] == [4, 2]
@@ -72,20 +106,20 @@ def test_writing_known_numbers_keeps_the_copies_right():
     assert ids.tolist() == IDS.tolist() == [[7, 9, 9, 3, 9]]
     # What it was sent from is the processor's own.
     on_host = IDS.clone()
-    written = mirrored({"ids": IDS.clone()}, {"ids": on_host})["ids"]
+    written = mirrored({"ids": IDS.clone()}, {"ids": on_host}, Known(IDS.device))["ids"]
     written += 1
     assert is_known(written)
     assert on_host.tolist() == IDS.tolist()
 
 
 def test_after_a_write_of_an_unknown_number_nothing_of_the_prompt_is_known():
-    known = mirrored({"ids": IDS.clone(), "mask": IDS == 9}, {"ids": IDS, "mask": IDS == 9})
+    known = mirrored({"ids": IDS.clone(), "mask": IDS == 9}, {"ids": IDS, "mask": IDS == 9}, Known(IDS.device))
     view = known["ids"][:, :2]
     known["ids"].copy_(torch.tensor([[1, 2, 3, 4, 5]]))
     assert not any(map(is_known, (*known.values(), view)))
     assert known["ids"].tolist() == [[1, 2, 3, 4, 5]]
     assert view.tolist() == [[1, 2]]
-    ids = mirrored({"ids": IDS.clone()}, {"ids": IDS})["ids"]
+    ids = mirrored({"ids": IDS.clone()}, {"ids": IDS}, Known(IDS.device))["ids"]
     torch.add(IDS, 1, out=ids)
     assert not is_known(ids)
     assert ids.tolist() == [[8, 10, 10, 4, 10]]

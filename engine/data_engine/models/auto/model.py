@@ -80,7 +80,7 @@ class Auto:
             self.num_ids = min(self.num_ids, len(self.head.weight))
             self._tables = rotary.tables_by_position(self.decoder)
             attend_by_hook(model, self.decoder)
-            self._own = OwnForward(model, self.decoder)
+            self._own = OwnForward(model, self.decoder, self.vision)
             if self.vision is not None:
                 self.vision.register_forward_pre_hook(self._note_encoded, with_kwargs=True)
         except DoesNotFit as problem:
@@ -274,7 +274,8 @@ class Auto:
 
     def run_forward(self, prompt: ProcessedPrompt, cache: Cache) -> ModelOutput:
         """The model's own forward of a prompt."""
-        return self._own.run(prompt, self._inputs(prompt), cache)
+        # Ranks that call a split model together tell each other of it by tensors of their own.
+        return self._own.run(prompt, self._inputs(prompt), cache, sends=not self.is_split)
 
     def mirrored_or_plain(self, run: Callable[[], Made]) -> Made:
         """What `run` makes of a forward of a prompt; see OwnForward."""

@@ -3,6 +3,7 @@
 Shapes: P prompt tokens, V vocabulary, D width.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -13,9 +14,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.errors import BadRow, LostRankError, UserError
-from data_engine.models.auto.mirrored import mirrored
+from data_engine.models.auto.mirrored import Known, is_known, mirrored
+from data_engine.models.auto.parts import layers
 from data_engine.models.auto.positions import host_positions
 from data_engine.models.auto.processed import ProcessedPrompt
+from data_engine.models.auto.sending import Sending
 from data_engine.models.base import sent
 from data_engine.models.layers.attention import DoesNotFit, forget
 from data_engine.models.memory_errors import is_out_of_memory
@@ -31,32 +34,42 @@ class OwnForward:
     takes_mirrored = True
     """the model's code runs on tensors that the host has a copy of (mirrored.py)"""
 
-    def __init__(self, model: PreTrainedModel, decoder: nn.Module) -> None:
-        self._model, self._positions_of = model, host_positions(model)
+    def __init__(self, model: PreTrainedModel, decoder: nn.Module, vision: nn.Module | None) -> None:
+        self._model, self._positions_of, self._sending = model, host_positions(model), Sending()
         # Of the last prompt.
         self._on_host: Tensor | None = None
         self._positions: Tensor | None = None
         self._hidden_D: Tensor | None = None
         decoder.register_forward_pre_hook(self._note_positions, with_kwargs=True)
         decoder.register_forward_hook(self._note_hidden)
+        # What the decoder's layers send is not worth the mode, and compiled ones would be traced with it.
+        self._sending.leave(decoder, needs=False)
+        within = set(decoder.modules())
+        for part in filter(None, (vision, *layers(model))):
+            if part not in within:
+                self._sending.leave(part)
 
-    def run(self, prompt: ProcessedPrompt, inputs: Mapping[str, Tensor], cache: Cache) -> ModelOutput:
+    def run(self, prompt: ProcessedPrompt, inputs: Mapping[str, Tensor], cache: Cache, sends: bool) -> ModelOutput:
         """With the logits behind the prompt alone: those of all P tokens are too many.
 
-        `inputs`: the prompt's, on the device.
+        `inputs`: the prompt's, on the device. `sends`: what the model's code sends may be mirrored as well.
         """
         self._on_host, self._positions, self._hidden_D = self._positions_of(prompt.inputs), None, None
         device = inputs["input_ids"].device
-        if self.takes_mirrored:
-            inputs = mirrored(inputs, prompt.inputs)
-        given = self._model.prepare_inputs_for_generation(
-            **inputs, past_key_values=cache, is_first_iteration=True, use_cache=True
-        )
-        if self._on_host is not None:
-            given["position_ids"] = sent(self._on_host, device)
-        if prompt.features is not None:
-            given["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=prompt.features)}
-        return self._model(**given | {"logits_to_keep": 1})
+        with contextlib.ExitStack() as stack:
+            if self.takes_mirrored:
+                known = Known(device)
+                inputs = mirrored(inputs, prompt.inputs, known)
+                if sends:
+                    stack.enter_context(self._sending.of(known))
+            given = self._model.prepare_inputs_for_generation(
+                **inputs, past_key_values=cache, is_first_iteration=True, use_cache=True
+            )
+            if self._on_host is not None:
+                given["position_ids"] = sent(self._on_host, device)
+            if prompt.features is not None:
+                given["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=prompt.features)}
+            return self._model(**given | {"logits_to_keep": 1})
 
     def mirrored_or_plain(self, run: Callable[[], Made]) -> Made:
         """What `run` makes of a forward of a prompt. Where that fails on mirrored tensors, once more on plain ones.
@@ -96,6 +109,8 @@ class OwnForward:
         positions = self._on_host if self._on_host is not None else self._positions
         if positions is None:
             return prompt.length
+        # What the device has to tell now, the host knows of the next prompt.
+        self._sending.knows_counted |= positions is not self._on_host and not is_known(positions)
         # The largest of all axes: an image takes fewer positions than tokens where they have height and width.
         return int(positions.max()) + 1
 

@@ -1,7 +1,7 @@
 """The parts of a model of transformers: its text decoder, its vision tower, its head, and what its layers keep."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,13 @@ def find_vision(model: PreTrainedModel) -> nn.Module | None:
     """The vision tower: the outermost module with the vision configuration."""
     config = getattr(model.config, "vision_config", None)
     return next((module for module in model.modules() if getattr(module, "config", model) is config), None)
+
+
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of its outermost lists of modules, those of towers too, that have parts themselves."""
+    for child in module.children():
+        members = child if isinstance(child, nn.ModuleList) else layers(child)
+        yield from (member for member in members if next(member.children(), None) is not None)
 
 
 def prompt_cache(config: PretrainedConfig, device: torch.device) -> DynamicCache:
