@@ -47,9 +47,11 @@ def test_the_documentation_of_a_format_is_what_its_card_says(name):
 @pytest.mark.parametrize("name", [name for name in EXPORTS if name not in FROM_A_RUN])
 def test_a_format_has_the_columns_that_are_documented(name, tmp_path):
     folder, _ = write_export(tmp_path, name)
-    [file] = [path for path in folder.iterdir() if path.suffix in (".parquet", ".jsonl")]
+    [file] = [path for path in folder.iterdir() if path.suffix in (".parquet", ".jsonl") or path.name == "data.json"]
     if file.suffix == ".parquet":
         written = set(pq.read_schema(file).names)
+    elif file.suffix == ".json":
+        written = {column for row in json.loads(file.read_text()) for column in row}
     else:
         written = {column for line in file.read_text().splitlines() for column in json.loads(line)}
     assert documented(name) == written

@@ -110,7 +110,7 @@ def test_the_size_is_one_of_the_hubs_classes(rows, size):
 @pytest.mark.parametrize(
     ("name", "tag"),
     [("rlaif-v", "dpo"), ("ms-swift-kto", "kto"), ("trl-kto", "kto"), ("sft", "sft"),
-     ("ms-swift-rm", "reward-modeling"), ("internvl-mpo", "mpo"), ("scored", "reward-modeling"),
+     ("ms-swift-rm", "reward-modeling"), ("internvl-mpo", "mpo"), ("llava-next", "dpo"), ("scored", "reward-modeling"),
      ("rlaif-v-logps", "dpo")],
 )  # fmt: skip
 def test_a_tag_says_how_one_trains_on_it(name, tag):

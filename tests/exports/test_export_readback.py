@@ -32,7 +32,7 @@ from data_engine import exports
 from data_engine.commands import main
 from data_engine.commands.work_dir import open_finished
 
-PAIRS = ("rlaif-v", "trl", "llama-factory", "ms-swift", "ms-swift-rm", "internvl-mpo")
+PAIRS = ("rlaif-v", "trl", "llama-factory", "ms-swift", "ms-swift-rm", "internvl-mpo", "llava-next")
 KTO = ("trl-kto", "llama-factory-kto", "ms-swift-kto")
 
 
@@ -82,7 +82,7 @@ def read(name, folder):
 
 def fits(name, messages, pictures) -> bool:
     """Whether a format has a place for a prompt."""
-    if name.startswith("rlaif-v"):
+    if name.startswith(("rlaif-v", "llava-next")):
         return len(messages) == 1 and len(pictures) == 1
     if name.startswith("internvl"):
         return len(messages) == 1 and len(pictures) > 0

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from unittest import mock
 
@@ -70,10 +71,13 @@ class StandIn(types.ModuleType):
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds stand-ins under the names of STAND_INS."""
+    """Finds stand-ins under these names."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
 
     def find_spec(self, name: str, path=None, target=None) -> importlib.machinery.ModuleSpec | None:
-        if any(name == stand_in or name.startswith(f"{stand_in}.") for stand_in in STAND_INS):
+        if any(name == stand_in or name.startswith(f"{stand_in}.") for stand_in in self._names):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
@@ -91,7 +95,7 @@ def load(meta: dict, checkout: Path) -> int:
     import torch
 
     sys.path.insert(0, str(checkout))
-    sys.meta_path.insert(0, Finder())
+    sys.meta_path.insert(0, Finder(STAND_INS))
     from internvl.train import internvl_chat_mpo as mpo
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]

@@ -205,7 +205,7 @@ def best_of(pairs: list[dict]) -> str:
 
 def fits(name: str, asked: Asked) -> bool:
     """Whether the format has a place for the question."""
-    if name.startswith("rlaif-v"):
+    if name.startswith("rlaif-v") or name == "llava-next":
         return asked.is_single
     return name != "internvl-mpo" or not asked.before
 

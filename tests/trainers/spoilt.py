@@ -31,6 +31,18 @@ def lines(change: Callable[[list[dict]], list[dict] | None]) -> Callable[[Path],
     return spoil
 
 
+def listed(change: Callable[[list[dict]], None]) -> Callable[[Path], None]:
+    """The same of the only list in a json file; `change` works on it in place."""
+
+    def spoil(folder: Path) -> None:
+        (path,) = folder.rglob("*.json")
+        rows = json.loads(path.read_text())
+        change(rows)
+        path.write_text(json.dumps(rows))
+
+    return spoil
+
+
 def set_cell(row: dict, column: str, value: object) -> None:
     assert row[column] != value
     row[column] = value

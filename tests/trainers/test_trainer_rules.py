@@ -1,5 +1,5 @@
-"""The rules that RLAIF-V's and InternVL's loaders ask for. PyPI has neither: their own loaders are run by hand, by
-`check_rlaif_v.py` and `check_internvl.py` with --checkout.
+"""The rules that the loaders of RLAIF-V, InternVL and LLaVA-NeXT ask for. PyPI has none of them: their own loaders are
+run by hand, by `check_rlaif_v.py`, `check_internvl.py` and `check_llava_next.py` with --checkout.
 """
 
 import json
@@ -9,7 +9,8 @@ import pytest
 import spoilt
 from turned_pictures import turned
 
-FORMATS = [("rlaif_v", "rlaif-v"), ("rlaif_v", "rlaif-v-logps"), ("internvl", "internvl-mpo")]
+FORMATS = [("rlaif_v", "rlaif-v"), ("rlaif_v", "rlaif-v-logps"), ("internvl", "internvl-mpo"),
+           ("llava_next", "llava-next")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("trainer", "name"), FORMATS)
@@ -42,6 +43,14 @@ def with_two_markers(rows):
     rows[0]["question"] += "<image><image><image>"
 
 
+def with_its_picture_last(rows):
+    rows[0]["prompt"] = rows[0]["prompt"].removeprefix("<image>\n") + "<image>"
+
+
+def without_answer(rows):
+    del rows[0]["answer"]
+
+
 def short_logps(rows):
     values = json.loads(rows[0]["logps"])
     (values["logps"] if isinstance(values, dict) else values)[2][20:] = []
@@ -62,6 +71,8 @@ SPOILT = {
     "log-probs that are too short": ("rlaif-v-logps", spoilt.parquet_rows(short_logps), "do not reach over"),
     "a missing picture": ("internvl-mpo", spoilt.picture_missing, "a picture cannot be opened"),
     "another length": ("internvl-mpo", another_length, "length is"),
+    "a question before its picture": ("llava-next", spoilt.listed(with_its_picture_last), "does not stand before"),
+    "no column that is counted": ("llava-next", spoilt.listed(without_answer), "answer is None"),
     "two markers in a line": ("internvl-mpo", spoilt.lines(with_two_markers), "times <image> in the question"),
 }
 

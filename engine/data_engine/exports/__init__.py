@@ -33,6 +33,7 @@ EXPORTS = {
     "ms-swift-kto": "data_engine.exports.formats.ms_swift:write_kto",
     "ms-swift-rm": "data_engine.exports.formats.ms_swift:write_rm",
     "internvl-mpo": "data_engine.exports.formats.internvl:write",
+    "llava-next": "data_engine.exports.formats.llava_next:write",
     "scored": "data_engine.exports.formats.scored:write",
 }
 # The format of work_dir/dataset.

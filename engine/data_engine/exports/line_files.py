@@ -1,4 +1,4 @@
-"""Shuffled rows out as lines of JSON: rows are kept as text while they are shuffled."""
+"""Shuffled rows out as JSON, a row a line: rows are kept as text while they are shuffled."""
 
 import json
 from collections.abc import Iterable
@@ -20,3 +20,14 @@ def write_lines(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
         for batch in batches:
             for text in batch.column("line").to_pylist():
                 file.write(f"{text}\n")
+
+
+def write_list(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write rows of SCHEMA as one list in a .json file, in ASCII."""
+    with open(path, "w", encoding="ascii", newline="\n") as file:
+        before = "[\n"
+        for batch in batches:
+            for text in batch.column("line").to_pylist():
+                file.write(before + text)
+                before = ",\n"
+        file.write("\n]\n" if before != "[\n" else "[]\n")

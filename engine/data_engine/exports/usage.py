@@ -132,6 +132,16 @@ USAGES = {
         "are relative; `PYTHONPATH` is then its folder `internvl_chat`. Leave `--group_by_length` off: it reads a\n"
         "column that such rows do not have.",
     ),
+    "llava-next": Usage(
+        "Pairs of one picture and one question for LLaVA-NeXT's DPO, and for that of Qwen-VL-Series-Finetune.",
+        (("id", "the question's id in the dataset that was sampled"), ("image", "path under the folder"),
+         ("prompt", "the question behind `<image>` and a line break"),
+         ("answer", "empty; LLaVA-NeXT asks for the column"), *_SIDES),
+        "Give `--data_path EXPORT/data.json` and `--image_folder EXPORT` to `llava/train/train_dpo.py` of LLaVA-NeXT,\n"
+        "as in its `scripts/train/dpo_ov7b.sh`, or to `src/train/train_dpo.py` of Qwen-VL-Series-Finetune (by 2U1),\n"
+        "as in its `scripts/finetune_dpo.sh`. LLaVA-NeXT reads no file whose path has `jsonl` in it. Neither has a\n"
+        "place for a system text: pairs of questions that were asked with one are left out.",
+    ),
     "scored": Usage(
         "Every answer that was sampled, with its token ids, rewards and places, for analysis and for other trainers.",
         (IDX, ("sample_index", "number of the answer to its question"), ("question", "as in the dataset"),
