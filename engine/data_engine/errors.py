@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 
 # Why a question is left out that exceeds the memory on its own, and what is said where no question ever fitted.
@@ -10,6 +11,9 @@ NO_ROOM = (
     f"{OUT_OF_MEMORY}: the model leaves no room for a single question; free the device's memory, lower "
     "--max_new_tokens, or split the model with --zero3 on"
 )
+REASON_LENGTH = 100
+# Sizes and names in a reason would make every reason a kind of its own.
+PARTICULARS = re.compile(r"\"[^\"]*\"|'[^']*'|\d+(?:\.\d+)?")
 
 
 class UserError(ValueError):
@@ -84,3 +88,8 @@ def nearest(name: str, known: Iterable[str], before: str = "") -> str:
     """A hint that names the known name nearest to a misspelled one, or nothing."""
     found = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
     return f"; did you mean {before}{found[0]}?" if found else ""
+
+
+def kind_of(reason: str) -> str:
+    """Why a row is left out, without what is particular to that row, on one line."""
+    return " ".join(PARTICULARS.sub("…", reason).split())[:REASON_LENGTH]

@@ -195,7 +195,7 @@ def test_the_first_rows_are_looked_at_with_all_of_their_images(goldens, tmp_path
     assert validated(goldens, tmp_path, rows) == 0
     assert "; of the first 2 rows 1 cannot be used" in capsys.readouterr().out
     assert validated(goldens, tmp_path, rows[1:]) == 2
-    assert "the most frequent reason (1 rows): image 2 of 2: " in capsys.readouterr().err
+    assert "the most frequent reason (1 row): image 2 of 2: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,18 @@ def test_any_other_path_is_a_problem_of_its_row(tmp_path, path, says):
     assert says in row.problem
 
 
+def test_a_path_that_begins_with_image_root_itself_is_told_to_be_under_the_folder_above(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/x.jpg").write_bytes(b"x")
+    row = path_row(tmp_path, "photos/x.jpg", tmp_path / "photos")
+    assert row.problem == (
+        'image path "photos/x.jpg" is not a readable file under image_root; it is one under the folder above: give '
+        f'"{tmp_path}" as image_root'
+    )
+    assert path_row(tmp_path, "photos/x.jpg", tmp_path).image == b"x"
+    assert "above" not in path_row(tmp_path, "photos/y.jpg", tmp_path / "photos").problem
+
+
 def test_image_root_must_be_a_folder(tmp_path):
     path = write(tmp_path / "q.parquet", [1])
     assert refusal(path, image_root=str(tmp_path / "no")) == f'image_root "{tmp_path}/no" is not a folder'

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_engine import stages
 from data_engine.config import RunConfig
-from data_engine.errors import IncompleteError, TakenOverError, UserError
+from data_engine.errors import IncompleteError, TakenOverError, UserError, kind_of
 from data_engine.job import published, run_file
 from data_engine.job.earlier import incomplete
 from data_engine.job.last_step import alone, pair_all
@@ -327,7 +327,7 @@ class Worker:
 
     def _refuse_useless(self, stage: Stage, left_out: list[units.Row]) -> None:
         """Raise UserError where the first unit of a stage has no row that could be used, all for the same reason."""
-        kinds = {quarantine.kind_of(reason) for _, reason in left_out}
+        kinds = {kind_of(reason) for _, reason in left_out}
         if len(kinds) == 1 and not units.published(self.plan.work_dir, stage.name):
             rule = f'rule "{self.plan.config.rule}"'
             mend = f"{rule} or the dataset" if stage.name == "rule" else "the dataset or the flags"

@@ -29,7 +29,7 @@ from data_engine.planning.own_folders import require_own
 from data_engine.preferences import strategies
 from data_engine.processes import output
 from data_engine.questions.dataset import open_questions, read_images, require_columns, require_images
-from data_engine.questions.first_rows import LOOKED_AT, refusal
+from data_engine.questions.first_rows import LOOKED_AT, most_frequent, refusal
 from data_engine.questions.given_answers import check_answers, require_usable
 from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.image_workers import ImageWorkers
@@ -210,7 +210,7 @@ def _first_rows(found: Found) -> None:
     if blank:
         found.warnings.append(f"{blank} of the first {looked_at} rows: the question is blank; it is asked all the same")
     if reasons:
-        told = max(set(reasons), key=reasons.count)
+        told, _ = most_frequent(reasons)
         found.warnings.append(f"{len(reasons)} of the first {looked_at} rows cannot be used; most often: {told}")
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from data_engine.errors import BadRow, UserError
+from data_engine.errors import BadRow, UserError, kind_of
 from data_engine.questions.dataset import Question, Questions, read_images
 from data_engine.questions.images import BadImage, Decode
 from data_engine.questions.prefetch import ahead
@@ -26,11 +26,18 @@ def require_usable(questions: Questions, max_megapixels: float, decode: Decode) 
 
 def refusal(reasons: Sequence[str]) -> UserError:
     """What is raised where every row has a reason, with the most frequent one."""
-    reason, count = Counter(reasons).most_common(1)[0]
+    reason, count = most_frequent(reasons)
+    rows = "1 row" if count == 1 else f"{count} rows"
     return UserError(
-        f"none of the first {len(reasons)} rows of --dataset_path can be used; the most frequent reason ({count} "
-        f"rows): {reason}"
+        f"none of the first {len(reasons)} rows of --dataset_path can be used; the most frequent reason ({rows}): "
+        f"{reason}"
     )
+
+
+def most_frequent(reasons: Sequence[str]) -> tuple[str, int]:
+    """Of the most frequent kind of reason the first one, and how many rows have such: each may name its own file."""
+    kind, count = Counter(map(kind_of, reasons)).most_common(1)[0]
+    return next(reason for reason in reasons if kind_of(reason) == kind), count
 
 
 def _problems(questions: Questions, max_megapixels: float, decode: Decode) -> Iterator[str | None]:

@@ -195,7 +195,8 @@ def read_under(root: Path, path: str) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno not in _ROW_ERRORS:
             raise
-        raise MissingImage(f"image path {shown} is not a readable file under image_root") from None
+        hint = _root_twice(root, path)
+        raise MissingImage(f"image path {shown} is not a readable file under image_root{hint}") from None
     if descriptor is None:
         raise MissingImage(f"image path {shown} leads outside image_root")
     try:
@@ -208,6 +209,14 @@ def read_under(root: Path, path: str) -> bytes:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def _root_twice(root: Path, path: str) -> str:
+    """A hint where a path that is not under `root` is there under the folder above: it begins with root's name."""
+    above = os.path.normpath(root / "..")
+    begins = path.partition("/")[0] == os.path.basename(os.path.abspath(root))
+    is_there = begins and os.path.isfile(os.path.join(above, path))
+    return f"; it is one under the folder above: give {json.dumps(above)} as image_root" if is_there else ""
 
 
 def _shown(path: str) -> str:

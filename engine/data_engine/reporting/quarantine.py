@@ -4,18 +4,16 @@ Of a row that several stages left out, the first of them is told.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_engine.errors import kind_of
 from data_engine.store import units
 from data_engine.store.atomic import replacing
 
-REASON_LENGTH, NUM_EXAMPLES = 100, 5
-# Sizes and names in a reason would make every reason a kind of its own.
-PARTICULARS = re.compile(r"\"[^\"]*\"|'[^']*'|\d+(?:\.\d+)?")
+NUM_EXAMPLES = 5
 FILE = "logs/quarantine.jsonl"
 
 
@@ -44,11 +42,6 @@ def kinds(work_dir: Path) -> dict[tuple[str, str], Kind]:
 def counts(work_dir: Path) -> Counter:
     """(stage, kind of reason) -> rows."""
     return Counter({key: kind.rows for key, kind in sorted(kinds(work_dir).items())})
-
-
-def kind_of(reason: str) -> str:
-    """A reason without what is particular to one row, on one line."""
-    return " ".join(PARTICULARS.sub("…", reason).split())[:REASON_LENGTH]
 
 
 def write(work_dir: Path, found: Mapping[tuple[str, str], Kind]) -> Path | None:
