@@ -229,6 +229,7 @@ COLUMNS = {
         {"idx": ["a"], "response": ["x"]}, 'unknown column "response"; if it holds the answers, call it "answer" (known'
     ),
     "beside the answers": ({"idx": ["a"], "answer": ["x"], "response": ["x"]}, 'column "response"; take it out (known'),
+    "scores": ({"idx": ["a"], "answer": ["x"], "score": [0.5]}, 'column "score"; scores go into the dataset, where a'),
     "misspelled": ({"idx": ["a"], "answers": ["x"]}, 'the unknown column "answers"; did you mean "answer"?'),
     "no idx": ({"answer": ["x"]}, 'needs the column "idx", and "answer" or "token_ids"; columns: answer'),
     "no answer": ({"idx": ["a"]}, 'needs the column "idx", and "answer" or "token_ids"; columns: idx'),

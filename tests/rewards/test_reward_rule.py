@@ -13,7 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from export_world import square
 from run_files import hostile_rows, read
+from shown import SHOWN
 
 from data_engine.commands import status
 from data_engine.commands.main import main
@@ -60,6 +62,26 @@ def scores(work: Path) -> dict:
 def rule_file(folder: Path, body: str, name: str = "mine.py") -> str:
     (folder / name).write_text(body)
     return str(folder / name)
+
+
+def test_scores_of_ones_own_become_rewards_as_the_page_shows(tmp_path, monkeypatch, signals_as_before):
+    answers, row, rule, command = [one.text for one in SHOWN if one.page == "docs/given-answers.md"][1:]
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data", "pictures"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "pictures/cat.jpg").write_bytes(square("red"))
+    # A third answer, which has no score, and a question without scores.
+    unscored = [
+        json.dumps({"idx": idx, "answer": text}) for idx, text in (("cat", "No cat."), ("dog", "A"), ("dog", "B"))
+    ]
+    (tmp_path / "answers.jsonl").write_text(answers + "\n".join(unscored))
+    (tmp_path / "data/scored.jsonl").write_text(row + row.replace('"cat"', '"dog"').split(', "scores"')[0] + "}\n")
+    (tmp_path / "scores.py").write_text(rule)
+    program, run, *flags = command.split()
+    assert (program, main([run, *flags])) == ("data-engine", 0)
+    assert scores(tmp_path / "runs/own-scores") == {"cat": [0.9, 0.1, None], "dog": [None, None]}
+    [pair] = read(tmp_path / "runs/own-scores/pairs")
+    assert (pair["chosen"], pair["rejected"]) == ("A cat on a red chair.", "A dog on a red chair.")
 
 
 def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsys):

@@ -26,6 +26,8 @@ COLUMNS = ("idx", "answer", "token_ids")
 UNREAD = ("sample_index", "finish_reason", "thought", "thought_tokens")
 # What other programs call the column of answers.
 _OFTEN_CALLED = ("response", "responses", "output", "completion", "generation", "prediction", "text", "content")
+# What they call its score.
+_SCORES = ("score", "scores", "reward", "rewards", "rating")
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
@@ -128,6 +130,8 @@ class GivenFile:
                 hint = f'; did you mean "{near[0]}"?' if near else "; take it out"
                 if name.lower() in _OFTEN_CALLED and not {"answer", "token_ids"} & {*names}:
                     hint = '; if it holds the answers, call it "answer"'
+                if name.lower() in _SCORES:
+                    hint = "; scores go into the dataset, where a rule reads them, as docs/given-answers.md shows"
                 raise UserError(
                     f"{self.name}{where} has the unknown column {json.dumps(name)}{hint} (known: {', '.join(COLUMNS)})"
                 )
