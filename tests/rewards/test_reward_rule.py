@@ -93,7 +93,12 @@ def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsy
     for pair in pairs:
         right = SCORES[pair["idx"]]
         assert (right[pair["chosen_index"]], right[pair["rejected_index"]]) == (1, 0)
-    assert "rule" in capsys.readouterr().out
+    # Four right answers of eight; the third question has no number.
+    told = "rule: 0.5 on average over 8 answers, 1 for the best of a question, 0 for the worst; 0 of 2 questions have"
+    assert told in capsys.readouterr().out
+    page = (work / "report/index.html").read_text()
+    cells = "".join(f"<td>{cell}</td>" for cell in ("8", "+0.5", "+1", "+0", "2", "0"))
+    assert cells in page.partition("Rewards of all answers")[2]
     assert "rule" in status.describe(work, 0)
     assert {file.stem for file in (work / "rule").glob("*.parquet")} == {"unit-00000", "unit-00001"}
 

@@ -22,6 +22,7 @@ from data_engine.exports.base import NOT_FITTING, ExportSource, Written
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.pairing import Paired, paired
 from data_engine.pipeline.rewarded import Stored
+from data_engine.preferences import reward_totals
 from data_engine.preferences.candidates import CandidateTable
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.filters import KEPT
@@ -116,9 +117,12 @@ def told_of(work_dir: Path, name: str = OWN) -> str | None:
 
 
 def summary(work_dir: Path, funnel: Funnel, name: str = OWN) -> str:
-    """What is printed of a pairing that is written: its funnel, and the alpha that --length_alpha auto came to."""
-    found = (pq.read_schema(pairs_file(work_dir, name)).metadata or {}).get(b"length_alpha")
-    told = [] if found is None else [f"length_alpha auto came to {json.loads(found)!r}, by which answers ranked"]
+    """What is printed of a pairing that is written: its funnel, how its rewards lie over all answers, and the alpha
+    that --length_alpha auto came to."""
+    found = pq.read_schema(pairs_file(work_dir, name)).metadata or {}
+    told = [reward_totals.told(*one) for one in json.loads(found.get(b"reward_totals", b"{}")).items()]
+    if b"length_alpha" in found:
+        told.append(f"length_alpha auto came to {json.loads(found[b'length_alpha'])!r}, by which answers ranked")
     return "\n".join([funnel.table(), *told])
 
 

@@ -21,6 +21,7 @@ from data_engine.preferences.answers import Answers, places_of, why_not_ranked
 from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.length_alpha import LengthBalance
+from data_engine.preferences.reward_totals import RewardTotals
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.prefetch import ahead
 from data_engine.rewards import implicit
@@ -71,6 +72,7 @@ def paired(
     metadata["rewards"] = json.dumps(",".join(stored.run_stages.sources))
     metadata["bound"] = json.dumps({name: stored.bound.get(name) for name in _shaping_rewards(stored)})
     funnel, which = Funnel(), settings.answer_rule(stored.markers)
+    totals = {name: RewardTotals() for name in settings.rank_by}
     schema = schemas.pairs(stored.idx_type, stored.rewards)
     candidates = CandidateTable(scratch / "candidates.parquet", schema, settings.seed, settings.filter_rule)
     units_done = 0
@@ -79,6 +81,8 @@ def paired(
         for unit in _units(stored, settings):
             funnel.quarantined += unit.num_left_out
             funnel.turned += unit.num_turned
+            for name, total in totals.items():
+                total.add(unit.rewards[schemas.reward_name(name)].values, [start for _, start, _ in unit.spans])
             for answers in unit.questions():
                 reasons = why_not_ranked(answers, which)
                 ranked = places_of(reasons)
@@ -91,6 +95,7 @@ def paired(
     candidates.filter_dataset()
     reasons = funnel.not_ranked
     funnel.not_ranked = Counter({name: reasons[name] for name in implicit.REASONS if reasons[name]})
+    metadata["reward_totals"] = json.dumps({name: total.means() for name, total in totals.items()})
     return Paired(candidates, funnel, metadata)
 
 

@@ -32,6 +32,16 @@ def funnel_bars(funnel: Funnel) -> list[dict]:
     return bars
 
 
+def reward_table(path: Path) -> Table:
+    """How the rewards that rank lie over all answers, by the metadata of a file of pairs; those of old have none."""
+    found = json.loads((pq.read_schema(path).metadata or {}).get(b"reward_totals", b"{}"))
+    rows = [("reward", "answers", "mean", "best of a question", "worst of a question", "questions", "all equal")]
+    for name, means in found.items():
+        numbers = (f"{means[which]:+.4g}" for which in ("mean", "best", "worst"))
+        rows.append((name, f"{means['answers']:,}", *numbers, f"{means['questions']:,}", f"{means['equal']:,}"))
+    return rows if len(rows) > 1 else []
+
+
 def length_table(numbers: PairNumbers) -> Table:
     """How much longer the chosen answers are, over all candidate pairs and over the kept ones."""
     rows = [("", "pairs", "words of chosen", "words of rejected", "mean difference", "chosen is longer", "equal")]

@@ -65,6 +65,7 @@ def report_text(
             *about.pairing_rows(numbers.path, run.run_file, funnel),
         ],
         bars=facts.funnel_bars(funnel),
+        reward_table=facts.reward_table(numbers.path),
         charts=reward_charts(numbers),
         margins=margin_chart(numbers),
         lengths=length_chart(numbers),

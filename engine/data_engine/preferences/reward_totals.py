@@ -1,0 +1,58 @@
+"""How a reward lies over all answers, whether they rank or not; a unit's numbers in, one line of a summary out.
+
+Of a reward that is 1 for right and 0 for wrong, the mean is the share of right answers, and the mean of the best the
+share of questions that have one: pass@1 and pass@k.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# The last digits of sums go by the size of units.
+_DIGITS = 9
+
+
+@dataclass
+class RewardTotals:
+    """Sums over all answers that have a finite number of one reward, and over their questions."""
+
+    answers: int = 0
+    questions: int = 0
+    """those with such an answer"""
+    equal: int = 0
+    """questions all of whose answers, two at least, have one number: no pair of them says which is better"""
+    sum: float = 0.0
+    sum_best: float = 0.0
+    """over questions, of the highest number"""
+    sum_worst: float = 0.0
+
+    def add(self, values: np.ndarray, starts: Sequence[int]) -> None:
+        """The answers of some questions, NaN where one has no number; `starts`: the first answer of each question."""
+        if not len(starts):
+            return
+        finite = np.where(np.isfinite(values), values, np.nan)
+        numbers = np.add.reduceat(~np.isnan(finite), starts, dtype=int)
+        best, worst = np.fmax.reduceat(finite, starts), np.fmin.reduceat(finite, starts)
+        self.answers += int(numbers.sum())
+        self.questions += int((numbers > 0).sum())
+        self.equal += int(((numbers > 1) & (best == worst)).sum())
+        self.sum += float(np.nansum(finite))
+        self.sum_best += float(np.nansum(best))
+        self.sum_worst += float(np.nansum(worst))
+
+    def means(self) -> dict[str, float]:
+        """What is told and kept of it: counts, and means over answers and over questions."""
+        over = {"mean": (self.sum, self.answers), "best": (self.sum_best, self.questions),
+                "worst": (self.sum_worst, self.questions)}  # fmt: skip
+        counts = {"answers": self.answers, "questions": self.questions, "equal": self.equal}
+        return counts | {name: float(f"{total / max(1, count):.{_DIGITS}g}") for name, (total, count) in over.items()}
+
+
+def told(name: str, means: dict) -> str:
+    """One reward in words."""
+    mean, best, worst = (f"{means[which]:.4g}" for which in ("mean", "best", "worst"))
+    return (
+        f"{name}: {mean} on average over {means['answers']:,} answers, {best} for the best of a question, {worst} for "
+        f"the worst; {means['equal']:,} of {means['questions']:,} questions have one number for all answers"
+    )

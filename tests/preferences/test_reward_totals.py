@@ -1,0 +1,52 @@
+"""Rewards over all answers, worked out by hand."""
+
+import numpy as np
+import pytest
+
+from data_engine.preferences.reward_totals import RewardTotals, told
+
+NONE = float("nan")
+# Four questions: some right; all right; no number at all; one number, and one that is none.
+UNIT = np.array([1.0, 0, 0, 1, 1, NONE, NONE, 0.5, np.inf])
+STARTS = [0, 3, 5, 7]
+MEANS = {
+    "answers": 6, "questions": 3, "equal": 1, "mean": pytest.approx(3.5 / 6, rel=1e-8), "best": pytest.approx(2.5 / 3),
+    "worst": pytest.approx(0.5),
+}  # fmt: skip
+
+
+def test_means_are_over_answers_with_a_number_and_over_their_questions():
+    totals = RewardTotals()
+    totals.add(UNIT, STARTS)
+    assert totals.means() == MEANS
+
+
+def test_they_do_not_depend_on_how_questions_lie_in_units():
+    totals = RewardTotals()
+    for start, end in ((0, 3), (3, 5), (5, 7), (7, 9)):
+        totals.add(UNIT[start:end], [0])
+    assert totals.means() == MEANS
+
+
+def test_numbers_of_thirds_are_the_same_to_the_last_digit_whatever_the_units():
+    values = np.arange(1, 301) / 3
+    whole, parts = RewardTotals(), RewardTotals()
+    whole.add(values, range(0, 300, 10))
+    for start in range(0, 300, 10):
+        parts.add(values[start : start + 10], [0])
+    assert whole.means() == parts.means()
+
+
+def test_a_unit_without_answers_and_a_run_without_any_are_nothing():
+    totals = RewardTotals()
+    totals.add(np.array([]), [])
+    assert set(totals.means().values()) == {0}
+
+
+def test_it_is_told_in_words():
+    totals = RewardTotals()
+    totals.add(UNIT[:5], STARTS[:2])
+    assert told("rule", totals.means()) == (
+        "rule: 0.6 on average over 5 answers, 1 for the best of a question, 0.5 for the worst; 1 of 2 questions have "
+        "one number for all answers"
+    )
