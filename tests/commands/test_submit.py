@@ -235,3 +235,10 @@ def test_one_job_never_stays_in_the_queue_without_the_other(submit, slurm, faili
     assert done.returncode == 2
     assert "no partition" in done.stderr
     assert [line for line in calls(slurm) if not line.startswith("sbatch")] == cancelled
+
+
+@pytest.mark.parametrize("flag", ["--gres", "--partition", "--mem", "--time"])
+def test_an_option_of_sbatch_that_is_given_as_a_flag_is_told_where_it_goes(slurm, submit, flag):
+    done = submit(slurm, *JOB, "--array", "2", flag, "x")
+    assert done.returncode == 2
+    assert f'unknown flag {flag}; options of sbatch go into --sbatch: --sbatch "{flag} ..."' in done.stderr

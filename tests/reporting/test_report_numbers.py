@@ -323,3 +323,16 @@ def test_a_comparison_shows_the_pairs_that_one_alone_keeps(tmp_path):
     assert [pair["number"] for pair in page.pairs] == list(range(len(page.pairs)))
     told = [text.strip() for text in page.texts]
     assert told[told.index("in both, the same answer chosen") + 1] == str(len(kept[0] & kept[1]))
+
+
+@pytest.mark.parametrize(("count", "ticks"), [(21, [10, 21]), (8, [4, 8]), (3, [1, 3]), (1, [1]), (2001, [1000, 2001])])
+def test_an_axis_of_counts_has_whole_numbers_where_they_stand(count, ticks):
+    drawn = charts.histogram([charts.Series("kept", np.ones(count), "kept")], "Margins")
+    heights = [float(y) for y in re.findall(r'class="grid"[^>]*y1="([^"]*)"', drawn)]
+    told = [int(text.replace(",", "")) for text in re.findall(r'text-anchor="end">([^<]*)<', drawn)]
+    assert told == ticks
+    [base] = map(float, re.findall(r'class="axis"[^>]*y1="([^"]*)"', drawn))
+    # To the tenth of a pixel that is written.
+    assert [(base - y) / (base - heights[-1]) for y in heights] == pytest.approx(
+        [one / count for one in ticks], abs=2e-3
+    )

@@ -35,6 +35,12 @@ _BOOLEANS = tuple(name for name, kind in _TYPES.items() if kind is bool)
 _FLAGS = (*FIELD_NAMES, "config", "help")
 # Those that commands read themselves; here they are known for hints alone.
 _OWN_FLAGS = {"validate": ("measure", "json"), "submit": ("array", "sbatch", "sbatch_pair")}
+# What users of SLURM would give `submit` as its own.
+_OF_SBATCH = {
+    "account", "begin", "constraint", "cpus-per-gpu", "cpus-per-task", "exclude", "exclusive", "gpus", "gpus-per-node",
+    "gpus-per-task", "gres", "job-name", "mail-type", "mail-user", "mem", "mem-per-cpu", "mem-per-gpu", "nice",
+    "nodelist", "nodes", "ntasks", "ntasks-per-node", "partition", "qos", "requeue", "reservation", "time",
+}  # fmt: skip
 _FLAGS_ALONE = ("config", "help", *(name for names in _OWN_FLAGS.values() for name in names))
 # Fields whose "auto" is None in a RunConfig.
 _AUTO = ("unit_size", "threads")
@@ -146,6 +152,8 @@ def _known_flags(argv: Sequence[str], command: str, problems: Collected, meant: 
             known = (*_FLAGS, *_OWN_FLAGS.get(command, ()))
             found = meant_by(name, known)
             hint = f"; did you mean --{found}?" if found else f"; data-engine {command} --help lists all"
+            if command == "submit" and name in _OF_SBATCH:
+                found, hint = None, f'; options of sbatch go into --sbatch: --sbatch "--{name} ..."'
             problems.note(UserError(f"unknown flag --{name}{hint}"))
             meant.update({found} & {*FIELD_NAMES})
             # Its value.

@@ -124,9 +124,10 @@ def _axes(edges: np.ndarray, top: float, x: Scale, y: Scale, unit: str) -> str:
     parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base:.1f}" y2="{base:.1f}"/>']
     for value in _ticks(float(edges[0]), float(edges[-1])):
         parts.append(f'<text x="{x(value):.1f}" y="{base + 15:.1f}" text-anchor="middle">{value:.10g}</text>')
-    for value in (top / 2, top):
+    # Half a pair is none.
+    for value in (top / 2, top) if unit else dict.fromkeys((max(1.0, top // 2), top)):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        told = f"{value:,.1f}" if unit or top < 10 else f"{value:,.0f}"
+        told = f"{value:,.1f}" if unit else f"{value:,.0f}"
         parts.append(f'<text x="{LEFT - 5}" y="{y(value) + 8:.1f}" text-anchor="end">{told}{unit}</text>')
     return "".join(parts)
 
