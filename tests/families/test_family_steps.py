@@ -1,4 +1,4 @@
-"""A decode step reads no number of the device: the host would wait for it, and no CUDA graph could hold the step.
+"""A decode step reads no number of the device, and sends none: no CUDA graph could hold the step.
 
 Nor has it a number of the host's that another step has not, which a graph would keep.
 """
@@ -11,6 +11,7 @@ import pytest
 import torch
 from asked import ASKED
 from families import FAMILIES, named
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -59,6 +60,19 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class Sends(TorchFunctionMode):
+    """Notes lists of the host that the model's code makes tensors of, which no capture allows on a GPU."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.tensor, torch.as_tensor, torch.from_numpy):
+            self._found.append(f"{function.__name__} of {args[0]}")
+        return function(*args, **(kwargs or {}))
+
+
 def _is_mask(index: torch.Tensor | None) -> bool:
     return index is not None and index.dtype in (torch.bool, torch.uint8)
 
@@ -73,7 +87,7 @@ def steps(monkeypatch) -> list[Reads]:
             return formula(*given)
 
     def counted(*given):
-        with Reads() as reads:
+        with Reads() as reads, Sends(reads.found):
             drawn = advance(*given)
         found.append(reads)
         return drawn
