@@ -1,6 +1,8 @@
 """Steps that are captured, and steps that cannot be: a stand-in for CUDA's capture, on CPU."""
 
 import logging
+import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -261,3 +263,21 @@ def test_what_a_step_raises_uncaptured_too_is_not_taken_for_a_capture_that_fails
     with pytest.raises(RuntimeError, match="the kernel is broken"):
         captured.sample(asked, PARAMS)
     assert captured._captures.why_not is None
+
+
+def test_where_the_host_waits_is_noted_and_other_warnings_go_on(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def watched() -> list[str]:
+        with step_graphs.noting_waits() as told:
+            warnings.warn("another", stacklevel=1)
+            warnings.warn(f"{WAIT} (Triggered internally at CUDAFunctions.cpp:100.)", stacklevel=1)
+        return told
+
+    with pytest.warns(UserWarning, match="another") as others:
+        [told] = watched()
+    assert len(others) == 1
+    assert re.fullmatch(rf"{WAIT} \(test_step_graphs.py, line \d+\)", told)
+    assert modes == ["warn", 0]
