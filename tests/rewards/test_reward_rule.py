@@ -99,6 +99,10 @@ def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsy
     page = (work / "report/index.html").read_text()
     cells = "".join(f"<td>{cell}</td>" for cell in ("8", "+0.5", "+1", "+0", "2", "0"))
     assert cells in page.partition("Rewards of all answers")[2]
+    # Nothing to switch on, and what is underlined is explained all the same.
+    assert 'hidden><input id="heat"' in page
+    assert 'hidden><input id="values"' in page
+    assert '<span class="differs">underlined</span>' in page
     assert "rule" in status.describe(work, 0)
     assert {file.stem for file in (work / "rule").glob("*.parquet")} == {"unit-00000", "unit-00001"}
 
