@@ -107,6 +107,8 @@ class SourceFlags:
     """of the dataset, besides schemas.INPUT_COLUMNS, that it reads; None: all that there are"""
     needed_by: str = ""
     """what reads these columns, for messages"""
+    warnings: tuple[str, ...] = ()
+    """what a person should know of them at each start"""
 
 
 SAMPLING = Stage(

@@ -84,6 +84,23 @@ def test_scores_of_ones_own_become_rewards_as_the_page_shows(tmp_path, monkeypat
     assert (pair["chosen"], pair["rejected"]) == ("A cat on a red chair.", "A dog on a red chair.")
 
 
+def test_a_file_that_a_rule_reads_is_warned_of_at_each_start_and_by_validate(given, tmp_path, monkeypatch, capsys):
+    table = tmp_path / "scores.json"
+    table.write_text("[1, 0, 1, 0]")
+    body = f"import json\nFOUND = json.load(open({str(table)!r}))\ndef mine(row, answers):\n    return FOUND\n"
+    rule = rule_file(tmp_path, body) + ":mine"
+    told = f'reads "{table}", whose content is not bound'
+    for _ in range(2):
+        capsys.readouterr()
+        assert given(rule) == 0
+        assert capsys.readouterr().err.count(told) == 1
+    flags = ["--dataset_path", "questions.parquet", "--answers", "answers.jsonl", "--work_dir", "new", "--rank", "1"]
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", *flags, "--rewards", "rule", "--rule", rule]) == 0
+    assert capsys.readouterr().err.count(told) == 1
+
+
 def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsys):
     assert given("final_answer") == 0
     work = tmp_path / "work"

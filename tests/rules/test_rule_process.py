@@ -174,13 +174,25 @@ def test_what_a_rule_keeps_in_memory_is_not_the_next_questions_end(judged):
     running.close()
 
 
+def test_files_that_a_rule_reads_while_it_is_imported_are_told_but_not_those_of_packages(tmp_path):
+    (tmp_path / "table.json").write_text("{}")
+    opened = f"open({str(tmp_path / 'table.json')!r}).close()"
+    source = (
+        f"import decimal, numpy, unicodedata, yaml\n{opened}\ndef f(row, answers):\n    return [1] * len(answers)\n"
+    )
+    running = RuleProcess(Rule("mine.py:f", function="f", source=source), LITTLE)
+    running.start()
+    running.close()
+    assert running.read == [str(tmp_path / "table.json")]
+
+
 @pytest.mark.parametrize("number", sorted(JOB_SIGNALS))
 def test_a_signal_that_comes_while_a_worker_starts_does_not_end_it(number):
     worker = rules_process._Worker()
     os.kill(worker.process.pid, number)
     try:
         source = "def score(row, answers):\n    return [1.0 for _ in answers]"
-        assert worker.asked(SetUp("rule.py", source, "score", None, [], LITTLE), 60) == {"problem": None}
+        assert worker.asked(SetUp("rule.py", source, "score", None, [], LITTLE), 60) == {"problem": None, "read": []}
         assert worker.asked(({}, ["a", "b"]), 60)["scores"] == [1.0, 1.0]
     finally:
         worker.end()

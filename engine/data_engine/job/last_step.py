@@ -64,7 +64,8 @@ def pair_all(plan: Plan, scratch: Path) -> bool:
     settings, before = Settings.of(config, plan.stages), pair.told_of(plan.work_dir)
     funnel = pair.run(stored_of(plan), settings, _source_of(plan), scratch, debug=config.debug)
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
-    for told in without_effect(config, plan.stages):
+    of_sources = (told for flags in config.source_flags.values() for told in flags.warnings)
+    for told in (*without_effect(config, plan.stages), *of_sources):
         log.warning("%s", told)
     if before not in (None, pair.told_of(plan.work_dir)):
         log.info("pairs and dataset are replaced: before, %s", before)

@@ -146,6 +146,7 @@ def _columns(found: Found) -> None:
     with found.noting("columns"):
         require_images(found.questions, found.config)
     for flags in found.config.source_flags.values():
+        found.warnings += flags.warnings
         with found.noting("columns"):
             require_columns(found.questions, flags)
 

@@ -26,12 +26,17 @@ def flags(config: RunConfig) -> SourceFlags:
 
     Raises UserError where it cannot be imported: before hours of work, and in a process of its own.
     """
-    rule, own = read_rule(config.rule), BUILT_IN.get(config.rule)
+    rule, own, warnings = read_rule(config.rule), BUILT_IN.get(config.rule), ()
     if own is None:
         process = RuleProcess(rule, LIMITS)
         process.start()
         process.close()
+        warnings = tuple(
+            f'rule "{rule.shown}" reads "{file}", whose content is not bound: units stay as they are where it changes; '
+            "put what it takes from there into a column of the dataset"
+            for file in process.read
+        )
     names = sorted((ours, theirs) for ours, theirs in config.column_names.items() if ours in REFERENCE_COLUMNS)
     named = ",".join(f"{ours}={theirs}" for ours, theirs in names if ours != theirs) or None
     bound = {"rule": rule.identity, "reference_columns": named}
-    return SourceFlags(rule, bound, own.columns if own else None, f"rule {rule.shown}")
+    return SourceFlags(rule, bound, own.columns if own else None, f"rule {rule.shown}", warnings)

@@ -47,6 +47,8 @@ class RuleProcess:
         )
         self._rule, self._limits = rule, limits
         self._worker: _Worker | None = None
+        self.read: list[str] = []
+        """files that the rule has read while it was imported"""
 
     def start(self) -> None:
         """Start the worker, if there is none. Raises UserError where the rule cannot be imported."""
@@ -54,7 +56,8 @@ class RuleProcess:
             return
         self._worker = _Worker()
         try:
-            problem = self._worker.asked(self._set_up, self._limits.import_s)["problem"]
+            told = self._worker.asked(self._set_up, self._limits.import_s)
+            problem, self.read = told["problem"], told["read"]
         except (EOFError, OSError):
             problem = f"importing the file {self._ended(self._limits.import_s, self._limits.import_s)}"
         if problem is not None:

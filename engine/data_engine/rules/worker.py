@@ -31,6 +31,9 @@ LENGTH = struct.Struct("<Q")
 _PR_SET_PDEATHSIG = 1
 _REASON_LENGTH = 200
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+# Where code and its own data lie, and what belongs to the machine: no file of the user's.
+_NOT_DATA = (sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/", "/etc/", "/usr/")
+_CODE = (".py", ".pyc", ".so")
 NO_MEMORY = "it needs more memory than a rule may have"
 
 
@@ -71,9 +74,9 @@ def serve(stream: BinaryIO, rank: int) -> None:
     set_up: SetUp = pickle.loads(receive(stream))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory(set_up.limits.memory_bytes)
-    with _timed(set_up.limits.import_s, set_up.limits.import_s):
+    with _timed(set_up.limits.import_s, set_up.limits.import_s), data_files() as read:
         function, problem = _loaded(set_up)
-    send(stream, json.dumps({"problem": problem}).encode())
+    send(stream, json.dumps({"problem": problem, "read": read}).encode())
     while function is not None:
         row, answers = pickle.loads(receive(stream))
         with _timed(set_up.limits.processor_s, set_up.limits.clock_s):
@@ -104,6 +107,28 @@ def _loaded(set_up: SetUp) -> tuple[Callable | None, str | None]:
         kind = "no function" if function is None else f"{type(function).__name__}, no function,"
         return None, f"the file has {kind} {set_up.function}"
     return function, None
+
+
+@contextlib.contextmanager
+def data_files() -> Iterator[list[str]]:
+    """The files that are opened inside, but for those of code: only the content of the rule's own file is bound."""
+    found: dict[str, None] = {}
+    watching = True
+
+    def heard(event: str, arguments: tuple) -> None:
+        if watching and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+            path = os.path.abspath(os.fsdecode(arguments[0]))
+            if not path.endswith(_CODE) and not path.startswith(_NOT_DATA):
+                found[path] = None
+
+    # There is no way to take it off.
+    sys.addaudithook(heard)
+    read: list[str] = []
+    try:
+        yield read
+    finally:
+        watching = False
+        read += filter(os.path.isfile, found)
 
 
 def judged(function: Callable, name: str, row: dict, answers: list[str]) -> dict:
