@@ -85,9 +85,10 @@ LEAST_LIKENESS = 0.75
 
 
 def nearest(name: str, known: Iterable[str], before: str = "") -> str:
-    """A hint that names the known name nearest to a misspelled one, or nothing."""
-    found = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-    return f"; did you mean {before}{found[0]}?" if found else ""
+    """A hint that names the known name nearest to a misspelled one, or nothing; neither case nor - and _ tell apart."""
+    plain = {one.lower().replace("-", "_"): one for one in known}
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), plain, n=1)
+    return f"; did you mean {before}{plain[found[0]]}?" if found else ""
 
 
 def kind_of(reason: str) -> str:

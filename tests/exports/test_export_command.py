@@ -94,6 +94,8 @@ def test_what_was_rewritten_and_left_out_is_told_with_its_counts(tmp_path, capsy
     [
         (["--format", "rlaif"], 'format "rlaif"; did you mean rlaif-v?'),
         (["--format", "llama_factory"], "did you mean llama-factory?"),
+        (["--format", "TRL"], "did you mean trl?"),
+        (["--format", "MS-Swft"], "did you mean ms-swift?"),
         (["--format", "zzz"], f"formats: {', '.join(exports.EXPORTS)}"),
         (["--format", "trl,trl"], "--format names trl twice"),
         (["--format", ""], 'unknown format ""'),
