@@ -325,11 +325,14 @@ def test_a_killed_export_leaves_nothing_that_looks_finished_and_can_be_repeated(
     assert os.listdir(tmp_path / "out") == ["trl"]
 
 
-def test_the_help_names_every_format():
+@pytest.mark.parametrize("columns", [50, 80, 130])
+def test_the_help_names_every_format(columns):
     shown = subprocess.run(
-        [sys.executable, "-m", "data_engine", "export", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    assert all(name in " ".join(shown.split()) for name in exports.EXPORTS)
+        [sys.executable, "-m", "data_engine", "export", "--help"], capture_output=True, text=True, check=True,
+        # Narrow, so that lines end where they would cut a name in two.
+        env=os.environ | {"COLUMNS": str(columns)},
+    ).stdout  # fmt: skip
+    assert {*exports.EXPORTS} <= {word.strip(",") for word in shown.split()}
 
 
 def test_a_run_of_before_control_tokens_were_kept_uses_its_markers(work_dir, tmp_path):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from data_engine.commands.examples import Parser
+from data_engine.commands.examples import Parser, Whole
 from data_engine.commands.meant import meant_by
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import Collected, UserError
@@ -173,7 +173,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         prog=f"data-engine {command}",
         usage=f"data-engine {command} [--config FILE] [--name value ...]",
         description="Every flag may also stand, by its name, in the YAML of --config; a flag wins over the file.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+        formatter_class=lambda prog: Whole(prog, max_help_position=30, width=110),
         # A flag that is not given is absent from the result, so that the file's value stays.
         argument_default=argparse.SUPPRESS,
         exit_on_error=False,

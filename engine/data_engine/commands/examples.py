@@ -5,6 +5,7 @@ This table is the one place that has the command lines.
 
 import argparse
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -67,11 +68,21 @@ def shown(command: str) -> str:
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
+class Whole(argparse.HelpFormatter):
+    """Lines of help that end between words alone: a format's name that is cut at its hyphen cannot be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """A command's parser, whose help ends with its examples; the last word of `prog` is the command.
 
     What is wrong with the arguments is a UserError.
     """
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**{"formatter_class": Whole, **settings})
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
