@@ -145,7 +145,7 @@ def test_a_critic_that_is_told_not_to_think_writes_its_verdict_at_once(checkpoin
     assert any(end not in ids for ids in at_once.values())
     # Another spelling of the same goes on, and thinking again is another run.
     assert worker.run(RunConfig(**flags | {"critic_chat_template_kwargs": ' {"enable_thinking":false}'})) == 0
-    with pytest.raises(UserError, match=f"critic_chat_template_kwargs was '{OFF}', now None"):
+    with pytest.raises(UserError, match=f"critic_chat_template_kwargs was '{OFF}', now not set"):
         worker.run(RunConfig(**flags))
     # The instruct model's arguments are none of the critic's.
     with pytest.raises(UserError, match="critic_chat_template_kwargs was"):

@@ -45,7 +45,7 @@ def test_another_setting_is_refused_by_name(run, name, takes_templates):
 def test_a_chat_template_is_bound_by_what_is_in_the_file(run, takes_templates):
     file = run.folder / "template.jinja"
     file.write_text("{{ messages }}")
-    assert "chat_template was None, now " in run.refusal(chat_template=str(file))
+    assert "chat_template was not set, now " in run.refusal(chat_template=str(file))
     with_template = run.copy(run.folder.parent / "with_template")
     shutil.rmtree(with_template.work)
     assert with_template.start(chat_template=str(file), stop_after_stage=0) == 0

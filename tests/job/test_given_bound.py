@@ -59,11 +59,11 @@ def test_another_file_of_answers_is_refused_by_name(given):
 def test_sampling_where_answers_were_given_is_refused_and_the_other_way_round(given, finished, tmp_path):
     run, flags = given
     assert "answers was " in run.refusal()
-    assert ", now None; units of sampled_answer" in run.refusal()
+    assert ", now not set; units of sampled_answer" in run.refusal()
     sampled = finished.copy(tmp_path / "sampled")
     for more in ({}, {"continue_from_stage": 1}, {"continue_from_stage": 2}):
         told = sampled.refusal(**flags, **more)
-        assert "holds another run: answers was None, now " in told
+        assert "holds another run: answers was not set, now " in told
         assert "temperature" not in told
     assert not (sampled.work / "answers").exists()
 

@@ -112,10 +112,16 @@ def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsy
         assert (right[pair["chosen_index"]], right[pair["rejected_index"]]) == (1, 0)
     # Four right answers of eight; the third question has no number.
     told = "rule: 0.5 on average over 8 answers, 1 for the best of a question, 0 for the worst; 0 of 2 questions have"
-    assert told in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert told in printed.out
+    # There is no model that pairs of its own answers would teach more.
+    assert "off-policy" not in printed.err
     page = (work / "report/index.html").read_text()
     cells = "".join(f"<td>{cell}</td>" for cell in ("8", "+0.5", "+1", "+0", "2", "0"))
     assert cells in page.partition("Rewards of all answers")[2]
+    # Of one reward, there is nothing to disagree with; beta is of log-probs alone.
+    assert "disagreement of rewards" not in page
+    assert ", beta " not in page
     # Nothing to switch on, and what is underlined is explained all the same.
     assert 'hidden><input id="heat"' in page
     assert 'hidden><input id="values"' in page

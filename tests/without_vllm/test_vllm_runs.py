@@ -93,7 +93,7 @@ def test_the_sampler_and_what_shapes_its_answers_are_bound(settings, vllm, refus
     args = {"tensor_parallel_size": 1, "max_model_len": 512}
     assert worker.run(settings(stop_after_stage=0, vllm_args=json.dumps(args))) == 0
     assert "sampler was vllm, now native" in refusal(settings(sampler="native"))
-    assert "vllm_args was '{\"max_model_len\": 512}', now None" in refusal(settings())
+    assert "vllm_args was '{\"max_model_len\": 512}', now not set" in refusal(settings())
     faster = {"max_model_len": 512, "max_num_seqs": 2}
     assert worker.run(settings(stop_after_stage=0, vllm_args=json.dumps(faster))) == 0
     assert len(vllm.engines) == 1

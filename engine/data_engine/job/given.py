@@ -117,7 +117,7 @@ def check(config: RunConfig, questions: Questions) -> None:
 
 def warnings(facts: GivenFacts, config: RunConfig) -> list[str]:
     """What a person should know of given answers."""
-    found = [OFF_POLICY]
+    found = [OFF_POLICY] if config.instruct_model_path is not None else []
     few = facts.questions_with(1, config.rank)
     if few and config.strategy not in WITHOUT_RANK:
         found.append(

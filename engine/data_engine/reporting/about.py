@@ -1,7 +1,7 @@
 """What a page is about, for its top: models, dataset and pairing by name; run.json and a file of pairs in, rows out."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,12 +35,12 @@ def run_rows(path: Path, run_file: Mapping, num_questions: int) -> Rows:
 def pairing_rows(path: Path, run_file: Mapping, funnel: Funnel) -> Rows:
     """How the pairs of the file `path` were made, when, and by which version."""
     told = _metadata(path)
-    settings = told.get("settings", {})
+    settings, rewards = told.get("settings", {}), told.get("rewards", "implicit").split(",")
     ranking = settings.get("rank_by", RANK_BY).replace(",", ", ")
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
     version = run_file.get("versions", {}).get("data_engine")
     return [
-        ("Pairing", [", ".join(_strategy(settings)), f"ranked by {ranking}"]),
+        ("Pairing", [", ".join(_strategy(settings, rewards)), f"ranked by {ranking}"]),
         ("Filters", [", ".join(_filters(settings, funnel))]),
         ("Length alpha", [_alpha(settings.get("length_alpha"), told.get("length_alpha"))]),
         ("Pairs written", [f"{written}{f', in a run of data_engine {version}' if version else ''}"]),
@@ -99,11 +99,11 @@ def _answers(run_file: Mapping, num_questions: int) -> str:
     return f"{told}, {config['sample_k']} answers each" if "sample_k" in config else told
 
 
-def _strategy(settings: Mapping) -> Iterator[str]:
+def _strategy(settings: Mapping, rewards: Sequence[str]) -> Iterator[str]:
     strategy = settings.get("strategy", strategies.DEFAULT)
     yield f"strategy {strategy}"
     for name in ("rank", "distance", "right", "beta", "near_duplicates", "seed"):
-        has_effect = name != "rank" or strategy not in WITHOUT_RANK
+        has_effect = strategy not in WITHOUT_RANK if name == "rank" else name != "beta" or "implicit" in rewards
         if has_effect and settings.get(name) is not None:
             yield f"{name} {settings[name]}"
 

@@ -76,6 +76,7 @@ def comparison_text(
         told=data.told,
         warning=warning,
         no_heat=data.answers.no_heat,
+        disagrees=data.disagrees,
         statuses=[f"only {name}" for name in names],
     )
 

@@ -49,6 +49,11 @@ class PageData:
     questions: dict[int | str, Shown] = field(default_factory=dict)
     """those of the pairs"""
 
+    @property
+    def disagrees(self) -> bool:
+        """Whether some pair has rewards that may disagree: several of them rank."""
+        return any(pair.get("disagreement") is not None for pair in self.pairs)
+
     def warning(self, image_root: Path | None) -> str | None:
         """How many questions lack their pictures on the page, and why; None where every picture could be read."""
         unread = {idx: shown for idx, shown in self.questions.items() if shown.is_unread}

@@ -84,6 +84,7 @@ def report_text(
         told=data.told,
         warning=warning,
         no_heat=data.answers.no_heat,
+        disagrees=data.disagrees,
         statuses=facts.dropped_statuses(numbers),
     )
 

@@ -81,6 +81,8 @@ def told(names: list[str], then: Mapping, now: Mapping) -> str:
     def shown(name: str, value: object) -> str:
         if name == "sampler":
             return value or "native"
+        if value is None:
+            return "not set"
         return str(value)[:CONTENT_LENGTH] if name in contents else repr(value)
 
     return "; ".join(f"{name} was {shown(name, then.get(name))}, now {shown(name, now.get(name))}" for name in names)
