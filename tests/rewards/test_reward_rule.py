@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from export_world import square
+from given_rule import ANSWERS, RIGHT, SCORES, rule_file, scores
 from run_files import hostile_rows, read
 from shown import SHOWN
 
@@ -22,46 +23,6 @@ from data_engine.commands.main import main
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import model_holder, worker
-from data_engine.pipeline import rule as rule_stage
-from data_engine.rewards import rule as rewards_rule
-from data_engine.rules.worker import Limits
-
-ANSWERS = {
-    1: ["Final Answer: 4", "Final Answer: 5", "It is four.", "\\boxed{4}"],
-    2: ["Final Answer: B", "Final Answer: (B) cat", "Final Answer: C", "Final Answer: yes"],
-    3: ["one", "two", "three", "four"],
-}
-RIGHT = {1: "4", 2: "B", 3: None}
-SCORES = {1: [1, 0, 0, 1], 2: [1, 1, 0, 0], 3: [None] * 4}
-
-
-@pytest.fixture
-def given(tmp_path, config, monkeypatch):
-    """Starts a run of ANSWERS by a rule, without any model."""
-    monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("no model is needed"))
-    records = [{"idx": idx, "question": "How many?", "answer": right} for idx, right in RIGHT.items()]
-    pq.write_table(pa.Table.from_pylist(records), tmp_path / "questions.parquet")
-    lines = [{"idx": idx, "answer": text} for idx, texts in ANSWERS.items() for text in texts]
-    (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    flags = {"answers": str(tmp_path / "answers.jsonl"), "rewards": "rule", "unit_size": 2, "rank": 1}
-    flags |= {"instruct_model_path": None, "reward_model_path": None}
-
-    def start(rule: str, dataset: Path | None = None, **changes: object) -> int:
-        return worker.run(config(dataset or tmp_path / "questions.parquet", **flags | {"rule": rule} | changes))
-
-    return start
-
-
-def scores(work: Path) -> dict:
-    found: dict = {}
-    for row in read(work / "rule"):
-        found.setdefault(row["idx"], []).append(row["score"])
-    return found
-
-
-def rule_file(folder: Path, body: str, name: str = "mine.py") -> str:
-    (folder / name).write_text(body)
-    return str(folder / name)
 
 
 def test_scores_of_ones_own_become_rewards_as_the_page_shows(tmp_path, monkeypatch, signals_as_before):
@@ -240,106 +201,6 @@ def test_a_source_that_is_left_out_of_a_start_keeps_its_units(run, monkeypatch):
     Path(file).unlink()
     assert run.computed_again() == set()
     assert {path: path.stat().st_mtime_ns for path in (run.work / "rule").iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    ("rule", "told"),
-    [
-        ("final_anser", r'"final_anser" is neither final_answer, contains, objects nor FILE.py:function; did you'),
-        ("gone.py:f", "gone.py cannot be read: No such file or directory; name a file with Python's functions"),
-        ("mine.py", "neither final_answer"),
-        ("{mine}:", 'the name of a function'),
-        ("{mine}:a b", '"a b" cannot be the name of a function'),
-        ("{mine}:missing", "the file has no function missing"),
-        ("{mine}:NUMBER", "the file has int, no function, NUMBER"),
-        ("{broken}:f", "the file is not Python, line 2: "),
-        ("{raising}:f", r"importing the file failed: ZeroDivisionError: division by zero \(line 1\)"),
-        ("{missing}:f", r"importing the file failed: ModuleNotFoundError: No module named 'no_such_module' \(line 1\)"),
-        ("{leaving}:f", r"importing the file ended its process \(exit code 7\)"),
-        ("{latin}:f", "is not text in UTF-8"),
-    ],
-)  # fmt: skip
-def test_a_rule_that_cannot_be_had_is_refused_in_one_sentence(given, tmp_path, rule, told):
-    bodies = {
-        "mine": "NUMBER = 3\ndef f(row, answers):\n    return [1] * len(answers)\n", "broken": "x = 1\ndef f(:\n",
-        "raising": "1 / 0\n", "missing": "import no_such_module\n", "leaving": "import os\nos._exit(7)\n",
-    }  # fmt: skip
-    files = {name: rule_file(tmp_path, body, f"{name}.py") for name, body in bodies.items()}
-    (tmp_path / "latin.py").write_bytes("# é".encode("latin-1"))
-    with pytest.raises(UserError, match=told) as refused:
-        given(rule.format(**files, latin=tmp_path / "latin.py"))
-    assert str(refused.value).startswith('rule "')
-    assert not (tmp_path / "work" / "rule").exists()
-
-
-UNSTEADY = {
-    "random": "import random\ndef f(row, answers):\n    return [random.random() for _ in answers]\n",
-    "order of calls": "CALLS = []\ndef f(row, answers):\n    CALLS.append(1)\n    return [len(CALLS)] * len(answers)\n",
-    "now and then": "import os\ndef f(row, answers):\n    open(f'/proc/{{os.getppid()}}/status')\n"
-    "    path = '{0}'\n    if os.path.exists(path): raise ValueError\n"
-    "    open(path, 'w')\n    return [1] * len(answers)\n",
-}
-
-
-@pytest.mark.parametrize("kind", UNSTEADY)
-def test_a_rule_that_gives_other_numbers_the_second_time_is_refused(given, tmp_path, kind):
-    body = UNSTEADY[kind]
-    file = rule_file(tmp_path, body.format(tmp_path / "seen") if "{0}" in body else body)
-    with pytest.raises(UserError, match=r"is not deterministic: of the same answers to idx \d it made first .*, then "):
-        given(f"{file}:f", unit_size=3)
-    assert not list((tmp_path / "work" / "rule").glob("unit-*"))
-
-
-def test_a_rule_that_depends_on_the_order_of_sets_is_steady(given, tmp_path):
-    # Of text, it is another one in each process, unless Python is told otherwise.
-    body = "def f(row, answers):\n    return [hash(answer) % 1000 for answer in answers]\n"
-    assert given(f"{rule_file(tmp_path, body)}:f") == 0
-
-
-def test_what_is_wrong_with_an_answer_or_a_question_is_recorded_with_it(given, tmp_path, capsys):
-    body = """
-        def f(row, answers):
-            if row["idx"] == 1:
-                return [1, None, "2", float("nan")]
-            if row["idx"] == 2:
-                raise KeyError("colour")
-            return [True, 10 ** 400, 0.5, False]
-    """
-    assert given(f"{rule_file(tmp_path, textwrap.dedent(body))}:f") == 0
-    work = tmp_path / "work"
-    found = {(row["idx"], row["sample_index"]): (row["score"], row["reason"]) for row in read(work / "rule")}
-    assert found == {
-        (1, 0): (1.0, None), (1, 1): (None, None),
-        (1, 2): (None, "the rule gave a value of type str, expected a number or None"),
-        (1, 3): (None, "the rule gave nan, expected a finite number"),
-        (3, 0): (1.0, None), (3, 1): (None, "the rule gave inf, expected a finite number"),
-        (3, 2): (0.5, None), (3, 3): (0.0, None),
-    }  # fmt: skip
-    [told] = [line for line in capsys.readouterr().out.splitlines() if "KeyError" in line]
-    assert told.split(maxsplit=3) == ["rule", "1", "2", "f raised KeyError: … (line …)"]
-
-
-def test_a_column_of_objects_that_holds_no_names_is_refused(given, tmp_path):
-    records = [{"idx": idx, "question": "How many?", "objects": idx} for idx in ANSWERS]
-    pq.write_table(pa.Table.from_pylist(records), tmp_path / "numbers.parquet")
-    with pytest.raises(UserError, match='rule "objects": the column "objects" must hold lists of names, got int'):
-        given("objects", tmp_path / "numbers.parquet")
-
-
-def test_a_rule_that_fails_in_the_same_way_for_every_question_is_refused(given, tmp_path):
-    body = "def f(row, answers):\n    return answers[0]['text']\n"
-    told = r"rule: none of the first 2 rows .* f raised TypeError: .* \(line 2\)\. Mend rule "
-    with pytest.raises(UserError, match=told):
-        given(f"{rule_file(tmp_path, body)}:f")
-
-
-def test_questions_that_all_hang_are_given_up_at_the_fifth(given, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewards_rule, "LIMITS", Limits(processor_s=30, clock_s=0.2))
-    monkeypatch.setattr(rule_stage, "HOPELESS", 2)
-    body = "import time\ndef f(row, answers):\n    time.sleep(100)\n"
-    told = r"none of the first 2 questions got a number.*idx 2, because the rule took more than 0.2 s, 2 times"
-    with pytest.raises(UserError, match=told):
-        given(f"{rule_file(tmp_path, body)}:f", unit_size=3)
 
 
 @pytest.mark.slow

@@ -136,6 +136,6 @@ class Sending(TorchFunctionMode):
         """Whether it is a tensor that lies on the host alone."""
         return isinstance(one, Tensor) and one.device.type == "cpu" != self._known.device.type
 
-    def _sent(self, on_host: Tensor, needed: bool = True) -> Tensor:
-        self._num_sent += needed
+    def _sent(self, on_host: Tensor) -> Tensor:
+        self._num_sent += 1
         return sent_mirrored(on_host, self._known)

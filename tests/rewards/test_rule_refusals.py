@@ -1,0 +1,114 @@
+"""Rules that cannot be had, that are not steady, that fail: what a run refuses, and what it records and goes on."""
+
+import textwrap
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from given_rule import ANSWERS, rule_file
+from run_files import read
+
+from data_engine.errors import UserError
+from data_engine.pipeline import rule as rule_stage
+from data_engine.rewards import rule as rewards_rule
+from data_engine.rules.worker import Limits
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ("final_anser", r'"final_anser" is neither final_answer, contains, objects nor FILE.py:function; did you'),
+        ("gone.py:f", "gone.py cannot be read: No such file or directory; name a file with Python's functions"),
+        ("mine.py", "neither final_answer"),
+        ("{mine}:", 'the name of a function'),
+        ("{mine}:a b", '"a b" cannot be the name of a function'),
+        ("{mine}:missing", "the file has no function missing"),
+        ("{mine}:NUMBER", "the file has int, no function, NUMBER"),
+        ("{broken}:f", "the file is not Python, line 2: "),
+        ("{raising}:f", r"importing the file failed: ZeroDivisionError: division by zero \(line 1\)"),
+        ("{missing}:f", r"importing the file failed: ModuleNotFoundError: No module named 'no_such_module' \(line 1\)"),
+        ("{leaving}:f", r"importing the file ended its process \(exit code 7\)"),
+        ("{latin}:f", "is not text in UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_cannot_be_had_is_refused_in_one_sentence(given, tmp_path, rule, told):
+    bodies = {
+        "mine": "NUMBER = 3\ndef f(row, answers):\n    return [1] * len(answers)\n", "broken": "x = 1\ndef f(:\n",
+        "raising": "1 / 0\n", "missing": "import no_such_module\n", "leaving": "import os\nos._exit(7)\n",
+    }  # fmt: skip
+    files = {name: rule_file(tmp_path, body, f"{name}.py") for name, body in bodies.items()}
+    (tmp_path / "latin.py").write_bytes("# é".encode("latin-1"))
+    with pytest.raises(UserError, match=told) as refused:
+        given(rule.format(**files, latin=tmp_path / "latin.py"))
+    assert str(refused.value).startswith('rule "')
+    assert not (tmp_path / "work" / "rule").exists()
+
+
+UNSTEADY = {
+    "random": "import random\ndef f(row, answers):\n    return [random.random() for _ in answers]\n",
+    "order of calls": "CALLS = []\ndef f(row, answers):\n    CALLS.append(1)\n    return [len(CALLS)] * len(answers)\n",
+    "now and then": "import os\ndef f(row, answers):\n    open(f'/proc/{{os.getppid()}}/status')\n"
+    "    path = '{0}'\n    if os.path.exists(path): raise ValueError\n"
+    "    open(path, 'w')\n    return [1] * len(answers)\n",
+}
+
+
+@pytest.mark.parametrize("kind", UNSTEADY)
+def test_a_rule_that_gives_other_numbers_the_second_time_is_refused(given, tmp_path, kind):
+    body = UNSTEADY[kind]
+    file = rule_file(tmp_path, body.format(tmp_path / "seen") if "{0}" in body else body)
+    with pytest.raises(UserError, match=r"is not deterministic: of the same answers to idx \d it made first .*, then "):
+        given(f"{file}:f", unit_size=3)
+    assert not list((tmp_path / "work" / "rule").glob("unit-*"))
+
+
+def test_a_rule_that_depends_on_the_order_of_sets_is_steady(given, tmp_path):
+    # Of text, it is another one in each process, unless Python is told otherwise.
+    body = "def f(row, answers):\n    return [hash(answer) % 1000 for answer in answers]\n"
+    assert given(f"{rule_file(tmp_path, body)}:f") == 0
+
+
+def test_what_is_wrong_with_an_answer_or_a_question_is_recorded_with_it(given, tmp_path, capsys):
+    body = """
+        def f(row, answers):
+            if row["idx"] == 1:
+                return [1, None, "2", float("nan")]
+            if row["idx"] == 2:
+                raise KeyError("colour")
+            return [True, 10 ** 400, 0.5, False]
+    """
+    assert given(f"{rule_file(tmp_path, textwrap.dedent(body))}:f") == 0
+    work = tmp_path / "work"
+    found = {(row["idx"], row["sample_index"]): (row["score"], row["reason"]) for row in read(work / "rule")}
+    assert found == {
+        (1, 0): (1.0, None), (1, 1): (None, None),
+        (1, 2): (None, "the rule gave a value of type str, expected a number or None"),
+        (1, 3): (None, "the rule gave nan, expected a finite number"),
+        (3, 0): (1.0, None), (3, 1): (None, "the rule gave inf, expected a finite number"),
+        (3, 2): (0.5, None), (3, 3): (0.0, None),
+    }  # fmt: skip
+    [told] = [line for line in capsys.readouterr().out.splitlines() if "KeyError" in line]
+    assert told.split(maxsplit=3) == ["rule", "1", "2", "f raised KeyError: … (line …)"]
+
+
+def test_a_column_of_objects_that_holds_no_names_is_refused(given, tmp_path):
+    records = [{"idx": idx, "question": "How many?", "objects": idx} for idx in ANSWERS]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "numbers.parquet")
+    with pytest.raises(UserError, match='rule "objects": the column "objects" must hold lists of names, got int'):
+        given("objects", tmp_path / "numbers.parquet")
+
+
+def test_a_rule_that_fails_in_the_same_way_for_every_question_is_refused(given, tmp_path):
+    body = "def f(row, answers):\n    return answers[0]['text']\n"
+    told = r"rule: none of the first 2 rows .* f raised TypeError: .* \(line 2\)\. Mend rule "
+    with pytest.raises(UserError, match=told):
+        given(f"{rule_file(tmp_path, body)}:f")
+
+
+def test_questions_that_all_hang_are_given_up_at_the_fifth(given, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards_rule, "LIMITS", Limits(processor_s=30, clock_s=0.2))
+    monkeypatch.setattr(rule_stage, "HOPELESS", 2)
+    body = "import time\ndef f(row, answers):\n    time.sleep(100)\n"
+    told = r"none of the first 2 questions got a number.*idx 2, because the rule took more than 0.2 s, 2 times"
+    with pytest.raises(UserError, match=told):
+        given(f"{rule_file(tmp_path, body)}:f", unit_size=3)
