@@ -1,4 +1,4 @@
-"""`python kernels/bench/layers.py`: a decoder's layers, plain, merged and compiled, in one run; ratios to plain.
+"""`python kernels/bench/layers.py`: a decoder's layers, plain, merged, fused and compiled, in one run; ratios to plain.
 
 Layers of LLaMA-7B in bf16, without a cache: a step of 204 rows of one token, captured in a CUDA graph as sampling does,
 and a row of 640 tokens, as a prompt is. `--tiny` runs small ones on the CPU, to show that this script works.
@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaModel
 from data_engine.bench import machine
 from data_engine.models.layers.backends import choose_backends
 from data_engine.models.layers.compiled_layers import number_hooks
+from data_engine.models.layers.fused import fuse_operations
 from data_engine.models.layers.merged_linear import merge_linears
 
 LAYERS, CALLS = 4, 50
@@ -31,20 +32,16 @@ def main(argv: list[str]) -> int:
         return 2
     device = torch.device("cpu" if arguments.tiny else "cuda")
     print(f"\nlayers of a decoder, {', '.join(f'{k} {v}' for k, v in machine.machine(device).items())}")
-    print(f"{'':34}{'plain':>12}{'merged':>12}{'compiled too':>14}{'merged/plain':>14}{'compiled/plain':>16}")
+    print(f"{'':22}" + "".join(f"{f'{way}, ms':>14}{f'{way}/plain':>16}" for way in WAYS))
     with torch.inference_mode():
-        decoder = made(device)
-        inputs = {"step, 204 rows": (204, 1), "prompt, 640 tokens": (1, 640)}
-        inputs = {name: torch.randn(*shape, decoder.config.hidden_size, device=device, dtype=decoder.dtype)
-                  for name, shape in inputs.items()}  # fmt: skip
-        spent: dict[str, list[float]] = {name: [] for name in inputs}
-        for change in (lambda one: None, merge_linears, compiled):
-            change(decoder)
-            for name, embeds in inputs.items():
-                spent[name].append(milliseconds(decoder, embeds))
-    for name, (plain, merged, both) in spent.items():
-        times = f"{plain:9.3f} ms{merged:9.3f} ms{both:11.3f} ms"
-        print(f"{name:34}{times}{merged / plain:14.3f}{both / plain:16.3f}", flush=True)
+        for name, shape in {"step, 204 rows": (204, 1), "prompt, 640 tokens": (1, 640)}.items():
+            spent = []
+            for change in WAYS.values():
+                decoder = made(device)
+                change(decoder)
+                embeds = torch.randn(*shape, decoder.config.hidden_size, device=device, dtype=decoder.dtype)
+                spent.append(milliseconds(decoder, embeds))
+            print(f"{name:22}" + "".join(f"{took:14.3f}{took / spent[0]:16.3f}" for took in spent), flush=True)
     return 0
 
 
@@ -59,11 +56,23 @@ def made(device: torch.device) -> LlamaModel:
         return LlamaModel(config).to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
 
 
+def fused(decoder: LlamaModel) -> None:
+    """As they are on a GPU."""
+    merge_linears(decoder)
+    fuse_operations(decoder)
+
+
 def compiled(decoder: LlamaModel) -> None:
     """As models/layers/compiled_layers.py compiles them, the attention included."""
+    merge_linears(decoder)
     for layer in decoder.layers:
         number_hooks(layer)
         layer.forward = torch.compile(layer.forward, dynamic=True, options={"deterministic": True})
+
+
+WAYS: dict[str, Callable[[LlamaModel], object]] = {
+    "plain": lambda one: None, "merged": merge_linears, "fused": fused, "compiled": compiled,
+}  # fmt: skip
 
 
 def milliseconds(decoder: LlamaModel, embeds: Tensor) -> float:

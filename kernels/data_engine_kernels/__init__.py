@@ -1,7 +1,7 @@
-"""The two operations of the hot loops: each an eager formula on CPU and a Triton kernel on CUDA.
+"""The operations of the hot loops: each an eager formula on CPU and a Triton kernel on CUDA.
 
-`reference` has the formulas, `layouts` the inputs of decode attention, `logps_triton` and `attention_triton` the
-kernels. Importing needs neither Triton nor CUDA. kernels/README.md says which is used when, and why.
+`reference` has the formulas, `layouts` the inputs of decode attention, `logps_triton`, `attention_triton` and
+`layer_triton` the kernels. Importing needs neither Triton nor CUDA. kernels/README.md says which is used when, and why.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from data_engine_kernels import reference
 from data_engine_kernels.layouts import MOST_WIDTH, USUAL, LayerCaches, RowIndex, Special, members_of
 
 __all__ = [
-    "MOST_WIDTH", "LayerCaches", "RowIndex", "SmallCard", "Special", "grouped_decode_attention", "members_of",
-    "token_logps", "use_triton",
+    "MOST_WIDTH", "LayerCaches", "RowIndex", "SmallCard", "Special", "apply_rotary", "grouped_decode_attention",
+    "members_of", "rms_norm", "silu_and_mul", "token_logps", "use_triton",
 ]  # fmt: skip
 
 
@@ -45,6 +45,39 @@ def grouped_decode_attention(
 
     with _launching_on(query_RHD.device):
         return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale, special)
+
+
+def rms_norm(rows: Tensor, weight_D: Tensor, epsilon: float, centered: bool = False) -> Tensor:
+    """The norm of a decoder's layers, [..., D]: see reference.rms_norm."""
+    if not (use_triton(rows) and weight_D.dtype == rows.dtype):
+        return reference.rms_norm(rows, weight_D, epsilon, centered)
+    from data_engine_kernels import layer_triton
+
+    with _launching_on(rows.device):
+        return layer_triton.rms_norm(rows, weight_D, epsilon, centered)
+
+
+def apply_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of queries [B, H, T, D] and keys [B, G, T, D]: see reference.apply_rotary."""
+    given = (query, key, cos, sin)
+    # Tables of fp32 make the result fp32; those of part of a head are not of this form.
+    alike = all(one.dtype == query.dtype and one.shape[-1] == query.shape[-1] and one.stride(-1) == 1 for one in given)
+    if not (use_triton(query) and alike):
+        return reference.apply_rotary(*given)
+    from data_engine_kernels import layer_triton
+
+    with _launching_on(query.device):
+        return layer_triton.apply_rotary(*given)
+
+
+def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """What an MLP makes of its two products, [..., D]: see reference.silu_and_mul."""
+    if not (use_triton(gate) and gate.dtype == up.dtype and gate.shape == up.shape):
+        return reference.silu_and_mul(gate, up)
+    from data_engine_kernels import layer_triton
+
+    with _launching_on(gate.device):
+        return layer_triton.silu_and_mul(gate, up)
 
 
 @contextlib.contextmanager

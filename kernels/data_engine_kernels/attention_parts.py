@@ -19,7 +19,7 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
-def _cast(numbers, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+def cast(numbers, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     """fp32 as dtype, rounded to nearest even as on a GPU; Triton's interpreter would truncate to bf16."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = numbers.to(tl.int32, bitcast=True)
@@ -110,7 +110,7 @@ def _part(
         decay = tl.exp(top - new)
         weights = tl.exp(scores - new[:, None])
         total = total * decay + tl.sum(weights, 1)
-        weights = _cast(weights, v.dtype, INTERPRETED)
+        weights = cast(weights, v.dtype, INTERPRETED)
         if INTERPRETED:
             weights, v = weights.to(tl.float32), v.to(tl.float32)
         mix = tl.dot(weights, v, mix * decay[:, None], input_precision="ieee")
@@ -305,6 +305,6 @@ def merge_kernel(
     mix = mix / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(
         out + (row.to(tl.int64) * HEADS + head)[:, None] * WIDTH + lanes[None, :],
-        _cast(mix, out.dtype.element_ty, INTERPRETED),
+        cast(mix, out.dtype.element_ty, INTERPRETED),
         mask=fits,
     )

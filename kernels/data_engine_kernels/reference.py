@@ -133,3 +133,36 @@ def _merge(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
     scale_one, scale_other = (one[2] - top).exp(), (other[2] - top).exp()
     total = one[1] * scale_one + other[1] * scale_other
     return (one[0] * scale_one + other[0] * scale_other) / total.where(total > 0, 1)
+
+
+def rms_norm(rows: Tensor, weight_D: Tensor, epsilon: float, centered: bool) -> Tensor:
+    """rows [..., D] / sqrt(mean of squares + epsilon), times the weight; in fp32 up to the product with it.
+
+    `centered`: the weight is one less, and the product is in fp32 too. Source: arXiv:1910.07467, eq. 4; rounded as by
+    transformers' LlamaRMSNorm, or GemmaRMSNorm.
+    """
+    normed = rows.float()
+    normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + epsilon)
+    if centered:
+        return (normed * (1.0 + weight_D.float())).type_as(rows)
+    return weight_D * normed.to(rows.dtype)
+
+
+def apply_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [B, H, T, D] and keys [B, G, T, D] turned by the tables [B, T, D], or [1, T, D] for all.
+
+    Numbers n and n + D / 2 of a head are a pair. Source: arXiv:2104.09864, eq. 34; rounded as by transformers'
+    apply_rotary_pos_emb.
+    """
+    cos, sin = cos[:, None], sin[:, None]
+
+    def turned(heads: Tensor) -> Tensor:
+        left, right = heads.chunk(2, -1)
+        return heads * cos + torch.cat((-right, left), -1) * sin
+
+    return turned(query), turned(key)
+
+
+def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """gate * sigmoid(gate) * up, [..., D]. Source: SwiGLU, arXiv:2002.05202, eq. 6, without its products."""
+    return F.silu(gate) * up

@@ -62,6 +62,7 @@ def test_a_loaded_model_with_merged_layers_scores_as_on_cpu(module, instruct, go
     """Its images go through the tower together, too."""
     model = load_model(None, str(goldens / "llava/instruct"), device="cuda", dtype="float32")
     assert any(isinstance(layer, MergedLinear) for layer in model.decoder.modules())
+    assert type(model.decoder.norm).forward.__module__.endswith("fused")
     found, expected = (
         score_pass(one, [
             Scored(one.prompt(Conversation.of("What is it?"), [image], True, 64), [[7, 23, 9], [11, 4]])

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from data_engine_kernels import LayerCaches, RowIndex, Special, attention_triton, logps_triton, members_of
+from data_engine_kernels import LayerCaches, RowIndex, Special, attention_triton, layer_triton, logps_triton, members_of
 from data_engine_kernels.layouts import USUAL
 from data_engine_kernels.work_list import DEFAULT, Launch
 
@@ -83,8 +83,28 @@ def predict(dtype: torch.dtype, tiles: logps_triton.Tiles) -> None:
     logps_triton.token_logps(hidden, weight, torch.zeros(200, dtype=torch.long), tiles)
 
 
+def small_operations(heads: int, groups: int, width: int, dtype: torch.dtype, rows=20, tokens=1) -> None:
+    """Launch what a layer does beside its products and attention, norms of heads included, on a merged product."""
+    hidden, inner = heads * width, 11008
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(rows, tokens, *shape, dtype=dtype)
+
+    for centered in (False, True):
+        layer_triton.rms_norm(zeros(hidden), torch.ones(hidden, dtype=dtype), 1e-5, centered)
+    parts = zeros((heads + 2 * groups) * width).split([heads * width, groups * width, groups * width], -1)
+    query, key, _ = (part.unflatten(-1, (-1, width)) for part in parts)
+    layer_triton.rms_norm(query, torch.ones(width, dtype=dtype), 1e-5, False)
+    table = torch.zeros(1, tokens, width, dtype=dtype)
+    layer_triton.apply_rotary(query.transpose(1, 2), key.transpose(1, 2), table, table)
+    layer_triton.silu_and_mul(*zeros(2 * inner).split(inner, -1))
+
+
 def num_compiled() -> int:
-    kernels = (attention_triton.parts_kernel, attention_triton.merge_kernel)
+    kernels = (
+        attention_triton.parts_kernel, attention_triton.merge_kernel, layer_triton.rms_norm_kernel,
+        layer_triton.rotary_kernel, layer_triton.silu_and_mul_kernel,
+    )  # fmt: skip
     return sum(len(caches[0]) for kernel in kernels for caches in kernel.device_caches.values())
 
 
@@ -118,6 +138,12 @@ for heads, groups, most, dtype in (
     attend(heads, groups, 128, dtype, rows=2 * most, most=most)
 case = "token_logps float16 LARGE"
 predict(torch.float16, logps_triton.LARGE)
+for heads, groups, width, dtype in (
+    (32, 32, 128, torch.bfloat16), (28, 4, 128, torch.bfloat16), (8, 4, 256, torch.bfloat16),
+    (32, 8, 128, torch.float32),
+):  # fmt: skip
+    case = f"small operations {str(dtype).removeprefix('torch.')} {heads}/{groups} x {width}"
+    small_operations(heads, groups, width, dtype)
 if TARGET.arch >= 90:
     for sizes in SWEEP_TILES:
         case = f"token_logps sweep {sizes}"
@@ -132,4 +158,6 @@ JITFunction.run = lambda self, *arguments, warmup, **options: launch(
 )
 for sizes in ({"prefix": 1472}, {"prefix": 64}, {"rows": 30, "slots": 3}, {"pages": 1}, {"rows": 10, "slots": 1}):
     attend(32, 32, 128, torch.bfloat16, **sizes)
+for rows, tokens in ((1, 1), (21, 1), (1, 640), (1, 16384), (3, 2)):
+    small_operations(32, 32, 128, torch.bfloat16, rows, tokens)
 print(num_compiled() - before)

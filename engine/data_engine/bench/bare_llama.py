@@ -12,6 +12,7 @@ from transformers import AutoModel, LlamaConfig
 from data_engine.models.layers import attention
 from data_engine.models.layers.backends import choose_backends
 from data_engine.models.layers.cpu_linear import pack_linears
+from data_engine.models.layers.fused import fuse_operations
 from data_engine.models.layers.merged_linear import merge_linears, merges_linears
 from data_engine.models.native import EmbeddingDecoder
 
@@ -49,6 +50,7 @@ class BareLlama(EmbeddingDecoder):
         pack_linears(decoder, once=True)
         if merges_linears(device, split=False):
             merge_linears(decoder)
+            fuse_operations(decoder)
         super().__init__(decoder, device, dtype)
 
     def embed_tokens(self, token_ids_T: Tensor) -> Tensor:

@@ -1,0 +1,277 @@
+"""The small operations of a decoder layer as Triton kernels: norm, rotary embedding, and the product of an MLP.
+
+As a model's code writes them, they are eight, ten and two launches each, of which every one reads and writes the rows.
+Here each is one launch. They round where the code of transformers does, so that only a sum in another order, or another
+exponential, can make a number round otherwise. A row is computed alone: its bits depend neither on how many rows there
+are nor on its place.
+
+Shapes: B batch, T tokens, H and G query and key/value heads, D width of a row or head.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from data_engine_kernels.attention_parts import cast
+
+# Numbers that a program has at a time: of a norm, of rotary embedding, and of an MLP's product.
+NORM_NUMBERS, ROTARY_NUMBERS, PRODUCT_NUMBERS = 1024, 2048, 1024
+
+
+def rms_norm(rows: Tensor, weight_D: Tensor, epsilon: float, centered: bool) -> Tensor:
+    """reference.rms_norm: [..., D], contiguous. Rows may lie apart, their numbers may not."""
+    width = rows.shape[-1]
+    flat, inner, strides = _laid_out(rows)
+    out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+    num_rows = out.numel() // width
+    if not num_rows:
+        return out
+    lanes = triton.next_power_of_2(width)
+    block = max(NORM_NUMBERS // lanes, 1)
+    rms_norm_kernel[(triton.cdiv(num_rows, block),)](
+        flat,
+        weight_D,
+        out,
+        num_rows,
+        inner,
+        *strides,
+        epsilon,
+        WIDTH=width,
+        LANES=lanes,
+        ROWS=block,
+        CENTERED=centered,
+        INTERPRETED=not rows.is_cuda,
+        num_warps=min(max(lanes // 512, 4), 16),
+    )
+    return out
+
+
+def apply_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """reference.apply_rotary: [B, H, T, D] and [B, G, T, D], each token's heads side by side in memory."""
+    batch, heads, tokens, width = query.shape
+    groups = key.shape[1]
+
+    def made(count: int) -> Tensor:
+        return torch.empty(batch, tokens, count, width, dtype=query.dtype, device=query.device).transpose(1, 2)
+
+    rotated, rotated_key = made(heads), made(groups)
+    if not batch * tokens:
+        return rotated, rotated_key
+    lanes = triton.next_power_of_2(width // 2)
+    block = min(max(ROTARY_NUMBERS // (2 * lanes), 1), triton.next_power_of_2(max(heads, groups)))
+    cos, sin = (table.expand(batch, -1, -1) for table in (cos, sin))
+    query_blocks = triton.cdiv(heads, block)
+    rotary_kernel[(batch * tokens, query_blocks + triton.cdiv(groups, block))](
+        query,
+        key,
+        cos,
+        sin,
+        rotated,
+        rotated_key,
+        tokens,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *cos.stride()[:2],
+        *sin.stride()[:2],
+        HEADS=heads,
+        GROUPS=groups,
+        HALF=width // 2,
+        LANES=lanes,
+        BLOCK=block,
+        QUERY_BLOCKS=query_blocks,
+        INTERPRETED=not query.is_cuda,
+        num_warps=4,
+        # The compiler would multiply and add bf16 in one instruction, which rounds once.
+        enable_fp_fusion=False,
+    )
+    return rotated, rotated_key
+
+
+def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """reference.silu_and_mul: [..., D], contiguous. Rows may lie apart, their numbers may not."""
+    width = gate.shape[-1]
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    num_rows = out.numel() // width
+    if not num_rows:
+        return out
+    gate, inner, gate_strides = _laid_out(gate)
+    up, _, up_strides = _laid_out(up)
+    silu_and_mul_kernel[(num_rows, triton.cdiv(width, PRODUCT_NUMBERS))](
+        gate,
+        up,
+        out,
+        inner,
+        *gate_strides,
+        *up_strides,
+        WIDTH=width,
+        BLOCK=PRODUCT_NUMBERS,
+        INTERPRETED=not gate.is_cuda,
+        num_warps=4,
+    )
+    return out
+
+
+def _laid_out(rows: Tensor) -> tuple[Tensor, int, tuple[int, int]]:
+    """The tensor, how many rows lie evenly side by side, and the strides of such groups and of rows in one.
+
+    [..., I, D] has I rows in a group, and its groups must lie evenly too; what does not is copied.
+    """
+    *outer, inner, _ = (1, 1, *rows.shape)[-max(rows.dim(), 3) :]
+    outer_strides = (0, 0, *rows.stride())[-max(rows.dim(), 3) : -2]
+    even = rows.stride(-1) == 1
+    for size, stride, next_size, next_stride in zip(
+        outer[:-1], outer_strides[:-1], outer[1:], outer_strides[1:], strict=True
+    ):
+        even = even and (size == 1 or stride == next_size * next_stride)
+    if not even:
+        return _laid_out(rows.contiguous())
+    return rows, inner, (outer_strides[-1], rows.stride(-2) if rows.dim() > 1 else 0)
+
+
+# Not specialised for numbers of rows: the same binary for all of them. For strides it is, by which loads are wide.
+@triton.jit(do_not_specialize=["num_rows", "inner"])
+def rms_norm_kernel(
+    rows,
+    weight,
+    out,
+    num_rows,
+    inner,
+    outer_stride,
+    inner_stride,
+    epsilon,
+    WIDTH: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+    CENTERED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """ROWS rows of WIDTH numbers."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    lanes = tl.arange(0, LANES)
+    there = (row < num_rows)[:, None] & (lanes < WIDTH)[None, :]
+    at = row // inner * outer_stride + row % inner * inner_stride
+    x = tl.load(rows + at[:, None] + lanes[None, :], mask=there, other=0.0).to(tl.float32)
+    w = tl.load(weight + lanes, mask=lanes < WIDTH, other=0.0).to(tl.float32)[None, :]
+    x *= tl.rsqrt(tl.sum(x * x, 1) / WIDTH + epsilon)[:, None]
+    dtype = out.dtype.element_ty
+    if CENTERED:
+        x *= 1.0 + w
+    else:
+        x = cast(x, dtype, INTERPRETED).to(tl.float32) * w
+    tl.store(out + row[:, None] * WIDTH + lanes[None, :], cast(x, dtype, INTERPRETED), mask=there)
+
+
+@triton.jit
+def _rounded(numbers, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """fp32 as dtype, and back."""
+    return cast(numbers, dtype, INTERPRETED).to(tl.float32)
+
+
+@triton.jit
+def _rotate(
+    heads,
+    out,
+    head_stride,
+    first,
+    cos,
+    sin,
+    COUNT: tl.constexpr,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """BLOCK heads of one token, whose tables are at cos and sin."""
+    head = first + tl.arange(0, BLOCK)
+    lanes = tl.arange(0, LANES)
+    fits = (lanes < HALF)[None, :]
+    there = (head < COUNT)[:, None] & fits
+    at = heads + head[:, None] * head_stride + lanes[None, :]
+    dtype = out.dtype.element_ty
+    left = tl.load(at, mask=there, other=0.0).to(tl.float32)
+    right = tl.load(at + HALF, mask=there, other=0.0).to(tl.float32)
+    table = lanes[None, :]
+    left_cos = tl.load(cos + table, mask=fits, other=0.0).to(tl.float32)
+    right_cos = tl.load(cos + HALF + table, mask=fits, other=0.0).to(tl.float32)
+    left_sin = tl.load(sin + table, mask=fits, other=0.0).to(tl.float32)
+    right_sin = tl.load(sin + HALF + table, mask=fits, other=0.0).to(tl.float32)
+    new_left = _rounded(left * left_cos, dtype, INTERPRETED) - _rounded(right * left_sin, dtype, INTERPRETED)
+    new_right = _rounded(right * right_cos, dtype, INTERPRETED) + _rounded(left * right_sin, dtype, INTERPRETED)
+    to = out + head[:, None] * (2 * HALF) + lanes[None, :]
+    tl.store(to, cast(new_left, dtype, INTERPRETED), mask=there)
+    tl.store(to + HALF, cast(new_right, dtype, INTERPRETED), mask=there)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def rotary_kernel(
+    query,
+    key,
+    cos,
+    sin,
+    query_out,
+    key_out,
+    tokens,
+    query_batch_stride,
+    query_head_stride,
+    query_token_stride,
+    key_batch_stride,
+    key_head_stride,
+    key_token_stride,
+    cos_batch_stride,
+    cos_token_stride,
+    sin_batch_stride,
+    sin_token_stride,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    QUERY_BLOCKS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """BLOCK heads of the queries or of the keys of one token."""
+    number = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    batch, token = number // tokens, number % tokens
+    cos += batch * cos_batch_stride + token * cos_token_stride
+    sin += batch * sin_batch_stride + token * sin_token_stride
+    if part < QUERY_BLOCKS:
+        heads = query + batch * query_batch_stride + token * query_token_stride
+        _rotate(
+            heads, query_out + number * (HEADS * 2 * HALF), query_head_stride, part * BLOCK, cos, sin,
+            HEADS, HALF, LANES, BLOCK, INTERPRETED,
+        )  # fmt: skip
+    else:
+        heads = key + batch * key_batch_stride + token * key_token_stride
+        _rotate(
+            heads, key_out + number * (GROUPS * 2 * HALF), key_head_stride, (part - QUERY_BLOCKS) * BLOCK, cos, sin,
+            GROUPS, HALF, LANES, BLOCK, INTERPRETED,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["inner"])
+def silu_and_mul_kernel(
+    gate,
+    up,
+    out,
+    inner,
+    gate_outer_stride,
+    gate_inner_stride,
+    up_outer_stride,
+    up_inner_stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """BLOCK numbers of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = lanes < WIDTH
+    group, place = row // inner, row % inner
+    g = tl.load(gate + group * gate_outer_stride + place * gate_inner_stride + lanes, mask=there, other=0.0)
+    u = tl.load(up + group * up_outer_stride + place * up_inner_stride + lanes, mask=there, other=0.0)
+    dtype = out.dtype.element_ty
+    g = g.to(tl.float32)
+    activated = _rounded(g / (1.0 + tl.exp(-g)), dtype, INTERPRETED)
+    tl.store(out + row * WIDTH + lanes, cast(activated * u.to(tl.float32), dtype, INTERPRETED), mask=there)

@@ -1,0 +1,69 @@
+"""Models of transformers whose small operations go by the kernels' formulas, as on a GPU, beside their own code."""
+
+import pytest
+from asked import ASKED
+from families import FAMILIES
+
+from data_engine import load_model, sample_answers, score_answers
+from data_engine.models.layers.fused import fuse_operations
+
+ANSWERS = [[72, 33, 90], [12, 8]]
+# Part of `make test`; the others take half a minute.
+QUICK = ("internvl", "qwen2_5_vl", "qwen3_5")
+# Norms, MLPs and attention modules whose code is their own, and stays.
+LEFT = {
+    # Rotary embedding of a part of each head, or of neighbours.
+    "ernie4_5_vl_moe": {"Ernie4_5_VLMoeTextAttention"},
+    "glm4v_moe": {"Glm4vMoeTextAttention"},
+    "hunyuan_vl": {"HunYuanVLDenseV1Attention"},
+    "minicpmv4_7": {"Qwen3_5Attention", "Qwen3_5RMSNormGated"},
+    "qwen3_5": {"Qwen3_5Attention", "Qwen3_5RMSNormGated"},
+    "qwen3_5_moe": {"Qwen3_5MoeAttention", "Qwen3_5MoeRMSNormGated"},
+    # Gate and up are one layer, have other names, or another activation.
+    "glm46v": {"Glm4vTextAttention", "Glm4vTextMLP"},
+    "glm4v": {"Glm4vTextAttention", "Glm4vTextMLP"},
+    "glm_ocr": {"GlmOcrTextAttention", "GlmOcrTextMLP"},
+    "gemma3": {"Gemma3MLP"},
+    "lfm2_vl": {"Lfm2MLP"},
+    "lfm3_vl": {"Lfm3Attention", "Lfm3MLP"},
+    "paligemma": {"GemmaMLP"},
+    "paligemma2": {"Gemma2MLP"},
+    "qwen2_5_omni_thinker": {"Qwen2MLP"},
+    "step3p7": {"Step3p7Attention", "Step3p7MLP"},
+    # Other norms, too.
+    "aya_vision": {"Cohere2Attention", "Cohere2LayerNorm"},
+    "cohere2_vision": {"Cohere2Attention", "Cohere2LayerNorm"},
+    "gemma3n": {"Gemma3nRMSNorm", "Gemma3nTextAttention", "Gemma3nTextMLP"},
+    "gemma4": {"Gemma4RMSNorm", "Gemma4TextAttention", "Gemma4TextMLP"},
+    "llama4": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
+    "llama4_beyond": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
+    # Image states have no place to be turned by.
+    "mllama": {"MllamaTextCrossAttention"},
+}
+
+
+def numbers(model) -> list:
+    """Log-probs of answers, and an answer."""
+    image, question = ASKED["wide"].images()[0], "What is in it?"
+    drawn = sample_answers(model, image, question, k=2, seed=1, max_new_tokens=4)
+    scored = score_answers(model, image, question, ANSWERS)
+    return [*(one.token_ids for one in drawn), *(one.tolist() for one in scored)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.families) for name in FAMILIES]
+)
+def test_families_keep_every_bit(checkpoints, name, dtype):
+    model = load_model("auto", str(checkpoints(name).folder), device="cpu", dtype=dtype)
+    expected = numbers(model)
+    before = {module: type(module) for module in model.decoder.modules()}
+    changed = fuse_operations(model.decoder)
+    left = {kind.__name__ for module, kind in before.items() if type(module) is kind}
+    assert {kind for kind in left if kind.endswith(("Norm", "MLP", "Attention", "Gated"))} == LEFT.get(name, set())
+    assert changed == sum(type(module) is not kind for module, kind in before.items())
+    assert numbers(model) == expected
+
+
+def test_every_family_that_is_named_is_one():
+    assert set(LEFT) <= set(FAMILIES)

@@ -1,0 +1,204 @@
+"""The kernels for a layer's small operations, against the same formulas in fp64."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+import data_engine_kernels
+from data_engine.models.layers.fused import fuse_operations
+from data_engine.models.layers.merged_linear import merge_linears
+from data_engine_kernels import reference
+
+pytestmark = pytest.mark.gpu
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+
+
+@pytest.fixture
+def kernel(device):
+    from data_engine_kernels import layer_triton
+
+    return layer_triton
+
+
+def drawn(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, dtype)
+
+
+def assert_close(found: Tensor, eager: Tensor, exact: Tensor) -> None:
+    """To what it is in fp64: two roundings to the dtype, of half a digit each, and a few in fp32."""
+    assert found.dtype == eager.dtype
+    assert found.shape == exact.shape
+    allowed = torch.finfo(found.dtype).eps + 4 * torch.finfo(torch.float32).eps
+    # NaN passes no comparison. Halves have no digit below their smallest number.
+    assert bool(((found.double() - exact).abs() <= allowed * exact.abs() + torch.finfo(found.dtype).tiny).all())
+    assert_rounded_alike(found, eager)
+
+
+def assert_rounded_alike(found: Tensor, eager: Tensor) -> None:
+    """In half precision, a sum in another order, or another exponential, changes few numbers that are rounded alike."""
+    if found.dtype != torch.float32:
+        assert float((found == eager).double().mean()) >= 0.98
+
+
+def norm_in_fp64(rows: Tensor, weight: Tensor, epsilon: float, centered: bool) -> Tensor:
+    rows = rows.double()
+    return rows / (rows.square().sum(-1, keepdim=True) / rows.shape[-1] + epsilon).sqrt() * (weight.double() + centered)
+
+
+@DTYPES
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 8), (3, 1, 64), (1, 7, 100), (2, 3, 5, 16), (5, 1500)], ids=str)
+def test_a_norm_divides_by_the_root_of_the_mean_square(kernel, device, dtype, centered, shape):
+    rows, weight = drawn(device, dtype, *shape), drawn(device, dtype, shape[-1])
+    # The second row is as small as epsilon's root: without epsilon, its norm would be larger.
+    rows.view(-1, shape[-1])[1:2] *= 1e-3
+    found, eager = (one(rows, weight, 1e-5, centered) for one in (kernel.rms_norm, reference.rms_norm))
+    assert found.is_contiguous()
+    assert_close(found, eager, norm_in_fp64(rows, weight, 1e-5, centered))
+
+
+@pytest.mark.parametrize("cut", [
+    lambda whole: whole[..., 16:32],
+    lambda whole: whole[:, :, ::2, :16],
+    lambda whole: whole[:, 1:, :, :16],
+    lambda whole: whole[:, ::2, :, 8:24],
+    lambda whole: whole.transpose(1, 2)[..., :16],
+    lambda whole: whole[0, 0, 0, :16],
+    lambda whole: whole[..., ::3],
+])  # fmt: skip
+def test_rows_of_a_norm_may_lie_apart(kernel, device, cut):
+    """As the queries of a merged product do, for the norm of each head."""
+    rows = cut(drawn(device, torch.float32, 3, 4, 6, 48))
+    ones = torch.ones(16, device=device)
+    found = kernel.rms_norm(rows, ones, 1e-6, False)
+    assert torch.equal(found, kernel.rms_norm(rows.clone(memory_format=torch.contiguous_format), ones, 1e-6, False))
+    torch.testing.assert_close(found.double(), norm_in_fp64(rows, ones, 1e-6, False), rtol=1e-6, atol=0)
+
+
+def tables(device: torch.device, dtype: torch.dtype, batch: int, tokens: int, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of drawn angles; those of the two halves of a head differ, which only some models' do not."""
+    angles = drawn(device, torch.float32, batch, tokens, width) * 3
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def turned_in_fp64(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair (n, n + D/2) by its own angles, one number after the other."""
+    half, out = heads.shape[-1] // 2, torch.empty(heads.shape, dtype=torch.float64, device=heads.device)
+    for n in range(half):
+        left, right = heads[..., n].double(), heads[..., n + half].double()
+        at = [table[:, None, :, n].double() for table in (cos, sin)]
+        behind = [table[:, None, :, n + half].double() for table in (cos, sin)]
+        out[..., n] = left * at[0] - right * at[1]
+        out[..., n + half] = right * behind[0] + left * behind[1]
+    return out
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("batch", "heads", "groups", "tokens", "width"),
+    [(1, 1, 1, 1, 2), (3, 4, 4, 1, 16), (1, 6, 2, 7, 20), (2, 40, 3, 2, 64), (2, 7, 7, 3, 256)],
+)
+def test_rotary_embedding_turns_each_pair(kernel, device, dtype, batch, heads, groups, tokens, width):
+    # Queries and keys as they lie in one merged product.
+    whole = drawn(device, dtype, batch, tokens, (heads + groups) * width)
+    query, key = (
+        part.unflatten(-1, (-1, width)).transpose(1, 2)
+        for part in whole.split([heads * width, groups * width], -1)
+    )  # fmt: skip
+    for cos, sin in (tables(device, dtype, batch, tokens, width), tables(device, dtype, 1, tokens, width)):
+        found, eager = (one(query, key, cos, sin) for one in (kernel.apply_rotary, reference.apply_rotary))
+        for ours, theirs, given in zip(found, eager, (query, key), strict=True):
+            # Of two numbers that cancel out, the rounding of each is left.
+            exact = turned_in_fp64(given, cos, sin)
+            rounding = torch.finfo(dtype).eps * 2 * float(given.abs().max())
+            assert float((ours.double() - exact).abs().max()) <= rounding
+            assert torch.equal(ours, theirs)
+            assert ours.transpose(1, 2).is_contiguous()
+
+
+def test_queries_keys_and_tables_may_each_lie_otherwise(kernel, device):
+    query, key = drawn(device, torch.float32, 2, 3, 5, 8), drawn(device, torch.float32, 2, 5, 7, 24)
+    key = key[:, :, 2:5, 8:16].transpose(1, 2)
+    cos, sin = tables(device, torch.float32, 2, 5, 24)
+    given = query, key, cos[..., :8], sin[:, :, 8:16].clone(memory_format=torch.contiguous_format)
+    for ours, heads in zip(kernel.apply_rotary(*given), given[:2], strict=True):
+        torch.testing.assert_close(ours.double(), turned_in_fp64(heads, *given[2:]), rtol=0, atol=2e-6)
+
+
+# The interpreter's exp is numpy's, which tells of it.
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 1, 64), (1, 3, 1100), (2, 3, 40)], ids=str)
+def test_an_mlp_multiplies_the_sigmoid_linear_unit_of_gate_with_up(kernel, device, dtype, shape):
+    # Parts of a merged product. exp overflows for the last gate, whose unit is 0.
+    gate, up = drawn(device, dtype, *shape[:-1], 2 * shape[-1]).split(shape[-1], -1)
+    gate[..., -1] = -120
+    exact = gate.double() / (1 + (-gate.double()).exp()) * up.double()
+    found, eager = (one(gate, up) for one in (kernel.silu_and_mul, reference.silu_and_mul))
+    assert found.is_contiguous()
+    assert_close(found, eager, exact)
+    assert not found[..., -1].any()
+
+
+def test_no_rows_make_none(kernel, device):
+    none = torch.empty(0, 1, 8, device=device)
+    weight, tables = torch.ones(8, device=device), torch.empty(0, 1, 8, device=device)
+    assert kernel.rms_norm(none, weight, 1e-5, False).shape == (0, 1, 8)
+    assert kernel.silu_and_mul(none, none).shape == (0, 1, 8)
+    heads = none.view(0, 1, 1, 8)
+    assert [one.shape for one in kernel.apply_rotary(heads, heads, tables, tables)] == [(0, 1, 1, 8)] * 2
+
+
+@DTYPES
+def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
+    rows, weight = drawn(device, dtype, 37, 1, 64), drawn(device, dtype, 64)
+    cos, sin = tables(device, dtype, 37, 1, 32)
+
+    def made(some: Tensor, at: list[int]) -> list[Tensor]:
+        heads = some.view(len(some), 1, 2, 32).transpose(1, 2)
+        return [
+            kernel.rms_norm(some, weight, 1e-5, False),
+            kernel.silu_and_mul(some, some),
+            *kernel.apply_rotary(heads, heads, cos[at], sin[at]),
+        ]
+
+    together = made(rows, list(range(37)))
+    for at in ([20], list(reversed(range(37))), [5, 36, 0]):
+        for some, whole in zip(made(rows[at].contiguous(), at), together, strict=True):
+            assert torch.equal(some, whole[at])
+
+
+def llama(device: torch.device, dtype: torch.dtype) -> tuple[LlamaModel, LlamaModel]:
+    """Two layers of LLaMA, whose norms have drawn weights, as they are and by kernels."""
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=48, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = LlamaModel(config).eval()
+    for weight in plain.parameters():
+        torch.nn.init.normal_(weight, std=0.2 if weight.dim() > 1 else 1)
+    fused = copy.deepcopy(plain.to(device, dtype))
+    assert merge_linears(fused) == 4
+    assert fuse_operations(fused) == 9
+    return plain, fused
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_a_decoder_by_kernels_computes_what_its_own_code_does(device, dtype, monkeypatch):
+    monkeypatch.setattr(data_engine_kernels, "use_triton", lambda tensor: True)
+    if device.type == "cpu":
+        monkeypatch.setattr(data_engine_kernels, "_launching_on", lambda device: contextlib.nullcontext())
+    plain, fused = llama(device, dtype)
+    ids = torch.arange(21, device=device).view(3, 7)
+    found, expected = (one(input_ids=ids, use_cache=False).last_hidden_state for one in (fused, plain))
+    exact = plain.double()(input_ids=ids, use_cache=False).last_hidden_state
+    error, own_error = (float((one.double() - exact).abs().max()) for one in (found, expected))
+    # Both round the same things, if not at the same numbers.
+    assert error <= 2 * own_error + 1e-6
+    assert own_error < (1e-4 if dtype == torch.float32 else 0.5)

@@ -1,0 +1,248 @@
+"""Norms, rotary embedding and MLPs that run a kernel do what the model's code does, and other code stays as it is."""
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+
+from data_engine import load_model, sample_answers, score_answers
+from data_engine.models.layers import compiled_layers, fused, merged_linear
+from data_engine.models.layers.fused import fuse_operations
+
+OPERATIONS = ("rms_norm", "apply_rotary", "silu_and_mul")
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Counter:
+    """How often each kernel was called."""
+    counted: Counter = Counter()
+    for name in OPERATIONS:
+        plain = getattr(fused, name)
+
+        def counting(*given, name=name, plain=plain, **options):
+            counted[name] += 1
+            return plain(*given, **options)
+
+        monkeypatch.setattr(fused, name, counting)
+    return counted
+
+
+def llama(**sizes) -> LlamaModel:
+    """Two layers, whose norms have drawn weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **{"vocab_size": 16, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+           "num_attention_heads": 4, "num_key_value_heads": 2} | sizes
+    )  # fmt: skip
+    decoder = LlamaModel(config).eval()
+    for module in decoder.modules():
+        if isinstance(module, LlamaRMSNorm):
+            nn.init.normal_(module.weight)
+    return decoder
+
+
+def run(decoder: LlamaModel) -> Tensor:
+    with torch.inference_mode():
+        return decoder(input_ids=torch.arange(14).view(2, 7)).last_hidden_state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_decoder_of_llama_runs_each_kernel_once_where_it_ran_that_code(calls, dtype):
+    decoder = llama().to(dtype)
+    expected = run(decoder)
+    assert not calls
+    # Two norms, an attention and an MLP a layer, and the norm behind them.
+    assert fuse_operations(decoder) == 2 * 4 + 1
+    assert torch.equal(run(decoder), expected)
+    assert calls == {"rms_norm": 5, "apply_rotary": 2, "silu_and_mul": 2}
+    # Whoever asks for a module's class, or its name, finds it.
+    assert isinstance(decoder.norm, LlamaRMSNorm)
+    assert type(decoder.norm).__name__ == "LlamaRMSNorm"
+
+
+def test_the_norm_of_gemma_has_a_weight_of_one_less():
+    norm, rows = GemmaRMSNorm(8), torch.randn(3, 8)
+    nn.init.normal_(norm.weight)
+    expected = norm(rows)
+    assert fuse_operations(norm) == 1
+    assert torch.equal(norm(rows), expected)
+    torch.testing.assert_close(expected, F.rms_norm(rows, (8,), 1 + norm.weight, 1e-6))
+
+
+class Renamed(LlamaRMSNorm):
+    """The same under other names."""
+
+    def forward(self, x):
+        """And with a docstring."""
+        kind = x.dtype
+        x = x.to(torch.float32)
+        v = x.pow(2).mean(-1, keepdim=True)
+        x = x * torch.rsqrt(v + self.variance_epsilon)
+        return self.weight * x.to(kind)
+
+
+class Summed(LlamaRMSNorm):
+    def forward(self, hidden_states):
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).sum(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+
+
+class Swapped(LlamaRMSNorm):
+    """One variable in the place of another."""
+
+    def forward(self, hidden_states):
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = variance * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+
+
+class Replaced(GemmaRMSNorm):
+    """Gemma's code, which calls other code."""
+
+    def _norm(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [(MistralRMSNorm, 1), (Renamed, 1), (Summed, 0), (Swapped, 0), (Replaced, 0), (Olmo2RMSNorm, 0), (nn.RMSNorm, 0)],
+)
+def test_code_is_what_it_does_whatever_its_names(kind, changed):
+    norm, rows = kind(8), torch.randn(3, 8)
+    expected = norm(rows)
+    assert fuse_operations(norm) == changed
+    assert torch.equal(norm(rows), expected)
+
+
+def test_a_module_whose_forward_was_replaced_stays_and_hooks_go_on():
+    norm = LlamaRMSNorm(8)
+    norm.forward = lambda rows: rows + 1
+    assert fuse_operations(norm) == 0
+    norm, seen = LlamaRMSNorm(8), []
+    norm.register_forward_hook(lambda module, given, made: seen.append(made))
+    assert fuse_operations(norm) == 1
+    norm(torch.ones(1, 8))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("activation", "changed"), [("silu", 1), ("swish", 1), ("gelu", 0), ("relu", 0)])
+def test_an_mlp_with_another_activation_stays(activation, changed, calls):
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 1, "hidden_act": activation}
+    module, rows = LlamaMLP(LlamaConfig(**sizes)), torch.randn(3, 8)
+    expected = module(rows)
+    assert fuse_operations(module) == changed
+    assert torch.equal(module(rows), expected)
+    assert calls["silu_and_mul"] == changed
+
+
+def rotary_of(decoder: LlamaModel):
+    """What the name means in the code of its attention."""
+    return type(decoder.layers[0].self_attn).forward.__globals__[fused.ROTARY]
+
+
+def test_rotary_embedding_that_is_called_otherwise_is_the_models_own(calls):
+    decoder = llama()
+    plain = rotary_of(decoder)
+    fuse_operations(decoder)
+    rotary = rotary_of(decoder)
+    assert rotary is not plain
+    heads, table = torch.randn(2, 3, 5, 8), torch.randn(2, 5, 8)
+    side_by_side = heads.transpose(1, 2)
+    for given, options in (
+        ((side_by_side, side_by_side, table, table), {"unsqueeze_dim": 2}),
+        ((side_by_side, side_by_side, table, table, 2), {}),
+        ((heads[0], heads[0], table[0], table[0], 0), {}),
+    ):
+        for one, other in zip(rotary(*given, **options), plain(*given, **options), strict=True):
+            assert torch.equal(one, other)
+    assert not calls
+    rotary(heads, heads, table, table)
+    assert calls == {"apply_rotary": 1}
+
+
+def rotate_half(x):
+    """Of neighbours, as GLM has it."""
+    return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+
+def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+    q_embed = (q * cos) + (rotate_half(q) * sin)
+    k_embed = (k * cos) + (rotate_half(k) * sin)
+    return q_embed, k_embed
+
+
+@pytest.mark.parametrize(("halves", "changed"), [(rotate_half, 0), (modeling_llama.rotate_half, 1)])
+def test_rotary_embedding_by_other_halves_stays(halves, changed, monkeypatch):
+    class Attention(nn.Module):
+        def forward(self, query, key, cos, sin):
+            return apply_rotary_pos_emb(query, key, cos, sin)
+
+    monkeypatch.setitem(globals(), "rotate_half", halves)
+    assert fuse_operations(Attention()) == changed
+
+
+@pytest.fixture(params=["llava/instruct", "omnilmm/instruct"])
+def folder(request, goldens) -> str:
+    return str(goldens / request.param)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(merged_linear, "merges_linears", lambda device, split: not split)
+
+
+def numbers(model, image) -> list:
+    drawn = [one.token_ids for one in sample_answers(model, image, "What is it?", k=3, seed=1, max_new_tokens=6)]
+    return [drawn, *(one.tolist() for one in score_answers(model, image, "What is it?", [*drawn, [7, 23, 9]]))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_loaded_model_gives_the_same_numbers_by_the_formulas(folder, dtype, golden_images, calls, monkeypatch):
+    monkeypatch.setattr("data_engine.models.layers.cpu_linear.pack_linears", lambda decoder, once: None)
+    ours = load_model(None, folder, device="cpu", dtype=dtype)
+    found = numbers(ours, golden_images[0])
+    assert all(calls[name] for name in OPERATIONS)
+    calls.clear()
+    monkeypatch.setattr(fused, "fuse_operations", lambda decoder: 0)
+    plain = load_model(None, folder, device="cpu", dtype=dtype)
+    assert found == numbers(plain, golden_images[0])
+    assert not calls
+
+
+def changed_in(model) -> bool:
+    """Whether its norms run the kernel."""
+    return type(model.decoder.norm).forward is fused._norm
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_layers_are_fused_or_compiled_and_not_both(folder, monkeypatch, caplog):
+    load = dict(name=None, path=folder, device="cpu", dtype="float32")
+    assert changed_in(load_model(**load))
+    before = []
+    monkeypatch.setattr(compiled_layers, "compile_layers", lambda model: before.append(changed_in(model)))
+    assert not changed_in(load_model(**load, compiled=True))
+    # What cannot be compiled is as without the flag.
+    monkeypatch.setattr(compiled_layers, "compile_layers", lambda model: "it has states")
+    assert changed_in(load_model(**load, compiled=True))
+    assert before == [False]
+    assert "are not compiled: it has states" in caplog.text
+
+
+def test_on_a_cpu_nothing_is_fused(folder):
+    assert not changed_in(load_model(None, folder, device="cpu", dtype="float32"))
