@@ -110,7 +110,10 @@ SWEEP_TILES = [
     (128, 128, 64, 4, 4),
     (64, 256, 64, 4, 4),
 ]
-SWEEP_LAUNCHES = [(256, 128, 3), (256, 128, 10**6), (256, 512, 8), (640, 512, 8), (640, 512, 10**6), (512, 128, 8)]
+SWEEP_LAUNCHES = [
+    (640, 512, 8), (640, 512, 10**6), (640, 128, None), (384, 512, None), (256, 128, None), (256, 128, 8),
+    (256, 128, 10**6),
+]  # fmt: skip
 
 
 def cases(device: torch.device, tiny: bool, sweep: bool) -> Iterator[Case]:

@@ -84,7 +84,7 @@ def grouped_decode_attention(
     if not num_rows:
         return out
     work = rows.work(Division(launch.split, launch.own, prefix_parts, own_parts, shared, queries, query_tiles))
-    programs = num_programs(_multiprocessors(query_RHD.device), most_tasks, launch)
+    programs = num_programs(_multiprocessors(query_RHD.device), num_rows * groups, most_tasks, launch)
     parts_kernel[(programs,)](
         query_RHD,
         caches.keys,

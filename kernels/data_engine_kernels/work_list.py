@@ -17,19 +17,28 @@ from torch import Tensor
 class Launch:
     """What a launch may choose."""
 
-    split: int = 256
+    split: int = 640
     """tokens of a part of a prefix: smaller parts occupy the card with fewer rows, larger ones write fewer results"""
-    own: int = 128
+    own: int = 512
     """tokens of a part of a suffix; both are whole pages"""
-    programs: int = 8
-    """programs a multiprocessor, of which about three are there at a time; the bits do not depend on it"""
+    programs: int | None = None
+    """programs a multiprocessor, of which about three are there at a time; None: see num_programs. No bit depends on it"""
 
 
 DEFAULT = Launch()
+# Programs a multiprocessor, where rows are few: the parts of long prefixes are more than those of suffixes.
+LEAST_PROGRAMS = 8
 
 
-def num_programs(multiprocessors: int, most: int, launch: Launch = DEFAULT) -> int:
-    """Programs of a launch: the same in every step, and never more than the most tasks there can be."""
+def num_programs(multiprocessors: int, rows: int, most: int, launch: Launch = DEFAULT) -> int:
+    """Programs of a launch: the same in every step, and never more than the most tasks there can be.
+
+    `rows` counts a row once for each key/value head. A program for each of them has work as long as its row has an
+    answer, and computes few parts, so that the card can balance them: fewer programs that each walk through many parts
+    were slower on an H100, and so were programs without one.
+    """
+    if launch.programs is None:
+        return min(max(rows, LEAST_PROGRAMS * multiprocessors), most)
     return min(launch.programs * multiprocessors, most)
 
 

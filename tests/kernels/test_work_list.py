@@ -7,7 +7,7 @@ import torch
 from fake_runner import tasks_needed
 
 from data_engine_kernels import RowIndex, members_of
-from data_engine_kernels.work_list import DEFAULT, Division, num_programs
+from data_engine_kernels.work_list import Division, Launch, num_programs
 
 # Up to 4 parts of 16 tokens a prefix and 3 of 8 a suffix; 3 query heads a key/value head, 4 queries a tile, 3 tiles.
 BY = Division(split=16, own=8, prefix_parts=4, own_parts=3, shared=3, queries=4, tiles=3)
@@ -62,6 +62,10 @@ def test_it_is_made_once_for_all_layers_that_are_divided_alike():
     assert replace(rows)._work == {}
 
 
-def test_programs_follow_from_the_card_and_from_what_there_can_be():
-    assert num_programs(132, 10**6) == 132 * DEFAULT.programs
-    assert num_programs(132, 30) == 30
+def test_programs_are_as_many_as_rows_and_heads_but_where_those_are_few():
+    assert num_programs(132, rows=245 * 32, most=10**6) == 245 * 32
+    assert num_programs(132, rows=20 * 4, most=10**6) == 132 * 8
+    # There is never one without any task that it could get.
+    assert num_programs(132, rows=3, most=30) == 30
+    assert num_programs(132, rows=245 * 32, most=10**6, launch=Launch(programs=3)) == 132 * 3
+    assert num_programs(132, rows=245 * 32, most=10**6, launch=Launch(programs=10**6)) == 10**6

@@ -12,7 +12,7 @@ from data_engine.sampling.native.backend import NativeBackend
 from data_engine.sampling.native.scheduler import SamplingEngine, Scheduler
 from data_engine.sampling.requests import Completion, Queue
 from data_engine_kernels import members_of
-from data_engine_kernels.work_list import Division, num_programs, work_list
+from data_engine_kernels.work_list import DEFAULT, Division, num_programs, work_list
 
 LONGEST = 512
 
@@ -112,7 +112,10 @@ def test_over_a_thousand_units_of_a_gpu_s_size_more_rows_are_in_use_than_unit_by
 
 # Decode attention of LLaVA-1.5-7B on an H100, prompts of 640 tokens and room for 4,096: 32 key/value heads, 132
 # multiprocessors.
-BY = Division(split=256, own=128, prefix_parts=16, own_parts=LONGEST // 128, shared=1, queries=16, tiles=1)
+BY = Division(
+    DEFAULT.split, DEFAULT.own, prefix_parts=-(-4096 // DEFAULT.split), own_parts=-(-LONGEST // DEFAULT.own), shared=1,
+    queries=16, tiles=1,
+)  # fmt: skip
 GROUPS, MULTIPROCESSORS, PROMPT = 32, 132, 640
 
 
@@ -134,7 +137,7 @@ class Launches:
             assert self.listed(slots, suffixes) == needed
         self.steps += 1
         self.tasks += needed * GROUPS
-        self.idle += max(0, num_programs(MULTIPROCESSORS, self.most) - needed * GROUPS)
+        self.idle += max(0, num_programs(MULTIPROCESSORS, self.num_rows * GROUPS, self.most) - needed * GROUPS)
 
     def listed(self, slots: list[int], suffixes: list[int]) -> int:
         """The count of the list that the kernel walks, with the rows that are idle."""
