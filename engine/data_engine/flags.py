@@ -172,7 +172,7 @@ class Flags:
     zero3_config: str | None = None
     """DeepSpeed's settings as JSON; default: those of launch/deepspeed/zero3.json"""
     compile_layers: bool = False
-    """answers run through layers by torch.compile, not by the engine's kernels: a minute more to load, other rounding"""
+    """run answers through layers by torch.compile, not the engine's kernels: a minute more to load, other rounding"""
     require_fast: bool = False
     """an error where a model does not fit the fast path, or its layers the kernels of a GPU, instead of a warning"""
     grace_s: float = 20

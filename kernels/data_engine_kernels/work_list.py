@@ -22,7 +22,7 @@ class Launch:
     own: int = 512
     """tokens of a part of a suffix; both are whole pages"""
     programs: int | None = None
-    """programs a multiprocessor, where about three are there at a time; None: see num_programs. Bits do not depend on it"""
+    """programs a multiprocessor, which has about three at a time; None: see num_programs. No bit depends on it"""
 
 
 DEFAULT = Launch()
