@@ -6,7 +6,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from data_engine_kernels import reference
 from data_engine_kernels.layouts import MOST_WIDTH, USUAL, LayerCaches, RowIndex, Special, members_of
+from data_engine_kernels.reference import Activation
 
 __all__ = [
-    "MOST_WIDTH", "LayerCaches", "RowIndex", "SmallCard", "Special", "apply_rotary", "grouped_decode_attention",
-    "members_of", "rms_norm", "silu_and_mul", "token_logps", "use_triton",
+    "MOST_WIDTH", "Activation", "LayerCaches", "RowIndex", "SmallCard", "Special", "act_and_mul", "apply_rotary",
+    "grouped_decode_attention", "members_of", "rms_norm", "token_logps", "use_triton",
 ]  # fmt: skip
 
 
@@ -47,37 +48,36 @@ def grouped_decode_attention(
         return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale, special)
 
 
-def rms_norm(rows: Tensor, weight_D: Tensor, epsilon: float, centered: bool = False) -> Tensor:
+def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:
     """The norm of a decoder's layers, [..., D]: see reference.rms_norm."""
-    if not (use_triton(rows) and weight_D.dtype == rows.dtype):
-        return reference.rms_norm(rows, weight_D, epsilon, centered)
+    if not (use_triton(rows) and (weight_D is None or weight_D.dtype == rows.dtype)):
+        return reference.rms_norm(rows, weight_D, epsilon, offset)
     from data_engine_kernels import layer_triton
 
     with _launching_on(rows.device):
-        return layer_triton.rms_norm(rows, weight_D, epsilon, centered)
+        return layer_triton.rms_norm(rows, weight_D, epsilon, offset)
 
 
-def apply_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary embedding of queries [B, H, T, D] and keys [B, G, T, D]: see reference.apply_rotary."""
-    given = (query, key, cos, sin)
-    # Tables of fp32 make the result fp32; those of part of a head are not of this form.
-    alike = all(one.dtype == query.dtype and one.shape[-1] == query.shape[-1] and one.stride(-1) == 1 for one in given)
-    if not (use_triton(query) and alike):
-        return reference.apply_rotary(*given)
+def apply_rotary(heads: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Rotary embedding of one or two tensors [B, H, T, D]: see reference.apply_rotary."""
+    # Tables of fp32 would make the result fp32.
+    alike = all(one.dtype == cos.dtype and one.stride(-1) == 1 for one in (*heads, cos, sin))
+    if not (use_triton(cos) and alike):
+        return reference.apply_rotary(heads, cos, sin)
     from data_engine_kernels import layer_triton
 
-    with _launching_on(query.device):
-        return layer_triton.apply_rotary(*given)
+    with _launching_on(cos.device):
+        return layer_triton.apply_rotary(heads, cos, sin)
 
 
-def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """What an MLP makes of its two products, [..., D]: see reference.silu_and_mul."""
+def act_and_mul(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """What an MLP makes of its two products, [..., D]: see reference.act_and_mul."""
     if not (use_triton(gate) and gate.dtype == up.dtype and gate.shape == up.shape):
-        return reference.silu_and_mul(gate, up)
+        return reference.act_and_mul(gate, up, activation)
     from data_engine_kernels import layer_triton
 
     with _launching_on(gate.device):
-        return layer_triton.silu_and_mul(gate, up)
+        return layer_triton.act_and_mul(gate, up, activation)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The small operations of a decoder layer as Triton kernels: norm, rotary embedding, and the product of an MLP.
+"""The small operations of a decoder layer as Triton kernels: norm, rotary embedding, and the activation of an MLP.
 
 As a model's code writes them, they are eight, ten and two launches each, of which every one reads and writes the rows.
 Here each is one launch. They round where the code of transformers does, so that only a sum in another order, or another
@@ -8,18 +8,21 @@ are nor on its place.
 Shapes: B batch, T tokens, H and G query and key/value heads, D width of a row or head.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from data_engine_kernels.attention_parts import cast
+from data_engine_kernels.reference import Activation
 
 # Numbers that a program has at a time: of a norm, of rotary embedding, and of an MLP's product.
 NORM_NUMBERS, ROTARY_NUMBERS, PRODUCT_NUMBERS = 1024, 2048, 1024
 
 
-def rms_norm(rows: Tensor, weight_D: Tensor, epsilon: float, centered: bool) -> Tensor:
+def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:
     """reference.rms_norm: [..., D], contiguous. Rows may lie apart, their numbers may not."""
     width = rows.shape[-1]
     flat, inner, strides = _laid_out(rows)
@@ -40,56 +43,58 @@ def rms_norm(rows: Tensor, weight_D: Tensor, epsilon: float, centered: bool) -> 
         WIDTH=width,
         LANES=lanes,
         ROWS=block,
-        CENTERED=centered,
+        OFFSET=offset,
         INTERPRETED=not rows.is_cuda,
         num_warps=min(max(lanes // 512, 4), 16),
     )
     return out
 
 
-def apply_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """reference.apply_rotary: [B, H, T, D] and [B, G, T, D], each token's heads side by side in memory."""
-    batch, heads, tokens, width = query.shape
-    groups = key.shape[1]
-
-    def made(count: int) -> Tensor:
-        return torch.empty(batch, tokens, count, width, dtype=query.dtype, device=query.device).transpose(1, 2)
-
-    rotated, rotated_key = made(heads), made(groups)
+def apply_rotary(heads: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """reference.apply_rotary of one or two tensors, each token's heads side by side in memory."""
+    first, last = heads[0], heads[-1]
+    batch, _, tokens, width = first.shape
+    counts = [one.shape[1] for one in heads]
+    made = tuple(
+        torch.empty(batch, tokens, count, width, dtype=first.dtype, device=first.device).transpose(1, 2)
+        for count in counts
+    )
     if not batch * tokens:
-        return rotated, rotated_key
-    lanes = triton.next_power_of_2(width // 2)
-    block = min(max(ROTARY_NUMBERS // (2 * lanes), 1), triton.next_power_of_2(max(heads, groups)))
+        return made
+    half = cos.shape[-1] // 2
+    lanes = triton.next_power_of_2(half)
+    block = min(max(ROTARY_NUMBERS // (2 * lanes), 1), triton.next_power_of_2(max(counts)))
     cos, sin = (table.expand(batch, -1, -1) for table in (cos, sin))
-    query_blocks = triton.cdiv(heads, block)
-    rotary_kernel[(batch * tokens, query_blocks + triton.cdiv(groups, block))](
-        query,
-        key,
+    blocks = [triton.cdiv(count, block) for count in counts]
+    rotary_kernel[(batch * tokens, sum(blocks))](
+        first,
+        last,
         cos,
         sin,
-        rotated,
-        rotated_key,
+        made[0],
+        made[-1],
         tokens,
-        *query.stride()[:3],
-        *key.stride()[:3],
+        *first.stride()[:3],
+        *last.stride()[:3],
         *cos.stride()[:2],
         *sin.stride()[:2],
-        HEADS=heads,
-        GROUPS=groups,
-        HALF=width // 2,
+        HEADS=counts[0],
+        GROUPS=counts[-1],
+        WIDTH=width,
+        HALF=half,
         LANES=lanes,
         BLOCK=block,
-        QUERY_BLOCKS=query_blocks,
-        INTERPRETED=not query.is_cuda,
+        QUERY_BLOCKS=blocks[0],
+        INTERPRETED=not first.is_cuda,
         num_warps=4,
         # The compiler would multiply and add bf16 in one instruction, which rounds once.
         enable_fp_fusion=False,
     )
-    return rotated, rotated_key
+    return made
 
 
-def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """reference.silu_and_mul: [..., D], contiguous. Rows may lie apart, their numbers may not."""
+def act_and_mul(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """reference.act_and_mul: [..., D], contiguous. Rows may lie apart, their numbers may not."""
     width = gate.shape[-1]
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     num_rows = out.numel() // width
@@ -97,7 +102,7 @@ def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
         return out
     gate, inner, gate_strides = _laid_out(gate)
     up, _, up_strides = _laid_out(up)
-    silu_and_mul_kernel[(num_rows, triton.cdiv(width, PRODUCT_NUMBERS))](
+    act_and_mul_kernel[(num_rows, triton.cdiv(width, PRODUCT_NUMBERS))](
         gate,
         up,
         out,
@@ -106,6 +111,7 @@ def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
         *up_strides,
         WIDTH=width,
         BLOCK=PRODUCT_NUMBERS,
+        ACTIVATION=activation,
         INTERPRETED=not gate.is_cuda,
         num_warps=4,
     )
@@ -143,7 +149,7 @@ def rms_norm_kernel(
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
-    CENTERED: tl.constexpr,
+    OFFSET: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """ROWS rows of WIDTH numbers."""
@@ -152,13 +158,14 @@ def rms_norm_kernel(
     there = (row < num_rows)[:, None] & (lanes < WIDTH)[None, :]
     at = row // inner * outer_stride + row % inner * inner_stride
     x = tl.load(rows + at[:, None] + lanes[None, :], mask=there, other=0.0).to(tl.float32)
-    w = tl.load(weight + lanes, mask=lanes < WIDTH, other=0.0).to(tl.float32)[None, :]
     x *= tl.rsqrt(tl.sum(x * x, 1) / WIDTH + epsilon)[:, None]
     dtype = out.dtype.element_ty
-    if CENTERED:
-        x *= 1.0 + w
-    else:
-        x = cast(x, dtype, INTERPRETED).to(tl.float32) * w
+    if weight is not None:
+        w = tl.load(weight + lanes, mask=lanes < WIDTH, other=0.0).to(tl.float32)[None, :]
+        if OFFSET is not None:
+            x *= OFFSET + w
+        else:
+            x = cast(x, dtype, INTERPRETED).to(tl.float32) * w
     tl.store(out + row[:, None] * WIDTH + lanes[None, :], cast(x, dtype, INTERPRETED), mask=there)
 
 
@@ -177,6 +184,7 @@ def _rotate(
     cos,
     sin,
     COUNT: tl.constexpr,
+    WIDTH: tl.constexpr,
     HALF: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -198,9 +206,13 @@ def _rotate(
     right_sin = tl.load(sin + HALF + table, mask=fits, other=0.0).to(tl.float32)
     new_left = _rounded(left * left_cos, dtype, INTERPRETED) - _rounded(right * left_sin, dtype, INTERPRETED)
     new_right = _rounded(right * right_cos, dtype, INTERPRETED) + _rounded(left * right_sin, dtype, INTERPRETED)
-    to = out + head[:, None] * (2 * HALF) + lanes[None, :]
+    to = out + head[:, None] * WIDTH + lanes[None, :]
     tl.store(to, cast(new_left, dtype, INTERPRETED), mask=there)
     tl.store(to + HALF, cast(new_right, dtype, INTERPRETED), mask=there)
+    # What the tables do not reach is copied.
+    for done in tl.static_range(2 * HALF, WIDTH, LANES):
+        there = (head < COUNT)[:, None] & (done + lanes < WIDTH)[None, :]
+        tl.store(to + done, tl.load(at + done, mask=there, other=0.0), mask=there)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -224,13 +236,14 @@ def rotary_kernel(
     sin_token_stride,
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
     HALF: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
     QUERY_BLOCKS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """BLOCK heads of the queries or of the keys of one token."""
+    """BLOCK heads of one token: of the queries, or behind those of the keys, if there are programs for them."""
     number = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     batch, token = number // tokens, number % tokens
@@ -239,19 +252,19 @@ def rotary_kernel(
     if part < QUERY_BLOCKS:
         heads = query + batch * query_batch_stride + token * query_token_stride
         _rotate(
-            heads, query_out + number * (HEADS * 2 * HALF), query_head_stride, part * BLOCK, cos, sin,
-            HEADS, HALF, LANES, BLOCK, INTERPRETED,
+            heads, query_out + number * (HEADS * WIDTH), query_head_stride, part * BLOCK, cos, sin,
+            HEADS, WIDTH, HALF, LANES, BLOCK, INTERPRETED,
         )  # fmt: skip
     else:
         heads = key + batch * key_batch_stride + token * key_token_stride
         _rotate(
-            heads, key_out + number * (GROUPS * 2 * HALF), key_head_stride, (part - QUERY_BLOCKS) * BLOCK, cos, sin,
-            GROUPS, HALF, LANES, BLOCK, INTERPRETED,
+            heads, key_out + number * (GROUPS * WIDTH), key_head_stride, (part - QUERY_BLOCKS) * BLOCK, cos, sin,
+            GROUPS, WIDTH, HALF, LANES, BLOCK, INTERPRETED,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["inner"])
-def silu_and_mul_kernel(
+def act_and_mul_kernel(
     gate,
     up,
     out,
@@ -262,6 +275,7 @@ def silu_and_mul_kernel(
     up_inner_stride,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """BLOCK numbers of one row."""
@@ -273,5 +287,9 @@ def silu_and_mul_kernel(
     u = tl.load(up + group * up_outer_stride + place * up_inner_stride + lanes, mask=there, other=0.0)
     dtype = out.dtype.element_ty
     g = g.to(tl.float32)
-    activated = _rounded(g / (1.0 + tl.exp(-g)), dtype, INTERPRETED)
+    y = g
+    if ACTIVATION == "gelu_tanh":
+        # (1 + tanh(y / 2)) / 2 is 1 / (1 + exp(-y)), without a difference of near numbers; 2 sqrt(2 / pi).
+        y = 1.5957691216057308 * (g + 0.044715 * g * g * g)
+    activated = _rounded(g / (1.0 + tl.exp(-y)), dtype, INTERPRETED)
     tl.store(out + row * WIDTH + lanes, cast(activated * u.to(tl.float32), dtype, INTERPRETED), mask=there)

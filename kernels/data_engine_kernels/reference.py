@@ -4,6 +4,9 @@ Shapes: N rows of hidden states, V vocabulary, D width; R decode rows, G key/val
 them (H = G x g), D head width.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +14,7 @@ from torch import Tensor
 from data_engine_kernels import onednn
 from data_engine_kernels.layouts import USUAL, LayerCaches, RowIndex, Special
 
+Activation = Literal["silu", "gelu_tanh"]
 # Rows of logits that exist at once: bounds memory to CHUNK x V for any number of answers.
 CHUNK = 1024
 # Rows of a head's weight that are converted to fp32 at a time.
@@ -135,34 +139,42 @@ def _merge(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
     return (one[0] * scale_one + other[0] * scale_other) / total.where(total > 0, 1)
 
 
-def rms_norm(rows: Tensor, weight_D: Tensor, epsilon: float, centered: bool) -> Tensor:
-    """rows [..., D] / sqrt(mean of squares + epsilon), times the weight; in fp32 up to the product with it.
+def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:
+    """rows [..., D] / sqrt(mean of squares + epsilon), times the weight, if there is one; in fp32 up to that product.
 
-    `centered`: the weight is one less, and the product is in fp32 too. Source: arXiv:1910.07467, eq. 4; rounded as by
-    transformers' LlamaRMSNorm, or GemmaRMSNorm.
+    With an `offset`, the product is in fp32 too, and with weight + offset: Gemma's weights are one less. Source:
+    arXiv:1910.07467, eq. 4; rounded as by transformers' LlamaRMSNorm, GemmaRMSNorm (1) and Gemma3nRMSNorm (0).
     """
     normed = rows.float()
     normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + epsilon)
-    if centered:
-        return (normed * (1.0 + weight_D.float())).type_as(rows)
-    return weight_D * normed.to(rows.dtype)
+    if weight_D is None:
+        return normed.type_as(rows)
+    if offset is None:
+        return weight_D * normed.to(rows.dtype)
+    return (normed * (offset + weight_D.float())).type_as(rows)
 
 
-def apply_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries [B, H, T, D] and keys [B, G, T, D] turned by the tables [B, T, D], or [1, T, D] for all.
+def apply_rotary(heads: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Heads [B, H, T, D], as those of queries and keys, turned by the tables [B, T, R], or [1, T, R] for all.
 
-    Numbers n and n + D / 2 of a head are a pair. Source: arXiv:2104.09864, eq. 34; rounded as by transformers'
-    apply_rotary_pos_emb.
+    Numbers n and n + R / 2 of a head are a pair; those from R on stay. Source: arXiv:2104.09864, eq. 34; rounded as by
+    transformers' apply_rotary_pos_emb.
     """
     cos, sin = cos[:, None], sin[:, None]
 
-    def turned(heads: Tensor) -> Tensor:
-        left, right = heads.chunk(2, -1)
-        return heads * cos + torch.cat((-right, left), -1) * sin
+    def turned(part: Tensor) -> Tensor:
+        left, right = part.chunk(2, -1)
+        return part * cos + torch.cat((-right, left), -1) * sin
 
-    return turned(query), turned(key)
+    width = cos.shape[-1]
+    if all(one.shape[-1] == width for one in heads):
+        return tuple(map(turned, heads))
+    return tuple(torch.cat((turned(one[..., :width]), one[..., width:]), -1) for one in heads)
 
 
-def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """gate * sigmoid(gate) * up, [..., D]. Source: SwiGLU, arXiv:2002.05202, eq. 6, without its products."""
-    return F.silu(gate) * up
+def act_and_mul(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """activation(gate) * up, [..., D]: gate * sigmoid(gate), or GELU by its formula with tanh.
+
+    Source: SwiGLU and GEGLU, arXiv:2002.05202, eq. 6, without their products; arXiv:1606.08415 for GELU's tanh.
+    """
+    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up

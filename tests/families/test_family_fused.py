@@ -12,29 +12,24 @@ ANSWERS = [[72, 33, 90], [12, 8]]
 QUICK = ("internvl", "qwen2_5_vl", "qwen3_5")
 # Norms, MLPs and attention modules whose code is their own, and stays.
 LEFT = {
-    # Rotary embedding of a part of each head, or of neighbours.
+    # Rotary embedding of neighbours, or of places in several tables.
     "ernie4_5_vl_moe": {"Ernie4_5_VLMoeTextAttention"},
-    "glm4v_moe": {"Glm4vMoeTextAttention"},
+    "glm46v": {"Glm4vTextAttention"},
+    "glm4v": {"Glm4vTextAttention"},
+    "glm_ocr": {"GlmOcrTextAttention"},
     "hunyuan_vl": {"HunYuanVLDenseV1Attention"},
-    "minicpmv4_7": {"Qwen3_5Attention", "Qwen3_5RMSNormGated"},
-    "qwen3_5": {"Qwen3_5Attention", "Qwen3_5RMSNormGated"},
-    "qwen3_5_moe": {"Qwen3_5MoeAttention", "Qwen3_5MoeRMSNormGated"},
-    # Gate and up are one layer, have other names, or another activation.
-    "glm46v": {"Glm4vTextAttention", "Glm4vTextMLP"},
-    "glm4v": {"Glm4vTextAttention", "Glm4vTextMLP"},
-    "glm_ocr": {"GlmOcrTextAttention", "GlmOcrTextMLP"},
-    "gemma3": {"Gemma3MLP"},
+    # A norm with a gate, of layers with a recurrent state.
+    "minicpmv4_7": {"Qwen3_5RMSNormGated"},
+    "qwen3_5": {"Qwen3_5RMSNormGated"},
+    "qwen3_5_moe": {"Qwen3_5MoeRMSNormGated"},
+    # MLPs of layers with other names, or that cut what they make.
+    "gemma3n": {"Gemma3nTextMLP"},
     "lfm2_vl": {"Lfm2MLP"},
     "lfm3_vl": {"Lfm3Attention", "Lfm3MLP"},
-    "paligemma": {"GemmaMLP"},
-    "paligemma2": {"Gemma2MLP"},
-    "qwen2_5_omni_thinker": {"Qwen2MLP"},
-    "step3p7": {"Step3p7Attention", "Step3p7MLP"},
-    # Other norms, too.
+    "step3p7": {"Step3p7MLP"},
+    # Norms of another kind, too.
     "aya_vision": {"Cohere2Attention", "Cohere2LayerNorm"},
     "cohere2_vision": {"Cohere2Attention", "Cohere2LayerNorm"},
-    "gemma3n": {"Gemma3nRMSNorm", "Gemma3nTextAttention", "Gemma3nTextMLP"},
-    "gemma4": {"Gemma4RMSNorm", "Gemma4TextAttention", "Gemma4TextMLP"},
     "llama4": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
     "llama4_beyond": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
     # Image states have no place to be turned by.

@@ -28,11 +28,11 @@ def drawn(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, dtype)
 
 
-def assert_close(found: Tensor, eager: Tensor, exact: Tensor) -> None:
-    """To what it is in fp64: two roundings to the dtype, of half a digit each, and a few in fp32."""
+def assert_close(found: Tensor, eager: Tensor, exact: Tensor, in_fp32: int) -> None:
+    """To what it is in fp64: two roundings to the dtype, of half a digit each, and some in fp32."""
     assert found.dtype == eager.dtype
     assert found.shape == exact.shape
-    allowed = torch.finfo(found.dtype).eps + 4 * torch.finfo(torch.float32).eps
+    allowed = torch.finfo(found.dtype).eps + in_fp32 * torch.finfo(torch.float32).eps
     # NaN passes no comparison. Halves have no digit below their smallest number.
     assert bool(((found.double() - exact).abs() <= allowed * exact.abs() + torch.finfo(found.dtype).tiny).all())
     assert_rounded_alike(found, eager)
@@ -44,21 +44,21 @@ def assert_rounded_alike(found: Tensor, eager: Tensor) -> None:
         assert float((found == eager).double().mean()) >= 0.98
 
 
-def norm_in_fp64(rows: Tensor, weight: Tensor, epsilon: float, centered: bool) -> Tensor:
+def norm_in_fp64(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     rows = rows.double()
-    return rows / (rows.square().sum(-1, keepdim=True) / rows.shape[-1] + epsilon).sqrt() * (weight.double() + centered)
+    return rows / (rows.square().sum(-1, keepdim=True) / rows.shape[-1] + epsilon).sqrt() * weight.double()
 
 
 @DTYPES
-@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("offset", [None, 0.0, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1, 8), (3, 1, 64), (1, 7, 100), (2, 3, 5, 16), (5, 1500)], ids=str)
-def test_a_norm_divides_by_the_root_of_the_mean_square(kernel, device, dtype, centered, shape):
+def test_a_norm_divides_by_the_root_of_the_mean_square(kernel, device, dtype, offset, shape):
     rows, weight = drawn(device, dtype, *shape), drawn(device, dtype, shape[-1])
     # The second row is as small as epsilon's root: without epsilon, its norm would be larger.
     rows.view(-1, shape[-1])[1:2] *= 1e-3
-    found, eager = (one(rows, weight, 1e-5, centered) for one in (kernel.rms_norm, reference.rms_norm))
+    found, eager = (one(rows, weight, 1e-5, offset) for one in (kernel.rms_norm, reference.rms_norm))
     assert found.is_contiguous()
-    assert_close(found, eager, norm_in_fp64(rows, weight, 1e-5, centered))
+    assert_close(found, eager, norm_in_fp64(rows, weight + (offset or 0), 1e-5), in_fp32=4)
 
 
 @pytest.mark.parametrize("cut", [
@@ -74,9 +74,9 @@ def test_rows_of_a_norm_may_lie_apart(kernel, device, cut):
     """As the queries of a merged product do, for the norm of each head."""
     rows = cut(drawn(device, torch.float32, 3, 4, 6, 48))
     ones = torch.ones(16, device=device)
-    found = kernel.rms_norm(rows, ones, 1e-6, False)
-    assert torch.equal(found, kernel.rms_norm(rows.clone(memory_format=torch.contiguous_format), ones, 1e-6, False))
-    torch.testing.assert_close(found.double(), norm_in_fp64(rows, ones, 1e-6, False), rtol=1e-6, atol=0)
+    found = kernel.rms_norm(rows, ones, 1e-6)
+    assert torch.equal(found, kernel.rms_norm(rows.clone(memory_format=torch.contiguous_format), ones, 1e-6))
+    torch.testing.assert_close(found.double(), norm_in_fp64(rows, ones, 1e-6), rtol=1e-6, atol=0)
 
 
 def tables(device: torch.device, dtype: torch.dtype, batch: int, tokens: int, width: int) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ def test_rotary_embedding_turns_each_pair(kernel, device, dtype, batch, heads, g
         for part in whole.split([heads * width, groups * width], -1)
     )  # fmt: skip
     for cos, sin in (tables(device, dtype, batch, tokens, width), tables(device, dtype, 1, tokens, width)):
-        found, eager = (one(query, key, cos, sin) for one in (kernel.apply_rotary, reference.apply_rotary))
+        found, eager = (one((query, key), cos, sin) for one in (kernel.apply_rotary, reference.apply_rotary))
         for ours, theirs, given in zip(found, eager, (query, key), strict=True):
             # Of two numbers that cancel out, the rounding of each is left.
             exact = turned_in_fp64(given, cos, sin)
@@ -125,7 +125,7 @@ def test_queries_keys_and_tables_may_each_lie_otherwise(kernel, device):
     key = key[:, :, 2:5, 8:16].transpose(1, 2)
     cos, sin = tables(device, torch.float32, 2, 5, 24)
     given = query, key, cos[..., :8], sin[:, :, 8:16].clone(memory_format=torch.contiguous_format)
-    for ours, heads in zip(kernel.apply_rotary(*given), given[:2], strict=True):
+    for ours, heads in zip(kernel.apply_rotary(given[:2], *given[2:]), given[:2], strict=True):
         torch.testing.assert_close(ours.double(), turned_in_fp64(heads, *given[2:]), rtol=0, atol=2e-6)
 
 
@@ -133,24 +133,53 @@ def test_queries_keys_and_tables_may_each_lie_otherwise(kernel, device):
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 1, 3), (5, 1, 64), (1, 3, 1100), (2, 3, 40)], ids=str)
-def test_an_mlp_multiplies_the_sigmoid_linear_unit_of_gate_with_up(kernel, device, dtype, shape):
-    # Parts of a merged product. exp overflows for the last gate, whose unit is 0.
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_an_mlp_multiplies_the_activation_of_gate_with_up(kernel, device, dtype, shape, activation):
+    # Parts of a merged product. exp overflows for the last gate, whose activation is 0.
     gate, up = drawn(device, dtype, *shape[:-1], 2 * shape[-1]).split(shape[-1], -1)
     gate[..., -1] = -120
-    exact = gate.double() / (1 + (-gate.double()).exp()) * up.double()
-    found, eager = (one(gate, up) for one in (kernel.silu_and_mul, reference.silu_and_mul))
+    x = gate.double()
+    bent = {"silu": x, "gelu_tanh": 2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)}[activation]
+    # 1 + tanh(y) is 2 / (1 + exp(-2 y)).
+    exact = x / (1 + (-bent).exp()) * up.double()
+    found, eager = (one(gate, up, activation) for one in (kernel.act_and_mul, reference.act_and_mul))
     assert found.is_contiguous()
-    assert_close(found, eager, exact)
+    # exp(y) is off by as many digits as y has.
+    assert_close(found, eager, exact, in_fp32=12)
     assert not found[..., -1].any()
+
+
+@DTYPES
+@pytest.mark.parametrize(("width", "turned"), [(20, 6), (64, 16), (80, 78)])
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_the_tables_do_not_reach_stays_and_one_tensor_may_come_alone(kernel, device, dtype, width, turned, number):
+    heads = [drawn(device, dtype, 2, count, 3, width) for count in (5, 2)][:number]
+    cos, sin = tables(device, dtype, 2, 3, turned)
+    found = kernel.apply_rotary(heads, cos, sin)
+    assert len(found) == number
+    for ours, theirs, given in zip(found, reference.apply_rotary(heads, cos, sin), heads, strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(ours[..., turned:], given[..., turned:])
+        exact = turned_in_fp64(given[..., :turned], cos, sin)
+        rounding = torch.finfo(dtype).eps * 2 * float(given.abs().max())
+        assert float((ours[..., :turned].double() - exact).abs().max()) <= rounding
+
+
+def test_a_norm_may_have_no_weight(kernel, device):
+    rows = drawn(device, torch.float32, 3, 1, 40)
+    found = kernel.rms_norm(rows, None, 1e-6, 0.0)
+    torch.testing.assert_close(
+        found.double(), norm_in_fp64(rows, torch.ones(40, device=device), 1e-6), rtol=1e-6, atol=0
+    )
 
 
 def test_no_rows_make_none(kernel, device):
     none = torch.empty(0, 1, 8, device=device)
     weight, tables = torch.ones(8, device=device), torch.empty(0, 1, 8, device=device)
-    assert kernel.rms_norm(none, weight, 1e-5, False).shape == (0, 1, 8)
-    assert kernel.silu_and_mul(none, none).shape == (0, 1, 8)
+    assert kernel.rms_norm(none, weight, 1e-5).shape == (0, 1, 8)
+    assert kernel.act_and_mul(none, none, "silu").shape == (0, 1, 8)
     heads = none.view(0, 1, 1, 8)
-    assert [one.shape for one in kernel.apply_rotary(heads, heads, tables, tables)] == [(0, 1, 1, 8)] * 2
+    assert [one.shape for one in kernel.apply_rotary((heads, heads), tables, tables)] == [(0, 1, 1, 8)] * 2
 
 
 @DTYPES
@@ -161,9 +190,9 @@ def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
     def made(some: Tensor, at: list[int]) -> list[Tensor]:
         heads = some.view(len(some), 1, 2, 32).transpose(1, 2)
         return [
-            kernel.rms_norm(some, weight, 1e-5, False),
-            kernel.silu_and_mul(some, some),
-            *kernel.apply_rotary(heads, heads, cos[at], sin[at]),
+            kernel.rms_norm(some, weight, 1e-5),
+            kernel.act_and_mul(some, some, "silu"),
+            *kernel.apply_rotary((heads, heads), cos[at], sin[at]),
         ]
 
     together = made(rows, list(range(37)))
@@ -191,10 +220,10 @@ def llama(device: torch.device, dtype: torch.dtype) -> tuple[LlamaModel, LlamaMo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.inference_mode()
 def test_a_decoder_by_kernels_computes_what_its_own_code_does(device, dtype, monkeypatch):
-    monkeypatch.setattr(data_engine_kernels, "use_triton", lambda tensor: True)
-    if device.type == "cpu":
-        monkeypatch.setattr(data_engine_kernels, "_launching_on", lambda device: contextlib.nullcontext())
     plain, fused = llama(device, dtype)
+    if device.type == "cpu":
+        monkeypatch.setattr(data_engine_kernels, "use_triton", lambda tensor: True)
+        monkeypatch.setattr(data_engine_kernels, "_launching_on", lambda device: contextlib.nullcontext())
     ids = torch.arange(21, device=device).view(3, 7)
     found, expected = (one(input_ids=ids, use_cache=False).last_hidden_state for one in (fused, plain))
     exact = plain.double()(input_ids=ids, use_cache=False).last_hidden_state

@@ -90,20 +90,23 @@ def small_operations(heads: int, groups: int, width: int, dtype: torch.dtype, ro
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(rows, tokens, *shape, dtype=dtype)
 
-    for centered in (False, True):
-        layer_triton.rms_norm(zeros(hidden), torch.ones(hidden, dtype=dtype), 1e-5, centered)
+    for offset in (None, 1.0):
+        layer_triton.rms_norm(zeros(hidden), torch.ones(hidden, dtype=dtype), 1e-5, offset)
     parts = zeros((heads + 2 * groups) * width).split([heads * width, groups * width, groups * width], -1)
     query, key, _ = (part.unflatten(-1, (-1, width)) for part in parts)
-    layer_triton.rms_norm(query, torch.ones(width, dtype=dtype), 1e-5, False)
-    table = torch.zeros(1, tokens, width, dtype=dtype)
-    layer_triton.apply_rotary(query.transpose(1, 2), key.transpose(1, 2), table, table)
-    layer_triton.silu_and_mul(*zeros(2 * inner).split(inner, -1))
+    layer_triton.rms_norm(query, torch.ones(width, dtype=dtype), 1e-5)
+    heads, table = [query.transpose(1, 2), key.transpose(1, 2)], torch.zeros(1, tokens, width, dtype=dtype)
+    layer_triton.apply_rotary(heads, table, table)
+    layer_triton.apply_rotary(heads, *[table[..., : width // 4].contiguous()] * 2)
+    layer_triton.apply_rotary(heads[:1], table, table)
+    for activation in ("silu", "gelu_tanh"):
+        layer_triton.act_and_mul(*zeros(2 * inner).split(inner, -1), activation)
 
 
 def num_compiled() -> int:
     kernels = (
         attention_triton.parts_kernel, attention_triton.merge_kernel, layer_triton.rms_norm_kernel,
-        layer_triton.rotary_kernel, layer_triton.silu_and_mul_kernel,
+        layer_triton.rotary_kernel, layer_triton.act_and_mul_kernel,
     )  # fmt: skip
     return sum(len(caches[0]) for kernel in kernels for caches in kernel.device_caches.values())
 

@@ -49,33 +49,34 @@ def test_the_eager_path_is_the_reference(monkeypatch):
     assert kernels.grouped_decode_attention(some, caches, rows, 1.0) == "eager attention"
 
 
-def given_small_operations() -> dict[str, tuple]:
-    rows, heads, table = torch.ones(3, 1, 8), torch.ones(3, 2, 1, 4), torch.ones(3, 1, 4)
-    return {
-        "rms_norm": (rows, torch.ones(8), 1e-5, False), "apply_rotary": (heads, heads, table, table),
-        "silu_and_mul": (rows, rows),
-    }  # fmt: skip
+ROWS, HEADS, TABLE = torch.ones(3, 1, 8), torch.ones(3, 2, 1, 4), torch.ones(3, 1, 4)
+# What small operations are called with, and the same with one tensor of another dtype.
+SMALL = {
+    "rms_norm": ((ROWS, torch.ones(8), 1e-5, 1.0), (ROWS.half(), torch.ones(8), 1e-5, 1.0)),
+    "apply_rotary": (([HEADS, HEADS], TABLE, TABLE), ([HEADS.half(), HEADS.half()], TABLE, TABLE)),
+    "act_and_mul": ((ROWS, ROWS, "silu"), (ROWS.half(), ROWS, "silu")),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", given_small_operations())
+@pytest.mark.parametrize("name", SMALL)
 def test_small_operations_of_a_layer_are_the_reference_on_the_cpu(name, monkeypatch):
-    monkeypatch.setattr(reference, name, lambda *arguments: "eager")
-    assert getattr(kernels, name)(*given_small_operations()[name]) == "eager"
+    monkeypatch.setattr(reference, name, lambda *arguments: ("eager", *arguments))
+    given, _ = SMALL[name]
+    assert getattr(kernels, name)(*given) == ("eager", *given)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")
-@pytest.mark.parametrize("name", given_small_operations())
+@pytest.mark.parametrize("name", SMALL)
 def test_they_are_kernels_on_cuda_where_all_is_of_one_dtype(name, monkeypatch):
     """Numbers of two dtypes make another one, by torch's rules, which the kernels do not know."""
     from data_engine_kernels import layer_triton
 
     monkeypatch.setattr(kernels, "use_triton", lambda tensor: True)
     monkeypatch.setattr(kernels, "_launching_on", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(layer_triton, name, lambda *arguments: "kernel")
-    monkeypatch.setattr(reference, name, lambda *arguments: "eager")
-    first, *others = given_small_operations()[name]
-    assert getattr(kernels, name)(first, *others) == "kernel"
-    assert getattr(kernels, name)(first.bfloat16(), *others) == "eager"
+    monkeypatch.setattr(layer_triton, name, lambda *arguments: ("kernel", *arguments))
+    monkeypatch.setattr(reference, name, lambda *arguments: ("eager", *arguments))
+    for way, given in zip(("kernel", "eager"), SMALL[name], strict=True):
+        assert getattr(kernels, name)(*given) == (way, *given)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")

@@ -1,4 +1,4 @@
-"""Norms, rotary embedding and MLPs that run a kernel do what the model's code does, and other code stays as it is."""
+"""Norms, rotary embedding and MLPs that run a kernel do what the model's code does; other code stays as it is."""
 
 from collections import Counter
 
@@ -8,16 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from data_engine import load_model, sample_answers, score_answers
 from data_engine.models.layers import compiled_layers, fused, merged_linear
 from data_engine.models.layers.fused import fuse_operations
 
-OPERATIONS = ("rms_norm", "apply_rotary", "silu_and_mul")
+OPERATIONS = ("rms_norm", "apply_rotary", "act_and_mul")
 
 
 @pytest.fixture
@@ -61,20 +63,44 @@ def test_a_decoder_of_llama_runs_each_kernel_once_where_it_ran_that_code(calls, 
     assert not calls
     # Two norms, an attention and an MLP a layer, and the norm behind them.
     assert fuse_operations(decoder) == 2 * 4 + 1
+    # What was tried before.
+    calls.clear()
     assert torch.equal(run(decoder), expected)
-    assert calls == {"rms_norm": 5, "apply_rotary": 2, "silu_and_mul": 2}
+    assert calls == {"rms_norm": 5, "apply_rotary": 2, "act_and_mul": 2}
     # Whoever asks for a module's class, or its name, finds it.
     assert isinstance(decoder.norm, LlamaRMSNorm)
     assert type(decoder.norm).__name__ == "LlamaRMSNorm"
 
 
-def test_the_norm_of_gemma_has_a_weight_of_one_less():
-    norm, rows = GemmaRMSNorm(8), torch.randn(3, 8)
-    nn.init.normal_(norm.weight)
+def norms(dtype: torch.dtype = torch.float32) -> list[tuple[nn.Module, Tensor | None]]:
+    """Norms of three kinds with drawn weights, and what they multiply with."""
+    found: list[tuple[nn.Module, Tensor | None]] = []
+    for norm, offset in ((LlamaRMSNorm(8), 0), (GemmaRMSNorm(8), 1), (Gemma3nRMSNorm(8), 0)):
+        nn.init.normal_(norm.weight)
+        found.append((norm.to(dtype), norm.weight + offset))
+    return [*found, (Gemma3nRMSNorm(8, with_scale=False), None)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("number", range(4))
+def test_the_norms_of_llama_and_of_gemma_are_known(calls, number, dtype):
+    norm, weight = norms(dtype)[number]
+    rows = torch.randn(3, 8).to(dtype)
     expected = norm(rows)
     assert fuse_operations(norm) == 1
+    calls.clear()
     assert torch.equal(norm(rows), expected)
-    torch.testing.assert_close(expected, F.rms_norm(rows, (8,), 1 + norm.weight, 1e-6))
+    assert calls == {"rms_norm": 1}
+    if dtype == torch.float32:
+        torch.testing.assert_close(expected, F.rms_norm(rows, (8,), weight, 1e-6))
+
+
+def test_code_of_transformers_that_does_otherwise_than_the_formula_is_no_example(monkeypatch):
+    """As it might in another version."""
+    fused._known_modules.cache_clear()
+    monkeypatch.setattr(LlamaRMSNorm, "forward", Summed.forward)
+    assert fuse_operations(llama()) == 2 * 2
+    fused._known_modules.cache_clear()
 
 
 class Renamed(LlamaRMSNorm):
@@ -138,14 +164,18 @@ def test_a_module_whose_forward_was_replaced_stays_and_hooks_go_on():
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize(("activation", "changed"), [("silu", 1), ("swish", 1), ("gelu", 0), ("relu", 0)])
-def test_an_mlp_with_another_activation_stays(activation, changed, calls):
+@pytest.mark.parametrize(
+    ("activation", "changed"), [("silu", 1), ("swish", 1), ("gelu_pytorch_tanh", 1), ("gelu", 0), ("relu", 0)]
+)
+@pytest.mark.parametrize("kind", [LlamaMLP, Phi3MLP])
+def test_an_mlp_with_another_activation_stays(kind, activation, changed, calls):
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 1, "hidden_act": activation}
-    module, rows = LlamaMLP(LlamaConfig(**sizes)), torch.randn(3, 8)
+    module, rows = kind(LlamaConfig(**sizes)), torch.randn(3, 8)
     expected = module(rows)
     assert fuse_operations(module) == changed
+    calls.clear()
     assert torch.equal(module(rows), expected)
-    assert calls["silu_and_mul"] == changed
+    assert calls["act_and_mul"] == changed
 
 
 def rotary_of(decoder: LlamaModel):
@@ -159,18 +189,21 @@ def test_rotary_embedding_that_is_called_otherwise_is_the_models_own(calls):
     fuse_operations(decoder)
     rotary = rotary_of(decoder)
     assert rotary is not plain
+    calls.clear()
     heads, table = torch.randn(2, 3, 5, 8), torch.randn(2, 5, 8)
     side_by_side = heads.transpose(1, 2)
-    for given, options in (
-        ((side_by_side, side_by_side, table, table), {"unsqueeze_dim": 2}),
-        ((side_by_side, side_by_side, table, table, 2), {}),
-        ((heads[0], heads[0], table[0], table[0], 0), {}),
-    ):
+    for number, (given, options) in {
+        1: ((heads, heads, table, table), {}),
+        2: ((side_by_side, side_by_side, table, table), {"unsqueeze_dim": 2}),
+        # By the model's own code from here on.
+        3: ((side_by_side, side_by_side, table, table, 2), {}),
+        4: ((heads[0], heads[0], table[0], table[0], 0), {}),
+        5: ((heads, heads, table), {"sin": table}),
+        6: ((heads.transpose(0, 1), heads.transpose(0, 1), table, table), {"unsqueeze_dim": 0}),
+    }.items():
         for one, other in zip(rotary(*given, **options), plain(*given, **options), strict=True):
             assert torch.equal(one, other)
-    assert not calls
-    rotary(heads, heads, table, table)
-    assert calls == {"apply_rotary": 1}
+        assert calls == {"apply_rotary": min(number, 2)}
 
 
 def rotate_half(x):

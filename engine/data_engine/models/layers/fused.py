@@ -1,23 +1,25 @@
-"""Small operations of a decoder on a GPU: norms, rotary embedding and the product of an MLP, one launch each.
+"""Small operations of a decoder on a GPU: norms, rotary embedding and the activation of an MLP, one launch each.
 
 As the code of transformers writes them, they are 28 of the 38 launches of a LLaMA layer (kernels/README.md). That code
-stays as it is: a module whose class does, word for word, what that of LLaMA does, runs the kernel instead. Numbers are
-rounded where they were, so a kernel stands for its code in prompts, in steps and in scoring alike.
+stays as it is: a module whose class does, word for word, what one of a few known classes does, runs the kernel instead.
+Numbers are rounded where they were, so a kernel stands for its code in prompts, in steps and in scoring alike.
 """
 
-import ast
 import functools
-import inspect
-import textwrap
+import importlib
 from collections.abc import Callable
 from types import FunctionType
 
+import torch
 from torch import Tensor, nn
 
-from data_engine_kernels import apply_rotary, rms_norm, silu_and_mul
+from data_engine.models.layers.same_code import same_code
+from data_engine_kernels import Activation, act_and_mul, apply_rotary, rms_norm
 
 # What attention modules of transformers call, by this name.
 ROTARY = "apply_rotary_pos_emb"
+# Models of transformers that have it in forms that the kernel knows: for a whole head, a part of one, and one tensor.
+KNOWN_ROTARY = ("llama", "glm4_moe", "gemma3n")
 
 
 def fuse_operations(decoder: nn.Module) -> int:
@@ -36,20 +38,41 @@ def fuse_operations(decoder: nn.Module) -> int:
 
 def _fused(module: nn.Module) -> Callable | None:
     """A forward that does the same by a kernel, if there is one."""
-    from transformers.activations import SiLUActivation
-    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-
     kind = type(module)
     if not isinstance(kind.forward, FunctionType) or "forward" in vars(module):
         return None
-    if _same_code(kind.forward, LlamaRMSNorm.forward):
-        return _norm
-    if _same_code(kind.forward, GemmaRMSNorm.forward) and _same_code(kind._norm, GemmaRMSNorm._norm):
-        return _centered_norm
-    if _same_code(kind.forward, LlamaMLP.forward):
-        return _mlp if isinstance(module.act_fn, nn.SiLU | SiLUActivation) else None
+    for known, forward in _known_modules():
+        methods = ("forward", "_norm") if hasattr(known, "_norm") else ("forward",)
+        if all(same_code(getattr(kind, name, None), getattr(known, name)) for name in methods):
+            return forward if forward not in (_mlp, _merged_mlp) or activation_of(module) else None
     return _attention(kind.forward) if ROTARY in kind.forward.__code__.co_names else None
+
+
+@functools.cache
+def _known_modules() -> list[tuple[type[nn.Module], Callable]]:
+    """Classes of transformers, each with a forward that stands for its own.
+
+    Only those for which it does so here, to the last bit on a CPU: transformers may change its code, and with it what
+    code is the same as that.
+    """
+    from transformers import LlamaConfig, Phi3Config
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
+    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+    from transformers.models.phi3.modeling_phi3 import Phi3MLP
+
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 1, "num_key_value_heads": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rows = torch.randn(3, 8)
+        known = [
+            (LlamaRMSNorm(8), _norm), (GemmaRMSNorm(8), _norm_by_weight_and_one), (Gemma3nRMSNorm(8), _norm_in_fp32),
+            (LlamaMLP(LlamaConfig(**sizes)), _mlp), (Phi3MLP(Phi3Config(**sizes, pad_token_id=0)), _merged_mlp),
+        ]  # fmt: skip
+        for module, _ in known:
+            for weight in module.parameters():
+                nn.init.normal_(weight)
+    return [(type(module), forward) for module, forward in known if torch.equal(module(rows), forward(module, rows))]
 
 
 @functools.cache
@@ -61,53 +84,90 @@ def _norm(self: nn.Module, hidden_states: Tensor) -> Tensor:
     return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
-def _centered_norm(self: nn.Module, x: Tensor) -> Tensor:
-    return rms_norm(x, self.weight, self.eps, centered=True)
+def _norm_by_weight_and_one(self: nn.Module, x: Tensor) -> Tensor:
+    return rms_norm(x, self.weight, self.eps, offset=1.0)
+
+
+def _norm_in_fp32(self: nn.Module, hidden_states: Tensor) -> Tensor:
+    return rms_norm(hidden_states, self.weight if self.with_scale else None, self.eps, offset=0.0)
 
 
 def _mlp(self: nn.Module, x: Tensor) -> Tensor:
-    return self.down_proj(silu_and_mul(self.gate_proj(x), self.up_proj(x)))
+    return self.down_proj(act_and_mul(self.gate_proj(x), self.up_proj(x), activation_of(self)))
+
+
+def _merged_mlp(self: nn.Module, hidden_states: Tensor) -> Tensor:
+    gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+    return self.down_proj(act_and_mul(gate, up, activation_of(self)))
+
+
+def activation_of(mlp: nn.Module) -> Activation | None:
+    """The kernel's name for what an MLP calls its activation; None: it has none."""
+    from transformers.activations import GELUTanh, SiLUActivation
+
+    found = getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
+    if isinstance(found, nn.SiLU | SiLUActivation):
+        return "silu"
+    return "gelu_tanh" if isinstance(found, GELUTanh) and isinstance(found.act, functools.partial) else None
 
 
 @functools.cache
 def _attention(forward: FunctionType) -> Callable | None:
     """The same code, for which the name of the rotary embedding means the kernel."""
-    from transformers.models.llama import modeling_llama
-
     plain = forward.__globals__.get(ROTARY)
-    if not isinstance(plain, FunctionType) or not _same_code(plain, getattr(modeling_llama, ROTARY)):
+    known = [one for one in _known_rotary() if same_code(plain, one) and _same_halves(plain, one)]
+    if not known:
         return None
-    if not _same_code(plain.__globals__.get("rotate_half"), modeling_llama.rotate_half):
-        return None
-
-    @functools.wraps(plain)
-    def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more, **options) -> tuple[Tensor, Tensor]:
-        usual = not more and not options and query.dim() == key.dim() == 4 and cos.dim() == sin.dim() == 3
-        return apply_rotary(query, key, cos, sin) if usual else plain(query, key, cos, sin, *more, **options)
-
-    known = forward.__globals__ | {ROTARY: rotary}
-    made = FunctionType(forward.__code__, known, forward.__name__, forward.__defaults__, forward.__closure__)
+    made = FunctionType(
+        forward.__code__, forward.__globals__ | {ROTARY: _rotary(plain)}, forward.__name__, forward.__defaults__,
+        forward.__closure__,
+    )  # fmt: skip
     made.__kwdefaults__ = forward.__kwdefaults__
     return functools.update_wrapper(made, forward)
 
 
-def _same_code(one: object, other: FunctionType) -> bool:
-    """Whether two functions do the same word for word, whatever they call their variables."""
-    return one is other or (isinstance(one, FunctionType) and _code(one) is not None and _code(one) == _code(other))
+@functools.cache
+def _known_rotary() -> list[FunctionType]:
+    """Of KNOWN_ROTARY those for which the kernel's formula gives the same bits on a CPU; see _known_modules."""
+    drawn = torch.Generator().manual_seed(0)
+    query, key, cos, sin = (
+        torch.randn(*size, generator=drawn) for size in ((1, 2, 3, 8), (1, 1, 3, 8), *[(1, 3, 8)] * 2)
+    )
+    found = []
+    for name in KNOWN_ROTARY:
+        function = getattr(importlib.import_module(f"transformers.models.{name}.modeling_{name}"), ROTARY)
+        number = _num_heads(function)
+        made = function(*(query, key)[:number], cos, sin)
+        expected = apply_rotary((query, key)[:number], cos, sin)
+        if all(map(torch.equal, made if number == 2 else [made], expected)):
+            found.append(function)
+    return found
+
+
+def _num_heads(rotary: FunctionType) -> int:
+    """Tensors that it turns: queries and keys, or one; the two tables and `unsqueeze_dim` come behind them."""
+    return rotary.__code__.co_argcount - 3
+
+
+def _same_halves(one: FunctionType, other: FunctionType) -> bool:
+    """Whether what both call rotate_half does the same."""
+    return same_code(*(function.__globals__.get("rotate_half") for function in (one, other)))
 
 
 @functools.cache
-def _code(function: FunctionType) -> tuple[str, ...] | None:
-    """The statements of a function, with numbers for names of its variables; None where it cannot be read."""
-    try:
-        [found] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return None
-    body = found.body[1:] if ast.get_docstring(found) is not None else found.body
-    names = [node.arg for node in ast.walk(found.args) if isinstance(node, ast.arg)]
-    stored = [node for part in body for node in ast.walk(part) if isinstance(node, ast.Name)]
-    names += [node.id for node in stored if isinstance(node.ctx, ast.Store)]
-    numbers = {name: f"variable {number}" for number, name in enumerate(dict.fromkeys(names))}
-    for node in stored:
-        node.id = numbers.get(node.id, node.id)
-    return tuple(map(ast.dump, body))
+def _rotary(plain: FunctionType) -> Callable:
+    """The kernel in the place of a known function; that runs where it is called otherwise than models do."""
+
+    @functools.wraps(plain)
+    def rotary(*given, **options) -> Tensor | tuple[Tensor, ...]:
+        *heads, cos, sin = given if len(given) == _num_heads(plain) + 2 else (None, None)
+        axis = options.get("unsqueeze_dim", 1)
+        usual = heads and {one.dim() for one in heads} == {4} and cos.dim() == sin.dim() == 3
+        if not usual or axis not in (1, 2) or not options.keys() <= {"unsqueeze_dim"}:
+            return plain(*given, **options)
+        # Tokens before heads, where the tables are broadcast along the third axis.
+        turned = apply_rotary([one.transpose(1, 2) for one in heads] if axis == 2 else heads, cos, sin)
+        turned = tuple(one.transpose(1, 2) for one in turned) if axis == 2 else turned
+        return turned if len(turned) > 1 else turned[0]
+
+    return rotary
