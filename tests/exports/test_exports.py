@@ -1,7 +1,5 @@
 """The dataset folder: what is in it, in which order, and what trainers make of it."""
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import random
@@ -15,14 +13,13 @@ import pytest
 from stage2_world import dataset_rows, digest, make_world, picture, publish
 
 from data_engine import exports, schemas
-from data_engine.errors import TakenOverError
 from data_engine.exports import parquet_files, shuffle
 from data_engine.exports.base import ExportSource, Written
 from data_engine.questions.dataset import Questions, load_questions
 from data_engine.schemas import without_image_marker
 from data_engine.seeds import seed_for
-from data_engine.store import folders, units
-from data_engine.store.folders import scratch_folder, sole_scratch_folder, swap_in
+from data_engine.store import units
+from data_engine.store.folders import scratch_folder
 from data_engine.store.units import UnitResult, split_units
 
 
@@ -312,53 +309,6 @@ def test_exports_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     exports.move_all({"trl": folder}, output)
     assert synced == [str(path) for path in (folder / "train.parquet", folder, output)]
-
-
-def test_what_dead_runs_left_is_removed_and_what_living_ones_use_is_not(tmp_path):
-    dead, alive = tmp_path / ".pairing.dead", tmp_path / ".pairing.alive"
-    for folder in (dead, alive):
-        (folder / "dataset").mkdir(parents=True)
-    lock = os.open(alive, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        with scratch_folder(tmp_path, "pairing") as own:
-            assert sorted(tmp_path.iterdir()) == sorted([alive, own])
-    finally:
-        os.close(lock)
-    assert list(tmp_path.iterdir()) == [alive]
-
-
-def test_who_takes_over_removes_what_living_processes_have_and_these_publish_nothing_more(tmp_path, monkeypatch):
-    target, others = tmp_path / "dataset", []
-    target.mkdir()
-    (target / "older").touch()
-    with contextlib.ExitStack() as stack:
-        one = stack.enter_context(sole_scratch_folder(tmp_path, "pairing", lambda: True))
-        (one / "made").mkdir()
-
-        def take_over(_):
-            others.append(stack.enter_context(sole_scratch_folder(tmp_path, "pairing", lambda: True)))
-
-        # The last moment before the renames.
-        monkeypatch.setattr(folders, "sync_files", take_over)
-        with pytest.raises(FileNotFoundError):
-            swap_in(one / "made", target, one / "old")
-        assert list(tmp_path.glob(".*")) == others
-    assert [path.name for path in tmp_path.rglob("*")] == ["dataset", "older"]
-
-
-def test_who_was_stopped_before_it_had_a_scratch_folder_leaves_that_of_who_took_its_claim_over(tmp_path):
-    with sole_scratch_folder(tmp_path, "pairing", lambda: True) as other:
-        refused = pytest.raises(TakenOverError, match="another start of")
-        with refused, sole_scratch_folder(tmp_path, "pairing", lambda: False):
-            pytest.fail("it has no claim")
-        assert list(tmp_path.iterdir()) == [other]
-
-
-def test_scratch_is_gone_after_an_error(tmp_path):
-    with pytest.raises(ValueError, match="stop"), scratch_folder(tmp_path, "pairing"):
-        raise ValueError("stop")
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_long_random_export_is_the_same_whatever_the_units(tmp_path):
