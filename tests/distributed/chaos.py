@@ -223,6 +223,18 @@ def _expect_again(round_: Round, path: Path) -> None:
     round_.recomputed_on_purpose.add((path.parent.name, int(path.stem.removeprefix("unit-"))))
 
 
+def _kept_pairs(round_: Round) -> list[dict]:
+    """None before there is a file of them."""
+    files = (round_.job.work_dir / "pairs").glob("pairs.parquet")
+    return [row for file in files for row in pq.read_table(file).to_pylist() if row["status"] == "kept"]
+
+
+def _rows_of_dataset(round_: Round) -> list[dict]:
+    """None before there is one."""
+    files = sorted((round_.job.work_dir / "dataset").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
 def second_job(round_: Round) -> str:
     one = round_.start()
     round_.moment()
@@ -250,11 +262,8 @@ def other_pairing_at_once(round_: Round) -> str:
     codes = round_.wait(one) + round_.wait(other)
     if any(codes):
         return f"starts with other settings of pairing ended with {codes}"
-    pairs = pq.read_table(round_.job.work_dir / "pairs/pairs.parquet").to_pylist()
-    kept = {(row["idx"], row["chosen"], row["rejected"]) for row in pairs if row["status"] == "kept"}
-    files = sorted((round_.job.work_dir / "dataset").glob("*.parquet"))
-    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-    written = {(row["idx"], row["chosen"], row["rejected"]) for row in rows}
+    kept = {(row["idx"], row["chosen"], row["rejected"]) for row in _kept_pairs(round_)}
+    written = {(row["idx"], row["chosen"], row["rejected"]) for row in _rows_of_dataset(round_)}
     return "" if written == kept else f"{len(written)} rows of the dataset, {len(kept)} kept pairs: of two starts"
 
 
@@ -292,9 +301,15 @@ def commands_beside(round_: Round) -> str:
 
 
 def picture_away(round_: Round) -> str:
-    """A disk that is mounted late: its row is asked again once it is there, and what was published stays in use."""
-    number = round_.rng.randrange(QUESTIONS)
-    picture = round_.job.dataset.parent / f"pictures/q{number:04d}.png"
+    """A disk that is mounted late: its row is asked again once it is there, and what was published stays in use.
+
+    A dataset that has pairs of the row stays as it is, which is an error of the start without the picture.
+    """
+    name = f"q{round_.rng.randrange(QUESTIONS):04d}"
+    picture = round_.job.dataset.parent / f"pictures/{name}.png"
+    before, usual = _rows_of_dataset(round_), {0, -9}
+    if name in [row["idx"] for row in _kept_pairs(round_)]:
+        usual.add(2)
     away = picture.with_suffix(".away")
     picture.rename(away)
     try:
@@ -307,7 +322,9 @@ def picture_away(round_: Round) -> str:
         away.rename(picture)
     for path in _published(round_):
         _expect_again(round_, path)
-    return "" if set(codes) <= {0, -9} else f"ranks without a picture ended with {codes}"
+    if 2 in codes and _rows_of_dataset(round_) != before:
+        return "a start without a picture changed the dataset that has pairs of it"
+    return "" if set(codes) <= usual else f"ranks without a picture ended with {codes}"
 
 
 def touched_model(round_: Round) -> str:
