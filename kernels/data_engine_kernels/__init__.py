@@ -1,7 +1,8 @@
 """The operations of the hot loops: each an eager formula on CPU and a Triton kernel on CUDA.
 
-`reference` has the formulas, `layouts` the inputs of decode attention, `logps_triton`, `attention_triton` and
-`layer_triton` the kernels. Importing needs neither Triton nor CUDA. kernels/README.md says which is used when, and why.
+`reference` has the formulas, `layouts` the inputs of decode attention, `logps_triton`, `attention_triton`,
+`merge_triton` and `layer_triton` the kernels. Importing needs neither Triton nor CUDA. kernels/README.md says which is
+used when, and why.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from data_engine_kernels.reference import Activation
 
 __all__ = [
     "MOST_WIDTH", "Activation", "LayerCaches", "RowIndex", "SmallCard", "Special", "act_and_mul", "apply_rotary",
-    "grouped_decode_attention", "members_of", "rms_norm", "token_logps", "use_triton",
+    "grouped_decode_attention", "members_of", "merge_attention", "rms_norm", "token_logps", "use_triton",
 ]  # fmt: skip
 
 
@@ -46,6 +47,17 @@ def grouped_decode_attention(
 
     with _launching_on(query_RHD.device):
         return attention_triton.grouped_decode_attention(query_RHD, caches, rows, scale, special)
+
+
+def merge_attention(one_THD: Tensor, one_lse_HT: Tensor, other_THD: Tensor, other_lse_HT: Tensor) -> Tensor:
+    """One attention from two over other keys, [T, H, D]: see reference.merge_attention."""
+    given = one_THD, one_lse_HT, other_THD, other_lse_HT
+    if not (use_triton(one_THD) and one_THD.stride(-1) == other_THD.stride(-1) == 1):
+        return reference.merge_attention(*given)
+    from data_engine_kernels import merge_triton
+
+    with _launching_on(one_THD.device):
+        return merge_triton.merge_attention(*given)
 
 
 def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:

@@ -139,6 +139,15 @@ def _merge(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
     return (one[0] * scale_one + other[0] * scale_other) / total.where(total > 0, 1)
 
 
+def merge_attention(one_THD: Tensor, one_lse_HT: Tensor, other_THD: Tensor, other_lse_HT: Tensor) -> Tensor:
+    """Attention over two sets of keys from that over each of them, with their log-sum-exps in fp32 [H, T]; [T, H, D].
+
+    Mixed in fp32, rounded once. Source: online softmax, arXiv:1805.02867.
+    """
+    share = torch.sigmoid(other_lse_HT - one_lse_HT).T[:, :, None]
+    return torch.lerp(one_THD.float(), other_THD.float(), share).to(one_THD.dtype)
+
+
 def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:
     """rows [..., D] / sqrt(mean of squares + epsilon), times the weight, if there is one; in fp32 up to that product.
 

@@ -18,7 +18,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from data_engine_kernels import LayerCaches, RowIndex, Special, attention_triton, layer_triton, logps_triton, members_of
+from data_engine_kernels import (
+    LayerCaches,
+    RowIndex,
+    Special,
+    attention_triton,
+    layer_triton,
+    logps_triton,
+    members_of,
+    merge_triton,
+)
 from data_engine_kernels.layouts import USUAL
 from data_engine_kernels.work_list import DEFAULT, Launch
 
@@ -103,8 +112,15 @@ def small_operations(heads: int, groups: int, width: int, dtype: torch.dtype, ro
         layer_triton.act_and_mul(*zeros(2 * inner).split(inner, -1), activation)
 
 
+def merge(heads: int, width: int, tokens=20) -> None:
+    """Launch the merge of two attentions."""
+    mixed, lse = torch.zeros(tokens, heads, width, dtype=torch.bfloat16), torch.zeros(heads, tokens)
+    merge_triton.merge_attention(mixed, lse, mixed, lse)
+
+
 def num_compiled() -> int:
     kernels = (
+        merge_triton.merge_attention_kernel,
         attention_triton.parts_kernel, attention_triton.merge_kernel, layer_triton.rms_norm_kernel,
         layer_triton.rotary_kernel, layer_triton.act_and_mul_kernel,
     )  # fmt: skip
@@ -147,6 +163,9 @@ for heads, groups, width, dtype in (
 ):  # fmt: skip
     case = f"small operations {str(dtype).removeprefix('torch.')} {heads}/{groups} x {width}"
     small_operations(heads, groups, width, dtype)
+for heads, width in ((32, 128), (28, 128), (8, 256)):
+    case = f"merge_attention bfloat16 {heads} x {width}"
+    merge(heads, width)
 if TARGET.arch >= 90:
     for sizes in SWEEP_TILES:
         case = f"token_logps sweep {sizes}"
@@ -163,4 +182,6 @@ for sizes in ({"prefix": 1472}, {"prefix": 64}, {"rows": 30, "slots": 3}, {"page
     attend(32, 32, 128, torch.bfloat16, **sizes)
 for rows, tokens in ((1, 1), (21, 1), (1, 640), (1, 16384), (3, 2)):
     small_operations(32, 32, 128, torch.bfloat16, rows, tokens)
+for tokens in (1, 9600, 14656, 321):
+    merge(32, 128, tokens)
 print(num_compiled() - before)

@@ -23,7 +23,7 @@ def test_the_kernels_tests_pass_in_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     files = [
         f"tests/gpu/test_{name}.py"
-        for name in ("token_logps", "decode_attention", "layer_kernels", "engine_by_kernels")
+        for name in ("token_logps", "decode_attention", "layer_kernels", "merge_attention", "engine_by_kernels")
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -27,6 +27,7 @@ from data_engine.models.layers.attention_math import (
     with_sinks,
 )
 from data_engine.models.layers.prefix import Prefix
+from data_engine_kernels import merge_attention
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ class AnswersBehindPrefixes:
         own, own_lse = flash(query, key, value, alone, alone, True, call.scale)
         keys, values = (torch.cat([one[part] for one in noted], dim=1).transpose(0, 1) for part in (0, 1))
         prefix, prefix_lse = flash(query, keys, values, answers, prefixes, False, call.scale)
-        out = merged(own, own_lse.T[:, :, None], prefix, prefix_lse.T[:, :, None])
-        return out.to(query.dtype)[None].transpose(1, 2)
+        return merge_attention(own, own_lse, prefix, prefix_lse)[None].transpose(1, 2)
 
     def _in_parts(self, number: int, call: LayerCall, seen: Seen | None, parts: tuple[Tensor, ...]) -> Tensor:
         """All answers against the prefix in one product, each against itself, both merged: nothing is padded or copied.
