@@ -74,10 +74,64 @@ def test_a_unit_that_outlasts_the_grace_time_is_dropped():
 
 
 def test_a_dropped_unit_that_hides_the_drop_is_dropped_again():
-    """An exception in a destructor is printed and lost."""
     with start(0.2, "hiding") as process:
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=30)[0] == "hidden\ndropped\n"
+
+
+LOST = """
+import sys, time
+from data_engine.processes import signals
+from data_engine.processes.exit_report import announce
+signals.AGAIN_S = 600
+
+class Slow:
+    def __del__(self):
+        print("ready", flush=True)
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+def work():
+    Slow()
+    print("worked on", flush=True)
+    time.sleep(20)
+
+try:
+    if sys.argv[1] == "rank":
+        stop = signals.Stop(grace_s=0.1).listen()
+        announce()
+        work()
+    else:
+        with signals.interrupted_by_signals():
+            work()
+except (signals.Stopped, KeyboardInterrupt) as stopped:
+    print(type(stopped).__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("what", "raised"), [("rank", "Stopped"), ("command", "KeyboardInterrupt")])
+def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost_and_prints_nothing(what, raised):
+    """Python drops what is raised there, and would print a traceback of it."""
+    command = [sys.executable, "-c", LOST, what]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        told, errors = process.communicate(timeout=60)
+    assert (told, errors) == (f"worked on\n{raised}\n", "")
+
+
+def test_another_exception_in_a_destructor_is_printed_as_ever():
+    code = """if True:
+        from data_engine.processes.signals import Stop
+        class Broken:
+            def __del__(self):
+                raise ValueError("broken")
+        Stop(grace_s=1).listen()
+        Broken()
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "ValueError: broken" in done.stderr
 
 
 @pytest.mark.parametrize("signalled", ["before", "inside"])

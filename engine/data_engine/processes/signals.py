@@ -3,8 +3,9 @@
 import contextlib
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from data_engine.processes.exit_report import STOPPED, report
 
@@ -12,6 +13,8 @@ from data_engine.processes.exit_report import STOPPED, report
 SAME_SIGNAL_S = 2.0
 # Stopped is raised again after so long if the work still goes on.
 AGAIN_S = 5.0
+# And after so long where Python dropped it.
+SOON_S = 0.01
 
 
 class Stopped(BaseException):
@@ -24,15 +27,40 @@ def interrupted_by_signals() -> Iterator[None]:
 
     One that the process was started to ignore, as by nohup, stays ignored.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
     heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in heard:
         signal.signal(number, signal.default_int_handler)
+    let_go = _raised_again(KeyboardInterrupt)
     try:
         yield
     finally:
+        let_go()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number in heard:
             signal.signal(number, before[number] or signal.SIG_DFL)
+
+
+def _raised_again(kind: type[BaseException], again_s: float = 0) -> Callable[[], None]:
+    """Have SIGALRM come again, and then every `again_s` seconds, where Python drops an exception of that kind.
+
+    What a handler raises while a destructor runs, Python prints with a traceback and forgets. Returns what ends it.
+    """
+    others = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        if issubclass(dropped.exc_type, kind):
+            signal.setitimer(signal.ITIMER_REAL, SOON_S, again_s)
+        else:
+            others(dropped)
+
+    def end() -> None:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = others
+
+    sys.unraisablehook = hook
+    return end
 
 
 class Stop:
@@ -47,11 +75,13 @@ class Stop:
         self.polled = False
         self._grace_s, self._since = grace_s, 0.0
         self._committing = False
+        self._let_go: Callable[[], None] = lambda: None
 
     def listen(self) -> "Stop":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._on_alarm)
+        self._let_go = _raised_again(Stopped, AGAIN_S)
         return self
 
     def _on_signal(self, number: int, _frame: object) -> None:
@@ -72,11 +102,12 @@ class Stop:
 
     def _arm(self) -> None:
         left = max(1e-3, self._since + self._grace_s - time.monotonic())
-        # Repeated, since an exception that is raised inside a destructor is lost.
+        # Repeated, since what runs may hide the exception.
         signal.setitimer(signal.ITIMER_REAL, left, AGAIN_S)
 
     def disarm(self) -> None:
         """Call when the work has ended: no Stopped is raised after this call, but one may be raised in it."""
+        self._let_go()
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextlib.contextmanager
