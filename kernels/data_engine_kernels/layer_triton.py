@@ -25,15 +25,15 @@ NORM_NUMBERS, ROTARY_NUMBERS, PRODUCT_NUMBERS = 1024, 2048, 1024
 def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:
     """reference.rms_norm: [..., D], contiguous. Rows may lie apart, their numbers may not."""
     width = rows.shape[-1]
-    flat, inner, strides = _laid_out(rows)
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     num_rows = out.numel() // width
     if not num_rows:
         return out
+    rows, inner, strides = _laid_out(rows)
     lanes = triton.next_power_of_2(width)
     block = max(NORM_NUMBERS // lanes, 1)
     rms_norm_kernel[(triton.cdiv(num_rows, block),)](
-        flat,
+        rows,
         weight_D,
         out,
         num_rows,
@@ -100,8 +100,9 @@ def act_and_mul(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     num_rows = out.numel() // width
     if not num_rows:
         return out
-    gate, inner, gate_strides = _laid_out(gate)
-    up, _, up_strides = _laid_out(up)
+    (gate, inner, gate_strides), (up, of_up, up_strides) = map(_laid_out, (gate, up))
+    if inner != of_up:
+        return act_and_mul(gate.contiguous(), up.contiguous(), activation)
     act_and_mul_kernel[(num_rows, triton.cdiv(width, PRODUCT_NUMBERS))](
         gate,
         up,
@@ -121,18 +122,22 @@ def act_and_mul(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
 def _laid_out(rows: Tensor) -> tuple[Tensor, int, tuple[int, int]]:
     """The tensor, how many rows lie evenly side by side, and the strides of such groups and of rows in one.
 
-    [..., I, D] has I rows in a group, and its groups must lie evenly too; what does not is copied.
+    What lies evenly is one group, however many rows it has, so that their number is in no stride, by which the kernels
+    are specialised. Rows in groups of groups are copied.
     """
-    *outer, inner, _ = (1, 1, *rows.shape)[-max(rows.dim(), 3) :]
-    outer_strides = (0, 0, *rows.stride())[-max(rows.dim(), 3) : -2]
-    even = rows.stride(-1) == 1
-    for size, stride, next_size, next_stride in zip(
-        outer[:-1], outer_strides[:-1], outer[1:], outer_strides[1:], strict=True
-    ):
-        even = even and (size == 1 or stride == next_size * next_stride)
-    if not even:
+    # Size and stride of each dimension of rows, of which those that lie as one dimension are one.
+    groups: list[tuple[int, int]] = []
+    for size, stride in zip(rows.shape[:-1], rows.stride()[:-1], strict=True):
+        if size == 1:
+            continue
+        if groups and groups[-1][1] == size * stride:
+            size *= groups.pop()[0]
+        groups.append((size, stride))
+    if len(groups) > 2 or (rows.stride(-1) != 1 and rows.shape[-1] > 1):
         return _laid_out(rows.contiguous())
-    return rows, inner, (outer_strides[-1], rows.stride(-2) if rows.dim() > 1 else 0)
+    # A single row is as far from the next as in a tensor that it fills.
+    (_, outer_stride), (inner, inner_stride) = [(1, 0), *(groups or [(1, rows.shape[-1])])][-2:]
+    return rows, inner, (outer_stride, inner_stride)
 
 
 # Not specialised for numbers of rows: the same binary for all of them. For strides it is, by which loads are wide.

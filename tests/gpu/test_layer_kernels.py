@@ -69,6 +69,10 @@ def test_a_norm_divides_by_the_root_of_the_mean_square(kernel, device, dtype, of
     lambda whole: whole.transpose(1, 2)[..., :16],
     lambda whole: whole[0, 0, 0, :16],
     lambda whole: whole[..., ::3],
+    lambda whole: whole[:, :1, ::2, :16].transpose(1, 2),
+    lambda whole: whole[:, :1, :1, :16].contiguous().transpose(0, 1),
+    lambda whole: whole[:1, :, :3, 16:32].contiguous().transpose(0, 1),
+    lambda whole: whole[:, :1, :, :16].expand(-1, 4, -1, -1),
 ])  # fmt: skip
 def test_rows_of_a_norm_may_lie_apart(kernel, device, cut):
     """As the queries of a merged product do, for the norm of each head."""
@@ -77,6 +81,37 @@ def test_rows_of_a_norm_may_lie_apart(kernel, device, cut):
     found = kernel.rms_norm(rows, ones, 1e-6)
     assert torch.equal(found, kernel.rms_norm(rows.clone(memory_format=torch.contiguous_format), ones, 1e-6))
     torch.testing.assert_close(found.double(), norm_in_fp64(rows, ones, 1e-6), rtol=1e-6, atol=0)
+
+
+def test_gate_and_up_may_each_lie_otherwise(kernel, device):
+    whole = drawn(device, torch.float32, 3, 4, 48)
+    gate, up = whole[:, :, :16], whole[:, :, 16:32]
+    expected = kernel.act_and_mul(gate.contiguous(), up.contiguous(), "silu")
+    for some, other in ((gate, up.contiguous()), (drawn(device, torch.float32, 4, 3, 16).transpose(0, 1), up)):
+        some = some.copy_(gate)
+        assert torch.equal(kernel.act_and_mul(some, other, "silu"), expected)
+
+
+@pytest.mark.parametrize("width", [48, 20])
+def test_no_number_of_rows_compiles_another_binary(kernel, device, width, monkeypatch):
+    """Triton's key of one: whether strides are divisible by 16, in a width that is not, either."""
+    keys, launched = set(), kernel.rms_norm_kernel
+
+    class Noting:
+        def __getitem__(self, grid):
+            def launch(rows, weight, out, num_rows, inner, *strides_and_epsilon, **options):
+                keys.add(tuple(stride % 16 == 0 for stride in strides_and_epsilon[:2]))
+                return launched[grid](rows, weight, out, num_rows, inner, *strides_and_epsilon, **options)
+
+            return launch
+
+    monkeypatch.setattr(kernel, "rms_norm_kernel", Noting())
+    ones = torch.ones(width, device=device)
+    for shape in ((1, 1), (5, 1), (1, 7), (1, 16), (3, 4), (2, 3)):
+        kernel.rms_norm(drawn(device, torch.float32, *shape, width), ones, 1e-6)
+        # Heads of a token, as parts of a merged product.
+        kernel.rms_norm(drawn(device, torch.float32, *shape, 3 * width)[..., :width], ones, 1e-6)
+    assert keys == {(True, width % 16 == 0)}
 
 
 def tables(device: torch.device, dtype: torch.dtype, batch: int, tokens: int, width: int) -> tuple[Tensor, Tensor]:
