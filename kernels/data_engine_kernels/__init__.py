@@ -62,7 +62,11 @@ def merge_attention(one_THD: Tensor, one_lse_HT: Tensor, other_THD: Tensor, othe
 
 def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:
     """The norm of a decoder's layers, [..., D]: see reference.rms_norm."""
-    if not (use_triton(rows) and (weight_D is None or weight_D.dtype == rows.dtype)):
+    # A weight for each head would be broadcast, whose first part the kernel would take for all.
+    fits = weight_D is None or (
+        weight_D.dtype == rows.dtype and weight_D.shape == rows.shape[-1:] and weight_D.is_contiguous()
+    )
+    if not (use_triton(rows) and fits):
         return reference.rms_norm(rows, weight_D, epsilon, offset)
     from data_engine_kernels import layer_triton
 
@@ -72,9 +76,13 @@ def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: floa
 
 def apply_rotary(heads: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     """Rotary embedding of one or two tensors [B, H, T, D]: see reference.apply_rotary."""
+    batch, _, tokens, width = heads[0].shape
     # Tables of fp32 would make the result fp32.
-    alike = all(one.dtype == cos.dtype and one.stride(-1) == 1 for one in (*heads, cos, sin))
-    if not (use_triton(cos) and alike):
+    fits = all(one.dtype == cos.dtype and one.stride(-1) == 1 for one in (*heads, cos, sin))
+    # The kernel looks at no size but these; others are torch's to broadcast, or to refuse.
+    fits = fits and all((one.shape[0], *one.shape[2:]) == (batch, tokens, width) for one in heads)
+    fits = fits and cos.shape == sin.shape and cos.shape[:2] in ((batch, tokens), (1, tokens)) and cos.shape[2] <= width
+    if not (use_triton(cos) and fits):
         return reference.apply_rotary(heads, cos, sin)
     from data_engine_kernels import layer_triton
 

@@ -3,7 +3,7 @@
 A part of a softmax is stored as unnormalised values [C, R, H, D], the sum of their weights [C, R, H] and the maximum
 that was subtracted [C, R, H], in fp32.
 
-WINDOW is the tokens that a new one sees, itself included, and SOFTCAP the c of c _tanh(score / c); without, they are 0
+WINDOW is the tokens that a new one sees, itself included, and SOFTCAP the c of c tanh(score / c); without, they are 0
 and None, and take no instruction. Of a part that lies before a row's window, nothing is stored for the row, nor read.
 
 Shapes: R rows, H query heads, D head width, C parts: those of the prefix first, then those of the suffix.

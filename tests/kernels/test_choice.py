@@ -50,33 +50,50 @@ def test_the_eager_path_is_the_reference(monkeypatch):
 
 
 ROWS, HEADS, TABLE = torch.ones(3, 1, 8), torch.ones(3, 2, 1, 4), torch.ones(3, 1, 4)
-# What small operations are called with, and the same with one tensor of another dtype.
+# What small operations are called with, and the same with a tensor that the kernel does not know.
 SMALL = {
-    "rms_norm": ((ROWS, torch.ones(8), 1e-5, 1.0), (ROWS.half(), torch.ones(8), 1e-5, 1.0)),
-    "apply_rotary": (([HEADS, HEADS], TABLE, TABLE), ([HEADS.half(), HEADS.half()], TABLE, TABLE)),
-    "act_and_mul": ((ROWS, ROWS, "silu"), (ROWS.half(), ROWS, "silu")),
+    "rms_norm": (
+        (ROWS, torch.ones(8), 1e-5, 1.0),
+        (ROWS.half(), torch.ones(8), 1e-5, 1.0),
+        (ROWS, torch.ones(3, 1, 8), 1e-5, 1.0),
+        (ROWS, torch.ones(1), 1e-5, 1.0),
+        (ROWS, torch.ones(8, 2)[:, 0], 1e-5, 1.0),
+    ),
+    "apply_rotary": (
+        ([HEADS, HEADS], TABLE, TABLE),
+        ([HEADS.half(), HEADS.half()], TABLE, TABLE),
+        ([HEADS, HEADS], TABLE, torch.ones(3, 1, 8)[..., ::2]),
+        ([HEADS, HEADS], torch.ones(3, 2, 4), torch.ones(3, 2, 4)),
+        ([HEADS, torch.ones(3, 2, 5, 4)], TABLE, TABLE),
+        ([HEADS, torch.ones(3, 2, 1, 6)], TABLE, TABLE),
+        ([HEADS, HEADS], torch.ones(3, 1, 6), torch.ones(3, 1, 6)),
+        ([HEADS.expand(-1, -1, 5, -1)] * 2, TABLE, TABLE),
+    ),
+    "act_and_mul": ((ROWS, ROWS, "silu"), (ROWS.half(), ROWS, "silu"), (ROWS, ROWS[:1], "silu")),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_operations_of_a_layer_are_the_reference_on_the_cpu(name, monkeypatch):
     monkeypatch.setattr(reference, name, lambda *arguments: ("eager", *arguments))
-    given, _ = SMALL[name]
+    given = SMALL[name][0]
     assert getattr(kernels, name)(*given) == ("eager", *given)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")
 @pytest.mark.parametrize("name", SMALL)
-def test_they_are_kernels_on_cuda_where_all_is_of_one_dtype(name, monkeypatch):
-    """Numbers of two dtypes make another one, by torch's rules, which the kernels do not know."""
+def test_they_are_kernels_on_cuda_where_all_is_of_one_dtype_and_fits(name, monkeypatch):
+    """Numbers of two dtypes make another one, and sizes are broadcast, by torch's rules, which kernels do not know."""
     from data_engine_kernels import layer_triton
 
     monkeypatch.setattr(kernels, "use_triton", lambda tensor: True)
     monkeypatch.setattr(kernels, "_launching_on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(layer_triton, name, lambda *arguments: ("kernel", *arguments))
     monkeypatch.setattr(reference, name, lambda *arguments: ("eager", *arguments))
-    for way, given in zip(("kernel", "eager"), SMALL[name], strict=True):
-        assert getattr(kernels, name)(*given) == (way, *given)
+    first, *others = SMALL[name]
+    assert getattr(kernels, name)(*first) == ("kernel", *first)
+    for given in others:
+        assert getattr(kernels, name)(*given)[0] == "eager"
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")
