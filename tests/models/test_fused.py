@@ -1,6 +1,8 @@
 """Norms, rotary embedding and MLPs that run a kernel do what the model's code does; other code stays as it is."""
 
+import functools
 from collections import Counter
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
+from transformers.models.glm4_moe import modeling_glm4_moe
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
@@ -153,6 +156,59 @@ def test_code_is_what_it_does_whatever_its_names(kind, changed):
     assert torch.equal(norm(rows), expected)
 
 
+def doubled(forward):
+    @functools.wraps(forward)
+    def run(self, rows):
+        return 2 * forward(self, rows)
+
+    return run
+
+
+class Decorated(LlamaRMSNorm):
+    forward = doubled(LlamaRMSNorm.forward)
+
+
+class TakesMore(LlamaRMSNorm):
+    """The same, which may be called otherwise."""
+
+    def forward(self, hidden_states, dtype=None):
+        dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(dtype)
+
+
+class OtherTorch(LlamaRMSNorm):
+    """The name `torch` means something else around the code."""
+
+    forward = FunctionType(
+        LlamaRMSNorm.forward.__code__, {"torch": SimpleNamespace(float32=torch.float32, rsqrt=torch.sqrt)}
+    )
+
+
+def enclosed():
+    torch = SimpleNamespace(float32=globals()["torch"].float32, rsqrt=globals()["torch"].sqrt)
+
+    class Enclosed(LlamaRMSNorm):
+        def forward(self, hidden_states):
+            input_dtype = hidden_states.dtype
+            hidden_states = hidden_states.to(torch.float32)
+            variance = hidden_states.pow(2).mean(-1, keepdim=True)
+            hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+            return self.weight * hidden_states.to(input_dtype)
+
+    return Enclosed
+
+
+@pytest.mark.parametrize("kind", [Decorated, TakesMore, OtherTorch, enclosed()])
+def test_code_around_the_same_words_may_make_them_mean_something_else(kind):
+    norm, rows = kind(8), torch.randn(3, 8)
+    expected = norm(rows)
+    assert fuse_operations(norm) == 0
+    assert torch.equal(norm(rows), expected)
+
+
 def test_a_module_whose_forward_was_replaced_stays_and_hooks_go_on():
     norm = LlamaRMSNorm(8)
     norm.forward = lambda rows: rows + 1
@@ -176,6 +232,21 @@ def test_an_mlp_with_another_activation_stays(kind, activation, changed, calls):
     calls.clear()
     assert torch.equal(module(rows), expected)
     assert calls["act_and_mul"] == changed
+
+
+class Twice(nn.SiLU):
+    def forward(self, gate):
+        return 2 * super().forward(gate)
+
+
+@pytest.mark.parametrize("kind", [LlamaMLP, Phi3MLP])
+def test_an_activation_is_what_the_code_calls_and_of_no_subclass(kind):
+    """And not what the module has by another name beside."""
+    module = kind(LlamaConfig(hidden_size=8, intermediate_size=12, num_attention_heads=1, hidden_act="relu"))
+    module.act_fn = module.activation_fn = Twice()
+    assert fuse_operations(module) == 0
+    setattr(module, "act_fn" if kind is Phi3MLP else "activation_fn", nn.SiLU())
+    assert fuse_operations(module) == 0
 
 
 def rotary_of(decoder: LlamaModel):
@@ -227,6 +298,83 @@ def test_rotary_embedding_by_other_halves_stays(halves, changed, monkeypatch):
 
     monkeypatch.setitem(globals(), "rotate_half", halves)
     assert fuse_operations(Attention()) == changed
+
+
+def tokens_first(q, k, cos, sin, unsqueeze_dim=2):
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+    q_embed = (q * cos) + (rotate_half(q) * sin)
+    k_embed = (k * cos) + (rotate_half(k) * sin)
+    return q_embed, k_embed
+
+
+def test_rotary_embedding_of_tokens_before_heads_by_default_stays(monkeypatch):
+    class Attention(nn.Module):
+        def forward(self, query, key, cos, sin):
+            return apply_rotary_pos_emb(query, key, cos, sin)
+
+    monkeypatch.setitem(globals(), "rotate_half", modeling_llama.rotate_half)
+    monkeypatch.setitem(globals(), "apply_rotary_pos_emb", tokens_first)
+    attention = Attention()
+    # As many heads as tokens: either could be the other.
+    heads, table = torch.randn(2, 3, 3, 8), torch.randn(2, 3, 8)
+    expected = attention(heads, heads, table, table)
+    assert fuse_operations(attention) == 0
+    assert all(map(torch.equal, attention(heads, heads, table, table), expected))
+
+
+@pytest.fixture
+def known_anew():
+    """What is known is found in the test, and again behind it."""
+    for found in (fused._known_modules, fused._known_rotary, fused._attention):
+        found.cache_clear()
+    yield
+    for found in (fused._known_modules, fused._known_rotary, fused._attention):
+        found.cache_clear()
+
+
+@pytest.mark.usefixtures("known_anew")
+def test_functions_that_the_package_kernels_made_modules_of_stay(monkeypatch):
+    """As it does with transformers 5.17."""
+    plain = modeling_llama.apply_rotary_pos_emb
+
+    class Func(nn.Module):
+        def forward(self, *given):
+            return plain(*given)
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", Func())
+    decoder = llama()
+    expected = run(decoder)
+    assert fuse_operations(decoder) == 2 * 3 + 1
+    assert torch.equal(run(decoder), expected)
+
+
+@pytest.mark.usefixtures("known_anew")
+def test_rotary_embedding_of_a_part_is_known_only_where_it_turns_a_part_alike(monkeypatch):
+    def other_part(q, k, cos, sin, unsqueeze_dim=1):
+        """The last numbers in the place of the first."""
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        stays = q.shape[-1] - cos.shape[-1]
+
+        def turned(heads):
+            rest, part = heads[..., :stays], heads[..., stays:]
+            return torch.cat((rest, part * cos + modeling_llama.rotate_half(part) * sin), -1)
+
+        return turned(q), turned(k)
+
+    monkeypatch.setattr(modeling_glm4_moe, "apply_rotary_pos_emb", other_part)
+    assert [one.__module__.split(".")[-1] for one in fused._known_rotary()] == ["modeling_llama", "modeling_gemma3n"]
+
+
+@pytest.mark.usefixtures("known_anew")
+def test_to_try_what_is_known_seeds_no_device_and_draws_from_no_generator(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    assert len(fused._known_modules()) == 5
+    assert len(fused._known_rotary()) == 3
+    assert not seeded
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.fixture(params=["llava/instruct", "omnilmm/instruct"])

@@ -18,8 +18,9 @@ from data_engine_kernels import Activation, act_and_mul, apply_rotary, rms_norm
 
 # What attention modules of transformers call, by this name.
 ROTARY = "apply_rotary_pos_emb"
-# Models of transformers that have it in forms that the kernel knows: for a whole head, a part of one, and one tensor.
-KNOWN_ROTARY = ("llama", "glm4_moe", "gemma3n")
+# Models of transformers that have it in forms that the kernel knows, for a whole head, a part of one, and one tensor;
+# and widths of tables that they take for heads of 8.
+KNOWN_ROTARY = {"llama": (8,), "glm4_moe": (8, 4), "gemma3n": (8,)}
 
 
 def fuse_operations(decoder: nn.Module) -> int:
@@ -44,7 +45,7 @@ def _fused(module: nn.Module) -> Callable | None:
     for known, forward in _known_modules():
         methods = ("forward", "_norm") if hasattr(known, "_norm") else ("forward",)
         if all(same_code(getattr(kind, name, None), getattr(known, name)) for name in methods):
-            return forward if forward not in (_mlp, _merged_mlp) or activation_of(module) else None
+            return forward if forward not in ACTIVATIONS or activation_of(module, ACTIVATIONS[forward]) else None
     return _attention(kind.forward) if ROTARY in kind.forward.__code__.co_names else None
 
 
@@ -62,16 +63,17 @@ def _known_modules() -> list[tuple[type[nn.Module], Callable]]:
     from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 1, "num_key_value_heads": 1}
+    drawn = torch.Generator().manual_seed(0)
+    # Modules draw weights when they are made. To seed that generator would seed those of all devices.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        rows = torch.randn(3, 8)
+        rows = torch.randn(3, 8, generator=drawn)
         known = [
             (LlamaRMSNorm(8), _norm), (GemmaRMSNorm(8), _norm_by_weight_and_one), (Gemma3nRMSNorm(8), _norm_in_fp32),
             (LlamaMLP(LlamaConfig(**sizes)), _mlp), (Phi3MLP(Phi3Config(**sizes, pad_token_id=0)), _merged_mlp),
         ]  # fmt: skip
         for module, _ in known:
             for weight in module.parameters():
-                nn.init.normal_(weight)
+                nn.init.normal_(weight, generator=drawn)
     return [(type(module), forward) for module, forward in known if torch.equal(module(rows), forward(module, rows))]
 
 
@@ -93,30 +95,34 @@ def _norm_in_fp32(self: nn.Module, hidden_states: Tensor) -> Tensor:
 
 
 def _mlp(self: nn.Module, x: Tensor) -> Tensor:
-    return self.down_proj(act_and_mul(self.gate_proj(x), self.up_proj(x), activation_of(self)))
+    return self.down_proj(act_and_mul(self.gate_proj(x), self.up_proj(x), activation_of(self, "act_fn")))
 
 
 def _merged_mlp(self: nn.Module, hidden_states: Tensor) -> Tensor:
     gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-    return self.down_proj(act_and_mul(gate, up, activation_of(self)))
+    return self.down_proj(act_and_mul(gate, up, activation_of(self, "activation_fn")))
 
 
-def activation_of(mlp: nn.Module) -> Activation | None:
-    """The kernel's name for what an MLP calls its activation; None: it has none."""
+# What the code that each stands for calls its activation.
+ACTIVATIONS = {_mlp: "act_fn", _merged_mlp: "activation_fn"}
+
+
+def activation_of(mlp: nn.Module, name: str) -> Activation | None:
+    """The kernel's name for what an MLP has as its activation; None: it has none."""
     from transformers.activations import GELUTanh, SiLUActivation
 
-    found = getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
-    if isinstance(found, nn.SiLU | SiLUActivation):
+    # No subclasses, which may do otherwise.
+    found = getattr(mlp, name)
+    if type(found) in (nn.SiLU, SiLUActivation):
         return "silu"
-    return "gelu_tanh" if isinstance(found, GELUTanh) and isinstance(found.act, functools.partial) else None
+    return "gelu_tanh" if type(found) is GELUTanh and isinstance(found.act, functools.partial) else None
 
 
 @functools.cache
 def _attention(forward: FunctionType) -> Callable | None:
     """The same code, for which the name of the rotary embedding means the kernel."""
     plain = forward.__globals__.get(ROTARY)
-    known = [one for one in _known_rotary() if same_code(plain, one) and _same_halves(plain, one)]
-    if not known:
+    if not any(same_code(plain, known) for known in _known_rotary()):
         return None
     made = FunctionType(
         forward.__code__, forward.__globals__ | {ROTARY: _rotary(plain)}, forward.__name__, forward.__defaults__,
@@ -128,30 +134,30 @@ def _attention(forward: FunctionType) -> Callable | None:
 
 @functools.cache
 def _known_rotary() -> list[FunctionType]:
-    """Of KNOWN_ROTARY those for which the kernel's formula gives the same bits on a CPU; see _known_modules."""
-    drawn = torch.Generator().manual_seed(0)
-    query, key, cos, sin = (
-        torch.randn(*size, generator=drawn) for size in ((1, 2, 3, 8), (1, 1, 3, 8), *[(1, 3, 8)] * 2)
-    )
+    """Of KNOWN_ROTARY those for which the kernel's formula gives the same bits on a CPU; see _known_modules.
+
+    With the package `kernels`, some versions of transformers have modules in the place of functions; those stay.
+    """
     found = []
-    for name in KNOWN_ROTARY:
+    for name, widths in KNOWN_ROTARY.items():
         function = getattr(importlib.import_module(f"transformers.models.{name}.modeling_{name}"), ROTARY)
-        number = _num_heads(function)
-        made = function(*(query, key)[:number], cos, sin)
-        expected = apply_rotary((query, key)[:number], cos, sin)
-        if all(map(torch.equal, made if number == 2 else [made], expected)):
+        if isinstance(function, FunctionType) and all(_turns_alike(function, width) for width in widths):
             found.append(function)
     return found
+
+
+def _turns_alike(function: FunctionType, width: int) -> bool:
+    """Whether the kernel's formula gives the same bits, for heads of 8 and tables of that width."""
+    drawn, number = torch.Generator().manual_seed(0), _num_heads(function)
+    sizes = ((1, 2, 3, 8), (1, 1, 3, 8))[:number] + ((1, 3, width),) * 2
+    *heads, cos, sin = (torch.randn(*size, generator=drawn) for size in sizes)
+    made = function(*heads, cos, sin)
+    return all(map(torch.equal, made if number == 2 else [made], apply_rotary(heads, cos, sin)))
 
 
 def _num_heads(rotary: FunctionType) -> int:
     """Tensors that it turns: queries and keys, or one; the two tables and `unsqueeze_dim` come behind them."""
     return rotary.__code__.co_argcount - 3
-
-
-def _same_halves(one: FunctionType, other: FunctionType) -> bool:
-    """Whether what both call rotate_half does the same."""
-    return same_code(*(function.__globals__.get("rotate_half") for function in (one, other)))
 
 
 @functools.cache
