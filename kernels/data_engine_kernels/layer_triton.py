@@ -196,7 +196,7 @@ def _rotate(
     INTERPRETED: tl.constexpr,
 ):
     """BLOCK heads of one token, whose tables are at cos and sin."""
-    head = first + tl.arange(0, BLOCK)
+    head = (first + tl.arange(0, BLOCK)).to(tl.int64)
     lanes = tl.arange(0, LANES)
     fits = (lanes < HALF)[None, :]
     there = (head < COUNT)[:, None] & fits

@@ -164,6 +164,17 @@ def test_queries_keys_and_tables_may_each_lie_otherwise(kernel, device):
         torch.testing.assert_close(ours.double(), turned_in_fp64(heads, *given[2:]), rtol=0, atol=2e-6)
 
 
+def test_heads_may_lie_more_than_32_bits_apart(kernel, device):
+    """Three of them, in memory that is not touched between them."""
+    apart = 2**30 + 16
+    whole = torch.empty(2 * apart + 8, dtype=torch.bfloat16, device=device)
+    heads = whole.as_strided((1, 3, 1, 8), (whole.numel(), apart, 8, 1))
+    heads.copy_(drawn(device, torch.bfloat16, 1, 3, 1, 8))
+    cos, sin = tables(device, torch.bfloat16, 1, 1, 4)
+    expected = reference.apply_rotary([heads.contiguous()], cos, sin)
+    assert torch.equal(kernel.apply_rotary([heads], cos, sin)[0], expected[0])
+
+
 # The interpreter's exp is numpy's, which tells of it.
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 @DTYPES
@@ -206,6 +217,33 @@ def test_a_norm_may_have_no_weight(kernel, device):
     torch.testing.assert_close(
         found.double(), norm_in_fp64(rows, torch.ones(40, device=device), 1e-6), rtol=1e-6, atol=0
     )
+
+
+# numpy, which the interpreter computes with, tells of each.
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero):RuntimeWarning")
+@DTYPES
+@pytest.mark.parametrize("at", [float("inf"), -float("inf"), float("nan"), "largest", 0.0], ids=str)
+def test_numbers_that_are_none_or_too_large_go_where_the_model_s_code_has_them_go(kernel, device, dtype, at):
+    """A square overflows, a sum does, a row is 0 and so is epsilon: found by torch, which the kernels stand for."""
+    largest = torch.finfo(dtype).max
+    rows = drawn(device, dtype, 4, 1, 40)
+    rows[1] = largest if at == "largest" else at
+    rows[2, 0, 3], rows[3, 0, 39] = rows[1, 0, 0], -rows[1, 0, 0]
+    weight = drawn(device, dtype, 40)
+    cos, sin = tables(device, dtype, 4, 1, 10)
+    for number, (found, eager) in enumerate([
+        *((one.rms_norm(rows, weight, 0.0, offset) for one in (kernel, reference)) for offset in (None, 0.0, 1.0)),
+        *(
+            (one.act_and_mul(*given, activation) for one in (kernel, reference))
+            for activation in ("silu", "gelu_tanh")
+            for given in ((rows, rows.flip(0)), (rows.flip(0), rows))
+        ),
+        (one.apply_rotary([rows.view(4, 4, 1, 10)], cos, sin)[0] for one in (kernel, reference)),
+    ]):  # fmt: skip
+        for is_so in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(is_so(found), is_so(eager)), number
+        digits = torch.finfo(dtype).eps
+        torch.testing.assert_close(found, eager, rtol=2 * digits, atol=digits, equal_nan=True)
 
 
 def test_no_rows_make_none(kernel, device):
