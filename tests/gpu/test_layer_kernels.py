@@ -135,7 +135,7 @@ def turned_in_fp64(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @DTYPES
 @pytest.mark.parametrize(
     ("batch", "heads", "groups", "tokens", "width"),
-    [(1, 1, 1, 1, 2), (3, 4, 4, 1, 16), (1, 6, 2, 7, 20), (2, 40, 3, 2, 64), (2, 7, 7, 3, 256)],
+    [(1, 1, 1, 1, 2), (3, 4, 4, 1, 16), (1, 6, 2, 7, 20), (2, 40, 3, 2, 64), (2, 7, 7, 3, 256), (1, 3, 20, 2, 128)],
 )
 def test_rotary_embedding_turns_each_pair(kernel, device, dtype, batch, heads, groups, tokens, width):
     # Queries and keys as they lie in one merged product.
@@ -164,15 +164,19 @@ def test_queries_keys_and_tables_may_each_lie_otherwise(kernel, device):
         torch.testing.assert_close(ours.double(), turned_in_fp64(heads, *given[2:]), rtol=0, atol=2e-6)
 
 
-def test_heads_may_lie_more_than_32_bits_apart(kernel, device):
+def test_rows_and_heads_may_lie_more_than_32_bits_apart(kernel, device):
     """Three of them, in memory that is not touched between them."""
     apart = 2**30 + 16
     whole = torch.empty(2 * apart + 8, dtype=torch.bfloat16, device=device)
-    heads = whole.as_strided((1, 3, 1, 8), (whole.numel(), apart, 8, 1))
-    heads.copy_(drawn(device, torch.bfloat16, 1, 3, 1, 8))
+    rows = whole.as_strided((3, 8), (apart, 1)).copy_(drawn(device, torch.bfloat16, 3, 8))
+    some, weight = rows.contiguous(), torch.ones(8, dtype=torch.bfloat16, device=device)
+    assert torch.equal(kernel.rms_norm(rows, weight, 1e-6), kernel.rms_norm(some, weight, 1e-6))
+    for given in ((rows, some), (some, rows)):
+        assert torch.equal(kernel.act_and_mul(*given, "silu"), kernel.act_and_mul(some, some, "silu"))
     cos, sin = tables(device, torch.bfloat16, 1, 1, 4)
-    expected = reference.apply_rotary([heads.contiguous()], cos, sin)
-    assert torch.equal(kernel.apply_rotary([heads], cos, sin)[0], expected[0])
+    found, expected = (one.apply_rotary([each[None, :, None]], cos, sin)[0]
+                       for one, each in ((kernel, rows), (reference, some)))  # fmt: skip
+    assert torch.equal(found, expected)
 
 
 # The interpreter's exp is numpy's, which tells of it.

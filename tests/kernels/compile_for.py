@@ -69,6 +69,7 @@ def compile_only(self, *arguments, grid, warmup, **options) -> None:
         "kernel": self.fn.__name__,
         "shared": compiled.metadata.shared,
         "stack": stack_bytes(compiled.asm["cubin"]),
+        "fused": len(re.findall(r"\bfma\.", compiled.asm["ptx"])),
     }
     print(json.dumps({"case": case} | found), flush=True)
 

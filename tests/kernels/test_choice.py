@@ -87,8 +87,16 @@ def test_they_are_kernels_on_cuda_where_all_is_of_one_dtype_and_fits(name, monke
     from data_engine_kernels import layer_triton
 
     monkeypatch.setattr(kernels, "use_triton", lambda tensor: True)
-    monkeypatch.setattr(kernels, "_launching_on", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(layer_triton, name, lambda *arguments: ("kernel", *arguments))
+    there = []
+
+    @contextlib.contextmanager
+    def launching_on(device):
+        there.append(device)
+        yield
+        there.pop()
+
+    monkeypatch.setattr(kernels, "_launching_on", launching_on)
+    monkeypatch.setattr(layer_triton, name, lambda *arguments: ("kernel", *arguments) if there else "elsewhere")
     monkeypatch.setattr(reference, name, lambda *arguments: ("eager", *arguments))
     first, *others = SMALL[name]
     assert getattr(kernels, name)(*first) == ("kernel", *first)

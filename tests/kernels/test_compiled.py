@@ -37,4 +37,7 @@ def test_every_kernel_compiles_and_fits(capability, tmp_path):
         # What is mixed of 256 lanes takes most registers: up to 14 of others find no room. Of 28 queries, up to 4.
         most = 64 if "x 256" in found["case"] else 16 if "4 answers" in found["case"] else 0
         assert found["stack"] <= most or "float32" in found["case"], found
+        # Products and their sum are rounded one by one. Older cards multiply bf16 by adding 0 in the same instruction.
+        if found["kernel"] == "rotary_kernel" and (capability == "90" or "float32" in found["case"]):
+            assert not found["fused"], found
     assert more == "0", "a unit with more rows, pages or longer prompts would wait for a compiler"

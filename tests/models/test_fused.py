@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
+from transformers.activations import GELUTanh
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
 from transformers.models.glm4_moe import modeling_glm4_moe
@@ -72,7 +73,8 @@ def test_a_decoder_of_llama_runs_each_kernel_once_where_it_ran_that_code(calls, 
     assert calls == {"rms_norm": 5, "apply_rotary": 2, "act_and_mul": 2}
     # Whoever asks for a module's class, or its name, finds it.
     assert isinstance(decoder.norm, LlamaRMSNorm)
-    assert type(decoder.norm).__name__ == "LlamaRMSNorm"
+    kind = type(decoder.norm)
+    assert (kind.__name__, kind.__module__) == ("LlamaRMSNorm", LlamaRMSNorm.__module__)
 
 
 def norms(dtype: torch.dtype = torch.float32) -> list[tuple[nn.Module, Tensor | None]]:
@@ -234,6 +236,29 @@ def test_an_mlp_with_another_activation_stays(kind, activation, changed, calls):
     assert calls["act_and_mul"] == changed
 
 
+class AtOnce(LlamaMLP):
+    """Without a variable for what it returns."""
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Unreturned(LlamaMLP):
+    """With one, but it returns another."""
+
+    def forward(self, x):
+        down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))  # noqa: F841
+        return x
+
+
+@pytest.mark.parametrize(("kind", "changed"), [(AtOnce, 1), (Unreturned, 0)])
+def test_what_is_returned_may_have_a_name_first(kind, changed):
+    module, rows = kind(LlamaConfig(hidden_size=8, intermediate_size=12, num_attention_heads=1)), torch.randn(3, 8)
+    expected = module(rows)
+    assert fuse_operations(module) == changed
+    assert torch.equal(module(rows), expected)
+
+
 class Twice(nn.SiLU):
     def forward(self, gate):
         return 2 * super().forward(gate)
@@ -244,6 +269,9 @@ def test_an_activation_is_what_the_code_calls_and_of_no_subclass(kind):
     """And not what the module has by another name beside."""
     module = kind(LlamaConfig(hidden_size=8, intermediate_size=12, num_attention_heads=1, hidden_act="relu"))
     module.act_fn = module.activation_fn = Twice()
+    assert fuse_operations(module) == 0
+    # By operations that each round.
+    module.act_fn = module.activation_fn = GELUTanh(use_gelu_tanh_python=True)
     assert fuse_operations(module) == 0
     setattr(module, "act_fn" if kind is Phi3MLP else "activation_fn", nn.SiLU())
     assert fuse_operations(module) == 0
@@ -321,6 +349,29 @@ def test_rotary_embedding_of_tokens_before_heads_by_default_stays(monkeypatch):
     expected = attention(heads, heads, table, table)
     assert fuse_operations(attention) == 0
     assert all(map(torch.equal, attention(heads, heads, table, table), expected))
+
+
+def test_an_attention_module_keeps_what_it_holds_and_its_defaults(calls, monkeypatch):
+    class Base(nn.Module):
+        def forward(self, query, key):
+            return query + key
+
+    scale = 3.0
+
+    class Attention(Base):
+        def forward(self, query, key, tables=(torch.full((2, 5, 8), 0.5),) * 2, *, shift=2.0):
+            query, key = apply_rotary_pos_emb(query, key, *tables)
+            return scale * super().forward(query, key) + shift
+
+    monkeypatch.setitem(globals(), "rotate_half", modeling_llama.rotate_half)
+    attention, heads = Attention(), torch.randn(2, 3, 5, 8)
+    expected = attention(heads, heads)
+    assert fuse_operations(attention) == 1
+    calls.clear()
+    assert torch.equal(attention(heads, heads), expected)
+    assert calls == {"apply_rotary": 1}
+    # Once more changes nothing.
+    assert fuse_operations(attention) == 0
 
 
 @pytest.fixture
