@@ -356,11 +356,11 @@ def test_an_attention_module_keeps_what_it_holds_and_its_defaults(calls, monkeyp
         def forward(self, query, key):
             return query + key
 
-    scale = 3.0
+    scale, table = 3.0, torch.randn(2, 5, 8)
 
     class Attention(Base):
-        def forward(self, query, key, tables=(torch.full((2, 5, 8), 0.5),) * 2, *, shift=2.0):
-            query, key = apply_rotary_pos_emb(query, key, *tables)
+        def forward(self, query, key, table=table, *, shift=2.0):
+            query, key = apply_rotary_pos_emb(query, key, table, table)
             return scale * super().forward(query, key) + shift
 
     monkeypatch.setitem(globals(), "rotate_half", modeling_llama.rotate_half)
