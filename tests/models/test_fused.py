@@ -1,6 +1,7 @@
 """Norms, rotary embedding and MLPs that run a kernel do what the model's code does; other code stays as it is."""
 
 import functools
+import sys
 from collections import Counter
 from types import FunctionType, SimpleNamespace
 
@@ -106,6 +107,17 @@ def test_code_of_transformers_that_does_otherwise_than_the_formula_is_no_example
     monkeypatch.setattr(LlamaRMSNorm, "forward", Summed.forward)
     assert fuse_operations(llama()) == 2 * 2
     fused._known_modules.cache_clear()
+
+
+def test_a_version_of_transformers_without_one_of_them_has_the_others(monkeypatch):
+    for cache in (fused._known_modules, fused._known_rotary):
+        cache.cache_clear()
+    monkeypatch.delattr("transformers.models.phi3.modeling_phi3.Phi3MLP")
+    monkeypatch.setitem(sys.modules, "transformers.models.gemma3n.modeling_gemma3n", None)
+    assert [kind.__name__ for kind, _ in fused._known_modules()] == ["LlamaRMSNorm", "GemmaRMSNorm", "LlamaMLP"]
+    assert len(fused._known_rotary()) == 2
+    for cache in (fused._known_modules, fused._known_rotary):
+        cache.cache_clear()
 
 
 class Renamed(LlamaRMSNorm):

@@ -9,6 +9,7 @@ import functools
 import importlib
 from collections.abc import Callable
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,25 +57,31 @@ def _known_modules() -> list[tuple[type[nn.Module], Callable]]:
     Only those for which it does so here, to the last bit on a CPU: transformers may change its code, and with it what
     code is the same as that.
     """
-    from transformers import LlamaConfig, Phi3Config
-    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
-    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-    from transformers.models.phi3.modeling_phi3 import Phi3MLP
+    from transformers import LlamaConfig
 
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 1, "num_key_value_heads": 1}
-    drawn = torch.Generator().manual_seed(0)
-    # Modules draw weights when they are made. To seed that generator would seed those of all devices.
-    with torch.random.fork_rng(devices=[]):
+    drawn, found = torch.Generator().manual_seed(0), []
+    for (model, name), forward in KNOWN.items():
+        kind = _of_transformers(model, name)
+        if kind is None:
+            continue
+        # Modules draw weights when they are made. To seed that generator would seed those of all devices.
+        with torch.random.fork_rng(devices=[]):
+            module = kind(8 if name.endswith("Norm") else LlamaConfig(**sizes))
+        for weight in module.parameters():
+            nn.init.normal_(weight, generator=drawn)
         rows = torch.randn(3, 8, generator=drawn)
-        known = [
-            (LlamaRMSNorm(8), _norm), (GemmaRMSNorm(8), _norm_by_weight_and_one), (Gemma3nRMSNorm(8), _norm_in_fp32),
-            (LlamaMLP(LlamaConfig(**sizes)), _mlp), (Phi3MLP(Phi3Config(**sizes, pad_token_id=0)), _merged_mlp),
-        ]  # fmt: skip
-        for module, _ in known:
-            for weight in module.parameters():
-                nn.init.normal_(weight, generator=drawn)
-    return [(type(module), forward) for module, forward in known if torch.equal(module(rows), forward(module, rows))]
+        if torch.equal(module(rows), forward(module, rows)):
+            found.append((kind, forward))
+    return found
+
+
+def _of_transformers(model: str, name: str) -> Any:
+    """A class or function in the code of a model; None where this version of transformers has none of that name."""
+    try:
+        return getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), name, None)
+    except ImportError:
+        return None
 
 
 @functools.cache
@@ -103,6 +110,14 @@ def _merged_mlp(self: nn.Module, hidden_states: Tensor) -> Tensor:
     return self.down_proj(act_and_mul(gate, up, activation_of(self, "activation_fn")))
 
 
+# What stands for the code of a class of transformers, by its model and name.
+KNOWN: dict[tuple[str, str], Callable] = {
+    ("llama", "LlamaRMSNorm"): _norm,
+    ("gemma", "GemmaRMSNorm"): _norm_by_weight_and_one,
+    ("gemma3n", "Gemma3nRMSNorm"): _norm_in_fp32,
+    ("llama", "LlamaMLP"): _mlp,
+    ("phi3", "Phi3MLP"): _merged_mlp,
+}
 # What the code that each stands for calls its activation.
 ACTIVATIONS = {_mlp: "act_fn", _merged_mlp: "activation_fn"}
 
@@ -140,7 +155,7 @@ def _known_rotary() -> list[FunctionType]:
     """
     found = []
     for name, widths in KNOWN_ROTARY.items():
-        function = getattr(importlib.import_module(f"transformers.models.{name}.modeling_{name}"), ROTARY)
+        function = _of_transformers(name, ROTARY)
         if isinstance(function, FunctionType) and all(_turns_alike(function, width) for width in widths):
             found.append(function)
     return found
