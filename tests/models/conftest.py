@@ -1,6 +1,7 @@
-"""Copies of golden checkpoints that a test may spoil, and the text side of models without weights, made once."""
+"""Copies of golden checkpoints that a test may spoil, the text side of models without weights, and kernels counted."""
 
 import shutil
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -34,3 +35,34 @@ def chats(folders):
     from data_engine.models.auto.chat import Chat
 
     return cache(lambda name: Chat.load(folders(name)))
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Counter:
+    """How often each kernel was called that stands for operations of a layer."""
+    from fused_layers import OPERATIONS
+
+    from data_engine.models.layers import fused
+
+    counted: Counter = Counter()
+    for name in OPERATIONS:
+        plain = getattr(fused, name)
+
+        def counting(*given, name=name, plain=plain, **options):
+            counted[name] += 1
+            return plain(*given, **options)
+
+        monkeypatch.setattr(fused, name, counting)
+    return counted
+
+
+@pytest.fixture
+def known_anew():
+    """Code that is known is found in the test, and again behind it."""
+    from data_engine.models.layers import fused
+
+    for found in (fused._known_modules, fused._known_rotary, fused._attention):
+        found.cache_clear()
+    yield
+    for found in (fused._known_modules, fused._known_rotary, fused._attention):
+        found.cache_clear()

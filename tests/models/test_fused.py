@@ -2,19 +2,17 @@
 
 import functools
 import sys
-from collections import Counter
 from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fused_layers import OPERATIONS, llama, run
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaConfig
 from transformers.activations import GELUTanh
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
-from transformers.models.glm4_moe import modeling_glm4_moe
-from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
@@ -23,42 +21,6 @@ from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from data_engine import load_model, sample_answers, score_answers
 from data_engine.models.layers import compiled_layers, fused, merged_linear
 from data_engine.models.layers.fused import fuse_operations
-
-OPERATIONS = ("rms_norm", "apply_rotary", "act_and_mul")
-
-
-@pytest.fixture
-def calls(monkeypatch) -> Counter:
-    """How often each kernel was called."""
-    counted: Counter = Counter()
-    for name in OPERATIONS:
-        plain = getattr(fused, name)
-
-        def counting(*given, name=name, plain=plain, **options):
-            counted[name] += 1
-            return plain(*given, **options)
-
-        monkeypatch.setattr(fused, name, counting)
-    return counted
-
-
-def llama(**sizes) -> LlamaModel:
-    """Two layers, whose norms have drawn weights."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        **{"vocab_size": 16, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-           "num_attention_heads": 4, "num_key_value_heads": 2} | sizes
-    )  # fmt: skip
-    decoder = LlamaModel(config).eval()
-    for module in decoder.modules():
-        if isinstance(module, LlamaRMSNorm):
-            nn.init.normal_(module.weight)
-    return decoder
-
-
-def run(decoder: LlamaModel) -> Tensor:
-    with torch.inference_mode():
-        return decoder(input_ids=torch.arange(14).view(2, 7)).last_hidden_state
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -101,23 +63,19 @@ def test_the_norms_of_llama_and_of_gemma_are_known(calls, number, dtype):
         torch.testing.assert_close(expected, F.rms_norm(rows, (8,), weight, 1e-6))
 
 
+@pytest.mark.usefixtures("known_anew")
 def test_code_of_transformers_that_does_otherwise_than_the_formula_is_no_example(monkeypatch):
     """As it might in another version."""
-    fused._known_modules.cache_clear()
     monkeypatch.setattr(LlamaRMSNorm, "forward", Summed.forward)
     assert fuse_operations(llama()) == 2 * 2
-    fused._known_modules.cache_clear()
 
 
+@pytest.mark.usefixtures("known_anew")
 def test_a_version_of_transformers_without_one_of_them_has_the_others(monkeypatch):
-    for cache in (fused._known_modules, fused._known_rotary):
-        cache.cache_clear()
     monkeypatch.delattr("transformers.models.phi3.modeling_phi3.Phi3MLP")
     monkeypatch.setitem(sys.modules, "transformers.models.gemma3n.modeling_gemma3n", None)
     assert [kind.__name__ for kind, _ in fused._known_modules()] == ["LlamaRMSNorm", "GemmaRMSNorm", "LlamaMLP"]
     assert len(fused._known_rotary()) == 2
-    for cache in (fused._known_modules, fused._known_rotary):
-        cache.cache_clear()
 
 
 class Renamed(LlamaRMSNorm):
@@ -287,157 +245,6 @@ def test_an_activation_is_what_the_code_calls_and_of_no_subclass(kind):
     assert fuse_operations(module) == 0
     setattr(module, "act_fn" if kind is Phi3MLP else "activation_fn", nn.SiLU())
     assert fuse_operations(module) == 0
-
-
-def rotary_of(decoder: LlamaModel):
-    """What the name means in the code of its attention."""
-    return type(decoder.layers[0].self_attn).forward.__globals__[fused.ROTARY]
-
-
-def test_rotary_embedding_that_is_called_otherwise_is_the_models_own(calls):
-    decoder = llama()
-    plain = rotary_of(decoder)
-    fuse_operations(decoder)
-    rotary = rotary_of(decoder)
-    assert rotary is not plain
-    calls.clear()
-    heads, table = torch.randn(2, 3, 5, 8), torch.randn(2, 5, 8)
-    side_by_side = heads.transpose(1, 2)
-    for number, (given, options) in {
-        1: ((heads, heads, table, table), {}),
-        2: ((side_by_side, side_by_side, table, table), {"unsqueeze_dim": 2}),
-        # By the model's own code from here on.
-        3: ((side_by_side, side_by_side, table, table, 2), {}),
-        4: ((heads[0], heads[0], table[0], table[0], 0), {}),
-        5: ((heads, heads, table), {"sin": table}),
-        6: ((heads.transpose(0, 1), heads.transpose(0, 1), table, table), {"unsqueeze_dim": 0}),
-    }.items():
-        for one, other in zip(rotary(*given, **options), plain(*given, **options), strict=True):
-            assert torch.equal(one, other)
-        assert calls == {"apply_rotary": min(number, 2)}
-
-
-def rotate_half(x):
-    """Of neighbours, as GLM has it."""
-    return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
-
-
-def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
-    cos = cos.unsqueeze(unsqueeze_dim)
-    sin = sin.unsqueeze(unsqueeze_dim)
-    q_embed = (q * cos) + (rotate_half(q) * sin)
-    k_embed = (k * cos) + (rotate_half(k) * sin)
-    return q_embed, k_embed
-
-
-@pytest.mark.parametrize(("halves", "changed"), [(rotate_half, 0), (modeling_llama.rotate_half, 1)])
-def test_rotary_embedding_by_other_halves_stays(halves, changed, monkeypatch):
-    class Attention(nn.Module):
-        def forward(self, query, key, cos, sin):
-            return apply_rotary_pos_emb(query, key, cos, sin)
-
-    monkeypatch.setitem(globals(), "rotate_half", halves)
-    assert fuse_operations(Attention()) == changed
-
-
-def tokens_first(q, k, cos, sin, unsqueeze_dim=2):
-    cos = cos.unsqueeze(unsqueeze_dim)
-    sin = sin.unsqueeze(unsqueeze_dim)
-    q_embed = (q * cos) + (rotate_half(q) * sin)
-    k_embed = (k * cos) + (rotate_half(k) * sin)
-    return q_embed, k_embed
-
-
-def test_rotary_embedding_of_tokens_before_heads_by_default_stays(monkeypatch):
-    class Attention(nn.Module):
-        def forward(self, query, key, cos, sin):
-            return apply_rotary_pos_emb(query, key, cos, sin)
-
-    monkeypatch.setitem(globals(), "rotate_half", modeling_llama.rotate_half)
-    monkeypatch.setitem(globals(), "apply_rotary_pos_emb", tokens_first)
-    attention = Attention()
-    # As many heads as tokens: either could be the other.
-    heads, table = torch.randn(2, 3, 3, 8), torch.randn(2, 3, 8)
-    expected = attention(heads, heads, table, table)
-    assert fuse_operations(attention) == 0
-    assert all(map(torch.equal, attention(heads, heads, table, table), expected))
-
-
-def test_an_attention_module_keeps_what_it_holds_and_its_defaults(calls, monkeypatch):
-    class Base(nn.Module):
-        def forward(self, query, key):
-            return query + key
-
-    scale, table = 3.0, torch.randn(2, 5, 8)
-
-    class Attention(Base):
-        def forward(self, query, key, table=table, *, shift=2.0):
-            query, key = apply_rotary_pos_emb(query, key, table, table)
-            return scale * super().forward(query, key) + shift
-
-    monkeypatch.setitem(globals(), "rotate_half", modeling_llama.rotate_half)
-    attention, heads = Attention(), torch.randn(2, 3, 5, 8)
-    expected = attention(heads, heads)
-    assert fuse_operations(attention) == 1
-    calls.clear()
-    assert torch.equal(attention(heads, heads), expected)
-    assert calls == {"apply_rotary": 1}
-    # Once more changes nothing.
-    assert fuse_operations(attention) == 0
-
-
-@pytest.fixture
-def known_anew():
-    """What is known is found in the test, and again behind it."""
-    for found in (fused._known_modules, fused._known_rotary, fused._attention):
-        found.cache_clear()
-    yield
-    for found in (fused._known_modules, fused._known_rotary, fused._attention):
-        found.cache_clear()
-
-
-@pytest.mark.usefixtures("known_anew")
-def test_functions_that_the_package_kernels_made_modules_of_stay(monkeypatch):
-    """As it does with transformers 5.17."""
-    plain = modeling_llama.apply_rotary_pos_emb
-
-    class Func(nn.Module):
-        def forward(self, *given):
-            return plain(*given)
-
-    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", Func())
-    decoder = llama()
-    expected = run(decoder)
-    assert fuse_operations(decoder) == 2 * 3 + 1
-    assert torch.equal(run(decoder), expected)
-
-
-@pytest.mark.usefixtures("known_anew")
-def test_rotary_embedding_of_a_part_is_known_only_where_it_turns_a_part_alike(monkeypatch):
-    def other_part(q, k, cos, sin, unsqueeze_dim=1):
-        """The last numbers in the place of the first."""
-        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-        stays = q.shape[-1] - cos.shape[-1]
-
-        def turned(heads):
-            rest, part = heads[..., :stays], heads[..., stays:]
-            return torch.cat((rest, part * cos + modeling_llama.rotate_half(part) * sin), -1)
-
-        return turned(q), turned(k)
-
-    monkeypatch.setattr(modeling_glm4_moe, "apply_rotary_pos_emb", other_part)
-    assert [one.__module__.split(".")[-1] for one in fused._known_rotary()] == ["modeling_llama", "modeling_gemma3n"]
-
-
-@pytest.mark.usefixtures("known_anew")
-def test_to_try_what_is_known_seeds_no_device_and_draws_from_no_generator(monkeypatch):
-    seeded = []
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
-    before = torch.get_rng_state()
-    assert len(fused._known_modules()) == 5
-    assert len(fused._known_rotary()) == 3
-    assert not seeded
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.fixture(params=["llava/instruct", "omnilmm/instruct"])
