@@ -15,6 +15,7 @@ from pathlib import Path
 from data_engine.errors import UserError, nearest
 from data_engine.exports.base import ExportSource, Written
 from data_engine.exports.cleaned import Cleaned
+from data_engine.store.absent import is_there
 from data_engine.store.atomic import sync_folder
 from data_engine.store.folders import swap_in, sync_files
 from data_engine.store.room import counted
@@ -130,7 +131,7 @@ def move_all(built: Mapping[str, Path], output: Path) -> None:
     except BaseException as error:
         for name, folder in built.items():
             # One that is not in its first place any more was moved.
-            if not folder.exists():
+            if not is_there(folder):
                 (output / name).rename(folder)
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise UserError(f'"{output}" is not empty any more: another program has written "{name}" there') from None

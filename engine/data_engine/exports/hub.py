@@ -19,6 +19,7 @@ from typing import Any
 
 from data_engine.errors import UserError
 from data_engine.exports.licences import check_licence
+from data_engine.store.absent import all_below
 
 MANIFEST = ".report/files.json"
 # What the hub itself puts into a new repository.
@@ -92,7 +93,7 @@ def repo_paths(folder: Path) -> dict[str, Path]:
     Parquet files that are nothing but the parts of one table are called as the hub's own tools call them, which every
     loader finds. Others keep their names: RLAIF-V looks for `logp` in them, and a dataset_info.json names its files.
     """
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {path.relative_to(folder).as_posix(): path for path in all_below(folder) if path.is_file()}
     visible = [name for name in files if not name.startswith(".") and name != "README.md"]
     parts = [_PART.fullmatch(name) for name in visible]
     names = {part and part["name"] for part in parts}

@@ -14,6 +14,7 @@ from data_engine.models.checkpoints.checkpoint import fingerprint, num_weights
 from data_engine.models.registry import AUTO, family_of, read_json
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.stages import COMPARED, TRAINED
+from data_engine.store.absent import matching
 from data_engine.store.file_hashes import HashFiles
 
 # By these, two checkpoints are told apart that cannot be one model before and after tuning.
@@ -105,7 +106,7 @@ class Checkpoint:
         told: dict[str, object] = {"vocabulary": self.vocabulary}
         # A family of its own has its prompt in code.
         names = _TEMPLATES if self.family == AUTO else TOKENIZERS
-        for file in sorted({file for name in names for file in self.folder.glob(name)}):
+        for file in sorted({file for name in names for file in matching(self.folder, name)}):
             told[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
         if self.family == AUTO:
             raw = read_json(self.folder / "config.json")

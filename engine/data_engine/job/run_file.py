@@ -26,6 +26,7 @@ from data_engine.questions.dataset import Questions
 from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
+from data_engine.store.absent import is_there
 from data_engine.store.atomic import alone_with, creating, rewrite
 from data_engine.store.file_hashes import HashFiles
 from data_engine.store.made_from import differing_names, told
@@ -160,7 +161,7 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
     # As it is read back: a tuple differs from its list, and a start that changes nothing must write nothing.
     described = json.loads(json.dumps(described))
     with _writing(work_dir):
-        if not path.exists():
+        if not is_there(path):
             with creating(path) as beside:
                 beside.write_text(json.dumps(described, indent=1))
     found, new = _updated(work_dir, described)

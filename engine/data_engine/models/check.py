@@ -16,6 +16,7 @@ from data_engine.models.checkpoints.weight_files import check_files
 from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer
 from data_engine.models.roles import folder_of, naming_flag, of_roles
 from data_engine.stages import HEADED, kwargs_flag
+from data_engine.store.absent import is_file
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
@@ -91,7 +92,7 @@ def check_folder(folder: Path, name: str | None = None) -> str:
         # Its processor looks for what it needs.
         check_files(folder)
         return family
-    tokenizer = next((folder / file for file in TOKENIZERS if (folder / file).is_file()), None)
+    tokenizer = next((folder / file for file in TOKENIZERS if is_file(folder / file)), None)
     if tokenizer is None:
         raise ModelError(f"{folder} has no tokenizer: expected {' or '.join(TOKENIZERS)}")
     refuse_pointer(tokenizer)

@@ -9,6 +9,7 @@ from data_engine.models.checkpoints.adapter_folder import base_folder
 from data_engine.models.checkpoints.model_config import check_counts, described
 from data_engine.models.layers.decoder import decoder_config
 from data_engine.models.registry import ModelError, fetch, model_types, read_json, resolve
+from data_engine.store.absent import is_file
 
 KNOWN_TOWERS = {
     "clip-vit-large-patch14-336": CLIPVisionConfig(
@@ -139,7 +140,7 @@ def _find_tower(folder: Path, tower: str, carries_tower: bool) -> tuple[Path | N
     places = [folder / tower, folder / base, folder.parent / tower, folder.parent / base]
     try:
         places = [place for place in places if place.resolve() not in (folder.resolve(), folder.parent.resolve())]
-        found = next((place for place in places if (place / "config.json").is_file()), None)
+        found = next((place for place in places if is_file(place / "config.json")), None)
     # A name with a zero byte, or too long for a file.
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} has mm_vision_tower {tower[:100]!r}: {error}") from error

@@ -13,6 +13,7 @@ import sentencepiece
 import tokenizers
 
 from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
+from data_engine.store.absent import is_file
 
 
 class Tokenizer(Protocol):
@@ -93,7 +94,7 @@ class JsonTokenizer:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder. Raises ModelError where it has none of the two forms."""
     for name, kind in (("tokenizer.model", SentencePieceTokenizer), ("tokenizer.json", JsonTokenizer)):
-        if (folder / name).is_file():
+        if is_file(folder / name):
             refuse_pointer(folder / name)
             file = (folder / name).stat()
             return _loaded(kind, folder / name, file.st_mtime_ns, file.st_size, file.st_ino)
@@ -129,7 +130,7 @@ def _listed_tokens(folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
     """(file name, token -> id) of each file that lists added tokens."""
     for name, field in (("added_tokens.json", None), ("tokenizer_config.json", "added_tokens_decoder"),
                         ("tokenizer.json", "added_tokens")):  # fmt: skip
-        if (folder / name).is_file():
+        if is_file(folder / name):
             raw = read_json(folder / name)
             try:
                 listed = _ids(raw if field is None else raw.get(field, {}))

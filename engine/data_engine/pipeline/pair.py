@@ -29,6 +29,7 @@ from data_engine.preferences.filters import KEPT
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
 from data_engine.store import units
+from data_engine.store.absent import is_there
 from data_engine.store.folders import move_in, part_of, scratch_folder
 
 FOLDER = "pairs"
@@ -147,7 +148,7 @@ def _require_sources(work_dir: Path, written: Written) -> None:
     A disk that is not mounted, or a wrong --image_root, would else empty the dataset of a finished run.
     """
     path = pairs_file(work_dir)
-    if not written.without_source or not path.exists():
+    if not written.without_source or not is_there(path):
         return
     try:
         table = pq.read_table(path, columns=["idx", "status"])

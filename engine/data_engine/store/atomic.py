@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from data_engine.errors import UserError
+from data_engine.store.absent import is_there
 
 DAY_S = 86_400
 # Who holds a file for so long was stopped: others go on without it.
@@ -48,7 +49,7 @@ def creating(path: Path, under: AbstractContextManager = NOTHING) -> Iterator[Pa
         except FileNotFoundError:
             # A server forgets the lock of a machine that was away for a while, and another process then sweeps what is
             # written here, once `path` is there.
-            if not path.exists():
+            if not is_there(path):
                 raise
     sync_folder(path.parent)
 
@@ -125,7 +126,7 @@ def locked_new(name: Callable[[], Path], opened: Callable[[Path], int]) -> tuple
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         # Or before it was locked.
-        if path.exists():
+        if is_there(path):
             return path, descriptor
         os.close(descriptor)
 

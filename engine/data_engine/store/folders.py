@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_engine.errors import TakenOverError
-from data_engine.store.absent import is_absent
+from data_engine.store.absent import all_below, is_absent
 from data_engine.store.atomic import beside_of, locked_new, remove_if_abandoned, sync_file, sync_folder
 from data_engine.store.room import counted
 
@@ -112,7 +112,7 @@ def _remove(folder: Path) -> None:
 
 def sync_files(folder: Path) -> None:
     """Make the files below `folder` outlive a power cut."""
-    for path in sorted(folder.rglob("*")):
+    for path in all_below(folder):
         if path.is_dir():
             sync_folder(path)
             continue

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine import stages
-from data_engine.store.absent import is_absent
+from data_engine.store.absent import is_absent, is_there
 from data_engine.store.atomic import NOTHING, creating, link, remove_if_abandoned
 from data_engine.store.sealed import Sealed, read_facts, read_sealed, write_sealed
 
@@ -102,7 +102,7 @@ def missing(work_dir: Path, stage: str, wanted: Iterable[int]) -> list[int]:
     A shared file system may list a folder as it was a while ago; a file asked for by its name is looked for anew.
     """
     unlisted = set(wanted) - published(work_dir, stage)
-    return sorted(unit for unit in unlisted if not unit_path(work_dir, stage, unit).exists())
+    return sorted(unit for unit in unlisted if not is_there(unit_path(work_dir, stage, unit)))
 
 
 def workable(
@@ -125,7 +125,7 @@ def publish(path: Path, table: pa.Table, facts: dict | None = None, under: Abstr
 
     It appears under the context `under`, which may also refuse it.
     """
-    if path.exists():
+    if is_there(path):
         return
     with creating(path, under) as beside:
         write_sealed(table, beside, facts)

@@ -26,6 +26,7 @@ from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.models.words import ids_of_words
 from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation, Message
+from data_engine.store.absent import is_file
 
 __all__ = ["Chat", "ChatSettings"]
 
@@ -239,7 +240,7 @@ class Chat:
 
     def _ends(self) -> tuple[int, ...]:
         where = self.folder / "generation_config.json"
-        ends = end_ids(self._tokenizer, read_json(where) if where.is_file() else {})
+        ends = end_ids(self._tokenizer, read_json(where) if is_file(where) else {})
         written = first_special(self._tokenizer, behind_answer(self._template, Conversation.of(WORD))[1])
         ends = tuple(dict.fromkeys([*ends, *([] if written is None else [written])]))
         if not ends:

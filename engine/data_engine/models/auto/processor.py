@@ -25,6 +25,7 @@ from data_engine.models import internvl_chat
 from data_engine.models.internvl_chat.config import read_config
 from data_engine.models.internvl_chat.processor import load_processor as load_internvl_chat
 from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
+from data_engine.store.absent import is_file, matching
 
 # Files that may name the class of the processor, in the order in which transformers asks them.
 _NAMING = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
@@ -83,7 +84,7 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
 
     Raises ModelError naming the file or package that is missing.
     """
-    for path in (path for pattern in _PARTS for path in sorted(folder.glob(pattern))):
+    for path in (path for pattern in _PARTS for path in matching(folder, pattern)):
         refuse_pointer(path)
     try:
         if internvl_chat.is_own_folder(folder):
@@ -117,7 +118,7 @@ def _torchvision() -> str:
 
 
 def _class(folder: Path, config: PreTrainedConfig) -> type[ProcessorMixin]:
-    told = [read_json(folder / name) for name in _NAMING if (folder / name).is_file()]
+    told = [read_json(folder / name) for name in _NAMING if is_file(folder / name)]
     names = [name for name in (raw.get("processor_class") for raw in told) if isinstance(name, str)]
     known = PROCESSOR_MAPPING_NAMES.get(config.model_type)
     for name in filter(None, [*names, known]):

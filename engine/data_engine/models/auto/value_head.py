@@ -13,6 +13,7 @@ from torch import Tensor
 from data_engine.models.checkpoints.checkpoint import file_headers, headers, tensors
 from data_engine.models.checkpoints.weight_files import FLOATS, Stored
 from data_engine.models.registry import ModelError
+from data_engine.store.absent import is_file
 
 # Beside the weights of the model, where a trainer saves the head alone; or it stands among them.
 FILES = ("value_head.safetensors", "value_head.bin")
@@ -70,7 +71,7 @@ def _found(folder: Path) -> dict[str, Stored]:
     found = {name: one for name, one in headers(folder).items() if name in NAMES}
     weights = {one.file for one in found.values()}
     for file in (folder / name for name in FILES):
-        if not file.is_file() or file in weights:
+        if not is_file(file) or file in weights:
             continue
         for one in file_headers(file):
             if one.name not in NAMES:

@@ -20,6 +20,7 @@ from data_engine.flag_files import has_hub_form
 from data_engine.models.checkpoints.adapter_config import CONFIG, check_settings
 from data_engine.models.checkpoints.weight_files import FILES, INDEX, check_archive, read_header
 from data_engine.models.registry import FILE_ENDINGS, ModelError, fetch, refuse_pointer, resolve
+from data_engine.store.absent import is_file
 
 # In a folder of links, those of the two folders.
 ADAPTER, BASE = ".adapter", ".base"
@@ -53,7 +54,7 @@ def model_folder(
     Raises ModelError for what cannot be merged, as can be seen without torch.
     """
     folder = resolve(path, revision)
-    if not (folder / CONFIG).is_file():
+    if not is_file(folder / CONFIG):
         if base_path is not None:
             raise ModelError(f"{base_flag} is for an adapter, and {folder} has no {CONFIG}: leave it out")
         return folder
@@ -120,9 +121,9 @@ def telling_real_places() -> Iterator[None]:
 
 def refuse_both(folder: Path) -> None:
     """Raise ModelError for whole weights beside an adapter: nothing says whether it is merged into them."""
-    if not (folder / CONFIG).is_file():
+    if not is_file(folder / CONFIG):
         return
-    whole = next((name for file in FILES for name in (file, file + INDEX) if (folder / name).is_file()), None)
+    whole = next((name for file in FILES for name in (file, file + INDEX) if is_file(folder / name)), None)
     if whole is not None:
         raise ModelError(
             f"{folder} holds whole weights ({whole}) and an adapter ({CONFIG}), and nothing says whether the one is "
@@ -141,11 +142,11 @@ def _check_weights(folder: Path) -> None:
 
 def adapter_files(folder: Path) -> list[Path]:
     """The files with an adapter's weights. Raises ModelError where there is none."""
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    found = next((folder / name for name in WEIGHTS if is_file(folder / name)), None)
     if found is None:
         raise ModelError(f"{folder} has {CONFIG}, but no weights of an adapter: expected {' or '.join(WEIGHTS)}")
     more = folder / MORE_WEIGHTS
-    return [found, more] if more.is_file() else [found]
+    return [found, more] if is_file(more) else [found]
 
 
 def _base(folder: Path, settings: Mapping, base_path: str | None, base_flag: str) -> Path:
@@ -165,7 +166,7 @@ def _base(folder: Path, settings: Mapping, base_path: str | None, base_flag: str
             f"{where} names the base model {named!r}, which cannot be had ({error}): name its folder by {base_flag}"
         ) from error
     refuse_both(base)
-    if (base / CONFIG).is_file():
+    if is_file(base / CONFIG):
         raise ModelError(
             f"the base model {base} of {folder} is an adapter itself: merge it into its own base first, with peft's "
             f"merge_and_unload, save that, and name its folder by {base_flag}"

@@ -26,6 +26,7 @@ from data_engine.models.checkpoints.weight_files import (
     weight_files,
 )
 from data_engine.models.registry import ModelError, reason
+from data_engine.store.absent import is_file, matching
 from data_engine.store.file_hashes import HashFiles
 
 # Besides the weights: configuration, tokenizer, processor, chat template, which InternVL's own layout has in
@@ -127,8 +128,14 @@ def fingerprint(folders: Sequence[Path], hash_files: HashFiles) -> str:
 
 
 def content_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint that shape a number: its weights, and whatever says how to read and feed them."""
-    others = {file for pattern in CONTENT for file in folder.glob(pattern) if file.is_file()}
+    """The files of a checkpoint that shape a number: its weights, and whatever says how to read and feed them.
+
+    Raises ModelError where the folder cannot be listed.
+    """
+    try:
+        others = {file for pattern in CONTENT for file in matching(folder, pattern) if is_file(file)}
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be listed: {error.strerror}") from None
     return [*weight_files(folder), *sorted(others)]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
+from data_engine.store.absent import is_file
 
 # As transformers looks for them: an index may be left over from another save, beside a whole file.
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -49,10 +50,10 @@ def weight_files(folder: Path) -> list[Path]:
 def located(folder: Path) -> tuple[list[Path], Path | None]:
     """The weight files, and the index that names them if there is one: a whole file before an index."""
     for name in FILES:
-        if (folder / name).is_file():
+        if is_file(folder / name):
             return [folder / name], None
         index = folder / f"{name}{INDEX}"
-        if index.is_file():
+        if is_file(index):
             return sorted({folder / shard for shard in read_index(index).values()}), index
     raise ModelError(f"{folder} has no weights: expected model.safetensors, pytorch_model.bin, or an index of shards")
 
@@ -97,7 +98,8 @@ def _header_and_rest(file: Path) -> tuple[dict, int]:
     """The header, and the number of bytes behind it."""
     _check_begun(file)
     size = file.stat().st_size
-    with open(file, "rb") as opened:
+    # With a small buffer: else Python 3.14 reads 128 kB for the first 8 bytes.
+    with open(file, "rb", buffering=4096) as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise _broken(file, f"its header should be {length} bytes long, the file is {size}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_engine.models.internvl_chat import IMAGE_TOKEN
 from data_engine.models.registry import ModelError, reason
+from data_engine.store.absent import is_file
 
 _EARLIER = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
@@ -103,7 +104,7 @@ def _quoted(text: str) -> str:
 
 def _in_file(path: Path, name: str) -> dict[str, object]:
     """What a folder's conversation.py says of a format, as far as it is plain literals; nothing without the file."""
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))

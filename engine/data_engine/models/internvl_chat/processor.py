@@ -12,6 +12,7 @@ from data_engine.models.internvl_chat.config import image_tokens, tile_size, til
 from data_engine.models.internvl_chat.conversation import chat_template, conversation_of
 from data_engine.models.internvl_chat.tokenizer import load_tokenizer
 from data_engine.models.registry import ModelError, read_json
+from data_engine.store.absent import is_file
 
 # ImageNet's, which InternVL's repository has in its code.
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -38,7 +39,7 @@ class _StillProcessor(InternVLProcessor):
 
 def _image_processor(folder: Path, raw: dict) -> GotOcr2ImageProcessorPil:
     path = folder / "preprocessor_config.json"
-    told = read_json(path) if path.is_file() else {}
+    told = read_json(path) if is_file(path) else {}
     mean, std = told.get("image_mean", _MEAN), told.get("image_std", _STD)
     for name, value in (("image_mean", mean), ("image_std", std)):
         if not (isinstance(value, list) and len(value) == 3 and all(isinstance(one, int | float) for one in value)):

@@ -14,6 +14,7 @@ from data_engine.models.internvl_chat import IMAGE_END, IMAGE_START, IMAGE_TOKEN
 from data_engine.models.internvl_chat.sentencepiece_bpe import build
 from data_engine.models.registry import ModelError, read_json, refuse_pointer
 from data_engine.models.tokenizer import added_tokens
+from data_engine.store.absent import is_file
 
 # By the class that tokenizer_config.json names, without "Fast".
 _FROM_MODEL = ("InternLM2Tokenizer", "InternLM3Tokenizer", "LlamaTokenizer")
@@ -30,7 +31,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Raises ModelError for a tokenizer of another kind, and for files that are missing or contradict each other."""
     told = read_json(folder / "tokenizer_config.json")
     kind = str(told.get("tokenizer_class")).removesuffix("Fast")
-    if kind in _FROM_MODEL and not (kind == "LlamaTokenizer" and (folder / "tokenizer.json").is_file()):
+    if kind in _FROM_MODEL and not (kind == "LlamaTokenizer" and is_file(folder / "tokenizer.json")):
         made = _from_model(folder, told, kind)
     elif kind in (*_OF_TRANSFORMERS, *_FROM_MODEL):
         made = _of_transformers(folder, kind)
@@ -55,9 +56,9 @@ def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
 
 def _of_transformers(folder: Path, kind: str) -> PreTrainedTokenizerBase:
     """Qwen's from vocab.json and merges.txt, or whatever tokenizer.json holds."""
-    whole = (folder / "tokenizer.json").is_file()
+    whole = is_file(folder / "tokenizer.json")
     found = transformers.Qwen2Tokenizer if kind == "Qwen2Tokenizer" else PreTrainedTokenizerFast
-    missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+    missing = [name for name in ("vocab.json", "merges.txt") if not is_file(folder / name)]
     if not whole and (kind != "Qwen2Tokenizer" or missing):
         raise ModelError(f"{folder} has no {missing[0] if kind == 'Qwen2Tokenizer' else 'tokenizer.json'}")
     return found.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -65,7 +66,7 @@ def _of_transformers(folder: Path, kind: str) -> PreTrainedTokenizerBase:
 
 def _from_model(folder: Path, told: dict, kind: str) -> PreTrainedTokenizerBase:
     path = folder / "tokenizer.model"
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f"{folder} has no tokenizer.model")
     refuse_pointer(path)
     added = _added(folder, told)
