@@ -126,8 +126,9 @@ def test_the_stand_in_refuses_content_that_is_not_that_of_its_hash(hub):
     import urllib.request
 
     request = urllib.request.Request(f"{hub.url}/storage/{'0' * 64}", data=b"other", method="PUT")
-    with pytest.raises(urllib.error.HTTPError, match="400"):
+    with pytest.raises(urllib.error.HTTPError, match="400") as refused:
         urllib.request.urlopen(request)
+    refused.value.close()
     assert hub.stored == {}
     assert TOKEN not in " ".join(hub.requests)
     assert hub_stand_in.oid("a.md", b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"

@@ -74,7 +74,8 @@ def reason(error: Exception) -> str:
 
 def refuse_pointer(path: Path) -> None:
     """Raise ModelError where a file is the text that a clone without Git LFS leaves in its place."""
-    with open(path, "rb") as file:
+    # Unbuffered: else Python 3.14 reads 128 kB.
+    with open(path, "rb", buffering=0) as file:
         if file.read(len(LFS)) == LFS:
             raise ModelError(f'{path} is a Git LFS pointer, not the file itself: run "git lfs pull" in {path.parent}')
 
