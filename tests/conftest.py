@@ -23,6 +23,10 @@ if find_spec("hypothesis"):
 
     fuzzing.load_from_environment()
 
+# Where one of these asks for it, Python colours its tracebacks from 3.13 on and its helps from 3.14 on.
+for name in ("FORCE_COLOR", "PYTHON_COLORS"):
+    os.environ.pop(name, None)
+
 # A shell starts what runs in its background with SIGINT ignored, nohup with SIGHUP, and all below would inherit that.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
