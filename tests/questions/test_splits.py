@@ -1,6 +1,8 @@
 """Splits of folders, of the hub and of `datasets` folders; folders that are broken or empty."""
 
+import errno
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -285,3 +287,24 @@ def test_a_hub_dataset_that_the_library_cannot_read_is_refused(tmp_path):
     (tmp_path / "hub/q.json").write_text(json.dumps({"a": 1}) + "{")
     with pytest.raises(UserError, match=r"as a hub dataset .* it cannot be loaded: "):
         load_hub(str(tmp_path / "hub"), None, None)
+
+
+@pytest.mark.parametrize("where", ["", "data"])
+def test_a_folder_that_cannot_be_listed_is_told_from_an_empty_one(tmp_path, monkeypatch, where):
+    """Path.glob finds nothing there with Python 3.13 and newer."""
+    (tmp_path / "data").mkdir()
+    listdir, scandir = os.listdir, os.scandir
+
+    def failing(plain):
+        def call(path="."):
+            if Path(path) == tmp_path / where:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return plain(path)
+
+        return call
+
+    monkeypatch.setattr(os, "listdir", failing(listdir))
+    monkeypatch.setattr(os, "scandir", failing(scandir))
+    says = refusal(str(tmp_path))
+    assert says.startswith(f'dataset_path "{tmp_path}" cannot be read: ')
+    assert "Input/output error" in says

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_engine.errors import UserError
 from data_engine.questions.sources.base import choose_split, refuse
 from data_engine.questions.sources.text_rows import TEXT_ENDINGS
+from data_engine.store.absent import matching
 
 # The words by which `datasets` knows a split, and what may stand around one.
 _WORDS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
@@ -49,7 +50,7 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
 
 
 def _own_files(folder: Path) -> list[Path]:
-    return _visible(folder.glob("*.parquet"))
+    return _visible(matching(folder, "*.parquet"))
 
 
 def _text_shards(folder: Path) -> list[Path]:
@@ -58,7 +59,7 @@ def _text_shards(folder: Path) -> list[Path]:
     A folder may well have a text file that is no dataset, or several with rows of different meanings.
     """
     by_ending: dict[str, list[Path]] = {}
-    for file in _visible(folder.glob("*")):
+    for file in _visible(matching(folder, "*")):
         ending = _text_ending(file)
         if ending and file.is_file() and file.name not in _ABOUT:
             by_ending.setdefault(ending, []).append(file)
