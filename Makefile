@@ -120,7 +120,7 @@ $(FAMILIES): tests/families/packages.txt $(STAMP)
 
 test-families: $(STAMP) $(FAMILIES) ## every family of models, tiny, against stock transformers (10 to 14 minutes on two cores)
 	PYTHONPATH=$(abspath $(FAMILIES)) $(TEST_ENV) $(PYTEST) --junitxml=$(FAMILY_RESULTS) \
-		-m "not slow" tests/families $(PYTEST_ARGS)
+		-m "not slow and not gpu" tests/families $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(FAMILY_RESULTS)
 
 # torch first, which brings what it needs on this machine; all else is listed whole. Most of it is never imported, so
