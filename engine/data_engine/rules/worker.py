@@ -187,6 +187,7 @@ def told(error: BaseException, file: str | None) -> str:
     try:
         # Half surrogate pairs, which rows of JSON may have, are in no column of text.
         text = (str(error).encode(errors="replace").decode().strip().splitlines() or [""])[0]
+    # The text of an exception is code of the rule's, too, and what that raises is told by the type alone.
     except BaseException:
         text = ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
