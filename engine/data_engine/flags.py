@@ -32,6 +32,8 @@ class Flags:
     """the model to train: local folder or hub id; needed wherever a stage runs it"""
     reward_model_path: str | None = None
     """the same model after DPO: local folder or hub id; needed for the reward implicit"""
+    reference_model_path: str | None = None
+    """the reward model before DPO, for the reward implicit: local folder or hub id; default: the instruct model"""
     dataset_path: str
     """questions: parquet, .jsonl, .json or .csv (also .gz), a folder of such files, `datasets` folder, or hub id"""
     work_dir: str
@@ -40,14 +42,20 @@ class Flags:
     """family name; default: from config.json"""
     reward_model_name: str | None = None
     """family name; default: from config.json"""
+    reference_model_name: str | None = None
+    """family name; default: from config.json"""
     instruct_model_revision: str | None = None
     """hub commit of the instruct model"""
     reward_model_revision: str | None = None
     """hub commit of the reward model"""
+    reference_model_revision: str | None = None
+    """hub commit of the reference model"""
     instruct_base_model_path: str | None = None
     """where the instruct model is an adapter of peft: its base, if it is not where adapter_config.json says"""
     reward_base_model_path: str | None = None
     """where the reward model is an adapter of peft: its base, if it is not where adapter_config.json says"""
+    reference_base_model_path: str | None = None
+    """where the reference model is an adapter of peft: its base, if it is not where adapter_config.json says"""
     dataset_split: str | None = None
     """split of a folder or hub dataset; default: the only one"""
     dataset_revision: str | None = None

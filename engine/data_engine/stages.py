@@ -30,10 +30,12 @@ PROMPTS = ("chat_template", TEMPLATE_KWARGS)
 
 # The role of the model to train, whose tokenizer token ids of answers are of.
 TRAINED = "instruct"
+# The role of the model that `implicit` takes for the reward model before DPO, where it is not the one to train.
+REFERENCE = "reference"
 # Roles of models that have a head of one number in the place of logits, or beside them.
 HEADED = ("scalar",)
 # Roles of models whose log-probs of the same answers are compared; a judge of another role has a prompt of its own.
-COMPARED = (TRAINED, "reward")
+COMPARED = (TRAINED, REFERENCE, "reward")
 # Roles of these judges, whose chat templates have flags of their own.
 JUDGES = ("yesno", "scalar", "critic")
 
@@ -93,6 +95,8 @@ class Source:
     """fields of the configuration that it cannot do without, besides the models of its stages"""
     flags: str | None = None
     """module:function of a RunConfig, which returns SourceFlags: what is behind the source's own flags, read once"""
+    optional: tuple[Stage, ...] = ()
+    """stages of models that a run may name: where it does, such a stage stands in the place of the first of `stages`"""
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ SOURCES = {
         "data_engine.rewards.implicit:rewards",
         ("implicit.sum", "implicit.avg", "implicit.min", "implicit.last"),
         ("implicit.sum", "implicit.avg"),
+        optional=(logps(REFERENCE),),
     ),
     "contrast": Source(
         (logps("instruct"), CONTRAST),
@@ -191,6 +196,8 @@ class RunStages:
     """the stage that writes the answers: SAMPLING, or what stands in its place"""
     sources: tuple[str, ...] = (DEFAULT,)
     """names of SOURCES, as --rewards has them"""
+    named: tuple[str, ...] = ()
+    """roles of models of `Source.optional` that the run names"""
 
     @classmethod
     def of(cls, config: Mapping[str, object]) -> "RunStages":
@@ -199,14 +206,21 @@ class RunStages:
         Raises UserError for sources of reward that are not known.
         """
         sources = chosen(config.get("rewards") or DEFAULT)
-        if config.get("answers") is not None:
-            return cls(GIVEN, sources)
-        return cls(SAMPLING_BY_VLLM if config.get("sampler") == "vllm" else SAMPLING, sources)
+        sampling = SAMPLING_BY_VLLM if config.get("sampler") == "vllm" else SAMPLING
+        return cls(GIVEN if config.get("answers") is not None else sampling, sources, _named(config))
+
+    def source(self, name: str) -> Source:
+        """A source of reward with the stages that it has in this run."""
+        found = SOURCES[name]
+        for stage in found.optional:
+            if stage.model in self.named:
+                found = replace(found, stages=(stage, *found.stages[1:]))
+        return found
 
     @functools.cached_property
     def by_name(self) -> dict[str, Stage]:
         """In their order: the answers, then the stages of the sources, those that run the same model together."""
-        found = _by_name(self.sampling, (SOURCES[source] for source in self.sources))
+        found = _by_name(self.sampling, map(self.source, self.sources))
         return {stage.name: stage for stages in by_model(found.values()) for stage in stages}
 
     @property
@@ -219,6 +233,11 @@ class RunStages:
         """The reward columns that rank where --rank_by names none: those of `implicit`, or of the first source."""
         source = SOURCES["implicit" if "implicit" in self.sources else self.sources[0]]
         return source.rank_by or source.columns
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The models whose log-probs `implicit` compares, whether it is among the sources or not: before DPO, after."""
+        return tuple(stage.model for stage in self.source("implicit").stages)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -238,13 +257,18 @@ class RunStages:
         needing = [
             source for source in self.sources
             if name in SOURCES[source].given
-            or name in {f"{stage.model}_model_path" for stage in SOURCES[source].stages}
+            or name in {f"{stage.model}_model_path" for stage in self.source(source).stages}
         ]  # fmt: skip
         return f"--rewards {needing[0]} needs it"
 
     def between(self, first: int, last: int) -> list[Stage]:
         """The stages from one step to another, both included."""
         return [stage for stage in self.by_name.values() if first <= stage.step <= last]
+
+
+def compared(run_file: Mapping) -> tuple[str, ...]:
+    """`RunStages.compared` of what run.json says, which may say nothing."""
+    return RunStages(named=_named(run_file.get("config", {}))).compared
 
 
 def chosen(names: str) -> tuple[str, ...]:
@@ -261,7 +285,8 @@ def chosen(names: str) -> tuple[str, ...]:
 
 def known() -> dict[str, Stage]:
     """Every stage that any run may have, by the name of its folder; that of the answers is SAMPLING here."""
-    return _by_name(SAMPLING, SOURCES.values())
+    found = _by_name(SAMPLING, SOURCES.values())
+    return found | {stage.name: stage for source in SOURCES.values() for stage in source.optional}
 
 
 def by_model(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
@@ -269,6 +294,11 @@ def by_model(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
     stages = list(stages)
     for model in dict.fromkeys(stage.model for stage in stages):
         yield [stage for stage in stages if stage.model == model]
+
+
+def _named(config: Mapping[str, object]) -> tuple[str, ...]:
+    optional = (stage.model for source in SOURCES.values() for stage in source.optional)
+    return tuple(role for role in optional if config.get(f"{role}_model_path") is not None)
 
 
 def _by_name(sampling: Stage, sources: Iterable[Source]) -> dict[str, Stage]:

@@ -101,5 +101,5 @@ def test_validate_says_of_a_replica_what_the_page_says_of_its_layout(name, tmp_p
         assert "Traceback" not in error
     else:
         # Some replicas have the same weights twice.
-        assert (code, error.replace(f"data-engine: warning: {ONE_MODEL}\n", "")) == (0, "")
+        assert (code, error.replace(f"data-engine: warning: {ONE_MODEL.format(role='instruct')}\n", "")) == (0, "")
         assert f"instruct and reward model: {replica.family} and {replica.family};" in told

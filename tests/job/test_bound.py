@@ -90,7 +90,7 @@ def test_pairs_of_what_a_gpu_computed_are_made_without_one(run, monkeypatch):
     assert "device was 'cuda', now 'cpu'" in run.refusal(dtype="auto")
 
 
-ROLES = ("instruct", "reward", "yesno", "scalar", "critic")
+ROLES = ("instruct", "reward", "reference", "yesno", "scalar", "critic")
 
 
 def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
@@ -105,7 +105,7 @@ def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
         *(f"{role}_base_model_path" for role in ROLES),
     }  # fmt: skip
     # Bound where their judge is asked.
-    judged = {f"{role}_chat_template_kwargs" for role in ROLES[2:]}
+    judged = {f"{role}_chat_template_kwargs" for role in ROLES[3:]}
     named = {"chat_template", "answers", "sampler", "vllm_args", "yesno_template", "critic_template", "rule"}
     bound = SAMPLING.keys() | PROMPTS.keys() | EVERYTHING.keys() | named | judged
     assert {field.name for field in dataclasses.fields(RunConfig)} == free | bound

@@ -45,8 +45,9 @@ _FLAGS_ALONE = ("config", "help", *(name for names in _OWN_FLAGS.values() for na
 # Fields whose "auto" is None in a RunConfig.
 _AUTO = ("unit_size", "threads")
 _PATHS = (
-    "instruct_model_path", "reward_model_path", "instruct_base_model_path", "reward_base_model_path", "dataset_path",
-    "work_dir", "image_root", "answers", "chat_template", "zero3_config", "yesno_model_path", "yesno_template",
+    "instruct_model_path", "reward_model_path", "reference_model_path", "instruct_base_model_path",
+    "reward_base_model_path", "reference_base_model_path", "dataset_path", "work_dir", "image_root", "answers",
+    "chat_template", "zero3_config", "yesno_model_path", "yesno_template",
     "yesno_base_model_path",
     "scalar_model_path", "scalar_base_model_path", "critic_model_path", "critic_base_model_path", "critic_template",
 )  # fmt: skip

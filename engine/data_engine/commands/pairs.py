@@ -14,7 +14,7 @@ from data_engine.commands.work_dir import OWN, config_of, given_path, read_paire
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.processes import output
-from data_engine.stages import SAMPLING, SOURCES, RunStages, chosen
+from data_engine.stages import SAMPLING, RunStages, chosen
 
 if TYPE_CHECKING:
     from data_engine.pipeline.rewarded import Stored
@@ -113,13 +113,15 @@ def _stages(work_dir: Path, run_file: Mapping, own: Sequence[str], rank_by: str 
     computed: that start may be at work still."""
     from data_engine.store.units import missing
 
+    config = run_file["config"]
+    of_start = RunStages.of(config)
+
     def is_computed(source: str) -> bool:
         units = range(run_file["units"]["num_units"])
-        return not any(missing(work_dir, stage.name, units) for stage in SOURCES[source].stages)
+        return not any(missing(work_dir, stage.name, units) for stage in of_start.source(source).stages)
 
-    config = run_file["config"]
     named = {name.strip().partition(".")[0] for name in (rank_by or "").split(",")}
-    further = [source for source in RunStages.of(config).sources if source not in own]
+    further = [source for source in of_start.sources if source not in own]
     further = [source for source in further if source in named or is_computed(source)]
     return RunStages.of(config | {"rewards": ",".join((*own, *further))})
 

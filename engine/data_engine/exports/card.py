@@ -202,6 +202,8 @@ def _pairing(card: Card) -> str:
     told |= {name: str(value) for name, value in card.run_file.get("bound", {}).items() if name in _TOLD}
     roles = [name.removesuffix("_model_path") for name in config if name.endswith("_model_path") and config[name]]
     told |= {role: _model(role, card.run_file)[0] for role in roles}
+    before = stages.compared(card.run_file)[0]
+    told["before"] = f"{before} model {told.get(before, 'not named')}"
     lines += [_filled(SENTENCES[name], told) for name in sources if name in SENTENCES]
     shown = {"strategy": strategies.DEFAULT} | dict(settings)
     return "\n\n".join([*lines, _table(("setting", "value"), [(name, _value(value)) for name, value in shown.items()])])

@@ -1,7 +1,7 @@
 """The models of a run, found and fingerprinted but not loaded."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from data_engine.store.file_hashes import HashFiles
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 # Warned of where the two are one folder, or have the same bytes.
 ONE_MODEL = (
-    "the reward model is the instruct model itself: every reward of implicit is 0, and pairs by it tell no better "
+    "the reward model is the {role} model itself: every reward of implicit is 0, and pairs by it tell no better "
     "answer from a worse one"
 )
 
@@ -146,22 +146,38 @@ def have_same_tokenizer(checkpoints: Mapping[str, Checkpoint], has_texts: bool) 
     return not has_texts or all(trained.encodes_as(one) for one in compared)
 
 
-def kinship_warnings(instruct: Checkpoint, reward: Checkpoint, same_files: bool = False) -> list[str]:
-    """What speaks against the reward model being the instruct model after DPO, as far as folders and configs tell.
+def why_sums_alone(checkpoints: Mapping[str, Checkpoint], compared: Sequence[str], has_texts: bool) -> str | None:
+    """Why rewards of the models of the roles `compared` have no min and last; None where they have."""
+    if have_same_tokenizer(checkpoints, has_texts):
+        return None
+    trained = checkpoints.get(TRAINED)
+    other = [role for role in compared if trained and checkpoints[role].vocabulary != trained.vocabulary]
+    why = "the files of tokenizer or chat template differ between the models, which encode given texts each"
+    if trained is None:
+        why = f"no {TRAINED} model is named, whose tokens those of the answers could be: answers go over as text"
+    elif other:
+        why = f"{' and '.join((TRAINED, *other))} model have different tokenizers: answers go over as text"
+    return f"{why}, rewards compare sums and means, and min and last are null"
 
-    `same_files`: the content of both folders is known to be the same.
+
+def kinship_warnings(
+    before: Checkpoint, reward: Checkpoint, role: str = TRAINED, same_files: bool = False
+) -> list[str]:
+    """What speaks against the reward model being another model after DPO, as far as folders and configs tell.
+
+    `role` is that of the model before. `same_files`: the content of both folders is known to be the same.
     """
-    if same_files or instruct.folder == reward.folder:
-        return [ONE_MODEL]
-    differing = [] if instruct.family == reward.family else [f"family {instruct.family} against {reward.family}"]
+    if same_files or before.folder == reward.folder:
+        return [ONE_MODEL.format(role=role)]
+    differing = [] if before.family == reward.family else [f"family {before.family} against {reward.family}"]
     differing += [
         f"{name} {size} against {reward.sizes[name]}"
-        for name, size in instruct.sizes.items()
+        for name, size in before.sizes.items()
         if reward.sizes.get(name, size) != size
     ]
     if not differing:
         return []
     return [
-        f"the reward model does not look tuned from the instruct model ({', '.join(differing)}): "
+        f"the reward model does not look tuned from the {role} model ({', '.join(differing)}): "
         "rewards then compare two different models, not one before and after DPO"
     ]

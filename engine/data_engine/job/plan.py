@@ -13,7 +13,7 @@ from data_engine.config import RunConfig
 from data_engine.config_checks import ZERO3_AND_VLLM
 from data_engine.errors import UserError
 from data_engine.job import budgets, by_vllm, run_file
-from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings
+from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings, why_sums_alone
 from data_engine.job.given import Given
 from data_engine.job.given import warnings as given_warnings
 from data_engine.models import family_class
@@ -106,7 +106,7 @@ class Plan:
             config, questions, bound,
             frozen=budgets.frozen_budgets(config, checkpoints, target, decision, at_once), zero3=decision.as_json(),
             models={role: checkpoint.as_json() for role, checkpoint in checkpoints.items()},
-            **_compared(checkpoints, given), **sampler, **_threads(config, ranks, device.type),
+            **_compared(run_stages, checkpoints, given), **sampler, **_threads(config, ranks, device.type),
         )  # fmt: skip
         found, warnings = run_file.open_run(work_dir, described)
         unit_rows = units.split_units(len(questions), bound["unit_size"])
@@ -143,15 +143,13 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """What a person should know before the work begins."""
-        found, both = [], ("instruct", "reward")
+        found, both = [], self.stages.compared
         if self.checkpoints.keys() >= set(both):
             contents = {self.bound[stages.model_key(role)] for role in both}
-            found = kinship_warnings(*map(self.checkpoints.get, both), same_files=len(contents) == 1)
-        if not self.same_tokenizer:
-            why = "instruct and reward model have different tokenizers: answers go over as text"
-            if all(map(self._shares_ids, map(self.checkpoints.get, stages.COMPARED))):
-                why = "the files of tokenizer or chat template differ between the models, which encode given texts each"
-            found.append(f"{why}, rewards compare sums and means, and min and last are null")
+            models = map(self.checkpoints.get, both)
+            found = kinship_warnings(*models, role=both[0], same_files=len(contents) == 1)
+            if told := why_sums_alone(self.checkpoints, both, _has_texts(self.given)):
+                found.append(told)
         if taken := placement.taken_by_others(self.target.device, self.placement.memory_bytes):
             found.append(taken)
         if not self.questions.has_images:
@@ -188,9 +186,9 @@ def _threads(config: RunConfig, ranks: Ranks, device_type: str) -> dict[str, int
     return {"threads": num_threads(config.threads, ranks)} if computes else {}
 
 
-def _compared(checkpoints: Mapping[str, Checkpoint], given: Given | None) -> dict[str, bool]:
+def _compared(run_stages: RunStages, checkpoints: Mapping[str, Checkpoint], given: Given | None) -> dict[str, bool]:
     """What run.json says of the models whose log-probs are compared; nothing by a start that does not have them all."""
-    if not checkpoints.keys() >= set(stages.COMPARED):
+    if not checkpoints.keys() >= set(run_stages.compared):
         return {}
     return {"same_tokenizer": have_same_tokenizer(checkpoints, _has_texts(given))}
 

@@ -100,7 +100,7 @@ def read_rewarded(stored: Stored, unit: int, beta: float, columns: Sequence[str]
     settings, rewards = RewardSettings(beta, stored.same_tokenizer), {}
     for source in stored.run_stages.sources:
         try:
-            rewards |= _rewards_of(stages.SOURCES[source], read, table, settings)
+            rewards |= _rewards_of(stored.run_stages.source(source), read, table, settings)
         except AnswerError as error:
             idx, index = (table[column][error.place].as_py() for column in KEY)
             raise ValueError(f"unit {unit}, idx {idx!r}, sample_index {index}: {error}") from error

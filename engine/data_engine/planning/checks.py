@@ -276,7 +276,7 @@ def _together(found: Found) -> None:
     for name, source in (("yesno_template", "yesno"), ("critic_template", "critic"), ("rule", "rule")):
         if getattr(config, name) is not None and source not in judged:
             warn(f"{name} has no effect: {source} is not among --rewards")
-    for role in ("reward", "yesno", "scalar", "critic"):
+    for role in (*COMPARED, *JUDGES):
         if getattr(config, f"{role}_model_path") is not None and role not in config.roles:
             warn(f"{role}_model_path has no effect: no stage of --rewards {config.rewards} runs that model")
     if config.temperature == 0 and config.answers is None:

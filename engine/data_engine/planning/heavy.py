@@ -15,7 +15,7 @@ from PIL.Image import Image
 from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.job import by_vllm, given, run_file
-from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings
+from data_engine.job.checkpoints import Checkpoint, kinship_warnings, why_sums_alone
 from data_engine.models import chat_options, class_for, family_class
 from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import Checked, check_loadable
@@ -31,7 +31,7 @@ from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import Question, open_questions, read_images
 from data_engine.questions.images import BadImage
-from data_engine.stages import PAIR, TRAINED
+from data_engine.stages import COMPARED, PAIR, TRAINED
 from data_engine.store.file_hashes import RememberedHashes
 from data_engine.vllm_settings import require_gpus
 
@@ -72,17 +72,14 @@ class _Look:
                 self.families[role] = given.families.get(role) or self._family(role)
         with self.found.noting("weights"):
             check_loadable(self.config, self.folders, self.families, self.sound)
-        both = [role for role in ("instruct", "reward") if role in self.sound]
-        checkpoints = {}
+        both, checkpoints = self.config.stages.compared, {}
         with self.found.noting("weights"):
-            checkpoints = {role: Checkpoint.of_role(self.config, role) for role in both}
-        if len(checkpoints) == 2:
-            self.told["warnings"] += kinship_warnings(*checkpoints.values())
-            if not have_same_tokenizer(checkpoints, False):
-                self.told["warnings"].append(
-                    "instruct and reward model have different tokenizers: answers go over as text, rewards compare "
-                    "sums and means, and min and last are null"
-                )
+            roles = [role for role in COMPARED if role in self.sound]
+            checkpoints = {role: Checkpoint.of_role(self.config, role) for role in roles}
+        if checkpoints.keys() >= set(both):
+            self.told["warnings"] += kinship_warnings(*map(checkpoints.get, both), role=both[0])
+            if told := why_sums_alone(checkpoints, both, False):
+                self.told["warnings"].append(told)
 
     def _family(self, role: str) -> str:
         from data_engine.models.registry import family_of

@@ -71,9 +71,9 @@ def _model(role: str, run_file: Mapping) -> str | None:
 
 def _source(name: str, run_file: Mapping) -> str:
     """A source of reward with its own models, or else that which answers, and the files that it is given."""
-    source = stages.SOURCES.get(name)
-    if source is None:
+    if name not in stages.SOURCES:
         return name
+    source = stages.RunStages.of(run_file.get("config", {})).source(name)
     roles = list(dict.fromkeys(stage.model for stage in source.stages if stage.model))
     own = [role for role in roles if role != stages.TRAINED]
     told = [f"{role} model {_model(role, run_file) or 'not named'}" for role in own]

@@ -5,7 +5,7 @@ Units that are gone or broken by now cost the page what they hold, never more: i
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 
 from data_engine.reporting import heat
 from data_engine.reporting.heat import NoHeat, Pieces, Span
+from data_engine.stages import COMPARED
 from data_engine.store import units
 from data_engine.store.sealed import read_facts
 
 Key = tuple[int | str, int]
 """idx and sample_index"""
-SAMPLED, INSTRUCT, REWARD = "sampled_answer", "instruct_logps", "reward_logps"
+SAMPLED = "sampled_answer"
 
 
 @dataclass
@@ -38,8 +39,13 @@ class Answers:
     """why no answer has any"""
 
 
-def read_answers(work_dir: Path, wanted: Iterable[Key], pieces: list[Pieces] | NoHeat) -> Answers:
-    """The answers of a run; `wanted` are those that are shown. `pieces` are those of its tokenizer, or why not."""
+def read_answers(
+    work_dir: Path, wanted: Iterable[Key], pieces: list[Pieces] | NoHeat, compared: Sequence[str]
+) -> Answers:
+    """The answers of a run; `wanted` are those that are shown. `pieces` are those of its tokenizer, or why not.
+
+    `compared` are the roles of the models before and after DPO.
+    """
     found, by_idx = Answers(), {}
     for idx, index in wanted:
         by_idx.setdefault(idx, set()).add(index)
@@ -52,7 +58,7 @@ def read_answers(work_dir: Path, wanted: Iterable[Key], pieces: list[Pieces] | N
             found.finish_reasons.update(_counted(table["finish_reason"]))
             rows = _rows(table, by_idx)
             if len(rows) and found.no_heat is None:
-                _add_spans(work_dir, unit, rows, (found, pieces))
+                _add_spans(work_dir, unit, rows, (found, pieces), [f"{role}_logps" for role in compared])
         except (OSError, ValueError, KeyError, pa.ArrowException):
             continue
     return found
@@ -73,13 +79,15 @@ def _rows(table: pa.Table, wanted: Mapping[int | str, set[int]]) -> np.ndarray:
     return np.array(own, np.int64)
 
 
-def _add_spans(work_dir: Path, unit: int, rows: np.ndarray, into: tuple[Answers, list[Pieces]]) -> None:
+def _add_spans(
+    work_dir: Path, unit: int, rows: np.ndarray, into: tuple[Answers, list[Pieces]], stages: Sequence[str]
+) -> None:
     found, pieces = into
     path = units.unit_path(work_dir, SAMPLED, unit)
     answers = pq.read_table(path, partitioning=None).take(pa.array(rows)).to_pylist()
     keys = {(row["idx"], row["sample_index"]) for row in answers}
     seal, scored = read_facts(path)[1], {}
-    for stage in (INSTRUCT, REWARD):
+    for stage in stages:
         try:
             scored[stage] = _scored(work_dir, stage, unit, seal, keys)
         except (OSError, ValueError, KeyError, pa.ArrowException):
@@ -87,7 +95,7 @@ def _add_spans(work_dir: Path, unit: int, rows: np.ndarray, into: tuple[Answers,
     for row in answers:
         key = (row["idx"], row["sample_index"])
         try:
-            found.spans[key] = _spans(row, [scored[stage].get(key) for stage in (INSTRUCT, REWARD)], pieces)
+            found.spans[key] = _spans(row, [scored[stage].get(key) for stage in stages], pieces)
         except NoHeat as why:
             found.why_no_heat[key] = str(why)
 
@@ -138,9 +146,11 @@ def pieces_of_run(run_file: Mapping, same_tokenizer: bool, has_implicit: bool) -
 
 
 def _folders(run_file: Mapping) -> Iterable[Path]:
-    """Where the tokenizer of the answers may lie: the folders of the instruct model, then of its base."""
+    """Where the tokenizer of the answers may lie: the folders of the instruct model, then of its base; then those of
+    the models that share it.
+    """
     config, models = run_file.get("config", {}), run_file.get("models", {})
-    for role in ("instruct", "reward"):
+    for role in COMPARED:
         named = [config.get(f"{role}_model_path"), config.get(f"{role}_base_model_path")]
         told = models.get(role, {}) if isinstance(models.get(role, {}), Mapping) else {}
         for name in [*named, told.get("adapter"), *(told.get("folders") or [])]:

@@ -23,6 +23,7 @@ from data_engine.reporting.choice import Choice
 from data_engine.reporting.columns import PairNumbers, ranking_rewards
 from data_engine.reporting.gallery import MOST_BYTES, PageData, Run, gallery_data
 from data_engine.reporting.render import render
+from data_engine.stages import compared
 
 Pairing = tuple[str, Funnel]
 """its name and its funnel"""
@@ -74,6 +75,7 @@ def comparison_text(
         lengths=[(name, facts.length_table(one)) for name, one in zip(names, numbers, strict=True)],
         overlap=[("kept pairs", ""), *_overlap_rows(names, numbers, shared)],
         told=data.told,
+        before=compared(run.run_file)[0],
         warning=warning,
         no_heat=data.answers.no_heat,
         disagrees=data.disagrees,

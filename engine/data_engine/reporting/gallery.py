@@ -19,7 +19,7 @@ from data_engine.reporting.facts import pairing_facts
 from data_engine.reporting.heat import Span
 from data_engine.reporting.render import escaped_json
 from data_engine.reporting.thumbnails import QUALITIES, Gallery, Shown, read_gallery
-from data_engine.stages import SAMPLING
+from data_engine.stages import SAMPLING, compared
 from data_engine.store.units import DamagedUnitError, read_unit_facts
 
 # Of the page; its texts and charts take the rest of 40 MB.
@@ -120,7 +120,7 @@ def _answers(run: Run, path: Path, rows: Sequence[Mapping]) -> Answers:
     same, columns = pairing_facts(path, run.run_file)
     pieces = pieces_of_run(run.run_file, same, "chosen_sum" in columns and _has_sum(rows))
     wanted = {(row["idx"], row[f"{side}_index"]) for row in rows for side in SIDES}
-    return read_answers(run.work_dir, wanted, pieces)
+    return read_answers(run.work_dir, wanted, pieces, compared(run.run_file))
 
 
 def _has_sum(rows: Sequence[Mapping]) -> bool:

@@ -1,7 +1,8 @@
 """Which piece of an answer's text each of its tokens wrote, and d_t of each: token ids and log-probs in, spans out.
 
-d_t = log p_reward(t) - log p_instruct(t), in nats. The pieces are decoded one after the other, and count only where
-they join to the answer exactly; otherwise the answer has no heat. No torch, no model: a tokenizer's file alone.
+d_t = log p_reward(t) - log p_instruct(t), in nats; the reference model takes the place of the instruct model where a
+run has one. The pieces are decoded one after the other, and count only where they join to the answer exactly; otherwise
+the answer has no heat. No torch, no model: a tokenizer's file alone.
 """
 
 from collections.abc import Callable, Sequence

@@ -22,6 +22,7 @@ from data_engine.reporting.columns import SIDES, PairNumbers, ranking_rewards
 from data_engine.reporting.gallery import PageData, Run, gallery_data
 from data_engine.reporting.render import render
 from data_engine.reporting.timings import Summary
+from data_engine.stages import compared
 
 # The most pairs that a page shows.
 NUM_SHOWN = choice.NUM_PAIRS
@@ -82,6 +83,7 @@ def report_text(
         settings=facts.settings_tables(numbers.path, run.run_file),
         adapters=adapters_told(run.run_file),
         told=data.told,
+        before=compared(run.run_file)[0],
         warning=warning,
         no_heat=data.answers.no_heat,
         disagrees=data.disagrees,

@@ -24,9 +24,12 @@ REASONS = {
 
 
 def rewards(computed: Mapping[str, StageColumns], settings: RewardSettings) -> dict[str, np.ndarray]:
-    """The rewards of answers from their token log-probs under both models."""
+    """The rewards of answers from their token log-probs under both models: the reward model, and that before DPO, which
+    is the reference model where the run names one, and else the instruct model.
+    """
     function = token_rewards if settings.same_tokenizer else text_rewards
-    found = function(computed["instruct_logps"].tokens, computed["reward_logps"].tokens, settings.beta)
+    before = next(name for name in computed if name != "reward_logps")
+    found = function(computed[before].tokens, computed["reward_logps"].tokens, settings.beta)
     return {f"implicit.{name}": column for name, column in found.items()}
 
 

@@ -1,12 +1,13 @@
 """What each source of reward is, in a sentence of a card: a line for each in stages.SOURCES.
 
-{beta}, {yesno_template} and the roles of models stand for what a run says of them. The sentences have no markup.
+{beta}, {yesno_template} and the roles of models stand for what a run says of them, {before} for the reward model
+before DPO. The sentences have no markup.
 """
 
 SENTENCES = {
     "implicit": (
         "implicit: beta = {beta} times the sum (or the mean) over its tokens of log p under the reward model {reward} "
-        "minus log p under the instruct model {instruct}."
+        "minus log p under the {before}."
     ),
     "contrast": (
         "contrast: the sum (or the mean) over its tokens of log p with the image minus log p without it, both under "

@@ -175,7 +175,7 @@ def require(family: str | None, stages: Container[str]) -> None:
     if STAGE not in stages:
         raise UserError(
             "the format rlaif-v-logps needs log-probs of the instruct model, which no source of --rewards computes in "
-            "this run: add implicit or contrast, or use rlaif-v"
+            "this run: add contrast (or implicit, without --reference_model_path), or use rlaif-v"
         )
 
 

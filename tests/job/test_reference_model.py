@@ -1,0 +1,150 @@
+"""--reference_model_path: the implicit reward of a model that was tuned from another one than that which answers."""
+
+import shutil
+
+import pytest
+from bound_run import Run, change_a_weight
+from run_files import read
+from safetensors.torch import load_file, save_file
+
+from data_engine import load_model, score_answers
+from data_engine.commands.main import main
+from data_engine.job import worker
+
+
+@pytest.fixture(autouse=True)
+def no_handlers(monkeypatch):
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, one_thread):
+    """A run of two models, and a third one beside them."""
+    run = Run(tmp_path_factory.mktemp("reference") / "run").make()
+    other = shutil.copytree(run.folder / "instruct", run.folder / "other")
+    for file in other.glob("*.safetensors"):
+        save_file({name: value * 0.9 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.Stop, "listen", lambda stop: stop)
+        assert run.start() == 0
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return finished.copy(tmp_path / "run")
+
+
+def other(run: Run) -> dict[str, str]:
+    return {"reference_model_path": str(run.folder / "other")}
+
+
+def sums(run: Run, stage: str) -> dict[tuple, float]:
+    return {(row["idx"], row["sample_index"]): sum(row["token_logps"]) for row in read(run.work / stage)}
+
+
+def test_with_the_instruct_model_as_reference_the_dataset_is_the_same(run, finished):
+    shutil.rmtree(run.work)
+    copy = shutil.copytree(run.folder / "instruct", run.folder / "copy")
+    assert run.start(reference_model_path=str(copy)) == 0
+    [ours], [theirs] = (list((one.work / "dataset").iterdir()) for one in (run, finished))
+    assert ours.read_bytes() == theirs.read_bytes()
+    # That model is not run for its log-probs.
+    assert not (run.work / "instruct_logps").exists()
+
+
+def test_rewards_are_against_the_reference_and_a_start_that_names_one_computes_its_log_probs_alone(run):
+    before = read(run.work / "pairs")
+    assert run.computed_again(**other(run)) == set()
+    model = load_model(None, str(run.folder / "other"), device="cpu", dtype="float32")
+    reference, reward = sums(run, "reference_logps"), sums(run, "reward_logps")
+    for row in read(run.work / "sampled_answer"):
+        picture = (run.folder / f"pictures/{row['idx'][1:]}.png").read_bytes()
+        [scored] = score_answers(model, picture, "What is it?", [row["token_ids"]])
+        assert reference[row["idx"], row["sample_index"]] == pytest.approx(float(scored.sum()), abs=1e-4)
+    after = read(run.work / "pairs")
+    for row in after:
+        for side in ("chosen", "rejected"):
+            key = row["idx"], row[f"{side}_index"]
+            assert row[f"{side}_sum"] == pytest.approx(0.1 * (reward[key] - reference[key]), abs=1e-6)
+    assert after != before
+
+
+def test_a_model_may_judge_itself_against_what_it_was_tuned_from(run, capfd):
+    shutil.rmtree(run.work)
+    same = {"reward_model_path": str(run.folder / "instruct")}
+    assert run.start(**same, **other(run)) == 0
+    told = "model itself: every reward of implicit is 0"
+    assert told not in capfd.readouterr().err
+    assert max(abs(row["chosen_sum"] - row["rejected_sum"]) for row in read(run.work / "pairs")) > 1e-3
+    shutil.rmtree(run.work)
+    run.start(**same)
+    assert f"the instruct {told}" in capfd.readouterr().err
+    shutil.rmtree(run.work)
+    run.start(**same, reference_model_path=str(shutil.copytree(run.folder / "instruct", run.folder / "copy")))
+    assert f"the reference {told}" in capfd.readouterr().err
+
+
+def test_another_reference_is_another_run(run):
+    assert run.start(**other(run)) == 0
+    change_a_weight(run.folder / "other")
+    assert "reference_model was " in run.refusal(**other(run))
+    # The run without it stays what it was.
+    assert run.computed_again() == set()
+
+
+def test_a_pair_of_models_with_another_tokenizer_rewards_texts(run, capfd, goldens):
+    """LLaVA-1.5 answers, and what OmniLMM learned by DPO rewards: both read the answers as text."""
+    shutil.rmtree(run.work)
+    models = {role: str(goldens / "omnilmm" / folder) for role, folder in
+              (("reference", "instruct"), ("reward", "reward"))}  # fmt: skip
+    assert run.start(**{f"{role}_model_path": folder for role, folder in models.items()}) == 0
+    told = capfd.readouterr().err
+    assert "instruct and reference and reward model have different tokenizers: answers go over as text" in told
+    assert "does not look tuned" not in told
+    scored = {}
+    for role, folder in models.items():
+        model = load_model(None, folder, device="cpu", dtype="float32")
+        for row in read(run.work / "sampled_answer"):
+            picture = (run.folder / f"pictures/{row['idx'][1:]}.png").read_bytes()
+            [found] = score_answers(model, picture, "What is it?", [row["answer"]])
+            scored[role, row["idx"], row["sample_index"]] = float(found.double().sum())
+    pairs = read(run.work / "pairs")
+    assert pairs
+    for row in pairs:
+        key = row["idx"], row["chosen_index"]
+        assert row["chosen_sum"] == pytest.approx(0.1 * (scored["reward", *key] - scored["reference", *key]), abs=1e-4)
+
+
+def test_validate_tells_of_it(run, capsys):
+    def told(*more: str) -> str:
+        paths = {f"{role}_model_path": run.folder / role for role in ("instruct", "reward")}
+        paths |= {"dataset_path": run.folder / "questions.parquet", "work_dir": run.folder / "new"}
+        paths |= {"image_root": run.folder / "pictures", "device": "cpu"}
+        code = main(["validate", *(f"--{name}={value}" for name, value in paths.items()), *more])
+        shown = capsys.readouterr()
+        return f"{code}\n{shown.out}{shown.err}"
+
+    named = f"--reference_model_path={run.folder / 'other'}"
+    whole = told(named)
+    assert whole.startswith("0\n")
+    assert "reference model: llava (LLaVA-1.5" in whole
+    assert "reference_logps" in whole
+    assert "instruct_logps" not in whole
+    assert "reference_model_path has no effect" in told(named, "--rewards=contrast")
+    assert f'error: --reference_model_path "{run.folder / "gone"}"' in told(
+        f"--reference_model_path={run.folder / 'gone'}"
+    )
+    refused = told(named, "--export=rlaif-v-logps")
+    assert "add contrast (or implicit, without --reference_model_path)" in refused
+    assert told(named, "--export=rlaif-v-logps", "--rewards=implicit,contrast").startswith("0\n")
+
+
+def test_pages_and_cards_name_it(run):
+    assert run.start(**other(run), export="trl") == 0
+    page = (run.work / "report/index.html").read_text()
+    assert "log p<sub>reference</sub>" in page
+    assert "<sub>instruct</sub>" not in page
+    assert "Tokens have no heat" not in page
+    card = (run.work / "exports/trl/README.md").read_text()
+    assert "minus log p under the reference model other." in card
