@@ -76,6 +76,10 @@ class LostRankError(RuntimeError):
     """A rank that the others cannot work without is gone: the command says which and exits with 1; a rerun goes on."""
 
 
+class TrainerError(RuntimeError):
+    """The trainer of a round failed: the command tells how and exits with 1; a rerun goes on."""
+
+
 class BadRow(ValueError):
     """A row that a stage cannot use; the message is the reason that the quarantine records."""
 

@@ -45,6 +45,11 @@ def kwargs_flag(role: str) -> str:
     return f"{role}_{TEMPLATE_KWARGS}" if role in JUDGES else TEMPLATE_KWARGS
 
 
+def model_flags(role: str) -> tuple[str, str, str, str]:
+    """The fields of the configuration about the model of a role: its path, family, revision, and an adapter's base."""
+    return f"{role}_model_path", f"{role}_model_name", f"{role}_model_revision", f"{role}_base_model_path"
+
+
 def model_key(role: str) -> str:
     """What the model of a role is called among the bound values."""
     return f"{role}_model"

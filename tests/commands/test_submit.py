@@ -13,7 +13,7 @@ import pytest
 
 import data_engine
 from data_engine.commands import main
-from data_engine.commands.submit import _seconds, launch_folder
+from data_engine.commands.submit import _seconds, sbatch_folder
 from data_engine.errors import UserError
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -219,7 +219,7 @@ def test_a_package_in_a_folder_whose_name_sbatch_would_cut_is_refused(tmp_path, 
     (launch / "run_engine.sh").touch()
     monkeypatch.setattr(data_engine, "__file__", str(launch.parent / "__init__.py"))
     with pytest.raises(UserError, match="has a comma in its name"):
-        launch_folder()
+        sbatch_folder()
 
 
 def test_the_help_names_the_folder_of_the_scripts(submit, slurm):

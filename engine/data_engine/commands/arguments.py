@@ -34,7 +34,9 @@ _REQUIRED = tuple(name for name, field in _FIELDS.items() if field.default is MI
 _BOOLEANS = tuple(name for name, kind in _TYPES.items() if kind is bool)
 _FLAGS = (*FIELD_NAMES, "config", "help")
 # Those that commands read themselves; here they are known for hints alone.
-_OWN_FLAGS = {"validate": ("measure", "json"), "submit": ("array", "sbatch", "sbatch_pair")}
+_OWN_FLAGS = {
+    "validate": ("measure", "json"), "submit": ("array", "sbatch", "sbatch_pair"), "loop": ("rounds", "train"),
+}  # fmt: skip
 # What users of SLURM would give `submit` as its own.
 _OF_SBATCH = {
     "account", "begin", "constraint", "cpus-per-gpu", "cpus-per-task", "exclude", "exclusive", "gpus", "gpus-per-node",

@@ -47,6 +47,13 @@ EXAMPLES = {
         ("to the Hugging Face hub", f"data-engine export {WORK_DIR} --format trl --push_to_hub OWNER/NAME "
          "--license cc-by-4.0 --private"),
     ),
+    "loop": (
+        ("three rounds by a trainer of one's own", f"data-engine loop {CONFIG} --work_dir runs/loop --rounds 3 "
+         "--train 'sh train.sh {model} {dataset} {output}'"),
+        ("other questions in each round, pairs for TRL", f"data-engine loop {CONFIG} --work_dir runs/loop --rounds 2 "
+         "--dataset_path 'data/part-{round}.parquet' --export trl --train 'python train.py {model} {exports}/trl "
+         "{output}'"),
+    ),
     "report": (
         ("of the run's own pairs, in a browser", f"data-engine report {WORK_DIR} --open"),
         ("two pairings side by side", f"data-engine report {WORK_DIR} --compare agreed"),

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 import data_engine
-from data_engine.errors import IncompleteError, LostRankError, UserError, UserErrors, apart, nearest
+from data_engine.errors import IncompleteError, LostRankError, TrainerError, UserError, UserErrors, apart, nearest
 from data_engine.processes import ending, output
 from data_engine.tables import load
 
@@ -27,6 +27,10 @@ COMMANDS = {
     ),
     "pairs": ("data_engine.commands.pairs:main", "pair the answers of a work_dir anew, by other rewards or strategies"),
     "export": ("data_engine.commands.export:main", "write the pairs of a work_dir as datasets for trainers"),
+    "loop": (
+        "data_engine.commands.loop:main",
+        "rounds of answers, pairs and training, each with the model of the one before",
+    ),
     "report": ("data_engine.commands.report:main", "write report/index.html of a work_dir again"),
     "bench": ("data_engine.commands.bench:main", "the engine's speed against stock transformers, on this machine"),
 }
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain_of_all(error)
     except IncompleteError as error:
         return _complain(str(error), 3)
-    except LostRankError as error:
+    except (LostRankError, TrainerError) as error:
         return _complain(f"{error}; run the same command again to go on", 1)
     except KeyboardInterrupt:
         return _complain("interrupted; run the same command again to go on", 75)

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-import data_engine
 from data_engine.commands import validate
 from data_engine.commands.arguments import read
 from data_engine.commands.examples import shown
@@ -25,6 +24,7 @@ from data_engine.errors import Collected, UserError
 from data_engine.planning.checks import require_all
 from data_engine.planning.plan import empty_shards
 from data_engine.processes import output
+from data_engine.processes.launch import launch_folder
 
 USAGE = 'usage: data-engine submit --array N [--sbatch "OPTIONS"] [--config FILE] [--name value ...]'
 HELP = f"""{USAGE}
@@ -52,7 +52,7 @@ _SET_HERE = ("num_shards", "shard_index", "continue_from_stage", "stop_after_sta
 def main(argv: Sequence[str]) -> int:
     """Check the configuration, submit both jobs, print their ids. Raises UserError, with nothing left in the queue."""
     if {"-h", "--help"} & set(argv):
-        print(f"{HELP}\n\nThe scripts are in {launch_folder()}.\n\n{shown('submit')}")
+        print(f"{HELP}\n\nThe scripts are in {sbatch_folder()}.\n\n{shown('submit')}")
         return 0
     options, flags = split(argv)
     draft, problems = read(flags, "submit"), Collected()
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     # sbatch puts numbers in the place of %j and the like.
     to = str(logs).replace("%", "%%")
-    launch = launch_folder()
+    launch = sbatch_folder()
     # The jobs run under this interpreter, whatever is on the PATH of their nodes.
     common = ["--parsable", f"--export=ALL,PYTHON={sys.executable},DATA_ENGINE_LAUNCH={launch}"]
     array = [f"--array=0-{num_jobs - 1}", f"--output={to}/slurm-%A_%a.out", *extra]
@@ -111,16 +111,9 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return options, flags
 
 
-def launch_folder() -> Path:
-    """The folder of run_engine.sh and the batch scripts: inside the installed package, or beside engine/ in a checkout.
-
-    Raises UserError where it is missing, or SLURM could not be given its name.
-    """
-    package = Path(data_engine.__file__).resolve().parent
-    folders = [package / "launch", package.parents[1] / "launch"]
-    found = next((folder for folder in folders if (folder / "run_engine.sh").is_file()), None)
-    if found is None:
-        raise UserError(f'no run_engine.sh in "{folders[0]}" or "{folders[1]}": install the package again')
+def sbatch_folder() -> Path:
+    """The folder of the scripts. Raises UserError where it is missing, or SLURM could not be given its name."""
+    found = launch_folder()
     if "," in str(found):
         raise UserError(f'"{found}" has a comma in its name, at which sbatch would cut it: install somewhere else')
     return found

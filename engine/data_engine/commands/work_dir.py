@@ -85,6 +85,10 @@ def read_run(work_dir: Path) -> dict:
         if has_not_begun(work_dir):
             jobs = f'its jobs wait in a queue, or have failed before; their output is "{work_dir}/logs/slurm-*.out"'
             raise IncompleteError(f'no rank has begun yet in "{work_dir}": {jobs}') from None
+        if rounds := sorted(work_dir.glob("round-*/run"), key=lambda path: len(str(path))):
+            raise UserError(
+                f'"{work_dir}" is the folder of a loop: name one of its rounds, as "{rounds[-1]}"'
+            ) from None
         raise UserError(f'"{work_dir}" is not the work_dir of a run: it has no run.json') from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f'"{work_dir}/run.json" is not one of a run: {type(error).__name__}: {error}') from None

@@ -114,6 +114,36 @@ def timeline(lanes: Sequence[tuple[str, Sequence[tuple[float, float, str]]]], ki
     return Markup(_svg(drawn, told, bottom + 18))
 
 
+def course(lines: Mapping[str, Sequence[tuple[int, float]]], label: str) -> Markup:
+    """Lines over whole numbers, such as rounds, by their names: (number, value) in order."""
+    points = [point for line in lines.values() for point in line if abs(point[1]) < LARGEST]
+    if not points:
+        return Markup("")
+    first, last = min(at for at, _ in points), max(at for at, _ in points)
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    if low == high:
+        low, high = low - 1, high + 1
+    # Half a step of room at either end, so that one round has its place in the middle.
+    x, y = _scale(first - 0.5, last + 0.5, LEFT, WIDTH - RIGHT), _scale(low, high, HEIGHT - BOTTOM - 8, TOP + 6)
+    drawn = []
+    for value in _ticks(low, high):
+        drawn.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        drawn.append(f'<text x="{LEFT - 5}" y="{y(value) + 5:.1f}" text-anchor="end">{value:.10g}</text>')
+    step = -(-(last - first + 1) // 10)
+    for number in range(first, last + 1, step):
+        drawn.append(f'<text x="{x(number):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{number}</text>')
+    legend = []
+    for kind, (name, line) in enumerate(lines.items()):
+        shown = [(x(at), y(value)) for at, value in line if abs(value) < LARGEST]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in shown)
+        drawn.append(f'<polyline class="course s{kind}" points="{path}"/>')
+        drawn += [f'<circle class="s{kind}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"/>' for px, py in shown]
+        legend.append(f'<li class="s{kind}"><i></i>{html.escape(name)}</li>')
+    told = "; ".join(f"{name}: " + ", ".join(f"{at}: {signed(value)}" for at, value in line)
+                     for name, line in lines.items())  # fmt: skip
+    return Markup(_svg(drawn, f"{label}. {told}") + f'<ul class="legend">{"".join(legend)}</ul>')
+
+
 def _scale(low: float, high: float, start: float, end: float) -> Scale:
     factor = (end - start) / (high - low)
     return lambda value: start + (value - low) * factor

@@ -45,6 +45,11 @@ _SETS = (
 _LINKED = re.compile(rf"/[^\s\"':;,()]*/{PREFIX}\w+(?:/[^\s\"':;,()]+)?")
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a local folder holds an adapter of peft."""
+    return is_file(folder / CONFIG)
+
+
 def model_folder(
     path: str, revision: str | None = None, base_path: str | None = None, base_flag: str = "base_path"
 ) -> Path:
@@ -54,7 +59,7 @@ def model_folder(
     Raises ModelError for what cannot be merged, as can be seen without torch.
     """
     folder = resolve(path, revision)
-    if not is_file(folder / CONFIG):
+    if not is_adapter(folder):
         if base_path is not None:
             raise ModelError(f"{base_flag} is for an adapter, and {folder} has no {CONFIG}: leave it out")
         return folder

@@ -1,0 +1,115 @@
+"""`data-engine loop`: rounds of sampling, rewarding, pairing and training, each with the model of the one before.
+
+The rounds are in rounds/; here are the flags, and what is checked before the first of them. No torch here.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from data_engine.commands.arguments import read
+from data_engine.commands.examples import shown
+from data_engine.commands.work_dir import take_option
+from data_engine.config import RunConfig
+from data_engine.errors import Collected, UserError
+from data_engine.questions.dataset import open_for_run
+from data_engine.rounds.places import MODEL, ROUND, Round, config_of
+from data_engine.rounds.training import PLACES, check_command
+from data_engine.rounds.work import work
+
+USAGE = "usage: data-engine loop --rounds N --train 'COMMAND' [--config FILE] [--name value ...]"
+_PLACES = "\n".join(f"    {{{name}}}".ljust(17) + told for name, told in PLACES.items())
+HELP = f"""{USAGE}
+
+A round samples answers from a model, rewards and pairs them as data-engine run does, and starts a trainer on the pairs;
+the next round samples from what that wrote. What is done is not done again: run the same command to go on.
+
+  --rounds N         how many rounds; more of them later go on behind those that are done
+  --train 'COMMAND'  what trains, without a shell; in it stand
+
+{_PLACES}
+
+In values of the other flags, {MODEL} is the model of the round, and {ROUND} its number. Everything is written under
+--work_dir: round-N/run is the work_dir of a round, round-N/model what its trainer wrote, index.html the course of the
+rewards. NUM_PROCESSES and the like are as for launch/run_engine.sh, which runs each round.
+
+All else is as in data-engine run --help, which lists it."""
+# Flags of a part of a run: a round is a whole one.
+_WHOLE = ("continue_from_stage", "stop_after_stage", "num_shards", "shard_index")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do all rounds and return an exit code. Raises UserError for what is wrong, before anything is done."""
+    if {"-h", "--help"} & set(argv):
+        print(f"{HELP}\n\n{shown('loop')}")
+        return 0
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s loop: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    rounds, flags = take_option(argv, "rounds")
+    train, flags = take_option(flags, "train")
+    draft, problems = read(flags, "loop"), Collected()
+    num_rounds = 0
+    with problems.noting():
+        num_rounds = _number(rounds)
+    with problems.noting():
+        if train is None:
+            raise UserError(f"missing: --train; {USAGE}")
+        check_command(train, draft.config.export is not None)
+    for check in (_check_whole, _check_answers, _check_itself, _check_machines):
+        with problems.noting():
+            check(draft.config)
+    for problem in draft.problems:
+        problems.note(problem)
+    problems.raise_any()
+    _check_rounds(draft.config, num_rounds)
+    return work(draft.config, num_rounds, train)
+
+
+def _check_rounds(loop: RunConfig, num_rounds: int) -> None:
+    """The questions of later rounds must be there by now: a loop may come to them in days."""
+    problems = Collected()
+    for number in range(2, num_rounds + 1):
+        one = Round(Path(loop.work_dir), number)
+        if ROUND in loop.dataset_path and not one.is_done:
+            with problems.noting():
+                open_for_run(config_of(loop, one))
+    problems.raise_any()
+
+
+def _number(text: str | None) -> int:
+    if text is None:
+        raise UserError(f"missing: --rounds; {USAGE}")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f'rounds must be a whole number, at least 1, got "{text}"')
+    return int(text)
+
+
+def _check_whole(config: RunConfig) -> None:
+    defaults = {field.name: field.default for field in fields(RunConfig)}
+    for name in _WHOLE:
+        if getattr(config, name) != defaults[name]:
+            raise UserError(f"loop runs all stages of all questions in each round: leave {name} out")
+
+
+def _check_answers(config: RunConfig) -> None:
+    if config.answers is not None:
+        raise UserError("answers cannot be given to a loop, whose rounds sample from the model that they train")
+
+
+def _check_itself(config: RunConfig) -> None:
+    if config.instruct_model_path == MODEL:
+        raise UserError(f"instruct_model_path is the model of the first round, and cannot be {MODEL}")
+    if config.reward_model_path == MODEL and config.reference_model_path is None:
+        raise UserError(
+            f"reward_model_path is {MODEL}, so that each model rewards its own answers: name the model before DPO by "
+            "reference_model_path, or every reward of the first round is 0"
+        )
+
+
+def _check_machines(_config: RunConfig) -> None:
+    if os.environ.get("NUM_MACHINES", "1") != "1":
+        raise UserError("NUM_MACHINES is set: a loop starts its runs and its trainer on one machine")

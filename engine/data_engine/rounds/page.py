@@ -1,0 +1,49 @@
+"""The page of a loop: what its rounds made, and how rewards went from round to round."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_engine.config import RunConfig
+from data_engine.pipeline.pair import OWN, pairs_file, read_funnel
+from data_engine.reporting import course
+from data_engine.reporting.columns import PairNumbers
+from data_engine.rounds.places import Round, is_one_scale
+from data_engine.store.absent import is_file
+from data_engine.store.atomic import replacing
+
+
+def path_of(loop: Path) -> Path:
+    """Where the page lies."""
+    return loop / "index.html"
+
+
+def write(loop: RunConfig, rounds: Sequence[Round]) -> None:
+    """Write the page anew, of the rounds whose pairs are made."""
+    facts = [_facts(one) for one in rounds if is_file(pairs_file(one.run, OWN))]
+    if not facts:
+        return
+    sources = {name.partition(".")[0] for one in facts for name in one.rewards}
+    changing = [source for source in loop.stages.sources if source in sources and not is_one_scale(loop, source)]
+    path = path_of(Path(loop.work_dir))
+    with replacing(path) as beside:
+        beside.write_text(course.text(path.parent.name, facts, changing), encoding="utf-8")
+
+
+def _facts(one: Round) -> course.RoundFacts:
+    path = pairs_file(one.run, OWN)
+    metadata = pq.read_schema(path).metadata or {}
+    run_file = json.loads((one.run / "run.json").read_text(encoding="utf-8"))
+    seconds = json.loads(one.trained.read_text(encoding="utf-8"))["seconds"] if one.is_done else None
+    numbers = PairNumbers.read(path)
+    kept = numbers.kept
+    words = (
+        [float(numbers.columns[f"{side}_words"][kept].mean()) for side in ("chosen", "rejected")] if len(kept) else None
+    )
+    return course.RoundFacts(
+        one.number, run_file["config"]["instruct_model_path"], read_funnel(one.run, OWN),
+        json.loads(metadata.get(b"reward_totals", b"{}")), words, seconds,
+        str((one.run / "report/index.html").relative_to(one.loop)),
+    )  # fmt: skip

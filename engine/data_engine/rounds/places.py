@@ -1,0 +1,131 @@
+"""Where the files of a round lie, and the flags of its run."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from data_engine.config import RunConfig
+from data_engine.errors import UserError
+from data_engine.models.checkpoints.adapter_folder import is_adapter
+from data_engine.stages import REFERENCE, TRAINED, model_flags
+from data_engine.store.absent import is_file
+from data_engine.store.atomic import replacing
+
+# In values of flags: the model that a round samples from, and its number.
+MODEL, ROUND = "{model}", "{round}"
+# What a round does not depend on: how a start is run, and what else it writes.
+FREE = (
+    "work_dir", "threads", "memory_fraction", "grace_s", "debug", "export", "device", "zero3", "zero3_config",
+    "require_fast", "on_bad_row", "vllm_args",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, from 1 on, of the loop in a folder."""
+
+    loop: Path
+    number: int
+
+    @property
+    def folder(self) -> Path:
+        return self.loop / f"round-{self.number}"
+
+    @property
+    def run(self) -> Path:
+        """The work_dir of its answers and pairs."""
+        return self.folder / "run"
+
+    @property
+    def model(self) -> Path:
+        """What its trainer writes."""
+        return self.folder / "model"
+
+    @property
+    def config(self) -> Path:
+        """The flags of its run, as --config takes them."""
+        return self.folder / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        """What its trainer says."""
+        return self.folder / "train.log"
+
+    @property
+    def trained(self) -> Path:
+        """It is there when the round is done."""
+        return self.folder / "trained.json"
+
+    @property
+    def is_done(self) -> bool:
+        return is_file(self.trained)
+
+
+def config_of(loop: RunConfig, one: Round) -> RunConfig:
+    """The configuration of a round's run, from that of the loop, whose work_dir is the loop's folder.
+
+    From the second round on, the model is what the round before trained: its family is what its config.json says, and
+    it has no revision. The reward implicit stays that against the first model, unless the loop names a reference.
+    """
+    values = asdict(loop) | {"work_dir": str(one.run)}
+    *first, base = (values[flag] for flag in model_flags(TRAINED))
+    first = model = (*first, _base_of(first[0], base))
+    if one.number > 1:
+        path = str(Round(one.loop, one.number - 1).model)
+        model = (path, None, None, _base_of(path, base))
+        if loop.reference_model_path is None and "implicit" in loop.stages.sources:
+            values |= dict(zip(model_flags(REFERENCE), first, strict=True))
+    for role in loop.roles:
+        if role == TRAINED or getattr(loop, f"{role}_model_path") == MODEL:
+            values |= dict(zip(model_flags(role), model, strict=True))
+    for name, value in values.items():
+        if isinstance(value, str) and name != "work_dir":
+            values[name] = value.replace(MODEL, model[0]).replace(ROUND, str(one.number))
+    return RunConfig(**values)
+
+
+def _base_of(path: str, base: str | None) -> str | None:
+    """The base of the loop's flags where that model may be an adapter: those of other rounds may be it alone."""
+    is_whole = is_file(Path(path) / "config.json") and not is_adapter(Path(path))
+    return None if is_whole else base
+
+
+def given(config: RunConfig) -> dict[str, object]:
+    """The fields that differ from their defaults."""
+    return {one.name: value for one in fields(config) if (value := getattr(config, one.name)) != one.default}
+
+
+def write_config(config: RunConfig, one: Round) -> None:
+    """The flags of a round as a file, by which `data-engine run` does the same."""
+    one.folder.mkdir(parents=True, exist_ok=True)
+    with replacing(one.config) as path:
+        path.write_text(yaml.safe_dump(given(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def require_same(config: RunConfig, one: Round) -> None:
+    """Raise UserError where a round that is done was made with other flags."""
+    then = yaml.safe_load(one.config.read_text(encoding="utf-8"))
+    now = given(config)
+    differing = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in FREE]
+    if differing:
+        told = "; ".join(f"{name} was {_told(then, name)}, now {_told(now, name)}" for name in differing)
+        raise UserError(
+            f'round {one.number} of "{one.loop}" is done, with other flags: {told}. Give those of its start, or '
+            "another work_dir"
+        )
+
+
+def _told(values: Mapping[str, object], name: str) -> str:
+    return repr(values[name]) if name in values else "not set"
+
+
+def is_one_scale(loop: RunConfig, source: str) -> bool:
+    """Whether the same models give a source's rewards in each round, so that those of two rounds can be compared."""
+    roles = {stage.model for stage in loop.stages.source(source).stages if stage.model}
+    if source == "implicit":
+        # Against the first model, unless a reference is named.
+        roles -= {TRAINED}
+    paths = [getattr(loop, f"{role}_model_path") or "" for role in roles]
+    return TRAINED not in roles and not any(sign in path for path in paths for sign in (MODEL, ROUND))

@@ -1,0 +1,120 @@
+"""The processes that a loop starts, one at a time, and the signals that it passes to them."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_engine.errors import UserError
+
+# As launch/supervise.py passes them on. A trainer gets them as every program knows them.
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+POLL_S = 0.1
+# A signal repeated within this time counts once: SLURM signals all processes of a job.
+SAME_SIGNAL_S = 2.0
+LOCK = ".loop.lock"
+
+
+class Stopped(Exception):
+    """A signal came."""
+
+
+class Children:
+    """Starts processes and waits for them; inside the `with`, signals go to the one that runs."""
+
+    def __init__(self, loop: Path) -> None:
+        self._lock_file, self._lock = loop / LOCK, -1
+        self._received: list[int] = []
+        self._last = 0.0
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises UserError where another loop works in the folder, or what it started still does."""
+        self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._take()
+            before = {number: signal.signal(number, self._note) for number in HEARD}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+        finally:
+            os.close(self._lock)
+
+    def _take(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(self._lock, 20, 0).decode() or "unknown"
+            raise UserError(
+                f'work_dir "{self._lock_file.parent}": another data-engine loop works there, or what it started still '
+                f"does (process {pid}): wait for it, or stop it"
+            ) from None
+        except OSError:
+            # A file system without locks.
+            return
+        self._sign(os.getpid())
+
+    def _sign(self, pid: int) -> None:
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(pid).encode(), 0)
+
+    def _note(self, number: int, _frame: object) -> None:
+        now = time.monotonic()
+        if not self._received or now - self._last > SAME_SIGNAL_S or number == signal.SIGINT:
+            self._received.append(number)
+            self._last = now
+
+    def run(self, words: Sequence[str], log: Path | None = None, **environment: str) -> int:
+        """The exit code of a process, negative for the signal that ended it; what it says goes to `log` and to here.
+
+        Raises Stopped where a signal came, once the process has ended, whatever its code: a trainer that was stopped
+        may end with 0. `environment` is for what the loop's own does not have.
+        """
+        if self._received:
+            raise Stopped
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(log.open("ab")) if log is not None else None
+            said = stack.enter_context(log.open("rb")) if log is not None else None
+            if said is not None:
+                said.seek(0, os.SEEK_END)
+            # In a session of its own, so that Ctrl-C reaches it from here alone. It keeps the lock while it lives.
+            child = subprocess.Popen(
+                words, env={**environment, **os.environ}, start_new_session=True, pass_fds=[self._lock],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT,
+            )  # fmt: skip
+            self._sign(child.pid)
+            told = 0
+            while child.poll() is None:
+                if len(self._received) > told:
+                    self._pass_on(child, group=log is not None, again=told > 0)
+                    told = len(self._received)
+                time.sleep(POLL_S)
+                _copy(said)
+            _copy(said)
+        self._sign(os.getpid())
+        if self._received:
+            raise Stopped
+        return child.returncode
+
+    def _pass_on(self, child: subprocess.Popen, group: bool, again: bool) -> None:
+        """To the launcher of ranks, which does the rest; to a trainer's whole group, the second time to kill it."""
+        number = self._received[-1]
+        with contextlib.suppress(ProcessLookupError):
+            if not group:
+                child.send_signal(number)
+            else:
+                polite = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+                os.killpg(child.pid, signal.SIGKILL if again else polite)
+
+
+def _copy(said) -> None:
+    if said is not None and (new := said.read()):
+        sys.stdout.write(new.decode(errors="replace"))
+        sys.stdout.flush()

@@ -1,0 +1,108 @@
+"""A round's trainer: the command that a user gives, started with this round's places, and what it must leave behind."""
+
+import re
+import shlex
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_engine.config import RunConfig
+from data_engine.errors import TrainerError, UserError, nearest
+from data_engine.models.check import check_folder
+from data_engine.models.registry import ModelError
+from data_engine.models.roles import folder_of, naming_flag
+from data_engine.rounds.places import Round
+from data_engine.rounds.processes import Children
+from data_engine.stages import TRAINED
+
+PLACES = {
+    "model": "the model of the round, which is to be trained",
+    "dataset": "the dataset of the round",
+    "exports": "the folder of what --export wrote",
+    "output": "where the trained model is to be",
+    "round": "its number",
+    "work_dir": "the work_dir of its run",
+}
+"""What may stand in braces in --train."""
+_PLACE = re.compile(r"\{([A-Za-z_]+)\}")
+NUM_LINES = 5
+
+
+def check_command(train: str, has_exports: bool) -> None:
+    """Raise UserError for a --train that cannot be a trainer."""
+    words = _words(train)
+    if not words:
+        raise UserError(
+            "train is empty: give the command that trains, as in --train 'sh train.sh {model} {dataset} {output}'"
+        )
+    for name in _PLACE.findall(train):
+        if name not in PLACES:
+            known = ", ".join(f"{{{one}}}" for one in PLACES)
+            raise UserError(f"train has {{{name}}}, which stands for nothing; known: {known}{nearest(name, PLACES)}")
+    found = set(_PLACE.findall(train))
+    if "output" not in found:
+        raise UserError("train has no {output}: the trainer must be told where the trained model is to be")
+    if not found & {"dataset", "exports", "work_dir"}:
+        raise UserError("train has neither {dataset} nor {exports}: the trainer must be told what to train on")
+    if "exports" in found and not has_exports:
+        raise UserError("train has {exports}, and nothing is exported: name the trainer's format by --export")
+    if not _PLACE.search(words[0]) and shutil.which(words[0]) is None:
+        raise UserError(f'train begins with "{words[0]}", which is no program on this machine')
+
+
+def _words(train: str) -> list[str]:
+    try:
+        return shlex.split(train)
+    except ValueError as error:
+        raise UserError(f"train cannot be cut into words: {error}: {train}") from None
+
+
+def command_of(train: str, one: Round, config: RunConfig) -> list[str]:
+    """The words of the command for a round, whose run has that configuration."""
+    places = {
+        "model": str(config.instruct_model_path), "dataset": str(one.run / "dataset"),
+        "exports": str(one.run / "exports"), "output": str(one.model), "round": str(one.number),
+        "work_dir": str(one.run),
+    }  # fmt: skip
+    return [_PLACE.sub(lambda found: places[found[1]], word) for word in _words(train)]
+
+
+def train(one: Round, words: Sequence[str], children: Children) -> None:
+    """Train the model of a round on its pairs, by the words of a command.
+
+    Raises TrainerError where the trainer fails, Stopped as Children.run.
+    """
+    code = children.run(words, one.log)
+    if code:
+        how = f"was ended by {_signal(-code)}" if code < 0 else f"ended with {code}"
+        last = "".join(f"\n  {line}" for line in _last_lines(one.log))
+        raise TrainerError(
+            f'the trainer of round {one.number} {how}: {shlex.join(words)}\nIts output is in "{one.log}", which ends '
+            f"with:{last}\nThe pairs of the round stay as they are. Mend what is wrong"
+        )
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def require_model(one: Round, following: RunConfig) -> None:
+    """Raise UserError where the trainer left nothing that the round after it, `following`, could sample from."""
+    try:
+        with naming_flag(following, TRAINED):
+            check_folder(folder_of(following, TRAINED), None)
+    except ModelError as error:
+        raise UserError(
+            f'the trainer of round {one.number} ended with 0, and left no model in "{one.model}", which is {{output}}: '
+            f"{str(error).partition(': ')[2]}"
+        ) from None
+
+
+def _last_lines(log: Path) -> list[str]:
+    # A progress bar is one line.
+    lines = log.read_bytes()[-4000:].decode(errors="replace").split("\n")
+    return [line.rstrip("\r").rpartition("\r")[2] for line in lines if line.strip()][-NUM_LINES:]

@@ -1,0 +1,79 @@
+"""All rounds of a loop, in their order: the run of a round, its trainer, the page; what is done is not done again."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from data_engine.config import RunConfig
+from data_engine.processes.exit_report import STOPPED
+from data_engine.processes.launch import launch_folder
+from data_engine.rounds import page, training
+from data_engine.rounds.places import Round, config_of, require_same, write_config
+from data_engine.rounds.processes import Children, Stopped
+from data_engine.store.atomic import replacing
+
+log = logging.getLogger(__name__)
+
+
+def work(loop: RunConfig, num_rounds: int, train: str) -> int:
+    """Do the rounds that are not done, and return an exit code: that of a round's run where it did not end with 0.
+
+    Raises what training.train and training.require_model raise.
+    """
+    folder = Path(loop.work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    children = Children(folder)
+    rounds = [Round(folder, number) for number in range(1, num_rounds + 1)]
+    try:
+        with children.alone():
+            for one in rounds:
+                config = config_of(loop, one)
+                if one.is_done:
+                    require_same(config, one)
+                    log.info("round %d of %d: done", one.number, num_rounds)
+                    _tell_of_another(one, train)
+                    continue
+                code = _round(loop, one, num_rounds, config, train, children)
+                page.write(loop, rounds)
+                if code:
+                    return code
+    except Stopped:
+        log.info("stopped; run the same command again to go on")
+        return STOPPED
+    log.info("%d rounds are done. The last model: %s\nThe course of the rounds: %s", num_rounds, rounds[-1].model,
+             page.path_of(folder))  # fmt: skip
+    return 0
+
+
+def _tell_of_another(one: Round, train: str) -> None:
+    """What trains may change, for rounds to come: those that are done stay as they are."""
+    then = json.loads(one.trained.read_text(encoding="utf-8"))["train"]
+    if then != train:
+        log.warning("round %d was trained by another command: %s", one.number, then)
+
+
+def _round(
+    loop: RunConfig, one: Round, num_rounds: int, config: RunConfig, train: str, children: Children
+) -> int:  # fmt: skip
+    told = f"round {one.number} of {num_rounds}"
+    write_config(config, one)
+    log.info("%s: answers and pairs, in %s", told, one.run)
+    script = launch_folder() / "run_engine.sh"
+    # Under this interpreter, whatever is on the PATH.
+    code = children.run(["sh", str(script), "--config", str(one.config)], PYTHON=sys.executable)
+    if code:
+        log.info("%s: its run ended with %d; no model was trained", told, code)
+        return code if code > 0 else 1
+    words = training.command_of(train, one, config)
+    log.info("%s: training, also told in %s\n  %s", told, one.log, " ".join(words))
+    start = time.time()
+    training.train(one, words, children)
+    training.require_model(one, config_of(loop, Round(one.loop, one.number + 1)))
+    told_then = {"round": one.number, "model": config.instruct_model_path, "train": train, "command": words,
+                 "seconds": time.time() - start}  # fmt: skip
+    with replacing(one.trained) as path:
+        path.write_text(json.dumps(told_then, indent=1), encoding="utf-8")
+    log.info("%s: done", told)
+    return 0

@@ -1,0 +1,78 @@
+"""`data-engine loop`: what it refuses before anything is done. Whole loops: tests/distributed/test_loops.py."""
+
+import pytest
+from bound_run import Run
+
+from data_engine.commands import loop
+from data_engine.commands.main import main
+
+TRAIN = "sh train.sh {model} {dataset} {output}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return Run(tmp_path_factory.mktemp("loop") / "run").make()
+
+
+@pytest.fixture
+def told(made, tmp_path, capsys, monkeypatch):
+    """The exit code and what is said; a loop that would begin is noted in the place of its work."""
+    began = []
+    monkeypatch.setattr(loop, "work", lambda *found: began.append(found) or 0)
+
+    def start(*more: str, **changes: object) -> tuple[int, str, list]:
+        flags = {f"{role}_model_path": made.folder / role for role in ("instruct", "reward")}
+        flags |= {"dataset_path": made.folder / "questions.parquet", "image_root": made.folder / "pictures"}
+        flags |= {"work_dir": tmp_path / "loop", "rounds": 2, "train": TRAIN} | changes
+        code = main(["loop", *(f"--{name}={value}" for name, value in flags.items() if value is not None), *more])
+        assert not (tmp_path / "loop").exists()
+        return code, capsys.readouterr().err, began
+
+    return start
+
+
+def test_a_loop_that_may_begin(told):
+    code, error, [(config, num_rounds, train)] = told("--seed", "4")
+    assert (code, error) == (0, "")
+    assert (config.seed, num_rounds, train) == (4, 2, TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rounds": None}, "missing: --rounds; usage: data-engine loop --rounds N --train 'COMMAND'"),
+        ({"rounds": "two"}, 'rounds must be a whole number, at least 1, got "two"'),
+        ({"rounds": "0"}, "rounds must be a whole number, at least 1"),
+        ({"train": None}, "missing: --train; usage"),
+        ({"train": "sh x {dataset}"}, "train has no {output}"),
+        ({"train": "sh x {output} {exports}"}, "train has {exports}, and nothing is exported"),
+        ({"stop_after_stage": 1}, "loop runs all stages of all questions in each round: leave stop_after_stage out"),
+        ({"num_shards": 2}, "leave num_shards out"),
+        ({"answers": "a.parquet"}, "answers cannot be given to a loop"),
+        ({"instruct_model_path": "{model}"}, "instruct_model_path is the model of the first round"),
+        ({"reward_model_path": "{model}"}, "name the model before DPO by reference_model_path"),
+        ({"temprature": 1}, "unknown flag --temprature; did you mean --temperature?"),
+        ({"round": 3}, "unknown flag --round; did you mean --rounds?"),
+        ({"dataset_path": "part-{round}.parquet"}, 'dataset_path "part-2.parquet"'),
+    ],
+)
+def test_what_is_refused(told, changes, expected):
+    code, error, began = told(**changes)
+    assert (code, began) == (2, [])
+    assert expected in error
+    assert "Traceback" not in error
+
+
+def test_all_mistakes_are_told_at_once(told):
+    code, error, _ = told(rounds="0", train="sh x {output}", seed=-1)
+    assert code == 2
+    assert "rounds must be" in error
+    assert "train has neither" in error
+    assert "seed must be between" in error
+
+
+def test_a_job_over_several_machines_is_refused(told, monkeypatch):
+    monkeypatch.setenv("NUM_MACHINES", "2")
+    code, error, _ = told()
+    assert code == 2
+    assert "a loop starts its runs and its trainer on one machine" in error

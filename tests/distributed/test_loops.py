@@ -1,0 +1,209 @@
+"""Whole loops by real processes: rounds by run_engine.sh over ranks, a trainer that makes models, kills and signals."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from bound_run import GOLDENS, Run
+from run_files import read
+
+pytestmark = pytest.mark.slow
+TRAINER = Path(__file__).with_name("loop_trainer.py")
+PATIENCE_S = 180
+
+
+class Loop:
+    """A loop over five questions, and what is around it."""
+
+    def __init__(self, run: Run, folder: Path, ranks: int = 1) -> None:
+        self.run, self.folder, self.hook, self.ranks = run, folder / "loop", folder / "hook", ranks
+        self.hook.mkdir(parents=True)
+
+    def words(self, rounds: int, **more: object) -> list[str]:
+        train = [sys.executable, str(TRAINER), "{model}", "{dataset}", "{output}", str(self.hook)]
+        flags = {f"{role}_model_path": self.run.folder / role for role in ("instruct", "reward")}
+        flags |= {"dataset_path": self.run.folder / "questions.parquet", "image_root": self.run.folder / "pictures"}
+        flags |= {"sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 6, "unit_size": 2, "threads": 1}
+        flags |= {
+            "device": "cpu",
+            "dtype": "float32",
+            "work_dir": self.folder,
+            "rounds": rounds,
+            "train": shlex.join(train),
+        }
+        return [
+            sys.executable,
+            "-m",
+            "data_engine",
+            "loop",
+            *(f"--{name}={value}" for name, value in (flags | more).items()),
+        ]
+
+    def start(self, rounds: int, **more: object) -> subprocess.Popen:
+        environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "RANK")}
+        return subprocess.Popen(
+            self.words(rounds, **more), env=environment | {"NUM_PROCESSES": str(self.ranks)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def end(self, rounds: int, **more: object) -> tuple[int, str]:
+        process = self.start(rounds, **more)
+        told, _ = process.communicate(timeout=PATIENCE_S)
+        print(told)
+        return process.returncode, told
+
+    def trained(self) -> list[str]:
+        """The outputs of the trainers that were started."""
+        file = self.hook / "starts"
+        return [Path(line).parent.name for line in file.read_text().split()] if file.exists() else []
+
+    def dataset(self, number: int) -> list[bytes]:
+        return [file.read_bytes() for file in sorted((self.folder / f"round-{number}/run/dataset").glob("*.parquet"))]
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Run:
+    return Run(tmp_path_factory.mktemp("loops") / "run").make()
+
+
+@pytest.fixture(scope="module")
+def whole(made, tmp_path_factory) -> Loop:
+    """Two rounds over two ranks."""
+    loop = Loop(made, tmp_path_factory.mktemp("whole"), ranks=2)
+    code, told = loop.end(2)
+    assert code == 0, told
+    return loop
+
+
+def test_a_round_is_the_run_by_hand_on_the_model_of_the_round_before(whole, made, tmp_path):
+    assert whole.trained() == ["round-1", "round-2"]
+    for number in (1, 2):
+        hand = Run(made.folder)
+        hand.work = tmp_path / f"work-{number}"
+        more = {"sample_k": 4}
+        if number == 2:
+            more |= {"reference_model_path": str(made.folder / "instruct")}
+            more |= {"instruct_model_path": str(whole.folder / "round-1/model")}
+        subprocess.run(
+            [sys.executable, "-m", "data_engine", "run", "--config", str(config_by_hand(hand, tmp_path, **more))],
+            check=True,
+        )
+        [theirs] = sorted((hand.work / "dataset").glob("*.parquet"))
+        assert whole.dataset(number) == [theirs.read_bytes()], number
+    # The second model answers otherwise.
+    answers = [
+        [row["token_ids"] for row in read(whole.folder / f"round-{number}/run/sampled_answer")] for number in (1, 2)
+    ]
+    assert answers[0] != answers[1]
+
+
+def config_by_hand(run: Run, folder: Path, **more: object) -> Path:
+    flags = {f"{role}_model_path": str(run.folder / role) for role in ("instruct", "reward")}
+    flags |= {"dataset_path": str(run.folder / "questions.parquet"), "image_root": str(run.folder / "pictures")}
+    flags |= {"rank": 2, "distance": 1000, "max_new_tokens": 6, "unit_size": 2, "threads": 1, "device": "cpu"}
+    path = folder / "by-hand.yaml"
+    path.write_text(yaml.safe_dump(flags | {"dtype": "float32", "work_dir": str(run.work)} | more))
+    return path
+
+
+def test_what_is_done_is_not_done_again_and_more_rounds_go_on(whole):
+    times = {
+        file: file.stat().st_mtime_ns for file in whole.folder.rglob("*") if file.is_file() and file.name[0] != "."
+    }
+    code, told = whole.end(2)
+    assert code == 0
+    assert "round 1 of 2: done" in told
+    assert whole.trained() == ["round-1", "round-2"]
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    page = (whole.folder / "index.html").read_text()
+    assert f"answers of {whole.folder}/round-1/model" in page
+    code, told = whole.end(2, beta=0.3)
+    assert code == 2
+    assert "round 1 of" in told
+    assert "beta was not set, now 0.3" in told
+
+
+def test_status_of_a_loop_names_its_rounds(whole):
+    done = subprocess.run(
+        [sys.executable, "-m", "data_engine", "status", str(whole.folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert (
+        f'"{whole.folder}" is the folder of a loop: name one of its rounds, as "{whole.folder}/round-2/run"'
+        in done.stderr
+    )
+
+
+def test_a_trainer_that_fails_ends_the_loop_and_the_next_start_trains_again(made, whole, tmp_path):
+    loop = Loop(made, tmp_path)
+    (loop.hook / "fail").touch()
+    code, told = loop.end(2)
+    assert code == 1
+    assert "the trainer of round 1 ended with 5" in told
+    assert "  no room on the device" in told
+    assert "Traceback" not in told
+    pairs = loop.dataset(1)
+    (loop.hook / "fail").unlink()
+    assert loop.end(2)[0] == 0
+    assert loop.trained() == ["round-1", "round-1", "round-2"]
+    assert loop.dataset(1) == pairs == whole.dataset(1)
+    assert loop.dataset(2) == whole.dataset(2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_loop_that_is_stopped_while_it_trains_goes_on(made, whole, tmp_path, number):
+    loop = Loop(made, tmp_path)
+    (loop.hook / "wait").touch()
+    first = loop.start(2)
+    until((loop.hook / "waits").exists, "the trainer")
+    first.send_signal(number)
+    told, _ = first.communicate(timeout=PATIENCE_S) if number != signal.SIGKILL else (first.wait(), None)
+    assert first.returncode == (-9 if number == signal.SIGKILL else 75)
+    assert not (loop.folder / "round-1/trained.json").exists()
+    if number == signal.SIGKILL:
+        # Its trainer lives on, and no other one starts beside it.
+        code, told = loop.end(2)
+        assert code == 2
+        assert "what it started still does (process " in told
+        os.kill(int(told.partition("(process ")[2].partition(")")[0]), signal.SIGKILL)
+    else:
+        assert "run the same command again to go on" in told
+    (loop.hook / "wait").unlink()
+    assert loop.end(2)[0] == 0
+    assert loop.trained() == ["round-1", "round-1", "round-2"]
+    assert loop.dataset(2) == whole.dataset(2)
+
+
+def test_a_loop_that_is_stopped_while_it_samples_goes_on(made, whole, tmp_path):
+    loop = Loop(made, tmp_path)
+    first = loop.start(2)
+    until(lambda: list((loop.folder / "round-1/run/sampled_answer").glob("unit-*")), "a unit")
+    first.send_signal(signal.SIGTERM)
+    told, _ = first.communicate(timeout=PATIENCE_S)
+    assert first.returncode == 75, told
+    assert loop.trained() == []
+    assert loop.end(2)[0] == 0
+    assert [loop.dataset(number) for number in (1, 2)] == [whole.dataset(number) for number in (1, 2)]
+
+
+def test_a_round_without_pairs_ends_the_loop_with_4(made, tmp_path):
+    """Both models are one: every reward is 0."""
+    loop = Loop(made, tmp_path)
+    code, told = loop.end(2, reward_model_path=GOLDENS / "instruct", min_margin=0.001)
+    assert code == 4
+    assert "no model was trained" in told
+    assert loop.trained() == []

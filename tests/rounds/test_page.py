@@ -1,0 +1,57 @@
+"""The page of a loop: its numbers and lines, from facts made by hand."""
+
+import re
+
+from data_engine.preferences.counts import Funnel
+from data_engine.reporting.course import RoundFacts, text
+
+
+def facts(number: int, mean: float, **more: object) -> RoundFacts:
+    totals = {"mean": mean, "best": mean + 1, "worst": mean - 1, "answers": 40, "questions": 1234, "equal": 5}
+    funnel = Funnel(questions=1240, answers=12400, ranked=9000, candidate_pairs=3000, written=2500)
+    told = {"words": (14.24, 15.86), "training_s": 90.0} | more
+    return RoundFacts(number, f"model <{number}>", funnel, {"implicit.avg": totals}, told["words"],
+                      told["training_s"], f"round-{number}/run/report/index.html")  # fmt: skip
+
+
+def rows(page: str) -> list[list[str]]:
+    found = re.findall(r"<tr>(.*?)</tr>", page)
+    return [re.findall(r">([^<]*)</t[hd]>", row) for row in found]
+
+
+def test_each_round_has_its_counts_words_and_time():
+    page = text("a loop", [facts(1, -0.5), facts(2, 0.25, training_s=None), facts(3, 0.5, words=None)], [])
+    shown = rows(page)
+    assert shown[1] == ["1", "1,240", "12,400", "9,000", "2,500", "14.2", "15.9", "1.5 min"]
+    assert shown[2][-1] == "to come"
+    assert shown[3][5:7] == ["", ""]
+    assert ["2", "+1.25", "+0.25", "-0.75", "1,234", "5"] in shown
+    assert "<title>Rounds of a loop</title>" in page
+    assert 'answers of model &lt;1&gt;; <a href="round-1/run/report/index.html">' in page
+
+
+def test_lines_go_through_the_rewards_of_the_rounds():
+    page = text("a loop", [facts(1, 0.0), facts(2, 1.0), facts(3, 0.5)], [])
+    lines = re.findall(r'<polyline class="course (\w+)" points="([^"]*)"', page)
+    assert [kind for kind, _ in lines] == ["s0", "s1", "s2"]
+    points = [[tuple(map(float, point.split(","))) for point in line.split()] for _, line in lines]
+    for line in points:
+        (x1, y1), (x2, y2), (x3, y3) = line
+        assert x2 - x1 == x3 - x2 > 0
+        # Up is less on a screen.
+        assert y2 < y3 < y1
+        assert abs((y1 - y3) * 2 - (y1 - y2)) < 0.3
+    best, mean, worst = points
+    assert all(a[1] < b[1] < c[1] for a, b, c in zip(best, mean, worst, strict=True))
+
+
+def test_one_round_and_equal_rewards_are_drawn_too():
+    totals = dict.fromkeys(("mean", "best", "worst"), 1.0) | {"answers": 4, "questions": 2, "equal": 2}
+    one = RoundFacts(1, "m", Funnel(), {"rule": totals}, None, None, "r")
+    assert '<circle class="s0"' in text("a loop", [one], [])
+
+
+def test_it_is_said_where_rewards_of_two_rounds_are_no_one_scale():
+    told = "Another model gives this reward in each round"
+    assert told not in text("a loop", [facts(1, 0.0)], ["contrast"])
+    assert told in text("a loop", [facts(1, 0.0)], ["implicit"])

@@ -1,0 +1,102 @@
+"""The flags of a round's run, from those of the loop."""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+from data_engine.commands.arguments import parse
+from data_engine.config import RunConfig
+from data_engine.errors import UserError
+from data_engine.rounds.places import Round, config_of, is_one_scale, require_same, write_config
+
+DEFAULTS = {field.name: field.default for field in fields(RunConfig)}
+
+
+def loop(tmp_path: Path, **more: object) -> RunConfig:
+    paths = {"instruct_model_path": "models/sft", "reward_model_path": "models/dpo", "dataset_path": "q.parquet"}
+    return RunConfig(**paths | {"work_dir": str(tmp_path / "loop")} | more)
+
+
+def differing(config: RunConfig) -> dict[str, object]:
+    return {name: value for name, value in asdict(config).items() if value != DEFAULTS[name]}
+
+
+def test_the_first_round_is_the_run_that_was_asked_for(tmp_path):
+    asked = loop(tmp_path, instruct_model_name="auto", seed=3)
+    config = config_of(asked, Round(tmp_path / "loop", 1))
+    assert differing(config) == differing(asked) | {"work_dir": str(tmp_path / "loop/round-1/run")}
+
+
+def test_later_rounds_answer_by_what_was_trained_and_keep_the_reward_of_the_first(tmp_path):
+    first = {"instruct_model_path": "org/sft", "instruct_model_name": "llava", "instruct_model_revision": "main"}
+    config = config_of(loop(tmp_path, **first, seed=3), Round(tmp_path / "loop", 3))
+    assert differing(config) == {
+        "instruct_model_path": str(tmp_path / "loop/round-2/model"),
+        "reference_model_path": "org/sft", "reference_model_name": "llava", "reference_model_revision": "main",
+        "reward_model_path": "models/dpo", "dataset_path": "q.parquet", "seed": 3,
+        "work_dir": str(tmp_path / "loop/round-3/run"),
+    }  # fmt: skip
+
+
+def test_a_reference_that_is_named_stays_and_other_rewards_need_none(tmp_path):
+    named = config_of(loop(tmp_path, reference_model_path="models/base"), Round(tmp_path / "loop", 2))
+    assert named.reference_model_path == "models/base"
+    rule = config_of(loop(tmp_path, rewards="rule", rule="final_answer"), Round(tmp_path / "loop", 2))
+    assert rule.reference_model_path is None
+
+
+def test_a_judge_may_be_the_model_itself_and_any_value_may_hold_the_number(tmp_path):
+    asked = loop(
+        tmp_path, dataset_path="data/part-{round}.parquet", rewards="yesno", yesno_model_path="{model}",
+        instruct_model_name="llava", chat_template_kwargs='{"round": "{round}", "a": {}}',
+    )  # fmt: skip
+    one, two = (config_of(asked, Round(tmp_path / "loop", number)) for number in (1, 2))
+    assert (one.yesno_model_path, one.yesno_model_name) == ("models/sft", "llava")
+    assert (two.yesno_model_path, two.yesno_model_name) == (str(tmp_path / "loop/round-1/model"), None)
+    assert [config.dataset_path for config in (one, two)] == ["data/part-1.parquet", "data/part-2.parquet"]
+    assert two.chat_template_kwargs == '{"round": "2", "a": {}}'
+
+
+def test_the_base_of_adapters_goes_to_rounds_whose_model_is_one(tmp_path):
+    first = tmp_path / "sft"
+    first.mkdir()
+    (first / "config.json").write_text("{}")
+    asked = loop(tmp_path, instruct_model_path=str(first), instruct_base_model_path=str(first))
+    one, two = Round(tmp_path / "loop", 1), Round(tmp_path / "loop", 2)
+    assert config_of(asked, one).instruct_base_model_path is None
+    one.model.mkdir(parents=True)
+    (one.model / "adapter_config.json").write_text("{}")
+    assert config_of(asked, two).instruct_base_model_path == str(first)
+    assert config_of(asked, two).reference_base_model_path is None
+
+
+def test_the_file_of_a_round_gives_run_the_same_configuration(tmp_path):
+    one = Round(tmp_path / "loop", 2)
+    config = config_of(loop(tmp_path, temperature=0.0, columns="question=prömpt", on_bad_row="error"), one)
+    write_config(config, one)
+    assert parse(["--config", str(one.config)]) == config
+
+
+def test_a_round_that_is_done_is_held_against_its_flags(tmp_path):
+    one = Round(tmp_path / "loop", 1)
+    write_config(config_of(loop(tmp_path, beta=0.2), one), one)
+    require_same(config_of(loop(tmp_path, beta=0.2, threads=3, export="trl", device="cpu"), one), one)
+    with pytest.raises(UserError, match=r"round 1 .* beta was 0\.2, now not set; temperature was not set, now 1\.0\. "):
+        require_same(config_of(loop(tmp_path, temperature=1.0), one), one)
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "expected"),
+    [
+        ("implicit", {}, True),
+        ("implicit", {"reward_model_path": "{model}", "reference_model_path": "models/base"}, False),
+        ("implicit", {"reward_model_path": "dpo-{round}"}, False),
+        ("contrast", {}, False),
+        ("yesno", {"yesno_model_path": "{model}"}, False),
+        ("yesno", {"yesno_model_path": "models/judge"}, True),
+        ("rule", {"rule": "final_answer"}, True),
+    ],
+)
+def test_rewards_of_two_rounds_compare_where_the_same_models_give_them(tmp_path, source, more, expected):
+    assert is_one_scale(loop(tmp_path, rewards=source, **more), source) == expected

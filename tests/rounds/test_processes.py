@@ -1,0 +1,146 @@
+"""What a loop starts, by real processes and real signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from data_engine.errors import UserError
+from data_engine.rounds.processes import Children, Stopped
+
+PATIENCE_S = 30
+# Tells that it has begun, and what it hears.
+LISTENS = """
+import signal, sys, time
+from pathlib import Path
+folder, code, stubborn = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["stubborn"]
+def hear(number, frame):
+    with open(folder / "heard", "a") as file:
+        file.write(signal.Signals(number).name + " ")
+    if not stubborn:
+        sys.exit(code)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, hear)
+(folder / "begun").touch()
+time.sleep(60)
+"""
+
+
+def until(holds, what: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def send_when_begun(folder: Path, *numbers: int) -> threading.Thread:
+    def send() -> None:
+        until((folder / "begun").exists, "the child")
+        for count, number in enumerate(numbers, 1):
+            os.kill(os.getpid(), number)
+            # The second one kills.
+            until(lambda: heard(folder), "the signal")
+            # Sent twice at once, a signal counts once.
+            time.sleep(2.1 if count < len(numbers) else 0)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def heard(folder: Path) -> int:
+    file = folder / "heard"
+    return len(file.read_text().split()) if file.exists() else 0
+
+
+def listener(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-c", LISTENS, str(folder), *more]
+
+
+def test_the_code_of_a_child_and_what_it_says(tmp_path, capfd):
+    children, log = Children(tmp_path), tmp_path / "log"
+    log.write_bytes(b"of an earlier start\n")
+    with children.alone():
+        say = "import sys; print('one', flush=True); print('two', file=sys.stderr); sys.exit(7)"
+        assert children.run([sys.executable, "-c", say], log) == 7
+        assert children.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], log) == -9
+        assert children.run(["sh", "-c", 'test "$A" = own && test "$HOME" != other'], A="own", HOME="other") == 0
+    assert log.read_bytes() == b"of an earlier start\none\ntwo\n"
+    assert capfd.readouterr().out == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "sent", "expected"),
+    [
+        ("log", signal.SIGTERM, "SIGTERM"), ("log", signal.SIGINT, "SIGINT"), ("log", signal.SIGUSR1, "SIGTERM"),
+        (None, signal.SIGTERM, "SIGTERM"), (None, signal.SIGUSR1, "SIGUSR1"),
+    ],
+)  # fmt: skip
+def test_a_signal_goes_to_the_child_and_stops_the_loop(tmp_path, log, sent, expected):
+    """To a trainer as programs know it, to run_engine.sh as it is. A child that ends with 0 may not be done."""
+    children = Children(tmp_path)
+    with children.alone():
+        thread = send_when_begun(tmp_path, sent)
+        with pytest.raises(Stopped):
+            children.run(listener(tmp_path, "0"), log and tmp_path / log)
+        thread.join()
+        with pytest.raises(Stopped):
+            children.run(["true"])
+    assert (tmp_path / "heard").read_text() == f"{expected} "
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_the_second_signal_kills_a_trainer_with_all_that_it_started(tmp_path):
+    children = Children(tmp_path)
+    script = f'"{sys.executable}" -c "$1" "$2" 0 stubborn & echo $! > "$2/pid"; trap "" TERM; wait; wait'
+    with children.alone():
+        thread = send_when_begun(tmp_path, signal.SIGTERM, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            children.run(["sh", "-c", script, "sh", LISTENS, str(tmp_path)], tmp_path / "log")
+        thread.join()
+    pid = int((tmp_path / "pid").read_text())
+    until(lambda: is_gone(pid), "the end of what the trainer started")
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_second_loop_is_refused_while_the_first_works(tmp_path):
+    with Children(tmp_path).alone(), pytest.raises(UserError, match=f"process {os.getpid()}"):
+        Children(tmp_path).alone().__enter__()
+    with Children(tmp_path).alone():
+        pass
+
+
+def test_a_trainer_that_outlives_its_loop_keeps_others_away(tmp_path):
+    start = (
+        "import sys; from pathlib import Path; from data_engine.rounds.processes import Children\n"
+        "children = Children(Path(sys.argv[1]))\n"
+        "with children.alone(): children.run(sys.argv[2:], Path(sys.argv[1]) / 'log')"
+    )
+    first = subprocess.Popen([sys.executable, "-c", start, str(tmp_path), *listener(tmp_path, "0")])
+    until((tmp_path / "begun").exists, "the child")
+    first.kill()
+    first.wait()
+    with pytest.raises(UserError, match=r"what it started still does \(process \d+\)") as refused:
+        Children(tmp_path).alone().__enter__()
+    os.kill(int(str(refused.value).partition("(process ")[2].partition(")")[0]), signal.SIGTERM)
+    until(lambda: heard(tmp_path), "the end of the child")
+
+    def free() -> bool:
+        try:
+            with Children(tmp_path).alone():
+                return True
+        except UserError:
+            return False
+
+    until(free, "the lock")

@@ -1,0 +1,103 @@
+"""The command that trains a round: what it may be, what it becomes, and what it must leave behind."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import adapters
+import pytest
+from safetensors.torch import load_file
+
+from data_engine.config import RunConfig
+from data_engine.errors import TrainerError, UserError
+from data_engine.rounds.places import Round
+from data_engine.rounds.processes import Children
+from data_engine.rounds.training import check_command, command_of, require_model, train
+
+INSTRUCT = Path(__file__).parents[1] / "goldens/llava/instruct"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("", "train is empty"),
+        ("sh 'x {dataset} {output}", "train cannot be cut into words: No closing quotation"),
+        ("sh x {dataset}", "train has no {output}"),
+        ("sh x {output} {model}", "train has neither {dataset} nor {exports}"),
+        ("sh x {output} {exports}", "nothing is exported"),
+        ("sh x {outputs} {dataset}", "train has {outputs}, which stands for nothing; known: {model}, {dataset}, "
+         "{exports}, {output}, {round}, {work_dir}; did you mean output?"),
+        ("no-such-program {dataset} {output}", 'train begins with "no-such-program", which is no program'),
+    ],
+)  # fmt: skip
+def test_a_command_that_cannot_train_is_refused(command, told):
+    with pytest.raises(UserError) as refused:
+        check_command(command, has_exports=False)
+    assert told in str(refused.value)
+
+
+def test_places_are_put_into_the_words_and_nothing_is_cut_there(tmp_path):
+    one = Round(tmp_path / "a loop", 2)
+    config = RunConfig(
+        instruct_model_path="models/my sft", dataset_path="q", work_dir="w", rewards="rule", rule="final_answer"
+    )
+    command = """sh 'my train.sh' --model={model} '{"data": "{dataset}", "n": {}}' {exports}/trl {output} """
+    command += "{round} {work_dir}"
+    check_command(command, has_exports=True)
+    folder = str(tmp_path / "a loop/round-2")
+    assert command_of(command, one, config) == [
+        "sh", "my train.sh", "--model=models/my sft", f'{{"data": "{folder}/run/dataset", "n": {{}}}}',
+        f"{folder}/run/exports/trl", f"{folder}/model", "2", f"{folder}/run",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def one(tmp_path) -> Round:
+    found = Round(tmp_path, 1)
+    found.folder.mkdir()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"), [("sys.exit(3)", "ended with 3"), ("os.kill(os.getpid(), 9)", "was ended by SIGKILL")]
+)
+def test_a_trainer_that_fails_is_told_with_its_last_words(one, ends, told):
+    say = f"import os, sys; print('a' + chr(13) + 'bar 100 %'); print('out of memory', flush=True); {ends}"
+    children = Children(one.loop)
+    with children.alone(), pytest.raises(TrainerError) as failed:
+        train(one, [sys.executable, "-c", say], children)
+    message = str(failed.value)
+    assert message.startswith(f"the trainer of round 1 {told}: ")
+    assert f'Its output is in "{one.log}", which ends with:\n  bar 100 %\n  out of memory\nThe pairs' in message
+
+
+def following(one: Round) -> RunConfig:
+    return RunConfig(
+        instruct_model_path=str(one.model), dataset_path="q", work_dir="w", rewards="rule", rule="final_answer"
+    )
+
+
+@pytest.mark.parametrize("kind", ["nothing", "an empty folder", "no weights", "a truncated one"])
+def test_a_trainer_must_leave_a_model(one, kind):
+    if kind != "nothing":
+        one.model.mkdir()
+    if kind in ("no weights", "a truncated one"):
+        shutil.copytree(INSTRUCT, one.model, dirs_exist_ok=True)
+        for file in one.model.glob("*.safetensors"):
+            if kind == "no weights":
+                file.unlink()
+            else:
+                file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="the trainer of round 1 ended with 0, and left no model in"):
+        require_model(one, following(one))
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapter"])
+def test_a_whole_model_is_one_and_so_is_an_adapter(one, kind):
+    if kind == "whole":
+        shutil.copytree(INSTRUCT, one.model)
+    else:
+        base = INSTRUCT.with_name("reward")
+        weights = {name: value for name, value in load_file(base / "model.safetensors").items() if "q_proj.w" in name}
+        adapters.write(one.model, base, adapters.stored(adapters.matrices(weights)))
+    require_model(one, following(one))
