@@ -59,7 +59,7 @@ PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm test-browser fuzz \
-	test-slow test-long test-slurm chaos prove prove-size prove-exports prove-pairs prove-plan docs lint bench bench-vllm \
+	test-slow test-long test-slurm chaos prove prove-loop prove-size prove-exports prove-pairs prove-plan docs lint bench bench-vllm \
 	bench-gpu clean
 
 help: ## print this list
@@ -178,6 +178,9 @@ chaos: $(STAMP) ## rounds of kills, signals, failing disks and lost units; each 
 
 prove: $(STAMP) ## that training on the data works, with controls (an hour or two; QUICK=1: minutes); goes on where it was stopped
 	$(BIN)/python tests/prove/prove.py $(PROVE_DIR)$(if $(QUICK),-quick --quick, --page docs)
+
+prove-loop: $(STAMP) ## rounds of answers, pairs and training in the demo's world, by data-engine loop and TRL (20 minutes); ARGS="--rounds 3"
+	$(TEST_ENV) $(BIN)/python tests/prove/loop.py runs/prove-loop $(ARGS)
 
 prove-size: $(STAMP) ## stage 2 at 50,000 and 200,000 questions: minutes and memory (half an hour, 12 GB of disk)
 	$(TEST_ENV) $(BIN)/python tests/size_proof.py 50000 200000 $(ARGS)

@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_engine.commands import bench, export, pairs, submit, validate
+from data_engine.commands import bench, export, loop, pairs, submit, validate
 from data_engine.commands.arguments import parse
 from data_engine.commands.main import COMMANDS, main
 
@@ -79,6 +79,7 @@ SLURM = "tests/distributed/test_slurm.py"
 ARRAY = f"{SLURM}::test_tasks_requeued_warned_and_killed_with_their_node_make_the_same_dataset"
 TWO_NODES = f"{SLURM}::test_one_job_over_two_nodes_warned_once_makes_the_same_dataset"
 MEASURED = "tests/planning/test_plan_measure.py"
+ROUNDS = "tests/trainers/test_trainer_rounds.py::test_a_loop_trains_by_the_script_of_the_page"
 MINUTES = "it takes minutes"
 APART = "it has an environment of its own"
 
@@ -112,6 +113,8 @@ ELSEWHERE = (
     Elsewhere(
         "docs/plan.md", "data-engine validate --config configs/demo.yaml", MEASURED, "it is about the demo's folders"
     ),
+    Elsewhere("docs/loop.md", "data-engine loop", ROUNDS, "it trains"),
+    Elsewhere("docs/loop.md", "# train.py", ROUNDS, "it trains"),
     Elsewhere("docs/vllm.md", "launch/run_engine.sh", VLLM, APART),
     Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format trl --push", PUSHED, "the hub has a stand-in"),
     Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format sft --min", RIGHT_ALONE, "it is about a rule"),
@@ -143,6 +146,7 @@ PARSERS = {
     "run": parse,
     "validate": lambda words: parse([word for word in words if word[2:] not in validate.OPTIONS], "validate"),
     "submit": _understand_submit,
+    "loop": loop.read_loop,
     "pairs": lambda words: pairs._parser().parse_args(words),
     "export": lambda words: export.chosen(export._arguments(words).format),
     "bench": lambda words: bench._parser().parse_args(words),

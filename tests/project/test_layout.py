@@ -25,7 +25,7 @@ SOURCES = sorted(
 FLOORS = [
     "commands bench demo",
     "planning",
-    "job watching",
+    "job watching rounds",
     "pipeline",
     "sampling scoring rewards preferences exports reporting",
     "models",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 from data_engine.commands.arguments import read
 from data_engine.commands.examples import shown
@@ -49,6 +50,22 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s loop: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
+    asked = read_loop(argv)
+    _check_rounds(asked.config, asked.num_rounds)
+    return work(*asked)
+
+
+class Asked(NamedTuple):
+    """What a command line asks for."""
+
+    config: RunConfig
+    """of all rounds: places are not filled in"""
+    num_rounds: int
+    train: str
+
+
+def read_loop(argv: Sequence[str]) -> Asked:
+    """Raises UserError for what is wrong with a command line, UserErrors where that is more than one thing."""
     rounds, flags = take_option(argv, "rounds")
     train, flags = take_option(flags, "train")
     draft, problems = read(flags, "loop"), Collected()
@@ -65,8 +82,7 @@ def main(argv: Sequence[str]) -> int:
     for problem in draft.problems:
         problems.note(problem)
     problems.raise_any()
-    _check_rounds(draft.config, num_rounds)
-    return work(draft.config, num_rounds, train)
+    return Asked(draft.config, num_rounds, train)
 
 
 def _check_rounds(loop: RunConfig, num_rounds: int) -> None:
