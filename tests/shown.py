@@ -77,6 +77,7 @@ HUB = "tests/docs/test_shown.py::test_the_hubs_program_has_the_flags_that_are_sh
 LISTING = "tests/docs/test_shown.py::test_the_listing_of_a_finished_run_is_what_is_there"
 SLURM = "tests/distributed/test_slurm.py"
 ARRAY = f"{SLURM}::test_tasks_requeued_warned_and_killed_with_their_node_make_the_same_dataset"
+LOOP = f"{SLURM}::test_a_loop_that_is_warned_while_it_trains_goes_on"
 TWO_NODES = f"{SLURM}::test_one_job_over_two_nodes_warned_once_makes_the_same_dataset"
 MEASURED = "tests/planning/test_plan_measure.py"
 ROUNDS = "tests/trainers/test_trainer_rounds.py::test_a_loop_trains_by_the_script_of_the_page"
@@ -114,6 +115,7 @@ ELSEWHERE = (
         "docs/plan.md", "data-engine validate --config configs/demo.yaml", MEASURED, "it is about the demo's folders"
     ),
     Elsewhere("docs/loop.md", "data-engine loop", ROUNDS, "it trains"),
+    Elsewhere("docs/loop.md", "sbatch", LOOP, "it needs a SLURM"),
     Elsewhere("docs/loop.md", "# train.py", ROUNDS, "it trains"),
     Elsewhere("docs/vllm.md", "launch/run_engine.sh", VLLM, APART),
     Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format trl --push", PUSHED, "the hub has a stand-in"),
@@ -161,7 +163,8 @@ def is_of_the_engine(line: str) -> bool:
 def understand(line: str) -> None:
     """The command's own parser reads the line; called in a folder without runs. Raises UserError where it does not."""
     found = STARTS.match(line)
-    command, words = found["command"] or "run", shlex.split(line[found.end() :].partition(" | ")[0])
+    command = found["command"] or ("loop" if "loop.sbatch" in line else "run")
+    words = shlex.split(line[found.end() :].partition(" | ")[0])
     assert command in COMMANDS, line
     if command in PARSERS:
         PARSERS[command](words)

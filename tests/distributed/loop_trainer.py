@@ -26,7 +26,7 @@ def main(model: Path, dataset: Path, output: Path, hook: Path | None = None) -> 
         shutil.rmtree(output)
     # The tower of a LLaVA-1.5 is looked for beside it.
     if not (output.parent / "openai").exists():
-        (output.parent / "openai").symlink_to((model.parent / "openai").resolve())
+        (output.parent / "openai").symlink_to(model.resolve().parent / "openai")
     shutil.copytree(model, output, ignore=shutil.ignore_patterns("*.safetensors"))
     while hook is not None and (hook / "wait").exists():
         (hook / "waits").touch()

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from bound_run import GOLDENS, Run
 from run_files import read
+
+from data_engine.job import worker
 
 pytestmark = pytest.mark.slow
 TRAINER = Path(__file__).with_name("loop_trainer.py")
@@ -89,35 +90,21 @@ def whole(made, tmp_path_factory) -> Loop:
     return loop
 
 
-def test_a_round_is_the_run_by_hand_on_the_model_of_the_round_before(whole, made, tmp_path):
+def test_a_round_is_the_run_by_hand_on_the_model_of_the_round_before(whole, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     assert whole.trained() == ["round-1", "round-2"]
+    hand, more = Run(made.folder), {}
     for number in (1, 2):
-        hand = Run(made.folder)
         hand.work = tmp_path / f"work-{number}"
-        more = {"sample_k": 4}
-        if number == 2:
-            more |= {"reference_model_path": str(made.folder / "instruct")}
-            more |= {"instruct_model_path": str(whole.folder / "round-1/model")}
-        subprocess.run(
-            [sys.executable, "-m", "data_engine", "run", "--config", str(config_by_hand(hand, tmp_path, **more))],
-            check=True,
-        )
+        assert hand.start(sample_k=4, device="cpu", **more) == 0
         [theirs] = sorted((hand.work / "dataset").glob("*.parquet"))
         assert whole.dataset(number) == [theirs.read_bytes()], number
+        more = {"reference_model_path": str(made.folder / "instruct")}
+        more |= {"instruct_model_path": str(whole.folder / "round-1/model")}
     # The second model answers otherwise.
-    answers = [
-        [row["token_ids"] for row in read(whole.folder / f"round-{number}/run/sampled_answer")] for number in (1, 2)
-    ]
+    answers = [[row["token_ids"] for row in read(whole.folder / f"round-{number}/run/sampled_answer")]
+               for number in (1, 2)]  # fmt: skip
     assert answers[0] != answers[1]
-
-
-def config_by_hand(run: Run, folder: Path, **more: object) -> Path:
-    flags = {f"{role}_model_path": str(run.folder / role) for role in ("instruct", "reward")}
-    flags |= {"dataset_path": str(run.folder / "questions.parquet"), "image_root": str(run.folder / "pictures")}
-    flags |= {"rank": 2, "distance": 1000, "max_new_tokens": 6, "unit_size": 2, "threads": 1, "device": "cpu"}
-    path = folder / "by-hand.yaml"
-    path.write_text(yaml.safe_dump(flags | {"dtype": "float32", "work_dir": str(run.work)} | more))
-    return path
 
 
 def test_what_is_done_is_not_done_again_and_more_rounds_go_on(whole):
@@ -148,56 +135,50 @@ def test_status_of_a_loop_names_its_rounds(whole):
     )
 
 
-def test_a_trainer_that_fails_ends_the_loop_and_the_next_start_trains_again(made, whole, tmp_path):
+def test_a_loop_whose_trainer_fails_and_that_is_stopped_and_killed_ends_as_one_that_was_left_alone(
+    made, whole, tmp_path
+):
     loop = Loop(made, tmp_path)
+
+    first = loop.start(2)
+    until(lambda: list((loop.folder / "round-1/run/sampled_answer").glob("unit-*")), "a unit")
+    assert stopped(first, signal.SIGTERM) == 75
+    assert loop.trained() == []
+
     (loop.hook / "fail").touch()
     code, told = loop.end(2)
     assert code == 1
     assert "the trainer of round 1 ended with 5" in told
     assert "  no room on the device" in told
     assert "Traceback" not in told
-    pairs = loop.dataset(1)
     (loop.hook / "fail").unlink()
-    assert loop.end(2)[0] == 0
-    assert loop.trained() == ["round-1", "round-1", "round-2"]
-    assert loop.dataset(1) == pairs == whole.dataset(1)
-    assert loop.dataset(2) == whole.dataset(2)
 
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_loop_that_is_stopped_while_it_trains_goes_on(made, whole, tmp_path, number):
-    loop = Loop(made, tmp_path)
     (loop.hook / "wait").touch()
-    first = loop.start(2)
+    second = loop.start(2)
     until((loop.hook / "waits").exists, "the trainer")
-    first.send_signal(number)
-    told, _ = first.communicate(timeout=PATIENCE_S) if number != signal.SIGKILL else (first.wait(), None)
-    assert first.returncode == (-9 if number == signal.SIGKILL else 75)
-    assert not (loop.folder / "round-1/trained.json").exists()
-    if number == signal.SIGKILL:
-        # Its trainer lives on, and no other one starts beside it.
-        code, told = loop.end(2)
-        assert code == 2
-        assert "what it started still does (process " in told
-        os.kill(int(told.partition("(process ")[2].partition(")")[0]), signal.SIGKILL)
-    else:
-        assert "run the same command again to go on" in told
+    assert stopped(second, signal.SIGINT) == 75
+
+    (loop.hook / "waits").unlink()
+    third = loop.start(2)
+    until((loop.hook / "waits").exists, "the trainer")
+    assert stopped(third, signal.SIGKILL) == -9
+    # Its trainer lives on, and no other one starts beside it.
+    code, told = loop.end(2)
+    assert code == 2
+    assert "what it started still does (process " in told
+    os.kill(int(told.partition("(process ")[2].partition(")")[0]), signal.SIGKILL)
     (loop.hook / "wait").unlink()
-    assert loop.end(2)[0] == 0
-    assert loop.trained() == ["round-1", "round-1", "round-2"]
-    assert loop.dataset(2) == whole.dataset(2)
 
-
-def test_a_loop_that_is_stopped_while_it_samples_goes_on(made, whole, tmp_path):
-    loop = Loop(made, tmp_path)
-    first = loop.start(2)
-    until(lambda: list((loop.folder / "round-1/run/sampled_answer").glob("unit-*")), "a unit")
-    first.send_signal(signal.SIGTERM)
-    told, _ = first.communicate(timeout=PATIENCE_S)
-    assert first.returncode == 75, told
-    assert loop.trained() == []
     assert loop.end(2)[0] == 0
+    assert loop.trained() == ["round-1"] * 4 + ["round-2"]
     assert [loop.dataset(number) for number in (1, 2)] == [whole.dataset(number) for number in (1, 2)]
+
+
+def stopped(process: subprocess.Popen, number: int) -> int:
+    process.send_signal(number)
+    told, _ = process.communicate(timeout=PATIENCE_S)
+    assert ("run the same command again to go on" in told) == (number != signal.SIGKILL), told
+    return process.returncode
 
 
 def test_a_round_without_pairs_ends_the_loop_with_4(made, tmp_path):

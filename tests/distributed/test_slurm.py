@@ -20,7 +20,7 @@ pytestmark = [
         reason=f"no {', '.join(missing_programs())} on this machine: apt-get install slurm-wlm munge",
     ),
 ]
-SUBMIT, STATUS, MULTINODE = ON_A_CLUSTER
+LOOP, SUBMIT, STATUS, MULTINODE = ON_A_CLUSTER
 ENGINE_S = 200
 
 
@@ -136,6 +136,25 @@ def test_one_job_over_two_nodes_warned_once_makes_the_same_dataset(reader, undis
     counted = sorted((line["rank"], line["exit_code"]) for line in lines if "exit_code" in line)
     # The warning may find rank 1 at work, or before it has begun.
     assert {(0, 75), (0, 0), (1, 0)} <= set(counted), "the two nodes did not count their ranks together"
+
+
+def test_a_loop_that_is_warned_while_it_trains_goes_on(reader, undisturbed):
+    cluster, folder, hook = reader.cluster, reader.place / "runs/loop", reader.place / "hook"
+    hook.mkdir()
+    (hook / "wait").touch()
+    # The page's train.sh.
+    (reader.place / "train.sh").write_text(
+        f'exec "{sys.executable}" "{Path(__file__).with_name("loop_trainer.py")}" "$@" hook\n'
+    )
+    job = reader.types(LOOP, *FLAGS).split()[-1]
+    reader.waits_until((hook / "waits").exists, "the trainer of the first round")
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    (hook / "wait").unlink()
+    end = reader.waits_for_the_end(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), Path(end["StdOut"]).read_text()
+    assert [line.split("/")[-2] for line in (hook / "starts").read_text().split()] == ["round-1", "round-1", "round-2"]
+    assert Result.of(folder / "round-1/run") == undisturbed
+    assert (folder / "round-2/trained.json").exists()
 
 
 def test_a_cancelled_task_stays_away_and_takes_the_pairing_job_along(reader):

@@ -47,7 +47,7 @@ def main() -> None:
             )
     settings = yaml.safe_load((HERE / "settings.yaml").read_text())["dpo"]
     recipe = {"model": "{model}", "dataset": "{exports}/trl", "method": "dpo", "seed": asked.seed}
-    recipe = json.dumps(recipe | {"num_rows": asked.num * 9 // 10} | settings)
+    recipe = json.dumps(recipe | {"num_rows": None} | settings)
     run(
         "-m", "data_engine", "loop", "--rounds", asked.rounds, "--work_dir", folder / "loop", *FLAGS,
         "--train", shlex.join([sys.executable, str(HERE / "train.py"), "{output}", recipe]),

@@ -29,7 +29,8 @@ class Recipe:
     model: str
     dataset: str
     method: str
-    num_rows: int
+    num_rows: int | None
+    """None: all"""
     learning_rate: float
     epochs: int
     seed: int
@@ -58,7 +59,9 @@ class Recording:
 def train(recipe: Recipe, out: str) -> None:
     """Train, and write model, processor and trained_on.json."""
     transformers.set_seed(recipe.seed)
-    rows = datasets.load_dataset(recipe.dataset, split="train").select(range(recipe.num_rows))
+    rows = datasets.load_dataset(recipe.dataset, split="train")
+    if recipe.num_rows is not None:
+        rows = rows.select(range(recipe.num_rows))
     processor = transformers.AutoProcessor.from_pretrained(recipe.model)
     shared = {
         "output_dir": out, "num_train_epochs": recipe.epochs, "per_device_train_batch_size": recipe.batch_size,
