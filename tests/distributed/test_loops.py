@@ -148,7 +148,7 @@ def test_a_loop_whose_trainer_fails_and_that_is_stopped_and_killed_ends_as_one_t
     (loop.hook / "fail").touch()
     code, told = loop.end(2)
     assert code == 1
-    assert "the trainer of round 1 ended with 5" in told
+    assert "the trainer of round 1 failed (exit code 5)" in told
     assert "  no room on the device" in told
     assert "Traceback" not in told
     (loop.hook / "fail").unlink()

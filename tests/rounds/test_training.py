@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from data_engine.config import RunConfig
 from data_engine.errors import TrainerError, UserError
+from data_engine.processes.children import Children
 from data_engine.rounds.places import Round
-from data_engine.rounds.processes import Children
-from data_engine.rounds.training import check_command, command_of, require_model, train
+from data_engine.rounds.training import check_command, command_of, require_model, require_program, train
 
 INSTRUCT = Path(__file__).parents[1] / "goldens/llava/instruct"
 
@@ -27,13 +27,19 @@ INSTRUCT = Path(__file__).parents[1] / "goldens/llava/instruct"
         ("sh x {output} {exports}", "nothing is exported"),
         ("sh x {outputs} {dataset}", "train has {outputs}, which stands for nothing; known: {model}, {dataset}, "
          "{exports}, {output}, {round}, {work_dir}; did you mean output?"),
-        ("no-such-program {dataset} {output}", 'train begins with "no-such-program", which is no program'),
     ],
 )  # fmt: skip
 def test_a_command_that_cannot_train_is_refused(command, told):
     with pytest.raises(UserError) as refused:
         check_command(command, has_exports=False)
     assert told in str(refused.value)
+
+
+def test_a_command_that_begins_with_no_program_is_refused():
+    require_program("sh train.sh {dataset} {output}")
+    require_program("{work_dir}/../../train {dataset} {output}")
+    with pytest.raises(UserError, match='train begins with "no-such-program", which is no program on this machine'):
+        require_program("no-such-program {dataset} {output}")
 
 
 def test_places_are_put_into_the_words_and_nothing_is_cut_there(tmp_path):
@@ -59,7 +65,7 @@ def one(tmp_path) -> Round:
 
 
 @pytest.mark.parametrize(
-    ("ends", "told"), [("sys.exit(3)", "ended with 3"), ("os.kill(os.getpid(), 9)", "was ended by SIGKILL")]
+    ("ends", "told"), [("sys.exit(3)", "exit code 3"), ("os.kill(os.getpid(), 9)", "ended by SIGKILL")]
 )
 def test_a_trainer_that_fails_is_told_with_its_last_words(one, ends, told):
     say = f"import os, sys; print('a' + chr(13) + 'bar 100 %'); print('out of memory', flush=True); {ends}"
@@ -67,7 +73,7 @@ def test_a_trainer_that_fails_is_told_with_its_last_words(one, ends, told):
     with children.alone(), pytest.raises(TrainerError) as failed:
         train(one, [sys.executable, "-c", say], children)
     message = str(failed.value)
-    assert message.startswith(f"the trainer of round 1 {told}: ")
+    assert message.startswith(f"the trainer of round 1 failed ({told}): ")
     assert f'Its output is in "{one.log}", which ends with:\n  bar 100 %\n  out of memory\nThe pairs' in message
 
 

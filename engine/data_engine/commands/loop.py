@@ -4,7 +4,6 @@ The rounds are in rounds/; here are the flags, and what is checked before the fi
 """
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,9 +15,10 @@ from data_engine.commands.examples import shown
 from data_engine.commands.work_dir import take_option
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
+from data_engine.processes.ranks import asked_machines
 from data_engine.questions.dataset import open_for_run
 from data_engine.rounds.places import MODEL, ROUND, Round, config_of
-from data_engine.rounds.training import PLACES, check_command
+from data_engine.rounds.training import PLACES, check_command, require_program
 from data_engine.rounds.work import work
 
 USAGE = "usage: data-engine loop --rounds N --train 'COMMAND' [--config FILE] [--name value ...]"
@@ -51,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
         level=logging.INFO, format="%(asctime)s loop: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
     asked = read_loop(argv)
+    require_program(asked.train)
+    _check_machines()
     _check_rounds(asked.config, asked.num_rounds)
     return work(*asked)
 
@@ -76,7 +78,7 @@ def read_loop(argv: Sequence[str]) -> Asked:
         if train is None:
             raise UserError(f"missing: --train; {USAGE}")
         check_command(train, draft.config.export is not None)
-    for check in (_check_whole, _check_answers, _check_itself, _check_machines):
+    for check in (_check_whole, _check_answers, _check_itself):
         with problems.noting():
             check(draft.config)
     for problem in draft.problems:
@@ -126,6 +128,6 @@ def _check_itself(config: RunConfig) -> None:
         )
 
 
-def _check_machines(_config: RunConfig) -> None:
-    if os.environ.get("NUM_MACHINES", "1") != "1":
+def _check_machines() -> None:
+    if asked_machines() > 1:
         raise UserError("NUM_MACHINES is set: a loop starts its runs and its trainer on one machine")

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -163,8 +162,17 @@ def _meet(ranks: Ranks, backend: str) -> None:
 
 def asked_ranks() -> int:
     """How many ranks a job will have, by the variables that launch/run_engine.sh takes and sets; 1 without them."""
-    numbers = (os.environ.get(name, "") for name in ("NUM_PROCESSES", "NUM_MACHINES"))
-    return math.prod(int(number) if number.isdecimal() and int(number) else 1 for number in numbers)
+    return _asked("NUM_PROCESSES") * asked_machines()
+
+
+def asked_machines() -> int:
+    """Of how many machines such a job is; 1 without the variable."""
+    return _asked("NUM_MACHINES")
+
+
+def _asked(name: str) -> int:
+    number = os.environ.get(name, "")
+    return int(number) if number.isdecimal() and int(number) else 1
 
 
 def since_start_s() -> float:

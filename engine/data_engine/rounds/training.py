@@ -12,8 +12,8 @@ from data_engine.errors import TrainerError, UserError, nearest
 from data_engine.models.check import check_folder
 from data_engine.models.registry import ModelError
 from data_engine.models.roles import folder_of, naming_flag
+from data_engine.processes.children import Children
 from data_engine.rounds.places import Round
-from data_engine.rounds.processes import Children
 from data_engine.stages import TRAINED
 
 PLACES = {
@@ -47,8 +47,13 @@ def check_command(train: str, has_exports: bool) -> None:
         raise UserError("train has neither {dataset} nor {exports}: the trainer must be told what to train on")
     if "exports" in found and not has_exports:
         raise UserError("train has {exports}, and nothing is exported: name the trainer's format by --export")
-    if not _PLACE.search(words[0]) and shutil.which(words[0]) is None:
-        raise UserError(f'train begins with "{words[0]}", which is no program on this machine')
+
+
+def require_program(train: str) -> None:
+    """Raise UserError where what it begins with cannot be started here."""
+    first = _words(train)[0]
+    if not _PLACE.search(first) and shutil.which(first) is None:
+        raise UserError(f'train begins with "{first}", which is no program on this machine')
 
 
 def _words(train: str) -> list[str]:
@@ -75,11 +80,12 @@ def train(one: Round, words: Sequence[str], children: Children) -> None:
     """
     code = children.run(words, one.log)
     if code:
-        how = f"was ended by {_signal(-code)}" if code < 0 else f"ended with {code}"
+        how = f"ended by {_signal(-code)}" if code < 0 else f"exit code {code}"
         last = "".join(f"\n  {line}" for line in _last_lines(one.log))
         raise TrainerError(
-            f'the trainer of round {one.number} {how}: {shlex.join(words)}\nIts output is in "{one.log}", which ends '
-            f"with:{last}\nThe pairs of the round stay as they are. Mend what is wrong"
+            f"the trainer of round {one.number} failed ({how}): {shlex.join(words)}\n"
+            f'Its output is in "{one.log}", which ends with:{last}\n'
+            "The pairs of the round stay as they are. Mend what is wrong"
         )
 
 

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from data_engine.config import RunConfig
+from data_engine.processes.children import Children, Stopped
 from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.launch import launch_folder
 from data_engine.rounds import page, training
 from data_engine.rounds.places import Round, config_of, require_same, write_config
-from data_engine.rounds.processes import Children, Stopped
 from data_engine.store.atomic import replacing
 
 log = logging.getLogger(__name__)

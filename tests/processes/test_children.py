@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_engine.errors import UserError
-from data_engine.rounds.processes import Children, Stopped
+from data_engine.processes.children import Children, Stopped
 
 PATIENCE_S = 30
 # Tells that it has begun, and what it hears.
@@ -123,7 +123,7 @@ def test_a_second_loop_is_refused_while_the_first_works(tmp_path):
 
 def test_a_trainer_that_outlives_its_loop_keeps_others_away(tmp_path):
     start = (
-        "import sys; from pathlib import Path; from data_engine.rounds.processes import Children\n"
+        "import sys; from pathlib import Path; from data_engine.processes.children import Children\n"
         "children = Children(Path(sys.argv[1]))\n"
         "with children.alone(): children.run(sys.argv[2:], Path(sys.argv[1]) / 'log')"
     )
