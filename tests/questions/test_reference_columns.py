@@ -48,7 +48,8 @@ def test_every_source_gives_the_values_as_they_are(tmp_path, write, order):
     questions = load_questions(str(write(tmp_path, rows)), further=None)
     assert list(questions.records(range(3))) == rows
     assert list(questions.records(range(1, 2))) == rows[1:2]
-    assert list(questions.column("objects")) == [row["objects"] for row in rows]
+    for name in ("objects", "ds_name"):
+        assert list(questions.column(name)) == [row[name] for row in rows]
     some = load_questions(str(write(tmp_path, rows)), further=("answer",))
     named = ("idx", "question", "answer", "ds_name")
     assert list(some.records(range(3))) == [{name: row[name] for name in named} for row in rows]

@@ -179,8 +179,9 @@ class Questions:
 
     def column(self, name: str) -> Iterator[object]:
         """One of the optional or further columns, of all rows."""
+        cells = _extra_cells if name in self.optional_columns else self._source.values
         for batch in self._source.batches(range(len(self)), [name]):
-            yield from self._source.values(batch.column(name))
+            yield from cells(batch.column(name))
 
     def _question(self, idx: int | str, asked: Asked, row: int, problem: str | None, extra: dict) -> Question:
         """One row; `problem` is what its source says of it."""
