@@ -133,6 +133,7 @@ def test_times_are_read_as_slurm_does(time, seconds):
     ("arguments", "message"),
     [
         (JOB, "missing: --array"),
+        (("--array", "2"), "missing: --instruct_model_path, --reward_model_path, --dataset_path, --work_dir"),
         ((*JOB, "--array"), "--array needs a value"),
         ((*JOB, "--array", "0"), 'array must be a whole number of jobs, at least 1, got "0"'),
         ((*JOB, "--array", "2", "--sbatch", "--comment 'x"), "sbatch cannot be cut into options"),

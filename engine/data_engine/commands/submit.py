@@ -187,7 +187,8 @@ def _check_can_submit(config: RunConfig) -> None:
     for name in _SET_HERE:
         if getattr(config, name) != defaults[name]:
             raise UserError(f"submit runs all stages and sets {name} itself, for each job: leave {name} out")
-    if "\\" in os.path.abspath(config.work_dir):
+    # None where it is missing, which is told beside this.
+    if "\\" in os.path.abspath(config.work_dir or ""):
         raise UserError(f'work_dir "{config.work_dir}" has a backslash in its name, which SLURM takes for another sign')
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch on this machine: submit from a login node of a SLURM cluster")
