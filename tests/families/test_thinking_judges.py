@@ -24,7 +24,7 @@ from data_engine.errors import UserError
 from data_engine.job import worker
 from data_engine.models.registry import ModelError
 from data_engine.pipeline.critic import UNFINISHED, Critic
-from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit
+from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit, said_ids
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import load_questions
 from data_engine.rewards.critic import template_in
@@ -89,9 +89,12 @@ def test_a_critics_number_is_read_behind_its_thought(thinker, monkeypatch):
     assert "I think of 3" in rows[0]["critique"]
 
 
-def test_a_model_whose_prompt_opens_a_thought_is_not_asked_for_yes_or_no(thinker):
-    with pytest.raises(UserError, match="the yesno model's chat template opens a thought before each answer"):
-        YesNo(thinker, YesNoTemplate("{question} {answer}?"))
+def test_a_model_whose_prompt_opens_a_thought_is_not_asked_for_yes_or_no(thinker, checkpoint):
+    """Neither loaded nor by its tokenizer alone, as `validate` looks at it."""
+    template = YesNoTemplate("{question} {answer}?")
+    for judge in (lambda: YesNo(thinker, template), lambda: said_ids(thinker.text_side(checkpoint.folder), template)):
+        with pytest.raises(UserError, match="the yesno model's chat template opens a thought before each answer"):
+            judge()
 
 
 def run_of(tmp_path, role: str, folder, **more: object) -> dict[str, object]:

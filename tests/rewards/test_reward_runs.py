@@ -8,6 +8,7 @@ from run_files import hostile_rows, read, write
 
 from data_engine.commands import report, status, validate
 from data_engine.config import RunConfig
+from data_engine.demo.train_yesno import INSTRUCT
 from data_engine.errors import UserError
 from data_engine.job import model_holder, worker
 from data_engine.pipeline import pair
@@ -194,6 +195,12 @@ def test_a_judge_that_cannot_say_yes_is_refused(config, questions, judge, monkey
     monkeypatch.setattr(Llava, "word_ids", lambda model, of: [] if "Yes" in of else words(model, of))
     with pytest.raises(UserError, match=r"no token that is yes in any spelling \(Yes, yes, YES\).*--yesno_model_path"):
         worker.run(config(questions, rewards="yesno", **judge))
+
+
+def test_validate_refuses_a_judge_that_cannot_say_yes_or_no(config, questions):
+    """The demo's words are colours, shapes and places."""
+    with pytest.raises(UserError, match=r"no token that is yes in any spelling \(Yes, yes, YES\).*--yesno_model_path"):
+        validate.check(config(questions, rewards="yesno", yesno_model_path=str(INSTRUCT)))
 
 
 def test_a_judge_is_checked_before_any_work_and_told_of(config, questions, judge, tmp_path):

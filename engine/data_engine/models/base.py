@@ -79,6 +79,8 @@ class TextSide(NamedTuple):
     """see VisionLanguageModel; None: by `text`, of a family whose prompts open no thought"""
     thought_marks: tuple[Marks, ...] = KNOWN
     """what stands around thoughts in the texts of its answers, its own marks first"""
+    word_ids: Callable[[Sequence[str]], list[int]] | None = None
+    """see VisionLanguageModel; None: known of a loaded model alone"""
 
 
 class CacheSizes(NamedTuple):

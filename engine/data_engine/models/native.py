@@ -161,7 +161,8 @@ class NativeModel(EmbeddingDecoder):
     def text_side(cls, folder: Path, chat: ChatSettings = NO_CHAT_SETTINGS) -> TextSide:
         tokenizer, tokens = load_tokenizer(folder), control_tokens(folder)
         text = lambda ids: tokenizer.decode(ids).strip()  # noqa: E731
-        return TextSide(tokenizer.vocabulary, cls.markers, control_tokens=tokens, text=text)
+        word_ids = lambda words: ids_of_words(tokenizer.encode, text, words)  # noqa: E731
+        return TextSide(tokenizer.vocabulary, cls.markers, control_tokens=tokens, text=text, word_ids=word_ids)
 
     @classmethod
     def cache_sizes(cls, folder: Path) -> CacheSizes:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_engine import schemas, stages
 from data_engine.errors import UserError
-from data_engine.models.base import VisionLanguageModel
+from data_engine.models.base import TextSide, VisionLanguageModel
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.prefix import run_prefix
 from data_engine.pipeline.passes import Behind, Whole, Work, compute_unit, require_room
@@ -49,18 +49,9 @@ class YesNo:
     """log p(yes) - log p(no) behind a question about an answer."""
 
     def __init__(self, model: VisionLanguageModel, template: YesNoTemplate) -> None:
-        """Raises UserError for a judge in whose vocabulary one of the two is no token, and one whose prompt opens a
-        thought, behind which neither of the two is to be expected.
-        """
-        if model.read_answer(Conversation.of(template.text), []).text is None:
-            raise UserError(
-                "the yesno model's chat template opens a thought before each answer, so that yes or no does not stand "
-                "behind the question: where the template reads that, --yesno_chat_template_kwargs "
-                """'{"enable_thinking": false}' switches it off; else choose another --yesno_model_path, or ask this """
-                "model by --critic_model_path"
-            )
+        """Raises UserError as said_ids does."""
         self._template = template
-        self._yes, self._no = (word_ids(model, name) for name in WORDS)
+        self._yes, self._no = said_ids(model, template)
         self._head = None if model.why_plain else _rows_of(model.head, [*self._yes, *self._no])
 
     def conversation(self, asked: Conversation, answer: str) -> Conversation:
@@ -94,7 +85,23 @@ class Scalar:
         return self._head(hidden_D[None])[0]
 
 
-def word_ids(model: VisionLanguageModel, name: str) -> list[int]:
+def said_ids(model: VisionLanguageModel | TextSide, template: YesNoTemplate) -> list[list[int]]:
+    """The tokens that say yes, and those that say no.
+
+    Raises UserError for a judge in whose vocabulary one of the two is no token, and one whose prompt opens a thought,
+    behind which neither of the two is to be expected.
+    """
+    if model.read_answer is not None and model.read_answer(Conversation.of(template.text), []).text is None:
+        raise UserError(
+            "the yesno model's chat template opens a thought before each answer, so that yes or no does not stand "
+            "behind the question: where the template reads that, --yesno_chat_template_kwargs "
+            """'{"enable_thinking": false}' switches it off; else choose another --yesno_model_path, or ask this """
+            "model by --critic_model_path"
+        )
+    return [word_ids(model, name) for name in WORDS]
+
+
+def word_ids(model: VisionLanguageModel | TextSide, name: str) -> list[int]:
     """The tokens that say yes, or no. Raises UserError where no spelling is one token."""
     found = model.word_ids(WORDS[name])
     if not found:

@@ -23,6 +23,7 @@ from data_engine.models.checkpoints.checkpoint import num_weights
 from data_engine.models.describe import told
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import placement
+from data_engine.pipeline.judge import said_ids
 from data_engine.planning import sizes
 from data_engine.planning.context_length import Room
 from data_engine.planning.found import Found, telling_unread
@@ -31,6 +32,7 @@ from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import Question, open_questions, read_images
 from data_engine.questions.images import BadImage
+from data_engine.rewards.yesno import YesNoTemplate
 from data_engine.stages import COMPARED, PAIR, TRAINED
 from data_engine.store.file_hashes import RememberedHashes
 from data_engine.vllm_settings import require_gpus
@@ -54,6 +56,7 @@ class _Look:
         self.families: dict[str, str] = {}
         self.sound: list[str] = []
         self._weights()
+        self._yesno()
         self._answers()
         target = self._target()
         if target is not None:
@@ -80,6 +83,16 @@ class _Look:
             self.told["warnings"] += kinship_warnings(*map(checkpoints.get, both), role=both[0])
             if told := why_sums_alone(checkpoints, both, False):
                 self.told["warnings"].append(told)
+
+    def _yesno(self) -> None:
+        """A judge that cannot say yes or no, which a run would find out behind its stage of sampling."""
+        if "yesno" in self.sound:
+            with self.found.noting("weights"):
+                chat = self.config.chat_of("yesno")
+                side = class_for(self.families["yesno"], chat).text_side(self.folders["yesno"], chat)
+                if side.word_ids is not None:
+                    # The words of its template are checked elsewhere, and make no prompt open a thought.
+                    said_ids(side, YesNoTemplate.read(None))
 
     def _family(self, role: str) -> str:
         from data_engine.models.registry import family_of

@@ -166,6 +166,7 @@ class Auto:
             loaded.text,
             loaded.read_answer,
             loaded.thought_marks,
+            loaded.word_ids,
         )
 
     @classmethod
