@@ -215,6 +215,7 @@ class Flags:
             require(value in choices, f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {shown}")
             return
         quote = f"; in YAML, {_in_quotes(name, value)}" if kind is str else ""
+        quote = "; leave it out for its default" if value is None else quote
         require(type(value) is kind, f"{name} must be {_EXPECTED[kind]}, got {shown}{quote}")
         require(kind is not float or math.isfinite(value), f"{name} must be a finite number, got {shown}")
         require(kind is not str or value.strip(), f"{name} is empty; is a shell variable unset?")

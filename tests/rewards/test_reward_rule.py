@@ -251,3 +251,13 @@ def test_a_killed_rank_leaves_no_worker_and_a_rerun_gives_the_same_bytes(given, 
         for unit in ("unit-00000.parquet", "unit-00001.parquet", "unit-00002.parquet"):
             killed, whole = (tmp_path / name / stage / unit for name in ("killed", "whole"))
             assert killed.read_bytes() == whole.read_bytes(), (stage, unit)
+
+
+def test_it_is_told_why_answers_have_no_number(given, tmp_path, capsys):
+    body = """
+    def mine(row, answers):
+        return {1: [1.0, None, "good", 0.0], 2: [1.0, float("nan"), 0.0, "bad"], 3: [1.0, 0.5, 0.5, "bad"]}[row["idx"]]
+    """
+    assert given(rule_file(tmp_path, textwrap.dedent(body)) + ":mine") == 0
+    told = "rule: 4 of 12 answers have no number; most often (3): the rule gave a value of type str, expected a number"
+    assert told in capsys.readouterr().err

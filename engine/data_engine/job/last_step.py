@@ -10,7 +10,7 @@ from pathlib import Path
 from data_engine import exports
 from data_engine.job import run_file
 from data_engine.job.plan import Plan
-from data_engine.pipeline import pair
+from data_engine.pipeline import pair, unrewarded
 from data_engine.pipeline.export import FinishedRun, of_pairing, read_metadata
 from data_engine.pipeline.pair_settings import Settings, without_effect
 from data_engine.pipeline.rewarded import Stored
@@ -65,7 +65,8 @@ def pair_all(plan: Plan, scratch: Path) -> bool:
     funnel = pair.run(stored_of(plan), settings, _source_of(plan), scratch, debug=config.debug)
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
     of_sources = (told for flags in config.source_flags.values() for told in flags.warnings)
-    for told in (*without_effect(config, plan.stages), *of_sources):
+    without_number = unrewarded.told(plan.work_dir, plan.stages)
+    for told in (*without_effect(config, plan.stages), *of_sources, *without_number):
         log.warning("%s", told)
     if before not in (None, pair.told_of(plan.work_dir)):
         log.info("pairs and dataset are replaced: before, %s", before)
