@@ -1,0 +1,82 @@
+"""Figures of the report and of the card's picture, each by hand: percents, means, shares, and where charts draw them."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from data_engine.preferences.counts import Funnel
+from data_engine.reporting import charts, facts, plots
+from data_engine.reporting.columns import PairNumbers
+
+FUNNEL = Funnel(
+    questions=4, quarantined=1, answers=20, not_ranked=Counter(empty=5), ranked=15, candidate_pairs=10,
+    dropped=Counter(identical=4), written=6,
+)  # fmt: skip
+
+
+def test_a_line_of_the_funnel_is_a_percent_of_what_came_in_last():
+    assert {bar["name"]: bar["percent"] for bar in facts.funnel_bars(FUNNEL)} == {
+        "questions": 100, "quarantined": 25,
+        "answers": 100, "not ranked: empty": 25, "ranked answers": 75,
+        "candidate pairs": 100, "dropped by identical": 40, "written": 60,
+    }  # fmt: skip
+
+
+def test_lengths_are_told_before_and_after_the_filters():
+    # The second and the last pair are dropped.
+    words = {"chosen_words": [10, 4, 3, 7], "rejected_words": [6, 4, 5, 1]}
+    columns = {name: np.array(values, np.int32) for name, values in words.items()}
+    numbers = PairNumbers(None, np.array([0, 1, 0, 1], np.int32), ["kept", "per_idx"], columns)
+    assert facts.length_table(numbers) == [
+        ("", "pairs", "words of chosen", "words of rejected", "mean difference", "chosen is longer", "equal"),
+        ("before: all candidates", "4", "6.0", "4.0", "+2.00", "50.0 %", "25.0 %"),
+        ("after: kept", "2", "6.5", "5.5", "+1.00", "50.0 %", "0.0 %"),
+    ]
+
+
+def test_ends_of_answers_are_shares_of_all_answers():
+    assert facts.finish_table({"length": 1, "stop": 3})[1:] == [("stop", "3", "75.0 %"), ("length", "1", "25.0 %")]
+
+
+def test_a_histograms_dashed_line_stands_at_the_mean():
+    # Five whole bins, from -0.5 to 4.5; the mean is 1, 0.3 of the way, between 72 and 510 pixels.
+    drawn = charts.histogram([charts.Series("kept", np.array([0, 0, 0, 4]), "kept")], "Words")
+    assert re.search(r'class="mean kept" x1="([^"]*)" x2="([^"]*)"', drawn).groups() == ("203.4", "203.4")
+
+
+def test_a_span_of_a_rank_is_drawn_where_it_was_and_as_long():
+    # 20 s between 90 and 510 pixels.
+    drawn = charts.timeline([("rank 0", [(10.0, 15.0, "a"), (15.0, 20.0, "b")])], {"a": 0, "b": 1})
+    assert re.findall(r'x="([^"]*)" y="8" width="([^"]*)"', drawn) == [("300.0", "105.0"), ("405.0", "105.0")]
+
+
+@pytest.fixture
+def picture(monkeypatch) -> list:
+    """The axes of the card's picture of two pairs: rewards, lengths, the bar of their colours, and the funnel."""
+    made: list[Figure] = []
+    monkeypatch.setattr(plots, "_png", lambda figure, dpi: made.append(figure))
+    columns = {"chosen_sum": [3.0, 5.0], "rejected_sum": [1.0, 2.0], "chosen_words": [5, 5], "rejected_words": [1, 1]}
+    plots.summary({name: np.array(values) for name, values in columns.items()}, "sum", [
+        (name.strip(), count) for name, count in FUNNEL.lines()
+    ])  # fmt: skip
+    return made[0].axes
+
+
+def test_the_pictures_dashed_lines_stand_at_the_mean_of_each_side(picture):
+    drawn = {line.get_color(): list(line.get_xdata()) for line in picture[0].lines}
+    assert drawn == {plots.CHOSEN: [4.0, 4.0], plots.REJECTED: [1.5, 1.5]}
+
+
+def test_the_picture_has_words_of_rejected_to_the_right_and_of_chosen_upwards(picture):
+    assert picture[1].get_xlabel() == "words in rejected (mean 1.0)"
+    assert picture[1].get_ylabel() == "words in chosen (mean 5.0)"
+    counts = np.ma.filled(picture[1].collections[0].get_array(), 0).reshape(6, 6)
+    assert np.argwhere(np.nan_to_num(counts) > 0).tolist() == [[5, 1]]
+
+
+def test_a_bar_of_the_pictures_funnel_is_a_share_of_what_came_in_last(picture):
+    bars = [bar.get_width() for axes in picture[2:] for container in axes.containers for bar in container]
+    assert bars == [1, 0.25, 1, 0.25, 0.75, 1, 0.4, 0.6]
