@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from data_engine.commands import main
 from data_engine.config import RunConfig
 from data_engine.models import load_model
 from data_engine.planning.found import FirstRows, Found
-from data_engine.planning.measure import Measured, extrapolate, line, shared
+from data_engine.planning.measure import Measured, extrapolate, line, processor_seconds, shared
 from data_engine.planning.plan import empty_shards, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines
 from data_engine.questions.conversation import Conversation
@@ -219,6 +220,28 @@ def test_hours_count_all_ranks_until_the_job_ends_and_one_rank_has_one_column(jo
     heading, *_, whole, _ = measured_lines(one)
     assert cells(heading) == ["measured", "1 rank", "GPU-hours", "tokens an answer"]
     assert cells(whole) == ["in all", "1 h 33 min", "1.550"]
+
+
+def test_what_each_question_and_each_rank_adds_and_how_far_units_differ_are_in_the_figures(job, monkeypatch):
+    """12 questions of 20 are left: a unit of 8 took 480 s once and 560 s once."""
+    config = RunConfig(**{name: value if value.startswith("/") or name == "device" else int(value)
+                          for name, value in job.items()})  # fmt: skip
+    found = Found(replace(config, stop_after_stage=2), questions=open_questions(config), heavy={"device": "cpu"})
+    names = ("sampled_answer", "instruct_logps", "reward_logps")
+    measured = Measured(
+        10.0, 20.0, {"instruct": 5.0, "reward": 15.0}, 8, {name: [(8, 480.0), (8, 560.0)] for name in names},
+        dict.fromkeys(names, ""), dict.fromkeys(names), dict.fromkeys(names, 0.0), 100.0, 12, 2.5, 30.0,
+    )  # fmt: skip
+    told = extrapolate(found, measured, 1, 6.0)
+    # 1.4 times 10 s of libraries, 20 s of planning and 6 s of checks; 100 s for 12 questions and 8 more at 2.5 s.
+    assert [line["seconds"] for line in told["stages"]] == pytest.approx([40.0, *[20 * 65.0] * 3, 120.0])
+    # Two standard errors of 60 and 70 s a question are 10 s of 65; of start and end, a tenth is not known.
+    off = 3900 * 10 / 65 + 16
+    assert told["seconds_range"] == pytest.approx([4060 - off, 4060 + off])
+    # Each rank imports, plans, loads both models and decodes: 80 s. Of the libraries, launcher and check take 9.5 s.
+    monkeypatch.setattr(time, "process_time", lambda: 7.0)
+    for ranks in (1, 3):
+        assert processor_seconds(found, measured, ranks) == pytest.approx(3900 + ranks * 80 + 7 + 9.5 + 120)
 
 
 def cells(line: str) -> list[str]:

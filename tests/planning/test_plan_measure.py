@@ -12,6 +12,7 @@ from data_engine.commands import main, validate
 from data_engine.commands.arguments import parse
 from data_engine.planning import measure
 from data_engine.planning.found import Found
+from data_engine.questions.dataset import open_questions
 
 
 @pytest.fixture
@@ -65,6 +66,23 @@ def test_ranks_that_share_processors_are_timed_beside_each_other(job, monkeypatc
     with pytest.raises(SystemExit, match="enough"):
         measure.measure(Found(parse(job), heavy={"device": device}), 2)
     assert started == processes
+
+
+@pytest.mark.parametrize(("seconds", "warned"), [(6.0, False), (2.0, True)])
+def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, seconds, warned):
+    """A unit took 4 s of the clock, and 6 s, or 2 s, of the two processors of its rank: three quarters, or a quarter."""
+    config = parse([*job, "--stop_after_stage=0"])
+    stage = {"times": [(1, (4.0, seconds))], "role": "", "tokens_an_answer": 3.0, "bytes_an_answer": 9.0}
+    result = {
+        "stages": {"sampled_answer": stage}, "loads": {}, "last": {}, "size": 1, "threads": 2,
+        **dict.fromkeys(("plan_s", "import_s", "workers_s"), (1.0, 1.0)),
+    }  # fmt: skip
+    monkeypatch.setattr(measure, "_start", lambda *_: None)
+    monkeypatch.setattr(measure, "_results", lambda children: [result] * len(children))
+    found = Found(config, questions=open_questions(config), heavy={"device": "cpu"})
+    assert measure.measure(found, 2)["processor_share"] == seconds / 8
+    assert [told for told in found.warnings if "had 25% of their 2 processors" in told] == found.warnings
+    assert bool(found.warnings) == warned
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

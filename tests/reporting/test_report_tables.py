@@ -1,15 +1,22 @@
 """Figures of the report and of the card's picture, each by hand: percents, means, shares, and where charts draw them."""
 
+import json
 import re
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
+from report_page import Page
+from stage2_world import make_world
 
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting import charts, facts, plots
 from data_engine.reporting.columns import PairNumbers
+from data_engine.reporting.compare import comparison_text, margin_chart
+from data_engine.reporting.page import report_text
 
 FUNNEL = Funnel(
     questions=4, quarantined=1, answers=20, not_ranked=Counter(empty=5), ranked=15, candidate_pairs=10,
@@ -37,6 +44,16 @@ def test_lengths_are_told_before_and_after_the_filters():
     ]
 
 
+def test_a_reward_over_all_answers_is_told_by_its_mean_best_and_worst(tmp_path):
+    path, means = tmp_path / "pairs.parquet", {"mean": 0.5, "best": 0.75, "worst": -0.25}
+    told = {"rule": means | {"answers": 4000, "questions": 1000, "equal": 7}}
+    pq.write_table(pa.table({}, metadata={"reward_totals": json.dumps(told)}), path)
+    assert facts.reward_table(path) == [
+        ("reward", "answers", "mean", "best of a question", "worst of a question", "questions", "all equal"),
+        ("rule", "4,000", "+0.5", "+0.75", "-0.25", "1,000", "7"),
+    ]
+
+
 def test_ends_of_answers_are_shares_of_all_answers():
     assert facts.finish_table({"length": 1, "stop": 3})[1:] == [("stop", "3", "75.0 %"), ("length", "1", "25.0 %")]
 
@@ -45,6 +62,35 @@ def test_a_histograms_dashed_line_stands_at_the_mean():
     # Five whole bins, from -0.5 to 4.5; the mean is 1, 0.3 of the way, between 72 and 510 pixels.
     drawn = charts.histogram([charts.Series("kept", np.array([0, 0, 0, 4]), "kept")], "Words")
     assert re.search(r'class="mean kept" x1="([^"]*)" x2="([^"]*)"', drawn).groups() == ("203.4", "203.4")
+
+
+def test_margins_of_two_pairings_are_those_of_their_kept_pairs():
+    columns = {"margin": np.array([1.0, 9.0, 2.0])}
+    drawn = margin_chart(PairNumbers(None, np.array([0, 1, 0], np.int32), ["kept", "per_idx"], columns))
+    assert "kept: mean +1.500 of 2" in drawn
+
+
+def test_a_pair_has_its_own_disagreement_of_rewards_on_both_pages(tmp_path):
+    """Of each reward's order of the pairs by chosen - rejected: the share of the pairs below, ties by half."""
+    world, work = make_world(tmp_path / "world", num_questions=12), tmp_path / "work"
+    world.publish(work)
+    wide = world.pair(work, distance=25)
+    (work / "pairs/pairs.parquet").rename(work / "pairs/wide.parquet")
+    own = world.pair(work, distance=6)
+    both = (("pairs", own), ("wide", wide))
+    shown = {"pairs": Page(report_text(work, world.questions(), own)).pairs}
+    compared = Page(comparison_text(work, world.questions(), both)).pairs
+    shown["wide"] = [pair for pair in compared if pair["status"] == "only wide"]
+    for name, pairs in shown.items():
+        rows = pq.read_table(work / f"pairs/{name}.parquet").to_pylist()
+        orders = [[row[f"chosen_{reward}"] - row[f"rejected_{reward}"] for row in rows] for reward in ("sum", "avg")]
+        places = [[(sum(other < one for other in order) + (order.count(one) - 1) / 2) / (len(order) - 1)
+                   for one in order] for order in orders]  # fmt: skip
+        expected = {(row["idx"], row["chosen_index"], row["rejected_index"]): abs(one - other)
+                    for row, one, other in zip(rows, *places, strict=True)}  # fmt: skip
+        found = {(pair["idx"], *pair["answers"]): pair["disagreement"] for pair in pairs}
+        assert found == pytest.approx({key: expected[key] for key in found}, abs=1e-5)
+        assert len(set(found.values())) > 2
 
 
 def test_a_span_of_a_rank_is_drawn_where_it_was_and_as_long():

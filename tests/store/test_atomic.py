@@ -65,6 +65,24 @@ def test_without_locks_what_is_older_than_a_day_is_left_over(tmp_path, monkeypat
     assert (tmp_path / "run.json").read_text() == "written all the same"
 
 
+def _replace(path):
+    with atomic.replacing(path) as beside:
+        beside.write_text("new")
+
+
+@pytest.mark.parametrize("replace", [_replace, lambda path: atomic.rewrite(path, lambda: "new")])
+def test_what_replaces_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_counts(
+    tmp_path, steps_to_disk, replace
+):
+    path = tmp_path / "run.json"
+    path.write_text("old")
+    replace(path)
+    new, *others = steps_to_disk
+    assert new.startswith("sync .run.json.")
+    assert others == ["run.json", f"sync {tmp_path.name}"]
+    assert path.read_text() == "new"
+
+
 def test_who_was_stopped_while_alone_with_a_file_holds_up_nobody_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "HELD_S", 0.1)
     (tmp_path / "run.json").touch()

@@ -8,7 +8,7 @@ import pytest
 
 from data_engine.errors import TakenOverError
 from data_engine.store import folders
-from data_engine.store.folders import scratch_folder, sole_scratch_folder, swap_in
+from data_engine.store.folders import move_in, move_in_once, scratch_folder, sole_scratch_folder, swap_in
 
 
 def test_what_dead_runs_left_is_removed_and_what_living_ones_use_is_not(tmp_path):
@@ -56,3 +56,22 @@ def test_scratch_is_gone_after_an_error(tmp_path):
     with pytest.raises(ValueError, match="stop"), scratch_folder(tmp_path, "pairing"):
         raise ValueError("stop")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_moved_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_counts(tmp_path, steps_to_disk):
+    """Pairs, the copy of given answers and datasets: after a power cut each is whole, or not there."""
+    place, names = tmp_path / "place", ("pairs.parquet", "answers", "dataset")
+    file, answers, dataset = (tmp_path / f"made-{name}" for name in names)
+    file.touch()
+    for folder in (answers, dataset):
+        (folder / "below").mkdir(parents=True)
+        (folder / "below/rows").touch()
+    for move, (made, name) in zip((move_in, move_in_once, _swap_in), zip((file, answers, dataset), names), strict=True):
+        steps_to_disk.clear()
+        move(made, place / name)
+        content = [] if move is move_in else ["sync below", "sync rows"]
+        assert steps_to_disk == [*content, f"sync {made.name}", name, "sync place"]
+
+
+def _swap_in(folder, target):
+    swap_in(folder, target, target.with_name("old"))
