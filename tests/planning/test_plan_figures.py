@@ -15,7 +15,9 @@ from validated import words
 
 from data_engine.commands import main
 from data_engine.config import RunConfig
+from data_engine.errors import BadRow
 from data_engine.models import load_model
+from data_engine.planning import heavy
 from data_engine.planning.found import FirstRows, Found
 from data_engine.planning.measure import Measured, extrapolate, line, processor_seconds, shared
 from data_engine.planning.plan import empty_shards, idle_ranks, plan_of
@@ -69,6 +71,31 @@ def test_units_tokens_and_bytes_are_those_by_hand(job, goldens, capsys):
     model = load_model(None, str(goldens / "llava/instruct"), device="cpu")
     prompt = model.prompt(Conversation.of("What is it?", 1), [noise((90, 60), 80)], False, 64)
     assert sampled["prompt_tokens"] == 8 * prompt.length
+
+
+def test_a_question_of_several_pictures_has_the_bytes_of_all(job, tmp_path, capsys):
+    cell = {"bytes": PICTURE, "path": None}
+    columns = {"idx": [0, 1], "question": ["What is it?"] * 2, "images": pa.array([[cell], [cell] * 2], pa.list_(IMAGE))}
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    stages = {stage["name"]: stage["bytes"] for stage in told(capsys, *words(job))["plan"]["stages"]}
+    assert stages["dataset"] == 2 * (2 * 4 * 6 + 256 + len("What is it?") + 1.5 * len(PICTURE))
+
+
+def test_questions_that_the_model_does_not_take_do_not_shorten_the_mean_prompt(job, capsys, monkeypatch):
+    def count(question, images):
+        if question.idx % 2:
+            raise BadRow("two pictures")
+        return 100
+
+    monkeypatch.setattr(heavy._Look, "_prompt_counter", lambda self, role: count)
+    stages = {stage["name"]: stage for stage in told(capsys, *words(job))["plan"]["stages"]}
+    assert stages["sampled_answer"]["prompt_tokens"] == NUM * 100
+
+
+def test_pairs_of_right_and_wrong_answers_stay_below_their_bound(job):
+    """Of six answers, three right ones with three wrong ones make the most: nine candidates."""
+    plan = plan_of(found_of(job, rewards="rule", rule="contains", strategy="right_wrong", right=1.0, sample_k=6), 1)
+    assert {stage.name: stage.bytes for stage in plan.stages}["pairs"] >= NUM * 9 * (2 * 4 * 6 + 256)
 
 
 def test_given_answers_count_as_many_and_as_long_as_they_are(job, tmp_path):

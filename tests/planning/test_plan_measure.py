@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 from run_files import hostile_rows, write
@@ -12,7 +13,10 @@ from data_engine.commands import main, validate
 from data_engine.commands.arguments import parse
 from data_engine.planning import measure
 from data_engine.planning.found import Found
+from data_engine.planning.timed import Spent, Timed
 from data_engine.questions.dataset import open_questions
+from data_engine.stages import SAMPLING
+from data_engine.store import units
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_ranks_that_share_processors_are_timed_beside_each_other(job, monkeypatc
 
 @pytest.mark.parametrize(("seconds", "warned"), [(6.0, False), (2.0, True)])
 def test_ranks_that_do_not_get_their_processors_are_told_of(job, monkeypatch, seconds, warned):
-    """A unit took 4 s of the clock, and 6 s, or 2 s, of the two processors of its rank: three quarters, or a quarter."""
+    """A unit took 4 s of the clock, and 6 s, or 2 s, of the two processors of its rank: 75% or 25%."""
     config = parse([*job, "--stop_after_stage=0"])
     stage = {"times": [(1, (4.0, seconds))], "role": "", "tokens_an_answer": 3.0, "bytes_an_answer": 9.0}
     result = {
@@ -109,3 +113,26 @@ def test_a_measurement_that_a_signal_ends_leaves_no_folder(job, tmp_path, capsys
 )
 def test_a_measurement_that_takes_longer_than_was_meant_does_not_tell_what_is_left(so_far, says):
     assert measure._progress("pairs", so_far) == says
+
+
+def test_what_a_further_question_adds_to_the_last_step_is_by_those_beyond_the_smaller_pairing(tmp_path, monkeypatch):
+    """Units of one question, of 8, of 8 others and of 4 of the first: the last two have 12 questions, each once."""
+    for unit in range(4):
+        path = units.unit_path(tmp_path, "sampled_answer", unit)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    spent = {"all": Spent(4.0, 2.0), "again": Spent(9.0, 3.0), "one": Spent(9.0, 1.0)}
+    asked = {}
+
+    def pair(self, numbers, todo, name):
+        asked[name] = list(numbers)
+        return spent[name]
+
+    monkeypatch.setattr(Timed, "_pair", pair)
+    timed = Timed.__new__(Timed)
+    timed.plan = SimpleNamespace(work_dir=tmp_path)
+    timed.rows = [range(0, 1), range(0, 8), range(8, 16), range(0, 4)]
+    found = timed.last_step([SAMPLING])
+    assert asked == {"all": [3, 2], "again": [3, 2], "one": [3]}
+    # 2 s of the processor for 8 more questions; the clock took twice as long as the processor.
+    assert found == {"seconds": spent["all"], "questions": 12, "a_question": Spent(0.5, 0.25)}

@@ -1,4 +1,4 @@
-"""Figures of the report and of the card's picture, each by hand: percents, means, shares, and where charts draw them."""
+"""Figures of the report and of the card's picture, by hand: percents, means, shares, and where charts draw them."""
 
 import json
 import re

@@ -60,17 +60,15 @@ def test_scratch_is_gone_after_an_error(tmp_path):
 
 def test_what_is_moved_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_counts(tmp_path, steps_to_disk):
     """Pairs, the copy of given answers and datasets: after a power cut each is whole, or not there."""
-    place, names = tmp_path / "place", ("pairs.parquet", "answers", "dataset")
-    file, answers, dataset = (tmp_path / f"made-{name}" for name in names)
-    file.touch()
-    for folder in (answers, dataset):
-        (folder / "below").mkdir(parents=True)
-        (folder / "below/rows").touch()
-    for move, (made, name) in zip((move_in, move_in_once, _swap_in), zip((file, answers, dataset), names), strict=True):
+    (tmp_path / "made-pairs").touch()
+    move_in(tmp_path / "made-pairs", tmp_path / "place/pairs")
+    assert steps_to_disk == ["sync made-pairs", "pairs", "sync place"]
+    for move, name in ((move_in_once, "answers"), (_swap_in, "dataset")):
         steps_to_disk.clear()
-        move(made, place / name)
-        content = [] if move is move_in else ["sync below", "sync rows"]
-        assert steps_to_disk == [*content, f"sync {made.name}", name, "sync place"]
+        (tmp_path / f"made-{name}/below").mkdir(parents=True)
+        (tmp_path / f"made-{name}/below/rows").touch()
+        move(tmp_path / f"made-{name}", tmp_path / "place" / name)
+        assert steps_to_disk == ["sync below", "sync rows", f"sync made-{name}", name, "sync place"]
 
 
 def _swap_in(folder, target):
