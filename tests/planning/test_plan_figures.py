@@ -75,8 +75,8 @@ def test_units_tokens_and_bytes_are_those_by_hand(job, goldens, capsys):
 
 def test_a_question_of_several_pictures_has_the_bytes_of_all(job, tmp_path, capsys):
     cell = {"bytes": PICTURE, "path": None}
-    columns = {"idx": [0, 1], "question": ["What is it?"] * 2, "images": pa.array([[cell], [cell] * 2], pa.list_(IMAGE))}
-    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    images = pa.array([[cell], [cell] * 2], pa.list_(IMAGE))
+    pq.write_table(pa.table({"idx": [0, 1], "question": ["What is it?"] * 2, "images": images}), tmp_path / "q.parquet")
     stages = {stage["name"]: stage["bytes"] for stage in told(capsys, *words(job))["plan"]["stages"]}
     assert stages["dataset"] == 2 * (2 * 4 * 6 + 256 + len("What is it?") + 1.5 * len(PICTURE))
 
