@@ -244,7 +244,7 @@ def test_a_critic_is_added_to_a_finished_run_and_bound_by_its_template(run):
     # A random model writes a digit now and then.
     assert {row["score"] is None for row in rows} == {True, False}
     template.write_text(template.read_text().replace("Q {", "Question {"))
-    told = r"critic_template was '[0-9a-f]{64}', now '[0-9a-f]{64}'; units of critic were"
+    told = r"critic_template was [0-9a-f]{12}, now [0-9a-f]{12}; units of critic were"
     assert re.search(told, run.refusal(**flags))
     gone = run.refusal(**flags | {"critic_template": "gone.yaml"})
     assert (

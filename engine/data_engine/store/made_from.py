@@ -76,7 +76,9 @@ def differing_names(theirs: Mapping, ours: Mapping) -> list[str]:
 def told(names: list[str], then: Mapping, now: Mapping) -> str:
     """Values that differ, for a person to read."""
     models = (stages.model_key(stage.model) for stage in stages.known().values() if stage.model)
-    contents = {"dataset", "chat_template", "yesno_template", "answers", "answers_vocabulary", *models}
+    contents = {
+        "dataset", "chat_template", "yesno_template", "critic_template", "answers", "answers_vocabulary", *models,
+    }  # fmt: skip
 
     def shown(name: str, value: object) -> str:
         if name == "sampler":
