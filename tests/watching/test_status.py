@@ -130,7 +130,15 @@ def test_a_folder_that_is_no_work_dir_is_refused(tmp_path, content, says):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "1 h 0 min"), (12_000, "3 h 20 min"), (190_800, "2 d 5 h")],
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (3599, "1 h 0 min"),
+        (12_000, "3 h 20 min"),
+        (100_000, "27 h 47 min"),
+        (190_800, "2 d 5 h"),
+    ],
 )
 def test_a_duration_has_two_units_at_most(seconds, text):
     assert status.duration(seconds) == text
