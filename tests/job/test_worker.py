@@ -1,9 +1,11 @@
 """The loop of one rank: which exception ends it where two do, and a unit that is published while it is claimed."""
 
+import contextlib
 import errno
 import json
 import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 from run_files import noise, png, write
@@ -64,6 +66,31 @@ def test_a_unit_that_was_published_between_the_look_and_the_claim_is_not_compute
     monkeypatch.setattr(Claims, "hold", published_first)
     assert worker.run(asked) == 0
     assert [line["unit"] for line in logs.unit_lines(tmp_path / "work")] == [0, 0, 0]
+
+
+def test_units_that_one_runner_computes_beside_each_other_share_its_time(monkeypatch):
+    """It has both from the start, and the first result after 10 s, the other one after 15 s more."""
+    submitted, seconds = [], {}
+
+    class Runner:
+        wants_more = property(lambda self: len(submitted) < 2)
+        submit = submitted.append
+
+        def poll(self):
+            return [(submitted[len(seconds)], None)]
+
+    def hand_over(self, stage, unit, result, took, claims_held, progress):
+        seconds[unit] = took
+        claims_held.pop(unit)
+
+    loop = worker.Worker.__new__(worker.Worker)
+    loop.stop, loop.held = SimpleNamespace(wanted=None), SimpleNamespace(runner=lambda *_: Runner())
+    monkeypatch.setattr(worker.Worker, "_claim", lambda self, stages: (None, 8, contextlib.ExitStack()))
+    monkeypatch.setattr(worker.Worker, "_submit", lambda self, stage, unit, runner: runner.submit(unit))
+    monkeypatch.setattr(worker.Worker, "_hand_over", hand_over)
+    monkeypatch.setattr(worker.time, "perf_counter", iter([0.0, 10.0, 25.0]).__next__)
+    loop._compute(None, 7, contextlib.ExitStack(), None, None)
+    assert seconds == {7: 10.0, 8: 15.0}
 
 
 def test_a_rank_that_makes_no_pairs_says_who_does(config, tmp_path, monkeypatch, capfd):
