@@ -231,6 +231,17 @@ def test_a_copy_that_another_process_made_meanwhile_stays_for_whoever_reads_it(q
     assert [folder.stat().st_ino for folder in (work / "answers").iterdir()] == there
 
 
+def test_a_copy_for_the_same_questions_in_another_order_is_another_one(tmp_path):
+    """As of a start that was refused, before its first unit, for a dataset that is mended by then."""
+    rows = [{"idx": idx, "answer": f"{idx} {number}"} for idx in ("a", "b", "c") for number in range(2)]
+    path, work = write_jsonl(tmp_path / "answers.jsonl", rows, "answer"), tmp_path / "work"
+    for order in ("abc", "cab"):
+        asked = load_questions(str(write(tmp_path / f"{order}.parquet", [(idx, "What is it?", None) for idx in order])))
+        found = given_answers.GivenAnswers.of(work, path, asked, hash_files, Claims(work, 0))
+        texts = [[answer.text for answer in answers] for answers in found.of_rows(range(3))]
+        assert texts == [[f"{idx} 0", f"{idx} 1"] for idx in order]
+
+
 def test_a_question_without_an_answer_is_no_bad_row(config, tmp_path):
     """Not even where the whole first unit has none."""
     good = hostile_rows()[0]
