@@ -244,9 +244,12 @@ def test_other_versions_of_libraries_go_on_with_a_warning(run, capsys):
     path = run.work / "run.json"
     content = json.loads(path.read_text())
     content["versions"]["numpy"] = "0.1"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content | {"threads": 2}))
     assert run.computed_again() == set()
-    assert "this run was started with other versions (numpy 0.1 -> " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "this run was started with other versions (numpy 0.1 -> " in told
+    # Beside it, other threads are told, too.
+    assert "began with 2 CPU threads a rank, and this start has 1" in told
 
 
 def test_another_number_of_threads_goes_on_with_a_warning(run, capsys):

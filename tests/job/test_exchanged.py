@@ -149,6 +149,8 @@ def test_a_picture_that_is_away_while_it_is_scored_is_scored_when_it_is_back(sam
     assert sampled.start() == 0
     assert {row["idx"] for row in read(sampled.work / "reward_logps")} == {"q1", "q2", "q3", "q4"}
     file.write_bytes(content)
+    # A start that computes none of these stages leaves them.
+    assert sampled.computed_again(continue_from_stage=2) == set()
     assert sampled.computed_again(continue_from_stage=1) == {"instruct_logps/0", "reward_logps/0"}
 
 

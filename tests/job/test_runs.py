@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,8 +14,9 @@ from prompts import EmbeddedPrompt, prefix
 from run_files import hostile_rows, noise, png, read, wide_picture, write
 
 from data_engine.errors import UserError
-from data_engine.job import model_holder, worker
+from data_engine.job import last_step, model_holder, worker
 from data_engine.planning.own_folders import FOLDERS
+from data_engine.preferences.counts import Funnel
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native.scheduler import sample
 from data_engine.sampling.requests import PromptRequest
@@ -82,6 +85,24 @@ def test_a_first_unit_whose_rows_all_fail_alike_ends_the_run(config, tmp_path):
     with pytest.raises(UserError, match=r"none of the first 4 rows .* same reason: question too long"):
         worker.run(config(write(tmp_path / "questions.parquet", [*rows[:4], ("good", "why?", whole)])))
     assert not read(tmp_path / "work/sampled_answer")
+
+
+def test_a_first_unit_whose_rows_all_fail_alike_is_left_out_where_another_one_is_there(config, tmp_path):
+    whole = png(Image.new("RGB", (60, 60)))
+    rows = [(f"r{number}", "why " * 5000 if number < 4 else "why?", whole) for number in range(5)]
+    dataset = write(tmp_path / "questions.parquet", rows)
+    assert worker.run(config(dataset, num_shards=2, shard_index=1, stop_after_stage=1)) == 0
+    assert worker.run(config(dataset)) == 0
+    assert [row["idx"] for row in units.left_out(tmp_path / "work")] == ["r0", "r1", "r2", "r3"]
+
+
+def test_why_there_is_no_pair_is_told_by_every_reason_the_most_frequent_first(tmp_path):
+    plan = SimpleNamespace(work_dir=tmp_path, config=SimpleNamespace(strategy="cross"))
+    funnel = Funnel(ranked=7, candidate_pairs=5, not_ranked=Counter(empty=2, duplicate=30), dropped=Counter(identical=5))
+    assert last_step.why_nothing(plan, funnel) == (
+        "nothing could be written, the dataset has no row: 30 answers not ranked: duplicate; 5 pairs dropped: "
+        "identical; 2 answers not ranked: empty"
+    )
 
 
 def test_a_question_that_leaves_no_room_is_quarantined_defect_30(config, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from data_engine import stages
 from data_engine.errors import UserError
 from data_engine.job import last_step, path_choice, run_file, worker
 from data_engine.pipeline import pair
+from data_engine.stages import RunStages
 from data_engine.store import atomic, units
 
 
@@ -130,3 +132,12 @@ def test_ranks_that_decide_on_a_path_at_the_same_time_follow_one_decision(tmp_pa
             path.parent.mkdir(exist_ok=True)
             path.unlink(missing_ok=True) if before is None else path.write_text(before)
             assert len(set(pool.map(decide, range(6)))) == 1
+
+
+def test_a_decision_on_a_path_holds_for_one_model_and_one_dataset():
+    def name(**bound: str) -> str:
+        return path_choice._digest(SimpleNamespace(stages=RunStages(), bound=bound), "reward")
+
+    one = name(reward_model="1", dataset="a")
+    assert name(reward_model="1", dataset="a", yesno_model="3") == one
+    assert len({one, name(reward_model="2", dataset="a"), name(reward_model="1", dataset="b")}) == 3
