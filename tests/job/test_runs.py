@@ -98,7 +98,8 @@ def test_a_first_unit_whose_rows_all_fail_alike_is_left_out_where_another_one_is
 
 def test_why_there_is_no_pair_is_told_by_every_reason_the_most_frequent_first(tmp_path):
     plan = SimpleNamespace(work_dir=tmp_path, config=SimpleNamespace(strategy="cross"))
-    funnel = Funnel(ranked=7, candidate_pairs=5, not_ranked=Counter(empty=2, duplicate=30), dropped=Counter(identical=5))
+    not_ranked, dropped = Counter(empty=2, duplicate=30), Counter(identical=5)
+    funnel = Funnel(ranked=7, candidate_pairs=5, not_ranked=not_ranked, dropped=dropped)
     assert last_step.why_nothing(plan, funnel) == (
         "nothing could be written, the dataset has no row: 30 answers not ranked: duplicate; 5 pairs dropped: "
         "identical; 2 answers not ranked: empty"

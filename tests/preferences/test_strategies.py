@@ -110,6 +110,8 @@ def test_length_alpha_auto_is_below_0_where_chosen_answers_are_shorter_and_0_wit
     rule = PairRule(pair_depth=1)
     assert -0.3 <= balance.alpha(rule) <= -0.1
     assert balance.mean_difference(balance.alpha(rule), rule) == 0
+    # Answers of 4 words' difference make no pair where they must differ by less.
+    assert balance.mean_difference(0.0, PairRule(pair_depth=1, max_word_gap=4)) == 0
     same = LengthBalance(1)
     same.add([[0.0, 1.0]], [5, 5])
     assert same.alpha(rule) == LengthBalance(1).alpha(rule) == 0

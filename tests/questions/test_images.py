@@ -143,6 +143,8 @@ def test_the_pixel_limit_is_checked_before_decoding():
 
 def test_a_bomb_past_pillows_own_limit_reads_like_any_other():
     assert reason(png_header(60_000, 60_000)) == "source image has more than 64 megapixels"
+    # Pillow's own limit, where that is the lower one: twice 1024 ** 3 / 12 pixels.
+    assert reason(png_header(60_000, 60_000), 1000) == "source image has more than 179 megapixels"
 
 
 def test_an_image_that_pillow_only_warns_about_passes_a_higher_limit(monkeypatch):

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import resource
 import select
+import signal
 import socket
 import subprocess
 import textwrap
@@ -13,6 +15,7 @@ import pytest
 from data_engine.errors import UserError
 from data_engine.processes.job_signals import JOB_SIGNALS
 from data_engine.rules import process as rules_process
+from data_engine.rules import worker as rules_worker
 from data_engine.rules.chosen import Rule
 from data_engine.rules.process import COMMAND, Judged, RuleProcess
 from data_engine.rules.worker import Limits, SetUp
@@ -252,3 +255,29 @@ def test_one_that_cannot_be_started_leaves_no_socket_open(monkeypatch):
     # The exception keeps the frames, and what they hold.
     assert failed.tb is not None
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.fixture
+def handlers():
+    """Those of the signals by which a rule's process ends itself."""
+    numbers = (signal.SIGPROF, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_process_that_waits_for_its_next_question_has_no_limit_of_time(handlers):
+    timers = (signal.ITIMER_PROF, signal.ITIMER_REAL)
+    with rules_worker._timed(100, 200):
+        assert [round(signal.getitimer(timer)[0], -1) for timer in timers] == [100, 200]
+    assert [signal.getitimer(timer) for timer in timers] == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize(("hard", "soft"), [(resource.RLIM_INFINITY, 5 << 30), (9 << 30, 5 << 30), (1 << 30, 1 << 30)])
+def test_memory_is_limited_within_what_the_machine_allows(monkeypatch, hard, soft):
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (hard, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, both: limits.append(both))
+    rules_worker._limit_memory(5 << 30)
+    assert limits == [(soft, hard)]

@@ -1,10 +1,12 @@
 r"""The built-in rules by tables: what an answer says, what is right, and whether the two are the same."""
 
+from fractions import Fraction
+
 import pytest
 
 from data_engine.rules import BUILT_IN, contains, objects
 from data_engine.rules.final_answer import extracted, final_answer
-from data_engine.rules.values import equal
+from data_engine.rules.values import equal, number_of
 
 # Right, and answers that are the same.
 SAME = {
@@ -87,6 +89,12 @@ OTHER = {
     "2020-01-02": ["2020-01-03"],
     "12:30": ["12:31"],
 }
+
+
+@pytest.mark.parametrize("text", ["1e301", "1e-301", "10^-301", "1" * 301])
+def test_a_number_that_would_take_very_many_digits_is_none(text):
+    assert number_of(text) is None
+    assert number_of("1e-300").value == Fraction(1, 10**300)
 
 
 @pytest.mark.parametrize(("right", "answer"), [(right, answer) for right, many in SAME.items() for answer in many])
