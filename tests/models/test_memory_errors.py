@@ -36,6 +36,13 @@ def test_out_of_memory_by_another_name_is_retried_where_models_are_whole(message
     assert caught.value.__suppress_context__
 
 
+def test_out_of_memory_without_a_text_is_told_by_its_kind():
+    with pytest.raises(torch.OutOfMemoryError, match="^MemoryError$"):
+        fail(WHOLE, MemoryError())
+    with pytest.raises(LostRankError, match=r"out of memory in a split model \(MemoryError\)"):
+        fail(SPLIT, MemoryError())
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(MESSAGES[0])])
 def test_out_of_memory_in_a_split_model_is_not_retried(error):
     with pytest.raises(LostRankError, match="out of memory in a split model"):

@@ -40,7 +40,8 @@ def naming_out_of_memory(model: VisionLanguageModel) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0]
+        # Python's own MemoryError has no text.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if model.is_split:
             raise LostRankError(
                 f"out of memory in a split model ({reason}): lower --max_new_tokens, or split over more ranks"
