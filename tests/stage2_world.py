@@ -48,11 +48,15 @@ class World:
         return split_units(len(self.questions()), self.unit_size)
 
     def publish(
-        self, work_dir: Path, order: Callable[[list], None] = lambda rows: None, left_out: Mapping | None = None
+        self,
+        work_dir: Path,
+        order: Callable[[list], None] = lambda rows: None,
+        left_out: Mapping | None = None,
+        missing: Mapping | None = None,
     ) -> None:
         """Publish every unit of the three stages; `order` may shuffle the rows of each file.
 
-        `left_out` are rows that units say they left out, by (stage, unit).
+        `left_out` and `missing` are rows that units say they left out, by (stage, unit).
         """
         questions = self.questions()
         kinds = {"sampled_answer": schemas.sampled_answer, "instruct_logps": schemas.logps}
@@ -64,7 +68,8 @@ class World:
             for stage, schema in kinds.items():
                 order(own)
                 table = pa.Table.from_pylist([_record(stage, row) for row in own], schema(questions.idx_type))
-                publish(work_dir, stage, unit, UnitResult(table, (left_out or {}).get((stage, unit), []), rows=digests))
+                without = [(told or {}).get((stage, unit), []) for told in (left_out, missing)]
+                publish(work_dir, stage, unit, UnitResult(table, *without, rows=digests))
 
     def pair(self, work_dir: Path, debug: bool = False, **settings) -> Funnel:
         """Stage 2, by SETTINGS and what is given here."""

@@ -37,7 +37,7 @@ def test_out_of_memory_by_another_name_is_retried_where_models_are_whole(message
 
 
 def test_out_of_memory_without_a_text_is_told_by_its_kind():
-    with pytest.raises(torch.OutOfMemoryError, match="^MemoryError$"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"^MemoryError$"):
         fail(WHOLE, MemoryError())
     with pytest.raises(LostRankError, match=r"out of memory in a split model \(MemoryError\)"):
         fail(SPLIT, MemoryError())

@@ -13,6 +13,7 @@ from stage2_world import MARKERS, dataset_rows, digest, make_world, pairs_rows, 
 
 from data_engine import build_pairs, schemas
 from data_engine.errors import IncompleteError, UserError
+from data_engine.exports.base import Written
 from data_engine.pipeline import pair
 from data_engine.preferences import candidates, filters
 from data_engine.preferences.word_count import count_words
@@ -187,15 +188,44 @@ def test_fewer_answers_an_empty_unit_and_quarantined_questions_are_counted_and_s
     # Unit 1 (q008 to q015) has nothing, q003 lost an answer, q005 all of them.
     gone = {f"q{number:03d}" for number in range(8, 16)} | {"q005"}
     world.rows = [r for r in world.rows if r["idx"] not in gone and (r["idx"], r["sample_index"]) != ("q003", 2)]
-    # q005 is left out by two stages, and counts once.
-    broken = [(f"q{number:03d}", "broken") for number in range(8, 16)]
+    # q005 is left out by two stages, and counts once; of unit 1 the pictures are missing.
+    broken = [(f"q{number:03d}", "gone") for number in range(8, 16)]
     left_out = {("sampled_answer", 0): [("q005", "broken")], ("reward_logps", 0): [("q005", "broken too")]}
-    world.publish(tmp_path / "work", left_out=left_out | {("sampled_answer", 1): broken})
+    world.publish(tmp_path / "work", left_out=left_out, missing={("sampled_answer", 1): broken})
     funnel = world.pair(tmp_path / "work")
     assert (funnel.questions, funnel.quarantined, funnel.answers) == (24, 9, 15 * 6 - 1)
     untouched = [p for p, _ in whole if p.idx not in gone | {"q003"}]
     found = [key(row) for row in pairs_rows(tmp_path / "work") if row["idx"] != "q003"]
     assert found == [(one.idx, one.chosen_index, one.rejected_index) for one in untouched]
+
+
+@pytest.mark.parametrize(("status", "stays"), [("kept", True), ("per_idx", False)])
+def test_a_dataset_stays_where_a_new_one_would_lose_a_question_that_it_has(tmp_path, status, stays):
+    rows = [{"idx": "a", "status": status}, {"idx": "b", "status": "kept"}]
+    pair.pairs_file(tmp_path).parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), pair.pairs_file(tmp_path))
+    gone = Written(1, without_source=frozenset({"a"}), first_gone="idx 'a': no file")
+    if stays:
+        with pytest.raises(UserError, match=r"would lack the pairs of 1 questions .*, as of idx 'a': no file"):
+            pair._require_sources(tmp_path, gone)
+    else:
+        pair._require_sources(tmp_path, gone)
+
+
+def test_a_question_that_cannot_be_read_any_more_takes_its_kept_pairs_alone(tmp_path):
+    """Of four candidates of each question, one is beyond --max_pairs, whatever becomes of its picture."""
+    texts = ("one", "two", "six", "ten", "big")
+    rows = [{"idx": idx, "sample_index": at, "answer": text, "sum": -at, "avg": -at}
+            for idx in "ab" for at, text in enumerate(texts)]  # fmt: skip
+    table = candidates.CandidateTable(tmp_path / "candidates.parquet", schemas.pairs(pa.string()), 0)
+    with table:
+        for idx in "ab":
+            table.add(idx, build_pairs([row for row in rows if row["idx"] == idx], rank=2))
+    table.filter_dataset()
+    before = table.counts()
+    assert (before["kept"], before["per_idx"]) == (6, 2)
+    table.drop(frozenset("b"))
+    assert {name: count for name, count in table.counts().items() if count} == {"kept": 3, "per_idx": 2, "no_source": 3}
 
 
 def test_defects_7_8_and_14_answers_that_cannot_rank_are_counted_by_reason(tmp_path):

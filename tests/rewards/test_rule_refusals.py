@@ -1,6 +1,7 @@
 """Rules that cannot be had, that are not steady, that fail: what a run refuses, and what it records and goes on."""
 
 import textwrap
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,10 @@ from run_files import read
 
 from data_engine.errors import UserError
 from data_engine.pipeline import rule as rule_stage
+from data_engine.pipeline.rule import Ruled
 from data_engine.rewards import rule as rewards_rule
+from data_engine.rules.chosen import Rule
+from data_engine.rules.process import Judged
 from data_engine.rules.worker import Limits
 
 
@@ -112,3 +116,18 @@ def test_questions_that_all_hang_are_given_up_at_the_fifth(given, config, tmp_pa
     told = r"none of the first 2 questions got a number.*idx 2, because the rule took more than 0.2 s, 2 times"
     with pytest.raises(UserError, match=told):
         given(f"{rule_file(tmp_path, body)}:f", unit_size=3)
+
+
+@pytest.mark.parametrize(("ends", "given_up"), [("x" * 5, True), (".xxxxx", False), ("xxxx.x", False)])
+def test_only_a_rule_of_which_the_first_five_questions_end_at_a_limit_is_given_up(tmp_path, ends, given_up):
+    """x: at a limit; a dot: a number. Where one has a number, others may have, too."""
+    found = [Judged((1.0,), (None,)) if end == "." else Judged(problem="it hangs", is_limit=True) for end in ends]
+    asked = [({"idx": at, "found": one}, ["answer"]) for at, one in enumerate(found)]
+    ruled = Ruled.__new__(Ruled)
+    ruled._rule, ruled._work_dir = Rule("mine.py:f"), tmp_path
+    ruled._process = SimpleNamespace(judge=lambda row, answers: row["found"])
+    if given_up:
+        with pytest.raises(UserError, match=r"none of the first 5 questions got a number, .* because it hangs"):
+            list(ruled._judged(asked))
+    else:
+        assert list(ruled._judged(asked)) == found
