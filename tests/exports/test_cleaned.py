@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from types import SimpleNamespace
 
 import pytest
 from stage2_world import make_world, pairs_rows, picture
@@ -9,6 +10,7 @@ from stage2_world import make_world, pairs_rows, picture
 from data_engine.exports.apart import apart
 from data_engine.exports.base import NO_SOURCE, ExportSource
 from data_engine.exports.cleaned import EMPTY, EQUAL, UNREADABLE, Cleaned, Rewriting
+from data_engine.exports.formats.turns import BOTH, labelled_answers
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question
 
@@ -168,3 +170,14 @@ def test_every_order_that_can_be_is_found():
             # One owner has more than half: of its rows, no more than must stand beside each other.
             most = max(map(owners.count, owners))
             assert neighbours(owners, found) <= 2 * most - size
+
+
+def test_an_answer_with_a_label_is_named_by_its_question_and_its_number():
+    """By which its place is drawn; one that is chosen and rejected is left out."""
+    sides = [("good", 4, "bad", 7), ("good", 4, "so so", 2), ("so so", 2, "bad", 7)]
+    names, left_out = ("chosen", "chosen_index", "rejected", "rejected_index"), []
+    rows = [dict(zip(names, pair, strict=True)) for pair in sides]
+    group = SimpleNamespace(rows=rows, question=SimpleNamespace(idx="q"))
+    found = list(labelled_answers(SimpleNamespace(leave_out=left_out.append), group))
+    assert found == [(("q", 4), "good", True), (("q", 7), "bad", False)]
+    assert left_out == [BOTH]

@@ -1,8 +1,11 @@
 """Pages of prompts and answers: how many there are, and how many answers they are expected to do for."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from data_engine.sampling.native.page_allocator import SEEN, PageAllocator, num_pages_of, pages_of
+from data_engine.sampling.native.prompts_kept import PromptsKept
 from data_engine.sampling.requests import PromptRequest, Sequence
 
 
@@ -82,3 +85,25 @@ def test_what_fits_with_nothing_beside_it_fits_at_its_longest():
     assert not pages.can_ever_hold(6 * 128 + 1)
     row(pages, 4)
     assert pages.can_ever_hold(6 * 128)
+
+
+def test_a_prompt_is_not_dropped_for_the_next_answer_to_it():
+    """Nothing has room: the prompt stays for when there is, and the one of another question goes for it."""
+    forgotten, ran = [], []
+    runner = SimpleNamespace(
+        caches=SimpleNamespace(num_slots=2), prompts_a_pass=4, forget=forgotten.append, prefill_all=ran.extend
+    )
+    pages = SimpleNamespace(suffice_for_another=lambda rows, tokens: False, take_for_prompt=lambda tokens: [])
+    pages.release_prompt = lambda of_prompt: None
+    prompts = PromptsKept(runner, pages)
+    asked = [PromptRequest(SimpleNamespace(length=9), [0, 1]) for _ in range(2)]
+    (first, second), (other, waiting) = ([Sequence(n, one, at) for at in (0, 1)] for n, one in enumerate(asked))
+    for row, following in ((first, second), (other, waiting)):
+        prompts.add(row)
+        prompts.run()
+        prompts.remove(row, following)
+    assert not prompts.make_room(second, [])
+    assert forgotten == [other.slot]
+    prompts.add(second)
+    prompts.run()
+    assert len(ran) == 2

@@ -1,5 +1,6 @@
 """The device's side of the sampling loop: rows and pages, tokens read late, memory that runs out."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -259,7 +260,7 @@ def out_of_memory_for(monkeypatch, too_large: Callable[[ModelRunner, EmbeddedPro
 
 @pytest.mark.parametrize("number", [slow(0), 3, slow(7)])
 def test_a_question_that_exceeds_the_memory_alone_costs_the_others_nothing(
-    instruct, asked, expected, monkeypatch, number
+    instruct, asked, expected, monkeypatch, caplog, number
 ):
     giant = asked[number].prompt
     out_of_memory_for(monkeypatch, lambda steps, prompt: prompt is giant)
@@ -270,8 +271,9 @@ def test_a_question_that_exceeds_the_memory_alone_costs_the_others_nothing(
     ]
     left = [answer for answer in found if answer.request == number]
     assert [(a.sample_index, a.finish_reason, a.token_ids) for a in left] == [(i, TOO_LARGE, []) for i in range(10)]
-    # 16 rows, 8, 4, 2, 1
+    # 16 rows, 8, 4, 2, 1; without it, half of 16 again.
     assert decoder.retries == 5
+    assert re.findall(r"goes on with (\d+) answers at a time", caplog.text) == ["8", "4", "2", "1", "8"]
 
 
 def test_a_row_that_runs_out_of_memory_alone_keeps_its_finished_answers(instruct, asked, expected, monkeypatch):
