@@ -147,6 +147,8 @@ def test_a_near_duplicate_does_not_rank_and_an_unusable_answer_is_no_original():
     answers = answers_of(["", "a b", "a  b", "c", "a b"], [1.0, 2.0, 3.0, 4.0, 5.0])
     rule = AnswerRule(("sum",), near_duplicates=1.0)
     assert why_not_ranked(answers, rule) == ["empty", None, "near_duplicate", None, "duplicate"]
+    # Who is left of two that are alike has nobody to be compared with.
+    assert why_not_ranked(answers_of(["a b", "a  b"], [1.0, 2.0]), rule) == ["alone", "near_duplicate"]
 
 
 def test_an_answer_needs_a_finite_number_in_each_reward_that_ranks_and_in_no_other():
