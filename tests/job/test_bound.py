@@ -223,10 +223,11 @@ def test_another_dataset_is_refused_by_name(run):
     assert "dataset was " in run.refusal()
 
 
-def test_the_same_dataset_elsewhere_changes_nothing_but_where_other_commands_look_for_it(run):
+def test_the_same_dataset_elsewhere_changes_nothing(run):
     moved = {"dataset_path": str(shutil.move(run.folder / "questions.parquet", run.folder / "q.parquet"))}
     moved["image_root"] = str(shutil.move(run.folder / "pictures", run.folder / "images"))
     assert run.computed_again(**moved) == set()
+    # Other commands look for it there from then on.
     assert json.loads((run.work / "run.json").read_text())["places"] == moved
 
 
