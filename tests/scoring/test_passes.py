@@ -47,6 +47,17 @@ def test_a_judge_has_room_for_the_prompt_and_the_answer_behind_it(positions, fit
             judged.prepare(QUESTION, [ROW])
 
 
+@pytest.mark.parametrize(("ids", "told"), [([9], None), ([10], "has the id 10; the model has 10 ids")])
+def test_an_answer_of_an_id_that_the_model_has_not_is_left_out(ids, told):
+    model = SimpleNamespace(num_ids=10, banned_token_ids=[])
+    row = ROW | {"token_ids": ids, "thought_tokens": None}
+    if told is None:
+        assert score._answer_ids(model, QUESTION.conversation, row, False) == (ids, 0)
+    else:
+        with pytest.raises(BadRow, match=told):
+            score._answer_ids(model, QUESTION.conversation, row, False)
+
+
 class TooLarge:
     """A scorer of a model whose memory holds no answer."""
 
