@@ -95,6 +95,11 @@ def nearest(name: str, known: Iterable[str], before: str = "") -> str:
     return f"; did you mean {before}{plain[found[0]]}?" if found else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, for the end of a message; its name where it says nothing, as Python's MemoryError."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def kind_of(reason: str) -> str:
     """Why a row is left out, without what is particular to that row, on one line."""
     return " ".join(PARTICULARS.sub("…", reason).split())[:REASON_LENGTH]

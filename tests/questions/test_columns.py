@@ -25,7 +25,7 @@ from data_engine.models.base import Target
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question, load_questions, require_columns
 from data_engine.schemas import IMAGE
-from data_engine.stages import SourceFlags
+from data_engine.stages import RunStages, SourceFlags
 from data_engine.store.file_hashes import hash_files
 
 NEEDED = ("instruct_model_path", "reward_model_path", "dataset_path", "work_dir")
@@ -237,7 +237,7 @@ def test_a_report_needs_no_template(tmp_path, capsys):
 @pytest.mark.parametrize("has_images", [True, False])
 def test_a_run_without_a_column_of_images_is_warned_of(has_images):
     plan = SimpleNamespace(
-        checkpoints={}, same_tokenizer=True, target=Target(torch.device("cpu"), torch.float32),
+        checkpoints={}, stages=RunStages(), target=Target(torch.device("cpu"), torch.float32),
         placement=SimpleNamespace(memory_bytes=1), questions=SimpleNamespace(has_images=has_images), given=None,
         config=RunConfig(instruct_model_path="a", reward_model_path="b", dataset_path="c", work_dir="d"),
         unit_rows=[range(1)],

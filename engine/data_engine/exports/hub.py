@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, first_line
 from data_engine.exports.licences import check_licence
 from data_engine.store.absent import all_below
 
@@ -140,7 +140,7 @@ def _check_name(repo: str) -> None:
     except HFValidationError as error:
         raise UserError(
             f"--push_to_hub must be NAME or OWNER/NAME of a dataset on the hub, got {json.dumps(repo)}: "
-            f"{_first_line(error)}"
+            f"{first_line(error).rstrip('.')}"
         ) from None
 
 
@@ -251,7 +251,8 @@ def _hub_does(wrong: str, once_sent: bool = False) -> Iterator[None]:
         causes = list(_causes(error))
         status = next((status for status in map(_status, causes) if status is not None), None)
         # The innermost one says what happened; those around it say where.
-        reason = _first_line(causes[-1] if status is None else next(one for one in causes if _status(one) is not None))
+        cause = causes[-1] if status is None else next(one for one in causes if _status(one) is not None)
+        reason = first_line(cause).rstrip(".")
         remedy = _remedy(status, causes, once_sent)
         raise UserError(f"{wrong}: {reason}; {remedy}") from None
 
@@ -286,8 +287,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from data_engine.errors import LostRankError, UserError
+from data_engine.errors import LostRankError, UserError, first_line
 from data_engine.models.base import VisionLanguageModel
 from data_engine_kernels import SmallCard
 
@@ -40,8 +40,7 @@ def naming_out_of_memory(model: VisionLanguageModel) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        # Python's own MemoryError has no text.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if model.is_split:
             raise LostRankError(
                 f"out of memory in a split model ({reason}): lower --max_new_tokens, or split over more ranks"

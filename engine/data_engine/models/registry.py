@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, first_line
 from data_engine.flag_files import has_hub_form, is_hub_id, look_up, nearest_path
 from data_engine.processes.counting import waiting
 
@@ -147,7 +147,7 @@ def fetch(path: str, revision: str | None = None) -> Path:
         with waiting(f"{path} is no folder here: asking the model hub"):
             return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ModelError(
             f"{path!r} is no local folder, and the model hub did not give it either ({reason}); "
             f"download it and pass its folder{nearest_path(path)}"

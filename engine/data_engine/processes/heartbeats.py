@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from torch.distributed import Store
 
-from data_engine.errors import LostRankError
+from data_engine.errors import LostRankError, first_line
 from data_engine.processes.ranks import Ranks
 
 BEAT_S = 1.0
@@ -56,7 +56,7 @@ class Heartbeats:
         try:
             yield
         except Exception as error:
-            self._reason = (str(error) or type(error).__name__).splitlines()[0]
+            self._reason = first_line(error)
             # Rank 0 serves the store, from which the others learn which rank is lost or has ended.
             stay_s = 3 * BEAT_S if self._rank == 0 and self._counts else 0.0
             if isinstance(error, LostRankError):

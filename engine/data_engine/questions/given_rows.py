@@ -15,9 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, first_line
 from data_engine.flag_files import nearest_path
-from data_engine.questions.sources.base import LFS_POINTER, first_line, is_lfs_pointer
+from data_engine.questions.sources.base import LFS_POINTER, is_lfs_pointer
 from data_engine.questions.sources.column_types import as_bytes, is_binary, is_list, is_text
 from data_engine.questions.sources.text_file import MAX_RECORD_BYTES
 

@@ -6,9 +6,9 @@ puts cells into columns and interprets no more of them; questions/dataset.py doe
 
 from pathlib import Path
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, first_line
 from data_engine.flag_files import is_hub_id, look_up, nearest_path
-from data_engine.questions.sources.base import LFS_POINTER, Source, first_line, is_lfs_pointer, refuse
+from data_engine.questions.sources.base import LFS_POINTER, Source, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.folders import files_of
 from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, load_folder, load_hub

@@ -60,8 +60,3 @@ def choose_split(path: object, names: Sequence[str], split: str | None) -> str:
         return names[0]
     refuse(split not in names, f'"{path}" has no split "{split}"; dataset_split can be: {known}')
     return split
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, for the end of a message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, first_line
 from data_engine.flag_files import nearest_path
 from data_engine.processes.counting import waiting
-from data_engine.questions.sources.base import BATCH_ROWS, choose_split, first_line, refuse
+from data_engine.questions.sources.base import BATCH_ROWS, choose_split, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.column_types import as_type, columns_of, plain_values
 from data_engine.store.file_hashes import HashFiles

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, first_line
 from data_engine.questions.images import MAX_FILE_BYTES
-from data_engine.questions.sources.base import BATCH_ROWS, LFS_POINTER, first_line, is_lfs_pointer, refuse
+from data_engine.questions.sources.base import BATCH_ROWS, LFS_POINTER, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.column_types import as_type, columns_of, plain_values, unified
 from data_engine.store.file_hashes import HashFiles

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from data_engine.errors import UserError
-from data_engine.questions.sources.base import first_line
+from data_engine.errors import UserError, first_line
 
 # The longest question fits, even with each byte of it written as \u00xx.
 MAX_RECORD_BYTES = 16 << 20

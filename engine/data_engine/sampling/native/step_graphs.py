@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from data_engine.errors import first_line
 from data_engine.models.memory_errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class Captures:
 def _told(error: RuntimeError) -> str:
     """The error's first line, and where it came from."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{str(error).splitlines()[0]} ({Path(frame.filename).name}, line {frame.lineno})"
+    return f"{first_line(error)} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 class CudaRecorder:
