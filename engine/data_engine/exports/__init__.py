@@ -73,7 +73,10 @@ def build(name: str, source: ExportSource, scratch: Path) -> tuple[Path, Written
     for new in (own, folder, work):
         new.mkdir()
     cleaned = Cleaned(source)
-    with counted(own, lambda: source.reached.share):
+    reached = source.reached
+    # Of another format that was written before.
+    reached.peak, reached.needed_bytes = 1.0, 0
+    with counted(own, lambda: reached.share / reached.peak, lambda: reached.needed_bytes):
         rows = load(EXPORTS[name])(cleaned, folder, work)
     gone = cleaned.without_source
     return folder, Written(rows, cleaned.left_out, cleaned.rewritten, frozenset(gone), first_gone(gone))

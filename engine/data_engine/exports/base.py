@@ -73,6 +73,10 @@ class Reached:
 
     share: float = 1.0
     """of the questions, those that were read; 1 before and after"""
+    peak: float = 1.0
+    """how much room it takes at most, in times of its rows: some lie there twice while they are brought in order"""
+    needed_bytes: int = 0
+    """all that room, once all rows are read; 0 before"""
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,18 @@ class Shuffled:
         return len(self.order)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """Batches of one row in their final order, once: buckets are memory-mapped, and deleted when they are read."""
+        """Batches of one row in their final order, once: buckets are memory-mapped, and deleted when the rows behind
+        theirs are read; the last ones stay.
+        """
         left = array("q", bytes(8 * len(self.paths)))
         for bucket, _ in self.order:
             left[bucket] += 1
         # New maps for each few rows: a map keeps in memory whatever was read through it.
+        read = []
         for first in range(0, len(self.order), ROWS_A_MAP):
+            # Not before: as long as a row of it is held, the disk keeps a file that has no name any more.
+            for bucket in read:
+                self.paths[bucket].unlink()
             with contextlib.ExitStack() as stack:
                 readers = {}
                 for bucket, number in self.order[first : first + ROWS_A_MAP]:
@@ -56,9 +62,7 @@ class Shuffled:
                         readers[bucket] = pa.ipc.open_file(file)
                     yield readers[bucket].get_batch(number)
                     left[bucket] -= 1
-            for bucket in readers:
-                if not left[bucket]:
-                    self.paths[bucket].unlink()
+            read = [bucket for bucket in readers if not left[bucket]]
 
 
 def shuffled(
@@ -74,6 +78,8 @@ def shuffled(
     # An estimate: an export has a row a pair, an answer of a pair, or a question.
     num_rows = max(len(source.pairs), len(source.questions))
     num_buckets = max(1, min(MAX_BUCKETS, -(-num_rows // BUCKET_ROWS)))
+    # The rows of a bucket lie in the file that is written, too, until the last of them is.
+    source.reached.peak = 1 + 1 / num_buckets
     paths = [buckets / f"{bucket:05d}.arrow" for bucket in range(num_buckets)]
     places, owners, numbers = [array("Q") for _ in paths], [array("q") for _ in paths], {}
     with contextlib.ExitStack() as stack:
@@ -86,6 +92,7 @@ def shuffled(
             writers[bucket].write_batch(pa.RecordBatch.from_pylist([row], schema))
             places[bucket].append(place)
             owners[bucket].append(numbers.setdefault(key[0], len(numbers)))
+    source.reached.needed_bytes = int(sum(path.stat().st_size for path in paths) * source.reached.peak)
     order = [
         (bucket, number)
         for bucket, drawn in enumerate(places)

@@ -30,11 +30,14 @@ def is_quota(error: OSError) -> bool:
 
 
 @contextlib.contextmanager
-def counted(folder: Path, share: Callable[[], float] = lambda: 1.0) -> Iterator[None]:
+def counted(
+    folder: Path, share: Callable[[], float] = lambda: 1.0, known: Callable[[], int] = lambda: 0
+) -> Iterator[None]:
     """Inside, files are written below `folder`; where the disk is full, NoRoomError is raised, which counts them.
 
-    `share` tells how much of the work was done by then, from 0 to 1: the rest takes as much in proportion. Within
-    another one, what was counted in the inner folder, which may be gone by now, is added to the files of the outer one.
+    `share` tells how much of the work was done by then, from 0 to 1: the rest takes as much in proportion. `known` tells
+    the bytes of all of it, where that is not 0. Within another one, what was counted in the inner folder, which may be
+    gone by now, is added to the files of the outer one.
     """
     try:
         yield
@@ -45,7 +48,8 @@ def counted(folder: Path, share: Callable[[], float] = lambda: 1.0) -> Iterator[
             raise
         done = share()
         # Of work that has just begun, nothing is known of the rest.
-        raise NoRoomError(error, folder, int(_bytes_in(folder) / (done if done > 0 else 1.0))) from error
+        in_proportion = int(_bytes_in(folder) / (done if done > 0 else 1.0))
+        raise NoRoomError(error, folder, known() or in_proportion) from error
 
 
 def told(error: OSError) -> str:
