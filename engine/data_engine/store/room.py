@@ -35,7 +35,7 @@ def counted(
 ) -> Iterator[None]:
     """Inside, files are written below `folder`; where the disk is full, NoRoomError is raised, which counts them.
 
-    `share` tells how much of the work was done by then, from 0 to 1: the rest takes as much in proportion. `known` tells
+    `share` tells how much of the work was done by then, from 0 to 1: the rest takes as much in proportion. `known` is
     the bytes of all of it, where that is not 0. Within another one, what was counted in the inner folder, which may be
     gone by now, is added to the files of the outer one.
     """
