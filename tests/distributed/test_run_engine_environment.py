@@ -124,7 +124,7 @@ def test_files_of_the_current_folder_do_not_stand_in_for_modules(tmp_path):
 
 def test_each_script_is_understood_by_a_plain_shell():
     scripts = [SCRIPT, *(ROOT / "launch/slurm").iterdir()]
-    assert len(scripts) == 5
+    assert len(scripts) == 6
     for script in scripts:
         assert script.read_text().startswith("#!/bin/sh\n")
         subprocess.run([shutil.which("dash") or "sh", "-n", script], check=True)
