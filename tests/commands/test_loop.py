@@ -37,11 +37,6 @@ def test_a_loop_that_may_begin(told):
     assert (config.seed, num_rounds, train) == (4, 2, TRAIN)
 
 
-@pytest.mark.parametrize("changes", [{"rounds": 1}, {"rewards": "implicit,contrast"}, {"export": "trl"}])
-def test_exports_that_each_round_can_write(told, changes):
-    assert told(**{"export": "rlaif-v-logps"} | changes)[0] == 0
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -58,9 +53,6 @@ def test_exports_that_each_round_can_write(told, changes):
         ({"reward_model_path": "{model}"}, "name the model before DPO by reference_model_path"),
         ({"temprature": 1}, "unknown flag --temprature; did you mean --temperature?"),
         ({"round": 3}, "unknown flag --round; did you mean --rounds?"),
-        # Later rounds are compared with a reference, and their model's log-probs are needed by this export.
-        ({"export": "rlaif-v-logps"}, "the format rlaif-v-logps needs log-probs of the instruct model"),
-        ({"export": "trl", "instruct_model_path": "gone"}, '--instruct_model_path "gone": '),
         ({"dataset_path": "part-{round}.parquet"}, 'dataset_path "part-2.parquet"'),
     ],
 )

@@ -99,8 +99,7 @@ def test_a_round_is_the_run_by_hand_on_the_model_of_the_round_before(whole, made
         assert hand.start(sample_k=4, device="cpu", **more) == 0
         [theirs] = sorted((hand.work / "dataset").glob("*.parquet"))
         assert whole.dataset(number) == [theirs.read_bytes()], number
-        more = {"reference_model_path": str(made.folder / "instruct")}
-        more |= {"instruct_model_path": str(whole.folder / "round-1/model")}
+        more = {"instruct_model_path": str(whole.folder / "round-1/model")}
     # The second model answers otherwise.
     answers = [[row["token_ids"] for row in read(whole.folder / f"round-{number}/run/sampled_answer")]
                for number in (1, 2)]  # fmt: skip

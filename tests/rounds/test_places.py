@@ -28,22 +28,19 @@ def test_the_first_round_is_the_run_that_was_asked_for(tmp_path):
     assert differing(config) == differing(asked) | {"work_dir": str(tmp_path / "loop/round-1/run")}
 
 
-def test_later_rounds_answer_by_what_was_trained_and_keep_the_reward_of_the_first(tmp_path):
+def test_later_rounds_are_that_run_on_what_was_trained(tmp_path):
     first = {"instruct_model_path": "org/sft", "instruct_model_name": "llava", "instruct_model_revision": "main"}
     config = config_of(loop(tmp_path, **first, seed=3), Round(tmp_path / "loop", 3))
     assert differing(config) == {
         "instruct_model_path": str(tmp_path / "loop/round-2/model"),
-        "reference_model_path": "org/sft", "reference_model_name": "llava", "reference_model_revision": "main",
         "reward_model_path": "models/dpo", "dataset_path": "q.parquet", "seed": 3,
         "work_dir": str(tmp_path / "loop/round-3/run"),
     }  # fmt: skip
 
 
-def test_a_reference_that_is_named_stays_and_other_rewards_need_none(tmp_path):
+def test_a_reference_that_is_named_stays(tmp_path):
     named = config_of(loop(tmp_path, reference_model_path="models/base"), Round(tmp_path / "loop", 2))
     assert named.reference_model_path == "models/base"
-    rule = config_of(loop(tmp_path, rewards="rule", rule="final_answer"), Round(tmp_path / "loop", 2))
-    assert rule.reference_model_path is None
 
 
 def test_a_judge_may_be_the_model_itself_and_any_value_may_hold_the_number(tmp_path):
@@ -68,7 +65,6 @@ def test_the_base_of_adapters_goes_to_rounds_whose_model_is_one(tmp_path):
     one.model.mkdir(parents=True)
     (one.model / "adapter_config.json").write_text("{}")
     assert config_of(asked, two).instruct_base_model_path == str(first)
-    assert config_of(asked, two).reference_base_model_path is None
 
 
 def test_the_file_of_a_round_gives_run_the_same_configuration(tmp_path):
@@ -89,9 +85,10 @@ def test_a_round_that_is_done_is_held_against_its_flags(tmp_path):
 @pytest.mark.parametrize(
     ("source", "more", "expected"),
     [
-        ("implicit", {}, True),
+        ("implicit", {}, False),
+        ("implicit", {"reference_model_path": "models/base"}, True),
         ("implicit", {"reward_model_path": "{model}", "reference_model_path": "models/base"}, False),
-        ("implicit", {"reward_model_path": "dpo-{round}"}, False),
+        ("implicit", {"reward_model_path": "dpo-{round}", "reference_model_path": "models/base"}, False),
         ("contrast", {}, False),
         ("yesno", {"yesno_model_path": "{model}"}, False),
         ("yesno", {"yesno_model_path": "models/judge"}, True),

@@ -10,20 +10,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
-from data_engine import exports
 from data_engine.commands.arguments import read
 from data_engine.commands.examples import shown
 from data_engine.commands.work_dir import take_option
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
-from data_engine.models.check import check_folder
-from data_engine.models.roles import folder_of, naming_flag
 from data_engine.processes.ranks import asked_machines
 from data_engine.questions.dataset import open_for_run
 from data_engine.rounds.places import MODEL, ROUND, Round, config_of
 from data_engine.rounds.training import PLACES, check_command, require_program
 from data_engine.rounds.work import work
-from data_engine.stages import TRAINED
 
 USAGE = "usage: data-engine loop --rounds N --train 'COMMAND' [--config FILE] [--name value ...]"
 _PLACES = "\n".join(f"    {{{name}}}".ljust(17) + told for name, told in PLACES.items())
@@ -92,13 +88,8 @@ def read_loop(argv: Sequence[str]) -> Asked:
 
 
 def _check_rounds(loop: RunConfig, num_rounds: int) -> None:
-    """What later rounds need must be there by now, and possible: a loop may come to them in days."""
+    """The questions of later rounds must be there by now: a loop may come to them in days."""
     problems = Collected()
-    if num_rounds > 1 and loop.export is not None:
-        later = config_of(loop, Round(Path(loop.work_dir), 2))
-        with problems.noting(), naming_flag(loop, TRAINED):
-            family = check_folder(folder_of(loop, TRAINED), loop.instruct_model_name)
-            exports.require_possible(exports.chosen(loop.export), family, later.stages.by_name)
     for number in range(2, num_rounds + 1):
         one = Round(Path(loop.work_dir), number)
         if ROUND in loop.dataset_path and not one.is_done:

@@ -9,7 +9,7 @@ import yaml
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.models.checkpoints.adapter_folder import is_adapter
-from data_engine.stages import REFERENCE, TRAINED, model_flags
+from data_engine.stages import TRAINED, model_flags
 from data_engine.store.absent import is_file
 from data_engine.store.atomic import replacing
 
@@ -67,16 +67,14 @@ def config_of(loop: RunConfig, one: Round) -> RunConfig:
     """The configuration of a round's run, from that of the loop, whose work_dir is the loop's folder.
 
     From the second round on, the model is what the round before trained: its family is what its config.json says, and
-    it has no revision. The reward implicit stays that against the first model, unless the loop names a reference.
+    it has no revision.
     """
     values = asdict(loop) | {"work_dir": str(one.run)}
     *first, base = (values[flag] for flag in model_flags(TRAINED))
-    first = model = (*first, _base_of(first[0], base))
+    model = (*first, _base_of(first[0], base))
     if one.number > 1:
         path = str(Round(one.loop, one.number - 1).model)
         model = (path, None, None, _base_of(path, base))
-        if loop.reference_model_path is None and "implicit" in loop.stages.sources:
-            values |= dict(zip(model_flags(REFERENCE), first, strict=True))
     for role in loop.roles:
         if role == TRAINED or getattr(loop, f"{role}_model_path") == MODEL:
             values |= dict(zip(model_flags(role), model, strict=True))
@@ -124,8 +122,5 @@ def _told(values: Mapping[str, object], name: str) -> str:
 def is_one_scale(loop: RunConfig, source: str) -> bool:
     """Whether the same models give a source's rewards in each round, so that those of two rounds can be compared."""
     roles = {stage.model for stage in loop.stages.source(source).stages if stage.model}
-    if source == "implicit":
-        # Against the first model, unless a reference is named.
-        roles -= {TRAINED}
     paths = [getattr(loop, f"{role}_model_path") or "" for role in roles]
     return TRAINED not in roles and not any(sign in path for path in paths for sign in (MODEL, ROUND))
