@@ -1,4 +1,4 @@
-"""Rounds of training in the demo's world, where the truth is known: loop.py FOLDER --rounds R --num N
+"""Rounds of training in the demo's world, where the truth is known: loop.py FOLDER --rounds R --num N [--one_reward]
 
 `data-engine loop` over N new pictures a round, TRL's DPOTrainer in the settings of the proof; then how much the first
 model and that of each round hallucinate, on pictures that no training saw. Goes on where it was stopped.
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--one_reward", action="store_true", help="against the first model in all rounds")
     asked = parser.parse_args()
     folder = asked.folder.absolute()
     for role in ("instruct", "reward"):
@@ -53,6 +54,7 @@ def main() -> None:
         "--train", shlex.join([sys.executable, str(HERE / "train.py"), "{output}", recipe]),
         "--dataset_path", folder / "questions-{round}.parquet",
         *(word for role in ("instruct", "reward") for word in (f"--{role}_model_path", folder / role)),
+        *(("--reference_model_path", folder / "instruct") if asked.one_reward else ()),
     )  # fmt: skip
     models = {"instruct": folder / "instruct"}
     models |= {f"round {number}": folder / f"loop/round-{number}/model" for number in range(1, asked.rounds + 1)}
