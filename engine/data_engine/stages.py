@@ -301,9 +301,13 @@ def by_model(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
         yield [stage for stage in stages if stage.model == model]
 
 
+def optional_roles(sources: Iterable[str]) -> tuple[str, ...]:
+    """Roles of models that a run with these sources of reward may name or not."""
+    return tuple(stage.model for source in sources for stage in SOURCES[source].optional)
+
+
 def _named(config: Mapping[str, object]) -> tuple[str, ...]:
-    optional = (stage.model for source in SOURCES.values() for stage in source.optional)
-    return tuple(role for role in optional if config.get(f"{role}_model_path") is not None)
+    return tuple(role for role in optional_roles(SOURCES) if config.get(f"{role}_model_path") is not None)
 
 
 def _by_name(sampling: Stage, sources: Iterable[Source]) -> dict[str, Stage]:

@@ -2,8 +2,9 @@
 
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
-from bound_run import Run, change_a_weight
+from bound_run import GOLDENS, Run, change_a_weight
 from run_files import read
 from safetensors.torch import load_file, save_file
 
@@ -148,3 +149,45 @@ def test_pages_and_cards_name_it(run):
     assert "Tokens have no heat" not in page
     card = (run.work / "exports/trl/README.md").read_text()
     assert "minus log p under the reference model other." in card
+
+
+def sum_of_first(run: Run, name: str) -> tuple[tuple, float]:
+    row = pq.read_table(run.work / f"pairs/{name}.parquet").to_pylist()[0]
+    return (row["idx"], row["chosen_index"]), row["chosen_sum"]
+
+
+def reward_against(run: Run, role: str, key: tuple) -> float:
+    return 0.1 * (sums(run, "reward_logps")[key] - sums(run, f"{role}_logps")[key])
+
+
+def test_a_start_without_the_reference_is_one_without_it_for_other_commands_too(run, capsys):
+    """What was computed against it stays on the disk, and so does a pairing by it, which goes on to say so."""
+    assert run.start(**other(run)) == 0
+    assert main(["pairs", str(run.work), "--name=before"]) == 0
+    assert run.start() == 0
+    assert main(["pairs", str(run.work), "--name=after"]) == 0
+    for name, role in (("before", "reference"), ("pairs", "instruct"), ("after", "instruct")):
+        key, found = sum_of_first(run, name)
+        assert found == pytest.approx(reward_against(run, role, key), abs=1e-6), name
+    capsys.readouterr()
+    assert main(["status", str(run.work)]) == 0
+    assert "reference_logps" not in capsys.readouterr().out
+    for name, role in (("before", "reference"), ("after", "instruct")):
+        assert main(["report", str(run.work), f"--name={name}"]) == 0
+        assert f"log p<sub>{role}</sub>" in (run.work / f"report/{name}/index.html").read_text()
+        output = run.folder / f"export-{name}"
+        assert main(["export", str(run.work), f"--name={name}", "--format=trl", f"--output={output}"]) == 0
+        folder = "other" if role == "reference" else "instruct"
+        assert f"minus log p under the {role} model {folder}." in next(output.rglob("README.md")).read_text()
+    assert "log p<sub>instruct</sub>" in (run.work / "report/index.html").read_text()
+
+
+def test_pairs_that_are_there_keep_their_models_until_a_start_pairs_anew(run):
+    """A start with a reference of another tokenizer ends before it pairs."""
+    changes = {"reference_model_path": str(GOLDENS.with_name("omnilmm") / "instruct")}
+    assert run.start(**changes, stop_after_stage=1) == 0
+    assert main(["pairs", str(run.work), "--name=a"]) == 0
+    key, found = sum_of_first(run, "a")
+    assert found == pytest.approx(reward_against(run, "instruct", key), abs=1e-6)
+    # With texts of two tokenizers there is none.
+    assert main(["pairs", str(run.work), "--name=b", "--rank_by=implicit.min"]) == 0

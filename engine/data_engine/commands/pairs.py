@@ -13,8 +13,9 @@ from data_engine.commands.examples import Parser
 from data_engine.commands.work_dir import OWN, config_of, given_path, read_paired, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.of_pairing import of_pairing
 from data_engine.processes import output
-from data_engine.stages import SAMPLING, RunStages, chosen
+from data_engine.stages import SAMPLING, RunStages
 
 if TYPE_CHECKING:
     from data_engine.pipeline.rewarded import Stored
@@ -45,13 +46,14 @@ def main(argv: Sequence[str]) -> int:
 
     told = read_metadata(work_dir)
     config = _config(work_dir, run_file, told["settings"], asked)
-    run_stages = _stages(work_dir, run_file, chosen(told["rewards"]), config.rank_by)
+    of_own = of_pairing(run_file, told)
+    run_stages = _stages(work_dir, run_file, of_own, config.rank_by)
     settings = Settings.of(config, run_stages)
     output.warn(without_effect(config, run_stages))
     require_units(work_dir, run_file["units"]["num_units"], run_stages)
     replaced = told_of(work_dir, name)
     with told_of_disk(work_dir):
-        stored = _stored(work_dir, run_file, run_stages, run_file.get("same_tokenizer", told["same_tokenizer"]))
+        stored = _stored(work_dir, run_file, run_stages, of_own.get("same_tokenizer", told["same_tokenizer"]))
         funnel = run_named(stored, settings, run_file["units"]["num_questions"], name)
     print(summary(work_dir, funnel, name))
     print(f"{pairs_file(work_dir, name)}{f' (replaced {replaced})' if replaced else ''}", flush=True)
@@ -108,13 +110,12 @@ def _config(work_dir: Path, run_file: Mapping, of_run: Mapping, given: Mapping) 
     return dataclasses.replace(config_of(work_dir, run_file, {}), **values)
 
 
-def _stages(work_dir: Path, run_file: Mapping, own: Sequence[str], rank_by: str | None) -> RunStages:
-    """With the sources of reward of the run's `own` pairs, and those of its last start that --rank_by names or that are
-    computed: that start may be at work still."""
+def _stages(work_dir: Path, run_file: Mapping, of_own: Mapping, rank_by: str | None) -> RunStages:
+    """With the sources of reward of the run's own pairs, as `of_own` has them, and those of its last start that
+    --rank_by names or that are computed: that start may be at work still."""
     from data_engine.store.units import missing
 
-    config = run_file["config"]
-    of_start = RunStages.of(config)
+    own, of_start = RunStages.of(of_own["config"]).sources, RunStages.of(run_file["config"])
 
     def is_computed(source: str) -> bool:
         units = range(run_file["units"]["num_units"])
@@ -123,7 +124,7 @@ def _stages(work_dir: Path, run_file: Mapping, own: Sequence[str], rank_by: str 
     named = {name.strip().partition(".")[0] for name in (rank_by or "").split(",")}
     further = [source for source in of_start.sources if source not in own]
     further = [source for source in further if source in named or is_computed(source)]
-    return RunStages.of(config | {"rewards": ",".join((*own, *further))})
+    return RunStages.of(of_own["config"] | {"rewards": ",".join((*own, *further))})
 
 
 def _stored(work_dir: Path, run_file: Mapping, run_stages: RunStages, same_tokenizer: bool) -> "Stored":

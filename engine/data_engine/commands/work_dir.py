@@ -138,7 +138,8 @@ def open_finished(
     name = OWN if name is None else name
     require_pairing(work_dir, name)
     # Imported late: pyarrow and numpy would delay the messages above.
-    from data_engine.pipeline.export import FinishedRun, of_pairing, read_metadata
+    from data_engine.of_pairing import of_pairing
+    from data_engine.pipeline.export import FinishedRun, read_metadata
     from data_engine.questions.dataset import open_questions
     from data_engine.store.claims import Claims
     from data_engine.store.file_hashes import FileHashes, hash_files

@@ -10,8 +10,9 @@ from pathlib import Path
 from data_engine import exports
 from data_engine.job import run_file
 from data_engine.job.plan import Plan
+from data_engine.of_pairing import of_pairing
 from data_engine.pipeline import pair, unrewarded
-from data_engine.pipeline.export import FinishedRun, of_pairing, read_metadata
+from data_engine.pipeline.export import FinishedRun, read_metadata
 from data_engine.pipeline.pair_settings import Settings, without_effect
 from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel

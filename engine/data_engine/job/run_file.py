@@ -302,6 +302,9 @@ def _with_models(found: Mapping, described: Mapping) -> dict:
     # The columns of every question are bound; those that only sources of reward read may be named by a later start.
     given = {"rewards", "columns", *(name for source in stages.SOURCES.values() for name in source.given)}
     given |= {name for stage in stages.known().values() for name in stage.settings} - {*stages.SAMPLING.settings}
+    # A model that a source may do without is of this start also where it names none.
+    optional = stages.optional_roles(stages.chosen(config.get("rewards") or stages.DEFAULT))
+    given |= {name for role in optional for name in stages.model_flags(role)}
     flags = {name: value for name, value in config.items()
              if name in given or name.partition("_model_")[0].removesuffix("_base") in models}  # fmt: skip
     entries = {"models": found.get("models", {}) | models, "config": found.get("config", {}) | flags}

@@ -171,17 +171,6 @@ class _Answers:
                 yield from scored_rows(rows[start:end], answers, reasons, settings.names, alpha)
 
 
-def of_pairing(run_file: Mapping, told: Mapping) -> dict:
-    """run.json with the sources of reward of a pairing, and their models; `told` is what read_metadata gives of it.
-
-    Its own are those of the start that opened the run last, which may be at work still.
-    """
-    config = run_file.get("config", {}) | {"rewards": told["rewards"]}
-    roles = {stages.TRAINED, *RunStages.of(config).roles}
-    models = {role: model for role, model in run_file.get("models", {}).items() if role in roles}
-    return {**run_file, "config": config, "models": models}
-
-
 def _again(name: str) -> str:
     """How a pairing is made again."""
     if name == OWN:

@@ -3,6 +3,7 @@
 Units that are gone or broken by now cost the page what they hold, never more: it is made from pairs that are written.
 """
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_engine.errors import UserError
+from data_engine.of_pairing import of_pairing
 from data_engine.reporting import heat
 from data_engine.reporting.heat import NoHeat, Pieces, Span
 from data_engine.stages import COMPARED
@@ -158,10 +161,18 @@ def _folders(run_file: Mapping) -> Iterable[Path]:
                 yield Path(name)
 
 
-def read_run_file(work_dir: Path) -> dict:
-    """run.json, {} where there is none that can be read."""
+def read_run_file(work_dir: Path, name: str) -> dict:
+    """run.json as it was for a pairing, {} where there is none that can be read."""
     try:
         found = json.loads((work_dir / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    metadata = pq.read_schema(work_dir / f"pairs/{name}.parquet").metadata or {}
+    names = ("rewards", "bound", "same_tokenizer")
+    told = {one: json.loads(metadata[one.encode()]) for one in names if one.encode() in metadata}
+    # Neither a file of before, nor one of sources that this program does not have, keeps the page from being made.
+    with contextlib.suppress(KeyError, UserError):
+        found = of_pairing(found, told)
+    return found

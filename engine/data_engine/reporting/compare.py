@@ -56,7 +56,7 @@ def comparison_text(
     exif: Exif = "apply",
 ) -> str:
     """The page that compares two pairings."""
-    run = Run(work_dir, read_run_file(work_dir), questions, max_megapixels, exif)
+    run = Run(work_dir, read_run_file(work_dir, pairings[0][0]), questions, max_megapixels, exif)
     names = [name for name, _ in pairings]
     numbers = [PairNumbers.read(work_dir / f"pairs/{name}.parquet") for name in names]
     shared = overlap(*numbers)

@@ -48,7 +48,7 @@ def report_text(
     name: str = OWN,
 ) -> str:
     """The page about a pairing."""
-    run = Run(work_dir, read_run_file(work_dir), questions, max_megapixels, exif)
+    run = Run(work_dir, read_run_file(work_dir, name), questions, max_megapixels, exif)
     numbers = PairNumbers.read(work_dir / f"pairs/{name}.parquet")
     ranking = ranking_rewards(numbers.path)
     data = _gallery(run, numbers, ranking)

@@ -1,0 +1,34 @@
+"""run.json as it was for a pairing, which another start may have opened since. No torch here."""
+
+from collections.abc import Mapping
+
+from data_engine import stages
+from data_engine.stages import RunStages
+
+
+def of_pairing(run_file: Mapping, told: Mapping) -> dict:
+    """run.json with a pairing's sources of reward, their models, and whether those of `implicit` share a tokenizer.
+
+    `told` is what read_metadata gives of the pairing.
+
+    Its own are those of the start that opened the run last, which may be at work still.
+    """
+    config = run_file.get("config", {}) | {"rewards": told["rewards"]} | _optional_flags(run_file, told)
+    roles = {stages.TRAINED, *RunStages.of(config).roles}
+    models = {role: model for role, model in run_file.get("models", {}).items() if role in roles}
+    same = {"same_tokenizer": told["same_tokenizer"]} if "implicit" in stages.chosen(told["rewards"]) else {}
+    return {**run_file, "config": config, "models": models, **same}
+
+
+def _optional_flags(run_file: Mapping, told: Mapping) -> dict[str, str | None]:
+    """Flags of models that the sources of a pairing may do without, where the last start had another choice."""
+    config, flags = run_file.get("config", {}), {}
+    # What a pairing was made of is not told by one of before.
+    for role in stages.optional_roles(stages.chosen(told["rewards"])) if "bound" in told else ():
+        path, *others = stages.model_flags(role)
+        if stages.model_key(role) not in told["bound"]:
+            flags |= dict.fromkeys((path, *others))
+        elif config.get(path) is None:
+            model = run_file.get("models", {}).get(role, {})
+            flags[path] = model.get("adapter") or next(iter(model.get("folders", ())), "")
+    return flags
