@@ -1,11 +1,17 @@
 """`data-engine loop`: what it refuses before anything is done. Whole loops: tests/distributed/test_loops.py."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 from bound_run import Run
 
 from data_engine.commands import loop
 from data_engine.commands.main import main
+from data_engine.rounds import work
 
+LAUNCH = Path(__file__).parents[2] / "launch"
 TRAIN = "sh train.sh {model} {dataset} {output}"
 
 
@@ -50,6 +56,7 @@ def test_a_loop_that_may_begin(told):
         ({"num_shards": 2}, "leave num_shards out"),
         ({"answers": "a.parquet"}, "answers cannot be given to a loop"),
         ({"instruct_model_path": "{model}"}, "instruct_model_path is the model of the first round"),
+        ({"instruct_model_path": "models/{round}"}, "instruct_model_path is the model of the first round"),
         ({"reward_model_path": "{model}"}, "name the model before DPO by reference_model_path"),
         ({"temprature": 1}, "unknown flag --temprature; did you mean --temperature?"),
         ({"round": 3}, "unknown flag --round; did you mean --rounds?"),
@@ -61,6 +68,19 @@ def test_what_is_refused(told, changes, expected):
     assert (code, began) == (2, [])
     assert expected in error
     assert "Traceback" not in error
+
+
+def test_a_folder_of_a_run_and_one_that_cannot_be_are_refused(made, tmp_path, told, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    code, error, began = told(work_dir=tmp_path / "run")
+    assert (code, began) == (2, [])
+    assert f'work_dir "{tmp_path}/run" holds a run: choose another one' in error
+    monkeypatch.setattr(loop, "work", work.work)
+    (tmp_path / "file").touch()
+    code, error, _ = told(work_dir=tmp_path / "file")
+    assert code == 2
+    assert error == f'data-engine: error: "{tmp_path}/file" cannot be read or written: File exists\n'
 
 
 def test_all_mistakes_are_told_at_once(told):
@@ -76,3 +96,17 @@ def test_a_job_over_several_machines_is_refused(told, monkeypatch):
     code, error, _ = told()
     assert code == 2
     assert "a loop starts its runs and its trainer on one machine" in error
+
+
+def test_a_trainer_under_slurm_may_import_what_is_beside_it(tmp_path):
+    """The batch script keeps the files of its own folder from standing in for Python's, and hands on no such thing."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@" "safe=${PYTHONSAFEPATH:-}"\n')
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    environment |= {"PYTHON": str(python), "SLURM_JOB_ID": "1", "DATA_ENGINE_LAUNCH": str(LAUNCH)}
+    done = subprocess.run(
+        ["sh", str(LAUNCH / "slurm/loop.sbatch"), "--rounds", "2"], env=environment, cwd=tmp_path, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "-P -m data_engine loop --rounds 2 safe=\n"

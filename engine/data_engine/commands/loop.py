@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data_engine.commands.arguments import read
 from data_engine.commands.examples import shown
-from data_engine.commands.work_dir import take_option
+from data_engine.commands.work_dir import take_option, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.processes.ranks import asked_machines
@@ -20,6 +20,7 @@ from data_engine.questions.dataset import open_for_run
 from data_engine.rounds.places import MODEL, ROUND, Round, config_of
 from data_engine.rounds.training import PLACES, check_command, require_program
 from data_engine.rounds.work import work
+from data_engine.store.absent import is_file
 
 USAGE = "usage: data-engine loop --rounds N --train 'COMMAND' [--config FILE] [--name value ...]"
 _PLACES = "\n".join(f"    {{{name}}}".ljust(17) + told for name, told in PLACES.items())
@@ -54,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     require_program(asked.train)
     _check_machines()
     _check_rounds(asked.config, asked.num_rounds)
-    return work(*asked)
+    with told_of_disk(Path(asked.config.work_dir)):
+        return work(*asked)
 
 
 class Asked(NamedTuple):
@@ -119,8 +121,11 @@ def _check_answers(config: RunConfig) -> None:
 
 
 def _check_itself(config: RunConfig) -> None:
-    if config.instruct_model_path == MODEL:
-        raise UserError(f"instruct_model_path is the model of the first round, and cannot be {MODEL}")
+    for sign in (MODEL, ROUND):
+        if sign in (config.instruct_model_path or ""):
+            raise UserError(f"instruct_model_path is the model of the first round, and cannot have {sign}")
+    if config.work_dir and is_file(Path(config.work_dir) / "run.json"):
+        raise UserError(f'work_dir "{config.work_dir}" holds a run: choose another one, for the rounds of a loop')
     if config.reward_model_path == MODEL and config.reference_model_path is None:
         raise UserError(
             f"reward_model_path is {MODEL}, so that each model rewards its own answers: name the model before DPO by "
