@@ -107,6 +107,19 @@ def test_the_second_signal_kills_a_trainer_with_all_that_it_started(tmp_path):
     until(lambda: is_gone(pid), "the end of what the trainer started")
 
 
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    """As a hang-up is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        children = Children(tmp_path)
+        with children.alone():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert children.run(["sh", "-c", "kill -HUP $$; exit 3"]) == 3
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def is_gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"

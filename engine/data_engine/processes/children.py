@@ -38,7 +38,9 @@ class Children:
         self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._take()
-            before = {number: signal.signal(number, self._note) for number in HEARD}
+            # A signal that is ignored, as a hang-up is under nohup, stays so.
+            heard = [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]
+            before = {number: signal.signal(number, self._note) for number in heard}
             try:
                 yield
             finally:
