@@ -77,6 +77,23 @@ def test_a_trainer_that_fails_is_told_with_its_last_words(one, ends, told):
     assert f'Its output is in "{one.log}", which ends with:\n  bar 100 %\n  out of memory\nThe pairs' in message
 
 
+def test_the_last_words_are_of_this_start(one):
+    one.log.write_text("no room on the device\n")
+    children = Children(one.loop)
+    with children.alone(), pytest.raises(TrainerError) as failed:
+        train(one, ["false"], children)
+    assert "It said nothing\nThe pairs" in str(failed.value)
+    one.log.write_bytes(b"old\n" * 2000)
+    with children.alone(), pytest.raises(TrainerError) as failed:
+        train(one, ["sh", "-c", "echo new; exit 3"], children)
+    assert "ends with:\n  new\nThe pairs" in str(failed.value)
+    with children.alone(), pytest.raises(TrainerError) as failed:
+        train(one, [sys.executable, "-c", "print('x' * 5000 + '\\nthe end'); exit(3)"], children)
+    *_, long, last = str(failed.value).partition("\nThe pairs")[0].split("\n")
+    assert (last, set(long.strip())) == ("  the end", {"x"})
+    assert 3900 < len(long) < 4000
+
+
 def following(one: Round) -> RunConfig:
     return RunConfig(
         instruct_model_path=str(one.model), dataset_path="q", work_dir="w", rewards="rule", rule="final_answer"

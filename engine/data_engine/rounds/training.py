@@ -1,5 +1,6 @@
 """A round's trainer: the command that a user gives, started with this round's places, and what it must leave behind."""
 
+import os
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from data_engine.models.roles import folder_of, naming_flag
 from data_engine.processes.children import Children
 from data_engine.rounds.places import Round
 from data_engine.stages import TRAINED
+from data_engine.store.absent import is_file
 
 PLACES = {
     "model": "the model of the round, which is to be trained",
@@ -78,14 +80,16 @@ def train(one: Round, words: Sequence[str], children: Children) -> None:
 
     Raises TrainerError where the trainer fails, Stopped as Children.run.
     """
+    # Behind what earlier starts of it said.
+    start = one.log.stat().st_size if is_file(one.log) else 0
     code = children.run(words, one.log)
     if code:
         how = f"ended by {_signal(-code)}" if code < 0 else f"exit code {code}"
-        last = "".join(f"\n  {line}" for line in _last_lines(one.log))
+        last = "".join(f"\n  {line}" for line in _last_lines(one.log, start))
+        said = f'Its output is in "{one.log}", which ends with:{last}' if last else "It said nothing"
         raise TrainerError(
             f"the trainer of round {one.number} failed ({how}): {shlex.join(words)}\n"
-            f'Its output is in "{one.log}", which ends with:{last}\n'
-            "The pairs of the round stay as they are. Mend what is wrong"
+            f"{said}\nThe pairs of the round stay as they are. Mend what is wrong"
         )
 
 
@@ -108,7 +112,10 @@ def require_model(one: Round, following: RunConfig) -> None:
         ) from None
 
 
-def _last_lines(log: Path) -> list[str]:
-    # A progress bar is one line.
-    lines = log.read_bytes()[-4000:].decode(errors="replace").split("\n")
+def _last_lines(log: Path, start: int) -> list[str]:
+    """Of what is behind the byte `start`."""
+    with log.open("rb") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - 4000))
+        # A progress bar is one line.
+        lines = file.read().decode(errors="replace").split("\n")
     return [line.rstrip("\r").rpartition("\r")[2] for line in lines if line.strip()][-NUM_LINES:]
