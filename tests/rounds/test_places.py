@@ -82,6 +82,31 @@ def test_a_round_that_is_done_is_held_against_its_flags(tmp_path):
         require_same(config_of(loop(tmp_path, temperature=1.0), one), one)
 
 
+def test_a_loop_that_was_moved_or_is_named_by_another_path_goes_on(tmp_path):
+    asked = {"rewards": "yesno", "yesno_model_path": "{model}", "chat_template_kwargs": '{"of": "{model}"}'}
+    before, after = Path("runs/loop"), tmp_path / "moved"
+    written = Round(after, 2)
+    write_config(config_of(loop(tmp_path, **asked, work_dir=str(before)), Round(before, 2)), written)
+    require_same(config_of(loop(tmp_path, **asked), written), written)
+    with pytest.raises(UserError, match=r"yesno_model_path was '\{model\}', now 'models/judge'"):
+        require_same(config_of(loop(tmp_path, **asked | {"yesno_model_path": "models/judge"}), written), written)
+    # The first model is named by the user.
+    first = Round(after, 1)
+    write_config(config_of(loop(tmp_path, **asked), first), first)
+    with pytest.raises(UserError, match="instruct_model_path was 'models/sft', now 'models/other'"):
+        require_same(config_of(loop(tmp_path, **asked, instruct_model_path="models/other"), first), first)
+
+
+def test_braces_in_the_name_of_the_loops_folder_stay(tmp_path):
+    folder = tmp_path / "{round} {model}"
+    asked = loop(tmp_path, rewards="yesno", yesno_model_path="{model}", yesno_template="{model}/{round}.txt")
+    config = config_of(asked, Round(folder, 2))
+    model = str(folder / "round-1/model")
+    assert (config.instruct_model_path, config.yesno_model_path) == (model, model)
+    assert config.yesno_template == f"{model}/2.txt"
+    assert config.work_dir == str(folder / "round-2/run")
+
+
 @pytest.mark.parametrize(
     ("source", "more", "expected"),
     [

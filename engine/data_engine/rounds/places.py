@@ -69,19 +69,20 @@ def config_of(loop: RunConfig, one: Round) -> RunConfig:
     From the second round on, the model is what the round before trained: its family is what its config.json says, and
     it has no revision.
     """
-    values = asdict(loop) | {"work_dir": str(one.run)}
+    values = asdict(loop)
     *first, base = (values[flag] for flag in model_flags(TRAINED))
     model = (*first, _base_of(first[0], base))
     if one.number > 1:
         path = str(Round(one.loop, one.number - 1).model)
         model = (path, None, None, _base_of(path, base))
+    for name, value in values.items():
+        if isinstance(value, str):
+            values[name] = value.replace(ROUND, str(one.number)).replace(MODEL, model[0])
     for role in loop.roles:
         if role == TRAINED or getattr(loop, f"{role}_model_path") == MODEL:
             values |= dict(zip(model_flags(role), model, strict=True))
-    for name, value in values.items():
-        if isinstance(value, str) and name != "work_dir":
-            values[name] = value.replace(MODEL, model[0]).replace(ROUND, str(one.number))
-    return RunConfig(**values)
+    # Names of folders are what they are, braces and all.
+    return RunConfig(**values | {"work_dir": str(one.run)})
 
 
 def _base_of(path: str, base: str | None) -> str | None:
@@ -104,8 +105,8 @@ def write_config(config: RunConfig, one: Round) -> None:
 
 def require_same(config: RunConfig, one: Round) -> None:
     """Raise UserError where a round that is done was made with other flags."""
-    then = yaml.safe_load(one.config.read_text(encoding="utf-8"))
-    now = given(config)
+    then = _without_places(yaml.safe_load(one.config.read_text(encoding="utf-8")), one)
+    now = _without_places(given(config), one)
     differing = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in FREE]
     if differing:
         told = "; ".join(f"{name} was {_told(then, name)}, now {_told(now, name)}" for name in differing)
@@ -113,6 +114,12 @@ def require_same(config: RunConfig, one: Round) -> None:
             f'round {one.number} of "{one.loop}" is done, with other flags: {told}. Give those of its start, or '
             "another work_dir"
         )
+
+
+def _without_places(values: Mapping[str, object], one: Round) -> dict[str, object]:
+    """Flags of a round as they are wherever the folder of the loop lies: it may be moved, or named by another path."""
+    model = values["instruct_model_path"] if one.number > 1 else MODEL
+    return {name: value.replace(model, MODEL) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _told(values: Mapping[str, object], name: str) -> str:
