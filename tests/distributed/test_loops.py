@@ -117,6 +117,10 @@ def test_what_is_done_is_not_done_again_and_more_rounds_go_on(whole):
     assert {file: file.stat().st_mtime_ns for file in times} == times
     page = (whole.folder / "index.html").read_text()
     assert f"answers of {whole.folder}/round-1/model" in page
+    # A start that has less to do writes a page that is lost, of all rounds that are there.
+    (whole.folder / "index.html").unlink()
+    assert whole.end(1)[0] == 0
+    assert (whole.folder / "index.html").read_text() == page
     code, told = whole.end(2, beta=0.3)
     assert code == 2
     assert "round 1 of" in told

@@ -27,11 +27,18 @@ class World:
         self.trainer.write_text(f'echo "train $3" >> "{self.script}.starts"; cp -r "$1" "$3"')
         self.engine_ends_with(0)
         monkeypatch.setattr(work, "launch_folder", lambda: folder)
-        monkeypatch.setattr(page, "write", lambda loop, rounds: None)
+        self.pages = []
+        monkeypatch.setattr(page, "write", lambda loop, folder: self.pages.append(self.states(folder)))
         monkeypatch.setattr(work.training, "check_folder", lambda folder, name: "llava")
         self.model = folder / "sft"
         self.model.mkdir()
         (self.model / "config.json").write_text("{}")
+
+    def states(self, folder) -> str:
+        """What there is of each round when a page is written: r of its run, t of its training."""
+        assert folder == self.folder
+        rounds = [Round(folder, number) for number in (1, 2, 3)]
+        return " ".join("r" * one.config.exists() + "t" * one.is_done for one in rounds).rstrip()
 
     def engine_ends_with(self, code: int) -> None:
         (self.script.parent / f"{self.script.name}.code").write_text(str(code))
@@ -71,6 +78,22 @@ def test_each_round_is_run_then_trained_and_never_again(world, caplog):
     assert told["model"] == str(world.folder / "round-1/model")
     assert told["command"] == ["sh", str(world.trainer), told["model"], f"{world.folder}/round-2/run/dataset",
                                f"{world.folder}/round-2/model"]  # fmt: skip
+
+
+def test_the_page_is_written_behind_each_run_and_each_training_and_by_a_start_that_has_nothing_to_do(world):
+    assert world.start(2) == 0
+    assert list(dict.fromkeys(world.pages)) == ["r", "rt", "rt r", "rt rt"]
+    world.pages.clear()
+    assert world.start(1) == 0
+    assert world.pages == ["rt rt"]
+
+
+def test_trainers_are_told_whole_paths(world, monkeypatch):
+    """They may go to another folder before they open what they are told of."""
+    monkeypatch.chdir(world.folder.parent)
+    train = f"sh -c 'cd / && sh \"$@\"' x {world.trainer} {{model}} {{dataset}} {{output}}"
+    assert world.start(1, train, work_dir=world.folder.name) == 0
+    assert (world.folder / "round-1/model/config.json").exists()
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 75])

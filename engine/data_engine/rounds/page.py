@@ -1,7 +1,7 @@
 """The page of a loop: what its rounds made, and how rewards went from round to round."""
 
 import json
-from collections.abc import Sequence
+from itertools import count, takewhile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,16 +20,19 @@ def path_of(loop: Path) -> Path:
     return loop / "index.html"
 
 
-def write(loop: RunConfig, rounds: Sequence[Round]) -> None:
-    """Write the page anew, of the rounds whose pairs are made."""
-    facts = [_facts(one) for one in rounds if is_file(pairs_file(one.run, OWN))]
+def write(loop: RunConfig, folder: Path) -> None:
+    """Write the page of the rounds whose pairs are made, unless it is there as it is to be."""
+    rounds = takewhile(lambda one: is_file(pairs_file(one.run, OWN)), (Round(folder, number) for number in count(1)))
+    facts = [_facts(one) for one in rounds]
     if not facts:
         return
     sources = {name.partition(".")[0] for one in facts for name in one.rewards}
     changing = [source for source in loop.stages.sources if source in sources and not is_one_scale(loop, source)]
-    path = path_of(Path(loop.work_dir))
+    path, text = path_of(folder), course.text(folder.name, facts, changing)
+    if is_file(path) and path.read_text(encoding="utf-8") == text:
+        return
     with replacing(path) as beside:
-        beside.write_text(course.text(path.parent.name, facts, changing), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
 
 
 def _facts(one: Round) -> course.RoundFacts:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,8 @@ def work(loop: RunConfig, num_rounds: int, train: str) -> int:
 
     Raises what training.train and training.require_model raise.
     """
-    folder = Path(loop.work_dir)
+    # A trainer may go to another folder before it opens what it is told of.
+    folder = Path(loop.work_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     children = Children(folder)
     rounds = [Round(folder, number) for number in range(1, num_rounds + 1)]
@@ -35,10 +37,10 @@ def work(loop: RunConfig, num_rounds: int, train: str) -> int:
                     log.info("round %d of %d: done", one.number, num_rounds)
                     _tell_of_another(one, train)
                     continue
-                code = _round(loop, one, num_rounds, config, train, children)
-                page.write(loop, rounds)
-                if code:
+                if code := _round(loop, one, num_rounds, config, train, children):
                     return code
+            # One that was killed may have left the page behind.
+            page.write(loop, folder)
     except Stopped:
         log.info("stopped; run the same command again to go on")
         return STOPPED
@@ -63,11 +65,13 @@ def _round(
     script = launch_folder() / "run_engine.sh"
     # Under this interpreter, whatever is on the PATH.
     code = children.run(["sh", str(script), "--config", str(one.config)], PYTHON=sys.executable)
+    # Training may take days.
+    page.write(loop, one.loop)
     if code:
         log.info("%s: its run ended with %d; no model was trained", told, code)
         return code if code > 0 else 1
     words = training.command_of(train, one, config)
-    log.info("%s: training, also told in %s\n  %s", told, one.log, " ".join(words))
+    log.info("%s: training, also told in %s\n  %s", told, one.log, shlex.join(words))
     start = time.time()
     training.train(one, words, children)
     training.require_model(one, config_of(loop, Round(one.loop, one.number + 1)))
@@ -75,5 +79,6 @@ def _round(
                  "seconds": time.time() - start}  # fmt: skip
     with replacing(one.trained) as path:
         path.write_text(json.dumps(told_then, indent=1), encoding="utf-8")
+    page.write(loop, one.loop)
     log.info("%s: done", told)
     return 0
