@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_engine.errors import UserError
+from data_engine.processes import children as children_module
 from data_engine.processes.children import Children, Stopped
 
 PATIENCE_S = 30
@@ -72,6 +73,17 @@ def test_the_code_of_a_child_and_what_it_says(tmp_path, capfd):
         assert children.run(["sh", "-c", 'test "$A" = own && test "$HOME" != other'], A="own", HOME="other") == 0
     assert log.read_bytes() == b"of an earlier start\none\ntwo\n"
     assert capfd.readouterr().out == "one\ntwo\n"
+
+
+def test_what_a_child_says_is_copied_in_parts_and_whole(tmp_path, capfd, monkeypatch):
+    parts = []
+    monkeypatch.setattr(children_module, "MOST_BYTES", 1000)
+    children = Children(tmp_path)
+    with children.alone(), monkeypatch.context() as patch:
+        patch.setattr(sys.stdout, "write", parts.append)
+        assert children.run(["sh", "-c", "seq 1000"], tmp_path / "log") == 0
+    assert max(map(len, parts)) == 1000
+    assert "".join(parts).split() == [str(number) for number in range(1, 1001)]
 
 
 @pytest.mark.parametrize(

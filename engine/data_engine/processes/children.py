@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from data_engine.errors import UserError
 
@@ -17,6 +18,8 @@ HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 POLL_S = 0.1
 # A signal repeated within this time counts once: SLURM signals all processes of a job.
 SAME_SIGNAL_S = 2.0
+# Copied at once of what a child says.
+MOST_BYTES = 2**20
 LOCK = ".loop.lock"
 
 
@@ -99,7 +102,8 @@ class Children:
                     told = len(self._received)
                 time.sleep(POLL_S)
                 _copy(said)
-            _copy(said)
+            while _copy(said):
+                pass
         self._sign(os.getpid())
         if self._received:
             raise Stopped
@@ -116,7 +120,11 @@ class Children:
                 os.killpg(child.pid, signal.SIGKILL if again else polite)
 
 
-def _copy(said) -> None:
-    if said is not None and (new := said.read()):
+def _copy(said: BinaryIO | None) -> bool:
+    """Whether there was something to copy: a part of it, so that one who says much neither fills memory nor holds up
+    signals."""
+    new = said.read(MOST_BYTES) if said is not None else b""
+    if new:
         sys.stdout.write(new.decode(errors="replace"))
         sys.stdout.flush()
+    return bool(new)
