@@ -136,6 +136,12 @@ def test_validate_tells_of_it(run, capsys):
     assert f'error: --reference_model_path "{run.folder / "gone"}"' in told(
         f"--reference_model_path={run.folder / 'gone'}"
     )
+    reward, far = (
+        f"--reference_model_path={folder}"
+        for folder in (run.folder / "reward", GOLDENS.with_name("omnilmm") / "instruct")
+    )
+    assert "the reward model is the reference model itself" in told(reward)
+    assert "instruct and reference model have different tokenizers" in told(far)
     refused = told(named, "--export=rlaif-v-logps")
     assert "add contrast (or implicit, without --reference_model_path)" in refused
     assert told(named, "--export=rlaif-v-logps", "--rewards=implicit,contrast").startswith("0\n")
