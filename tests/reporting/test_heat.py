@@ -243,8 +243,10 @@ def test_without_a_tokenizer_the_page_says_so_once(folder, tmp_path):
 
 
 def test_models_of_different_tokenizers_have_no_heat(folder, tmp_path):
-    made = heated(folder, tmp_path)
-    (made[1] / "run.json").write_text(
-        json.dumps({"config": {"instruct_model_path": str(folder)}, "same_tokenizer": False})
+    """Whatever a later start with other models says of its own."""
+    world, work, _ = heated(folder, tmp_path)
+    funnel = world.pair(work, distance=100, same_tokenizer=False)
+    (work / "run.json").write_text(
+        json.dumps({"config": {"instruct_model_path": str(folder)}, "bound": {}, "same_tokenizer": True})
     )
-    assert "different tokens" in page_of(made)["no_heat"]
+    assert "different tokens" in page_of((world, work, funnel))["no_heat"]
