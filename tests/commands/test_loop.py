@@ -83,6 +83,18 @@ def test_a_folder_of_a_run_and_one_that_cannot_be_are_refused(made, tmp_path, to
     assert error == f'data-engine: error: "{tmp_path}/file" cannot be read or written: File exists\n'
 
 
+def test_questions_of_rounds_that_are_done_need_not_be_there_any_more(tmp_path, told):
+    (tmp_path / "done/round-2").mkdir(parents=True)
+    changes = {"work_dir": tmp_path / "done", "dataset_path": "part-{round}.parquet"}
+    assert told(**changes)[0] == 2
+    (tmp_path / "done/round-2/trained.json").touch()
+    assert told(**changes)[0] == 0
+
+
+def test_a_model_may_reward_itself_against_a_reference(made, told):
+    assert told(reward_model_path="{model}", reference_model_path=made.folder / "instruct")[0] == 0
+
+
 def test_all_mistakes_are_told_at_once(told):
     code, error, _ = told(rounds="0", train="sh x {output}", seed=-1)
     assert code == 2

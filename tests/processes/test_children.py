@@ -12,7 +12,7 @@ import pytest
 
 from data_engine.errors import UserError
 from data_engine.processes import children as children_module
-from data_engine.processes.children import Children, Stopped
+from data_engine.processes.children import LOCK, Children, Stopped
 
 PATIENCE_S = 30
 # Tells that it has begun, and what it hears.
@@ -75,6 +75,22 @@ def test_the_code_of_a_child_and_what_it_says(tmp_path, capfd):
     assert capfd.readouterr().out == "one\ntwo\n"
 
 
+def test_a_child_that_asks_is_told_nothing(tmp_path):
+    """Else it would wait for a person, or take what is meant for the loop."""
+    ours, theirs = os.pipe()
+    os.write(theirs, b"yes\n")
+    before = os.dup(0)
+    os.dup2(ours, 0)
+    try:
+        children = Children(tmp_path)
+        with children.alone():
+            assert children.run(["sh", "-c", "read answer || exit 9"]) == 9
+    finally:
+        os.dup2(before, 0)
+        for one in (ours, theirs, before):
+            os.close(one)
+
+
 def test_what_a_child_says_is_copied_in_parts_and_whole(tmp_path, capfd, monkeypatch):
     parts = []
     monkeypatch.setattr(children_module, "MOST_BYTES", 1000)
@@ -115,8 +131,18 @@ def test_the_second_signal_kills_a_trainer_with_all_that_it_started(tmp_path):
         with pytest.raises(Stopped):
             children.run(["sh", "-c", script, "sh", LISTENS, str(tmp_path)], tmp_path / "log")
         thread.join()
+    assert (tmp_path / "heard").read_text() == "SIGTERM "
     pid = int((tmp_path / "pid").read_text())
     until(lambda: is_gone(pid), "the end of what the trainer started")
+
+
+def test_a_signal_repeated_at_once_counts_once_unless_it_is_from_the_keyboard(tmp_path):
+    """SLURM signals all processes of a job, and its batch script passes its own on."""
+    children = Children(tmp_path)
+    with children.alone():
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert children._received == [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path):
@@ -140,7 +166,9 @@ def is_gone(pid: int) -> bool:
 
 
 def test_a_second_loop_is_refused_while_the_first_works(tmp_path):
-    with Children(tmp_path).alone(), pytest.raises(UserError, match=f"process {os.getpid()}"):
+    # Of one whose number was longer.
+    (tmp_path / LOCK).write_text("9" * 15)
+    with Children(tmp_path).alone(), pytest.raises(UserError, match=rf"\(process {os.getpid()}\)"):
         Children(tmp_path).alone().__enter__()
     with Children(tmp_path).alone():
         pass

@@ -15,6 +15,7 @@ import data_engine
 from data_engine import schemas
 from data_engine.models.tokenizer import SentencePieceTokenizer
 from data_engine.reporting import heat
+from data_engine.reporting.answers import read_answers
 from data_engine.reporting.gallery import heat_json
 from data_engine.reporting.heat import NoHeat, Pieces, Span
 from data_engine.reporting.page import report_text
@@ -240,6 +241,22 @@ def test_without_a_tokenizer_the_page_says_so_once(folder, tmp_path):
     assert data["no_heat"] == "no tokenizer.json and no tokenizer.model that can be read is in model"
     assert {str(pair["heat"]) for pair in data["pairs"]} == {"[None, None]"}
     assert pairs_rows(made[1])
+
+
+def test_heat_is_of_the_models_that_are_compared(folder, tmp_path):
+    _, work, _ = heated(folder, tmp_path)
+    pieces, key = [Pieces(decode) for decode in heat.decoders(folder)], ("q000", 0)
+    ways = [("instruct", "reward"), ("reward", "instruct")]
+    one, other = (read_answers(work, [key], pieces, compared).spans[key] for compared in ways)
+    assert [span.difference for span in one] == [-span.difference for span in other]
+    assert any(span.difference for span in one)
+
+
+def test_the_tokenizer_of_a_model_that_shares_it_does_where_the_instruct_model_is_gone(folder, tmp_path):
+    made = heated(folder, tmp_path)
+    config = {"instruct_model_path": str(tmp_path / "gone"), "reward_model_path": str(folder)}
+    (made[1] / "run.json").write_text(json.dumps({"config": config, "bound": {}}))
+    assert page_of(made)["no_heat"] is None
 
 
 def test_models_of_different_tokenizers_have_no_heat(folder, tmp_path):

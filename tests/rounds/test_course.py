@@ -1,9 +1,18 @@
 """The page of a loop: its numbers and lines, from facts made by hand."""
 
+import json
 import re
 
+import pyarrow.parquet as pq
+import pytest
+from bound_run import Run
+
+from data_engine.config import RunConfig
+from data_engine.job import worker
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting.course import RoundFacts, text
+from data_engine.rounds import page
+from data_engine.rounds.places import Round
 
 
 def facts(number: int, mean: float, **more: object) -> RoundFacts:
@@ -45,6 +54,14 @@ def test_lines_go_through_the_rewards_of_the_rounds():
     assert all(a[1] < b[1] < c[1] for a, b, c in zip(best, mean, worst, strict=True))
 
 
+def test_of_many_rounds_some_numbers_are_written_below():
+    page = text("a loop", [facts(number, 0.1 * number) for number in range(1, 26)], [])
+    [below] = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    bottom = max(re.findall(r'<text x="[\d.]+" y="(\d+)" text-anchor="middle">', below), key=int)
+    numbers = re.findall(rf'<text x="[\d.]+" y="{bottom}" text-anchor="middle">(\d+)<', below)
+    assert list(map(int, numbers)) == list(range(1, 26, 3))
+
+
 def test_one_round_and_equal_rewards_are_drawn_too():
     totals = dict.fromkeys(("mean", "best", "worst"), 1.0) | {"answers": 4, "questions": 2, "equal": 2}
     one = RoundFacts(1, "m", Funnel(), {"rule": totals}, None, None, "r")
@@ -55,3 +72,42 @@ def test_it_is_said_where_rewards_of_two_rounds_are_no_one_scale():
     told = "Another model gives this reward in each round"
     assert told not in text("a loop", [facts(1, 0.0)], ["contrast"])
     assert told in text("a loop", [facts(1, 0.0)], ["implicit"])
+
+
+@pytest.fixture(scope="module")
+def looped(tmp_path_factory, one_thread):
+    """The folder of a loop with two rounds, of which the second has begun, and the run of the first."""
+    run, folder = Run(tmp_path_factory.mktemp("page") / "run").make(), tmp_path_factory.mktemp("page") / "my loop"
+    run.work = Round(folder, 1).run
+    (Round(folder, 2).run / "sampled_answer").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.Stop, "listen", lambda stop: stop)
+        assert run.start(sample_k=6, max_new_tokens=12, max_pairs=1, device="cpu") == 0
+    return folder, run
+
+
+def test_the_page_is_of_the_rounds_whose_pairs_are_made(looped):
+    folder, run = looped
+    flags = {f"{role}_model_path": str(run.folder / role) for role in ("instruct", "reward")}
+    loop = RunConfig(**flags, dataset_path="q", work_dir="elsewhere")
+    page.write(loop, folder)
+    path = folder / "index.html"
+    shown = rows(path.read_text())
+    pairs = pq.read_table(run.work / "pairs/pairs.parquet").to_pylist()
+    kept = [row for row in pairs if row["status"] == "kept"]
+    assert 0 < len(kept) < len(pairs)
+    words = [f"{sum(row[f'{side}_words'] for row in kept) / len(kept):.1f}" for side in ("chosen", "rejected")]
+    assert [row for row in shown[1:] if len(row) == 8] == [
+        ["1", "5", "30", shown[1][3], str(len(kept)), *words, "to come"]
+    ]
+    assert f"answers of {run.folder}/instruct; " in path.read_text()
+    told = "Another model gives this reward in each round"
+    assert told in path.read_text()
+    page.write(RunConfig(**flags, reference_model_path="sft", dataset_path="q", work_dir="elsewhere"), folder)
+    assert told not in path.read_text()
+    Round(folder, 1).trained.write_text(json.dumps({"seconds": 90}))
+    page.write(loop, folder)
+    assert "1.5 min" in path.read_text()
+    before = path.stat()
+    page.write(loop, folder)
+    assert path.stat() == before

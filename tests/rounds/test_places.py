@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from data_engine.commands.arguments import parse
+from data_engine.commands.pairs import FLAGS
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.rounds.places import Round, config_of, is_one_scale, require_same, write_config
+from data_engine.rounds.places import FREE, Round, config_of, is_one_scale, require_same, write_config
+from data_engine.stages import EVERY_UNIT, known
 
 DEFAULTS = {field.name: field.default for field in fields(RunConfig)}
 
@@ -65,6 +67,9 @@ def test_the_base_of_adapters_goes_to_rounds_whose_model_is_one(tmp_path):
     one.model.mkdir(parents=True)
     (one.model / "adapter_config.json").write_text("{}")
     assert config_of(asked, two).instruct_base_model_path == str(first)
+    # Trainers may write the base's config.json beside it.
+    (one.model / "config.json").write_text("{}")
+    assert config_of(asked, two).instruct_base_model_path == str(first)
 
 
 def test_the_file_of_a_round_gives_run_the_same_configuration(tmp_path):
@@ -80,6 +85,12 @@ def test_a_round_that_is_done_is_held_against_its_flags(tmp_path):
     require_same(config_of(loop(tmp_path, beta=0.2, threads=3, export="trl", device="cpu"), one), one)
     with pytest.raises(UserError, match=r"round 1 .* beta was 0\.2, now not set; temperature was not set, now 1\.0\. "):
         require_same(config_of(loop(tmp_path, temperature=1.0), one), one)
+
+
+def test_what_shapes_answers_rewards_and_pairs_is_held():
+    shaping = {*FLAGS, *EVERY_UNIT, *(name for stage in known().values() for name in stage.settings)}
+    assert shaping & {*FREE} == {"device"}
+    assert {*FREE} <= {*DEFAULTS}
 
 
 def test_a_loop_that_was_moved_or_is_named_by_another_path_goes_on(tmp_path):

@@ -23,6 +23,7 @@ INSTRUCT = Path(__file__).parents[1] / "goldens/llava/instruct"
         ("", "train is empty"),
         ("sh 'x {dataset} {output}", "train cannot be cut into words: No closing quotation"),
         ("sh x {dataset}", "train has no {output}"),
+        ("sh x {dataset} output", "train has no {output}"),
         ("sh x {output} {model}", "train has neither {dataset} nor {exports}"),
         ("sh x {output} {exports}", "nothing is exported"),
         ("sh x {outputs} {dataset}", "train has {outputs}, which stands for nothing; known: {model}, {dataset}, "

@@ -106,6 +106,19 @@ def test_a_run_that_does_not_end_well_ends_the_loop_with_its_code(world, code):
     assert world.starts() == both(1)
 
 
+def test_a_run_that_is_killed_ends_the_loop_with_1(world):
+    world.script.write_text(f"{ENGINE.splitlines()[1]}\nkill -9 $$")
+    assert world.start(2) == 1
+    assert world.starts() == [both(1)[0]]
+
+
+def test_what_a_trainer_left_is_looked_at_as_the_model_of_the_next_round(world, monkeypatch):
+    found = []
+    monkeypatch.setattr(work.training, "check_folder", lambda folder, name: found.append((folder, name)))
+    assert world.start(2, instruct_model_name="llava") == 0
+    assert found == [(Round(world.folder, number).model, None) for number in (1, 2)]
+
+
 def test_a_round_is_done_when_its_trainer_has_ended_and_left_a_model(world, monkeypatch):
     with pytest.raises(TrainerError):
         world.start(2, "sh -c 'exit 3' {dataset} {output}")
