@@ -43,6 +43,11 @@ def test_a_loop_that_may_begin(told):
     assert (config.seed, num_rounds, train) == (4, 2, TRAIN)
 
 
+def test_the_last_of_a_flag_that_is_given_twice_counts(told):
+    code, error, [(_, num_rounds, train)] = told("--rounds", "3", "--rounds=5", "--train", f"{TRAIN} more")
+    assert (code, error, num_rounds, train) == (0, "", 5, f"{TRAIN} more")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -70,8 +70,8 @@ class Asked(NamedTuple):
 
 def read_loop(argv: Sequence[str]) -> Asked:
     """Raises UserError for what is wrong with a command line, UserErrors where that is more than one thing."""
-    rounds, flags = take_option(argv, "rounds")
-    train, flags = take_option(flags, "train")
+    rounds, flags = _last_of(argv, "rounds")
+    train, flags = _last_of(flags, "train")
     draft, problems = read(flags, "loop"), Collected()
     num_rounds = 0
     with problems.noting():
@@ -87,6 +87,14 @@ def read_loop(argv: Sequence[str]) -> Asked:
         problems.note(problem)
     problems.raise_any()
     return Asked(draft.config, num_rounds, train)
+
+
+def _last_of(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The last value of --NAME, as of any flag, and the other words."""
+    found, (value, rest) = None, take_option(argv, name)
+    while value is not None:
+        found, (value, rest) = value, take_option(rest, name)
+    return found, rest
 
 
 def _check_rounds(loop: RunConfig, num_rounds: int) -> None:

@@ -44,7 +44,7 @@ def work(loop: RunConfig, num_rounds: int, train: str) -> int:
     except Stopped:
         log.info("stopped; run the same command again to go on")
         return STOPPED
-    log.info("%d rounds are done. The last model: %s\nThe course of the rounds: %s", num_rounds, rounds[-1].model,
+    log.info("rounds done: %d. The last model: %s\nThe course of the rounds: %s", num_rounds, rounds[-1].model,
              page.path_of(folder))  # fmt: skip
     return 0
 
