@@ -41,14 +41,25 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) and not val.isascii() else None
 
 
+# Before any test, and any fixture of a module, ran an engine.
+HANDLERS = {
+    number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+}
+
+
 @pytest.fixture(autouse=True)
 def signals_as_before():
-    """A run in this process listens to signals; the tests behind it must not meet its handlers, nor its alarm."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    """A run in this process listens to signals; no test meets its handlers, nor its alarm, nor those of a run that a
+    fixture of its module made.
+    """
+    _set_handlers()
     yield
+    _set_handlers()
+
+
+def _set_handlers() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
-    for number, handler in before.items():
+    for number, handler in HANDLERS.items():
         # None: it was not set by Python, and is not changed by it.
         if handler is not None:
             signal.signal(number, handler)
