@@ -105,7 +105,7 @@ def test_the_page_is_of_the_rounds_whose_pairs_are_made(looped):
     assert told in path.read_text()
     page.write(RunConfig(**flags, reference_model_path="sft", dataset_path="q", work_dir="elsewhere"), folder)
     assert told not in path.read_text()
-    Round(folder, 1).trained.write_text(json.dumps({"seconds": 90}))
+    Round(folder, 1).trained.write_text(json.dumps({"seconds": 90, "train": "sh"}))
     page.write(loop, folder)
     assert "1.5 min" in path.read_text()
     before = path.stat()

@@ -138,6 +138,23 @@ def test_rounds_that_are_done_with_other_flags_are_refused(world):
     assert world.starts() == []
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"seconds": 1}', '{"train": "sh", "seconds": "long"}'])
+def test_a_damaged_note_of_a_training_is_told(world, text):
+    assert world.start(1) == 0
+    Round(world.folder, 1).trained.write_text(text)
+    with pytest.raises(UserError, match=r"trained\.json\" is not what a loop wrote .*: remove it, and the round is"):
+        world.start(2)
+
+
+@pytest.mark.parametrize("text", [None, "", "a: [", "- 1"])
+def test_damaged_flags_of_a_done_round_are_told(world, text):
+    assert world.start(2) == 0
+    config = Round(world.folder, 2).config
+    config.unlink() if text is None else config.write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml\" has no flags .*, and round 2 is done: give the file back"):
+        world.start(2)
+
+
 def test_a_done_round_by_another_trainer_is_told(world, caplog):
     assert world.start(1) == 0
     assert world.start(2, f"sh {world.trainer} {{model}} {{dataset}} {{output}} more") == 0

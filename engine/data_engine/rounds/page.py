@@ -39,7 +39,7 @@ def _facts(one: Round) -> course.RoundFacts:
     path = pairs_file(one.run, OWN)
     metadata = pq.read_schema(path).metadata or {}
     run_file = json.loads((one.run / "run.json").read_text(encoding="utf-8"))
-    seconds = json.loads(one.trained.read_text(encoding="utf-8"))["seconds"] if one.is_done else None
+    seconds = one.training()["seconds"] if one.is_done else None
     numbers = PairNumbers.read(path)
     kept = numbers.kept
     words = (

@@ -1,5 +1,6 @@
 """Where the files of a round lie, and the flags of its run."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from data_engine.config import RunConfig
-from data_engine.errors import UserError
+from data_engine.errors import UserError, first_line
 from data_engine.models.checkpoints.adapter_folder import is_adapter
 from data_engine.stages import TRAINED, model_flags
 from data_engine.store.absent import is_file
@@ -62,6 +63,17 @@ class Round:
     def is_done(self) -> bool:
         return is_file(self.trained)
 
+    def training(self) -> Mapping:
+        """What is noted of the training of a round that is done. Raises UserError where the file is damaged."""
+        try:
+            found = json.loads(self.trained.read_text(encoding="utf-8"))
+            return {"train": str(found["train"]), "seconds": float(found["seconds"])}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f'"{self.trained}" is not what a loop wrote ({first_line(error)}): remove it, and the round is trained '
+                "again"
+            ) from None
+
 
 def config_of(loop: RunConfig, one: Round) -> RunConfig:
     """The configuration of a round's run, from that of the loop, whose work_dir is the loop's folder.
@@ -105,7 +117,13 @@ def write_config(config: RunConfig, one: Round) -> None:
 
 def require_same(config: RunConfig, one: Round) -> None:
     """Raise UserError where a round that is done was made with other flags."""
-    then = _without_places(yaml.safe_load(one.config.read_text(encoding="utf-8")), one)
+    try:
+        then = _without_places(yaml.safe_load(one.config.read_text(encoding="utf-8")), one)
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(
+            f'"{one.config}" has no flags ({first_line(error)}), and round {one.number} is done: give the file back, '
+            "or choose another work_dir"
+        ) from None
     now = _without_places(given(config), one)
     differing = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in FREE]
     if differing:

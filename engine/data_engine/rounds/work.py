@@ -51,7 +51,7 @@ def work(loop: RunConfig, num_rounds: int, train: str) -> int:
 
 def _tell_of_another(one: Round, train: str) -> None:
     """What trains may change, for rounds to come: those that are done stay as they are."""
-    then = json.loads(one.trained.read_text(encoding="utf-8"))["train"]
+    then = one.training()["train"]
     if then != train:
         log.warning("round %d was trained by another command: %s", one.number, then)
 
