@@ -36,7 +36,7 @@ def test_sums_are_exact_though_the_log_probs_are_float32(large):
 
 
 def test_a_number_of_tokens_that_differs_between_the_models_is_an_error_that_says_both():
-    with pytest.raises(AnswerError, match="4 log-probs from the instruct model and 3 from the reward") as error:
+    with pytest.raises(AnswerError, match="4 log-probs from the model before DPO and 3 from the reward") as error:
         token_rewards(Tokens.of([[-1], [-1] * 4]), Tokens.of([[-2], [-2] * 3]), beta=0.1)
     assert error.value.place == 1
 

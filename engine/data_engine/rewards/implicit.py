@@ -40,7 +40,7 @@ def token_rewards(instruct: Tokens, reward: Tokens, beta: float) -> dict[str, np
     Raises AnswerError for the first answer of which the models scored different numbers of tokens.
     """
     told = (
-        "both models must have scored the same tokens, got {less} log-probs from that before DPO and {of} from the "
+        "both models must have scored the same tokens, got {less} log-probs from the model before DPO and {of} from the "
         "reward model"
     )
     difference = differences(reward, instruct, told)
