@@ -40,8 +40,8 @@ def token_rewards(instruct: Tokens, reward: Tokens, beta: float) -> dict[str, np
     Raises AnswerError for the first answer of which the models scored different numbers of tokens.
     """
     told = (
-        "both models must have scored the same tokens, got {less} log-probs from the model before DPO and {of} from the "
-        "reward model"
+        "both models must have scored the same tokens, got {less} log-probs from the model before DPO and {of} from "
+        "the reward model"
     )
     difference = differences(reward, instruct, told)
     lengths, total = difference.lengths, exact_sums(difference)
