@@ -1,5 +1,7 @@
 """What a loop starts, by real processes and real signals."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -163,6 +165,17 @@ def is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    children = Children(tmp_path)
+    with children.alone():
+        assert children.run(["true"]) == 0
+    assert f"{tmp_path} cannot be locked (No locks available): start no second loop there" in caplog.text
 
 
 def test_a_second_loop_is_refused_while_the_first_works(tmp_path):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_engine.demo import world
 from data_engine.demo.judge import truth_path
 from data_engine.rewards import VALUES, RewardSettings, StageColumns
-from data_engine.stages import SAMPLING, SOURCES, chosen
+from data_engine.stages import SAMPLING, RunStages
 from data_engine.tables import load
 
 KEY = ("idx", "sample_index")
@@ -42,11 +42,13 @@ def rewards_of(work_dir: Path) -> dict[tuple, dict[str, float]]:
     """By idx and sample_index, the reward columns of an answer that all sources of the run have numbers of."""
     config = json.loads((work_dir / "run.json").read_text())["config"]
     settings, found = RewardSettings(config["beta"], True), {}
-    for name in chosen(config["rewards"]):
-        stages = [stage.name for stage in SOURCES[name].stages]
+    run_stages = RunStages.of(config)
+    for name in run_stages.sources:
+        source = run_stages.source(name)
+        stages = [stage.name for stage in source.stages]
         tables = _together([pq.read_table(sorted((work_dir / stage).glob("unit-*.parquet"))) for stage in stages])
         computed = {stage: StageColumns(table) for stage, table in zip(stages, tables, strict=True)}
-        columns = load(SOURCES[name].rewards)(computed, settings)
+        columns = load(source.rewards)(computed, settings)
         keys = list(zip(*(tables[0][column].to_pylist() for column in KEY), strict=True))
         found |= {column: dict(zip(keys, values.tolist(), strict=True)) for column, values in columns.items()}
     keys = set.intersection(*(set(values) for values in found.values()))

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,9 @@ SAME_SIGNAL_S = 2.0
 # Copied at once of what a child says.
 MOST_BYTES = 2**20
 LOCK = ".loop.lock"
+
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
@@ -61,8 +65,8 @@ class Children:
                 f'work_dir "{self._lock_file.parent}": another data-engine loop works there, or what it started still '
                 f"does (process {pid}): wait for it, or stop it"
             ) from None
-        except OSError:
-            # A file system without locks.
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): start no second loop there", self._lock_file.parent, error.strerror)
             return
         self._sign(os.getpid())
 

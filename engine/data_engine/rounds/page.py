@@ -26,8 +26,7 @@ def write(loop: RunConfig, folder: Path) -> None:
     facts = [_facts(one) for one in rounds]
     if not facts:
         return
-    sources = {name.partition(".")[0] for one in facts for name in one.rewards}
-    changing = [source for source in loop.stages.sources if source in sources and not is_one_scale(loop, source)]
+    changing = [source for source in loop.stages.sources if not is_one_scale(loop, source)]
     path, text = path_of(folder), course.text(folder.name, facts, changing)
     if is_file(path) and path.read_text(encoding="utf-8") == text:
         return
