@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from data_engine import load_model, score_answers
 from data_engine.commands.main import main
+from data_engine.demo.areas import rewards_of
 from data_engine.job import worker
 
 
@@ -69,6 +70,9 @@ def test_rewards_are_against_the_reference_and_a_start_that_names_one_computes_i
             key = row["idx"], row[f"{side}_index"]
             assert row[f"{side}_sum"] == pytest.approx(0.1 * (reward[key] - reference[key]), abs=1e-6)
     assert after != before
+    # So does the demo, which reads the units itself.
+    for key, columns in rewards_of(run.work).items():
+        assert columns["implicit.sum"] == pytest.approx(0.1 * (reward[key] - reference[key]), abs=1e-6)
 
 
 def test_a_model_may_judge_itself_against_what_it_was_tuned_from(run, capfd):

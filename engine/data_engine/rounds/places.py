@@ -63,6 +63,11 @@ class Round:
     def is_done(self) -> bool:
         return is_file(self.trained)
 
+    def note_training(self, facts: Mapping) -> None:
+        """Note that the round is done, with what `training` reads."""
+        with replacing(self.trained) as path:
+            path.write_text(json.dumps({"round": self.number, **facts}, indent=1), encoding="utf-8")
+
     def training(self) -> Mapping:
         """What is noted of the training of a round that is done. Raises UserError where the file is damaged."""
         try:

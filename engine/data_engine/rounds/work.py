@@ -1,6 +1,5 @@
 """All rounds of a loop, in their order: the run of a round, its trainer, the page; what is done is not done again."""
 
-import json
 import logging
 import shlex
 import sys
@@ -13,7 +12,6 @@ from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.launch import launch_folder
 from data_engine.rounds import page, training
 from data_engine.rounds.places import Round, config_of, require_same, write_config
-from data_engine.store.atomic import replacing
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +73,9 @@ def _round(
     start = time.time()
     training.train(one, words, children)
     training.require_model(one, config_of(loop, Round(one.loop, one.number + 1)))
-    told_then = {"round": one.number, "model": config.instruct_model_path, "train": train, "command": words,
-                 "seconds": time.time() - start}  # fmt: skip
-    with replacing(one.trained) as path:
-        path.write_text(json.dumps(told_then, indent=1), encoding="utf-8")
+    one.note_training(
+        {"model": config.instruct_model_path, "train": train, "command": words, "seconds": time.time() - start}
+    )
     page.write(loop, one.loop)
     log.info("%s: done", told)
     return 0
