@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaC
 
 from data_engine.demo.tokenizer import BOS, EOS, PAD, VOCAB_SIZE, write_tokenizer_files
 from data_engine.demo.world import SIZE
+from data_engine.models.layers.answer_cache import CACHE
 
 TOWER_NAME = "openai/clip-tiny-56"
 WIDTH = 128
@@ -84,10 +85,10 @@ class TinyLlava(nn.Module):
         # The text before the image is the same for all: computed once, its keys and values are shared.
         cache = DynamicCache(config=self.llama.config)
         embed_tokens = self.llama.get_input_embeddings()
-        self.llama.model(inputs_embeds=embed_tokens(before_ids)[None], past_key_values=cache, use_cache=True)
+        self.llama.model(inputs_embeds=embed_tokens(before_ids)[None], **{CACHE: cache}, use_cache=True)
         cache.batch_repeat_interleave(len(after_ids))
         rest = torch.cat([self.projector(self.features(pixel_values)), embed_tokens(after_ids)], dim=1)
-        hidden = self.llama.model(inputs_embeds=rest, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = self.llama.model(inputs_embeds=rest, **{CACHE: cache}, use_cache=True).last_hidden_state
         # The state before a token predicts it.
         logits = self.llama.lm_head(hidden[:, -after_ids.shape[1] - 1 : -1])
         logps = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]

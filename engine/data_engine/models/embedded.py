@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from data_engine.models.base import sent
-from data_engine.models.layers.answer_cache import PassingLayer
+from data_engine.models.layers.answer_cache import CACHE, PassingLayer
 from data_engine.models.layers.decoder import head_width
 from data_engine.models.layers.layer_kind import LayerKind
 
@@ -63,7 +63,7 @@ class SplicedPrompt:
 def decode(decoder: nn.Module, embeds_BTD: Tensor, positions_BT: Tensor, cache: Cache | None) -> Tensor:
     """Last hidden states [B, T, D] of one pass of the decoder; without a layout in force, attention is causal."""
     return decoder(
-        inputs_embeds=embeds_BTD, position_ids=positions_BT, past_key_values=cache, use_cache=cache is not None
+        inputs_embeds=embeds_BTD, position_ids=positions_BT, **{CACHE: cache}, use_cache=cache is not None
     ).last_hidden_state
 
 

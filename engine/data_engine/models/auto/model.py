@@ -36,7 +36,7 @@ from data_engine.models.auto.splitting import check_split, load_split, whole_mod
 from data_engine.models.auto.value_head import ValueHead
 from data_engine.models.base import CacheSizes, Description, PromptEnd, Split, TextSide, sent
 from data_engine.models.layers import rotary
-from data_engine.models.layers.answer_cache import PassingLayer, is_recurrent, passing
+from data_engine.models.layers.answer_cache import CACHE, PassingLayer, is_recurrent, passing
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
@@ -293,7 +293,7 @@ class Auto:
     def run_decoder(self, given: Mapping[str, Tensor]) -> Tensor:
         """Last hidden states [M, D] of a row of prompts, of which none is kept."""
         cache = passing(len(self.cache_layers))
-        return self.decoder(**given, past_key_values=cache, use_cache=True).last_hidden_state[0]
+        return self.decoder(**given, **{CACHE: cache}, use_cache=True).last_hidden_state[0]
 
     @torch.inference_mode()
     def plain_end(self, prompt: ProcessedPrompt) -> tuple[Tensor, Tensor]:
@@ -305,7 +305,7 @@ class Auto:
 
     def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
         # Ids, not embeddings: some decoders look up more than one embedding of a token.
-        given = {"input_ids": ids_KT, "position_ids": positions_KT, "past_key_values": cache, "use_cache": True}
+        given = {"input_ids": ids_KT, "position_ids": positions_KT, CACHE: cache, "use_cache": True}
         with rotary.kept(self._tables):
             return self.decoder(**given).last_hidden_state
 

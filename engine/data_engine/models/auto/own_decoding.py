@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
-from data_engine.models.layers.answer_cache import is_recurrent, mapped
+from data_engine.models.layers.answer_cache import CACHE, is_recurrent, mapped
 
 
 class OwnDecoding:
@@ -23,7 +23,7 @@ class OwnDecoding:
         self._model, self._num_rows = model, num_rows
         self._ids = inputs.pop("input_ids")
         self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-        self._options = inputs | {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": 1}
+        self._options = inputs | {CACHE: self._cache, "use_cache": True, "logits_to_keep": 1}
         # As `generate` begins: models with several axes of positions go on counting from these.
         if "position_ids" in inspect.signature(model.forward).parameters:
             self._options["position_ids"] = model._prepare_position_ids_for_generation(self._ids, self._options)

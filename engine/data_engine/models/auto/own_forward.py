@@ -20,6 +20,7 @@ from data_engine.models.auto.positions import host_positions
 from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.auto.sending import Sending
 from data_engine.models.base import sent
+from data_engine.models.layers.answer_cache import CACHE
 from data_engine.models.layers.attention import DoesNotFit, forget
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import reason
@@ -63,7 +64,7 @@ class OwnForward:
                 if sends:
                     stack.enter_context(self._sending.of(known))
             given = self._model.prepare_inputs_for_generation(
-                **inputs, past_key_values=cache, is_first_iteration=True, use_cache=True
+                **inputs, **{CACHE: cache}, is_first_iteration=True, use_cache=True
             )
             if self._on_host is not None:
                 given["position_ids"] = sent(self._on_host, device)

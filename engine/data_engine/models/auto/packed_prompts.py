@@ -20,7 +20,7 @@ from data_engine.models.auto.parts import prompt_cache
 from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.base import PromptEnd
 from data_engine.models.layers import rotary
-from data_engine.models.layers.answer_cache import is_recurrent
+from data_engine.models.layers.answer_cache import CACHE, is_recurrent
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.layer_kind import LayerKind
 
@@ -29,7 +29,7 @@ EMBEDS, POSITIONS = "inputs_embeds", "position_ids"
 # DeepStack: the places of image tokens, and by layer the features added there. As Qwen calls them, and as Granite does.
 DEEP = (("visual_pos_masks", "deepstack_visual_embeds"), ("vision_mask", "deepstack_features"))
 # What says nothing of single tokens, and is handed to the pass as to a prompt alone.
-OTHERS = {"attention_mask", "past_key_values", "use_cache", "cache_position", "return_dict", "logits_to_keep"}
+OTHERS = {"attention_mask", CACHE, "use_cache", "cache_position", "return_dict", "logits_to_keep"}
 
 
 class Deep(NamedTuple):

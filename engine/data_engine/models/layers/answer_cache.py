@@ -5,14 +5,22 @@ and cuts answers off from their prompts; and layers with a recurrent state keep 
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.generation import GenerationMixin
 
 from data_engine.models.layers.attention import DoesNotFit
 
 STATES = ("conv_states", "recurrent_states")
+# By which name models of transformers take a cache: 5.24 renamed it, and warns of the former one at each call.
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
 
 
 class PassingLayer(DynamicLayer):
