@@ -57,7 +57,11 @@ def own_tower(checkpoint, asked) -> TowerCall:
     stock = checkpoint.stock.model
     vision = next(module for module in stock.modules() if getattr(module, "config", None) is stock.config.vision_config)
     with tower_calls(vision) as calls, torch.no_grad():
-        stock(**stock.prepare_inputs_for_generation(**checkpoint.stock.inputs(asked), is_first_iteration=True))
+        stock(
+            **stock.prepare_inputs_for_generation(
+                **checkpoint.stock.inputs(asked), is_first_iteration=True, use_cache=True
+            )
+        )
     return calls[0]
 
 

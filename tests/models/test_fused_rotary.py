@@ -1,27 +1,23 @@
 """Rotary embedding by a kernel, in attention modules that call what does the same; others stay as they are."""
 
+import functools
+
 import pytest
 import torch
 from fused_layers import llama, run
 from torch import nn
-from transformers import LlamaModel
 from transformers.models.glm4_moe import modeling_glm4_moe
 from transformers.models.llama import modeling_llama
+from transformers.utils.deprecation import deprecate_kwarg
 
 from data_engine.models.layers import fused
 from data_engine.models.layers.fused import fuse_operations
 
 
-def rotary_of(decoder: LlamaModel):
-    """What the name means in the code of its attention."""
-    return type(decoder.layers[0].self_attn).forward.__globals__[fused.ROTARY]
-
-
 def test_rotary_embedding_that_is_called_otherwise_is_the_models_own(calls):
-    decoder = llama()
-    plain = rotary_of(decoder)
+    decoder, plain = llama(), modeling_llama.apply_rotary_pos_emb
     fuse_operations(decoder)
-    rotary = rotary_of(decoder)
+    rotary = type(decoder.layers[0].self_attn).forward.__globals__[fused.ROTARY]
     assert rotary is not plain
     calls.clear()
     heads, table = torch.randn(2, 3, 5, 8), torch.randn(2, 5, 8)
@@ -107,6 +103,31 @@ def test_an_attention_module_keeps_what_it_holds_and_its_defaults(calls, monkeyp
     assert calls == {"apply_rotary": 1}
     # Once more changes nothing.
     assert fuse_operations(attention) == 0
+
+
+def doubled(function):
+    @functools.wraps(function)
+    def wrapped(*given, **options):
+        return 2 * function(*given, **options)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "changed"), [(deprecate_kwarg("keys", version="1000.0", new_name="key"), 1), (doubled, 0)]
+)
+def test_what_takes_a_former_name_of_an_argument_is_looked_into_and_no_other_wrapper(wrapper, changed, monkeypatch):
+    class Attention(nn.Module):
+        @wrapper
+        def forward(self, query, key):
+            query, key = apply_rotary_pos_emb(query, key, table, table)
+            return query + key
+
+    monkeypatch.setitem(globals(), "rotate_half", modeling_llama.rotate_half)
+    attention, heads, table = Attention(), torch.randn(2, 3, 5, 8), torch.randn(2, 5, 8)
+    expected = attention(heads, key=heads)
+    assert fuse_operations(attention) == changed
+    assert torch.equal(attention(heads, key=heads), expected)
 
 
 @pytest.mark.usefixtures("known_anew")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_engine.models.layers.same_code import same_code
+from data_engine.models.layers.same_code import same_code, without_former_names
 from data_engine_kernels import Activation, act_and_mul, apply_rotary, rms_norm
 
 # What attention modules of transformers call, by this name.
@@ -47,7 +47,8 @@ def _fused(module: nn.Module) -> Callable | None:
         methods = ("forward", "_norm") if hasattr(known, "_norm") else ("forward",)
         if all(same_code(getattr(kind, name, None), getattr(known, name)) for name in methods):
             return forward if forward not in ACTIVATIONS or activation_of(module, ACTIVATIONS[forward]) else None
-    return _attention(kind.forward) if ROTARY in kind.forward.__code__.co_names else None
+    forward = without_former_names(kind.forward)
+    return _attention(forward) if ROTARY in forward.__code__.co_names else None
 
 
 @functools.cache

@@ -7,12 +7,24 @@ import textwrap
 from types import FunctionType
 from typing import NamedTuple
 
+from transformers.utils.deprecation import deprecate_kwarg
+
+# Of what the decorator makes of any function.
+_RENAMING = deprecate_kwarg("former", version="0.0", new_name="new")(lambda new: None).__code__
+
 
 class _Read(NamedTuple):
     code: tuple[str, ...]
     """arguments with their defaults, and statements, with numbers for names of variables"""
     globals: frozenset[str]
     """names that are no variable's"""
+
+
+def without_former_names(function: FunctionType) -> FunctionType:
+    """The function behind wrappers by which transformers takes former names of its arguments, if there are any."""
+    while function.__code__ is _RENAMING:
+        function = function.__wrapped__
+    return function
 
 
 def same_code(one: object, other: object) -> bool:
