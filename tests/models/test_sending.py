@@ -106,6 +106,32 @@ def test_as_many_numbers_in_order_as_the_host_knows_are_made_there(sending, sent
     assert not sent
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_behind_a_mask_that_the_host_does_not_know_it_counts_what_makes_one(sent, written):
+    mode, sizes, numbers = Sending(), known(torch.tensor([2])), torch.zeros(3, device=META)
+
+    def chosen() -> object:
+        mask = torch.arange(3, device=META) < sizes
+        if written:
+            numbers[mask] = 1.0
+        return numbers[mask].shape
+
+    def run() -> object:
+        with mode.of(Known(META)):
+            return chosen()
+
+    with pytest.raises(NotImplementedError, match="meta"):
+        run()
+    assert run() == (2,)
+
+
+def test_masks_that_the_host_knows_change_nothing(sending, sent):
+    numbers = torch.zeros(3, device=META)
+    for place in (known(torch.tensor([True, False, True])), torch.tensor([True, False, True]), slice(2), 1):
+        numbers[place]
+    assert not sending.knows_counted
+
+
 class Part(nn.Module):
     """Makes a list a tensor of the device when it is told to."""
 

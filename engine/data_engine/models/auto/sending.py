@@ -123,6 +123,8 @@ class Sending(TorchFunctionMode):
         """What stands at places that are a tensor of the host."""
         one, index, *value = args
         places = index if isinstance(index, tuple) else (index,)
+        # A mask of which the host would have to ask how much it chooses, made of numbers that the device counted, say.
+        self.knows_counted |= any(map(self._is_unknown_mask, places))
         if any(map(self._is_host, places)) and not self._is_host(one):
             # A single number goes along with the launch.
             places = tuple(self._sent(place) if self._is_host(place) and place.ndim else place for place in places)
@@ -135,6 +137,10 @@ class Sending(TorchFunctionMode):
     def _is_host(self, one: object) -> bool:
         """Whether it is a tensor that lies on the host alone."""
         return isinstance(one, Tensor) and one.device.type == "cpu" != self._known.device.type
+
+    def _is_unknown_mask(self, place: object) -> bool:
+        is_mask = isinstance(place, Tensor) and place.dtype == torch.bool and place.ndim > 0
+        return is_mask and not is_known(place) and not self._is_host(place)
 
     def _sent(self, on_host: Tensor) -> Tensor:
         self._num_sent += 1
