@@ -73,7 +73,7 @@ class Other:
         (lambda f: save_bin(f, {"x": torch.zeros(2, 2).to_sparse()}), "expected dense tensors by name"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks", "ignore:Validating sparse tensor")
 def test_a_broken_bin_is_refused(folder, spoil, message):
     spoil(folder)
     assert_refused(folder, message)
