@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -63,6 +64,20 @@ def _set_handlers() -> None:
         # None: it was not set by Python, and is not changed by it.
         if handler is not None:
             signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before():
+    """A run in this process writes its log lines to stderr alone, where no test behind it would find them in caplog."""
+    _reset_log()
+    yield
+    _reset_log()
+
+
+def _reset_log() -> None:
+    logger = logging.getLogger("data_engine")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
