@@ -23,6 +23,8 @@ DRY_RUN ?=
 # What was skipped, and is held against tests/allowed_skips.txt.
 TEST_RESULTS ?= .pytest_cache/test.xml
 FAMILY_RESULTS ?= .pytest_cache/families.xml
+OLDEST_RESULTS ?= .pytest_cache/oldest.xml
+NEWEST_RESULTS ?= .pytest_cache/newest.xml
 TRAINER_RESULTS ?= .pytest_cache/trainers.xml
 VLLM_RESULTS ?= .pytest_cache/vllm.xml
 BROWSER_RESULTS ?= .pytest_cache/browser.xml
@@ -43,6 +45,8 @@ RUN = $(BIN)/python
 endif
 # Packages of the families' tests alone, beside site-packages.
 FAMILIES := $(or $(VENV),.venv)/families
+# Other releases than those of launch/constraints.txt, beside site-packages.
+VERSIONS := $(or $(VENV),.venv)/versions
 # Environments of trainers, which ask for other versions than the engine.
 TRAINERS := $(or $(VENV),.venv)/trainers
 TRAINER_STAMPS := $(addprefix $(TRAINERS)/,ms-swift/.installed llama-factory/.installed)
@@ -58,9 +62,9 @@ TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 PYTEST = $(BIN)/pytest -q -rs --durations=10 -n $(TEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models demo-areas run test test-families test-trainers test-vllm test-browser fuzz \
-	test-slow test-long test-slurm chaos prove prove-loop prove-size prove-exports prove-pairs prove-plan docs lint bench bench-vllm \
-	bench-gpu clean
+.PHONY: help setup demo demo-models demo-areas run test test-families test-oldest test-newest test-trainers test-vllm \
+	test-browser fuzz test-slow test-long test-slurm chaos prove prove-loop prove-size prove-exports prove-pairs \
+	prove-plan docs lint bench bench-vllm bench-gpu clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -120,8 +124,30 @@ $(FAMILIES): tests/families/packages.txt $(STAMP)
 
 test-families: $(STAMP) $(FAMILIES) ## every family of models, tiny, against stock transformers (10 to 14 minutes on two cores)
 	PYTHONPATH=$(abspath $(FAMILIES)) $(TEST_ENV) $(PYTEST) --junitxml=$(FAMILY_RESULTS) \
-		-m "not slow and not gpu" tests/families $(PYTEST_ARGS)
+		-m "not slow and not gpu and not releases" tests/families $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(FAMILY_RESULTS)
+
+$(VERSIONS)/%: tests/versions/%.txt $(STAMP)
+	rm -rf $@
+	$(BIN)/pip install --quiet --no-deps --target $@ -r $< && touch $@ || { rm -rf $@; exit 1; }
+
+# What meets the models, the data's files and the pictures. One worker each: `make -j2 test-oldest test-newest`.
+test-oldest test-newest: TEST_WORKERS = 1
+VERSION_TESTS := $(addprefix tests/,models sampling scoring questions exports preferences rewards)
+# $(call TEST_VERSION,list,results,options): the families apart, since they alone can do with torchvision's Python.
+define TEST_VERSION
+	PYTHONPATH=$(abspath $(VERSIONS)/$(1)) $(TEST_ENV) $(PYTEST) --junitxml=$(2) $(3) $(VERSION_TESTS) $(PYTEST_ARGS)
+	PYTHONPATH=$(abspath $(VERSIONS)/$(1)):$(abspath $(FAMILIES)) $(TEST_ENV) \
+		$(PYTEST) --junitxml=$(2:.xml=-families.xml) $(3) -m releases tests/families $(PYTEST_ARGS)
+	$(BIN)/python tests/check_skips.py $(2) $(2:.xml=-families.xml)
+endef
+
+# Old releases warn of what newer ones beside them deprecate.
+test-oldest: $(STAMP) $(FAMILIES) $(VERSIONS)/oldest ## models, data and pictures with the oldest releases that setup.cfg admits (4 minutes)
+	$(call TEST_VERSION,oldest,$(OLDEST_RESULTS),-W ignore::DeprecationWarning -W ignore::FutureWarning)
+
+test-newest: $(STAMP) $(FAMILIES) $(VERSIONS)/newest ## the same with newer releases than make setup installs (4 minutes)
+	$(call TEST_VERSION,newest,$(NEWEST_RESULTS))
 
 # torch first, which brings what it needs on this machine; all else is listed whole. Most of it is never imported, so
 # nothing is compiled in advance. Without an environment its tests are skipped, which the last line then fails for.

@@ -197,7 +197,12 @@ if __name__ == "__main__":
     to_client = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for name in (*sys.argv[1:], *IMPORTED):
-        __import__(name)
+        try:
+            __import__(name)
+        except ModuleNotFoundError:
+            # Each release of DeepSpeed has others.
+            if not name.startswith("deepspeed."):
+                raise
     # Not looked through, and so not copied, by each child's collections.
     gc.freeze()
     task = serve(to_client)

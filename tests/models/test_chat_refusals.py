@@ -171,9 +171,9 @@ def test_a_pointer_of_git_lfs(folder):
 
 
 def test_a_processor_that_needs_torchvision(folder):
-    rewrite(folder / "config.json", model_type="llama4")
-    rewrite(folder / "processor_config.json", processor_class="Llama4Processor",
-            image_processor={"image_processor_type": "Llama4ImageProcessor"})  # fmt: skip
+    rewrite(folder / "config.json", model_type="cohere2_vision")
+    rewrite(folder / "processor_config.json", processor_class="Cohere2VisionProcessor",
+            image_processor={"image_processor_type": "Cohere2VisionImageProcessor"})  # fmt: skip
     assert "needs torchvision: pip install torchvision==0." in refused(folder)
 
 

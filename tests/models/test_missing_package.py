@@ -14,9 +14,9 @@ def test_a_processor_that_needs_torchvision_is_refused_with_the_line_to_install_
     folder = chat_folders.saved(chat_folders.qwen3_vl(), tmp_path / "model")
     save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
     for name, fields in (
-        ("config.json", {"model_type": "llama4"}),
-        ("processor_config.json", {"processor_class": "Llama4Processor",
-                                   "image_processor": {"image_processor_type": "Llama4ImageProcessor"}}),
+        ("config.json", {"model_type": "cohere2_vision"}),
+        ("processor_config.json", {"processor_class": "Cohere2VisionProcessor",
+                                   "image_processor": {"image_processor_type": "Cohere2VisionImageProcessor"}}),
     ):  # fmt: skip
         (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | fields))
     flags = ["--dataset_path", str(write(tmp_path / "questions.parquet", hostile_rows()[:1])),

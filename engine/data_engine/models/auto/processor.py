@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from data_engine.models import internvl_chat
+from data_engine.models.auto.releases import refuse_faulty
 from data_engine.models.internvl_chat.config import read_config
 from data_engine.models.internvl_chat.processor import load_processor as load_internvl_chat
 from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
@@ -40,7 +41,8 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 def load_config(folder: Path) -> PreTrainedConfig:
     """config.json as transformers reads it. Raises ModelError where it is not of a model that continues text and
-    images: a text-only one, an encoder-decoder, one that this transformers does not know or that needs remote code.
+    images: a text-only one, an encoder-decoder, one that this transformers does not know or computes wrongly, or that
+    needs remote code.
     """
     where = folder / "config.json"
     raw = read_json(where)
@@ -57,6 +59,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
             if what == "text-only"
             else f"{where} has model_type {kind!r}, which is {what} model to transformers {transformers.__version__}"
         )
+    refuse_faulty(where, raw)
     try:
         config = AutoConfig.from_pretrained(folder, **_LOCAL)
     # Configurations check themselves with assertions, KeyErrors and exceptions of huggingface_hub.

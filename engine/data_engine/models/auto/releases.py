@@ -1,0 +1,54 @@
+"""Releases of transformers that compute a model otherwise than later ones do, or not at all."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import transformers
+from packaging.specifiers import SpecifierSet
+
+from data_engine.models.registry import ModelError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What some releases do with some models of a type."""
+
+    in_releases: str
+    """as pip writes them"""
+    does: str
+    """what is said of the release"""
+    mended_in: str
+    """for pip"""
+    concerns: Callable[[Mapping], bool] = lambda config: True
+    """whether a config.json of the type is meant"""
+
+
+def _has_softcap(config: Mapping) -> bool:
+    text = config.get("text_config")
+    return isinstance(text, Mapping) and (text.get("model_type") == "gemma2" or "final_logit_softcapping" in text)
+
+
+# By model_type. What `make test-oldest` and `make test-newest` find of such faults belongs here.
+FAULTS = {
+    "hunyuan_vl": Fault("<5.20", "cannot load it", ">=5.20"),
+    "llama4": Fault("==5.24.0", "ends its forward with an AttributeError", "!=5.24.0"),
+    "minicpmv4_6": Fault("<5.19", "cannot run pictures that are higher than wide", ">=5.19"),
+    "paligemma": Fault("<5.23", "leaves out the softcap of its logits", ">=5.23", _has_softcap),
+    "step3p7": Fault("<5.23", "takes height for width in the positions of its tower", ">=5.23"),
+    "vipllava": Fault(
+        "<5.23", "does not read which layers of the tower are meant", ">=5.23", lambda c: "vision_feature_layer" in c
+    ),
+}
+
+
+def refuse_faulty(where: Path, config: Mapping, release: str = transformers.__version__) -> None:
+    """Raise ModelError, which says what mends it, where this release of transformers has a fault for a config.json."""
+    found = FAULTS.get(config.get("model_type"))
+    if found is None or not found.concerns(config):
+        return
+    if SpecifierSet(found.in_releases).contains(release, prereleases=True):
+        raise ModelError(
+            f"{where} has model_type {config['model_type']!r}, and transformers {release} {found.does}: pip install "
+            f"'transformers{found.mended_in}'"
+        )

@@ -1,0 +1,45 @@
+"""A model that the release of transformers at hand computes wrongly, or cannot run, is refused with what mends it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data_engine.models.auto import releases
+from data_engine.models.auto.processor import load_config
+from data_engine.models.registry import ModelError
+
+GEMMA, GEMMA_2 = {"text_config": {"model_type": "gemma"}}, {"text_config": {"model_type": "gemma2"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "faulty", "sound"),
+    [
+        ({"model_type": "llama4"}, ["5.24.0"], ["5.17.0", "5.23.0", "5.24.1", "5.25.0"]),
+        ({"model_type": "step3p7"}, ["5.17.0", "5.22.2"], ["5.23.0", "5.23.0.post1", "6.0"]),
+        ({"model_type": "minicpmv4_6"}, ["5.17.0", "5.18.0", "5.18.9rc1"], ["5.19.0", "5.23.0"]),
+        ({"model_type": "paligemma", **GEMMA_2}, ["5.17.0", "5.22.2"], ["5.23.0"]),
+        ({"model_type": "paligemma", **GEMMA}, [], ["5.17.0", "5.23.0"]),
+        ({"model_type": "paligemma"}, [], ["5.17.0"]),
+        ({"model_type": "vipllava", "vision_feature_layer": [-1, -2]}, ["5.22.2"], ["5.23.0"]),
+        # As transformers wrote it before 5.23, and reads it until today.
+        ({"model_type": "vipllava", "vision_feature_layers": [-1, -2]}, [], ["5.17.0", "5.23.0"]),
+        ({"model_type": "llava"}, [], ["5.17.0", "5.23.0", "5.24.0"]),
+        ({}, [], ["5.17.0", "5.24.0"]),
+    ],
+)
+def test_a_fault_is_told_of_the_releases_and_models_that_have_it_alone(config, faulty, sound):
+    where = Path("config.json")
+    for release in faulty:
+        with pytest.raises(ModelError, match=f"transformers {re.escape(release)} .*: pip install 'transformers[!>]"):
+            releases.refuse_faulty(where, config, release)
+    for release in sound:
+        releases.refuse_faulty(where, config, release)
+
+
+def test_the_model_is_refused_before_transformers_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(releases.FAULTS, "llava_next", releases.Fault(">=5", "mixes up its tiles", ">=6"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_next", "text_config": "broken"}))
+    with pytest.raises(ModelError, match=r"llava_next', and transformers .* mixes up its tiles: pip install '.*>=6'$"):
+        load_config(tmp_path)
