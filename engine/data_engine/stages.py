@@ -5,7 +5,7 @@ the table names functions as text, so that all of them may import it.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -238,6 +238,15 @@ class RunStages:
         """The reward columns that rank where --rank_by names none: those of `implicit`, or of the first source."""
         source = SOURCES["implicit" if "implicit" in self.sources else self.sources[0]]
         return source.rank_by or source.columns
+
+    def told_of(self, rank_by: Sequence[str]) -> tuple[str, ...]:
+        """The reward columns that rank, and behind them those of every source that has none there: what it would rank
+        by."""
+        found = list(rank_by)
+        for source in map(SOURCES.__getitem__, self.sources):
+            if not set(source.columns) & set(rank_by):
+                found += source.rank_by or source.columns
+        return tuple(found)
 
     @property
     def compared(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sys
 import types
 
@@ -17,6 +18,7 @@ from data_engine import schemas, stages
 from data_engine.commands import validate
 from data_engine.errors import UserError
 from data_engine.job import worker
+from data_engine.pipeline.pair import OWN, pairs_file
 from data_engine.pipeline.pair_settings import Settings, chosen_rewards
 from data_engine.preferences.strategies import STRATEGIES
 from data_engine.reporting import page
@@ -93,6 +95,35 @@ def test_a_reward_that_does_not_rank_keeps_no_answer_out(world, tmp_path):
         tmp_path / "plain"
     )
     assert digest(tmp_path / "work/dataset") == digest(tmp_path / "plain/dataset")
+
+
+@pytest.mark.parametrize(
+    ("sources", "rank_by", "told"),
+    [
+        (BOTH, ("implicit.avg",), {"implicit.avg": True, "made.up": False}),
+        (BOTH, ("made.down",), {"made.down": True, "implicit.sum": False, "implicit.avg": False}),
+        (BOTH, ("made.up", "implicit.last"), {"made.up": True, "implicit.last": True}),
+        (ALONE, ("made.up",), {"made.up": True}),
+    ],
+)
+def test_a_source_that_does_not_rank_is_summed_up_by_what_it_would_rank_by(world, tmp_path, sources, rank_by, told):
+    publish_all(world, tmp_path / "work")
+    funnel = world.pair(tmp_path / "work", run_stages=sources, rank_by=rank_by)
+    totals = json.loads(pq.read_schema(pairs_file(tmp_path / "work", OWN)).metadata[b"reward_totals"])
+    # In this order: what ranks comes first.
+    assert [(name, total["ranks"]) for name, total in totals.items()] == list(told.items())
+    by_question = {}
+    for row in world.rows:
+        if (score := score_of(row)) is not None and np.isfinite(score):
+            by_question.setdefault(row["idx"], []).append(score)
+    if "made.up" in told:
+        scores = [score for found in by_question.values() for score in found]
+        assert totals["made.up"]["mean"] == pytest.approx(sum(scores) / len(scores))
+        assert totals["made.up"]["best"] == pytest.approx(sum(map(max, by_question.values())) / len(by_question))
+    text = page.report_text(tmp_path / "work", world.questions(), funnel)
+    table = text.partition("Rewards of all answers")[2].partition("</table>")[0]
+    shown = [name if ranks else f"{name} (does not rank)" for name, ranks in told.items()]
+    assert re.findall(r'<th scope="row">([^<]*)</th>', table) == shown
 
 
 def test_without_the_implicit_reward_its_columns_are_null_and_the_report_shows_the_others(world, tmp_path):

@@ -111,3 +111,22 @@ def test_the_page_is_of_the_rounds_whose_pairs_are_made(looped):
     before = path.stat()
     page.write(loop, folder)
     assert path.stat() == before
+
+
+def test_a_reward_by_which_no_round_ranks_has_its_course_and_that_is_said():
+    told, totals = "No pair is made by this reward", dict.fromkeys(("mean", "best", "worst"), 1.0)
+    totals |= {"answers": 4, "questions": 2, "equal": 0}
+
+    def page(*ranks: bool) -> str:
+        rounds = [
+            RoundFacts(
+                number, "m", Funnel(), {"implicit.avg": totals, "yesno": totals | {"ranks": it}}, None, None, "r"
+            )
+            for number, it in enumerate(ranks, 1)
+        ]
+        return text("a loop", rounds, [])
+
+    assert page(False, False).count(told) == 1
+    assert page(False, False).index("<h2>yesno</h2>") < page(False, False).index(told)
+    assert told not in page(False, True)
+    assert page(False, False).count("<svg") == 2

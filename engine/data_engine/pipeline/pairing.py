@@ -72,7 +72,7 @@ def paired(
     metadata["rewards"] = json.dumps(",".join(stored.run_stages.sources))
     metadata["bound"] = json.dumps({name: stored.bound.get(name) for name in _shaping_rewards(stored)})
     funnel, which = Funnel(), settings.answer_rule(stored.markers)
-    totals = {name: RewardTotals() for name in settings.rank_by}
+    totals = {name: RewardTotals() for name in stored.run_stages.told_of(settings.rank_by)}
     schema = schemas.pairs(stored.idx_type, stored.rewards)
     candidates = CandidateTable(scratch / "candidates.parquet", schema, settings.seed, settings.filter_rule)
     units_done = 0
@@ -95,7 +95,9 @@ def paired(
     candidates.filter_dataset()
     reasons = funnel.not_ranked
     funnel.not_ranked = Counter({name: reasons[name] for name in implicit.REASONS if reasons[name]})
-    metadata["reward_totals"] = json.dumps({name: total.means() for name, total in totals.items()})
+    metadata["reward_totals"] = json.dumps(
+        {name: total.means() | {"ranks": name in settings.rank_by} for name, total in totals.items()}
+    )
     return Paired(candidates, funnel, metadata)
 
 

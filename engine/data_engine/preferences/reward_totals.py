@@ -4,7 +4,7 @@ Of a reward that is 1 for right and 0 for wrong, the mean is the share of right 
 share of questions that have one: pass@1 and pass@k.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +49,16 @@ class RewardTotals:
         return counts | {name: float(f"{total / max(1, count):.{_DIGITS}g}") for name, (total, count) in over.items()}
 
 
-def told(name: str, means: dict) -> str:
+def called(name: str, means: Mapping) -> str:
+    """A reward by its name, and whether it does not rank; pairs of earlier versions keep those that do alone."""
+    return name if means.get("ranks", True) else f"{name} (does not rank)"
+
+
+def told(name: str, means: Mapping) -> str:
     """One reward in words."""
     mean, best, worst = (f"{means[which]:.4g}" for which in ("mean", "best", "worst"))
+    counts = f"{means['equal']:,} of {means['questions']:,} questions have one number for all answers"
     return (
-        f"{name}: {mean} on average over {means['answers']:,} answers, {best} for the best of a question, {worst} for "
-        f"the worst; {means['equal']:,} of {means['questions']:,} questions have one number for all answers"
+        f"{called(name, means)}: {mean} on average over {means['answers']:,} answers, {best} for the best of a "
+        f"question, {worst} for the worst; {counts}"
     )

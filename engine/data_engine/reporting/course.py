@@ -22,7 +22,7 @@ class RoundFacts:
     """that answered"""
     funnel: Funnel
     rewards: Mapping[str, Mapping[str, float]]
-    """reward_totals of its pairs: by the reward, answers, questions, equal, mean, best, worst"""
+    """reward_totals of its pairs: by the reward, answers, questions, equal, mean, best, worst, and whether it ranks"""
     words: Sequence[float] | None
     """of chosen and of rejected answers, the mean over kept pairs; None without any"""
     training_s: float | None
@@ -34,9 +34,14 @@ class RoundFacts:
 def text(title: str, rounds: Sequence[RoundFacts], changing: Sequence[str]) -> str:
     """The page; `changing` are sources of reward whose model is another one in each round."""
     names = list(dict.fromkeys(name for one in rounds for name in one.rewards))
-    rewards = [(name, _chart(name, rounds), _table(name, rounds)) for name in names]
+    rewards = [(name, _ranks(name, rounds), _chart(name, rounds), _table(name, rounds)) for name in names]
     told = {"title": f"Rounds of {title}", "rounds": rounds, "table": _rounds(rounds), "rewards": rewards}
     return render("course.html.j2", None, **told, changing=changing)
+
+
+def _ranks(name: str, rounds: Sequence[RoundFacts]) -> bool:
+    """Whether pairs of a round are made by a reward."""
+    return any(one.rewards[name].get("ranks", True) for one in rounds if name in one.rewards)
 
 
 def _rounds(rounds: Sequence[RoundFacts]) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine.preferences.counts import Funnel
+from data_engine.preferences.reward_totals import called
 from data_engine.questions.dataset import Questions
 from data_engine.reporting import quarantine
 from data_engine.reporting.columns import KEPT, PairNumbers
@@ -33,12 +34,14 @@ def funnel_bars(funnel: Funnel) -> list[dict]:
 
 
 def reward_table(path: Path) -> Table:
-    """How the rewards that rank lie over all answers, by the metadata of a file of pairs; those of old have none."""
+    """How rewards lie over all answers, by the metadata of a file of pairs; those of old have none."""
     found = json.loads((pq.read_schema(path).metadata or {}).get(b"reward_totals", b"{}"))
     rows = [("reward", "answers", "mean", "best of a question", "worst of a question", "questions", "all equal")]
     for name, means in found.items():
         numbers = (f"{means[which]:+.4g}" for which in ("mean", "best", "worst"))
-        rows.append((name, f"{means['answers']:,}", *numbers, f"{means['questions']:,}", f"{means['equal']:,}"))
+        rows.append(
+            (called(name, means), f"{means['answers']:,}", *numbers, f"{means['questions']:,}", f"{means['equal']:,}")
+        )
     return rows if len(rows) > 1 else []
 
 
