@@ -23,7 +23,6 @@ from data_engine.models.registry import ModelError
 
 pytestmark = pytest.mark.releases
 
-VERSIONS = Path(".venv/versions").resolve()
 # Not `high`: how Pillow resizes that picture depends on Pillow's release.
 PROMPTS = ("wide", "no image")
 # Least that a fault of a release was seen to move a log-prob: 0.015 nat. Most that two releases without one did: 1e-6.
@@ -46,7 +45,8 @@ def numbers(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def pinned(tmp_path_factory) -> Path:
     """Each family's checkpoint and its numbers, by the release that `make setup` installs."""
     folder = tmp_path_factory.mktemp("pinned")
-    path = [one for one in os.environ.get("PYTHONPATH", "").split(":") if VERSIONS not in Path(one).resolve().parents]
+    other = Path(transformers.__file__).parents[1]
+    path = [one for one in os.environ.get("PYTHONPATH", "").split(":") if Path(one).resolve() != other.resolve()]
     environment = os.environ | {"PYTHONPATH": ":".join(path)}
     done = subprocess.run(
         [sys.executable, __file__, folder], env=environment, capture_output=True, text=True, check=False

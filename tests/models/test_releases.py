@@ -10,6 +10,7 @@ from data_engine.models.auto import releases
 from data_engine.models.auto.processor import load_config
 from data_engine.models.registry import ModelError
 
+NO_SOFTCAP = {"final_logit_softcapping": None}
 GEMMA, GEMMA_2 = {"text_config": {"model_type": "gemma"}}, {"text_config": {"model_type": "gemma2"}}
 
 
@@ -21,6 +22,7 @@ GEMMA, GEMMA_2 = {"text_config": {"model_type": "gemma"}}, {"text_config": {"mod
         ({"model_type": "minicpmv4_6"}, ["5.17.0", "5.18.0", "5.18.9rc1"], ["5.19.0", "5.23.0"]),
         ({"model_type": "paligemma", **GEMMA_2}, ["5.17.0", "5.22.2"], ["5.23.0"]),
         ({"model_type": "paligemma", **GEMMA}, [], ["5.17.0", "5.23.0"]),
+        ({"model_type": "paligemma", "text_config": GEMMA_2["text_config"] | NO_SOFTCAP}, [], ["5.17.0"]),
         ({"model_type": "paligemma"}, [], ["5.17.0"]),
         ({"model_type": "vipllava", "vision_feature_layer": [-1, -2]}, ["5.22.2"], ["5.23.0"]),
         # As transformers wrote it before 5.23, and reads it until today.
