@@ -64,6 +64,19 @@ def test_a_histograms_dashed_line_stands_at_the_mean():
     assert re.search(r'class="mean kept" x1="([^"]*)" x2="([^"]*)"', drawn).groups() == ("203.4", "203.4")
 
 
+@pytest.mark.parametrize(
+    ("values", "below"),
+    [
+        # Whole numbers are bins of their own: the axis goes from -0.5 to 4.5, and from 2.5 to 14.5.
+        ([0, 0, 0, 4], ["0", "1", "2", "3", "4"]),
+        ([3, 14], ["4", "6", "8", "10", "12", "14"]),
+    ],
+)
+def test_round_numbers_stand_below_a_histogram_from_the_first_to_the_last_within_its_axis(values, below):
+    drawn = charts.histogram([charts.Series("kept", np.array(values), "kept")], "Words")
+    assert re.findall(r'text-anchor="middle">([^<]*)<', drawn) == below
+
+
 def test_margins_of_two_pairings_are_those_of_their_kept_pairs():
     columns = {"margin": np.array([1.0, 9.0, 2.0])}
     drawn = margin_chart(PairNumbers(None, np.array([0, 1, 0], np.int32), ["kept", "per_idx"], columns))
