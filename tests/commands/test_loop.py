@@ -88,6 +88,29 @@ def test_a_folder_of_a_run_and_one_that_cannot_be_are_refused(made, tmp_path, to
     assert error == f'data-engine: error: "{tmp_path}/file" cannot be read or written: File exists\n'
 
 
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system with room for two files or folders, and no more."""
+    target = tmp_path / "disk"
+    target.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=3", "tmpfs", str(target)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield target
+    subprocess.run(["umount", "--lazy", str(target)], check=True)
+
+
+def test_a_full_disk_ends_it_as_a_stop_does(told, full_disk, monkeypatch, caplog):
+    monkeypatch.setattr(loop, "work", work.work)
+    code, error, _ = told(work_dir=full_disk / "loop")
+    assert code == 75
+    [message] = [record.getMessage() for record in caplog.records if "cannot write" in record.getMessage()]
+    assert message.startswith(f'cannot write "{full_disk}/loop/')
+    assert "No space left on device" in message
+    assert "make room, or mend the disk, and run the same command again" in message
+    assert "Traceback" not in error
+
+
 def test_questions_of_rounds_that_are_done_need_not_be_there_any_more(tmp_path, told):
     (tmp_path / "done/round-2").mkdir(parents=True)
     changes = {"work_dir": tmp_path / "done", "dataset_path": "part-{round}.parquet"}

@@ -15,12 +15,16 @@ from data_engine.commands.examples import shown
 from data_engine.commands.work_dir import take_option, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
+from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.ranks import asked_machines
 from data_engine.questions.dataset import open_for_run
 from data_engine.rounds.places import MODEL, ROUND, Round, config_of
 from data_engine.rounds.training import PLACES, check_command, require_program
 from data_engine.rounds.work import work
+from data_engine.store import disk
 from data_engine.store.absent import is_file
+
+log = logging.getLogger(__name__)
 
 USAGE = "usage: data-engine loop --rounds N --train 'COMMAND' [--config FILE] [--name value ...]"
 _PLACES = "\n".join(f"    {{{name}}}".ljust(17) + told for name, told in PLACES.items())
@@ -55,8 +59,15 @@ def main(argv: Sequence[str]) -> int:
     require_program(asked.train)
     _check_machines()
     _check_rounds(asked.config, asked.num_rounds)
-    with told_of_disk(Path(asked.config.work_dir)):
-        return work(*asked)
+    work_dir = Path(asked.config.work_dir)
+    with told_of_disk(work_dir):
+        try:
+            return work(*asked)
+        except OSError as error:
+            if not disk.is_trouble(error):
+                raise
+            log.warning("%s", disk.describe(error, work_dir, asked.config.stages))
+            return STOPPED
 
 
 class Asked(NamedTuple):
