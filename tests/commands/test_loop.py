@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import small_disks
 from bound_run import Run
 
 from data_engine.commands import loop
@@ -91,13 +92,8 @@ def test_a_folder_of_a_run_and_one_that_cannot_be_are_refused(made, tmp_path, to
 @pytest.fixture
 def full_disk(tmp_path):
     """A file system with room for two files or folders, and no more."""
-    target = tmp_path / "disk"
-    target.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=3", "tmpfs", str(target)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield target
-    subprocess.run(["umount", "--lazy", str(target)], check=True)
+    with small_disks.small_disk(tmp_path, "size=1m,nr_inodes=3") as disk:
+        yield disk
 
 
 def test_a_full_disk_ends_it_as_a_stop_does(told, full_disk, monkeypatch, caplog):

@@ -2,10 +2,9 @@
 
 import dataclasses
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
+import small_disks
 from jobs import Job, Result, stray_files, write_questions
 
 FLAGS = (
@@ -14,19 +13,10 @@ FLAGS = (
 )  # fmt: skip
 
 
-def mount(options: str, target: Path) -> bool:
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(target)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 @pytest.fixture
 def small_disk(tmp_path):
-    target = tmp_path / "disk"
-    target.mkdir()
-    if not mount("size=128k", target):
-        pytest.skip("no file system can be mounted here")
-    yield target
-    subprocess.run(["umount", "--lazy", str(target)], check=True)
+    with small_disks.small_disk(tmp_path, "size=128k") as disk:
+        yield disk
 
 
 @pytest.mark.slow
@@ -43,7 +33,7 @@ def test_a_full_disk_stops_the_run_with_75_and_what_is_needed_and_it_goes_on_aft
     assert 0 < len(published) < 21
     assert not [path for path in stray_files(job.work_dir) if path.name.startswith(".unit")]
     kept = {path: path.stat().st_mtime_ns for path in published}
-    assert mount("remount,size=50m", small_disk)
+    small_disks.with_room(small_disk, "50m")
     job.run()
     assert Result.of(job.work_dir) == Result.of(calm.work_dir)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "published units were computed again"

@@ -4,11 +4,11 @@ import errno
 import io
 import os
 import shutil
-import subprocess
 from collections import namedtuple
 
 import numpy as np
 import pytest
+import small_disks
 from export_run import finish
 from PIL import Image
 from stage2_world import make_world
@@ -113,13 +113,8 @@ def test_arrow_tells_of_a_full_disk_in_words_and_other_errors_stay_as_they_are(t
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 400 kB."""
-    target = tmp_path / "disk"
-    target.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(target)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield target
-    subprocess.run(["umount", "--lazy", str(target)], check=True)
+    with small_disks.small_disk(tmp_path, "size=400k") as disk:
+        yield disk
 
 
 def figures(errors):
@@ -141,7 +136,7 @@ def test_an_export_to_a_full_disk_says_what_is_needed_and_missing(tmp_path, smal
     assert missing == pytest.approx(needed - free, abs=0.11)
     # In so much room the export is made, and not in less: its rows lie there twice until the last of them is written.
     for megabytes, code in ((0.8 * needed, 2), (1.1 * needed, 0)):
-        subprocess.run(["mount", "-o", f"remount,size={int(1000 * megabytes)}k", str(small_disk)], check=True)
+        small_disks.with_room(small_disk, f"{int(1000 * megabytes)}k")
         assert main.main([*asked, str(small_disk / "out")]) == code, (megabytes, capsys.readouterr().err)
         if code:
             assert figures(capsys.readouterr().err)[0] == pytest.approx(needed, rel=0.25)
@@ -159,7 +154,7 @@ def png(number):
 
 
 def test_a_pairing_on_a_full_disk_says_what_is_needed_and_missing(tmp_path, small_disk, capsys, monkeypatch):
-    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    small_disks.with_room(small_disk, "40m")
     # Else all candidates of so few questions are written at the end.
     monkeypatch.setattr(candidates, "BUFFER_ROWS", 500)
     work_dir = small_disk / "work"
