@@ -127,26 +127,31 @@ test-families: $(STAMP) $(FAMILIES) ## every family of models, tiny, against sto
 		-m "not slow and not gpu and not releases" tests/families $(PYTEST_ARGS)
 	$(BIN)/python tests/check_skips.py $(FAMILY_RESULTS)
 
-$(VERSIONS)/%: tests/versions/%.txt $(STAMP)
-	rm -rf $@
-	$(BIN)/pip install --quiet --no-deps --target $@ -r $< && touch $@ || { rm -rf $@; exit 1; }
+$(VERSIONS)/%/.installed: tests/versions/%.txt $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --no-deps --target $(@D) -r $<
+	touch $@
 
-# What meets the models, the data's files and the pictures. One worker each: `make -j2 test-oldest test-newest`.
+# Tests of the code that uses models, files of data and pictures. One worker each: `make -j2 test-oldest test-newest`.
 test-oldest test-newest: TEST_WORKERS = 1
 VERSION_TESTS := $(addprefix tests/,models sampling scoring questions exports preferences rewards)
-# $(call TEST_VERSION,list,results,options): the families apart, since they alone can do with torchvision's Python.
+# $(call TEST_VERSION,list,results,options): the families apart, since the other tests must not see torchvision, whose
+# compiled parts do not load here. Both run, whatever comes of the first.
 define TEST_VERSION
-	PYTHONPATH=$(abspath $(VERSIONS)/$(1)) $(TEST_ENV) $(PYTEST) --junitxml=$(2) $(3) $(VERSION_TESTS) $(PYTEST_ARGS)
+	rm -f $(2) $(2:.xml=-families.xml)
+	failed=0; \
+	PYTHONPATH=$(abspath $(VERSIONS)/$(1)) $(TEST_ENV) \
+		$(PYTEST) --junitxml=$(2) $(3) $(VERSION_TESTS) $(PYTEST_ARGS) || failed=1; \
 	PYTHONPATH=$(abspath $(VERSIONS)/$(1)):$(abspath $(FAMILIES)) $(TEST_ENV) \
-		$(PYTEST) --junitxml=$(2:.xml=-families.xml) $(3) -m releases tests/families $(PYTEST_ARGS)
-	$(BIN)/python tests/check_skips.py $(2) $(2:.xml=-families.xml)
+		$(PYTEST) --junitxml=$(2:.xml=-families.xml) $(3) -m releases tests/families $(PYTEST_ARGS) || failed=1; \
+	$(BIN)/python tests/check_skips.py $(2) $(2:.xml=-families.xml) && exit $$failed
 endef
 
 # Old releases warn of what newer ones beside them deprecate.
-test-oldest: $(STAMP) $(FAMILIES) $(VERSIONS)/oldest ## models, data and pictures with the oldest releases that setup.cfg admits (4 minutes)
+test-oldest: $(STAMP) $(FAMILIES) $(VERSIONS)/oldest/.installed ## models, data and pictures with the oldest releases that setup.cfg admits (4 minutes)
 	$(call TEST_VERSION,oldest,$(OLDEST_RESULTS),-W ignore::DeprecationWarning -W ignore::FutureWarning)
 
-test-newest: $(STAMP) $(FAMILIES) $(VERSIONS)/newest ## the same with newer releases than make setup installs (4 minutes)
+test-newest: $(STAMP) $(FAMILIES) $(VERSIONS)/newest/.installed ## the same with newer releases than make setup installs (4 minutes)
 	$(call TEST_VERSION,newest,$(NEWEST_RESULTS))
 
 # torch first, which brings what it needs on this machine; all else is listed whole. Most of it is never imported, so

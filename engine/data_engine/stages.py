@@ -239,9 +239,10 @@ class RunStages:
         source = SOURCES["implicit" if "implicit" in self.sources else self.sources[0]]
         return source.rank_by or source.columns
 
-    def told_of(self, rank_by: Sequence[str]) -> tuple[str, ...]:
-        """The reward columns that rank, and behind them those of every source that has none there: what it would rank
-        by."""
+    def summed_up(self, rank_by: Sequence[str]) -> tuple[str, ...]:
+        """The reward columns that a run sums up: those that rank, then the default ones of each source of which none
+        ranks.
+        """
         found = list(rank_by)
         for source in map(SOURCES.__getitem__, self.sources):
             if not set(source.columns) & set(rank_by):

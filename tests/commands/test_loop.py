@@ -86,7 +86,17 @@ def test_a_folder_of_a_run_and_one_that_cannot_be_are_refused(made, tmp_path, to
     (tmp_path / "file").touch()
     code, error, _ = told(work_dir=tmp_path / "file")
     assert code == 2
-    assert error == f'data-engine: error: "{tmp_path}/file" cannot be read or written: File exists\n'
+    file = tmp_path / "file"
+    assert error == f'data-engine: error: work_dir "{file}": "{file}" is a file; name a folder, or a place for one\n'
+
+
+def test_a_disk_that_cannot_be_written_at_all_is_refused_as_for_a_run(tmp_path, told, monkeypatch):
+    monkeypatch.setattr(loop, "work", work.work)
+    with small_disks.small_disk(tmp_path, "size=1m,ro") as disk:
+        code, error, _ = told(work_dir=disk / "loop")
+    assert (code, error) == (
+        2, f'data-engine: error: work_dir "{disk}/loop": cannot write to "{disk}": Read-only file system\n'
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -32,9 +32,9 @@ the plain path where they do not fit.
 On a GPU, images of several prompts go through the vision tower together where it takes images or tiles of one size.
 That needs transformers 5.23; with 5.17 each image goes alone, which a run says once.
 
-Held against transformers 5.23; 5.17 and 5.24 compute the same numbers (`make test-oldest test-newest`). Where a
-release cannot run a family, or computes it otherwise than later ones, such as Llama 4 with 5.24.0 or PaliGemma 2 before
-5.23, the family is refused with the release that mends it.
+Held against transformers 5.23; with 5.17 and 5.24, log-probs of each family are the same (`make test-oldest
+test-newest`). Where a release is known to compute a family otherwise than later ones, or not at all, such as
+PaliGemma 2 before 5.23 or Llama 4 with 5.24.0, the family is refused, and a release without the fault is named.
 
 Written by `python tests/families/table.py --write`; do not edit.
 

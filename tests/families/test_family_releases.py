@@ -7,8 +7,10 @@ computed in a process that does not see it.
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
+import PIL
 import product
 import pytest
 import torch
@@ -23,8 +25,8 @@ from data_engine.models.registry import ModelError
 
 pytestmark = pytest.mark.releases
 
-# Not `high`: how Pillow resizes that picture depends on Pillow's release.
-PROMPTS = ("wide", "no image")
+ROOT = Path(__file__).parents[2]
+PROMPTS = ("wide", "high", "no image")
 # Least that a fault of a release was seen to move a log-prob: 0.015 nat. Most that two releases without one did: 1e-6.
 TOLERANCE = 1e-5
 # Families that a release does not know, or has a fault for (data_engine/models/auto/releases.py).
@@ -35,15 +37,16 @@ REFUSED = {
 
 
 def numbers(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """log p of each token of a few answers, by prompt."""
+    """log p of each token of a few answers, by prompt, and whether prompts are shared and packed."""
     model = product.load(folder)
     prompts = [prompt for prompt in PROMPTS if ASKED[prompt].sizes or FAMILIES[name].without_image]
-    return {prompt: torch.cat(product.scores(model, ASKED[prompt], answers())) for prompt in prompts}
+    found = {prompt: torch.cat(product.scores(model, ASKED[prompt], answers())) for prompt in prompts}
+    return found | {"paths": torch.tensor([product.is_fast(model), model.packs_prompts])}
 
 
 @pytest.fixture(scope="module")
-def pinned(tmp_path_factory) -> Path:
-    """Each family's checkpoint and its numbers, by the release that `make setup` installs."""
+def pinned(tmp_path_factory) -> tuple[Path, str]:
+    """Each family's checkpoint and its numbers, by the releases that `make setup` installs, and that of Pillow."""
     folder = tmp_path_factory.mktemp("pinned")
     other = Path(transformers.__file__).parents[1]
     path = [one for one in os.environ.get("PYTHONPATH", "").split(":") if Path(one).resolve() != other.resolve()]
@@ -52,20 +55,33 @@ def pinned(tmp_path_factory) -> Path:
         [sys.executable, __file__, folder], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] != transformers.__version__
-    return folder
+    assert done.stdout.split()[-2] != transformers.__version__
+    return folder, done.stdout.split()[-1]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_has_the_numbers_of_the_pinned_release_or_is_refused_by_name(pinned, name):
-    if name in REFUSED[transformers.__version__]:
+    folder, pillow = pinned
+    if name in REFUSED.get(transformers.__version__, ()):
         with pytest.raises(ModelError, match=f"transformers {transformers.__version__} .*pip install"):
-            product.load(pinned / name)
+            product.load(folder / name)
         return
-    expected, found = load_file(pinned / f"{name}.safetensors"), numbers(pinned / name, name)
+    expected, found = load_file(folder / f"{name}.safetensors"), numbers(folder / name, name)
     assert found.keys() == expected.keys()
+    assert torch.equal(found.pop("paths"), expected.pop("paths"))
+    # How Pillow resizes that picture depends on its release.
+    if PIL.__version__ != pillow:
+        del expected["high"]
     for prompt, logps in expected.items():
         assert (found[prompt] - logps).abs().max() <= TOLERANCE
+
+
+def test_the_releases_of_the_list_are_those_that_run():
+    """A package that is missing in the folder would be the pinned one, without a word."""
+    overlay = Path(transformers.__file__).parents[1]
+    lines = (ROOT / f"tests/versions/{overlay.name}.txt").read_text().splitlines()
+    wanted = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert {name: version(name) for name in wanted} == wanted
 
 
 def write_all(folder: Path) -> None:
@@ -73,7 +89,7 @@ def write_all(folder: Path) -> None:
 
     for name in FAMILIES:
         save_file(numbers(Checkpoint(name, folder).folder, name), folder / f"{name}.safetensors")
-    print(transformers.__version__)
+    print(transformers.__version__, PIL.__version__)
 
 
 if __name__ == "__main__":

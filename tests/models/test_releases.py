@@ -18,13 +18,15 @@ GEMMA, GEMMA_2 = {"text_config": {"model_type": "gemma"}}, {"text_config": {"mod
     ("config", "faulty", "sound"),
     [
         ({"model_type": "llama4"}, ["5.24.0"], ["5.17.0", "5.23.0", "5.24.1", "5.25.0"]),
-        ({"model_type": "step3p7"}, ["5.17.0", "5.22.2"], ["5.23.0", "5.23.0.post1", "6.0"]),
+        ({"model_type": "step3p7"}, ["5.17.0", "5.22.2"], ["5.23.0.dev0", "5.23.0", "5.23.0.post1", "6.0"]),
         ({"model_type": "minicpmv4_6"}, ["5.17.0", "5.18.0", "5.18.9rc1"], ["5.19.0", "5.23.0"]),
         ({"model_type": "paligemma", **GEMMA_2}, ["5.17.0", "5.22.2"], ["5.23.0"]),
         ({"model_type": "paligemma", **GEMMA}, [], ["5.17.0", "5.23.0"]),
         ({"model_type": "paligemma", "text_config": GEMMA_2["text_config"] | NO_SOFTCAP}, [], ["5.17.0"]),
         ({"model_type": "paligemma"}, [], ["5.17.0"]),
         ({"model_type": "vipllava", "vision_feature_layer": [-1, -2]}, ["5.22.2"], ["5.23.0"]),
+        # Those of the published model, which 5.23 writes and older ones take.
+        ({"model_type": "vipllava", "vision_feature_layer": [-2, -5, -8, -11, 6]}, [], ["5.17.0", "5.23.0"]),
         # As transformers wrote it before 5.23, and reads it until today.
         ({"model_type": "vipllava", "vision_feature_layers": [-1, -2]}, [], ["5.17.0", "5.23.0"]),
         ({"model_type": "llava"}, [], ["5.17.0", "5.23.0", "5.24.0"]),

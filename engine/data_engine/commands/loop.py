@@ -15,6 +15,7 @@ from data_engine.commands.examples import shown
 from data_engine.commands.work_dir import take_option, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
+from data_engine.planning.checks import check_writable
 from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.ranks import asked_machines
 from data_engine.questions.dataset import open_for_run
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     _check_machines()
     _check_rounds(asked.config, asked.num_rounds)
     work_dir = Path(asked.config.work_dir)
+    check_writable(work_dir)
     with told_of_disk(work_dir):
         try:
             return work(*asked)

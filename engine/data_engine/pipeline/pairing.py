@@ -72,7 +72,7 @@ def paired(
     metadata["rewards"] = json.dumps(",".join(stored.run_stages.sources))
     metadata["bound"] = json.dumps({name: stored.bound.get(name) for name in _shaping_rewards(stored)})
     funnel, which = Funnel(), settings.answer_rule(stored.markers)
-    totals = {name: RewardTotals() for name in stored.run_stages.told_of(settings.rank_by)}
+    totals = {name: RewardTotals() for name in stored.run_stages.summed_up(settings.rank_by)}
     schema = schemas.pairs(stored.idx_type, stored.rewards)
     candidates = CandidateTable(scratch / "candidates.parquet", schema, settings.seed, settings.filter_rule)
     units_done = 0

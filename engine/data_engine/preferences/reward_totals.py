@@ -49,7 +49,7 @@ class RewardTotals:
         return counts | {name: float(f"{total / max(1, count):.{_DIGITS}g}") for name, (total, count) in over.items()}
 
 
-def called(name: str, means: Mapping) -> str:
+def label(name: str, means: Mapping) -> str:
     """A reward by its name, and whether it does not rank; pairs of earlier versions keep those that do alone."""
     return name if means.get("ranks", True) else f"{name} (does not rank)"
 
@@ -59,6 +59,6 @@ def told(name: str, means: Mapping) -> str:
     mean, best, worst = (f"{means[which]:.4g}" for which in ("mean", "best", "worst"))
     counts = f"{means['equal']:,} of {means['questions']:,} questions have one number for all answers"
     return (
-        f"{called(name, means)}: {mean} on average over {means['answers']:,} answers, {best} for the best of a "
+        f"{label(name, means)}: {mean} on average over {means['answers']:,} answers, {best} for the best of a "
         f"question, {worst} for the worst; {counts}"
     )

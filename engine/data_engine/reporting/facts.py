@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine.preferences.counts import Funnel
-from data_engine.preferences.reward_totals import called
+from data_engine.preferences.reward_totals import label
 from data_engine.questions.dataset import Questions
 from data_engine.reporting import quarantine
 from data_engine.reporting.columns import KEPT, PairNumbers
@@ -40,7 +40,7 @@ def reward_table(path: Path) -> Table:
     for name, means in found.items():
         numbers = (f"{means[which]:+.4g}" for which in ("mean", "best", "worst"))
         rows.append(
-            (called(name, means), f"{means['answers']:,}", *numbers, f"{means['questions']:,}", f"{means['equal']:,}")
+            (label(name, means), f"{means['answers']:,}", *numbers, f"{means['questions']:,}", f"{means['equal']:,}")
         )
     return rows if len(rows) > 1 else []
 
