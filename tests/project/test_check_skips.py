@@ -56,3 +56,13 @@ def test_a_file_skipped_as_a_whole_off_the_list_fails(gate):
 
 def test_a_failed_test_fails(gate):
     assert gate("one", PASSING + "def test_b(): assert False") == (1, "1 passed, 1 failed, 0 skipped")
+
+
+def test_results_that_were_not_written_fail_and_the_others_are_summed_up(gate, tmp_path):
+    assert gate("one", PASSING)[0] == 0
+    command = [sys.executable, SCRIPT, tmp_path / "gone.xml", tmp_path / "out.xml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"{tmp_path}/gone.xml: not written, since its tests did not run to their end", "1 passed, 0 failed, 0 skipped"
+    ]  # fmt: skip

@@ -117,6 +117,34 @@ def test_packages_of_the_families_tests_lie_apart_and_are_missed_aloud(checkout,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("fails", "code"), [(None, 0), ("models", 2), ("families", 2)])
+def test_other_releases_come_first_on_the_path_and_both_runs_are_made_whatever_fails(checkout, fails, code):
+    make(checkout, "setup", "PYTHON=./new-python")
+    program(checkout / ".venv/bin/pip", 'echo "pip $*" >> calls; mkdir -p .venv/families .venv/versions/newest')
+    program(checkout / ".venv/bin/pytest", PYTEST)
+    program(checkout / ".venv/bin/python", f'exec {sys.executable} "$@"')
+    for name in ("models", "sampling", "scoring", "questions", "exports", "preferences", "rewards", "families"):
+        (checkout / "tests" / name).mkdir(parents=True)
+    (checkout / "tests/versions").mkdir()
+    for name in ("check_skips.py", "allowed_skips.txt", "families/packages.txt", "versions/newest.txt"):
+        shutil.copy(ROOT / "tests" / name, checkout / "tests" / name)
+    path = {"models": ["newest"], "families": ["newest", "families"]}
+    for name, folders in path.items():
+        (checkout / f"tests/{name}/test_{name}.py").write_text(
+            "import os, pathlib, pytest\n@pytest.mark.releases\ndef test_a():\n"
+            f"    names = [pathlib.Path(one).name for one in os.environ['PYTHONPATH'].split(':')]\n"
+            f"    assert names == {folders} and {name != fails}\n"
+        )
+    for _ in range(2):
+        done = make(checkout, "test-newest", "PYTEST_ARGS=-W ignore")
+        assert done.returncode == code, done.stdout + done.stderr
+        told = "1 passed, 1 failed, 0 skipped" if fails else "2 passed, 0 failed, 0 skipped"
+        assert told in done.stdout
+    fetched = [line for line in calls(checkout) if ".venv/versions" in line]
+    assert fetched == ["pip install --quiet --no-deps --target .venv/versions/newest -r tests/versions/newest.txt"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("pip_fails", "code"), [(False, 0), (True, 2)])
 def test_each_trainer_has_an_environment_of_its_own_which_is_made_once_and_missed_aloud(checkout, pip_fails, code):
     make(checkout, "setup", "PYTHON=./new-python")
