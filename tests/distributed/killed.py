@@ -1,12 +1,14 @@
 """Stands in for the command line: the real engine, in which one rank kills itself (SIGKILL) at a chosen place.
 
-$KILL_WINDOW names the place, $KILL_AT how many times it is passed before; the kill is noted in $KILL_LOG first. Where
+$KILL_WINDOW names the place, $KILL_AT how many times it is passed before; the kill is noted in $KILL_LOG first. Another
+rank that comes there waits for the kill: else it might do all the work before the one that is to die has any. Where
 $ONE_QUEUE_LOG is set, the engine takes the path of a GPU: see one_queue.py.
 """
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from one_queue import take_the_path_of_a_gpu
@@ -20,14 +22,22 @@ from data_engine.scoring import logprobs
 from data_engine.store import units
 
 WINDOW, RANK = os.environ.get("KILL_WINDOW"), os.environ.get("RANK", "0")
+DIES = os.environ.get("KILL_RANK", "0") == RANK
+# After this time the others go on, and the test fails for the kill that did not come.
+PATIENCE_S = 60
 
 
-def die() -> None:
-    with open(os.environ["KILL_LOG"], "a") as log:
-        log.write(f"{WINDOW}\n")
-        log.flush()
-        os.fsync(log.fileno())
-    os.kill(os.getpid(), signal.SIGKILL)
+def die_or_wait() -> None:
+    path = Path(os.environ["KILL_LOG"])
+    if DIES:
+        with open(path, "a") as log:
+            log.write(f"{WINDOW}\n")
+            log.flush()
+            os.fsync(log.fileno())
+        os.kill(os.getpid(), signal.SIGKILL)
+    end = time.monotonic() + PATIENCE_S
+    while not (path.exists() and WINDOW in path.read_text().splitlines()) and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 class Countdown:
@@ -40,12 +50,12 @@ class Countdown:
 
 
 def before(module: object, name: str, window: str, countdown: Countdown) -> None:
-    """Die when `module.name` is called, before it does anything."""
+    """Die, or wait, when `module.name` is called, before it does anything."""
     original = getattr(module, name)
 
     def wrapped(*arguments: object, **options: object) -> object:
         if window == WINDOW and countdown.passed():
-            die()
+            die_or_wait()
         return original(*arguments, **options)
 
     setattr(module, name, wrapped)
@@ -62,16 +72,17 @@ def install(countdown: Countdown) -> None:
     def write_half(table: object, path: Path, facts: dict) -> None:
         write(table, path, facts)
         if WINDOW == "mid-write" and countdown.passed():
-            os.truncate(path, os.path.getsize(path) // 2)
-            die()
+            if DIES:
+                os.truncate(path, os.path.getsize(path) // 2)
+            die_or_wait()
 
     def link_or_die(source: Path, target: Path) -> None:
         is_unit = units.UNIT_FILE.fullmatch(Path(target).name)
         if is_unit and WINDOW == "before rename" and countdown.passed():
-            die()
+            die_or_wait()
         link(source, target)
         if is_unit and WINDOW == "after rename" and countdown.passed():
-            die()
+            die_or_wait()
 
     units.write_sealed = write_half
     units.os.link = link_or_die
@@ -79,7 +90,7 @@ def install(countdown: Countdown) -> None:
 
 assert logprobs  # imported before score takes its function from it
 if __name__ == "__main__":
-    if "run" in sys.argv[1:2] and os.environ.get("KILL_RANK", "0") == RANK:
+    if "run" in sys.argv[1:2]:
         install(Countdown())
     if "run" in sys.argv[1:2] and "ONE_QUEUE_LOG" in os.environ:
         take_the_path_of_a_gpu()

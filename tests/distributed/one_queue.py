@@ -1,11 +1,13 @@
 """Stands in for the command line: the real engine by the path of a GPU, on CPU with the kernels' eager formula.
 
 One queue goes through all units, a step has all rows, and tokens are read late. Where $ONE_QUEUE_LOG is set, a line is
-written to it for each unit that is begun while others are in hand.
+written to it for each unit that is begun while others are in hand. Each rank gets a unit: see together.py.
 """
 
 import os
 import sys
+
+from together import share_out
 
 from data_engine.commands import main
 from data_engine.job import worker
@@ -32,4 +34,5 @@ def take_the_path_of_a_gpu() -> None:
 if __name__ == "__main__":
     if "run" in sys.argv[1:2]:
         take_the_path_of_a_gpu()
+        share_out()
     sys.exit(main.main())

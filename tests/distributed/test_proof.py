@@ -35,7 +35,7 @@ def alone(request, tmp_path_factory) -> tuple[Job, Result]:
 @pytest.mark.parametrize("num_processes", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_any_number_of_ranks_under_the_launcher_makes_the_same_dataset(alone, tmp_path, num_processes):
     job, expected = again(alone[0], tmp_path), alone[1]
-    job.engine_script(num_processes)
+    job.engine_script(num_processes, DATA_ENGINE_PROGRAM="together")
     assert Result.of(job.work_dir) == expected
     assert not stray_files(job.work_dir)
     assert ranks_that_worked(job) == num_processes, "some ranks found nothing to do: nothing was shared out"

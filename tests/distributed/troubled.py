@@ -1,13 +1,15 @@
 """Stands in for the command line: the real engine, whose rank 1 is ten times slower, and whose clocks jump.
 
 Every beat of a claim dates it two hours ahead or back, as a host or file server would whose clock is set; the time of
-day that the ranks see jumps likewise.
+day that the ranks see jumps likewise. Each rank gets a unit: see together.py.
 """
 
 import itertools
 import os
 import sys
 import time
+
+from together import share_out
 
 from data_engine.commands import main
 from data_engine.pipeline import score
@@ -44,6 +46,7 @@ def jump() -> None:
 
 if __name__ == "__main__":
     if "run" in sys.argv[1:2]:
+        share_out()
         jump()
         if os.environ.get("RANK") == "1":
             for function in (

@@ -1,10 +1,14 @@
-"""A model that the release of transformers at hand computes wrongly, or cannot run, is refused with what mends it."""
+"""A model that the release of transformers at hand computes wrongly, or cannot run, is refused with what mends it.
+
+One that a newer release wrote is warned of.
+"""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
+import transformers
 
 from data_engine.models.auto import releases
 from data_engine.models.auto.processor import load_config
@@ -47,3 +51,33 @@ def test_the_model_is_refused_before_transformers_reads_it(tmp_path, monkeypatch
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_next", "text_config": "broken"}))
     with pytest.raises(ModelError, match=r"llava_next', and transformers .* mixes up its tiles: pip install '.*>=6'$"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written_by", "release", "warned"),
+    [
+        ("5.24.0", "5.17.0", True),
+        ("5.9.0", "5.17.0", False),
+        ("5.10.0", "5.9.1", True),
+        ("5.23.1", "5.23.0", True),
+        ("5.23.0", "5.23.0", False),
+        ("5.23.0.dev0", "5.23.0", False),
+        ("4.57.1", "5.23.0", False),
+        ("", "5.23.0", False),
+        ("of our own", "5.23.0", False),
+    ],
+)
+def test_a_checkpoint_that_a_newer_release_wrote_is_warned_of_once(caplog, tmp_path, written_by, release, warned):
+    for _ in range(2):
+        releases.warn_of_newer(tmp_path / "config.json", written_by, release)
+    assert [written_by in line and release in line for line in caplog.messages] == [True] * warned
+
+
+def test_the_version_is_that_of_config_json(caplog, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "transformers_version": "99.1.0"}))
+    for _ in range(2):
+        load_config(tmp_path)
+    assert [line.split(" ", 1)[1] for line in caplog.messages] == [
+        f"was written by transformers 99.1.0; this one, {transformers.__version__}, ignores what it does not know in "
+        "it. To have all of it read: pip install 'transformers>=99.1.0'"
+    ]

@@ -1,13 +1,18 @@
 """Releases of transformers that compute a model otherwise than later ones do, or not at all."""
 
+import functools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
 from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
 
 from data_engine.models.registry import ModelError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,3 +63,22 @@ def refuse_faulty(where: Path, config: Mapping, release: str = transformers.__ve
             f"{where} has model_type {config['model_type']!r}, and transformers {release} {found.does}: pip install "
             f"'transformers{found.install}'"
         )
+
+
+@functools.cache
+def warn_of_newer(where: Path, written_by: str, release: str = transformers.__version__) -> None:
+    """Log, once for each process, that a release after this one wrote a config.json.
+
+    This release ignores the fields that it does not know. The model is not refused for them: releases also write fields
+    that they do not know themselves, and that change nothing.
+    """
+    try:
+        newer = Version(written_by).release > Version(release).release
+    except InvalidVersion:
+        return
+    if newer:
+        log.warning(
+            "%s was written by transformers %s; this one, %s, ignores what it does not know in it. To have all of it "
+            "read: pip install 'transformers>=%s'",
+            where, written_by, release, written_by,
+        )  # fmt: skip
