@@ -60,34 +60,46 @@ def merge_attention(one_THD: Tensor, one_lse_HT: Tensor, other_THD: Tensor, othe
         return merge_triton.merge_attention(*given)
 
 
-def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:
+def rms_norm(
+    rows: Tensor,
+    weight_D: Tensor | None,
+    epsilon: float,
+    offset: float | None = None,
+    *,
+    centred: bool = False,
+    gate: Tensor | None = None,
+) -> Tensor:
     """The norm of a decoder's layers, [..., D]: see reference.rms_norm."""
     # A weight for each head would be broadcast, whose first part the kernel would take for all.
     fits = weight_D is None or (
         weight_D.dtype == rows.dtype and weight_D.shape == rows.shape[-1:] and weight_D.is_contiguous()
     )
+    fits = fits and (gate is None or (gate.dtype == rows.dtype and gate.shape == rows.shape))
     if not (use_triton(rows) and fits):
-        return reference.rms_norm(rows, weight_D, epsilon, offset)
+        return reference.rms_norm(rows, weight_D, epsilon, offset, centred=centred, gate=gate)
     from data_engine_kernels import layer_triton
 
     with _launching_on(rows.device):
-        return layer_triton.rms_norm(rows, weight_D, epsilon, offset)
+        return layer_triton.rms_norm(rows, weight_D, epsilon, offset, centred=centred, gate=gate)
 
 
-def apply_rotary(heads: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+def apply_rotary(
+    heads: Sequence[Tensor], cos: Tensor, sin: Tensor, *, neighbours: bool = False, in_fp32: bool = False
+) -> tuple[Tensor, ...]:
     """Rotary embedding of one or two tensors [B, H, T, D]: see reference.apply_rotary."""
     batch, _, tokens, width = heads[0].shape
-    # Tables of fp32 would make the result fp32.
-    fits = all(one.dtype == cos.dtype and one.stride(-1) == 1 for one in (*heads, cos, sin))
+    fits = all(one.stride(-1) == 1 for one in (*heads, cos, sin)) and len({one.dtype for one in heads}) == 1
+    # Tables of fp32 would make the result fp32, where that is not rounded in the end.
+    fits = fits and cos.dtype == sin.dtype and (in_fp32 or cos.dtype == heads[0].dtype)
     # The kernel looks at no size but these; others are torch's to broadcast, or to refuse.
     fits = fits and all((one.shape[0], *one.shape[2:]) == (batch, tokens, width) for one in heads)
     fits = fits and cos.shape == sin.shape and cos.shape[:2] in ((batch, tokens), (1, tokens)) and cos.shape[2] <= width
     if not (use_triton(cos) and fits):
-        return reference.apply_rotary(heads, cos, sin)
+        return reference.apply_rotary(heads, cos, sin, neighbours=neighbours, in_fp32=in_fp32)
     from data_engine_kernels import layer_triton
 
     with _launching_on(cos.device):
-        return layer_triton.apply_rotary(heads, cos, sin)
+        return layer_triton.apply_rotary(heads, cos, sin, neighbours=neighbours, in_fp32=in_fp32)
 
 
 def act_and_mul(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:

@@ -22,7 +22,15 @@ from data_engine_kernels.reference import Activation
 NORM_NUMBERS, ROTARY_NUMBERS, PRODUCT_NUMBERS = 1024, 2048, 1024
 
 
-def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:
+def rms_norm(
+    rows: Tensor,
+    weight_D: Tensor | None,
+    epsilon: float,
+    offset: float | None = None,
+    *,
+    centred: bool = False,
+    gate: Tensor | None = None,
+) -> Tensor:
     """reference.rms_norm: [..., D], contiguous. Rows may lie apart, their numbers may not."""
     width = rows.shape[-1]
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
@@ -40,17 +48,21 @@ def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: floa
         inner,
         *strides,
         epsilon,
+        None if gate is None else gate.contiguous(),
         WIDTH=width,
         LANES=lanes,
         ROWS=block,
         OFFSET=offset,
+        CENTRED=centred,
         INTERPRETED=not rows.is_cuda,
         num_warps=min(max(lanes // 512, 4), 16),
     )
     return out
 
 
-def apply_rotary(heads: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+def apply_rotary(
+    heads: Sequence[Tensor], cos: Tensor, sin: Tensor, *, neighbours: bool = False, in_fp32: bool = False
+) -> tuple[Tensor, ...]:
     """reference.apply_rotary of one or two tensors, each token's heads side by side in memory."""
     first, last = heads[0], heads[-1]
     batch, _, tokens, width = first.shape
@@ -85,6 +97,8 @@ def apply_rotary(heads: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[Ten
         LANES=lanes,
         BLOCK=block,
         QUERY_BLOCKS=blocks[0],
+        NEIGHBOURS=neighbours,
+        IN_FP32=in_fp32,
         INTERPRETED=not first.is_cuda,
         num_warps=4,
         # The compiler would multiply and add bf16 in one instruction, which rounds once.
@@ -140,6 +154,12 @@ def _laid_out(rows: Tensor) -> tuple[Tensor, int, tuple[int, int]]:
     return rows, inner, (outer_stride, inner_stride)
 
 
+@triton.jit
+def _rounded(numbers, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """fp32 as dtype, and back."""
+    return cast(numbers, dtype, INTERPRETED).to(tl.float32)
+
+
 # Not specialised for numbers of rows: the same binary for all of them. For strides it is, by which loads are wide.
 @triton.jit(do_not_specialize=["num_rows", "inner"])
 def rms_norm_kernel(
@@ -151,10 +171,12 @@ def rms_norm_kernel(
     outer_stride,
     inner_stride,
     epsilon,
+    gate,
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
     OFFSET: tl.constexpr,
+    CENTRED: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """ROWS rows of WIDTH numbers."""
@@ -163,6 +185,8 @@ def rms_norm_kernel(
     there = (row < num_rows)[:, None] & (lanes < WIDTH)[None, :]
     at = row // inner * outer_stride + row % inner * inner_stride
     x = tl.load(rows + at[:, None] + lanes[None, :], mask=there, other=0.0).to(tl.float32)
+    if CENTRED:
+        x = tl.where(there, x - (tl.sum(x, 1) / WIDTH)[:, None], 0.0)
     x *= tl.rsqrt(tl.sum(x * x, 1) / WIDTH + epsilon)[:, None]
     dtype = out.dtype.element_ty
     if weight is not None:
@@ -170,14 +194,11 @@ def rms_norm_kernel(
         if OFFSET is not None:
             x *= OFFSET + w
         else:
-            x = cast(x, dtype, INTERPRETED).to(tl.float32) * w
+            x = _rounded(x, dtype, INTERPRETED) * w
+    if gate is not None:
+        g = tl.load(gate + row[:, None] * WIDTH + lanes[None, :], mask=there, other=0.0).to(tl.float32)
+        x = _rounded(x, dtype, INTERPRETED) * (g / (1.0 + tl.exp(-g)))
     tl.store(out + row[:, None] * WIDTH + lanes[None, :], cast(x, dtype, INTERPRETED), mask=there)
-
-
-@triton.jit
-def _rounded(numbers, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """fp32 as dtype, and back."""
-    return cast(numbers, dtype, INTERPRETED).to(tl.float32)
 
 
 @triton.jit
@@ -193,6 +214,8 @@ def _rotate(
     HALF: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+    IN_FP32: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """BLOCK heads of one token, whose tables are at cos and sin."""
@@ -200,24 +223,32 @@ def _rotate(
     lanes = tl.arange(0, LANES)
     fits = (lanes < HALF)[None, :]
     there = (head < COUNT)[:, None] & fits
-    at = heads + head[:, None] * head_stride + lanes[None, :]
+    # Where the pairs of a head begin, and how far behind that the other number of each is.
+    if NEIGHBOURS:
+        pairs, behind = 2 * lanes[None, :], 1
+    else:
+        pairs, behind = lanes[None, :], HALF
+    start, to = heads + head[:, None] * head_stride, out + head[:, None] * WIDTH
     dtype = out.dtype.element_ty
-    left = tl.load(at, mask=there, other=0.0).to(tl.float32)
-    right = tl.load(at + HALF, mask=there, other=0.0).to(tl.float32)
-    table = lanes[None, :]
-    left_cos = tl.load(cos + table, mask=fits, other=0.0).to(tl.float32)
-    right_cos = tl.load(cos + HALF + table, mask=fits, other=0.0).to(tl.float32)
-    left_sin = tl.load(sin + table, mask=fits, other=0.0).to(tl.float32)
-    right_sin = tl.load(sin + HALF + table, mask=fits, other=0.0).to(tl.float32)
-    new_left = _rounded(left * left_cos, dtype, INTERPRETED) - _rounded(right * left_sin, dtype, INTERPRETED)
-    new_right = _rounded(right * right_cos, dtype, INTERPRETED) + _rounded(left * right_sin, dtype, INTERPRETED)
-    to = out + head[:, None] * WIDTH + lanes[None, :]
-    tl.store(to, cast(new_left, dtype, INTERPRETED), mask=there)
-    tl.store(to + HALF, cast(new_right, dtype, INTERPRETED), mask=there)
+    left = tl.load(start + pairs, mask=there, other=0.0).to(tl.float32)
+    right = tl.load(start + pairs + behind, mask=there, other=0.0).to(tl.float32)
+    left_cos = tl.load(cos + pairs, mask=fits, other=0.0).to(tl.float32)
+    right_cos = tl.load(cos + pairs + behind, mask=fits, other=0.0).to(tl.float32)
+    left_sin = tl.load(sin + pairs, mask=fits, other=0.0).to(tl.float32)
+    right_sin = tl.load(sin + pairs + behind, mask=fits, other=0.0).to(tl.float32)
+    # Products are rounded as the sums are.
+    product_dtype: tl.constexpr = tl.float32 if IN_FP32 else dtype
+    new_left = _rounded(left * left_cos, product_dtype, INTERPRETED)
+    new_left -= _rounded(right * left_sin, product_dtype, INTERPRETED)
+    new_right = _rounded(right * right_cos, product_dtype, INTERPRETED)
+    new_right += _rounded(left * right_sin, product_dtype, INTERPRETED)
+    tl.store(to + pairs, cast(new_left, dtype, INTERPRETED), mask=there)
+    tl.store(to + pairs + behind, cast(new_right, dtype, INTERPRETED), mask=there)
     # What the tables do not reach is copied.
     for done in tl.static_range(2 * HALF, WIDTH, LANES):
-        there = (head < COUNT)[:, None] & (done + lanes < WIDTH)[None, :]
-        tl.store(to + done, tl.load(at + done, mask=there, other=0.0), mask=there)
+        rest = done + lanes[None, :]
+        there = (head < COUNT)[:, None] & (rest < WIDTH)
+        tl.store(to + rest, tl.load(start + rest, mask=there, other=0.0), mask=there)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -246,6 +277,8 @@ def rotary_kernel(
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
     QUERY_BLOCKS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+    IN_FP32: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """BLOCK heads of one token: of the queries, or behind those of the keys, if there are programs for them."""
@@ -258,13 +291,13 @@ def rotary_kernel(
         heads = query + batch * query_batch_stride + token * query_token_stride
         _rotate(
             heads, query_out + number * (HEADS * WIDTH), query_head_stride, part * BLOCK, cos, sin,
-            HEADS, WIDTH, HALF, LANES, BLOCK, INTERPRETED,
+            HEADS, WIDTH, HALF, LANES, BLOCK, NEIGHBOURS, IN_FP32, INTERPRETED,
         )  # fmt: skip
     else:
         heads = key + batch * key_batch_stride + token * key_token_stride
         _rotate(
             heads, key_out + number * (GROUPS * WIDTH), key_head_stride, (part - QUERY_BLOCKS) * BLOCK, cos, sin,
-            GROUPS, WIDTH, HALF, LANES, BLOCK, INTERPRETED,
+            GROUPS, WIDTH, HALF, LANES, BLOCK, NEIGHBOURS, IN_FP32, INTERPRETED,
         )  # fmt: skip
 
 

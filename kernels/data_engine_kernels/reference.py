@@ -148,32 +148,56 @@ def merge_attention(one_THD: Tensor, one_lse_HT: Tensor, other_THD: Tensor, othe
     return torch.lerp(one_THD.float(), other_THD.float(), share).to(one_THD.dtype)
 
 
-def rms_norm(rows: Tensor, weight_D: Tensor | None, epsilon: float, offset: float | None = None) -> Tensor:
+def rms_norm(
+    rows: Tensor,
+    weight_D: Tensor | None,
+    epsilon: float,
+    offset: float | None = None,
+    *,
+    centred: bool = False,
+    gate: Tensor | None = None,
+) -> Tensor:
     """rows [..., D] / sqrt(mean of squares + epsilon), times the weight, if there is one; in fp32 up to that product.
 
-    With an `offset`, the product is in fp32 too, and with weight + offset: Gemma's weights are one less. Source:
-    arXiv:1910.07467, eq. 4; rounded as by transformers' LlamaRMSNorm, GemmaRMSNorm (1) and Gemma3nRMSNorm (0).
+    With an `offset`, the product is in fp32 too, and with weight + offset: Gemma's weights are one less. Rows that are
+    `centred` have their mean taken off first. With a `gate` [..., D], the product is multiplied with gate *
+    sigmoid(gate), in fp32. Source: arXiv:1910.07467, eq. 4, and arXiv:1607.06450, eq. 4, for centred ones; rounded as
+    by transformers' LlamaRMSNorm, GemmaRMSNorm (1), Gemma3nRMSNorm (0), CohereLayerNorm (0, centred) and
+    Qwen3_5RMSNormGated (gate).
     """
     normed = rows.float()
+    if centred:
+        normed = normed - normed.mean(-1, keepdim=True)
     normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + epsilon)
     if weight_D is None:
-        return normed.type_as(rows)
-    if offset is None:
-        return weight_D * normed.to(rows.dtype)
-    return (normed * (offset + weight_D.float())).type_as(rows)
+        made = normed.type_as(rows)
+    elif offset is None:
+        made = weight_D * normed.to(rows.dtype)
+    else:
+        made = (normed * (offset + weight_D.float())).type_as(rows)
+    return made if gate is None else (made * F.silu(gate.float())).type_as(rows)
 
 
-def apply_rotary(heads: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+def apply_rotary(
+    heads: Sequence[Tensor], cos: Tensor, sin: Tensor, *, neighbours: bool = False, in_fp32: bool = False
+) -> tuple[Tensor, ...]:
     """Heads [B, H, T, D], as those of queries and keys, turned by the tables [B, T, R], or [1, T, R] for all.
 
-    Numbers n and n + R / 2 of a head are a pair; those from R on stay. Source: arXiv:2104.09864, eq. 34; rounded as by
-    transformers' apply_rotary_pos_emb.
+    Numbers n and n + R / 2 of a head are a pair, or 2 n and 2 n + 1 where pairs are `neighbours`; those from R on stay.
+    Source: arXiv:2104.09864, eq. 34; rounded as by transformers' apply_rotary_pos_emb, after each product and the sum,
+    or once, after a sum `in_fp32`.
     """
     cos, sin = cos[:, None], sin[:, None]
 
     def turned(part: Tensor) -> Tensor:
-        left, right = part.chunk(2, -1)
-        return part * cos + torch.cat((-right, left), -1) * sin
+        if neighbours:
+            partner = torch.stack((-part[..., 1::2], part[..., ::2]), -1).flatten(-2)
+        else:
+            left, right = part.chunk(2, -1)
+            partner = torch.cat((-right, left), -1)
+        if in_fp32:
+            return (part.float() * cos + partner.float() * sin).type_as(part)
+        return part * cos + partner * sin
 
     width = cos.shape[-1]
     if all(one.shape[-1] == width for one in heads):

@@ -53,8 +53,9 @@ def plain(checkpoints):
     return lambda name: numbers(load_model("auto", str(checkpoints(name).folder), device="cpu", dtype="float32"))
 
 
-# Biases and grouped heads. `make test-families` has no GPU; on one, all families run in tests/families.
-@pytest.mark.parametrize("name", ["qwen2_5_vl"])
+# Biases and grouped heads; rotary embedding of neighbours, of a part of a head, and in fp32; centred norms, and gated
+# ones. `make test-families` has no GPU; on one, all families run in tests/families.
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "glm4v", "aya_vision", "qwen3_5"])
 def test_answers_and_their_log_probs_are_those_of_plain_torch(name, plain, request, checkpoints, monkeypatch):
     expected, wanted = plain(name)
     device, launched = request.getfixturevalue("device"), []
@@ -65,7 +66,11 @@ def test_answers_and_their_log_probs_are_those_of_plain_torch(name, plain, reque
         (attention_triton, "grouped_decode_attention"),
     ):  # fmt: skip
         kernel = getattr(module, operation)
-        counting = lambda *given, kernel=kernel, name=operation: launched.append(name) or kernel(*given)  # noqa: E731
+
+        def counting(*given, kernel=kernel, name=operation, **options):
+            launched.append(name)
+            return kernel(*given, **options)
+
         monkeypatch.setattr(module, operation, counting)
     ours = load_model("auto", str(checkpoints(name).folder), device=device, dtype="float32")
     found, got = numbers(ours)

@@ -12,24 +12,10 @@ ANSWERS = [[72, 33, 90], [12, 8]]
 QUICK = ("internvl", "qwen2_5_vl", "qwen3_5")
 # Norms, MLPs and attention modules whose code is their own, and stays.
 LEFT = {
-    # Rotary embedding of neighbours, or of places in several tables.
-    "ernie4_5_vl_moe": {"Ernie4_5_VLMoeTextAttention"},
-    "glm46v": {"Glm4vTextAttention"},
-    "glm4v": {"Glm4vTextAttention"},
-    "glm_ocr": {"GlmOcrTextAttention"},
-    "hunyuan_vl": {"HunYuanVLDenseV1Attention"},
-    # A norm with a gate, of layers with a recurrent state.
-    "minicpmv4_7": {"Qwen3_5RMSNormGated"},
-    "qwen3_5": {"Qwen3_5RMSNormGated"},
-    "qwen3_5_moe": {"Qwen3_5MoeRMSNormGated"},
-    # MLPs of layers with other names, or that cut what they make.
+    # MLPs that cut what they make.
     "gemma3n": {"Gemma3nTextMLP"},
-    "lfm2_vl": {"Lfm2MLP"},
-    "lfm3_vl": {"Lfm3Attention", "Lfm3MLP"},
     "step3p7": {"Step3p7MLP"},
-    # Norms of another kind, too.
-    "aya_vision": {"Cohere2Attention", "Cohere2LayerNorm"},
-    "cohere2_vision": {"Cohere2Attention", "Cohere2LayerNorm"},
+    # All of its own, and rotary embedding by complex numbers.
     "llama4": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
     "llama4_beyond": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
     # Image states have no place to be turned by.

@@ -15,6 +15,11 @@ from data_engine_kernels import reference
 
 pytestmark = pytest.mark.gpu
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+# Of rotary embedding: LLaMA's, GLM's, Hunyuan's and Cohere's.
+WAYS = pytest.mark.parametrize(
+    ("neighbours", "in_fp32"), [(False, False), (True, False), (False, True), (True, True)],
+    ids=["halves", "neighbours", "halves in fp32", "neighbours in fp32"],
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -28,11 +33,11 @@ def drawn(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, dtype)
 
 
-def assert_close(found: Tensor, eager: Tensor, exact: Tensor, in_fp32: int) -> None:
-    """To what it is in fp64: two roundings to the dtype, of half a digit each, and some in fp32."""
+def assert_close(found: Tensor, eager: Tensor, exact: Tensor, in_fp32: int, roundings: int = 2) -> None:
+    """To what it is in fp64: `roundings` to the dtype, of half a digit each, and some in fp32."""
     assert found.dtype == eager.dtype
     assert found.shape == exact.shape
-    allowed = torch.finfo(found.dtype).eps + in_fp32 * torch.finfo(torch.float32).eps
+    allowed = torch.finfo(found.dtype).eps * roundings / 2 + in_fp32 * torch.finfo(torch.float32).eps
     # NaN passes no comparison. Halves have no digit below their smallest number.
     assert bool(((found.double() - exact).abs() <= allowed * exact.abs() + torch.finfo(found.dtype).tiny).all())
     assert_rounded_alike(found, eager)
@@ -59,6 +64,38 @@ def test_a_norm_divides_by_the_root_of_the_mean_square(kernel, device, dtype, of
     found, eager = (one(rows, weight, 1e-5, offset) for one in (kernel.rms_norm, reference.rms_norm))
     assert found.is_contiguous()
     assert_close(found, eager, norm_in_fp64(rows, weight + (offset or 0), 1e-5), in_fp32=4)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1, 8), (3, 1, 64), (1, 7, 100), (2, 3, 5, 16), (5, 1500)], ids=str)
+def test_the_mean_of_a_centred_norm_is_taken_off_first(kernel, device, dtype, shape):
+    rows, weight = drawn(device, dtype, *shape) + 3, drawn(device, dtype, shape[-1])
+    found, eager = (one(rows, weight, 1e-5, 0.0, centred=True) for one in (kernel.rms_norm, reference.rms_norm))
+    exact = torch.nn.functional.layer_norm(rows.double(), shape[-1:], weight.double(), None, 1e-5)
+    assert (found.dtype, found.shape) == (dtype, rows.shape)
+    assert found.is_contiguous()
+    # Of numbers near the mean, the rounding of the mean is left, which is as large as that of others.
+    allowed = torch.finfo(dtype).eps * exact.abs() + 2e-6 * weight.double().abs() + torch.finfo(dtype).tiny
+    assert bool(((found.double() - exact).abs() <= allowed).all())
+    assert_rounded_alike(found, eager)
+
+
+# The interpreter's exp is numpy's, which tells of it.
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+@DTYPES
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 8), (3, 5, 100), (2, 3, 5, 16), (5, 1500)], ids=str)
+def test_what_a_gated_norm_makes_is_multiplied_with_the_activation_of_the_gate(kernel, device, dtype, weighted, shape):
+    # The gate as a part of a product, of which exp overflows for the last number.
+    rows, gate = drawn(device, dtype, *shape), drawn(device, dtype, *shape[:-1], 2 * shape[-1])[..., shape[-1] :]
+    gate[..., -1] = -120
+    weight = drawn(device, dtype, shape[-1]) if weighted else None
+    found, eager = (one(rows, weight, 1e-5, gate=gate) for one in (kernel.rms_norm, reference.rms_norm))
+    x = gate.double()
+    exact = norm_in_fp64(rows, torch.ones(()) if weight is None else weight, 1e-5) * x / (1 + (-x).exp())
+    assert found.is_contiguous()
+    # Three roundings in the place of two; exp(y) is off by as many digits as y has.
+    assert_close(found, eager, exact, in_fp32=12, roundings=3)
 
 
 @pytest.mark.parametrize("cut", [
@@ -120,15 +157,16 @@ def tables(device: torch.device, dtype: torch.dtype, batch: int, tokens: int, wi
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def turned_in_fp64(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Each pair (n, n + D/2) by its own angles, one number after the other."""
+def turned_in_fp64(heads: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False) -> Tensor:
+    """Each pair (n, n + D/2), or (2 n, 2 n + 1), by its own angles, one number after the other."""
     half, out = heads.shape[-1] // 2, torch.empty(heads.shape, dtype=torch.float64, device=heads.device)
     for n in range(half):
-        left, right = heads[..., n].double(), heads[..., n + half].double()
-        at = [table[:, None, :, n].double() for table in (cos, sin)]
-        behind = [table[:, None, :, n + half].double() for table in (cos, sin)]
-        out[..., n] = left * at[0] - right * at[1]
-        out[..., n + half] = right * behind[0] + left * behind[1]
+        first, second = (2 * n, 2 * n + 1) if neighbours else (n, n + half)
+        left, right = heads[..., first].double(), heads[..., second].double()
+        at = [table[:, None, :, first].double() for table in (cos, sin)]
+        behind = [table[:, None, :, second].double() for table in (cos, sin)]
+        out[..., first] = left * at[0] - right * at[1]
+        out[..., second] = right * behind[0] + left * behind[1]
     return out
 
 
@@ -137,7 +175,10 @@ def turned_in_fp64(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     ("batch", "heads", "groups", "tokens", "width"),
     [(1, 1, 1, 1, 2), (3, 4, 4, 1, 16), (1, 6, 2, 7, 20), (2, 40, 3, 2, 64), (2, 7, 7, 3, 256), (1, 3, 20, 2, 128)],
 )
-def test_rotary_embedding_turns_each_pair(kernel, device, dtype, batch, heads, groups, tokens, width):
+@WAYS
+def test_rotary_embedding_turns_each_pair(
+    kernel, device, dtype, batch, heads, groups, tokens, width, neighbours, in_fp32
+):
     # Queries and keys as they lie in one merged product.
     whole = drawn(device, dtype, batch, tokens, (heads + groups) * width)
     query, key = (
@@ -145,14 +186,31 @@ def test_rotary_embedding_turns_each_pair(kernel, device, dtype, batch, heads, g
         for part in whole.split([heads * width, groups * width], -1)
     )  # fmt: skip
     for cos, sin in (tables(device, dtype, batch, tokens, width), tables(device, dtype, 1, tokens, width)):
-        found, eager = (one((query, key), cos, sin) for one in (kernel.apply_rotary, reference.apply_rotary))
+        found, eager = (
+            one((query, key), cos, sin, neighbours=neighbours, in_fp32=in_fp32)
+            for one in (kernel.apply_rotary, reference.apply_rotary)
+        )
         for ours, theirs, given in zip(found, eager, (query, key), strict=True):
+            exact = turned_in_fp64(given, cos, sin, neighbours)
             # Of two numbers that cancel out, the rounding of each is left.
-            exact = turned_in_fp64(given, cos, sin)
-            rounding = torch.finfo(dtype).eps * 2 * float(given.abs().max())
-            assert float((ours.double() - exact).abs().max()) <= rounding
+            products = torch.float32 if in_fp32 else dtype
+            rounding = torch.finfo(products).eps * 2 * float(given.abs().max()) + torch.finfo(dtype).eps * exact.abs()
+            assert bool(((ours.double() - exact).abs() <= rounding).all())
             assert torch.equal(ours, theirs)
             assert ours.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_tables_may_be_of_fp32_where_the_sum_is(kernel, device, dtype, neighbours):
+    heads = drawn(device, dtype, 2, 3, 5, 16)
+    cos, sin = tables(device, torch.float32, 2, 5, 16)
+    [found], [eager] = (one([heads], cos, sin, neighbours=neighbours, in_fp32=True)
+                        for one in (kernel.apply_rotary, reference.apply_rotary))  # fmt: skip
+    exact = turned_in_fp64(heads, cos, sin, neighbours)
+    assert found.dtype == dtype
+    assert bool(((found.double() - exact).abs() <= torch.finfo(dtype).eps * exact.abs() + 1e-5).all())
+    assert torch.equal(found, eager)
 
 
 def test_queries_keys_and_tables_may_each_lie_otherwise(kernel, device):
@@ -202,15 +260,20 @@ def test_an_mlp_multiplies_the_activation_of_gate_with_up(kernel, device, dtype,
 @DTYPES
 @pytest.mark.parametrize(("width", "turned"), [(20, 6), (64, 16), (80, 78)])
 @pytest.mark.parametrize("number", [1, 2])
-def test_what_the_tables_do_not_reach_stays_and_one_tensor_may_come_alone(kernel, device, dtype, width, turned, number):
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_what_the_tables_do_not_reach_stays_and_one_tensor_may_come_alone(
+    kernel, device, dtype, width, turned, number, neighbours
+):
     heads = [drawn(device, dtype, 2, count, 3, width) for count in (5, 2)][:number]
     cos, sin = tables(device, dtype, 2, 3, turned)
-    found = kernel.apply_rotary(heads, cos, sin)
+    found, eager = (
+        one(heads, cos, sin, neighbours=neighbours) for one in (kernel.apply_rotary, reference.apply_rotary)
+    )
     assert len(found) == number
-    for ours, theirs, given in zip(found, reference.apply_rotary(heads, cos, sin), heads, strict=True):
+    for ours, theirs, given in zip(found, eager, heads, strict=True):
         assert torch.equal(ours, theirs)
         assert torch.equal(ours[..., turned:], given[..., turned:])
-        exact = turned_in_fp64(given[..., :turned], cos, sin)
+        exact = turned_in_fp64(given[..., :turned], cos, sin, neighbours)
         rounding = torch.finfo(dtype).eps * 2 * float(given.abs().max())
         assert float((ours[..., :turned].double() - exact).abs().max()) <= rounding
 
@@ -237,6 +300,7 @@ def test_numbers_that_are_none_or_too_large_go_where_the_model_s_code_has_them_g
     cos, sin = tables(device, dtype, 4, 1, 10)
     for number, (found, eager) in enumerate([
         *((one.rms_norm(rows, weight, 0.0, offset) for one in (kernel, reference)) for offset in (None, 0.0, 1.0)),
+        (one.rms_norm(rows, weight, 0.0, 0.0, centred=True) for one in (kernel, reference)),
         *(
             (one.act_and_mul(*given, activation) for one in (kernel, reference))
             for activation in ("silu", "gelu_tanh")
@@ -268,8 +332,11 @@ def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
         heads = some.view(len(some), 1, 2, 32).transpose(1, 2)
         return [
             kernel.rms_norm(some, weight, 1e-5),
+            kernel.rms_norm(some, weight, 1e-5, 0.0, centred=True),
+            kernel.rms_norm(some, weight, 1e-5, gate=some),
             kernel.act_and_mul(some, some, "silu"),
             *kernel.apply_rotary((heads, heads), cos[at], sin[at]),
+            *kernel.apply_rotary((heads, heads), cos[at], sin[at], neighbours=True, in_fp32=True),
         ]
 
     together = made(rows, list(range(37)))

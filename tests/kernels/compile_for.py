@@ -102,13 +102,17 @@ def small_operations(heads: int, groups: int, width: int, dtype: torch.dtype, ro
 
     for offset in (None, 1.0):
         layer_triton.rms_norm(zeros(hidden), torch.ones(hidden, dtype=dtype), 1e-5, offset)
+    layer_triton.rms_norm(zeros(hidden), torch.ones(hidden, dtype=dtype), 1e-5, 0.0, centred=True)
     parts = zeros((heads + 2 * groups) * width).split([heads * width, groups * width, groups * width], -1)
     query, key, _ = (part.unflatten(-1, (-1, width)) for part in parts)
     layer_triton.rms_norm(query, torch.ones(width, dtype=dtype), 1e-5)
+    layer_triton.rms_norm(query, torch.ones(width, dtype=dtype), 1e-5, gate=query)
     heads, table = [query.transpose(1, 2), key.transpose(1, 2)], torch.zeros(1, tokens, width, dtype=dtype)
     layer_triton.apply_rotary(heads, table, table)
     layer_triton.apply_rotary(heads, *[table[..., : width // 4].contiguous()] * 2)
     layer_triton.apply_rotary(heads[:1], table, table)
+    layer_triton.apply_rotary(heads, *[table[..., : width // 2].contiguous()] * 2, neighbours=True)
+    layer_triton.apply_rotary(heads, *[table.float()] * 2, neighbours=True, in_fp32=True)
     for activation in ("silu", "gelu_tanh"):
         layer_triton.act_and_mul(*zeros(2 * inner).split(inner, -1), activation)
 

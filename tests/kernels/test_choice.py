@@ -72,12 +72,14 @@ SMALL = {
     "act_and_mul": ((ROWS, ROWS, "silu"), (ROWS.half(), ROWS, "silu"), (ROWS, ROWS[:1], "silu")),
 }  # fmt: skip
 
+OPTIONS = {"rms_norm": {"centred": True, "gate": None}, "apply_rotary": {"neighbours": True, "in_fp32": True}}
+
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_operations_of_a_layer_are_the_reference_on_the_cpu(name, monkeypatch):
-    monkeypatch.setattr(reference, name, lambda *arguments: ("eager", *arguments))
-    given = SMALL[name][0]
-    assert getattr(kernels, name)(*given) == ("eager", *given)
+    monkeypatch.setattr(reference, name, lambda *arguments, **options: ("eager", *arguments, options))
+    given, options = SMALL[name][0], OPTIONS.get(name, {})
+    assert getattr(kernels, name)(*given, **options) == ("eager", *given, options)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")
@@ -96,12 +98,46 @@ def test_they_are_kernels_on_cuda_where_all_is_of_one_dtype_and_fits(name, monke
         there.pop()
 
     monkeypatch.setattr(kernels, "_launching_on", launching_on)
-    monkeypatch.setattr(layer_triton, name, lambda *arguments: ("kernel", *arguments) if there else "elsewhere")
-    monkeypatch.setattr(reference, name, lambda *arguments: ("eager", *arguments))
+    monkeypatch.setattr(
+        layer_triton, name,
+        lambda *arguments, **options: ("kernel", *arguments, options) if there else "elsewhere",
+    )  # fmt: skip
+    monkeypatch.setattr(reference, name, lambda *arguments, **options: ("eager", *arguments))
     first, *others = SMALL[name]
-    assert getattr(kernels, name)(*first) == ("kernel", *first)
+    options = OPTIONS.get(name, {})
+    assert getattr(kernels, name)(*first, **options) == ("kernel", *first, options)
     for given in others:
         assert getattr(kernels, name)(*given)[0] == "eager"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")
+@pytest.mark.parametrize(("in_fp32", "chosen"), [(False, "eager"), (True, "kernel")])
+def test_tables_of_fp32_fit_where_the_sum_is_rounded_to_what_heads_are(in_fp32, chosen, monkeypatch):
+    from data_engine_kernels import layer_triton
+
+    monkeypatch.setattr(kernels, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(kernels, "_launching_on", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(layer_triton, "apply_rotary", lambda *arguments, **options: "kernel")
+    monkeypatch.setattr(reference, "apply_rotary", lambda *arguments, **options: "eager")
+    assert kernels.apply_rotary([HEADS.half()], TABLE, TABLE, in_fp32=in_fp32) == chosen
+    # Of two dtypes, in no case.
+    for heads, cos, sin in (([HEADS.half(), HEADS], TABLE, TABLE), ([HEADS], TABLE, TABLE.half())):
+        assert kernels.apply_rotary(heads, cos, sin, in_fp32=in_fp32) == "eager"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")
+@pytest.mark.parametrize(
+    ("gate", "chosen"), [(ROWS, "kernel"), (ROWS.half(), "eager"), (ROWS[:1], "eager"), (None, "kernel")]
+)
+def test_a_gate_is_of_the_dtype_and_shape_of_the_rows(gate, chosen, monkeypatch):
+    from data_engine_kernels import layer_triton
+
+    monkeypatch.setattr(kernels, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(kernels, "_launching_on", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(layer_triton, "rms_norm", lambda *arguments, gate, **options: ("kernel", gate))
+    monkeypatch.setattr(reference, "rms_norm", lambda *arguments, gate, **options: ("eager", gate))
+    found, handed = kernels.rms_norm(ROWS, torch.ones(8), 1e-5, gate=gate)
+    assert (found, handed is gate) == (chosen, True)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")

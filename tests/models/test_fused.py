@@ -11,12 +11,15 @@ from fused_layers import OPERATIONS, llama, run
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.activations import GELUTanh
+from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
+from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNormGated
 
 from data_engine import load_model, sample_answers, score_answers
 from data_engine.models.layers import compiled_layers, fused, merged_linear
@@ -41,7 +44,7 @@ def test_a_decoder_of_llama_runs_each_kernel_once_where_it_ran_that_code(calls, 
 
 
 def norms(dtype: torch.dtype = torch.float32) -> list[tuple[nn.Module, Tensor | None]]:
-    """Norms of three kinds with drawn weights, and what they multiply with."""
+    """Norms of three kinds with drawn weights, and what they multiply with, and one without a weight."""
     found: list[tuple[nn.Module, Tensor | None]] = []
     for norm, offset in ((LlamaRMSNorm(8), 0), (GemmaRMSNorm(8), 1), (Gemma3nRMSNorm(8), 0)):
         nn.init.normal_(norm.weight)
@@ -63,6 +66,49 @@ def test_the_norms_of_llama_and_of_gemma_are_known(calls, number, dtype):
         torch.testing.assert_close(expected, F.rms_norm(rows, (8,), weight, 1e-6))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(8,), (2, 4)])
+def test_the_norm_of_cohere_is_known_also_one_with_weights_for_each_head(calls, shape, dtype):
+    norm = CohereLayerNorm(shape)
+    nn.init.normal_(norm.weight)
+    norm, rows = norm.to(dtype), torch.randn(3, 2, shape[-1]).to(dtype)
+    expected = norm(rows)
+    assert fuse_operations(norm) == 1
+    calls.clear()
+    assert torch.equal(norm(rows), expected)
+    assert calls == {"rms_norm": 1}
+    if dtype == torch.float32:
+        torch.testing.assert_close(expected, F.layer_norm(rows, shape[-1:], eps=1e-5) * norm.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("activation", "changed"), [("silu", 1), ("swish", 1), ("gelu_pytorch_tanh", 0), ("relu", 0)])
+def test_a_norm_with_a_gate_is_known_if_its_activation_is_that_of_the_kernel(calls, activation, changed, dtype):
+    norm = Qwen3_5RMSNormGated(8)
+    nn.init.normal_(norm.weight)
+    norm.activation = activation
+    norm, (rows, gate) = norm.to(dtype), torch.randn(2, 3, 8).to(dtype)
+    expected = norm(rows, gate)
+    assert fuse_operations(norm) == changed
+    calls.clear()
+    assert torch.equal(norm(rows, gate), expected)
+    assert calls["rms_norm"] == changed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_mlp_whose_layers_are_numbered_is_known(calls, dtype):
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 1}
+    module, rows = Lfm2MLP(LlamaConfig(**sizes, block_auto_adjust_ff_dim=False)).to(dtype), torch.randn(3, 8).to(dtype)
+    expected = module(rows)
+    assert merged_linear.merge_linears(module) == 1
+    assert fuse_operations(module) == 1
+    calls.clear()
+    found = module(rows)
+    # One product over two weights may be summed in another order.
+    torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    assert calls == {"act_and_mul": 1}
+
+
 @pytest.mark.usefixtures("known_anew")
 def test_code_of_transformers_that_does_otherwise_than_the_formula_is_no_example(monkeypatch):
     """As it might in another version."""
@@ -74,8 +120,9 @@ def test_code_of_transformers_that_does_otherwise_than_the_formula_is_no_example
 def test_a_version_of_transformers_without_one_of_them_has_the_others(monkeypatch):
     monkeypatch.delattr("transformers.models.phi3.modeling_phi3.Phi3MLP")
     monkeypatch.setitem(sys.modules, "transformers.models.gemma3n.modeling_gemma3n", None)
-    assert [kind.__name__ for kind, _ in fused._known_modules()] == ["LlamaRMSNorm", "GemmaRMSNorm", "LlamaMLP"]
-    assert len(fused._known_rotary()) == 2
+    known = [kind.__name__ for kind, _ in fused._known_modules()]
+    assert known == ["LlamaRMSNorm", "GemmaRMSNorm", "Cohere2LayerNorm", "Qwen3_5RMSNormGated", "LlamaMLP", "Lfm2MLP"]
+    assert len(fused._known_rotary()) == 7
 
 
 class Renamed(LlamaRMSNorm):

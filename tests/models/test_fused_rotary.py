@@ -1,6 +1,7 @@
 """Rotary embedding by a kernel, in attention modules that call what does the same; others stay as they are."""
 
 import functools
+import importlib
 
 import pytest
 import torch
@@ -37,8 +38,8 @@ def test_rotary_embedding_that_is_called_otherwise_is_the_models_own(calls):
 
 
 def rotate_half(x):
-    """Of neighbours, as GLM has it."""
-    return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+    """Of neighbours, backwards."""
+    return torch.stack((x[..., 1::2], -x[..., ::2]), -1).flatten(-2)
 
 
 def apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1):
@@ -57,6 +58,50 @@ def test_rotary_embedding_by_other_halves_stays(halves, changed, monkeypatch):
 
     monkeypatch.setitem(globals(), "rotate_half", halves)
     assert fuse_operations(Attention()) == changed
+
+
+# Models of transformers, whether tables reach half of a head, or are of fp32 beside heads that are not, and whether the
+# kernel stands for it.
+FORMS = [
+    ("llama", False, False, True),
+    ("llama", False, True, True),
+    ("glm4v", False, False, True),
+    ("glm4v", True, False, True),
+    ("glm_ocr", True, False, True),
+    ("cohere", False, False, True),
+    ("cohere2", False, False, True),
+    ("cohere2", False, True, True),
+    ("ernie4_5_vl_moe", False, False, True),
+    ("ernie4_5_vl_moe", False, True, True),
+    ("hunyuan_vl", False, False, True),
+    ("hunyuan_vl", False, True, True),
+    ("lfm3", False, True, True),
+    ("lfm3", False, False, False),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("model", "half", "fp32_tables", "by_kernel"), FORMS)
+def test_each_form_that_models_have_is_the_same_to_the_last_bit(
+    model, half, fp32_tables, by_kernel, dtype, calls, monkeypatch
+):
+    module = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+    monkeypatch.setitem(globals(), "apply_rotary_pos_emb", module.apply_rotary_pos_emb)
+
+    class Attention(nn.Module):
+        def forward(self, query, key, cos, sin):
+            return apply_rotary_pos_emb(query, key, cos, sin)
+
+    attention = Attention()
+    heads = [torch.randn(2, count, 5, 16).to(dtype) for count in (6, 2)]
+    table = torch.randn(2, 2, 5, 8 if half else 16).to(torch.float32 if fp32_tables else dtype)
+    expected = attention(*heads, *table)
+    assert fuse_operations(attention) == 1
+    calls.clear()
+    for one, other in zip(attention(*heads, *table), expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    assert calls["apply_rotary"] == (by_kernel or dtype == torch.float32)
 
 
 def tokens_first(q, k, cos, sin, unsqueeze_dim=2):
@@ -160,7 +205,8 @@ def test_rotary_embedding_of_a_part_is_known_only_where_it_turns_a_part_alike(mo
         return turned(q), turned(k)
 
     monkeypatch.setattr(modeling_glm4_moe, "apply_rotary_pos_emb", other_part)
-    assert [one.__module__.split(".")[-1] for one in fused._known_rotary()] == ["modeling_llama", "modeling_gemma3n"]
+    known = [one.__module__.split(".modeling_")[-1] for one, _ in fused._known_rotary()]
+    assert known == [name for name in fused.KNOWN_ROTARY if name != "glm4_moe"]
 
 
 @pytest.mark.usefixtures("known_anew")
@@ -168,7 +214,7 @@ def test_to_try_what_is_known_seeds_no_device_and_draws_from_no_generator(monkey
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     before = torch.get_rng_state()
-    assert len(fused._known_modules()) == 5
-    assert len(fused._known_rotary()) == 3
+    assert len(fused._known_modules()) == 8
+    assert len(fused._known_rotary()) == 8
     assert not seeded
     assert torch.equal(torch.get_rng_state(), before)

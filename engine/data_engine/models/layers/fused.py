@@ -9,7 +9,7 @@ import functools
 import importlib
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,30 @@ from data_engine_kernels import Activation, act_and_mul, apply_rotary, rms_norm
 
 # What attention modules of transformers call, by this name.
 ROTARY = "apply_rotary_pos_emb"
-# Models of transformers that have it in forms that the kernel knows, for a whole head, a part of one, and one tensor;
-# and widths of tables that they take for heads of 8.
-KNOWN_ROTARY = {"llama": (8,), "glm4_moe": (8, 4), "gemma3n": (8,)}
+
+
+class Turning(NamedTuple):
+    """How a model's code turns heads."""
+
+    widths: tuple[int, ...] = (8,)
+    """of tables that it takes for heads of 8"""
+    neighbours: bool = False
+    in_fp32: bool = False
+    fp32_tables: bool = False
+    """whether it does so with tables of fp32 alone"""
+
+
+# Models of transformers that have it in forms that the kernel knows: for a whole head, a part of one, and one tensor.
+KNOWN_ROTARY = {
+    "llama": Turning(),
+    "glm4_moe": Turning(widths=(8, 4)),
+    "gemma3n": Turning(),
+    "glm4v": Turning(widths=(8, 4), neighbours=True),
+    "cohere2": Turning(neighbours=True, in_fp32=True),
+    "ernie4_5_vl_moe": Turning(neighbours=True, in_fp32=True),
+    "hunyuan_vl": Turning(in_fp32=True),
+    "lfm3": Turning(in_fp32=True, fp32_tables=True),
+}
 
 
 def fuse_operations(decoder: nn.Module) -> int:
@@ -46,7 +67,8 @@ def _fused(module: nn.Module) -> Callable | None:
     for known, forward in _known_modules():
         methods = ("forward", "_norm") if hasattr(known, "_norm") else ("forward",)
         if all(same_code(getattr(kind, name, None), getattr(known, name)) for name in methods):
-            return forward if forward not in ACTIVATIONS or activation_of(module, ACTIVATIONS[forward]) else None
+            name, taken = ACTIVATIONS.get(forward, (None, ()))
+            return forward if name is None or activation_of(module, name) in taken else None
     forward = without_former_names(kind.forward)
     return _attention(forward) if ROTARY in forward.__code__.co_names else None
 
@@ -68,11 +90,11 @@ def _known_modules() -> list[tuple[type[nn.Module], Callable]]:
             continue
         # Modules draw weights when they are made. To seed that generator would seed those of all devices.
         with torch.random.fork_rng(devices=[]):
-            module = kind(8 if name.endswith("Norm") else LlamaConfig(**sizes))
+            module = kind(8 if "Norm" in name else LlamaConfig(**sizes, block_auto_adjust_ff_dim=False))
         for weight in module.parameters():
             nn.init.normal_(weight, generator=drawn)
-        rows = torch.randn(3, 8, generator=drawn)
-        if torch.equal(module(rows), forward(module, rows)):
+        given = torch.randn(kind.forward.__code__.co_argcount - 1, 3, 8, generator=drawn)
+        if torch.equal(module(*given), forward(module, *given)):
             found.append((kind, forward))
     return found
 
@@ -102,6 +124,14 @@ def _norm_in_fp32(self: nn.Module, hidden_states: Tensor) -> Tensor:
     return rms_norm(hidden_states, self.weight if self.with_scale else None, self.eps, offset=0.0)
 
 
+def _gated_norm(self: nn.Module, hidden_states: Tensor, gate: Tensor) -> Tensor:
+    return rms_norm(hidden_states, self.weight, self.variance_epsilon, gate=gate)
+
+
+def _centred_norm(self: nn.Module, hidden_states: Tensor) -> Tensor:
+    return rms_norm(hidden_states, self.weight, self.variance_epsilon, offset=0.0, centred=True)
+
+
 def _mlp(self: nn.Module, x: Tensor) -> Tensor:
     return self.down_proj(act_and_mul(self.gate_proj(x), self.up_proj(x), activation_of(self, "act_fn")))
 
@@ -111,24 +141,36 @@ def _merged_mlp(self: nn.Module, hidden_states: Tensor) -> Tensor:
     return self.down_proj(act_and_mul(gate, up, activation_of(self, "activation_fn")))
 
 
+def _numbered_mlp(self: nn.Module, x: Tensor) -> Tensor:
+    return self.w2(act_and_mul(self.w1(x), self.w3(x), "silu"))
+
+
 # What stands for the code of a class of transformers, by its model and name.
 KNOWN: dict[tuple[str, str], Callable] = {
     ("llama", "LlamaRMSNorm"): _norm,
     ("gemma", "GemmaRMSNorm"): _norm_by_weight_and_one,
     ("gemma3n", "Gemma3nRMSNorm"): _norm_in_fp32,
+    ("cohere2", "Cohere2LayerNorm"): _centred_norm,
+    ("qwen3_5", "Qwen3_5RMSNormGated"): _gated_norm,
     ("llama", "LlamaMLP"): _mlp,
     ("phi3", "Phi3MLP"): _merged_mlp,
+    ("lfm2", "Lfm2MLP"): _numbered_mlp,
 }
-# What the code that each stands for calls its activation.
-ACTIVATIONS = {_mlp: "act_fn", _merged_mlp: "activation_fn"}
+# What the code that each stands for calls its activation, and which of them it may be.
+ACTIVATIONS: dict[Callable, tuple[str, tuple[Activation, ...]]] = {
+    _mlp: ("act_fn", ("silu", "gelu_tanh")),
+    _merged_mlp: ("activation_fn", ("silu", "gelu_tanh")),
+    _gated_norm: ("activation", ("silu",)),
+}
 
 
-def activation_of(mlp: nn.Module, name: str) -> Activation | None:
-    """The kernel's name for what an MLP has as its activation; None: it has none."""
-    from transformers.activations import GELUTanh, SiLUActivation
+def activation_of(module: nn.Module, name: str) -> Activation | None:
+    """The kernel's name for what a module has as its activation, or names in transformers' way; None: it has none."""
+    from transformers.activations import ACT2FN, GELUTanh, SiLUActivation
 
+    found = getattr(module, name)
+    found = ACT2FN[found] if isinstance(found, str) else found
     # No subclasses, which may do otherwise.
-    found = getattr(mlp, name)
     if type(found) in (nn.SiLU, SiLUActivation):
         return "silu"
     return "gelu_tanh" if type(found) is GELUTanh and isinstance(found.act, functools.partial) else None
@@ -138,37 +180,41 @@ def activation_of(mlp: nn.Module, name: str) -> Activation | None:
 def _attention(forward: FunctionType) -> Callable | None:
     """The same code, for which the name of the rotary embedding means the kernel."""
     plain = forward.__globals__.get(ROTARY)
-    if not any(same_code(plain, known) for known in _known_rotary()):
+    turning = next((turning for known, turning in _known_rotary() if same_code(plain, known)), None)
+    if turning is None:
         return None
     made = FunctionType(
-        forward.__code__, forward.__globals__ | {ROTARY: _rotary(plain)}, forward.__name__, forward.__defaults__,
-        forward.__closure__,
+        forward.__code__, forward.__globals__ | {ROTARY: _rotary(plain, turning)}, forward.__name__,
+        forward.__defaults__, forward.__closure__,
     )  # fmt: skip
     made.__kwdefaults__ = forward.__kwdefaults__
     return functools.update_wrapper(made, forward)
 
 
 @functools.cache
-def _known_rotary() -> list[FunctionType]:
+def _known_rotary() -> list[tuple[FunctionType, Turning]]:
     """Of KNOWN_ROTARY those for which the kernel's formula gives the same bits on a CPU; see _known_modules.
 
     With the package `kernels`, some versions of transformers have modules in the place of functions; those stay.
     """
     found = []
-    for name, widths in KNOWN_ROTARY.items():
+    for name, turning in KNOWN_ROTARY.items():
         function = _of_transformers(name, ROTARY)
-        if isinstance(function, FunctionType) and all(_turns_alike(function, width) for width in widths):
-            found.append(function)
+        if isinstance(function, FunctionType) and all(
+            _turns_alike(function, turning, width) for width in turning.widths
+        ):
+            found.append((function, turning))
     return found
 
 
-def _turns_alike(function: FunctionType, width: int) -> bool:
-    """Whether the kernel's formula gives the same bits, for heads of 8 and tables of that width."""
+def _turns_alike(function: FunctionType, turning: Turning, width: int) -> bool:
+    """Whether the kernel's formula gives the same bits, for heads of 8 in bf16 and tables of that width."""
     drawn, number = torch.Generator().manual_seed(0), _num_heads(function)
-    sizes = ((1, 2, 3, 8), (1, 1, 3, 8))[:number] + ((1, 3, width),) * 2
-    *heads, cos, sin = (torch.randn(*size, generator=drawn) for size in sizes)
+    heads = [torch.randn(1, count, 3, 8, generator=drawn).bfloat16() for count in (2, 1)[:number]]
+    cos, sin = torch.randn(2, 1, 3, width, generator=drawn).to(torch.float32 if turning.fp32_tables else torch.bfloat16)
     made = function(*heads, cos, sin)
-    return all(map(torch.equal, made if number == 2 else [made], apply_rotary(heads, cos, sin)))
+    found = apply_rotary(heads, cos, sin, neighbours=turning.neighbours, in_fp32=turning.in_fp32)
+    return all(map(torch.equal, made if number == 2 else [made], found))
 
 
 def _num_heads(rotary: FunctionType) -> int:
@@ -177,7 +223,7 @@ def _num_heads(rotary: FunctionType) -> int:
 
 
 @functools.cache
-def _rotary(plain: FunctionType) -> Callable:
+def _rotary(plain: FunctionType, turning: Turning) -> Callable:
     """The kernel in the place of a known function; that runs where it is called otherwise than models do."""
 
     @functools.wraps(plain)
@@ -185,10 +231,12 @@ def _rotary(plain: FunctionType) -> Callable:
         *heads, cos, sin = given if len(given) == _num_heads(plain) + 2 else (None, None)
         axis = options.get("unsqueeze_dim", 1)
         usual = heads and {one.dim() for one in heads} == {4} and cos.dim() == sin.dim() == 3
+        usual = usual and (not turning.fp32_tables or cos.dtype == sin.dtype == torch.float32)
         if not usual or axis not in (1, 2) or not options.keys() <= {"unsqueeze_dim"}:
             return plain(*given, **options)
         # Tokens before heads, where the tables are broadcast along the third axis.
-        turned = apply_rotary([one.transpose(1, 2) for one in heads] if axis == 2 else heads, cos, sin)
+        heads = [one.transpose(1, 2) for one in heads] if axis == 2 else heads
+        turned = apply_rotary(heads, cos, sin, neighbours=turning.neighbours, in_fp32=turning.in_fp32)
         turned = tuple(one.transpose(1, 2) for one in turned) if axis == 2 else turned
         return turned if len(turned) > 1 else turned[0]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data_engine.models.layers.cpu_linear import with_weights_read
 
 # Names of layers that go together, in transformers' models.
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 # Freed weights are returned to the device whenever so much was replaced: those kept for reuse are too small for it.
 MAX_FREED_BYTES = 1 << 28
 # What may be computed under a condition, or several times.
