@@ -31,9 +31,13 @@ POLL_S = 0.1
 SAME_SIGNAL_S = 2.0
 
 
-def exit_code(codes: list[int], num_processes: int, signalled: bool) -> int:
-    """The job's exit code from its ranks' codes; a rank that died or was killed has written none."""
-    silent = num_processes - len(codes)
+def exit_code(codes: list[int], num_begun: int, num_processes: int, signalled: bool) -> int:
+    """The job's exit code from its ranks' codes; a rank that died or was killed has written none.
+
+    So has one that the launcher stopped before it began, which it does where another one has ended with 3 or 4.
+    """
+    stopped_early = {3, 4} & set(codes) and not signalled
+    silent = (num_begun if stopped_early else num_processes) - len(codes)
     if 2 in codes:
         return 2
     # Before 75: when one rank fails, the launcher stops the others, which then exit with 75 although no user signalled.
@@ -166,7 +170,7 @@ def main(flags: list[str]) -> int:
         finally:
             ranks.kill_all()
         launcher.wait()
-        return exit_code(ranks.values("code"), num_processes, bool(received))
+        return exit_code(ranks.values("code"), len(ranks.values("pid")), num_processes, bool(received))
 
 
 if __name__ == "__main__":

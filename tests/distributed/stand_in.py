@@ -1,7 +1,8 @@
 """Stands in for the command line under launch/run_engine.sh: ranks that do what the test's folder tells them.
 
 In the folder of $STAND_IN: `validate` holds the code of the check; `rank-R` what rank R does: a code to exit with,
-"die", or "work", which goes on until a signal (written to `signal-R`) and exits 75 after `slow-R` seconds, if there.
+"die", "late", which has not begun when the others end, or "work", which goes on until a signal (written to `signal-R`)
+and exits 75 after `slow-R` seconds, if there.
 """
 
 import json
@@ -31,12 +32,14 @@ def on_signal(number: int, _frame: object) -> None:
 
 
 def run() -> int:
+    what = setting(f"rank-{RANK}", "0")
+    if what == "late":
+        time.sleep(60)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, on_signal)
     report(pid=os.getpid())
     (FOLDER / f"environment-{RANK}").write_text(json.dumps(dict(os.environ)))
     (FOLDER / f"pid-{RANK}").write_text(str(os.getpid()))
-    what = setting(f"rank-{RANK}", "0")
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if what != "work":

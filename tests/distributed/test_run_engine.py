@@ -131,8 +131,28 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     ],
 )
 def test_the_codes_of_two_ranks_make_one(codes, signalled, expected):
-    assert exit_code(codes, 2, signalled) == expected
-    assert exit_code(codes[::-1], 2, signalled) == expected
+    assert exit_code(codes, 2, 2, signalled) == expected
+    assert exit_code(codes[::-1], 2, 2, signalled) == expected
+
+
+@pytest.mark.parametrize(
+    ("codes", "signalled", "expected"),
+    [
+        ([3], False, 3),
+        ([4], False, 4),
+        ([2], False, 2),
+        # The launcher may have stopped it because the other had died.
+        ([75], False, 1),
+        ([1], False, 1),
+        ([0], False, 1),
+        ([3], True, 75),
+        ([0], True, 75),
+    ],
+)
+def test_a_rank_that_was_stopped_before_it_began_hides_no_code(codes, signalled, expected):
+    assert exit_code(codes, 1, 2, signalled) == expected
+    # One that had begun has died.
+    assert exit_code(codes, 2, 2, signalled) == (1 if expected in (3, 4) else expected)
 
 
 @pytest.fixture
@@ -212,6 +232,7 @@ def test_one_of_several_machines_says_which_it_is_and_asks_for_the_ranks_of_all(
         slow(("0", "die"), 1),
         slow(("0",), 0),
         slow(("3",), 3),
+        slow(("late", "3"), 3),
     ],
 )
 def test_the_exit_code_of_the_ranks_comes_out_of_the_script(start, ranks, expected):
