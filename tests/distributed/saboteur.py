@@ -112,11 +112,12 @@ class Saboteur:
 
 
 def _install(shared: mmap.mmap, fault: Fault | None) -> None:
-    from data_engine.pipeline import pair, runner, sample
+    from data_engine.pipeline import pair, passes, runner, sample
     from data_engine.store import claims, folders, units
 
     saboteur = Saboteur(shared, fault)
     saboteur.inside(runner.UnitByUnit, "poll", "model working")
+    saboteur.inside(passes.AnswerRunner, "poll", "model working")
     saboteur.inside(sample.SamplingRunner, "poll", "model working")
     saboteur.inside(claims.Claims, "_create", "claiming")
     saboteur.inside(pair, "run", "pairing")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 from asked import ASKED
-from families import named
+from families import FAMILIES, named
 from reference import Stock
 
 from data_engine import load_model, schemas
@@ -218,3 +218,33 @@ def test_a_model_whose_layers_look_at_an_image_cannot_be_asked_without_one(check
     # Answers of a pass go through the layers together, those of questions with an image too.
     with pytest.raises(BadRow, match="layers of their own, and the row has none"):
         model.shared_prompt([alone.answered("a tree"), alone.answered("a house")], [], True, 64)
+
+
+class Counted:
+    """An image processor, and how often it was asked for pixels."""
+
+    def __init__(self, processor) -> None:
+        self._processor, self.calls = processor, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._processor, name)
+
+    def __call__(self, *given, **options):
+        self.calls += 1
+        return self._processor(*given, **options)
+
+
+@pytest.mark.parametrize("name", named(list(FAMILIES)))
+def test_prompts_of_several_questions_about_a_picture_are_those_of_each_and_its_pixels_are_made_once(
+    checkpoints, name, monkeypatch
+):
+    model, images = checkpoints(name).model, ASKED["wide"].images()
+    asked = [Conversation.of(text, len(images)) for text in ("What is it?", "How many are there, and where?", "Why?")]
+    expected = [model.prompt(one, images, True, 64) for one in asked]
+    counted = Counted(model.chat._processor.image_processor)
+    monkeypatch.setattr(model.chat._processor, "image_processor", counted)
+    found = model.prompts(asked, images, True, 64)
+    assert counted.calls == 1
+    for one, other in zip(found, expected, strict=True):
+        assert one.inputs.keys() == other.inputs.keys()
+        assert all(torch.equal(one.inputs[key], other.inputs[key]) for key in other.inputs)

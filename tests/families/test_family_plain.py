@@ -10,7 +10,7 @@ from asked import ASKED
 from families import FAMILIES
 
 from data_engine.errors import NO_ROOM, UserError
-from data_engine.models.auto.own_decoding import OwnDecoding
+from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.pipeline.asked import asked as conversation_of
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.backend import BackendSettings, make_backend
@@ -153,3 +153,28 @@ def test_an_answer_whose_logits_are_no_numbers_ends_there_and_others_go_on(model
     assert found[1] == (number, index, ids[:2], BROKEN)
     assert found[0] == expected[0]
     assert found[2:] == expected[2:]
+
+
+# Models of transformers that make the logits of all tokens, whatever they are asked for.
+OF_ALL = {"minicpmv4_6", "qwen2_5_omni_thinker", "video_llama_3"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_forward_of_a_row_has_the_logits_of_the_answer_alone(checkpoints, name):
+    """Those of a long prompt may take as much memory as the model."""
+    model, made = checkpoints(name).model, []
+    if not model.has_plain_path:
+        return
+    prompt, ids = model.prompt(*conversation_of(*product._given(ASKED["wide"]), 64, "apply"), True, 64), [72, 33, 90]
+    handle = model._model.register_forward_hook(lambda module, given, out: made.append(out.logits))
+    try:
+        logits = model.plain_logits(prompt, ids)
+        whole = whole_rows(model._model, model._inputs(prompt), torch.tensor([ids], device=model.device))
+        with torch.inference_mode():
+            model._model(**whole)
+    finally:
+        handle.remove()
+    cut, every = made
+    length = prompt.length + len(ids)
+    assert (cut.shape[1], every.shape[1]) == (length if name in OF_ALL else len(ids), length)
+    torch.testing.assert_close(logits, every[0, prompt.length - 1 : -1].float(), rtol=0, atol=1e-5)

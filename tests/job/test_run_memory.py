@@ -12,7 +12,7 @@ from run_files import hostile_rows, noise, png, read, write
 
 from data_engine.errors import UserError
 from data_engine.job import budgets, model_holder, worker
-from data_engine.pipeline import score
+from data_engine.pipeline import passes, score
 from data_engine.sampling.native import model_runner, scheduler
 from data_engine.scoring import logprobs
 from data_engine.store import logs, units
@@ -29,11 +29,11 @@ def test_budgets_are_frozen_by_the_first_start(config, tmp_path, monkeypatch):
     before = json.loads((tmp_path / "work/run.json").read_text())["frozen"]
     budgets_of(monkeypatch, decode_rows=3, decode_slots=2, score_tokens=7)
     used = []
-    score_unit = score.score_unit
-    monkeypatch.setattr(score, "score_unit", lambda *a, **b: used.append(a[3]) or score_unit(*a, **b))
+    init = passes.AnswerRunner.__init__
+    monkeypatch.setattr(passes.AnswerRunner, "__init__", lambda *a, **b: used.append(a[2]) or init(*a, **b))
     assert worker.run(config(dataset, memory_fraction=0.3)) == 0
     assert json.loads((tmp_path / "work/run.json").read_text())["frozen"] == before
-    assert {settings.tokens_a_pass for settings in used} == {before["score_tokens"]}
+    assert set(used) == {before["score_tokens"]}
 
 
 def test_other_budgets_give_the_same_answers_and_log_probs(config, tmp_path, monkeypatch):

@@ -36,16 +36,23 @@ def checkpoint(request, goldens):
     return request.getfixturevalue(request.param), load_file(goldens / f"llava/tensors_{request.param}.safetensors")
 
 
-def test_a_loaded_model_convolves_without_tf32_and_attends_without_cudnn(goldens, monkeypatch):
-    """cuDNN's default, by both names that torch has for it; products have none."""
+def test_a_loaded_model_computes_without_tf32_sums_in_fp32_and_attends_without_cudnn(goldens, monkeypatch):
+    """cuDNN's default, by both names that torch has for it; that of products in some containers; that of their sums."""
+    products = torch.backends.cuda.matmul
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     torch.backends.cuda.enable_cudnn_sdp(True)
+    torch.set_float32_matmul_precision("high")
+    products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = True
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert products.allow_tf32
     load_model(None, str(goldens / "llava/instruct"), device="cpu", dtype="float32")
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cudnn.conv.fp32_precision != "tf32"
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not products.allow_tf32
+    assert not products.allow_bf16_reduced_precision_reduction
+    assert not products.allow_fp16_reduced_precision_reduction
 
 
 def test_ids_and_labels_are_the_references(checkpoint, golden_rows):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from run_files import noise, png, read
 
 from data_engine import schemas
-from data_engine.errors import UserError
+from data_engine.errors import BadRow, UserError
 from data_engine.pipeline.critic import Critic, asked_in
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import thoughts
@@ -109,10 +110,16 @@ class Judge:
     why_plain, is_settled, max_positions, halvings, wants_more = None, True, 1000, 0, True
 
     def __init__(self, texts: dict[str, str]) -> None:
-        self.texts, self.asked, self.number, self.waiting = texts, [], 0, None
+        self.texts, self.asked, self.number, self.waiting, self.made_by = texts, [], 0, None, []
 
-    def prompt(self, conversation, pictures, crop, max_megapixels):
+    def prompts(self, conversations, pictures, crop, max_megapixels):
+        self.made_by.append((threading.current_thread(), len(conversations)))
+        return [self.prompt(one, pictures, crop) for one in conversations]
+
+    def prompt(self, conversation, pictures, crop):
         assert not crop
+        if "control token" in conversation.question:
+            raise BadRow("the question contains a control token")
         if "far too long" in conversation.question:
             return SimpleNamespace(length=990, conversation=conversation)
         return SimpleNamespace(length=10, conversation=conversation, pictures=pictures)
@@ -187,6 +194,20 @@ def test_each_answer_has_its_own_text_and_number_or_a_reason(tmp_path):
         "Q What? A one", "Q What? A two", "Q What? A three", "Q Why? A bad", "Q Why? A large", "Q Why? A one"
     ]  # fmt: skip
     assert {(prompt.conversation.system, len(prompt.pictures)) for prompt in judge.asked} == {("Judge.", 1)}
+
+
+def test_prompts_are_made_in_another_thread_a_question_at_a_time_and_one_that_fails_alone_is_left_out(tmp_path):
+    judge = Judge({"one": "Score: 1", "two": "Score: 2", "three": "Score: 3"})
+    questions = [Question("a", "What?", None, None), Question("b", "Why?", None, None)]
+    answers = {"a": ["one", "two", "one", "three"], "b": ["one", "a control token", "two"]}
+    result = critic(judge, tmp_path).unit(unit(questions, answers))
+    assert [(row["score"], row["reason"]) for row in result.table.to_pylist()] == [
+        (1, None), (2, None), (1, None), (3, None),
+        (1, None), (None, "the question contains a control token"), (2, None),
+    ]  # fmt: skip
+    # All of the second question, and each of its three.
+    assert sorted(number for _, number in judge.made_by) == [1, 1, 1, 3, 3]
+    assert threading.main_thread() not in {thread for thread, _ in judge.made_by}
 
 
 def test_a_second_unit_of_the_same_judge_gets_its_own_texts(tmp_path):

@@ -11,6 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from data_engine.sampling import draw
 from data_engine.sampling.draw import SamplingParams, candidates, next_tokens, penalise, uniform
 
 MASK = (1 << 64) - 1
@@ -112,3 +113,38 @@ def test_a_draw_does_not_depend_on_the_rows_beside_it():
 def test_temperature_zero_is_the_argmax():
     logits = torch.tensor([[0.1, 3.0, 2.9]])
     assert next_tokens(logits, torch.tensor([5]), torch.tensor([0]), SamplingParams(temperature=0)).tolist() == [1]
+
+
+# What is drawn from: without top_k each token of the vocabulary, whose rows are cut; top_k has few in each.
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "cut"), [(0, 1.0, [2, 2, 2, 1]), (0, 0.8, [2, 2, 2, 1]), (500, 1.0, [2, 2, 2, 1]), (5, 1.0, [7])]
+)
+def test_rows_are_drawn_in_parts_where_there_are_many_candidates(monkeypatch, top_k, top_p, cut, penalty):
+    params = SamplingParams(temperature=0.9, top_k=top_k, top_p=top_p, repetition_penalty=penalty)
+    logits, keys = torch.randn(7, 300, generator=torch.Generator().manual_seed(5)) * 3, torch.arange(7) * 99
+    seen = torch.rand(7, 300, generator=torch.Generator().manual_seed(6)) < 0.3 if penalty != 1 else None
+    one_by_one = [
+        next_tokens(
+            logits[n : n + 1], keys[n : n + 1], keys[n : n + 1], params, None if seen is None else seen[n : n + 1]
+        )
+        for n in range(7)
+    ]
+    drawn, uniform = [], draw.uniform
+    monkeypatch.setattr(draw, "uniform", lambda *given: drawn.append(given[2].shape) or uniform(*given))
+    monkeypatch.setattr(draw, "MOST_DRAWN", 650)
+    assert torch.equal(next_tokens(logits, keys, keys, params, seen), torch.cat(one_by_one))
+    assert [rows for rows, _ in drawn] == cut
+    assert all(rows * width <= 650 for rows, width in drawn)
+
+
+def test_greedy_rows_are_drawn_together(monkeypatch):
+    monkeypatch.setattr(draw, "MOST_DRAWN", 1)
+    monkeypatch.setattr(torch, "cat", None)
+    logits = torch.eye(4)
+    assert next_tokens(logits, torch.arange(4), torch.arange(4), SamplingParams(temperature=0.0)).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]

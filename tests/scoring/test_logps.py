@@ -1,5 +1,7 @@
 """Packed scoring against the plain path, which tests/models holds against the reference."""
 
+from collections import Counter
+
 import pyarrow as pa
 import pytest
 import torch
@@ -9,11 +11,12 @@ from run_files import png, wide_picture
 
 from data_engine import schemas
 from data_engine.pipeline import score
-from data_engine.pipeline.passes import Behind, halving
 from data_engine.pipeline.score import self_check
+from data_engine.pipeline.works import Behind, halving
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question
-from data_engine.scoring.logprobs import Scored, pass_tokens, score_pass
+from data_engine.scoring import logprobs
+from data_engine.scoring.logprobs import Scored, last_hidden, pass_tokens, score_pass
 from data_engine_kernels import reference
 
 
@@ -157,6 +160,34 @@ def test_a_question_of_which_one_answer_exceeds_the_memory_costs_the_others_noth
     assert halved == 4
     for found, wanted in ((first, expected[0]), (third, expected[2])):
         torch.testing.assert_close(torch.cat(found), torch.cat(wanted), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("most", "groups"), [(1000, 1), (60, 2), (40, 3), (1, 5)])
+def test_many_tokens_of_one_question_run_in_several_calls_behind_one_prompt(
+    instruct, golden_rows, golden_images, monkeypatch, most, groups
+):
+    """However long its prompt is; questions together are as many as a pass has room for."""
+    lengths = [31, 2, 30, 11, 12]
+    [question] = several(instruct, golden_rows, golden_images, [lengths])
+    assert question.prompt.length > 60
+    ends, other = [score_pass(instruct, [question])[0], last_hidden(instruct, [question])[0]], Counter()
+
+    def counting(name):
+        function = getattr(logprobs, name)
+        monkeypatch.setattr(logprobs, name, lambda *given: other.update([name]) or function(*given))
+
+    for name in ("_run_packed", "run_prefix"):
+        counting(name)
+    monkeypatch.setattr(logprobs, "MOST_AT_ONCE", most)
+    for compute, expected in zip((score_pass, last_hidden), ends, strict=True):
+        other.clear()
+        [found] = compute(instruct, [question])
+        assert other == {"_run_packed": groups, "run_prefix": 1}
+        for one, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, wanted, rtol=0, atol=1e-5)
+    other.clear()
+    score_pass(instruct, several(instruct, golden_rows, golden_images, [lengths, [9, 3]]))
+    assert other == {"_run_packed": 1, "run_prefix": 2}
 
 
 def sampled(answers: list[list[int]]) -> pa.Table:

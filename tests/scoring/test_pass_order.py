@@ -1,5 +1,9 @@
-"""On a GPU the host reads a pass after the next one was launched; on the CPU at once. Results do not depend on it."""
+"""On a GPU the host reads a pass after the next one was launched; on the CPU at once. Results do not depend on it.
 
+That goes for passes of a unit, and for the last one of a unit and the first one of the next.
+"""
+
+import time
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -7,8 +11,10 @@ import pytest
 import torch
 
 from data_engine.pipeline import passes
+from data_engine.pipeline.runner import UnitWork
 from data_engine.scoring import arriving
 from data_engine.scoring.arriving import Arriving
+from data_engine.store.sealed import Sealed
 
 
 class Work:
@@ -30,7 +36,8 @@ class Logged:
     what = "numbers"
 
     def __init__(self, device: str, log: list[str]) -> None:
-        self.model, self.log = SimpleNamespace(device=torch.device(device), why_plain=None), log
+        self.model = SimpleNamespace(device=torch.device(device), why_plain=None, is_split=False)
+        self.log = log
 
     def prepare(self, question, rows):
         return Work(question.idx, len(rows))
@@ -43,21 +50,30 @@ class Logged:
         self.log.append(f"check {work.idx}")
 
 
-def computed(monkeypatch, device: str) -> tuple[list[str], list[float]]:
-    log = []
+@pytest.fixture
+def log(monkeypatch) -> list[str]:
+    """What is launched and read, in its order."""
+    told = []
 
     class Read(Arriving):
         def read(self):
-            log.append("read")
-            return super().read()
+            found = super().read()
+            told.extend(["read"] * bool(found))
+            return found
 
     monkeypatch.setattr(arriving, "Arriving", Read)
-    names = ("a", "bb", "ccc")
+    return told
+
+
+def unit(number: int, *names: str) -> UnitWork:
+    """Of questions with two answers each."""
     rows = [{"idx": idx, "sample_index": at, "answer": "yes"} for idx in names for at in (0, 1)]
-    sampled = pa.Table.from_pylist(rows)
-    questions = [SimpleNamespace(idx=idx, missing=False) for idx in names]
-    found = passes.compute_unit(Logged(device, log), questions, sampled, most_tokens=10, check=True)
-    return log, [float(number) for _, number in found.scored]
+    questions = (SimpleNamespace(idx=idx, missing=False) for idx in names)
+    return UnitWork(number, questions, {"sampled_answer": Sealed(pa.Table.from_pylist(rows))})
+
+
+def numbers(found: passes.Computed) -> list[float]:
+    return [float(number) for _, number in found.scored]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +83,97 @@ def computed(monkeypatch, device: str) -> tuple[list[str], list[float]]:
         ("cpu", ["launch a", "read", "check a", "launch bb", "read", "launch ccc", "read"]),
     ],
 )
-def test_a_pass_is_read_behind_the_launch_of_the_next_where_that_is_on_a_gpu(monkeypatch, device, order):
-    assert computed(monkeypatch, device) == (order, [1, 2, 2, 3, 3, 4])
+def test_a_pass_is_read_behind_the_launch_of_the_next_where_that_is_on_a_gpu(log, device, order):
+    work = unit(0, "a", "bb", "ccc")
+    sampled = work.inputs["sampled_answer"].table
+    found = passes.compute_unit(Logged(device, log), work.questions, sampled, most_tokens=10, check=True)
+    assert (log, numbers(found)) == (order, [1, 2, 2, 3, 3, 4])
+
+
+def runner(log: list[str], device: str, *, split: bool = False, scorer: type[Logged] = Logged) -> passes.AnswerRunner:
+    """One question a pass."""
+    return passes.AnswerRunner(scorer(device, log), 10, lambda work, found: numbers(found), check=False, split=split)
+
+
+def test_on_a_gpu_the_next_unit_is_launched_before_the_last_pass_of_one_is_read(log):
+    """While the first is published and the third one claimed, the device computes the second."""
+    made = runner(log, "cuda")
+    for work in (unit(4, "a", "bb"), unit(7, "ccc")):
+        assert made.wants_more
+        made.submit(work)
+    assert not made.wants_more
+    assert made.poll() == [(4, [1, 2, 2, 3])]
+    assert log == ["launch a", "launch bb", "read", "launch ccc", "read"]
+    assert made.wants_more
+    made.submit(unit(9, "dddd", "eeeee"))
+    del log[:]
+    assert made.poll() == [(7, [3, 4])]
+    assert log == ["launch dddd", "read"]
+    # There is none behind it.
+    del log[:]
+    assert made.poll() == [(9, [4, 5, 5, 6])]
+    assert log == ["launch eeeee", "read", "read"]
+    assert made.poll() == []
+    # A unit that comes later begins anew.
+    made.submit(unit(1, "a"))
+    assert made.poll() == [(1, [1, 2])]
+
+
+@pytest.mark.parametrize(("device", "split"), [("cpu", False), ("cuda", True)])
+def test_on_a_cpu_and_of_a_split_model_there_is_one_unit_in_hand(log, device, split):
+    made = runner(log, device, split=split)
+    for number, name in enumerate(("a", "bb")):
+        made.submit(unit(number, name))
+        assert not made.wants_more
+        assert made.poll() == [(number, [number + 1, number + 2])]
+        assert made.wants_more
+    assert log == ["launch a", "read", "launch bb", "read"]
+
+
+class Breaking(Logged):
+    def compute(self, works):
+        if works[0].idx == "bb":
+            raise ZeroDivisionError
+        return super().compute(works)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_what_fails_in_a_unit_is_raised_behind_the_unit_before_it(log, device):
+    made = runner(log, device, scorer=Breaking)
+    made.submit(unit(0, "a"))
+    made.submit(unit(1, "ccc", "bb", "dddd"))
+    assert made.poll() == [(0, [1, 2])]
+    with pytest.raises(ZeroDivisionError):
+        made.poll()
+    made.close()
+    assert made.poll() == []
+    assert "launch dddd" not in log
+
+
+class Noting(Logged):
+    """Tells which questions were prepared."""
+
+    def __init__(self, device, log) -> None:
+        super().__init__(device, log)
+        self.prepared = set()
+
+    def prepare(self, question, rows):
+        self.prepared.add(question.idx)
+        return super().prepare(question, rows)
+
+
+def test_questions_of_the_next_unit_are_prepared_while_the_model_is_at_work_on_one(log):
+    scorer = Noting("cuda", log)
+    made = passes.AnswerRunner(scorer, 10, lambda work, found: numbers(found))
+    made.submit(unit(0, "a"))
+    # The model waits for the first one's, whenever they begin.
+    assert not scorer.prepared
+    made.submit(unit(1, "bb", "ccc"))
+    end = time.monotonic() + 60
+    while scorer.prepared != {"bb", "ccc"}:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not log
 
 
 def test_numbers_that_lie_on_the_host_come_as_they_are():

@@ -1,20 +1,21 @@
 """The loop of a stage that computes numbers of answers, with stand-ins for the models: halves, room, the self-check."""
 
+from collections.abc import Container
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 import torch
 
-from data_engine import schemas
 from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
 from data_engine.pipeline import judge, score
 from data_engine.pipeline.judge import Judged
-from data_engine.pipeline.passes import Behind, compute_unit
+from data_engine.pipeline.passes import AnswerRunner, compute_unit
 from data_engine.pipeline.runner import UnitWork
+from data_engine.pipeline.works import Behind
 from data_engine.questions.dataset import Question
 from data_engine.scoring.logprobs import Scored
-from data_engine.store.units import UnitResult
+from data_engine.store.sealed import Sealed
 
 PROMPT = SimpleNamespace(length=10)
 QUESTION = Question("q", "What is it?", None, None)
@@ -63,11 +64,21 @@ class TooLarge:
 
     model, what = SimpleNamespace(device=torch.device("cpu"), why_plain=None, is_split=False), "numbers"
 
+    def __init__(self, fits: Container[str] = ()) -> None:
+        """But those to the questions of `fits`."""
+        self.fits = fits
+
     def prepare(self, question, rows):
-        return Behind(Scored(PROMPT, [row["token_ids"] for row in rows]), 11)
+        prompt = SimpleNamespace(length=10, fits=question.idx in self.fits)
+        return Behind(Scored(prompt, [row["token_ids"] for row in rows]), 11)
 
     def compute(self, works):
-        raise torch.OutOfMemoryError
+        if not all(work.scored.prompt.fits for work in works):
+            raise torch.OutOfMemoryError
+        return [[torch.zeros(1)] for _ in works]
+
+    def check(self, work, found):
+        """As if it held."""
 
 
 def test_a_later_unit_of_questions_that_memory_does_not_hold_is_left_out_and_a_first_one_refused():
@@ -78,29 +89,101 @@ def test_a_later_unit_of_questions_that_memory_does_not_hold_is_left_out_and_a_f
     assert str(refused.value) == NO_ROOM
 
 
+def works(*names: str) -> UnitWork:
+    """A unit of questions with an answer each."""
+    sampled = pa.Table.from_pylist([ROW | {"idx": name} for name in names])
+    questions = [Question(name, "What is it?", None, None) for name in names]
+    return UnitWork(0, questions, {"sampled_answer": Sealed(sampled)})
+
+
+def test_units_may_be_refused_until_one_has_numbers():
+    """Memory held none of what came before; after that, questions are left out."""
+    made = AnswerRunner(TooLarge(fits="b"), 0, lambda work, found: found)
+    made.submit(works("b", "c"))
+    [(_, found)] = made.poll()
+    assert (len(found.scored), found.quarantined) == (1, [("c", OUT_OF_MEMORY)])
+    made.submit(works("d"))
+    assert made.poll()[0][1].quarantined == [("d", OUT_OF_MEMORY)]
+    made = AnswerRunner(TooLarge(), 0, lambda work, found: found)
+    made.submit(works("b", "c"))
+    with pytest.raises(UserError, match=NO_ROOM[:20]):
+        made.poll()
+
+
+class Checked(TooLarge):
+    """Of which the plain path exceeds the memory, but for some questions."""
+
+    def __init__(self, checked: Container[str], error: Exception) -> None:
+        super().__init__(fits="abcdefgh")
+        self.asked, self._checked, self._error = [], checked, error
+
+    def prepare(self, question, rows):
+        return Behind(Scored(SimpleNamespace(length=10, fits=True, idx=question.idx), [[5]]), 11)
+
+    def check(self, work, found):
+        self.asked.append(work.scored.prompt.idx)
+        if self.asked[-1] not in self._checked:
+            raise self._error
+
+
+# As torch has it, and as libraries do; see models/memory_errors.py.
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")])
+def test_a_question_whose_plain_path_exceeds_the_memory_is_passed_over(caplog, error):
+    scorer = Checked("cd", error)
+    made = AnswerRunner(scorer, 0, lambda work, found: found)
+    for names in ("ab", "cde"):
+        made.submit(works(*names))
+        [(_, found)] = made.poll()
+        assert len(found.scored) == len(names)
+    assert scorer.asked == ["a", "b", "c"]
+    assert caplog.messages == [
+        f"out of memory: the numbers of row {name!r} are not held against the plain path; those of another one are"
+        for name in "ab"
+    ]
+
+
+def test_four_questions_whose_plain_path_exceeds_the_memory_are_tried(caplog):
+    scorer = Checked("", torch.OutOfMemoryError("no room"))
+    made = AnswerRunner(scorer, 0, lambda work, found: found)
+    made.submit(works(*"abcdef"))
+    assert len(made.poll()[0][1].scored) == 6
+    assert scorer.asked == list("abcd")
+    assert caplog.messages[-1].endswith("row 'd' are not held against the plain path, nor are any others")
+
+
+def test_numbers_that_differ_from_the_plain_path_end_the_run():
+    made = AnswerRunner(Checked("", RuntimeError("differ by 3 nat")), 0, lambda work, found: found)
+    made.submit(works("a"))
+    with pytest.raises(RuntimeError, match="differ by 3 nat"):
+        made.poll()
+
+
 @pytest.mark.parametrize("stage", ["score", "blind", "judge"])
 def test_units_are_checked_against_the_plain_path_until_one_has_numbers(monkeypatch, stage):
     """Of a question without a picture there are log-probs with its image alone: nulls are no numbers."""
-    row = {"idx": "q", "sample_index": 0}
-    logps, scores = schemas.logps(pa.string()), schemas.scores(pa.string())
-    nothing, found = ([] if stage != "blind" else [row]), [row | {"sum": -1.0, "score": 1.0}]
-    schema, checked = (scores if stage == "judge" else logps), []
-    results = iter([pa.Table.from_pylist(rows, schema) for rows in (nothing, found, found)])
+    checked = []
 
-    def computed(*arguments):
-        # The fifth argument of both.
-        checked.append(arguments[4])
-        return UnitResult(next(results), [])
+    def prepare(scorer, question, rows):
+        if question.idx == "broken":
+            raise BadRow("no picture")
+        return None if question.idx == "null" else Behind(Scored(SimpleNamespace(idx=question.idx), [[5]]), 11)
 
-    monkeypatch.setattr(score, "score_unit", computed)
-    monkeypatch.setattr(judge, "judge_unit", computed)
+    for kind in (score.LogProbs, Judged):
+        monkeypatch.setattr(kind, "prepare", prepare)
+        monkeypatch.setattr(kind, "compute", lambda scorer, works: [[torch.ones(1)] for _ in works])
+        monkeypatch.setattr(kind, "check", lambda scorer, work, found: checked.append(work.scored.prompt.idx))
     context = SimpleNamespace(
-        model=SimpleNamespace(why_plain=None, reads_ahead=False, value_head=None), budgets={"score_tokens": 0},
-        answers_as_text=False, scores_own=False, decode=None, config=SimpleNamespace(max_megapixels=64),
+        model=SimpleNamespace(
+            why_plain=None, reads_ahead=False, value_head=None, device=torch.device("cpu"), is_split=False
+        ),
+        budgets={"score_tokens": 0}, answers_as_text=False, scores_own=False, decode=None, split=False,
+        config=SimpleNamespace(max_megapixels=64),
     )  # fmt: skip
     makers = {"score": score.runner, "blind": score.blind_runner, "judge": judge.scalar_runner}
     runner = makers[stage](context)
-    for number in range(3):
-        runner.submit(UnitWork(number, [], {"sampled_answer": SimpleNamespace(table=None)}))
+    # What is no number of a judge is a row of none.
+    nothing = "broken" if stage == "judge" else "null"
+    for names in ((nothing,), ("first", "second"), ("third",)):
+        runner.submit(works(*names))
         runner.poll()
-    assert checked == [True, True, False]
+    assert checked == ["first"]

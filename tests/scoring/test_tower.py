@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_engine.models import tower
 from data_engine.pipeline import judge
-from data_engine.pipeline.passes import Whole, halving
+from data_engine.pipeline.works import Whole, halving
 from data_engine.questions.conversation import Conversation
 from data_engine.scoring.logprobs import Scored, last_hidden, plain_token_logps, score_pass
 
@@ -150,4 +150,11 @@ def test_whole_prompts_of_a_judge_go_together_too(instruct, golden_images, monke
     assert calls == [3]
     expected = [[alone[0], alone[1], alone[0]], [alone[2]]]
     for ours, theirs in zip(flat(found), flat(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    # Of long prompts, one at a time.
+    calls.clear()
+    monkeypatch.setattr(judge, "MOST_AT_ONCE", max(prompt.length for prompt in prompts))
+    again = judged.compute([Whole([prompts[0], prompts[1], prompts[0]]), Whole([prompts[2]])])
+    assert calls == [1, 1, 1]
+    for ours, theirs in zip(flat(again), flat(expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -161,6 +161,14 @@ class VisionLanguageModel(Protocol):
         conversation that the family cannot hold.
         """
 
+    def prompts(
+        self, conversations: Sequence[Conversation], images: Sequence[Image], crop: bool, max_megapixels: float
+    ) -> list[Prompt]:
+        """The prompt of each of several conversations about the same images, whose pixels are computed once.
+
+        Raises what `prompt` raises, for any of them.
+        """
+
     def prompt_without_images(self, conversation: Conversation) -> Prompt:
         """The same prompt, as if the conversation had no images: everything else in it stays.
 

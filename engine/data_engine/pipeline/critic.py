@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_engine import schemas, stages
 from data_engine.errors import OUT_OF_MEMORY, BadRow, UserError
+from data_engine.models.base import Prompt
 from data_engine.pipeline.answers import KEY_AND_TEXT, by_question
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions.conversation import Conversation
@@ -34,6 +35,10 @@ NOT_WRITTEN = {
 }
 """Why a text that ended so is none."""
 
+# Questions whose prompts are made in advance: each has one for every answer.
+AHEAD = 3
+About = tuple[str, Conversation, Prompt | str]
+"""an answer, what the judge is asked about it, and the prompt of that, or why there is none"""
 Judged = tuple[int | str, str]
 """idx and text of an answer"""
 
@@ -92,20 +97,19 @@ class Critic:
         finished: list[bool] = []
 
         def requests() -> Iterator[PromptRequest]:
-            wanted = (question for question in work.questions if question.idx in answers)
-            for question, pictures in ahead(self._pictures, wanted):
-                if isinstance(pictures, str):
-                    left_out[question.missing].append((question.idx, pictures))
+            wanted = ((question, answers[question.idx]) for question in work.questions if question.idx in answers)
+            for question, about_each in ahead(lambda item: self._about_each(*item), wanted, AHEAD):
+                if isinstance(about_each, str):
+                    left_out[question.missing].append((question.idx, about_each))
                     continue
-                for text in dict.fromkeys(row["answer"] for row in answers[question.idx]):
-                    about = self._about(question.conversation, text, len(pictures))
-                    try:
-                        request = self._request(about, pictures)
-                    except (BadRow, BadImage) as problem:
-                        problems[question.idx, text] = str(problem)
+                for text, about, prompt in about_each:
+                    problem = prompt if isinstance(prompt, str) else self._too_long(prompt)
+                    if problem:
+                        problems[question.idx, text] = problem
                         continue
                     asked.append(((question.idx, text), about))
-                    yield request
+                    # The draws of a greedy text hang on no key.
+                    yield PromptRequest(prompt, [0])
             finished.append(True)
 
         found: list[Completion] = []
@@ -117,32 +121,46 @@ class Critic:
         told = ((one, *asked[one.request - first]) for one in found)
         return {key: (one, self._model.read_answer(about, one.token_ids)) for one, key, about in told}
 
-    def _pictures(self, question: Question) -> tuple[Question, list[Image.Image] | str]:
-        """The question's pictures, or why it has none to show."""
-        # Hashed here, in the thread that decodes.
+    def _about_each(self, question: Question, rows: Sequence[dict]) -> tuple[Question, list[About] | str]:
+        """What the judge is asked about each answer to a question, or why the question cannot be shown.
+
+        Called in another thread: pixels and prompts are made while the model writes.
+        """
         _ = question.digest
         try:
-            return question, read_images(question, self._context.config.max_megapixels, self._context.decode)
+            pictures = read_images(question, self._context.config.max_megapixels, self._context.decode)
         except (BadRow, BadImage) as problem:
             return question, str(problem)
+        texts = list(dict.fromkeys(row["answer"] for row in rows))
+        asked = [self._about(question.conversation, text, len(pictures)) for text in texts]
+        return question, list(zip(texts, asked, self._prompts(asked, pictures), strict=True))
+
+    def _prompts(self, asked: Sequence[Conversation], pictures: Sequence[Image.Image]) -> list[Prompt | str]:
+        """Of each, the prompt, or why there is none."""
+        most = self._context.config.max_megapixels
+        try:
+            return self._model.prompts(asked, pictures, False, most)
+        except (BadRow, BadImage) as problem:
+            # One by one, to see which it is.
+            return [str(problem)] if len(asked) == 1 else [
+                found for one in asked for found in self._prompts([one], pictures)
+            ]  # fmt: skip
 
     def _about(self, conversation: Conversation, answer: str, num_pictures: int) -> Conversation:
         """What the judge is asked about an answer."""
         text = self._template.filled(asked_in(conversation), answer)
         return Conversation.of(text, num_pictures, self._template.system)
 
-    def _request(self, about: Conversation, pictures: Sequence[Image.Image]) -> PromptRequest:
-        """Raises BadRow or BadImage where the judge cannot be asked so."""
+    def _too_long(self, prompt: Prompt) -> str | None:
+        """What is said of a prompt behind which a text has no room."""
         model, new = self._model, self._template.max_new_tokens
-        prompt = model.prompt(about, pictures, False, self._context.config.max_megapixels)
         settle(model, prompt, new)
-        if prompt.length + new > model.max_positions:
-            raise BadRow(
-                f"too long for the critic: prompt of {prompt.length} tokens, {new} to generate, "
-                f"room for {model.max_positions}"
-            )
-        # The draws of a greedy text hang on no key.
-        return PromptRequest(prompt, [0])
+        if prompt.length + new <= model.max_positions:
+            return None
+        return (
+            f"too long for the critic: prompt of {prompt.length} tokens, {new} to generate, "
+            f"room for {model.max_positions}"
+        )
 
     def _row(self, row: dict, written: dict[Judged, Written], problems: dict[Judged, str]) -> dict:
         judged = (row["idx"], row["answer"])

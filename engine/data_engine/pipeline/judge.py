@@ -18,14 +18,15 @@ from data_engine.errors import UserError
 from data_engine.models.base import TextSide, VisionLanguageModel
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.prefix import run_prefix
-from data_engine.pipeline.passes import Behind, Whole, Work, compute_unit, require_room
-from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
+from data_engine.pipeline.passes import AnswerRunner, Computed, compute_unit
+from data_engine.pipeline.runner import StageContext, UnitWork
+from data_engine.pipeline.works import Behind, Whole, Work, require_room
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import Decode
 from data_engine.rewards.yesno import WORDS, YesNoTemplate
-from data_engine.scoring.logprobs import Scored, last_hidden, row_tokens, score_pass
+from data_engine.scoring.logprobs import MOST_AT_ONCE, Scored, in_groups, last_hidden, row_tokens, score_pass
 from data_engine.scoring.self_check import self_check
 from data_engine.store.units import UnitResult
 
@@ -125,7 +126,7 @@ def _odds(logits_NW: Tensor, num_yes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Judged:
-    """Scores of answers; the protocol is passes.Scorer."""
+    """Scores of answers; the protocol is works.Scorer."""
 
     model: VisionLanguageModel
     reading: Reading
@@ -143,10 +144,11 @@ class Judged:
         texts = [row["answer"] for row in rows]
         asked = {text: self.reading.conversation(question.conversation, text) for text in texts}
         if self.whole:
-            prompts = {text: self.model.prompt(one, pictures, True, self.max_megapixels) for text, one in asked.items()}
-            for prompt in prompts.values():
+            prompts = self.model.prompts(list(asked.values()), pictures, True, self.max_megapixels)
+            for prompt in prompts:
                 require_room(self.model, prompt)
-            return Whole([prompts[text] for text in texts])
+            prompt_of = dict(zip(asked, prompts, strict=True))
+            return Whole([prompt_of[text] for text in texts])
         prompt, tails = self.model.shared_prompt(list(asked.values()), pictures, True, self.max_megapixels)
         require_room(self.model, prompt, tails)
         tail = dict(zip(asked, tails, strict=True))
@@ -165,7 +167,8 @@ class Judged:
         if self.model.why_plain:
             scores = [self.reading.of_end(*self.model.plain_end(prompt)) for prompt in unique]
         else:
-            ends = (run_prefix(self.model, prompt).end for prompt in self.model.encoded(unique))
+            groups = in_groups(unique, lambda prompt: prompt.length, MOST_AT_ONCE)
+            ends = (run_prefix(self.model, prompt).end for some in groups for prompt in self.model.encoded(some))
             scores = [self.reading.of_hidden(end.hidden_D[None])[0] for end in ends]
         found = dict(zip(map(id, unique), scores, strict=True))
         return [[found[id(prompt)] for prompt in work.prompts] for work in works]
@@ -179,37 +182,35 @@ class Judged:
         log.info("self-check: shared and plain log-probs of prompts differ by %.1e nat a token on average", difference)
 
 
-def yesno_runner(context: StageContext) -> UnitByUnit:
+def yesno_runner(context: StageContext) -> AnswerRunner:
     """The runner of the judge that says yes or no."""
     return _runner(context, lambda model: YesNo(model, context.config.source_flags["yesno"].value))
 
 
-def scalar_runner(context: StageContext) -> UnitByUnit:
+def scalar_runner(context: StageContext) -> AnswerRunner:
     """The runner of a reward model with a head of one number."""
     return _runner(context, Scalar)
 
 
-def _runner(context: StageContext, reading: Callable[[VisionLanguageModel], Reading]) -> UnitByUnit:
+def _runner(context: StageContext, reading: Callable[[VisionLanguageModel], Reading]) -> AnswerRunner:
     judged = Judged(context.model, reading(context.model), context.config.max_megapixels, context.decode)
     # Here: prompts are made in another thread, which must not run the model.
     log.info("answers share the beginning of their prompts: %s", "no" if judged.whole else "yes")
-    check = True
 
-    def compute(work: UnitWork) -> UnitResult:
-        nonlocal check
-        sampled = work.inputs[stages.SAMPLING.name].table
-        result = judge_unit(judged, work.questions, sampled, context.budgets["score_tokens"], check)
-        check = check and not result.table.num_rows
-        return result
+    def result(work: UnitWork, found: Computed) -> UnitResult:
+        return _result(found, work.inputs[stages.SAMPLING.name].table)
 
-    return UnitByUnit(compute)
+    return AnswerRunner(judged, context.budgets["score_tokens"], result, split=context.split)
 
 
 def judge_unit(
     judged: Judged, questions: Iterable[Question], sampled: pa.Table, tokens_a_pass: int = 0, check: bool = False
 ) -> UnitResult:
     """Scores of all answers of a unit, in their order; a row that cannot be judged is left out with its reason."""
-    found = compute_unit(judged, questions, sampled, tokens_a_pass, check)
+    return _result(compute_unit(judged, questions, sampled, tokens_a_pass, check), sampled)
+
+
+def _result(found: Computed, sampled: pa.Table) -> UnitResult:
     rows = [
         {"idx": row["idx"], "sample_index": row["sample_index"], "score": float(score)} for row, score in found.scored
     ]

@@ -1,111 +1,38 @@
-"""The loop of a stage that computes something of the answers to each question: questions in, numbers of answers out.
+"""The runner of a stage that computes something of the answers to each question: questions in, numbers out.
 
-Questions go through the model together, as far as a pass has room; where memory runs out, in two halves, and so on. A
-question that cannot be used is left out with its reason. What is computed, and how, a Scorer knows.
+Questions of a unit go through the model together, as far as a pass has room. A question that cannot be used is left out
+with its reason. What is computed, and how, a Scorer knows.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from data_engine import stages
 from data_engine.errors import NO_ROOM, OUT_OF_MEMORY, BadRow, UserError
-from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.pipeline.answers import by_question
+from data_engine.pipeline.runner import UnitWork
+from data_engine.pipeline.works import Scorer, Work, halving
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
-from data_engine.questions.prefetch import ahead
+from data_engine.questions.prefetch import Ahead
 from data_engine.scoring.arriving import read_behind
-from data_engine.scoring.logprobs import Scored, row_tokens
-from data_engine.store.units import Row
+from data_engine.scoring.logprobs import in_groups
+from data_engine.store.sealed import Sealed
+from data_engine.store.units import Row, UnitResult
 
 log = logging.getLogger(__name__)
 
-# Tokens of one question beyond which its answers go through the model in several passes: ten answers of 8,192 tokens
-# would keep some 80,000 tokens' activations at a time. Answers of up to 1,500 tokens, ten a question, stay together.
-MOST_OF_A_QUESTION = 16384
-
-
-class Work(Protocol):
-    """A question that is ready for the model: its prompt or prompts, and its answers."""
-
-    tokens: int
-    """that it adds to a pass"""
-
-    def halves(self) -> tuple["Work", "Work"] | None:
-        """The same for the first and the second half of its answers; None where there is one answer."""
-
-    def counted(self, found: list[Tensor]) -> list[Tensor | None]:
-        """What counts of the numbers of each answer; None where nothing does."""
-
-
-class Scorer(Protocol):
-    """What a stage computes of the answers to a question."""
-
-    model: VisionLanguageModel
-    what: str
-    """what it computes, for messages"""
-
-    def prepare(self, question: Question, rows: list[dict]) -> Work | None:
-        """None where the question's answers have no number, though nothing is wrong with it.
-
-        Called in another thread than the others. Raises BadRow and BadImage for a question that cannot be used.
-        """
-
-    def compute(self, works: Sequence[Work]) -> list[list[Tensor]]:
-        """Of each answer of each question, in their order, one number or several, fp32, on the model's device: it is
-        read after the next pass was launched.
-        """
-
-    def check(self, work: Work, found: list[Tensor]) -> None:
-        """Hold what was computed of a question against the plain path. Raises RuntimeError where it is no rounding."""
-
-
-@dataclass(frozen=True)
-class Behind:
-    """Rows of ids behind one prompt, each an answer."""
-
-    scored: Scored
-    tokens: int
-    uncounted: Sequence[int] = ()
-    """how many numbers at the beginning of each row do not count: those of thoughts; empty: all count"""
-
-    def halves(self) -> tuple["Behind", "Behind"] | None:
-        prompt, rows = self.scored.prompt, self.scored.answers
-        half = len(rows) // 2
-        if not half:
-            return None
-        parts = ((rows[:half], self.uncounted[:half]), (rows[half:], self.uncounted[half:]))
-        return tuple(Behind(Scored(prompt, ids), row_tokens(prompt.length, ids), skipped) for ids, skipped in parts)
-
-    def counted(self, found: list[Tensor]) -> list[Tensor | None]:
-        if not self.uncounted:
-            return found
-        behind = (numbers[start:] for numbers, start in zip(found, self.uncounted, strict=True))
-        return [numbers if len(numbers) else None for numbers in behind]
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A prompt an answer, where nothing can be shared; equal answers have the same one."""
-
-    prompts: list[Prompt]
-
-    @property
-    def tokens(self) -> int:
-        return sum(prompt.length for prompt in {id(prompt): prompt for prompt in self.prompts}.values())
-
-    def halves(self) -> tuple["Whole", "Whole"] | None:
-        half = len(self.prompts) // 2
-        return (Whole(self.prompts[:half]), Whole(self.prompts[half:])) if half else None
-
-    def counted(self, found: list[Tensor]) -> list[Tensor | None]:
-        return found
+# Questions that are tried, one after the other, where memory does not hold the plain path of one.
+MOST_CHECKED = 4
+# Of each question of a pass, numbers of its answers; None: memory does not hold one of them.
+Numbers = list[list[Tensor] | None]
 
 
 @dataclass(frozen=True)
@@ -127,85 +54,185 @@ class Computed:
     quarantined: list[Row] = field(default_factory=list)
     missing: list[Row] = field(default_factory=list)
     retries: int = 0
+    too_large: list[Row] = field(default_factory=list)
+    """of those left out, the ones that memory does not hold"""
+
+
+class PlainCheck:
+    """Holds the first question with sound numbers against the plain path, over all units of a runner."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer, self._left = scorer, MOST_CHECKED
+
+    def hold(self, question: Question, work: Work, found: list[Tensor]) -> None:
+        """Does nothing once a question has been held. Raises RuntimeError where numbers differ by more than rounding.
+
+        A question whose plain path exceeds the memory, which whole rows may where shared ones do not, is passed over.
+        """
+        if not self._left or self._scorer.model.why_plain:
+            return
+        try:
+            with naming_out_of_memory(self._scorer.model):
+                self._scorer.check(work, found)
+            self._left = 0
+            return
+        except torch.OutOfMemoryError:
+            # Outside the handler, whose traceback would keep the tensors.
+            pass
+        self._left -= 1
+        if self._scorer.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning(
+            "out of memory: the %s of row %r are not held against the plain path%s", self._scorer.what, question.idx,
+            "; those of another one are" if self._left else ", nor are any others",
+        )  # fmt: skip
+
+
+@dataclass
+class _Unit:
+    """A unit in the making."""
+
+    work: UnitWork
+    prepared: Ahead[Prepared]
+    found: Computed = field(default_factory=Computed)
+
+
+# A pass of a unit: its questions. Behind its last one: None, or what made the unit fail.
+_Pass = tuple[_Unit, list[Prepared] | Exception | None]
+
+
+class AnswerRunner:
+    """Computes numbers of the answers of units, one unit after the other; see runner.StageRunner.
+
+    On a GPU it has the next unit in hand: the first pass of that one is launched before the last of this one is read,
+    so that the device is at work while a unit is published and another one claimed. A pass is of one unit, so numbers
+    do not depend on it. The ranks of a split model make their calls together, and keep to one unit.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        most_tokens: int,
+        result: Callable[[UnitWork, Computed], UnitResult],
+        *,
+        check: bool = True,
+        split: bool = False,
+    ) -> None:
+        """A pass has questions of up to `most_tokens` tokens, one at least; `result` makes a unit of what they come to.
+
+        With `check`, the first question with sound numbers is held against the plain path, and UserError is raised
+        where memory holds no question of the units until then.
+        """
+        self._scorer, self._most_tokens, self._result = scorer, most_tokens, result
+        self._check, self._none_yet = PlainCheck(scorer) if check else None, check
+        self._at_once = 2 if scorer.model.device.type == "cuda" and not split else 1
+        # In hand; and those of them that no pass was made of.
+        self._units: deque[_Unit] = deque()
+        self._waiting: deque[_Unit] = deque()
+        self._passes: Iterator[tuple[_Pass, Numbers]] = iter(())
+
+    @property
+    def wants_more(self) -> bool:
+        return len(self._units) < self._at_once
+
+    def submit(self, work: UnitWork) -> None:
+        answers = by_question(work.inputs[stages.SAMPLING.name].table)
+        asked = ((question, answers[question.idx]) for question in work.questions if question.idx in answers)
+        unit = _Unit(work, Ahead(lambda item: _prepared(self._scorer, *item), asked))
+        if self._units:
+            # While the model is at work on another one.
+            unit.prepared.begin()
+        self._units.append(unit)
+        self._waiting.append(unit)
+
+    def poll(self) -> list[tuple[int, UnitResult]]:
+        """Work up to the end of a unit."""
+        while self._units:
+            for (unit, together), numbers in self._passes:
+                if isinstance(together, list):
+                    self._take(unit.found, together, iter(numbers))
+                    continue
+                self._units.remove(unit)
+                if together is not None:
+                    raise together
+                return [(unit.work.number, self._result(unit.work, self._finished(unit.found)))]
+            # There was no other unit; now there is.
+            self._passes = read_behind(self._launched(), self._scorer.model.device)
+        return []
+
+    def close(self) -> None:
+        for unit in self._units:
+            unit.prepared.close()
+        self._units.clear()
+        self._waiting.clear()
+        self._passes = iter(())
+
+    def _launched(self) -> Iterator[tuple[_Pass, Numbers]]:
+        while self._waiting:
+            unit = self._waiting.popleft()
+            try:
+                usable = _usable(unit.prepared, unit.found)
+                for together in in_groups(usable, lambda one: one.work.tokens if one.work else 0, self._most_tokens):
+                    numbers, halved = halving(self._scorer, [one.work for one in together if one.work])
+                    unit.found.retries += halved
+                    yield (unit, together), numbers
+            # The unit before it may not be read yet.
+            except Exception as error:
+                yield (unit, error), []
+                return
+            yield (unit, None), []
+
+    def _take(self, found: Computed, together: list[Prepared], numbers: Iterator[list[Tensor] | None]) -> None:
+        """What a pass came to, in the order of its questions."""
+        for one in together:
+            if one.work is None:
+                found.scored += ((row, None) for row in one.rows)
+                continue
+            result = next(numbers)
+            if result is None:
+                found.too_large.append((one.question.idx, OUT_OF_MEMORY))
+                continue
+            if reason := _not_finite(self._scorer, one.rows, result):
+                found.quarantined.append((one.question.idx, reason))
+                continue
+            if self._check:
+                self._check.hold(one.question, one.work, result)
+            found.scored += zip(one.rows, one.work.counted(result), strict=True)
+
+    def _finished(self, found: Computed) -> Computed:
+        if self._none_yet and found.too_large and not found.scored:
+            raise UserError(NO_ROOM)
+        self._none_yet = self._none_yet and all(number is None for _, number in found.scored)
+        found.quarantined += found.too_large
+        return found
 
 
 def compute_unit(
     scorer: Scorer, questions: Iterable[Question], sampled: pa.Table, most_tokens: int, check: bool = False
 ) -> Computed:
-    """What `scorer` computes of all answers of a unit, in their order.
-
-    A pass has questions of up to `most_tokens` tokens, one at least. With `check`, the first question with sound
-    numbers is held against the plain path.
-    """
-    answers = by_question(sampled)
-    asked = ((question, answers[question.idx]) for question in questions if question.idx in answers)
-    taking = _Taking(scorer, Computed(), checked=not check or bool(scorer.model.why_plain))
-
-    def launched() -> Iterator[tuple[list[Prepared], list[list[Tensor] | None]]]:
-        for together in _passes(ahead(lambda item: _prepare(scorer, *item), asked), most_tokens, taking.found):
-            results, halved = halving(scorer, [one.work for one in together if one.work])
-            taking.found.retries += halved
-            yield together, results
-
-    for together, results in read_behind(launched(), scorer.model.device):
-        taking.take(together, iter(results))
-    if check and taking.too_large and not taking.found.scored:
-        raise UserError(NO_ROOM)
-    taking.found.quarantined += taking.too_large
-    return taking.found
+    """What `scorer` computes of all answers of one unit, in their order; see AnswerRunner."""
+    found: list[Computed] = []
+    runner = AnswerRunner(scorer, most_tokens, lambda work, computed: found.append(computed), check=check)
+    runner.submit(UnitWork(0, questions, {stages.SAMPLING.name: Sealed(sampled)}))
+    runner.poll()
+    return found[0]
 
 
-@dataclass
-class _Taking:
-    """What a unit comes to, pass by pass."""
-
-    scorer: Scorer
-    found: Computed
-    checked: bool
-    too_large: list[Row] = field(default_factory=list)
-
-    def take(self, together: list[Prepared], results: Iterator[list[Tensor] | None]) -> None:
-        """What a pass came to, in the order of its questions."""
-        for one in together:
-            if one.work is None:
-                self.found.scored += ((row, None) for row in one.rows)
-                continue
-            result = next(results)
-            if result is None:
-                self.too_large.append((one.question.idx, OUT_OF_MEMORY))
-                continue
-            if reason := _not_finite(self.scorer, one.rows, result):
-                self.found.quarantined.append((one.question.idx, reason))
-                continue
-            if not self.checked:
-                self.scorer.check(one.work, result)
-                self.checked = True
-            self.found.scored += zip(one.rows, one.work.counted(result), strict=True)
-
-
-def _prepare(scorer: Scorer, question: Question, rows: list[dict]) -> Prepared:
+def _prepared(scorer: Scorer, question: Question, rows: list[dict]) -> Prepared:
     try:
         return Prepared(question, rows, scorer.prepare(question, rows))
     except (BadRow, BadImage) as problem:
         return Prepared(question, rows, problem=str(problem))
 
 
-def _passes(prepared: Iterable[Prepared], most_tokens: int, left_out: Computed) -> Iterator[list[Prepared]]:
-    """Neighbours that fit a pass, one at least; those that cannot be used go to `left_out`."""
-    together, tokens = [], 0
+def _usable(prepared: Iterable[Prepared], left_out: Computed) -> Iterator[Prepared]:
+    """Without those that cannot be used, which go to `left_out`."""
     for one in prepared:
         if one.problem:
             where = left_out.missing if one.question.missing else left_out.quarantined
             where.append((one.question.idx, one.problem))
-            continue
-        needed = one.work.tokens if one.work else 0
-        if together and tokens + needed > most_tokens:
-            yield together
-            together, tokens = [], 0
-        together.append(one)
-        tokens += needed
-    if together:
-        yield together
+        else:
+            yield one
 
 
 def _not_finite(scorer: Scorer, rows: list[dict], result: list[Tensor]) -> str | None:
@@ -215,46 +242,3 @@ def _not_finite(scorer: Scorer, rows: list[dict], result: list[Tensor]) -> str |
         return None
     index = broken["sample_index"]
     return f"the model's {scorer.what} are not finite (NaN or infinite): answer {index}, counted from 0"
-
-
-def halving(scorer: Scorer, works: Sequence[Work]) -> tuple[list[list[Tensor] | None], int]:
-    """What is computed of each question's answers; how often memory ran out.
-
-    Where it does, questions, and then a question's answers, are computed in two halves, and so on; None for a question
-    of which a single answer exceeds it. Many long answers to one question are so from the start.
-    """
-    if not works:
-        return [], 0
-    halves = works[0].halves() if len(works) == 1 else None
-    if halves and works[0].tokens > MOST_OF_A_QUESTION:
-        return _in_halves(scorer, halves)
-    try:
-        with naming_out_of_memory(scorer.model):
-            return scorer.compute(works), 0
-    except torch.OutOfMemoryError:
-        # Outside the handler, whose traceback would keep the pass's tensors.
-        pass
-    if scorer.model.device.type == "cuda":
-        torch.cuda.empty_cache()
-    if len(works) == 1 and halves is None:
-        return [None], 1
-    log.warning("out of memory: %d questions are computed in two halves", len(works))
-    if len(works) > 1:
-        half = len(works) // 2
-        (first, one), (second, other) = halving(scorer, works[:half]), halving(scorer, works[half:])
-        return first + second, 1 + one + other
-    found, retries = _in_halves(scorer, halves)
-    return found, 1 + retries
-
-
-def _in_halves(scorer: Scorer, halves: tuple[Work, Work]) -> tuple[list[list[Tensor] | None], int]:
-    """The same of one question, its answers in two halves."""
-    ([first], one), ([second], other) = (halving(scorer, [part]) for part in halves)
-    return [first + second if first and second else None], one + other
-
-
-def require_room(model: VisionLanguageModel, prompt: Prompt, ids: Sequence[Sequence[int]] = ()) -> None:
-    """Raise BadRow where a prompt, or an answer behind it, does not fit."""
-    size, longest, room = prompt.length, max(map(len, ids), default=0), model.max_positions
-    if size + longest > room:
-        raise BadRow(f"too long to score: prompt of {size} tokens, answer of {longest}, room for {room}")

@@ -1,5 +1,6 @@
 """Stage 1: token log-probs of sampled answers under one model, for one unit or through the public API."""
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ from data_engine.errors import BadRow
 from data_engine.flags import require
 from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.pipeline.asked import Images, asked
-from data_engine.pipeline.passes import Behind, compute_unit, require_room
-from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
+from data_engine.pipeline.passes import AnswerRunner, Computed, compute_unit
+from data_engine.pipeline.runner import StageContext, UnitWork
+from data_engine.pipeline.works import Behind, require_room
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_images
@@ -48,43 +50,46 @@ class ScoreSettings:
     """questions go through the model together up to so many tokens, frozen in run.json; a question never waits"""
 
 
-def runner(context: StageContext) -> UnitByUnit:
-    """The runner of a stage of log-probs; the first unit with sound ones is checked against the plain path."""
+def runner(context: StageContext) -> AnswerRunner:
+    """The runner of a stage of log-probs."""
     tokens = context.budgets["score_tokens"]
     settings = ScoreSettings(context.answers_as_text, context.config.max_megapixels, tokens_a_pass=tokens)
-    check, drawn_check = True, _DrawnCheck(context, settings) if context.scores_own else None
-
-    def compute(work: UnitWork) -> UnitResult:
-        nonlocal check
-        sampled, questions = work.inputs[stages.SAMPLING.name], iter(work.questions)
-        kept = list(islice(questions, DRAWN_CHECKED)) if drawn_check and drawn_check.needed(sampled) else []
-        result = score_unit(context.model, chain(kept, questions), sampled.table, settings, check, context.decode)
-        if drawn_check:
-            drawn_check.hold(sampled, result.table, kept)
-        check = check and not result.table.num_rows
-        return result
-
-    return UnitByUnit(compute)
+    if context.scores_own:
+        return _DrawnRunner(context, settings)
+    return AnswerRunner(LogProbs(context.model, settings, context.decode), tokens, _unit, split=context.split)
 
 
-def blind_runner(context: StageContext) -> UnitByUnit:
+def blind_runner(context: StageContext) -> AnswerRunner:
     """The runner of the stage of log-probs without images, of the same ids as with them."""
     tokens = context.budgets["score_tokens"]
     settings = ScoreSettings(context.answers_as_text, context.config.max_megapixels, blind=True, tokens_a_pass=tokens)
-    check = True
+    scorer = LogProbs(context.model, settings, context.decode)
+    return AnswerRunner(scorer, tokens, functools.partial(_unit, nulls=True), split=context.split)
 
-    def compute(work: UnitWork) -> UnitResult:
-        nonlocal check
-        sampled = work.inputs[stages.SAMPLING.name].table
-        result = score_unit(context.model, work.questions, sampled, settings, check, context.decode)
-        check = check and result.table["sum"].null_count == result.table.num_rows
+
+class _DrawnRunner(AnswerRunner):
+    """That of the model which drew the answers: where another engine did, its log-probs are held against ours."""
+
+    def __init__(self, context: StageContext, settings: ScoreSettings) -> None:
+        scorer = LogProbs(context.model, settings, context.decode)
+        super().__init__(scorer, settings.tokens_a_pass, self._held, split=context.split)
+        self._drawn_check = _DrawnCheck(context, settings)
+        # Of each unit in hand, by number.
+        self._kept: dict[int, list[Question]] = {}
+
+    def submit(self, work: UnitWork) -> None:
+        needed, questions = self._drawn_check.needed(work.inputs[stages.SAMPLING.name]), iter(work.questions)
+        kept = self._kept[work.number] = list(islice(questions, DRAWN_CHECKED)) if needed else []
+        super().submit(replace(work, questions=chain(kept, questions)))
+
+    def _held(self, work: UnitWork, found: Computed) -> UnitResult:
+        result = _unit(work, found)
+        self._drawn_check.hold(work.inputs[stages.SAMPLING.name], result.table, self._kept.pop(work.number))
         return result
-
-    return UnitByUnit(compute)
 
 
 class _DrawnCheck:
-    """Where another engine drew the answers, holds its log-probs against ours; the runner's `compute` calls it.
+    """Where another engine drew the answers, holds its log-probs against ours.
 
     Of a family that samples from other pixels than it scores by, the first questions of one unit are scored once more,
     by the pixels that were drawn from; of all others every unit is compared.
@@ -119,7 +124,7 @@ class _DrawnCheck:
 
 @dataclass(frozen=True)
 class LogProbs:
-    """Token log-probs of answers; the protocol is passes.Scorer."""
+    """Token log-probs of answers; the protocol is works.Scorer."""
 
     model: VisionLanguageModel
     settings: ScoreSettings
@@ -167,8 +172,19 @@ def score_unit(
     With `check`, the answers of the first question with sound log-probs are scored by the plain path too, and compared.
     """
     found = compute_unit(LogProbs(model, settings, decode), questions, sampled, settings.tokens_a_pass, check)
-    # Without pictures, a question that has none gives a null; an answer that is nothing but a thought has no row.
-    scored = (one for one in found.scored if settings.blind or one[1] is not None)
+    return _result(found, sampled, settings.blind)
+
+
+def _unit(work: UnitWork, found: Computed, nulls: bool = False) -> UnitResult:
+    return _result(found, work.inputs[stages.SAMPLING.name].table, nulls)
+
+
+def _result(found: Computed, sampled: pa.Table, nulls: bool) -> UnitResult:
+    """A unit of what was computed; with `nulls`, an answer without a number has a row, too.
+
+    Without pictures, a question that has none gives a null; an answer that is nothing but a thought has no row.
+    """
+    scored = (one for one in found.scored if nulls or one[1] is not None)
     table = pa.Table.from_pylist(list(_records(scored)), schemas.logps(sampled.schema.field("idx").type))
     return UnitResult(table, found.quarantined, found.missing, retries=found.retries)
 

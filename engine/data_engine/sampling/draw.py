@@ -13,6 +13,9 @@ from torch import Tensor
 
 # Ties at the k-th value stay in, as in transformers; this many of them at most.
 TIES = 64
+# Candidates that are drawn from at a time. Without top_k they are the whole vocabulary of each row, and a number of
+# each is in some ten tensors of 8 bytes: 640 rows of 152,000 tokens would take 4 GB that no budget counts.
+MOST_DRAWN = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,19 @@ def next_tokens(
 ) -> Tensor:
     """The next token of each row [N]. `keys_N` int64 identifies the answer, `positions_N` the token's place in it.
 
-    Temperature 0 is the argmax; otherwise Gumbel-max, a draw from softmax(scores).
+    Temperature 0 is the argmax; otherwise Gumbel-max, a draw from softmax(scores). Many rows go one part after the
+    other.
     """
+    vocabulary = logits_NV.shape[-1]
+    # As `candidates` has it.
+    drawn = min(params.top_k + TIES, vocabulary) if 0 < params.top_k < vocabulary else vocabulary
+    rows = max(1, MOST_DRAWN // drawn)
+    if params.temperature and len(logits_NV) > rows:
+        parts = (slice(start, start + rows) for start in range(0, len(logits_NV), rows))
+        return torch.cat([
+            next_tokens(logits_NV[at], keys_N[at], positions_N[at], params, None if seen_NV is None else seen_NV[at])
+            for at in parts
+        ])  # fmt: skip
     logits = logits_NV.float()
     if seen_NV is not None:
         logits = penalise(logits, seen_NV, params.repetition_penalty)

@@ -1,9 +1,10 @@
 """Teacher-forced log-probs of answers behind the prefixes of their questions: the shared path, and the plain one."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,25 @@ from data_engine.models.layers.answer_cache import answer_cache, repeated
 from data_engine.models.layers.attention import DoesNotFit, LayerCall, attending
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
+
+# Tokens of the answers to one question that run at a time: ten answers of 8,192 tokens would keep some 80,000 tokens'
+# activations. Answers of up to 1,600 tokens, ten a question, stay together.
+MOST_AT_ONCE = 16384
+T = TypeVar("T")
+
+
+def in_groups(items: Iterable[T], tokens: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Neighbours of up to `most` tokens in all, one item at least."""
+    group, size = [], 0
+    for one in items:
+        needed = tokens(one)
+        if group and size + needed > most:
+            yield group
+            group, size = [], 0
+        group.append(one)
+        size += needed
+    if group:
+        yield group
 
 
 @dataclass(frozen=True)
@@ -110,8 +130,12 @@ def _predicting(
 
 
 def _run(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple[int, ...]]]]) -> list[Tensor]:
-    """Last hidden states [T, D] of each row of tokens behind its prefix."""
-    return (_run_rows if model.answers_in_rows else _run_packed)(model, asked)
+    """Last hidden states [T, D] of each row of tokens behind its prefix; many of one question in several calls."""
+    run = _run_rows if model.answers_in_rows else _run_packed
+    if len(asked) > 1:
+        return run(model, asked)
+    [(prefix, rows)] = asked
+    return [one for some in in_groups(rows, len, MOST_AT_ONCE) for one in run(model, [(prefix, some)])]
 
 
 def _run_packed(model: VisionLanguageModel, asked: list[tuple[Prefix, list[tuple[int, ...]]]]) -> list[Tensor]:

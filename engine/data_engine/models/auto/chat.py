@@ -99,6 +99,12 @@ class Chat:
         """
         return self._inputs(self._processor, conversation, images)
 
+    def inputs_of_each(self, conversations: Sequence[Conversation], images: Sequence[Image.Image]) -> list[dict]:
+        """The same of several conversations about these images, which are processed once. Raises as `inputs` does."""
+        processor = copy.copy(self._processor)
+        processor.image_processor = _Once(processor.image_processor)
+        return [self._inputs(processor, conversation, images) for conversation in conversations]
+
     def written_ids(self, conversation: Conversation, images: Sequence[Image.Image]) -> list[int]:
         """The ids of what the template writes, where what stands for an image is not yet expanded to its tokens.
 
@@ -133,15 +139,13 @@ class Chat:
         """
         if len({_head(conversation) for conversation in conversations}) != 1:
             raise UserError("conversations can share a beginning only where all up to the last image is equal")
-        processor = copy.copy(self._processor)
-        processor.image_processor = _Once(processor.image_processor)
-        every = [self._inputs(processor, conversation, images) for conversation in conversations]
+        every = self.inputs_of_each(conversations, images)
         ids = [given["input_ids"][0].tolist() for given in every]
         limit = min(map(len, ids)) - 1
         length = next((place for place in range(limit) if len({row[place] for row in ids}) > 1), limit)
         if not set(self._media).isdisjoint(ids[0][length:]):
             raise UserError("conversations differ before the end of the last image's tokens")
-        pixels = set(processor.image_processor.model_input_names)
+        pixels = set(self._processor.image_processor.model_input_names)
         whole = len(ids[0])
         given = {name: value if name in pixels else _cut(value, whole, length) for name, value in every[0].items()}
         return given, [row[length:] for row in ids]

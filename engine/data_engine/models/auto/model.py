@@ -202,6 +202,13 @@ class Auto:
         with self._one_at_a_time:
             return ProcessedPrompt(self.chat.inputs(conversation, images))
 
+    def prompts(
+        self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float
+    ) -> list[ProcessedPrompt]:
+        self._check_images(images, max_megapixels)
+        with self._one_at_a_time:
+            return list(map(ProcessedPrompt, self.chat.inputs_of_each(conversations, images)))
+
     def prompt_without_images(self, conversation: Conversation) -> ProcessedPrompt:
         if not self.why_plain and any(kind.cross for kind in self.layers):
             raise BadRow("this model looks at its image in layers of their own, and cannot run without one")
@@ -313,7 +320,12 @@ class Auto:
     def plain_logits(self, prompt: ProcessedPrompt, ids: list[int]) -> Tensor:
         answer = torch.tensor([ids], device=self.device)
         given = whole_rows(self._model, self._inputs(prompt), answer)
-        return self._model(**given).logits[0, prompt.length - 1 : -1].float()
+        # Those of a prompt may take as much memory as the model. Named one by one: for a number, Gemma 4 leaves tokens
+        # out of its last layers, by a mask that it reads from the name of the attention.
+        predicting = torch.arange(prompt.length - 1, prompt.length - 1 + len(ids), device=self.device)
+        logits = self._model(**given | {"logits_to_keep": predicting}).logits[0]
+        # Some models make those of all tokens, whatever they are asked for.
+        return (logits if len(logits) == len(ids) else logits[prompt.length - 1 : -1]).float()
 
     def plain_steps(self, prompt: ProcessedPrompt, num_rows: int) -> PlainSteps:
         return OwnDecoding(self._model, self._inputs(prompt), num_rows)
