@@ -82,6 +82,12 @@ def test_a_folder_of_a_run_and_one_that_cannot_be_are_refused(made, tmp_path, to
     code, error, began = told(work_dir=tmp_path / "run")
     assert (code, began) == (2, [])
     assert f'work_dir "{tmp_path}/run" holds a run: choose another one' in error
+    # One that an earlier release let into a loop's folder.
+    (tmp_path / "run/round-1").mkdir()
+    (tmp_path / "run/round-1/config.yaml").touch()
+    code, error, began = told(work_dir=tmp_path / "run")
+    assert (code, began) == (2, [])
+    assert f'work_dir "{tmp_path}/run" holds a run beside rounds: move its run.json away, and the loop goes on' in error
     monkeypatch.setattr(loop, "work", work.work)
     (tmp_path / "file").touch()
     code, error, _ = told(work_dir=tmp_path / "file")

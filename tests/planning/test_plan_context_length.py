@@ -4,6 +4,8 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from run_files import noise, png, write
 from validated import told, words
@@ -166,3 +168,38 @@ def test_the_room_is_that_of_the_path_which_the_first_question_decides_on(job, c
     model.why_plain = "told by its configuration"
     if not changed:
         assert Room.of(found, "instruct", model, counts).positions == 1000
+
+
+ONE_IMAGE = "takes one image and one question, and nothing else; the row has"
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"), [({"system": "Be brief."}, "a system text"), ({"columns": "image="}, "no image")]
+)
+def test_rows_that_the_family_does_not_take_are_refused_before_a_model_is_loaded(asking, family, flags, has, capsys):
+    arguments = asking(SHORT, SHORT, SHORT, family=family, **flags)
+    [problem] = told(capsys, *arguments)["problems"]
+    assert problem["flag"] == "instruct_model_path"
+    assert "none of the first 3 rows can be used, all for the same reason: " in problem["message"]
+    assert problem["message"].endswith(f"the family {family} {ONE_IMAGE} {has}")
+    # As a run says, which finds out behind the loading of the model.
+    assert (
+        f"none of the first 3 rows of the dataset can be used, all for the same reason: the family {family}"
+        in refused(capsys, *arguments)
+    )
+
+
+def test_where_some_rows_are_not_taken_they_are_counted(asking, tmp_path, capsys):
+    rows = [{"idx": n, "messages": [{"role": "user", "content": "What is it?"}] * (1 + 2 * (n < 3))} for n in range(5)]
+    for row in rows:
+        if len(row["messages"]) > 1:
+            row["messages"][1] = {"role": "assistant", "content": "A dog."}
+        row["image"] = {"bytes": WHOLE, "path": "a.png"}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "turns.parquet")
+    found = told(capsys, *asking(SHORT, dataset_path=str(tmp_path / "turns.parquet")))
+    assert found["problems"] == []
+    [warning] = [one for one in found["warnings"] if "would be left out" in one]
+    assert warning == (
+        "3 of the first 5 rows that can be read would be left out for the instruct model; most often: the family llava "
+        f"{ONE_IMAGE} earlier turns"
+    )

@@ -9,6 +9,7 @@ from validated import told_by, words
 from data_engine.commands import main
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.job import run_file
 from data_engine.models.registry import resolve
 from data_engine.models.roles import naming_flag
 from data_engine.planning import checks
@@ -48,6 +49,37 @@ def test_a_file_in_the_place_of_a_folder_of_the_run_is_refused_before_any_work(t
         checks.check_place(tmp_path)
     told = f'"{place}" is no folder, and the run keeps one of that name: move it away, or choose another work_dir'
     assert str(refused.value) == f'work_dir "{tmp_path}": {told}'
+
+
+@pytest.mark.parametrize(
+    ("work_dir", "says"),
+    [
+        ("loop", 'work_dir "PLACE/loop" is the folder of a loop: choose another one, or go on with the loop'),
+        (
+            "loop/round-2",
+            'work_dir "PLACE/loop/round-2" is a round of a loop, whose run is in "PLACE/loop/round-2/run"',
+        ),
+        ("loop/round-2/run", None),
+        ("loop/round-2/another", None),
+        ("round-2", None),
+    ],
+)
+def test_no_run_is_begun_among_the_rounds_of_a_loop(job, tmp_path, capsys, work_dir, says):
+    """The loop would find it there, and not go on."""
+    for number in (1, 2):
+        (tmp_path / f"loop/round-{number}/run").mkdir(parents=True)
+        (tmp_path / f"loop/round-{number}/config.yaml").touch()
+    (tmp_path / "round-2").mkdir()
+    place = tmp_path / work_dir
+    if says is None:
+        assert run_file.make_work_dir(place) == place
+        assert main.main(["validate", *words(job, work_dir=str(place))]) == 0
+        return
+    says = says.replace("PLACE", str(tmp_path))
+    with pytest.raises(UserError) as refused:
+        run_file.make_work_dir(place)
+    assert str(refused.value) == says
+    assert told_by("validate", capsys, *words(job, work_dir=str(place)))[-1] == f"data-engine: error: {says}"
 
 
 def test_a_folder_in_the_place_of_run_json_is_refused(tmp_path):

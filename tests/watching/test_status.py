@@ -9,7 +9,8 @@ import pytest
 from watched_run import STAGES, make_run, unit_line
 
 from data_engine.commands import status
-from data_engine.errors import UserError
+from data_engine.commands.work_dir import read_run
+from data_engine.errors import IncompleteError, UserError
 from data_engine.store import logs
 
 NOW = 1_000_000.0
@@ -239,6 +240,17 @@ def test_pairs_that_are_broken_count_as_not_written_where_there_is_no_dataset(tm
     (work_dir / "pairs").mkdir()
     (work_dir / "pairs/pairs.parquet").write_bytes(b"PAR1")
     assert row(status.describe(work_dir, NOW), "pairs") == ["pairs", "not", "written"]
+
+
+def test_a_run_that_no_queue_knows_and_that_was_refused_is_not_told_to_wait_in_one(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/rank-0-node-1-ab.jsonl").touch()
+    with pytest.raises(IncompleteError) as told:
+        read_run(tmp_path)
+    assert str(told.value) == (
+        f'no rank has begun yet in "{tmp_path}": its start was refused, or is still reading its models; what it '
+        "printed says which"
+    )
 
 
 def test_a_run_whose_jobs_are_in_a_queue_has_not_begun_and_is_waited_for(tmp_path):

@@ -146,7 +146,11 @@ def _check_itself(config: RunConfig) -> None:
         if sign in (config.instruct_model_path or ""):
             raise UserError(f"instruct_model_path is the model of the first round, and cannot have {sign}")
     if config.work_dir and is_file(Path(config.work_dir) / "run.json"):
-        raise UserError(f'work_dir "{config.work_dir}" holds a run: choose another one, for the rounds of a loop')
+        among = any(Path(config.work_dir).glob("round-*/config.yaml"))
+        mend = (
+            "move its run.json away, and the loop goes on" if among else "choose another one, for the rounds of a loop"
+        )
+        raise UserError(f'work_dir "{config.work_dir}" holds a run{" beside rounds" if among else ""}: {mend}')
     if config.reward_model_path == MODEL and config.reference_model_path is None:
         raise UserError(
             f"reward_model_path is {MODEL}, so that each model rewards its own answers: name the model before DPO by "

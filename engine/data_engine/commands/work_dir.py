@@ -72,6 +72,13 @@ def has_not_begun(work_dir: Path) -> bool:
     return False
 
 
+def _why_not_begun(work_dir: Path) -> str:
+    began, queued = (any((work_dir / "logs").glob(names)) for names in ("rank-*", "slurm-*"))
+    if began and not queued:
+        return "its start was refused, or is still reading its models; what it printed says which"
+    return f'its jobs wait in a queue, or have failed before; their output is "{work_dir}/logs/slurm-*.out"'
+
+
 def read_run(work_dir: Path) -> dict:
     """run.json of a work_dir. Raises UserError where the folder is none, IncompleteError where no rank has begun."""
     look_up("WORK_DIR", work_dir)
@@ -83,8 +90,7 @@ def read_run(work_dir: Path) -> dict:
         _require_shape(found)
     except FileNotFoundError:
         if has_not_begun(work_dir):
-            jobs = f'its jobs wait in a queue, or have failed before; their output is "{work_dir}/logs/slurm-*.out"'
-            raise IncompleteError(f'no rank has begun yet in "{work_dir}": {jobs}') from None
+            raise IncompleteError(f'no rank has begun yet in "{work_dir}": {_why_not_begun(work_dir)}') from None
         if rounds := sorted(work_dir.glob("round-*/run"), key=lambda path: len(str(path))):
             raise UserError(
                 f'"{work_dir}" is the folder of a loop: name one of its rounds, as "{rounds[-1]}"'

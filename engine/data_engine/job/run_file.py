@@ -186,9 +186,20 @@ def open_run(work_dir: Path, described: dict) -> tuple[dict, list[str]]:
     return new, warnings
 
 
+def require_no_loop(work_dir: Path) -> None:
+    """Raise UserError for the folder of a loop or of a round: with a run in it, the loop would not go on."""
+    if (work_dir / "run.json").exists():
+        return
+    if any(work_dir.glob("round-*/config.yaml")):
+        raise UserError(f'work_dir "{work_dir}" is the folder of a loop: choose another one, or go on with the loop')
+    if work_dir.name.startswith("round-") and (work_dir / "config.yaml").exists() and (work_dir / "run").is_dir():
+        raise UserError(f'work_dir "{work_dir}" is a round of a loop, whose run is in "{work_dir / "run"}"')
+
+
 def make_work_dir(work_dir: Path) -> Path:
-    """Create the folder. Raises UserError where it cannot be."""
+    """Create the folder. Raises UserError where it cannot be, and as require_no_loop does."""
     with _writing(work_dir):
+        require_no_loop(work_dir)
         work_dir.mkdir(parents=True, exist_ok=True)
     return work_dir
 

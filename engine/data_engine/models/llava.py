@@ -4,6 +4,7 @@ Reads both published layouts, the original one (`mm_vision_tower`, `model.mm_pro
 (LlavaForConditionalGeneration). Prompts and pixels are those of the reference's sampling and scoring paths.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -130,7 +131,8 @@ class Llava(NativeModel):
     def prompt_counter(cls, folder: Path) -> Callable[[Conversation], int]:
         """Tokens of a prompt, those of its image included; reads no weights."""
         tokenizer, image_tokens = load_tokenizer(folder), read_config(folder, True).image_tokens
-        return lambda conversation: len(prompt_ids(tokenizer, conversation.question)) - 1 + image_tokens
+        question = functools.partial(single_question, cls.family)
+        return lambda conversation: len(prompt_ids(tokenizer, question(conversation))) - 1 + image_tokens
 
     @classmethod
     def describe(cls, folder: Path) -> Description:

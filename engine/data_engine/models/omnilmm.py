@@ -4,6 +4,7 @@ Reads the published layout, tower and resampler inside the checkpoint. The promp
 LLaMA tokenisation, with the block <im_start> image <im_end> before the question.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from data_engine.models.embedded import IMAGE_TOKEN
 from data_engine.models.eva import Eva, EvaConfig, Resampler, heads_of
 from data_engine.models.layers import attention
 from data_engine.models.layers.decoder import check_vocabulary, decoder_config
-from data_engine.models.native import NativeModel
+from data_engine.models.native import NativeModel, single_question
 from data_engine.models.pixels import normalised, resized
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.registry import ModelError, model_types, read_json
@@ -117,7 +118,8 @@ class OmniLMM(NativeModel):
         model = object.__new__(cls)
         model._tokenizer, model.around_image = load_tokenizer(folder), (0, 0)
         queries = read_json(folder / "config.json").get("num_query", 0)
-        return lambda conversation: len(model.prompt_ids(conversation.question)) - 1 + queries
+        question = functools.partial(single_question, cls.family)
+        return lambda conversation: len(model.prompt_ids(question(conversation))) - 1 + queries
 
     @classmethod
     def describe(cls, folder: Path) -> Description:

@@ -102,7 +102,9 @@ def check_place(work_dir: Path) -> None:
 
 
 def _work_dir(found: Found) -> None:
-    check_writable(Path(found.config.work_dir))
+    work_dir = Path(found.config.work_dir)
+    check_writable(work_dir)
+    run_file.require_no_loop(work_dir)
 
 
 def _formats(found: Found) -> None:

@@ -31,6 +31,7 @@ from data_engine.planning.weights import Wanted
 from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks
 from data_engine.questions.dataset import Question, open_questions, read_images
+from data_engine.questions.first_rows import most_frequent
 from data_engine.questions.images import BadImage
 from data_engine.rewards.yesno import YesNoTemplate
 from data_engine.stages import COMPARED, PAIR, TRAINED
@@ -177,11 +178,12 @@ class _Look:
         for role in self.sound:
             # A count that a family cannot give without its weights is left out of the plan.
             with contextlib.suppress(UserError):
-                counter = self._prompt_counter(role)
-                counts = list(self._counts(counter, rows))
+                counter, refused = self._prompt_counter(role), []
+                counts = list(self._counts(counter, rows, refused))
+                # What one model leaves out, no other one is shown.
+                is_told = is_told or self._refused(role, counts, refused, counter)
                 if counts:
                     self.told["prompts"][role] = sum(counts) / len(counts)
-                    # What one model leaves out, no other one is shown.
                     is_told = is_told or self._room(role, counts, counter)
 
     def _first_unit(self) -> range:
@@ -194,10 +196,17 @@ class _Look:
             with contextlib.suppress(BadRow, BadImage):
                 yield question, read_images(question, self.config.max_megapixels)
 
-    def _counts(self, counter: PromptCounter, rows: Iterable[tuple[Question, list[Image]]]) -> Iterator[int]:
+    def _counts(
+        self, counter: PromptCounter, rows: Iterable[tuple[Question, list[Image]]], refused: list[str]
+    ) -> Iterator[int]:
+        """Of those of which the model makes a prompt; why it makes none of the others goes to `refused`."""
         for question, images in rows:
-            with contextlib.suppress(BadRow, BadImage, UserError):
+            try:
                 yield counter(question, images)
+            except (BadRow, BadImage) as problem:
+                refused.append(str(problem))
+            except UserError:
+                continue
 
     def _prompt_counter(self, role: str) -> PromptCounter:
         folder, chat = self.folders[role], self.config.chat_of(role)
@@ -209,6 +218,28 @@ class _Look:
         maker, most = code.prompt_maker(folder, **chat_options(chat)), self.config.max_megapixels
         return lambda question, images: maker.prompt(question.conversation, images, False, most).length
 
+    def _refused(self, role: str, counts: list[int], refused: list[str], counter: PromptCounter) -> bool:
+        """Note the rows of which the model makes no prompt, if any: a problem where they are the whole first unit, for
+        which a run is refused. Counts and reasons of more rows are added.
+        """
+        room = Room.of(self.wanted.found, role, family_class(self.families[role]).describe(self.folders[role]), counts)
+        if room is None or not refused:
+            return False
+        if room.may_refuse and not counts:
+            counts += self._counts(counter, self._readable(self._first_unit()[PROMPTS:]), refused)
+        reason, number = most_frequent(refused)
+        if room.may_refuse and number == len(self._first_unit()):
+            self.found.note("prompts", UserError(
+                f'{role}_model_path "{room.path}": none of the first {number} rows can be used, all for the same '
+                f"reason: {reason}"
+            ))  # fmt: skip
+        else:
+            self.told["warnings"].append(
+                f"{len(refused)} of the first {len(refused) + len(counts)} rows that can be read would be left out for "
+                f"the {role} model; most often: {reason}"
+            )
+        return True
+
     def _room(self, role: str, counts: list[int], counter: PromptCounter) -> bool:
         """Note the questions that the run would leave out as too long, if any: a problem where they are the whole first
         unit, for which a run is refused.
@@ -218,7 +249,7 @@ class _Look:
         if room is None or not room.too_long(counts):
             return False
         if room.may_refuse and room.none_fits(counts):
-            for count in self._counts(counter, self._readable(self._first_unit()[PROMPTS:])):
+            for count in self._counts(counter, self._readable(self._first_unit()[PROMPTS:]), []):
                 counts.append(count)
                 if not room.none_fits([count]):
                     break

@@ -15,6 +15,7 @@ from data_engine.questions.images import BadImage, check_megapixels, resized_siz
 
 # Processors take an array with a side of 1 or 3 for one whose channels come first.
 LEAST_SIDE = 4
+NEEDS_IMAGE = "this model looks at its image in layers of their own, and the row has none"
 
 
 def counts_in_pass(config: PretrainedConfig) -> bool:

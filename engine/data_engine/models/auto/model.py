@@ -23,7 +23,7 @@ from data_engine.errors import BadRow, LostRankError, UserError
 from data_engine.models import tower
 from data_engine.models.auto import packed_prompts, probing, processed
 from data_engine.models.auto.chat import Chat
-from data_engine.models.auto.limits import check_size, counts_in_pass, fast_positions
+from data_engine.models.auto.limits import NEEDS_IMAGE, check_size, counts_in_pass, fast_positions
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.own_forward import Made, OwnForward
@@ -221,7 +221,7 @@ class Auto:
             check_size(image, self.chat.shortest_edge, max_megapixels)
         # Prompts with and without it cannot go through the layers together.
         if not images and not self.why_plain and any(kind.cross for kind in self.layers):
-            raise BadRow("this model looks at its image in layers of their own, and the row has none")
+            raise BadRow(NEEDS_IMAGE)
 
     def shared_prompt(
         self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float

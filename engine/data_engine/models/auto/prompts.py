@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
+from data_engine.errors import BadRow
 from data_engine.models.auto.chat import Chat
-from data_engine.models.auto.limits import check_size, fast_positions
+from data_engine.models.auto.limits import NEEDS_IMAGE, check_size, fast_positions
 from data_engine.models.auto.processor import load_config
 from data_engine.models.prompt_maker import TokenPrompt
 from data_engine.questions.conversation import Conversation
@@ -27,6 +28,8 @@ class AutoPrompts:
         text = load_config(folder).get_text_config(decoder=True)
         # The scoring stage's, so that no answer is drawn that is too long for it.
         self.max_positions = min(text.max_position_embeddings, fast_positions(text))
+        # Layers of their own for images run on nothing without one.
+        self._needs_image = bool(getattr(text, "cross_attention_layers", ()))
         # Tokenizers keep state while they encode, and prompts are made by several threads.
         self._one_at_a_time = threading.Lock()
 
@@ -35,6 +38,8 @@ class AutoPrompts:
     ) -> TokenPrompt:
         for image in images:
             check_size(image, self._chat.shortest_edge, max_megapixels)
+        if not images and self._needs_image:
+            raise BadRow(NEEDS_IMAGE)
         with self._one_at_a_time:
             expanded = self._chat.inputs(conversation, images)["input_ids"][0].tolist()
             return TokenPrompt(self._chat.written_ids(conversation, images), images, expanded)
