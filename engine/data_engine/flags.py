@@ -232,7 +232,9 @@ def _in_quotes(name: str, value: object) -> str:
     """How a flag that is text is written where YAML made a list or a mapping of it."""
     if isinstance(value, dict) and name.endswith("args"):
         return f"write it as text: {name}: '{json.dumps(value, default=str)}'"
-    items = [f"{key}={one}" for key, one in value.items()] if isinstance(value, dict) else value
+    # YAML's null is a column that is not read.
+    named = value.items() if isinstance(value, dict) else ()
+    items = [f"{key}={'' if one is None else one}" for key, one in named] if isinstance(value, dict) else value
     if name in _LISTS and isinstance(items, list) and all(isinstance(item, str | int | float) for item in items):
         return f"write it as text: {name}: {','.join(map(str, items))}"
     return "put it in quotes"

@@ -98,6 +98,7 @@ def test_an_empty_config_is_no_mistake(tmp_path):
     [
         ("rewards", ["implicit", "rule"], "write it as text: rewards: implicit,rule"),
         ("columns", {"question": "prompt", "image": "img"}, "write it as text: columns: question=prompt,image=img"),
+        ("columns", {"question": "prompt", "image": None}, "write it as text: columns: question=prompt,image="),
         (
             "chat_template_kwargs",
             {"enable_thinking": False},

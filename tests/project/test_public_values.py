@@ -1,8 +1,12 @@
 """The functions for Python refuse what would give a wrong number, or an error that does not say what is wrong."""
 
+import io
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from data_engine import build_pairs, sample_answers, score_answers
 from data_engine.errors import UserError
@@ -23,6 +27,17 @@ ROWS = [{"idx": 1, "sample_index": n, "answer": f"a {n}", "sum": float(n), "avg"
         ({"image": Path("a.png")}, "image must be a PIL image, .* got PosixPath"),
         ({"image": [None]}, "image must be a PIL image, .* got NoneType"),
         ({"question": None}, "question must be a text or chat messages, got None"),
+        ({"question": 5}, "question must be a text or chat messages, got int"),
+        ({"question": b"What?"}, "question must be a text or chat messages, got bytes"),
+        ({"question": {"role": "user"}}, "question must be a text or chat messages, got dict"),
+        ({"question": "x\ud83d"}, "question is no text .* in UTF-8: character 1, counted from 0, is half of"),
+        ({"k": 2.0}, "k must be a whole number, got 2.0"),
+        ({"k": True}, "k must be a whole number, got True"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"max_new_tokens": 1e3}, "max_new_tokens must be a whole number, got 1000.0"),
+        ({"top_k": "5"}, "top_k must be a whole number, got '5'"),
+        ({"idx": None}, "idx must be text or a whole number, got None"),
+        ({"idx": 5.0}, "idx must be text or a whole number, got 5.0"),
     ],
 )
 def test_a_value_out_of_range_is_told_by_its_name(instruct, golden_images, changes, says):
@@ -42,6 +57,49 @@ def test_an_answer_is_a_text_or_ids(instruct, golden_images, answer):
     """Each byte of one in bytes would be scored as the id of a token."""
     with pytest.raises(UserError, match=f"answers must be .* got one of {type(answer).__name__}"):
         score_answers(instruct, golden_images[0], "What is it?", ["a cat", answer])
+
+
+def test_an_image_may_be_bytes_of_any_kind(instruct, golden_images):
+    file = io.BytesIO()
+    golden_images[0].save(file, "PNG")
+    kinds = (file.getvalue(), bytearray(file.getvalue()), memoryview(file.getvalue()), [bytearray(file.getvalue())])
+    found = [sample_answers(instruct, one, "What is it?", k=1, max_new_tokens=2)[0].token_ids for one in kinds]
+    assert found == [found[0]] * 4
+
+
+def test_ids_are_whole_numbers_of_any_library_and_texts_can_be_written(instruct, golden_images):
+    given = instruct, golden_images[0], "What is it?"
+    expected = score_answers(*given, [[5, 9]])[0]
+    for ids in (np.array([5, 9]), torch.tensor([5, 9]), (5, 9)):
+        assert torch.equal(score_answers(*given, [ids])[0], expected)
+    for ids in ([5.0, 2], ["a"], [None]):
+        with pytest.raises(UserError, match="answer 1, counted from 0, has ids that are no whole numbers: "):
+            score_answers(*given, [[5], ids])
+    with pytest.raises(UserError, match="an answer is no text that can be written in UTF-8: character 1, "):
+        score_answers(*given, ["a", "a\ud83d"])
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("idx", "row 1 is of type str; expected a dict for each answer, as a DataFrame has by "),
+        ({"answer": float("nan")}, "row 1: answer must be text, or None where there is none, got nan"),
+        ({"sum": "1"}, "row 1: sum must be a number, or None where there is none, got '1'"),
+        ({"avg": True}, "row 1: avg must be a number, or None where there is none, got True"),
+        ({"idx": float("nan")}, "row 1: idx must be text or a whole number, got nan"),
+        ({"idx": None}, "row 1: idx must be text or a whole number, got None"),
+    ],
+)
+def test_a_row_of_an_answer_has_what_pairs_are_made_of(row, says):
+    """As rows of pandas may not."""
+    rows = [ROWS[0], row if isinstance(row, str) else ROWS[1] | row, *ROWS[2:]]
+    with pytest.raises(UserError, match=re.escape(says)):
+        build_pairs(rows)
+
+
+def test_rewards_may_be_numbers_of_any_library():
+    rows = [row | {"sum": np.float32(row["sum"]), "avg": np.int64(row["avg"])} for row in ROWS]
+    assert [pair.chosen for pair in build_pairs(rows)] == [pair.chosen for pair in build_pairs(ROWS)]
 
 
 def test_one_text_is_no_list_of_markers():

@@ -18,7 +18,7 @@ from data_engine.store.sealed import Sealed
 
 
 class Work:
-    tokens = 10
+    tokens, left_out = 10, {}
 
     def __init__(self, idx: str, rows: int) -> None:
         self.idx, self.rows = idx, rows

@@ -1,5 +1,6 @@
 """What the public functions take as a question: images in several forms, and a text or chat messages."""
 
+import numbers
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
@@ -10,6 +11,7 @@ from data_engine.questions.images import Exif, open_image
 from data_engine.questions.messages import conversation_of, with_images
 
 Images = Image.Image | bytes | Sequence[Image.Image | bytes] | None
+_BYTES = (bytes, bytearray, memoryview)
 
 
 def asked(
@@ -20,13 +22,33 @@ def asked(
     Raises images.BadImage, a ValueError, for an image that cannot be read, and for messages that are none; UserError
     for what is neither.
     """
-    require(question is not None, "question must be a text or chat messages, got None")
-    several = list(image) if isinstance(image, Sequence) and not isinstance(image, str | bytes) else [image]
+    is_chat = isinstance(question, Sequence) and not isinstance(question, _BYTES)
+    found = type(question).__name__ if question is not None else None
+    require(isinstance(question, str) or is_chat, f"question must be a text or chat messages, got {found}")
+    several = list(image) if isinstance(image, Sequence) and not isinstance(image, (str, *_BYTES)) else [image]
     several = [] if image is None else several
     for one in several:
         told = f"image must be a PIL image, the bytes of a file, a list of these, or None; got {type(one).__name__}"
-        require(isinstance(one, Image.Image | bytes), told)
+        require(isinstance(one, (Image.Image, *_BYTES)), told)
+    several = [bytes(one) if isinstance(one, _BYTES) else one for one in several]
     pictures = [open_image(one, max_megapixels, exif) for one in several]
     if isinstance(question, str):
+        require_unicode("question", question)
         return Conversation.of(question, len(pictures)), pictures
     return with_images(conversation_of(list(question)), len(pictures)), pictures
+
+
+def require_unicode(name: str, text: str) -> None:
+    """Raise UserError for half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = f"character {error.start}, counted from 0, is half of a surrogate pair"
+        require(False, f"{name} is no text that can be written in UTF-8: {place}")
+
+
+def require_whole(**values: object) -> None:
+    """Raise UserError for a value that is no whole number."""
+    for name, value in values.items():
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        require(is_whole, f"{name} must be a whole number, got {value!r}")

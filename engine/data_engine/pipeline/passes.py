@@ -43,6 +43,8 @@ class Prepared:
     rows: list[dict]
     work: Work | None = None
     problem: str | None = None
+    left_out: list[str] = field(default_factory=list)
+    """why some of its answers, which have no row here, are left out"""
 
 
 @dataclass
@@ -220,7 +222,11 @@ def compute_unit(
 
 def _prepared(scorer: Scorer, question: Question, rows: list[dict]) -> Prepared:
     try:
-        return Prepared(question, rows, scorer.prepare(question, rows))
+        work = scorer.prepare(question, rows)
+        if work is None or not work.left_out:
+            return Prepared(question, rows, work)
+        kept = [row for place, row in enumerate(rows) if place not in work.left_out]
+        return Prepared(question, kept, work, left_out=list(work.left_out.values()))
     except (BadRow, BadImage) as problem:
         return Prepared(question, rows, problem=str(problem))
 
@@ -232,6 +238,7 @@ def _usable(prepared: Iterable[Prepared], left_out: Computed) -> Iterator[Prepar
             where = left_out.missing if one.question.missing else left_out.quarantined
             where.append((one.question.idx, one.problem))
         else:
+            left_out.quarantined += ((one.question.idx, reason) for reason in one.left_out)
             yield one
 
 

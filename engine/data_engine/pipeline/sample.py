@@ -13,7 +13,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.flags import require
 from data_engine.models.base import VisionLanguageModel
 from data_engine.models.prompt_maker import PromptMaker
-from data_engine.pipeline.asked import Images, asked
+from data_engine.pipeline.asked import Images, asked, require_whole
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation
@@ -267,6 +267,8 @@ def sample_answers(
     read, BadRow for messages that the model does not take, ArithmeticError where the model gives logits that are NaN or
     infinite, and UserError for values out of range and where memory runs out with one answer at a time.
     """
+    require_whole(k=k, seed=seed, top_k=top_k, max_new_tokens=max_new_tokens)
+    require(isinstance(idx, int | str), f"idx must be text or a whole number, got {idx!r}")
     check_values(
         temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens, max_megapixels=max_megapixels,

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -11,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from data_engine import schemas, stages
-from data_engine.errors import BadRow
+from data_engine.errors import BadRow, UserError
 from data_engine.flags import require
 from data_engine.models.base import Prompt, VisionLanguageModel
-from data_engine.pipeline.asked import Images, asked
+from data_engine.pipeline.asked import Images, asked, require_unicode
 from data_engine.pipeline.passes import AnswerRunner, Computed, compute_unit
 from data_engine.pipeline.runner import StageContext, UnitWork
-from data_engine.pipeline.works import Behind, require_room
+from data_engine.pipeline.works import Behind, lacks_room, require_room
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, read_images
@@ -136,9 +137,12 @@ class LogProbs:
         if prompt is None:
             return None
         both = [_answer_ids(self.model, question.conversation, row, self.settings.as_text) for row in rows]
-        ids, thought_tokens = map(list, zip(*both, strict=True))
-        require_room(self.model, prompt, ids)
-        return Behind(Scored(prompt, ids), pass_tokens(prompt.length, ids), thought_tokens)
+        too_long = {place: told for place, (ids, _) in enumerate(both) if (told := lacks_room(self.model, prompt, ids))}
+        if len(too_long) == len(both):
+            raise BadRow(too_long[0])
+        ids, thought_tokens = map(list, zip(*(one for n, one in enumerate(both) if n not in too_long), strict=True))
+        reasons = {n: f"answer {rows[n]['sample_index']}, counted from 0, is {told}" for n, told in too_long.items()}
+        return Behind(Scored(prompt, ids), pass_tokens(prompt.length, ids), thought_tokens, reasons)
 
     def _prompt(self, question: Question) -> Prompt | None:
         """None where a question without an image would be asked without one."""
@@ -246,13 +250,27 @@ def score_answers(
         # Each byte of a text that was not decoded would be scored as the id of a token.
         told = f"{expected} one of {type(one).__name__}"
         require(hasattr(one, "__iter__") and not isinstance(one, bytes | bytearray | dict), told)
+        if isinstance(one, str):
+            require_unicode("an answer", one)
     conversation, pictures = asked(image, question, max_megapixels, exif)
     prompt = model.prompt(conversation, pictures, True, max_megapixels)
-    both = [_encoded(model, conversation, one) if isinstance(one, str) else (list(one), 0) for one in answers]
+    both = [
+        _encoded(model, conversation, one) if isinstance(one, str) else (_whole(one, place), 0)
+        for place, one in enumerate(answers)
+    ]
     if not both:
         return []
     found = _scored(model, prompt, [ids for ids, _ in both])
     return [logps[start:] for logps, (_, start) in zip(found, both, strict=True)]
+
+
+def _whole(ids: Iterable, place: int) -> list[int]:
+    """The ids of an answer, of whatever library's whole numbers. Raises UserError where one is none."""
+    found = list(ids)
+    try:
+        return [operator.index(one) for one in found]
+    except TypeError:
+        raise UserError(f"answer {place}, counted from 0, has ids that are no whole numbers: {found[:5]}") from None
 
 
 def score_continuations(

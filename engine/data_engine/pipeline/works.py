@@ -1,8 +1,8 @@
 """What goes through a model together: questions with their answers; in two halves where memory runs out, and so on."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -22,6 +22,8 @@ class Work(Protocol):
 
     tokens: int
     """that it adds to a pass"""
+    left_out: Mapping[int, str]
+    """answers of which nothing is computed, by their places among the question's, and why"""
 
     def halves(self) -> tuple["Work", "Work"] | None:
         """The same for the first and the second half of its answers; None where there is one answer."""
@@ -60,6 +62,8 @@ class Behind:
     tokens: int
     uncounted: Sequence[int] = ()
     """how many numbers at the beginning of each row do not count: those of thoughts; empty: all count"""
+    left_out: Mapping[int, str] = field(default_factory=dict)
+    """the question's answers that are none of the rows, by their places among all, and why"""
 
     def halves(self) -> tuple["Behind", "Behind"] | None:
         prompt, rows = self.scored.prompt, self.scored.answers
@@ -81,6 +85,7 @@ class Whole:
     """A prompt an answer, where nothing can be shared; equal answers have the same one."""
 
     prompts: list[Prompt]
+    left_out: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -130,6 +135,13 @@ def _in_halves(scorer: Scorer, halves: tuple[Work, Work]) -> tuple[list[list[Ten
 
 def require_room(model: VisionLanguageModel, prompt: Prompt, ids: Sequence[Sequence[int]] = ()) -> None:
     """Raise BadRow where a prompt, or an answer behind it, does not fit."""
-    size, longest, room = prompt.length, max(map(len, ids), default=0), model.max_positions
-    if size + longest > room:
-        raise BadRow(f"too long to score: prompt of {size} tokens, answer of {longest}, room for {room}")
+    if told := lacks_room(model, prompt, max(ids, key=len, default=())):
+        raise BadRow(told)
+
+
+def lacks_room(model: VisionLanguageModel, prompt: Prompt, ids: Sequence[int]) -> str | None:
+    """What is said of a prompt and an answer that do not fit."""
+    size, room = prompt.length, model.max_positions
+    if size + len(ids) <= room:
+        return None
+    return f"too long to score: prompt of {size} tokens, answer of {len(ids)}, room for {room}"

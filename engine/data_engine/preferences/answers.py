@@ -1,5 +1,6 @@
 """The answers of one question with their rewards, column by column; and which of them rank."""
 
+import numbers
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -92,9 +93,15 @@ def by_idx(rows: Iterable[RewardedAnswer], names: Sequence[str] = SUM_AND_AVG) -
     fields = (*KEY_FIELDS, *names)
     groups: dict[Hashable, dict[int, RewardedAnswer]] = {}
     for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise UserError(
+                f"row {number} is of type {type(row).__name__}; expected a dict for each answer, as a DataFrame has by "
+                'df.to_dict("records")'
+            )
         missing = [name for name in fields if name not in row]
         if missing:
             raise UserError(f"row {number} has no {missing}; a row needs {', '.join(fields)}")
+        _check_values(number, row, names)
         answers = groups.setdefault(row["idx"], {})
         if row["sample_index"] in answers:
             raise UserError(
@@ -103,3 +110,15 @@ def by_idx(rows: Iterable[RewardedAnswer], names: Sequence[str] = SUM_AND_AVG) -
             )
         answers[row["sample_index"]] = row
     return {idx: list(answers.values()) for idx, answers in groups.items()}
+
+
+def _check_values(number: int, row: RewardedAnswer, names: Sequence[str]) -> None:
+    """Raise UserError for values of other types; a table of pandas has NaN where it has none."""
+    idx, answer = row["idx"], row["answer"]
+    if idx is None or idx != idx:
+        raise UserError(f"row {number}: idx must be text or a whole number, got {idx}")
+    if not isinstance(answer, str | None):
+        raise UserError(f"row {number}: answer must be text, or None where there is none, got {answer!r}")
+    for name in names:
+        if not isinstance(row[name], numbers.Real | None) or isinstance(row[name], bool):
+            raise UserError(f"row {number}: {name} must be a number, or None where there is none, got {row[name]!r}")

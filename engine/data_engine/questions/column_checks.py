@@ -33,6 +33,8 @@ def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: 
         plural = "s" if len(missing) > 1 else ""
         meant = _meant(missing, columns, names)
         hint = "" if meant.keys() >= set(missing) else _hint(columns)
+        if taken := [f"{ours}={theirs}" for ours, theirs in names.theirs.items() if theirs in missing]:
+            hint += f"; columns {','.join(taken)} has it under another name"
         if meant:
             hint += f"; if so meant, say --columns {','.join(f'{ours}={theirs}' for ours, theirs in meant.items())}"
         raise UserError(f"{name} has no column{plural} {listed}; {names.listed(columns)}{hint}")
@@ -98,7 +100,8 @@ def _meant(missing: list[str], columns: Mapping[str, pa.DataType], names: Column
     """Columns under names that are often theirs, by the engine's; none where no missing one is among them."""
     found = {}
     for ours in [*missing, *([] if has_images(columns) else ["image", "images"])]:
-        theirs = [names.in_dataset(column) for column in columns]
+        # One that --columns gives a name has no other.
+        theirs = [column for column in columns if column not in names.theirs]
         fitting = meant_for(ours, theirs)
         if fitting is not None and fitting not in found.values():
             found[ours] = fitting
