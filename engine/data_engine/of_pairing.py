@@ -13,11 +13,20 @@ def of_pairing(run_file: Mapping, told: Mapping) -> dict:
 
     Its own are those of the start that opened the run last, which may be at work still.
     """
-    config = run_file.get("config", {}) | {"rewards": told["rewards"]} | _optional_flags(run_file, told)
+    config = run_file.get("config", {}) | {"rewards": told["rewards"]}
+    config |= _optional_flags(run_file, told) | _needed_flags(config, told)
     roles = {stages.TRAINED, *RunStages.of(config).roles}
     models = {role: model for role, model in run_file.get("models", {}).items() if role in roles}
     same = {"same_tokenizer": told["same_tokenizer"]} if "implicit" in stages.chosen(told["rewards"]) else {}
     return {**run_file, "config": config, "models": models, **same}
+
+
+def _needed_flags(config: Mapping, told: Mapping) -> dict[str, str]:
+    """Flags besides models without which the sources of a pairing are refused, where the last start has none: what the
+    pairing says of their files, which nobody reads again.
+    """
+    needed = (name for source in stages.chosen(told["rewards"]) for name in stages.SOURCES[source].given)
+    return {name: str(told.get("bound", {}).get(name, "")) for name in needed if config.get(name) is None}
 
 
 def _optional_flags(run_file: Mapping, told: Mapping) -> dict[str, str | None]:
