@@ -1,6 +1,7 @@
 """Stands in for the command line: the real engine by the path of a GPU, on CPU with the kernels' eager formula.
 
-One queue goes through all units, a step has all rows, and tokens are read late. Where $ONE_QUEUE_LOG is set, a line is
+One queue goes through all units, a step has all rows, and tokens are read late. Answers are scored with another unit in
+hand. Where $ONE_QUEUE_LOG is set, a line is
 written to it for each unit that is begun while others are in hand. Each rank gets a unit: see together.py.
 """
 
@@ -11,6 +12,7 @@ from together import share_out
 
 from data_engine.commands import main
 from data_engine.job import worker
+from data_engine.pipeline import passes
 from data_engine.sampling.native import backend, scheduler
 
 
@@ -27,7 +29,12 @@ def take_the_path_of_a_gpu() -> None:
                 file.write(f"{os.environ.get('RANK', '0')} {unit}\n")
         submit(loop, stage, unit, runner)
 
+    def goes_on(runner: passes.AnswerRunner, *arguments: object, made=passes.AnswerRunner.__init__, **options) -> None:
+        made(runner, *arguments, **options)
+        runner._lag, runner._goes_on = 1, True
+
     backend.uses_kernels = lambda model: True
+    passes.AnswerRunner.__init__ = goes_on
     scheduler.SamplingEngine.__init__, worker.Worker._submit = late, noted
 
 

@@ -1,6 +1,7 @@
 """Answers from a file in the place of stage 0: the engine's own, taken out of a run and put in again, and others."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -180,6 +181,30 @@ def test_any_number_of_answers_a_question_goes_through_all_stages(config, questi
     assert "2/2" in status.describe(work, 0)
     # Both models encode a text in the same way, so that their log-probs match token by token.
     assert all(row["min"] is not None for row in json.loads((work / "debug/rewards.json").read_text()))
+
+
+def test_answers_that_are_too_long_to_score_are_left_out_alone_and_told(config, questions, tmp_path, capsys):
+    """Of a question that has others, and of one that has none."""
+    long, longer = ("word " * number for number in (3000, 4000))
+    file = given(tmp_path, a=["A cat.", long, "A dog.", longer], b=["One.", "Two."], c=[long, longer])
+    assert worker.run(config(questions, answers=file, rank=1)) == 0
+    work, out = tmp_path / "work", capsys.readouterr().out
+    for stage in ("instruct_logps", "reward_logps"):
+        assert [(row["idx"], row["sample_index"]) for row in rows_of(work / stage)] == [
+            ("a", 0), ("a", 2), ("b", 0), ("b", 1)
+        ]  # fmt: skip
+    assert {row["idx"] for row in read(work / "pairs")} == {"a", "b"}
+    rows = list(map(json.loads, (work / "logs/quarantine.jsonl").read_text().splitlines()))
+    told = {(row["idx"], row.get("sample_index")): row for row in rows}
+    assert len(told) == len(rows)
+    # Three had no answer of those that are here.
+    assert told.keys() == {("a", 1), ("a", 3), ("c", None), *((idx, None) for idx in ("broken", "d", "e"))}
+    for key in (("a", 1), ("a", 3), ("c", None)):
+        assert told[key]["stage"] == "instruct_logps"
+        assert told[key]["reason"].startswith("too long to score: prompt of ")
+    # Questions, answers, and those of them that were never scored.
+    assert [int(re.search(rf"{name} +(\d+)", out)[1]) for name in ("quarantined", "answers", "not_scored")] == [4, 8, 4]
+    assert re.search(r"instruct_logps, answers +2 +a +too long to score", out)
 
 
 def test_a_text_that_is_not_that_of_the_ids_beside_it_is_left_out_with_its_question(config, questions, tmp_path):

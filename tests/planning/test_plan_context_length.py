@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -189,17 +190,49 @@ def test_rows_that_the_family_does_not_take_are_refused_before_a_model_is_loaded
     )
 
 
+def chats(path: Path, turns: list[int], question: str = SHORT) -> str:
+    """A dataset of conversations with so many turns before the last question."""
+    earlier = [{"role": "user", "content": SHORT}, {"role": "assistant", "content": "A dog."}]
+    pq.write_table(
+        pa.Table.from_pylist([
+            {"idx": number, "messages": [*earlier * before, {"role": "user", "content": question}],
+             "image": {"bytes": WHOLE, "path": "a.png"}} for number, before in enumerate(turns)
+        ]), path,
+    )  # fmt: skip
+    return str(path)
+
+
 def test_where_some_rows_are_not_taken_they_are_counted(asking, tmp_path, capsys):
-    rows = [{"idx": n, "messages": [{"role": "user", "content": "What is it?"}] * (1 + 2 * (n < 3))} for n in range(5)]
-    for row in rows:
-        if len(row["messages"]) > 1:
-            row["messages"][1] = {"role": "assistant", "content": "A dog."}
-        row["image"] = {"bytes": WHOLE, "path": "a.png"}
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "turns.parquet")
-    found = told(capsys, *asking(SHORT, dataset_path=str(tmp_path / "turns.parquet")))
+    found = told(capsys, *asking(SHORT, dataset_path=chats(tmp_path / "turns.parquet", [1, 1, 1, 0, 0])))
     assert found["problems"] == []
+    # Of both models, once.
     [warning] = [one for one in found["warnings"] if "would be left out" in one]
     assert warning == (
         "3 of the first 5 rows that can be read would be left out for the instruct model; most often: the family llava "
         f"{ONE_IMAGE} earlier turns"
     )
+
+
+def test_rows_that_are_not_taken_hide_none_that_are_too_long(asking, tmp_path, capsys):
+    found = told(capsys, *asking(SHORT, dataset_path=chats(tmp_path / "turns.parquet", [1, 0, 0], LONG)))
+    assert found["problems"] == []
+    one, other = (one for one in found["warnings"] if "would be left out" in one)
+    assert "1 of the first 3 rows that can be read would be left out for the instruct model" in one
+    assert "all of the first 2 questions that can be read are too long" in other
+
+
+@pytest.mark.parametrize("judge", ["yesno", "critic"])
+def test_a_judge_that_asks_in_its_own_words_is_not_shown_what_its_family_does_not_take(
+    goldens, tmp_path, capsys, judge
+):
+    """What it is asked has no system text, and no turn before it."""
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps({"idx": 0, "answer": text}) + "\n" for text in "ab"))
+    flags = {
+        "dataset_path": chats(tmp_path / "turns.parquet", [1]), "answers": str(tmp_path / "answers.jsonl"),
+        "rewards": judge, f"{judge}_model_path": str(goldens / "llava/reward"), "work_dir": str(tmp_path / "work"),
+        "system": "Be brief.", "rank": "1", "threads": "1",
+    }  # fmt: skip
+    main.main(["validate", "--json", *(f"--{name}={value}" for name, value in flags.items())])
+    found = json.loads(capsys.readouterr().out)
+    assert not [one for one in found["problems"] if ONE_IMAGE in one["message"]]
+    assert not [one for one in found["warnings"] if "would be left out" in one]

@@ -2,6 +2,7 @@
 
 import io
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,9 @@ def test_ids_are_whole_numbers_of_any_library_and_texts_can_be_written(instruct,
         ({"avg": True}, "row 1: avg must be a number, or None where there is none, got True"),
         ({"idx": float("nan")}, "row 1: idx must be text or a whole number, got nan"),
         ({"idx": None}, "row 1: idx must be text or a whole number, got None"),
+        ({"idx": 1.5}, "row 1: idx must be text or a whole number, got 1.5"),
+        ({"sample_index": float("nan")}, "row 1: sample_index must be a whole number, got nan"),
+        ({"sample_index": "1"}, "row 1: sample_index must be a whole number, got '1'"),
     ],
 )
 def test_a_row_of_an_answer_has_what_pairs_are_made_of(row, says):
@@ -98,8 +102,10 @@ def test_a_row_of_an_answer_has_what_pairs_are_made_of(row, says):
 
 
 def test_rewards_may_be_numbers_of_any_library():
-    rows = [row | {"sum": np.float32(row["sum"]), "avg": np.int64(row["avg"])} for row in ROWS]
-    assert [pair.chosen for pair in build_pairs(rows)] == [pair.chosen for pair in build_pairs(ROWS)]
+    expected = [pair.chosen for pair in build_pairs(ROWS)]
+    for kind in (np.float32, np.int64, Decimal, torch.tensor):
+        rows = [row | {"sum": kind(row["sum"]), "avg": kind(row["avg"])} for row in ROWS]
+        assert [pair.chosen for pair in build_pairs(rows)] == expected
 
 
 def test_one_text_is_no_list_of_markers():

@@ -217,15 +217,14 @@ def test_an_answer_may_fill_the_models_positions_and_no_more(instruct, shared, m
     question = Question("q", "What is in the picture?", png(Image.new("RGB", (9, 9))), None)
     size = len(shared)
     longest = instruct.max_positions - size + more
-    for answers, kept in (([[5] * longest], []), ([[5], [5] * longest, [7]], [0, 2])):
-        unit = score.score_unit(instruct, [question], sampled(answers), score.ScoreSettings(False, 64))
-        reasons = [reason for _, reason in unit.quarantined]
-        assert unit.table["sample_index"].to_pylist() == (kept if problem else list(range(len(answers))))
-        # It costs the others nothing.
-        begin = "answer 1, counted from 0, is " if kept else ""
-        assert reasons == (
-            [f"{begin}{problem.format(size, longest)}, room for {instruct.max_positions}"] if problem else []
-        )
+    told = problem and f"{problem.format(size, longest)}, room for {instruct.max_positions}"
+    alone = score.score_unit(instruct, [question], sampled([[5] * longest]), score.ScoreSettings(False, 64))
+    assert (len(alone.table), alone.quarantined) == ((0, [("q", told)]) if problem else (1, []))
+    assert alone.answers_left_out == []
+    # It costs the others nothing.
+    unit = score.score_unit(instruct, [question], sampled([[5], [5] * longest, [7]]), score.ScoreSettings(False, 64))
+    assert unit.table["sample_index"].to_pylist() == ([0, 2] if problem else [0, 1, 2])
+    assert (unit.quarantined, unit.answers_left_out) == ([], [("q", 1, told)] if problem else [])
 
 
 def test_an_answer_without_tokens_is_refused(instruct, shared):

@@ -48,6 +48,26 @@ def test_a_judge_has_room_for_the_prompt_and_the_answer_behind_it(positions, fit
             judged.prepare(QUESTION, [ROW])
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_judge_leaves_out_what_is_too_long_alone(whole):
+    """The texts are as long as their rows of ids, or as their prompts."""
+    model = SimpleNamespace(
+        why_plain=None, reads_ahead=whole, max_positions=15 if whole else 25,
+        shared_prompt=lambda asked, pictures, crop, most: (PROMPT, [[7] * len(text) for text in asked]),
+        prompts=lambda asked, pictures, crop, most: [SimpleNamespace(length=len(text)) for text in asked],
+    )  # fmt: skip
+    judged = Judged(model, SimpleNamespace(conversation=lambda asked, answer: answer), 64)
+    rows = [ROW | {"answer": "x" * length} for length in (5, 16, 15, 16)]
+    work = judged.prepare(QUESTION, rows)
+    kept = [one.length for one in work.prompts] if whole else list(map(len, work.scored.answers))
+    assert kept == [5, 15]
+    assert work.left_out.keys() == {1, 3}
+    assert set(work.left_out.values()) == {
+        "too long to score: prompt of 16 tokens, answer of 0, room for 15" if whole else
+        "too long to score: prompt of 10 tokens, answer of 16, room for 25"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("ids", "told"), [([9], None), ([10], "has the id 10; the model has 10 ids")])
 def test_an_answer_of_an_id_that_the_model_has_not_is_left_out(ids, told):
     model = SimpleNamespace(num_ids=10, banned_token_ids=[])

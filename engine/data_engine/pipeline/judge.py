@@ -5,7 +5,7 @@ both directions, and one on the plain path, gets a whole prompt for each answer.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from data_engine import schemas, stages
-from data_engine.errors import UserError
+from data_engine.errors import BadRow, UserError
 from data_engine.models.base import TextSide, VisionLanguageModel
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.prefix import run_prefix
 from data_engine.pipeline.passes import AnswerRunner, Computed, compute_unit
 from data_engine.pipeline.runner import StageContext, UnitWork
-from data_engine.pipeline.works import Behind, Whole, Work, require_room
+from data_engine.pipeline.works import Behind, Whole, Work, lacks_room
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question, read_images
@@ -124,6 +124,14 @@ def _odds(logits_NW: Tensor, num_yes: int) -> Tensor:
     return logits_NW[..., :num_yes].logsumexp(-1) - logits_NW[..., num_yes:].logsumexp(-1)
 
 
+def _too_long(texts: Sequence[str], told: Mapping[str, str | None]) -> dict[int, str]:
+    """By their places, the answers of which something is told. Raises BadRow where that is all of them."""
+    found = {place: told[text] for place, text in enumerate(texts) if told[text]}
+    if len(found) == len(texts):
+        raise BadRow(found[0])
+    return found
+
+
 @dataclass(frozen=True)
 class Judged:
     """Scores of answers; the protocol is works.Scorer."""
@@ -145,14 +153,14 @@ class Judged:
         asked = {text: self.reading.conversation(question.conversation, text) for text in texts}
         if self.whole:
             prompts = self.model.prompts(list(asked.values()), pictures, True, self.max_megapixels)
-            for prompt in prompts:
-                require_room(self.model, prompt)
-            prompt_of = dict(zip(asked, prompts, strict=True))
-            return Whole([prompt_of[text] for text in texts])
+            found = dict(zip(asked, prompts, strict=True))
+            too_long = _too_long(texts, {text: lacks_room(self.model, prompt, ()) for text, prompt in found.items()})
+            return Whole([found[text] for n, text in enumerate(texts) if n not in too_long], too_long)
         prompt, tails = self.model.shared_prompt(list(asked.values()), pictures, True, self.max_megapixels)
-        require_room(self.model, prompt, tails)
         tail = dict(zip(asked, tails, strict=True))
-        return Behind(Scored(prompt, [tail[text] for text in texts]), row_tokens(prompt.length, tails))
+        too_long = _too_long(texts, {text: lacks_room(self.model, prompt, ids) for text, ids in tail.items()})
+        rows = [tail[text] for n, text in enumerate(texts) if n not in too_long]
+        return Behind(Scored(prompt, rows), row_tokens(prompt.length, rows), left_out=too_long)
 
     @torch.inference_mode()
     def compute(self, works: Sequence[Work]) -> list[list[Tensor]]:
@@ -215,4 +223,4 @@ def _result(found: Computed, sampled: pa.Table) -> UnitResult:
         {"idx": row["idx"], "sample_index": row["sample_index"], "score": float(score)} for row, score in found.scored
     ]
     table = pa.Table.from_pylist(rows, schemas.scores(sampled.schema.field("idx").type))
-    return UnitResult(table, found.quarantined, found.missing, retries=found.retries)
+    return found.result(table)

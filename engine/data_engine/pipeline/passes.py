@@ -22,17 +22,15 @@ from data_engine.pipeline.works import Scorer, Work, halving
 from data_engine.questions.dataset import Question
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import Ahead
-from data_engine.scoring.arriving import read_behind
+from data_engine.scoring.arriving import Arriving
 from data_engine.scoring.logprobs import in_groups
 from data_engine.store.sealed import Sealed
-from data_engine.store.units import Row, UnitResult
+from data_engine.store.units import AnswerLeftOut, Row, UnitResult
 
 log = logging.getLogger(__name__)
 
 # Questions that are tried, one after the other, where memory does not hold the plain path of one.
 MOST_CHECKED = 4
-# Of each question of a pass, numbers of its answers; None: memory does not hold one of them.
-Numbers = list[list[Tensor] | None]
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ class Prepared:
     rows: list[dict]
     work: Work | None = None
     problem: str | None = None
-    left_out: list[str] = field(default_factory=list)
-    """why some of its answers, which have no row here, are left out"""
+    left_out: list[AnswerLeftOut] = field(default_factory=list)
+    """answers of it that have no row here"""
 
 
 @dataclass
@@ -58,6 +56,13 @@ class Computed:
     retries: int = 0
     too_large: list[Row] = field(default_factory=list)
     """of those left out, the ones that memory does not hold"""
+    answers_left_out: list[AnswerLeftOut] = field(default_factory=list)
+
+    def result(self, table: pa.Table) -> UnitResult:
+        """The unit, whose numbers are in the table."""
+        return UnitResult(
+            table, self.quarantined, self.missing, retries=self.retries, answers_left_out=self.answers_left_out
+        )
 
 
 class PlainCheck:
@@ -99,16 +104,31 @@ class _Unit:
     found: Computed = field(default_factory=Computed)
 
 
-# A pass of a unit: its questions. Behind its last one: None, or what made the unit fail.
-_Pass = tuple[_Unit, list[Prepared] | Exception | None]
+@dataclass(frozen=True)
+class _Pass:
+    """A pass that was launched, and is to be read."""
+
+    unit: _Unit
+    together: list[Prepared]
+    numbers: Arriving
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where the passes of a unit end."""
+
+    unit: _Unit
+    error: Exception | None
+    """what made it fail"""
 
 
 class AnswerRunner:
     """Computes numbers of the answers of units, one unit after the other; see runner.StageRunner.
 
-    On a GPU it has the next unit in hand: the first pass of that one is launched before the last of this one is read,
-    so that the device is at work while a unit is published and another one claimed. A pass is of one unit, so numbers
-    do not depend on it. The ranks of a split model make their calls together, and keep to one unit.
+    On a GPU a pass is read after the next one was launched. Once the last one of a unit is launched, another unit is
+    wanted, whose first pass is launched before that one is read: the device is at work while a unit is claimed and
+    published. A pass is of one unit, so numbers do not depend on it. The ranks of a split model make their calls
+    together, and finish a unit before they take another one.
     """
 
     def __init__(
@@ -127,62 +147,85 @@ class AnswerRunner:
         """
         self._scorer, self._most_tokens, self._result = scorer, most_tokens, result
         self._check, self._none_yet = PlainCheck(scorer) if check else None, check
-        self._at_once = 2 if scorer.model.device.type == "cuda" and not split else 1
-        # In hand; and those of them that no pass was made of.
-        self._units: deque[_Unit] = deque()
-        self._waiting: deque[_Unit] = deque()
-        self._passes: Iterator[tuple[_Pass, Numbers]] = iter(())
+        on_gpu = scorer.model.device.type == "cuda"
+        # Passes that stay launched while others are read; and whether a unit is begun before the last one is finished.
+        self._lag, self._goes_on = int(on_gpu), on_gpu and not split
+        # A unit that is submitted; that which is being launched, and its passes; and what is to be read, in order.
+        self._next: _Unit | None = None
+        self._begun: tuple[_Unit, Iterator[list[Prepared]]] | None = None
+        self._launched: deque[_Pass | _End] = deque()
 
     @property
     def wants_more(self) -> bool:
-        return len(self._units) < self._at_once
+        return not self._has_to_launch and (self._goes_on or not self._launched)
 
     def submit(self, work: UnitWork) -> None:
+        """One at a time, where `wants_more`."""
         answers = by_question(work.inputs[stages.SAMPLING.name].table)
         asked = ((question, answers[question.idx]) for question in work.questions if question.idx in answers)
-        unit = _Unit(work, Ahead(lambda item: _prepared(self._scorer, *item), asked))
-        if self._units:
-            # While the model is at work on another one.
-            unit.prepared.begin()
-        self._units.append(unit)
-        self._waiting.append(unit)
+        self._next = _Unit(work, Ahead(lambda item: _prepared(self._scorer, *item), asked))
+        if self._launched:
+            # While the device is at work.
+            self._next.prepared.begin()
 
     def poll(self) -> list[tuple[int, UnitResult]]:
-        """Work up to the end of a unit."""
-        while self._units:
-            for (unit, together), numbers in self._passes:
-                if isinstance(together, list):
-                    self._take(unit.found, together, iter(numbers))
-                    continue
-                self._units.remove(unit)
-                if together is not None:
-                    raise together
-                return [(unit.work.number, self._result(unit.work, self._finished(unit.found)))]
-            # There was no other unit; now there is.
-            self._passes = read_behind(self._launched(), self._scorer.model.device)
-        return []
+        """Work until a unit is finished, or another one is wanted."""
+        while True:
+            while self._launched and self._may_read:
+                first = self._launched.popleft()
+                if isinstance(first, _Pass):
+                    self._take(first.unit.found, first.together, iter(first.numbers.read()))
+                elif first.error is not None:
+                    raise first.error
+                else:
+                    found = self._finished(first.unit.found)
+                    return [(first.unit.work.number, self._result(first.unit.work, found))]
+            if not self._has_to_launch:
+                return []
+            self._launch()
+            if self._goes_on and self.wants_more:
+                return []
 
     def close(self) -> None:
-        for unit in self._units:
+        for unit in filter(None, (self._next, self._begun and self._begun[0])):
             unit.prepared.close()
-        self._units.clear()
-        self._waiting.clear()
-        self._passes = iter(())
+        self._next = self._begun = None
+        self._launched.clear()
 
-    def _launched(self) -> Iterator[tuple[_Pass, Numbers]]:
-        while self._waiting:
-            unit = self._waiting.popleft()
-            try:
-                usable = _usable(unit.prepared, unit.found)
-                for together in in_groups(usable, lambda one: one.work.tokens if one.work else 0, self._most_tokens):
-                    numbers, halved = halving(self._scorer, [one.work for one in together if one.work])
-                    unit.found.retries += halved
-                    yield (unit, together), numbers
-            # The unit before it may not be read yet.
-            except Exception as error:
-                yield (unit, error), []
+    @property
+    def _has_to_launch(self) -> bool:
+        return self._next is not None or self._begun is not None
+
+    @property
+    def _may_read(self) -> bool:
+        """Whether what was launched first is read now: not the last passes, as long as there is another to launch."""
+        in_flight = sum(isinstance(one, _Pass) for one in self._launched)
+        return in_flight > self._lag or isinstance(self._launched[0], _End) or not self._has_to_launch
+
+    def _launch(self) -> None:
+        """Launch a pass, or end a unit that has no other one."""
+        if self._begun is None:
+            unit, self._next = self._next, None
+            tokens = lambda one: one.work.tokens if one.work else 0  # noqa: E731
+            self._begun = unit, in_groups(_usable(unit.prepared, unit.found), tokens, self._most_tokens)
+        unit, passes = self._begun
+        error = None
+        try:
+            together = next(passes, None)
+            if together is not None:
+                numbers, halved = halving(self._scorer, [one.work for one in together if one.work])
+                unit.found.retries += halved
+                self._launched.append(_Pass(unit, together, Arriving(numbers)))
                 return
-            yield (unit, None), []
+        # It is told behind the unit before, which may not be read yet.
+        except Exception as problem:
+            error = problem
+        except BaseException:
+            self.close()
+            raise
+        unit.prepared.close()
+        self._begun = None
+        self._launched.append(_End(unit, error))
 
     def _take(self, found: Computed, together: list[Prepared], numbers: Iterator[list[Tensor] | None]) -> None:
         """What a pass came to, in the order of its questions."""
@@ -216,7 +259,11 @@ def compute_unit(
     found: list[Computed] = []
     runner = AnswerRunner(scorer, most_tokens, lambda work, computed: found.append(computed), check=check)
     runner.submit(UnitWork(0, questions, {stages.SAMPLING.name: Sealed(sampled)}))
-    runner.poll()
+    try:
+        while not found:
+            runner.poll()
+    finally:
+        runner.close()
     return found[0]
 
 
@@ -226,7 +273,8 @@ def _prepared(scorer: Scorer, question: Question, rows: list[dict]) -> Prepared:
         if work is None or not work.left_out:
             return Prepared(question, rows, work)
         kept = [row for place, row in enumerate(rows) if place not in work.left_out]
-        return Prepared(question, kept, work, left_out=list(work.left_out.values()))
+        left_out = [(question.idx, rows[place]["sample_index"], told) for place, told in work.left_out.items()]
+        return Prepared(question, kept, work, left_out=left_out)
     except (BadRow, BadImage) as problem:
         return Prepared(question, rows, problem=str(problem))
 
@@ -238,7 +286,7 @@ def _usable(prepared: Iterable[Prepared], left_out: Computed) -> Iterator[Prepar
             where = left_out.missing if one.question.missing else left_out.quarantined
             where.append((one.question.idx, one.problem))
         else:
-            left_out.quarantined += ((one.question.idx, reason) for reason in one.left_out)
+            left_out.answers_left_out += one.left_out
             yield one
 
 

@@ -104,7 +104,8 @@ def read_rewarded(stored: Stored, unit: int, beta: float, columns: Sequence[str]
         except AnswerError as error:
             idx, index = (table[column][error.place].as_py() for column in KEY)
             raise ValueError(f"unit {unit}, idx {idx!r}, sample_index {index}: {error}") from error
-    left_out = set().union(*map(_left_out, read.values()))
+    facts = [one.facts for one in read.values()]
+    left_out = {idx for told in facts for name in ("left_out", "missing") for idx, _ in told.get(name, ())}
     turned = read[stages.SAMPLING.name].facts.get("turned", 0)
     return RewardedUnit(table, spans, rewards, len(left_out), turned)
 
@@ -139,12 +140,6 @@ def scored_rows(
             **{name: rank.get(place) for name, rank in ranks.items()},
             "not_ranked": reasons[place],
         }
-
-
-def _left_out(read: Sealed) -> set[int | str]:
-    """The questions that a stage left out, and not some of their answers alone."""
-    told = {idx for name in ("left_out", "missing") for idx, _ in read.facts.get(name, ())}
-    return told.difference(read.table["idx"].to_pylist()) if told else told
 
 
 def _read_stages(stored: Stored, unit: int) -> dict[str, Sealed]:

@@ -84,8 +84,10 @@ class _DrawnRunner(AnswerRunner):
         super().submit(replace(work, questions=chain(kept, questions)))
 
     def _held(self, work: UnitWork, found: Computed) -> UnitResult:
-        result = _unit(work, found)
-        self._drawn_check.hold(work.inputs[stages.SAMPLING.name], result.table, self._kept.pop(work.number))
+        result, sampled = _unit(work, found), work.inputs[stages.SAMPLING.name]
+        kept = self._kept.pop(work.number)
+        # The unit before may have told meanwhile what they were kept for.
+        self._drawn_check.hold(sampled, result.table, kept if self._drawn_check.needed(sampled) else [])
         return result
 
 
@@ -141,8 +143,7 @@ class LogProbs:
         if len(too_long) == len(both):
             raise BadRow(too_long[0])
         ids, thought_tokens = map(list, zip(*(one for n, one in enumerate(both) if n not in too_long), strict=True))
-        reasons = {n: f"answer {rows[n]['sample_index']}, counted from 0, is {told}" for n, told in too_long.items()}
-        return Behind(Scored(prompt, ids), pass_tokens(prompt.length, ids), thought_tokens, reasons)
+        return Behind(Scored(prompt, ids), pass_tokens(prompt.length, ids), thought_tokens, too_long)
 
     def _prompt(self, question: Question) -> Prompt | None:
         """None where a question without an image would be asked without one."""
@@ -190,7 +191,7 @@ def _result(found: Computed, sampled: pa.Table, nulls: bool) -> UnitResult:
     """
     scored = (one for one in found.scored if nulls or one[1] is not None)
     table = pa.Table.from_pylist(list(_records(scored)), schemas.logps(sampled.schema.field("idx").type))
-    return UnitResult(table, found.quarantined, found.missing, retries=found.retries)
+    return found.result(table)
 
 
 def _answer_ids(

@@ -40,6 +40,8 @@ from data_engine.vllm_settings import require_gpus
 
 # Rows whose prompts are counted.
 PROMPTS = 8
+# Judges that are asked about a row in words of their own: a system text or earlier turns they are not shown as such.
+REPHRASING = ("yesno", "critic")
 PromptCounter = Callable[[Question, list[Image]], int]
 """tokens of the prompt of a question with these pictures"""
 
@@ -174,14 +176,15 @@ class _Look:
         """
         if not self.wanted.dataset:
             return
-        rows, is_told = list(self._readable(self._first_unit()[:PROMPTS])), False
+        rows, is_refused, is_told = list(self._readable(self._first_unit()[:PROMPTS])), False, False
         for role in self.sound:
             # A count that a family cannot give without its weights is left out of the plan.
             with contextlib.suppress(UserError):
                 counter, refused = self._prompt_counter(role), []
                 counts = list(self._counts(counter, rows, refused))
+                if role not in REPHRASING:
+                    is_refused = is_refused or self._refused(role, counts, refused, counter)
                 # What one model leaves out, no other one is shown.
-                is_told = is_told or self._refused(role, counts, refused, counter)
                 if counts:
                     self.told["prompts"][role] = sum(counts) / len(counts)
                     is_told = is_told or self._room(role, counts, counter)

@@ -114,11 +114,16 @@ def by_idx(rows: Iterable[RewardedAnswer], names: Sequence[str] = SUM_AND_AVG) -
 
 def _check_values(number: int, row: RewardedAnswer, names: Sequence[str]) -> None:
     """Raise UserError for values of other types; a table of pandas has NaN where it has none."""
-    idx, answer = row["idx"], row["answer"]
-    if idx is None or idx != idx:
-        raise UserError(f"row {number}: idx must be text or a whole number, got {idx}")
+    idx, index, answer = row["idx"], row["sample_index"], row["answer"]
+    if not isinstance(idx, str | numbers.Integral):
+        raise UserError(f"row {number}: idx must be text or a whole number, got {idx!r}")
+    if not isinstance(index, numbers.Integral):
+        raise UserError(f"row {number}: sample_index must be a whole number, got {index!r}")
     if not isinstance(answer, str | None):
         raise UserError(f"row {number}: answer must be text, or None where there is none, got {answer!r}")
     for name in names:
-        if not isinstance(row[name], numbers.Real | None) or isinstance(row[name], bool):
-            raise UserError(f"row {number}: {name} must be a number, or None where there is none, got {row[name]!r}")
+        reward = row[name]
+        # Decimals and tensors of one number are numbers, too; the NA of pandas has no value as one.
+        is_number = hasattr(type(reward), "__float__") and not isinstance(reward, bool)
+        if reward is not None and not is_number:
+            raise UserError(f"row {number}: {name} must be a number, or None where there is none, got {reward!r}")

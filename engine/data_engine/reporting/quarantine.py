@@ -1,6 +1,6 @@
 """The rows that a run left out, by kind of reason, and each with its whole reason in a file; units in.
 
-Of a row that several stages left out, the first of them is told.
+Of a row that several stages left out, the first of them is told. Answers that were left out alone are told apart.
 """
 
 import json
@@ -32,7 +32,8 @@ def kinds(work_dir: Path) -> dict[tuple[str, str], Kind]:
     """(stage, kind of reason) -> its rows, in the order of their first ones."""
     found: dict[tuple[str, str], Kind] = {}
     for row in units.left_out(work_dir):
-        kind = found.setdefault((row["stage"], kind_of(row["reason"])), Kind(row["reason"]))
+        stage = f"{row['stage']}, answers" if "sample_index" in row else row["stage"]
+        kind = found.setdefault((stage, kind_of(row["reason"])), Kind(row["reason"]))
         kind.rows += 1
         if len(kind.idxs) < NUM_EXAMPLES:
             kind.idxs.append(row["idx"])

@@ -40,15 +40,12 @@ class Arriving:
 def read_behind(
     launched: Iterable[tuple[T, list[list[Tensor] | None]]], device: torch.device
 ) -> Iterator[tuple[T, list[list[Tensor] | None]]]:
-    """Each pass, whatever stands for it, with its numbers on the host; on a GPU read while the next pass runs.
-
-    What comes without numbers is no pass, and keeps its place.
-    """
+    """Each pass, whatever stands for it, with its numbers on the host; on a GPU read while the next pass runs."""
     lag, waiting = int(device.type == "cuda"), deque()
     for one, found in launched:
-        waiting.append((one, Arriving(found), bool(found)))
-        while waiting and (sum(runs for *_, runs in waiting) > lag or not waiting[0][2]):
-            first, arriving, _ = waiting.popleft()
+        waiting.append((one, Arriving(found)))
+        if len(waiting) > lag:
+            first, arriving = waiting.popleft()
             yield first, arriving.read()
-    for one, arriving, _ in waiting:
+    for one, arriving in waiting:
         yield one, arriving.read()

@@ -85,7 +85,7 @@ def settle(model: VisionLanguageModel, prompt: Prompt, num_new: int) -> None:
 def self_check(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]], shared: list[Tensor]) -> float:
     """Mean difference, nat a token, of the shared path to the plain one; RuntimeError where it is no rounding.
 
-    Of long answers the beginnings are compared, since the plain path has the logits of all tokens at once.
+    Of long answers the beginnings are compared, since the plain path has the logits of all their tokens at once.
     """
     ids, shared = ([one[:CHECKED_TOKENS] for one in answers] for answers in (ids, shared))
     plain = torch.cat([plain_token_logps(model, prompt, answer) for answer in ids])

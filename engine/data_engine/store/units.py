@@ -30,6 +30,8 @@ DAMAGED, REPLACED = "damaged", "replaced"
 
 Row = tuple[int | str, str]
 """idx and reason of a row that was left out"""
+AnswerLeftOut = tuple[int | str, int, str]
+"""idx, sample_index and reason of an answer that was left out alone"""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,14 @@ class UnitResult:
     """how often memory ran out and the work went on in halves: its numbers may then differ in their last bits"""
     drawn: Mapping[str, object] = field(default_factory=dict)
     """of answers that another engine drew: what it tells of them"""
+    answers_left_out: list[AnswerLeftOut] = field(default_factory=list)
+    """of rows that were not left out"""
 
     def facts(self) -> dict:
         """What the unit's file says besides its table."""
         told = {"left_out": self.quarantined, "missing": self.missing, "rows": self.rows, "turned": self.turned}
-        return {**told, "drawn": dict(self.drawn)} if self.drawn else told
+        told |= {"drawn": dict(self.drawn)} if self.drawn else {}
+        return told | ({"answers_left_out": self.answers_left_out} if self.answers_left_out else {})
 
 
 class DamagedUnitError(RuntimeError):
@@ -242,14 +247,16 @@ def sizes(work_dir: Path, stage: str) -> list[int]:
 
 
 def left_out(work_dir: Path) -> Iterator[dict]:
-    """The rows that stages left out, each once, with its unit: idx, stage, reason, missing, unit.
+    """The rows that stages left out, each once, with its unit: idx, stage, reason, missing, unit. Behind those of a
+    unit, its answers that were left out alone, with their sample_index.
 
-    Of a row that several stages left out, the first of them is told. Units that cannot be read say nothing here.
+    Of a row or an answer that several stages left out, the first of them is told, and of a row that was left out no
+    answer. Units that cannot be read say nothing here.
     """
     names = stages.known()
     done = {stage: published(work_dir, stage) for stage in names}
     for unit in sorted(set().union(*done.values())):
-        seen = set()
+        seen, answers = set(), {}
         for stage in names:
             if unit not in done[stage]:
                 continue
@@ -263,6 +270,11 @@ def left_out(work_dir: Path) -> Iterator[dict]:
                         yield {
                             "idx": idx, "stage": stage, "reason": reason, "missing": name == "missing", "unit": unit
                         }  # fmt: skip
+            for idx, index, reason in facts.get("answers_left_out", ()):
+                answers.setdefault((idx, index), {"stage": stage, "reason": reason, "missing": False, "unit": unit})
+        for (idx, index), told in answers.items():
+            if idx not in seen:
+                yield {"idx": idx, "sample_index": index, **told}
 
 
 def compressed(numbers: list[int]) -> str:
