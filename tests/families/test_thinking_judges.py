@@ -25,8 +25,7 @@ from data_engine.job import worker
 from data_engine.models.registry import ModelError
 from data_engine.pipeline.critic import UNFINISHED, Critic
 from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit, said_ids
-from data_engine.questions.conversation import Conversation
-from data_engine.questions.dataset import load_questions
+from data_engine.questions.dataset import Question, load_questions
 from data_engine.rewards.critic import template_in
 from data_engine.rewards.yesno import YesNoTemplate
 from data_engine.sampling.requests import Completion
@@ -71,16 +70,15 @@ class Written:
         return self._found
 
 
-def test_a_critics_number_is_read_behind_its_thought(thinker, monkeypatch):
+def test_a_critics_number_is_read_behind_its_thought(thinker):
     texts = {"I think of 3.\n</think>\n\nIt gets 8.": 8.0, "I think of 3": UNFINISHED,
              "It may be 5.\n</think>\n\nGood.": NO_NUMBER}  # fmt: skip
     tokenizer = thinker.chat._tokenizer
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     template = template_in('prompt: "{question} {answer}"\nnumber: "([0-9]+)"\nmax_new_tokens: 8', "template")
-    context = SimpleNamespace(model=thinker, config=SimpleNamespace(max_megapixels=64))
+    context = SimpleNamespace(model=thinker, config=SimpleNamespace(max_megapixels=64), decode=None)
     critic = Critic(context, template, Written(ids))
-    question = SimpleNamespace(idx="q", conversation=Conversation.of("What is it?", 0), missing=False)
-    monkeypatch.setattr(Critic, "_pictures", lambda critic, question: (question, []))
+    question = Question("q", "What is it?", None, None)
     answers = {"q": [{"idx": "q", "sample_index": n, "answer": f"A cat {n}."} for n in range(len(texts))]}
     written = critic._written(SimpleNamespace(questions=[question]), answers, {}, ([], []))
     rows = [critic._row(row, written, {}) for row in answers["q"]]
