@@ -190,13 +190,14 @@ def test_rows_that_the_family_does_not_take_are_refused_before_a_model_is_loaded
     )
 
 
-def chats(path: Path, turns: list[int], question: str = SHORT) -> str:
-    """A dataset of conversations with so many turns before the last question."""
+def chats(path: Path, turns: list[int], question: str = SHORT, picture: bytes = WHOLE) -> str:
+    """A dataset of conversations with so many turns before the last question; `picture` is that of the last one."""
     earlier = [{"role": "user", "content": SHORT}, {"role": "assistant", "content": "A dog."}]
     pq.write_table(
         pa.Table.from_pylist([
             {"idx": number, "messages": [*earlier * before, {"role": "user", "content": question}],
-             "image": {"bytes": WHOLE, "path": "a.png"}} for number, before in enumerate(turns)
+             "image": {"bytes": picture if number == len(turns) - 1 else WHOLE, "path": "a.png"}}
+            for number, before in enumerate(turns)
         ]), path,
     )  # fmt: skip
     return str(path)
@@ -211,6 +212,13 @@ def test_where_some_rows_are_not_taken_they_are_counted(asking, tmp_path, capsys
         "3 of the first 5 rows that can be read would be left out for the instruct model; most often: the family llava "
         f"{ONE_IMAGE} earlier turns"
     )
+
+
+def test_where_some_rows_are_left_out_for_another_reason_a_run_is_not_refused_and_nor_is_this(asking, tmp_path, capsys):
+    found = told(capsys, *asking(SHORT, dataset_path=chats(tmp_path / "turns.parquet", [1, 1, 0], picture=b"none")))
+    assert found["problems"] == []
+    [warning] = [one for one in found["warnings"] if "would be left out" in one]
+    assert warning.startswith("2 of the first 2 rows that can be read would be left out for the instruct model")
 
 
 def test_rows_that_are_not_taken_hide_none_that_are_too_long(asking, tmp_path, capsys):

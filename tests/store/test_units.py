@@ -227,6 +227,23 @@ def test_a_footer_with_any_byte_of_its_facts_changed_is_believed_in_nothing(tmp_
             units.read_unit_facts(tmp_path, "sampled_answer", 0)
 
 
+def test_answers_left_out_alone_come_behind_rows_and_none_of_a_row_that_another_stage_left_out(tmp_path):
+    table = pa.table({"idx": ["a", "b", "c"]})
+    alone = [("a", 3, "too long"), ("b", 0, "too long"), ("c", 1, "too long")]
+    first = UnitResult(table, [("d", "broken")], answers_left_out=alone)
+    second = UnitResult(table, [("b", "not finite")], answers_left_out=[("a", 3, "longer"), ("a", 4, "longer")])
+    for stage, result in (("instruct_logps", first), ("reward_logps", second)):
+        units.publish_result(tmp_path, stage, 0, result, {"bound": {}})
+    common = {"missing": False, "unit": 0}
+    assert list(units.left_out(tmp_path)) == [
+        {"idx": "d", "stage": "instruct_logps", "reason": "broken", **common},
+        {"idx": "b", "stage": "reward_logps", "reason": "not finite", **common},
+        {"idx": "a", "sample_index": 3, "stage": "instruct_logps", "reason": "too long", **common},
+        {"idx": "c", "sample_index": 1, "stage": "instruct_logps", "reason": "too long", **common},
+        {"idx": "a", "sample_index": 4, "stage": "reward_logps", "reason": "longer", **common},
+    ]
+
+
 def test_rows_left_out_are_in_the_file_of_their_unit(tmp_path):
     """One file and one seal: no kill can leave one without the other."""
     result = UnitResult(pa.table({"idx": ["a"]}), [("b", "broken")], [("c", "not there")])

@@ -157,7 +157,7 @@ class AnswerRunner:
 
     @property
     def wants_more(self) -> bool:
-        return not self._has_to_launch and (self._goes_on or not self._launched)
+        return not self._has_to_launch
 
     def submit(self, work: UnitWork) -> None:
         """One at a time, where `wants_more`."""
