@@ -206,8 +206,7 @@ class AnswerRunner:
         """Launch a pass, or end a unit that has no other one."""
         if self._begun is None:
             unit, self._next = self._next, None
-            tokens = lambda one: one.work.tokens if one.work else 0  # noqa: E731
-            self._begun = unit, in_groups(_usable(unit.prepared, unit.found), tokens, self._most_tokens)
+            self._begun = unit, in_groups(_usable(unit.prepared, unit.found), _tokens, self._most_tokens)
         unit, passes = self._begun
         error = None
         try:
@@ -288,6 +287,10 @@ def _usable(prepared: Iterable[Prepared], left_out: Computed) -> Iterator[Prepar
         else:
             left_out.answers_left_out += one.left_out
             yield one
+
+
+def _tokens(one: Prepared) -> int:
+    return one.work.tokens if one.work else 0
 
 
 def _not_finite(scorer: Scorer, rows: list[dict], result: list[Tensor]) -> str | None:
