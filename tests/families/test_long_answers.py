@@ -16,7 +16,7 @@ from data_engine.config import RunConfig
 from data_engine.job import worker
 from data_engine.models.auto.model import Auto
 from data_engine.pipeline import score
-from data_engine.scoring import self_check
+from data_engine.scoring import logprobs, self_check
 
 LENGTH = 8192
 
@@ -46,7 +46,12 @@ def start(folder, monkeypatch, **more):
 def test_answers_of_8192_tokens_are_drawn_and_scored(tmp_path, monkeypatch, plain):
     if plain:
         monkeypatch.setattr(Auto, "find_layers", lambda model: setattr(model, "why_plain", "it is told so"))
-    passes, checked = [], []
+    passes, checked, together = [], [], []
+    run_packed = logprobs._run_packed
+    monkeypatch.setattr(
+        logprobs, "_run_packed", lambda model, asked: together.extend(list(map(len, rows)) for _, rows in asked)
+        or run_packed(model, asked),
+    )  # fmt: skip
     score_pass = score.score_pass
     monkeypatch.setattr(
         score, "score_pass", lambda model, asked: passes.append([len(one.answers) for one in asked])
@@ -60,8 +65,10 @@ def test_answers_of_8192_tokens_are_drawn_and_scored(tmp_path, monkeypatch, plai
     pair, sampled, scored = start(tmp_path, monkeypatch)
     assert [(len(row["token_ids"]), row["finish_reason"]) for row in sampled] == [(LENGTH, "length")] * 2
     assert [len(row["token_logps"]) for row in scored] == [LENGTH] * 2
-    # One answer a pass of each of the two models: two together are more than a pass takes.
-    assert passes == [[1]] * 4
+    # One pass of each of the two models, in which both answers run at a time: 16,382 tokens are not too many yet.
+    assert passes == [[2]] * 2
+    # Beside those by which the path is decided on.
+    assert [rows for rows in together if LENGTH - 1 in rows] == ([] if plain else [[LENGTH - 1] * 2] * 2)
     assert plain or max(checked) == 1024
     # Each token against the stock model's forward of the first answer.
     stock = Stock(pair.instruct, pair.checkpoint.processor)

@@ -50,8 +50,8 @@ def launched(monkeypatch, device) -> Counter:
 def as_on_a_gpu(monkeypatch, device) -> None:
     """In the interpreter: models are loaded and kernels chosen as on CUDA."""
     # What they are held against is the formula, on a CPU.
-    assert len(fused._known_modules()) == 5
-    assert len(fused._known_rotary()) == 3
+    assert fused._known_modules()
+    assert fused._known_rotary()
     if device.type == "cpu":
         monkeypatch.setattr(cpu_linear, "pack_linears", lambda decoder, once: None)
         monkeypatch.setattr(merged_linear, "merges_linears", lambda device, split: not split)
