@@ -13,7 +13,6 @@ QUICK = ("internvl", "qwen2_5_vl", "qwen3_5")
 # Norms, MLPs and attention modules whose code is their own, and stays.
 LEFT = {
     # MLPs that cut what they make.
-    "gemma3n": {"Gemma3nTextMLP"},
     "step3p7": {"Step3p7MLP"},
     # All of its own, and rotary embedding by complex numbers.
     "llama4": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},

@@ -16,6 +16,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from data_engine.models import load_model
+from data_engine.models.layers.fused import fuse_operations
 from data_engine.pipeline.asked import asked as conversation_of
 from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.sampling.draw import SamplingParams
@@ -30,7 +31,6 @@ BY_INDEX = {aten.index, aten.index_put, aten.index_put_}
 NOT_BY_KERNELS = {"kimi_k25", "mllama", "llama4", "llama4_beyond"}
 # Their steps are not captured.
 READING = {
-    "gemma3n": "torch.distributions checks how sparse the activations of a layer are to be",
     "step3p7": "experts run in a loop over those that are chosen",
 }
 CAPTURED = [name for name in FAMILIES if name not in NOT_BY_KERNELS and name not in READING]
@@ -100,6 +100,7 @@ def steps(monkeypatch) -> list[Reads]:
 def sample(model, steps: list[Reads]) -> None:
     """Two answers to each of two questions, by the steps of a GPU."""
     assert not any(kind.why_no_kernel(model.max_positions) for kind in model.layers)
+    fuse_operations(model.decoder)
     settings = SampleSettings(K, 0, PARAMS, crop=False, max_megapixels=64)
     given = [conversation_of(one.images(), one.question, 64, "apply") for one in (ASKED["wide"], ASKED["high"])]
     requests = [request_for(model, *one, idx, settings) for idx, one in enumerate(given)]

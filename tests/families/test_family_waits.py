@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from data_engine.models import load_model
 from data_engine.models.auto import mirrored, own_forward, packed_tower, processed
+from data_engine.models.layers.fused import fuse_operations
 
 # What the host waits for there still: numbers that it does not know.
 LEFT = {
@@ -23,7 +24,6 @@ LEFT = {
     "idefics3": "the same",
     "smolvlm": "the same",
     "gemma4": "weights of patches say which are padding",
-    "gemma3n": "layers of its decoder send how sparse their activations are to be, and torch.distributions checks it",
     "step3p7": "experts run in a loop over those that are chosen",
 }
 WHOLE = [name for name, family in FAMILIES.items() if family.fast and name not in LEFT]
@@ -55,6 +55,7 @@ class NoLists(TorchFunctionMode):
 @contextlib.contextmanager
 def on_meta(model, monkeypatch) -> Iterator[None]:
     """The model on tensors without values, of which the host can read none; what it sends goes by `sent` alone."""
+    fuse_operations(model.decoder)
     model._model.to(META)
     model.device = META
     # As where it is loaded there: on a CPU, its parts did not show all that they send.

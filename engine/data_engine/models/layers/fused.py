@@ -65,12 +65,17 @@ def _fused(module: nn.Module) -> Callable | None:
     if not isinstance(kind.forward, FunctionType) or "forward" in vars(module):
         return None
     for known, forward in _known_modules():
-        methods = ("forward", "_norm") if hasattr(known, "_norm") else ("forward",)
-        if all(same_code(getattr(kind, name, None), getattr(known, name)) for name in methods):
+        if all(same_code(getattr(kind, name, None), getattr(known, name)) for name in _methods(known)):
             name, taken = ACTIVATIONS.get(forward, (None, ()))
             return forward if name is None or activation_of(module, name) in taken else None
     forward = without_former_names(kind.forward)
     return _attention(forward) if ROTARY in forward.__code__.co_names else None
+
+
+def _methods(kind: type[nn.Module]) -> list[str]:
+    """What its forward is made of: itself, and methods of the class that it calls."""
+    called = without_former_names(kind.forward).__code__.co_names
+    return ["forward", *(name for name in called if isinstance(vars(kind).get(name), FunctionType))]
 
 
 @functools.cache
@@ -80,9 +85,6 @@ def _known_modules() -> list[tuple[type[nn.Module], Callable]]:
     Only those for which it does so here, to the last bit on a CPU: transformers may change its code, and with it what
     code is the same as that.
     """
-    from transformers import LlamaConfig
-
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 1, "num_key_value_heads": 1}
     drawn, found = torch.Generator().manual_seed(0), []
     for (model, name), forward in KNOWN.items():
         kind = _of_transformers(model, name)
@@ -90,13 +92,24 @@ def _known_modules() -> list[tuple[type[nn.Module], Callable]]:
             continue
         # Modules draw weights when they are made. To seed that generator would seed those of all devices.
         with torch.random.fork_rng(devices=[]):
-            module = kind(8 if "Norm" in name else LlamaConfig(**sizes, block_auto_adjust_ff_dim=False))
+            module = kind(8) if "Norm" in name else kind(*_sizes(model))
         for weight in module.parameters():
             nn.init.normal_(weight, generator=drawn)
         given = torch.randn(kind.forward.__code__.co_argcount - 1, 3, 8, generator=drawn)
         if torch.equal(module(*given), forward(module, *given)):
             found.append((kind, forward))
     return found
+
+
+def _sizes(model: str) -> tuple[object, ...]:
+    """What an MLP of a model is made of: a configuration, and the number of a layer where that has sizes by layer."""
+    from transformers import Gemma3nTextConfig, LlamaConfig
+
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    if model == "gemma3n":
+        by_layer = {"num_hidden_layers": 1, "intermediate_size": [12], "activation_sparsity_pattern": [0.75]}
+        return Gemma3nTextConfig(hidden_size=8, **heads, **by_layer), 0
+    return (LlamaConfig(hidden_size=8, intermediate_size=12, **heads, block_auto_adjust_ff_dim=False),)
 
 
 def _of_transformers(model: str, name: str) -> Any:
@@ -145,6 +158,25 @@ def _numbered_mlp(self: nn.Module, x: Tensor) -> Tensor:
     return self.w2(act_and_mul(self.w1(x), self.w3(x), "silu"))
 
 
+def _sparse_mlp(self: nn.Module, hidden_states: Tensor) -> Tensor:
+    """Gemma 3n's, which sets all but the largest gates to zero.
+
+    How many follows from a number of the host's, which its own code sends in each step: no graph could hold that.
+    """
+    gate = self.gate_proj(hidden_states)
+    if self.activation_sparsity > 0:
+        deviations = _deviations(self.activation_sparsity, gate.dtype)
+        spread = torch.std(gate, dim=-1, keepdim=True, unbiased=False)
+        gate = nn.functional.relu(gate - (torch.mean(gate, dim=-1, keepdim=True) + spread * deviations))
+    return self.down_proj(act_and_mul(gate, self.up_proj(hidden_states), activation_of(self, "act_fn")))
+
+
+@functools.cache
+def _deviations(share: float, dtype: torch.dtype) -> float:
+    """Standard deviations above the mean below which that share of a normal distribution lies."""
+    return torch.distributions.Normal(0, 1).icdf(torch.tensor(share)).to(dtype).item()
+
+
 # What stands for the code of a class of transformers, by its model and name.
 KNOWN: dict[tuple[str, str], Callable] = {
     ("llama", "LlamaRMSNorm"): _norm,
@@ -155,10 +187,12 @@ KNOWN: dict[tuple[str, str], Callable] = {
     ("llama", "LlamaMLP"): _mlp,
     ("phi3", "Phi3MLP"): _merged_mlp,
     ("lfm2", "Lfm2MLP"): _numbered_mlp,
+    ("gemma3n", "Gemma3nTextMLP"): _sparse_mlp,
 }
 # What the code that each stands for calls its activation, and which of them it may be.
 ACTIVATIONS: dict[Callable, tuple[str, tuple[Activation, ...]]] = {
     _mlp: ("act_fn", ("silu", "gelu_tanh")),
+    _sparse_mlp: ("act_fn", ("silu", "gelu_tanh")),
     _merged_mlp: ("activation_fn", ("silu", "gelu_tanh")),
     _gated_norm: ("activation", ("silu",)),
 }
