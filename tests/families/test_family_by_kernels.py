@@ -53,9 +53,9 @@ def plain(checkpoints):
     return lambda name: numbers(load_model("auto", str(checkpoints(name).folder), device="cpu", dtype="float32"))
 
 
-# Biases and grouped heads; rotary embedding of neighbours in fp32, and centred norms. `make test-families` has no GPU;
-# on one, all families run in tests/families.
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "aya_vision"])
+# Biases and grouped heads; rotary embedding of neighbours in fp32, and centred norms; image states. `make
+# test-families` has no GPU; on one, all families run in tests/families.
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "aya_vision", "mllama"])
 def test_answers_and_their_log_probs_are_those_of_plain_torch(name, plain, request, checkpoints, monkeypatch):
     expected, wanted = plain(name)
     device, launched = request.getfixturevalue("device"), []

@@ -17,7 +17,6 @@ WHY_NOT = {
     "kimi_k25": "has keys of width",
     "llama4": "has a mask that is neither causal nor a sliding window",
     "llama4_beyond": "has a mask that is neither causal nor a sliding window",
-    "mllama": "looks at image states",
 }
 
 

@@ -22,6 +22,8 @@ from data_engine.sampling.native.paged_attention import FusedRows
 # Rows out of order and ragged: of each its slot, and its tokens with the new one; of each slot its prefix's.
 SLOTS, LENGTHS, PREFIXES = [2, 0, 2, 1, 0, 2], [300, 1, 7, 7, 8, 2], [5, 70, 31]
 HEADS = 6
+# What models add to the score of a key that is not seen.
+LEAST = torch.finfo(torch.float32).min
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0, 3.0, -4.0])
 
 
@@ -173,7 +175,7 @@ def test_the_kernels_refuse_what_they_do_not_know():
             layout.attend(step.call(options, 0))
     cross = FusedRows(in_pool(model_of(LayerKind(2, 16, 16, cross=True)), len(SLOTS), 3, 320, 15), len(SLOTS))
     with pytest.raises(DoesNotFit, match="kernels do not know what layer 0 does"):
-        cross.attend(step.call(Options(), 0))
+        cross.attend(step.call(Options(sinks=SINKS), 0))
     # No sequence gets longer than the model's 1,000 positions.
     with pytest.raises(DoesNotFit):
         layout.attend(step.call(chunks(999), 0))
@@ -193,7 +195,9 @@ def test_the_kernels_refuse_what_they_do_not_know():
         (replace(USUAL, value_width=8), False),
         (LayerKind(2, 512, 512), True),
         (LayerKind(2, 520, 520), False),
-        (replace(USUAL, cross=True), False),
+        (replace(USUAL, cross=True), True),
+        (replace(USUAL, cross=True, weighs=True), False),
+        (replace(USUAL, cross=True, sinks=True), False),
     ],
 )
 def test_the_kernels_are_taken_where_they_know_each_layer(monkeypatch, kind, known):
@@ -214,19 +218,27 @@ def test_a_layer_that_looks_at_image_states_keeps_nothing_of_an_answer(options):
     """Of slot 0 two states of 5 are hidden; slot 1 has another number of them than slot 2."""
     kind = LayerKind(2, 16, 16, cross=True)
     step = Step.of(model_of(USUAL, kind), 0)
-    hidden = torch.tensor([[0.0, -torch.inf, 0.0, 0.0, -torch.inf]])
+    hidden = torch.tensor([[0.0, -torch.inf, 0.0, 0.0, LEAST]])
     states = [noted(2, 5, 16, cross=True, bias=hidden), noted(2, 3, 16, cross=True), noted(2, 9, 16, cross=True)]
+    paged = in_pages_of(model_of(USUAL, kind), step.caches, 0)
     for slot, state in enumerate(states):
-        step.caches.store(slot, prefix_of(PREFIXES[slot], {0: noted(2, PREFIXES[slot], 16), 1: state}))
+        prefix = prefix_of(PREFIXES[slot], {0: noted(2, PREFIXES[slot], 16), 1: state})
+        step.caches.store(slot, prefix)
+        paged.store(slot, prefix, [1])
     assert [len(buffers[1]) for buffers in (step.caches.kept.suffix_keys, step.caches.kept.prefix_values)] == [0, 0]
     # The keys that such a layer hands over are those of image states, of whichever question.
     call = options.call(step.query, *(part[None] for part in states[1][:2]), 1)
-    found = step.layout().attend(call)
+    wanted = []
     for row, slot in enumerate(SLOTS):
         seen = [0, 2, 3] if slot == 0 else list(range(states[slot].keys.shape[1]))
         keys, values = (part[:, seen] for part in states[slot][:2])
-        wanted = one_token(step.query[row, :, 0], keys, values, options).float()
-        torch.testing.assert_close(found[row, :, 0], wanted, rtol=1e-5, atol=1e-5)
+        wanted.append(one_token(step.query[row, :, 0], keys, values, options).float())
+    found = step.layout().attend(call)
+    torch.testing.assert_close(found[:, :, 0], torch.stack(wanted), rtol=1e-5, atol=1e-5)
+    if options.sinks is None:
+        layout, before = FusedRows(paged, 3), [pool.clone() for pool in paged.kept.suffixes()]
+        torch.testing.assert_close(layout.attend(call)[:, :, 0], torch.stack(wanted), rtol=1e-5, atol=1e-5)
+        assert all(map(torch.equal, paged.kept.suffixes(), before))
 
 
 def test_layers_that_share_keys_have_one_buffer():

@@ -37,11 +37,11 @@ def settings_on(device: str, *kinds: LayerKind) -> BackendSettings:
         (replace(USUAL, sinks=True), "layer 1 has attention sinks"),
         (replace(USUAL, value_width=8), "layer 1 has keys of width 16 and values of width 8"),
         (LayerKind(2, 520, 520), "layer 1 has heads of width 520, and 512 is the most"),
-        (replace(USUAL, cross=True), "layer 1 looks at image states"),
+        (replace(USUAL, cross=True, weighs=True), "layer 1 adds numbers of its own to the scores of image states"),
     ],
 )
 def test_the_first_layer_that_the_kernels_do_not_know_is_told(kind, why, caplog):
-    settings = settings_on("cuda", kind, replace(USUAL, cross=True))
+    settings = settings_on("cuda", kind, replace(USUAL, sinks=True))
     assert backend.make(settings)._decoder.samples_per_prompt is None
     assert [record.message for record in caplog.records] == [f"{SLOW}, many times slower than by the kernels: {why}"]
     with pytest.raises(
@@ -61,9 +61,9 @@ def test_without_triton_that_is_told(monkeypatch, caplog):
 def test_nothing_is_told_where_the_kernels_draw_nor_of_a_split_model_nor_on_a_cpu(monkeypatch, caplog):
     backend.make(replace(settings_on("cuda"), require_fast=True))
     # Its calls are agreed on one by one, whatever its layers are.
-    backend.make(replace(settings_on("cuda", replace(USUAL, cross=True)), require_fast=True, split=True))
+    backend.make(replace(settings_on("cuda", replace(USUAL, sinks=True)), require_fast=True, split=True))
     monkeypatch.setattr(backend, "use_triton", lambda weight: False)
-    backend.make(replace(settings_on("cpu", replace(USUAL, cross=True)), require_fast=True))
+    backend.make(replace(settings_on("cpu", replace(USUAL, sinks=True)), require_fast=True))
     assert caplog.records == []
 
 

@@ -122,8 +122,8 @@ def _sampling_engine(subject: Subject, asked_rows: int | None, found: Mapping[st
     """The sampling engine, with as many rows as asked for or as the budgets say."""
     k, model = subject.sizes.k, subject.engine
     if uses_kernels(model):
-        rows = asked_rows or found["decode_rows"]
-        return SamplingEngine(model, rows, rows, k, found["decode_pages"])
+        rows, slots = (asked_rows, asked_rows) if asked_rows else (found["decode_rows"], found["decode_slots"])
+        return SamplingEngine(model, rows, slots, k, found["decode_pages"])
     if asked_rows:
         return SamplingEngine(model, asked_rows, num_slots(asked_rows, k))
     sizes = found["decode_rows"], found["decode_slots"], found["decode_pages"]

@@ -73,7 +73,7 @@ def budgets(memory: int, needs: Needs, device_type: str, k: int, max_new_tokens:
         pages = int(kept - rows * states) // max(page, 1)
         # For one answer at least; at most for all rows at their longest, each behind a prompt of its own.
         pages = max(longest + prompt, min(pages, rows * (longest + prompt)))
-        # Image states lie in no pool: no more prompts are kept than were counted.
+        # Image states lie in a pool of their own, as large as prompts need: no more are kept than were counted.
         slots = math.ceil(alive * rows) if needs.prompt_state else rows
         found = {"decode_slots": slots, "decode_pages": pages}
     else:

@@ -13,6 +13,9 @@ from data_engine.models.layers.attention import NAME, DoesNotFit, Noted
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
 
+# A score with so much added is that of a key that is not seen: models add the least number of their dtype, or -inf.
+HIDES = -1e4
+
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:
     """The text decoder without a head."""
@@ -98,10 +101,21 @@ def difference(found: Tensor, expected: Tensor) -> float:
 def layer_kinds(noted: Mapping[int, Noted]) -> list[LayerKind]:
     """What each layer keeps, by what a prompt left in it; one that uses another's keys was handed the same tensors."""
     kinds, places = [], {}
+    first_bias = next((one.bias for one in noted.values() if one.cross), None)
     for number in range(len(noted)):
-        keys, values, cross, _ = noted[number]
+        keys, values, cross, bias = noted[number]
         # Not data_ptr: tensors on the meta device have none.
         place = tuple((part.untyped_storage()._cdata, part.storage_offset()) for part in (keys, values))
-        kinds.append(LayerKind(keys.shape[0], keys.shape[-1], values.shape[-1], cross, places.get(place)))
+        weighs = cross and not _only_hides(bias, first_bias)
+        kinds.append(
+            LayerKind(keys.shape[0], keys.shape[-1], values.shape[-1], cross, places.get(place), weighs=weighs)
+        )
         places.setdefault(place, number)
     return kinds
+
+
+def _only_hides(bias: Tensor | None, first: Tensor | None) -> bool:
+    """Whether it hides the image states that the first layer's does, and does nothing else."""
+    if bias is None or first is None:
+        return bias is first
+    return bool((((bias == 0) | (bias <= HIDES)) & (bias == first)).all())

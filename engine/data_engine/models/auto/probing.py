@@ -89,25 +89,28 @@ def layers_of(model: Probed, shown: Shown) -> Found:
         raise DoesNotFit("no layer of its decoder attends through transformers' attention interface")
     layers, kinds = dict(finding.layers), layer_kinds(finding.noted)
     head = fitted_head(model.head, end.hidden_D, logits_V, model.text_config)
-    # Layers for image states run behind a prompt with images alone, and never by the kernels.
-    if not any(kind.cross for kind in kinds):
-        kinds = list(_as_asked(model, layers, kinds, end))
+    crosses = {number: (one.keys[None], one.values[None]) for number, one in finding.noted.items() if one.cross}
+    kinds = list(_as_asked(model, layers, kinds, end, crosses))
     return Found(layers, tuple(kinds), end.cache_layers, head)
 
 
 def _as_asked(
-    model: Probed, layers: Mapping[nn.Module, int], kinds: Sequence[LayerKind], end: PromptEnd
+    model: Probed,
+    layers: Mapping[nn.Module, int],
+    kinds: Sequence[LayerKind],
+    end: PromptEnd,
+    crosses: dict[int, tuple[Tensor, Tensor]],
 ) -> Iterator[LayerKind]:
     """The layers with what a first token behind the prompt shows of them."""
     asking = Asking()
     one = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    cache = answer_cache(end.cache_layers, repeated(end.cache_layers, 1), {})
+    cache = answer_cache(end.cache_layers, repeated(end.cache_layers, 1), crosses)
     with attending(asking, layers):
         model.run_answers(one, one + end.next_position, cache)
     for number, kind in enumerate(kinds):
         call = asking.calls[number]
         call.require_known()
-        mask = call.seen(sys.maxsize)
+        mask = None if kind.cross else call.seen(sys.maxsize)
         yield replace(kind, sinks=call.sinks is not None, window=mask and mask.window,
                       slides=bool(mask and mask.sliding))  # fmt: skip
 

@@ -23,6 +23,8 @@ class LayerKind:
     """a token sees all before it in a sequence of up to so many; None: of any length"""
     slides: bool = False
     """in a longer one it sees the last `window` tokens, itself included; else the mask is of another kind"""
+    weighs: bool = False
+    """it adds numbers to the scores of image states that do more than to hide those hidden from all such layers"""
 
     @property
     def values_per_token(self) -> int:
@@ -32,8 +34,8 @@ class LayerKind:
 
     def why_no_kernel(self, longest: int) -> str | None:
         """What of it the kernels do not know, in sequences of up to so many tokens; None: they compute it."""
-        if self.cross:
-            return "looks at image states"
+        if self.weighs:
+            return "adds numbers of its own to the scores of image states"
         if self.sinks:
             return "has attention sinks"
         if self.key_width != self.value_width:

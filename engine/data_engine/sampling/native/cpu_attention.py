@@ -157,7 +157,7 @@ class EagerRows:
 
     def _image_states(self, layer: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """By lane, the keys and values that its prompt noted of image states, and what it does not see of them."""
-        noted = [self.caches.crosses[slot][layer] for slot, _, _ in self.lanes.lanes]
+        noted = [self.kept.crosses[slot][layer] for slot, _, _ in self.lanes.lanes]
         return [(one.keys, one.values, one.bias) for one in noted]
 
     def _lanes_attention(

@@ -58,6 +58,11 @@ def own_layers(kinds: Sequence[LayerKind], prefix: Prefix) -> list[tuple[int, No
     ]
 
 
+def crosses(prefix: Prefix) -> dict[int, Noted]:
+    """What a prompt noted of image states, by layer."""
+    return {layer: noted for layer, noted in prefix.layers.items() if noted.cross}
+
+
 def each_once(*caches: Sequence[Tensor]) -> list[Tensor]:
     """The buffers of all layers that have one."""
     return list({id(cache): cache for layers in caches for cache in layers if len(cache)}.values())
@@ -71,6 +76,12 @@ class Kept(Protocol):
 
     def store(self, slot: int, prefix: Prefix, pages: Sequence[int]) -> bool:
         """Keep those of a prompt, in these pages where there are any; True if a step reads other addresses now."""
+
+    def forget(self, slot: int) -> None:
+        """Free the image states of a prompt that no row reads."""
+
+    def image_states(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """By layer, keys and values [1, G, S, D] of those of some prompt."""
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` becomes row `target`, its first `length` suffix tokens with it."""
@@ -87,6 +98,8 @@ class SlotBuffers:
         self.suffix_tokens, self.prefix_tokens = suffix_tokens, 0
         self.suffix_keys, self.suffix_values = buffers(model, num_rows, suffix_tokens)
         self.prefix_keys, self.prefix_values = buffers(model, num_slots, 0)
+        self.crosses: list[dict[int, Noted]] = [{} for _ in range(num_slots)]
+        """of each slot, by layer, what was noted of image states"""
 
     def reserve(self, prefix_tokens: int) -> bool:
         """Make room for prefixes of this length; True if the buffers had to move."""
@@ -107,10 +120,18 @@ class SlotBuffers:
 
     def store(self, slot: int, prefix: Prefix, pages: Sequence[int]) -> bool:
         moved, length = self.reserve(prefix.length), prefix.length
+        self.crosses[slot] = crosses(prefix)
         for layer, noted in own_layers(self._kinds, prefix):
             self.prefix_keys[layer][slot, :, :length] = noted.keys
             self.prefix_values[layer][slot, :, :length] = noted.values
         return moved
+
+    def forget(self, slot: int) -> None:
+        self.crosses[slot] = {}
+
+    def image_states(self) -> dict[int, tuple[Tensor, Tensor]]:
+        some = next((noted for noted in self.crosses if noted), {})
+        return {layer: (noted.keys[None], noted.values[None]) for layer, noted in some.items()}
 
     def move(self, source: int, target: int, length: int) -> None:
         for cache in self.suffixes():
@@ -131,8 +152,7 @@ class KVCache:
         # Where an answer goes on: not the prefix's length where an image takes fewer positions than tokens.
         self.next_positions_Q = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.first_logits_QV = torch.zeros(num_slots, len(model.head.weight), device=device)
-        # Of each slot, by layer, what was noted of image states; and transformers' cache layers with their states.
-        self.crosses: list[dict[int, Noted]] = [{} for _ in range(num_slots)]
+        # Of each slot, transformers' cache layers with their states.
         self.prompt_states: list[Sequence[object]] = [()] * num_slots
         recurrent = any(is_recurrent(layer) for layer in model.cache_layers)
         self.states = RowStates(model.cache_layers, num_rows) if recurrent else None
@@ -143,7 +163,6 @@ class KVCache:
 
     def store(self, slot: int, prefix: Prefix, pages: Sequence[int] = ()) -> bool:
         """Keep what a prompt left behind; True if a step reads other addresses now."""
-        self.crosses[slot] = {layer: noted for layer, noted in prefix.layers.items() if noted.cross}
         self.prompt_states[slot] = prefix.end.cache_layers if self.states else ()
         # Not `[slot] = length`: a number that is written to one place, or to some, makes the host wait for a GPU.
         self.prefix_lengths_Q[slot].fill_(prefix.length)
@@ -152,7 +171,8 @@ class KVCache:
 
     def forget(self, slot: int) -> None:
         """Free what a prompt left that no row reads, as far as it has no place of its own: that stays with the slot."""
-        self.crosses[slot], self.prompt_states[slot] = {}, ()
+        self.kept.forget(slot)
+        self.prompt_states[slot] = ()
 
     def start(self, rows: Sequence[int], slots: Sequence[int]) -> None:
         """Give rows that begin the recurrent states of their prompts."""
@@ -164,10 +184,8 @@ class KVCache:
 
     def answer_cache(self, num_rows: int, like: Sequence[object]) -> Cache:
         """What the decoder is handed for a step of the first rows; `like`: the model's cache_layers."""
-        # Which of them a layer is handed does not matter: the layout has those of each row.
-        crosses = next((noted for noted in self.crosses if noted), {})
-        crosses = {layer: (noted.keys[None], noted.values[None]) for layer, noted in crosses.items()}
-        return answer_cache(like, self.states.first(num_rows) if self.states else (), crosses)
+        # Which image states a layer is handed does not matter: the layout has those of each row.
+        return answer_cache(like, self.states.first(num_rows) if self.states else (), self.kept.image_states())
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` becomes row `target`, its first `length` suffix tokens with it."""

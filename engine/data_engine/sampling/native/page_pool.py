@@ -16,7 +16,8 @@ from torch import Tensor
 from data_engine.models.base import VisionLanguageModel, sent
 from data_engine.models.layers.prefix import Prefix
 from data_engine.sampling.native import page_allocator as pages
-from data_engine.sampling.native.kv_cache import buffers, each_once, own_layers
+from data_engine.sampling.native.image_states import ImageStates
+from data_engine.sampling.native.kv_cache import buffers, crosses, each_once, own_layers
 
 # Prompts of so many tokens have room in the table from the start. A step's scratch grows with it: kernels/README.md.
 FIRST_ROOM = 4096
@@ -34,6 +35,8 @@ class PagePool:
         """tokens that a sequence, prefix and suffix, may ever have"""
         self.suffix_tokens, self.page_tokens, self.num_pages = suffix_tokens, pages.PAGE, 1 + num_pages
         self.keys, self.values = buffers(model, self.num_pages, self.page_tokens)
+        has_crosses = any(kind.cross for kind in model.layers)
+        self.of_images = ImageStates(model, num_slots) if has_crosses else None
         # Of each row and of each slot: its pages in order.
         self.pages_RC = torch.zeros(num_rows, pages.pages_of(suffix_tokens), dtype=torch.long, device=model.device)
         room = pages.pages_of(min(self.most, FIRST_ROOM))
@@ -55,7 +58,16 @@ class PagePool:
                 pool.index_copy_(0, which[:whole], in_pages.transpose(0, 1))
                 if rest:
                     pool[its_pages[-1], :, :rest] = numbers[:, -rest:]
+        if self.of_images:
+            moved |= self.of_images.store(slot, crosses(prefix))
         return moved
+
+    def forget(self, slot: int) -> None:
+        if self.of_images:
+            self.of_images.forget(slot)
+
+    def image_states(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return self.of_images.some() if self.of_images else {}
 
     def _make_room(self, its_pages: int) -> bool:
         """Widen the table of prefixes; True if it moved. The pool stays."""

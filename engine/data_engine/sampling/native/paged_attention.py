@@ -36,6 +36,7 @@ class FusedRows:
         members = members_of(slots, caches.num_slots, most)
         tables = pool.pages_RC, pool.prefix_pages_QB
         self.index = RowIndex(slots, lengths, caches.prefix_lengths_Q, members, *tables)
+        self._image_index = pool.of_images.index(slots, members) if pool.of_images else None
         # Where each row's new token goes.
         newest = (lengths - 1).clamp(min=0)
         self.page = pool.pages_RC.gather(1, newest[:, None] // pool.page_tokens)[:, 0].masked_fill(idle, 0)
@@ -43,17 +44,20 @@ class FusedRows:
 
     def attend(self, call: LayerCall) -> Tensor:
         layer, special = call.layer, self._special(call)
-        keys, values = self.pool.keys[layer], self.pool.values[layer]
-        keys[self.page, :, self.place] = call.key[:, :, 0]
-        values[self.page, :, self.place] = call.value[:, :, 0]
-        out = grouped_decode_attention(call.query[:, :, 0], LayerCaches(keys, values), self.index, call.scale, special)
-        return out[:, :, None]
+        if self._kinds[layer].cross:
+            caches, index = self.pool.of_images.layers[layer], self._image_index
+        else:
+            caches, index = LayerCaches(self.pool.keys[layer], self.pool.values[layer]), self.index
+            caches.keys[self.page, :, self.place] = call.key[:, :, 0]
+            caches.values[self.page, :, self.place] = call.value[:, :, 0]
+        return grouped_decode_attention(call.query[:, :, 0], caches, index, call.scale, special)[:, :, None]
 
     def _special(self, call: LayerCall) -> Special:
         """What of the layer the kernels are told. Raises DoesNotFit for what they do not know."""
-        # By the longest sequence that there may ever be: what there were so far depends on the rank.
-        seen = call.seen(self.pool.most)
-        plain = call.sinks is None and call.key.shape[-1] == call.value.shape[-1] and not self._kinds[call.layer].cross
+        # By the longest sequence that there may ever be: what there were so far depends on the rank. Which image states
+        # are seen, the prompt told.
+        seen = None if self._kinds[call.layer].cross else call.seen(self.pool.most)
+        plain = call.sinks is None and call.key.shape[-1] == call.value.shape[-1]
         if not plain or (seen and not seen.sliding):
             raise DoesNotFit(f"the kernels do not know what layer {call.layer} does")
         return Special(seen and seen.sliding, call.scores.softcap)
