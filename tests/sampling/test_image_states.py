@@ -72,7 +72,7 @@ def test_a_prompt_whose_states_are_not_finite_leaves_nothing_to_rows_of_another(
     bad, good = states(PAGE), states(7)
     bad.keys.fill_(torch.nan)
     bad.values.fill_(torch.nan)
-    caches.store(0, prefix_of(3, {0: noted(2, 3, 16), 1: bad}), [1])
+    assert caches.store(0, prefix_of(3, {0: noted(2, 3, 16), 1: bad}), [1]), "a captured step reads other addresses"
     caches.forget(0)
     for slot in (0, 1):
         caches.store(slot, prefix_of(3, {0: noted(2, 3, 16), 1: good}), [1 + slot])
