@@ -5,7 +5,11 @@ from asked import ASKED
 
 from data_engine.models.auto.sizes import cache_sizes
 from data_engine.models.layers.prefix import run_prefix
+from data_engine.pipeline.asked import asked as conversation_of
+from data_engine.pipeline.sample import SampleSettings, request_for
 from data_engine.questions.conversation import Conversation
+from data_engine.sampling.draw import SamplingParams
+from data_engine.sampling.native.scheduler import SamplingEngine
 
 pytestmark = pytest.mark.families
 
@@ -36,3 +40,17 @@ def test_nothing_that_is_kept_of_a_prompt_keeps_more_alive(prefix):
     kept = [tensor for noted in prefix.layers.values() for tensor in (noted.keys, noted.values)]
     for tensor in (*kept, cross.bias):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_questions_wait_for_a_place_for_their_image_states_and_get_the_same_answers(mllama):
+    """By the steps of a GPU: budgets leave fewer places for prompts than rows, since few fit."""
+    settings = SampleSettings(2, 0, SamplingParams(0.7, 50, 1.0, 1.0, 6), crop=False, max_megapixels=64)
+    asked = [ASKED[name] for name in ("wide", "high", "two images")]
+    given = [conversation_of(one.images(), one.question, 64, "apply") for one in asked]
+    requests = [request_for(mllama.model, *one, idx, settings) for idx, one in enumerate(given)]
+    drawn = [SamplingEngine(mllama.model, 4, slots, 2).sample(requests, settings.params) for slots in (1, 2, 4)]
+    assert len(drawn[0]) == len(asked) * 2
+    assert [[one.token_ids for one in each] for each in drawn[1:]] == [[one.token_ids for one in drawn[0]]] * 2
+    # One at a time, without anything beside it.
+    alone = [one for each in requests for one in SamplingEngine(mllama.model, 4, 4, 2).sample([each], settings.params)]
+    assert [one.token_ids for one in alone] == [one.token_ids for one in drawn[0]]
