@@ -67,6 +67,8 @@ def test_the_last_of_a_flag_that_is_given_twice_counts(told):
         ({"temprature": 1}, "unknown flag --temprature; did you mean --temperature?"),
         ({"round": 3}, "unknown flag --round; did you mean --rounds?"),
         ({"dataset_path": "part-{round}.parquet"}, 'dataset_path "part-2.parquet"'),
+        ({"image_root": "pictures-{round}"}, 'image_root "pictures-2" is not a folder'),
+        ({"reference_model_path": "./models/{round}"}, "model path './models/2' is neither a folder nor a hub id"),
     ],
 )
 def test_what_is_refused(told, changes, expected):

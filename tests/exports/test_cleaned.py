@@ -85,6 +85,7 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted_by_reason(world, tmp_
         pair(1, " \n", "bad"),
         pair(1, "good", ""),
         pair(2, "same", "same"),
+        pair(2, "same", " same\n"),
         # Equal once they are rewritten.
         pair(2, "</s>", "< /s>"),
         pair(3, "good", "bad"),
@@ -98,7 +99,7 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted_by_reason(world, tmp_
         ("q000", "good", "bad"), ("q003", "good", "bad"), ("q005", "good < /s>", "bad"), ("q005", "good", "bad")
     ]  # fmt: skip
     assert groups[1].question.question == "What is < /s>?"
-    assert cleaned.left_out == {EMPTY: 2, EQUAL: 2, UNREADABLE: 1}
+    assert cleaned.left_out == {EMPTY: 2, EQUAL: 3, UNREADABLE: 1}
     # Both pairs of a rewritten question would count, and q003 has one; of q005 one answer was rewritten.
     assert cleaned.rewritten == 2
     assert cleaned.without_source == {}

@@ -109,7 +109,9 @@ def test_what_was_rewritten_and_left_out_is_told_with_its_counts(tmp_path, capsy
         (["--output", "x" * 300], "cannot be used: File name too long"),
         (["--output", "/proc/out"], '"/proc/out" cannot be read or written: No such file or directory'),
         (["--output", "{work}/dataset/out"], "dataset\", which is the run's own; name another"),
-        (["--output", "{work}/exports/trl"], "exports/trl\", which is the run's own; name another"),
+        (["--output", "{work}/exports/trl"], "exports\", which is the run's own; name another"),
+        # The run swaps what stands there for its own.
+        (["--output", "{work}/exports"], "exports\", which is the run's own; name another"),
         (["--dataset_path", "{elsewhere}"], "is not the dataset that"),
         (["--dataset_path", "nowhere.parquet"], "where the dataset has moved, give --dataset_path"),
     ],

@@ -227,6 +227,15 @@ def test_the_best_answer_has_the_smallest_sum_of_places(places, best):
     assert found == {"p": 0, "r": 1} | ({} if best is None else {"q": best})
 
 
+def test_an_answer_that_has_none_to_rank_against_is_the_best_of_its_question():
+    """As where a model is so sure that it says the same each time."""
+    sure = answers((None, None), (None, None), (None, None))
+    for row, reason in zip(sure, ("alone", "duplicate", "duplicate"), strict=True):
+        row["not_ranked"] = reason
+    found = [(row["idx"], row["sample_index"]) for row in best_answers([*sure, *answers((2, 2), (1, 1), idx="r")])]
+    assert found == [("q", 0), ("r", 1)]
+
+
 @pytest.mark.parametrize("rank_by", [("sum", "avg"), ("avg",), ("implicit_min",)])
 def test_best_answers_of_less_than_the_least_reward_are_left_out_and_counted(tmp_path, rank_by):
     """By the first reward that ranks; as much as the least is enough."""

@@ -146,7 +146,8 @@ def test_an_answer_on_both_sides_is_used_on_neither():
 
 def test_equal_texts_count_once_with_the_rewards_of_the_lowest_sample_index():
     rows = answers((0, 0.0), (1, 0.1), (5, 0.5))
-    rows[2]["answer"] = "a"
+    # White space around a text is none of it; sampled answers have none.
+    rows[2]["answer"] = " a\n"
     assert names(build_pairs(rows[::-1], rank=1)) == [("b", "a")]
     ranked, reasons = split_ranked(rows)
     assert [row["sample_index"] for row in ranked] == [0, 1]

@@ -96,6 +96,9 @@ def test_flags_that_change_nothing_are_warned_of(work_dir, capsys):
     assert "beta" not in told
     assert pairs(work_dir, "--name", "x", "--strategy", "aligned", "--rank", 1, "--beta", 0.2) == 0
     assert "no effect" not in capsys.readouterr().err
+    # The run's --rank 2 is not what this command gave.
+    assert pairs(work_dir, "--name", "x", "--strategy", "best_worst") == 0
+    assert "no effect" not in capsys.readouterr().err
 
 
 def test_a_run_by_right_and_wrong_can_be_paired_otherwise_and_none_unsets_a_flag(tmp_path):
@@ -153,7 +156,7 @@ def test_where_no_pair_is_kept_the_exit_code_is_4(work_dir, capsys):
 
 def test_where_a_strategy_makes_no_pair_it_is_named(work_dir, capsys):
     assert pairs(work_dir, "--name", "none", "--strategy", "right_wrong", "--right", 1000) == 4
-    said = "answers ranked, and strategy right_wrong pairs no two of a question (--right, --rank, --distance)"
+    said = "answers ranked, and strategy right_wrong pairs no two of a question (--right, --rank, --distance"
     assert said in capsys.readouterr().err
 
 

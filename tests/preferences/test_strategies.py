@@ -111,10 +111,25 @@ def test_length_alpha_auto_is_below_0_where_chosen_answers_are_shorter_and_0_wit
     assert -0.3 <= balance.alpha(rule) <= -0.1
     assert balance.mean_difference(balance.alpha(rule), rule) == 0
     # Answers of 4 words' difference make no pair where they must differ by less.
-    assert balance.mean_difference(0.0, PairRule(pair_depth=1, max_word_gap=4)) == 0
+    assert balance.mean_difference(0.0, PairRule(pair_depth=1, max_word_gap=4)) is None
     same = LengthBalance(1)
     same.add([[0.0, 1.0]], [5, 5])
     assert same.alpha(rule) == LengthBalance(1).alpha(rule) == 0
+
+
+def test_length_alpha_auto_goes_no_further_than_there_are_pairs():
+    """Best by the reward and worst: 30 and 10 words; with an alpha above 0.018, 30 and 60, too far apart for a pair."""
+    balance, rule = LengthBalance(1), PairRule(strategy="best_worst", max_word_gap=25)
+    balance.add([[1.0, 0.0, 0.9]], [30, 10, 60])
+    assert balance.mean_difference(0.017, rule) == 20
+    assert balance.mean_difference(0.019, rule) is None
+    assert 0 <= balance.alpha(rule) < 0.018
+    # Another question evens the first one out from 0.01 on: 4 words against 8 of half the reward.
+    for _ in range(10):
+        balance.add([[0.04, 0.0]], [8, 4])
+    assert balance.mean_difference(0.009, rule) == pytest.approx(60 / 11)
+    assert balance.mean_difference(0.011, rule) == pytest.approx(-20 / 11)
+    assert balance.alpha(rule) == pytest.approx(0.01, abs=1e-6)
 
 
 def test_near_duplicates_are_those_whose_sets_of_ten_words_are_alike():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -111,6 +112,26 @@ def test_the_page_is_of_the_rounds_whose_pairs_are_made(looped):
     before = path.stat()
     page.write(loop, folder)
     assert path.stat() == before
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut off"])
+def test_a_round_whose_pairs_are_gone_or_damaged_is_left_off_the_page(looped, tmp_path, caplog, damage):
+    """The rounds behind it go on, and are told."""
+    run, path = looped[1], tmp_path / "index.html"
+    flags = {f"{role}_model_path": str(run.folder / role) for role in ("instruct", "reward")}
+    loop = RunConfig(**flags, dataset_path="q", work_dir="elsewhere")
+    for number in (2, 11):
+        shutil.copytree(run.work, Round(tmp_path, number).run)
+    pairs = Round(tmp_path, 2).run / "pairs/pairs.parquet"
+    if damage == "removed":
+        shutil.rmtree(pairs.parent)
+    else:
+        pairs.write_bytes(pairs.read_bytes()[:-20])
+    page.write(loop, tmp_path)
+    assert [row[0] for row in rows(path.read_text()) if len(row) == 8] == ["round", "11"]
+    assert [record.message.split(":")[0] for record in caplog.records] == (
+        ["round 2 is not on the page"] if damage == "cut off" else []
+    )
 
 
 def test_a_reward_by_which_no_round_ranks_has_its_course_and_that_is_said():

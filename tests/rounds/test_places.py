@@ -108,6 +108,16 @@ def test_a_loop_that_was_moved_or_is_named_by_another_path_goes_on(tmp_path):
         require_same(config_of(loop(tmp_path, **asked, instruct_model_path="models/other"), first), first)
 
 
+def test_a_dataset_that_is_named_by_another_path_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = Round(tmp_path / "loop", 1)
+    write_config(config_of(loop(tmp_path, dataset_path="q.parquet", image_root="pictures"), one), one)
+    elsewhere = {"dataset_path": str(tmp_path / "q.parquet"), "image_root": f"{tmp_path}/./pictures/"}
+    require_same(config_of(loop(tmp_path, **elsewhere), one), one)
+    with pytest.raises(UserError, match=r"dataset_path was 'q\.parquet', now 'other\.parquet'"):
+        require_same(config_of(loop(tmp_path, **elsewhere | {"dataset_path": "other.parquet"}), one), one)
+
+
 def test_braces_in_the_name_of_the_loops_folder_stay(tmp_path):
     folder = tmp_path / "{round} {model}"
     asked = loop(tmp_path, rewards="yesno", yesno_model_path="{model}", yesno_template="{model}/{round}.txt")

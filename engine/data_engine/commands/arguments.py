@@ -22,6 +22,7 @@ import yaml
 
 from data_engine.commands.examples import Parser, Whole
 from data_engine.commands.meant import meant_by
+from data_engine.commands.work_dir import given_path
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.flag_files import nearest_path
@@ -86,7 +87,7 @@ def read(argv: Sequence[str], command: str = "run") -> Draft:
         from_file = {}
     else:
         with problems.noting():
-            from_file = _read_yaml(Path(file), problems, meant)
+            from_file = _read_yaml(given_path("--config", file), problems, meant)
     # What a file that cannot be read has in it, nobody knows.
     values = (from_file or {}) | flags
     missing = [name for name in _needed(values) if values.get(name) is None and name not in meant]
@@ -241,7 +242,7 @@ def _read_value(text: str) -> object:
     """A flag's value, read as it would be in the YAML; text that is not YAML stays text, which RunConfig refuses."""
     try:
         value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     # An unset shell variable is not the null of YAML.
     return value if text.strip() else text
@@ -256,7 +257,7 @@ def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, ob
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f'config "{path}" cannot be read: {error.strerror}{nearest_path(path)}') from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f'config "{path}" is not YAML: {" ".join(str(error).split())}') from None
     values = {} if values is None else values
     if not isinstance(values, dict):

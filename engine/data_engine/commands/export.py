@@ -170,7 +170,7 @@ def _require_empty(output: Path) -> None:
 
 def _require_outside(output: Path, work_dir: Path) -> None:
     """Raise UserError for a folder in which the run itself writes: it removes what else is there, or reads it."""
-    own = [*stages.known(), "dataset", "pairs", "report", *(f"{FOLDER}/{name}" for name in EXPORTS)]
+    own = [*stages.known(), "dataset", "pairs", "report", FOLDER]
     # Not by Path.resolve, which raises where links lead in a circle.
     real = Path(os.path.realpath(output))
     inside = [name for name in own if real.is_relative_to(os.path.realpath(work_dir / name))]

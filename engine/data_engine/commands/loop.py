@@ -6,7 +6,7 @@ The rounds are in rounds/; here are the flags, and what is checked before the fi
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from data_engine.commands.examples import shown
 from data_engine.commands.work_dir import take_option, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
+from data_engine.models.registry import resolve
 from data_engine.planning.checks import check_writable
 from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.ranks import asked_machines
@@ -22,6 +23,7 @@ from data_engine.questions.dataset import open_for_run
 from data_engine.rounds.places import MODEL, ROUND, Round, config_of
 from data_engine.rounds.training import PLACES, check_command, require_program
 from data_engine.rounds.work import work
+from data_engine.stages import model_flags
 from data_engine.store import disk
 from data_engine.store.absent import is_file
 
@@ -111,13 +113,22 @@ def _last_of(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def _check_rounds(loop: RunConfig, num_rounds: int) -> None:
-    """The questions of later rounds must be there by now: a loop may come to them in days."""
+    """What later rounds alone read must be there by now: a loop may come to them in days."""
+    named = [name for name, value in asdict(loop).items() if name != "work_dir" and ROUND in str(value)]
     problems = Collected()
-    for number in range(2, num_rounds + 1):
+    for number in range(2, num_rounds + 1) if named else ():
         one = Round(Path(loop.work_dir), number)
-        if ROUND in loop.dataset_path and not one.is_done:
-            with problems.noting():
-                open_for_run(config_of(loop, one))
+        if one.is_done:
+            continue
+        config = config_of(loop, one)
+        # With the pictures, and the files of templates.
+        with problems.noting():
+            open_for_run(config)
+        for role in config.roles:
+            path, _, revision, _ = (getattr(config, flag) for flag in model_flags(role))
+            if f"{role}_model_path" in named:
+                with problems.noting():
+                    resolve(path, revision)
     problems.raise_any()
 
 

@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     of_own = of_pairing(run_file, told)
     run_stages = _stages(work_dir, run_file, of_own, config.rank_by)
     settings = Settings.of(config, run_stages)
-    output.warn(without_effect(config, run_stages))
+    # Others were given to the run, not here.
+    output.warn([told for flag, told in without_effect(config, run_stages).items() if flag in asked])
     require_units(work_dir, run_file["units"]["num_units"], run_stages)
     replaced = told_of(work_dir, name)
     with told_of_disk(work_dir):

@@ -139,7 +139,7 @@ class Cleaned:
             reason = UNREADABLE
         elif not all(text.strip() for text in texts.values()):
             reason = EMPTY
-        elif len(set(texts.values())) < len(columns):
+        elif len({text.strip() for text in texts.values()}) < len(columns):
             reason = EQUAL
         if reason is not None:
             self.leave_out(reason)

@@ -67,7 +67,7 @@ def pair_all(plan: Plan, scratch: Path) -> bool:
     logs.note(plan.work_dir, plan.ranks.rank, "pairing", time.perf_counter() - start)
     of_sources = (told for flags in config.source_flags.values() for told in flags.warnings)
     without_number = unrewarded.told(plan.work_dir, plan.stages)
-    for told in (*without_effect(config, plan.stages), *of_sources, *without_number):
+    for told in (*without_effect(config, plan.stages).values(), *of_sources, *without_number):
         log.warning("%s", told)
     if before not in (None, pair.told_of(plan.work_dir)):
         log.info("pairs and dataset are replaced: before, %s", before)

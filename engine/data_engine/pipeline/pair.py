@@ -138,7 +138,7 @@ def require_units(work_dir: Path, num_units: int, run_stages: stages.RunStages) 
         raise errors.IncompleteError(
             f"pairing needs all {num_units} units of every stage, these are missing in {work_dir}:\n  "
             + "\n  ".join(lines)
-            + "\nrun the same command again, without continue_from_stage 2, to compute them"
+            + "\ngive the command of the run again, without continue_from_stage 2, to compute them"
         )
 
 

@@ -92,13 +92,13 @@ class Settings:
         return AnswerRule(self.names, markers, self.near_duplicates)
 
 
-def without_effect(config: RunConfig, run_stages: RunStages) -> list[str]:
-    """What to say of flags of pairing that were changed, and change nothing beside the others."""
-    told = []
+def without_effect(config: RunConfig, run_stages: RunStages) -> dict[str, str]:
+    """What to say of flags of pairing that were changed, by name, and change nothing beside the others."""
+    told = {}
     if config.strategy in WITHOUT_RANK and config.rank != RunConfig.rank:
-        told.append(f"rank has no effect: strategy {config.strategy} does not go by it")
+        told["rank"] = f"rank has no effect: strategy {config.strategy} does not go by it"
     if "implicit" not in run_stages.sources and config.beta != RunConfig.beta:
-        told.append("beta has no effect: it scales the reward implicit, which is not among the run's")
+        told["beta"] = "beta has no effect: it scales the reward implicit, which is not among the run's"
     return told
 
 

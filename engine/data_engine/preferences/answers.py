@@ -12,6 +12,8 @@ RewardedAnswer = Mapping[str, object]
 """One answer as a row: idx, sample_index, answer, and rewards by name."""
 
 SUM_AND_AVG = ("sum", "avg")
+ALONE = "alone"
+"""why an answer does not rank to which no other of its question is left"""
 KEY_FIELDS = ("idx", "sample_index", "answer")
 
 
@@ -70,8 +72,9 @@ def why_not_ranked(answers: Answers, rule: AnswerRule) -> list[str | None]:
     """For each answer the name of the reason why it does not rank, see rewards.implicit.REASONS, or None."""
     reasons, seen = [], set()
     for text, *rewards in zip(answers.texts, *(answers.rewards[name] for name in rule.rank_by), strict=True):
-        reason = unusable_text(text, rule.markers) or ("duplicate" if text in seen else None)
-        seen.add(text)
+        reason = unusable_text(text, rule.markers) or ("duplicate" if text.strip() in seen else None)
+        # Sampled answers are stripped, given ones need not be; trainers see no difference.
+        seen.add(text and text.strip())
         reasons.append(reason or unusable_reward(*rewards))
     left = places_of(reasons)
     if rule.near_duplicates is not None:
@@ -79,7 +82,7 @@ def why_not_ranked(answers: Answers, rule: AnswerRule) -> list[str | None]:
             reasons[left[place]] = "near_duplicate"
         left = places_of(reasons)
     if len(left) == 1:
-        reasons[left[0]] = "alone"
+        reasons[left[0]] = ALONE
     return reasons
 
 

@@ -40,7 +40,8 @@ class Funnel:
 
     def why_no_candidates(self, strategy: str) -> str:
         """Of answers that rank, where no two of a question became a pair."""
-        return f"answers ranked, and strategy {strategy} pairs no two of a question (--right, --rank, --distance)"
+        flags = "--right, --rank, --distance, --length_alpha"
+        return f"answers ranked, and strategy {strategy} pairs no two of a question ({flags})"
 
     def lines(self) -> list[tuple[str, int]]:
         """(name, count); names of what was left out start with two spaces."""

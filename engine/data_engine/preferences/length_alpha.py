@@ -39,26 +39,33 @@ class LengthBalance:
         """The number; 0 where answers do not differ in words or rewards, or no alpha evens the pairs out."""
         step = self._scale()
         low, at_low = 0.0, self.mean_difference(0.0, rule)
-        if not step or abs(at_low) <= NEAR_ENOUGH:
+        if not step or at_low is None or abs(at_low) <= NEAR_ENOUGH:
             return 0.0
         # A longer chosen side asks for an alpha above 0, a shorter one for one below.
-        step = math.copysign(step, at_low)
+        step, beyond = math.copysign(step, at_low), -math.copysign(math.inf, at_low)
         for _ in range(MAX_DOUBLINGS):
-            high, at_high = low + step, self.mean_difference(low + step, rule)
+            high = low + step
+            at_high = self._or_beyond(high, rule, beyond)
             if at_high * at_low <= 0:
-                return self._bisected((low, at_low), (high, at_high), rule)
+                return self._bisected((low, at_low), (high, at_high), rule, beyond)
             low, at_low, step = high, at_high, 2 * step
         return 0.0
 
-    def mean_difference(self, alpha: float, rule: PairRule) -> float:
-        """Of all candidate pairs: words of the chosen answer minus words of the rejected one; 0 without pairs."""
+    def mean_difference(self, alpha: float, rule: PairRule) -> float | None:
+        """Of all candidate pairs: words of the chosen answer minus words of the rejected one; None without pairs."""
         total, num_pairs = 0, 0
         for words, pairs in self._picked(replace(rule, length_alpha=alpha)):
             for good, bad in pairs:
                 difference = words[good] - words[bad]
                 if abs(difference) < rule.max_word_gap:
                     total, num_pairs = total + difference, num_pairs + 1
-        return total / num_pairs if num_pairs else 0.0
+        return total / num_pairs if num_pairs else None
+
+    def _or_beyond(self, alpha: float, rule: PairRule, beyond: float) -> float:
+        """The mean difference; `beyond` where length counts so much that no pair is left: of the other sign, and worse
+        than any."""
+        found = self.mean_difference(alpha, rule)
+        return beyond if found is None else found
 
     def _picked(self, rule: PairRule) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
         pick, all_words = load(STRATEGIES[rule.strategy]), self._words.tolist()
@@ -67,14 +74,14 @@ class LengthBalance:
         for start, end in zip(self._ends[:-1], self._ends[1:], strict=True):
             yield all_words[start:end], pick(Ranked([column[start:end] for column in columns]), rule)
 
-    def _bisected(self, low: tuple[float, float], high: tuple[float, float], rule: PairRule) -> float:
+    def _bisected(self, low: tuple[float, float], high: tuple[float, float], rule: PairRule, beyond: float) -> float:
         """The end with the smaller mean difference, once the interval is halved often enough; (alpha, difference)."""
         for _ in range(MAX_HALVINGS):
             best = min(low, high, key=lambda end: (abs(end[1]), end[0]))
             middle = (low[0] + high[0]) / 2
             if abs(best[1]) <= NEAR_ENOUGH or middle in (low[0], high[0]):
                 return best[0]
-            found = (middle, self.mean_difference(middle, rule))
+            found = (middle, self._or_beyond(middle, rule, beyond))
             low, high = (found, high) if found[1] * high[1] <= 0 else (low, found)
         return min(low, high, key=lambda end: (abs(end[1]), end[0]))[0]
 

@@ -1,18 +1,22 @@
 """The page of a loop: what its rounds made, and how rewards went from round to round."""
 
 import json
-from itertools import count, takewhile
+import logging
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine.config import RunConfig
+from data_engine.errors import UserError, first_line
 from data_engine.pipeline.pair import OWN, pairs_file, read_funnel
 from data_engine.reporting import course
 from data_engine.reporting.columns import PairNumbers
-from data_engine.rounds.places import Round, is_one_scale
+from data_engine.rounds.places import Round, is_one_scale, rounds_of
 from data_engine.store.absent import is_file
 from data_engine.store.atomic import replacing
+
+log = logging.getLogger(__name__)
 
 
 def path_of(loop: Path) -> Path:
@@ -21,9 +25,17 @@ def path_of(loop: Path) -> Path:
 
 
 def write(loop: RunConfig, folder: Path) -> None:
-    """Write the page of the rounds whose pairs are made, unless it is there as it is to be."""
-    rounds = takewhile(lambda one: is_file(pairs_file(one.run, OWN)), (Round(folder, number) for number in count(1)))
-    facts = [_facts(one) for one in rounds]
+    """Write the page of the rounds whose pairs are made, unless it is there as it is to be.
+
+    A round of which the run was removed, or is damaged, is not on it; the loop needs neither.
+    """
+    facts = []
+    for one in rounds_of(folder):
+        if is_file(pairs_file(one.run, OWN)):
+            try:
+                facts.append(_facts(one))
+            except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, UserError) as error:
+                log.warning("round %d is not on the page: %s", one.number, first_line(error))
     if not facts:
         return
     changing = [source for source in loop.stages.sources if not is_one_scale(loop, source)]

@@ -1,6 +1,7 @@
 """Where the files of a round lie, and the flags of its run."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError, first_line
 from data_engine.models.checkpoints.adapter_folder import is_adapter
 from data_engine.stages import TRAINED, model_flags
-from data_engine.store.absent import is_file
+from data_engine.store.absent import is_file, matching
 from data_engine.store.atomic import replacing
 
 # In values of flags: the model that a round samples from, and its number.
@@ -21,6 +22,8 @@ FREE = (
     "work_dir", "threads", "memory_fraction", "grace_s", "debug", "export", "device", "zero3", "zero3_config",
     "require_fast", "on_bad_row", "vllm_args",
 )  # fmt: skip
+# Of the names of flags that are paths.
+PATH_ENDINGS = ("_path", "_root", "_template")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,12 @@ class Round:
             ) from None
 
 
+def rounds_of(loop: Path) -> list[Round]:
+    """The rounds that have a folder, in order."""
+    numbers = [path.name.removeprefix("round-") for path in matching(loop, "round-*")]
+    return [Round(loop, number) for number in sorted(int(text) for text in numbers if text.isdecimal())]
+
+
 def config_of(loop: RunConfig, one: Round) -> RunConfig:
     """The configuration of a round's run, from that of the loop, whose work_dir is the loop's folder.
 
@@ -130,13 +139,22 @@ def require_same(config: RunConfig, one: Round) -> None:
             "or choose another work_dir"
         ) from None
     now = _without_places(given(config), one)
-    differing = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in FREE]
+    differing = [
+        name for name in {**then, **now} if name not in FREE and not _same(name, then.get(name), now.get(name))
+    ]
     if differing:
         told = "; ".join(f"{name} was {_told(then, name)}, now {_told(now, name)}" for name in differing)
         raise UserError(
             f'round {one.number} of "{one.loop}" is done, with other flags: {told}. Give those of its start, or '
             "another work_dir"
         )
+
+
+def _same(name: str, one: object, other: object) -> bool:
+    """Whether a flag has the same value twice, or is two paths of one place: what is there, the round's run binds."""
+    if one == other or not (isinstance(one, str) and isinstance(other, str) and name.endswith(PATH_ENDINGS)):
+        return one == other
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _without_places(values: Mapping[str, object], one: Round) -> dict[str, object]:

@@ -9,13 +9,14 @@ from data_engine.exports.cleaned import Cleaned
 from data_engine.exports.formats.trl import MESSAGES, asked, said, schema_of
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, shuffled
+from data_engine.preferences.answers import ALONE
 from data_engine.schemas import IMPLICIT_ONLY
 
 PLACE = "_rank"
 
 
 def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
-    """Write folder/train*.parquet, a row a question that has an answer with a rank, shuffled by the seed."""
+    """Write folder/train*.parquet, a row a question that has an answer which can be ranked, shuffled by the seed."""
     schema = schema_of(cleaned.source, [("completion", MESSAGES)])
     rows = shuffled(_rows(cleaned), schema, cleaned.source, scratch)
     write_files(folder, "train", rows, schema)
@@ -44,12 +45,14 @@ def _good_enough(cleaned: Cleaned, best: Iterable[Mapping]) -> Iterator[Mapping]
 def best_answers(answers: Iterable[Mapping]) -> Iterator[Mapping]:
     """Of rows of schemas.scored the best one of each question, whose places in all rankings have the smallest sum.
 
-    Equal ones go by their place in the first ranking, then by sample_index.
+    Equal ones go by their place in the first ranking, then by sample_index. One that has none to rank against is it.
     """
     for _, group in itertools.groupby(answers, key=itemgetter("idx")):
-        ranked = [row for row in group if row["not_ranked"] is None]
-        if ranked:
+        rows = list(group)
+        if ranked := [row for row in rows if row["not_ranked"] is None]:
             yield min(ranked, key=_order)
+        else:
+            yield from (row for row in rows if row["not_ranked"] == ALONE)
 
 
 def _order(row: Mapping) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from data_engine.store.absent import matching
 _WORDS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 _WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_WORDS)})(?=[-._ \d]|$)", re.IGNORECASE)
 # What the hub and push_to_hub call their files; older ones end in a hash.
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?")
 # What `datasets` and LLaMA-Factory write about a dataset, beside it.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
 
@@ -40,13 +40,28 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
             split not in (None, "train"),
             f'dataset_split "{split}": no file name in "{folder}" tells a split; leave --dataset_split out to read all',
         )
-        return nameless
+        return _whole(nameless)
     if nameless and split is None:
         raise UserError(
             f'dataset_path "{folder}" holds files of the split {", ".join(sorted(splits))} and files of none '
             f"({_some(nameless)}); choose a split with --dataset_split, or move the others away"
         )
-    return splits[choose_split(folder, sorted(splits), split)]
+    return _whole(splits[choose_split(folder, sorted(splits), split)])
+
+
+def _whole(files: list[Path]) -> list[Path]:
+    """The same. Raises UserError where their names tell of more shards than there are, as after a broken download."""
+    tables: dict[tuple[str, str], list[Path]] = {}
+    for file in files:
+        if shard := _SHARD.fullmatch(_stem(file)):
+            tables.setdefault(shard.groups(), []).append(file)
+    for (name, number), shards in tables.items():
+        refuse(
+            len(shards) < int(number),
+            f'"{shards[0].parent}" has {len(shards)} of the {int(number)} files {name}-#####-of-{number}: '
+            "fetch the others, or name one of its files as --dataset_path",
+        )
+    return files
 
 
 def _own_files(folder: Path) -> list[Path]:
