@@ -8,7 +8,7 @@ from pairing_goldens import LLAVA_TABLES, V1_TABLES, reference_groups, reference
 
 from data_engine import build_pairs
 from data_engine.errors import UserError
-from data_engine.preferences.strategies import by_idx, ranking, split_ranked
+from data_engine.preferences.answers import SUM_AND_AVG, AnswerRule, Answers, best_first, by_idx, why_not_ranked
 
 RULES = {"by idx", "equal texts once", "no empty text", "finite only", "not on both sides"}
 
@@ -53,9 +53,18 @@ def our_pairs(table):
     return [(pair.idx, table.text_ids[pair.chosen], table.text_ids[pair.rejected]) for pair in pairs]
 
 
+def split_ranked(rows, markers=()):
+    """The answers of a question that rank, ordered by sample_index; and sample_index -> reason for the others."""
+    rows = sorted(rows, key=lambda row: row["sample_index"])
+    reasons = why_not_ranked(Answers.of_rows(rows, SUM_AND_AVG), AnswerRule(markers=tuple(markers)))
+    why = {row["sample_index"]: reason for row, reason in zip(rows, reasons, strict=True) if reason}
+    return [row for row in rows if row["sample_index"] not in why], why
+
+
 def our_ranking(table, by):
-    groups = (ranking(split_ranked(answers)[0], by) for answers in by_idx(table.rows).values())
-    return [table.text_ids[row["answer"]] for group in groups for row in group]
+    groups = (split_ranked(answers)[0] for answers in by_idx(table.rows).values())
+    ranked = ([group[place] for place in best_first([row[by] for row in group])] for group in groups)
+    return [table.text_ids[row["answer"]] for group in ranked for row in group]
 
 
 def reference_order(table, by, rules):

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from data_engine.rewards import AnswerError, Tokens, implicit
-from data_engine.rewards.implicit import text_rewards, token_rewards, unusable_reward, unusable_text
+from data_engine.preferences.answers import REASONS, unusable_reward, unusable_text
+from data_engine.rewards import AnswerError, Tokens
+from data_engine.rewards.implicit import text_rewards, token_rewards
 
 INSTRUCT = Tokens.of([[-1.0, -2.0, -0.5, -4.0]])
 REWARD = Tokens.of([[-0.5, -2.5, -0.25, -1.0]])
@@ -90,8 +91,8 @@ def test_an_answer_without_two_finite_rewards_never_ranks(total, average, reason
 
 
 def test_every_reason_is_explained():
-    assert {"empty", "marker", "non_finite", "not_scored"} <= implicit.REASONS.keys()
-    assert all(implicit.REASONS.values())
+    assert {"empty", "marker", "non_finite", "not_scored"} <= REASONS.keys()
+    assert all(REASONS.values())
 
 
 def plainly(instruct, reward, beta):

@@ -6,14 +6,8 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_engine.commands.work_dir import (
-    of_one_pairing,
-    open_finished,
-    require_pairing,
-    take_option,
-    told_of_disk,
-    work_dir_argument,
-)
+from data_engine.commands.examples import Parser
+from data_engine.commands.work_dir import given_path, of_one_pairing, open_finished, require_pairing, told_of_disk
 from data_engine.errors import UserError
 
 # Where the dataset is, if it has moved since the run; --NAME PATH.
@@ -23,25 +17,10 @@ PLACES = ("dataset_path", "image_root")
 def main(argv: Sequence[str]) -> int:
     """Write the report again and print its path. Raises UserError without pairs, or where the dataset has changed."""
     logging.basicConfig(level=logging.WARNING, format="data-engine: warning: %(message)s", stream=sys.stderr)
-    given, rest = {}, list(argv)
-    pairing, rest = take_option(rest, "name")
-    compared, rest = take_option(rest, "compare")
-    for name in PLACES:
-        value, rest = take_option(rest, name)
-        given |= {name: value} if value is not None else {}
-    opened = "--open" in rest
-    work_dir = work_dir_argument(
-        "report",
-        "Writes WORK_DIR/report/index.html again, from the pairs and the dataset; with --name,\n"
-        "report/NAME/index.html of a pairing by data-engine pairs. --compare NAME writes a page that holds two\n"
-        "pairings side by side, that of --name and this one. --open opens the page in a browser. Where the dataset\n"
-        "has moved since the run, say where it is.",
-        [word for word in rest if word != "--open"],
-        options=" [--name NAME] [--compare NAME] [--open] [--dataset_path PATH] [--image_root PATH]",
-    )
-    if work_dir is None:
-        return 0
-    run = open_finished(work_dir, given, name=pairing)
+    asked = _parser().parse_args(list(argv))
+    work_dir, compared = given_path("WORK_DIR", asked.work_dir), asked.compare
+    places = {name: value for name in PLACES if (value := getattr(asked, name)) is not None}
+    run = open_finished(work_dir, places, name=asked.name)
     if compared is not None:
         if compared == run.name:
             raise UserError(f'--compare "{compared}" is the pairing itself: name another one, or another with --name')
@@ -70,9 +49,28 @@ def main(argv: Sequence[str]) -> int:
             text = compare.comparison_text(work_dir, run.questions, pairings, config.max_megapixels, config.exif)
         beside.write_text(text, encoding="utf-8")
     print(path, flush=True)
-    if opened:
+    if asked.open:
         _open(path)
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="data-engine report",
+        description="Writes WORK_DIR/report/index.html again, from the pairs and the dataset.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("work_dir", metavar="WORK_DIR", help="of a run whose pairs are written")
+    parser.add_argument(
+        "--name", metavar="NAME", help="of a pairing by data-engine pairs: the page is report/NAME/index.html"
+    )
+    parser.add_argument(
+        "--compare", metavar="NAME", help="write a page that holds two pairings side by side, that of --name and this"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument("--dataset_path", metavar="PATH", help="where the dataset is, if it has moved since the run")
+    parser.add_argument("--image_root", metavar="PATH", help="where its pictures are, if they have moved")
+    return parser
 
 
 def _open(path: Path) -> None:

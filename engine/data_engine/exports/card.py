@@ -17,8 +17,8 @@ import yaml
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.preferences import strategies
+from data_engine.preferences.answers import REASONS
 from data_engine.preferences.counts import Funnel
-from data_engine.rewards.implicit import REASONS
 from data_engine.rewards.sentences import SENTENCES
 
 PICTURE = ".report/rewards.png"

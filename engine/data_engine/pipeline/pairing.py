@@ -17,14 +17,13 @@ from data_engine import schemas
 from data_engine.pipeline.pair_settings import AUTO, Settings
 from data_engine.pipeline.rewarded import RewardedUnit, Stored, read_rewarded, scored_rows
 from data_engine.preferences import strategies
-from data_engine.preferences.answers import Answers, places_of, why_not_ranked
+from data_engine.preferences.answers import REASONS, Answers, places_of, why_not_ranked
 from data_engine.preferences.candidates import NO_SOURCE, CandidateTable
 from data_engine.preferences.counts import Funnel
 from data_engine.preferences.length_alpha import LengthBalance
 from data_engine.preferences.reward_totals import RewardTotals
 from data_engine.preferences.word_count import count_words
 from data_engine.questions.prefetch import ahead
-from data_engine.rewards import implicit
 from data_engine.stages import REWARD
 from data_engine.store.room import counted
 
@@ -94,7 +93,7 @@ def paired(
             units_done += 1
     candidates.filter_dataset()
     reasons = funnel.not_ranked
-    funnel.not_ranked = Counter({name: reasons[name] for name in implicit.REASONS if reasons[name]})
+    funnel.not_ranked = Counter({name: reasons[name] for name in REASONS if reasons[name]})
     metadata["reward_totals"] = json.dumps(
         {name: total.means() | {"ranks": name in settings.rank_by} for name, total in totals.items()}
     )

@@ -1,19 +1,29 @@
 """The answers of one question with their rewards, column by column; and which of them rank."""
 
+import math
 import numbers
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_engine.errors import UserError
 from data_engine.preferences.near_duplicates import near_duplicates
-from data_engine.rewards.implicit import unusable_reward, unusable_text
 
 RewardedAnswer = Mapping[str, object]
 """One answer as a row: idx, sample_index, answer, and rewards by name."""
 
 SUM_AND_AVG = ("sum", "avg")
 ALONE = "alone"
-"""why an answer does not rank to which no other of its question is left"""
+REASONS = {
+    "not_scored": "a model gave it no log-probs, or a source of its reward no number",
+    "unfinished_thought": "its thought does not end, so that no answer follows",
+    "empty": "it has no text",
+    "marker": "its text contains a marker of the prompt format",
+    "duplicate": "an answer with a lower sample_index has the same text",
+    "near_duplicate": "an answer with a lower sample_index says nearly the same",
+    "non_finite": "its reward is not a finite number",
+    ALONE: "no other answer to the question is left to compare it with",
+}
+"""Why an answer is not ranked: name, as counted in the funnel, and meaning."""
 KEY_FIELDS = ("idx", "sample_index", "answer")
 
 
@@ -68,8 +78,27 @@ def best_first(rewards: Sequence[float]) -> list[int]:
     return sorted(range(len(rewards)), key=[-reward for reward in rewards].__getitem__)
 
 
+def unusable_text(answer: str | None, markers: Sequence[str] = ()) -> str | None:
+    """The reason why an answer with this text never ranks, or None; `markers` are those of the prompt format.
+
+    Text is None where a thought before it is not finished.
+    """
+    if answer is None:
+        return "unfinished_thought"
+    if not answer.strip():
+        return "empty"
+    return "marker" if any(marker in answer for marker in markers) else None
+
+
+def unusable_reward(*rewards: float | None) -> str | None:
+    """The reason why an answer with these rewards never ranks, or None."""
+    if None in rewards:
+        return "not_scored"
+    return None if all(map(math.isfinite, rewards)) else "non_finite"
+
+
 def why_not_ranked(answers: Answers, rule: AnswerRule) -> list[str | None]:
-    """For each answer the name of the reason why it does not rank, see rewards.implicit.REASONS, or None."""
+    """For each answer the name of the reason why it does not rank, see REASONS, or None."""
     reasons, seen = [], set()
     for text, *rewards in zip(answers.texts, *(answers.rewards[name] for name in rule.rank_by), strict=True):
         reason = unusable_text(text, rule.markers) or ("duplicate" if text.strip() in seen else None)

@@ -36,10 +36,8 @@ def count_words(text: str) -> int:
     NLTK.
     """
     rest, characters = (text, 0) if text.isascii() else CJK.subn(" ", text)
-    words = sum(map(_pieces.__getitem__, rest.replace("\n", " ").split(" ")))
-    if words < LOOK or (words < HARD and not INITIAL_OR_ORDINAL.search(rest)):
-        return characters + words % LOOK
-    return characters + sum(map(_words_of_part, _parts(rest)))
+    words = _sum_of_pieces(rest)
+    return characters + (sum(map(_words_of_part, _parts(rest))) if words is None else words)
 
 
 def _parts(text: str) -> list[str]:
@@ -49,10 +47,15 @@ def _parts(text: str) -> list[str]:
 
 
 def _words_of_part(text: str) -> int:
+    words = _sum_of_pieces(text)
+    return _nltk_words(text) if words is None else words
+
+
+def _sum_of_pieces(text: str) -> int | None:
+    """The words of its pieces; None where the words of the text may be others."""
     words = sum(map(_pieces.__getitem__, text.replace("\n", " ").split(" ")))
-    if words < LOOK or (words < HARD and not INITIAL_OR_ORDINAL.search(text)):
-        return words % LOOK
-    return _nltk_words(text)
+    is_sum = words < LOOK or (words < HARD and not INITIAL_OR_ORDINAL.search(text))
+    return words % LOOK if is_sum else None
 
 
 def _words_of_piece(piece: str) -> int:

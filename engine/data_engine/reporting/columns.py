@@ -1,13 +1,11 @@
 """The numbers of a file of pairs, as arrays: no text is read, so that a million pairs fit in memory."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine import schemas
@@ -79,7 +77,13 @@ class PairNumbers:
     def rewards(self) -> list[str]:
         """The rewards that are shown: those that every kept pair has."""
         rows = self.kept
-        return shown_rewards({name: column[rows] for name, column in self.columns.items()})
+        names = [name.removeprefix("chosen_") for name in self.columns if name.startswith("chosen_")]
+        return [
+            name
+            for name in names
+            if f"chosen_{name}" not in WORDS
+            and all(np.isfinite(self.columns[f"{side}_{name}"][rows]).all() for side in SIDES)
+        ]
 
 
 def ranking_rewards(path: Path) -> list[str]:
@@ -88,26 +92,6 @@ def ranking_rewards(path: Path) -> list[str]:
     settings = json.loads(metadata.get(b"settings", b"{}"))
     named = settings.get("rank_by", "implicit.sum,implicit.avg")
     return [schemas.reward_name(name) for name in named.split(",")]
-
-
-def kept_numbers(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The numbers of the kept pairs, and their row numbers in the file; no texts are read. Null rewards are NaN."""
-    schema = pq.read_schema(path)
-    numbers = [field.name for field in schema if pa.types.is_floating(field.type)]
-    table = pq.read_table(path, columns=[*numbers, *WORDS, "status"], partitioning=None)
-    rows = np.flatnonzero(pc.equal(table["status"], KEPT).combine_chunks().to_numpy(zero_copy_only=False))
-    table = table.take(rows)
-    return {name: table[name].to_numpy() for name in (*numbers, *WORDS)}, rows
-
-
-def shown_rewards(columns: Mapping[str, np.ndarray]) -> list[str]:
-    """The rewards of the pairs that are shown: those that all pairs have, but for NOT_SHOWN."""
-    names = [name.removeprefix("chosen_") for name in columns if name.startswith("chosen_") and name not in WORDS]
-    return [
-        name
-        for name in names
-        if name not in NOT_SHOWN and all(np.isfinite(columns[f"{side}_{name}"]).all() for side in SIDES)
-    ]
 
 
 def read_rows(path: Path, rows: np.ndarray) -> list[dict]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data_engine.preferences.counts import Funnel
-from data_engine.reporting.columns import kept_numbers, shown_rewards
+from data_engine.reporting.columns import PairNumbers
 
 
 def picture(pairs: Path, funnel: Funnel) -> bytes | None:
@@ -11,11 +11,12 @@ def picture(pairs: Path, funnel: Funnel) -> bytes | None:
 
     The same pairs give the same bytes.
     """
-    columns, _ = kept_numbers(pairs)
-    rewards = shown_rewards(columns)
-    if not len(columns["margin"]) or not rewards:
+    numbers = PairNumbers.read(pairs)
+    kept, rewards = numbers.kept, numbers.rewards()
+    if not len(kept) or not rewards:
         return None
     # matplotlib takes seconds to import.
     from data_engine.reporting import plots
 
+    columns = {name: column[kept] for name, column in numbers.columns.items()}
     return plots.summary(columns, rewards[0], [(name.strip(), count) for name, count in funnel.lines()])

@@ -1,26 +1,14 @@
-"""DPO's implicit reward: the token log-probs of answers under both models in, their rewards out; and what never ranks.
+"""DPO's implicit reward: the token log-probs of answers under both models in, their rewards out.
 
 arXiv:2305.18290, eq. 5, without the term that is the same for every answer to a question.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from data_engine.rewards import RewardSettings, StageColumns, Tokens, differences
-
-REASONS = {
-    "not_scored": "a model gave it no log-probs, or a source of its reward no number",
-    "unfinished_thought": "its thought does not end, so that no answer follows",
-    "empty": "it has no text",
-    "marker": "its text contains a marker of the prompt format",
-    "duplicate": "an answer with a lower sample_index has the same text",
-    "near_duplicate": "an answer with a lower sample_index says nearly the same",
-    "non_finite": "its reward is not a finite number",
-    "alone": "no other answer to the question is left to compare it with",
-}
-"""Why an answer is not ranked: name, as counted in the funnel, and meaning."""
 
 
 def rewards(computed: Mapping[str, StageColumns], settings: RewardSettings) -> dict[str, np.ndarray]:
@@ -80,22 +68,3 @@ def exact_sums(tokens: Tokens) -> np.ndarray:
         ],
         np.float64,
     )
-
-
-def unusable_text(answer: str | None, markers: Sequence[str] = ()) -> str | None:
-    """The reason why an answer with this text never ranks, or None; `markers` are those of the prompt format.
-
-    Text is None where a thought before it is not finished.
-    """
-    if answer is None:
-        return "unfinished_thought"
-    if not answer.strip():
-        return "empty"
-    return "marker" if any(marker in answer for marker in markers) else None
-
-
-def unusable_reward(*rewards: float | None) -> str | None:
-    """The reason why an answer with these rewards never ranks, or None."""
-    if None in rewards:
-        return "not_scored"
-    return None if all(map(math.isfinite, rewards)) else "non_finite"

@@ -16,7 +16,6 @@ from data_engine.preferences.answers import (
     Answers,
     Ranked,
     RewardedAnswer,
-    best_first,
     by_idx,
     places_of,
     why_not_ranked,
@@ -139,24 +138,6 @@ def require_strategy(name: str) -> None:
     """Raise UserError for the name of no strategy."""
     if name not in STRATEGIES:
         raise UserError(f'unknown strategy "{name}"; known: {", ".join(STRATEGIES)}')
-
-
-def split_ranked(
-    answers: Sequence[RewardedAnswer], markers: Sequence[str] = ()
-) -> tuple[list[RewardedAnswer], dict[int, str]]:
-    """The answers of one question that rank, ordered by sample_index; and sample_index -> reason for the others."""
-    rows = sorted(answers, key=lambda row: row["sample_index"])
-    if not rows:
-        return [], {}
-    reasons = why_not_ranked(Answers.of_rows(rows, SUM_AND_AVG), AnswerRule(markers=tuple(markers)))
-    why = {row["sample_index"]: reason for row, reason in zip(rows, reasons, strict=True) if reason is not None}
-    return [rows[place] for place in places_of(reasons)], why
-
-
-def ranking(answers: Iterable[RewardedAnswer], reward: str) -> list[RewardedAnswer]:
-    """The answers of one question by "sum" or "avg", the highest first, ties by sample_index."""
-    rows = sorted(answers, key=lambda row: row["sample_index"])
-    return [rows[place] for place in best_first([row[reward] for row in rows])]
 
 
 def pair_up(
