@@ -124,6 +124,10 @@ def _norm_in_fp32(self: nn.Module, hidden_states: Tensor) -> Tensor:
     return rms_norm(hidden_states, self.weight if self.with_scale else None, self.eps, offset=0.0)
 
 
+def _norm_rounded_last(self: nn.Module, hidden_states: Tensor) -> Tensor:
+    return rms_norm(hidden_states, self.weight, self.variance_epsilon, offset=0.0)
+
+
 def _gated_norm(self: nn.Module, hidden_states: Tensor, gate: Tensor) -> Tensor:
     return rms_norm(hidden_states, self.weight, self.variance_epsilon, gate=gate)
 
@@ -150,6 +154,7 @@ KNOWN: dict[tuple[str, str], Callable] = {
     ("llama", "LlamaRMSNorm"): _norm,
     ("gemma", "GemmaRMSNorm"): _norm_by_weight_and_one,
     ("gemma3n", "Gemma3nRMSNorm"): _norm_in_fp32,
+    ("nemotron_h", "NemotronHRMSNorm"): _norm_rounded_last,
     ("cohere2", "Cohere2LayerNorm"): _centred_norm,
     ("qwen3_5", "Qwen3_5RMSNormGated"): _gated_norm,
     ("llama", "LlamaMLP"): _mlp,
