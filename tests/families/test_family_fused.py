@@ -20,6 +20,11 @@ LEFT = {
     "llama4_beyond": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
     # Image states have no place to be turned by.
     "mllama": {"MllamaTextCrossAttention"},
+    # On the plain path: an index with norms of its own, and a rotary embedding of queries alone.
+    "mistral_large4": {"LayerNorm", "MistralLarge4TextAttention"},
+    # Nothing is turned, an MLP has no gate, and a norm of groups comes behind the gate.
+    "nemotron_h_omni": {"NemotronHAttention", "NemotronHMLP", "NemotronHRMSNormGated"},
+    "cosmos3_edge": {"Cosmos3EdgeTextMLP"},
 }
 
 
