@@ -168,6 +168,19 @@ FAMILIES = {
         "tiny_recent:cohere_compass", f"{ANY_SIZE}, windows, layers without RoPE, DeepStack",
         "<|END_OF_TURN_TOKEN|>", video="CohereCompassVideoProcessor",
     ),
+    "dots3_note": Family(
+        "tiny_dots:dots3_note", "latent attention, windows, an index of keys, experts, pictures of any size",
+        "<|endofresponse|>", (VISION,), fast=False,
+    ),
+    "inkling2": Family(
+        "tiny_inkling:inkling2", "a bias by distance, sinks, short convolutions beside keys and values, windows, "
+        "experts, softcap", needs=(VISION,), fast=False,
+    ),
+    "inkling_mm_model": Family(
+        "tiny_inkling:inkling_mm_model", "a bias by distance, short convolutions beside keys and values, windows, "
+        "experts", needs=(VISION,), fast=False,
+    ),
+    "cosmos3_omni": Family("tiny_mrope:cosmos3_omni", f"{ANY_SIZE}, DeepStack", video=QWEN_3),
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from data_engine.models.layers.prefix import run_prefix
 PACKED = [
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "glm46v",
     "glm_ocr", "ernie4_5_vl_moe", "exaone4_5", "qwen2_5_omni_thinker", "lfm3_vl", "hyperclovax_vision_v2",
-    "cohere_compass",
+    "cohere_compass", "cosmos3_omni",
 ]  # fmt: skip
 # Towers that make their numbers in ways of their own.
 BY_FLASH = [*PACKED, "minicpmv4_6", "minicpmv4_7", "kimi_k25", "video_llama_3", "hunyuan_vl", "cosmos3_edge"]
@@ -61,8 +61,8 @@ def own_tower(checkpoint, asked) -> TowerCall:
         stock(
             **stock.prepare_inputs_for_generation(
                 **checkpoint.stock.inputs(asked), is_first_iteration=True, use_cache=True
-            ),
-            logits_to_keep=1,
+            )
+            | {"logits_to_keep": 1}
         )
     return calls[0]
 
@@ -70,7 +70,7 @@ def own_tower(checkpoint, asked) -> TowerCall:
 def tower(model, asked) -> TowerCall:
     given = prompt(model, asked)
     with tower_calls(model.vision) as calls:
-        model.plain_end(given) if model.why_plain else run_prefix(model, given)
+        model.plain_logits(given, [65]) if model.why_plain else run_prefix(model, given)
     return calls[0]
 
 

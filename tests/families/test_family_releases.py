@@ -33,7 +33,8 @@ TOLERANCE = 1e-5
 REFUSED = {
     "5.17.0": {
         "hunyuan_vl", "lfm3_vl", "minicpmv4_6", "minicpmv4_7", "molmo2", "paligemma2", "step3p7", "vipllava",
-        "mistral_large4", "hyperclovax_vision_v2", "nemotron_h_omni", "cohere_compass",
+        "mistral_large4", "hyperclovax_vision_v2", "nemotron_h_omni", "cohere_compass", "dots3_note",
+        "inkling2",
     },
     "5.24.0": {"llama4", "llama4_beyond"},
 }  # fmt: skip

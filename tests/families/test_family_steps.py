@@ -26,8 +26,10 @@ from data_engine.sampling.native.scheduler import SamplingEngine
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.nonzero, aten.masked_select, aten.equal}
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_}
-# No kernel computes all of their layers: keys wider than values, image states, chunks, an index of keys.
-NOT_BY_KERNELS = {"kimi_k25", "mllama", "llama4", "llama4_beyond", "mistral_large4"}
+# No kernel computes all of their layers: keys wider than values, image states, chunks, an index of keys, a bias.
+NOT_BY_KERNELS = {
+    "kimi_k25", "mllama", "llama4", "llama4_beyond", "mistral_large4", "dots3_note", "inkling2", "inkling_mm_model",
+}  # fmt: skip
 # Their steps are not captured.
 READING = {
     "gemma3n": "torch.distributions checks how sparse the activations of a layer are to be",
