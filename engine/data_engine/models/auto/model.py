@@ -82,7 +82,7 @@ class Auto:
             # Mllama embeds its image token, and has no logit for it.
             self.num_ids = min(self.num_ids, len(self.head.weight))
             self._tables = rotary.tables_by_position(self.decoder)
-            self._own_attention = Attention(model, self.decoder).own
+            self._own_attention = Attention(self.decoder).own
             self._own = OwnForward(model, self.decoder, self.vision)
             if self.vision is not None:
                 self.vision.register_forward_pre_hook(self._note_encoded, with_kwargs=True)

@@ -52,10 +52,9 @@ def prompt_cache(config: PretrainedConfig, device: torch.device) -> DynamicCache
 class Attention:
     """By what the decoder's layers, and nothing else, attend: attention.NAME, unless they are to by the model's own."""
 
-    def __init__(self, model: PreTrainedModel, decoder: nn.Module) -> None:
-        found = {id(module.config) for module in decoder.modules() if hasattr(module, "config")}
-        used = (getattr(module, "config", None) for module in model.modules())
-        self._own = [(one, one._attn_implementation) for one in used if one is not None and id(one) in found]
+    def __init__(self, decoder: nn.Module) -> None:
+        configs = {id(config): config for module in decoder.modules() if (config := getattr(module, "config", None))}
+        self._own = [(config, config._attn_implementation) for config in configs.values()]
         self._by_hook()
 
     @contextlib.contextmanager

@@ -101,7 +101,7 @@ def _run_on_meta(config: PreTrainedConfig) -> _Measured:
         # Experts are multiplied together in bf16 alone on this device.
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).eval()
         decoder = find_decoder(model)
-        Attention(model, decoder)
+        Attention(decoder)
         finding = Finding(TOKENS, set(decoder.modules()))
         cache = DynamicCache(config=config.get_text_config(decoder=True))
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
