@@ -20,9 +20,9 @@ LEFT = {
     "llama4_beyond": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
     # Image states have no place to be turned by.
     "mllama": {"MllamaTextCrossAttention"},
-    # On the plain path: an index with norms of its own, and a rotary embedding that goes by another name.
+    # On the plain path: an index with norms of its own, and rotary embedding of queries alone.
     "mistral_large4": {"LayerNorm", "MistralLarge4TextAttention"},
-    "dots3_note": {"LayerNorm", "Dots3NoteTextAttention"},
+    "dots3_note": {"LayerNorm"},
     # On the plain path: nothing is turned.
     "inkling2": {
         "Inkling2FullAttention", "Inkling2RMSNorm", "Inkling2SlidingAttention", "Inkling2UnweightedRMSNorm",
