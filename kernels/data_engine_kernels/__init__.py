@@ -84,7 +84,13 @@ def rms_norm(
 
 
 def apply_rotary(
-    heads: Sequence[Tensor], cos: Tensor, sin: Tensor, *, neighbours: bool = False, in_fp32: bool = False
+    heads: Sequence[Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    neighbours: bool = False,
+    in_fp32: bool = False,
+    apart: bool = False,
 ) -> tuple[Tensor, ...]:
     """Rotary embedding of one or two tensors [B, H, T, D]: see reference.apply_rotary."""
     batch, _, tokens, width = heads[0].shape
@@ -95,11 +101,11 @@ def apply_rotary(
     fits = fits and all((one.shape[0], *one.shape[2:]) == (batch, tokens, width) for one in heads)
     fits = fits and cos.shape == sin.shape and cos.shape[:2] in ((batch, tokens), (1, tokens)) and cos.shape[2] <= width
     if not (use_triton(cos) and fits):
-        return reference.apply_rotary(heads, cos, sin, neighbours=neighbours, in_fp32=in_fp32)
+        return reference.apply_rotary(heads, cos, sin, neighbours=neighbours, in_fp32=in_fp32, apart=apart)
     from data_engine_kernels import layer_triton
 
     with _launching_on(cos.device):
-        return layer_triton.apply_rotary(heads, cos, sin, neighbours=neighbours, in_fp32=in_fp32)
+        return layer_triton.apply_rotary(heads, cos, sin, neighbours=neighbours, in_fp32=in_fp32, apart=apart)
 
 
 def act_and_mul(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:

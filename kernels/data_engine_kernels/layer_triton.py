@@ -61,7 +61,13 @@ def rms_norm(
 
 
 def apply_rotary(
-    heads: Sequence[Tensor], cos: Tensor, sin: Tensor, *, neighbours: bool = False, in_fp32: bool = False
+    heads: Sequence[Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    neighbours: bool = False,
+    in_fp32: bool = False,
+    apart: bool = False,
 ) -> tuple[Tensor, ...]:
     """reference.apply_rotary of one or two tensors, each token's heads side by side in memory."""
     first, last = heads[0], heads[-1]
@@ -97,7 +103,8 @@ def apply_rotary(
         LANES=lanes,
         BLOCK=block,
         QUERY_BLOCKS=blocks[0],
-        NEIGHBOURS=neighbours,
+        NEIGHBOURS=neighbours or apart,
+        APART=apart,
         IN_FP32=in_fp32,
         INTERPRETED=not first.is_cuda,
         num_warps=4,
@@ -215,6 +222,7 @@ def _rotate(
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
+    APART: tl.constexpr,
     IN_FP32: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
@@ -228,22 +236,27 @@ def _rotate(
         pairs, behind = 2 * lanes[None, :], 1
     else:
         pairs, behind = lanes[None, :], HALF
+    # Where they are put, and which numbers of the tables turn them.
+    if APART:
+        places, apart, table, table_behind = lanes[None, :], HALF, lanes[None, :], 0
+    else:
+        places, apart, table, table_behind = pairs, behind, pairs, behind
     start, to = heads + head[:, None] * head_stride, out + head[:, None] * WIDTH
     dtype = out.dtype.element_ty
     left = tl.load(start + pairs, mask=there, other=0.0).to(tl.float32)
     right = tl.load(start + pairs + behind, mask=there, other=0.0).to(tl.float32)
-    left_cos = tl.load(cos + pairs, mask=fits, other=0.0).to(tl.float32)
-    right_cos = tl.load(cos + pairs + behind, mask=fits, other=0.0).to(tl.float32)
-    left_sin = tl.load(sin + pairs, mask=fits, other=0.0).to(tl.float32)
-    right_sin = tl.load(sin + pairs + behind, mask=fits, other=0.0).to(tl.float32)
+    left_cos = tl.load(cos + table, mask=fits, other=0.0).to(tl.float32)
+    right_cos = tl.load(cos + table + table_behind, mask=fits, other=0.0).to(tl.float32)
+    left_sin = tl.load(sin + table, mask=fits, other=0.0).to(tl.float32)
+    right_sin = tl.load(sin + table + table_behind, mask=fits, other=0.0).to(tl.float32)
     # Products are rounded as the sums are.
     product_dtype: tl.constexpr = tl.float32 if IN_FP32 else dtype
     new_left = _rounded(left * left_cos, product_dtype, INTERPRETED)
     new_left -= _rounded(right * left_sin, product_dtype, INTERPRETED)
     new_right = _rounded(right * right_cos, product_dtype, INTERPRETED)
     new_right += _rounded(left * right_sin, product_dtype, INTERPRETED)
-    tl.store(to + pairs, cast(new_left, dtype, INTERPRETED), mask=there)
-    tl.store(to + pairs + behind, cast(new_right, dtype, INTERPRETED), mask=there)
+    tl.store(to + places, cast(new_left, dtype, INTERPRETED), mask=there)
+    tl.store(to + places + apart, cast(new_right, dtype, INTERPRETED), mask=there)
     # What the tables do not reach is copied.
     for done in tl.static_range(2 * HALF, WIDTH, LANES):
         rest = done + lanes[None, :]
@@ -278,6 +291,7 @@ def rotary_kernel(
     BLOCK: tl.constexpr,
     QUERY_BLOCKS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
+    APART: tl.constexpr,
     IN_FP32: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
@@ -291,13 +305,13 @@ def rotary_kernel(
         heads = query + batch * query_batch_stride + token * query_token_stride
         _rotate(
             heads, query_out + number * (HEADS * WIDTH), query_head_stride, part * BLOCK, cos, sin,
-            HEADS, WIDTH, HALF, LANES, BLOCK, NEIGHBOURS, IN_FP32, INTERPRETED,
+            HEADS, WIDTH, HALF, LANES, BLOCK, NEIGHBOURS, APART, IN_FP32, INTERPRETED,
         )  # fmt: skip
     else:
         heads = key + batch * key_batch_stride + token * key_token_stride
         _rotate(
             heads, key_out + number * (GROUPS * WIDTH), key_head_stride, (part - QUERY_BLOCKS) * BLOCK, cos, sin,
-            GROUPS, WIDTH, HALF, LANES, BLOCK, NEIGHBOURS, IN_FP32, INTERPRETED,
+            GROUPS, WIDTH, HALF, LANES, BLOCK, NEIGHBOURS, APART, IN_FP32, INTERPRETED,
         )  # fmt: skip
 
 

@@ -162,8 +162,8 @@ def rms_norm(
     With an `offset`, the product is in fp32 too, and with weight + offset: Gemma's weights are one less. Rows that are
     `centred` have their mean taken off first. With a `gate` [..., D], the product is multiplied with gate *
     sigmoid(gate), in fp32. Source: arXiv:1910.07467, eq. 4, and arXiv:1607.06450, eq. 4, for centred ones; rounded as
-    by transformers' LlamaRMSNorm, GemmaRMSNorm (1), Gemma3nRMSNorm (0), CohereLayerNorm (0, centred) and
-    Qwen3_5RMSNormGated (gate).
+    by transformers' LlamaRMSNorm, GemmaRMSNorm (1), Gemma3nRMSNorm and NemotronHRMSNorm (0), CohereLayerNorm (0,
+    centred) and Qwen3_5RMSNormGated (gate).
     """
     normed = rows.float()
     if centred:
@@ -179,18 +179,29 @@ def rms_norm(
 
 
 def apply_rotary(
-    heads: Sequence[Tensor], cos: Tensor, sin: Tensor, *, neighbours: bool = False, in_fp32: bool = False
+    heads: Sequence[Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    neighbours: bool = False,
+    in_fp32: bool = False,
+    apart: bool = False,
 ) -> tuple[Tensor, ...]:
     """Heads [B, H, T, D], as those of queries and keys, turned by the tables [B, T, R], or [1, T, R] for all.
 
     Numbers n and n + R / 2 of a head are a pair, or 2 n and 2 n + 1 where pairs are `neighbours`; those from R on stay.
+    Neighbours that are to lie `apart` come out as n and n + R / 2, both turned by number n of the tables.
     Source: arXiv:2104.09864, eq. 34; rounded as by transformers' apply_rotary_pos_emb, after each product and the sum,
     or once, after a sum `in_fp32`.
     """
     cos, sin = cos[:, None], sin[:, None]
+    if apart:
+        cos, sin = (table[..., : table.shape[-1] // 2].repeat(1, 1, 1, 2) for table in (cos, sin))
 
     def turned(part: Tensor) -> Tensor:
-        if neighbours:
+        if apart:
+            part = torch.cat((part[..., ::2], part[..., 1::2]), -1)
+        if neighbours and not apart:
             partner = torch.stack((-part[..., 1::2], part[..., ::2]), -1).flatten(-2)
         else:
             left, right = part.chunk(2, -1)

@@ -148,6 +148,39 @@ FAMILIES = {
         "tiny_windows:llama4_beyond", "Llama 4 beyond its floor_scale", "<|eot|>", (VISION,), fast=False
     ),
     "mllama": Family("tiny_windows:mllama", "cross-attention, tiles", "<|eot_id|>", without_image=False),
+    "mistral4": Family(
+        "tiny_mistral:mistral4", "latent attention, experts, queries scaled by their place, pictures of any size",
+        needs=(VISION,),
+    ),
+    "mistral_large4": Family(
+        "tiny_mistral:mistral_large4", "latent attention, an index of keys, experts, softcap, pictures of any size",
+        needs=(VISION,), fast=False,
+    ),
+    "hyperclovax_vision_v2": Family(
+        "tiny_recent:hyperclovax_vision_v2", "causal, scaled layers and logits, pictures of any size", video=QWEN
+    ),
+    "nemotron_h_omni": Family(
+        "tiny_recent:nemotron_h_omni", "Mamba layers, experts, a tower for sound beside, pictures of any size",
+        needs=(VISION,), hybrid=True,
+    ),
+    "cosmos3_edge": Family("tiny_recent:cosmos3_edge", ANY_SIZE, video="Cosmos3EdgeVideoProcessor"),
+    "cohere_compass": Family(
+        "tiny_recent:cohere_compass", f"{ANY_SIZE}, windows, layers without RoPE, DeepStack",
+        "<|END_OF_TURN_TOKEN|>", video="CohereCompassVideoProcessor",
+    ),
+    "dots3_note": Family(
+        "tiny_dots:dots3_note", "latent attention, windows, an index of keys, experts, pictures of any size",
+        "<|endofresponse|>", (VISION,), fast=False,
+    ),
+    "inkling2": Family(
+        "tiny_inkling:inkling2", "a bias by distance, sinks, short convolutions beside keys and values, windows, "
+        "experts, softcap", needs=(VISION,), fast=False,
+    ),
+    "inkling_mm_model": Family(
+        "tiny_inkling:inkling_mm_model", "a bias by distance, short convolutions beside keys and values, windows, "
+        "experts", needs=(VISION,), fast=False,
+    ),
+    "cosmos3_omni": Family("tiny_mrope:cosmos3_omni", f"{ANY_SIZE}, DeepStack", video=QWEN_3),
 }  # fmt: skip
 
 

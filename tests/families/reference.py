@@ -5,6 +5,7 @@ Shapes: P prompt tokens, T tokens of an answer, V vocabulary.
 """
 
 import functools
+import inspect
 import re
 
 import torch
@@ -34,7 +35,7 @@ class Stock:
         # Of Gemma 3n, which embeds ids from there on as pictures or sounds.
         if start := config.get("vision_config", {}).get("vocab_offset"):
             found += range(start, config["text_config"]["vocab_size"])
-        size = self.model.get_output_embeddings().weight.shape[0]
+        size = self.model.config.get_text_config(decoder=True).vocab_size
         return sorted({value for value in found if value is not None and value < size})
 
     def inputs(self, asked: Asked) -> dict[str, Tensor]:
@@ -42,6 +43,9 @@ class Stock:
         given = self.processor.apply_chat_template(
             asked.messages(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
+        # Cosmos 3's makes none unless it is asked to, and its model does not run without.
+        if "mm_token_type_ids" in inspect.signature(self.model.forward).parameters:
+            given["mm_token_type_ids"] = torch.tensor(self.processor.create_mm_token_type_ids(given["input_ids"]))
         # PaliGemma's processor makes labels, which the model would compute a loss of.
         return {
             name: value.float() if value.is_floating_point() else value

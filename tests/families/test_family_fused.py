@@ -19,7 +19,18 @@ LEFT = {
     "llama4_beyond": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
     # Image states have no place to be turned by.
     "mllama": {"MllamaTextCrossAttention"},
-}
+    # On the plain path: an index with norms of its own, and rotary embedding of queries alone.
+    "mistral_large4": {"LayerNorm", "MistralLarge4TextAttention"},
+    "dots3_note": {"LayerNorm"},
+    # On the plain path: nothing is turned.
+    "inkling2": {
+        "Inkling2FullAttention", "Inkling2RMSNorm", "Inkling2SlidingAttention", "Inkling2UnweightedRMSNorm",
+    },
+    "inkling_mm_model": {"InklingAttention", "InklingMLP"},
+    # Nothing is turned, an MLP has no gate, and a norm of groups comes behind the gate.
+    "nemotron_h_omni": {"NemotronHAttention", "NemotronHMLP", "NemotronHRMSNormGated"},
+    "cosmos3_edge": {"Cosmos3EdgeTextMLP"},
+}  # fmt: skip
 
 
 def numbers(model) -> list:

@@ -51,6 +51,13 @@ ALONE = {
     "aya_vision": "a window of 16 tokens, which hides some of a tiny prompt",
     "exaone4_5": "a window of 16 tokens, which hides some of a tiny prompt",
     "cohere2_vision": "a window of 16 tokens, which hides some of a tiny prompt",
+    "mistral4": "experts",
+    "mistral_large4": "experts, and an index of keys",
+    "dots3_note": "experts, a window of 16 tokens, and an index of keys",
+    "inkling2": "experts, a window of 16 tokens, and a state from token to token",
+    "inkling_mm_model": "experts, a window of 16 tokens, and a state from token to token",
+    "nemotron_h_omni": "experts, and a state from token to token",
+    "cohere_compass": "a window of 16 tokens, which hides some of a tiny prompt",
 }
 PACKED = [name for name in FAMILIES if name not in ALONE]
 # Not phi3: its rotary table follows the longest prompt. Not qwen3_moe: experts.

@@ -17,10 +17,11 @@ from data_engine.models.layers.prefix import run_prefix
 
 PACKED = [
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "glm46v",
-    "glm_ocr", "ernie4_5_vl_moe", "exaone4_5", "qwen2_5_omni_thinker", "lfm3_vl",
+    "glm_ocr", "ernie4_5_vl_moe", "exaone4_5", "qwen2_5_omni_thinker", "lfm3_vl", "hyperclovax_vision_v2",
+    "cohere_compass", "cosmos3_omni",
 ]  # fmt: skip
 # Towers that make their numbers in ways of their own.
-BY_FLASH = [*PACKED, "minicpmv4_6", "minicpmv4_7", "kimi_k25", "video_llama_3", "hunyuan_vl"]
+BY_FLASH = [*PACKED, "minicpmv4_6", "minicpmv4_7", "kimi_k25", "video_llama_3", "hunyuan_vl", "cosmos3_edge"]
 OTHERS = [name for name in FAMILIES if name not in BY_FLASH]
 PICTURES = [name for name, asked in ASKED.items() if asked.sizes]
 
@@ -61,13 +62,15 @@ def own_tower(checkpoint, asked) -> TowerCall:
             **stock.prepare_inputs_for_generation(
                 **checkpoint.stock.inputs(asked), is_first_iteration=True, use_cache=True
             )
+            | {"logits_to_keep": 1}
         )
     return calls[0]
 
 
 def tower(model, asked) -> TowerCall:
+    given = prompt(model, asked)
     with tower_calls(model.vision) as calls:
-        run_prefix(model, prompt(model, asked))
+        model.plain_logits(given, [65]) if model.why_plain else run_prefix(model, given)
     return calls[0]
 
 

@@ -170,7 +170,7 @@ def test_one_forward_of_a_row_has_the_logits_of_the_answer_alone(checkpoints, na
     try:
         logits = model.plain_logits(prompt, ids)
         whole = whole_rows(model._model, model._inputs(prompt), torch.tensor([ids], device=model.device))
-        with torch.inference_mode():
+        with torch.inference_mode(), model._own_attention():
             model._model(**whole)
     finally:
         handle.remove()

@@ -27,8 +27,10 @@ from data_engine.sampling.native.scheduler import SamplingEngine
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.nonzero, aten.masked_select, aten.equal}
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_}
-# No kernel computes all of their layers: keys wider than values, chunks.
-NOT_BY_KERNELS = {"kimi_k25", "llama4", "llama4_beyond"}
+# No kernel computes all of their layers: keys wider than values, chunks, an index of keys, a bias.
+NOT_BY_KERNELS = {
+    "kimi_k25", "llama4", "llama4_beyond", "mistral_large4", "dots3_note", "inkling2", "inkling_mm_model",
+}  # fmt: skip
 # Their steps are not captured.
 READING = {
     "step3p7": "experts run in a loop over those that are chosen",

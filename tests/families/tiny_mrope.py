@@ -26,8 +26,8 @@ LINEAR = {
 TOWER_3 = TOWER_3_5 | {"deepstack_visual_indexes": [0, 1]}
 
 
-def _qwen(kind, vision, processor, **more):
-    """`kind`: the prefix of the classes' names."""
+def _qwen(kind, vision, processor, text_kind=None, **more):
+    """`kind` and `text_kind`: the prefixes of the classes' names, and of the text configuration's if it is another."""
     tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **QWEN)
     pixels = tf.Qwen2VLImageProcessorPil(
         min_pixels=28 * 28, max_pixels=28 * 28 * 64, patch_size=vision["patch_size"], merge_size=2,
@@ -38,7 +38,7 @@ def _qwen(kind, vision, processor, **more):
     config = getattr(tf, f"{kind}Config")(
         vision_config=vision, image_token_id=tokens.image_token_id, video_token_id=tokens.video_token_id,
         vision_start_token_id=start, vision_end_token_id=end,
-        text_config=text(f"{kind}TextConfig", **{"rope_parameters": ROPE} | more).to_dict(),
+        text_config=text(f"{text_kind or kind}TextConfig", **{"rope_parameters": ROPE} | more).to_dict(),
     )  # fmt: skip
     model = build(getattr(tf, f"{kind}ForConditionalGeneration"), config)
     return model, still(processor)(pixels, tokens, chat_template=shown)
@@ -54,6 +54,10 @@ def qwen2_5_vl():
 
 def qwen3_vl():
     return _qwen("Qwen3VL", TOWER_3, tf.Qwen3VLProcessor)
+
+
+def cosmos3_omni():
+    return _qwen("Cosmos3Omni", TOWER_3, tf.Qwen3VLProcessor, "Qwen3VL")
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}

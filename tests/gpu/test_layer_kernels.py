@@ -157,6 +157,22 @@ def tables(device: torch.device, dtype: torch.dtype, batch: int, tokens: int, wi
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+@DTYPES
+@pytest.mark.parametrize("width", [2, 8, 64, 128])
+def test_neighbours_may_be_laid_apart(kernel, device, dtype, width):
+    """Parts of heads, as latent attention has them, beside one head of keys."""
+    query, key = (drawn(device, dtype, 2, count, 3, 16 + width)[..., 16:] for count in (5, 1))
+    cos, sin = tables(device, dtype, 2, 3, width)
+    found, eager = (one((query, key), cos, sin, apart=True) for one in (kernel.apply_rotary, reference.apply_rotary))
+    first = [table[..., : width // 2].repeat_interleave(2, -1) for table in (cos, sin)]
+    for ours, theirs, given in zip(found, eager, (query, key), strict=True):
+        exact = turned_in_fp64(given, *first, neighbours=True)
+        exact = torch.cat((exact[..., ::2], exact[..., 1::2]), -1)
+        rounding = torch.finfo(dtype).eps * (2 * float(given.abs().max()) + exact.abs())
+        assert bool(((ours.double() - exact).abs() <= rounding).all())
+        assert torch.equal(ours, theirs)
+
+
 def turned_in_fp64(heads: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False) -> Tensor:
     """Each pair (n, n + D/2), or (2 n, 2 n + 1), by its own angles, one number after the other."""
     half, out = heads.shape[-1] // 2, torch.empty(heads.shape, dtype=torch.float64, device=heads.device)
@@ -337,6 +353,7 @@ def test_the_rows_beside_a_row_do_not_change_its_bits(kernel, device, dtype):
             kernel.act_and_mul(some, some, "silu"),
             *kernel.apply_rotary((heads, heads), cos[at], sin[at]),
             *kernel.apply_rotary((heads, heads), cos[at], sin[at], neighbours=True, in_fp32=True),
+            *kernel.apply_rotary((heads, heads), cos[at], sin[at], apart=True),
         ]
 
     together = made(rows, list(range(37)))

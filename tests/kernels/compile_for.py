@@ -113,6 +113,7 @@ def small_operations(heads: int, groups: int, width: int, dtype: torch.dtype, ro
     layer_triton.apply_rotary(heads[:1], table, table)
     layer_triton.apply_rotary(heads, *[table[..., : width // 2].contiguous()] * 2, neighbours=True)
     layer_triton.apply_rotary(heads, *[table.float()] * 2, neighbours=True, in_fp32=True)
+    layer_triton.apply_rotary(heads, *[table[..., : width // 2].contiguous()] * 2, apart=True)
     for activation in ("silu", "gelu_tanh"):
         layer_triton.act_and_mul(*zeros(2 * inner).split(inner, -1), activation)
 

@@ -72,7 +72,10 @@ SMALL = {
     "act_and_mul": ((ROWS, ROWS, "silu"), (ROWS.half(), ROWS, "silu"), (ROWS, ROWS[:1], "silu")),
 }  # fmt: skip
 
-OPTIONS = {"rms_norm": {"centred": True, "gate": None}, "apply_rotary": {"neighbours": True, "in_fp32": True}}
+OPTIONS = {
+    "rms_norm": {"centred": True, "gate": None},
+    "apply_rotary": {"neighbours": True, "in_fp32": True, "apart": True},
+}
 
 
 @pytest.mark.parametrize("name", SMALL)

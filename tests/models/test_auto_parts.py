@@ -36,6 +36,14 @@ def test_scale_and_cap_are_those_of_the_models_own_logits(dtype, scale, cap):
     assert (found.scale, found.softcap) == (scale, cap)
 
 
+@pytest.mark.parametrize("scale", [0.125, 8.0])
+def test_logits_are_divided_by_their_scaling_or_multiplied_with_it(scale):
+    """As Granite does, and HyperCLOVA X."""
+    head, hidden = given(torch.float32)
+    found = fitted_head(head, hidden, (hidden @ head.weight.T) * scale, PreTrainedConfig(logits_scaling=8.0))
+    assert found.scale == scale
+
+
 def test_logits_of_another_kind_do_not_fit():
     head, hidden = given(torch.bfloat16)
     logits = hidden @ head.weight.T

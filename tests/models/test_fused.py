@@ -14,6 +14,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNormGated
 
@@ -40,17 +41,17 @@ def test_a_decoder_of_llama_runs_each_kernel_once_where_it_ran_that_code(calls, 
 
 
 def norms(dtype: torch.dtype = torch.float32) -> list[tuple[nn.Module, Tensor | None]]:
-    """Norms of three kinds with drawn weights, and what they multiply with, and one without a weight."""
+    """Norms of four kinds with drawn weights, and what they multiply with, and one without a weight."""
     found: list[tuple[nn.Module, Tensor | None]] = []
-    for norm, offset in ((LlamaRMSNorm(8), 0), (GemmaRMSNorm(8), 1), (Gemma3nRMSNorm(8), 0)):
+    for norm, offset in ((LlamaRMSNorm(8), 0), (GemmaRMSNorm(8), 1), (Gemma3nRMSNorm(8), 0), (NemotronHRMSNorm(8), 0)):
         nn.init.normal_(norm.weight)
         found.append((norm.to(dtype), norm.weight + offset))
     return [*found, (Gemma3nRMSNorm(8, with_scale=False), None)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("number", range(4))
-def test_the_norms_of_llama_and_of_gemma_are_known(calls, number, dtype):
+@pytest.mark.parametrize("number", range(5))
+def test_the_norms_of_llama_of_gemma_and_of_nemotron_are_known(calls, number, dtype):
     norm, weight = norms(dtype)[number]
     rows = torch.randn(3, 8).to(dtype)
     expected = norm(rows)
@@ -103,7 +104,7 @@ def test_a_version_of_transformers_without_one_of_them_has_the_others(monkeypatc
     monkeypatch.delattr("transformers.models.phi3.modeling_phi3.Phi3MLP")
     monkeypatch.setitem(sys.modules, "transformers.models.gemma3n.modeling_gemma3n", None)
     known = [kind.__name__ for kind, _ in fused._known_modules()]
-    norms = ["LlamaRMSNorm", "GemmaRMSNorm", "Cohere2LayerNorm", "Qwen3_5RMSNormGated"]
+    norms = ["LlamaRMSNorm", "GemmaRMSNorm", "NemotronHRMSNorm", "Cohere2LayerNorm", "Qwen3_5RMSNormGated"]
     assert known == [*norms, "LlamaMLP", "Lfm2MLP"]
     assert fused._known_rotary()
     assert "modeling_gemma3n" not in {one.__module__.rpartition(".")[2] for one, _ in fused._known_rotary()}

@@ -113,6 +113,29 @@ def test_each_form_that_models_have_is_the_same_to_the_last_bit(
     assert calls["apply_rotary"] == (by_kernel or dtype == torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("model", ["deepseek_v3", "mistral4"])
+def test_pairs_of_neighbours_that_are_laid_apart_are_the_same_to_the_last_bit(model, dtype, calls, monkeypatch):
+    """By a function of another name, beside the usual one."""
+    module = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+    for name in (fused.ROTARY, fused.INTERLEAVED):
+        monkeypatch.setitem(globals(), name, getattr(module, name))
+
+    class Attention(nn.Module):
+        def forward(self, query, key, cos, sin, interleaved):
+            turn = apply_rotary_pos_emb_interleave if interleaved else apply_rotary_pos_emb  # noqa: F821
+            return turn(query, key, cos, sin)
+
+    attention, table = Attention(), torch.randn(2, 2, 5, 8).to(dtype)
+    heads = [torch.randn(2, count, 5, 24).to(dtype)[..., 16:] for count in (6, 1)]
+    expected = [attention(*heads, *table, interleaved) for interleaved in (True, False)]
+    assert fuse_operations(attention) == 1
+    for number, made in enumerate(expected, 1):
+        calls.clear()
+        assert all(map(torch.equal, attention(*heads, *table, number == 1), made))
+        assert calls == {"apply_rotary": 1}
+
+
 def tokens_first(q, k, cos, sin, unsqueeze_dim=2):
     cos = cos.unsqueeze(unsqueeze_dim)
     sin = sin.unsqueeze(unsqueeze_dim)
@@ -224,6 +247,6 @@ def test_to_try_what_is_known_seeds_no_device_and_draws_from_no_generator(monkey
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     before = torch.get_rng_state()
     assert len(fused._known_modules()) == len(fused.KNOWN)
-    assert len(fused._known_rotary()) == 7 + in_this_release("lfm3")
+    assert len(fused._known_rotary()) == 8 + in_this_release("lfm3")
     assert not seeded
     assert torch.equal(torch.get_rng_state(), before)

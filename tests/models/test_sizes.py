@@ -11,6 +11,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from data_engine.models import llava, llava_config, omnilmm
+from data_engine.models.layers.decoder import cache_values_per_token
 from data_engine.models.registry import AUTO, FAMILIES, ModelError, names
 from data_engine.models.sharding.zero3 import is_divided
 
@@ -75,6 +76,13 @@ def test_a_published_tower_without_one_of_its_blocks_is_refused(published):
 def test_a_token_of_the_full_size_model_keeps_this_many_numbers_in_the_cache(published):
     # keys and values of 32 layers, 8 heads, 128 wide
     assert omnilmm.OmniLMM.cache_sizes(published) == (2 * 32 * 8 * 128, 0, 0)
+
+
+def test_layers_that_differ_keep_what_each_does():
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    config = LlamaConfig(hidden_size=64, num_hidden_layers=3, **heads, per_layer_config={1: {"num_key_value_heads": 2}})
+    # Heads of three layers, 16 wide.
+    assert cache_values_per_token(config) == 2 * (4 + 2 + 4) * 16
 
 
 def llava_7b() -> nn.Module:

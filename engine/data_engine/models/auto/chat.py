@@ -8,12 +8,13 @@ import inspect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from data_engine.errors import BadRow, UserError
 from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail, with_thought
@@ -32,6 +33,8 @@ __all__ = ["Chat", "ChatSettings"]
 
 _DEFAULT = ChatSettings()
 _PICTURE = Image.new("RGB", (120, 90), (90, 120, 150))
+# Which tokens are of a picture.
+_TYPES = "mm_token_type_ids"
 # What messages are called in the reason why a row is left out.
 _NAMES = {"user": "question", "system": "system text", "assistant": "earlier answer"}
 
@@ -42,7 +45,7 @@ class Chat:
     def __init__(self, folder: Path, config: PreTrainedConfig, processor: ProcessorMixin,
                  settings: ChatSettings) -> None:  # fmt: skip
         """Use `load`."""
-        self.folder, self._settings = folder, settings
+        self.folder, self._config, self._settings = folder, config, settings
         self._processor, self._tokenizer = processor, processor.tokenizer
         self._template = ChatTemplate(processor, settings, folder)
         self._controls = ControlTokens(processor, self._template.source)
@@ -204,7 +207,17 @@ class Chat:
         except Exception as error:
             told = reason(error) or type(error).__name__
             raise BadRow(f"{type(processor).__name__} refuses it: {told}") from error
-        return {name: value for name, value in given.items() if name != "labels"}
+        given = {name: value for name, value in given.items() if name != "labels"}
+        # Some processors make them only when they are asked to, though their model does not run without.
+        if _TYPES not in given and _TYPES in processor.model_input_names and self._takes_types:
+            given[_TYPES] = torch.tensor(processor.create_mm_token_type_ids(given["input_ids"].tolist()))
+        return given
+
+    @cached_property
+    def _takes_types(self) -> bool:
+        """Whether the model is called with the types of tokens."""
+        model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(self._config), None)
+        return model is not None and _TYPES in inspect.signature(model.forward).parameters
 
     def _first_token(self) -> str:
         """What puts the token that a tokenizer writes before each text into the template."""

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_engine.errors import LostRankError, UserError
 from data_engine.models.auto.merging import changes, merge
+from data_engine.models.auto.parts import output_layer
 from data_engine.models.auto.processor import load_config
 from data_engine.models.auto.value_head import NAMES, others, stored_head
 from data_engine.models.checkpoints.adapter import Adapter
@@ -109,7 +110,7 @@ def _of_reward_model(folder: Path, model: PreTrainedModel, told: Mapping) -> Map
             f"{folder} holds {_some(unused)}, which neither the model nor the head of a reward model "
             f"({', '.join(NAMES)}) has"
         )
-    output = model.get_output_embeddings()
+    output = output_layer(model)
     its = {id(parameter) for parameter in output.parameters()} if output is not None else set()
     absent = {name for name, parameter in model.named_parameters() if id(parameter) in its}
     return {**told, "missing_keys": set(told["missing_keys"]) - absent, "unexpected_keys": ()}

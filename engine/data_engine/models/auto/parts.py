@@ -1,5 +1,6 @@
 """The parts of a model of transformers: its text decoder, its vision tower, its head, and what its layers keep."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
 
@@ -51,17 +52,36 @@ def prompt_cache(config: PretrainedConfig, device: torch.device) -> DynamicCache
     return cache
 
 
-def attend_by_hook(model: PreTrainedModel, decoder: nn.Module) -> None:
-    """Have the decoder's layers, and nothing else, attend by attention.NAME."""
-    configs = {id(module.config) for module in decoder.modules() if hasattr(module, "config")}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if config is not None and id(config) in configs:
+class Attention:
+    """By what the decoder's layers, and nothing else, attend: attention.NAME, unless they are to by the model's own."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        configs = {id(config): config for module in decoder.modules() if (config := getattr(module, "config", None))}
+        self._own = [(config, config._attn_implementation) for config in configs.values()]
+        self._by_hook()
+
+    @contextlib.contextmanager
+    def own(self) -> Iterator[None]:
+        """The model's own, on whose name its code may depend, as that of an index of keys does."""
+        for config, name in self._own:
+            config._attn_implementation = name
+        try:
+            yield
+        finally:
+            self._by_hook()
+
+    def _by_hook(self) -> None:
+        for config, _ in self._own:
             config._attn_implementation = NAME
 
 
+def output_layer(model: PreTrainedModel) -> nn.Module | None:
+    """What makes logits of hidden states; it may be a part of what the model has as its text decoder."""
+    return model.get_output_embeddings() or getattr(model.get_decoder(), "lm_head", None)
+
+
 def output_weights(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    layer = model.get_output_embeddings()
+    layer = output_layer(model)
     if not isinstance(layer, nn.Linear):
         raise DoesNotFit("its output layer is not a linear one")
     return layer.weight, layer.bias
@@ -72,11 +92,13 @@ def fitted_head(head: Head, hidden_D: Tensor, logits_V: Tensor, config: object) 
 
     Raises DoesNotFit where none does.
     """
-    scales = [1.0] + [
-        1 / value if name == "logits_scaling" else value
-        for name in ("logit_scale", "logits_scaling", "output_multiplier")
-        if (value := getattr(config, name, None)) is not None
-    ]
+    scales = [1.0]
+    for name in ("logit_scale", "logits_scaling", "output_multiplier"):
+        if (value := getattr(config, name, None)) is not None:
+            scales.append(value)
+        # Granite divides by it, HyperCLOVA X multiplies.
+        if value and name == "logits_scaling":
+            scales.append(1 / value)
     caps = [None, *filter(None, [getattr(config, "final_logit_softcapping", None)])]
     heads = [Head(head.weight, head.bias, scale, cap) for scale, cap in itertools.product(scales, caps)]
     off = [difference(found.logits(hidden_D[None])[0], logits_V) for found in heads]

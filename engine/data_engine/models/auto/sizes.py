@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from data_engine.models.auto.limits import fast_positions, rope_tables
 from data_engine.models.auto.loading import quiet
-from data_engine.models.auto.parts import attend_by_hook, find_decoder, layer_kinds
+from data_engine.models.auto.parts import Attention, find_decoder, layer_kinds
 from data_engine.models.auto.processor import load_config
 from data_engine.models.base import CacheSizes, Description
 from data_engine.models.layers.answer_cache import CACHE, is_recurrent, tensors
@@ -101,7 +101,7 @@ def _run_on_meta(config: PreTrainedConfig) -> _Measured:
         # Experts are multiplied together in bf16 alone on this device.
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).eval()
         decoder = find_decoder(model)
-        attend_by_hook(model, decoder)
+        Attention(decoder)
         finding = Finding(TOKENS, set(decoder.modules()))
         cache = DynamicCache(config=config.get_text_config(decoder=True))
         ids = torch.zeros(1, TOKENS, dtype=torch.long)

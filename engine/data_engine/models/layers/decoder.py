@@ -45,7 +45,8 @@ def head_width(config: PretrainedConfig) -> int:
 
 def cache_values_per_token(config: PretrainedConfig) -> int:
     """Numbers in the key/value cache for one token, all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_width(config)
+    # Layers may differ, as those with windows of dots3-note do.
+    return sum(2 * layer.num_key_value_heads * head_width(layer) for layer in config.per_layer_config)
 
 
 def head_weight(modules: nn.Module) -> Tensor:

@@ -7,7 +7,7 @@ Numbers are rounded where they were, so a kernel stands for its code in prompts,
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from data_engine.models.layers.same_code import same_code, without_former_names
 from data_engine_kernels import Activation, act_and_mul, apply_rotary, rms_norm
 
-# What attention modules of transformers call, by this name.
+# What attention modules of transformers call, by these names.
 ROTARY = "apply_rotary_pos_emb"
+INTERLEAVED = f"{ROTARY}_interleave"
 
 
 class Turning(NamedTuple):
@@ -30,6 +31,12 @@ class Turning(NamedTuple):
     in_fp32: bool = False
     fp32_tables: bool = False
     """whether it does so with tables of fp32 alone"""
+    apart: bool = False
+    name: str = ROTARY
+    """of the function"""
+
+    def kernel(self, heads: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        return apply_rotary(heads, cos, sin, neighbours=self.neighbours, in_fp32=self.in_fp32, apart=self.apart)
 
 
 # Models of transformers that have it in forms that the kernel knows: for a whole head, a part of one, and one tensor.
@@ -42,6 +49,7 @@ KNOWN_ROTARY = {
     "ernie4_5_vl_moe": Turning(neighbours=True, in_fp32=True),
     "hunyuan_vl": Turning(in_fp32=True),
     "lfm3": Turning(in_fp32=True, fp32_tables=True),
+    "deepseek_v3": Turning(apart=True, name=INTERLEAVED),
 }
 
 
@@ -69,7 +77,7 @@ def _fused(module: nn.Module) -> Callable | None:
             name, taken = ACTIVATIONS.get(forward, (None, ()))
             return forward if name is None or activation_of(module, name) in taken else None
     forward = without_former_names(kind.forward)
-    return _attention(forward) if ROTARY in forward.__code__.co_names else None
+    return None if {ROTARY, INTERLEAVED}.isdisjoint(forward.__code__.co_names) else _attention(forward)
 
 
 def _methods(kind: type[nn.Module]) -> list[str]:
@@ -137,6 +145,10 @@ def _norm_in_fp32(self: nn.Module, hidden_states: Tensor) -> Tensor:
     return rms_norm(hidden_states, self.weight if self.with_scale else None, self.eps, offset=0.0)
 
 
+def _norm_rounded_last(self: nn.Module, hidden_states: Tensor) -> Tensor:
+    return rms_norm(hidden_states, self.weight, self.variance_epsilon, offset=0.0)
+
+
 def _gated_norm(self: nn.Module, hidden_states: Tensor, gate: Tensor) -> Tensor:
     return rms_norm(hidden_states, self.weight, self.variance_epsilon, gate=gate)
 
@@ -182,6 +194,7 @@ KNOWN: dict[tuple[str, str], Callable] = {
     ("llama", "LlamaRMSNorm"): _norm,
     ("gemma", "GemmaRMSNorm"): _norm_by_weight_and_one,
     ("gemma3n", "Gemma3nRMSNorm"): _norm_in_fp32,
+    ("nemotron_h", "NemotronHRMSNorm"): _norm_rounded_last,
     ("cohere2", "Cohere2LayerNorm"): _centred_norm,
     ("qwen3_5", "Qwen3_5RMSNormGated"): _gated_norm,
     ("llama", "LlamaMLP"): _mlp,
@@ -212,15 +225,18 @@ def activation_of(module: nn.Module, name: str) -> Activation | None:
 
 @functools.cache
 def _attention(forward: FunctionType) -> Callable | None:
-    """The same code, for which the name of the rotary embedding means the kernel."""
-    plain = forward.__globals__.get(ROTARY)
-    turning = next((turning for known, turning in _known_rotary() if same_code(plain, known)), None)
-    if turning is None:
+    """The same code, for which the names of rotary embeddings mean the kernel."""
+    kernels = {}
+    for name in {ROTARY, INTERLEAVED}.intersection(forward.__code__.co_names):
+        plain = forward.__globals__.get(name)
+        turning = next((turning for known, turning in _known_rotary() if same_code(plain, known)), None)
+        if turning is not None:
+            kernels[name] = _rotary(plain, turning)
+    if not kernels:
         return None
     made = FunctionType(
-        forward.__code__, forward.__globals__ | {ROTARY: _rotary(plain, turning)}, forward.__name__,
-        forward.__defaults__, forward.__closure__,
-    )  # fmt: skip
+        forward.__code__, forward.__globals__ | kernels, forward.__name__, forward.__defaults__, forward.__closure__
+    )
     made.__kwdefaults__ = forward.__kwdefaults__
     return functools.update_wrapper(made, forward)
 
@@ -233,7 +249,7 @@ def _known_rotary() -> list[tuple[FunctionType, Turning]]:
     """
     found = []
     for name, turning in KNOWN_ROTARY.items():
-        function = _of_transformers(name, ROTARY)
+        function = _of_transformers(name, turning.name)
         if isinstance(function, FunctionType) and all(
             _turns_alike(function, turning, width) for width in turning.widths
         ):
@@ -247,13 +263,13 @@ def _turns_alike(function: FunctionType, turning: Turning, width: int) -> bool:
     heads = [torch.randn(1, count, 3, 8, generator=drawn).bfloat16() for count in (2, 1)[:number]]
     cos, sin = torch.randn(2, 1, 3, width, generator=drawn).to(torch.float32 if turning.fp32_tables else torch.bfloat16)
     made = function(*heads, cos, sin)
-    found = apply_rotary(heads, cos, sin, neighbours=turning.neighbours, in_fp32=turning.in_fp32)
+    found = turning.kernel(heads, cos, sin)
     return all(map(torch.equal, made if number == 2 else [made], found))
 
 
 def _num_heads(rotary: FunctionType) -> int:
-    """Tensors that it turns: queries and keys, or one; the two tables and `unsqueeze_dim` come behind them."""
-    return rotary.__code__.co_argcount - 3
+    """Tensors that it turns: queries and keys, or one; the two tables come behind them, and what need not be given."""
+    return rotary.__code__.co_argcount - len(rotary.__defaults__ or ()) - 2
 
 
 @functools.cache
@@ -270,7 +286,7 @@ def _rotary(plain: FunctionType, turning: Turning) -> Callable:
             return plain(*given, **options)
         # Tokens before heads, where the tables are broadcast along the third axis.
         heads = [one.transpose(1, 2) for one in heads] if axis == 2 else heads
-        turned = apply_rotary(heads, cos, sin, neighbours=turning.neighbours, in_fp32=turning.in_fp32)
+        turned = turning.kernel(heads, cos, sin)
         turned = tuple(one.transpose(1, 2) for one in turned) if axis == 2 else turned
         return turned if len(turned) > 1 else turned[0]
 
