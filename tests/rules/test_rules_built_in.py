@@ -1,13 +1,16 @@
 r"""The built-in rules by tables: what an answer says, what is right, and whether the two are the same."""
 
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 
 from data_engine.rules import BUILT_IN, contains, objects
+from data_engine.rules.cells import values_in
 from data_engine.rules.final_answer import extracted, final_answer
 from data_engine.rules.values import equal, number_of
 
+NAN = float("nan")
 # Right, and answers that are the same.
 SAME = {
     # Fractions, decimals and mixed numbers, in any writing.
@@ -131,7 +134,8 @@ def test_the_final_answer_of_a_text(answer, final):
         ("4", [1, 0, 0]), (4, [1, 0, 0]), (4.0, [1, 0, 0]), ("#### no mark: 4", [0, 0, 0]),
         ("Final Answer: 4", [1, 0, 0]), ("2 and 2.\nFinal Answer: 4", [1, 0, 0]), (r"So $\boxed{4}$ it is", [1, 0, 0]),
         ([4, 5], [1, 1, 0]), (["four"], [1, 0, 0]), (None, [None] * 3), ("  ", [None] * 3), ([], [None] * 3),
-        ([None], [None] * 3),
+        ([None], [None] * 3), (NAN, [None] * 3), ([NAN, 4], [1, 0, 0]), ('["four", "6"]', [1, 0, 0]),
+        ("[]", [None] * 3), ("[4, 5]", [0, 0, 0]), (Decimal("4.0"), [1, 0, 0]),
     ],
 )  # fmt: skip
 def test_an_answer_is_right_wrong_or_not_judged(right, scores):
@@ -150,7 +154,9 @@ def test_true_and_false_of_a_column_are_words():
         ("5", "15 apples", 0), ("5", "5 apples", 1), ("café", "Cafe\u0301 au lait", 1), ("C++", "in C++, yes", 1),
         (["cat", "dog"], "a dog", 1), (["cat", "dog"], "a bird", 0), ("cat.", "a cat", 1), (None, "cat", None),
         ("", "cat", None), ("...", "cat", None), (3, "I see 3 of them", 1), (3.0, "I see 3 of them", 1),
-        (3.0, "It is 3.0 m", 1), (3.5, "It is 3 m", 0), (float("inf"), "inf", 1),
+        (3.0, "It is 3.0 m", 1), (3.5, "It is 3 m", 0), (float("inf"), "inf", 1), (NAN, "x nan", None),
+        ([NAN, "cat"], "nan", 0), ("nan", "x nan", 1), ('["cat", "dog"]', "a dog", 1), ('["cat", "dog"]', "a bird", 0),
+        ("[1, 2]", "It is [1, 2].", 1), ("[1, 2]", "1", 0), ("[cat", "a [cat", 1),
     ],
 )  # fmt: skip
 def test_contains(right, answer, score):
@@ -203,6 +209,7 @@ COLUMN = [
         (["cherries"], "a cherry", 1), (["boxes", "potato"], "a box of potatoes and glasses", 2 / 3),
         (["dog"], "A cat.", None), (["dog"], "", None), ([], "A dog.", 0), (None, "A dog.", None), ("", "A dog.", None),
         ("dog, person", "people with dogs", 1), ('["dog"]', "a person with a dog", 0.5), (["dog"], "dogma", None),
+        (NAN, "A dog.", None), (["dog", None, NAN], "A dog.", 1),
     ],
 )  # fmt: skip
 def test_objects(there, answer, score):
@@ -211,11 +218,38 @@ def test_objects(there, answer, score):
     assert found == (score if score is None else pytest.approx(score))
 
 
-def test_a_column_of_objects_that_holds_no_names_is_told():
-    with pytest.raises(ValueError, match='the column "objects" must hold lists of names, got int'):
-        objects.make([3])
-    with pytest.raises(ValueError, match='the column "objects" must hold lists of names, got list'):
-        objects.make([[1]])
+@pytest.mark.parametrize(
+    ("cell", "got"),
+    [
+        ({"answer": "cat"}, "an object"), ([{"answer": "cat", "answer_id": 1}], "a list of objects"),
+        ('[{"answer": "cat"}]', "a list of objects"), (["cat", ["dog"]], "a list of lists"), (b"cat", "bytes"),
+        (["cat", b"dog"], "a list of bytes"), ({"cat"}, "a value of type set"),
+    ],
+)  # fmt: skip
+def test_a_cell_of_answers_that_is_none_is_told_by_its_kind(cell, got):
+    expected = "text, a number, true or false, or a list of these"
+    for rule in (final_answer, contains.contains):
+        with pytest.raises(ValueError, match=f'^the column "answer" must hold {expected}, got {got}$'):
+            rule({"answer": cell}, ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("cell", "got"),
+    [
+        (3, "a number"), ({"name": "cat"}, "an object"), ([1], "a list of numbers"), ("[1]", "a list of numbers"),
+        ([{"name": "cat"}], "a list of objects"), ('[{"name": "cat"}]', "a list of objects"),
+    ],
+)  # fmt: skip
+def test_a_cell_of_objects_that_holds_no_names_is_told_by_its_kind(cell, got):
+    rule = objects.make([["dog"], cell])
+    with pytest.raises(ValueError, match=f'^the column "objects" must hold lists of names, got {got}$'):
+        rule({"objects": cell}, ["A dog."])
+    assert rule({"objects": ["dog"]}, ["A dog."]) == [1]
+
+
+def test_text_that_nests_too_deep_for_json_is_text():
+    deep = "[" * 100_000
+    assert values_in(deep) == [deep]
 
 
 def test_every_rule_is_described_with_its_columns():

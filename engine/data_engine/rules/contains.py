@@ -9,7 +9,10 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-# What a text that begins, or ends, with a digit would be a part of: a decimal, thousands, a number below 0.
+from data_engine.rules.cells import values_in
+
+# What a text that begins, or ends, with a digit would be a part of: a decimal, thousands, a number below 0; one with
+# the word for 10^4 or 10^8 in Chinese, Japanese or Korean.
 _BEFORE_DIGIT = r"(?<!\d[.,])(?<!(?<!\w)[-\u2212])"
 _BEHIND_DIGIT = r"(?![.,]\d)"
 # Han, kana, bopomofo; Thai, Lao, Burmese and Khmer.
@@ -29,8 +32,7 @@ def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
 
 def contains(row: dict, answers: list[str]) -> list[float | None]:
     """Whether each answer has what is right in it."""
-    value = row["answer"]
-    items = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
+    items = values_in(row["answer"])
     # A column of whole numbers of which some are missing is often stored as one of floats.
     items += [int(item) for item in items if isinstance(item, float) and item.is_integer()]
     wanted = [plain(str(item)) for item in items]
