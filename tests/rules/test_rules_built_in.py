@@ -27,6 +27,19 @@ SAME = {
     "5 m^2": ["5 m²", "5 m^2", "5"],
     "3 feet": ["3 ft", "3 foot"],
     "5 km/h": ["5 km/h", "5"],
+    "9": ["9kWh", "9µm", "9 J/(kg·K)", "9 s^-1", "9°C", "9 °f", "9 N", "9A", "9 p.m.", "9th", "9 t-shirts",
+          "9 apple(s)", "9 third graders", "9 cups a day", "9个", "9 times", "9 L/100km", "9 $/kg",
+          "9º", "9 ºC"],
+    # What multiplies a number is a part of it, as percent is.
+    "2000000": ["2 million", "2 Million", "two million", "2M", "2 thousand thousand", "$2 million", "2 million people"],
+    "2 million": ["2000000", "2,000,000", "2M", "$2,000,000"],
+    "$2.5 billion": ["2.5B", "2500 million dollars"],
+    "10000": ["10K", "10k", "10 thousand", "10k steps", "1万", "1만"],
+    "300 K": ["300", "300K"],
+    "24": ["2 dozen", "2 dozen eggs"],
+    "500": ["5 hundred", "five hundred"],
+    "2/3": ["two thirds", "2 thirds of it"],
+    "40": ["forty"],
     # Thousands, in English and as far as it is certain in other writing.
     "1234": ["1,234", "1 234", "1\u202f234", "1'234", "1’234", r"1{,}234", r"1\,234", "1,234.0", "$1,234$"],
     "1234567": ["1,234,567", "1.234.567", "1 234 567"],
@@ -45,7 +58,13 @@ SAME = {
     "1000": ["10^3", "10³"],
     # Letters of options, with or without what they stand for.
     "B": ["B", "b", "(B)", "[B]", "B.", "B)", "B) cat", "(B) cat", "B. cat", "B: cat", "B, cat", "Option B", "answer B",
-          "**B**", r"\text{B}", r"\textbf{(B)}", "The answer is B."],
+          "**B**", r"\text{B}", r"\textbf{(B)}", "The answer is B.", "B, a cat", "B. x, y", "B) cat, dog"],
+    "B, a cat": ["B", "a cat", "B, cat", "B. cat"],
+    # Several options, which are a list.
+    "A, B": ["A,B", "B, A", "a and b", "(A), (B)", "(A) and (B)", "A) cat, B) dog", "B. dog and A. cat",
+             "Options A and B", r"\boxed{A, B}"],
+    "A, B, C": ["C, A and B"],
+    "(1, 2), (3, 4)": ["(3,4), (1,2)"],
     "(B) cat": ["B", "cat", "Cat.", "(B)", "B) dog"],
     "cat": ["(B) cat", "B. cat", "a cat", "The cat", "CAT", '"cat"', "“cat”", "cat.", "`cat`", r"\text{cat}"],
     # Words.
@@ -71,6 +90,13 @@ OTHER = {
     "5": ["-5", "50", "5x", "5 and 6", "5, 6", "5-10", "5 out of 10", "5 apples are on the table", "15"],
     "5 cm": ["5 mm", "50 mm", "0.05 m", "6 cm", "5%"],
     "5 m^2": ["5 m", "5 m^3"],
+    "2": ["2 million", "2 thousand", "$2 million", "2 dozen eggs", "2 thirds", "2万", "2a", "2ab", "2abc", "2mn",
+          "2 pi", "2πr", "2θ", "2sin x", "2sinx", "2 sqrt(3)", "2m-1", "2m*3", "2 squared"],
+    "2 thousand": ["2", "2 million"],
+    "3": ["3n-1", "3 n", "3n-log", "3M", "3 cubed"],
+    "10": ["10K", "10k", "ten point five"],
+    "200": ["two hundred fifty", "two hundred and five"],
+    "20": ["twenty five"],
     "1234": ["1.234", "12,34", "123,4", "1234.5"],
     "0.1": ["0.10000001"],
     "1e-12": ["2e-12", "0"],
@@ -80,7 +106,13 @@ OTHER = {
     "-5": ["5"],
     "300000": ["3×10^6", "3×10^-5", "35"],
     "B": ["A", "C", "B cat", "cat", "bee", "AB", "(A) B"],
-    "A": ["A cat is there"],
+    "A": ["A cat is there", "A, B", "A and B", "(A), (B)", "(A) and (B)", "A) cat, B) dog"],
+    "A, B": ["A", "B", "A, C", "A and C", "A, B, C", r"\boxed{A}"],
+    "A,C,D": ["A"],
+    "A, B, C": ["A, B, D"],
+    "x, y": ["x, z"],
+    "C, Java": ["C, Python"],
+    "(1, 2), (3, 4)": ["(1, 2), (4, 3)"],
     "(B) cat": ["dog", "(A) cat", "(A) dog"],
     "dog": ["(B) cat", "dogs", "a hot dog"],
     "cat": ["category", "cats", "no cat"],
@@ -91,7 +123,7 @@ OTHER = {
     "1, 1": ["1, 2", "1"],
     "2020-01-02": ["2020-01-03"],
     "12:30": ["12:31"],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["1e301", "1e-301", "10^-301", "1" * 301])
