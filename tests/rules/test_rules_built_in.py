@@ -201,10 +201,23 @@ def test_contains(right, answer, score):
         ("猫", "图片里有一只猫和两只狗。", 1), ("猫", "图片里有两只狗。", 0),
         ("5", "图中有5只猫", 1), ("5", "图中有15只猫", 0),
         ("5", "图中有1.5米", 0), ("cat", "这是cat吗", 1), ("cat", "这是cats", 0), ("ねこ", "これはねこです", 1),
-        ("แมว", "มีแมวสองตัว", 1), ("5 只", "有5 只猫", 1), ("고양이", "고양이가 있다", 0),
+        ("แมว", "มีแมวสองตัว", 1), ("5 只", "有5 只猫", 1), ("5", "5万円", 0),
     ],
 )  # fmt: skip
 def test_contains_finds_texts_of_scripts_without_spaces(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        ("서울", "서울은 크다", 1), ("서울", "여기는 서울", 1), ("서울", "남서울은 크다", 0),
+        ("서울", "부산은 크다", 0),
+        ("고양이", "고양이가 있다", 1), ("서울", "서울Tower", 0), ("Paris", "Paris는 크다", 1), ("cat", "cats는", 0),
+        ("5", "고양이 5마리", 1), ("5", "15마리", 0), ("5", "5만 원", 0), ("5", "1.5미터", 0),
+    ],
+)  # fmt: skip
+def test_contains_finds_a_korean_word_before_its_particle(right, answer, score):
     assert contains.make([])({"answer": right}, [answer]) == [score]
 
 
