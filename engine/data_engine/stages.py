@@ -118,6 +118,8 @@ class SourceFlags:
     """what reads these columns, for messages"""
     warnings: tuple[str, ...] = ()
     """what a person should know of them at each start"""
+    reads: Callable[[object], object] | None = None
+    """of a cell of these columns; raises ValueError for what cannot stand there"""
 
 
 SAMPLING = Stage(

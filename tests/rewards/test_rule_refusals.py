@@ -1,18 +1,21 @@
 """Rules that cannot be had, that are not steady, that fail: what a run refuses, and what it records and goes on."""
 
+import json
 import textwrap
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from given_rule import ANSWERS, rule_file
+from given_rule import rule_file, scores
 from run_files import read
 
+from data_engine.commands import validate
 from data_engine.errors import UserError
 from data_engine.pipeline import rule as rule_stage
 from data_engine.pipeline.rule import Ruled
 from data_engine.rewards import rule as rewards_rule
+from data_engine.rules import BUILT_IN
 from data_engine.rules.chosen import Rule
 from data_engine.rules.process import Judged
 from data_engine.rules.worker import Limits
@@ -95,11 +98,60 @@ def test_what_is_wrong_with_an_answer_or_a_question_is_recorded_with_it(given, t
     assert told.split(maxsplit=3) == ["rule", "1", "2", "f raised KeyError: … (line …)"]
 
 
-def test_a_column_of_objects_that_holds_no_names_is_refused(given, tmp_path):
-    records = [{"idx": idx, "question": "How many?", "objects": idx} for idx in ANSWERS]
-    pq.write_table(pa.Table.from_pylist(records), tmp_path / "numbers.parquet")
-    with pytest.raises(UserError, match='rule "objects": the column "objects" must hold lists of names, got int'):
-        given("objects", tmp_path / "numbers.parquet")
+WRONG_CELLS = {
+    "vqa": ("contains", [{"answer": "cat", "answer_id": 1}], '"answer" must hold text, .*, got a list of objects'),
+    "one": ("final_answer", {"answer": "cat"}, '"answer" must hold text, .*, got an object'),
+    "json": ("final_answer", '[{"answer": "cat"}]', '"answer" must hold text, .*, got a list of objects'),
+    "bytes": ("contains", b"cat", '"answer" must hold text, .*, got bytes'),
+    "named": ("objects", [{"name": "cat"}], '"objects" must hold lists of names, got a list of objects'),
+    "numbers": ("objects", 3, '"objects" must hold lists of names, got a number'),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_CELLS)
+def test_a_column_that_a_rule_cannot_compare_with_is_refused_before_any_answer(given, config, tmp_path, kind):
+    rule, cell, told = WRONG_CELLS[kind]
+    [column] = BUILT_IN[rule].columns
+    cells = {1: None, 2: cell, 3: cell}
+    records = [{"idx": idx, "question": "How many?", "label": cell} for idx, cell in cells.items()]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "wrong.parquet")
+    told = f'^rule {rule}, row idx 2: the column {told}; the dataset calls it "label"$'
+    flags = {"columns": f"{column}=label", "answers": str(tmp_path / "answers.jsonl"), "rewards": "rule", "rule": rule}
+    flags |= {"instruct_model_path": None, "reward_model_path": None}
+    with pytest.raises(UserError, match=told):
+        validate.check(config(tmp_path / "wrong.parquet", **flags))
+    with pytest.raises(UserError, match=told):
+        given(rule, tmp_path / "wrong.parquet", columns=f"{column}=label")
+    assert not (tmp_path / "work" / "sampled_answer").exists()
+
+
+LATE_CELLS = {
+    "final_answer": ("B", [{}], "text, a number", {2: [1, 1, 0, 0], 3: [0] * 4}),
+    "objects": (["cat"], 3, "lists of names", {2: [None, 1, None, None], 3: [None] * 4}),
+}
+
+
+@pytest.mark.parametrize("rule", LATE_CELLS)
+def test_a_later_row_that_a_rule_cannot_compare_with_is_left_out_alone(given, tmp_path, rule):
+    right, wrong, expected, scored = LATE_CELLS[rule]
+    [column] = BUILT_IN[rule].columns
+    # Without answers, the first 32 rows, which are read before a run.
+    rows = [{"idx": idx, "question": "Which?", column: right} for idx in [*range(4, 36), 2, 3]]
+    rows.append({"idx": 1, "question": "How many?", column: wrong})
+    (tmp_path / "late.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    given(rule, tmp_path / "late.jsonl")
+    assert scores(tmp_path / "work") == scored
+    left_out = (tmp_path / "work/logs/quarantine.jsonl").read_text()
+    assert f'the column \\"{column}\\" must hold {expected}' in left_out
+
+
+def test_nulls_and_lists_that_pandas_writes_are_read(given, tmp_path):
+    """NaN where a DataFrame has nothing; a list as the text that a CSV holds."""
+    cells = {1: float("nan"), 2: '["cat", "yes"]', 3: float("nan")}
+    rows = [{"idx": idx, "question": "Which?", "answer": cell} for idx, cell in cells.items()]
+    (tmp_path / "pandas.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    given("contains", tmp_path / "pandas.jsonl")
+    assert scores(tmp_path / "work") == {1: [None] * 4, 2: [0, 1, 0, 1], 3: [None] * 4}
 
 
 def test_a_rule_that_fails_in_the_same_way_for_every_question_is_refused(given, tmp_path):

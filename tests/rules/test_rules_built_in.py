@@ -1,13 +1,16 @@
 r"""The built-in rules by tables: what an answer says, what is right, and whether the two are the same."""
 
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 
 from data_engine.rules import BUILT_IN, contains, objects
+from data_engine.rules.cells import values_in
 from data_engine.rules.final_answer import extracted, final_answer
 from data_engine.rules.values import equal, number_of
 
+NAN = float("nan")
 # Right, and answers that are the same.
 SAME = {
     # Fractions, decimals and mixed numbers, in any writing.
@@ -24,6 +27,19 @@ SAME = {
     "5 m^2": ["5 m²", "5 m^2", "5"],
     "3 feet": ["3 ft", "3 foot"],
     "5 km/h": ["5 km/h", "5"],
+    "9": ["9kWh", "9µm", "9 J/(kg·K)", "9 s^-1", "9°C", "9 °f", "9 N", "9A", "9 p.m.", "9th", "9 t-shirts",
+          "9 apple(s)", "9 third graders", "9 cups a day", "9个", "9 times", "9 L/100km", "9 $/kg",
+          "9º", "9 ºC"],
+    # What multiplies a number is a part of it, as percent is.
+    "2000000": ["2 million", "2 Million", "two million", "2M", "2 thousand thousand", "$2 million", "2 million people"],
+    "2 million": ["2000000", "2,000,000", "2M", "$2,000,000"],
+    "$2.5 billion": ["2.5B", "2500 million dollars"],
+    "10000": ["10K", "10k", "10 thousand", "10k steps", "1万", "1만"],
+    "300 K": ["300", "300K"],
+    "24": ["2 dozen", "2 dozen eggs"],
+    "500": ["5 hundred", "five hundred"],
+    "2/3": ["two thirds", "2 thirds of it"],
+    "40": ["forty"],
     # Thousands, in English and as far as it is certain in other writing.
     "1234": ["1,234", "1 234", "1\u202f234", "1'234", "1’234", r"1{,}234", r"1\,234", "1,234.0", "$1,234$"],
     "1234567": ["1,234,567", "1.234.567", "1 234 567"],
@@ -42,7 +58,13 @@ SAME = {
     "1000": ["10^3", "10³"],
     # Letters of options, with or without what they stand for.
     "B": ["B", "b", "(B)", "[B]", "B.", "B)", "B) cat", "(B) cat", "B. cat", "B: cat", "B, cat", "Option B", "answer B",
-          "**B**", r"\text{B}", r"\textbf{(B)}", "The answer is B."],
+          "**B**", r"\text{B}", r"\textbf{(B)}", "The answer is B.", "B, a cat", "B. x, y", "B) cat, dog"],
+    "B, a cat": ["B", "a cat", "B, cat", "B. cat"],
+    # Several options, which are a list.
+    "A, B": ["A,B", "B, A", "a and b", "(A), (B)", "(A) and (B)", "A) cat, B) dog", "B. dog and A. cat",
+             "Options A and B", r"\boxed{A, B}"],
+    "A, B, C": ["C, A and B"],
+    "(1, 2), (3, 4)": ["(3,4), (1,2)"],
     "(B) cat": ["B", "cat", "Cat.", "(B)", "B) dog"],
     "cat": ["(B) cat", "B. cat", "a cat", "The cat", "CAT", '"cat"', "“cat”", "cat.", "`cat`", r"\text{cat}"],
     # Words.
@@ -68,6 +90,13 @@ OTHER = {
     "5": ["-5", "50", "5x", "5 and 6", "5, 6", "5-10", "5 out of 10", "5 apples are on the table", "15"],
     "5 cm": ["5 mm", "50 mm", "0.05 m", "6 cm", "5%"],
     "5 m^2": ["5 m", "5 m^3"],
+    "2": ["2 million", "2 thousand", "$2 million", "2 dozen eggs", "2 thirds", "2万", "2a", "2ab", "2abc", "2mn",
+          "2 pi", "2πr", "2θ", "2sin x", "2sinx", "2 sqrt(3)", "2m-1", "2m*3", "2 squared"],
+    "2 thousand": ["2", "2 million"],
+    "3": ["3n-1", "3 n", "3n-log", "3M", "3 cubed"],
+    "10": ["10K", "10k", "ten point five"],
+    "200": ["two hundred fifty", "two hundred and five"],
+    "20": ["twenty five"],
     "1234": ["1.234", "12,34", "123,4", "1234.5"],
     "0.1": ["0.10000001"],
     "1e-12": ["2e-12", "0"],
@@ -77,7 +106,13 @@ OTHER = {
     "-5": ["5"],
     "300000": ["3×10^6", "3×10^-5", "35"],
     "B": ["A", "C", "B cat", "cat", "bee", "AB", "(A) B"],
-    "A": ["A cat is there"],
+    "A": ["A cat is there", "A, B", "A and B", "(A), (B)", "(A) and (B)", "A) cat, B) dog"],
+    "A, B": ["A", "B", "A, C", "A and C", "A, B, C", r"\boxed{A}"],
+    "A,C,D": ["A"],
+    "A, B, C": ["A, B, D"],
+    "x, y": ["x, z"],
+    "C, Java": ["C, Python"],
+    "(1, 2), (3, 4)": ["(1, 2), (4, 3)"],
     "(B) cat": ["dog", "(A) cat", "(A) dog"],
     "dog": ["(B) cat", "dogs", "a hot dog"],
     "cat": ["category", "cats", "no cat"],
@@ -88,7 +123,7 @@ OTHER = {
     "1, 1": ["1, 2", "1"],
     "2020-01-02": ["2020-01-03"],
     "12:30": ["12:31"],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["1e301", "1e-301", "10^-301", "1" * 301])
@@ -131,7 +166,8 @@ def test_the_final_answer_of_a_text(answer, final):
         ("4", [1, 0, 0]), (4, [1, 0, 0]), (4.0, [1, 0, 0]), ("#### no mark: 4", [0, 0, 0]),
         ("Final Answer: 4", [1, 0, 0]), ("2 and 2.\nFinal Answer: 4", [1, 0, 0]), (r"So $\boxed{4}$ it is", [1, 0, 0]),
         ([4, 5], [1, 1, 0]), (["four"], [1, 0, 0]), (None, [None] * 3), ("  ", [None] * 3), ([], [None] * 3),
-        ([None], [None] * 3),
+        ([None], [None] * 3), (NAN, [None] * 3), ([NAN, 4], [1, 0, 0]), ('["four", "6"]', [1, 0, 0]),
+        ("[]", [None] * 3), ("[4, 5]", [0, 0, 0]), (Decimal("4.0"), [1, 0, 0]),
     ],
 )  # fmt: skip
 def test_an_answer_is_right_wrong_or_not_judged(right, scores):
@@ -150,7 +186,9 @@ def test_true_and_false_of_a_column_are_words():
         ("5", "15 apples", 0), ("5", "5 apples", 1), ("café", "Cafe\u0301 au lait", 1), ("C++", "in C++, yes", 1),
         (["cat", "dog"], "a dog", 1), (["cat", "dog"], "a bird", 0), ("cat.", "a cat", 1), (None, "cat", None),
         ("", "cat", None), ("...", "cat", None), (3, "I see 3 of them", 1), (3.0, "I see 3 of them", 1),
-        (3.0, "It is 3.0 m", 1), (3.5, "It is 3 m", 0), (float("inf"), "inf", 1),
+        (3.0, "It is 3.0 m", 1), (3.5, "It is 3 m", 0), (float("inf"), "inf", 1), (NAN, "x nan", None),
+        ([NAN, "cat"], "nan", 0), ("nan", "x nan", 1), ('["cat", "dog"]', "a dog", 1), ('["cat", "dog"]', "a bird", 0),
+        ("[1, 2]", "It is [1, 2].", 1), ("[1, 2]", "1", 0), ("[cat", "a [cat", 1),
     ],
 )  # fmt: skip
 def test_contains(right, answer, score):
@@ -163,10 +201,23 @@ def test_contains(right, answer, score):
         ("猫", "图片里有一只猫和两只狗。", 1), ("猫", "图片里有两只狗。", 0),
         ("5", "图中有5只猫", 1), ("5", "图中有15只猫", 0),
         ("5", "图中有1.5米", 0), ("cat", "这是cat吗", 1), ("cat", "这是cats", 0), ("ねこ", "これはねこです", 1),
-        ("แมว", "มีแมวสองตัว", 1), ("5 只", "有5 只猫", 1), ("고양이", "고양이가 있다", 0),
+        ("แมว", "มีแมวสองตัว", 1), ("5 只", "有5 只猫", 1), ("5", "5万円", 0),
     ],
 )  # fmt: skip
 def test_contains_finds_texts_of_scripts_without_spaces(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        ("서울", "서울은 크다", 1), ("서울", "여기는 서울", 1), ("서울", "남서울은 크다", 0),
+        ("서울", "부산은 크다", 0),
+        ("고양이", "고양이가 있다", 1), ("서울", "서울Tower", 0), ("Paris", "Paris는 크다", 1), ("cat", "cats는", 0),
+        ("5", "고양이 5마리", 1), ("5", "15마리", 0), ("5", "5만 원", 0), ("5", "1.5미터", 0),
+    ],
+)  # fmt: skip
+def test_contains_finds_a_korean_word_before_its_particle(right, answer, score):
     assert contains.make([])({"answer": right}, [answer]) == [score]
 
 
@@ -203,6 +254,7 @@ COLUMN = [
         (["cherries"], "a cherry", 1), (["boxes", "potato"], "a box of potatoes and glasses", 2 / 3),
         (["dog"], "A cat.", None), (["dog"], "", None), ([], "A dog.", 0), (None, "A dog.", None), ("", "A dog.", None),
         ("dog, person", "people with dogs", 1), ('["dog"]', "a person with a dog", 0.5), (["dog"], "dogma", None),
+        (NAN, "A dog.", None), (["dog", None, NAN], "A dog.", 1),
     ],
 )  # fmt: skip
 def test_objects(there, answer, score):
@@ -211,11 +263,38 @@ def test_objects(there, answer, score):
     assert found == (score if score is None else pytest.approx(score))
 
 
-def test_a_column_of_objects_that_holds_no_names_is_told():
-    with pytest.raises(ValueError, match='the column "objects" must hold lists of names, got int'):
-        objects.make([3])
-    with pytest.raises(ValueError, match='the column "objects" must hold lists of names, got list'):
-        objects.make([[1]])
+@pytest.mark.parametrize(
+    ("cell", "got"),
+    [
+        ({"answer": "cat"}, "an object"), ([{"answer": "cat", "answer_id": 1}], "a list of objects"),
+        ('[{"answer": "cat"}]', "a list of objects"), (["cat", ["dog"]], "a list of lists"), (b"cat", "bytes"),
+        (["cat", b"dog"], "a list of bytes"), ({"cat"}, "a value of type set"),
+    ],
+)  # fmt: skip
+def test_a_cell_of_answers_that_is_none_is_told_by_its_kind(cell, got):
+    expected = "text, a number, true or false, or a list of these"
+    for rule in (final_answer, contains.contains):
+        with pytest.raises(ValueError, match=f'^the column "answer" must hold {expected}, got {got}$'):
+            rule({"answer": cell}, ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("cell", "got"),
+    [
+        (3, "a number"), ({"name": "cat"}, "an object"), ([1], "a list of numbers"), ("[1]", "a list of numbers"),
+        ([{"name": "cat"}], "a list of objects"), ('[{"name": "cat"}]', "a list of objects"),
+    ],
+)  # fmt: skip
+def test_a_cell_of_objects_that_holds_no_names_is_told_by_its_kind(cell, got):
+    rule = objects.make([["dog"], cell])
+    with pytest.raises(ValueError, match=f'^the column "objects" must hold lists of names, got {got}$'):
+        rule({"objects": cell}, ["A dog."])
+    assert rule({"objects": ["dog"]}, ["A dog."]) == [1]
+
+
+def test_text_that_nests_too_deep_for_json_is_text():
+    deep = "[" * 100_000
+    assert values_in(deep) == [deep]
 
 
 def test_every_rule_is_described_with_its_columns():

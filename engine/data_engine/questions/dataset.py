@@ -32,6 +32,8 @@ from data_engine.store.file_hashes import HashFiles
 
 # Of a row's digest, in hex: 128 bits.
 DIGEST_LENGTH = 32
+# Of a column that a rule compares answers with, at each start.
+_CELLS_READ = 32
 _NO_LENGTH = b"\xff" * 8
 
 
@@ -177,6 +179,10 @@ class Questions:
         sizes = getattr(self._source, "file_sizes", None)
         return sizes() if sizes else []
 
+    def in_dataset(self, name: str) -> str:
+        """What the dataset calls a column."""
+        return self._source.names.in_dataset(name)
+
     def column(self, name: str) -> Iterator[object]:
         """One of the optional or further columns, of all rows."""
         cells = _extra_cells if name in self.optional_columns else self._source.values
@@ -263,7 +269,10 @@ def require_images(questions: Questions, config: RunConfig) -> None:
 
 
 def require_columns(questions: Questions, flags: SourceFlags) -> None:
-    """Raise UserError where the dataset lacks a column that a source of reward reads."""
+    """Raise UserError where the dataset lacks a column that a source of reward reads, or it holds something else.
+
+    The cells of the first rows are read. A later one that cannot be read leaves its own question out.
+    """
     missing = [name for name in flags.columns or () if name not in questions.columns]
     if missing:
         meant = meant_for(missing[0], questions.columns)
@@ -272,6 +281,19 @@ def require_columns(questions: Questions, flags: SourceFlags) -> None:
             f'{flags.needed_by} needs the column "{missing[0]}", and the dataset has none; columns: '
             f"{', '.join(questions.columns[:20])}; {hint}"
         )
+    if flags.reads is not None:
+        for name in flags.columns:
+            _require_read(questions, name, flags)
+
+
+def _require_read(questions: Questions, name: str, flags: SourceFlags) -> None:
+    for idx, cell in zip(questions.idx[:_CELLS_READ], questions.column(name), strict=False):
+        try:
+            flags.reads(cell)
+        except ValueError as error:
+            theirs = questions.in_dataset(name)
+            called = "" if theirs == name else f'; the dataset calls it "{theirs}"'
+            raise UserError(f"{flags.needed_by}, row idx {idx!r}: {error}{called}") from None
 
 
 def is_other(question: Question, digest: str | None) -> bool:

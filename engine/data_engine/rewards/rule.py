@@ -39,4 +39,7 @@ def flags(config: RunConfig) -> SourceFlags:
     names = sorted((ours, theirs) for ours, theirs in config.column_names.items() if ours in REFERENCE_COLUMNS)
     named = ",".join(f"{ours}={theirs}" for ours, theirs in names if ours != theirs) or None
     bound = {"rule": rule.identity, "reference_columns": named}
-    return SourceFlags(rule, bound, own.columns if own else None, f"rule {rule.shown}", warnings)
+    needed_by = f"rule {rule.shown}"
+    if own is None:
+        return SourceFlags(rule, bound, None, needed_by, warnings)
+    return SourceFlags(rule, bound, own.columns, needed_by, reads=own.reads)

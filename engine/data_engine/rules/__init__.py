@@ -8,7 +8,10 @@ whose result takes a row of the dataset, without its pictures, and the answers t
 None for one that is not rewarded. `collected` are the values of the column `collects` in all rows of the dataset.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from data_engine.rules.cells import names_in, values_in
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class BuiltIn:
     module: str
     columns: tuple[str, ...]
     """of the dataset, which it compares answers with"""
+    reads: Callable[[object], object]
+    """of a cell of these; raises ValueError for what cannot stand there"""
     version: int = 1
     """raised where the same answers may get another number: units of another version are another run's"""
     collects: str | None = None
@@ -25,7 +30,7 @@ class BuiltIn:
 
 
 BUILT_IN = {
-    "final_answer": BuiltIn("data_engine.rules.final_answer", ("answer",)),
-    "contains": BuiltIn("data_engine.rules.contains", ("answer",), version=3),
-    "objects": BuiltIn("data_engine.rules.objects", ("objects",), collects="objects"),
+    "final_answer": BuiltIn("data_engine.rules.final_answer", ("answer",), values_in, version=2),
+    "contains": BuiltIn("data_engine.rules.contains", ("answer",), values_in, version=4),
+    "objects": BuiltIn("data_engine.rules.objects", ("objects",), names_in, collects="objects"),
 }

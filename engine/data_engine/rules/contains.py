@@ -2,23 +2,29 @@
 
 Both in one case, Unicode form and spacing; it must stand there as whole words, and a number as a whole number: 5 is not
 in 1.5, 2,500 or -5. Scripts without spaces have no whole words: such a text may stand anywhere, and beside their
-characters a word or a number is whole. Of a list, any text does. None where the column has nothing to look for.
+characters a word or a number is whole. So is one before Hangul, as particles and counters have no space before them.
+Of a list, any text does. None where the column has nothing to look for.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable
 
-# What a text that begins, or ends, with a digit would be a part of: a decimal, thousands, a number below 0.
+from data_engine.rules.cells import values_in
+
+# What a text that begins, or ends, with a digit would be a part of: a decimal, thousands, a number below 0; one with
+# the word for 10^4 or 10^8 in Chinese, Japanese or Korean.
 _BEFORE_DIGIT = r"(?<!\d[.,])(?<!(?<!\w)[-\u2212])"
-_BEHIND_DIGIT = r"(?![.,]\d)"
+_BEHIND_DIGIT = r"(?![.,]\d|[\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5])"
 # Han, kana, bopomofo; Thai, Lao, Burmese and Khmer.
 _WITHOUT_SPACES = (
     "\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 )
-# A character of a word in a script with spaces.
+_HANGUL = "\u1100-\u11ff\u3131-\u318e\uac00-\ud7ff"
+# A character of a word in a script with spaces; the second one where a word goes on.
 _IN_WORD = rf"[^\W{_WITHOUT_SPACES}]"
+_IN_WORD_BEHIND = rf"[^\W{_WITHOUT_SPACES}{_HANGUL}]"
 _STANDS_ALONE = re.compile(f"[{_WITHOUT_SPACES}]")
 
 
@@ -29,8 +35,7 @@ def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
 
 def contains(row: dict, answers: list[str]) -> list[float | None]:
     """Whether each answer has what is right in it."""
-    value = row["answer"]
-    items = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
+    items = values_in(row["answer"])
     # A column of whole numbers of which some are missing is often stored as one of floats.
     items += [int(item) for item in items if isinstance(item, float) and item.is_integer()]
     wanted = [plain(str(item)) for item in items]
@@ -44,7 +49,7 @@ def _pattern(text: str) -> re.Pattern:
     before = _BEFORE_DIGIT if text[0].isdigit() else ""
     behind = _BEHIND_DIGIT if text[-1].isdigit() else ""
     before += "" if _STANDS_ALONE.match(text[0]) else rf"(?<!{_IN_WORD})"
-    behind += "" if _STANDS_ALONE.match(text[-1]) else rf"(?!{_IN_WORD})"
+    behind += "" if _STANDS_ALONE.match(text[-1]) else rf"(?!{_IN_WORD_BEHIND})"
     return re.compile(f"{before}{re.escape(text)}{behind}")
 
 

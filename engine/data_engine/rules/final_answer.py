@@ -8,6 +8,7 @@ to compare with.
 import re
 from collections.abc import Callable
 
+from data_engine.rules.cells import values_in
 from data_engine.rules.values import equal, inside_braces
 
 _MARK = re.compile(
@@ -24,9 +25,7 @@ def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
 
 def final_answer(row: dict, answers: list[str]) -> list[float | None]:
     """Whether each answer ends with what is right."""
-    value = row["answer"]
-    right = [text for item in (value if isinstance(value, list) else [value]) if (text := as_text(item))]
-    right = [extracted(text) or text for text in right]
+    right = [extracted(text) or text for text in map(as_text, values_in(row["answer"]))]
     if not right:
         return [None] * len(answers)
     found = map(extracted, answers)
@@ -34,9 +33,7 @@ def final_answer(row: dict, answers: list[str]) -> list[float | None]:
 
 
 def as_text(value: object) -> str:
-    """A cell as text: numbers as they are written, true and false as words."""
-    if value is None:
-        return ""
+    """A value as text: numbers as they are written, true and false as words."""
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 

@@ -5,10 +5,12 @@ that occur in it anywhere in the dataset are those that are looked for in answer
 complement of CHAIR's share, arXiv:1809.02156, over distinct objects and without its table of synonyms.
 """
 
-import json
+import contextlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+
+from data_engine.rules.cells import names_in
 
 _WORD = re.compile(r"\w+")
 _ALIKE = {"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "goose": "geese",
@@ -22,7 +24,7 @@ Name = tuple[str, ...]
 
 def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
     """The rule; `collected` is the whole column."""
-    known = Known({words(name) for cell in collected for name in names_in(cell) or ()} - {()})
+    known = Known({words(name) for cell in collected for name in _names(cell)} - {()})
 
     def objects(row: dict, answers: list[str]) -> list[float | None]:
         names = names_in(row["objects"])
@@ -32,6 +34,13 @@ def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
         return [share(known.named(answer), there) for answer in answers]
 
     return objects
+
+
+def _names(cell: object) -> list[str]:
+    """The names in a cell; none in one that cannot be read, whose own question alone is left out."""
+    with contextlib.suppress(ValueError):
+        return names_in(cell) or []
+    return []
 
 
 def share(named: Iterable[Name], there: set[Name]) -> float | None:
@@ -97,20 +106,3 @@ def _singulars(word: str) -> set[str]:
     if word.endswith("ies"):
         found.add(f"{word[:-3]}y")
     return found
-
-
-def names_in(cell: object) -> list[str] | None:
-    """The names in a cell of the column; None where it has none to say."""
-    if isinstance(cell, str):
-        if not cell.strip():
-            return None
-        try:
-            found = json.loads(cell)
-        except ValueError:
-            found = None
-        cell = found if isinstance(found, list) else cell.split(",")
-    if cell is None:
-        return None
-    if not isinstance(cell, list) or not all(isinstance(name, str) for name in cell):
-        raise ValueError(f'the column "objects" must hold lists of names, got {type(cell).__name__}')
-    return [name for name in cell if name.strip()]

@@ -1,13 +1,16 @@
 """Texts of answers as values: numbers, option letters, lists and words; and when two of them are the same.
 
 Numbers are exact fractions. A unit, a percent sign or a currency counts only where both texts have one: nothing is
-converted.
+converted. What stands behind a number is read in units.py.
 """
 
 import re
 import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
+
+from data_engine.rules import units
+from data_engine.rules.units import COUNTS
 
 # Beyond these, an exact number would be as long as the exponent says.
 _MOST_EXPONENT, _MOST_DIGITS = 300, 300
@@ -42,27 +45,16 @@ _NUMBER = re.compile(
     rf"|(?P<plain>{_DIGITS})(?:[eE](?P<exponent>[+-]?\d+))?"
     rf")\s*(?P<unit>.*)", re.DOTALL,
 )  # fmt: skip
-# A word of a unit, or none; and two more words. 5x is no five of anything.
-_UNIT = re.compile(
-    r"(?![xyzieπ](?:\W|$))(?:[^\W\d_]|[°%$€£¥])[\w°%/^*().·-]*(?: (?!(?:and|or)\b)(?:[^\W\d_]|[°%/])[^\s\d,;]*){0,2}|",
-    re.IGNORECASE,
-)
 _OPTION = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?(?:[(\[]\s*([a-z])\s*[)\]]|([a-z]))(?:\s*[.):,]\s*(.*)|\s*)",
+    r"(?:(?:option|choice|answer)s?\s+)?(?:[(\[]\s*([a-z])\s*[)\]]|([a-z]))(?:\s*[.):,]\s*(.*)|\s*)",
     re.DOTALL | re.IGNORECASE,
 )
+# "A, a cat" is an option with its text, or a list.
+_OPTION_COMMA = re.compile(r"[^\w,]*[a-z][^\w,]*,", re.IGNORECASE)
 _BRACKETED = re.compile(r"[(\[]\s*[A-Za-z]\s*[)\]]\s+(.+)", re.DOTALL)
-_COUNTS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-_COUNTS = {word: str(number) for number, word in enumerate(f"{_COUNTS} seventeen eighteen nineteen twenty".split())}
+_OPENING = ("(", "[", "{")
 _YES_NO = ("yes", "no", "true", "false")
 _LEADS = re.compile(r"(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\b|\s*[:=])\s*:?\s*", re.IGNORECASE)
-_SAME_UNITS = {
-    "$": "dollar", "usd": "dollar", "€": "euro", "eur": "euro", "£": "pound", "¥": "yen", "%": "percent",
-    "per cent": "percent", "°": "degree", "deg": "degree", "°c": "c", "°f": "f", "mm": "millimeter",
-    "cm": "centimeter", "m": "meter", "km": "kilometer", "mg": "milligram", "g": "gram", "kg": "kilogram",
-    "ml": "milliliter", "l": "liter", "s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour",
-    "inch": "in", "foot": "ft", "feet": "ft", "yr": "year",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,6 +80,8 @@ def plain(text: str) -> str:
     text = _SUPERSCRIPT.sub(lambda found: f"^{found[0].translate(_SUPERSCRIPTS)}", text)
     # NFKC makes "2½" "21⁄2": the whole stands apart.
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    # Of what looks like a degree sign, NFKC makes a letter.
+    text = re.sub("[º˚]", "°", text)
     text = unicodedata.normalize("NFKC", text).translate(_MINUS).replace("⁄", "/")
     text = _fractions(_unwrapped(text))
     for pattern, other in _LATEX:
@@ -103,31 +97,24 @@ def plain(text: str) -> str:
 
 def words(text: str) -> str:
     """The words of a plain text: in one case, without an article."""
-    return re.sub(r"^(?:a|an|the)\s+(?=\S)", "", " ".join(text.casefold().split()))
+    text = re.sub(r"^(?:a|an|the)\s+(?=\S)", "", " ".join(text.casefold().split()))
+    # "300 K" is kelvin and "10K" a thousand, as numbers; in two texts that have the same K it means the same.
+    return re.sub(r"(?<=\d) (?=k$)", "", text)
 
 
 def number_of(text: str) -> Number | None:
     """The number that a plain text is, with a unit of at most three words; None where it is none."""
     text = re.sub(r"^\((.+)\)$", r"\1", text) if not re.search(r"[,;]", text) else text
     first, _, rest = text.partition(" ")
-    text = f"{_COUNTS.get(first.casefold(), first)} {rest}".strip()
+    text = f"{COUNTS.get(first.casefold(), first)} {rest}".strip()
     match = _NUMBER.fullmatch(text)
-    if match is None or not _UNIT.fullmatch(match["unit"]):
+    value = _value(match) if match is not None else None
+    behind = units.read(match["unit"], text[: match.start("unit")][-1:] != " ") if value is not None else None
+    if behind is None:
         return None
-    value = _value(match)
-    if value is None:
-        return None
+    factor, unit = behind
     currency = match["before"] or match["currency"]
-    return Number(-value if match["sign"] == "-" else value, unit_of(match["unit"] or currency or ""))
-
-
-def unit_of(text: str) -> str:
-    """A unit in one spelling: singular, and by its name where it has a common abbreviation."""
-    text = re.sub(r"\s+", " ", text.casefold().strip(" .")).replace("μ", "µ").replace("**", "^")
-    text = _SAME_UNITS.get(text, text)
-    text = re.sub(r"(?<=\w\w)s$|(?<=s|x|z|h)es$", "", text) if not text.endswith("ss") else text
-    text = text.replace("metre", "meter").replace("litre", "liter")
-    return _SAME_UNITS.get(text, text)
+    return Number(value * factor * (-1 if match["sign"] == "-" else 1), units.one_spelling(unit or currency or ""))
 
 
 def inside_braces(text: str) -> str | None:
@@ -158,14 +145,22 @@ def _same_option(right: str, answer: str) -> bool:
     """A letter against a letter, whatever stands behind it; without one in what is right, what stands behind it."""
     (one, text), (other, said) = _option(right), _option(answer)
     if one and other:
-        return one == other
+        return one == other and not (_OPTION_COMMA.match(right) and _OPTION_COMMA.match(answer))
     if one:
         return bool(text) and words(plain(text)) == words(answer)
     return bool(other and said) and equal(right, said)
 
 
 def _option(text: str) -> tuple[str, str]:
-    """The option letter with which a text begins, and the text behind it; "" without."""
+    """The option letter with which a text begins, and the text behind it; "" without, and for several options."""
+    listed = [_letter_and_text(item) for item in _items(text)[1]]
+    # Each has its text, or none has: "B. x, y" is one option.
+    if listed and all(letter for letter, _ in listed) and len({bool(said) for _, said in listed}) == 1:
+        return "", ""
+    return _letter_and_text(text)
+
+
+def _letter_and_text(text: str) -> tuple[str, str]:
     match = _OPTION.fullmatch(text)
     if match is not None:
         return (match[1] or match[2]).upper(), (match[3] or "").strip()
@@ -191,21 +186,36 @@ def _same_list(right: str, answer: str) -> bool:
 
 def _items(text: str) -> tuple[bool, list[str]]:
     """Whether the order counts, and the items of a list; none where the text is no list."""
-    match = re.fullmatch(r"([(\[{])(.*)([)\]}])", text, re.DOTALL)
-    ordered, inner = (match[1] != "{", match[2]) if match else (False, text)
+    is_bracketed = text[:1] in _OPENING and _closing(text) == len(text) - 1
+    ordered, inner = (text[0] != "{", text[1:-1]) if is_bracketed else (False, text)
     parts, depth, start = [], 0, 0
     for place, character in enumerate(inner):
-        depth += (character in "([{") - (character in ")]}")
+        # "A) cat, B) dog" closes what was not opened.
+        depth = max(0, depth + _depth(character))
         if depth == 0 and character in ",;":
             parts.append(inner[start:place])
             start = place + 1
     parts.append(inner[start:])
-    if not match:
+    if not is_bracketed:
         parts = [piece for part in parts for piece in re.split(r"(?:^|\s)and\s", part)]
     items = [part.strip() for part in parts]
     # "red, and blue" has nothing before its "and".
-    items = [item for item in items if item] if not match else items
+    items = [item for item in items if item] if not is_bracketed else items
     return (ordered, items) if len(items) > 1 and all(items) else (False, [])
+
+
+def _closing(text: str) -> int | None:
+    """Where the bracket with which a text begins is closed, by one of any kind: [0, 1) is an interval."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += _depth(character)
+        if depth == 0:
+            return place
+    return None
+
+
+def _depth(character: str) -> int:
+    return (character in _OPENING) - (character in ")]}")
 
 
 def _same_word(right: str, answer: str) -> bool:

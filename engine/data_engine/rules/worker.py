@@ -87,11 +87,7 @@ def serve(stream: BinaryIO, rank: int) -> None:
 def _loaded(set_up: SetUp) -> tuple[Callable | None, str | None]:
     """The function, or what is wrong with it."""
     if set_up.module is not None:
-        try:
-            return importlib.import_module(set_up.module).make(set_up.collected), None
-        # What is wrong with a column of the dataset.
-        except ValueError as error:
-            return None, str(error)
+        return importlib.import_module(set_up.module).make(set_up.collected), None
     module = types.ModuleType("rule")
     module.__file__ = set_up.file
     # Dataclasses and pickles of the rule look their module up.

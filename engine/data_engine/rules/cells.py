@@ -1,0 +1,67 @@
+"""What may stand in a column that a built-in rule compares answers with.
+
+Each reader takes a cell, and gives what stands in it without nulls and NaN. It raises ValueError, which says what was
+expected and what came, for anything else.
+"""
+
+import json
+from datetime import date, time
+from decimal import Decimal
+
+# A bool is an int, and a datetime a date.
+_VALUES = (str, int, float, Decimal, date, time)
+_KINDS = {
+    dict: ("an object", "objects"), list: ("a list", "lists"), bool: ("true or false", "true and false"),
+    int: ("a number", "numbers"), float: ("a number", "numbers"), bytes: ("bytes", "bytes"),
+}  # fmt: skip
+
+
+def values_in(cell: object) -> list:
+    """The texts and numbers, true and false in a cell of the column `answer`; [] for an empty cell."""
+    listed = _list_in_json(cell)
+    # "[1, 2]" is one answer: a vector, or an interval.
+    if listed is not None and not (listed and all(isinstance(item, int | float | list) for item in listed)):
+        cell = listed
+    is_list = isinstance(cell, list)
+    values = _filled(cell if is_list else [cell])
+    for value in values:
+        if not isinstance(value, _VALUES):
+            expected = "text, a number, true or false, or a list of these"
+            raise ValueError(f'the column "answer" must hold {expected}, got {_kind(value, is_list)}')
+    return values
+
+
+def names_in(cell: object) -> list[str] | None:
+    """The names in a cell of the column `objects`; None for an empty cell."""
+    if not _filled([cell]):
+        return None
+    if isinstance(cell, str):
+        listed = _list_in_json(cell)
+        cell = cell.split(",") if listed is None else listed
+    is_list = isinstance(cell, list)
+    names = _filled(cell if is_list else [cell])
+    for name in names:
+        if not (is_list and isinstance(name, str)):
+            raise ValueError(f'the column "objects" must hold lists of names, got {_kind(name, is_list)}')
+    return names
+
+
+def _filled(items: list) -> list:
+    """Those that are no null and no blank text; nor NaN, as which pandas writes a null."""
+    return [item for item in items if item is not None and item == item and str(item).strip()]
+
+
+def _list_in_json(cell: object) -> list | None:
+    """The list that a text is in JSON, the only form in which CSV holds one; None for any other cell."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
+        return None
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _kind(value: object, is_item: bool) -> str:
+    """What a value that is refused is, or a list with it, in words."""
+    one, many = _KINDS.get(type(value), (f"a value of type {type(value).__name__}", f"type {type(value).__name__}"))
+    return f"a list of {many}" if is_item else one
