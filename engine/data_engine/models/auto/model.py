@@ -6,6 +6,7 @@ running a small prompt once when it is loaded. A model that cannot share its pro
 Shapes: P prompt tokens, K rows, T tokens, V vocabulary, D width.
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,14 @@ from data_engine.models.auto.loading import check_weights, load_weights, refusin
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.own_forward import Made, OwnForward
 from data_engine.models.auto.packed_tower import PackedTower, tower_calls
-from data_engine.models.auto.parts import attend_by_hook, find_decoder, find_vision, output_weights, prompt_cache
+from data_engine.models.auto.parts import (
+    OwnAttention,
+    attend_by_hook,
+    find_decoder,
+    find_vision,
+    output_weights,
+    prompt_cache,
+)
 from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
@@ -36,7 +44,7 @@ from data_engine.models.auto.splitting import check_split, load_split, whole_mod
 from data_engine.models.auto.value_head import ValueHead
 from data_engine.models.base import CacheSizes, Description, PromptEnd, Split, TextSide, sent
 from data_engine.models.layers import rotary
-from data_engine.models.layers.answer_cache import CACHE, PassingLayer, is_recurrent, passing
+from data_engine.models.layers.answer_cache import CACHE, PassingLayer, is_recurrent, passing, require_shareable
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
@@ -71,6 +79,7 @@ class Auto:
         self.value_head: ValueHead | None = None
         self.why_plain: str | None = None
         self.is_settled = self.encodes_together = False
+        self._own_attention: OwnAttention = contextlib.nullcontext
         # Tokenizers keep state while they encode, and prompts are made by several threads.
         self._one_at_a_time = threading.Lock()
         try:
@@ -79,7 +88,7 @@ class Auto:
             # Mllama embeds its image token, and has no logit for it.
             self.num_ids = min(self.num_ids, len(self.head.weight))
             self._tables = rotary.tables_by_position(self.decoder)
-            attend_by_hook(model, self.decoder)
+            self._own_attention = attend_by_hook(model, self.decoder)
             self._own = OwnForward(model, self.decoder, self.vision)
             if self.vision is not None:
                 self.vision.register_forward_pre_hook(self._note_encoded, with_kwargs=True)
@@ -277,6 +286,7 @@ class Auto:
     def _run_with_logits(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
         cache = prompt_cache(self.text_config, self.device)
         out = self.run_forward(prompt, cache)
+        require_shareable(cache.layers)
         layers = [layer if is_recurrent(layer) else PassingLayer() for layer in cache.layers]
         return PromptEnd(self._own.hidden_D, self.next_position(prompt), layers), out.logits[0, -1]
 
@@ -304,10 +314,11 @@ class Auto:
 
     @torch.inference_mode()
     def plain_end(self, prompt: ProcessedPrompt) -> tuple[Tensor, Tensor]:
-        given = self._model.prepare_inputs_for_generation(
-            **self._inputs(prompt), is_first_iteration=True, use_cache=False
-        )
-        out = self._model(**given | {"logits_to_keep": 1, "output_hidden_states": True})
+        with self._own_attention():
+            given = self._model.prepare_inputs_for_generation(
+                **self._inputs(prompt), is_first_iteration=True, use_cache=False
+            )
+            out = self._model(**given | {"logits_to_keep": 1, "output_hidden_states": True})
         return out.hidden_states[-1][0, -1], out.logits[0, -1].float()
 
     def run_answers(self, ids_KT: Tensor, positions_KT: Tensor, cache: Cache) -> Tensor:
@@ -319,16 +330,17 @@ class Auto:
     @torch.inference_mode()
     def plain_logits(self, prompt: ProcessedPrompt, ids: list[int]) -> Tensor:
         answer = torch.tensor([ids], device=self.device)
-        given = whole_rows(self._model, self._inputs(prompt), answer)
         # Those of a prompt may take as much memory as the model. Named one by one: for a number, Gemma 4 leaves tokens
         # out of its last layers, by a mask that it reads from the name of the attention.
         predicting = torch.arange(prompt.length - 1, prompt.length - 1 + len(ids), device=self.device)
-        logits = self._model(**given | {"logits_to_keep": predicting}).logits[0]
+        with self._own_attention():
+            given = whole_rows(self._model, self._inputs(prompt), answer)
+            logits = self._model(**given | {"logits_to_keep": predicting}).logits[0]
         # Some models make those of all tokens, whatever they are asked for.
         return (logits if len(logits) == len(ids) else logits[prompt.length - 1 : -1]).float()
 
     def plain_steps(self, prompt: ProcessedPrompt, num_rows: int) -> PlainSteps:
-        return OwnDecoding(self._model, self._inputs(prompt), num_rows)
+        return OwnDecoding(self._model, self._inputs(prompt), num_rows, self._own_attention)
 
     def _inputs(self, prompt: ProcessedPrompt) -> dict[str, Tensor]:
         return processed.on_device(prompt, self.device, self.dtype)

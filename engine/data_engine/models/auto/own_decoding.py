@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
-from data_engine.models.layers.answer_cache import CACHE, is_recurrent, mapped
+from data_engine.models.auto.parts import OwnAttention
+from data_engine.models.layers.answer_cache import CACHE, copied
 
 
 class OwnDecoding:
@@ -19,8 +20,10 @@ class OwnDecoding:
     `generate` itself expands the inputs of a prompt, where several crops of an image change places.
     """
 
-    def __init__(self, model: PreTrainedModel, inputs: dict[str, Tensor], num_rows: int) -> None:
-        self._model, self._num_rows = model, num_rows
+    def __init__(
+        self, model: PreTrainedModel, inputs: dict[str, Tensor], num_rows: int, attention: OwnAttention
+    ) -> None:
+        self._model, self._num_rows, self._attention = model, num_rows, attention
         self._ids = inputs.pop("input_ids")
         self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         self._options = inputs | {CACHE: self._cache, "use_cache": True, "logits_to_keep": 1}
@@ -32,10 +35,7 @@ class OwnDecoding:
     def first(self) -> Tensor:
         logits = self._step(is_first_iteration=True)
         if self._num_rows > 1:
-            self._cache.layers = [
-                mapped(layer, self._repeated) if is_recurrent(layer) else _copied(layer, self._num_rows)
-                for layer in self._cache.layers
-            ]
+            self._cache.layers = [copied(layer, self._num_rows) for layer in self._cache.layers]
             for name, value in self._options.items():
                 if isinstance(value, Tensor) and (axis := self._axis_of_rows(value)) is not None:
                     self._options[name] = value.repeat_interleave(self._num_rows, axis)
@@ -66,17 +66,11 @@ class OwnDecoding:
         return None
 
     def _step(self, **how: object) -> Tensor:
-        given = self._model.prepare_inputs_for_generation(self._ids, **how, **self._options)
-        out = self._model(**given, return_dict=True)
+        with self._attention():
+            given = self._model.prepare_inputs_for_generation(self._ids, **how, **self._options)
+            out = self._model(**given, return_dict=True)
         self._options = self._model._update_model_kwargs_for_generation(out, self._options, is_encoder_decoder=False)
         return out.logits[:, -1].float()
-
-
-def _copied(layer: object, num_rows: int) -> object:
-    """A layer of a cache for so many equal rows."""
-    if getattr(layer, "keys", None) is not None:
-        layer.batch_repeat_interleave(num_rows)
-    return layer
 
 
 def whole_rows(model: PreTrainedModel, inputs: dict[str, Tensor], answers_KT: Tensor) -> dict[str, object]:

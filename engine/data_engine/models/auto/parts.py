@@ -1,7 +1,8 @@
 """The parts of a model of transformers: its text decoder, its vision tower, its head, and what its layers keep."""
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from transformers.modeling_utils import PreTrainedModel
 from data_engine.models.layers.attention import NAME, DoesNotFit, Noted
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
+
+OwnAttention = Callable[[], contextlib.AbstractContextManager[None]]
+"""has a decoder's layers attend as transformers has it, inside"""
 
 
 def find_decoder(model: PreTrainedModel) -> nn.Module:
@@ -48,13 +52,30 @@ def prompt_cache(config: PretrainedConfig, device: torch.device) -> DynamicCache
     return cache
 
 
-def attend_by_hook(model: PreTrainedModel, decoder: nn.Module) -> None:
-    """Have the decoder's layers, and nothing else, attend by attention.NAME."""
-    configs = {id(module.config) for module in decoder.modules() if hasattr(module, "config")}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if config is not None and id(config) in configs:
-            config._attn_implementation = NAME
+def attend_by_hook(model: PreTrainedModel, decoder: nn.Module) -> OwnAttention:
+    """Have the decoder's layers, and nothing else, attend by attention.NAME.
+
+    Not inside what is returned, where they attend as transformers has it: some models do otherwise for a name that they
+    do not know. MiniMax M3 then makes no mask of the keys that it chose, and leaves these to the attention.
+    """
+    found = {id(module.config): module.config for module in decoder.modules() if hasattr(module, "config")}
+    configs = list(found.values())
+    own, hooked = [config._attn_implementation for config in configs], [NAME] * len(configs)
+
+    def attend_by(names: Sequence[str]) -> None:
+        for config, name in zip(configs, names, strict=True):
+            config._attn_implementation = name
+
+    @contextlib.contextmanager
+    def own_attention() -> Iterator[None]:
+        attend_by(own)
+        try:
+            yield
+        finally:
+            attend_by(hooked)
+
+    attend_by(hooked)
+    return own_attention
 
 
 def output_weights(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ from data_engine.models.auto.loading import quiet
 from data_engine.models.auto.parts import attend_by_hook, find_decoder, layer_kinds
 from data_engine.models.auto.processor import load_config
 from data_engine.models.base import CacheSizes, Description
-from data_engine.models.layers.answer_cache import CACHE, is_recurrent, tensors
+from data_engine.models.layers.answer_cache import CACHE, is_recurrent, require_shareable, tensors
 from data_engine.models.layers.attention import DoesNotFit, Finding, attending
 from data_engine.models.layers.cpu_linear import with_weights_read
 from data_engine.models.layers.decoder import cache_values_per_token
@@ -104,6 +104,7 @@ def _run_on_meta(config: PreTrainedConfig) -> _Measured:
         attend_by_hook(model, decoder)
         finding = Finding(TOKENS, set(decoder.modules()))
         cache = DynamicCache(config=config.get_text_config(decoder=True))
+        require_shareable(cache.layers)
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
         with attending(finding, finding.layers), _modules_left(decoder) as left, _unchecked_distributions():
             decoder(input_ids=ids, position_ids=torch.arange(TOKENS)[None], **{CACHE: cache}, use_cache=True)

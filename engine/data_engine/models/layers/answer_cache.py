@@ -68,14 +68,20 @@ def passing(num_layers: int) -> Cache:
     return PassingCache(layers=[PassingLayer()] * num_layers)
 
 
-def is_recurrent(layer: object) -> bool:
-    """Whether a layer of a cache holds a recurrent state, and no keys. Raises DoesNotFit where it holds both."""
-    if not isinstance(layer, LinearAttentionCacheLayerMixin):
-        if type(layer).__name__.endswith("IndexedLayer"):
+def require_shareable(layers: Sequence[object]) -> None:
+    """Raise DoesNotFit where a layer of a prompt's cache keeps what answers cannot share."""
+    for layer in layers:
+        # `update_indexer` of transformers' own class, `update_index` of MiniMax M3's.
+        if any(name.startswith("update_index") for name in dir(layer)):
             raise DoesNotFit("its layers choose keys by an index of their own")
+        if isinstance(layer, LinearAttentionCacheLayerMixin) and isinstance(layer, DynamicLayer):
+            raise DoesNotFit("a layer has both keys and a recurrent state")
+
+
+def is_recurrent(layer: object) -> bool:
+    """Whether a layer of a cache holds a recurrent state."""
+    if not isinstance(layer, LinearAttentionCacheLayerMixin):
         return False
-    if isinstance(layer, DynamicLayer):
-        raise DoesNotFit("a layer has both keys and a recurrent state")
     return any(isinstance(value, Tensor) for name in STATES for value in getattr(layer, name).values())
 
 
@@ -87,6 +93,15 @@ def mapped(layer: LinearAttentionCacheLayerMixin, function: Callable[[Tensor], T
             value = {key: function(one) if isinstance(one, Tensor) else one for key, one in value.items()}
         setattr(new, name, value)
     return new
+
+
+def copied(layer: object, num_rows: int) -> object:
+    """A layer of a prompt's cache for so many equal rows; of keys and values, the layer itself."""
+    if is_recurrent(layer):
+        layer = mapped(layer, lambda one: one.repeat_interleave(num_rows, 0))
+    if getattr(layer, "keys", None) is not None:
+        layer.batch_repeat_interleave(num_rows)
+    return layer
 
 
 def tensors(layer: LinearAttentionCacheLayerMixin) -> list[Tensor]:
