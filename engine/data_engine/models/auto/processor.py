@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from data_engine.models import internvl_chat
-from data_engine.models.auto.releases import refuse_faulty, warn_of_newer
+from data_engine.models.auto.releases import is_newer, refuse_faulty, warn_of_newer
 from data_engine.models.internvl_chat.config import read_config
 from data_engine.models.internvl_chat.processor import load_processor as load_internvl_chat
 from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
@@ -60,12 +60,16 @@ def load_config(folder: Path) -> PreTrainedConfig:
             else f"{where} has model_type {kind!r}, which is {what} model to transformers {transformers.__version__}"
         )
     refuse_faulty(where, raw)
-    warn_of_newer(where, str(raw.get("transformers_version", "")))
+    written_by = str(raw.get("transformers_version", ""))
+    warn_of_newer(where, written_by)
     try:
         config = AutoConfig.from_pretrained(folder, **_LOCAL)
     # Configurations check themselves with assertions, KeyErrors and exceptions of huggingface_hub.
     except Exception as error:
-        raise ModelError(f"{where} is refused by transformers {transformers.__version__}: {reason(error)}") from error
+        advice = f"; {written_by} wrote it: pip install 'transformers>={written_by}'" if is_newer(written_by) else ""
+        raise ModelError(
+            f"{where} is refused by transformers {transformers.__version__}: {reason(error)}{advice}"
+        ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{where} is of an encoder-decoder ({kind}): models that continue their prompt are supported")
     return config
