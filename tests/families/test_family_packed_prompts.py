@@ -51,6 +51,12 @@ ALONE = {
     "aya_vision": "a window of 16 tokens, which hides some of a tiny prompt",
     "exaone4_5": "a window of 16 tokens, which hides some of a tiny prompt",
     "cohere2_vision": "a window of 16 tokens, which hides some of a tiny prompt",
+    "qwen3_omni_moe_thinker": "experts",
+    "gemma4_unified": "masks of its own: pictures are seen in both directions",
+    "minimax_m3_vl": "keys chosen by an index",
+    "qwen4_exp": "keys chosen by an index",
+    "glm5_next": "keys chosen by an index",
+    "muse_spark": "experts, and a window of 16 tokens",
 }
 PACKED = [name for name in FAMILIES if name not in ALONE]
 # Not phi3: its rotary table follows the longest prompt. Not qwen3_moe: experts.

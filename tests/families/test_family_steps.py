@@ -33,7 +33,9 @@ READING = {
     "gemma3n": "torch.distributions checks how sparse the activations of a layer are to be",
     "step3p7": "experts run in a loop over those that are chosen",
 }
-CAPTURED = [name for name in FAMILIES if name not in NOT_BY_KERNELS and name not in READING]
+CAPTURED = [
+    name for name, family in FAMILIES.items() if family.fast and name not in NOT_BY_KERNELS and name not in READING
+]
 OWN = [
     pytest.param(kind, marks=() if kind == "qwen2" else pytest.mark.families) for kind in internvl_folders.ARCHITECTURES
 ]
