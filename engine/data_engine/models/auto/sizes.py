@@ -63,14 +63,16 @@ def describe(folder: Path) -> Description:
     config = load_config(folder)
     text = config.get_text_config(decoder=True)
     found = _measured(folder)
-    kinds = ["attention and recurrent states" if found.sizes.per_answer else "attention alone"]
+    kinds = [config.model_type]
+    if found.seen:
+        kinds.append("attention and recurrent states" if found.sizes.per_answer else "attention alone")
     if any(str(kind).startswith(LOCAL) for kind in getattr(text, "layer_types", None) or ()):
         kinds.append("windows")
     if getattr(text, "cross_attention_layers", None):
         kinds.append("layers for image states")
     whole, shared = text.max_position_embeddings, fast_positions(text)
     return Description(
-        f"{config.model_type}, {', '.join(kinds)}",
+        ", ".join(kinds),
         found.sizes,
         whole,
         found.why_plain,
