@@ -6,9 +6,7 @@ from tiny_windows import SLIDING
 
 # As published, layers that see all tokens turn none.
 TEXT = SLIDING | {"layer_rope_theta": [10000.0, 0, 10000.0], "output_multiplier": 0.5}
-
-
-# Of its tower: windows of 3 x 3 patches in a layer.
+# Windows of 3 x 3 patches in a layer of the tower.
 VISION = TOWER | {"pos_emb_height": 3, "pos_emb_width": 3, "max_position_embeddings": 9,
                   "layer_types": ["window_attention", "full_attention"]}  # fmt: skip
 
