@@ -29,14 +29,7 @@ from data_engine.models.auto.loading import check_weights, load_weights, refusin
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.own_forward import Made, OwnForward
 from data_engine.models.auto.packed_tower import PackedTower, tower_calls
-from data_engine.models.auto.parts import (
-    OwnAttention,
-    attend_by_hook,
-    find_decoder,
-    find_vision,
-    output_weights,
-    prompt_cache,
-)
+from data_engine.models.auto.parts import attend_by_hook, find_decoder, find_vision, output_weights, prompt_cache
 from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
@@ -79,7 +72,7 @@ class Auto:
         self.value_head: ValueHead | None = None
         self.why_plain: str | None = None
         self.is_settled = self.encodes_together = False
-        self._own_attention: OwnAttention = contextlib.nullcontext
+        self._own_attention = contextlib.nullcontext
         # Tokenizers keep state while they encode, and prompts are made by several threads.
         self._one_at_a_time = threading.Lock()
         try:
