@@ -181,7 +181,38 @@ FAMILIES = {
         "experts", needs=(VISION,), fast=False,
     ),
     "cosmos3_omni": Family("tiny_mrope:cosmos3_omni", f"{ANY_SIZE}, DeepStack", video=QWEN_3),
+    "qwen3_omni_moe_thinker": Family(
+        "tiny_mrope_more:qwen3_omni_moe_thinker", f"{ANY_SIZE}, DeepStack, experts, a tower for sound beside",
+        needs=(VISION,),
+    ),
+    "gemma4_unified": Family(
+        "tiny_windows:gemma4_unified", "windows, bidirectional pictures without a tower, two head widths, softcap",
+        "<end_of_turn>", (VISION,),
+    ),
+    "minimax_m3_vl": Family(
+        "tiny_indexed:minimax_m3_vl", "blocks of keys chosen by an index, experts, pictures of any size", "[e~[",
+        (VISION,), fast=False,
+    ),
+    "qwen4_exp": Family(
+        "tiny_indexed:qwen4_exp", f"{ANY_SIZE}, keys chosen by an index, gated delta net, embeddings by several "
+        "tokens, experts", video=QWEN_3, hybrid=True, fast=False,
+    ),
+    "glmga": Family("tiny_mrope:glmga", f"{ANY_SIZE}, partial rotary", video="GlmgaVideoProcessor"),
+    "glm5_next": Family(
+        "tiny_indexed:glm5_next", "keys chosen by an index, delta attention, latent attention, experts, pictures of "
+        "any size", video="Glm5NextVideoProcessor", hybrid=True, fast=False,
+    ),
+    "muse_spark": Family(
+        "tiny_muse:muse_spark", "windows, layers without RoPE, experts, softcap, pictures of any size, sound beside",
+        "<|eot|>", (VISION,),
+    ),
 }  # fmt: skip
+# Those that the pinned release computes otherwise than a later one (data_engine/models/auto/releases.py).
+LATER = {
+    "muse_glimmer": Family(
+        "tiny_muse:muse_glimmer", "windows, layers without RoPE, softcap, pictures of any size", "<|eot|>", (VISION,)
+    ),
+}
 
 
 def named(names):

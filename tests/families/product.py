@@ -90,10 +90,12 @@ def banned(model) -> list[int]:
 
 
 def is_hybrid(model) -> bool:
-    """Whether layers carry a state from token to token."""
-    from data_engine.models.layers.answer_cache import is_recurrent
+    """Whether layers carry a state from token to token; on the plain path, the product does not look at them."""
+    from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
-    return any(map(is_recurrent, model.cache_layers))
+    return any(
+        isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=model.text_config).layers
+    )
 
 
 def can_be_split(model, folder: Path) -> bool:

@@ -14,6 +14,7 @@ QUICK = ("internvl", "qwen2_5_vl", "qwen3_5")
 LEFT = {
     # MLPs that cut what they make.
     "step3p7": {"Step3p7MLP"},
+    "minimax_m3_vl": {"MiniMaxM3VLDenseMLP"},
     # All of its own, and rotary embedding by complex numbers.
     "llama4": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
     "llama4_beyond": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
@@ -30,6 +31,15 @@ LEFT = {
     # Nothing is turned, an MLP has no gate, and a norm of groups comes behind the gate.
     "nemotron_h_omni": {"NemotronHAttention", "NemotronHMLP", "NemotronHRMSNormGated"},
     "cosmos3_edge": {"Cosmos3EdgeTextMLP"},
+    # Norms of groups, and rotary embedding of queries alone as well.
+    "qwen4_exp": {"Qwen4ExpTextAttention", "Qwen4ExpTextRMSNorm"},
+    # All of its own but one norm, and nothing is turned.
+    "glm5_next": {
+        "Glm5NextTextAttention", "Glm5NextTextLinearAttention", "Glm5NextTextMLP", "Glm5NextTextRMSNormGated",
+        "Glm5NextTextUnweightedRMSNorm", "LayerNorm",
+    },
+    # Norms that round one and the weight together, or scale before they norm.
+    "muse_spark": {"MuseSparkTextCenteredRMSNorm", "MuseSparkTextInputScaledRMSNorm"},
 }  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def stock_of(folder) -> Stock:
     return Stock(folder, load_processor(folder, load_config(folder)))
 
 
-@pytest.mark.parametrize("name", named(["paligemma", *FAST]))
+@pytest.mark.parametrize("name", named(["paligemma", "qwen4_exp", *FAST]))
 def test_yes_or_no_is_that_of_the_full_softmax_behind_each_whole_prompt(judge_of, name):
     folder, asked = judge_of(name), question("wide")
     model, stock, images = product.load(folder), stock_of(folder), ASKED["wide"].images()
@@ -181,7 +181,7 @@ def test_an_answer_that_is_too_long_leaves_its_question_out(judge_of):
     assert reason.startswith("too long to score: prompt of ")
 
 
-@pytest.mark.parametrize("name", named(["paligemma", *FAST]))
+@pytest.mark.parametrize("name", named(["paligemma", "qwen4_exp", *FAST]))
 def test_a_value_head_reads_the_last_token_of_the_rendered_conversation(checkpoints, tmp_path, name):
     """Without an output layer, as a sequence classifier is saved; the stock model's hidden states know no head."""
     checkpoint, asked, images = checkpoints(name), question("wide"), ASKED["wide"].images()

@@ -10,12 +10,15 @@ from families import named
 # In make test, test_family_sampling and test_family_scoring stand for the families.
 pytestmark = pytest.mark.families
 
-WINDOWS = "gemma3 gemma3n paligemma2 aya_vision cohere2_vision gemma4 lfm3_vl exaone4_5 step3p7 cohere_compass"
+WINDOWS = (
+    "gemma3 gemma3n paligemma2 aya_vision cohere2_vision gemma4 lfm3_vl exaone4_5 step3p7 cohere_compass "
+    "gemma4_unified muse_spark"
+)
 POSITIONS = (
     "qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 glm4v ernie4_5_vl_moe qwen2_5_omni_thinker minicpmv4_7 paligemma "
-    "cosmos3_edge cohere_compass"
+    "cosmos3_edge cohere_compass qwen3_omni_moe_thinker glmga"
 )
-MASKS = "gemma3 paligemma2 cohere2_vision gemma4 molmo2 lfm3_vl cohere_compass"
+MASKS = "gemma3 paligemma2 cohere2_vision gemma4 molmo2 lfm3_vl cohere_compass gemma4_unified"
 
 
 def is_red(checkpoint) -> bool:

@@ -58,6 +58,12 @@ ALONE = {
     "inkling_mm_model": "experts, a window of 16 tokens, and a state from token to token",
     "nemotron_h_omni": "experts, and a state from token to token",
     "cohere_compass": "a window of 16 tokens, which hides some of a tiny prompt",
+    "qwen3_omni_moe_thinker": "experts",
+    "gemma4_unified": "masks of its own: pictures are seen in both directions",
+    "minimax_m3_vl": "keys chosen by an index",
+    "qwen4_exp": "keys chosen by an index",
+    "glm5_next": "keys chosen by an index",
+    "muse_spark": "experts, and a window of 16 tokens",
 }
 PACKED = [name for name in FAMILIES if name not in ALONE]
 # Not phi3: its rotary table follows the longest prompt. Not qwen3_moe: experts.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data_engine.models.layers.prefix import run_prefix
 from data_engine.pipeline.asked import asked as conversation_of
 
-NAMES = [name for name, family in FAMILIES.items() if MROPE in family.kind]
+NAMES = [name for name, family in FAMILIES.items() if MROPE in family.kind and family.fast]
 
 
 @contextlib.contextmanager

@@ -17,8 +17,9 @@ import torch
 import torchvision_names  # noqa: F401, before transformers, where this file is a program
 import transformers
 from asked import ASKED
-from comparisons import answers
-from families import FAMILIES
+from checkpoints import Checkpoint
+from comparisons import answers, score_difference, wrong_greedy_rows
+from families import FAMILIES, LATER
 from safetensors.torch import load_file, save_file
 
 from data_engine.models.registry import ModelError
@@ -33,11 +34,16 @@ TOLERANCE = 1e-5
 REFUSED = {
     "5.17.0": {
         "hunyuan_vl", "lfm3_vl", "minicpmv4_6", "minicpmv4_7", "molmo2", "paligemma2", "step3p7", "vipllava",
-        "mistral_large4", "hyperclovax_vision_v2", "nemotron_h_omni", "cohere_compass", "dots3_note",
-        "inkling2",
+        "mistral_large4", "hyperclovax_vision_v2", "nemotron_h_omni", "cohere_compass", "dots3_note", "inkling2",
+        "minimax_m3_vl", "qwen4_exp", "glm5_next", "muse_spark", "muse_glimmer",
     },
     "5.24.0": {"llama4", "llama4_beyond"},
 }  # fmt: skip
+
+
+def assert_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match=rf"transformers {transformers.__version__}\b.*pip install"):
+        product.load(folder)
 
 
 def numbers(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -67,8 +73,7 @@ def pinned(tmp_path_factory) -> tuple[Path, str]:
 def test_a_family_has_the_numbers_of_the_pinned_release_or_is_refused_by_name(pinned, name):
     folder, pillow = pinned
     if name in REFUSED.get(transformers.__version__, ()):
-        with pytest.raises(ModelError, match=f"transformers {transformers.__version__} .*pip install"):
-            product.load(folder / name)
+        assert_refused(folder / name)
         return
     expected, found = load_file(folder / f"{name}.safetensors"), numbers(folder / name, name)
     assert found.keys() == expected.keys()
@@ -80,6 +85,18 @@ def test_a_family_has_the_numbers_of_the_pinned_release_or_is_refused_by_name(pi
         assert (found[prompt] - logps).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", LATER)
+def test_a_family_of_a_later_release_has_the_numbers_of_stock_transformers(name, tmp_path):
+    checkpoint = Checkpoint(name, tmp_path, LATER[name])
+    if name in REFUSED.get(transformers.__version__, ()):
+        assert_refused(checkpoint.folder)
+        return
+    assert product.is_fast(checkpoint.model) == checkpoint.family.fast
+    for asked in checkpoint.asked().values():
+        assert score_difference(checkpoint, asked) <= TOLERANCE
+        assert wrong_greedy_rows(checkpoint, asked) == 0
+
+
 def test_the_releases_of_the_list_are_those_that_run():
     """A package that is missing in the folder would be the pinned one, without a word."""
     overlay = Path(transformers.__file__).parents[1]
@@ -89,8 +106,6 @@ def test_the_releases_of_the_list_are_those_that_run():
 
 
 def write_all(folder: Path) -> None:
-    from checkpoints import Checkpoint
-
     for name in FAMILIES:
         save_file(numbers(Checkpoint(name, folder).folder, name), folder / f"{name}.safetensors")
     print(transformers.__version__, PIL.__version__)

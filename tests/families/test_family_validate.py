@@ -51,6 +51,16 @@ def test_validate_tells_kind_memory_and_path(pair, tmp_path, capsys, name):
         assert ("kB an answer," in line) == (name == "qwen3_5")
 
 
+@pytest.mark.families
+def test_validate_tells_why_a_model_takes_the_plain_path(pair, tmp_path, capsys):
+    assert main(pair("qwen4_exp").words("validate", dataset_path=few(tmp_path), work_dir=tmp_path / "work")) == 0
+    for line in told(capsys)[1:]:
+        # Its states are not seen.
+        assert " model: auto (qwen4_exp), 0.0 GB of weights" in line
+        assert line.endswith("plain path, each answer with a prompt of its own: its layers choose keys by an index of "
+                             "their own")  # fmt: skip
+
+
 def test_validate_tells_up_to_where_prompts_are_shared(pair, tmp_path, capsys):
     models = pair("internvl")
     config = json.loads((models.instruct / "config.json").read_text())

@@ -84,14 +84,16 @@ GLM_TOWER = {"depth": 2, "hidden_size": 32, "num_heads": 2, "image_size": 112, "
 GLM_ROPE = {"rope_parameters": ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}}
 
 
-def _glm(kind, text_config, parts="Glm4v", assistant="<|assistant|>\n<think>", tower=GLM_TOWER):
-    """`kind` and `parts`: the prefixes of the model's and of its processors' classes."""
+def _glm(kind, text_config, parts="Glm4v", assistant="<|assistant|>\n<think>", tower=GLM_TOWER, newer=None):
+    """`kind` and `parts`: the prefixes of the model's and of its processors' classes. `newer`: of a family with the
+    model and the processor of an earlier one, the prefix of its configuration's and of its image processor's class.
+    """
     marks = [f"<|{begin}_of_{what}|>" for what in ("image", "video") for begin in ("begin", "end")]
     tokens = tokenizer(
         [*marks, "<|user|>", "<|assistant|>", "<think>", "</think>"], image_token="<|image|>",
         video_token="<|video|>", eos="<|endoftext|>",
     )  # fmt: skip
-    pixels = getattr(tf, f"{parts}ImageProcessorPil")(
+    pixels = getattr(tf, f"{newer or parts}ImageProcessorPil")(
         size={"shortest_edge": 28 * 28 * 2, "longest_edge": 28 * 28 * 128}
     )
     shown = "<|begin_of_image|><|image|><|end_of_image|>"
@@ -99,7 +101,7 @@ def _glm(kind, text_config, parts="Glm4v", assistant="<|assistant|>\n<think>", t
         pixels, tokens, chat_template=template("<|user|>\n", "", assistant, shown)
     )
     names = [f"{what}_{begin}_token_id" for what in ("image", "video") for begin in ("start", "end")]
-    config = getattr(tf, f"{kind}Config")(
+    config = getattr(tf, f"{newer or kind}Config")(
         vision_config=tower, text_config=text_config.to_dict(), image_token_id=tokens.image_token_id,
         video_token_id=tokens.video_token_id, **dict(zip(names, ids(tokens, *marks), strict=True)),
     )  # fmt: skip
@@ -119,6 +121,11 @@ def glm4v_moe():
 def glm46v():
     tower = GLM_TOWER | {"model_type": "glm4v_vision"}
     return _glm("Glm46V", text("Glm4vTextConfig", **GLM_ROPE), "Glm46V", "<|assistant|>\n", tower)
+
+
+def glmga():
+    tower = GLM_TOWER | {"model_type": "glm4v_vision"}
+    return _glm("Glm46V", text("Glm4vTextConfig", **GLM_ROPE), "Glm46V", "<|assistant|>\n", tower, "Glmga")
 
 
 def glm_ocr():

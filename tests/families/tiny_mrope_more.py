@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib
 import transformers as tf
-from tiny_mrope import ROPE
+from tiny_mrope import EXPERTS, ROPE, TOWER_3
 from tiny_parts import WIDTH, build, chatml, ids, template, text, tokenizer
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "depth": 2, "num_heads": 2, "patch_size": 14}
@@ -79,3 +79,29 @@ def qwen2_5_omni_thinker():
         video_token_index=tokens.video_token_id, **dict(zip(bounds, marks, strict=True)),
     )  # fmt: skip
     return build(tf.Qwen2_5OmniThinkerForConditionalGeneration, config), processor
+
+
+def qwen3_omni_moe_thinker():
+    """The same of Qwen 3 Omni."""
+    named = {f"{name}_token": f"<|{text}|>" for name, text in (
+        ("image", "image_pad"), ("audio", "audio_pad"), ("video", "video_pad"), ("vision_bos", "vision_start"),
+        ("vision_eos", "vision_end"), ("audio_bos", "audio_start"), ("audio_eos", "audio_end"),
+    )}  # fmt: skip
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **named)
+    processor = tf.Qwen3OmniMoeProcessor(
+        tf.Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 64, patch_size=16, merge_size=2),
+        tf.Qwen2VLVideoProcessor(), tf.WhisperFeatureExtractor(), tokens,
+        chat_template=chatml("<|vision_start|><|image_pad|><|vision_end|>"),
+    )  # fmt: skip
+    audio = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 48,
+             "max_source_positions": 16, "n_window": 4, "n_window_infer": 8, "downsample_hidden_size": 8,
+             "output_dim": WIDTH}  # fmt: skip
+    rope = ROPE | {"mrope_interleaved": True}
+    config = tf.Qwen3OmniMoeThinkerConfig(
+        vision_config=TOWER_3, audio_config=audio,
+        text_config=text("Qwen3OmniMoeTextConfig", rope_parameters=rope, **EXPERTS).to_dict(),
+        image_token_id=tokens.image_token_id, audio_token_id=tokens.audio_token_id,
+        video_token_id=tokens.video_token_id, audio_start_token_id=tokens.audio_bos_token_id,
+        vision_start_token_id=tokens.vision_bos_token_id,
+    )  # fmt: skip
+    return build(tf.Qwen3OmniMoeThinkerForConditionalGeneration, config), processor

@@ -112,6 +112,34 @@ def gemma4():
     return build(tf.Gemma4ForConditionalGeneration, config, embed=0.05), processor
 
 
+def gemma4_unified():
+    """Gemma 4 without a tower: patches go into the decoder by a linear layer."""
+    named = {f"{part}_token": name for part, name in (
+        ("image", "<|image|>"), ("boi", "<|image>"), ("eoi", "<image|>"),
+        ("audio", "<|audio|>"), ("boa", "<|audio>"), ("eoa", "<audio|>"),
+    )}  # fmt: skip
+    tokens = tokenizer(["<start_of_turn>", "<end_of_turn>"], **named)
+    pixels = tf.Gemma4UnifiedImageProcessor(patch_size=8, max_soft_tokens=70, pooling_kernel_size=2)
+    processor = tf.Gemma4UnifiedProcessor(
+        tf.Gemma4UnifiedAudioFeatureExtractor(), pixels, tokens, tf.Gemma4UnifiedVideoProcessor(),
+        chat_template=_turns_of_gemma("<|image|>"),
+    )  # fmt: skip
+    vision = {"patch_size": 8, "pooling_kernel_size": 2, "mm_embed_dim": WIDTH, "mm_posemb_size": 64,
+              "output_proj_dims": WIDTH}  # fmt: skip
+    kinds = {
+        "sliding_window": WINDOW, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "attention_k_eq_v": True, "final_logit_softcapping": 30.0, "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+    }  # fmt: skip
+    config = tf.Gemma4UnifiedConfig(
+        vision_config=vision, audio_config=None, text_config=text("Gemma4UnifiedTextConfig", **kinds),
+        image_token_id=tokens.image_token_id, boi_token_id=tokens.boi_token_id, eoi_token_id=tokens.eoi_token_id,
+        audio_token_id=tokens.audio_token_id, boa_token_id=tokens.boa_token_id, eoa_token_index=tokens.eoa_token_id,
+        video_token_id=ids(tokens, "<|video|>")[0],
+    )  # fmt: skip
+    return build(tf.Gemma4UnifiedForConditionalGeneration, config, embed=0.05), processor
+
+
 def gemma3n():
     named = {f"{part}_token": name for part, name in (
         ("sot", "<start_of_turn>"), ("eot", "<end_of_turn>"), ("boi", "<start_of_image>"), ("boa", "<start_of_audio>"),

@@ -24,6 +24,8 @@ GEMMA, GEMMA_2 = {"text_config": {"model_type": "gemma"}}, {"text_config": {"mod
         ({"model_type": "llama4"}, ["5.24.0"], ["5.17.0", "5.23.0", "5.24.1", "5.25.0"]),
         ({"model_type": "step3p7"}, ["5.17.0", "5.22.2"], ["5.23.0.dev0", "5.23.0", "5.23.0.post1", "6.0"]),
         ({"model_type": "minicpmv4_6"}, ["5.17.0", "5.18.0", "5.18.9rc1"], ["5.19.0", "5.23.0"]),
+        ({"model_type": "minimax_m3_vl"}, ["5.17.0", "5.22.2"], ["5.23.0", "5.24.0"]),
+        ({"model_type": "muse_glimmer"}, ["5.17.0", "5.23.0"], ["5.24.0"]),
         ({"model_type": "paligemma", **GEMMA_2}, ["5.17.0", "5.22.2"], ["5.23.0"]),
         ({"model_type": "paligemma", **GEMMA}, [], ["5.17.0", "5.23.0"]),
         ({"model_type": "paligemma", "text_config": GEMMA_2["text_config"] | NO_SOFTCAP}, [], ["5.17.0"]),
@@ -81,3 +83,17 @@ def test_the_version_is_that_of_config_json(caplog, tmp_path):
         f"was written by transformers 99.1.0; this one, {transformers.__version__}, ignores what it does not know in "
         "it. To have all of it read: pip install 'transformers>=99.1.0'"
     ]
+
+
+@pytest.mark.parametrize(
+    ("written_by", "told"), [("99.1.0", "; 99.1.0 wrote it: pip install 'transformers>=99.1.0'"), ("5.0.0", "")]
+)
+def test_what_this_release_refuses_and_a_newer_one_wrote_is_told_with_that_one(tmp_path, written_by, told):
+    config = {"model_type": "llava", "transformers_version": written_by, "text_config": {"model_type": "of_later"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        load_config(tmp_path)
+    message = str(caught.value)
+    assert f"config.json is refused by transformers {transformers.__version__}: " in message
+    assert ("pip install" in message) == bool(told)
+    assert message.endswith(told)

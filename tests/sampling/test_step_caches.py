@@ -4,9 +4,22 @@ import pytest
 import torch
 from step_caches import USUAL, in_buffers, in_pool, model_of, noted, prefix_of
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import (
+    DynamicIndexedLayer,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
+from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import MiniMaxM3VLSparseCacheLayer
 
-from data_engine.models.layers.answer_cache import RowStates, answer_cache, is_recurrent, repeated
+from data_engine.models.layers.answer_cache import (
+    RowStates,
+    answer_cache,
+    is_recurrent,
+    repeated,
+    require_shareable,
+)
+from data_engine.models.layers.attention import DoesNotFit
 from data_engine.sampling.native.page_allocator import PAGE
 from data_engine.sampling.native.page_pool import FIRST_ROOM, PagePool
 
@@ -57,6 +70,22 @@ def test_copies_of_a_states_are_rows_of_their_own():
     # Nothing is kept of keys and values, and nothing counted.
     assert (cache.layers[0].get_seq_length(), cache.layers[0].get_mask_sizes(2)) == (0, (2, 0))
     assert RowStates(prompt, 2).layers[1].conv_states[0].shape == (2, 2, 3)
+
+
+def with_keys(layer: DynamicLayer) -> DynamicLayer:
+    """As a prompt of 5 tokens leaves it: keys and values of 2 heads, 4 wide."""
+    layer.update(torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5, 4))
+    return layer
+
+
+def test_layers_that_keep_more_than_answers_can_share_are_told():
+    require_shareable([DynamicLayer(), state_layer(1, 2.0)])
+    for layer in (DynamicIndexedLayer(), MiniMaxM3VLSparseCacheLayer()):
+        assert not is_recurrent(with_keys(layer))
+        with pytest.raises(DoesNotFit, match="choose keys by an index"):
+            require_shareable([DynamicLayer(), layer])
+    with pytest.raises(DoesNotFit, match="both keys and a recurrent state"):
+        require_shareable([LinearAttentionAndFullAttentionLayer()])
 
 
 def test_answers_go_on_where_their_prompts_say():

@@ -23,8 +23,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from data_engine.bench.shapes import PHOTO
 from data_engine.errors import UserError
 from data_engine.models import load_model
+from data_engine.models.auto.processor import load_config
 from data_engine.models.base import Prompt, VisionLanguageModel, sent
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
+from data_engine.models.registry import reading_part
 from data_engine.questions.conversation import Conversation
 from data_engine.scoring.self_check import settle
 
@@ -145,9 +147,10 @@ def spelled_out(prompt: SplicedPrompt, image_token_id: int) -> dict[str, Tensor]
 
 def load_stock(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel | None, str]:
     """The checkpoint in transformers, with its default attention, or why not: some have a layout of their own."""
-    raw = json.loads((folder / "config.json").read_text())
+    raw = reading_part(json.loads((folder / "config.json").read_text()))
     kind = raw.get("model_type")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or (kind == "llava" and "text_config" not in raw):
         return None, f"transformers cannot load this layout ({kind}): the engine is timed alone"
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    config = load_config(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True)
     return model.to(device).eval(), ""

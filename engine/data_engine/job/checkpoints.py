@@ -11,7 +11,7 @@ from data_engine.models import chat_options, class_for
 from data_engine.models.check import TOKENIZERS
 from data_engine.models.checkpoints.adapter_folder import model_folder, parts, with_real_places
 from data_engine.models.checkpoints.checkpoint import fingerprint, num_weights
-from data_engine.models.registry import AUTO, family_of, read_json
+from data_engine.models.registry import AUTO, family_of, read_json, reading_part
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.stages import COMPARED, TRAINED
 from data_engine.store.absent import matching
@@ -109,7 +109,7 @@ class Checkpoint:
         for file in sorted({file for name in names for file in matching(self.folder, name)}):
             told[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
         if self.family == AUTO:
-            raw = read_json(self.folder / "config.json")
+            raw = reading_part(read_json(self.folder / "config.json"))
             text = _text_part(raw) or {}
             told |= {name: raw.get(name, text.get(name)) for name in {*raw, *text} if "token" in name}
             # Of InternVL's own layout, whose chat formats have names.
@@ -130,7 +130,7 @@ def _text_part(raw: dict) -> dict | None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    raw = read_json(folder / "config.json")
+    raw = reading_part(read_json(folder / "config.json"))
     text = _text_part(raw) or raw
     return {name: text[name] for name in SIZES if isinstance(text.get(name), int)}
 

@@ -58,6 +58,8 @@ def model_types() -> dict[str, str]:
 
 # Files of checkpoints, which no hub id is named like.
 FILE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json")
+# Field of a config.json, see reading_part.
+READING_PART = "thinker_config"
 # What a clone without Git LFS leaves in the place of a large file begins so.
 LFS = b"version https://git-lfs"
 
@@ -94,6 +96,15 @@ def read_json(path: Path) -> dict:
     if not isinstance(found, dict):
         raise ModelError(f"{path} must hold a JSON object, got {type(found).__name__}")
     return found
+
+
+def reading_part(config: dict) -> dict:
+    """Of the config.json of a model that speaks as well, as Qwen's Omni models, that of the part that reads and writes.
+
+    transformers loads that part from the folder of the whole.
+    """
+    part = config.get(READING_PART)
+    return part if isinstance(part, dict) else config
 
 
 def resolve(path: str, revision: str | None = None) -> Path:

@@ -75,15 +75,15 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed:
     A reward model, which is `headed`, may lack the head of its vocabulary. It holds nothing but its own weights
     and those of its head, which value_head.py reads.
     """
-    load_config(folder)
+    config = load_config(folder)
     if is_own_folder(folder):
         return weights.load_weights(folder, device, dtype, NAMES if headed else ())
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
         with quiet():
             model, told = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True,
-                **where,
+                folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True,
+                ignore_mismatched_sizes=True, **where,
             )  # fmt: skip
     except torch.OutOfMemoryError:
         raise

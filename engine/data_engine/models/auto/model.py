@@ -38,7 +38,7 @@ from data_engine.models.auto.splitting import check_split, load_split, whole_mod
 from data_engine.models.auto.value_head import ValueHead
 from data_engine.models.base import CacheSizes, Description, PromptEnd, Split, TextSide, sent
 from data_engine.models.layers import rotary
-from data_engine.models.layers.answer_cache import CACHE, PassingLayer, is_recurrent, passing
+from data_engine.models.layers.answer_cache import CACHE, PassingLayer, is_recurrent, passing, require_shareable
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
@@ -280,6 +280,7 @@ class Auto:
     def _run_with_logits(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
         cache = prompt_cache(self.text_config, self.device)
         out = self.run_forward(prompt, cache)
+        require_shareable(cache.layers)
         layers = [layer if is_recurrent(layer) else PassingLayer() for layer in cache.layers]
         return PromptEnd(self._own.hidden_D, self.next_position(prompt), layers), out.logits[0, -1]
 

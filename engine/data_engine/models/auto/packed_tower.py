@@ -20,7 +20,7 @@ from transformers import vision_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data_engine.errors import LostRankError
-from data_engine.models.auto.mirrored import is_known
+from data_engine.models.auto.mirrored import is_known, sent_mirrored
 from data_engine.models.base import sent
 from data_engine.models.layers.attention_math import Bounds, flash, has_flash
 from data_engine.models.registry import reason
@@ -93,11 +93,13 @@ class PackedTower:
         if not is_known(grid_N3) or not _takes_numbers(vision):
             return None
         numbers = _numbers(vision, grid_N3.on_host)
-        # Attention in a call for each image or window asks the bounds for numbers of the host, in each layer.
-        stay = BOUNDS if vision.config._attn_implementation != NAME else ()
         for name, value in numbers.items():
-            if isinstance(value, Tensor) and name not in stay:
+            if name not in BOUNDS and isinstance(value, Tensor):
                 numbers[name] = sent(value, grid_N3.device)
+            # Attention in a call for each image or window asks the bounds for numbers of the host, in each layer. In
+            # one call it wants them on the device, where some towers ask them how long the longest is.
+            elif name in BOUNDS and vision.config._attn_implementation == NAME:
+                numbers[name] = sent_mirrored(value, grid_N3.known)
         return args, options | numbers
 
 
@@ -131,7 +133,8 @@ def _numbers(vision: nn.Module, grid_N3: Tensor) -> dict[str, Tensor | int]:
     if "get_vision_window_index" in code:
         order, bounds = vision_utils.get_vision_window_index(grid_N3, merge, vision.window_size, vision.patch_size)
         found |= {"window_index": order, "cu_window_seqlens": bounds, "max_window_seqlen": int(bounds.diff().max())}
-    if "get_vision_interpolation_indices_and_weights" in code:
+    # Not where a part of the tower has the table: Muse Spark's reads it with height and width exchanged.
+    if "get_vision_interpolation_indices_and_weights" in code and hasattr(vision, "num_grid_per_side"):
         found["interp_indices"], found["interp_weights"] = vision_utils.get_vision_interpolation_indices_and_weights(
             grid_N3, vision.num_grid_per_side, vision.interpolation_mode, vision.interpolation_align_corners, merge
         )

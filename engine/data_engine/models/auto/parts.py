@@ -62,7 +62,10 @@ class Attention:
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """The model's own, on whose name its code may depend, as that of an index of keys does."""
+        """The model's own, on whose name its code may depend.
+
+        MiniMax M3 makes no mask of the keys that it chose for a name that it does not know.
+        """
         for config, name in self._own:
             config._attn_implementation = name
         try:

@@ -22,10 +22,10 @@ from transformers.models.auto.modeling_auto import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from data_engine.models import internvl_chat
-from data_engine.models.auto.releases import refuse_faulty, warn_of_newer
+from data_engine.models.auto.releases import is_newer, refuse_faulty, warn_of_newer
 from data_engine.models.internvl_chat.config import read_config
 from data_engine.models.internvl_chat.processor import load_processor as load_internvl_chat
-from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
+from data_engine.models.registry import READING_PART, ModelError, read_json, reading_part, reason, refuse_pointer
 from data_engine.store.absent import is_file, matching
 
 # Files that may name the class of the processor, in the order in which transformers asks them.
@@ -45,12 +45,13 @@ def load_config(folder: Path) -> PreTrainedConfig:
     needs remote code.
     """
     where = folder / "config.json"
-    raw = read_json(where)
-    if internvl_chat.is_own(raw):
+    whole = read_json(where)
+    if internvl_chat.is_own(whole):
         return read_config(folder)
+    raw = reading_part(whole)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ModelError(_unknown(where, kind, "auto_map" in raw))
+        raise ModelError(_unknown(where, kind, "auto_map" in whole))
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         what = "text-only" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "no image-text-to-text"
         raise ModelError(
@@ -60,12 +61,17 @@ def load_config(folder: Path) -> PreTrainedConfig:
             else f"{where} has model_type {kind!r}, which is {what} model to transformers {transformers.__version__}"
         )
     refuse_faulty(where, raw)
-    warn_of_newer(where, str(raw.get("transformers_version", "")))
+    written_by = str(whole.get("transformers_version", ""))
+    warn_of_newer(where, written_by)
     try:
         config = AutoConfig.from_pretrained(folder, **_LOCAL)
     # Configurations check themselves with assertions, KeyErrors and exceptions of huggingface_hub.
     except Exception as error:
-        raise ModelError(f"{where} is refused by transformers {transformers.__version__}: {reason(error)}") from error
+        advice = f"; {written_by} wrote it: pip install 'transformers>={written_by}'" if is_newer(written_by) else ""
+        raise ModelError(
+            f"{where} is refused by transformers {transformers.__version__}: {reason(error)}{advice}"
+        ) from error
+    config = getattr(config, READING_PART, config)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{where} is of an encoder-decoder ({kind}): models that continue their prompt are supported")
     return config

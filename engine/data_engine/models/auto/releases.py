@@ -47,6 +47,8 @@ FAULTS = {
     "hunyuan_vl": Fault("<5.20", "cannot load it", ">=5.20"),
     "llama4": Fault("==5.24.0", "ends its forward with an AttributeError", "!=5.24.0"),
     "minicpmv4_6": Fault("<5.19", "cannot run pictures that are higher than wide", ">=5.19"),
+    "minimax_m3_vl": Fault("<5.23", "has the pictures of a prompt see each other in its tower", ">=5.23"),
+    "muse_glimmer": Fault("<5.24", "takes height for width in the positions of its tower", ">=5.24"),
     "paligemma": Fault("<5.23", "leaves out the softcap of its logits", ">=5.23", _has_softcap),
     "step3p7": Fault("<5.23", "takes height for width in the positions of its tower", ">=5.23"),
     "vipllava": Fault("<5.23", "does not read which layers of the tower are meant", ">=5.23", _names_its_layers),
@@ -66,6 +68,14 @@ def refuse_faulty(where: Path, config: Mapping, release: str = transformers.__ve
         )
 
 
+def is_newer(written_by: str, release: str = transformers.__version__) -> bool:
+    """Whether a config.json was written by a release after this one."""
+    try:
+        return Version(written_by).release > Version(release).release
+    except InvalidVersion:
+        return False
+
+
 @functools.cache
 def warn_of_newer(where: Path, written_by: str, release: str = transformers.__version__) -> None:
     """Log, once for each process, that a release after this one wrote a config.json.
@@ -73,11 +83,7 @@ def warn_of_newer(where: Path, written_by: str, release: str = transformers.__ve
     This release ignores the fields that it does not know. The model is not refused for them: releases also write fields
     that they do not know themselves, and that change nothing.
     """
-    try:
-        newer = Version(written_by).release > Version(release).release
-    except InvalidVersion:
-        return
-    if newer:
+    if is_newer(written_by, release):
         log.warning(
             "%s was written by transformers %s; this one, %s, ignores what it does not know in it. To have all of it "
             "read: pip install 'transformers>=%s'",

@@ -19,7 +19,7 @@ from data_engine.models.auto.loading import quiet
 from data_engine.models.auto.parts import Attention, find_decoder, layer_kinds
 from data_engine.models.auto.processor import load_config
 from data_engine.models.base import CacheSizes, Description
-from data_engine.models.layers.answer_cache import CACHE, is_recurrent, tensors
+from data_engine.models.layers.answer_cache import CACHE, is_recurrent, require_shareable, tensors
 from data_engine.models.layers.attention import DoesNotFit, Finding, attending
 from data_engine.models.layers.cpu_linear import with_weights_read
 from data_engine.models.layers.decoder import cache_values_per_token
@@ -63,14 +63,16 @@ def describe(folder: Path) -> Description:
     config = load_config(folder)
     text = config.get_text_config(decoder=True)
     found = _measured(folder)
-    kinds = ["attention and recurrent states" if found.sizes.per_answer else "attention alone"]
+    kinds = [config.model_type]
+    if found.seen:
+        kinds.append("attention and recurrent states" if found.sizes.per_answer else "attention alone")
     if any(str(kind).startswith(LOCAL) for kind in getattr(text, "layer_types", None) or ()):
         kinds.append("windows")
     if getattr(text, "cross_attention_layers", None):
         kinds.append("layers for image states")
     whole, shared = text.max_position_embeddings, fast_positions(text)
     return Description(
-        f"{config.model_type}, {', '.join(kinds)}",
+        ", ".join(kinds),
         found.sizes,
         whole,
         found.why_plain,
@@ -104,6 +106,7 @@ def _run_on_meta(config: PreTrainedConfig) -> _Measured:
         Attention(decoder)
         finding = Finding(TOKENS, set(decoder.modules()))
         cache = DynamicCache(config=config.get_text_config(decoder=True))
+        require_shareable(cache.layers)
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
         with attending(finding, finding.layers), _modules_left(decoder) as left, _unchecked_distributions():
             decoder(input_ids=ids, position_ids=torch.arange(TOKENS)[None], **{CACHE: cache}, use_cache=True)

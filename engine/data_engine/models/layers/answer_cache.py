@@ -68,14 +68,20 @@ def passing(num_layers: int) -> Cache:
     return PassingCache(layers=[PassingLayer()] * num_layers)
 
 
-def is_recurrent(layer: object) -> bool:
-    """Whether a layer of a cache holds a recurrent state, and no keys. Raises DoesNotFit where it holds both."""
-    if not isinstance(layer, LinearAttentionCacheLayerMixin):
-        if type(layer).__name__.endswith("IndexedLayer"):
+def require_shareable(layers: Sequence[object]) -> None:
+    """Raise DoesNotFit where a layer of a prompt's cache keeps what answers cannot share."""
+    for layer in layers:
+        # `update_indexer` of transformers' own class, `update_index` of MiniMax M3's.
+        if any(name.startswith("update_index") for name in dir(layer)):
             raise DoesNotFit("its layers choose keys by an index of their own")
+        if isinstance(layer, LinearAttentionCacheLayerMixin) and isinstance(layer, DynamicLayer):
+            raise DoesNotFit("a layer has both keys and a recurrent state")
+
+
+def is_recurrent(layer: object) -> bool:
+    """Whether a layer of a cache holds a recurrent state."""
+    if not isinstance(layer, LinearAttentionCacheLayerMixin):
         return False
-    if isinstance(layer, DynamicLayer):
-        raise DoesNotFit("a layer has both keys and a recurrent state")
     return any(isinstance(value, Tensor) for name in STATES for value in getattr(layer, name).values())
 
 
