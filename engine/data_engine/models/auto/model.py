@@ -23,7 +23,14 @@ from data_engine.errors import BadRow, LostRankError, UserError
 from data_engine.models import tower
 from data_engine.models.auto import packed_prompts, probing, processed
 from data_engine.models.auto.chat import Chat
-from data_engine.models.auto.limits import NEEDS_IMAGE, check_size, counts_in_pass, fast_positions
+from data_engine.models.auto.limits import (
+    NEEDS_IMAGE,
+    NEEDS_PIXELS,
+    check_size,
+    counts_in_pass,
+    fast_positions,
+    needs_pixels,
+)
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.own_forward import Made, OwnForward
@@ -62,7 +69,7 @@ class Auto:
         self.vision = find_vision(model)
         self.num_ids = model.get_input_embeddings().num_embeddings
         self.text_config = text = model.config.get_text_config(decoder=True)
-        self.answers_in_rows = counts_in_pass(text)
+        self.answers_in_rows, self._needs_pixels = counts_in_pass(text), needs_pixels(type(model))
         self.max_plain_positions, self._fast_positions = text.max_position_embeddings, fast_positions(text)
         self.attention_layers: Mapping[nn.Module, int] = {}
         self.layers: Sequence[LayerKind] = ()
@@ -128,6 +135,8 @@ class Auto:
             self.why_plain = f"its decoder cannot be called on its own ({type(error).__name__}: {reason(error)})"
         else:
             self.attention_layers, self.layers, self.cache_layers, self.head = found
+            if self.head.never is not None:
+                self.banned_token_ids = tuple(dict.fromkeys([*self.banned_token_ids, *self.head.never.tolist()]))
             self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
             if calls:
                 PackedTower.of(self.vision, calls[0])
@@ -210,6 +219,8 @@ class Auto:
             return list(map(ProcessedPrompt, self.chat.inputs_of_each(conversations, images)))
 
     def prompt_without_images(self, conversation: Conversation) -> ProcessedPrompt:
+        if self._needs_pixels:
+            raise BadRow(NEEDS_PIXELS)
         if not self.why_plain and any(kind.cross for kind in self.layers):
             raise BadRow("this model looks at its image in layers of their own, and cannot run without one")
         with self._one_at_a_time:
@@ -219,6 +230,8 @@ class Auto:
         """Raise BadImage for one that would get too large, and BadRow for none where a layer looks at images alone."""
         for image in images:
             check_size(image, self.chat.shortest_edge, max_megapixels)
+        if not images and self._needs_pixels:
+            raise BadRow(NEEDS_PIXELS)
         # Prompts with and without it cannot go through the layers together.
         if not images and not self.why_plain and any(kind.cross for kind in self.layers):
             raise BadRow(NEEDS_IMAGE)
