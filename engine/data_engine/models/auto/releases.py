@@ -46,6 +46,7 @@ FAULTS = {
     "hunyuan_vl": Fault("<5.20", "cannot load it", ">=5.20"),
     "llama4": Fault("==5.24.0", "ends its forward with an AttributeError", "!=5.24.0"),
     "minicpmv4_6": Fault("<5.19", "cannot run pictures that are higher than wide", ">=5.19"),
+    "paddleocr_vl": Fault("<5.23", "interpolates the positions of its tower otherwise", ">=5.23"),
     "paligemma": Fault("<5.23", "leaves out the softcap of its logits", ">=5.23", _has_softcap),
     "step3p7": Fault("<5.23", "takes height for width in the positions of its tower", ">=5.23"),
     "vipllava": Fault("<5.23", "does not read which layers of the tower are meant", ">=5.23", _names_its_layers),
