@@ -21,7 +21,7 @@ from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, firs
 from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
 from data_engine.models.auto.limits import require_embeddings
-from data_engine.models.auto.processor import explained, load_config, load_processor, text_alone
+from data_engine.models.auto.processor import explained, in_one_list, load_config, load_processor, text_alone
 from data_engine.models.auto.thought_marks import marks_of, require_ends
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.models.words import ids_of_words
@@ -258,7 +258,7 @@ class Chat:
     def _try_picture(self) -> list[int]:
         """The ids of a prompt with a picture. Raises ModelError where the processor leaves that out, or fails."""
         try:
-            given = self.inputs(Conversation.of(WORD), [_PICTURE])
+            given = self._with_picture()
         except BadRow as error:
             if not self._template.places_image(self._controls.texts):
                 raise self._template.no_place() from error
@@ -272,6 +272,20 @@ class Chat:
             self._most_images = 1
             self._placed.cache_clear()
         return ids
+
+    def _with_picture(self) -> dict[str, Tensor]:
+        """Inputs of a prompt with a picture, by the processor as it is or handed its pictures in one list."""
+        asked, processor = Conversation.of(WORD), self._processor
+        try:
+            return self.inputs(asked, [_PICTURE])
+        except BadRow as refused:
+            # GOT-OCR 2 refuses the lists of lists that transformers hands to processors.
+            self._processor = in_one_list(processor)
+            try:
+                return self.inputs(asked, [_PICTURE])
+            except BadRow:
+                self._processor = processor
+                raise refused from refused.__cause__
 
     def _places_two(self, ids: list[int]) -> bool:
         """Whether a processor that places images by itself does so with two; `ids` are those with one."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, BatchEncoding, PreTrainedConfig, ProcessorMixin
+from transformers import AutoConfig, BatchEncoding, BatchFeature, PreTrainedConfig, ProcessorMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 # Older ones hide it at the top where torchvision is missing, though it finds Pillow's without.
@@ -181,6 +181,17 @@ def text_alone(processor: ProcessorMixin) -> ProcessorMixin:
 
     alone.__class__ = type(kind.__name__, (kind,), {"__call__": encode, "__module__": kind.__module__})
     return alone
+
+
+def in_one_list(processor: ProcessorMixin) -> ProcessorMixin:
+    """The processor, handed the images of a conversation in a list, not in a list for each conversation."""
+    kind, flat = type(processor), copy.copy(processor)
+
+    def call(self: ProcessorMixin, *args: object, images: list[list] | None = None, **options: object) -> BatchFeature:
+        return kind.__call__(self, *args, images=images and [one for each in images for one in each], **options)
+
+    flat.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    return flat
 
 
 def _with(kind: type[ProcessorMixin], attributes: list[str]) -> type[ProcessorMixin]:
