@@ -163,6 +163,7 @@ FAMILIES = {
     "chameleon": Family("tiny_codebooks:chameleon", "causal, pictures as tokens, which it never says"),
     "emu3": Family("tiny_codebooks:emu3", "causal, pictures of any size as tokens"),
     "paddleocr_vl": Family("tiny_ocr:paddleocr_vl", ANY_SIZE),
+    "got_ocr2": Family("tiny_ocr:got_ocr2", "causal", without_image=False),
     "qianfan_ocr": Family("tiny_ocr:qianfan_ocr", "causal, several crops"),
     "lighton_ocr": Family("tiny_ocr:lighton_ocr", "causal, pictures of any size"),
     "granite_docling": Family("tiny_ocr:granite_docling", "causal, several crops, DeepStack"),

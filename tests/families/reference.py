@@ -39,9 +39,13 @@ class Stock:
 
     def inputs(self, asked: Asked) -> dict[str, Tensor]:
         """The processor's, floats in the model's precision."""
-        given = self.processor.apply_chat_template(
-            asked.messages(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+        how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        if type(self.processor).__name__ == "GotOcr2Processor":
+            # It refuses the lists of lists that apply_chat_template hands it.
+            text = self.processor.apply_chat_template(asked.messages(), add_generation_prompt=True)
+            given = self.processor(asked.images(), text, return_tensors="pt")
+        else:
+            given = self.processor.apply_chat_template(asked.messages(), **how)
         # PaliGemma's processor makes labels, which the model would compute a loss of.
         return {
             name: value.float() if value.is_floating_point() else value

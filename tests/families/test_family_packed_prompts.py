@@ -160,7 +160,8 @@ def test_answers_are_those_of_prompts_that_run_one_at_a_time(checkpoints, name, 
 
     found, logits = answers()
     full, rest = divmod(len(prompts), 4)
-    assert passes == [4] * full + [rest]
+    # Fewer where they are long.
+    assert passes == ([3, 1, 1] if name == "got_ocr2" else [4] * full + [rest])
     passes.clear()
     one_a_pass(monkeypatch)
     expected, their_logits = answers()

@@ -26,6 +26,26 @@ def paddleocr_vl():
     return build(tf.PaddleOCRVLForConditionalGeneration, config), processor
 
 
+def _sam(**more):
+    # Windows in each layer: of all 4,096 patches, attention would take seconds.
+    return {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "window_size": 4, "global_attn_indexes": [], "mlp_dim": 48} | more  # fmt: skip
+
+
+def got_ocr2():
+    """Its processor writes 256 tokens for a picture, whatever the tower makes of it, and takes no text alone."""
+    tokens = tokenizer(["<|im_start|>", "<|im_end|>", "<img>", "</img>"], eos="<|im_end|>", image_token="<imgpad>")
+    processor = tf.GotOcr2Processor(
+        tf.GotOcr2ImageProcessorPil(size={"height": 256, "width": 256}), tokens,
+        chat_template=chatml("<img><imgpad></img>\n"),
+    )  # fmt: skip
+    config = tf.GotOcr2Config(
+        vision_config=_sam(image_size=256, patch_size=4), text_config=text("Qwen2Config"),
+        image_token_index=tokens.image_token_id,
+    )  # fmt: skip
+    return build(tf.GotOcr2ForConditionalGeneration, config), processor
+
+
 def qianfan_ocr():
     named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **named)
@@ -85,19 +105,17 @@ def deepseek_ocr2():
             "<｜User｜>: ", "\n\n", "<｜Assistant｜>:", "<image>\n", bos="<s>", end_of_answer="</s>"
         ),
     )  # fmt: skip
-    sam = {
-        "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": 4,
-        "global_attn_indexes": [1], "mlp_dim": 48, "image_size": 192, "patch_size": 3, "downsample_channels": [24, 32],
-    }  # fmt: skip
     heads = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
              "num_key_value_heads": 1}  # fmt: skip
     experts = {"mlp_layer_types": ["dense", "sparse", "sparse"], "n_routed_experts": 4, "n_shared_experts": 1,
                "num_experts_per_tok": 2, "moe_intermediate_size": 32}  # fmt: skip
     config = tf.DeepseekOcr2Config(
-        vision_config={"sam_config": sam, "encoder_config": heads},
+        vision_config={
+            "sam_config": _sam(image_size=192, patch_size=3, downsample_channels=[24, 32]), "encoder_config": heads
+        },
         text_config=text("DeepseekOcr2TextConfig", **experts).to_dict(), image_token_id=tokens.image_token_id,
     )  # fmt: skip
-    return build(tf.DeepseekOcr2ForConditionalGeneration, config, embed=1.0), processor
+    return build(tf.DeepseekOcr2ForConditionalGeneration, config, embed=1.5), processor
 
 
 def minicpm_ocr():
