@@ -37,7 +37,7 @@ class Checkpoint:
 
     def asked(self) -> dict[str, Asked]:
         """The prompts that it takes."""
-        return {name: asked for name, asked in ASKED.items() if asked.sizes or self.family.without_image}
+        return {name: asked for name, asked in ASKED.items() if self.family.takes(len(asked.sizes))}
 
     @cached_property
     def stock(self):

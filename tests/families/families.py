@@ -27,6 +27,8 @@ class Family:
     """the video processor that a published checkpoint names; none is made here without torchvision"""
     without_image: bool = True
     """takes a prompt without an image"""
+    one_image: bool = False
+    """takes no prompt with several images"""
     hybrid: bool = False
     """some layers carry a state from token to token, instead of keys and values"""
     fast: bool = True
@@ -36,6 +38,10 @@ class Family:
     def counts(self) -> bool:
         """The position behind a prompt is the number of its tokens."""
         return not self.kind.startswith((MROPE, "bidirectional prompt"))
+
+    def takes(self, num_images: int) -> bool:
+        """Whether it takes a prompt with that many pictures."""
+        return bool(num_images or self.without_image) and not (num_images > 1 and self.one_image)
 
     def build(self):
         """The model and its processor."""
@@ -206,6 +212,23 @@ FAMILIES = {
         "tiny_muse:muse_spark", "windows, layers without RoPE, experts, softcap, pictures of any size, sound beside",
         "<|eot|>", (VISION,),
     ),
+    "instructblip": Family(
+        "tiny_blip:instructblip", "causal, a Q-Former that reads the question", without_image=False, one_image=True
+    ),
+    "blip_2": Family(
+        "tiny_blip:blip_2", "causal, a Q-Former, learned positions", without_image=False, one_image=True
+    ),
+    "chameleon": Family("tiny_codebooks:chameleon", "causal, pictures as tokens, which it never says"),
+    "emu3": Family("tiny_codebooks:emu3", "causal, pictures of any size as tokens"),
+    "paddleocr_vl": Family("tiny_ocr:paddleocr_vl", ANY_SIZE),
+    "got_ocr2": Family("tiny_ocr:got_ocr2", "causal", without_image=False),
+    "qianfan_ocr": Family("tiny_ocr:qianfan_ocr", "causal, several crops"),
+    "lighton_ocr": Family("tiny_ocr:lighton_ocr", "causal, pictures of any size"),
+    "granite_docling": Family("tiny_ocr:granite_docling", "causal, several crops, DeepStack"),
+    "deepseek_ocr2": Family("tiny_ocr:deepseek_ocr2", "causal, experts, several crops, two towers in a row"),
+    "minicpm_ocr": Family("tiny_ocr:minicpm_ocr", "slices, gated delta net", needs=(VISION,), hybrid=True),
+    "llava_next_video": Family("tiny_films:llava_next_video", "causal, several crops", needs=(VISION,)),
+    "video_llava": Family("tiny_films:video_llava", "causal, a tower for films beside", needs=(VISION,)),
 }  # fmt: skip
 # Those that the pinned release computes otherwise than a later one (data_engine/models/auto/releases.py).
 LATER = {

@@ -40,9 +40,13 @@ class Stock:
 
     def inputs(self, asked: Asked) -> dict[str, Tensor]:
         """The processor's, floats in the model's precision."""
-        given = self.processor.apply_chat_template(
-            asked.messages(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+        how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        if type(self.processor).__name__ == "GotOcr2Processor":
+            # It refuses the lists of lists that apply_chat_template hands it.
+            text = self.processor.apply_chat_template(asked.messages(), add_generation_prompt=True)
+            given = self.processor(asked.images(), text, return_tensors="pt")
+        else:
+            given = self.processor.apply_chat_template(asked.messages(), **how)
         # Cosmos 3's makes none unless it is asked to, and its model does not run without.
         if "mm_token_type_ids" in inspect.signature(self.model.forward).parameters:
             given["mm_token_type_ids"] = torch.tensor(self.processor.create_mm_token_type_ids(given["input_ids"]))

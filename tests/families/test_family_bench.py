@@ -14,6 +14,7 @@ TINY = Sizes(k=2, questions=2, drawn_questions=2, answer_tokens=4, new_tokens=3,
 # Of which stock transformers cannot compute several rows: pieces of images, or their features, do not match.
 NOT_IN_ROWS = {
     "minicpmv4_6": {"padded batch", "generate, batches", "generate, four, drawn"},
+    "minicpm_ocr": {"padded batch", "generate, batches", "generate, four, drawn"},
     "minicpmv4_7": {"padded batch", "generate, batches", "generate, four, drawn"},
     "llama4": {name for name in WAYS if name.startswith(("generate", "reference"))},
 }

@@ -55,7 +55,10 @@ def test_the_same_ids_are_scored_as_a_stock_model_scores_them_that_has_no_pictur
 
 
 @pytest.mark.families
-@pytest.mark.parametrize(("name", "told"), [("mllama", "cannot run without one"), ("paligemma", "refuses it")])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("mllama", "cannot run without one"), ("paligemma", "refuses it"), ("blip_2", "cannot run without an image")],
+)
 def test_a_model_that_needs_a_picture_leaves_the_question_out_and_says_why(checkpoints, name, told):
     [(_, reason)] = blind(checkpoints(name).model, ASKED["wide"]).quarantined
     assert told in reason

@@ -18,6 +18,10 @@ LEFT = {
     # All of its own, and rotary embedding by complex numbers.
     "llama4": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
     "llama4_beyond": {"Llama4TextAttention", "Llama4TextL2Norm", "Llama4TextMLP", "Llama4TextRMSNorm"},
+    # Norms by mean, and those of the part that makes pictures tokens.
+    "chameleon": {"ChameleonLayerNorm", "GroupNorm"},
+    # Norms by mean, and places that are learned.
+    "blip_2": {"LayerNorm", "OPTAttention"},
     # Image states have no place to be turned by.
     "mllama": {"MllamaTextCrossAttention"},
     # On the plain path: an index with norms of its own, and rotary embedding of queries alone.

@@ -76,7 +76,9 @@ def stock_end(stock: Stock, turns: list[dict], asks: bool) -> tuple[torch.Tensor
     )
     given = {name: value for name, value in given.items() if name != "labels"}
     out = stock.model(**given, output_hidden_states=True)
-    return out.hidden_states[-1][0, -1], out.logits[0, -1].log_softmax(-1)
+    # InstructBLIP's are those of its text model.
+    states = getattr(out, "language_model_outputs", out).hidden_states
+    return states[-1][0, -1], out.logits[0, -1].log_softmax(-1)
 
 
 def yesno_by_softmax(stock: Stock, ids: dict[str, int], turns: list[dict]) -> float:
@@ -102,10 +104,13 @@ def judge_of(checkpoints, tmp_path_factory):
 def stock_of(folder) -> Stock:
     from data_engine.models.auto.processor import load_config, load_processor
 
-    return Stock(folder, load_processor(folder, load_config(folder)))
+    processor = load_processor(folder, load_config(folder))
+    # Some processors leave the template to their tokenizer.
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    return Stock(folder, processor)
 
 
-@pytest.mark.parametrize("name", named(["paligemma", "qwen4_exp", *FAST]))
+@pytest.mark.parametrize("name", named(["paligemma", "instructblip", "qwen4_exp", *FAST]))
 def test_yes_or_no_is_that_of_the_full_softmax_behind_each_whole_prompt(judge_of, name):
     folder, asked = judge_of(name), question("wide")
     model, stock, images = product.load(folder), stock_of(folder), ASKED["wide"].images()
@@ -181,7 +186,7 @@ def test_an_answer_that_is_too_long_leaves_its_question_out(judge_of):
     assert reason.startswith("too long to score: prompt of ")
 
 
-@pytest.mark.parametrize("name", named(["paligemma", "qwen4_exp", *FAST]))
+@pytest.mark.parametrize("name", named(["paligemma", "instructblip", "qwen4_exp", *FAST]))
 def test_a_value_head_reads_the_last_token_of_the_rendered_conversation(checkpoints, tmp_path, name):
     """Without an output layer, as a sequence classifier is saved; the stock model's hidden states know no head."""
     checkpoint, asked, images = checkpoints(name), question("wide"), ASKED["wide"].images()

@@ -156,7 +156,7 @@ def test_an_answer_whose_logits_are_no_numbers_ends_there_and_others_go_on(model
 
 
 # Models of transformers that make the logits of all tokens, whatever they are asked for.
-OF_ALL = {"minicpmv4_6", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "video_llama_3"}
+OF_ALL = {"minicpm_ocr", "minicpmv4_6", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "video_llama_3"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -63,7 +63,8 @@ def test_the_folder_holds_a_processor_that_transformers_loads_by_itself(checkpoi
         pytest.skip(f"its video processor needs {told}")
     loaded = AutoProcessor.from_pretrained(checkpoint.folder)
     assert type(loaded).__name__ == type(checkpoint.processor).__name__
-    assert loaded.chat_template == checkpoint.processor.chat_template
+    # Some processors leave the template to their tokenizer, which reads the same file.
+    assert (loaded.chat_template or loaded.tokenizer.chat_template) == checkpoint.processor.chat_template
 
 
 def test_a_package_that_is_missing_is_named():

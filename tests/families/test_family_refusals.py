@@ -101,6 +101,13 @@ def test_an_encoder_decoder(refused, pair):
     assert "is of an encoder-decoder (florence2)" in refused()
 
 
+def test_a_window_that_an_answer_has_while_it_is_decoded_alone(refused, pair):
+    import transformers
+
+    transformers.UnlimitedOcrConfig().save_pretrained(pair.instruct)
+    assert "has layers of the kind reference_sliding_attention" in refused()
+
+
 def test_remote_code(refused, pair):
     (pair.instruct / "own.py").write_text("raise SystemExit('this code was run')")
     rewrite(pair.instruct / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})

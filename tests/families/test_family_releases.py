@@ -33,12 +33,15 @@ TOLERANCE = 1e-5
 # Families that a release does not know, or has a fault for (data_engine/models/auto/releases.py).
 REFUSED = {
     "5.17.0": {
-        "hunyuan_vl", "lfm3_vl", "minicpmv4_6", "minicpmv4_7", "molmo2", "paligemma2", "step3p7", "vipllava",
-        "mistral_large4", "hyperclovax_vision_v2", "nemotron_h_omni", "cohere_compass", "dots3_note", "inkling2",
-        "minimax_m3_vl", "qwen4_exp", "glm5_next", "muse_spark", "muse_glimmer",
+        "granite_docling", "hunyuan_vl", "lfm3_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "molmo2",
+        "paddleocr_vl", "paligemma2", "step3p7", "vipllava", "mistral_large4", "hyperclovax_vision_v2",
+        "nemotron_h_omni", "cohere_compass", "dots3_note", "inkling2", "minimax_m3_vl", "qwen4_exp", "glm5_next",
+        "muse_spark", "muse_glimmer",
     },
     "5.24.0": {"llama4", "llama4_beyond"},
 }  # fmt: skip
+# Families whose processor a release has take no prompt without an image.
+BY_IMAGE = {"5.17.0": {"deepseek_ocr2"}}
 
 
 def assert_refused(folder: Path) -> None:
@@ -49,7 +52,8 @@ def assert_refused(folder: Path) -> None:
 def numbers(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """log p of each token of a few answers, by prompt, and whether prompts are shared and packed."""
     model = product.load(folder)
-    prompts = [prompt for prompt in PROMPTS if ASKED[prompt].sizes or FAMILIES[name].without_image]
+    without_image = FAMILIES[name].without_image and name not in BY_IMAGE.get(transformers.__version__, ())
+    prompts = [prompt for prompt in PROMPTS if ASKED[prompt].sizes or without_image]
     found = {prompt: torch.cat(product.scores(model, ASKED[prompt], answers())) for prompt in prompts}
     return found | {"paths": torch.tensor([product.is_fast(model), model.packs_prompts])}
 
@@ -76,6 +80,8 @@ def test_a_family_has_the_numbers_of_the_pinned_release_or_is_refused_by_name(pi
         assert_refused(folder / name)
         return
     expected, found = load_file(folder / f"{name}.safetensors"), numbers(folder / name, name)
+    if name in BY_IMAGE.get(transformers.__version__, ()):
+        del expected["no image"]
     assert found.keys() == expected.keys()
     assert torch.equal(found.pop("paths"), expected.pop("paths"))
     # How Pillow resizes that picture depends on its release.

@@ -22,10 +22,19 @@ HERE = Path(__file__).parent
 # By what their layers are.
 REFUSED = {
     "mllama": "for image states",
-    **dict.fromkeys(("ernie4_5_vl_moe", "gemma3n"), "that a text alone does not call"),
+    **dict.fromkeys(("ernie4_5_vl_moe", "gemma3n", "chameleon"), "that a text alone does not call"),
     **dict.fromkeys(("step3p7", "minimax_m3_vl", "qwen4_exp", "glm5_next"), "of which it is not known what they keep"),
     **dict.fromkeys(
-        ("qwen3_5", "qwen3_5_moe", "minicpmv4_7", "lfm2_vl", "lfm3_vl", "nemotron_h_omni"), "with a recurrent state"
+        (
+            "qwen3_5",
+            "qwen3_5_moe",
+            "minicpmv4_7",
+            "minicpm_ocr",
+            "lfm2_vl",
+            "lfm3_vl",
+            "nemotron_h_omni",
+        ),
+        "with a recurrent state",
     ),
 }
 TAKEN = [name for name, family in FAMILIES.items() if family.fast and name not in REFUSED]

@@ -24,6 +24,7 @@ LEFT = {
     "idefics3": "the same",
     "smolvlm": "the same",
     "gemma4": "weights of patches say which are padding",
+    **dict.fromkeys(("chameleon", "emu3"), "pictures become tokens by a table of the host"),
     "step3p7": "experts run in a loop over those that are chosen",
 }
 WHOLE = [name for name, family in FAMILIES.items() if family.fast and name not in LEFT]

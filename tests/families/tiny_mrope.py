@@ -135,7 +135,7 @@ def glm_ocr():
 
 def minicpmv4_7():
     """A picture's slices lie on one canvas, as do the tokens around them."""
-    processor = minicpm_processor("MiniCPMV4_7Processor")
+    processor = minicpm_processor("MiniCPMV4_7")
     tokens = processor.tokenizer
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3,
               "image_size": 112, "patch_size": 14, "insert_layer_id": 1}  # fmt: skip

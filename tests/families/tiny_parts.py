@@ -77,16 +77,15 @@ def llava_processor(tokens, chat_template):
     )  # fmt: skip
 
 
-def minicpm_processor(kind):
-    """MiniCPM-V's, which cuts a picture into slices. `kind`: the name of its class."""
+def minicpm_processor(kind, pixels=None):
+    """MiniCPM-V's, which cuts a picture into slices. `kind`: the prefix of the classes' names."""
     named = {"image_token": "<image_pad>", "video_token": "<video_pad>"}
     for part in ("image", "slice", "image_id"):
         named |= {f"{part}_start_token": f"<{part}>", f"{part}_end_token": f"</{part}>"}
     tokens = tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", **named)
-    return getattr(tf, kind)(
-        tf.MiniCPMV4_6ImageProcessorPil(scale_resolution=112, patch_size=14, max_slice_nums=4),
-        tf.MiniCPMV4_6VideoProcessor(), tokens, chat_template=chatml("<image_pad>"),
-    )  # fmt: skip
+    pixels = (pixels or tf.MiniCPMV4_6ImageProcessorPil)(scale_resolution=112, patch_size=14, max_slice_nums=4)
+    video = getattr(tf, f"{kind}VideoProcessor", tf.MiniCPMV4_6VideoProcessor)()
+    return getattr(tf, f"{kind}Processor")(pixels, video, tokens, chat_template=chatml("<image_pad>"))
 
 
 def build(cls, config, embed=0.5, tied=False):

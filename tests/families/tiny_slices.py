@@ -45,7 +45,7 @@ def mistral3():
 
 
 def minicpmv4_6():
-    processor = minicpm_processor("MiniCPMV4_6Processor")
+    processor = minicpm_processor("MiniCPMV4_6")
     tokens = processor.tokenizer
     vision = TOWER | {"num_hidden_layers": 3, "image_size": 112, "patch_size": 14, "insert_layer_id": 1}
     config = tf.MiniCPMV4_6Config(

@@ -59,6 +59,23 @@ def test_a_few_numbers_that_rounding_moved_far_are_no_other_logits():
     assert fitted_head(head, hidden, logits, CONFIG).is_plain
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tokens_that_a_model_never_says_are_found_and_never_said(dtype):
+    """As Chameleon's of pictures. Their logits add up to a number, by which a sampler knows that none is broken."""
+    head, hidden = given(dtype)
+    logits = hidden @ head.weight.T
+    never = torch.arange(3, VOCABULARY, 7)
+    logits[never] = torch.finfo(dtype).min
+    found = fitted_head(head, hidden, logits, CONFIG)
+    assert found.never is not None
+    assert torch.equal(found.never, never)
+    assert found.logits(hidden[None]).sum().isfinite()
+    expected = (hidden.float() @ head.weight.float().T).index_fill(0, never, -torch.inf).log_softmax(0)
+    said = torch.tensor([0, 1, 4])
+    torch.testing.assert_close(found.token_logps(hidden.expand(3, -1), said), expected[said])
+    assert found.token_logps(hidden[None], never[:1]) < -1e9
+
+
 def test_a_difference_is_a_share_of_the_norm():
     assert difference(torch.tensor([3.0, 4.1]), torch.tensor([3.0, 4.0])) == pytest.approx(0.02, rel=1e-5)
     assert difference(torch.zeros(7), torch.full((7,), 2.0)) == 1

@@ -106,6 +106,18 @@ def test_as_many_numbers_in_order_as_the_host_knows_are_made_there(sending, sent
     assert not sent
 
 
+@pytest.mark.parametrize(("made", "number"), [(torch.ones, 1), (torch.zeros, 0)])
+def test_one_number_everywhere_is_known_and_made_by_the_device(sending, sent, made, number):
+    """A mask that hides nothing, of which transformers asks whether it does."""
+    found = made((1, 3), dtype=torch.int64, device=META)
+    assert is_known(found)
+    assert found.bool().all() == bool(number)
+    assert found.device == META
+    assert not is_known(made(3, device=META))
+    assert made(3, dtype=torch.int64).device == CPU
+    assert not sent
+
+
 @pytest.mark.parametrize("written", [False, True])
 def test_behind_a_mask_that_the_host_does_not_know_it_counts_what_makes_one(sent, written):
     mode, sizes, numbers = Sending(), known(torch.tensor([2])), torch.zeros(3, device=META)

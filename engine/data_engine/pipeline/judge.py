@@ -116,7 +116,7 @@ def word_ids(model: VisionLanguageModel | TextSide, name: str) -> list[int]:
 def _rows_of(head: Head, ids: list[int]) -> Head:
     """The head of a few tokens alone."""
     bias = None if head.bias is None else head.bias.detach()[ids]
-    return replace(head, weight=head.weight.detach()[ids], bias=bias)
+    return replace(head, weight=head.weight.detach()[ids], bias=bias, never=None)
 
 
 def _odds(logits_NW: Tensor, num_yes: int) -> Tensor:

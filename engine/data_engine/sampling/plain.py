@@ -94,7 +94,8 @@ class PlainBackend:
         reasons: list[str | None] = [None] * len(keys)
         logits_KV, seen_KV = steps.first(), None
         for place in range(params.max_new_tokens):
-            sound = logits_KV.sum(-1).isfinite().tolist()
+            # Not the sum: some models give tokens that they never say the least number there is.
+            sound = (logits_KV.amax(-1) - logits_KV.amin(-1)).isfinite().tolist()
             logits_KV.index_fill_(1, banned, -torch.inf)
             if params.repetition_penalty != 1 and seen_KV is None:
                 seen_KV = torch.zeros_like(logits_KV, dtype=torch.bool)

@@ -5,6 +5,7 @@ Shapes: P tokens of a prompt with its pictures expanded.
 
 import copy
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, firs
 from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
 from data_engine.models.auto.limits import require_embeddings
-from data_engine.models.auto.processor import explained, load_config, load_processor, text_alone
+from data_engine.models.auto.processor import explained, in_one_list, load_config, load_processor, text_alone
 from data_engine.models.auto.thought_marks import marks_of, require_ends
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.models.words import ids_of_words
@@ -50,7 +51,7 @@ class Chat:
         self._template = ChatTemplate(processor, settings, folder)
         self._controls = ControlTokens(processor, self._template.source)
         self._keeps_plain = "sanitize_control_tokens" in inspect.signature(processor.apply_chat_template).parameters
-        self._starts_answers = True
+        self._starts_answers, self._most_images = True, sys.maxsize
         self.unused_kwargs = self._template.unused_kwargs
         """names of --chat_template_kwargs that this template does not read"""
         self.markers: tuple[str, ...] = self._controls.texts
@@ -171,7 +172,8 @@ class Chat:
             raise BadRow(f"{type(processor).__name__} puts text of its own behind the beginning of an answer")
         if self._placed(neutral(conversation)) < conversation.num_images:
             placed = self._placed(neutral(conversation))
-            raise BadRow(f"the chat template places {placed} of the {conversation.num_images} images")
+            by = "the chat template" if self._template.places_images else type(processor).__name__
+            raise BadRow(f"{by} places {placed} of the {conversation.num_images} images")
         token = self._written(conversation)
         if token is None:
             self._refuse_forged(conversation)
@@ -238,7 +240,7 @@ class Chat:
     def _placed_in(self, conversation: Conversation) -> int:
         """Images that the template has a place for; older processors drop the others without a word."""
         if not self._image_tokens:
-            return conversation.num_images
+            return min(conversation.num_images, self._most_images)
         more = self._counts_of(conversation) - self._counts_of(_without_images(conversation))
         return max(more[token] // number for token, number in self._image_tokens.items())
 
@@ -269,7 +271,7 @@ class Chat:
     def _try_picture(self) -> list[int]:
         """The ids of a prompt with a picture. Raises ModelError where the processor leaves that out, or fails."""
         try:
-            given = self.inputs(Conversation.of(WORD), [_PICTURE])
+            given = self._with_picture()
         except BadRow as error:
             if not self._template.places_image(self._controls.texts):
                 raise self._template.no_place() from error
@@ -277,9 +279,34 @@ class Chat:
         except ImportError as error:
             raise explained(self.folder, error) from error
         ids = given["input_ids"][0].tolist()
-        if self._media and set(ids).isdisjoint(self._media):
+        if set(ids).isdisjoint(self._media) and (self._media or not self._template.places_images):
             raise self._template.no_place()
+        if not self._template.places_images and not self._places_two(ids):
+            self._most_images = 1
+            self._placed.cache_clear()
         return ids
+
+    def _with_picture(self) -> dict[str, Tensor]:
+        """Inputs of a prompt with a picture, by the processor as it is or handed its pictures in one list."""
+        asked, processor = Conversation.of(WORD), self._processor
+        try:
+            return self.inputs(asked, [_PICTURE])
+        except BadRow as refused:
+            # GOT-OCR 2 refuses the lists of lists that transformers hands to processors.
+            self._processor = in_one_list(processor)
+            try:
+                return self.inputs(asked, [_PICTURE])
+            except BadRow:
+                self._processor = processor
+                raise refused from refused.__cause__
+
+    def _places_two(self, ids: list[int]) -> bool:
+        """Whether a processor that places images by itself does so with two; `ids` are those with one."""
+        try:
+            both = self.inputs(Conversation.of(WORD, 2), [_PICTURE, _PICTURE])["input_ids"][0].tolist()
+        except BadRow:
+            return False
+        return sum(number in self._media for number in both) > sum(number in self._media for number in ids)
 
     def _try_start(self) -> bool:
         """Whether a prompt ends with the beginning of its answer."""

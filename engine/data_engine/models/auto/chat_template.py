@@ -63,7 +63,8 @@ class ChatTemplate:
         self._refused: dict[str, str] = {}
         for role in ("user", "system", "assistant"):
             self._try(role)
-        self._check_images()
+        self.places_images = self._places_images()
+        """whether it writes something for an image; else the processor may place images by itself, as BLIP-2's"""
 
     def messages(self, conversation: Conversation, images: Sequence[Image] | None = None) -> list[dict]:
         """As transformers takes them. Raises BadRow for a role that the template does not take."""
@@ -150,15 +151,14 @@ class ChatTemplate:
             f"{self.name} has no place for images: pass one that has with --chat_template FILE, or another model"
         )
 
-    def _check_images(self) -> None:
+    def _places_images(self) -> bool:
         if "user" in self._as_text:
             raise self.no_place()
         try:
             with_image = self.render(Conversation.of(WORD))
         except BadRow as error:
             raise ModelError(f"{self.name} cannot be used: {error}") from error
-        if with_image == self.render(Conversation.of(WORD, 0)):
-            raise self.no_place()
+        return with_image != self.render(Conversation.of(WORD, 0))
 
     def _no_clock(self, source: str) -> str:
         return f"{_NO_CLOCK}{source}" if "strftime_now" in source else source

@@ -2,12 +2,13 @@
 places in a way that only shows far on.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_engine.models.layers.rotary import BY_LARGEST_POSITION
 from data_engine.models.registry import ModelError
@@ -16,6 +17,13 @@ from data_engine.questions.images import BadImage, check_megapixels, resized_siz
 # Processors take an array with a side of 1 or 3 for one whose channels come first.
 LEAST_SIDE = 4
 NEEDS_IMAGE = "this model looks at its image in layers of their own, and the row has none"
+NEEDS_PIXELS = "this model cannot run without an image"
+
+
+def needs_pixels(model: type[PreTrainedModel]) -> bool:
+    """Whether a model's forward has no default for pixels, as that of BLIP-2."""
+    pixels = inspect.signature(model.forward).parameters.get("pixel_values")
+    return pixels is not None and pixels.default is pixels.empty
 
 
 def counts_in_pass(config: PretrainedConfig) -> bool:

@@ -74,8 +74,7 @@ def mirrored(inputs: Mapping[str, Tensor], on_host: Mapping[str, Tensor], known:
     """A prompt's tensors on the device, those of its integers mirrored; `on_host` has what they were sent from."""
     # Copies, since code may write.
     return {
-        name: _mirror(value, on_host[name].clone(), known) if _may_be(value) else value
-        for name, value in inputs.items()
+        name: _mirror(value, on_host[name].clone(), known) if may_be(value) else value for name, value in inputs.items()
     }
 
 
@@ -83,7 +82,7 @@ def sent_mirrored(on_host: Tensor, known: Known) -> Tensor:
     """A tensor of the host on the device; integers mirrored, as long as they are not too many."""
     on_device = sent(on_host, known.device)
     # A CPU gets the tensor itself, not a copy.
-    return _mirror(on_device, on_host.clone(), known) if _may_be(on_host) else on_device
+    return _mirror(on_device, on_host.clone(), known) if may_be(on_host) else on_device
 
 
 def tensors_in(given: object) -> list[Tensor]:
@@ -97,7 +96,8 @@ def _mirror(on_device: Tensor, on_host: Tensor, known: Known) -> Mirrored:
     return made
 
 
-def _may_be(made: object) -> bool:
+def may_be(made: object) -> bool:
+    """Whether something can be mirrored."""
     return isinstance(made, Tensor) and not made.dtype.is_floating_point and _different(made) <= MOST
 
 
@@ -119,7 +119,7 @@ def is_known(one: object) -> bool:
 
 def _is_read(one: Tensor, beside: Mirrored) -> bool:
     """Whether the host can read it without a wait: a copy, or a tensor of its own beside one on a device."""
-    return is_known(one) or (_may_be(one) and one.device.type == "cpu" != beside.device.type)
+    return is_known(one) or (may_be(one) and one.device.type == "cpu" != beside.device.type)
 
 
 def _differs(name: str, options: Mapping) -> bool:
@@ -148,7 +148,7 @@ def _with_copy(function: Callable, args: tuple, options: Mapping, one: Mirrored)
     if _writes(name, options):
         copied()
         return made
-    return _paired(made, copied(), known) if any(map(_may_be, tree_leaves(made))) else made
+    return _paired(made, copied(), known) if any(map(may_be, tree_leaves(made))) else made
 
 
 def host_copy(one: object) -> object:
@@ -164,7 +164,7 @@ def _paired(made: object, copied: object, known: Known) -> object:
     # Code may name the device in a way that `host_copy` does not know. What it takes to the host is a tensor of its
     # own, while the copy of that would be the copy of what it was taken from.
     placed = isinstance(made, Tensor) and (copied.device.type, made.device.type) == ("cpu", known.device.type)
-    return _mirror(made, copied, known) if placed and _may_be(made) and not isinstance(made, Mirrored) else made
+    return _mirror(made, copied, known) if placed and may_be(made) and not isinstance(made, Mirrored) else made
 
 
 def _without_reads(name: str, args: tuple) -> tuple:

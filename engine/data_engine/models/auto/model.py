@@ -23,9 +23,8 @@ from transformers.modeling_utils import PreTrainedModel
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, LostRankError, UserError
 from data_engine.models import tower
-from data_engine.models.auto import packed_prompts, probing, processed
+from data_engine.models.auto import limits, packed_prompts, probing, processed
 from data_engine.models.auto.chat import Chat
-from data_engine.models.auto.limits import NEEDS_IMAGE, check_size, counts_in_pass, fast_positions
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
 from data_engine.models.auto.own_forward import Made, OwnForward
@@ -64,8 +63,8 @@ class Auto:
         self.vision = find_vision(model)
         self.num_ids = model.get_input_embeddings().num_embeddings
         self.text_config = text = model.config.get_text_config(decoder=True)
-        self.answers_in_rows = counts_in_pass(text)
-        self.max_plain_positions, self._fast_positions = text.max_position_embeddings, fast_positions(text)
+        self.answers_in_rows, self._needs_pixels = limits.counts_in_pass(text), limits.needs_pixels(type(model))
+        self.max_plain_positions, self._fast_positions = text.max_position_embeddings, limits.fast_positions(text)
         self.attention_layers: Mapping[nn.Module, int] = {}
         self.layers: Sequence[LayerKind] = ()
         self.cache_layers: Sequence[object] = ()
@@ -131,6 +130,8 @@ class Auto:
             self.why_plain = f"its decoder cannot be called on its own ({type(error).__name__}: {reason(error)})"
         else:
             self.attention_layers, self.layers, self.cache_layers, self.head = found
+            if self.head.never is not None:
+                self.banned_token_ids = tuple(dict.fromkeys([*self.banned_token_ids, *self.head.never.tolist()]))
             self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
             if calls:
                 PackedTower.of(self.vision, calls[0])
@@ -213,6 +214,8 @@ class Auto:
             return list(map(ProcessedPrompt, self.chat.inputs_of_each(conversations, images)))
 
     def prompt_without_images(self, conversation: Conversation) -> ProcessedPrompt:
+        if self._needs_pixels:
+            raise BadRow(limits.NEEDS_PIXELS)
         if not self.why_plain and any(kind.cross for kind in self.layers):
             raise BadRow("this model looks at its image in layers of their own, and cannot run without one")
         with self._one_at_a_time:
@@ -221,10 +224,12 @@ class Auto:
     def _check_images(self, images: Sequence[Image.Image], max_megapixels: float) -> None:
         """Raise BadImage for one that would get too large, and BadRow for none where a layer looks at images alone."""
         for image in images:
-            check_size(image, self.chat.shortest_edge, max_megapixels)
+            limits.check_size(image, self.chat.shortest_edge, max_megapixels)
+        if not images and self._needs_pixels:
+            raise BadRow(limits.NEEDS_PIXELS)
         # Prompts with and without it cannot go through the layers together.
         if not images and not self.why_plain and any(kind.cross for kind in self.layers):
-            raise BadRow(NEEDS_IMAGE)
+            raise BadRow(limits.NEEDS_IMAGE)
 
     def shared_prompt(
         self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float

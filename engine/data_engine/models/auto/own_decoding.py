@@ -14,6 +14,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.models.layers.answer_cache import CACHE
 
+_NONE = inspect.Parameter.empty
+
 
 class OwnDecoding:
     """Rows of answers as the model's own `generate` computes them: the prompt is run once, its cache then copied.
@@ -33,8 +35,10 @@ class OwnDecoding:
         self._ids = inputs.pop("input_ids")
         self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         self._options = inputs | {CACHE: self._cache, "use_cache": True, "logits_to_keep": 1}
+        parameters = inspect.signature(model.forward).parameters
+        self._required = [name for name in self._options if name in parameters and parameters[name].default is _NONE]
         # As `generate` begins: models with several axes of positions go on counting from these.
-        if "position_ids" in inspect.signature(model.forward).parameters:
+        if "position_ids" in parameters:
             self._options["position_ids"] = model._prepare_position_ids_for_generation(self._ids, self._options)
 
     @torch.inference_mode()
@@ -76,6 +80,9 @@ class OwnDecoding:
     def _step(self, **how: object) -> Tensor:
         with self._own_attention():
             given = self._model.prepare_inputs_for_generation(self._ids, **how, **self._options)
+            # BLIP-2's forward asks for pixels in each step, which are left out behind a prompt: its `generate` calls
+            # its text model alone.
+            given = {name: self._options[name] for name in self._required} | given
             out = self._model(**given, return_dict=True)
         self._options = self._model._update_model_kwargs_for_generation(out, self._options, is_encoder_decoder=False)
         return out.logits[:, -1].float()

@@ -24,15 +24,21 @@ def find_decoder(model: PreTrainedModel) -> nn.Module:
     # Llama 4 gives the decoder with its head.
     if hasattr(decoder, "lm_head"):
         decoder = getattr(decoder, "model", decoder)
+    # OPT's stands in a module of its own, past which it is called.
+    while isinstance(decoder, PreTrainedModel) and (inner := decoder.get_decoder()) is not decoder:
+        decoder = inner
     if decoder is None or decoder is model or hasattr(decoder, "lm_head"):
         raise DoesNotFit("it does not say which part of it is the text decoder")
     return decoder
 
 
 def find_vision(model: PreTrainedModel) -> nn.Module | None:
-    """The vision tower: the outermost module with the vision configuration."""
+    """The vision tower: the outermost module with the vision configuration, or the one of those that is for images."""
     config = getattr(model.config, "vision_config", None)
-    return next((module for module in model.modules() if getattr(module, "config", model) is config), None)
+    found = [module for module in model.modules() if getattr(module, "config", model) is config]
+    # Video-LLaVA has one for films before it, with the same configuration.
+    for_images = model.get_encoder(modality="image")
+    return for_images if for_images in found else next(iter(found), None)
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:
@@ -91,7 +97,8 @@ def output_weights(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
 
 
 def fitted_head(head: Head, hidden_D: Tensor, logits_V: Tensor, config: object) -> Head:
-    """The head that gives the model's own logits: some configurations name a scale that their model does not apply.
+    """The head that gives the model's own logits: some configurations name a scale that their model does not apply, and
+    some models never say some tokens.
 
     Raises DoesNotFit where none does.
     """
@@ -103,8 +110,10 @@ def fitted_head(head: Head, hidden_D: Tensor, logits_V: Tensor, config: object) 
         if value and name == "logits_scaling":
             scales.append(1 / value)
     caps = [None, *filter(None, [getattr(config, "final_logit_softcapping", None)])]
-    heads = [Head(head.weight, head.bias, scale, cap) for scale, cap in itertools.product(scales, caps)]
-    off = [difference(found.logits(hidden_D[None])[0], logits_V) for found in heads]
+    unsaid_V = logits_V <= torch.finfo(logits_V.dtype).min
+    never = unsaid_V.nonzero()[:, 0] if unsaid_V.any() else None
+    heads = [Head(head.weight, head.bias, scale, cap, never) for scale, cap in itertools.product(scales, caps)]
+    off = [difference(found.logits(hidden_D[None])[0, ~unsaid_V], logits_V[~unsaid_V]) for found in heads]
     # The nearest: a cap changes small logits by less than rounding does.
     nearest = off.index(min(off))
     if not off[nearest] <= (1e-4 if head.weight.dtype == torch.float32 else 3e-2):

@@ -183,8 +183,11 @@ def reads_ahead(model: Probed) -> bool:
     The prompts are equally long, so that what does not depend on it has the same bits, or nearly where experts are
     chosen by all tokens.
     """
-    prompt = _prompt(model, QUESTION)
-    ids, others = (one.inputs["input_ids"][0] for one in (prompt, _prompt(model, f"Which {QUESTION}")))
+    prompt, other = _prompt(model, QUESTION), _prompt(model, f"Which {QUESTION}")
+    # InstructBLIP's Q-Former looks at the picture in the light of the text, which it is given by itself.
+    if any(_differ(value, other.inputs[name]) for name, value in _beside_tokens(prompt)):
+        return True
+    ids, others = (one.inputs["input_ids"][0] for one in (prompt, other))
     place = next(place for place, both in enumerate(zip(ids, others, strict=False)) if both[0] != both[1])
     changed = ids.clone()
     changed[place] = others[place]
@@ -194,6 +197,17 @@ def reads_ahead(model: Probed) -> bool:
         *_, values, _ = _left(model, replace(prompt, inputs=prompt.inputs | {"input_ids": one[None]}))
         before.append(values[:, :place].transpose(0, 1))
     return any(difference(*both) > AHEAD for both in zip(*before, strict=True))
+
+
+def _beside_tokens(prompt: Prompt) -> Iterator[tuple[str, object]]:
+    """The inputs of a prompt that are not of a value for each token."""
+    for name, value in prompt.inputs.items():
+        if not isinstance(value, Tensor) or value.shape[:2] != (1, prompt.length):
+            yield name, value
+
+
+def _differ(one: object, other: object) -> bool:
+    return not torch.equal(one, other) if isinstance(one, Tensor) else one != other
 
 
 def _left(model: Probed, prompt: Prompt) -> list[Tensor]:

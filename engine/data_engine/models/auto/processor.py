@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, BatchEncoding, PreTrainedConfig, ProcessorMixin
+from transformers import AutoConfig, BatchEncoding, BatchFeature, PreTrainedConfig, ProcessorMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 # Older ones hide it at the top where torchvision is missing, though it finds Pillow's without.
@@ -36,6 +36,8 @@ _PARTS = ("*.json", "*.model", "*.jinja", "*.txt")
 # What transformers says where it misses torchvision, or a video processor, which needs torchvision.
 _NEEDS_TORCHVISION = re.compile(r"torchvision|video.?processor", re.IGNORECASE)
 _PIP = re.compile(r"pip install ([\w\[\]-]+)")
+# transformers' name of it; Unlimited-OCR has such layers.
+OWN_WINDOW = "reference_sliding_attention"
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -74,6 +76,12 @@ def load_config(folder: Path) -> PreTrainedConfig:
     config = getattr(config, READING_PART, config)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{where} is of an encoder-decoder ({kind}): models that continue their prompt are supported")
+    if OWN_WINDOW in (getattr(config.get_text_config(decoder=True), "layer_types", None) or ()):
+        raise ModelError(
+            f"{where} has layers of the kind {OWN_WINDOW}, which see all of a prompt, and of an answer a window that "
+            "they have while it is decoded alone: one forward pass gives other log-probs, so no path gives numbers to "
+            "rely on"
+        )
     return config
 
 
@@ -111,7 +119,8 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
 def explained(folder: Path, error: Exception) -> ModelError:
     """What to do about an exception of a processor: the package to install, or its own words."""
     told = f"{type(error).__name__}: {error}"
-    if find_spec("torchvision") is None and _NEEDS_TORCHVISION.search(told):
+    # A class that asks its video processor for something finds none.
+    if find_spec("torchvision") is None and (_NEEDS_TORCHVISION.search(told) or _asks_for_part(error)):
         return ModelError(f"the processor of {folder} needs torchvision: pip install {_torchvision()}")
     wanted = _PIP.search(told)
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -119,6 +128,10 @@ def explained(folder: Path, error: Exception) -> ModelError:
     if isinstance(error, ImportError) and wanted:
         return ModelError(f"the processor of {folder} needs {wanted[1]}: pip install {wanted[1]}")
     return ModelError(f"the processor of {folder} cannot be used ({type(error).__name__}: {reason(error)})")
+
+
+def _asks_for_part(error: Exception) -> bool:
+    return isinstance(error, AttributeError) and error.name is not None and error.obj is None
 
 
 def _torchvision() -> str:
@@ -176,7 +189,32 @@ def text_alone(processor: ProcessorMixin) -> ProcessorMixin:
     return alone
 
 
+def in_one_list(processor: ProcessorMixin) -> ProcessorMixin:
+    """The processor, handed the images of a conversation in a list, not in a list for each conversation."""
+    kind, flat = type(processor), copy.copy(processor)
+
+    def call(self: ProcessorMixin, *args: object, images: list[list] | None = None, **options: object) -> BatchFeature:
+        return kind.__call__(self, *args, images=images and [one for each in images for one in each], **options)
+
+    flat.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    return flat
+
+
 def _with(kind: type[ProcessorMixin], attributes: list[str]) -> type[ProcessorMixin]:
     """The class without some of its parts: a video processor needs torchvision, and images do not need it."""
-    own = {"get_attributes": classmethod(lambda cls: attributes), "__module__": kind.__module__}
+    fewer = {"get_attributes": classmethod(lambda cls: attributes), "__module__": kind.__module__}
+    loading = type(kind.__name__, (kind,), fewer)
+
+    def parts(cls: type[ProcessorMixin], *args: object, **options: object) -> list:
+        """Those of a folder. Classes hand them on by place, so None stands for one that is left out."""
+        found = dict(zip(attributes, loading._get_arguments_from_pretrained(*args, **options), strict=True))
+        return [found.get(name) for name in kind.get_attributes()]
+
+    def check(self: ProcessorMixin, name: str, part: object) -> object:
+        return None if part is None else kind.check_argument_for_proper_class(self, name, part)
+
+    own = {
+        "_get_arguments_from_pretrained": classmethod(parts), "check_argument_for_proper_class": check,
+        "__module__": kind.__module__,
+    }  # fmt: skip
     return type(kind.__name__, (kind,), own)

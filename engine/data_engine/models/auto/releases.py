@@ -49,6 +49,7 @@ FAULTS = {
     "minicpmv4_6": Fault("<5.19", "cannot run pictures that are higher than wide", ">=5.19"),
     "minimax_m3_vl": Fault("<5.23", "has the pictures of a prompt see each other in its tower", ">=5.23"),
     "muse_glimmer": Fault("<5.24", "takes height for width in the positions of its tower", ">=5.24"),
+    "paddleocr_vl": Fault("<5.23", "interpolates the positions of its tower otherwise", ">=5.23"),
     "paligemma": Fault("<5.23", "leaves out the softcap of its logits", ">=5.23", _has_softcap),
     "step3p7": Fault("<5.23", "takes height for width in the positions of its tower", ">=5.23"),
     "vipllava": Fault("<5.23", "does not read which layers of the tower are meant", ">=5.23", _names_its_layers),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from data_engine.models.auto.mirrored import Known, host_copy, is_known, sent_mirrored, tensors_in
+from data_engine.models.auto.mirrored import Known, host_copy, is_known, may_be, mirrored, sent_mirrored, tensors_in
 
 
 class Sending(TorchFunctionMode):
@@ -31,6 +31,8 @@ class Sending(TorchFunctionMode):
             torch.tensor: self._made,
             torch.as_tensor: self._made,
             torch.arange: self._counted,
+            torch.ones: self._filled,
+            torch.zeros: self._filled,
             Tensor.to: self._moved,
             Tensor.__getitem__: self._indexed,
             Tensor.__setitem__: self._indexed,
@@ -105,6 +107,14 @@ class Sending(TorchFunctionMode):
             return function(*given, **named | {"device": options["device"]})
         return self._sent(made)
 
+    def _filled(self, function: Callable, args: tuple, options: Mapping) -> Tensor:
+        """The same number everywhere: the device makes it, and the host need not ask whether a mask hides anything."""
+        made = function(*args, **options)
+        if not self._is_device(options.get("device")) or not may_be(made):
+            return made
+        given, named = tree_map(host_copy, (args, dict(options)))
+        return self._paired(made, function(*given, **named))
+
     def _moved(self, function: Callable, args: tuple, options: Mapping) -> Tensor:
         """A tensor of the host, by Tensor.to."""
         one, *rest = args
@@ -141,6 +151,9 @@ class Sending(TorchFunctionMode):
     def _is_unknown_mask(self, place: object) -> bool:
         is_mask = isinstance(place, Tensor) and place.dtype == torch.bool and place.ndim > 0
         return is_mask and not is_known(place) and not self._is_host(place)
+
+    def _paired(self, on_device: Tensor, on_host: Tensor) -> Tensor:
+        return mirrored({"": on_device}, {"": on_host}, self._known)[""]
 
     def _sent(self, on_host: Tensor) -> Tensor:
         self._num_sent += 1

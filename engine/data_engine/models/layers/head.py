@@ -13,6 +13,8 @@ from data_engine_kernels.reference import check_targets, logits_fp32, on_device
 
 # Rows of logits at a time, where a model changes its logits.
 ROWS = 1024
+# The logit of a token that is never said: its weight is 0, and a vocabulary of such logits adds up to a number.
+NEVER = -1e30
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class Head:
     """[V]"""
     scale: float = 1.0
     softcap: float | None = None
+    never: Tensor | None = None
+    """ids [N] of tokens that the model gives the least logit that there is, as Chameleon does those of its pictures"""
 
     @property
     def is_plain(self) -> bool:
-        return self.bias is None and self.scale == 1 and self.softcap is None
+        return self.bias is None and self.never is None and self.scale == 1 and self.softcap is None
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """fp32 [N, V]."""
@@ -41,7 +45,9 @@ class Head:
             logits_NV = logits_NV + self.bias.float()
         if self.scale != 1:
             logits_NV = logits_NV * self.scale
-        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+        if self.softcap is not None:
+            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
+        return logits_NV if self.never is None else logits_NV.index_fill_(-1, self.never, NEVER)
 
     def token_logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         """log p of each target, nats, fp32 [N]. Raises ValueError for a target outside [0, V).

@@ -1,0 +1,35 @@
+"""Families for films and pictures take pictures without torchvision, which their video processors need."""
+
+import pytest
+from asked import ASKED
+from families import named
+
+from data_engine.models.auto import processor as code
+from data_engine.models.registry import ModelError
+
+
+@pytest.fixture
+def without_torchvision(monkeypatch) -> None:
+    found = code.find_spec
+    monkeypatch.setattr(code, "find_spec", lambda name: None if name == "torchvision" else found(name))
+
+
+# Those name the video processor first, in the middle and last.
+@pytest.mark.parametrize("name", named(["llava_next_video", "video_llava", "qwen2_5_vl"]))
+def test_a_picture_becomes_the_same_inputs(checkpoints, name, without_torchvision):
+    checkpoint = checkpoints(name)
+    expected = checkpoint.stock.inputs(ASKED["wide"])
+    loaded = code.load_processor(checkpoint.folder, code.load_config(checkpoint.folder))
+    assert getattr(loaded, "video_processor", None) is None
+    found = loaded.apply_chat_template(
+        ASKED["wide"].messages(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert found.keys() == expected.keys()
+    assert all((found[name] == value).all() for name, value in expected.items())
+
+
+@pytest.mark.parametrize("name", named(["minicpm_ocr"]))
+def test_a_class_that_asks_its_video_processor_for_something_is_refused(checkpoints, name, without_torchvision):
+    folder = checkpoints(name).folder
+    with pytest.raises(ModelError, match="needs torchvision: pip install torchvision=="):
+        code.load_processor(folder, code.load_config(folder))
