@@ -199,6 +199,14 @@ def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch
     assert "2 shards have 1 unit to share: shard 1 has nothing to compute; use fewer shards" in warned
 
 
+def test_a_folder_that_lacks_files_of_its_dataset_is_warned_of(job, tmp_path, capsys):
+    folder = tmp_path / "half"
+    folder.mkdir()
+    write(folder / "train-00001-of-00002.parquet", hostile_rows()[1:2])
+    found = told(capsys, *words(job, dataset_path=str(folder)))
+    assert f'"{folder}" has 1 of the 2 files train-#####-of-00002: what the others hold is not asked' in found["warnings"]
+
+
 def test_flags_of_pairing_that_change_nothing_are_warned_of(job, tmp_path, capsys):
     """The rank of a strategy that goes by none may be any, even one of more answers than there are."""
     rule = tmp_path / "rule.py"

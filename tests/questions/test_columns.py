@@ -258,14 +258,16 @@ def test_a_report_needs_no_template(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("has_images", [True, False])
-def test_a_run_without_a_column_of_images_is_warned_of(has_images):
+@pytest.mark.parametrize("of_files", [[], ["one of two files"]])
+def test_a_run_without_a_column_of_images_or_a_part_of_its_files_is_warned_of(has_images, of_files):
     plan = SimpleNamespace(
         checkpoints={}, stages=RunStages(), target=Target(torch.device("cpu"), torch.float32),
-        placement=SimpleNamespace(memory_bytes=1), questions=SimpleNamespace(has_images=has_images), given=None,
+        placement=SimpleNamespace(memory_bytes=1), given=None,
+        questions=SimpleNamespace(has_images=has_images, warnings=of_files),
         config=RunConfig(instruct_model_path="a", reward_model_path="b", dataset_path="c", work_dir="d"),
         unit_rows=[range(1)],
     )  # fmt: skip
-    assert Plan.warnings(plan) == [NO_IMAGES] * (not has_images)
+    assert Plan.warnings(plan) == of_files + [NO_IMAGES] * (not has_images)
 
 
 def test_a_run_on_columns_of_other_names_gives_the_same_dataset(run):

@@ -152,6 +152,7 @@ class Plan:
                 found.append(told)
         if taken := placement.taken_by_others(self.target.device, self.placement.memory_bytes):
             found.append(taken)
+        found += self.questions.warnings
         if not self.questions.has_images:
             found.append(NO_IMAGES)
         computes = self.config.continue_from_stage < stages.PAIR

@@ -289,6 +289,7 @@ def _together(found: Found) -> None:
         verb = "has" if len(drawn) == 1 else "have"
         warn(f"{', '.join(drawn)} {verb} no effect on the answers of --answers, which are not drawn")
     found.warnings += without_effect(config, config.stages).values()
+    found.warnings += found.questions.warnings if found.questions is not None else ()
     if config.zero3_config is not None and config.zero3 == "off":
         warn("zero3_config has no effect: zero3 is off")
     if config.exif == "ignore" and found.questions is not None and not found.questions.has_images:

@@ -179,6 +179,11 @@ class Questions:
         sizes = getattr(self._source, "file_sizes", None)
         return sizes() if sizes else []
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What a person should know of its files."""
+        return getattr(self._source, "warnings", ())
+
     def in_dataset(self, name: str) -> str:
         """What the dataset calls a column."""
         return self._source.names.in_dataset(name)

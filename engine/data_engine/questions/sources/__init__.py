@@ -10,7 +10,7 @@ from data_engine.errors import UserError, first_line
 from data_engine.flag_files import is_hub_id, look_up, nearest_path
 from data_engine.questions.sources.base import LFS_POINTER, Source, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
-from data_engine.questions.sources.folders import files_of
+from data_engine.questions.sources.folders import files_of, told_of_missing_shards
 from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, load_folder, load_hub
 from data_engine.questions.sources.parquet import ParquetSource
 from data_engine.questions.sources.text_rows import JSON_ENDINGS, TEXT_ENDINGS, TextSource
@@ -51,9 +51,10 @@ def open_source(
             return DatasetsSource(load_folder(path, split), f'dataset "{path}"', names)
         if local.is_dir():
             files = files_of(local, split)
-            if files[0].name.lower().endswith(TEXT_ENDINGS):
-                return _text_source(files, names)
-            return ParquetSource(files, names)
+            of_texts = files[0].name.lower().endswith(TEXT_ENDINGS)
+            source = _text_source(files, names) if of_texts else ParquetSource(files, names)
+            source.warnings = told_of_missing_shards(files)
+            return source
         return _file_source(local, split, names)
     except OSError as error:
         raise UserError(f'dataset_path "{path}" cannot be read: {first_line(error)}') from None

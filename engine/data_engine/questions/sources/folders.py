@@ -1,6 +1,7 @@
 """The files of a folder that are a dataset, and the splits that their names tell: `train-00000-of-00002`, `test`."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,28 +41,23 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
             split not in (None, "train"),
             f'dataset_split "{split}": no file name in "{folder}" tells a split; leave --dataset_split out to read all',
         )
-        return _whole(nameless)
+        return nameless
     if nameless and split is None:
         raise UserError(
             f'dataset_path "{folder}" holds files of the split {", ".join(sorted(splits))} and files of none '
             f"({_some(nameless)}); choose a split with --dataset_split, or move the others away"
         )
-    return _whole(splits[choose_split(folder, sorted(splits), split)])
+    return splits[choose_split(folder, sorted(splits), split)]
 
 
-def _whole(files: list[Path]) -> list[Path]:
-    """The same. Raises UserError where their names tell of more shards than there are, as after a broken download."""
-    tables: dict[tuple[str, str], list[Path]] = {}
-    for file in files:
-        if shard := _SHARD.fullmatch(_stem(file)):
-            tables.setdefault(shard.groups(), []).append(file)
-    for (name, number), shards in tables.items():
-        refuse(
-            len(shards) < int(number),
-            f'"{shards[0].parent}" has {len(shards)} of the {int(number)} files {name}-#####-of-{number}: '
-            "fetch the others, or name one of its files as --dataset_path",
-        )
-    return files
+def told_of_missing_shards(files: Iterable[Path]) -> list[str]:
+    """What to say of files whose names tell of more than there are, as behind a download that broke off."""
+    tables = Counter((file.parent, *shard.groups()) for file in files if (shard := _SHARD.fullmatch(_stem(file))))
+    return [
+        f'"{folder}" has {count} of the {int(number)} files {name}-#####-of-{number}: what the others hold is not asked'
+        for (folder, name, number), count in tables.items()
+        if count < int(number)
+    ]
 
 
 def _own_files(folder: Path) -> list[Path]:
