@@ -23,7 +23,8 @@ from data_engine.errors import UserError
 from data_engine.job.plan import NO_IMAGES, Plan
 from data_engine.models.base import Target
 from data_engine.questions.conversation import Conversation, Message
-from data_engine.questions.dataset import Question, load_questions, require_columns
+from data_engine.questions.dataset import Question, load_questions
+from data_engine.questions.of_run import require_columns
 from data_engine.schemas import IMAGE
 from data_engine.stages import RunStages, SourceFlags
 from data_engine.store.file_hashes import hash_files

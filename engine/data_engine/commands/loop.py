@@ -19,7 +19,7 @@ from data_engine.models.registry import resolve
 from data_engine.planning.checks import check_writable
 from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.ranks import asked_machines
-from data_engine.questions.dataset import open_for_run
+from data_engine.questions.of_run import open_for_run
 from data_engine.rounds.places import MODEL, ROUND, Round, config_of
 from data_engine.rounds.training import PLACES, check_command, require_program
 from data_engine.rounds.work import work

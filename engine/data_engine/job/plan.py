@@ -22,8 +22,9 @@ from data_engine.models.check import check_models
 from data_engine.models.sharding import placement, settings
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.processes.ranks import Ranks, num_threads, set_device
-from data_engine.questions.dataset import Questions, open_for_run
+from data_engine.questions.dataset import Questions
 from data_engine.questions.given_rows import GivenFile
+from data_engine.questions.of_run import open_for_run
 from data_engine.stages import RunStages, Stage
 from data_engine.store import units
 from data_engine.store.claims import Claims

@@ -28,12 +28,13 @@ from data_engine.planning.found import FirstRows, Found, telling_unread
 from data_engine.planning.own_folders import require_own
 from data_engine.preferences import strategies
 from data_engine.processes import output
-from data_engine.questions.dataset import open_questions, read_images, require_columns, require_images
+from data_engine.questions.dataset import open_questions, read_images
 from data_engine.questions.first_rows import LOOKED_AT, most_frequent, refusal
 from data_engine.questions.given_answers import check_answers, require_usable
 from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
+from data_engine.questions.of_run import require_columns, require_images
 from data_engine.stages import COMPARED, JUDGES, SOURCES
 from data_engine.store.disk import not_writable
 from data_engine.store.file_hashes import RememberedHashes

@@ -18,7 +18,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.flag_files import look_up, nearest_path
 from data_engine.questions.asked import Asked
-from data_engine.questions.column_checks import check_columns, checked_ids, has_images, meant_for
+from data_engine.questions.column_checks import check_columns, checked_ids, has_images
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import BadImage, Decode, MissingImage, decode, which_image
 from data_engine.questions.row_images import read_all
@@ -27,13 +27,10 @@ from data_engine.questions.sources.base import PROBLEM, Source
 from data_engine.questions.sources.column_names import ColumnNames
 from data_engine.questions.sources.column_types import as_bytes, holds_bytes, is_binary, is_text
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
-from data_engine.stages import SourceFlags
 from data_engine.store.file_hashes import HashFiles
 
 # Of a row's digest, in hex: 128 bits.
 DIGEST_LENGTH = 32
-# Of a column that a rule compares answers with, at each start.
-_CELLS_READ = 32
 _NO_LENGTH = b"\xff" * 8
 
 
@@ -253,52 +250,6 @@ def open_questions(config: RunConfig, further: tuple[str, ...] | None = ()) -> Q
         system=config.system,
         further=further,
     )
-
-
-def open_for_run(config: RunConfig) -> Questions:
-    """The same with the columns that the run's sources of reward read. Raises UserError where one is not there."""
-    questions = open_questions(config, config.further_columns)
-    require_images(questions, config)
-    for flags in config.source_flags.values():
-        require_columns(questions, flags)
-    return questions
-
-
-def require_images(questions: Questions, config: RunConfig) -> None:
-    """Raise UserError where paths of images are to be read, and no column has any: all would be asked without one."""
-    if config.image_root is not None and not questions.has_images:
-        raise UserError(
-            f'image_root "{config.image_root}" is given, and the dataset has no column "image" or "images" with paths; '
-            f"columns: {', '.join(questions.columns[:20])}; say --columns image=NAME, or leave image_root out"
-        )
-
-
-def require_columns(questions: Questions, flags: SourceFlags) -> None:
-    """Raise UserError where the dataset lacks a column that a source of reward reads, or it holds something else.
-
-    The cells of the first rows are read. A later one that cannot be read leaves its own question out.
-    """
-    missing = [name for name in flags.columns or () if name not in questions.columns]
-    if missing:
-        meant = meant_for(missing[0], questions.columns)
-        hint = f"if so meant, say --columns {missing[0]}={meant}" if meant else f"or say --columns {missing[0]}=NAME"
-        raise UserError(
-            f'{flags.needed_by} needs the column "{missing[0]}", and the dataset has none; columns: '
-            f"{', '.join(questions.columns[:20])}; {hint}"
-        )
-    if flags.reads is not None:
-        for name in flags.columns:
-            _require_read(questions, name, flags)
-
-
-def _require_read(questions: Questions, name: str, flags: SourceFlags) -> None:
-    for idx, cell in zip(questions.idx[:_CELLS_READ], questions.column(name), strict=False):
-        try:
-            flags.reads(cell)
-        except ValueError as error:
-            theirs = questions.in_dataset(name)
-            called = "" if theirs == name else f'; the dataset calls it "{theirs}"'
-            raise UserError(f"{flags.needed_by}, row idx {idx!r}: {error}{called}") from None
 
 
 def is_other(question: Question, digest: str | None) -> bool:

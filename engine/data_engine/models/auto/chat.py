@@ -9,19 +9,19 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, BatchFeature, PreTrainedConfig, ProcessorMixin
+from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from data_engine.errors import BadRow, UserError
 from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail, with_thought
 from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
-from data_engine.models.auto.limits import require_embeddings
+from data_engine.models.auto.limits import TOKEN_TYPES, require_embeddings, takes_token_types
 from data_engine.models.auto.processor import explained, in_one_list, load_config, load_processor, text_alone
 from data_engine.models.auto.thought_marks import marks_of, require_ends
 from data_engine.models.registry import ModelError, read_json, reason
@@ -34,8 +34,6 @@ __all__ = ["Chat", "ChatSettings"]
 
 _DEFAULT = ChatSettings()
 _PICTURE = Image.new("RGB", (120, 90), (90, 120, 150))
-# Which tokens are of a picture.
-_TYPES = "mm_token_type_ids"
 # What messages are called in the reason why a row is left out.
 _NAMES = {"user": "question", "system": "system text", "assistant": "earlier answer"}
 
@@ -211,15 +209,10 @@ class Chat:
             raise BadRow(f"{type(processor).__name__} refuses it: {told}") from error
         given = {name: value for name, value in given.items() if name != "labels"}
         # Some processors make them only when they are asked to, though their model does not run without.
-        if _TYPES not in given and _TYPES in processor.model_input_names and self._takes_types:
-            given[_TYPES] = torch.tensor(processor.create_mm_token_type_ids(given["input_ids"].tolist()))
+        makes_types = TOKEN_TYPES not in given and TOKEN_TYPES in processor.model_input_names
+        if makes_types and takes_token_types(type(self._config)):
+            given[TOKEN_TYPES] = torch.tensor(processor.create_mm_token_type_ids(given["input_ids"].tolist()))
         return given
-
-    @cached_property
-    def _takes_types(self) -> bool:
-        """Whether the model is called with the types of tokens."""
-        model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(self._config), None)
-        return model is not None and _TYPES in inspect.signature(model.forward).parameters
 
     def _first_token(self) -> str:
         """What puts the token that a tokenizer writes before each text into the template."""

@@ -2,13 +2,20 @@
 places in a way that only shows far on.
 """
 
+import functools
 import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from data_engine.models.layers.rotary import BY_LARGEST_POSITION
 from data_engine.models.registry import ModelError
@@ -18,6 +25,17 @@ from data_engine.questions.images import BadImage, check_megapixels, resized_siz
 LEAST_SIDE = 4
 NEEDS_IMAGE = "this model looks at its image in layers of their own, and the row has none"
 NEEDS_PIXELS = "this model cannot run without an image"
+
+
+# Which tokens are of a picture, among the inputs of a model.
+TOKEN_TYPES = "mm_token_type_ids"
+
+
+@functools.cache
+def takes_token_types(config: type[PretrainedConfig]) -> bool:
+    """Whether models of a configuration are called with the types of tokens."""
+    model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(config, None)
+    return model is not None and TOKEN_TYPES in inspect.signature(model.forward).parameters
 
 
 def needs_pixels(model: type[PreTrainedModel]) -> bool:
