@@ -5,7 +5,9 @@ from asked import ASKED
 from families import named
 
 from data_engine.models.auto import processor as code
+from data_engine.models.auto.chat import Chat
 from data_engine.models.registry import ModelError
+from data_engine.questions.conversation import Conversation
 
 
 @pytest.fixture
@@ -33,3 +35,13 @@ def test_a_class_that_asks_its_video_processor_for_something_is_refused(checkpoi
     folder = checkpoints(name).folder
     with pytest.raises(ModelError, match="needs torchvision: pip install torchvision=="):
         code.load_processor(folder, code.load_config(folder))
+
+
+@pytest.mark.parametrize("name", named(["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"]))
+def test_a_class_that_asks_it_for_what_its_model_does_not_take_is_not_asked(checkpoints, name, without_torchvision):
+    folder, asked = checkpoints(name).folder, ASKED["wide"]
+    loaded = Chat.load(folder)
+    assert loaded._processor.video_processor is None
+    found = loaded.inputs(Conversation.of(asked.question, 1), asked.images())
+    expected = checkpoints(name).stock.inputs(asked)
+    assert (found["input_ids"] == expected["input_ids"]).all()

@@ -29,7 +29,16 @@ SAME = {
     "5 km/h": ["5 km/h", "5"],
     "9": ["9kWh", "9µm", "9 J/(kg·K)", "9 s^-1", "9°C", "9 °f", "9 N", "9A", "9 p.m.", "9th", "9 t-shirts",
           "9 apple(s)", "9 third graders", "9 cups a day", "9个", "9 times", "9 L/100km", "9 $/kg",
-          "9º", "9 ºC"],
+          "9º", "9 ºC", "9 sq. ft.", "9 ft. tall", "9 fl. oz.", "9 U.S. dollars", "9 a.m. Monday", "9 meters squared",
+          "9 feet cubed", "9 M HCl", "9 H atoms", "9 B cells", "9°E", "9 S/m", "9 m³/d", "9kgs", "9ltr", "9GPa", "9pF",
+          "9Ah", "9lx", "9Sv", "9INR", "9pcs", "9 J/g°C", "9 J/(g·°C)", "9 J/g-K", "9 N-m", "9 USB-C ports"],
+    # Whatever stands behind both, numbers before the same are the same.
+    "1080p": ["1080.0p"],
+    "2x + 1": ["2.0x + 1"],
+    "0.5 M": ["0.50 M", "0.5M"],
+    "12 cm squared": ["12.0 cm squared", "12 cm^2"],
+    "2500 N-m": ["2.5e3 N-m"],
+    "5 billion": ["5bn", "5 bn"],
     # What multiplies a number is a part of it, as percent is.
     "2000000": ["2 million", "2 Million", "two million", "2M", "2 thousand thousand", "$2 million", "2 million people"],
     "2 million": ["2000000", "2,000,000", "2M", "$2,000,000"],
@@ -93,7 +102,9 @@ OTHER = {
     "2": ["2 million", "2 thousand", "$2 million", "2 dozen eggs", "2 thirds", "2万", "2a", "2ab", "2abc", "2mn",
           "2 pi", "2πr", "2θ", "2sin x", "2sinx", "2 sqrt(3)", "2m-1", "2m*3", "2 squared"],
     "2 thousand": ["2", "2 million"],
-    "3": ["3n-1", "3 n", "3n-log", "3M", "3 cubed"],
+    "3": ["3n-1", "3 n", "3n-log", "3M", "3 cubed", "3n", "3 plus 4", "3m+1"],
+    "2x + 1": ["3x + 1", "2x + 2", "2"],
+    "1080p": ["1080", "720p"],
     "10": ["10K", "10k", "ten point five"],
     "200": ["two hundred fifty", "two hundred and five"],
     "20": ["twenty five"],
@@ -295,6 +306,10 @@ def test_a_cell_of_objects_that_holds_no_names_is_told_by_its_kind(cell, got):
 def test_text_that_nests_too_deep_for_json_is_text():
     deep = "[" * 100_000
     assert values_in(deep) == [deep]
+
+
+def test_a_list_of_vectors_has_one_answer_each():
+    assert values_in([[1, 2], [3.5, 4]]) == ["[1, 2]", "[3.5, 4]"]
 
 
 def test_every_rule_is_described_with_its_columns():

@@ -16,6 +16,7 @@ from data_engine.commands.work_dir import take_option, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.models.registry import resolve
+from data_engine.models.roles import naming_flag
 from data_engine.planning.checks import check_writable
 from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.ranks import asked_machines
@@ -114,7 +115,7 @@ def _last_of(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
 
 def _check_rounds(loop: RunConfig, num_rounds: int) -> None:
     """What later rounds alone read must be there by now: a loop may come to them in days."""
-    named = [name for name, value in asdict(loop).items() if name != "work_dir" and ROUND in str(value)]
+    named = {name for name, value in asdict(loop).items() if name != "work_dir" and ROUND in str(value)}
     problems = Collected()
     for number in range(2, num_rounds + 1) if named else ():
         one = Round(Path(loop.work_dir), number)
@@ -125,10 +126,12 @@ def _check_rounds(loop: RunConfig, num_rounds: int) -> None:
         with problems.noting():
             open_for_run(config)
         for role in config.roles:
-            path, _, revision, _ = (getattr(config, flag) for flag in model_flags(role))
-            if f"{role}_model_path" in named:
-                with problems.noting():
-                    resolve(path, revision)
+            path_flag, _, revision_flag, _ = model_flags(role)
+            # What rounds train is not there yet.
+            is_trained = MODEL in (getattr(loop, path_flag) or MODEL)
+            if not is_trained and not named.isdisjoint((path_flag, revision_flag)):
+                with problems.noting(), naming_flag(config, role):
+                    resolve(getattr(config, path_flag), getattr(config, revision_flag))
     problems.raise_any()
 
 

@@ -23,7 +23,8 @@ def values_in(cell: object) -> list:
     if listed is not None and not (listed and all(isinstance(item, int | float | list) for item in listed)):
         cell = listed
     is_list = isinstance(cell, list)
-    values = _filled(cell if is_list else [cell])
+    # A list of numbers is a vector, or an interval, as in a text.
+    values = [str(item) if _is_vector(item) else item for item in _filled(cell if is_list else [cell])]
     for value in values:
         if not isinstance(value, _VALUES):
             expected = "text, a number, true or false, or a list of these"
@@ -44,6 +45,10 @@ def names_in(cell: object) -> list[str] | None:
         if not (is_list and isinstance(name, str)):
             raise ValueError(f'the column "objects" must hold lists of names, got {_kind(name, is_list)}')
     return names
+
+
+def _is_vector(item: object) -> bool:
+    return isinstance(item, list) and bool(item) and all(isinstance(one, int | float | Decimal) for one in item)
 
 
 def _filled(items: list) -> list:

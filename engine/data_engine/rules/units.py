@@ -14,7 +14,7 @@ COUNTS |= {word: str(10 * number) for number, word in enumerate(_TENS.split(), 3
 
 _TIMES = {
     "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "lakh": 10**5, "crore": 10**7,
+    "lakh": 10**5, "crore": 10**7, "bn": 10**9,
 }  # fmt: skip
 _ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth"
 _PARTS = {word: Fraction(1, number) for number, word in enumerate(_ORDINALS.split(), 3)}
@@ -27,29 +27,30 @@ _SIGN_FACTORS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 _SIGN_FACTORS |= dict.fromkeys("万萬만", 10**4) | dict.fromkeys("亿億억", 10**8)
 _SIGN_FACTOR = re.compile(r"([kKMB])(?: |$)|([万萬만亿億억]) ?")
 
-# Words, one with a hyphen among them, and exponents: J/(kg·K), m^2, L/100km.
-_PART = r"[^\W\d_]+(?:-[^\W\d_]{3,})*"
-_POWER = r"(?:(?:\^|\*\*)[({]?-?\d+[)}]?|\d)?"
-_FIRST, _NEXT = rf"(?:[°$€£¥%]?{_PART}{_POWER}|[°$€£¥%])", rf"[/*·.]\(?(?:\d*{_PART}{_POWER}|[°%])"
-_UNIT = re.compile(rf"{_FIRST}(?:{_NEXT})*\)?(?:\(s\))?")
-# Two more words.
-_MORE = re.compile(r"(?: (?:[^\W\d_]|[°%/])[^\s\d,;]*){0,2}")
+# A word of a unit, with what compounds and exponents are written by: J/(kg·K), m^2, sq., U.S.
+_WORD = r"(?:[^\W\d_]|[°%$€£¥])[\w°%/^*().·-]*"
+_UNIT = re.compile(rf"{_WORD}(?: (?:[^\W\d_]|[°%/])[^\s\d,;]*){{0,2}}")
+# A number is taken off or multiplied: 3n-1, 2m*3. Not so m^-1 and m**2.
+_COUNTED = re.compile(r"(?<![\^({*])[-*]\d|\+")
+_LEADING = re.compile(r"[^\W\d_]*")
 # Letters that stand for numbers in algebra; those of other scripts do not.
 _ALGEBRAIC = re.compile("[A-Za-zα-ωΑ-Ω]+")
 _LETTERS = frozenset("mglLshKCFNVWAJTΩ")
 # Beside a number without a space, as in 5cm, two or three letters are a unit only where it is known: 2ab is a product.
-_SHORT = frozenset(
-    "mm cm dm km nm µm um mi ft yd in au ly ha sq mg µg kg lb lbs oz ml cl dl µl gal qt cc fl ms ns µs us sec min "
-    "hr hrs yr yrs day wk mo hz khz mhz ghz pa kpa mpa bar atm psi mw kw gw wh kwh hp mv kv ma µa mah kω mω µc µf "
-    "kj mj btu ev kev mev cal kn mol ppm ppb kb mb gb tb bit px pt pts db dpi rpm bpm mph kph kmh fps usd eur gbp "
-    "jpy deg rad am pm st nd rd th".replace("µ", "μ").split()
+_BASES = "m g s A K N J W C V F Ω S T H L l Hz Pa Wb lm lx Bq Gy Sv eV Wh Ah mol cal bar"
+_OTHERS = (
+    "km mi ft yd in au ly ha sq lb oz gal qt cc fl ltr us sec min hr yr day wk mo hz khz mhz ghz pa kpa mpa bar atm "
+    "psi mw kw gw wh kwh hp kv ma mah btu ev kev mev cal kn ppm ppb kb mb gb tb bit px pt pc br db dpi rpm bpm mph "
+    "kph kmh fps usd eur gbp jpy inr rs deg rad am pm st nd rd th"
 )
-# Whose letters alone are none, or which have a dot.
-_WHOLE = frozenset(("a.m", "p.m", "°c", "°f"))
-_ALGEBRA = "arc sin cos tan cot csc log ln exp sqrt pi mod squared cubed factorial plus minus and or"
-_NO_UNITS = frozenset((*COUNTS, *_ALGEBRA.split()))
-# 2sinx, without a space.
-_FUNCTION = re.compile("arc|sin|cos|tan|cot|csc|log|ln|exp|sqrt|pi")
+_SHORT = frozenset(prefix + base for prefix in ("", *"fpnμumcdkMGT") for base in _BASES.split())
+_SHORT |= frozenset(_OTHERS.split())
+# In words, as the first behind a number; 2 sqrt(3) and 2sinx.
+_FUNCTIONS = ["arc", "sin", "cos", "tan", "cot", "csc", "log", "ln", "exp", "sqrt", "pi", "mod"]
+_FUNCTION = re.compile("|".join(_FUNCTIONS))
+_NO_UNITS = frozenset((*COUNTS, *_FUNCTIONS, *["squared", "cubed", "factorial", "plus", "minus", "and", "or"]))
+# "two hundred fifty" is no 200 of a unit, and "5 and a half" no 5.
+_NOT_BEHIND = frozenset((*COUNTS, "and", "or", "plus", "minus"))
 _SAME = {
     "$": "dollar", "usd": "dollar", "€": "euro", "eur": "euro", "£": "pound", "¥": "yen", "%": "percent",
     "per cent": "percent", "°": "degree", "deg": "degree", "°c": "c", "°f": "f", "mm": "millimeter",
@@ -76,6 +77,7 @@ def read(text: str, is_attached: bool) -> tuple[Fraction, str] | None:
 def one_spelling(text: str) -> str:
     """A unit in one spelling: singular, and by its name where it has a common abbreviation."""
     text = re.sub(r"\s+", " ", text.casefold().strip(" .")).replace("μ", "µ").replace("**", "^")
+    text = re.sub(r" (squared|cubed)$", lambda found: "^2" if found[1] == "squared" else "^3", text)
     text = _SAME.get(text, text)
     text = re.sub(r"(?<=\w\w)s$|(?<=s|x|z|h)es$", "", text) if not text.endswith("ss") else text
     text = text.replace("metre", "meter").replace("litre", "liter")
@@ -83,21 +85,22 @@ def one_spelling(text: str) -> str:
 
 
 def _is_unit(text: str, is_attached: bool) -> bool:
-    """Whether a text is a unit of at most three words, of which the first may have exponents."""
-    first, space, rest = text.partition(" ")
-    # "two hundred fifty" is no 200 of a unit.
-    if _MORE.fullmatch(space + rest) is None or _NO_UNITS.intersection(text.casefold().split()):
+    """Whether a text is a unit of at most three words."""
+    first, *others = text.casefold().split()
+    if _UNIT.fullmatch(text) is None or _COUNTED.search(text) or not _NOT_BEHIND.isdisjoint(others):
         return False
-    if first.casefold() in _WHOLE:
+    letters = _LEADING.match(text)[0]
+    if not letters or _ALGEBRAIC.fullmatch(letters) is None or first.rstrip(".") in ("a.m", "p.m"):
         return True
-    parts = re.findall(_PART, first)
-    return _UNIT.fullmatch(first) is not None and all(_is_part(part, is_attached) for part in parts)
-
-
-def _is_part(word: str, is_attached: bool) -> bool:
-    """Whether a word of letters may be, or be a part of, a unit."""
-    if _ALGEBRAIC.fullmatch(word) is None:
-        return not is_attached or "-" not in word
-    if len(word) == 1:
-        return word in _LETTERS
-    return not is_attached or word.casefold() in _SHORT or (len(word) > 3 and _FUNCTION.match(word) is None)
+    if letters.casefold() in _NO_UNITS:
+        return False
+    if not is_attached and len(letters) == 1:
+        # T-shirts, but t is a number.
+        return letters in _LETTERS or letters.isupper() or re.match("[a-z]-[a-z]{3}", first) is not None
+    if not is_attached or letters in _LETTERS:
+        return True
+    if len(letters) > 3:
+        return _FUNCTION.match(letters) is None
+    # One or several: kgs.
+    forms = (letters, letters.casefold(), letters.removesuffix("s"), letters.casefold().removesuffix("s"))
+    return not _SHORT.isdisjoint(forms)

@@ -63,6 +63,8 @@ class Number:
 
     value: Fraction
     unit: str
+    is_unit: bool = True
+    """else it is whatever stands behind the number, as in 2x + 1: two that have the same differ by their numbers"""
 
 
 def equal(right: str, answer: str) -> bool:
@@ -98,23 +100,25 @@ def plain(text: str) -> str:
 def words(text: str) -> str:
     """The words of a plain text: in one case, without an article."""
     text = re.sub(r"^(?:a|an|the)\s+(?=\S)", "", " ".join(text.casefold().split()))
-    # "300 K" is kelvin and "10K" a thousand, as numbers; in two texts that have the same K it means the same.
-    return re.sub(r"(?<=\d) (?=k$)", "", text)
+    # "300 K" is kelvin and "10K" a thousand, as numbers; in two texts that have the same letter it means the same.
+    return re.sub(r"(?<=\d) (?=[a-z]$)", "", text)
 
 
 def number_of(text: str) -> Number | None:
-    """The number that a plain text is, with a unit of at most three words; None where it is none."""
+    """The number with which a plain text begins, and what is behind it; None where it begins with none."""
     text = re.sub(r"^\((.+)\)$", r"\1", text) if not re.search(r"[,;]", text) else text
     first, _, rest = text.partition(" ")
     text = f"{COUNTS.get(first.casefold(), first)} {rest}".strip()
     match = _NUMBER.fullmatch(text)
     value = _value(match) if match is not None else None
-    behind = units.read(match["unit"], text[: match.start("unit")][-1:] != " ") if value is not None else None
-    if behind is None:
+    if value is None:
         return None
+    value *= -1 if match["sign"] == "-" else 1
+    behind = units.read(match["unit"], text[: match.start("unit")][-1:] != " ")
+    if behind is None:
+        return Number(value, match["unit"].casefold(), is_unit=False)
     factor, unit = behind
-    currency = match["before"] or match["currency"]
-    return Number(value * factor * (-1 if match["sign"] == "-" else 1), units.one_spelling(unit or currency or ""))
+    return Number(value * factor, units.one_spelling(unit or match["before"] or match["currency"] or ""))
 
 
 def inside_braces(text: str) -> str | None:
@@ -131,6 +135,8 @@ def _same_number(right: str, answer: str) -> bool:
     one, other = number_of(right), number_of(answer)
     if one is None or other is None:
         return False
+    if not (one.is_unit and other.is_unit):
+        return one.unit == other.unit and _close(one.value, other.value)
     percents = [number.unit == "percent" for number in (one, other)]
     if percents[0] != percents[1]:
         # 50% is 0.5; and 50, where the other does not say what it counts.

@@ -209,8 +209,8 @@ class Chat:
             raise BadRow(f"{type(processor).__name__} refuses it: {told}") from error
         given = {name: value for name, value in given.items() if name != "labels"}
         # Some processors make them only when they are asked to, though their model does not run without.
-        makes_types = TOKEN_TYPES not in given and TOKEN_TYPES in processor.model_input_names
-        if makes_types and takes_token_types(type(self._config)):
+        lacks_types = TOKEN_TYPES not in given and takes_token_types(type(self._config))
+        if lacks_types and TOKEN_TYPES in processor.model_input_names:
             given[TOKEN_TYPES] = torch.tensor(processor.create_mm_token_type_ids(given["input_ids"].tolist()))
         return given
 
