@@ -240,6 +240,13 @@ def _in_quotes(name: str, value: object) -> str:
     return "put it in quotes"
 
 
+# Those that are paths.
+PATHS = (
+    "instruct_model_path", "reward_model_path", "reference_model_path", "instruct_base_model_path",
+    "reward_base_model_path", "reference_base_model_path", "dataset_path", "work_dir", "image_root", "answers",
+    "chat_template", "zero3_config", "yesno_model_path", "yesno_template", "yesno_base_model_path",
+    "scalar_model_path", "scalar_base_model_path", "critic_model_path", "critic_base_model_path", "critic_template",
+)  # fmt: skip
 # Flags of earlier versions, and what became of them.
 GONE = {
     "lookahead": "on a GPU the next unit always starts as soon as rows are free, with the same bytes for any number of "

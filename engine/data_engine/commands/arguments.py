@@ -26,7 +26,7 @@ from data_engine.commands.work_dir import given_path
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.flag_files import nearest_path
-from data_engine.flags import FIELD_NAMES, GONE, Flags
+from data_engine.flags import FIELD_NAMES, GONE, PATHS, Flags
 from data_engine.stages import RunStages
 
 _FIELDS = {field.name: field for field in fields(RunConfig)}
@@ -47,13 +47,6 @@ _OF_SBATCH = {
 _FLAGS_ALONE = ("config", "help", *(name for names in _OWN_FLAGS.values() for name in names))
 # Fields whose "auto" is None in a RunConfig.
 _AUTO = ("unit_size", "threads")
-_PATHS = (
-    "instruct_model_path", "reward_model_path", "reference_model_path", "instruct_base_model_path",
-    "reward_base_model_path", "reference_base_model_path", "dataset_path", "work_dir", "image_root", "answers",
-    "chat_template", "zero3_config", "yesno_model_path", "yesno_template",
-    "yesno_base_model_path",
-    "scalar_model_path", "scalar_base_model_path", "critic_model_path", "critic_base_model_path", "critic_template",
-)  # fmt: skip
 # Numbers to the bases of 8 and 60.
 _OTHER_BASES = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:[\d_]+)+(\.[\d_]*)?)")
 # Title of a group in the help: its first field.
@@ -205,7 +198,7 @@ def add_flag(parser: argparse._ActionsContainer, name: str, default: str = "") -
 def _metavar(name: str) -> str:
     if typing.get_origin(_TYPES[name]) is typing.Literal:
         return f"{{{','.join(typing.get_args(_TYPES[name]))}}}"
-    return "PATH" if name in _PATHS else "TEXT" if _is_text(name) else "N"
+    return "PATH" if name in PATHS else "TEXT" if _is_text(name) else "N"
 
 
 def _is_text(name: str) -> bool:
@@ -289,6 +282,6 @@ def normalised(name: str, value: object) -> object:
         return "on" if value else "off"
     if name in _AUTO and value == "auto":
         return None
-    if name in _PATHS and isinstance(value, str) and value.startswith("~"):
+    if name in PATHS and isinstance(value, str) and value.startswith("~"):
         return str(Path(value).expanduser())
     return value

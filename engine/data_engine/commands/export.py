@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from data_engine import stages
 from data_engine.commands.examples import Parser
-from data_engine.commands.work_dir import given_path, of_one_pairing, open_finished, read_run, told_of_disk
+from data_engine.commands.work_dir import add_places, given_path, of_one_pairing, open_finished, read_run, told_of_disk
 from data_engine.errors import UserError
 from data_engine.exports import (
     EXPORTS,
@@ -146,8 +146,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--license", metavar="ID", help="of the data, for its card; --push_to_hub needs it: cc-by-4.0, ..."
     )
-    parser.add_argument("--dataset_path", metavar="PATH", help="where the dataset is, if it has moved since the run")
-    parser.add_argument("--image_root", metavar="PATH", help="where its pictures are, if they have moved")
+    add_places(parser)
     found = parser.parse_args(list(argv))
     found.work_dir = given_path("WORK_DIR", found.work_dir)
     found.output = None if found.output is None else given_path("--output", found.output)

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_engine.commands.examples import Parser
-from data_engine.commands.work_dir import given_path, of_one_pairing, open_finished, require_pairing, told_of_disk
+from data_engine.commands.work_dir import (
+    add_places,
+    given_path,
+    of_one_pairing,
+    open_finished,
+    require_pairing,
+    told_of_disk,
+)
 from data_engine.errors import UserError
 
 # Where the dataset is, if it has moved since the run; --NAME PATH.
@@ -68,8 +75,7 @@ def _parser() -> Parser:
         "--compare", metavar="NAME", help="write a page that holds two pairings side by side, that of --name and this"
     )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
-    parser.add_argument("--dataset_path", metavar="PATH", help="where the dataset is, if it has moved since the run")
-    parser.add_argument("--image_root", metavar="PATH", help="where its pictures are, if they have moved")
+    add_places(parser)
     return parser
 
 

@@ -1,5 +1,6 @@
 """What the commands about a finished or running work_dir share: arguments, its run.json, its questions. No torch."""
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -47,6 +48,12 @@ def given_path(name: str, text: str) -> Path:
     if not text.strip():
         raise UserError(f"{name} is empty; is a shell variable unset?")
     return Path(text)
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Add --dataset_path and --image_root."""
+    parser.add_argument("--dataset_path", metavar="PATH", help="where the dataset is, if it has moved since the run")
+    parser.add_argument("--image_root", metavar="PATH", help="where its pictures are, if they have moved")
 
 
 def take_option(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:

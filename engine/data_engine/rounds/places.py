@@ -10,6 +10,7 @@ import yaml
 
 from data_engine.config import RunConfig
 from data_engine.errors import UserError, first_line
+from data_engine.flags import PATHS
 from data_engine.models.checkpoints.adapter_folder import is_adapter
 from data_engine.stages import TRAINED, model_flags
 from data_engine.store.absent import is_file, matching
@@ -22,8 +23,6 @@ FREE = (
     "work_dir", "threads", "memory_fraction", "grace_s", "debug", "export", "device", "zero3", "zero3_config",
     "require_fast", "on_bad_row", "vllm_args",
 )  # fmt: skip
-# Of the names of flags that are paths.
-PATH_ENDINGS = ("_path", "_root", "_template")
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def require_same(config: RunConfig, one: Round) -> None:
 
 def _same(name: str, one: object, other: object) -> bool:
     """Whether a flag has the same value twice, or is two paths of one place: what is there, the round's run binds."""
-    if one == other or not (isinstance(one, str) and isinstance(other, str) and name.endswith(PATH_ENDINGS)):
+    if one == other or not (isinstance(one, str) and isinstance(other, str) and name in PATHS):
         return one == other
     return os.path.realpath(one) == os.path.realpath(other)
 
