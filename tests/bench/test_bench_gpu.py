@@ -22,8 +22,8 @@ from data_engine.sampling.requests import Queue
 ROOT = Path(__file__).parents[2]
 
 
-def made(*arguments: str) -> subprocess.CompletedProcess:
-    command = ["make", "bench-gpu", "VENV=", *arguments]
+def made(*arguments: str, targets: tuple[str, ...] = ("bench-gpu",)) -> subprocess.CompletedProcess:
+    command = ["make", *targets, "VENV=", *arguments]
     return subprocess.run(command, cwd=ROOT, env=inner_make.environment(), capture_output=True, text=True, check=False)
 
 
@@ -51,10 +51,16 @@ def test_all_packages_that_are_missing_are_named_in_one_line_and_nothing_is_run(
     assert "-m pytest" not in done.stdout
 
 
-def test_a_part_that_fails_costs_the_others_nothing_and_fails_the_whole(tmp_path):
+def python_that_fails(tmp_path: Path, at: str) -> tuple[Path, Path]:
+    """A program that fails where it is given that argument, and the file in which it notes what it is given."""
     log, program = tmp_path / "log", tmp_path / "python"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *bench/run.py*) exit 1; esac\n')
+    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *{at}*) exit 1; esac\n')
     program.chmod(0o755)
+    return program, log
+
+
+def test_a_part_that_fails_costs_the_others_nothing_and_fails_the_whole(tmp_path):
+    program, log = python_that_fails(tmp_path, "bench/run.py")
     assert made(f"PYTHON={program}", "ARGS=--rounds 1").returncode == 2
     called = log.read_text().splitlines()
     assert called[:2] == ["kernels/bench/needs.py", "kernels/bench/run.py --sweep"]
@@ -62,6 +68,15 @@ def test_a_part_that_fails_costs_the_others_nothing_and_fails_the_whole(tmp_path
     assert all(line.endswith("--rounds 1") for line in called if "data_engine bench" in line)
     assert called[-1] == "-m pytest -q -rs -m gpu tests/gpu"
     assert "kernels/bench/layers.py" in called
+
+
+def test_nor_does_one_of_some_parts_that_are_named(tmp_path):
+    program, log = python_that_fails(tmp_path, "tests/gpu")
+    assert made(f"PYTHON={program}", targets=("gpu-tests", "gpu-layers", "gpu-engine")).returncode == 2
+    tests, layers, engine = log.read_text().splitlines()
+    assert tests == "-m pytest -q -rs -m gpu tests/gpu"
+    assert layers == "kernels/bench/layers.py"
+    assert engine.startswith("-m data_engine bench --device cuda --shape llava-1.5-7b")
 
 
 @pytest.mark.long
