@@ -73,6 +73,28 @@ def test_a_way_that_cannot_be_run_costs_the_others_nothing(monkeypatch, capsys):
     assert capsys.readouterr().err == "sums: broken: RuntimeError: out of resources\n"
 
 
+def test_layers_that_cannot_be_timed_one_way_are_timed_in_the_others(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "kernels/bench")
+    layers = importlib.import_module("layers")
+
+    def broken(decoder) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(layers, "WAYS", {"plain": lambda one: None, "broken": broken, "same": lambda one: None})
+    monkeypatch.setattr(layers, "SHAPES", {"a step": (2, 1), "a prompt": (1, 3)})
+    # Of each row, the two ways that can be run.
+    spent = iter([0.004, 0.006, 0.01, 0.002])
+    monkeypatch.setattr(layers.machine, "seconds_of", lambda call, device, times: [next(spent)])
+    assert layers.main(["--tiny"]) == 1
+    told = capsys.readouterr()
+    assert [line.split() for line in told.out.splitlines()[-2:]] == [
+        ["a", "step", "4.000", "1.000", "failed", "6.000", "1.500"],
+        ["a", "prompt", "10.000", "1.000", "failed", "2.000", "0.200"],
+    ]
+    wrong = ["a step, broken: RuntimeError: no compiler", "a prompt, broken: RuntimeError: no compiler"]
+    assert told.err.split("\n")[1::2] == wrong
+
+
 @pytest.mark.slow
 def test_without_a_cuda_device_the_whole_run_is_refused():
     done = bench()
