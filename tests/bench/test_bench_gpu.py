@@ -16,6 +16,8 @@ from data_engine.bench.model import Sizes, drawn_lengths
 from data_engine.bench.shapes import QWEN_7B, photo_size, qwen_config
 from data_engine.bench.steady import Refills
 from data_engine.bench.ways import WAYS, sampling_params
+from data_engine.models.tokenizer import load_tokenizer
+from data_engine.preferences import word_count
 from data_engine.sampling.native.scheduler import Scheduler
 from data_engine.sampling.requests import Queue
 
@@ -154,6 +156,27 @@ def test_a_way_for_which_memory_runs_out_is_left_out_unless_it_is_the_engines():
         measure.measure({"engine, scoring": full}, 1, torch.device("cpu"))
 
 
+def test_on_a_gpu_a_way_is_made_once_and_told_before_the_next_can_fail(capsys):
+    """Its first call captures and compiles. `meta` is in the place of a GPU."""
+    calls = []
+
+    def way(name: str, tokens: int):
+        return lambda: calls.append(name) or tokens
+
+    def broken() -> int:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    timed = {"engine, scoring": way("ours", 7), "padded batch": way("stock", 9)}
+    measure.measure(timed, 2, torch.device("meta"))
+    assert calls == ["ours", "ours", "stock", "ours", "stock"]
+    capsys.readouterr()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure.measure(timed | {"engine, whole job": broken}, 1, torch.device("meta"))
+    told = capsys.readouterr().err
+    assert "engine, scoring: " in told
+    assert "padded batch: " in told
+
+
 def test_memory_that_runs_out_by_another_name_or_before_the_clock_starts_leaves_a_way_out_too(caplog):
     def full(*_) -> int:
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
@@ -193,6 +216,16 @@ def test_no_timed_call_makes_a_runner(one_thread, narrow_bench, monkeypatch):
     assert len(made_at) > 5
     assert not any(made_at[1:])
     assert result["steady_tokens_a_second"] > 0
+
+
+def test_no_answer_of_a_built_in_llava_takes_nltk_to_count_its_words(tmp_path, monkeypatch):
+    """needs.py does not ask for it; whichever ids are drawn."""
+    monkeypatch.setattr(word_count, "_tokenizers", None)
+    monkeypatch.setattr(word_count, "_pieces", type(word_count._pieces)())
+    shapes._write_words(tmp_path, 4064)
+    tokenizer = load_tokenizer(tmp_path)
+    # All but <unk>, <s>, </s>, and that of the image.
+    assert word_count.count_words(tokenizer.decode(list(range(4064)))) == 4060
 
 
 def test_the_larger_qwen_shape_has_the_published_size(tmp_path):
