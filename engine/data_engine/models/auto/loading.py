@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, modeling_utils
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
@@ -80,7 +80,7 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed:
         return weights.load_weights(folder, device, dtype, NAMES if headed else ())
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
-        with quiet():
+        with quiet(), tensor_by_tensor():
             model, told = AutoModelForImageTextToText.from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True,
                 ignore_mismatched_sizes=True, **where,
@@ -146,6 +146,21 @@ def refusing_misfits(folder: Path) -> Iterator[None]:
             f"the model of {folder} cannot run a small prompt of its processor ({type(error).__name__}: "
             f"{reason(error)}): its files are not all of one checkpoint, or this transformers is too old or too new"
         ) from error
+
+
+@contextlib.contextmanager
+def tensor_by_tensor() -> Iterator[None]:
+    """Inside, transformers does not take a GPU's memory for all weights in one piece before it loads them.
+
+    What layers/merged_linear.py frees would lie between weights that stay, and could not be returned to the device:
+    some 3 GB of a model of 7 billion weights.
+    """
+    before = modeling_utils.caching_allocator_warmup
+    modeling_utils.caching_allocator_warmup = lambda *_: None
+    try:
+        yield
+    finally:
+        modeling_utils.caching_allocator_warmup = before
 
 
 @contextlib.contextmanager
