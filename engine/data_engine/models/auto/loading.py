@@ -25,6 +25,7 @@ from data_engine.models.internvl_chat import is_own_folder, weights
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, reason
+from data_engine_kernels import CannotLaunch
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ def refusing_misfits(folder: Path) -> Iterator[None]:
         yield
     except (DoesNotFit, LostRankError, UserError):
         raise
+    except CannotLaunch as error:
+        raise UserError(str(error)) from error
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error) or "CUDA error" in str(error):
             raise
