@@ -11,6 +11,7 @@ import torch
 from fake_runner import FakeRunner, asked
 from transformers import AutoModelForImageTextToText
 
+from data_engine import load_model
 from data_engine.bench import measure, shapes
 from data_engine.bench.model import Sizes, drawn_lengths
 from data_engine.bench.shapes import QWEN_7B, photo_size, qwen_config
@@ -18,8 +19,10 @@ from data_engine.bench.steady import Refills
 from data_engine.bench.ways import WAYS, sampling_params
 from data_engine.models.tokenizer import load_tokenizer
 from data_engine.preferences import word_count
-from data_engine.sampling.native.scheduler import Scheduler
-from data_engine.sampling.requests import Queue
+from data_engine.questions.conversation import Conversation
+from data_engine.sampling.native.scheduler import Scheduler, sample
+from data_engine.sampling.requests import PromptRequest, Queue
+from data_engine.seeds import seed_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,14 +221,33 @@ def test_no_timed_call_makes_a_runner(one_thread, narrow_bench, monkeypatch):
     assert result["steady_tokens_a_second"] > 0
 
 
-def test_no_answer_of_a_built_in_llava_takes_nltk_to_count_its_words(tmp_path, monkeypatch):
-    """needs.py does not ask for it; whichever ids are drawn."""
+@pytest.fixture
+def without_nltk(monkeypatch) -> None:
+    """needs.py does not ask for it."""
     monkeypatch.setattr(word_count, "_tokenizers", None)
     monkeypatch.setattr(word_count, "_pieces", type(word_count._pieces)())
+
+
+@pytest.mark.usefixtures("without_nltk")
+def test_no_answer_of_a_built_in_llava_takes_nltk_to_count_its_words(tmp_path):
+    """Whichever ids are drawn."""
     shapes._write_words(tmp_path, 4064)
     tokenizer = load_tokenizer(tmp_path)
     # All but <unk>, <s>, </s>, and that of the image.
     assert word_count.count_words(tokenizer.decode(list(range(4064)))) == 4060
+
+
+@pytest.mark.usefixtures("without_nltk", "one_thread")
+def test_nor_one_of_a_built_in_qwen_which_draws_words_and_no_bytes(tmp_path):
+    shapes.write_checkpoint(tmp_path, 4064, shapes.QWEN)
+    model = load_model(None, str(tmp_path), device="cpu", dtype="float32")
+    prompt = model.prompt_without_images(Conversation.of("What is it?"))
+    params = sampling_params(Sizes(most_tokens=40, new_tokens=40))
+    asked = [PromptRequest(prompt, [seed_for(0, number) for number in range(20)], [40] * 20)]
+    answers = sample(model, asked, params, num_rows=20)
+    # Of 800 tokens, 50 would be bytes, were each id as likely.
+    assert min(min(answer.token_ids) for answer in answers) >= 256
+    assert all(word_count.count_words(model.text(answer.token_ids)) == 1 for answer in answers)
 
 
 def test_the_larger_qwen_shape_has_the_published_size(tmp_path):
