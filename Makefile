@@ -247,14 +247,17 @@ bench-vllm: $(STAMP) $(VLLM)/.installed ## the engine's sampling against vLLM's,
 	PYTHONPATH=$(abspath engine):$(abspath kernels) OMP_NUM_THREADS=$(CORES) VLLM_LOGGING_LEVEL=WARNING $(TEST_ENV) \
 		$(VLLM)/bin/python -m data_engine bench --vllm --shape qwen2.5-vl $(ARGS)
 
-# Each part by itself, too: make gpu-kernels, and so on. One that fails costs the others nothing, and fails the whole at
-# its end. DRY_RUN=1 runs them at tiny shapes on the CPU, to see before a GPU is there that they run.
+# Each part by itself, or several: make gpu-kernels gpu-engine. One that fails costs the others nothing, and fails the
+# whole at its end. DRY_RUN=1 runs them at tiny shapes on the CPU, to see before a GPU is there that they run.
+ifneq ($(filter gpu-%,$(MAKECMDGOALS)),)
+MAKEFLAGS += --keep-going
+endif
 GPU_PARTS := gpu-kernels gpu-engine gpu-layers gpu-engine-compiled gpu-engine-large-vocabulary gpu-engine-vllm gpu-tests
 .PHONY: $(GPU_PARTS)
 GPU_BENCH = $(TEST_ENV) $(RUN) -m data_engine bench $(if $(DRY_RUN),--device cpu --tiny,--device cuda --shape $(1)) $(2) $(ARGS)
 bench-gpu: $(STAMP) ## on a GPU: the kernels, the engine at the size of LLaVA-1.5-7B, vLLM, the tests (an hour by estimate; ARGS="--rounds 1")
 	$(RUN) kernels/bench/needs.py
-	$(MAKE) --keep-going $(if $(DRY_RUN),$(filter-out %-compiled %-vocabulary,$(GPU_PARTS)),$(GPU_PARTS))
+	$(MAKE) $(if $(DRY_RUN),$(filter-out %-compiled %-vocabulary,$(GPU_PARTS)),$(GPU_PARTS))
 
 gpu-kernels: $(STAMP)
 	$(TEST_ENV) $(RUN) kernels/bench/run.py $(if $(DRY_RUN),--tiny,--sweep)

@@ -62,7 +62,7 @@ def bench(folder: Path) -> Case:
     weights[head] += 0.01 * torch.randn(weights[head].shape, generator=generator)
     save_file(weights, folder / "reward/model.safetensors", {"format": "pt"})
     rows = [
-        {"idx": number, "question": "w5 w6 w7", "image": {"bytes": photo(number), "path": None}}
+        {"idx": number, "question": "wf wg wh", "image": {"bytes": photo(number), "path": None}}
         for number in range(BENCH_QUESTIONS)
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "bench.parquet")

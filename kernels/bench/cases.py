@@ -3,6 +3,7 @@
 A case holds the ways of doing one piece of work, and an exact result (fp64) of some of its rows to hold them against.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -116,15 +117,15 @@ SWEEP_LAUNCHES = [
 ]  # fmt: skip
 
 
-def cases(device: torch.device, tiny: bool, sweep: bool) -> Iterator[Case]:
-    """One at a time, since each needs gigabytes; the kernels only on CUDA. Decode attention, to be tuned, is first."""
+def cases(device: torch.device, tiny: bool, sweep: bool) -> Iterator[Callable[[], Case]]:
+    """What makes each, of gigabytes; the kernels only on CUDA. Decode attention, to be tuned, is first."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     for shape in TINY_DECODE if tiny else DECODE:
-        yield decode_case(shape, device, dtype, sweep)
+        yield functools.partial(decode_case, shape, device, dtype, sweep)
     for shape in TINY_SCORING if tiny else SCORING:
-        yield scoring_case(shape, device, dtype)
+        yield functools.partial(scoring_case, shape, device, dtype)
     for shape in TINY_LOGPS if tiny else LOGPS:
-        yield logps_case(shape, device, dtype, sweep)
+        yield functools.partial(logps_case, shape, device, dtype, sweep)
 
 
 def logps_case(shape: Logps, device: torch.device, dtype: torch.dtype, sweep: bool) -> Case:

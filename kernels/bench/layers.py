@@ -7,7 +7,7 @@ and a row of 640 tokens, as a prompt is. `--tiny` runs small ones on the CPU, to
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ from data_engine.models.layers.fused import fuse_operations
 from data_engine.models.layers.merged_linear import merge_linears
 
 LAYERS, CALLS = 4, 50
+# Rows, and tokens of each.
+SHAPES = {"step, 204 rows": (204, 1), "prompt, 640 tokens": (1, 640)}
 
 
 def main(argv: list[str]) -> int:
-    """Print the table; exit code 2 where there is no CUDA device."""
+    """Print each figure as it is known; exit code 1 where a way could not be run, 2 where there is no CUDA device."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--tiny", action="store_true", help="small layers on the CPU; the figures mean nothing")
     arguments = parser.parse_args(argv)
@@ -33,16 +35,27 @@ def main(argv: list[str]) -> int:
     device = torch.device("cpu" if arguments.tiny else "cuda")
     print(f"\nlayers of a decoder, {', '.join(f'{k} {v}' for k, v in machine.machine(device).items())}")
     print(f"{'':22}" + "".join(f"{f'{way}, ms':>14}{f'{way}/plain':>16}" for way in WAYS))
+    failed = False
     with torch.inference_mode():
-        for name, shape in {"step, 204 rows": (204, 1), "prompt, 640 tokens": (1, 640)}.items():
-            spent = []
-            for change in WAYS.values():
-                decoder = made(device)
-                change(decoder)
-                embeds = torch.randn(*shape, decoder.config.hidden_size, device=device, dtype=decoder.dtype)
-                spent.append(milliseconds(decoder, embeds))
-            print(f"{name:22}" + "".join(f"{took:14.3f}{took / spent[0]:16.3f}" for took in spent), flush=True)
-    return 0
+        for name, shape in SHAPES.items():
+            print(f"{name:22}", end="", flush=True)
+            spent: dict[str, float] = {}
+            for way, change in WAYS.items():
+                try:
+                    spent[way] = milliseconds(change, shape, device)
+                # Compilers and launchers raise errors of many kinds.
+                except Exception as error:
+                    failed = True
+                    print(f"\n{name}, {way}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                print(figures(spent, way), end="", flush=True)
+            print(flush=True)
+    return int(failed)
+
+
+def figures(spent: Mapping[str, float], way: str) -> str:
+    """Of a way, the time and its ratio to plain, as far as they are there."""
+    ratio = f"{spent[way] / spent['plain']:.3f}" if {way, "plain"} <= spent.keys() else ""
+    return f"{f'{spent[way]:.3f}' if way in spent else 'failed':>14}{ratio:>16}"
 
 
 def made(device: torch.device) -> LlamaModel:
@@ -75,10 +88,11 @@ WAYS: dict[str, Callable[[LlamaModel], object]] = {
 }  # fmt: skip
 
 
-def milliseconds(decoder: LlamaModel, embeds: Tensor) -> float:
-    """Median time of a call, the layers captured in one graph on CUDA."""
-
-    rows, tokens, _ = embeds.shape
+def milliseconds(change: Callable[[LlamaModel], object], shape: tuple[int, int], device: torch.device) -> float:
+    """Median time of a call of changed layers with rows of so many tokens, captured in one graph on CUDA."""
+    decoder, (rows, tokens) = made(device), shape
+    change(decoder)
+    embeds = torch.randn(rows, tokens, decoder.config.hidden_size, device=device, dtype=decoder.dtype)
     # Both given: transformers would look at the positions on the host to make a mask, which no capture survives.
     positions = torch.arange(tokens, device=embeds.device).expand(rows, -1)
     mask = torch.ones(tokens, tokens, dtype=torch.bool, device=embeds.device).tril().expand(rows, 1, -1, -1)

@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
         return 2
     device = torch.device("cpu" if arguments.tiny else "cuda")
     torch.manual_seed(0)
+    lacked_memory = False
 
     def keep() -> None:
         """What there is so far, for whoever stops it or has it stopped."""
@@ -47,8 +48,10 @@ def main(argv: list[str]) -> int:
         result = {"machine": machine.machine(device) | machine.versions(device)}
         result |= {"ceilings": ceilings(device), "cases": []}
         print(heading(result, device), flush=True)
-        for case in cases(device, arguments.tiny, arguments.sweep):
-            measured = measure(case, device, result["ceilings"][case.unit])
+        for make in cases(device, arguments.tiny, arguments.sweep):
+            if (measured := made_and_measured(make, device, result["ceilings"])) is None:
+                lacked_memory = True
+                continue
             result["cases"].append(measured)
             print(table(measured), flush=True)
             keep()
@@ -58,7 +61,7 @@ def main(argv: list[str]) -> int:
     failed = [f"{case['case']}: {name}" for case in result["cases"] for name in case["failed"]]
     if failed:
         print("could not be run:\n  " + "\n  ".join(failed), file=sys.stderr)
-    return int(bool(failed))
+    return int(bool(failed) or lacked_memory)
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
@@ -80,6 +83,16 @@ def milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
 def rate(work: int, spent_ms: float, unit: str) -> float:
     """FLOP or bytes in milliseconds -> TFLOP/s or GB/s."""
     return work / (spent_ms * 1e-3) / SCALES[unit]
+
+
+def made_and_measured(make: Callable[[], Case], device: torch.device, ceilings: dict[str, float]) -> dict | None:
+    """The figures of a case, of which no tensor is left; None for one that the memory does not hold, which is told."""
+    try:
+        case = make()
+    except torch.OutOfMemoryError as error:
+        print(f"a case is left out: {error}", file=sys.stderr, flush=True)
+        return None
+    return measure(case, device, ceilings[case.unit])
 
 
 def measure(case: Case, device: torch.device, ceiling: float) -> dict:

@@ -6,6 +6,7 @@ used when, and why.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -18,13 +19,18 @@ from data_engine_kernels.layouts import MOST_WIDTH, USUAL, LayerCaches, RowIndex
 from data_engine_kernels.reference import Activation
 
 __all__ = [
-    "MOST_WIDTH", "Activation", "LayerCaches", "RowIndex", "SmallCard", "Special", "act_and_mul", "apply_rotary",
-    "grouped_decode_attention", "members_of", "merge_attention", "rms_norm", "token_logps", "use_triton",
+    "MOST_WIDTH", "Activation", "CannotLaunch", "LayerCaches", "RowIndex", "SmallCard", "Special", "act_and_mul",
+    "apply_rotary", "grouped_decode_attention", "members_of", "merge_attention", "rms_norm", "token_logps",
+    "use_triton",
 ]  # fmt: skip
 
 
-class SmallCard(ValueError):
-    """A kernel needs more of the card than it has, whatever the number of rows."""
+class CannotLaunch(ValueError):
+    """A kernel cannot be launched on this machine, whatever the number of rows."""
+
+
+class SmallCard(CannotLaunch):
+    """It needs more of the card than that has."""
 
 
 def token_logps(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -122,10 +128,12 @@ def act_and_mul(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
 def _launching_on(device: torch.device) -> Iterator[None]:
     """Launch there: Triton goes by the current device, not by that of the tensors.
 
-    Raises SmallCard where a program needs more shared memory or threads than a multiprocessor has.
+    Raises SmallCard where a program needs more shared memory or threads than a multiprocessor has, and CannotLaunch
+    where Triton cannot launch any.
     """
     from triton.runtime.errors import OutOfResources
 
+    _make_launcher()
     try:
         with torch.cuda.device(device):
             yield
@@ -134,6 +142,21 @@ def _launching_on(device: torch.device) -> Iterator[None]:
             f"a kernel needs {error.required:,} of {error.name}, and {torch.cuda.get_device_name(device)} has "
             f"{error.limit:,} for a program: take a card with more of it, or --device cpu"
         ) from None
+
+
+@functools.cache
+def _make_launcher() -> None:
+    """Have Triton compile what it launches kernels by, once a process. Raises CannotLaunch where it cannot."""
+    from triton.runtime import driver
+
+    try:
+        _ = driver.active
+    # Where a compiler is missing or fails, or CUDA's library is not found, it raises errors of many kinds.
+    except Exception as error:
+        raise CannotLaunch(
+            f"Triton cannot compile what it launches kernels by ({type(error).__name__}: {str(error)[:300]}): install "
+            "a C compiler and the headers of this Python (apt-get install gcc python3-dev), or take --device cpu"
+        ) from error
 
 
 def use_triton(tensor: Tensor) -> bool:

@@ -11,19 +11,24 @@ import torch
 from fake_runner import FakeRunner, asked
 from transformers import AutoModelForImageTextToText
 
+from data_engine import load_model
 from data_engine.bench import measure, shapes
 from data_engine.bench.model import Sizes, drawn_lengths
 from data_engine.bench.shapes import QWEN_7B, photo_size, qwen_config
 from data_engine.bench.steady import Refills
 from data_engine.bench.ways import WAYS, sampling_params
-from data_engine.sampling.native.scheduler import Scheduler
-from data_engine.sampling.requests import Queue
+from data_engine.models.tokenizer import load_tokenizer
+from data_engine.preferences import word_count
+from data_engine.questions.conversation import Conversation
+from data_engine.sampling.native.scheduler import Scheduler, sample
+from data_engine.sampling.requests import PromptRequest, Queue
+from data_engine.seeds import seed_for
 
 ROOT = Path(__file__).parents[2]
 
 
-def made(*arguments: str) -> subprocess.CompletedProcess:
-    command = ["make", "bench-gpu", "VENV=", *arguments]
+def made(*arguments: str, targets: tuple[str, ...] = ("bench-gpu",)) -> subprocess.CompletedProcess:
+    command = ["make", *targets, "VENV=", *arguments]
     return subprocess.run(command, cwd=ROOT, env=inner_make.environment(), capture_output=True, text=True, check=False)
 
 
@@ -51,10 +56,16 @@ def test_all_packages_that_are_missing_are_named_in_one_line_and_nothing_is_run(
     assert "-m pytest" not in done.stdout
 
 
-def test_a_part_that_fails_costs_the_others_nothing_and_fails_the_whole(tmp_path):
+def python_that_fails(tmp_path: Path, at: str) -> tuple[Path, Path]:
+    """A program that fails where it is given that argument, and the file in which it notes what it is given."""
     log, program = tmp_path / "log", tmp_path / "python"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *bench/run.py*) exit 1; esac\n')
+    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *{at}*) exit 1; esac\n')
     program.chmod(0o755)
+    return program, log
+
+
+def test_a_part_that_fails_costs_the_others_nothing_and_fails_the_whole(tmp_path):
+    program, log = python_that_fails(tmp_path, "bench/run.py")
     assert made(f"PYTHON={program}", "ARGS=--rounds 1").returncode == 2
     called = log.read_text().splitlines()
     assert called[:2] == ["kernels/bench/needs.py", "kernels/bench/run.py --sweep"]
@@ -62,6 +73,15 @@ def test_a_part_that_fails_costs_the_others_nothing_and_fails_the_whole(tmp_path
     assert all(line.endswith("--rounds 1") for line in called if "data_engine bench" in line)
     assert called[-1] == "-m pytest -q -rs -m gpu tests/gpu"
     assert "kernels/bench/layers.py" in called
+
+
+def test_nor_does_one_of_some_parts_that_are_named(tmp_path):
+    program, log = python_that_fails(tmp_path, "tests/gpu")
+    assert made(f"PYTHON={program}", targets=("gpu-tests", "gpu-layers", "gpu-engine")).returncode == 2
+    tests, layers, engine = log.read_text().splitlines()
+    assert tests == "-m pytest -q -rs -m gpu tests/gpu"
+    assert layers == "kernels/bench/layers.py"
+    assert engine.startswith("-m data_engine bench --device cuda --shape llava-1.5-7b")
 
 
 @pytest.mark.long
@@ -139,6 +159,27 @@ def test_a_way_for_which_memory_runs_out_is_left_out_unless_it_is_the_engines():
         measure.measure({"engine, scoring": full}, 1, torch.device("cpu"))
 
 
+def test_on_a_gpu_a_way_is_made_once_and_told_before_the_next_can_fail(capsys):
+    """Its first call captures and compiles. `meta` is in the place of a GPU."""
+    calls = []
+
+    def way(name: str, tokens: int):
+        return lambda: calls.append(name) or tokens
+
+    def broken() -> int:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    timed = {"engine, scoring": way("ours", 7), "padded batch": way("stock", 9)}
+    measure.measure(timed, 2, torch.device("meta"))
+    assert calls == ["ours", "ours", "stock", "ours", "stock"]
+    capsys.readouterr()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure.measure(timed | {"engine, whole job": broken}, 1, torch.device("meta"))
+    told = capsys.readouterr().err
+    assert "engine, scoring: " in told
+    assert "padded batch: " in told
+
+
 def test_memory_that_runs_out_by_another_name_or_before_the_clock_starts_leaves_a_way_out_too(caplog):
     def full(*_) -> int:
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
@@ -178,6 +219,35 @@ def test_no_timed_call_makes_a_runner(one_thread, narrow_bench, monkeypatch):
     assert len(made_at) > 5
     assert not any(made_at[1:])
     assert result["steady_tokens_a_second"] > 0
+
+
+@pytest.fixture
+def without_nltk(monkeypatch) -> None:
+    """needs.py does not ask for it."""
+    monkeypatch.setattr(word_count, "_tokenizers", None)
+    monkeypatch.setattr(word_count, "_pieces", type(word_count._pieces)())
+
+
+@pytest.mark.usefixtures("without_nltk")
+def test_no_answer_of_a_built_in_llava_takes_nltk_to_count_its_words(tmp_path):
+    """Whichever ids are drawn."""
+    shapes._write_words(tmp_path, 4064)
+    tokenizer = load_tokenizer(tmp_path)
+    # All but <unk>, <s>, </s>, and that of the image.
+    assert word_count.count_words(tokenizer.decode(list(range(4064)))) == 4060
+
+
+@pytest.mark.usefixtures("without_nltk", "one_thread")
+def test_nor_one_of_a_built_in_qwen_which_draws_words_and_no_bytes(tmp_path):
+    shapes.write_checkpoint(tmp_path, 4064, shapes.QWEN)
+    model = load_model(None, str(tmp_path), device="cpu", dtype="float32")
+    prompt = model.prompt_without_images(Conversation.of("What is it?"))
+    params = sampling_params(Sizes(most_tokens=40, new_tokens=40))
+    asked = [PromptRequest(prompt, [seed_for(0, number) for number in range(20)], [40] * 20)]
+    answers = sample(model, asked, params, num_rows=20)
+    # Of 800 tokens, 50 would be bytes, were each id as likely.
+    assert min(min(answer.token_ids) for answer in answers) >= 256
+    assert all(word_count.count_words(model.text(answer.token_ids)) == 1 for answer in answers)
 
 
 def test_the_larger_qwen_shape_has_the_published_size(tmp_path):

@@ -12,6 +12,8 @@ from run_files import hostile_rows, noise, png, read, write
 
 from data_engine.errors import UserError
 from data_engine.job import budgets, model_holder, worker
+from data_engine.models.checkpoints import checkpoint
+from data_engine.models.sharding import placement
 from data_engine.pipeline import passes, score
 from data_engine.sampling.native import model_runner, scheduler
 from data_engine.scoring import logprobs
@@ -74,6 +76,30 @@ def test_a_model_whose_modules_hold_each_other_is_gone_before_the_next_is_loaded
         gc.enable()
     assert len(before) == 2
     assert returned == [[None], [None, None]]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GB"), MemoryError()])
+def test_a_model_that_does_not_fit_the_memory_is_told_by_its_flag_with_what_there_is(
+    config, tmp_path, monkeypatch, error
+):
+    """14 GB of weights in a rank's 8 GB: a traceback of torch's would say neither."""
+    dataset, load = write(tmp_path / "questions.parquet", hostile_rows()[:1]), checkpoint._placed
+
+    def placed(value, target, *rest):
+        if target.endswith("norm.weight"):
+            raise error
+        return load(value, target, *rest)
+
+    monkeypatch.setattr(checkpoint, "_placed", placed)
+    decision = placement.Decision(False, "auto", 14 * 10**9, 8 * 10**9, 8 * 10**9, 1)
+    monkeypatch.setattr(placement, "decide", lambda *of: decision)
+    with pytest.raises(UserError) as raised:
+        worker.run(config(dataset))
+    told = str(raised.value)
+    assert told.startswith('--instruct_model_path "')
+    assert f"memory ran out while the model was loaded ({str(error) or 'MemoryError'}); zero3 auto: each rank" in told
+    assert "14.0 GB of weights + 8.0 GB of working room > 8.0 GB of memory a rank" in told
+    assert "(--zero3 on)" in told
 
 
 def test_a_unit_that_ran_out_of_memory_is_done_in_halves_and_says_so(config, tmp_path, monkeypatch):

@@ -152,6 +152,7 @@ def test_a_card_that_is_too_small_for_a_kernel_is_named_with_both_sizes(monkeypa
     def launched(*arguments):
         raise OutOfResources(106_496, 65_536, "shared memory")
 
+    monkeypatch.setattr(kernels, "_make_launcher", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(attention_triton, "grouped_decode_attention", launched)
@@ -162,3 +163,31 @@ def test_a_card_that_is_too_small_for_a_kernel_is_named_with_both_sizes(monkeypa
         kernels.grouped_decode_attention(some, None, None, 1.0)
     with pytest.raises(kernels.SmallCard, match=message):
         kernels.token_logps(some, some, some)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is there on Linux alone")
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        ({"PATH": "", "CC": None}, r"RuntimeError: Failed to find C compiler"),
+        # As where Python.h is not there.
+        ({"CC": "false"}, r"CalledProcessError: Command '\['false', "),
+    ],
+    ids=["no compiler", "no headers"],
+)
+def test_a_machine_on_which_triton_cannot_launch_says_what_to_install(lacking, told, tmp_path, monkeypatch):
+    """By Triton's own driver for CUDA, which compiles a file before the first launch."""
+    from triton.backends.nvidia.driver import CudaDriver
+    from triton.runtime import driver
+
+    from data_engine_kernels import layer_triton
+
+    for name, value in ({"TRITON_CACHE_DIR": str(tmp_path), "TRITON_LIBCUDA_PATH": str(tmp_path)} | lacking).items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.modules["triton.runtime.driver"], "_create_driver", CudaDriver)
+    monkeypatch.setattr(driver, "_default", None)
+    monkeypatch.setattr(driver, "_active", None)
+    monkeypatch.setattr(kernels, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(layer_triton, "rms_norm", lambda *given, **options: pytest.fail("it was launched"))
+    with pytest.raises(kernels.CannotLaunch, match=rf"{told}.*install a C compiler and the headers of this Python"):
+        kernels.rms_norm(ROWS, torch.ones(8), 1e-5)

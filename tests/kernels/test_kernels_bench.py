@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,54 @@ def test_a_way_that_cannot_be_run_costs_the_others_nothing(monkeypatch, capsys):
     assert list(measured["ways"]) == ["sound"]
     assert measured["ways"]["sound"]["error"] == 0
     assert capsys.readouterr().err == "sums: broken: RuntimeError: out of resources\n"
+
+
+def test_a_case_that_memory_does_not_hold_costs_the_others_nothing(monkeypatch, capsys):
+    """Nor do the tensors of one lie beside those of the next."""
+    monkeypatch.syspath_prepend(ROOT / "kernels/bench")
+    run, cases = (importlib.import_module(name) for name in ("run", "cases"))
+    alive = []
+
+    def sums() -> cases.Case:
+        assert [one for one in alive if one() is not None] == []
+        ones = torch.ones(3)
+        alive.append(weakref.ref(ones))
+        return cases.Case("sums", "GB/s", [cases.Way("sound", lambda: ones, 8)], ones)
+
+    def too_large() -> cases.Case:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GB")
+
+    monkeypatch.setattr(run, "cases", lambda *of: iter([sums, too_large, sums]))
+    monkeypatch.setattr(run, "ceilings", lambda device: {"GB/s": 1.0})
+    monkeypatch.setattr(run.prompt_passes, "prompt_passes", lambda *of: {})
+    monkeypatch.setattr(run.prompt_passes, "table", lambda found: "passes of prompts")
+    assert run.main(["--tiny"]) == 1
+    told = capsys.readouterr()
+    assert told.out.count("sums") == 2
+    assert told.out.endswith("passes of prompts\n")
+    assert told.err == "a case is left out: CUDA out of memory. Tried to allocate 8 GB\n"
+
+
+def test_layers_that_cannot_be_timed_one_way_are_timed_in_the_others(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "kernels/bench")
+    layers = importlib.import_module("layers")
+
+    def broken(decoder) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(layers, "WAYS", {"plain": lambda one: None, "broken": broken, "same": lambda one: None})
+    monkeypatch.setattr(layers, "SHAPES", {"a step": (2, 1), "a prompt": (1, 3)})
+    # Of each row, the two ways that can be run.
+    spent = iter([0.004, 0.006, 0.01, 0.002])
+    monkeypatch.setattr(layers.machine, "seconds_of", lambda call, device, times: [next(spent)])
+    assert layers.main(["--tiny"]) == 1
+    told = capsys.readouterr()
+    assert [line.split() for line in told.out.splitlines()[-2:]] == [
+        ["a", "step", "4.000", "1.000", "failed", "6.000", "1.500"],
+        ["a", "prompt", "10.000", "1.000", "failed", "2.000", "0.200"],
+    ]
+    wrong = ["a step, broken: RuntimeError: no compiler", "a prompt, broken: RuntimeError: no compiler"]
+    assert told.err.split("\n")[1::2] == wrong
 
 
 @pytest.mark.slow

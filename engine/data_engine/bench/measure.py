@@ -81,8 +81,6 @@ def run(sizes: Sizes, options: Options) -> dict:
             timed |= dict(zip(VLLM_WAYS, calls, strict=True))
         left_out = warm_up(subject, ways)
         timed = {name: way for name, way in timed.items() if name not in left_out}
-        if subject.engine.device.type == "cuda":
-            timed = made_once(timed)
         measured = measure(timed, sizes.rounds, subject.engine.device)
         result = _result(options, ways, job, measured, peak)
         result["sizes"]["rows"] = decoder.num_rows
@@ -207,39 +205,29 @@ def warm_up(subject: Subject, ways: Ways) -> set[str]:
     return left_out
 
 
-def made_once(timed: dict[str, Callable[[], int]]) -> dict[str, Callable[[], int]]:
-    """Make the engine's and vLLM's ways once in full: captures and compilation follow from the rows that meet.
-
-    Returns all ways but those that `measure` would leave out.
-    """
-    lost: set[str] = set()
-    for name, way in timed.items():
-        if name.startswith(("engine", "vllm")) and name not in lost:
-            try:
-                way()
-            except (RuntimeError, MemoryError, UserError) as error:
-                lost |= _left_out(name, error)
-    return {name: way for name, way in timed.items() if name not in lost}
-
-
 def measure(timed: dict[str, Callable[[], int]], rounds: int, device: torch.device) -> dict[str, dict]:
     """Seconds by round, tokens and peak memory of each way. Ways take turns, so a slower minute affects all.
 
-    One that is not the engine's, and for which the memory does not suffice beside the engine's caches, is left out; so
-    are those of a vLLM that has failed.
+    On a GPU, one of the engine's or of vLLM's is made once in full before its first round: captures and compilation
+    follow from the rows that meet. One that is not the engine's, and for which the memory does not suffice beside the
+    engine's caches, is left out; so are those of a vLLM that has failed.
     """
     found: dict[str, dict] = {name: {"seconds": [], "tokens": 0, "peak_bytes": None} for name in timed}
     peak = PeakMemory(device)
     turns = [name for number in range(rounds) for name in timed if not number or not ALL_WAYS[name].once]
+    unmade = set() if device.type == "cpu" else {name for name in timed if name.startswith(("engine", "vllm"))}
     lost: set[str] = set()
     with tqdm(turns, unit="way", desc="bench", dynamic_ncols=True) as bar:
         for name in bar:
             if name in lost:
                 continue
             bar.set_postfix_str(name)
-            peak.start()
-            start = settled(device)
             try:
+                if name in unmade:
+                    unmade.remove(name)
+                    timed[name]()
+                peak.start()
+                start = settled(device)
                 found[name]["tokens"] = timed[name]()
             except (RuntimeError, MemoryError, UserError) as error:
                 lost |= _left_out(name, error)

@@ -31,6 +31,7 @@ _LLAVA = {
 _SIZE_NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 QWEN, QWEN_7B = "qwen2.5-vl", "qwen2.5-vl-7b"
 SHAPES = (*_LLAVA, QWEN, QWEN_7B)
+_AS_LETTERS = str.maketrans("0123456789", "abcdefghij")
 PHOTO = (640, 480)
 # 48 x 48 patches, of which four are an image token: as many of them as LLaVA has.
 _QWEN_PHOTO = (672, 672)
@@ -92,6 +93,9 @@ def write_checkpoint(
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    if shape in (QWEN, QWEN_7B):
+        # Answers are of words, as _word has them: among thousands of random logits, one of 0 is never drawn.
+        model.lm_head.weight.data[: len(ByteLevel.alphabet())] = 0
     # accelerate imports DeepSpeed here, whose log goes to standard output, where the bench's table or JSON stands.
     with contextlib.redirect_stdout(sys.stderr):
         model.save_pretrained(folder)
@@ -108,12 +112,17 @@ def llava_config(shape: str, vocab: int) -> LlavaConfig:
     )
 
 
+def _word(number: int) -> str:
+    """Of letters alone: to count others in an answer takes NLTK, which a machine for the bench need not have."""
+    return f"w{number}".translate(_AS_LETTERS)
+
+
 def _write_words(folder: Path, vocab: int) -> None:
     """LLaVA's tokenizer: one word is one token."""
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, vocab - 1)}
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {_word(number): number for number in range(3, vocab - 1)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -136,7 +145,7 @@ def _write_qwen_processor(folder: Path, vocab: int) -> PreTrainedTokenizerFast:
     """Its tokenizer: a prompt's bytes are tokens; the other ids, which answers are drawn from, are words."""
     specials = ["<|im_start|>", *_QWEN_TOKENS.values()]
     letters = sorted(ByteLevel.alphabet())
-    words = [f"w{number}" for number in range(len(letters), vocab - len(specials))]
+    words = [_word(number) for number in range(len(letters), vocab - len(specials))]
     raw = Tokenizer(BPE(vocab={text: number for number, text in enumerate([*letters, *words])}, merges=[]))
     raw.pre_tokenizer, raw.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     raw.add_special_tokens(specials)

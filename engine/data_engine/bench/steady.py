@@ -10,6 +10,15 @@ from dataclasses import dataclass, field
 
 from data_engine.sampling.native.model_runner import ModelRunner
 
+# Of so many times the questions that the rows hold at once, few prompts are run before the first refill: the rate is
+# that of a long run to a fiftieth, and with a quarter of them a tenth above it (tests/bench/test_bench_gpu.py).
+LONG = 8
+
+
+def long_queue(rows: int, k: int) -> int:
+    """Questions, of k answers each, whose steady rate is that of a long run."""
+    return -(-LONG * rows // k)
+
 
 @dataclass
 class Refills:

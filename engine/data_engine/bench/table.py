@@ -1,5 +1,6 @@
 """The result of a bench as text."""
 
+from data_engine.bench.steady import long_queue
 from data_engine.bench.ways import ALL_WAYS, half_of
 
 
@@ -24,7 +25,7 @@ def table(result: dict) -> str:
 
 
 def _remarks(result: dict) -> list[str]:
-    machine, told = result["machine"], result["estimate"]
+    machine, told, sizes = result["machine"], result["estimate"], result["sizes"]
     lines = [
         f"ceilings measured here: {machine['matmul_flops'] / 1e9:.0f} GFLOP/s, {machine['read_bytes'] / 1e9:.0f} GB/s"
     ]
@@ -38,9 +39,12 @@ def _remarks(result: dict) -> list[str]:
         whole = result["tokens_a_second"]["engine, drawn lengths"]
         lines.append(f"drawn lengths: {rate:.0f} tokens/s between the first and the last refill of a row, {whole:.0f} "
                      "with the beginning and the tail")  # fmt: skip
+        enough = long_queue(sizes["rows"], sizes["k"])
+        if told["gpu_hours"] is not None and sizes["drawn_questions"] < enough:
+            lines[-1] += f"; that of a long run is lower, and takes {enough} questions with {sizes['rows']} rows"
     if result["largest_difference_nat"] is not None:
         lines.append(f"largest difference of a log-prob to transformers: {result['largest_difference_nat']:.1e} nat")
-    half = half_of(result["sizes"]["drawn_questions"])
+    half = half_of(sizes["drawn_questions"])
     gain = result["one_queue_gain"]
     lines.append(f"two units of {half} questions in one queue, as on a GPU, are sampled {gain:.2f} times as fast")
     if result["overhead"] is not None:

@@ -17,6 +17,7 @@ import torch
 from data_engine.bench import measure
 from data_engine.bench.model import Sizes
 from data_engine.bench.shapes import SHAPES
+from data_engine.bench.steady import LONG
 from data_engine.bench.table import table
 from data_engine.commands.examples import Parser
 from data_engine.errors import UserError
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--drawn_questions", type=_at_least_one, metavar="N",
                         help=f"questions with answers of drawn lengths (default: {Sizes.drawn_questions}); on a GPU, "
-                        "the steady rate takes eight times the rows / k")  # fmt: skip
+                        f"the steady rate takes {LONG} times the rows / k")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one round of two questions: some minutes")
     parser.add_argument("--compile_layers", action="store_true", help="the engine's layers by torch.compile, as in run")
     parser.add_argument("--alone", action="store_true", help="the engine alone, without stock transformers")

@@ -8,7 +8,7 @@ import torch
 
 from data_engine.errors import LostRankError, UserError, first_line
 from data_engine.models.base import VisionLanguageModel
-from data_engine_kernels import SmallCard
+from data_engine_kernels import CannotLaunch
 
 # What cuBLAS, cuDNN, CUDA graphs, Triton's launcher, NCCL and torch's CPU allocator say instead of OutOfMemoryError.
 OTHER_NAMES = re.compile(
@@ -29,13 +29,13 @@ def naming_out_of_memory(model: VisionLanguageModel) -> Iterator[None]:
     """Inside, memory that runs out is torch.OutOfMemoryError, by whatever name a library raises it.
 
     Where the model is split it is a LostRankError: other ranks wait in the same call, which cannot be repeated. A
-    kernel for which the card is too small is a UserError: fewer rows would not help.
+    kernel that this machine cannot launch is a UserError: fewer rows would not help.
     """
     try:
         yield
     except LostRankError:
         raise
-    except SmallCard as error:
+    except CannotLaunch as error:
         raise UserError(str(error)) from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

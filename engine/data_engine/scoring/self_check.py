@@ -12,7 +12,7 @@ from data_engine.models.base import Prompt, VisionLanguageModel
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.registry import reason
 from data_engine.scoring.logprobs import Scored, plain_token_logps, score_pass
-from data_engine_kernels import SmallCard
+from data_engine_kernels import CannotLaunch
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def why_not_shared(model: VisionLanguageModel, prompt: Prompt, num_new: int) -> 
         shared = torch.cat(score_pass(model, [Scored(prompt, answers)])[0]).cpu()
     except DoesNotFit as problem:
         return str(problem)
-    except (torch.OutOfMemoryError, SmallCard):
+    except (torch.OutOfMemoryError, CannotLaunch):
         raise
     # Whatever a model of transformers raises when its decoder is called in a way that it does not know.
     except Exception as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, modeling_utils
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
@@ -25,6 +25,7 @@ from data_engine.models.internvl_chat import is_own_folder, weights
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.models.registry import ModelError, reason
+from data_engine_kernels import CannotLaunch
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed:
         return weights.load_weights(folder, device, dtype, NAMES if headed else ())
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
-        with quiet():
+        with quiet(), tensor_by_tensor():
             model, told = AutoModelForImageTextToText.from_pretrained(
                 folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True,
                 ignore_mismatched_sizes=True, **where,
@@ -139,6 +140,8 @@ def refusing_misfits(folder: Path) -> Iterator[None]:
         yield
     except (DoesNotFit, LostRankError, UserError):
         raise
+    except CannotLaunch as error:
+        raise UserError(str(error)) from error
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error) or "CUDA error" in str(error):
             raise
@@ -146,6 +149,21 @@ def refusing_misfits(folder: Path) -> Iterator[None]:
             f"the model of {folder} cannot run a small prompt of its processor ({type(error).__name__}: "
             f"{reason(error)}): its files are not all of one checkpoint, or this transformers is too old or too new"
         ) from error
+
+
+@contextlib.contextmanager
+def tensor_by_tensor() -> Iterator[None]:
+    """Inside, transformers does not take a GPU's memory for all weights in one piece before it loads them.
+
+    What layers/merged_linear.py frees would lie between weights that stay, and could not be returned to the device:
+    some 3 GB of a model of 7 billion weights.
+    """
+    before = modeling_utils.caching_allocator_warmup
+    modeling_utils.caching_allocator_warmup = lambda *_: None
+    try:
+        yield
+    finally:
+        modeling_utils.caching_allocator_warmup = before
 
 
 @contextlib.contextmanager
