@@ -39,6 +39,8 @@ _PIP = re.compile(r"pip install ([\w\[\]-]+)")
 # transformers' name of it; Unlimited-OCR has such layers.
 OWN_WINDOW = "reference_sliding_attention"
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
+# By these a processor cuts or fills up each text. A saved tokenizer keeps those of its last call, as in training.
+_LENGTHS = ("max_length", "truncation", "stride", "padding", "pad_to_multiple_of")
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -98,7 +100,7 @@ def _unknown(where: Path, kind: object, remote: bool) -> str:
 
 
 def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
-    """The processor with Pillow's image processor where there is one, whatever else is installed.
+    """The processor with Pillow's image processor where there is one, whatever else is installed; it cuts no text.
 
     Raises ModelError naming the file or package that is missing.
     """
@@ -106,14 +108,17 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
         refuse_pointer(path)
     try:
         if internvl_chat.is_own_folder(folder):
-            return load_internvl_chat(folder)
-        kind = _class(folder, config)
-        return _loaded(folder, kind)
+            processor = load_internvl_chat(folder)
+        else:
+            processor = _loaded(folder, _class(folder, config))
     except ModelError:
         raise
     # A processor that lacks something raises ImportError, OSError, ValueError, AttributeError or TypeError.
     except Exception as error:
         raise explained(folder, error) from error
+    for name in _LENGTHS:
+        processor.tokenizer.init_kwargs.pop(name, None)
+    return processor
 
 
 def explained(folder: Path, error: Exception) -> ModelError:
