@@ -179,7 +179,11 @@ def test_a_quantised_base(adapter, base, tmp_path):
     quantised = shutil.copytree(base, tmp_path / "quantised")
     edit(quantised / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     edit(adapter / "adapter_config.json", base_model_name_or_path=str(quantised))
-    assert_refused(adapter, f"{quantised / 'config.json'} has a quantization_config (bitsandbytes): quantised checkpoi")
+    said = told(lambda: check(adapter, "reward"))
+    assert (
+        f"the base model {quantised} of {adapter} has a quantization_config (bitsandbytes) in its config.json" in said
+    )
+    assert said.endswith("name the model that it was made from by --reward_base_model_path")
 
 
 def test_a_base_that_is_an_adapter_itself(adapter, base, tmp_path):

@@ -166,17 +166,22 @@ def fetch(path: str, revision: str | None = None) -> Path:
 
 
 def _refuse_quantised(raw: dict, where: Path) -> None:
-    for part in (
-        raw,
-        *(raw[name] for name in ("text_config", "llm_config", "vision_config") if isinstance(raw.get(name), dict)),
-    ):
-        field = next((name for name in ("quantization_config", "compression_config") if part.get(name)), None)
-        if field is not None:
-            method = part[field].get("quant_method") if isinstance(part[field], dict) else None
-            raise ModelError(
-                f"{where} has a {field} ({method or 'of unknown method'}): quantised checkpoints are not read. "
-                "Pass one in bfloat16, float16 or float32; if the weights here are that, remove the field"
-            )
+    if (told := quantised(raw)) is not None:
+        raise ModelError(
+            f"{where} has a {told}: quantised checkpoints are not read. "
+            "Pass one in bfloat16, float16 or float32; if the weights here are that, remove the field"
+        )
+
+
+def quantised(raw: dict) -> str | None:
+    """The field by which a config.json says that weights are quantised, and the method; None where it does not."""
+    parts = (raw.get(name) for name in ("text_config", "llm_config", "vision_config"))
+    for part in (raw, *(part for part in parts if isinstance(part, dict))):
+        for name in ("quantization_config", "compression_config"):
+            if told := part.get(name):
+                method = told.get("quant_method") if isinstance(told, dict) else None
+                return f"{name} ({method or 'of unknown method'})"
+    return None
 
 
 def family_of(folder: Path, name: str | None = None) -> str:
