@@ -158,6 +158,14 @@ def test_weights_in_eight_bits(refused, pair):
     assert "is stored as F8_E4M3: quantised checkpoints are not read" in refused()
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint32], ids=str)
+def test_quantised_weights_of_which_config_json_says_nothing_are_refused_while_loading_too(pair, dtype):
+    """fp8, int8 and MLX's: from Python, a model is loaded without a check before."""
+    change(pair.instruct, lambda tensors: tensors.update({stored(tensors): tensors[stored(tensors)].to(dtype)}))
+    with pytest.raises(ModelError, match=r"is stored as .*: quantised checkpoints are not read"):
+        load_model(None, str(pair.instruct), device="cpu", dtype="float32")
+
+
 @pytest.mark.parametrize("spoil", [lambda tensors: tensors.pop(stored(tensors)),
                                    lambda tensors: tensors.update({stored(tensors): torch.zeros(3, 3)})])  # fmt: skip
 def test_what_is_wrong_with_weights_is_found_while_loading_too(pair, spoil):
