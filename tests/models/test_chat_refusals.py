@@ -152,17 +152,24 @@ def test_remote_code_of_a_processor_is_never_run(folder):
     Chat.load(folder)
 
 
+FROM_THE_BASE = (
+    "which a trainer saves apart from the model: copy the files of processor and tokenizer from the model that it was "
+    "trained from"
+)
+
+
 def test_no_processor(folder):
     (folder / "processor_config.json").unlink()
-    told = refused(folder)
-    assert str(folder) in told
-    assert "preprocessor_config.json" in told or "processor_config.json" in told
+    files = "processor_config.json or preprocessor_config.json"
+    assert refused(folder) == f"{folder} has no processor ({files}), {FROM_THE_BASE}"
 
 
-def test_no_tokenizer(folder):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-    assert str(folder) in refused(folder)
+@pytest.mark.parametrize("name", list(chat_folders.FAMILIES))
+def test_no_tokenizer(name, tmp_path):
+    folder = chat_folders.saved(chat_folders.FAMILIES[name](), tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    assert refused(folder) == f"{folder} has no tokenizer (tokenizer.json or tokenizer.model), {FROM_THE_BASE}"
 
 
 def test_a_pointer_of_git_lfs(folder):

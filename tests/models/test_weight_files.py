@@ -40,6 +40,28 @@ def test_an_index_of_safetensors_wins_over_a_whole_bin(folder, instruct):
     torch.testing.assert_close(load(folder).head.weight, instruct.head.weight, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("share", "command"),
+    [("global_step500", "python zero_to_fp32.py . . --safe_serialization"),
+     ("pytorch_model_fsdp_0", "accelerate merge-weights pytorch_model_fsdp_0 .")],
+)  # fmt: skip
+def test_a_checkpoint_in_the_middle_of_a_training_on_several_ranks_is_told_what_makes_it_whole(folder, share, command):
+    """DeepSpeed's and FSDP's, as transformers' trainer leaves them."""
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / share).mkdir()
+    assert_refused(
+        folder, f'A trainer left the shares of its ranks in {share}: put them together, by "{command}" in {folder}'
+    )
+
+
+def test_a_trainers_folder_of_checkpoints_is_told_to_name_one(folder):
+    shutil.copytree(folder, folder.parent / "out/checkpoint-500")
+    shutil.copytree(folder.parent / "openai", folder.parent / "out/openai")
+    assert_refused(folder.parent / "out", f"name one, such as {folder.parent / 'out/checkpoint-500'}")
+    assert load(folder.parent / "out/checkpoint-500").family == "llava"
+
+
 def save_bin(folder: Path, content: object, **options: object) -> Path:
     for file in folder.glob("model*"):
         file.unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_engine.errors import UserError, first_line
 from data_engine.flag_files import has_hub_form, is_hub_id, look_up, nearest_path
 from data_engine.processes.counting import waiting
+from data_engine.store.absent import is_file, matching
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,8 @@ def family_of(folder: Path, name: str | None = None) -> str:
 
     A checkpoint whose weights are quantised is named for what it is.
     """
+    if not is_file(folder / "config.json") and (steps := matching(folder, "checkpoint-*")):
+        raise ModelError(f"{folder} has no config.json, but checkpoints of a trainer: name one, such as {steps[-1]}")
     raw = read_json(folder / "config.json")
     _refuse_quantised(raw, folder / "config.json")
     told = None if name is None else names().get(name.lower())

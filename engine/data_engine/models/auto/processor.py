@@ -31,6 +31,11 @@ from data_engine.store.absent import is_file, matching
 # Files that may name the class of the processor, in the order in which transformers asks them.
 _NAMING = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
            "tokenizer_config.json")  # fmt: skip
+# By which files a folder has each.
+_NEEDED = {
+    "processor": ("processor_config.json", "preprocessor_config.json"),
+    "tokenizer": ("tokenizer.json", "tokenizer.model", "*.model", "vocab.*", "*.tiktoken", "tekken.json"),
+}
 # Text that transformers' files for the processor hold, which a clone without Git LFS may have left out.
 _PARTS = ("*.json", "*.model", "*.jinja", "*.txt")
 # What transformers says where it misses torchvision, or a video processor, which needs torchvision.
@@ -122,7 +127,13 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
 
 
 def explained(folder: Path, error: Exception) -> ModelError:
-    """What to do about an exception of a processor: the package to install, or its own words."""
+    """What to do about an exception of a processor: the file or package that it needs, or its own words."""
+    for what, names in _NEEDED.items():
+        if not any(matching(folder, name) for name in names):
+            return ModelError(
+                f"{folder} has no {what} ({' or '.join(names[:2])}), which a trainer saves apart from the model: copy "
+                "the files of processor and tokenizer from the model that it was trained from"
+            )
     told = f"{type(error).__name__}: {error}"
     # A class that asks its video processor for something finds none.
     if find_spec("torchvision") is None and (_NEEDS_TORCHVISION.search(told) or _asks_for_part(error)):
