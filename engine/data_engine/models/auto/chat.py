@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
+from transformers import PreTrainedConfig, ProcessorMixin
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, UserError
@@ -23,7 +23,7 @@ from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, firs
 from data_engine.models.auto.chat_template import ANSWER, WORD, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
 from data_engine.models.auto.limits import TOKEN_TYPES, known_ids, takes_token_types
-from data_engine.models.auto.processor import explained, in_one_list, load_config, load_processor, text_alone
+from data_engine.models.auto.processor import Once, explained, in_one_list, load_config, load_processor, text_alone
 from data_engine.models.auto.thought_marks import marks_of, require_ends
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.models.words import ids_of_words
@@ -104,7 +104,7 @@ class Chat:
     def inputs_of_each(self, conversations: Sequence[Conversation], images: Sequence[Image.Image]) -> list[dict]:
         """The same of several conversations about these images, which are processed once. Raises as `inputs` does."""
         processor = copy.copy(self._processor)
-        processor.image_processor = _Once(processor.image_processor)
+        processor.image_processor = Once(processor.image_processor)
         return [self._inputs(processor, conversation, images) for conversation in conversations]
 
     def written_ids(self, conversation: Conversation, images: Sequence[Image.Image]) -> list[int]:
@@ -302,26 +302,15 @@ class Chat:
         return sum(number in self._media for number in both) > sum(number in self._media for number in ids)
 
     def _try_start(self) -> bool:
-        """Whether a prompt ends with the beginning of its answer."""
+        """Whether a prompt ends with the beginning of its answer. Raises ModelError where an end token stands there."""
         asked = Conversation(Conversation.of(WORD).messages, ANSWER)
         ids = self.inputs(asked, [_PICTURE])["input_ids"][0].tolist()
+        if ids[-1] in self.eos_token_ids:
+            raise ModelError(
+                f"the tokenizer of {self.folder} writes {self._tokenizer.decode(ids[-1:])} behind each text, prompts "
+                "too, as some trainings have it: copy its files from the model that was trained"
+            )
         return self._tokenizer.decode(ids).endswith(ANSWER)
-
-
-class _Once:
-    """An image processor that is asked for the same pictures again and again, and computes them once."""
-
-    def __init__(self, processor: object) -> None:
-        self._processor, self._given = processor, None
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._processor, name)
-
-    def __call__(self, *args: object, **kwargs: object) -> BatchFeature:
-        if self._given is None:
-            self._given = self._processor(*args, **kwargs)
-        # Processors take entries out of what they get.
-        return BatchFeature(dict(self._given))
 
 
 def _shape(conversation: Conversation) -> Conversation:

@@ -190,6 +190,22 @@ def _loaded(folder: Path, kind: type[ProcessorMixin]) -> ProcessorMixin:
     return processor
 
 
+class Once:
+    """An image processor that is asked for the same pictures again and again, and computes them once."""
+
+    def __init__(self, processor: object) -> None:
+        self._processor, self._given = processor, None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._processor, name)
+
+    def __call__(self, *args: object, **kwargs: object) -> BatchFeature:
+        if self._given is None:
+            self._given = self._processor(*args, **kwargs)
+        # Processors take entries out of what they get.
+        return BatchFeature(dict(self._given))
+
+
 def text_alone(processor: ProcessorMixin) -> ProcessorMixin:
     """The processor, but for what a call of it does: it encodes the text as it stands, and looks at no image."""
     kind, alone = type(processor), copy.copy(processor)
