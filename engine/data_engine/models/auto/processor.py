@@ -81,6 +81,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
             f"{where} is refused by transformers {transformers.__version__}: {reason(error)}{advice}"
         ) from error
     config = getattr(config, READING_PART, config)
+    # Some trainings ask for FlashAttention there; what attends is chosen here.
+    config._attn_implementation = None
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{where} is of an encoder-decoder ({kind}): models that continue their prompt are supported")
     if OWN_WINDOW in (getattr(config.get_text_config(decoder=True), "layer_types", None) or ()):
