@@ -176,6 +176,19 @@ def test_what_is_wrong_with_weights_is_found_while_loading_too(pair, spoil):
     assert WEIGHT in str(caught.value)
 
 
+def test_weights_with_a_word_before_each_name_are_told_by_these_names(refused, pair):
+    """As a model that was compiled, or wrapped for several ranks, saves its own."""
+
+    def wrapped(tensors):
+        found = {f"_orig_mod.{name}": tensors.pop(name) for name in list(tensors)}
+        tensors.update(found)
+
+    change(pair.instruct, wrapped)
+    told = refused()
+    assert f"{pair.instruct} lacks lm_head.weight, " in told
+    assert "and holds _orig_mod." in told
+
+
 def test_a_file_of_weights_that_was_cut(refused, pair):
     file = pair.instruct / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

@@ -128,7 +128,9 @@ def _of_reward_model(folder: Path, model: PreTrainedModel, told: Mapping) -> Map
 def _refuse_unfilled(folder: Path, told: Mapping) -> None:
     """Raise ModelError for parameters that no weight fills, by what transformers told of loading."""
     if missing := told["missing_keys"]:
-        raise ModelError(f"{folder} lacks {_some(missing)}: these are not the weights of this config.json")
+        # Those of a compiled or wrapped model are all there, with a word before each name.
+        others = f", and holds {_some(found)} instead" if (found := told["unexpected_keys"]) else ""
+        raise ModelError(f"{folder} lacks {_some(missing)}{others}: these are not the weights of this config.json")
     wrong = [f"{name} of shape {list(stored)} where config.json makes it {list(made)}"
              for name, stored, made in told["mismatched_keys"]]  # fmt: skip
     if wrong:
