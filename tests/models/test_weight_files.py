@@ -7,9 +7,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import adapters
 import pytest
 import torch
-from folders import weights
+from folders import replace_weights, weights
 from refusals import (
     INDEX,
     SHARD,
@@ -53,6 +54,16 @@ def test_a_checkpoint_in_the_middle_of_a_training_on_several_ranks_is_told_what_
     assert_refused(
         folder, f'A trainer left the shares of its ranks in {share}: put them together, by "{command}" in {folder}'
     )
+
+
+def test_weights_that_were_split_and_not_gathered_are_told_as_that(folder, goldens, tmp_path):
+    """ZeRO-3 leaves a rank tensors of no numbers, which are saved as they are: of a model, and of an adapter."""
+    replace_weights(folder, weights(folder) | {"lm_head.weight": torch.zeros(0)})
+    told = "is empty: DeepSpeed's ZeRO-3 had split the model, and it was saved without its weights being gathered"
+    assert_refused(folder, f"lm_head.weight in {folder / 'model.safetensors'} {told}")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    adapter = adapters.write(tmp_path / "adapter", goldens / "llava/reward", {name: torch.zeros(0)})
+    assert_refused(adapter, f"{name} in {adapter / 'adapter_model.safetensors'} {told}")
 
 
 def test_a_trainers_folder_of_checkpoints_is_told_to_name_one(folder):

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_engine.models.checkpoints.adapter_config import CONFIG, INSTEAD, Scales, check_settings
 from data_engine.models.checkpoints.adapter_folder import adapter_files, parts
 from data_engine.models.checkpoints.checkpoint import read_bin_header, tensors
-from data_engine.models.checkpoints.weight_files import FLOATS, Stored, read_header
+from data_engine.models.checkpoints.weight_files import FLOATS, Stored, read_header, refuse_empty
 from data_engine.models.registry import ModelError
 
 # base_model. is peft's model, model. its tuner; behind them stands the name in the model that was trained.
@@ -78,6 +78,7 @@ class Adapter:
                   for one in (read_bin_header(file) if file.suffix == ".bin" else read_header(file))]  # fmt: skip
         if not stored:
             raise ModelError(f"the adapter {adapter} holds no tensor")
+        refuse_empty(stored)
         where = adapter / CONFIG
         return cls(adapter, base, Scales.of(check_settings(where), where), tuple(stored))
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def read_index(index: Path) -> dict[str, str]:
         some = ", ".join(missing[:5])
         raise ModelError(f"{index} names {len(missing)} weight files that are missing: {some}; download them again")
     return found
+
+
+def refuse_empty(stored: Iterable[Stored]) -> None:
+    """Raise ModelError for a tensor without numbers: what one rank had of a weight that was split, and not gathered."""
+    for one in stored:
+        if 0 in one.shape:
+            raise ModelError(
+                f"{one} is empty: DeepSpeed's ZeRO-3 had split the model, and it was saved without its weights being "
+                'gathered. Save it with "stage3_gather_16bit_weights_on_model_save": true, or put the shares together '
+                "by zero_to_fp32.py"
+            )
 
 
 def check_files(folder: Path) -> None:
