@@ -9,7 +9,7 @@ import pytest
 from families import named
 from safetensors.torch import load_file
 
-from data_engine import load_model, score_answers
+from data_engine import load_model, sample_answers, score_answers
 from data_engine.errors import BadRow
 from data_engine.models.auto.model import Auto
 from data_engine.models.checkpoints.adapter_folder import model_folder
@@ -58,3 +58,18 @@ def test_tokens_beyond_the_embeddings_that_no_prompt_has_do_no_harm(checkpoints,
     assert len(score_answers(model, None, "What is it?", ["A cat."])[0]) == 7
     with pytest.raises(BadRow, match=f"an answer has the id {SIZE + 1} of its tokenizer; the model has {SIZE} ids"):
         score_answers(model, None, "What is it?", [text])
+
+
+@pytest.mark.parametrize("name", named(["internvl", "qwen2_5_vl"]))
+def test_a_question_with_a_token_that_has_no_embedding_is_left_out_by_name(checkpoints, tmp_path, name):
+    model = load_model(None, str(with_tokens(checkpoints(name).folder, tmp_path / "adapter")), device="cpu")
+    for act in (
+        lambda asked: sample_answers(model, None, asked, k=1, max_new_tokens=1),
+        lambda asked: score_answers(model, None, asked, ["A cat."]),
+    ):
+        with pytest.raises(BadRow, match=f"^question contains {OPENS}, which the model has no embedding of$"):
+            act(f"What does {OPENS} mean?")
+        system = {"role": "system", "content": f"Begin with {ENDS}."}
+        with pytest.raises(BadRow, match=f"^system text contains {ENDS}, which"):
+            act([system, {"role": "user", "content": "What is it?"}])
+        assert len(act("What does <thing> mean?")) == 1

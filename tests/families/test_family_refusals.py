@@ -158,6 +158,14 @@ def test_weights_in_eight_bits(refused, pair):
     assert "is stored as F8_E4M3: quantised checkpoints are not read" in refused()
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint32], ids=str)
+def test_quantised_weights_of_which_config_json_says_nothing_are_refused_while_loading_too(pair, dtype):
+    """fp8, int8 and MLX's: from Python, a model is loaded without a check before."""
+    change(pair.instruct, lambda tensors: tensors.update({stored(tensors): tensors[stored(tensors)].to(dtype)}))
+    with pytest.raises(ModelError, match=r"is stored as .*: quantised checkpoints are not read"):
+        load_model(None, str(pair.instruct), device="cpu", dtype="float32")
+
+
 @pytest.mark.parametrize("spoil", [lambda tensors: tensors.pop(stored(tensors)),
                                    lambda tensors: tensors.update({stored(tensors): torch.zeros(3, 3)})])  # fmt: skip
 def test_what_is_wrong_with_weights_is_found_while_loading_too(pair, spoil):
@@ -166,6 +174,19 @@ def test_what_is_wrong_with_weights_is_found_while_loading_too(pair, spoil):
     with pytest.raises(ModelError, match="these are not the weights of this config") as caught:
         load_model(None, str(pair.instruct), device="cpu", dtype="float32")
     assert WEIGHT in str(caught.value)
+
+
+def test_weights_with_a_word_before_each_name_are_told_by_these_names(refused, pair):
+    """As a model that was compiled, or wrapped for several ranks, saves its own."""
+
+    def wrapped(tensors):
+        found = {f"_orig_mod.{name}": tensors.pop(name) for name in list(tensors)}
+        tensors.update(found)
+
+    change(pair.instruct, wrapped)
+    told = refused()
+    assert f"{pair.instruct} lacks lm_head.weight, " in told
+    assert "and holds _orig_mod." in told
 
 
 def test_a_file_of_weights_that_was_cut(refused, pair):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -81,6 +82,21 @@ def test_split_models_answer_and_score_as_whole_ones(checkpoints, tmp_path):
         # An odd number is filled up by one; what stays whole are embeddings and a few weights that their owner reads.
         assert every / 2 <= share <= every / 2 + 100
         assert every > line["all"] / 2
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl"])
+def test_a_head_that_was_trained_apart_from_the_embeddings_stays_apart(checkpoints, tmp_path, name):
+    """As peft leaves it: config.json still says that the two are one, and the files hold both."""
+    folder = shutil.copytree(checkpoints(name).folder, tmp_path / name)
+    told = json.loads((folder / "config.json").read_text())
+    text = told["text_config"] | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(told | {"tie_word_embeddings": True, "text_config": text}))
+    for line in by_two_ranks([folder]):
+        (ids, logps), (whole_ids, whole_logps) = line["split"], line["whole"]
+        assert ids == whole_ids
+        assert [one for each in logps for one in each] == pytest.approx(
+            [one for each in whole_logps for one in each], abs=1e-5
+        )
 
 
 @pytest.mark.families

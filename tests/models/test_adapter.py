@@ -157,6 +157,26 @@ def test_modules_that_were_trained_whole_and_tables_of_embeddings(goldens, tmp_p
     assert_same(parameters(adapter), parameters(whole(base, tmp_path / "whole", changed)))
 
 
+def test_embeddings_and_head_that_peft_saved_with_the_weights_below_their_matrices(goldens, tmp_path):
+    """It does so wherever one of them is among target_modules. The sum is made on what is saved, not on the base's."""
+    base = goldens / "llava/reward"
+    found = weights(base)
+    table, head = found["model.embed_tokens.weight"] + 1, found["lm_head.weight"] - 1
+    (a, b), (head_a, head_b) = adapters.matrices({"table": table.T, "head": head}).values()
+    model = "base_model.model"
+    tensors = {
+        f"{model}.model.embed_tokens.base_layer.weight": table, f"{model}.lm_head.base_layer.weight": head,
+        f"{model}.model.embed_tokens.lora_embedding_A": a, f"{model}.model.embed_tokens.lora_embedding_B": b,
+        f"{model}.lm_head.lora_A.weight": head_a, f"{model}.lm_head.lora_B.weight": head_b,
+    }  # fmt: skip
+    adapter = adapters.write(tmp_path / "adapter", base, tensors, target_modules=["embed_tokens", "lm_head"])
+    changed = {
+        "model.embed_tokens.weight": adapters.added(table.T, a, b).T.contiguous(),
+        "lm_head.weight": adapters.added(head, head_a, head_b),
+    }
+    assert_same(parameters(adapter), parameters(whole(base, tmp_path / "whole", changed)))
+
+
 def test_the_sum_is_in_fp32_and_cast_once(goldens, tmp_path):
     base = goldens / "llava/reward"
     pairs = adapters.matrices(adapted(weights(base)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from folders import edit, weights
 from refusals import told
+from transformers.models.auto.image_processing_auto import get_image_processor_config
 
 from data_engine import load_model
 from data_engine.config import RunConfig
@@ -59,6 +60,20 @@ def test_tokenizer_processor_and_template_of_the_adapter_win(tmp_path, own, thei
     folder = laid_together(tmp_path / "a", tmp_path / "b")
     files = [one.resolve() for one in folder.iterdir() if not one.name.startswith(".")]
     assert sorted(str(file.relative_to(tmp_path)) for file in files) == sorted(read.split())
+
+
+@pytest.mark.parametrize("newer", [True, False], ids=["of release 5", "of release 4"])
+def test_pixels_are_made_by_the_adapters_processor_whichever_release_saved_the_base(tmp_path, newer):
+    """Release 4 wrote what makes pixels into preprocessor_config.json, and the processor's own settings beside it."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    own = {"patch_size": 14} | ({"image_processor": {"size": {"shortest_edge": 56}}} if newer else {})
+    (tmp_path / "b/processor_config.json").write_text(json.dumps(own))
+    (tmp_path / "a/preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 28}}))
+    folder = laid_together(tmp_path / "a", tmp_path / "b")
+    assert get_image_processor_config(folder)["size"] == {"shortest_edge": 28}
+    # Settings of the processor that are in no file of the adapter stay those of the base, where they can.
+    assert (folder / "processor_config.json").exists() is not newer
 
 
 def test_peft_where_it_is_installed_finds_nothing_to_merge_once_more(adapter, base):

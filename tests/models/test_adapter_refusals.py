@@ -124,6 +124,8 @@ def put(name: str, *shape: int, dtype=torch.float32):
         (put(A, 3, 64, dtype=torch.int8), "is stored as I8: expected bfloat16, float16 or float32"),
         (put(A.replace("A.weight", "magnitude_vector"), 64), "is no matrix A or B of LoRA"),
         (put(f"base_model.model.{Q}", 64, 64), "as another tensor of the adapter does: remove one"),
+        (put(f"base_model.model.{Q.replace('.weight', '.base_layer.weight')}", 65, 64),
+         f"name that one as its base. Or it was trained with tokens added to its base: then {BY_PEFT}"),
         (put(A.replace("lora_A.", "lora_A.other."), 3, 64), "as another tensor of the adapter does: remove one"),
     ],
 )  # fmt: skip
@@ -177,7 +179,11 @@ def test_a_quantised_base(adapter, base, tmp_path):
     quantised = shutil.copytree(base, tmp_path / "quantised")
     edit(quantised / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     edit(adapter / "adapter_config.json", base_model_name_or_path=str(quantised))
-    assert_refused(adapter, f"{quantised / 'config.json'} has a quantization_config (bitsandbytes): quantised checkpoi")
+    said = told(lambda: check(adapter, "reward"))
+    assert (
+        f"the base model {quantised} of {adapter} has a quantization_config (bitsandbytes) in its config.json" in said
+    )
+    assert said.endswith("name the model that it was made from by --reward_base_model_path")
 
 
 def test_a_base_that_is_an_adapter_itself(adapter, base, tmp_path):

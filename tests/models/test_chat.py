@@ -31,6 +31,17 @@ def test_inputs_are_what_the_processor_makes_of_the_chat(name, chats):
 
 
 @families
+@pytest.mark.parametrize("call", [{"truncation": True, "padding": True}, {"truncation": True, "padding": "max_length"}])
+def test_a_tokenizer_by_which_a_trainer_cut_texts_to_a_length_cuts_no_prompt(name, call, chats, tmp_path):
+    config, processor = chat_folders.FAMILIES[name]()
+    processor.tokenizer(["How many?"], max_length=16, **call)
+    folder = chat_folders.saved((config, processor), tmp_path)
+    assert '"max_length": 16' in (folder / "tokenizer.json").read_text()
+    question = asked(0, "How many cats are in the picture, and what do they do there?")
+    assert ids_of(Chat.load(folder), question) == ids_of(chats(name), question)
+
+
+@families
 def test_several_images_stand_where_the_question_has_them(name, chats):
     chat = chats(name)
     token = chat._tokenizer.convert_tokens_to_ids(IMAGE_TOKEN[name])

@@ -7,6 +7,7 @@ import chat_folders
 import pytest
 import transformers
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
@@ -152,17 +153,35 @@ def test_remote_code_of_a_processor_is_never_run(folder):
     Chat.load(folder)
 
 
+FROM_THE_BASE = (
+    "which a trainer saves apart from the model: copy the files of processor and tokenizer from the model that it was "
+    "trained from"
+)
+
+
 def test_no_processor(folder):
     (folder / "processor_config.json").unlink()
-    told = refused(folder)
-    assert str(folder) in told
-    assert "preprocessor_config.json" in told or "processor_config.json" in told
+    files = "processor_config.json or preprocessor_config.json"
+    assert refused(folder) == f"{folder} has no processor ({files}), {FROM_THE_BASE}"
 
 
-def test_no_tokenizer(folder):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-    assert str(folder) in refused(folder)
+@pytest.mark.parametrize("name", list(chat_folders.FAMILIES))
+def test_no_tokenizer(name, tmp_path):
+    folder = chat_folders.saved(chat_folders.FAMILIES[name](), tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    assert refused(folder) == f"{folder} has no tokenizer (tokenizer.json or tokenizer.model), {FROM_THE_BASE}"
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "internvl"])
+def test_a_tokenizer_that_writes_an_end_behind_each_text(name, tmp_path):
+    """As LLaMA's with add_eos_token, which texts to be trained on were made with; answers would follow that end."""
+    config, processor = chat_folders.FAMILIES[name]()
+    tokenizer = processor.tokenizer
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"$A {end[0]}", f"$A $B {end[0]}", [end])
+    folder = chat_folders.saved((config, processor), tmp_path)
+    assert refused(folder).startswith(f"the tokenizer of {folder} writes {end[0]} behind each text, prompts too, as ")
 
 
 def test_a_pointer_of_git_lfs(folder):

@@ -6,9 +6,11 @@ import torch
 from PIL import Image
 from prompts import forward, packed_token_logps, plain_token_logps, positions, prefix, spliced
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from data_engine import sample_answers, score_answers
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
+from data_engine.models.tokenizer import load_tokenizer
 from data_engine.questions.images import BadImage
 from data_engine.rewards import Tokens
 from data_engine.rewards.implicit import token_rewards
@@ -271,6 +273,17 @@ def test_text_of_users_is_taken_literally(omni_instruct, text):
     prompt = omni_instruct.prompt_ids(text)
     assert prompt.count(EOS) == 2
     assert prompt.count(IMAGE_TOKEN) == 1
+
+
+def test_a_tokenizer_by_which_a_trainer_cut_texts_to_a_length_cuts_none(goldens, tmp_path):
+    path, text = goldens / "omnilmm/instruct/tokenizer.json", "What is to be seen in the picture, and where?"
+    kept = Tokenizer.from_file(str(path))
+    kept.enable_truncation(8)
+    kept.enable_padding(length=64)
+    kept.save(str(tmp_path / "tokenizer.json"))
+    ids = load_tokenizer(tmp_path).encode(text)
+    assert ids == load_tokenizer(path.parent).encode(text)
+    assert 8 < len(ids) < 64
 
 
 def test_the_image_marker_in_a_question_is_deleted(omni_instruct):

@@ -7,9 +7,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import adapters
 import pytest
 import torch
-from folders import weights
+from folders import replace_weights, weights
 from refusals import (
     INDEX,
     SHARD,
@@ -38,6 +39,38 @@ def test_a_whole_file_wins_over_an_index_left_over_from_another_save(folder, ins
 def test_an_index_of_safetensors_wins_over_a_whole_bin(folder, instruct):
     torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
     torch.testing.assert_close(load(folder).head.weight, instruct.head.weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("share", "command"),
+    [("global_step500", "python zero_to_fp32.py . . --safe_serialization"),
+     ("pytorch_model_fsdp_0", "accelerate merge-weights pytorch_model_fsdp_0 .")],
+)  # fmt: skip
+def test_a_checkpoint_in_the_middle_of_a_training_on_several_ranks_is_told_what_makes_it_whole(folder, share, command):
+    """DeepSpeed's and FSDP's, as transformers' trainer leaves them."""
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / share).mkdir()
+    assert_refused(
+        folder, f'A trainer left the shares of its ranks in {share}: put them together, by "{command}" in {folder}'
+    )
+
+
+def test_weights_that_were_split_and_not_gathered_are_told_as_that(folder, goldens, tmp_path):
+    """ZeRO-3 leaves a rank tensors of no numbers, which are saved as they are: of a model, and of an adapter."""
+    replace_weights(folder, weights(folder) | {"lm_head.weight": torch.zeros(0)})
+    told = "is empty: DeepSpeed's ZeRO-3 had split the model, and it was saved without its weights being gathered"
+    assert_refused(folder, f"lm_head.weight in {folder / 'model.safetensors'} {told}")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    adapter = adapters.write(tmp_path / "adapter", goldens / "llava/reward", {name: torch.zeros(0)})
+    assert_refused(adapter, f"{name} in {adapter / 'adapter_model.safetensors'} {told}")
+
+
+def test_a_trainers_folder_of_checkpoints_is_told_to_name_one(folder):
+    shutil.copytree(folder, folder.parent / "out/checkpoint-500")
+    shutil.copytree(folder.parent / "openai", folder.parent / "out/openai")
+    assert_refused(folder.parent / "out", f"name one, such as {folder.parent / 'out/checkpoint-500'}")
+    assert load(folder.parent / "out/checkpoint-500").family == "llava"
 
 
 def save_bin(folder: Path, content: object, **options: object) -> Path:

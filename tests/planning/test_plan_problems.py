@@ -199,6 +199,16 @@ def test_warnings_do_not_change_the_exit_code(job, tmp_path, capsys, monkeypatch
     assert "2 shards have 1 unit to share: shard 1 has nothing to compute; use fewer shards" in warned
 
 
+@pytest.mark.parametrize(
+    ("flags", "setting"), [({"top_k": "1"}, "top_k 1"), ({"temperature": "0", "top_k": "0"}, "temperature 0"),
+                           ({"top_k": "2", "temperature": "0.01"}, None)]
+)  # fmt: skip
+def test_settings_by_which_all_answers_are_one_are_warned_of(job, capsys, flags, setting):
+    """generation_config.json of Qwen2-VL has top_k 1."""
+    warned = [one for one in told(capsys, *words(job, **flags))["warnings"] if "no pair can come of it" in one]
+    assert warned == ([] if setting is None else [f"{setting} gives the same answer k times: no pair can come of it"])
+
+
 def test_a_folder_that_lacks_files_of_its_dataset_is_warned_of(job, tmp_path, capsys):
     folder = tmp_path / "half"
     folder.mkdir()

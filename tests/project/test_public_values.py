@@ -80,6 +80,14 @@ def test_ids_are_whole_numbers_of_any_library_and_texts_can_be_written(instruct,
         score_answers(*given, ["a", "a\ud83d"])
 
 
+def test_numbers_of_a_table_are_numbers(instruct, golden_images):
+    """As `for idx in table["idx"]` gives them, of pandas or numpy; the answers are those of the same plain number."""
+    given = instruct, golden_images[0], "What is it?"
+    expected = sample_answers(*given, k=2, seed=3, idx=7, max_new_tokens=4)
+    for kind in (np.int64, np.uint8):
+        assert sample_answers(*given, k=kind(2), seed=kind(3), idx=kind(7), max_new_tokens=kind(4)) == expected
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [

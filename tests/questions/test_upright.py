@@ -33,7 +33,7 @@ from data_engine.job import worker
 from data_engine.models.llava import Llava
 from data_engine.pipeline import sample, score
 from data_engine.questions import dataset, images
-from data_engine.questions.images import as_seen, decode, was_turned
+from data_engine.questions.images import BadImage, as_seen, decode, was_turned
 from data_engine.reporting.page import report_text
 
 NONSENSE = (0, 9, 65535, b"six\0")
@@ -131,6 +131,18 @@ def test_an_image_object_is_left_as_it_was():
     images.open_image(mine, 64)
     assert mine.getexif()[ORIENTATION] == 6
     assert same(mine.convert("RGB"), plain(stored(6), "JPEG"))
+
+
+@pytest.mark.parametrize("container", ["PNG", "JPEG", "BMP"])
+def test_an_image_object_of_a_file_that_was_cut_off_is_no_image(container):
+    """Pillow opens it by its header, and reads the pixels when the engine asks for them."""
+    data = save(np.tile(UPRIGHT, (20, 20, 1)), container)
+    with pytest.raises(BadImage, match=f"image {container} data is broken: "):
+        images.open_image(Image.open(io.BytesIO(data[: len(data) // 2])), 64)
+    closed = Image.open(io.BytesIO(data))
+    closed.close()
+    with pytest.raises(BadImage, match=f"image {container} data is broken: "):
+        images.open_image(closed, 64)
 
 
 def test_the_functions_of_the_api_see_the_upright_picture_unless_told(instruct):

@@ -212,6 +212,20 @@ def test_a_unit_is_scored_on_the_crop_of_a_wide_picture(instruct):
             torch.testing.assert_close(token_logps, wanted, rtol=0, atol=1e-4)
 
 
+def test_an_answer_that_was_cut_off_has_no_end_token_as_text_either(instruct, golden_images):
+    """As under the model that drew it, whose ids have none."""
+    table = [{"idx": "q", "sample_index": place, "answer": text, "token_ids": [5], "finish_reason": why}
+             for place, (text, why) in enumerate([("A dog", "stop"), ("A dog", "length"), ("", "length")])]  # fmt: skip
+    cut = pa.Table.from_pylist(table, schemas.sampled_answer(pa.string()))
+    question = Question("q", "What is it?", png(golden_images[0]), None)
+    unit = score.score_unit(instruct, [question], cut, score.ScoreSettings(True, 64))
+    [ended, end] = score.score_answers(instruct, golden_images[0], "What is it?", ["A dog", ""])
+    expected = [ended, ended[:-1], end]
+    assert [len(one) for one in unit.table["token_logps"].to_pylist()] == [len(one) for one in expected]
+    for found, wanted in zip(unit.table["token_logps"].to_pylist(), expected, strict=True):
+        assert found == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
 @pytest.mark.parametrize(("more", "problem"), [(0, None), (1, "too long to score: prompt of {} tokens, answer of {}")])
 def test_an_answer_may_fill_the_models_positions_and_no_more(instruct, shared, more, problem):
     question = Question("q", "What is in the picture?", png(Image.new("RGB", (9, 9))), None)

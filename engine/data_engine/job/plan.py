@@ -164,8 +164,8 @@ class Plan:
             found += by_vllm.warnings(self.config, self.stages, self.target.device.type)
         if self.given is not None:
             found += given_warnings(self.given.facts, self.config)
-        elif self.config.temperature == 0:
-            found.append("temperature 0 gives the same answer k times: no pair can come of it")
+        if self.config.why_alike:
+            found.append(self.config.why_alike)
         return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_engine.errors import UserError, first_line
 from data_engine.flag_files import has_hub_form, is_hub_id, look_up, nearest_path
 from data_engine.processes.counting import waiting
+from data_engine.store.absent import is_file, matching
 
 
 @dataclass(frozen=True)
@@ -166,17 +167,22 @@ def fetch(path: str, revision: str | None = None) -> Path:
 
 
 def _refuse_quantised(raw: dict, where: Path) -> None:
-    for part in (
-        raw,
-        *(raw[name] for name in ("text_config", "llm_config", "vision_config") if isinstance(raw.get(name), dict)),
-    ):
-        field = next((name for name in ("quantization_config", "compression_config") if part.get(name)), None)
-        if field is not None:
-            method = part[field].get("quant_method") if isinstance(part[field], dict) else None
-            raise ModelError(
-                f"{where} has a {field} ({method or 'of unknown method'}): quantised checkpoints are not read. "
-                "Pass one in bfloat16, float16 or float32; if the weights here are that, remove the field"
-            )
+    if (told := quantised(raw)) is not None:
+        raise ModelError(
+            f"{where} has a {told}: quantised checkpoints are not read. "
+            "Pass one in bfloat16, float16 or float32; if the weights here are that, remove the field"
+        )
+
+
+def quantised(raw: dict) -> str | None:
+    """The field by which a config.json says that weights are quantised, and the method; None where it does not."""
+    parts = (raw.get(name) for name in ("text_config", "llm_config", "vision_config"))
+    for part in (raw, *(part for part in parts if isinstance(part, dict))):
+        for name in ("quantization_config", "compression_config"):
+            if told := part.get(name):
+                method = told.get("quant_method") if isinstance(told, dict) else None
+                return f"{name} ({method or 'of unknown method'})"
+    return None
 
 
 def family_of(folder: Path, name: str | None = None) -> str:
@@ -184,6 +190,8 @@ def family_of(folder: Path, name: str | None = None) -> str:
 
     A checkpoint whose weights are quantised is named for what it is.
     """
+    if not is_file(folder / "config.json") and (steps := matching(folder, "checkpoint-*")):
+        raise ModelError(f"{folder} has no config.json, but checkpoints of a trainer: name one, such as {steps[-1]}")
     raw = read_json(folder / "config.json")
     _refuse_quantised(raw, folder / "config.json")
     told = None if name is None else names().get(name.lower())

@@ -72,6 +72,9 @@ class JsonTokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise ModelError(f"{path} is not a tokenizer: {reason(error)}") from error
         self._tokenizer.encode_special_tokens = True
+        # What a trainer cut and filled up texts to is kept in the file.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {id for id, token in added.items() if token.special}
         self.special = frozenset(added[id].content for id in self._special)

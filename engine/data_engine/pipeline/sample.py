@@ -1,5 +1,6 @@
 """Stage 0: k answers a question from the instruct model, unit by unit or through the public API."""
 
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -268,7 +269,7 @@ def sample_answers(
     infinite, and UserError for values out of range and where memory runs out with one answer at a time.
     """
     require_whole(k=k, seed=seed, top_k=top_k, max_new_tokens=max_new_tokens)
-    require(isinstance(idx, int | str), f"idx must be text or a whole number, got {idx!r}")
+    require(isinstance(idx, str | numbers.Integral), f"idx must be text or a whole number, got {idx!r}")
     check_values(
         temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens, max_megapixels=max_megapixels,

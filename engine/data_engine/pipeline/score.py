@@ -204,7 +204,10 @@ def _answer_ids(
     """
     ids = row["token_ids"]
     if as_text or ids is None:
-        return _encoded(model, conversation, f"{row.get('thought') or ''}{row['answer']}")
+        found, thought_tokens = _encoded(model, conversation, f"{row.get('thought') or ''}{row['answer']}")
+        # One that was cut off has no end token under the model that drew it, and so none here. Nothing is left of "".
+        was_cut = row["finish_reason"] == "length" and len(found) > thought_tokens + 1
+        return (found[:-1] if was_cut else found), thought_tokens
     if max(ids) >= model.num_ids:
         raise BadRow(f"answer {row['sample_index']} has the id {max(ids)}; the model has {model.num_ids} ids")
     if media := set(ids).intersection(model.banned_token_ids):

@@ -282,8 +282,8 @@ def _together(found: Found) -> None:
     for role in (*COMPARED, *JUDGES):
         if getattr(config, f"{role}_model_path") is not None and role not in config.roles:
             warn(f"{role}_model_path has no effect: no stage of --rewards {config.rewards} runs that model")
-    if config.temperature == 0 and config.answers is None:
-        warn("temperature 0 gives the same answer k times: no pair can come of it")
+    if config.why_alike:
+        warn(config.why_alike)
     drawn = [name for name in ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "sample_k")
              if getattr(config, name) != getattr(default, name)]  # fmt: skip
     if config.answers is not None and drawn:

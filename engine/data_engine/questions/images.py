@@ -93,7 +93,8 @@ def open_image(image: Image.Image | bytes, max_megapixels: float, exif: Exif = "
         raise ValueError(f'exif must be "apply" or "ignore", got {exif!r}')
     if isinstance(image, Image.Image):
         check_megapixels(*image.size, max_megapixels, "source image")
-        with _no_warnings():
+        # Pillow reads a file's pixels when they are first asked for.
+        with _no_warnings(), _bad_image(f"{image.format} data" if image.format else "object", max_megapixels):
             return _oriented(image, exif)
     return decode(image, max_megapixels, exif)
 

@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
+from transformers import PreTrainedConfig, ProcessorMixin
 
+from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, UserError
 from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail, with_thought
-from data_engine.models.auto.chat_template import ANSWER, WORD, ChatSettings, ChatTemplate, neutral
+from data_engine.models.auto.chat_template import ANSWER, WORD, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
-from data_engine.models.auto.limits import TOKEN_TYPES, require_embeddings, takes_token_types
-from data_engine.models.auto.processor import explained, in_one_list, load_config, load_processor, text_alone
+from data_engine.models.auto.limits import TOKEN_TYPES, known_ids, takes_token_types
+from data_engine.models.auto.processor import Once, explained, in_one_list, load_config, load_processor, text_alone
 from data_engine.models.auto.thought_marks import marks_of, require_ends
 from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.models.words import ids_of_words
@@ -32,7 +33,6 @@ from data_engine.store.absent import is_file
 
 __all__ = ["Chat", "ChatSettings"]
 
-_DEFAULT = ChatSettings()
 _PICTURE = Image.new("RGB", (120, 90), (90, 120, 150))
 # What messages are called in the reason why a row is left out.
 _NAMES = {"user": "question", "system": "system text", "assistant": "earlier answer"}
@@ -49,7 +49,7 @@ class Chat:
         self._template = ChatTemplate(processor, settings, folder)
         self._controls = ControlTokens(processor, self._template.source)
         self._keeps_plain = "sanitize_control_tokens" in inspect.signature(processor.apply_chat_template).parameters
-        self._starts_answers, self._most_images = True, sys.maxsize
+        self._starts_answers, self._most_images, self._known_ids = True, sys.maxsize, sys.maxsize
         self.unused_kwargs = self._template.unused_kwargs
         """names of --chat_template_kwargs that this template does not read"""
         self.markers: tuple[str, ...] = self._controls.texts
@@ -79,14 +79,14 @@ class Chat:
         self._image_tokens = self._counts_of(Conversation.of(WORD)) - self._counts_of(Conversation.of(WORD, 0))
 
     @classmethod
-    def load(cls, folder: Path, settings: ChatSettings = _DEFAULT) -> "Chat":
+    def load(cls, folder: Path, settings: ChatSettings = NO_CHAT_SETTINGS) -> "Chat":
         """Read the processor of a checkpoint, and try it on a picture.
 
         Raises ModelError naming what is wrong with the folder or missing here, UserError for the settings.
         """
         config = load_config(folder)
         chat = cls(folder, config, load_processor(folder, config), settings)
-        require_embeddings(chat._try_picture(), config, chat._tokenizer, folder)
+        chat._known_ids = known_ids(chat._try_picture(), config, chat._tokenizer, folder)
         chat._starts_answers = chat._try_start()
         return chat
 
@@ -104,7 +104,7 @@ class Chat:
     def inputs_of_each(self, conversations: Sequence[Conversation], images: Sequence[Image.Image]) -> list[dict]:
         """The same of several conversations about these images, which are processed once. Raises as `inputs` does."""
         processor = copy.copy(self._processor)
-        processor.image_processor = _Once(processor.image_processor)
+        processor.image_processor = Once(processor.image_processor)
         return [self._inputs(processor, conversation, images) for conversation in conversations]
 
     def written_ids(self, conversation: Conversation, images: Sequence[Image.Image]) -> list[int]:
@@ -168,8 +168,7 @@ class Chat:
     def _inputs(self, processor: ProcessorMixin, conversation: Conversation, images: Sequence[Image.Image]) -> dict:
         if conversation.answer_start and not self._starts_answers:
             raise BadRow(f"{type(processor).__name__} puts text of its own behind the beginning of an answer")
-        if self._placed(neutral(conversation)) < conversation.num_images:
-            placed = self._placed(neutral(conversation))
+        if (placed := self._placed(neutral(conversation))) < conversation.num_images:
             by = "the chat template" if self._template.places_images else type(processor).__name__
             raise BadRow(f"{by} places {placed} of the {conversation.num_images} images")
         token = self._written(conversation)
@@ -207,6 +206,9 @@ class Chat:
         except Exception as error:
             told = reason(error) or type(error).__name__
             raise BadRow(f"{type(processor).__name__} refuses it: {told}") from error
+        if (largest := int(given["input_ids"].max())) >= self._known_ids:
+            token = self._tokenizer.convert_ids_to_tokens(largest)
+            raise BadRow(f"{self._place(conversation, token)} contains {token}, which the model has no embedding of")
         given = {name: value for name, value in given.items() if name != "labels"}
         # Some processors make them only when they are asked to, though their model does not run without.
         lacks_types = TOKEN_TYPES not in given and takes_token_types(type(self._config))
@@ -226,8 +228,7 @@ class Chat:
 
     def _refuse_forged(self, conversation: Conversation) -> None:
         """Raise BadRow where the texts make control tokens after all, put together or by normalisation."""
-        more = self._counts_of(conversation) - self._neutral_counts(neutral(conversation))
-        for token in more:
+        for token in self._counts_of(conversation) - self._neutral_counts(neutral(conversation)):
             raise BadRow(f"{self._place(conversation, token)} contains the control token {token}")
 
     def _placed_in(self, conversation: Conversation) -> int:
@@ -243,9 +244,8 @@ class Chat:
 
     def _place(self, conversation: Conversation, token: str) -> str:
         found = next((message.role for message in conversation.messages if token in message.text), None)
-        if found is None and token in conversation.answer_start:
-            return "beginning of the answer"
-        return _NAMES[found or "user"]
+        is_start = found is None and token in conversation.answer_start
+        return "beginning of the answer" if is_start else _NAMES[found or "user"]
 
     def _tail_of(self, conversation: Conversation) -> Tail:
         return tail(self._template, self._controls, self._tokenizer, self.eos_token_ids, conversation)
@@ -302,26 +302,15 @@ class Chat:
         return sum(number in self._media for number in both) > sum(number in self._media for number in ids)
 
     def _try_start(self) -> bool:
-        """Whether a prompt ends with the beginning of its answer."""
+        """Whether a prompt ends with the beginning of its answer. Raises ModelError where an end token stands there."""
         asked = Conversation(Conversation.of(WORD).messages, ANSWER)
         ids = self.inputs(asked, [_PICTURE])["input_ids"][0].tolist()
+        if ids[-1] in self.eos_token_ids:
+            raise ModelError(
+                f"the tokenizer of {self.folder} writes {self._tokenizer.decode(ids[-1:])} behind each text, prompts "
+                "too, as some trainings have it: copy its files from the model that was trained"
+            )
         return self._tokenizer.decode(ids).endswith(ANSWER)
-
-
-class _Once:
-    """An image processor that is asked for the same pictures again and again, and computes them once."""
-
-    def __init__(self, processor: object) -> None:
-        self._processor, self._given = processor, None
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._processor, name)
-
-    def __call__(self, *args: object, **kwargs: object) -> BatchFeature:
-        if self._given is None:
-            self._given = self._processor(*args, **kwargs)
-        # Processors take entries out of what they get.
-        return BatchFeature(dict(self._given))
 
 
 def _shape(conversation: Conversation) -> Conversation:

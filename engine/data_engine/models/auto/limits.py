@@ -4,6 +4,7 @@ places in a way that only shows far on.
 
 import functools
 import inspect
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -62,17 +63,24 @@ def fast_positions(config: PretrainedConfig) -> int:
     return longest
 
 
-def require_embeddings(
+def known_ids(
     prompt_ids: Iterable[int], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
-    """Raise ModelError where a prompt has an id that the model has no embedding of: a GPU would only fail later."""
-    size, largest = getattr(config.get_text_config(decoder=True), "vocab_size", None), max(prompt_ids, default=0)
-    if size and largest >= size and largest >= (size := num_embeddings(config, size)):
+) -> int:
+    """Up to which id the model has embeddings: `sys.maxsize` where its tokenizer knows no other ones.
+
+    Raises ModelError where a prompt of any question has one beyond: a GPU would only fail later.
+    """
+    largest, size = max(prompt_ids, default=0), getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if not size or max((largest, *tokenizer.get_vocab().values())) < size:
+        return sys.maxsize
+    size = num_embeddings(config, size)
+    if largest >= size:
         raise ModelError(
             f"prompts of {folder} have the token {tokenizer.convert_ids_to_tokens(largest)!r} of id {largest}, and the "
             f"model has embeddings of {size} tokens: tokenizer or chat template are of another model, or the adapter "
             "was trained beside larger embeddings, which it does not have"
         )
+    return size
 
 
 def num_embeddings(config: PretrainedConfig, vocab_size: int) -> int:

@@ -21,6 +21,7 @@ from data_engine.models.auto.value_head import NAMES, others, stored_head
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.adapter_folder import with_real_places
 from data_engine.models.checkpoints.checkpoint import headers
+from data_engine.models.checkpoints.weight_files import Stored
 from data_engine.models.internvl_chat import is_own_folder, weights
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.memory_errors import is_out_of_memory
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 # So many names are told.
 TOLD = 3
 # As safetensors, or torch, spells them: weights in these are packed or scaled.
-QUANTISED = re.compile(r"[UI]8|F8_.*|F[46].*|torch\.(u?int8|float8.*|float4.*)")
+QUANTISED = re.compile(r"[UI]8|U32|F8_.*|F[46].*|torch\.(u?int8|float8.*|float4.*)")
 
 
 def check_weights(folder: Path, headed: bool = False) -> None:
@@ -45,13 +46,7 @@ def check_weights(folder: Path, headed: bool = False) -> None:
         if headed:
             stored_head(folder, load_config(folder).get_text_config(decoder=True).hidden_size)
         return
-    stored = headers(folder)
-    for one in stored.values():
-        if QUANTISED.fullmatch(one.dtype):
-            raise ModelError(
-                f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, "
-                "float16 or float32"
-            )
+    stored = _not_quantised(folder)
     config, adapter = load_config(folder), Adapter.of(folder)
     if headed:
         stored_head(folder, config.get_text_config(decoder=True).hidden_size)
@@ -70,6 +65,18 @@ def check_weights(folder: Path, headed: bool = False) -> None:
         changes(model, adapter)
 
 
+def _not_quantised(folder: Path) -> dict[str, Stored]:
+    """The tensors of a checkpoint by name. Raises ModelError where one is quantised."""
+    stored = headers(folder)
+    for one in stored.values():
+        if QUANTISED.fullmatch(one.dtype):
+            raise ModelError(
+                f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, "
+                "float16 or float32"
+            )
+    return stored
+
+
 def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed: bool = False) -> PreTrainedModel:
     """The model, whole. Raises ModelError where weights are missing, too many or of a wrong shape.
 
@@ -79,6 +86,8 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed:
     config = load_config(folder)
     if is_own_folder(folder):
         return weights.load_weights(folder, device, dtype, NAMES if headed else ())
+    # transformers would cast them without the numbers that they are scaled by.
+    _not_quantised(folder)
     where = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
         with quiet(), tensor_by_tensor():
@@ -120,7 +129,9 @@ def _of_reward_model(folder: Path, model: PreTrainedModel, told: Mapping) -> Map
 def _refuse_unfilled(folder: Path, told: Mapping) -> None:
     """Raise ModelError for parameters that no weight fills, by what transformers told of loading."""
     if missing := told["missing_keys"]:
-        raise ModelError(f"{folder} lacks {_some(missing)}: these are not the weights of this config.json")
+        # Those of a compiled or wrapped model are all there, with a word before each name.
+        others = f", and holds {_some(found)} instead" if (found := told["unexpected_keys"]) else ""
+        raise ModelError(f"{folder} lacks {_some(missing)}{others}: these are not the weights of this config.json")
     wrong = [f"{name} of shape {list(stored)} where config.json makes it {list(made)}"
              for name, stored, made in told["mismatched_keys"]]  # fmt: skip
     if wrong:

@@ -31,6 +31,11 @@ from data_engine.store.absent import is_file, matching
 # Files that may name the class of the processor, in the order in which transformers asks them.
 _NAMING = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
            "tokenizer_config.json")  # fmt: skip
+# By which files a folder has each.
+_NEEDED = {
+    "processor": ("processor_config.json", "preprocessor_config.json"),
+    "tokenizer": ("tokenizer.json", "tokenizer.model", "*.model", "vocab.*", "*.tiktoken", "tekken.json"),
+}
 # Text that transformers' files for the processor hold, which a clone without Git LFS may have left out.
 _PARTS = ("*.json", "*.model", "*.jinja", "*.txt")
 # What transformers says where it misses torchvision, or a video processor, which needs torchvision.
@@ -39,6 +44,8 @@ _PIP = re.compile(r"pip install ([\w\[\]-]+)")
 # transformers' name of it; Unlimited-OCR has such layers.
 OWN_WINDOW = "reference_sliding_attention"
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
+# By these a processor cuts or fills up each text. A saved tokenizer keeps those of its last call, as in training.
+_LENGTHS = ("max_length", "truncation", "stride", "padding", "pad_to_multiple_of")
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -74,6 +81,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
             f"{where} is refused by transformers {transformers.__version__}: {reason(error)}{advice}"
         ) from error
     config = getattr(config, READING_PART, config)
+    # Some trainings ask for FlashAttention there; what attends is chosen here.
+    config._attn_implementation = None
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{where} is of an encoder-decoder ({kind}): models that continue their prompt are supported")
     if OWN_WINDOW in (getattr(config.get_text_config(decoder=True), "layer_types", None) or ()):
@@ -98,7 +107,7 @@ def _unknown(where: Path, kind: object, remote: bool) -> str:
 
 
 def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
-    """The processor with Pillow's image processor where there is one, whatever else is installed.
+    """The processor with Pillow's image processor where there is one, whatever else is installed; it cuts no text.
 
     Raises ModelError naming the file or package that is missing.
     """
@@ -106,18 +115,27 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
         refuse_pointer(path)
     try:
         if internvl_chat.is_own_folder(folder):
-            return load_internvl_chat(folder)
-        kind = _class(folder, config)
-        return _loaded(folder, kind)
+            processor = load_internvl_chat(folder)
+        else:
+            processor = _loaded(folder, _class(folder, config))
     except ModelError:
         raise
     # A processor that lacks something raises ImportError, OSError, ValueError, AttributeError or TypeError.
     except Exception as error:
         raise explained(folder, error) from error
+    for name in _LENGTHS:
+        processor.tokenizer.init_kwargs.pop(name, None)
+    return processor
 
 
 def explained(folder: Path, error: Exception) -> ModelError:
-    """What to do about an exception of a processor: the package to install, or its own words."""
+    """What to do about an exception of a processor: the file or package that it needs, or its own words."""
+    for what, names in _NEEDED.items():
+        if not any(matching(folder, name) for name in names):
+            return ModelError(
+                f"{folder} has no {what} ({' or '.join(names[:2])}), which a trainer saves apart from the model: copy "
+                "the files of processor and tokenizer from the model that it was trained from"
+            )
     told = f"{type(error).__name__}: {error}"
     # A class that asks its video processor for something finds none.
     if find_spec("torchvision") is None and (_NEEDS_TORCHVISION.search(told) or _asks_for_part(error)):
@@ -172,6 +190,22 @@ def _loaded(folder: Path, kind: type[ProcessorMixin]) -> ProcessorMixin:
     # Apart from the rest: AutoProcessor would hand `backend` on to the video processor, which has none of Pillow's.
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **_LOCAL)
     return processor
+
+
+class Once:
+    """An image processor that is asked for the same pictures again and again, and computes them once."""
+
+    def __init__(self, processor: object) -> None:
+        self._processor, self._given = processor, None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._processor, name)
+
+    def __call__(self, *args: object, **kwargs: object) -> BatchFeature:
+        if self._given is None:
+            self._given = self._processor(*args, **kwargs)
+        # Processors take entries out of what they get.
+        return BatchFeature(dict(self._given))
 
 
 def text_alone(processor: ProcessorMixin) -> ProcessorMixin:

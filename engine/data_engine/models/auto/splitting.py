@@ -67,13 +67,17 @@ def load_split(
         with accelerate.init_empty_weights(include_buffers=False):
             model = AutoModelForImageTextToText.from_config(load_config(folder), dtype=dtype)
     divided = _divided(model)
+    # Rank 0 alone knows: where a checkpoint holds two that differ, transformers ties none, whatever config.json says.
+    is_tied = len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.parameters()))
+    is_tied = bool(_same(torch.tensor([is_tied], device=device)))
     for owner in list(model.modules()):
         for name, value in list(owner.named_parameters(recurse=False)):
             setattr(owner, name, _placed(value, value in divided, device, split))
         for name, value in list(owner.named_buffers(recurse=False)):
             owner._buffers[name] = _same(value.to(device))
     # A tied head is the embeddings' weight again, of which each was made one of its own.
-    model.tie_weights()
+    if is_tied:
+        model.tie_weights()
     return model
 
 

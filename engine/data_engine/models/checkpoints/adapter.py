@@ -15,7 +15,7 @@ from torch import Tensor
 from data_engine.models.checkpoints.adapter_config import CONFIG, INSTEAD, Scales, check_settings
 from data_engine.models.checkpoints.adapter_folder import adapter_files, parts
 from data_engine.models.checkpoints.checkpoint import read_bin_header, tensors
-from data_engine.models.checkpoints.weight_files import FLOATS, Stored, read_header
+from data_engine.models.checkpoints.weight_files import FLOATS, Stored, read_header, refuse_empty
 from data_engine.models.registry import ModelError
 
 # base_model. is peft's model, model. its tuner; behind them stands the name in the model that was trained.
@@ -24,12 +24,13 @@ _TUNER = re.compile(r"^base_model\.model\.")
 _MATRIX = re.compile(r"^(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<side>[AB])(?:\.(?!weight$)[^.]+)?(?:\.weight)?$")
 # How peft wraps a module that it trains whole, or keeps beside its matrices.
 _WRAPPED = re.compile(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)")
+_BESIDE = ".base_layer."
 _TOLD = 3
 
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter does to one weight: another one in its place, or scale B A added to it."""
+    """What an adapter does to one weight: another one in its place, scale B A added to it, or both."""
 
     whole: Stored | None = None
     a: Stored | None = None
@@ -40,8 +41,9 @@ class Change:
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The changed weight, fp32, on the same device; `weight` stays as it is."""
-        if self.whole is not None:
-            return _read(self.whole, weight.device)
+        weight = weight if self.whole is None else _read(self.whole, weight.device)
+        if self.a is None:
+            return weight
         product = _read(self.b, weight.device) @ _read(self.a, weight.device)
         return (product.T if self.turned else product).mul_(self.scale).add_(weight)
 
@@ -76,6 +78,7 @@ class Adapter:
                   for one in (read_bin_header(file) if file.suffix == ".bin" else read_header(file))]  # fmt: skip
         if not stored:
             raise ModelError(f"the adapter {adapter} holds no tensor")
+        refuse_empty(stored)
         where = adapter / CONFIG
         return cls(adapter, base, Scales.of(check_settings(where), where), tuple(stored))
 
@@ -119,20 +122,22 @@ class Adapter:
             module = matrix["module"] if matrix else _WRAPPED.sub("", bare)
             # A matrix belongs to the weight of its module; what was trained whole is a weight or a bias.
             place = found.setdefault(rename(f"{module}.weight" if matrix else module), _Found(module))
-            side = matrix["side"] if matrix else None
-            if place.whole is not None or (place.sides if side is None else side in place.sides):
-                raise ModelError(f"{one} belongs to {place.module}, as another tensor of the adapter does: remove one")
+            if place.sides.get(matrix["side"]) if matrix else place.whole:
+                raise _two_of(place.module, one)
             if matrix:
-                place.sides[side], place.is_table = one, bool(matrix["table"])
+                place.sides[matrix["side"]], place.is_table = one, bool(matrix["table"])
             else:
                 place.whole = one
         return found
 
     def _check(self, name: str, found: _Found, shape: tuple[int, ...]) -> None:
         """Raise ModelError where a matrix lacks the other one, or shapes do not fit."""
-        if found.whole is None and len(found.sides) == 1:
+        if len(found.sides) == 1:
             [(side, one)] = found.sides.items()
             raise ModelError(f"{one} has no {'B' if side == 'A' else 'A'}: the adapter is not whole; save it again")
+        # peft saves an adapter's embeddings and head with the weight that its matrices are added to.
+        if found.whole is not None and found.sides and _BESIDE not in found.whole.name:
+            raise _two_of(found.module, found.whole)
         if found.whole is not None and found.whole.shape != shape:
             raise self._of_another(found.whole, found.whole.shape, shape)
         for one in found.sides.values():
@@ -143,7 +148,7 @@ class Adapter:
                 )
 
     def _change(self, name: str, found: _Found, shape: tuple[int, ...], turned: bool) -> Change:
-        if found.whole is not None:
+        if not found.sides:
             return Change(whole=found.whole)
         a, b = found.sides["A"], found.sides["B"]
         rank, scale = self.scales.of_module((found.module, name.removesuffix(".weight")))
@@ -157,13 +162,20 @@ class Adapter:
         made = (a.shape[1], b.shape[0]) if turned else (b.shape[0], a.shape[1])
         if made != shape:
             raise self._of_another(a, made, shape)
-        return Change(a=a, b=b, scale=scale, turned=turned)
+        return Change(found.whole, a, b, scale, turned)
 
     def _of_another(self, one: Stored, made: tuple[int, ...], shape: tuple[int, ...]) -> ModelError:
+        told = "it was trained on another model; name that one as its base"
+        if made[1:] == shape[1:] and made[0] > shape[0]:
+            told += f". Or it was trained with tokens added to its base: then {INSTEAD}"
         return ModelError(
-            f"{one} is for a weight of shape {list(made)}, which has shape {list(shape)} in its base {self.base}: it "
-            "was trained on another model; name that one as its base"
+            f"{one} is for a weight of shape {list(made)}, which has shape {list(shape)} in its base {self.base}: "
+            f"{told}"
         )
+
+
+def _two_of(module: str, one: Stored) -> ModelError:
+    return ModelError(f"{one} belongs to {module}, as another tensor of the adapter does: remove one")
 
 
 def _read(one: Stored, device: torch.device) -> Tensor:

@@ -19,7 +19,15 @@ from pathlib import Path
 from data_engine.flag_files import has_hub_form
 from data_engine.models.checkpoints.adapter_config import CONFIG, check_settings
 from data_engine.models.checkpoints.weight_files import FILES, INDEX, check_archive, read_header
-from data_engine.models.registry import FILE_ENDINGS, ModelError, fetch, refuse_pointer, resolve
+from data_engine.models.registry import (
+    FILE_ENDINGS,
+    ModelError,
+    fetch,
+    quantised,
+    read_json,
+    refuse_pointer,
+    resolve,
+)
 from data_engine.store.absent import is_file
 
 # In a folder of links, those of the two folders.
@@ -176,6 +184,11 @@ def _base(folder: Path, settings: Mapping, base_path: str | None, base_flag: str
             f"the base model {base} of {folder} is an adapter itself: merge it into its own base first, with peft's "
             f"merge_and_unload, save that, and name its folder by {base_flag}"
         )
+    if is_file(base / "config.json") and (told := quantised(read_json(base / "config.json"))) is not None:
+        raise ModelError(
+            f"the base model {base} of {folder} has a {told} in its config.json, and an adapter is merged into weights "
+            f"that are not quantised: name the model that it was made from by {base_flag}"
+        )
     return base
 
 
@@ -212,6 +225,10 @@ def _of_base(adapter: Path, base: Path) -> set[str]:
     for files, sign in _SETS:
         if _matching(adapter, sign):
             gone |= _matching(base, files)
+    # transformers looks for what makes pixels in the newer one first, where releases from 5 on write it.
+    older, newer = "preprocessor_config.json", "processor_config.json"
+    if older in gone and newer not in gone and is_file(base / newer) and "image_processor" in read_json(base / newer):
+        gone.add(newer)
     return {one.name for one in base.iterdir() if not one.name.startswith(".")} - gone
 
 

@@ -23,6 +23,7 @@ from data_engine.models.checkpoints.weight_files import (
     located,
     read_header,
     read_index,
+    refuse_empty,
     weight_files,
 )
 from data_engine.models.registry import ModelError, reason
@@ -56,6 +57,7 @@ def headers(folder: Path) -> dict[str, Stored]:
             if one.name in found:
                 raise ModelError(f"{one.name} stands in two files, {found[one.name].file} and {file}; remove one")
             found[one.name] = one
+    refuse_empty(found.values())
     for name, shard in read_index(index).items() if index is not None else ():
         if name not in found or found[name].file != folder / shard:
             raise ModelError(f"{index} says that {shard} holds {name}, but it does not: download both again")

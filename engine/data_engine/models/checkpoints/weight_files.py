@@ -8,15 +8,21 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
-from data_engine.store.absent import is_file
+from data_engine.store.absent import is_file, matching
 
 # As transformers looks for them: an index may be left over from another save, beside a whole file.
 FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
+# Folders of a trainer that saves the shares of its ranks, DeepSpeed and FSDP, and what makes one checkpoint of them.
+_SHARES = {
+    "global_step*": '"python zero_to_fp32.py . . --safe_serialization"',
+    "pytorch_model_fsdp*": '"accelerate merge-weights {} ."',
+}
 # Of safetensors' dtypes.
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -55,7 +61,17 @@ def located(folder: Path) -> tuple[list[Path], Path | None]:
         index = folder / f"{name}{INDEX}"
         if is_file(index):
             return sorted({folder / shard for shard in read_index(index).values()}), index
-    raise ModelError(f"{folder} has no weights: expected model.safetensors, pytorch_model.bin, or an index of shards")
+    expected = "expected model.safetensors, pytorch_model.bin, or an index of shards"
+    raise ModelError(f"{folder} has no weights: {expected}{_of_ranks(folder)}")
+
+
+def _of_ranks(folder: Path) -> str:
+    """What to do where a trainer left the shares of its ranks apart."""
+    for pattern, command in _SHARES.items():
+        for share in matching(folder, pattern):
+            told = command.format(share.name)
+            return f". A trainer left the shares of its ranks in {share.name}: put them together, by {told} in {folder}"
+    return ""
 
 
 def read_index(index: Path) -> dict[str, str]:
@@ -73,6 +89,17 @@ def read_index(index: Path) -> dict[str, str]:
         some = ", ".join(missing[:5])
         raise ModelError(f"{index} names {len(missing)} weight files that are missing: {some}; download them again")
     return found
+
+
+def refuse_empty(stored: Iterable[Stored]) -> None:
+    """Raise ModelError for a tensor without numbers: what one rank had of a weight that was split, and not gathered."""
+    for one in stored:
+        if 0 in one.shape:
+            raise ModelError(
+                f"{one} is empty: DeepSpeed's ZeRO-3 had split the model, and it was saved without its weights being "
+                'gathered. Save it with "stage3_gather_16bit_weights_on_model_save": true, or put the shares together '
+                "by zero_to_fp32.py"
+            )
 
 
 def check_files(folder: Path) -> None:
