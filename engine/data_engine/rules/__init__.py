@@ -30,7 +30,7 @@ class BuiltIn:
 
 
 BUILT_IN = {
-    "final_answer": BuiltIn("data_engine.rules.final_answer", ("answer",), values_in, version=2),
-    "contains": BuiltIn("data_engine.rules.contains", ("answer",), values_in, version=4),
-    "objects": BuiltIn("data_engine.rules.objects", ("objects",), names_in, collects="objects"),
+    "final_answer": BuiltIn("data_engine.rules.final_answer", ("answer",), values_in, version=3),
+    "contains": BuiltIn("data_engine.rules.contains", ("answer",), values_in, version=5),
+    "objects": BuiltIn("data_engine.rules.objects", ("objects",), names_in, version=2, collects="objects"),
 }

@@ -1,8 +1,8 @@
 """The rule `final_answer`: 1 where an answer's final answer is the one of the column `answer`, else 0.
 
 The final answer is what stands behind the last "Final Answer:" (also "final answer is", or a heading), or in the last
-\\boxed{}; an answer without one is wrong, 0. What counts as the same is in values.py. None where the column has nothing
-to compare with.
+\\boxed{} or <answer>; an answer without one is wrong, 0. What counts as the same is in values.py. None where the column
+has nothing to compare with.
 """
 
 import re
@@ -12,8 +12,12 @@ from data_engine.rules.cells import values_in
 from data_engine.rules.values import equal, inside_braces
 
 _MARK = re.compile(
-    r"final[ _]answer(?:\s+is\b[\s*_]*[:：]?|\W{0,4}[:：]|[ \t*_]*\n)|\\(?:boxed|fbox)(?=\s*\{)", re.IGNORECASE
+    r"final[ _]answer(?:\s+is\b[\s*_]*[:：]?|\W{0,4}[:：]|[ \t*_]*\n)|\\(?:boxed|fbox)(?=\s*\{)|<answer>",
+    re.IGNORECASE,
 )
+_END = re.compile("</answer>", re.IGNORECASE)
+# A line that only opens a formula of LaTeX, which stands on the next.
+_OPENS = re.compile(r"\$\$?|\\[\[(]")
 # Marks of Markdown that may stand between the mark and the answer.
 _NOISE = " \t*_`"
 
@@ -45,8 +49,8 @@ def extracted(answer: str) -> str | None:
         if mark[0].startswith("\\"):
             found = inside_braces(behind.lstrip())
         else:
-            lines = (line.strip(_NOISE) for line in behind.splitlines())
-            found = next(filter(None, lines), "")
+            lines = (line.strip(_NOISE) for line in _END.split(behind, 1)[0].splitlines())
+            found = next((line for line in lines if line and not _OPENS.fullmatch(line)), "")
         if found:
             # "Final Answer: \\boxed{5}": what is in the box.
             return found.strip(_NOISE)
