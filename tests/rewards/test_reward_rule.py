@@ -62,6 +62,16 @@ def test_a_file_that_a_rule_reads_is_warned_of_at_each_start_and_by_validate(giv
     assert capsys.readouterr().err.count(told) == 1
 
 
+def test_a_special_token_in_an_answer_is_known_where_the_model_to_train_is_named(given, goldens, tmp_path):
+    lines = [{"idx": 1, "answer": text} for text in ("Final Answer: 4", "Final Answer: 5</s>", "Final Answer: 6")]
+    (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    all_pairs = {"strategy": "right_wrong", "right": 1.0}
+    assert given("final_answer", **all_pairs) == 0
+    assert {pair["rejected_index"] for pair in read(tmp_path / "work/pairs")} == {1, 2}
+    assert given("final_answer", **all_pairs, instruct_model_path=str(goldens / "llava/instruct")) == 0
+    assert {pair["rejected_index"] for pair in read(tmp_path / "work/pairs")} == {2}
+
+
 def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsys):
     assert given("final_answer") == 0
     work = tmp_path / "work"
