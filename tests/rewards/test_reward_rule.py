@@ -72,6 +72,25 @@ def test_a_special_token_in_an_answer_is_known_where_the_model_to_train_is_named
     assert {pair["rejected_index"] for pair in read(tmp_path / "work/pairs")} == {2}
 
 
+def test_answers_without_any_final_answer_are_warned_of_once(given, tmp_path, capsys):
+    told = (
+        "rule final_answer: none of the first 2 answers has a final answer (Final Answer: ..., \\boxed{} or <answer>)"
+    )
+    lines = [{"idx": idx, "answer": text} for idx in (1, 2) for text in ("B", "C")]
+    (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert given("final_answer", unit_size=1) == 4
+    found = capsys.readouterr().err
+    assert found.count(told) == found.count("has a final answer") == 1
+    assert 'the first is "B". Let the questions ask for one' in found
+    assert given("contains", unit_size=1, work_dir=str(tmp_path / "other")) in (0, 4)
+    assert "final answer" not in capsys.readouterr().err
+
+
+def test_one_final_answer_is_enough_to_warn_of_nothing(given, capsys):
+    assert given("final_answer") == 0
+    assert "has a final answer" not in capsys.readouterr().err
+
+
 def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsys):
     assert given("final_answer") == 0
     work = tmp_path / "work"

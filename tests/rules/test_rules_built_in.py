@@ -249,6 +249,22 @@ def test_contains(right, answer, score):
 @pytest.mark.parametrize(
     ("right", "answer", "score"),
     [
+        ("A", "A", 1), ("A", "(A)", 1), ("A", "a", 1), ("A", "A. A cat", 1), ("A.", "A", 1),
+        ("A", "The answer is A.", 1),
+        ("A", "It is A, I think", 1), ("A", "选A", 1), (["A", "cat"], "a cat", 1),
+        # The article; and that of another option.
+        ("A", "a cat", 0), ("A", "B. a cat", 0), ("A", "B. A cat", 0), ("A.", "B. A cat", 0), ("A", "It is a cat", 0),
+        ("A", "The answer is B, a cat", 0), ("A", "AB", 0), ("B", "(A) B", 0),
+        ("a", "a cat", 1), ("I", "i see", 0),
+    ],
+)  # fmt: skip
+def test_contains_takes_a_capital_for_the_letter_of_an_option(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
         ("猫", "图片里有一只猫和两只狗。", 1), ("猫", "图片里有两只狗。", 0),
         ("5", "图中有5只猫", 1), ("5", "图中有15只猫", 0),
         ("5", "图中有1.5米", 0), ("cat", "这是cat吗", 1), ("cat", "这是cats", 0), ("ねこ", "これはねこです", 1),

@@ -5,7 +5,12 @@ A file has the function
     make(collected: list[object]) -> Callable[[dict, list[str]], list[float | None]]
 
 whose result takes a row of the dataset, without its pictures, and the answers to it, and gives a number an answer, or
-None for one that is not rewarded. `collected` are the values of the column `collects` in all rows of the dataset.
+None for one that is not rewarded. `collected` are the values of the column `collects` in all rows of the dataset. It
+may have
+
+    warning(answers: list[str]) -> str | None
+
+which says what a person should know of the answers of the first unit, before the others are judged.
 """
 
 from collections.abc import Callable

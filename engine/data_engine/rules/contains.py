@@ -3,19 +3,22 @@
 Both in one case, Unicode form and spacing; it must stand there as whole words, and a number as a whole number: 5 is not
 in 1.5, 2,500 or -5. Scripts without spaces have no whole words: such a text may stand anywhere, and beside their
 characters a word or a number is whole. So is one before Hangul, as particles and counters have no space before them.
-Of a list, any text does. None where the column has nothing to look for.
+A capital alone is the letter of an option: of an answer that is an option, that one, and else a capital in it; "a" is
+an article. Of a list, any text does. None where the column has nothing to look for.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable
 
+from data_engine.rules import values
 from data_engine.rules.cells import values_in
 
 # What a text that begins, or ends, with a digit would be a part of: a decimal, thousands, a number below 0; one with
 # the word for 10^4 or 10^8 in Chinese, Japanese or Korean.
 _BEFORE_DIGIT = r"(?<!\d[.,])(?<!(?<!\w)[-\u2212])"
 _BEHIND_DIGIT = r"(?![.,]\d|[\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5])"
+_AROUND = " .,;:!?\"'"
 # Han, kana, bopomofo; Thai, Lao, Burmese and Khmer.
 _WITHOUT_SPACES = (
     "\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -25,6 +28,8 @@ _HANGUL = "\u1100-\u11ff\u3131-\u318e\uac00-\ud7ff"
 # A character of a word in a script with spaces; the second one where a word goes on.
 _IN_WORD = rf"[^\W{_WITHOUT_SPACES}]"
 _IN_WORD_BEHIND = rf"[^\W{_WITHOUT_SPACES}{_HANGUL}]"
+_LETTER = re.compile("[A-Z]")
+_CAPITAL = re.compile(rf"(?<!{_IN_WORD})[A-Z](?!{_IN_WORD_BEHIND})")
 _STANDS_ALONE = re.compile(f"[{_WITHOUT_SPACES}]")
 
 
@@ -38,11 +43,22 @@ def contains(row: dict, answers: list[str]) -> list[float | None]:
     items = values_in(row["answer"])
     # A column of whole numbers of which some are missing is often stored as one of floats.
     items += [int(item) for item in items if isinstance(item, float) and item.is_integer()]
-    wanted = [plain(str(item)) for item in items]
-    patterns = [_pattern(text) for text in wanted if text]
-    if not patterns:
+    wanted = [str(item).strip(_AROUND) for item in items]
+    letters = {text for text in wanted if _LETTER.fullmatch(text)}
+    patterns = [_pattern(text) for text in map(plain, wanted) if text and text.upper() not in letters]
+    if not (patterns or letters):
         return [None] * len(answers)
-    return [float(any(pattern.search(plain(answer)) for pattern in patterns)) for answer in answers]
+    return [
+        float(any(pattern.search(plain(answer)) for pattern in patterns) or _has_option(letters, answer))
+        for answer in answers
+    ]
+
+
+def _has_option(letters: set[str], answer: str) -> bool:
+    if not letters:
+        return False
+    chosen, _ = values.option(values.plain(answer))
+    return bool(letters & ({chosen} if chosen else set(_CAPITAL.findall(answer))))
 
 
 def _pattern(text: str) -> re.Pattern:
@@ -56,4 +72,4 @@ def _pattern(text: str) -> re.Pattern:
 def plain(text: str) -> str:
     """In one case and Unicode form, with single spaces, without marks around it."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return text.strip(" .,;:!?\"'")
+    return text.strip(_AROUND)

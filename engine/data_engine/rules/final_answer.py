@@ -5,6 +5,7 @@ The final answer is what stands behind the last "Final Answer:" (also "final ans
 has nothing to compare with.
 """
 
+import json
 import re
 from collections.abc import Callable
 
@@ -34,6 +35,17 @@ def final_answer(row: dict, answers: list[str]) -> list[float | None]:
         return [None] * len(answers)
     found = map(extracted, answers)
     return [float(text is not None and any(equal(one, text) for one in right)) for text in found]
+
+
+def warning(answers: list[str]) -> str | None:
+    """That no answer has a final answer, as where questions ask for a single word: each is wrong then."""
+    if not answers or any(extracted(answer) is not None for answer in answers):
+        return None
+    return (
+        f"none of the first {len(answers)} answers has a final answer (Final Answer: ..., \\boxed{{}} or <answer>): "
+        f"each is wrong; the first is {json.dumps(answers[0][:60], ensure_ascii=False)}. Let the questions ask for "
+        "one; for questions that ask for the answer alone, docs/rules.md has a rule"
+    )
 
 
 def as_text(value: object) -> str:

@@ -171,7 +171,7 @@ def _same_number(right: str, answer: str) -> bool:
 
 def _same_option(right: str, answer: str) -> bool:
     """A letter against a letter, whatever stands behind it; without one in what is right, what stands behind it."""
-    (one, text), (other, said) = _option(right), _option(answer)
+    (one, text), (other, said) = option(right), option(answer)
     if one and other:
         return one == other and not (_OPTION_COMMA.match(right) and _OPTION_COMMA.match(answer))
     if one:
@@ -179,7 +179,7 @@ def _same_option(right: str, answer: str) -> bool:
     return bool(other and said) and equal(right, said)
 
 
-def _option(text: str) -> tuple[str, str]:
+def option(text: str) -> tuple[str, str]:
     """The option letter with which a text begins, and the text behind it; "" without, and for several options."""
     listed = [_letter_and_text(item) for item in _items(text)[1]]
     # Each has its text, or none has: "B. x, y" is one option.
