@@ -236,7 +236,8 @@ def test_true_and_false_of_a_column_are_words():
         ("cat", "cats", 0),
         ("5", "15 apples", 0), ("5", "5 apples", 1), ("café", "Cafe\u0301 au lait", 1), ("C++", "in C++, yes", 1),
         (["cat", "dog"], "a dog", 1), (["cat", "dog"], "a bird", 0), ("cat.", "a cat", 1), (None, "cat", None),
-        ("", "cat", None), ("...", "cat", None), (3, "I see 3 of them", 1), (3.0, "I see 3 of them", 1),
+        ("", "cat", None), ("...", "cat", None),
+        ("．", "cat", None), (3, "I see 3 of them", 1), (3.0, "I see 3 of them", 1),
         (3.0, "It is 3.0 m", 1), (3.5, "It is 3 m", 0), (float("inf"), "inf", 1), (NAN, "x nan", None),
         ([NAN, "cat"], "nan", 0), ("nan", "x nan", 1), ('["cat", "dog"]', "a dog", 1), ('["cat", "dog"]', "a bird", 0),
         ("[1, 2]", "It is [1, 2].", 1), ("[1, 2]", "1", 0), ("[cat", "a [cat", 1),
@@ -259,6 +260,20 @@ def test_contains(right, answer, score):
     ],
 )  # fmt: skip
 def test_contains_takes_a_capital_for_the_letter_of_an_option(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        ("no", "No, there is none.", 1), ("No", "There is no dog.", 1), ("yes", "**Yes**", 1), ("Yes", "I say yes", 1),
+        # The answer is the other one.
+        ("no", "**Yes**, no doubt", 0),
+        ("no", "Yes, and there is no doubt.", 0), ("yes", "No. A yes would be wrong.", 0), ("no", "yes", 0),
+        ("no", "Nothing", 0), ("no", "Yesterday there was no dog", 1), (["no", "none"], "Yes, none", 1),
+    ],
+)  # fmt: skip
+def test_contains_takes_yes_and_no_from_the_beginning_of_an_answer(right, answer, score):
     assert contains.make([])({"answer": right}, [answer]) == [score]
 
 

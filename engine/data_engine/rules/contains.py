@@ -4,7 +4,8 @@ Both in one case, Unicode form and spacing; it must stand there as whole words, 
 in 1.5, 2,500 or -5. Scripts without spaces have no whole words: such a text may stand anywhere, and beside their
 characters a word or a number is whole. So is one before Hangul, as particles and counters have no space before them.
 A capital alone is the letter of an option: of an answer that is an option, that one, and else a capital in it; "a" is
-an article. Of a list, any text does. None where the column has nothing to look for.
+an article. Yes and no are what an answer begins with where it begins with either. Of a list, any text does. None where
+the column has nothing to look for.
 """
 
 import re
@@ -30,6 +31,7 @@ _IN_WORD = rf"[^\W{_WITHOUT_SPACES}]"
 _IN_WORD_BEHIND = rf"[^\W{_WITHOUT_SPACES}{_HANGUL}]"
 _LETTER = re.compile("[A-Z]")
 _CAPITAL = re.compile(rf"(?<!{_IN_WORD})[A-Z](?!{_IN_WORD_BEHIND})")
+_YES_NO = re.compile(r"\W*(yes|no)\b")
 _STANDS_ALONE = re.compile(f"[{_WITHOUT_SPACES}]")
 
 
@@ -43,22 +45,29 @@ def contains(row: dict, answers: list[str]) -> list[float | None]:
     items = values_in(row["answer"])
     # A column of whole numbers of which some are missing is often stored as one of floats.
     items += [int(item) for item in items if isinstance(item, float) and item.is_integer()]
-    wanted = [str(item).strip(_AROUND) for item in items]
-    letters = {text for text in wanted if _LETTER.fullmatch(text)}
-    patterns = [_pattern(text) for text in map(plain, wanted) if text and text.upper() not in letters]
-    if not (patterns or letters):
+    checks = [_check(text) for text in map(str, items) if plain(text)]
+    if not checks:
         return [None] * len(answers)
-    return [
-        float(any(pattern.search(plain(answer)) for pattern in patterns) or _has_option(letters, answer))
-        for answer in answers
-    ]
+    return [float(any(check(answer) for check in checks)) for answer in answers]
 
 
-def _has_option(letters: set[str], answer: str) -> bool:
-    if not letters:
-        return False
-    chosen, _ = values.option(values.plain(answer))
-    return bool(letters & ({chosen} if chosen else set(_CAPITAL.findall(answer))))
+def _check(wanted: str) -> Callable[[str], bool]:
+    """Whether a text stands in an answer; the letter of an option, and yes or no, as what an answer begins with."""
+    letter, wanted = wanted.strip(_AROUND), plain(wanted)
+    if _LETTER.fullmatch(letter):
+        return lambda answer: letter in (_option(answer) or _CAPITAL.findall(answer))
+    pattern = _pattern(wanted)
+
+    def stands_in(answer: str) -> bool:
+        answer = plain(answer)
+        first = _YES_NO.match(answer) if _YES_NO.fullmatch(wanted) else None
+        return first[1] == wanted if first else pattern.search(answer) is not None
+
+    return stands_in
+
+
+def _option(answer: str) -> str:
+    return values.option(values.plain(answer))[0]
 
 
 def _pattern(text: str) -> re.Pattern:
