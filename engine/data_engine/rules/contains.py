@@ -29,6 +29,7 @@ _HANGUL = "\u1100-\u11ff\u3131-\u318e\uac00-\ud7ff"
 # A character of a word in a script with spaces; the second one where a word goes on.
 _IN_WORD = rf"[^\W{_WITHOUT_SPACES}]"
 _IN_WORD_BEHIND = rf"[^\W{_WITHOUT_SPACES}{_HANGUL}]"
+_BEGINNING = 200
 _LETTER = re.compile("[A-Z]")
 _CAPITAL = re.compile(rf"(?<!{_IN_WORD})[A-Z](?!{_IN_WORD_BEHIND})")
 _YES_NO = re.compile(r"\W*(yes|no)\b")
@@ -67,7 +68,8 @@ def _check(wanted: str) -> Callable[[str], bool]:
 
 
 def _option(answer: str) -> str:
-    return values.option(values.plain(answer))[0]
+    # With which it begins.
+    return values.option(values.plain(answer[:_BEGINNING]))[0]
 
 
 def _pattern(text: str) -> re.Pattern:
