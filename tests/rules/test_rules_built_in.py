@@ -241,7 +241,18 @@ def test_marks_of_markdown_may_end_where_the_final_answer_does():
 
 
 def test_true_and_false_of_a_column_are_words():
-    assert final_answer({"answer": True}, ["Final Answer: True", "Final Answer: false"]) == [1, 0]
+    said = [
+        "Final Answer: True",
+        "Final Answer: false",
+        "Final Answer: Yes, it is.",
+        "Final Answer: no",
+        "Final Answer: 1",
+    ]
+    assert final_answer({"answer": True}, said) == [1, 0, 1, 0, 0]
+    assert final_answer({"answer": False}, said) == [0, 1, 0, 1, 0]
+    said = ["True", "False.", "Yes.", "No, there is none", "True, there is no cat", "It is not true"]
+    assert contains.contains({"answer": True}, said) == [1, 0, 1, 0, 1, 1]
+    assert contains.contains({"answer": False}, said) == [0, 1, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize(

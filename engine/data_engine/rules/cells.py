@@ -21,7 +21,9 @@ _LIKE_A_LIST = re.compile(r"\[\s*['\"].*\]", re.DOTALL)
 
 
 def values_in(cell: object) -> list:
-    """The texts and numbers, true and false in a cell of the column `answer`; [] for an empty cell."""
+    """The texts and numbers, true and false in a cell of the column `answer`, the last two as yes and no too; [] for
+    an empty cell.
+    """
     listed = _list_in_text("answer", cell)
     # "[1, 2]" is one answer: a vector, or an interval.
     if listed is not None and not (listed and all(isinstance(item, int | float | list) for item in listed)):
@@ -33,7 +35,8 @@ def values_in(cell: object) -> list:
         if not isinstance(value, _VALUES):
             expected = "text, a number, true or false, or a list of these"
             raise ValueError(f'the column "answer" must hold {expected}, got {_kind(value, is_list)}')
-    return values
+    # As questions are answered that take true or false.
+    return values + ["yes" if value else "no" for value in values if isinstance(value, bool)]
 
 
 def names_in(cell: object) -> list[str] | None:

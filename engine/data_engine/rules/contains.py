@@ -32,7 +32,7 @@ _IN_WORD_BEHIND = rf"[^\W{_WITHOUT_SPACES}{_HANGUL}]"
 _BEGINNING = 200
 _LETTER = re.compile("[A-Z]")
 _CAPITAL = re.compile(rf"(?<!{_IN_WORD})[A-Z](?!{_IN_WORD_BEHIND})")
-_YES_NO = re.compile(r"\W*(yes|no)\b")
+_YES_NO = re.compile(r"\W*(yes|no|true|false)\b")
 _STANDS_ALONE = re.compile(f"[{_WITHOUT_SPACES}]")
 
 
