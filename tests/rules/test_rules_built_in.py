@@ -84,6 +84,7 @@ SAME = {
     "red car": ["red  car", "a red car", "Red Car"],
     "12:30": ["12:30"],
     r"2\pi": ["2π", r"2\pi", "2 pi", r"2\cdot\pi", "2π cm", r"2\pi\text{ cm}", "2.0π square feet"],
+    "pi": ["Pi", "PI", "π", r"\pi"],
     # Roots and signs in any writing; spaces around a sign tell nothing apart.
     r"5\sqrt{2}": ["5√2", r"5 \sqrt 2", r"5\sqrt2", "5√(2)", "5 sqrt(2)", r"5\cdot\sqrt{2}", "5√2 cm",
                    r"5\sqrt{2}\text{ cm}"],
