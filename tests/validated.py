@@ -18,6 +18,7 @@ PLANTED = {
     "sample_k": (1, "sample_k must be at least 2 to form a pair, got 1"),
     "distance": (0, "distance must be at least 1, got 0"),
     "max_pairs": (0, "max_pairs must be at least 1, got 0"),
+    "length_balance": (-1, "length_balance must be at least 0, got -1.0"),
     "threads": (0, "threads must be at least 1, got 0"),
     "dtype": ("int8", 'dtype must be auto, float32, bfloat16 or float16, got "int8"'),
     "unit_size": ("many", 'unit_size must be a whole number, got "many"'),

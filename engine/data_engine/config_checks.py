@@ -177,6 +177,10 @@ def _near_duplicates(config: Config) -> None:
     require(near is None or 0 < near <= 1, f"near_duplicates must be above 0 and at most 1, got {near}")
 
 
+def _length_balance(config: Config) -> None:
+    require(config.length_balance >= 0, f"length_balance must be at least 0, got {config.length_balance}")
+
+
 def _margins(config: Config) -> None:
     least, most = config.min_margin, config.max_margin
     require(
@@ -241,6 +245,7 @@ CHECKS = (
     )),
     Check(("length_alpha",), lambda config: config.alpha),
     Check(("near_duplicates",), _near_duplicates),
+    Check(("length_balance",), _length_balance),
     Check(("min_margin", "max_margin"), _margins),
     Check(("right", "strategy"), _right_is_given),
     Check(("right", "strategy"), _right_is_left_out),

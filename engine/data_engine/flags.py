@@ -149,6 +149,9 @@ class Flags:
     """of answers whose 10-grams have at least this Jaccard similarity, above 0 and at most 1, the first one ranks"""
     max_pairs: int = 3
     """pairs a question keeps at most, drawn by the seed"""
+    length_balance: float = 0.5
+    """words by which chosen answers may be longer on average: the longest differences are dropped until then; 1000
+    drops none"""
     export: str | None = None
     """formats for trainers that are written as work_dir/exports/FORMAT besides dataset/: trl,llama-factory"""
     temperature: float = 0.7

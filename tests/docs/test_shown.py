@@ -88,8 +88,13 @@ def test_a_snippet_of_python_runs_as_it_stands(shown, place):
     exec(compile(stood_in(shown.text), shown.page, "exec"), values)
     if shown.page == "README.md":
         assert main(["validate", "--config", "configs/llava-1.5-7b.yaml"]) == 0
-    elif shown.page == "docs/rules.md":
+    elif "shorter" in values:
         assert values["shorter"]({}, ["ab", ""]) == [-2, None]
+    elif "alone" in values:
+        assert values["alone"]({"answer": "B"}, ["B", "(B) a cat", "A", "B or C"]) == [1, 1, 0, 0]
+    elif "option" in values:
+        said = ["Final Answer: B", "Final Answer: a dog", "Final Answer: (A) a cat", "a dog"]
+        assert values["option"]({"answer": 1, "choices": ["a cat", "a dog"]}, said) == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("shown", [one for one in SNIPPETS if one.kind == "json"], ids=lambda one: one.page)

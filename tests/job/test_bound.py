@@ -100,7 +100,7 @@ def test_every_field_of_the_configuration_is_bound_or_known_not_to_be():
         "stop_after_stage", "num_shards", "shard_index", "rank", "distance", "beta", "threads", "memory_fraction",
         "zero3", "zero3_config", "require_fast", "grace_s", "on_bad_row", "debug", "device", "export",
         "rewards", "rank_by", "strategy", "min_margin", "max_margin", "length_alpha", "near_duplicates", "max_pairs",
-        "right",
+        "right", "length_balance",
         *(f"{role}_model_{what}" for role in ROLES for what in ("path", "name", "revision")),
         *(f"{role}_base_model_path" for role in ROLES),
     }  # fmt: skip

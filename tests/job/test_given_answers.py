@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from run_files import hostile_rows, read, write
+from shown import SHOWN
 
 import data_engine.demo
 from data_engine import load_model
@@ -55,6 +56,26 @@ def pairs_of(work: Path) -> list[dict]:
     numbers = ("chosen_sum", "rejected_sum", "chosen_avg", "rejected_avg")
     return [{name: row[name] for name in names} | {name: pytest.approx(row[name], abs=1e-6) for name in numbers}
             for row in read(work / "pairs")]  # fmt: skip
+
+
+def test_answers_are_taken_out_of_a_batch_as_the_page_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # As OpenAI documents its output: one request that failed, and one that expired.
+    choices = [{"index": place, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+               for place, text in enumerate(["A cat.", "É\n🦊", None])]  # fmt: skip
+    lines = [
+        {"id": "r1", "custom_id": "b", "response": {"status_code": 200, "body": {"choices": choices}}, "error": None},
+        {"id": "r2", "custom_id": "a", "response": {"status_code": 400, "body": {"error": {}}}, "error": None},
+        {"id": "r3", "custom_id": "a", "response": None, "error": {"code": "batch_expired", "message": "x"}},
+    ]  # fmt: skip
+    (tmp_path / "batch_output.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [shown] = [one.text for one in SHOWN if one.page == "docs/given-answers.md" and one.kind == "python"][:1]
+    exec(compile(shown, "docs/given-answers.md", "exec"), {})
+    good = hostile_rows()[0]
+    write(tmp_path / "questions.parquet", [(name, good[1], good[2]) for name in ("a", "b")])
+    facts = given_answers.check_answers("answers.jsonl", load_questions("questions.parquet"))
+    assert (facts.rows, facts.empty, facts.questions_by_answers) == (2, 1, {0: 1, 2: 1})
+    assert json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[1]) == {"idx": "b", "answer": "É\n🦊"}
 
 
 @pytest.fixture(scope="module")

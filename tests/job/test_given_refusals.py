@@ -60,6 +60,15 @@ def refusal(config, questions: Path, answers: str, **changes: object) -> str:
 
 BAD_ROWS = {
     "unknown key": ({"idx": "a", "anwser": "x"}, 'line 5 has the unknown column "anwser"; did you mean "answer"?'),
+    "id of the question": (
+        {"question_id": "a", "answer": "x"},
+        'line 5 has the unknown column "question_id"; if it holds the idx of the question, call it "idx" (known: idx,',
+    ),
+    "id beside idx": ({"idx": "a", "id": "r1", "answer": "x"}, 'line 5 has the unknown column "id"; take it out'),
+    "batch": (
+        {"id": "r1", "custom_id": "a", "response": {"body": {}}, "error": None},
+        "line 5 is of the output of a batch of an API; docs/given-answers.md shows how answers are taken out of it",
+    ),
     "no JSON": (b'{"idx": "a"', "line 5: not JSON: "),
     "no object": (["a", "x"], "line 5: not an object"),
     "key twice": (b'{"idx": "a", "answer": "x", "answer": "y"}', "line 5: a key is there more than once"),

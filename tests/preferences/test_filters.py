@@ -11,7 +11,15 @@ import pytest
 from pairing_goldens import LLAVA_TABLES, V1_TABLES
 
 from data_engine.preferences import filters
-from data_engine.preferences.filters import FILTERS, PairLengths, identical, length_balance, per_idx, statuses
+from data_engine.preferences.filters import (
+    FILTERS,
+    FilterRule,
+    PairLengths,
+    identical,
+    length_balance,
+    per_idx,
+    statuses,
+)
 from data_engine.seeds import seed_for
 
 TABLES = V1_TABLES + LLAVA_TABLES
@@ -226,6 +234,18 @@ def test_a_pair_that_is_dropped_says_by_which_filter_and_later_filters_do_not_se
     assert Counter(status) == {"identical": 1, "per_idx": 1, "kept": 3, "length_balance": 1}
     # The mean would be (-30 + 90) / 6 = 10, or 22.5 without the first; either way the last must go.
     assert (status[0], status[5]) == ("identical", "length_balance")
+
+
+@pytest.mark.parametrize(
+    ("most", "kept"),
+    # Differences of 1, 2 and 9 words: means of 4, and without the last of 1.5.
+    [(0, []), (0.5, []), (1, [1]), (1.5, [1, 2]), (3.9, [1, 2]), (4, [1, 2, 9]), (1000, [1, 2, 9])],
+)
+def test_chosen_answers_are_longer_by_at_most_the_words_that_are_allowed(most, kept):
+    pairs = [pair(f"q{difference}", 0, 1, difference) for difference in (1, 2, 9)]
+    found = statuses(pairs, 0, filters.dataset_filters(FilterRule(length_balance=most)))
+    assert [one.chosen_words - one.rejected_words for one, status in zip(pairs, found, strict=True)
+            if status == "kept"] == kept  # fmt: skip
 
 
 def test_filters_run_in_the_documented_order():

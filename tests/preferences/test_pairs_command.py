@@ -77,6 +77,16 @@ def test_a_flag_that_is_given_wins_and_the_others_stay_the_run_s(work_dir):
     assert ("  dropped by max_margin", funnel.dropped["max_margin"]) in funnel.lines()
 
 
+def test_no_pair_has_to_go_for_the_length_of_its_chosen_answer(work_dir, capsys):
+    balanced = read_funnel(work_dir).dropped["length_balance"]
+    assert balanced > 0
+    assert pairs(work_dir, "--name", "longer", "--length_balance", 1000) == 0
+    assert settings_of(work_dir, "longer")["length_balance"] == 1000
+    longer = read_funnel(work_dir, "longer")
+    assert longer.dropped["length_balance"] == 0
+    assert longer.kept == read_funnel(work_dir).written + balanced
+
+
 def test_a_pairing_of_the_same_name_is_replaced_and_says_so(work_dir, capsys):
     assert pairs(work_dir, "--name", "x", "--seed", 1) == 0
     kept = sum(row["status"] == "kept" for row in rows_of(work_dir, "x"))
@@ -205,6 +215,8 @@ def test_exports_and_the_report_take_a_pairing_by_its_name(work_dir, tmp_path, c
         (["--name", "x", "--length_alpha", "inf"], "length_alpha must be a number or auto"),
         (["--name", "x", "--near_duplicates", "0"], "near_duplicates must be above 0 and at most 1, got 0.0"),
         (["--name", "x", "--near_duplicates", "1.5"], "near_duplicates must be above 0 and at most 1, got 1.5"),
+        (["--name", "x", "--length_balance", "-1"], "length_balance must be at least 0, got -1.0"),
+        (["--name", "x", "--length_balance", ".inf"], "length_balance must be a finite number"),
         (["--name", "x", "--max_pairs", "0"], "max_pairs must be at least 1, got 0"),
         (["--name", "x", "--max_pairs", "1.5"], "max_pairs must be a whole number"),
         (["--name", "x", "--rank", "0"], "rank must be at least 1"),

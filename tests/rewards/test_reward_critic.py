@@ -42,6 +42,11 @@ def test_the_default_template_is_the_one_that_llava_critic_was_trained_on():
         ("The score is 7.5.", 7.5),
         ("I give a score of 60 out of 100", 60), ("Score: 20, no: final score: 30", 30), ("SCORE - 5", 5),
         ("score\n\n5", 5),
+        # The scale before the number.
+        ("Score (0-100): 85", 85), ("**Score (0–100):** 85", 85), ("**Score (1-10)**: 8", 8),
+        ("Score (out of 100): 85", 85),
+        ("Score out of 100: 85", 85), ("My score out of 100 is 85.", 85), ("Score: 85 out of 100: good", 85),
+        ("Score: 80-85", 80), ("Score: 80-85\n\n3 reasons", 80), ("Score (85): good", 85),
         ("85", None), ("Score: high", None), ("", None), ("Underscored 5", None),
         ("1. The dog. Score the response.", None),
     ],

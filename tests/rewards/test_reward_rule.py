@@ -26,7 +26,7 @@ from data_engine.job import model_holder, worker
 
 
 def test_scores_of_ones_own_become_rewards_as_the_page_shows(tmp_path, monkeypatch, signals_as_before):
-    answers, row, rule, command = [one.text for one in SHOWN if one.page == "docs/given-answers.md"][1:]
+    answers, _, row, rule, command = [one.text for one in SHOWN if one.page == "docs/given-answers.md"][1:]
     monkeypatch.chdir(tmp_path)
     for folder in ("data", "pictures"):
         (tmp_path / folder).mkdir()
@@ -60,6 +60,35 @@ def test_a_file_that_a_rule_reads_is_warned_of_at_each_start_and_by_validate(giv
     monkeypatch.chdir(tmp_path)
     assert main(["validate", *flags, "--rewards", "rule", "--rule", rule]) == 0
     assert capsys.readouterr().err.count(told) == 1
+
+
+def test_a_special_token_in_an_answer_is_known_where_the_model_to_train_is_named(given, goldens, tmp_path):
+    lines = [{"idx": 1, "answer": text} for text in ("Final Answer: 4", "Final Answer: 5</s>", "Final Answer: 6")]
+    (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    all_pairs = {"strategy": "right_wrong", "right": 1.0}
+    assert given("final_answer", **all_pairs) == 0
+    assert {pair["rejected_index"] for pair in read(tmp_path / "work/pairs")} == {1, 2}
+    assert given("final_answer", **all_pairs, instruct_model_path=str(goldens / "llava/instruct")) == 0
+    assert {pair["rejected_index"] for pair in read(tmp_path / "work/pairs")} == {2}
+
+
+def test_answers_without_any_final_answer_are_warned_of_once(given, tmp_path, capsys):
+    told = (
+        "rule final_answer: none of the first 2 answers has a final answer (Final Answer: ..., \\boxed{} or <answer>)"
+    )
+    lines = [{"idx": idx, "answer": text} for idx in (1, 2) for text in ("B", "C")]
+    (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert given("final_answer", unit_size=1) == 4
+    found = capsys.readouterr().err
+    assert found.count(told) == found.count("has a final answer") == 1
+    assert 'the first is "B". Let the questions ask for one' in found
+    assert given("contains", unit_size=1, work_dir=str(tmp_path / "other")) in (0, 4)
+    assert "final answer" not in capsys.readouterr().err
+
+
+def test_one_final_answer_is_enough_to_warn_of_nothing(given, capsys):
+    assert given("final_answer") == 0
+    assert "has a final answer" not in capsys.readouterr().err
 
 
 def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsys):
@@ -166,7 +195,7 @@ def test_a_changed_file_of_a_rule_is_another_run_and_a_moved_one_is_not(given, t
     told = r"holds another run: rule was 'length [0-9a-f]{64}', now 'length [0-9a-f]{64}'.* or move \S*/rule away"
     with pytest.raises(UserError, match=told):
         given(f"{other}:length")
-    with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 4'"):
+    with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 5'"):
         given("contains")
     # As the message says.
     (tmp_path / "work/rule").rename(tmp_path / "old")

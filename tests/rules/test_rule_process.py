@@ -48,6 +48,13 @@ def judged():
         one.close()
 
 
+def test_a_cell_that_a_built_in_rule_refuses_is_told_by_the_name_of_the_rule():
+    judging = RuleProcess(Rule("final_answer", "data_engine.rules.final_answer"), LITTLE)
+    told = 'the column "answer" must hold text, a number, true or false, or a list of these, got an object'
+    assert judging.judge({"answer": {"a": 1}}, ["x"]).problem == f"final_answer raised ValueError: {told}"
+    judging.close()
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [

@@ -1,5 +1,6 @@
 r"""The built-in rules by tables: what an answer says, what is right, and whether the two are the same."""
 
+import time
 from decimal import Decimal
 from fractions import Fraction
 
@@ -67,7 +68,8 @@ SAME = {
     "1000": ["10^3", "10³"],
     # Letters of options, with or without what they stand for.
     "B": ["B", "b", "(B)", "[B]", "B.", "B)", "B) cat", "(B) cat", "B. cat", "B: cat", "B, cat", "Option B", "answer B",
-          "**B**", r"\text{B}", r"\textbf{(B)}", "The answer is B.", "B, a cat", "B. x, y", "B) cat, dog"],
+          "**B**", r"\text{B}", r"\textbf{(B)}", "The answer is B.", "B, a cat", "B. x, y", "B) cat, dog",
+          "The correct option is (B).", "Correct choice: B", "B (cat)", "B (cats and dogs)"],
     "B, a cat": ["B", "a cat", "B, cat", "B. cat"],
     # Several options, which are a list.
     "A, B": ["A,B", "B, A", "a and b", "(A), (B)", "(A) and (B)", "A) cat, B) dog", "B. dog and A. cat",
@@ -81,7 +83,26 @@ SAME = {
     "no": ["No.", "No, there is none."],
     "red car": ["red  car", "a red car", "Red Car"],
     "12:30": ["12:30"],
-    r"2\pi": ["2π", r"2\pi"],
+    r"2\pi": ["2π", r"2\pi", "2 pi", r"2\cdot\pi", "2π cm", r"2\pi\text{ cm}", "2.0π square feet"],
+    "pi": ["Pi", "PI", "π", r"\pi"],
+    # Roots and signs in any writing; spaces around a sign tell nothing apart.
+    r"5\sqrt{2}": ["5√2", r"5 \sqrt 2", r"5\sqrt2", "5√(2)", "5 sqrt(2)", r"5\cdot\sqrt{2}", "5√2 cm",
+                   r"5\sqrt{2}\text{ cm}"],
+    r"2 \sqrt { 221 }": [r"2\sqrt{221}", "2√221"],
+    r"\sqrt{3}": ["√3", "sqrt(3)", "√3 m"],
+    r"\frac{\sqrt{3}}{2}": ["√3/2", r"\sqrt{3}/2"],
+    r"\sqrt{x+1}": ["√(x + 1)", "sqrt(x+1)"],
+    "x > 3": ["x>3", "X >3"],
+    r"x \geq 3": ["x ≥ 3", "x >= 3", r"x\ge3", r"x \geqslant 3"],
+    r"x \neq 0": ["x ≠ 0", "x != 0"],
+    r"\frac{x+1}{2}": ["(x+1)/2", "(x + 1) / 2"],
+    "3x+2": ["3x + 2", "3 x + 2", "y = 3x+2"],
+    "3:2": ["3 : 2"],
+    "12:30 PM": ["12:30PM", "12:30 p.m.", "12:30 pm"],
+    # What leads to a value.
+    "30": ["∠ABC = 30°", r"$\angle ABC = 30^\circ$", "m∠ABC = 30", "AB = 30", "approximately 30", "≈ 30",
+           r"x \approx 30", "about 30 years", "The answer is **30**", "The answer is **30**."],
+    "10^5": ["10**5", "100000"],
     # Lists; the order counts in brackets.
     "(1, 2)": ["(1,2)", "[1, 2]", "1, 2", r"\left(1, 2\right)", "(1.0, 2)", "(1; 2)"],
     "(1/2, 3)": [r"\left(\frac{1}{2}, 3\right)", "(0.5, 3)"],
@@ -133,6 +154,15 @@ OTHER = {
     "1, 2": ["1", "1, 1", "1, 2, 3"],
     "1, 1": ["1, 2", "1"],
     "2020-01-02": ["2020-01-03"],
+    r"5\sqrt{2}": ["5", "10", r"5\sqrt{3}", "2√5", "√2", "5√2 + 1", "5√2x", "52"],
+    "36π": ["36", "36πr", "36π r", "12π", "36π + 1"],
+    "36π cm": ["36π m", "36 cm"],
+    r"\frac{x+1}{2}": ["x+1/2"],
+    "x > 3": ["x < 3", "x ≥ 3", "x > 33"],
+    "(1 2)": ["(12)"],
+    "red car": ["redcar"],
+    "12:30 PM": ["12:30 AM"],
+    "about": ["about 5"],
     "12:30": ["12:31"],
 }  # fmt: skip
 
@@ -153,6 +183,20 @@ def test_not_the_same(right, answer):
     assert not equal(right, answer)
 
 
+@pytest.mark.parametrize("repeated", [r"\frac{", r"\sqrt{", r"\sqrt", r"\text{", "(", "1,"])
+def test_an_answer_that_repeats_itself_takes_no_time(repeated):
+    long, began = repeated * 8000, time.process_time()
+    assert final_answer({"answer": "A"}, [f"Final Answer: {long}"]) == [0]
+    assert contains.contains({"answer": "A"}, [long]) == [0]
+    # A rule has 10 s; this takes a few ms, and took 12 to 40 s.
+    assert time.process_time() - began < 2
+
+
+def test_a_long_text_is_the_same_by_its_words():
+    assert equal("The cat. " * 300, "the  cat. " * 300)
+    assert not equal("cat " * 600, "cat " * 599 + "dog")
+
+
 @pytest.mark.parametrize(
     ("answer", "final"),
     [
@@ -163,6 +207,14 @@ def test_not_the_same(right, answer):
         (r"\boxed{3}, so Final Answer: 4", "4"), (r"Final Answer: 4, or \boxed{3}", "3"), (r"\boxed{3} \boxed{4}", "4"),
         (r"Final Answer: $\boxed{\frac{1}{2}}$", r"\frac{1}{2}"), (r"\boxed {5}", "5"), (r"\fbox{5}", "5"),
         ("Final Answer: 3\nFinal Answer:", "3"), (r"\boxed{3} \boxed{", "3"), ("Final Answer: (B) cat", "(B) cat"),
+        # The next line has the formula that the first one opens.
+        ("Final Answer:\n\n$$\n5\n$$", "5"), ("**Final Answer:**\n\\[\n5\n\\]", "5"),
+        ("The final answer is\n\\(", None),
+        # As models that were trained to think in <think> and to answer in <answer> write.
+        ("<think>5?</think><answer>B</answer>", "B"), ("<answer>\n B. cat\n</answer>", "B. cat"),
+        ("<ANSWER>5</ANSWER>.", "5"),
+        (r"<answer>It is \boxed{5}.</answer>", "5"), ("<answer>The final answer is 5</answer>", "5"),
+        ("Final Answer: <answer>5</answer>", "5"), ("<answer></answer>", None), ("<answer>5", "5"),
         ("It is 5.", None), ("", None), ("Final Answer:", None), (r"\boxed{}", None), (r"\boxed{", None),
         ("This is not final. Answer: 5", None),
     ],
@@ -185,8 +237,23 @@ def test_an_answer_is_right_wrong_or_not_judged(right, scores):
     assert final_answer({"answer": right}, ["Final Answer: 4", r"\boxed{5}", "4"]) == scores
 
 
+def test_marks_of_markdown_may_end_where_the_final_answer_does():
+    assert final_answer({"answer": "30"}, ["Final Answer: The answer is **30**", "**Final Answer: 30**"]) == [1, 1]
+
+
 def test_true_and_false_of_a_column_are_words():
-    assert final_answer({"answer": True}, ["Final Answer: True", "Final Answer: false"]) == [1, 0]
+    said = [
+        "Final Answer: True",
+        "Final Answer: false",
+        "Final Answer: Yes, it is.",
+        "Final Answer: no",
+        "Final Answer: 1",
+    ]
+    assert final_answer({"answer": True}, said) == [1, 0, 1, 0, 0]
+    assert final_answer({"answer": False}, said) == [0, 1, 0, 1, 0]
+    said = ["True", "False.", "Yes.", "No, there is none", "True, there is no cat", "It is not true"]
+    assert contains.contains({"answer": True}, said) == [1, 0, 1, 0, 1, 1]
+    assert contains.contains({"answer": False}, said) == [0, 1, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +263,44 @@ def test_true_and_false_of_a_column_are_words():
         ("cat", "cats", 0),
         ("5", "15 apples", 0), ("5", "5 apples", 1), ("café", "Cafe\u0301 au lait", 1), ("C++", "in C++, yes", 1),
         (["cat", "dog"], "a dog", 1), (["cat", "dog"], "a bird", 0), ("cat.", "a cat", 1), (None, "cat", None),
-        ("", "cat", None), ("...", "cat", None), (3, "I see 3 of them", 1), (3.0, "I see 3 of them", 1),
+        ("", "cat", None), ("...", "cat", None),
+        ("．", "cat", None), (3, "I see 3 of them", 1), (3.0, "I see 3 of them", 1),
         (3.0, "It is 3.0 m", 1), (3.5, "It is 3 m", 0), (float("inf"), "inf", 1), (NAN, "x nan", None),
         ([NAN, "cat"], "nan", 0), ("nan", "x nan", 1), ('["cat", "dog"]', "a dog", 1), ('["cat", "dog"]', "a bird", 0),
         ("[1, 2]", "It is [1, 2].", 1), ("[1, 2]", "1", 0), ("[cat", "a [cat", 1),
     ],
 )  # fmt: skip
 def test_contains(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        ("A", "A", 1), ("A", "(A)", 1), ("A", "a", 1), ("A", "A. A cat", 1), ("A.", "A", 1),
+        ("A", "The answer is A.", 1),
+        ("A", "It is A, I think", 1), ("A", "选A", 1), (["A", "cat"], "a cat", 1),
+        # The article; and that of another option.
+        ("A", "a cat", 0), ("A", "B. a cat", 0), ("A", "B. A cat", 0), ("A.", "B. A cat", 0), ("A", "It is a cat", 0),
+        ("A", "The answer is B, a cat", 0), ("A", "AB", 0), ("B", "(A) B", 0),
+        ("a", "a cat", 1), ("I", "i see", 0),
+    ],
+)  # fmt: skip
+def test_contains_takes_a_capital_for_the_letter_of_an_option(right, answer, score):
+    assert contains.make([])({"answer": right}, [answer]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        ("no", "No, there is none.", 1), ("No", "There is no dog.", 1), ("yes", "**Yes**", 1), ("Yes", "I say yes", 1),
+        # The answer is the other one.
+        ("no", "**Yes**, no doubt", 0),
+        ("no", "Yes, and there is no doubt.", 0), ("yes", "No. A yes would be wrong.", 0), ("no", "yes", 0),
+        ("no", "Nothing", 0), ("no", "Yesterday there was no dog", 1), (["no", "none"], "Yes, none", 1),
+    ],
+)  # fmt: skip
+def test_contains_takes_yes_and_no_from_the_beginning_of_an_answer(right, answer, score):
     assert contains.make([])({"answer": right}, [answer]) == [score]
 
 
@@ -301,6 +399,33 @@ def test_a_cell_of_objects_that_holds_no_names_is_told_by_its_kind(cell, got):
     with pytest.raises(ValueError, match=f'^the column "objects" must hold lists of names, got {got}$'):
         rule({"objects": cell}, ["A dog."])
     assert rule({"objects": ["dog"]}, ["A dog."]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("cell", "items"),
+    [
+        # str() of a list, as a CSV of pandas and MMMU's column have it.
+        ("['24/7', '3.429']", ["24/7", "3.429"]), ("['A']", ["A"]), (r"""["it's", 'x']""", ["it's", "x"]),
+        (" ['a','b'] ", ["a", "b"]), ("['1', '2']", ["1", "2"]), ("['a', None]", ["a"]), (r"['\\pi']", [r"\pi"]),
+        # One answer each.
+        ("[1, 2]", ["[1, 2]"]), ("[a, b]", ["[a, b]"]), ("[0, 1)", ["[0, 1)"]), ("[1, 2], [3, 4]", ["[1, 2], [3, 4]"]),
+    ],
+)  # fmt: skip
+def test_a_list_in_text_may_be_pythons(cell, items):
+    assert values_in(cell) == items
+
+
+def test_objects_may_stand_in_a_list_of_python():
+    rule = objects.make(["['dog', 'cat']", "['teddy bear']"])
+    assert rule({"objects": "['dog', 'cat']"}, ["A dog and a teddy bear."]) == [0.5]
+
+
+@pytest.mark.parametrize("cell", ["['cat' 'dog']", "['cat'\n 'dog']", r"""["\sqrt{2}"]""", "['cat', nan]"])
+def test_text_that_begins_as_a_list_and_is_none_is_refused(cell):
+    # By "a" + "b" in one literal Python would take the array of numpy for one name, "catdog".
+    for name, rule in (("answer", final_answer), ("answer", contains.contains), ("objects", objects.make(["dog"]))):
+        with pytest.raises(ValueError, match=f'^the column "{name}" must hold a list in text as JSON or Python writes'):
+            rule({name: cell}, ["cat"])
 
 
 def test_text_that_nests_too_deep_for_json_is_text():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Flags of `run` that a pairing depends on, besides the answers and what was computed of them.
 FLAGS = (
     "rank_by", "strategy", "rank", "distance", "right", "min_margin", "max_margin", "max_pairs", "length_alpha",
-    "near_duplicates", "beta", "seed",
+    "length_balance", "near_duplicates", "beta", "seed",
 )  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 # The value that takes back a flag of the run's.

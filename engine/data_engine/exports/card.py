@@ -36,6 +36,7 @@ _OF_A_START = (
 # Flags of a pairing that its settings tell where they are not the defaults; run.json has those of the first start.
 OF_A_PAIRING = (
     "rank_by", "strategy", "right", "min_margin", "max_margin", "length_alpha", "near_duplicates", "max_pairs",
+    "length_balance",
 )  # fmt: skip
 # Bound under the flag's name, but not in the form in which the flag takes it.
 _NOT_AS_GIVEN = (

@@ -38,6 +38,7 @@ class Settings:
     """a number, or AUTO"""
     near_duplicates: float | None = None
     max_pairs: int = filters.MAX_PAIRS_PER_IDX
+    length_balance: float = filters.MAX_MEAN_DIFFERENCE
 
     @classmethod
     def of(cls, config: RunConfig, run_stages: RunStages) -> "Settings":
@@ -81,7 +82,7 @@ class Settings:
         """For the filters. Rewards that are numbers of a few values tie often; the implicit one alone pairs as ever."""
         implicit = set(self.rank_by) <= set(stages.SOURCES["implicit"].columns)
         equal = None if implicit or self.length_alpha else self.names
-        return FilterRule(equal, self.min_margin, self.max_margin, self.max_pairs)
+        return FilterRule(equal, self.min_margin, self.max_margin, self.max_pairs, self.length_balance)
 
     def with_alpha(self, alpha: float) -> PairRule:
         """The rule once the alpha is found."""

@@ -4,6 +4,8 @@ What goes wrong with a question or an answer is recorded with it. The first unit
 agree.
 """
 
+import importlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from data_engine.store.units import UnitResult
 NAME = "rule"
 # So many questions that all end at a limit, and no other before: each takes a minute, and the rest would not be other.
 HOPELESS = 5
+
+log = logging.getLogger(__name__)
 
 Asked = tuple[Mapping, list[str]]
 """a row without its pictures, and the answers to it"""
@@ -56,6 +60,7 @@ class Ruled:
         if asked and not self._agreed:
             self._require_agreement(asked, judged)
             self._agreed = True
+            self._warn([text for _, answers in asked for text in answers])
         return result([answers for _, answers in rows], judged, sampled.schema.field("idx").type)
 
     def close(self) -> None:
@@ -64,6 +69,14 @@ class Ruled:
 
     def _new_process(self) -> RuleProcess:
         return RuleProcess(self._rule, rewards_rule.LIMITS, self._collected)
+
+    def _warn(self, answers: list[str]) -> None:
+        """Say what a built-in rule has to say of the first answers of a run."""
+        if self._rule.module is None or units.published(self._work_dir, NAME):
+            return
+        warning = getattr(importlib.import_module(self._rule.module), "warning", None)
+        if warning is not None and (told := warning(answers)) is not None:
+            log.warning("rule %s: %s", self._rule.shown, told)
 
     def _judged(self, asked: Sequence[Asked]) -> Iterator[Judged]:
         ended = 0

@@ -64,7 +64,7 @@ class CandidateTable:
 
     def __init__(self, path: Path, schema: pa.Schema, seed: int, rule: filters.FilterRule = DEFAULT_RULE) -> None:
         self.path, self.schema, self.seed = path, schema, seed
-        self._filters = filters.question_filters(rule)
+        self._filters, self._dataset_filters = filters.question_filters(rule), filters.dataset_filters(rule)
         self._columns = [(name, _getter(name)) for name in schema.names]
         self._lengths = LengthColumns()
         # Positions in STATUSES.
@@ -74,7 +74,7 @@ class CandidateTable:
     @property
     def filter_names(self) -> tuple[str, ...]:
         """The filters of this pairing, in the order in which they run."""
-        return (*self._filters, *filters.DATASET_FILTERS)
+        return (*self._filters, *self._dataset_filters)
 
     def __enter__(self) -> "CandidateTable":
         self._writer = pq.ParquetWriter(self.path, self.schema)
@@ -103,7 +103,7 @@ class CandidateTable:
         """Run the filters that look at all pairs."""
         left = self._kept()
         pairs = filters.Selected(self._lengths, left)
-        for row, status in zip(left, filters.statuses(pairs, self.seed, filters.DATASET_FILTERS), strict=True):
+        for row, status in zip(left, filters.statuses(pairs, self.seed, self._dataset_filters), strict=True):
             self._status[row] = STATUSES.index(status)
 
     def drop(self, without_source: frozenset) -> None:

@@ -68,6 +68,8 @@ class FilterRule:
     """pairs of a larger margin are dropped"""
     max_pairs: int = MAX_PAIRS_PER_IDX
     """pairs that a question may keep"""
+    length_balance: float = MAX_MEAN_DIFFERENCE
+    """words by which chosen answers may be longer on average"""
 
 
 def identical(pairs: Sequence[HasTexts], seed: int) -> list[bool]:
@@ -119,7 +121,7 @@ def max_margin(pairs: Sequence[HasTexts], seed: int, most: float) -> list[bool]:
 def length_balance(
     pairs: Sequence[HasLengths], seed: int, max_mean_difference: float = MAX_MEAN_DIFFERENCE
 ) -> list[bool]:
-    """Drop the pairs with the largest difference in length, until the mean difference is at most 0.5 words.
+    """Drop the pairs with the largest difference in length, until the mean difference is at most so many words.
 
     The difference is words(chosen) - words(rejected); a negative mean drops nothing. Among equal differences the lowest
     idx is dropped first, then the lowest sample indexes.
@@ -168,6 +170,11 @@ def question_filters(rule: FilterRule) -> dict[str, Filter]:
         if limit is not None:
             asked[name] = functools.partial(_limited, keeps, limit)
     return {**asked, **QUESTION_FILTERS, "per_idx": functools.partial(per_idx, max_pairs=rule.max_pairs)}
+
+
+def dataset_filters(rule: FilterRule) -> dict[str, Filter]:
+    """The filters that a pairing runs for all pairs."""
+    return {"length_balance": functools.partial(length_balance, max_mean_difference=rule.length_balance)}
 
 
 def _limited(keeps: Callable, limit: object, pairs: Sequence, seed: int) -> list[bool]:

@@ -56,6 +56,8 @@ def label(name: str, means: Mapping) -> str:
 
 def told(name: str, means: Mapping) -> str:
     """One reward in words."""
+    if not means["answers"]:
+        return f"{label(name, means)}: no answer has a number"
     mean, best, worst = (f"{means[which]:.4g}" for which in ("mean", "best", "worst"))
     counts = f"{means['equal']:,} of {means['questions']:,} questions have one number for all answers"
     return (

@@ -26,6 +26,10 @@ COLUMNS = ("idx", "answer", "token_ids")
 UNREAD = ("sample_index", "finish_reason", "thought", "thought_tokens")
 # What other programs call the column of answers.
 _OFTEN_CALLED = ("response", "responses", "output", "completion", "generation", "prediction", "text", "content")
+# What they call the question's id.
+_IDX_OFTEN_CALLED = ("id", "ids", "index", "uid", "qid", "question_id", "sample_id", "custom_id")
+# Of a line of the output of OpenAI's batches, and of vLLM's.
+_OF_A_BATCH = {"custom_id", "response"}
 # What they call its score.
 _SCORES = ("score", "scores", "reward", "rewards", "rating")
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -124,12 +128,19 @@ class GivenFile:
             )
 
     def _require_known(self, names: Collection[str], where: str) -> None:
+        if {*names} >= _OF_A_BATCH:
+            raise UserError(
+                f"{self.name}{where} is of the output of a batch of an API; docs/given-answers.md shows how answers "
+                "are taken out of it"
+            )
         for name in names:
             if name not in (*COLUMNS, *UNREAD):
-                near = get_close_matches(name, COLUMNS, n=1)
+                near = get_close_matches(name, [one for one in COLUMNS if one not in names], n=1)
                 hint = f'; did you mean "{near[0]}"?' if near else "; take it out"
                 if name.lower() in _OFTEN_CALLED and not {"answer", "token_ids"} & {*names}:
                     hint = '; if it holds the answers, call it "answer"'
+                if name.lower() in _IDX_OFTEN_CALLED and "idx" not in names:
+                    hint = '; if it holds the idx of the question, call it "idx"'
                 if name.lower() in _SCORES:
                     hint = "; scores go into the dataset, where a rule reads them, as docs/given-answers.md shows"
                 raise UserError(

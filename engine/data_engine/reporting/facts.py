@@ -38,7 +38,8 @@ def reward_table(path: Path) -> Table:
     found = json.loads((pq.read_schema(path).metadata or {}).get(b"reward_totals", b"{}"))
     rows = [("reward", "answers", "mean", "best of a question", "worst of a question", "questions", "all equal")]
     for name, means in found.items():
-        numbers = (f"{means[which]:+.4g}" for which in ("mean", "best", "worst"))
+        # There is no mean of nothing.
+        numbers = (f"{means[which]:+.4g}" if means["answers"] else "" for which in ("mean", "best", "worst"))
         rows.append(
             (label(name, means), f"{means['answers']:,}", *numbers, f"{means['questions']:,}", f"{means['equal']:,}")
         )

@@ -19,14 +19,15 @@ from data_engine.flag_files import read_text
 from data_engine.rewards import RewardSettings, StageColumns
 from data_engine.stages import SourceFlags
 
-# LLaVA-Critic's prompt for one answer, arXiv:2410.02712, as its checkpoints were trained on it.
+# LLaVA-Critic's prompt for one answer, arXiv:2410.02712, as its checkpoints were trained on it. Other judges write the
+# scale before the number: "Score (0-100): 85".
 DEFAULT = r"""
 prompt: |-
   Given an image and a corresponding question, please serve as an unbiased and fair judge to evaluate the quality of answer answers provided by a Large Multimodal Model (LMM). Score the response out of 100 and explain your reasoning with specific details. Your task is provided as follows:
   Question: [{question}]
   The LMM response: [{answer}]
   ASSISTANT:
-number: '(?i)\bscore\b\W{0,8}(?:(?:is|of)\W{0,4})?(\d+(?:\.\d+)?)'
+number: '(?i)\bscore\b(?:\W{0,4}(?:out of|\d+ ?(?:-|–|to)) ?\d+[)\]]?\**\s*(?=:|=|is\b))?\W{0,8}(?:(?:is|of)\W{0,4})?(\d+(?:\.\d+)?)'
 """  # noqa: E501
 MAX_NEW_TOKENS = 512
 _PLACES = ("question", "answer")

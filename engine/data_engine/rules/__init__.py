@@ -5,7 +5,12 @@ A file has the function
     make(collected: list[object]) -> Callable[[dict, list[str]], list[float | None]]
 
 whose result takes a row of the dataset, without its pictures, and the answers to it, and gives a number an answer, or
-None for one that is not rewarded. `collected` are the values of the column `collects` in all rows of the dataset.
+None for one that is not rewarded. `collected` are the values of the column `collects` in all rows of the dataset. It
+may have
+
+    warning(answers: list[str]) -> str | None
+
+which says what a person should know of the answers of the first unit, before the others are judged.
 """
 
 from collections.abc import Callable
@@ -30,7 +35,7 @@ class BuiltIn:
 
 
 BUILT_IN = {
-    "final_answer": BuiltIn("data_engine.rules.final_answer", ("answer",), values_in, version=2),
-    "contains": BuiltIn("data_engine.rules.contains", ("answer",), values_in, version=4),
-    "objects": BuiltIn("data_engine.rules.objects", ("objects",), names_in, collects="objects"),
+    "final_answer": BuiltIn("data_engine.rules.final_answer", ("answer",), values_in, version=3),
+    "contains": BuiltIn("data_engine.rules.contains", ("answer",), values_in, version=5),
+    "objects": BuiltIn("data_engine.rules.objects", ("objects",), names_in, version=2, collects="objects"),
 }

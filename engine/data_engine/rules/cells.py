@@ -4,7 +4,10 @@ Each reader takes a cell, and gives what stands in it without nulls and NaN. It 
 expected and what came, for anything else.
 """
 
+import ast
 import json
+import re
+import warnings
 from datetime import date, time
 from decimal import Decimal
 
@@ -14,11 +17,14 @@ _KINDS = {
     dict: ("an object", "objects"), list: ("a list", "lists"), bool: ("true or false", "true and false"),
     int: ("a number", "numbers"), float: ("a number", "numbers"), bytes: ("bytes", "bytes"),
 }  # fmt: skip
+_LIKE_A_LIST = re.compile(r"\[\s*['\"].*\]", re.DOTALL)
 
 
 def values_in(cell: object) -> list:
-    """The texts and numbers, true and false in a cell of the column `answer`; [] for an empty cell."""
-    listed = _list_in_json(cell)
+    """The texts and numbers, true and false in a cell of the column `answer`, the last two as yes and no too; [] for
+    an empty cell.
+    """
+    listed = _list_in_text("answer", cell)
     # "[1, 2]" is one answer: a vector, or an interval.
     if listed is not None and not (listed and all(isinstance(item, int | float | list) for item in listed)):
         cell = listed
@@ -29,7 +35,8 @@ def values_in(cell: object) -> list:
         if not isinstance(value, _VALUES):
             expected = "text, a number, true or false, or a list of these"
             raise ValueError(f'the column "answer" must hold {expected}, got {_kind(value, is_list)}')
-    return values
+    # As questions are answered that take true or false.
+    return values + ["yes" if value else "no" for value in values if isinstance(value, bool)]
 
 
 def names_in(cell: object) -> list[str] | None:
@@ -37,7 +44,7 @@ def names_in(cell: object) -> list[str] | None:
     if not _filled([cell]):
         return None
     if isinstance(cell, str):
-        listed = _list_in_json(cell)
+        listed = _list_in_text("objects", cell)
         cell = cell.split(",") if listed is None else listed
     is_list = isinstance(cell, list)
     names = _filled(cell if is_list else [cell])
@@ -56,14 +63,36 @@ def _filled(items: list) -> list:
     return [item for item in items if item is not None and item == item and str(item).strip()]
 
 
-def _list_in_json(cell: object) -> list | None:
-    """The list that a text is in JSON, the only form in which CSV holds one; None for any other cell."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
+def _list_in_text(column: str, cell: object) -> list | None:
+    """The list that a text is in JSON, or as Python writes one, the forms in which CSV holds lists; None for another
+    cell. Raises ValueError for a text that begins as a list of texts, and is none.
+    """
+    text = cell.strip() if isinstance(cell, str) else ""
+    if not text.startswith("["):
         return None
     try:
-        return json.loads(cell)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        listed = _list_in_python(text)
+    if listed is None and _LIKE_A_LIST.fullmatch(text):
+        raise ValueError(
+            f'the column "{column}" must hold a list in text as JSON or Python writes it, ["cat", "dog"], got '
+            f"{json.dumps(text[:60], ensure_ascii=False)}; numpy writes no commas: save its arrays by tolist()"
+        )
+    return listed
+
+
+def _list_in_python(text: str) -> list | None:
+    with warnings.catch_warnings():
+        # An escape that is none, as in "\\sqrt".
+        warnings.simplefilter("error")
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    # ['cat' 'dog'] is one text to Python.
+    is_whole = isinstance(found, list) and "".join(repr(found).split()) == "".join(text.split())
+    return found if is_whole else None
 
 
 def _kind(value: object, is_item: bool) -> str:

@@ -1,10 +1,11 @@
 """The rule `final_answer`: 1 where an answer's final answer is the one of the column `answer`, else 0.
 
 The final answer is what stands behind the last "Final Answer:" (also "final answer is", or a heading), or in the last
-\\boxed{}; an answer without one is wrong, 0. What counts as the same is in values.py. None where the column has nothing
-to compare with.
+\\boxed{} or <answer>; an answer without one is wrong, 0. What counts as the same is in values.py. None where the column
+has nothing to compare with.
 """
 
+import json
 import re
 from collections.abc import Callable
 
@@ -12,8 +13,12 @@ from data_engine.rules.cells import values_in
 from data_engine.rules.values import equal, inside_braces
 
 _MARK = re.compile(
-    r"final[ _]answer(?:\s+is\b[\s*_]*[:：]?|\W{0,4}[:：]|[ \t*_]*\n)|\\(?:boxed|fbox)(?=\s*\{)", re.IGNORECASE
+    r"final[ _]answer(?:\s+is\b[\s*_]*[:：]?|\W{0,4}[:：]|[ \t*_]*\n)|\\(?:boxed|fbox)(?=\s*\{)|<answer>",
+    re.IGNORECASE,
 )
+_END = re.compile("</answer>", re.IGNORECASE)
+# A line that only opens a formula of LaTeX, which stands on the next.
+_OPENS = re.compile(r"\$\$?|\\[\[(]")
 # Marks of Markdown that may stand between the mark and the answer.
 _NOISE = " \t*_`"
 
@@ -32,6 +37,17 @@ def final_answer(row: dict, answers: list[str]) -> list[float | None]:
     return [float(text is not None and any(equal(one, text) for one in right)) for text in found]
 
 
+def warning(answers: list[str]) -> str | None:
+    """That no answer has a final answer, as where questions ask for a single word: each is wrong then."""
+    if not answers or any(extracted(answer) is not None for answer in answers):
+        return None
+    return (
+        f"none of the first {len(answers)} answers has a final answer (Final Answer: ..., \\boxed{{}} or <answer>): "
+        f"each is wrong; the first is {json.dumps(answers[0][:60], ensure_ascii=False)}. Let the questions ask for "
+        "one; for questions that ask for the answer alone, docs/rules.md has a rule"
+    )
+
+
 def as_text(value: object) -> str:
     """A value as text: numbers as they are written, true and false as words."""
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
@@ -45,8 +61,8 @@ def extracted(answer: str) -> str | None:
         if mark[0].startswith("\\"):
             found = inside_braces(behind.lstrip())
         else:
-            lines = (line.strip(_NOISE) for line in behind.splitlines())
-            found = next(filter(None, lines), "")
+            lines = (line.strip(_NOISE) for line in _END.split(behind, 1)[0].splitlines())
+            found = next((line for line in lines if line and not _OPENS.fullmatch(line)), "")
         if found:
             # "Final Answer: \\boxed{5}": what is in the box.
             return found.strip(_NOISE)

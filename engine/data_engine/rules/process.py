@@ -43,7 +43,12 @@ class RuleProcess:
 
     def __init__(self, rule: Rule, limits: Limits, collected: Sequence[object] = ()) -> None:
         self._set_up = SetUp(
-            rule.shown.rpartition(":")[0], rule.source, rule.function, rule.module, list(collected), limits
+            rule.shown.rpartition(":")[0],
+            rule.source,
+            rule.function or rule.shown,
+            rule.module,
+            list(collected),
+            limits,
         )
         self._rule, self._limits = rule, limits
         self._worker: _Worker | None = None

@@ -14,6 +14,8 @@ from data_engine.rules.units import COUNTS
 
 # Beyond these, an exact number would be as long as the exponent says.
 _MOST_EXPONENT, _MOST_DIGITS = 300, 300
+# What is longer is no value: a model that repeats itself may write thousands of braces, whose ends are looked for.
+_LONGEST = 2000
 # Numbers that floats stand for agree no further.
 _RELATIVE = Fraction(1, 10**9)
 
@@ -24,12 +26,18 @@ _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|operatorname|mbox|emph|bm|boxed|fbox)(?![a-zA-Z])"
 )
 _FRACTION = re.compile(r"\\[dtc]?frac\s*")
+_ROOT = re.compile(r"\\sqrt(?![a-zA-Z]|\s*\[)")
+_ROOT_OF_BRACKET = re.compile(r"(?:√|(?<![^\W\d_\\])sqrt)\s*[({]([^(){}]*)[)}]")
 _LATEX = (
     (re.compile(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![a-zA-Z])"), ""),
     (re.compile(r"\\[()\[\]]"), ""), (re.compile(r"\\[,;:!> ]|\\quad\b|\\qquad\b|(?<!\\)~"), " "),
     (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "*"), (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"), "°"),
     (re.compile(r"\\%"), "%"), (re.compile(r"\\\$"), "$"), (re.compile(r"\\_"), "_"), (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\\{"), "{"), (re.compile(r"\\\}"), "}"), (re.compile(r"\\pi\b"), "π"),
+    (re.compile(r"\\\{"), "{"), (re.compile(r"\\\}"), "}"),
+    (re.compile(r"\\pi\b|(?<![^\W\d_\\])(?i:pi)(?![^\W\d_])"), "π"),
+    (re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])|<="), "≤"), (re.compile(r"\\geq?(?:slant)?(?![a-zA-Z])|>="), "≥"),
+    (re.compile(r"\\neq?(?![a-zA-Z])|!="), "≠"), (re.compile(r"\\approx(?![a-zA-Z])"), "≈"),
+    (re.compile(r"\\angle(?![a-zA-Z])"), "∠"),
 )  # fmt: skip
 
 _DIGITS = (
@@ -46,7 +54,7 @@ _NUMBER = re.compile(
     rf")\s*(?P<unit>.*)", re.DOTALL,
 )  # fmt: skip
 _OPTION = re.compile(
-    r"(?:(?:option|choice|answer)s?\s+)?(?:[(\[]\s*([a-z])\s*[)\]]|([a-z]))(?:\s*[.):,]\s*(.*)|\s*)",
+    r"(?:(?:option|choice|answer)s?\s+)?(?:[(\[]\s*([a-z])\s*[)\]]|([a-z]))(?:(?:\s*[.):,]\s*|\s+(?=\())(.*)|\s*)",
     re.DOTALL | re.IGNORECASE,
 )
 # "A, a cat" is an option with its text, or a list.
@@ -54,7 +62,14 @@ _OPTION_COMMA = re.compile(r"[^\w,]*[a-z][^\w,]*,", re.IGNORECASE)
 _BRACKETED = re.compile(r"[(\[]\s*[A-Za-z]\s*[)\]]\s+(.+)", re.DOTALL)
 _OPENING = ("(", "[", "{")
 _YES_NO = ("yes", "no", "true", "false")
-_LEADS = re.compile(r"(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\b|\s*[:=])\s*:?\s*", re.IGNORECASE)
+_LEADS = re.compile(
+    r"(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:answer|option|choice)(?:\s+is\b|\s*[:=])\s*:?\s*", re.IGNORECASE
+)
+# x = 5, AB = 5, m∠ABC ≈ 5
+_NAMED = re.compile(r"^(?:m?\s*∠\s*)?[A-Za-z]\w{0,2}\s*[=≈]\s*(?=\S)")
+_ROUNDED = re.compile(r"^(?:≈|(?:approximately|approx\.?|about|around|roughly)\s)\s*(?=[\d$€£¥+√π.-])", re.IGNORECASE)
+# Of a product with a number, as in 5√2 cm and 36π; a unit stands apart, since 2πr is none.
+_IRRATIONAL = re.compile(r"[*·×\s]*((?:π|√(?:\d+(?:\.\d+)?|\([^()]*\)))+)(?:\s+|$)")
 
 
 @dataclass(frozen=True)
@@ -65,10 +80,14 @@ class Number:
     unit: str
     is_unit: bool = True
     """else it is whatever stands behind the number, as in 2x + 1: two that have the same differ by their numbers"""
+    irrational: str = ""
+    """what the number is multiplied by: π, √2"""
 
 
 def equal(right: str, answer: str) -> bool:
     """Whether an answer is the same as what is right."""
+    if max(len(right), len(answer)) > _LONGEST:
+        return words(right) == words(answer)
     right, answer = plain(right), plain(answer)
     if not answer:
         return not right
@@ -85,23 +104,27 @@ def plain(text: str) -> str:
     # Of what looks like a degree sign, NFKC makes a letter.
     text = re.sub("[º˚]", "°", text)
     text = unicodedata.normalize("NFKC", text).translate(_MINUS).replace("⁄", "/")
-    text = _fractions(_unwrapped(text))
+    text = _fractions(_roots(_unwrapped(text)))
     for pattern, other in _LATEX:
         text = pattern.sub(other, text)
-    text = re.sub(r"\*\*(.+?)\*\*|`(.+?)`", lambda found: found[1] or found[2], text)
+    # Markdown's marks may have lost their other half; 10**5 is a power.
+    text = re.sub(r"(?<!\w)\*\*(?=\S)|(?<=\S)\*\*(?![\w(+-])", "", re.sub(r"`(.+?)`", r"\1", text))
     # Dollars in pairs are LaTeX's; a single one is a currency.
     text = re.sub(r"\$\$?([^$]*)\$\$?", r"\1", text)
     text = " ".join(text.split()).strip()
     text = _LEADS.sub("", text, count=1) if _LEADS.match(text) else text
-    text = re.sub(r"^[A-Za-z]\w?\s*=\s*(?=\S)", "", text)
+    text = _ROUNDED.sub("", _NAMED.sub("", text))
     return text.rstrip(".!;, ").strip("\"'“”‘’ ").rstrip(".!;, ")
 
 
 def words(text: str) -> str:
-    """The words of a plain text: in one case, without an article."""
+    """The words of a plain text: in one case, without an article, and without spaces that tell nothing apart."""
     text = re.sub(r"^(?:a|an|the)\s+(?=\S)", "", " ".join(text.casefold().split()))
+    text = re.sub(r"\b([ap])\.m\b\.?", r"\1m", text)
+    # "x > 3" is "x>3", but "1, 234" is a list.
+    text = re.sub(r" ?([^\w\s,;.]) ?", r"\1", text)
     # "300 K" is kelvin and "10K" a thousand, as numbers; in two texts that have the same letter it means the same.
-    return re.sub(r"(?<=\d) (?=[a-z]$)", "", text)
+    return re.sub(r"(?<=\d) (?=[^\W\d_])", "", text)
 
 
 def number_of(text: str) -> Number | None:
@@ -109,16 +132,20 @@ def number_of(text: str) -> Number | None:
     text = re.sub(r"^\((.+)\)$", r"\1", text) if not re.search(r"[,;]", text) else text
     first, _, rest = text.partition(" ")
     text = f"{COUNTS.get(first.casefold(), first)} {rest}".strip()
+    text = re.sub(r"^([+-]?\s*)(?=[π√])", r"\g<1>1", text)
     match = _NUMBER.fullmatch(text)
     value = _value(match) if match is not None else None
     if value is None:
         return None
     value *= -1 if match["sign"] == "-" else 1
-    behind = units.read(match["unit"], text[: match.start("unit")][-1:] != " ")
+    product = _IRRATIONAL.match(match["unit"])
+    rest = match["unit"][product.end() :] if product else match["unit"]
+    behind = units.read(rest, not product and text[: match.start("unit")][-1:] != " ")
     if behind is None:
-        return Number(value, match["unit"].casefold(), is_unit=False)
+        return Number(value, words(match["unit"]), is_unit=False)
     factor, unit = behind
-    return Number(value * factor, units.one_spelling(unit or match["before"] or match["currency"] or ""))
+    unit = units.one_spelling(unit or match["before"] or match["currency"] or "")
+    return Number(value * factor, unit, irrational=product[1] if product else "")
 
 
 def inside_braces(text: str) -> str | None:
@@ -133,7 +160,7 @@ def inside_braces(text: str) -> str | None:
 
 def _same_number(right: str, answer: str) -> bool:
     one, other = number_of(right), number_of(answer)
-    if one is None or other is None:
+    if one is None or other is None or one.irrational != other.irrational:
         return False
     if not (one.is_unit and other.is_unit):
         return one.unit == other.unit and _close(one.value, other.value)
@@ -149,7 +176,7 @@ def _same_number(right: str, answer: str) -> bool:
 
 def _same_option(right: str, answer: str) -> bool:
     """A letter against a letter, whatever stands behind it; without one in what is right, what stands behind it."""
-    (one, text), (other, said) = _option(right), _option(answer)
+    (one, text), (other, said) = option(right), option(answer)
     if one and other:
         return one == other and not (_OPTION_COMMA.match(right) and _OPTION_COMMA.match(answer))
     if one:
@@ -157,7 +184,7 @@ def _same_option(right: str, answer: str) -> bool:
     return bool(other and said) and equal(right, said)
 
 
-def _option(text: str) -> tuple[str, str]:
+def option(text: str) -> tuple[str, str]:
     """The option letter with which a text begins, and the text behind it; "" without, and for several options."""
     listed = [_letter_and_text(item) for item in _items(text)[1]]
     # Each has its text, or none has: "B. x, y" is one option.
@@ -270,11 +297,25 @@ def _unwrapped(text: str) -> str:
     return text
 
 
+def _roots(text: str) -> str:
+    """\\sqrt{2}, \\sqrt2, sqrt(2) and √(2) as √2; brackets stay around more than a number or a letter."""
+    while match := _ROOT.search(text):
+        inner, rest = _argument(text[match.end() :])
+        text = f"{text[: match.start()]}√({inner}){rest}"
+    text = _ROOT_OF_BRACKET.sub(lambda found: f"√{_bracketed(found[1].strip())}", text)
+    return re.sub(r"√\s+", "√", text)
+
+
+def _bracketed(text: str) -> str:
+    return text if re.fullmatch(r"[\d.]+|\w", text) else f"({text})"
+
+
 def _fractions(text: str) -> str:
-    """\\frac{1}{2}, \\frac12 and \\frac1{2} as 1/2; a whole number before it stands apart."""
+    """\\frac{1}{2}, \\frac12 and \\frac1{2} as 1/2; a whole number before it stands apart, a sum in brackets."""
     while match := _FRACTION.search(text):
         top, rest = _argument(text[match.end() :])
         bottom, rest = _argument(rest)
+        top, bottom = (f"({part})" if re.search(r".[+/-]", part) else part for part in (top, bottom))
         before = text[: match.start()].rstrip()
         space = " " if before[-1:].isdigit() else ""
         text = f"{before}{space}{top}/{bottom}{rest}"

@@ -55,8 +55,10 @@ class SetUp:
     """The first request: what to run."""
 
     file: str
+    """"" of a built-in rule, of whose lines nothing is told"""
     source: str
     function: str
+    """its name"""
     module: str | None
     """of a built-in rule; None for the source of a file"""
     collected: list
@@ -80,7 +82,7 @@ def serve(stream: BinaryIO, rank: int) -> None:
     while function is not None:
         row, answers = pickle.loads(receive(stream))
         with _timed(set_up.limits.processor_s, set_up.limits.clock_s):
-            response = judged(function, set_up.function, row, answers)
+            response = judged(function, set_up, row, answers)
         send(stream, json.dumps(response).encode())
 
 
@@ -127,8 +129,9 @@ def data_files() -> Iterator[list[str]]:
         read += filter(os.path.isfile, found)
 
 
-def judged(function: Callable, name: str, row: dict, answers: list[str]) -> dict:
+def judged(function: Callable, set_up: SetUp, row: dict, answers: list[str]) -> dict:
     """`scores` and `reasons`, one an answer, or `problem`: why none of them has a number; `memory` where it ran out."""
+    name = set_up.function
     try:
         # Some rules sort what they are given, and others keep it.
         given = list(answers)
@@ -146,7 +149,7 @@ def judged(function: Callable, name: str, row: dict, answers: list[str]) -> dict
         return {"problem": NO_MEMORY, "memory": True}
     # SystemExit too: whatever the function raises is the question's reason.
     except BaseException as error:
-        return {"problem": f"{name} raised {told(error, getattr(function, '__globals__', {}).get('__file__'))}"}
+        return {"problem": f"{name} raised {told(error, set_up.file)}"}
     return {"scores": scores, "reasons": reasons}
 
 
