@@ -76,6 +76,30 @@ def test_each_token_tells_the_difference_of_its_log_probs(opened, shown, world, 
         assert opened.run(f'return document.querySelectorAll("{card} .differs").length') > 0
 
 
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_value_in_print_stands_in_the_line_of_its_token(opened, width):
+    opened.resize(width)
+    opened.run("document.getElementById('values').click(); document.getElementById('gallery').scrollIntoView()")
+    seen, apart = opened.run("""
+        const told = [0, []];
+        for (const token of document.querySelectorAll("#gallery article:nth-child(-n+9) .token")) {
+            // A word that is longer than a line breaks anywhere.
+            if (!token.textContent.trim() || /\\S{60}/.test(token.parentElement.textContent)) continue;
+            // The last letter, and the last of the boxes: the value's.
+            const texts = document.createTreeWalker(token, NodeFilter.SHOW_TEXT), letter = document.createRange();
+            while (texts.nextNode()) {
+                const text = texts.currentNode, last = text.data.trimEnd().length;
+                if (last) { letter.setStart(text, last - 1); letter.setEnd(text, last); }
+            }
+            told[0]++;
+            const line = letter.getBoundingClientRect(), value = [...token.getClientRects()].at(-1);
+            if (value.top > line.bottom) told[1].push(token.textContent);
+        }
+        return told""")
+    assert seen > 50
+    assert apart == []
+
+
 TOLD = """
     const line = document.getElementById("token"), box = line.getBoundingClientRect();
     return line.checkVisibility() && box.left >= 0 && box.right <= innerWidth && box.bottom <= innerHeight
