@@ -72,6 +72,21 @@ def _rank(config: Config) -> None:
     require(config.rank <= most, f"rank must be at most sample_k, {config.sample_k}, got {config.rank}")
 
 
+def without_pairs(config: Config) -> list[str]:
+    """Settings of which no pair can come, whatever the answers are. Of answers from a file, the file tells it."""
+    found = []
+    if config.answers is not None:
+        return found
+    if config.temperature == 0:
+        found.append("temperature 0 gives the same answer k times: no pair can come of it")
+    if config.rank == config.sample_k and config.strategy not in WITHOUT_RANK:
+        found.append(
+            f"rank is sample_k, {config.rank}: each answer is both among the best and among the worst then, and no "
+            "pair can come of it; lower --rank or raise --sample_k"
+        )
+    return found
+
+
 def _temperature(config: Config) -> None:
     require(config.temperature >= 0, f"temperature must be at least 0 (0 is greedy), got {config.temperature}")
 
