@@ -41,6 +41,8 @@ def test_a_unit_without_answers_and_a_run_without_any_are_nothing():
     totals = RewardTotals()
     totals.add(np.array([]), [])
     assert set(totals.means().values()) == {0}
+    # No number has no mean: 0 would be a wrong one.
+    assert told("rule", totals.means()) == "rule: no answer has a number"
 
 
 def test_it_is_told_in_words():

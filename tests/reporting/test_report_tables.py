@@ -47,10 +47,12 @@ def test_lengths_are_told_before_and_after_the_filters():
 def test_a_reward_over_all_answers_is_told_by_its_mean_best_and_worst(tmp_path):
     path, means = tmp_path / "pairs.parquet", {"mean": 0.5, "best": 0.75, "worst": -0.25}
     told = {"rule": means | {"answers": 4000, "questions": 1000, "equal": 7}}
+    told["yesno"] = dict.fromkeys(told["rule"], 0)
     pq.write_table(pa.table({}, metadata={"reward_totals": json.dumps(told)}), path)
     assert facts.reward_table(path) == [
         ("reward", "answers", "mean", "best of a question", "worst of a question", "questions", "all equal"),
         ("rule", "4,000", "+0.5", "+0.75", "-0.25", "1,000", "7"),
+        ("yesno", "0", "", "", "", "0", "0"),
     ]
 
 

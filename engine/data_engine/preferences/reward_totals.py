@@ -54,8 +54,15 @@ def label(name: str, means: Mapping) -> str:
     return name if means.get("ranks", True) else f"{name} (does not rank)"
 
 
+def signed(means: Mapping) -> dict[str, str]:
+    """The means as text; empty where no answer has a number, of which there is no mean."""
+    return {which: f"{means[which]:+.4g}" if means["answers"] else "" for which in ("mean", "best", "worst")}
+
+
 def told(name: str, means: Mapping) -> str:
     """One reward in words."""
+    if not means["answers"]:
+        return f"{label(name, means)}: no answer has a number"
     mean, best, worst = (f"{means[which]:.4g}" for which in ("mean", "best", "worst"))
     counts = f"{means['equal']:,} of {means['questions']:,} questions have one number for all answers"
     return (
