@@ -33,7 +33,7 @@ def test_numbers_of_any_size_are_told_by_figures_that_count(browser, page, shown
     for number, says in enumerate(told.values()):
         card = f"document.querySelector('article[data-number=\"{number}\"]')"
         assert browser.run(f"return {card}.querySelector('.margin').textContent") == f"margin {says}"
-        assert browser.run(f"return {card}.querySelector('h4 span').textContent").startswith(f"{says} rule")
+        assert browser.run(f"return {card}.querySelector('h4').textContent").startswith(f"chosen {says} rule")
 
 
 def test_the_turns_before_a_question_open_at_a_click_and_are_searched(browser, page, shown, tmp_path):
