@@ -152,6 +152,8 @@ def main(flags: list[str]) -> int:
 
     # Tests run a stand-in instead of the command line.
     program = os.environ.get("DATA_ENGINE_PROGRAM", "data_engine")
+    if {"-h", "--help"} & {*flags}:
+        return subprocess.call([sys.executable, "-m", program, "run", *flags])
     # Once, before any rank starts: the launcher would bury the message under tracebacks.
     code = subprocess.call([sys.executable, "-m", program, "validate", *flags])
     if code or received:

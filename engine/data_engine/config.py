@@ -155,14 +155,6 @@ class RunConfig(Flags):
         return 1 if self.strategy in WITHOUT_RANK else self.rank
 
     @property
-    def why_alike(self) -> str | None:
-        """Which setting makes all answers to a question the same one; None where none does."""
-        setting = "temperature 0" if self.temperature == 0 else "top_k 1" if self.top_k == 1 else None
-        if setting is None or self.answers is not None:
-            return None
-        return f"{setting} gives the same answer k times: no pair can come of it"
-
-    @property
     def chat(self) -> ChatSettings:
         """What the flags say about chat templates."""
         return ChatSettings(self.chat_template_text, self.template_kwargs)

@@ -72,6 +72,22 @@ def _rank(config: Config) -> None:
     require(config.rank <= most, f"rank must be at most sample_k, {config.sample_k}, got {config.rank}")
 
 
+def without_pairs(config: Config) -> list[str]:
+    """Settings of which no pair can come, whatever the answers are. Of answers from a file, the file tells it."""
+    found = []
+    if config.answers is not None:
+        return found
+    setting = "temperature 0" if config.temperature == 0 else "top_k 1" if config.top_k == 1 else None
+    if setting is not None:
+        found.append(f"{setting} gives the same answer k times: no pair can come of it")
+    if config.rank == config.sample_k and config.strategy not in WITHOUT_RANK:
+        found.append(
+            f"rank is sample_k, {config.rank}: each answer is both among the best and among the worst then, and no "
+            "pair can come of it; lower --rank or raise --sample_k"
+        )
+    return found
+
+
 def _temperature(config: Config) -> None:
     require(config.temperature >= 0, f"temperature must be at least 0 (0 is greedy), got {config.temperature}")
 

@@ -10,6 +10,13 @@ from data_engine.errors import LEAST_LIKENESS, UserError
 
 # Not one that begins with a dot, which is a folder of this machine.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+# With one slash of two, where a Path was made of it; a drive of Windows has one letter.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+# The page of a model or a dataset, not one of its files.
+_REPOSITORY = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+/[\w.-]+?)(?:/tree/main)?/?"
+)
+_NO_ADDRESS = "; addresses such as {}://... are not read: copy it to this machine, and name the copy"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -41,7 +48,15 @@ def is_hub_id(path: str, endings: tuple[str, ...]) -> bool:
 
 
 def nearest_path(path: str | Path) -> str:
-    """A hint that names what is there and is written most like a path that is not, or nothing."""
+    """A hint that names what is there and is written most like a path that is not, or nothing.
+
+    Of what is no path of this machine, an address or a pattern, it says what to give instead.
+    """
+    if address := _ADDRESS.match(str(path)):
+        repository = _REPOSITORY.fullmatch(str(path))
+        return f'; give the id of the hub: "{repository[1]}"' if repository else _NO_ADDRESS.format(address[1])
+    if {*"*?"} & {*str(path)}:
+        return "; a pattern is not read: name the folder of the files"
     missing = Path(path)
     try:
         while not missing.parent.exists():

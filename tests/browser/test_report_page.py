@@ -110,6 +110,16 @@ def test_no_letter_of_a_chart_is_cut_off_or_smaller_than_nine_pixels(opened, wid
     assert min(opened.run(sizes)) >= 9
 
 
+def test_the_names_in_the_legends_of_histograms_look_alike(opened):
+    looks = """
+        return [...document.querySelectorAll(".plots .legend li")].map(one => {
+            const style = getComputedStyle(one);
+            return `${style.fontSize} ${style.color} ${style.margin}`;
+        })"""
+    assert len(opened.run(looks)) >= 6
+    assert len(set(opened.run(looks))) == 1
+
+
 @pytest.mark.parametrize("values", [False, True], ids=["values-hidden", "values-shown"])
 @pytest.mark.parametrize("theme", THEMES)
 def test_each_text_has_a_contrast_of_4_5_with_what_is_behind_it(opened, theme, values):

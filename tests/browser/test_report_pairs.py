@@ -33,7 +33,7 @@ def test_numbers_of_any_size_are_told_by_figures_that_count(browser, page, shown
     for number, says in enumerate(told.values()):
         card = f"document.querySelector('article[data-number=\"{number}\"]')"
         assert browser.run(f"return {card}.querySelector('.margin').textContent") == f"margin {says}"
-        assert browser.run(f"return {card}.querySelector('h4 span').textContent").startswith(f"{says} rule")
+        assert browser.run(f"return {card}.querySelector('h4').textContent").startswith(f"chosen {says} rule")
 
 
 def test_the_turns_before_a_question_open_at_a_click_and_are_searched(browser, page, shown, tmp_path):
@@ -74,6 +74,30 @@ def test_each_token_tells_the_difference_of_its_log_probs(opened, shown, world, 
             if len(told) == len(differences):
                 assert [value for value, _ in told] == pytest.approx(differences, abs=6e-4)
         assert opened.run(f'return document.querySelectorAll("{card} .differs").length') > 0
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_value_in_print_stands_in_the_line_of_its_token(opened, width):
+    opened.resize(width)
+    opened.run("document.getElementById('values').click(); document.getElementById('gallery').scrollIntoView()")
+    seen, apart = opened.run("""
+        const told = [0, []];
+        for (const token of document.querySelectorAll("#gallery article:nth-child(-n+9) .token")) {
+            // A word that is longer than a line breaks anywhere.
+            if (!token.textContent.trim() || /\\S{60}/.test(token.parentElement.textContent)) continue;
+            // The last letter, and the last of the boxes: the value's.
+            const texts = document.createTreeWalker(token, NodeFilter.SHOW_TEXT), letter = document.createRange();
+            while (texts.nextNode()) {
+                const text = texts.currentNode, last = text.data.trimEnd().length;
+                if (last) { letter.setStart(text, last - 1); letter.setEnd(text, last); }
+            }
+            told[0]++;
+            const line = letter.getBoundingClientRect(), value = [...token.getClientRects()].at(-1);
+            if (value.top > line.bottom) told[1].push(token.textContent);
+        }
+        return told""")
+    assert seen > 50
+    assert apart == []
 
 
 TOLD = """

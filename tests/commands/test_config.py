@@ -126,6 +126,13 @@ def test_names_of_other_programs_stand_for_flags_and_are_none():
         (["--xyzzy=1"], "unknown flag --xyzzy; data-engine run --help lists all"),
         (["stray"], "unrecognized arguments: stray; flags are written --name value"),
         (["-k", "3"], "unrecognized arguments: -k 3; flags are written --name value"),
+        # What a shell makes of data/*.parquet.
+        (
+            ["--dataset_path", "a.parquet", "b.parquet"],
+            "unrecognized arguments: b.parquet; flags are written --name "
+            "value, with one value each, and a folder stands for its files",
+        ),
+        (["configs/demo.yaml"], "unrecognized arguments: configs/demo.yaml; a configuration is given as --config FILE"),
         (["--sample_k"], "argument --sample_k: expected one argument"),
         (["--sample_k", "ten"], 'sample_k must be a whole number, got "ten"'),
         (["--sample_k", "1"], "sample_k must be at least 2 to form a pair, got 1"),

@@ -47,6 +47,29 @@ def test_what_is_there_and_written_most_like_it_is_named(folder, given, meant):
     assert nearest_path(f"{folder}/{given}") == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct", 'give the id of the hub: "Qwen/Qwen2.5-VL-3B-Instruct"'),
+        ("https://huggingface.co/datasets/openbmb/RLAIF-V-Dataset/tree/main", 'hub: "openbmb/RLAIF-V-Dataset"'),
+        ("https://huggingface.co/datasets/a/b/resolve/main/x.jsonl", "addresses such as https://... are not read"),
+        ("s3://bucket/x.parquet", "addresses such as s3://... are not read: copy it to this machine"),
+        ("hf://datasets/a/b/x.parquet", "addresses such as hf://... are not read"),
+        ("data/*.parquet", "a pattern is not read: name the folder of the files"),
+        ("data/part-?.jsonl", "a pattern is not read"),
+    ],
+)
+def test_of_an_address_and_a_pattern_what_to_give_instead_is_said(given, says):
+    for flag in (nearest_path(given), refusal_of_dataset(given)):
+        assert says in flag
+
+
+def refusal_of_dataset(path: str) -> str:
+    with pytest.raises(UserError) as refused:
+        sources.open_source(path)
+    return str(refused.value)
+
+
 def test_each_flag_that_names_a_path_says_so(folder, monkeypatch):
     monkeypatch.chdir(folder)
     write("questions.parquet", [{"idx": 0, "question": "Why?", "image": b""}])

@@ -59,6 +59,35 @@ def test_what_the_environment_lacks_or_has_wrong_is_told_before_anything_starts(
     assert (done.returncode, done.stderr) == (2, f"data-engine: error: {says}\n")
 
 
+@pytest.mark.parametrize(
+    "python", ["/no/python", f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n'], ids=["none", "bare"]
+)
+def test_a_python_without_the_engine_is_named_with_what_to_do(tmp_path, python):
+    """As where another environment than that of `make setup` is active."""
+    if python.startswith("#!"):
+        (tmp_path / "python").write_text(python)
+        (tmp_path / "python").chmod(0o755)
+        python = str(tmp_path / "python")
+    done = subprocess.run(
+        ["sh", SCRIPT], env=os.environ | {"PYTHON": python}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f'data-engine: error: "{python}" does not run, or lacks torch or data_engine: activate'
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_is_shown_once_and_no_rank_starts():
+    chosen = {"PYTHON": sys.executable, "NUM_PROCESSES": "2", "ACCELERATE_CONFIG": str(CPU)}
+    done = subprocess.run(
+        ["sh", SCRIPT, "--help"], env=os.environ | chosen, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("usage: data-engine run") == 1
+    assert "usage: data-engine validate" not in done.stdout
+
+
 @pytest.fixture
 def stand_in(tmp_path) -> Path:
     """In the place of Python: two GPUs, and engines of vLLM that end with ENGINES; it tells the threads of a rank."""

@@ -132,6 +132,7 @@ def written_in_the_code() -> list[str]:
 
 def quoted() -> list[str]:
     section = (ROOT / "docs/faults.md").read_text().partition("## What a message means")[2]
+    section = section.partition("\n## ")[0]
     return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
 
 

@@ -13,9 +13,11 @@ import pytest
 from run_files import hostile_rows, read, write
 
 from data_engine.commands import main, validate
+from data_engine.config import Draft
 from data_engine.errors import UserError
 from data_engine.job import given, worker
 from data_engine.models.llava import Llava
+from data_engine.planning.checks import require_all
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.given_answers import GivenAnswers, check_answers
 from data_engine.questions.given_rows import GivenAnswer
@@ -164,8 +166,22 @@ def test_a_file_that_cannot_make_a_pair_is_refused(config, questions, tmp_path):
     assert told == 'rank must be at most the number of answers that a question has, 2 in answers "FILE", got 3'
     by_none = config(questions, answers=jsonl(tmp_path, *GOOD), rank=3, strategy="best_worst", sample_k=2)
     validate.check(by_none)
-    assert not [line for line in given.warnings(check_answers(by_none.answers, load_questions(str(questions))), by_none)
-                if "rank" in line]  # fmt: skip
+    facts = check_answers(by_none.answers, load_questions(str(questions)))
+    assert not [line for line in facts.warnings(by_none) if "rank" in line]
+
+
+@pytest.mark.parametrize(("rank", "mend"), [(1, "give more answers"), (2, "lower --rank, or give more answers")])
+def test_questions_with_too_few_answers_for_a_pair_are_warned_of_by_validate(config, questions, tmp_path, rank, mend):
+    """A run would have them scored for hours first."""
+    answers = [{"idx": "a", "answer": f"A cat, {at}."} for at in range(3)]
+    answers += [{"idx": "b", "answer": f"A dog, {at}."} for at in range(rank)]
+    flags = config(questions, answers=jsonl(tmp_path, *answers), rank=rank)
+    found = require_all(Draft(flags, [], frozenset()))
+    assert [line for line in found.warnings if "rank" in line] == [
+        f"1 of 2 questions with answers have no more of them than rank, {rank}: each is both among the best and among "
+        f"the worst then, and makes no pair; {mend}"
+    ]
+    assert [line for line in found.warnings if "off-policy" in line]
 
 
 def test_ids_of_another_vocabulary_are_refused(config, questions, tmp_path, goldens):

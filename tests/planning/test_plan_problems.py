@@ -209,6 +209,16 @@ def test_settings_by_which_all_answers_are_one_are_warned_of(job, capsys, flags,
     assert warned == ([] if setting is None else [f"{setting} gives the same answer k times: no pair can come of it"])
 
 
+def test_as_many_ranks_as_answers_are_warned_of_since_no_pair_can_come_of_them(job, capsys):
+    says = (
+        "rank is sample_k, 4: each answer is both among the best and among the worst then, and no pair can come of it"
+    )
+    warned = lambda **flags: [one for one in told(capsys, *words(job, **flags))["warnings"] if says in one]  # noqa: E731
+    assert len(warned(sample_k="4", rank="4")) == 1
+    assert warned(sample_k="4", rank="3") == []
+    assert warned(sample_k="4", rank="4", strategy="best_worst") == []
+
+
 def test_a_folder_that_lacks_files_of_its_dataset_is_warned_of(job, tmp_path, capsys):
     folder = tmp_path / "half"
     folder.mkdir()

@@ -41,7 +41,7 @@ def test_a_unit_without_answers_and_a_run_without_any_are_nothing():
     totals = RewardTotals()
     totals.add(np.array([]), [])
     assert set(totals.means().values()) == {0}
-    # Which is no mean.
+    # No number has no mean: 0 would be a wrong one.
     assert told("rule", totals.means()) == "rule: no answer has a number"
 
 

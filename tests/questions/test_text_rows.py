@@ -153,7 +153,21 @@ def test_an_array_is_read_in_pieces_of_any_size(tmp_path, pieces):
         ("[", "item 1 of the array: cut off; the array has no end"),
         ("[" * 99999, "item 1 of the array: not an object"),
         ('[{"idx": ' + "[" * 99999, "item 1 of the array: not JSON: "),
-        ('{\n "idx": 1\n}', "line 1: not JSON: "),
+        (
+            '{\n "idx": 1\n}',
+            "the object has no end in its line: write each row as one line, or all of them as one array",
+        ),
+        (
+            '{"data": [{"idx": 1}, {"idx": 2}]}',
+            'is one object, with a list of 2 others in "data"; write each row as one',
+        ),
+        # As VQAv2's files are.
+        ('{"info": {"year": 1}, "questions": [{"question": "a"}]}', 'with a list of 1 others in "questions"'),
+        (
+            '{"a": {"idx": 1}, "b": {"idx": 2}}',
+            "is one object, with 2 others by their keys; write each row as one line",
+        ),
+        ('{"id": 1, "conversations": [{"from": "human"}]}', '"conversations" holds conversations, as of LLaVA'),
         ('{"idx": {"0": 1}, "question": {"0": "a"}}', "a table is expected row by row, not by columns"),
     ],
 )

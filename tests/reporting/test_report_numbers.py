@@ -124,6 +124,12 @@ def test_a_histogram_has_every_number_in_a_bin():
     assert not charts.histogram([charts.Series("none", np.array([np.nan]), "kept")], "none")
 
 
+def test_fewer_than_two_hundred_numbers_are_all_in_their_places():
+    """One of 77 is more than half a percent."""
+    edges = charts.bin_edges(np.array([0.0] + [0.4 + 0.0079 * at for at in range(76)]))
+    assert (edges[0], edges[-1]) == (0.0, pytest.approx(0.9925))
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [

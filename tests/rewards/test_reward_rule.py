@@ -106,6 +106,7 @@ def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsy
     assert told in printed.out
     # There is no model that pairs of its own answers would teach more.
     assert "off-policy" not in printed.err
+    assert "zero3" not in printed.err
     page = (work / "report/index.html").read_text()
     cells = "".join(f"<td>{cell}</td>" for cell in ("8", "+0.5", "+1", "+0", "2", "0"))
     assert cells in page.partition("Rewards of all answers")[2]

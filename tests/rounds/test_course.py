@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -53,6 +54,14 @@ def test_lines_go_through_the_rewards_of_the_rounds():
         assert abs((y1 - y3) * 2 - (y1 - y2)) < 0.3
     best, mean, worst = points
     assert all(a[1] < b[1] < c[1] for a, b, c in zip(best, mean, worst, strict=True))
+
+
+def test_a_round_without_a_number_has_no_point_and_no_mean():
+    none = facts(2, 0.0)
+    none = replace(none, rewards={name: dict.fromkeys(totals, 0) for name, totals in none.rewards.items()})
+    page = text("a loop", [facts(1, 5.0), none, facts(3, 6.0)], [])
+    assert page.count("<circle") == 6
+    assert ["2", "", "", "", "0", "0"] in rows(page)
 
 
 def test_of_many_rounds_some_numbers_are_written_below():

@@ -53,6 +53,16 @@ def test_times_are_summed_over_ranks_by_stage_and_event(work_dir):
     ]
 
 
+def test_the_table_of_a_run_without_trouble_fits_into_80_columns(tmp_path):
+    """99,999,990 answers in a week."""
+    write_log(tmp_path, 0, *(line(stage, 0, 6e5, 99_999_990, peak_gb=70.25) for stage in ("sampled_answer", "rule")))
+    logs.note(tmp_path, 0, "loading instruct", 40.0)
+    heading, stage, *_ = Summary.read(tmp_path).times()
+    assert heading == ("", "done", "time, all ranks", "answers", "answers/s a rank", "peak GB")
+    assert stage == ("sampled_answer", "1", "6 d 23 h", "99,999,990", "166.7", "70.2")
+    assert max(map(len, Summary.read(tmp_path).table().splitlines())) <= 80
+
+
 def test_quarantined_rows_are_counted_once_by_stage_and_kind_of_reason(work_dir):
     big = "source image {} x 7 has {}.5 megapixels"
     leave_out(work_dir, 0, "sampled_answer", ("a", big.format(9, 70)), ("b", big.format(8, 65)), ("c", "no\nimage"))

@@ -45,6 +45,8 @@ _OF_SBATCH = {
     "nodelist", "nodes", "ntasks", "ntasks-per-node", "partition", "qos", "requeue", "reservation", "time",
 }  # fmt: skip
 _FLAGS_ALONE = ("config", "help", *(name for names in _OWN_FLAGS.values() for name in names))
+# The shell makes several words of a pattern such as data/*.parquet.
+_ONE_VALUE = "flags are written --name value, with one value each, and a folder stands for its files"
 # Fields whose "auto" is None in a RunConfig.
 _AUTO = ("unit_size", "threads")
 # Numbers to the bases of 8 and 60.
@@ -94,6 +96,10 @@ def read(argv: Sequence[str], command: str = "run") -> Draft:
     return found._replace(problems=problems.found)
 
 
+def _is_yaml(word: str) -> bool:
+    return word.lower().endswith((".yaml", ".yml"))
+
+
 def _needed(values: Mapping[str, object]) -> list[str]:
     """Fields that must be given, in the order of the flags. What is no text, or no source, RunConfig refuses."""
     needed, rewards = set(_REQUIRED), values.get("rewards")
@@ -119,7 +125,8 @@ def _read_flags(argv: list[str], command: str, problems: Collected, meant: set[s
             meant.add(name)
             argv = left
     if unknown:
-        problems.note(UserError(f"unrecognized arguments: {' '.join(unknown)}; flags are written --name value"))
+        told = "a configuration is given as --config FILE" if _is_yaml(unknown[0]) else _ONE_VALUE
+        problems.note(UserError(f"unrecognized arguments: {' '.join(unknown)}; {told}"))
     return vars(found)
 
 

@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="data-engine pairs",
         usage="data-engine pairs WORK_DIR --name NAME [--strategy ...] [--rank_by ...] ...",
         description="Pairs the answers of a run once more, as WORK_DIR/pairs/NAME.parquet, which data-engine export "
-        "and report take by --name. A flag that is not given keeps the value of the run's own pairs; none unsets it.",
+        "and report take by --name. A flag that is not given keeps the value of the run's own pairs; the value none "
+        "unsets rank_by, right, a margin, length_alpha and near_duplicates.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -1,4 +1,4 @@
-"""What --answers means to a run: what is held against its settings and models, and what a person should know of it."""
+"""What --answers means to a run: what is held against its settings and models."""
 
 import json
 import unicodedata
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_engine.config import RunConfig
-from data_engine.config_checks import WITHOUT_RANK
 from data_engine.errors import BadRow, UserError
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import chat_options, class_for
@@ -20,11 +19,6 @@ from data_engine.questions.thoughts import ReadAnswer
 from data_engine.stages import TRAINED
 from data_engine.store.claims import Claims
 from data_engine.store.file_hashes import HashFiles
-
-OFF_POLICY = (
-    "the answers are those of --answers: answers that the instruct model did not sample itself are off-policy for it, "
-    "and pairs of them teach it less than pairs of its own"
-)
 
 # What tokenizers write for a character that they cannot: "\u2047" is SentencePiece's.
 _UNKNOWN = {"\ufffd", "\u2047"}
@@ -113,18 +107,6 @@ def check(config: RunConfig, questions: Questions) -> None:
     named = config.instruct_model_path is not None
     checkpoints = {TRAINED: Checkpoint.of_role(config, TRAINED)} if facts.has_ids and named else {}
     _check(facts, config, questions, checkpoints)
-
-
-def warnings(facts: GivenFacts, config: RunConfig) -> list[str]:
-    """What a person should know of given answers."""
-    found = [OFF_POLICY] if config.instruct_model_path is not None else []
-    few = facts.questions_with(1, config.rank)
-    if few and config.strategy not in WITHOUT_RANK:
-        found.append(
-            f"{few} of {facts.questions_with(1, facts.most)} questions with answers have no more of them than rank, "
-            f"{config.rank}: each is both among the best and among the worst then, and makes no pair; lower --rank"
-        )
-    return found
 
 
 def _check(facts: GivenFacts, config: RunConfig, questions: Questions, checkpoints: Mapping[str, Checkpoint]) -> None:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from data_engine import exports, stages
 from data_engine.config import RunConfig
-from data_engine.config_checks import ZERO3_AND_VLLM
+from data_engine.config_checks import ZERO3_AND_VLLM, without_pairs
 from data_engine.errors import UserError
 from data_engine.job import budgets, by_vllm, run_file
 from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings, why_sums_alone
 from data_engine.job.given import Given
-from data_engine.job.given import warnings as given_warnings
 from data_engine.models import family_class
 from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import check_models
@@ -120,7 +119,8 @@ class Plan:
         return plan
 
     def _tell(self, warnings: list[str]) -> None:
-        log.info("%s", self.placement)
+        if self.checkpoints:
+            log.info("%s", self.placement)
         log.info("%s", budgets.told(self.budgets) if self.given is None else self.given.facts.told())
         for warning in (*warnings, *self.warnings()):
             log.warning(warning)
@@ -163,10 +163,8 @@ class Plan:
         if self.config.sampler == "vllm":
             found += by_vllm.warnings(self.config, self.stages, self.target.device.type)
         if self.given is not None:
-            found += given_warnings(self.given.facts, self.config)
-        if self.config.why_alike:
-            found.append(self.config.why_alike)
-        return found
+            found += self.given.facts.warnings(self.config)
+        return found + without_pairs(self.config)
 
 
 def _bound(config: RunConfig, num_questions: int, target: Target) -> dict:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from data_engine import exports, stages
 from data_engine.config import Draft, RunConfig
+from data_engine.config_checks import without_pairs
 from data_engine.errors import BadRow, UserError
 from data_engine.flag_files import look_up
 from data_engine.job import run_file
@@ -174,6 +175,7 @@ def _answers_rows(found: Found) -> None:
     if config.answers is not None:
         found.given = check_answers(config.answers, found.questions)
         require_usable(found.given, config.answers, config.least_answers, config.instruct_model_path is not None)
+        found.warnings += found.given.warnings(config)
 
 
 def _same_run(found: Found) -> None:
@@ -282,8 +284,7 @@ def _together(found: Found) -> None:
     for role in (*COMPARED, *JUDGES):
         if getattr(config, f"{role}_model_path") is not None and role not in config.roles:
             warn(f"{role}_model_path has no effect: no stage of --rewards {config.rewards} runs that model")
-    if config.why_alike:
-        warn(config.why_alike)
+    found.warnings += without_pairs(config)
     drawn = [name for name in ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "sample_k")
              if getattr(config, name) != getattr(default, name)]  # fmt: skip
     if config.answers is not None and drawn:

@@ -54,6 +54,11 @@ def label(name: str, means: Mapping) -> str:
     return name if means.get("ranks", True) else f"{name} (does not rank)"
 
 
+def signed(means: Mapping) -> dict[str, str]:
+    """The means as text; empty where no answer has a number, of which there is no mean."""
+    return {which: f"{means[which]:+.4g}" if means["answers"] else "" for which in ("mean", "best", "worst")}
+
+
 def told(name: str, means: Mapping) -> str:
     """One reward in words."""
     if not means["answers"]:

@@ -9,7 +9,14 @@ import pyarrow as pa
 
 from data_engine.errors import UserError
 from data_engine.questions.sources.column_names import ColumnNames
-from data_engine.questions.sources.column_types import IMAGE_FIELDS, MESSAGE_FIELDS, is_binary, is_list, is_text
+from data_engine.questions.sources.column_types import (
+    CONVERSATIONS,
+    IMAGE_FIELDS,
+    MESSAGE_FIELDS,
+    is_binary,
+    is_list,
+    is_text,
+)
 
 # Other names under which datasets have a column, in lower case.
 _OFTEN_CALLED = {
@@ -84,7 +91,7 @@ def has_images(columns: Mapping[str, pa.DataType]) -> bool:
 
 def _hint(columns: Mapping[str, pa.DataType]) -> str:
     """How to mend a dataset without one of the required columns."""
-    named = next((name for name in ("conversations", "conversation") if name in columns), None)
+    named = next((name for name in CONVERSATIONS if name in columns), None)
     if "question" not in columns and "messages" not in columns and named is not None:
         return (
             f'; "{named}" holds conversations, as of LLaVA and ShareGPT: write them as "messages", lists of '

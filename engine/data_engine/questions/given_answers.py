@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from data_engine.config import RunConfig
+from data_engine.config_checks import WITHOUT_RANK
 from data_engine.errors import UserError
 from data_engine.questions.dataset import Questions
 from data_engine.questions.given_rows import GivenAnswer, GivenFile, GivenRow
@@ -31,6 +33,11 @@ _NAMED = 5
 _ROWS, _STARTS, _FIRST, _FACTS = "rows.jsonl", "starts.npy", "first.npy", "facts.json"
 
 log = logging.getLogger(__name__)
+
+OFF_POLICY = (
+    "the answers are those of --answers: answers that the instruct model did not sample itself are off-policy for it, "
+    "and pairs of them teach it less than pairs of its own"
+)
 
 
 @dataclass
@@ -78,6 +85,18 @@ class GivenFacts:
         found = f"{self.rows} answers to {self.questions_with(1, self.most)} of {asked} questions"
         beyond = f"; {self.beyond_limit} answers are to questions beyond --limit" if self.beyond_limit else ""
         return found + beyond + self.unused()
+
+    def warnings(self, config: RunConfig) -> list[str]:
+        """What a person should know of these answers before a run of them begins."""
+        found = [OFF_POLICY] if config.instruct_model_path is not None else []
+        few = self.questions_with(1, config.rank)
+        if few and config.strategy not in WITHOUT_RANK:
+            mend = "lower --rank, or give more answers" if config.rank > 1 else "give more answers"
+            found.append(
+                f"{few} of {self.questions_with(1, self.most)} questions with answers have no more of them than rank, "
+                f"{config.rank}: each is both among the best and among the worst then, and makes no pair; {mend}"
+            )
+        return found
 
     def unused(self) -> str:
         """Which rows are not used, in words behind others."""

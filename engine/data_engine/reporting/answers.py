@@ -136,7 +136,7 @@ def _spans(row: Mapping, scored: list[list[float] | None], pieces: list[Pieces])
 def pieces_of_run(run_file: Mapping, same_tokenizer: bool, has_implicit: bool) -> list[Pieces] | NoHeat:
     """What decodes the ids of a run's answers, or why nothing shows which token said what."""
     if not has_implicit:
-        return NoHeat("this run has no implicit reward, so that there is no d_t to show")
+        return NoHeat("this run has no implicit reward, whose share of each token it would show")
     if not same_tokenizer:
         return NoHeat("the two models split texts into different tokens, so that no token has a log-prob by both")
     why = NoHeat("run.json does not say where the instruct model is")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from data_engine.preferences.counts import Funnel
+from data_engine.preferences.reward_totals import signed
 from data_engine.reporting import charts
 from data_engine.reporting.render import render
 
@@ -58,12 +59,13 @@ def _table(name: str, rounds: Sequence[RoundFacts]) -> list[tuple[str, ...]]:
     rows = [("round", *NAMES.values(), "questions", "all equal")]
     for one in rounds:
         if found := one.rewards.get(name):
-            numbers = (f"{found[which]:+.4g}" for which in NAMES)
-            rows.append((str(one.number), *numbers, f"{found['questions']:,}", f"{found['equal']:,}"))
+            numbers = signed(found)
+            counts = (f"{found['questions']:,}", f"{found['equal']:,}")
+            rows.append((str(one.number), *map(numbers.get, NAMES), *counts))
     return rows
 
 
 def _chart(name: str, rounds: Sequence[RoundFacts]) -> Markup:
-    found = [(one.number, one.rewards[name]) for one in rounds if name in one.rewards]
+    found = [(one.number, one.rewards[name]) for one in rounds if one.rewards.get(name, {}).get("answers")]
     lines = {told: [(number, totals[which]) for number, totals in found] for which, told in NAMES.items()}
     return charts.course(lines, f"{name} by round")

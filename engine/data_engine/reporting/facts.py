@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_engine.preferences.counts import Funnel
-from data_engine.preferences.reward_totals import label
+from data_engine.preferences.reward_totals import label, signed
 from data_engine.questions.dataset import Questions
 from data_engine.reporting import quarantine
 from data_engine.reporting.columns import KEPT, PairNumbers
@@ -38,11 +38,8 @@ def reward_table(path: Path) -> Table:
     found = json.loads((pq.read_schema(path).metadata or {}).get(b"reward_totals", b"{}"))
     rows = [("reward", "answers", "mean", "best of a question", "worst of a question", "questions", "all equal")]
     for name, means in found.items():
-        # There is no mean of nothing.
-        numbers = (f"{means[which]:+.4g}" if means["answers"] else "" for which in ("mean", "best", "worst"))
-        rows.append(
-            (label(name, means), f"{means['answers']:,}", *numbers, f"{means['questions']:,}", f"{means['equal']:,}")
-        )
+        counts = (f"{means['questions']:,}", f"{means['equal']:,}")
+        rows.append((label(name, means), f"{means['answers']:,}", *signed(means).values(), *counts))
     return rows if len(rows) > 1 else []
 
 

@@ -124,7 +124,7 @@
       const one = make("div", `side is-${name}`), head = make("h4", "", name);
       const rewards = Object.entries(pair.rewards).filter(([, both]) => both[side] !== null)
         .map(([reward, both]) => `${signed(both[side], reward === "avg" ? 4 : 3)} ${reward}`);
-      head.append(make("span", "", [...rewards, `${pair.words[side]} words`].join(" · ")));
+      head.append(" ", make("span", "", [...rewards, `${pair.words[side]} words`].join(" · ")));
       one.append(head, answer(pair, side, spans[side]));
       if (pair.no_heat[side]) one.append(make("p", "why", `No heat: ${pair.no_heat[side]}.`));
       sides.append(one);

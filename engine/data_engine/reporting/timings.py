@@ -13,6 +13,8 @@ from data_engine.reporting.quarantine import Kind
 from data_engine.store import logs
 
 NUM_REASONS, IDX_LENGTH = 12, 40
+# Columns of the times, and the fields of StageTime that they count.
+TROUBLES = {"out of memory": "out_of_memory", "done again": "computed_again"}
 
 
 @dataclass
@@ -47,16 +49,21 @@ class Summary:
         return cls(_stages(work_dir), _events(work_dir), quarantine.kinds(work_dir))
 
     def times(self) -> list[tuple[str, ...]]:
-        """A heading and a row for each stage and event, as text; "" where a column does not apply."""
-        heading = ("", "done", "time over all ranks", "answers", "answers/s a rank", "peak GB a rank")
-        rows = [(*heading, "out of memory", "done again")]
+        """A heading and a row for each stage and event, as text; "" where a column does not apply.
+
+        What never happened has no column: the table fits into 80 columns of a terminal.
+        """
+        happened = [name for name in TROUBLES if any(getattr(time, TROUBLES[name]) for time in self.stages.values())]
+        heading = ("", "done", "time, all ranks", "answers", "answers/s a rank", "peak GB", *happened)
+        rows = [heading]
         for stage, time in self.stages.items():
             pace = f"{time.answers / time.seconds:,.1f}" if time.seconds else ""
             peak = f"{time.peak_gb:.1f}" if time.peak_gb else ""
-            counts = (f"{time.answers:,}", pace, peak, f"{time.out_of_memory:,}", f"{time.computed_again:,}")
-            rows.append((stage, f"{time.units:,}", logs.duration(time.seconds), *counts))
+            troubles = (f"{getattr(time, TROUBLES[name]):,}" for name in happened)
+            done = (stage, f"{time.units:,}", logs.duration(time.seconds))
+            rows.append((*done, f"{time.answers:,}", pace, peak, *troubles))
         for event, (count, seconds) in self.events.items():
-            rows.append((event, f"{count:,}", logs.duration(seconds), *[""] * 5))
+            rows.append((event, f"{count:,}", logs.duration(seconds), *[""] * (len(heading) - 3)))
         return rows
 
     def left_out(self) -> list[tuple[str, ...]]:

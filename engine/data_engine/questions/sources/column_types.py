@@ -15,6 +15,8 @@ from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 
 IMAGE_FIELDS = ("bytes", "path")
 MESSAGE_FIELDS = ("role", "content")
+# What LLaVA and ShareGPT call the turns of a row.
+CONVERSATIONS = ("conversations", "conversation")
 _SIGNED = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
 
 

@@ -9,9 +9,10 @@ from data_engine.errors import UserError
 from data_engine.questions.sources import text_file
 from data_engine.questions.sources.base import refuse
 from data_engine.questions.sources.column_names import ColumnNames
-from data_engine.questions.sources.column_types import IMAGE_FIELDS, MESSAGE_FIELDS
+from data_engine.questions.sources.column_types import CONVERSATIONS, IMAGE_FIELDS, MESSAGE_FIELDS
 from data_engine.questions.sources.text_file import Record, TextFile, too_long
 
+ROWS_ARE = "write each row as one line, or all of them as one array"
 _PIECE_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -84,13 +85,29 @@ class JsonRows:
         refuse(scanner.next_byte("", end=True) != b"", f'"{self._file.path}" goes on behind the end of its array')
 
 
+def holds_rows(row: dict) -> str | None:
+    """Where in an object the rows stand, in words, if it looks like a whole dataset; None if it does not."""
+    if row and all(isinstance(value, dict) for value in row.values()):
+        return f"with {len(row)} others by their keys"
+    for name, value in row.items():
+        if name in CONVERSATIONS:
+            continue
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            return f'with a list of {len(value)} others in "{name}"'
+    return None
+
+
 def _why_not(data: bytes, error: Exception) -> str:
     """Why bytes are no JSON, and what to do where that is known."""
     if data.startswith(_GZIP):
         return "not JSON, but packed with gzip: let the name of the file end with .gz"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason}; save the file as UTF-8"
-    return f"not JSON: {error}"
+    told = f"not JSON: {error}"
+    # In a file that is written with indents, a line is a part of an object.
+    if isinstance(error, json.JSONDecodeError) and data.lstrip()[:1] == b"{" and not error.doc[error.pos :].strip():
+        told += f"; the object has no end in its line: {ROWS_ARE}"
+    return told
 
 
 def _repeated(row: Object, names: ColumnNames) -> list[str]:
