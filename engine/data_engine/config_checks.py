@@ -5,6 +5,7 @@ tell what follows from that.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -271,6 +272,8 @@ CHECKS = (
 
 def check_values(**values: object) -> None:
     """Raise UserError for one of these fields that does not hold alone: for calls without a whole configuration."""
+    for name, value in values.items():
+        require(not isinstance(value, float) or math.isfinite(value), f"{name} must be a finite number, got {value}")
     given = SimpleNamespace(**values)
     for check in CHECKS:
         if values.keys() >= set(check.fields):

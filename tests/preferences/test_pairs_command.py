@@ -203,6 +203,7 @@ def test_exports_and_the_report_take_a_pairing_by_its_name(work_dir, tmp_path, c
         (["--name", "x", "--rank_by", "implicit.sum, implicit.sum"], "rank_by names implicit.sum twice"),
         (["--name", "x", "--rank_by", "implicit.sum,"], 'rank_by names ""'),
         (["--name", "x", "--strategy", "best"], 'unknown strategy "best"; known: cross, best_worst'),
+        (["--name", "x", "--strategy", "best_wurst"], "mu_2sigma; did you mean best_worst?"),
         (["--name", "x", "--strategy", "right_wrong"], "strategy right_wrong needs --right"),
         (["--name", "x", "--right", "1"], "right is for --strategy right_wrong"),
         (["--name", "x", "--strategy", "right_wrong", "--right", "1", "--length_alpha", "1"], "length_alpha changes"),

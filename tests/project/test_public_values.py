@@ -20,6 +20,7 @@ ROWS = [{"idx": 1, "sample_index": n, "answer": f"a {n}", "sum": float(n), "avg"
     [
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be at least 0 .0 is greedy., got -1.0"),
+        ({"temperature": float("inf")}, "temperature must be a finite number, got inf"),
         ({"top_k": -1}, "top_k must be at least 0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),

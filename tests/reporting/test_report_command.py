@@ -78,6 +78,18 @@ def test_compare_writes_a_page_about_two_pairings(work_dir, capsys):
     assert statuses <= {"only wide", "only pairs"}
 
 
+def test_pages_of_several_runs_are_told_apart_by_their_titles(work_dir):
+    for more, path, title in (
+        ([], "index.html", f"Preference pairs of {work_dir.name}"),
+        (["--name", "wide"], "wide/index.html", f"Preference pairs of {work_dir.name}: wide"),
+        (["--compare", "wide"], "compare/pairs/wide/index.html", f"Two pairings of {work_dir.name}: pairs and wide"),
+    ):
+        assert main.main(["report", str(work_dir), *more]) == 0
+        page = (work_dir / "report" / path).read_text()
+        assert f"<title>{title}</title>" in page
+        assert f"<h1>{title}</h1>" in page
+
+
 @pytest.mark.parametrize("more", [[], ["--compare", "wide"]])
 def test_a_report_of_pairs_that_are_written_anew_meanwhile_is_no_success(work_dir, capsys, monkeypatch, more):
     own, read = work_dir / "pairs/pairs.parquet", pair.read_funnel

@@ -67,7 +67,7 @@ def comparison_text(
     return render(
         "compare.html.j2",
         data.as_json(),
-        title=f"Two pairings: {names[0]} and {names[1]}",
+        title=f"Two pairings of {work_dir.resolve().name}: {names[0]} and {names[1]}",
         names=names,
         about=_about(run, pairings, numbers),
         funnel=funnel_table(pairings),

@@ -59,7 +59,7 @@ def report_text(
     return render(
         "page.html.j2",
         data.as_json(),
-        title="Preference pairs" if name == OWN else f"Preference pairs: {name}",
+        title=f"Preference pairs of {work_dir.resolve().name}" + ("" if name == OWN else f": {name}"),
         funnel=funnel,
         about=[
             *about.run_rows(numbers.path, run.run_file, funnel.questions),

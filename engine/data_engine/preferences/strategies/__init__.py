@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, nearest
 from data_engine.preferences.answers import (
     SUM_AND_AVG,
     AnswerRule,
@@ -137,7 +137,7 @@ def build_pairs(
 def require_strategy(name: str) -> None:
     """Raise UserError for the name of no strategy."""
     if name not in STRATEGIES:
-        raise UserError(f'unknown strategy "{name}"; known: {", ".join(STRATEGIES)}')
+        raise UserError(f'unknown strategy "{name}"; known: {", ".join(STRATEGIES)}{nearest(name, STRATEGIES)}')
 
 
 def pair_up(
