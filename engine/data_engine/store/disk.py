@@ -26,6 +26,8 @@ def describe(error: OSError, work_dir: Path, run_stages: stages.RunStages) -> st
     reason = error.strerror or str(error)
     told = f'cannot write "{where}": {reason}. Every published unit is kept: make room, or mend the disk, and run the '
     told += "same command again"
+    if no_inodes := room.told_of_inodes(error, where):
+        return told + no_inodes
     needed = needed_bytes(work_dir, run_stages)
     if not needed or not room.is_full(error):
         return told + room.told(error)
