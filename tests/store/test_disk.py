@@ -56,7 +56,7 @@ def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path, monkeypatc
     assert told.endswith("run the same command again")
 
 
-def test_a_disk_that_has_room_and_no_inodes_is_told_as_one(tmp_path):
+def test_a_full_disk_that_has_room_and_no_inodes_is_told_as_one(tmp_path):
     with small_disks.small_disk(tmp_path, "size=50m,nr_inodes=40") as small:
         # The folder of the file system itself, this one and run.json take three of 40.
         work_dir = small / "work"
