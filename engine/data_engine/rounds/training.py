@@ -17,7 +17,7 @@ from data_engine.models.roles import folder_of, naming_flag
 from data_engine.processes.children import Children
 from data_engine.rounds.places import Round
 from data_engine.stages import TRAINED
-from data_engine.store.absent import is_file
+from data_engine.store.absent import is_file, matching
 
 PLACES = {
     "model": "the model of the round, which is to be trained",
@@ -113,6 +113,11 @@ def train(one: Round, words: Sequence[str], children: Children) -> None:
             f"the trainer of round {one.number} failed ({how}): {shlex.join(words)}\n"
             f"{said}\nThe pairs of the round stay as they are. Mend what is wrong"
         )
+
+
+def written(one: Round) -> set[tuple[Path, int]]:
+    """What lies in {output}, by path and date."""
+    return {(path, path.lstat().st_mtime_ns) for path in matching(one.model, "*")}
 
 
 def _signal(number: int) -> str:
