@@ -83,7 +83,7 @@ def send(pid: int, number: int) -> None:
 
 
 def supervise(launcher: subprocess.Popen, ranks: JobProcesses, num_processes: int, received: list[int]) -> None:
-    """Return when launcher and ranks have ended, or at a second signal in `received`.
+    """Return when launcher and ranks have ended, at a second signal in `received`, or at the first before a rank began.
 
     Where all ranks have told a code and some did not end well, the launcher is held still, then killed: it has nothing
     more to do, and would print a traceback under what they said. So is that of one machine of several, however its
@@ -97,13 +97,17 @@ def supervise(launcher: subprocess.Popen, ranks: JobProcesses, num_processes: in
         if over and not ranks.alive():
             launcher.kill()
             return
+        begun = ranks.values("pid")
+        # Of several machines, the launcher may wait a quarter of an hour for another one, and hears nothing meanwhile.
+        if received and not begun:
+            return
         if received or orphaned:
             alive = ranks.alive()
             for pid in alive - told:
                 send(pid, received[0] if received else signal.SIGTERM)
             told |= alive
             # The launcher is held still while its ranks stop, or it would kill the slower ones.
-            hold = over or (alive and len(ranks.values("pid")) == num_processes)
+            hold = over or (alive and len(begun) == num_processes)
             launcher.send_signal(signal.SIGSTOP if hold else signal.SIGCONT)
         elif over:
             launcher.send_signal(signal.SIGSTOP)

@@ -356,6 +356,18 @@ def test_a_signal_before_the_ranks_are_ready_still_reaches_them(start, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_signal_while_the_launcher_waits_for_another_machine_ends_the_job(start):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    # Nobody listens there any more.
+    job = start("work", NUM_MACHINES="2", MACHINE_RANK="1", MAIN_ADDRESS="127.0.0.1", MAIN_PORT=port)
+    command = b"accelerate.commands.launch"
+    until(lambda: any(command in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in job.alive()), "the launcher")
+    job.process.send_signal(signal.SIGUSR1)
+    assert job.code() == 75
+
+
+@pytest.mark.slow
 def test_a_slow_rank_finishes_what_it_holds_after_the_other_has_stopped(start, tmp_path):
     (tmp_path / "slow-1").write_text("5")
     job = start("work", "work")

@@ -43,6 +43,20 @@ def test_pace_and_time_left_count_what_this_start_has_seen_published(tmp_path, r
     assert caplog.messages[-1] == "10 of 10 units, 1.2 answers/s"
 
 
+def test_units_that_turn_out_to_be_damaged_make_no_pace_below_zero(tmp_path, result, caplog):
+    """Of three units, two are set aside, and one of these is computed again in a minute."""
+    publish(tmp_path, 0, 1, 2)
+    caplog.set_level("INFO", "data_engine")
+    with Progress(tmp_path, ["sampled_answer"], range(10), 10, Ranks()) as progress:
+        for unit in (1, 2):
+            units.unit_path(tmp_path, "sampled_answer", unit).unlink()
+        publish(tmp_path, 1)
+        progress.unit_done("sampled_answer", 1, result, questions=8, seconds=30.0, peak_bytes=1_500_000_000)
+        progress._started -= 60
+        progress._refresh()
+        assert caplog.messages[-1] == "2 of 10 units, 0.0 answers/s"
+
+
 def test_a_unit_is_logged_with_its_questions_answers_and_tokens(tmp_path, result):
     with Progress(tmp_path, ["sampled_answer"], range(1), 1, Ranks()) as progress:
         progress.unit_done("sampled_answer", 0, result, questions=8, seconds=30.0, peak_bytes=1_500_000_000)

@@ -117,6 +117,18 @@ def test_a_first_unit_of_a_start_whose_frozen_figures_were_replaced_is_dropped(t
         pytest.fail("published")
 
 
+def test_a_unit_of_a_work_dir_that_was_moved_away_is_dropped_and_told_as_that(tmp_path):
+    work_dir = tmp_path / "work"
+    first = {"layout": run_file.LAYOUT, "bound": {"seed": 0}, "frozen": {}, "versions": {}, "places": {}}
+    run_file.open_run(work_dir, first)
+    current = run_file.current(work_dir, stages.SAMPLING, {"seed": 0}, {})
+    work_dir.rename(tmp_path / "moved")
+    with pytest.raises(UserError) as refused:
+        units.publish_result(work_dir, "sampled_answer", 0, units.UnitResult(pa.table({"idx": ["q"]}), []), {}, current)
+    assert str(refused.value).startswith(f'"{work_dir}/run.json" is gone: the work_dir was removed or moved while')
+    assert units.published(work_dir, "sampled_answer") == set()
+
+
 @pytest.mark.parametrize("before", [None, "{"])
 def test_ranks_that_decide_on_a_path_at_the_same_time_follow_one_decision(tmp_path, before):
     """Also where a disk has damaged the decision that was there."""

@@ -11,6 +11,7 @@ from data_engine.errors import UserError
 from data_engine.models.sharding import placement
 from data_engine.models.sharding.placement import decide
 from data_engine.models.sharding.settings import SETTINGS, read_settings
+from data_engine.processes import memory_limit
 from data_engine.processes.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,14 @@ FOUR, ALONE = Ranks(0, 4, 0, 4), Ranks()
 
 def memory(monkeypatch, size: int) -> None:
     monkeypatch.setattr(placement, "total_memory_bytes", lambda device: size)
+
+
+def test_ranks_on_the_cpu_share_what_the_container_lets_them_have(monkeypatch):
+    monkeypatch.setattr(memory_limit, "memory_bytes", lambda: 8 * GIB)
+    # Of 2 GiB a rank, half is working room.
+    decision = decide("auto", GIB, FOUR, CPU)
+    assert (decision.memory_bytes, decision.working_room_bytes, decision.split) == (2 * GIB, GIB, False)
+    assert decide("auto", GIB + 1, FOUR, CPU).split
 
 
 @pytest.mark.parametrize(

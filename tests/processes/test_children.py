@@ -77,6 +77,16 @@ def test_the_code_of_a_child_and_what_it_says(tmp_path, capfd):
     assert capfd.readouterr().out == "one\ntwo\n"
 
 
+def test_what_cannot_be_started_is_told_by_its_name(tmp_path):
+    script = tmp_path / "train"
+    script.write_text("echo a")
+    script.chmod(0o755)
+    children = Children(tmp_path)
+    with children.alone(), pytest.raises(UserError) as refused:
+        children.run([str(script)], tmp_path / "log")
+    assert str(refused.value) == f'"{script}" cannot be started: Exec format error'
+
+
 def test_a_child_that_asks_is_told_nothing(tmp_path):
     """Else it would wait for a person, or take what is meant for the loop."""
     ours, theirs = os.pipe()

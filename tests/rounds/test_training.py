@@ -1,6 +1,7 @@
 """The command that trains a round: what it may be, what it becomes, and what it must leave behind."""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,6 +42,34 @@ def test_a_command_that_begins_with_no_program_is_refused():
     require_program("{work_dir}/../../train {dataset} {output}")
     with pytest.raises(UserError, match='train begins with "no-such-program", which is no program on this machine'):
         require_program("no-such-program {dataset} {output}")
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "told"),
+    [
+        ("echo a\n", 0o755, "a script without a first line such as #!/bin/sh: begin with what runs it, as in"),
+        ("", 0o755, "a script without a first line such as #!/bin/sh"),
+        ("#!/bin/sh\r\necho a\r\n", 0o755, "a script with the line ends of Windows"),
+        ("#! /no/such/sh -e\n", 0o755, 'a script whose first line names "/no/such/sh", which is no program'),
+        ("#!/bin/sh\necho a\n", 0o644, "which may not be executed: begin with what runs it, as in --train 'sh "),
+        ("#!/bin/sh\necho a\n", 0o755, None),
+        ("#! /usr/bin/env sh\necho a\n", 0o755, None),
+    ],
+)
+def test_a_script_that_only_a_shell_can_start_is_refused_before_the_first_round(tmp_path, content, mode, told):
+    script = tmp_path / "train.sh"
+    script.write_text(content, newline="")
+    script.chmod(mode)
+    command = f"{script} {{dataset}} {{output}}"
+    if told is None:
+        require_program(command)
+        assert subprocess.run([script], check=False).returncode == 0
+        return
+    with pytest.raises(UserError) as refused:
+        require_program(command)
+    assert str(refused.value).startswith(f'train begins with "{script}", {told}')
+    with pytest.raises(OSError, match=r"Exec format error|No such file|Permission denied"):
+        subprocess.run([script], check=False)
 
 
 def test_places_are_put_into_the_words_and_nothing_is_cut_there(tmp_path):

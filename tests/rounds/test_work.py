@@ -130,6 +130,18 @@ def test_a_round_is_done_when_its_trainer_has_ended_and_left_a_model(world, monk
     assert not Round(world.folder, 1).is_done
 
 
+def test_a_model_that_an_earlier_start_of_a_trainer_left_is_told_as_that(world, caplog):
+    with pytest.raises(TrainerError):
+        world.start(1, f"sh -c 'sh {world.trainer} {{model}} {{dataset}} {{output}}; exit 1'")
+    told = f"this trainer wrote nothing to {world.folder}/round-1/model; the model there was left by an earlier start"
+    assert world.start(1, "sh -c 'echo elsewhere' {dataset} {output}") == 0
+    assert f"round 1 of 1: {told}" in caplog.text
+    caplog.clear()
+    Round(world.folder, 1).trained.unlink()
+    assert world.start(1, f"{TRAINER.format(trainer=world.trainer)}/again") == 0
+    assert "wrote nothing" not in caplog.text
+
+
 def test_rounds_that_are_done_with_other_flags_are_refused(world):
     assert world.start(1) == 0
     world.starts()

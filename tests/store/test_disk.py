@@ -4,13 +4,16 @@ import errno
 import json
 import os
 import shutil
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
+import small_disks
 
+from data_engine.commands.work_dir import told_of_disk
 from data_engine.errors import UserError
 from data_engine.stages import RunStages
-from data_engine.store import disk
+from data_engine.store import disk, room
 from data_engine.store.atomic import creating
 from data_engine.store.claims import Claims
 
@@ -51,6 +54,30 @@ def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path, monkeypatc
     assert told.endswith("run the same command again. The units that are left need about 20.5 MB more")
     told = disk.describe(OSError(errno.EIO, "Input/output error", "/somewhere"), tmp_path, RunStages())
     assert told.endswith("run the same command again")
+
+
+def test_a_full_disk_that_has_room_and_no_inodes_is_told_as_one(tmp_path):
+    with small_disks.small_disk(tmp_path, "size=50m,nr_inodes=40") as small:
+        # The folder of the file system itself, this one and run.json take three of 40.
+        work_dir = small / "work"
+        work_dir.mkdir()
+        (work_dir / "run.json").write_text(json.dumps({"units": {"num_units": 10}}))
+        with pytest.raises(OSError, match="No space left on device") as failed:
+            deque((work_dir / f"unit-{unit:05d}.parquet").write_bytes(bytes(1000)) for unit in range(40))
+        (work_dir / "unit-00000.parquet").unlink()
+        told = (
+            f'. The file system of "{work_dir}" has room, but is short of inodes (1 free, see df -i): remove files '
+            "there, or choose another one"
+        )
+        failure = failed.value
+        assert disk.describe(failure, work_dir, RunStages()).endswith(f"run the same command again{told}")
+        with pytest.raises(UserError) as refused, told_of_disk(work_dir):
+            raise failure
+        assert str(refused.value).endswith(f": No space left on device{told}")
+        # Of a quota, or where there is no room either, it is not what is lacking.
+        assert room.told_of_inodes(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), work_dir) == ""
+        (work_dir / "unit-00001.parquet").write_bytes(bytes(shutil.disk_usage(small).free - 2**19))
+        assert room.told_of_inodes(failure, work_dir) == ""
 
 
 def test_a_run_that_has_not_begun_is_told_what_failed_alone(tmp_path):

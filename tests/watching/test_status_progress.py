@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from watched_run import FAR, GONE, ME, NOW, STAGES, Looks, busy_run, claim, log, make_run, started, unit_line
+from watched_run import FAR, GONE, ME, NOW, STAGES, Looks, busy_run, claim, finish, log, make_run, started, unit_line
 
 from data_engine.store import units
 from data_engine.store.units import published
@@ -137,6 +137,26 @@ def test_rank_0_pairs_once_all_units_are_there(tmp_path):
     found = Looks(tmp_path).at()
     assert states(found) == {0: "pairing", 1: "finished"}
     assert (found.pairs, found.is_done) == ("ready", False)
+
+
+def test_pairs_of_an_earlier_start_are_not_those_that_another_one_is_about_to_make(tmp_path):
+    make_run(tmp_path, 1, {})
+    finish(tmp_path)
+    log(tmp_path, GONE, 0, started(NOW - 900, GONE, 0), unit_line(NOW - 850), {"time": NOW - 800, "exit_code": 0})
+    looks = Looks(tmp_path)
+    assert (looks.at().pairs, looks.at().is_done) == ("written", True)
+    # It reads the dataset, and has nothing to compute; then it pairs.
+    log(tmp_path, ME, 0, started(NOW - 5, ME, 0))
+    found = looks.at()
+    assert (states(found), found.pairs, found.is_done) == ({0: "starting"}, "ready", False)
+    pairing = claim(tmp_path, ME, 0, "pairing", 0, NOW - 2)
+    found = looks.at()
+    assert (states(found), found.pairs, found.is_done) == ({0: "pairing"}, "ready", False)
+    assert states(looks.at(70)) == {0: "stalled"}
+    pairing.unlink()
+    log(tmp_path, ME, 0, {"time": NOW, "exit_code": 0})
+    found = looks.at()
+    assert (states(found), found.pairs, found.is_done) == ({0: "finished"}, "written", True)
 
 
 # Pace.

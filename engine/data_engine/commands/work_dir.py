@@ -185,7 +185,8 @@ def told_of_disk(folder: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         # Of a file that is moved, its place matters.
         where = error.filename2 or error.filename or folder
-        raise UserError(f'"{where}" cannot be read or written: {reason}{room.told(error)}') from None
+        lacking = room.told_of_inodes(error, where) or room.told(error)
+        raise UserError(f'"{where}" cannot be read or written: {reason}{lacking}') from None
 
 
 @contextlib.contextmanager

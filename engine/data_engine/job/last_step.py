@@ -35,9 +35,9 @@ def alone(work_dir: Path, own: claims.Claims, stop: Stop) -> Iterator[Path]:
     """
     told = False
     while not stop.wanted:
-        with own.hold("pairing", 0) as mine:
+        with own.hold(claims.PAIRING, 0) as mine:
             if mine:
-                has_claim = functools.partial(own.still_holds, "pairing", 0)
+                has_claim = functools.partial(own.still_holds, claims.PAIRING, 0)
                 with sole_scratch_folder(work_dir, "pairing", has_claim) as scratch:
                     yield scratch
                 return

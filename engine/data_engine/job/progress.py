@@ -95,15 +95,16 @@ class Progress:
     def _refresh(self) -> None:
         """Show how far the job is."""
         published = self._published()
+        # Units that turned out to be damaged may be more than those that were published since.
+        done = max(0, published - self._published_before)
         # Units are alike: what this rank's hold on average stands for those of all ranks.
-        answers = (published - self._published_before) * self._own_answers / max(self._own_units, 1)
+        answers = done * self._own_answers / max(self._own_units, 1)
         elapsed = time.monotonic() - self._started
         rate = f"{answers / elapsed:.1f} answers/s"
         if self._bar is not None:
             self._bar.set_postfix_str(rate, refresh=False)
             self._bar.update(published - self._bar.n)
             return
-        done = published - self._published_before
         left = (self._total - published) * elapsed / done if done else None
         ending = "" if left is None or not left else f", {logs.duration(left)} left"
         log.info("%d of %d units, %s%s", published, self._total, rate, ending)

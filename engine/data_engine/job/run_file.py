@@ -224,6 +224,8 @@ def read(work_dir: Path) -> dict | None:
         _ = [found[name] for name in ("bound", "frozen", "versions")]
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise disk.forbidden(error) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a run.json of this program; choose another work_dir. If one of it was damaged, remove it: "
@@ -244,10 +246,16 @@ def current(work_dir: Path, stage: Stage, bound: Mapping, frozen: Mapping) -> It
     So it does the `frozen` figures, on which the last bits of every unit depend. A start with other values replaces
     those on which no published unit depends; it looks for units, and replaces, while nobody is inside. Raises UserError
     where it was faster: units in hand are not published then. Who is stopped inside, between two system calls and for a
-    minute, is not waited for: where its unit was the first, both starts are refused.
+    minute, is not waited for: where its unit was the first, both starts are refused. So it does where there is no
+    run.json any more.
     """
     with alone_with(work_dir / "run.json", fcntl.LOCK_SH):
-        found = read(work_dir) or {"bound": {}, "frozen": {}}
+        found = read(work_dir)
+        if found is None:
+            raise UserError(
+                f'"{work_dir / "run.json"}" is gone: the work_dir was removed or moved while this start was at work. '
+                f"This unit of {stage.name} is dropped"
+            )
         mine, theirs = {name: bound.get(name) for name in stage.bound} | frozen, found["bound"] | found["frozen"]
         differing = differing_names(theirs, mine)
         if differing:

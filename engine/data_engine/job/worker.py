@@ -58,6 +58,9 @@ def run(config: RunConfig) -> int:
     except Stopped:
         code = STOPPED
     except OSError as error:
+        if disk.is_forbidden(error):
+            code = 2
+            raise disk.forbidden(error) from None
         if not disk.is_trouble(error):
             raise
         code, reason = STOPPED, disk.describe(error, work_dir, config.stages)

@@ -5,6 +5,7 @@ the configuration, is left out where that is wrong. Adding one is a function and
 needs it is asked for by weights.py, and done in a process of its own.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -41,6 +42,9 @@ from data_engine.store.disk import not_writable
 from data_engine.store.file_hashes import RememberedHashes
 from data_engine.store.room import compared, megabytes, nearest_folder
 from data_engine.tables import load
+
+# Folders of a work_dir, beside those of its stages, that any run writes to.
+WRITTEN = ("claims", "hashes", "logs", "pairs", "dataset", "report")
 
 
 class Check(NamedTuple):
@@ -107,6 +111,13 @@ def _work_dir(found: Found) -> None:
     work_dir = Path(found.config.work_dir)
     check_writable(work_dir)
     run_file.require_no_loop(work_dir)
+    folders = [work_dir / name for name in (*WRITTEN, *stages.known())]
+    closed = [str(folder) for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)]
+    if closed:
+        raise UserError(
+            f'work_dir "{work_dir}": cannot write to {", ".join(closed)}. Where another user has begun the run, have '
+            "these given to this one, or choose another work_dir"
+        )
 
 
 def _formats(found: Found) -> None:

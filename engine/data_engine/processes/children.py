@@ -84,7 +84,8 @@ class Children:
         """The exit code of a process, negative for the signal that ended it; what it says goes to `log` and to here.
 
         Raises Stopped where a signal came, once the process has ended, whatever its code: a trainer that was stopped
-        may end with 0. `environment` is for what the loop's own does not have.
+        may end with 0. Raises UserError where it cannot be started. `environment` is for what the loop's own does not
+        have.
         """
         if self._received:
             raise Stopped
@@ -94,10 +95,13 @@ class Children:
             if said is not None:
                 said.seek(0, os.SEEK_END)
             # In a session of its own, so that Ctrl-C reaches it from here alone. It keeps the lock while it lives.
-            child = subprocess.Popen(
-                words, env={**environment, **os.environ}, start_new_session=True, pass_fds=[self._lock],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT,
-            )  # fmt: skip
+            try:
+                child = subprocess.Popen(
+                    words, env={**environment, **os.environ}, start_new_session=True, pass_fds=[self._lock],
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT,
+                )  # fmt: skip
+            except OSError as error:
+                raise UserError(f'"{words[0]}" cannot be started: {error.strerror}') from None
             self._sign(child.pid)
             told = 0
             while child.poll() is None:

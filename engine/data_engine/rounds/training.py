@@ -1,5 +1,6 @@
 """A round's trainer: the command that a user gives, started with this round's places, and what it must leave behind."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from data_engine.models.roles import folder_of, naming_flag
 from data_engine.processes.children import Children
 from data_engine.rounds.places import Round
 from data_engine.stages import TRAINED
-from data_engine.store.absent import is_file
+from data_engine.store.absent import is_file, matching
 
 PLACES = {
     "model": "the model of the round, which is to be trained",
@@ -54,8 +55,29 @@ def check_command(train: str, has_exports: bool) -> None:
 def require_program(train: str) -> None:
     """Raise UserError where what it begins with cannot be started here."""
     first = _words(train)[0]
-    if not _PLACE.search(first) and shutil.which(first) is None:
-        raise UserError(f'train begins with "{first}", which is no program on this machine')
+    why = None if _PLACE.search(first) else _why_no_program(first)
+    if why is not None:
+        raise UserError(f'train begins with "{first}", {why}')
+
+
+def _why_no_program(word: str) -> str | None:
+    """A shell starts what the system alone does not: a script without a first line that names its interpreter."""
+    found, mend = shutil.which(word), f"begin with what runs it, as in --train 'sh {word} ...'"
+    if found is None:
+        return f"which may not be executed: {mend}" if is_file(Path(word)) else "which is no program on this machine"
+    line = b"\0"
+    # Who may execute a program need not be allowed to read it.
+    with contextlib.suppress(PermissionError), open(found, "rb") as file:
+        line = file.readline(1000)
+    if not line.startswith(b"#!"):
+        # A program that is no script has a byte 0 in its header.
+        return None if b"\0" in line else f"a script without a first line such as #!/bin/sh: {mend}"
+    if line.endswith(b"\r\n"):
+        return "a script with the line ends of Windows: take them out, by dos2unix for instance"
+    interpreter = os.fsdecode(b"".join(line[2:].split()[:1]))
+    if shutil.which(interpreter) is None:
+        return f'a script whose first line names "{interpreter}", which is no program on this machine'
+    return None
 
 
 def _words(train: str) -> list[str]:
@@ -91,6 +113,11 @@ def train(one: Round, words: Sequence[str], children: Children) -> None:
             f"the trainer of round {one.number} failed ({how}): {shlex.join(words)}\n"
             f"{said}\nThe pairs of the round stay as they are. Mend what is wrong"
         )
+
+
+def written(one: Round) -> set[tuple[Path, int]]:
+    """What lies in {output}, by path and date."""
+    return {(path, path.lstat().st_mtime_ns) for path in matching(one.model, "*")}
 
 
 def _signal(number: int) -> str:

@@ -70,9 +70,14 @@ def _round(
         return code if code > 0 else 1
     words = training.command_of(train, one, config)
     log.info("%s: training, also told in %s\n  %s", told, one.log, shlex.join(words))
-    start = time.time()
+    start, before = time.time(), training.written(one)
     training.train(one, words, children)
     training.require_model(one, config_of(loop, Round(one.loop, one.number + 1)))
+    # One that goes on from checkpoints of its own may find that it had come to its end; another one writes elsewhere.
+    if training.written(one) == before:
+        log.warning(
+            "%s: this trainer wrote nothing to %s; the model there was left by an earlier start", told, one.model
+        )
     one.note_training(
         {"model": config.instruct_model_path, "train": train, "command": words, "seconds": time.time() - start}
     )

@@ -24,6 +24,8 @@ from data_engine.store.process_identity import ProcessIdentity
 # since the clocks of hosts and file servers disagree, and jump.
 LAPSE_S = 60.0
 HEARTBEAT_S = 5.0
+# Instead of a stage, in the one claim of whoever makes the pairs.
+PAIRING = "pairing"
 CLAIM_FILE = re.compile(r"([^.].*)-(\d{5,})\.json")
 
 

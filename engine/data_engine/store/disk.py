@@ -20,12 +20,27 @@ def is_trouble(error: OSError) -> bool:
     return error.errno in TROUBLES or any(os.strerror(number) in str(error) for number in TROUBLES)
 
 
+def is_forbidden(error: OSError) -> bool:
+    """Whether this user may not read or write a file, as where another one has begun the run."""
+    return error.errno == errno.EACCES and error.filename is not None
+
+
+def forbidden(error: OSError) -> UserError:
+    """What is said of it."""
+    return UserError(
+        f'"{error.filename}" cannot be read or written: {error.strerror}. Where it is of another user, have it given '
+        "to this one, or choose another work_dir"
+    )
+
+
 def describe(error: OSError, work_dir: Path, run_stages: stages.RunStages) -> str:
     """What happened, where, and how to mend it, for a person to read; the stages are those of this start."""
     where = error.filename or work_dir
     reason = error.strerror or str(error)
     told = f'cannot write "{where}": {reason}. Every published unit is kept: make room, or mend the disk, and run the '
     told += "same command again"
+    if no_inodes := room.told_of_inodes(error, where):
+        return told + no_inodes
     needed = needed_bytes(work_dir, run_stages)
     if not needed or not room.is_full(error):
         return told + room.told(error)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 # The disk, or what this user may have of it, is full.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# A file system that has so much room, and takes so few files more, is full for want of inodes.
+SOME_BYTES, FEW_FILES = 2**20, 64
 
 
 class NoRoomError(OSError):
@@ -62,6 +64,22 @@ def told(error: OSError) -> str:
     if free is None or free > 2 * needed:
         return ""
     return f"; {'about' if free < needed else 'more than'} {megabytes(needed)} are needed{compared(needed, folder)}"
+
+
+def told_of_inodes(error: OSError, where: str | Path) -> str:
+    """What is said, behind a message, of a disk that has room, and takes no more files; "" where it is not so."""
+    folder = nearest_folder(Path(where))
+    if not is_full(error, (errno.ENOSPC,)) or (_free_bytes(folder) or 0) < SOME_BYTES:
+        return ""
+    # It does not say, or takes any number of them.
+    with contextlib.suppress(OSError):
+        found = os.statvfs(folder)
+        if found.f_files and found.f_favail < FEW_FILES:
+            return (
+                f'. The file system of "{folder}" has room, but is short of inodes ({found.f_favail} free, see df -i): '
+                "remove files there, or choose another one"
+            )
+    return ""
 
 
 def compared(needed_bytes: int, folder: Path) -> str:

@@ -102,6 +102,8 @@ class ProcessSeen:
     """seconds since its last sign of life"""
     held: tuple[tuple[str, int], ...]
     """(stage, unit) of its claims"""
+    is_pairing: bool = False
+    """it has the claim on making the pairs"""
     exit_code: int | None = None
     is_here: bool = False
     """its process id means the same to the process that reads"""
@@ -255,14 +257,14 @@ def state_of(one: ProcessSeen, pairs: str) -> str:
         return _BY_EXIT_CODE.get(one.exit_code, "failed")
     if one.is_gone:
         return "dead"
-    if one.held:
-        return "working" if one.age_s <= LAPSE_S else "stalled"
+    if one.held or one.is_pairing:
+        return "stalled" if one.age_s > LAPSE_S else "working" if one.held else "pairing"
     # A rank without a claim writes nothing: of another host, only a recent line tells that it lives.
     if not one.is_here and one.age_s > LAPSE_S:
         return "silent"
-    if pairs == READY and one.rank == 0:
-        return "pairing"
-    return "waiting" if one.has_worked else "starting"
+    if not one.has_worked:
+        return "starting"
+    return "pairing" if pairs == READY and one.rank == 0 else "waiting"
 
 
 def _is_superseded(one: ProcessSeen, others: Iterable[ProcessSeen], pairs: str) -> bool:

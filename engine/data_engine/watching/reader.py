@@ -96,8 +96,11 @@ class Reader:
         is_written = _is_written(self._work_dir)
         done = {name: self._done(name, total, monotonic) for name in names}
         self._logs.read(now, [name for name in names if done[name] >= total])
-        pairs = WRITTEN if is_written else (WAITING if any(count < total for count in done.values()) else READY)
+        pairs = WAITING if any(count < total for count in done.values()) else READY
         ranks = ranks_of(self._processes(set(names), held, now, monotonic), pairs)
+        # Those that are there are of an earlier start where another one is about to make them anew.
+        if is_written and not any(rank.state in ("starting", "pairing") for rank in ranks):
+            pairs = WRITTEN
         stages = tuple(self._stage(name, count, total, ranks, now) for name, count in done.items())
         return Progress(
             str(self._work_dir), now, planned["num_questions"], planned["unit_size"], total,
@@ -136,7 +139,8 @@ class Reader:
         started = log.last if log.started is None else log.started
         return ProcessSeen(
             log.rank, log.host, log.pid, log.shard, started, started if log.began is None else log.began, last,
-            self._sign(name, last, now, monotonic), tuple(in_hand), log.exit_code,
+            self._sign(name, last, now, monotonic), tuple(in_hand),
+            is_pairing=any(claim.stage == claims.PAIRING for claim in held), exit_code=log.exit_code,
             is_here=identity is not None and self._me.sees(identity),
             is_gone=log.exit_code is None and identity is not None and self._is_gone(name, identity),
             has_worked=log.has_worked,

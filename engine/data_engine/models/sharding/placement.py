@@ -1,10 +1,10 @@
 """Whether each rank holds whole models, or a model is split over the ranks: the arithmetic of --zero3."""
 
-import os
 from dataclasses import asdict, dataclass
 
 import torch
 
+from data_engine.processes import memory_limit
 from data_engine.processes.ranks import Ranks
 
 # For caches and activations, besides the weights.
@@ -74,7 +74,7 @@ def taken_by_others(device: torch.device, memory_bytes: int) -> str | None:
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Of a GPU, or of this machine, whether free or not."""
+    """Of a GPU, or what this machine lets the process have, whether free or not."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_limit.memory_bytes()
