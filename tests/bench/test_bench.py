@@ -301,6 +301,16 @@ def test_on_a_gpu_a_steady_rate_of_a_queue_that_is_too_short_is_told_to_be_too_h
 
 
 @pytest.mark.slow
+def test_a_model_that_does_not_fit_the_memory_ends_the_bench_with_what_to_do(narrow_bench, monkeypatch, capsys):
+    def load(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(bench_model, "load_model", load)
+    assert main.main(["bench", "--tiny", "--alone"]) == 2
+    told = capsys.readouterr().err
+    assert "memory ran out while the model was loaded (CUDA out of memory); end what else holds memory on cpu" in told
+
+
 def test_a_checkpoint_that_transformers_cannot_load_is_timed_alone(goldens, one_thread):
     result = measure.run(SMALL, options(model=str(goldens / "omnilmm/instruct")))
     assert set(result["ways"]) == {name for name in WAYS if name.startswith("engine")}

@@ -26,6 +26,7 @@ from data_engine.models import load_model
 from data_engine.models.auto.processor import load_config
 from data_engine.models.base import Prompt, VisionLanguageModel, sent
 from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
+from data_engine.models.memory_errors import naming_no_room
 from data_engine.models.registry import reading_part
 from data_engine.questions.conversation import Conversation
 from data_engine.scoring.self_check import settle
@@ -86,7 +87,8 @@ class Subject:
         self, folder: Path, sizes: Sizes, device: str, dtype: str, compiled: bool = False, alone: bool = False
     ) -> None:
         self.folder, self.sizes = folder, sizes
-        self.engine = load_model(None, str(folder), device=device, dtype=dtype, compiled=compiled)
+        with naming_no_room(f"end what else holds memory on {device}, or take a smaller --model, or another --device"):
+            self.engine = load_model(None, str(folder), device=device, dtype=dtype, compiled=compiled)
         self.stock, self.why_no_stock = None, ""
         if not alone:
             self.stock, self.why_no_stock = load_stock(folder, self.engine.device, self.engine.dtype)

@@ -5,20 +5,17 @@ import functools
 import gc
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 
-from data_engine.errors import first_line
 from data_engine.job.path_choice import choose
 from data_engine.job.plan import Plan
 from data_engine.models import chat_options, class_for, load_model
-from data_engine.models.memory_errors import is_out_of_memory
+from data_engine.models.memory_errors import naming_no_room
 from data_engine.models.prompt_maker import PromptMaker
-from data_engine.models.registry import ModelError
 from data_engine.models.roles import naming_flag
 from data_engine.models.sharding.coordination import Coordination
-from data_engine.models.sharding.placement import Decision
 from data_engine.pipeline.runner import StageContext, StageRunner
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import Decode
@@ -65,7 +62,13 @@ class ModelHolder:
             log.info("loading the %s model from %s", role, plan.checkpoints[role].told)
             # What is there already outlives the model: letting go of it need not look through all that was imported.
             gc.freeze()
-            with naming_flag(plan.config, role), _telling_no_room(plan.placement):
+            mend = (
+                f"{plan.placement}. End what else holds memory there, take a smaller model or a larger device, or "
+                "split the model over several ranks (--zero3 on)"
+            )
+            # Not of a split model: other ranks wait in its calls.
+            naming = contextlib.nullcontext() if plan.placement.split else naming_no_room(mend)
+            with naming_flag(plan.config, role), naming:
                 self._model = load_model(*checkpoint, **options, split=coordination.split)
         choose(plan, role, self._model, self._decode)
         self.role, self._made_of = role, made_of
@@ -132,17 +135,3 @@ class ModelHolder:
             # torch keeps freed memory of a GPU for itself, and another engine runs in processes of its own.
             torch.cuda.empty_cache()
         gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _telling_no_room(decision: Decision) -> Iterator[None]:
-    """Inside, memory that runs out is a ModelError; not where the model is split, and other ranks wait in its calls."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if decision.split or not is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"memory ran out while the model was loaded ({first_line(error)}); {decision}. End what else holds memory "
-            "there, take a smaller model or a larger device, or split the model over several ranks (--zero3 on)"
-        ) from None

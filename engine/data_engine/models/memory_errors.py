@@ -8,6 +8,7 @@ import torch
 
 from data_engine.errors import LostRankError, UserError, first_line
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.registry import ModelError
 from data_engine_kernels import CannotLaunch
 
 # What cuBLAS, cuDNN, CUDA graphs, Triton's launcher, NCCL and torch's CPU allocator say instead of OutOfMemoryError.
@@ -47,3 +48,14 @@ def naming_out_of_memory(model: VisionLanguageModel) -> Iterator[None]:
             ) from None
         # Without the first one's traceback, which keeps the tensors of the call.
         raise torch.OutOfMemoryError(reason) from None
+
+
+@contextlib.contextmanager
+def naming_no_room(mend: str) -> Iterator[None]:
+    """Inside, while a model is loaded, memory that runs out is a ModelError; `mend` says what to do about it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(f"memory ran out while the model was loaded ({first_line(error)}); {mend}") from None
