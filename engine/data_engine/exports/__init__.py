@@ -30,13 +30,17 @@ EXPORTS = {
     "sft": "data_engine.exports.formats.sft:write",
     "llama-factory": "data_engine.exports.formats.llama_factory:write",
     "llama-factory-kto": "data_engine.exports.formats.llama_factory:write_kto",
+    "llama-factory-sft": "data_engine.exports.formats.llama_factory:write_sft",
     "ms-swift": "data_engine.exports.formats.ms_swift:write",
     "ms-swift-kto": "data_engine.exports.formats.ms_swift:write_kto",
     "ms-swift-rm": "data_engine.exports.formats.ms_swift:write_rm",
+    "ms-swift-sft": "data_engine.exports.formats.ms_swift:write_sft",
     "internvl-mpo": "data_engine.exports.formats.internvl:write",
     "llava-next": "data_engine.exports.formats.llava_next:write",
     "scored": "data_engine.exports.formats.scored:write",
 }
+# The formats of the best answer to each question.
+BEST_OF_N = tuple(name for name in EXPORTS if name.endswith("sft"))
 # The format of work_dir/dataset.
 DEFAULT = "rlaif-v"
 # Of work_dir, where --export writes.
