@@ -17,6 +17,7 @@ from stage2_world import digest, make_world
 
 from data_engine import exports
 from data_engine.commands import export, main
+from data_engine.commands.work_dir import open_finished
 
 BEST = "sft, llama-factory-sft, ms-swift-sft"
 
@@ -311,6 +312,18 @@ def test_answers_are_exported_though_no_pair_is_kept(world, tmp_path, capsys):
     told = f"is kept: the format trl has nothing to write; those that are made of answers need none: {BEST}, scored\n"
     assert told in capsys.readouterr().err
     assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("name", exports.BEST_OF_N)
+def test_a_run_without_an_answer_that_can_be_ranked_is_told_of_answers(tmp_path, capsys, caplog, name):
+    world = make_world(tmp_path / "world")
+    for row in world.rows:
+        row["answer"] = ""
+    publish_run(world, tmp_path / "work")
+    assert run(tmp_path / "work", "--format", name, "--output", tmp_path / "out") == 2
+    assert f"can be ranked: the format {name} has nothing to write; the format scored" in capsys.readouterr().err
+    open_finished(tmp_path / "work", {}).write([name], tmp_path / "exports", tmp_path)
+    assert f"no answer can be ranked: {tmp_path / 'exports' / name} is written without a row" in caplog.text
 
 
 KILL = """

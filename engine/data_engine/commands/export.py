@@ -88,15 +88,25 @@ def _build(
     for name in names:
         built[name], written = build(name, source, scratch)
         if not written.rows and not written.left_out:
-            raise UserError(
-                f'no pair of "{run.work_dir}" is kept: the format {name} has nothing to write; those that are made of '
-                f"answers need none: {', '.join((*BEST_OF_N, 'scored'))}"
-            )
+            raise UserError(_nothing(name, run.work_dir))
         print(told(name, written), flush=True)
         if not written.rows:
             raise UserError(why_nothing(name, written))
         add_files(built[name], run.card(name, written, licence))
     return built
+
+
+def _nothing(name: str, work_dir: Path) -> str:
+    """Why a format has no row, of which none was left out."""
+    if name in BEST_OF_N:
+        return (
+            f'no answer of "{work_dir}" can be ranked: the format {name} has nothing to write; the format scored has '
+            "every answer with the reason"
+        )
+    return (
+        f'no pair of "{work_dir}" is kept: the format {name} has nothing to write; those that are made of answers need '
+        f"none: {', '.join((*BEST_OF_N, 'scored'))}"
+    )
 
 
 def _check_min_reward(least: float | None, names: Sequence[str]) -> None:

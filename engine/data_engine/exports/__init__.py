@@ -119,7 +119,8 @@ def publish(
             target.rename(old)
         return
     if not written.rows:
-        log.warning("no pair is left: %s is written without a row, which dataset loaders refuse", target)
+        reason = "no answer can be ranked" if name in BEST_OF_N else "no pair is left"
+        log.warning("%s: %s is written without a row, which dataset loaders refuse", reason, target)
     add_files(new, beside(written) if beside else {})
     target.parent.mkdir(parents=True, exist_ok=True)
     swap_in(new, target, old)
