@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import size_proof
 from PIL import Image
 
-from data_engine.exports import EXPORTS
+from data_engine.exports import BEST_OF_N, EXPORTS
 from data_engine.models.tokenizer import continuation, load_tokenizer
 
 LIMIT_S, LIMIT_BYTES = 600, 2e9
@@ -90,8 +90,9 @@ def main() -> str | None:
             print(told + (f", {pictures} pictures" if pictures else ""), flush=True)
             if seconds > LIMIT_S or peak > LIMIT_BYTES:
                 faults.append(f"{name} took {seconds:.0f} s and {peak / 1e6:.0f} MB")
-            if pictures not in (0, len(set(kept))):
-                faults.append(f"{name} wrote {pictures} pictures of {len(set(kept))} questions")
+            asked = options.num_questions if name in BEST_OF_N else len(set(kept))
+            if pictures not in (0, asked):
+                faults.append(f"{name} wrote {pictures} pictures of {asked} questions")
             shutil.rmtree(output)
     return "; ".join(faults) or None
 

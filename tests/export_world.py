@@ -85,10 +85,20 @@ def three_each(rows: Iterable[Mapping] = QUESTIONS) -> list[dict]:
     ]  # fmt: skip
 
 
+def best_each(rows: Iterable[Mapping] = QUESTIONS) -> list[dict]:
+    """Rows of schemas.scored, as far as an export of best answers reads them: of each question the second one is it."""
+    return [
+        {"idx": row["idx"], "sample_index": number, "answer": f"{text} of {row['idx']}", "sum": 1.5 - place,
+         "sum_rank": place, "avg_rank": place, "not_ranked": None}
+        for row in rows
+        for number, (text, place) in enumerate([("good", 2), ("best", 1), ("bad", 3)])
+    ]  # fmt: skip
+
+
 def write_export(
     folder: Path, name: str, rows: list[dict] = QUESTIONS, pairs: list[dict] | None = None, unit_size: int = 2, **source
 ) -> tuple[Path, Written]:
-    """Export pairs of some questions in a format, under the folder, where everything else lies too."""
+    """Export pairs or best answers of some questions in a format, under the folder, where everything else lies too."""
     folder.mkdir(parents=True, exist_ok=True)
     for colour in ("red", "blue"):
         (folder / f"{colour}.png").write_bytes(square(colour))
@@ -98,6 +108,7 @@ def write_export(
         digests = [question.digest for question in Questions.rows(questions, span)]
         sampled = schemas.sampled_answer(questions.idx_type).empty_table()
         publish(folder / "work", "sampled_answer", unit, UnitResult(sampled, [], rows=digests))
+    source = {"answers": best_each(rows)} | source
     made_from = ExportSource(
         three_each(rows) if pairs is None else pairs, questions, spans, folder / "work", 0, **source
     )
@@ -124,6 +135,14 @@ def expected_answers(of: Iterable[str] = MESSAGES) -> list[dict]:
         for label, texts in ((True, ["good 0 of {}", "good 1 of {}"]), (False, ["bad 8 'of' \"{}\" 好\n",
                                                                               "bad 9 'of' \"{}\" 好\n"]))
         for answer in (text.format(idx) for text in texts)
+    ]  # fmt: skip
+
+
+def expected_best(of: Iterable[str] = MESSAGES) -> list[dict]:
+    """The same of the best answers."""
+    rows = {row["idx"]: row for row in QUESTIONS}
+    return [
+        {"messages": MESSAGES[idx], "images": pictures_of(rows[idx]), "answer": f"best of {idx}"} for idx in of
     ]  # fmt: skip
 
 

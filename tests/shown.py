@@ -122,6 +122,7 @@ ELSEWHERE = (
     Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format trl --push", PUSHED, "the hub has a stand-in"),
     Elsewhere("docs/exports.md", "data-engine export WORK_DIR --format sft --min", RIGHT_ALONE, "it is about a rule"),
     Elsewhere("docs/exports.md", "swift rlhf", f"tests/trainers/test_trainer_swift.py::{STEP}", APART),
+    Elsewhere("docs/exports.md", "swift sft", f"tests/trainers/test_trainer_swift.py::{STEP}", APART),
     Elsewhere("docs/exports.md", "llamafactory-cli", f"tests/trainers/test_trainer_llama_factory.py::{STEP}", APART),
     Elsewhere("docs/exports.md", "import datasets\nimport trl\n", TRL, "it trains, as tests/trainers does"),
     Elsewhere(

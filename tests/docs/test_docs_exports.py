@@ -22,8 +22,8 @@ DOCS = (Path(__file__).parents[2] / "docs/exports.md").read_text()
 SECTIONS = dict(re.findall(r"^### (\S+)\n(.*?)(?=^### |\Z)", DOCS, re.MULTILINE | re.DOTALL))
 
 
-# These are not made of pairs alone.
-FROM_A_RUN = ("rlaif-v-logps", "sft", "scored")
+# These need more of a run than its pairs and best answers.
+FROM_A_RUN = ("rlaif-v-logps", "scored")
 
 
 def documented(name: str) -> set[str]:
@@ -59,7 +59,6 @@ def test_a_format_has_the_columns_that_are_documented(name, tmp_path):
 
 def test_the_columns_of_formats_that_need_a_whole_run_are_documented():
     assert documented("rlaif-v-logps") == set(rlaif_v_logps._schema(pa.string()).names)
-    assert documented("sft") == documented("trl-kto") - {"label"}
     assert documented("scored") == {*schemas.scored(pa.string()).names, "question", "image_path"}
 
 

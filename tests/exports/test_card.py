@@ -109,7 +109,7 @@ def test_the_size_is_one_of_the_hubs_classes(rows, size):
 
 @pytest.mark.parametrize(
     ("name", "tag"),
-    [("rlaif-v", "dpo"), ("ms-swift-kto", "kto"), ("trl-kto", "kto"), ("sft", "sft"),
+    [("rlaif-v", "dpo"), ("ms-swift-kto", "kto"), ("trl-kto", "kto"), ("sft", "sft"), ("ms-swift-sft", "sft"),
      ("ms-swift-rm", "reward-modeling"), ("internvl-mpo", "mpo"), ("llava-next", "dpo"), ("scored", "reward-modeling"),
      ("rlaif-v-logps", "dpo")],
 )  # fmt: skip

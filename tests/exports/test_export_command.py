@@ -17,6 +17,9 @@ from stage2_world import digest, make_world
 
 from data_engine import exports
 from data_engine.commands import export, main
+from data_engine.commands.work_dir import open_finished
+
+BEST = "sft, llama-factory-sft, ms-swift-sft"
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +148,7 @@ def test_a_work_dir_that_is_no_folder_is_refused(tmp_path, capsys, name):
 @pytest.mark.parametrize(
     ("names", "least", "told"),
     [
-        ("trl,scored", "1", "--min_reward is about the format sft, and --format names trl, scored"),
+        ("trl,scored", "1", f"--min_reward is about the formats {BEST}, and --format names trl, scored"),
         ("sft", "nan", "--min_reward must be a finite number, got nan"),
         ("sft", "high", "argument --min_reward: invalid float value: 'high'"),
         # Of 30 questions none has so good an answer.
@@ -158,13 +161,17 @@ def test_a_least_reward_that_means_nothing_is_refused(work_dir, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_the_card_of_best_answers_says_how_many_were_not_good_enough(work_dir, tmp_path, capsys):
-    assert run(work_dir, "--format", "sft,trl", "--output", tmp_path / "out", "--min_reward", "0.13") == 0
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("sft", "train.parquet"), ("llama-factory-sft", "data.parquet"), ("ms-swift-sft", "train.parquet")],
+)
+def test_the_card_of_best_answers_says_how_many_were_not_good_enough(work_dir, tmp_path, capsys, name, file):
+    assert run(work_dir, "--format", f"{name},trl", "--output", tmp_path / "out", "--min_reward", "0.13") == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "less than 0.13" in line]
     count = int(line.split()[0])
     assert 0 < count < 30
-    assert pq.read_table(next((tmp_path / "out/sft").rglob("train*.parquet"))).num_rows == 30 - count
-    card = (tmp_path / "out/sft/README.md").read_text()
+    assert pq.read_table(tmp_path / "out" / name / file).num_rows == 30 - count
+    card = (tmp_path / "out" / name / "README.md").read_text()
     assert f"left out: the best answer has less than 0.13 of the reward sum | {count} |" in card
     assert "less than 0.13" not in (tmp_path / "out/trl/README.md").read_text()
 
@@ -302,8 +309,21 @@ def test_answers_are_exported_though_no_pair_is_kept(world, tmp_path, capsys):
     assert pq.read_table(tmp_path / "out/scored/scored.parquet").num_rows > 0
     assert pq.read_table(tmp_path / "out/sft/train.parquet").num_rows > 0
     assert run(tmp_path / "work", "--format", "scored,trl", "--output", tmp_path / "more") == 2
-    assert "is kept: the format trl has nothing to write; scored and sft are made of answers" in capsys.readouterr().err
+    told = f"is kept: the format trl has nothing to write; those that are made of answers need none: {BEST}, scored\n"
+    assert told in capsys.readouterr().err
     assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("name", exports.BEST_OF_N)
+def test_a_run_without_an_answer_that_can_be_ranked_is_told_of_answers(tmp_path, capsys, caplog, name):
+    world = make_world(tmp_path / "world")
+    for row in world.rows:
+        row["answer"] = ""
+    publish_run(world, tmp_path / "work")
+    assert run(tmp_path / "work", "--format", name, "--output", tmp_path / "out") == 2
+    assert f"can be ranked: the format {name} has nothing to write; the format scored" in capsys.readouterr().err
+    open_finished(tmp_path / "work", {}).write([name], tmp_path / "exports", tmp_path)
+    assert f"no answer can be ranked: {tmp_path / 'exports' / name} is written without a row" in caplog.text
 
 
 KILL = """

@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from export_readers import llama_factory, llama_factory_kto
-from export_world import MESSAGES, QUESTIONS, expected_answers, expected_pairs, in_order, pair_of, square, write_export
+from export_readers import llama_factory, llama_factory_kto, llama_factory_sft
+from export_world import (
+    MESSAGES,
+    QUESTIONS,
+    expected_answers,
+    expected_best,
+    expected_pairs,
+    in_order,
+    pair_of,
+    square,
+    write_export,
+)
 from hostile_images import png_header
 from stage2_world import digest
 
@@ -18,6 +28,7 @@ from data_engine.exports.formats.turns import in_turns
 from data_engine.exports.picture_files import PictureFiles
 from data_engine.questions.conversation import Conversation
 
+NAMES = ["llama-factory", "llama-factory-kto", "llama-factory-sft"]
 TWO_USERS = {
     "idx": "users",
     "images": [],
@@ -52,6 +63,12 @@ def test_every_answer_is_there_once_with_its_label(tmp_path):
     assert (written.rows, written.left_out) == (4 * len(QUESTIONS), {})
 
 
+def test_the_best_answer_to_each_question_is_there_with_its_conversation_and_pictures(tmp_path):
+    folder, written = write_export(tmp_path, "llama-factory-sft")
+    assert in_order(llama_factory_sft.read(folder)) == in_order(expected_best())
+    assert (written.rows, written.left_out) == (len(QUESTIONS), {})
+
+
 @pytest.mark.parametrize("number", [8, 9])
 def test_two_answers_to_a_question_never_follow_each_other(tmp_path, number):
     # Of the first, the question with a picture comes first in the shuffled rows; of the second, the other one.
@@ -69,14 +86,14 @@ def test_an_answer_that_is_chosen_in_one_pair_and_rejected_in_another_is_left_ou
     assert {row["answer"]: row["label"] for row in llama_factory_kto.read(folder)} == {"a": True, "c": False}
 
 
-@pytest.mark.parametrize("name", ["llama-factory", "llama-factory-kto"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_folder_has_a_description_one_file_of_rows_and_each_picture_once(tmp_path, name):
     folder, _ = write_export(tmp_path, name)
     assert sorted(path.name for path in folder.iterdir()) == ["data.parquet", "dataset_info.json", "images"]
     assert len([path for path in folder.rglob("*.png") if path.is_file()]) == 2
 
 
-@pytest.mark.parametrize("name", ["llama-factory", "llama-factory-kto"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_run_gives_the_same_bytes_whatever_the_units(tmp_path, name):
     digests = {
         digest(write_export(tmp_path / str(number), name, unit_size=unit_size)[0])
@@ -132,7 +149,9 @@ def test_a_picture_that_pillow_refuses_is_written_all_the_same(tmp_path):
 def test_the_first_row_has_a_picture_wherever_there_is_one(tmp_path):
     """Its types are learnt from the first 1,000 rows, and a list that is empty in all of them takes no path later."""
     rows = [{"idx": number, "question": f"{number}?", "images": ["red.png"] * (number == 7)} for number in range(40)]
-    for name, reader, each in (("llama-factory", llama_factory, 3), ("llama-factory-kto", llama_factory_kto, 4)):
+    readers = (llama_factory, 3), (llama_factory_sft, 1), (llama_factory_kto, 4)
+    for reader, each in readers:
+        name = reader.__name__.rpartition(".")[2].replace("_", "-")
         read = reader.read(write_export(tmp_path, name, rows)[0])
         assert [bool(row["images"]) for row in read[:2]] == [True, False]
         assert sum(bool(row["images"]) for row in read) == each
@@ -145,8 +164,9 @@ def test_texts_that_look_like_times_stay_texts(tmp_path):
     assert [(row["chosen"], row["rejected"]) for row in llama_factory.read(folder)] == [("2024-01-01", "2024-01-02")]
 
 
-def test_the_description_names_what_a_row_has(tmp_path):
-    folder, _ = write_export(tmp_path, "llama-factory")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_description_names_what_a_row_has(tmp_path, name):
+    folder, _ = write_export(tmp_path, name)
     [entry] = json.loads((folder / "dataset_info.json").read_text()).values()
     assert set(entry["columns"].values()) == set(pq.read_schema(folder / entry["file_name"]).names)
 

@@ -4,14 +4,23 @@ import io
 
 import datasets
 import pytest
-from export_readers import ms_swift, ms_swift_kto, ms_swift_rm
-from export_world import QUESTIONS, expected_answers, expected_pairs, in_order, pair_of, three_each, write_export
+from export_readers import ms_swift, ms_swift_kto, ms_swift_rm, ms_swift_sft
+from export_world import (
+    QUESTIONS,
+    expected_answers,
+    expected_best,
+    expected_pairs,
+    in_order,
+    pair_of,
+    three_each,
+    write_export,
+)
 from PIL import Image
 from stage2_world import digest
 
 from data_engine.exports.base import NOT_FITTING
 
-NAMES = ["ms-swift", "ms-swift-kto", "ms-swift-rm"]
+NAMES = ["ms-swift", "ms-swift-kto", "ms-swift-rm", "ms-swift-sft"]
 
 
 def test_every_pair_is_there_with_its_conversation_and_pictures(tmp_path):
@@ -25,6 +34,12 @@ def test_every_answer_is_there_once_with_its_label(tmp_path):
     folder, written = write_export(tmp_path, "ms-swift-kto")
     assert in_order(ms_swift_kto.read(folder)) == in_order(expected_answers())
     assert (written.rows, written.left_out) == (4 * len(QUESTIONS), {})
+
+
+def test_the_best_answer_to_each_question_is_there_with_its_conversation_and_pictures(tmp_path):
+    folder, written = write_export(tmp_path, "ms-swift-sft")
+    assert in_order(ms_swift_sft.read(folder)) == in_order(expected_best())
+    assert (written.rows, written.left_out) == (len(QUESTIONS), {})
 
 
 def test_two_answers_to_a_question_never_follow_each_other(tmp_path):
@@ -72,9 +87,13 @@ def test_datasets_loads_the_folder_with_messages_and_pictures_as_bytes_that_nobo
     assert {tuple(message) for row in rows for message in row["messages"]} == {("role", "content")}
 
 
-def test_a_conversation_that_is_not_in_turns_is_left_out(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "reader", "expected", "each"),
+    [("ms-swift", ms_swift, expected_pairs, 3), ("ms-swift-sft", ms_swift_sft, expected_best, 1)],
+)
+def test_a_conversation_that_is_not_in_turns_is_left_out(tmp_path, name, reader, expected, each):
     users = [{"role": "user", "content": text} for text in ("What?", "Or which?")]
     twice = {"idx": "twice", "images": [], "messages": users}
-    folder, written = write_export(tmp_path, "ms-swift", [QUESTIONS[0], twice])
-    assert written.left_out == {NOT_FITTING: 3}
-    assert in_order(ms_swift.read(folder)) == in_order(expected_pairs(["one"]))
+    folder, written = write_export(tmp_path, name, [QUESTIONS[0], twice])
+    assert written.left_out == {NOT_FITTING: each}
+    assert in_order(reader.read(folder)) == in_order(expected(["one"]))

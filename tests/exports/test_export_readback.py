@@ -33,6 +33,7 @@ from data_engine.commands import main
 from data_engine.commands.work_dir import open_finished
 
 PAIRS = ("rlaif-v", "trl", "llama-factory", "ms-swift", "ms-swift-rm", "internvl-mpo", "llava-next")
+BEST = ("llama-factory-sft", "ms-swift-sft")
 KTO = ("trl-kto", "llama-factory-kto", "ms-swift-kto")
 
 
@@ -121,6 +122,16 @@ def test_each_answer_of_a_pair_is_labelled_once_and_never_beside_one_of_its_ques
     assert set(found) == expected
     prompts = [row[0] for row in found]
     assert all(one != other for one, other in itertools.pairwise([*prompts, prompts[0]]))
+
+
+@pytest.mark.parametrize("name", BEST)
+def test_the_best_answers_are_those_for_trl_whatever_the_trainer(name, whole):
+    (found, rows), (for_trl, expected) = whole(name), whole("sft")
+    assert Counter((seen(row), row["answer"]) for row in rows) == Counter(
+        (seen(row), row["answer"]) for row in expected
+    )
+    assert found == for_trl
+    assert found.rows > 300
 
 
 @pytest.fixture(scope="module")

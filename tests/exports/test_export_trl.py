@@ -14,7 +14,7 @@ from stage2_world import digest, make_world, pairs_rows, picture
 from data_engine.commands.export import main
 from data_engine.exports import shuffle
 from data_engine.exports.base import ExportSource
-from data_engine.exports.formats.sft import best_answers
+from data_engine.exports.formats.best import best_answers
 from data_engine.exports.formats.turns import BOTH
 
 NAMES = ("trl", "trl-kto", "sft")

@@ -1,4 +1,4 @@
-"""Does ms-swift train on an export? check_swift.py EXPORT_FOLDER ms-swift|ms-swift-kto|ms-swift-rm EXPECTED_FOLDER
+"""Does ms-swift train on an export? check_swift.py EXPORT_FOLDER ms-swift[-kto|-rm|-sft] EXPECTED_FOLDER
 
 Its own loader, its own template for every row, and a step of its own trainer, all without `--strict`, as users have
 them: rows that it cannot use are then left out without an error.
@@ -16,8 +16,10 @@ import tiny_llava
 from checking import PICTURE, Job, Row
 from swift.template import Template
 
-KINDS = {"ms-swift": "dpo", "ms-swift-kto": "kto", "ms-swift-rm": "rm"}
+KINDS = {"ms-swift": "dpo", "ms-swift-kto": "kto", "ms-swift-rm": "rm", "ms-swift-sft": "sft"}
 MODEL = "llava1_5_hf"
+# Earlier answers are not trained, as is the default for pairs.
+LAST = "last_round"
 
 
 def seen(row: dict, template: Template) -> Row:
@@ -26,6 +28,8 @@ def seen(row: dict, template: Template) -> Row:
     images = [template._load_image(image, load_images=True) for image in row["images"] or []]
     if row.get("label") is not None:
         return Row(turns, {"completion": answer[1], "label": bool(row["label"])}, images)
+    if "rejected_response" not in row:
+        return Row(turns, {"completion": answer[1]}, images)
     cells = {"chosen": answer[1], "rejected": row["rejected_response"]}
     if row.get("margin") is not None:
         cells["margin"] = row["margin"]
@@ -38,10 +42,16 @@ def require_tokens(encoded: dict, row: Row, image_token: int) -> None:
             checking.require_image_tokens(list(encoded[name]).count(image_token), row, tiny_llava.IMAGE_TOKENS)
 
 
+def labelled(encoded: dict) -> list[int]:
+    """The tokens of a row that are trained."""
+    return [label for label in encoded["labels"] if label >= 0]
+
+
 def train(job: Job, model: str) -> dict:
     kind = KINDS[job.format]
-    settings = {
-        "rlhf_type": kind, "model": model, "model_type": MODEL, "template": MODEL,
+    main, own = (swift.sft_main, {"loss_scale": LAST}) if kind == "sft" else (swift.rlhf_main, {"rlhf_type": kind})
+    settings = own | {
+        "model": model, "model_type": MODEL, "template": MODEL,
         "dataset": job.folder,
         "tuner_type": "full", "output_dir": job.scratch / "out", "max_steps": 1, "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1, "max_length": 4096, "report_to": "none", "use_cpu": True,
@@ -54,7 +64,7 @@ def train(job: Job, model: str) -> dict:
     command = []
     for name, value in settings.items():
         command += [f"--{name}", json.dumps(value) if isinstance(value, bool) else str(value)]
-    result = swift.rlhf_main(command)
+    result = main(command)
     loss = next(line["loss"] for line in result["log_history"] if "loss" in line)
     before, after = (
         safetensors.torch.load_file(f"{folder}/model.safetensors")
@@ -69,17 +79,21 @@ def check(job: Job) -> dict:
     os.environ.update(MODELSCOPE_CACHE=str(job.scratch / "cache"), USE_HF="1")
     model = str(tiny_llava.save(job.scratch / "model"))
     processor = swift.get_processor(model, model_type=MODEL)
-    template = swift.get_template(processor, max_length=4096, template_type=MODEL)
-    template.set_mode("kto" if job.format == "ms-swift-kto" else "rlhf")
+    kind, loss_scale = KINDS[job.format], "default" if job.all_turns else LAST
+    template = swift.get_template(processor, max_length=4096, template_type=MODEL, loss_scale=loss_scale)
+    template.set_mode({"kto": "kto", "sft": "train"}.get(kind, "rlhf"))
     image_token = processor.tokenizer.convert_tokens_to_ids(PICTURE)
     rows, _ = swift.load_dataset(str(job.folder), num_proc=1)
     as_seen = [seen(row, template) for row in rows]
     figures = {"rows": checking.require_same(as_seen, checking.read_expected(job.expected))}
     for loaded, row in zip(rows, as_seen, strict=True):
-        if job.format == "ms-swift-kto":
+        if kind == "kto":
             # Where its trainer puts another row's answer.
             loaded = loaded | {"rejected_response": "Something else."}
-        require_tokens(template.encode(dict(loaded)), row, image_token)
+        encoded = template.encode(dict(loaded))
+        require_tokens(encoded, row, image_token)
+        if kind == "sft":
+            checking.require_trained(processor.tokenizer.decode(labelled(encoded), skip_special_tokens=True), row)
     return figures if job.load_only else figures | train(job, model)
 
 

@@ -38,6 +38,7 @@ class Job:
     format: str
     expected: Path
     load_only: bool
+    all_turns: bool
     checkout: Path | None
     scratch: Path
 
@@ -113,6 +114,12 @@ def require_image_tokens(count: int, row: Row, per_image: int) -> None:
         raise Wrong(f"{count} image tokens for {len(row.images)} pictures of {per_image} each: {row.key[:200]}")
 
 
+def require_trained(text: str, row: Row) -> None:
+    """Require that the tokens of a row that have a label say the answer, and nothing that was said before it."""
+    if text.strip() != row.cells["completion"].strip():
+        raise Wrong(f"what is trained is {text[:200]!r}, expected {row.cells['completion'][:200]!r}")
+
+
 def require_moved(before: dict, after: dict) -> int:
     """The number of weights (by name) that a step changed; names that one side lacks do not count."""
     moved = [name for name, value in before.items() if name in after and not value.equal(after[name])]
@@ -140,6 +147,7 @@ def main(check: Callable[[Job], dict], formats: Iterable[str]) -> None:
     parser.add_argument("format", choices=list(formats))
     parser.add_argument("expected", type=Path)
     parser.add_argument("--load_only", action="store_true", help="no optimiser step")
+    parser.add_argument("--all_turns", action="store_true", help="of SFT: train what the trainer does by default")
     parser.add_argument("--checkout", type=Path, help="a clone of the trainer, where PyPI has none")
     options = {
         name: value.resolve() if isinstance(value, Path) else value for name, value in vars(parser.parse_args()).items()

@@ -72,7 +72,7 @@ def spoil(exports, tmp_path):
 def check(exports):
     """Run a trainer's check on a format's folder, a spoilt one if given: exit code, and figures or what is wrong."""
 
-    def check(trainer: str, name: str, folder: Path | None = None) -> tuple[int, dict | str]:
+    def check(trainer: str, name: str, folder: Path | None = None, *flags: str) -> tuple[int, dict | str]:
         python = sys.executable
         if trainer in INTERPRETERS:
             python = os.environ.get(INTERPRETERS[trainer], "")
@@ -80,7 +80,7 @@ def check(exports):
                 pytest.skip(f"no environment of {trainer}: `make test-trainers` makes one ({INTERPRETERS[trainer]})")
         command = [python, HERE / f"check_{trainer}.py", folder or exports[name], name, exports.expected(name)]
         if folder is not None:
-            command.append("--load_only")
+            command += ["--load_only", *flags]
         # Nothing of this environment is seen in the other.
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(

@@ -166,7 +166,7 @@ def expected(name: str, work_dir: Path, asked: dict[str, Asked], folder: Path) -
     rows, pairs = [], defaultdict(list)
     for pair in pq.read_table(work_dir / "pairs/pairs.parquet").to_pylist():
         # The best answer is looked for in all that were ranked.
-        if (pair["status"] == "kept" or name == "sft") and fits(name, asked[pair["idx"]]):
+        if (pair["status"] == "kept" or name.endswith("sft")) and fits(name, asked[pair["idx"]]):
             pairs[pair["idx"]].append(pair)
     for idx, own in pairs.items():
         prompt = {"turns": asked[idx].turns, "images": pictures(asked[idx], idx, folder)}
@@ -182,7 +182,7 @@ def answers_of(name: str, pairs: list[dict]) -> list[dict]:
     if name.endswith("kto"):
         # Once each, and none that is better in one pair and worse in another.
         return [{"completion": text, "label": text in good} for text in sorted(good ^ bad)]
-    if name == "sft":
+    if name.endswith("sft"):
         return [{"completion": without_control_tokens(best_of(pairs), is_answer=True)}]
     if name == "ms-swift-rm":
         margins = [max(0.0, pair["chosen_sum"] - pair["rejected_sum"]) for pair in pairs]

@@ -16,6 +16,7 @@ from data_engine.commands.examples import Parser
 from data_engine.commands.work_dir import add_places, given_path, of_one_pairing, open_finished, read_run, told_of_disk
 from data_engine.errors import UserError
 from data_engine.exports import (
+    BEST_OF_N,
     EXPORTS,
     FOLDER,
     add_files,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from data_engine.pipeline.export import FinishedRun
 
 SCRATCH = "export"
-# The format of the best answer to each question.
-BEST_OF_N = "sft"
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +88,7 @@ def _build(
     for name in names:
         built[name], written = build(name, source, scratch)
         if not written.rows and not written.left_out:
-            raise UserError(
-                f'no pair of "{run.work_dir}" is kept: the format {name} has nothing to write; scored and sft are made '
-                "of answers, and need none"
-            )
+            raise UserError(_nothing(name, run.work_dir))
         print(told(name, written), flush=True)
         if not written.rows:
             raise UserError(why_nothing(name, written))
@@ -100,9 +96,24 @@ def _build(
     return built
 
 
+def _nothing(name: str, work_dir: Path) -> str:
+    """Why a format has no row, of which none was left out."""
+    if name in BEST_OF_N:
+        return (
+            f'no answer of "{work_dir}" can be ranked: the format {name} has nothing to write; the format scored has '
+            "every answer with the reason"
+        )
+    return (
+        f'no pair of "{work_dir}" is kept: the format {name} has nothing to write; those that are made of answers need '
+        f"none: {', '.join((*BEST_OF_N, 'scored'))}"
+    )
+
+
 def _check_min_reward(least: float | None, names: Sequence[str]) -> None:
-    if least is not None and BEST_OF_N not in names:
-        raise UserError(f"--min_reward is about the format {BEST_OF_N}, and --format names {', '.join(names)}")
+    if least is not None and not set(BEST_OF_N) & set(names):
+        raise UserError(
+            f"--min_reward is about the formats {', '.join(BEST_OF_N)}, and --format names {', '.join(names)}"
+        )
     if least is not None and not math.isfinite(least):
         raise UserError(f"--min_reward must be a finite number, got {least}")
 
@@ -137,8 +148,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--name", metavar="NAME", help="of a pairing by data-engine pairs; default: the run's own")
     parser.add_argument(
         "--min_reward", type=float, metavar="NUMBER",
-        help=f"of the format {BEST_OF_N}: leave out best answers with less of the first reward that ranks, such as "
-        "wrong ones by a rule; default: none is left out",
+        help=f"of the formats {', '.join(BEST_OF_N)}: leave out best answers with less of the first reward that "
+        "ranks, such as wrong ones by a rule; default: none is left out",
     )  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="an empty folder, or one that is not there yet")
     parser.add_argument("--push_to_hub", metavar="REPO", help="OWNER/NAME of a dataset on the Hugging Face hub")

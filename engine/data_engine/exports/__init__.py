@@ -30,13 +30,17 @@ EXPORTS = {
     "sft": "data_engine.exports.formats.sft:write",
     "llama-factory": "data_engine.exports.formats.llama_factory:write",
     "llama-factory-kto": "data_engine.exports.formats.llama_factory:write_kto",
+    "llama-factory-sft": "data_engine.exports.formats.llama_factory:write_sft",
     "ms-swift": "data_engine.exports.formats.ms_swift:write",
     "ms-swift-kto": "data_engine.exports.formats.ms_swift:write_kto",
     "ms-swift-rm": "data_engine.exports.formats.ms_swift:write_rm",
+    "ms-swift-sft": "data_engine.exports.formats.ms_swift:write_sft",
     "internvl-mpo": "data_engine.exports.formats.internvl:write",
     "llava-next": "data_engine.exports.formats.llava_next:write",
     "scored": "data_engine.exports.formats.scored:write",
 }
+# The formats of the best answer to each question.
+BEST_OF_N = tuple(name for name in EXPORTS if name.endswith("sft"))
 # The format of work_dir/dataset.
 DEFAULT = "rlaif-v"
 # Of work_dir, where --export writes.
@@ -115,7 +119,8 @@ def publish(
             target.rename(old)
         return
     if not written.rows:
-        log.warning("no pair is left: %s is written without a row, which dataset loaders refuse", target)
+        reason = "no answer can be ranked" if name in BEST_OF_N else "no pair is left"
+        log.warning("%s: %s is written without a row, which dataset loaders refuse", reason, target)
     add_files(new, beside(written) if beside else {})
     target.parent.mkdir(parents=True, exist_ok=True)
     swap_in(new, target, old)

@@ -31,7 +31,8 @@ _ROUNDS = 4
 Fits = Callable[[Question], bool]
 
 
-def _always(question: Question) -> bool:
+def always(question: Question) -> bool:
+    """Of a format that has a place for every question."""
     return True
 
 
@@ -89,7 +90,7 @@ class Cleaned:
         self.rewritten = 0
         self._rewriting = Rewriting(source.control_tokens)
 
-    def pairs(self, fits: Fits = _always) -> Iterator[QuestionRows]:
+    def pairs(self, fits: Fits = always) -> Iterator[QuestionRows]:
         """Each question that has a kept pair, with those of its pairs that can be trained on.
 
         `fits` tells whether the format has a place for a question.
@@ -98,7 +99,7 @@ class Cleaned:
         return self.cleaned(self.source.with_questions(rows), ("chosen", "rejected"), fits)
 
     def cleaned(
-        self, groups: Iterable[QuestionRows], columns: Sequence[str], fits: Fits = _always
+        self, groups: Iterable[QuestionRows], columns: Sequence[str], fits: Fits = always
     ) -> Iterator[QuestionRows]:
         """Of each question the rows that can be trained on, with texts that a trainer reads as texts.
 

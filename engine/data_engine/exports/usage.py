@@ -28,6 +28,7 @@ _MARGIN = (
     "reward of chosen minus reward of rejected, by the first reward that ranks: summed over tokens, by default",
 )
 _SYSTEM = ("system", "the system text; empty where there is none")
+_ALL_TURNS = "all turns, the best answer last; `<image>` where a picture stands"
 _LABEL = ("label", "true: chosen in a pair; false: rejected in a pair")
 
 _TRL = """```python
@@ -102,6 +103,12 @@ USAGES = {
          ("kto_tag", "true: chosen in a pair; false: rejected in a pair"), ("images", "paths under the folder")),
         _FACTORY.format(stage="kto", name="data_engine_kto"),
     ),
+    "llama-factory-sft": Usage(
+        "The best answer to each question by the rewards (best of n), for LLaMA-Factory's SFT.",
+        (("conversations", _ALL_TURNS), _SYSTEM, ("images", "paths under the folder")),
+        _FACTORY.format(stage="sft --mask_history true", name="data_engine_sft")
+        + "\n\n`--mask_history true` matters: without it earlier answers of a conversation are trained, too.",
+    ),
     "ms-swift": Usage(
         "Pairs for ms-swift's DPO, ORPO, CPO and SimPO.",
         (("messages", "all turns, the better answer last; `<image>` where a picture stands"),
@@ -124,6 +131,12 @@ USAGES = {
         _SWIFT.format(command="swift rlhf --rlhf_type rm")
         + "\n\nThe loss asks the better answer's score to exceed the worse one's by the margin. By default that is\n"
         "beta times a difference of log-probs, summed over tokens: large margins make large losses.",
+    ),
+    "ms-swift-sft": Usage(
+        "The best answer to each question by the rewards (best of n), for ms-swift's SFT.",
+        (("messages", _ALL_TURNS), IMAGES),
+        _SWIFT.format(command="swift sft --loss_scale last_round")
+        + "\n\n`--loss_scale last_round` matters: without it earlier answers of a conversation are trained, too.",
     ),
     "internvl-mpo": Usage(
         "Pairs of pictures and one question for InternVL's MPO trainer.",

@@ -1,4 +1,4 @@
-"""The datasets that LLaMA-Factory reads, for DPO and KTO: dataset_info.json, data.parquet, and pictures as files.
+"""The datasets that LLaMA-Factory reads, for DPO, KTO and SFT: dataset_info.json, data.parquet, and pictures as files.
 
 Paths are relative to the folder of dataset_info.json. Rows are parquet, and not lines of JSON, since those carry no
 types: `datasets` takes texts for times where all look like one, and fails where no row of the first ones has a picture.
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_engine.exports.cleaned import Cleaned
-from data_engine.exports.formats.turns import groups_in_turns, labelled_answers, marked
+from data_engine.exports.formats.turns import best_in_turns, groups_in_turns, labelled_answers, marked
 from data_engine.exports.parquet_files import row_groups
 from data_engine.exports.picture_files import PictureFiles
 from data_engine.exports.shuffle import Key, Shuffled, pair_key, shuffled
@@ -24,6 +24,7 @@ TURN = pa.struct([("from", pa.string()), ("value", pa.string())])
 PROMPT = [("conversations", pa.list_(TURN)), ("system", pa.string()), ("images", pa.list_(pa.string()))]
 PAIRS = pa.schema([*PROMPT, ("chosen", TURN), ("rejected", TURN)])
 ANSWERS = pa.schema([*PROMPT, ("kto_tag", pa.bool_())])
+BEST = pa.schema(PROMPT)
 # Its names of the columns, by its own names for what they hold.
 COLUMNS = {"messages": "conversations", "system": "system", "images": "images"}
 # A tag that is not named counts as none.
@@ -57,6 +58,14 @@ def write_kto(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
     return len(rows)
 
 
+def write_sft(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
+    """Write a row a question that has an answer which can be ranked, the best one, as the dataset `data_engine_sft`."""
+    rows = shuffled(_best_rows(cleaned, PictureFiles(folder)), BEST, cleaned.source, scratch)
+    _write(folder, _ordered(rows, cleaned), BEST)
+    _describe(folder, "data_engine_sft", {"columns": COLUMNS})
+    return len(rows)
+
+
 def _pair_rows(cleaned: Cleaned, pictures: PictureFiles) -> Iterator[tuple[Key, dict]]:
     for group in groups_in_turns(cleaned):
         prompt = _prompt(group.question, pictures, cleaned.source.model_type)
@@ -68,8 +77,12 @@ def _answer_rows(cleaned: Cleaned, pictures: PictureFiles) -> Iterator[tuple[Key
     for group in groups_in_turns(cleaned):
         prompt = _prompt(group.question, pictures, cleaned.source.model_type)
         for key, text, label in labelled_answers(cleaned, group):
-            turns = [*prompt["conversations"], _turn("gpt", text)]
-            yield key, {**prompt, "conversations": turns, "kto_tag": label}
+            yield key, {**_answered(prompt, text), "kto_tag": label}
+
+
+def _best_rows(cleaned: Cleaned, pictures: PictureFiles) -> Iterator[tuple[Key, dict]]:
+    for key, question, text in best_in_turns(cleaned):
+        yield key, _answered(_prompt(question, pictures, cleaned.source.model_type), text)
 
 
 def _prompt(question: Question, pictures: PictureFiles, model_type: str | None) -> dict:
@@ -81,6 +94,11 @@ def _prompt(question: Question, pictures: PictureFiles, model_type: str | None) 
         "system": question.conversation.system or "",
         "images": [pictures.path_of(image) for image in question.images],
     }
+
+
+def _answered(prompt: Mapping, text: str) -> dict:
+    """The same columns, with an answer as the last turn."""
+    return {**prompt, "conversations": [*prompt["conversations"], _turn("gpt", text)]}
 
 
 def _turn(role: str, text: str) -> dict[str, str]:

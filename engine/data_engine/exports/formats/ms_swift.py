@@ -1,4 +1,4 @@
-"""The datasets that ms-swift reads, for DPO, KTO and reward models: messages, with the pictures inside the file.
+"""The datasets that ms-swift reads, for DPO, KTO, reward models and SFT: messages, with the pictures inside the file.
 
 Its templates put what a model needs around a picture themselves, so `<image>` stands alone. A picture has no path: a
 path that exists where one trains, or that begins with http, would be opened in place of the bytes.
@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_engine.exports.cleaned import Cleaned
-from data_engine.exports.formats.turns import groups_in_turns, labelled_answers, marked
+from data_engine.exports.formats.turns import best_in_turns, groups_in_turns, labelled_answers, marked
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, pair_key, shuffled
 from data_engine.questions.dataset import Question
@@ -23,6 +23,7 @@ IMAGES = ("images", pa.list_(IMAGE))
 PAIRS = pa.schema([MESSAGES, ("rejected_response", pa.string()), IMAGES])
 PAIRS_WITH_MARGIN = pa.schema([MESSAGES, ("rejected_response", pa.string()), IMAGES, ("margin", pa.float64())])
 ANSWERS = pa.schema([MESSAGES, ("label", pa.bool_()), IMAGES])
+BEST = pa.schema([MESSAGES, IMAGES])
 
 
 def write(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
@@ -51,6 +52,13 @@ def write_kto(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
     return len(rows)
 
 
+def write_sft(cleaned: Cleaned, folder: Path, scratch: Path) -> int:
+    """Write a row a question that has an answer which can be ranked: the best one."""
+    rows = shuffled(_best_rows(cleaned), BEST, cleaned.source, scratch)
+    write_files(folder, "train", rows, BEST)
+    return len(rows)
+
+
 def _pair_rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
     """Rows of PAIRS_WITH_MARGIN; PAIRS leaves the margin out."""
     for group in groups_in_turns(cleaned):
@@ -73,6 +81,13 @@ def _answer_rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
         prompt, images = _messages(group.question), _images(group.question)
         for key, text, label in labelled_answers(cleaned, group):
             yield key, {"messages": [*prompt, _message("assistant", text)], "label": label, "images": images}
+
+
+def _best_rows(cleaned: Cleaned) -> Iterator[tuple[Key, dict]]:
+    """Rows of BEST."""
+    for key, question, text in best_in_turns(cleaned):
+        messages = [*_messages(question), _message("assistant", text)]
+        yield key, {"messages": messages, "images": _images(question)}
 
 
 def _messages(question: Question) -> list[dict[str, str]]:

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 from data_engine.exports.base import QuestionRows
 from data_engine.exports.cleaned import Cleaned
+from data_engine.exports.formats.best import best_of_each
 from data_engine.exports.shuffle import Key
 from data_engine.questions.conversation import Conversation, Message
+from data_engine.questions.dataset import Question
 
 MARKER = "<image>"
 BOTH = "an answer is chosen in one pair and rejected in another"
@@ -37,7 +39,16 @@ def in_turns(conversation: Conversation) -> bool:
 
 def groups_in_turns(cleaned: Cleaned) -> Iterator[QuestionRows]:
     """Each question whose conversation is in_turns, with its pairs; the others are counted as left out."""
-    return cleaned.pairs(fits=lambda question: in_turns(question.conversation))
+    return cleaned.pairs(_fits)
+
+
+def best_in_turns(cleaned: Cleaned) -> Iterator[tuple[Key, Question, str]]:
+    """best_of_each of the questions whose conversation is in_turns; the others are counted as left out."""
+    return best_of_each(cleaned, _fits)
+
+
+def _fits(question: Question) -> bool:
+    return in_turns(question.conversation)
 
 
 def labelled_answers(cleaned: Cleaned, group: QuestionRows) -> Iterator[tuple[Key, str, bool]]:
