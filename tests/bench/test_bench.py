@@ -274,7 +274,6 @@ def test_time_in_a_call_within_a_call_counts_once(monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_table_names_every_way_and_the_json_holds_the_same(result, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(measure, "run", lambda sizes, options: result)
     assert bench.main(["--quick", "--output", str(tmp_path / "new" / "bench.json")]) == 0
@@ -284,23 +283,6 @@ def test_the_table_names_every_way_and_the_json_holds_the_same(result, monkeypat
     assert json.loads((tmp_path / "new" / "bench.json").read_text()) == json.loads(json.dumps(result))
 
 
-def test_on_a_gpu_a_steady_rate_of_a_queue_that_is_too_short_is_told_to_be_too_high(result):
-    """515 rows, as an H200 has for LLaVA-1.5-7B, hold the answers to 51.5 questions at once; eight times as many."""
-
-    def told(questions: int, gpu_hours: float | None) -> str:
-        sizes = result["sizes"] | {"rows": 515, "k": 10, "drawn_questions": questions}
-        changed = {"sizes": sizes, "steady_tokens_a_second": 9000.0}
-        return table(result | changed | {"estimate": result["estimate"] | {"gpu_hours": gpu_hours}})
-
-    short = "; that of a long run is lower, and takes 412 questions with 515 rows"
-    assert short in told(98, 1.0)
-    assert short in told(411, 1.0)
-    assert short not in told(412, 1.0)
-    assert short not in told(98, None)
-    assert "drawn lengths: 9000 tokens/s between the first and the last refill of a row" in told(98, None)
-
-
-@pytest.mark.slow
 def test_a_model_that_does_not_fit_the_memory_ends_the_bench_with_what_to_do(narrow_bench, monkeypatch, capsys):
     def load(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -311,6 +293,7 @@ def test_a_model_that_does_not_fit_the_memory_ends_the_bench_with_what_to_do(nar
     assert "memory ran out while the model was loaded (CUDA out of memory); end what else holds memory on cpu" in told
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_transformers_cannot_load_is_timed_alone(goldens, one_thread):
     result = measure.run(SMALL, options(model=str(goldens / "omnilmm/instruct")))
     assert set(result["ways"]) == {name for name in WAYS if name.startswith("engine")}

@@ -16,6 +16,7 @@ from data_engine.bench import measure, shapes
 from data_engine.bench.model import Sizes, drawn_lengths
 from data_engine.bench.shapes import QWEN_7B, photo_size, qwen_config
 from data_engine.bench.steady import Refills
+from data_engine.bench.table import steady_told
 from data_engine.bench.ways import WAYS, sampling_params
 from data_engine.models.tokenizer import load_tokenizer
 from data_engine.preferences import word_count
@@ -141,6 +142,17 @@ def test_the_steady_rate_takes_a_long_queue():
     longest = rate(400)
     assert rate(196) == pytest.approx(longest, rel=0.02)
     assert rate(48) > 1.1 * longest
+
+
+def test_on_a_gpu_a_steady_rate_of_a_queue_that_is_too_short_is_told_to_be_too_high():
+    """515 rows, as an H200 has for LLaVA-1.5-7B, hold the answers to 51.5 questions at once; eight times as many."""
+
+    def told(questions: int, on_gpu: bool = True) -> str:
+        return steady_told(9000.4, 7000, {"rows": 515, "k": 10, "drawn_questions": questions}, on_gpu)
+
+    rate = "drawn lengths: 9000 tokens/s between the first and the last refill of a row, 7000 with the beginning and the tail"
+    assert told(411) == f"{rate}; that of a long run is lower, and takes 412 questions with 515 rows"
+    assert told(412) == told(98, on_gpu=False) == rate
 
 
 def test_every_way_draws_by_the_same_values_so_that_none_makes_caches_anew():

@@ -1,5 +1,7 @@
 """The result of a bench as text."""
 
+from collections.abc import Mapping
+
 from data_engine.bench.steady import long_queue
 from data_engine.bench.ways import ALL_WAYS, half_of
 
@@ -37,11 +39,7 @@ def _remarks(result: dict) -> list[str]:
         lines.append(result["no_vllm"])
     if rate := result["steady_tokens_a_second"]:
         whole = result["tokens_a_second"]["engine, drawn lengths"]
-        lines.append(f"drawn lengths: {rate:.0f} tokens/s between the first and the last refill of a row, {whole:.0f} "
-                     "with the beginning and the tail")  # fmt: skip
-        enough = long_queue(sizes["rows"], sizes["k"])
-        if told["gpu_hours"] is not None and sizes["drawn_questions"] < enough:
-            lines[-1] += f"; that of a long run is lower, and takes {enough} questions with {sizes['rows']} rows"
+        lines.append(steady_told(rate, whole, sizes, on_gpu=told["gpu_hours"] is not None))
     if result["largest_difference_nat"] is not None:
         lines.append(f"largest difference of a log-prob to transformers: {result['largest_difference_nat']:.1e} nat")
     half = half_of(sizes["drawn_questions"])
@@ -55,3 +53,15 @@ def _remarks(result: dict) -> list[str]:
         f"{told['disk_bytes'] / 1e9:.1f} GB on disk with images as large as these"
     )
     return lines
+
+
+def steady_told(rate: float, whole: float, sizes: Mapping[str, int], on_gpu: bool) -> str:
+    """The steady rate of drawn lengths, and where the queue was too short for it; `whole` is that of the whole unit."""
+    told = (
+        f"drawn lengths: {rate:.0f} tokens/s between the first and the last refill of a row, {whole:.0f} with the "
+        "beginning and the tail"
+    )
+    enough = long_queue(sizes["rows"], sizes["k"])
+    if on_gpu and sizes["drawn_questions"] < enough:
+        told += f"; that of a long run is lower, and takes {enough} questions with {sizes['rows']} rows"
+    return told
