@@ -274,6 +274,7 @@ def test_time_in_a_call_within_a_call_counts_once(monkeypatch):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_the_table_names_every_way_and_the_json_holds_the_same(result, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(measure, "run", lambda sizes, options: result)
     assert bench.main(["--quick", "--output", str(tmp_path / "new" / "bench.json")]) == 0

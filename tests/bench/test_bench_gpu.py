@@ -150,7 +150,8 @@ def test_on_a_gpu_a_steady_rate_of_a_queue_that_is_too_short_is_told_to_be_too_h
     def told(questions: int, on_gpu: bool = True) -> str:
         return steady_told(9000.4, 7000, {"rows": 515, "k": 10, "drawn_questions": questions}, on_gpu)
 
-    rate = "drawn lengths: 9000 tokens/s between the first and the last refill of a row, 7000 with the beginning and the tail"
+    rate = "drawn lengths: 9000 tokens/s between the first and the last refill of a row, 7000 with the beginning and "
+    rate += "the tail"
     assert told(411) == f"{rate}; that of a long run is lower, and takes 412 questions with 515 rows"
     assert told(412) == told(98, on_gpu=False) == rate
 
