@@ -70,6 +70,8 @@ def test_a_trainers_folder_of_checkpoints_is_told_to_name_one(folder):
     shutil.copytree(folder, folder.parent / "out/checkpoint-500")
     shutil.copytree(folder.parent / "openai", folder.parent / "out/openai")
     assert_refused(folder.parent / "out", f"name one, such as {folder.parent / 'out/checkpoint-500'}")
+    (folder.parent / "out/checkpoint-1000").mkdir()
+    assert_refused(folder.parent / "out", f"name one, such as {folder.parent / 'out/checkpoint-1000'}")
     assert load(folder.parent / "out/checkpoint-500").family == "llava"
 
 

@@ -191,7 +191,9 @@ def family_of(folder: Path, name: str | None = None) -> str:
     A checkpoint whose weights are quantised is named for what it is.
     """
     if not is_file(folder / "config.json") and (steps := matching(folder, "checkpoint-*")):
-        raise ModelError(f"{folder} has no config.json, but checkpoints of a trainer: name one, such as {steps[-1]}")
+        # As text, checkpoint-900 is behind checkpoint-1000.
+        last = max(steps, key=lambda step: (len(step.name), step.name))
+        raise ModelError(f"{folder} has no config.json, but checkpoints of a trainer: name one, such as {last}")
     raw = read_json(folder / "config.json")
     _refuse_quantised(raw, folder / "config.json")
     told = None if name is None else names().get(name.lower())
