@@ -271,10 +271,18 @@ CHECKS = (
 
 
 def check_values(**values: object) -> None:
-    """Raise UserError for one of these fields that does not hold alone: for calls without a whole configuration."""
+    """Raise UserError for one of these numbers that does not hold alone: for calls without a whole configuration."""
     for name, value in values.items():
-        require(not isinstance(value, float) or math.isfinite(value), f"{name} must be a finite number, got {value}")
+        require(_is_finite(value), f"{name} must be a finite number, got {value!r}")
     given = SimpleNamespace(**values)
     for check in CHECKS:
         if values.keys() >= set(check.fields):
             check.hold(given)
+
+
+def _is_finite(value: object) -> bool:
+    """Of a number of any library, too."""
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
