@@ -127,6 +127,22 @@ def test_one_text_is_no_list_of_markers():
         build_pairs(ROWS, markers="USER:")
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rank": "2"}, "rank must be a whole number, got '2'"),
+        ({"rank": 2.0}, "rank must be a whole number, got 2.0"),
+        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"distance": None}, "distance must be a number, got None"),
+        ({"strategy": None}, 'unknown strategy "None"; known: cross, '),
+        ({"strategy": "right_wrong", "right": "2"}, "right must be a finite number, got '2'"),
+    ],
+)
+def test_a_setting_of_pairs_is_told_by_its_name(changes, says):
+    with pytest.raises(UserError, match=says):
+        build_pairs(ROWS, **changes)
+
+
 def test_pairs_by_what_is_right_need_to_know_it():
     found = build_pairs(ROWS, strategy="right_wrong", right=2.0)
     assert {(pair.chosen_sum, pair.rejected_sum) for pair in found} == {(2.0, 0.0), (2.0, 1.0), (3.0, 0.0), (3.0, 1.0)}
