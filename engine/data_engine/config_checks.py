@@ -6,6 +6,7 @@ tell what follows from that.
 
 import json
 import math
+import numbers
 import re
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -271,10 +272,26 @@ CHECKS = (
 
 
 def check_values(**values: object) -> None:
-    """Raise UserError for one of these fields that does not hold alone: for calls without a whole configuration."""
-    for name, value in values.items():
-        require(not isinstance(value, float) or math.isfinite(value), f"{name} must be a finite number, got {value}")
+    """Raise UserError for one of these numbers that does not hold alone: for calls without a whole configuration."""
+    require_finite(**values)
     given = SimpleNamespace(**values)
     for check in CHECKS:
         if values.keys() >= set(check.fields):
             check.hold(given)
+
+
+def require_finite(**values: object) -> None:
+    """Raise UserError for a value that is no finite number, of whatever library."""
+    for name, value in values.items():
+        try:
+            is_finite = math.isfinite(value)
+        except TypeError:
+            is_finite = False
+        require(is_finite, f"{name} must be a finite number, got {value!r}")
+
+
+def require_whole(**values: object) -> None:
+    """Raise UserError for a value that is no whole number."""
+    for name, value in values.items():
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        require(is_whole, f"{name} must be a whole number, got {value!r}")

@@ -153,9 +153,13 @@ def _make_launcher() -> None:
         _ = driver.active
     # Where a compiler is missing or fails, or CUDA's library is not found, it raises errors of many kinds.
     except Exception as error:
+        mend = "install a C compiler and the headers of this Python (apt-get install gcc python3-dev)"
+        # Of a folder that takes no file, as without a home, or none that can be loaded; a compiler may not be found.
+        if isinstance(error, OSError | ImportError) and not isinstance(error, FileNotFoundError):
+            mend = "set TRITON_CACHE_DIR to a folder that this user may write to and load programs from"
         raise CannotLaunch(
-            f"Triton cannot compile what it launches kernels by ({type(error).__name__}: {str(error)[:300]}): install "
-            "a C compiler and the headers of this Python (apt-get install gcc python3-dev), or take --device cpu"
+            f"Triton cannot compile what it launches kernels by ({type(error).__name__}: {str(error)[:300]}): {mend}, "
+            "or take --device cpu"
         ) from error
 
 

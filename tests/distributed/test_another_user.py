@@ -1,15 +1,10 @@
 """A run that goes on under a user who may not read or write all that is there, as where another one has begun it."""
 
-import os
 import sys
 
 import pytest
+from as_another_user import OBEYS
 from jobs import Job, write_questions
-
-# Root is let everywhere, unless it gives these up.
-OBEYS = (
-    ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all") if os.geteuid() == 0 else ("env",)
-)
 
 
 @pytest.mark.slow

@@ -180,6 +180,14 @@ def test_files_that_are_missing_are_named(folder):
     assert_refused(folder, "has no <IMG_CONTEXT> among its added tokens")
 
 
+def test_a_tokenizer_that_is_cut_off_is_told_where_the_trainer_left_no_processor(folder):
+    """InternVL's own trainer saves none, and none is needed."""
+    (folder / "preprocessor_config.json").unlink()
+    Auto.check(folder)
+    (folder / "vocab.json").write_text('{"a": ')
+    assert_refused(folder, "cannot be used (Exception: Error while initializing BPE: EOF while parsing")
+
+
 def test_the_command_says_so_and_ends_with_2(folder, tmp_path, capsys):
     internvl_folders.change(folder, template="internvl_zh")
     words = ["validate", "--instruct_model_path", str(folder), "--reward_model_path", str(folder), "--dataset_path",

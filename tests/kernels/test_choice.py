@@ -12,6 +12,8 @@ import torch
 import data_engine_kernels as kernels
 from data_engine_kernels import LayerCaches, RowIndex, members_of, reference
 
+INSTALL = "install a C compiler and the headers of this Python"
+
 
 def test_on_the_cpu_both_operations_run_without_triton():
     code = """if True:
@@ -169,11 +171,17 @@ def test_a_card_that_is_too_small_for_a_kernel_is_named_with_both_sizes(monkeypa
 @pytest.mark.parametrize(
     ("lacking", "told"),
     [
-        ({"PATH": "", "CC": None}, r"RuntimeError: Failed to find C compiler"),
+        ({"PATH": "", "CC": None}, rf"RuntimeError: Failed to find C compiler.*{INSTALL}"),
         # As where Python.h is not there.
-        ({"CC": "false"}, r"CalledProcessError: Command '\['false', "),
+        ({"CC": "false"}, rf"CalledProcessError: Command '\['false', .*{INSTALL}"),
+        ({"CC": "/nowhere/cc"}, rf"FileNotFoundError: .*{INSTALL}"),
+        # As where a container's user has no home.
+        (
+            {"TRITON_CACHE_DIR": "/dev/null/cache"},
+            "NotADirectoryError: .*: set TRITON_CACHE_DIR to a folder ",
+        ),
     ],
-    ids=["no compiler", "no headers"],
+    ids=["no compiler", "no headers", "a compiler that is not there", "no place for the cache"],
 )
 def test_a_machine_on_which_triton_cannot_launch_says_what_to_install(lacking, told, tmp_path, monkeypatch):
     """By Triton's own driver for CUDA, which compiles a file before the first launch."""
@@ -189,5 +197,5 @@ def test_a_machine_on_which_triton_cannot_launch_says_what_to_install(lacking, t
     monkeypatch.setattr(driver, "_active", None)
     monkeypatch.setattr(kernels, "use_triton", lambda tensor: True)
     monkeypatch.setattr(layer_triton, "rms_norm", lambda *given, **options: pytest.fail("it was launched"))
-    with pytest.raises(kernels.CannotLaunch, match=rf"{told}.*install a C compiler and the headers of this Python"):
+    with pytest.raises(kernels.CannotLaunch, match=told):
         kernels.rms_norm(ROWS, torch.ones(8), 1e-5)

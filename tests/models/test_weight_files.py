@@ -10,6 +10,7 @@ from pathlib import Path
 import adapters
 import pytest
 import torch
+from as_another_user import OBEYS
 from folders import replace_weights, weights
 from refusals import (
     INDEX,
@@ -70,7 +71,21 @@ def test_a_trainers_folder_of_checkpoints_is_told_to_name_one(folder):
     shutil.copytree(folder, folder.parent / "out/checkpoint-500")
     shutil.copytree(folder.parent / "openai", folder.parent / "out/openai")
     assert_refused(folder.parent / "out", f"name one, such as {folder.parent / 'out/checkpoint-500'}")
+    (folder.parent / "out/checkpoint-1000").mkdir()
+    assert_refused(folder.parent / "out", f"name one, such as {folder.parent / 'out/checkpoint-1000'}")
     assert load(folder.parent / "out/checkpoint-500").family == "llava"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "config.json", SHARD])
+def test_a_file_that_this_user_may_not_read_is_told_as_that(folder, name):
+    """As of a model that somebody else has downloaded: it is whole, and to download it again would not help."""
+    (folder / name).chmod(0)
+    code = (
+        "from data_engine.models.check import check_folder\nfrom data_engine.models.registry import ModelError\n"
+        f"from pathlib import Path\ntry: check_folder(Path({str(folder)!r}))\nexcept ModelError as error: print(error)"
+    )
+    done = subprocess.run([*OBEYS, sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == f"{folder / name} cannot be read: Permission denied; have it given to this user\n"
 
 
 def save_bin(folder: Path, content: object, **options: object) -> Path:

@@ -253,6 +253,24 @@ def test_filters_run_in_the_documented_order():
     assert filters.QUESTION_FILTERS | filters.DATASET_FILTERS == FILTERS
 
 
+@pytest.mark.parametrize(
+    ("table", "of_a_pairing"),
+    [(filters.QUESTION_FILTERS, filters.question_filters), (filters.DATASET_FILTERS, filters.dataset_filters)],
+    ids=["of a question", "of all pairs"],
+)
+def test_a_filter_of_a_table_runs_behind_the_others(monkeypatch, table, of_a_pairing):
+    """As docs/adding.md has it: a function, and a line of a table."""
+    before = list(table)
+
+    def none(pairs, seed):
+        return [False] * len(pairs)
+
+    monkeypatch.setitem(table, "none", none)
+    found = of_a_pairing(FilterRule())
+    assert list(found) == [*before, "none"]
+    assert found["none"] is none
+
+
 def test_a_question_at_a_time_and_all_at_once_give_the_same():
     draw = random.Random(4)
     questions = [[pair(f"q{n}", 0, other, draw.randrange(-3, 6)) for other in range(1, 7)] for n in range(30)]

@@ -21,6 +21,10 @@ ROWS = [{"idx": 1, "sample_index": n, "answer": f"a {n}", "sum": float(n), "avg"
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be at least 0 .0 is greedy., got -1.0"),
         ({"temperature": float("inf")}, "temperature must be a finite number, got inf"),
+        ({"temperature": np.float32("inf")}, "temperature must be a finite number, got .*inf"),
+        ({"repetition_penalty": Decimal("nan")}, "repetition_penalty must be a finite number, got Decimal"),
+        ({"top_p": "0.9"}, "top_p must be a finite number, got '0.9'"),
+        ({"max_megapixels": None}, "max_megapixels must be a finite number, got None"),
         ({"top_k": -1}, "top_k must be at least 0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
@@ -121,6 +125,22 @@ def test_one_text_is_no_list_of_markers():
     """Each answer with one of its letters would not rank."""
     with pytest.raises(UserError, match="markers must be a list of texts, got one text, 'USER:'"):
         build_pairs(ROWS, markers="USER:")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rank": "2"}, "rank must be a whole number, got '2'"),
+        ({"rank": 2.0}, "rank must be a whole number, got 2.0"),
+        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"distance": None}, "distance must be a number, got None"),
+        ({"strategy": None}, 'unknown strategy "None"; known: cross, '),
+        ({"strategy": "right_wrong", "right": "2"}, "right must be a finite number, got '2'"),
+    ],
+)
+def test_a_setting_of_pairs_is_told_by_its_name(changes, says):
+    with pytest.raises(UserError, match=says):
+        build_pairs(ROWS, **changes)
 
 
 def test_pairs_by_what_is_right_need_to_know_it():

@@ -167,6 +167,12 @@ def test_an_array_is_read_in_pieces_of_any_size(tmp_path, pieces):
             '{"a": {"idx": 1}, "b": {"idx": 2}}',
             "is one object, with 2 others by their keys; write each row as one line",
         ),
+        # The one row of a first try.
+        (
+            '{"id": 1, "prompt": "a", "images": [{"path": "a.png"}]}',
+            "columns: id, prompt, images; if so meant, say --columns idx=id,question=prompt",
+        ),
+        ('{"text": "a", "boxes": [{"name": "cat"}]}', "if so meant, say --columns question=text"),
         ('{"id": 1, "conversations": [{"from": "human"}]}', '"conversations" holds conversations, as of LLaVA'),
         ('{"idx": {"0": 1}, "question": {"0": "a"}}', "a table is expected row by row, not by columns"),
     ],

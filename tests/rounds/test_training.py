@@ -72,6 +72,26 @@ def test_a_script_that_only_a_shell_can_start_is_refused_before_the_first_round(
         subprocess.run([script], check=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "mode", "told"),
+    [
+        # sh would take its imports for commands.
+        ("train.py", 0o644, "which may not be executed: begin with what runs it, as in --train 'python train.py ...'"),
+        ("train.sh", 0o644, "which may not be executed: begin with what runs it, as in --train 'sh train.sh ...'"),
+        ("train.sh", 0o755, "a file of this folder, where no program is looked for: begin with ./train.sh"),
+    ],
+)
+def test_a_script_of_this_folder_is_told_with_what_starts_it(tmp_path, monkeypatch, name, mode, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("#!/bin/sh\n")
+    (tmp_path / name).chmod(mode)
+    with pytest.raises(UserError) as refused:
+        require_program(f"{name} {{dataset}} {{output}}")
+    assert str(refused.value) == f'train begins with "{name}", {told}'
+    with pytest.raises(OSError, match=r"No such file|Permission denied"):
+        subprocess.run([name], check=False)
+
+
 def test_places_are_put_into_the_words_and_nothing_is_cut_there(tmp_path):
     one = Round(tmp_path / "a loop", 2)
     config = RunConfig(

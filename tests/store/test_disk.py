@@ -30,6 +30,21 @@ def test_the_disk_is_not_to_blame_for_these(number):
     assert not disk.is_trouble(OSError(number, os.strerror(number), "x"))
 
 
+@pytest.mark.parametrize(
+    ("file", "mend"),
+    [
+        ("runs/a/logs/rank-0.jsonl", "choose another work_dir"),
+        # As where a library keeps a cache in a home that this user has not.
+        ("/.cache/kernels", "have the library that it belongs to keep its files elsewhere"),
+    ],
+)
+def test_another_work_dir_is_the_mend_for_a_closed_file_of_this_one_alone(file, mend, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    told = str(disk.forbidden(OSError(errno.EACCES, "Permission denied", file), tmp_path / "runs/a"))
+    assert told.startswith(f'"{file}" cannot be read or written: Permission denied. Where it is of another user, ')
+    assert told.endswith(f"have it given to this one, or {mend}")
+
+
 def test_what_is_needed_is_told_by_the_units_that_are_there(tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text(json.dumps({"units": {"num_units": 10}}))
     there = {"sampled_answer": (3_000_000, 1_000_000), "instruct_logps": (500_000,), "yesno": (100_000,)}

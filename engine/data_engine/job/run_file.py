@@ -225,7 +225,7 @@ def read(work_dir: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        raise disk.forbidden(error) from None
+        raise disk.forbidden(error, work_dir) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a run.json of this program; choose another work_dir. If one of it was damaged, remove it: "

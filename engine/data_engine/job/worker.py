@@ -60,7 +60,7 @@ def run(config: RunConfig) -> int:
     except OSError as error:
         if disk.is_forbidden(error):
             code = 2
-            raise disk.forbidden(error) from None
+            raise disk.forbidden(error, work_dir) from None
         if not disk.is_trouble(error):
             raise
         code, reason = STOPPED, disk.describe(error, work_dir, config.stages)

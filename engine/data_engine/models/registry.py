@@ -76,11 +76,15 @@ def reason(error: Exception) -> str:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise ModelError where a file is the text that a clone without Git LFS leaves in its place."""
-    # Unbuffered: else Python 3.14 reads 128 kB.
-    with open(path, "rb", buffering=0) as file:
-        if file.read(len(LFS)) == LFS:
-            raise ModelError(f'{path} is a Git LFS pointer, not the file itself: run "git lfs pull" in {path.parent}')
+    """Raise ModelError where a file is the text that a clone without Git LFS leaves in its place, or is not for us."""
+    try:
+        # Unbuffered: else Python 3.14 reads 128 kB.
+        with open(path, "rb", buffering=0) as file:
+            begin = file.read(len(LFS))
+    except PermissionError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; have it given to this user") from None
+    if begin == LFS:
+        raise ModelError(f'{path} is a Git LFS pointer, not the file itself: run "git lfs pull" in {path.parent}')
 
 
 def read_json(path: Path) -> dict:
@@ -191,7 +195,9 @@ def family_of(folder: Path, name: str | None = None) -> str:
     A checkpoint whose weights are quantised is named for what it is.
     """
     if not is_file(folder / "config.json") and (steps := matching(folder, "checkpoint-*")):
-        raise ModelError(f"{folder} has no config.json, but checkpoints of a trainer: name one, such as {steps[-1]}")
+        # As text, checkpoint-900 is behind checkpoint-1000.
+        last = max(steps, key=lambda step: (len(step.name), step.name))
+        raise ModelError(f"{folder} has no config.json, but checkpoints of a trainer: name one, such as {last}")
     raw = read_json(folder / "config.json")
     _refuse_quantised(raw, folder / "config.json")
     told = None if name is None else names().get(name.lower())

@@ -1,6 +1,5 @@
 """What the public functions take as a question: images in several forms, and a text or chat messages."""
 
-import numbers
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
@@ -45,10 +44,3 @@ def require_unicode(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         place = f"character {error.start}, counted from 0, is half of a surrogate pair"
         require(False, f"{name} is no text that can be written in UTF-8: {place}")
-
-
-def require_whole(**values: object) -> None:
-    """Raise UserError for a value that is no whole number."""
-    for name, value in values.items():
-        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        require(is_whole, f"{name} must be a whole number, got {value!r}")

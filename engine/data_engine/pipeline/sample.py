@@ -9,12 +9,12 @@ from PIL import Image
 
 from data_engine import errors, schemas
 from data_engine.config import RunConfig
-from data_engine.config_checks import check_values
+from data_engine.config_checks import check_values, require_whole
 from data_engine.errors import BadRow, UserError
 from data_engine.flags import require
 from data_engine.models.base import VisionLanguageModel
 from data_engine.models.prompt_maker import PromptMaker
-from data_engine.pipeline.asked import Images, asked, require_whole
+from data_engine.pipeline.asked import Images, asked
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation

@@ -174,7 +174,8 @@ def question_filters(rule: FilterRule) -> dict[str, Filter]:
 
 def dataset_filters(rule: FilterRule) -> dict[str, Filter]:
     """The filters that a pairing runs for all pairs."""
-    return {"length_balance": functools.partial(length_balance, max_mean_difference=rule.length_balance)}
+    balance = functools.partial(length_balance, max_mean_difference=rule.length_balance)
+    return {**DATASET_FILTERS, "length_balance": balance}
 
 
 def _limited(keeps: Callable, limit: object, pairs: Sequence, seed: int) -> list[bool]:

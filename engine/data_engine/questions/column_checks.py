@@ -2,13 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 
 import pyarrow as pa
 
 from data_engine.errors import UserError
-from data_engine.questions.sources.column_names import ColumnNames
+from data_engine.questions.sources.column_names import ColumnNames, meant_for
 from data_engine.questions.sources.column_types import (
     CONVERSATIONS,
     IMAGE_FIELDS,
@@ -17,15 +16,6 @@ from data_engine.questions.sources.column_types import (
     is_list,
     is_text,
 )
-
-# Other names under which datasets have a column, in lower case.
-_OFTEN_CALLED = {
-    "answer": ("answers", "response", "reference", "ground_truth", "gt_answer", "solution"),
-    "idx": ("id", "ids", "index", "uid", "question_id", "sample_id", "image_id", "__index_level_0__"),
-    "question": ("prompt", "query", "instruction", "text", "input"),
-    "image": ("picture", "img", "image_file", "file_name", "filename"),
-    "images": ("pictures",),
-}
 
 
 def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: str) -> None:
@@ -113,14 +103,6 @@ def _meant(missing: list[str], columns: Mapping[str, pa.DataType], names: Column
         if fitting is not None and fitting not in found.values():
             found[ours] = fitting
     return found if found.keys() & set(missing) else {}
-
-
-def meant_for(ours: str, theirs: Iterable[str]) -> str | None:
-    """That of the dataset's columns which may be the engine's: it is often called so, or it is a typo."""
-    by_lower = {one.lower(): one for one in reversed([*theirs])}
-    called = next((one for one in by_lower.values() if one.lower() in (ours, *_OFTEN_CALLED.get(ours, ()))), None)
-    near = get_close_matches(ours, by_lower, n=1, cutoff=0.8)
-    return called or (by_lower[near[0]] if near else None)
 
 
 def _check_images_are_meant(columns: Mapping[str, pa.DataType], name: str) -> None:

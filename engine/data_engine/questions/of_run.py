@@ -2,8 +2,8 @@
 
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.questions.column_checks import meant_for
 from data_engine.questions.dataset import Questions, open_questions
+from data_engine.questions.sources.column_names import meant_for
 from data_engine.stages import SourceFlags
 
 # Of a column that a rule compares answers with, at each start.

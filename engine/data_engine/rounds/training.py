@@ -62,7 +62,10 @@ def require_program(train: str) -> None:
 
 def _why_no_program(word: str) -> str | None:
     """A shell starts what the system alone does not: a script without a first line that names its interpreter."""
-    found, mend = shutil.which(word), f"begin with what runs it, as in --train 'sh {word} ...'"
+    runs = "python" if word.endswith(".py") else "sh"
+    found, mend = shutil.which(word), f"begin with what runs it, as in --train '{runs} {word} ...'"
+    if found is None and shutil.which(f"./{word}") is not None:
+        return f"a file of this folder, where no program is looked for: begin with ./{word}"
     if found is None:
         return f"which may not be executed: {mend}" if is_file(Path(word)) else "which is no program on this machine"
     line = b"\0"

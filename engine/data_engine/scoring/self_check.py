@@ -9,8 +9,8 @@ from torch import Tensor
 
 from data_engine.errors import UserError
 from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.call_errors import why_not_called
 from data_engine.models.layers.attention import DoesNotFit
-from data_engine.models.registry import reason
 from data_engine.scoring.logprobs import Scored, plain_token_logps, score_pass
 from data_engine_kernels import CannotLaunch
 
@@ -55,7 +55,7 @@ def why_not_shared(model: VisionLanguageModel, prompt: Prompt, num_new: int) -> 
         raise
     # Whatever a model of transformers raises when its decoder is called in a way that it does not know.
     except Exception as error:
-        return f"its decoder cannot be called on its own ({type(error).__name__}: {reason(error)})"
+        return f"its decoder cannot be called on its own ({why_not_called(error)})"
     plain = torch.cat([plain_token_logps(model, prompt, ids) for ids in answers])
     if _agreement(model, shared, plain):
         return None

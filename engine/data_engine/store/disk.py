@@ -25,11 +25,14 @@ def is_forbidden(error: OSError) -> bool:
     return error.errno == errno.EACCES and error.filename is not None
 
 
-def forbidden(error: OSError) -> UserError:
-    """What is said of it."""
+def forbidden(error: OSError, work_dir: Path) -> UserError:
+    """What is said of it; a cache of a library lies elsewhere."""
+    where = Path(os.fsdecode(error.filename))
+    is_inside = where.absolute().is_relative_to(work_dir.absolute())
+    instead = "choose another work_dir" if is_inside else "have the library that it belongs to keep its files elsewhere"
     return UserError(
-        f'"{error.filename}" cannot be read or written: {error.strerror}. Where it is of another user, have it given '
-        "to this one, or choose another work_dir"
+        f'"{where}" cannot be read or written: {error.strerror}. Where it is of another user, have it given to this '
+        f"one, or {instead}"
     )
 
 

@@ -36,6 +36,7 @@ from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
 from data_engine.models.auto.value_head import ValueHead
 from data_engine.models.base import CacheSizes, Description, PromptEnd, Split, TextSide, sent
+from data_engine.models.call_errors import why_not_called
 from data_engine.models.layers import rotary
 from data_engine.models.layers.answer_cache import CACHE, PassingLayer, is_recurrent, passing, require_shareable
 from data_engine.models.layers.attention import DoesNotFit
@@ -43,7 +44,6 @@ from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
 from data_engine.models.layers.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
-from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.thoughts import ReadAnswer
 
@@ -127,7 +127,7 @@ class Auto:
             raise
         # Whatever a model raises when its decoder is called in a way that it does not know.
         except Exception as error:
-            self.why_plain = f"its decoder cannot be called on its own ({type(error).__name__}: {reason(error)})"
+            self.why_plain = f"its decoder cannot be called on its own ({why_not_called(error)})"
         else:
             self.attention_layers, self.layers, self.cache_layers, self.head = found
             if self.head.never is not None:

@@ -22,8 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from data_engine.errors import LostRankError
 from data_engine.models.auto.mirrored import is_known, sent_mirrored
 from data_engine.models.base import sent
+from data_engine.models.call_errors import why_not_called
 from data_engine.models.layers.attention_math import Bounds, flash, has_flash
-from data_engine.models.registry import reason
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def _problem(vision: nn.Module, call: TowerCall) -> str | None:
         raise
     # Whatever a tower raises that is called in a way that it does not know.
     except Exception as error:
-        return f"{type(error).__name__}: {reason(error)}"
+        return why_not_called(error)
     own = call.hidden.float()
     tolerance = TOLERANCE if call.hidden.dtype == torch.float32 else HALF_TOLERANCE
     off = float((again - own).norm() / own.norm())

@@ -131,6 +131,9 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
 def explained(folder: Path, error: Exception) -> ModelError:
     """What to do about an exception of a processor: the file or package that it needs, or its own words."""
     for what, names in _NEEDED.items():
+        # InternVL's own layout has what makes pixels in config.json.
+        if what == "processor" and internvl_chat.is_own_folder(folder):
+            continue
         if not any(matching(folder, name) for name in names):
             return ModelError(
                 f"{folder} has no {what} ({' or '.join(names[:2])}), which a trainer saves apart from the model: copy "

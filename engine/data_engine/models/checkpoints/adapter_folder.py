@@ -8,6 +8,7 @@ merges the weights when a family reads such a folder.
 import atexit
 import contextlib
 import functools
+import json
 import os
 import re
 import shutil
@@ -194,7 +195,10 @@ def _base(folder: Path, settings: Mapping, base_path: str | None, base_flag: str
 
 @functools.cache
 def laid_together(adapter: Path, base: Path) -> Path:
-    """A folder of links to the files of both, for as long as this process lives. Raises ModelError."""
+    """A folder of links to the files of both, for as long as this process lives. Raises ModelError.
+
+    A file of settings that is of both is written there.
+    """
     for one in (adapter, base):
         if not one.is_dir():
             raise ModelError(f"{one} is no folder any more")
@@ -203,6 +207,7 @@ def laid_together(adapter: Path, base: Path) -> Path:
     for place, names in ((base, _of_base(adapter, base)), (adapter, _own(adapter))):
         for name in names:
             (folder / name).symlink_to(place / name)
+    _let_own_pixels_win(folder, _own(adapter))
     (folder / ADAPTER).symlink_to(adapter)
     (folder / BASE).symlink_to(base)
     return folder
@@ -225,11 +230,21 @@ def _of_base(adapter: Path, base: Path) -> set[str]:
     for files, sign in _SETS:
         if _matching(adapter, sign):
             gone |= _matching(base, files)
-    # transformers looks for what makes pixels in the newer one first, where releases from 5 on write it.
-    older, newer = "preprocessor_config.json", "processor_config.json"
-    if older in gone and newer not in gone and is_file(base / newer) and "image_processor" in read_json(base / newer):
-        gone.add(newer)
     return {one.name for one in base.iterdir() if not one.name.startswith(".")} - gone
+
+
+def _let_own_pixels_win(folder: Path, own: set[str]) -> None:
+    """Take what makes pixels out of the base's processor_config.json where the adapter has a file of its own for it.
+
+    Releases of transformers from 5 on write it there, among settings that no other file has, and look there first.
+    """
+    older, newer = "preprocessor_config.json", "processor_config.json"
+    if older not in own or newer in own or not is_file(folder / newer):
+        return
+    settings = read_json(folder / newer)
+    if settings.pop("image_processor", None) is not None:
+        (folder / newer).unlink()
+        (folder / newer).write_text(json.dumps(settings))
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> set[str]:

@@ -5,10 +5,11 @@ places in, places out. What all strategies share is here and in preferences/answ
 by how much the word counts of a pair may differ.
 """
 
-import math
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from data_engine.config_checks import require_finite, require_whole
 from data_engine.errors import UserError, nearest
 from data_engine.preferences.answers import (
     SUM_AND_AVG,
@@ -119,8 +120,11 @@ def build_pairs(
     require_strategy(strategy)
     if (strategy == "right_wrong") != (right is not None):
         raise UserError(f"right goes with strategy right_wrong, and is needed there; got {right} and {strategy}")
-    if right is not None and not math.isfinite(right):
-        raise UserError(f"right must be a finite number, got {right}")
+    if right is not None:
+        require_finite(right=right)
+    require_whole(rank=rank)
+    if not isinstance(distance, numbers.Real):
+        raise UserError(f"distance must be a number, got {distance!r}")
     if isinstance(markers, str):
         raise UserError(f"markers must be a list of texts, got one text, {markers!r}")
     for name, value in (("rank", rank), ("distance", distance)):
@@ -137,7 +141,7 @@ def build_pairs(
 def require_strategy(name: str) -> None:
     """Raise UserError for the name of no strategy."""
     if name not in STRATEGIES:
-        raise UserError(f'unknown strategy "{name}"; known: {", ".join(STRATEGIES)}{nearest(name, STRATEGIES)}')
+        raise UserError(f'unknown strategy "{name}"; known: {", ".join(STRATEGIES)}{nearest(str(name), STRATEGIES)}')
 
 
 def pair_up(

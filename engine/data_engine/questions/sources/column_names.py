@@ -2,11 +2,21 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import pyarrow as pa
 
 from data_engine.errors import UserError, nearest
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
+
+# Other names under which datasets have a column, in lower case.
+_OFTEN_CALLED = {
+    "answer": ("answers", "response", "reference", "ground_truth", "gt_answer", "solution"),
+    "idx": ("id", "ids", "index", "uid", "question_id", "sample_id", "image_id", "__index_level_0__"),
+    "question": ("prompt", "query", "instruction", "text", "input"),
+    "image": ("picture", "img", "image_file", "file_name", "filename"),
+    "images": ("pictures",),
+}
 
 
 @dataclass(frozen=True)
@@ -57,3 +67,11 @@ class ColumnNames:
 
 
 SAME_NAMES = ColumnNames()
+
+
+def meant_for(ours: str, theirs: Iterable[str]) -> str | None:
+    """That of the dataset's columns which may be the engine's: it is often called so, or it is a typo."""
+    by_lower = {one.lower(): one for one in reversed([*theirs])}
+    called = next((one for one in by_lower.values() if one.lower() in (ours, *_OFTEN_CALLED.get(ours, ()))), None)
+    near = get_close_matches(ours, by_lower, n=1, cutoff=0.8)
+    return called or (by_lower[near[0]] if near else None)

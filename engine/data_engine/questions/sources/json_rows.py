@@ -8,7 +8,7 @@ from typing import BinaryIO
 from data_engine.errors import UserError
 from data_engine.questions.sources import text_file
 from data_engine.questions.sources.base import refuse
-from data_engine.questions.sources.column_names import ColumnNames
+from data_engine.questions.sources.column_names import ColumnNames, meant_for
 from data_engine.questions.sources.column_types import CONVERSATIONS, IMAGE_FIELDS, MESSAGE_FIELDS
 from data_engine.questions.sources.text_file import Record, TextFile, too_long
 
@@ -86,7 +86,13 @@ class JsonRows:
 
 
 def holds_rows(row: dict) -> str | None:
-    """Where in an object the rows stand, in words, if it looks like a whole dataset; None if it does not."""
+    """Where in an object the rows stand, in words, if it looks like a whole dataset; None if it does not.
+
+    One that has an id or a question is a row, as is the only one of a file with a list of pictures or boxes.
+    """
+    plain = [name for name, value in row.items() if isinstance(value, str | int | float)]
+    if any(meant_for(ours, plain) for ours in ("idx", "question")):
+        return None
     if row and all(isinstance(value, dict) for value in row.values()):
         return f"with {len(row)} others by their keys"
     for name, value in row.items():
