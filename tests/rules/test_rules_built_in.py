@@ -102,6 +102,10 @@ SAME = {
     # What leads to a value.
     "30": ["∠ABC = 30°", r"$\angle ABC = 30^\circ$", "m∠ABC = 30", "AB = 30", "approximately 30", "≈ 30",
            r"x \approx 30", "about 30 years", "The answer is **30**", "The answer is **30**."],
+    "x = 2": ["2", "X = 2", "x ≈ 2"],
+    "x = 1,234": ["1234", "x = 1234"],
+    "x = 2, y = 3": ["y = 3, x = 2", "x=2 and y=3", "(2, 3)"],
+    "S = {1, 2}": ["{2, 1}", "S = {2, 1}"],
     "10^5": ["10**5", "100000"],
     # Lists; the order counts in brackets.
     "(1, 2)": ["(1,2)", "[1, 2]", "1, 2", r"\left(1, 2\right)", "(1.0, 2)", "(1; 2)"],
@@ -163,6 +167,10 @@ OTHER = {
     "red car": ["redcar"],
     "12:30 PM": ["12:30 AM"],
     "about": ["about 5"],
+    "x = 2": ["y = 2", "x = 3"],
+    "x = 2, y = 3": ["x = 3, y = 2", "y = 2, x = 3"],
+    "y = 2x": ["x = 2x"],
+    "a == b": ["c == b"],
     "12:30": ["12:31"],
 }  # fmt: skip
 
@@ -190,6 +198,12 @@ def test_an_answer_that_repeats_itself_takes_no_time(repeated):
     assert contains.contains({"answer": "A"}, [long]) == [0]
     # A rule has 10 s; this takes a few ms, and took 12 to 40 s.
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("repeated", ["A) ", "(A) ", "A. ", "A. a.m."])
+def test_an_answer_that_repeats_an_option_is_wrong(repeated):
+    # Each option with what is behind it was a value of its own, deeper than Python calls functions.
+    assert final_answer({"answer": "5 cm"}, [f"Final Answer: {repeated * 280}"]) == [0]
 
 
 def test_a_long_text_is_the_same_by_its_words():

@@ -65,8 +65,8 @@ _YES_NO = ("yes", "no", "true", "false")
 _LEADS = re.compile(
     r"(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:answer|option|choice)(?:\s+is\b|\s*[:=])\s*:?\s*", re.IGNORECASE
 )
-# x = 5, AB = 5, m∠ABC ≈ 5
-_NAMED = re.compile(r"^(?:m?\s*∠\s*)?[A-Za-z]\w{0,2}\s*[=≈]\s*(?=\S)")
+# x = 5, AB = 5, m∠ABC ≈ 5; of "x = 2, y = 3" each item has its own name.
+_NAMED = re.compile(r"(?:m?\s*∠\s*)?([A-Za-z]\w{0,2})\s*[=≈]\s*(?=[^\s=≈][^=≈]*$)")
 _ROUNDED = re.compile(r"^(?:≈|(?:approximately|approx\.?|about|around|roughly)\s)\s*(?=[\d$€£¥+√π.-])", re.IGNORECASE)
 # Of a product with a number, as in 5√2 cm and 36π; a unit stands apart, since 2πr is none.
 _IRRATIONAL = re.compile(r"[*·×\s]*((?:π|√(?:\d+(?:\.\d+)?|\([^()]*\)))+)(?:\s+|$)")
@@ -88,16 +88,22 @@ def equal(right: str, answer: str) -> bool:
     """Whether an answer is the same as what is right."""
     if max(len(right), len(answer)) > _LONGEST:
         return words(right) == words(answer)
-    right, answer = plain(right), plain(answer)
+    (name, right), (other, answer) = _named(right), _named(answer)
     if not answer:
         return not right
-    if words(right) == words(answer):
-        return True
-    return any(same(right, answer) for same in (_same_option, _same_number, _same_list, _same_word))
+    # y = 2 is not x = 2, but 2 is either.
+    if name and other and name != other:
+        return False
+    return _same_value(right, answer) or _same_option(right, answer)
 
 
 def plain(text: str) -> str:
     """A text without LaTeX, Markdown, quotes and what leads to the value; digits, minus and fractions as ASCII."""
+    return _named(text)[1]
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The name with which a text begins, as in x = 5, "" without one; and what `plain` makes of the text."""
     text = _SUPERSCRIPT.sub(lambda found: f"^{found[0].translate(_SUPERSCRIPTS)}", text)
     # NFKC makes "2½" "21⁄2": the whole stands apart.
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
@@ -113,8 +119,9 @@ def plain(text: str) -> str:
     text = re.sub(r"\$\$?([^$]*)\$\$?", r"\1", text)
     text = " ".join(text.split()).strip()
     text = _LEADS.sub("", text, count=1) if _LEADS.match(text) else text
-    text = _ROUNDED.sub("", _NAMED.sub("", text))
-    return text.rstrip(".!;, ").strip("\"'“”‘’ ").rstrip(".!;, ")
+    name = _NAMED.match(text)
+    text = _ROUNDED.sub("", text[name.end() :] if name else text)
+    return name[1].casefold() if name else "", text.rstrip(".!;, ").strip("\"'“”‘’ ").rstrip(".!;, ")
 
 
 def words(text: str) -> str:
@@ -158,6 +165,12 @@ def inside_braces(text: str) -> str | None:
     return None
 
 
+def _same_value(right: str, answer: str) -> bool:
+    if words(right) == words(answer):
+        return True
+    return any(same(right, answer) for same in (_same_number, _same_list, _same_word))
+
+
 def _same_number(right: str, answer: str) -> bool:
     one, other = number_of(right), number_of(answer)
     if one is None or other is None or one.irrational != other.irrational:
@@ -181,7 +194,7 @@ def _same_option(right: str, answer: str) -> bool:
         return one == other and not (_OPTION_COMMA.match(right) and _OPTION_COMMA.match(answer))
     if one:
         return bool(text) and words(plain(text)) == words(answer)
-    return bool(other and said) and equal(right, said)
+    return bool(other and said) and _same_value(right, plain(said))
 
 
 def option(text: str) -> tuple[str, str]:
