@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable
 
 from data_engine.rules.cells import values_in
-from data_engine.rules.values import equal, inside_braces
+from data_engine.rules.latex import inside_braces
+from data_engine.rules.values import equal
 
 _MARK = re.compile(
     r"final[ _]answer(?:\s+is\b[\s*_]*[:：]?|\W{0,4}[:：]|[ \t*_]*\n)|\\(?:boxed|fbox)(?=\s*\{)|<answer>",

@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-from data_engine.rules import units
+from data_engine.rules import latex, units
 from data_engine.rules.units import COUNTS
 
 # Beyond these, an exact number would be as long as the exponent says.
@@ -22,24 +22,6 @@ _RELATIVE = Fraction(1, 10**9)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _MINUS = str.maketrans(dict.fromkeys("−‐‑‒–—﹣", "-"))
-_WRAPPED = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|operatorname|mbox|emph|bm|boxed|fbox)(?![a-zA-Z])"
-)
-_FRACTION = re.compile(r"\\[dtc]?frac\s*")
-_ROOT = re.compile(r"\\sqrt(?![a-zA-Z]|\s*\[)")
-_ROOT_OF_BRACKET = re.compile(r"(?:√|(?<![^\W\d_\\])sqrt)\s*[({]([^(){}]*)[)}]")
-_LATEX = (
-    (re.compile(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![a-zA-Z])"), ""),
-    (re.compile(r"\\[()\[\]]"), ""), (re.compile(r"\\[,;:!> ]|\\quad\b|\\qquad\b|(?<!\\)~"), " "),
-    (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "*"), (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"), "°"),
-    (re.compile(r"\\%"), "%"), (re.compile(r"\\\$"), "$"), (re.compile(r"\\_"), "_"), (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\\{"), "{"), (re.compile(r"\\\}"), "}"),
-    (re.compile(r"\\pi\b|(?<![^\W\d_\\])(?i:pi)(?![^\W\d_])"), "π"),
-    (re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])|<="), "≤"), (re.compile(r"\\geq?(?:slant)?(?![a-zA-Z])|>="), "≥"),
-    (re.compile(r"\\neq?(?![a-zA-Z])|!="), "≠"), (re.compile(r"\\approx(?![a-zA-Z])"), "≈"),
-    (re.compile(r"\\angle(?![a-zA-Z])"), "∠"),
-)  # fmt: skip
-
 _DIGITS = (
     # 1,234,567.8 and 1.234.567,8; 1 234 567 and 1'234'567; then plain ones.
     r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])|\d{1,3}(?:\.\d{3})+,\d+(?![\d.])|\d{1,3}(?:\.\d{3}){2,}(?![\d.])"
@@ -110,9 +92,7 @@ def _named(text: str) -> tuple[str, str]:
     # Of what looks like a degree sign, NFKC makes a letter.
     text = re.sub("[º˚]", "°", text)
     text = unicodedata.normalize("NFKC", text).translate(_MINUS).replace("⁄", "/")
-    text = _fractions(_roots(_unwrapped(text)))
-    for pattern, other in _LATEX:
-        text = pattern.sub(other, text)
+    text = latex.as_plain(text)
     # Markdown's marks may have lost their other half; 10**5 is a power.
     text = re.sub(r"(?<!\w)\*\*(?=\S)|(?<=\S)\*\*(?![\w(+-])", "", re.sub(r"`(.+?)`", r"\1", text))
     # Dollars in pairs are LaTeX's; a single one is a currency.
@@ -153,16 +133,6 @@ def number_of(text: str) -> Number | None:
     factor, unit = behind
     unit = units.one_spelling(unit or match["before"] or match["currency"] or "")
     return Number(value * factor, unit, irrational=product[1] if product else "")
-
-
-def inside_braces(text: str) -> str | None:
-    """What stands in the braces with which a text begins, nested ones included; None without their end."""
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return text[1:place] if place else None
-    return None
 
 
 def _same_value(right: str, answer: str) -> bool:
@@ -298,45 +268,3 @@ def _digits(text: str) -> Fraction:
     elif text.count(".") > 1:
         text = text.replace(".", "")
     return Fraction(text.replace(",", "").rstrip("."))
-
-
-def _unwrapped(text: str) -> str:
-    """Without \\text{...} and the like, whose content stays."""
-    while match := _WRAPPED.search(text):
-        behind = text[match.end() :].lstrip()
-        inner = inside_braces(behind) if behind.startswith("{") else None
-        rest = behind[len(inner) + 2 :] if inner is not None else behind
-        text = f"{text[: match.start()]}{inner or ''}{rest}"
-    return text
-
-
-def _roots(text: str) -> str:
-    """\\sqrt{2}, \\sqrt2, sqrt(2) and √(2) as √2; brackets stay around more than a number or a letter."""
-    while match := _ROOT.search(text):
-        inner, rest = _argument(text[match.end() :])
-        text = f"{text[: match.start()]}√({inner}){rest}"
-    text = _ROOT_OF_BRACKET.sub(lambda found: f"√{_bracketed(found[1].strip())}", text)
-    return re.sub(r"√\s+", "√", text)
-
-
-def _bracketed(text: str) -> str:
-    return text if re.fullmatch(r"[\d.]+|\w", text) else f"({text})"
-
-
-def _fractions(text: str) -> str:
-    """\\frac{1}{2}, \\frac12 and \\frac1{2} as 1/2; a whole number before it stands apart, a sum in brackets."""
-    while match := _FRACTION.search(text):
-        top, rest = _argument(text[match.end() :])
-        bottom, rest = _argument(rest)
-        top, bottom = (f"({part})" if re.search(r".[+/-]", part) else part for part in (top, bottom))
-        before = text[: match.start()].rstrip()
-        space = " " if before[-1:].isdigit() else ""
-        text = f"{before}{space}{top}/{bottom}{rest}"
-    return text
-
-
-def _argument(text: str) -> tuple[str, str]:
-    """An argument of a command of LaTeX, in braces or one character, and what is behind it."""
-    text = text.lstrip()
-    inner = inside_braces(text) if text.startswith("{") else None
-    return (inner.strip(), text[len(inner) + 2 :]) if inner is not None else (text[:1], text[1:])
