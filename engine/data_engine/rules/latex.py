@@ -5,7 +5,15 @@ import re
 _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|operatorname|mbox|emph|bm|boxed|fbox)(?![a-zA-Z])"
 )
+_COMMAND = re.compile(r"\\[a-zA-Z]+$")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*")
+# A sum or a fraction; a sign behind ^ is the exponent's.
+_SUM = re.compile(r"[^\s^]\s*(?:[+/±∓-]|\\(?:pm|mp)(?![a-zA-Z]))")
+# 2x, 2\pi, x(x+1) and a \cdot b, where @ is a bracket; a word such as km or s^2 may be a unit.
+_PRODUCT = re.compile(r"\d\s*[^\W\d_]|(?:[^\W_]|@)\s*(?:[@√π]|\\[^%])|\\[a-zA-Z]+\s+\w|[*·×]")
+# 10{,}000
+_DIGITS = re.compile(r"[\d\s.,{}\\!]*")
+_BRACKET = re.compile(r"[({][^(){}]*[)}]")
 _ROOT = re.compile(r"\\sqrt(?![a-zA-Z]|\s*\[)")
 _ROOT_OF_BRACKET = re.compile(r"(?:√|(?<![^\W\d_\\])sqrt)\s*[({]([^(){}]*)[)}]")
 _PLAIN = (
@@ -45,7 +53,10 @@ def _unwrapped(text: str) -> str:
         behind = text[match.end() :].lstrip()
         inner = inside_braces(behind) if behind.startswith("{") else None
         rest = behind[len(inner) + 2 :] if inner is not None else behind
-        text = f"{text[: match.start()]}{inner or ''}{rest}"
+        before = text[: match.start()]
+        # 36\pi\text{cm} has no command \picm.
+        space = " " if inner and inner[0].isalpha() and _COMMAND.search(before) else ""
+        text = f"{before}{space}{inner or ''}{rest}"
     return text
 
 
@@ -63,15 +74,27 @@ def _bracketed(text: str) -> str:
 
 
 def _fractions(text: str) -> str:
-    """\\frac{1}{2}, \\frac12 and \\frac1{2} as 1/2; a whole number before it stands apart, a sum in brackets."""
+    """\\frac{1}{2}, \\frac12 and \\frac1{2} as 1/2; a whole number before it stands apart, a sum in brackets, and below
+    the line a product.
+    """
     while match := _FRACTION.search(text):
         top, rest = _argument(text[match.end() :])
         bottom, rest = _argument(rest)
-        top, bottom = (f"({part})" if re.search(r".[+/-]", part) else part for part in (top, bottom))
+        top, bottom = _factor(_fractions(top), [_SUM]), _factor(_fractions(bottom), [_SUM, _PRODUCT])
         before = text[: match.start()].rstrip()
         space = " " if before[-1:].isdigit() else ""
         text = f"{before}{space}{top}/{bottom}{rest}"
     return text
+
+
+def _factor(text: str, not_alone: list[re.Pattern]) -> str:
+    """A part of a fraction, in brackets where outside of its own brackets is what may not stand alone."""
+    if _DIGITS.fullmatch(text):
+        return text
+    bare, inner = text, None
+    while bare != inner:
+        bare, inner = _BRACKET.sub("@", bare), bare
+    return f"({text})" if any(pattern.search(bare) for pattern in not_alone) else text
 
 
 def _argument(text: str) -> tuple[str, str]:

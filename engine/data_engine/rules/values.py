@@ -30,8 +30,8 @@ _DIGITS = (
 _NUMBER = re.compile(
     rf"(?P<before>[$€£¥])?\s*(?P<sign>[+-])?\s*(?P<currency>[$€£¥])?\s*(?:"
     rf"(?P<whole>\d+)\s+(?P<over>\d+)\s*/\s*(?P<under>\d+)"
-    rf"|(?P<top>{_DIGITS})\s*/\s*(?P<bottom>\d+(?:\.\d+)?)(?!\s*/)"
-    rf"|(?P<mantissa>{_DIGITS})?\s*(?:(?<=\d)\s*[*x×]\s*)?10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<power>[+-]?\d+)\s*[}})]?"
+    rf"|(?P<top>{_DIGITS})\s*/\s*(?P<bottom>\d+(?:\.\d+)?)(?![\d.]*\s*(?:[/^]|\*\*))"
+    rf"|(?:(?P<mantissa>{_DIGITS})(?:\s*[*x×·⋅]\s*|\s+))?10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<power>[+-]?\d+)\s*[}})]?"
     rf"|(?P<plain>{_DIGITS})(?:[eE](?P<exponent>[+-]?\d+))?"
     rf")\s*(?P<unit>.*)", re.DOTALL,
 )  # fmt: skip
