@@ -70,7 +70,12 @@ SAME = {
     # Letters of options, with or without what they stand for.
     "B": ["B", "b", "(B)", "[B]", "B.", "B)", "B) cat", "(B) cat", "B. cat", "B: cat", "B, cat", "Option B", "answer B",
           "**B**", r"\text{B}", r"\textbf{(B)}", "The answer is B.", "B, a cat", "B. x, y", "B) cat, dog",
-          "The correct option is (B).", "Correct choice: B", "B (cat)", "B (cats and dogs)"],
+          "The correct option is (B).", "Correct choice: B", "B (cat)", "B (cats and dogs)",
+          "B (5)", "B (not A)", "B. Triangle (A) is larger"],
+    "D": ["D. A and C", "D. Both A and C"],
+    "B. 5 cm": ["B", "B. 5cm, because it is", "B) 5"],
+    # Parts of a question.
+    "a) 3, b) 4": ["a) 3, b) 4.0", "b) 4, a) 3"],
     "B, a cat": ["B", "a cat", "B, cat", "B. cat"],
     # Several options, which are a list.
     "A, B": ["A,B", "B, A", "a and b", "(A), (B)", "(A) and (B)", "A) cat, B) dog", "B. dog and A. cat",
@@ -80,7 +85,7 @@ SAME = {
     "(B) cat": ["B", "cat", "Cat.", "(B)", "B) dog"],
     "cat": ["(B) cat", "B. cat", "a cat", "The cat", "CAT", '"cat"', "“cat”", "cat.", "`cat`", r"\text{cat}"],
     # Words.
-    "yes": ["Yes", "YES.", "yes!", "Yes, it is.", r"\text{Yes}", "Yes"],
+    "yes": ["Yes", "YES.", "yes!", "Yes, it is.", "Yes, and no one else", r"\text{Yes}", "Yes"],
     "no": ["No.", "No, there is none."],
     "red car": ["red  car", "a red car", "Red Car"],
     "12:30": ["12:30"],
@@ -158,7 +163,15 @@ OTHER = {
     "-5": ["5"],
     "300000": ["3×10^6", "3×10^-5", "35"],
     "B": ["A", "C", "B cat", "cat", "bee", "AB", "(A) B"],
-    "A": ["A cat is there", "A, B", "A and B", "(A), (B)", "(A) and (B)", "A) cat, B) dog"],
+    "A": ["A cat is there", "A, B", "A and B", "(A), (B)", "(A) and (B)", "A) cat, B) dog",
+          # Who copies all options chooses none.
+          "A. B. C.", "A) B) C)", "A) cat B) dog", "(A) cat (B) dog", "A. cat B. dog", "A, B or C", "A, or B", "A (B)"],
+    "P (2, 3)": ["P (3, 2)", "Q (2, 3)"],
+    "f (x)": ["f (y)"],
+    "x: 5": ["x: 6"],
+    "x: 5, y: 6": ["x: 6, y: 5"],
+    "a) 3 b) 4": ["a) 5 b) 6"],
+    "a) 3, b) 4": ["a) 4, b) 3", "a) 3, b) 5"],
     "A, B": ["A", "B", "A, C", "A and C", "A, B, C", r"\boxed{A}"],
     "A,C,D": ["A"],
     "A, B, C": ["A, B, D"],
@@ -168,8 +181,9 @@ OTHER = {
     "(B) cat": ["dog", "(A) cat", "(A) dog"],
     "dog": ["(B) cat", "dogs", "a hot dog"],
     "cat": ["category", "cats", "no cat"],
-    "yes": ["no", "yesterday", "not yes"],
-    "no": ["nothing", "not", "yes, no"],
+    "yes": ["no", "yesterday", "not yes", "Yes/No", "Yes or no?", "yes and no"],
+    "no": ["nothing", "not", "yes, no", "No / Yes"],
+    "true": ["True/False"],
     "(1, 2)": ["(2, 1)", "(1, 2, 3)", "1", "(1 2)"],
     "1, 2": ["1", "1, 1", "1, 2, 3"],
     "1, 1": ["1, 2", "1"],
@@ -319,11 +333,16 @@ def test_contains(right, answer, score):
     [
         ("A", "A", 1), ("A", "(A)", 1), ("A", "a", 1), ("A", "A. A cat", 1), ("A.", "A", 1),
         ("A", "The answer is A.", 1),
+        ("A", "A is right", 1), ("A", "A and C", 1), ("A", "A\nIt is a cat", 1), ("A", "A - a cat", 1),
+        ("I", "Option I", 1), ("I", "I and II", 1), ("A", "A B", 1),
         ("A", "It is A, I think", 1), ("A", "选A", 1), (["A", "cat"], "a cat", 1),
         # The article; and that of another option.
         ("A", "a cat", 0), ("A", "B. a cat", 0), ("A", "B. A cat", 0), ("A.", "B. A cat", 0), ("A", "It is a cat", 0),
         ("A", "The answer is B, a cat", 0), ("A", "AB", 0), ("B", "(A) B", 0),
         ("a", "a cat", 1), ("I", "i see", 0),
+        # The article, and the pronoun, with which a sentence begins.
+        ("A", "A cat sits on a mat.", 0), ("A", "I think it is B. A cat is there.", 0), ("A", "A 10-year-old", 0),
+        ("I", "I think it is B", 0), ("I", "I'm sure that it is B", 0), ("I", "I’m sure that it is B", 0),
     ],
 )  # fmt: skip
 def test_contains_takes_a_capital_for_the_letter_of_an_option(right, answer, score):
@@ -333,7 +352,8 @@ def test_contains_takes_a_capital_for_the_letter_of_an_option(right, answer, sco
 @pytest.mark.parametrize(
     ("right", "answer", "score"),
     [
-        ("no", "No, there is none.", 1), ("No", "There is no dog.", 1), ("yes", "**Yes**", 1), ("Yes", "I say yes", 1),
+        ("no", "No, there is none.", 1), ("No", "There is no dog.", 1), ("yes", "**Yes**", 1),
+        ("yes", "Yes/No", 0), ("no", "yes or no", 0), ("Yes", "I say yes", 1),
         # The answer is the other one.
         ("no", "**Yes**, no doubt", 0),
         ("no", "Yes, and there is no doubt.", 0), ("yes", "No. A yes would be wrong.", 0), ("no", "yes", 0),

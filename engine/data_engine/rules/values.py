@@ -36,14 +36,18 @@ _NUMBER = re.compile(
     rf")\s*(?P<unit>.*)", re.DOTALL,
 )  # fmt: skip
 _OPTION = re.compile(
-    r"(?:(?:option|choice|answer)s?\s+)?(?:[(\[]\s*([a-z])\s*[)\]]|([a-z]))(?:(?:\s*[.):,]\s*|\s+(?=\())(.*)|\s*)",
+    r"(?:(?:option|choice|answer)s?\s+)?(?:[(\[]\s*([a-z])\s*[)\]]|([a-z]))"
+    # "B (cat)"; "A (B)" may be either, and f (x) is none.
+    r"(?:(?:\s*[.):,]\s*|\s+(?=\((?!\s*[a-z]\s*\))))(.*)|\s*)",
     re.DOTALL | re.IGNORECASE,
 )
-# "A, a cat" is an option with its text, or a list.
-_OPTION_COMMA = re.compile(r"[^\w,]*[a-z][^\w,]*,", re.IGNORECASE)
+# "A, a cat" is an option with its text, or a list; "P (2, 3)" too, or a point.
+_OPTION_OR_OTHER = re.compile(r"[^\w,]*[a-z](?:[^\w,]*,|\s+\()", re.IGNORECASE)
 _BRACKETED = re.compile(r"[(\[]\s*[A-Za-z]\s*[)\]]\s+(.+)", re.DOTALL)
 _OPENING = ("(", "[", "{")
 _YES_NO = ("yes", "no", "true", "false")
+# "Yes/No" is neither.
+_FIRST_WORD = re.compile(r"\w*(?!\s*(?:/|or\b|and\b)\s*(?:yes|no|true|false)\b)")
 _LEADS = re.compile(
     r"(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:answer|option|choice)(?:\s+is\b|\s*[:=])\s*:?\s*", re.IGNORECASE
 )
@@ -161,7 +165,13 @@ def _same_option(right: str, answer: str) -> bool:
     """A letter against a letter, whatever stands behind it; without one in what is right, what stands behind it."""
     (one, text), (other, said) = option(right), option(answer)
     if one and other:
-        return one == other and not (_OPTION_COMMA.match(right) and _OPTION_COMMA.match(answer))
+        if one != other or _names_another(other, said):
+            return False
+        if _OPTION_OR_OTHER.match(right) and _OPTION_OR_OTHER.match(answer):
+            return False
+        # "x: 5" is no "x: 6".
+        numbers = number_of(text), number_of(said)
+        return None in numbers or _close(*(number.value for number in numbers))
     if one:
         return bool(text) and words(plain(text)) == words(answer)
     return bool(other and said) and _same_value(right, plain(said))
@@ -174,6 +184,12 @@ def option(text: str) -> tuple[str, str]:
     if listed and all(letter for letter, _ in listed) and len({bool(said) for _, said in listed}) == 1:
         return "", ""
     return _letter_and_text(text)
+
+
+def _names_another(letter: str, said: str) -> bool:
+    """Whether more options follow one: "A. B. C.", "A) cat B) dog", "A, or B"; "D. A and C" is one."""
+    following = rf"(?:^|\s)[(\[]?{chr(ord(letter) + 1)}(?:[)\]]|[.:]\s)|^(?:[a-z]\s+)?or\s"
+    return re.search(following, said, re.IGNORECASE) is not None
 
 
 def _letter_and_text(text: str) -> tuple[str, str]:
@@ -236,7 +252,7 @@ def _depth(character: str) -> int:
 
 def _same_word(right: str, answer: str) -> bool:
     """Of yes and no, the first word counts: "Yes, there is one"."""
-    return words(right) in _YES_NO and re.match(r"\w*", answer.casefold())[0] == words(right)
+    return words(right) in _YES_NO and _FIRST_WORD.match(answer.casefold())[0] == words(right)
 
 
 def _close(one: Fraction, other: Fraction) -> bool:
