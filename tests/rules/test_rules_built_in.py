@@ -260,6 +260,7 @@ def test_a_long_text_is_the_same_by_its_words():
         ("Final Answer: 3\nNo.\nFinal Answer: 4", "4"), ("Final Answer: 3 Final Answer: 4", "4"),
         (r"\boxed{3}, so Final Answer: 4", "4"), (r"Final Answer: 4, or \boxed{3}", "3"), (r"\boxed{3} \boxed{4}", "4"),
         (r"Final Answer: $\boxed{\frac{1}{2}}$", r"\frac{1}{2}"), (r"\boxed {5}", "5"), (r"\fbox{5}", "5"),
+        ("Final Answer: *cat*.", "cat"), ("**Final Answer:** `cat`.", "cat"), ("Final Answer: _a cat_!", "a cat"),
         ("Final Answer: 3\nFinal Answer:", "3"), (r"\boxed{3} \boxed{", "3"), ("Final Answer: (B) cat", "(B) cat"),
         # The next line has the formula that the first one opens.
         ("Final Answer:\n\n$$\n5\n$$", "5"), ("**Final Answer:**\n\\[\n5\n\\]", "5"),
@@ -293,6 +294,13 @@ def test_an_answer_is_right_wrong_or_not_judged(right, scores):
 
 def test_marks_of_markdown_may_end_where_the_final_answer_does():
     assert final_answer({"answer": "30"}, ["Final Answer: The answer is **30**", "**Final Answer: 30**"]) == [1, 1]
+
+
+def test_a_column_may_have_what_looks_like_marks_of_markdown():
+    for right in ("__init__", "z^*", "*args"):
+        said = [f"Final Answer: {right}", f"So it is \\boxed{{{right}}}.", "Final Answer: cat"]
+        assert final_answer({"answer": right}, said) == [1, 1, 0]
+    assert final_answer({"answer": "A*"}, ["Final Answer: A"]) == [0]
 
 
 def test_true_and_false_of_a_column_are_words():

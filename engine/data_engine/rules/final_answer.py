@@ -31,7 +31,7 @@ def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
 
 def final_answer(row: dict, answers: list[str]) -> list[float | None]:
     """Whether each answer ends with what is right."""
-    right = [extracted(text) or text for text in map(as_text, values_in(row["answer"]))]
+    right = [extracted(text) or _key(text) for text in map(as_text, values_in(row["answer"]))]
     if not right:
         return [None] * len(answers)
     found = map(extracted, answers)
@@ -62,9 +62,21 @@ def extracted(answer: str) -> str | None:
         if mark[0].startswith("\\"):
             found = inside_braces(behind.lstrip())
         else:
-            lines = (line.strip(_NOISE) for line in _END.split(behind, 1)[0].splitlines())
+            lines = (_bare(line) for line in _END.split(behind, 1)[0].splitlines())
             found = next((line for line in lines if line and not _OPENS.fullmatch(line)), "")
         if found:
             # "Final Answer: \\boxed{5}": what is in the box.
-            return found.strip(_NOISE)
+            return _bare(found)
     return None
+
+
+def _bare(line: str) -> str:
+    """Without marks of Markdown around it, also where a dot stands behind them: *cat*."""
+    end = line.rstrip(".!;, ")
+    return (end if end.endswith(("*", "_", "`")) else line).strip(_NOISE)
+
+
+def _key(text: str) -> str:
+    # As the answers are, which lose the marks of __init__ too; the grade A* is no option.
+    bare = _bare(text)
+    return bare if len(bare) > 1 else text
