@@ -92,7 +92,8 @@ def _is_unit(text: str, is_attached: bool) -> bool:
     letters = _LEADING.match(text)[0]
     if not letters or _ALGEBRAIC.fullmatch(letters) is None or first.rstrip(".") in ("a.m", "p.m"):
         return True
-    if letters.casefold() in _NO_UNITS:
+    # 2πr, also where r is a word.
+    if letters.casefold() in _NO_UNITS or letters.startswith("π"):
         return False
     if not is_attached and len(letters) == 1:
         # T-shirts, but t is a number.

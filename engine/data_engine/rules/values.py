@@ -205,7 +205,9 @@ def _same_list(right: str, answer: str) -> bool:
     (ordered, items), (_, others) = _items(right), _items(answer)
     if len(items) != len(others) or not items:
         return False
-    if ordered:
+    # "x = 2, y = 3" is "(2, 3)" in order; "x = 2, x = 3" has none.
+    names = [{_named(item)[0] for item in many} - {""} for many in (items, others)]
+    if ordered or (len(names[0]) == len(items) and not names[1]):
         return all(map(equal, items, others))
     left = list(others)
     for item in items:
