@@ -202,12 +202,15 @@ def _letter_and_text(text: str) -> tuple[str, str]:
 
 def _same_list(right: str, answer: str) -> bool:
     """Item by item; in any order where what is right is in braces or in no brackets."""
-    (ordered, items), (_, others) = _items(right), _items(answer)
+    (brackets, items), (other, others) = _items(right), _items(answer)
     if len(items) != len(others) or not items:
+        return False
+    # Half-open intervals.
+    if brackets != other and not {"[)", "(]"}.isdisjoint((brackets, other)):
         return False
     # "x = 2, y = 3" is "(2, 3)" in order; "x = 2, x = 3" has none.
     names = [{_named(item)[0] for item in many} - {""} for many in (items, others)]
-    if ordered or (len(names[0]) == len(items) and not names[1]):
+    if brackets not in ("", "{}") or (len(names[0]) == len(items) and not names[1]):
         return all(map(equal, items, others))
     left = list(others)
     for item in items:
@@ -218,10 +221,10 @@ def _same_list(right: str, answer: str) -> bool:
     return True
 
 
-def _items(text: str) -> tuple[bool, list[str]]:
-    """Whether the order counts, and the items of a list; none where the text is no list."""
+def _items(text: str) -> tuple[str, list[str]]:
+    """The brackets around a list, "" without, and its items; none where the text is no list."""
     is_bracketed = text[:1] in _OPENING and _closing(text) == len(text) - 1
-    ordered, inner = (text[0] != "{", text[1:-1]) if is_bracketed else (False, text)
+    brackets, inner = (text[0] + text[-1], text[1:-1]) if is_bracketed else ("", text)
     parts, depth, start = [], 0, 0
     for place, character in enumerate(inner):
         # "A) cat, B) dog" closes what was not opened.
@@ -235,7 +238,7 @@ def _items(text: str) -> tuple[bool, list[str]]:
     items = [part.strip() for part in parts]
     # "red, and blue" has nothing before its "and".
     items = [item for item in items if item] if not is_bracketed else items
-    return (ordered, items) if len(items) > 1 and all(items) else (False, [])
+    return (brackets, items) if len(items) > 1 and all(items) else ("", [])
 
 
 def _closing(text: str) -> int | None:
