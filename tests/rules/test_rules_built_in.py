@@ -238,7 +238,7 @@ def test_not_the_same(right, answer):
     assert not equal(right, answer)
 
 
-@pytest.mark.parametrize("repeated", [r"\frac{", r"\sqrt{", r"\sqrt", r"\text{", "(", "1,"])
+@pytest.mark.parametrize("repeated", [r"\frac{", r"\sqrt{", r"\sqrt", r"\text{", r"\boxed{", "(", "1,"])
 def test_an_answer_that_repeats_itself_takes_no_time(repeated):
     long, began = repeated * 8000, time.process_time()
     assert final_answer({"answer": "A"}, [f"Final Answer: {long}"]) == [0]

@@ -20,6 +20,8 @@ _MARK = re.compile(
 _END = re.compile("</answer>", re.IGNORECASE)
 # A line that only opens a formula of LaTeX, which stands on the next.
 _OPENS = re.compile(r"\$\$?|\\[\[(]")
+# No more of the last marks are looked at: a model may repeat \boxed{ to its end.
+_MOST_MARKS = 100
 # Marks of Markdown that may stand between the mark and the answer.
 _NOISE = " \t*_`"
 
@@ -57,7 +59,7 @@ def as_text(value: object) -> str:
 def extracted(answer: str) -> str | None:
     """The final answer in a text, on one line; None where there is none."""
     marks = list(_MARK.finditer(answer))
-    for mark in reversed(marks):
+    for mark in reversed(marks[-_MOST_MARKS:]):
         behind = answer[mark.end() :]
         if mark[0].startswith("\\"):
             found = inside_braces(behind.lstrip())
