@@ -350,6 +350,7 @@ def test_contains(right, answer, score):
         ("A", "The answer is A.", 1),
         ("A", "A is right", 1), ("A", "A and C", 1), ("A", "A\nIt is a cat", 1), ("A", "A - a cat", 1),
         ("I", "Option I", 1), ("I", "I and II", 1), ("A", "A B", 1),
+        ("A", "The answer is A as shown.", 1), ("A", "Option A shows a cat", 1), ("A", "It is B, A is not", 1),
         ("A", "It is A, I think", 1), ("A", "选A", 1), (["A", "cat"], "a cat", 1),
         # The article; and that of another option.
         ("A", "a cat", 0), ("A", "B. a cat", 0), ("A", "B. A cat", 0), ("A.", "B. A cat", 0), ("A", "It is a cat", 0),
@@ -357,6 +358,7 @@ def test_contains(right, answer, score):
         ("a", "a cat", 1), ("I", "i see", 0),
         # The article, and the pronoun, with which a sentence begins.
         ("A", "A cat sits on a mat.", 0), ("A", "I think it is B. A cat is there.", 0), ("A", "A 10-year-old", 0),
+        ("A", "- A cat\n- A dog", 0), ("A", "I see\nA cat", 0), ("A", 'It says: "A cat"', 0), ("A", "**A cat**", 0),
         ("I", "I think it is B", 0), ("I", "I'm sure that it is B", 0), ("I", "I’m sure that it is B", 0),
     ],
 )  # fmt: skip

@@ -4,8 +4,8 @@ Both in one case, Unicode form and spacing; it must stand there as whole words, 
 in 1.5, 2,500 or -5. Scripts without spaces have no whole words: such a text may stand anywhere, and beside their
 characters a word or a number is whole. So is one before Hangul, as particles and counters have no space before them.
 A capital alone is the letter of an option: of an answer that is an option, that one, and else a capital in it; "a" is
-an article, and so is A before a word. Yes and no are what an answer begins with where it begins with either. Of a list,
-any text does. None where the column has nothing to look for.
+an article, and so is A before a word where a sentence begins. Yes and no are what an answer begins with where it begins
+with either. Of a list, any text does. None where the column has nothing to look for.
 """
 
 import re
@@ -31,9 +31,12 @@ _IN_WORD = rf"[^\W{_WITHOUT_SPACES}]"
 _IN_WORD_BEHIND = rf"[^\W{_WITHOUT_SPACES}{_HANGUL}]"
 _BEGINNING = 200
 _LETTER = re.compile("[A-Z]")
-# "A cat" and "I see" are words; "A is right" is an option.
-_NO_LETTER = r"A (?=\w\w)(?!(?:is|and|or|because|since)\b)|I(?:['’]| (?=\w\w)(?!(?:is|and|or|because|since)\b))"
-_CAPITAL = re.compile(rf"(?<!{_IN_WORD})(?!{_NO_LETTER})[A-Z](?!{_IN_WORD_BEHIND})")
+# "A cat" where a sentence begins, and "I see", are words; "A is right" is an option.
+_SENTENCE = r"""(?:^|(?<=[^\w\s,] )|(?<=\s\s)|(?<=["'“*(\[]))"""
+_WORD_BEHIND = r" (?=\w\w)(?!(?:is|and|or|because|since|as)\b)"
+_CAPITAL = re.compile(
+    rf"(?<!{_IN_WORD})(?!{_SENTENCE}A{_WORD_BEHIND}|I(?:['’]|{_WORD_BEHIND}))[A-Z](?!{_IN_WORD_BEHIND})", re.MULTILINE
+)
 # "Yes/No" is neither.
 _YES_NO = re.compile(r"\W*((?:yes|no|true|false)(?:\s*(?:/|or|and)\s*(?:yes|no|true|false))?)\b")
 _STANDS_ALONE = re.compile(f"[{_WITHOUT_SPACES}]")
