@@ -83,7 +83,9 @@ def _fractions(text: str) -> str:
         top, bottom = _factor(_fractions(top), [_SUM]), _factor(_fractions(bottom), [_SUM, _PRODUCT])
         before = text[: match.start()].rstrip()
         space = " " if before[-1:].isdigit() else ""
-        text = f"{before}{space}{top}/{bottom}{rest}"
+        # \frac{2}{x}y is not \frac{2}{xy}.
+        gap = " " if bottom[-1:].isalpha() and rest[:1].isalpha() else ""
+        text = f"{before}{space}{top}/{bottom}{gap}{rest}"
     return text
 
 

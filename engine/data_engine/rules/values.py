@@ -110,7 +110,8 @@ def _named(text: str) -> tuple[str, str]:
 
 def words(text: str) -> str:
     """The words of a plain text: in one case, without an article, and without spaces that tell nothing apart."""
-    text = re.sub(r"^(?:a|an|the)\s+(?=\S)", "", " ".join(text.casefold().split()))
+    # The a of "a - 5" is no article.
+    text = re.sub(r"^(?:a|an|the)\s+(?=[\w\"'“‘$€£¥])", "", " ".join(text.casefold().split()))
     text = re.sub(r"\b([ap])\.m\b\.?", r"\1m", text)
     # "x > 3" is "x>3", but "1, 234" is a list.
     text = re.sub(r" ?([^\w\s,;.]) ?", r"\1", text)
