@@ -16,9 +16,9 @@ from data_engine.rules import values
 from data_engine.rules.cells import values_in
 
 # What a text that begins, or ends, with a digit would be a part of: a decimal, thousands, a number below 0; one with
-# the word for 10^4 or 10^8 in Chinese, Japanese or Korean.
+# the word for 10^2, 10^3, 10^4 or 10^8 in Chinese, Japanese or Korean.
 _BEFORE_DIGIT = r"(?<!\d[.,])(?<!(?<!\w)[-\u2212])"
-_BEHIND_DIGIT = r"(?![.,]\d|[\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5])"
+_BEHIND_DIGIT = r"(?![.,]\d|[\u767e\ubc31\u5343\ucc9c\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5])"
 _AROUND = " .,;:!?\"'"
 # Han, kana, bopomofo; Thai, Lao, Burmese and Khmer.
 _WITHOUT_SPACES = (

@@ -125,7 +125,8 @@ def number_of(text: str) -> Number | None:
     first, _, rest = text.partition(" ")
     text = f"{COUNTS.get(first.casefold(), first)} {rest}".strip()
     text = re.sub(r"^([+-]?\s*)(?=[π√])", r"\g<1>1", text)
-    match = _NUMBER.fullmatch(text)
+    # The 1990s are no 1990 seconds.
+    match = None if re.match(r"[12]\d\d0s\b", text) else _NUMBER.fullmatch(text)
     value = _value(match) if match is not None else None
     if value is None:
         return None
