@@ -420,7 +420,8 @@ def test_contains_finds_texts_of_scripts_without_spaces(right, answer, score):
         ("서울", "서울은 크다", 1), ("서울", "여기는 서울", 1), ("서울", "남서울은 크다", 0),
         ("서울", "부산은 크다", 0),
         ("고양이", "고양이가 있다", 1), ("서울", "서울Tower", 0), ("Paris", "Paris는 크다", 1), ("cat", "cats는", 0),
-        ("5", "고양이 5마리", 1), ("5", "15마리", 0), ("5", "5만 원", 0), ("5", "5천 원", 0), ("5", "5백 원", 0), ("5", "1.5미터", 0),
+        ("5", "고양이 5마리", 1), ("5", "15마리", 0), ("5", "5만 원", 0), ("5", "5천 원", 0),
+        ("5", "5백 원", 0), ("5", "1.5미터", 0),
     ],
 )  # fmt: skip
 def test_contains_finds_a_korean_word_before_its_particle(right, answer, score):
