@@ -73,6 +73,7 @@ SAME = {
           "The correct option is (B).", "Correct choice: B", "B (cat)", "B (cats and dogs)",
           "B (5)", "B (not A)", "B. Triangle (A) is larger"],
     "D": ["D. A and C", "D. Both A and C"],
+    "Z": ["Z. zebra", "(Z) zebra"],
     "B. 5 cm": ["B", "B. 5cm, because it is", "B) 5"],
     # Parts of a question.
     "a) 3, b) 4": ["a) 3, b) 4.0", "b) 4, a) 3"],
@@ -194,7 +195,7 @@ OTHER = {
     "(B) cat": ["dog", "(A) cat", "(A) dog"],
     "dog": ["(B) cat", "dogs", "a hot dog"],
     "cat": ["category", "cats", "no cat"],
-    "yes": ["no", "yesterday", "not yes", "Yes/No", "Yes or no?", "yes and no"],
+    "yes": ["no", "yesterday", "not yes", "Yes/No", "Yes or no?", "yes and no", "/no"],
     "no": ["nothing", "not", "yes, no", "No / Yes"],
     "true": ["True/False"],
     "(1, 2)": ["(2, 1)", "(1, 2, 3)", "1", "(1 2)"],

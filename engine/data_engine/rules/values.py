@@ -190,8 +190,9 @@ def option(text: str) -> tuple[str, str]:
 
 def _names_another(letter: str, said: str) -> bool:
     """Whether more options follow one: "A. B. C.", "A) cat B) dog", "A, or B"; "D. A and C" is one."""
-    following = rf"(?:^|\s)[(\[]?{chr(ord(letter) + 1)}(?:[)\]]|[.:]\s)|^(?:[a-z]\s+)?or\s"
-    return re.search(following, said, re.IGNORECASE) is not None
+    following = re.escape(chr(ord(letter) + 1))
+    another = rf"(?:^|\s)[(\[]?{following}(?:[)\]]|[.:]\s)|^(?:[a-z]\s+)?or\s"
+    return re.search(another, said, re.IGNORECASE) is not None
 
 
 def _letter_and_text(text: str) -> tuple[str, str]:
@@ -259,7 +260,8 @@ def _depth(character: str) -> int:
 
 def _same_word(right: str, answer: str) -> bool:
     """Of yes and no, the first word counts: "Yes, there is one"."""
-    return words(right) in _YES_NO and _FIRST_WORD.match(answer.casefold())[0] == words(right)
+    first = _FIRST_WORD.match(answer.casefold())
+    return words(right) in _YES_NO and first is not None and first[0] == words(right)
 
 
 def _close(one: Fraction, other: Fraction) -> bool:
