@@ -4,8 +4,8 @@ Both in one case, Unicode form and spacing; it must stand there as whole words, 
 in 1.5, 2,500 or -5. Scripts without spaces have no whole words: such a text may stand anywhere, and beside their
 characters a word or a number is whole. So is one before Hangul, as particles and counters have no space before them.
 A capital alone is the letter of an option: of an answer that is an option, that one, and else a capital in it; "a" is
-an article. Yes and no are what an answer begins with where it begins with either. Of a list, any text does. None where
-the column has nothing to look for.
+an article, and so is A before a word where a sentence begins. Yes and no are what an answer begins with where it begins
+with either. Of a list, any text does. None where the column has nothing to look for.
 """
 
 import re
@@ -16,9 +16,9 @@ from data_engine.rules import values
 from data_engine.rules.cells import values_in
 
 # What a text that begins, or ends, with a digit would be a part of: a decimal, thousands, a number below 0; one with
-# the word for 10^4 or 10^8 in Chinese, Japanese or Korean.
+# the word for 10^2, 10^3, 10^4 or 10^8 in Chinese, Japanese or Korean.
 _BEFORE_DIGIT = r"(?<!\d[.,])(?<!(?<!\w)[-\u2212])"
-_BEHIND_DIGIT = r"(?![.,]\d|[\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5])"
+_BEHIND_DIGIT = r"(?![.,]\d|[\u767e\ubc31\u5343\ucc9c\u4e07\u842c\ub9cc\u4ebf\u5104\uc5b5])"
 _AROUND = " .,;:!?\"'"
 # Han, kana, bopomofo; Thai, Lao, Burmese and Khmer.
 _WITHOUT_SPACES = (
@@ -31,8 +31,14 @@ _IN_WORD = rf"[^\W{_WITHOUT_SPACES}]"
 _IN_WORD_BEHIND = rf"[^\W{_WITHOUT_SPACES}{_HANGUL}]"
 _BEGINNING = 200
 _LETTER = re.compile("[A-Z]")
-_CAPITAL = re.compile(rf"(?<!{_IN_WORD})[A-Z](?!{_IN_WORD_BEHIND})")
-_YES_NO = re.compile(r"\W*(yes|no|true|false)\b")
+# "A cat" where a sentence begins, and "I see", are words; "A is right" is an option.
+_SENTENCE = r"""(?:^|(?<=[^\w\s,] )|(?<=\s\s)|(?<=["'“*(\[]))"""
+_WORD_BEHIND = r" (?=\w\w)(?!(?:is|and|or|because|since|as)\b)"
+_CAPITAL = re.compile(
+    rf"(?<!{_IN_WORD})(?!{_SENTENCE}A{_WORD_BEHIND}|I(?:['’]|{_WORD_BEHIND}))[A-Z](?!{_IN_WORD_BEHIND})", re.MULTILINE
+)
+# "Yes/No" is neither.
+_YES_NO = re.compile(r"\W*((?:yes|no|true|false)(?:\s*(?:/|or|and)\s*(?:yes|no|true|false))?)\b")
 _STANDS_ALONE = re.compile(f"[{_WITHOUT_SPACES}]")
 
 

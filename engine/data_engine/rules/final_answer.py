@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable
 
 from data_engine.rules.cells import values_in
-from data_engine.rules.values import equal, inside_braces
+from data_engine.rules.latex import inside_braces
+from data_engine.rules.values import equal
 
 _MARK = re.compile(
     r"final[ _]answer(?:\s+is\b[\s*_]*[:：]?|\W{0,4}[:：]|[ \t*_]*\n)|\\(?:boxed|fbox)(?=\s*\{)|<answer>",
@@ -19,6 +20,8 @@ _MARK = re.compile(
 _END = re.compile("</answer>", re.IGNORECASE)
 # A line that only opens a formula of LaTeX, which stands on the next.
 _OPENS = re.compile(r"\$\$?|\\[\[(]")
+# No more of the last marks are looked at: a model may repeat \boxed{ to its end.
+_MOST_MARKS = 100
 # Marks of Markdown that may stand between the mark and the answer.
 _NOISE = " \t*_`"
 
@@ -30,7 +33,7 @@ def make(collected: list) -> Callable[[dict, list[str]], list[float | None]]:
 
 def final_answer(row: dict, answers: list[str]) -> list[float | None]:
     """Whether each answer ends with what is right."""
-    right = [extracted(text) or text for text in map(as_text, values_in(row["answer"]))]
+    right = [extracted(text) or _key(text) for text in map(as_text, values_in(row["answer"]))]
     if not right:
         return [None] * len(answers)
     found = map(extracted, answers)
@@ -56,14 +59,26 @@ def as_text(value: object) -> str:
 def extracted(answer: str) -> str | None:
     """The final answer in a text, on one line; None where there is none."""
     marks = list(_MARK.finditer(answer))
-    for mark in reversed(marks):
+    for mark in reversed(marks[-_MOST_MARKS:]):
         behind = answer[mark.end() :]
         if mark[0].startswith("\\"):
             found = inside_braces(behind.lstrip())
         else:
-            lines = (line.strip(_NOISE) for line in _END.split(behind, 1)[0].splitlines())
+            lines = (_bare(line) for line in _END.split(behind, 1)[0].splitlines())
             found = next((line for line in lines if line and not _OPENS.fullmatch(line)), "")
         if found:
             # "Final Answer: \\boxed{5}": what is in the box.
-            return found.strip(_NOISE)
+            return _bare(found)
     return None
+
+
+def _bare(line: str) -> str:
+    """Without marks of Markdown around it, also where a dot stands behind them: *cat*."""
+    end = line.rstrip(".!;, ")
+    return (end if end.endswith(("*", "_", "`")) else line).strip(_NOISE)
+
+
+def _key(text: str) -> str:
+    # As the answers are, which lose the marks of __init__ too; the grade A* is no option.
+    bare = _bare(text)
+    return bare if len(bare) > 1 else text

@@ -18,14 +18,15 @@ _TIMES = {
 }  # fmt: skip
 _ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth"
 _PARTS = {word: Fraction(1, number) for number, word in enumerate(_ORDINALS.split(), 3)}
-_PARTS |= {"half": Fraction(1, 2), "halve": Fraction(1, 2), "hundredth": Fraction(1, 100)}
+_PARTS |= {"quarter": Fraction(1, 4), "half": Fraction(1, 2), "halve": Fraction(1, 2), "hundredth": Fraction(1, 100)}
 _PARTS |= {"thousandth": Fraction(1, 1000)}
 # Two third graders are no two thirds.
 _FACTOR = re.compile(rf"(?:({'|'.join(_TIMES)})s?(?![\w^-])|({'|'.join(_PARTS)})s?(?=$| of )) ?", re.IGNORECASE)
 # 10K and 3M: 300 K are kelvins, and 3m meters. Behind those of Chinese, Japanese and Korean no space is needed.
 _SIGN_FACTORS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+_SIGN_FACTORS |= dict.fromkeys("百백", 10**2) | dict.fromkeys("千천", 10**3)
 _SIGN_FACTORS |= dict.fromkeys("万萬만", 10**4) | dict.fromkeys("亿億억", 10**8)
-_SIGN_FACTOR = re.compile(r"([kKMB])(?: |$)|([万萬만亿億억]) ?")
+_SIGN_FACTOR = re.compile(r"([kKMB])(?: |$)|([百백千천万萬만亿億억]) ?")
 
 # A word of a unit, with what compounds and exponents are written by: J/(kg·K), m^2, sq., U.S.
 _WORD = r"(?:[^\W\d_]|[°%$€£¥])[\w°%/^*().·-]*"
@@ -33,6 +34,8 @@ _UNIT = re.compile(rf"{_WORD}(?: (?:[^\W\d_]|[°%/])[^\s\d,;]*){{0,2}}")
 # A number is taken off or multiplied: 3n-1, 2m*3. Not so m^-1 and m**2.
 _COUNTED = re.compile(r"(?<![\^({*])[-*]\d|\+")
 _LEADING = re.compile(r"[^\W\d_]*")
+# A date, a time or a fraction goes on behind it: 3月5日, 5時30分, 3分の1.
+_GOES_ON = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7ff]\d")
 # Letters that stand for numbers in algebra; those of other scripts do not.
 _ALGEBRAIC = re.compile("[A-Za-zα-ωΑ-Ω]+")
 _LETTERS = frozenset("mglLshKCFNVWAJTΩ")
@@ -66,8 +69,10 @@ def read(text: str, is_attached: bool) -> tuple[Fraction, str] | None:
     `is_attached`: no space stands between them.
     """
     factor = Fraction(1)
-    if is_attached and (match := _SIGN_FACTOR.match(text)):
-        factor, text, is_attached = Fraction(_SIGN_FACTORS[match[1] or match[2]]), text[match.end() :], False
+    # 3千万 has two.
+    while is_attached and (match := _SIGN_FACTOR.match(text)):
+        factor, text = factor * _SIGN_FACTORS[match[1] or match[2]], text[match.end() :]
+        is_attached = match[2] is not None and not match[0].endswith(" ")
     while match := _FACTOR.match(text):
         word = (match[1] or match[2]).lower()
         factor, text, is_attached = factor * (_TIMES | _PARTS)[word], text[match.end() :], False
@@ -87,12 +92,18 @@ def one_spelling(text: str) -> str:
 def _is_unit(text: str, is_attached: bool) -> bool:
     """Whether a text is a unit of at most three words."""
     first, *others = text.casefold().split()
-    if _UNIT.fullmatch(text) is None or _COUNTED.search(text) or not _NOT_BEHIND.isdisjoint(others):
+    if (
+        _UNIT.fullmatch(text) is None
+        or _COUNTED.search(text)
+        or _GOES_ON.search(text)
+        or not _NOT_BEHIND.isdisjoint(others)
+    ):
         return False
     letters = _LEADING.match(text)[0]
     if not letters or _ALGEBRAIC.fullmatch(letters) is None or first.rstrip(".") in ("a.m", "p.m"):
         return True
-    if letters.casefold() in _NO_UNITS:
+    # 2πr, also where r is a word.
+    if letters.casefold() in _NO_UNITS or letters.startswith("π"):
         return False
     if not is_attached and len(letters) == 1:
         # T-shirts, but t is a number.

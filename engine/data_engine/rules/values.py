@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-from data_engine.rules import units
+from data_engine.rules import latex, units
 from data_engine.rules.units import COUNTS
 
 # Beyond these, an exact number would be as long as the exponent says.
@@ -22,24 +22,6 @@ _RELATIVE = Fraction(1, 10**9)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _MINUS = str.maketrans(dict.fromkeys("−‐‑‒–—﹣", "-"))
-_WRAPPED = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|operatorname|mbox|emph|bm|boxed|fbox)(?![a-zA-Z])"
-)
-_FRACTION = re.compile(r"\\[dtc]?frac\s*")
-_ROOT = re.compile(r"\\sqrt(?![a-zA-Z]|\s*\[)")
-_ROOT_OF_BRACKET = re.compile(r"(?:√|(?<![^\W\d_\\])sqrt)\s*[({]([^(){}]*)[)}]")
-_LATEX = (
-    (re.compile(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![a-zA-Z])"), ""),
-    (re.compile(r"\\[()\[\]]"), ""), (re.compile(r"\\[,;:!> ]|\\quad\b|\\qquad\b|(?<!\\)~"), " "),
-    (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "*"), (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"), "°"),
-    (re.compile(r"\\%"), "%"), (re.compile(r"\\\$"), "$"), (re.compile(r"\\_"), "_"), (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\\{"), "{"), (re.compile(r"\\\}"), "}"),
-    (re.compile(r"\\pi\b|(?<![^\W\d_\\])(?i:pi)(?![^\W\d_])"), "π"),
-    (re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])|<="), "≤"), (re.compile(r"\\geq?(?:slant)?(?![a-zA-Z])|>="), "≥"),
-    (re.compile(r"\\neq?(?![a-zA-Z])|!="), "≠"), (re.compile(r"\\approx(?![a-zA-Z])"), "≈"),
-    (re.compile(r"\\angle(?![a-zA-Z])"), "∠"),
-)  # fmt: skip
-
 _DIGITS = (
     # 1,234,567.8 and 1.234.567,8; 1 234 567 and 1'234'567; then plain ones.
     r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])|\d{1,3}(?:\.\d{3})+,\d+(?![\d.])|\d{1,3}(?:\.\d{3}){2,}(?![\d.])"
@@ -48,25 +30,29 @@ _DIGITS = (
 _NUMBER = re.compile(
     rf"(?P<before>[$€£¥])?\s*(?P<sign>[+-])?\s*(?P<currency>[$€£¥])?\s*(?:"
     rf"(?P<whole>\d+)\s+(?P<over>\d+)\s*/\s*(?P<under>\d+)"
-    rf"|(?P<top>{_DIGITS})\s*/\s*(?P<bottom>\d+(?:\.\d+)?)(?!\s*/)"
-    rf"|(?P<mantissa>{_DIGITS})?\s*(?:(?<=\d)\s*[*x×]\s*)?10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<power>[+-]?\d+)\s*[}})]?"
+    rf"|(?P<top>{_DIGITS})\s*/\s*(?P<bottom>\d+(?:\.\d+)?)(?![\d.]*\s*(?:[/^]|\*\*))"
+    rf"|(?:(?P<mantissa>{_DIGITS})(?:\s*[*x×·⋅]\s*|\s+))?10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<power>[+-]?\d+)\s*[}})]?"
     rf"|(?P<plain>{_DIGITS})(?:[eE](?P<exponent>[+-]?\d+))?"
     rf")\s*(?P<unit>.*)", re.DOTALL,
 )  # fmt: skip
 _OPTION = re.compile(
-    r"(?:(?:option|choice|answer)s?\s+)?(?:[(\[]\s*([a-z])\s*[)\]]|([a-z]))(?:(?:\s*[.):,]\s*|\s+(?=\())(.*)|\s*)",
+    r"(?:(?:option|choice|answer)s?\s+)?(?:[(\[]\s*([a-z])\s*[)\]]|([a-z]))"
+    # "B (cat)"; "A (B)" may be either, and f (x) is none.
+    r"(?:(?:\s*[.):,]\s*|\s+(?=\((?!\s*[a-z]\s*\))))(.*)|\s*)",
     re.DOTALL | re.IGNORECASE,
 )
-# "A, a cat" is an option with its text, or a list.
-_OPTION_COMMA = re.compile(r"[^\w,]*[a-z][^\w,]*,", re.IGNORECASE)
+# "A, a cat" is an option with its text, or a list; "P (2, 3)" too, or a point.
+_OPTION_OR_OTHER = re.compile(r"[^\w,]*[a-z](?:[^\w,]*,|\s+\()", re.IGNORECASE)
 _BRACKETED = re.compile(r"[(\[]\s*[A-Za-z]\s*[)\]]\s+(.+)", re.DOTALL)
 _OPENING = ("(", "[", "{")
 _YES_NO = ("yes", "no", "true", "false")
+# "Yes/No" is neither.
+_FIRST_WORD = re.compile(r"\w*(?!\s*(?:/|or\b|and\b)\s*(?:yes|no|true|false)\b)")
 _LEADS = re.compile(
     r"(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:answer|option|choice)(?:\s+is\b|\s*[:=])\s*:?\s*", re.IGNORECASE
 )
-# x = 5, AB = 5, m∠ABC ≈ 5
-_NAMED = re.compile(r"^(?:m?\s*∠\s*)?[A-Za-z]\w{0,2}\s*[=≈]\s*(?=\S)")
+# x = 5, AB = 5, m∠ABC ≈ 5; of "x = 2, y = 3" each item has its own name.
+_NAMED = re.compile(r"(?:m?\s*∠\s*)?([A-Za-z]\w{0,2})\s*[=≈]\s*(?=[^\s=≈][^=≈]*$)")
 _ROUNDED = re.compile(r"^(?:≈|(?:approximately|approx\.?|about|around|roughly)\s)\s*(?=[\d$€£¥+√π.-])", re.IGNORECASE)
 # Of a product with a number, as in 5√2 cm and 36π; a unit stands apart, since 2πr is none.
 _IRRATIONAL = re.compile(r"[*·×\s]*((?:π|√(?:\d+(?:\.\d+)?|\([^()]*\)))+)(?:\s+|$)")
@@ -88,38 +74,44 @@ def equal(right: str, answer: str) -> bool:
     """Whether an answer is the same as what is right."""
     if max(len(right), len(answer)) > _LONGEST:
         return words(right) == words(answer)
-    right, answer = plain(right), plain(answer)
+    (name, right), (other, answer) = _named(right), _named(answer)
     if not answer:
         return not right
-    if words(right) == words(answer):
-        return True
-    return any(same(right, answer) for same in (_same_option, _same_number, _same_list, _same_word))
+    # y = 2 is not x = 2, but 2 is either.
+    if name and other and name != other:
+        return False
+    return _same_value(right, answer) or _same_option(right, answer)
 
 
 def plain(text: str) -> str:
     """A text without LaTeX, Markdown, quotes and what leads to the value; digits, minus and fractions as ASCII."""
+    return _named(text)[1]
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The name with which a text begins, as in x = 5, "" without one; and what `plain` makes of the text."""
     text = _SUPERSCRIPT.sub(lambda found: f"^{found[0].translate(_SUPERSCRIPTS)}", text)
     # NFKC makes "2½" "21⁄2": the whole stands apart.
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
     # Of what looks like a degree sign, NFKC makes a letter.
     text = re.sub("[º˚]", "°", text)
     text = unicodedata.normalize("NFKC", text).translate(_MINUS).replace("⁄", "/")
-    text = _fractions(_roots(_unwrapped(text)))
-    for pattern, other in _LATEX:
-        text = pattern.sub(other, text)
+    text = latex.as_plain(text)
     # Markdown's marks may have lost their other half; 10**5 is a power.
     text = re.sub(r"(?<!\w)\*\*(?=\S)|(?<=\S)\*\*(?![\w(+-])", "", re.sub(r"`(.+?)`", r"\1", text))
     # Dollars in pairs are LaTeX's; a single one is a currency.
     text = re.sub(r"\$\$?([^$]*)\$\$?", r"\1", text)
     text = " ".join(text.split()).strip()
     text = _LEADS.sub("", text, count=1) if _LEADS.match(text) else text
-    text = _ROUNDED.sub("", _NAMED.sub("", text))
-    return text.rstrip(".!;, ").strip("\"'“”‘’ ").rstrip(".!;, ")
+    name = _NAMED.match(text)
+    text = _ROUNDED.sub("", text[name.end() :] if name else text)
+    return name[1].casefold() if name else "", text.rstrip(".!;, ").strip("\"'“”‘’ ").rstrip(".!;, ")
 
 
 def words(text: str) -> str:
     """The words of a plain text: in one case, without an article, and without spaces that tell nothing apart."""
-    text = re.sub(r"^(?:a|an|the)\s+(?=\S)", "", " ".join(text.casefold().split()))
+    # The a of "a - 5" is no article.
+    text = re.sub(r"^(?:a|an|the)\s+(?=[\w\"'“‘$€£¥])", "", " ".join(text.casefold().split()))
     text = re.sub(r"\b([ap])\.m\b\.?", r"\1m", text)
     # "x > 3" is "x>3", but "1, 234" is a list.
     text = re.sub(r" ?([^\w\s,;.]) ?", r"\1", text)
@@ -133,7 +125,8 @@ def number_of(text: str) -> Number | None:
     first, _, rest = text.partition(" ")
     text = f"{COUNTS.get(first.casefold(), first)} {rest}".strip()
     text = re.sub(r"^([+-]?\s*)(?=[π√])", r"\g<1>1", text)
-    match = _NUMBER.fullmatch(text)
+    # The 1990s are no 1990 seconds.
+    match = None if re.match(r"[12]\d\d0s\b", text) else _NUMBER.fullmatch(text)
     value = _value(match) if match is not None else None
     if value is None:
         return None
@@ -148,14 +141,10 @@ def number_of(text: str) -> Number | None:
     return Number(value * factor, unit, irrational=product[1] if product else "")
 
 
-def inside_braces(text: str) -> str | None:
-    """What stands in the braces with which a text begins, nested ones included; None without their end."""
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return text[1:place] if place else None
-    return None
+def _same_value(right: str, answer: str) -> bool:
+    if words(right) == words(answer):
+        return True
+    return any(same(right, answer) for same in (_same_number, _same_list, _same_word))
 
 
 def _same_number(right: str, answer: str) -> bool:
@@ -178,10 +167,16 @@ def _same_option(right: str, answer: str) -> bool:
     """A letter against a letter, whatever stands behind it; without one in what is right, what stands behind it."""
     (one, text), (other, said) = option(right), option(answer)
     if one and other:
-        return one == other and not (_OPTION_COMMA.match(right) and _OPTION_COMMA.match(answer))
+        if one != other or _names_another(other, said):
+            return False
+        if _OPTION_OR_OTHER.match(right) and _OPTION_OR_OTHER.match(answer):
+            return False
+        # "x: 5" is no "x: 6".
+        numbers = number_of(text), number_of(said)
+        return None in numbers or _close(*(number.value for number in numbers))
     if one:
         return bool(text) and words(plain(text)) == words(answer)
-    return bool(other and said) and equal(right, said)
+    return bool(other and said) and _same_value(right, plain(said))
 
 
 def option(text: str) -> tuple[str, str]:
@@ -191,6 +186,13 @@ def option(text: str) -> tuple[str, str]:
     if listed and all(letter for letter, _ in listed) and len({bool(said) for _, said in listed}) == 1:
         return "", ""
     return _letter_and_text(text)
+
+
+def _names_another(letter: str, said: str) -> bool:
+    """Whether more options follow one: "A. B. C.", "A) cat B) dog", "A, or B"; "D. A and C" is one."""
+    following = re.escape(chr(ord(letter) + 1))
+    another = rf"(?:^|\s)[(\[]?{following}(?:[)\]]|[.:]\s)|^(?:[a-z]\s+)?or\s"
+    return re.search(another, said, re.IGNORECASE) is not None
 
 
 def _letter_and_text(text: str) -> tuple[str, str]:
@@ -203,10 +205,15 @@ def _letter_and_text(text: str) -> tuple[str, str]:
 
 def _same_list(right: str, answer: str) -> bool:
     """Item by item; in any order where what is right is in braces or in no brackets."""
-    (ordered, items), (_, others) = _items(right), _items(answer)
+    (brackets, items), (other, others) = _items(right), _items(answer)
     if len(items) != len(others) or not items:
         return False
-    if ordered:
+    # Half-open intervals.
+    if brackets != other and not {"[)", "(]"}.isdisjoint((brackets, other)):
+        return False
+    # "x = 2, y = 3" is "(2, 3)" in order; "x = 2, x = 3" has none.
+    names = [{_named(item)[0] for item in many} - {""} for many in (items, others)]
+    if brackets not in ("", "{}") or (len(names[0]) == len(items) and not names[1]):
         return all(map(equal, items, others))
     left = list(others)
     for item in items:
@@ -217,10 +224,10 @@ def _same_list(right: str, answer: str) -> bool:
     return True
 
 
-def _items(text: str) -> tuple[bool, list[str]]:
-    """Whether the order counts, and the items of a list; none where the text is no list."""
+def _items(text: str) -> tuple[str, list[str]]:
+    """The brackets around a list, "" without, and its items; none where the text is no list."""
     is_bracketed = text[:1] in _OPENING and _closing(text) == len(text) - 1
-    ordered, inner = (text[0] != "{", text[1:-1]) if is_bracketed else (False, text)
+    brackets, inner = (text[0] + text[-1], text[1:-1]) if is_bracketed else ("", text)
     parts, depth, start = [], 0, 0
     for place, character in enumerate(inner):
         # "A) cat, B) dog" closes what was not opened.
@@ -234,7 +241,7 @@ def _items(text: str) -> tuple[bool, list[str]]:
     items = [part.strip() for part in parts]
     # "red, and blue" has nothing before its "and".
     items = [item for item in items if item] if not is_bracketed else items
-    return (ordered, items) if len(items) > 1 and all(items) else (False, [])
+    return (brackets, items) if len(items) > 1 and all(items) else ("", [])
 
 
 def _closing(text: str) -> int | None:
@@ -253,7 +260,8 @@ def _depth(character: str) -> int:
 
 def _same_word(right: str, answer: str) -> bool:
     """Of yes and no, the first word counts: "Yes, there is one"."""
-    return words(right) in _YES_NO and re.match(r"\w*", answer.casefold())[0] == words(right)
+    first = _FIRST_WORD.match(answer.casefold())
+    return words(right) in _YES_NO and first is not None and first[0] == words(right)
 
 
 def _close(one: Fraction, other: Fraction) -> bool:
@@ -285,45 +293,3 @@ def _digits(text: str) -> Fraction:
     elif text.count(".") > 1:
         text = text.replace(".", "")
     return Fraction(text.replace(",", "").rstrip("."))
-
-
-def _unwrapped(text: str) -> str:
-    """Without \\text{...} and the like, whose content stays."""
-    while match := _WRAPPED.search(text):
-        behind = text[match.end() :].lstrip()
-        inner = inside_braces(behind) if behind.startswith("{") else None
-        rest = behind[len(inner) + 2 :] if inner is not None else behind
-        text = f"{text[: match.start()]}{inner or ''}{rest}"
-    return text
-
-
-def _roots(text: str) -> str:
-    """\\sqrt{2}, \\sqrt2, sqrt(2) and √(2) as √2; brackets stay around more than a number or a letter."""
-    while match := _ROOT.search(text):
-        inner, rest = _argument(text[match.end() :])
-        text = f"{text[: match.start()]}√({inner}){rest}"
-    text = _ROOT_OF_BRACKET.sub(lambda found: f"√{_bracketed(found[1].strip())}", text)
-    return re.sub(r"√\s+", "√", text)
-
-
-def _bracketed(text: str) -> str:
-    return text if re.fullmatch(r"[\d.]+|\w", text) else f"({text})"
-
-
-def _fractions(text: str) -> str:
-    """\\frac{1}{2}, \\frac12 and \\frac1{2} as 1/2; a whole number before it stands apart, a sum in brackets."""
-    while match := _FRACTION.search(text):
-        top, rest = _argument(text[match.end() :])
-        bottom, rest = _argument(rest)
-        top, bottom = (f"({part})" if re.search(r".[+/-]", part) else part for part in (top, bottom))
-        before = text[: match.start()].rstrip()
-        space = " " if before[-1:].isdigit() else ""
-        text = f"{before}{space}{top}/{bottom}{rest}"
-    return text
-
-
-def _argument(text: str) -> tuple[str, str]:
-    """An argument of a command of LaTeX, in braces or one character, and what is behind it."""
-    text = text.lstrip()
-    inner = inside_braces(text) if text.startswith("{") else None
-    return (inner.strip(), text[len(inner) + 2 :]) if inner is not None else (text[:1], text[1:])
