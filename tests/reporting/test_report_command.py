@@ -79,10 +79,11 @@ def test_compare_writes_a_page_about_two_pairings(work_dir, capsys):
 
 
 def test_pages_of_several_runs_are_told_apart_by_their_titles(work_dir):
+    run = f"{work_dir.parent.name}/{work_dir.name}"
     for more, path, title in (
-        ([], "index.html", f"Preference pairs of {work_dir.name}"),
-        (["--name", "wide"], "wide/index.html", f"Preference pairs of {work_dir.name}: wide"),
-        (["--compare", "wide"], "compare/pairs/wide/index.html", f"Two pairings of {work_dir.name}: pairs and wide"),
+        ([], "index.html", f"{run}: preference pairs"),
+        (["--name", "wide"], "wide/index.html", f"{run}: preference pairs wide"),
+        (["--compare", "wide"], "compare/pairs/wide/index.html", f"{run}: pairings pairs and wide"),
     ):
         assert main.main(["report", str(work_dir), *more]) == 0
         page = (work_dir / "report" / path).read_text()

@@ -22,7 +22,7 @@ from data_engine.reporting.charts import Series
 from data_engine.reporting.choice import Choice
 from data_engine.reporting.columns import PairNumbers, ranking_rewards
 from data_engine.reporting.gallery import MOST_BYTES, PageData, Run, gallery_data
-from data_engine.reporting.render import render
+from data_engine.reporting.render import called, render
 from data_engine.stages import compared
 
 Pairing = tuple[str, Funnel]
@@ -67,7 +67,7 @@ def comparison_text(
     return render(
         "compare.html.j2",
         data.as_json(),
-        title=f"Two pairings of {work_dir.resolve().name}: {names[0]} and {names[1]}",
+        title=f"{called(work_dir)}: pairings {names[0]} and {names[1]}",
         names=names,
         about=_about(run, pairings, numbers),
         funnel=funnel_table(pairings),

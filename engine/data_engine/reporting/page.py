@@ -20,7 +20,7 @@ from data_engine.reporting.answers import read_run_file
 from data_engine.reporting.charts import Series
 from data_engine.reporting.columns import SIDES, PairNumbers, ranking_rewards
 from data_engine.reporting.gallery import PageData, Run, gallery_data
-from data_engine.reporting.render import render
+from data_engine.reporting.render import called, render
 from data_engine.reporting.timings import Summary
 from data_engine.stages import compared
 
@@ -59,7 +59,7 @@ def report_text(
     return render(
         "page.html.j2",
         data.as_json(),
-        title=f"Preference pairs of {work_dir.resolve().name}" + ("" if name == OWN else f": {name}"),
+        title=f"{called(work_dir)}: preference pairs" + ("" if name == OWN else f" {name}"),
         funnel=funnel,
         about=[
             *about.run_rows(numbers.path, run.run_file, funnel.questions),

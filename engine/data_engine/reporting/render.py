@@ -21,6 +21,11 @@ def escaped_json(value: object) -> str:
     return told.translate(_ESCAPES)
 
 
+def called(work_dir: Path) -> str:
+    """What a page calls a run: the end of its path, by which tabs of a browser are told apart."""
+    return "/".join(work_dir.resolve().parts[1:][-2:])
+
+
 def render(template: str, data: object, **values: object) -> str:
     """A template of this folder, with `data` for the script."""
     parts = {name: Markup((FOLDER / file).read_text(encoding="utf-8")) for name, file in PARTS.items()}
