@@ -446,7 +446,7 @@ COLUMN = [
     ["dog", "hot dog", "teddy bear"],
     ["buses", "person", "knife"],
     '["cherry", "box"]',
-    "glass, potato",
+    "glass, potato, tray",
     None,
     "",
 ]
@@ -458,7 +458,7 @@ COLUMN = [
         (["dog"], "A dog.", 1), (["dog"], "Two dogs and a DOG", 1), (["dogs"], "a dog", 1), (["dog"], "A hot dog.", 0),
         (["dog"], "a dog and a hot dog", 0.5), (["teddy bear"], "Teddy-bears and a dog and dogs", 0.5),
         (["bus"], "a bus, buses", 1), (["buses"], "one bus", 1), (["person"], "Many people", 1),
-        (["knives"], "A knife", 1),
+        (["knives"], "A knife", 1), (["tray"], "two trays", 1),
         (["cherries"], "a cherry", 1), (["boxes", "potato"], "a box of potatoes and glasses", 2 / 3),
         (["dog"], "A cat.", None), (["dog"], "", None), ([], "A dog.", 0), (None, "A dog.", None), ("", "A dog.", None),
         ("dog, person", "people with dogs", 1), ('["dog"]', "a person with a dog", 0.5), (["dog"], "dogma", None),
