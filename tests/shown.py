@@ -130,6 +130,7 @@ ELSEWHERE = (
     ),
     Elsewhere("docs/given-answers.md", "import json\n\nwith open", BATCH, "it reads what an API gave"),
     Elsewhere("docs/rules.md", "prompt: |-\n", CRITIC, "it is a file"),
+    Elsewhere("docs/rules.md", "from math_verify import", None, "nothing else needs the package"),
     *(
         Elsewhere("docs/adding.md", beginning, test, "it is put into its package, as a contributor would")
         for *beginnings, test in ADDED

@@ -196,7 +196,7 @@ def test_a_changed_file_of_a_rule_is_another_run_and_a_moved_one_is_not(given, t
     told = r"holds another run: rule was 'length [0-9a-f]{64}', now 'length [0-9a-f]{64}'.* or move \S*/rule away"
     with pytest.raises(UserError, match=told):
         given(f"{other}:length")
-    with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 5'"):
+    with pytest.raises(UserError, match=r"rule was 'length [0-9a-f]{64}', now 'contains 6'"):
         given("contains")
     # As the message says.
     (tmp_path / "work/rule").rename(tmp_path / "old")

@@ -35,7 +35,7 @@ class BuiltIn:
 
 
 BUILT_IN = {
-    "final_answer": BuiltIn("data_engine.rules.final_answer", ("answer",), values_in, version=3),
-    "contains": BuiltIn("data_engine.rules.contains", ("answer",), values_in, version=5),
+    "final_answer": BuiltIn("data_engine.rules.final_answer", ("answer",), values_in, version=4),
+    "contains": BuiltIn("data_engine.rules.contains", ("answer",), values_in, version=6),
     "objects": BuiltIn("data_engine.rules.objects", ("objects",), names_in, version=2, collects="objects"),
 }

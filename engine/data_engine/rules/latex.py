@@ -1,6 +1,7 @@
 """Formulas of LaTeX as plain text: fractions, roots, signs and the words of \\text{...}."""
 
 import re
+import unicodedata
 
 _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|operatorname|mbox|emph|bm|boxed|fbox)(?![a-zA-Z])"
@@ -16,27 +17,49 @@ _DIGITS = re.compile(r"[\d\s.,{}\\!]*")
 _BRACKET = re.compile(r"[({][^(){}]*[)}]")
 _ROOT = re.compile(r"\\sqrt(?![a-zA-Z]|\s*\[)")
 _ROOT_OF_BRACKET = re.compile(r"(?:√|(?<![^\W\d_\\])sqrt)\s*[({]([^(){}]*)[)}]")
+_MATRIX = re.compile(r"\\begin\{([pbB]?|small)matrix\}(.*?)\\end\{\1matrix\}", re.DOTALL)
 _PLAIN = (
     (re.compile(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![a-zA-Z])"), ""),
-    (re.compile(r"\\[()\[\]]"), ""), (re.compile(r"\\[,;:!> ]|\\quad\b|\\qquad\b|(?<!\\)~"), " "),
-    (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "*"), (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"), "°"),
+    (re.compile(r"\\[()\[\]!]"), ""), (re.compile(r"\\[,;:> ]|\\quad\b|\\qquad\b|(?<!\\)~"), " "),
+    (re.compile(r"\^\s*\{?\s*\\circ(?:\s*\})?"), "°"),
+    (re.compile(r"<="), "≤"), (re.compile(r">="), "≥"), (re.compile(r"!="), "≠"),
+    (re.compile(r"(?<![^\W\d_\\])(?i:pi)(?![^\W\d_])"), "π"),
     # cm^{2} is cm^2, and x^{2y} not x^2y.
-    (re.compile(r"([\^_])\s*\{\s*(\w)\s*\}"), r"\1\2"),
-    (re.compile(r"\\%"), "%"), (re.compile(r"\\\$"), "$"), (re.compile(r"\\_"), "_"), (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\\{"), "{"), (re.compile(r"\\\}"), "}"),
-    (re.compile(r"\\pi\b|(?<![^\W\d_\\])(?i:pi)(?![^\W\d_])"), "π"),
-    (re.compile(r"\\leq?(?:slant)?(?![a-zA-Z])|<="), "≤"), (re.compile(r"\\geq?(?:slant)?(?![a-zA-Z])|>="), "≥"),
-    (re.compile(r"\\neq?(?![a-zA-Z])|!="), "≠"), (re.compile(r"\\approx(?![a-zA-Z])"), "≈"),
-    (re.compile(r"\\angle(?![a-zA-Z])"), "∠"),
+    (re.compile(r"\^\s*\{\s*(-?\d+|\w|\d*[+-])\s*\}"), r"^\1"), (re.compile(r"_\s*\{\s*(\w+)\s*\}"), r"_\1"),
+    # H_2O, and the base of log_2 8, but not that of 2516_8; Na^+ and Ca^2+.
+    (re.compile(r"(?<=[^\W\d_]|\))_(?=\d)"), ""), (re.compile(r"(?<=[\w)\]])\^(?=\d?[+-](?:$|[\s,;)\]]))"), ""),
+    (re.compile(r"\\([%$_{}])"), r"\1"), (re.compile(r"\{,\}"), ","),
 )  # fmt: skip
+_SIGNS = """
+    pi π times * cdot * pm ± mp ∓ le ≤ leq ≤ leqslant ≤ ge ≥ geq ≥ geqslant ≥ ne ≠ neq ≠ approx ≈ angle ∠ degree °
+    infty ∞ cup ∪ cap ∩ in ∈ emptyset ∅ varnothing ∅ perp ⊥ parallel ∥ triangle △ to → rightarrow →
+""".split()  # noqa: SIM905
+_SIGNS = dict(zip(_SIGNS[::2], _SIGNS[1::2], strict=True))
+_FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|max|min|lim|gcd|det")
 
 
 def as_plain(text: str) -> str:
     """A text with what LaTeX writes as commands in characters: \\frac{1}{2} as 1/2, \\sqrt{2} as √2, \\leq as ≤."""
-    text = _fractions(_roots(_unwrapped(text)))
+    text = _MATRIX.sub(lambda found: f"(({found[2]}))".replace(r"\\", "),(").replace("&", ","), text)
+    text = re.sub(r"\\([a-zA-Z]+)(\s*)(_?)", _without_backslash, _fractions(_roots(_unwrapped(text))))
     for pattern, other in _PLAIN:
         text = pattern.sub(other, text)
     return text
+
+
+def _without_backslash(found: re.Match) -> str:
+    """\\leq as ≤, \\theta as θ and \\sin as sin; any other command as it is."""
+    name, space, below = found.groups()
+    if name in _SIGNS:
+        return _SIGNS[name] + space + below
+    if _FUNCTION.fullmatch(name):
+        return name + (below or " ")
+    size = "CAPITAL" if name[0].isupper() else "SMALL"
+    letter = name.removeprefix("var").upper().replace("LAMBDA", "LAMDA")
+    try:
+        return unicodedata.lookup(f"GREEK {size} LETTER {letter}") + below
+    except KeyError:
+        return found[0]
 
 
 def inside_braces(text: str) -> str | None:

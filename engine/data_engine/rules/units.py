@@ -10,6 +10,8 @@ _COUNTS = (
 _TENS = "thirty forty fifty sixty seventy eighty ninety"
 COUNTS = {word: str(number) for number, word in enumerate(_COUNTS.split())}
 COUNTS |= {word: str(10 * number) for number, word in enumerate(_TENS.split(), 3)}
+COUNTS |= {f"{ten}-{one}": COUNTS[ten][0] + COUNTS[one]
+           for ten in ("twenty", *_TENS.split()) for one in _COUNTS.split()[1:10]}  # fmt: skip
 """numbers in words -> digits"""
 
 _TIMES = {
@@ -29,13 +31,13 @@ _SIGN_FACTORS |= dict.fromkeys("万萬만", 10**4) | dict.fromkeys("亿億억", 
 _SIGN_FACTOR = re.compile(r"([kKMB])(?: |$)|([百백千천万萬만亿億억]) ?")
 
 # A word of a unit, with what compounds and exponents are written by: J/(kg·K), m^2, sq., U.S.
-_WORD = r"(?:[^\W\d_]|[°%$€£¥])[\w°%/^*().·-]*"
-_UNIT = re.compile(rf"{_WORD}(?: (?:[^\W\d_]|[°%/])[^\s\d,;]*){{0,2}}")
+_WORD = r"(?:[^\W\d_]|[°%$€£¥'\"])[\w°%'\"/^*().·-]*"
+_UNIT = re.compile(rf"{_WORD}(?: (?:[^\W\d_]|[°%/])(?:\^-?\d|[^\s\d,;])*){{0,2}}")
 # A number is taken off or multiplied: 3n-1, 2m*3. Not so m^-1 and m**2.
 _COUNTED = re.compile(r"(?<![\^({*])[-*]\d|\+")
 _LEADING = re.compile(r"[^\W\d_]*")
-# A date, a time or a fraction goes on behind it: 3月5日, 5時30分, 3分の1.
-_GOES_ON = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7ff]\d")
+# A date, a time, a fraction, a height or an angle goes on behind it: 3月5日, 5時30分, 3分の1, 5'10", 30°15'.
+_GOES_ON = re.compile(r"['\"°\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7ff]\d")
 # Letters that stand for numbers in algebra; those of other scripts do not.
 _ALGEBRAIC = re.compile("[A-Za-zα-ωΑ-Ω]+")
 _LETTERS = frozenset("mglLshKCFNVWAJTΩ")
@@ -54,13 +56,40 @@ _FUNCTION = re.compile("|".join(_FUNCTIONS))
 _NO_UNITS = frozenset((*COUNTS, *_FUNCTIONS, *["squared", "cubed", "factorial", "plus", "minus", "and", "or"]))
 # "two hundred fifty" is no 200 of a unit, and "5 and a half" no 5.
 _NOT_BEHIND = frozenset((*COUNTS, "and", "or", "plus", "minus"))
-_SAME = {
-    "$": "dollar", "usd": "dollar", "€": "euro", "eur": "euro", "£": "pound", "¥": "yen", "%": "percent",
-    "per cent": "percent", "°": "degree", "deg": "degree", "°c": "c", "°f": "f", "mm": "millimeter",
-    "cm": "centimeter", "m": "meter", "km": "kilometer", "mg": "milligram", "g": "gram", "kg": "kilogram",
-    "ml": "milliliter", "l": "liter", "s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour",
-    "inch": "in", "foot": "ft", "feet": "ft", "yr": "year",
+_PREFIXES = {
+    "pico": "p", "nano": "n", "micro": "µ", "milli": "m", "centi": "c", "deci": "d", "hecto": "h", "kilo": "k",
+    "mega": "M", "giga": "G", "tera": "T",
 }  # fmt: skip
+_NAMES = {
+    "meter": "m", "metre": "m", "gram": "g", "liter": "l", "litre": "l", "second": "s", "sec": "s", "hertz": "Hz",
+    "ampere": "A", "amp": "A", "volt": "V", "watt": "W", "ohm": "Ω", "farad": "F", "newton": "N", "joule": "J",
+    "pascal": "Pa", "kelvin": "K", "coulomb": "C", "tesla": "T", "henry": "H", "electronvolt": "eV", "calorie": "cal",
+    "mole": "mol", "bel": "B", "byte": "B", "bit": "b",
+}  # fmt: skip
+_NAMED = re.compile(rf"({'|'.join(_PREFIXES)})?({'|'.join(_NAMES)})")
+_SAME = {
+    "usd": "$", "dollar": "$", "eur": "€", "euro": "€", "gbp": "£", "yen": "¥", "percent": "%", "degree": "°",
+    "deg": "°", "celsius": "c", "fahrenheit": "f", "inch": "in", "foot": "ft", "feet": "ft", "mile": "mi",
+    "yard": "yd", "ounce": "oz", "gallon": "gal", "quart": "qt", "minute": "min", "hour": "h",
+    "hr": "h", "yr": "year", "mph": "mi/h", "kmph": "km/h", "kph": "km/h", "cc": "cm^3", "kilo": "kg", "radian": "rad",
+}  # fmt: skip
+# Signs and words of several units.
+_EITHER = {"'": ("ft", "min"), '"': ("in", "s"), "°": ("c", "f"), "pound": ("£", "lb")}
+# The case tells mega from milli.
+_MEGA_OR_MILLI = re.compile("[mM](?:W|V|A|J|N|C|F|H|T|Ω|Hz|Pa|eV)")
+_SPELLINGS = (
+    (re.compile(r"\bper cent\b", re.IGNORECASE), "%"), (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\b([kmgt]?w)h\b", re.IGNORECASE), r"\1 h"),
+    (re.compile(r" ?[·*] ?|-(?=[^\W\d_])"), " "), (re.compile(r" ?([/^()]) ?"), r"\1"),
+    (re.compile(r"(?<=\w) (?:old|long|tall|high|wide|deep|away)$", re.IGNORECASE), ""),
+    (re.compile(r"(?:°|\bdeg(?:rees?)?\b) ?(?=(?:c|f|celsius|fahrenheit)\b)", re.IGNORECASE), ""),
+    (re.compile(r"\b(?:square|sq)\b\.? ?([^\W\d_]+)\.?", re.IGNORECASE), r"\1^2"),
+    (re.compile(r"\b(?:cubic|cu)\b\.? ?([^\W\d_]+)\.?", re.IGNORECASE), r"\1^3"),
+    (re.compile(r" squared\b", re.IGNORECASE), "^2"), (re.compile(r" cubed\b", re.IGNORECASE), "^3"),
+    (re.compile(r"(?<=[^\W\d_])(?=[23]\b)"), "^"),
+    (re.compile(r" ?\b([^\W\d_]+)\^-(\d)"), r"/\1^\2"), (re.compile(r"\^1\b"), ""),
+)  # fmt: skip
+_LETTERS_OR_SIGN = re.compile(r"[^\W\d_]+|[^\w\s]")
 
 
 def read(text: str, is_attached: bool) -> tuple[Fraction, str] | None:
@@ -68,7 +97,7 @@ def read(text: str, is_attached: bool) -> tuple[Fraction, str] | None:
 
     `is_attached`: no space stands between them.
     """
-    factor = Fraction(1)
+    factor, text = Fraction(1), re.sub(r"(?<=\w) per (?!cent)", "/", text)
     # 3千万 has two.
     while is_attached and (match := _SIGN_FACTOR.match(text)):
         factor, text = factor * _SIGN_FACTORS[match[1] or match[2]], text[match.end() :]
@@ -80,13 +109,31 @@ def read(text: str, is_attached: bool) -> tuple[Fraction, str] | None:
 
 
 def one_spelling(text: str) -> str:
-    """A unit in one spelling: singular, and by its name where it has a common abbreviation."""
-    text = re.sub(r"\s+", " ", text.casefold().strip(" .")).replace("μ", "µ").replace("**", "^")
-    text = re.sub(r" (squared|cubed)$", lambda found: "^2" if found[1] == "squared" else "^3", text)
-    text = _SAME.get(text, text)
-    text = re.sub(r"(?<=\w\w)s$|(?<=s|x|z|h)es$", "", text) if not text.endswith("ss") else text
-    text = text.replace("metre", "meter").replace("litre", "liter")
-    return _SAME.get(text, text)
+    """A unit in one spelling: its words in the singular, and as symbols where they have a common one."""
+    text = re.sub(r"\s+", " ", text.strip(" .")).replace("μ", "µ")
+    for pattern, other in _SPELLINGS:
+        text = pattern.sub(other, text)
+    return _LETTERS_OR_SIGN.sub(lambda found: _symbol(found[0]), text)
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two units in one spelling are the same; one without a unit may have any."""
+    if one == other or not (one and other) or other in _EITHER.get(one, ()) or one in _EITHER.get(other, ()):
+        return True
+    # Of one in small letters the case says nothing: mw.
+    folded = one.casefold()
+    return folded == other.casefold() and folded in (one, other)
+
+
+def _symbol(word: str) -> str:
+    lower = word.casefold()
+    if lower not in _SAME and not lower.endswith("ss"):
+        lower = re.sub(r"(?<=\w\w)s$|(?<=s|x|z|h)es$", "", lower)
+    name = _NAMED.fullmatch(lower)
+    symbol = _PREFIXES.get(name[1], "") + _NAMES[name[2]] if name else word
+    if _MEGA_OR_MILLI.fullmatch(symbol):
+        return symbol
+    return symbol.casefold() if name else _SAME.get(lower, lower)
 
 
 def _is_unit(text: str, is_attached: bool) -> bool:

@@ -21,16 +21,16 @@ _RELATIVE = Fraction(1, 10**9)
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
-_MINUS = str.maketrans(dict.fromkeys("−‐‑‒–—﹣", "-"))
+_ASCII = str.maketrans("−‐‑‒–—﹣⁄‘’′“”", "-------/'''\"\"")
 _DIGITS = (
     # 1,234,567.8 and 1.234.567,8; 1 234 567 and 1'234'567; then plain ones.
     r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])|\d{1,3}(?:\.\d{3})+,\d+(?![\d.])|\d{1,3}(?:\.\d{3}){2,}(?![\d.])"
-    r"|\d{1,3}(?:[ '’]\d{3})+(?:\.\d+)?(?![\d/])|\d+\.?\d*|\.\d+"
+    r"|\d{1,3}(?:[ ']\d{3})+(?:\.\d+)?(?![\d/])|\d+\.?\d*|\.\d+"
 )
 _NUMBER = re.compile(
     rf"(?P<before>[$€£¥])?\s*(?P<sign>[+-])?\s*(?P<currency>[$€£¥])?\s*(?:"
     rf"(?P<whole>\d+)\s+(?P<over>\d+)\s*/\s*(?P<under>\d+)"
-    rf"|(?P<top>{_DIGITS})\s*/\s*(?P<bottom>\d+(?:\.\d+)?)(?![\d.]*\s*(?:[/^]|\*\*))"
+    rf"|(?P<top>{_DIGITS})\s*/\s*(?P<bottom>-?\d+(?:\.\d+)?)(?![\d.]*\s*(?:[/^]|\*\*))"
     rf"|(?:(?P<mantissa>{_DIGITS})(?:\s*[*x×·⋅]\s*|\s+))?10\s*(?:\^|\*\*)\s*[{{(]?\s*(?P<power>[+-]?\d+)\s*[}})]?"
     rf"|(?P<plain>{_DIGITS})(?:[eE](?P<exponent>[+-]?\d+))?"
     rf")\s*(?P<unit>.*)", re.DOTALL,
@@ -51,11 +51,19 @@ _FIRST_WORD = re.compile(r"\w*(?!\s*(?:/|or\b|and\b)\s*(?:yes|no|true|false)\b)"
 _LEADS = re.compile(
     r"(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:answer|option|choice)(?:\s+is\b|\s*[:=])\s*:?\s*", re.IGNORECASE
 )
-# x = 5, AB = 5, m∠ABC ≈ 5; of "x = 2, y = 3" each item has its own name.
-_NAMED = re.compile(r"(?:m?\s*∠\s*)?([A-Za-z]\w{0,2})\s*[=≈]\s*(?=[^\s=≈][^=≈]*$)")
+# x = 5, f(x) = 5, sin A = 5, m∠ABC ≈ 5, x ∈ [0, 1]; of "x = 2, y = 3" each item has its own name.
+_NAMED = re.compile(
+    r"(?:m?\s*∠\s*|(?=[^\W\d_]))((?:(?:sin|cos|tan)\s*∠?\s*)?\w+(?:\(\w\))?)\s*[=≈∈]\s*(?=[^\s=≈][^=≈]*$)"
+)
 _ROUNDED = re.compile(r"^(?:≈|(?:approximately|approx\.?|about|around|roughly)\s)\s*(?=[\d$€£¥+√π.-])", re.IGNORECASE)
-# Of a product with a number, as in 5√2 cm and 36π; a unit stands apart, since 2πr is none.
-_IRRATIONAL = re.compile(r"[*·×\s]*((?:π|√(?:\d+(?:\.\d+)?|\([^()]*\)))+)(?:\s+|$)")
+# Of a product with a number, as in 5√2 cm, 36π and π/3; a unit stands apart from π, since 2πr has none.
+_IRRATIONAL = re.compile(r"[*·×\s]*((?:π|√(?:\d+(?:\.\d+)?|\([^()]*\)))+)(?:/([1-9]\d*))?(?:\s+|$|(?<!π)(?=[a-zA-Z]))")
+# "2 or 3" are two roots; "A or B" chooses none.
+_JOIN = re.compile(r"(?:^|\s)(?:and\s|or\s(?=\W*\d|\w\s*=))")
+_TERM = re.compile(r"[+-]?(?:[^-+(){}=<>≤≥≠→,;]|[({][^(){}]*[)}]|(?<=\^)-)+")
+_FUNCTION_OF_WORD = re.compile(r"(?<![^\W\d_])(sin|cos|tan|ln|log)\((\w+)\)(?![\w^])")
+# Also '90s; 5' and A' end in a sign.
+_QUOTED = re.compile(r"""(["'])((?:(?!\1).)*)\1?""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def _named(text: str) -> tuple[str, str]:
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
     # Of what looks like a degree sign, NFKC makes a letter.
     text = re.sub("[º˚]", "°", text)
-    text = unicodedata.normalize("NFKC", text).translate(_MINUS).replace("⁄", "/")
+    text = unicodedata.normalize("NFKC", text).translate(_ASCII).replace("''", '"')
     text = latex.as_plain(text)
     # Markdown's marks may have lost their other half; 10**5 is a power.
     text = re.sub(r"(?<!\w)\*\*(?=\S)|(?<=\S)\*\*(?![\w(+-])", "", re.sub(r"`(.+?)`", r"\1", text))
@@ -104,24 +112,28 @@ def _named(text: str) -> tuple[str, str]:
     text = " ".join(text.split()).strip()
     text = _LEADS.sub("", text, count=1) if _LEADS.match(text) else text
     name = _NAMED.match(text)
-    text = _ROUNDED.sub("", text[name.end() :] if name else text)
-    return name[1].casefold() if name else "", text.rstrip(".!;, ").strip("\"'“”‘’ ").rstrip(".!;, ")
+    text = _ROUNDED.sub("", text[name.end() :] if name else text).rstrip(".!;, ")
+    quoted = _QUOTED.fullmatch(text)
+    text = quoted[2].strip().rstrip(".!;, ") if quoted else text
+    return "".join(name[1].casefold().split()) if name else "", text
 
 
 def words(text: str) -> str:
     """The words of a plain text: in one case, without an article, and without spaces that tell nothing apart."""
     # The a of "a - 5" is no article.
-    text = re.sub(r"^(?:a|an|the)\s+(?=[\w\"'“‘$€£¥])", "", " ".join(text.casefold().split()))
+    text = re.sub(r"^(?:a|an|the)\s+(?=[\w\"'$€£¥])", "", " ".join(text.casefold().split()))
     text = re.sub(r"\b([ap])\.m\b\.?", r"\1m", text)
-    # "x > 3" is "x>3", but "1, 234" is a list.
+    # "x > 3" is "x>3", and "π r" "πr", but "1, 234" is a list.
     text = re.sub(r" ?([^\w\s,;.]) ?", r"\1", text)
+    text = re.sub(r"(?<=[α-ω]) ", "", text)
+    text = _FUNCTION_OF_WORD.sub(r"\1 \2", text)
     # "300 K" is kelvin and "10K" a thousand, as numbers; in two texts that have the same letter it means the same.
     return re.sub(r"(?<=\d) (?=[^\W\d_])", "", text)
 
 
 def number_of(text: str) -> Number | None:
     """The number with which a plain text begins, and what is behind it; None where it begins with none."""
-    text = re.sub(r"^\((.+)\)$", r"\1", text) if not re.search(r"[,;]", text) else text
+    text = re.sub(r"^[({](.+)[)}]$", r"\1", text) if not re.search(r"[,;]", text) else text
     first, _, rest = text.partition(" ")
     text = f"{COUNTS.get(first.casefold(), first)} {rest}".strip()
     text = re.sub(r"^([+-]?\s*)(?=[π√])", r"\g<1>1", text)
@@ -132,19 +144,25 @@ def number_of(text: str) -> Number | None:
         return None
     value *= -1 if match["sign"] == "-" else 1
     product = _IRRATIONAL.match(match["unit"])
-    rest = match["unit"][product.end() :] if product else match["unit"]
-    behind = units.read(rest, not product and text[: match.start("unit")][-1:] != " ")
+    end = match.start("unit") + (product.end() if product else 0)
+    currency = match["before"] or match["currency"] or ""
+    # $5 per hour is 5 $/hour.
+    rest = re.sub(r"^(?:per |/ ?)(?=[^\W\d_])", f"{currency}/", text[end:]) if currency else text[end:]
+    behind = units.read(rest, text[:end][-1:] != " ")
     if behind is None:
         return Number(value, words(match["unit"]), is_unit=False)
     factor, unit = behind
-    unit = units.one_spelling(unit or match["before"] or match["currency"] or "")
-    return Number(value * factor, unit, irrational=product[1] if product else "")
+    unit = units.one_spelling(unit or currency)
+    value *= factor / int(product[2] or 1) if product else factor
+    return Number(value, unit, irrational=product[1] if product else "")
 
 
 def _same_value(right: str, answer: str) -> bool:
     if words(right) == words(answer):
-        return True
-    return any(same(right, answer) for same in (_same_number, _same_list, _same_word))
+        numbers = number_of(right), number_of(answer)
+        # 5 mW is no 5 MW.
+        return None in numbers or units.same(*(number.unit for number in numbers))
+    return any(same(right, answer) for same in (_same_number, _same_list, _same_sum, _same_word))
 
 
 def _same_number(right: str, answer: str) -> bool:
@@ -153,14 +171,14 @@ def _same_number(right: str, answer: str) -> bool:
         return False
     if not (one.is_unit and other.is_unit):
         return one.unit == other.unit and _close(one.value, other.value)
-    percents = [number.unit == "percent" for number in (one, other)]
+    percents = [number.unit == "%" for number in (one, other)]
     if percents[0] != percents[1]:
         # 50% is 0.5; and 50, where the other does not say what it counts.
         shares = [number.value / 100 if is_percent else number.value
                   for number, is_percent in zip((one, other), percents, strict=True)]  # fmt: skip
         plain_unit = (other if percents[0] else one).unit
         return not plain_unit and (_close(*shares) or _close(one.value, other.value))
-    return _close(one.value, other.value) and (one.unit == other.unit or not (one.unit and other.unit))
+    return _close(one.value, other.value) and units.same(one.unit, other.unit)
 
 
 def _same_option(right: str, answer: str) -> bool:
@@ -215,6 +233,10 @@ def _same_list(right: str, answer: str) -> bool:
     names = [{_named(item)[0] for item in many} - {""} for many in (items, others)]
     if brackets not in ("", "{}") or (len(names[0]) == len(items) and not names[1]):
         return all(map(equal, items, others))
+    return _same_in_any_order(items, others)
+
+
+def _same_in_any_order(items: list[str], others: list[str]) -> bool:
     left = list(others)
     for item in items:
         found = next((place for place, other in enumerate(left) if equal(item, other)), None)
@@ -226,18 +248,20 @@ def _same_list(right: str, answer: str) -> bool:
 
 def _items(text: str) -> tuple[str, list[str]]:
     """The brackets around a list, "" without, and its items; none where the text is no list."""
+    if text.rfind("±") == 0:
+        return "", [text[1:], f"-{text[1:]}"]
     is_bracketed = text[:1] in _OPENING and _closing(text) == len(text) - 1
     brackets, inner = (text[0] + text[-1], text[1:-1]) if is_bracketed else ("", text)
     parts, depth, start = [], 0, 0
     for place, character in enumerate(inner):
         # "A) cat, B) dog" closes what was not opened.
         depth = max(0, depth + _depth(character))
-        if depth == 0 and character in ",;":
+        if depth == 0 and character in ",;∪":
             parts.append(inner[start:place])
             start = place + 1
     parts.append(inner[start:])
     if not is_bracketed:
-        parts = [piece for part in parts for piece in re.split(r"(?:^|\s)and\s", part)]
+        parts = [piece for part in parts for piece in _JOIN.split(part)]
     items = [part.strip() for part in parts]
     # "red, and blue" has nothing before its "and".
     items = [item for item in items if item] if not is_bracketed else items
@@ -256,6 +280,20 @@ def _closing(text: str) -> int | None:
 
 def _depth(character: str) -> int:
     return (character in _OPENING) - (character in ")]}")
+
+
+def _same_sum(right: str, answer: str) -> bool:
+    """Term by term, in any order: 8+4√2 and 4√2+8."""
+    terms, others = _terms(right), _terms(answer)
+    # Without a plus it may be a date with hyphens.
+    return 1 < len(terms) == len(others) and "+" in right + answer and _same_in_any_order(terms, others)
+
+
+def _terms(text: str) -> list[str]:
+    """The terms of a sum; none of what is no sum, as an equation."""
+    text = words(text)
+    found = _TERM.findall(text)
+    return [term.removeprefix("+") for term in found] if "".join(found) == text else []
 
 
 def _same_word(right: str, answer: str) -> bool:
