@@ -64,7 +64,7 @@ _NAMES = {
     "meter": "m", "metre": "m", "gram": "g", "liter": "l", "litre": "l", "second": "s", "sec": "s", "hertz": "Hz",
     "ampere": "A", "amp": "A", "volt": "V", "watt": "W", "ohm": "Ω", "farad": "F", "newton": "N", "joule": "J",
     "pascal": "Pa", "kelvin": "K", "coulomb": "C", "tesla": "T", "henry": "H", "electronvolt": "eV", "calorie": "cal",
-    "mole": "mol", "bel": "B", "byte": "B", "bit": "b",
+    "mole": "mol", "bel": "B", "byte": "B", "bit": "bit",
 }  # fmt: skip
 _NAMED = re.compile(rf"({'|'.join(_PREFIXES)})?({'|'.join(_NAMES)})")
 _SAME = {

@@ -125,7 +125,7 @@ def words(text: str) -> str:
     text = re.sub(r"\b([ap])\.m\b\.?", r"\1m", text)
     # "x > 3" is "x>3", and "π r" "πr", but "1, 234" is a list.
     text = re.sub(r" ?([^\w\s,;.]) ?", r"\1", text)
-    text = re.sub(r"(?<=[α-ω]) ", "", text)
+    text = re.sub(r"(?<![^\W\d_])([α-ω]) ", r"\1", text)
     text = _FUNCTION_OF_WORD.sub(r"\1 \2", text)
     # "300 K" is kelvin and "10K" a thousand, as numbers; in two texts that have the same letter it means the same.
     return re.sub(r"(?<=\d) (?=[^\W\d_])", "", text)
