@@ -36,7 +36,7 @@ def test_every_make_target_that_is_named_exists():
         assert named <= targets, page
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md"])
 def test_every_file_that_a_page_links_to_or_names_exists(page):
     text, folder = (ROOT / page).read_text(), (ROOT / page).parent
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
