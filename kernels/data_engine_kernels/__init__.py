@@ -2,7 +2,7 @@
 
 `reference` has the formulas, `layouts` the inputs of decode attention, `logps_triton`, `attention_triton`,
 `merge_triton` and `layer_triton` the kernels. Importing needs neither Triton nor CUDA. kernels/README.md says which is
-used when, and why.
+used when.
 """
 
 import contextlib

@@ -16,25 +16,23 @@ from families import FAMILIES
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 HEAD = """# Families
 
-Families of transformers, each tested with a tiny random checkpoint and a real processor:
+Model families of transformers, each tested as a tiny random checkpoint with a real processor against transformers 5.23.
+Another checkpoint of AutoModelForImageTextToText is tried in the same way when it is used, and takes the plain path
+where it does not fit; `data-engine validate` tells before a run what can be known.
 
-- **sampling**: greedy ids equal `generate`'s in every row; **scoring**: log-probs are within 1e-4 nat a token of
-  transformers' own whole forward.
-- **path**: the fast one runs an image and its prompt once for all answers; the plain one gives each answer a prompt of
-  its own. **hybrid**: some layers carry a state instead of keys and values.
-- **several images**, **without image**, **system, turns**: such questions are scored as exactly, or not taken.
-- **`--zero3 on`**: two ranks that share the model compute what one does (tests/families/test_family_split.py), or it is
-  refused.
+| column | yes means |
+| --- | --- |
+| sampling | greedy ids equal `generate`'s in every row |
+| scoring | log-probs are within 1e-4 nat a token of transformers' own whole forward |
+| path | fast: an image and its prompt run once for all answers; plain: each answer has a prompt of its own |
+| hybrid | some layers carry a state instead of keys and values |
+| several images, without image, system and turns | such questions are scored as exactly; else they are not taken |
+| `--zero3 on` | two ranks that share the model compute what one does; else it is refused |
 
-Other checkpoints of transformers' AutoModelForImageTextToText are tried in the same way when they are used, and take
-the plain path where they do not fit.
-
-On a GPU, images of several prompts go through the vision tower together where it takes images or tiles of one size.
-That needs transformers 5.23; with 5.17 each image goes alone, which a run says once.
-
-Held against transformers 5.23; with 5.17 and 5.24, log-probs of each family are the same (`make test-oldest
-test-newest`). Where a release is known to compute a family otherwise than later ones, or not at all, such as
-PaliGemma 2 before 5.23 or Llama 4 with 5.24.0, the family is refused, and a release without the fault is named.
+With transformers 5.17 and 5.24, log-probs of each family are the same (`make test-oldest test-newest`). A family that a
+release is known to compute otherwise, or not at all, is refused with that release, and one without the fault is named:
+PaliGemma 2 before 5.23, Llama 4 with 5.24.0. On a GPU, towers that take images or tiles of one size run those of
+several prompts together; with 5.17 each image goes alone, which a run says once.
 
 Written by `python tests/families/table.py --write`; do not edit.
 

@@ -104,7 +104,7 @@ def test_over_a_thousand_units_the_rows_are_in_use_and_the_host_never_waits_for_
 
 @pytest.mark.slow
 def test_over_a_thousand_units_of_a_gpu_s_size_more_rows_are_in_use_than_unit_by_unit():
-    """98 questions of 10 answers a unit and 245 rows in the README of the kernels; here about a third of each."""
+    """98 questions of 10 answers a unit and 245 rows in docs/gpu.md; here about a third of each."""
     units = drawn_lengths(32 * 1000, 10, LONGEST).reshape(1000, 32, 10)
     assert in_use(sampled(units, 68)) > 0.95
     assert 0.55 < in_use(sampled(units[:100], 68, one_queue=False)) < 0.7

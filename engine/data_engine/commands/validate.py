@@ -19,7 +19,9 @@ from data_engine.processes.ranks import asked_ranks
 from data_engine.processes.signals import interrupted_by_signals
 
 OPTIONS = ("measure", "json")
-HELP = """options of validate alone:
+HELP = """Tells all that is wrong with a run, and what it will take; writes nothing.
+
+options of validate alone:
   --measure   time each stage on some of the questions, about a minute, and say how long the run will take
   --json      problems, warnings, plan and measurement as one JSON object"""
 

@@ -16,7 +16,7 @@ from data_engine.sampling.native.page_allocator import PAGE, PROMPT_TOKENS, page
 
 # Answers decoded at a time: beyond this the products gain nothing.
 MOST_ROWS = {"cpu": 160, "cuda": 640}
-# Tokens scored in a pass. On CPU one question: two take as long a question, four a tenth longer (kernels/README.md).
+# Tokens scored in a pass. On CPU one question: two take as long a question, four a tenth longer (docs/gpu-figures.md).
 MOST_TOKENS = {"cpu": 0, "cuda": 16384}
 # Of the memory that weights leave, the caches of the sampling loop may take so much; the rest is for its activations.
 CACHES_SHARE = {"cpu": 0.5, "cuda": 0.8}

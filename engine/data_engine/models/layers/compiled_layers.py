@@ -1,7 +1,7 @@
 """Layers of a decoder by torch.compile, in passes of answers: --compile_layers.
 
 A layer of transformers is some forty small operations around its products. Compiled, norms, rotary embedding and
-activation are a few kernels, which on a GPU takes a third of a layer's time away (kernels/README.md); the attention
+activation are a few kernels, which on a GPU takes a third of a layer's time away (docs/gpu-figures.md); the attention
 stays what it is, since it goes by the layout in force. Prompts run by the layers as they are, so what they leave is
 the same with and without.
 

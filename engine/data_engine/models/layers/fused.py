@@ -1,6 +1,6 @@
 """Small operations of a decoder on a GPU: norms, rotary embedding and the activation of an MLP, one launch each.
 
-As the code of transformers writes them, they are 28 of the 38 launches of a LLaMA layer (kernels/README.md). That code
+As the code of transformers writes them, they are 28 of the 38 launches of a LLaMA layer (docs/gpu.md). That code
 stays as it is: a module whose class does, word for word, what one of a few known classes does, runs the kernel instead.
 Numbers are rounded where they were, so a kernel stands for its code in prompts, in steps and in scoring alike.
 """

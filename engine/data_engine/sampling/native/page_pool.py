@@ -19,7 +19,7 @@ from data_engine.sampling.native import page_allocator as pages
 from data_engine.sampling.native.image_states import ImageStates
 from data_engine.sampling.native.kv_cache import buffers, crosses, each_once, own_layers
 
-# Prompts of so many tokens have room in the table from the start. A step's scratch grows with it: kernels/README.md.
+# Prompts of so many tokens have room in the table from the start. A step's scratch grows with it: docs/gpu.md.
 FIRST_ROOM = 4096
 
 

@@ -1,7 +1,7 @@
 """A decode step by one operation on paged caches: the kernel's attention, captured in a CUDA graph on a GPU.
 
 A step always has all rows of the caches; those without an answer are idle. So every product has the same shape in
-every step, and an answer's bits follow from its own prefix and tokens alone, whatever runs beside it: kernels/README.md
+every step, and an answer's bits follow from its own prefix and tokens alone, whatever runs beside it: docs/gpu.md
 has what that rests on. One graph serves all steps, for a step reads nothing from the host; where the model's own code
 does, steps run as they are (step_graphs.py).
 """
