@@ -17,6 +17,7 @@ from question_files import refusal, write
 from data_engine.errors import UserError
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.sources import json_rows, text_file
+from data_engine.questions.sources.column_names import ColumnNames
 
 ROWS = [{"idx": f"i{i}", "question": f'é, "{i}"\n?', "image": f"{i % 3}.png", "ds_name": "d"} for i in range(60)]
 
@@ -75,6 +76,18 @@ def test_rows_are_the_same_in_each_kind_of_file(tmp_path, name):
         assert [(row.idx, row.question, row.image, row.extra) for row in rows] == [
             (f"i{i}", f'é, "{i}"\n?', b"image %d" % (i % 3), {"ds_name": "d"}) for i in range(start, min(stop, 60))
         ]
+
+
+@pytest.mark.parametrize("name", ["lines.json", "q.json", "q.csv"])
+def test_names_of_columns_are_looked_at_once_and_not_once_a_row(tmp_path, monkeypatch, name):
+    """Which takes longer than parsing a row does."""
+    looked_at = []
+    for function in ("are_read", "ours"):
+        was = getattr(ColumnNames, function)
+        monkeypatch.setattr(ColumnNames, function, lambda *given, was=was: looked_at.append(given) or was(*given))
+    load_questions(file_of(tmp_path, name, SPELLINGS[name]))
+    # Of 60 rows.
+    assert len(looked_at) < 20
 
 
 def test_two_walks_over_a_packed_file_do_not_disturb_each_other(tmp_path):

@@ -1,5 +1,6 @@
 """JSON as rows: one object a line, or an array of objects."""
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ _GZIP = b"\x1f\x8b"
 _SPACE = re.compile(rb"[ \t\r\n]*")
 # So near to the end, json's complaint may be about a text that is only cut off: in \uXXXX, or in a number.
 _CUT_OFF = 10
+# Which keys are read of the objects in a column.
+_READ_INSIDE = {"image": IMAGE_FIELDS, "images": IMAGE_FIELDS, "messages": MESSAGE_FIELDS}
 
 
-class Object(dict):
-    """A JSON object, and the keys that it has more than once."""
+class Repeating(dict):
+    """A JSON object that has keys more than once."""
 
-    repeated: frozenset[str] = frozenset()
+    repeated: frozenset[str]
 
 
 class JsonRows:
@@ -32,6 +35,9 @@ class JsonRows:
 
     def __init__(self, file: TextFile, names: ColumnNames):
         self._file, self._names = file, names
+        # Asked for each cell of each row.
+        self._ours = functools.lru_cache(names.ours)
+        self._inside = [(name, names.in_dataset(name), keys) for name, keys in _READ_INSIDE.items()]
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
         """The rows, in order. Raises UserError, with the place, at what is none."""
@@ -46,14 +52,27 @@ class JsonRows:
         """One row, by the engine's names. Raises UserError where it is no object, or has a key twice that is read."""
         place = f'"{self._file.path}", {where}'
         try:
-            row = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+            row = _DECODER.decode(data.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: {_why_not(data, error)}") from None
-        refuse(not isinstance(row, Object), f'{place}: not an object {{"idx": ..., ...}}')
-        twice = _repeated(row, self._names)
+        refuse(not isinstance(row, dict), f'{place}: not an object {{"idx": ..., ...}}')
+        twice = self._repeated(row)
         refuse(bool(twice), f"{place}: {', '.join(twice)} is there more than once; keep one")
-        named = ((self._names.ours(key), value) for key, value in row.items())
-        return {name: value for name, value in named if name is not None}
+        return {name: value for key, value in row.items() if (name := self._ours(key)) is not None}
+
+    def _repeated(self, row: dict) -> list[str]:
+        """The keys that are read and that a row has more than once, in words."""
+        twice = []
+        if isinstance(row, Repeating):
+            ours = [name for name in map(self._ours, sorted(row.repeated)) if name is not None]
+            twice = [f'"{name}"' for name in map(self._names.in_dataset, self._names.are_read(ours))]
+        for name, theirs, keys in self._inside:
+            cell = row.get(theirs)
+            for item in cell if isinstance(cell, list) else (cell,):
+                if isinstance(item, Repeating):
+                    what = "the image" if name == "image" else f"an item of {name}"
+                    twice += [f'"{key}" of {what}' for key in keys if key in item.repeated]
+        return list(dict.fromkeys(twice))
 
     def _lines(self, stream: BinaryIO) -> Iterator[Record]:
         start = 0
@@ -116,27 +135,16 @@ def _why_not(data: bytes, error: Exception) -> str:
     return told
 
 
-def _repeated(row: Object, names: ColumnNames) -> list[str]:
-    """The keys that are read and that a row has more than once, in words."""
-    ours = [name for name in map(names.ours, sorted(row.repeated)) if name is not None] if row.repeated else []
-    twice = [f'"{name}"' for name in map(names.in_dataset, names.are_read(ours))]
-    cells = {name: row.get(names.in_dataset(name)) for name in ("image", "images", "messages")}
-    inside = [("image", IMAGE_FIELDS, [cells["image"]])]
-    inside += [(f"an item of {name}", keys, cells[name])
-               for name, keys in (("images", IMAGE_FIELDS), ("messages", MESSAGE_FIELDS))
-               if isinstance(cells[name], list)]  # fmt: skip
-    for what, keys, items in inside:
-        repeated = {key for item in items if isinstance(item, Object) for key in keys if key in item.repeated}
-        twice += [f'"{key}" of {"the " if what == "image" else ""}{what}' for key in keys if key in repeated]
-    return twice
-
-
-def _object(pairs: list[tuple[str, object]]) -> Object:
-    row = Object(pairs)
-    if len(row) < len(pairs):
-        seen: set[str] = set()
-        row.repeated = frozenset(key for key, _ in pairs if key in seen or seen.add(key))
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    row, seen = Repeating(row), set()
+    row.repeated = frozenset(key for key, _ in pairs if key in seen or seen.add(key))
     return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 class _Scanner:
