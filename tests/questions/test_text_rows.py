@@ -4,6 +4,9 @@ import csv
 import gzip
 import io
 import json
+import shlex
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -194,6 +197,35 @@ def test_what_is_no_array_of_objects_is_named_with_its_place(tmp_path, text, say
     path = file_of(tmp_path, "q.json", text.encode())
     assert says in refusal(path)
     assert path in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        # As VQAv2's files are, and TextVQA's.
+        {"info": {"year": 1}, "questions": [{"idx": "a", "question": "a?"}, {"idx": "b", "question": "b?"}]},
+        {"a": {"question": "a?"}, "b": {"question": "b?"}},
+    ],
+)
+def test_rows_in_one_object_are_written_as_an_array_by_the_command_that_is_told(tmp_path, found):
+    path = file_of(tmp_path, "v2.questions.json", json.dumps(found).encode())
+    told, _, command = refusal(path).partition(" as one array: ")
+    assert "is one object, with" in told
+    program = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    questions = load_questions(str(tmp_path / "v2-rows.json"))
+    assert [(row.idx, row.question) for row in questions.rows(range(2))] == [("a", "a?"), ("b", "b?")]
+
+
+def test_a_large_object_with_the_rows_in_it_is_told_as_a_row_that_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 100)
+    path = file_of(tmp_path, "q.json", b'{"questions": [' + b'{"idx": 1},' * 99)
+    one = "; if the file is one object with the rows in it, write each row as one line, or all of them as one array, as"
+    assert refusal(path).endswith(f"{one} docs/datasets.md shows")
+    path = file_of(tmp_path, "q.jsonl", b'{"idx": 1}\n{"idx": 2, "question": "' + b"a" * 200)
+    assert refusal(path).endswith(
+        ", line 2: more than 100 bytes; a larger image is given by its path, under --image_root"
+    )
 
 
 def test_an_array_needs_no_more_memory_than_a_piece_and_the_places_of_rows(tmp_path):

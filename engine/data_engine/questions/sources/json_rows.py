@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from data_engine.errors import UserError
@@ -79,7 +80,8 @@ class JsonRows:
         for number, line in enumerate(iter(lambda: stream.readline(text_file.MAX_RECORD_BYTES + 1), b""), start=1):
             where = f"line {number}"
             if len(line) > text_file.MAX_RECORD_BYTES:
-                raise too_long(self._file, where)
+                one = f"; if the file is one object with the rows in it, {ROWS_ARE}, as docs/datasets.md shows"
+                raise too_long(self._file, where, one if number == 1 else "")
             if line.strip():
                 yield Record(where, start, len(line), self.parse(where, line))
             start += len(line)
@@ -104,22 +106,28 @@ class JsonRows:
         refuse(scanner.next_byte("", end=True) != b"", f'"{self._file.path}" goes on behind the end of its array')
 
 
-def holds_rows(row: dict) -> str | None:
-    """Where in an object the rows stand, in words, if it looks like a whole dataset; None if it does not.
+def told_of_rows_inside(path: Path, row: dict) -> str | None:
+    """What is said of a file of one object that looks like a whole dataset; None where it does not.
 
     One that has an id or a question is a row, as is the only one of a file with a list of pictures or boxes.
     """
     plain = [name for name, value in row.items() if isinstance(value, str | int | float)]
     if any(meant_for(ours, plain) for ours in ("idx", "question")):
         return None
+    inside = rows = None
     if row and all(isinstance(value, dict) for value in row.values()):
-        return f"with {len(row)} others by their keys"
+        inside, rows = f"with {len(row)} others by their keys", "[{'idx': key} | row for key, row in found.items()]"
     for name, value in row.items():
-        if name in CONVERSATIONS:
+        if name in CONVERSATIONS or inside is not None:
             continue
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            return f'with a list of {len(value)} others in "{name}"'
-    return None
+            inside, rows = f'with a list of {len(value)} others in "{name}"', f"found['{name}']"
+    if inside is None:
+        return None
+    written = f"json.dump({rows}, open('{path.name.partition('.')[0]}-rows.json', 'w'))"
+    # What is packed has to be unpacked first.
+    command = f": python -c \"import json; found = json.load(open('{path}')); {written}\""
+    return f'"{path}" is one object, {inside}; {ROWS_ARE}{"" if path.suffix.lower() == ".gz" else command}'
 
 
 def _why_not(data: bytes, error: Exception) -> str:

@@ -16,7 +16,7 @@ from data_engine.questions.sources.base import PROBLEM, refuse
 from data_engine.questions.sources.cells import cells_of
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.csv_rows import CsvRows
-from data_engine.questions.sources.json_rows import ROWS_ARE, JsonRows, holds_rows
+from data_engine.questions.sources.json_rows import JsonRows, told_of_rows_inside
 from data_engine.questions.sources.text_file import Record, TextFile
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 from data_engine.store.file_hashes import HashFiles
@@ -78,8 +78,8 @@ class TextSource:
                 self._sizes.append(record.size)
         part.num_rows = len(ids) - part.first
         if part.num_rows == 1 and not self.columns.keys() & {"idx", "question", "messages"}:
-            inside = holds_rows(record.row)
-            refuse(inside is not None, f'"{path}" is one object, {inside}; {ROWS_ARE}')
+            told = told_of_rows_inside(path, record.row)
+            refuse(told is not None, told or "")
         self._parts.append(part)
 
     def ids(self, limit: int | None) -> pa.ChunkedArray:
