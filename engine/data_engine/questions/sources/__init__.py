@@ -26,7 +26,7 @@ _OTHER_FILES = {
     ".bz2": "bunzip2 'IN'",
     ".xz": "unxz 'IN'",
     ".zip": "unzip 'IN'",
-    ".tar": "tar -xf 'IN'",
+    ".tar": "tar -xf 'IN' unpacks it, and docs/datasets.md shows how the pictures of one of WebDataset are asked about",
 }
 _FILE_ENDINGS = (".parquet", *TEXT_ENDINGS, *_OTHER_FILES)
 _PARQUET_BEGINS = b"PAR1"
