@@ -101,11 +101,14 @@ def _part(part: object, where: str) -> str | int:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
-    if kind != "image":
-        raise BadImage(f'{where} has a part that is neither {{"type": "text", "text": ...}} nor {{"type": "image"}}')
-    own = [name for name in _OWN_IMAGE if part.get(name) is not None]
-    if own:
+    own = [name for name in _OWN_IMAGE if isinstance(part, dict) and part.get(name) is not None]
+    if own and kind != "text":
         raise BadImage(f'{where} has an image of its own, in "{own[0]}"; images stand in the column "images"')
+    if kind != "image":
+        shown = f", but one of the type {json.dumps(kind, default=str)[:60]}" if kind not in (None, "text") else ""
+        raise BadImage(
+            f'{where} has a part that is neither {{"type": "text", "text": ...}} nor {{"type": "image"}}{shown}'
+        )
     return _UNNUMBERED
 
 
