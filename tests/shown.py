@@ -78,6 +78,7 @@ PUBLISHED = (
     ("import json\nfrom pathlib import Path\n\nrows", "test_the_first_turn_of_a_conversation_is_asked"),
     ("from pathlib import Path\n\nimport pyarrow as pa\nimport pyarrow.parquet as pq\n\nPath(\"data/onevision",
      "test_the_first_turn_of_a_parquet_file_is_a_column"),
+    ("import json\nfrom pathlib import Path\n\nPath", "test_a_chat_is_asked_without_the_answer_at_its_end"),
     ("import ast", "test_pictures_of_several_columns_stand_where_the_text_names_them"),
     ("import json\nfrom pathlib import Path\n\nfound", "test_questions_of_vqav2_are_about_their_pictures"),
     ("import tarfile", "test_pictures_of_tar_files_are_asked_about"),

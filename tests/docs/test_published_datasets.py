@@ -93,6 +93,14 @@ def test_the_first_turn_of_a_parquet_file_is_a_column():
     assert asked("data/onevision") == [(0, 2, "\n0?"), (1, 1, "\n1?")]
 
 
+def test_a_chat_is_asked_without_the_answer_at_its_end():
+    chat = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cat."}]
+    Path("0.png").write_bytes(png(0))
+    write_jsonl(Path("downloads/sft.jsonl"), {"messages": chat, "images": ["0.png"]})
+    run_program("downloads/sft")
+    assert asked("data/chats.jsonl", image_root=".") == [(0, 0, "What?")]
+
+
 def test_pictures_of_several_columns_stand_where_the_text_names_them():
     """In MMMU's options, too, and the same one twice."""
     columns = {f"image_{number}": pictures(None, None) for number in range(3, 8)}

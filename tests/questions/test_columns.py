@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,6 +155,10 @@ def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_
         (["image_id", "question_id", "question"], "if so meant, say --columns idx=question_id"),
         (["questionId", "question", "docId"], "if so meant, say --columns idx=questionId"),
         (["pid", "question", "image_path"], "if so meant, say --columns idx=pid,image=image_path"),
+        (
+            ["ID", "Question Text", "Image-Path"],
+            "if so meant, say --columns 'idx=ID,question=Question Text,image=Image-Path'",
+        ),
         # One of several is not the image.
         (["id", "question", "image_1", "image_2"], "if so meant, say --columns idx=id"),
         # Nothing that would do.
@@ -164,7 +169,7 @@ def test_columns_that_are_often_called_otherwise_are_proposed(tmp_path, columns,
     pq.write_table(pa.table({name: ["a"] for name in columns}), tmp_path / "q.parquet")
     assert refusal(str(tmp_path / "q.parquet")).endswith(says)
     if "; if so" in says and "give" not in says:
-        names = dict(item.split("=") for item in says.rpartition(" ")[2].split(","))
+        names = dict(item.split("=") for item in shlex.split(says.partition("--columns ")[2])[0].split(","))
         assert load_questions(str(tmp_path / "q.parquet"), columns=names).idx == ["a"]
 
 

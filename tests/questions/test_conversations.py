@@ -81,7 +81,10 @@ def test_images_stand_at_their_places_or_before_the_first_text_of_the_user(tmp_p
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        ([message(USER, "a"), message(ASSISTANT, "b")], "the last message must be the user's, whose answer is wanted"),
+        (
+            [message(USER, "a"), message(ASSISTANT, "b")],
+            "the last message must be the user's, whose answer is wanted; it is one of the assistant: leave it out",
+        ),
         ([message(SYSTEM, "a")], "the last message must be the user's"),
         ([message(USER, "a"), message(SYSTEM, "b"), message(USER, "c")], "a message of the system stands behind"),
         ([message(USER, [PLACE, PLACE, text("a")])], "the number of image parts in the messages is 2, of images 1"),

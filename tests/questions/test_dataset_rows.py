@@ -82,7 +82,10 @@ def test_a_link_inside_image_root_is_followed(tmp_path):
     ("path", "says"),
     [
         ("../secret.jpg", 'image path "../secret.jpg" leads outside image_root'),
-        ("link.jpg", 'image path "link.jpg" leads outside image_root'),
+        (
+            "link.jpg",
+            'image path "link.jpg" leads outside image_root by a link: copy the files themselves there, as cp',
+        ),
         ("/etc/hostname", 'image path "/etc/hostname" leads outside image_root'),
         ("no.jpg", 'image path "no.jpg" is not a readable file under image_root'),
         ("folder", 'image path "folder" is not a readable file under image_root'),
@@ -103,6 +106,7 @@ def test_any_other_path_is_a_problem_of_its_row(tmp_path, path, says):
     row = path_row(tmp_path, path, root)
     assert row.image is None
     assert says in row.problem
+    assert ("by a link" in row.problem) == (path == "link.jpg")
 
 
 def test_a_path_that_begins_with_image_root_itself_is_told_to_be_under_the_folder_above(tmp_path):

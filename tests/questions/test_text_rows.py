@@ -302,7 +302,12 @@ def test_ids_of_a_csv_file_are_numbers_where_all_are_written_so(tmp_path, ids, e
         ("idx,question,image\n,a,b\n", "line 2: idx is empty; expected text or a whole number"),
         ("idx,question,question,image\n1,a,b,c\n", 'has more than one column "question"; keep one'),
         ("idx;question;image\n1;a;b\n", 'line 1: the columns are separated by ";"; write the file with commas'),
-        ("idx\tquestion\n1\ta\n", "line 1: the columns are separated by a tab; write the file with commas"),
+        ("idx\tquestion\n1\ta\n", "line 1: the columns are separated by a tab; write the file with commas alone"),
+        (
+            'idx, question, image\n1, "a, b", c\n',
+            "line 1: the columns are separated by a comma and a space; write the file with commas alone",
+        ),
+        ("idx,question\r1,a\r", "line 1: not CSV: lines end with CR alone; save the file with LF or CRLF"),
     ],
 )
 def test_what_is_wrong_with_a_csv_file_is_named_with_its_line(tmp_path, text, says):

@@ -1,6 +1,7 @@
 """What is wrong with the columns of a dataset as a whole, before any row is read."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 
@@ -34,7 +35,8 @@ def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: 
         if taken := [f"{ours}={theirs}" for ours, theirs in names.theirs.items() if theirs in missing]:
             hint += f"; columns {','.join(taken)} has it under another name"
         if meant:
-            hint += f"; if so meant, say --columns {','.join(f'{ours}={theirs}' for ours, theirs in meant.items())}"
+            said = shlex.quote(",".join(f"{ours}={theirs}" for ours, theirs in meant.items()))
+            hint += f"; if so meant, say --columns {said}"
         raise UserError(f"{name} has no column{plural} {listed}; {names.listed(columns)}{hint}")
     for column, (expected, fits) in _KINDS.items():
         if column in columns and not fits(columns[column]):

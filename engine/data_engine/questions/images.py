@@ -201,7 +201,10 @@ def read_under(root: Path, path: str) -> bytes:
         hint = _what_is_there(root, path)
         raise MissingImage(f"image path {shown} is not a readable file under image_root{hint}") from None
     if descriptor is None:
-        raise MissingImage(f"image path {shown} leads outside image_root")
+        # As in the hub's cache, where all files are links.
+        is_link = os.path.normpath(os.path.join(root, path)).startswith(os.path.join(os.path.normpath(root), ""))
+        told = " by a link: copy the files themselves there, as cp -rL does" if is_link else ""
+        raise MissingImage(f"image path {shown} leads outside image_root{told}")
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

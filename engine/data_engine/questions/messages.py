@@ -55,7 +55,8 @@ def conversation_of(found: object) -> Conversation:
         raise BadImage("a message of the system stands behind others; it can only be the first")
     if messages[-1].role != "user":
         raise BadImage(
-            f"the last message must be the user's, whose answer is wanted; it is one of the {messages[-1].role}"
+            f"the last message must be the user's, whose answer is wanted; it is one of the {messages[-1].role}: leave "
+            "it out"
         )
     _check_texts(messages)
     _check_order(found)

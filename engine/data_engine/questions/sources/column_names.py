@@ -1,5 +1,6 @@
 """What a dataset calls its columns, where that is not what the engine calls them: --columns question=prompt."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -9,11 +10,11 @@ import pyarrow as pa
 from data_engine.errors import UserError, nearest
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
-# Other names under which datasets have a column, the likeliest first; in small letters and without underscores.
+# Other names under which datasets have a column, the likeliest first; in small letters, with nothing between words.
 _OFTEN_CALLED = {
     "answer": ("answers", "response", "reference", "groundtruth", "gtanswer", "solution"),
     "idx": ("id", "ids", "index", "uid", "uuid", "questionid", "qid", "pid", "sampleid", "imageid", "indexlevel0"),
-    "question": ("prompt", "query", "instruction", "text", "input"),
+    "question": ("questiontext", "prompt", "query", "instruction", "text", "input"),
     "image": (
         "picture", "img", "imagefile", "filename", "imagepath", "imagename", "imagebytes", "imagestr", "imagebase64",
     ),
@@ -74,7 +75,8 @@ SAME_NAMES = ColumnNames()
 
 def meant_for(ours: str, theirs: Iterable[str]) -> str | None:
     """That of the dataset's columns which may be the engine's: it is often called so, or it is a typo."""
-    plain = {one.lower().replace("_", ""): one for one in reversed([*theirs])}
+    # --columns takes no name with a comma.
+    plain = {re.sub("[-_ .]", "", one.lower()): one for one in reversed([*theirs]) if "," not in one}
     called = next((plain[name] for name in (ours, *_OFTEN_CALLED.get(ours, ())) if name in plain), None)
     # The id of an image is no typo of "image", and one with a number behind it is one of several.
     typos = [name for name in plain if name not in _OTHERS and not name[-1:].isdigit()]
