@@ -21,6 +21,8 @@ _GZIP = b"\x1f\x8b"
 _SPACE = re.compile(rb"[ \t\r\n]*")
 # So near to the end, json's complaint may be about a text that is only cut off: in \uXXXX, or in a number.
 _CUT_OFF = 10
+# Made once and not once a row.
+_PLAIN_DECODER = json.JSONDecoder()
 # Which keys are read of the objects in a column.
 _READ_INSIDE = {"image": IMAGE_FIELDS, "images": IMAGE_FIELDS, "messages": MESSAGE_FIELDS}
 
@@ -182,7 +184,7 @@ class _Scanner:
         """(place in the file, bytes) of the object that begins at `position`."""
         while True:
             try:
-                _, end = json.JSONDecoder().raw_decode(self._text, self.position)
+                _, end = _PLAIN_DECODER.raw_decode(self._text, self.position)
                 break
             except (ValueError, RecursionError) as error:
                 held = len(self._text) - self.position
