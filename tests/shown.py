@@ -72,6 +72,17 @@ RIGHT_ALONE = "tests/rewards/test_reward_rule.py::test_the_best_answers_that_are
 DEMO = "tests/docs/test_readme.py::test_the_demo_shows_that_chosen_answers_hallucinate_far_less"
 CRITIC = "tests/docs/test_shown.py::test_the_template_of_a_critic_is_read"
 BATCH = "tests/job/test_given_answers.py::test_answers_are_taken_out_of_a_batch_as_the_page_shows"
+PUBLISHED = (
+    ("from pathlib import Path\n\nimport pyarrow as pa\nimport pyarrow.parquet as pq\n\nPath(\"data/ai2d",
+     "test_rows_without_an_id_get_their_number"),
+    ("import json\nfrom pathlib import Path\n\nrows", "test_the_first_turn_of_a_conversation_is_asked"),
+    ("from pathlib import Path\n\nimport pyarrow as pa\nimport pyarrow.parquet as pq\n\nPath(\"data/onevision",
+     "test_the_first_turn_of_a_parquet_file_is_a_column"),
+    ("import json\nfrom pathlib import Path\n\nPath", "test_a_chat_is_asked_without_the_answer_at_its_end"),
+    ("import ast", "test_pictures_of_several_columns_stand_where_the_text_names_them"),
+    ("import json\nfrom pathlib import Path\n\nfound", "test_questions_of_vqav2_are_about_their_pictures"),
+    ("import tarfile", "test_pictures_of_tar_files_are_asked_about"),
+)  # fmt: skip
 SCORES = "tests/rewards/test_reward_rule.py::test_scores_of_ones_own_become_rewards_as_the_page_shows"
 BENCH = "tests/bench/test_bench.py::test_a_checkpoint_that_transformers_cannot_load_is_timed_alone"
 HUB = "tests/docs/test_shown.py::test_the_hubs_program_has_the_flags_that_are_shown"
@@ -129,6 +140,10 @@ ELSEWHERE = (
         "docs/given-answers.md", "data-engine run --dataset_path data/scored", SCORES, "it names the files above it"
     ),
     Elsewhere("docs/given-answers.md", "import json\n\nwith open", BATCH, "it reads what an API gave"),
+    *(
+        Elsewhere("docs/datasets.md", beginning, f"tests/docs/test_published_datasets.py::{test}", "it reads downloads")
+        for beginning, test in PUBLISHED
+    ),
     Elsewhere("docs/rules.md", "prompt: |-\n", CRITIC, "it is a file"),
     Elsewhere("docs/rules.md", "from math_verify import", None, "nothing else needs the package"),
     *(

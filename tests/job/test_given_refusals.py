@@ -3,6 +3,9 @@
 import gzip
 import json
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,7 +81,11 @@ BAD_ROWS = {
     "idx a number": ({"idx": 7, "answer": "x"}, "line 5: idx is 7; expected text, as the idx of the dataset"),
     "idx true": ({"idx": True, "answer": "x"}, "line 5: idx is true; expected text"),
     "number": ({"idx": "a", "answer": 7}, "line 5: answer is 7; expected text"),
-    "list": ({"idx": "a", "answer": ["x"]}, 'line 5: answer is ["x"]; expected text'),
+    "list": ({"idx": "a", "answer": ["x"]}, 'line 5: answer is ["x"]; expected text; write a row for each answer'),
+    "pair": (
+        {"idx": "a", "chosen": "x", "rejected": "y"},
+        'line 5 has the unknown column "chosen"; write a row for each answer, with its text in "answer" (known: idx,',
+    ),
     "half a pair": (b'{"idx": "a", "answer": "\\ud800"}', "line 5: answer is not text in UTF-8"),
     "latin-1": ('{"idx": "a", "answer": "é"}'.encode("latin-1"), "line 5: not JSON: 'utf-8' codec"),
     "no ids": ({"idx": "a", "answer": "x", "token_ids": []}, "line 5: token_ids is empty beside an answer"),
@@ -96,6 +103,23 @@ def test_a_row_that_cannot_be_used_is_named(questions, tmp_path, name):
     with pytest.raises(UserError) as caught:
         check_answers(jsonl(tmp_path, *GOOD, row), load_questions(str(questions)))
     assert f'answers.jsonl", {told}' in str(caught.value) or f'answers.jsonl", {told}' in str(caught.value)
+
+
+def test_lists_of_answers_in_parquet_are_told_so(questions, tmp_path):
+    with pytest.raises(UserError, match=r'"answer" must be text, got list<.*>; write a row for each answer$'):
+        check_answers(parquet(tmp_path, idx=["a"], answer=[["x", "y"]]), load_questions(str(questions)))
+
+
+def test_an_array_of_answers_becomes_lines_by_the_command_that_is_told(questions, tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps(GOOD, indent=1))
+    with pytest.raises(UserError) as caught:
+        check_answers(str(tmp_path / "all.json"), load_questions(str(questions)))
+    told, _, command = str(caught.value).partition(" by its name; ")
+    assert told.endswith("must be a parquet, .jsonl or .jsonl.gz file,")
+    program = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert list(map(json.loads, lines)) == GOOD
 
 
 def test_a_bad_row_stops_a_run_before_anything_is_written(config, questions, tmp_path):

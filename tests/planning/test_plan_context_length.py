@@ -13,6 +13,7 @@ from validated import told, words
 
 from data_engine.commands import main
 from data_engine.config import RunConfig
+from data_engine.job.plan import NO_IMAGES
 from data_engine.models import load_model
 from data_engine.planning.context_length import Room
 from data_engine.planning.found import Found
@@ -175,7 +176,9 @@ ONE_IMAGE = "takes one image and one question, and nothing else; the row has"
 
 
 @pytest.mark.parametrize(
-    ("flags", "has"), [({"system": "Be brief."}, "a system text"), ({"columns": "image="}, "no image")]
+    ("flags", "has"),
+    [({"system": "Be brief."}, "a system text"), ({"columns": "image="}, f"no image; {NO_IMAGES}")],
+    ids=["system", "no image"],
 )
 def test_rows_that_the_family_does_not_take_are_refused_before_a_model_is_loaded(asking, family, flags, has, capsys):
     arguments = asking(SHORT, SHORT, SHORT, family=family, **flags)

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,7 +93,8 @@ def test_a_column_that_the_dataset_lacks_is_named_by_the_flag(tmp_path, name):
 def test_a_column_that_is_given_another_name_is_said_to_be_so(tmp_path):
     write_jsonl(tmp_path / "q.jsonl", {"idx": 1, "image": "a", "source": "b"})
     assert refusal(str(tmp_path / "q.jsonl"), columns={"question": "idx"}).endswith(
-        'has no column "idx"; columns: idx, image, source; give every question an "idx" of its own, text or a number; '
+        'has no column "idx"; columns: idx, image, source; give every question an "idx" of its own, text or a number, '
+        "as docs/datasets.md shows; "
         "columns question=idx has it under another name"
     )
 
@@ -142,11 +144,23 @@ def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_
         # Of one of two there is nothing that would do.
         (
             ["caption", "prompt"],
-            'give every question an "idx" of its own, text or a number; if so meant, say --columns question=prompt',
+            'give every question an "idx" of its own, text or a number, as docs/datasets.md shows; if so meant, say '
+            "--columns question=prompt",
         ),
         (["idx", "Questoin", "image"], "if so meant, say --columns question=Questoin"),
         (["indx", "question"], "if so meant, say --columns idx=indx"),
         (["idx", "massages"], "or say --columns question=NAME"),
+        # Several questions may be about one picture.
+        (["question_id", "image_id", "question"], "if so meant, say --columns idx=question_id"),
+        (["image_id", "question_id", "question"], "if so meant, say --columns idx=question_id"),
+        (["questionId", "question", "docId"], "if so meant, say --columns idx=questionId"),
+        (["pid", "question", "image_path"], "if so meant, say --columns idx=pid,image=image_path"),
+        (
+            ["ID", "Question Text", "Image-Path"],
+            "if so meant, say --columns 'idx=ID,question=Question Text,image=Image-Path'",
+        ),
+        # One of several is not the image.
+        (["id", "question", "image_1", "image_2"], "if so meant, say --columns idx=id"),
         # Nothing that would do.
         (["idx", "caption", "image"], "; or say --columns question=NAME"),
     ],
@@ -155,8 +169,36 @@ def test_columns_that_are_often_called_otherwise_are_proposed(tmp_path, columns,
     pq.write_table(pa.table({name: ["a"] for name in columns}), tmp_path / "q.parquet")
     assert refusal(str(tmp_path / "q.parquet")).endswith(says)
     if "; if so" in says and "give" not in says:
-        names = dict(item.split("=") for item in says.rpartition(" ")[2].split(","))
+        names = dict(item.split("=") for item in shlex.split(says.partition("--columns ")[2])[0].split(","))
         assert load_questions(str(tmp_path / "q.parquet"), columns=names).idx == ["a"]
+
+
+def test_a_chat_that_is_called_as_a_question_is_proposed_as_messages(tmp_path):
+    chat = pa.array([[message(USER, "What?")]], pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))
+    pq.write_table(pa.table({"id": ["a"], "prompt": chat}), tmp_path / "q.parquet")
+    assert refusal(str(tmp_path / "q.parquet")).endswith(
+        'has no columns "idx" and "question"; columns: id, prompt; if so meant, say --columns idx=id,messages=prompt'
+    )
+    row = only(load_questions(str(tmp_path / "q.parquet"), columns={"idx": "id", "messages": "prompt"}))
+    assert row.question == "What?"
+
+
+def test_a_column_that_holds_something_else_is_not_proposed(tmp_path):
+    columns = {"idx": ["a"], "query": ["What?"], "prompt": pa.array([[1.5]])}
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    assert refusal(str(tmp_path / "q.parquet")).endswith("; if so meant, say --columns question=query")
+
+
+def test_several_columns_of_images_are_named_together(tmp_path):
+    """As of MMMU: each alone would be a question without its other images."""
+    cell = pa.array([{"bytes": b"x", "path": None}], IMAGE)
+    path = write(tmp_path / "q.parquet", [1], image_1=cell, image_2=cell)
+    pq.write_table(pq.read_table(path).drop_columns(["image"]), path)
+    assert refusal(path).endswith(
+        'has no column "image" or "images", but "image_1", "image_2" hold images: one of them alone is named by '
+        '--columns image=NAME; all of them are asked about where each row has them as one list in "images", as '
+        "docs/datasets.md shows"
+    )
 
 
 def test_lists_of_images_in_the_column_of_one_image_are_told_the_flag_that_reads_them(tmp_path):
@@ -202,6 +244,14 @@ def any_images(tmp_path_factory) -> Path:
     for role in ("instruct", "reward"):
         (folder / "llava" / role).symlink_to(made)
     return folder
+
+
+def test_a_model_that_takes_none_without_an_image_is_told_of_a_dataset_without_a_column_of_them(
+    goldens, tmp_path, capsys
+):
+    """As of imagefolder, which calls it file_name."""
+    assert validated(goldens, tmp_path, [{"idx": 1, "question": "What?", "file_name": "a.jpg"}]) == 2
+    assert f"the row has no image; {NO_IMAGES}" in capsys.readouterr().err
 
 
 def test_a_dataset_without_images_is_valid_and_validate_says_so(any_images, tmp_path, capsys):

@@ -81,7 +81,10 @@ def test_images_stand_at_their_places_or_before_the_first_text_of_the_user(tmp_p
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        ([message(USER, "a"), message(ASSISTANT, "b")], "the last message must be the user's, whose answer is wanted"),
+        (
+            [message(USER, "a"), message(ASSISTANT, "b")],
+            "the last message must be the user's, whose answer is wanted; it is one of the assistant: leave it out",
+        ),
         ([message(SYSTEM, "a")], "the last message must be the user's"),
         ([message(USER, "a"), message(SYSTEM, "b"), message(USER, "c")], "a message of the system stands behind"),
         ([message(USER, [PLACE, PLACE, text("a")])], "the number of image parts in the messages is 2, of images 1"),
@@ -95,7 +98,17 @@ def test_images_stand_at_their_places_or_before_the_first_text_of_the_user(tmp_p
         ([message(USER, 5)], "message 1 has no content"),
         ([message(USER, ["a"])], "message 1 has a part that is neither"),
         ([message(USER, [{"type": "video"}])], "message 1 has a part that is neither"),
+        (
+            [message(USER, [{"type": "input_audio", "input_audio": {}}])],
+            'message 1 has a part that is neither {"type": "text", "text": ...} nor {"type": "image"}, but one of the '
+            'type "input_audio"',
+        ),
         ([message(USER, [{"type": "text"}])], "message 1 has a part that is neither"),
+        # As of OpenAI's messages.
+        (
+            [message(USER, [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}])],
+            'message 1 has an image of its own, in "image_url"; images stand in the column "images"',
+        ),
         (
             [message(USER, [{"type": "image", "image": "a"}, text("a")])],
             'message 1 has an image of its own, in "image"; images stand in the column "images"',

@@ -29,7 +29,8 @@ def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
 def test_defect_31_a_missing_idx_is_an_error_and_not_made_up(tmp_path):
     pq.write_table(table(["a"]).drop_columns(["idx"]), tmp_path / "q.parquet")
     assert refusal(str(tmp_path / "q.parquet")).endswith(
-        'has no column "idx"; columns: question, image; give every question an "idx" of its own, text or a number'
+        'has no column "idx"; columns: question, image; give every question an "idx" of its own, text or a number, '
+        "as docs/datasets.md shows"
     )
 
 

@@ -82,7 +82,10 @@ def test_a_link_inside_image_root_is_followed(tmp_path):
     ("path", "says"),
     [
         ("../secret.jpg", 'image path "../secret.jpg" leads outside image_root'),
-        ("link.jpg", 'image path "link.jpg" leads outside image_root'),
+        (
+            "link.jpg",
+            'image path "link.jpg" leads outside image_root by a link: copy the files themselves there, as cp',
+        ),
         ("/etc/hostname", 'image path "/etc/hostname" leads outside image_root'),
         ("no.jpg", 'image path "no.jpg" is not a readable file under image_root'),
         ("folder", 'image path "folder" is not a readable file under image_root'),
@@ -103,6 +106,7 @@ def test_any_other_path_is_a_problem_of_its_row(tmp_path, path, says):
     row = path_row(tmp_path, path, root)
     assert row.image is None
     assert says in row.problem
+    assert ("by a link" in row.problem) == (path == "link.jpg")
 
 
 def test_a_path_that_begins_with_image_root_itself_is_told_to_be_under_the_folder_above(tmp_path):
@@ -115,6 +119,37 @@ def test_a_path_that_begins_with_image_root_itself_is_told_to_be_under_the_folde
     )
     assert path_row(tmp_path, "photos/x.jpg", tmp_path).image == b"x"
     assert "above" not in path_row(tmp_path, "photos/y.jpg", tmp_path / "photos").problem
+
+
+def test_a_path_that_begins_with_several_folders_of_image_root_is_told_so_too(tmp_path):
+    """LLaVA's paths begin with coco/train2017."""
+    (tmp_path / "coco/train2017").mkdir(parents=True)
+    (tmp_path / "coco/train2017/x.jpg").write_bytes(b"x")
+    problem = path_row(tmp_path, "coco/train2017/x.jpg", tmp_path / "coco/train2017").problem
+    assert problem.endswith(f'; it is one under the folder above: give "{tmp_path}" as image_root')
+    assert "above" not in path_row(tmp_path, "coco/val2017/x.jpg", tmp_path / "coco/train2017").problem
+
+
+@pytest.mark.parametrize(
+    ("path", "file", "how"),
+    [
+        ("caf\u00e9.jpg", "cafe\u0301.jpg", "in the Unicode form NFD"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg", "in the Unicode form NFC"),
+        ("a.jpg", "a.JPG", "with its ending in capitals"),
+        ("a.JPG", "a.jpg", "with its ending in small letters"),
+        ("in\\a.jpg", "in/a.jpg", "with / for \\"),
+        ("in/a%20b.jpg", "in/a b.jpg", "with its %-codes decoded"),
+    ],
+)
+def test_a_path_that_is_a_file_in_another_spelling_is_told_so(tmp_path, path, file, how):
+    (tmp_path / "in").mkdir()
+    (tmp_path / file).write_bytes(b"x")
+    row = path_row(tmp_path, path, tmp_path)
+    assert row.missing
+    assert row.problem.endswith(
+        f" is not a readable file under image_root; written {how} it is one: write the path so, or rename the file"
+    )
+    assert path_row(tmp_path, file, tmp_path).image == b"x"
 
 
 def test_image_root_must_be_a_folder(tmp_path):

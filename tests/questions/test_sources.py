@@ -1,6 +1,7 @@
 """Parquet files as a source: rows from anywhere, little memory, cells of any size."""
 
 import os
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -158,6 +159,33 @@ def test_a_row_group_of_cells_that_are_too_large_is_refused_before_it_is_read(tm
     monkeypatch.setattr(ParquetSource, "_read_group", lambda *a: pytest.fail("it is read"))
     assert refusal(str(tmp_path)).startswith(f'dataset file "{path}": column "image.bytes" unpacks to ')
     assert refusal(str(tmp_path)).endswith("bytes in the 2 rows of row group 0, more than 2999 bytes a row")
+
+
+class Noted:
+    """Metadata of a parquet file, of which the columns that are looked at are noted."""
+
+    def __init__(self, metadata, looked_at: list[int]):
+        self._metadata, self._looked_at = metadata, looked_at
+
+    def __getattr__(self, name: str):
+        return getattr(self._metadata, name)
+
+    def row_group(self, group: int) -> "Noted":
+        return Noted(self._metadata.row_group(group), self._looked_at)
+
+    def column(self, place: int):
+        self._looked_at.append(place)
+        return self._metadata.column(place)
+
+
+def test_only_the_columns_that_are_read_are_looked_at_in_each_row_group(tmp_path):
+    """A file of millions of rows has tens of thousands of row groups."""
+    others = {f"other_{number}": list(range(20)) for number in range(30)}
+    path = write(tmp_path / "q.parquet", list(range(20)), row_group_size=2, **others)
+    looked_at = []
+    parquet._check_cell_sizes(Path(path), Noted(pq.read_metadata(path), looked_at), ("idx", "image"))
+    # idx, and bytes and path of the image, of ten row groups.
+    assert len(looked_at) == 3 * 10
 
 
 def test_images_of_one_row_may_be_larger_together_than_one_may_be(tmp_path, monkeypatch):

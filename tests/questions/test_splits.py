@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -105,6 +108,31 @@ def test_a_folder_says_what_in_it_could_be_meant(tmp_path):
     assert refusal(str(tmp_path / "lines")).endswith(
         "to read one of its files, name the file as --dataset_path: q.jsonl"
     )
+
+
+def test_a_folder_of_folders_of_text_files_names_them(tmp_path):
+    """As imagefolder and MMPR have them."""
+    (tmp_path / "data/annotations").mkdir(parents=True)
+    write_jsonl(tmp_path / "data/annotations/q.jsonl", {"idx": 1})
+    (tmp_path / "data/annotations/a.jpg").touch()
+    assert refusal(str(tmp_path)).endswith(
+        "; to read one of the files in its folders, name the file as --dataset_path: data/annotations/q.jsonl"
+    )
+
+
+@pytest.mark.parametrize("name", ["00000.tar", "a.JPG"])
+def test_a_folder_of_pictures_alone_is_told_where_to_read_on(tmp_path, name):
+    (tmp_path / name).touch()
+    assert refusal(str(tmp_path)).endswith(
+        f"; it holds {name}; docs/datasets.md shows how pictures in folders and in tar files are asked about"
+    )
+
+
+def test_what_lies_beside_the_files_of_a_dataset_is_not_looked_through(tmp_path, monkeypatch):
+    """Pictures may be hundreds of thousands."""
+    folder = folder_of(tmp_path, "a.parquet")
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: pytest.fail(f"looked for {pattern}"))
+    assert load_questions(folder).idx == ["a.parquet"]
 
 
 def test_the_dataset_info_of_llama_factory_hides_no_file(tmp_path):
@@ -246,9 +274,15 @@ def test_an_offset_that_points_out_of_the_file_is_no_segmentation_fault(saved, t
 
 
 def test_a_folder_that_lost_what_save_to_disk_writes_beside_the_data_says_so(saved, tmp_path):
+    """As does the cache of load_dataset, which never has it."""
     shutil.copytree(saved / "one", tmp_path / "one")
     (tmp_path / "one/state.json").unlink()
-    assert refusal(str(tmp_path / "one")).endswith("has state.json and dataset_info.json: copy them too")
+    told, _, command = refusal(str(tmp_path / "one")).partition("copy them too, or write one parquet file of it: ")
+    assert told.endswith("has state.json and dataset_info.json: ")
+    program = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    shown, whole = load_questions(str(tmp_path / "questions.parquet")), load_questions(str(saved / "one"))
+    assert [row.digest for row in shown.rows(range(40))] == [row.digest for row in whole.rows(range(40))]
 
 
 def test_two_columns_of_one_name_in_datasets_are_refused(saved, tmp_path):
@@ -290,6 +324,25 @@ def test_splits_of_a_hub_dataset_are_refused_by_name_or_chosen(tmp_path):
     assert load_hub(path, "test", None)["idx"] == ["test-00000-of-00001.parquet"]
     with pytest.raises(UserError, match=r'as a hub dataset \(split "tset", revision newest\) it cannot be loaded: '):
         load_hub(path, "tset", None)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("split", [None, "validation"])
+def test_a_hub_dataset_that_is_several_is_refused_with_the_way_to_read_one(tmp_path, split):
+    """As MMMU and the Cauldron are, by the head of their README.md."""
+    write(tmp_path / "hub/Art/validation-00000-of-00001.parquet", [1])
+    write(tmp_path / "hub/Music/validation-00000-of-00001.parquet", [2])
+    data_files = "  data_files:\n  - split: validation\n    path: {0}/validation-*\n"
+    configs = "".join(f"- config_name: {name}\n{data_files.format(name)}" for name in ("Art", "Music"))
+    (tmp_path / "hub/README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    path = str(tmp_path / "hub")
+    with pytest.raises(UserError) as caught:
+        load_hub(path, split, None)
+    assert str(caught.value) == (
+        f'dataset_path "{path}" is several datasets: Art, Music; download the files of one and name their folder: hf '
+        f'download {path} --repo-type dataset --include "Art/*" --local-dir data, then --dataset_path data/Art'
+    )
+    assert load_questions(f"{path}/Art").idx == [1]
 
 
 @pytest.mark.usefixtures("cache")

@@ -4,6 +4,9 @@ import csv
 import gzip
 import io
 import json
+import shlex
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -17,6 +20,7 @@ from question_files import refusal, write
 from data_engine.errors import UserError
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.sources import json_rows, text_file
+from data_engine.questions.sources.column_names import ColumnNames
 
 ROWS = [{"idx": f"i{i}", "question": f'é, "{i}"\n?', "image": f"{i % 3}.png", "ds_name": "d"} for i in range(60)]
 
@@ -75,6 +79,18 @@ def test_rows_are_the_same_in_each_kind_of_file(tmp_path, name):
         assert [(row.idx, row.question, row.image, row.extra) for row in rows] == [
             (f"i{i}", f'é, "{i}"\n?', b"image %d" % (i % 3), {"ds_name": "d"}) for i in range(start, min(stop, 60))
         ]
+
+
+@pytest.mark.parametrize("name", ["lines.json", "q.json", "q.csv"])
+def test_names_of_columns_are_looked_at_once_and_not_once_a_row(tmp_path, monkeypatch, name):
+    """Which takes longer than parsing a row does."""
+    looked_at = []
+    for function in ("are_read", "ours"):
+        was = getattr(ColumnNames, function)
+        monkeypatch.setattr(ColumnNames, function, lambda *given, was=was: looked_at.append(given) or was(*given))
+    load_questions(file_of(tmp_path, name, SPELLINGS[name]))
+    # Of 60 rows.
+    assert len(looked_at) < 20
 
 
 def test_two_walks_over_a_packed_file_do_not_disturb_each_other(tmp_path):
@@ -183,6 +199,35 @@ def test_what_is_no_array_of_objects_is_named_with_its_place(tmp_path, text, say
     assert path in refusal(path)
 
 
+@pytest.mark.parametrize(
+    "found",
+    [
+        # As VQAv2's files are, and TextVQA's.
+        {"info": {"year": 1}, "questions": [{"idx": "a", "question": "a?"}, {"idx": "b", "question": "b?"}]},
+        {"a": {"question": "a?"}, "b": {"question": "b?"}},
+    ],
+)
+def test_rows_in_one_object_are_written_as_an_array_by_the_command_that_is_told(tmp_path, found):
+    path = file_of(tmp_path, "v2.questions.json", json.dumps(found).encode())
+    told, _, command = refusal(path).partition(" as one array: ")
+    assert "is one object, with" in told
+    program = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    questions = load_questions(str(tmp_path / "v2-rows.json"))
+    assert [(row.idx, row.question) for row in questions.rows(range(2))] == [("a", "a?"), ("b", "b?")]
+
+
+def test_a_large_object_with_the_rows_in_it_is_told_as_a_row_that_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_file, "MAX_RECORD_BYTES", 100)
+    path = file_of(tmp_path, "q.json", b'{"questions": [' + b'{"idx": 1},' * 99)
+    one = "; if the file is one object with the rows in it, write each row as one line, or all of them as one array, as"
+    assert refusal(path).endswith(f"{one} docs/datasets.md shows")
+    path = file_of(tmp_path, "q.jsonl", b'{"idx": 1}\n{"idx": 2, "question": "' + b"a" * 200)
+    assert refusal(path).endswith(
+        ", line 2: more than 100 bytes; a larger image is given by its path, under --image_root"
+    )
+
+
 def test_an_array_needs_no_more_memory_than_a_piece_and_the_places_of_rows(tmp_path):
     text = ("[" + ",\n".join(json.dumps({"idx": i, "text": "a" * 5000}) for i in range(4000)) + "]").encode()
     path = file_of(tmp_path, "q.json", text)
@@ -257,7 +302,12 @@ def test_ids_of_a_csv_file_are_numbers_where_all_are_written_so(tmp_path, ids, e
         ("idx,question,image\n,a,b\n", "line 2: idx is empty; expected text or a whole number"),
         ("idx,question,question,image\n1,a,b,c\n", 'has more than one column "question"; keep one'),
         ("idx;question;image\n1;a;b\n", 'line 1: the columns are separated by ";"; write the file with commas'),
-        ("idx\tquestion\n1\ta\n", "line 1: the columns are separated by a tab; write the file with commas"),
+        ("idx\tquestion\n1\ta\n", "line 1: the columns are separated by a tab; write the file with commas alone"),
+        (
+            'idx, question, image\n1, "a, b", c\n',
+            "line 1: the columns are separated by a comma and a space; write the file with commas alone",
+        ),
+        ("idx,question\r1,a\r", "line 1: not CSV: lines end with CR alone; save the file with LF or CRLF"),
     ],
 )
 def test_what_is_wrong_with_a_csv_file_is_named_with_its_line(tmp_path, text, says):
@@ -326,3 +376,14 @@ def test_a_file_that_cannot_be_read_is_named_with_the_way_to_convert_it(tmp_path
     last = f".{ending.rpartition('.')[2]}"
     assert refusal(path).startswith(f'dataset_path "{path}" is a {last} file; it can be parquet, .jsonl, .json, .csv')
     assert f"'{path}'" in refusal(path)
+
+
+def test_a_table_with_tabs_keeps_its_cells_by_the_command_that_is_told(tmp_path):
+    """Answers that are None or NA, and ids with zeros in front."""
+    path = file_of(tmp_path, "q.tsv", b"idx\tquestion\tanswer\n007\tWhich?\tNone\n008\tHow?\tNA\n009\tWhy?\t1.50\n")
+    command = refusal(path).partition("with .gz: ")[2]
+    program = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    questions = load_questions(str(tmp_path / "q.parquet"), further=("answer",))
+    assert questions.idx == ["007", "008", "009"]
+    assert [row["answer"] for row in questions.records(range(3))] == ["None", "NA", "1.50"]

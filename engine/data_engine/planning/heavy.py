@@ -16,6 +16,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import BadRow, UserError
 from data_engine.job import by_vllm, given, run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings, why_sums_alone
+from data_engine.job.plan import NO_IMAGES
 from data_engine.models import chat_options, class_for, family_class
 from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import Checked, check_loadable
@@ -232,9 +233,10 @@ class _Look:
             counts += self._counts(counter, self._readable(self._first_unit()[PROMPTS:]), refused)
         reason, number = most_frequent(refused)
         if room.may_refuse and number == len(self._first_unit()):
+            without = "" if self._questions().has_images else f"; {NO_IMAGES}"
             self.found.note("prompts", UserError(
                 f'{role}_model_path "{room.path}": none of the first {number} rows can be used, all for the same '
-                f"reason: {reason}"
+                f"reason: {reason}{without}"
             ))  # fmt: skip
         else:
             self.told["warnings"].append(

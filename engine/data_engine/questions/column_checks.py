@@ -1,6 +1,7 @@
 """What is wrong with the columns of a dataset as a whole, before any row is read."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 
@@ -29,21 +30,15 @@ def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: 
         listed = " and ".join(f'"{column}"' for column in missing)
         plural = "s" if len(missing) > 1 else ""
         meant = _meant(missing, columns, names)
-        hint = "" if meant.keys() >= set(missing) else _hint(columns)
+        are_meant = {*meant, "question"} if "messages" in meant else {*meant}
+        hint = "" if are_meant >= set(missing) else _hint(columns)
         if taken := [f"{ours}={theirs}" for ours, theirs in names.theirs.items() if theirs in missing]:
             hint += f"; columns {','.join(taken)} has it under another name"
         if meant:
-            hint += f"; if so meant, say --columns {','.join(f'{ours}={theirs}' for ours, theirs in meant.items())}"
+            said = shlex.quote(",".join(f"{ours}={theirs}" for ours, theirs in meant.items()))
+            hint += f"; if so meant, say --columns {said}"
         raise UserError(f"{name} has no column{plural} {listed}; {names.listed(columns)}{hint}")
-    kinds = {
-        "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
-        "question": ("text", _is_text),
-        "image": ("struct{bytes, path}, binary, or text that is a path", _is_image),
-        "images": ("a list of struct{bytes, path}, of binary, or of text that is a path", _is_images),
-        "messages": ("a list of struct{role, content}, or its text in JSON", _is_messages),
-        "system": ("text", _is_text),
-    }
-    for column, (expected, fits) in kinds.items():
+    for column, (expected, fits) in _KINDS.items():
         if column in columns and not fits(columns[column]):
             shown = names.in_dataset(column)
             hint = ""
@@ -86,10 +81,10 @@ def _hint(columns: Mapping[str, pa.DataType]) -> str:
         return (
             f'; "{named}" holds conversations, as of LLaVA and ShareGPT: write them as "messages", lists of '
             '{"role": ..., "content": ...} that end with the user, or the text of one turn as "question"; and give '
-            'every row a unique "idx"'
+            'every row a unique "idx", as docs/datasets.md shows'
         )
     if "idx" not in columns:
-        return '; give every question an "idx" of its own, text or a number'
+        return '; give every question an "idx" of its own, text or a number, as docs/datasets.md shows'
     return "; or say --columns question=NAME"
 
 
@@ -97,25 +92,40 @@ def _meant(missing: list[str], columns: Mapping[str, pa.DataType], names: Column
     """Columns under names that are often theirs, by the engine's; none where no missing one is among them."""
     found = {}
     for ours in [*missing, *([] if has_images(columns) else ["image", "images"])]:
-        # One that --columns gives a name has no other.
-        theirs = [column for column in columns if column not in names.theirs]
-        fitting = meant_for(ours, theirs)
-        if fitting is not None and fitting not in found.values():
-            found[ours] = fitting
-    return found if found.keys() & set(missing) else {}
+        # A chat may be called as a question is.
+        for name in (ours, "messages") if ours == "question" else (ours,):
+            _, fits = _KINDS[name]
+            # One that --columns gives a name has no other. In JSON all columns but the engine's own are text.
+            free = {column: kind for column, kind in columns.items() if column not in names.theirs}
+            fitting = meant_for(ours, [column for column, kind in free.items() if fits(kind) or is_text(kind)])
+            if fitting is not None and fitting not in found.values():
+                found[name] = fitting
+                break
+    return found if found.keys() & {*missing, "messages"} else {}
 
 
 def _check_images_are_meant(columns: Mapping[str, pa.DataType], name: str) -> None:
     """Raise UserError where questions would be asked without their images, which stand in a column of another name."""
     if has_images(columns):
         return
-    for column, kind in columns.items():
-        ours, one = ("images", kind.value_type) if is_list(kind) else ("image", kind)
-        if pa.types.is_struct(one) and _is_image(one):
-            raise UserError(
-                f'{name} has no column "image" or "images", but "{column}" holds images: say so with '
-                f"--columns {ours}={column}, or take it out"
-            )
+    holding = [column for column, kind in columns.items() if _holds_images(kind)]
+    if len(holding) > 1:
+        raise UserError(
+            f'{name} has no column "image" or "images", but {", ".join(map(json.dumps, holding))} hold images: one of '
+            "them alone is named by --columns image=NAME; all of them are asked about where each row has them as one "
+            'list in "images", as docs/datasets.md shows'
+        )
+    for column in holding:
+        ours = "images" if is_list(columns[column]) else "image"
+        raise UserError(
+            f'{name} has no column "image" or "images", but "{column}" holds images: say so with '
+            f"--columns {ours}={column}, or take it out"
+        )
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    one = kind.value_type if is_list(kind) else kind
+    return pa.types.is_struct(one) and _is_image(one)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -139,3 +149,14 @@ def _is_messages(kind: pa.DataType) -> bool:
     one = kind.value_type
     named = pa.types.is_struct(one) and {part.name for part in one} >= set(MESSAGE_FIELDS)
     return named or pa.types.is_null(one)
+
+
+# What each column of the engine may hold: in words, and whether a type is of it.
+_KINDS = {
+    "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
+    "question": ("text", _is_text),
+    "image": ("struct{bytes, path}, binary, or text that is a path", _is_image),
+    "images": ("a list of struct{bytes, path}, of binary, or of text that is a path", _is_images),
+    "messages": ("a list of struct{role, content}, or its text in JSON", _is_messages),
+    "system": ("text", _is_text),
+}

@@ -28,10 +28,18 @@ UNREAD = ("sample_index", "finish_reason", "thought", "thought_tokens")
 _OFTEN_CALLED = ("response", "responses", "output", "completion", "generation", "prediction", "text", "content")
 # What they call the question's id.
 _IDX_OFTEN_CALLED = ("id", "ids", "index", "uid", "qid", "question_id", "sample_id", "custom_id")
+# Answers of a pair.
+_OF_A_PAIR = ("chosen", "rejected")
+_A_ROW_EACH = "write a row for each answer"
 # Of a line of the output of OpenAI's batches, and of vLLM's.
 _OF_A_BATCH = {"custom_id", "response"}
 # What they call its score.
 _SCORES = ("score", "scores", "reward", "rewards", "rating")
+# How an array of them becomes lines.
+_AS_LINES = (
+    "python -c \"import json; open('answers.jsonl', 'w').writelines(json.dumps(row) + '\\n' for row in "
+    "json.load(open('IN')))\""
+)
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
@@ -101,8 +109,9 @@ class GivenFile:
             raise UserError(f"{self.name} {LFS_POINTER}")
         name = self.path.name.lower()
         if begins != b"PAR1" and not name.endswith(_JSON_ENDINGS):
-            broken = " and this one is no parquet file" if name.endswith(".parquet") else ""
-            raise UserError(f"{self.name} must be a parquet, .jsonl or .jsonl.gz file,{broken or ' by its name'}")
+            told = " and this one is no parquet file" if name.endswith(".parquet") else " by its name"
+            told += f"; {_AS_LINES.replace('IN', str(self.path))}" if name.endswith(".json") else ""
+            raise UserError(f"{self.name} must be a parquet, .jsonl or .jsonl.gz file,{told}")
         return begins == b"PAR1"
 
     def _check_columns(self) -> None:
@@ -121,7 +130,8 @@ class GivenFile:
                 kind = schema.field(column).type
                 kind = kind.value_type if pa.types.is_dictionary(kind) else kind
                 if not fits(kind):
-                    raise UserError(f'{self.name}: column "{column}" must be {expected}, got {kind}')
+                    mend = f"; {_A_ROW_EACH}" if column == "answer" and is_list(kind) else ""
+                    raise UserError(f'{self.name}: column "{column}" must be {expected}, got {kind}{mend}')
         if "idx" not in schema.names or not {"answer", "token_ids"} & set(schema.names):
             raise UserError(
                 f'{self.name} needs the column "idx", and "answer" or "token_ids"; columns: {", ".join(schema.names)}'
@@ -139,6 +149,8 @@ class GivenFile:
                 hint = f'; did you mean "{near[0]}"?' if near else "; take it out"
                 if name.lower() in _OFTEN_CALLED and not {"answer", "token_ids"} & {*names}:
                     hint = '; if it holds the answers, call it "answer"'
+                if name.lower() in _OF_A_PAIR:
+                    hint = f'; {_A_ROW_EACH}, with its text in "answer"'
                 if name.lower() in _IDX_OFTEN_CALLED and "idx" not in names:
                     hint = '; if it holds the idx of the question, call it "idx"'
                 if name.lower() in _SCORES:
@@ -206,7 +218,8 @@ class GivenFile:
                 return text
         except UnicodeError:
             raise self.refusal(number, f"{column} is not text in UTF-8") from None
-        raise self.refusal(number, f"{column} is {json.dumps(value, default=str)[:60]}; expected text")
+        mend = f"; {_A_ROW_EACH}" if column == "answer" and isinstance(value, list) else ""
+        raise self.refusal(number, f"{column} is {json.dumps(value, default=str)[:60]}; expected text{mend}")
 
     def _check_ids(self, number: int, ids: object) -> None:
         if not isinstance(ids, list) or not all(type(one) is int for one in ids):

@@ -14,10 +14,12 @@ import os
 import re
 import stat
 import threading
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol, get_args
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -196,10 +198,13 @@ def read_under(root: Path, path: str) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno not in _ROW_ERRORS:
             raise
-        hint = _root_twice(root, path)
+        hint = _what_is_there(root, path)
         raise MissingImage(f"image path {shown} is not a readable file under image_root{hint}") from None
     if descriptor is None:
-        raise MissingImage(f"image path {shown} leads outside image_root")
+        # As in the hub's cache, where all files are links.
+        is_link = os.path.normpath(os.path.join(root, path)).startswith(os.path.join(os.path.normpath(root), ""))
+        told = " by a link: copy the files themselves there, as cp -rL does" if is_link else ""
+        raise MissingImage(f"image path {shown} leads outside image_root{told}")
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -212,12 +217,28 @@ def read_under(root: Path, path: str) -> bytes:
         os.close(descriptor)
 
 
-def _root_twice(root: Path, path: str) -> str:
-    """A hint where a path that is not under `root` is there under the folder above: it begins with root's name."""
-    above = os.path.normpath(root / "..")
-    begins = path.partition("/")[0] == os.path.basename(os.path.abspath(root))
-    is_there = begins and os.path.isfile(os.path.join(above, path))
-    return f"; it is one under the folder above: give {json.dumps(above)} as image_root" if is_there else ""
+def _what_is_there(root: Path, path: str) -> str:
+    """A hint where a path that is no file under `root` is one under a folder above, or in another spelling."""
+    absolute = Path(os.path.abspath(root))
+    first = Path(path).parts[:-1]
+    for number in range(1, len(first) + 1):
+        above = os.path.join(absolute, *[".."] * number)
+        if absolute.parts[-number:] == first[:number] and os.path.isfile(os.path.join(above, path)):
+            above = json.dumps(os.path.normpath(above))
+            return f"; it is one under the folder above: give {above} as image_root"
+    stem, ending = os.path.splitext(path)
+    spellings = {
+        "with / for \\": path.replace("\\", "/"),
+        "with its %-codes decoded": unquote(path),
+        "in the Unicode form NFC": unicodedata.normalize("NFC", path),
+        "in the Unicode form NFD": unicodedata.normalize("NFD", path),
+        "with its ending in small letters": stem + ending.lower(),
+        "with its ending in capitals": stem + ending.upper(),
+    }
+    for how, other in spellings.items():
+        if other != path and os.path.isfile(root / other):
+            return f"; written {how} it is one: write the path so, or rename the file"
+    return ""
 
 
 def _shown(path: str) -> str:

@@ -55,7 +55,8 @@ def conversation_of(found: object) -> Conversation:
         raise BadImage("a message of the system stands behind others; it can only be the first")
     if messages[-1].role != "user":
         raise BadImage(
-            f"the last message must be the user's, whose answer is wanted; it is one of the {messages[-1].role}"
+            f"the last message must be the user's, whose answer is wanted; it is one of the {messages[-1].role}: leave "
+            "it out"
         )
     _check_texts(messages)
     _check_order(found)
@@ -101,11 +102,14 @@ def _part(part: object, where: str) -> str | int:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
-    if kind != "image":
-        raise BadImage(f'{where} has a part that is neither {{"type": "text", "text": ...}} nor {{"type": "image"}}')
-    own = [name for name in _OWN_IMAGE if part.get(name) is not None]
-    if own:
+    own = [name for name in _OWN_IMAGE if isinstance(part, dict) and part.get(name) is not None]
+    if own and kind != "text":
         raise BadImage(f'{where} has an image of its own, in "{own[0]}"; images stand in the column "images"')
+    if kind != "image":
+        shown = f", but one of the type {json.dumps(kind, default=str)[:60]}" if kind not in (None, "text") else ""
+        raise BadImage(
+            f'{where} has a part that is neither {{"type": "text", "text": ...}} nor {{"type": "image"}}{shown}'
+        )
     return _UNNUMBERED
 
 

@@ -18,15 +18,17 @@ from data_engine.questions.sources.text_rows import JSON_ENDINGS, TEXT_ENDINGS, 
 # Files of other kinds, by their ending, and how to make one of them that can be read.
 _OTHER_FILES = {
     ".arrow": "python -c \"import datasets; datasets.Dataset.from_file('IN').to_parquet('OUT.parquet')\"",
-    ".tsv": "python -c \"import pandas; pandas.read_csv('IN', sep='\\t').to_parquet('OUT.parquet')\"",
-    ".xlsx": "python -c \"import pandas; pandas.read_excel('IN').to_parquet('OUT.parquet')\"",
+    # As the cells are written: pandas takes None and NA for no cell, and 007 for 7.
+    ".tsv": "python -c \"import pandas; pandas.read_csv('IN', sep='\\t', dtype=str, keep_default_na=False)"
+    ".to_parquet('OUT.parquet')\"",
+    ".xlsx": "save 'IN' as .csv in UTF-8",
     ".feather": "python -c \"import pandas; pandas.read_feather('IN').to_parquet('OUT.parquet')\"",
     ".gz": "gunzip 'IN'",
     ".zst": "unzstd 'IN'",
     ".bz2": "bunzip2 'IN'",
     ".xz": "unxz 'IN'",
     ".zip": "unzip 'IN'",
-    ".tar": "tar -xf 'IN'",
+    ".tar": "tar -xf 'IN' unpacks it, and docs/datasets.md shows how the pictures of one of WebDataset are asked about",
 }
 _FILE_ENDINGS = (".parquet", *TEXT_ENDINGS, *_OTHER_FILES)
 _PARQUET_BEGINS = b"PAR1"

@@ -1,5 +1,6 @@
 """What a dataset calls its columns, where that is not what the engine calls them: --columns question=prompt."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -9,14 +10,17 @@ import pyarrow as pa
 from data_engine.errors import UserError, nearest
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 
-# Other names under which datasets have a column, in lower case.
+# Other names under which datasets have a column, the likeliest first; in small letters, with nothing between words.
 _OFTEN_CALLED = {
-    "answer": ("answers", "response", "reference", "ground_truth", "gt_answer", "solution"),
-    "idx": ("id", "ids", "index", "uid", "question_id", "sample_id", "image_id", "__index_level_0__"),
-    "question": ("prompt", "query", "instruction", "text", "input"),
-    "image": ("picture", "img", "image_file", "file_name", "filename"),
+    "answer": ("answers", "response", "reference", "groundtruth", "gtanswer", "solution"),
+    "idx": ("id", "ids", "index", "uid", "uuid", "questionid", "qid", "pid", "sampleid", "imageid", "indexlevel0"),
+    "question": ("questiontext", "prompt", "query", "instruction", "text", "input"),
+    "image": (
+        "picture", "img", "imagefile", "filename", "imagepath", "imagename", "imagebytes", "imagestr", "imagebase64",
+    ),
     "images": ("pictures",),
-}
+}  # fmt: skip
+_OTHERS = {name for names in _OFTEN_CALLED.values() for name in names}
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ SAME_NAMES = ColumnNames()
 
 def meant_for(ours: str, theirs: Iterable[str]) -> str | None:
     """That of the dataset's columns which may be the engine's: it is often called so, or it is a typo."""
-    by_lower = {one.lower(): one for one in reversed([*theirs])}
-    called = next((one for one in by_lower.values() if one.lower() in (ours, *_OFTEN_CALLED.get(ours, ()))), None)
-    near = get_close_matches(ours, by_lower, n=1, cutoff=0.8)
-    return called or (by_lower[near[0]] if near else None)
+    # --columns takes no name with a comma.
+    plain = {re.sub("[-_ .]", "", one.lower()): one for one in reversed([*theirs]) if "," not in one}
+    called = next((plain[name] for name in (ours, *_OFTEN_CALLED.get(ours, ())) if name in plain), None)
+    # The id of an image is no typo of "image", and one with a number behind it is one of several.
+    typos = [name for name in plain if name not in _OTHERS and not name[-1:].isdigit()]
+    near = get_close_matches(ours, typos, n=1, cutoff=0.8)
+    return called or (plain[near[0]] if near else None)

@@ -47,12 +47,17 @@ class CsvRows:
         return self._row(where, record or [])
 
     def _refuse_other_separator(self, header: list[str]) -> None:
-        """A header that nothing separates, and that has what other programs write between cells."""
+        """A header that nothing separates, and that has what other programs write between cells; or commas and spaces.
+
+        A quote behind a space is a part of its cell, and so is the space.
+        """
         found = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
-        shown = {"\t": "a tab"}.get(found, f'"{found}"')
+        if len(header) > 1 and all(name.startswith(" ") for name in header[1:]):
+            found = ", "
+        shown = {"\t": "a tab", ", ": "a comma and a space"}.get(found, f'"{found}"')
         refuse(
             found is not None,
-            f'"{self._file.path}", line 1: the columns are separated by {shown}; write the file with commas',
+            f'"{self._file.path}", line 1: the columns are separated by {shown}; write the file with commas alone',
         )
 
     def _row(self, where: str, fields: list[str]) -> dict:
@@ -68,7 +73,8 @@ class CsvRows:
         try:
             return next(reader, None)
         except csv.Error as error:
-            raise UserError(f'"{self._file.path}", {where}: not CSV: {error}') from None
+            told = "lines end with CR alone; save the file with LF or CRLF" if "new-line" in str(error) else error
+            raise UserError(f'"{self._file.path}", {where}: not CSV: {told}') from None
 
 
 class _Lines:

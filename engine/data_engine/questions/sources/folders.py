@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data_engine.errors import UserError
@@ -17,6 +17,12 @@ _WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_WORDS)})(?=[-._ \d]|$)", re.IGNO
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?")
 # What `datasets` and LLaMA-Factory write about a dataset, beside it.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
+_OF_PICTURES = (".tar", ".jpg", ".jpeg", ".png", ".webp")
+# What load_dataset keeps in its cache.
+_FROM_ARROW = (
+    'python -c "import datasets, glob; datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in '
+    "sorted(glob.glob('FOLDER/*.arrow'))]).to_parquet('questions.parquet')\""
+)
 
 
 def files_of(folder: Path, split: str | None) -> list[Path]:
@@ -27,7 +33,9 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
     """
     data = folder / "data"
     files = _own_files(folder) or _own_files(data) or _text_shards(folder) or _text_shards(data)
-    refuse(not files, f'dataset_path "{folder}" has no .parquet file and no `datasets` dataset; {_held_by(folder)}')
+    if not files:
+        # Pictures beside the files may be many, and are looked at for the message alone.
+        raise UserError(f'dataset_path "{folder}" has no .parquet file and no `datasets` dataset; {_held_by(folder)}')
     splits: dict[str, list[Path]] = {}
     nameless = []
     for file in files:
@@ -111,13 +119,23 @@ def _held_by(folder: Path) -> str:
         shown = ", ".join(map(str, folders[:5]))
         return f"its folders {shown} have: name one of them as --dataset_path"
     if any(path.suffix == ".arrow" for path in inside):
-        return f"it holds {_some(inside)}; what save_to_disk writes has state.json and dataset_info.json: copy them too"
+        return (
+            f"it holds {_some(inside)}; what save_to_disk writes has state.json and dataset_info.json: copy them too, "
+            f"or write one parquet file of it: {_FROM_ARROW.replace('FOLDER', str(folder))}"
+        )
     if files:
         told = f"to read one of its files, name the file as --dataset_path: {_some(files)}"
         together = "to read files of text as one, give them names that differ in their numbers alone, as part-0.jsonl"
         return f"{together}; {told}" if len(files) > 1 else told
-    return f"it holds {_some(inside) or 'nothing'}"
+    texts = sorted(file.relative_to(folder) for depth in ("*", "*/*") for file in folder.glob(f"{depth}/*.*")
+                   if _text_ending(file) and file.name not in _ABOUT)  # fmt: skip
+    if texts:
+        return f"to read one of the files in its folders, name the file as --dataset_path: {_some(texts, str)}"
+    held = f"it holds {_some(inside) or 'nothing'}"
+    if any(path.suffix.lower() in _OF_PICTURES for path in inside):
+        held += "; docs/datasets.md shows how pictures in folders and in tar files are asked about"
+    return held
 
 
-def _some(paths: list[Path]) -> str:
-    return ", ".join(path.name for path in paths[:5])
+def _some(paths: list[Path], shown: Callable[[Path], str] = lambda path: path.name) -> str:
+    return ", ".join(map(shown, paths[:5]))

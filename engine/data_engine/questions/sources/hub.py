@@ -102,8 +102,27 @@ def load_hub(path: str, split: str | None, revision: str | None):
     what = f'(split "{split}", revision {revision or "newest"})' if split else f"(revision {revision or 'newest'})"
     wrong = f'dataset_path "{path}" is no file or folder here, and as a hub dataset {what} it cannot be loaded'
     with _library_reads(wrong + nearest_path(path)):
-        found = datasets.load_dataset(path, split=split, revision=revision)
+        try:
+            found = datasets.load_dataset(path, split=split, revision=revision)
+        except ValueError:
+            _refuse_several(path, revision)
+            raise
         return found[choose_split(path, list(found), split)] if isinstance(found, datasets.DatasetDict) else found
+
+
+def _refuse_several(path: str, revision: str | None) -> None:
+    """Raise UserError for a hub dataset that is several, which the library calls configurations, without a default."""
+    import datasets
+
+    names = datasets.get_dataset_config_names(path, revision=revision)
+    if len(names) < 2 or datasets.get_dataset_default_config_name(path, revision=revision) is not None:
+        return
+    more = ", ..." if len(names) > 20 else ""
+    raise UserError(
+        f'dataset_path "{path}" is several datasets: {", ".join(names[:20])}{more}; download the files of one and name '
+        f'their folder: hf download {path} --repo-type dataset --include "{names[0]}/*" --local-dir data, then '
+        f"--dataset_path data/{names[0]}"
+    )
 
 
 def _only_split(path: str, revision: str | None) -> str | None:

@@ -1,8 +1,10 @@
 """JSON as rows: one object a line, or an array of objects."""
 
+import functools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from data_engine.errors import UserError
@@ -19,12 +21,16 @@ _GZIP = b"\x1f\x8b"
 _SPACE = re.compile(rb"[ \t\r\n]*")
 # So near to the end, json's complaint may be about a text that is only cut off: in \uXXXX, or in a number.
 _CUT_OFF = 10
+# Made once and not once a row.
+_PLAIN_DECODER = json.JSONDecoder()
+# Which keys are read of the objects in a column.
+_READ_INSIDE = {"image": IMAGE_FIELDS, "images": IMAGE_FIELDS, "messages": MESSAGE_FIELDS}
 
 
-class Object(dict):
-    """A JSON object, and the keys that it has more than once."""
+class Repeating(dict):
+    """A JSON object that has keys more than once."""
 
-    repeated: frozenset[str] = frozenset()
+    repeated: frozenset[str]
 
 
 class JsonRows:
@@ -32,6 +38,9 @@ class JsonRows:
 
     def __init__(self, file: TextFile, names: ColumnNames):
         self._file, self._names = file, names
+        # Asked for each cell of each row.
+        self._ours = functools.lru_cache(names.ours)
+        self._inside = [(name, names.in_dataset(name), keys) for name, keys in _READ_INSIDE.items()]
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
         """The rows, in order. Raises UserError, with the place, at what is none."""
@@ -46,21 +55,35 @@ class JsonRows:
         """One row, by the engine's names. Raises UserError where it is no object, or has a key twice that is read."""
         place = f'"{self._file.path}", {where}'
         try:
-            row = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+            row = _DECODER.decode(data.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: {_why_not(data, error)}") from None
-        refuse(not isinstance(row, Object), f'{place}: not an object {{"idx": ..., ...}}')
-        twice = _repeated(row, self._names)
+        refuse(not isinstance(row, dict), f'{place}: not an object {{"idx": ..., ...}}')
+        twice = self._repeated(row)
         refuse(bool(twice), f"{place}: {', '.join(twice)} is there more than once; keep one")
-        named = ((self._names.ours(key), value) for key, value in row.items())
-        return {name: value for name, value in named if name is not None}
+        return {name: value for key, value in row.items() if (name := self._ours(key)) is not None}
+
+    def _repeated(self, row: dict) -> list[str]:
+        """The keys that are read and that a row has more than once, in words."""
+        twice = []
+        if isinstance(row, Repeating):
+            ours = [name for name in map(self._ours, sorted(row.repeated)) if name is not None]
+            twice = [f'"{name}"' for name in map(self._names.in_dataset, self._names.are_read(ours))]
+        for name, theirs, keys in self._inside:
+            cell = row.get(theirs)
+            for item in cell if isinstance(cell, list) else (cell,):
+                if isinstance(item, Repeating):
+                    what = "the image" if name == "image" else f"an item of {name}"
+                    twice += [f'"{key}" of {what}' for key in keys if key in item.repeated]
+        return list(dict.fromkeys(twice))
 
     def _lines(self, stream: BinaryIO) -> Iterator[Record]:
         start = 0
         for number, line in enumerate(iter(lambda: stream.readline(text_file.MAX_RECORD_BYTES + 1), b""), start=1):
             where = f"line {number}"
             if len(line) > text_file.MAX_RECORD_BYTES:
-                raise too_long(self._file, where)
+                one = f"; if the file is one object with the rows in it, {ROWS_ARE}, as docs/datasets.md shows"
+                raise too_long(self._file, where, one if number == 1 else "")
             if line.strip():
                 yield Record(where, start, len(line), self.parse(where, line))
             start += len(line)
@@ -85,22 +108,28 @@ class JsonRows:
         refuse(scanner.next_byte("", end=True) != b"", f'"{self._file.path}" goes on behind the end of its array')
 
 
-def holds_rows(row: dict) -> str | None:
-    """Where in an object the rows stand, in words, if it looks like a whole dataset; None if it does not.
+def told_of_rows_inside(path: Path, row: dict) -> str | None:
+    """What is said of a file of one object that looks like a whole dataset; None where it does not.
 
     One that has an id or a question is a row, as is the only one of a file with a list of pictures or boxes.
     """
     plain = [name for name, value in row.items() if isinstance(value, str | int | float)]
     if any(meant_for(ours, plain) for ours in ("idx", "question")):
         return None
+    inside = rows = None
     if row and all(isinstance(value, dict) for value in row.values()):
-        return f"with {len(row)} others by their keys"
+        inside, rows = f"with {len(row)} others by their keys", "[{'idx': key} | row for key, row in found.items()]"
     for name, value in row.items():
-        if name in CONVERSATIONS:
+        if name in CONVERSATIONS or inside is not None:
             continue
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            return f'with a list of {len(value)} others in "{name}"'
-    return None
+            inside, rows = f'with a list of {len(value)} others in "{name}"', f"found['{name}']"
+    if inside is None:
+        return None
+    written = f"json.dump({rows}, open('{path.name.partition('.')[0]}-rows.json', 'w'))"
+    # What is packed has to be unpacked first.
+    command = f": python -c \"import json; found = json.load(open('{path}')); {written}\""
+    return f'"{path}" is one object, {inside}; {ROWS_ARE}{"" if path.suffix.lower() == ".gz" else command}'
 
 
 def _why_not(data: bytes, error: Exception) -> str:
@@ -116,27 +145,16 @@ def _why_not(data: bytes, error: Exception) -> str:
     return told
 
 
-def _repeated(row: Object, names: ColumnNames) -> list[str]:
-    """The keys that are read and that a row has more than once, in words."""
-    ours = [name for name in map(names.ours, sorted(row.repeated)) if name is not None] if row.repeated else []
-    twice = [f'"{name}"' for name in map(names.in_dataset, names.are_read(ours))]
-    cells = {name: row.get(names.in_dataset(name)) for name in ("image", "images", "messages")}
-    inside = [("image", IMAGE_FIELDS, [cells["image"]])]
-    inside += [(f"an item of {name}", keys, cells[name])
-               for name, keys in (("images", IMAGE_FIELDS), ("messages", MESSAGE_FIELDS))
-               if isinstance(cells[name], list)]  # fmt: skip
-    for what, keys, items in inside:
-        repeated = {key for item in items if isinstance(item, Object) for key in keys if key in item.repeated}
-        twice += [f'"{key}" of {"the " if what == "image" else ""}{what}' for key in keys if key in repeated]
-    return twice
-
-
-def _object(pairs: list[tuple[str, object]]) -> Object:
-    row = Object(pairs)
-    if len(row) < len(pairs):
-        seen: set[str] = set()
-        row.repeated = frozenset(key for key, _ in pairs if key in seen or seen.add(key))
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    row, seen = Repeating(row), set()
+    row.repeated = frozenset(key for key, _ in pairs if key in seen or seen.add(key))
     return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 class _Scanner:
@@ -166,7 +184,7 @@ class _Scanner:
         """(place in the file, bytes) of the object that begins at `position`."""
         while True:
             try:
-                _, end = json.JSONDecoder().raw_decode(self._text, self.position)
+                _, end = _PLAIN_DECODER.raw_decode(self._text, self.position)
                 break
             except (ValueError, RecursionError) as error:
                 held = len(self._text) - self.position

@@ -97,7 +97,8 @@ class ParquetSource:
             self._open = (file, _open_parquet(file))
         opened = self._open[1]
         theirs = [self.names.in_dataset(name) for name in columns]
-        largest = max(chunk.total_uncompressed_size for chunk in _chunks(opened.metadata, group, theirs))
+        chunks = map(opened.metadata.row_group(group).column, _places(opened.metadata, theirs))
+        largest = max(chunk.total_uncompressed_size for chunk in chunks)
         # A cell is at most as large as its chunk; but one large cell of a dictionary may occur in every row.
         rows = min(BATCH_ROWS, max(1, MAX_BATCH_BYTES // max(1, largest)))
         with _reading(file):
@@ -141,9 +142,11 @@ def _reading(file: Path) -> Iterator[None]:
 
 def _check_cell_sizes(file: Path, metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
     """Refuse, before unpacking, a row group whose mean cell would be larger than an image may be."""
+    places = _places(metadata, columns)
     for group in range(metadata.num_row_groups):
-        num_rows = metadata.row_group(group).num_rows
-        for chunk in _chunks(metadata, group, columns):
+        row_group = metadata.row_group(group)
+        num_rows = row_group.num_rows
+        for chunk in map(row_group.column, places):
             # A list of images has more values than rows.
             num_cells = max(1, num_rows, chunk.num_values)
             refuse(
@@ -153,10 +156,10 @@ def _check_cell_sizes(file: Path, metadata: pq.FileMetaData, columns: Sequence[s
             )
 
 
-def _chunks(metadata: pq.FileMetaData, group: int, columns: Sequence[str]) -> Iterator[pq.ColumnChunkMetaData]:
-    """The footer's metadata of the `columns` of a row group, and of their nested fields."""
-    chunks = map(metadata.row_group(group).column, range(metadata.num_columns))
-    return (chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns))
+def _places(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[int]:
+    """Where the `columns`, and their nested fields, stand in each row group."""
+    paths = (f"{metadata.schema.column(place).path}." for place in range(metadata.num_columns))
+    return [place for place, path in enumerate(paths) if any(path.startswith(f"{column}.") for column in columns)]
 
 
 def _open_parquet(file: Path) -> pq.ParquetFile:

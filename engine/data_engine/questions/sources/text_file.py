@@ -79,7 +79,7 @@ class TextFile:
             ) from None
 
 
-def too_long(file: TextFile, where: str) -> UserError:
+def too_long(file: TextFile, where: str, hint: str = "") -> UserError:
     """What is said of a row that exceeds the memory set aside for one."""
     larger = "a larger image is given by its path, under --image_root"
-    return UserError(f'"{file.path}", {where}: more than {MAX_RECORD_BYTES} bytes; {larger}')
+    return UserError(f'"{file.path}", {where}: more than {MAX_RECORD_BYTES} bytes; {larger}{hint}')

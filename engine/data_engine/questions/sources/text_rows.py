@@ -16,7 +16,7 @@ from data_engine.questions.sources.base import PROBLEM, refuse
 from data_engine.questions.sources.cells import cells_of
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.csv_rows import CsvRows
-from data_engine.questions.sources.json_rows import ROWS_ARE, JsonRows, holds_rows
+from data_engine.questions.sources.json_rows import JsonRows, told_of_rows_inside
 from data_engine.questions.sources.text_file import Record, TextFile
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 from data_engine.store.file_hashes import HashFiles
@@ -65,17 +65,21 @@ class TextSource:
         file = TextFile(path)
         rows = CsvRows(file, self.names) if self._is_csv else JsonRows(file, self.names)
         part = _Part(file, rows, first=len(ids))
+        # Looking at the names of each row alone would take as long as reading it.
+        seen: set[str] = set()
         with file.opened() as stream:
             for record in rows.records(stream):
-                read = record.row if not self.columns else self.names.are_read(record.row)
-                self.columns |= {name: _type(name) for name in read}
+                if not seen.issuperset(record.row):
+                    seen.update(record.row)
+                    read = record.row if not self.columns else self.names.are_read(record.row)
+                    self.columns |= {name: _type(name) for name in read}
                 ids.append(self._checked_id(file, record, ids))
                 self._starts.append(record.start)
                 self._sizes.append(record.size)
         part.num_rows = len(ids) - part.first
         if part.num_rows == 1 and not self.columns.keys() & {"idx", "question", "messages"}:
-            inside = holds_rows(record.row)
-            refuse(inside is not None, f'"{path}" is one object, {inside}; {ROWS_ARE}')
+            told = told_of_rows_inside(path, record.row)
+            refuse(told is not None, told or "")
         self._parts.append(part)
 
     def ids(self, limit: int | None) -> pa.ChunkedArray:
@@ -108,21 +112,22 @@ class TextSource:
         return " ".join(hash_files([part.file.path for part in self._parts]))
 
     def _checked_id(self, file: TextFile, record: Record, before: list) -> int | str | None:
-        value = record.row.get("idx")
         if "idx" not in self.columns:
             return None
+        value = record.row.get("idx")
+        is_empty = self._is_csv and not value
+        if _is_id(value) and not is_empty and (not before or type(before[0]) is type(value)):
+            return value
         text = json.dumps(value)[:60] if "idx" in record.row else "missing"
         where = f'"{file.path}", {record.where}'
         if not _is_id(value):
             by_columns = "; a table is expected row by row, not by columns" if isinstance(value, (dict, list)) else ""
             raise UserError(f"{where}: idx is {text}; expected text or a 64-bit whole number{by_columns}")
-        refuse(self._is_csv and not value, f"{where}: idx is empty; expected text or a whole number")
-        if before and type(before[0]) is not type(value):
-            raise UserError(
-                f"{where}: idx is {text}, in the first row {json.dumps(before[0])}; "
-                "write all of them as numbers or all as text"
-            )
-        return value
+        refuse(is_empty, f"{where}: idx is empty; expected text or a whole number")
+        raise UserError(
+            f"{where}: idx is {text}, in the first row {json.dumps(before[0])}; "
+            "write all of them as numbers or all as text"
+        )
 
 
 def _is_csv(path: Path) -> bool:
