@@ -79,7 +79,7 @@ class Plan:
         run_stages, formats = config.stages, exports.chosen(config.export)
         # Names of strategies and rewards, which the last step reads hours later.
         Settings.of(config, run_stages)
-        questions = _questions(config, run_stages)
+        questions = _questions(config)
         check_models(config, config.roles)
         checkpoints = {role: Checkpoint.of_role(config, role) for role in config.roles}
         trained = checkpoints.get(stages.TRAINED)
@@ -198,10 +198,9 @@ def _has_texts(given: Given | None) -> bool:
     return given is not None and given.facts.text_alone > 0
 
 
-def _questions(config: RunConfig, run_stages: RunStages) -> Questions:
-    """The dataset, checked against what the stages and the file of answers need of it."""
+def _questions(config: RunConfig) -> Questions:
+    """The dataset, checked against what the sources of reward and the file of answers need of it."""
     questions = open_for_run(config)
-    _check_columns(questions, run_stages)
     if config.answers is not None:
         # Of its rows nothing yet.
         GivenFile(config.answers, questions.idx_type)
@@ -227,13 +226,3 @@ def _placement(
         for checkpoint in checkpoints.values():
             family_class(checkpoint.family).check_split(checkpoint.folder)
     return decision
-
-
-def _check_columns(questions: Questions, run_stages: RunStages) -> None:
-    for stage in run_stages.by_name.values():
-        missing = [column for column in stage.columns if column not in questions.columns]
-        if missing:
-            raise UserError(
-                f'{stage.name} needs the column "{missing[0]}", and the dataset has none; '
-                f"columns: {', '.join(questions.columns)}"
-            )
