@@ -191,25 +191,17 @@ class NativeModel(EmbeddingDecoder):
         return SplicedPrompt(ids, None, 0)
 
     def prompts(
-        self,
-        conversations: Sequence[Conversation],
-        images: Sequence[Image],
-        crop: bool,
-        max_megapixels: float,
+        self, conversations: Sequence[Conversation], images: Sequence[Image], crop: bool, max_megapixels: float
     ) -> list[SplicedPrompt]:
         """See VisionLanguageModel.prompts."""
         first = self.prompt(conversations[0], images, crop, max_megapixels)
         return [replace(first, ids=self.prompt_ids(single_question(self.family, one))) for one in conversations]
 
     def shared_prompt(
-        self,
-        conversations: Sequence[Conversation],
-        images: Sequence[Image],
-        crop: bool,
-        max_megapixels: float,
+        self, conversations: Sequence[Conversation], images: Sequence[Image], max_megapixels: float
     ) -> tuple[SplicedPrompt, list[list[int]]]:
         """See VisionLanguageModel.shared_prompt. At least one id stands behind it."""
-        prompts = self.prompts(conversations, images, crop, max_megapixels)
+        prompts = self.prompts(conversations, images, True, max_megapixels)
         length = min(len(one.ids) for one in prompts) - 1
         length = next((at for at in range(length) if len({one.ids[at] for one in prompts}) > 1), length)
         if IMAGE_TOKEN not in prompts[0].ids[:length]:

@@ -24,8 +24,6 @@ from data_engine.reporting.render import called, render
 from data_engine.reporting.timings import Summary
 from data_engine.stages import compared
 
-# The most pairs that a page shows.
-NUM_SHOWN = choice.NUM_PAIRS
 # Rewards that have words of their own.
 TITLES = {"sum": "Reward of the answer (sum)", "avg": "Reward a token (avg)"}
 # The name of the pairing that a run makes.

@@ -232,7 +232,7 @@ class Auto:
             raise BadRow(limits.NEEDS_IMAGE)
 
     def shared_prompt(
-        self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float
+        self, conversations: Sequence[Conversation], images: Sequence[Image.Image], max_megapixels: float
     ) -> tuple[ProcessedPrompt, list[list[int]]]:
         if self.reads_ahead:
             raise UserError("this model's prompts are read in both directions, so none is the beginning of another")
