@@ -9,7 +9,7 @@ from prompts import EmbeddedPrompt, even, logits_noted, one_a_pass, prefix
 from torch import Tensor
 
 from data_engine.models.base import VisionLanguageModel
-from data_engine.models.layers import attention
+from data_engine.models.layers import noting
 from data_engine.models.layers.attention import LayerCall
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.sampling.draw import SamplingParams
@@ -107,14 +107,14 @@ def test_a_prompt_of_numbers_that_are_none_breaks_no_other(model, prompts):
 
 
 def test_each_prompt_attends_by_the_call_that_it_makes_alone(model, prompts, monkeypatch):
-    calls, plain = [], attention.plain
+    calls, plain = [], noting.plain
 
     def noted(call: LayerCall) -> Tensor:
         parts = [(part.shape, part.stride()) for part in (call.query, call.key, call.value)]
         calls.append((call.layer, parts, call.mask, call.scale, sorted(call.options)))
         return plain(call)
 
-    monkeypatch.setattr(attention, "plain", noted)
+    monkeypatch.setattr(noting, "plain", noted)
     for prompt in prompts[:3]:
         run_prefix(model, prompt)
     alone = calls.copy()
