@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_engine.job import worker
+from data_engine.job import last_step
 from data_engine.reporting import quarantine
 from data_engine.reporting.timings import Summary
 from data_engine.store import logs, units
@@ -117,7 +117,7 @@ def test_each_row_is_in_a_file_with_its_whole_reason_until_none_is_left_out(work
 def test_a_list_of_these_rows_that_cannot_be_written_is_no_failure(work_dir, caplog, capsys):
     leave_out(work_dir, 0, "sampled_answer", ("a", "no image"))
     (work_dir / "logs/quarantine.jsonl/in_its_place").mkdir(parents=True)
-    worker._summarise(work_dir)
+    last_step.summarise(work_dir)
     assert "no image" in capsys.readouterr().out
     assert f'"{work_dir}/logs/quarantine.jsonl" cannot be written: Is a directory' in caplog.text
 
