@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from data_engine.config import RunConfig
 from data_engine.errors import UserError, first_line
-from data_engine.pipeline.pair import OWN, pairs_file, read_funnel
+from data_engine.of_pairing import OWN
+from data_engine.pipeline.pair import pairs_file, read_funnel
 from data_engine.reporting import course
 from data_engine.reporting.columns import PairNumbers
 from data_engine.rounds.places import Round, is_one_scale, rounds_of
