@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from watched_run import write_log
 
 from data_engine.job import last_step
 from data_engine.reporting import quarantine
 from data_engine.reporting.timings import Summary
 from data_engine.store import logs, units
 from data_engine.store.units import UnitResult
-
-
-def write_log(work_dir: Path, rank: int, *lines: dict | str) -> None:
-    (work_dir / "logs").mkdir(exist_ok=True)
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    (work_dir / f"logs/rank-{rank}.jsonl").write_text(text)
 
 
 def line(stage: str, unit: int, seconds: float, answers: int, **more) -> dict:
