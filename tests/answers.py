@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers.masking_utils import chunked_causal_mask_function, sliding_window_causal_mask_function
 
 from data_engine.models.base import PromptEnd
-from data_engine.models.layers.attention import LayerCall, Noted, Seen
+from data_engine.models.layers.attention import LayerCall, Seen
 from data_engine.models.layers.attention_math import Bounds
+from data_engine.models.layers.noting import Noted
 from data_engine.models.layers.prefix import Prefix
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind
 
@@ -77,7 +78,7 @@ def keys_seen(index: int, options: Options) -> list[int]:
 def question(
     length: int, lengths: Sequence[int], groups: int, width: int = 16, value_width: int = 16, **noted: object
 ) -> Behind:
-    """Answers of these lengths behind a prefix of noise; `noted`: see models.attention.Noted."""
+    """Answers of these lengths behind a prefix of noise; `noted`: see models.layers.noting.Noted."""
     generator = torch.Generator().manual_seed(length)
     size = noted.pop("states", length)
     keys, values = (torch.randn(groups, size, wide, generator=generator) for wide in (width, value_width))

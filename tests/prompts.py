@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from data_engine.bench.bare_llama import EmbeddedPrompt
 from data_engine.models.embedded import SplicedPrompt
+from data_engine.models.layers.prefix import Prefix
 from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.packing import Packing
 from data_engine.scoring import logprobs
@@ -71,6 +72,28 @@ def packed_token_logps(model, prefix_PD: Tensor, answers: list[list[int]]) -> li
 def plain_token_logps(model, prefix_PD: Tensor, answer: list[int]) -> Tensor:
     """logprobs.plain_token_logps behind embeddings."""
     return logprobs.plain_token_logps(model, EmbeddedPrompt(prefix_PD), answer)
+
+
+def assert_golden_logps(model, tensors: dict[str, Tensor], rows: list[dict], first: int, prefix_PD: Tensor, way: str):
+    """Of rows of a golden, from the number `first` on, the log-probs of the answers behind their one prompt."""
+    answers = [model.answer_ids(row["question"], row["chosen"]) for row in rows]
+    if way == "packed":
+        logps = packed_token_logps(model, prefix_PD, answers)
+    else:
+        logps = [plain_token_logps(model, prefix_PD, answer) for answer in answers]
+    for number, got in enumerate(logps, start=first):
+        torch.testing.assert_close(got, tensors[f"row_{number:03d}.answer_token_logp"], rtol=0, atol=1e-4)
+        assert float(got.double().sum()) == pytest.approx(float(tensors[f"row_{number:03d}.logp"]), abs=2e-3)
+
+
+def assert_same_prefix(found: Prefix, expected: Prefix) -> None:
+    """The same end, keys and values, to the last bit."""
+    assert (found.length, found.end.next_position) == (expected.length, expected.end.next_position)
+    assert torch.equal(found.end.hidden_D, expected.end.hidden_D)
+    assert found.layers.keys() == expected.layers.keys()
+    for layer, noted in found.layers.items():
+        assert torch.equal(noted.keys, expected.layers[layer].keys)
+        assert torch.equal(noted.values, expected.layers[layer].values)
 
 
 def one_a_pass(patch: pytest.MonkeyPatch) -> None:

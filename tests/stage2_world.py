@@ -2,9 +2,10 @@
 
 import hashlib
 import io
+import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from data_engine import schemas, stages
+from data_engine.config import RunConfig
 from data_engine.pipeline import pair
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import Stored
@@ -19,6 +21,7 @@ from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions, load_questions
 from data_engine.stages import RunStages
 from data_engine.store import units
+from data_engine.store.file_hashes import hash_files
 from data_engine.store.folders import scratch_folder
 from data_engine.store.made_from import made_from
 from data_engine.store.units import UnitResult, split_units
@@ -85,6 +88,13 @@ class World:
         source = pair.DatasetSource(questions, ranges, exif, control_tokens)
         with scratch_folder(work_dir, "pairing") as scratch:
             return pair.run(stored, Settings(**named), source, scratch, debug)
+
+    def write_run_file(self, work_dir: Path) -> None:
+        """The run.json of a run of this dataset, as far as commands about a work_dir read it."""
+        paths = {"dataset_path": str(self.dataset_path), "work_dir": str(work_dir)}
+        config = RunConfig(instruct_model_path="instruct", reward_model_path="reward", **paths)
+        run_file = {"config": asdict(config), "bound": {"dataset": self.questions().fingerprint(hash_files)}}
+        (work_dir / "run.json").write_text(json.dumps(run_file))
 
 
 def publish(work_dir: Path, stage: str, unit: int, result: UnitResult, bound: Mapping | None = None) -> None:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import torch
 
 from data_engine.models.base import PromptEnd
-from data_engine.models.layers.attention import Noted
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.layers.noting import Noted
 from data_engine.models.layers.prefix import Prefix
 from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers
 from data_engine.sampling.native.page_pool import PagePool

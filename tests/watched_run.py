@@ -71,6 +71,13 @@ def log(work_dir: Path, process: ProcessIdentity, rank: int, *lines: dict) -> Pa
     return path
 
 
+def write_log(work_dir: Path, rank: int, *lines: dict | str) -> None:
+    """A whole log of a rank, whatever its lines are."""
+    (work_dir / "logs").mkdir(exist_ok=True)
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (work_dir / f"logs/rank-{rank}.jsonl").write_text(text)
+
+
 def claim(work_dir: Path, process: ProcessIdentity, rank: int, stage: str, unit: int, touched: float) -> Path:
     """A claim, touched last at that unix time."""
     (work_dir / "claims").mkdir(exist_ok=True)

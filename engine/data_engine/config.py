@@ -42,10 +42,7 @@ class RunConfig(Flags):
 
     def __post_init__(self) -> None:
         """Raises UserError for what does not hold, UserErrors where that is more than one thing."""
-        found = Collected()
-        for _, error in self.problems():
-            found.note(error)
-        found.raise_any()
+        Collected(error for _, error in self.problems()).raise_any()
 
     @classmethod
     def draft(cls, values: Mapping[str, object], wrong: Iterable[str] = ()) -> "Draft":
@@ -213,7 +210,4 @@ class Draft(NamedTuple):
 
     def raise_any(self) -> None:
         """Raise its mistakes: UserError, UserErrors where there are several."""
-        problems = Collected()
-        for problem in self.problems:
-            problems.note(problem)
-        problems.raise_any()
+        Collected(self.problems).raise_any()

@@ -34,8 +34,10 @@ class UserErrors(UserError):
 class Collected:
     """The mistakes that several checks find, instead of the first of them alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, found: Iterable[UserError] = ()) -> None:
         self.found: list[UserError] = []
+        for error in found:
+            self.note(error)
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from data_engine import stages
 from data_engine.stages import RunStages
 
+# The name of the pairing that a run makes, of which dataset/ is written.
+OWN = "pairs"
+
 
 def of_pairing(run_file: Mapping, told: Mapping) -> dict:
     """run.json with a pairing's sources of reward, their models, and whether those of `implicit` share a tokenizer.

@@ -71,8 +71,6 @@ class Stage:
     """role of the model that it runs: its checkpoint is --ROLE_model_path; None runs none"""
     needs: tuple[str, ...] = ()
     """stages whose unit of the same number is read"""
-    columns: tuple[str, ...] = ()
-    """of the dataset, besides those of every question (schemas.INPUT_COLUMNS)"""
     settings: tuple[str, ...] = ()
     """fields of the configuration that shape its units, besides EVERY_UNIT"""
     elsewhere: bool = False

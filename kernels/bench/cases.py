@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from data_engine.models.base import PromptEnd
-from data_engine.models.layers.attention import LayerCall, Noted
+from data_engine.models.layers.attention import LayerCall
 from data_engine.models.layers.attention_math import causal, has_flash
+from data_engine.models.layers.noting import Noted
 from data_engine.models.layers.prefix import Prefix
 from data_engine.sampling.native.page_allocator import PAGE
 from data_engine.scoring.answers_attention import AnswersBehindPrefixes, Behind

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,10 +15,8 @@ import pytest
 from stage2_world import World, make_world, picture
 
 from data_engine.commands import main, run
-from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError
 from data_engine.schemas import IMAGE
-from data_engine.store.file_hashes import hash_files
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate")
 
@@ -261,14 +258,7 @@ def finished(tmp_path) -> tuple[World, Path]:
     world, work_dir = make_world(tmp_path / "world", num_questions=8), tmp_path / "run"
     world.publish(work_dir)
     world.pair(work_dir)
-    config = RunConfig(
-        instruct_model_path="instruct",
-        reward_model_path="reward",
-        dataset_path=str(world.dataset_path),
-        work_dir=str(work_dir),
-    )
-    run_file = {"config": asdict(config), "bound": {"dataset": world.questions().fingerprint(hash_files)}}
-    (work_dir / "run.json").write_text(json.dumps(run_file))
+    world.write_run_file(work_dir)
     return world, work_dir
 
 

@@ -1,6 +1,7 @@
 """Runs of the engine as real processes, and what they left: used by the tests beside it."""
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -25,6 +26,15 @@ PYTHONPATH = os.pathsep.join(
 GOLDENS = ROOT / "tests/goldens/llava"
 # Of any run; one that a run has not leaves no folder.
 STAGES = tuple(stages.known())
+
+
+def split_settings(folder: Path) -> Path:
+    """Every weight divided, however small, and none kept: DeepSpeed would leave weights of this size whole."""
+    settings = json.loads((ROOT / "launch/deepspeed/zero3.json").read_text())
+    settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 1}
+    path = folder / "zero3.json"
+    path.write_text(json.dumps(settings))
+    return path
 
 
 def write_questions(path: Path, num: int) -> Path:

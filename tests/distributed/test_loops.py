@@ -5,13 +5,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from bound_run import GOLDENS, Run
 from run_files import read
+from waiting import until
 
 from data_engine.job import worker
 
@@ -67,13 +66,6 @@ class Loop:
 
     def dataset(self, number: int) -> list[bytes]:
         return [file.read_bytes() for file in sorted((self.folder / f"round-{number}/run/dataset").glob("*.parquet"))]
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "run_engine.sh"
@@ -28,14 +29,6 @@ exit_code, listen, launch_command, main = (
 
 def slow(*values: object) -> object:
     return pytest.param(*values, marks=pytest.mark.slow)
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    """Poll `holds`, and fail with `what` when it stays false."""
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 class Job:

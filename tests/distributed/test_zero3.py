@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import GOLDENS, ROOT, Job, Result, free_port, ranks_that_worked, stray_files, torchrun, write_questions
+from jobs import (
+    GOLDENS,
+    ROOT,
+    Job,
+    Result,
+    free_port,
+    ranks_that_worked,
+    split_settings,
+    stray_files,
+    torchrun,
+    write_questions,
+)
 
 OMNI = GOLDENS.parent / "omnilmm"
 FLAGS = ("--sample_k", "4", "--rank", "2", "--distance", "1000", "--max_new_tokens", "64", "--temperature", "1.0")
@@ -22,15 +33,6 @@ SHARES = {"uneven": (10, 3), "one unit": (4, 8)}
 
 # Cases that others cover in part, a minute or two each.
 LONG = (pytest.mark.slow, pytest.mark.long)
-
-
-def split_settings(folder: Path) -> Path:
-    """Every weight divided, however small, and none kept: DeepSpeed would leave weights of this size whole."""
-    settings = json.loads((ROOT / "launch/deepspeed/zero3.json").read_text())
-    settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 1}
-    path = folder / "zero3.json"
-    path.write_text(json.dumps(settings))
-    return path
 
 
 def plain_job(folder: Path, family: str, share: str) -> Job:

@@ -4,7 +4,6 @@ import json
 
 from export_readers import internvl_mpo
 from export_world import QUESTIONS, expected_pairs, in_order, write_export
-from stage2_world import digest
 
 from data_engine.exports.base import NOT_FITTING
 
@@ -37,11 +36,3 @@ def test_a_picture_before_its_question_is_left_to_the_trainer_and_others_stand_i
     assert isinstance(questions["See <image>\n"], str)
     assert len(questions["<image>\n<image>\nWhich is larger?"]) == 2
     assert len(questions["Between <image>\n and <image>\n"]) == 2
-
-
-def test_the_same_run_gives_the_same_bytes_whatever_the_units(tmp_path):
-    digests = {
-        digest(write_export(tmp_path / str(number), "internvl-mpo", unit_size=unit_size)[0])
-        for number, unit_size in enumerate([2, 2, 1, 9])
-    }
-    assert len(digests) == 1

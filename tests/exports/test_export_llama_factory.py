@@ -10,8 +10,6 @@ from export_readers import llama_factory, llama_factory_kto, llama_factory_sft
 from export_world import (
     MESSAGES,
     QUESTIONS,
-    expected_answers,
-    expected_best,
     expected_pairs,
     in_order,
     pair_of,
@@ -19,7 +17,6 @@ from export_world import (
     write_export,
 )
 from hostile_images import png_header
-from stage2_world import digest
 
 from data_engine.exports import cleaned
 from data_engine.exports.base import NOT_FITTING
@@ -51,24 +48,6 @@ SHOWN = {
 }
 
 
-def test_every_pair_is_there_with_its_conversation_and_pictures(tmp_path):
-    folder, written = write_export(tmp_path, "llama-factory")
-    assert in_order(llama_factory.read(folder)) == in_order(expected_pairs())
-    assert (written.rows, written.left_out) == (3 * len(QUESTIONS), {})
-
-
-def test_every_answer_is_there_once_with_its_label(tmp_path):
-    folder, written = write_export(tmp_path, "llama-factory-kto")
-    assert in_order(llama_factory_kto.read(folder)) == in_order(expected_answers())
-    assert (written.rows, written.left_out) == (4 * len(QUESTIONS), {})
-
-
-def test_the_best_answer_to_each_question_is_there_with_its_conversation_and_pictures(tmp_path):
-    folder, written = write_export(tmp_path, "llama-factory-sft")
-    assert in_order(llama_factory_sft.read(folder)) == in_order(expected_best())
-    assert (written.rows, written.left_out) == (len(QUESTIONS), {})
-
-
 @pytest.mark.parametrize("number", [8, 9])
 def test_two_answers_to_a_question_never_follow_each_other(tmp_path, number):
     # Of the first, the question with a picture comes first in the shuffled rows; of the second, the other one.
@@ -91,15 +70,6 @@ def test_the_folder_has_a_description_one_file_of_rows_and_each_picture_once(tmp
     folder, _ = write_export(tmp_path, name)
     assert sorted(path.name for path in folder.iterdir()) == ["data.parquet", "dataset_info.json", "images"]
     assert len([path for path in folder.rglob("*.png") if path.is_file()]) == 2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_same_run_gives_the_same_bytes_whatever_the_units(tmp_path, name):
-    digests = {
-        digest(write_export(tmp_path / str(number), name, unit_size=unit_size)[0])
-        for number, unit_size in enumerate([2, 2, 1, 9])
-    }
-    assert len(digests) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 
 from export_readers import llava_next
 from export_world import QUESTIONS, expected_pairs, in_order, write_export
-from stage2_world import digest
 
 from data_engine.exports.base import NOT_FITTING
 
@@ -43,11 +42,3 @@ def test_a_row_has_what_llava_next_counts_the_words_of(tmp_path):
 
 def test_an_export_without_a_row_is_an_empty_list(tmp_path):
     assert rows_of(write_export(tmp_path, "llava-next", pairs=[])[0]) == []
-
-
-def test_the_same_run_gives_the_same_bytes_whatever_the_units(tmp_path):
-    digests = {
-        digest(write_export(tmp_path / str(number), "llava-next", unit_size=unit_size)[0])
-        for number, unit_size in enumerate([2, 2, 1, 9])
-    }
-    assert len(digests) == 1

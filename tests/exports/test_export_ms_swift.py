@@ -7,7 +7,6 @@ import pytest
 from export_readers import ms_swift, ms_swift_kto, ms_swift_rm, ms_swift_sft
 from export_world import (
     QUESTIONS,
-    expected_answers,
     expected_best,
     expected_pairs,
     in_order,
@@ -16,30 +15,10 @@ from export_world import (
     write_export,
 )
 from PIL import Image
-from stage2_world import digest
 
 from data_engine.exports.base import NOT_FITTING
 
 NAMES = ["ms-swift", "ms-swift-kto", "ms-swift-rm", "ms-swift-sft"]
-
-
-def test_every_pair_is_there_with_its_conversation_and_pictures(tmp_path):
-    folder, written = write_export(tmp_path, "ms-swift")
-    assert in_order(ms_swift.read(folder)) == in_order(expected_pairs())
-    assert (written.rows, written.left_out) == (3 * len(QUESTIONS), {})
-    assert [path.name for path in folder.iterdir()] == ["train.parquet"]
-
-
-def test_every_answer_is_there_once_with_its_label(tmp_path):
-    folder, written = write_export(tmp_path, "ms-swift-kto")
-    assert in_order(ms_swift_kto.read(folder)) == in_order(expected_answers())
-    assert (written.rows, written.left_out) == (4 * len(QUESTIONS), {})
-
-
-def test_the_best_answer_to_each_question_is_there_with_its_conversation_and_pictures(tmp_path):
-    folder, written = write_export(tmp_path, "ms-swift-sft")
-    assert in_order(ms_swift_sft.read(folder)) == in_order(expected_best())
-    assert (written.rows, written.left_out) == (len(QUESTIONS), {})
 
 
 def test_two_answers_to_a_question_never_follow_each_other(tmp_path):
@@ -68,18 +47,10 @@ def test_a_margin_is_never_negative_since_it_would_let_the_rejected_answer_win(t
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_run_gives_the_same_bytes_whatever_the_units(tmp_path, name):
-    digests = {
-        digest(write_export(tmp_path / str(number), name, unit_size=unit_size)[0])
-        for number, unit_size in enumerate([2, 2, 1, 9])
-    }
-    assert len(digests) == 1
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_datasets_loads_the_folder_with_messages_and_pictures_as_bytes_that_nobody_encodes_again(tmp_path, name):
     """Of a list that is declared as pictures, ms-swift reads the pixels, and stores them in another encoding."""
     folder, written = write_export(tmp_path, name)
+    assert [path.name for path in folder.iterdir()] == ["train.parquet"]
     rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(rows) == written.rows
     sizes = {Image.open(io.BytesIO(image["bytes"])).size for row in rows for image in row["images"]}

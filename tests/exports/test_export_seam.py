@@ -7,8 +7,8 @@ import shutil
 import contributing
 import pyarrow.parquet as pq
 import pytest
-from export_world import write_export
-from stage2_world import make_world, pairs_rows, picture
+from export_world import QUESTIONS, expected_answers, expected_best, expected_pairs, in_order, write_export
+from stage2_world import digest, make_world, pairs_rows, picture
 
 from data_engine import exports, stages
 from data_engine.errors import TakenOverError
@@ -110,3 +110,25 @@ def test_an_export_whose_scratch_folder_was_taken_away_is_not_published(name, tm
         write_export(tmp_path, name)
     assert not (tmp_path / name).exists()
     assert not list(tmp_path.glob(".test.*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "each"), [("", expected_pairs, 3), ("-kto", expected_answers, 4), ("-sft", expected_best, 1)]
+)
+@pytest.mark.parametrize("trainer", ["llama-factory", "ms-swift"])
+def test_every_conversation_is_there_with_its_answers_and_pictures(trainer, kind, expected, each, tmp_path):
+    """By a reader that shares no code with the engine."""
+    folder, written = write_export(tmp_path, trainer + kind)
+    reader = importlib.import_module(f"export_readers.{f'{trainer}{kind}'.replace('-', '_')}")
+    assert in_order(reader.read(folder)) == in_order(expected())
+    assert (written.rows, written.left_out) == (each * len(QUESTIONS), {})
+
+
+# rlaif-v-logps and scored need what a run has computed.
+@pytest.mark.parametrize("name", [name for name in exports.EXPORTS if name not in ("rlaif-v-logps", "scored")])
+def test_the_same_run_gives_the_same_bytes_whatever_the_units(name, tmp_path):
+    digests = {
+        digest(write_export(tmp_path / str(number), name, unit_size=unit_size)[0])
+        for number, unit_size in enumerate([2, 2, 1, 9])
+    }
+    assert len(digests) == 1

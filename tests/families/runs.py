@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from checkpoints import Checkpoint
 from PIL import Image
+from run_files import read
 from safetensors.torch import load_file, save_file
 
 SETTINGS = {
@@ -75,10 +76,6 @@ def few(folder: Path, num: int = 3) -> str:
         question(f"q{n}", f"What is it{' called' * n}?", picture(100 + 8 * n, 130 - 8 * n, seed=n)) for n in range(num)
     ]
     return write(folder / "questions.parquet", rows)
-
-
-def read(folder: Path) -> list[dict]:
-    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 def answers_of(work_dir: Path) -> dict[tuple[str, int], list[int]]:

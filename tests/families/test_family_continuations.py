@@ -10,8 +10,9 @@ from families import FAMILIES, named
 from data_engine import load_model, score_answers
 from data_engine.errors import UserError
 from data_engine.models.auto.model import Auto
-from data_engine.pipeline.score import score_continuations
 from data_engine.questions.conversation import Conversation, Message
+from data_engine.scoring.logprobs import Scored, score_pass
+from data_engine.scoring.self_check import settle
 
 # In make test, test_family_sampling and test_family_scoring stand for the families.
 pytestmark = pytest.mark.families
@@ -29,6 +30,15 @@ def conversations(num_images: int, system: str | None = None) -> list[Conversati
     return [Conversation.of(text, num_images, system) for text in TEXTS]
 
 
+def scored(model, asked: list[Conversation], images: list) -> list[torch.Tensor]:
+    """Log-probs of CONTINUATIONS, behind a beginning that is run once and what each conversation has besides."""
+    prompt, tails = model.shared_prompt(asked, images, 64)
+    rows = [[*tail, *ids] for tail, ids in zip(tails, CONTINUATIONS, strict=True)]
+    settle(model, prompt, max(map(len, rows)))
+    [found] = score_pass(model, [Scored(prompt, rows)])
+    return [logps[len(tail) :].cpu() for logps, tail in zip(found, tails, strict=True)]
+
+
 def alone(model, one: Conversation, images: list, ids: list[int]):
     """One by one, through the public function, whose messages name the images."""
 
@@ -41,7 +51,7 @@ def alone(model, one: Conversation, images: list, ids: list[int]):
 
 
 def assert_equal(model, asked: list[Conversation], images: list) -> None:
-    found = score_continuations(model, asked, images, CONTINUATIONS)
+    found = scored(model, asked, images)
     assert [len(logps) for logps in found] == [len(ids) for ids in CONTINUATIONS]
     for logps, one, ids in zip(found, asked, CONTINUATIONS, strict=True):
         torch.testing.assert_close(logps, alone(model, one, images, ids), atol=TOLERANCE, rtol=0)
@@ -78,9 +88,9 @@ def test_the_picture_is_run_once_for_all(checkpoints):
     model, calls = checkpoints("qwen2_5_vl").model, []
     handle = model.vision.register_forward_pre_hook(lambda *_: calls.append(1))
     with handle:
-        score_continuations(model, conversations(1), ASKED["wide"].images(), CONTINUATIONS)
+        scored(model, conversations(1), ASKED["wide"].images())
         calls.clear()
-        score_continuations(model, conversations(1), ASKED["wide"].images(), CONTINUATIONS)
+        scored(model, conversations(1), ASKED["wide"].images())
     # Once for the three; a model is looked at before the first, see `settle`.
     assert len(calls) == 1
 
@@ -89,7 +99,7 @@ def test_the_picture_is_run_once_for_all(checkpoints):
 @pytest.mark.parametrize("name", [*BOTH_WAYS, BY_QUESTION])
 def test_a_model_that_reads_its_prompt_in_both_directions_says_that_it_cannot(checkpoints, name):
     with pytest.raises(UserError, match="read in both directions, so none is the beginning of another"):
-        score_continuations(checkpoints(name).model, conversations(1), ASKED["wide"].images(), CONTINUATIONS)
+        scored(checkpoints(name).model, conversations(1), ASKED["wide"].images())
 
 
 @pytest.mark.parametrize("name", named(["internvl", "gemma3"]))
@@ -98,15 +108,12 @@ def test_a_model_on_the_plain_path_scores_the_same(checkpoints, name):
     fast, slow = checkpoint.model, product.load(checkpoint.folder)
     slow.why_plain, slow.is_settled = "it was told so", True
     images = ASKED["wide"].images()
-    for one, other in zip(
-        score_continuations(fast, conversations(1), images, CONTINUATIONS),
-        score_continuations(slow, conversations(1), images, CONTINUATIONS),
-        strict=True,
-    ):
+    both = (scored(one, conversations(1), images) for one in (fast, slow))
+    for one, other in zip(*both, strict=True):
         torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=0)
 
 
 def test_conversations_that_differ_before_the_last_picture_are_refused(checkpoints):
     asked = [Conversation((Message("user", (text, 0, "Which?")),)) for text in ("This:", "That:")]
     with pytest.raises(UserError, match="all up to the last image is equal"):
-        score_continuations(checkpoints("qwen2_5_vl").model, asked, ASKED["wide"].images(), CONTINUATIONS[:2])
+        checkpoints("qwen2_5_vl").model.shared_prompt(asked, ASKED["wide"].images(), 64)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from families import named
-from runs import Pair, few
+from runs import Pair, few, read
 
 from data_engine import load_model
 from data_engine.config import RunConfig
@@ -18,10 +18,6 @@ from data_engine.questions.dataset import load_questions
 pytestmark = pytest.mark.families
 
 TEXTS = ("Two cats.", "A dog <|im_end|> and a <|image|>.", "  Yes\nand no.")
-
-
-def rows_of(folder: Path) -> list[dict]:
-    return [row for file in sorted(folder.glob("unit-*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 @pytest.fixture
@@ -53,7 +49,7 @@ def test_texts_are_encoded_by_the_models_own_template(checkpoints, start, tmp_pa
         (idx, index): len(model.encode_answer(asked[idx], text)) for idx in ids for index, text in enumerate(TEXTS)
     }
     for stage in ("instruct_logps", "reward_logps"):
-        found = {(row["idx"], row["sample_index"]): len(row["token_logps"]) for row in rows_of(work / stage)}
+        found = {(row["idx"], row["sample_index"]): len(row["token_logps"]) for row in read(work / stage)}
         assert found == expected
     assert all(row["min"] is not None for row in json.loads((work / "debug/rewards.json").read_text()))
     assert "differ between the models" not in capsys.readouterr().err
@@ -74,14 +70,14 @@ def test_own_token_ids_put_in_again_give_the_same_log_probs_and_texts(checkpoint
     """Without their texts, which come from the tokenizer alone."""
     pair = Pair(checkpoints(name), tmp_path)
     own = start(pair, "own")
-    sampled = rows_of(own / "sampled_answer")
+    sampled = read(own / "sampled_answer")
     assert len({(row["idx"], tuple(row["token_ids"])) for row in sampled}) == len(sampled)
     table = pa.table({column: [row[column] for row in sampled] for column in ("idx", "token_ids")})
     pq.write_table(table, tmp_path / "answers.parquet")
     work = start(pair, "work", answers=str(tmp_path / "answers.parquet"))
-    assert [row | {"finish_reason": "given"} for row in sampled] == rows_of(work / "sampled_answer")
+    assert [row | {"finish_reason": "given"} for row in sampled] == read(work / "sampled_answer")
     for stage in ("instruct_logps", "reward_logps"):
-        assert rows_of(work / stage) == rows_of(own / stage)
+        assert read(work / stage) == read(own / stage)
     for file in ("dataset/dpo_dataset.parquet", "pairs/pairs.parquet"):
         assert (work / file).read_bytes() == (own / file).read_bytes()
 
@@ -112,7 +108,7 @@ def test_a_given_id_that_stands_for_a_picture_leaves_its_question_out(checkpoint
     rows.append({"idx": second, "token_ids": [5, model.banned_token_ids[0]]})
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     work = start(pair, "work", answers=str(tmp_path / "answers.jsonl"), rank=1, stop_after_stage=1)
-    assert {row["idx"] for row in rows_of(work / "instruct_logps")} == {first, third}
+    assert {row["idx"] for row in read(work / "instruct_logps")} == {first, third}
     from data_engine.store.units import left_out
 
     [row] = left_out(work)

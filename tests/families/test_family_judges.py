@@ -222,7 +222,7 @@ def test_a_model_whose_layers_look_at_an_image_cannot_be_asked_without_one(check
         model.prompt(alone, [], True, 64)
     # Answers of a pass go through the layers together, those of questions with an image too.
     with pytest.raises(BadRow, match="layers of their own, and the row has none"):
-        model.shared_prompt([alone.answered("a tree"), alone.answered("a house")], [], True, 64)
+        model.shared_prompt([alone.answered("a tree"), alone.answered("a house")], [], 64)
 
 
 class Counted:

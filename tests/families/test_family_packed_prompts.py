@@ -7,7 +7,7 @@ import pytest
 import torch
 from asked import ASKED
 from families import FAMILIES, named
-from prompts import logits_noted, one_a_pass
+from prompts import assert_same_prefix, logits_noted, one_a_pass
 from test_family_packed_tower import Flash
 from test_family_positions import prompt
 from test_family_waits import LEFT, on_meta
@@ -93,21 +93,12 @@ def run_all(model, prompts) -> list[Prefix]:
     return run_prefixes(model, prompts, rows_for([one.length for one in prompts]))
 
 
-def assert_same(found: Prefix, own: Prefix) -> None:
-    assert (found.length, found.end.next_position) == (own.length, own.end.next_position)
-    assert torch.equal(found.end.hidden_D, own.end.hidden_D)
-    assert found.layers.keys() == own.layers.keys()
-    for number, noted in found.layers.items():
-        assert torch.equal(noted.keys, own.layers[number].keys)
-        assert torch.equal(noted.values, own.layers[number].values)
-
-
 def assert_each_as_alone(model, names=ASKED) -> None:
     assert model.packs_prompts
     prompts = prompts_of(model, names)
     for order in (prompts, prompts[::-1]):
         for found, one in zip(run_all(model, order), order, strict=True):
-            assert_same(found, run_prefix(model, one))
+            assert_same_prefix(found, run_prefix(model, one))
 
 
 @pytest.mark.parametrize("name", named(PACKED))

@@ -22,7 +22,7 @@ class Failing:
 
     def _call(self, *given) -> None:
         self.calls += 1
-        if self._always or self._model._own.takes_mirrored:
+        if self._always or self._model.own_forward.takes_mirrored:
             raise type(self._error)(f"{self._error}, call {self.calls}")
 
 
@@ -36,7 +36,7 @@ def same(found: Prefix, expected: Prefix) -> bool:
 def test_a_model_that_takes_no_mirrored_tensors_is_loaded_without(checkpoints, name, monkeypatch):
     checkpoint = checkpoints(name)
     expected = run_prefix(checkpoint.model, prompt(checkpoint.model, ASKED_FIRST))
-    assert checkpoint.model._own.takes_mirrored
+    assert checkpoint.model.own_forward.takes_mirrored
 
     def refusing(*given) -> None:
         raise TypeError("unsupported operand")
@@ -44,7 +44,7 @@ def test_a_model_that_takes_no_mirrored_tensors_is_loaded_without(checkpoints, n
     monkeypatch.setattr(Mirrored, "__torch_function__", refusing)
     plain = checkpoint.reloaded().model
     assert plain.why_plain is None
-    assert not plain._own.takes_mirrored
+    assert not plain.own_forward.takes_mirrored
     assert same(run_prefix(plain, prompt(plain, ASKED_FIRST)), expected)
 
 
@@ -84,7 +84,7 @@ def test_where_plain_tensors_fail_as_well_their_error_is_raised_and_the_model_st
     with pytest.raises(KeyError, match="call 2") as raised:
         run_prefix(model, prompt(model, ASKED_FIRST))
     assert raised.value.__context__ is None
-    assert model._own.takes_mirrored
+    assert model.own_forward.takes_mirrored
     assert not [record for record in caplog.records if "plain tensors" in record.message]
 
 
@@ -95,7 +95,7 @@ def test_memory_that_runs_out_is_no_reason_to_try_again(checkpoints, error):
     with pytest.raises(type(error), match="call 1"):
         run_prefix(model, prompt(model, ASKED_FIRST))
     assert failing.calls == 1
-    assert model._own.takes_mirrored
+    assert model.own_forward.takes_mirrored
 
 
 def test_a_split_model_is_not_called_again(checkpoints, monkeypatch):

@@ -11,7 +11,7 @@ from runs import SETTINGS, Pair, few
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 
-from jobs import ROOT, Job, Result, forked_world, ranks_that_worked, stray_files
+from jobs import Job, Result, forked_world, ranks_that_worked, split_settings, stray_files
 
 pytestmark = pytest.mark.families
 
@@ -20,15 +20,6 @@ FLAGS = {"unit_size": 2, "max_new_tokens": 24}
 QUESTIONS = 5
 # So many of the 400 ids end an answer, so that answers are of 1 to 24 tokens: work that is uneven between the ranks.
 ENDS = 40
-
-
-def split_settings(folder: Path) -> Path:
-    """Every weight divided, however small, and none kept: DeepSpeed would leave weights of this size whole."""
-    settings = json.loads((ROOT / "launch/deepspeed/zero3.json").read_text())
-    settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 1}
-    path = folder / "zero3.json"
-    path.write_text(json.dumps(settings))
-    return path
 
 
 def job_of(pair: Pair, folder: Path, **more: object) -> Job:

@@ -60,7 +60,7 @@ def on_meta(model, monkeypatch) -> Iterator[None]:
     model._model.to(META)
     model.device = META
     # As where it is loaded there: on a CPU, its parts did not show all that they send.
-    needs = model._own._sending._needs
+    needs = model.own_forward._sending._needs
     needs.clear()
     needs[model.decoder] = False
     for code in (mirrored, own_forward, packed_tower, processed):

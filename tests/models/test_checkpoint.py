@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import edit, replace_weights, weights
+from folders import edit, replace_weights, save_as_bins, weights
 from prompts import prefix
 from safetensors.torch import load_file
 
@@ -41,15 +41,7 @@ def assert_same_model(folder: Path, instruct, image) -> None:
 
 
 def test_pytorch_bin_shards_with_an_index(folder, instruct, golden_images):
-    names = {}
-    tensors = weights(folder)
-    for file in folder.glob("model*"):
-        file.unlink()
-    for part, shard in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), start=1):
-        file = f"pytorch_model-0000{part}-of-00002.bin"
-        torch.save({name: tensors[name] for name in shard}, folder / file)
-        names |= dict.fromkeys(shard, file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    save_as_bins(folder)
     assert_same_model(folder, instruct, golden_images[0])
 
 

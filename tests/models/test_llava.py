@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from prompts import forward, packed_token_logps, plain_token_logps, positions, prefix, spliced
+from prompts import assert_golden_logps, forward, positions, prefix, spliced
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
@@ -91,14 +91,7 @@ def test_token_logps_are_the_references(checkpoint, golden_rows, golden_images, 
         rows = golden_rows[4 * question : 4 * question + 4]
         pixels = model.pixels(golden_images[question], crop=True, max_megapixels=64)
         shared = prefix(model, pixels, rows[0]["question"])
-        answers = [model.answer_ids(row["question"], row["chosen"]) for row in rows]
-        if way == "packed":
-            logps = packed_token_logps(model, shared, answers)
-        else:
-            logps = [plain_token_logps(model, shared, answer) for answer in answers]
-        for number, got in enumerate(logps, start=4 * question):
-            torch.testing.assert_close(got, tensors[f"row_{number:03d}.answer_token_logp"], rtol=0, atol=1e-4)
-            assert float(got.double().sum()) == pytest.approx(float(tensors[f"row_{number:03d}.logp"]), abs=2e-3)
+        assert_golden_logps(model, tensors, rows, 4 * question, shared, way)
 
 
 def test_sampling_prompts_and_padded_pixels_are_the_references(instruct, golden_rows, golden_images, stage0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from prompts import forward, packed_token_logps, plain_token_logps, positions, prefix, spliced
+from prompts import assert_golden_logps, forward, packed_token_logps, positions, prefix, spliced
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -92,14 +92,7 @@ def test_token_logps_are_the_references_with_the_image_defect_2(checkpoint, gold
     for question in QUESTIONS:
         rows = golden_rows[4 * question : 4 * question + 4]
         shared = prefix(model, look(model, golden_images[question]), rows[0]["question"])
-        answers = [model.answer_ids(row["question"], row["chosen"]) for row in rows]
-        if way == "packed":
-            logps = packed_token_logps(model, shared, answers)
-        else:
-            logps = [plain_token_logps(model, shared, answer) for answer in answers]
-        for number, got in enumerate(logps, start=4 * question):
-            torch.testing.assert_close(got, tensors[f"row_{number:03d}.answer_token_logp"], rtol=0, atol=1e-4)
-            assert float(got.double().sum()) == pytest.approx(float(tensors[f"row_{number:03d}.logp"]), abs=2e-3)
+        assert_golden_logps(model, tensors, rows, 4 * question, shared, way)
 
 
 def test_another_image_gives_other_log_probs_defect_2(omni_instruct, golden_images):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import edit, replace_weights, weights
+from folders import edit, replace_weights, save_as_bins, weights
 
 from data_engine import load_model, score_answers
 from data_engine.models.eva import heads_of
@@ -44,13 +44,7 @@ def test_a_name_of_the_other_family_is_refused(goldens):
 
 
 def test_pytorch_bin_shards_with_an_index(folder, omni_instruct, golden_images):
-    tensors, names = weights(folder), {}
-    (folder / "model.safetensors").unlink()
-    for part, shard in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), start=1):
-        file = f"pytorch_model-0000{part}-of-00002.bin"
-        torch.save({name: tensors[name] for name in shard}, folder / file)
-        names |= dict.fromkeys(shard, file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    save_as_bins(folder)
     assert_same_model(folder, omni_instruct, golden_images[0])
 
 

@@ -97,7 +97,7 @@ def test_a_machine_without_a_gpu_refuses_no_run_that_has_one(begun, capsys):
 
 
 def test_content_that_is_too_large_to_be_read_by_a_check_is_warned_of(begun, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(file_hashes.RememberedHashes.__init__, "__defaults__", (1000,))
+    monkeypatch.setattr(file_hashes, "TOLD_BYTES", 1000)
     # Remembered by the run.
     assert not any("looked at" in one for one in told(capsys, *words(begun))["warnings"])
     copy = shutil.copy(begun["dataset_path"], tmp_path / "copy.parquet")

@@ -12,7 +12,7 @@ from data_engine.errors import UserError
 from data_engine.job import run_file
 from data_engine.models.registry import resolve
 from data_engine.models.roles import naming_flag
-from data_engine.planning import checks
+from data_engine.planning import own_folders
 from data_engine.questions.dataset import open_questions
 
 
@@ -36,7 +36,7 @@ def places(tmp_path) -> dict[str, Path]:
 )
 def test_a_place_at_which_no_work_dir_can_be_is_refused(places, name, says):
     with pytest.raises(UserError) as refused:
-        checks.check_writable(places[name])
+        own_folders.check_writable(places[name])
     assert str(refused.value) == says.replace("PLACE", str(places[name]))
 
 
@@ -46,7 +46,7 @@ def test_a_file_in_the_place_of_a_folder_of_the_run_is_refused_before_any_work(t
     place = tmp_path / name
     place.touch() if kind == "file" else place.symlink_to("nowhere")
     with pytest.raises(UserError) as refused:
-        checks.check_place(tmp_path)
+        own_folders.check_place(tmp_path)
     told = f'"{place}" is no folder, and the run keeps one of that name: move it away, or choose another work_dir'
     assert str(refused.value) == f'work_dir "{tmp_path}": {told}'
 
@@ -85,7 +85,7 @@ def test_no_run_is_begun_among_the_rounds_of_a_loop(job, tmp_path, capsys, work_
 def test_a_folder_in_the_place_of_run_json_is_refused(tmp_path):
     (tmp_path / "run.json").mkdir()
     with pytest.raises(UserError, match=r'run.json" is no file, and the run keeps one of that name'):
-        checks.check_place(tmp_path)
+        own_folders.check_place(tmp_path)
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from data_engine.errors import UserError
 from data_engine.processes import children as children_module
 from data_engine.processes.children import LOCK, Children, Stopped
 
-PATIENCE_S = 30
 # Tells that it has begun, and what it hears.
 LISTENS = """
 import signal, sys, time
@@ -32,13 +32,6 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
 (folder / "begun").touch()
 time.sleep(60)
 """
-
-
-def until(holds, what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def send_when_begun(folder: Path, *numbers: int) -> threading.Thread:

@@ -13,7 +13,7 @@ import size_proof
 from size_proof import measure, prepare
 
 from data_engine.config import RunConfig
-from data_engine.job import worker
+from data_engine.job import last_step, worker
 from data_engine.job.plan import Plan
 from data_engine.processes.ranks import Ranks
 from data_engine.schemas import IMAGE
@@ -137,7 +137,7 @@ def test_a_start_with_ten_thousand_units_reads_a_footer_of_each_and_lists_each_s
     monkeypatch.setattr(units, "read_facts", lambda path: footers.append(path) or read_facts(path))
     # Of the time at the end: what was left out is told from the same footers.
     summary = SimpleNamespace(table=lambda: "", reasons={})
-    monkeypatch.setattr(worker, "Summary", SimpleNamespace(read=lambda work_dir: summary))
+    monkeypatch.setattr(last_step, "Summary", SimpleNamespace(read=lambda work_dir: summary))
     assert worker.run(config) == 0
     assert len(footers) == len(set(footers)) == 30_000
     # By the job, and once a second by the bar.

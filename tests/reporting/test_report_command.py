@@ -29,14 +29,7 @@ def work_dir(tmp_path):
     world.pair(work_dir, distance=25)
     (work_dir / "pairs/pairs.parquet").rename(work_dir / "pairs/wide.parquet")
     world.pair(work_dir, distance=5)
-    config = RunConfig(
-        instruct_model_path="instruct",
-        reward_model_path="reward",
-        dataset_path=str(world.dataset_path),
-        work_dir=str(work_dir),
-    )
-    run_file = {"config": asdict(config), "bound": {"dataset": world.questions().fingerprint(hash_files)}}
-    (work_dir / "run.json").write_text(json.dumps(run_file))
+    world.write_run_file(work_dir)
     return work_dir
 
 

@@ -4,10 +4,9 @@ import contributing
 import pytest
 from run_files import hostile_rows, read, write
 
-from data_engine import schemas, stages
+from data_engine import stages
 from data_engine.commands import status
 from data_engine.job import model_holder, worker
-from data_engine.stages import REWARD, SAMPLING, Source, Stage
 
 
 @pytest.fixture
@@ -60,12 +59,3 @@ def test_a_source_that_is_added_to_a_finished_run_computes_itself_alone(
     after = units_of(work)
     assert {path.parent.name for path in after.keys() - before.keys()} == {"length"}
     assert before.items() <= after.items()
-
-
-def test_a_stage_that_needs_a_column_which_the_dataset_has_not_is_refused(length, config, questions, monkeypatch):
-    stage = Stage(
-        "length", REWARD, schemas.scores, "data_engine.rewards.length:runner", None, (SAMPLING.name,), ("reference",)
-    )
-    monkeypatch.setitem(stages.SOURCES, "length", Source((stage,), "data_engine.rewards.length:rewards", ("length",)))
-    with pytest.raises(worker.UserError, match=r'length needs the column "reference".*columns: idx, question, image'):
-        worker.run(config(questions, rewards="length"))

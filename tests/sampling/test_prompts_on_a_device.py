@@ -17,7 +17,7 @@ from data_engine.bench import bare_llama
 from data_engine.bench.bare_llama import TINY_LLAMA, BareLlama
 from data_engine.models import embedded
 from data_engine.models.base import VisionLanguageModel
-from data_engine.models.layers import attention
+from data_engine.models.layers import noting
 from data_engine.models.layers.attention import LayerCall
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.merged_linear import MergedLinear, merge_linears
@@ -93,14 +93,14 @@ def test_a_measurement_waits_at_its_end_alone(model, monkeypatch):
 @pytest.mark.parametrize("groups", [4, 2])
 def test_merged_layers_hand_each_prompt_the_attention_call_that_it_makes_alone(groups, monkeypatch):
     """Values are views of one product with queries and keys, so the strides of a prompt are not those of its shape."""
-    calls, plain = [], attention.plain
+    calls, plain = [], noting.plain
 
     def noted(call: LayerCall) -> Tensor:
         parts = [(part.shape, part.stride(), part.dtype) for part in (call.query, call.key, call.value)]
         calls.append((call.layer, parts, call.mask, call.scale, sorted(call.options)))
         return plain(call)
 
-    monkeypatch.setattr(attention, "plain", noted)
+    monkeypatch.setattr(noting, "plain", noted)
     monkeypatch.setattr(bare_llama, "merges_linears", lambda *_, **__: True)
     model = BareLlama(TINY_LLAMA | {"num_key_value_heads": groups}, META, torch.bfloat16)
     prompts = [model.prompt(length) for length in (70, 65, 81)]

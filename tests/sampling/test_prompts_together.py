@@ -5,11 +5,11 @@ import weakref
 import pytest
 import torch
 from changed_layers import by_number, by_place, changed
-from prompts import EmbeddedPrompt, even, logits_noted, one_a_pass, prefix
+from prompts import EmbeddedPrompt, assert_same_prefix, even, logits_noted, one_a_pass, prefix
 from torch import Tensor
 
 from data_engine.models.base import VisionLanguageModel
-from data_engine.models.layers import attention
+from data_engine.models.layers import noting
 from data_engine.models.layers.attention import LayerCall
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.sampling.draw import SamplingParams
@@ -73,21 +73,13 @@ def run_all(model: VisionLanguageModel, prompts: list[EmbeddedPrompt]) -> list[P
     return run_prefixes(model, prompts, rows_for([prompt.length for prompt in prompts]))
 
 
-def assert_same(found: Prefix, expected: Prefix) -> None:
-    assert (found.length, found.end.next_position) == (expected.length, expected.end.next_position)
-    assert torch.equal(found.end.hidden_D, expected.end.hidden_D)
-    assert found.layers.keys() == expected.layers.keys() == {0, 1}
-    for layer, noted in found.layers.items():
-        assert torch.equal(noted.keys, expected.layers[layer].keys)
-        assert torch.equal(noted.values, expected.layers[layer].values)
-
-
 def test_prompts_in_one_pass_leave_what_each_leaves_alone(model, prompts):
     for first, last in ((0, 4), (4, 8), (3, 5)):
         each = prompts[first:last]
         for found, prompt in zip(run_all(model, each), each, strict=True):
             expected = run_prefix(model, prompt)
-            assert_same(found, expected)
+            assert_same_prefix(found, expected)
+            assert found.layers.keys() == {0, 1}
             logits = [model.head.logits(one.end.hidden_D[None]) for one in (found, expected)]
             assert torch.equal(*logits)
 
@@ -102,19 +94,19 @@ def test_a_prompt_of_numbers_that_are_none_breaks_no_other(model, prompts):
     broken = EmbeddedPrompt(torch.full_like(prompts[0].embeds_PD, torch.nan))
     first, second, third = run_all(model, [prompts[0], broken, prompts[1]])
     assert second.end.hidden_D.isnan().all()
-    assert_same(first, run_prefix(model, prompts[0]))
-    assert_same(third, run_prefix(model, prompts[1]))
+    assert_same_prefix(first, run_prefix(model, prompts[0]))
+    assert_same_prefix(third, run_prefix(model, prompts[1]))
 
 
 def test_each_prompt_attends_by_the_call_that_it_makes_alone(model, prompts, monkeypatch):
-    calls, plain = [], attention.plain
+    calls, plain = [], noting.plain
 
     def noted(call: LayerCall) -> Tensor:
         parts = [(part.shape, part.stride()) for part in (call.query, call.key, call.value)]
         calls.append((call.layer, parts, call.mask, call.scale, sorted(call.options)))
         return plain(call)
 
-    monkeypatch.setattr(attention, "plain", noted)
+    monkeypatch.setattr(noting, "plain", noted)
     for prompt in prompts[:3]:
         run_prefix(model, prompt)
     alone = calls.copy()

@@ -8,8 +8,9 @@ from answers import Options, chunks, keys_seen, one_token, window
 from step_caches import USUAL, in_buffers, in_pool, model_of, noted, prefix_of
 from torch import Tensor
 
-from data_engine.models.layers.attention import DoesNotFit, LayerCall, Noted
+from data_engine.models.layers.attention import DoesNotFit, LayerCall
 from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.layers.noting import Noted
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import backend

@@ -38,7 +38,7 @@ def test_half_of_the_answers_keep_their_own_thoughts():
 def test_a_judge_has_room_for_the_prompt_and_the_answer_behind_it(positions, fits):
     model = SimpleNamespace(
         why_plain=None, reads_ahead=False, max_positions=positions,
-        shared_prompt=lambda asked, pictures, crop, most: (PROMPT, [[7] * 5 for _ in asked]),
+        shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * 5 for _ in asked]),
     )  # fmt: skip
     judged = Judged(model, SimpleNamespace(conversation=lambda asked, answer: answer), 64)
     if fits:
@@ -53,7 +53,7 @@ def test_a_judge_leaves_out_what_is_too_long_alone(whole):
     """The texts are as long as their rows of ids, or as their prompts."""
     model = SimpleNamespace(
         why_plain=None, reads_ahead=whole, max_positions=15 if whole else 25,
-        shared_prompt=lambda asked, pictures, crop, most: (PROMPT, [[7] * len(text) for text in asked]),
+        shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * len(text) for text in asked]),
         prompts=lambda asked, pictures, crop, most: [SimpleNamespace(length=len(text)) for text in asked],
     )  # fmt: skip
     judged = Judged(model, SimpleNamespace(conversation=lambda asked, answer: answer), 64)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from watched_run import STAGES, make_run, unit_line
+from watched_run import STAGES, make_run, unit_line, write_log
 
 from data_engine.commands import status
 from data_engine.commands.work_dir import read_run
@@ -14,12 +14,6 @@ from data_engine.errors import IncompleteError, UserError
 from data_engine.store import logs
 
 NOW = 1_000_000.0
-
-
-def write_log(work_dir: Path, rank: int, *lines: dict | str) -> None:
-    (work_dir / "logs").mkdir(exist_ok=True)
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    (work_dir / f"logs/rank-{rank}.jsonl").write_text(text)
 
 
 def row(text: str, stage: str) -> list[str]:

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from watched_run import write_log
 
-from data_engine.job import worker
+from data_engine.job import last_step
 from data_engine.reporting import quarantine
 from data_engine.reporting.timings import Summary
 from data_engine.store import logs, units
 from data_engine.store.units import UnitResult
-
-
-def write_log(work_dir: Path, rank: int, *lines: dict | str) -> None:
-    (work_dir / "logs").mkdir(exist_ok=True)
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    (work_dir / f"logs/rank-{rank}.jsonl").write_text(text)
 
 
 def line(stage: str, unit: int, seconds: float, answers: int, **more) -> dict:
@@ -117,7 +112,7 @@ def test_each_row_is_in_a_file_with_its_whole_reason_until_none_is_left_out(work
 def test_a_list_of_these_rows_that_cannot_be_written_is_no_failure(work_dir, caplog, capsys):
     leave_out(work_dir, 0, "sampled_answer", ("a", "no image"))
     (work_dir / "logs/quarantine.jsonl/in_its_place").mkdir(parents=True)
-    worker._summarise(work_dir)
+    last_step.summarise(work_dir)
     assert "no image" in capsys.readouterr().out
     assert f'"{work_dir}/logs/quarantine.jsonl" cannot be written: Is a directory' in caplog.text
 

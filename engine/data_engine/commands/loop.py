@@ -17,7 +17,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
 from data_engine.models.registry import resolve
 from data_engine.models.roles import naming_flag
-from data_engine.planning.checks import check_writable
+from data_engine.planning.own_folders import check_writable
 from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.ranks import asked_machines
 from data_engine.questions.of_run import open_for_run

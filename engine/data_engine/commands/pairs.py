@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from data_engine.commands.arguments import add_flag, normalised
 from data_engine.commands.examples import Parser
-from data_engine.commands.work_dir import OWN, config_of, given_path, read_paired, told_of_disk
+from data_engine.commands.work_dir import config_of, given_path, read_paired, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.of_pairing import of_pairing
+from data_engine.of_pairing import OWN, of_pairing
 from data_engine.processes import output
 from data_engine.stages import SAMPLING, RunStages
 

@@ -10,7 +10,8 @@ from types import ModuleType
 from data_engine.commands.arguments import read
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import UserError, UserErrors
-from data_engine.planning.checks import check_place, require_all
+from data_engine.planning.checks import require_all
+from data_engine.planning.own_folders import check_place
 from data_engine.processes import cpu_wait, stacks
 from data_engine.processes.counting import waiting
 from data_engine.processes.ranks import Ranks, is_launched, num_threads

@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_engine.commands.work_dir import has_not_begun, read_run, told_of_disk, work_dir_argument
-from data_engine.errors import UserError
+from data_engine.commands.examples import shown
+from data_engine.commands.work_dir import given_path, has_not_begun, read_run, told_of_disk
+from data_engine.errors import UserError, nearest
 from data_engine.store.logs import duration
 from data_engine.watching import as_json, loop, table
 from data_engine.watching.progress import Progress
@@ -18,6 +19,11 @@ from data_engine.watching.reader import Reader
 
 __all__ = ["describe", "duration", "main"]
 
+USAGE = "usage: data-engine status WORK_DIR [--watch [SECONDS]] [--json]"
+DESCRIPTION = """\
+Units done by stage, pace and time left; safe while the run is going. --watch shows it again every 5
+seconds, or as many as are given, until the dataset is written or q or Ctrl-C is pressed. --json: an object
+for programs, docs/watching.md; with --watch one a line."""
 _WATCH_S, _MAX_WATCH_S = 5.0, 86_400
 _NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 
@@ -26,16 +32,10 @@ def main(argv: Sequence[str]) -> int:
     """Print the progress of one work_dir, once or repeatedly. Raises UserError where it is none."""
     every_s, rest = _watch_argument(list(argv))
     wants_json, rest = "--json" in rest, [word for word in rest if word != "--json"]
-    work_dir = work_dir_argument(
-        "status",
-        "Units done by stage, pace and time left; safe while the run is going. --watch shows it again every 5\n"
-        "seconds, or as many as are given, until the dataset is written or q or Ctrl-C is pressed. --json: an object\n"
-        "for programs, docs/watching.md; with --watch one a line.",
-        rest,
-        options=" [--watch [SECONDS]] [--json]",
-    )
-    if work_dir is None:
+    if {"-h", "--help"} & set(rest):
+        print(f"{USAGE}\n\n{DESCRIPTION}\n\n{shown('status')}")
         return 0
+    work_dir = _work_dir(rest)
     show = as_json.as_json if wants_json else table.table
     look = _looking(work_dir)
     if every_s is None:
@@ -65,6 +65,19 @@ def _looking(work_dir: Path) -> loop.Look:
             return reader.look(read_run(work_dir), time.time(), time.monotonic())
 
     return look
+
+
+def _work_dir(argv: Sequence[str]) -> Path:
+    """The only argument that is left, once the options are taken. Raises UserError for anything else."""
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag in ("--watch", "--json"):
+            raise UserError(f"{flag} {'takes no value' if flag == '--json' else 'is given twice'}; {USAGE}")
+        if word.startswith("--"):
+            raise UserError(f"unknown flag {flag}{nearest(flag.removeprefix('--'), ('watch', 'json'), '--')}; {USAGE}")
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError(f'status takes one WORK_DIR, got "{" ".join(argv)}"; {USAGE}')
+    return given_path("WORK_DIR", argv[0])
 
 
 def _watch_argument(argv: list[str]) -> tuple[float | None, list[str]]:

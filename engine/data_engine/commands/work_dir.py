@@ -5,42 +5,18 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_engine.commands.examples import shown
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError, nearest
 from data_engine.flag_files import look_up, nearest_path
 from data_engine.flags import GONE
+from data_engine.of_pairing import OWN, of_pairing
 
 if TYPE_CHECKING:
     from data_engine.pipeline.export import FinishedRun
-
-
-# The name of the pairing that a run makes.
-OWN = "pairs"
-
-
-def work_dir_argument(command: str, description: str, argv: Sequence[str], options: str = "") -> Path | None:
-    """The one argument of a command about a work_dir; None after --help, which is printed here."""
-    usage = f"usage: data-engine {command} WORK_DIR{options}"
-    if {"-h", "--help"} & set(argv):
-        print(f"{usage}\n\n{description}\n\n{shown(command)}")
-        return None
-    for word in argv:
-        flag = word.partition("=")[0]
-        if flag in re.findall(r"--\w+", options):
-            no_value = "=" in word and f"{flag} " not in options
-            raise UserError(f"{flag} {'takes no value' if no_value else 'is given twice'}; {usage}")
-        if word.startswith("--"):
-            known = re.findall(r"--(\w+)", options)
-            raise UserError(f"unknown flag {flag}{nearest(flag.removeprefix('--'), known, '--')}; {usage}")
-    if len(argv) != 1 or argv[0].startswith("-"):
-        raise UserError(f'{command} takes one WORK_DIR, got "{" ".join(argv)}"; {usage}')
-    return given_path("WORK_DIR", argv[0])
 
 
 def given_path(name: str, text: str) -> Path:
@@ -151,7 +127,6 @@ def open_finished(
     name = OWN if name is None else name
     require_pairing(work_dir, name)
     # Imported late: pyarrow and numpy would delay the messages above.
-    from data_engine.of_pairing import of_pairing
     from data_engine.pipeline.export import FinishedRun, read_metadata
     from data_engine.questions.dataset import open_questions
     from data_engine.store.claims import Claims

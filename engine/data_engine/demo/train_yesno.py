@@ -48,7 +48,7 @@ def make_tokenizer(num_captions: int = 3000) -> bytes:
     return train_tokenizer(corpus([*captions, *["ASSISTANT: Yes", "ASSISTANT: No"] * 500], questions))
 
 
-def start(tokenizer: PromptTokenizer) -> TinyLlava:
+def start() -> TinyLlava:
     """The instruct model, with embeddings and head for another tokenizer."""
     model, stored = TinyLlava(), load_file(INSTRUCT / "model.safetensors")
     own = {name for name in stored if "embed_tokens" in name or "lm_head" in name}
@@ -94,7 +94,7 @@ def train(out_dir: Path, steps: int, lr: float, size: int, threads: int) -> None
     torch.manual_seed(Recipe.seed)
     tokenizer_model = make_tokenizer()
     tokenizer = PromptTokenizer(tokenizer_model)
-    model = start(tokenizer)
+    model = start()
     before_ids = torch.tensor(tokenizer.before_ids)
     model.tower.requires_grad_(False)
     parameters = [*model.projector.parameters(), *model.llama.parameters()]

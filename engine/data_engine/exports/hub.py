@@ -31,7 +31,7 @@ _PART = re.compile(r"(?P<name>.+?)(-\d{5}-of-\d{5})?\.parquet")
 log = logging.getLogger(__name__)
 
 
-def check_hub(repo: str, private: bool, licence: str | None, token: str | None = None) -> str:
+def check_hub(repo: str, private: bool, licence: str | None) -> str:
     """OWNER/NAME of the repository, once nothing that can be known before an export speaks against a push to it.
 
     Raises UserError for a wrong name or licence, a missing or refused token, or a repository that cannot be pushed to.
@@ -43,20 +43,20 @@ def check_hub(repo: str, private: bool, licence: str | None, token: str | None =
             "E.g. apache-2.0, cc-by-4.0 or cc-by-nc-4.0, or other"
         )
     check_licence(licence)
-    api = _api(token)
+    api = _api()
     repo = _full_name(api, repo)
     _refuse_foreign(repo, _found(api, repo, private), [])
     return repo
 
 
-def push(folder: Path, repo: str, *, private: bool, token: str | None = None) -> str:
+def push(folder: Path, repo: str, *, private: bool) -> str:
     """Commit the files of an export to a dataset repository, which is created where there is none; the commit's URL.
 
     Raises UserError where the hub refuses or breaks off; the repository then has what it had before.
     """
     _check_name(repo)
     files = repo_paths(folder)
-    api = _api(token)
+    api = _api()
     repo = _full_name(api, repo)
     found = _found(api, repo, private)
     _refuse_foreign(repo, found, files)
@@ -122,14 +122,14 @@ class _Repository:
         return self.files - self.pushed - {*_OF_THE_HUB, MANIFEST}
 
 
-def _api(token: str | None):
+def _api():
     # Imported late: it takes a good part of a second, and most exports stay local.
     from huggingface_hub import HfApi
 
     # At INFO they tell each request, with addresses that let anybody write to the hub's store for a while.
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return HfApi(token=token, library_name="data-engine")
+    return HfApi(library_name="data-engine")
 
 
 def _check_name(repo: str) -> None:

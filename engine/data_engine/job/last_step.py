@@ -18,6 +18,7 @@ from data_engine.pipeline.rewarded import Stored
 from data_engine.preferences.counts import Funnel
 from data_engine.processes.signals import Stop, Stopped
 from data_engine.reporting import page, quarantine
+from data_engine.reporting.timings import Summary
 from data_engine.store import claims, logs, units
 from data_engine.store.folders import move_in, part_of, remove_leftovers, sole_scratch_folder
 
@@ -137,3 +138,17 @@ def why_nothing(plan: Plan, funnel: Funnel) -> str:
         reasons.append((funnel.ranked, funnel.why_no_candidates(plan.config.strategy)))
     told = "; ".join(f"{count} {reason}" for count, reason in sorted(reasons, reverse=True))
     return f"nothing could be written, the dataset has no row: {told or 'no reason is known'}"
+
+
+def summarise(work_dir: Path) -> None:
+    """Print where the time went and what was left out, and write the file that has each row of it."""
+    summary = Summary.read(work_dir)
+    print(f"\n{summary.table()}", flush=True)
+    try:
+        every = quarantine.write(work_dir, summary.reasons)
+    # The work is done: a list for people, which the units hold as well, must not make it a failure.
+    except OSError as error:
+        log.warning('"%s" cannot be written: %s', work_dir / quarantine.FILE, error.strerror or error)
+        return
+    if every is not None:
+        print(f"each row that was quarantined, with its whole reason: {every}", flush=True)

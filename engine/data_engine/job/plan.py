@@ -20,14 +20,16 @@ from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import check_models
 from data_engine.models.sharding import placement, settings
 from data_engine.pipeline.pair_settings import Settings
+from data_engine.pipeline.runner import UnitWork
 from data_engine.processes.ranks import Ranks, num_threads, set_device
-from data_engine.questions.dataset import Questions
+from data_engine.questions.dataset import Questions, require_same
 from data_engine.questions.given_rows import GivenFile
 from data_engine.questions.of_run import open_for_run
 from data_engine.stages import RunStages, Stage
 from data_engine.store import units
 from data_engine.store.claims import Claims
 from data_engine.store.file_hashes import FileHashes
+from data_engine.store.made_from import read_unit
 from data_engine.vllm_settings import gpus_of_an_engine
 
 NO_IMAGES = (
@@ -79,7 +81,7 @@ class Plan:
         run_stages, formats = config.stages, exports.chosen(config.export)
         # Names of strategies and rewards, which the last step reads hours later.
         Settings.of(config, run_stages)
-        questions = _questions(config, run_stages)
+        questions = _questions(config)
         check_models(config, config.roles)
         checkpoints = {role: Checkpoint.of_role(config, role) for role in config.roles}
         trained = checkpoints.get(stages.TRAINED)
@@ -136,6 +138,19 @@ class Plan:
 
     def _shares_ids(self, checkpoint: Checkpoint) -> bool:
         return self.trained is not None and checkpoint.vocabulary == self.trained.vocabulary
+
+    def unit_work(self, stage: Stage, unit: int) -> UnitWork:
+        """A unit of a stage, with the published units that it needs; its questions are read as they are asked for.
+
+        Raises DamagedUnitError and UserError as made_from.read_unit does, and UserError while the questions are read,
+        for one that is not as its answers were sampled from.
+        """
+        known = self.stages.by_name
+        inputs = {name: read_unit(self.work_dir, known[name], unit, self.bound) for name in stage.needs}
+        questions = self.questions.rows(self.unit_rows[unit])
+        for needed in inputs.values():
+            questions = require_same(questions, needed.facts["rows"])
+        return UnitWork(unit, questions, inputs)
 
     @property
     def same_tokenizer(self) -> bool:
@@ -198,10 +213,9 @@ def _has_texts(given: Given | None) -> bool:
     return given is not None and given.facts.text_alone > 0
 
 
-def _questions(config: RunConfig, run_stages: RunStages) -> Questions:
-    """The dataset, checked against what the stages and the file of answers need of it."""
+def _questions(config: RunConfig) -> Questions:
+    """The dataset, checked against what the sources of reward and the file of answers need of it."""
     questions = open_for_run(config)
-    _check_columns(questions, run_stages)
     if config.answers is not None:
         # Of its rows nothing yet.
         GivenFile(config.answers, questions.idx_type)
@@ -227,13 +241,3 @@ def _placement(
         for checkpoint in checkpoints.values():
             family_class(checkpoint.family).check_split(checkpoint.folder)
     return decision
-
-
-def _check_columns(questions: Questions, run_stages: RunStages) -> None:
-    for stage in run_stages.by_name.values():
-        missing = [column for column in stage.columns if column not in questions.columns]
-        if missing:
-            raise UserError(
-                f'{stage.name} needs the column "{missing[0]}", and the dataset has none; '
-                f"columns: {', '.join(questions.columns)}"
-            )

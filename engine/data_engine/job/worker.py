@@ -15,26 +15,23 @@ from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, TakenOverError, UserError, kind_of
 from data_engine.job import published, run_file
 from data_engine.job.earlier import incomplete
-from data_engine.job.last_step import alone, pair_all
+from data_engine.job.last_step import alone, pair_all, summarise
 from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
 from data_engine.job.progress import Progress, log_to_stderr
 from data_engine.job.warning_log import logged_warnings
 from data_engine.models.sharding.coordination import Coordination, Independent, coordinate
 from data_engine.pipeline.given import NO_ANSWER
-from data_engine.pipeline.runner import StageRunner, UnitWork
+from data_engine.pipeline.runner import StageRunner
 from data_engine.processes.exit_report import NOTHING_WRITTEN, STOPPED, announce, report_exit
 from data_engine.processes.ranks import Ranks, set_threads, since_start_s
 from data_engine.processes.signals import Stop, Stopped
-from data_engine.questions.dataset import require_same
 from data_engine.questions.first_rows import require_usable
 from data_engine.questions.image_workers import ImageWorkers
-from data_engine.reporting import quarantine
-from data_engine.reporting.timings import Summary
 from data_engine.sampling.memory import peak_bytes
 from data_engine.stages import Stage
 from data_engine.store import claims, disk, logs, units
-from data_engine.store.made_from import made_from, read_unit
+from data_engine.store.made_from import made_from
 from data_engine.store.units import UnitResult
 from data_engine.store.writer import Writer
 
@@ -105,24 +102,10 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
     if not finished:
         return STOPPED
     if ranks.rank == 0:
-        _summarise(plan.work_dir)
+        summarise(plan.work_dir)
     elif config.stop_after_stage == stages.PAIR:
         log.info("all units are published; rank 0 makes the pairs of them")
     return 0 if written else NOTHING_WRITTEN
-
-
-def _summarise(work_dir: Path) -> None:
-    """Print where the time went and what was left out, and write the file that has each row of it."""
-    summary = Summary.read(work_dir)
-    print(f"\n{summary.table()}", flush=True)
-    try:
-        every = quarantine.write(work_dir, summary.reasons)
-    # The work is done: a list for people, which the units hold as well, must not make it a failure.
-    except OSError as error:
-        log.warning('"%s" cannot be written: %s', work_dir / quarantine.FILE, error.strerror or error)
-        return
-    if every is not None:
-        print(f"each row that was quarantined, with its whole reason: {every}", flush=True)
 
 
 class Worker:
@@ -298,13 +281,9 @@ class Worker:
         return True
 
     def _submit(self, stage: Stage, unit: int, runner: StageRunner) -> None:
-        plan, known = self.plan, self.plan.stages.by_name
-        inputs = {name: read_unit(plan.work_dir, known[name], unit, plan.bound) for name in stage.needs}
-        questions = plan.questions.rows(plan.unit_rows[unit])
-        for needed in inputs.values():
-            questions = require_same(questions, needed.facts["rows"])
-        self.made_from[stage.name, unit] = made_from(stage, plan.bound, inputs)
-        runner.submit(UnitWork(unit, questions, inputs))
+        work = self.plan.unit_work(stage, unit)
+        self.made_from[stage.name, unit] = made_from(stage, self.plan.bound, work.inputs)
+        runner.submit(work)
 
     def _hand_over(
         self, stage: Stage, unit: int, result: UnitResult, seconds: float, claims_held: dict, progress: Progress

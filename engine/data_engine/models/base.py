@@ -176,12 +176,12 @@ class VisionLanguageModel(Protocol):
         """
 
     def shared_prompt(
-        self, conversations: Sequence[Conversation], images: Sequence[Image], crop: bool, max_megapixels: float
+        self, conversations: Sequence[Conversation], images: Sequence[Image], max_megapixels: float
     ) -> tuple[Prompt, list[list[int]]]:
         """What conversations about the same images have in common, as a prompt, and the ids behind it of each.
 
-        Raises UserError where they differ up to the last image, or where the model lets what comes later change what
-        stands before it; and what `prompt` raises.
+        The pixels are those of scoring. Raises UserError where they differ up to the last image, or where the model
+        lets what comes later change what stands before it; and what `prompt` raises.
         """
 
     def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:

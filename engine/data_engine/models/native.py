@@ -88,6 +88,11 @@ class EmbeddingDecoder(ABC):
         """See VisionLanguageModel.find_layers: they are LLaMA's, as the configuration says."""
 
 
+def read_answer(model: PromptMaker, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
+    """See VisionLanguageModel.read_answer: the marks of thoughts are plain text, and no prompt opens one."""
+    return thoughts.read(token_ids, model.text, model.text)
+
+
 class NativeModel(EmbeddingDecoder):
     """One checkpoint of a native family; the protocol is models.base.VisionLanguageModel.
 
@@ -101,6 +106,7 @@ class NativeModel(EmbeddingDecoder):
     banned_token_ids: tuple[int, ...] = ()
     around_image: tuple[int, ...] = ()
     """ids that stand around an image, and nowhere else"""
+    read_answer = read_answer
 
     def __init__(self, modules: nn.Module, tokenizer: Tokenizer, max_positions: int, image_tokens: int) -> None:
         """`modules` has vision, decoder, and head where the output weights are not those of the embedding."""
@@ -191,25 +197,17 @@ class NativeModel(EmbeddingDecoder):
         return SplicedPrompt(ids, None, 0)
 
     def prompts(
-        self,
-        conversations: Sequence[Conversation],
-        images: Sequence[Image],
-        crop: bool,
-        max_megapixels: float,
+        self, conversations: Sequence[Conversation], images: Sequence[Image], crop: bool, max_megapixels: float
     ) -> list[SplicedPrompt]:
         """See VisionLanguageModel.prompts."""
         first = self.prompt(conversations[0], images, crop, max_megapixels)
         return [replace(first, ids=self.prompt_ids(single_question(self.family, one))) for one in conversations]
 
     def shared_prompt(
-        self,
-        conversations: Sequence[Conversation],
-        images: Sequence[Image],
-        crop: bool,
-        max_megapixels: float,
+        self, conversations: Sequence[Conversation], images: Sequence[Image], max_megapixels: float
     ) -> tuple[SplicedPrompt, list[list[int]]]:
         """See VisionLanguageModel.shared_prompt. At least one id stands behind it."""
-        prompts = self.prompts(conversations, images, crop, max_megapixels)
+        prompts = self.prompts(conversations, images, True, max_megapixels)
         length = min(len(one.ids) for one in prompts) - 1
         length = next((at for at in range(length) if len({one.ids[at] for one in prompts}) > 1), length)
         if IMAGE_TOKEN not in prompts[0].ids[:length]:
@@ -219,10 +217,6 @@ class NativeModel(EmbeddingDecoder):
     def encode_answer(self, conversation: Conversation, answer: str) -> list[int]:
         """See VisionLanguageModel.encode_answer. Raises BadRow for anything but one question about one image."""
         return self.answer_ids(single_question(self.family, conversation), answer)
-
-    def read_answer(self, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
-        """See the function."""
-        return read_answer(self, conversation, token_ids)
 
     def text(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids).strip()
@@ -292,8 +286,3 @@ def single_question(family: str, conversation: Conversation) -> str:
     }
     told = ", ".join(name for name, is_so in found.items() if is_so) or "a text before its image, or several behind it"
     raise BadRow(f"the family {family} takes one image and one question, and nothing else; the row has {told}")
-
-
-def read_answer(model: PromptMaker, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
-    """See VisionLanguageModel.read_answer: the marks of thoughts are plain text, and no prompt opens one."""
-    return thoughts.read(token_ids, model.text, model.text)

@@ -17,7 +17,8 @@ from data_engine.exports import card
 from data_engine.exports.base import ExportSource, Written
 from data_engine.exports.card import Card
 from data_engine.exports.usage import usage_of
-from data_engine.pipeline.pair import OWN, pairs_file, read_funnel
+from data_engine.of_pairing import OWN
+from data_engine.pipeline.pair import pairs_file, read_funnel
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.rewarded import ANSWER, Stored, read_rewarded, scored_rows
 from data_engine.preferences.answers import why_not_ranked

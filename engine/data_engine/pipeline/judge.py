@@ -156,7 +156,7 @@ class Judged:
             found = dict(zip(asked, prompts, strict=True))
             too_long = _too_long(texts, {text: lacks_room(self.model, prompt, ()) for text, prompt in found.items()})
             return Whole([found[text] for n, text in enumerate(texts) if n not in too_long], too_long)
-        prompt, tails = self.model.shared_prompt(list(asked.values()), pictures, True, self.max_megapixels)
+        prompt, tails = self.model.shared_prompt(list(asked.values()), pictures, self.max_megapixels)
         tail = dict(zip(asked, tails, strict=True))
         too_long = _too_long(texts, {text: lacks_room(self.model, prompt, ids) for text, ids in tail.items()})
         rows = [tail[text] for n, text in enumerate(texts) if n not in too_long]

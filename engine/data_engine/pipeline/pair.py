@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from data_engine import errors, exports, stages
 from data_engine.exports.base import NO_SOURCE as NO_SOURCE_ANY_MORE
 from data_engine.exports.base import NOT_FITTING, ExportSource, Written
+from data_engine.of_pairing import OWN
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.pairing import Paired, paired
 from data_engine.pipeline.rewarded import Stored
@@ -33,8 +34,6 @@ from data_engine.store.absent import is_there
 from data_engine.store.folders import move_in, part_of, scratch_folder
 
 FOLDER = "pairs"
-# The name of the pairing that a run makes, of which dataset/ is written.
-OWN = "pairs"
 # Of the scratch folders of the other pairings.
 NAMED_SCRATCH = "pairs"
 

@@ -98,10 +98,8 @@ def request_for(
     settings: SampleSettings,
 ) -> PromptRequest:
     """Raises BadImage where an image does not fit, BadRow where the conversation does not."""
-    prompt, new = (
-        model.prompt(conversation, pictures, settings.crop, settings.max_megapixels),
-        settings.params.max_new_tokens,
-    )
+    prompt = model.prompt(conversation, pictures, settings.crop, settings.max_megapixels)
+    new = settings.params.max_new_tokens
     settle(model, prompt, new)
     if prompt.length + new > model.max_positions:
         room = model.max_positions

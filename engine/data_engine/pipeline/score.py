@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import pyarrow as pa
-from PIL import Image
 from torch import Tensor
 
 from data_engine import schemas, stages
@@ -264,8 +263,11 @@ def score_answers(
     ]
     if not both:
         return []
-    found = _scored(model, prompt, [ids for ids, _ in both])
-    return [logps[start:] for logps, (_, start) in zip(found, both, strict=True)]
+    ids = [one for one, _ in both]
+    settle(model, prompt, max(map(len, ids)))
+    require_room(model, prompt, ids)
+    [found] = score_pass(model, [Scored(prompt, ids)])
+    return [logps.cpu()[start:] for logps, (_, start) in zip(found, both, strict=True)]
 
 
 def _whole(ids: Iterable, place: int) -> list[int]:
@@ -275,27 +277,3 @@ def _whole(ids: Iterable, place: int) -> list[int]:
         return [operator.index(one) for one in found]
     except TypeError:
         raise UserError(f"answer {place}, counted from 0, has ids that are no whole numbers: {found[:5]}") from None
-
-
-def score_continuations(
-    model: VisionLanguageModel,
-    conversations: Sequence[Conversation],
-    images: Sequence[Image.Image],
-    continuations: Sequence[list[int]],
-    max_megapixels: float = 64,
-) -> list[Tensor]:
-    """Log-probs of one continuation's tokens behind each conversation, 1-D fp32, nats; no end token is added.
-
-    The conversations are about the same images, and may differ in the texts behind them: what they have in common is
-    run once. Raises what VisionLanguageModel.shared_prompt raises.
-    """
-    prompt, tails = model.shared_prompt(conversations, images, True, max_megapixels)
-    rows = [[*tail, *ids] for tail, ids in zip(tails, continuations, strict=True)]
-    found = _scored(model, prompt, rows)
-    return [logps[len(tail) :] for logps, tail in zip(found, tails, strict=True)]
-
-
-def _scored(model: VisionLanguageModel, prompt: Prompt, ids: list[list[int]]) -> list[Tensor]:
-    settle(model, prompt, max(map(len, ids)))
-    require_room(model, prompt, ids)
-    return [logps.cpu() for logps in score_pass(model, [Scored(prompt, ids)])[0]]

@@ -5,9 +5,7 @@ the configuration, is left out where that is wrong. Adding one is a function and
 needs it is asked for by weights.py, and done in a process of its own.
 """
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +16,6 @@ from data_engine import exports, stages
 from data_engine.config import Draft, RunConfig
 from data_engine.config_checks import without_pairs
 from data_engine.errors import BadRow, UserError
-from data_engine.flag_files import look_up
 from data_engine.job import run_file
 from data_engine.job.earlier import incomplete
 from data_engine.models.check import check_folder
@@ -27,7 +24,7 @@ from data_engine.models.sharding import settings as zero3_settings
 from data_engine.pipeline.pair_settings import chosen_rewards, without_effect
 from data_engine.planning import sizes, weights
 from data_engine.planning.found import FirstRows, Found, telling_unread
-from data_engine.planning.own_folders import require_own
+from data_engine.planning.own_folders import check_writable, require_open
 from data_engine.preferences import strategies
 from data_engine.processes import output
 from data_engine.questions.dataset import open_questions, read_images
@@ -38,13 +35,9 @@ from data_engine.questions.image_workers import ImageWorkers
 from data_engine.questions.images import BadImage
 from data_engine.questions.of_run import require_columns, require_images
 from data_engine.stages import COMPARED, JUDGES, SOURCES
-from data_engine.store.disk import not_writable
 from data_engine.store.file_hashes import RememberedHashes
 from data_engine.store.room import compared, megabytes, nearest_folder
 from data_engine.tables import load
-
-# Folders of a work_dir, beside those of its stages, that any run writes to.
-WRITTEN = ("claims", "hashes", "logs", "pairs", "dataset", "report")
 
 
 class Check(NamedTuple):
@@ -84,40 +77,11 @@ def require_all(draft: Draft) -> Found:
     return found
 
 
-def check_writable(work_dir: Path) -> None:
-    """Raise UserError where `work_dir` is none, or neither it nor its nearest existing parent can be written."""
-    check_place(work_dir)
-    existing = nearest_folder(work_dir)
-    try:
-        # A real file, since permission bits do not show a full quota or a read-only mount.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise not_writable(work_dir, error) from None
-
-
-def check_place(work_dir: Path) -> None:
-    """Raise UserError where there can be no such folder of a run; whether it can be written is not looked at."""
-    look_up("work_dir", work_dir)
-    existing = nearest_folder(work_dir)
-    if not existing.exists():
-        raise UserError(f'work_dir "{work_dir}": "{existing}" is a link to nothing; make the folder that it names')
-    if not existing.is_dir():
-        raise UserError(f'work_dir "{work_dir}": "{existing}" is a file; name a folder, or a place for one')
-    require_own(work_dir)
-
-
 def _work_dir(found: Found) -> None:
     work_dir = Path(found.config.work_dir)
     check_writable(work_dir)
     run_file.require_no_loop(work_dir)
-    folders = [work_dir / name for name in (*WRITTEN, *stages.known())]
-    closed = [str(folder) for folder in folders if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)]
-    if closed:
-        raise UserError(
-            f'work_dir "{work_dir}": cannot write to {", ".join(closed)}. Where another user has begun the run, have '
-            "these given to this one, or choose another work_dir"
-        )
+    require_open(work_dir)
 
 
 def _formats(found: Found) -> None:

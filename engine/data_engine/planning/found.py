@@ -94,10 +94,7 @@ class Found:
 
     def raise_any(self) -> None:
         """Raise what is wrong: UserError, UserErrors where that is more than one thing."""
-        problems = Collected()
-        for problem in self.problems:
-            problems.note(problem.error)
-        problems.raise_any()
+        Collected(problem.error for problem in self.problems).raise_any()
 
     @contextlib.contextmanager
     def noting(self, check: str) -> Iterator[None]:

@@ -22,6 +22,7 @@ from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import Checked, check_loadable
 from data_engine.models.checkpoints.checkpoint import num_weights
 from data_engine.models.describe import told
+from data_engine.models.registry import family_of
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import placement
 from data_engine.pipeline.judge import said_ids
@@ -99,8 +100,6 @@ class _Look:
                     said_ids(side, YesNoTemplate.read(None))
 
     def _family(self, role: str) -> str:
-        from data_engine.models.registry import family_of
-
         return family_of(self.folders[role], getattr(self.config, f"{role}_model_name"))
 
     def _answers(self) -> None:

@@ -51,22 +51,10 @@ class RunPlan:
 def plan_of(found: Found, world_size: int) -> RunPlan | None:
     """None where the configuration is not good enough to say."""
     config = found.config
-    needed = {
-        "limit",
-        "unit_size",
-        "sample_k",
-        "max_new_tokens",
-        "num_shards",
-        "shard_index",
-        "rewards",
-        "work_dir",
-        "rank",
-    }
-    if (
-        {"work_dir", "dataset", "sources", "first_rows"} & found.failed
-        or needed & found.wrong
-        or found.first_rows is None
-    ):
+    checks = {"work_dir", "dataset", "sources", "first_rows"}
+    fields = {"limit", "unit_size", "sample_k", "max_new_tokens", "num_shards", "shard_index", "rewards", "work_dir",
+              "rank"}  # fmt: skip
+    if checks & found.failed or fields & found.wrong or found.first_rows is None:
         return None
     left, bytes_of, answers = sizes.units_left(found), dict(sizes.bytes_by_stage(found)), sizes.Answers.of(found)
     rows = []
@@ -77,15 +65,11 @@ def plan_of(found: Found, world_size: int) -> RunPlan | None:
         written = round(questions * answers.count * answers.tokens)
         rows.append(
             StagePlan(
-                stage.name,
-                len(numbers),
-                len(sizes.mine(found)) - len(numbers),
-                questions,
-                None if prompt is None else round(questions * prompt),
-                written if stage.model else None,
+                stage.name, len(numbers), len(sizes.mine(found)) - len(numbers), questions,
+                None if prompt is None else round(questions * prompt), written if stage.model else None,
                 bytes_of[stage.name],
             )
-        )
+        )  # fmt: skip
     names = {stage.name for stage in sizes.todo(found)}
     rows += [StagePlan(name, bytes=size) for name, size in bytes_of.items() if name not in names]
     free = shutil.disk_usage(nearest_folder(Path(config.work_dir))).free

@@ -1,9 +1,8 @@
 """A plan and a measurement as lines of text."""
 
-from collections.abc import Sequence
-
 from data_engine.planning.plan import RunPlan, StagePlan
 from data_engine.planning.sizes import told
+from data_engine.reporting.timings import aligned
 from data_engine.store.logs import duration
 
 HEADING = ("plan", "units", "done", "questions", "prompt tokens", "answer tokens", "on disk")
@@ -41,12 +40,3 @@ def measured_lines(measured: dict) -> list[str]:
         rows.append((line["name"], *times, hours, "" if tokens is None else f"{tokens:.1f}"))
     low, high = measured["seconds_range"]
     return [*aligned(rows), f"by {measured['told']}: {duration(low)} to {duration(high)} in all"]
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns side by side, the first one to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:{'<' if at == 0 else '>'}{widths[at]}}" for at, cell in enumerate(row)).rstrip()
-        for row in rows
-    ]

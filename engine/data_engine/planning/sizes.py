@@ -10,6 +10,7 @@ from typing import NamedTuple
 from data_engine import stages
 from data_engine.planning.found import Found
 from data_engine.preferences import filters
+from data_engine.reporting.choice import NUM_PAIRS
 from data_engine.rewards.critic import CriticTemplate
 from data_engine.stages import Stage
 from data_engine.store import units
@@ -25,8 +26,8 @@ TOKEN_TEXT_BYTES = 6
 ID_BYTES = LOGP_BYTES = 4
 # Of a pair besides its texts and pictures: rewards, lengths, status.
 PAIR_BYTES = 256
-# The report: what each has; the most pairs that it shows, and the most that it weighs, as reporting/ has them.
-REPORT_BYTES, REPORT_PAIRS, MOST_REPORT_BYTES = 500_000, 2000, 40_000_000
+# The report: what each has, and the most that it weighs, which reporting/gallery.py keeps to.
+REPORT_BYTES, MOST_REPORT_BYTES = 500_000, 40_000_000
 # In it, a token's heat, a pair besides its answers, and a thumbnail of 256 pixels, as base64.
 HEAT_BYTES, SHOWN_PAIR_BYTES, THUMBNAIL_BYTES = 12, 600, 22_000
 
@@ -122,7 +123,7 @@ def bytes_by_stage(found: Found) -> list[tuple[str, int]]:
 
 
 def _report_bytes(questions: int, candidates: int, answers: Answers) -> int:
-    shown = min(REPORT_PAIRS, candidates)
+    shown = min(NUM_PAIRS, candidates)
     pair = SHOWN_PAIR_BYTES + 2 * (answers.text_bytes + answers.tokens * HEAT_BYTES)
     return int(min(MOST_REPORT_BYTES, REPORT_BYTES + shown * pair + min(shown, questions) * THUMBNAIL_BYTES))
 

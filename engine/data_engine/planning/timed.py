@@ -23,10 +23,8 @@ from data_engine.job.last_step import pair_all
 from data_engine.job.model_holder import ModelHolder
 from data_engine.job.plan import Plan
 from data_engine.models.sharding.coordination import Independent
-from data_engine.pipeline.runner import UnitWork
 from data_engine.processes import ending
 from data_engine.processes.ranks import Ranks, num_threads, set_threads
-from data_engine.questions.dataset import require_same
 from data_engine.questions.image_workers import ImageWorkers
 from data_engine.stages import Stage
 from data_engine.store import units
@@ -146,16 +144,12 @@ class Timed:
     def compute(self, stage: Stage, unit: int, runner) -> Spent:
         """Compute and publish a unit."""
         plan, start = self.plan, Spent.now()
-        known = plan.stages.by_name
-        inputs = {name: read_unit(plan.work_dir, known[name], unit, plan.bound) for name in stage.needs}
-        questions = plan.questions.rows(plan.unit_rows[unit])
-        for needed in inputs.values():
-            questions = require_same(questions, needed.facts["rows"])
-        runner.submit(UnitWork(unit, questions, inputs))
+        work = plan.unit_work(stage, unit)
+        runner.submit(work)
         while not (finished := runner.poll()):
             pass
         [(_, result)] = finished
-        units.publish_result(plan.work_dir, stage.name, unit, result, made_from(stage, plan.bound, inputs))
+        units.publish_result(plan.work_dir, stage.name, unit, result, made_from(stage, plan.bound, work.inputs))
         spent = start.until(Spent.now())
         tell(unit=unit, seconds=spent.wall)
         return spent

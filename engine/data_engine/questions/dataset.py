@@ -271,13 +271,6 @@ def require_same(questions: Iterable[Question], digests: Sequence[str | None]) -
         yield question
 
 
-def read_image(question: Question, max_megapixels: float, decode: Decode = decode) -> Image.Image:
-    """The decoded image of a row. Raises BadRow or images.BadImage with the reason that goes into the quarantine."""
-    if question.problem:
-        raise BadRow(question.problem)
-    return decode(question.image, max_megapixels)
-
-
 def read_images(question: Question, max_megapixels: float, decode: Decode = decode) -> list[Image.Image]:
     """The decoded images of a row, in order; the reason of BadRow or images.BadImage says which one is wrong."""
     if question.problem:

@@ -75,25 +75,25 @@ class GivenFacts:
         """The most answers that a question has."""
         return max(self.questions_by_answers)
 
-    def questions_with(self, fewest: int, most: int) -> int:
-        """How many questions have so many answers."""
-        return sum(count for number, count in self.questions_by_answers.items() if fewest <= number <= most)
+    def questions_with(self, most: int) -> int:
+        """How many questions have answers, and so many at most."""
+        return sum(count for number, count in self.questions_by_answers.items() if 1 <= number <= most)
 
     def told(self) -> str:
         """In words."""
         asked = sum(self.questions_by_answers.values())
-        found = f"{self.rows} answers to {self.questions_with(1, self.most)} of {asked} questions"
+        found = f"{self.rows} answers to {self.questions_with(self.most)} of {asked} questions"
         beyond = f"; {self.beyond_limit} answers are to questions beyond --limit" if self.beyond_limit else ""
         return found + beyond + self.unused()
 
     def warnings(self, config: RunConfig) -> list[str]:
         """What a person should know of these answers before a run of them begins."""
         found = [OFF_POLICY] if config.instruct_model_path is not None else []
-        few = self.questions_with(1, config.rank)
+        few = self.questions_with(config.rank)
         if few and config.strategy not in WITHOUT_RANK:
             mend = "lower --rank, or give more answers" if config.rank > 1 else "give more answers"
             found.append(
-                f"{few} of {self.questions_with(1, self.most)} questions with answers have no more of them than rank, "
+                f"{few} of {self.questions_with(self.most)} questions with answers have no more of them than rank, "
                 f"{config.rank}: each is both among the best and among the worst then, and makes no pair; {mend}"
             )
         return found

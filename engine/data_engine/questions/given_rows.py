@@ -3,6 +3,7 @@
 A row has idx, and answer or token_ids or both. Rows are checked one by one here, all together in given_answers.py.
 """
 
+import contextlib
 import gzip
 import json
 import os
@@ -230,26 +231,17 @@ class GivenFile:
             wrong = min(ids) if min(ids) < 0 else max(ids)
             raise self.refusal(number, f"token_ids has {wrong}, which is no id of a token")
 
-    def _reading(self) -> "_Reading":
-        return _Reading(self.name)
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Inside, what reading the file raises is a UserError that names it."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{self.name} is cut off, broken or cannot be read: {first_line(error)}") from None
 
 
 class _Pairs(list):
     """Keys and values of a JSON object."""
-
-
-class _Reading:
-    """Turns what reading a file raises into a UserError that names it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (pa.ArrowException, OSError, EOFError, zlib.error)):
-            raise UserError(f"{self._name} is cut off, broken or cannot be read: {first_line(error)}") from None
 
 
 def _is_ids(kind: pa.DataType) -> bool:

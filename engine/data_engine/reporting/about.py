@@ -1,16 +1,14 @@
 """What a page is about, for its top: models, dataset and pairing by name; run.json and a file of pairs in, rows out."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from data_engine import stages
 from data_engine.config_checks import WITHOUT_RANK
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.counts import Funnel
+from data_engine.reporting.columns import metadata_of
 
 Rows = list[tuple[str, list[str]]]
 """a name, and lines about it"""
@@ -22,7 +20,7 @@ _DEFAULTS = {"max_pairs": filters.MAX_PAIRS_PER_IDX}
 
 def run_rows(path: Path, run_file: Mapping, num_questions: int) -> Rows:
     """Models, dataset and answers of the run whose pairs are in the file `path`; what is not known is not named."""
-    sources = _metadata(path).get("rewards") or run_file.get("config", {}).get("rewards") or stages.DEFAULT
+    sources = metadata_of(path, "rewards").get("rewards") or run_file.get("config", {}).get("rewards") or stages.DEFAULT
     rows = [
         ("Instruct model", _lines(_model(stages.TRAINED, run_file))),
         ("Reward", [_source(name.strip(), run_file) for name in sources.split(",")]),
@@ -34,7 +32,7 @@ def run_rows(path: Path, run_file: Mapping, num_questions: int) -> Rows:
 
 def pairing_rows(path: Path, run_file: Mapping, funnel: Funnel) -> Rows:
     """How the pairs of the file `path` were made, when, and by which version."""
-    told = _metadata(path)
+    told = metadata_of(path, "settings", "rewards", "length_alpha")
     settings, rewards = told.get("settings", {}), told.get("rewards", "implicit").split(",")
     ranking = settings.get("rank_by", RANK_BY).replace(",", ", ")
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -45,13 +43,6 @@ def pairing_rows(path: Path, run_file: Mapping, funnel: Funnel) -> Rows:
         ("Length alpha", [_alpha(settings.get("length_alpha"), told.get("length_alpha"))]),
         ("Pairs written", [f"{written}{f', in a run of data_engine {version}' if version else ''}"]),
     ]
-
-
-def _metadata(path: Path) -> dict:
-    """What the file of pairs says of its pairing; see pipeline/export.read_metadata."""
-    found = pq.read_schema(path).metadata or {}
-    names = ("settings", "rewards", "length_alpha")
-    return {name: json.loads(found[name.encode()]) for name in names if name.encode() in found}
 
 
 def _lines(told: str | None) -> list[str]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from data_engine.errors import UserError
 from data_engine.of_pairing import of_pairing
 from data_engine.reporting import heat
+from data_engine.reporting.columns import metadata_of
 from data_engine.reporting.heat import NoHeat, Pieces, Span
 from data_engine.stages import COMPARED
 from data_engine.store import units
@@ -169,9 +170,7 @@ def read_run_file(work_dir: Path, name: str) -> dict:
         return {}
     if not isinstance(found, dict):
         return {}
-    metadata = pq.read_schema(work_dir / f"pairs/{name}.parquet").metadata or {}
-    names = ("rewards", "bound", "same_tokenizer")
-    told = {one: json.loads(metadata[one.encode()]) for one in names if one.encode() in metadata}
+    told = metadata_of(work_dir / f"pairs/{name}.parquet", "rewards", "bound", "same_tokenizer")
     # Neither a file of before, nor one of sources that this program does not have, keeps the page from being made.
     with contextlib.suppress(KeyError, UserError):
         found = of_pairing(found, told)

@@ -62,12 +62,12 @@ def histogram(series: Sequence[Series], label: str, share: bool = False) -> Mark
     return Markup(_svg(parts, f"{label}. {told}") + f'<ul class="legend">{legend}</ul>')
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """A reward with its sign, as page.js writes one: so many digits behind the point, or two that count of a smaller
+def signed(value: float) -> str:
+    """A reward with its sign, as page.js writes one: three digits behind the point, or two that count of a smaller
     number, which would read as 0."""
-    if value and abs(value) < 10 ** (1 - digits):
+    if value and abs(value) < 0.01:
         return f"{value:+.2g}"
-    return f"{value:+.4g}" if abs(value) >= HUGE else f"{value:+.{digits}f}"
+    return f"{value:+.4g}" if abs(value) >= HUGE else f"{value:+.3f}"
 
 
 def _mean(values: np.ndarray) -> float:

@@ -86,10 +86,15 @@ class PairNumbers:
         ]
 
 
+def metadata_of(path: Path, *names: str) -> dict:
+    """What a file of pairs says of its pairing by these names, as far as it does: see pipeline/export.read_metadata."""
+    found = pq.read_schema(path).metadata or {}
+    return {name: json.loads(found[name.encode()]) for name in names if name.encode() in found}
+
+
 def ranking_rewards(path: Path) -> list[str]:
     """What the rewards that rank are called in the table, by the file's own metadata."""
-    metadata = pq.read_schema(path).metadata or {}
-    settings = json.loads(metadata.get(b"settings", b"{}"))
+    settings = metadata_of(path, "settings").get("settings", {})
     named = settings.get("rank_by", "implicit.sum,implicit.avg")
     return [schemas.reward_name(name) for name in named.split(",")]
 

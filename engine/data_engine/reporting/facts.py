@@ -1,7 +1,7 @@
 """Tables of the page that are no charts: the funnel, lengths, sources, rows left out, settings and what is bound."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from data_engine.preferences.counts import Funnel
 from data_engine.preferences.reward_totals import label, signed
 from data_engine.questions.dataset import Questions
 from data_engine.reporting import quarantine
-from data_engine.reporting.columns import KEPT, PairNumbers
+from data_engine.reporting.columns import KEPT, PairNumbers, metadata_of
 from data_engine.store import logs
 
 Table = list[tuple[str, ...]]
@@ -35,7 +35,7 @@ def funnel_bars(funnel: Funnel) -> list[dict]:
 
 def reward_table(path: Path) -> Table:
     """How rewards lie over all answers, by the metadata of a file of pairs; those of old have none."""
-    found = json.loads((pq.read_schema(path).metadata or {}).get(b"reward_totals", b"{}"))
+    found = metadata_of(path, "reward_totals").get("reward_totals", {})
     rows = [("reward", "answers", "mean", "best of a question", "worst of a question", "questions", "all equal")]
     for name, means in found.items():
         counts = (f"{means['questions']:,}", f"{means['equal']:,}")
@@ -155,28 +155,29 @@ def lanes(
     last = max(end for spans in found.values() for _, end, _ in spans)
     near = (last - first) / steps
     named = sorted(found.items(), key=lambda one: [(len(part), part) for part in one[0].split(":")])[:most]
-    return [(f"rank {rank}", list(_joined(sorted(spans), first, near))) for rank, spans in named], len(found)
+
+    def since_first(spans: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+        return [(start - first, end - first, stage) for start, end, stage in _joined(sorted(spans), near)]
+
+    return [(f"rank {rank}", since_first(spans)) for rank, spans in named], len(found)
 
 
-def _joined(spans: list[tuple[float, float, str]], first: float, near: float) -> Iterator[tuple[float, float, str]]:
-    held = None
+def _joined(spans: list[tuple[float, float, str]], near: float) -> list[tuple[float, float, str]]:
+    found: list[tuple[float, float, str]] = []
     for start, end, stage in spans:
-        if held is not None and held[2] == stage and start - held[1] <= near:
-            held = (held[0], max(held[1], end), stage)
-            continue
-        if held is not None:
-            yield held[0] - first, held[1] - first, held[2]
-        held = (start, end, stage)
-    if held is not None:
-        yield held[0] - first, held[1] - first, held[2]
+        if found and found[-1][2] == stage and start - found[-1][1] <= near:
+            begun, ended, _ = found.pop()
+            start, end = begun, max(ended, end)
+        found.append((start, end, stage))
+    return found
 
 
 def settings_tables(path: Path, run_file: Mapping) -> list[tuple[str, Table]]:
     """The pairing's settings, what units are bound to, and versions; a title and rows of each."""
-    metadata = pq.read_schema(path).metadata or {}
-    pairing = json.loads(metadata.get(b"settings", b"{}"))
-    if b"length_alpha" in metadata:
-        pairing["length_alpha (found)"] = json.loads(metadata[b"length_alpha"])
+    metadata = metadata_of(path, "settings", "length_alpha")
+    pairing = metadata.get("settings", {})
+    if "length_alpha" in metadata:
+        pairing["length_alpha (found)"] = metadata["length_alpha"]
     named = [
         ("Pairing", pairing),
         ("Bound: what shaped the numbers of every unit", run_file.get("bound")),
@@ -196,9 +197,8 @@ def _value(value: object) -> str:
 
 def pairing_facts(path: Path, run_file: Mapping) -> tuple[bool, list[str]]:
     """Whether all models scored the same token ids, and the columns of the file of pairs."""
-    schema = pq.read_schema(path)
-    told = json.loads((schema.metadata or {}).get(b"same_tokenizer", b"false"))
-    return bool(run_file.get("same_tokenizer", told)), schema.names
+    told = metadata_of(path, "same_tokenizer").get("same_tokenizer", False)
+    return bool(run_file.get("same_tokenizer", told)), pq.read_schema(path).names
 
 
 def dropped_statuses(numbers: PairNumbers) -> list[str]:

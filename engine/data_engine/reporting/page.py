@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from data_engine.models.checkpoints.adapter_folder import adapters_told
+from data_engine.of_pairing import OWN
 from data_engine.preferences.counts import Funnel
 from data_engine.questions.dataset import Questions
 from data_engine.questions.images import Exif
@@ -24,12 +25,8 @@ from data_engine.reporting.render import called, render
 from data_engine.reporting.timings import Summary
 from data_engine.stages import compared
 
-# The most pairs that a page shows.
-NUM_SHOWN = choice.NUM_PAIRS
 # Rewards that have words of their own.
 TITLES = {"sum": "Reward of the answer (sum)", "avg": "Reward a token (avg)"}
-# The name of the pairing that a run makes.
-OWN = "pairs"
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ Time comes from logs/rank-*.jsonl, rows from the units; no other part of the run
 """
 
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,17 +80,19 @@ class Summary:
 
     def table(self) -> str:
         """The text that a run prints at its end."""
-        return "\n\n".join(_aligned(rows) for rows in (self.times(), self.left_out()) if rows)
+        tables = aligned(self.times()), aligned(self.left_out(), left=("reason",))
+        return "\n\n".join("\n".join(lines) for lines in tables if lines)
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    """Columns side by side: names and reasons to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = {0, len(widths) - 1} if rows[0][-1] == "reason" else {0}
-    return "\n".join(
-        "  ".join(f"{cell:{'<' if at in text else '>'}{widths[at]}}" for at, cell in enumerate(row)).rstrip()
+def aligned(rows: Sequence[tuple[str, ...]], left: Collection[str] = ()) -> list[str]:
+    """Columns side by side under the first row: the first one and those of these names to the left, others right."""
+    columns = list(zip(*rows, strict=True))
+    sides = ["<" if at == 0 or column[0] in left else ">" for at, column in enumerate(columns)]
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
         for row in rows
-    )
+    ]
 
 
 def _stages(work_dir: Path) -> dict[str, StageTime]:

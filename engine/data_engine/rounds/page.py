@@ -5,13 +5,13 @@ import logging
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_engine.config import RunConfig
 from data_engine.errors import UserError, first_line
-from data_engine.pipeline.pair import OWN, pairs_file, read_funnel
+from data_engine.of_pairing import OWN
+from data_engine.pipeline.pair import pairs_file, read_funnel
 from data_engine.reporting import course
-from data_engine.reporting.columns import PairNumbers
+from data_engine.reporting.columns import PairNumbers, metadata_of
 from data_engine.rounds.places import Round, is_one_scale, rounds_of
 from data_engine.store.absent import is_file
 from data_engine.store.atomic import replacing
@@ -48,7 +48,6 @@ def write(loop: RunConfig, folder: Path) -> None:
 
 def _facts(one: Round) -> course.RoundFacts:
     path = pairs_file(one.run, OWN)
-    metadata = pq.read_schema(path).metadata or {}
     run_file = json.loads((one.run / "run.json").read_text(encoding="utf-8"))
     seconds = one.training()["seconds"] if one.is_done else None
     numbers = PairNumbers.read(path)
@@ -58,6 +57,6 @@ def _facts(one: Round) -> course.RoundFacts:
     )
     return course.RoundFacts(
         one.number, run_file["config"]["instruct_model_path"], read_funnel(one.run, OWN),
-        json.loads(metadata.get(b"reward_totals", b"{}")), words, seconds,
+        metadata_of(path, "reward_totals").get("reward_totals", {}), words, seconds,
         str((one.run / "report/index.html").relative_to(one.loop)),
     )  # fmt: skip

@@ -6,7 +6,6 @@ Shapes: K rows, V vocabulary.
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterable
 
 import torch
@@ -16,7 +15,7 @@ from data_engine.errors import NO_ROOM, UserError
 from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import next_tokens
-from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest
+from data_engine.sampling.requests import BROKEN, TOO_LARGE, Completion, PromptRequest, Submitted
 
 log = logging.getLogger(__name__)
 
@@ -31,30 +30,24 @@ class PlainBackend:
 
     def __init__(self, settings: BackendSettings) -> None:
         self._model, self._params, self._num_rows = settings.model, settings.params, settings.num_rows
-        self._waiting: deque[Iterable[PromptRequest]] = deque()
-        self._taken = 0
+        self._submitted = Submitted()
         self._answered = False
         self.halvings = 0
 
     @property
     def wants_more(self) -> bool:
-        return not self._waiting
+        return not self._submitted
 
     def submit(self, requests: Iterable[PromptRequest]) -> None:
-        self._waiting.append(iter(requests))
+        self._submitted.add(requests)
         self.halvings = 0
 
     def poll(self) -> list[Completion]:
-        while self._waiting:
-            request = next(self._waiting[0], None)
-            if request is not None:
-                number, self._taken = self._taken, self._taken + 1
-                return self._completions(number, request)
-            self._waiting.popleft()
-        return []
+        number, request = self._submitted.num_taken, next(self._submitted, None)
+        return [] if request is None else self._completions(number, request)
 
     def close(self) -> None:
-        self._waiting.clear()
+        self._submitted.clear()
 
     def _completions(self, number: int, request: PromptRequest) -> list[Completion]:
         rows, found = self._num_rows, []

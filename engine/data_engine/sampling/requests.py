@@ -1,7 +1,7 @@
-"""Answers in the making, and those that wait for a row of the sampling loop."""
+"""Requests that were submitted, answers in the making, and those that wait for a row of the sampling loop."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from data_engine.models.base import Prompt
@@ -20,6 +20,36 @@ class PromptRequest:
     keys: list[int]
     lengths: list[int] | None = None
     """of each answer, EOS included, where SamplingParams.forced_lengths is set"""
+
+
+class Submitted:
+    """The requests that were submitted to a back end, in order; asked again after the last, it has what came since."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Iterator[PromptRequest]] = deque()
+        self.num_taken = 0
+
+    def __bool__(self) -> bool:
+        """Whether some are left, as far as is known: none of the last ones may be."""
+        return bool(self._waiting)
+
+    def add(self, requests: Iterable[PromptRequest]) -> None:
+        self._waiting.append(iter(requests))
+
+    def clear(self) -> None:
+        self._waiting.clear()
+
+    def __iter__(self) -> Iterator[PromptRequest]:
+        return self
+
+    def __next__(self) -> PromptRequest:
+        while self._waiting:
+            request = next(self._waiting[0], None)
+            if request is not None:
+                self.num_taken += 1
+                return request
+            self._waiting.popleft()
+        raise StopIteration
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ filters.
 
 import logging
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from data_engine.errors import UserError
@@ -16,7 +15,7 @@ from data_engine.models.prompt_maker import PromptMaker, TokenPrompt
 from data_engine.models.registry import reason
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import SamplingParams
-from data_engine.sampling.requests import BROKEN, Completion, PromptRequest
+from data_engine.sampling.requests import BROKEN, Completion, PromptRequest, Submitted
 from data_engine.sampling.vllm_engine import Engine, engine_args
 
 if TYPE_CHECKING:
@@ -45,9 +44,8 @@ class VllmBackend:
     def __init__(self, engine: Engine, model: PromptMaker, params: SamplingParams) -> None:
         self._started, self._engine, self._model, self._params = engine, engine.vllm, model, params
         self._most = engine.vllm.vllm_config.scheduler_config.max_num_seqs
-        self._waiting: deque[Iterator[PromptRequest]] = deque()
+        self._submitted = Submitted()
         self._running: dict[str, PromptRequest] = {}
-        self._taken = 0
         # On a CPU vLLM 0.32 takes them, and fails once it computes a prompt in pieces: it turns back a generator, which
         # a GPU's can alone.
         self.seeded = self._engine.vllm_config.device_config.device_type != "cpu"
@@ -57,7 +55,7 @@ class VllmBackend:
 
     @property
     def wants_more(self) -> bool:
-        return not self._waiting and self._in_flight < self._most
+        return not self._submitted and self._in_flight < self._most
 
     @property
     def _in_flight(self) -> int:
@@ -65,7 +63,7 @@ class VllmBackend:
         return self._engine.get_num_unfinished_requests()
 
     def submit(self, requests: Iterable[PromptRequest]) -> None:
-        self._waiting.append(iter(requests))
+        self._submitted.add(requests)
 
     def poll(self) -> list[Completion]:
         while True:
@@ -87,17 +85,15 @@ class VllmBackend:
 
     def close(self) -> None:
         """End the engine's processes, and with them all that it holds on a GPU."""
-        self._waiting.clear()
+        self._submitted.clear()
         self._running.clear()
         self._started.close()
 
     def _fill(self) -> None:
-        while self._waiting and self._in_flight < self._most:
-            request = next(self._waiting[0], None)
+        while self._in_flight < self._most:
+            number, request = str(self._submitted.num_taken), next(self._submitted, None)
             if request is None:
-                self._waiting.popleft()
-                continue
-            number, self._taken = str(self._taken), self._taken + 1
+                return
             self._add(number, request)
             self._running[number] = request
 

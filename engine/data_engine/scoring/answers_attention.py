@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data_engine.models.layers.attention import LayerCall, Noted, Seen
+from data_engine.models.layers.attention import LayerCall, Seen
 from data_engine.models.layers.attention_math import (
     Bounds,
     attention_with_lse,
@@ -26,6 +26,7 @@ from data_engine.models.layers.attention_math import (
     merged,
     with_sinks,
 )
+from data_engine.models.layers.noting import Noted
 from data_engine.models.layers.prefix import Prefix
 from data_engine_kernels import merge_attention
 

@@ -75,14 +75,14 @@ class TooMuchToHash(Exception):
 class RememberedHashes:
     """The hashes that a work directory knows; others are taken while that is quick. Nothing is written."""
 
-    def __init__(self, work_dir: Path, most_bytes: int = TOLD_BYTES) -> None:
-        self._folder, self._most_bytes = work_dir / "hashes", most_bytes
+    def __init__(self, work_dir: Path) -> None:
+        self._folder = work_dir / "hashes"
 
     def __call__(self, files: Sequence[Path]) -> list[str]:
         """The sha256 of each file, in hex. Raises TooMuchToHash, and UserError where one cannot be read."""
         known = [_known(self._folder, file) for file in files]
         left = sum(_status(file).st_size for file, sha256 in zip(files, known, strict=True) if sha256 is None)
-        if left > self._most_bytes:
+        if left > TOLD_BYTES:
             raise TooMuchToHash(f"{left / 1e9:.1f} GB")
         return [sha256 or hash_file(file) for file, sha256 in zip(files, known, strict=True)]
 

@@ -91,7 +91,7 @@ def _sections(progress: Progress, paper: Paper, hint: str, note: str) -> Iterato
     yield ["stage"], Text(f"pairs: {'written' if progress.pairs == WRITTEN else 'not written'}")
     if progress.ranks:
         yield ["gap"], Text()
-        yield ["ranks"], _counted(progress, paper)
+        yield ["ranks"], _counted(progress)
         kinds = ["trouble" if rank.state in TROUBLED else "rank" for rank in progress.ranks]
         yield ["ranks heading" if "trouble" in kinds else "rank", *kinds], _ranks(progress, paper)
     if progress.warnings:
@@ -212,7 +212,7 @@ def _bar(stage: StageProgress, width: int, paper: Paper) -> Text:
     return Text.assemble((full * done, "green" if not stage.left else "cyan"), (empty * (width - done), "dim"))
 
 
-def _counted(progress: Progress, paper: Paper) -> Text:
+def _counted(progress: Progress) -> Text:
     """How many ranks are in which state."""
     counts = Counter(rank.state for rank in progress.ranks)
     found = Text("ranks: ", "bold", no_wrap=True, overflow="crop")

@@ -67,7 +67,7 @@ class _Sign:
     seen: float
     has_changed: bool = False
 
-    def age_s(self, now: float, monotonic: float) -> float:
+    def age_s(self, monotonic: float) -> float:
         """Seconds since it. A change that was seen counts by this machine's clock, as clocks of machines differ."""
         since = monotonic - self.seen
         return since if self.has_changed else self.first_age_s + since
@@ -154,7 +154,7 @@ class Reader:
             sign = self._signs[name] = _Sign(date, max(0.0, now - date), monotonic)
         elif date > sign.date:
             self._signs[name] = sign = _Sign(date, 0.0, monotonic, has_changed=True)
-        return sign.age_s(now, monotonic)
+        return sign.age_s(monotonic)
 
     def _is_gone(self, name: str, identity: ProcessIdentity) -> bool:
         if name not in self._gone and self._me.sees(identity) and identity.has_ended():

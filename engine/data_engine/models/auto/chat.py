@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, ProcessorMixin
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, UserError
-from data_engine.models.auto.answer_ids import Tail, behind_answer, encode, first_special, tail, with_thought
+from data_engine.models.auto.answer_ids import behind_answer, encode, first_special, tail, with_thought
 from data_engine.models.auto.chat_template import ANSWER, WORD, ChatTemplate, neutral
 from data_engine.models.auto.control_tokens import ControlTokens, end_ids, fingerprint, media_ids
 from data_engine.models.auto.limits import TOKEN_TYPES, known_ids, takes_token_types
@@ -72,7 +72,7 @@ class Chat:
         self.banned_token_ids = tuple(number for number in sampled if number not in self.eos_token_ids)
         """never sampled: placeholders of pictures, films and sounds, and what stands around them"""
         # By the conversation without its texts, of which a run has a few kinds.
-        self._tail = lru_cache(1024)(self._tail_of)
+        self._tail = lru_cache(1024)(partial(tail, self._template, self._controls, self._tokenizer, self.eos_token_ids))
         self._neutral_counts = lru_cache(1024)(self._counts_of)
         self._placed = lru_cache(1024)(self._placed_in)
         self._opens_thought = lru_cache(1024)(self._opens_thought_behind)
@@ -176,17 +176,17 @@ class Chat:
             self._refuse_forged(conversation)
             return self._run(processor, conversation, images)
         if not self._keeps_plain:
-            raise BadRow(f"{self._place(conversation, token)} contains the control token {token}")
+            raise self._forged(conversation, token)
         try:
             given = self._run(processor, conversation, images, plain=True)
             usual = self._run(processor, neutral(conversation), images)
         # Some processors count placeholders in texts too; some tokenizers write special tokens around each text.
         except BadRow as error:
-            raise BadRow(f"{self._place(conversation, token)} contains the control token {token}") from error
+            raise self._forged(conversation, token) from error
         counted, allowed = (self._controls.counted(each["input_ids"][0].tolist()) for each in (given, usual))
         if not counted <= allowed:
             token = next(iter(counted - allowed))
-            raise BadRow(f"{self._place(conversation, token)} contains the control token {token}")
+            raise self._forged(conversation, token)
         return given
 
     def _run(self, processor: ProcessorMixin, conversation: Conversation, images: Sequence[Image.Image],
@@ -229,7 +229,7 @@ class Chat:
     def _refuse_forged(self, conversation: Conversation) -> None:
         """Raise BadRow where the texts make control tokens after all, put together or by normalisation."""
         for token in self._counts_of(conversation) - self._neutral_counts(neutral(conversation)):
-            raise BadRow(f"{self._place(conversation, token)} contains the control token {token}")
+            raise self._forged(conversation, token)
 
     def _placed_in(self, conversation: Conversation) -> int:
         """Images that the template has a place for; older processors drop the others without a word."""
@@ -242,13 +242,13 @@ class Chat:
         text = self._template.render(conversation)
         return self._controls.counted(self._tokenizer.encode(text, add_special_tokens=False))
 
+    def _forged(self, conversation: Conversation, token: str) -> BadRow:
+        return BadRow(f"{self._place(conversation, token)} contains the control token {token}")
+
     def _place(self, conversation: Conversation, token: str) -> str:
         found = next((message.role for message in conversation.messages if token in message.text), None)
         is_start = found is None and token in conversation.answer_start
         return "beginning of the answer" if is_start else _NAMES[found or "user"]
-
-    def _tail_of(self, conversation: Conversation) -> Tail:
-        return tail(self._template, self._controls, self._tokenizer, self.eos_token_ids, conversation)
 
     def _ends(self) -> tuple[int, ...]:
         where = self.folder / "generation_config.json"

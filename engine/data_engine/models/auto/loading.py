@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from data_engine.models.auto.value_head import NAMES, others, stored_head
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.adapter_folder import with_real_places
 from data_engine.models.checkpoints.checkpoint import headers
-from data_engine.models.checkpoints.weight_files import Stored
+from data_engine.models.checkpoints.weight_files import Stored, quantised_weight, some
 from data_engine.models.internvl_chat import is_own_folder, weights
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.memory_errors import is_out_of_memory
@@ -30,8 +30,6 @@ from data_engine_kernels import CannotLaunch
 
 log = logging.getLogger(__name__)
 
-# So many names are told.
-TOLD = 3
 # As safetensors, or torch, spells them: weights in these are packed or scaled.
 QUANTISED = re.compile(r"[UI]8|U32|F8_.*|F[46].*|torch\.(u?int8|float8.*|float4.*)")
 
@@ -70,10 +68,7 @@ def _not_quantised(folder: Path) -> dict[str, Stored]:
     stored = headers(folder)
     for one in stored.values():
         if QUANTISED.fullmatch(one.dtype):
-            raise ModelError(
-                f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, "
-                "float16 or float32"
-            )
+            raise quantised_weight(one)
     return stored
 
 
@@ -104,7 +99,7 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, headed:
     _refuse_unfilled(folder, told)
     if told["unexpected_keys"]:
         where = with_real_places(str(folder))
-        log.warning("%s holds weights that the model does not use: %s", where, _some(told["unexpected_keys"]))
+        log.warning("%s holds weights that the model does not use: %s", where, some(told["unexpected_keys"]))
     if (adapter := Adapter.of(folder)) is not None:
         merge(model, adapter)
     return model
@@ -117,7 +112,7 @@ def _of_reward_model(folder: Path, model: PreTrainedModel, told: Mapping) -> Map
     """
     if unused := others(told["unexpected_keys"]):
         raise ModelError(
-            f"{folder} holds {_some(unused)}, which neither the model nor the head of a reward model "
+            f"{folder} holds {some(unused)}, which neither the model nor the head of a reward model "
             f"({', '.join(NAMES)}) has"
         )
     output = output_layer(model)
@@ -130,18 +125,12 @@ def _refuse_unfilled(folder: Path, told: Mapping) -> None:
     """Raise ModelError for parameters that no weight fills, by what transformers told of loading."""
     if missing := told["missing_keys"]:
         # Those of a compiled or wrapped model are all there, with a word before each name.
-        others = f", and holds {_some(found)} instead" if (found := told["unexpected_keys"]) else ""
-        raise ModelError(f"{folder} lacks {_some(missing)}{others}: these are not the weights of this config.json")
+        others = f", and holds {some(found)} instead" if (found := told["unexpected_keys"]) else ""
+        raise ModelError(f"{folder} lacks {some(missing)}{others}: these are not the weights of this config.json")
     wrong = [f"{name} of shape {list(stored)} where config.json makes it {list(made)}"
              for name, stored, made in told["mismatched_keys"]]  # fmt: skip
     if wrong:
-        raise ModelError(f"{folder} holds {_some(wrong)}: these are not the weights of this config.json")
-
-
-def _some(names: Iterable[object]) -> str:
-    names = sorted(map(str, names))
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
-    return ", ".join(names[:TOLD]) + more
+        raise ModelError(f"{folder} holds {some(wrong)}: these are not the weights of this config.json")
 
 
 @contextlib.contextmanager

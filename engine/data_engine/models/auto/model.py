@@ -27,7 +27,7 @@ from data_engine.models.auto import limits, packed_prompts, probing, processed
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
 from data_engine.models.auto.own_decoding import OwnDecoding, whole_rows
-from data_engine.models.auto.own_forward import Made, OwnForward
+from data_engine.models.auto.own_forward import OwnForward
 from data_engine.models.auto.packed_tower import PackedTower, tower_calls
 from data_engine.models.auto.parts import Attention, find_decoder, find_vision, output_weights, prompt_cache
 from data_engine.models.auto.processed import ProcessedPrompt
@@ -82,7 +82,7 @@ class Auto:
             self.num_ids = min(self.num_ids, len(self.head.weight))
             self._tables = rotary.tables_by_position(self.decoder)
             self._own_attention = Attention(self.decoder).own
-            self._own = OwnForward(model, self.decoder, self.vision)
+            self.own_forward = OwnForward(model, self.decoder, self.vision)
             if self.vision is not None:
                 self.vision.register_forward_pre_hook(self._note_encoded, with_kwargs=True)
         except DoesNotFit as problem:
@@ -232,7 +232,7 @@ class Auto:
             raise BadRow(limits.NEEDS_IMAGE)
 
     def shared_prompt(
-        self, conversations: Sequence[Conversation], images: Sequence[Image.Image], crop: bool, max_megapixels: float
+        self, conversations: Sequence[Conversation], images: Sequence[Image.Image], max_megapixels: float
     ) -> tuple[ProcessedPrompt, list[list[int]]]:
         if self.reads_ahead:
             raise UserError("this model's prompts are read in both directions, so none is the beginning of another")
@@ -280,27 +280,20 @@ class Auto:
         """The end of a prompt, and the model's logits there [V]."""
         run = functools.partial(self._run_with_logits, prompt)
         # Of a split model, other ranks wait in a call that failed; but while it is loaded, all run the same prompt.
-        return run() if self.is_split and self.layers else self.mirrored_or_plain(run)
+        return run() if self.is_split and self.layers else self.own_forward.mirrored_or_plain(run)
 
     def _run_with_logits(self, prompt: ProcessedPrompt) -> tuple[PromptEnd, Tensor]:
         cache = prompt_cache(self.text_config, self.device)
         out = self.run_forward(prompt, cache)
         require_shareable(cache.layers)
         layers = [layer if is_recurrent(layer) else PassingLayer() for layer in cache.layers]
-        return PromptEnd(self._own.hidden_D, self.next_position(prompt), layers), out.logits[0, -1]
+        own = self.own_forward
+        return PromptEnd(own.hidden_D, own.next_position(prompt), layers), out.logits[0, -1]
 
     def run_forward(self, prompt: ProcessedPrompt, cache: Cache) -> ModelOutput:
         """The model's own forward of a prompt."""
         # Ranks that call a split model together tell each other of it by tensors of their own.
-        return self._own.run(prompt, self._inputs(prompt), cache, sends=not self.is_split)
-
-    def mirrored_or_plain(self, run: Callable[[], Made]) -> Made:
-        """What `run` makes of a forward of a prompt; see OwnForward."""
-        return self._own.mirrored_or_plain(run)
-
-    def next_position(self, prompt: ProcessedPrompt) -> int:
-        """Where answers go on, once the forward of a prompt has reached the decoder."""
-        return self._own.next_position(prompt)
+        return self.own_forward.run(prompt, self._inputs(prompt), cache, sends=not self.is_split)
 
     @functools.cached_property
     def packs_prompts(self) -> bool:

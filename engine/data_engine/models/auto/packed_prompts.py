@@ -8,7 +8,7 @@ Shapes: P prompt tokens, M rows of a pass, N image tokens, D width.
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PretrainedConfig
 
+from data_engine.models.auto.own_forward import OwnForward
 from data_engine.models.auto.parts import prompt_cache
 from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.base import PromptEnd
@@ -64,15 +65,10 @@ class Packable(Protocol):
     why_plain: str | None
     is_split: bool
     answers_in_rows: bool
+    own_forward: OwnForward
 
     def run_forward(self, prompt: ProcessedPrompt, cache: Cache) -> object:
         """The model's own forward of a prompt."""
-
-    def mirrored_or_plain(self, run: Callable[[], Front]) -> Front:
-        """What `run` makes of such a forward, on whichever tensors the model takes."""
-
-    def next_position(self, prompt: ProcessedPrompt) -> int:
-        """Where answers go on, once the prompt's forward has reached the decoder."""
 
     def run_decoder(self, given: Mapping[str, object]) -> Tensor:
         """Last hidden states [M, D] of one row."""
@@ -100,7 +96,7 @@ def may_pack(model: Packable) -> bool:
 @torch.inference_mode()
 def run_prompts(model: Packable, prompts: Sequence[ProcessedPrompt], num_rows: int) -> list[PromptEnd]:
     """See VisionLanguageModel.run_prompts. Raises DoesNotFit for a prompt that hands its decoder something else."""
-    fronts = [model.mirrored_or_plain(functools.partial(_front, model, prompt)) for prompt in prompts]
+    fronts = [model.own_forward.mirrored_or_plain(functools.partial(_front, model, prompt)) for prompt in prompts]
     hidden_MD = model.run_decoder(_joined(fronts, num_rows))
     ends, end = [], 0
     for front, prompt in zip(fronts, prompts, strict=True):
@@ -138,7 +134,7 @@ def _checked(model: Packable, prompt: ProcessedPrompt, given: Mapping[str, objec
     if positions is None:
         positions = torch.arange(prompt.length, device=embeds.device)[None]
     deep = next((Deep(names, *(given[name] for name in names)) for names in DEEP if given.keys() >= {*names}), None)
-    return Front(embeds, positions, deep, model.next_position(prompt))
+    return Front(embeds, positions, deep, model.own_forward.next_position(prompt))
 
 
 def _joined(fronts: Sequence[Front], num_rows: int) -> dict[str, object]:

@@ -10,9 +10,10 @@ from transformers.cache_utils import DynamicCache
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from data_engine.models.layers.attention import NAME, DoesNotFit, Noted
+from data_engine.models.layers.attention import NAME, DoesNotFit
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.layers.noting import Noted
 
 # A score with so much added is that of a key that is not seen: models add the least number of their dtype, or -inf.
 HIDES = -1e4

@@ -20,9 +20,10 @@ from data_engine.errors import BadRow
 from data_engine.models.auto.parts import difference, fitted_head, layer_kinds
 from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel
 from data_engine.models.layers.answer_cache import answer_cache, repeated
-from data_engine.models.layers.attention import Asking, DoesNotFit, Finding, attending
+from data_engine.models.layers.attention import DoesNotFit, attending
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.layers.noting import Asking, Finding
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
 from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation
@@ -132,13 +133,13 @@ def encodes_together(model: Probed) -> bool:
         together = list(model.encoded_together(prompts))
         if any(one.features is None for one in together):
             return False
-        kept = [[tensor for one in each for tensor in _left(model, one)] for each in (together, prompts)]
+        found, own = ([run_prefix(model, one) for one in each] for each in (together, prompts))
     except torch.OutOfMemoryError:
         raise
     # Whatever a model raises that is called in a way that it does not know.
     except Exception:
         return False
-    return all(difference(*both) <= ROUNDING[model.dtype] for both in zip(*kept, strict=True))
+    return _differ_by_rounding(model, found, own)
 
 
 @functools.cache
@@ -172,8 +173,7 @@ def packs(model: Probed) -> bool:
     alone = [run_prefix(model, prompt) for prompt in prompts]
     if any(found.end.next_position != own.end.next_position for found, own in zip(together, alone, strict=True)):
         return False
-    kept = [[tensor for one in each for tensor in _kept(one)] for each in (together, alone)]
-    return all(difference(*both) <= ROUNDING[model.dtype] for both in zip(*kept, strict=True))
+    return _differ_by_rounding(model, together, alone)
 
 
 @torch.inference_mode()
@@ -208,6 +208,12 @@ def _beside_tokens(prompt: Prompt) -> Iterator[tuple[str, object]]:
 
 def _differ(one: object, other: object) -> bool:
     return not torch.equal(one, other) if isinstance(one, Tensor) else one != other
+
+
+def _differ_by_rounding(model: Probed, found: Sequence[Prefix], own: Sequence[Prefix]) -> bool:
+    """Whether what prompts left is what they leave otherwise, but for rounding."""
+    kept = [[tensor for prefix in each for tensor in _kept(prefix)] for each in (found, own)]
+    return all(difference(*both) <= ROUNDING[model.dtype] for both in zip(*kept, strict=True))
 
 
 def _left(model: Probed, prompt: Prompt) -> list[Tensor]:

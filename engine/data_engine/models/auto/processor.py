@@ -62,12 +62,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(_unknown(where, kind, "auto_map" in whole))
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        what = "text-only" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "no image-text-to-text"
+        what, mend = "no image-text-to-text", ""
+        if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            what, mend = "a text-only", ": pass a model that takes images and text"
         raise ModelError(
-            f"{where} has model_type {kind!r}, which is a {what} model to transformers {transformers.__version__}: "
-            "pass a model that takes images and text"
-            if what == "text-only"
-            else f"{where} has model_type {kind!r}, which is {what} model to transformers {transformers.__version__}"
+            f"{where} has model_type {kind!r}, which is {what} model to transformers {transformers.__version__}{mend}"
         )
     refuse_faulty(where, raw)
     written_by = str(whole.get("transformers_version", ""))

@@ -5,7 +5,7 @@ family calls a `Change` where it places its weights. Every tensor of the adapter
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from data_engine.models.checkpoints.adapter_config import CONFIG, INSTEAD, Scales, check_settings
 from data_engine.models.checkpoints.adapter_folder import adapter_files, parts
-from data_engine.models.checkpoints.checkpoint import read_bin_header, tensors
-from data_engine.models.checkpoints.weight_files import FLOATS, Stored, read_header, refuse_empty
+from data_engine.models.checkpoints.checkpoint import file_headers, tensors
+from data_engine.models.checkpoints.weight_files import FLOATS, Stored, refuse_empty, some
 from data_engine.models.registry import ModelError
 
 # base_model. is peft's model, model. its tuner; behind them stands the name in the model that was trained.
@@ -25,7 +25,6 @@ _MATRIX = re.compile(r"^(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<side>[AB]
 # How peft wraps a module that it trains whole, or keeps beside its matrices.
 _WRAPPED = re.compile(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.)")
 _BESIDE = ".base_layer."
-_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,7 @@ class Adapter:
         if found is None:
             return None
         adapter, base = found
-        stored = [one for file in adapter_files(adapter)
-                  for one in (read_bin_header(file) if file.suffix == ".bin" else read_header(file))]  # fmt: skip
+        stored = [one for file in adapter_files(adapter) for one in file_headers(file)]
         if not stored:
             raise ModelError(f"the adapter {adapter} holds no tensor")
         refuse_empty(stored)
@@ -98,11 +96,11 @@ class Adapter:
         found = self._by_weight(rename)
         if nowhere := [one for name, one in found.items() if name not in shapes]:
             raise ModelError(
-                f"the adapter {self.folder} changes {_some(one.module for one in nowhere)}, which its base "
+                f"the adapter {self.folder} changes {some(one.module for one in nowhere)}, which its base "
                 f"{self.base} does not have: it was trained on another model; name that one as its base"
             )
         for name, one in found.items():
-            self._check(name, one, shapes[name])
+            self._check(one, shapes[name])
             if name in tied:
                 raise ModelError(
                     f"the adapter {self.folder} changes {one.module}, and in {self.base} that weight is both the "
@@ -130,7 +128,7 @@ class Adapter:
                 place.whole = one
         return found
 
-    def _check(self, name: str, found: _Found, shape: tuple[int, ...]) -> None:
+    def _check(self, found: _Found, shape: tuple[int, ...]) -> None:
         """Raise ModelError where a matrix lacks the other one, or shapes do not fit."""
         if len(found.sides) == 1:
             [(side, one)] = found.sides.items()
@@ -183,9 +181,3 @@ def _read(one: Stored, device: torch.device) -> Tensor:
     if tuple(value.shape) != one.shape:
         raise ModelError(f"{one.file} changed while it was read: start again when it is whole")
     return value.to(device, torch.float32)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-    return ", ".join(names[:_TOLD]) + more

@@ -21,6 +21,7 @@ from data_engine.models.checkpoints.weight_files import (
     Stored,
     check_archive,
     located,
+    quantised_weight,
     read_header,
     read_index,
     refuse_empty,
@@ -251,10 +252,7 @@ def _check_stored(one: Stored, shape: tuple[int, ...], first: Stored) -> None:
     if one.shape != shape:
         raise ModelError(f"weight {one} has shape {list(one.shape)}, config.json makes it {list(shape)}")
     if one.dtype not in FLOATS:
-        raise ModelError(
-            f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, "
-            "float16 or float32"
-        )
+        raise quantised_weight(one)
 
 
 def _placed(value: Tensor, target: str, device: torch.device, dtype: torch.dtype, split: Split | None) -> nn.Parameter:

@@ -32,6 +32,8 @@ BITS = {
 FLOATS = ("BF16", "F16", "F32", "F64")
 # The library's own limit.
 MAX_HEADER_BYTES = 100_000_000
+# So many names are told.
+_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,21 @@ class Stored:
 
     def __str__(self) -> str:
         return f"{self.name} in {self.file}"
+
+
+def quantised_weight(one: Stored) -> ModelError:
+    """What is said of a tensor whose numbers are packed or scaled."""
+    return ModelError(
+        f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, float16 or "
+        "float32"
+    )
+
+
+def some(names: Iterable[object]) -> str:
+    """The first of many names, for a message."""
+    names = sorted(map(str, names))
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    return ", ".join(names[:_TOLD]) + more
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -160,10 +160,9 @@ def _vision(told: Mapping, where: Path) -> InternVLVisionConfig:
 
 def _text(decoder: Decoder, told: Mapping) -> PreTrainedConfig:
     fields = {name: told[name] for name in (*COMMON, *decoder.fields) if told.get(name) is not None}
-    for name in ("sliding_window",):
-        # None means no window, where a class's default is one.
-        if name in decoder.fields and name in told:
-            fields[name] = told[name]
+    # None means no window, where a class's default is one.
+    if "sliding_window" in decoder.fields and "sliding_window" in told:
+        fields["sliding_window"] = told["sliding_window"]
     if "original_max_position_embeddings" in fields and isinstance(fields.get("rope_scaling"), dict):
         length = fields["original_max_position_embeddings"]
         fields["rope_scaling"] = {**fields["rope_scaling"], "original_max_position_embeddings": length}

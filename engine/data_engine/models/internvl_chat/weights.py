@@ -20,7 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 from data_engine.models.checkpoints.adapter import Adapter, Change
 from data_engine.models.checkpoints.checkpoint import headers, tensors
 from data_engine.models.checkpoints.model_config import check_layers, on_meta
-from data_engine.models.checkpoints.weight_files import FLOATS, Stored
+from data_engine.models.checkpoints.weight_files import FLOATS, Stored, quantised_weight
 from data_engine.models.internvl_chat.config import decoder_of, read_config
 from data_engine.models.internvl_chat.decoders import Decoder, Placing, Target
 from data_engine.models.registry import ModelError, read_json
@@ -161,10 +161,7 @@ def _changes(plan: Plan, stored: Mapping[str, Stored], adapter: Adapter, is_tied
 
 def _check(one: Stored, placing: Placing, parameters: Mapping[str, nn.Parameter]) -> None:
     if one.dtype not in FLOATS:
-        raise ModelError(
-            f"weight {one} is stored as {one.dtype}: quantised checkpoints are not read; pass one in bfloat16, float16 "
-            "or float32"
-        )
+        raise quantised_weight(one)
     try:
         shapes = [parameters[target.name][target.index].shape for target in placing.targets]
     except IndexError as error:

@@ -2,14 +2,14 @@
 
 A decoder that a family loads has `attn_implementation` NAME. Without a layout in force, it is transformers' own sdpa
 with the model's own masks. Under `attending(layout, layers)`, each layer of the decoder hands its queries, keys and
-values (after rotary embedding) to the layout, which says which tokens attend to which: `Noting` below for a prompt,
+values (after rotary embedding) to the layout, which says which tokens attend to which: that of noting.py for a prompt,
 those of sampling/native for a step of sampling, that of scoring/ for scoring. So a family knows neither sampling nor
 scoring.
 
 In a pass of answers a mask is not built, but described: `Seen` says of one sequence [prompt | answer] who is seen.
 Windows, chunks and kinds of layers need no table so: transformers carries each mask to the layers that it is for.
 
-Shapes: B batch, H query heads, G key/value heads, T and S tokens, P prompt tokens, D head width.
+Shapes: B batch, H query heads, G key/value heads, T and S tokens, D head width.
 """
 
 import contextlib
@@ -132,6 +132,18 @@ class LayerCall:
         return self.options.get("s_aux")
 
     @property
+    def bias(self) -> Tensor | None:
+        """The model's mask as numbers that are added to the scores; causal where it gave none."""
+        new, keys, mask = self.query.shape[2], self.key.shape[2], self.mask
+        if mask is None:
+            if new == 1:
+                return None
+            mask = torch.ones(new, keys, dtype=torch.bool, device=self.query.device).tril(keys - new)
+        if mask.dtype != torch.bool:
+            return mask.float()
+        return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+    @property
     def is_usual(self) -> bool:
         """Whether its scores are scale q k^T, and nothing else takes part in the softmax."""
         return self.scores.softcap is None and self.sinks is None and self.key.shape[-1] == self.value.shape[-1]
@@ -183,17 +195,16 @@ def attending(layout: Layout, layers: Mapping[nn.Module, int]) -> Iterator[None]
         _in_force.reset(token)
 
 
+def layout_in_force() -> Layout | None:
+    """That which attention modules go by now, if any."""
+    now = _in_force.get()
+    return None if now is None else now.layout
+
+
 def answers_pass() -> bool:
     """Whether a pass of answers behind their prompts is running."""
-    now = _in_force.get()
-    return now is not None and now.layout.describes_masks
-
-
-def forget() -> None:
-    """Have the layout of a prompt that failed note it anew."""
-    now = _in_force.get()
-    if now is not None and isinstance(now.layout, Noting):
-        now.layout.forget()
+    layout = layout_in_force()
+    return layout is not None and layout.describes_masks
 
 
 def keep_out_of_graphs() -> None:
@@ -240,103 +251,6 @@ def plain(call: LayerCall) -> Tensor:
         return mixed.transpose(1, 2)
     shared = call.query.shape[1] // call.key.shape[1]
     key, value = (part.repeat_interleave(shared, 1) for part in (call.key, call.value))
-    mixed, lse = attention_with_lse(call.query, key, value, call.scores, _bias(call))
+    mixed, lse = attention_with_lse(call.query, key, value, call.scores, call.bias)
     sinks = None if call.sinks is None else call.sinks[None, :, None, None]
     return with_sinks(mixed, lse, sinks).to(call.value.dtype)
-
-
-def _bias(call: LayerCall) -> Tensor | None:
-    """The model's mask as numbers that are added to the scores; causal where it gave none."""
-    new, keys = call.query.shape[2], call.key.shape[2]
-    mask = call.mask
-    if mask is None:
-        if new == 1:
-            return None
-        mask = torch.ones(new, keys, dtype=torch.bool, device=call.query.device).tril(keys - new)
-    if mask.dtype != torch.bool:
-        return mask.float()
-    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-
-
-class Noted(NamedTuple):
-    """What a prompt leaves behind in one layer."""
-
-    keys: Tensor
-    """[G, P, D]; of a layer that looks at image states alone, theirs"""
-    values: Tensor
-    cross: bool = False
-    """the layer looks at image states alone"""
-    bias: Tensor | None = None
-    """of such a layer: how the prompt's last token sees them [1, S]; None: all of them"""
-
-
-class Noting:
-    """The layout of a prompt: the model's own attention, and each layer's keys and values noted."""
-
-    describes_masks = False
-
-    def __init__(self, length: int) -> None:
-        """`length`: P."""
-        self.length = length
-        self.noted: dict[int, Noted] = {}
-
-    def attend(self, call: LayerCall) -> Tensor:
-        call.require_known()
-        if call.layer in self.noted:
-            raise DoesNotFit("a layer runs twice in a pass")
-        cross = call.key.shape[2] != self.length
-        bias = None
-        if cross and call.mask is not None:
-            # A copy, which does not keep the mask of the whole prompt alive.
-            bias = _bias(replace(call, mask=call.mask[..., -1:, :])).expand(1, 1, -1, -1)[0, 0].clone()
-        keys, values = self.kept(call.key[0]), self.kept(call.value[0])
-        self.noted[call.layer] = Noted(keys, values, cross, bias)
-        return plain(call)
-
-    def forget(self) -> None:
-        """Nothing was noted."""
-        self.noted.clear()
-
-    def kept(self, part: Tensor) -> Tensor:
-        """The tensor, copied where it would keep a larger one alive, as that of a merged product is."""
-        return part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
-
-
-class Finding(Noting):
-    """The layout of a first prompt: numbers the modules that attend, in the order of their calls."""
-
-    def __init__(self, length: int, modules: set[nn.Module]) -> None:
-        super().__init__(length)
-        self.layers = _Numbered(modules)
-
-    def forget(self) -> None:
-        super().forget()
-        self.layers.clear()
-
-    def kept(self, part: Tensor) -> Tensor:
-        """As it is: a layer that uses another's keys is known by being handed the same tensor."""
-        return part
-
-
-class Asking:
-    """The layout of a first token behind a prompt, for what each layer does: nothing is computed."""
-
-    describes_masks = True
-
-    def __init__(self) -> None:
-        self.calls: dict[int, LayerCall] = {}
-
-    def attend(self, call: LayerCall) -> Tensor:
-        self.calls[call.layer] = call
-        return call.query.new_zeros(*call.query.shape[:-1], call.value.shape[-1])
-
-
-class _Numbered(dict):
-    """A number for each of some modules, given when it is first asked for."""
-
-    def __init__(self, modules: set[nn.Module]) -> None:
-        super().__init__()
-        self._modules = modules
-
-    def get(self, module: nn.Module, default: object = None) -> int | None:
-        return self.setdefault(module, len(self)) if module in self._modules else default

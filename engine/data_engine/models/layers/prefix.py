@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel
-from data_engine.models.layers.attention import DoesNotFit, LayerCall, Noted, Noting, attending
+from data_engine.models.layers.attention import DoesNotFit, LayerCall, attending
+from data_engine.models.layers.noting import Noted, Noting
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ its answers depend on the unit alone.
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.memory import rows_without_pages
 from data_engine.sampling.native.page_allocator import pages_of
 from data_engine.sampling.native.scheduler import SamplingEngine, sample
-from data_engine.sampling.requests import Completion, PromptRequest
+from data_engine.sampling.requests import Completion, PromptRequest, Submitted
 from data_engine_kernels import use_triton
 
 log = logging.getLogger(__name__)
@@ -68,39 +67,13 @@ def _unknown(model: VisionLanguageModel) -> str | None:
     return None
 
 
-class _Submitted:
-    """The requests that were submitted, in order; asked again after the last, it looks for what came since."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Iterator[PromptRequest]] = deque()
-        self.num_taken = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def add(self, requests: Iterable[PromptRequest]) -> None:
-        self._waiting.append(iter(requests))
-
-    def __iter__(self) -> Iterator[PromptRequest]:
-        return self
-
-    def __next__(self) -> PromptRequest:
-        while self._waiting:
-            request = next(self._waiting[0], None)
-            if request is not None:
-                self.num_taken += 1
-                return request
-            self._waiting.popleft()
-        raise StopIteration
-
-
 class NativeBackend:
     """The scheduler's loop, which takes its requests from those that were submitted."""
 
     def __init__(self, decoder: SamplingEngine, settings: BackendSettings) -> None:
         self._decoder, self._params = decoder, settings.params
         # The loop holds this, and not the back end: no circle keeps the caches alive when the back end is dropped.
-        self._submitted = _Submitted()
+        self._submitted = Submitted()
         self._loop: Iterator[Completion | None] | None = None
         self._paused = False
         self._num_before = 0

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from data_engine.models.base import VisionLanguageModel, sent
-from data_engine.models.layers.attention import DoesNotFit, Noted
+from data_engine.models.layers.attention import DoesNotFit
+from data_engine.models.layers.noting import Noted
 from data_engine.sampling.native.page_allocator import PAGE, pages_of
 from data_engine_kernels import LayerCaches, RowIndex
 

@@ -16,8 +16,8 @@ from transformers.cache_utils import Cache
 
 from data_engine.models.base import VisionLanguageModel, sent
 from data_engine.models.layers.answer_cache import RowStates, answer_cache, is_recurrent
-from data_engine.models.layers.attention import Noted
 from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.layers.noting import Noted
 from data_engine.models.layers.prefix import Prefix
 
 # Prefixes kept for each that the rows would need if no answer of a question outlived the others. Answers of very

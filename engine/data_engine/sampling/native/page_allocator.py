@@ -51,8 +51,7 @@ class PageAllocator:
 
     def full(self, rows: Iterable[Sequence]) -> list[Sequence]:
         """The rows whose newest token has no place in their pages."""
-        size = PAGE
-        return [row for row in rows if row.drawn > len(row.pages) * size]
+        return [row for row in rows if row.drawn > len(row.pages) * PAGE]
 
     def release(self, row: Sequence, at_its_end: bool) -> None:
         """Free a row's pages, at its end or before."""
