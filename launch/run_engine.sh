@@ -15,8 +15,8 @@
 #
 # Environment: NUM_PROCESSES (default: the GPUs, or 1; with --sampler vllm, as many engines as the GPUs hold),
 # ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores /
-# ranks), PYTHON. For one job over several machines, on each: NUM_MACHINES, MACHINE_RANK (from 0), and MAIN_ADDRESS and
-# MAIN_PORT of the first; NUM_PROCESSES is of each machine.
+# ranks; a container has the cores of its CPU limit), PYTHON. For one job over several machines, on each: NUM_MACHINES,
+# MACHINE_RANK (from 0), and MAIN_ADDRESS and MAIN_PORT of the first; NUM_PROCESSES is of each machine.
 set -eu
 trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
 trap '' USR2                     # inherited: ignored until a rank installs its handler
@@ -72,7 +72,7 @@ if [ -z "${NUM_PROCESSES:-}" ]; then
   if [ "$kind" = gpu ]; then NUM_PROCESSES=$("$PYTHON" -m data_engine.commands.engines "$gpus" "$@"); fi
 fi
 ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$launch/accelerate/$kind.yaml}
-cores=$(nproc)
+cores=$("$PYTHON" -m data_engine.processes.cpu_limit)
 if [ "$cores" -lt "$NUM_PROCESSES" ]; then cores=$NUM_PROCESSES; fi
 # Set, or torchrun would choose 1, and a lone process all cores.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NUM_PROCESSES))}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_run_engine import CPU, ROOT, SCRIPT, launch_command, until
 
-CORES = len(os.sched_getaffinity(0))
+CORES = 6
 
 
 @pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", pytest.param("bash", marks=pytest.mark.slow)])
@@ -90,16 +90,17 @@ def test_help_is_shown_once_and_no_rank_starts():
 
 @pytest.fixture
 def stand_in(tmp_path) -> Path:
-    """In the place of Python: two GPUs, and engines of vLLM that end with ENGINES; it tells the threads of a rank."""
+    """In the place of Python: two GPUs, CORES cores, engines of vLLM that end with ENGINES; it tells a rank's threads."""
     program = tmp_path / "python"
     program.write_text(
-        '#!/bin/sh\ncase $* in *torch*) echo 2 ;; *engines*) exit "$ENGINES" ;; *) echo "$OMP_NUM_THREADS" ;; esac\n'
+        '#!/bin/sh\ncase $* in *torch*) echo 2 ;; *engines*) exit "$ENGINES" ;; '
+        f'*cpu_limit*) echo {CORES} ;; *) echo "$OMP_NUM_THREADS" ;; esac\n'
     )
     program.chmod(0o755)
     return program
 
 
-@pytest.mark.parametrize(("ranks", "threads"), [(1, CORES), (CORES, 1), (CORES + 1, 1)])
+@pytest.mark.parametrize(("ranks", "threads"), [(1, CORES), (4, 1), (CORES, 1), (CORES + 1, 1)])
 def test_ranks_share_the_cores_and_each_has_a_thread(stand_in, ranks, threads):
     kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     chosen = {"PYTHON": str(stand_in), "NUM_PROCESSES": str(ranks), "ACCELERATE_CONFIG": str(CPU)}
