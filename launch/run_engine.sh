@@ -62,6 +62,8 @@ fi
 has_both='import sys; from importlib.util import find_spec; sys.exit(not (find_spec("torch") and find_spec("data_engine")))'
 "$PYTHON" -c "$has_both" >/dev/null 2>&1 ||
   refuse "\"$PYTHON\" does not run, or lacks torch or data_engine: activate the environment that has them (. .venv/bin/activate after make setup), or set PYTHON to its python"
+"$PYTHON" -c 'import tempfile; tempfile.gettempdir()' >/dev/null 2>&1 ||
+  refuse "no folder takes temporary files: set TMPDIR to one that can be written and has room"
 if [ -z "${NUM_PROCESSES:-}" ] || [ -z "${ACCELERATE_CONFIG:-}" ]; then
   gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
   if [ "$gpus" -gt 0 ]; then kind=gpu; else kind=cpu gpus=1; fi

@@ -78,6 +78,15 @@ def test_a_python_without_the_engine_is_named_with_what_to_do(tmp_path, python):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_machine_without_a_folder_for_temporary_files_is_told_what_to_set():
+    """As a container whose file system may only be read; here no file may have a byte."""
+    chosen = {"PYTHON": sys.executable}
+    command = ["sh", "-c", 'ulimit -f 0; exec sh "$0"', SCRIPT]
+    done = subprocess.run(command, env=os.environ | chosen, capture_output=True, text=True, check=False)
+    says = "no folder takes temporary files: set TMPDIR to one that can be written and has room"
+    assert (done.returncode, done.stderr) == (2, f"data-engine: error: {says}\n")
+
+
 def test_help_is_shown_once_and_no_rank_starts():
     chosen = {"PYTHON": sys.executable, "NUM_PROCESSES": "2", "ACCELERATE_CONFIG": str(CPU)}
     done = subprocess.run(
@@ -90,7 +99,7 @@ def test_help_is_shown_once_and_no_rank_starts():
 
 @pytest.fixture
 def stand_in(tmp_path) -> Path:
-    """In the place of Python: two GPUs, CORES cores, engines of vLLM that end with ENGINES; it tells a rank's threads."""
+    """In the place of Python: two GPUs, CORES cores, engines of vLLM that end with ENGINES; it tells its threads."""
     program = tmp_path / "python"
     program.write_text(
         '#!/bin/sh\ncase $* in *torch*) echo 2 ;; *engines*) exit "$ENGINES" ;; '

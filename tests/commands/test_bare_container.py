@@ -1,0 +1,47 @@
+"""Commands in containers that lack what others have: a name of the user and a home, a folder for temporary files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOLDENS = Path(__file__).parents[1] / "goldens/llava"
+# As the system answers for a user id that no list of users has.
+NAMELESS = """
+import os, pwd, sys
+
+def no_entry(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = no_entry
+sys.argv[1:] = ["--version"]
+from data_engine.commands.main import entry
+assert entry() == 0
+import data_engine.preferences.word_count
+print(os.path.expanduser("~"))
+"""
+
+
+@pytest.mark.parametrize(("home", "then"), [({}, "/"), ({"HOME": "/somewhere"}, "/somewhere")], ids=["none", "set"])
+def test_a_user_without_a_name_and_a_home_can_pair(home, then):
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"} | home
+    done = subprocess.run(
+        [sys.executable, "-c", NAMELESS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, [then]), done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_without_a_folder_for_temporary_files_the_variable_to_set_is_named(tmp_path, command):
+    """As in a container whose file system may only be read; here no file may have a byte."""
+    flags = ["--dataset_path", str(GOLDENS / "dataset"), "--work_dir", str(tmp_path / "work")]
+    for role in ("instruct", "reward"):
+        flags += [f"--{role}_model_path", str(GOLDENS / role), f"--{role}_model_name", "llava-1.5-7b"]
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", sys.executable, "-m", "data_engine", command, *flags]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    says = "no folder takes temporary files: set TMPDIR to one that can be written and has room"
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"data-engine: error: {says}"
+    assert "Traceback" not in done.stderr
