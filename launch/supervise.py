@@ -60,6 +60,11 @@ class JobProcesses:
         lines = [json.loads(line) for line in self.exit_file.read_text().splitlines()]
         return [line[name] for line in lines if name in line]
 
+    def died(self) -> list[int]:
+        """Ranks that began and told no code: they were killed, or crashed in code that is not Python's."""
+        lines = [json.loads(line) for line in self.exit_file.read_text().splitlines()]
+        return sorted({line["rank"] for line in lines} - {line["rank"] for line in lines if "code" in line})
+
     def is_alive(self, pid: int) -> bool:
         # A zombie's environment is empty; another user's cannot be read.
         with contextlib.suppress(OSError):
@@ -149,6 +154,16 @@ def launch_command(program: str, num_processes: int, flags: list[str]) -> list[s
     return [*command, "--module", program, "run", *flags]
 
 
+def told_of(died: list[int]) -> str:
+    """Of ranks that can say nothing themselves; a launcher shows the signal, not what to do."""
+    names = f"rank{'s' * (len(died) > 1)} {', '.join(map(str, died))}"
+    return (
+        f"{names} died without a word: killed, most often for want of memory, which dmesg or the container's events "
+        "say, or crashed. Every published unit is kept: run the same command again, where memory was short with fewer "
+        "ranks (NUM_PROCESSES) or more of it"
+    )
+
+
 def main(flags: list[str]) -> int:
     output.open_missing()
     received: list[int] = []
@@ -176,6 +191,8 @@ def main(flags: list[str]) -> int:
         finally:
             ranks.kill_all()
         launcher.wait()
+        if (died := ranks.died()) and not received:
+            output.complain(told_of(died))
         return exit_code(ranks.values("code"), len(ranks.values("pid")), num_processes, bool(received))
 
 

@@ -239,6 +239,20 @@ def test_the_exit_code_of_the_ranks_comes_out_of_the_script(start, ranks, expect
     assert start(*ranks).code() == expected
 
 
+def test_a_rank_that_was_killed_is_named_with_what_to_do_behind_what_the_launcher_says(start):
+    job = start("work", "die")
+    output, _ = job.process.communicate(timeout=PATIENCE_S)
+    assert job.process.returncode == 1
+    told = output.splitlines()[-1]
+    assert told.startswith("data-engine: error: rank 1 died without a word: killed, most often for want of memory")
+    assert "run the same command again" in told
+
+
+def test_a_rank_that_tells_its_own_end_is_not_said_to_have_died(start):
+    output, _ = start("1", "work").process.communicate(timeout=PATIENCE_S)
+    assert "died without a word" not in output
+
+
 def test_a_failed_check_starts_no_rank_and_its_code_comes_out(start, tmp_path):
     (tmp_path / "validate").write_text("2")
     job = start("0", "0")
