@@ -156,11 +156,10 @@ def launch_command(program: str, num_processes: int, flags: list[str]) -> list[s
 
 def told_of(died: list[int]) -> str:
     """Of ranks that can say nothing themselves; a launcher shows the signal, not what to do."""
-    names = f"rank{'s' * (len(died) > 1)} {', '.join(map(str, died))}"
     return (
-        f"{names} died without a word: killed, most often for want of memory, which dmesg or the container's events "
-        "say, or crashed. Every published unit is kept: run the same command again, where memory was short with fewer "
-        "ranks (NUM_PROCESSES) or more of it"
+        f"rank {' and rank '.join(map(str, died))} died without a word: killed, most often for want of memory, which "
+        "dmesg or the container's events say, or crashed. Every published unit is kept: run the same command again, "
+        "where memory was short with fewer ranks (NUM_PROCESSES) or more of it"
     )
 
 
