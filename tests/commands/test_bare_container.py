@@ -45,3 +45,14 @@ def test_without_a_folder_for_temporary_files_the_variable_to_set_is_named(tmp_p
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"data-engine: error: {says}"
     assert "Traceback" not in done.stderr
+
+
+def test_a_path_of_a_user_that_this_machine_does_not_know_is_told_as_it_was_given(tmp_path):
+    """As one of a login node, in a container."""
+    flags = ["--dataset_path", "~nobody-of-that-name/q.parquet", "--work_dir", str(tmp_path / "work")]
+    done = subprocess.run(
+        [sys.executable, "-m", "data_engine", "validate", *flags], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert '"~nobody-of-that-name/q.parquet"' in done.stderr
+    assert "Traceback" not in done.stderr
