@@ -53,6 +53,7 @@ class JobProcesses:
 
     def __init__(self, exit_file: Path) -> None:
         self.exit_file = exit_file
+        exit_file.touch()
         self.tag = b"DATA_ENGINE_EXIT_FILE=" + os.fsencode(exit_file) + b"\0"
 
     def values(self, name: str) -> list[int]:
@@ -142,10 +143,14 @@ def listen(received: list[int]) -> None:
             signal.signal(number, note)
 
 
-def launch_command(program: str, num_processes: int, flags: list[str]) -> list[str]:
-    """`accelerate launch` of `num_processes` ranks on this machine, which may be one of several."""
+def launch_command(program: str, num_processes: int, folder: str, flags: list[str]) -> list[str]:
+    """`accelerate launch` of `num_processes` ranks on this machine, which may be one of several.
+
+    What it writes for itself goes to `folder`: torch's launcher makes a folder for each job, and leaves it.
+    """
     machines = num_machines()
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", os.environ["ACCELERATE_CONFIG"]]
+    command += ["--log_dir", folder]
     command += ["--num_processes", str(num_processes * machines)]
     if machines > 1:
         command += ["--num_machines", str(machines), "--machine_rank", os.environ["MACHINE_RANK"]]
@@ -179,10 +184,10 @@ def main(flags: list[str]) -> int:
 
     num_processes = int(os.environ["NUM_PROCESSES"])
     cpu_wait.apply(num_processes * int(os.environ.get("OMP_NUM_THREADS") or 1))
-    command = launch_command(program, num_processes, flags)
-    with tempfile.NamedTemporaryFile(prefix="data-engine-", suffix=".jsonl") as file:
-        ranks = JobProcesses(Path(file.name))
-        environment = {**os.environ, "DATA_ENGINE_EXIT_FILE": file.name}
+    with tempfile.TemporaryDirectory(prefix="data-engine-") as folder:
+        ranks = JobProcesses(Path(folder, "ranks.jsonl"))
+        command = launch_command(program, num_processes, folder, flags)
+        environment = {**os.environ, "DATA_ENGINE_EXIT_FILE": str(ranks.exit_file)}
         try:
             # A session of its own: Ctrl-C comes here only.
             launcher = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)

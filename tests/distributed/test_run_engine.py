@@ -73,7 +73,8 @@ class Job:
         output, _ = self.process.communicate(timeout=PATIENCE_S)
         print(output)
         assert not self.alive()
-        assert not list(self.folder.glob("data-engine-*")), "the exit file was left behind"
+        left = [name for kind in ("data-engine", "torchelastic") for name in self.folder.glob(f"{kind}*")]
+        assert not left, "temporary files were left behind"
         return self.process.returncode
 
     def alive(self) -> list[str]:
@@ -213,7 +214,7 @@ def test_one_of_several_machines_says_which_it_is_and_asks_for_the_ranks_of_all(
     settings = {"NUM_MACHINES": "3", "MACHINE_RANK": "1", "MAIN_ADDRESS": "10.0.0.7", "MAIN_PORT": "20001"}
     for name, value in (settings | {"ACCELERATE_CONFIG": "a.yaml"}).items():
         monkeypatch.setenv(name, value)
-    command = launch_command("data_engine", 8, ["--limit", "4"])
+    command = launch_command("data_engine", 8, "/tmp/a", ["--limit", "4"])
     words = "--num_processes 24 --num_machines 3 --machine_rank 1 --main_process_ip 10.0.0.7 --main_process_port 20001"
     words += " --same_network"
     assert words in " ".join(command)

@@ -145,7 +145,7 @@ def test_a_signal_while_gpus_are_counted_says_run_the_same_command_again(tmp_pat
 def test_an_empty_number_of_machines_is_one(monkeypatch):
     monkeypatch.setenv("NUM_MACHINES", "")
     monkeypatch.setenv("ACCELERATE_CONFIG", "a.yaml")
-    assert "--num_machines" not in launch_command("data_engine", 2, [])
+    assert "--num_machines" not in launch_command("data_engine", 2, "/tmp/a", [])
 
 
 def test_files_of_the_current_folder_do_not_stand_in_for_modules(tmp_path):
