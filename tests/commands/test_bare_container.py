@@ -56,3 +56,31 @@ def test_a_path_of_a_user_that_this_machine_does_not_know_is_told_as_it_was_give
     assert done.returncode == 2
     assert '"~nobody-of-that-name/q.parquet"' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+THREADLESS = """
+import sys, threading
+from data_engine.commands.main import COMMANDS, entry
+
+def work(argv):
+    # As threading does it where the system refuses.
+    if argv == ["thread"]:
+        raise RuntimeError("can't start new thread")
+    if argv == ["process"]:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    raise RuntimeError("another one")
+
+import data_engine.commands.status as status
+status.main = work
+sys.exit(entry())
+"""
+
+
+@pytest.mark.parametrize(("what", "code"), [("thread", 2), ("process", 2), ("other", 1)])
+def test_a_limit_on_processes_is_told_as_one_and_another_failure_is_not(what, code):
+    done = subprocess.run(
+        [sys.executable, "-c", THREADLESS, "status", what], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert ("the system starts no more processes or threads: raise" in done.stderr) == (code == 2)
+    assert ("Traceback" in done.stderr) == (code == 1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import data_engine
 from data_engine.errors import IncompleteError, LostRankError, TrainerError, UserError, UserErrors, apart, nearest
-from data_engine.processes import ending, home, output
+from data_engine.processes import ending, home, output, process_limit
 from data_engine.tables import load
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors go to stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        with process_limit.naming():
+            return _dispatch(argv)
     except UserError as error:
         return _complain_of_all(error)
     except IncompleteError as error:
