@@ -15,8 +15,8 @@
 #
 # Environment: NUM_PROCESSES (default: the GPUs, or 1; with --sampler vllm, as many engines as the GPUs hold),
 # ACCELERATE_CONFIG (default: launch/accelerate/gpu.yaml, or cpu.yaml without a GPU), OMP_NUM_THREADS (default: cores /
-# ranks), PYTHON. For one job over several machines, on each: NUM_MACHINES, MACHINE_RANK (from 0), and MAIN_ADDRESS and
-# MAIN_PORT of the first; NUM_PROCESSES is of each machine.
+# ranks; a container has the cores of its CPU limit), PYTHON. For one job over several machines, on each: NUM_MACHINES,
+# MACHINE_RANK (from 0), and MAIN_ADDRESS and MAIN_PORT of the first; NUM_PROCESSES is of each machine.
 set -eu
 trap 'exit 75' TERM INT USR1 HUP # nothing has been started yet
 trap '' USR2                     # inherited: ignored until a rank installs its handler
@@ -62,6 +62,8 @@ fi
 has_both='import sys; from importlib.util import find_spec; sys.exit(not (find_spec("torch") and find_spec("data_engine")))'
 "$PYTHON" -c "$has_both" >/dev/null 2>&1 ||
   refuse "\"$PYTHON\" does not run, or lacks torch or data_engine: activate the environment that has them (. .venv/bin/activate after make setup), or set PYTHON to its python"
+"$PYTHON" -c 'import tempfile; tempfile.gettempdir()' >/dev/null 2>&1 ||
+  refuse "no folder takes temporary files: set TMPDIR to one that can be written and has room"
 if [ -z "${NUM_PROCESSES:-}" ] || [ -z "${ACCELERATE_CONFIG:-}" ]; then
   gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
   if [ "$gpus" -gt 0 ]; then kind=gpu; else kind=cpu gpus=1; fi
@@ -72,7 +74,7 @@ if [ -z "${NUM_PROCESSES:-}" ]; then
   if [ "$kind" = gpu ]; then NUM_PROCESSES=$("$PYTHON" -m data_engine.commands.engines "$gpus" "$@"); fi
 fi
 ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-$launch/accelerate/$kind.yaml}
-cores=$(nproc)
+cores=$("$PYTHON" -m data_engine.processes.cpu_limit)
 if [ "$cores" -lt "$NUM_PROCESSES" ]; then cores=$NUM_PROCESSES; fi
 # Set, or torchrun would choose 1, and a lone process all cores.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NUM_PROCESSES))}

@@ -53,12 +53,18 @@ class JobProcesses:
 
     def __init__(self, exit_file: Path) -> None:
         self.exit_file = exit_file
+        exit_file.touch()
         self.tag = b"DATA_ENGINE_EXIT_FILE=" + os.fsencode(exit_file) + b"\0"
 
     def values(self, name: str) -> list[int]:
         """What the ranks wrote under `name`: pid or code."""
         lines = [json.loads(line) for line in self.exit_file.read_text().splitlines()]
         return [line[name] for line in lines if name in line]
+
+    def died(self) -> list[int]:
+        """Ranks that began and told no code: they were killed, or crashed in code that is not Python's."""
+        lines = [json.loads(line) for line in self.exit_file.read_text().splitlines()]
+        return sorted({line["rank"] for line in lines} - {line["rank"] for line in lines if "code" in line})
 
     def is_alive(self, pid: int) -> bool:
         # A zombie's environment is empty; another user's cannot be read.
@@ -137,16 +143,29 @@ def listen(received: list[int]) -> None:
             signal.signal(number, note)
 
 
-def launch_command(program: str, num_processes: int, flags: list[str]) -> list[str]:
-    """`accelerate launch` of `num_processes` ranks on this machine, which may be one of several."""
+def launch_command(program: str, num_processes: int, folder: str, flags: list[str]) -> list[str]:
+    """`accelerate launch` of `num_processes` ranks on this machine, which may be one of several.
+
+    What it writes for itself goes to `folder`: torch's launcher makes a folder for each job, and leaves it.
+    """
     machines = num_machines()
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", os.environ["ACCELERATE_CONFIG"]]
+    command += ["--log_dir", folder]
     command += ["--num_processes", str(num_processes * machines)]
     if machines > 1:
         command += ["--num_machines", str(machines), "--machine_rank", os.environ["MACHINE_RANK"]]
         command += ["--main_process_ip", os.environ["MAIN_ADDRESS"], "--main_process_port", os.environ["MAIN_PORT"]]
         command += ["--same_network"]
     return [*command, "--module", program, "run", *flags]
+
+
+def told_of(died: list[int]) -> str:
+    """Of ranks that can say nothing themselves; a launcher shows the signal, not what to do."""
+    return (
+        f"rank {' and rank '.join(map(str, died))} died without a word: killed, most often for want of memory, which "
+        "dmesg or the container's events say, or crashed. Every published unit is kept: run the same command again, "
+        "where memory was short with fewer ranks (NUM_PROCESSES) or more of it"
+    )
 
 
 def main(flags: list[str]) -> int:
@@ -165,10 +184,10 @@ def main(flags: list[str]) -> int:
 
     num_processes = int(os.environ["NUM_PROCESSES"])
     cpu_wait.apply(num_processes * int(os.environ.get("OMP_NUM_THREADS") or 1))
-    command = launch_command(program, num_processes, flags)
-    with tempfile.NamedTemporaryFile(prefix="data-engine-", suffix=".jsonl") as file:
-        ranks = JobProcesses(Path(file.name))
-        environment = {**os.environ, "DATA_ENGINE_EXIT_FILE": file.name}
+    with tempfile.TemporaryDirectory(prefix="data-engine-") as folder:
+        ranks = JobProcesses(Path(folder, "ranks.jsonl"))
+        command = launch_command(program, num_processes, folder, flags)
+        environment = {**os.environ, "DATA_ENGINE_EXIT_FILE": str(ranks.exit_file)}
         try:
             # A session of its own: Ctrl-C comes here only.
             launcher = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -176,6 +195,8 @@ def main(flags: list[str]) -> int:
         finally:
             ranks.kill_all()
         launcher.wait()
+        if (died := ranks.died()) and not received:
+            output.complain(told_of(died))
         return exit_code(ranks.values("code"), len(ranks.values("pid")), num_processes, bool(received))
 
 

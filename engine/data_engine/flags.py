@@ -175,7 +175,7 @@ class Flags:
     device: str = "auto"
     """auto: cuda if there, else cpu"""
     threads: int | None = None
-    """CPU threads a rank, or auto: OMP_NUM_THREADS, or cores / ranks"""
+    """CPU threads a rank, or auto: OMP_NUM_THREADS, or cores / ranks; a container has the cores of its CPU limit"""
     memory_fraction: float = 0.9
     """share of a GPU's memory that a rank may use; what follows from it is fixed at the first start"""
     zero3: Literal["auto", "on", "off"] = "auto"

@@ -73,6 +73,15 @@ def test_a_run_between_names_of_any_character_ends_well_in_any_locale(tmp_path):
     assert rb"bild-\xe4-\u753b\u50cf" in start("status", str(tmp_path / "bild-ä-画像/work"), **ASCII).stdout
 
 
+def test_processes_that_a_command_starts_read_names_as_it_does():
+    code = (
+        "import subprocess, sys; from data_engine.processes import output; output.use_utf8(); "
+        "subprocess.run([sys.executable, '-c', 'import sys; print(sys.getfilesystemencoding())'], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | ASCII, capture_output=True, check=True)
+    assert done.stdout == b"utf-8\n"
+
+
 def test_a_name_that_is_no_utf8_is_refused_by_its_flag(tmp_path, capsys):
     assert main.main(["validate", *flags(tmp_path / "half \udcc3")]) == 2
     told = capsys.readouterr().err

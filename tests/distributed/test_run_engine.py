@@ -66,7 +66,8 @@ class Job:
         output, _ = self.process.communicate(timeout=PATIENCE_S)
         print(output)
         assert not self.alive()
-        assert not list(self.folder.glob("data-engine-*")), "the exit file was left behind"
+        left = [name for kind in ("data-engine", "torchelastic") for name in self.folder.glob(f"{kind}*")]
+        assert not left, "temporary files were left behind"
         return self.process.returncode
 
     def alive(self) -> list[str]:
@@ -206,7 +207,7 @@ def test_one_of_several_machines_says_which_it_is_and_asks_for_the_ranks_of_all(
     settings = {"NUM_MACHINES": "3", "MACHINE_RANK": "1", "MAIN_ADDRESS": "10.0.0.7", "MAIN_PORT": "20001"}
     for name, value in (settings | {"ACCELERATE_CONFIG": "a.yaml"}).items():
         monkeypatch.setenv(name, value)
-    command = launch_command("data_engine", 8, ["--limit", "4"])
+    command = launch_command("data_engine", 8, "/tmp/a", ["--limit", "4"])
     words = "--num_processes 24 --num_machines 3 --machine_rank 1 --main_process_ip 10.0.0.7 --main_process_port 20001"
     words += " --same_network"
     assert words in " ".join(command)
@@ -230,6 +231,20 @@ def test_one_of_several_machines_says_which_it_is_and_asks_for_the_ranks_of_all(
 )
 def test_the_exit_code_of_the_ranks_comes_out_of_the_script(start, ranks, expected):
     assert start(*ranks).code() == expected
+
+
+def test_a_rank_that_was_killed_is_named_with_what_to_do_behind_what_the_launcher_says(start):
+    job = start("work", "die")
+    output, _ = job.process.communicate(timeout=PATIENCE_S)
+    assert job.process.returncode == 1
+    told = output.splitlines()[-1]
+    assert told.startswith("data-engine: error: rank 1 died without a word: killed, most often for want of memory")
+    assert "run the same command again" in told
+
+
+def test_a_rank_that_tells_its_own_end_is_not_said_to_have_died(start):
+    output, _ = start("1", "work").process.communicate(timeout=PATIENCE_S)
+    assert "died without a word" not in output
 
 
 def test_a_failed_check_starts_no_rank_and_its_code_comes_out(start, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_run_engine import CPU, ROOT, SCRIPT, launch_command, until
 
-CORES = len(os.sched_getaffinity(0))
+CORES = 6
 
 
 @pytest.mark.parametrize("shell", [shutil.which("dash") or "sh", pytest.param("bash", marks=pytest.mark.slow)])
@@ -78,6 +78,15 @@ def test_a_python_without_the_engine_is_named_with_what_to_do(tmp_path, python):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_machine_without_a_folder_for_temporary_files_is_told_what_to_set():
+    """As a container whose file system may only be read; here no file may have a byte."""
+    chosen = {"PYTHON": sys.executable}
+    command = ["sh", "-c", 'ulimit -f 0; exec sh "$0"', SCRIPT]
+    done = subprocess.run(command, env=os.environ | chosen, capture_output=True, text=True, check=False)
+    says = "no folder takes temporary files: set TMPDIR to one that can be written and has room"
+    assert (done.returncode, done.stderr) == (2, f"data-engine: error: {says}\n")
+
+
 def test_help_is_shown_once_and_no_rank_starts():
     chosen = {"PYTHON": sys.executable, "NUM_PROCESSES": "2", "ACCELERATE_CONFIG": str(CPU)}
     done = subprocess.run(
@@ -90,16 +99,17 @@ def test_help_is_shown_once_and_no_rank_starts():
 
 @pytest.fixture
 def stand_in(tmp_path) -> Path:
-    """In the place of Python: two GPUs, and engines of vLLM that end with ENGINES; it tells the threads of a rank."""
+    """In the place of Python: two GPUs, CORES cores, engines of vLLM that end with ENGINES; it tells its threads."""
     program = tmp_path / "python"
     program.write_text(
-        '#!/bin/sh\ncase $* in *torch*) echo 2 ;; *engines*) exit "$ENGINES" ;; *) echo "$OMP_NUM_THREADS" ;; esac\n'
+        '#!/bin/sh\ncase $* in *torch*) echo 2 ;; *engines*) exit "$ENGINES" ;; '
+        f'*cpu_limit*) echo {CORES} ;; *) echo "$OMP_NUM_THREADS" ;; esac\n'
     )
     program.chmod(0o755)
     return program
 
 
-@pytest.mark.parametrize(("ranks", "threads"), [(1, CORES), (CORES, 1), (CORES + 1, 1)])
+@pytest.mark.parametrize(("ranks", "threads"), [(1, CORES), (4, 1), (CORES, 1), (CORES + 1, 1)])
 def test_ranks_share_the_cores_and_each_has_a_thread(stand_in, ranks, threads):
     kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     chosen = {"PYTHON": str(stand_in), "NUM_PROCESSES": str(ranks), "ACCELERATE_CONFIG": str(CPU)}
@@ -135,7 +145,7 @@ def test_a_signal_while_gpus_are_counted_says_run_the_same_command_again(tmp_pat
 def test_an_empty_number_of_machines_is_one(monkeypatch):
     monkeypatch.setenv("NUM_MACHINES", "")
     monkeypatch.setenv("ACCELERATE_CONFIG", "a.yaml")
-    assert "--num_machines" not in launch_command("data_engine", 2, [])
+    assert "--num_machines" not in launch_command("data_engine", 2, "/tmp/a", [])
 
 
 def test_files_of_the_current_folder_do_not_stand_in_for_modules(tmp_path):

@@ -135,7 +135,7 @@ def written_in_the_code() -> list[str]:
             return text(node.left) + text(node.right)
         return "…"
 
-    folders = ROOT / "engine/data_engine", ROOT / "kernels/data_engine_kernels"
+    folders = ROOT / "engine/data_engine", ROOT / "kernels/data_engine_kernels", ROOT / "launch"
     for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         lines = {}
         for node in ast.walk(ast.parse(path.read_text())):

@@ -100,3 +100,14 @@ def test_a_rank_that_makes_no_pairs_says_who_does(config, tmp_path, monkeypatch,
     assert worker.run(asked) == 0
     assert "rank 1: all units are published; rank 0 makes the pairs of them" in capfd.readouterr().err
     assert not (tmp_path / "work/pairs").exists()
+
+
+def test_a_rank_that_may_start_no_more_threads_ends_with_the_code_of_a_users_mistake(config, tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    asked = config(write(tmp_path / "questions.parquet", [("q0", "What is it?", PHOTO)]))
+    monkeypatch.setattr(worker, "_run", refused)
+    with pytest.raises(UserError, match="ulimit -u"):
+        worker.run(asked)
+    assert exit_codes(tmp_path / "work") == [2]

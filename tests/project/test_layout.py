@@ -143,7 +143,7 @@ def test_a_file_can_be_read_in_one_sitting(path):
 def test_the_environment_is_read_in_one_place():
     readers = [module for module, path in MODULES.items() if code_of(path).attributes & {"environ", "getenv"}]
     assert [module.removeprefix("data_engine.processes.") for module in readers] == [
-        "children", "cpu_wait", "exit_report", "ranks",
+        "children", "cpu_wait", "exit_report", "home", "ranks",
     ]  # fmt: skip
 
 

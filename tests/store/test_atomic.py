@@ -144,3 +144,45 @@ def test_what_was_swept_while_this_machine_was_away_is_dropped_for_what_is_there
     with pytest.raises(FileNotFoundError), atomic.creating(path) as beside:
         beside.unlink()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_another_host_replaced_while_it_was_read_is_read_anew(tmp_path, monkeypatch):
+    path, read, times = tmp_path / "run.json", type(tmp_path).read_text, []
+    path.write_text("new")
+
+    def stale(self, *rest):
+        times.append(self)
+        if len(times) <= fails:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
+        return read(self, *rest)
+
+    monkeypatch.setattr(type(tmp_path), "read_text", stale)
+    fails = 2
+    assert atomic.read_current(path) == "new"
+    fails = 1000
+    with pytest.raises(OSError, match="Stale file handle"):
+        atomic.read_current(path)
+
+
+@pytest.mark.parametrize("call", [1, 2], ids=["before it is locked", "before it is replaced"])
+def test_a_file_that_another_host_replaced_before_this_one_did_is_opened_anew(tmp_path, monkeypatch, call):
+    path, samestat, times = tmp_path / "run.json", os.path.samestat, []
+    path.write_text("old")
+    found = []
+
+    def stale(*statuses):
+        times.append(statuses)
+        if len(times) == call:
+            (tmp_path / "other").write_text("the other's")
+            os.replace(tmp_path / "other", path)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return samestat(*statuses)
+
+    def changed():
+        found.append(path.read_text())
+        return found[-1] + " and mine"
+
+    monkeypatch.setattr(atomic.os.path, "samestat", stale)
+    atomic.rewrite(path, changed)
+    assert path.read_text() == "the other's and mine"
+    assert found == ["old", "the other's"][2 - call :]

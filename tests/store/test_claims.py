@@ -49,6 +49,13 @@ def test_the_claim_of_a_killed_process_lapses_at_once_on_its_host(tmp_path, othe
     assert not list((tmp_path / "claims").iterdir())
 
 
+def test_the_claim_of_a_killed_process_that_nobody_waits_for_lapses_at_once(tmp_path, other):
+    """As in a container whose first process is no init: the entry of the process stays."""
+    other.kill()
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+    assert is_taken(Claims(tmp_path, 0))
+
+
 @pytest.fixture
 def elsewhere(tmp_path):
     """The claim of another host on unit 4."""

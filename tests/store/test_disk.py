@@ -17,8 +17,10 @@ from data_engine.store import disk, room
 from data_engine.store.atomic import creating
 from data_engine.store.claims import Claims
 
+TROUBLES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EFBIG", "ESTALE", "ESHUTDOWN", "ENOTCONN")
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
+
+@pytest.mark.parametrize("number", [getattr(errno, name) for name in TROUBLES], ids=TROUBLES)
 def test_the_disk_is_to_blame_for_these(number):
     assert disk.is_trouble(OSError(number, os.strerror(number), "x"))
     # As Arrow tells it.

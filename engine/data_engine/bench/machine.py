@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from data_engine.models.sharding.placement import total_memory_bytes
+from data_engine.processes import cpu_limit
 from data_engine.sampling.memory import peak_bytes
 
 
 def machine(device: torch.device) -> dict:
     """The device by name, and the CPU cores and threads of this process."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else os.uname().machine
-    return {"device": name, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    return {"device": name, "cores": cpu_limit.num_cores(), "threads": torch.get_num_threads()}
 
 
 def versions(device: torch.device) -> dict[str, str]:

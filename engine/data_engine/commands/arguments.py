@@ -11,6 +11,7 @@ import functools
 import inspect
 import itertools
 import json
+import os
 import re
 import textwrap
 import typing
@@ -290,5 +291,5 @@ def normalised(name: str, value: object) -> object:
     if name in _AUTO and value == "auto":
         return None
     if name in PATHS and isinstance(value, str) and value.startswith("~"):
-        return str(Path(value).expanduser())
+        return os.path.expanduser(value)
     return value

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import data_engine
 from data_engine.errors import IncompleteError, LostRankError, TrainerError, UserError, UserErrors, apart, nearest
-from data_engine.processes import ending, output
+from data_engine.processes import ending, home, output, process_limit
 from data_engine.tables import load
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors go to stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        with process_limit.naming():
+            return _dispatch(argv)
     except UserError as error:
         return _complain_of_all(error)
     except IncompleteError as error:
@@ -49,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{error}; run the same command again to go on", 1)
     except KeyboardInterrupt:
         return _complain("interrupted; run the same command again to go on", 75)
-    except Exception:
+    except Exception as error:
+        # So tempfile says it; torch asks for the folder as soon as it is imported.
+        if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+            return _complain("no folder takes temporary files: set TMPDIR to one that can be written and has room", 2)
         traceback.print_exc()
         return 1
 
@@ -58,6 +62,7 @@ def entry() -> int:
     """The console script: `main`, whatever the locale is, and whoever reads the output."""
     output.use_utf8()
     output.protect()
+    home.ensure()
     try:
         code = main()
         why = output.why_lost(sys.stdout)

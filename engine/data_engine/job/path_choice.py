@@ -20,7 +20,7 @@ from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.questions.dataset import Question, read_images
 from data_engine.questions.images import BadImage, Decode
 from data_engine.scoring.self_check import why_not_shared
-from data_engine.store.atomic import creating, rewrite
+from data_engine.store.atomic import creating, read_current, rewrite
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _prompts(plan: Plan, model: VisionLanguageModel, decode: Decode) -> Iterator
 def _read(path: Path) -> dict | None:
     """What was decided; None where nothing was, or the file is not whole."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_current(path))
         return found if isinstance(found, dict) and "why_plain" in found else None
     except (FileNotFoundError, ValueError):
         return None

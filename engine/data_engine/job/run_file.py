@@ -27,7 +27,7 @@ from data_engine.schemas import REFERENCE_COLUMNS
 from data_engine.stages import RunStages, Stage
 from data_engine.store import disk, units
 from data_engine.store.absent import is_there
-from data_engine.store.atomic import alone_with, creating, rewrite
+from data_engine.store.atomic import alone_with, creating, read_current, rewrite
 from data_engine.store.file_hashes import HashFiles
 from data_engine.store.made_from import differing_names, told
 from data_engine.store.units import auto_unit_size, split_units
@@ -218,7 +218,7 @@ def read(work_dir: Path) -> dict | None:
     """run.json, or None where there is none. Raises UserError where it is one of something else."""
     path = work_dir / "run.json"
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_current(path))
         layout = found.get("layout", 1) if "bound" in found else None
         # A start works by the budgets that are written here, not by its own.
         _ = [found[name] for name in ("bound", "frozen", "versions")]

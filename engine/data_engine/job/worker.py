@@ -23,6 +23,7 @@ from data_engine.job.warning_log import logged_warnings
 from data_engine.models.sharding.coordination import Coordination, Independent, coordinate
 from data_engine.pipeline.given import NO_ANSWER
 from data_engine.pipeline.runner import StageRunner
+from data_engine.processes import process_limit
 from data_engine.processes.exit_report import NOTHING_WRITTEN, STOPPED, announce, report_exit
 from data_engine.processes.ranks import Ranks, set_threads, since_start_s
 from data_engine.processes.signals import Stop, Stopped
@@ -48,7 +49,7 @@ def run(config: RunConfig) -> int:
             log_to_stderr(ranks)
             with contextlib.suppress(OSError):
                 logs.start(work_dir, ranks.rank, (config.shard_index, config.num_shards), since_start_s())
-            with logged_warnings(work_dir, ranks.rank):
+            with logged_warnings(work_dir, ranks.rank), process_limit.naming():
                 code = _run(config, ranks, stop)
         finally:
             stop.disarm()

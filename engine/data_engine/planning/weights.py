@@ -9,6 +9,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from types import TracebackType
 
@@ -67,6 +68,8 @@ class Looking:
 
     def __enter__(self) -> "Looking":
         if self._installed and "torch" not in sys.modules:
+            # Raises here, where the mistake is told, what the process would.
+            tempfile.gettempdir()
             command = [sys.executable, "-m", "data_engine.planning.heavy"]
             pipe = subprocess.PIPE
             self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from data_engine.processes import cpu_limit
+
 VARIABLE = "OMP_WAIT_POLICY"
 # A user who has set one of these has chosen.
 CHOSEN_BY = (VARIABLE, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -26,9 +28,9 @@ def choose(environment: Mapping[str, str], num_threads: int, stat: Path = STAT) 
     """
     if any(name in environment for name in CHOSEN_BY):
         return None
-    cores = os.sched_getaffinity(0)
-    if num_threads > len(cores):
-        return f"{num_threads} threads share {len(cores)} cores"
+    allowed, cores = cpu_limit.num_cores(), os.sched_getaffinity(0)
+    if num_threads > allowed:
+        return f"{num_threads} threads share {allowed} cores"
     before = _times(stat, cores)
     time.sleep(LOOK_S)
     busy = busy_cores(before, _times(stat, cores))

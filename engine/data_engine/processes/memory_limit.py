@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-GROUPS, MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+from data_engine.processes import control_groups
+from data_engine.processes.control_groups import GROUPS, MOUNTED
 
 
 def memory_bytes(groups: Path = GROUPS, mounted: Path = MOUNTED) -> int:
@@ -17,20 +18,7 @@ def memory_bytes(groups: Path = GROUPS, mounted: Path = MOUNTED) -> int:
 
 
 def _limits(groups: Path, mounted: Path) -> Iterator[int]:
-    """Those of the process's groups, and of the groups that these are in; of both versions of the interface."""
-    lines = []
-    with contextlib.suppress(OSError):
-        lines = groups.read_text().splitlines()
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root, name = (mounted / "memory", "memory.limit_in_bytes") if controllers else (mounted, "memory.max")
-        inside = root / group.lstrip("/")
-        # In a container the group's own path may not be there, and its limit is that of the root.
-        for folder in (inside, *inside.parents):
-            # Where there is no limit, "max" is no number.
-            with contextlib.suppress(OSError, ValueError):
-                yield int((folder / name).read_text())
-            if folder == root:
-                break
+    for folder, is_v2 in control_groups.folders("memory", groups, mounted):
+        # Where there is no limit, "max" is no number.
+        with contextlib.suppress(OSError, ValueError):
+            yield int((folder / ("memory.max" if is_v2 else "memory.limit_in_bytes")).read_text())

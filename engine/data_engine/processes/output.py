@@ -76,6 +76,8 @@ def use_utf8() -> None:
         if sys.stdout:
             # Messages keep the encoding of the terminal.
             os.putenv("PYTHONIOENCODING", sys.stdout.encoding)
+        # For the processes that this one starts: they get the same names.
+        os.putenv("PYTHONUTF8", "1")
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 

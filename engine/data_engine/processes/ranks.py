@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_engine.errors import LostRankError, UserError
+from data_engine.processes import cpu_limit
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def num_threads(threads: int | None, ranks: Ranks) -> int:
     from_environment = os.environ.get("OMP_NUM_THREADS", "")
     if threads is None and from_environment.isdigit() and int(from_environment):
         threads = int(from_environment)
-    return threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+    return threads or max(1, cpu_limit.num_cores() // ranks.local_world_size)
 
 
 def set_threads(threads: int | None, ranks: Ranks) -> None:

@@ -14,11 +14,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from data_engine.errors import UserError
-from data_engine.store.absent import is_there
+from data_engine.store.absent import is_absent, is_there
 
 DAY_S = 86_400
 # Who holds a file for so long was stopped: others go on without it.
 HELD_S, POLL_S = 60.0, 0.02
+# A file is not replaced so often while it is read.
+READ_TRIES = 5
 NOTHING = contextlib.nullcontext()
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -86,6 +88,20 @@ def rewrite(path: Path, changed: Callable[[], str | None]) -> None:
                     os.replace(beside, path)
                     sync_folder(path.parent)
                     return
+
+
+def read_current(path: Path) -> str:
+    """The text of a file that others may replace.
+
+    NFS does not give the rest of one that another host has replaced: the new one is read.
+    """
+    for left in reversed(range(READ_TRIES)):
+        try:
+            return path.read_text()
+        except OSError as error:
+            if error.errno != errno.ESTALE or not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 @contextlib.contextmanager
@@ -174,7 +190,7 @@ def alone_with(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[Callable[[], b
     """
     descriptor = _locked(path, kind)
     try:
-        yield lambda: descriptor is None or os.path.samestat(os.fstat(descriptor), os.stat(path))
+        yield lambda: descriptor is None or _is_same(descriptor, path)
     finally:
         if descriptor is not None:
             os.close(descriptor)
@@ -193,12 +209,22 @@ def _locked(path: Path, kind: int) -> int | None:
 def _locks(descriptor: int, path: Path, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        # Another process may have replaced the file before it was locked.
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except BlockingIOError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not is_absent(error)
+    # Another process may have replaced the file before it was locked.
+    return _is_same(descriptor, path)
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one that is there now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        return False
 
 
 def sync_file(path: Path) -> None:

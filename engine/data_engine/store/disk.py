@@ -11,7 +11,11 @@ from data_engine.store import room, units
 from data_engine.store.room import nearest_folder
 
 # No fault of the program, and gone once the disk is mended, or the limit on the size of a file (ulimit -f).
-TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+TROUBLES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG,
+    # Of a network: NFS has lost a file, Lustre has cut this host off, what serves a FUSE mount has ended.
+    errno.ESTALE, errno.ESHUTDOWN, errno.ENOTCONN,
+)  # fmt: skip
 
 
 def is_trouble(error: OSError) -> bool:

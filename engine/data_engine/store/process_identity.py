@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+# States of a process: zombie, dead.
+_ENDED = ("Z", "X")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class ProcessIdentity:
     def has_ended(self) -> bool:
         """Whether this process is certainly gone; ask only about one that the asking process `sees`."""
         try:
-            return self.born is not None and _stat(self.pid)[19] != self.born
+            fields = _stat(self.pid)
+            # Of a process that nobody waits for an entry stays, as in a container whose first process is no init.
+            return fields[0] in _ENDED or (self.born is not None and fields[19] != self.born)
         except OSError:
             pass
         try:

@@ -1,0 +1,86 @@
+"""Commands in containers that lack what others have: a name of the user and a home, a folder for temporary files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOLDENS = Path(__file__).parents[1] / "goldens/llava"
+# As the system answers for a user id that no list of users has.
+NAMELESS = """
+import os, pwd, sys
+
+def no_entry(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = no_entry
+sys.argv[1:] = ["--version"]
+from data_engine.commands.main import entry
+assert entry() == 0
+import data_engine.preferences.word_count
+print(os.path.expanduser("~"))
+"""
+
+
+@pytest.mark.parametrize(("home", "then"), [({}, "/"), ({"HOME": "/somewhere"}, "/somewhere")], ids=["none", "set"])
+def test_a_user_without_a_name_and_a_home_can_pair(home, then):
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"} | home
+    done = subprocess.run(
+        [sys.executable, "-c", NAMELESS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, [then]), done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_without_a_folder_for_temporary_files_the_variable_to_set_is_named(tmp_path, command):
+    """As in a container whose file system may only be read; here no file may have a byte."""
+    flags = ["--dataset_path", str(GOLDENS / "dataset"), "--work_dir", str(tmp_path / "work")]
+    for role in ("instruct", "reward"):
+        flags += [f"--{role}_model_path", str(GOLDENS / role), f"--{role}_model_name", "llava-1.5-7b"]
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", sys.executable, "-m", "data_engine", command, *flags]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    says = "no folder takes temporary files: set TMPDIR to one that can be written and has room"
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"data-engine: error: {says}"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_path_of_a_user_that_this_machine_does_not_know_is_told_as_it_was_given(tmp_path):
+    """As one of a login node, in a container."""
+    flags = ["--dataset_path", "~nobody-of-that-name/q.parquet", "--work_dir", str(tmp_path / "work")]
+    done = subprocess.run(
+        [sys.executable, "-m", "data_engine", "validate", *flags], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert '"~nobody-of-that-name/q.parquet"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+THREADLESS = """
+import sys, threading
+from data_engine.commands.main import COMMANDS, entry
+
+def work(argv):
+    # As threading does it where the system refuses.
+    if argv == ["thread"]:
+        raise RuntimeError("can't start new thread")
+    if argv == ["process"]:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    raise RuntimeError("another one")
+
+import data_engine.commands.status as status
+status.main = work
+sys.exit(entry())
+"""
+
+
+@pytest.mark.parametrize(("what", "code"), [("thread", 2), ("process", 2), ("other", 1)])
+def test_a_limit_on_processes_is_told_as_one_and_another_failure_is_not(what, code):
+    done = subprocess.run(
+        [sys.executable, "-c", THREADLESS, "status", what], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert ("the system starts no more processes or threads: raise" in done.stderr) == (code == 2)
+    assert ("Traceback" in done.stderr) == (code == 1)
