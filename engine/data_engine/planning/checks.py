@@ -18,7 +18,7 @@ from data_engine import exports, stages
 from data_engine.config import Draft, RunConfig
 from data_engine.config_checks import without_pairs
 from data_engine.errors import BadRow, UserError
-from data_engine.flag_files import look_up
+from data_engine.flag_files import look_up, require_filled_in
 from data_engine.job import run_file
 from data_engine.job.earlier import incomplete
 from data_engine.models.check import check_folder
@@ -99,6 +99,7 @@ def check_writable(work_dir: Path) -> None:
 def check_place(work_dir: Path) -> None:
     """Raise UserError where there can be no such folder of a run; whether it can be written is not looked at."""
     look_up("work_dir", work_dir)
+    require_filled_in("work_dir", work_dir)
     existing = nearest_folder(work_dir)
     if not existing.exists():
         raise UserError(f'work_dir "{work_dir}": "{existing}" is a link to nothing; make the folder that it names')
