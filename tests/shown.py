@@ -72,6 +72,7 @@ RIGHT_ALONE = "tests/rewards/test_reward_rule.py::test_the_best_answers_that_are
 DEMO = "tests/docs/test_readme.py::test_the_demo_shows_that_chosen_answers_hallucinate_far_less"
 CRITIC = "tests/docs/test_shown.py::test_the_template_of_a_critic_is_read"
 BATCH = "tests/job/test_given_answers.py::test_answers_are_taken_out_of_a_batch_as_the_page_shows"
+TWO_RUNS = "tests/job/test_given_answers.py::test_answers_of_two_runs_are_put_together_as_the_page_shows"
 SCORES = "tests/rewards/test_reward_rule.py::test_scores_of_ones_own_become_rewards_as_the_page_shows"
 BENCH = "tests/bench/test_bench.py::test_a_checkpoint_that_transformers_cannot_load_is_timed_alone"
 HUB = "tests/docs/test_shown.py::test_the_hubs_program_has_the_flags_that_are_shown"
@@ -129,6 +130,7 @@ ELSEWHERE = (
         "docs/given-answers.md", "data-engine run --dataset_path data/scored", SCORES, "it names the files above it"
     ),
     Elsewhere("docs/given-answers.md", "import json\n\nwith open", BATCH, "it reads what an API gave"),
+    Elsewhere("docs/given-answers.md", "import pyarrow as pa\n", TWO_RUNS, "it reads two runs"),
     Elsewhere("docs/rules.md", "prompt: |-\n", CRITIC, "it is a file"),
     *(
         Elsewhere("docs/adding.md", beginning, test, "it is put into its package, as a contributor would")
