@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from data_engine import schemas, stages
 from data_engine.config import RunConfig
@@ -82,7 +82,8 @@ class Settings:
         """For the filters. Rewards that are numbers of a few values tie often; the implicit one alone pairs as ever."""
         implicit = set(self.rank_by) <= set(stages.SOURCES["implicit"].columns)
         equal = None if implicit or self.length_alpha else self.names
-        return FilterRule(equal, self.min_margin, self.max_margin, self.max_pairs, self.length_balance)
+        given = {one.name: getattr(self, one.name) for one in fields(FilterRule) if one.name != "equal"}
+        return FilterRule(equal, **given)
 
     def with_alpha(self, alpha: float) -> PairRule:
         """The rule once the alpha is found."""
