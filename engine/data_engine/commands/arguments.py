@@ -262,6 +262,11 @@ def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, ob
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f'config "{path}" must be lines of "name: value", got {json.dumps(values, default=str)[:80]}')
+    if {"layout", "bound", "config"} <= values.keys():
+        raise UserError(
+            f'config "{path}" is the run.json of a run, which has more than flags: the README.md of an export of it '
+            "has the command that makes its pairs again"
+        )
     for name in values:
         if name in GONE:
             problems.note(UserError(f'config "{path}" has {name}, which is gone: {GONE[name]}'))
