@@ -233,6 +233,26 @@ def test_a_source_that_is_left_out_of_a_start_keeps_its_units(run, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (run.work / "rule").iterdir()} == before
 
 
+def test_a_source_that_the_last_start_left_out_is_told_to_be_named_again(run, capsys):
+    file = rule_file(run.folder, "def length(row, answers):\n    return list(map(len, answers))\n")
+    again = {"rewards": "implicit,rule", "rule": f"{file}:length"}
+    assert run.computed_again(**again) == run.computed_again() == set()
+    command = ["pairs", str(run.work), "--name", "by-rule", "--rank_by", "rule"]
+    capsys.readouterr()
+    assert main(command) == 2
+    assert capsys.readouterr().err == (
+        f'data-engine: error: rank_by names rule, of which "{run.work}" has units of an earlier start: give the '
+        "command of the run with --rewards implicit,rule, which computes none of them again\n"
+    )
+    before = {path: path.stat().st_mtime_ns for path in (run.work / "rule").iterdir()}
+    assert run.computed_again(**again) == set()
+    assert {path: path.stat().st_mtime_ns for path in (run.work / "rule").iterdir()} == before
+    assert main(command) == 0
+    # One that no start has computed is unknown, as before.
+    assert main([*command[:-1], "contrast.sum"]) == 2
+    assert "which no source of reward of this run has" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_killed_rank_leaves_no_worker_and_a_rerun_gives_the_same_bytes(given, goldens, tmp_path, monkeypatch):
     # Hangs in the last unit, for as long as somebody waits for it behind a pipe.
