@@ -83,6 +83,7 @@ PUBLISHED = (
     ("import json\nfrom pathlib import Path\n\nfound", "test_questions_of_vqav2_are_about_their_pictures"),
     ("import tarfile", "test_pictures_of_tar_files_are_asked_about"),
 )  # fmt: skip
+TWO_RUNS = "tests/job/test_given_answers.py::test_answers_of_two_runs_are_put_together_as_the_page_shows"
 SCORES = "tests/rewards/test_reward_rule.py::test_scores_of_ones_own_become_rewards_as_the_page_shows"
 BENCH = "tests/bench/test_bench.py::test_a_checkpoint_that_transformers_cannot_load_is_timed_alone"
 HUB = "tests/docs/test_shown.py::test_the_hubs_program_has_the_flags_that_are_shown"
@@ -144,6 +145,7 @@ ELSEWHERE = (
         Elsewhere("docs/datasets.md", beginning, f"tests/docs/test_published_datasets.py::{test}", "it reads downloads")
         for beginning, test in PUBLISHED
     ),
+    Elsewhere("docs/given-answers.md", "import pyarrow as pa\n", TWO_RUNS, "it reads two runs"),
     Elsewhere("docs/rules.md", "prompt: |-\n", CRITIC, "it is a file"),
     Elsewhere("docs/rules.md", "from math_verify import", None, "nothing else needs the package"),
     *(

@@ -8,7 +8,7 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -72,6 +72,11 @@ def _rank(config: Config) -> None:
     # Of answers from a file, the file tells how many there are.
     most = INT_MAX if config.answers is not None or config.strategy in WITHOUT_RANK else config.sample_k
     require(config.rank <= most, f"rank must be at most sample_k, {config.sample_k}, got {config.rank}")
+
+
+def has_effect(name: str, strategy: str | None, sources: Sequence[str]) -> bool:
+    """Whether pairs depend on a flag of pairing, by a strategy and of these sources of reward."""
+    return strategy not in WITHOUT_RANK if name == "rank" else name != "beta" or "implicit" in sources
 
 
 def without_pairs(config: Config) -> list[str]:

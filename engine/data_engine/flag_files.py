@@ -17,7 +17,33 @@ _REPOSITORY = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+/[\w.-]+?)(?:/tree/main)?/?"
 )
 _NO_ADDRESS = "; addresses such as {}://... are not read: copy it to this machine, and name the copy"
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def from_home(path: str) -> str:
+    """A path with a home in the place of its ~, which a shell leaves in quotes, in --name=~/path and in a file.
+
+    Where there is no such home, the path as it is.
+    """
+    return os.path.expanduser(path)
+
+
+def require_filled_in(where: str, path: str | Path) -> None:
+    """Raise UserError for the path of a folder to be made, in which something was to be filled in: it would get the
+    name of a variable.
+    """
+    if not os.path.lexists(path) and (hint := _not_filled_in(str(path))):
+        raise UserError(f'{where} "{path}" cannot be meant{hint}')
+
+
+def _not_filled_in(path: str) -> str:
+    """A hint at what a shell would have put into a path, or nothing."""
+    if variable := _VARIABLE.search(path):
+        return f"; {variable[0]} is filled in by a shell alone, not in a configuration and not in single quotes"
+    if path.startswith("~"):
+        return f"; there is no home of that name: {Path(path).parts[0]}"
+    return ""
 
 
 def look_up(where: str, path: str | Path) -> None:
@@ -57,6 +83,8 @@ def nearest_path(path: str | Path) -> str:
         return f'; give the id of the hub: "{repository[1]}"' if repository else _NO_ADDRESS.format(address[1])
     if {*"*?"} & {*str(path)}:
         return "; a pattern is not read: name the folder of the files"
+    if hint := _not_filled_in(str(path)):
+        return hint
     missing = Path(path)
     try:
         while not missing.parent.exists():

@@ -16,6 +16,7 @@ from stage2_world import World, make_world, picture
 
 from data_engine.commands import main, run
 from data_engine.errors import IncompleteError, UserError
+from data_engine.planning.checks import check_writable
 from data_engine.schemas import IMAGE
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate")
@@ -272,7 +273,50 @@ def test_report_refuses_a_dataset_that_has_changed(finished, capsys):
     world, work_dir = finished
     make_world(world.folder, num_questions=9)
     assert main.main(["report", str(work_dir)]) == 2
-    assert "is not the dataset that" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(f'is not the dataset that "{work_dir}" was made from; it has changed\n')
+
+
+def test_report_says_of_another_dataset_than_the_runs_that_it_is_another(finished, here, tmp_path):
+    """Nothing has changed: the flag names a wrong file."""
+    world, work_dir = finished
+    other = make_world(tmp_path / "other", num_questions=9).dataset_path
+    told = f'"{other}" is not the dataset that "{work_dir}" was made from; that was "{world.dataset_path}", or the same'
+    assert here("report", str(work_dir), "--dataset_path", str(other), cwd=tmp_path) == refused(
+        f"{told} content elsewhere"
+    )
+    # Who gives the flag is not told to give it.
+    told = f'no file or folder at dataset_path "{tmp_path}/nothing"'
+    assert here("report", str(work_dir), f"--dataset_path={tmp_path}/nothing", cwd=tmp_path) == refused(told)
+
+
+def test_homes_are_found_in_the_paths_of_every_command(finished, monkeypatch, here):
+    """Quotes and --name=~/path keep the shell from it."""
+    world, work_dir = finished
+    monkeypatch.setenv("HOME", str(work_dir.parent))
+    told = world.dataset_path.relative_to(work_dir.parent)
+    page = f"{work_dir}/report/index.html\n"
+    assert here("report", "~/run", f"--dataset_path=~/{told}", cwd=world.folder) == (0, page, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("$SCRATCH/new", "$SCRATCH is filled in by a shell alone, not in a configuration and not in single quotes"),
+        ("~no-such-user/new", "there is no home of that name: ~no-such-user"),
+    ],
+)
+def test_no_folder_is_made_that_has_the_name_of_a_variable_or_of_another_home(finished, here, given, says):
+    _, work_dir = finished
+    where, before = work_dir.parent, {*work_dir.parent.iterdir()}
+    told = f'--output "{given}" cannot be meant; {says}'
+    assert here("export", str(work_dir), "--format", "trl", "--output", given, cwd=where) == refused(told)
+    with pytest.raises(UserError) as error:
+        check_writable(Path(given))
+    assert str(error.value) == f'work_dir "{given}" cannot be meant; {says}'
+    assert {*where.iterdir()} == before
+    # A folder that has such a name is another matter.
+    (where / given).mkdir(parents=True)
+    check_writable(Path(given))
 
 
 def test_a_command_about_a_work_dir_takes_one(capsys):

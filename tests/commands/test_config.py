@@ -78,6 +78,9 @@ def test_a_whole_number_in_a_fractional_field_equals_the_fraction():
 def test_a_home_folder_is_found_where_the_shell_did_not(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert parse([*REQUIRED, "--work_dir=~/runs"]).work_dir == "/home/me/runs"
+    assert parse([*REQUIRED, "--rule=~/rule.py:score"]).rule == "/home/me/rule.py:score"
+    # A user that this machine does not have.
+    assert parse([*REQUIRED, "--work_dir=~no-such-user/runs"]).work_dir == "~no-such-user/runs"
 
 
 # Mistakes in flags

@@ -54,6 +54,10 @@ def test_a_yaml_off_is_off(tmp_path):
         ),
         ("extra: 1", 'config "job.yaml" has the unknown key extra'),
         ("fromat: trl", 'config "job.yaml" has the unknown key fromat; did you mean export?'),
+        (
+            '{"layout": 2, "bound": {}, "config": {"sample_k": 3}}',
+            'config "job.yaml" is the run.json of a run, which has more than flags: the README.md of an export of',
+        ),
         ("run:\n  beta: 1", 'config "job.yaml" has the unknown key run; there are no sections: each flag is a line of'),
         ("- sample_k", 'config "job.yaml" must be lines of "name: value", got ["sample_k"]'),
         ("sample_k", 'config "job.yaml" must be lines of "name: value", got "sample_k"'),

@@ -57,6 +57,9 @@ def test_what_is_there_and_written_most_like_it_is_named(folder, given, meant):
         ("hf://datasets/a/b/x.parquet", "addresses such as hf://... are not read"),
         ("data/*.parquet", "a pattern is not read: name the folder of the files"),
         ("data/part-?.jsonl", "a pattern is not read"),
+        ("$DATA/q.jsonl", "; $DATA is filled in by a shell alone, not in a configuration and not in single quotes"),
+        ("data/${DAY}.jsonl", "; ${DAY} is filled in by a shell alone"),
+        ("~no-such-user/q.jsonl", "; there is no home of that name: ~no-such-user"),
     ],
 )
 def test_of_an_address_and_a_pattern_what_to_give_instead_is_said(given, says):

@@ -26,6 +26,8 @@ def told(made, tmp_path, capsys, monkeypatch):
     """The exit code and what is said; a loop that would begin is noted in the place of its work."""
     began = []
     monkeypatch.setattr(loop, "work", lambda *found: began.append(found) or 0)
+    (tmp_path / "train.sh").touch()
+    monkeypatch.chdir(tmp_path)
 
     def start(*more: str, **changes: object) -> tuple[int, str, list]:
         flags = {f"{role}_model_path": made.folder / role for role in ("instruct", "reward")}
@@ -57,6 +59,10 @@ def test_the_last_of_a_flag_that_is_given_twice_counts(told):
         ({"rounds": "0"}, "rounds must be a whole number, at least 1"),
         ({"train": None}, "missing: --train; usage"),
         ({"train": "sh x {dataset}"}, "train has no {output}"),
+        (
+            {"train": "sh trian.sh {dataset} {output}"},
+            'train names "trian.sh", which is not there; did you mean',
+        ),
         ({"train": "sh x {output} {exports}"}, "train has {exports}, and nothing is exported"),
         ({"stop_after_stage": 1}, "loop runs all stages of all questions in each round: leave stop_after_stage out"),
         ({"num_shards": 2}, "leave num_shards out"),

@@ -209,6 +209,18 @@ def test_the_command_has_no_flag_of_an_earlier_pairing():
     assert (config.strategy, config.rank_by) == ("aligned", None)
 
 
+def test_what_a_run_does_not_go_by_is_not_told():
+    """A rule has no beta and no reward model, and the strategy best_worst no rank."""
+    made = run_file(rewards="rule", rule="contains", reward_model_name="RLAIF-V-7B")
+    del made["models"]["reward"]
+    settings = {"rank": 2, "distance": 25, "beta": 0.2, "seed": 0, "strategy": "best_worst", "rank_by": "rule"}
+    written = text(card(run_file=made, settings=settings))
+    assert [name for name, _ in rows_of(written, "Rewards and pairs")] == ["strategy", "distance", "seed", "rank_by"]
+    words = shlex.split(command(written).replace("\\\n", " "))
+    assert not {"--beta", "--rank", "--reward_model_path", "--reward_model_name"} & {*words}
+    assert {"--rule", "--instruct_model_path", "--rank_by"} <= {*words}
+
+
 def test_flags_of_a_pairing_are_those_that_its_settings_tell_where_they_differ():
     assert {*OF_A_PAIRING, *ALWAYS} == Settings.__dataclass_fields__.keys()
 

@@ -52,6 +52,12 @@ def test_several_formats_are_written_each_into_a_folder_of_its_own(work_dir, tmp
     assert digest(tmp_path / "empty") == digest_of(tmp_path / "a/b", "rlaif-v")
 
 
+def test_an_export_goes_to_a_home_that_the_shell_did_not_fill_in(work_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(work_dir, "--format", "rlaif-v", "--output=~/out") == 0
+    assert (tmp_path / "out/rlaif-v/dpo_dataset.parquet").exists()
+
+
 def digest_of(folder, name) -> str:
     """As `digest`, of a folder with that one export in it."""
     alone = folder.parent / "alone"
@@ -116,7 +122,7 @@ def test_what_was_rewritten_and_left_out_is_told_with_its_counts(tmp_path, capsy
         # The run swaps what stands there for its own.
         (["--output", "{work}/exports"], "exports\", which is the run's own; name another"),
         (["--dataset_path", "{elsewhere}"], "is not the dataset that"),
-        (["--dataset_path", "nowhere.parquet"], "where the dataset has moved, give --dataset_path"),
+        (["--dataset_path", "nowhere.parquet"], 'no file or folder at dataset_path "nowhere.parquet"\n'),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(work_dir, tmp_path, capsys, change, message):
@@ -159,6 +165,14 @@ def test_a_least_reward_that_means_nothing_is_refused(work_dir, tmp_path, capsys
     assert run(work_dir, "--format", names, "--output", tmp_path / "out", "--min_reward", least) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_best_answers_none_of_which_is_good_enough_are_told_of_answers(work_dir, tmp_path, capsys):
+    """pairs.parquet has no answer that makes no pair."""
+    assert run(work_dir, "--format", "sft", "--output", tmp_path / "out", "--min_reward", "1000") == 2
+    told = capsys.readouterr().err
+    assert "the format sft has no row (" in told
+    assert told.endswith("); the format scored has every answer\n")
 
 
 @pytest.mark.parametrize(

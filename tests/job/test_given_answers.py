@@ -15,6 +15,7 @@ import data_engine.demo
 from data_engine import load_model
 from data_engine.commands import status
 from data_engine.demo.judge import write_questions
+from data_engine.errors import UserError
 from data_engine.job import model_holder, worker
 from data_engine.questions import given_answers
 from data_engine.questions.dataset import load_questions
@@ -76,6 +77,24 @@ def test_answers_are_taken_out_of_a_batch_as_the_page_shows(tmp_path, monkeypatc
     facts = given_answers.check_answers("answers.jsonl", load_questions("questions.parquet"))
     assert (facts.rows, facts.empty, facts.questions_by_answers) == (2, 1, {0: 1, 2: 1})
     assert json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[1]) == {"idx": "b", "answer": "É\n🦊"}
+
+
+def test_answers_of_two_runs_are_put_together_as_the_page_shows(config, goldens, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    questions = goldens / "llava/dataset/questions.parquet"
+    for seed in (0, 1):
+        work_dir = str(tmp_path / f"runs/seed-{seed}")
+        assert worker.run(config(questions, work_dir=work_dir, seed=seed, stop_after_stage=0)) == 0
+    [shown] = [one.text for one in SHOWN if one.page == "docs/given-answers.md" and one.kind == "python"][2:]
+    exec(compile(shown, "docs/given-answers.md", "exec"), {})
+    both = [row for seed in (0, 1) for row in rows_of(tmp_path / f"runs/seed-{seed}/sampled_answer")]
+    names = ("idx", "answer", "token_ids")
+    assert pq.read_table("answers.parquet").to_pylist() == [{name: row[name] for name in names} for row in both]
+    assert worker.run(config(questions, answers="answers.parquet")) == 0
+    used = [(row["idx"], row["token_ids"]) for row in rows_of(tmp_path / "work/sampled_answer")]
+    assert sorted(used) == sorted((row["idx"], row["token_ids"]) for row in without_repeats(both))
+    with pytest.raises(UserError, match=r"is a folder; .*; docs/given-answers\.md shows how one is made of"):
+        worker.run(config(questions, answers="runs/seed-0/sampled_answer", work_dir="other"))
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,12 @@ def begun(job, capsys):
     return job
 
 
+def test_another_limit_is_told_once(begun, capsys):
+    """The other number of questions is what follows from it."""
+    message = refused_by_both(capsys, *words(begun, limit="1"))
+    assert re.search(r"holds another run: limit was not set, now 1; units of sampled_answer, .* were computed", message)
+
+
 def test_a_work_dir_of_other_questions_as_many_is_refused_as_the_run_refuses_it(begun, tmp_path, capsys):
     assert told(capsys, *words(begun))["problems"] == []
     table = pq.read_table(begun["dataset_path"])

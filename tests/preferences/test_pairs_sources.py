@@ -1,5 +1,6 @@
 """Pairs of a run with several sources of reward: which rewards rank, and what the files and the report say of them."""
 
+import dataclasses
 import json
 import random
 import re
@@ -19,8 +20,10 @@ from data_engine.commands import validate
 from data_engine.errors import UserError
 from data_engine.job import worker
 from data_engine.of_pairing import OWN
+from data_engine.pipeline import pair_settings
 from data_engine.pipeline.pair import pairs_file
 from data_engine.pipeline.pair_settings import Settings, chosen_rewards
+from data_engine.preferences.filters import FilterRule
 from data_engine.preferences.strategies import STRATEGIES
 from data_engine.reporting import page
 from data_engine.stages import REWARD, SAMPLING, RunStages, Source, Stage
@@ -171,6 +174,18 @@ def test_rank_by_is_that_of_the_implicit_reward_or_of_the_first_source(made_up):
     assert chosen_rewards(" made.down , implicit.min", BOTH) == ("made.down", "implicit.min")
     with pytest.raises(UserError, match=r'rank_by names "implicit.sum", which no .* known: made.up, made.down'):
         chosen_rewards("implicit.sum", ALONE)
+
+
+def test_what_a_further_filter_is_told_is_the_setting_of_its_name(monkeypatch):
+    """As docs/adding.md has it: it did not reach the filter, which then never ran, without a word."""
+    further = dataclasses.make_dataclass("Rule", [("max_words", int | None, None)], bases=(FilterRule,), frozen=True)
+    monkeypatch.setattr(pair_settings, "FilterRule", further)
+    settings = dataclasses.make_dataclass("More", [("max_words", int | None, None)], bases=(Settings,), frozen=True)
+    rule = settings(max_words=7, max_margin=2.0).filter_rule
+    assert (rule.max_words, rule.max_margin, rule.min_margin, rule.max_pairs) == (7, 2.0, None, 3)
+    # A flag that is no setting of a pairing is told at once.
+    with pytest.raises(AttributeError, match="max_words"):
+        _ = Settings().filter_rule
 
 
 def test_pairs_of_equal_rewards_are_dropped_but_by_the_implicit_reward_alone_or_where_words_count():

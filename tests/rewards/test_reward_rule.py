@@ -26,7 +26,7 @@ from data_engine.job import model_holder, worker
 
 
 def test_scores_of_ones_own_become_rewards_as_the_page_shows(tmp_path, monkeypatch, signals_as_before):
-    answers, _, row, rule, command = [one.text for one in SHOWN if one.page == "docs/given-answers.md"][1:]
+    answers, _, row, rule, command = [one.text for one in SHOWN if one.page == "docs/given-answers.md"][1:6]
     monkeypatch.chdir(tmp_path)
     for folder in ("data", "pictures"):
         (tmp_path / folder).mkdir()
@@ -231,6 +231,26 @@ def test_a_source_that_is_left_out_of_a_start_keeps_its_units(run, monkeypatch):
     Path(file).unlink()
     assert run.computed_again() == set()
     assert {path: path.stat().st_mtime_ns for path in (run.work / "rule").iterdir()} == before
+
+
+def test_a_source_that_the_last_start_left_out_is_told_to_be_named_again(run, capsys):
+    file = rule_file(run.folder, "def length(row, answers):\n    return list(map(len, answers))\n")
+    again = {"rewards": "implicit,rule", "rule": f"{file}:length"}
+    assert run.computed_again(**again) == run.computed_again() == set()
+    command = ["pairs", str(run.work), "--name", "by-rule", "--rank_by", "rule"]
+    capsys.readouterr()
+    assert main(command) == 2
+    assert capsys.readouterr().err == (
+        f'data-engine: error: rank_by names rule, of which "{run.work}" has units of an earlier start: give the '
+        "command of the run with --rewards implicit,rule, which computes none of them again\n"
+    )
+    before = {path: path.stat().st_mtime_ns for path in (run.work / "rule").iterdir()}
+    assert run.computed_again(**again) == set()
+    assert {path: path.stat().st_mtime_ns for path in (run.work / "rule").iterdir()} == before
+    assert main(command) == 0
+    # One that no start has computed is unknown, as before.
+    assert main([*command[:-1], "contrast.sum"]) == 2
+    assert "which no source of reward of this run has" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from data_engine.config import RunConfig
 from data_engine.errors import TrainerError, UserError
 from data_engine.processes.children import Children
+from data_engine.rounds import training
 from data_engine.rounds.places import Round
 from data_engine.rounds.training import check_command, command_of, require_model, require_program, train
 
@@ -37,11 +38,90 @@ def test_a_command_that_cannot_train_is_refused(command, told):
     assert told in str(refused.value)
 
 
-def test_a_command_that_begins_with_no_program_is_refused():
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        ("sh x {dataset} {output} > log", ">"),
+        ("sh x {dataset} {output} >>log 2>&1", ">>log"),
+        ("sh x {dataset} {output} 2>&1", "2>&1"),
+        ("sh x {dataset} {output} | tee log", "|"),
+        ("sh x {dataset} {output} &", "&"),
+        ("cd there && sh x {dataset} {output}", "&&"),
+        ("source env.sh; sh x {dataset} {output}", "env.sh;"),
+        ("sh $HOME/x {dataset} {output}", "$HOME/x"),
+        ("sh ${HOME}/x {dataset} {output}", "${HOME}/x"),
+    ],
+)
+def test_what_is_for_a_shell_is_refused_before_the_first_round(command, word):
+    """The trainer would get it as an argument, hours later."""
+    with pytest.raises(UserError) as refused:
+        check_command(command, has_exports=False)
+    assert str(refused.value).startswith(f'train has "{word}", which is for a shell, and none starts it: write the ')
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sh -c 'cd there && sh x $0 $1 > log' {dataset} {output}",
+        "sh -c $HOME/x {dataset} {output}",
+        "sh x {dataset} {output} --note 'a > b; c' --token '<image>'",
+        "sh x {dataset} {output} --rate 1e-6 --name a->b",
+    ],
+)
+def test_what_a_shell_that_is_started_reads_is_not_refused(command):
+    check_command(command, has_exports=False)
+
+
+@pytest.mark.parametrize(
+    "begins",
+    ["sh", "bash -e", "python", "python3 -u", "accelerate launch --num_processes 2", "torchrun --nproc_per_node 2"],
+)
+def test_a_script_that_is_not_there_is_refused_before_the_first_round(tmp_path, monkeypatch, begins):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "_why_no_program", lambda word: None)
+    (tmp_path / "train.py").touch()
+    require_program(f"{begins} train.py {{dataset}} {{output}}")
+    with pytest.raises(UserError) as refused:
+        require_program(f"{begins} trian.py {{dataset}} {{output}} --other gone.py")
+    assert str(refused.value) == 'train names "trian.py", which is not there; did you mean "train.py"?'
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        # What these read lies elsewhere, or is said otherwise.
+        "env -C there sh train.sh {dataset} {output}",
+        "sh -c 'cd there; sh train.sh'",
+        f"{sys.executable} -m trainer train.py {{dataset}} {{output}}",
+        "sh {work_dir}/../../train.sh {dataset} {output}",
+    ],
+)
+def test_a_script_that_may_lie_elsewhere_is_not_looked_for(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    require_program(command)
+
+
+def test_a_home_in_a_command_is_found(tmp_path, monkeypatch):
+    """Quotes keep the shell from it, and no shell starts the trainer."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "train.sh").touch()
+    require_program("sh ~/train.sh {dataset} {output}")
+    one = Round(tmp_path / "loop", 1)
+    words = command_of("sh ~/train.sh {output}", one, RunConfig.draft({}).config)
+    assert words == ["sh", str(tmp_path / "train.sh"), str(one.model)]
+
+
+def test_a_command_that_begins_with_no_program_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.sh").touch()
     require_program("sh train.sh {dataset} {output}")
     require_program("{work_dir}/../../train {dataset} {output}")
     with pytest.raises(UserError, match='train begins with "no-such-program", which is no program on this machine'):
         require_program("no-such-program {dataset} {output}")
+    with pytest.raises(
+        UserError, match='train begins with "GPUS=0", which is for a shell, and none starts it: begin w'
+    ):
+        require_program("GPUS=0 sh train.sh {dataset} {output}")
 
 
 @pytest.mark.parametrize(

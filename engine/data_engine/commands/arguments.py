@@ -11,7 +11,6 @@ import functools
 import inspect
 import itertools
 import json
-import os
 import re
 import textwrap
 import typing
@@ -26,7 +25,7 @@ from data_engine.commands.meant import meant_by
 from data_engine.commands.work_dir import given_path
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import Collected, UserError
-from data_engine.flag_files import nearest_path
+from data_engine.flag_files import from_home, nearest_path
 from data_engine.flags import FIELD_NAMES, GONE, PATHS, Flags
 from data_engine.stages import RunStages
 
@@ -263,6 +262,11 @@ def _read_yaml(path: Path, problems: Collected, meant: set[str]) -> dict[str, ob
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f'config "{path}" must be lines of "name: value", got {json.dumps(values, default=str)[:80]}')
+    if {"layout", "bound", "config"} <= values.keys():
+        raise UserError(
+            f'config "{path}" is the run.json of a run, which has more than flags: the README.md of an export of it '
+            "has the command that makes its pairs again"
+        )
     for name in values:
         if name in GONE:
             problems.note(UserError(f'config "{path}" has {name}, which is gone: {GONE[name]}'))
@@ -290,6 +294,6 @@ def normalised(name: str, value: object) -> object:
         return "on" if value else "off"
     if name in _AUTO and value == "auto":
         return None
-    if name in PATHS and isinstance(value, str) and value.startswith("~"):
-        return os.path.expanduser(value)
+    if name in (*PATHS, "rule") and isinstance(value, str):
+        return from_home(value)
     return value

@@ -28,6 +28,7 @@ from data_engine.exports import (
     why_nothing,
 )
 from data_engine.exports.licences import check_licence
+from data_engine.flag_files import require_filled_in
 from data_engine.processes.signals import interrupted_by_signals
 from data_engine.store.folders import scratch_folder
 
@@ -167,6 +168,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 def _require_empty(output: Path) -> None:
     try:
         # An export that was killed may have left its scratch, which the next one removes.
+        require_filled_in("--output", output)
         found = "not empty" if any(not path.name.startswith(f".{SCRATCH}.") for path in output.iterdir()) else None
     except FileNotFoundError:
         found = "a link to nothing" if output.is_symlink() else None

@@ -15,7 +15,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.of_pairing import OWN, of_pairing
 from data_engine.processes import output
-from data_engine.stages import SAMPLING, RunStages
+from data_engine.stages import SAMPLING, SOURCES, RunStages
 
 if TYPE_CHECKING:
     from data_engine.pipeline.rewarded import Stored
@@ -115,7 +115,7 @@ def _config(work_dir: Path, run_file: Mapping, of_run: Mapping, given: Mapping) 
 def _stages(work_dir: Path, run_file: Mapping, of_own: Mapping, rank_by: str | None) -> RunStages:
     """With the sources of reward of the run's own pairs, as `of_own` has them, and those of its last start that
     --rank_by names or that are computed: that start may be at work still."""
-    from data_engine.store.units import missing
+    from data_engine.store.units import missing, published
 
     own, of_start = RunStages.of(of_own["config"]).sources, RunStages.of(run_file["config"])
 
@@ -123,7 +123,14 @@ def _stages(work_dir: Path, run_file: Mapping, of_own: Mapping, rank_by: str | N
         units = range(run_file["units"]["num_units"])
         return not any(missing(work_dir, stage.name, units) for stage in of_start.source(source).stages)
 
-    named = {name.strip().partition(".")[0] for name in (rank_by or "").split(",")}
+    named = [name.strip().partition(".")[0] for name in (rank_by or "").split(",")]
+    left_out = (name for name in named if name in SOURCES and name not in (*own, *of_start.sources))
+    for source in left_out:
+        if all(published(work_dir, stage.name) for stage in SOURCES[source].stages):
+            raise UserError(
+                f'rank_by names {source}, of which "{work_dir}" has units of an earlier start: give the command of the '
+                f"run with --rewards {','.join((*of_start.sources, source))}, which computes none of them again"
+            )
     further = [source for source in of_start.sources if source not in own]
     further = [source for source in further if source in named or is_computed(source)]
     return RunStages.of(of_own["config"] | {"rewards": ",".join((*own, *further))})

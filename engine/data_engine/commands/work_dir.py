@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, UserError, nearest
-from data_engine.flag_files import look_up, nearest_path
+from data_engine.flag_files import from_home, look_up, nearest_path
 from data_engine.flags import GONE
 from data_engine.of_pairing import OWN, of_pairing
 
@@ -23,13 +23,16 @@ def given_path(name: str, text: str) -> Path:
     """A path of a command line. Raises UserError where it is empty, which Path would take for the current folder."""
     if not text.strip():
         raise UserError(f"{name} is empty; is a shell variable unset?")
-    return Path(text)
+    return Path(from_home(text))
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """Add --dataset_path and --image_root."""
-    parser.add_argument("--dataset_path", metavar="PATH", help="where the dataset is, if it has moved since the run")
-    parser.add_argument("--image_root", metavar="PATH", help="where its pictures are, if they have moved")
+    for name, told in (
+        ("dataset_path", "where the dataset is, if it has moved since the run"),
+        ("image_root", "where its pictures are, if they have moved"),
+    ):
+        parser.add_argument(f"--{name}", type=from_home, metavar="PATH", help=told)
 
 
 def take_option(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -137,11 +140,21 @@ def open_finished(
     try:
         questions = open_questions(config)
     except UserError as error:
+        if moved.get("dataset_path") is not None:
+            raise
         raise UserError(f"{error}; where the dataset has moved, give --dataset_path and --image_root") from None
     # Where hashes cannot be remembered, as in an archive, every file is read.
     hashes = FileHashes(work_dir, Claims(work_dir, 0)) if os.access(work_dir, os.W_OK) else hash_files
     if questions.fingerprint(hashes) != run_file["bound"]["dataset"]:
-        raise UserError(f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed')
+        if moved.get("dataset_path") is None:
+            raise UserError(
+                f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; it has changed'
+            )
+        was = run_file.get("places", {}).get("dataset_path") or run_file["config"].get("dataset_path")
+        raise UserError(
+            f'"{config.dataset_path}" is not the dataset that "{work_dir}" was made from; that was "{was}", or the '
+            "same content elsewhere"
+        )
     return FinishedRun(work_dir, run_file, questions, config, name)
 
 

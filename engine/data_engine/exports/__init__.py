@@ -163,7 +163,10 @@ def why_nothing(name: str, written: Written) -> str:
     """Why an export has no row: every reason, the most frequent first."""
     reasons = "; ".join(f"{count} rows: {reason}" for reason, count in written.left_out.most_common())
     reasons += f", as of {written.first_gone}" if written.first_gone else ""
-    return f"the format {name} has no row ({reasons}); pairs.parquet has all pairs, and other formats may take them"
+    elsewhere = "pairs.parquet has all pairs, and other formats may take them"
+    if name in BEST_OF_N:
+        elsewhere = "the format scored has every answer"
+    return f"the format {name} has no row ({reasons}); {elsewhere}"
 
 
 def changes(written: Written) -> list[tuple[str, int]]:

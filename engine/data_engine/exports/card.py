@@ -16,6 +16,7 @@ import yaml
 
 from data_engine import stages
 from data_engine.config import RunConfig
+from data_engine.config_checks import has_effect
 from data_engine.preferences import strategies
 from data_engine.preferences.answers import REASONS
 from data_engine.preferences.counts import Funnel
@@ -130,12 +131,9 @@ def _opening(card: Card) -> str:
 
 
 def _models(run_file: Mapping) -> str:
-    config, bound, models = (run_file.get(name, {}) for name in ("config", "bound", "models"))
+    config, bound, models = _of_stages(run_file), run_file.get("bound", {}), run_file.get("models", {})
     rows = []
-    for role in [name.removesuffix("_model_path") for name in config if _MODEL.search(name)]:
-        # A role without a model in run.json is one that no stage of the run needs.
-        if not config[f"{role}_model_path"] or (models and role not in models):
-            continue
+    for role in _roles(config):
         revision, family = config.get(f"{role}_model_revision") or "", models.get(role, {}).get("family", "")
         shown = _linked(*_model(role, run_file), revision)
         rows.append([role, *shown, *map(_escaped, (family, bound.get(stages.model_key(role), "")))])
@@ -197,16 +195,16 @@ def _answers(run_file: Mapping) -> str:
 
 def _pairing(card: Card) -> str:
     config, settings = card.run_file.get("config", {}), card.settings
-    sources = [name.strip() for name in str(config.get("rewards") or stages.DEFAULT).split(",")]
+    sources = stages.chosen(config.get("rewards") or stages.DEFAULT)
     lines = [f"Sources of reward: {_escaped(', '.join(sources))}."]
     told = {"beta": _value(settings.get("beta", config.get("beta")))}
     told |= {name: str(value) for name, value in card.run_file.get("bound", {}).items() if name in _TOLD}
-    roles = [name.removesuffix("_model_path") for name in config if name.endswith("_model_path") and config[name]]
-    told |= {role: _model(role, card.run_file)[0] for role in roles}
+    told |= {role: _model(role, card.run_file)[0] for role in _roles(config)}
     before = stages.compared(card.run_file)[0]
     told["before"] = f"{before} model {told.get(before, 'not named')}"
     lines += [_filled(SENTENCES[name], told) for name in sources if name in SENTENCES]
     shown = {"strategy": strategies.DEFAULT} | dict(settings)
+    shown = {name: value for name, value in shown.items() if has_effect(name, shown["strategy"], sources)}
     return "\n\n".join([*lines, _table(("setting", "value"), [(name, _value(value)) for name, value in shown.items()])])
 
 
@@ -250,11 +248,13 @@ def command_line(run_file: Mapping, settings: Mapping) -> str:
 
     run.json has the flags of the first start. What was bound later, and the settings of the last pairing, win.
     """
-    config = dict(run_file.get("config", {}))
+    config = _of_stages(run_file)
     defaults = {field.name: field.default for field in fields(RunConfig)}
     config |= {name: defaults[name] for name in OF_A_PAIRING}
     newer = {name: value for name, value in run_file.get("bound", {}).items() if name not in _NOT_AS_GIVEN}
     config |= {name: value for name, value in (newer | dict(settings)).items() if name in config}
+    strategy, sources = config["strategy"], stages.chosen(config.get("rewards") or stages.DEFAULT)
+    config = {name: value for name, value in config.items() if has_effect(name, strategy, sources)}
     words = []
     for name, value in config.items():
         # What an earlier version's flag was called, this one may not know.
@@ -266,6 +266,18 @@ def command_line(run_file: Mapping, settings: Mapping) -> str:
         shown = _path_of(name, run_file) if _is_path(name) else _without_folders(_value(value))
         words.append([f"--{name}", _quoted(shown)])
     return " \\\n  ".join(["data-engine run", *(" ".join(flag) for flag in words)])
+
+
+def _roles(config: Mapping) -> list[str]:
+    """The roles whose models are named."""
+    return [name.removesuffix("_model_path") for name, value in config.items() if value and _MODEL.search(name)]
+
+
+def _of_stages(run_file: Mapping) -> dict:
+    """The flags of run.json without those of models that no stage of the run needs, which run.json does not have."""
+    config, models = run_file.get("config", {}), run_file.get("models", {})
+    unused = {flag for role in _roles(config) if models and role not in models for flag in stages.model_flags(role)}
+    return {name: value for name, value in config.items() if name not in unused}
 
 
 def _quoted(value: str) -> str:

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from data_engine import schemas, stages
 from data_engine.config import RunConfig
-from data_engine.config_checks import WITHOUT_RANK
+from data_engine.config_checks import has_effect
 from data_engine.errors import UserError, nearest
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.answers import AnswerRule
@@ -82,7 +82,8 @@ class Settings:
         """For the filters. Rewards that are numbers of a few values tie often; the implicit one alone pairs as ever."""
         implicit = set(self.rank_by) <= set(stages.SOURCES["implicit"].columns)
         equal = None if implicit or self.length_alpha else self.names
-        return FilterRule(equal, self.min_margin, self.max_margin, self.max_pairs, self.length_balance)
+        given = {one.name: getattr(self, one.name) for one in fields(FilterRule) if one.name != "equal"}
+        return FilterRule(equal, **given)
 
     def with_alpha(self, alpha: float) -> PairRule:
         """The rule once the alpha is found."""
@@ -96,9 +97,9 @@ class Settings:
 def without_effect(config: RunConfig, run_stages: RunStages) -> dict[str, str]:
     """What to say of flags of pairing that were changed, by name, and change nothing beside the others."""
     told = {}
-    if config.strategy in WITHOUT_RANK and config.rank != RunConfig.rank:
+    if not has_effect("rank", config.strategy, run_stages.sources) and config.rank != RunConfig.rank:
         told["rank"] = f"rank has no effect: strategy {config.strategy} does not go by it"
-    if "implicit" not in run_stages.sources and config.beta != RunConfig.beta:
+    if not has_effect("beta", config.strategy, run_stages.sources) and config.beta != RunConfig.beta:
         told["beta"] = "beta has no effect: it scales the reward implicit, which is not among the run's"
     return told
 

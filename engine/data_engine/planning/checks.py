@@ -158,6 +158,8 @@ def _same_run(found: Found) -> None:
     config, work_dir = found.config, Path(found.config.work_dir)
     bound = found.known(run_file.bound_settings(config, len(found.questions), None))
     with found.noting("same_run"):
+        # Another limit says more than another number.
+        run_file.require_same(work_dir, {"limit": bound.pop("limit")}, config.stages)
         # Another number says more than another hash.
         run_file.require_as_many(work_dir, len(found.questions))
         if run_file.has_units(work_dir):

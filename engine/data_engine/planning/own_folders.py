@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_engine import stages
 from data_engine.errors import UserError
-from data_engine.flag_files import look_up
+from data_engine.flag_files import look_up, require_filled_in
 from data_engine.store.disk import not_writable
 from data_engine.store.room import nearest_folder
 
@@ -35,6 +35,7 @@ def check_writable(work_dir: Path) -> None:
 def check_place(work_dir: Path) -> None:
     """Raise UserError where there can be no such folder of a run; whether it can be written is not looked at."""
     look_up("work_dir", work_dir)
+    require_filled_in("work_dir", work_dir)
     existing = nearest_folder(work_dir)
     if not existing.exists():
         raise UserError(f'work_dir "{work_dir}": "{existing}" is a link to nothing; make the folder that it names')

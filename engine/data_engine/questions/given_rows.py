@@ -95,7 +95,9 @@ class GivenFile:
         """Whether it is parquet, and not JSON lines."""
         # Not by Path, which raises where a name is too long.
         if os.path.isdir(self.path):
-            raise UserError(f"{self.name} is a folder; name one parquet or .jsonl file of answers")
+            units = any(self.path.glob("unit-*.parquet"))
+            hint = "; docs/given-answers.md shows how one is made of the answers of runs" if units else ""
+            raise UserError(f"{self.name} is a folder; name one parquet or .jsonl file of answers{hint}")
         # It is read more than once, and opening a pipe may wait for ever.
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise UserError(f"{self.name} is no file but a pipe or a device; write the answers to a file")

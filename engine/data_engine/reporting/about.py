@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from data_engine import stages
-from data_engine.config_checks import WITHOUT_RANK
+from data_engine.config_checks import has_effect
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting.columns import metadata_of
@@ -94,8 +94,7 @@ def _strategy(settings: Mapping, rewards: Sequence[str]) -> Iterator[str]:
     strategy = settings.get("strategy", strategies.DEFAULT)
     yield f"strategy {strategy}"
     for name in ("rank", "distance", "right", "beta", "near_duplicates", "seed"):
-        has_effect = strategy not in WITHOUT_RANK if name == "rank" else name != "beta" or "implicit" in rewards
-        if has_effect and settings.get(name) is not None:
+        if has_effect(name, strategy, rewards) and settings.get(name) is not None:
             yield f"{name} {settings[name]}"
 
 

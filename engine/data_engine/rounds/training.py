@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_engine.config import RunConfig
 from data_engine.errors import TrainerError, UserError, nearest
+from data_engine.flag_files import from_home, nearest_path
 from data_engine.models.check import check_folder
 from data_engine.models.registry import ModelError
 from data_engine.models.roles import folder_of, naming_flag
@@ -29,12 +30,23 @@ PLACES = {
 }
 """What may stand in braces in --train."""
 _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
+# What a shell does; without one, it would be handed to the trainer as an argument.
+_OF_A_SHELL = re.compile(r"&&|\|\|?|\S*;|<|\d?>\S*|&>\S*|&|\$\w+\S*|\$\{\w+\}\S*")
+_SET = re.compile(r"[A-Za-z_]\w*=")
+# Programs whose first script is the trainer, read on this machine.
+_RUN_SCRIPTS = re.compile(r"(ba|da|z)?sh|python[\d.]*|accelerate|torchrun|deepspeed")
 NUM_LINES = 5
 
 
 def check_command(train: str, has_exports: bool) -> None:
     """Raise UserError for a --train that cannot be a trainer."""
     words = _words(train)
+    of_shell = None if "-c" in words else next(filter(_OF_A_SHELL.fullmatch, words), None)
+    if of_shell is not None:
+        raise UserError(
+            f'train has "{of_shell}", which is for a shell, and none starts it: write the commands into a script, as '
+            "in --train 'sh train.sh {model} {dataset} {output}'"
+        )
     if not words:
         raise UserError(
             "train is empty: give the command that trains, as in --train 'sh train.sh {model} {dataset} {output}'"
@@ -53,11 +65,19 @@ def check_command(train: str, has_exports: bool) -> None:
 
 
 def require_program(train: str) -> None:
-    """Raise UserError where what it begins with cannot be started here."""
-    first = _words(train)[0]
+    """Raise UserError where what it begins with cannot be started here, or the script of that is not there.
+
+    A round comes to its trainer after hours.
+    """
+    words = _words(train)
+    first = words[0]
     why = None if _PLACE.search(first) else _why_no_program(first)
     if why is not None:
         raise UserError(f'train begins with "{first}", {why}')
+    script = next((word for word in words[1:] if word.endswith((".sh", ".py")) and not _PLACE.search(word)), None)
+    runs_it = _RUN_SCRIPTS.fullmatch(Path(first).name) and not {"-c", "-m"} & {*words}
+    if script is not None and runs_it and not is_file(Path(script)):
+        raise UserError(f'train names "{script}", which is not there{nearest_path(script)}')
 
 
 def _why_no_program(word: str) -> str | None:
@@ -66,6 +86,8 @@ def _why_no_program(word: str) -> str | None:
     found, mend = shutil.which(word), f"begin with what runs it, as in --train '{runs} {word} ...'"
     if found is None and shutil.which(f"./{word}") is not None:
         return f"a file of this folder, where no program is looked for: begin with ./{word}"
+    if found is None and _SET.match(word):
+        return "which is for a shell, and none starts it: begin with env, as in --train 'env NAME=VALUE sh x.sh ...'"
     if found is None:
         return f"which may not be executed: {mend}" if is_file(Path(word)) else "which is no program on this machine"
     line = b"\0"
@@ -85,7 +107,8 @@ def _why_no_program(word: str) -> str | None:
 
 def _words(train: str) -> list[str]:
     try:
-        return shlex.split(train)
+        # A home is found as in any path.
+        return [from_home(word) for word in shlex.split(train)]
     except ValueError as error:
         raise UserError(f"train cannot be cut into words: {error}: {train}") from None
 
