@@ -195,9 +195,11 @@ def main(flags: list[str]) -> int:
         finally:
             ranks.kill_all()
         launcher.wait()
-        if (died := ranks.died()) and not received:
+        codes = ranks.values("code")
+        # After a signal, or another rank's error, who takes too long to stop is killed by the launcher.
+        if (died := ranks.died()) and not received and not set(codes) - {0, 75}:
             output.complain(told_of(died))
-        return exit_code(ranks.values("code"), len(ranks.values("pid")), num_processes, bool(received))
+        return exit_code(codes, len(ranks.values("pid")), num_processes, bool(received))
 
 
 if __name__ == "__main__":

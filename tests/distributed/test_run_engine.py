@@ -247,6 +247,17 @@ def test_a_rank_that_tells_its_own_end_is_not_said_to_have_died(start):
     assert "died without a word" not in output
 
 
+def test_a_rank_that_is_killed_because_another_one_failed_is_not_said_to_have_died(start, tmp_path):
+    (tmp_path / "slow-1").write_text("60")
+    job = start("2", "work")
+    until(lambda: job.signals(1), "the launcher's signal")
+    # As the launcher does to who takes longer than 30 s.
+    os.kill(job.pid(1), signal.SIGKILL)
+    output, _ = job.process.communicate(timeout=PATIENCE_S)
+    assert job.process.returncode == 2
+    assert "died without a word" not in output
+
+
 def test_a_failed_check_starts_no_rank_and_its_code_comes_out(start, tmp_path):
     (tmp_path / "validate").write_text("2")
     job = start("0", "0")
