@@ -13,6 +13,7 @@ import pytest
 from shown import PAGES, ROOT, SHELL, SHOWN
 
 from data_engine.config import RunConfig
+from data_engine.preferences.answers import REASONS
 from data_engine.rewards import Tokens, contrast
 from data_engine.rewards.implicit import token_rewards
 from data_engine.stages import SAMPLING
@@ -85,6 +86,11 @@ def test_the_flags_of_pairing_that_a_run_binds_are_named_as_such():
     text = (ROOT / "docs/pairs.md").read_text().partition("## Which answers rank")[0]
     flags = re.findall(r"--(\w+)", "".join(re.findall(r"^\| (`--[^|]*) \|", text, re.MULTILINE)))
     assert re.findall(r"All but `--(\w+)`", text) == [name for name in flags if name in SAMPLING.settings]
+
+
+def test_every_reason_why_an_answer_does_not_rank_is_named():
+    section = (ROOT / "docs/pairs.md").read_text().partition("## Which answers rank")[2].partition("\n## ")[0]
+    assert set(REASONS) <= set(re.findall(r"`(\w+)`", section))
 
 
 def test_the_formulas_of_rewards_give_what_the_code_gives():
