@@ -14,6 +14,7 @@ from shown import PAGES, ROOT, SHELL, SHOWN
 
 from data_engine.config import RunConfig
 from data_engine.preferences.answers import REASONS
+from data_engine.preferences.candidates import STATUSES
 from data_engine.rewards import Tokens, contrast
 from data_engine.rewards.implicit import token_rewards
 from data_engine.stages import SAMPLING
@@ -88,9 +89,10 @@ def test_the_flags_of_pairing_that_a_run_binds_are_named_as_such():
     assert re.findall(r"All but `--(\w+)`", text) == [name for name in flags if name in SAMPLING.settings]
 
 
-def test_every_reason_why_an_answer_does_not_rank_is_named():
-    section = (ROOT / "docs/pairs.md").read_text().partition("## Which answers rank")[2].partition("\n## ")[0]
-    assert set(REASONS) <= set(re.findall(r"`(\w+)`", section))
+@pytest.mark.parametrize(("section", "names"), [("Which answers rank", REASONS), ("Which pairs are dropped", STATUSES)])
+def test_every_reason_why_an_answer_or_a_pair_is_left_out_is_named(section, names):
+    text = (ROOT / "docs/pairs.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+    assert set(names) <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_the_formulas_of_rewards_give_what_the_code_gives():
