@@ -57,6 +57,15 @@ def test_a_format_has_the_columns_that_are_documented(name, tmp_path):
     assert documented(name) == written
 
 
+@pytest.mark.parametrize("name", [name for name in EXPORTS if name not in FROM_A_RUN])
+def test_the_formats_whose_pictures_load_dataset_takes_for_the_rows_are_named(name, tmp_path):
+    folder, _ = write_export(tmp_path, name)
+    named = re.search(r"`datasets.load_dataset`. It mistakes those of(.*?)for folders of pictures", DOCS, re.DOTALL)[1]
+    named = re.findall(r"[\w-]{2,}", named.replace("LLaMA-Factory's formats", "llama-factory"))
+    assert (folder / "images").is_dir() == (re.sub("(?<=factory)-.*", "", name) in named)
+    assert (folder / "images").is_dir() == any(folder.glob("data.*"))
+
+
 def test_the_columns_of_formats_that_need_a_whole_run_are_documented():
     assert documented("rlaif-v-logps") == set(rlaif_v_logps._schema(pa.string()).names)
     assert documented("scored") == {*schemas.scored(pa.string()).names, "question", "image_path"}

@@ -156,8 +156,13 @@ def test_columns_are_named_as_the_table_says():
     chat = [[{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "A?"}]}]]
     write("chat.parquet", idx=["1"], prompt=chat, images=pa.array([pictures(1).to_pylist()], PICTURES))
     assert asked("chat.parquet", columns={"messages": "prompt"}) == [("1", 1, "A?")]
+    feedback = {"id": ["a", "a"], "prompt": ["A?", "B?"], "image": pictures(1, 2), "idx": [0, 1]}
+    write("vlfeedback.parquet", **feedback)
+    assert asked("vlfeedback.parquet", columns={"question": "prompt"}) == [(0, 1, "A?"), (1, 2, "B?")]
     for number in (1, 2):
         Path(f"{number}.png").write_bytes(png(number))
+    path = write_jsonl(Path("one-path.jsonl"), {"idx": 1, "image": "1.png", "question": "<image>\nA?"})
+    assert asked(path, image_root=".") == [(1, 1, "\nA?")]
     row = {"idx": 1, "image": ["1.png", "2.png"], "question": "Image-1: <image>\nImage-2: <image>\nA?"}
     path = write_jsonl(Path("mmpr.jsonl"), row)
     assert asked(path, columns={"images": "image"}, image_root=".") == [

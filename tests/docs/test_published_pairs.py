@@ -72,6 +72,14 @@ def test_no_pair_is_told_twice():
     assert len(set(told)) == len(told)
 
 
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/published-pairs.md", "docs/first-run.md", "docs/models.md", "CHANGELOG.md"]
+)
+def test_other_pages_count_the_pairs_that_load(page):
+    told = re.findall(r"(?<!,)\b(\d+) (?:published\s+)?pairs\b", (ROOT / page).read_text())
+    assert told == [str(sum(LAYOUTS[row.layout] == "yes" for row in ROWS))]
+
+
 def test_the_layouts_of_rows_are_those_of_the_table_and_each_has_a_replica():
     assert list(LAYOUTS) == list(REPLICAS)
     # The goldens' other layout, of which no pair was found.

@@ -13,8 +13,11 @@ import pytest
 from shown import PAGES, ROOT, SHELL, SHOWN
 
 from data_engine.config import RunConfig
+from data_engine.preferences.answers import REASONS
+from data_engine.preferences.candidates import STATUSES
 from data_engine.rewards import Tokens, contrast
 from data_engine.rewards.implicit import token_rewards
+from data_engine.stages import SAMPLING
 
 TEXT = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -81,6 +84,18 @@ def test_the_defaults_in_a_table_of_flags_are_the_real_ones(page):
             assert text in ("", "none", "from config.json", "auto", "implicit.sum,implicit.avg"), name
         elif text != "required":
             assert text == str(expected), name
+
+
+def test_the_flags_of_pairing_that_a_run_binds_are_named_as_such():
+    text = (ROOT / "docs/pairs.md").read_text().partition("## Which answers rank")[0]
+    flags = re.findall(r"--(\w+)", "".join(re.findall(r"^\| (`--[^|]*) \|", text, re.MULTILINE)))
+    assert re.findall(r"All but `--(\w+)`", text) == [name for name in flags if name in SAMPLING.settings]
+
+
+@pytest.mark.parametrize(("section", "names"), [("Which answers rank", REASONS), ("Which pairs are dropped", STATUSES)])
+def test_every_reason_why_an_answer_or_a_pair_is_left_out_is_named(section, names):
+    text = (ROOT / "docs/pairs.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+    assert set(names) <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_the_formulas_of_rewards_give_what_the_code_gives():
