@@ -378,12 +378,15 @@ def test_a_file_that_cannot_be_read_is_named_with_the_way_to_convert_it(tmp_path
     assert f"'{path}'" in refusal(path)
 
 
-def test_a_table_with_tabs_keeps_its_cells_by_the_command_that_is_told(tmp_path):
+@pytest.mark.parametrize("name", ["q", "TRAIN_OUT"])
+def test_a_table_with_tabs_keeps_its_cells_by_the_command_that_is_told(tmp_path, name):
     """Answers that are None or NA, and ids with zeros in front."""
-    path = file_of(tmp_path, "q.tsv", b"idx\tquestion\tanswer\n007\tWhich?\tNone\n008\tHow?\tNA\n009\tWhy?\t1.50\n")
+    path = file_of(
+        tmp_path, f"{name}.tsv", b"idx\tquestion\tanswer\n007\tWhich?\tNone\n008\tHow?\tNA\n009\tWhy?\t1.50\n"
+    )
     command = refusal(path).partition("with .gz: ")[2]
     program = [sys.executable, *shlex.split(command)[1:]]
     subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    questions = load_questions(str(tmp_path / "q.parquet"), further=("answer",))
+    questions = load_questions(str(tmp_path / f"{name}.parquet"), further=("answer",))
     assert questions.idx == ["007", "008", "009"]
     assert [row["answer"] for row in questions.records(range(3))] == ["None", "NA", "1.50"]
