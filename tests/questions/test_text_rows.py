@@ -208,12 +208,13 @@ def test_what_is_no_array_of_objects_is_named_with_its_place(tmp_path, text, say
     ],
 )
 def test_rows_in_one_object_are_written_as_an_array_by_the_command_that_is_told(tmp_path, found):
-    path = file_of(tmp_path, "v2.questions.json", json.dumps(found).encode())
+    path = file_of(tmp_path, "TextVQA_0.5.1_val.json", json.dumps(found).encode())
     told, _, command = refusal(path).partition(" as one array: ")
     assert "is one object, with" in told
     program = [sys.executable, *shlex.split(command)[1:]]
     subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    questions = load_questions(str(tmp_path / "v2-rows.json"))
+    # Beside it may be that of TextVQA_0.5.1_train.json.
+    questions = load_questions(str(tmp_path / "TextVQA_0.5.1_val-rows.json"))
     assert [(row.idx, row.question) for row in questions.rows(range(2))] == [("a", "a?"), ("b", "b?")]
 
 

@@ -126,7 +126,7 @@ def told_of_rows_inside(path: Path, row: dict) -> str | None:
             inside, rows = f'with a list of {len(value)} others in "{name}"', f"found['{name}']"
     if inside is None:
         return None
-    written = f"json.dump({rows}, open('{path.name.partition('.')[0]}-rows.json', 'w'))"
+    written = f"json.dump({rows}, open('{path.stem}-rows.json', 'w'))"
     # What is packed has to be unpacked first.
     command = f": python -c \"import json; found = json.load(open('{path}')); {written}\""
     return f'"{path}" is one object, {inside}; {ROWS_ARE}{"" if path.suffix.lower() == ".gz" else command}'
