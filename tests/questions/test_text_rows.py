@@ -309,6 +309,11 @@ def test_ids_of_a_csv_file_are_numbers_where_all_are_written_so(tmp_path, ids, e
             "line 1: the columns are separated by a comma and a space; write the file with commas alone",
         ),
         ("idx,question\r1,a\r", "line 1: not CSV: lines end with CR alone; save the file with LF or CRLF"),
+        # As pandas writes it, beside lines that end with LF.
+        (
+            "idx,question\n1,a\n2,What\ris it?\n",
+            "line 3: not CSV: a CR stands in a text without quotes; put the text in",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_csv_file_is_named_with_its_line(tmp_path, text, says):
