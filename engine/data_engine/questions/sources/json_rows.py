@@ -55,7 +55,7 @@ class JsonRows:
         """One row, by the engine's names. Raises UserError where it is no object, or has a key twice that is read."""
         place = f'"{self._file.path}", {where}'
         try:
-            row = _DECODER.decode(data.decode("utf-8-sig"))
+            row = DECODER.decode(data.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: {_why_not(data, error)}") from None
         refuse(not isinstance(row, dict), f'{place}: not an object {{"idx": ..., ...}}')
@@ -154,7 +154,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return row
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+"""of objects that are Repeating where they have a key more than once"""
 
 
 class _Scanner:
