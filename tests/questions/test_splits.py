@@ -115,6 +115,8 @@ def test_a_folder_of_folders_of_text_files_names_them(tmp_path):
     (tmp_path / "data/annotations").mkdir(parents=True)
     write_jsonl(tmp_path / "data/annotations/q.jsonl", {"idx": 1})
     (tmp_path / "data/annotations/a.jpg").touch()
+    # What is about a dataset is no file of it.
+    (tmp_path / "dataset_infos.json").write_text("{}")
     assert refusal(str(tmp_path)).endswith(
         "; to read one of the files in its folders, name the file as --dataset_path: data/annotations/q.jsonl"
     )

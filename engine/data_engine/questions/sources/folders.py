@@ -111,7 +111,8 @@ def _split_of(stem: str) -> str | None:
 def _held_by(folder: Path) -> str:
     """What a folder without parquet files holds, and which part of it could be meant."""
     inside = sorted(folder.iterdir())
-    files = [path for path in inside if (_text_ending(path) or path.name.endswith(".gz")) and path.is_file()]
+    files = [path for path in inside if path.name not in _ABOUT and path.is_file()]
+    files = [path for path in files if _text_ending(path) or path.name.endswith(".gz")]
     # A copy of a repository of the hub has its files as deep: CONFIGURATION/SPLIT/0000.parquet.
     deeper = {file.parent for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/*.parquet")}
     folders = [path.relative_to(folder) for path in sorted(deeper) if _own_files(path)]
