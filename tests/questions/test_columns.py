@@ -157,6 +157,8 @@ def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_
         (["image_id", "question_id", "question"], "if so meant, say --columns idx=question_id"),
         (["questionId", "question", "docId"], "if so meant, say --columns idx=questionId"),
         (["pid", "question", "image_path"], "if so meant, say --columns idx=pid,image=image_path"),
+        # VLFeedback's.
+        (["id", "prompt", "img_path"], "if so meant, say --columns idx=id,question=prompt,image=img_path"),
         (
             ["ID", "Question Text", "Image-Path"],
             "if so meant, say --columns 'idx=ID,question=Question Text,image=Image-Path'",

@@ -17,7 +17,8 @@ _OFTEN_CALLED = {
     "idx": ("id", "ids", "index", "uid", "uuid", "questionid", "qid", "pid", "sampleid", "imageid", "indexlevel0"),
     "question": ("questiontext", "prompt", "query", "instruction", "text", "input"),
     "image": (
-        "picture", "img", "imagefile", "filename", "imagepath", "imagename", "imagebytes", "imagestr", "imagebase64",
+        "picture", "img", "imagefile", "filename", "imagepath", "imgpath", "imagename", "imagebytes", "imagestr",
+        "imagebase64",
     ),
     "images": ("pictures",),
 }  # fmt: skip
