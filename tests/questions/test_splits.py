@@ -122,11 +122,13 @@ def test_a_folder_of_folders_of_text_files_names_them(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["00000.tar", "a.JPG"])
+@pytest.mark.parametrize("name", ["00000.tar", "a.JPG", "train/cat/a.jpg"])
 def test_a_folder_of_pictures_alone_is_told_where_to_read_on(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
+    held = name.partition("/")[0]
     assert refusal(str(tmp_path)).endswith(
-        f"; it holds {name}; docs/datasets.md shows how pictures in folders and in tar files are asked about"
+        f"; it holds {held}; docs/datasets.md shows how pictures in folders and in tar files are asked about"
     )
 
 

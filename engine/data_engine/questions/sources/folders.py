@@ -133,7 +133,9 @@ def _held_by(folder: Path) -> str:
     if texts:
         return f"to read one of the files in its folders, name the file as --dataset_path: {_some(texts, str)}"
     held = f"it holds {_some(inside) or 'nothing'}"
-    if any(path.suffix.lower() in _OF_PICTURES for path in inside):
+    # imagefolder has SPLIT/CLASS/PICTURE.
+    below = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth))
+    if any(path.suffix.lower() in _OF_PICTURES for path in below):
         held += "; docs/datasets.md shows how pictures in folders and in tar files are asked about"
     return held
 
