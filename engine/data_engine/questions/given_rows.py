@@ -39,8 +39,8 @@ _OF_A_BATCH = {"custom_id", "response"}
 _SCORES = ("score", "scores", "reward", "rewards", "rating")
 # How an array of them becomes lines.
 _AS_LINES = (
-    "python -c \"import json; open('answers.jsonl', 'w').writelines(json.dumps(row) + '\\n' for row in "
-    "json.load(open('IN')))\""
+    "python -c \"import json; open('{name}.jsonl', 'w').writelines(json.dumps(row) + '\\n' for row in "
+    "json.load(open('{file}')))\""
 )
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BATCH_ROWS = 256
@@ -113,7 +113,7 @@ class GivenFile:
         if begins != b"PAR1" and not name.endswith(_JSON_ENDINGS):
             told = " and this one is no parquet file" if name.endswith(".parquet") else " by its name"
             if name.endswith(".json"):
-                as_lines = _AS_LINES.replace("IN", str(self.path))
+                as_lines = _AS_LINES.format(file=self.path, name=self.path.stem)
                 named = "if each of its lines is an object, let its name end with .jsonl"
                 told += f"; {as_lines if begins.lstrip().startswith(b'[') else named}"
             raise UserError(f"{self.name} must be a parquet, .jsonl or .jsonl.gz file,{told}")
