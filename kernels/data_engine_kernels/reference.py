@@ -77,7 +77,7 @@ def grouped_decode_attention(
     The new token is the last one of the suffix, so a window of W tokens begins W tokens before the suffix's end.
 
     The scores of a question's rows against its prefix are one product, of as many rows as a question may have; those of
-    a suffix are one over all of its pages. So no product's shape follows from the rows beside, see kernels/README.md.
+    a suffix are one over all of its pages. So no product's shape follows from the rows beside, see docs/gpu.md.
     Reads lengths on the host, so it cannot be captured in a CUDA graph.
     Source: attention in two parts merged by their log-sum-exp (online softmax, arXiv:1805.02867).
     """

@@ -82,6 +82,7 @@ BAD_ROWS = {
     "idx true": ({"idx": True, "answer": "x"}, "line 5: idx is true; expected text"),
     "number": ({"idx": "a", "answer": 7}, "line 5: answer is 7; expected text"),
     "list": ({"idx": "a", "answer": ["x"]}, 'line 5: answer is ["x"]; expected text; write a row for each answer'),
+    "object": ({"idx": "a", "answer": {"text": ["x"]}}, 'line 5: answer is {"text": ["x"]}; expected text\n'),
     "pair": (
         {"idx": "a", "chosen": "x", "rejected": "y"},
         'line 5 has the unknown column "chosen"; write a row for each answer, with its text in "answer" (known: idx,',
@@ -102,7 +103,7 @@ def test_a_row_that_cannot_be_used_is_named(questions, tmp_path, name):
     row, told = BAD_ROWS[name]
     with pytest.raises(UserError) as caught:
         check_answers(jsonl(tmp_path, *GOOD, row), load_questions(str(questions)))
-    assert f'answers.jsonl", {told}' in str(caught.value) or f'answers.jsonl", {told}' in str(caught.value)
+    assert f'answers.jsonl", {told}' in f"{caught.value}\n"
 
 
 def test_lists_of_answers_in_parquet_are_told_so(questions, tmp_path):
@@ -112,14 +113,24 @@ def test_lists_of_answers_in_parquet_are_told_so(questions, tmp_path):
 
 def test_an_array_of_answers_becomes_lines_by_the_command_that_is_told(questions, tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(GOOD, indent=1))
+    (tmp_path / "answers.jsonl").write_text("those of another file")
     with pytest.raises(UserError) as caught:
         check_answers(str(tmp_path / "all.json"), load_questions(str(questions)))
     told, _, command = str(caught.value).partition(" by its name; ")
     assert told.endswith("must be a parquet, .jsonl or .jsonl.gz file,")
     program = [sys.executable, *shlex.split(command)[1:]]
     subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+    lines = (tmp_path / "all.jsonl").read_text().splitlines()
     assert list(map(json.loads, lines)) == GOOD
+    assert (tmp_path / "answers.jsonl").read_text() == "those of another file"
+
+
+def test_lines_of_answers_in_a_file_of_another_name_are_told_what_it_must_be(questions, tmp_path):
+    (tmp_path / "all.json").write_text("".join(f"{json.dumps(row)}\n" for row in GOOD))
+    with pytest.raises(
+        UserError, match=r"by its name; if each of its lines is an object, let its name end with \.jsonl$"
+    ):
+        check_answers(str(tmp_path / "all.json"), load_questions(str(questions)))
 
 
 def test_a_bad_row_stops_a_run_before_anything_is_written(config, questions, tmp_path):

@@ -53,7 +53,8 @@ def problems_of(folder: Path, *rows: dict) -> list[str | None]:
         ([], "question is a list of 0; expected text"),
         (
             [{"role": "user", "content": "a"}],
-            "question is a list of 1 chat messages; expected the text of the question",
+            "question is a list of 1 chat messages; expected the text of the question; a chat is named by --columns "
+            "messages=NAME",
         ),
         (
             [{"from": "human", "value": "a"}] * 2,
@@ -69,6 +70,13 @@ def problems_of(folder: Path, *rows: dict) -> list[str | None]:
 def test_a_question_that_is_no_text_is_named_for_what_it_is(tmp_path, question, says):
     (tmp_path / "x.png").write_bytes(PNG)
     assert problems_of(tmp_path, {"question": question, "image": "x.png"}) == [says]
+
+
+def test_a_chat_in_json_that_is_named_as_its_problem_says_is_asked(tmp_path):
+    """All columns of JSON are proposed as the texts that they may be: prompt as question."""
+    path = write_jsonl(tmp_path / "q.jsonl", {"id": "a", "prompt": [{"role": "user", "content": "What?"}]})
+    (row,) = load_questions(path, columns={"idx": "id", "messages": "prompt"}).rows(range(1))
+    assert (row.question, row.problem) == ("What?", None)
 
 
 def test_a_row_without_question_says_so(tmp_path):

@@ -119,17 +119,19 @@ def test_a_column_with_a_dot_in_its_name_is_read(tmp_path):
     assert row.question == "What?"
 
 
+@pytest.mark.parametrize("theirs", ["picture", "The Picture"])
 @pytest.mark.parametrize(("name", "list_of"), [("image", False), ("images", True)])
-def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_path, name, list_of):
+def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_path, name, list_of, theirs):
     cells = pa.array([{"bytes": b"x", "path": None}], IMAGE)
     cells = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), cells) if list_of else cells
-    path = write(tmp_path / "q.parquet", [1], picture=cells)
-    pq.write_table(pq.read_table(path).drop_columns(["image"]), path)
-    assert refusal(path).endswith(
-        f'has no column "image" or "images", but "picture" holds images: say so with --columns {name}=picture, or '
-        "take it out"
-    )
-    assert only(load_questions(path, columns={name: "picture"})).images == (b"x",)
+    path = write(tmp_path / "q.parquet", [1])
+    pq.write_table(pq.read_table(path).drop_columns(["image"]).append_column(theirs, cells), path)
+    told = refusal(path)
+    assert f'has no column "image" or "images", but "{theirs}" holds images: say so with --columns ' in told
+    assert told.endswith(", or take it out")
+    said = told.removesuffix(", or take it out").partition("--columns ")[2]
+    assert shlex.split(said) == [f"{name}={theirs}"]
+    assert only(load_questions(path, columns={name: theirs})).images == (b"x",)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,8 @@ def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_
         (["image_id", "question_id", "question"], "if so meant, say --columns idx=question_id"),
         (["questionId", "question", "docId"], "if so meant, say --columns idx=questionId"),
         (["pid", "question", "image_path"], "if so meant, say --columns idx=pid,image=image_path"),
+        # VLFeedback's.
+        (["id", "prompt", "img_path"], "if so meant, say --columns idx=id,question=prompt,image=img_path"),
         (
             ["ID", "Question Text", "Image-Path"],
             "if so meant, say --columns 'idx=ID,question=Question Text,image=Image-Path'",
@@ -337,9 +341,23 @@ def test_a_typo_on_the_other_side_is_told_with_the_nearest_name():
         RunConfig(**dict.fromkeys(NEEDED, "x"), columns="qestion=prompt")
 
 
-def test_the_column_that_a_rule_compares_with_is_proposed(tmp_path):
+@pytest.mark.parametrize(
+    ("read", "theirs", "says"),
+    [
+        ("answer", "response", "answer=response"),
+        # As a shell takes it.
+        ("answer", "Ground Truth", "'answer=Ground Truth'"),
+        # What a rule calls its column may itself have several words, or a number, or be what others call the answer.
+        ("ground_truth", "Ground_Truth", "ground_truth=Ground_Truth"),
+        ("ground_truth", "groundTruth", "ground_truth=groundTruth"),
+        ("answer_2", "Answer 2", "'answer_2=Answer 2'"),
+    ],
+)
+def test_the_column_that_a_rule_compares_with_is_proposed(tmp_path, read, theirs, says):
     path = write(tmp_path / "q.parquet", [1], question=["What?"])
-    pq.write_table(pq.read_table(path).append_column("response", pa.array(["a"])), path)
+    pq.write_table(pq.read_table(path).append_column(theirs, pa.array(["a"])), path)
     questions = load_questions(path, further=None)
-    with pytest.raises(UserError, match=r'needs the column "answer".*; if so meant, say --columns answer=response$'):
-        require_columns(questions, SourceFlags(None, {}, ("answer",), "rule final_answer"))
+    with pytest.raises(UserError) as told:
+        require_columns(questions, SourceFlags(None, {}, (read,), "rule final_answer"))
+    assert f'needs the column "{read}"' in str(told.value)
+    assert str(told.value).endswith(f"; if so meant, say --columns {says}")

@@ -109,6 +109,15 @@ def test_any_other_path_is_a_problem_of_its_row(tmp_path, path, says):
     assert ("by a link" in row.problem) == (path == "link.jpg")
 
 
+@pytest.mark.parametrize("root", [".", "pictures/..", ""])
+def test_a_link_that_leads_out_of_the_current_folder_is_told_to_be_one(tmp_path, monkeypatch, root):
+    (tmp_path / "here/pictures").mkdir(parents=True)
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    (tmp_path / "here/pictures/x.jpg").symlink_to(tmp_path / "x.jpg")
+    monkeypatch.chdir(tmp_path / "here")
+    assert "by a link: copy the files" in path_row(tmp_path, "pictures/x.jpg", Path(root)).problem
+
+
 def test_a_path_that_begins_with_image_root_itself_is_told_to_be_under_the_folder_above(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/x.jpg").write_bytes(b"x")
@@ -150,6 +159,13 @@ def test_a_path_that_is_a_file_in_another_spelling_is_told_so(tmp_path, path, fi
         f" is not a readable file under image_root; written {how} it is one: write the path so, or rename the file"
     )
     assert path_row(tmp_path, file, tmp_path).image == b"x"
+
+
+@pytest.mark.parametrize("path", ["..\\a.jpg", "%2e%2e/a.jpg"])
+def test_no_spelling_is_proposed_that_leads_out_of_image_root(tmp_path, path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert path_row(tmp_path, path, tmp_path / "root").problem.endswith("is not a readable file under image_root")
 
 
 def test_image_root_must_be_a_folder(tmp_path):

@@ -115,16 +115,20 @@ def test_a_folder_of_folders_of_text_files_names_them(tmp_path):
     (tmp_path / "data/annotations").mkdir(parents=True)
     write_jsonl(tmp_path / "data/annotations/q.jsonl", {"idx": 1})
     (tmp_path / "data/annotations/a.jpg").touch()
+    # What is about a dataset is no file of it.
+    (tmp_path / "dataset_infos.json").write_text("{}")
     assert refusal(str(tmp_path)).endswith(
         "; to read one of the files in its folders, name the file as --dataset_path: data/annotations/q.jsonl"
     )
 
 
-@pytest.mark.parametrize("name", ["00000.tar", "a.JPG"])
+@pytest.mark.parametrize("name", ["00000.tar", "a.JPG", "train/cat/a.jpg"])
 def test_a_folder_of_pictures_alone_is_told_where_to_read_on(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
+    held = name.partition("/")[0]
     assert refusal(str(tmp_path)).endswith(
-        f"; it holds {name}; docs/datasets.md shows how pictures in folders and in tar files are asked about"
+        f"; it holds {held}; docs/datasets.md shows how pictures in folders and in tar files are asked about"
     )
 
 
@@ -281,8 +285,28 @@ def test_a_folder_that_lost_what_save_to_disk_writes_beside_the_data_says_so(sav
     assert told.endswith("has state.json and dataset_info.json: ")
     program = [sys.executable, *shlex.split(command)[1:]]
     subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=300)
-    shown, whole = load_questions(str(tmp_path / "questions.parquet")), load_questions(str(saved / "one"))
+    shown, whole = load_questions(str(tmp_path / "data.parquet")), load_questions(str(saved / "one"))
     assert [row.digest for row in shown.rows(range(40))] == [row.digest for row in whole.rows(range(40))]
+
+
+@pytest.mark.usefixtures("cache")
+def test_splits_of_the_cache_of_load_dataset_are_not_written_as_one(tmp_path):
+    """Nor with what map made of one, which the cache keeps beside them."""
+    import datasets
+
+    for split in ("train", "test"):
+        lines = [f'{{"idx": "{split}-{number}", "question": "?"}}\n' for number in range(3)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
+    loaded = datasets.load_dataset("json", data_files=files)
+    loaded["test"].map(lambda row: {"question": f"{row['question']}!"})
+    (folder,) = {file.parent for file in (tmp_path / "cache").rglob("*-train.arrow")}
+    assert [*folder.glob("cache-*.arrow")]
+    told, _, command = refusal(str(folder)).partition(": python ")
+    assert told.endswith("or write one parquet file of each of json-test, json-train, as of json-test")
+    program = [sys.executable, *shlex.split(command)]
+    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    assert load_questions(str(tmp_path / "json-test.parquet")).idx == ["test-0", "test-1", "test-2"]
 
 
 def test_two_columns_of_one_name_in_datasets_are_refused(saved, tmp_path):

@@ -208,12 +208,13 @@ def test_what_is_no_array_of_objects_is_named_with_its_place(tmp_path, text, say
     ],
 )
 def test_rows_in_one_object_are_written_as_an_array_by_the_command_that_is_told(tmp_path, found):
-    path = file_of(tmp_path, "v2.questions.json", json.dumps(found).encode())
+    path = file_of(tmp_path, "TextVQA_0.5.1_val.json", json.dumps(found).encode())
     told, _, command = refusal(path).partition(" as one array: ")
     assert "is one object, with" in told
     program = [sys.executable, *shlex.split(command)[1:]]
     subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    questions = load_questions(str(tmp_path / "v2-rows.json"))
+    # Beside it may be that of TextVQA_0.5.1_train.json.
+    questions = load_questions(str(tmp_path / "TextVQA_0.5.1_val-rows.json"))
     assert [(row.idx, row.question) for row in questions.rows(range(2))] == [("a", "a?"), ("b", "b?")]
 
 
@@ -308,6 +309,11 @@ def test_ids_of_a_csv_file_are_numbers_where_all_are_written_so(tmp_path, ids, e
             "line 1: the columns are separated by a comma and a space; write the file with commas alone",
         ),
         ("idx,question\r1,a\r", "line 1: not CSV: lines end with CR alone; save the file with LF or CRLF"),
+        # As pandas writes it, beside lines that end with LF.
+        (
+            "idx,question\n1,a\n2,What\ris it?\n",
+            "line 3: not CSV: a CR stands in a text without quotes; put the text in",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_csv_file_is_named_with_its_line(tmp_path, text, says):
@@ -378,12 +384,15 @@ def test_a_file_that_cannot_be_read_is_named_with_the_way_to_convert_it(tmp_path
     assert f"'{path}'" in refusal(path)
 
 
-def test_a_table_with_tabs_keeps_its_cells_by_the_command_that_is_told(tmp_path):
+@pytest.mark.parametrize("name", ["q", "TRAIN_OUT"])
+def test_a_table_with_tabs_keeps_its_cells_by_the_command_that_is_told(tmp_path, name):
     """Answers that are None or NA, and ids with zeros in front."""
-    path = file_of(tmp_path, "q.tsv", b"idx\tquestion\tanswer\n007\tWhich?\tNone\n008\tHow?\tNA\n009\tWhy?\t1.50\n")
+    path = file_of(
+        tmp_path, f"{name}.tsv", b"idx\tquestion\tanswer\n007\tWhich?\tNone\n008\tHow?\tNA\n009\tWhy?\t1.50\n"
+    )
     command = refusal(path).partition("with .gz: ")[2]
     program = [sys.executable, *shlex.split(command)[1:]]
     subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    questions = load_questions(str(tmp_path / "q.parquet"), further=("answer",))
+    questions = load_questions(str(tmp_path / f"{name}.parquet"), further=("answer",))
     assert questions.idx == ["007", "008", "009"]
     assert [row["answer"] for row in questions.records(range(3))] == ["None", "NA", "1.50"]

@@ -1,14 +1,13 @@
 """What is wrong with the columns of a dataset as a whole, before any row is read."""
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 
 import pyarrow as pa
 
 from data_engine.errors import UserError
-from data_engine.questions.sources.column_names import ColumnNames, meant_for
+from data_engine.questions.sources.column_names import ColumnNames, flag_for, meant_for
 from data_engine.questions.sources.column_types import (
     CONVERSATIONS,
     IMAGE_FIELDS,
@@ -35,15 +34,14 @@ def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: 
         if taken := [f"{ours}={theirs}" for ours, theirs in names.theirs.items() if theirs in missing]:
             hint += f"; columns {','.join(taken)} has it under another name"
         if meant:
-            said = shlex.quote(",".join(f"{ours}={theirs}" for ours, theirs in meant.items()))
-            hint += f"; if so meant, say --columns {said}"
+            hint += f"; if so meant, say {flag_for(meant)}"
         raise UserError(f"{name} has no column{plural} {listed}; {names.listed(columns)}{hint}")
     for column, (expected, fits) in _KINDS.items():
         if column in columns and not fits(columns[column]):
             shown = names.in_dataset(column)
             hint = ""
             if column == "image" and "images" not in columns and _is_images(columns[column]):
-                hint = f"; lists of images stand in images: say --columns images={shown}"
+                hint = f"; lists of images stand in images: say {flag_for({'images': shown})}"
             raise UserError(f'{name}: column "{shown}" must be {expected}, got {columns[column]}{hint}')
     _check_images_are_meant(columns, name)
 
@@ -119,7 +117,7 @@ def _check_images_are_meant(columns: Mapping[str, pa.DataType], name: str) -> No
         ours = "images" if is_list(columns[column]) else "image"
         raise UserError(
             f'{name} has no column "image" or "images", but "{column}" holds images: say so with '
-            f"--columns {ours}={column}, or take it out"
+            f"{flag_for({ours: column})}, or take it out"
         )
 
 

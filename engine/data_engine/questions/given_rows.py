@@ -20,6 +20,7 @@ from data_engine.errors import UserError, first_line
 from data_engine.flag_files import nearest_path
 from data_engine.questions.sources.base import LFS_POINTER, is_lfs_pointer
 from data_engine.questions.sources.column_types import as_bytes, is_binary, is_list, is_text
+from data_engine.questions.sources.json_rows import DECODER, Repeating
 from data_engine.questions.sources.text_file import MAX_RECORD_BYTES
 
 COLUMNS = ("idx", "answer", "token_ids")
@@ -38,8 +39,8 @@ _OF_A_BATCH = {"custom_id", "response"}
 _SCORES = ("score", "scores", "reward", "rewards", "rating")
 # How an array of them becomes lines.
 _AS_LINES = (
-    "python -c \"import json; open('answers.jsonl', 'w').writelines(json.dumps(row) + '\\n' for row in "
-    "json.load(open('IN')))\""
+    "python -c \"import json; open('{name}.jsonl', 'w').writelines(json.dumps(row) + '\\n' for row in "
+    "json.load(open('{file}')))\""
 )
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BATCH_ROWS = 256
@@ -113,7 +114,10 @@ class GivenFile:
         name = self.path.name.lower()
         if begins != b"PAR1" and not name.endswith(_JSON_ENDINGS):
             told = " and this one is no parquet file" if name.endswith(".parquet") else " by its name"
-            told += f"; {_AS_LINES.replace('IN', str(self.path))}" if name.endswith(".json") else ""
+            if name.endswith(".json"):
+                as_lines = _AS_LINES.format(file=self.path, name=self.path.stem)
+                named = "if each of its lines is an object, let its name end with .jsonl"
+                told += f"; {as_lines if begins.lstrip().startswith(b'[') else named}"
             raise UserError(f"{self.name} must be a parquet, .jsonl or .jsonl.gz file,{told}")
         return begins == b"PAR1"
 
@@ -183,13 +187,12 @@ class GivenFile:
 
     def _parsed(self, number: int, line: bytes) -> dict:
         try:
-            pairs = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_Pairs)
+            row = DECODER.decode(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise self.refusal(number, f"not JSON: {error}") from None
-        if not isinstance(pairs, _Pairs):
+        if not isinstance(row, dict):
             raise self.refusal(number, 'not an object; write one {"idx": ..., "answer": ...} a line')
-        row = dict(pairs)
-        if len(row) < len(pairs):
+        if isinstance(row, Repeating):
             raise self.refusal(number, "a key is there more than once; keep one")
         self._require_known(row, f", {self.place(number)}")
         return row
@@ -240,10 +243,6 @@ class GivenFile:
             yield
         except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             raise UserError(f"{self.name} is cut off, broken or cannot be read: {first_line(error)}") from None
-
-
-class _Pairs(list):
-    """Keys and values of a JSON object."""
 
 
 def _is_ids(kind: pa.DataType) -> bool:

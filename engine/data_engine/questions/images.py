@@ -202,8 +202,7 @@ def read_under(root: Path, path: str) -> bytes:
         raise MissingImage(f"image path {shown} is not a readable file under image_root{hint}") from None
     if descriptor is None:
         # As in the hub's cache, where all files are links.
-        is_link = os.path.normpath(os.path.join(root, path)).startswith(os.path.join(os.path.normpath(root), ""))
-        told = " by a link: copy the files themselves there, as cp -rL does" if is_link else ""
+        told = " by a link: copy the files themselves there, as cp -rL does" if _is_written_under(root, path) else ""
         raise MissingImage(f"image path {shown} leads outside image_root{told}")
     try:
         status = os.fstat(descriptor)
@@ -215,6 +214,11 @@ def read_under(root: Path, path: str) -> bytes:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def _is_written_under(root: Path, path: str) -> bool:
+    """Whether a path would be one under `root` if there were no links."""
+    return Path(os.path.abspath(root / path)).is_relative_to(os.path.abspath(root))
 
 
 def _what_is_there(root: Path, path: str) -> str:
@@ -236,7 +240,7 @@ def _what_is_there(root: Path, path: str) -> str:
         "with its ending in capitals": stem + ending.upper(),
     }
     for how, other in spellings.items():
-        if other != path and os.path.isfile(root / other):
+        if other != path and _is_written_under(root, other) and os.path.isfile(root / other):
             return f"; written {how} it is one: write the path so, or rename the file"
     return ""
 

@@ -3,7 +3,7 @@
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.questions.dataset import Questions, open_questions
-from data_engine.questions.sources.column_names import meant_for
+from data_engine.questions.sources.column_names import flag_for, meant_for
 from data_engine.stages import SourceFlags
 
 # Of a column that a rule compares answers with, at each start.
@@ -39,7 +39,7 @@ def require_columns(questions: Questions, flags: SourceFlags) -> None:
     missing = [name for name in flags.columns or () if name not in questions.columns]
     if missing:
         meant = meant_for(missing[0], questions.columns)
-        hint = f"if so meant, say --columns {missing[0]}={meant}" if meant else f"or say --columns {missing[0]}=NAME"
+        hint = f"if so meant, say {flag_for({missing[0]: meant})}" if meant else f"or say --columns {missing[0]}=NAME"
         raise UserError(
             f'{flags.needed_by} needs the column "{missing[0]}", and the dataset has none; columns: '
             f"{', '.join(questions.columns[:20])}; {hint}"

@@ -17,18 +17,18 @@ from data_engine.questions.sources.text_rows import JSON_ENDINGS, TEXT_ENDINGS, 
 
 # Files of other kinds, by their ending, and how to make one of them that can be read.
 _OTHER_FILES = {
-    ".arrow": "python -c \"import datasets; datasets.Dataset.from_file('IN').to_parquet('OUT.parquet')\"",
+    ".arrow": "python -c \"import datasets; datasets.Dataset.from_file('{file}').to_parquet('{stem}.parquet')\"",
     # As the cells are written: pandas takes None and NA for no cell, and 007 for 7.
-    ".tsv": "python -c \"import pandas; pandas.read_csv('IN', sep='\\t', dtype=str, keep_default_na=False)"
-    ".to_parquet('OUT.parquet')\"",
-    ".xlsx": "save 'IN' as .csv in UTF-8",
-    ".feather": "python -c \"import pandas; pandas.read_feather('IN').to_parquet('OUT.parquet')\"",
-    ".gz": "gunzip 'IN'",
-    ".zst": "unzstd 'IN'",
-    ".bz2": "bunzip2 'IN'",
-    ".xz": "unxz 'IN'",
-    ".zip": "unzip 'IN'",
-    ".tar": "tar -xf 'IN' unpacks it, and docs/datasets.md shows how the pictures of one of WebDataset are asked about",
+    ".tsv": "python -c \"import pandas; pandas.read_csv('{file}', sep='\\t', dtype=str, keep_default_na=False)"
+    ".to_parquet('{stem}.parquet')\"",
+    ".xlsx": "save '{file}' as .csv in UTF-8",
+    ".feather": "python -c \"import pandas; pandas.read_feather('{file}').to_parquet('{stem}.parquet')\"",
+    ".gz": "gunzip '{file}'",
+    ".zst": "unzstd '{file}'",
+    ".bz2": "bunzip2 '{file}'",
+    ".xz": "unxz '{file}'",
+    ".zip": "unzip '{file}'",
+    ".tar": "tar -xf '{file}' unpacks it; docs/datasets.md shows how the pictures of one of WebDataset are asked about",
 }
 _FILE_ENDINGS = (".parquet", *TEXT_ENDINGS, *_OTHER_FILES)
 _PARQUET_BEGINS = b"PAR1"
@@ -82,7 +82,7 @@ def _file_source(file: Path, split: str | None, names: ColumnNames) -> Source:
     refuse(
         command is not None,
         f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, or one of the last '
-        f"three with .gz: {(command or '').replace('IN', str(file)).replace('OUT', file.stem)}",
+        f"three with .gz: {(command or '').format(file=file, stem=file.stem)}",
     )
     refuse(
         not name.endswith((".parquet", ".pq")),

@@ -47,7 +47,9 @@ def _question(value: object, is_there: bool) -> bytes | None:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, list) and value and all(_is_message(item) for item in value):
-        raise BadImage(f"question is a list of {len(value)} chat messages; expected the text of the question")
+        # Those of ShareGPT have other keys than a chat that is read.
+        mend = "; a chat is named by --columns messages=NAME" if all("role" in item for item in value) else ""
+        raise BadImage(f"question is a list of {len(value)} chat messages; expected the text of the question{mend}")
     if isinstance(value, list):
         raise BadImage(f"question is a list of {len(value)}; expected text")
     if value is None and is_there:

@@ -1,6 +1,7 @@
 """What a dataset calls its columns, where that is not what the engine calls them: --columns question=prompt."""
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -16,7 +17,8 @@ _OFTEN_CALLED = {
     "idx": ("id", "ids", "index", "uid", "uuid", "questionid", "qid", "pid", "sampleid", "imageid", "indexlevel0"),
     "question": ("questiontext", "prompt", "query", "instruction", "text", "input"),
     "image": (
-        "picture", "img", "imagefile", "filename", "imagepath", "imagename", "imagebytes", "imagestr", "imagebase64",
+        "picture", "img", "imagefile", "filename", "imagepath", "imgpath", "imagename", "imagebytes", "imagestr",
+        "imagebase64",
     ),
     "images": ("pictures",),
 }  # fmt: skip
@@ -76,9 +78,19 @@ SAME_NAMES = ColumnNames()
 def meant_for(ours: str, theirs: Iterable[str]) -> str | None:
     """That of the dataset's columns which may be the engine's: it is often called so, or it is a typo."""
     # --columns takes no name with a comma.
-    plain = {re.sub("[-_ .]", "", one.lower()): one for one in reversed([*theirs]) if "," not in one}
-    called = next((plain[name] for name in (ours, *_OFTEN_CALLED.get(ours, ())) if name in plain), None)
+    plain = {_plain(one): one for one in reversed([*theirs]) if "," not in one}
+    called = next((plain[name] for name in (_plain(ours), *_OFTEN_CALLED.get(ours, ())) if name in plain), None)
     # The id of an image is no typo of "image", and one with a number behind it is one of several.
     typos = [name for name in plain if name not in _OTHERS and not name[-1:].isdigit()]
-    near = get_close_matches(ours, typos, n=1, cutoff=0.8)
+    near = get_close_matches(_plain(ours), typos, n=1, cutoff=0.8)
     return called or (plain[near[0]] if near else None)
+
+
+def flag_for(theirs: Mapping[str, str]) -> str:
+    """--columns with names of the dataset by the engine's, as a shell takes it."""
+    return f"--columns {shlex.quote(','.join(f'{ours}={name}' for ours, name in theirs.items()))}"
+
+
+def _plain(name: str) -> str:
+    """A name in small letters, with nothing between words."""
+    return re.sub("[-_ .]", "", name.lower())

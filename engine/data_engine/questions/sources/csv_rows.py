@@ -73,7 +73,10 @@ class CsvRows:
         try:
             return next(reader, None)
         except csv.Error as error:
-            told = "lines end with CR alone; save the file with LF or CRLF" if "new-line" in str(error) else error
+            told = error
+            if "new-line" in str(error):
+                of_cell = "a CR stands in a text without quotes; put the text in quotes, or take the CR out"
+                told = "lines end with CR alone; save the file with LF or CRLF" if where == "line 1" else of_cell
             raise UserError(f'"{self._file.path}", {where}: not CSV: {told}') from None
 
 

@@ -18,10 +18,10 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?")
 # What `datasets` and LLaMA-Factory write about a dataset, beside it.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
 _OF_PICTURES = (".tar", ".jpg", ".jpeg", ".png", ".webp")
-# What load_dataset keeps in its cache.
+# What load_dataset keeps in its cache, a split in files of one name.
 _FROM_ARROW = (
     'python -c "import datasets, glob; datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in '
-    "sorted(glob.glob('FOLDER/*.arrow'))]).to_parquet('questions.parquet')\""
+    "sorted(glob.glob('{files}'))]).to_parquet('{name}.parquet')\""
 )
 
 
@@ -111,17 +111,18 @@ def _split_of(stem: str) -> str | None:
 def _held_by(folder: Path) -> str:
     """What a folder without parquet files holds, and which part of it could be meant."""
     inside = sorted(folder.iterdir())
-    files = [path for path in inside if (_text_ending(path) or path.name.endswith(".gz")) and path.is_file()]
+    files = [path for path in inside if path.name not in _ABOUT and path.is_file()]
+    files = [path for path in files if _text_ending(path) or path.name.endswith(".gz")]
     # A copy of a repository of the hub has its files as deep: CONFIGURATION/SPLIT/0000.parquet.
     deeper = {file.parent for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/*.parquet")}
     folders = [path.relative_to(folder) for path in sorted(deeper) if _own_files(path)]
     if folders:
         shown = ", ".join(map(str, folders[:5]))
         return f"its folders {shown} have: name one of them as --dataset_path"
-    if any(path.suffix == ".arrow" for path in inside):
+    if arrows := [path for path in inside if path.suffix == ".arrow"]:
         return (
             f"it holds {_some(inside)}; what save_to_disk writes has state.json and dataset_info.json: copy them too, "
-            f"or write one parquet file of it: {_FROM_ARROW.replace('FOLDER', str(folder))}"
+            f"or write one parquet file of {_from_arrow(arrows)}"
         )
     if files:
         told = f"to read one of its files, name the file as --dataset_path: {_some(files)}"
@@ -132,9 +133,23 @@ def _held_by(folder: Path) -> str:
     if texts:
         return f"to read one of the files in its folders, name the file as --dataset_path: {_some(texts, str)}"
     held = f"it holds {_some(inside) or 'nothing'}"
-    if any(path.suffix.lower() in _OF_PICTURES for path in inside):
+    # imagefolder has SPLIT/CLASS/PICTURE.
+    below = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth))
+    if any(path.suffix.lower() in _OF_PICTURES for path in below):
         held += "; docs/datasets.md shows how pictures in folders and in tar files are asked about"
     return held
+
+
+def _from_arrow(files: list[Path]) -> str:
+    """What a parquet file can be written of, and by which command: of one split, where there are several."""
+    # Those of map and filter have the rows once more.
+    files = [file for file in files if not file.name.startswith("cache-")] or files
+    shards = {file: _SHARD.fullmatch(file.stem) for file in files}
+    names = {shard[1] if shard else file.stem: f"{shard[1]}-*-of-{shard[2]}*.arrow" if shard else file.name
+             for file, shard in shards.items()}  # fmt: skip
+    name, pattern = next(iter(names.items()))
+    told = "it" if len(names) == 1 else f"each of {', '.join([*names][:5])}, as of {name}"
+    return f"{told}: {_FROM_ARROW.format(files=files[0].with_name(pattern), name=name)}"
 
 
 def _some(paths: list[Path], shown: Callable[[Path], str] = lambda path: path.name) -> str:

@@ -55,7 +55,7 @@ class JsonRows:
         """One row, by the engine's names. Raises UserError where it is no object, or has a key twice that is read."""
         place = f'"{self._file.path}", {where}'
         try:
-            row = _DECODER.decode(data.decode("utf-8-sig"))
+            row = DECODER.decode(data.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: {_why_not(data, error)}") from None
         refuse(not isinstance(row, dict), f'{place}: not an object {{"idx": ..., ...}}')
@@ -126,7 +126,7 @@ def told_of_rows_inside(path: Path, row: dict) -> str | None:
             inside, rows = f'with a list of {len(value)} others in "{name}"', f"found['{name}']"
     if inside is None:
         return None
-    written = f"json.dump({rows}, open('{path.name.partition('.')[0]}-rows.json', 'w'))"
+    written = f"json.dump({rows}, open('{path.stem}-rows.json', 'w'))"
     # What is packed has to be unpacked first.
     command = f": python -c \"import json; found = json.load(open('{path}')); {written}\""
     return f'"{path}" is one object, {inside}; {ROWS_ARE}{"" if path.suffix.lower() == ".gz" else command}'
@@ -154,7 +154,8 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return row
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+"""of objects that are Repeating where they have a key more than once"""
 
 
 class _Scanner:
