@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 
 # Why a question is left out that exceeds the memory on its own, and what is said where no question ever fitted.
@@ -100,6 +101,14 @@ def nearest(name: str, known: Iterable[str], before: str = "") -> str:
 def first_line(error: BaseException) -> str:
     """What an exception says, for the end of a message; its name where it says nothing, as Python's MemoryError."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def python_command(code: str, *arguments: object) -> str:
+    """For the end of a message: a command of a shell that runs `code`, whose sys.argv[1:] are the arguments.
+
+    Paths are arguments, and no text of the code: a quote in one would end that.
+    """
+    return shlex.join(["python", "-c", code, *map(str, arguments)])
 
 
 def kind_of(reason: str) -> str:

@@ -112,15 +112,15 @@ def test_lists_of_answers_in_parquet_are_told_so(questions, tmp_path):
 
 
 def test_an_array_of_answers_becomes_lines_by_the_command_that_is_told(questions, tmp_path):
-    (tmp_path / "all.json").write_text(json.dumps(GOOD, indent=1))
+    (tmp_path / 'Jane\'s "own" $all.json').write_text(json.dumps(GOOD, indent=1))
     (tmp_path / "answers.jsonl").write_text("those of another file")
     with pytest.raises(UserError) as caught:
-        check_answers(str(tmp_path / "all.json"), load_questions(str(questions)))
+        check_answers(str(tmp_path / 'Jane\'s "own" $all.json'), load_questions(str(questions)))
     told, _, command = str(caught.value).partition(" by its name; ")
     assert told.endswith("must be a parquet, .jsonl or .jsonl.gz file,")
     program = [sys.executable, *shlex.split(command)[1:]]
     subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    lines = (tmp_path / "all.jsonl").read_text().splitlines()
+    lines = (tmp_path / 'Jane\'s "own" $all.jsonl').read_text().splitlines()
     assert list(map(json.loads, lines)) == GOOD
     assert (tmp_path / "answers.jsonl").read_text() == "those of another file"
 

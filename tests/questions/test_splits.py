@@ -279,9 +279,10 @@ def test_an_offset_that_points_out_of_the_file_is_no_segmentation_fault(saved, t
 
 def test_a_folder_that_lost_what_save_to_disk_writes_beside_the_data_says_so(saved, tmp_path):
     """As does the cache of load_dataset, which never has it."""
-    shutil.copytree(saved / "one", tmp_path / "one")
-    (tmp_path / "one/state.json").unlink()
-    told, _, command = refusal(str(tmp_path / "one")).partition("copy them too, or write one parquet file of it: ")
+    lost = tmp_path / 'Jane\'s "own" $one'
+    shutil.copytree(saved / "one", lost)
+    (lost / "state.json").unlink()
+    told, _, command = refusal(str(lost)).partition("copy them too, or write one parquet file of it: ")
     assert told.endswith("has state.json and dataset_info.json: ")
     program = [sys.executable, *shlex.split(command)[1:]]
     subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=300)

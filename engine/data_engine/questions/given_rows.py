@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_engine.errors import UserError, first_line
+from data_engine.errors import UserError, first_line, python_command
 from data_engine.flag_files import nearest_path
 from data_engine.questions.sources.base import LFS_POINTER, is_lfs_pointer
 from data_engine.questions.sources.column_types import as_bytes, is_binary, is_list, is_text
@@ -39,8 +39,8 @@ _OF_A_BATCH = {"custom_id", "response"}
 _SCORES = ("score", "scores", "reward", "rewards", "rating")
 # How an array of them becomes lines.
 _AS_LINES = (
-    "python -c \"import json; open('{name}.jsonl', 'w').writelines(json.dumps(row) + '\\n' for row in "
-    "json.load(open('{file}')))\""
+    "import sys, json; "
+    'open(sys.argv[2], "w").writelines(json.dumps(row) + "\\n" for row in json.load(open(sys.argv[1])))'
 )
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _BATCH_ROWS = 256
@@ -115,7 +115,7 @@ class GivenFile:
         if begins != b"PAR1" and not name.endswith(_JSON_ENDINGS):
             told = " and this one is no parquet file" if name.endswith(".parquet") else " by its name"
             if name.endswith(".json"):
-                as_lines = _AS_LINES.format(file=self.path, name=self.path.stem)
+                as_lines = python_command(_AS_LINES, self.path, f"{self.path.stem}.jsonl")
                 named = "if each of its lines is an object, let its name end with .jsonl"
                 told += f"; {as_lines if begins.lstrip().startswith(b'[') else named}"
             raise UserError(f"{self.name} must be a parquet, .jsonl or .jsonl.gz file,{told}")

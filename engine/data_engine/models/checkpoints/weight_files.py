@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_engine.errors import python_command
 from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
 from data_engine.store.absent import is_file, matching
 
@@ -206,9 +207,10 @@ def check_archive(file: Path) -> None:
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise ModelError(f"{file} is cut or broken ({reason(error)}): copy or download it again") from error
     if begin[:1] == b"\x80":
+        rewrite = "import sys, torch; torch.save(torch.load(sys.argv[1], weights_only=True), sys.argv[1])"
         raise ModelError(
-            f"{file} is in the format of torch before 1.6, which cannot be mapped; rewrite it once: python -c "
-            f'"import torch; f = {str(file)!r}; torch.save(torch.load(f, weights_only=True), f)"'
+            f"{file} is in the format of torch before 1.6, which cannot be mapped; rewrite it once: "
+            f"{python_command(rewrite, file)}"
         )
     if begin != b"PK\x03\x04" or not any(name.endswith("/data.pkl") for name in names):
         raise ModelError(f"{file} was not written by torch.save, or is broken: copy or download it again")

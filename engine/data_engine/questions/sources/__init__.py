@@ -4,9 +4,10 @@
 puts cells into columns and interprets no more of them; questions/dataset.py does.
 """
 
+import shlex
 from pathlib import Path
 
-from data_engine.errors import UserError, first_line
+from data_engine.errors import UserError, first_line, python_command
 from data_engine.flag_files import is_hub_id, look_up, nearest_path
 from data_engine.questions.sources.base import LFS_POINTER, Source, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
@@ -16,21 +17,23 @@ from data_engine.questions.sources.parquet import ParquetSource
 from data_engine.questions.sources.text_rows import JSON_ENDINGS, TEXT_ENDINGS, TextSource
 
 # Files of other kinds, by their ending, and how to make one of them that can be read.
-_OTHER_FILES = {
-    ".arrow": "python -c \"import datasets; datasets.Dataset.from_file('{file}').to_parquet('{stem}.parquet')\"",
+_TO_PARQUET = {
+    ".arrow": "import sys, datasets; datasets.Dataset.from_file(sys.argv[1]).to_parquet(sys.argv[2])",
     # As the cells are written: pandas takes None and NA for no cell, and 007 for 7.
-    ".tsv": "python -c \"import pandas; pandas.read_csv('{file}', sep='\\t', dtype=str, keep_default_na=False)"
-    ".to_parquet('{stem}.parquet')\"",
-    ".xlsx": "save '{file}' as .csv in UTF-8",
-    ".feather": "python -c \"import pandas; pandas.read_feather('{file}').to_parquet('{stem}.parquet')\"",
-    ".gz": "gunzip '{file}'",
-    ".zst": "unzstd '{file}'",
-    ".bz2": "bunzip2 '{file}'",
-    ".xz": "unxz '{file}'",
-    ".zip": "unzip '{file}'",
-    ".tar": "tar -xf '{file}' unpacks it; docs/datasets.md shows how the pictures of one of WebDataset are asked about",
+    ".tsv": 'import sys, pandas; pandas.read_csv(sys.argv[1], sep="\\t", dtype=str, keep_default_na=False)'
+    ".to_parquet(sys.argv[2])",
+    ".feather": "import sys, pandas; pandas.read_feather(sys.argv[1]).to_parquet(sys.argv[2])",
 }
-_FILE_ENDINGS = (".parquet", *TEXT_ENDINGS, *_OTHER_FILES)
+_OTHER_WAYS = {
+    ".xlsx": "save {file} as .csv in UTF-8",
+    ".gz": "gunzip {file}",
+    ".zst": "unzstd {file}",
+    ".bz2": "bunzip2 {file}",
+    ".xz": "unxz {file}",
+    ".zip": "unzip {file}",
+    ".tar": "tar -xf {file} unpacks it; docs/datasets.md shows how the pictures of one of WebDataset are asked about",
+}
+_FILE_ENDINGS = (".parquet", *TEXT_ENDINGS, *_TO_PARQUET, *_OTHER_WAYS)
 _PARQUET_BEGINS = b"PAR1"
 
 
@@ -78,18 +81,25 @@ def _file_source(file: Path, split: str | None, names: ColumnNames) -> Source:
             return ParquetSource([file], names)
     if name.endswith(TEXT_ENDINGS):
         return _text_source([file], names)
-    command = _OTHER_FILES.get(file.suffix.lower())
-    refuse(
-        command is not None,
-        f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, or one of the last '
-        f"three with .gz: {(command or '').format(file=file, stem=file.stem)}",
-    )
+    if way := _way_to_read(file):
+        raise UserError(
+            f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, or one of the '
+            f"last three with .gz: {way}"
+        )
     refuse(
         not name.endswith((".parquet", ".pq")),
         f'dataset_path "{file}" is no parquet file, and only one whose name ends with .jsonl, .json or .csv, or one of '
         "these with .gz, is read as rows of text: rename it if it has such",
     )
     return ParquetSource([file], names)
+
+
+def _way_to_read(file: Path) -> str:
+    """How to make a file that can be read of one of another kind; "" where it is of no kind that is known."""
+    kind = file.suffix.lower()
+    if code := _TO_PARQUET.get(kind):
+        return python_command(code, file, f"{file.stem}.parquet")
+    return _OTHER_WAYS.get(kind, "").format(file=shlex.quote(str(file)))
 
 
 def _text_source(files: list[Path], names: ColumnNames) -> TextSource:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, python_command
 from data_engine.questions.sources.base import choose_split, refuse
 from data_engine.questions.sources.text_rows import TEXT_ENDINGS
 from data_engine.store.absent import matching
@@ -20,8 +20,8 @@ _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
 _OF_PICTURES = (".tar", ".jpg", ".jpeg", ".png", ".webp")
 # What load_dataset keeps in its cache, a split in files of one name.
 _FROM_ARROW = (
-    'python -c "import datasets, glob; datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in '
-    "sorted(glob.glob('{files}'))]).to_parquet('{name}.parquet')\""
+    "import sys, glob, datasets; datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in "
+    "sorted(glob.glob(sys.argv[1]))]).to_parquet(sys.argv[2])"
 )
 
 
@@ -149,7 +149,7 @@ def _from_arrow(files: list[Path]) -> str:
              for file, shard in shards.items()}  # fmt: skip
     name, pattern = next(iter(names.items()))
     told = "it" if len(names) == 1 else f"each of {', '.join([*names][:5])}, as of {name}"
-    return f"{told}: {_FROM_ARROW.format(files=files[0].with_name(pattern), name=name)}"
+    return f"{told}: {python_command(_FROM_ARROW, files[0].with_name(pattern), f'{name}.parquet')}"
 
 
 def _some(paths: list[Path], shown: Callable[[Path], str] = lambda path: path.name) -> str:

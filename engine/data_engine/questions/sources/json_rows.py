@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from data_engine.errors import UserError
+from data_engine.errors import UserError, python_command
 from data_engine.questions.sources import text_file
 from data_engine.questions.sources.base import refuse
 from data_engine.questions.sources.column_names import ColumnNames, meant_for
@@ -118,18 +118,20 @@ def told_of_rows_inside(path: Path, row: dict) -> str | None:
         return None
     inside = rows = None
     if row and all(isinstance(value, dict) for value in row.values()):
-        inside, rows = f"with {len(row)} others by their keys", "[{'idx': key} | row for key, row in found.items()]"
+        inside, rows = f"with {len(row)} others by their keys", '[{"idx": key} | row for key, row in found.items()]'
     for name, value in row.items():
         if name in CONVERSATIONS or inside is not None:
             continue
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            inside, rows = f'with a list of {len(value)} others in "{name}"', f"found['{name}']"
+            inside, rows = f'with a list of {len(value)} others in "{name}"', f"found[{json.dumps(name)}]"
     if inside is None:
         return None
-    written = f"json.dump({rows}, open('{path.stem}-rows.json', 'w'))"
+    told = f'"{path}" is one object, {inside}; {ROWS_ARE}'
     # What is packed has to be unpacked first.
-    command = f": python -c \"import json; found = json.load(open('{path}')); {written}\""
-    return f'"{path}" is one object, {inside}; {ROWS_ARE}{"" if path.suffix.lower() == ".gz" else command}'
+    if path.suffix.lower() == ".gz":
+        return told
+    code = f'import sys, json; found = json.load(open(sys.argv[1])); json.dump({rows}, open(sys.argv[2], "w"))'
+    return f"{told}: {python_command(code, path, f'{path.stem}-rows.json')}"
 
 
 def _why_not(data: bytes, error: Exception) -> str:
