@@ -13,7 +13,7 @@ from reference import Stock
 
 from data_engine import load_model, schemas
 from data_engine.errors import BadRow
-from data_engine.pipeline.judge import Scalar, YesNo
+from data_engine.pipeline.judge import Judged, Scalar, YesNo
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question
 from data_engine.rewards.yesno import YesNoTemplate
