@@ -13,6 +13,7 @@ from data_engine.commands.examples import Parser
 from data_engine.commands.work_dir import config_of, given_path, read_paired, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.exit_codes import DONE, NOTHING_WRITTEN
 from data_engine.of_pairing import OWN, of_pairing
 from data_engine.processes import output
 from data_engine.stages import SAMPLING, SOURCES, RunStages
@@ -63,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
         if funnel.ranked and not funnel.candidate_pairs:
             why = f"{funnel.ranked} {funnel.why_no_candidates(config.strategy)}"
         print(f"data-engine: no pair is kept; {why}", file=sys.stderr)
-        return 4
-    return 0
+        return NOTHING_WRITTEN
+    return DONE
 
 
 def _parser() -> argparse.ArgumentParser:
