@@ -14,18 +14,13 @@ from data_engine.commands.work_dir import config_of, given_path, read_paired, to
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.exit_codes import DONE, NOTHING_WRITTEN
-from data_engine.of_pairing import OWN, of_pairing
+from data_engine.of_pairing import FLAGS, OWN, of_pairing
 from data_engine.processes import output
 from data_engine.stages import SAMPLING, SOURCES, RunStages
 
 if TYPE_CHECKING:
     from data_engine.pipeline.rewarded import Stored
 
-# Flags of `run` that a pairing depends on, besides the answers and what was computed of them.
-FLAGS = (
-    "rank_by", "strategy", "rank", "distance", "right", "min_margin", "max_margin", "max_pairs", "length_alpha",
-    "length_balance", "near_duplicates", "beta", "seed",
-)  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 # The value that takes back a flag of the run's.
 NONE = "none"
