@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from data_engine.bench.model import load_stock
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models.auto.model import Auto
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 PARTS = ["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"]
 # What speaks is none of a run's: a weight of it stands for all.

@@ -14,7 +14,7 @@ from data_engine.job.checkpoints import Checkpoint
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.loading import check_weights, load_weights
 from data_engine.models.checkpoints.adapter_folder import laid_together, model_folder
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation
 from data_engine.store.file_hashes import hash_files
 

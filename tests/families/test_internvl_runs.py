@@ -23,7 +23,7 @@ from data_engine.job.checkpoints import Checkpoint, kinship_warnings
 from data_engine.models.auto.loading import load_weights
 from data_engine.models.auto.sizes import are_known, cache_sizes
 from data_engine.models.checkpoints.checkpoint import content_files
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation
 from data_engine.sampling import vllm_engine
 from data_engine.store import units

@@ -22,7 +22,7 @@ from data_engine.commands.main import main
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import worker
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.pipeline.critic import UNFINISHED, Critic
 from data_engine.pipeline.judge import Scalar, YesNo, said_ids
 from data_engine.questions.dataset import Question, load_questions

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from data_engine.commands import main
 from data_engine.models.checkpoints.checkpoint import headers
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 
 def test_whole_checkpoints_pass(goldens):

@@ -14,8 +14,8 @@ from prompts import prefix
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.llava_config import read_config
-from data_engine.models.registry import ModelError
 
 
 @pytest.fixture

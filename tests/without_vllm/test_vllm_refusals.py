@@ -10,7 +10,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import worker
 from data_engine.models import family_class
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.planning import heavy
 
 

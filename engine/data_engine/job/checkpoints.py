@@ -11,7 +11,8 @@ from data_engine.models import chat_options, class_for
 from data_engine.models.check import TOKENIZERS
 from data_engine.models.checkpoints.adapter_folder import model_folder, parts, with_real_places
 from data_engine.models.checkpoints.checkpoint import fingerprint, num_weights
-from data_engine.models.registry import AUTO, family_of, read_json, reading_part
+from data_engine.models.checkpoints.json_files import read_json, reading_part
+from data_engine.models.registry import AUTO, family_of
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.stages import COMPARED, TRAINED
 from data_engine.store.absent import matching
@@ -91,7 +92,7 @@ class Checkpoint:
         return num_weights(self.folders)
 
     def fingerprint(self, hash_files: HashFiles) -> str:
-        """Names its content, see models.checkpoint.fingerprint."""
+        """Names its content, see models.checkpoints.checkpoint.fingerprint."""
         content = fingerprint(self.folders, hash_files)
         if self.image_processor is None:
             return content

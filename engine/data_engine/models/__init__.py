@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from data_engine.chat_settings import ChatSettings
 from data_engine.models.checkpoints.adapter_folder import model_folder, parts, telling_real_places
 from data_engine.models.checkpoints.allocation import map_large_tensors
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.checkpoints.weight_files import check_files
-from data_engine.models.registry import AUTO, FAMILIES, ModelError, family_of
+from data_engine.models.registry import AUTO, FAMILIES, family_of
 from data_engine.tables import load
 
 if TYPE_CHECKING:

@@ -257,7 +257,7 @@ class ModelFamily(Protocol):
     ) -> VisionLanguageModel:
         """Read a checkpoint folder. checkpoint.Blueprint places the weights: whole, or as `split` divides them.
 
-        Raises registry.ModelError naming what is missing, unexpected or contradictory.
+        Raises ModelError naming what is missing, unexpected or contradictory.
         """
 
     @classmethod
