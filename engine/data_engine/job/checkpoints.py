@@ -56,14 +56,12 @@ class Checkpoint:
         """The checkpoint that the flags of a role name. Raises ModelError where it cannot be used."""
         with naming_flag(config, role):
             folder = str(folder_of(config, role))
-            return cls.find(folder, getattr(config, f"{role}_model_name"), None, chat=config.chat_of(role))
+            return cls.find(folder, getattr(config, f"{role}_model_name"), config.chat_of(role))
 
     @classmethod
-    def find(
-        cls, path: str, name: str | None, revision: str | None, chat: ChatSettings = NO_CHAT_SETTINGS
-    ) -> "Checkpoint":
+    def find(cls, path: str, name: str | None = None, chat: ChatSettings = NO_CHAT_SETTINGS) -> "Checkpoint":
         """A folder or hub id, of the family that its config.json tells, which `name` may only confirm."""
-        folder = model_folder(path, revision)
+        folder = model_folder(path)
         family = family_of(folder, name)
         code = class_for(family, chat)
         side = code.text_side(folder, **chat_options(chat))
