@@ -19,7 +19,7 @@ from data_engine.commands import main, validate
 from data_engine.config import Draft
 from data_engine.errors import UserError
 from data_engine.job import given, worker
-from data_engine.models.llava import Llava
+from data_engine.models.native.llava import Llava
 from data_engine.planning.checks import require_all
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.given_answers import GivenAnswers, check_answers

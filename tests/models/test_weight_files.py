@@ -25,7 +25,7 @@ from refusals import (
 from safetensors.torch import load_file, save_file
 from sparse_checkpoint import write_checkpoint
 
-from data_engine.models import llava
+from data_engine.models.native import llava
 
 
 def test_a_whole_file_wins_over_an_index_left_over_from_another_save(folder, instruct, reward, goldens):

@@ -189,7 +189,7 @@ def test_what_stands_in_question_and_answer_is_no_field():
 
 
 def test_a_judge_that_cannot_say_yes_is_refused(config, questions, judge, monkeypatch):
-    from data_engine.models.llava import Llava
+    from data_engine.models.native.llava import Llava
 
     words = Llava.word_ids
     monkeypatch.setattr(Llava, "word_ids", lambda model, of: [] if "Yes" in of else words(model, of))

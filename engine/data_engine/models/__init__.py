@@ -1,4 +1,8 @@
-"""Model families. `load_model` is the public way in; registry.py has the table, one file a family the rest."""
+"""Model families. `load_model` is the public way in, registry.py has the table, base.py the protocol.
+
+native/ and auto/ have the families, internvl_chat/ a layout that `auto` reads, checkpoints/ the files of a checkpoint,
+layers/ how decoders compute, sharding/ models that are split over ranks.
+"""
 
 import logging
 from collections.abc import Mapping

@@ -30,12 +30,12 @@ class Family:
 # A family is one file and one line here.
 FAMILIES = {
     "llava": Family(
-        "data_engine.models.llava:Llava",
+        "data_engine.models.native.llava:Llava",
         ("llava", "llava_llama"),
         ("llava-1.5-7b", "llava-v1.5-7b", "rlaif-v-7b"),
         {"text_config": ("llama",), "vision_config": ("clip_vision_model",)},
     ),
-    "omnilmm": Family("data_engine.models.omnilmm:OmniLMM", ("omnilmm",), ("omnilmm-12b", "rlaif-v-12b")),
+    "omnilmm": Family("data_engine.models.native.omnilmm:OmniLMM", ("omnilmm",), ("omnilmm-12b", "rlaif-v-12b")),
     "auto": Family("data_engine.models.auto.model:Auto", (), ("auto",)),
 }
 # The family of whatever else transformers' AutoModelForImageTextToText knows.

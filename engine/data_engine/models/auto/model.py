@@ -22,7 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, LostRankError, UserError
-from data_engine.models import tower
+from data_engine.models import image_groups
 from data_engine.models.auto import limits, packed_prompts, probing, processed
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
@@ -135,7 +135,7 @@ class Auto:
             self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
             if calls:
                 PackedTower.of(self.vision, calls[0])
-            self.encodes_together = tower.images_a_call(self) > 1 and probing.encodes_together(self)
+            self.encodes_together = image_groups.images_a_call(self) > 1 and probing.encodes_together(self)
 
     def whole_modules(self) -> list[tuple[nn.Module, str]]:
         parts = [self.decoder, *filter(None, [self.vision])]
