@@ -12,12 +12,9 @@ from pathlib import Path
 from data_engine.commands.examples import shown
 from data_engine.commands.work_dir import given_path, has_not_begun, read_run, told_of_disk
 from data_engine.errors import UserError, nearest
-from data_engine.store.logs import duration
 from data_engine.watching import as_json, loop, table
 from data_engine.watching.progress import Progress
 from data_engine.watching.reader import Reader
-
-__all__ = ["describe", "duration", "main"]
 
 USAGE = "usage: data-engine status WORK_DIR [--watch [SECONDS]] [--json]"
 DESCRIPTION = """\
@@ -49,11 +46,6 @@ def main(argv: Sequence[str]) -> int:
     from data_engine.watching.screen import watch_screen
 
     return watch_screen(look, every_s)
-
-
-def describe(work_dir: Path, now: float) -> str:
-    """The table that `status` prints, for the unix time `now`."""
-    return table.table(Reader(work_dir).look(read_run(work_dir), now, time.monotonic()))
 
 
 def _looking(work_dir: Path) -> loop.Look:
