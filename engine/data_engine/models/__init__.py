@@ -48,7 +48,7 @@ def load_model(
     `compiled`, answers run through layers by torch.compile, where the model allows it; a warning says where not.
     Raises ModelError, a ValueError, naming what is wrong.
     """
-    from data_engine.models.base import pick_device, pick_dtype
+    from data_engine.models.device import pick_device, pick_dtype
     from data_engine.models.layers.backends import choose_backends
     from data_engine.models.layers.compiled_layers import compile_layers
     from data_engine.models.layers.cpu_linear import pack_linears

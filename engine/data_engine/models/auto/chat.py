@@ -31,8 +31,6 @@ from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.store.absent import is_file
 
-__all__ = ["Chat", "ChatSettings"]
-
 _PICTURE = Image.new("RGB", (120, 90), (90, 120, 150))
 # What messages are called in the reason why a row is left out.
 _NAMES = {"user": "question", "system": "system text", "assistant": "earlier answer"}

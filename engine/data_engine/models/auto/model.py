@@ -35,14 +35,14 @@ from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
 from data_engine.models.auto.value_head import ValueHead
-from data_engine.models.base import CacheSizes, Description, PromptEnd, Split, TextSide, sent
+from data_engine.models.base import CacheSizes, Description, PlainSteps, PromptEnd, Split, TextSide
 from data_engine.models.call_errors import why_not_called
+from data_engine.models.device import sent
 from data_engine.models.layers import rotary
 from data_engine.models.layers.answer_cache import CACHE, PassingLayer, is_recurrent, passing, require_shareable
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
-from data_engine.models.layers.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.thoughts import ReadAnswer

@@ -19,8 +19,8 @@ from data_engine.models.auto.parts import layers
 from data_engine.models.auto.positions import host_positions
 from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.auto.sending import Sending
-from data_engine.models.base import sent
 from data_engine.models.checkpoints.json_files import reason
+from data_engine.models.device import sent
 from data_engine.models.layers.answer_cache import CACHE
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.noting import forget

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_engine.models import image_groups
-from data_engine.models.base import sent
+from data_engine.models.device import sent
 
 
 @dataclass(frozen=True)

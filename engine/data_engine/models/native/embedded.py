@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from data_engine.models.base import sent
+from data_engine.models.device import sent
 
 # Placeholder in prompt ids for the image's features; no tokenizer has a negative id.
 IMAGE_TOKEN = -200

@@ -20,8 +20,9 @@ from transformers.cache_utils import Cache
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, UserError
 from data_engine.models import image_groups
-from data_engine.models.base import CacheSizes, Prompt, PromptEnd, Split, TextSide, sent
+from data_engine.models.base import CacheSizes, Prompt, PromptEnd, Split, TextSide
 from data_engine.models.checkpoints.checkpoint import Blueprint
+from data_engine.models.device import sent
 from data_engine.models.layers import rotary
 from data_engine.models.layers.answer_cache import CACHE, PassingLayer, passing
 from data_engine.models.layers.decoder import cache_values_per_token, head_weight, head_width
