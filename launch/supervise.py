@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from data_engine.exit_codes import DONE, FAILED, INCOMPLETE, NOTHING_WRITTEN, STOPPED, WRONG_INPUT
 from data_engine.processes import cpu_wait, output
 
 # Signal received -> signal sent to the ranks, which do not handle SIGHUP.
@@ -34,18 +35,19 @@ SAME_SIGNAL_S = 2.0
 def exit_code(codes: list[int], num_begun: int, num_processes: int, signalled: bool) -> int:
     """The job's exit code from its ranks' codes; a rank that died or was killed has written none.
 
-    So has one that the launcher stopped before it began, which it does where another one has ended with 3 or 4.
+    So has one that the launcher stopped before it began, which it does where another one is INCOMPLETE or has
+    NOTHING_WRITTEN.
     """
-    stopped_early = {3, 4} & set(codes) and not signalled
+    stopped_early = {INCOMPLETE, NOTHING_WRITTEN} & set(codes) and not signalled
     silent = (num_begun if stopped_early else num_processes) - len(codes)
-    if 2 in codes:
-        return 2
-    # Before 75: when one rank fails, the launcher stops the others, which then exit with 75 although no user signalled.
-    if set(codes) - {0, 3, 4, 75} or (silent and not signalled):
-        return 1
-    if signalled and (silent or 75 in codes):
-        return 75
-    return 3 if 3 in codes else max(codes)
+    if WRONG_INPUT in codes:
+        return WRONG_INPUT
+    # Before STOPPED: when one rank fails, the launcher stops the others, although no user signalled.
+    if set(codes) - {DONE, INCOMPLETE, NOTHING_WRITTEN, STOPPED} or (silent and not signalled):
+        return FAILED
+    if signalled and (silent or STOPPED in codes):
+        return STOPPED
+    return INCOMPLETE if INCOMPLETE in codes else max(codes)
 
 
 class JobProcesses:
@@ -180,7 +182,7 @@ def main(flags: list[str]) -> int:
     # Once, before any rank starts: the launcher would bury the message under tracebacks.
     code = subprocess.call([sys.executable, "-m", program, "validate", *flags])
     if code or received:
-        return 75 if received else code
+        return STOPPED if received else code
 
     num_processes = int(os.environ["NUM_PROCESSES"])
     cpu_wait.apply(num_processes * int(os.environ.get("OMP_NUM_THREADS") or 1))
@@ -197,7 +199,7 @@ def main(flags: list[str]) -> int:
         launcher.wait()
         codes = ranks.values("code")
         # After a signal, or another rank's error, who takes too long to stop is killed by the launcher.
-        if (died := ranks.died()) and not received and not set(codes) - {0, 75}:
+        if (died := ranks.died()) and not received and not set(codes) - {DONE, STOPPED}:
             output.complain(told_of(died))
         return exit_code(codes, len(ranks.values("pid")), num_processes, bool(received))
 

@@ -63,7 +63,7 @@ def hashing_seconds(folder: Path) -> float:
     from data_engine.store.file_hashes import FileHashes
 
     logging.basicConfig(level=logging.INFO)
-    found = [Checkpoint.find(str(folder / name), None, None) for name in ("instruct", "reward")]
+    found = [Checkpoint.find(str(folder / name)) for name in ("instruct", "reward")]
     hashes = FileHashes(folder / "work", Claims(folder / "work", 0))
     start = time.perf_counter()
     for checkpoint in found:

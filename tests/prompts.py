@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from data_engine.bench.bare_llama import EmbeddedPrompt
-from data_engine.models.embedded import SplicedPrompt
 from data_engine.models.layers.prefix import Prefix
+from data_engine.models.native.embedded import SplicedPrompt
 from data_engine.sampling.native.model_runner import ModelRunner
 from data_engine.sampling.native.packing import Packing
 from data_engine.scoring import logprobs

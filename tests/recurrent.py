@@ -8,9 +8,9 @@ from prompts import EmbeddedPrompt
 from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
-from data_engine.models import embedded
 from data_engine.models.base import PromptEnd
 from data_engine.models.layers.answer_cache import passing
+from data_engine.models.native import model as native
 
 
 def with_states(model, monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor, int], Tensor]:
@@ -18,6 +18,8 @@ def with_states(model, monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor, int
 
     Returns what makes logits of a whole row of embeddings, behind each of its tokens.
     """
+
+    without_state = model.cache_layers
 
     def mixed(embeds_KTD: Tensor, state_KD: Tensor) -> tuple[Tensor, Tensor]:
         tokens = []
@@ -29,19 +31,19 @@ def with_states(model, monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor, int
     def run_prompt(prompt: EmbeddedPrompt) -> PromptEnd:
         embeds, state = mixed(prompt.embeds_PD[None], torch.zeros_like(prompt.embeds_PD[:1]))
         positions = torch.arange(prompt.length, device=embeds.device)[None]
-        hidden = embedded.decode(model.decoder, embeds, positions, passing(len(model.layers)))
+        hidden = native.decode(model.decoder, embeds, positions, passing(len(model.layers)))
         layer = LinearAttentionLayer()
         layer.update_recurrent_state(state)
-        return PromptEnd(hidden[0, -1], prompt.length, [*embedded.cache_layers(model.decoder), layer])
+        return PromptEnd(hidden[0, -1], prompt.length, [*without_state, layer])
 
     def run_answers(ids_KT: Tensor, positions_KT: Tensor, cache) -> Tensor:
         embeds, state = mixed(model.embed_tokens(ids_KT), cache.layers[-1].recurrent_states[0].clone())
         cache.layers[-1].update_recurrent_state(state)
-        return embedded.decode(model.decoder, embeds, positions_KT, cache)
+        return native.decode(model.decoder, embeds, positions_KT, cache)
 
     def logits(row: Tensor, size: int) -> Tensor:
         embeds, _ = mixed(row[None], torch.zeros_like(row[:1]))
-        hidden = embedded.decode(model.decoder, embeds, torch.arange(len(row))[None], None)[0]
+        hidden = native.decode(model.decoder, embeds, torch.arange(len(row))[None], None)[0]
         return hidden @ model.head.weight.T
 
     first = torch.zeros(3, model.decoder.config.hidden_size, device=model.device, dtype=model.dtype)

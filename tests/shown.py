@@ -107,7 +107,7 @@ ADDED = (
         '"neighbours": ',
         "tests/preferences/test_strategy_seam.py",
     ),
-    ("# engine/data_engine/models/loud.py", '"loud": ', "tests/models/test_family_seam.py"),
+    ("# engine/data_engine/models/native/loud.py", '"loud": ', "tests/models/test_family_seam.py"),
 )
 ELSEWHERE = (
     Elsewhere("README.md", "make demo", DEMO, "it has numbers to look at"),

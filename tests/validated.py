@@ -6,7 +6,9 @@ from pathlib import Path
 
 from run_files import hostile_rows, write
 
-from data_engine.commands import main
+from data_engine.commands import main, validate
+from data_engine.config import Draft, RunConfig
+from data_engine.planning.checks import require_all
 
 # A mistake in the YAML, and what is said of it; FOLDER stands for the test's own.
 PLANTED = {
@@ -91,3 +93,8 @@ def told_by(command: str, capsys, *arguments: str) -> list[str]:
     assert out == ""
     assert "Traceback" not in err
     return err.splitlines()
+
+
+def checked(config: RunConfig) -> str:
+    """What `validate` tells of a configuration. Raises UserError for a mistake, UserErrors for several."""
+    return validate.describe(require_all(Draft(config, [], frozenset())))

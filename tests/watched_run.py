@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pyte
 
+from data_engine.commands.work_dir import read_run
 from data_engine.stages import RunStages
 from data_engine.store import logs
 from data_engine.store.process_identity import ProcessIdentity
 from data_engine.watching.reader import Reader
+from data_engine.watching.table import table
 
 # When Looks looks first, by the clock of this machine, unless a test says otherwise.
 NOW = 1_700_000_000.0
@@ -30,6 +32,11 @@ ME = ProcessIdentity.of_this_process()
 FAR = replace(ME, host="node7", boot="elsewhere", pid=4242)
 # No process has this number.
 GONE = replace(ME, pid=(1 << 22) + 1, born="1")
+
+
+def described(work_dir: Path, now: float) -> str:
+    """The table that `status` prints at that unix time."""
+    return table(Reader(work_dir).look(read_run(work_dir), now, time.monotonic()))
 
 
 def make_run(work_dir: Path, num_units: int, done: dict[str, int]) -> Path:

@@ -1,4 +1,4 @@
-"""run.json as it was for a pairing, which another start may have opened since. No torch here."""
+"""The flags of a pairing; and run.json as it was for one, which another start may have opened since. No torch here."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,12 @@ from data_engine.stages import RunStages
 
 # The name of the pairing that a run makes, of which dataset/ is written.
 OWN = "pairs"
+# Flags that a pairing depends on, besides the answers and what was computed of them: the fields of
+# pipeline/pair_settings.py.
+FLAGS = (
+    "rank_by", "strategy", "rank", "distance", "right", "min_margin", "max_margin", "max_pairs", "length_alpha",
+    "length_balance", "beta", "near_duplicates", "seed",
+)  # fmt: skip
 
 
 def of_pairing(run_file: Mapping, told: Mapping) -> dict:

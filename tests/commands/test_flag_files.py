@@ -9,8 +9,9 @@ from run_files import write
 from data_engine.commands.arguments import parse
 from data_engine.errors import UserError
 from data_engine.flag_files import nearest_path, read_text
-from data_engine.models import registry
-from data_engine.models.registry import ModelError, resolve
+from data_engine.models.checkpoints import places
+from data_engine.models.checkpoints.json_files import ModelError
+from data_engine.models.checkpoints.places import resolve
 from data_engine.models.sharding.settings import read_settings
 from data_engine.questions import sources
 from data_engine.questions.dataset import load_questions
@@ -109,7 +110,7 @@ def asked_hub(monkeypatch) -> list[str]:
         asked.append(path)
         raise ModelError("the hub does not have it")
 
-    monkeypatch.setattr(registry, "fetch", ask)
+    monkeypatch.setattr(places, "fetch", ask)
     monkeypatch.setattr(sources, "load_hub", ask)
     return asked
 

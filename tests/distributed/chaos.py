@@ -352,7 +352,7 @@ def main() -> int:
     Round.disturbances = tuple(one for one in DISTURBANCES if arguments.only is None or one.__name__ in arguments.only)
     # Imported before the ranks are forked, and no computation in this process: no thread is lost by the fork.
     from data_engine.job import worker  # noqa: F401
-    from data_engine.models import llava, omnilmm  # noqa: F401
+    from data_engine.models.native import llava, omnilmm  # noqa: F401
 
     hits, told, wrong = collections.Counter(), collections.Counter(), []
     dataset = arguments.folder / "questions.parquet"

@@ -29,7 +29,7 @@ from typing import TextIO
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TRITON_", "OMP_", "PYTHON", "LC_", "LANG", "CUDA_", "LD_")
 IMPORTED = (
     "data_engine.commands.main", "data_engine.commands.run", "data_engine.job.worker", "data_engine.job.last_step",
-    "data_engine.models.llava", "data_engine.models.omnilmm", "data_engine.models.auto.model",
+    "data_engine.models.native.llava", "data_engine.models.native.omnilmm", "data_engine.models.auto.model",
     "data_engine.models.sharding.zero3", "data_engine.pipeline.sample", "data_engine.pipeline.score", "deepspeed",
     "deepspeed.module_inject.auto_ep_config", "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.ops.op_builder.all_ops", "nltk", "pandas", "pyarrow.dataset", "setuptools",

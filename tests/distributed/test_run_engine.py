@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from waiting import until
 
+from data_engine import exit_codes
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "run_engine.sh"
 CPU = ROOT / "launch" / "accelerate" / "cpu.yaml"
@@ -96,6 +98,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
         job.process.kill()
         for pid in job.alive():
             os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("code", [value for name, value in vars(exit_codes).items() if name.isupper()])
+def test_each_exit_code_of_a_rank_is_that_of_the_job_and_is_told_by_the_docs(code):
+    assert exit_code([code], 1, 1, signalled=False) == code
+    assert f"\n| {code} | " in (ROOT / "docs/faults.md").read_text()
 
 
 @pytest.mark.parametrize(

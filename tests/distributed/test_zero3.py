@@ -168,7 +168,7 @@ def test_a_call_that_fails_on_one_rank_ends_the_job_by_name(plain, tmp_path, fau
 
 LOAD = """
 import sys, threading, time
-import data_engine.models.llava
+import data_engine.models.native.llava
 from data_engine import load_model
 from data_engine.models.sharding.lock_step import CallAgreement
 from data_engine.models.sharding.zero3 import Zero3Split, deepspeed

@@ -13,6 +13,7 @@ import pytest
 from shown import PAGES, ROOT, SHELL, SHOWN
 
 from data_engine.config import RunConfig
+from data_engine.of_pairing import FLAGS
 from data_engine.preferences.answers import REASONS
 from data_engine.preferences.candidates import STATUSES
 from data_engine.rewards import Tokens, contrast
@@ -86,9 +87,10 @@ def test_the_defaults_in_a_table_of_flags_are_the_real_ones(page):
             assert text == str(expected), name
 
 
-def test_the_flags_of_pairing_that_a_run_binds_are_named_as_such():
+def test_every_flag_of_pairing_is_told_and_those_that_a_run_binds_are_named_as_such():
     text = (ROOT / "docs/pairs.md").read_text().partition("## Which answers rank")[0]
     flags = re.findall(r"--(\w+)", "".join(re.findall(r"^\| (`--[^|]*) \|", text, re.MULTILINE)))
+    assert sorted(flags) == sorted(FLAGS)
     assert re.findall(r"All but `--(\w+)`", text) == [name for name in flags if name in SAMPLING.settings]
 
 

@@ -15,8 +15,7 @@ from PIL import Image
 from stage2_world import make_world
 
 from data_engine.commands.arguments import parse
-from data_engine.exports.card import OF_A_PAIRING, PICTURE, Card, text
-from data_engine.pipeline.pair_settings import ALWAYS, Settings
+from data_engine.exports.card import PICTURE, Card, text
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting import plots
 from data_engine.reporting.picture import picture
@@ -219,10 +218,6 @@ def test_what_a_run_does_not_go_by_is_not_told():
     words = shlex.split(command(written).replace("\\\n", " "))
     assert not {"--beta", "--rank", "--reward_model_path", "--reward_model_name"} & {*words}
     assert {"--rule", "--instruct_model_path", "--rank_by"} <= {*words}
-
-
-def test_flags_of_a_pairing_are_those_that_its_settings_tell_where_they_differ():
-    assert {*OF_A_PAIRING, *ALWAYS} == Settings.__dataclass_fields__.keys()
 
 
 def test_of_given_answers_no_setting_of_sampling_is_told():

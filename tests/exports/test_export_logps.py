@@ -21,7 +21,7 @@ from data_engine.errors import UserError
 from data_engine.exports import parquet_files
 from data_engine.exports.base import NOT_FITTING, ExportSource
 from data_engine.exports.formats import rlaif_v_logps as export
-from data_engine.models import llava
+from data_engine.models.native import llava
 from data_engine.models.tokenizer import load_tokenizer
 from data_engine.pipeline.score import ScoreSettings, score_unit
 from data_engine.store import units

@@ -10,8 +10,8 @@ import pytest
 from report_page import Page
 from stage2_world import dataset_rows, make_world, pairs_rows, picture
 from turned_pictures import exif_of, stored, with_exif
+from watched_run import described
 
-from data_engine.commands import status
 from data_engine.config import RunConfig
 from data_engine.exports.base import ExportSource
 from data_engine.job import last_step
@@ -112,7 +112,7 @@ def test_where_no_pair_fits_there_is_no_dataset_and_a_warning_says_why(tmp_path,
     why = f"({len(kept)} rows: the format has no place for the question's images, system text or earlier turns)"
     assert f"dataset is not written: the format rlaif-v has no row {why}; pairs.parquet has all pairs" in caplog.text
     run_file_of(work_dir, world)
-    assert status.describe(work_dir, 0.0).endswith("pairs                   written")
+    assert described(work_dir, 0.0).endswith("pairs                   written")
 
 
 def plan_of(world, work_dir) -> SimpleNamespace:

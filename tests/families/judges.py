@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_engine.pipeline.judge import Judged
+from data_engine.pipeline.passes import Computed, compute_unit
+
 # Pieces in the place of bytes that no text here has, and how they are put together.
 PIECES = ("Ye", "Yes", "ĠYes", "No", "no", "Ġno")
 MERGES = (("Y", "e"), ("Ye", "s"), ("Ġ", "Yes"), ("N", "o"), ("n", "o"), ("Ġ", "no"))
@@ -48,3 +51,16 @@ def with_tensors(folder: Path, to: Path, more: dict[str, torch.Tensor], without:
     assert len(kept) < len(tensors) or not without
     save_file(kept | {name: value.clone() for name, value in more.items()}, to / "model.safetensors", {"format": "pt"})
     return to
+
+
+def judged(model, reading, question, sampled, check: bool = False) -> Computed:
+    """What a judge makes of the answers to a question."""
+    return compute_unit(Judged(model, reading, 64), [question], sampled, 0, check)
+
+
+def scores(model, reading, question, sampled, check: bool = False) -> list[float]:
+    """The scores of all answers to a question, in their order."""
+    found = judged(model, reading, question, sampled, check)
+    assert found.quarantined == []
+    assert [row["sample_index"] for row, _ in found.scored] == list(range(sampled.num_rows))
+    return [float(score) for _, score in found.scored]

@@ -13,7 +13,7 @@ from data_engine import load_model, sample_answers, score_answers
 from data_engine.errors import BadRow
 from data_engine.models.auto.model import Auto
 from data_engine.models.checkpoints.adapter_folder import model_folder
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation
 
 # Embeddings of the tiny models; their tokenizers have fewer tokens.

@@ -19,7 +19,7 @@ from data_engine.models.auto.loading import check_weights, load_weights
 from data_engine.models.auto.merging import merge
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.adapter_folder import laid_together, model_folder
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 # In make test, test_family_sampling and test_family_scoring stand for the families.
 pytestmark = pytest.mark.families

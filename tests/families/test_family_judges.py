@@ -13,7 +13,7 @@ from reference import Stock
 
 from data_engine import load_model, schemas
 from data_engine.errors import BadRow
-from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit
+from data_engine.pipeline.judge import Judged, Scalar, YesNo
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question
 from data_engine.rewards.yesno import YesNoTemplate
@@ -50,11 +50,8 @@ def sampled(answers: list[str], idx: str = "q") -> pa.Table:
     return pa.Table.from_pylist(rows, schemas.sampled_answer(pa.string()))
 
 
-def scores(model, reading, asked: Question, answers: list[str] = ANSWERS, **options) -> torch.Tensor:
-    unit = judge_unit(Judged(model, reading, 64), [asked], sampled(answers), check=True, **options)
-    assert unit.quarantined == []
-    assert unit.table["sample_index"].to_pylist() == list(range(len(answers)))
-    return torch.tensor(unit.table["score"].to_pylist())
+def scores(model, reading, asked: Question) -> torch.Tensor:
+    return torch.tensor(judges.scores(model, reading, asked, sampled(ANSWERS), check=True))
 
 
 def messages(asked: Question, images: list, *more: tuple[str, str]) -> list[dict]:
@@ -138,7 +135,7 @@ def test_the_beginning_is_run_once_for_all_answers(judge_of):
     reading = YesNo(model, TEMPLATE)
     assert not Judged(model, reading, 64).whole
     with model.vision.register_forward_pre_hook(lambda *_: calls.append(1)):
-        judge_unit(Judged(model, reading, 64), [question("wide")], sampled(ANSWERS))
+        judges.judged(model, reading, question("wide"), sampled(ANSWERS))
     assert len(calls) == 1
 
 
@@ -173,15 +170,15 @@ def test_memory_that_runs_out_halves_the_answers_and_changes_no_score(judge_of, 
         return last_hidden(model, asked)
 
     monkeypatch.setattr(judge, "last_hidden", small)
-    unit = judge_unit(Judged(model, reading, 64), [question("wide")], sampled(ANSWERS))
+    unit = judges.judged(model, reading, question("wide"), sampled(ANSWERS))
     # 5 answers -> 2 and 3 -> 1 and 2
     assert unit.retries == 2
-    torch.testing.assert_close(torch.tensor(unit.table["score"].to_pylist()), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.stack([score for _, score in unit.scored]), expected, atol=1e-5, rtol=0)
 
 
 def test_an_answer_that_is_too_long_leaves_its_question_out(judge_of):
     model = product.load(judge_of("qwen2_5_vl"))
-    unit = judge_unit(Judged(model, YesNo(model, TEMPLATE), 64), [question("wide")], sampled(["why " * 2000]))
+    unit = judges.judged(model, YesNo(model, TEMPLATE), question("wide"), sampled(["why " * 2000]))
     [(_, reason)] = unit.quarantined
     assert reason.startswith("too long to score: prompt of ")
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from data_engine.bench.model import load_stock
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models.auto.model import Auto
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 PARTS = ["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"]
 # What speaks is none of a run's: a weight of it stands for all.
@@ -57,7 +57,7 @@ def test_what_is_told_of_it_is_that_of_the_part(both):
     part, whole = both
     Auto.check(whole)
     assert Auto.describe(whole) == Auto.describe(part.folder)
-    found, own = (Checkpoint.find(str(folder), "auto", None) for folder in (whole, part.folder))
+    found, own = (Checkpoint.find(str(folder), "auto") for folder in (whole, part.folder))
     assert found.sizes == own.sizes == {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 400}
     assert found.encodes_as(own)
     stock, why_not = load_stock(whole, torch.device("cpu"), torch.float32)

@@ -13,7 +13,7 @@ from tiny_parts import picture
 from data_engine import load_model
 from data_engine.commands.main import main
 from data_engine.job import worker
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.store import units
 
 # In make test, test_family_sampling and test_family_scoring stand for the families.

@@ -22,7 +22,7 @@ from comparisons import answers, score_difference, wrong_greedy_rows
 from families import FAMILIES, LATER
 from safetensors.torch import load_file, save_file
 
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 pytestmark = pytest.mark.releases
 

@@ -12,7 +12,7 @@ from families import FAMILIES
 
 from data_engine.models.auto import sizes
 from data_engine.models.auto.splitting import check_split
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 

@@ -7,7 +7,7 @@ from internvl_folders import write
 from PIL import Image
 from transformers import GenerationMixin
 
-from data_engine.models import load_model, tower
+from data_engine.models import image_groups, load_model
 from data_engine.models.auto import probing
 from data_engine.models.auto.model import Auto
 from data_engine.questions.conversation import Conversation
@@ -22,7 +22,7 @@ ANSWERS = [[72, 33, 90], [12, 8]]
 @pytest.fixture
 def as_on_a_gpu(monkeypatch) -> None:
     """Where several prompts run in one row of the decoder besides."""
-    monkeypatch.setattr(tower, "images_a_call", lambda model: 64)
+    monkeypatch.setattr(image_groups, "images_a_call", lambda model: 64)
     monkeypatch.setattr(logprobs, "prompts_together", lambda model: 3 if model.packs_prompts else 1)
 
 

@@ -12,7 +12,7 @@ from data_engine import load_model
 from data_engine.models import check
 from data_engine.models.auto.value_head import ValueHead
 from data_engine.models.checkpoints.checkpoint import content_files
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 WIDTH = 64
 HEAD = judges.head(WIDTH)

@@ -6,7 +6,7 @@ from families import named
 
 from data_engine.models.auto import processor as code
 from data_engine.models.auto.chat import Chat
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation
 
 

@@ -14,7 +14,7 @@ from data_engine.job.checkpoints import Checkpoint
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.loading import check_weights, load_weights
 from data_engine.models.checkpoints.adapter_folder import laid_together, model_folder
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation
 from data_engine.store.file_hashes import hash_files
 
@@ -60,14 +60,14 @@ def test_the_conversation_py_of_the_adapter_is_read_and_bound_in_the_place_of_th
     """The base says what 2 says, the adapter what 1.5 does."""
     base = internvl_folders.write(tmp_path / "base", "internlm2")
     adapter, _ = write(tmp_path / "adapter", base)
-    before, of_base = Checkpoint.find(str(adapter), None, None).fingerprint(hash_files), _asked(base)
+    before, of_base = Checkpoint.find(str(adapter)).fingerprint(hash_files), _asked(base)
     assert f"system\n{internvl_folders.EARLIER}<|im_end|>" in of_base
     laid_together.cache_clear()
     internvl_folders.write_conversations(adapter, "1.5")
     assert _asked(model_folder(str(adapter))) == of_base.replace(
         internvl_folders.EARLIER, "You are an AI assistant whose name is InternLM (书生·浦语)."
     )
-    assert Checkpoint.find(str(adapter), None, None).fingerprint(hash_files) != before
+    assert Checkpoint.find(str(adapter)).fingerprint(hash_files) != before
 
 
 def _asked(folder):

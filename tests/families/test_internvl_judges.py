@@ -17,7 +17,7 @@ from data_engine import load_model
 from data_engine.models.auto.chat import Chat
 from data_engine.models.check import check_weights
 from data_engine.models.checkpoints.adapter_folder import model_folder
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.pipeline.judge import Scalar, YesNo
 from data_engine.questions.conversation import Conversation
 

@@ -13,9 +13,9 @@ from data_engine.chat_settings import ChatSettings
 from data_engine.errors import BadRow
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.model import Auto
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.internvl_chat.conversation import chat_template, conversation_of
 from data_engine.models.internvl_chat.tokenizer import load_tokenizer
-from data_engine.models.registry import ModelError
 from data_engine.questions.conversation import Conversation, Message
 
 # InternVL 2's, and that of 2.5, 3 and 3.5.

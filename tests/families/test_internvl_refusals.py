@@ -13,7 +13,7 @@ from data_engine import load_model
 from data_engine.commands.main import main
 from data_engine.models.auto.model import Auto
 from data_engine.models.check import check_folder
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 SUPPORTED = "InternLM2ForCausalLM, InternLM3ForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3Moe"
 FIELDS = {

@@ -23,7 +23,7 @@ from data_engine.job.checkpoints import Checkpoint, kinship_warnings
 from data_engine.models.auto.loading import load_weights
 from data_engine.models.auto.sizes import are_known, cache_sizes
 from data_engine.models.checkpoints.checkpoint import content_files
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.conversation import Conversation
 from data_engine.sampling import vllm_engine
 from data_engine.store import units
@@ -159,13 +159,13 @@ def test_a_run_is_bound_to_the_folders_chat_format(pair, tmp_path):
 
 
 def test_sizes_and_chat_formats_of_two_checkpoints_are_compared(pair, tmp_path):
-    instruct = Checkpoint.find(str(pair[0]), None, None)
+    instruct = Checkpoint.find(str(pair[0]))
     assert instruct.sizes == {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": instruct.sizes["vocab_size"]}
-    assert not kinship_warnings(instruct, Checkpoint.find(str(pair[1]), None, None))
-    assert instruct.encodes_as(Checkpoint.find(str(pair[1]), None, None))
+    assert not kinship_warnings(instruct, Checkpoint.find(str(pair[1])))
+    assert instruct.encodes_as(Checkpoint.find(str(pair[1])))
     other = shutil.copytree(pair[0], tmp_path / "other")
     internvl_folders.change(other, template="internvl2_5", llm_config__hidden_size=128)
-    changed = Checkpoint.find(str(other), None, None)
+    changed = Checkpoint.find(str(other))
     assert not instruct.encodes_as(changed)
     assert "hidden_size 64 against 128" in kinship_warnings(instruct, changed)[0]
 

@@ -22,9 +22,9 @@ from data_engine.commands.main import main
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import worker
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.pipeline.critic import UNFINISHED, Critic
-from data_engine.pipeline.judge import Judged, Scalar, YesNo, judge_unit, said_ids
+from data_engine.pipeline.judge import Scalar, YesNo, said_ids
 from data_engine.questions.dataset import Question, load_questions
 from data_engine.rewards.critic import template_in
 from data_engine.rewards.yesno import YesNoTemplate
@@ -173,8 +173,8 @@ def test_a_judge_of_one_number_is_asked_by_the_template_that_does_not_think(chec
     reading = YesNo(model, YesNoTemplate.read(None)) if role == "yesno" else Scalar(model)
     rows = read(tmp_path / "work" / role)
     for n, question in enumerate(load_questions(flags["dataset_path"]).rows(range(2))):
-        expected = judge_unit(Judged(model, reading, 64), [question], sampled(list(TEXTS), question.idx)).table["score"]
-        assert [row["score"] for row in rows[2 * n : 2 * n + 2]] == pytest.approx(expected.to_pylist(), abs=1e-5)
+        expected = judges.scores(model, reading, question, sampled(list(TEXTS), question.idx))
+        assert [row["score"] for row in rows[2 * n : 2 * n + 2]] == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_argument_that_the_judges_template_does_not_read_is_refused_by_its_flag(checkpoint, tmp_path, capsys):

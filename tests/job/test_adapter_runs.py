@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from data_engine.commands.main import main
 from data_engine.job import model_holder, worker
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 KINDS = {"instruct": "v_proj", "reward": "q_proj"}
 

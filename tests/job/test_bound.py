@@ -13,7 +13,7 @@ from bound_run import STAGES, change_a_weight, write_questions
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.job import model_holder, run_file
-from data_engine.models.llava import Llava
+from data_engine.models.native.llava import Llava
 from data_engine.store import units
 
 # Settings: a written list, since the table that the engine reads may lack one.

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from run_files import hostile_rows, read, write
 from shown import SHOWN
+from watched_run import described
 
 import data_engine.demo
 from data_engine import load_model
-from data_engine.commands import status
 from data_engine.demo.judge import write_questions
 from data_engine.errors import UserError
 from data_engine.job import model_holder, worker
@@ -218,7 +218,7 @@ def test_any_number_of_answers_a_question_goes_through_all_stages(config, questi
     assert "1 of 5 questions with answers have no more of them than rank, 1" in told.err
     assert "temperature" not in told.err
     assert "quarantined                 2" in told.out
-    assert "2/2" in status.describe(work, 0)
+    assert "2/2" in described(work, 0)
     # Both models encode a text in the same way, so that their log-probs match token by token.
     assert all(row["min"] is not None for row in json.loads((work / "debug/rewards.json").read_text()))
 

@@ -123,7 +123,7 @@ def test_given_ids_are_bound_to_the_tokenizer_that_they_are_of(given, tmp_path, 
     assert run.start(**flags, stop_after_stage=0) == 0
     change_a_weight(run.folder / "instruct")
     assert run.computed_again(**flags, stop_after_stage=0) == set()
-    from data_engine.models.llava import Llava
+    from data_engine.models.native.llava import Llava
 
     side = Llava.text_side
     monkeypatch.setattr(Llava, "text_side", lambda *a, **b: side(*a, **b)._replace(vocabulary="another"))

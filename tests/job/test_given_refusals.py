@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from run_files import hostile_rows, read, write
+from validated import checked
 
-from data_engine.commands import main, validate
+from data_engine.commands import main
 from data_engine.config import Draft
 from data_engine.errors import UserError
 from data_engine.job import given, worker
-from data_engine.models.llava import Llava
+from data_engine.models.native.llava import Llava
 from data_engine.planning.checks import require_all
 from data_engine.questions.dataset import load_questions
 from data_engine.questions.given_answers import GivenAnswers, check_answers
@@ -51,11 +52,11 @@ def parquet(tmp_path: Path, **columns: object) -> str:
 def refusal(config, questions: Path, answers: str, **changes: object) -> str:
     """What both commands say; `run` leaves no unit, no run.json and no copy of the answers."""
     flags = {"answers": answers, "rank": 1} | changes
-    with pytest.raises(UserError) as checked:
-        validate.check(config(questions, **flags))
+    with pytest.raises(UserError) as validated:
+        checked(config(questions, **flags))
     with pytest.raises(UserError) as caught:
         worker.run(config(questions, **flags))
-    assert str(caught.value) == str(checked.value)
+    assert str(caught.value) == str(validated.value)
     work = Path(config(questions, **flags).work_dir)
     left = {path.name for path in work.iterdir()} if work.is_dir() else set()
     assert left <= {"claims", "hashes", "logs"}
@@ -200,7 +201,7 @@ def test_a_file_that_cannot_make_a_pair_is_refused(config, questions, tmp_path):
     told = refusal(config, questions, jsonl(tmp_path, *GOOD), rank=3, sample_k=2)
     assert told == 'rank must be at most the number of answers that a question has, 2 in answers "FILE", got 3'
     by_none = config(questions, answers=jsonl(tmp_path, *GOOD), rank=3, strategy="best_worst", sample_k=2)
-    validate.check(by_none)
+    checked(by_none)
     facts = check_answers(by_none.answers, load_questions(str(questions)))
     assert not [line for line in facts.warnings(by_none) if "rank" in line]
 

@@ -17,8 +17,8 @@ def declare_another_tokenizer(monkeypatch) -> None:
     """From now on the reward model has another one than the instruct model."""
     found = checkpoints.Checkpoint.find
 
-    def find(path, name, revision, **settings):
-        checkpoint = found(path, name, revision, **settings)
+    def find(path, *settings):
+        checkpoint = found(path, *settings)
         return dataclasses.replace(checkpoint, vocabulary="other") if path.endswith("reward") else checkpoint
 
     monkeypatch.setattr(checkpoints.Checkpoint, "find", staticmethod(find))
@@ -129,7 +129,7 @@ def test_models_of_two_families_compare_the_same_texts(config, goldens, monkeypa
 
 def test_only_a_pair_that_cannot_be_one_model_before_and_after_tuning_is_warned_of(goldens):
     llava, omni = (
-        [checkpoints.Checkpoint.find(str(goldens / family / role), None, None) for role in ("instruct", "reward")]
+        [checkpoints.Checkpoint.find(str(goldens / family / role)) for role in ("instruct", "reward")]
         for family in ("llava", "omnilmm")
     )
     assert checkpoints.kinship_warnings(*llava) == []

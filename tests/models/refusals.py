@@ -11,7 +11,7 @@ from folders import edit
 from data_engine import load_model
 from data_engine.config import RunConfig
 from data_engine.models.check import check_models
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4989345432\n"
 SHARD = "model-00002-of-00002.safetensors"

@@ -11,7 +11,7 @@ from folders import edit, replace_weights, weights
 
 from data_engine.models import family_class
 from data_engine.models.checkpoints.adapter_folder import model_folder
-from data_engine.models.llava import TOWER_NAMES
+from data_engine.models.native.llava import TOWER_NAMES
 from data_engine.models.registry import family_of
 
 

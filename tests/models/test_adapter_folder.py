@@ -90,14 +90,14 @@ def test_a_tokenizer_that_grew_with_the_adapter_is_the_models(adapter, base):
     raw = json.loads((base / "tokenizer_config.json").read_text())
     raw["added_tokens_decoder"] = {"999": {"content": "<new>", "special": True}}
     (adapter / "tokenizer_config.json").write_text(json.dumps(raw))
-    assert "<new>" in Checkpoint.find(str(adapter), None, None).control_tokens
-    assert "<new>" not in Checkpoint.find(str(base), None, None).control_tokens
+    assert "<new>" in Checkpoint.find(str(adapter)).control_tokens
+    assert "<new>" not in Checkpoint.find(str(base)).control_tokens
 
 
 def test_the_clip_tower_of_the_original_layout_is_looked_for_beside_the_base(goldens, tmp_path):
     base = goldens / "llava/instruct"
     adapter = adapters.write(tmp_path / "adapter", base, adapters.stored(adapters.matrices({Q: weights(base)[Q]})))
-    found = Checkpoint.find(str(adapter), None, None)
+    found = Checkpoint.find(str(adapter))
     assert found.folders[1:] == (goldens / "llava/openai/clip-vit-large-patch14-336",)
     assert load_model(None, str(adapter), device="cpu").family == "llava"
 
@@ -152,7 +152,7 @@ def read_header_of(folder: Path) -> bytes:
 
 
 def fingerprint(adapter: Path) -> str:
-    return Checkpoint.find(str(adapter), None, None).fingerprint(hash_files)
+    return Checkpoint.find(str(adapter)).fingerprint(hash_files)
 
 
 def test_base_and_adapter_are_both_in_the_fingerprint(adapter, base, tmp_path):
@@ -177,8 +177,8 @@ def test_base_and_adapter_are_both_in_the_fingerprint(adapter, base, tmp_path):
 
 
 def test_run_json_has_the_folders_that_a_person_knows(adapter, base):
-    told = Checkpoint.find(str(adapter), None, None).as_json()
+    told = Checkpoint.find(str(adapter)).as_json()
     assert told["folders"] == [str(base)]
     assert told["adapter"] == str(adapter)
     assert parts(adapter_folder.reopened(told)) == (adapter, base)
-    assert "adapter" not in Checkpoint.find(str(base), None, None).as_json()
+    assert "adapter" not in Checkpoint.find(str(base)).as_json()

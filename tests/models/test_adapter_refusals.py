@@ -18,7 +18,7 @@ from data_engine.commands import main
 from data_engine.config import RunConfig
 from data_engine.job import by_vllm
 from data_engine.models.check import check_models
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 BY_PEFT = "merge it into its base with peft's merge_and_unload, save that, and pass its folder"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.checkpoints.model_config import on_meta
-from data_engine.models.registry import ModelError
 
 WHERE = Path("config.json")
 

@@ -11,10 +11,10 @@ from tokenizers.processors import TemplateProcessing
 
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import UserError
-from data_engine.models import registry
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.processor import explained
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
+from data_engine.models.checkpoints.places import fetch
 from data_engine.questions.conversation import Conversation
 
 # numpy of torch's tensors, in PaliGemma's processor.
@@ -65,7 +65,7 @@ def test_files_as_older_checkpoints_have_them(folder):
 def test_a_download_brings_every_file_that_a_processor_is_read_from(folder, monkeypatch):
     asked = {}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **more: asked.update(more) or folder)
-    registry.fetch("org/name")
+    fetch("org/name")
     files = [path.name for path in folder.iterdir()] + ["merges.txt", "vocab.json", "tokenizer.model"]
     assert "chat_template.jinja" in files
     assert all(any(fnmatch(name, pattern) for pattern in asked["allow_patterns"]) for name in files)

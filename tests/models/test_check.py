@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from data_engine.commands import main
 from data_engine.models.checkpoints.checkpoint import headers
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 
 def test_whole_checkpoints_pass(goldens):
@@ -205,7 +205,7 @@ def test_names_shapes_and_dtypes_are_those_that_config_json_asks_for(folder, spo
 def test_the_clip_tower_is_checked_too_and_the_flag_named_of_the_model_that_asks_for_it(
     folder, monkeypatch, spoil, message, role
 ):
-    monkeypatch.setattr("data_engine.models.llava_config.fetch", lambda name: told_missing(name))
+    monkeypatch.setattr("data_engine.models.native.llava_config.fetch", lambda name: told_missing(name))
     spoil(folder)
     said = told(lambda: check(folder, role))
     assert said.startswith(f'--{role}_model_path "{folder}": ')

@@ -14,8 +14,8 @@ from prompts import prefix
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
-from data_engine.models.llava_config import read_config
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
+from data_engine.models.native.llava_config import read_config
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_the_known_tower_needs_no_folder_where_the_weights_are_inside(folder, tm
     """A full-size CLIP of zeros inside the checkpoint, and no folder to read its configuration from."""
     from transformers import CLIPVisionModel
 
-    from data_engine.models.llava_config import KNOWN_TOWERS
+    from data_engine.models.native.llava_config import KNOWN_TOWERS
 
     shutil.rmtree(tmp_path / "openai")
     with torch.device("meta"):
@@ -280,7 +280,7 @@ def test_a_checkpoint_that_does_not_say_which_layer_it_reads_is_read_as_transfor
 MEASURE = """
 import sys, torch
 from data_engine import load_model
-import data_engine.models.llava
+import data_engine.models.native.llava
 def anonymous(what="RssAnon"):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(what)) * 1024
 import threading, time

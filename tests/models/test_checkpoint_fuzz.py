@@ -12,8 +12,9 @@ from folders import weights
 
 from data_engine import load_model
 from data_engine.errors import UserError
-from data_engine.models import check, llava_config
-from data_engine.models.registry import ModelError
+from data_engine.models import check
+from data_engine.models.checkpoints.json_files import ModelError
+from data_engine.models.native import llava_config
 
 ROUNDS = 60
 VALUES = (

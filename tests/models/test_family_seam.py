@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from data_engine import load_model, sample_answers, score_answers
-from data_engine.models.registry import ModelError, family_of
+from data_engine.models.checkpoints.json_files import ModelError
+from data_engine.models.registry import family_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from prompts import assert_golden_logps, forward, positions, prefix, spliced
 from safetensors.torch import load_file
 
 from data_engine import load_model, score_answers
-from data_engine.models.llava import preprocess
+from data_engine.models.native.llava import preprocess
 from data_engine.models.tokenizer import SentencePieceTokenizer, load_tokenizer
 from data_engine.questions.images import BadImage
 from data_engine.rewards import Tokens

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from data_engine import sample_answers, score_answers
-from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
+from data_engine.models.native.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.models.tokenizer import load_tokenizer
 from data_engine.questions.images import BadImage
 from data_engine.rewards import Tokens

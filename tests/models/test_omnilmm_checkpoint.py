@@ -10,8 +10,8 @@ import torch
 from folders import edit, replace_weights, save_as_bins, weights
 
 from data_engine import load_model, score_answers
-from data_engine.models.eva import heads_of
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
+from data_engine.models.native.eva import heads_of
 
 TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
 

@@ -14,9 +14,9 @@ from recurrent import with_states
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data_engine.models import embedded
 from data_engine.models.base import PromptEnd, VisionLanguageModel
 from data_engine.models.layers.answer_cache import passing
+from data_engine.models.native import model as native
 from data_engine.sampling.draw import SamplingParams, next_tokens
 from data_engine.sampling.native import page_allocator
 from data_engine.sampling.native.kv_cache import num_slots
@@ -58,7 +58,7 @@ def with_windows(model, monkeypatch) -> PlainLogits:
 
     def logits(row: Tensor, size: int) -> Tensor:
         places = torch.arange(len(row))[None]
-        return embedded.decode(model.decoder, row[None], places, passing(len(model.layers)))[0] @ model.head.weight.T
+        return native.decode(model.decoder, row[None], places, passing(len(model.layers)))[0] @ model.head.weight.T
 
     monkeypatch.setattr(model.decoder.config, "sliding_window", 10)
     return logits
@@ -72,14 +72,14 @@ def other_positions(model, monkeypatch) -> PlainLogits:
 
     def run_prompt(prompt: EmbeddedPrompt) -> PromptEnd:
         size = prompt.length
-        hidden = embedded.decode(model.decoder, prompt.embeds_PD[None], of_prompt(size), passing(len(model.layers)))
+        hidden = native.decode(model.decoder, prompt.embeds_PD[None], of_prompt(size), passing(len(model.layers)))
         return PromptEnd(hidden[0, -1], size // 2 + 3, model.cache_layers)
 
     def logits(row: Tensor, size: int) -> Tensor:
         behind = size // 2 + 3 + torch.arange(len(row) - size)[None]
         # With a cache: without one, transformers takes positions that do not count on for packed sequences.
         places = torch.cat([of_prompt(size), behind], 1)
-        hidden = embedded.decode(model.decoder, row[None], places, passing(len(model.layers)))[0]
+        hidden = native.decode(model.decoder, row[None], places, passing(len(model.layers)))[0]
         return hidden @ model.head.weight.T
 
     monkeypatch.setattr(model, "run_prompt", run_prompt)

@@ -12,7 +12,7 @@ import transformers
 
 from data_engine.models.auto import releases
 from data_engine.models.auto.processor import load_config
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 NO_SOFTCAP = {"final_logit_softcapping": None}
 GEMMA, GEMMA_2 = {"text_config": {"model_type": "gemma"}}, {"text_config": {"model_type": "gemma2"}}

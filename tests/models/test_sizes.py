@@ -10,9 +10,10 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import LlamaConfig
 
-from data_engine.models import llava, llava_config, omnilmm
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.layers.decoder import cache_values_per_token
-from data_engine.models.registry import AUTO, FAMILIES, ModelError, names
+from data_engine.models.native import llava, llava_config, omnilmm
+from data_engine.models.registry import AUTO, FAMILIES, names
 from data_engine.models.sharding.zero3 import is_divided
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"

@@ -25,7 +25,7 @@ from refusals import (
 from safetensors.torch import load_file, save_file
 from sparse_checkpoint import write_checkpoint
 
-from data_engine.models import llava
+from data_engine.models.native import llava
 
 
 def test_a_whole_file_wins_over_an_index_left_over_from_another_save(folder, instruct, reward, goldens):
@@ -82,7 +82,8 @@ def test_a_file_that_this_user_may_not_read_is_told_as_that(folder, name):
     """As of a model that somebody else has downloaded: it is whole, and to download it again would not help."""
     (folder / name).chmod(0)
     code = (
-        "from data_engine.models.check import check_folder\nfrom data_engine.models.registry import ModelError\n"
+        "from data_engine.models.check import check_folder\n"
+        "from data_engine.models.checkpoints.json_files import ModelError\n"
         f"from pathlib import Path\ntry: check_folder(Path({str(folder)!r}))\nexcept ModelError as error: print(error)"
     )
     done = subprocess.run([*OBEYS, sys.executable, "-c", code], check=True, capture_output=True, text=True)

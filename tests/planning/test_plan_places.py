@@ -10,7 +10,7 @@ from data_engine.commands import main
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import run_file
-from data_engine.models.registry import resolve
+from data_engine.models.checkpoints.places import resolve
 from data_engine.models.roles import naming_flag
 from data_engine.planning import own_folders
 from data_engine.questions.dataset import open_questions

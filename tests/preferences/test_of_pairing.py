@@ -3,7 +3,8 @@
 import pytest
 
 from data_engine.config import RunConfig
-from data_engine.of_pairing import of_pairing
+from data_engine.of_pairing import FLAGS, of_pairing
+from data_engine.pipeline.pair_settings import Settings
 
 PATHS = {name: "x" for name in ("instruct_model_path", "reward_model_path", "dataset_path", "work_dir")}
 
@@ -21,3 +22,7 @@ def test_a_pairing_without_a_rule_has_none():
     run_file = {"config": PATHS | {"rewards": "implicit,rule", "rule": "later.py:score"}, "models": {}}
     told = {"rewards": "implicit", "bound": {}, "same_tokenizer": True}
     assert of_pairing(run_file, told)["config"]["rewards"] == "implicit"
+
+
+def test_the_flags_of_a_pairing_are_those_that_its_settings_keep():
+    assert sorted(FLAGS) == sorted(Settings.__dataclass_fields__)

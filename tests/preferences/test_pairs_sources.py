@@ -14,9 +14,9 @@ import pytest
 from report_page import Page
 from run_files import hostile_rows, write
 from stage2_world import digest, make_world, pairs_rows, publish
+from validated import checked
 
 from data_engine import schemas, stages
-from data_engine.commands import validate
 from data_engine.errors import UserError
 from data_engine.job import worker
 from data_engine.of_pairing import OWN
@@ -205,7 +205,7 @@ def test_pairs_of_equal_rewards_are_dropped_but_by_the_implicit_reward_alone_or_
 )
 def test_a_run_and_validate_refuse_what_no_pairing_knows_before_any_work(config, tmp_path, settings, message):
     dataset = write(tmp_path / "questions.parquet", hostile_rows()[:2])
-    for check in (worker.run, validate.check):
+    for check in (worker.run, checked):
         with pytest.raises(UserError, match=message):
             check(config(dataset, work_dir=str(tmp_path / "work"), **settings))
     assert not (tmp_path / "work/run.json").exists()

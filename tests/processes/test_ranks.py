@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_engine.errors import UserError
-from data_engine.models.base import pick_device
+from data_engine.models.device import pick_device
 from data_engine.processes.ranks import Ranks, join_process_group, set_device
 
 WAIT = """

@@ -34,7 +34,7 @@ CANNOT_OCCUR = {
 @pytest.fixture(scope="module")
 def run(goldens, tmp_path_factory, one_thread) -> tuple[Path, Counter]:
     """A whole run on the golden questions; the calls of the model's parts are counted."""
-    from data_engine.models.llava import Llava
+    from data_engine.models.native.llava import Llava
 
     work_dir, calls = tmp_path_factory.mktemp("defects") / "work", Counter()
     encode, packed = Llava.encode_images, score.score_pass

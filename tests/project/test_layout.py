@@ -31,13 +31,14 @@ FLOORS = [
     "models",
     "data_engine_kernels",
     "store questions processes rules",
-    "config config_checks flags chat_settings vllm_settings flag_files schemas errors seeds stages of_pairing tables",
+    "config config_checks flags chat_settings vllm_settings flag_files schemas errors exit_codes seeds stages"
+    " of_pairing tables",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
 
 def module_of(path: Path) -> str:
-    """engine/data_engine/models/llava.py -> data_engine.models.llava; a package has its folder's name."""
+    """engine/data_engine/models/native/llava.py -> data_engine.models.native.llava; a package has its folder's name."""
     parts = path.relative_to(ROOT).with_suffix("").parts[1:]
     return ".".join(part for part in parts if part != "__init__")
 
@@ -71,7 +72,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def package_of(module: str) -> str:
-    """data_engine.models.llava -> models; what lies beside the packages is one of its own."""
+    """data_engine.models.native.llava -> models; what lies beside the packages is one of its own."""
     return module.removeprefix("data_engine.").partition(".")[0]
 
 

@@ -22,7 +22,7 @@ from data_engine.commands import main
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job.plan import NO_IMAGES, Plan
-from data_engine.models.base import Target
+from data_engine.models.device import Target
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question, load_questions
 from data_engine.questions.of_run import require_columns

@@ -162,7 +162,7 @@ def test_signals_that_a_job_gets_end_no_worker(workers):
 
 @pytest.mark.parametrize("number", sorted(JOB_SIGNALS))
 def test_a_signal_that_comes_while_a_worker_starts_does_not_end_it(number):
-    worker = image_workers._Worker()
+    worker = image_workers._Worker(image_workers.COMMAND)
     # Python has not begun to run the worker's code.
     os.kill(worker.process.pid, number)
     try:

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from run_files import noise, png
+from validated import checked
 
-from data_engine.commands import validate
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.questions.dataset import load_questions
@@ -114,12 +114,12 @@ def test_validate_looks_for_the_columns_and_the_rule_before_a_run_does(tmp_path)
     (tmp_path / "answers.jsonl").write_text("".join(f'{{"idx": 1, "answer": "{text}"}}\n' for text in "abcdef"))
     flags = {"dataset_path": str(jsonl(tmp_path, ROWS)), "work_dir": str(tmp_path / "work"), "rewards": "rule",
              "answers": str(tmp_path / "answers.jsonl")}  # fmt: skip
-    assert "no model" in validate.check(RunConfig(**flags, rule="objects"))
+    assert "no model" in checked(RunConfig(**flags, rule="objects"))
     (tmp_path / "mine.py").write_text("raise ValueError('too bad')\n")
     with pytest.raises(UserError, match=r"importing the file failed: ValueError: too bad \(line 1\)"):
-        validate.check(RunConfig(**flags, rule=f"{tmp_path}/mine.py:f"))
+        checked(RunConfig(**flags, rule=f"{tmp_path}/mine.py:f"))
     with pytest.raises(UserError, match=r'columns answer=label: dataset .* has no column "label"'):
-        validate.check(RunConfig(**flags, rule="final_answer", columns="answer=label"))
+        checked(RunConfig(**flags, rule="final_answer", columns="answer=label"))
     bare = jsonl(tmp_path, [{"idx": 1, "question": "a"}])
     with pytest.raises(UserError, match=r'rule objects needs the column "objects", and the dataset has none'):
-        validate.check(RunConfig(**flags | {"dataset_path": str(bare)}, rule="objects"))
+        checked(RunConfig(**flags | {"dataset_path": str(bare)}, rule="objects"))

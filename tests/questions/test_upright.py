@@ -30,7 +30,7 @@ from turned_pictures import (
 from data_engine import sample_answers, score_answers
 from data_engine.errors import UserError
 from data_engine.job import worker
-from data_engine.models.llava import Llava
+from data_engine.models.native.llava import Llava
 from data_engine.pipeline import sample, score
 from data_engine.questions import dataset, images
 from data_engine.questions.images import BadImage, as_seen, decode, was_turned

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from data_engine import schemas
 from data_engine.errors import BadRow
-from data_engine.models.llava import SYSTEM
+from data_engine.models.native.llava import SYSTEM
 from data_engine.pipeline.score import ScoreSettings, score_unit
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question

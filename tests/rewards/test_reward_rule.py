@@ -17,8 +17,8 @@ from export_world import square
 from given_rule import ANSWERS, RIGHT, SCORES, rule_file, scores
 from run_files import hostile_rows, read
 from shown import SHOWN
+from watched_run import described
 
-from data_engine.commands import status
 from data_engine.commands.main import main
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
@@ -117,7 +117,7 @@ def test_a_run_of_given_answers_and_a_rule_needs_no_model(given, tmp_path, capsy
     assert 'hidden><input id="heat"' in page
     assert 'hidden><input id="values"' in page
     assert '<span class="differs">underlined</span>' in page
-    assert "rule" in status.describe(work, 0)
+    assert "rule" in described(work, 0)
     assert {file.stem for file in (work / "rule").glob("*.parquet")} == {"unit-00000", "unit-00001"}
 
 

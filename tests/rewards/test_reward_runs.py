@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 from run_files import hostile_rows, read, write
+from validated import checked
+from watched_run import described
 
-from data_engine.commands import report, status, validate
+from data_engine.commands import report
 from data_engine.config import RunConfig
 from data_engine.demo.train_yesno import INSTRUCT
 from data_engine.errors import UserError
@@ -52,7 +54,7 @@ def test_three_sources_load_a_model_at_a_time_and_each_has_its_numbers(
     keys = [(row["idx"], row["sample_index"]) for row in read(work / "sampled_answer")]
     for stage in ("instruct_logps", "contrast_logps", "reward_logps", "yesno"):
         assert [(row["idx"], row["sample_index"]) for row in read(work / stage)] == keys
-    shown = status.describe(work, 0)
+    shown = described(work, 0)
     assert all(stage in shown for stage in ("contrast_logps", "yesno"))
     # Against one whole prompt an answer, and all probabilities.
     from data_engine.questions.conversation import Conversation
@@ -189,7 +191,7 @@ def test_what_stands_in_question_and_answer_is_no_field():
 
 
 def test_a_judge_that_cannot_say_yes_is_refused(config, questions, judge, monkeypatch):
-    from data_engine.models.llava import Llava
+    from data_engine.models.native.llava import Llava
 
     words = Llava.word_ids
     monkeypatch.setattr(Llava, "word_ids", lambda model, of: [] if "Yes" in of else words(model, of))
@@ -200,25 +202,25 @@ def test_a_judge_that_cannot_say_yes_is_refused(config, questions, judge, monkey
 def test_validate_refuses_a_judge_that_cannot_say_yes_or_no(config, questions):
     """The demo's words are colours, shapes and places."""
     with pytest.raises(UserError, match=r"no token that is yes in any spelling \(Yes, yes, YES\).*--yesno_model_path"):
-        validate.check(config(questions, rewards="yesno", yesno_model_path=str(INSTRUCT)))
+        checked(config(questions, rewards="yesno", yesno_model_path=str(INSTRUCT)))
 
 
 def test_a_judge_is_checked_before_any_work_and_told_of(config, questions, judge, tmp_path):
     settings = config(questions, rewards="yesno,contrast", reward_model_path=None, **judge)
-    told = validate.check(settings)
+    told = checked(settings)
     assert "instruct and yesno model: llava and llava" in told
     assert "  yesno model: llava (LLaVA-1.5, attention alone)" in told
     with pytest.raises(UserError, match="yesno_model_path is missing: --rewards yesno needs it"):
         config(questions, rewards="yesno")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r'--yesno_model_path ".*empty": .*has no config\.json'):
-        validate.check(config(questions, rewards="yesno", yesno_model_path=str(tmp_path / "empty")))
+        checked(config(questions, rewards="yesno", yesno_model_path=str(tmp_path / "empty")))
 
 
 def test_a_scalar_model_of_a_family_that_reads_no_head_is_refused(config, questions, goldens):
     settings = config(questions, rewards="scalar", scalar_model_path=str(goldens / "llava/reward"))
     with pytest.raises(UserError, match=r"--scalar_model_path .*the family llava reads no head of a reward model"):
-        validate.check(settings)
+        checked(settings)
 
 
 @pytest.mark.parametrize("first", ["implicit", "implicit,yesno"])

@@ -3,9 +3,9 @@
 import contributing
 import pytest
 from run_files import hostile_rows, read, write
+from watched_run import described
 
 from data_engine import stages
-from data_engine.commands import status
 from data_engine.job import model_holder, worker
 
 
@@ -43,7 +43,7 @@ def test_a_source_of_reward_is_one_file_and_one_line(length, config, questions, 
         assert pair["margin"] == longer - shorter
         assert pair["chosen_sum"] is pair["rejected_avg"] is None
         assert longer >= shorter
-    shown = status.describe(work, 0)
+    shown = described(work, 0)
     assert "length" in shown
     assert "reward_logps" not in shown
 

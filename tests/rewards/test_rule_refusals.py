@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from given_rule import rule_file, scores
 from run_files import read
+from validated import checked
 
-from data_engine.commands import validate
 from data_engine.errors import UserError
 from data_engine.pipeline import rule as rule_stage
 from data_engine.pipeline.rule import Ruled
@@ -119,7 +119,7 @@ def test_a_column_that_a_rule_cannot_compare_with_is_refused_before_any_answer(g
     flags = {"columns": f"{column}=label", "answers": str(tmp_path / "answers.jsonl"), "rewards": "rule", "rule": rule}
     flags |= {"instruct_model_path": None, "reward_model_path": None}
     with pytest.raises(UserError, match=told):
-        validate.check(config(tmp_path / "wrong.parquet", **flags))
+        checked(config(tmp_path / "wrong.parquet", **flags))
     with pytest.raises(UserError, match=told):
         given(rule, tmp_path / "wrong.parquet", columns=f"{column}=label")
     assert not (tmp_path / "work" / "sampled_answer").exists()

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from data_engine.commands.arguments import parse
-from data_engine.commands.pairs import FLAGS
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
+from data_engine.of_pairing import FLAGS
 from data_engine.rounds.places import FREE, Round, config_of, is_one_scale, require_same, write_config
 from data_engine.stages import EVERY_UNIT, known
 

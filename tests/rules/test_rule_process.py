@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import select
 import signal
 import socket
@@ -198,7 +197,7 @@ def test_files_that_a_rule_reads_while_it_is_imported_are_told_but_not_those_of_
 
 @pytest.mark.parametrize("number", sorted(JOB_SIGNALS))
 def test_a_signal_that_comes_while_a_worker_starts_does_not_end_it(number):
-    worker = rules_process._Worker()
+    worker = rules_process._Worker(COMMAND)
     os.kill(worker.process.pid, number)
     try:
         source = "def score(row, answers):\n    return [1.0 for _ in answers]"
@@ -279,12 +278,3 @@ def test_a_process_that_waits_for_its_next_question_has_no_limit_of_time(handler
     with rules_worker._timed(100, 200):
         assert [round(signal.getitimer(timer)[0], -1) for timer in timers] == [100, 200]
     assert [signal.getitimer(timer) for timer in timers] == [(0, 0), (0, 0)]
-
-
-@pytest.mark.parametrize(("hard", "soft"), [(resource.RLIM_INFINITY, 5 << 30), (9 << 30, 5 << 30), (1 << 30, 1 << 30)])
-def test_memory_is_limited_within_what_the_machine_allows(monkeypatch, hard, soft):
-    limits = []
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (hard, hard))
-    monkeypatch.setattr(resource, "setrlimit", lambda which, both: limits.append(both))
-    rules_worker._limit_memory(5 << 30)
-    assert limits == [(soft, hard)]

@@ -10,7 +10,8 @@ import torch
 from data_engine.bench.machine import free_bytes
 from data_engine.config import RunConfig
 from data_engine.job import budgets as job_budgets
-from data_engine.models.base import CacheSizes, Target
+from data_engine.models.base import CacheSizes
+from data_engine.models.device import Target
 from data_engine.models.sharding import placement
 from data_engine.processes.ranks import Ranks
 from data_engine.sampling.memory import Needs, budgets, rows_without_pages

@@ -15,13 +15,13 @@ from torch import Tensor
 from data_engine import load_model
 from data_engine.bench import bare_llama
 from data_engine.bench.bare_llama import TINY_LLAMA, BareLlama
-from data_engine.models import embedded
 from data_engine.models.base import VisionLanguageModel
 from data_engine.models.layers import noting
 from data_engine.models.layers.attention import LayerCall
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.merged_linear import MergedLinear, merge_linears
 from data_engine.models.layers.prefix import run_prefix, run_prefixes
+from data_engine.models.native import embedded
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.native import model_runner, page_pool
 from data_engine.sampling.native.kv_cache import KVCache

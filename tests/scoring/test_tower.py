@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_engine.models import tower
+from data_engine.models import image_groups
 from data_engine.pipeline import judge
 from data_engine.pipeline.works import Whole, halving
 from data_engine.questions.conversation import Conversation
@@ -18,7 +18,7 @@ ANSWERS = [[7, 23, 9], [11, 4]]
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch) -> None:
-    monkeypatch.setattr(tower, "images_a_call", lambda model: 3)
+    monkeypatch.setattr(image_groups, "images_a_call", lambda model: 3)
 
 
 @pytest.fixture

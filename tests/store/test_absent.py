@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from data_engine.models.checkpoints.checkpoint import content_files
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.checkpoints.weight_files import located
-from data_engine.models.registry import ModelError
 from data_engine.pipeline import pair
 from data_engine.store import absent, units
 from data_engine.store.folders import sync_files

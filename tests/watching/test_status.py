@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from watched_run import STAGES, make_run, unit_line, write_log
+from watched_run import STAGES, described, make_run, unit_line, write_log
 
 from data_engine.commands import status
 from data_engine.commands.work_dir import read_run
 from data_engine.errors import IncompleteError, UserError
 from data_engine.store import logs
+from data_engine.store.logs import duration
 
 NOW = 1_000_000.0
 
@@ -22,7 +23,7 @@ def row(text: str, stage: str) -> list[str]:
 
 
 def test_units_are_counted_by_stage(tmp_path):
-    text = status.describe(make_run(tmp_path / "run", 25, {"sampled_answer": 25, "instruct_logps": 10}), NOW)
+    text = described(make_run(tmp_path / "run", 25, {"sampled_answer": 25, "instruct_logps": 10}), NOW)
     assert text.splitlines()[0] == f"{tmp_path}/run: 200 questions in 25 units of 8"
     assert row(text, "sampled_answer") == ["sampled_answer", "25/25", "100", "%"]
     assert row(text, "instruct_logps") == ["instruct_logps", "10/25", "40", "%"]
@@ -31,13 +32,13 @@ def test_units_are_counted_by_stage(tmp_path):
 
 
 def test_units_beyond_those_of_the_run_are_not_counted(tmp_path):
-    text = status.describe(make_run(tmp_path / "run", 3, {"sampled_answer": 5, "instruct_logps": 2}), NOW)
+    text = described(make_run(tmp_path / "run", 3, {"sampled_answer": 5, "instruct_logps": 2}), NOW)
     assert row(text, "sampled_answer") == ["sampled_answer", "3/3", "100", "%"]
     assert row(text, "instruct_logps") == ["instruct_logps", "2/3", "66", "%"]
 
 
 def test_a_share_is_rounded_down_so_that_only_a_whole_stage_is_100(tmp_path):
-    text = status.describe(make_run(tmp_path, 1000, {"sampled_answer": 999}), NOW)
+    text = described(make_run(tmp_path, 1000, {"sampled_answer": 999}), NOW)
     assert row(text, "sampled_answer")[1:4] == ["999/1000", "99", "%"]
 
 
@@ -46,45 +47,45 @@ def test_pace_and_time_left_come_from_the_ranks_logs(tmp_path):
     write_log(work_dir, 0, unit_line(NOW - 15), unit_line(NOW - 5))
     write_log(work_dir, 1, unit_line(NOW - 12), unit_line(NOW - 2))
     # 10 s a unit on each of 2 ranks: 96 units take 480 s; 80 answers a unit make 16 a second.
-    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["2", "16.0", "8", "min"]
+    assert row(described(work_dir, NOW), "sampled_answer")[4:] == ["2", "16.0", "8", "min"]
 
 
 def test_ranks_of_two_shards_that_share_a_log_count_as_two(tmp_path):
     work_dir = make_run(tmp_path, 100, {"sampled_answer": 4})
     write_log(work_dir, 0, *(unit_line(NOW - ago) for ago in (12, 15, 2, 5)))
-    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["2", "16.0", "8", "min"]
+    assert row(described(work_dir, NOW), "sampled_answer")[4:] == ["2", "16.0", "8", "min"]
 
 
 def test_units_one_after_the_other_are_the_work_of_one_rank(tmp_path):
     work_dir = make_run(tmp_path, 100, {"sampled_answer": 3})
     write_log(work_dir, 0, *(unit_line(NOW - ago) for ago in (20, 10, 0)))
-    assert row(status.describe(work_dir, NOW), "sampled_answer")[4] == "1"
+    assert row(described(work_dir, NOW), "sampled_answer")[4] == "1"
 
 
 def test_only_the_stage_of_a_line_sets_its_pace(tmp_path):
     work_dir = make_run(tmp_path, 10, {"sampled_answer": 10, "instruct_logps": 4})
     write_log(work_dir, 0, unit_line(NOW - 500, seconds=99), unit_line(NOW - 1, "instruct_logps", seconds=2, answers=8))
-    assert row(status.describe(work_dir, NOW), "instruct_logps")[4:] == ["1", "4.0", "12", "s"]
+    assert row(described(work_dir, NOW), "instruct_logps")[4:] == ["1", "4.0", "12", "s"]
 
 
 def test_what_a_clock_that_ran_ahead_has_dated_to_come_is_not_the_latest(tmp_path):
     work_dir = make_run(tmp_path, 100, {"sampled_answer": 4})
     write_log(work_dir, 0, unit_line(NOW + 7200, seconds=999), unit_line(NOW - 10), unit_line(NOW))
     # 96 units of 10 s on one rank
-    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["1", "8.0", "16", "min"]
+    assert row(described(work_dir, NOW), "sampled_answer")[4:] == ["1", "8.0", "16", "min"]
 
 
 def test_a_run_that_nobody_works_on_stands_still(tmp_path):
     work_dir = make_run(tmp_path, 10, {"sampled_answer": 4})
     write_log(work_dir, 0, unit_line(NOW - 3600))
-    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["0", "-", "stands", "still"]
+    assert row(described(work_dir, NOW), "sampled_answer")[4:] == ["0", "-", "stands", "still"]
 
 
 def test_a_torn_or_foreign_log_line_is_passed_over(tmp_path):
     work_dir = make_run(tmp_path, 10, {"sampled_answer": 4})
     torn = ['{"time": 99', "null", "[]", '{"event": "start"}', '{"time": "x", "stage": 1}', "\x00"]
     write_log(work_dir, 0, *torn, unit_line(NOW - 1), '{"time": 1000')
-    assert row(status.describe(work_dir, NOW), "sampled_answer")[4:] == ["1", "8.0", "1", "min"]
+    assert row(described(work_dir, NOW), "sampled_answer")[4:] == ["1", "8.0", "1", "min"]
 
 
 def test_a_line_behind_half_a_line_of_a_killed_rank_is_not_lost(tmp_path):
@@ -103,7 +104,7 @@ def test_a_written_dataset_is_said_to_be_there(tmp_path, name):
     work_dir = make_run(tmp_path, 1, {})
     (work_dir / "dataset").mkdir()
     (work_dir / "dataset" / name).touch()
-    assert row(status.describe(work_dir, NOW), "pairs") == ["pairs", "written"]
+    assert row(described(work_dir, NOW), "pairs") == ["pairs", "written"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_a_folder_that_is_no_work_dir_is_refused(tmp_path, content, says):
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError) as caught:
-        status.describe(tmp_path, NOW)
+        described(tmp_path, NOW)
     assert says in str(caught.value)
 
 
@@ -136,7 +137,7 @@ def test_a_folder_that_is_no_work_dir_is_refused(tmp_path, content, says):
     ],
 )
 def test_a_duration_has_two_units_at_most(seconds, text):
-    assert status.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def start_watch(work_dir: Path, *arguments: str, **options) -> subprocess.Popen:
@@ -233,7 +234,7 @@ def test_pairs_that_are_broken_count_as_not_written_where_there_is_no_dataset(tm
     work_dir = make_run(tmp_path, 1, dict.fromkeys(STAGES, 1))
     (work_dir / "pairs").mkdir()
     (work_dir / "pairs/pairs.parquet").write_bytes(b"PAR1")
-    assert row(status.describe(work_dir, NOW), "pairs") == ["pairs", "not", "written"]
+    assert row(described(work_dir, NOW), "pairs") == ["pairs", "not", "written"]
 
 
 def test_a_run_that_no_queue_knows_and_that_was_refused_is_not_told_to_wait_in_one(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_engine.errors import UserError
 from data_engine.models import family_class
-from data_engine.models.llava import LlavaPrompts, square
+from data_engine.models.native.llava import LlavaPrompts, square
 from data_engine.models.prompt_maker import TokenPrompt
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import decode

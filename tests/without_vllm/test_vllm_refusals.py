@@ -4,13 +4,13 @@ import sys
 
 import pytest
 import torch
+from validated import checked
 
-from data_engine.commands import validate
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
 from data_engine.job import worker
 from data_engine.models import family_class
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.planning import heavy
 
 
@@ -52,7 +52,7 @@ def test_without_vllm_the_extra_is_named_by_validate_too(settings, monkeypatch, 
     says = "sampler vllm needs vLLM, which is not installed: pip install 'vlm-data-engine[vllm]'"
     assert refusal(settings()) == says
     with pytest.raises(UserError, match="needs vLLM, which is not installed"):
-        validate.check(settings())
+        checked(settings())
     # What is sampled already needs none.
     assert "continue_from_stage 1 needs all units" in _incomplete(settings(continue_from_stage=1))
 
@@ -70,9 +70,9 @@ def test_an_engine_of_more_gpus_than_the_machine_has_is_refused_by_validate_too(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     asked = {"device": "cuda", "vllm_args": '{"tensor_parallel_size": 2, "pipeline_parallel_size": 2}'}
     with pytest.raises(UserError, match=r"vllm_args asks for engines of 4 GPUs .* and this machine has 3: lower"):
-        validate.check(settings(**asked))
+        checked(settings(**asked))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    validate.check(settings(**asked))
+    checked(settings(**asked))
 
 
 def test_families_that_vllm_does_not_know_are_refused_by_name(settings, vllm, goldens, refusal):

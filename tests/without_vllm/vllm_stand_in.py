@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, make_dataclass
 
 import torch
 
-from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
-from data_engine.models.pixels import normalised
+from data_engine.models.native.clip_pixels import normalised
+from data_engine.models.native.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.scoring.logprobs import Scored, score_pass
 
 # Of the runs over it.

@@ -14,7 +14,7 @@ from data_engine.models.layers.backends import choose_backends
 from data_engine.models.layers.cpu_linear import pack_linears
 from data_engine.models.layers.fused import fuse_operations
 from data_engine.models.layers.merged_linear import merge_linears, merges_linears
-from data_engine.models.native import EmbeddingDecoder
+from data_engine.models.native.model import EmbeddingDecoder
 
 # The decoder of LLaVA-1.5-7B but for its vocabulary; and one for the CPU, to see that what uses it runs. Widths are
 # multiples of 32, or a CPU with AVX512 would compute the last numbers of an odd number of rows by another exp.

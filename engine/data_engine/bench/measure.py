@@ -23,8 +23,9 @@ from data_engine.bench.shapes import photo_size, write_checkpoint
 from data_engine.bench.ways import ALL_WAYS, VLLM_WAYS, WAYS, Ways
 from data_engine.errors import LostRankError, UserError
 from data_engine.models import family_class
-from data_engine.models.base import VisionLanguageModel, pick_device, pick_dtype
+from data_engine.models.base import VisionLanguageModel
 from data_engine.models.checkpoints.adapter_folder import model_folder
+from data_engine.models.device import pick_device, pick_dtype
 from data_engine.models.layers.answer_cache import nbytes
 from data_engine.models.memory_errors import is_out_of_memory
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets, rows_without_pages

@@ -24,10 +24,11 @@ from data_engine.bench.shapes import PHOTO
 from data_engine.errors import UserError
 from data_engine.models import load_model
 from data_engine.models.auto.processor import load_config
-from data_engine.models.base import Prompt, VisionLanguageModel, sent
-from data_engine.models.embedded import IMAGE_TOKEN, SplicedPrompt
+from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.checkpoints.json_files import reading_part
+from data_engine.models.device import sent
 from data_engine.models.memory_errors import naming_no_room
-from data_engine.models.registry import reading_part
+from data_engine.models.native.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.questions.conversation import Conversation
 from data_engine.scoring.self_check import settle
 

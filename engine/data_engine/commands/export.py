@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 SCRATCH = "export"
 
-log = logging.getLogger(__name__)
-
 
 def main(argv: Sequence[str]) -> int:
     """Write the exports that are asked for, and push one to the hub.

@@ -15,10 +15,10 @@ from data_engine.commands.examples import shown
 from data_engine.commands.work_dir import take_option, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import Collected, UserError
-from data_engine.models.registry import resolve
+from data_engine.exit_codes import STOPPED
+from data_engine.models.checkpoints.places import resolve
 from data_engine.models.roles import naming_flag
 from data_engine.planning.own_folders import check_writable
-from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.ranks import asked_machines
 from data_engine.questions.of_run import open_for_run
 from data_engine.rounds.places import MODEL, ROUND, Round, config_of

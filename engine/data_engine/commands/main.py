@@ -1,7 +1,6 @@
 """The only entry point: `data-engine COMMAND ...`, or `python -m data_engine`. Imports no torch by itself.
 
-Exit codes: 0 done; 1 a bug or an unexpected failure; 2 the user's input or configuration is wrong; 3 incomplete;
-4 done, but nothing could be written; 75 stopped by a signal after committing, run the same command again.
+What a command raises becomes an exit code here: see exit_codes.py.
 """
 
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 
 import data_engine
 from data_engine.errors import IncompleteError, LostRankError, TrainerError, UserError, UserErrors, apart, nearest
+from data_engine.exit_codes import FAILED, INCOMPLETE, STOPPED, WRONG_INPUT
 from data_engine.processes import ending, home, output, process_limit
 from data_engine.tables import load
 
@@ -45,17 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain_of_all(error)
     except IncompleteError as error:
-        return _complain(str(error), 3)
+        return _complain(str(error), INCOMPLETE)
     except (LostRankError, TrainerError) as error:
-        return _complain(f"{error}; run the same command again to go on", 1)
+        return _complain(f"{error}; run the same command again to go on", FAILED)
     except KeyboardInterrupt:
-        return _complain("interrupted; run the same command again to go on", 75)
+        return _complain("interrupted; run the same command again to go on", STOPPED)
     except Exception as error:
         # So tempfile says it; torch asks for the folder as soon as it is imported.
         if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
-            return _complain("no folder takes temporary files: set TMPDIR to one that can be written and has room", 2)
+            return _complain(
+                "no folder takes temporary files: set TMPDIR to one that can be written and has room", WRONG_INPUT
+            )
         traceback.print_exc()
-        return 1
+        return FAILED
 
 
 def entry() -> int:
@@ -67,9 +69,9 @@ def entry() -> int:
         code = main()
         why = output.why_lost(sys.stdout)
         if why is not None:
-            _complain(f"standard output cannot be written: {why}", 2)
+            _complain(f"standard output cannot be written: {why}", WRONG_INPUT)
             # A run has its result in its work_dir, and its exit code tells of that.
-            code = code if sys.argv[1:2] == ["run"] else code or 2
+            code = code if sys.argv[1:2] == ["run"] else code or WRONG_INPUT
         return code
     finally:
         ending.without_collection()
@@ -102,7 +104,7 @@ def _complain_of_all(error: UserError) -> int:
         output.tell(one)
     if isinstance(error, UserErrors):
         print(f"data-engine: {len(error.found)} mistakes; {error.outcome}", file=sys.stderr, flush=True)
-    return 2
+    return WRONG_INPUT
 
 
 def _complain(message: str, code: int) -> int:

@@ -13,18 +13,14 @@ from data_engine.commands.examples import Parser
 from data_engine.commands.work_dir import config_of, given_path, read_paired, told_of_disk
 from data_engine.config import RunConfig
 from data_engine.errors import UserError
-from data_engine.of_pairing import OWN, of_pairing
+from data_engine.exit_codes import DONE, NOTHING_WRITTEN
+from data_engine.of_pairing import FLAGS, OWN, of_pairing
 from data_engine.processes import output
 from data_engine.stages import SAMPLING, SOURCES, RunStages
 
 if TYPE_CHECKING:
     from data_engine.pipeline.rewarded import Stored
 
-# Flags of `run` that a pairing depends on, besides the answers and what was computed of them.
-FLAGS = (
-    "rank_by", "strategy", "rank", "distance", "right", "min_margin", "max_margin", "max_pairs", "length_alpha",
-    "length_balance", "near_duplicates", "beta", "seed",
-)  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 # The value that takes back a flag of the run's.
 NONE = "none"
@@ -63,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
         if funnel.ranked and not funnel.candidate_pairs:
             why = f"{funnel.ranked} {funnel.why_no_candidates(config.strategy)}"
         print(f"data-engine: no pair is kept; {why}", file=sys.stderr)
-        return 4
-    return 0
+        return NOTHING_WRITTEN
+    return DONE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,12 +12,9 @@ from pathlib import Path
 from data_engine.commands.examples import shown
 from data_engine.commands.work_dir import given_path, has_not_begun, read_run, told_of_disk
 from data_engine.errors import UserError, nearest
-from data_engine.store.logs import duration
-from data_engine.watching import as_json, loop, table
+from data_engine.watching import as_json, lines, table
 from data_engine.watching.progress import Progress
 from data_engine.watching.reader import Reader
-
-__all__ = ["describe", "duration", "main"]
 
 USAGE = "usage: data-engine status WORK_DIR [--watch [SECONDS]] [--json]"
 DESCRIPTION = """\
@@ -41,22 +38,17 @@ def main(argv: Sequence[str]) -> int:
     if every_s is None:
         print(show(look()))
         return 0
-    if not loop.waits_for_start(functools.partial(has_not_begun, work_dir), every_s):
+    if not lines.waits_for_start(functools.partial(has_not_begun, work_dir), every_s):
         return 0
-    if wants_json or not loop.can_draw():
-        return loop.watch_lines(look, every_s, as_json.as_json if wants_json else loop.block)
+    if wants_json or not lines.can_draw():
+        return lines.watch_lines(look, every_s, as_json.as_json if wants_json else lines.block)
     # Imported late: rich is of use on a screen alone.
     from data_engine.watching.screen import watch_screen
 
     return watch_screen(look, every_s)
 
 
-def describe(work_dir: Path, now: float) -> str:
-    """The table that `status` prints, for the unix time `now`."""
-    return table.table(Reader(work_dir).look(read_run(work_dir), now, time.monotonic()))
-
-
-def _looking(work_dir: Path) -> loop.Look:
+def _looking(work_dir: Path) -> lines.Look:
     """A function that looks at a work_dir now, and remembers what it has read. It raises UserError where it cannot."""
     reader = Reader(work_dir)
 

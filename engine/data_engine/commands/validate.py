@@ -8,9 +8,8 @@ import json
 from collections.abc import Sequence
 
 from data_engine.commands.arguments import read
-from data_engine.config import Draft, RunConfig
 from data_engine.errors import UserError
-from data_engine.planning.checks import require_all, run_checks
+from data_engine.planning.checks import run_checks
 from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, empty_shards, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines, plan_lines
@@ -72,11 +71,6 @@ def _show(found: Found, plan: RunPlan | None, measured: dict | None) -> None:
     lines += ["", *plan_lines(plan)] if plan is not None else []
     lines += ["", *measured_lines(measured)] if measured is not None else []
     print("\n".join(lines), flush=True)
-
-
-def check(config: RunConfig) -> str:
-    """What was found. Raises UserError for a mistake, UserErrors for several."""
-    return describe(require_all(Draft(config, [], frozenset())))
 
 
 def describe(found: Found) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from data_engine import stages
+from data_engine import of_pairing, stages
 from data_engine.config import RunConfig
 from data_engine.config_checks import has_effect
 from data_engine.preferences import strategies
@@ -33,11 +33,6 @@ _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 _OF_A_START = (
     "continue_from_stage", "stop_after_stage", "num_shards", "shard_index", "threads", "memory_fraction", "grace_s",
     "debug", "export",
-)  # fmt: skip
-# Flags of a pairing that its settings tell where they are not the defaults; run.json has those of the first start.
-OF_A_PAIRING = (
-    "rank_by", "strategy", "right", "min_margin", "max_margin", "length_alpha", "near_duplicates", "max_pairs",
-    "length_balance",
 )  # fmt: skip
 # Bound under the flag's name, but not in the form in which the flag takes it.
 _NOT_AS_GIVEN = (
@@ -250,7 +245,8 @@ def command_line(run_file: Mapping, settings: Mapping) -> str:
     """
     config = _of_stages(run_file)
     defaults = {field.name: field.default for field in fields(RunConfig)}
-    config |= {name: defaults[name] for name in OF_A_PAIRING}
+    # The settings of a pairing tell what is not the default.
+    config |= {name: defaults[name] for name in of_pairing.FLAGS}
     newer = {name: value for name, value in run_file.get("bound", {}).items() if name not in _NOT_AS_GIVEN}
     config |= {name: value for name, value in (newer | dict(settings)).items() if name in config}
     strategy, sources = config["strategy"], stages.chosen(config.get("rewards") or stages.DEFAULT)

@@ -8,7 +8,7 @@ from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import family_class
-from data_engine.models.base import Target
+from data_engine.models.device import Target
 from data_engine.models.sharding.placement import Decision
 from data_engine.sampling.memory import ACTIVATIONS, Needs, budgets
 from data_engine.sampling.native.page_allocator import PAGE

@@ -5,7 +5,7 @@ from data_engine.job.checkpoints import Checkpoint
 from data_engine.models import chat_options, class_for
 from data_engine.models.check import Checked
 from data_engine.models.checkpoints.adapter_folder import parts
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.sampling.vllm_engine import require_usable
 from data_engine.stages import REWARD, SAMPLING, RunStages
 from data_engine.vllm_settings import gpus_of_an_engine

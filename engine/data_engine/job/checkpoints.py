@@ -11,7 +11,8 @@ from data_engine.models import chat_options, class_for
 from data_engine.models.check import TOKENIZERS
 from data_engine.models.checkpoints.adapter_folder import model_folder, parts, with_real_places
 from data_engine.models.checkpoints.checkpoint import fingerprint, num_weights
-from data_engine.models.registry import AUTO, family_of, read_json, reading_part
+from data_engine.models.checkpoints.json_files import read_json, reading_part
+from data_engine.models.registry import AUTO, family_of
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.stages import COMPARED, TRAINED
 from data_engine.store.absent import matching
@@ -55,14 +56,12 @@ class Checkpoint:
         """The checkpoint that the flags of a role name. Raises ModelError where it cannot be used."""
         with naming_flag(config, role):
             folder = str(folder_of(config, role))
-            return cls.find(folder, getattr(config, f"{role}_model_name"), None, chat=config.chat_of(role))
+            return cls.find(folder, getattr(config, f"{role}_model_name"), config.chat_of(role))
 
     @classmethod
-    def find(
-        cls, path: str, name: str | None, revision: str | None, chat: ChatSettings = NO_CHAT_SETTINGS
-    ) -> "Checkpoint":
+    def find(cls, path: str, name: str | None = None, chat: ChatSettings = NO_CHAT_SETTINGS) -> "Checkpoint":
         """A folder or hub id, of the family that its config.json tells, which `name` may only confirm."""
-        folder = model_folder(path, revision)
+        folder = model_folder(path)
         family = family_of(folder, name)
         code = class_for(family, chat)
         side = code.text_side(folder, **chat_options(chat))
@@ -91,7 +90,7 @@ class Checkpoint:
         return num_weights(self.folders)
 
     def fingerprint(self, hash_files: HashFiles) -> str:
-        """Names its content, see models.checkpoint.fingerprint."""
+        """Names its content, see models.checkpoints.checkpoint.fingerprint."""
         content = fingerprint(self.folders, hash_files)
         if self.image_processor is None:
             return content

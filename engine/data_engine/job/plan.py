@@ -16,8 +16,8 @@ from data_engine.job import budgets, by_vllm, run_file
 from data_engine.job.checkpoints import Checkpoint, have_same_tokenizer, kinship_warnings, why_sums_alone
 from data_engine.job.given import Given
 from data_engine.models import family_class
-from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import check_models
+from data_engine.models.device import Target, pick_device, pick_dtype
 from data_engine.models.sharding import placement, settings
 from data_engine.pipeline.pair_settings import Settings
 from data_engine.pipeline.runner import UnitWork

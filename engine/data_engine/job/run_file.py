@@ -36,7 +36,7 @@ from data_engine.vllm_settings import shaping
 # It imports torch, which the checks before a run do without.
 if TYPE_CHECKING:
     from data_engine.job.checkpoints import Checkpoint
-    from data_engine.models.base import Target
+    from data_engine.models.device import Target
 
 # Of the work directory's files; raised where they change so that an older program's cannot be read.
 LAYOUT = 2

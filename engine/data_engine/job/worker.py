@@ -13,6 +13,7 @@ from pathlib import Path
 from data_engine import stages
 from data_engine.config import RunConfig
 from data_engine.errors import IncompleteError, TakenOverError, UserError, kind_of
+from data_engine.exit_codes import DONE, FAILED, INCOMPLETE, NOTHING_WRITTEN, STOPPED, WRONG_INPUT
 from data_engine.job import published, run_file
 from data_engine.job.earlier import incomplete
 from data_engine.job.last_step import alone, pair_all, summarise
@@ -24,7 +25,7 @@ from data_engine.models.sharding.coordination import Coordination, Independent, 
 from data_engine.pipeline.given import NO_ANSWER
 from data_engine.pipeline.runner import StageRunner
 from data_engine.processes import process_limit
-from data_engine.processes.exit_report import NOTHING_WRITTEN, STOPPED, announce, report_exit
+from data_engine.processes.exit_report import announce, report_exit
 from data_engine.processes.ranks import Ranks, set_threads, since_start_s
 from data_engine.processes.signals import Stop, Stopped
 from data_engine.questions.first_rows import require_usable
@@ -40,8 +41,8 @@ log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig) -> int:
-    """Run this rank's part of the job; the exit code of design 4.1, which is also left for the launch script."""
-    code, stop, work_dir, reason = 1, Stop(config.grace_s).listen(), Path(config.work_dir), None
+    """Run this rank's part of the job; its exit code, which is also left for the launch script."""
+    code, stop, work_dir, reason = FAILED, Stop(config.grace_s).listen(), Path(config.work_dir), None
     announce()
     try:
         try:
@@ -57,16 +58,16 @@ def run(config: RunConfig) -> int:
         code = STOPPED
     except OSError as error:
         if disk.is_forbidden(error):
-            code = 2
+            code = WRONG_INPUT
             raise disk.forbidden(error, work_dir) from None
         if not disk.is_trouble(error):
             raise
         code, reason = STOPPED, disk.describe(error, work_dir, config.stages)
     except UserError:
-        code = 2
+        code = WRONG_INPUT
         raise
     except IncompleteError:
-        code = 3
+        code = INCOMPLETE
         raise
     finally:
         report_exit(code, work_dir)
@@ -106,7 +107,7 @@ def _run(config: RunConfig, ranks: Ranks, stop: Stop) -> int:
         summarise(plan.work_dir)
     elif config.stop_after_stage == stages.PAIR:
         log.info("all units are published; rank 0 makes the pairs of them")
-    return 0 if written else NOTHING_WRITTEN
+    return DONE if written else NOTHING_WRITTEN
 
 
 class Worker:

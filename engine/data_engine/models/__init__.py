@@ -1,4 +1,8 @@
-"""Model families. `load_model` is the public way in; registry.py has the table, one file a family the rest."""
+"""Model families. `load_model` is the public way in, registry.py has the table, base.py the protocol.
+
+native/ and auto/ have the families, internvl_chat/ a layout that `auto` reads, checkpoints/ the files of a checkpoint,
+layers/ how decoders compute, sharding/ models that are split over ranks.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -7,8 +11,9 @@ from typing import TYPE_CHECKING
 from data_engine.chat_settings import ChatSettings
 from data_engine.models.checkpoints.adapter_folder import model_folder, parts, telling_real_places
 from data_engine.models.checkpoints.allocation import map_large_tensors
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.checkpoints.weight_files import check_files
-from data_engine.models.registry import AUTO, FAMILIES, ModelError, family_of
+from data_engine.models.registry import AUTO, FAMILIES, family_of
 from data_engine.tables import load
 
 if TYPE_CHECKING:
@@ -43,7 +48,7 @@ def load_model(
     `compiled`, answers run through layers by torch.compile, where the model allows it; a warning says where not.
     Raises ModelError, a ValueError, naming what is wrong.
     """
-    from data_engine.models.base import pick_device, pick_dtype
+    from data_engine.models.device import pick_device, pick_dtype
     from data_engine.models.layers.backends import choose_backends
     from data_engine.models.layers.compiled_layers import compile_layers
     from data_engine.models.layers.cpu_linear import pack_linears

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
-from data_engine.errors import UserError
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
-from data_engine.models.layers.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.thoughts import KNOWN, Marks, ReadAnswer
@@ -58,6 +56,16 @@ class PromptEnd(NamedTuple):
     """position of the first token of an answer; not P where an image takes fewer positions than tokens"""
     cache_layers: Sequence[object]
     """the layers of transformers' cache afterwards; those with a recurrent state hold it"""
+
+
+class PlainSteps(Protocol):
+    """Answers in the making on the plain path, the same number in each step."""
+
+    def first(self) -> Tensor:
+        """Logits of the first tokens, fp32 [K, V]."""
+
+    def next(self, tokens_K: Tensor) -> Tensor:
+        """Feed each row a token: logits of the tokens behind it, fp32 [K, V]."""
 
 
 class TextSide(NamedTuple):
@@ -257,7 +265,7 @@ class ModelFamily(Protocol):
     ) -> VisionLanguageModel:
         """Read a checkpoint folder. checkpoint.Blueprint places the weights: whole, or as `split` divides them.
 
-        Raises registry.ModelError naming what is missing, unexpected or contradictory.
+        Raises ModelError naming what is missing, unexpected or contradictory.
         """
 
     @classmethod
@@ -287,47 +295,3 @@ class ModelFamily(Protocol):
     @staticmethod
     def folders(folder: Path) -> list[Path]:
         """The folders that a checkpoint is read from: its own first, then one for each part that lies elsewhere."""
-
-
-def sent(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to the device without synchronising: a GPU copies it from pinned memory."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
-
-
-class Target(NamedTuple):
-    """Where a model runs, and in which precision."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def dtype_name(self) -> str:
-        """As --dtype spells it."""
-        return str(self.dtype).removeprefix("torch.")
-
-
-def pick_device(device: str) -> torch.device:
-    """ "auto" is cuda where there is one. Raises UserError for a device that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} was asked for, but torch sees no GPU")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} of them, counted from 0; "
-            "each rank of a machine takes one"
-        )
-    return chosen
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on cuda and float32 elsewhere. Raises UserError for a dtype that is none of the three."""
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
-    return getattr(torch, dtype)

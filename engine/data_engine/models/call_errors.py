@@ -1,6 +1,6 @@
 """What a decoder or a tower of transformers raises that is called in a way that it does not know."""
 
-from data_engine.models.registry import reason
+from data_engine.models.checkpoints.json_files import reason
 
 
 def why_not_called(error: Exception) -> str:

@@ -12,8 +12,9 @@ from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.config import RunConfig
 from data_engine.errors import Collected
 from data_engine.models import chat_options, class_for, family_class, head_options
+from data_engine.models.checkpoints.json_files import ModelError, refuse_pointer
 from data_engine.models.checkpoints.weight_files import check_files
-from data_engine.models.registry import AUTO, ModelError, family_of, refuse_pointer
+from data_engine.models.registry import AUTO, family_of
 from data_engine.models.roles import folder_of, naming_flag, of_roles
 from data_engine.stages import HEADED, kwargs_flag
 from data_engine.store.absent import is_file

@@ -8,7 +8,7 @@ import torch
 
 from data_engine.errors import LostRankError, UserError, first_line
 from data_engine.models.base import VisionLanguageModel
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine_kernels import CannotLaunch
 
 # What cuBLAS, cuDNN, CUDA graphs, Triton's launcher, NCCL and torch's CPU allocator say instead of OutOfMemoryError.

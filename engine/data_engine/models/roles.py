@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_engine.config import RunConfig
 from data_engine.models.checkpoints.adapter_folder import model_folder, with_real_places
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 
 
 def folder_of(config: RunConfig, role: str) -> Path:

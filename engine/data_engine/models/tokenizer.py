@@ -12,7 +12,7 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
+from data_engine.models.checkpoints.json_files import ModelError, read_json, reason, refuse_pointer
 from data_engine.store.absent import is_file
 
 

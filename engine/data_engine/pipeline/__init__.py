@@ -1,1 +1,4 @@
-"""What a unit of a stage computes: sample, score, pair. They meet in files only."""
+"""What a unit of a stage computes: answers, log-probs, and the numbers of judges and rules; then pairs and exports.
+
+The stages meet in files only.
+"""

@@ -5,7 +5,7 @@ both directions, and one on the plain path, gets a whole prompt for each answer.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from data_engine.errors import BadRow, UserError
 from data_engine.models.base import TextSide, VisionLanguageModel
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.prefix import run_prefix
-from data_engine.pipeline.passes import AnswerRunner, Computed, compute_unit
+from data_engine.pipeline.passes import AnswerRunner, Computed
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.pipeline.works import Behind, Whole, Work, lacks_room
 from data_engine.questions import images
@@ -209,13 +209,6 @@ def _runner(context: StageContext, reading: Callable[[VisionLanguageModel], Read
         return _result(found, work.inputs[stages.SAMPLING.name].table)
 
     return AnswerRunner(judged, context.budgets["score_tokens"], result, split=context.split)
-
-
-def judge_unit(
-    judged: Judged, questions: Iterable[Question], sampled: pa.Table, tokens_a_pass: int = 0, check: bool = False
-) -> UnitResult:
-    """Scores of all answers of a unit, in their order; a row that cannot be judged is left out with its reason."""
-    return _result(compute_unit(judged, questions, sampled, tokens_a_pass, check), sampled)
 
 
 def _result(found: Computed, sampled: pa.Table) -> UnitResult:

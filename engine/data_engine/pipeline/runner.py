@@ -12,7 +12,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from data_engine.config import RunConfig
-from data_engine.models.base import Target, VisionLanguageModel
+from data_engine.models.base import VisionLanguageModel
+from data_engine.models.device import Target
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question

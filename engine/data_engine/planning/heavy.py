@@ -18,10 +18,10 @@ from data_engine.job import by_vllm, given, run_file
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings, why_sums_alone
 from data_engine.job.plan import NO_IMAGES
 from data_engine.models import chat_options, class_for, family_class
-from data_engine.models.base import Target, pick_device, pick_dtype
 from data_engine.models.check import Checked, check_loadable
 from data_engine.models.checkpoints.checkpoint import num_weights
 from data_engine.models.describe import told
+from data_engine.models.device import Target, pick_device, pick_dtype
 from data_engine.models.registry import family_of
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.models.sharding import placement

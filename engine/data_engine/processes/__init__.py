@@ -1,1 +1,1 @@
-"""The processes of a job: ranks, signals, exit codes, heartbeats, and stacks of their threads."""
+"""The processes of a job: ranks, signals, heartbeats, stacks of their threads, and the processes that ranks start."""

@@ -9,11 +9,6 @@ from pathlib import Path
 
 from data_engine.store import logs
 
-# Exit code of a rank that a signal stopped after it had committed.
-STOPPED = 75
-# Exit code of a run that came to its end, and has no row to write.
-NOTHING_WRITTEN = 4
-
 
 def _rank() -> int:
     """What is no number, Ranks refuses."""

@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from data_engine.processes.exit_report import STOPPED, report
+from data_engine.exit_codes import STOPPED
+from data_engine.processes.exit_report import report
 
 # A signal repeated within this time counts once: launchers forward signals that the rank got itself.
 SAME_SIGNAL_S = 2.0

@@ -8,18 +8,15 @@ and a reason.
 """
 
 import contextlib
-import resource
 import signal
-import socket
 import struct
-import subprocess
-import sys
 import threading
 from typing import BinaryIO
 
 from PIL import Image
 
-from data_engine.processes import job_signals
+from data_engine.processes import isolated, job_signals
+from data_engine.processes.isolated import Isolated
 from data_engine.questions import images
 from data_engine.questions.images import BadImage, Exif
 
@@ -32,8 +29,7 @@ MEMORY_BYTES = 2 << 30
 BYTES_A_PIXEL = 16
 # An image that ends so many workers is given up.
 TRIES = 2
-# -P: a file in the current folder must not shadow a module of Python.
-COMMAND = [sys.executable, "-P", "-m", "data_engine.questions.image_workers"]
+COMMAND = isolated.command("data_engine.questions.image_workers")
 _REQUEST, _RESPONSE = struct.Struct("<d?Q"), struct.Struct("<II?Q")
 _NO_IMAGE = (0, 0, False)
 _READY = b"R"
@@ -67,7 +63,7 @@ class ImageWorkers:
     def start(self) -> None:
         """Start one worker if there is none, without waiting until it is ready."""
         if not self._free:
-            self._give_back(_Worker())
+            self._give_back(_Worker(COMMAND))
 
     def decode(self, data: bytes | None, max_megapixels: float, exif: Exif = "apply") -> Image.Image:
         """images.decode in a worker. Raises BadImage, also for an image that ends TRIES workers."""
@@ -93,7 +89,7 @@ class ImageWorkers:
             if worker.process.poll() is None:
                 return worker
             self._end(worker)
-        worker = _Worker()
+        worker = _Worker(COMMAND)
         with self._lock:
             if not self._closed:
                 self._busy.add(worker)
@@ -132,46 +128,25 @@ def _what_ended(code: int) -> str:
     }.get(code, "crashed")
 
 
-class _Worker:
-    """One process and this end of its socket."""
+class _Worker(Isolated):
+    """A worker's process."""
 
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        # The stream keeps the socket open; where the process cannot be started, nothing does.
-        with ours, theirs, job_signals.held():
-            # In a session of its own it does not get Ctrl-C from the terminal.
-            self.process = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            self._stream = ours.makefile("rwb")
-        self._ready = False
+    _ready = False
 
     def decode(self, data: bytes, max_megapixels: float, exif: Exif) -> Image.Image | str:
         """The image, or the reason why it cannot be used. Raises EOFError or OSError where the worker dies."""
         if not self._ready:
             self._wait_until_ready()
-        _send(self._stream, _REQUEST.pack(max_megapixels, exif == "apply", len(data)), data)
-        width, height, turned, size = _RESPONSE.unpack(_read(self._stream, _RESPONSE.size))
-        found = _read(self._stream, size)
+        _send(self.stream, _REQUEST.pack(max_megapixels, exif == "apply", len(data)), data)
+        width, height, turned, size = _RESPONSE.unpack(isolated.read(self.stream, _RESPONSE.size))
+        found = isolated.read(self.stream, size)
         if not width:
             return found.decode()
         return images.marked(Image.frombytes("RGB", (width, height), found), turned)
 
-    def end(self) -> int:
-        """Kill the process if it is alive. Returns its exit code, negative for a signal."""
-        self.process.kill()
-        # Closing flushes, which fails where the worker is gone.
-        with contextlib.suppress(OSError):
-            self._stream.close()
-        return self.process.wait()
-
     def _wait_until_ready(self) -> None:
         try:
-            self._ready = bool(_read(self._stream, len(_READY)))
+            self._ready = bool(isolated.read(self.stream, len(_READY)))
         except (EOFError, OSError):
             code = self.end()
             raise RuntimeError(f"a worker for images ended with code {code} before it was ready") from None
@@ -183,19 +158,12 @@ def serve(stream: BinaryIO) -> None:
     with contextlib.suppress(EOFError, OSError):
         _send(stream, _READY)
         while True:
-            max_megapixels, applied, size = _REQUEST.unpack(_read(stream, _REQUEST.size))
-            data = _read(stream, size)
-            _limit_memory(MEMORY_BYTES + int(BYTES_A_PIXEL * max_megapixels * 1e6))
+            max_megapixels, applied, size = _REQUEST.unpack(isolated.read(stream, _REQUEST.size))
+            data = isolated.read(stream, size)
+            isolated.limit_memory(MEMORY_BYTES + int(BYTES_A_PIXEL * max_megapixels * 1e6))
             head, content = _decoded(data, max_megapixels, "apply" if applied else "ignore")
             _send(stream, _RESPONSE.pack(*head, len(content)), content)
             del data, content
-
-
-def _limit_memory(size_bytes: int) -> None:
-    """RLIMIT_DATA counts the memory that this process may write to, not reserved address space."""
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    soft = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _decoded(data: bytes, max_megapixels: float, exif: Exif) -> tuple[tuple[int, int, bool], bytes]:
@@ -223,15 +191,6 @@ def _send(stream: BinaryIO, *parts: bytes) -> None:
     stream.flush()
 
 
-def _read(stream: BinaryIO, size: int) -> bytes:
-    """Exactly `size` bytes. Raises EOFError where the other end closes before."""
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
 if __name__ == "__main__":
-    # Closing the stream flushes, which fails where the rank died before it read the last response.
-    with contextlib.suppress(OSError), socket.socket(fileno=int(sys.argv[1])).makefile("rwb") as served:
+    with isolated.served() as served:
         serve(served)

@@ -1,11 +1,13 @@
 """What a page is about, for its top: models, dataset and pairing by name; run.json and a file of pairs in, rows out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
 from data_engine import stages
 from data_engine.config_checks import has_effect
+from data_engine.of_pairing import FLAGS
 from data_engine.preferences import filters, strategies
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting.columns import metadata_of
@@ -16,6 +18,8 @@ RANK_BY = ",".join(stages.SOURCES[stages.DEFAULT].rank_by)
 # The setting that a filter goes by, where it is not called as the filter.
 _LIMITS = {"per_idx": "max_pairs"}
 _DEFAULTS = {"max_pairs": filters.MAX_PAIRS_PER_IDX}
+# Flags of a pairing that are told elsewhere than with the strategy.
+_TOLD_APART = {"rank_by", "strategy", "length_alpha", *(field.name for field in fields(filters.FilterRule))}
 
 
 def run_rows(path: Path, run_file: Mapping, num_questions: int) -> Rows:
@@ -93,8 +97,8 @@ def _answers(run_file: Mapping, num_questions: int) -> str:
 def _strategy(settings: Mapping, rewards: Sequence[str]) -> Iterator[str]:
     strategy = settings.get("strategy", strategies.DEFAULT)
     yield f"strategy {strategy}"
-    for name in ("rank", "distance", "right", "beta", "near_duplicates", "seed"):
-        if has_effect(name, strategy, rewards) and settings.get(name) is not None:
+    for name in FLAGS:
+        if name not in _TOLD_APART and has_effect(name, strategy, rewards) and settings.get(name) is not None:
             yield f"{name} {settings[name]}"
 
 

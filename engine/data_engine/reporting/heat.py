@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.tokenizer import SentencePieceTokenizer
 
 Decode = Callable[[Sequence[int]], str]

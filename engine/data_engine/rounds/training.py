@@ -13,7 +13,7 @@ from data_engine.config import RunConfig
 from data_engine.errors import TrainerError, UserError, nearest
 from data_engine.flag_files import from_home, nearest_path
 from data_engine.models.check import check_folder
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.roles import folder_of, naming_flag
 from data_engine.processes.children import Children
 from data_engine.rounds.places import Round

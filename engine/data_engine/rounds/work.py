@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from data_engine.config import RunConfig
+from data_engine.exit_codes import FAILED, STOPPED
 from data_engine.processes.children import Children, Stopped
-from data_engine.processes.exit_report import STOPPED
 from data_engine.processes.launch import launch_folder
 from data_engine.rounds import page, training
 from data_engine.rounds.places import Round, config_of, require_same, write_config
@@ -67,7 +67,7 @@ def _round(
     page.write(loop, one.loop)
     if code:
         log.info("%s: its run ended with %d; no model was trained", told, code)
-        return code if code > 0 else 1
+        return code if code > 0 else FAILED
     words = training.command_of(train, one, config)
     log.info("%s: training, also told in %s\n  %s", told, one.log, shlex.join(words))
     start, before = time.time(), training.written(one)

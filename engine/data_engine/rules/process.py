@@ -2,17 +2,15 @@
 
 import contextlib
 import json
-import os
 import pickle
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_engine.errors import UserError
-from data_engine.processes import job_signals
+from data_engine.processes import isolated
+from data_engine.processes.isolated import Isolated
 from data_engine.processes.ranks import unlaunched
 from data_engine.rules.chosen import Rule
 from data_engine.rules.worker import Limits, SetUp, receive, send
@@ -21,8 +19,7 @@ from data_engine.rules.worker import Limits, SetUp, receive, send
 TRIES = 2
 # The worker ends itself; where it cannot, the rank ends it so many seconds later.
 SPARE_S = 5
-# -P: a file in the current folder must not shadow a module of Python.
-COMMAND = [sys.executable, "-P", "-m", "data_engine.rules.worker"]
+COMMAND = isolated.command("data_engine.rules.worker")
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,10 @@ class RuleProcess:
         """Start the worker, if there is none. Raises UserError where the rule cannot be imported."""
         if self._worker is not None:
             return
-        self._worker = _Worker()
+        # Sets and hashes are in the same order in every worker. What a rule prints would go between the lines of the
+        # progress bar.
+        with unlaunched(PYTHONHASHSEED="0"):
+            self._worker = _Worker(COMMAND, stderr=subprocess.DEVNULL)
         try:
             told = self._worker.asked(self._set_up, self._limits.import_s)
             problem, self.read = told["problem"], told["read"]
@@ -106,48 +106,20 @@ class RuleProcess:
         return f"ended its process (exit code {code})"
 
 
-class _Worker:
-    """One process and this end of its socket."""
+class _Worker(Isolated):
+    """A worker's process, and whether it took longer than it may."""
 
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        # Sets and hashes are in the same order in every worker. What a rule prints would go between the lines of the
-        # progress bar. In a session of its own the worker does not get Ctrl-C from the terminal.
-        with contextlib.ExitStack() as closed, theirs, unlaunched(PYTHONHASHSEED="0"), job_signals.held():
-            closed.enter_context(ours)
-            self.process = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-            # Where the process cannot be started, nothing keeps the socket.
-            closed.pop_all()
-        self._socket = ours
-        self._stream = ours.makefile("rwb")
-        self.late = False
+    late = False
 
     def asked(self, request: object, clock_s: float) -> dict:
         """The response. Raises EOFError or OSError where the process ends, or takes longer than that."""
-        self._socket.settimeout(clock_s + SPARE_S)
+        self.socket.settimeout(clock_s + SPARE_S)
         try:
-            send(self._stream, pickle.dumps(request))
-            return json.loads(receive(self._stream))
+            send(self.stream, pickle.dumps(request))
+            return json.loads(receive(self.stream))
         except TimeoutError:
             self.late = True
             raise
         # What a rule writes into file descriptors that are not its own.
         except (ValueError, RecursionError) as error:
             raise EOFError from error
-
-    def end(self) -> int:
-        """End the process, and those that the rule started in it. Returns its exit code.
-
-        One that has closed its socket by ending has its exit code already.
-        """
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        # Closing flushes, which fails where the process is gone.
-        with contextlib.suppress(OSError):
-            self._stream.close()
-        self._socket.close()
-        return self.process.wait()

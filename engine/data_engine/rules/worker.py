@@ -16,7 +16,6 @@ import pickle
 import re
 import resource
 import signal
-import socket
 import struct
 import sys
 import traceback
@@ -25,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from data_engine.processes import job_signals
+from data_engine.processes import isolated, job_signals
 
 LENGTH = struct.Struct("<Q")
 _PR_SET_PDEATHSIG = 1
@@ -75,7 +74,7 @@ def serve(stream: BinaryIO, rank: int) -> None:
         return
     set_up: SetUp = pickle.loads(receive(stream))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit_memory(set_up.limits.memory_bytes)
+    isolated.limit_memory(set_up.limits.memory_bytes)
     with _timed(set_up.limits.import_s, set_up.limits.import_s), data_files() as read:
         function, problem = _loaded(set_up)
     send(stream, json.dumps({"problem": problem, "read": read}).encode())
@@ -208,13 +207,6 @@ def _timed(processor_s: float, clock_s: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _limit_memory(size_bytes: int) -> None:
-    """RLIMIT_DATA counts the memory that this process may write to, not reserved address space."""
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    soft = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
 def send(stream: BinaryIO, data: bytes) -> None:
     """One message."""
     stream.write(LENGTH.pack(len(data)) + data)
@@ -223,18 +215,10 @@ def send(stream: BinaryIO, data: bytes) -> None:
 
 def receive(stream: BinaryIO) -> bytes:
     """One message. Raises EOFError where the other end closes before its end."""
-    [size] = LENGTH.unpack(_read(stream, LENGTH.size))
-    return _read(stream, size)
-
-
-def _read(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
+    [size] = LENGTH.unpack(isolated.read(stream, LENGTH.size))
+    return isolated.read(stream, size)
 
 
 if __name__ == "__main__":
-    # Closing the stream flushes, which fails where the rank died before it read the last response.
-    with contextlib.suppress(OSError, EOFError), socket.socket(fileno=int(sys.argv[1])).makefile("rwb") as served:
+    with isolated.served() as served:
         serve(served, int(sys.argv[2]))

@@ -46,7 +46,7 @@ class BackendSettings:
 
 
 class SamplingBackend(Protocol):
-    """Draws the answers of requests."""
+    """Draws the answers of requests, and ends each: at one of the model's eos_token_ids, or at max_new_tokens."""
 
     @property
     def wants_more(self) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from data_engine.errors import UserError
+from data_engine.models.checkpoints.json_files import reason
 from data_engine.models.prompt_maker import PromptMaker, TokenPrompt
-from data_engine.models.registry import reason
 from data_engine.sampling.backend import BackendSettings
 from data_engine.sampling.draw import SamplingParams
 from data_engine.sampling.requests import BROKEN, Completion, PromptRequest, Submitted

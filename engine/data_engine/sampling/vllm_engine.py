@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_engine.errors import LostRankError, UserError
+from data_engine.models.checkpoints.json_files import ModelError, read_json, reason
 from data_engine.models.internvl_chat import MODEL_TYPE, is_own
 from data_engine.models.memory_errors import is_out_of_memory
-from data_engine.models.registry import ModelError, read_json, reason
 from data_engine.processes import job_signals
 from data_engine.processes.ranks import unlaunched
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from data_engine.models.base import Prompt, VisionLanguageModel, sent
+from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.device import sent
 from data_engine.models.layers.answer_cache import answer_cache, repeated
 from data_engine.models.layers.attention import DoesNotFit, LayerCall, attending
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from data_engine.exit_codes import DONE, INCOMPLETE, NOTHING_WRITTEN, STOPPED
 from data_engine.store.claims import LAPSE_S
 
 # A pace is the mean over a stage's last units, so that it follows a change of machines.
@@ -17,7 +18,7 @@ WAITING, READY, WRITTEN = "waiting", "ready", "written"
 ALIVE = ("working", "pairing", "starting", "waiting")
 TROUBLED = ("failed", "dead", "stalled", "silent")
 ENDED = ("incomplete", "stopped", "finished")
-_BY_EXIT_CODE = {0: "finished", 3: "incomplete", 4: "finished", 75: "stopped"}
+_BY_EXIT_CODE = {DONE: "finished", NOTHING_WRITTEN: "finished", INCOMPLETE: "incomplete", STOPPED: "stopped"}
 
 
 class UnitTime(NamedTuple):

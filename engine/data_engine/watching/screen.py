@@ -19,7 +19,7 @@ from rich.segment import Segments
 
 from data_engine.processes import output
 from data_engine.watching.frame import Line, Paper, frame
-from data_engine.watching.loop import Look
+from data_engine.watching.lines import Look
 from data_engine.watching.progress import Progress
 
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[2J", "\x1b[?25h\x1b[?1049l"

@@ -24,7 +24,7 @@ from data_engine.exports.features import with_features
 from data_engine.exports.parquet_files import write_files
 from data_engine.exports.shuffle import Key, pair_key, shuffled
 from data_engine.models.checkpoints.adapter_folder import reopened, telling_real_places, with_real_places
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
 from data_engine.questions.dataset import Question
 from data_engine.store import units

@@ -25,13 +25,11 @@ from data_engine.models.auto.control_tokens import ControlTokens, end_ids, finge
 from data_engine.models.auto.limits import TOKEN_TYPES, known_ids, takes_token_types
 from data_engine.models.auto.processor import Once, explained, in_one_list, load_config, load_processor, text_alone
 from data_engine.models.auto.thought_marks import marks_of, require_ends
-from data_engine.models.registry import ModelError, read_json, reason
+from data_engine.models.checkpoints.json_files import ModelError, read_json, reason
 from data_engine.models.words import ids_of_words
 from data_engine.questions import thoughts
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.store.absent import is_file
-
-__all__ = ["Chat", "ChatSettings"]
 
 _PICTURE = Image.new("RGB", (120, 90), (90, 120, 150))
 # What messages are called in the reason why a row is left out.

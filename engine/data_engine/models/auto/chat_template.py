@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 
 from data_engine.chat_settings import ChatSettings
 from data_engine.errors import BadRow, UserError
-from data_engine.models.registry import ModelError, reason
+from data_engine.models.checkpoints.json_files import ModelError, reason
 from data_engine.questions.conversation import Conversation, Message
 
 # Texts that no template has, to see where it puts those of messages.

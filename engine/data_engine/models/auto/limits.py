@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.layers.rotary import BY_LARGEST_POSITION
-from data_engine.models.registry import ModelError
 from data_engine.questions.images import BadImage, check_megapixels, resized_size
 
 # Processors take an array with a side of 1 or 3 for one whose channels come first.

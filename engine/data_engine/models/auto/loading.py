@@ -21,11 +21,11 @@ from data_engine.models.auto.value_head import NAMES, others, stored_head
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.adapter_folder import with_real_places
 from data_engine.models.checkpoints.checkpoint import headers
+from data_engine.models.checkpoints.json_files import ModelError, reason
 from data_engine.models.checkpoints.weight_files import Stored, quantised_weight, some
 from data_engine.models.internvl_chat import is_own_folder, weights
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.memory_errors import is_out_of_memory
-from data_engine.models.registry import ModelError, reason
 from data_engine_kernels import CannotLaunch
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from data_engine.models.base import sent
+from data_engine.models.device import sent
 
 # Larger ones, masks of pixels or of tokens by tokens, cost the host more than a wait.
 MOST = 1 << 16

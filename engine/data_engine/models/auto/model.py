@@ -22,7 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, LostRankError, UserError
-from data_engine.models import tower
+from data_engine.models import image_groups
 from data_engine.models.auto import limits, packed_prompts, probing, processed
 from data_engine.models.auto.chat import Chat
 from data_engine.models.auto.loading import check_weights, load_weights, refusing_misfits
@@ -35,14 +35,14 @@ from data_engine.models.auto.prompts import AutoPrompts
 from data_engine.models.auto.sizes import cache_sizes, describe
 from data_engine.models.auto.splitting import check_split, load_split, whole_modules
 from data_engine.models.auto.value_head import ValueHead
-from data_engine.models.base import CacheSizes, Description, PromptEnd, Split, TextSide, sent
+from data_engine.models.base import CacheSizes, Description, PlainSteps, PromptEnd, Split, TextSide
 from data_engine.models.call_errors import why_not_called
+from data_engine.models.device import sent
 from data_engine.models.layers import rotary
 from data_engine.models.layers.answer_cache import CACHE, PassingLayer, is_recurrent, passing, require_shareable
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
-from data_engine.models.layers.plain_steps import PlainSteps
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.thoughts import ReadAnswer
@@ -135,7 +135,7 @@ class Auto:
             self.answers_in_rows |= any(map(is_recurrent, self.cache_layers))
             if calls:
                 PackedTower.of(self.vision, calls[0])
-            self.encodes_together = tower.images_a_call(self) > 1 and probing.encodes_together(self)
+            self.encodes_together = image_groups.images_a_call(self) > 1 and probing.encodes_together(self)
 
     def whole_modules(self) -> list[tuple[nn.Module, str]]:
         parts = [self.decoder, *filter(None, [self.vision])]

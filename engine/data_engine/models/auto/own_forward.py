@@ -19,12 +19,12 @@ from data_engine.models.auto.parts import layers
 from data_engine.models.auto.positions import host_positions
 from data_engine.models.auto.processed import ProcessedPrompt
 from data_engine.models.auto.sending import Sending
-from data_engine.models.base import sent
+from data_engine.models.checkpoints.json_files import reason
+from data_engine.models.device import sent
 from data_engine.models.layers.answer_cache import CACHE
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.noting import forget
 from data_engine.models.memory_errors import is_out_of_memory
-from data_engine.models.registry import reason
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")

@@ -21,8 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data_engine.errors import LostRankError
 from data_engine.models.auto.mirrored import is_known, sent_mirrored
-from data_engine.models.base import sent
 from data_engine.models.call_errors import why_not_called
+from data_engine.models.device import sent
 from data_engine.models.layers.attention_math import Bounds, flash, has_flash
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from data_engine.errors import BadRow
 from data_engine.models.auto.parts import difference, fitted_head, layer_kinds
 from data_engine.models.base import Prompt, PromptEnd, VisionLanguageModel
+from data_engine.models.checkpoints.json_files import reason
 from data_engine.models.layers.answer_cache import answer_cache, repeated
 from data_engine.models.layers.attention import DoesNotFit, attending
 from data_engine.models.layers.head import Head
 from data_engine.models.layers.layer_kind import LayerKind
 from data_engine.models.layers.noting import Asking, Finding
 from data_engine.models.layers.prefix import Prefix, run_prefix, run_prefixes
-from data_engine.models.registry import reason
 from data_engine.questions.conversation import Conversation
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from data_engine.models import tower
-from data_engine.models.base import sent
+from data_engine.models import image_groups
+from data_engine.models.device import sent
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Encoding(Protocol):
 @torch.inference_mode()
 def encoded_together(model: Encoding, prompts: Sequence[ProcessedPrompt]) -> Iterator[ProcessedPrompt]:
     """As VisionLanguageModel.encoded, whether or not it is known that the tower takes them so."""
-    for group in tower.groups(prompts, pixels_alone, model):
+    for group in image_groups.groups(prompts, pixels_alone, model):
         if group.pixels is None:
             yield from group.prompts
             continue

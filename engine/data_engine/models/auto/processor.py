@@ -23,9 +23,16 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from data_engine.models import internvl_chat
 from data_engine.models.auto.releases import is_newer, refuse_faulty, warn_of_newer
+from data_engine.models.checkpoints.json_files import (
+    READING_PART,
+    ModelError,
+    read_json,
+    reading_part,
+    reason,
+    refuse_pointer,
+)
 from data_engine.models.internvl_chat.config import read_config
 from data_engine.models.internvl_chat.processor import load_processor as load_internvl_chat
-from data_engine.models.registry import READING_PART, ModelError, read_json, reading_part, reason, refuse_pointer
 from data_engine.store.absent import is_file, matching
 
 # Files that may name the class of the processor, in the order in which transformers asks them.

@@ -20,8 +20,8 @@ from data_engine.models.auto.parts import find_decoder, find_vision
 from data_engine.models.auto.processor import load_config
 from data_engine.models.auto.sizes import are_known, cache_sizes, text_calls_all
 from data_engine.models.base import Split
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.layers.cpu_linear import with_weights_read
-from data_engine.models.registry import ModelError
 
 
 def check_split(folder: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-from data_engine.models.registry import ModelError
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.questions.thoughts import KNOWN, Marks, cut
 
 _NAME = "(?:seed:)?(?:think|thinking|thought|thoughts|reason|reasoning)"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from data_engine.models.checkpoints.checkpoint import file_headers, headers, tensors
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.checkpoints.weight_files import FLOATS, Stored
-from data_engine.models.registry import ModelError
 from data_engine.store.absent import is_file
 
 # Beside the weights of the model, where a trainer saves the head alone; or it stands among them.

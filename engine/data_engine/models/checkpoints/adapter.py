@@ -15,8 +15,8 @@ from torch import Tensor
 from data_engine.models.checkpoints.adapter_config import CONFIG, INSTEAD, Scales, check_settings
 from data_engine.models.checkpoints.adapter_folder import adapter_files, parts
 from data_engine.models.checkpoints.checkpoint import file_headers, tensors
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.checkpoints.weight_files import FLOATS, Stored, refuse_empty, some
-from data_engine.models.registry import ModelError
 
 # base_model. is peft's model, model. its tuner; behind them stands the name in the model that was trained.
 _TUNER = re.compile(r"^base_model\.model\.")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_engine.models.registry import ModelError, read_json
+from data_engine.models.checkpoints.json_files import ModelError, read_json
 
 CONFIG = "adapter_config.json"
 # What a message advises where an adapter is more than matrices to be added.

@@ -19,16 +19,9 @@ from pathlib import Path
 
 from data_engine.flag_files import has_hub_form
 from data_engine.models.checkpoints.adapter_config import CONFIG, check_settings
+from data_engine.models.checkpoints.json_files import ModelError, quantised, read_json, refuse_pointer
+from data_engine.models.checkpoints.places import FILE_ENDINGS, fetch, resolve
 from data_engine.models.checkpoints.weight_files import FILES, INDEX, check_archive, read_header
-from data_engine.models.registry import (
-    FILE_ENDINGS,
-    ModelError,
-    fetch,
-    quantised,
-    read_json,
-    refuse_pointer,
-    resolve,
-)
 from data_engine.store.absent import is_file
 
 # In a folder of links, those of the two folders.

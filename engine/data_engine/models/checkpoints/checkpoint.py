@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_engine.models.base import Split
+from data_engine.models.checkpoints.json_files import ModelError, reason
 from data_engine.models.checkpoints.weight_files import (
     FLOATS,
     Stored,
@@ -27,7 +28,6 @@ from data_engine.models.checkpoints.weight_files import (
     refuse_empty,
     weight_files,
 )
-from data_engine.models.registry import ModelError, reason
 from data_engine.store.absent import is_file, matching
 from data_engine.store.file_hashes import HashFiles
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import init_empty_weights
 from torch.overrides import TorchFunctionMode
 
-from data_engine.models.registry import ModelError, reason
+from data_engine.models.checkpoints.json_files import ModelError, reason
 
 T = TypeVar("T")
 # Beyond any model: what is larger is a broken file, and would fill the memory.

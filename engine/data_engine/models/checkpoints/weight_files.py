@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_engine.errors import python_command
-from data_engine.models.registry import ModelError, read_json, reason, refuse_pointer
+from data_engine.models.checkpoints.json_files import ModelError, read_json, reason, refuse_pointer
 from data_engine.store.absent import is_file, matching
 
 # As transformers looks for them: an index may be left over from another save, beside a whole file.

@@ -7,7 +7,7 @@ from its files. Imports no torch.
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_engine.models.registry import read_json
+from data_engine.models.checkpoints.json_files import read_json
 
 MODEL_TYPE = "internvl_chat"
 IMAGE_TOKEN, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from transformers import InternVLConfig, InternVLVisionConfig, PreTrainedConfig
 
+from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.checkpoints.model_config import check_counts, described
 from data_engine.models.internvl_chat import IMAGE_TOKEN
 from data_engine.models.internvl_chat.conversation import conversation_of
 from data_engine.models.internvl_chat.decoders import COMMON, DECODERS, Decoder
-from data_engine.models.registry import ModelError, read_json
 from data_engine.models.tokenizer import added_tokens
 
 # Of vision_config: InternViT's names and transformers'.

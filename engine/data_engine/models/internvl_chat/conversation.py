@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_engine.models.checkpoints.json_files import ModelError, reason
 from data_engine.models.internvl_chat import IMAGE_TOKEN
-from data_engine.models.registry import ModelError, reason
 from data_engine.store.absent import is_file
 
 _EARLIER = (

@@ -8,10 +8,10 @@ from pathlib import Path
 from transformers import InternVLProcessor, ProcessorMixin
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
+from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.internvl_chat.config import image_tokens, tile_size, tiles
 from data_engine.models.internvl_chat.conversation import chat_template, conversation_of
 from data_engine.models.internvl_chat.tokenizer import load_tokenizer
-from data_engine.models.registry import ModelError, read_json
 from data_engine.store.absent import is_file
 
 # ImageNet's, which InternVL's repository has in its code.

@@ -10,7 +10,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from data_engine.models.registry import ModelError, reason
+from data_engine.models.checkpoints.json_files import ModelError, reason
 
 SPACE = "\u2581"
 # Where another normaliser, another kind of model or a special rule would show.

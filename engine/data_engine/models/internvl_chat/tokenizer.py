@@ -10,9 +10,9 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from data_engine.models.checkpoints.json_files import ModelError, read_json, refuse_pointer
 from data_engine.models.internvl_chat import IMAGE_END, IMAGE_START, IMAGE_TOKEN
 from data_engine.models.internvl_chat.sentencepiece_bpe import build
-from data_engine.models.registry import ModelError, read_json, refuse_pointer
 from data_engine.models.tokenizer import added_tokens
 from data_engine.store.absent import is_file
 

@@ -19,11 +19,11 @@ from transformers.modeling_utils import PreTrainedModel
 
 from data_engine.models.checkpoints.adapter import Adapter, Change
 from data_engine.models.checkpoints.checkpoint import headers, tensors
+from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.checkpoints.model_config import check_layers, on_meta
 from data_engine.models.checkpoints.weight_files import FLOATS, Stored, quantised_weight
 from data_engine.models.internvl_chat.config import decoder_of, read_config
 from data_engine.models.internvl_chat.decoders import Decoder, Placing, Target
-from data_engine.models.registry import ModelError, read_json
 
 _VISION_LAYER = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)")
 _VISION_PARTS = (

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from data_engine.errors import UserError
 from data_engine.models.base import VisionLanguageModel
+from data_engine.models.checkpoints.json_files import reason
 from data_engine.models.layers import attention
 from data_engine.models.layers.answer_cache import answer_cache, is_recurrent
 from data_engine.models.layers.attention import LayerCall, attending
 from data_engine.models.layers.cpu_linear import PackedLinear
-from data_engine.models.registry import reason
 
 # Rows and tokens a row of the passes for which kernels are made: of steps of sampling, and of scoring. No width of a
 # model has these sizes, of which torch would take it that the two are always equal.

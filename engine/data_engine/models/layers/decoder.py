@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.models.checkpoints.model_config import check_counts, described
-from data_engine.models.registry import ModelError
 from data_engine.models.tokenizer import Tokenizer
 
 # Fields of a decoder's configuration that are numbers of something.

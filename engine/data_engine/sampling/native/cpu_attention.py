@@ -15,7 +15,7 @@ from collections import abc
 import torch
 from torch import Tensor
 
-from data_engine.models.base import sent
+from data_engine.models.device import sent
 from data_engine.models.layers.attention import LayerCall, Seen
 from data_engine.models.layers.attention_math import attention_with_lse, merged, with_sinks
 from data_engine.sampling.native.kv_cache import KVCache, SlotBuffers

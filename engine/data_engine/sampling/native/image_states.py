@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from data_engine.models.base import VisionLanguageModel, sent
+from data_engine.models.base import VisionLanguageModel
+from data_engine.models.device import sent
 from data_engine.models.layers.attention import DoesNotFit
 from data_engine.models.layers.noting import Noted
 from data_engine.sampling.native.page_allocator import PAGE, pages_of

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from data_engine.models.base import VisionLanguageModel, sent
+from data_engine.models.base import VisionLanguageModel
+from data_engine.models.device import sent
 from data_engine.models.layers.answer_cache import RowStates, answer_cache, is_recurrent
 from data_engine.models.layers.layer_kind import LayerKind
 from data_engine.models.layers.noting import Noted

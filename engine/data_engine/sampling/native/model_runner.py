@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from data_engine.models.base import Prompt, VisionLanguageModel, sent
+from data_engine.models.base import Prompt, VisionLanguageModel
+from data_engine.models.device import sent
 from data_engine.models.layers.attention import Layout, attending
 from data_engine.models.layers.prefix import Prefix, run_prefix
 from data_engine.sampling.draw import SamplingParams, next_tokens

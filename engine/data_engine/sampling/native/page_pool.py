@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data_engine.models.base import VisionLanguageModel, sent
+from data_engine.models.base import VisionLanguageModel
+from data_engine.models.device import sent
 from data_engine.models.layers.prefix import Prefix
 from data_engine.sampling.native import page_allocator as pages
 from data_engine.sampling.native.image_states import ImageStates

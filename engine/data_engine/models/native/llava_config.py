@@ -6,9 +6,11 @@ from pathlib import Path
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from data_engine.models.checkpoints.adapter_folder import base_folder
+from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.checkpoints.model_config import check_counts, described
+from data_engine.models.checkpoints.places import fetch, resolve
 from data_engine.models.layers.decoder import decoder_config
-from data_engine.models.registry import ModelError, fetch, model_types, read_json, resolve
+from data_engine.models.registry import model_types
 from data_engine.store.absent import is_file
 
 KNOWN_TOWERS = {

@@ -17,15 +17,15 @@ from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models.base import Description
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.checkpoint import Blueprint, Source, headers
+from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.checkpoints.model_config import check_layers, on_meta
-from data_engine.models.embedded import IMAGE_TOKEN
 from data_engine.models.layers import attention
 from data_engine.models.layers.decoder import check_vocabulary
-from data_engine.models.llava_config import LlavaConfig, llama_config, read_config
-from data_engine.models.native import NativeModel, read_answer, single_question
-from data_engine.models.pixels import CLIP_MEAN, normalised, resized
+from data_engine.models.native.clip_pixels import CLIP_MEAN, normalised, resized
+from data_engine.models.native.embedded import IMAGE_TOKEN
+from data_engine.models.native.llava_config import LlavaConfig, llama_config, read_config
+from data_engine.models.native.model import NativeModel, read_answer, single_question
 from data_engine.models.prompt_maker import TokenPrompt
-from data_engine.models.registry import ModelError, read_json
 from data_engine.models.tokenizer import Tokenizer, continuation, load_tokenizer
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels, resized_size

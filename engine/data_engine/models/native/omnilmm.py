@@ -19,15 +19,16 @@ from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.models.base import Description
 from data_engine.models.checkpoints.adapter import Adapter
 from data_engine.models.checkpoints.checkpoint import Blueprint, Source, headers
+from data_engine.models.checkpoints.json_files import ModelError, read_json
 from data_engine.models.checkpoints.model_config import check_counts, check_layers, on_meta
-from data_engine.models.embedded import IMAGE_TOKEN
-from data_engine.models.eva import Eva, EvaConfig, Resampler, heads_of
 from data_engine.models.layers import attention
 from data_engine.models.layers.decoder import check_vocabulary, decoder_config
-from data_engine.models.native import NativeModel, single_question
-from data_engine.models.pixels import normalised, resized
+from data_engine.models.native.clip_pixels import normalised, resized
+from data_engine.models.native.embedded import IMAGE_TOKEN
+from data_engine.models.native.eva import Eva, EvaConfig, Resampler, heads_of
+from data_engine.models.native.model import NativeModel, single_question
 from data_engine.models.prompt_maker import PromptMaker
-from data_engine.models.registry import ModelError, model_types, read_json
+from data_engine.models.registry import model_types
 from data_engine.models.tokenizer import Tokenizer, added_tokens, continuation, load_tokenizer
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import check_megapixels

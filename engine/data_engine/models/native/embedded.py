@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from torch import Tensor
 
-from data_engine.models.base import sent
-from data_engine.models.layers.answer_cache import CACHE, PassingLayer
-from data_engine.models.layers.decoder import head_width
-from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.device import sent
 
 # Placeholder in prompt ids for the image's features; no tokenizer has a negative id.
 IMAGE_TOKEN = -200
@@ -58,27 +54,3 @@ class SplicedPrompt:
             sent(torch.tensor(part, dtype=torch.long), model.device) for part in (self.ids[:at], self.ids[at + 1 :])
         )
         return torch.cat([model.embed_tokens(before), features_ND, model.embed_tokens(after)])
-
-
-def decode(decoder: nn.Module, embeds_BTD: Tensor, positions_BT: Tensor, cache: Cache | None) -> Tensor:
-    """Last hidden states [B, T, D] of one pass of the decoder; without a layout in force, attention is causal."""
-    return decoder(
-        inputs_embeds=embeds_BTD, position_ids=positions_BT, **{CACHE: cache}, use_cache=cache is not None
-    ).last_hidden_state
-
-
-def attention_layers(decoder: nn.Module) -> dict[nn.Module, int]:
-    """The modules of a LLaMA-like decoder that attend, numbered."""
-    return {layer.self_attn: number for number, layer in enumerate(decoder.layers)}
-
-
-def layer_kinds(decoder: nn.Module) -> tuple[LayerKind, ...]:
-    """The kinds of its layers."""
-    config = decoder.config
-    width = head_width(config)
-    return (LayerKind(config.num_key_value_heads, width, width),) * config.num_hidden_layers
-
-
-def cache_layers(decoder: nn.Module) -> list[PassingLayer]:
-    """Layers of a cache without a recurrent state."""
-    return [PassingLayer()] * decoder.config.num_hidden_layers

@@ -19,21 +19,16 @@ from transformers.cache_utils import Cache
 
 from data_engine.chat_settings import NO_CHAT_SETTINGS, ChatSettings
 from data_engine.errors import BadRow, UserError
-from data_engine.models import tower
-from data_engine.models.base import CacheSizes, Prompt, PromptEnd, Split, TextSide, sent
+from data_engine.models import image_groups
+from data_engine.models.base import CacheSizes, Prompt, PromptEnd, Split, TextSide
 from data_engine.models.checkpoints.checkpoint import Blueprint
-from data_engine.models.embedded import (
-    IMAGE_TOKEN,
-    SplicedPrompt,
-    attention_layers,
-    cache_layers,
-    decode,
-    layer_kinds,
-)
+from data_engine.models.device import sent
 from data_engine.models.layers import rotary
-from data_engine.models.layers.answer_cache import passing
-from data_engine.models.layers.decoder import cache_values_per_token, head_weight
+from data_engine.models.layers.answer_cache import CACHE, PassingLayer, passing
+from data_engine.models.layers.decoder import cache_values_per_token, head_weight, head_width
 from data_engine.models.layers.head import Head
+from data_engine.models.layers.layer_kind import LayerKind
+from data_engine.models.native.embedded import IMAGE_TOKEN, SplicedPrompt
 from data_engine.models.prompt_maker import PromptMaker
 from data_engine.models.tokenizer import Tokenizer, control_tokens, load_tokenizer
 from data_engine.models.words import ids_of_words
@@ -49,8 +44,11 @@ class EmbeddingDecoder(ABC):
 
     def __init__(self, decoder: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         self.decoder, self.device, self.dtype = decoder, device, dtype
-        self.attention_layers, self.layers = attention_layers(decoder), layer_kinds(decoder)
-        self.cache_layers = cache_layers(decoder)
+        config, width = decoder.config, head_width(decoder.config)
+        self.attention_layers = {layer.self_attn: number for number, layer in enumerate(decoder.layers)}
+        self.layers = (LayerKind(config.num_key_value_heads, width, width),) * config.num_hidden_layers
+        # Without a recurrent state.
+        self.cache_layers = [PassingLayer()] * config.num_hidden_layers
 
     @abstractmethod
     def embed_tokens(self, token_ids_T: Tensor) -> Tensor:
@@ -86,6 +84,13 @@ class EmbeddingDecoder(ABC):
 
     def find_layers(self) -> None:  # noqa: B027
         """See VisionLanguageModel.find_layers: they are LLaMA's, as the configuration says."""
+
+
+def decode(decoder: nn.Module, embeds_BTD: Tensor, positions_BT: Tensor, cache: Cache | None) -> Tensor:
+    """Last hidden states [B, T, D] of one pass of the decoder; without a layout in force, attention is causal."""
+    return decoder(
+        inputs_embeds=embeds_BTD, position_ids=positions_BT, **{CACHE: cache}, use_cache=cache is not None
+    ).last_hidden_state
 
 
 def read_answer(model: PromptMaker, conversation: Conversation, token_ids: list[int]) -> ReadAnswer:
@@ -235,7 +240,7 @@ class NativeModel(EmbeddingDecoder):
             shown = isinstance(prompt, SplicedPrompt) and prompt.pixels is not None
             return prompt.pixels[None] if shown else None
 
-        for group in tower.groups(prompts, pixels, self):
+        for group in image_groups.groups(prompts, pixels, self):
             if group.pixels is None:
                 yield from group.prompts
                 continue

@@ -1,0 +1,52 @@
+"""Where a model runs and in which precision: what --device and --dtype mean, and tensors on their way there."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data_engine.errors import UserError
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to the device without synchronising: a GPU copies it from pinned memory."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+class Target(NamedTuple):
+    """Where a model runs, and in which precision."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """As --dtype spells it."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" is cuda where there is one. Raises UserError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} was asked for, but torch sees no GPU")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} of them, counted from 0; "
+            "each rank of a machine takes one"
+        )
+    return chosen
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 on cuda and float32 elsewhere. Raises UserError for a dtype that is none of the three."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"unknown dtype {dtype!r}; expected auto, float32, bfloat16 or float16")
+    return getattr(torch, dtype)
