@@ -185,6 +185,11 @@ class Questions:
         """What the dataset calls a column."""
         return self._source.names.in_dataset(name)
 
+    @property
+    def listed(self) -> str:
+        """Its columns, by its own names, for the end of a message."""
+        return self._source.names.listed(self.columns)
+
     def column(self, name: str) -> Iterator[object]:
         """One of the optional or further columns, of all rows."""
         cells = _extra_cells if name in self.optional_columns else self._source.values

@@ -42,7 +42,7 @@ def columns_of(schema: pa.Schema, where: str, names: ColumnNames = SAME_NAMES) -
     """
     schema = names.renamed(schema)
     counts = Counter(schema.names)
-    twice = [f'"{names.in_dataset(name)}"' for name in names.are_read(schema.names) if counts[name] > 1]
+    twice = {f'"{names.in_dataset(name)}"': None for name in names.are_read(schema.names) if counts[name] > 1}
     refuse(bool(twice), f"{where} has more than one column {', '.join(twice)}; keep one and rename or drop the others")
     columns = {field.name: _plain(field.type) for field in schema}
     if "image" in columns:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -18,8 +19,8 @@ class CsvRows:
 
     def __init__(self, file: TextFile, names: ColumnNames):
         self._file, self._names = file, names
-        # None in the place of a column that is not read.
-        self._header: list[str | None] = []
+        # The names of each column: none for one that is not read.
+        self._header: list[list[str]] = []
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
         """The rows, in order. Raises UserError, with the line, at what is none."""
@@ -37,8 +38,9 @@ class CsvRows:
                 continue
             self._refuse_other_separator(fields)
             self._header = list(map(self._names.ours, fields))
-            counts = Counter(name for name in self._header if name is not None)
-            twice = [f'"{self._names.in_dataset(name)}"' for name in self._names.are_read(counts) if counts[name] > 1]
+            counts = Counter(itertools.chain(*self._header))
+            read = self._names.are_read(counts)
+            twice = {f'"{self._names.in_dataset(name)}"': None for name in read if counts[name] > 1}
             refuse(bool(twice), f'"{self._file.path}" has more than one column {", ".join(twice)}; keep one')
 
     def parse(self, where: str, data: bytes) -> dict:
@@ -66,7 +68,7 @@ class CsvRows:
             f'"{self._file.path}", {where}: {len(fields)} cells, but {len(self._header)} columns; '
             'a text with a comma stands in quotes, and a quote in it is doubled: "say ""yes"", please"',
         )
-        return {name: cell for name, cell in zip(self._header, fields, strict=True) if name is not None}
+        return {name: cell for names, cell in zip(self._header, fields, strict=True) for name in names}
 
     def _next(self, reader: Iterator[list[str]], where: str) -> list[str] | None:
         """The next record: empty for an empty line, None at the end."""

@@ -39,7 +39,8 @@ class DatasetsSource:
 
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
         theirs = [self.names.in_dataset(name) for name in columns]
-        selected = self._dataset.select_columns(theirs)
+        # One may stand for two.
+        selected = self._dataset.select_columns([*dict.fromkeys(theirs)])
         for start in range(rows.start, rows.stop, BATCH_ROWS):
             with _library_reads(f"{self._name} is broken"):
                 found = selected[start : min(start + BATCH_ROWS, rows.stop)].select(theirs).to_batches()
