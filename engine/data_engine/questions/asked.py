@@ -7,10 +7,15 @@ import pyarrow as pa
 
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.images import BadImage
-from data_engine.questions.messages import MAX_TEXT_BYTES, conversation_of, messages_in, with_images
+from data_engine.questions.messages import (
+    MAX_TEXT_BYTES,
+    conversation_of,
+    messages_in,
+    question_with_images,
+    with_images,
+)
 from data_engine.questions.row_images import ImageCell, ImageCells, chosen_cells, limited
 from data_engine.questions.sources.column_types import as_bytes, is_list
-from data_engine.schemas import without_image_marker
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,9 @@ class Given:
     """it stood in the column of questions, not in the one of messages"""
 
     def with_images(self, num_images: int) -> Conversation:
-        """With its images numbered. Raises BadImage where their number is not the one that the messages ask for."""
-        if self.keeps_text(num_images):
-            # LLaVA's data say `<image>` there. What is trained on the pairs is not shown that text either.
-            text = without_image_marker(self.conversation.question)
-            return Conversation.of(text, num_images, self.conversation.system)
+        """With its images numbered. Raises BadImage where their number is not the one that its texts ask for."""
+        if self.is_question:
+            return question_with_images(self.conversation.question, num_images, self.conversation.system)
         return with_images(self.conversation, num_images)
 
     def keeps_text(self, num_images: int) -> bool:
