@@ -371,6 +371,21 @@ def test_a_hub_dataset_that_is_several_is_refused_with_the_way_to_read_one(tmp_p
 
 
 @pytest.mark.usefixtures("cache")
+def test_the_reason_for_which_a_hub_dataset_cannot_be_loaded_is_told_without_asking_the_hub_again(
+    tmp_path, monkeypatch
+):
+    import datasets
+
+    def ask(*_, **__):
+        raise ConnectionError("no network now")
+
+    path = str(Path(folder_of(tmp_path / "hub/data", "train-00000-of-00001.parquet")).parent)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", ask)
+    with pytest.raises(UserError, match=r'it cannot be loaded: Unknown split "tset"'):
+        load_hub(path, "tset", None)
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_hub_dataset_that_the_library_cannot_read_is_refused(tmp_path):
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub/q.json").write_text(json.dumps({"a": 1}) + "{")

@@ -19,6 +19,8 @@ from data_engine.store.file_hashes import HashFiles
 _AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 # How an Arrow stream ends. One that is cut off between two batches can be read, with fewer rows.
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+# What the library says of a hub dataset that is several, without a default.
+_NO_CONFIG = "Config name is missing"
 
 
 class DatasetsSource:
@@ -105,8 +107,9 @@ def load_hub(path: str, split: str | None, revision: str | None):
     with _library_reads(wrong + nearest_path(path)):
         try:
             found = datasets.load_dataset(path, split=split, revision=revision)
-        except ValueError:
-            _refuse_several(path, revision)
+        except ValueError as error:
+            if _NO_CONFIG in str(error):
+                _refuse_several(path, revision)
             raise
         return found[choose_split(path, list(found), split)] if isinstance(found, datasets.DatasetDict) else found
 
@@ -116,8 +119,6 @@ def _refuse_several(path: str, revision: str | None) -> None:
     import datasets
 
     names = datasets.get_dataset_config_names(path, revision=revision)
-    if len(names) < 2 or datasets.get_dataset_default_config_name(path, revision=revision) is not None:
-        return
     more = ", ..." if len(names) > 20 else ""
     raise UserError(
         f'dataset_path "{path}" is several datasets: {", ".join(names[:20])}{more}; download the files of one and name '
