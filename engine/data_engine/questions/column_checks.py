@@ -13,6 +13,7 @@ from data_engine.questions.sources.column_types import (
     IMAGE_FIELDS,
     MESSAGE_FIELDS,
     is_binary,
+    is_json,
     is_list,
     is_text,
 )
@@ -143,7 +144,7 @@ def _is_images(kind: pa.DataType) -> bool:
 
 def _is_messages(kind: pa.DataType) -> bool:
     if not is_list(kind):
-        return is_text(kind) or is_binary(kind)
+        return is_text(kind) or is_binary(kind) or is_json(kind)
     one = kind.value_type
     named = pa.types.is_struct(one) and {part.name for part in one} >= set(MESSAGE_FIELDS)
     return named or pa.types.is_null(one)

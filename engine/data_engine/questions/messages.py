@@ -12,7 +12,7 @@ import pyarrow as pa
 from data_engine.questions.conversation import Conversation, Message, Role
 from data_engine.questions.images import BadImage
 from data_engine.questions.row_images import limited
-from data_engine.questions.sources.column_types import is_list
+from data_engine.questions.sources.column_types import is_list, plain_value
 from data_engine.schemas import without_image_marker
 
 # The place of an image in a text, as of LLaVA and LLaMA-Factory.
@@ -37,7 +37,7 @@ def messages_in(cell: pa.Scalar) -> object | None:
             return json.loads(data.decode()) if data and data.strip() else None
         if cell.is_valid and cell.values.nbytes > _MAX_CELL_BYTES:
             raise BadImage(f"messages has {cell.values.nbytes} bytes, more than {_MAX_CELL_BYTES}")
-        return cell.as_py()
+        return plain_value(cell)
     except UnicodeDecodeError:
         raise BadImage("messages is not valid UTF-8") from None
     except (ValueError, RecursionError) as error:
