@@ -141,7 +141,7 @@ def test_a_column_that_is_given_another_name_is_said_to_be_so(tmp_path):
 
 def test_what_is_wrong_with_a_column_is_said_by_its_own_name(tmp_path):
     names = {"idx": "id", "question": "prompt", "images": "pictures", "messages": "chat", "system": "rules"}
-    types = {"question": pa.list_(pa.int8()), "images": pa.string(), "messages": pa.list_(IMAGE), "system": pa.int8()}
+    types = {"question": pa.list_(pa.int8()), "images": pa.int8(), "messages": pa.list_(IMAGE), "system": pa.int8()}
     for ours, kind in types.items():
         theirs = names[ours]
         pq.write_table(pa.table({"id": [1], "prompt": ["?"]} | {theirs: pa.nulls(1, kind)}), tmp_path / "q.parquet")

@@ -155,7 +155,10 @@ _KINDS = {
     "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
     "question": ("text", _is_text),
     "image": ("struct{bytes, path}, binary, or text that is a path", _is_image),
-    "images": ("a list of struct{bytes, path}, of binary, or of text that is a path", _is_images),
+    "images": (
+        "a list of struct{bytes, path}, of binary, or of text that is a path, or one of these",
+        lambda kind: _is_images(kind) or _is_image(kind),
+    ),
     "messages": ("a list of struct{role, content}, or its text in JSON", _is_messages),
     "system": ("text", _is_text),
 }

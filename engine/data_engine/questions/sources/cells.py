@@ -81,14 +81,15 @@ def _image(value: object) -> dict | None:
 
 
 def _images(value: object) -> list | None:
-    """A list of images, or its text in JSON."""
-    if isinstance(value, str) and value.strip():
+    """A list of images, or its text in JSON, or one image."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise BadImage("images is text, but not JSON; expected a list of images") from None
-    if value is None or isinstance(value, str):
+            raise BadImage('images is text, but not JSON; expected a list of images, as ["a.jpg", "b.jpg"]') from None
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
+    value = [value] if isinstance(value, str | dict) else value
     if not isinstance(value, list):
         raise BadImage(f"images is {_kind(value)}; expected a list of images")
     found = []

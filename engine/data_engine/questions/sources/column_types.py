@@ -52,16 +52,16 @@ def columns_of(schema: pa.Schema, where: str, names: ColumnNames = SAME_NAMES) -
     twice = {f'"{names.in_dataset(name)}"': None for name in names.are_read(schema.names) if counts[name] > 1}
     refuse(bool(twice), f"{where} has more than one column {', '.join(twice)}; keep one and rename or drop the others")
     columns = {field.name: _plain(field.type) for field in schema}
-    if "image" in columns:
-        columns["image"] = _read_image(columns["image"], f'{where}: the struct "{names.in_dataset("image")}"')
-    if "images" in columns and is_list(columns["images"]):
-        inner = _read_image(columns["images"].value_type, f'{where}: the struct of "{names.in_dataset("images")}"')
-        columns["images"] = _list_of(columns["images"], inner)
+    for name in ("image", "images"):
+        if name in columns:
+            columns[name] = _read_image(columns[name], f'{where}: the struct of "{names.in_dataset(name)}"')
     return columns
 
 
 def _read_image(image: pa.DataType, where: str) -> pa.DataType:
-    """The type of an image with those fields of its struct that are read."""
+    """The type of an image, or of a list of them, with those fields of their struct that are read."""
+    if is_list(image):
+        return _list_of(image, _read_image(image.value_type, where))
     if not pa.types.is_struct(image):
         return image
     fields = [field for field in image if field.name in IMAGE_FIELDS]
