@@ -19,9 +19,6 @@ from data_engine.questions.sources.text_rows import JSON_ENDINGS, TEXT_ENDINGS, 
 # Files of other kinds, by their ending, and how to make one of them that can be read.
 _TO_PARQUET = {
     ".arrow": "import sys, datasets; datasets.Dataset.from_file(sys.argv[1]).to_parquet(sys.argv[2])",
-    # As the cells are written: pandas takes None and NA for no cell, and 007 for 7.
-    ".tsv": 'import sys, pandas; pandas.read_csv(sys.argv[1], sep="\\t", dtype=str, keep_default_na=False)'
-    ".to_parquet(sys.argv[2])",
     ".feather": "import sys, pandas; pandas.read_feather(sys.argv[1]).to_parquet(sys.argv[2])",
 }
 _OTHER_WAYS = {
@@ -83,13 +80,13 @@ def _file_source(file: Path, split: str | None, names: ColumnNames) -> Source:
         return _text_source([file], names)
     if way := _way_to_read(file):
         raise UserError(
-            f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, or one of the '
-            f"last three with .gz: {way}"
+            f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, .tsv, or one of '
+            f"the last four with .gz: {way}"
         )
     refuse(
         not name.endswith((".parquet", ".pq")),
-        f'dataset_path "{file}" is no parquet file, and only one whose name ends with .jsonl, .json or .csv, or one of '
-        "these with .gz, is read as rows of text: rename it if it has such",
+        f'dataset_path "{file}" is no parquet file, and only one whose name ends with .jsonl, .json, .csv or .tsv, or '
+        "one of these with .gz, is read as rows of text: rename it if it has such",
     )
     return ParquetSource([file], names)
 
