@@ -1,9 +1,9 @@
-"""Questions from the `datasets` library: a folder that save_to_disk wrote, or a dataset of the hub."""
+"""Questions from the `datasets` library: a folder that save_to_disk wrote, Arrow files, or a dataset of the hub."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -93,6 +93,21 @@ def load_folder(path: str, split: str | None):
         for file in found.cache_files:
             _check_whole(Path(file["filename"]))
     return found
+
+
+def load_arrow(files: Sequence[Path]):
+    """Files of Arrow streams, one behind the other, as load_dataset keeps them in its cache. Raises UserError where one
+    is none, or has other columns.
+    """
+    import datasets
+
+    found = []
+    for file in files:
+        with _library_reads(f'dataset file "{file}" is no whole file of an Arrow stream'):
+            _check_whole(file)
+            found.append(datasets.Dataset.from_file(str(file)))
+    with _library_reads(f'dataset files "{files[0]}" to "{files[-1]}" have other columns than each other'):
+        return datasets.concatenate_datasets(found)
 
 
 def load_hub(path: str, split: str | None, revision: str | None):
