@@ -1,5 +1,6 @@
 """docs/datasets.md: its programs on small files in the shape of the published ones, and what its table says."""
 
+import base64
 import io
 import json
 import tarfile
@@ -99,6 +100,20 @@ def test_a_chat_is_asked_without_the_answer_at_its_end():
     write_jsonl(Path("downloads/sft.jsonl"), {"messages": chat, "images": ["0.png"]})
     run_program("downloads/sft")
     assert asked("data/chats.jsonl", image_root=".") == [(0, 0, "What?")]
+
+
+def test_pictures_inside_of_messages_become_a_list():
+    def request(name, *content):
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": list(content)}]
+        return {"custom_id": name, "method": "POST", "body": {"model": "a", "messages": messages}}
+
+    coded = [{"url": f"data:image/png;base64,{base64.b64encode(png(one)).decode()}"} for one in range(3)]
+    shown = [{"type": "image_url", "image_url": one} for one in coded]
+    text = {"type": "text", "text": "Which?"}
+    rows = [request("a", shown[2], text, shown[1]), request("b", text)]
+    write_jsonl(Path("downloads/requests.jsonl"), *rows)
+    run_program("downloads/requests")
+    assert asked("data/requests.jsonl") == [("a", 2, "Which?", 1), ("b", "Which?")]
 
 
 def test_pictures_of_several_columns_stand_where_the_text_names_them():

@@ -124,7 +124,8 @@ def _part(part: object, where: str) -> str | int:
         return part["text"]
     own = [name for name in _OWN_IMAGE if isinstance(part, dict) and part.get(name) is not None]
     if own and kind != "text":
-        raise BadImage(f'{where} has an image of its own, in "{own[0]}"; images stand in the column "images"')
+        shown = 'images stand in the column "images", as docs/datasets.md shows'
+        raise BadImage(f'{where} has an image of its own, in "{own[0]}"; {shown}')
     if kind != "image":
         shown = f", but one of the type {json.dumps(kind, default=str)[:60]}" if kind not in (None, "text") else ""
         raise BadImage(
