@@ -299,7 +299,11 @@ def test_ids_of_a_csv_file_are_numbers_where_all_are_written_so(tmp_path, ids, e
         ("idx,question,image\n1,a\n", "line 2: 2 cells, but 3 columns; a text with a comma stands in quotes"),
         ("idx,question,image\n1,a,b,c\n", "line 2: 4 cells, but 3 columns"),
         ('idx,question,image\n1,"a\nb",c\n2,a\n', "line 4: 2 cells, but 3 columns"),
-        ('idx,question,image\n1,"a"b,c\n', "line 2: not CSV: "),
+        (
+            'idx,question,image\n1,"a"b,c\n',
+            "line 2: not CSV: ',' expected after '\"'; a text that begins with a quote stands in quotes, and a quote in "
+            'it is doubled: "say ""yes"", please"',
+        ),
         ('idx,question,image\n1,"a,b\n', "line 2: not CSV: unexpected end of data"),
         ("idx,question,image\n,a,b\n", "line 2: idx is empty; expected text or a whole number"),
         ("idx,question,question,image\n1,a,b,c\n", 'has more than one column "question"; keep one'),

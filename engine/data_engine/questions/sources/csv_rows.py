@@ -18,6 +18,7 @@ from data_engine.questions.sources.column_names import ColumnNames
 from data_engine.questions.sources.text_file import Record, TextFile, too_long
 
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": '"|"'}
+_QUOTED = 'stands in quotes, and a quote in it is doubled: "say ""yes"", please"'
 
 
 class CsvRows:
@@ -76,7 +77,7 @@ class CsvRows:
         refuse(
             len(fields) != len(self._header),
             f'"{self._file.path}", {where}: {len(fields)} cells, but {len(self._header)} columns; a text with '
-            f'{_SEPARATORS[self._separator]} stands in quotes, and a quote in it is doubled: "say ""yes"", please"',
+            f"{_SEPARATORS[self._separator]} {_QUOTED}",
         )
         return {name: cell for names, cell in zip(self._header, fields, strict=True) for name in names}
 
@@ -86,6 +87,8 @@ class CsvRows:
             return next(reader, None)
         except csv.Error as error:
             told = error
+            if "expected after" in str(error):
+                told = f"{error}; a text that begins with a quote {_QUOTED}"
             if "new-line" in str(error):
                 of_cell = "a CR stands in a text without quotes; put the text in quotes, or take the CR out"
                 told = "lines end with CR alone; save the file with LF or CRLF" if where == "line 1" else of_cell
