@@ -111,6 +111,21 @@ def test_a_column_of_images_may_have_one_in_each_row(tmp_path, column):
     assert null.problem == "row has no images: the cell is null; an empty list is a row without images"
 
 
+def test_a_column_of_text_may_have_lists_of_images_in_json(tmp_path):
+    """As a table has them that was a CSV file; what is no JSON is told as it stands there."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    cells = ['["b", {"path": "a"}]', "[]", " ", "['a']", "a"]
+    columns = {"idx": [0, 1, 2, 3, 4], "question": ["What?"] * 5, "images": cells}
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    found = asked(tmp_path / "q.parquet", tmp_path)
+    assert [row.images for row in found] == [(b"b", b"a"), (), (), (), (b"a",)]
+    assert [row.problem for row in found] == [
+        None, None, "row has no images: the cell is null; an empty list is a row without images",
+        'image path "[\'a\']" is not a readable file under image_root', None,
+    ]  # fmt: skip
+
+
 def test_an_empty_list_is_a_row_without_images_and_so_is_every_row_of_a_dataset_without_the_columns(tmp_path):
     empty, without = row_of(tmp_path, question="What?", images=[]), row_of(tmp_path, question="What?")
     assert empty == without

@@ -301,8 +301,8 @@ def test_ids_of_a_csv_file_are_numbers_where_all_are_written_so(tmp_path, ids, e
         ('idx,question,image\n1,"a\nb",c\n2,a\n', "line 4: 2 cells, but 3 columns"),
         (
             'idx,question,image\n1,"a"b,c\n',
-            "line 2: not CSV: ',' expected after '\"'; a text that begins with a quote stands in quotes, and a quote in "
-            'it is doubled: "say ""yes"", please"',
+            "line 2: not CSV: ',' expected after '\"'; a text that begins with a quote stands in quotes, and a quote "
+            'in it is doubled: "say ""yes"", please"',
         ),
         ('idx,question,image\n1,"a,b\n', "line 2: not CSV: unexpected end of data"),
         ("idx,question,image\n,a,b\n", "line 2: idx is empty; expected text or a whole number"),

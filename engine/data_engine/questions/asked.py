@@ -14,7 +14,7 @@ from data_engine.questions.messages import (
     question_with_images,
     with_images,
 )
-from data_engine.questions.row_images import ImageCell, ImageCells, chosen_cells, limited
+from data_engine.questions.row_images import ImageCell, ImageCells, chosen_cells, limited, text_as_lists
 from data_engine.questions.sources.column_types import as_bytes, is_list
 
 
@@ -45,9 +45,8 @@ class Asked:
         self._questions, self._messages, self._systems = (
             _texts(batch.column(name)) if name in columns else None for name in ("question", "messages", "system")
         )
-        self._image, self._images = (
-            ImageCells(batch.column(name)) if name in columns else None for name in ("image", "images")
-        )
+        self._image = ImageCells(batch.column("image")) if "image" in columns else None
+        self._images = ImageCells(text_as_lists(batch.column("images"))) if "images" in columns else None
 
     def given(self, row: int) -> Given:
         """What is asked, before its images are looked at."""
