@@ -58,6 +58,30 @@ def other_ids(file: Path) -> bytes:
     return stream.getvalue().to_pybytes()
 
 
+@pytest.mark.parametrize(
+    ("names", "split", "expected"),
+    [
+        # The name of a dataset of the hub may be, or have, a word for a split.
+        (["my_test-train", "my_test-test"], "train", ["my_test-train"]),
+        (["a-dev-train-00000-of-00002", "a-dev-train-00001-of-00002", "a-dev-dev"], "train",
+         ["a-dev-train-00000-of-00002", "a-dev-train-00001-of-00002"]),
+        (["a-en", "a-fr"], "fr", ["a-fr"]),
+        (["train", "test"], "test", ["test"]),
+        (["part-0", "part-1"], None, ["part-0", "part-1"]),
+        (["a", "b"], None, ["a", "b"]),
+        (["data-00000-of-00001"], None, ["data-00000-of-00001"]),
+    ],
+)  # fmt: skip
+def test_the_split_of_an_arrow_file_stands_behind_its_last_hyphen(tmp_path, names, split, expected):
+    for name in names:
+        columns = pa.table({"idx": [name], "question": ["?"]})
+        with pa.ipc.new_stream(str(tmp_path / f"{name}.arrow"), columns.schema) as writer:
+            writer.write_table(columns)
+    assert load_questions(str(tmp_path), split=split).idx == expected
+    if split is not None:
+        assert "has several splits: " in refusal(str(tmp_path))
+
+
 @pytest.mark.parametrize("keep", [0, 0.5, 0.99])
 def test_an_arrow_file_that_is_cut_off_is_refused(saved, tmp_path, keep):
     shutil.copytree(saved / "one", tmp_path / "one")

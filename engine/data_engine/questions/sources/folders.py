@@ -18,6 +18,7 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?")
 # What `datasets` and LLaMA-Factory write about a dataset, beside it.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
 _OF_PICTURES = (".tar", ".jpg", ".jpeg", ".png", ".webp")
+_ARROW = ".arrow"
 # What map and filter keep in the cache of load_dataset: the rows once more.
 _MADE_OF_ROWS = "cache-"
 
@@ -36,7 +37,7 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
     splits: dict[str, list[Path]] = {}
     nameless = []
     for file in files:
-        name = _split_of(_stem(file))
+        name = _split_of_arrow(file.stem) if file.suffix == _ARROW else _split_of(_stem(file))
         (nameless if name is None else splits.setdefault(name, [])).append(file)
     if len(splits) == 1 and not nameless and not _WORD.fullmatch(next(iter(splits))):
         # part-00000-of-00002.parquet and the like: shards of one table.
@@ -70,7 +71,7 @@ def _own_files(folder: Path) -> list[Path]:
 
 
 def _arrow_files(folder: Path) -> list[Path]:
-    return [file for file in _visible(matching(folder, "*.arrow")) if not file.name.startswith(_MADE_OF_ROWS)]
+    return [file for file in _visible(matching(folder, f"*{_ARROW}")) if not file.name.startswith(_MADE_OF_ROWS)]
 
 
 def _text_shards(folder: Path) -> list[Path]:
@@ -107,6 +108,13 @@ def _stem(file: Path) -> str:
 def _split_of(stem: str) -> str | None:
     shard, word = _SHARD.fullmatch(stem), _WORD.search(stem)
     return shard[1] if shard else word[1].lower() if word else None
+
+
+def _split_of_arrow(stem: str) -> str | None:
+    """What stands behind the last hyphen: the cache of load_dataset puts the dataset's name, with any words, before."""
+    shard = _SHARD.fullmatch(stem)
+    _, hyphen, split = (shard[1] if shard else stem).rpartition("-")
+    return split if shard or (hyphen and not split.isdigit()) or _WORD.fullmatch(split) else None
 
 
 def _held_by(folder: Path) -> str:
