@@ -174,8 +174,14 @@ def test_columns_are_named_as_the_table_says():
     feedback = {"id": ["a", "a"], "prompt": ["A?", "B?"], "image": pictures(1, 2), "idx": [0, 1]}
     write("vlfeedback.parquet", **feedback)
     assert asked("vlfeedback.parquet", columns={"question": "prompt"}) == [(0, 1, "A?"), (1, 2, "B?")]
+    coded = base64.b64encode(png(1)).decode()
+    Path("mmbench.tsv").write_text(f'index\tquestion\thint\timage\n7\t"A, or ""B""?"\t\t{coded}\n')
+    assert asked("mmbench.tsv", columns={"idx": "index"}) == [(7, 1, 'A, or "B"?')]
     for number in (1, 2):
         Path(f"{number}.png").write_bytes(png(number))
+    path = write_jsonl(Path("metadata.jsonl"), {"file_name": "2.png", "question": "A?"})
+    names = {"idx": "file_name", "image": "file_name"}
+    assert asked(path, columns=names, image_root=".") == [("2.png", 2, "A?")]
     path = write_jsonl(Path("one-path.jsonl"), {"idx": 1, "image": "1.png", "question": "<image>\nA?"})
     assert asked(path, image_root=".") == [(1, 1, "\nA?")]
     row = {"idx": 1, "image": ["1.png", "2.png"], "question": "Image-1: <image>\nImage-2: <image>\nA?"}
