@@ -13,6 +13,7 @@ from question_files import refusal
 
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import load_questions
+from data_engine.questions.given_rows import GivenFile
 
 KINDS = ("parquet", "saved")
 
@@ -73,7 +74,11 @@ def test_ids_may_be_uuids(tmp_path):
     ids = [uuid.UUID(int=1), uuid.UUID(int=2)]
     column = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([one.bytes for one in ids], pa.binary(16)))
     path = stored(tmp_path, "parquet", {"idx": column, "question": ["?", "!"]})
-    assert load_questions(str(path)).idx == ["00000000-0000-0000-0000-000000000001", str(ids[1])]
+    expected = ["00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"]
+    questions = load_questions(str(path))
+    assert (questions.idx, questions.idx_type) == (expected, pa.string())
+    answers = stored(tmp_path, "parquet", {"idx": column, "answer": ["a", "b"]})
+    assert [row.idx for row in GivenFile(str(answers), questions.idx_type).rows()] == expected
 
 
 def test_a_question_that_is_json_is_refused(tmp_path):

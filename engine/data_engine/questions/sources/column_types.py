@@ -42,6 +42,11 @@ def is_json(type: pa.DataType) -> bool:
     return isinstance(type, pa.JsonType)
 
 
+def is_uuid(type: pa.DataType) -> bool:
+    """Whether cells are UUIDs, which are read as their text."""
+    return isinstance(type, pa.UuidType)
+
+
 def columns_of(schema: pa.Schema, where: str, names: ColumnNames = SAME_NAMES) -> dict[str, pa.DataType]:
     """The columns by the engine's names, dictionaries as what they hold, image structs with the fields that are read.
 
@@ -98,7 +103,7 @@ def as_type(column: pa.Array, type: pa.DataType) -> pa.Array:
         column = column.dictionary_decode()
     if column.type == type:
         return column
-    if isinstance(column.type, pa.UuidType):
+    if is_uuid(column.type):
         return pa.array([cell if cell is None else str(cell) for cell in column.to_pylist()], type)
     if pa.types.is_struct(column.type):
         # flatten, unlike field(), keeps the struct's own nulls.
@@ -184,7 +189,7 @@ def _with_parts(type: pa.DataType) -> Iterator[pa.DataType]:
 
 def _plain(type: pa.DataType) -> pa.DataType:
     """The type of the values, without how they are packed."""
-    if isinstance(type, pa.UuidType):
+    if is_uuid(type):
         return pa.string()
     if pa.types.is_dictionary(type):
         return type.value_type
