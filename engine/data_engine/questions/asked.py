@@ -15,7 +15,7 @@ from data_engine.questions.messages import (
     with_images,
 )
 from data_engine.questions.row_images import ImageCell, ImageCells, chosen_cells, limited, text_as_lists
-from data_engine.questions.sources.column_types import as_bytes, is_list
+from data_engine.questions.sources.column_types import as_bytes, is_list, value_reader
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Asked:
         self._questions, self._messages, self._systems = (
             _texts(batch.column(name)) if name in columns else None for name in ("question", "messages", "system")
         )
+        self._read = value_reader(self._messages.type) if self._messages is not None else None
         self._image = ImageCells(batch.column("image")) if "image" in columns else None
         self._images = ImageCells(text_as_lists(batch.column("images"))) if "images" in columns else None
 
@@ -53,7 +54,7 @@ class Asked:
         question, system = _text(self._questions, row, "question"), _text(self._systems, row, "system")
         # A blank cell is one without a text.
         system = system if system and system.strip() else None
-        messages = messages_in(self._messages[row]) if self._messages is not None else None
+        messages = messages_in(self._messages[row], self._read) if self._messages is not None else None
         if messages is not None:
             conversation = conversation_of(messages)
             if question and question != conversation.question:

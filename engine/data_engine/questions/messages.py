@@ -6,13 +6,14 @@ A message is {"role": ..., "content": ...}; its content is a text, or a list of 
 
 import json
 import typing
+from collections.abc import Callable
 
 import pyarrow as pa
 
 from data_engine.questions.conversation import Conversation, Message, Role
 from data_engine.questions.images import BadImage
 from data_engine.questions.row_images import limited
-from data_engine.questions.sources.column_types import is_list, plain_value
+from data_engine.questions.sources.column_types import is_list
 from data_engine.schemas import without_image_marker
 
 # The place of an image in a text, as of LLaVA and LLaMA-Factory.
@@ -28,8 +29,8 @@ _OWN_IMAGE = ("image", "image_url", "url", "path", "base64", "bytes")
 _UNNUMBERED = -1
 
 
-def messages_in(cell: pa.Scalar) -> object | None:
-    """What stands in a cell, a list or its text in JSON; None where it is null or blank."""
+def messages_in(cell: pa.Scalar, read: Callable[[pa.Scalar], object]) -> object | None:
+    """What stands in a cell, a list, which `read` gives, or its text in JSON; None where it is null or blank."""
     try:
         if not is_list(cell.type):
             data = limited(cell, _MAX_CELL_BYTES, "messages")
@@ -37,7 +38,7 @@ def messages_in(cell: pa.Scalar) -> object | None:
             return json.loads(data.decode()) if data and data.strip() else None
         if cell.is_valid and cell.values.nbytes > _MAX_CELL_BYTES:
             raise BadImage(f"messages has {cell.values.nbytes} bytes, more than {_MAX_CELL_BYTES}")
-        return plain_value(cell)
+        return read(cell)
     except UnicodeDecodeError:
         raise BadImage("messages is not valid UTF-8") from None
     except (ValueError, RecursionError) as error:
