@@ -4,6 +4,7 @@ import gzip
 from pathlib import Path
 
 import pytest
+from question_files import refusal
 
 from data_engine.questions.dataset import load_questions
 
@@ -30,6 +31,20 @@ def test_cells_may_be_separated_by_each_mark(tmp_path, name, mark, quoted):
         ("007", f"a{mark} b,c\r\n;d", "None", "a.jpg"),
         ("008", 'say "yes"', "1.50", "b.jpg"),
     ]
+
+
+def test_the_index_that_pandas_writes_can_be_the_id(tmp_path):
+    """And a comma at the end of each line is one more column, which nothing reads."""
+    path = tmp_path / "q.csv"
+    path.write_text(",question,image,\n0,What?,a.jpg,\n1,Who?,b.jpg,\n")
+    assert refusal(str(path)).endswith(
+        'has no column "idx"; columns: Unnamed: 0, question, image, Unnamed: 3; if so meant, say --columns '
+        "'idx=Unnamed: 0'"
+    )
+    found = load_questions(str(path), columns={"idx": "Unnamed: 0"})
+    assert [(row.idx, row.question, row.image_path) for row in found.rows(range(2))] == [
+        (0, "What?", "a.jpg"), (1, "Who?", "b.jpg")
+    ]  # fmt: skip
 
 
 def test_a_space_behind_each_comma_is_in_no_cell(tmp_path):

@@ -14,7 +14,8 @@ from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 # Other names under which datasets have a column, the likeliest first; in small letters, with nothing between words.
 _OFTEN_CALLED = {
     "answer": ("answers", "response", "reference", "groundtruth", "gtanswer", "solution"),
-    "idx": ("id", "ids", "index", "uid", "uuid", "questionid", "qid", "pid", "sampleid", "imageid", "indexlevel0"),
+    "idx": ("id", "ids", "index", "uid", "uuid", "questionid", "qid", "pid", "sampleid", "imageid", "indexlevel0",
+            "unnamed:0"),
     "question": ("questiontext", "prompt", "query", "instruction", "text", "input"),
     "image": (
         "picture", "img", "imagefile", "filename", "imagepath", "imgpath", "imagename", "imagebytes", "imagestr",

@@ -46,7 +46,9 @@ class CsvRows:
             if self._header:
                 yield Record(where, start, lines.position - start, self._row(where, fields))
                 continue
-            self._header = list(map(self._names.ours, fields))
+            # By pandas' name: its own files have their index there, which --columns can then name.
+            named = [name or f"Unnamed: {number}" for number, name in enumerate(fields)]
+            self._header = list(map(self._names.ours, named))
             counts = Counter(itertools.chain(*self._header))
             read = self._names.are_read(counts)
             twice = {f'"{self._names.in_dataset(name)}"': None for name in read if counts[name] > 1}
