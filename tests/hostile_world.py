@@ -81,8 +81,8 @@ def hostile_world(folder: Path, num_questions: int = 400, kinds: str = "1120st")
 
 
 def _text(texts: Iterator[str], kind: str) -> str:
-    """The next text; where pictures stand where the text says so, one that does not say so."""
-    return next(text for text in texts if kind not in "2t" or "<image>" not in text)
+    """The next text; where there is no picture, or pictures stand where the text says so, one that does not say so."""
+    return next(text for text in texts if kind not in "02t" or "<image>" not in text)
 
 
 def publish_run(world: World, work_dir: Path, **settings: object) -> None:
@@ -99,9 +99,9 @@ def broken_up(text: str) -> str:
     return text
 
 
-def asked(text: str) -> str:
-    """A text of a prompt: `<image>` goes, as often as one is left."""
-    return broken_up(without_marker(text))
+def asked(role: str, text: str) -> str:
+    """A text of a prompt: `<image>` of the user goes, as often as one is left."""
+    return broken_up(without_marker(text) if role == "user" else text)
 
 
 def without_marker(text: str) -> str:
@@ -122,23 +122,23 @@ def prompts_of(world: World) -> dict[str, tuple[list, list[bytes]]]:
         ]
         messages, placed = [], False
         for role, text in turns:
-            parts = (asked(text),) if asked(text) else ()
+            parts = (asked(role, text),) if asked(role, text) else ()
             if role == "user" and not placed:
                 parts, placed = (*numbers, *parts), True
             messages.append((role, parts))
         if row["system"] is not None:
-            messages.insert(0, ("system", (asked(row["system"]),)))
+            messages.insert(0, ("system", (asked("system", row["system"]),)))
         found[row["idx"]] = (messages, pictures)
     return found
 
 
 def rewritten_prompts(world: World) -> set[str]:
-    """The idx of the questions of which a text is rewritten; that `<image>` goes is not meant."""
+    """The idx of the questions of which a text is rewritten; that `<image>` of the user goes is not meant."""
     found = set()
     for row in pq.read_table(world.dataset_path).to_pylist():
-        turns = row.get("messages") or [{"content": row["question"]}]
-        texts = [*(turn["content"] for turn in turns), row["system"] or ""]
-        if any(asked(text) != without_marker(text) for text in texts):
+        turns = row.get("messages") or [{"role": "user", "content": row["question"]}]
+        texts = [without_marker(turn["content"]) if turn["role"] == "user" else turn["content"] for turn in turns]
+        if any(broken_up(text) != text for text in (*texts, row["system"] or "")):
             found.add(row["idx"])
     return found
 

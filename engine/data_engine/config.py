@@ -112,6 +112,7 @@ class RunConfig(Flags):
     def column_names(self) -> dict[str, str]:
         """What --columns says: our name of a column -> the dataset's, which is empty for one that is not read.
 
+        Several of ours may be one of the dataset's.
         Raises UserError for what cannot be meant; whether the dataset has these columns is not known here.
         """
         found: dict[str, str] = {}
@@ -122,7 +123,6 @@ class RunConfig(Flags):
             told = f"columns names {json.dumps(ours)}, which is not one of {', '.join(known)}{nearest(ours, known)}"
             require(ours in known, told)
             require(ours not in found, f"columns names {ours} twice")
-            require(not theirs or theirs not in found.values(), f"columns gives {json.dumps(theirs)} two names")
             found[ours] = theirs
         return found
 

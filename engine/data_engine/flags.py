@@ -35,7 +35,7 @@ class Flags:
     reference_model_path: str | None = None
     """the reward model before DPO, for the reward implicit: local folder or hub id; default: the instruct model"""
     dataset_path: str
-    """questions: parquet, .jsonl, .json or .csv (also .gz), a folder of such files, `datasets` folder, or hub id"""
+    """questions: parquet, .jsonl, .json, .csv, .tsv (also .gz), a folder of such files, `datasets` folder, or hub id"""
     work_dir: str
     """everything is written under it"""
     instruct_model_name: str | None = None

@@ -230,7 +230,6 @@ def test_columns_are_read_as_names_by_names():
         ("question=prompt,", 'columns must be like question=prompt,image=picture, got ""'),
         ("prompt=question", 'columns names "prompt", which is not one of idx, question, image, images, messages, sys'),
         ("question=a,question=b", "columns names question twice"),
-        ("question=a,image=a", 'columns gives "a" two names'),
         (" ", "columns is empty; is a shell variable unset?"),
     ],
 )

@@ -1,5 +1,6 @@
 """docs/datasets.md: its programs on small files in the shape of the published ones, and what its table says."""
 
+import base64
 import io
 import json
 import tarfile
@@ -101,6 +102,20 @@ def test_a_chat_is_asked_without_the_answer_at_its_end():
     assert asked("data/chats.jsonl", image_root=".") == [(0, 0, "What?")]
 
 
+def test_pictures_inside_of_messages_become_a_list():
+    def request(name, *content):
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": list(content)}]
+        return {"custom_id": name, "method": "POST", "body": {"model": "a", "messages": messages}}
+
+    coded = [{"url": f"data:image/png;base64,{base64.b64encode(png(one)).decode()}"} for one in range(3)]
+    shown = [{"type": "image_url", "image_url": one} for one in coded]
+    text = {"type": "text", "text": "Which?"}
+    rows = [request("a", shown[2], text, shown[1]), request("b", text)]
+    write_jsonl(Path("downloads/requests.jsonl"), *rows)
+    run_program("downloads/requests")
+    assert asked("data/requests.jsonl") == [("a", 2, "Which?", 1), ("b", "Which?")]
+
+
 def test_pictures_of_several_columns_stand_where_the_text_names_them():
     """In MMMU's options, too, and the same one twice."""
     columns = {f"image_{number}": pictures(None, None) for number in range(3, 8)}
@@ -159,8 +174,14 @@ def test_columns_are_named_as_the_table_says():
     feedback = {"id": ["a", "a"], "prompt": ["A?", "B?"], "image": pictures(1, 2), "idx": [0, 1]}
     write("vlfeedback.parquet", **feedback)
     assert asked("vlfeedback.parquet", columns={"question": "prompt"}) == [(0, 1, "A?"), (1, 2, "B?")]
+    coded = base64.b64encode(png(1)).decode()
+    Path("mmbench.tsv").write_text(f'index\tquestion\thint\timage\n7\t"A, or ""B""?"\t\t{coded}\n')
+    assert asked("mmbench.tsv", columns={"idx": "index"}) == [(7, 1, 'A, or "B"?')]
     for number in (1, 2):
         Path(f"{number}.png").write_bytes(png(number))
+    path = write_jsonl(Path("metadata.jsonl"), {"file_name": "2.png", "question": "A?"})
+    names = {"idx": "file_name", "image": "file_name"}
+    assert asked(path, columns=names, image_root=".") == [("2.png", 2, "A?")]
     path = write_jsonl(Path("one-path.jsonl"), {"idx": 1, "image": "1.png", "question": "<image>\nA?"})
     assert asked(path, image_root=".") == [(1, 1, "\nA?")]
     row = {"idx": 1, "image": ["1.png", "2.png"], "question": "Image-1: <image>\nImage-2: <image>\nA?"}

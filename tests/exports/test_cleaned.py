@@ -5,6 +5,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
+from question_files import only, write_jsonl
 from stage2_world import make_world, pairs_rows, picture
 
 from data_engine.exports.apart import apart
@@ -12,7 +13,7 @@ from data_engine.exports.base import NO_SOURCE, ExportSource
 from data_engine.exports.cleaned import EMPTY, EQUAL, UNREADABLE, Cleaned, Rewriting
 from data_engine.exports.formats.turns import BOTH, labelled_answers
 from data_engine.questions.conversation import Conversation, Message
-from data_engine.questions.dataset import Question
+from data_engine.questions.dataset import Question, load_questions
 
 STUBBORN = tuple(f"a{' ' * number}b" for number in range(9))
 REWRITING = Rewriting(("</s>", "<|im_end|>", "<|im_start|>", "[INST]", "\n", " ", "x", "\n\n", " <sep>"))
@@ -44,21 +45,24 @@ def test_what_cannot_be_rewritten_is_told():
 def test_every_message_of_a_question_is_rewritten_and_its_pictures_keep_their_places():
     conversation = Conversation((
         Message("system", ("Be </s> brief.",)),
-        Message("user", (0, "<image> one", 1, "two")),
-        Message("assistant", ("<video>",)),
-        Message("user", ("<ima<image>ge>three",)),
+        Message("user", (0, "<audio> one", 1, "two")),
+        Message("assistant", ("<image> <video>",)),
+        Message("user", ("three",)),
     ))  # fmt: skip
     question = Question(1, conversation.question, None, None, conversation=conversation, images=(b"a", b"b"))
     found, changed = REWRITING.question(question)
     assert changed
     assert [message.content for message in found.conversation.messages] == [
-        ("Be < /s> brief.",), (0, " one", 1, "two"), ("< video>",), ("three",)
+        ("Be < /s> brief.",), (0, "< audio> one", 1, "two"), ("< image> < video>",), ("three",)
     ]  # fmt: skip
     assert (found.question, found.images) == ("three", (b"a", b"b"))
 
 
-def test_the_marker_that_no_native_prompt_shows_a_model_does_not_count_as_rewritten():
-    found, changed = REWRITING.question(Question(1, "<image>\nWhat?", b"", None))
+def test_the_marker_that_no_model_is_asked_does_not_count_as_rewritten(tmp_path):
+    (tmp_path / "a").write_bytes(b"a")
+    row = {"idx": 1, "question": "<image>\nWhat?", "image": "a"}
+    question = only(load_questions(str(write_jsonl(tmp_path / "q.jsonl", row)), image_root=str(tmp_path)))
+    found, changed = REWRITING.question(question)
     assert (found.question, found.conversation.messages[-1].content, changed) == ("\nWhat?", (0, "\nWhat?"), False)
 
 

@@ -16,9 +16,10 @@ from families import FAMILIES
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 HEAD = """# Families
 
-Model families of transformers, each tested as a tiny random checkpoint with a real processor against transformers 5.23.
-Another checkpoint of AutoModelForImageTextToText is tried in the same way when it is used, and takes the plain path
-where it does not fit; `data-engine validate` tells before a run what can be known.
+78 families of transformers, each tested as a tiny random checkpoint with a real processor against transformers 5.23;
+Llama 4 is there twice, the second time with prompts longer than its `floor_scale`. Another checkpoint of
+AutoModelForImageTextToText is tried in the same way when it is used, and takes the plain path where it does not fit;
+`data-engine validate` tells before a run what can be known.
 
 | column | yes means |
 | --- | --- |

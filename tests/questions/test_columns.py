@@ -25,7 +25,7 @@ from data_engine.job.plan import NO_IMAGES, Plan
 from data_engine.models.device import Target
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.dataset import Question, load_questions
-from data_engine.questions.of_run import require_columns
+from data_engine.questions.of_run import open_for_run, require_columns
 from data_engine.schemas import IMAGE
 from data_engine.stages import RunStages, SourceFlags
 from data_engine.store.file_hashes import hash_files
@@ -71,6 +71,46 @@ def test_columns_may_have_other_names_in_each_kind_of_file(tmp_path):
         assert found == (7, "What?", b"a", "a", {"ds_name": "s"}, None), name
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"idx": "file_name", "image": "file_name"}, ("b.png", "What?", "b.png", {})),
+        ({"idx": "image", "image": "image"}, ("a.png", "What?", "a.png", {})),
+        (
+            {"idx": "question", "image": "file_name", "ds_name": "file_name", "question": "question"},
+            ("What?", "What?", "b.png", {"ds_name": "b.png"}),
+        ),
+    ],
+)
+def test_one_column_may_stand_for_several(tmp_path, columns, expected):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    rows = [{"file_name": "b.png", "question": "What?", "image": "a.png"}]
+    write_jsonl(tmp_path / "q.jsonl", *rows)
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    (tmp_path / "q.csv").write_text("file_name,question,image\nb.png,What?,a.png\n")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for name in ("q.jsonl", "q.json", "q.csv", "q.parquet", "saved"):
+        (row,) = asked(tmp_path / name, tmp_path, columns=columns)
+        idx, question, image, extra = expected
+        found = (row.idx, row.question, row.image, row.image_path, row.extra, row.problem)
+        assert found == (idx, question, image.encode(), image, extra, None), name
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.csv", "q.parquet"])
+def test_a_column_that_stands_for_two_is_named_once_where_it_is_wrong(tmp_path, name):
+    columns = {"idx": "name", "image": "name"}
+    if name == "q.parquet":
+        pq.write_table(pa.table([["a"], ["?"], ["b"]], names=["name", "question", "name"]), tmp_path / name)
+    else:
+        text = '{"name": "a", "question": "?", "name": "b"}' if name == "q.jsonl" else "name,question,name\na,?,b\n"
+        (tmp_path / name).write_text(text)
+    assert refusal(str(tmp_path / name), columns=columns).count('"name"') == 1
+    write_jsonl(tmp_path / "other.jsonl", {"name": "a"})
+    assert refusal(str(tmp_path / "other.jsonl"), columns=columns).count("columns: name;") == 1
+
+
 def test_a_column_without_a_name_is_not_read(tmp_path):
     row = {"idx": 1, "question": "?", "system": "Linux", "messages": [message(USER, "Who?"), message(ASSISTANT, "I")]}
     (found,) = asked(write_jsonl(tmp_path / "q.jsonl", row), columns={"system": "", "messages": ""})
@@ -101,7 +141,7 @@ def test_a_column_that_is_given_another_name_is_said_to_be_so(tmp_path):
 
 def test_what_is_wrong_with_a_column_is_said_by_its_own_name(tmp_path):
     names = {"idx": "id", "question": "prompt", "images": "pictures", "messages": "chat", "system": "rules"}
-    types = {"question": pa.list_(pa.int8()), "images": pa.string(), "messages": pa.list_(IMAGE), "system": pa.int8()}
+    types = {"question": pa.list_(pa.int8()), "images": pa.int8(), "messages": pa.list_(IMAGE), "system": pa.int8()}
     for ours, kind in types.items():
         theirs = names[ours]
         pq.write_table(pa.table({"id": [1], "prompt": ["?"]} | {theirs: pa.nulls(1, kind)}), tmp_path / "q.parquet")
@@ -224,6 +264,17 @@ def test_lists_of_images_in_the_column_of_one_image_are_told_the_flag_that_reads
 )
 def test_a_key_that_is_there_twice_inside_a_list_is_refused(tmp_path, row, says):
     assert f"line 1: {says} is there more than once; keep one" in refusal(write_jsonl(tmp_path / "q.jsonl", row))
+
+
+def test_a_column_of_pictures_that_is_the_id_alone_is_named_as_the_dataset_does(tmp_path):
+    path = write_jsonl(tmp_path / "q.jsonl", {"image": "a.png", "question": "?"})
+    config = RunConfig(
+        instruct_model_path="a", reward_model_path="b", dataset_path=str(path), work_dir="d",
+        columns="idx=image", image_root=str(tmp_path),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="columns: image, question; say --columns image=NAME"):
+        open_for_run(config)
+    assert open_for_run(dataclasses.replace(config, columns="idx=image,image=image")).idx == ["a.png"]
 
 
 # The commands

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 import struct
 
 import datasets
@@ -10,11 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conversation_rows import ASSISTANT, PLACE, SYSTEM, USER, asked, message, row_of, said, text
+from PIL import Image
 from question_files import write_jsonl
 
 from data_engine.errors import UserError
+from data_engine.pipeline import asked as public
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.dataset import Question, Questions
+from data_engine.questions.images import BadImage
 from data_engine.questions.sources.hub import DatasetsSource
 
 # Messages
@@ -36,16 +40,49 @@ def test_a_row_may_be_a_whole_conversation(tmp_path):
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_a_question_about_one_image_or_none_is_asked_without_its_marker(tmp_path, system):
+def test_a_question_about_one_image_is_asked_without_its_marker(tmp_path, system):
     """By every family; the row's digest is of the text as it stands, as it always was."""
     before = [said(SYSTEM, system)] if system else []
-    for images in (["a"], []):
-        row = row_of(tmp_path, question="<image>\nWhat?", images=images, system=system)
-        asked = said(USER, *range(len(images)), "\nWhat?")
-        assert row.conversation.messages == (*before, asked)
-        assert row.question == "<image>\nWhat?"
+    row = row_of(tmp_path, question="<image>\nWhat?", images=["a"], system=system)
+    assert row.conversation.messages == (*before, said(USER, 0, "\nWhat?"))
+    assert row.question == "<image>\nWhat?"
     plain = row_of(tmp_path, question="<image>\nWhat?", image="a")
     assert plain.digest == Question(plain.idx, "<image>\nWhat?", b"a", None).digest
+
+
+@pytest.mark.parametrize("marks", range(4))
+@pytest.mark.parametrize("images", ["", "a", "ab", "abc"])
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_markers_that_are_not_as_many_as_the_images_leave_the_row_out(tmp_path, is_chat, images, marks):
+    """A picture that is lost, or one that the text does not mean, would be asked about without a word."""
+    text = "See <image>" * marks + "What?"
+    cells = {"messages": [message(USER, text)]} if is_chat else {"question": text}
+    row, count = row_of(tmp_path, images=list(images), **cells), len(images)
+    if marks not in (0, count):
+        assert row.problem == (
+            f"<image> stands {marks} times in the texts, the number of images is {count}; write it once for each "
+            "image, or not at all"
+        )
+        return
+    placed = [part for number in range(count) for part in ("See ", number)]
+    if marks == 1 and not is_chat:
+        # What a trainer of one picture does with it.
+        assert row.conversation.messages == (said(USER, 0, "See What?"),)
+    else:
+        before = placed if marks else range(count)
+        assert row.conversation.messages == (said(USER, *before, "What?"),)
+
+
+@pytest.mark.parametrize("text", ["<image>\nWhat?", "From <image> to <image>?", "What?"])
+@pytest.mark.parametrize("count", range(3))
+def test_the_public_functions_ask_what_a_run_asks(tmp_path, text, count):
+    row = row_of(tmp_path, question=text, images=["a", "b"][:count])
+    pictures = [Image.new("RGB", (4, 3))] * count
+    if row.problem:
+        with pytest.raises(BadImage, match=re.escape(row.problem)):
+            public.asked(pictures, text, 1, "apply")
+    else:
+        assert public.asked(pictures, text, 1, "apply")[0] == row.conversation
 
 
 @pytest.mark.parametrize(
@@ -67,9 +104,18 @@ def test_a_question_about_one_image_or_none_is_asked_without_its_marker(tmp_path
             ["a", "b"],
             [said(USER, 0), said(ASSISTANT, "<image>"), said(USER, "And ", 1)],
         ),
-        # Where parts do, or there is no image, a text is a text.
-        ([message(USER, [PLACE, text("<image>?")])], ["a"], [said(USER, 0, "<image>?")]),
-        ([message(USER, "What is <image>?")], [], [said(USER, "What is <image>?")]),
+        # Where parts do as well.
+        ([message(USER, [PLACE, text("<image>\nWhat?")])], ["a"], [said(USER, 0, "\nWhat?")]),
+        (
+            [
+                message(SYSTEM, "<image>"),
+                message(USER, [PLACE, text("<image>")]),
+                message(ASSISTANT, "<image>"),
+                message(USER, [text("<image>And"), PLACE]),
+            ],
+            ["a", "b"],
+            [said(SYSTEM, "<image>"), said(USER, 0, ""), said(ASSISTANT, "<image>"), said(USER, "And", 1)],
+        ),
     ],
 )
 def test_images_stand_at_their_places_or_before_the_first_text_of_the_user(tmp_path, messages, images, expected):
@@ -88,7 +134,15 @@ def test_images_stand_at_their_places_or_before_the_first_text_of_the_user(tmp_p
         ([message(SYSTEM, "a")], "the last message must be the user's"),
         ([message(USER, "a"), message(SYSTEM, "b"), message(USER, "c")], "a message of the system stands behind"),
         ([message(USER, [PLACE, PLACE, text("a")])], "the number of image parts in the messages is 2, of images 1"),
-        ([message(USER, "<image><image>")], "<image> stands 2 times in the texts, the number of images is 1"),
+        (
+            [message(USER, "<image><image>")],
+            "<image> stands 2 times in the texts, the number of images is 1; write it once for each image, or not at "
+            "all",
+        ),
+        (
+            [message(USER, [PLACE, text("<image> or <image>?")])],
+            "<image> stands 2 times in the texts, the number of images is 1",
+        ),
         ([message("tool", "a")], 'message 1 has the role "tool"; expected system, user, assistant'),
         ([message(["user"], "a")], 'message 1 has the role ["user"]; expected system, user, assistant'),
         ([{"from": "human", "value": "a"}], 'message 1 is not an object with "role" and "content"'),

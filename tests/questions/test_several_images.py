@@ -88,6 +88,44 @@ def test_images_of_a_list_may_be_base64_and_objects(tmp_path):
     assert row_of(tmp_path, question="What?", images=images).images == (png, png, png, b"a")
 
 
+@pytest.mark.parametrize("cell", ["a", {"path": "a"}, '["a"]', "data:image/png;base64,YQ=="])
+def test_one_image_in_the_place_of_a_list_is_that_image(tmp_path, cell):
+    row = row_of(tmp_path, question="What?", images=cell)
+    assert (row.images, row.conversation, row.problem) == ((b"a",), Conversation.of("What?"), None)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a", None]),
+        pa.array([b"a", None]),
+        pa.array([{"more": 1, "bytes": b"a"}, None], pa.struct([("more", pa.int8()), ("bytes", pa.binary())])),
+    ],
+    ids=["text", "bytes", "struct"],
+)
+def test_a_column_of_images_may_have_one_in_each_row(tmp_path, column):
+    (tmp_path / "a").write_bytes(b"a")
+    pq.write_table(pa.table({"idx": [1, 2], "question": ["What?"] * 2, "images": column}), tmp_path / "q.parquet")
+    one, null = asked(tmp_path / "q.parquet", tmp_path)
+    assert (one.images, one.conversation, one.problem) == ((b"a",), Conversation.of("What?"), None)
+    assert null.problem == "row has no images: the cell is null; an empty list is a row without images"
+
+
+def test_a_column_of_text_may_have_lists_of_images_in_json(tmp_path):
+    """As a table has them that was a CSV file; what is no JSON is told as it stands there."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    cells = ['["b", {"path": "a"}]', "[]", " ", "['a']", "a"]
+    columns = {"idx": [0, 1, 2, 3, 4], "question": ["What?"] * 5, "images": cells}
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    found = asked(tmp_path / "q.parquet", tmp_path)
+    assert [row.images for row in found] == [(b"b", b"a"), (), (), (), (b"a",)]
+    assert [row.problem for row in found] == [
+        None, None, "row has no images: the cell is null; an empty list is a row without images",
+        'image path "[\'a\']" is not a readable file under image_root', None,
+    ]  # fmt: skip
+
+
 def test_an_empty_list_is_a_row_without_images_and_so_is_every_row_of_a_dataset_without_the_columns(tmp_path):
     empty, without = row_of(tmp_path, question="What?", images=[]), row_of(tmp_path, question="What?")
     assert empty == without
@@ -105,9 +143,11 @@ def test_an_empty_list_is_a_row_without_images_and_so_is_every_row_of_a_dataset_
         ({"images": ["a", None]}, "image 2 of 2: row has no image: neither bytes nor a path"),
         ({"images": ["a", 5, "b"]}, "image 2 of 3: image is a number; expected a path, base64 text, or an object"),
         ({"images": [["a"]]}, "image is a list; expected a path, base64 text, or an object"),
-        ({"images": {"bytes": ""}}, "images is an object; expected a list of images"),
-        ({"images": "a"}, "images is text, but not JSON; expected a list of images"),
-        ({"images": "5"}, "images is a number; expected a list of images"),
+        ({"images": {"bytes": ""}}, "row has no image: neither bytes nor a path"),
+        # As Python writes a list.
+        ({"images": "['a', 'b']"}, 'images is text, but not JSON; expected a list of images, as ["a.jpg", "b.jpg"]'),
+        ({"images": 5}, "images is a number; expected a list of images"),
+        ({"images": "[5]"}, "image is a number; expected a path"),
         ({"images": ["a", "none"]}, 'image 2 of 2: image path "none" is not a readable file under image_root'),
         ({"images": ["../x", "a"]}, 'image 1 of 2: image path "../x" leads outside image_root'),
     ],

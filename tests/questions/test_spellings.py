@@ -205,7 +205,7 @@ def test_a_field_of_the_image_that_is_there_twice_is_refused(tmp_path):
         [pa.array([b"1"]), pa.array(["p"]), pa.array([b"2"])], ["bytes", "path", "bytes"]
     )
     path = write(tmp_path / "q.parquet", [1], image=image)
-    assert refusal(path) == f'dataset file "{path}": the struct "image" has more than one field "bytes"; keep one'
+    assert refusal(path) == f'dataset file "{path}": the struct of "image" has more than one field "bytes"; keep one'
 
 
 def test_columns_are_read_by_name_whatever_their_order_and_their_neighbours(tmp_path):

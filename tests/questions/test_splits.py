@@ -3,11 +3,8 @@
 import errno
 import json
 import os
-import shlex
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -277,22 +274,9 @@ def test_an_offset_that_points_out_of_the_file_is_no_segmentation_fault(saved, t
         list(load_questions(str(tmp_path / "one")).rows(range(40)))
 
 
-def test_a_folder_that_lost_what_save_to_disk_writes_beside_the_data_says_so(saved, tmp_path):
-    """As does the cache of load_dataset, which never has it."""
-    lost = tmp_path / 'Jane\'s "own" $one'
-    shutil.copytree(saved / "one", lost)
-    (lost / "state.json").unlink()
-    told, _, command = refusal(str(lost)).partition("copy them too, or write one parquet file of it: ")
-    assert told.endswith("has state.json and dataset_info.json: ")
-    program = [sys.executable, *shlex.split(command)[1:]]
-    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=300)
-    shown, whole = load_questions(str(tmp_path / "data.parquet")), load_questions(str(saved / "one"))
-    assert [row.digest for row in shown.rows(range(40))] == [row.digest for row in whole.rows(range(40))]
-
-
 @pytest.mark.usefixtures("cache")
-def test_splits_of_the_cache_of_load_dataset_are_not_written_as_one(tmp_path):
-    """Nor with what map made of one, which the cache keeps beside them."""
+def test_splits_of_the_cache_of_load_dataset_are_chosen_by_name(tmp_path):
+    """Without what map made of one, which the cache keeps beside them."""
     import datasets
 
     for split in ("train", "test"):
@@ -303,11 +287,8 @@ def test_splits_of_the_cache_of_load_dataset_are_not_written_as_one(tmp_path):
     loaded["test"].map(lambda row: {"question": f"{row['question']}!"})
     (folder,) = {file.parent for file in (tmp_path / "cache").rglob("*-train.arrow")}
     assert [*folder.glob("cache-*.arrow")]
-    told, _, command = refusal(str(folder)).partition(": python ")
-    assert told.endswith("or write one parquet file of each of json-test, json-train, as of json-test")
-    program = [sys.executable, *shlex.split(command)]
-    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=300)
-    assert load_questions(str(tmp_path / "json-test.parquet")).idx == ["test-0", "test-1", "test-2"]
+    assert "has several splits: test, train; choose one with --dataset_split" in refusal(str(folder))
+    assert load_questions(str(folder), split="test").idx == ["test-0", "test-1", "test-2"]
 
 
 def test_two_columns_of_one_name_in_datasets_are_refused(saved, tmp_path):
@@ -368,6 +349,21 @@ def test_a_hub_dataset_that_is_several_is_refused_with_the_way_to_read_one(tmp_p
         f'download {path} --repo-type dataset --include "Art/*" --local-dir data, then --dataset_path data/Art'
     )
     assert load_questions(f"{path}/Art").idx == [1]
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_reason_for_which_a_hub_dataset_cannot_be_loaded_is_told_without_asking_the_hub_again(
+    tmp_path, monkeypatch
+):
+    import datasets
+
+    def ask(*_, **__):
+        raise ConnectionError("no network now")
+
+    path = str(Path(folder_of(tmp_path / "hub/data", "train-00000-of-00001.parquet")).parent)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", ask)
+    with pytest.raises(UserError, match=r'it cannot be loaded: Unknown split "tset"'):
+        load_hub(path, "tset", None)
 
 
 @pytest.mark.usefixtures("cache")

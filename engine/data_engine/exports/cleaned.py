@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from data_engine.exports.base import NO_SOURCE, NOT_FITTING, ExportSource, QuestionRows
 from data_engine.processes.counting import counting
 from data_engine.questions.dataset import Question
-from data_engine.schemas import without_image_marker
 
 PLACEHOLDERS = (
     "<image>", "<video>", "<audio>",
@@ -56,17 +55,16 @@ class Rewriting:
         return None
 
     def question(self, question: Question) -> tuple[Question | None, bool]:
-        """The question without `<image>`, as it was asked, and its other tokens rewritten.
+        """The question with its control tokens rewritten.
 
         None where one is left still. The second tells whether there was another one.
         """
         messages, changed = [], False
         for message in question.conversation.messages:
-            before = [part if isinstance(part, int) else without_image_marker(part) for part in message.content]
-            parts = [part if isinstance(part, int) else self.text(part) for part in before]
+            parts = [part if isinstance(part, int) else self.text(part) for part in message.content]
             if None in parts or not self._reads_as_text(parts):
                 return None, True
-            changed = changed or parts != before
+            changed = changed or tuple(parts) != message.content
             messages.append(dataclasses.replace(message, content=tuple(parts)))
         conversation = dataclasses.replace(question.conversation, messages=tuple(messages))
         return dataclasses.replace(question, question=conversation.question, conversation=conversation), changed

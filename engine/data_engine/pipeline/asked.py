@@ -7,7 +7,7 @@ from PIL import Image
 from data_engine.flags import require
 from data_engine.questions.conversation import Conversation
 from data_engine.questions.images import Exif, open_image
-from data_engine.questions.messages import conversation_of, with_images
+from data_engine.questions.messages import conversation_of, question_with_images, with_images
 
 Images = Image.Image | bytes | Sequence[Image.Image | bytes] | None
 _BYTES = (bytes, bytearray, memoryview)
@@ -16,10 +16,10 @@ _BYTES = (bytes, bytearray, memoryview)
 def asked(
     image: Images, question: str | Sequence[Mapping], max_megapixels: float, exif: Exif
 ) -> tuple[Conversation, list[Image.Image]]:
-    """The conversation and its opened images. A text stands behind the images.
+    """The conversation and its opened images, as a row of a dataset with this question would have them.
 
-    Raises images.BadImage, a ValueError, for an image that cannot be read, and for messages that are none; UserError
-    for what is neither.
+    Raises images.BadImage, a ValueError, for an image that cannot be read, for messages that are none, and where
+    `<image>` does not stand once for each image; UserError for what is neither.
     """
     is_chat = isinstance(question, Sequence) and not isinstance(question, _BYTES)
     found = type(question).__name__ if question is not None else None
@@ -33,7 +33,7 @@ def asked(
     pictures = [open_image(one, max_megapixels, exif) for one in several]
     if isinstance(question, str):
         require_unicode("question", question)
-        return Conversation.of(question, len(pictures)), pictures
+        return question_with_images(question, len(pictures)), pictures
     return with_images(conversation_of(list(question)), len(pictures)), pictures
 
 

@@ -7,10 +7,15 @@ import pyarrow as pa
 
 from data_engine.questions.conversation import Conversation, Message
 from data_engine.questions.images import BadImage
-from data_engine.questions.messages import MAX_TEXT_BYTES, conversation_of, messages_in, with_images
-from data_engine.questions.row_images import ImageCell, ImageCells, chosen_cells, limited
-from data_engine.questions.sources.column_types import as_bytes, is_list
-from data_engine.schemas import without_image_marker
+from data_engine.questions.messages import (
+    MAX_TEXT_BYTES,
+    conversation_of,
+    messages_in,
+    question_with_images,
+    with_images,
+)
+from data_engine.questions.row_images import ImageCell, ImageCells, chosen_cells, limited, text_as_lists
+from data_engine.questions.sources.column_types import as_bytes, is_list, value_reader
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,9 @@ class Given:
     """it stood in the column of questions, not in the one of messages"""
 
     def with_images(self, num_images: int) -> Conversation:
-        """With its images numbered. Raises BadImage where their number is not the one that the messages ask for."""
-        if self.keeps_text(num_images):
-            # LLaVA's data say `<image>` there. What is trained on the pairs is not shown that text either.
-            text = without_image_marker(self.conversation.question)
-            return Conversation.of(text, num_images, self.conversation.system)
+        """With its images numbered. Raises BadImage where their number is not the one that its texts ask for."""
+        if self.is_question:
+            return question_with_images(self.conversation.question, num_images, self.conversation.system)
         return with_images(self.conversation, num_images)
 
     def keeps_text(self, num_images: int) -> bool:
@@ -42,16 +45,16 @@ class Asked:
         self._questions, self._messages, self._systems = (
             _texts(batch.column(name)) if name in columns else None for name in ("question", "messages", "system")
         )
-        self._image, self._images = (
-            ImageCells(batch.column(name)) if name in columns else None for name in ("image", "images")
-        )
+        self._read = value_reader(self._messages.type) if self._messages is not None else None
+        self._image = ImageCells(batch.column("image")) if "image" in columns else None
+        self._images = ImageCells(text_as_lists(batch.column("images"))) if "images" in columns else None
 
     def given(self, row: int) -> Given:
         """What is asked, before its images are looked at."""
         question, system = _text(self._questions, row, "question"), _text(self._systems, row, "system")
         # A blank cell is one without a text.
         system = system if system and system.strip() else None
-        messages = messages_in(self._messages[row]) if self._messages is not None else None
+        messages = messages_in(self._messages[row], self._read) if self._messages is not None else None
         if messages is not None:
             conversation = conversation_of(messages)
             if question and question != conversation.question:

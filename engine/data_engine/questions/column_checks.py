@@ -13,6 +13,7 @@ from data_engine.questions.sources.column_types import (
     IMAGE_FIELDS,
     MESSAGE_FIELDS,
     is_binary,
+    is_json,
     is_list,
     is_text,
 )
@@ -143,7 +144,7 @@ def _is_images(kind: pa.DataType) -> bool:
 
 def _is_messages(kind: pa.DataType) -> bool:
     if not is_list(kind):
-        return is_text(kind) or is_binary(kind)
+        return is_text(kind) or is_binary(kind) or is_json(kind)
     one = kind.value_type
     named = pa.types.is_struct(one) and {part.name for part in one} >= set(MESSAGE_FIELDS)
     return named or pa.types.is_null(one)
@@ -154,7 +155,10 @@ _KINDS = {
     "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
     "question": ("text", _is_text),
     "image": ("struct{bytes, path}, binary, or text that is a path", _is_image),
-    "images": ("a list of struct{bytes, path}, of binary, or of text that is a path", _is_images),
+    "images": (
+        "a list of struct{bytes, path}, of binary, or of text that is a path, or one of these",
+        lambda kind: _is_images(kind) or _is_image(kind),
+    ),
     "messages": ("a list of struct{role, content}, or its text in JSON", _is_messages),
     "system": ("text", _is_text),
 }

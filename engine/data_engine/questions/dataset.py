@@ -25,7 +25,7 @@ from data_engine.questions.row_images import read_all
 from data_engine.questions.sources import open_source
 from data_engine.questions.sources.base import PROBLEM, Source
 from data_engine.questions.sources.column_names import ColumnNames
-from data_engine.questions.sources.column_types import as_bytes, holds_bytes, is_binary, is_text
+from data_engine.questions.sources.column_types import as_bytes, holds_bytes, is_binary, is_text, plain_values
 from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 from data_engine.store.file_hashes import HashFiles
 
@@ -185,6 +185,11 @@ class Questions:
         """What the dataset calls a column."""
         return self._source.names.in_dataset(name)
 
+    @property
+    def listed(self) -> str:
+        """Its columns, by its own names, for the end of a message."""
+        return self._source.names.listed(self.columns)
+
     def column(self, name: str) -> Iterator[object]:
         """One of the optional or further columns, of all rows."""
         cells = _extra_cells if name in self.optional_columns else self._source.values
@@ -295,4 +300,5 @@ def _extra_cells(column: pa.Array) -> list[str | None]:
     """An optional column as text, or as JSON where it holds something else."""
     if is_text(column.type) or is_binary(column.type):
         return [value if value is None else value.decode(errors="replace") for value in as_bytes(column).to_pylist()]
-    return [value if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
+    values = plain_values(column)
+    return [value if value is None or isinstance(value, str) else json.dumps(value, default=str) for value in values]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_engine.errors import UserError, first_line, python_command
 from data_engine.flag_files import nearest_path
 from data_engine.questions.sources.base import LFS_POINTER, is_lfs_pointer
-from data_engine.questions.sources.column_types import as_bytes, is_binary, is_list, is_text
+from data_engine.questions.sources.column_types import as_bytes, as_type, is_binary, is_list, is_text, is_uuid
 from data_engine.questions.sources.json_rows import DECODER, Repeating
 from data_engine.questions.sources.text_file import MAX_RECORD_BYTES
 
@@ -126,7 +126,7 @@ class GivenFile:
             schema = pq.read_schema(self.path)
         self._require_known(schema.names, "")
         kinds = {
-            "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind)),
+            "idx": ("integer or text", lambda kind: pa.types.is_integer(kind) or is_text(kind) or is_uuid(kind)),
             "answer": ("text", lambda kind: is_text(kind) or is_binary(kind)),
             "token_ids": ("a list of integers", _is_ids),
         }
@@ -254,4 +254,6 @@ def _cells(column: pa.Array) -> list:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_null(kind):
         return [None] * len(column)
+    if is_uuid(kind):
+        column, kind = as_type(column, pa.string()), pa.string()
     return as_bytes(column).to_pylist() if is_text(kind) or is_binary(kind) else column.to_pylist()

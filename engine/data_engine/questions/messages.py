@@ -6,6 +6,7 @@ A message is {"role": ..., "content": ...}; its content is a text, or a list of 
 
 import json
 import typing
+from collections.abc import Callable
 
 import pyarrow as pa
 
@@ -13,6 +14,7 @@ from data_engine.questions.conversation import Conversation, Message, Role
 from data_engine.questions.images import BadImage
 from data_engine.questions.row_images import limited
 from data_engine.questions.sources.column_types import is_list
+from data_engine.schemas import without_image_marker
 
 # The place of an image in a text, as of LLaVA and LLaMA-Factory.
 MARKER = "<image>"
@@ -27,8 +29,8 @@ _OWN_IMAGE = ("image", "image_url", "url", "path", "base64", "bytes")
 _UNNUMBERED = -1
 
 
-def messages_in(cell: pa.Scalar) -> object | None:
-    """What stands in a cell, a list or its text in JSON; None where it is null or blank."""
+def messages_in(cell: pa.Scalar, read: Callable[[pa.Scalar], object]) -> object | None:
+    """What stands in a cell, a list, which `read` gives, or its text in JSON; None where it is null or blank."""
     try:
         if not is_list(cell.type):
             data = limited(cell, _MAX_CELL_BYTES, "messages")
@@ -36,7 +38,7 @@ def messages_in(cell: pa.Scalar) -> object | None:
             return json.loads(data.decode()) if data and data.strip() else None
         if cell.is_valid and cell.values.nbytes > _MAX_CELL_BYTES:
             raise BadImage(f"messages has {cell.values.nbytes} bytes, more than {_MAX_CELL_BYTES}")
-        return cell.as_py()
+        return read(cell)
     except UnicodeDecodeError:
         raise BadImage("messages is not valid UTF-8") from None
     except (ValueError, RecursionError) as error:
@@ -64,18 +66,28 @@ def conversation_of(found: object) -> Conversation:
 
 
 def with_images(conversation: Conversation, num_images: int) -> Conversation:
-    """With each image at its place: at image parts; or else where texts say <image>; or else before the first of the
-    user's texts.
+    """With each image at its place: at image parts; or else where the user's texts say <image>; or else before the
+    first of them. None of his texts says <image> then.
+
+    Raises BadImage where parts or markers are there, and are not as many as the images.
     """
     messages = conversation.messages
     parts = sum(part == _UNNUMBERED for message in messages for part in message.content)
     if parts not in (0, num_images):
         raise BadImage(f"the number of image parts in the messages is {parts}, of images {num_images}")
-    if not parts and num_images:
-        marks = sum(message.text.count(MARKER) for message in messages if message.role == "user")
-        if marks not in (0, num_images):
-            raise BadImage(f"{MARKER} stands {marks} times in the texts, the number of images is {num_images}")
-        messages = tuple(map(_split, messages)) if marks else _in_front(messages, num_images)
+    asked = (part for message in messages if message.role == "user" for part in message.content)
+    marks = sum(part.count(MARKER) for part in asked if isinstance(part, str))
+    if marks not in (0, num_images):
+        raise BadImage(
+            f"{MARKER} stands {marks} times in the texts, the number of images is {num_images}; write it once for each "
+            "image, or not at all"
+        )
+    if parts:
+        messages = tuple(map(_unmarked, messages))
+    elif marks:
+        messages = tuple(map(_split, messages))
+    elif num_images:
+        messages = _in_front(messages, num_images)
     numbers = iter(range(num_images))
     return Conversation(
         tuple(
@@ -83,6 +95,15 @@ def with_images(conversation: Conversation, num_images: int) -> Conversation:
             for one in messages
         )
     )
+
+
+def question_with_images(question: str, num_images: int, system: str | None = None) -> Conversation:
+    """One question: behind its image if there is one, else as `with_images` has it. Raises BadImage as that does."""
+    asked = with_images(Conversation((Message("user", (question,)),)), num_images)
+    if num_images == 1:
+        # LLaVA's data say `<image>` anywhere, and its trainers put the picture first.
+        asked = Conversation.of(without_image_marker(question))
+    return asked.with_system(system)
 
 
 def _message(item: object, where: str) -> Message:
@@ -104,7 +125,8 @@ def _part(part: object, where: str) -> str | int:
         return part["text"]
     own = [name for name in _OWN_IMAGE if isinstance(part, dict) and part.get(name) is not None]
     if own and kind != "text":
-        raise BadImage(f'{where} has an image of its own, in "{own[0]}"; images stand in the column "images"')
+        shown = 'images stand in the column "images", as docs/datasets.md shows'
+        raise BadImage(f'{where} has an image of its own, in "{own[0]}"; {shown}')
     if kind != "image":
         shown = f", but one of the type {json.dumps(kind, default=str)[:60]}" if kind not in (None, "text") else ""
         raise BadImage(
@@ -142,6 +164,14 @@ def _split(message: Message) -> Message:
         for number, piece in enumerate(text.split(MARKER)):
             content += [_UNNUMBERED] * (number > 0) + [piece] * bool(piece)
     return Message(message.role, tuple(content))
+
+
+def _unmarked(message: Message) -> Message:
+    """One of the user without the markers, where image parts tell the places."""
+    if message.role != "user":
+        return message
+    parts = (part if isinstance(part, int) else without_image_marker(part) for part in message.content)
+    return Message(message.role, tuple(parts))
 
 
 def _in_front(messages: tuple[Message, ...], num_images: int) -> tuple[Message, ...]:

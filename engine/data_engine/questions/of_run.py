@@ -27,7 +27,7 @@ def require_images(questions: Questions, config: RunConfig) -> None:
     if config.image_root is not None and not questions.has_images:
         raise UserError(
             f'image_root "{config.image_root}" is given, and the dataset has no column "image" or "images" with paths; '
-            f"columns: {', '.join(questions.columns[:20])}; say --columns image=NAME, or leave image_root out"
+            f"{questions.listed}; say --columns image=NAME, or leave image_root out"
         )
 
 
@@ -38,11 +38,10 @@ def require_columns(questions: Questions, flags: SourceFlags) -> None:
     """
     missing = [name for name in flags.columns or () if name not in questions.columns]
     if missing:
-        meant = meant_for(missing[0], questions.columns)
+        meant = meant_for(missing[0], map(questions.in_dataset, questions.columns))
         hint = f"if so meant, say {flag_for({missing[0]: meant})}" if meant else f"or say --columns {missing[0]}=NAME"
         raise UserError(
-            f'{flags.needed_by} needs the column "{missing[0]}", and the dataset has none; columns: '
-            f"{', '.join(questions.columns[:20])}; {hint}"
+            f'{flags.needed_by} needs the column "{missing[0]}", and the dataset has none; {questions.listed}; {hint}'
         )
     if flags.reads is not None:
         for name in flags.columns:

@@ -15,8 +15,10 @@ from data_engine.questions.images import (
     refuse_address,
     which_image,
 )
+from data_engine.questions.sources.cells import images_in
 from data_engine.questions.sources.column_types import as_bytes, is_list, is_text, list_offsets
 
+_LISTS = pa.list_(pa.struct([("bytes", pa.large_binary()), ("path", pa.large_binary())]))
 NO_IMAGE = "row has no image: neither bytes nor a path"
 
 
@@ -58,6 +60,13 @@ class ImageCells:
         """None where the cell is null."""
         places = range(self._offsets[row], self._offsets[row + 1])
         return [ImageCell(self._data[i], self._paths[i]) for i in places] if self._valid[row] else None
+
+
+def text_as_lists(column: pa.Array) -> pa.Array:
+    """A column of text in which a cell has an image, or a list of them in JSON, as one of lists; others as they are."""
+    if not is_text(column.type):
+        return column
+    return pa.array(map(_listed, as_bytes(column).to_pylist()), _LISTS)
 
 
 def chosen_cells(image: list[ImageCell] | None, images: list[ImageCell] | None, columns: Sequence[str]) -> list:
@@ -103,6 +112,16 @@ def _read_file(path: str | None, image_root: Path | None) -> bytes:
     if image_root is None:
         raise MissingImage("image has no bytes, and its path is not opened without image_root")
     return read_under(image_root, path)
+
+
+def _listed(cell: bytes | None) -> list | None:
+    if cell is None:
+        return None
+    try:
+        return images_in(cell.decode())
+    except ValueError:
+        # That no file is called so will be told.
+        return [{"bytes": None, "path": cell}]
 
 
 def _parts(column: pa.Array) -> tuple[pa.Array, pa.Array]:

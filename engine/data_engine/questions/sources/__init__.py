@@ -12,17 +12,17 @@ from data_engine.flag_files import is_hub_id, look_up, nearest_path
 from data_engine.questions.sources.base import LFS_POINTER, Source, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
 from data_engine.questions.sources.folders import files_of, told_of_missing_shards
-from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, load_folder, load_hub
+from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, load_arrow, load_folder, load_hub
 from data_engine.questions.sources.parquet import ParquetSource
 from data_engine.questions.sources.text_rows import JSON_ENDINGS, TEXT_ENDINGS, TextSource
 
+# An Arrow file is a stream, as `datasets` writes it, or what Feather is: that begins so.
+_FEATHER_BEGINS = b"ARROW1"
+_FROM_FEATHER = "import sys, pandas; pandas.read_feather(sys.argv[1]).to_parquet(sys.argv[2])"
 # Files of other kinds, by their ending, and how to make one of them that can be read.
 _TO_PARQUET = {
-    ".arrow": "import sys, datasets; datasets.Dataset.from_file(sys.argv[1]).to_parquet(sys.argv[2])",
-    # As the cells are written: pandas takes None and NA for no cell, and 007 for 7.
-    ".tsv": 'import sys, pandas; pandas.read_csv(sys.argv[1], sep="\\t", dtype=str, keep_default_na=False)'
-    ".to_parquet(sys.argv[2])",
-    ".feather": "import sys, pandas; pandas.read_feather(sys.argv[1]).to_parquet(sys.argv[2])",
+    ".arrow": _FROM_FEATHER,
+    ".feather": _FROM_FEATHER,
 }
 _OTHER_WAYS = {
     ".xlsx": "save {file} as .csv in UTF-8",
@@ -56,8 +56,7 @@ def open_source(
             return DatasetsSource(load_folder(path, split), f'dataset "{path}"', names)
         if local.is_dir():
             files = files_of(local, split)
-            of_texts = files[0].name.lower().endswith(TEXT_ENDINGS)
-            source = _text_source(files, names) if of_texts else ParquetSource(files, names)
+            source = _source_of(files, names)
             source.warnings = told_of_missing_shards(files)
             return source
         return _file_source(local, split, names)
@@ -77,19 +76,20 @@ def _file_source(file: Path, split: str | None, names: ColumnNames) -> Source:
         return _text_source([file], names)
     refuse(is_lfs_pointer(file), f'dataset_path "{file}" {LFS_POINTER}')
     with open(file, "rb") as stream:
-        if stream.read(len(_PARQUET_BEGINS)) == _PARQUET_BEGINS:
-            return ParquetSource([file], names)
-    if name.endswith(TEXT_ENDINGS):
-        return _text_source([file], names)
+        begins = stream.read(len(_FEATHER_BEGINS))
+    if begins.startswith(_PARQUET_BEGINS):
+        return ParquetSource([file], names)
+    if name.endswith(TEXT_ENDINGS) or (name.endswith(".arrow") and begins != _FEATHER_BEGINS):
+        return _source_of([file], names)
     if way := _way_to_read(file):
         raise UserError(
-            f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, or one of the '
-            f"last three with .gz: {way}"
+            f'dataset_path "{file}" is a {file.suffix} file; it can be parquet, .jsonl, .json, .csv, .tsv, or one of '
+            f"the last four with .gz: {way}"
         )
     refuse(
         not name.endswith((".parquet", ".pq")),
-        f'dataset_path "{file}" is no parquet file, and only one whose name ends with .jsonl, .json or .csv, or one of '
-        "these with .gz, is read as rows of text: rename it if it has such",
+        f'dataset_path "{file}" is no parquet file, and only one whose name ends with .jsonl, .json, .csv or .tsv, or '
+        "one of these with .gz, is read as rows of text: rename it if it has such",
     )
     return ParquetSource([file], names)
 
@@ -100,6 +100,14 @@ def _way_to_read(file: Path) -> str:
     if code := _TO_PARQUET.get(kind):
         return python_command(code, file, f"{file.stem}.parquet")
     return _OTHER_WAYS.get(kind, "").format(file=shlex.quote(str(file)))
+
+
+def _source_of(files: list[Path], names: ColumnNames) -> Source:
+    """Of files of one kind, by the ending of their names."""
+    name = files[0].name.lower()
+    if name.endswith(".arrow"):
+        return DatasetsSource(load_arrow(files), f'dataset "{files[0].parent}"', names)
+    return _text_source(files, names) if name.endswith(TEXT_ENDINGS) else ParquetSource(files, names)
 
 
 def _text_source(files: list[Path], names: ColumnNames) -> TextSource:

@@ -28,7 +28,7 @@ def cells_of(row: dict, columns: list[str]) -> dict:
             elif name == "image":
                 cells[name] = _image(value)
             elif name == "images":
-                cells[name] = _images(value)
+                cells[name] = images_in(value)
             elif name not in (*INPUT_COLUMNS, *OPTIONAL_COLUMNS):
                 cells[name] = None if value is None else json.dumps(value)
             elif name == "system" and not isinstance(value, str | None):
@@ -80,15 +80,16 @@ def _image(value: object) -> dict | None:
     return {"bytes": image_bytes(_text(data)) if data else None, "path": None if path is None else _text(path)}
 
 
-def _images(value: object) -> list | None:
-    """A list of images, or its text in JSON."""
-    if isinstance(value, str) and value.strip():
+def images_in(value: object) -> list | None:
+    """The images, each {bytes, path}, of a list of them, of its text in JSON, or of one image; None of nothing."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise BadImage("images is text, but not JSON; expected a list of images") from None
-    if value is None or isinstance(value, str):
+            raise BadImage('images is text, but not JSON; expected a list of images, as ["a.jpg", "b.jpg"]') from None
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
+    value = [value] if isinstance(value, str | dict) else value
     if not isinstance(value, list):
         raise BadImage(f"images is {_kind(value)}; expected a list of images")
     found = []

@@ -14,7 +14,8 @@ from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 # Other names under which datasets have a column, the likeliest first; in small letters, with nothing between words.
 _OFTEN_CALLED = {
     "answer": ("answers", "response", "reference", "groundtruth", "gtanswer", "solution"),
-    "idx": ("id", "ids", "index", "uid", "uuid", "questionid", "qid", "pid", "sampleid", "imageid", "indexlevel0"),
+    "idx": ("id", "ids", "index", "uid", "uuid", "questionid", "qid", "pid", "sampleid", "imageid", "indexlevel0",
+            "unnamed:0"),
     "question": ("questiontext", "prompt", "query", "instruction", "text", "input"),
     "image": (
         "picture", "img", "imagefile", "filename", "imagepath", "imgpath", "imagename", "imagebytes", "imagestr",
@@ -44,11 +45,12 @@ class ColumnNames:
         """What the dataset calls a column of the engine."""
         return self.theirs.get(name, name)
 
-    def ours(self, name: str) -> str | None:
-        """What the engine calls a column of the dataset; None for one that is not read."""
-        return next(
-            (ours for ours, theirs in self.theirs.items() if theirs == name), None if self.hides(name) else name
-        )
+    def ours(self, name: str) -> list[str]:
+        """What the engine calls a column of the dataset: several names for one that stands for several columns, none
+        for one that is not read.
+        """
+        given = [ours for ours, theirs in self.theirs.items() if theirs == name]
+        return given or ([] if self.hides(name) else [name])
 
     def hides(self, name: str) -> bool:
         """Whether another column of the dataset, or none, has this name of the engine."""
@@ -56,8 +58,7 @@ class ColumnNames:
 
     def renamed(self, schema: pa.Schema) -> pa.Schema:
         """A schema of the dataset with the engine's names, without the columns that are not read."""
-        named = ((self.ours(field.name), field) for field in schema)
-        return pa.schema([field.with_name(name) for name, field in named if name is not None])
+        return pa.schema([field.with_name(name) for field in schema for name in self.ours(field.name)])
 
     def require_there(self, columns: Mapping[str, object], name: str) -> None:
         """Raise UserError where the dataset lacks a column that --columns names; `columns` has the engine's names."""
@@ -69,7 +70,7 @@ class ColumnNames:
 
     def listed(self, columns: Iterable[str]) -> str:
         """The dataset's names of these columns of the engine, for the end of a message."""
-        return f"columns: {', '.join([*map(self.in_dataset, columns)][:20])}"
+        return f"columns: {', '.join([*dict.fromkeys(map(self.in_dataset, columns))][:20])}"
 
 
 SAME_NAMES = ColumnNames()

@@ -5,7 +5,9 @@ order, a column of nulls without any type. Files that differ in these alone are 
 """
 
 import itertools
+import json
 from collections import Counter
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +37,16 @@ def is_list(type: pa.DataType) -> bool:
     return pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
 
 
+def is_json(type: pa.DataType) -> bool:
+    """Whether cells are JSON: `datasets` and DuckDB keep values so of which not all have one type."""
+    return isinstance(type, pa.JsonType)
+
+
+def is_uuid(type: pa.DataType) -> bool:
+    """Whether cells are UUIDs, which are read as their text."""
+    return isinstance(type, pa.UuidType)
+
+
 def columns_of(schema: pa.Schema, where: str, names: ColumnNames = SAME_NAMES) -> dict[str, pa.DataType]:
     """The columns by the engine's names, dictionaries as what they hold, image structs with the fields that are read.
 
@@ -42,19 +54,19 @@ def columns_of(schema: pa.Schema, where: str, names: ColumnNames = SAME_NAMES) -
     """
     schema = names.renamed(schema)
     counts = Counter(schema.names)
-    twice = [f'"{names.in_dataset(name)}"' for name in names.are_read(schema.names) if counts[name] > 1]
+    twice = {f'"{names.in_dataset(name)}"': None for name in names.are_read(schema.names) if counts[name] > 1}
     refuse(bool(twice), f"{where} has more than one column {', '.join(twice)}; keep one and rename or drop the others")
     columns = {field.name: _plain(field.type) for field in schema}
-    if "image" in columns:
-        columns["image"] = _read_image(columns["image"], f'{where}: the struct "{names.in_dataset("image")}"')
-    if "images" in columns and is_list(columns["images"]):
-        inner = _read_image(columns["images"].value_type, f'{where}: the struct of "{names.in_dataset("images")}"')
-        columns["images"] = _list_of(columns["images"], inner)
+    for name in ("image", "images"):
+        if name in columns:
+            columns[name] = _read_image(columns[name], f'{where}: the struct of "{names.in_dataset(name)}"')
     return columns
 
 
 def _read_image(image: pa.DataType, where: str) -> pa.DataType:
-    """The type of an image with those fields of its struct that are read."""
+    """The type of an image, or of a list of them, with those fields of their struct that are read."""
+    if is_list(image):
+        return _list_of(image, _read_image(image.value_type, where))
     if not pa.types.is_struct(image):
         return image
     fields = [field for field in image if field.name in IMAGE_FIELDS]
@@ -91,6 +103,8 @@ def as_type(column: pa.Array, type: pa.DataType) -> pa.Array:
         column = column.dictionary_decode()
     if column.type == type:
         return column
+    if is_uuid(column.type):
+        return pa.array([cell if cell is None else str(cell) for cell in column.to_pylist()], type)
     if pa.types.is_struct(column.type):
         # flatten, unlike field(), keeps the struct's own nulls.
         parts = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
@@ -114,20 +128,31 @@ def list_offsets(column: pa.Array) -> list[int]:
 
 
 def as_bytes(column: pa.Array) -> pa.Array:
-    """Text or binary of any layout as bytes: Arrow does not promise that text is valid UTF-8."""
+    """Text, JSON or binary of any layout as bytes: Arrow does not promise that text is valid UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return column.cast(pa.large_binary())
+    return (column.storage if is_json(column.type) else column).cast(pa.large_binary())
 
 
 def holds_bytes(type: pa.DataType) -> bool:
     """Whether there are bytes in a column, as of pictures and sound."""
-    parts = [field.type for field in type] if pa.types.is_struct(type) else [type.value_type] if is_list(type) else []
-    return is_binary(type) or any(map(holds_bytes, parts))
+    return any(map(is_binary, _with_parts(type)))
+
+
+def value_reader(type: pa.DataType) -> Callable[[pa.Scalar], object]:
+    """What gives a cell of such a column as a Python value, with the value of whatever is JSON in it.
+
+    That raises ValueError for JSON that is none, and for text that is not valid UTF-8.
+    """
+    # Looked at once: types are compared more slowly than cells are read.
+    if any(map(is_json, _with_parts(type))):
+        return lambda cell: _out_of_json(cell.as_py(), type)
+    return lambda cell: cell.as_py()
 
 
 def plain_values(column: pa.Array) -> list:
-    """The cells as Python values: text that is not valid UTF-8 is mended, a list with such text is None.
+    """The cells as Python values: text that is not valid UTF-8 is mended; a list with such text, and JSON that is
+    none, is None.
 
     A float of 32 bits is the number that it is written as: 0.1, not 0.10000000149011612.
     """
@@ -137,18 +162,39 @@ def plain_values(column: pa.Array) -> list:
         return [cell if cell is None else float(cell) for cell in column.cast(pa.string()).to_pylist()]
     if is_list(column.type) and pa.types.is_float32(column.type.value_type):
         return [plain_values(cell.values) if cell.is_valid else None for cell in column]
-    return list(map(_plain_value, column))
+    read = value_reader(column.type)
+    return [_or_none(read, cell) for cell in column]
 
 
-def _plain_value(cell: pa.Scalar) -> object:
+def _or_none(read: Callable[[pa.Scalar], object], cell: pa.Scalar) -> object:
     try:
-        return cell.as_py()
-    except UnicodeDecodeError:
+        return read(cell)
+    except (ValueError, RecursionError):
         return None
+
+
+def _out_of_json(value: object, type: pa.DataType) -> object:
+    if value is None:
+        return None
+    if is_json(type):
+        return json.loads(value)
+    if pa.types.is_struct(type):
+        return {field.name: _out_of_json(value[field.name], field.type) for field in type}
+    return [_out_of_json(one, type.value_type) for one in value] if is_list(type) else value
+
+
+def _with_parts(type: pa.DataType) -> Iterator[pa.DataType]:
+    """The type, and those of all that is inside of it."""
+    yield type
+    parts = [field.type for field in type] if pa.types.is_struct(type) else [type.value_type] if is_list(type) else []
+    for part in parts:
+        yield from _with_parts(part)
 
 
 def _plain(type: pa.DataType) -> pa.DataType:
     """The type of the values, without how they are packed."""
+    if is_uuid(type):
+        return pa.string()
     if pa.types.is_dictionary(type):
         return type.value_type
     if pa.types.is_struct(type):

@@ -1,7 +1,12 @@
-"""CSV as rows: a header with the names of the columns, then records, in which quoted text may go over several lines."""
+"""CSV as rows: a header with the names of the columns, then records, in which quoted text may go over several lines.
 
+Cells are separated by a comma, a semicolon (as of Excel where numbers have commas), a tab or a bar: the header tells.
+"""
+
+import contextlib
 import csv
 import io
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -12,19 +17,25 @@ from data_engine.questions.sources.base import refuse
 from data_engine.questions.sources.column_names import ColumnNames
 from data_engine.questions.sources.text_file import Record, TextFile, too_long
 
+_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": '"|"'}
+_QUOTED = 'stands in quotes, and a quote in it is doubled: "say ""yes"", please"'
+
 
 class CsvRows:
     """The records of a file; every cell is text."""
 
     def __init__(self, file: TextFile, names: ColumnNames):
         self._file, self._names = file, names
-        # None in the place of a column that is not read.
-        self._header: list[str | None] = []
+        # The names of each column: none for one that is not read.
+        self._header: list[list[str]] = []
+        self._separator, self._with_space = ",", False
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
         """The rows, in order. Raises UserError, with the line, at what is none."""
+        self._find_separator(next((line for line in _Lines(self._file, stream) if line.strip()), ""))
+        stream.seek(0)
         lines = _Lines(self._file, stream)
-        reader = _reader(lines)
+        reader = self._reader(lines)
         while True:
             start, lines.record_bytes, where = lines.position, 0, f"line {lines.number + 1}"
             fields = self._next(reader, where)
@@ -35,38 +46,42 @@ class CsvRows:
             if self._header:
                 yield Record(where, start, lines.position - start, self._row(where, fields))
                 continue
-            self._refuse_other_separator(fields)
-            self._header = list(map(self._names.ours, fields))
-            counts = Counter(name for name in self._header if name is not None)
-            twice = [f'"{self._names.in_dataset(name)}"' for name in self._names.are_read(counts) if counts[name] > 1]
+            # By pandas' name: its own files have their index there, which --columns can then name.
+            named = [name or f"Unnamed: {number}" for number, name in enumerate(fields)]
+            self._header = list(map(self._names.ours, named))
+            counts = Counter(itertools.chain(*self._header))
+            read = self._names.are_read(counts)
+            twice = {f'"{self._names.in_dataset(name)}"': None for name in read if counts[name] > 1}
             refuse(bool(twice), f'"{self._file.path}" has more than one column {", ".join(twice)}; keep one')
 
     def parse(self, where: str, data: bytes) -> dict:
         """One row, from the bytes of its record."""
-        record = self._next(_reader(_Lines(self._file, io.BytesIO(data))), where)
+        record = self._next(self._reader(_Lines(self._file, io.BytesIO(data))), where)
         return self._row(where, record or [])
 
-    def _refuse_other_separator(self, header: list[str]) -> None:
-        """A header that nothing separates, and that has what other programs write between cells; or commas and spaces.
+    def _find_separator(self, header: str) -> None:
+        """The first mark that parts the line of names; and whether each has a space behind it, which is in no cell."""
+        is_tsv = self._file.path.name.lower().removesuffix(".gz").endswith(".tsv")
+        for mark in "\t,;|" if is_tsv else _SEPARATORS:
+            # By another mark, quotes may stand where none can.
+            with contextlib.suppress(csv.Error):
+                names = next(csv.reader([header], delimiter=mark, strict=True), [])
+                if len(names) > 1:
+                    self._separator, self._with_space = mark, all(name.startswith(" ") for name in names[1:])
+                    return
 
-        A quote behind a space is a part of its cell, and so is the space.
-        """
-        found = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
-        if len(header) > 1 and all(name.startswith(" ") for name in header[1:]):
-            found = ", "
-        shown = {"\t": "a tab", ", ": "a comma and a space"}.get(found, f'"{found}"')
-        refuse(
-            found is not None,
-            f'"{self._file.path}", line 1: the columns are separated by {shown}; write the file with commas alone',
-        )
+    def _reader(self, lines: "_Lines") -> Iterator[list[str]]:
+        # The module's own limit is less than a question may have; there is one for the whole process.
+        csv.field_size_limit(text_file.MAX_RECORD_BYTES)
+        return csv.reader(lines, delimiter=self._separator, skipinitialspace=self._with_space, strict=True)
 
     def _row(self, where: str, fields: list[str]) -> dict:
         refuse(
             len(fields) != len(self._header),
-            f'"{self._file.path}", {where}: {len(fields)} cells, but {len(self._header)} columns; '
-            'a text with a comma stands in quotes, and a quote in it is doubled: "say ""yes"", please"',
+            f'"{self._file.path}", {where}: {len(fields)} cells, but {len(self._header)} columns; a text with '
+            f"{_SEPARATORS[self._separator]} {_QUOTED}",
         )
-        return {name: cell for name, cell in zip(self._header, fields, strict=True) if name is not None}
+        return {name: cell for names, cell in zip(self._header, fields, strict=True) for name in names}
 
     def _next(self, reader: Iterator[list[str]], where: str) -> list[str] | None:
         """The next record: empty for an empty line, None at the end."""
@@ -74,6 +89,8 @@ class CsvRows:
             return next(reader, None)
         except csv.Error as error:
             told = error
+            if "expected after" in str(error):
+                told = f"{error}; a text that begins with a quote {_QUOTED}"
             if "new-line" in str(error):
                 of_cell = "a CR stands in a text without quotes; put the text in quotes, or take the CR out"
                 told = "lines end with CR alone; save the file with LF or CRLF" if where == "line 1" else of_cell
@@ -106,9 +123,3 @@ class _Lines:
             raise UserError(
                 f'"{self._file.path}", line {self.number}: not UTF-8: {error.reason}; save the file as UTF-8'
             ) from None
-
-
-def _reader(lines: _Lines) -> Iterator[list[str]]:
-    # The module's own limit is less than a question may have; there is one for the whole process.
-    csv.field_size_limit(text_file.MAX_RECORD_BYTES)
-    return csv.reader(lines, strict=True)

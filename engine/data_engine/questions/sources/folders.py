@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from data_engine.errors import UserError, python_command
+from data_engine.errors import UserError
 from data_engine.questions.sources.base import choose_split, refuse
 from data_engine.questions.sources.text_rows import TEXT_ENDINGS
 from data_engine.store.absent import matching
@@ -18,28 +18,26 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?")
 # What `datasets` and LLaMA-Factory write about a dataset, beside it.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
 _OF_PICTURES = (".tar", ".jpg", ".jpeg", ".png", ".webp")
-# What load_dataset keeps in its cache, a split in files of one name.
-_FROM_ARROW = (
-    "import sys, glob, datasets; datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in "
-    "sorted(glob.glob(sys.argv[1]))]).to_parquet(sys.argv[2])"
-)
+_ARROW = ".arrow"
+# What map and filter keep in the cache of load_dataset: the rows once more.
+_MADE_OF_ROWS = "cache-"
 
 
 def files_of(folder: Path, split: str | None) -> list[Path]:
     """The files of the chosen split of `folder`, or of its `data` folder, in the order of their names.
 
     They are parquet files or, where there are none, text files of one kind that say by their names that they belong
-    together. Raises UserError where there are none, or where it is not clear which are meant.
+    together, or Arrow files. Raises UserError where there are none, or where it is not clear which are meant.
     """
     data = folder / "data"
-    files = _own_files(folder) or _own_files(data) or _text_shards(folder) or _text_shards(data)
+    files = _own_files(folder) or _own_files(data) or _text_shards(folder) or _text_shards(data) or _arrow_files(folder)
     if not files:
         # Pictures beside the files may be many, and are looked at for the message alone.
         raise UserError(f'dataset_path "{folder}" has no .parquet file and no `datasets` dataset; {_held_by(folder)}')
     splits: dict[str, list[Path]] = {}
     nameless = []
     for file in files:
-        name = _split_of(_stem(file))
+        name = _split_of_arrow(file.stem) if file.suffix == _ARROW else _split_of(_stem(file))
         (nameless if name is None else splits.setdefault(name, [])).append(file)
     if len(splits) == 1 and not nameless and not _WORD.fullmatch(next(iter(splits))):
         # part-00000-of-00002.parquet and the like: shards of one table.
@@ -70,6 +68,10 @@ def told_of_missing_shards(files: Iterable[Path]) -> list[str]:
 
 def _own_files(folder: Path) -> list[Path]:
     return _visible(matching(folder, "*.parquet"))
+
+
+def _arrow_files(folder: Path) -> list[Path]:
+    return [file for file in _visible(matching(folder, f"*{_ARROW}")) if not file.name.startswith(_MADE_OF_ROWS)]
 
 
 def _text_shards(folder: Path) -> list[Path]:
@@ -108,6 +110,13 @@ def _split_of(stem: str) -> str | None:
     return shard[1] if shard else word[1].lower() if word else None
 
 
+def _split_of_arrow(stem: str) -> str | None:
+    """What stands behind the last hyphen: the cache of load_dataset puts the dataset's name, with any words, before."""
+    shard = _SHARD.fullmatch(stem)
+    _, hyphen, split = (shard[1] if shard else stem).rpartition("-")
+    return split if shard or (hyphen and not split.isdigit()) or _WORD.fullmatch(split) else None
+
+
 def _held_by(folder: Path) -> str:
     """What a folder without parquet files holds, and which part of it could be meant."""
     inside = sorted(folder.iterdir())
@@ -119,11 +128,6 @@ def _held_by(folder: Path) -> str:
     if folders:
         shown = ", ".join(map(str, folders[:5]))
         return f"its folders {shown} have: name one of them as --dataset_path"
-    if arrows := [path for path in inside if path.suffix == ".arrow"]:
-        return (
-            f"it holds {_some(inside)}; what save_to_disk writes has state.json and dataset_info.json: copy them too, "
-            f"or write one parquet file of {_from_arrow(arrows)}"
-        )
     if files:
         told = f"to read one of its files, name the file as --dataset_path: {_some(files)}"
         together = "to read files of text as one, give them names that differ in their numbers alone, as part-0.jsonl"
@@ -138,18 +142,6 @@ def _held_by(folder: Path) -> str:
     if any(path.suffix.lower() in _OF_PICTURES for path in below):
         held += "; docs/datasets.md shows how pictures in folders and in tar files are asked about"
     return held
-
-
-def _from_arrow(files: list[Path]) -> str:
-    """What a parquet file can be written of, and by which command: of one split, where there are several."""
-    # Those of map and filter have the rows once more.
-    files = [file for file in files if not file.name.startswith("cache-")] or files
-    shards = {file: _SHARD.fullmatch(file.stem) for file in files}
-    names = {shard[1] if shard else file.stem: f"{shard[1]}-*-of-{shard[2]}*.arrow" if shard else file.name
-             for file, shard in shards.items()}  # fmt: skip
-    name, pattern = next(iter(names.items()))
-    told = "it" if len(names) == 1 else f"each of {', '.join([*names][:5])}, as of {name}"
-    return f"{told}: {python_command(_FROM_ARROW, files[0].with_name(pattern), f'{name}.parquet')}"
 
 
 def _some(paths: list[Path], shown: Callable[[Path], str] = lambda path: path.name) -> str:

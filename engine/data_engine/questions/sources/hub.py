@@ -1,9 +1,9 @@
-"""Questions from the `datasets` library: a folder that save_to_disk wrote, or a dataset of the hub."""
+"""Questions from the `datasets` library: a folder that save_to_disk wrote, Arrow files, or a dataset of the hub."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +19,8 @@ from data_engine.store.file_hashes import HashFiles
 _AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 # How an Arrow stream ends. One that is cut off between two batches can be read, with fewer rows.
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+# What the library says of a hub dataset that is several, without a default.
+_NO_CONFIG = "Config name is missing"
 
 
 class DatasetsSource:
@@ -39,7 +41,8 @@ class DatasetsSource:
 
     def batches(self, rows: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
         theirs = [self.names.in_dataset(name) for name in columns]
-        selected = self._dataset.select_columns(theirs)
+        # One may stand for two.
+        selected = self._dataset.select_columns([*dict.fromkeys(theirs)])
         for start in range(rows.start, rows.stop, BATCH_ROWS):
             with _library_reads(f"{self._name} is broken"):
                 found = selected[start : min(start + BATCH_ROWS, rows.stop)].select(theirs).to_batches()
@@ -92,6 +95,21 @@ def load_folder(path: str, split: str | None):
     return found
 
 
+def load_arrow(files: Sequence[Path]):
+    """Files of Arrow streams, one behind the other, as load_dataset keeps them in its cache. Raises UserError where one
+    is none, or has other columns.
+    """
+    import datasets
+
+    found = []
+    for file in files:
+        with _library_reads(f'dataset file "{file}" is no whole file of an Arrow stream'):
+            _check_whole(file)
+            found.append(datasets.Dataset.from_file(str(file)))
+    with _library_reads(f'dataset files "{files[0]}" to "{files[-1]}" have other columns than each other'):
+        return datasets.concatenate_datasets(found)
+
+
 def load_hub(path: str, split: str | None, revision: str | None):
     """A split of a hub dataset. Raises UserError where it cannot be loaded, or has no such split."""
     import datasets
@@ -104,8 +122,9 @@ def load_hub(path: str, split: str | None, revision: str | None):
     with _library_reads(wrong + nearest_path(path)):
         try:
             found = datasets.load_dataset(path, split=split, revision=revision)
-        except ValueError:
-            _refuse_several(path, revision)
+        except ValueError as error:
+            if _NO_CONFIG in str(error):
+                _refuse_several(path, revision)
             raise
         return found[choose_split(path, list(found), split)] if isinstance(found, datasets.DatasetDict) else found
 
@@ -115,8 +134,6 @@ def _refuse_several(path: str, revision: str | None) -> None:
     import datasets
 
     names = datasets.get_dataset_config_names(path, revision=revision)
-    if len(names) < 2 or datasets.get_dataset_default_config_name(path, revision=revision) is not None:
-        return
     more = ", ..." if len(names) > 20 else ""
     raise UserError(
         f'dataset_path "{path}" is several datasets: {", ".join(names[:20])}{more}; download the files of one and name '

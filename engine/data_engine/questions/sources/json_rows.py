@@ -61,13 +61,13 @@ class JsonRows:
         refuse(not isinstance(row, dict), f'{place}: not an object {{"idx": ..., ...}}')
         twice = self._repeated(row)
         refuse(bool(twice), f"{place}: {', '.join(twice)} is there more than once; keep one")
-        return {name: value for key, value in row.items() if (name := self._ours(key)) is not None}
+        return {name: value for key, value in row.items() for name in self._ours(key)}
 
     def _repeated(self, row: dict) -> list[str]:
         """The keys that are read and that a row has more than once, in words."""
         twice = []
         if isinstance(row, Repeating):
-            ours = [name for name in map(self._ours, sorted(row.repeated)) if name is not None]
+            ours = [name for key in sorted(row.repeated) for name in self._ours(key)]
             twice = [f'"{name}"' for name in map(self._names.in_dataset, self._names.are_read(ours))]
         for name, theirs, keys in self._inside:
             cell = row.get(theirs)

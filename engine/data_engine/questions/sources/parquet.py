@@ -102,7 +102,8 @@ class ParquetSource:
         # A cell is at most as large as its chunk; but one large cell of a dictionary may occur in every row.
         rows = min(BATCH_ROWS, max(1, MAX_BATCH_BYTES // max(1, largest)))
         with _reading(file):
-            for batch in opened.iter_batches(rows, [group], theirs, use_threads=False):
+            # One may stand for two.
+            for batch in opened.iter_batches(rows, [group], [*dict.fromkeys(theirs)], use_threads=False):
                 cells = [
                     as_type(batch.column(column), self.columns[name])
                     for column, name in zip(theirs, columns, strict=True)

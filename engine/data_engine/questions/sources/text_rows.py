@@ -22,7 +22,7 @@ from data_engine.schemas import INPUT_COLUMNS, OPTIONAL_COLUMNS
 from data_engine.store.file_hashes import HashFiles
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
-TEXT_ENDINGS = tuple(f"{ending}{gz}" for ending in (*JSON_ENDINGS, ".csv") for gz in ("", ".gz"))
+TEXT_ENDINGS = tuple(f"{ending}{gz}" for ending in (*JSON_ENDINGS, ".csv", ".tsv") for gz in ("", ".gz"))
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.binary())])
 
 
@@ -131,7 +131,7 @@ class TextSource:
 
 
 def _is_csv(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(".csv")
+    return path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
 def _type(name: str) -> pa.DataType:
