@@ -73,8 +73,6 @@ DEMO = "tests/docs/test_readme.py::test_the_demo_shows_that_chosen_answers_hallu
 CRITIC = "tests/docs/test_shown.py::test_the_template_of_a_critic_is_read"
 BATCH = "tests/job/test_given_answers.py::test_answers_are_taken_out_of_a_batch_as_the_page_shows"
 PUBLISHED = (
-    ("from pathlib import Path\n\nimport pyarrow as pa\nimport pyarrow.parquet as pq\n\nPath(\"data/ai2d",
-     "test_rows_without_an_id_get_their_number"),
     ("import json\nfrom pathlib import Path\n\nrows", "test_the_first_turn_of_a_conversation_is_asked"),
     ("from pathlib import Path\n\nimport pyarrow as pa\nimport pyarrow.parquet as pq\n\nPath(\"data/onevision",
      "test_the_first_turn_of_a_parquet_file_is_a_column"),

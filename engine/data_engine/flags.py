@@ -35,7 +35,8 @@ class Flags:
     reference_model_path: str | None = None
     """the reward model before DPO, for the reward implicit: local folder or hub id; default: the instruct model"""
     dataset_path: str
-    """questions: parquet, .jsonl, .json, .csv, .tsv (also .gz), a folder of such files, `datasets` folder, or hub id"""
+    """questions: parquet, .jsonl, .json, .csv, .tsv (also .gz), a folder of such files, `datasets` folder, or hub id;
+    with --question also a folder of pictures"""
     work_dir: str
     """everything is written under it"""
     instruct_model_name: str | None = None
@@ -63,7 +64,10 @@ class Flags:
     image_root: str | None = None
     """the only folder under which image paths of the dataset may be opened; without it only bytes are read"""
     columns: str | None = None
-    """the dataset's names of columns, as in question=prompt,image=picture; NAME= leaves a column of that name unread"""
+    """the dataset's names of columns, as in question=prompt,image=picture; NAME= leaves a column of that name unread,
+    and idx= numbers the rows"""
+    question: str | None = None
+    """what is asked in each row of a dataset without questions, or about each picture of a folder"""
     answers: str | None = None
     """file of answers, parquet or .jsonl (also .gz), with idx and answer or token_ids, several rows a question: they
     take the place of sampling"""
@@ -261,6 +265,7 @@ CALLED_ELSEWHERE = {
     **dict.fromkeys(("model", "model_path", "model_id", "model_name_or_path"), "instruct_model_path"),
     **dict.fromkeys(("data", "train_file"), "dataset_path"),
     **dict.fromkeys(("out", "output", "output_dir", "save_dir"), "work_dir"),
+    **dict.fromkeys(("prompt", "instruction"), "question"),
     **dict.fromkeys(("max_samples", "num_questions"), "limit"),
     **dict.fromkeys(("format", "formats"), "export"),
     **dict.fromkeys(("images", "image_dir", "image_folder"), "image_root"),

@@ -18,7 +18,7 @@ SAMPLE, REWARD, PAIR = 0, 1, 2
 
 
 # What every unit is bound to: the rows of the dataset, how they are read and cut, and how exactly is computed.
-EVERY_UNIT = ("dataset", "columns", "system", "limit", "unit_size", "device", "dtype")
+EVERY_UNIT = ("dataset", "columns", "question", "system", "limit", "unit_size", "device", "dtype")
 # What every unit that a model computes is bound to, besides.
 EVERY_MODEL = ("compile_layers",)
 # Settings that decide which pixels a model sees.

@@ -60,12 +60,18 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "downloads").mkdir()
 
 
-def test_rows_without_an_id_get_their_number():
+def test_rows_without_an_id_are_numbered_by_a_flag():
     for shard, numbers in enumerate(((0, 1), (2,))):
         name = f"downloads/ai2d/data/test-{shard:05}-of-00002.parquet"
         write(name, question=[f"{one}?" for one in numbers], options=[["a"]] * len(numbers), image=pictures(*numbers))
-    run_program("downloads/ai2d")
-    assert asked("data/ai2d") == [(0, 0, "0?"), (1, 1, "1?"), (2, 2, "2?")]
+    assert asked("downloads/ai2d", columns={"idx": ""}) == [(0, 0, "0?"), (1, 1, "1?"), (2, 2, "2?")]
+
+
+def test_pictures_of_an_imagefolder_are_asked_about():
+    for number, name in enumerate(("test/cat/1.png", "train/dog/0.png")):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_bytes(png(number))
+    assert asked(".", question="What?") == [("test/cat/1.png", 0, "What?"), ("train/dog/0.png", 1, "What?")]
 
 
 def test_the_first_turn_of_a_conversation_is_asked():
@@ -169,11 +175,11 @@ def test_columns_are_named_as_the_table_says():
     write("mathvista.parquet", pid=["1"], question=["A?"], image=["images/1.jpg"], decoded_image=pictures(1))
     assert asked("mathvista.parquet", columns={"idx": "pid", "image": "decoded_image"}) == [("1", 1, "A?")]
     chat = [[{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "A?"}]}]]
-    write("chat.parquet", idx=["1"], prompt=chat, images=pa.array([pictures(1).to_pylist()], PICTURES))
-    assert asked("chat.parquet", columns={"messages": "prompt"}) == [("1", 1, "A?")]
-    feedback = {"id": ["a", "a"], "prompt": ["A?", "B?"], "image": pictures(1, 2), "idx": [0, 1]}
+    write("chat.parquet", prompt=chat, images=pa.array([pictures(1).to_pylist()], PICTURES))
+    assert asked("chat.parquet", columns={"idx": "", "messages": "prompt"}) == [(0, 1, "A?")]
+    feedback = {"id": ["a", "a"], "prompt": ["A?", "B?"], "image": pictures(1, 2)}
     write("vlfeedback.parquet", **feedback)
-    assert asked("vlfeedback.parquet", columns={"question": "prompt"}) == [(0, 1, "A?"), (1, 2, "B?")]
+    assert asked("vlfeedback.parquet", columns={"idx": "", "question": "prompt"}) == [(0, 1, "A?"), (1, 2, "B?")]
     coded = base64.b64encode(png(1)).decode()
     Path("mmbench.tsv").write_text(f'index\tquestion\thint\timage\n7\t"A, or ""B""?"\t\t{coded}\n')
     assert asked("mmbench.tsv", columns={"idx": "index"}) == [(7, 1, 'A, or "B"?')]
@@ -182,10 +188,10 @@ def test_columns_are_named_as_the_table_says():
     path = write_jsonl(Path("metadata.jsonl"), {"file_name": "2.png", "question": "A?"})
     names = {"idx": "file_name", "image": "file_name"}
     assert asked(path, columns=names, image_root=".") == [("2.png", 2, "A?")]
-    path = write_jsonl(Path("one-path.jsonl"), {"idx": 1, "image": "1.png", "question": "<image>\nA?"})
-    assert asked(path, image_root=".") == [(1, 1, "\nA?")]
-    row = {"idx": 1, "image": ["1.png", "2.png"], "question": "Image-1: <image>\nImage-2: <image>\nA?"}
+    path = write_jsonl(Path("one-path.jsonl"), {"id": 7, "image": "1.png", "question": "<image>\nA?"})
+    assert asked(path, columns={"idx": ""}, image_root=".") == [(0, 1, "\nA?")]
+    row = {"id": 7, "image": ["1.png", "2.png"], "question": "Image-1: <image>\nImage-2: <image>\nA?"}
     path = write_jsonl(Path("mmpr.jsonl"), row)
-    assert asked(path, columns={"images": "image"}, image_root=".") == [
-        (1, "Image-1: ", 1, "\nImage-2: ", 2, "\nA?")
+    assert asked(path, columns={"idx": "", "images": "image"}, image_root=".") == [
+        (0, "Image-1: ", 1, "\nImage-2: ", 2, "\nA?")
     ]  # fmt: skip

@@ -23,7 +23,7 @@ SAMPLING = {
 }  # fmt: skip
 PROMPTS = {"chat_template_kwargs": '{"a": 1}'}
 EVERYTHING = {
-    "columns": "ds_name=", "system": "Be brief.", "limit": 3, "unit_size": 3, "dtype": "bfloat16",
+    "columns": "ds_name=", "question": "What?", "system": "Be brief.", "limit": 3, "unit_size": 3, "dtype": "bfloat16",
     "max_megapixels": 32.0, "exif": "ignore", "compile_layers": True,
 }  # fmt: skip
 
@@ -37,7 +37,9 @@ def takes_templates(monkeypatch):
 @pytest.mark.parametrize("name", [*SAMPLING, *PROMPTS, *EVERYTHING])
 def test_another_setting_is_refused_by_name(run, name, takes_templates):
     value = (SAMPLING | PROMPTS | EVERYTHING)[name]
-    refusal = run.refusal(**{name: value})
+    # The dataset has questions of its own.
+    unread = {"columns": "question="} if name == "question" else {}
+    refusal = run.refusal(**{name: value} | unread)
     assert f"{name} was " in refusal
     assert f", now {value!r}" in refusal
 
@@ -279,8 +281,8 @@ def test_threads_with_which_nothing_was_computed_are_not_held_against_a_start(ru
 
 def test_every_stage_names_what_it_is_bound_to():
     """The values that shape a unit of each stage, written out."""
-    common = {"dataset", "columns", "system", "limit", "unit_size", "device", "dtype", "max_megapixels", "exif",
-              "chat_template", "chat_template_kwargs"}  # fmt: skip
+    common = {"dataset", "columns", "question", "system", "limit", "unit_size", "device", "dtype", "max_megapixels",
+              "exif", "chat_template", "chat_template_kwargs"}  # fmt: skip
     sampling = common | SAMPLING.keys() | {"answers", "sampler", "instruct_model"}
     assert set(stages.SAMPLING.bound) == sampling | {"compile_layers"}
     assert set(stages.SAMPLING_BY_VLLM.bound) == sampling | {"vllm_args"}

@@ -133,9 +133,8 @@ def test_a_column_that_the_dataset_lacks_is_named_by_the_flag(tmp_path, name):
 def test_a_column_that_is_given_another_name_is_said_to_be_so(tmp_path):
     write_jsonl(tmp_path / "q.jsonl", {"idx": 1, "image": "a", "source": "b"})
     assert refusal(str(tmp_path / "q.jsonl"), columns={"question": "idx"}).endswith(
-        'has no column "idx"; columns: idx, image, source; give every question an "idx" of its own, text or a number, '
-        "as docs/datasets.md shows; "
-        "columns question=idx has it under another name"
+        'has no column "idx"; columns: idx, image, source; say --columns idx=NAME, or idx= to number '
+        "the rows; columns question=idx has it under another name"
     )
 
 
@@ -186,12 +185,11 @@ def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_
         # Of one of two there is nothing that would do.
         (
             ["caption", "prompt"],
-            'give every question an "idx" of its own, text or a number, as docs/datasets.md shows; if so meant, say '
-            "--columns question=prompt",
+            "say --columns idx=NAME, or idx= to number the rows; if so meant, say --columns question=prompt",
         ),
         (["idx", "Questoin", "image"], "if so meant, say --columns question=Questoin"),
         (["indx", "question"], "if so meant, say --columns idx=indx"),
-        (["idx", "massages"], "or say --columns question=NAME"),
+        (["idx", "massages"], "; say --columns question=NAME, or ask the same in each row by --question"),
         # Several questions may be about one picture.
         (["question_id", "image_id", "question"], "if so meant, say --columns idx=question_id"),
         (["image_id", "question_id", "question"], "if so meant, say --columns idx=question_id"),
@@ -206,13 +204,13 @@ def test_images_in_a_column_of_another_name_are_not_left_out_without_a_word(tmp_
         # One of several is not the image.
         (["id", "question", "image_1", "image_2"], "if so meant, say --columns idx=id"),
         # Nothing that would do.
-        (["idx", "caption", "image"], "; or say --columns question=NAME"),
+        (["idx", "caption", "image"], "; say --columns question=NAME, or ask the same in each row by --question"),
     ],
 )
 def test_columns_that_are_often_called_otherwise_are_proposed(tmp_path, columns, says):
     pq.write_table(pa.table({name: ["a"] for name in columns}), tmp_path / "q.parquet")
     assert refusal(str(tmp_path / "q.parquet")).endswith(says)
-    if "; if so" in says and "give" not in says:
+    if "; if so" in says and "NAME" not in says:
         names = dict(item.split("=") for item in shlex.split(says.partition("--columns ")[2])[0].split(","))
         assert load_questions(str(tmp_path / "q.parquet"), columns=names).idx == ["a"]
 

@@ -16,6 +16,8 @@ from data_engine.questions.dataset import Questions, load_questions
 from data_engine.questions.sources.hub import DatasetsSource
 from data_engine.store.file_hashes import hash_files
 
+NUMBERED = "; --columns idx= numbers the rows instead"
+
 # What is wrong with the dataset
 
 
@@ -29,25 +31,25 @@ def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
 def test_defect_31_a_missing_idx_is_an_error_and_not_made_up(tmp_path):
     pq.write_table(table(["a"]).drop_columns(["idx"]), tmp_path / "q.parquet")
     assert refusal(str(tmp_path / "q.parquet")).endswith(
-        'has no column "idx"; columns: question, image; give every question an "idx" of its own, text or a number, '
-        "as docs/datasets.md shows"
+        'has no column "idx"; columns: question, image; say --columns idx=NAME, or idx= to number the rows'
     )
 
 
 def test_duplicate_idx_are_listed_and_counted(tmp_path):
     path = write(tmp_path / "q.parquet", ["a", "b", "a", "c", "b", "a"])
-    assert refusal(path).endswith('every idx must be unique, but 2 are repeated: "a" (3 times), "b" (2 times)')
+    told = 'every idx must be unique, but 2 are repeated: "a" (3 times), "b" (2 times)'
+    assert refusal(path).endswith(told + NUMBERED)
 
 
 def test_of_many_duplicates_the_first_five_are_shown(tmp_path):
     path = write(tmp_path / "q.parquet", [*range(7), *range(7)])
     assert "but 7 are repeated: 0 (2 times), " in refusal(path)
-    assert refusal(path).endswith("4 (2 times), ...")
+    assert refusal(path).endswith("4 (2 times), ..." + NUMBERED)
 
 
 def test_a_null_idx_is_an_error(tmp_path):
     path = write(tmp_path / "q.parquet", ["a", None, "b", None])
-    assert refusal(path).endswith("idx is null in 2 of 4 rows, first in row 1 (counted from 0)")
+    assert refusal(path).endswith("idx is null in 2 of 4 rows, first in row 1 (counted from 0)" + NUMBERED)
 
 
 @pytest.mark.parametrize(

@@ -119,14 +119,19 @@ def test_a_folder_of_folders_of_text_files_names_them(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["00000.tar", "a.JPG", "train/cat/a.jpg"])
-def test_a_folder_of_pictures_alone_is_told_where_to_read_on(tmp_path, name):
+ASK = 'to ask the same about each of its pictures, say so: --question "Describe the picture."'
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("00000.tar", "docs/datasets.md shows how pictures in tar files are asked about"), ("a.JPG", ASK),
+     ("train/cat/a.jpg", ASK)],
+)  # fmt: skip
+def test_a_folder_of_pictures_alone_is_told_what_to_do(tmp_path, name, told):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
     held = name.partition("/")[0]
-    assert refusal(str(tmp_path)).endswith(
-        f"; it holds {held}; docs/datasets.md shows how pictures in folders and in tar files are asked about"
-    )
+    assert refusal(str(tmp_path)).endswith(f"; it holds {held}; {told}")
 
 
 def test_what_lies_beside_the_files_of_a_dataset_is_not_looked_through(tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # Fields of the configuration without which it is not known what a stage asks for.
 _NEEDED = {
     "answers", "chat_template", "chat_template_kwargs", "continue_from_stage", "image_root", "limit", "max_new_tokens",
-    "num_shards", "rewards", "sampler", "shard_index", "stop_after_stage", "system", "unit_size", "vllm_args",
-    "work_dir",
+    "num_shards", "question", "rewards", "sampler", "shard_index", "stop_after_stage", "system", "unit_size",
+    "vllm_args", "work_dir",
 }  # fmt: skip
 
 

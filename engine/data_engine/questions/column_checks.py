@@ -18,6 +18,8 @@ from data_engine.questions.sources.column_types import (
     is_text,
 )
 
+_NUMBERED = "; --columns idx= numbers the rows instead"
+
 
 def check_columns(columns: Mapping[str, pa.DataType], names: ColumnNames, name: str) -> None:
     """Raise UserError where a dataset cannot be one of questions; `columns` has the engine's names."""
@@ -55,6 +57,7 @@ def checked_ids(column: pa.ChunkedArray, name: str) -> list[int | str]:
         first = column.is_null().index(True).as_py()
         raise UserError(
             f"{name}: idx is null in {column.null_count} of {len(column)} rows, first in row {first} (counted from 0)"
+            f"{_NUMBERED}"
         )
     try:
         ids = column.to_pylist()
@@ -64,7 +67,7 @@ def checked_ids(column: pa.ChunkedArray, name: str) -> list[int | str]:
         repeated = [(value, count) for value, count in Counter(ids).items() if count > 1]
         shown = ", ".join(f"{json.dumps(value)} ({count} times)" for value, count in repeated[:5])
         more = ", ..." if len(repeated) > 5 else ""
-        raise UserError(f"{name}: every idx must be unique, but {len(repeated)} are repeated: {shown}{more}")
+        raise UserError(f"{name}: every idx must be unique, but {len(repeated)} are repeated: {shown}{more}{_NUMBERED}")
     return ids
 
 
@@ -79,12 +82,12 @@ def _hint(columns: Mapping[str, pa.DataType]) -> str:
     if "question" not in columns and "messages" not in columns and named is not None:
         return (
             f'; "{named}" holds conversations, as of LLaVA and ShareGPT: write them as "messages", lists of '
-            '{"role": ..., "content": ...} that end with the user, or the text of one turn as "question"; and give '
-            'every row a unique "idx", as docs/datasets.md shows'
+            '{"role": ..., "content": ...} that end with the user, or the text of one turn as "question", as '
+            "docs/datasets.md shows"
         )
     if "idx" not in columns:
-        return '; give every question an "idx" of its own, text or a number, as docs/datasets.md shows'
-    return "; or say --columns question=NAME"
+        return "; say --columns idx=NAME, or idx= to number the rows"
+    return "; say --columns question=NAME, or ask the same in each row by --question"
 
 
 def _meant(missing: list[str], columns: Mapping[str, pa.DataType], names: ColumnNames) -> dict[str, str]:

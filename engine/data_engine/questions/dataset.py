@@ -225,12 +225,14 @@ def load_questions(
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
     system: str | None = None,
+    question: str | None = None,
     further: tuple[str, ...] | None = (),
 ) -> Questions:
     """Open a dataset and check it as a whole; `limit` keeps its first rows only.
 
     `columns` are the dataset's names of columns by the engine's, as RunConfig.column_names has them; `system` is the
-    system text of rows without one. `further` are columns that are read besides, None for all that there are.
+    system text of rows without one; `question` is asked in each row of a dataset that has no questions, as a folder of
+    pictures. `further` are columns that are read besides, None for all that there are.
 
     Raises UserError where it cannot be opened, lacks a column, or has a null or repeated idx; the message says which.
     """
@@ -238,8 +240,8 @@ def load_questions(
         look_up("image_root", image_root)
         if not Path(image_root).is_dir():
             raise UserError(f'image_root "{image_root}" is not a folder{nearest_path(image_root)}')
-    source = open_source(path, split, revision, ColumnNames(columns or {}, further))
-    root = Path(image_root) if image_root is not None else None
+    source = open_source(path, split, revision, ColumnNames(columns or {}, further), question)
+    root = Path(image_root) if image_root is not None else getattr(source, "image_root", None)
     return Questions(source, f'dataset "{path}"', root, limit, system)
 
 
@@ -253,6 +255,7 @@ def open_questions(config: RunConfig, further: tuple[str, ...] | None = ()) -> Q
         limit=config.limit,
         columns=config.column_names,
         system=config.system,
+        question=config.question,
         further=further,
     )
 

@@ -1,4 +1,4 @@
-"""Where questions come from: parquet files, files of JSON or CSV rows, or what the `datasets` library reads.
+"""Where questions come from: parquet files, files of JSON or CSV rows, pictures, or what the `datasets` library reads.
 
 `open_source` chooses by the path; each kind of source is a file here, a class with the methods of base.Source. A source
 puts cells into columns and interprets no more of them; questions/dataset.py does.
@@ -9,11 +9,13 @@ from pathlib import Path
 
 from data_engine.errors import UserError, first_line, python_command
 from data_engine.flag_files import is_hub_id, look_up, nearest_path
+from data_engine.questions.sources.added import with_added
 from data_engine.questions.sources.base import LFS_POINTER, Source, is_lfs_pointer, refuse
 from data_engine.questions.sources.column_names import SAME_NAMES, ColumnNames
-from data_engine.questions.sources.folders import files_of, told_of_missing_shards
+from data_engine.questions.sources.folders import files_of, has_rows, told_of_missing_shards
 from data_engine.questions.sources.hub import DatasetsSource, is_saved_dataset, load_arrow, load_folder, load_hub
 from data_engine.questions.sources.parquet import ParquetSource
+from data_engine.questions.sources.pictures import PicturesSource, pictures_below
 from data_engine.questions.sources.text_rows import JSON_ENDINGS, TEXT_ENDINGS, TextSource
 
 # An Arrow file is a stream, as `datasets` writes it, or what Feather is: that begins so.
@@ -38,13 +40,22 @@ _PARQUET_BEGINS = b"PAR1"
 
 
 def open_source(
-    path: str, split: str | None = None, revision: str | None = None, names: ColumnNames = SAME_NAMES
+    path: str,
+    split: str | None = None,
+    revision: str | None = None,
+    names: ColumnNames = SAME_NAMES,
+    question: str | None = None,
 ) -> Source:
-    """The source that `path` names: parquet file, file of rows, folder of such files, `datasets` folder, or hub id.
+    """The source that `path` names: parquet file, file of rows, folder of such files, `datasets` folder, or hub id;
+    with `question`, which is asked in each row, also a folder of pictures.
 
     Without `split`, it is the only one that there is. Raises UserError where there is none, where it cannot be read, or
-    where split or revision do not apply to it.
+    where split, revision or question do not apply to it.
     """
+    return with_added(_source(path, split, revision, names, question is not None), question, f'dataset "{path}"')
+
+
+def _source(path: str, split: str | None, revision: str | None, names: ColumnNames, may_be_pictures: bool) -> Source:
     local = Path(path)
     look_up("dataset_path", path)
     if is_hub_id(path, _FILE_ENDINGS):
@@ -54,6 +65,9 @@ def open_source(
     try:
         if is_saved_dataset(local):
             return DatasetsSource(load_folder(path, split), f'dataset "{path}"', names)
+        if local.is_dir() and may_be_pictures and not has_rows(local) and any(pictures_below(local)):
+            refuse(split is not None, f'dataset_split "{split}": "{path}" is a folder of pictures; name a folder in it')
+            return PicturesSource(local, names)
         if local.is_dir():
             files = files_of(local, split)
             source = _source_of(files, names)

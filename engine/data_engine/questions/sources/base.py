@@ -23,6 +23,9 @@ class Source(Protocol):
     names: ColumnNames
     """what the dataset calls them"""
 
+    def __len__(self) -> int:
+        """Its rows."""
+
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         """The idx column, up to `limit` rows."""
 

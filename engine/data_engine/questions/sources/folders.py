@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_engine.errors import UserError
 from data_engine.questions.sources.base import choose_split, refuse
+from data_engine.questions.sources.pictures import pictures_below
 from data_engine.questions.sources.text_rows import TEXT_ENDINGS
 from data_engine.store.absent import matching
 
@@ -17,7 +18,6 @@ _WORD = re.compile(rf"(?:^|[-._ \d])({'|'.join(_WORDS)})(?=[-._ \d]|$)", re.IGNO
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(?:-[0-9a-f]+)?")
 # What `datasets` and LLaMA-Factory write about a dataset, beside it.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
-_OF_PICTURES = (".tar", ".jpg", ".jpeg", ".png", ".webp")
 _ARROW = ".arrow"
 # What map and filter keep in the cache of load_dataset: the rows once more.
 _MADE_OF_ROWS = "cache-"
@@ -29,8 +29,7 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
     They are parquet files or, where there are none, text files of one kind that say by their names that they belong
     together, or Arrow files. Raises UserError where there are none, or where it is not clear which are meant.
     """
-    data = folder / "data"
-    files = _own_files(folder) or _own_files(data) or _text_shards(folder) or _text_shards(data) or _arrow_files(folder)
+    files = _rows_of(folder)
     if not files:
         # Pictures beside the files may be many, and are looked at for the message alone.
         raise UserError(f'dataset_path "{folder}" has no .parquet file and no `datasets` dataset; {_held_by(folder)}')
@@ -56,6 +55,11 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
     return splits[choose_split(folder, sorted(splits), split)]
 
 
+def has_rows(folder: Path) -> bool:
+    """Whether a folder has files that can be a dataset."""
+    return bool(_rows_of(folder))
+
+
 def told_of_missing_shards(files: Iterable[Path]) -> list[str]:
     """What to say of files whose names tell of more than there are, as behind a download that broke off."""
     tables = Counter((file.parent, *shard.groups()) for file in files if (shard := _SHARD.fullmatch(_stem(file))))
@@ -64,6 +68,11 @@ def told_of_missing_shards(files: Iterable[Path]) -> list[str]:
         for (folder, name, number), count in tables.items()
         if count < int(number)
     ]
+
+
+def _rows_of(folder: Path) -> list[Path]:
+    data = folder / "data"
+    return _own_files(folder) or _own_files(data) or _text_shards(folder) or _text_shards(data) or _arrow_files(folder)
 
 
 def _own_files(folder: Path) -> list[Path]:
@@ -137,10 +146,10 @@ def _held_by(folder: Path) -> str:
     if texts:
         return f"to read one of the files in its folders, name the file as --dataset_path: {_some(texts, str)}"
     held = f"it holds {_some(inside) or 'nothing'}"
-    # imagefolder has SPLIT/CLASS/PICTURE.
-    below = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth))
-    if any(path.suffix.lower() in _OF_PICTURES for path in below):
-        held += "; docs/datasets.md shows how pictures in folders and in tar files are asked about"
+    if any(pictures_below(folder)):
+        return f'{held}; to ask the same about each of its pictures, say so: --question "Describe the picture."'
+    if any(folder.glob("*.tar")) or any(folder.glob("*/*.tar")):
+        held += "; docs/datasets.md shows how pictures in tar files are asked about"
     return held
 
 

@@ -31,6 +31,9 @@ class DatasetsSource:
         self.columns = columns_of(dataset.features.arrow_schema, name, names)
         self._dataset = dataset.with_format("arrow")
 
+    def __len__(self) -> int:
+        return len(self._dataset)
+
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         if len(self._dataset) == 0:
             # The library cannot cut rows from nothing.

@@ -47,6 +47,9 @@ class ParquetSource:
         # The file read last stays open, so that its footer is not read again for each of its row groups.
         self._open: tuple[Path, pq.ParquetFile] | None = None
 
+    def __len__(self) -> int:
+        return self._groups[-1][3] if self._groups else 0
+
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         chunks: list[pa.Array] = []
         for file in self._files:

@@ -82,6 +82,9 @@ class TextSource:
             refuse(told is not None, told or "")
         self._parts.append(part)
 
+    def __len__(self) -> int:
+        return len(self._starts)
+
     def ids(self, limit: int | None) -> pa.ChunkedArray:
         return pa.chunked_array([self._ids])[:limit]
 
