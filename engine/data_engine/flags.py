@@ -98,8 +98,8 @@ class Flags:
     yesno_chat_template_kwargs: str | None = None
     """more arguments of that model's chat template, as a JSON object"""
     yesno_template: str | None = None
-    """file with what it is asked about an answer, with {question} and {answer} in it; default: whether the image
-    supports every statement"""
+    """file with what it is asked about an answer, with {question} and {answer} in it, or several of an aspect each, as
+    in faithful=one.txt,helpful=two.txt; default: whether the image supports every statement"""
     scalar_model_path: str | None = None
     """reward model with a head of one number: local folder or hub id; needed for the reward scalar"""
     scalar_base_model_path: str | None = None
@@ -228,7 +228,7 @@ class Flags:
 
 
 # Flags that are text with commas.
-_LISTS = ("rewards", "columns", "export", "rank_by")
+_LISTS = ("rewards", "columns", "export", "rank_by", "yesno_template")
 
 
 def _in_quotes(name: str, value: object) -> str:

@@ -60,7 +60,7 @@ def test_a_run_of_judges_alone_gives_what_they_say_of_each_answer(checkpoints, t
         assert [(row["idx"], row["sample_index"]) for row in rows] == [(f"q{n}", k) for n in range(3) for k in range(4)]
         for n, question in enumerate(questions):
             answers = sampled([f"It is {word}." for word in WORDS], question.idx)
-            expected = judge_unit(Judged(model, reading, 64), [question], answers).table["score"].to_pylist()
+            expected = judge_unit(Judged(model, {"score": reading}, 64), [question], answers).table["score"].to_pylist()
             found = [row["score"] for row in rows[4 * n : 4 * n + 4]]
             torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=1e-4, rtol=0)
     assert pq.read_table(tmp_path / "work/pairs/pairs.parquet").num_rows > 0

@@ -51,7 +51,7 @@ def sampled(answers: list[str], idx: str = "q") -> pa.Table:
 
 
 def scores(model, reading, asked: Question, answers: list[str] = ANSWERS, **options) -> torch.Tensor:
-    unit = judge_unit(Judged(model, reading, 64), [asked], sampled(answers), check=True, **options)
+    unit = judge_unit(Judged(model, {"score": reading}, 64), [asked], sampled(answers), check=True, **options)
     assert unit.quarantined == []
     assert unit.table["sample_index"].to_pylist() == list(range(len(answers)))
     return torch.tensor(unit.table["score"].to_pylist())
@@ -136,9 +136,9 @@ def test_a_judge_on_the_plain_path_says_the_same(judge_of, name):
 def test_the_beginning_is_run_once_for_all_answers(judge_of):
     model, calls = product.load(judge_of("qwen2_5_vl")), []
     reading = YesNo(model, TEMPLATE)
-    assert not Judged(model, reading, 64).whole
+    assert not Judged(model, {"score": reading}, 64).whole
     with model.vision.register_forward_pre_hook(lambda *_: calls.append(1)):
-        judge_unit(Judged(model, reading, 64), [question("wide")], sampled(ANSWERS))
+        judge_unit(Judged(model, {"score": reading}, 64), [question("wide")], sampled(ANSWERS))
     assert len(calls) == 1
 
 
@@ -173,7 +173,7 @@ def test_memory_that_runs_out_halves_the_answers_and_changes_no_score(judge_of, 
         return last_hidden(model, asked)
 
     monkeypatch.setattr(judge, "last_hidden", small)
-    unit = judge_unit(Judged(model, reading, 64), [question("wide")], sampled(ANSWERS))
+    unit = judge_unit(Judged(model, {"score": reading}, 64), [question("wide")], sampled(ANSWERS))
     # 5 answers -> 2 and 3 -> 1 and 2
     assert unit.retries == 2
     torch.testing.assert_close(torch.tensor(unit.table["score"].to_pylist()), expected, atol=1e-5, rtol=0)
@@ -181,7 +181,8 @@ def test_memory_that_runs_out_halves_the_answers_and_changes_no_score(judge_of, 
 
 def test_an_answer_that_is_too_long_leaves_its_question_out(judge_of):
     model = product.load(judge_of("qwen2_5_vl"))
-    unit = judge_unit(Judged(model, YesNo(model, TEMPLATE), 64), [question("wide")], sampled(["why " * 2000]))
+    judged = Judged(model, {"score": YesNo(model, TEMPLATE)}, 64)
+    unit = judge_unit(judged, [question("wide")], sampled(["why " * 2000]))
     [(_, reason)] = unit.quarantined
     assert reason.startswith("too long to score: prompt of ")
 

@@ -173,7 +173,8 @@ def test_a_judge_of_one_number_is_asked_by_the_template_that_does_not_think(chec
     reading = YesNo(model, YesNoTemplate.read(None)) if role == "yesno" else Scalar(model)
     rows = read(tmp_path / "work" / role)
     for n, question in enumerate(load_questions(flags["dataset_path"]).rows(range(2))):
-        expected = judge_unit(Judged(model, reading, 64), [question], sampled(list(TEXTS), question.idx)).table["score"]
+        judged = Judged(model, {"score": reading}, 64)
+        expected = judge_unit(judged, [question], sampled(list(TEXTS), question.idx)).table["score"]
         assert [row["score"] for row in rows[2 * n : 2 * n + 2]] == pytest.approx(expected.to_pylist(), abs=1e-5)
 
 

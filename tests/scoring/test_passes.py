@@ -40,7 +40,7 @@ def test_a_judge_has_room_for_the_prompt_and_the_answer_behind_it(positions, fit
         why_plain=None, reads_ahead=False, max_positions=positions,
         shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * 5 for _ in asked]),
     )  # fmt: skip
-    judged = Judged(model, SimpleNamespace(conversation=lambda asked, answer: answer), 64)
+    judged = Judged(model, {"score": SimpleNamespace(conversation=lambda asked, answer: answer)}, 64)
     if fits:
         assert judged.prepare(QUESTION, [ROW]).scored.answers == [[7] * 5]
     else:
@@ -56,7 +56,7 @@ def test_a_judge_leaves_out_what_is_too_long_alone(whole):
         shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * len(text) for text in asked]),
         prompts=lambda asked, pictures, crop, most: [SimpleNamespace(length=len(text)) for text in asked],
     )  # fmt: skip
-    judged = Judged(model, SimpleNamespace(conversation=lambda asked, answer: answer), 64)
+    judged = Judged(model, {"score": SimpleNamespace(conversation=lambda asked, answer: answer)}, 64)
     rows = [ROW | {"answer": "x" * length} for length in (5, 16, 15, 16)]
     work = judged.prepare(QUESTION, rows)
     kept = [one.length for one in work.prompts] if whole else list(map(len, work.scored.answers))
