@@ -166,7 +166,7 @@ def files_by_name(flag: str, text: str) -> dict[str, str]:
                 "digits and _, and begin with a letter"
             )
         if name in found:
-            raise UserError(f"{flag} names {name} twice")
+            raise UserError(f"{flag} names {name} twice; give each file a name of its own")
         found[name] = path
     return dict(sorted(found.items()))
 

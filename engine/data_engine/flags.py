@@ -134,7 +134,7 @@ class Flags:
     """reward scale"""
     rank_by: str | None = None
     """rewards that rank the answers, by which each answer of a pair is good or bad: implicit.sum,implicit.avg; default:
-    those two, or the mean or only number of the first source"""
+    those two, or the mean or only number of the first source, or all its aspects"""
     strategy: str = "cross"
     """how answers are paired: cross, best_worst, aligned, right_wrong or mu_2sigma; docs/pairs.md says more"""
     right: float | None = None

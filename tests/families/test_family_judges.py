@@ -125,6 +125,27 @@ def test_yes_or_no_is_that_of_the_full_softmax_behind_each_whole_prompt(judge_of
     assert len(set(expected)) == len(set(ANSWERS))
 
 
+@pytest.mark.parametrize("name", named(["paligemma", "qwen2_5_vl", "internvl", "llava"]))
+@pytest.mark.parametrize("plain", [False, True])
+def test_each_of_several_aspects_is_that_of_the_full_softmax_behind_its_own_whole_prompt(judge_of, name, plain):
+    folder, asked = judge_of(name), question("wide")
+    model, stock, images = product.load(folder), stock_of(folder), ASKED["wide"].images()
+    if plain:
+        model.why_plain, model.is_settled = "it was told so", True
+    endings = {"score_right": "Right?", "score_kind": "Is it kind to the one who asks?", "score_short": "Short?"}
+    readings = {column: YesNo(model, YesNoTemplate(f"Q: {{question}} A: {{answer}} {asks}"))
+                for column, asks in endings.items()}  # fmt: skip
+    unit = judge_unit(Judged(model, readings, 64), [asked], sampled(ANSWERS), check=True)
+    for column, asks in endings.items():
+        expected = []
+        for answer in ANSWERS:
+            turns = messages(asked, images)
+            turns[0]["content"][-1]["text"] = f"Q: What is it? A: {answer} {asks}"
+            expected.append(yesno_by_softmax(stock, judges.ids_of(folder), turns))
+        found = torch.tensor(unit.table[column].to_pylist())
+        torch.testing.assert_close(found, torch.tensor(expected), atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("name", named(["qwen2_5_vl", "internvl"]))
 def test_a_judge_on_the_plain_path_says_the_same(judge_of, name):
     fast, slow = (product.load(judge_of(name)) for _ in range(2))

@@ -1,11 +1,14 @@
 """Runs whose judge is asked about several aspects of an answer: a column of rewards each, by one pass of the judge."""
 
 import json
+import re
+import shlex
 import shutil
 
 import pyarrow.parquet as pq
 import pytest
 from run_files import hostile_rows, read, write
+from shown import ASPECTS, ROOT, SHOWN
 
 from data_engine.commands import export, main, pairs, report
 from data_engine.errors import UserError
@@ -123,7 +126,7 @@ def test_an_aspect_is_bound_by_its_name_and_its_text(start, paths, tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("one=ONE,one=ONE", "yesno_template names one twice"),
+        ("one=ONE,one=ONE", "yesno_template names one twice; give each file a name of its own"),
         ("my-name=ONE", 'yesno_template calls a file "my-name", which is part of the name of a column'),
         ("one=ONE,ONE", 'yesno_template must be a file, or several as in faithful=one.txt,helpful=two.txt, got "'),
         ("one=", 'yesno_template must be a file, or several as in faithful=one.txt,helpful=two.txt, got "one"'),
@@ -135,6 +138,21 @@ def test_a_list_of_aspects_that_is_none_is_refused_by_name(start, paths, given, 
     with pytest.raises(UserError) as error:
         start(given.replace("ONE", paths["helpful"]))
     assert told in str(error.value)
+
+
+def test_validate_says_nothing_of_rewards_that_rank_where_the_list_of_aspects_is_wrong(job, paths, capsys):
+    flags = job | {"rewards": "yesno", "yesno_model_path": job["reward_model_path"], "rank_by": "yesno.my_name"}
+    del flags["reward_model_path"]
+
+    def told(template: str) -> list[str]:
+        flags["yesno_template"] = template
+        assert main.main(["validate", *(word for name, one in flags.items() for word in (f"--{name}", one))]) == 2
+        return re.findall(r"error: (.*)", capsys.readouterr().err)
+
+    [error] = told(f"my-name={paths['safe']}")
+    assert error.startswith('yesno_template calls a file "my-name"')
+    [error] = told(f"your_name={paths['safe']}")
+    assert error.startswith('rank_by names "yesno.my_name", which no source of reward of this run has; did you mean')
 
 
 def test_an_aspect_by_which_nothing_ranks_is_summed_up(start, paths, tmp_path, capsys):
@@ -205,3 +223,20 @@ def test_aspects_that_yaml_made_a_mapping_of_are_refused_with_the_text_to_write(
     (tmp_path / "run.yaml").write_text("yesno_template:\n  faithful: one.txt\n  helpful: two.txt\n")
     assert main.main(["validate", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "write it as text: yesno_template: faithful=one.txt,helpful=two.txt" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page_judge_and_pair_by_its_templates(place, monkeypatch):
+    """Over three questions with shorter answers. The page shows one of the files, and says what the others are."""
+    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+    section = (ROOT / "docs/rewards.md").read_text().partition("### Several aspects")[2].partition("```")[0]
+    helpful = "\n".join(re.findall(r"^(?: {4}(.*))?$", section.partition("last line:")[2], re.MULTILINE)).strip()
+    *head, asks = helpful.split("\n")
+    assert asks == "Does this answer help the one who asks? Reply with yes or no."
+    for name, last in (("helpful", asks), ("faithful", "Is it all in the image?"), ("safe", "Is it harmless?")):
+        (place / f"{name}.txt").write_text("\n".join([*head, last]))
+    made, paired = (shlex.split(one.text)[1:] for one in SHOWN if one.elsewhere and one.elsewhere.by == ASPECTS)
+    quick = ["--limit", "3", "--sample_k", "6", "--max_new_tokens", "8", "--length_balance", "1000", "--device", "cpu"]
+    assert main.main([*made, *quick, "--threads", "1"]) == 0
+    assert main.main(paired) == 0
+    settings = read_metadata(place / "runs/aspects", "seen")["settings"]
+    assert settings["rank_by"] == "yesno.faithful,yesno.helpful"
