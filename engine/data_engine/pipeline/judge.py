@@ -4,7 +4,6 @@ The k answers of a question share the beginning of their prompts, picture includ
 both directions, and one on the plain path, gets a whole prompt for each answer.
 """
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,7 +151,7 @@ class Judged:
 
     model: VisionLanguageModel
     readings: Mapping[str, Reading]
-    """what each answer is read by, by the column of the scores"""
+    """what each answer is read by, by the column of the scores; they differ in what they ask alone"""
     max_megapixels: float
     decode: Decode = images.decode
     what = "scores"
@@ -182,27 +181,22 @@ class Judged:
         if self.whole:
             return self._of_whole(works)
         hidden = last_hidden(self.model, [work.scored for work in works])
-        return [list(self._scores(rows)) for rows in hidden]
+        return [list(self._reading.of_hidden(torch.stack(rows)).view(-1, len(self.readings))) for rows in hidden]
 
-    def _scores(self, rows: Sequence[Tensor]) -> Tensor:
-        """[answers, readings] of the last hidden states of each answer by each reading."""
-        each = len(self.readings)
-        columns = (one.of_hidden(torch.stack(rows[at::each])) for at, one in enumerate(self.readings.values()))
-        return torch.stack(list(columns), -1)
+    @property
+    def _reading(self) -> Reading:
+        return next(iter(self.readings.values()))
 
     def _of_whole(self, works: Sequence[Whole]) -> list[list[Tensor]]:
         """Equal answers have the same prompts, which are run once."""
-        turns = itertools.cycle(self.readings.values())
-        read = {id(prompt): (prompt, next(turns)) for work in works for prompt in work.prompts}
-        unique, readings = zip(*read.values(), strict=True)
+        unique = list({id(prompt): prompt for work in works for prompt in work.prompts}.values())
         if self.model.why_plain:
-            ends = (self.model.plain_end(prompt) for prompt in unique)
-            scores = [reading.of_end(*end) for reading, end in zip(readings, ends, strict=True)]
+            scores = [self._reading.of_end(*self.model.plain_end(prompt)) for prompt in unique]
         else:
             groups = in_groups(unique, lambda prompt: prompt.length, MOST_AT_ONCE)
             ends = (run_prefix(self.model, prompt).end for some in groups for prompt in self.model.encoded(some))
-            scores = [reading.of_hidden(end.hidden_D[None])[0] for reading, end in zip(readings, ends, strict=True)]
-        found = dict(zip(read, scores, strict=True))
+            scores = [self._reading.of_hidden(end.hidden_D[None])[0] for end in ends]
+        found = dict(zip(map(id, unique), scores, strict=True))
         return [
             [torch.stack(own) for own in _grouped([found[id(prompt)] for prompt in work.prompts], len(self.readings))]
             for work in works
