@@ -136,9 +136,11 @@ def told_of_hashes(by_name: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value[:HASH_LENGTH]}" for name, value in by_name.items())
 
 
-def names_in(text: str | None) -> tuple[str, ...]:
-    """The names in NAME=FILE,NAME=FILE, in its order; none of a single file, which has no name."""
-    return tuple(name for name, _ in _items(text)) if text is not None and _NAMED.match(text) else ()
+def names_in(value: object) -> tuple[str, ...]:
+    """The names in NAME=FILE,NAME=FILE, in its order; none of a single file, which has no name, nor of what is no text,
+    as YAML may hold it.
+    """
+    return tuple(name for name, _ in _items(value)) if isinstance(value, str) and _NAMED.match(value) else ()
 
 
 def each_path(text: str, change: Callable[[str], str]) -> str:

@@ -219,8 +219,10 @@ def test_a_home_in_the_path_of_an_aspect_is_filled_in(monkeypatch, tmp_path):
     assert normalised("yesno_template", "~/a=b.txt") == f"{tmp_path}/a=b.txt"
 
 
-def test_aspects_that_yaml_made_a_mapping_of_are_refused_with_the_text_to_write(tmp_path, capsys):
-    (tmp_path / "run.yaml").write_text("yesno_template:\n  faithful: one.txt\n  helpful: two.txt\n")
+@pytest.mark.parametrize("given", ["{faithful: one.txt, helpful: two.txt}", "[faithful=one.txt, helpful=two.txt]"])
+@pytest.mark.parametrize("rewards", ["yesno", "implicit"])
+def test_aspects_of_which_yaml_made_no_text_are_refused_with_the_text_to_write(tmp_path, capsys, given, rewards):
+    (tmp_path / "run.yaml").write_text(f"rewards: {rewards}\nyesno_template: {given}\n")
     assert main.main(["validate", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "write it as text: yesno_template: faithful=one.txt,helpful=two.txt" in capsys.readouterr().err
 
