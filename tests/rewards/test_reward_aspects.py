@@ -11,7 +11,7 @@ from run_files import hostile_rows, read, write
 from shown import ASPECTS, ROOT, SHOWN
 
 from data_engine.commands import export, main, pairs, report
-from data_engine.errors import UserError
+from data_engine.errors import UserError, UserErrors
 from data_engine.flag_files import each_path
 from data_engine.job import model_holder, worker
 from data_engine.pipeline import judge as judging
@@ -138,6 +138,17 @@ def test_a_list_of_aspects_that_is_none_is_refused_by_name(start, paths, given, 
     with pytest.raises(UserError) as error:
         start(given.replace("ONE", paths["helpful"]))
     assert told in str(error.value)
+
+
+def test_each_file_of_an_aspect_that_is_no_template_is_told(config, questions, goldens, paths, tmp_path):
+    (tmp_path / "safe.txt").write_text("Harmless?")
+    with pytest.raises(UserErrors) as error:
+        _ = config(
+            questions, rewards="yesno", yesno_model_path=str(goldens / "llava/reward"),
+            yesno_template=f"{listed(paths)},kind=no.txt",
+        ).source_flags  # fmt: skip
+    told = [str(one) for one in error.value.found]
+    assert [one.partition('" ')[0] for one in told] == ['yesno_template "no.txt', f'yesno_template "{paths["safe"]}']
 
 
 def test_validate_says_nothing_of_rewards_that_rank_where_the_list_of_aspects_is_wrong(job, paths, capsys):
