@@ -82,6 +82,7 @@ PUBLISHED = (
     ("import tarfile", "test_pictures_of_tar_files_are_asked_about"),
 )  # fmt: skip
 TWO_RUNS = "tests/job/test_given_answers.py::test_answers_of_two_runs_are_put_together_as_the_page_shows"
+ASPECTS = "tests/rewards/test_reward_aspects.py::test_the_commands_of_the_page_judge_and_pair_by_its_templates"
 SCORES = "tests/rewards/test_reward_rule.py::test_scores_of_ones_own_become_rewards_as_the_page_shows"
 BENCH = "tests/bench/test_bench.py::test_a_checkpoint_that_transformers_cannot_load_is_timed_alone"
 HUB = "tests/docs/test_shown.py::test_the_hubs_program_has_the_flags_that_are_shown"
@@ -144,6 +145,8 @@ ELSEWHERE = (
         for beginning, test in PUBLISHED
     ),
     Elsewhere("docs/given-answers.md", "import pyarrow as pa\n", TWO_RUNS, "it reads two runs"),
+    Elsewhere("docs/rewards.md", "data-engine run", ASPECTS, "it names files of the page"),
+    Elsewhere("docs/rewards.md", "data-engine pairs", ASPECTS, "it is about that run"),
     Elsewhere("docs/rules.md", "prompt: |-\n", CRITIC, "it is a file"),
     Elsewhere("docs/rules.md", "from math_verify import", None, "nothing else needs the package"),
     *(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from data_engine.flag_files import files_by_name, names_in
 from data_engine.flags import require
 from data_engine.stages import JUDGES, TEMPLATE_KWARGS
 from data_engine.vllm_settings import LEAST_TEMPERATURE
@@ -195,6 +196,12 @@ def _judge_kwargs(role: str) -> Check:
     return Check((f"{role}_{TEMPLATE_KWARGS}",), lambda config: config.judge_kwargs(role))
 
 
+def _yesno_template(config: Config) -> None:
+    """The names of aspects, of which columns are made; the files are read where they are needed."""
+    if names_in(config.yesno_template):
+        files_by_name("yesno_template", config.yesno_template)
+
+
 def _near_duplicates(config: Config) -> None:
     near = config.near_duplicates
     require(near is None or 0 < near <= 1, f"near_duplicates must be above 0 and at most 1, got {near}")
@@ -255,6 +262,7 @@ CHECKS = (
     Check(("chat_template",), lambda config: config.chat_template_text),
     Check(("chat_template_kwargs",), lambda config: config.template_kwargs),
     *(_judge_kwargs(role) for role in JUDGES),
+    Check(("yesno_template",), _yesno_template),
     Check(("vllm_args", "sampler"), _no_vllm_args),
     Check(("vllm_args", "sampler"), _vllm_args),
     Check(("answers", "sampler"), _vllm_or_answers),

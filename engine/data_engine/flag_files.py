@@ -4,10 +4,13 @@ import difflib
 import errno
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from data_engine.errors import LEAST_LIKENESS, UserError
 
+# A whole hash would say nothing in a message.
+HASH_LENGTH = 12
 # Not one that begins with a dot, which is a folder of this machine.
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # With one slash of two, where a Path was made of it; a drive of Windows has one letter.
@@ -18,6 +21,9 @@ _REPOSITORY = re.compile(
 )
 _NO_ADDRESS = "; addresses such as {}://... are not read: copy it to this machine, and name the copy"
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+# NAME=FILE,NAME=FILE; what has a slash before its first = is a path.
+_NAMED = re.compile(r"[^/\\=]*=")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -123,3 +129,50 @@ def read_text(where: str, path: str, expected: str, otherwise: str | None = None
     if otherwise is not None and not text.strip():
         raise UserError(f"{where} is empty; without the flag, {otherwise} is used")
     return text
+
+
+def told_of_hashes(by_name: Mapping[str, str]) -> str:
+    """What is told of files that have names: the beginnings of their hashes, as in messages about one file."""
+    return ", ".join(f"{name} {value[:HASH_LENGTH]}" for name, value in by_name.items())
+
+
+def names_in(value: object) -> tuple[str, ...]:
+    """The names in NAME=FILE,NAME=FILE, in its order; none of a single file, which has no name, nor of what is no text,
+    as YAML may hold it.
+    """
+    return tuple(name for name, _ in _items(value)) if isinstance(value, str) and _NAMED.match(value) else ()
+
+
+def each_path(text: str, change: Callable[[str], str]) -> str:
+    """The value of a flag that takes a file, or NAME=FILE,NAME=FILE, with each path changed."""
+    if not _NAMED.match(text):
+        return change(text)
+    items = (item.partition("=") for item in text.split(","))
+    return ",".join(name + equals + (change(path.strip()) if path.strip() else path) for name, equals, path in items)
+
+
+def files_by_name(flag: str, text: str) -> dict[str, str]:
+    """The paths in NAME=FILE,NAME=FILE by name, in the order of the names, which is the same however they are given.
+
+    Raises UserError for what is no such list.
+    """
+    found = {}
+    for name, path in _items(text):
+        if not path:
+            raise UserError(
+                f'{flag} must be a file, or several as in faithful=one.txt,helpful=two.txt, got "{name}" in "{text}"'
+            )
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f'{flag} calls a file "{name}", which is part of the name of a column: it must be made of letters, '
+                "digits and _, and begin with a letter"
+            )
+        if name in found:
+            raise UserError(f"{flag} names {name} twice; give each file a name of its own")
+        found[name] = path
+    return dict(sorted(found.items()))
+
+
+def _items(text: str) -> list[tuple[str, str]]:
+    items = (item.partition("=") for item in text.split(","))
+    return [(name.strip(), path.strip()) for name, _, path in items]

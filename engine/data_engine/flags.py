@@ -102,8 +102,8 @@ class Flags:
     yesno_chat_template_kwargs: str | None = None
     """more arguments of that model's chat template, as a JSON object"""
     yesno_template: str | None = None
-    """file with what it is asked about an answer, with {question} and {answer} in it; default: whether the image
-    supports every statement"""
+    """file with what it is asked about an answer, with {question} and {answer} in it, or several of an aspect each, as
+    in faithful=one.txt,helpful=two.txt; default: whether the image supports every statement"""
     scalar_model_path: str | None = None
     """reward model with a head of one number: local folder or hub id; needed for the reward scalar"""
     scalar_base_model_path: str | None = None
@@ -138,7 +138,7 @@ class Flags:
     """reward scale"""
     rank_by: str | None = None
     """rewards that rank the answers, by which each answer of a pair is good or bad: implicit.sum,implicit.avg; default:
-    those two, or the mean or only number of the first source"""
+    those two, or the mean or only number of the first source, or all its aspects"""
     strategy: str = "cross"
     """how answers are paired: cross, best_worst, aligned, right_wrong or mu_2sigma; docs/pairs.md says more"""
     right: float | None = None
@@ -232,7 +232,7 @@ class Flags:
 
 
 # Flags that are text with commas.
-_LISTS = ("rewards", "columns", "export", "rank_by")
+_LISTS = ("rewards", "columns", "export", "rank_by", "yesno_template")
 
 
 def _in_quotes(name: str, value: object) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from data_engine import stages
+from data_engine.flag_files import names_in
 from data_engine.stages import RunStages
 
 # The name of the pairing that a run makes, of which dataset/ is written.
@@ -23,7 +24,7 @@ def of_pairing(run_file: Mapping, told: Mapping) -> dict:
     Its own are those of the start that opened the run last, which may be at work still.
     """
     config = run_file.get("config", {}) | {"rewards": told["rewards"]}
-    config |= _optional_flags(run_file, told) | _needed_flags(config, told)
+    config |= _optional_flags(run_file, told) | _needed_flags(config, told) | _aspect_flags(config, told)
     roles = {stages.TRAINED, *RunStages.of(config).roles}
     models = {role: model for role, model in run_file.get("models", {}).items() if role in roles}
     same = {"same_tokenizer": told["same_tokenizer"]} if "implicit" in stages.chosen(told["rewards"]) else {}
@@ -36,6 +37,19 @@ def _needed_flags(config: Mapping, told: Mapping) -> dict[str, str]:
     """
     needed = (name for source in stages.chosen(told["rewards"]) for name in stages.SOURCES[source].given)
     return {name: str(told.get("bound", {}).get(name, "")) for name in needed if config.get(name) is None}
+
+
+def _aspect_flags(config: Mapping, told: Mapping) -> dict[str, str | None]:
+    """Flags that name aspects, where the last start named others: those of the pairing, with the hashes of their files
+    in the place of paths.
+    """
+    flags = {}
+    for name in filter(None, (stages.SOURCES[source].aspects for source in stages.chosen(told["rewards"]))):
+        bound = told.get("bound", {}).get(name)
+        hashes = bound if isinstance(bound, Mapping) else {}
+        if bound is not None and {*hashes} != {*names_in(config.get(name))}:
+            flags[name] = ",".join(f"{aspect}={value}" for aspect, value in hashes.items()) or None
+    return flags
 
 
 def _optional_flags(run_file: Mapping, told: Mapping) -> dict[str, str | None]:

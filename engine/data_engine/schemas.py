@@ -60,9 +60,14 @@ def logps(idx: pa.DataType) -> pa.Schema:
     )
 
 
-def scores(idx: pa.DataType) -> pa.Schema:
-    """A source of reward that gives each answer one number; null where it has none."""
-    return pa.schema([("idx", idx), ("sample_index", pa.int32()), ("score", pa.float64())])
+def scores(idx: pa.DataType, columns: Iterable[str] = ("score",)) -> pa.Schema:
+    """A source of reward that gives each answer one number, or one in each of `columns`; null where it has none."""
+    return pa.schema([("idx", idx), ("sample_index", pa.int32()), *((name, pa.float64()) for name in columns)])
+
+
+def score_name(aspect: str) -> str:
+    """The column of a judge's scores of an aspect of answers; those of a judge that is asked one thing are of none."""
+    return f"score_{aspect}" if aspect else "score"
 
 
 def ruled(idx: pa.DataType) -> pa.Schema:

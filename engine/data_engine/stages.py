@@ -6,12 +6,13 @@ the table names functions as text, so that all of them may import it.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from data_engine import schemas
 from data_engine.errors import UserError, nearest
+from data_engine.flag_files import names_in
 
 # What --continue_from_stage and --stop_after_stage count in: answers, every source of reward, pairs.
 SAMPLE, REWARD, PAIR = 0, 1, 2
@@ -98,6 +99,8 @@ class Source:
     """fields of the configuration that it cannot do without, besides the models of its stages"""
     flags: str | None = None
     """module:function of a RunConfig, which returns SourceFlags: what is behind the source's own flags, read once"""
+    aspects: str | None = None
+    """field of the configuration that may name several aspects, each of which has a column, SOURCE.NAME"""
     optional: tuple[Stage, ...] = ()
     """stages of models that a run may name: where it does, such a stage stands in the place of the first of `stages`"""
 
@@ -176,6 +179,7 @@ SOURCES = {
         "data_engine.rewards.yesno:rewards",
         ("yesno",),
         flags="data_engine.rewards.yesno:flags",
+        aspects="yesno_template",
     ),
     "scalar": Source((judged("scalar"),), "data_engine.rewards.scalar:rewards", ("scalar",)),
     "rule": Source(
@@ -203,6 +207,8 @@ class RunStages:
     """names of SOURCES, as --rewards has them"""
     named: tuple[str, ...] = ()
     """roles of models of `Source.optional` that the run names"""
+    aspects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """of the sources that are asked about several, in the order in which the run names them"""
 
     @classmethod
     def of(cls, config: Mapping[str, object]) -> "RunStages":
@@ -212,14 +218,20 @@ class RunStages:
         """
         sources = chosen(config.get("rewards") or DEFAULT)
         sampling = SAMPLING_BY_VLLM if config.get("sampler") == "vllm" else SAMPLING
-        return cls(GIVEN if config.get("answers") is not None else sampling, sources, _named(config))
+        aspects = {name: names_in(config.get(SOURCES[name].aspects)) for name in sources if SOURCES[name].aspects}
+        return cls(GIVEN if config.get("answers") is not None else sampling, sources, _named(config), aspects)
 
     def source(self, name: str) -> Source:
-        """A source of reward with the stages that it has in this run."""
+        """A source of reward with the stages and columns that it has in this run."""
         found = SOURCES[name]
         for stage in found.optional:
             if stage.model in self.named:
                 found = replace(found, stages=(stage, *found.stages[1:]))
+        if aspects := self.aspects.get(name):
+            schema = functools.partial(schemas.scores, columns=[*map(schemas.score_name, sorted(aspects))])
+            [stage] = found.stages
+            columns = tuple(f"{name}.{aspect}" for aspect in aspects)
+            found = replace(found, stages=(replace(stage, schema=schema),), columns=columns)
         return found
 
     @functools.cached_property
@@ -231,23 +243,23 @@ class RunStages:
     @property
     def columns(self) -> tuple[str, ...]:
         """The reward columns of the run: those of each source."""
-        return tuple(column for source in self.sources for column in SOURCES[source].columns)
+        return tuple(column for source in self.sources for column in self.source(source).columns)
 
     @property
     def rank_by(self) -> tuple[str, ...]:
         """The reward columns that rank where --rank_by names none: those of `implicit`, or of the first source."""
-        source = SOURCES["implicit" if "implicit" in self.sources else self.sources[0]]
+        source = self.source("implicit" if "implicit" in self.sources else self.sources[0])
         return source.rank_by or source.columns
 
     def summed_up(self, rank_by: Sequence[str]) -> tuple[str, ...]:
         """The reward columns that a run sums up: those that rank, then the default ones of each source of which none
-        ranks.
+        ranks, and the others of one whose columns all rank by default.
         """
         found = list(rank_by)
-        for source in map(SOURCES.__getitem__, self.sources):
-            if not set(source.columns) & set(rank_by):
+        for source in map(self.source, self.sources):
+            if not source.rank_by or not set(source.columns) & set(rank_by):
                 found += source.rank_by or source.columns
-        return tuple(found)
+        return tuple(dict.fromkeys(found))
 
     @property
     def compared(self) -> tuple[str, ...]:

@@ -53,14 +53,14 @@ def with_tensors(folder: Path, to: Path, more: dict[str, torch.Tensor], without:
     return to
 
 
-def judged(model, reading, question, sampled, check: bool = False) -> Computed:
-    """What a judge makes of the answers to a question."""
-    return compute_unit(Judged(model, reading, 64), [question], sampled, 0, check)
+def judged(model, readings, question, sampled, check: bool = False) -> Computed:
+    """What a judge makes of the answers to a question, by each of its readings."""
+    return compute_unit(Judged(model, readings, 64), [question], sampled, 0, check)
 
 
 def scores(model, reading, question, sampled, check: bool = False) -> list[float]:
     """The scores of all answers to a question, in their order."""
-    found = judged(model, reading, question, sampled, check)
+    found = judged(model, {"score": reading}, question, sampled, check)
     assert found.quarantined == []
     assert [row["sample_index"] for row, _ in found.scored] == list(range(sampled.num_rows))
-    return [float(score) for _, score in found.scored]
+    return [float(score) for _, (score,) in found.scored]

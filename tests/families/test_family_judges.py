@@ -122,6 +122,27 @@ def test_yes_or_no_is_that_of_the_full_softmax_behind_each_whole_prompt(judge_of
     assert len(set(expected)) == len(set(ANSWERS))
 
 
+@pytest.mark.parametrize("name", named(["paligemma", "qwen2_5_vl", "internvl", "llava"]))
+@pytest.mark.parametrize("plain", [False, True])
+def test_each_of_several_aspects_is_that_of_the_full_softmax_behind_its_own_whole_prompt(judge_of, name, plain):
+    folder, asked = judge_of(name), question("wide")
+    model, stock, images = product.load(folder), stock_of(folder), ASKED["wide"].images()
+    if plain:
+        model.why_plain, model.is_settled = "it was told so", True
+    endings = {"score_right": "Right?", "score_kind": "Is it kind to the one who asks?", "score_short": "Short?"}
+    readings = {column: YesNo(model, YesNoTemplate(f"Q: {{question}} A: {{answer}} {asks}"))
+                for column, asks in endings.items()}  # fmt: skip
+    scored = judges.judged(model, readings, asked, sampled(ANSWERS), check=True).scored
+    found = torch.stack([scores for _, scores in scored])
+    for number, asks in enumerate(endings.values()):
+        expected = []
+        for answer in ANSWERS:
+            turns = messages(asked, images)
+            turns[0]["content"][-1]["text"] = f"Q: What is it? A: {answer} {asks}"
+            expected.append(yesno_by_softmax(stock, judges.ids_of(folder), turns))
+        torch.testing.assert_close(found[:, number], torch.tensor(expected), atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("name", named(["qwen2_5_vl", "internvl"]))
 def test_a_judge_on_the_plain_path_says_the_same(judge_of, name):
     fast, slow = (product.load(judge_of(name)) for _ in range(2))
@@ -133,9 +154,9 @@ def test_a_judge_on_the_plain_path_says_the_same(judge_of, name):
 def test_the_beginning_is_run_once_for_all_answers(judge_of):
     model, calls = product.load(judge_of("qwen2_5_vl")), []
     reading = YesNo(model, TEMPLATE)
-    assert not Judged(model, reading, 64).whole
+    assert not Judged(model, {"score": reading}, 64).whole
     with model.vision.register_forward_pre_hook(lambda *_: calls.append(1)):
-        judges.judged(model, reading, question("wide"), sampled(ANSWERS))
+        judges.judged(model, {"score": reading}, question("wide"), sampled(ANSWERS))
     assert len(calls) == 1
 
 
@@ -170,15 +191,15 @@ def test_memory_that_runs_out_halves_the_answers_and_changes_no_score(judge_of, 
         return last_hidden(model, asked)
 
     monkeypatch.setattr(judge, "last_hidden", small)
-    unit = judges.judged(model, reading, question("wide"), sampled(ANSWERS))
+    unit = judges.judged(model, {"score": reading}, question("wide"), sampled(ANSWERS))
     # 5 answers -> 2 and 3 -> 1 and 2
     assert unit.retries == 2
-    torch.testing.assert_close(torch.stack([score for _, score in unit.scored]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat([scores for _, scores in unit.scored]), expected, atol=1e-5, rtol=0)
 
 
 def test_an_answer_that_is_too_long_leaves_its_question_out(judge_of):
     model = product.load(judge_of("qwen2_5_vl"))
-    unit = judges.judged(model, YesNo(model, TEMPLATE), question("wide"), sampled(["why " * 2000]))
+    unit = judges.judged(model, {"score": YesNo(model, TEMPLATE)}, question("wide"), sampled(["why " * 2000]))
     [(_, reason)] = unit.quarantined
     assert reason.startswith("too long to score: prompt of ")
 

@@ -16,7 +16,7 @@ import pytest
 from export_world import square
 from given_rule import ANSWERS, RIGHT, SCORES, rule_file, scores
 from run_files import hostile_rows, read
-from shown import SHOWN
+from shown import ROOT, SHOWN
 from watched_run import described
 
 from data_engine.commands.main import main
@@ -43,6 +43,23 @@ def test_scores_of_ones_own_become_rewards_as_the_page_shows(tmp_path, monkeypat
     assert scores(tmp_path / "runs/own-scores") == {"cat": [0.9, 0.1, None], "dog": [None, None]}
     [pair] = read(tmp_path / "runs/own-scores/pairs")
     assert (pair["chosen"], pair["rejected"]) == ("A cat on a red chair.", "A dog on a red chair.")
+
+
+def test_the_row_of_a_rule_has_the_columns_of_the_page(given, tmp_path):
+    told = (ROOT / "docs/rules.md").read_text()
+    assert "`row` has `idx`, `question` and every column of the dataset that holds no bytes, but `image`," in told
+    cell = {"bytes": square("red"), "path": "1.png"}
+    more = {"image": cell, "system": "Be brief.", "image_path": "1.png", "ds_name": "d", "sizes": [4, 5], "raw": b"1"}
+    messages = [{"role": "user", "content": "How many?"}]
+    tables = [{"question": "How many?"} | more, {"messages": messages, "images": [cell]} | more | {"image": None}]
+    body = "def mine(row, answers):\n    return [sorted(row) == KEYS and row['sizes'] == [4, 5]] * len(answers)\n"
+    rule = rule_file(tmp_path, f"KEYS = {sorted(['idx', 'question', 'image_path', 'ds_name', 'sizes'])}\n{body}")
+    for number, row in enumerate(tables):
+        rows = [{name: cell for name, cell in row.items() if cell is not None} | {"idx": idx} for idx in ANSWERS]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+        work = tmp_path / f"work-{number}"
+        given(f"{rule}:mine", tmp_path / f"{number}.parquet", work_dir=str(work))
+        assert scores(work) == {idx: [1] * 4 for idx in ANSWERS}
 
 
 def test_a_file_that_a_rule_reads_is_warned_of_at_each_start_and_by_validate(given, tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from data_engine.pipeline import judge, score
 from data_engine.pipeline.judge import Judged
 from data_engine.pipeline.passes import AnswerRunner, compute_unit
 from data_engine.pipeline.runner import UnitWork
-from data_engine.pipeline.works import Behind
+from data_engine.pipeline.works import Behind, Whole
 from data_engine.questions.dataset import Question
 from data_engine.scoring.logprobs import Scored
 from data_engine.store.sealed import Sealed
@@ -40,7 +40,7 @@ def test_a_judge_has_room_for_the_prompt_and_the_answer_behind_it(positions, fit
         why_plain=None, reads_ahead=False, max_positions=positions,
         shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * 5 for _ in asked]),
     )  # fmt: skip
-    judged = Judged(model, SimpleNamespace(conversation=lambda asked, answer: answer), 64)
+    judged = Judged(model, {"score": SimpleNamespace(conversation=lambda asked, answer: answer)}, 64)
     if fits:
         assert judged.prepare(QUESTION, [ROW]).scored.answers == [[7] * 5]
     else:
@@ -56,7 +56,7 @@ def test_a_judge_leaves_out_what_is_too_long_alone(whole):
         shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * len(text) for text in asked]),
         prompts=lambda asked, pictures, crop, most: [SimpleNamespace(length=len(text)) for text in asked],
     )  # fmt: skip
-    judged = Judged(model, SimpleNamespace(conversation=lambda asked, answer: answer), 64)
+    judged = Judged(model, {"score": SimpleNamespace(conversation=lambda asked, answer: answer)}, 64)
     rows = [ROW | {"answer": "x" * length} for length in (5, 16, 15, 16)]
     work = judged.prepare(QUESTION, rows)
     kept = [one.length for one in work.prompts] if whole else list(map(len, work.scored.answers))
@@ -66,6 +66,23 @@ def test_a_judge_leaves_out_what_is_too_long_alone(whole):
         "too long to score: prompt of 16 tokens, answer of 0, room for 15" if whole else
         "too long to score: prompt of 10 tokens, answer of 16, room for 25"
     }  # fmt: skip
+
+
+def test_an_answer_of_which_one_aspect_is_too_long_is_left_out_and_halves_keep_aspects_together():
+    model = SimpleNamespace(
+        why_plain=None, reads_ahead=False, max_positions=25,
+        shared_prompt=lambda asked, pictures, most: (PROMPT, [[7] * len(text) for text in asked]),
+    )  # fmt: skip
+    readings = {f"score_{n}": SimpleNamespace(conversation=lambda asked, answer, n=n: answer * n) for n in (1, 2, 3)}
+    work = Judged(model, readings, 64).prepare(QUESTION, [ROW | {"answer": "x" * length} for length in (5, 6, 4, 2)])
+    assert [list(map(len, one.scored.answers)) for one in (work, *work.halves())] == [
+        [5, 10, 15, 4, 8, 12, 2, 4, 6], [5, 10, 15], [4, 8, 12, 2, 4, 6]
+    ]  # fmt: skip
+    assert work.left_out == {1: "too long to score: prompt of 10 tokens, answer of 18, room for 25"}
+    assert work.halves()[0].halves() is None
+    whole = Whole([*map(str, range(6))], each=3)
+    assert [one.prompts for one in whole.halves()] == [["0", "1", "2"], ["3", "4", "5"]]
+    assert whole.halves()[1].halves() is None
 
 
 @pytest.mark.parametrize(("ids", "told"), [([9], None), ([10], "has the id 10; the model has 10 ids")])

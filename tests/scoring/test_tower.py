@@ -143,7 +143,7 @@ def test_whole_prompts_of_a_judge_go_together_too(instruct, golden_images, monke
         whole = True
 
     prompts = [one.prompt for one in questions(instruct, golden_images[:3])]
-    judged = WholeJudged(instruct, Reading(), 64)
+    judged = WholeJudged(instruct, {"score": Reading()}, 64)
     alone = [judged.compute([Whole([prompt])])[0][0] for prompt in prompts]
     counting(instruct, calls, monkeypatch)
     found = judged.compute([Whole([prompts[0], prompts[1], prompts[0]]), Whole([prompts[2]])])

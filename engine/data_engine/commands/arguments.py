@@ -25,7 +25,7 @@ from data_engine.commands.meant import meant_by
 from data_engine.commands.work_dir import given_path
 from data_engine.config import Draft, RunConfig
 from data_engine.errors import Collected, UserError
-from data_engine.flag_files import from_home, nearest_path
+from data_engine.flag_files import each_path, from_home, nearest_path
 from data_engine.flags import FIELD_NAMES, GONE, PATHS, Flags
 from data_engine.stages import RunStages
 
@@ -294,6 +294,8 @@ def normalised(name: str, value: object) -> object:
         return "on" if value else "off"
     if name in _AUTO and value == "auto":
         return None
+    if name == "yesno_template" and isinstance(value, str):
+        return each_path(value, from_home)
     if name in (*PATHS, "rule") and isinstance(value, str):
         return from_home(value)
     return value

@@ -17,6 +17,7 @@ import yaml
 from data_engine import of_pairing, stages
 from data_engine.config import RunConfig
 from data_engine.config_checks import has_effect
+from data_engine.flag_files import each_path, told_of_hashes
 from data_engine.preferences import strategies
 from data_engine.preferences.answers import REASONS
 from data_engine.preferences.counts import Funnel
@@ -193,7 +194,8 @@ def _pairing(card: Card) -> str:
     sources = stages.chosen(config.get("rewards") or stages.DEFAULT)
     lines = [f"Sources of reward: {_escaped(', '.join(sources))}."]
     told = {"beta": _value(settings.get("beta", config.get("beta")))}
-    told |= {name: str(value) for name, value in card.run_file.get("bound", {}).items() if name in _TOLD}
+    bound = {name: value for name, value in card.run_file.get("bound", {}).items() if name in _TOLD}
+    told |= {name: told_of_hashes(one) if isinstance(one, Mapping) else str(one) for name, one in bound.items()}
     told |= {role: _model(role, card.run_file)[0] for role in _roles(config)}
     before = stages.compared(card.run_file)[0]
     told["before"] = f"{before} model {told.get(before, 'not named')}"
@@ -300,7 +302,7 @@ def _path_of(name: str, run_file: Mapping) -> str:
         return _base(name.removesuffix("_base_model_path"), run_file)[0]
     if name.endswith("_model_path"):
         return _model(name.removesuffix("_model_path"), run_file)[0]
-    return _shown_path(run_file["config"][name])
+    return each_path(run_file["config"][name], _shown_path)
 
 
 def _dataset(run_file: Mapping) -> str:

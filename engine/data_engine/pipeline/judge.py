@@ -7,7 +7,7 @@ both directions, and one on the plain path, gets a whole prompt for each answer.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import torch
@@ -31,6 +31,9 @@ from data_engine.scoring.self_check import self_check
 from data_engine.store.units import UnitResult
 
 log = logging.getLogger(__name__)
+
+Asked = TypeVar("Asked")
+"""what is asked about an answer: a prompt, or ids behind one"""
 
 
 class Reading(Protocol):
@@ -124,12 +127,22 @@ def _odds(logits_NW: Tensor, num_yes: int) -> Tensor:
     return logits_NW[..., :num_yes].logsumexp(-1) - logits_NW[..., num_yes:].logsumexp(-1)
 
 
-def _too_long(texts: Sequence[str], told: Mapping[str, str | None]) -> dict[int, str]:
-    """By their places, the answers of which something is told. Raises BadRow where that is all of them."""
-    found = {place: told[text] for place, text in enumerate(texts) if told[text]}
-    if len(found) == len(texts):
-        raise BadRow(found[0])
-    return found
+def _grouped(items: Sequence, each: int) -> list[Sequence]:
+    """One group of `each` items after the other."""
+    return [items[at : at + each] for at in range(0, len(items), each)]
+
+
+def _fitting(
+    texts: Sequence[str], asked: Mapping[str, Sequence[Asked]], lacks: Callable[[Asked], str | None]
+) -> tuple[list[Asked], dict[int, str]]:
+    """What is asked about each answer, in their order, and, by their places, the answers that are left out: `lacks`
+    tells something of what is asked about them. Raises BadRow where that is all of them.
+    """
+    told = {text: next(filter(None, map(lacks, own)), None) for text, own in asked.items()}
+    left_out = {place: told[text] for place, text in enumerate(texts) if told[text]}
+    if len(left_out) == len(texts):
+        raise BadRow(left_out[0])
+    return [one for text in texts if not told[text] for one in asked[text]], left_out
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,8 @@ class Judged:
     """Scores of answers; the protocol is works.Scorer."""
 
     model: VisionLanguageModel
-    reading: Reading
+    readings: Mapping[str, Reading]
+    """what each answer is read by, by the column of the scores; they differ in what they ask alone"""
     max_megapixels: float
     decode: Decode = images.decode
     what = "scores"
@@ -150,36 +164,43 @@ class Judged:
     def prepare(self, question: Question, rows: list[dict]) -> Work:
         pictures = read_images(question, self.max_megapixels, self.decode)
         texts = [row["answer"] for row in rows]
-        asked = {text: self.reading.conversation(question.conversation, text) for text in texts}
+        unique, each = list(dict.fromkeys(texts)), len(self.readings)
+        asked = [one.conversation(question.conversation, text) for text in unique for one in self.readings.values()]
         if self.whole:
-            prompts = self.model.prompts(list(asked.values()), pictures, True, self.max_megapixels)
-            found = dict(zip(asked, prompts, strict=True))
-            too_long = _too_long(texts, {text: lacks_room(self.model, prompt, ()) for text, prompt in found.items()})
-            return Whole([found[text] for n, text in enumerate(texts) if n not in too_long], too_long)
-        prompt, tails = self.model.shared_prompt(list(asked.values()), pictures, self.max_megapixels)
-        tail = dict(zip(asked, tails, strict=True))
-        too_long = _too_long(texts, {text: lacks_room(self.model, prompt, ids) for text, ids in tail.items()})
-        rows = [tail[text] for n, text in enumerate(texts) if n not in too_long]
-        return Behind(Scored(prompt, rows), row_tokens(prompt.length, rows), left_out=too_long)
+            prompts = self.model.prompts(asked, pictures, True, self.max_megapixels)
+            found = dict(zip(unique, _grouped(prompts, each), strict=True))
+            kept, too_long = _fitting(texts, found, lambda prompt: lacks_room(self.model, prompt, ()))
+            return Whole(kept, too_long, each)
+        prompt, tails = self.model.shared_prompt(asked, pictures, self.max_megapixels)
+        found = dict(zip(unique, _grouped(tails, each), strict=True))
+        rows, too_long = _fitting(texts, found, lambda ids: lacks_room(self.model, prompt, ids))
+        return Behind(Scored(prompt, rows), row_tokens(prompt.length, rows), left_out=too_long, each=each)
 
     @torch.inference_mode()
     def compute(self, works: Sequence[Work]) -> list[list[Tensor]]:
         if self.whole:
             return self._of_whole(works)
         hidden = last_hidden(self.model, [work.scored for work in works])
-        return [list(self.reading.of_hidden(torch.stack(rows))) for rows in hidden]
+        return [list(self._reading.of_hidden(torch.stack(rows)).view(-1, len(self.readings))) for rows in hidden]
+
+    @property
+    def _reading(self) -> Reading:
+        return next(iter(self.readings.values()))
 
     def _of_whole(self, works: Sequence[Whole]) -> list[list[Tensor]]:
-        """Equal answers have the same prompt, which is run once."""
+        """Equal answers have the same prompts, which are run once."""
         unique = list({id(prompt): prompt for work in works for prompt in work.prompts}.values())
         if self.model.why_plain:
-            scores = [self.reading.of_end(*self.model.plain_end(prompt)) for prompt in unique]
+            scores = [self._reading.of_end(*self.model.plain_end(prompt)) for prompt in unique]
         else:
             groups = in_groups(unique, lambda prompt: prompt.length, MOST_AT_ONCE)
             ends = (run_prefix(self.model, prompt).end for some in groups for prompt in self.model.encoded(some))
-            scores = [self.reading.of_hidden(end.hidden_D[None])[0] for end in ends]
+            scores = [self._reading.of_hidden(end.hidden_D[None])[0] for end in ends]
         found = dict(zip(map(id, unique), scores, strict=True))
-        return [[found[id(prompt)] for prompt in work.prompts] for work in works]
+        return [
+            [torch.stack(own) for own in _grouped([found[id(prompt)] for prompt in work.prompts], len(self.readings))]
+            for work in works
+        ]
 
     def check(self, work: Work, found: list[Tensor]) -> None:
         """By the log-probs of the prompts behind their common beginning: many numbers, where the scores are a few."""
@@ -192,28 +213,34 @@ class Judged:
 
 def yesno_runner(context: StageContext) -> AnswerRunner:
     """The runner of the judge that says yes or no."""
-    return _runner(context, lambda model: YesNo(model, context.config.source_flags["yesno"].value))
+    templates: Mapping[str, YesNoTemplate] = context.config.source_flags["yesno"].value
+    return _runner(context, {name: YesNo(context.model, template) for name, template in templates.items()})
 
 
 def scalar_runner(context: StageContext) -> AnswerRunner:
     """The runner of a reward model with a head of one number."""
-    return _runner(context, Scalar)
+    return _runner(context, {schemas.score_name(""): Scalar(context.model)})
 
 
-def _runner(context: StageContext, reading: Callable[[VisionLanguageModel], Reading]) -> AnswerRunner:
-    judged = Judged(context.model, reading(context.model), context.config.max_megapixels, context.decode)
+def _runner(context: StageContext, readings: Mapping[str, Reading]) -> AnswerRunner:
+    judged = Judged(context.model, readings, context.config.max_megapixels, context.decode)
     # Here: prompts are made in another thread, which must not run the model.
     log.info("answers share the beginning of their prompts: %s", "no" if judged.whole else "yes")
 
     def result(work: UnitWork, found: Computed) -> UnitResult:
-        return _result(found, work.inputs[stages.SAMPLING.name].table)
+        return _result(judged, found, work.inputs[stages.SAMPLING.name].table)
 
     return AnswerRunner(judged, context.budgets["score_tokens"], result, split=context.split)
 
 
-def _result(found: Computed, sampled: pa.Table) -> UnitResult:
+def _result(judged: Judged, found: Computed, sampled: pa.Table) -> UnitResult:
     rows = [
-        {"idx": row["idx"], "sample_index": row["sample_index"], "score": float(score)} for row, score in found.scored
+        {
+            "idx": row["idx"],
+            "sample_index": row["sample_index"],
+            **dict(zip(judged.readings, scores.tolist(), strict=True)),
+        }
+        for row, scores in found.scored
     ]
-    table = pa.Table.from_pylist(rows, schemas.scores(sampled.schema.field("idx").type))
+    table = pa.Table.from_pylist(rows, schemas.scores(sampled.schema.field("idx").type, judged.readings))
     return found.result(table)

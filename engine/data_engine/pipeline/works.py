@@ -64,14 +64,19 @@ class Behind:
     """how many numbers at the beginning of each row do not count: those of thoughts; empty: all count"""
     left_out: Mapping[int, str] = field(default_factory=dict)
     """the question's answers that are none of the rows, by their places among all, and why"""
+    each: int = 1
+    """rows of each answer, which stand together"""
 
     def halves(self) -> tuple["Behind", "Behind"] | None:
         prompt, rows = self.scored.prompt, self.scored.answers
-        half = len(rows) // 2
+        half = _half(rows, self.each)
         if not half:
             return None
         parts = ((rows[:half], self.uncounted[:half]), (rows[half:], self.uncounted[half:]))
-        return tuple(Behind(Scored(prompt, ids), row_tokens(prompt.length, ids), skipped) for ids, skipped in parts)
+        return tuple(
+            Behind(Scored(prompt, ids), row_tokens(prompt.length, ids), skipped, each=self.each)
+            for ids, skipped in parts
+        )
 
     def counted(self, found: list[Tensor]) -> list[Tensor | None]:
         if not self.uncounted:
@@ -82,21 +87,29 @@ class Behind:
 
 @dataclass(frozen=True)
 class Whole:
-    """A prompt an answer, where nothing can be shared; equal answers have the same one."""
+    """A prompt an answer, where nothing can be shared, or `each` that stand together; equal answers have the same."""
 
     prompts: list[Prompt]
     left_out: Mapping[int, str] = field(default_factory=dict)
+    each: int = 1
 
     @property
     def tokens(self) -> int:
         return sum(prompt.length for prompt in {id(prompt): prompt for prompt in self.prompts}.values())
 
     def halves(self) -> tuple["Whole", "Whole"] | None:
-        half = len(self.prompts) // 2
-        return (Whole(self.prompts[:half]), Whole(self.prompts[half:])) if half else None
+        half = _half(self.prompts, self.each)
+        if not half:
+            return None
+        return tuple(Whole(prompts, each=self.each) for prompts in (self.prompts[:half], self.prompts[half:]))
 
     def counted(self, found: list[Tensor]) -> list[Tensor | None]:
         return found
+
+
+def _half(rows: Sequence, each: int) -> int:
+    """How many of the rows belong to the first half of the answers."""
+    return len(rows) // each // 2 * each
 
 
 def halving(scorer: Scorer, works: Sequence[Work]) -> tuple[list[list[Tensor] | None], int]:

@@ -1,7 +1,7 @@
 """A judge's yes or no: log p(yes) - log p(no) behind its question about an answer, as pipeline/judge.py scores it.
 
 p(yes) is the sum over those of WORDS["yes"] that are one token of the judge's tokenizer, with or without a space before
-them; p(no) likewise. What it is asked is the template of --yesno_template.
+them; p(no) likewise. What it is asked is the template of --yesno_template, or several, of an aspect each.
 """
 
 import hashlib
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_engine.config import RunConfig
-from data_engine.errors import UserError
-from data_engine.flag_files import read_text
+from data_engine.errors import Collected, UserError
+from data_engine.flag_files import files_by_name, names_in, read_text
 from data_engine.rewards import RewardSettings, StageColumns
+from data_engine.schemas import score_name
 from data_engine.stages import SourceFlags
 
 WORDS = {"yes": ("Yes", "yes", "YES"), "no": ("No", "no", "NO")}
@@ -38,7 +39,8 @@ class YesNoTemplate:
         """From a file, or the default one for None. Raises UserError for a file that is no template."""
         if path is None:
             return cls(DEFAULT)
-        text = read_text(f'yesno_template "{path}"', path, "a text that has {question} and {answer}", "the default one")
+        expected = "a text that has {question} and {answer}, or several as in faithful=one.txt,helpful=two.txt"
+        text = read_text(f'yesno_template "{path}"', path, expected, "the default one")
         names = _FIELD.findall(text)
         for name in FIELDS:
             if names.count(name) != 1:
@@ -61,11 +63,24 @@ class YesNoTemplate:
 
 
 def rewards(computed: Mapping[str, StageColumns], settings: RewardSettings) -> dict[str, np.ndarray]:
-    """The judge's score of each answer."""
-    return {"yesno": computed["yesno"].scores}
+    """The judge's score of each answer, or of each aspect of it."""
+    table = computed["yesno"].table
+    scores = {name.removeprefix("score"): table[name] for name in table.column_names if name.startswith("score")}
+    return {f"yesno{name.replace('_', '.', 1)}": column.to_numpy() for name, column in scores.items()}
 
 
 def flags(config: RunConfig) -> SourceFlags:
-    """The template; units are bound to its content, also to the default one's, which may change with the version."""
-    template = YesNoTemplate.read(config.yesno_template)
-    return SourceFlags(template, {"yesno_template": hashlib.sha256(template.text.encode()).hexdigest()})
+    """The templates by the column of their scores; units are bound to the content of each, also to that of the default
+    one, which may change with the version. Raises UserError for files that are no templates, each of them.
+    """
+    given = config.yesno_template
+    aspects = names_in(given)
+    paths = files_by_name("yesno_template", given) if aspects else {"": given}
+    templates, problems = {}, Collected()
+    for aspect, path in paths.items():
+        with problems.noting():
+            templates[aspect] = YesNoTemplate.read(path)
+    problems.raise_any()
+    hashes = {aspect: hashlib.sha256(template.text.encode()).hexdigest() for aspect, template in templates.items()}
+    value = {score_name(aspect): template for aspect, template in templates.items()}
+    return SourceFlags(value, {"yesno_template": hashes if aspects else hashes[""]})

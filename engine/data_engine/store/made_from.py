@@ -8,12 +8,10 @@ from pathlib import Path
 
 from data_engine import stages
 from data_engine.errors import UserError
+from data_engine.flag_files import HASH_LENGTH, told_of_hashes
 from data_engine.stages import Stage
 from data_engine.store import units
 from data_engine.store.sealed import Sealed
-
-# The whole hash of a dataset or a model would say nothing in a message.
-CONTENT_LENGTH = 12
 
 
 def made_from(stage: Stage, bound: Mapping, inputs: Mapping[str, Sealed]) -> dict:
@@ -85,6 +83,8 @@ def told(names: list[str], then: Mapping, now: Mapping) -> str:
             return value or "native"
         if value is None:
             return "not set"
-        return str(value)[:CONTENT_LENGTH] if name in contents else repr(value)
+        if isinstance(value, Mapping):
+            return told_of_hashes(value)
+        return str(value)[:HASH_LENGTH] if name in contents else repr(value)
 
     return "; ".join(f"{name} was {shown(name, then.get(name))}, now {shown(name, now.get(name))}" for name in names)
