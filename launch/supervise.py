@@ -16,7 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from data_engine.errors import UserError
 from data_engine.processes import cpu_wait, output
+from data_engine.processes.ranks import require_one_launcher
 
 # Signal received -> signal sent to the ranks, which do not handle SIGHUP.
 PASSED_ON = {
@@ -177,6 +179,11 @@ def main(flags: list[str]) -> int:
     program = os.environ.get("DATA_ENGINE_PROGRAM", "data_engine")
     if {"-h", "--help"} & {*flags}:
         return subprocess.call([sys.executable, "-m", program, "run", *flags])
+    try:
+        require_one_launcher()
+    except UserError as error:
+        output.tell(error)
+        return 2
     # Once, before any rank starts: the launcher would bury the message under tracebacks.
     code = subprocess.call([sys.executable, "-m", program, "validate", *flags])
     if code or received:
