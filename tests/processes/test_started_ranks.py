@@ -112,3 +112,20 @@ def test_several_launchers_that_would_share_all_gpus_of_a_machine_are_refused(mo
         return
     with pytest.raises(UserError, match=r"srun started run_engine.sh 2 times on this machine.*--ntasks-per-node=1"):
         ranks.require_one_launcher()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, True),
+        ({"NUM_MACHINES": "2"}, False),
+        ({"SLURM_JOB_NUM_NODES": "1"}, False),
+        # A step may be one of several beside each other.
+        ({"SLURM_STEP_ID": "0"}, False),
+    ],
+)
+def test_nodes_of_a_job_on_which_no_rank_starts_are_told(monkeypatch, changed, told):
+    monkeypatch.setattr(os, "environ", without_others() | {"SLURM_JOB_NUM_NODES": "2"} | changed)
+    says = ranks.idle_nodes()
+    assert (says is not None) == told
+    assert not told or says.startswith("this SLURM job has 2 nodes, and the ranks start on this one alone:")

@@ -133,6 +133,17 @@ def require_one_launcher() -> None:
         )
 
 
+def idle_nodes() -> str | None:
+    """A warning where a SLURM job has several nodes, and this start, which is no step of the job, uses one."""
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "")
+    if not nodes.isdecimal() or int(nodes) < 2 or "SLURM_STEP_ID" in os.environ or asked_machines() > 1:
+        return None
+    return (
+        f"this SLURM job has {nodes} nodes, and the ranks start on this one alone: launch/slurm/multinode.sbatch starts "
+        "them on all"
+    )
+
+
 @dataclass(frozen=True)
 class _Task:
     """A task of srun, one of several; `here` is on its machine."""
