@@ -124,6 +124,18 @@ def supervise(launcher: subprocess.Popen, ranks: JobProcesses, num_processes: in
         time.sleep(POLL_S)
 
 
+def check(command: list[str], received: list[int]) -> int:
+    """The exit code of the command that checks the configuration; the first signal in `received` ends it."""
+    # A session of its own, as the launcher has: Ctrl-C comes here only.
+    child, told = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True), False
+    while child.poll() is None:
+        if received and not told:
+            told = True
+            child.terminate()
+        time.sleep(POLL_S)
+    return child.returncode
+
+
 def num_machines() -> int:
     """Of the job; run_engine.sh has checked what the environment says."""
     return int(os.environ.get("NUM_MACHINES") or 1)
@@ -185,7 +197,7 @@ def main(flags: list[str]) -> int:
         output.tell(error)
         return 2
     # Once, before any rank starts: the launcher would bury the message under tracebacks.
-    code = subprocess.call([sys.executable, "-m", program, "validate", *flags])
+    code = check([sys.executable, "-m", program, "validate", *flags], received)
     if code or received:
         return 75 if received else code
 
