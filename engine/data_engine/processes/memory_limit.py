@@ -1,4 +1,4 @@
-"""How much memory this machine lets the process have: all of it, or the limit that a container, SLURM or a shell has set.
+"""How much memory the process may have: all of the machine's, or the limit that a container, SLURM or a shell has set.
 
 A process that takes more than its control group may is killed, whatever the machine has.
 """

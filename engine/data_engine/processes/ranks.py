@@ -112,7 +112,7 @@ def take_place() -> None:
             # Its daemons may be tasks of srun, whose variables are then not about the ranks.
             os.environ.update({ours: os.environ[name] for ours, name in zip(_LAUNCHED, names, strict=True)})
             return
-    # accelerate, which has one of these for every process, sets none of the others for a single one.
+    # accelerate sets no place for a single process, only variables of its own.
     if "ACCELERATE_MIXED_PRECISION" not in os.environ and (task := _Task.of_this_process()) is not None:
         # Of GPUs that SLURM has given to this task alone, none is another rank's.
         local = (0, 1) if task.has_own_gpus else (task.local_rank, task.num_here)
@@ -139,8 +139,8 @@ def idle_nodes() -> str | None:
     if not nodes.isdecimal() or int(nodes) < 2 or "SLURM_STEP_ID" in os.environ or asked_machines() > 1:
         return None
     return (
-        f"this SLURM job has {nodes} nodes, and the ranks start on this one alone: launch/slurm/multinode.sbatch starts "
-        "them on all"
+        f"this SLURM job has {nodes} nodes, and the ranks start on this one alone: launch/slurm/multinode.sbatch "
+        "starts them on all"
     )
 
 
