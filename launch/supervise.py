@@ -16,8 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from data_engine.errors import UserError
 from data_engine.exit_codes import DONE, FAILED, INCOMPLETE, NOTHING_WRITTEN, STOPPED, WRONG_INPUT
 from data_engine.processes import cpu_wait, output
+from data_engine.processes.ranks import require_one_launcher
 
 # Signal received -> signal sent to the ranks, which do not handle SIGHUP.
 PASSED_ON = {
@@ -124,6 +126,18 @@ def supervise(launcher: subprocess.Popen, ranks: JobProcesses, num_processes: in
         time.sleep(POLL_S)
 
 
+def check(command: list[str], received: list[int]) -> int:
+    """The exit code of the command that checks the configuration; the first signal in `received` ends it."""
+    # A session of its own, as the launcher has: Ctrl-C comes here only.
+    child, told = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True), False
+    while child.poll() is None:
+        if received and not told:
+            told = True
+            child.terminate()
+        time.sleep(POLL_S)
+    return child.returncode
+
+
 def num_machines() -> int:
     """Of the job; run_engine.sh has checked what the environment says."""
     return int(os.environ.get("NUM_MACHINES") or 1)
@@ -179,8 +193,13 @@ def main(flags: list[str]) -> int:
     program = os.environ.get("DATA_ENGINE_PROGRAM", "data_engine")
     if {"-h", "--help"} & {*flags}:
         return subprocess.call([sys.executable, "-m", program, "run", *flags])
+    try:
+        require_one_launcher()
+    except UserError as error:
+        output.tell(error)
+        return WRONG_INPUT
     # Once, before any rank starts: the launcher would bury the message under tracebacks.
-    code = subprocess.call([sys.executable, "-m", program, "validate", *flags])
+    code = check([sys.executable, "-m", program, "validate", *flags], received)
     if code or received:
         return STOPPED if received else code
 

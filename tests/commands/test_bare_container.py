@@ -58,6 +58,31 @@ def test_a_path_of_a_user_that_this_machine_does_not_know_is_told_as_it_was_give
     assert "Traceback" not in done.stderr
 
 
+SIGNALLED = """
+import os, signal, sys
+from data_engine.commands.main import COMMANDS, entry
+
+def work(argv):
+    # The first process of a container gets no signal that it does not handle.
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    os.kill(os.getpid(), getattr(signal, argv[0]))
+    while True:
+        signal.pause()
+
+import data_engine.commands.status as status
+status.main = work
+sys.exit(entry())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_ends_a_command_that_is_the_first_process_of_a_container(name):
+    command = [sys.executable, "-c", SIGNALLED, "status", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    told = "data-engine: error: interrupted; run the same command again to go on\n"
+    assert (done.returncode, done.stderr) == (75, told)
+
+
 THREADLESS = """
 import sys, threading
 from data_engine.commands.main import COMMANDS, entry

@@ -1,8 +1,8 @@
 """Stands in for the command line under launch/run_engine.sh: ranks that do what the test's folder tells them.
 
-In the folder of $STAND_IN: `validate` holds the code of the check; `rank-R` what rank R does: a code to exit with,
-"die", "late", which has not begun when the others end, or "work", which goes on until a signal (written to `signal-R`)
-and exits 75 after `slow-R` seconds, if there.
+In the folder of $STAND_IN: `validate` holds the code of the check, or "hang"; `rank-R` what rank R does: a code to exit
+with, "die", "late", which has not begun when the others end, or "work", which goes on until a signal (written to
+`signal-R`) and exits 75 after `slow-R` seconds, if there.
 """
 
 import json
@@ -55,7 +55,10 @@ def run() -> int:
 if __name__ == "__main__":
     (FOLDER / sys.argv[1]).with_suffix(".arguments").write_text(json.dumps(sys.argv[2:]))
     if sys.argv[1] == "validate":
-        sys.exit(int(setting("validate", "0")))
+        code = setting("validate", "0")
+        if code == "hang":
+            time.sleep(600)
+        sys.exit(int(code))
     code = run()
     report(code=code)
     sys.exit(code)

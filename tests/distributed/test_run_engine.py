@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jobs import PYTHONPATH
 from waiting import until
 
 from data_engine import exit_codes
@@ -42,7 +43,7 @@ class Job:
         self.process = subprocess.Popen(
             [*shell, SCRIPT, "--work_dir", "a b", "--limit=3"],
             env=kept
-            | {"PYTHON": sys.executable, "PYTHONPATH": str(Path(__file__).parent), "DATA_ENGINE_PROGRAM": "stand_in"}
+            | {"PYTHON": sys.executable, "PYTHONPATH": PYTHONPATH, "DATA_ENGINE_PROGRAM": "stand_in"}
             | {"STAND_IN": str(folder), "NUM_PROCESSES": str(ranks), "TMPDIR": str(folder)}
             | {"ACCELERATE_CONFIG": str(CPU)}
             | environment,
@@ -194,7 +195,7 @@ def test_a_signal_that_is_ignored_stays_so(received):
 
 
 def test_a_signal_during_the_check_starts_no_rank(received, monkeypatch):
-    monkeypatch.setattr(subprocess, "call", lambda *_: signal.raise_signal(signal.SIGTERM) or 0)
+    monkeypatch.setitem(main.__globals__, "check", lambda *_: signal.raise_signal(signal.SIGTERM) or 0)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a rank was started"))
     monkeypatch.setenv("NUM_PROCESSES", "1")
     monkeypatch.setenv("ACCELERATE_CONFIG", "a.yaml")
@@ -202,7 +203,7 @@ def test_a_signal_during_the_check_starts_no_rank(received, monkeypatch):
 
 
 def test_threads_of_all_ranks_are_held_against_the_cores(received, monkeypatch):
-    monkeypatch.setattr(subprocess, "call", lambda *_: 0)
+    monkeypatch.setitem(main.__globals__, "check", lambda *_: 0)
     monkeypatch.setitem(main.__globals__, "cpu_wait", types.SimpleNamespace(apply=sys.exit))
     for name, value in {"NUM_PROCESSES": "3", "OMP_NUM_THREADS": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -270,6 +271,16 @@ def test_a_failed_check_starts_no_rank_and_its_code_comes_out(start, tmp_path):
     (tmp_path / "validate").write_text("2")
     job = start("0", "0")
     assert job.code() == 2
+    assert not (tmp_path / "run.arguments").exists()
+
+
+def test_a_signal_ends_a_check_that_takes_long(start, tmp_path):
+    """As reading the models does: docker stop waits for 10 s."""
+    (tmp_path / "validate").write_text("hang")
+    job = start("0")
+    until((tmp_path / "validate.arguments").exists, "the check")
+    job.process.send_signal(signal.SIGTERM)
+    assert job.code() == 75
     assert not (tmp_path / "run.arguments").exists()
 
 

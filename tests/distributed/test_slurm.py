@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cluster import NODES, Cluster, missing_programs, until
-from jobs import Job, Result, stray_files, write_questions
+from jobs import PYTHONPATH, Job, Result, stray_files, write_questions
 from shown import ON_A_CLUSTER, ROOT
 from test_same_dataset import FLAGS
 
@@ -55,7 +55,7 @@ class Reader:
         environment = {
             "OMP_NUM_THREADS": "1", "NUM_PROCESSES": "1", "PYTHON": sys.executable, "HOLD": str(self.place),
             "ACCELERATE_CONFIG": str(ROOT / "launch/accelerate/cpu.yaml"), "DATA_ENGINE_PROGRAM": "held",
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": PYTHONPATH,
         }  # fmt: skip
         done = subprocess.run(
             [*shlex.split(line), *more], env=self.cluster.environment | environment, cwd=self.place,
@@ -136,6 +136,20 @@ def test_one_job_over_two_nodes_warned_once_makes_the_same_dataset(reader, undis
     counted = sorted((line["rank"], line["exit_code"]) for line in lines if "exit_code" in line)
     # The warning may find rank 1 at work, or before it has begun.
     assert {(0, 75), (0, 0), (1, 0)} <= set(counted), "the two nodes did not count their ranks together"
+
+
+def test_tasks_of_srun_without_a_launcher_are_ranks_of_one_run(reader, undisturbed):
+    work_dir = reader.place / "runs/tasks"
+    command = shlex.join([sys.executable, "-m", "data_engine", "run"])
+    reader.types(
+        f"srun --partition gpu --nodes 2 --ntasks 2 {command} --config configs/llava-1.5-7b.yaml --work_dir {work_dir}",
+        *FLAGS,
+    )
+    assert Result.of(work_dir) == undisturbed
+    files = (work_dir / "logs").glob("rank-*.jsonl")
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert sorted((line["rank"], line["exit_code"]) for line in lines if "exit_code" in line) == [(0, 0), (1, 0)]
+    assert len([line for line in lines if line.get("event") == "pairing"]) == 1
 
 
 def test_a_loop_that_is_warned_while_it_trains_goes_on(reader, undisturbed):

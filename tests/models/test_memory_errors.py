@@ -18,6 +18,7 @@ MESSAGES = (
     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
     "NCCL error: unhandled cuda error: Failed to CUDA calloc async: out of memory",
     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 B",
+    "could not create a primitive",
 )
 
 

@@ -1,6 +1,8 @@
 """The memory that a process may take, by made-up control groups as docker, Kubernetes and SLURM set them."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -45,3 +47,11 @@ def test_the_least_limit_of_the_groups_of_a_process_counts(tmp_path, group, limi
 
 def test_a_system_without_control_groups_has_its_memory(tmp_path):
     assert memory_bytes(tmp_path / "none", tmp_path / "neither") == MACHINE
+
+
+def test_a_limit_of_the_process_counts_as_one_of_its_groups_does():
+    tell = "from data_engine.processes.memory_limit import memory_bytes; print(memory_bytes())"
+    limited = ["sh", "-c", 'ulimit -v 1000000; exec "$@"', "sh", sys.executable, "-c", tell]
+    done = subprocess.run(limited, capture_output=True, text=True, check=True)
+    # ulimit counts in KiB.
+    assert int(done.stdout) == 1_000_000 * 1024

@@ -59,12 +59,24 @@ def start(grace_s: float, manner: str) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_asks_to_stop_and_the_unit_in_hand_goes_on(number):
     with start(60, "polite") as process:
         process.send_signal(number)
         assert process.communicate(timeout=30)[0] == f"{signal.Signals(number).name}\n"
         assert process.returncode == 0
+
+
+def test_a_hang_up_that_nohup_ignores_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(60, "polite")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with process:
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGUSR1)
+        assert process.communicate(timeout=30)[0] == "SIGUSR1\n"
 
 
 def test_a_unit_that_outlasts_the_grace_time_is_dropped():

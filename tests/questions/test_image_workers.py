@@ -1,5 +1,6 @@
 """Decoding in processes of their own: crashes, hangs and greed stay there, and pixels are those of images.decode."""
 
+import dataclasses
 import io
 import os
 import random
@@ -53,7 +54,7 @@ def workers():
 
 @pytest.fixture
 def sabotaged(tmp_path, monkeypatch):
-    """Workers whose images.decode obeys a file that begins with Python: the hostile file that we cannot make."""
+    """Workers whose images.decode obeys a file that has Python in it: the hostile file that we cannot make."""
 
     def start(**constants: float) -> ImageWorkers:
         lines = [f"image_workers.{name} = {value}" for name, value in constants.items()]
@@ -63,7 +64,7 @@ def sabotaged(tmp_path, monkeypatch):
             "from data_engine.questions import image_workers, images",
             "decode = images.decode",
             "def obey(data, limit, exif):",
-            "    if data.startswith(b'python:'): exec(data[7:].decode())",
+            "    if b'python:' in data: exec(data.partition(b'python:')[2].decode())",
             "    return decode(data, limit, exif)",
             "images.decode = obey",
             *lines,
@@ -113,7 +114,7 @@ def test_a_worker_imports_no_torch_and_not_what_started_the_rank(sabotaged):
     [
         ("ctypes.string_at(0)", "decoding crashed, 2 times"),
         ("os._exit(0)", "decoding crashed, 2 times"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "decoding crashed, 2 times"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "decoding was killed, most often for want of memory, 2 times"),
         ("raise SystemExit(3)", "decoding crashed, 2 times"),
         # A call into C that does not come back in our time, on the processor and off it.
         (
@@ -321,6 +322,31 @@ def test_hostile_files_go_through_a_run_with_a_reason_for_each_that_is_left_out(
 @pytest.mark.slow
 def test_200_hostile_files_go_through_a_run(config, tmp_path):
     hostile_run(config, tmp_path, 200)
+
+
+@pytest.mark.parametrize("first", ["sampled_answer", "instruct_logps"])
+def test_a_row_whose_workers_the_system_killed_is_asked_again_by_the_next_start(config, tmp_path, sabotaged, first):
+    """As the kernel does where memory is short, whatever the picture."""
+    from data_engine.job import worker
+
+    short = tmp_path / "short of memory"
+    killed = photo(1) + f"python:if os.path.exists({str(short)!r}): os.kill(os.getpid(), signal.SIGKILL)".encode()
+    rows = [{"idx": i, "question": "What is it?", "image": {"bytes": data}} for i, data in enumerate([photo(), killed])]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")
+    sabotaged()
+    asked = config(tmp_path / "questions.parquet", sample_k=2, rank=1, stop_after_stage=1)
+    if first != "sampled_answer":
+        assert worker.run(dataclasses.replace(asked, stop_after_stage=0)) == 0
+    short.touch()
+    assert worker.run(asked) == 0
+    reason = "decoding was killed, most often for want of memory, 2 times"
+    [left_out] = units.left_out(tmp_path / "work")
+    assert left_out == {"idx": 1, "stage": first, "reason": reason, "missing": True, "unit": 0}
+    assert {row["idx"] for row in read(tmp_path / "work/reward_logps")} == {0}
+    short.unlink()
+    assert worker.run(asked) == 0
+    assert not list(units.left_out(tmp_path / "work"))
+    assert {row["idx"] for row in read(tmp_path / "work/reward_logps")} == {0, 1}
 
 
 def hostile_run(config, tmp_path: Path, count: int) -> None:

@@ -11,6 +11,7 @@ import data_engine
 from data_engine.errors import IncompleteError, LostRankError, TrainerError, UserError, UserErrors, apart, nearest
 from data_engine.exit_codes import FAILED, INCOMPLETE, STOPPED, WRONG_INPUT
 from data_engine.processes import ending, home, output, process_limit
+from data_engine.processes.signals import interrupted_by_signals
 from data_engine.tables import load
 
 # Name: (module:function that takes the remaining arguments and returns an exit code, help).
@@ -66,7 +67,9 @@ def entry() -> int:
     output.protect()
     home.ensure()
     try:
-        code = main()
+        # The first process of a container gets no signal that it has no handler for.
+        with interrupted_by_signals():
+            code = main()
         why = output.why_lost(sys.stdout)
         if why is not None:
             _complain(f"standard output cannot be written: {why}", WRONG_INPUT)

@@ -12,9 +12,9 @@ from data_engine.config import Draft, RunConfig
 from data_engine.errors import UserError, UserErrors
 from data_engine.planning.checks import require_all
 from data_engine.planning.own_folders import check_place
-from data_engine.processes import cpu_wait, stacks
+from data_engine.processes import cpu_wait, output, stacks
 from data_engine.processes.counting import waiting
-from data_engine.processes.ranks import Ranks, is_launched, num_threads
+from data_engine.processes.ranks import Ranks, idle_nodes, is_launched, num_threads, take_place
 from data_engine.store import units
 
 
@@ -25,8 +25,10 @@ def main(argv: Sequence[str]) -> int:
         _refuse(draft)
     config = draft.config
     stacks.dump_on_signal(signal.SIGUSR2)
+    take_place()
     # Ranks of a launcher were told by it, before the first of them worked.
     if not is_launched():
+        output.warn(filter(None, [idle_nodes()]))
         cpu_wait.apply(num_threads(config.threads, Ranks()))
     try:
         check_place(Path(config.work_dir))

@@ -14,7 +14,7 @@ from data_engine.planning.found import Found
 from data_engine.planning.plan import RunPlan, empty_shards, idle_ranks, plan_of
 from data_engine.planning.showing import measured_lines, plan_lines
 from data_engine.processes import output
-from data_engine.processes.ranks import asked_ranks
+from data_engine.processes.ranks import asked_ranks, idle_nodes
 from data_engine.processes.signals import interrupted_by_signals
 
 OPTIONS = ("measure", "json")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     plan = plan_of(found, ranks)
     if plan is not None:
         shard = (found.config.num_shards, found.config.shard_index)
-        found.warnings += filter(None, (empty_shards(found, *shard), idle_ranks(found, ranks)))
+        found.warnings += filter(None, (empty_shards(found, *shard), idle_ranks(found, ranks), idle_nodes()))
     measured = None
     if "measure" in asked and not found.problems:
         # Imported here: most who validate do not measure.

@@ -11,10 +11,11 @@ from data_engine.models.base import VisionLanguageModel
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine_kernels import CannotLaunch
 
-# What cuBLAS, cuDNN, CUDA graphs, Triton's launcher, NCCL and torch's CPU allocator say instead of OutOfMemoryError.
+# What cuBLAS, cuDNN, CUDA graphs, Triton's launcher, NCCL, oneDNN and torch's CPU allocator say instead of
+# OutOfMemoryError.
 OTHER_NAMES = re.compile(
     r"out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
-    r"|can't allocate memory|Failed to allocate",
+    r"|can't allocate memory|Failed to allocate|could not create a primitive$",
     re.IGNORECASE,
 )
 

@@ -15,7 +15,7 @@ from data_engine.models.base import Prompt
 from data_engine.pipeline.answers import KEY_AND_TEXT, by_question
 from data_engine.pipeline.runner import StageContext, UnitByUnit, UnitWork
 from data_engine.questions.conversation import Conversation
-from data_engine.questions.dataset import Question, read_images
+from data_engine.questions.dataset import Question, left_out_for, read_images
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import ahead
 from data_engine.questions.thoughts import ReadAnswer
@@ -130,7 +130,7 @@ class Critic:
         try:
             pictures = read_images(question, self._context.config.max_megapixels, self._context.decode)
         except (BadRow, BadImage) as problem:
-            return question, str(problem)
+            return left_out_for(question, problem), str(problem)
         texts = list(dict.fromkeys(row["answer"] for row in rows))
         asked = [self._about(question.conversation, text, len(pictures)) for text in texts]
         return question, list(zip(texts, asked, self._prompts(asked, pictures), strict=True))

@@ -8,7 +8,7 @@ from data_engine import schemas
 from data_engine.errors import BadRow
 from data_engine.pipeline.runner import StageContext, UnitByUnit
 from data_engine.questions.conversation import Conversation
-from data_engine.questions.dataset import Question, read_images
+from data_engine.questions.dataset import Question, left_out_for, read_images
 from data_engine.questions.given_rows import GivenAnswer
 from data_engine.questions.images import BadImage, Decode, was_turned
 from data_engine.questions.prefetch import ahead
@@ -51,7 +51,7 @@ def given_unit(
         try:
             return question, answers, None, sum(map(was_turned, read_images(question, max_megapixels, decode)))
         except (BadRow, BadImage) as problem:
-            return question, answers, str(problem), 0
+            return left_out_for(question, problem), answers, str(problem), 0
 
     records, quarantined, missing, digests, turned = [], [], [], [], 0
     for question, answers, problem, turned_here in ahead(look_at, rows):

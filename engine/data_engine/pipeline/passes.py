@@ -19,7 +19,7 @@ from data_engine.models.memory_errors import naming_out_of_memory
 from data_engine.pipeline.answers import by_question
 from data_engine.pipeline.runner import UnitWork
 from data_engine.pipeline.works import Scorer, Work, halving
-from data_engine.questions.dataset import Question
+from data_engine.questions.dataset import Question, left_out_for
 from data_engine.questions.images import BadImage
 from data_engine.questions.prefetch import Ahead
 from data_engine.scoring.arriving import Arriving
@@ -275,7 +275,7 @@ def _prepared(scorer: Scorer, question: Question, rows: list[dict]) -> Prepared:
         left_out = [(question.idx, rows[place]["sample_index"], told) for place, told in work.left_out.items()]
         return Prepared(question, kept, work, left_out=left_out)
     except (BadRow, BadImage) as problem:
-        return Prepared(question, rows, problem=str(problem))
+        return Prepared(left_out_for(question, problem), rows, problem=str(problem))
 
 
 def _usable(prepared: Iterable[Prepared], left_out: Computed) -> Iterator[Prepared]:

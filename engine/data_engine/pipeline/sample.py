@@ -18,7 +18,7 @@ from data_engine.pipeline.asked import Images, asked
 from data_engine.pipeline.runner import StageContext, UnitWork
 from data_engine.questions import images
 from data_engine.questions.conversation import Conversation
-from data_engine.questions.dataset import Question, read_images
+from data_engine.questions.dataset import Question, left_out_for, read_images
 from data_engine.questions.images import BadImage, Decode, Exif, was_turned
 from data_engine.questions.prefetch import ahead
 from data_engine.sampling.backend import BackendSettings, SamplingBackend, make_backend
@@ -221,7 +221,7 @@ class SamplingRunner:
             request = request_for(self._model, question.conversation, pictures, question.idx, self._settings)
             return question, request, sum(map(was_turned, pictures))
         except (BadRow, BadImage) as problem:
-            return question, str(problem), 0
+            return left_out_for(question, problem), str(problem), 0
 
 
 def sample_unit(runner: SamplingRunner, questions: Iterable[Question]) -> UnitResult:

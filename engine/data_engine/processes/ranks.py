@@ -38,8 +38,7 @@ class Ranks:
         Raises UserError where they name no place in a job, and where NUM_PROCESSES, which launch/run_engine.sh sets,
         asked for more ranks than were started.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        ranks = cls(*map(_from_launcher, names, (0, 1, 0, 1)))
+        ranks = cls(*map(_from_launcher, _LAUNCHED, (0, 1, 0, 1)))
         if ranks.rank >= ranks.world_size:
             raise UserError(
                 f"the environment says RANK={ranks.rank}, and WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}: "
@@ -90,6 +89,100 @@ def _from_launcher(name: str, default: int) -> int:
     if not text.isdecimal() or int(text) < default:
         raise UserError(f'the environment says {name}="{text}", expected a number from {default} on: {_BY_LAUNCHERS}')
     return int(text)
+
+
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# The same by mpirun: of Open MPI, and of MPICH and Intel MPI.
+_MPIRUN = (
+    tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+
+
+def take_place() -> None:
+    """Make this process a rank where srun or mpirun started several of it, and no launcher: set what torchrun sets.
+
+    Else each of them would be the only rank, work on the first GPU, and make the pairs. To be called before these
+    variables are read.
+    """
+    if any(name in os.environ for name in (*_LAUNCHED, "DATA_ENGINE_EXIT_FILE")):
+        return
+    for names in _MPIRUN:
+        if all(os.environ.get(name, "").isdecimal() for name in names):
+            # Its daemons may be tasks of srun, whose variables are then not about the ranks.
+            os.environ.update({ours: os.environ[name] for ours, name in zip(_LAUNCHED, names, strict=True)})
+            return
+    # accelerate sets no place for a single process, only variables of its own.
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ and (task := _Task.of_this_process()) is not None:
+        # Of GPUs that SLURM has given to this task alone, none is another rank's.
+        local = (0, 1) if task.has_own_gpus else (task.local_rank, task.num_here)
+        place = map(str, (task.rank, task.num_tasks, *local))
+        os.environ.update(zip(_LAUNCHED, place, strict=True))
+        # SLURM may have bound the task to its share of the cores, or may not.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, task.num_cores_here // task.num_here)))
+
+
+def require_one_launcher() -> None:
+    """Raise UserError where srun started several launchers on this machine, and each would take all of its GPUs."""
+    task = _Task.of_this_process()
+    if task is not None and task.num_here > 1 and task.num_gpus_here and not task.has_own_gpus:
+        raise UserError(
+            f"srun started run_engine.sh {task.num_here} times on this machine, and each would start a rank on every "
+            "GPU of the job: start it once a machine (srun --ntasks-per-node=1), or give each task a GPU of its own "
+            "(srun --gpus-per-task=1)"
+        )
+
+
+def idle_nodes() -> str | None:
+    """A warning where a SLURM job has several nodes, and this start, which is no step of the job, uses one."""
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "")
+    if not nodes.isdecimal() or int(nodes) < 2 or "SLURM_STEP_ID" in os.environ or asked_machines() > 1:
+        return None
+    return (
+        f"this SLURM job has {nodes} nodes, and the ranks start on this one alone: launch/slurm/multinode.sbatch "
+        "starts them on all"
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task of srun, one of several; `here` is on its machine."""
+
+    rank: int
+    num_tasks: int
+    local_rank: int
+    num_here: int
+    num_cores_here: int
+    num_gpus_here: int
+    has_own_gpus: bool
+
+    @classmethod
+    def of_this_process(cls) -> "_Task | None":
+        """None for what is no task, or the only one."""
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_CPUS_ON_NODE")
+        values = [os.environ.get(name, "") for name in names]
+        # A shell of `srun --pty` hands on the variables of its own task; SLURM gives other tasks no terminal.
+        if not all(map(str.isdecimal, values)) or int(values[1]) < 2 or _has_terminal():
+            return None
+        rank, num_tasks, local_rank, node, num_cores = map(int, values)
+        counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        num_on = [int(count) for count, times in counts for _ in range(int(times or 1))]
+        # A batch script that was submitted inside of a step has the step's variables too, and its own SLURM_NTASKS.
+        if sum(num_on) != num_tasks or os.environ.get("SLURM_NTASKS") != str(num_tasks):
+            return None
+        visible, on_node = os.environ.get("CUDA_VISIBLE_DEVICES", ""), os.environ.get("SLURM_GPUS_ON_NODE", "")
+        num_gpus = int(on_node) if on_node.isdecimal() else 0
+        has_own = bool(visible) and len(visible.split(",")) < num_gpus
+        return cls(rank, num_tasks, local_rank, num_on[node], num_cores, num_gpus, has_own)
+
+
+def _has_terminal() -> bool:
+    """Whether a terminal controls this process."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 # What torchrun and accelerate tell their ranks. Processes of another library, started by a rank, would take it for

@@ -67,8 +67,9 @@ def _raised_again(kind: type[BaseException], again_s: float = 0) -> Callable[[],
 class Stop:
     """Whether a signal asked this rank to stop. A second signal exits at once.
 
-    SIGTERM, SIGINT and SIGUSR1 set `wanted` to their name. After `grace_s` seconds Stopped is raised in the main
-    thread. With `polled` it is not: the main thread then asks `overdue` between calls that must not be interrupted.
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP set `wanted` to their name; a SIGHUP that the process was started to ignore, as
+    by nohup, stays ignored. After `grace_s` seconds Stopped is raised in the main thread. With `polled` it is not: the
+    main thread then asks `overdue` between calls that must not be interrupted.
     """
 
     def __init__(self, grace_s: float) -> None:
@@ -79,8 +80,9 @@ class Stop:
         self._let_go: Callable[[], None] = lambda: None
 
     def listen(self) -> "Stop":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._on_alarm)
         self._let_go = _raised_again(Stopped, AGAIN_S)
         return self

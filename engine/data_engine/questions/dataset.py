@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -288,8 +288,13 @@ def read_images(question: Question, max_megapixels: float, decode: Decode = deco
         try:
             found.append(decode(image, max_megapixels))
         except BadImage as error:
-            raise BadImage(which_image(str(error), number, len(question.images))) from None
+            raise type(error)(which_image(str(error), number, len(question.images))) from None
     return found
+
+
+def left_out_for(question: Question, problem: Exception) -> Question:
+    """The question, marked as missing where an image turned out to be so only when it was decoded."""
+    return replace(question, missing=True) if isinstance(problem, MissingImage) else question
 
 
 def _question_in(asked: Asked, row: int) -> str | None:

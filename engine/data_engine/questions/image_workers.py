@@ -18,7 +18,7 @@ from PIL import Image
 from data_engine.processes import isolated, job_signals
 from data_engine.processes.isolated import Isolated
 from data_engine.questions import images
-from data_engine.questions.images import BadImage, Exif
+from data_engine.questions.images import BadImage, Exif, MissingImage
 
 # Processor time that an image may take; a large photograph takes a second. Independent of what else the machine does.
 PROCESSOR_S = 60
@@ -27,6 +27,8 @@ CLOCK_S = 600
 # Limit of a worker's memory, plus BYTES_A_PIXEL for the copies that Pillow and NumPy make: 16 bits a channel, twice.
 MEMORY_BYTES = 2 << 30
 BYTES_A_PIXEL = 16
+# A worker whose socket is closed has so long to end.
+END_S = 5
 # An image that ends so many workers is given up.
 TRIES = 2
 COMMAND = isolated.command("data_engine.questions.image_workers")
@@ -66,13 +68,19 @@ class ImageWorkers:
             self._give_back(_Worker(COMMAND))
 
     def decode(self, data: bytes | None, max_megapixels: float, exif: Exif = "apply") -> Image.Image:
-        """images.decode in a worker. Raises BadImage, also for an image that ends TRIES workers."""
+        """images.decode in a worker. Raises BadImage, also for an image that ends TRIES workers.
+
+        Where somebody else ended them, MissingImage: the machine may be short of memory, and the image as good as any.
+        """
         for _ in range(TRIES):
             worker = self._take()
             try:
                 found = worker.decode(data or b"", max_megapixels, exif)
             except (EOFError, OSError):
-                end = _what_ended(self._end(worker))
+                # It may still be ending, and would count as killed.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(END_S)
+                code = self._end(worker)
                 continue
             except BaseException:
                 self._end(worker)
@@ -81,7 +89,8 @@ class ImageWorkers:
             if isinstance(found, str):
                 raise BadImage(found)
             return found
-        raise BadImage(f"decoding {end}, {TRIES} times")
+        raised = MissingImage if code == -signal.SIGKILL else BadImage
+        raise raised(f"decoding {_what_ended(code)}, {TRIES} times")
 
     def _take(self) -> "_Worker":
         """A worker that is alive: the next image must not count for one that died idle. RuntimeError once closed."""
@@ -125,6 +134,7 @@ def _what_ended(code: int) -> str:
     return {
         -signal.SIGPROF: f"took more than {PROCESSOR_S} s of processor time",
         -signal.SIGALRM: f"took more than {CLOCK_S} s",
+        -signal.SIGKILL: "was killed, most often for want of memory",
     }.get(code, "crashed")
 
 

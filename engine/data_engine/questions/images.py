@@ -58,7 +58,7 @@ class BadImage(ValueError):
 
 
 class MissingImage(BadImage):
-    """An image that could not be read for what is missing around it: a file, a mount, a setting."""
+    """An image that could not be read for what is missing around it: a file, a mount, a setting, memory."""
 
 
 def which_image(reason: str, number: int, count: int) -> str:
