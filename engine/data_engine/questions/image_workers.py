@@ -10,6 +10,7 @@ and a reason.
 import contextlib
 import signal
 import struct
+import subprocess
 import threading
 from typing import BinaryIO
 
