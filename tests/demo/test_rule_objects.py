@@ -14,8 +14,7 @@ NUM = 24
 
 
 @pytest.mark.slow
-def test_chosen_answers_name_fewer_objects_that_are_not_there(tmp_path, monkeypatch, one_thread):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def test_chosen_answers_name_fewer_objects_that_are_not_there(tmp_path, one_thread):
     questions = tmp_path / "questions.parquet"
     write_questions(questions, NUM, 2)
     table, truth = pq.read_table(questions), pq.read_table(truth_path(questions))
