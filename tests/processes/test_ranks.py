@@ -15,9 +15,11 @@ from data_engine.processes.ranks import Ranks, join_process_group, set_device
 
 WAIT = """
 import sys, time
+from data_engine.processes import signals
 from data_engine.processes.exit_report import announce
-from data_engine.processes.signals import Stop, Stopped
-stop = Stop(grace_s=float(sys.argv[1])).listen()
+from data_engine.processes.signals import Stopped
+signals.AGAIN_S = 0.5
+stop = signals.Stop(grace_s=float(sys.argv[1])).listen()
 announce()
 print("ready", flush=True)
 try:
