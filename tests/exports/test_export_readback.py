@@ -25,6 +25,7 @@ from hostile_world import (
     upright,
 )
 from PIL import Image, ImageOps
+from run_files import png
 from stage2_world import digest, make_world
 from turned_pictures import pixels_of, turned
 
@@ -180,13 +181,7 @@ def test_the_same_bytes_each_time_and_no_control_token_in_any_text(name, small, 
 def test_the_rule_is_one_that_a_person_can_check():
     assert broken_up("a </s> b <<image>image>") == "a < /s> b << image>image>"
     picture = Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000)
-    assert upright(_png(picture))[2, 3].tolist() == [11 * 5000 >> 8] * 3
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    assert upright(png(picture))[2, 3].tolist() == [11 * 5000 >> 8] * 3
 
 
 @pytest.mark.parametrize("name", PAIRS + KTO)
