@@ -48,11 +48,17 @@ HANDLERS = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unheard_signals():
+    """A run in this process leaves its signals to pytest: Ctrl-C ends the tests. Runs in processes listen to them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_engine.processes.signals.Stop.listen", lambda stop: stop)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def signals_as_before():
-    """A run in this process listens to signals; no test meets its handlers, nor its alarm, nor those of a run that a
-    fixture of its module made.
-    """
+    """A test may listen to signals; no other meets its handlers, nor its alarm."""
     _set_handlers()
     yield
     _set_handlers()
@@ -194,11 +200,8 @@ def job(goldens, tmp_path) -> dict[str, str]:
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch, one_thread):
-    """Settings of a quick run; signals stay pytest's."""
-    from data_engine.job import worker
-
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def config(tmp_path, one_thread):
+    """Settings of a quick run."""
     return partial(_settings, tmp_path / "work")
 
 
@@ -209,9 +212,7 @@ def made_once(tmp_path_factory, one_thread):
 
     def make(dataset: Path, **changes: object) -> Path:
         work = tmp_path_factory.mktemp("made") / "work"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(worker.Stop, "listen", lambda stop: stop)
-            assert worker.run(_settings(work, dataset, **changes)) == 0
+        assert worker.run(_settings(work, dataset, **changes)) == 0
         return work
 
     return make
@@ -287,21 +288,14 @@ def finished(tmp_path_factory, one_thread):
     """A bound_run.Run of which every stage is done; a test works on a copy."""
     from bound_run import Run
 
-    from data_engine.job import worker
-
     made = Run(tmp_path_factory.mktemp("bound") / "run").make()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert made.start() == 0
+    assert made.start() == 0
     return made
 
 
 @pytest.fixture
-def run(finished, tmp_path, monkeypatch):
+def run(finished, tmp_path):
     """A finished run of its own."""
-    from data_engine.job import worker
-
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     return finished.copy(tmp_path / "run")
 
 

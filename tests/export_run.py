@@ -1,6 +1,7 @@
 """Finished runs without models: units, pairs and a run.json, for the tests of exports."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 from stage2_world import MARKERS, World, make_world, picture, publish
 
 from data_engine import exports, schemas
+from data_engine.commands.main import main
 from data_engine.commands.work_dir import open_finished
 from data_engine.config import RunConfig
 from data_engine.exports.base import ExportSource
@@ -17,7 +19,24 @@ from data_engine.store.file_hashes import FileHashes
 from data_engine.store.folders import scratch_folder
 from data_engine.store.units import UnitResult
 
+BEST = "sft, llama-factory-sft, ms-swift-sft"
+"""The formats of best answers, as messages name them."""
 MODEL = {"vocabulary": "v", "markers": MARKERS, "control_tokens": ["</s>", "<|im_end|>"], "family": "llava"}
+
+
+def run(*arguments: object) -> int:
+    """`data-engine export` in this process; its exit code."""
+    return main(["export", *map(str, arguments)])
+
+
+def with_entries(**entries: object) -> Callable[[Path], None]:
+    """What puts entries into the run.json of a work_dir."""
+
+    def change(work_dir: Path) -> None:
+        found = json.loads((work_dir / "run.json").read_text())
+        (work_dir / "run.json").write_text(json.dumps(found | entries))
+
+    return change
 
 
 def part(text: str | None = None) -> dict:

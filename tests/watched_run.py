@@ -164,7 +164,7 @@ class Terminal:
         self.screen.draw("$ data-engine ...")
         self.screen.linefeed()
         self.screen.carriage_return()
-        environment = os.environ | {"TERM": "xterm-256color"} | environment
+        environment = os.environ | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | environment
         for name in ("NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR"):
             if name not in environment or environment[name] == "":
                 environment.pop(name, None)

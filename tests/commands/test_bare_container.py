@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from data_engine.commands import main
+
 GOLDENS = Path(__file__).parents[1] / "goldens/llava"
 # As the system answers for a user id that no list of users has.
 NAMELESS = """
@@ -47,15 +49,13 @@ def test_without_a_folder_for_temporary_files_the_variable_to_set_is_named(tmp_p
     assert "Traceback" not in done.stderr
 
 
-def test_a_path_of_a_user_that_this_machine_does_not_know_is_told_as_it_was_given(tmp_path):
+def test_a_path_of_a_user_that_this_machine_does_not_know_is_told_as_it_was_given(tmp_path, capsys):
     """As one of a login node, in a container."""
     flags = ["--dataset_path", "~nobody-of-that-name/q.parquet", "--work_dir", str(tmp_path / "work")]
-    done = subprocess.run(
-        [sys.executable, "-m", "data_engine", "validate", *flags], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert '"~nobody-of-that-name/q.parquet"' in done.stderr
-    assert "Traceback" not in done.stderr
+    assert main.main(["validate", *flags]) == 2
+    told = capsys.readouterr().err
+    assert '"~nobody-of-that-name/q.parquet"' in told
+    assert "Traceback" not in told
 
 
 SIGNALLED = """

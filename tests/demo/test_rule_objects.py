@@ -2,6 +2,7 @@
 
 import pyarrow.parquet as pq
 import pytest
+from run_files import read
 
 import data_engine.demo
 from data_engine.config import RunConfig
@@ -14,8 +15,7 @@ NUM = 24
 
 
 @pytest.mark.slow
-def test_chosen_answers_name_fewer_objects_that_are_not_there(tmp_path, monkeypatch, one_thread):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def test_chosen_answers_name_fewer_objects_that_are_not_there(tmp_path, one_thread):
     questions = tmp_path / "questions.parquet"
     write_questions(questions, NUM, 2)
     table, truth = pq.read_table(questions), pq.read_table(truth_path(questions))
@@ -26,21 +26,17 @@ def test_chosen_answers_name_fewer_objects_that_are_not_there(tmp_path, monkeypa
     there = {row["idx"]: tuple(row["objects"]) for row in truth.to_pylist()}
     # The names of all pictures are those of the world, so that nothing named is overlooked.
     assert {name for names in there.values() for name in names} == set(world.NAMES)
-    answers = {(row["idx"], row["sample_index"]): row["answer"] for row in rows(tmp_path / "work/sampled_answer")}
+    answers = {(row["idx"], row["sample_index"]): row["answer"] for row in read(tmp_path / "work/sampled_answer")}
     scored = 0
-    for row in rows(tmp_path / "work/rule"):
+    for row in read(tmp_path / "work/rule"):
         # By the world's own parser; an object that is told twice counts once.
         named = set(world.mentioned(answers[row["idx"], row["sample_index"]]))
         right = named & set(there[row["idx"]])
         assert row["score"] == (pytest.approx(len(right) / len(named)) if named else None)
         scored += bool(named)
     assert scored > NUM * 4
-    pairs = rows(tmp_path / "work/dataset")
+    pairs = read(tmp_path / "work/dataset")
     chosen, rejected = (tally((pair[side], there[pair["idx"]]) for pair in pairs) for side in ("chosen", "rejected"))
     assert len(pairs) > 10
     # Of two answers, of which neither may be without a mistake; the world also counts what is told twice, and counts.
     assert chosen.wrong_share < rejected.wrong_share / 3
-
-
-def rows(folder) -> list[dict]:
-    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]

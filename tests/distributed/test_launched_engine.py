@@ -39,7 +39,7 @@ def left_running(job: Job) -> list[str]:
     return found
 
 
-# The script's part is in test_run_engine.py, the command's in test_cli.py.
+# The script's part is in test_run_engine.py, the command's in test_validate_command.py.
 @pytest.mark.slow
 def test_a_mistake_is_told_once_and_exits_with_2_before_any_rank_starts(job):
     wrong = Job(job.dataset, job.work_dir, (*FLAGS, "--distanse", "3"))

@@ -12,8 +12,6 @@ from bound_run import GOLDENS, Run
 from run_files import read
 from waiting import until
 
-from data_engine.job import worker
-
 pytestmark = pytest.mark.slow
 TRAINER = Path(__file__).with_name("loop_trainer.py")
 PATIENCE_S = 180
@@ -82,8 +80,7 @@ def whole(made, tmp_path_factory) -> Loop:
     return loop
 
 
-def test_a_round_is_the_run_by_hand_on_the_model_of_the_round_before(whole, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def test_a_round_is_the_run_by_hand_on_the_model_of_the_round_before(whole, made, tmp_path):
     assert whole.trained() == ["round-1", "round-2"]
     hand, more = Run(made.folder), {}
     for number in (1, 2):

@@ -143,23 +143,24 @@ def neighbours(owners, order) -> int:
 
 
 @pytest.mark.parametrize(
-    ("owners", "expected"),
+    ("owners", "moved"),
     [
-        ([], []),
-        ([7], [0]),
-        ([1, 2, 1, 2], [0, 1, 2, 3]),
+        ([], 0),
+        ([7], 0),
+        ([1, 2, 1, 2], 0),
         # The second exchanges its place with the next of another owner.
-        ([1, 1, 2, 3], [0, 2, 1, 3]),
-        # The last stands beside the first.
-        ([1, 2, 3, 1], [0, 1, 3, 2]),
+        ([1, 1, 2, 3], 2),
+        # The last stands beside the first: one of the two exchanges its place, however many rows there are.
+        ([1, 2, 3, 1], 2),
+        ([1, 2, 3, 4, 5, 6, 7, 1], 2),
     ],
 )
-def test_rows_are_kept_apart_with_few_of_them_moved(owners, expected):
+def test_rows_are_kept_apart_with_few_of_them_moved(owners, moved):
     found = list(apart(owners))
     if len(owners) > 1:
         assert neighbours(owners, found) == 0
     assert sorted(found) == list(range(len(owners)))
-    assert sum(one != other for one, other in zip(found, expected, strict=True)) <= 2
+    assert sum(row != place for place, row in enumerate(found)) == moved
 
 
 def test_every_order_that_can_be_is_found():

@@ -25,6 +25,7 @@ from hostile_world import (
     upright,
 )
 from PIL import Image, ImageOps
+from run_files import png
 from stage2_world import digest, make_world
 from turned_pictures import pixels_of, turned
 
@@ -64,10 +65,17 @@ def whole(work_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def keys(world) -> dict[str, tuple]:
+def prompts(world) -> dict[str, tuple[list, list[bytes]]]:
+    return prompts_of(world)
+
+
+@pytest.fixture(scope="module")
+def keys(prompts) -> dict[str, tuple]:
     """The prompt of each question as `seen` has it."""
-    prompts = prompts_of(world)
-    return {idx: prompt_key(messages, map(upright, pictures)) for idx, (messages, pictures) in prompts.items()}
+    return {
+        idx: prompt_key(messages, [look(upright(data)) for data in pictures])
+        for idx, (messages, pictures) in prompts.items()
+    }
 
 
 def exported(name, work_dir, output):
@@ -90,19 +98,28 @@ def fits(name, messages, pictures) -> bool:
     return True
 
 
-def prompt_key(messages, pixels) -> tuple:
+def prompt_key(messages, looks) -> tuple:
     """A prompt that can be compared and hashed, its pictures as a model sees them."""
-    shown = tuple((role, tuple(parts)) for role, parts in messages)
-    return shown, tuple((array.shape, array.tobytes()) for array in pixels)
+    return tuple((role, tuple(parts)) for role, parts in messages), tuple(looks)
+
+
+def look(pixels) -> tuple:
+    return pixels.shape, pixels.tobytes()
+
+
+@functools.cache
+def look_of(data: bytes) -> tuple:
+    """Many rows have the same picture."""
+    return look(pixels_of(data))
 
 
 def seen(row) -> tuple:
-    return prompt_key(row["messages"], [pixels_of(data) for data in row["images"]])
+    return prompt_key(row["messages"], map(look_of, row["images"]))
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_pairs_are_those_of_pairs_parquet_with_the_prompts_that_were_sampled(name, world, work_dir, whole, keys):
-    rows, prompts = whole(name)[1], prompts_of(world)
+def test_pairs_are_those_of_pairs_parquet_with_the_prompts_that_were_sampled(name, work_dir, whole, prompts, keys):
+    rows = whole(name)[1]
     expected = Counter(
         (keys[pair["idx"]], pair["chosen"], pair["rejected"])
         for pair in kept_pairs(work_dir)
@@ -164,19 +181,15 @@ def test_the_same_bytes_each_time_and_no_control_token_in_any_text(name, small, 
 def test_the_rule_is_one_that_a_person_can_check():
     assert broken_up("a </s> b <<image>image>") == "a < /s> b << image>image>"
     picture = Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000)
-    assert upright(_png(picture))[2, 3].tolist() == [11 * 5000 >> 8] * 3
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    assert upright(png(picture))[2, 3].tolist() == [11 * 5000 >> 8] * 3
 
 
 @pytest.mark.parametrize("name", PAIRS + KTO)
-def test_every_pair_is_written_or_counted_and_those_that_are_rewritten_are_counted(name, world, work_dir, whole):
+def test_every_pair_is_written_or_counted_and_those_that_are_rewritten_are_counted(
+    name, world, work_dir, whole, prompts
+):
     found, rows = whole(name)
-    prompts, changed = prompts_of(world), rewritten_prompts(world)
+    changed = rewritten_prompts(world)
     raw = [row for row in pq.read_table(work_dir / "pairs/pairs.parquet").to_pylist() if row["status"] == "kept"]
     fitting = [row for row in raw if fits(name, *prompts[row["idx"]])]
     assert found.left_out.total() == len(raw) - len(fitting)

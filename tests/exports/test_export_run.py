@@ -26,10 +26,8 @@ def run(goldens, tmp_path_factory, one_thread):
     paths |= {"dataset_path": questions, "work_dir": work_dir}
 
     def start(**settings):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(worker.Stop, "listen", lambda stop: stop)
-            config = RunConfig(**{name: str(path) for name, path in paths.items()} | SETTINGS | settings)
-            assert worker.run(config) == 0
+        config = RunConfig(**{name: str(path) for name, path in paths.items()} | SETTINGS | settings)
+        assert worker.run(config) == 0
         return work_dir
 
     return start

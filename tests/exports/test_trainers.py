@@ -16,9 +16,7 @@ def work_dir(goldens, tmp_path_factory, one_thread) -> Path:
     paths = {"instruct_model_path": goldens / "llava/instruct", "reward_model_path": goldens / "llava/reward"}
     paths |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": work_dir}
     settings = {"sample_k": 4, "rank": 2, "distance": 1000, "max_new_tokens": 8, "threads": 1}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert worker.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
+    assert worker.run(RunConfig(**{name: str(path) for name, path in paths.items()} | settings)) == 0
     return work_dir
 
 

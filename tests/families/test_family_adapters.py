@@ -164,8 +164,7 @@ def models(checkpoints, tmp_path):
     return make
 
 
-def assert_same_bytes(models, name, dataset, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def assert_same_bytes(models, name, dataset, tmp_path) -> None:
     works = []
     for flags in models(name):
         works.append(tmp_path / f"work-{len(works)}")
@@ -180,13 +179,13 @@ def assert_same_bytes(models, name, dataset, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("name", named(["internvl"]))
-def test_a_run_with_an_adapter_is_that_with_the_model_merged_by_hand(models, name, tmp_path, monkeypatch):
-    assert_same_bytes(models, name, few(tmp_path), tmp_path, monkeypatch)
+def test_a_run_with_an_adapter_is_that_with_the_model_merged_by_hand(models, name, tmp_path):
+    assert_same_bytes(models, name, few(tmp_path), tmp_path)
 
 
 @pytest.mark.families
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_photographs_are_rewarded_by_an_adapter_as_by_the_model_merged_by_hand(models, name, tmp_path, monkeypatch):
+def test_photographs_are_rewarded_by_an_adapter_as_by_the_model_merged_by_hand(models, name, tmp_path):
     if not PHOTOS.exists():
         pytest.skip("../shared/photos is not here: no photographs")
-    assert_same_bytes(models, name, PHOTOS, tmp_path, monkeypatch)
+    assert_same_bytes(models, name, PHOTOS, tmp_path)

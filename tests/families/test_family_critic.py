@@ -30,8 +30,7 @@ def shown(sizes: tuple) -> list:
 
 
 @pytest.mark.parametrize("name", named(["qwen2_5_vl", "llava_next"]))
-def test_a_critics_texts_are_those_of_generate(checkpoints, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def test_a_critics_texts_are_those_of_generate(checkpoints, tmp_path, name):
     checkpoint = checkpoints(name)
     rows = [question(idx, f"What is {idx}?", *shown(sizes)) for idx, sizes in SIZES.items()]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")

@@ -21,9 +21,8 @@ TEXTS = ("Two cats.", "A dog <|im_end|> and a <|image|>.", "  Yes\nand no.")
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
+def start(tmp_path):
     """A run of a pair of models on three questions; its work_dir."""
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     questions = few(tmp_path)
 
     def run(pair: Pair, name: str, **more: object) -> Path:

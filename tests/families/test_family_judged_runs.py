@@ -26,12 +26,6 @@ pytestmark = pytest.mark.families
 WORDS = ("red", "blue", "a cat", "small")
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """Signals stay pytest's."""
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
-
-
 def settings(folder, checkpoint) -> dict[str, object]:
     """A run of given answers to three questions, with both judges."""
     answers = [{"idx": f"q{n}", "answer": f"It is {word}."} for n in range(3) for word in WORDS]

@@ -30,16 +30,13 @@ def gemma(checkpoints, tmp_path_factory):
 def fast(gemma, tmp_path_factory):
     """The work_dir of its run without any fault."""
     folder = tmp_path_factory.mktemp("fast")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert worker.run(RunConfig(**gemma.flags(dataset_path=few(folder), work_dir=str(folder / "work")))) == 0
+    assert worker.run(RunConfig(**gemma.flags(dataset_path=few(folder), work_dir=str(folder / "work")))) == 0
     return folder / "work"
 
 
 @pytest.fixture
 def start(gemma, tmp_path, monkeypatch):
     """Start the run of a pair; the models that it loaded, in turn."""
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     loaded = []
     load = model_holder.load_model
     monkeypatch.setattr(model_holder, "load_model", lambda *a, **b: loaded.append(load(*a, **b)) or loaded[-1])

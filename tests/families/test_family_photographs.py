@@ -45,10 +45,8 @@ def made(checkpoints, tmp_path_factory):
         if name not in found:
             folder = tmp_path_factory.mktemp(name)
             pair, work = Pair(checkpoints(name), folder), folder / "work"
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(worker.Stop, "listen", lambda stop: stop)
-                flags = pair.flags(dataset_path=str(PHOTOS), work_dir=str(work), unit_size=8)
-                assert worker.run(RunConfig(**flags)) == 0
+            flags = pair.flags(dataset_path=str(PHOTOS), work_dir=str(work), unit_size=8)
+            assert worker.run(RunConfig(**flags)) == 0
             found[name] = pair, work
         return found[name]
 

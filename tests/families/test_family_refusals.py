@@ -12,7 +12,6 @@ from tiny_parts import picture
 
 from data_engine import load_model
 from data_engine.commands.main import main
-from data_engine.job import worker
 from data_engine.models.checkpoints.json_files import ModelError
 from data_engine.store import units
 
@@ -20,11 +19,6 @@ from data_engine.store import units
 pytestmark = pytest.mark.families
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-
-
-@pytest.fixture(autouse=True)
-def signals_of_pytest(monkeypatch):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
 
 
 @pytest.fixture(scope="module")

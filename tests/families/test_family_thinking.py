@@ -34,10 +34,8 @@ def made(tmp_path_factory):
 
 
 def run(pair: Pair, work: Path, code: int = 0, **more: object) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        paths = {"dataset_path": str(PHOTOS), "work_dir": str(work)}
-        assert worker.run(RunConfig(**pair.flags(**paths, max_new_tokens=LENGTH, unit_size=8) | more)) == code
+    paths = {"dataset_path": str(PHOTOS), "work_dir": str(work)}
+    assert worker.run(RunConfig(**pair.flags(**paths, max_new_tokens=LENGTH, unit_size=8) | more)) == code
 
 
 @pytest.mark.families

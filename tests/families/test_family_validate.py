@@ -9,7 +9,6 @@ from families import named
 from runs import Pair, few
 
 from data_engine.commands.main import main
-from data_engine.job import worker
 
 # In make test, test_family_sampling and test_family_scoring stand for the families.
 pytestmark = pytest.mark.families
@@ -75,8 +74,7 @@ def test_validate_tells_up_to_where_prompts_are_shared(pair, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", named(KINDS))
-def test_validate_and_run_refuse_what_leaves_no_room_for_answers_alike(pair, tmp_path, capsys, monkeypatch, name):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def test_validate_and_run_refuse_what_leaves_no_room_for_answers_alike(pair, tmp_path, capsys, name):
     models, dataset = pair(name), few(tmp_path, 1)
     raw = json.loads((models.instruct / "config.json").read_text())
     new = raw.get("text_config", raw)["max_position_embeddings"] - 4
@@ -121,8 +119,7 @@ def spoil_older(folder) -> None:
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_a_run_is_bound_to_template_and_processor_of_its_models(pair, tmp_path, capsys, monkeypatch, older):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def test_a_run_is_bound_to_template_and_processor_of_its_models(pair, tmp_path, capsys, older):
     models = pair("internvl")
     if older:
         older_layout(models.instruct)

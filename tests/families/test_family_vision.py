@@ -63,8 +63,7 @@ class Tower:
 
 
 @pytest.fixture
-def count(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def count(tmp_path):
 
     def run(checkpoint) -> Counter:
         """The calls of a run on the checkpoint."""

@@ -18,7 +18,6 @@ from test_family_photographs import PHOTOS
 
 from data_engine import load_model
 from data_engine.commands.main import main
-from data_engine.job import worker
 from data_engine.job.checkpoints import Checkpoint, kinship_warnings
 from data_engine.models.auto.loading import load_weights
 from data_engine.models.auto.sizes import are_known, cache_sizes
@@ -74,9 +73,7 @@ def finished(pair, tmp_path_factory):
     if not PHOTOS.exists():
         pytest.skip("../shared/photos is not here: no photographs")
     work = tmp_path_factory.mktemp("run") / "work"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert main(words("run", pair, dataset_path=PHOTOS, work_dir=work, unit_size=8, require_fast=True)) == 0
+    assert main(words("run", pair, dataset_path=PHOTOS, work_dir=work, unit_size=8, require_fast=True)) == 0
     return work
 
 

@@ -29,9 +29,8 @@ def endless():
     return model, processor
 
 
-def start(folder, monkeypatch, **more):
+def start(folder, **more):
     pair = Pair(Checkpoint("endless", folder, Family("test_long_answers:endless", "no end")), folder)
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     flags = {
         "dataset_path": few(folder, 1), "work_dir": str(folder / "work"), "sample_k": 2, "max_new_tokens": LENGTH,
         "rank": 1, "instruct_model_name": "auto", "reward_model_name": "auto", "stop_after_stage": 1,
@@ -62,7 +61,7 @@ def test_answers_of_8192_tokens_are_drawn_and_scored(tmp_path, monkeypatch, plai
         self_check, "plain_token_logps", lambda model, prompt, answer: checked.append(len(answer))
         or plain_token_logps(model, prompt, answer),
     )  # fmt: skip
-    pair, sampled, scored = start(tmp_path, monkeypatch)
+    pair, sampled, scored = start(tmp_path)
     assert [(len(row["token_ids"]), row["finish_reason"]) for row in sampled] == [(LENGTH, "length")] * 2
     assert [len(row["token_logps"]) for row in scored] == [LENGTH] * 2
     # One pass of each of the two models, in which both answers run at a time: 16,382 tokens are not too many yet.

@@ -105,14 +105,8 @@ def run_of(tmp_path, role: str, folder, **more: object) -> dict[str, object]:
     return SETTINGS | {name: str(path) for name, path in paths.items()} | more
 
 
-@pytest.fixture
-def quiet(monkeypatch):
-    """Signals stay pytest's."""
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
-
-
 @pytest.mark.families
-def test_a_critic_that_is_told_not_to_think_writes_its_verdict_at_once(checkpoint, tmp_path, quiet):
+def test_a_critic_that_is_told_not_to_think_writes_its_verdict_at_once(checkpoint, tmp_path):
     """Against what the stock model writes behind a prompt that closes its thought."""
     template = {"prompt": "{question} {answer}", "number": "([0-9])", "max_new_tokens": LENGTH}
     (tmp_path / "template.yaml").write_text(yaml.safe_dump(template))
@@ -154,7 +148,7 @@ def test_a_critic_that_is_told_not_to_think_writes_its_verdict_at_once(checkpoin
 
 
 @pytest.mark.parametrize("role", ["yesno", "scalar"])
-def test_a_judge_of_one_number_is_asked_by_the_template_that_does_not_think(checkpoint, tmp_path, quiet, role, capsys):
+def test_a_judge_of_one_number_is_asked_by_the_template_that_does_not_think(checkpoint, tmp_path, role, capsys):
     folder = tmp_path / "judge"
     if role == "yesno":
         judges.saying_yes(checkpoint.folder, folder)

@@ -12,7 +12,7 @@ from run_files import read
 from safetensors.torch import load_file, save_file
 
 from data_engine.commands.main import main
-from data_engine.job import model_holder, worker
+from data_engine.job import model_holder
 from data_engine.models.checkpoints.json_files import ModelError
 
 KINDS = {"instruct": "v_proj", "reward": "q_proj"}
@@ -46,16 +46,9 @@ def places(tmp_path_factory, one_thread):
     return run
 
 
-@pytest.fixture(autouse=True)
-def no_handlers(monkeypatch):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
-
-
 @pytest.fixture(scope="module")
 def finished(places):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert places.start() == 0
+    assert places.start() == 0
     return places
 
 
@@ -147,7 +140,7 @@ def test_the_card_has_both_and_no_folder_of_this_machine(finished, tmp_path, cap
     assert str(finished.folder) not in card
 
 
-def test_the_card_names_an_adapter_and_a_base_of_the_hub_whole(finished, tmp_path, monkeypatch):
+def test_the_card_names_an_adapter_and_a_base_of_the_hub_whole(finished, tmp_path):
     from data_engine.exports import card
 
     found = json.loads((finished.work / "run.json").read_text())

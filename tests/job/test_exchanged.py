@@ -13,6 +13,7 @@ from PIL import Image
 from run_files import noise, read
 
 from data_engine.job import worker
+from data_engine.pipeline.passes import AnswerRunner
 from data_engine.planning.own_folders import FOLDERS
 from data_engine.store import made_from, units
 
@@ -106,6 +107,31 @@ def test_a_unit_that_was_damaged_and_comes_out_the_same_keeps_its_log_probs(run)
     path = units.unit_path(run.work, "sampled_answer", 0)
     path.write_bytes(path.read_bytes()[:-9])
     assert run.computed_again() == {"sampled_answer/0"}
+
+
+def test_a_unit_that_turns_out_damaged_while_another_one_is_in_hand_leaves_the_others_whole(run, monkeypatch):
+    """As on a GPU, unit 0 is being scored when the answers of unit 1 cannot be read: it is scored anew, once."""
+    scored = [units.unit_path(run.work, stage, unit) for stage in STAGES[1:] for unit in (0, 2)]
+    before = [path.read_bytes() for path in scored]
+    for stage in STAGES[1:]:
+        shutil.rmtree(run.work / stage)
+    looked, begin = worker.published.check, AnswerRunner.__init__
+    path = units.unit_path(run.work, "sampled_answer", 1)
+
+    def damage(*arguments):
+        looked(*arguments)
+        path.write_bytes(path.read_bytes()[:-9])
+
+    def goes_on(runner, *arguments, **options):
+        begin(runner, *arguments, **options)
+        runner._lag, runner._goes_on = 1, True
+
+    monkeypatch.setattr(worker.published, "check", damage)
+    monkeypatch.setattr(AnswerRunner, "__init__", goes_on)
+    # Without sampling, which would have the scorer go.
+    with pytest.raises(worker.IncompleteError, match="sampled_answer, missing 1 of 3: 1"):
+        run.start(continue_from_stage=1)
+    assert [path.read_bytes() for path in scored] == before
 
 
 @pytest.mark.slow

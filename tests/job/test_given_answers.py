@@ -105,9 +105,7 @@ def own(tmp_path_factory, one_thread) -> Path:
     folder = tmp_path_factory.mktemp("own")
     write_questions(folder / "questions.parquet", NUM_QUESTIONS, 0)
     paths = {"dataset_path": str(folder / "questions.parquet"), "work_dir": str(folder / "work")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert worker.run(RunConfig(**DEMO_SETTINGS | paths | {"threads": 1})) == 0
+    assert worker.run(RunConfig(**DEMO_SETTINGS | paths | {"threads": 1})) == 0
     return folder
 
 

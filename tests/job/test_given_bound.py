@@ -23,22 +23,17 @@ def write(run, *rows: dict, name: str = "answers.jsonl") -> dict[str, object]:
 @pytest.fixture(scope="module")
 def made(finished, tmp_path_factory):
     """A finished run of given answers."""
-    from data_engine.job import worker
 
     run = finished.copy(tmp_path_factory.mktemp("given") / "given")
     shutil.rmtree(run.work)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert run.start(**write(run, *ANSWERS)) == 0
+    assert run.start(**write(run, *ANSWERS)) == 0
     return run
 
 
 @pytest.fixture
-def given(made, tmp_path, monkeypatch):
+def given(made, tmp_path):
     """A copy of it, and the flags that name the file of answers."""
-    from data_engine.job import worker
 
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     run = made.copy(tmp_path / "given")
     return run, {"answers": str(run.folder / "answers.jsonl"), "rank": 1}
 
@@ -139,10 +134,8 @@ def test_a_copy_of_the_answers_that_was_removed_is_made_again(given, monkeypatch
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_taken(finished, tmp_path, monkeypatch):
-    from data_engine.job import worker
     from data_engine.questions.given_rows import GivenFile
 
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     run = finished.copy(tmp_path / "given")
     shutil.rmtree(run.work)
     flags, rows = write(run, *ANSWERS), GivenFile.rows

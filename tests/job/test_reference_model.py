@@ -11,12 +11,6 @@ from safetensors.torch import load_file, save_file
 from data_engine import load_model, score_answers
 from data_engine.commands.main import main
 from data_engine.demo.areas import rewards_of
-from data_engine.job import worker
-
-
-@pytest.fixture(autouse=True)
-def no_handlers(monkeypatch):
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +20,7 @@ def finished(tmp_path_factory, one_thread):
     other = shutil.copytree(run.folder / "instruct", run.folder / "other")
     for file in other.glob("*.safetensors"):
         save_file({name: value * 0.9 for name, value in load_file(file).items()}, file, {"format": "pt"})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert run.start() == 0
+    assert run.start() == 0
     return run
 
 

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -15,9 +14,11 @@ from data_engine.processes.ranks import Ranks, join_process_group, set_device
 
 WAIT = """
 import sys, time
+from data_engine.processes import signals
 from data_engine.processes.exit_report import announce
-from data_engine.processes.signals import Stop, Stopped
-stop = Stop(grace_s=float(sys.argv[1])).listen()
+from data_engine.processes.signals import Stopped
+signals.AGAIN_S = 0.5
+stop = signals.Stop(grace_s=float(sys.argv[1])).listen()
 announce()
 print("ready", flush=True)
 try:
@@ -156,14 +157,23 @@ def test_a_commit_that_outlasts_the_grace_time_ends_whole_and_what_follows_is_dr
         assert told.removeprefix("begun\n") == "committed\ndropped\n"
 
 
-def test_a_second_signal_exits_at_once():
-    with start(600, "busy") as process:
-        process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < end:
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
-        assert process.wait(timeout=1) == 75
+AGAIN = """
+import signal
+from data_engine.processes import signals
+stop = signals.Stop(grace_s=600).listen()
+signal.raise_signal(signal.SIGUSR1)
+signal.raise_signal(signal.SIGTERM)
+print(stop.wanted, flush=True)
+signals.SAME_SIGNAL_S = 0
+signal.raise_signal(signal.SIGTERM)
+print("still there", flush=True)
+"""
+
+
+def test_a_second_signal_at_once_counts_for_nothing_and_a_later_one_exits_at_once():
+    """SLURM signals all processes of a job, and its batch script passes its own on."""
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (75, "SIGUSR1\n")
 
 
 def test_ranks_come_from_what_torchrun_sets(monkeypatch):

@@ -42,7 +42,6 @@ def run(goldens, tmp_path_factory, one_thread) -> tuple[Path, Counter]:
     paths |= {"dataset_path": goldens / "llava/dataset/questions.parquet", "work_dir": work_dir}
     settings = {"sample_k": 5, "rank": 2, "distance": 1000, "max_new_tokens": 8, "threads": 1, "unit_size": 3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
         patch.setattr(Llava, "encode_images", lambda *a: calls.update(["image"]) or encode(*a))
         patch.setattr(score, "self_check", counted_apart(score.self_check, calls))
         patch.setattr(score, "score_pass", lambda *a: calls.update(["packed"]) or packed(*a))
@@ -187,7 +186,6 @@ def test_what_is_published_is_kept_by_a_second_run_defect_42(run, goldens):
     config = json.loads((work_dir / "run.json").read_text())["config"]
     before = {path: path.stat().st_mtime_ns for stage in STAGES for path in (work_dir / stage).iterdir()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
         patch.setattr(model_holder, "load_model", lambda *a, **b: pytest.fail("nothing was left to compute"))
         assert worker.run(RunConfig(**config)) == 0
     assert {path: path.stat().st_mtime_ns for stage in STAGES for path in (work_dir / stage).iterdir()} == before
@@ -197,7 +195,6 @@ def test_one_model_is_held_at_a_time_defect_43(goldens, tmp_path, monkeypatch):
     import gc
     import weakref
 
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     loaded, load = [], model_holder.load_model
 
     def tracked(*arguments, **options):

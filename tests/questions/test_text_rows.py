@@ -321,6 +321,11 @@ def test_what_is_wrong_with_a_csv_file_is_named_with_its_line(tmp_path, text, sa
     assert says in refusal(file_of(tmp_path, "q.csv", text.encode()))
 
 
+def test_a_space_before_one_column_alone_is_a_part_of_its_name(tmp_path):
+    questions = load_questions(file_of(tmp_path, "q.csv", b"idx,question, note\n1,a, b\n"))
+    assert [(row.idx, row.question) for row in questions.rows(range(1))] == [(1, "a")]
+
+
 def test_a_cell_of_a_csv_file_may_be_longer_than_the_module_allows(tmp_path):
     text = f"idx,question,image\n1,{'a' * 140_000},x.png\n"
     (row,) = load_questions(file_of(tmp_path, "q.csv", text.encode())).rows(range(1))

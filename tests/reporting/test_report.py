@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -35,13 +36,15 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def work_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("work")
+def work_dir(world, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("work")
+    world.publish(work_dir)
+    return work_dir
 
 
 @pytest.fixture(scope="module")
 def page(world, work_dir):
-    return report_of(world, work_dir)
+    return report_text(work_dir, world.questions(), world.pair(work_dir))
 
 
 def test_the_page_needs_no_other_file_and_may_ask_no_server(page):
@@ -218,9 +221,9 @@ def test_a_dataset_that_names_no_source_is_told_nothing_of(page):
 
 
 def test_settings_and_what_is_bound_are_shown(world, work_dir, tmp_path):
+    work_dir = shutil.copytree(work_dir, tmp_path / "work")
     (work_dir / "run.json").write_text(json.dumps({"bound": {"seed": 7, "dtype": "bfloat16"}, "config": {}}))
     texts = Page(report_text(work_dir, world.questions(), world.pair(work_dir))).texts
-    (work_dir / "run.json").unlink()
     assert texts[texts.index("dtype") + 1] == "bfloat16"
     assert texts[texts.index("distance") + 1] == str(
         json.loads(pq.read_schema(work_dir / "pairs/pairs.parquet").metadata[b"settings"])["distance"]

@@ -304,7 +304,6 @@ def test_a_killed_rank_leaves_no_worker_and_a_rerun_gives_the_same_bytes(given, 
     assert not (tmp_path / "killed/rule/unit-00002.parquet").exists()
     monkeypatch.undo()
     for name in ("killed", "whole"):
-        monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
         assert (
             worker.run(
                 RunConfig(

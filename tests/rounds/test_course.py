@@ -10,7 +10,6 @@ import pytest
 from bound_run import Run
 
 from data_engine.config import RunConfig
-from data_engine.job import worker
 from data_engine.preferences.counts import Funnel
 from data_engine.reporting.course import RoundFacts, text
 from data_engine.rounds import page
@@ -90,9 +89,7 @@ def looped(tmp_path_factory, one_thread):
     run, folder = Run(tmp_path_factory.mktemp("page") / "run").make(), tmp_path_factory.mktemp("page") / "my loop"
     run.work = Round(folder, 1).run
     (Round(folder, 2).run / "sampled_answer").mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert run.start(sample_k=6, max_new_tokens=12, max_pairs=1, device="cpu") == 0
+    assert run.start(sample_k=6, max_new_tokens=12, max_pairs=1, device="cpu") == 0
     return folder, run
 
 

@@ -25,7 +25,9 @@ def test_what_dead_runs_left_is_removed_and_what_living_ones_use_is_not(tmp_path
     assert list(tmp_path.iterdir()) == [alive]
 
 
-def test_who_takes_over_removes_what_living_processes_have_and_these_publish_nothing_more(tmp_path, monkeypatch):
+def test_who_takes_over_removes_what_living_processes_have_and_these_publish_nothing_more(
+    tmp_path, monkeypatch, caplog
+):
     target, others = tmp_path / "dataset", []
     target.mkdir()
     (target / "older").touch()
@@ -41,6 +43,7 @@ def test_who_takes_over_removes_what_living_processes_have_and_these_publish_not
         with pytest.raises(FileNotFoundError):
             swap_in(one / "made", target, one / "old")
         assert list(tmp_path.glob(".*")) == others
+    assert caplog.messages == [f"removing {one} of a start that was not heard of for a while: this one takes over"]
     assert [path.name for path in tmp_path.rglob("*")] == ["dataset", "older"]
 
 

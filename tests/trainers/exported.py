@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import sentencepiece
 import tiny_llava
 from export_run import finish
@@ -123,9 +122,7 @@ def run(goldens: Path, folder: Path) -> Path:
         dataset_path=str(folder / "questions.parquet"), work_dir=str(folder / "work"), sample_k=4, rank=2,
         distance=1000, max_new_tokens=8, threads=1,
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.Stop, "listen", lambda stop: stop)
-        assert worker.run(config) == 0
+    assert worker.run(config) == 0
     return folder / "work"
 
 

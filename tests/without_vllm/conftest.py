@@ -44,9 +44,8 @@ def vllm(monkeypatch, model):
 
 
 @pytest.fixture
-def settings(folders, goldens, tmp_path, monkeypatch):
-    """Settings of a run by vLLM; signals stay pytest's."""
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
+def settings(folders, goldens, tmp_path):
+    """Settings of a run by vLLM."""
 
     def make(**changes: object) -> RunConfig:
         paths = {f"{role}_model_path": folders[role] for role in ("instruct", "reward")}
