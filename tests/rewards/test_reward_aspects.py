@@ -238,9 +238,8 @@ def test_aspects_of_which_yaml_made_no_text_are_refused_with_the_text_to_write(t
     assert "write it as text: yesno_template: faithful=one.txt,helpful=two.txt" in capsys.readouterr().err
 
 
-def test_the_commands_of_the_page_judge_and_pair_by_its_templates(place, monkeypatch):
+def test_the_commands_of_the_page_judge_and_pair_by_its_templates(place):
     """Over three questions with shorter answers. The page shows one of the files, and says what the others are."""
-    monkeypatch.setattr(worker.Stop, "listen", lambda stop: stop)
     section = (ROOT / "docs/rewards.md").read_text().partition("### Several aspects")[2].partition("```")[0]
     helpful = "\n".join(re.findall(r"^(?: {4}(.*))?$", section.partition("last line:")[2], re.MULTILINE)).strip()
     *head, asks = helpful.split("\n")
