@@ -48,10 +48,11 @@ def begun(job, capsys):
     return job
 
 
-def test_another_limit_is_told_once(begun, capsys):
-    """The other number of questions is what follows from it."""
+def test_a_smaller_limit_is_told_once_and_no_other_one(begun, capsys):
     message = refused_by_both(capsys, *words(begun, limit="1"))
-    assert re.search(r"holds another run: limit was not set, now 1; units of sampled_answer, .* were computed", message)
+    assert "has answers to the first 2 questions, and this start asks 1: limit may grow and not shrink" in message
+    assert told(capsys, *words(begun, limit="2"))["problems"] == []
+    assert told(capsys, *words(begun, limit="9"))["problems"] == []
 
 
 def test_a_work_dir_of_other_questions_as_many_is_refused_as_the_run_refuses_it(begun, tmp_path, capsys):

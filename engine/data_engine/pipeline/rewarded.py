@@ -15,7 +15,7 @@ from data_engine.preferences.word_count import count_words
 from data_engine.rewards import VALUES, AnswerError, RewardSettings, StageColumns
 from data_engine.schemas import IMPLICIT_ONLY, reward_name
 from data_engine.stages import RunStages, Source
-from data_engine.store.made_from import read_with_inputs
+from data_engine.store.made_from import read_with_inputs, require_questions
 from data_engine.store.sealed import Sealed
 from data_engine.tables import load
 
@@ -148,6 +148,8 @@ def _read_stages(stored: Stored, unit: int) -> dict[str, Sealed]:
     for stage in stored.run_stages.by_name.values():
         inputs = {name: read[name] for name in stage.needs}
         read[stage.name] = read_with_inputs(stored.work_dir, stage, unit, stored.bound, inputs)
+        if stored.order and stage.step == stages.SAMPLE:
+            require_questions(stored.work_dir, unit, read[stage.name], len(stored.order(unit)))
     return read
 
 
@@ -159,7 +161,8 @@ def _by_question(answers: pa.Table, unit: int, order: Sequence) -> tuple[pa.Tabl
     if unknown:
         raise errors.UserError(
             f"unit {unit} of sampled_answer has answers to idx {min(map(repr, unknown))}, which is not among its "
-            "questions; was the work directory made from another dataset?"
+            "questions; was the work directory made from another dataset, or has --limit grown since the pairs were "
+            "made? Then let that start finish"
         )
     questions = np.fromiter(map(number.__getitem__, idxs), np.int64, len(idxs))
     indexes = answers["sample_index"].to_numpy().astype(np.int64)
