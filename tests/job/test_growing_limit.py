@@ -38,6 +38,7 @@ def contents(work_dir) -> dict[str, str]:
 def test_a_larger_limit_computes_what_is_new_and_the_unit_that_the_smaller_one_cut_short(begun, finished, capsys):
     kept = {name: time for name, time in begun.times().items() if name.endswith("/0")}
     assert begun.computed_again(limit=4) == {f"{stage}/1" for stage in STAGES}
+    assert json.loads((begun.work / "run.json").read_text())["config"]["limit"] == 4
     told = "unit 1 of sampled_answer will be computed again: it had 1 questions by a smaller --limit, and has 2 now"
     assert told in capsys.readouterr().err
     assert begun.computed_again(limit=None) == {f"{stage}/2" for stage in STAGES}
@@ -140,19 +141,18 @@ def test_commands_between_the_pairs_of_a_smaller_limit_and_those_of_a_larger_one
         assert main.main([*words]) == 0
         return capsys.readouterr().out
 
-    def exported(folder: str, *flags: str) -> bytes:
-        told("export", str(begun.work), "--format", "trl", "--output", str(tmp_path / folder), *flags)
-        [file] = (tmp_path / folder).rglob("*.parquet")
-        return file.read_bytes()
+    def exported(folder: str, *flags: str) -> list[bytes]:
+        told("export", str(begun.work), "--format", "trl,scored", "--output", str(tmp_path / folder), *flags)
+        return [path.read_bytes() for path in sorted((tmp_path / folder).rglob("*.parquet"))]
 
     before, page = exported("before"), begun.work / "report/index.html"
+    told("pairs", str(begun.work), "--name", "three", "--strategy", "best_worst")
     assert begun.start(stop_after_stage=1) == 0
     status = told("status", str(begun.work))
     assert "5 questions in 3 units of 2" in status
     assert status.splitlines()[-1].split() == ["pairs", "not", "written"]
     assert exported("after") == before
-    card = next((tmp_path / "after").rglob("README.md")).read_text()
-    assert "--limit 3" in card
+    assert [("--limit 3" in card.read_text()) for card in (tmp_path / "after").rglob("README.md")] == [True, True]
     told("report", str(begun.work))
     assert "3 (limit 3), 3 answers each" in page.read_text()
     told("pairs", str(begun.work), "--name", "more")
@@ -160,4 +160,7 @@ def test_commands_between_the_pairs_of_a_smaller_limit_and_those_of_a_larger_one
     assert begun.start(continue_from_stage=2) == 0
     assert told("status", str(begun.work)).splitlines()[-1].split() == ["pairs", "written"]
     assert "5, 3 answers each" in page.read_text()
-    assert exported("all") != before
+    assert not set(exported("all")) & set(before)
+    # The other pairing is still of three.
+    told("report", str(begun.work), "--name", "three", "--compare", "pairs")
+    assert len(exported("three", "--name", "three")) == len(before) == 2

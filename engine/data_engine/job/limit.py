@@ -5,7 +5,7 @@ job/published.py. No torch here.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_engine.errors import UserError
@@ -27,7 +27,8 @@ def described(questions: Questions, unit_size: int) -> dict[str, int]:
 
 def require_reach(work_dir: Path, unit_size: int, num_questions: int) -> None:
     """Raise UserError where units have answers to questions beyond the first `num_questions`."""
-    there = _reach(work_dir, unit_size)
+    last, length = _last(work_dir)
+    there = last * unit_size + length
     if num_questions < there:
         raise UserError(
             f"work_dir {work_dir} has answers to the first {there:,} questions, and this start asks {num_questions:,}: "
@@ -55,12 +56,16 @@ def require_newest(work_dir: Path, found: Mapping | None, num_questions: int) ->
         )
 
 
-def _reach(work_dir: Path, unit_size: int) -> int:
-    """The number of the last question that a published unit of answers has, counted from 1; 0 without units."""
-    last = max(units.published(work_dir, SAMPLING.name), default=None)
-    if last is None:
-        return 0
-    # The last one may be shorter. One that cannot be read is found and told by a start.
+def cut_short(work_dir: Path, unit_rows: Sequence[range]) -> set[int]:
+    """The number of the unit of answers that a smaller limit has cut short, if there is one."""
+    last, length = _last(work_dir)
+    return {last} if last < len(unit_rows) and 0 < length < len(unit_rows[last]) else set()
+
+
+def _last(work_dir: Path) -> tuple[int, int]:
+    """The number of the last published unit of answers, and how many questions it has; 0, 0 without units."""
+    last = max(units.published(work_dir, SAMPLING.name), default=0)
+    # One that cannot be read is found and told by a start.
     with contextlib.suppress(OSError, ValueError):
-        return last * unit_size + len(read_facts(units.unit_path(work_dir, SAMPLING.name, last))[0]["rows"])
-    return last * unit_size
+        return last, len(read_facts(units.unit_path(work_dir, SAMPLING.name, last))[0]["rows"])
+    return last, 0

@@ -96,6 +96,9 @@ def read_rewarded(stored: Stored, unit: int, beta: float, columns: Sequence[str]
     read = _read_stages(stored, unit)
     sampled = read[stages.SAMPLING.name].table.select(list(columns))
     order = stored.order(unit) if stored.order else list(dict.fromkeys(sampled["idx"].to_pylist()))
+    if stored.order and len(read[stages.SAMPLING.name].facts["rows"]) > len(order):
+        # By a larger --limit than that of the pairing it has got more questions since.
+        sampled = sampled.filter(pc.is_in(sampled["idx"], pa.array(order, stored.idx_type)))
     table, spans = _by_question(sampled, unit, order)
     settings, rewards = RewardSettings(beta, stored.same_tokenizer), {}
     for source in stored.run_stages.sources:
@@ -161,8 +164,7 @@ def _by_question(answers: pa.Table, unit: int, order: Sequence) -> tuple[pa.Tabl
     if unknown:
         raise errors.UserError(
             f"unit {unit} of sampled_answer has answers to idx {min(map(repr, unknown))}, which is not among its "
-            "questions; was the work directory made from another dataset, or has --limit grown since the pairs were "
-            "made? Then let that start finish"
+            "questions; was the work directory made from another dataset?"
         )
     questions = np.fromiter(map(number.__getitem__, idxs), np.int64, len(idxs))
     indexes = answers["sample_index"].to_numpy().astype(np.int64)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from data_engine import stages
 from data_engine.errors import UserError
-from data_engine.job import run_file
+from data_engine.job import limit, run_file
 from data_engine.planning.found import Found
 from data_engine.preferences import filters
 from data_engine.reporting.choice import NUM_PAIRS
@@ -56,9 +56,12 @@ def todo(found: Found) -> list[Stage]:
 
 
 def units_left(found: Found) -> dict[str, list[int]]:
-    """Of each stage, the units of this shard that are not published yet."""
-    work_dir, wanted = Path(found.config.work_dir), mine(found)
-    return {stage.name: sorted(set(wanted) - units.published(work_dir, stage.name)) for stage in todo(found)}
+    """Of each stage, the units of this shard that are not published, or that a smaller --limit has cut short."""
+    work_dir, wanted = Path(found.config.work_dir), set(mine(found))
+    again = limit.cut_short(work_dir, unit_rows(found))
+    return {
+        stage.name: sorted(wanted - units.published(work_dir, stage.name) | wanted & again) for stage in todo(found)
+    }
 
 
 def questions_in(found: Found, numbers: list[int]) -> int:
